@@ -1,0 +1,123 @@
+//! What people write by hand today: spawn, poll until it is ready, send SIGTERM, wait. No supervision, no log, no timeout.
+
+use std::io::{BufRead, BufReader};
+#[cfg(feature = "http")]
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, Stdio};
+use std::thread::sleep;
+use std::time::Duration;
+
+use crate::processes::{SIGTERM, send};
+
+/// How often it looks whether it is ready and, `None` being "the kernel says so", whether it is gone.
+#[derive(Clone, Copy)]
+pub(crate) struct Manner {
+    pub(crate) ready: Duration,
+    pub(crate) gone: Option<Duration>,
+}
+
+/// As good as it gets without a supervisor: `waitpid` for the end, and a retry after 50 µs (which takes about 100).
+pub(crate) const IDEAL: Manner = Manner {
+    ready: Duration::from_micros(50),
+    gone: None,
+};
+
+/// A poll with one interval for both.
+pub(crate) const fn poll(milliseconds: u64) -> Manner {
+    let interval = Duration::from_millis(milliseconds);
+    Manner {
+        ready: interval,
+        gone: Some(interval),
+    }
+}
+
+/// A program that runs with its output thrown away; `posix_spawn`, since nothing is asked for that needs a fork.
+pub(crate) fn spawn(program: &str, args: &[String]) -> Child {
+    spawn_with(program, args, Stdio::null())
+}
+
+fn spawn_with(program: &str, args: &[String], stdout: Stdio) -> Child {
+    Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .stdout(stdout)
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap_or_else(|e| panic!("{program}: {e}"))
+}
+
+/// Like [`spawn`], with a pipe to its standard output.
+pub(crate) fn spawn_piped(program: &str, args: &[String]) -> (Child, BufReader<ChildStdout>) {
+    let mut child = spawn_with(program, args, Stdio::piped());
+    let stdout = BufReader::new(child.stdout.take().expect("piped"));
+    (child, stdout)
+}
+
+impl Manner {
+    /// Waits until a look says that it is ready.
+    pub(crate) fn until(self, mut is_ready: impl FnMut() -> bool) {
+        while !is_ready() {
+            sleep(self.ready);
+        }
+    }
+
+    /// Sends SIGTERM and waits for the end.
+    pub(crate) fn stop(self, child: &mut Child) {
+        send(child.id(), SIGTERM);
+        match self.gone {
+            None => drop(child.wait().expect("a child of ours")),
+            Some(interval) => {
+                while child.try_wait().expect("a child of ours").is_none() {
+                    sleep(interval);
+                }
+            }
+        }
+    }
+
+    /// A whole life: spawn, ready on a TCP port, stop.
+    pub(crate) fn live(self, program: &str, args: &[String], addr: SocketAddr) {
+        let mut child = spawn(program, args);
+        self.until(|| accepts(addr));
+        self.stop(&mut child);
+    }
+}
+
+/// A port that is free now.
+pub(crate) fn free_addr() -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    listener.local_addr().expect("its address")
+}
+
+pub(crate) fn accepts(addr: SocketAddr) -> bool {
+    TcpStream::connect(addr).is_ok()
+}
+
+pub(crate) fn accepts_on(path: &Path) -> bool {
+    UnixStream::connect(path).is_ok()
+}
+
+#[cfg(feature = "http")]
+pub(crate) fn answers_200(addr: SocketAddr) -> bool {
+    let Ok(mut stream) = TcpStream::connect(addr) else {
+        return false;
+    };
+    let mut answer = [0; 12];
+    stream
+        .write_all(b"HEAD / HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+        .and_then(|()| stream.read_exact(&mut answer))
+        .is_ok()
+        && answer.ends_with(b" 200")
+}
+
+/// Reads until a line begins with this text.
+pub(crate) fn reads(stdout: &mut impl BufRead, text: &str) {
+    let mut line = String::new();
+    while !line.starts_with(text) {
+        line.clear();
+        let length = stdout.read_line(&mut line).expect("its output");
+        assert!(length > 0, "it ended without `{text}`");
+    }
+}

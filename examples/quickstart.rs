@@ -1,0 +1,334 @@
+//! A first look at mirakuru, without any server installed:
+//!
+//! ```text
+//! cargo run --example quickstart
+//! ```
+//!
+//! The server is this very program, run again with an argument. It listens on a port only after 300 ms, as real servers do.
+//! It is started, talked to, stopped, and shown to be gone; then one start fails, one test process is killed, and, where
+//! `redis-server` is on the PATH, the same is done with Redis.
+
+use std::env;
+use std::error::Error;
+use std::io::{self, BufRead, BufReader, IsTerminal, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio, exit};
+use std::sync::mpsc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mirakuru::{Executor, ExecutorBuilder, Tcp, TcpExecutor};
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let args: Vec<String> = env::args().skip(1).collect();
+    match args.iter().map(String::as_str).collect::<Vec<_>>()[..] {
+        [] => tour(&Screen::new()),
+        ["serve", addr] => serve(addr),
+        ["serve", _, menu] => serve_from(menu),
+        ["hold"] => hold(),
+        _ => Err("the quickstart takes no arguments".into()),
+    }
+}
+
+/// The recipe for the server: what to run, and how to know that it is ready.
+fn teahouse() -> io::Result<ExecutorBuilder<Tcp>> {
+    Ok(Executor::builder([env::current_exe()?])
+        .args(["serve", "127.0.0.1:{port}"])
+        .name("teahouse")
+        .wait_for(Tcp::addr("127.0.0.1:{port}"))
+        .timeout(Duration::from_secs(20)))
+}
+
+fn tour(screen: &Screen) -> Result<(), Box<dyn Error>> {
+    screen.title("A small server, which takes 300 ms to get ready");
+    let server = screen.wait("start", || Ok(teahouse()?.start()?))?;
+    screen.row(
+        "ready",
+        &format!("pid {}, on {}, a port that was free", server.pid(), server.addr()),
+    );
+    act(screen, server, |addr| get(addr, "/tea"))?;
+
+    screen.title("A start that fails says why");
+    let begin = Instant::now();
+    match teahouse()?.arg("menu.txt").start() {
+        Ok(_) => return Err("a teahouse without a menu must not open".into()),
+        Err(error) => {
+            screen.timed(
+                "failed",
+                begin.elapsed(),
+                "at once; nobody waits for a dead process",
+            );
+            screen.quote(&error.to_string());
+        }
+    }
+
+    screen.title("A test process that is killed (SIGKILL) leaves nothing either");
+    let mut test = Command::new(env::current_exe()?)
+        .arg("hold")
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut line = String::new();
+    BufReader::new(test.stdout.take().ok_or("no output")?).read_line(&mut line)?;
+    let pid: u32 = line.trim().parse()?;
+    screen.row(
+        "running",
+        &format!("a test, pid {}, and its server, pid {pid}", test.id()),
+    );
+    let begin = Instant::now();
+    test.kill()?;
+    test.wait()?;
+    until("the server is gone", || gone(pid))?;
+    screen.timed("gone", begin.elapsed(), "the server went with the test");
+
+    screen.title("The same with Redis");
+    if on_path("redis-server") {
+        let redis = screen.wait("start", || {
+            Ok(
+                Executor::builder("redis-server --port {port} --bind 127.0.0.1 --save ''")
+                    .current_dir("{dir}")
+                    .wait_for(Tcp::addr("127.0.0.1:{port}"))
+                    .timeout(Duration::from_secs(20))
+                    .start()?,
+            )
+        })?;
+        screen.row("ready", &format!("pid {}, on {}", redis.pid(), redis.addr()));
+        act(screen, redis, |addr| redis_says(addr, "PING"))?;
+    } else {
+        screen.row("skipped", "redis-server is not on the PATH");
+    }
+
+    println!("\nNow a test of your own: see README.md");
+    Ok(())
+}
+
+/// What a test does with a service, and what is left of it afterwards.
+fn act(
+    screen: &Screen,
+    mut server: TcpExecutor,
+    ask: impl Fn(SocketAddr) -> io::Result<String>,
+) -> Result<(), Box<dyn Error>> {
+    let (pid, addr, dir) = (server.pid(), server.addr(), server.dir());
+
+    let begin = Instant::now();
+    let answer = ask(addr)?;
+    screen.timed("answered", begin.elapsed(), &format!("\u{201c}{answer}\u{201d}"));
+
+    // How does your code take an outage? The service is started again after the closure, even if it panics.
+    let begin = Instant::now();
+    server.stopped(|| TcpStream::connect(addr).expect_err("nobody is there"))?;
+    let text = format!(
+        "refused connections, and is back on port {} as pid {}",
+        addr.port(),
+        server.pid()
+    );
+    screen.timed("stopped", begin.elapsed(), &text);
+    ask(addr)?;
+
+    let second = server.pid();
+    let begin = Instant::now();
+    server.stop()?;
+    let took = begin.elapsed();
+    drop(server);
+    if !gone(pid) || !gone(second) || TcpStream::connect(addr).is_ok() || dir.exists() {
+        return Err("something is left; please report it".into());
+    }
+    let text = format!(
+        "no process {second}, nobody on port {}, no directory",
+        addr.port()
+    );
+    screen.timed("gone", took, &text);
+    Ok(())
+}
+
+/// A test process that will not live to stop its service.
+fn hold() -> Result<(), Box<dyn Error>> {
+    let server = teahouse()?.start()?;
+    println!("{}", server.pid());
+    thread::sleep(Duration::from_secs(60));
+    Ok(())
+}
+
+// ---- the server -------------------------------------------------------------------------------------------------------
+
+fn serve(addr: &str) -> Result<(), Box<dyn Error>> {
+    println!("heating the water");
+    thread::sleep(Duration::from_millis(300));
+    let listener = TcpListener::bind(addr)?;
+    println!("open");
+    for (guest, stream) in listener.incoming().enumerate() {
+        let mut stream = stream?;
+        let mut request = String::new();
+        BufReader::new(&stream).read_line(&mut request)?;
+        if request.is_empty() {
+            continue;
+        }
+        let body = format!("a cup of tea, from pid {}", std::process::id());
+        println!("guest {guest}: {}", request.trim_end());
+        write!(
+            stream,
+            "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
+            body.len()
+        )?;
+    }
+    Ok(())
+}
+
+/// The server with a mistake in its set-up.
+fn serve_from(menu: &str) -> Result<(), Box<dyn Error>> {
+    println!("reading {menu}");
+    if let Err(error) = std::fs::read_to_string(menu) {
+        eprintln!("cannot read {menu}: {error}");
+        exit(3);
+    }
+    Ok(())
+}
+
+// ---- its clients ------------------------------------------------------------------------------------------------------
+
+/// The body of an HTTP answer.
+fn get(addr: SocketAddr, path: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(addr)?;
+    write!(stream, "GET {path} HTTP/1.0\r\nHost: {addr}\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    match answer.split_once("\r\n\r\n") {
+        Some((head, body)) if head.contains(" 200 ") => Ok(body.to_owned()),
+        _ => Err(io::Error::other(answer)),
+    }
+}
+
+/// The answer to a command, in Redis's own protocol.
+fn redis_says(addr: SocketAddr, command: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(addr)?;
+    write!(stream, "{command}\r\n")?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    Ok(answer.trim_end().trim_start_matches('+').to_owned())
+}
+
+// ---- looks at the system ----------------------------------------------------------------------------------------------
+
+/// Whether there is no such process, not even a zombie.
+fn gone(pid: u32) -> bool {
+    if Path::new("/proc/self").exists() {
+        return !Path::new("/proc").join(pid.to_string()).exists();
+    }
+    let answer = Command::new("kill")
+        .args(["-0", &pid.to_string()])
+        .stderr(Stdio::null())
+        .status();
+    answer.is_ok_and(|status| !status.success())
+}
+
+fn until(what: &str, condition: impl Fn() -> bool) -> Result<(), Box<dyn Error>> {
+    let end = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        if Instant::now() > end {
+            return Err(format!("waited 20 s until {what}, in vain").into());
+        }
+        thread::sleep(Duration::from_micros(200));
+    }
+    Ok(())
+}
+
+fn on_path(program: &str) -> bool {
+    let dirs: Vec<PathBuf> = env::var_os("PATH")
+        .map(|path| env::split_paths(&path).collect())
+        .unwrap_or_default();
+    dirs.iter().any(|dir| dir.join(program).is_file())
+}
+
+// ---- the screen -------------------------------------------------------------------------------------------------------
+
+/// Prints rows of a label, a time and a text; in colour on a terminal, unless NO_COLOR is set.
+struct Screen {
+    live: bool,
+    colour: bool,
+}
+
+impl Screen {
+    fn new() -> Screen {
+        let live = io::stdout().is_terminal();
+        let colour = live && env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        Screen { live, colour }
+    }
+
+    fn paint(&self, code: &str, text: &str) -> String {
+        if self.colour {
+            format!("\x1b[{code}m{text}\x1b[0m")
+        } else {
+            text.to_owned()
+        }
+    }
+
+    fn title(&self, text: &str) {
+        println!("\n{}", self.paint("1", text));
+    }
+
+    fn line(&self, label: &str, time: &str, text: &str) {
+        // Padded before it is painted: the codes have a length, too.
+        let colour = if label == "failed" { "31" } else { "32" };
+        let label = self.paint(colour, &format!("{label:<9}"));
+        let time = self.paint("2", &format!("{time:>8}"));
+        println!("  {label} {time}   {text}");
+    }
+
+    fn row(&self, label: &str, text: &str) {
+        self.line(label, "", text);
+    }
+
+    fn timed(&self, label: &str, time: Duration, text: &str) {
+        self.line(label, &milliseconds(time), text);
+    }
+
+    fn quote(&self, text: &str) {
+        for line in text.lines() {
+            println!("    {} {line}", self.paint("31", "\u{2502}"));
+        }
+    }
+
+    /// Does something that takes a while, and on a terminal shows how long it already has.
+    fn wait<T>(
+        &self,
+        label: &str,
+        work: impl FnOnce() -> Result<T, Box<dyn Error>>,
+    ) -> Result<T, Box<dyn Error>> {
+        let begin = Instant::now();
+        let (done, is_done) = mpsc::channel::<()>();
+        let result = thread::scope(|scope| {
+            scope.spawn(|| {
+                let is_done = is_done;
+                // It ends when the sender is dropped, also by a panic.
+                while self.live
+                    && is_done.recv_timeout(Duration::from_millis(30)) == Err(mpsc::RecvTimeoutError::Timeout)
+                {
+                    print!("\r  waiting   {:>8}", milliseconds(begin.elapsed()));
+                    let _ = io::stdout().flush();
+                }
+            });
+            let _done = done;
+            work()
+        });
+        if self.live {
+            print!("\r\x1b[K");
+        }
+        if result.is_ok() {
+            self.timed(
+                label,
+                begin.elapsed(),
+                "returned when the server was ready, not before and not much later",
+            );
+        }
+        result
+    }
+}
+
+fn milliseconds(time: Duration) -> String {
+    let ms = time.as_secs_f64() * 1000.0;
+    if ms < 10.0 {
+        format!("{ms:.1} ms")
+    } else {
+        format!("{ms:.0} ms")
+    }
+}

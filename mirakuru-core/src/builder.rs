@@ -1,0 +1,413 @@
+//! The recipe: plain data that says how to start a service. No process, port or file exists because of it.
+
+use std::ffi::{OsStr, OsString};
+use std::fmt;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::command::{Command, IntoCommand};
+use crate::{Error, Executor, NoWait, Readiness, Signal};
+
+/// How to start a service: a recipe, made with [`Executor::builder`].
+///
+/// The setters take and give the recipe by value, and mirror [`std::process::Command`] word for word where they mean
+/// the same. The recipe is [`Clone`]: nothing runs until [`start`](ExecutorBuilder::start). The usual variable name
+/// is `recipe`.
+///
+/// # Placeholders
+///
+/// Commands, arguments, environment values, paths, URLs and readiness strings may hold placeholders, which get their
+/// values when the executor is built:
+///
+/// | placeholder | value |
+/// | --- | --- |
+/// | `{port}` | a free TCP port, reserved across processes; the same one again on restart |
+/// | `{port:NAME}` | another one, known as NAME |
+/// | `{dir}` | a private directory (mode 0700), removed at the end |
+/// | `{name}` | the service's [name](ExecutorBuilder::name) |
+/// | `{env:VAR}` | the value of the test process's environment variable VAR |
+///
+/// A placeholder is a brace, a lower-case word, perhaps `:` and an argument, and a brace, with no `$` before it. Every other
+/// brace stands for itself, and `{{port}}` gives `{port}`: so must a word in braces that is meant for somebody else be written, such as
+/// awk's `{{print}}`.
+///
+/// A value is put in as it is. In the script of a [`shell`](ExecutorBuilder::shell) the shell then reads it: write `"$VAR"` there and not
+/// `{env:VAR}`, whose value may have quotes and dollar signs of its own.
+#[derive(Clone)]
+#[must_use = "a recipe does nothing until it is started with `.start()`"]
+pub struct ExecutorBuilder<R = NoWait> {
+    pub(crate) spec: Spec,
+    pub(crate) readiness: R,
+}
+
+impl<R> fmt::Debug for ExecutorBuilder<R> {
+    /// The command and the name. Not the environment, which may have secrets in it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ExecutorBuilder")
+            .field("command", &self.spec.command.display())
+            .field("name", &self.spec.name)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Everything in a recipe but the readiness: what the non-generic inside works with. `Debug` has all of it, and is what the
+/// services of a run are known by.
+#[derive(Clone, Debug)]
+pub(crate) struct Spec {
+    pub(crate) command: Command,
+    pub(crate) env: Vec<(OsString, Option<OsString>)>,
+    pub(crate) env_clear: bool,
+    pub(crate) current_dir: Option<PathBuf>,
+    pub(crate) stdin: Stdio,
+    pub(crate) stdout: Stdio,
+    pub(crate) stderr: Stdio,
+    pub(crate) shell: bool,
+    pub(crate) name: Option<String>,
+    pub(crate) timeout: Duration,
+    pub(crate) stop_signal: Signal,
+    pub(crate) stop_timeout: Duration,
+    pub(crate) kill_signal: Signal,
+    pub(crate) expected_exit: Option<i32>,
+    pub(crate) fail_on: Vec<String>,
+    /// Addresses to listen on, perhaps with the sockets' names.
+    pub(crate) listen: Vec<(Option<String>, String)>,
+    pub(crate) queue: bool,
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
+    pub(crate) groups: Option<Vec<u32>>,
+    pub(crate) umask: Option<u32>,
+}
+
+/// Where a service's standard stream goes to or comes from: the counterpart of [`std::process::Stdio`], but `Clone`,
+/// so that a recipe can be.
+#[derive(Clone, Debug)]
+pub struct Stdio(pub(crate) StdioKind);
+
+#[derive(Clone, Debug)]
+pub(crate) enum StdioKind {
+    Null,
+    Inherit,
+    Piped,
+    File(Arc<File>),
+}
+
+impl Stdio {
+    /// `/dev/null`. The default for standard input.
+    pub fn null() -> Stdio {
+        Stdio(StdioKind::Null)
+    }
+
+    /// The test process's own stream. A service that inherits the output of a test can keep a test runner waiting
+    /// (nextest calls it a LEAK), its output is not in [`logs`](crate::Executor::logs), and no
+    /// [`Banner`](crate::Banner) sees it.
+    pub fn inherit() -> Stdio {
+        Stdio(StdioKind::Inherit)
+    }
+
+    /// For standard input, a pipe that the test writes to
+    /// ([`Executor::take_stdin`](crate::Executor::take_stdin)). For standard output and error, the private log
+    /// file that [`Executor::logs`](crate::Executor::logs) reads, which is their default: it is drained without the
+    /// test's help and never fills up.
+    pub fn piped() -> Stdio {
+        Stdio(StdioKind::Piped)
+    }
+}
+
+impl From<File> for Stdio {
+    /// The file, from its current position on. Each start of each clone of the recipe shares that position.
+    fn from(file: File) -> Stdio {
+        Stdio(StdioKind::File(Arc::new(file)))
+    }
+}
+
+impl<R> ExecutorBuilder<R> {
+    /// Whether the service needs something of the one process that starts it: its own streams, or a pipe that ends with it.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn __is_for_one_process(&self) -> bool {
+        let Spec {
+            stdin,
+            stdout,
+            stderr,
+            ..
+        } = &self.spec;
+        matches!(stdin.0, StdioKind::Piped)
+            || [stdin, stdout, stderr]
+                .iter()
+                .any(|stdio| matches!(stdio.0, StdioKind::Inherit))
+    }
+}
+
+impl Executor<NoWait> {
+    /// Begins a recipe for a command: one string, which is split into words as a shell would but run without one, or a
+    /// list of the program and its arguments.
+    ///
+    /// ```
+    /// use mirakuru_core::Executor;
+    /// let mut one = Executor::builder("sleep '60'").start()?;
+    /// let mut two = Executor::builder(["sleep", "60"]).start()?;
+    /// one.stop()?;
+    /// two.stop()?;
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    ///
+    /// The words are looked at when the executor is built: see [`ExecutorBuilder::build`] for the errors.
+    pub fn builder(command: impl IntoCommand) -> ExecutorBuilder<NoWait> {
+        ExecutorBuilder {
+            spec: Spec {
+                command: command.into_command(),
+                env: Vec::new(),
+                env_clear: false,
+                current_dir: None,
+                stdin: Stdio::null(),
+                stdout: Stdio::piped(),
+                stderr: Stdio::piped(),
+                shell: false,
+                name: None,
+                timeout: Duration::from_secs(60),
+                stop_signal: Signal::Term,
+                stop_timeout: Duration::from_secs(10),
+                kill_signal: Signal::Kill,
+                expected_exit: None,
+                fail_on: Vec::new(),
+                listen: Vec::new(),
+                queue: false,
+                uid: None,
+                gid: None,
+                groups: None,
+                umask: None,
+            },
+            readiness: NoWait,
+        }
+    }
+}
+
+impl<R> ExecutorBuilder<R> {
+    /// Adds an argument. It is one argument, whatever is in it: it is not split into words.
+    pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
+        self.spec.command.push(arg.as_ref());
+        self
+    }
+
+    /// Adds arguments, none of which is split into words.
+    pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
+        for arg in args {
+            self.spec.command.push(arg.as_ref());
+        }
+        self
+    }
+
+    /// Sets an environment variable, beside those that the service inherits from the test process.
+    pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
+        self.spec
+            .env
+            .push((key.as_ref().to_owned(), Some(value.as_ref().to_owned())));
+        self
+    }
+
+    /// Sets several environment variables.
+    pub fn envs<K: AsRef<OsStr>, V: AsRef<OsStr>>(mut self, vars: impl IntoIterator<Item = (K, V)>) -> Self {
+        for (key, value) in vars {
+            self = self.env(key, value);
+        }
+        self
+    }
+
+    /// Removes an environment variable, whether set before or inherited.
+    pub fn env_remove(mut self, key: impl AsRef<OsStr>) -> Self {
+        self.spec.env.push((key.as_ref().to_owned(), None));
+        self
+    }
+
+    /// Removes all environment variables: those set before, and those that would be inherited. What is left is the
+    /// one variable that mirakuru sets itself, `MIRAKURU_ID`.
+    pub fn env_clear(mut self) -> Self {
+        self.spec.env.clear();
+        self.spec.env_clear = true;
+        self
+    }
+
+    /// Sets the working directory. The default is the test process's own; `"{dir}"` is the private directory.
+    pub fn current_dir(mut self, dir: impl AsRef<Path>) -> Self {
+        self.spec.current_dir = Some(dir.as_ref().to_owned());
+        self
+    }
+
+    /// Sets standard input. The default is [`Stdio::null`].
+    pub fn stdin(mut self, stdin: impl Into<Stdio>) -> Self {
+        self.spec.stdin = stdin.into();
+        self
+    }
+
+    /// Sets standard output. The default, [`Stdio::piped`], is the private log file.
+    pub fn stdout(mut self, stdout: impl Into<Stdio>) -> Self {
+        self.spec.stdout = stdout.into();
+        self
+    }
+
+    /// Sets standard error. The default, [`Stdio::piped`], is the private log file.
+    pub fn stderr(mut self, stderr: impl Into<Stdio>) -> Self {
+        self.spec.stderr = stderr.into();
+        self
+    }
+
+    /// Runs the command through `/bin/sh -c`. The default is `false`: without a shell.
+    ///
+    /// A command given as one string is then the script, and further arguments are its `$1`, `$2`, ... Of a command
+    /// given as a list, the first is the script.
+    pub fn shell(mut self, shell: bool) -> Self {
+        self.spec.shell = shell;
+        self
+    }
+
+    /// Names the service: in errors, in the names of its private directory and its supervisor, and as `{name}`. The
+    /// default is the program's file name.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.spec.name = Some(name.into());
+        self
+    }
+
+    /// Sets how long a start may take until the service is ready. The default is 60 s.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.spec.timeout = timeout;
+        self
+    }
+
+    /// Sets the signal that asks the service to end. The default is [`Signal::Term`]. It goes to the service's
+    /// process group.
+    pub fn stop_signal(mut self, signal: Signal) -> Self {
+        self.spec.stop_signal = signal;
+        self
+    }
+
+    /// Sets the grace: how long the service may take to end after the stop signal, before what is left of it is
+    /// killed. The default is 10 s.
+    pub fn stop_timeout(mut self, timeout: Duration) -> Self {
+        self.spec.stop_timeout = timeout;
+        self
+    }
+
+    /// Sets the signal that is sent when the grace is over and by [`Executor::kill`](crate::Executor::kill). The default is [`Signal::Kill`]. After any
+    /// other, what is left one second later gets `SIGKILL`: nothing of a service survives.
+    pub fn kill_signal(mut self, signal: Signal) -> Self {
+        self.spec.kill_signal = signal;
+        self
+    }
+
+    /// Sets the exit code that the service ends with when it is stopped. Without it, 0 and death by the stop
+    /// signal are fine; with it, this code is fine as well.
+    pub fn expected_exit(mut self, code: i32) -> Self {
+        self.spec.expected_exit = Some(code);
+        self
+    }
+
+    /// Adds a regular expression for a line of output that means that start-up has failed: the start then fails at once
+    /// with [`Error::FailureLine`]. It is looked for in both streams until the service is ready.
+    pub fn fail_on(mut self, pattern: impl Into<String>) -> Self {
+        self.spec.fail_on.push(pattern.into());
+        self
+    }
+
+    /// Listens on this TCP address of this machine before the service runs, and lets the service inherit the socket, by systemd's
+    /// protocol for socket activation: it finds the sockets, in the order of these calls, as its descriptors 3, 4 and so on,
+    /// their number in `$LISTEN_FDS`, their names in `$LISTEN_FDNAMES` and its own process id in `$LISTEN_PID`.
+    ///
+    /// Whoever connects once [`start`](ExecutorBuilder::start) has returned is served as soon as the service gets to it: nobody is
+    /// refused, and so nothing needs to be waited for. The first of these addresses is the executor's
+    /// [`addr`](crate::Executor::addr), unless its readiness knows another one.
+    ///
+    /// ```
+    /// use mirakuru_core::Executor;
+    ///
+    /// # let script = "import os, socket\ns = socket.socket(fileno=3)\nc, _ = s.accept()\nc.sendall(b'hello')";
+    /// let server = Executor::builder(["python3", "-c", script]).listen("127.0.0.1:{port}").start()?;
+    /// let mut greeting = String::new();
+    /// # use std::io::Read;
+    /// std::net::TcpStream::connect(server.addr()).unwrap().read_to_string(&mut greeting).unwrap();
+    /// assert_eq!(greeting, "hello");
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    ///
+    /// The address is `host:port`; a host name stands for one socket for each address that it has, `[::]` for IPv6 alone. The sockets
+    /// are opened for each start, and closed with the service. `Tcp` finds such a port open before the service has done anything; to know that
+    /// it serves, wait for `Http`, a `Banner` or a program. With [`shell`](ExecutorBuilder::shell), `exec` the server: otherwise
+    /// `$LISTEN_PID` is the shell's. Every name is the service's own, unless [`listen_as`](ExecutorBuilder::listen_as) gives one.
+    pub fn listen(mut self, addr: impl Into<String>) -> Self {
+        self.spec.listen.push((None, addr.into()));
+        self
+    }
+
+    /// As [`listen`](ExecutorBuilder::listen), with the socket's name in `$LISTEN_FDNAMES`. It may not hold a colon.
+    pub fn listen_as(mut self, name: impl Into<String>, addr: impl Into<String>) -> Self {
+        self.spec.listen.push((Some(name.into()), addr.into()));
+        self
+    }
+
+    /// What a start does while another service of mirakuru's has the same fixed port or socket path: wait for its
+    /// turn (`true`, what the attribute asks for), or fail at once with [`Error::AlreadyRunning`] (`false`,
+    /// the default). Waiting for one's turn does not count towards the [timeout](ExecutorBuilder::timeout).
+    pub fn queue(mut self, queue: bool) -> Self {
+        self.spec.queue = queue;
+        self
+    }
+
+    /// Runs the service as this user (numeric id). Needs the privilege to. Supplementary groups are dropped unless
+    /// [`groups`](ExecutorBuilder::groups) names some.
+    pub fn uid(mut self, uid: u32) -> Self {
+        self.spec.uid = Some(uid);
+        self
+    }
+
+    /// Runs the service as this group (numeric id). Needs the privilege to.
+    pub fn gid(mut self, gid: u32) -> Self {
+        self.spec.gid = Some(gid);
+        self
+    }
+
+    /// Sets the service's supplementary groups (numeric ids). Needs the privilege to.
+    pub fn groups(mut self, groups: impl IntoIterator<Item = u32>) -> Self {
+        self.spec.groups = Some(groups.into_iter().collect());
+        self
+    }
+
+    /// Sets the service's file mode creation mask, for example `0o077`. The default is the test process's own.
+    pub fn umask(mut self, umask: u32) -> Self {
+        self.spec.umask = Some(umask);
+        self
+    }
+
+    /// Sets what must hold before [`start`](ExecutorBuilder::start) returns. The default is [`NoWait`].
+    pub fn wait_for<R2: Readiness>(self, readiness: R2) -> ExecutorBuilder<R2> {
+        ExecutorBuilder {
+            spec: self.spec,
+            readiness,
+        }
+    }
+}
+
+impl<R: Readiness> ExecutorBuilder<R> {
+    /// Makes the executor without starting it: fills in the placeholders, reserves ports, makes the private
+    /// directory.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidCommand`] when the command is empty, has unbalanced quotes or an unknown placeholder;
+    /// [`Error::InvalidReadiness`] when the condition makes no sense; [`Error::System`] when there is no port or
+    /// no directory to be had.
+    pub fn build(self) -> Result<Executor<R>, Error> {
+        Executor::new(self)
+    }
+
+    /// Makes the executor and starts it: returns once it is ready.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`build`](ExecutorBuilder::build) and of [`Executor::start`].
+    pub fn start(self) -> Result<Executor<R>, Error> {
+        let mut executor = self.build()?;
+        executor.start()?;
+        Ok(executor)
+    }
+}

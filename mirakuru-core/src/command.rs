@@ -1,0 +1,592 @@
+//! The command line of a recipe: one string of shell words, or a list.
+//!
+//! A string is split into words as a shell would, but run without one: quotes, backslashes and comments mean what they mean to
+//! `sh`, while `$VAR`, `*`, `|` and `>` are plain text. Placeholders are filled in *after* the split, so that a value
+//! with spaces in it stays one word. With `shell(true)` the string is a script and is not split at all.
+
+use std::borrow::Cow;
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use crate::Error;
+use crate::placeholder::Values;
+
+/// What [`Executor::builder`](crate::Executor::builder) takes: one string, or a list of the program and its arguments.
+///
+/// A string is split into words as a shell would. The entries of a list are taken as they are, and need not be UTF-8;
+/// a path that may hold spaces belongs in a list.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is not a command",
+    label = "not a command",
+    note = "a command is one string (`\"redis-server --port 6379\"`), or a list of the program and its arguments \
+            (`[\"redis-server\", \"--port\", \"6379\"]`); put a path into a list: `[path]`"
+)]
+pub trait IntoCommand {
+    #[doc(hidden)]
+    fn into_command(self) -> Command;
+}
+
+/// A command as the user gave it, not yet looked at.
+#[derive(Clone, Debug)]
+#[doc(hidden)]
+pub struct Command {
+    pub(crate) words: Words,
+    /// What `arg` and `args` added.
+    pub(crate) extra: Vec<OsString>,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Words {
+    Line(String),
+    List(Vec<OsString>),
+}
+
+impl Command {
+    fn line(line: impl Into<String>) -> Command {
+        Command {
+            words: Words::Line(line.into()),
+            extra: Vec::new(),
+        }
+    }
+
+    fn list(list: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+        let list = list.into_iter().map(|word| word.as_ref().to_owned()).collect();
+        Command {
+            words: Words::List(list),
+            extra: Vec::new(),
+        }
+    }
+
+    pub(crate) fn push(&mut self, arg: &OsStr) {
+        self.extra.push(arg.to_owned());
+    }
+
+    /// The words to execute, the program first, with all placeholders filled in.
+    ///
+    /// With `shell` that is `/bin/sh -c SCRIPT sh ARGUMENT...`: the string as it is (or the first entry of the list) is the
+    /// script, what follows becomes its `$1` and so on, and `$0`, which a shell puts before its complaints, is `sh`.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidCommand`] when there is no program, a quote is not closed, a word holds a NUL byte, or a placeholder
+    /// makes no sense; [`Error::System`] when no port is to be had.
+    pub(crate) fn resolve(&self, values: &mut Values, shell: bool) -> Result<Vec<OsString>, Error> {
+        let (mut words, what) = match &self.words {
+            Words::Line(line) if shell => (vec![OsString::from(line)], "script"),
+            Words::Line(line) => (self.split(line)?, "program"),
+            Words::List(list) if shell => (list.clone(), "script"),
+            Words::List(list) => (list.clone(), "program"),
+        };
+        words.extend_from_slice(&self.extra);
+        let is_blank = |word: &OsString| word.as_bytes().trim_ascii().is_empty();
+        // `"" arg` has a program, an empty one; a line of nothing but extra arguments has none.
+        let given = match &self.words {
+            Words::Line(line) => !line.trim().is_empty(),
+            Words::List(list) => !list.is_empty(),
+        };
+        if !given || words.is_empty() {
+            return Err(self.invalid(format!("the command is empty; it begins with the {what} to run")));
+        }
+        let mut argv = Vec::with_capacity(words.len() + 3);
+        for (index, word) in words.iter().enumerate() {
+            let word = values
+                .expand_os(word)
+                .map_err(|trouble| trouble.in_command(&self.display()))?;
+            if index == 0 && is_blank(&word) {
+                return Err(self.invalid(format!(
+                    "the {what} has an empty name; the first word, with its placeholders filled in, must name it"
+                )));
+            }
+            if word.as_bytes().contains(&0) {
+                let word = word.as_bytes().escape_ascii();
+                return Err(self.invalid(format!(
+                    "the word `{word}` holds a NUL byte, which no argument can; remove it, or hand the data over in a file"
+                )));
+            }
+            argv.push(word);
+        }
+        if shell {
+            argv.splice(0..0, ["/bin/sh".into(), "-c".into()]);
+            argv.insert(3, "sh".into());
+        }
+        Ok(argv)
+    }
+
+    /// The command as a person would type it, placeholders as they were given.
+    pub(crate) fn display(&self) -> String {
+        let mut text = match &self.words {
+            Words::Line(line) => line.trim().to_owned(),
+            Words::List(list) => display(list),
+        };
+        if !self.extra.is_empty() {
+            text = format!("{text} {}", display(&self.extra));
+        }
+        text
+    }
+
+    /// The service's name where the recipe gives none: the file name of the program, or what comes closest.
+    pub(crate) fn program_name(&self, shell: bool) -> String {
+        let first = match &self.words {
+            Words::Line(line) if shell => first_command(line),
+            Words::Line(line) => shell_words::split(line)
+                .ok()
+                .and_then(|words| words.into_iter().next()),
+            Words::List(list) if shell => list
+                .first()
+                .and_then(|script| first_command(&script.to_string_lossy())),
+            Words::List(list) => list.first().map(|program| program.to_string_lossy().into_owned()),
+        };
+        let first = first.unwrap_or_default();
+        let name = Path::new(&first)
+            .file_name()
+            .map(|name| name.to_string_lossy().into_owned());
+        match name {
+            // What is left of a placeholder such as `{env:SERVER}` is no name.
+            Some(name) if !name.contains(['{', '}']) => name,
+            _ if shell => "sh".to_owned(),
+            _ => "service".to_owned(),
+        }
+    }
+
+    fn split(&self, line: &str) -> Result<Vec<OsString>, Error> {
+        match shell_words::split(line) {
+            Ok(words) => Ok(words.into_iter().map(OsString::from).collect()),
+            Err(_) => Err(self.invalid(match open_quote(line) {
+                Some((quote, at)) => {
+                    let name = if quote == '"' { "double" } else { "single" };
+                    let from: String = line[at..].chars().take(20).collect();
+                    let more = if line[at..].chars().count() > 20 { "..." } else { "" };
+                    format!(
+                        "the {name} quote at {} is never closed (`{from}{more}`); close it, write `\\{quote}` for the character itself, \
+                         or give the command as a list",
+                        position(line, at)
+                    )
+                }
+                None => "a quote is never closed; close it, or give the command as a list".to_owned(),
+            })),
+        }
+    }
+
+    fn invalid(&self, reason: String) -> Error {
+        Error::InvalidCommand {
+            command: self.display(),
+            reason,
+        }
+    }
+}
+
+/// Words as a person would type them in a shell: quoted where they need it.
+pub(crate) fn display(words: &[OsString]) -> String {
+    words
+        .iter()
+        .map(|word| quoted(&word.to_string_lossy()))
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn quoted(word: &str) -> String {
+    let plain =
+        |c: char| c.is_alphanumeric() || "_-+=.,:/@%^{}".contains(c) || c == char::REPLACEMENT_CHARACTER;
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', r"'\''"))
+}
+
+/// The quote that is still open at the end of a line, and its place. It looks at the line as `shell_words` does.
+fn open_quote(line: &str) -> Option<(char, usize)> {
+    let mut chars = line.char_indices();
+    let mut open: Option<(char, usize)> = None;
+    let mut between_words = true;
+    while let Some((at, c)) = chars.next() {
+        match (open, c) {
+            (Some((quote, _)), _) if c == quote => open = None,
+            (Some(('"', _)) | None, '\\') => {
+                // A backslash and a newline are as nothing: words are neither begun nor ended by it.
+                if let Some((_, '\n')) = chars.next() {
+                    continue;
+                }
+            }
+            (Some(_), _) => {}
+            (None, '\'' | '"') => open = Some((c, at)),
+            (None, '#') if between_words => {
+                // A comment, to the end of its line.
+                chars.by_ref().find(|(_, c)| *c == '\n');
+                continue;
+            }
+            (None, _) => {}
+        }
+        between_words = open.is_none() && matches!(c, ' ' | '\t' | '\n');
+    }
+    open
+}
+
+/// A place in a text, for a person.
+fn position(text: &str, at: usize) -> String {
+    let before = &text[..at];
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    let column = before[line_start..].chars().count() + 1;
+    if text.trim_end().contains('\n') {
+        format!("line {}, character {column}", before.matches('\n').count() + 1)
+    } else {
+        format!("character {column}")
+    }
+}
+
+/// The name of what a script runs first, as far as a look without a shell can tell.
+fn first_command(script: &str) -> Option<String> {
+    let words =
+        shell_words::split(script).unwrap_or_else(|_| script.split_whitespace().map(str::to_owned).collect());
+    let is_assignment = |word: &str| {
+        word.split_once('=').is_some_and(|(name, _)| {
+            !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
+        })
+    };
+    let is_name = |word: &str| {
+        word.chars()
+            .all(|c| c.is_alphanumeric() || "_-+./@{}:".contains(c))
+    };
+    words
+        .into_iter()
+        .find(|word| !is_assignment(word) && !matches!(word.as_str(), "exec" | "env" | "nohup" | "command"))
+        .map(|word| word.trim_end_matches(';').to_owned())
+        .filter(|word| is_name(word))
+}
+
+impl IntoCommand for &str {
+    fn into_command(self) -> Command {
+        Command::line(self)
+    }
+}
+
+impl IntoCommand for String {
+    fn into_command(self) -> Command {
+        Command::line(self)
+    }
+}
+
+impl IntoCommand for &String {
+    fn into_command(self) -> Command {
+        Command::line(self.as_str())
+    }
+}
+
+impl IntoCommand for Cow<'_, str> {
+    fn into_command(self) -> Command {
+        Command::line(self)
+    }
+}
+
+impl<S: AsRef<OsStr>, const N: usize> IntoCommand for [S; N] {
+    fn into_command(self) -> Command {
+        Command::list(self)
+    }
+}
+
+impl<S: AsRef<OsStr>, const N: usize> IntoCommand for &[S; N] {
+    fn into_command(self) -> Command {
+        Command::list(self)
+    }
+}
+
+impl<S: AsRef<OsStr>> IntoCommand for &[S] {
+    fn into_command(self) -> Command {
+        Command::list(self)
+    }
+}
+
+impl<S: AsRef<OsStr>> IntoCommand for Vec<S> {
+    fn into_command(self) -> Command {
+        Command::list(self)
+    }
+}
+
+impl<S: AsRef<OsStr>> IntoCommand for &Vec<S> {
+    fn into_command(self) -> Command {
+        Command::list(self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+    use crate::Executor;
+
+    fn values() -> Values {
+        Values::new("redis".to_owned(), PathBuf::from("/with a space"))
+    }
+
+    fn resolve(command: impl IntoCommand, shell: bool) -> Vec<String> {
+        let argv = command
+            .into_command()
+            .resolve(&mut values(), shell)
+            .unwrap_or_else(|e| panic!("{}", reason(e)));
+        argv.into_iter().map(|word| word.into_string().unwrap()).collect()
+    }
+
+    fn reason(error: Error) -> String {
+        match error {
+            Error::InvalidCommand { reason, .. } => reason,
+            _ => panic!("not an invalid command"),
+        }
+    }
+
+    fn refused(command: impl IntoCommand) -> String {
+        reason(command.into_command().resolve(&mut values(), false).unwrap_err())
+    }
+
+    /// What `sh` itself makes of a line.
+    fn by_shell(line: &str) -> Vec<String> {
+        // After a newline, because the line may end in a comment.
+        let script = format!("words() {{ printf '%s\\0' \"$@\"; }}; words {line}\n");
+        let output = std::process::Command::new("/bin/sh")
+            .args(["-c", &script])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.strip_suffix('\0')
+            .unwrap()
+            .split('\0')
+            .map(str::to_owned)
+            .collect()
+    }
+
+    #[test]
+    fn a_line_is_split_as_a_shell_does() {
+        for line in [
+            "redis-server --port 6379 --save ''",
+            "  a\t b  ",
+            r#"a 'b c' "d e" f\ g"#,
+            r#"--json '{"a":1}' x"#,
+            r#""a\"b" "c\\d" "e\nf" 'g\h'"#,
+            "a'b'\"c\"d",
+            "run # the rest is a comment",
+            "a#b '#c' \\#d",
+            "a \\\n b",
+            "a\nb".replace('\n', " ").as_str(),
+            "--x=\"y z\" \"it's\"",
+            "x \"\" ''",
+            "caf\u{e9} '\u{2603} x'",
+        ] {
+            assert_eq!(resolve(line, false), by_shell(line), "{line}");
+        }
+    }
+
+    #[test]
+    fn a_line_runs_without_a_shell() {
+        let line = "a $HOME ${X:-y} *.c ~ | b > c && d; {1..3}";
+        assert_eq!(resolve(line, false), line.split(' ').collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn a_value_with_spaces_stays_one_word() {
+        assert_eq!(
+            resolve("{name} --dir {dir}/data", false),
+            ["redis", "--dir", "/with a space/data"]
+        );
+        assert_eq!(resolve("x '{name}' \"{name}\"", false), ["x", "redis", "redis"]);
+        assert_eq!(
+            resolve(r#"x '{"dir":{dir}}'"#, false),
+            ["x", r#"{"dir":/with a space}"#]
+        );
+    }
+
+    #[test]
+    fn ports_of_the_command_are_those_of_the_values() {
+        let mut values = values();
+        let argv = "s --port {port} --admin {port:admin}"
+            .into_command()
+            .resolve(&mut values, false)
+            .unwrap();
+        assert_eq!(argv[2], *values.port("").unwrap().to_string());
+        assert_eq!(argv[4], *values.port("admin").unwrap().to_string());
+    }
+
+    #[test]
+    fn entries_of_a_list_and_arguments_are_expanded_and_never_split() {
+        let mut command = ["a b", "{name} 'c", ""].into_command();
+        command.push(OsStr::new("{dir} #"));
+        let argv = command.resolve(&mut values(), false).unwrap();
+        assert_eq!(argv, ["a b", "redis 'c", "", "/with a space #"]);
+    }
+
+    #[test]
+    fn entries_that_are_not_utf8_pass() {
+        let odd = OsStr::from_bytes(b"\xff{name}");
+        let argv = [OsStr::new("x"), odd]
+            .into_command()
+            .resolve(&mut values(), false)
+            .unwrap();
+        assert_eq!(argv[1].as_bytes(), b"\xffredis");
+    }
+
+    #[test]
+    fn a_shell_gets_the_line_as_it_is() {
+        let script = "echo \"$1\" 'it {name} | x; awk '{ print $1 }' # ${HOME}";
+        let mut command = script.into_command();
+        command.push(OsStr::new("one {name}"));
+        let argv = command.resolve(&mut values(), true).unwrap();
+        assert_eq!(
+            argv,
+            [
+                "/bin/sh",
+                "-c",
+                &script.replace("{name}", "redis"),
+                "sh",
+                "one redis"
+            ]
+        );
+        assert_eq!(
+            resolve(["echo $1", "x y"], true),
+            ["/bin/sh", "-c", "echo $1", "sh", "x y"]
+        );
+    }
+
+    #[test]
+    fn extra_words_are_the_script_s_arguments() {
+        let mut command = "printf '%s|' \"$0\" \"$1\" \"$2\"".into_command();
+        command.push(OsStr::new("a b"));
+        command.push(OsStr::new(""));
+        let argv = command.resolve(&mut values(), true).unwrap();
+        let output = std::process::Command::new(&argv[0])
+            .args(&argv[1..])
+            .output()
+            .unwrap();
+        assert_eq!(output.stdout, b"sh|a b||");
+    }
+
+    #[test]
+    fn an_open_quote_is_named_with_its_place() {
+        let single = refused("server --name 'it");
+        assert!(
+            single.starts_with("the single quote at character 15 is never closed (`'it`)"),
+            "{single}"
+        );
+        let double = refused("a 'b\"c' \"d \\\" e 'f and on and on");
+        assert!(double.starts_with("the double quote at character 9 "), "{double}");
+        assert!(double.contains("or give the command as a list"), "{double}");
+        let second_line = refused("a \\\n b # it's\n c 'd");
+        assert!(
+            second_line.contains("the single quote at line 3, character 4 "),
+            "{second_line}"
+        );
+        let after_continuation = refused("\\\n#'\n\"");
+        assert!(
+            after_continuation.contains("the double quote at line 3, character 1 "),
+            "{after_continuation}"
+        );
+        let after_text = refused("it#'s");
+        assert!(after_text.contains("character 4 "), "{after_text}");
+    }
+
+    #[test]
+    fn the_open_quote_is_found_whenever_the_split_fails() {
+        use proptest::prelude::*;
+        let pieces = ["'", "\"", "\\", " ", "#", "\n", "a", "\u{e9}"];
+        let lines = prop::collection::vec(prop::sample::select(pieces.to_vec()), 0..16)
+            .prop_map(|pieces| pieces.concat());
+        proptest!(|(line in lines)| {
+            prop_assert_eq!(shell_words::split(&line).is_err(), open_quote(&line).is_some(), "{:?}", line);
+        });
+    }
+
+    #[test]
+    fn a_command_without_a_program_is_refused() {
+        for line in ["", "  ", "\n", "# nothing but a comment"] {
+            assert!(refused(line).starts_with("the command is empty"), "{line:?}");
+        }
+        assert!(refused([""; 0]).starts_with("the command is empty"));
+        for list in [vec![""], vec!["", "a"], vec![" ", "a"]] {
+            assert!(refused(&list).contains("empty name"), "{list:?}");
+        }
+        assert!(refused("'' a").contains("empty name"));
+        let script = " ".into_command().resolve(&mut values(), true).unwrap_err();
+        assert!(reason(script).contains("begins with the script"));
+        let mut only_extra = "".into_command();
+        only_extra.push(OsStr::new("a"));
+        assert!(refused_command(&only_extra).starts_with("the command is empty"));
+    }
+
+    fn refused_command(command: &Command) -> String {
+        reason(command.resolve(&mut values(), false).unwrap_err())
+    }
+
+    #[test]
+    fn a_nul_byte_is_refused() {
+        assert!(refused(["a", "b\0c"]).contains("`b\\x00c` holds a NUL byte"));
+        assert!(refused("a b\0c").contains("NUL"));
+    }
+
+    #[test]
+    fn a_wrong_placeholder_names_the_command() {
+        let error = ["a b", "{nope}"]
+            .into_command()
+            .resolve(&mut values(), false)
+            .unwrap_err();
+        match error {
+            Error::InvalidCommand { command, reason } => {
+                assert_eq!(command, "'a b' {nope}");
+                assert!(reason.contains("`{nope}`"));
+            }
+            _ => panic!("not an invalid command"),
+        }
+    }
+
+    #[test]
+    fn commands_display_as_they_would_be_typed() {
+        let mut command = " redis-server --save '' ".into_command();
+        assert_eq!(command.display(), "redis-server --save ''");
+        command.push(OsStr::new("it's"));
+        assert_eq!(command.display(), r"redis-server --save '' 'it'\''s'");
+        let list = ["a", "", "b c", "--port={port}", "$x", "{\"a\":1}"].into_command();
+        assert_eq!(list.display(), r#"a '' 'b c' --port={port} '$x' '{"a":1}'"#);
+    }
+
+    #[test]
+    fn what_a_list_displays_as_means_the_same_as_a_line() {
+        use proptest::prelude::*;
+        proptest!(|(list in prop::collection::vec("[^\u{fffd}]*", 1..5))| {
+            let words: Vec<OsString> = list.iter().map(OsString::from).collect();
+            prop_assert_eq!(shell_words::split(&display(&words)).unwrap(), list);
+        });
+    }
+
+    #[test]
+    fn the_name_is_the_program_s() {
+        let name = |command: &str, shell| command.into_command().program_name(shell);
+        assert_eq!(name("/usr/bin/redis-server --port 1", false), "redis-server");
+        assert_eq!(name("'/opt/my server' x", false), "my server");
+        assert_eq!(name("{dir}/bin/tool", false), "tool");
+        assert_eq!(name("{env:SERVER} x", false), "service");
+        assert_eq!(name("'", false), "service");
+        assert_eq!(name("", false), "service");
+        assert_eq!(["/a b/c", "d"].into_command().program_name(false), "c");
+        assert_eq!(name("X=1 exec /usr/bin/nginx -g 'daemon off;'", true), "nginx");
+        assert_eq!(name("sleep 1; echo it's", true), "sleep");
+        assert_eq!(name("touch; x", true), "touch");
+        assert_eq!(name("(a; b)", true), "sh");
+    }
+
+    #[test]
+    // That a reference will do is what is tested.
+    #[allow(clippy::needless_borrows_for_generic_args)]
+    fn builders_need_no_annotation() {
+        let words = vec!["a".to_owned(), "b".to_owned()];
+        let _ = Executor::builder("x");
+        let _ = Executor::builder(String::from("x"));
+        let _ = Executor::builder(&String::from("x"));
+        let _ = Executor::builder(format!("{}", 1));
+        let _ = Executor::builder(["a", "b"]);
+        let _ = Executor::builder(&["a", "b"]);
+        let _ = Executor::builder(&words);
+        let _ = Executor::builder(words.as_slice());
+        let _ = Executor::builder([PathBuf::from("/a b")]);
+        let _ = Executor::builder([OsStr::new("a")]);
+        let _ = Executor::builder(words);
+        let _ = Executor::builder(Cow::Borrowed("x"));
+    }
+}

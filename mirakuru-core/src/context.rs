@@ -1,0 +1,139 @@
+//! What a readiness condition gets to see: [`Prepare`] before the start, [`Probe`] at each look.
+
+use std::ffi::OsString;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::Error;
+use crate::command::Command;
+use crate::logs::{Cursor, Logs, OutputReader};
+use crate::placeholder::Values;
+
+/// What [`Readiness::prepare`](crate::Readiness::prepare) gets: the placeholders' values, and a place to say what
+/// the service needs for itself.
+pub struct Prepare<'a> {
+    pub(crate) values: &'a mut Values,
+    pub(crate) addrs: Vec<SocketAddr>,
+    pub(crate) paths: Vec<PathBuf>,
+    pub(crate) env: Vec<(String, String)>,
+}
+
+impl Prepare<'_> {
+    /// Fills in the placeholders of a text that is part of a readiness condition.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::InvalidReadiness`] when there is an unknown one; [`Error::System`] when no port is to be had.
+    pub fn expand(&mut self, text: &str) -> Result<String, Error> {
+        self.values.expand(text).map_err(|e| e.in_readiness(text))
+    }
+
+    /// An [`Error::InvalidReadiness`] that says what is wrong with a condition, and what would be right.
+    pub fn invalid(&self, readiness: impl Into<String>, reason: impl Into<String>) -> Error {
+        Error::InvalidReadiness {
+            readiness: self.values.mask(&readiness.into()),
+            reason: self.values.mask(&reason.into()),
+        }
+    }
+
+    /// Says that the service will listen on this TCP address of this machine. Before anything is started the address is
+    /// checked to be free, and services that want the same one take turns.
+    pub fn claim_addr(&mut self, addr: SocketAddr) {
+        self.addrs.push(addr);
+    }
+
+    /// Says that the service will make this socket. Before anything is started it is checked that nobody
+    /// answers there, and services that want the same one take turns.
+    pub fn claim_path(&mut self, path: impl Into<PathBuf>) {
+        self.paths.push(path.into());
+    }
+
+    /// Whether a port is one that was chosen for this service (`{port}`, `{port:NAME}`), and reserved with that; such a port need
+    /// not be claimed.
+    pub(crate) fn is_chosen(&self, port: u16) -> bool {
+        self.values.ports().any(|(_, chosen)| chosen == port)
+    }
+
+    /// Sets an environment variable of the service.
+    pub fn env(&mut self, key: impl Into<String>, value: impl Into<String>) {
+        self.env.push((key.into(), value.into()));
+    }
+
+    /// The service's private directory, the value of `{dir}`.
+    pub fn dir(&self) -> &Path {
+        self.values.dir()
+    }
+
+    /// The words of a command that a condition runs, with the placeholders filled in.
+    pub(crate) fn resolve(&mut self, command: &Command) -> Result<Vec<OsString>, Error> {
+        command.resolve(self.values, false)
+    }
+}
+
+/// What [`Readiness::probe`](crate::Readiness::probe) gets at each look.
+pub struct Probe<'a> {
+    pub(crate) values: &'a Values,
+    pub(crate) pid: u32,
+    /// Root of the process tree that the service and its descendants are in.
+    pub(crate) supervisor: u32,
+    pub(crate) elapsed: Duration,
+    pub(crate) remaining: Duration,
+    pub(crate) output: &'a OutputReader,
+    /// The end of the log when the service was started.
+    pub(crate) since: Cursor,
+    /// Whether the service's main process has ended.
+    pub(crate) exited: &'a dyn Fn() -> bool,
+}
+
+impl Probe<'_> {
+    /// The service's process id.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The value of `{port}`, if the recipe has one.
+    pub fn port(&self) -> Option<u16> {
+        self.values.port("")
+    }
+
+    /// The value of `{port:NAME}`, if the recipe has one.
+    pub fn port_named(&self, name: &str) -> Option<u16> {
+        self.values.port(name)
+    }
+
+    /// The service's private directory, the value of `{dir}`.
+    pub fn dir(&self) -> &Path {
+        self.values.dir()
+    }
+
+    /// Time since the service was started.
+    pub fn elapsed(&self) -> Duration {
+        self.elapsed
+    }
+
+    /// Time that is left of the recipe's timeout. A probe that may block must give up before.
+    pub fn remaining(&self) -> Duration {
+        self.remaining
+    }
+
+    /// What the service has printed since it was started, or the last 16 MiB of it.
+    pub fn logs(&self) -> Logs {
+        self.output.snapshot_since(self.since)
+    }
+
+    /// Whether the service has ended meanwhile: for a probe that waits for something, so that it does not wait in vain.
+    pub(crate) fn service_exited(&self) -> bool {
+        (self.exited)()
+    }
+
+    /// Whether the service's own process tree owns the socket that listens on this address of this machine.
+    ///
+    /// # Errors
+    ///
+    /// An error says why it cannot be told; one of kind [`io::ErrorKind::AddrInUse`] that somebody else listens there, and who.
+    pub fn listens_on(&self, addr: SocketAddr) -> io::Result<bool> {
+        crate::listener::owned_by_tree(addr, self.supervisor)
+    }
+}

@@ -1,0 +1,415 @@
+//! What to do about a failure whose cause can be known: from what the service printed, how it ended, and who has its port.
+//!
+//! A hint must be right or absent. So each is tied to a text that programs print for this one reason, and what can be looked
+//! up (who has the port, which program there is) is looked up.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+
+use crate::{holder, listener};
+
+/// What is known of a service that failed.
+pub(crate) struct Symptoms<'a> {
+    /// The last lines that it printed.
+    pub(crate) tail: &'a [String],
+    pub(crate) exit: Option<ExitStatus>,
+    /// Its program, as the recipe has it.
+    pub(crate) program: &'a str,
+    /// Whether the program is a shell's script.
+    pub(crate) shell: bool,
+    /// The addresses that it was to have, but for ports that were chosen.
+    pub(crate) addrs: &'a [SocketAddr],
+    /// The root of its process tree, while it is there.
+    pub(crate) root: u32,
+}
+
+/// What to do, if the cause can be told.
+pub(crate) fn of(symptoms: &Symptoms<'_>) -> Option<String> {
+    if symptoms.tail.iter().any(|line| says_in_use(line)) {
+        return Some(in_use(symptoms));
+    }
+    let from_output = symptoms.tail.iter().find_map(|line| of_line(line, symptoms));
+    from_output.or_else(|| of_exit(symptoms))
+}
+
+/// What services print when a port is taken: the C library's text for EADDRINUSE, and the names that runtimes give it.
+pub(crate) fn says_in_use(line: &str) -> bool {
+    let line = line.to_ascii_lowercase();
+    [
+        "address already in use",
+        "address in use",
+        "addrinuse",
+        "already in use",
+    ]
+    .iter()
+    .any(|text| line.contains(text))
+}
+
+/// Names who has the port, if anybody has it still.
+fn in_use(symptoms: &Symptoms<'_>) -> String {
+    let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let printed = symptoms.tail.iter().filter(|line| says_in_use(line));
+    let printed = printed.flat_map(|line| ports_in(line)).map(loopback);
+    let candidates = symptoms.addrs.iter().copied().chain(printed);
+    for addr in candidates {
+        let Some(holder) = holder::listener_beside(addr, symptoms.root) else {
+            continue;
+        };
+        let mut text = format!("port {} is held by {holder}", addr.port());
+        if let Some(about) = holder.about() {
+            text = format!("{text}, {about}");
+        }
+        let remedy = holder.remedy().unwrap_or_else(|| "end that process".to_owned());
+        return format!("{text}\n{remedy}, or let a free port be chosen with `{{port}}`");
+    }
+    "the port was taken, and is not any more; with the placeholder `{port}` a free one is chosen and kept from others"
+        .to_owned()
+}
+
+/// The numbers in a line that may be a port: after a colon, or after the word.
+fn ports_in(line: &str) -> Vec<u16> {
+    let starts = line.match_indices([':', ' ']).map(|(at, _)| (at, at + 1));
+    let ports = starts.filter_map(|(at, from)| {
+        let digits: String = line[from..].chars().take_while(char::is_ascii_digit).collect();
+        let after_word = line[..at].to_ascii_lowercase().ends_with("port");
+        let is_address = line[at..].starts_with(':');
+        digits
+            .parse()
+            .ok()
+            .filter(|port| (is_address || after_word) && *port != 0)
+    });
+    ports.collect()
+}
+
+/// What a line of output tells.
+fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
+    let lower = line.to_ascii_lowercase();
+    let has = |texts: &[&str]| texts.iter().any(|text| lower.contains(text));
+    let program = Path::new(symptoms.program)
+        .file_name()
+        .map_or(symptoms.program.into(), |name| name.to_string_lossy());
+    if has(&[
+        "as root",
+        "\"root\" execution",
+        "by root is not",
+        "with the superuser",
+    ]) && has(&[
+        "not", "cannot", "can't", "refus", "must", "don't", "unsafe", "please",
+    ]) {
+        return Some(
+            "it refuses to run as root: give it another user with `.uid(..)` and `.gid(..)`, to whom its files belong".to_owned(),
+        );
+    }
+    if has(&["error while loading shared libraries", "library not loaded"]) {
+        let library = line
+            .split("shared libraries: ")
+            .nth(1)
+            .and_then(|rest| rest.split(':').next())
+            .map(str::trim);
+        return Some(match library {
+            Some(library) => format!(
+                "the library `{library}` is not installed or not found: `ldd` lists what the program needs, \
+                 `apt-file search {library}` the package that has it, and LD_LIBRARY_PATH says where else to look"
+            ),
+            None => "a library that it needs is not installed, or not found: see `ldd`".to_owned(),
+        });
+    }
+    if has(&[
+        "no space left on device",
+        "enospc",
+        "disk full",
+        "disk quota exceeded",
+    ]) {
+        return Some(
+            "the disk is full: `df -h` shows which; private directories are in TMPDIR, which may be another one".to_owned(),
+        );
+    }
+    if has(&[
+        "invalid locale",
+        "cannot set locale",
+        "setting locale failed",
+        "cannot change locale",
+        "unsupported locale",
+        "failed to set locale",
+        "locale::facet::_s_create_c_locale",
+    ]) {
+        return Some(
+            "the locale that it is given does not exist here (`locale -a` lists those that do): `.env(\"LC_ALL\", \"C.UTF-8\")`"
+                .to_owned(),
+        );
+    }
+    if has(&["too many open files", "emfile"]) {
+        return Some("it may not open more files: raise the limit, `ulimit -n`".to_owned());
+    }
+    if has(&[
+        "unrecognized option",
+        "unrecognised option",
+        "unrecognized argument",
+        "unrecognised argument",
+        "unrecognized parameter",
+        "unrecognized configuration parameter",
+        "unknown option",
+        "unknown argument",
+        "unknown flag",
+        "unknown command line",
+        "unknown command-line",
+        "unknown switch",
+        "invalid option",
+        "illegal option",
+        "invalid command-line",
+        "no such option",
+        "unexpected argument",
+        "flag provided but not defined",
+        "bad directive or wrong number of arguments",
+        "bad option",
+        "option not recognized",
+    ]) {
+        return Some(match symptoms.shell {
+            true => "a program of the script does not know one of its arguments".to_owned(),
+            false => format!("it does not know one of its arguments: see `{program} --help`"),
+        });
+    }
+    if has(&["permission denied", "eacces", "operation not permitted"]) {
+        return Some(
+            "it may not do what that line says: its user needs the right to, or another path; files in `{dir}` belong to it, \
+             and ports below 1024 are root's"
+                .to_owned(),
+        );
+    }
+    if symptoms.shell && has(&["not found"]) && symptoms.exit.and_then(|status| status.code()) == Some(127) {
+        return Some("a program of the script is not installed, or not on PATH".to_owned());
+    }
+    None
+}
+
+/// Of a service that runs, and is not found where it is awaited: where it listens instead.
+pub(crate) fn listens_elsewhere(awaited: Option<SocketAddr>, root: u32) -> Option<String> {
+    let awaited = awaited?;
+    let mut found = listener::addresses_of_tree(root);
+    found.sort();
+    found.dedup();
+    if found.is_empty() || found.iter().any(|addr| addr.port() == awaited.port()) {
+        return None;
+    }
+    let found: Vec<String> = found.iter().take(5).map(SocketAddr::to_string).collect();
+    Some(format!(
+        "it listens on {}, and not on {awaited}: does the command tell it the port?",
+        found.join(", ")
+    ))
+}
+
+/// What the exit alone tells.
+fn of_exit(symptoms: &Symptoms<'_>) -> Option<String> {
+    const SIGKILL: i32 = 9;
+    const SIGILL: i32 = 4;
+    let exit = symptoms.exit?;
+    match (exit.code(), exit.signal()) {
+        (Some(0), _) => Some(
+            "it ended well, and left nothing running: a program that goes into the background needs its option to stay in the \
+             foreground"
+                .to_owned(),
+        ),
+        (_, Some(SIGKILL)) => Some(
+            "nothing here sent that signal: it may have been the kernel, for want of memory (`dmesg` tells), or a person".to_owned(),
+        ),
+        (_, Some(SIGILL)) => Some("the program may be built for a newer processor than this machine has".to_owned()),
+        _ => None,
+    }
+}
+
+/// What to do about an error of the operating system.
+pub(crate) fn of_system(source: &io::Error) -> Option<&'static str> {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(
+            "free some space (`df -h` shows where it is gone), or set TMPDIR to a directory on another disk",
+        ),
+        io::ErrorKind::ReadOnlyFilesystem => Some("set TMPDIR to a directory that can be written to"),
+        _ => match source.raw_os_error().map(crate::sys::is_out_of_descriptors) {
+            Some(true) => Some("this process may not open more files: raise the limit, `ulimit -n`"),
+            _ => None,
+        },
+    }
+}
+
+/// The Debian packages of servers that tests like to start, and of programs that ask them.
+const PACKAGES: [(&str, &str); 41] = [
+    ("redis-server", "redis-server"),
+    ("redis-cli", "redis-tools"),
+    ("redis-sentinel", "redis-sentinel"),
+    ("valkey-server", "valkey-server"),
+    ("memcached", "memcached"),
+    ("postgres", "postgresql"),
+    ("initdb", "postgresql"),
+    ("pg_ctl", "postgresql"),
+    ("pg_isready", "postgresql-client"),
+    ("psql", "postgresql-client"),
+    ("pgbouncer", "pgbouncer"),
+    ("mysqld", "default-mysql-server"),
+    ("mariadbd", "mariadb-server"),
+    ("mysqladmin", "default-mysql-client"),
+    ("mariadb-install-db", "mariadb-server"),
+    ("nginx", "nginx"),
+    ("apache2", "apache2"),
+    ("haproxy", "haproxy"),
+    ("caddy", "caddy"),
+    ("lighttpd", "lighttpd"),
+    ("traefik", "traefik"),
+    ("varnishd", "varnish"),
+    ("squid", "squid"),
+    ("envoy", "envoy"),
+    ("rabbitmq-server", "rabbitmq-server"),
+    ("mosquitto", "mosquitto"),
+    ("nats-server", "nats-server"),
+    ("beanstalkd", "beanstalkd"),
+    ("etcd", "etcd-server"),
+    ("consul", "consul"),
+    ("named", "bind9"),
+    ("dnsmasq", "dnsmasq-base"),
+    ("slapd", "slapd"),
+    ("sshd", "openssh-server"),
+    ("postfix", "postfix"),
+    ("prometheus", "prometheus"),
+    ("chromedriver", "chromium-driver"),
+    ("Xvfb", "xvfb"),
+    ("java", "default-jre-headless"),
+    ("node", "nodejs"),
+    ("python3", "python3"),
+];
+
+/// What to do about a program that no directory on PATH has.
+pub(crate) fn not_found(program: &str, similar: &[String]) -> String {
+    let mut text = format!("no directory on PATH has `{program}`");
+    if let Some(path) = off_path(program) {
+        return format!("{text}, but it is there: use `{}`", path.display());
+    }
+    if !similar.is_empty() {
+        text = format!("{text}; did you mean {}?", similar.join(" or "));
+    }
+    match PACKAGES.iter().find(|(name, _)| *name == program) {
+        Some((_, package)) => format!("{text}; on Debian it comes with `apt-get install {package}`"),
+        None if similar.is_empty() => format!("{text}; is the package that has it installed?"),
+        None => text,
+    }
+}
+
+/// Where programs are that are often not on PATH: daemons on the PATH of root alone, and each version of PostgreSQL in a
+/// folder of its own, the newest first.
+fn off_path(program: &str) -> Option<PathBuf> {
+    let versions = std::fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let mut versions: Vec<PathBuf> = versions.map(|entry| entry.path()).collect();
+    let number = |path: &PathBuf| {
+        path.file_name()
+            .and_then(|name| name.to_str()?.parse::<u32>().ok())
+    };
+    versions.sort_by_key(|path| std::cmp::Reverse(number(path)));
+    let sbin = ["/usr/sbin", "/usr/local/sbin", "/sbin"].map(PathBuf::from);
+    let dirs = sbin
+        .into_iter()
+        .chain(versions.into_iter().map(|dir| dir.join("bin")));
+    dirs.map(|dir| dir.join(program)).find(|path| path.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hint(line: &str) -> Option<String> {
+        let tail = [line.to_owned()];
+        of(&Symptoms {
+            tail: &tail,
+            exit: Some(ExitStatus::from_raw(1 << 8)),
+            program: "/opt/bin/server",
+            shell: false,
+            addrs: &[],
+            root: 0,
+        })
+    }
+
+    #[test]
+    fn what_real_programs_print_is_known() {
+        for (line, part) in [
+            (
+                "server: error while loading shared libraries: libfoo.so.1: cannot open shared object file",
+                "the library `libfoo.so.1` is not installed",
+            ),
+            (
+                "\"root\" execution of the PostgreSQL server is not permitted.",
+                "refuses to run as root",
+            ),
+            ("initdb: error: cannot be run as root", "refuses to run as root"),
+            ("initdb: error: invalid locale name \"xx_XX\"", "the locale"),
+            ("perl: warning: Setting locale failed.", "the locale"),
+            ("write: No space left on device", "the disk is full"),
+            ("server: unrecognized option '--prot'", "see `server --help`"),
+            (
+                "error: unexpected argument '--prot' found",
+                "does not know one of its arguments",
+            ),
+            (
+                "flag provided but not defined: -prot",
+                "does not know one of its arguments",
+            ),
+            (
+                "open() \"/var/log/x.log\" failed (13: Permission denied)",
+                "needs the right to",
+            ),
+            ("bind: Address already in use", "the port was taken"),
+        ] {
+            let hint = hint(line).unwrap_or_else(|| panic!("{line}"));
+            assert!(hint.contains(part), "{line}: {hint}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_complaint_has_no_hint() {
+        for line in [
+            "listening on 127.0.0.1:80",
+            "running as root",
+            "loaded 3 options",
+            "key not found",
+        ] {
+            assert_eq!(hint(line), None, "{line}");
+        }
+    }
+
+    #[test]
+    fn ports_are_found_in_complaints() {
+        assert_eq!(
+            ports_in("bind() to 0.0.0.0:80 failed (98: Address already in use)"),
+            [80]
+        );
+        assert_eq!(ports_in("bind() to [::]:8080 failed"), [8080]);
+        assert_eq!(ports_in("Port 3000 is already in use"), [3000]);
+        assert_eq!(ports_in("OSError: [Errno 98] Address already in use"), [0_u16; 0]);
+    }
+
+    #[test]
+    fn a_holder_is_named() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let text = hint(&format!(
+            "listen tcp 127.0.0.1:{port}: bind: address already in use"
+        ))
+        .unwrap();
+        assert!(text.starts_with(&format!("port {port} is held by ")), "{text}");
+        assert!(text.contains(&format!("(pid {})", std::process::id())), "{text}");
+    }
+
+    #[test]
+    fn packages_are_named() {
+        let text = not_found("beanstalkd", &[]);
+        assert!(
+            text.contains("`apt-get install beanstalkd`") || text.contains("but it is there"),
+            "{text}"
+        );
+        let text = not_found("no-such-server", &["`no-such-serve`".to_owned()]);
+        assert!(text.ends_with("; did you mean `no-such-serve`?"), "{text}");
+        assert!(not_found("no-such-server", &[]).ends_with("installed?"));
+    }
+}

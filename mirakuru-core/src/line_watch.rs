@@ -1,0 +1,493 @@
+//! Looks for lines that match a regular expression in a log that grows: behind `Banner` and `fail_on`.
+//!
+//! Lines are put together for each stream by itself, so that neither a line that came in several writes nor one with
+//! the other stream's output in its middle is missed. The unfinished last line is looked at as well, for servers that print
+//! `ready> ` and wait; there, a match counts at once only if nothing that may follow could undo it: `port 80` may become
+//! `port 8080`, and an unfinished line has no end for `$`. What stays as it is may be taken as finished (`settle`).
+//!
+//! Memory stays bounded: of a line without an end only a window is kept.
+
+use std::io;
+
+use regex::bytes::{Captures, Regex, RegexBuilder};
+
+use crate::logs::{Cursor, OutputReader, Piece, Stream, printable};
+
+/// How much of an unfinished line is kept. When it is longer, half of it is given up, so that a match of up to half of
+/// this is found wherever it is.
+const WINDOW: usize = 64 * 1024;
+
+#[derive(Clone, Debug)]
+pub(crate) struct LineWatch {
+    regex: Regex,
+    /// Whether the regex has named groups, whose text is wanted.
+    named: bool,
+    stream: Option<Stream>,
+    cursor: Option<Cursor>,
+    open: [OpenLine; 2],
+}
+
+/// The unfinished line of one stream.
+#[derive(Clone, Debug, Default)]
+struct OpenLine {
+    bytes: Vec<u8>,
+    /// Whether the beginning has been given up. The first byte is then only there so that `^` and `\b` see it.
+    cut: bool,
+    /// Whether it has matched already. A line counts once.
+    found: bool,
+    /// How long it was when it was last looked at.
+    looked: usize,
+    /// Whether it matches now, but may not when it is finished.
+    undecided: bool,
+}
+
+/// A line that matches.
+pub(crate) struct Found<'a> {
+    line: &'a [u8],
+    captures: Option<Captures<'a>>,
+}
+
+impl Found<'_> {
+    /// The line, fit to be shown.
+    pub(crate) fn line(&self) -> String {
+        printable(&String::from_utf8_lossy(self.line), 400)
+    }
+
+    /// The text of a named group.
+    pub(crate) fn group(&self, name: &str) -> Option<&str> {
+        let group = self.captures.as_ref()?.name(name)?;
+        std::str::from_utf8(group.as_bytes()).ok()
+    }
+}
+
+impl LineWatch {
+    /// Watches one stream or both. The error is the explanation of what is wrong with the pattern.
+    pub(crate) fn new(pattern: &str, stream: Option<Stream>) -> Result<LineWatch, String> {
+        if wants_line_feed(pattern) {
+            return Err(
+                "a pattern is matched against one line at a time, without its end; \
+                        leave the line feed out, or use `$` for the end of a line"
+                    .to_owned(),
+            );
+        }
+        // On bytes, since a log may hold anything: `.` is any byte, and `\d`, `\w`, `\s` and `\b` are ASCII's. Where that
+        // cannot be, as with `[äö]`, on characters.
+        let build = |unicode| RegexBuilder::new(pattern).unicode(unicode).build();
+        let regex = build(false)
+            .or_else(|error| build(true).map_err(|_| error))
+            .map_err(|error| error.to_string())?;
+        Ok(LineWatch {
+            named: regex.capture_names().any(|name| name.is_some()),
+            regex,
+            stream,
+            cursor: None,
+            open: Default::default(),
+        })
+    }
+
+    /// Looks at what has been printed since the last call, or, at the first, since the cursor, and tells of each line
+    /// that matches.
+    pub(crate) fn scan(
+        &mut self,
+        reader: &OutputReader,
+        since: Cursor,
+        mut found: impl FnMut(&Found<'_>),
+    ) -> io::Result<()> {
+        let LineWatch {
+            regex,
+            named,
+            stream: wanted,
+            cursor,
+            open,
+        } = self;
+        let look = Look { regex, named: *named };
+        let found: &mut dyn FnMut(&Found<'_>) = &mut found;
+        let result = reader.read_pieces(cursor.get_or_insert(since), |piece, _| match piece {
+            Piece::Output(stream, bytes) => {
+                if wanted.is_none_or(|wanted| wanted == stream) {
+                    open[stream as usize].feed(look, bytes, found);
+                }
+            }
+            // What follows is not the rest of the same line.
+            Piece::Lost(stream, _) => open[stream as usize] = OpenLine::default(),
+            Piece::Start => *open = Default::default(),
+        });
+        for line in open {
+            line.look_unfinished(look, found);
+        }
+        result
+    }
+
+    /// The first line that matches, fit to be shown, of what [`scan`](LineWatch::scan) would look at.
+    pub(crate) fn first(&mut self, reader: &OutputReader, since: Cursor) -> io::Result<Option<String>> {
+        let mut first = None;
+        self.scan(reader, since, |found| {
+            first.get_or_insert_with(|| found.line());
+        })?;
+        Ok(first)
+    }
+
+    /// Takes the unfinished lines that match as finished.
+    pub(crate) fn settle(&mut self, mut found: impl FnMut(&Found<'_>)) {
+        let look = Look {
+            regex: &self.regex,
+            named: self.named,
+        };
+        for line in self.open.iter_mut().filter(|line| line.undecided) {
+            line.undecided = false;
+            line.found = look.at(&line.bytes, usize::from(line.cut), &mut found);
+        }
+    }
+
+    /// Whether an unfinished line matches that may no longer do so when it is finished: then, how long it is by now.
+    pub(crate) fn undecided(&self) -> Option<usize> {
+        self.open
+            .iter()
+            .find(|line| line.undecided)
+            .map(|line| line.bytes.len())
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Look<'a> {
+    regex: &'a Regex,
+    named: bool,
+}
+
+impl Look<'_> {
+    /// Looks at a line from `start` on, and tells if it matches.
+    fn at(self, line: &[u8], start: usize, found: &mut dyn FnMut(&Found<'_>)) -> bool {
+        let captures = if self.named {
+            let captures = self.regex.captures_at(line, start);
+            if captures.is_none() {
+                return false;
+            }
+            captures
+        } else if self.regex.is_match_at(line, start) {
+            None
+        } else {
+            return false;
+        };
+        found(&Found { line, captures });
+        true
+    }
+
+    /// Whether the line matches, and whether it will whatever follows.
+    fn holds(self, line: &mut Vec<u8>, start: usize) -> Option<bool> {
+        if !self.regex.is_match_at(line, start) {
+            return None;
+        }
+        // Assertions (`$`, `\b`, `\B`) look at the next byte, and only at whether there is one that belongs to a word.
+        for next in [b'a', b' '] {
+            line.push(next);
+            let still = self.regex.is_match_at(line, start);
+            line.pop();
+            if !still {
+                return Some(false);
+            }
+        }
+        if self.named {
+            // The text of a group that ends where the line ends so far may be only the first half of it.
+            let captures = self.regex.captures_at(line, start)?;
+            let names = self.regex.capture_names().flatten();
+            let mut groups = names.filter_map(|name| captures.name(name));
+            return Some(groups.all(|group| group.end() < line.len()));
+        }
+        Some(true)
+    }
+}
+
+impl OpenLine {
+    fn feed(&mut self, look: Look<'_>, bytes: &[u8], found: &mut dyn FnMut(&Found<'_>)) {
+        let mut rest = bytes;
+        while let Some(end) = rest.iter().position(|&b| b == b'\n') {
+            let (line, after) = (&rest[..end], &rest[end + 1..]);
+            if self.bytes.is_empty() {
+                // The whole line at once, as nearly always: nothing is copied.
+                look.at(without_return(line), 0, found);
+            } else {
+                self.push(look, line, found);
+                if !self.found {
+                    look.at(without_return(&self.bytes), usize::from(self.cut), found);
+                }
+            }
+            *self = OpenLine {
+                bytes: std::mem::take(&mut self.bytes),
+                ..OpenLine::default()
+            };
+            self.bytes.clear();
+            rest = after;
+        }
+        if !rest.is_empty() {
+            self.push(look, rest, found);
+        }
+    }
+
+    fn push(&mut self, look: Look<'_>, bytes: &[u8], found: &mut dyn FnMut(&Found<'_>)) {
+        self.bytes.extend_from_slice(bytes);
+        if self.bytes.len() > WINDOW {
+            self.look_unfinished(look, found);
+            let surplus = self.bytes.len() - WINDOW / 2;
+            self.bytes.drain(..surplus);
+            self.cut = true;
+            self.looked = 0;
+        }
+    }
+
+    fn look_unfinished(&mut self, look: Look<'_>, found: &mut dyn FnMut(&Found<'_>)) {
+        if self.found || self.looked == self.bytes.len() {
+            return;
+        }
+        self.looked = self.bytes.len();
+        let start = usize::from(self.cut);
+        self.undecided = false;
+        match look.holds(&mut self.bytes, start) {
+            Some(true) => self.found = look.at(&self.bytes, start, found),
+            Some(false) => self.undecided = true,
+            None => {}
+        }
+    }
+}
+
+fn without_return(line: &[u8]) -> &[u8] {
+    line.strip_suffix(b"\r").unwrap_or(line)
+}
+
+/// Whether a pattern has a line feed in it, as a character or as `\n`. In verbose mode it is only layout.
+fn wants_line_feed(pattern: &str) -> bool {
+    let verbose =
+        pattern.starts_with("(?") && pattern[2..].split(')').next().is_some_and(|f| f.contains('x'));
+    let mut escaped = false;
+    pattern.chars().any(|c| {
+        let bad = if escaped { c == 'n' } else { c == '\n' && !verbose };
+        escaped = !escaped && c == '\\';
+        bad
+    })
+}
+
+/// Fills in the placeholders of a pattern with their values *escaped*: a directory with a dot in its name
+/// stands for itself. Regular expressions have braces of their own. Those with digits and capitals (`a{2,3}`,
+/// `\p{Lu}`) are no placeholders anyway, a brace after a backslash is not one either, and `\p{{greek}}` gives `\p{greek}`.
+pub(crate) fn expand_pattern<E>(
+    pattern: &str,
+    mut expand: impl FnMut(&str) -> Result<String, E>,
+) -> Result<String, E> {
+    let mut expanded = String::new();
+    let mut rest = pattern;
+    let mut before = ' ';
+    let mut escaped = false;
+    while let Some(c) = rest.chars().next() {
+        if c == '{' && !escaped {
+            // A placeholder in one more pair of braces gives its own text.
+            let doubled = placeholder(&rest[1..]).filter(|length| rest[1 + length..].starts_with('}'));
+            if let Some(length) = doubled {
+                expanded.push_str(&rest[1..1 + length]);
+                rest = &rest[length + 2..];
+                before = '}';
+                continue;
+            }
+            if let Some(length) = placeholder(rest).filter(|_| before != '$') {
+                let value = expand(&rest[..length])?;
+                expanded.push_str(&regex::escape(&value));
+                rest = &rest[length..];
+                before = '}';
+                continue;
+            }
+        }
+        escaped = !escaped && c == '\\';
+        before = c;
+        expanded.push(c);
+        rest = &rest[c.len_utf8()..];
+    }
+    Ok(expanded)
+}
+
+/// The length of the placeholder that the text begins with: the grammar is that of [`crate::placeholder`].
+fn placeholder(text: &str) -> Option<usize> {
+    let inside = text.strip_prefix('{')?;
+    let end = inside.find(['{', '}'])?;
+    let (word, argument) = match inside[..end].split_once(':') {
+        Some((word, argument)) => (word, Some(argument)),
+        None => (&inside[..end], None),
+    };
+    let is_word = word.starts_with(|c: char| c.is_ascii_lowercase())
+        && word
+            .bytes()
+            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
+    let is_argument = argument.is_none_or(|argument| {
+        !argument.is_empty() && !argument.contains(|c: char| c.is_whitespace() || matches!(c, '"' | '\''))
+    });
+    (is_word && is_argument && inside[end..].starts_with('}')).then_some(end + 2)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::logs::test_writer::LogWriter;
+    use crate::readiness::harness::TestDir;
+
+    fn lines(watch: &mut LineWatch, reader: &OutputReader) -> Vec<String> {
+        let mut lines = Vec::new();
+        watch
+            .scan(reader, Cursor::START, |found| lines.push(found.line()))
+            .unwrap();
+        lines
+    }
+
+    fn watch(pattern: &str) -> LineWatch {
+        LineWatch::new(pattern, None).unwrap()
+    }
+
+    #[test]
+    fn a_line_in_pieces_is_found_once() {
+        let dir = TestDir::new();
+        let mut log = LogWriter::create(dir.path());
+        let reader = log.reader();
+        let mut ready = watch("server ready");
+        log.stdout("x\nthe serv");
+        assert!(lines(&mut ready, &reader).is_empty());
+        log.stderr("noise\n");
+        log.stdout("er rea");
+        assert!(lines(&mut ready, &reader).is_empty());
+        log.stdout("dy");
+        assert_eq!(lines(&mut ready, &reader), ["the server ready"]);
+        log.stdout(" now\r\n");
+        assert!(lines(&mut ready, &reader).is_empty());
+        log.stderr("server ready\r\n");
+        assert_eq!(lines(&mut ready, &reader), ["server ready"]);
+    }
+
+    #[test]
+    fn an_unfinished_line_counts_only_for_what_it_cannot_take_back() {
+        let dir = TestDir::new();
+        let mut log = LogWriter::create(dir.path());
+        let reader = log.reader();
+        let mut prompt = watch("^ready> ");
+        let mut end = watch("ready> $");
+        let mut word = watch(r"\bport 80\b");
+        log.stdout("ready> ");
+        assert_eq!(lines(&mut prompt, &reader), ["ready> "]);
+        assert!(lines(&mut end, &reader).is_empty());
+        assert_eq!(end.undecided(), Some(7));
+        log.stdout("port 80");
+        assert!(lines(&mut end, &reader).is_empty());
+        assert_eq!(end.undecided(), None);
+        assert!(lines(&mut word, &reader).is_empty());
+        log.stdout("80\nport 80\n");
+        assert_eq!(lines(&mut word, &reader), ["port 80"]);
+    }
+
+    #[test]
+    fn a_group_is_not_cut_off() {
+        let dir = TestDir::new();
+        let mut log = LogWriter::create(dir.path());
+        let reader = log.reader();
+        let mut watch = watch(r"on .*:(?<port>\d+)");
+        let mut ports = Vec::new();
+        for piece in ["on 1.2.3.4:54", "32", "\n", "on [::1]:1 "] {
+            log.stderr(piece);
+            let found = |found: &Found<'_>| ports.push(found.group("port").unwrap().to_owned());
+            watch.scan(&reader, Cursor::START, found).unwrap();
+        }
+        assert_eq!(ports, ["5432", "1"]);
+    }
+
+    #[test]
+    fn one_stream_only() {
+        let dir = TestDir::new();
+        let mut log = LogWriter::create(dir.path());
+        let mut watch = LineWatch::new("ready", Some(Stream::Stderr)).unwrap();
+        log.stdout("ready out\n");
+        log.stderr("ready err\n");
+        assert_eq!(lines(&mut watch, &log.reader()), ["ready err"]);
+    }
+
+    #[test]
+    fn a_line_without_end_takes_bounded_memory() {
+        let dir = TestDir::new();
+        let mut log = LogWriter::create(dir.path());
+        let reader = log.reader();
+        let mut found = watch("needle");
+        let mut beginning = watch("^hay");
+        let mut all = Vec::new();
+        let hay = "hay ".repeat(2_500);
+        for round in 0..60 {
+            log.stdout(&hay);
+            if round == 30 {
+                log.stdout("nee");
+                log.stderr("between\n");
+                log.stdout("dle");
+            }
+            all.extend(lines(&mut found, &reader));
+            all.extend(lines(&mut beginning, &reader));
+            assert!(found.open[0].bytes.capacity() <= 4 * WINDOW);
+        }
+        // The beginning once, at the beginning, and the needle once.
+        assert_eq!(all.len(), 2);
+    }
+
+    #[test]
+    fn a_restart_or_a_loss_ends_a_line() {
+        let dir = TestDir::new();
+        let mut log = LogWriter::create(dir.path());
+        let reader = log.reader();
+        let mut ready = watch("ready");
+        log.stdout("rea");
+        assert!(lines(&mut ready, &reader).is_empty());
+        log.start();
+        log.stdout("dy rea");
+        log.lost(Stream::Stdout, 100);
+        log.stdout("dy\n");
+        assert!(lines(&mut ready, &reader).is_empty());
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_do_no_harm() {
+        let dir = TestDir::new();
+        let mut log = LogWriter::create(dir.path());
+        log.stdout(b"caf\xe9 open: \xff 1\n");
+        log.stdout("caf\u{e9} open\n");
+        assert_eq!(lines(&mut watch("caf.+ open: . 1"), &log.reader()).len(), 1);
+        assert_eq!(lines(&mut watch("café open"), &log.reader()), ["café open"]);
+        assert_eq!(lines(&mut watch("caf[éè] open"), &log.reader()), ["café open"]);
+    }
+
+    #[test]
+    fn a_pattern_over_lines_is_refused() {
+        for pattern in ["a\nb", r"a\nb", r"\\\n"] {
+            let reason = LineWatch::new(pattern, None).unwrap_err();
+            assert!(reason.contains("one line at a time"), "{reason}");
+        }
+        for pattern in [r"C:\\new", "(?x) a \n b", r"a\\n"] {
+            assert!(LineWatch::new(pattern, None).is_ok(), "{pattern}");
+        }
+        let reason = LineWatch::new("(open", None).unwrap_err();
+        assert!(reason.contains("unclosed group"), "{reason}");
+    }
+
+    #[test]
+    fn placeholders_are_escaped_and_other_braces_left_alone() {
+        let expand = |text: &str| match text {
+            "{port}" => Ok("80".to_owned()),
+            "{port:admin}" => Ok("81".to_owned()),
+            "{dir}" => Ok("/tmp/a.b+c".to_owned()),
+            other => Err(other.to_owned()),
+        };
+        for (pattern, wanted) in [
+            ("on {port} and {port:admin}", "on 80 and 81"),
+            ("in {dir}/x", r"in /tmp/a\.b\+c/x"),
+            (r"a{2} b{1,3} c{2,} \p{Lu}", r"a{2} b{1,3} c{2,} \p{Lu}"),
+            (r"\p{{greek}} {{port}}", r"\p{greek} {port}"),
+            (r"\{port\} \{port} \\{port}", r"\{port\} \{port} \\80"),
+            ("${port} {Port} {} {: } é{port}", "${port} {Port} {} {: } é80"),
+            (
+                "${{port}} {{{port}}} {port: 1} {port:}",
+                "${port} {{port}} {port: 1} {port:}",
+            ),
+            (r"(?<port>\d+)", r"(?<port>\d+)"),
+        ] {
+            assert_eq!(expand_pattern(pattern, expand).as_deref(), Ok(wanted));
+        }
+        assert_eq!(expand_pattern(r"\p{greek}", expand), Err("{greek}".to_owned()));
+    }
+}

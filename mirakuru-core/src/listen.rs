@@ -1,0 +1,165 @@
+//! Sockets that a service inherits, by systemd's protocol: see [`ExecutorBuilder::listen`](crate::ExecutorBuilder::listen).
+
+use std::collections::BTreeMap;
+use std::ffi::OsString;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+
+use crate::Error;
+use crate::holder::{self, Busy};
+use crate::placeholder::Values;
+use crate::readiness::resolve;
+use crate::sys;
+
+/// What the sockets of one service are to be.
+#[derive(Debug, Default)]
+pub(crate) struct Listen {
+    sockets: Vec<(String, SocketAddr)>,
+}
+
+impl Listen {
+    /// Fills in the placeholders of what the recipe says.
+    pub(crate) fn of(
+        wanted: &[(Option<String>, String)],
+        values: &mut Values,
+        command: &str,
+    ) -> Result<Listen, Error> {
+        let mut sockets = Vec::new();
+        for (name, addr) in wanted {
+            let invalid = |reason: String| Error::InvalidCommand {
+                command: command.to_owned(),
+                reason: format!("it is to listen on `{addr}`: {reason}"),
+            };
+            let name = match name {
+                Some(name) => {
+                    let name = values
+                        .expand(name)
+                        .map_err(|trouble| trouble.in_command(command))?;
+                    check_name(&name).map_err(|reason| invalid(reason.to_owned()))?;
+                    name
+                }
+                None => values.name().replace(|c| !is_of_a_name(c), "_"),
+            };
+            let text = values
+                .expand(addr)
+                .map_err(|trouble| trouble.in_command(command))?;
+            let addrs = resolve(text.trim()).map_err(invalid)?;
+            sockets.extend(addrs.into_iter().map(|addr| (name.clone(), addr)));
+        }
+        Ok(Listen { sockets })
+    }
+
+    pub(crate) fn addrs(&self) -> impl Iterator<Item = SocketAddr> {
+        self.sockets.iter().map(|(_, addr)| *addr)
+    }
+
+    /// Opens all of them.
+    pub(crate) fn open(&self, command: &str) -> Result<Vec<OwnedFd>, Error> {
+        let open = |addr: SocketAddr| {
+            sys::listen_tcp(addr).map_err(|source| match source.kind() {
+                io::ErrorKind::AddrInUse => Busy {
+                    endpoint: format!("port {}", addr.port()),
+                    holder: holder::holder_of_port(addr),
+                }
+                .into_error(command),
+                _ => Error::System {
+                    attempt: format!("listen on {addr} for `{command}`"),
+                    source,
+                },
+            })
+        };
+        self.addrs().map(open).collect()
+    }
+
+    /// Tells the service of them.
+    pub(crate) fn announce(&self, environment: &mut BTreeMap<OsString, OsString>) {
+        if self.sockets.is_empty() {
+            return;
+        }
+        let names: Vec<&str> = self.sockets.iter().map(|(name, _)| name.as_str()).collect();
+        environment.insert("LISTEN_FDS".into(), self.sockets.len().to_string().into());
+        environment.insert("LISTEN_FDNAMES".into(), names.join(":").into());
+        // Written over once the process id is known.
+        environment.insert("LISTEN_PID".into(), "0".repeat(sys::PID_DIGITS).into());
+    }
+}
+
+fn is_of_a_name(c: char) -> bool {
+    c.is_ascii_graphic() && c != ':'
+}
+
+fn check_name(name: &str) -> Result<(), &'static str> {
+    match name.len() {
+        1..=255 if name.chars().all(is_of_a_name) => Ok(()),
+        _ => Err("a socket's name has 1 to 255 visible ASCII characters, and no colon among them"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn of(wanted: &[(Option<&str>, &str)]) -> Result<Listen, Error> {
+        let wanted: Vec<_> = wanted
+            .iter()
+            .map(|(name, addr)| (name.map(str::to_owned), (*addr).to_owned()))
+            .collect();
+        let mut values = Values::new("my server".to_owned(), PathBuf::from("/tmp"));
+        Listen::of(&wanted, &mut values, "server")
+    }
+
+    #[test]
+    fn the_service_is_told_of_all() {
+        let listen = of(&[(None, "127.0.0.1:4000"), (Some("admin"), "[::1]:4001")]).unwrap();
+        let mut environment = BTreeMap::new();
+        listen.announce(&mut environment);
+        let value = |key: &str| {
+            environment[std::ffi::OsStr::new(key)]
+                .to_str()
+                .unwrap()
+                .to_owned()
+        };
+        assert_eq!(value("LISTEN_FDS"), "2");
+        assert_eq!(value("LISTEN_FDNAMES"), "my_server:admin");
+        assert_eq!(value("LISTEN_PID").len(), sys::PID_DIGITS);
+        let mut environment = BTreeMap::new();
+        of(&[]).unwrap().announce(&mut environment);
+        assert!(environment.is_empty());
+    }
+
+    #[test]
+    fn mistakes_have_their_remedies() {
+        for (wanted, part) in [
+            ((None, "4000"), "write `127.0.0.1:4000`"),
+            ((None, "127.0.0.1:0"), "`{port}`"),
+            ((Some("a:b"), "127.0.0.1:4000"), "no colon"),
+            ((Some(""), "127.0.0.1:4000"), "1 to 255"),
+        ] {
+            let error = of(&[wanted]).unwrap_err().to_string();
+            assert!(
+                error.starts_with("invalid command `server`: it is to listen on"),
+                "{error}"
+            );
+            assert!(error.contains(part), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_taken_port_names_its_holder() {
+        let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = taken.local_addr().unwrap().to_string();
+        let error = of(&[(None, &addr)])
+            .unwrap()
+            .open("server")
+            .unwrap_err()
+            .to_string();
+        let pid = std::process::id();
+        assert!(
+            error.contains("is already in use by ") && error.contains(&format!("(pid {pid})")),
+            "{error}"
+        );
+    }
+}

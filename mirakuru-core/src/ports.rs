@@ -1,0 +1,313 @@
+//! Free ports, reserved so that nobody else gets the same one before the service has it.
+//!
+//! "Bind to port 0, look, close" gives two processes the same port often enough to make a suite flaky. A reservation
+//! here is a *hold*: a socket that is bound to the port and does not listen. While it is open, the kernel gives the port to
+//! nobody who asks for a free one, be it for listening or for an outgoing connection; connecting to it is refused; and it
+//! goes away with its process, however that ends.
+//!
+//! The service binds over the hold. That works because both sockets set SO_REUSEADDR and neither listens when the other
+//! binds; nearly every server sets it, since without it no server could be restarted while old connections linger.
+//! One dual-stack socket is enough: Redis, nginx (IPv4, v6-only, dual-stack, `reuseport`), PostgreSQL (with
+//! another user id), Python's http.server and Rust's std bind over it on the wildcard and on loopback, in IPv4 and in
+//! IPv6. A second socket for the other family would add nothing.
+//!
+//! A program that sets neither SO_REUSEADDR nor SO_REUSEPORT finds the port taken. For it the hold can be
+//! [loosened](Reservation::loosen): first to a socket on IPv6 loopback only, which still keeps the port from other
+//! holds but not from a program that binds to IPv4; then to nothing.
+//!
+//! A hold does no harm to a service that runs, and may be kept while it does: then the port is still ours when the
+//! service is stopped, without a gap.
+
+use std::io;
+use std::os::fd::OwnedFd;
+
+use crate::sys;
+
+/// How strictly a port is kept from others while the service does not have it. In this order each is looser than the
+/// one before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Grip {
+    /// On every address. Services bind over it with SO_REUSEADDR or SO_REUSEPORT.
+    Firm,
+    /// On IPv6 loopback: other mirakuru processes do not get the port. Services on IPv4 need no option.
+    Beside,
+    /// Not at all: somebody else may get the port before the service does.
+    Open,
+}
+
+impl Grip {
+    pub(crate) fn looser(self) -> Option<Grip> {
+        match self {
+            Grip::Firm => Some(Grip::Beside),
+            Grip::Beside => Some(Grip::Open),
+            Grip::Open => None,
+        }
+    }
+}
+
+/// A port that was free on every address when it was reserved.
+#[derive(Debug)]
+pub(crate) struct Reservation {
+    port: u16,
+    hold: Option<OwnedFd>,
+}
+
+impl Reservation {
+    /// A port that somebody else sees to.
+    pub(crate) fn known(port: u16) -> Reservation {
+        Reservation { port, hold: None }
+    }
+
+    /// Reserves a port that the kernel chooses, never one of `except`.
+    pub(crate) fn new(grip: Grip, except: &[u16]) -> io::Result<Reservation> {
+        // The holds on ports that are not wanted stay open meanwhile, so that each round gets another one.
+        let mut unwanted = Vec::new();
+        loop {
+            let (hold, port) = sys::ports::hold_any()?;
+            let mut reservation = Reservation {
+                port,
+                hold: Some(hold),
+            };
+            if !except.contains(&port) {
+                reservation.loosen(grip);
+                return Ok(reservation);
+            }
+            unwanted.push(reservation);
+        }
+    }
+
+    pub(crate) fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Makes a firm hold as loose as `grip`. The new socket is bound before the old one is closed. One that is
+    /// already loose becomes no firmer: once it is [`Grip::Open`], [`hold_again`](Reservation::hold_again)
+    /// does that.
+    pub(crate) fn loosen(&mut self, grip: Grip) {
+        if self.hold.is_none() {
+            return;
+        }
+        match grip {
+            Grip::Firm => {}
+            // Where there is neither IPv6 nor the whole of 127.0.0.0/8 there is nothing to stand on, and the port is open.
+            Grip::Beside => self.hold = sys::ports::stand_beside(self.port).ok(),
+            Grip::Open => self.hold = None,
+        }
+    }
+
+    /// Holds the same port again.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::AddrInUse`] when somebody else has it by now. TIME_WAIT is no hindrance.
+    pub(crate) fn hold_again(&mut self, grip: Grip) -> io::Result<()> {
+        if self.hold.is_none() && grip != Grip::Open {
+            self.hold = Some(sys::ports::hold_exactly(self.port)?);
+            self.loosen(grip);
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+    use std::io::{BufRead, BufReader, Write};
+    use std::net::{IpAddr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
+    use std::process::{Child, Command, Stdio};
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    fn firm() -> Reservation {
+        Reservation::new(Grip::Firm, &[]).unwrap()
+    }
+
+    /// The wildcard and loopback, in the families that this machine has.
+    fn addresses() -> Vec<&'static str> {
+        let mut all = vec!["127.0.0.1", "0.0.0.0", "::1", "::"];
+        if TcpListener::bind("[::1]:0").is_err() {
+            all.truncate(2);
+        }
+        all
+    }
+
+    fn at(ip: &str, port: u16) -> SocketAddr {
+        SocketAddr::new(ip.parse::<IpAddr>().unwrap(), port)
+    }
+
+    #[test]
+    fn a_held_port_refuses_connections() {
+        let held = firm();
+        for ip in addresses().into_iter().step_by(2) {
+            let refused = TcpStream::connect(at(ip, held.port())).unwrap_err();
+            assert_eq!(refused.kind(), io::ErrorKind::ConnectionRefused, "{ip}");
+        }
+    }
+
+    #[test]
+    fn std_listeners_bind_over_a_hold_on_every_address() {
+        for ip in addresses() {
+            let held = firm();
+            let listener = TcpListener::bind(at(ip, held.port())).unwrap_or_else(|e| panic!("{ip}: {e}"));
+            let client = if ip.contains(':') { "::1" } else { "127.0.0.1" };
+            TcpStream::connect(at(client, held.port())).unwrap_or_else(|e| panic!("{ip}: {e}"));
+            drop(listener);
+        }
+    }
+
+    #[test]
+    fn a_free_port_is_never_a_held_one_whoever_asks() {
+        let held: Vec<_> = (0..150).map(|_| firm()).collect();
+        let ports: HashSet<u16> = held.iter().map(Reservation::port).collect();
+        assert_eq!(ports.len(), held.len());
+        // Were nothing kept from them, dozens of these would be the same.
+        for ip in addresses() {
+            for _ in 0..3000 {
+                let other = TcpListener::bind(at(ip, 0)).unwrap();
+                assert!(!ports.contains(&other.local_addr().unwrap().port()), "{ip}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_port_that_somebody_has_on_one_address_only_is_not_taken() {
+        let mut others = Vec::new();
+        let mut theirs = HashSet::new();
+        for ip in addresses() {
+            for _ in 0..50 {
+                let listener = TcpListener::bind(at(ip, 0)).unwrap();
+                theirs.insert(listener.local_addr().unwrap().port());
+                others.push(listener);
+            }
+        }
+        for _ in 0..5000 {
+            assert!(!theirs.contains(&firm().port()));
+        }
+    }
+
+    #[test]
+    fn a_released_port_is_held_again_after_connections_on_it() {
+        let mut held = firm();
+        let listener = TcpListener::bind(at("127.0.0.1", held.port())).unwrap();
+        held.loosen(Grip::Open);
+        let client = TcpStream::connect(at("127.0.0.1", held.port())).unwrap();
+        let (server, _) = listener.accept().unwrap();
+        assert!(held.hold_again(Grip::Firm).is_err(), "the service still listens");
+        // The side that closes first is left with TIME_WAIT: the server's, on the port.
+        drop(server);
+        drop(listener);
+        drop(client);
+        hold_again_in_time(&mut held);
+        TcpListener::bind(at("127.0.0.1", held.port())).unwrap();
+    }
+
+    #[test]
+    fn a_port_is_held_by_one_only() {
+        let held = firm();
+        let mut second = Reservation {
+            port: held.port(),
+            hold: None,
+        };
+        let refused = second.hold_again(Grip::Firm).unwrap_err();
+        assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
+        drop(held);
+        hold_again_in_time(&mut second);
+    }
+
+    /// With patience: another test may have the port for a moment.
+    fn hold_again_in_time(reservation: &mut Reservation) {
+        let until = Instant::now() + Duration::from_secs(20);
+        while let Err(e) = reservation.hold_again(Grip::Firm) {
+            assert!(Instant::now() < until, "{e}");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_loose_hold_lets_a_service_without_options_bind() {
+        // As a program does that sets no option.
+        let plain_bind = |ip: [u8; 4], port| sys::ports::bind_v4(SocketAddrV4::new(ip.into(), port), false);
+        let mut ips = vec![[127, 0, 0, 1]];
+        if addresses().contains(&"::1") {
+            ips.push([0, 0, 0, 0]);
+        }
+        for ip in ips {
+            // More than one try, since a loose hold does not keep another test's IPv4 listener away.
+            let bound = (0..20).any(|_| {
+                let mut held = firm();
+                assert!(plain_bind(ip, held.port()).is_err(), "a firm hold lets it bind");
+                held.loosen(Grip::Beside);
+                assert!(held.hold.is_some());
+                plain_bind(ip, held.port()).is_ok()
+            });
+            assert!(bound, "{ip:?}");
+        }
+    }
+
+    #[test]
+    fn a_loose_hold_keeps_other_holds_away() {
+        let loose: Vec<_> = (0..150)
+            .map(|_| Reservation::new(Grip::Beside, &[]).unwrap())
+            .collect();
+        let ports: HashSet<u16> = loose.iter().map(Reservation::port).collect();
+        for _ in 0..5000 {
+            assert!(!ports.contains(&firm().port()));
+        }
+    }
+
+    #[test]
+    fn ports_that_are_not_wanted_are_passed_over() {
+        // Most of the range is unwanted, so that the kernel's first choice probably is, too. (It prefers odd ports.)
+        let unwanted: Vec<u16> = (1024..=u16::MAX).filter(|port| port % 16 != 1).collect();
+        let reserved = Reservation::new(Grip::Open, &unwanted).unwrap();
+        assert!(!unwanted.contains(&reserved.port()));
+    }
+
+    /// What one process of the race does: takes ports, prints them, keeps them until its standard input ends.
+    #[test]
+    #[ignore = "a part of the race"]
+    fn racer() {
+        let held: Vec<_> = (0..20).map(|_| firm()).collect();
+        let ports: Vec<String> = held.iter().map(|r| r.port().to_string()).collect();
+        println!("\nheld {}", ports.join(" "));
+        std::io::stdout().flush().unwrap();
+        let mut line = String::new();
+        std::io::stdin().read_line(&mut line).unwrap();
+    }
+
+    #[test]
+    fn processes_that_race_for_ports_never_get_the_same() {
+        const PROCESSES: usize = 60;
+        let spawn = || -> Child {
+            Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", "ports::tests::racer", "--ignored", "--nocapture"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap()
+        };
+        let mut racers: Vec<Child> = (0..PROCESSES).map(|_| spawn()).collect();
+        let mut seen = HashSet::new();
+        let mut twice = Vec::new();
+        for racer in &mut racers {
+            let output = BufReader::new(racer.stdout.as_mut().unwrap());
+            let line = output
+                .lines()
+                .map_while(Result::ok)
+                .find_map(|line| line.strip_prefix("held ").map(str::to_owned));
+            for port in line.expect("a racer says what it holds").split(' ') {
+                let port: u16 = port.parse().unwrap();
+                if !seen.insert(port) {
+                    twice.push(port);
+                }
+            }
+        }
+        for racer in &mut racers {
+            drop(racer.stdin.take());
+            racer.wait().unwrap();
+        }
+        assert_eq!(seen.len() + twice.len(), PROCESSES * 20);
+        assert_eq!(twice, Vec::<u16>::new());
+    }
+}

@@ -1,0 +1,218 @@
+//! What is said while a start takes long: what is awaited, how long it has been, what the service printed last.
+//!
+//! After two seconds, once; then ever more seldom. On a terminal it is one line, which is written over again and removed at the end;
+//! elsewhere, as in CI, a plain line each time. It is written past the capture of the test harness, which would show it only when all is
+//! over. `MIRAKURU_QUIET=1` turns it off.
+//!
+//! There is no thread: whoever waits calls in between. Several who wait share the one line of the terminal, which is about the
+//! one that has waited longest.
+
+use std::io::{self, IsTerminal, Write};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use once_cell::sync::Lazy;
+
+use crate::error::Span;
+use crate::sys;
+
+/// From here on a wait is long.
+const FIRST: Duration = Duration::from_secs(2);
+/// When plain lines are printed; after the last one, that often.
+const PLAIN: [Duration; 3] = [FIRST, Duration::from_secs(10), Duration::from_secs(30)];
+/// How often the line of a terminal is written.
+const REWRITTEN: Duration = Duration::from_secs(1);
+/// What is shown of a text at most, in characters.
+const TEXT: usize = 120;
+/// The width of a terminal that does not tell.
+const WIDTH: usize = 80;
+
+const QUIET: &str = "MIRAKURU_QUIET";
+
+/// Prints a line past the capture of the test harness, unless nothing is to be said.
+pub(crate) fn say(text: &str) {
+    if !is_quiet() {
+        let _ = writeln!(io::stderr(), "mirakuru: {text}");
+    }
+}
+
+fn is_quiet() -> bool {
+    static QUIETLY: Lazy<bool> =
+        Lazy::new(|| std::env::var_os(QUIET).is_some_and(|value| !value.is_empty() && value != "0"));
+    *QUIETLY
+}
+
+/// A wait that may become a long one. Dropped, it takes its line away.
+#[derive(Debug)]
+pub(crate) struct Progress {
+    began: Instant,
+    /// How often it has been told of.
+    told: u32,
+    /// Its place on the board, once it is there.
+    id: Option<u64>,
+}
+
+impl Progress {
+    pub(crate) fn new() -> Progress {
+        Progress {
+            began: Instant::now(),
+            told: 0,
+            id: None,
+        }
+    }
+
+    /// How long until there is something to say again.
+    pub(crate) fn patience(&self) -> Duration {
+        if is_quiet() {
+            return Duration::MAX;
+        }
+        next(self.told, terminal().is_some()).saturating_sub(self.began.elapsed())
+    }
+
+    /// Says how things stand, if it is time to. The text is what comes after "mirakuru: ", with the time that it has taken.
+    pub(crate) fn tell(&mut self, text: impl FnOnce(&dyn std::fmt::Display) -> String) {
+        if !self.patience().is_zero() {
+            return;
+        }
+        let elapsed = self.began.elapsed();
+        // All that is overdue at once: a machine may have slept.
+        while next(self.told, terminal().is_some()) <= elapsed {
+            self.told = self.told.saturating_add(1);
+        }
+        let elapsed = Duration::from_secs(elapsed.as_secs());
+        let text = text(&Span(elapsed));
+        match terminal() {
+            None => say(&text),
+            Some(_) => {
+                let id = *self.id.get_or_insert_with(new_id);
+                with_board(|board| board.put(id, text));
+            }
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            with_board(|board| board.remove(id));
+        }
+    }
+}
+
+/// When to speak for the time after `told` times.
+fn next(told: u32, rewritten: bool) -> Duration {
+    if rewritten {
+        return FIRST + REWRITTEN * told;
+    }
+    let last = PLAIN[PLAIN.len() - 1];
+    match PLAIN.get(told as usize) {
+        Some(at) => *at,
+        None => last * (told + 2 - PLAIN.len() as u32),
+    }
+}
+
+/// What the waits under way say, the longest one first.
+#[derive(Default)]
+struct Board {
+    texts: Vec<(u64, String)>,
+    shown: bool,
+}
+
+impl Board {
+    fn put(&mut self, id: u64, text: String) {
+        match self.texts.iter_mut().find(|(known, _)| *known == id) {
+            Some((_, old)) => *old = text,
+            None => self.texts.push((id, text)),
+        }
+        self.draw();
+    }
+
+    fn remove(&mut self, id: u64) {
+        self.texts.retain(|(known, _)| *known != id);
+        self.draw();
+    }
+
+    fn draw(&mut self) {
+        let width = terminal().flatten().map_or(WIDTH, usize::from);
+        let text = match self.texts.as_slice() {
+            [] if !self.shown => return,
+            // Back to the line's beginning, and away with it.
+            [] => "\r\u{1b}[2K".to_owned(),
+            [(_, text), rest @ ..] => format!("\r\u{1b}[2K{}", line(text, rest.len(), width)),
+        };
+        self.shown = !self.texts.is_empty();
+        let mut stderr = io::stderr().lock();
+        let _ = stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush());
+    }
+}
+
+/// One line of a terminal: a longer one would leave its beginning behind when it is written over.
+fn line(text: &str, others: usize, width: usize) -> String {
+    let others = match others {
+        0 => String::new(),
+        n => format!(" (and {n} more)"),
+    };
+    let room = width.saturating_sub(others.len() + "mirakuru: ".len() + 1);
+    let mut shown: String = text.chars().take(room).collect();
+    if shown.len() < text.len() {
+        shown.pop();
+        shown.push('\u{2026}');
+    }
+    format!("mirakuru: {shown}{others}")
+}
+
+/// A text of somebody else's, cut to what a line bears.
+pub(crate) fn short(text: &str) -> String {
+    crate::logs::printable(text, TEXT)
+}
+
+fn with_board(f: impl FnOnce(&mut Board)) {
+    static BOARD: Mutex<Board> = Mutex::new(Board {
+        texts: Vec::new(),
+        shown: false,
+    });
+    f(&mut BOARD.lock().unwrap_or_else(PoisonError::into_inner));
+}
+
+fn new_id() -> u64 {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Whether standard error is a terminal, and how wide, where it tells.
+fn terminal() -> Option<Option<u16>> {
+    static TERMINAL: Lazy<bool> = Lazy::new(|| {
+        io::stderr().is_terminal() && std::env::var_os("TERM").is_some_and(|term| term != "dumb")
+    });
+    TERMINAL.then(|| sys::columns(io::stderr()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn plain_lines_become_rare() {
+        let seconds: Vec<u64> = (0..6).map(|told| next(told, false).as_secs()).collect();
+        assert_eq!(seconds, [2, 10, 30, 60, 90, 120]);
+        let seconds: Vec<u64> = (0..4).map(|told| next(told, true).as_secs()).collect();
+        assert_eq!(seconds, [2, 3, 4, 5]);
+    }
+
+    #[test]
+    fn a_line_fits_the_terminal() {
+        assert_eq!(line("redis: 2 s", 0, 80), "mirakuru: redis: 2 s");
+        assert_eq!(line("redis: 2 s", 3, 80), "mirakuru: redis: 2 s (and 3 more)");
+        let cut = line(&"ä".repeat(200), 1, 60);
+        assert!(cut.chars().count() < 60, "{cut}");
+        assert!(cut.ends_with("ä\u{2026} (and 1 more)"), "{cut}");
+    }
+
+    #[test]
+    fn nothing_is_said_at_first() {
+        let mut progress = Progress::new();
+        progress.tell(|_| panic!("too early"));
+        assert!(progress.patience() > Duration::from_secs(1));
+    }
+}

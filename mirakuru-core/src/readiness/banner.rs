@@ -1,0 +1,409 @@
+//! [`Banner`]: a line that the service prints when it is ready.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+use super::{Prepare, Probe, Readiness};
+use crate::Error;
+use crate::line_watch::{Found, LineWatch, expand_pattern};
+use crate::logs::{Stream, printable};
+
+/// Ready when the service prints a line that matches a regular expression.
+///
+/// ```
+/// use mirakuru_core::{Banner, Executor, OutputExecutor};
+///
+/// let mut server: OutputExecutor = Executor::builder("echo starting; echo 'ready for 12 clients'; exec sleep 60")
+///     .shell(true)
+///     .wait_for(Banner::matching(r"ready for \d+ clients"))
+///     .start()?;
+/// server.stop()?;
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
+///
+/// Both streams are looked at, unless [`stdout`](Banner::stdout) or [`stderr`](Banner::stderr) picks one, and only
+/// what was printed since this start.
+///
+/// # The pattern
+///
+/// The syntax is that of the crate [regex](https://docs.rs/regex/latest/regex/#syntax). A pattern is looked for
+/// anywhere in a line; `^` and `$` are the ends of the line. It never reaches over a line's end, so that a `\n` in it is an error.
+/// It is matched against bytes: `.` is one byte, `\d`, `\w`, `\s`, `\b` and `(?i)` know ASCII.
+///
+/// A line that is not finished yet is looked at as well (`ready> `). As long as what may follow could undo the match (`$`
+/// needs the line to be finished), it counts only once it has stayed as it is for 50 ms. Of a line of more than 64 KiB, a match of up to 32 KiB is found.
+///
+/// Placeholders are filled in, and stand for their values literally: `listening on {port}`, `socket in {dir}/`. Repetition
+/// such as `a{2,3}` is not a placeholder; a word in braces is one, so that `\p{greek}` must be written
+/// `\p{{greek}}`.
+///
+/// # The service chooses its port
+///
+/// A named group `port` gives the executor its [address](crate::Executor::addr): no port needs to be found
+/// beforehand, and nobody can take it in between. With a group `host` (or `addr`, which may hold both: `10.0.0.1:8080`) it
+/// is that address, else 127.0.0.1; where the service names all addresses (`0.0.0.0`, `[::]`, `*`), it is the loopback one.
+///
+/// ```
+/// use mirakuru_core::{Banner, Executor};
+///
+/// let mut server = Executor::builder("echo 'listening on http://0.0.0.0:40123/'; exec sleep 60")
+///     .shell(true)
+///     .wait_for(Banner::matching(r"listening on .*:(?<port>\d+)"))
+///     .start()?;
+/// assert_eq!(server.addr().to_string(), "127.0.0.1:40123");
+/// server.stop()?;
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Banner {
+    given: String,
+    stream: Option<Stream>,
+    times: usize,
+    /// With the placeholders filled in.
+    pattern: String,
+    watch: Option<LineWatch>,
+    seen: usize,
+    addr: Option<SocketAddr>,
+    /// An unfinished line that matches so far: its length, and the time of the start at which it was first seen with that.
+    undecided: Option<(usize, Duration)>,
+}
+
+/// How long an unfinished line must stay as it is to count as finished: a prompt such as `login: `.
+const SETTLED: Duration = Duration::from_millis(50);
+
+impl Banner {
+    /// Ready when a line matches this pattern.
+    pub fn matching(pattern: impl Into<String>) -> Banner {
+        let given = pattern.into();
+        Banner {
+            pattern: given.clone(),
+            given,
+            stream: None,
+            times: 1,
+            watch: None,
+            seen: 0,
+            addr: None,
+            undecided: None,
+        }
+    }
+
+    /// Looks at standard output only. The default is both streams.
+    pub fn stdout(mut self) -> Banner {
+        self.stream = Some(Stream::Stdout);
+        self
+    }
+
+    /// Looks at standard error only. The default is both streams.
+    pub fn stderr(mut self) -> Banner {
+        self.stream = Some(Stream::Stderr);
+        self
+    }
+
+    /// Ready at the `n`-th line that matches, 1 being the default. PostgreSQL in a container, for one, says that it is
+    /// ready twice. A line counts once, however often it matches.
+    pub fn times(mut self, n: usize) -> Banner {
+        self.times = n;
+        self
+    }
+}
+
+impl Readiness for Banner {
+    fn describe(&self) -> String {
+        let stream = match self.stream {
+            None => "",
+            Some(Stream::Stdout) => " to standard output",
+            Some(Stream::Stderr) => " to standard error",
+        };
+        let pattern = printable(&self.pattern, 200);
+        if self.times == 1 {
+            format!("it printed a line{stream} that matches `{pattern}`")
+        } else {
+            format!("it printed {} lines{stream} that match `{pattern}`", self.times)
+        }
+    }
+
+    fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {
+        if self.times == 0 {
+            return Err(cx.invalid(&self.given, "`times(0)` would wait for nothing; the least is 1"));
+        }
+        self.pattern = expand_pattern(&self.given, |text| cx.expand(text))?;
+        let watch = LineWatch::new(&self.pattern, self.stream).map_err(|why| cx.invalid(&self.given, why))?;
+        self.watch = Some(watch);
+        self.seen = 0;
+        self.addr = None;
+        self.undecided = None;
+        Ok(())
+    }
+
+    fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
+        let Some(watch) = &mut self.watch else {
+            return Ok(false);
+        };
+        let (seen, addr, times) = (&mut self.seen, &mut self.addr, self.times);
+        let mut trouble = None;
+        let mut count = |found: &Found<'_>| {
+            if *seen == times {
+                return;
+            }
+            match address(found) {
+                Ok(address) => {
+                    *seen += 1;
+                    *addr = address.or(*addr);
+                }
+                Err(text) => trouble = Some(text),
+            }
+        };
+        watch.scan(cx.output, cx.since, &mut count)?;
+        match watch.undecided() {
+            None => self.undecided = None,
+            Some(length) => {
+                let now = cx.elapsed();
+                let since = self
+                    .undecided
+                    .filter(|(known, _)| *known == length)
+                    .map_or(now, |(_, since)| since);
+                self.undecided = Some((length, since));
+                if now.saturating_sub(since) >= SETTLED {
+                    self.undecided = None;
+                    watch.settle(&mut count);
+                }
+            }
+        }
+        if *seen == times {
+            return Ok(true);
+        }
+        if let Some(text) = trouble {
+            return Err(io::Error::other(text));
+        }
+        if self.undecided.is_some() {
+            return Err(io::Error::other(
+                "the last line matches so far, but is not finished, and what follows may change that",
+            ));
+        }
+        if *seen > 0 {
+            return Err(io::Error::other(format!(
+                "{seen} of {times} lines matched so far"
+            )));
+        }
+        Ok(false)
+    }
+
+    fn waits_for_output(&self) -> bool {
+        self.undecided.is_none()
+    }
+
+    fn addr(&self) -> Option<SocketAddr> {
+        self.addr
+    }
+}
+
+/// The address that the line's named groups give, if there are any. The error says what is wrong with them.
+fn address(found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
+    let host = found.group("addr").or_else(|| found.group("host"));
+    let whole: Option<SocketAddr> = host.and_then(|host| host.parse().ok());
+    let (host, port) = match (found.group("port"), whole) {
+        (Some(port), None) => (host.unwrap_or("127.0.0.1"), port),
+        (Some(port), Some(_)) => return join(host.unwrap_or_default(), Some(port), found),
+        (None, Some(_)) => return join(host.unwrap_or_default(), None, found),
+        (None, None) => {
+            // `localhost:8080`, or a host alone, which is no address.
+            match host.and_then(|host| host.rsplit_once(':')) {
+                Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => {
+                    (host, port)
+                }
+                _ => return Ok(None),
+            }
+        }
+    };
+    let port = port_number(port, found)?;
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let ip = match bare {
+        "" | "*" | "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        bare => match bare.parse() {
+            Ok(ip) => ip,
+            Err(_) => (bare, port)
+                .to_socket_addrs()
+                .ok()
+                .and_then(|mut all| all.next())
+                .map(|addr| addr.ip())
+                .ok_or_else(|| format!("it printed `{}`, whose host `{bare}` is not known", found.line()))?,
+        },
+    };
+    Ok(Some(SocketAddr::new(reachable(ip), port)))
+}
+
+/// The address of a group that holds a whole one; a port of its own has the last word.
+fn join(whole: &str, port: Option<&str>, found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
+    let Ok(mut addr) = whole.parse::<SocketAddr>() else {
+        return Ok(None);
+    };
+    if let Some(port) = port {
+        addr.set_port(port_number(port, found)?);
+    }
+    port_number(&addr.port().to_string(), found)?;
+    addr.set_ip(reachable(addr.ip()));
+    Ok(Some(addr))
+}
+
+fn port_number(text: &str, found: &Found<'_>) -> Result<u16, String> {
+    text.parse().ok().filter(|port| *port != 0).ok_or_else(|| {
+        format!(
+            "it printed `{}`, whose port `{text}` is not a TCP port",
+            found.line()
+        )
+    })
+}
+
+/// Where clients reach a service that listens on this address.
+fn reachable(ip: IpAddr) -> IpAddr {
+    match ip {
+        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+        ip => ip,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::harness::Harness;
+    use super::*;
+
+    fn prepared(banner: Banner) -> (Harness, Banner) {
+        let harness = Harness::new();
+        let mut banner = banner;
+        harness.prepare(&mut banner).unwrap();
+        (harness, banner)
+    }
+
+    /// The address that a pattern finds in a line, or the error.
+    fn found(pattern: &str, line: &str) -> Result<String, String> {
+        let (harness, mut banner) = prepared(Banner::matching(pattern));
+        harness.log.lock().unwrap().stdout(format!("{line}\n"));
+        match harness.probe(&mut banner) {
+            Ok(true) => Ok(banner.addr().map_or("none".to_owned(), |a| a.to_string())),
+            Ok(false) => Err("no match".to_owned()),
+            Err(e) => Err(e.to_string()),
+        }
+    }
+
+    #[test]
+    fn either_stream_since_this_start() {
+        let (harness, mut banner) = prepared(Banner::matching("^READY"));
+        assert_eq!(banner.describe(), "it printed a line that matches `^READY`");
+        assert!(banner.waits_for_output());
+        assert!(!harness.probe(&mut banner).unwrap());
+        harness.log.lock().unwrap().stdout("not READY\n");
+        assert!(!harness.probe(&mut banner).unwrap());
+        harness.log.lock().unwrap().stderr("READY\n");
+        assert!(harness.probe(&mut banner).unwrap());
+        // What an earlier start printed does not count.
+        harness.prepare(&mut banner).unwrap();
+        harness.log.lock().unwrap().start();
+        assert!(!harness.probe(&mut banner).unwrap());
+        harness.log.lock().unwrap().stdout("REA");
+        assert!(!harness.probe(&mut banner).unwrap());
+        harness.log.lock().unwrap().stdout("DY");
+        assert!(harness.probe(&mut banner).unwrap());
+    }
+
+    #[test]
+    fn one_stream_when_asked_to() {
+        let (harness, mut banner) = prepared(Banner::matching("READY").stderr());
+        assert_eq!(
+            banner.describe(),
+            "it printed a line to standard error that matches `READY`"
+        );
+        harness.log.lock().unwrap().stdout("READY\n");
+        assert!(!harness.probe(&mut banner).unwrap());
+        harness.log.lock().unwrap().stderr("READY\n");
+        assert!(harness.probe(&mut banner).unwrap());
+    }
+
+    #[test]
+    fn several_times() {
+        let (harness, mut banner) = prepared(Banner::matching("ready").times(3));
+        assert_eq!(banner.describe(), "it printed 3 lines that match `ready`");
+        harness.log.lock().unwrap().stdout("ready ready\nrea");
+        assert_eq!(
+            harness.probe(&mut banner).unwrap_err().to_string(),
+            "1 of 3 lines matched so far"
+        );
+        harness.log.lock().unwrap().stdout("dy");
+        assert_eq!(
+            harness.probe(&mut banner).unwrap_err().to_string(),
+            "2 of 3 lines matched so far"
+        );
+        harness.log.lock().unwrap().stdout(" ready\nready\nready\n");
+        assert!(harness.probe(&mut banner).unwrap());
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_pattern_is_said() {
+        let harness = Harness::new();
+        let text = harness.refusal(&mut Banner::matching("listening on [port"));
+        assert!(
+            text.starts_with("listening on [port: ") && text.contains("unclosed character class"),
+            "{text}"
+        );
+        let text = harness.refusal(&mut Banner::matching("a\\nb"));
+        assert!(text.contains("one line at a time"), "{text}");
+        let text = harness.refusal(&mut Banner::matching("a").times(0));
+        assert!(text.contains("the least is 1"), "{text}");
+    }
+
+    #[test]
+    fn an_unfinished_line_that_may_still_change_counts_once_it_has_settled() {
+        let (harness, mut banner) = prepared(Banner::matching(r"^ready on :(?<port>\d+)$"));
+        harness.log.lock().unwrap().stdout("ready on :40");
+        let text = harness.probe(&mut banner).unwrap_err().to_string();
+        assert!(text.contains("is not finished"), "{text}");
+        assert!(!banner.waits_for_output(), "time alone may change the answer");
+        // It goes on: the wait begins again.
+        harness.elapsed(SETTLED);
+        harness.log.lock().unwrap().stdout("12");
+        assert!(harness.probe(&mut banner).is_err());
+        harness.elapsed(SETTLED * 2);
+        assert!(harness.probe(&mut banner).unwrap());
+        assert_eq!(banner.addr().unwrap().port(), 4012);
+    }
+
+    #[test]
+    fn groups_give_the_address() {
+        let port = r"listening on .*:(?<port>\d+)";
+        assert_eq!(
+            found(port, "listening on http://0.0.0.0:4012/").unwrap(),
+            "127.0.0.1:4012"
+        );
+        let host = r"on (?<host>\S+) port (?<port>\d+)";
+        for (line, wanted) in [
+            ("on 127.0.0.2 port 80", "127.0.0.2:80"),
+            ("on 0.0.0.0 port 80", "127.0.0.1:80"),
+            ("on :: port 80", "[::1]:80"),
+            ("on [::1] port 80", "[::1]:80"),
+            ("on * port 80", "127.0.0.1:80"),
+            ("on localhost port 80", "127.0.0.1:80"),
+        ] {
+            assert_eq!(found(host, line).unwrap(), wanted);
+        }
+        let addr = r"at (?<addr>\S+)";
+        assert_eq!(found(addr, "at 127.0.0.3:81").unwrap(), "127.0.0.3:81");
+        assert_eq!(found(addr, "at [::]:81").unwrap(), "[::1]:81");
+        assert_eq!(found(addr, "at localhost:81").unwrap(), "127.0.0.1:81");
+        assert_eq!(found("(?<host>a) b", "a b").unwrap(), "none");
+        assert_eq!(found("plain", "plain").unwrap(), "none");
+    }
+
+    #[test]
+    fn a_port_that_is_none_is_not_ready() {
+        for line in ["port 70000", "port 0"] {
+            let text = found(r"port (?<port>\d+)", line).unwrap_err();
+            assert!(
+                text.contains("is not a TCP port") && text.contains(line),
+                "{text}"
+            );
+        }
+        let text = found(r"(?<host>\S+):(?<port>\d+)", "no.such.host.invalid:80").unwrap_err();
+        assert!(text.contains("is not known"), "{text}");
+    }
+}

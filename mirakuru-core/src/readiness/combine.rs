@@ -1,0 +1,287 @@
+//! [`And`] and [`Or`]: two conditions as one.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use super::{Prepare, Probe, Readiness};
+use crate::Error;
+
+/// Both conditions: made with [`Readiness::and`].
+///
+/// The second is looked at once the first holds. A condition that held is not looked at again, so an `And` is
+/// ready when each half has held once, not both at the same moment.
+///
+/// The address, URL and path of the executor are those of the first half that knows one.
+#[derive(Clone, Debug)]
+pub struct And<A, B> {
+    first: A,
+    second: B,
+    first_held: bool,
+    second_held: bool,
+}
+
+impl<A, B> And<A, B> {
+    pub(super) fn new(first: A, second: B) -> And<A, B> {
+        And {
+            first,
+            second,
+            first_held: false,
+            second_held: false,
+        }
+    }
+}
+
+impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
+    /// What is still awaited: both halves at first, then the one that does not hold yet.
+    fn describe(&self) -> String {
+        if self.first_held && !self.second_held {
+            self.second.describe()
+        } else {
+            join(&self.first.describe(), "and", &self.second.describe())
+        }
+    }
+
+    fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {
+        self.first_held = false;
+        self.second_held = false;
+        self.first.prepare(cx)?;
+        self.second.prepare(cx)
+    }
+
+    fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
+        if !self.first_held {
+            self.first_held = self.first.probe(cx)?;
+        }
+        if self.first_held && !self.second_held {
+            self.second_held = self.second.probe(cx)?;
+        }
+        Ok(self.first_held && self.second_held)
+    }
+
+    /// While the first half is awaited, only if both wait for output: the second may come to hold by other means.
+    fn waits_for_output(&self) -> bool {
+        (self.first_held || self.first.waits_for_output()) && self.second.waits_for_output()
+    }
+
+    fn addr(&self) -> Option<SocketAddr> {
+        self.first.addr().or_else(|| self.second.addr())
+    }
+
+    fn url(&self) -> Option<&str> {
+        self.first.url().or_else(|| self.second.url())
+    }
+
+    fn path(&self) -> Option<&Path> {
+        self.first.path().or_else(|| self.second.path())
+    }
+
+    fn extended(&self) -> Option<Duration> {
+        self.first.extended().max(self.second.extended())
+    }
+}
+
+/// Either condition: made with [`Readiness::or`].
+///
+/// The address, URL and path of the executor are those of the half that held, if it knows one, and else those of
+/// the other.
+#[derive(Clone, Debug)]
+pub struct Or<A, B> {
+    first: A,
+    second: B,
+    second_held: bool,
+}
+
+impl<A, B> Or<A, B> {
+    pub(super) fn new(first: A, second: B) -> Or<A, B> {
+        Or {
+            first,
+            second,
+            second_held: false,
+        }
+    }
+}
+
+impl<A: Readiness, B: Readiness> Or<A, B> {
+    /// What one half knows, the one that held being asked first.
+    fn know<'a, T>(
+        &'a self,
+        first: impl FnOnce(&'a A) -> Option<T>,
+        second: impl FnOnce(&'a B) -> Option<T>,
+    ) -> Option<T> {
+        if self.second_held {
+            second(&self.second).or_else(|| first(&self.first))
+        } else {
+            first(&self.first).or_else(|| second(&self.second))
+        }
+    }
+}
+
+impl<A: Readiness, B: Readiness> Readiness for Or<A, B> {
+    fn describe(&self) -> String {
+        join(&self.first.describe(), "or", &self.second.describe())
+    }
+
+    fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {
+        self.second_held = false;
+        self.first.prepare(cx)?;
+        self.second.prepare(cx)
+    }
+
+    fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
+        let first = self.first.probe(cx);
+        if matches!(first, Ok(true)) {
+            return Ok(true);
+        }
+        let second = self.second.probe(cx);
+        self.second_held = matches!(second, Ok(true));
+        match (first, second) {
+            (_, Ok(true)) => Ok(true),
+            (Ok(_), Ok(_)) => Ok(false),
+            // The kind of an error may end the wait. As long as the other half may come to hold it must not.
+            (Err(e), Ok(_)) | (Ok(_), Err(e)) => Err(io::Error::other(e.to_string())),
+            (Err(a), Err(b)) => {
+                let kind = if a.kind() == b.kind() {
+                    a.kind()
+                } else {
+                    io::ErrorKind::Other
+                };
+                let (a, b) = (a.to_string(), b.to_string());
+                let text = if a == b { a } else { format!("{a}; {b}") };
+                Err(io::Error::new(kind, text))
+            }
+        }
+    }
+
+    fn waits_for_output(&self) -> bool {
+        self.first.waits_for_output() && self.second.waits_for_output()
+    }
+
+    fn addr(&self) -> Option<SocketAddr> {
+        self.know(A::addr, B::addr)
+    }
+
+    fn url(&self) -> Option<&str> {
+        self.know(A::url, B::url)
+    }
+
+    fn path(&self) -> Option<&Path> {
+        self.know(A::path, B::path)
+    }
+
+    fn extended(&self) -> Option<Duration> {
+        self.first.extended().max(self.second.extended())
+    }
+}
+
+/// Two halves of a sentence as one: the same thing once, and the subject "it" once.
+fn join(first: &str, word: &str, second: &str) -> String {
+    if first == second {
+        return first.to_owned();
+    }
+    match second.strip_prefix("it ") {
+        Some(rest) if first.starts_with("it ") => format!("{first} {word} {rest}"),
+        _ => format!("{first} {word} {second}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::harness::{Fake, Harness};
+    use super::*;
+    use crate::NoWait;
+
+    #[test]
+    fn and_needs_both_and_does_not_look_again_at_what_held() {
+        let harness = Harness::new();
+        let (a, a_looks) = Fake::new("it was here", [Ok(false), Ok(true)]);
+        let (b, b_looks) = Fake::new("it was there", [Ok(false), Ok(false), Ok(true)]);
+        let mut both = a.and(b);
+        harness.prepare(&mut both).unwrap();
+        assert_eq!(both.describe(), "it was here and was there");
+        assert!(!harness.probe(&mut both).unwrap());
+        assert_eq!((a_looks.count(), b_looks.count()), (1, 0));
+        assert!(!harness.probe(&mut both).unwrap());
+        assert_eq!(both.describe(), "it was there");
+        assert!(!harness.probe(&mut both).unwrap());
+        assert!(harness.probe(&mut both).unwrap());
+        assert_eq!((a_looks.count(), b_looks.count()), (2, 3));
+        assert_eq!(both.describe(), "it was here and was there");
+        // Another start begins anew.
+        harness.prepare(&mut both).unwrap();
+        assert_eq!(both.describe(), "it was here and was there");
+        let _ = harness.probe(&mut both);
+        assert_eq!(a_looks.count(), 3);
+    }
+
+    #[test]
+    fn and_gives_the_error_of_the_half_that_is_awaited() {
+        let harness = Harness::new();
+        let (a, _) = Fake::new("a", [Ok(true)]);
+        let (b, _) = Fake::new("b", [Err(io::ErrorKind::InvalidInput)]);
+        let error = harness.probe(&mut a.and(b)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+    }
+
+    #[test]
+    fn and_waits_for_output_only_while_nothing_else_can_help() {
+        let harness = Harness::new();
+        let (a, _) = Fake::new("a", [Ok(true)]);
+        let (b, _) = Fake::new("b", [Ok(false)]);
+        let mut both = a.and(b.waiting_for_output());
+        assert!(!both.waits_for_output());
+        assert!(!harness.probe(&mut both).unwrap());
+        assert!(both.waits_for_output());
+    }
+
+    #[test]
+    fn or_needs_one_and_knows_which() {
+        let harness = Harness::new();
+        let (a, _) = Fake::new("it was here", [Ok(false), Ok(false)]);
+        let (b, _) = Fake::new("it was there", [Ok(false), Ok(true)]);
+        let mut either = a.at(([127, 0, 0, 1], 1)).or(b.at(([127, 0, 0, 1], 2)));
+        assert_eq!(either.describe(), "it was here or was there");
+        assert!(!harness.probe(&mut either).unwrap());
+        assert_eq!(either.addr().unwrap().port(), 1);
+        assert!(harness.probe(&mut either).unwrap());
+        assert_eq!(either.addr().unwrap().port(), 2);
+    }
+
+    #[test]
+    fn or_does_not_end_the_wait_while_one_half_can_hold() {
+        let harness = Harness::new();
+        let (a, _) = Fake::new(
+            "a",
+            [Err(io::ErrorKind::InvalidInput), Err(io::ErrorKind::InvalidInput)],
+        );
+        let (b, _) = Fake::new("b", [Ok(false), Err(io::ErrorKind::InvalidInput)]);
+        let mut either = a.or(b);
+        assert_eq!(
+            harness.probe(&mut either).unwrap_err().kind(),
+            io::ErrorKind::Other
+        );
+        assert_eq!(
+            harness.probe(&mut either).unwrap_err().kind(),
+            io::ErrorKind::InvalidInput
+        );
+    }
+
+    #[test]
+    fn the_same_thing_is_said_once() {
+        assert_eq!(NoWait.and(NoWait).describe(), "it was executed");
+        assert_eq!(
+            join("the lamp was lit", "or", "it rang"),
+            "the lamp was lit or it rang"
+        );
+    }
+
+    #[test]
+    fn more_time_is_the_longest_that_was_asked_for() {
+        let (a, _) = Fake::new("a", []);
+        let (b, _) = Fake::new("b", []);
+        let (a, b) = (a.extended_to(3), b.extended_to(5));
+        assert_eq!(a.clone().and(b.clone()).extended(), Some(Duration::from_secs(5)));
+        assert_eq!(b.or(a).extended(), Some(Duration::from_secs(5)));
+    }
+}

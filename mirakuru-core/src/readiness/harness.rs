@@ -1,0 +1,246 @@
+//! What the tests of conditions need: a private directory, a log that is written as the supervisor writes it, and the
+//! contexts that an executor would give.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use super::{Prepare, Probe, Readiness};
+use crate::Error;
+use crate::logs::test_writer::LogWriter;
+use crate::logs::{Cursor, OutputReader};
+use crate::placeholder::Values;
+
+/// Runs one test of this binary in a process of its own, where no other test opens, allocates or forks anything.
+pub(crate) fn run_alone(test: &str, env: &[(&str, &str)]) {
+    let output = std::process::Command::new(std::env::current_exe().expect("this binary has a path"))
+        .envs(env.iter().copied())
+        .env(ALONE, "1")
+        .args(["--exact", test, "--test-threads=1"])
+        .output()
+        .expect("this binary can be executed");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+}
+
+/// Whether this process was made by [`run_alone`].
+pub(crate) fn is_alone() -> bool {
+    std::env::var_os(ALONE).is_some()
+}
+
+const ALONE: &str = "MIRAKURU_UNIT_TEST_ALONE";
+
+/// A directory that is removed at the end.
+pub(crate) struct TestDir(PathBuf);
+
+impl TestDir {
+    pub(crate) fn new() -> TestDir {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("mirakuru-unit-{}-{number}", std::process::id()));
+        std::fs::create_dir(&path).expect("the temporary directory is writable");
+        TestDir(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for TestDir {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// One look of a condition that reads no output, at the process tree below `root`.
+pub(crate) fn look(readiness: &mut dyn Readiness, root: u32, elapsed: Duration) -> io::Result<bool> {
+    let dir = TestDir::new();
+    let reader = LogWriter::create(dir.path()).reader();
+    readiness.probe(&Probe {
+        values: &Values::new("test".to_owned(), dir.path().to_owned()),
+        pid: root,
+        supervisor: root,
+        elapsed,
+        remaining: Duration::from_secs(5),
+        output: &reader,
+        since: Cursor::START,
+        exited: &|| false,
+    })
+}
+
+/// An executor's part in the tests of a condition.
+pub(crate) struct Harness {
+    pub(crate) log: Mutex<LogWriter>,
+    reader: OutputReader,
+    since: Mutex<Cursor>,
+    pub(crate) exited: AtomicBool,
+    remaining: Mutex<Duration>,
+    elapsed: Mutex<Duration>,
+    env: Mutex<Vec<(String, String)>>,
+    claimed: Mutex<Vec<SocketAddr>>,
+    dir: TestDir,
+}
+
+impl Harness {
+    pub(crate) fn new() -> Harness {
+        let dir = TestDir::new();
+        let log = LogWriter::create(dir.path());
+        Harness {
+            reader: log.reader(),
+            log: Mutex::new(log),
+            since: Mutex::new(Cursor::START),
+            exited: AtomicBool::new(false),
+            remaining: Mutex::new(Duration::from_secs(60)),
+            elapsed: Mutex::new(Duration::ZERO),
+            env: Mutex::new(Vec::new()),
+            claimed: Mutex::new(Vec::new()),
+            dir,
+        }
+    }
+
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub(crate) fn remaining(&self, remaining: Duration) {
+        *self.remaining.lock().unwrap() = remaining;
+    }
+
+    pub(crate) fn elapsed(&self, elapsed: Duration) {
+        *self.elapsed.lock().unwrap() = elapsed;
+    }
+
+    /// What the last `prepare` set in the service's environment.
+    pub(crate) fn env(&self, key: &str) -> Option<String> {
+        let env = self.env.lock().unwrap();
+        env.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone())
+    }
+
+    /// The addresses that the last `prepare` claimed.
+    pub(crate) fn claimed(&self) -> Vec<SocketAddr> {
+        self.claimed.lock().unwrap().clone()
+    }
+
+    /// As before a start.
+    pub(crate) fn prepare(&self, readiness: &mut impl Readiness) -> Result<(), Error> {
+        let mut values = Values::new("unit".to_owned(), self.dir.path().to_owned());
+        let mut cx = Prepare {
+            values: &mut values,
+            addrs: Vec::new(),
+            paths: Vec::new(),
+            env: Vec::new(),
+        };
+        let result = readiness.prepare(&mut cx);
+        *self.env.lock().unwrap() = cx.env;
+        *self.claimed.lock().unwrap() = cx.addrs;
+        *self.since.lock().unwrap() = self.reader.end();
+        result
+    }
+
+    /// One look, in a process tree whose root is this process.
+    pub(crate) fn probe(&self, readiness: &mut impl Readiness) -> io::Result<bool> {
+        let values = Values::new("unit".to_owned(), self.dir.path().to_owned());
+        let exited = || self.exited.load(Ordering::SeqCst);
+        let remaining = *self.remaining.lock().unwrap();
+        let elapsed = *self.elapsed.lock().unwrap();
+        let since = *self.since.lock().unwrap();
+        readiness.probe(&Probe {
+            values: &values,
+            pid: std::process::id(),
+            supervisor: std::process::id(),
+            elapsed,
+            remaining,
+            output: &self.reader,
+            since,
+            exited: &exited,
+        })
+    }
+
+    /// The text of the error that `prepare` must give.
+    pub(crate) fn refusal(&self, readiness: &mut impl Readiness) -> String {
+        match self.prepare(readiness) {
+            Err(Error::InvalidReadiness { readiness, reason }) => format!("{readiness}: {reason}"),
+            Err(_) => panic!("another error than expected"),
+            Ok(()) => panic!("there should have been an error"),
+        }
+    }
+}
+
+/// A condition with given answers.
+#[derive(Clone)]
+pub(crate) struct Fake {
+    what: &'static str,
+    answers: Arc<Mutex<VecDeque<Result<bool, io::ErrorKind>>>>,
+    looks: Looks,
+    output: bool,
+    addr: Option<SocketAddr>,
+    extended: Option<Duration>,
+}
+
+/// How often a [`Fake`] was asked.
+#[derive(Clone, Default)]
+pub(crate) struct Looks(Arc<AtomicUsize>);
+
+impl Looks {
+    pub(crate) fn count(&self) -> usize {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+impl Fake {
+    pub(crate) fn new<const N: usize>(
+        what: &'static str,
+        answers: [Result<bool, io::ErrorKind>; N],
+    ) -> (Fake, Looks) {
+        let looks = Looks::default();
+        let fake = Fake {
+            what,
+            answers: Arc::new(Mutex::new(answers.into())),
+            looks: looks.clone(),
+            output: false,
+            addr: None,
+            extended: None,
+        };
+        (fake, looks)
+    }
+
+    pub(crate) fn waiting_for_output(mut self) -> Fake {
+        self.output = true;
+        self
+    }
+
+    pub(crate) fn at(mut self, addr: impl Into<SocketAddr>) -> Fake {
+        self.addr = Some(addr.into());
+        self
+    }
+
+    pub(crate) fn extended_to(mut self, seconds: u64) -> Fake {
+        self.extended = Some(Duration::from_secs(seconds));
+        self
+    }
+}
+
+impl Readiness for Fake {
+    fn describe(&self) -> String {
+        self.what.to_owned()
+    }
+    fn probe(&mut self, _: &Probe<'_>) -> io::Result<bool> {
+        self.looks.0.fetch_add(1, Ordering::SeqCst);
+        let answer = self.answers.lock().unwrap().pop_front().unwrap_or(Ok(false));
+        answer.map_err(io::Error::from)
+    }
+    fn waits_for_output(&self) -> bool {
+        self.output
+    }
+    fn addr(&self) -> Option<SocketAddr> {
+        self.addr
+    }
+    fn extended(&self) -> Option<Duration> {
+        self.extended
+    }
+}

@@ -1,0 +1,278 @@
+//! [`PidFile`]: ready when a file exists.
+
+use std::fs::{self, Metadata};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use super::unix_socket::{claim, expand_path};
+use super::{Prepare, Probe, Readiness};
+use crate::Error;
+use crate::holder::first_number;
+use crate::sys::procfs;
+
+/// What is compared of a file's content.
+const READ: u64 = 4096;
+
+/// File times are taken from a clock that lags behind by a tick, at most 10 ms.
+const TICK: Duration = Duration::from_millis(50);
+
+/// Ready when the service has written its process id file, or any other file of that name.
+///
+/// That the file exists is enough; what is in it does not matter. But a file that was there before the service was started says nothing
+/// about it. So one that is left over from an earlier run counts only once it has changed: written to, touched or replaced.
+/// Nothing removes it; a service that refuses to start because of it says so itself.
+///
+/// ```
+/// use mirakuru_core::{Executor, PidExecutor, PidFile};
+///
+/// let mut service: PidExecutor = Executor::builder("echo $$ > {dir}/service.pid; exec sleep 60")
+///     .shell(true)
+///     .wait_for(PidFile::path("{dir}/service.pid"))
+///     .start()?;
+/// assert!(service.path().exists());
+/// service.stop()?;
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct PidFile {
+    wanted: PathBuf,
+    /// With the placeholders filled in.
+    path: PathBuf,
+    /// The file that was there before the start.
+    before: Option<Print>,
+}
+
+/// What changes when a file is written to, touched or replaced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Print {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+    /// A file that is written twice within one tick of the clock has the same times.
+    content: Vec<u8>,
+}
+
+impl Print {
+    fn of(path: &Path, metadata: &Metadata) -> Print {
+        Print {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            content: content(path, metadata),
+        }
+    }
+}
+
+/// The beginning of a regular file; nothing of anything else, such as a pipe, which could hang.
+fn content(path: &Path, metadata: &Metadata) -> Vec<u8> {
+    let mut content = Vec::new();
+    if metadata.is_file() {
+        if let Ok(file) = fs::File::open(path) {
+            let _ = io::Read::read_to_end(&mut io::Read::take(file, READ), &mut content);
+        }
+    }
+    content
+}
+
+impl PidFile {
+    /// The path of the file, in which placeholders may stand. One that is not absolute is below the *test's* current directory, which need not be the
+    /// service's.
+    ///
+    /// Outside `{dir}` the path is claimed: if it is a pid file whose process lives, the start fails with
+    /// [`Error::AlreadyRunning`] before anything is executed.
+    pub fn path(path: impl Into<PathBuf>) -> Self {
+        let wanted = path.into();
+        Self {
+            path: wanted.clone(),
+            wanted,
+            before: None,
+        }
+    }
+}
+
+impl Readiness for PidFile {
+    fn describe(&self) -> String {
+        format!("it wrote {}", self.path.display())
+    }
+
+    fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {
+        let path = expand_path(cx, &self.wanted)?;
+        let shown = path.to_string_lossy();
+        if path.as_os_str().is_empty() {
+            return Err(cx.invalid(shown, "the path is empty; write one, such as `{dir}/service.pid`"));
+        }
+        let before = fs::metadata(&path).ok();
+        if before.as_ref().is_some_and(Metadata::is_dir) {
+            return Err(cx.invalid(
+                shown,
+                "it is a directory; write the file's own path, such as `{dir}/service.pid`",
+            ));
+        }
+        // Absolute, so that nothing changes when the test changes its directory.
+        let path = std::path::absolute(&path).unwrap_or(path);
+        claim(cx, &path);
+        self.before = before.map(|metadata| Print::of(&path, &metadata));
+        self.path = path;
+        Ok(())
+    }
+
+    fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
+        let path = &self.path;
+        let metadata = match fs::metadata(path) {
+            Ok(metadata) => metadata,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => {
+                return Err(io::Error::new(
+                    error.kind(),
+                    format!("{}: {error}", path.display()),
+                ));
+            }
+        };
+        let now = Print::of(path, &metadata);
+        let pid = first_number(&now.content);
+        // It can also have appeared between the look before the start and the start, while another service with the same file had its turn.
+        if self.before.as_ref() != Some(&now)
+            && (!is_older_than_start(&now, cx.elapsed())
+                || pid.is_some_and(|pid| procfs::descends(pid, cx.supervisor)))
+        {
+            return Ok(true);
+        }
+        let names = match pid {
+            Some(pid) if procfs::stat(pid).is_some_and(|stat| stat.is_alive()) => format!(" (process {pid})"),
+            Some(pid) => format!(" (process {pid}, which is gone)"),
+            None => String::new(),
+        };
+        Err(io::Error::new(
+            io::ErrorKind::AlreadyExists,
+            format!(
+                "{}{names} was there before the start and has not changed since; remove it if the service does not",
+                path.display()
+            ),
+        ))
+    }
+
+    fn path(&self) -> Option<&Path> {
+        Some(&self.path)
+    }
+}
+
+/// Whether the last change of a file came before the start of the service.
+fn is_older_than_start(print: &Print, elapsed: Duration) -> bool {
+    let (Ok(seconds), Ok(nanos)) = (u64::try_from(print.changed.0), u32::try_from(print.changed.1)) else {
+        return true;
+    };
+    let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
+    SystemTime::now()
+        .checked_sub(elapsed + TICK)
+        .is_some_and(|start| changed < start)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::placeholder::Values;
+    use crate::readiness::harness::{TestDir, look};
+
+    fn prepare(path: &Path) -> Result<(PidFile, Vec<PathBuf>), Error> {
+        let mut readiness = PidFile::path(path);
+        let mut values = Values::new("test".to_owned(), PathBuf::from("/tmp/private"));
+        let mut cx = Prepare {
+            values: &mut values,
+            addrs: Vec::new(),
+            paths: Vec::new(),
+            env: Vec::new(),
+        };
+        readiness.prepare(&mut cx)?;
+        let paths = cx.paths;
+        Ok((readiness, paths))
+    }
+
+    fn probe_of(readiness: &mut PidFile, elapsed: Duration, root: u32) -> io::Result<bool> {
+        look(readiness, root, elapsed)
+    }
+
+    fn probe(readiness: &mut PidFile) -> io::Result<bool> {
+        probe_of(readiness, Duration::from_secs(1), std::process::id())
+    }
+
+    #[test]
+    fn a_new_file_is_ready_whatever_is_in_it() {
+        let dir = TestDir::new();
+        let path = dir.path().join("x.pid");
+        let (mut readiness, claims) = prepare(&path).unwrap();
+        assert_eq!(claims, [path.as_path()]);
+        assert_eq!(Readiness::path(&readiness), Some(path.as_path()));
+        assert!(!probe(&mut readiness).unwrap());
+        fs::write(&path, "").unwrap();
+        assert!(probe(&mut readiness).unwrap());
+    }
+
+    #[test]
+    fn a_file_left_over_counts_once_it_has_changed() {
+        let dir = TestDir::new();
+        let path = dir.path().join("x.pid");
+        // A number that no process can have.
+        fs::write(&path, "4194305\n").unwrap();
+        let (mut readiness, _) = prepare(&path).unwrap();
+        let error = probe(&mut readiness).unwrap_err().to_string();
+        assert!(
+            error.contains(
+                "(process 4194305, which is gone) was there before the start and has not changed since"
+            ),
+            "{error}"
+        );
+        // The same length, and soon enough for the same times.
+        fs::write(&path, "4194306\n").unwrap();
+        assert!(probe(&mut readiness).unwrap());
+        // Touched.
+        let (mut readiness, _) = prepare(&path).unwrap();
+        assert!(probe(&mut readiness).is_err());
+        let file = fs::File::options().write(true).open(&path).unwrap();
+        file.set_modified(SystemTime::now() + Duration::from_secs(5))
+            .unwrap();
+        assert!(probe(&mut readiness).unwrap());
+        // Replaced.
+        let (mut readiness, _) = prepare(&path).unwrap();
+        let other = dir.path().join("other");
+        fs::write(&other, "4194306\n").unwrap();
+        fs::rename(&other, &path).unwrap();
+        assert!(probe(&mut readiness).unwrap());
+    }
+
+    #[test]
+    fn a_file_that_appeared_before_the_start_is_not_the_services() {
+        let dir = TestDir::new();
+        let path = dir.path().join("x.pid");
+        let (mut readiness, _) = prepare(&path).unwrap();
+        fs::write(&path, "4194305\n").unwrap();
+        std::thread::sleep(TICK * 3);
+        // The service was started just now.
+        assert!(probe_of(&mut readiness, Duration::ZERO, std::process::id()).is_err());
+        // Unless it names the service, whatever the clocks say.
+        fs::write(&path, std::process::id().to_string()).unwrap();
+        std::thread::sleep(TICK * 3);
+        assert!(probe_of(&mut readiness, Duration::ZERO, std::process::id()).unwrap());
+        assert!(probe_of(&mut readiness, Duration::ZERO, u32::MAX).is_err());
+        assert!(probe_of(&mut readiness, Duration::from_secs(60), u32::MAX).unwrap());
+    }
+
+    #[test]
+    fn paths_are_checked_and_claimed() {
+        assert!(prepare(Path::new("/tmp/private/x.pid")).unwrap().1.is_empty());
+        let (readiness, claims) = prepare(Path::new("x.pid")).unwrap();
+        let absolute = std::env::current_dir().unwrap().join("x.pid");
+        assert_eq!(claims, [absolute.as_path()]);
+        assert_eq!(readiness.describe(), format!("it wrote {}", absolute.display()));
+        for wrong in ["", "/tmp"] {
+            let Err(Error::InvalidReadiness { .. }) = prepare(Path::new(wrong)) else {
+                panic!("{wrong:?}")
+            };
+        }
+    }
+}

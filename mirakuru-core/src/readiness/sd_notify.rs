@@ -1,0 +1,222 @@
+//! [`SdNotify`]: the service says itself that it is ready, by systemd's protocol.
+
+use std::fs::{self, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::net::UnixDatagram;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::{Prepare, Probe, Readiness};
+use crate::Error;
+use crate::deadline::scaled;
+use crate::logs::printable;
+
+/// The socket's name in the private directory. Short, because the whole path must fit into 107 bytes.
+const NAME: &str = "notify";
+/// What `sun_path` takes, without the byte that ends it.
+const PATH_MAX: usize = 107;
+
+/// Ready when the service sends `READY=1` to the socket that `$NOTIFY_SOCKET` names, as a systemd service of
+/// `Type=notify` does.
+///
+/// The socket is made in the private directory and put into the service's environment, so that any service that
+/// knows `sd_notify` will do: PostgreSQL, MariaDB, nginx with its module, etcd, HAProxy, and scripts by `systemd-notify`.
+///
+/// ```no_run
+/// use mirakuru_core::{Executor, SdNotify};
+///
+/// let haproxy = Executor::builder("haproxy -Ws -f haproxy.cfg").wait_for(SdNotify::new()).start()?;
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
+///
+/// The last `STATUS=` is in the error when it does not become ready, and so is `ERRNO=`. `EXTEND_TIMEOUT_USEC=` gives it
+/// more time. Messages of any process of the service are taken, as with `NotifyAccess=all`.
+#[derive(Clone, Debug, Default)]
+pub struct SdNotify {
+    /// Shared between clones of a recipe that was prepared; each `prepare` makes a new one.
+    socket: Option<Arc<UnixDatagram>>,
+    status: Option<String>,
+    errno: Option<i32>,
+    extended: Option<Duration>,
+    ready: bool,
+}
+
+impl SdNotify {
+    /// Ready when the service sends `READY=1`.
+    pub fn new() -> SdNotify {
+        SdNotify::default()
+    }
+
+    fn take(&mut self, message: &str, elapsed: Duration) {
+        for line in message.lines() {
+            let Some((key, value)) = line.split_once('=') else {
+                continue;
+            };
+            match key {
+                "READY" => self.ready |= value == "1",
+                "STATUS" => self.status = Some(printable(value, 400)).filter(|text| !text.is_empty()),
+                "ERRNO" => self.errno = value.parse().ok().filter(|errno| *errno != 0),
+                "EXTEND_TIMEOUT_USEC" => {
+                    if let Ok(micros) = value.parse() {
+                        let until = elapsed.saturating_add(scaled(Duration::from_micros(micros)));
+                        self.extended = self.extended.max(Some(until));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+impl Readiness for SdNotify {
+    fn describe(&self) -> String {
+        "it sent READY=1 to $NOTIFY_SOCKET".to_owned()
+    }
+
+    fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {
+        let path = cx.dir().join(NAME);
+        let Some(text) = path.to_str().filter(|text| text.len() <= PATH_MAX) else {
+            let reason = format!(
+                "the socket's path `{}` is longer than {PATH_MAX} bytes or not UTF-8; set TMPDIR to a shorter one",
+                path.display()
+            );
+            return Err(cx.invalid("SdNotify", reason));
+        };
+        // Messages of an earlier start went to a socket that nobody reads any more.
+        let _ = fs::remove_file(&path);
+        let bind = || -> io::Result<UnixDatagram> {
+            let socket = UnixDatagram::bind(&path)?;
+            socket.set_nonblocking(true)?;
+            // The service may run as another user. Who gets at it is decided by the directory.
+            fs::set_permissions(&path, Permissions::from_mode(0o666))?;
+            Ok(socket)
+        };
+        let socket = bind().map_err(|source| Error::System {
+            attempt: format!("make the notification socket `{}`", path.display()),
+            source,
+        })?;
+        cx.env("NOTIFY_SOCKET", text);
+        *self = SdNotify {
+            socket: Some(Arc::new(socket)),
+            ..SdNotify::default()
+        };
+        Ok(())
+    }
+
+    fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
+        let Some(socket) = self.socket.clone() else {
+            return Ok(false);
+        };
+        // A message is at most a page by custom; the status line may be long. Descriptors that come along are closed
+        // by the kernel, since nobody asks for them, which is what a barrier (BARRIER=1) waits for.
+        let mut buffer = [0; 8192];
+        // Bounded, for a service that does nothing else.
+        for _ in 0..1024 {
+            match socket.recv(&mut buffer) {
+                Ok(n) => self.take(&String::from_utf8_lossy(&buffer[..n]), cx.elapsed()),
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => break,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        if self.ready {
+            return Ok(true);
+        }
+        match (&self.status, self.errno) {
+            (None, None) => Ok(false),
+            (Some(status), None) => Err(io::Error::other(format!("its status is \"{status}\""))),
+            (status, Some(errno)) => {
+                let error = io::Error::from_raw_os_error(errno);
+                Err(match status {
+                    Some(status) => io::Error::other(format!("its status is \"{status}\" ({error})")),
+                    None => io::Error::other(format!("it reported {error}")),
+                })
+            }
+        }
+    }
+
+    fn extended(&self) -> Option<Duration> {
+        self.extended
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::harness::Harness;
+    use super::*;
+
+    fn prepared() -> (Harness, SdNotify, UnixDatagram) {
+        let harness = Harness::new();
+        let mut readiness = SdNotify::new();
+        harness.prepare(&mut readiness).unwrap();
+        let sender = UnixDatagram::unbound().unwrap();
+        sender.connect(harness.env("NOTIFY_SOCKET").unwrap()).unwrap();
+        (harness, readiness, sender)
+    }
+
+    #[test]
+    fn ready_on_the_message_and_not_before() {
+        let (harness, mut readiness, sender) = prepared();
+        assert!(!harness.probe(&mut readiness).unwrap());
+        sender.send(b"RELOADING=1\nREADY=0").unwrap();
+        assert!(!harness.probe(&mut readiness).unwrap());
+        sender.send(b"MAINPID=12\nREADY=1\nSTATUS=open").unwrap();
+        assert!(harness.probe(&mut readiness).unwrap());
+    }
+
+    #[test]
+    fn the_status_is_the_error() {
+        let (harness, mut readiness, sender) = prepared();
+        sender
+            .send("STATUS=replaying the \u{1b}[1mlog".as_bytes())
+            .unwrap();
+        let error = harness.probe(&mut readiness).unwrap_err().to_string();
+        assert_eq!(error, "its status is \"replaying the log\"");
+        sender.send(b"ERRNO=2").unwrap();
+        let error = harness.probe(&mut readiness).unwrap_err().to_string();
+        assert!(
+            error.contains("replaying") && error.contains("No such file"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn it_may_ask_for_more_time() {
+        let (harness, mut readiness, sender) = prepared();
+        assert_eq!(readiness.extended(), None);
+        harness.elapsed(Duration::from_secs(3));
+        sender.send(b"EXTEND_TIMEOUT_USEC=2000000").unwrap();
+        sender
+            .send(b"EXTEND_TIMEOUT_USEC=soon\nEXTEND_TIMEOUT_USEC=18446744073709551615")
+            .unwrap();
+        assert!(!harness.probe(&mut readiness).unwrap());
+        assert!(readiness.extended().unwrap() > Duration::from_secs(5));
+        let (harness, mut readiness, sender) = prepared();
+        harness.elapsed(Duration::from_secs(3));
+        sender.send(b"EXTEND_TIMEOUT_USEC=2000000").unwrap();
+        assert!(!harness.probe(&mut readiness).unwrap());
+        assert_eq!(readiness.extended(), Some(Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn another_start_hears_nothing_of_the_one_before() {
+        let (harness, mut readiness, sender) = prepared();
+        sender.send(b"READY=1").unwrap();
+        harness.prepare(&mut readiness).unwrap();
+        assert!(!harness.probe(&mut readiness).unwrap());
+        // The old service's socket leads nowhere.
+        assert!(sender.send(b"READY=1").is_err());
+        assert!(!harness.probe(&mut readiness).unwrap());
+    }
+
+    #[test]
+    fn anyone_in_the_directory_may_send() {
+        let (harness, _readiness, _) = prepared();
+        let mode = fs::metadata(harness.env("NOTIFY_SOCKET").unwrap())
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o666);
+    }
+}

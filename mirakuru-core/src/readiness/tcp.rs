@@ -1,0 +1,484 @@
+//! [`Tcp`]: ready when the service accepts TCP connections.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::time::Duration;
+
+use super::{Prepare, Probe, Readiness};
+use crate::Error;
+use crate::deadline::scaled;
+use crate::listener;
+
+/// A connection to another machine is given this long.
+const REMOTE_CONNECT: Duration = Duration::from_secs(1);
+
+/// Ready when the service accepts TCP connections.
+///
+/// On an address of this machine the kernel is asked, without making a connection, so that the service sees and logs nothing of it; and
+/// the listening socket must belong to the service's own processes. Somebody else who answers there is an error that
+/// names them. (If the service's processes cannot be looked into, because they run as another user and the test does not run as root,
+/// a listener whose owner is not seen is taken for the service's.) On an address of another machine a connection is made.
+///
+/// It follows that a server which only *asks another one* to listen, such as `docker run -p`, is not ready in this
+/// sense, ever: the port belongs to Docker. Use [`Check`](super::Check) or [`Exec`](super::Exec) there.
+///
+/// ```
+/// use mirakuru_core::{Executor, Tcp, TcpExecutor};
+///
+/// let mut server: TcpExecutor = Executor::builder("python3 -m http.server --bind 127.0.0.1 {port}")
+///     .wait_for(Tcp::addr("127.0.0.1:{port}"))
+///     .start()?;
+/// assert!(std::net::TcpStream::connect(server.addr()).is_ok());
+/// server.stop()?;
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct Tcp {
+    wanted: Wanted,
+    /// What [`Readiness::prepare`] makes of it.
+    resolved: Resolved,
+}
+
+#[derive(Clone, Debug)]
+enum Wanted {
+    Addr(String),
+    Port(u16),
+}
+
+#[derive(Clone, Debug, Default)]
+struct Resolved {
+    /// As it is told: `localhost:6379`.
+    text: String,
+    /// Where to look, and whether that is on this machine.
+    places: Vec<(SocketAddr, bool)>,
+    /// Which of them answered.
+    answered: Option<SocketAddr>,
+}
+
+impl Tcp {
+    /// An address as `host:port`: the host is a name, an IPv4 address or an IPv6 address in brackets, and either part may
+    /// hold placeholders.
+    ///
+    /// A name means every address that it resolves to, when the service is started, and one on which the service
+    /// accepts connections is enough: with `localhost` it does not matter whether it uses `127.0.0.1` or `::1`. A stranger on any of
+    /// them is an error, because a client may reach the stranger. `0.0.0.0` and `[::]` are looked at through `127.0.0.1` and `::1`.
+    ///
+    /// The port is usually `{port}`, one that is free and reserved for this service. A fixed one is claimed: if it is in use, the start
+    /// fails with [`Error::AlreadyRunning`] before anything is executed.
+    ///
+    /// ```
+    /// # use mirakuru_core::Tcp;
+    /// let redis = Tcp::addr("127.0.0.1:{port}");
+    /// let postgres = Tcp::addr("localhost:5432");
+    /// let admin = Tcp::addr("[::1]:{port:ADMIN}");
+    /// ```
+    pub fn addr(addr: impl Into<String>) -> Self {
+        Self::new(Wanted::Addr(addr.into()))
+    }
+
+    /// A port on loopback: `127.0.0.1` or `::1`, whichever the service uses.
+    ///
+    /// ```
+    /// # use mirakuru_core::Tcp;
+    /// let redis = Tcp::port(6379);
+    /// ```
+    pub fn port(port: u16) -> Self {
+        Self::new(Wanted::Port(port))
+    }
+
+    fn new(wanted: Wanted) -> Self {
+        Self {
+            wanted,
+            resolved: Resolved::default(),
+        }
+    }
+}
+
+impl Readiness for Tcp {
+    fn describe(&self) -> String {
+        match &self.wanted {
+            Wanted::Port(port) => format!("it accepted connections on port {port}"),
+            // Not prepared.
+            Wanted::Addr(addr) if self.resolved.text.is_empty() => {
+                format!("it accepted connections on {addr}")
+            }
+            Wanted::Addr(_) => format!("it accepted connections on {}", self.resolved.text),
+        }
+    }
+
+    fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {
+        let (text, addrs) = match &self.wanted {
+            Wanted::Addr(addr) => {
+                let text = cx.expand(addr)?.trim().to_owned();
+                let addrs = resolve(&text).map_err(|reason| cx.invalid(&text, reason))?;
+                (text, addrs)
+            }
+            Wanted::Port(0) => return Err(cx.invalid("port 0", ZERO)),
+            Wanted::Port(port) => (
+                format!("port {port}"),
+                vec![
+                    SocketAddr::from((Ipv4Addr::LOCALHOST, *port)),
+                    SocketAddr::from((Ipv6Addr::LOCALHOST, *port)),
+                ],
+            ),
+        };
+        let mut places: Vec<(SocketAddr, bool)> = Vec::new();
+        for addr in addrs {
+            let is_local = listener::is_local(addr.ip());
+            if is_local && !cx.is_chosen(addr.port()) {
+                cx.claim_addr(addr);
+            }
+            let place = (listener::canonical(addr), is_local);
+            if !places.contains(&place) {
+                places.push(place);
+            }
+        }
+        self.resolved = Resolved {
+            text,
+            places,
+            answered: None,
+        };
+        Ok(())
+    }
+
+    fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
+        let mut answered = None;
+        let mut last = None;
+        for &(addr, is_local) in &self.resolved.places {
+            if is_local {
+                // Every address is looked at, also after one that answers: a stranger on another one is an error.
+                if cx.listens_on(addr)? {
+                    answered.get_or_insert(addr);
+                }
+            } else if answered.is_none() {
+                match listener::connect(
+                    addr,
+                    cx.remaining()
+                        .clamp(Duration::from_millis(1), scaled(REMOTE_CONNECT)),
+                ) {
+                    Ok(_) => answered = Some(addr),
+                    Err(error) => last = Some(io::Error::new(error.kind(), format!("{addr}: {error}"))),
+                }
+            }
+        }
+        match (answered, last) {
+            (Some(addr), _) => {
+                self.resolved.answered = Some(addr);
+                Ok(true)
+            }
+            (None, Some(error)) => Err(error),
+            (None, None) => {
+                let places: Vec<String> = self
+                    .resolved
+                    .places
+                    .iter()
+                    .map(|(addr, _)| addr.to_string())
+                    .collect();
+                Err(io::Error::new(
+                    io::ErrorKind::ConnectionRefused,
+                    format!("nobody listens on {}", places.join(" or ")),
+                ))
+            }
+        }
+    }
+
+    fn addr(&self) -> Option<SocketAddr> {
+        let first = self.resolved.places.first().map(|(addr, _)| *addr);
+        self.resolved.answered.or(first)
+    }
+}
+
+const ZERO: &str =
+    "with port 0 the service chooses a port that nobody else knows; let one be chosen for it with `{port}`";
+
+/// What `host:port` stands for, or what is wrong with it and what would be right.
+pub(crate) fn resolve(text: &str) -> Result<Vec<SocketAddr>, String> {
+    let (host, port) = split(text)?;
+    if let Ok(ip) = host.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(ip, port)]);
+    }
+    let resolved = (host, port).to_socket_addrs().map_err(|error| {
+        format!("the host `{host}` cannot be resolved ({error}); use `localhost`, or an address such as `127.0.0.1`")
+    })?;
+    let mut addrs: Vec<SocketAddr> = Vec::new();
+    for addr in resolved {
+        if !addrs.contains(&addr) {
+            addrs.push(addr);
+        }
+    }
+    if addrs.is_empty() {
+        return Err(format!(
+            "the host `{host}` has no address; use `localhost`, or an address such as `127.0.0.1`"
+        ));
+    }
+    Ok(addrs)
+}
+
+fn split(text: &str) -> Result<(&str, u16), String> {
+    if let Some((scheme, rest)) = text.split_once("://") {
+        let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
+        let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
+        let host = if host.is_empty() { "localhost:{port}" } else { host };
+        return Err(match scheme {
+            "http" => format!("it is a URL; use `Http` for one, or give an address as `host:port`, `{host}`"),
+            _ => format!("it is a URL; give an address as `host:port`, `{host}`"),
+        });
+    }
+    if text.parse::<IpAddr>().is_ok_and(|ip| ip.is_ipv6()) {
+        return Err(format!(
+            "an IPv6 address stands in brackets, and the port after them: `[{text}]:{{port}}`, or `[::1]:6379`"
+        ));
+    }
+    let (host, port) = match text.strip_prefix('[') {
+        Some(rest) => {
+            let (host, after) = rest
+                .split_once(']')
+                .ok_or("the bracket of the IPv6 address is not closed; write it as `[::1]:6379`")?;
+            if after.is_empty() {
+                return Err(no_port(text));
+            }
+            let port = after
+                .strip_prefix(':')
+                .ok_or("after the bracket of an IPv6 address stands a colon and the port: `[::1]:6379`")?;
+            let ip = host.split_once('%').map_or(host, |(ip, _)| ip);
+            if ip.parse::<Ipv6Addr>().is_err() {
+                return Err(format!(
+                    "`{host}` is not an IPv6 address, and only those stand in brackets; write it as `[::1]:6379`"
+                ));
+            }
+            (host, port)
+        }
+        None => text.rsplit_once(':').ok_or_else(|| {
+            if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
+                format!("there is no host; write `127.0.0.1:{text}`, or use `Tcp::port({text})`")
+            } else {
+                no_port(text)
+            }
+        })?,
+    };
+    if host.is_empty() {
+        return Err(format!(
+            "there is no host before the port; write `localhost:{port}`"
+        ));
+    }
+    if host.contains(|c: char| c.is_whitespace() || matches!(c, '/' | '@' | ',')) {
+        return Err(format!(
+            "`{host}` is not a host; give one name or address and a port, such as `localhost:6379`"
+        ));
+    }
+    if host.contains(':') && !text.starts_with('[') {
+        return Err(format!("an IPv6 address stands in brackets: `[{host}]:{port}`"));
+    }
+    match port.parse::<u16>() {
+        Ok(0) => Err(ZERO.to_owned()),
+        // `parse` would take a sign.
+        Ok(port) if !text.ends_with(&format!("+{port}")) => Ok((host, port)),
+        _ if port.is_empty() => Err(no_port(text.trim_end_matches(':'))),
+        _ => Err(format!(
+            "`{port}` is not a port; give a number from 1 to 65535, or `{{port}}` for one that is free"
+        )),
+    }
+}
+
+fn no_port(text: &str) -> String {
+    let host = if text.is_empty() { "localhost" } else { text };
+    format!("there is no port; write `{host}:{{port}}` for one that is free, or a number as in `{host}:6379`")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+    use std::process::{Child, Command};
+
+    use super::*;
+    use crate::listener::Stranger;
+    use crate::placeholder::Values;
+    use crate::readiness::harness::look;
+    #[cfg(target_os = "linux")]
+    use crate::sys::sockets::tests::{listen_v6, tcp};
+
+    fn values() -> Values {
+        Values::new("test".to_owned(), PathBuf::from("/tmp"))
+    }
+
+    fn prepare(tcp: &mut Tcp) -> Result<Vec<SocketAddr>, Error> {
+        let mut values = values();
+        let mut cx = Prepare {
+            values: &mut values,
+            addrs: Vec::new(),
+            paths: Vec::new(),
+            env: Vec::new(),
+        };
+        tcp.prepare(&mut cx)?;
+        Ok(cx.addrs)
+    }
+
+    /// One look, at the tree below `root`.
+    fn probe(tcp: &mut Tcp, root: u32) -> io::Result<bool> {
+        look(tcp, root, Duration::ZERO)
+    }
+
+    /// A process that listens nowhere.
+    struct Bystander(Child);
+
+    impl Bystander {
+        fn new() -> Bystander {
+            Bystander(Command::new("sleep").arg("60").spawn().unwrap())
+        }
+    }
+
+    impl Drop for Bystander {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    #[test]
+    fn addresses_are_understood() {
+        let one =
+            |text: &str| resolve(text).map(|addrs| addrs.iter().map(ToString::to_string).collect::<Vec<_>>());
+        assert_eq!(one("127.0.0.1:6379").unwrap(), ["127.0.0.1:6379"]);
+        assert_eq!(one("[::1]:80").unwrap(), ["[::1]:80"]);
+        assert_eq!(one("0.0.0.0:1").unwrap(), ["0.0.0.0:1"]);
+        let localhost = one("localhost:80").unwrap();
+        assert!(
+            localhost
+                .iter()
+                .all(|addr| ["127.0.0.1:80", "[::1]:80"].contains(&addr.as_str()))
+                && !localhost.is_empty(),
+            "{localhost:?}"
+        );
+    }
+
+    #[test]
+    fn every_mistake_has_its_remedy() {
+        for (text, part) in [
+            ("", "there is no port; write `localhost:{port}`"),
+            ("localhost", "there is no port; write `localhost:{port}`"),
+            ("localhost:", "there is no port; write `localhost:{port}`"),
+            ("[::1]", "there is no port; write `[::1]:{port}`"),
+            ("6379", "write `127.0.0.1:6379`, or use `Tcp::port(6379)`"),
+            (
+                ":6379",
+                "there is no host before the port; write `localhost:6379`",
+            ),
+            ("localhost:0", "let one be chosen for it with `{port}`"),
+            ("localhost:65536", "`65536` is not a port"),
+            ("localhost:+80", "`+80` is not a port"),
+            ("localhost:redis", "`redis` is not a port"),
+            ("::1", "`[::1]:{port}`"),
+            ("fe80::x:80", "stands in brackets: `[fe80::x]:80`"),
+            ("[::1:80", "not closed"),
+            ("[::1]80", "a colon and the port"),
+            ("[localhost]:80", "`localhost` is not an IPv6 address"),
+            (
+                "http://localhost:80/path",
+                "use `Http` for one, or give an address as `host:port`, `localhost:80`",
+            ),
+            (
+                "redis://user:secret@localhost:6379/0",
+                "as `host:port`, `localhost:6379`",
+            ),
+            ("local host:80", "`local host` is not a host"),
+            ("a:1,b:2", "not a host"),
+            (
+                "no-such-host.invalid:80",
+                "the host `no-such-host.invalid` cannot be resolved",
+            ),
+        ] {
+            let reason = resolve(text).unwrap_err();
+            assert!(reason.contains(part), "{text:?}: {reason}");
+            assert!(!reason.contains("secret"), "{reason}");
+            let Err(Error::InvalidReadiness { .. }) = prepare(&mut Tcp::addr(text)) else {
+                panic!("{text:?}")
+            };
+        }
+        assert!(prepare(&mut Tcp::port(0)).is_err());
+    }
+
+    #[test]
+    fn local_addresses_are_claimed_as_they_are_given() {
+        let claims = |text: &str| prepare(&mut Tcp::addr(text)).unwrap();
+        assert_eq!(claims("127.0.0.1:6379"), ["127.0.0.1:6379".parse().unwrap()]);
+        assert_eq!(claims("0.0.0.0:6379"), ["0.0.0.0:6379".parse().unwrap()]);
+        assert_eq!(claims("192.0.2.1:6379"), []);
+        let mut port = Tcp::port(6379);
+        let both = ["127.0.0.1:6379".parse().unwrap(), "[::1]:6379".parse().unwrap()];
+        assert_eq!(prepare(&mut port).unwrap(), both);
+        assert_eq!(port.addr(), Some(both[0]));
+        assert_eq!(port.describe(), "it accepted connections on port 6379");
+        let mut any = Tcp::addr("0.0.0.0:6379");
+        prepare(&mut any).unwrap();
+        assert_eq!(any.addr(), Some(both[0]));
+        assert_eq!(any.describe(), "it accepted connections on 0.0.0.0:6379");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn whichever_loopback_the_service_uses() {
+        let me = std::process::id();
+        let (held, port) = listen_v6(true);
+        let mut both = Tcp::port(port);
+        prepare(&mut both).unwrap();
+        assert!(probe(&mut both, me).unwrap());
+        assert_eq!(both.addr(), Some(SocketAddr::from((Ipv6Addr::LOCALHOST, port))));
+        drop(held);
+        let (_held, port) = tcp("127.0.0.1:0".parse().unwrap(), true, false, None, true).unwrap();
+        let mut v4 = Tcp::addr(format!("localhost:{port}"));
+        prepare(&mut v4).unwrap();
+        assert!(probe(&mut v4, me).unwrap());
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn nobody_and_bound_only_are_not_ready() {
+        let (_bound, port) = tcp("127.0.0.1:0".parse().unwrap(), true, false, None, false).unwrap();
+        let mut readiness = Tcp::port(port);
+        prepare(&mut readiness).unwrap();
+        let error = probe(&mut readiness, std::process::id()).unwrap_err().to_string();
+        assert_eq!(
+            error,
+            format!("nobody listens on 127.0.0.1:{port} or [::1]:{port}")
+        );
+    }
+
+    #[test]
+    fn a_stranger_on_one_address_spoils_the_other() {
+        // This process listens on both, and is a stranger to the bystander.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let bystander = Bystander::new();
+        let mut readiness = Tcp::port(addr.port());
+        prepare(&mut readiness).unwrap();
+        // Between its fork and its exec the bystander still has our descriptors.
+        let mut answer = probe(&mut readiness, bystander.0.id());
+        for _ in 0..100 {
+            if answer.is_err() {
+                break;
+            }
+            std::thread::sleep(Duration::from_millis(10));
+            answer = probe(&mut readiness, bystander.0.id());
+        }
+        let error = answer.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        let stranger = Stranger::of(&error).unwrap();
+        assert_eq!(stranger.endpoint, addr.to_string());
+        assert_eq!(stranger.holder.pid, Some(std::process::id()));
+    }
+
+    #[test]
+    fn a_remote_address_is_connected_to() {
+        // Remote for the sake of the test: what is asked of the kernel would say that the owner is somebody else.
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut readiness = Tcp::addr(addr.to_string());
+        prepare(&mut readiness).unwrap();
+        readiness.resolved.places[0].1 = false;
+        assert!(probe(&mut readiness, 1).unwrap());
+        listener.accept().unwrap();
+        drop(listener);
+        let error = probe(&mut readiness, 1).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("{addr}: ")), "{error}");
+    }
+}

@@ -1,0 +1,371 @@
+//! [`UnixSocket`]: ready when the service accepts connections on a Unix socket.
+
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::path::{Path, PathBuf};
+
+use super::{Prepare, Probe, Readiness};
+use crate::Error;
+use crate::holder;
+use crate::listener::{self, Owner};
+use crate::sys::sockets::{self, UnixAnswer, UnixKind};
+
+/// `sun_path` has 108 bytes, of which one is the NUL at the end (of a path) or in front (of an abstract name).
+const LONGEST: usize = 107;
+
+/// Ready when the service accepts connections on a Unix socket.
+///
+/// A connection is made and closed at once; one that has to wait because the service is busy counts as well. Stream and `SOCK_SEQPACKET`
+/// sockets have connections; a datagram socket has none, and finding one ends the wait with an error.
+/// Somebody else's socket at this path is an error that names them, where it can be seen whose it is.
+///
+/// ```
+/// use mirakuru_core::{Executor, UnixSocket, UnixSocketExecutor};
+///
+/// # let script = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); time.sleep(60)";
+/// let mut server: UnixSocketExecutor = Executor::builder(["python3", "-c", script, "{dir}/server.sock"])
+///     .wait_for(UnixSocket::path("{dir}/server.sock"))
+///     .start()?;
+/// assert!(std::os::unix::net::UnixStream::connect(server.path()).is_ok());
+/// server.stop()?;
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
+#[derive(Clone, Debug)]
+pub struct UnixSocket {
+    wanted: PathBuf,
+    /// With the placeholders filled in.
+    path: PathBuf,
+}
+
+impl UnixSocket {
+    /// The path of the socket, in which placeholders may stand; best is one in the private directory, `{dir}/server.sock`. At most 107 bytes long.
+    ///
+    /// A path that is not absolute is one below the *test's* current directory, as for anybody who connects from the test;
+    /// the service may have another one. On Linux a path that begins with `@` is an abstract name (`./@name` is a file).
+    ///
+    /// Outside `{dir}` the path is claimed: if somebody accepts connections there, the start fails with
+    /// [`Error::AlreadyRunning`] before anything is executed. A socket that a killed server left behind is not in the way: it is removed,
+    /// if it belongs to the test's user.
+    pub fn path(path: impl Into<PathBuf>) -> Self {
+        let wanted = path.into();
+        Self {
+            path: wanted.clone(),
+            wanted,
+        }
+    }
+}
+
+impl Readiness for UnixSocket {
+    fn describe(&self) -> String {
+        format!("it accepted connections on {}", self.path.display())
+    }
+
+    fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {
+        let path = expand_path(cx, &self.wanted)?;
+        check(&path).map_err(|reason| cx.invalid(path.to_string_lossy(), reason))?;
+        if path.starts_with(cx.dir()) {
+            // Nobody else's, and the service is not running: what is there was left by a service that was killed. Most servers would
+            // refuse to start because of it. (One that cannot be removed is the service's affair.)
+            let _ = holder::remove_stale_socket(&path);
+        }
+        claim(cx, &path);
+        self.path = path;
+        Ok(())
+    }
+
+    fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
+        let path = &self.path;
+        let answer = match sockets::try_connect_unix(path, UnixKind::Stream) {
+            Err(error) if sockets::is_another_kind(&error) => {
+                // Not a stream; a datagram socket would fail in the same way.
+                sockets::try_connect_unix(path, UnixKind::SeqPacket)
+            }
+            answer => answer,
+        };
+        let listener = match answer {
+            Ok(UnixAnswer::Accepted(pid)) => pid,
+            Ok(UnixAnswer::Full) => None,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(explain(path, error)),
+        };
+        match listener::unix_owner(path, listener, cx.supervisor) {
+            Owner::Stranger(stranger) => Err(stranger.into()),
+            Owner::Nobody | Owner::Tree | Owner::Unseen => Ok(true),
+        }
+    }
+
+    fn path(&self) -> Option<&Path> {
+        Some(&self.path)
+    }
+}
+
+/// Fills in the placeholders of a path, which may be of bytes that are no text.
+pub(super) fn expand_path(cx: &mut Prepare<'_>, path: &Path) -> Result<PathBuf, Error> {
+    cx.values
+        .expand_os(path.as_os_str())
+        .map(PathBuf::from)
+        .map_err(|trouble| trouble.in_readiness(&path.to_string_lossy()))
+}
+
+/// Claims a path that others could want too, by a name that does not depend on the current directory.
+pub(super) fn claim(cx: &mut Prepare<'_>, path: &Path) {
+    if sockets::abstract_name(path).is_some() {
+        cx.claim_path(path);
+    } else if !path.starts_with(cx.dir()) {
+        cx.claim_path(std::path::absolute(path).unwrap_or_else(|_| path.to_owned()));
+    }
+}
+
+/// What is wrong with a path, and what would be right.
+fn check(path: &Path) -> Result<(), String> {
+    let bytes = path.as_os_str().as_bytes();
+    if bytes.is_empty() {
+        return Err("the path is empty; write one, such as `{dir}/server.sock`".to_owned());
+    }
+    if bytes.contains(&0) {
+        return Err("there is a NUL in the path; on Linux an abstract name is written `@name`".to_owned());
+    }
+    let (what, length) = match sockets::abstract_name(path) {
+        Some(_) if !cfg!(target_os = "linux") => {
+            return Err("abstract names are Linux's own; use a path, such as `{dir}/server.sock`".to_owned());
+        }
+        Some([]) => return Err("there is no name after the `@`; write one, such as `@server`".to_owned()),
+        Some(name) => ("name", name.len()),
+        None => ("path", bytes.len()),
+    };
+    if length > LONGEST {
+        let remedy = if what == "name" {
+            "use a shorter one"
+        } else {
+            "use one in `{dir}`, which is short, or set TMPDIR to a shorter directory"
+        };
+        return Err(format!(
+            "the {what} has {length} bytes, and a Unix socket's cannot have more than {LONGEST}; {remedy}"
+        ));
+    }
+    if bytes.ends_with(b"/") {
+        return Err(
+            "the path is a directory's; write the socket's own, such as `{dir}/server.sock`".to_owned(),
+        );
+    }
+    Ok(())
+}
+
+/// Why a connection that failed did so.
+fn explain(path: &Path, error: io::Error) -> io::Error {
+    let shown = path.display();
+    if sockets::is_another_kind(&error) {
+        return io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!(
+                "{shown} is a datagram socket, which accepts no connections; use `Check`, or `PidFile` for its mere existence"
+            ),
+        );
+    }
+    if error.kind() != io::ErrorKind::ConnectionRefused {
+        return io::Error::new(error.kind(), format!("{shown}: {error}"));
+    }
+    let is_socket = fs::metadata(path).map_or(true, |metadata| metadata.file_type().is_socket());
+    let text = if is_socket {
+        format!("nobody accepts connections on the socket {shown}")
+    } else {
+        format!("{shown} is there, but it is not a socket")
+    };
+    io::Error::new(io::ErrorKind::ConnectionRefused, text)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use std::ffi::OsStr;
+    use std::os::unix::net::UnixListener;
+    use std::process::{Child, Command, Stdio};
+    use std::time::Duration;
+
+    use super::*;
+    use crate::listener::Stranger;
+    use crate::placeholder::Values;
+    use crate::readiness::harness::{TestDir, look};
+    use crate::sys::sockets::tests::{Made, unix};
+
+    fn prepare(readiness: &mut UnixSocket, dir: &Path) -> Result<Vec<PathBuf>, Error> {
+        let mut values = Values::new("test".to_owned(), dir.to_owned());
+        let mut cx = Prepare {
+            values: &mut values,
+            addrs: Vec::new(),
+            paths: Vec::new(),
+            env: Vec::new(),
+        };
+        readiness.prepare(&mut cx)?;
+        Ok(cx.paths)
+    }
+
+    fn probe(path: &Path, root: u32) -> io::Result<bool> {
+        look(&mut UnixSocket::path(path), root, Duration::ZERO)
+    }
+
+    struct Kill(Child);
+
+    impl Drop for Kill {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    /// A python that runs a script on the path, up to its first line of output.
+    fn python(script: &str, path: &Path) -> Kill {
+        let mut child = Command::new("python3")
+            .args([OsStr::new("-c"), OsStr::new(script), path.as_os_str()])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        io::Read::read(child.stdout.as_mut().unwrap(), &mut [0]).unwrap();
+        Kill(child)
+    }
+
+    #[test]
+    fn it_is_ready_once_somebody_accepts() {
+        let dir = TestDir::new();
+        let path = dir.path().join("x.sock");
+        let me = std::process::id();
+        assert!(!probe(&path, me).unwrap());
+        fs::write(&path, "").unwrap();
+        let error = probe(&path, me).unwrap_err().to_string();
+        assert!(error.ends_with("is there, but it is not a socket"), "{error}");
+        fs::remove_file(&path).unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
+        assert!(probe(&path, me).unwrap());
+        drop(listener);
+        let error = probe(&path, me).unwrap_err().to_string();
+        assert!(
+            error.starts_with("nobody accepts connections on the socket "),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn a_full_backlog_is_ready_and_hangs_nobody() {
+        let dir = TestDir::new();
+        let path = dir.path().join("x.sock");
+        let _held = unix(&path, Made::Stream, 0);
+        for _ in 0..5 {
+            assert!(probe(&path, std::process::id()).unwrap());
+        }
+        assert_eq!(
+            sockets::try_connect_unix(&path, UnixKind::Stream).unwrap(),
+            UnixAnswer::Full
+        );
+    }
+
+    #[test]
+    fn other_kinds_of_sockets() {
+        let dir = TestDir::new();
+        let packets = dir.path().join("packets");
+        let _packets = unix(&packets, Made::SeqPacket, 1);
+        assert!(probe(&packets, std::process::id()).unwrap());
+        let datagrams = dir.path().join("datagrams");
+        let _datagrams = unix(&datagrams, Made::Datagram, 1);
+        let error = probe(&datagrams, std::process::id()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
+        assert!(error.to_string().contains("is a datagram socket"), "{error}");
+        let name = PathBuf::from(format!("@mk-unix-{}", std::process::id()));
+        assert!(probe(&name, std::process::id()).is_err());
+        let _name = unix(&name, Made::Stream, 1);
+        assert!(probe(&name, std::process::id()).unwrap());
+    }
+
+    #[test]
+    fn a_strangers_socket_is_an_error_that_names_them() {
+        let dir = TestDir::new();
+        let path = dir.path().join("x.sock");
+        let script = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print(flush=True); time.sleep(60)";
+        let stranger = python(script, &path);
+        let bystander = Kill(Command::new("sleep").arg("60").spawn().unwrap());
+        let error = probe(&path, bystander.0.id()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        assert_eq!(Stranger::of(&error).unwrap().holder.pid, Some(stranger.0.id()));
+        assert!(probe(&path, stranger.0.id()).unwrap());
+        assert!(probe(&path, std::process::id()).unwrap());
+    }
+
+    #[test]
+    fn a_socket_handed_on_to_the_service_is_its_own() {
+        let dir = TestDir::new();
+        let path = dir.path().join("x.sock");
+        // The process that listens hands the socket to a child, which is the service, and keeps nothing.
+        let script = "
+import os, socket, subprocess, sys, time
+s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen()
+child = subprocess.Popen(['sleep', '60'], pass_fds=[s.fileno()])
+s.close()
+print(child.pid, flush=True)
+sys.stdin.read(1)
+child.kill(); child.wait()
+";
+        let mut child = Command::new("python3")
+            .args([OsStr::new("-c"), OsStr::new(script), path.as_os_str()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        io::BufRead::read_line(&mut io::BufReader::new(child.stdout.as_mut().unwrap()), &mut line).unwrap();
+        let service: u32 = line.trim().parse().unwrap();
+        let ready = probe(&path, service);
+        drop(child.stdin.take());
+        child.wait().unwrap();
+        assert!(ready.unwrap());
+    }
+
+    #[test]
+    fn what_a_killed_service_left_in_its_directory_is_removed() {
+        let dir = TestDir::new();
+        let path = dir.path().join("x.sock");
+        drop(UnixListener::bind(&path).unwrap());
+        assert!(path.exists());
+        prepare(&mut UnixSocket::path(&path), Path::new("/elsewhere")).unwrap();
+        assert!(path.exists());
+        prepare(&mut UnixSocket::path(&path), dir.path()).unwrap();
+        assert!(!path.exists());
+        let _held = UnixListener::bind(&path).unwrap();
+        prepare(&mut UnixSocket::path(&path), dir.path()).unwrap();
+        assert!(path.exists());
+    }
+
+    #[test]
+    fn paths_are_checked_and_claimed() {
+        let dir = Path::new("/tmp/private");
+        let claims = |path: &str| prepare(&mut UnixSocket::path(path), dir).unwrap();
+        assert!(claims("/tmp/private/x.sock").is_empty());
+        assert_eq!(claims("/tmp/x.sock"), [Path::new("/tmp/x.sock")]);
+        assert_eq!(claims("@x"), [Path::new("@x")]);
+        assert_eq!(
+            claims("x.sock"),
+            [std::env::current_dir().unwrap().join("x.sock")]
+        );
+        let longest = format!("/{}", "x".repeat(106));
+        assert_eq!(claims(&longest).len(), 1);
+        for (path, part) in [
+            (
+                format!("{longest}x"),
+                "the path has 108 bytes, and a Unix socket's cannot have more than 107; use one in `{dir}`",
+            ),
+            (format!("@{longest}x"), "the name has 108 bytes"),
+            ("".to_owned(), "empty"),
+            ("a\0b".to_owned(), "NUL"),
+            ("@".to_owned(), "no name after the `@`"),
+            ("/tmp/".to_owned(), "a directory's"),
+        ] {
+            let Err(Error::InvalidReadiness { reason, .. }) = prepare(&mut UnixSocket::path(path), dir)
+            else {
+                panic!("{part}")
+            };
+            assert!(reason.contains(part), "{reason}");
+        }
+        // The longest that passes the check can really be connected to.
+        let error = sockets::try_connect_unix(Path::new(&longest), UnixKind::Stream).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}

@@ -1,0 +1,214 @@
+//! What must not be shown: passwords in URLs, and values of environment variables.
+//!
+//! It concerns every text that mirakuru makes itself. What a service prints is shown as it is.
+
+use std::borrow::Cow;
+
+/// What stands for a secret.
+const STARS: &str = "***";
+
+/// Parameters of URLs that are secrets wherever they stand: `postgresql://host/db?password=...`.
+const PARAMETERS: [&str; 10] = [
+    "password",
+    "passwd",
+    "pwd",
+    "sslpassword",
+    "token",
+    "access_token",
+    "auth_token",
+    "secret",
+    "api_key",
+    "apikey",
+];
+
+/// The parts of a variable's name that say that its value is a secret.
+const NAMES: [&str; 9] = [
+    "PASS",
+    "PWD",
+    "SECRET",
+    "TOKEN",
+    "CREDENTIAL",
+    "APIKEY",
+    "API_KEY",
+    "PRIVATE_KEY",
+    "ACCESS_KEY",
+];
+
+/// Whether the name of an environment variable says that its value is a secret.
+pub(crate) fn is_secret_name(name: &str) -> bool {
+    let name = name.to_ascii_uppercase();
+    // The shell's own variables are directories.
+    !matches!(name.as_str(), "PWD" | "OLDPWD") && NAMES.iter().any(|part| name.contains(part))
+}
+
+/// The text with the passwords of all URLs in it replaced: `redis://user:***@host`.
+pub(crate) fn mask_urls(text: &str) -> Cow<'_, str> {
+    if !text.contains("://") {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find("://") {
+        let (before, url) = rest.split_at(at + 3);
+        shown.push_str(before);
+        let end = url.find(ends_a_url).unwrap_or(url.len());
+        let (url, after) = url.split_at(end);
+        mask_parameters(&mask_user(url), &mut shown);
+        rest = after;
+    }
+    shown.push_str(rest);
+    Cow::Owned(shown)
+}
+
+fn ends_a_url(c: char) -> bool {
+    c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'' | '`' | '<' | '>')
+}
+
+/// What follows a URL's scheme, without the password before its host.
+fn mask_user(url: &str) -> Cow<'_, str> {
+    let authority = url.split(['/', '?', '#']).next().unwrap_or_default();
+    let at = match (authority.rfind('@'), authority.split_once(':')) {
+        (Some(at), _) => Some(at),
+        // No `host:port`: a password with one of `/?#` in it, which is not legal and happens.
+        (None, Some((_, port)))
+            if !port.is_empty() && !port.starts_with(|c: char| c.is_ascii_digit() || c == '{') =>
+        {
+            url.rfind('@')
+        }
+        _ => None,
+    };
+    let Some(at) = at else {
+        return Cow::Borrowed(url);
+    };
+    match url[..at].split_once(':') {
+        Some((user, password)) if !password.is_empty() => Cow::Owned(format!("{user}:{STARS}{}", &url[at..])),
+        _ => Cow::Borrowed(url),
+    }
+}
+
+fn mask_parameters(url: &str, shown: &mut String) {
+    let Some((path, query)) = url.split_once('?') else {
+        shown.push_str(url);
+        return;
+    };
+    shown.push_str(path);
+    for (number, parameter) in query.split('&').enumerate() {
+        shown.push(if number == 0 { '?' } else { '&' });
+        match parameter.split_once('=') {
+            Some((key, _)) if PARAMETERS.contains(&key.to_ascii_lowercase().as_str()) => {
+                shown.push_str(key);
+                shown.push('=');
+                shown.push_str(STARS);
+            }
+            _ => shown.push_str(parameter),
+        }
+    }
+}
+
+/// The secrets of one service, and what is shown in their place.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Secrets(Vec<(String, String)>);
+
+impl Secrets {
+    /// A value that must not be shown, and the text that stands for it.
+    ///
+    /// Not everything can be looked for in a text: what has less than four letters would be found where it is not meant, and a
+    /// number of up to five digits is a port.
+    pub(crate) fn add(&mut self, value: &str, shown: &str) {
+        let is_port = value.len() <= 5 && value.bytes().all(|byte| byte.is_ascii_digit());
+        let value = value.trim();
+        if value.chars().count() < 4 || is_port || self.0.iter().any(|(known, _)| known == value) {
+            return;
+        }
+        self.0.push((value.to_owned(), shown.to_owned()));
+        // The longest first, since one may be a part of another.
+        self.0.sort_by_key(|(value, _)| std::cmp::Reverse(value.len()));
+    }
+
+    /// The value of a variable whose name says that it is a secret.
+    pub(crate) fn add_secret(&mut self, value: &str) {
+        self.add(value, STARS);
+    }
+
+    /// The text without any of them, and without the passwords of URLs.
+    pub(crate) fn mask(&self, text: &str) -> String {
+        let mut text = Cow::Borrowed(text);
+        for (value, shown) in &self.0 {
+            if text.contains(value.as_str()) {
+                text = Cow::Owned(text.replace(value.as_str(), shown));
+            }
+        }
+        mask_urls(&text).into_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passwords_of_urls_are_masked() {
+        for (text, shown) in [
+            ("redis://user:secret@host:6379/0", "redis://user:***@host:6379/0"),
+            ("redis://:secret@host", "redis://:***@host"),
+            (
+                "run --url 'a://u:p@h' b://v:q@i/x",
+                "run --url 'a://u:***@h' b://v:***@i/x",
+            ),
+            ("x://u:p@ss@h/", "x://u:***@h/"),
+            ("x://u:pa/ss@h/", "x://u:***@h/"),
+            (
+                "jdbc:postgresql://h/db?user=u&password=p&ssl=1",
+                "jdbc:postgresql://h/db?user=u&password=***&ssl=1",
+            ),
+            ("x://h/?Token=t", "x://h/?Token=***"),
+        ] {
+            assert_eq!(mask_urls(text), shown);
+        }
+    }
+
+    #[test]
+    fn what_is_no_password_stays() {
+        for text in [
+            "no url",
+            "http://127.0.0.1:6379/a:b",
+            "http://127.0.0.1:{port}/a:b@c",
+            "http://host:80/x@y",
+            "http://user@host/",
+            "http://[::1]:80/?a=b&c",
+            "://",
+            "x://u:@h",
+        ] {
+            assert_eq!(mask_urls(text), text);
+        }
+    }
+
+    #[test]
+    fn values_are_shown_as_their_placeholder() {
+        let mut secrets = Secrets::default();
+        secrets.add("hunter2", "{env:A}");
+        secrets.add("hunter2-long", "{env:B}");
+        secrets.add("80", "{env:PORT}");
+        secrets.add("65000", "{env:PORT}");
+        secrets.add_secret("swordfish");
+        assert_eq!(
+            secrets.mask("x hunter2-long hunter2 80 65000 swordfish"),
+            "x {env:B} {env:A} 80 65000 ***"
+        );
+    }
+
+    #[test]
+    fn names_tell() {
+        for name in [
+            "PGPASSWORD",
+            "redis_pass",
+            "GITHUB_TOKEN",
+            "AWS_SECRET_ACCESS_KEY",
+        ] {
+            assert!(is_secret_name(name), "{name}");
+        }
+        for name in ["PATH", "HOME", "PWD", "OLDPWD", "KEYBOARD", "LANG"] {
+            assert!(!is_secret_name(name), "{name}");
+        }
+    }
+}

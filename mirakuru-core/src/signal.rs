@@ -1,0 +1,49 @@
+//! The signals that a recipe or a test can name.
+
+use std::fmt;
+
+/// A signal to send to a service.
+///
+/// Our own enum and not `nix`'s, so that no foreign type stands in the public API.
+///
+/// ```
+/// use mirakuru_core::Signal;
+/// assert_eq!(Signal::Term.to_string(), "SIGTERM");
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Signal {
+    /// `SIGTERM`, the polite request to end: the default stop signal.
+    Term,
+    /// `SIGINT`, what Ctrl-C sends. PostgreSQL's "fast shutdown".
+    Int,
+    /// `SIGQUIT`. nginx takes it as "finish what you are doing, then end".
+    Quit,
+    /// `SIGHUP`, by custom "read your configuration again".
+    Hup,
+    /// `SIGKILL`, which no process can catch: the default kill signal.
+    Kill,
+    /// `SIGUSR1`, whose meaning is the service's own.
+    Usr1,
+    /// `SIGUSR2`, whose meaning is the service's own.
+    Usr2,
+}
+
+impl fmt::Display for Signal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Signal::Term => "SIGTERM",
+            Signal::Int => "SIGINT",
+            Signal::Quit => "SIGQUIT",
+            Signal::Hup => "SIGHUP",
+            Signal::Kill => "SIGKILL",
+            Signal::Usr1 => "SIGUSR1",
+            Signal::Usr2 => "SIGUSR2",
+        })
+    }
+}
+
+/// The name of any signal, for reports.
+pub(crate) fn describe(signal: i32) -> String {
+    crate::sys::signal_name(signal).map_or_else(|| format!("signal {signal}"), str::to_owned)
+}

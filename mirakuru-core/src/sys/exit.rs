@@ -1,0 +1,155 @@
+//! Ends what still runs when the test process ends normally.
+//!
+//! The supervisors would notice by themselves, a moment later. But the next test binary may want the same ports at
+//! once; and in a container whose first process reaps nobody, a supervisor should have a parent that does.
+//!
+//! `atexit` handlers run after the main thread returns and after `process::exit`, there beside other live threads. So: no
+//! lock (whoever holds it may wait for ever), only a list of slots that is never shortened, each of which is taken by
+//! an atomic swap by exactly one of its owner and the handler.
+
+use std::os::fd::RawFd;
+use std::ptr;
+use std::sync::Once;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
+
+use super::StopPolicy;
+use super::linux::service;
+
+static HEAD: AtomicPtr<Slot> = AtomicPtr::new(ptr::null_mut());
+/// A fork of the test process inherits the handler, but its services are not its own.
+static PROCESS: AtomicU32 = AtomicU32::new(0);
+
+/// More than an id has.
+const ID_WORDS: usize = 8;
+
+struct Slot {
+    /// The control socket; -1 when nobody needs it ended any more.
+    control: AtomicI32,
+    guard: AtomicI32,
+    /// The service's id, [`ID_WORDS`] words full of it and then zeroes.
+    id: [AtomicU32; ID_WORDS],
+    message: [AtomicI32; 8],
+    used: AtomicBool,
+    next: AtomicPtr<Slot>,
+}
+
+/// An entry in the list of what is to be ended.
+pub(super) struct Registration {
+    slot: &'static Slot,
+    claimed: AtomicBool,
+}
+
+/// Adds a service, known by its control socket. Its id is what its processes carry as a mark.
+pub(super) fn register(control: RawFd, id: &str, stop: StopPolicy) -> Registration {
+    static HANDLER: Once = Once::new();
+    HANDLER.call_once(|| {
+        PROCESS.store(std::process::id(), Ordering::SeqCst);
+        // SAFETY: the handler may run at any time after this, beside other threads. Should the C library have no room for
+        // it, the supervisors still notice the end.
+        unsafe { libc::atexit(end_all) };
+    });
+    let slot = free_slot();
+    for (place, value) in slot.message.iter().zip(service::stop_message(stop, true)) {
+        place.store(value, Ordering::SeqCst);
+    }
+    for (at, word) in slot.id.iter().enumerate() {
+        let byte = |n: usize| id.as_bytes().get(4 * at + n).copied().unwrap_or(0);
+        word.store(
+            u32::from_ne_bytes([byte(0), byte(1), byte(2), byte(3)]),
+            Ordering::SeqCst,
+        );
+    }
+    slot.guard.store(0, Ordering::SeqCst);
+    slot.control.store(control, Ordering::SeqCst);
+    Registration {
+        slot,
+        claimed: AtomicBool::new(false),
+    }
+}
+
+impl Registration {
+    pub(super) fn set_guard(&self, pid: i32) {
+        self.slot.guard.store(pid, Ordering::SeqCst);
+    }
+
+    /// Takes on the duty to end the service. `false` when the handler has it already: then the socket is the handler's, and
+    /// must not be closed.
+    pub(super) fn claim(&self) -> bool {
+        if !self.is_ours() && self.slot.control.swap(-1, Ordering::SeqCst) >= 0 {
+            self.claimed.store(true, Ordering::SeqCst);
+        }
+        self.is_ours()
+    }
+
+    pub(super) fn is_ours(&self) -> bool {
+        self.claimed.load(Ordering::SeqCst)
+    }
+}
+
+impl Drop for Registration {
+    fn drop(&mut self) {
+        self.claim();
+        self.slot.used.store(false, Ordering::SeqCst);
+    }
+}
+
+/// A slot that nobody uses, or a new one. Slots are never freed: there are as many as services ever ran at once.
+fn free_slot() -> &'static Slot {
+    let mut at = HEAD.load(Ordering::SeqCst);
+    // SAFETY: slots are leaked, so that every pointer in the list stays valid.
+    while let Some(slot) = unsafe { at.as_ref() } {
+        if !slot.used.swap(true, Ordering::SeqCst) {
+            return slot;
+        }
+        at = slot.next.load(Ordering::SeqCst);
+    }
+    let slot = Box::leak(Box::new(Slot {
+        control: AtomicI32::new(-1),
+        guard: AtomicI32::new(0),
+        id: Default::default(),
+        message: Default::default(),
+        used: AtomicBool::new(true),
+        next: AtomicPtr::new(ptr::null_mut()),
+    }));
+    let slot: &'static Slot = slot;
+    let mut head = HEAD.load(Ordering::SeqCst);
+    loop {
+        slot.next.store(head, Ordering::SeqCst);
+        match HEAD.compare_exchange(
+            head,
+            ptr::from_ref(slot).cast_mut(),
+            Ordering::SeqCst,
+            Ordering::SeqCst,
+        ) {
+            Ok(_) => return slot,
+            Err(now) => head = now,
+        }
+    }
+}
+
+/// Tells all services to end, then waits for all: they end side by side.
+extern "C" fn end_all() {
+    if PROCESS.load(Ordering::SeqCst) != std::process::id() {
+        return;
+    }
+    let mut ending = Vec::new();
+    let mut at = HEAD.load(Ordering::SeqCst);
+    // SAFETY: as in `free_slot`.
+    while let Some(slot) = unsafe { at.as_ref() } {
+        let control = slot.control.swap(-1, Ordering::SeqCst);
+        if control >= 0 {
+            service::send(
+                control,
+                std::array::from_fn(|i| slot.message[i].load(Ordering::SeqCst)),
+            );
+            let words = slot.id.each_ref().map(|word| word.load(Ordering::SeqCst));
+            ending.push((control, slot.guard.load(Ordering::SeqCst), words));
+        }
+        at = slot.next.load(Ordering::SeqCst);
+    }
+    for (control, guard, words) in ending {
+        let id: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
+        let id = String::from_utf8_lossy(&id);
+        service::await_end(control, guard, id.trim_end_matches('\0'));
+    }
+}

@@ -1,0 +1,86 @@
+//! What directories and lock files need that the standard library does not have.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use nix::fcntl::OFlag;
+
+/// For `custom_flags`: a symbolic link in the place of the file is an error.
+pub(crate) const NO_FOLLOW: i32 = OFlag::O_NOFOLLOW.bits();
+
+/// The effective user id of this process.
+pub(crate) fn euid() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
+/// The effective group id of this process.
+pub(crate) fn egid() -> u32 {
+    nix::unistd::getegid().as_raw()
+}
+
+/// Opens a directory, never one that a symbolic link in its place leads to.
+pub(crate) fn open_dir(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .custom_flags((OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits())
+        .open(path)
+}
+
+/// Opens a lock file for reading and writing, and makes it (mode 0600) where it is missing; never through a symbolic link.
+pub(crate) fn open_lock(path: &Path, create: bool) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(create)
+        .truncate(false)
+        .mode(0o600)
+        .custom_flags((OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC).bits())
+        .open(path)
+}
+
+/// Takes the exclusive `flock` of an open file unless somebody else has it: says whether it is ours now.
+///
+/// The lock belongs to the open file description. Copies of the descriptor, in this process or inherited, hold the
+/// same lock, and it is free once the last of them is closed. It is never unlocked by call, because that would free it for all
+/// of them.
+pub(crate) fn try_flock(file: BorrowedFd<'_>) -> io::Result<bool> {
+    // SAFETY: flock takes no pointers, and the descriptor is open for as long as it is borrowed.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
+        return Ok(true);
+    }
+    let e = io::Error::last_os_error();
+    match e.kind() {
+        io::ErrorKind::WouldBlock => Ok(false),
+        _ => Err(e),
+    }
+}
+
+/// Whether somebody holds the exclusive `flock` of a file. Asks for a shared lock, which those who ask at the same time all get.
+pub(crate) fn is_locked(file: BorrowedFd<'_>) -> io::Result<bool> {
+    // SAFETY: as above.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) } == 0 {
+        return Ok(false);
+    }
+    let e = io::Error::last_os_error();
+    match e.kind() {
+        io::ErrorKind::WouldBlock => Ok(true),
+        _ => Err(e),
+    }
+}
+
+/// Whether a process with this id exists and has not ended. One that is another user's, and perhaps not to be seen, counts.
+pub(crate) fn process_lives(pid: u32) -> bool {
+    let exists =
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), None) != Err(nix::Error::ESRCH);
+    exists && super::procfs::stat(pid).is_none_or(|stat| stat.is_alive())
+}
+
+/// Whether a process with this id exists. One that is not ours to signal counts.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn process_exists(pid: u32) -> bool {
+    let pid = nix::unistd::Pid::from_raw(pid as i32);
+    nix::sys::signal::kill(pid, None) != Err(nix::Error::ESRCH)
+}

@@ -1,0 +1,308 @@
+//! The memory that the supervisor works in: one private mapping with its stacks, its buffers and the plan.
+//!
+//! It is laid out before the fork, by ordinary code, so that the supervisor never allocates. Pages that are never touched
+//! cost nothing.
+
+use std::ffi::{CString, c_char, c_void};
+use std::io;
+use std::ops::Range;
+use std::ptr;
+
+use super::super::{Plan, Stream};
+
+const STACK: usize = 64 * 1024;
+/// What one read of the service's output takes at most.
+pub(super) const BUFFER: usize = 32 * 1024;
+/// How many children one look at a process tree takes in; a later look finds the others.
+pub(super) const PIDS: usize = 1024;
+/// How many descendants are remembered as having been asked to end.
+pub(super) const TOLD: usize = 256;
+
+/// What the supervisor finds in its memory. The pointers lead to other parts of the same mapping.
+///
+/// `i64` with -1 for "not set", so that no value of the kernel's own types is lost.
+#[repr(C)]
+pub(super) struct Arena {
+    pub(super) candidates: *const *const c_char,
+    pub(super) argv: *const *const c_char,
+    pub(super) envp: *const *const c_char,
+    pub(super) current_dir: *const c_char,
+    pub(super) groups: *const u32,
+    pub(super) group_count: i64,
+    pub(super) uid: i64,
+    pub(super) gid: i64,
+    pub(super) umask: i64,
+    /// A descriptor, or -1: `/dev/null` for input, the log for output.
+    pub(super) stdio: [i32; 3],
+    /// Which of the two output streams go through a pipe into the log.
+    pub(super) relay: [bool; 2],
+    pub(super) control: i32,
+    pub(super) test_pidfd: i32,
+    pub(super) log: i32,
+    pub(super) index: i32,
+    /// All descriptors that outlive the fork, in ascending order.
+    pub(super) keep: *const i32,
+    pub(super) keep_count: usize,
+    /// The sockets that the service gets, in this order.
+    pub(super) listen: *mut i32,
+    pub(super) listen_count: usize,
+    /// Where the digits of the service's process id go: the value of its `LISTEN_PID`. Or null.
+    pub(super) listen_pid: *mut c_char,
+    pub(super) stop_signal: i32,
+    pub(super) grace_ms: i64,
+    pub(super) kill_signal: i32,
+    pub(super) title: [*const c_char; 2],
+    pub(super) title_len: [usize; 2],
+    /// Where the kernel reads this process's command line.
+    pub(super) args: *mut c_char,
+    pub(super) args_len: usize,
+    pub(super) private_dir: *const c_char,
+    /// For a service of a whole run: a pidfd of the runner, or -1; where its state is written, where it is published, and the
+    /// run's directory.
+    pub(super) runner_pidfd: i32,
+    pub(super) staged: *const c_char,
+    pub(super) published: *const c_char,
+    pub(super) run_dir: *const c_char,
+    pub(super) worker_stack: *mut c_void,
+    pub(super) service_stack: *mut c_void,
+
+    // From here on: written by the supervisor.
+    pub(super) guard: i32,
+    pub(super) guard_pidfd: i32,
+    pub(super) worker: i32,
+    pub(super) service: i32,
+    /// How far the service came before its program could be executed: a `STAGE_*`, and the error number.
+    pub(super) failed_stage: i32,
+    pub(super) failed_errno: i32,
+    pub(super) buffer: [u8; BUFFER],
+    pub(super) pids: [i32; PIDS],
+    pub(super) told: [i32; TOLD],
+    pub(super) told_count: usize,
+}
+
+/// The mapping as the test process holds it, until the fork has been made.
+pub(super) struct Mapping {
+    base: *mut u8,
+    len: usize,
+    arena: *mut Arena,
+}
+
+impl Mapping {
+    /// Lays everything out.
+    pub(super) fn new(plan: &Plan, args: Range<usize>) -> io::Result<Mapping> {
+        let titles = [
+            format!("mirakuru-guard {}", plan.id),
+            format!("mirakuru-worker {}", plan.id),
+        ]
+        .map(|title| CString::new(title).unwrap_or_default());
+        let mut size = Bump {
+            base: ptr::null_mut(),
+            used: 3 * STACK,
+        };
+        Mapping::fill(&mut size, plan, &titles, &args);
+        let len = size.used.next_multiple_of(super::memory::page_size());
+        // SAFETY: a fresh private mapping.
+        let base = unsafe {
+            libc::mmap(
+                ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = base.cast::<u8>();
+        let mut bump = Bump {
+            base,
+            used: 3 * STACK,
+        };
+        let arena = Mapping::fill(&mut bump, plan, &titles, &args);
+        Ok(Mapping { base, len, arena })
+    }
+
+    /// Puts the plan into the mapping; with a null base, only counts how much that takes.
+    fn fill(bump: &mut Bump, plan: &Plan, titles: &[CString; 2], args: &Range<usize>) -> *mut Arena {
+        let candidates = bump.strings(&plan.candidates);
+        let argv = bump.strings(&plan.argv);
+        let envp = bump.strings(&plan.envp);
+        let current_dir = plan
+            .current_dir
+            .as_ref()
+            .map_or(ptr::null(), |dir| bump.string(dir));
+        let private_dir = plan
+            .private_dir
+            .as_ref()
+            .map_or(ptr::null(), |dir| bump.string(dir));
+        let run = plan.run.as_ref();
+        let run_paths = [
+            run.map(|run| bump.string(&run.staged)),
+            run.map(|run| bump.string(&run.published)),
+            run.map(|run| bump.string(&run.dir)),
+        ];
+        let groups = bump.slice(plan.groups.as_deref().unwrap_or_default());
+        let title = [bump.string(&titles[0]).cast(), bump.string(&titles[1]).cast()];
+        let arena = bump.place::<Arena>(1);
+        // The descriptors are filled in later (`set_descriptors`); their number is known.
+        let keep = bump.place::<i32>(plan.keep.len() + plan.listen.len() + 16);
+        let listen = bump.place::<i32>(plan.listen.len());
+        if bump.base.is_null() {
+            return arena;
+        }
+        // SAFETY: all of these lie in the fresh, zeroed mapping, for which all-zero is a valid `Arena`; the
+        // addresses of stacks are their upper ends, inside the mapping.
+        unsafe {
+            let a = &mut *arena;
+            a.candidates = candidates;
+            a.argv = argv;
+            a.envp = envp;
+            a.current_dir = current_dir;
+            a.private_dir = private_dir;
+            [a.staged, a.published, a.run_dir] = run_paths.map(|path| path.unwrap_or(ptr::null()));
+            a.groups = groups;
+            a.group_count = plan.groups.as_ref().map_or(-1, |groups| groups.len() as i64);
+            a.uid = plan.uid.map_or(-1, i64::from);
+            a.gid = plan.gid.map_or(-1, i64::from);
+            a.umask = plan.umask.map_or(-1, i64::from);
+            a.keep = keep;
+            a.listen = listen;
+            a.listen_count = plan.listen.len();
+            a.listen_pid = match listen_pid(&plan.envp) {
+                Some(at) if !plan.listen.is_empty() => (*envp.add(at)).cast_mut().add(LISTEN_PID.len()),
+                _ => ptr::null_mut(),
+            };
+            a.relay = [
+                matches!(plan.stdout, Stream::Log),
+                matches!(plan.stderr, Stream::Log),
+            ];
+            a.stop_signal = super::service::number(plan.stop.signal);
+            a.grace_ms = i64::from(super::service::milliseconds(plan.stop.grace));
+            a.kill_signal = super::service::number(plan.stop.kill_signal);
+            a.title = title;
+            a.title_len = [titles[0].as_bytes().len(), titles[1].as_bytes().len()];
+            a.args = args.start as *mut c_char;
+            a.args_len = args.len();
+            a.failed_stage = -1;
+            a.worker_stack = bump.base.add(2 * STACK).cast();
+            a.service_stack = bump.base.add(3 * STACK).cast();
+        }
+        arena
+    }
+
+    /// Says which descriptors the supervisor keeps.
+    pub(super) fn set_descriptors(&mut self, descriptors: &Descriptors, others: &[i32], listen: &[i32]) {
+        let mut keep: Vec<i32> = descriptors
+            .all()
+            .chain(others.iter().copied())
+            .chain(listen.iter().copied())
+            .filter(|fd| *fd >= 0)
+            .collect();
+        keep.sort_unstable();
+        keep.dedup();
+        // SAFETY: `fill` left room for all of `plan.keep` and `plan.listen` and 16 more; there are at most eight besides those.
+        unsafe {
+            let a = &mut *self.arena;
+            a.stdio = descriptors.stdio;
+            a.control = descriptors.control;
+            a.test_pidfd = descriptors.test_pidfd;
+            a.log = descriptors.log;
+            a.index = descriptors.index;
+            a.runner_pidfd = descriptors.runner_pidfd;
+            ptr::copy_nonoverlapping(keep.as_ptr(), a.keep.cast_mut(), keep.len());
+            a.keep_count = keep.len();
+            let count = listen.len().min(a.listen_count);
+            ptr::copy_nonoverlapping(listen.as_ptr(), a.listen, count);
+            a.listen_count = count;
+        }
+    }
+
+    pub(super) fn arena(&self) -> *mut Arena {
+        self.arena
+    }
+
+    pub(super) fn guard_stack(&self) -> *mut c_void {
+        // SAFETY: the upper end of the first stack, inside the mapping.
+        unsafe { self.base.add(STACK).cast() }
+    }
+
+    pub(super) fn range(&self) -> Range<usize> {
+        self.base as usize..self.base as usize + self.len
+    }
+}
+
+impl Drop for Mapping {
+    /// The supervisor has its own copy from the fork on.
+    fn drop(&mut self) {
+        // SAFETY: mapped by `new`, and nothing else in this process points into it.
+        unsafe { libc::munmap(self.base.cast(), self.len) };
+    }
+}
+
+const LISTEN_PID: &[u8] = b"LISTEN_PID=";
+
+/// Which entry of the environment is to have the process id, if it has room for one.
+fn listen_pid(envp: &[CString]) -> Option<usize> {
+    let has_room = |value: &[u8]| value.len() == super::super::PID_DIGITS;
+    envp.iter()
+        .position(|entry| entry.as_bytes().strip_prefix(LISTEN_PID).is_some_and(has_room))
+}
+
+/// The descriptors with a meaning of their own.
+pub(super) struct Descriptors {
+    pub(super) stdio: [i32; 3],
+    pub(super) control: i32,
+    pub(super) test_pidfd: i32,
+    pub(super) log: i32,
+    pub(super) index: i32,
+    pub(super) runner_pidfd: i32,
+}
+
+impl Descriptors {
+    fn all(&self) -> impl Iterator<Item = i32> + '_ {
+        self.stdio.iter().copied().chain([
+            self.control,
+            self.test_pidfd,
+            self.log,
+            self.index,
+            self.runner_pidfd,
+        ])
+    }
+}
+
+/// Hands out the mapping from below; with a null base, only counts.
+struct Bump {
+    base: *mut u8,
+    used: usize,
+}
+
+impl Bump {
+    fn place<T>(&mut self, count: usize) -> *mut T {
+        self.used = self.used.next_multiple_of(align_of::<T>());
+        let at = self.base.wrapping_add(self.used).cast::<T>();
+        self.used += count * size_of::<T>();
+        at
+    }
+
+    fn slice<T: Copy>(&mut self, items: &[T]) -> *const T {
+        let at = self.place::<T>(items.len());
+        if !self.base.is_null() {
+            // SAFETY: just placed, with room for all of them.
+            unsafe { ptr::copy_nonoverlapping(items.as_ptr(), at, items.len()) };
+        }
+        at
+    }
+
+    fn string(&mut self, text: &CString) -> *const c_char {
+        self.slice(text.as_bytes_with_nul()).cast()
+    }
+
+    /// A null-terminated list of strings.
+    fn strings(&mut self, texts: &[CString]) -> *const *const c_char {
+        let mut pointers: Vec<*const c_char> = texts.iter().map(|text| self.string(text)).collect();
+        pointers.push(ptr::null());
+        self.slice(&pointers)
+    }
+}

@@ -1,0 +1,234 @@
+//! Makes the fork of the supervisor cheap, whatever the size of the test process.
+//!
+//! A fork copies the page tables of the whole process (8 ms for 200 MB) and makes each page copy-on-write (the next
+//! write to each costs a fault: 45 ms for 200 MB). The supervisor needs next to nothing of that memory. So, for
+//! the moment of the fork, all anonymous memory is marked `MADV_DONTFORK`, except what the supervisor does need:
+//!
+//! * its arena (stacks, buffers, the plan);
+//! * the thread-local block of the forking thread, where libc keeps `errno`, and the kernel what it tells about preemption;
+//! * `.bss`, which the kernel shows as an anonymous mapping behind a file's.
+//!
+//! Files' mappings (code, `.data`, `.got`) are inherited as always.
+//!
+//! Another thread that forked in that moment would make a child without its memory. `fork` of libc is therefore held
+//! back by a `pthread_atfork` handler until the marks are off again. `vfork`, `posix_spawn` and threads share memory
+//! rather than copying it and are not concerned. What is left: a raw `clone` system call without `CLONE_VM` by
+//! another thread, and a mapping moved by `mremap` within that moment, which keeps its mark.
+
+use std::cell::UnsafeCell;
+use std::fs::File;
+use std::io::Read;
+use std::ops::Range;
+use std::sync::Once;
+
+/// The lock between our forks and everybody else's: a pthread mutex, because the handlers of `pthread_atfork` lock it in
+/// one function and unlock it in another.
+struct ForkLock(UnsafeCell<libc::pthread_mutex_t>);
+
+// SAFETY: a pthread mutex is made to be shared between threads.
+unsafe impl Sync for ForkLock {}
+
+static FORK_LOCK: ForkLock = ForkLock(UnsafeCell::new(libc::PTHREAD_MUTEX_INITIALIZER));
+
+unsafe extern "C" fn lock() {
+    // SAFETY: the mutex is initialised and never destroyed.
+    unsafe { libc::pthread_mutex_lock(FORK_LOCK.0.get()) };
+}
+
+unsafe extern "C" fn unlock() {
+    // SAFETY: as above; it was locked by this thread (in a forked child: by the thread that it is a copy of).
+    unsafe { libc::pthread_mutex_unlock(FORK_LOCK.0.get()) };
+}
+
+/// Runs `fork` while all memory but `keep` and what libc needs is left out of forks.
+pub(super) fn with_little_memory<T>(keep: Range<usize>, fork: impl FnOnce() -> T) -> T {
+    static HANDLERS: Once = Once::new();
+    HANDLERS.call_once(|| {
+        // SAFETY: the handlers only lock and unlock a mutex.
+        unsafe { libc::pthread_atfork(Some(lock), Some(unlock), Some(unlock)) };
+    });
+
+    // SAFETY: a pair of lock and unlock on this thread, with nothing between that unwinds (see `Restore`).
+    unsafe { lock() };
+    let restore = Restore(anonymous_memory(&[keep, thread_local_block()]));
+    for range in &restore.0 {
+        advise(range, libc::MADV_DONTFORK);
+    }
+    let result = fork();
+    drop(restore);
+    result
+}
+
+/// Takes the marks off, then lets others fork again: in `drop`, so that an unwinding panic does it as well.
+struct Restore(Vec<Range<usize>>);
+
+impl Drop for Restore {
+    fn drop(&mut self) {
+        for range in &self.0 {
+            advise(range, libc::MADV_DOFORK);
+        }
+        // SAFETY: locked by `with_little_memory` on this thread.
+        unsafe { unlock() };
+    }
+}
+
+fn advise(range: &Range<usize>, advice: libc::c_int) {
+    // Failure is fine: a mapping that went away meanwhile, or one of a kind that takes no advice. It costs the
+    // supervisor some memory.
+    // SAFETY: this advice changes what a fork copies, never what this process sees.
+    unsafe { libc::madvise(range.start as *mut libc::c_void, range.len(), advice) };
+}
+
+/// How far from the thread pointer and from `errno` thread-local memory is kept: room for libc's own description of the thread
+/// (about 2.5 kB) and for the area that the kernel itself writes to at each preemption (`rseq`), on whichever side of the pointer
+/// the architecture and the version of libc put them.
+const THREAD_LOCAL_REACH: usize = 32 * 1024;
+
+/// The memory in which libc keeps this thread's `errno` and its own idea of the thread.
+fn thread_local_block() -> Range<usize> {
+    // SAFETY: both only return an address.
+    let (errno, me) = unsafe { (libc::__errno_location() as usize, libc::pthread_self() as usize) };
+    let page = page_size();
+    let start = errno.min(me).saturating_sub(THREAD_LOCAL_REACH);
+    let end = errno.max(me) + THREAD_LOCAL_REACH;
+    start / page * page..end.next_multiple_of(page)
+}
+
+pub(super) fn page_size() -> usize {
+    // SAFETY: sysconf only reads.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+/// The private anonymous mappings of this process, without those in `keep` and without `.bss`.
+fn anonymous_memory(keep: &[Range<usize>]) -> Vec<Range<usize>> {
+    let mut maps = String::with_capacity(64 * 1024);
+    match File::open("/proc/self/maps").and_then(|mut file| file.read_to_string(&mut maps)) {
+        Ok(_) => parse_maps(&maps, keep),
+        // Without /proc the fork copies everything: slower, and no less right.
+        Err(_) => Vec::new(),
+    }
+}
+
+fn parse_maps(maps: &str, keep: &[Range<usize>]) -> Vec<Range<usize>> {
+    let mut found = Vec::with_capacity(64);
+    let mut end_of_file_mapping = 0;
+    for line in maps.lines() {
+        let Some(mapping) = Mapping::parse(line) else {
+            continue;
+        };
+        if !mapping.anonymous {
+            if mapping.file {
+                end_of_file_mapping = mapping.range.end;
+            }
+            continue;
+        }
+        if mapping.range.start == end_of_file_mapping {
+            continue; // .bss
+        }
+        cut(mapping.range, keep, &mut found);
+    }
+    found
+}
+
+struct Mapping {
+    range: Range<usize>,
+    /// Private, readable or writable, and of no file.
+    anonymous: bool,
+    file: bool,
+}
+
+impl Mapping {
+    /// Parses a line such as `7f12-7f34 rw-p 00000000 00:00 0    [heap]`.
+    fn parse(line: &str) -> Option<Mapping> {
+        let mut fields = line.split_ascii_whitespace();
+        let (start, end) = fields.next()?.split_once('-')?;
+        let range = usize::from_str_radix(start, 16).ok()?..usize::from_str_radix(end, 16).ok()?;
+        let permissions = fields.next()?.as_bytes();
+        let inode = fields.nth(2)?;
+        let name = fields.next().unwrap_or("");
+        let plain = name.is_empty() || name == "[heap]" || name.starts_with("[anon");
+        let used = permissions.starts_with(b"r") || permissions.get(1) == Some(&b'w');
+        let anonymous = plain && inode == "0" && used && permissions.get(3) == Some(&b'p');
+        Some(Mapping {
+            range,
+            anonymous,
+            file: inode != "0",
+        })
+    }
+}
+
+/// Adds `range` without the parts that are in `keep`: neighbouring mappings are one line in `maps`, so that what must
+/// stay and what must go often share one.
+fn cut(range: Range<usize>, keep: &[Range<usize>], found: &mut Vec<Range<usize>>) {
+    let Some((first, others)) = keep.split_first() else {
+        if !range.is_empty() {
+            found.push(range);
+        }
+        return;
+    };
+    cut(range.start..range.end.min(first.start), others, found);
+    cut(range.start.max(first.end)..range.end, others, found);
+}
+
+#[cfg(test)]
+// Lists of ranges, of which some have one.
+#[allow(clippy::single_range_in_vec_init)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cuts_what_must_stay_out_of_a_mapping() {
+        let mut found = Vec::new();
+        cut(0..100, &[20..30, 50..60], &mut found);
+        assert_eq!(found, [0..20, 30..50, 60..100]);
+    }
+
+    #[test]
+    fn cuts_nothing_that_does_not_overlap() {
+        for keep in [0..10, 100..120] {
+            let mut found = Vec::new();
+            cut(10..100, &[keep], &mut found);
+            assert_eq!(found.as_slice(), std::slice::from_ref(&(10..100)));
+        }
+        let mut found = Vec::new();
+        cut(10..20, std::slice::from_ref(&(0..50)), &mut found);
+        assert!(found.is_empty(), "{found:?}");
+    }
+
+    #[test]
+    fn leaves_files_bss_shared_and_special_mappings_alone() {
+        let maps = "\
+1000-2000 rw-p 00000000 08:01 77 /bin/test
+2000-3000 rw-p 00000000 00:00 0
+4000-5000 rw-p 00000000 00:00 0 [heap]
+5000-6000 ---p 00000000 00:00 0
+6000-7000 rw-s 00000000 00:01 88 /dev/zero (deleted)
+8000-9000 rw-p 00000000 00:00 0 [stack]
+a000-b000 r--p 00000000 00:00 0 [vvar]
+c000-d000 rw-p 00000000 00:00 0 [anon: mine]
+";
+        assert_eq!(parse_maps(maps, &[]), [0x4000..0x5000, 0xc000..0xd000]);
+    }
+
+    #[test]
+    fn this_process_has_a_heap_that_is_found_and_restored() {
+        let boxed = vec![7_u8; 4 << 20];
+        let address = boxed.as_ptr() as usize;
+        let inside = |ranges: &[Range<usize>]| ranges.iter().any(|range| range.contains(&address));
+        assert!(inside(&anonymous_memory(&[])));
+        let page = address / 4096 * 4096..address + 4096;
+        assert!(!inside(&anonymous_memory(std::slice::from_ref(&page))));
+        with_little_memory(0..0, || ());
+        // SAFETY: the child only reads memory and ends.
+        let status = unsafe {
+            let child = libc::fork();
+            if child == 0 {
+                libc::_exit(i32::from(std::ptr::read_volatile(boxed.as_ptr()) != 7));
+            }
+            let mut status = 0;
+            libc::waitpid(child, &mut status, 0);
+            status
+        };
+        assert_eq!(status, 0, "a fork after the marks were taken off has all memory");
+    }
+}

@@ -1,0 +1,804 @@
+//! The test process's side of a service: starts the supervisor, talks to it, and learns of the end.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::mem::{self, ManuallyDrop};
+use std::ops::Range;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
+use once_cell::sync::Lazy;
+
+use super::super::exit::{self, Registration};
+use super::super::{Plan, SpawnFailure, Stage, StopPolicy, Stream};
+use super::arena::{Descriptors, Mapping};
+use super::supervisor::{self, MESSAGE, Message};
+use super::{memory, sweep};
+use crate::Signal;
+
+/// How long the supervisor may take beyond the grace. It needs milliseconds; what needs more is in the hands of the kernel (a
+/// process that waits for a dead disk).
+const MARGIN: Duration = Duration::from_secs(30);
+
+/// As far as 32 bits of milliseconds reach, 24 days: nobody waits that long, and nothing overflows.
+const LONGEST_GRACE: Duration = Duration::from_millis(i32::MAX as u64);
+
+/// A service under supervision. The supervisor's end of the socket is closed exactly when its worker is gone.
+pub(crate) struct Service {
+    /// Closed by `drop` only if the service's end was this side's business, and not that of `exit`.
+    control: ManuallyDrop<OwnedFd>,
+    /// A fork of the test process has a copy of this, and no business with it.
+    owner: u32,
+    guard: Pid,
+    id: String,
+    worker: u32,
+    pid: u32,
+    registration: Registration,
+    state: State,
+}
+
+#[derive(Default)]
+struct State {
+    exit: Option<Exit>,
+    /// The worker's last word: nothing is left.
+    empty: bool,
+    /// The worker is gone.
+    closed: bool,
+    output: bool,
+    /// The guard has been waited for: there is nothing more to do.
+    reaped: bool,
+}
+
+/// How the main process ended.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Exit {
+    pub(crate) status: ExitStatus,
+    /// CLOCK_MONOTONIC, in nanoseconds, when the supervisor saw it.
+    pub(crate) at: u64,
+    /// Whether it left descendants behind, as a service that makes itself a daemon does.
+    pub(crate) left_descendants: bool,
+}
+
+impl Exit {
+    /// Whether the main process made the service a daemon: it left well, and others stayed.
+    pub(crate) fn is_daemonised(&self) -> bool {
+        self.left_descendants && self.status.success()
+    }
+}
+
+impl Service {
+    /// Starts the supervisor, and through it the service: returns when the program has been executed.
+    pub(crate) fn spawn(plan: Plan) -> Result<Service, SpawnFailure> {
+        let mut service = Service::fork(&plan).map_err(|source| SpawnFailure {
+            stage: Stage::Supervisor,
+            source,
+        })?;
+        // The supervisor has its own copies now. Above all the locks must be its alone.
+        drop(plan);
+        match service.await_start() {
+            Ok(()) => Ok(service),
+            Err(failure) => {
+                service.registration.claim();
+                service.finish();
+                Err(failure)
+            }
+        }
+    }
+
+    fn fork(plan: &Plan) -> io::Result<Service> {
+        let (ours, theirs) = super::super::raw_socket::pair(libc::SOCK_SEQPACKET)?;
+        let test_pidfd = crate::sys::pidfd(std::process::id())?;
+        // Whatever the supervisor is to keep must lie above 2, where it puts /dev/null.
+        let mut lifted = Vec::new();
+        let mut lift = |fd: RawFd| -> io::Result<RawFd> {
+            if fd > 2 {
+                return Ok(fd);
+            }
+            // SAFETY: the descriptor is open (borrowed from `plan`, or just made); the copy is owned by `lifted`.
+            let copy = unsafe {
+                let copy = Errno::result(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3))?;
+                OwnedFd::from_raw_fd(copy)
+            };
+            let number = copy.as_raw_fd();
+            lifted.push(copy);
+            Ok(number)
+        };
+        let mut stream = |stream: &Stream| match stream {
+            Stream::Null | Stream::Log => Ok(-1),
+            Stream::Fd(fd) => lift(fd.as_raw_fd()),
+            Stream::Inherit(fd) => lift(*fd),
+        };
+        let stdio = [stream(&plan.stdin)?, stream(&plan.stdout)?, stream(&plan.stderr)?];
+        let descriptors = Descriptors {
+            stdio,
+            control: lift(theirs.as_raw_fd())?,
+            test_pidfd: lift(test_pidfd.as_raw_fd())?,
+            log: lift(plan.log.as_raw_fd())?,
+            index: lift(plan.index.as_raw_fd())?,
+            runner_pidfd: match &plan.run {
+                Some(run) => lift(run.runner.as_raw_fd())?,
+                None => -1,
+            },
+        };
+        let others = plan
+            .keep
+            .iter()
+            .map(|fd| lift(fd.as_raw_fd()))
+            .collect::<io::Result<Vec<_>>>()?;
+
+        let listen = plan
+            .listen
+            .iter()
+            .map(|fd| lift(fd.as_raw_fd()))
+            .collect::<io::Result<Vec<_>>>()?;
+
+        let mut mapping = Mapping::new(plan, arguments())?;
+        mapping.set_descriptors(&descriptors, &others, &listen);
+
+        // Before the fork: at no moment is there a supervisor that `exit` does not know of.
+        let registration = exit::register(ours.as_raw_fd(), &plan.id, plan.stop);
+        // No handler of the test's may run in the supervisor.
+        let mut before = SigSet::empty();
+        nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before))?;
+        let guard = memory::with_little_memory(mapping.range(), || {
+            // No exit signal: invisible to a `waitpid(-1)` of the test's, which gets no SIGCHLD of it either.
+            // SAFETY: the stack and the argument lie in the mapping, of which the child has a copy; `guard` keeps
+            // to what may be done after a fork.
+            let pid = unsafe {
+                libc::clone(
+                    supervisor::guard,
+                    mapping.guard_stack(),
+                    0,
+                    mapping.arena().cast(),
+                )
+            };
+            Errno::result(pid)
+        });
+        nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
+        let guard = Pid::from_raw(guard?);
+        registration.set_guard(guard.as_raw());
+        Ok(Service {
+            control: ManuallyDrop::new(ours),
+            owner: std::process::id(),
+            guard,
+            id: plan.id.clone(),
+            worker: 0,
+            pid: 0,
+            registration,
+            state: State::default(),
+        })
+    }
+
+    /// Waits until the program has been executed. That takes as long as the kernel takes to load it.
+    fn await_start(&mut self) -> Result<(), SpawnFailure> {
+        let lost = |source| SpawnFailure {
+            stage: Stage::Supervisor,
+            source,
+        };
+        loop {
+            self.poll(None);
+            match self.receive().map_err(lost)? {
+                Some([supervisor::STARTED, pid, worker, ..]) => {
+                    self.pid = pid.unsigned_abs();
+                    self.worker = worker.unsigned_abs();
+                    return Ok(());
+                }
+                Some([supervisor::FAILED, stage, errno, ..]) => {
+                    let stage = match stage {
+                        supervisor::STAGE_GROUPS => Stage::Groups,
+                        supervisor::STAGE_GID => Stage::Gid,
+                        supervisor::STAGE_UID => Stage::Uid,
+                        supervisor::STAGE_CURRENT_DIR => Stage::CurrentDir,
+                        supervisor::STAGE_EXEC => Stage::Exec,
+                        _ => Stage::Supervisor,
+                    };
+                    return Err(SpawnFailure {
+                        stage,
+                        source: io::Error::from_raw_os_error(errno),
+                    });
+                }
+                Some(_) => {}
+                None if self.state.closed => {
+                    return Err(lost(io::Error::other(
+                        "the supervisor was killed before it could start the service",
+                    )));
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// The service's process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// The root of the tree that the service and all its descendants are in.
+    pub(crate) fn supervisor(&self) -> u32 {
+        self.worker
+    }
+
+    /// How the main process ended, if it did.
+    pub(crate) fn exit(&mut self) -> Option<Exit> {
+        self.pump();
+        self.state.exit
+    }
+
+    /// Whether nothing is left of the service.
+    pub(crate) fn is_gone(&mut self) -> bool {
+        self.pump();
+        self.state.empty || self.state.closed
+    }
+
+    /// Asks to be woken by new output, from now on until it has come once.
+    pub(crate) fn arm_output(&mut self) {
+        self.state.output = false;
+        self.send([supervisor::ARM, 0, 0, 0, 0, 0, 0, 0]);
+    }
+
+    /// Waits until everything that the service has printed so far is in the log. That takes microseconds; a supervisor that is
+    /// stopped is not waited for.
+    pub(crate) fn sync_output(&mut self) {
+        self.send([supervisor::SYNC, 0, 0, 0, 0, 0, 0, 0]);
+        let deadline = Instant::now() + Duration::from_secs(1);
+        loop {
+            match self.receive() {
+                Ok(Some([supervisor::SYNCED, ..])) | Err(_) => return,
+                Ok(Some(message)) => self.note(message),
+                Ok(None) if self.state.closed || Instant::now() > deadline => return,
+                Ok(None) => self.poll(Some(Duration::from_millis(100))),
+            }
+        }
+    }
+
+    /// Sleeps until something happens to the service, but no longer than this.
+    pub(crate) fn wait_event(&mut self, timeout: Duration) {
+        if self.state.output || self.state.closed {
+            if self.state.closed {
+                std::thread::sleep(timeout.min(Duration::from_millis(1)));
+            }
+            return;
+        }
+        self.poll(Some(timeout));
+        self.pump();
+    }
+
+    /// Signals the service's process group.
+    pub(crate) fn signal(&mut self, signal: Signal) {
+        self.send([supervisor::SIGNAL, number(signal), 0, 0, 0, 0, 0, 0]);
+    }
+
+    /// Makes the service the run's: its state file gets the name that others look for, and from that moment on it is the end
+    /// of the runner that ends it, and no longer the end of this process. Both are done by the supervisor, on one message; so
+    /// whenever this process dies, the service is either still its own, and goes, or already the run's, and stays.
+    pub(crate) fn publish(&mut self) -> io::Result<()> {
+        // First of all: the end of this process, on another thread, must not end what is about to be the run's, nor
+        // wait for it.
+        if !self.registration.claim() {
+            return Err(io::Error::other("this process is about to end"));
+        }
+        self.send([supervisor::PUBLISH, 0, 0, 0, 0, 0, 0, 0]);
+        loop {
+            self.poll(None);
+            match self.receive()? {
+                Some([supervisor::PUBLISHED, 0, ..]) => {
+                    // From now on this process has nothing to do with it.
+                    self.state.reaped = true;
+                    return Ok(());
+                }
+                Some([supervisor::PUBLISHED, errno, ..]) => return Err(io::Error::from_raw_os_error(errno)),
+                Some(message) => self.note(message),
+                None if self.state.closed => {
+                    return Err(io::Error::other("the service ended in this moment"));
+                }
+                None => {}
+            }
+        }
+    }
+
+    /// Ends the service, and returns when nothing is left of it.
+    pub(crate) fn stop(&mut self, policy: StopPolicy) -> io::Result<()> {
+        if self.owner != std::process::id() || !self.registration.claim() {
+            // A fork's copy; or the process is at its end, and `exit` does this already.
+            self.state.closed = true;
+            self.state.empty = true;
+            self.state.reaped = true;
+            return Ok(());
+        }
+        if self.state.reaped {
+            return Ok(());
+        }
+        self.send(stop_message(policy, false));
+        wake(self.guard);
+        let deadline = Instant::now() + policy.grace.min(LONGEST_GRACE) + MARGIN;
+        while !self.state.closed {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!(
+                        "the supervisor (pid {}) has not finished within {MARGIN:?} after the grace",
+                        self.worker
+                    ),
+                ));
+            }
+            self.poll(Some(left));
+            self.pump();
+        }
+        self.finish();
+        Ok(())
+    }
+
+    /// When the worker is gone: waits for the guard, which holds the locks as well and has the last proof that nothing is
+    /// left. If both were killed, what carries the service's mark is ended from here.
+    fn finish(&mut self) {
+        let proved = self.reap_guard();
+        if !proved && !self.state.empty {
+            sweep::kill_marked(&[self.id.as_str()]);
+        }
+        self.state.empty = true;
+        self.state.closed = true;
+        self.state.reaped = true;
+    }
+
+    /// `true` when the guard ended by itself, which it does only when it has no child left.
+    fn reap_guard(&mut self) -> bool {
+        wake(self.guard);
+        loop {
+            match waitpid(self.guard, Some(WaitPidFlag::__WALL)) {
+                Err(Errno::EINTR) => {}
+                Ok(WaitStatus::Exited(..)) => return true,
+                _ => return false,
+            }
+        }
+    }
+
+    fn pump(&mut self) {
+        while let Ok(Some(message)) = self.receive() {
+            self.note(message);
+        }
+    }
+
+    fn note(&mut self, message: Message) {
+        match message {
+            [supervisor::EXITED, status, left, high, low, ..] => {
+                let at = (u64::from(high as u32) << 32) | u64::from(low as u32);
+                let status = ExitStatus::from_raw(status);
+                self.state.exit = Some(Exit {
+                    status,
+                    at,
+                    left_descendants: left != 0,
+                });
+            }
+            [supervisor::OUTPUT, ..] => self.state.output = true,
+            [supervisor::EMPTY, ..] => self.state.empty = true,
+            _ => {}
+        }
+    }
+
+    /// One message, if there is one. Notes the end of the conversation.
+    fn receive(&mut self) -> io::Result<Option<Message>> {
+        if self.state.closed {
+            return Ok(None);
+        }
+        let mut message: Message = [0; MESSAGE];
+        let size = mem::size_of::<Message>();
+        loop {
+            // SAFETY: receives into a plain array.
+            let got = unsafe {
+                libc::recv(
+                    self.control.as_raw_fd(),
+                    message.as_mut_ptr().cast(),
+                    size,
+                    libc::MSG_DONTWAIT,
+                )
+            };
+            return match usize::try_from(got) {
+                Ok(got) if got == size => Ok(Some(message)),
+                Ok(_) => {
+                    self.state.closed = true;
+                    Ok(None)
+                }
+                Err(_) => match Errno::last() {
+                    // The worker ended with messages of ours unread. Told once, and before what it sent is delivered.
+                    Errno::EINTR | Errno::ECONNRESET => continue,
+                    Errno::EAGAIN => Ok(None),
+                    _ => {
+                        self.state.closed = true;
+                        Ok(None)
+                    }
+                },
+            };
+        }
+    }
+
+    fn send(&mut self, message: Message) {
+        // Fails only when the worker is gone, which `receive` notices.
+        send(self.control.as_raw_fd(), message);
+    }
+
+    fn poll(&self, timeout: Option<Duration>) {
+        let mut poll = libc::pollfd {
+            fd: self.control.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        let time = timeout.map(|timeout| libc::timespec {
+            tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: timeout.subsec_nanos() as _,
+        });
+        let time = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+        // SAFETY: one descriptor, and a time or none.
+        unsafe { libc::ppoll(&mut poll, 1, time, std::ptr::null()) };
+    }
+}
+
+impl Drop for Service {
+    /// What was not stopped is killed without grace: the executor stops its service itself, with grace.
+    fn drop(&mut self) {
+        if !self.state.reaped {
+            let policy = StopPolicy {
+                signal: Signal::Kill,
+                grace: Duration::ZERO,
+                kill_signal: Signal::Kill,
+            };
+            let _ = self.stop(policy);
+        }
+        self.registration.claim();
+        if self.registration.is_ours() || self.owner != std::process::id() {
+            // SAFETY: dropped here and nowhere else, and not used again.
+            unsafe { ManuallyDrop::drop(&mut self.control) };
+        }
+    }
+}
+
+/// Also for the end of the process, where there may be no `Service` to call.
+pub(in super::super) fn send(control: RawFd, message: Message) {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: sends a plain array.
+    unsafe { libc::send(control, message.as_ptr().cast(), mem::size_of::<Message>(), flags) };
+}
+
+pub(in super::super) fn stop_message(policy: StopPolicy, clean_up: bool) -> Message {
+    let grace = milliseconds(policy.grace);
+    [
+        supervisor::STOP,
+        number(policy.signal),
+        grace,
+        number(policy.kill_signal),
+        i32::from(clean_up),
+        0,
+        0,
+        0,
+    ]
+}
+
+pub(in super::super) fn number(signal: Signal) -> i32 {
+    match signal {
+        Signal::Term => libc::SIGTERM,
+        Signal::Int => libc::SIGINT,
+        Signal::Quit => libc::SIGQUIT,
+        Signal::Hup => libc::SIGHUP,
+        Signal::Kill => libc::SIGKILL,
+        Signal::Usr1 => libc::SIGUSR1,
+        Signal::Usr2 => libc::SIGUSR2,
+    }
+}
+
+/// A grace as the supervisor takes it.
+pub(super) fn milliseconds(grace: Duration) -> i32 {
+    i32::try_from(grace.as_millis()).unwrap_or(i32::MAX)
+}
+
+/// Where the kernel finds this process's command line: fields 48 and 49 of `/proc/self/stat`. Empty when it does not say.
+fn arguments() -> Range<usize> {
+    static ARGUMENTS: Lazy<Range<usize>> = Lazy::new(|| {
+        let mut stat = String::new();
+        let read = File::open("/proc/self/stat").and_then(|mut file| file.read_to_string(&mut stat));
+        // The second field is a name in parentheses that may hold anything.
+        let fields = stat
+            .rsplit_once(')')
+            .filter(|_| read.is_ok())
+            .map_or("", |(_, rest)| rest);
+        let mut fields = fields
+            .split_ascii_whitespace()
+            .skip(45)
+            .map_while(|field| field.parse::<usize>().ok());
+        match (fields.next(), fields.next()) {
+            (Some(start), Some(end)) if start != 0 && end > start && end - start < 1 << 20 => start..end,
+            _ => 0..0,
+        }
+    });
+    ARGUMENTS.clone()
+}
+
+/// A guard that somebody stopped (SIGSTOP) would be waited for in vain; and once it goes on, it continues a worker that was
+/// stopped as well. Only for a guard that has not been waited for yet: its process id is still its own.
+fn wake(guard: Pid) {
+    let _ = nix::sys::signal::kill(guard, nix::sys::signal::Signal::SIGCONT);
+}
+
+/// At the end of the process: waits until the supervisor behind this socket has finished. It does so by itself after the
+/// grace. If guard and worker were killed both, what carries the service's mark is ended from here.
+pub(in super::super) fn await_end(control: RawFd, guard: i32, id: &str) {
+    if guard > 0 {
+        wake(Pid::from_raw(guard));
+    }
+    let mut empty = false;
+    let mut message: Message = [0; MESSAGE];
+    loop {
+        // SAFETY: receives into a plain array. Should another thread close the socket meanwhile, this ends with an error.
+        let got = unsafe { libc::recv(control, message.as_mut_ptr().cast(), mem::size_of::<Message>(), 0) };
+        if got == 0 || (got < 0 && !matches!(Errno::last(), Errno::EINTR | Errno::ECONNRESET)) {
+            break;
+        }
+        empty |= got > 0 && message[0] == supervisor::EMPTY;
+    }
+    if guard > 0 {
+        let killed = matches!(
+            waitpid(Pid::from_raw(guard), Some(WaitPidFlag::__WALL)),
+            Ok(WaitStatus::Signaled(..))
+        );
+        if killed && !empty {
+            sweep::kill_marked(&[id]);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::CString;
+    use std::path::{Path, PathBuf};
+
+    pub(crate) fn plan(script: &str, dir: &Path) -> Plan {
+        let text = |text: &str| CString::new(text).expect("no zero byte");
+        let append = |name: &str| -> OwnedFd {
+            let mut options = std::fs::OpenOptions::new();
+            options
+                .create(true)
+                .append(true)
+                .open(dir.join(name))
+                .expect("the directory is writable")
+                .into()
+        };
+        Plan {
+            candidates: vec![text("/nonexistent/sh"), text("/bin/sh")],
+            argv: vec![text("sh"), text("-c"), text(script)],
+            envp: vec![text("PATH=/usr/bin:/bin"), text("MIRAKURU_ID=unit-test")],
+            current_dir: None,
+            stdin: Stream::Null,
+            stdout: Stream::Log,
+            stderr: Stream::Log,
+            uid: None,
+            gid: None,
+            groups: None,
+            umask: None,
+            stop: StopPolicy {
+                signal: Signal::Term,
+                grace: Duration::from_millis(300),
+                kill_signal: Signal::Kill,
+            },
+            log: append("log"),
+            index: append("log.index"),
+            keep: Vec::new(),
+            listen: Vec::new(),
+            id: "unit-test".to_owned(),
+            private_dir: None,
+            run: None,
+        }
+    }
+
+    fn scratch(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("mirakuru-unit-{}-{name}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        std::fs::create_dir_all(&dir).expect("the temp directory is writable");
+        dir
+    }
+
+    /// Alive, and not a zombie.
+    fn alive(pid: u32) -> bool {
+        std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
+            !stat
+                .rsplit_once(')')
+                .is_some_and(|(_, rest)| rest.starts_with(" Z"))
+        })
+    }
+
+    fn wait_for_exit(service: &mut Service) -> Exit {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        loop {
+            if let Some(exit) = service.exit() {
+                return exit;
+            }
+            assert!(Instant::now() < deadline, "it does not end");
+            service.wait_event(Duration::from_millis(100));
+        }
+    }
+
+    #[test]
+    fn runs_a_program_and_tells_how_it_ended() {
+        let dir = scratch("ends");
+        let mut service =
+            Service::spawn(plan("echo out; echo err >&2; exit 7", &dir)).expect("sh can be executed");
+        let exit = wait_for_exit(&mut service);
+        assert_eq!(exit.status.code(), Some(7));
+        assert!(!exit.left_descendants);
+        let log = std::fs::read_to_string(dir.join("log")).expect("the log is there");
+        assert!(log.contains("out\n") && log.contains("err\n"), "{log:?}");
+        let index = std::fs::read(dir.join("log.index")).expect("the index is there");
+        assert_eq!(index.len(), 32);
+        let _ = std::fs::remove_dir_all(dir);
+    }
+
+    #[test]
+    fn stops_politely() {
+        let dir = scratch("polite");
+        let script = "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done";
+        let mut service = Service::spawn(plan(script, &dir)).expect("sh can be executed");
+        service.arm_output();
+        while std::fs::read_to_string(dir.join("log"))
+            .unwrap_or_default()
+            .is_empty()
+        {
+            service.wait_event(Duration::from_secs(10));
+        }
+        let policy = StopPolicy {
+            signal: Signal::Term,
+            grace: Duration::from_secs(10),
+            kill_signal: Signal::Kill,
+        };
+        service.stop(policy).expect("it ends");
+        assert_eq!(service.exit().and_then(|exit| exit.status.code()), Some(3));
+        assert!(service.is_gone());
+        let log = std::fs::read_to_string(dir.join("log")).expect("the log is there");
+        assert!(log.contains("bye\n"), "{log:?}");
+        assert!(!alive(service.pid()) && !alive(service.supervisor()));
+        let _ = std::fs::remove_dir_all(dir);
+    }
+
+    #[test]
+    fn a_deaf_daemon_without_marks_is_killed_after_the_grace() {
+        let dir = scratch("deaf");
+        let script = format!(
+            "trap '' TERM INT HUP QUIT; (env -i setsid sh -c 'echo $$ > {}/pid; trap \"\" TERM INT HUP; \
+             while :; do sleep 30; done' &) ; while :; do sleep 30; done",
+            dir.display()
+        );
+        let mut service = Service::spawn(plan(&script, &dir)).expect("sh can be executed");
+        let pid = loop {
+            let read = std::fs::read_to_string(dir.join("pid")).unwrap_or_default();
+            if let Ok(pid) = read.trim().parse::<u32>() {
+                break pid;
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        assert!(alive(pid));
+        let policy = StopPolicy {
+            signal: Signal::Term,
+            grace: Duration::from_millis(100),
+            kill_signal: Signal::Kill,
+        };
+        service.stop(policy).expect("it ends");
+        assert!(!alive(pid), "the daemon is gone");
+        assert_eq!(
+            service.exit().and_then(|exit| exit.status.signal()),
+            Some(libc::SIGKILL)
+        );
+        let _ = std::fs::remove_dir_all(dir);
+    }
+
+    #[test]
+    fn what_cannot_be_executed_is_told_apart() {
+        let dir = scratch("exec");
+        let mut missing = plan("", &dir);
+        missing.candidates = vec![CString::new("/nonexistent/program").expect("no zero byte")];
+        let failure = Service::spawn(missing).map(|_| ()).expect_err("it is not there");
+        assert_eq!(
+            (failure.stage, failure.source.raw_os_error()),
+            (Stage::Exec, Some(libc::ENOENT))
+        );
+        let mut denied = plan("", &dir);
+        denied.candidates = vec![CString::new("/etc/passwd").expect("no zero byte")];
+        let failure = Service::spawn(denied)
+            .map(|_| ())
+            .expect_err("it is not executable");
+        assert_eq!(
+            (failure.stage, failure.source.raw_os_error()),
+            (Stage::Exec, Some(libc::EACCES))
+        );
+        let mut nowhere = plan("exit 0", &dir);
+        nowhere.current_dir = Some(CString::new("/nonexistent").expect("no zero byte"));
+        let failure = Service::spawn(nowhere)
+            .map(|_| ())
+            .expect_err("there is no such directory");
+        assert_eq!(
+            (failure.stage, failure.source.raw_os_error()),
+            (Stage::CurrentDir, Some(libc::ENOENT))
+        );
+        let _ = std::fs::remove_dir_all(dir);
+    }
+
+    #[test]
+    fn either_half_of_the_supervisor_can_be_killed() {
+        for kill_guard in [true, false] {
+            let dir = scratch(if kill_guard { "guard" } else { "worker" });
+            let script = format!(
+                "(env -i setsid sh -c 'echo $$ > {}/pid; trap \"\" TERM INT HUP; while :; do sleep 30; done' &) ; \
+                 while :; do sleep 30; done",
+                dir.display()
+            );
+            let mut service = Service::spawn(plan(&script, &dir)).expect("sh can be executed");
+            let pid = loop {
+                let read = std::fs::read_to_string(dir.join("pid")).unwrap_or_default();
+                if let Ok(pid) = read.trim().parse::<u32>() {
+                    break pid;
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            };
+            let victim = if kill_guard {
+                service.guard.as_raw()
+            } else {
+                service.worker as i32
+            };
+            nix::sys::signal::kill(Pid::from_raw(victim), nix::sys::signal::Signal::SIGKILL)
+                .expect("it lives");
+            let deadline = Instant::now() + Duration::from_secs(10);
+            while alive(pid) || alive(service.pid()) {
+                assert!(
+                    Instant::now() < deadline,
+                    "survivors after the death of {victim} (guard: {kill_guard})"
+                );
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            let policy = StopPolicy {
+                signal: Signal::Kill,
+                grace: Duration::ZERO,
+                kill_signal: Signal::Kill,
+            };
+            service.stop(policy).expect("there is nothing left to stop");
+            let _ = std::fs::remove_dir_all(dir);
+        }
+    }
+
+    #[test]
+    fn has_a_name_of_its_own_and_no_descriptor_of_ours() {
+        let dir = scratch("name");
+        let file = std::fs::File::create(dir.join("ours")).expect("the directory is writable");
+        let mut service = Service::spawn(plan("exec sleep 30", &dir)).expect("sh can be executed");
+        for (pid, name) in [
+            (service.guard.as_raw() as u32, "guard"),
+            (service.supervisor(), "worker"),
+        ] {
+            let read =
+                |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+            assert_eq!(read("comm").trim(), format!("mirakuru-{name}"));
+            assert!(
+                read("cmdline").starts_with(&format!("mirakuru-{name} unit-test")),
+                "{:?}",
+                read("cmdline")
+            );
+            for entry in std::fs::read_dir(format!("/proc/{pid}/fd"))
+                .expect("it lives")
+                .flatten()
+            {
+                let target = std::fs::read_link(entry.path()).unwrap_or_default();
+                assert_ne!(target, dir.join("ours"), "{name} holds a file of ours");
+            }
+        }
+        drop(file);
+        let policy = StopPolicy {
+            signal: Signal::Term,
+            grace: Duration::from_secs(5),
+            kill_signal: Signal::Kill,
+        };
+        service.stop(policy).expect("it ends");
+        let _ = std::fs::remove_dir_all(dir);
+    }
+}

@@ -1,0 +1,1120 @@
+//! The supervisor's own code: a guard and its worker.
+//!
+//! All of this runs after a fork of a process that may have many threads. So: system calls only, no allocation, no lock, no
+//! panic (no indexing, no arithmetic that may overflow, no `unwrap`), no thread-local value but `errno`. Memory that is not
+//! in the arena, on a stack of the arena, or in a file's mapping *is not there*.
+//!
+//! The order in which things happen is the guarantee:
+//!
+//! 1. The guard becomes a session leader (the runner's signals to its process group and terminal do not reach it) and a
+//!    subreaper *before* there is a worker; the worker becomes a subreaper *before* there is a service. So there is no moment
+//!    at which a descendant could escape upwards.
+//! 2. The worker watches the test process through a pidfd that was opened before the fork: no moment at which the
+//!    test process could die unseen. The socket's end of file says the same, but any other fork of the test process
+//!    may hold a copy of it.
+//! 3. The service asks for SIGKILL at its parent's death first and checks its parent second.
+//! 4. To stop: the polite signal and SIGCONT to the group; after the grace the kill, until nothing is left; then the
+//!    last words of output into the log; then the last word to the test process; then the end.
+//!
+//! Guard and worker are each other's insurance: the worker polls a pidfd of the guard, the guard gets SIGCHLD for the
+//! worker (a stopped one is continued). Whichever dies, the other kills the tree.
+
+use std::ffi::{c_char, c_int, c_void};
+use std::mem;
+use std::ptr;
+
+use super::arena::Arena;
+use super::{remove, tree};
+
+// What is sent over the control socket: eight 32-bit numbers a packet, the first of which is one of these.
+pub(super) const MESSAGE: usize = 8;
+pub(super) type Message = [i32; MESSAGE];
+
+/// To the test process: the service was executed. Its process id; the worker's.
+pub(super) const STARTED: i32 = 1;
+/// To the test process: it could not be executed. A `STAGE_*`; the error number.
+pub(super) const FAILED: i32 = 2;
+/// To the test process, once for each [`ARM`]: there is new output in the log.
+pub(super) const OUTPUT: i32 = 3;
+/// To the test process: the main process has ended. Its wait status; 1 if descendants live; CLOCK_MONOTONIC in two halves.
+pub(super) const EXITED: i32 = 4;
+/// To the test process, the last word: nothing is left of the service.
+pub(super) const EMPTY: i32 = 5;
+/// To the test process, in answer to [`PUBLISH`]: 0, or the number of the error that prevented it.
+pub(super) const PUBLISHED: i32 = 6;
+/// To the test process, in answer to [`SYNC`]: what was in the pipes is in the log.
+pub(super) const SYNCED: i32 = 7;
+/// To the worker: say when there is new output.
+pub(super) const ARM: i32 = 10;
+/// To the worker: end the service. The signal, the grace in ms, the kill signal; 1 to remove its private directory as well.
+pub(super) const STOP: i32 = 11;
+/// To the worker: signal the service's process group. The signal.
+pub(super) const SIGNAL: i32 = 12;
+
+/// To the worker: move what the service has printed so far into the log, and say when that is done.
+pub(super) const SYNC: i32 = 14;
+/// To the worker: the service is the run's from now on.
+pub(super) const PUBLISH: i32 = 13;
+
+pub(super) const STAGE_SUPERVISOR: i32 = 0;
+pub(super) const STAGE_GROUPS: i32 = 1;
+pub(super) const STAGE_GID: i32 = 2;
+pub(super) const STAGE_UID: i32 = 3;
+pub(super) const STAGE_CURRENT_DIR: i32 = 4;
+pub(super) const STAGE_EXEC: i32 = 5;
+
+// Where user ids once had 16 bits, the calls with the plain names still do.
+#[cfg(not(any(target_arch = "x86", target_arch = "arm")))]
+use libc::{SYS_setgid as SYS_SETGID, SYS_setgroups as SYS_SETGROUPS, SYS_setuid as SYS_SETUID};
+#[cfg(any(target_arch = "x86", target_arch = "arm"))]
+use libc::{SYS_setgid32 as SYS_SETGID, SYS_setgroups32 as SYS_SETGROUPS, SYS_setuid32 as SYS_SETUID};
+
+/// After any kill signal but SIGKILL: how long until SIGKILL.
+const SECOND_KILL_MS: i64 = 1000;
+/// How much output is taken in one turn of the loop, so that a flood does not keep the worker from its other duties.
+const READS_PER_TURN: usize = 8;
+
+/// Set in a record's kind: the bytes are not in the log.
+const LOST: u32 = 1 << 31;
+
+// ---------------------------------------------------------------------------------------------------------- guard
+
+/// The guard, from its first instruction to its last. All signals are blocked.
+pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
+    // SAFETY: the arena is mapped in this process, and nobody else has it.
+    unsafe {
+        let a = &mut *argument.cast::<Arena>();
+        libc::setsid();
+        libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+        reset_signals();
+        close_all_but(a.keep, a.keep_count);
+        null_standard_streams();
+        name(a, 0, c"mirakuru-guard");
+        a.guard = libc::getpid();
+        // The worker inherits this; opened here because here it cannot be somebody else's.
+        a.guard_pidfd = libc::syscall(libc::SYS_pidfd_open, a.guard, 0) as i32;
+        let events = signalfd();
+        if a.guard_pidfd < 0 || events < 0 {
+            fail(a.control, STAGE_SUPERVISOR, tree::errno());
+            return 1;
+        }
+        let worker = libc::clone(worker, a.worker_stack, libc::SIGCHLD, argument);
+        if worker < 0 {
+            fail(a.control, STAGE_SUPERVISOR, tree::errno());
+            return 1;
+        }
+        // The socket must be the worker's alone: its end of file tells the test process that the worker is gone. The
+        // locks stay open here as well: they are free when both are gone.
+        for fd in [a.control, a.test_pidfd, a.log, a.index, a.guard_pidfd] {
+            libc::close(fd);
+        }
+        for fd in a.stdio {
+            if fd > 2 {
+                libc::close(fd);
+            }
+        }
+        close_listeners(a);
+
+        let clean = loop {
+            let mut poll = libc::pollfd {
+                fd: events,
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            libc::poll(&mut poll, 1, -1);
+            drain_signalfd(events);
+            if let Some(clean) = guard_looks_after(worker) {
+                break clean;
+            }
+        };
+        tree::kill_all(0, &mut a.pids);
+        c_int::from(!clean)
+    }
+}
+
+/// Continues a stopped worker; says whether the worker ended, and if so whether it had done its work.
+unsafe fn guard_looks_after(worker: i32) -> Option<bool> {
+    // SAFETY: statuses go into local variables.
+    unsafe {
+        loop {
+            let mut info: libc::siginfo_t = mem::zeroed();
+            let flags = libc::WEXITED | libc::WSTOPPED | libc::WNOHANG | libc::__WALL;
+            if libc::waitid(libc::P_ALL, 0, &mut info, flags) != 0 || info.si_pid() == 0 {
+                return None;
+            }
+            if info.si_pid() != worker {
+                continue; // an orphan that came to us because the worker is dying
+            }
+            match info.si_code {
+                libc::CLD_STOPPED | libc::CLD_TRAPPED => {
+                    libc::kill(worker, libc::SIGCONT);
+                }
+                libc::CLD_EXITED => return Some(info.si_status() == 0),
+                _ => return Some(false),
+            }
+        }
+    }
+}
+
+// --------------------------------------------------------------------------------------------------------- worker
+
+/// What the worker knows of the service.
+struct Worker<'a> {
+    a: &'a mut Arena,
+    /// Readable ends of the pipes that are the service's standard output and error, or -1.
+    pipes: [i32; 2],
+    phase: Phase,
+    /// Its main process has not been waited for yet.
+    main_alive: bool,
+    /// The test process wants to know of new output.
+    armed: bool,
+    /// There has been output since it was told of any. It may have read that already; it may also have looked just before.
+    news: bool,
+    /// Index bytes written; always a multiple of a record's length.
+    index_len: i64,
+    /// Output that could not be written, by stream, and has no record yet.
+    lost: [u32; 2],
+    /// Nobody else is there to remove the private directory.
+    clean_up: bool,
+    /// It is the run's: it does not end with the test process, but with the runner.
+    published: bool,
+    /// How the main process ended, and when; killed, as long as nobody has seen it.
+    status: i32,
+    ended_at: i64,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Phase {
+    Running,
+    /// Asked to end; killed at this time (CLOCK_MONOTONIC in ms).
+    Polite {
+        until: i64,
+        kill_signal: i32,
+    },
+    /// Sent a kill signal of the user's choice; SIGKILL at this time.
+    Killing {
+        until: i64,
+    },
+}
+
+/// The worker, from its first instruction to its last. Its exit status 0 tells the guard that the tree is empty.
+extern "C" fn worker(argument: *mut c_void) -> c_int {
+    // SAFETY: the arena is mapped in this process, and nobody else has it.
+    unsafe {
+        let a = &mut *argument.cast::<Arena>();
+        libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
+        name(a, 1, c"mirakuru-worker");
+        a.worker = libc::getpid();
+        let events = signalfd();
+        let mut pipes = [-1; 2];
+        if events < 0 || !open_streams(a, &mut pipes) || !lift_listeners(a) {
+            fail(a.control, STAGE_SUPERVISOR, tree::errno());
+            return 1;
+        }
+
+        // Shares memory with the worker, which sleeps until the service has executed its program or failed to: no second
+        // copy of page tables, and the reason of a failure comes back through memory.
+        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+        let pid = libc::clone(service, a.service_stack, flags, argument);
+        if pid < 0 {
+            fail(a.control, STAGE_SUPERVISOR, tree::errno());
+            return 0;
+        }
+        for fd in a.stdio {
+            if fd > 2 {
+                libc::close(fd);
+            }
+        }
+        // From here on they are the service's alone: closed when it is gone.
+        close_listeners(a);
+        // Written by the service, through the memory that was shared.
+        if ptr::read_volatile(&raw const a.failed_stage) >= 0 {
+            tree::kill_all(0, &mut a.pids);
+            fail(a.control, a.failed_stage, a.failed_errno);
+            return 0;
+        }
+        a.service = pid;
+        send(a.control, [STARTED, pid, a.worker, 0, 0, 0, 0, 0]);
+
+        let index_len = libc::lseek(a.index, 0, libc::SEEK_END).max(0);
+        let mut worker = Worker {
+            a,
+            pipes,
+            phase: Phase::Running,
+            main_alive: true,
+            armed: false,
+            news: false,
+            index_len,
+            lost: [0; 2],
+            clean_up: false,
+            published: false,
+            status: libc::SIGKILL,
+            ended_at: 0,
+        };
+        worker.run(events);
+        0
+    }
+}
+
+impl Worker<'_> {
+    /// Until nothing is left of the service.
+    unsafe fn run(&mut self, events: i32) {
+        // SAFETY: plain system calls on descriptors of our own.
+        unsafe {
+            let [mut control, mut test] = [self.a.control, self.a.test_pidfd];
+            let guard = self.a.guard_pidfd;
+            let mut runner = self.a.runner_pidfd;
+            loop {
+                let poll = |fd| libc::pollfd {
+                    fd,
+                    events: libc::POLLIN,
+                    revents: 0,
+                };
+                let mut fds = [
+                    poll(events),
+                    poll(control),
+                    poll(test),
+                    poll(guard),
+                    poll(self.pipes[0]),
+                    poll(self.pipes[1]),
+                    poll(if self.published { runner } else { -1 }),
+                ];
+                libc::poll(fds.as_mut_ptr(), 7, self.patience());
+                let [
+                    events_seen,
+                    control_seen,
+                    test_seen,
+                    guard_seen,
+                    out_seen,
+                    err_seen,
+                    runner_seen,
+                ] = fds.map(|fd| fd.revents != 0);
+
+                if out_seen {
+                    self.relay(0, READS_PER_TURN);
+                }
+                if err_seen {
+                    self.relay(1, READS_PER_TURN);
+                }
+                if guard_seen {
+                    // The insurance is gone: end it now, without grace, while this process is still here to do it.
+                    self.conclude(runner);
+                    return;
+                }
+                let mut owner_is_gone = false;
+                if control_seen && !self.listen() {
+                    control = -1;
+                    owner_is_gone |= !self.published;
+                }
+                if test_seen {
+                    test = -1;
+                    // It may have said that the service is the run's just before it died.
+                    if control >= 0 {
+                        self.listen();
+                    }
+                    owner_is_gone |= !self.published;
+                }
+                if runner_seen {
+                    runner = -1;
+                    owner_is_gone = true;
+                }
+                if owner_is_gone {
+                    self.clean_up = true;
+                    self.ask_to_end(self.a.stop_signal, self.a.grace_ms, self.a.kill_signal);
+                }
+                if events_seen {
+                    drain_signalfd(events);
+                }
+                if self.reap() {
+                    self.conclude(runner);
+                    return;
+                }
+                match self.phase {
+                    Phase::Polite { until, kill_signal } if now_ms() >= until => {
+                        if kill_signal == libc::SIGKILL {
+                            self.conclude(runner);
+                            return;
+                        }
+                        self.signal_everybody(kill_signal);
+                        self.phase = Phase::Killing {
+                            until: now_ms().wrapping_add(SECOND_KILL_MS),
+                        };
+                    }
+                    Phase::Killing { until } if now_ms() >= until => {
+                        self.conclude(runner);
+                        return;
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// How long to sleep at most, for `poll`.
+    fn patience(&self) -> c_int {
+        match self.phase {
+            Phase::Running => -1,
+            Phase::Polite { until, .. } | Phase::Killing { until } => {
+                until.wrapping_sub(now_ms()).clamp(0, 60_000) as c_int
+            }
+        }
+    }
+
+    /// Takes the test process's messages. `false` when it has closed its end.
+    unsafe fn listen(&mut self) -> bool {
+        // SAFETY: a message is a plain array of numbers.
+        unsafe {
+            loop {
+                let mut message: Message = [0; MESSAGE];
+                let size = mem::size_of::<Message>();
+                let got = libc::recv(
+                    self.a.control,
+                    message.as_mut_ptr().cast(),
+                    size,
+                    libc::MSG_DONTWAIT,
+                );
+                if got < 0 {
+                    match tree::errno() {
+                        // It ended with messages of ours unread. Told once, and before what it sent is delivered.
+                        libc::EINTR | libc::ECONNRESET => continue,
+                        libc::EAGAIN => return true,
+                        _ => return false,
+                    }
+                }
+                if got as usize != size {
+                    return false;
+                }
+                match message[0] {
+                    ARM => {
+                        self.armed = true;
+                        self.tell_news();
+                    }
+                    // What is the run's is not the test process's to end.
+                    STOP if !self.published => {
+                        self.clean_up |= message[4] == 1;
+                        self.ask_to_end(message[1], i64::from(message[2]), message[3]);
+                    }
+                    PUBLISH => self.publish(),
+                    SYNC => {
+                        // Bounded: a flood never ends, and what is there now is not more than a pipe holds.
+                        self.relay(0, 64);
+                        self.relay(1, 64);
+                        send(self.a.control, [SYNCED, 0, 0, 0, 0, 0, 0, 0]);
+                    }
+                    SIGNAL if self.main_alive => {
+                        libc::kill(-self.a.service, message[1]);
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    /// Renames the state file into place and forgets the test process: one step for everybody else.
+    unsafe fn publish(&mut self) {
+        // SAFETY: the paths are strings in the arena.
+        unsafe {
+            let mut error = libc::EINVAL;
+            // What has ended in the meantime is the test process's to report, as a start that has failed.
+            let is_gone = self.reap() || (!self.main_alive && self.status != 0);
+            if is_gone {
+                error = libc::ESRCH;
+            } else if !self.a.staged.is_null() && self.a.runner_pidfd >= 0 && self.phase == Phase::Running {
+                if !self.main_alive {
+                    // It has made itself a daemon.
+                    self.record_exit(self.a.staged, true);
+                }
+                error = match libc::rename(self.a.staged, self.a.published) {
+                    0 => 0,
+                    _ => tree::errno(),
+                };
+            }
+            self.published = error == 0;
+            send(self.a.control, [PUBLISHED, error, 0, 0, 0, 0, 0, 0]);
+        }
+    }
+
+    /// Adds to a state file how the main process has ended: `exit=STATUS,LEFT,NS` and a zero byte. The last such entry counts.
+    unsafe fn record_exit(&self, path: *const c_char, left: bool) {
+        // SAFETY: the path is a string in the arena; the line is a local variable.
+        unsafe {
+            let fd = libc::open(
+                path,
+                libc::O_WRONLY | libc::O_APPEND | libc::O_CLOEXEC | libc::O_NOFOLLOW,
+            );
+            if fd < 0 {
+                return;
+            }
+            let mut line = Line {
+                text: [0; 80],
+                len: 0,
+            };
+            line.push(b"exit=");
+            line.number(i64::from(self.status));
+            line.push(if left { b",1," } else { b",0," });
+            line.number(self.ended_at);
+            line.push(b"\0");
+            libc::write(fd, line.text.as_ptr().cast(), line.len);
+            libc::close(fd);
+        }
+    }
+
+    /// The end of the tree and of what is on the disk. A service of the run that has ended before its runner leaves its state and its
+    /// log for those who come, until the runner ends as well.
+    unsafe fn conclude(&mut self, runner: i32) {
+        // SAFETY: as the functions that it calls.
+        unsafe {
+            self.end();
+            if self.published && !self.clean_up {
+                // Again, for a daemon, and for what was killed here.
+                self.record_exit(self.a.published, false);
+                let mut poll = libc::pollfd {
+                    fd: runner,
+                    events: libc::POLLIN,
+                    revents: 0,
+                };
+                while libc::poll(&mut poll, 1, -1) <= 0 {}
+                self.clean_up = true;
+            }
+            if self.clean_up {
+                if self.published {
+                    // With what failed starts and killed processes have left in it: nobody needs any of it without the runner.
+                    remove::private_dir(self.a.run_dir);
+                }
+                if !self.a.private_dir.is_null() {
+                    remove::private_dir(self.a.private_dir);
+                }
+            }
+            // A guard that somebody stopped (SIGSTOP) would stay for ever, and with it the locks that it holds: there may
+            // be no test process left to continue it.
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                self.a.guard_pidfd,
+                libc::SIGCONT,
+                ptr::null::<libc::siginfo_t>(),
+                0,
+            );
+            send(self.a.control, [EMPTY, 0, 0, 0, 0, 0, 0, 0]);
+        }
+    }
+
+    /// The polite phase. Asked again, it can only become shorter.
+    unsafe fn ask_to_end(&mut self, signal: i32, grace_ms: i64, kill_signal: i32) {
+        let until = now_ms().wrapping_add(grace_ms);
+        match self.phase {
+            Phase::Running => {
+                // SAFETY: signals to processes of the tree only.
+                unsafe { self.signal_everybody(signal) };
+                self.a.stop_signal = signal;
+                self.phase = Phase::Polite { until, kill_signal };
+            }
+            Phase::Polite { until: earlier, .. } if until < earlier => {
+                self.phase = Phase::Polite { until, kill_signal };
+            }
+            _ => {}
+        }
+    }
+
+    /// Signals the service's group, and lets it run if it was stopped. Once the main process is gone, its process id may
+    /// be somebody else's: then each child, with its group.
+    unsafe fn signal_everybody(&mut self, signal: i32) {
+        // SAFETY: the group exists, and is the service's, as long as its leader has not been waited for.
+        unsafe {
+            if self.main_alive {
+                libc::kill(-self.a.service, signal);
+                libc::kill(-self.a.service, libc::SIGCONT);
+            } else {
+                self.tell_orphans(signal);
+            }
+        }
+    }
+
+    /// Asks each child that was adopted, once. Members of the service's own group have been asked with the group.
+    unsafe fn tell_orphans(&mut self, signal: i32) {
+        // SAFETY: `signal_child` asks the kernel whose child it is.
+        unsafe {
+            let count = tree::children(&mut self.a.pids);
+            for at in 0..count {
+                let Some(pid) = self.a.pids.get(at).copied() else {
+                    break;
+                };
+                let told = self.a.told.get(..self.a.told_count).unwrap_or(&[]);
+                if told.contains(&pid) {
+                    continue;
+                }
+                if let Some(slot) = self.a.told.get_mut(self.a.told_count) {
+                    *slot = pid;
+                    self.a.told_count = self.a.told_count.wrapping_add(1);
+                }
+                if self.phase != Phase::Running && libc::getpgid(pid) == self.a.service {
+                    continue;
+                }
+                if tree::signal_child(pid, signal, false) {
+                    tree::signal_child(pid, libc::SIGCONT, false);
+                }
+            }
+        }
+    }
+
+    /// Waits for what has died. `true` when nothing is left.
+    unsafe fn reap(&mut self) -> bool {
+        // SAFETY: statuses go into local variables.
+        unsafe {
+            let mut has_ended = false;
+            let empty = loop {
+                let mut status = 0;
+                match libc::waitpid(-1, &mut status, libc::WNOHANG | libc::__WALL) {
+                    -1 if tree::errno() == libc::EINTR => {}
+                    -1 => break tree::errno() == libc::ECHILD,
+                    0 => break false,
+                    pid if pid == self.a.service && self.main_alive => {
+                        self.main_alive = false;
+                        (self.status, self.ended_at) = (status, now_ns());
+                        has_ended = true;
+                    }
+                    _ => {}
+                }
+            };
+            if has_ended {
+                // Its last words come before the news of its death.
+                self.relay(0, usize::MAX);
+                self.relay(1, usize::MAX);
+                self.tell_exit(!empty);
+                if self.published && !self.clean_up {
+                    self.record_exit(self.a.published, !empty);
+                }
+            }
+            if !self.main_alive && !empty && self.phase != Phase::Running {
+                self.tell_orphans(self.a.stop_signal);
+            }
+            empty
+        }
+    }
+
+    /// The kill, if anything is left; the rest of the output.
+    unsafe fn end(&mut self) {
+        // SAFETY: this process is a subreaper, and all its children belong to the service.
+        unsafe {
+            if self.main_alive {
+                libc::kill(-self.a.service, libc::SIGKILL);
+                // Its status, before `kill_all` lets the kernel throw statuses away. A killed process is gone in
+                // well under a millisecond, unless it waits for a disk.
+                for _ in 0..50 {
+                    let mut status = 0;
+                    if libc::waitpid(self.a.service, &mut status, libc::WNOHANG | libc::__WALL)
+                        == self.a.service
+                    {
+                        self.main_alive = false;
+                        (self.status, self.ended_at) = (status, now_ns());
+                        self.relay(0, 256);
+                        self.relay(1, 256);
+                        self.tell_exit(true);
+                        break;
+                    }
+                    let mut short = libc::timespec {
+                        tv_sec: 0,
+                        tv_nsec: 20_000,
+                    };
+                    libc::nanosleep(&short, &mut short);
+                }
+            }
+            let group = if self.main_alive { self.a.service } else { 0 };
+            tree::kill_all(group, &mut self.a.pids);
+            if self.main_alive {
+                // It took longer to die, on a busy machine, and `kill_all` has thrown its status away: it was this.
+                self.main_alive = false;
+                (self.status, self.ended_at) = (libc::SIGKILL, now_ns());
+                self.tell_exit(true);
+            }
+            self.relay(0, usize::MAX);
+            self.relay(1, usize::MAX);
+            for stream in [0, 1] {
+                self.record_loss(stream);
+            }
+        }
+    }
+
+    /// The news of the main process's end.
+    unsafe fn tell_exit(&self, left: bool) {
+        let at = self.ended_at;
+        let [high, low] = [(at >> 32) as i32, at as i32];
+        // SAFETY: as `send`.
+        unsafe {
+            send(
+                self.a.control,
+                [EXITED, self.status, i32::from(left), high, low, 0, 0, 0],
+            )
+        };
+    }
+
+    /// Moves output from a pipe into the log: what is there now, at most `reads` buffers full.
+    unsafe fn relay(&mut self, stream: usize, reads: usize) {
+        let Some(pipe) = self.pipes.get(stream).copied().filter(|fd| *fd >= 0) else {
+            return;
+        };
+        // SAFETY: reads into the arena's buffer, and never more than it holds.
+        unsafe {
+            let mut seen = false;
+            for _ in 0..reads {
+                let got = libc::read(pipe, self.a.buffer.as_mut_ptr().cast(), self.a.buffer.len());
+                if got < 0 && tree::errno() == libc::EINTR {
+                    continue;
+                }
+                if got < 0 {
+                    break; // nothing there now
+                }
+                if got == 0 {
+                    // All writers are gone.
+                    libc::close(pipe);
+                    if let Some(slot) = self.pipes.get_mut(stream) {
+                        *slot = -1;
+                    }
+                    break;
+                }
+                self.log(stream, got as usize);
+                seen = true;
+            }
+            if seen {
+                self.news = true;
+                self.tell_news();
+            }
+        }
+    }
+
+    unsafe fn tell_news(&mut self) {
+        if self.armed && self.news {
+            (self.armed, self.news) = (false, false);
+            // SAFETY: as `send`.
+            unsafe { send(self.a.control, [OUTPUT, 0, 0, 0, 0, 0, 0, 0]) };
+        }
+    }
+
+    /// Writes the first `len` bytes of the buffer into the log, and then their record into the index: a reader that finds
+    /// a record finds its bytes. What a full disk does not take is counted as lost; the service is never held up.
+    unsafe fn log(&mut self, stream: usize, len: usize) {
+        // SAFETY: writes from the buffer, and never more than it holds.
+        unsafe {
+            let mut written = 0_usize;
+            while written < len {
+                let rest = self.a.buffer.as_ptr().add(written).cast();
+                let got = libc::write(self.a.log, rest, len.wrapping_sub(written));
+                if got > 0 {
+                    written = written.wrapping_add(got as usize);
+                } else if tree::errno() != libc::EINTR {
+                    break;
+                }
+            }
+            if written > 0 {
+                self.record_loss(stream);
+                self.record(stream, written as u32, 0);
+            }
+            if written < len {
+                if let Some(lost) = self.lost.get_mut(stream) {
+                    *lost = lost.saturating_add(len.wrapping_sub(written) as u32);
+                }
+                // At once, so that a report tells of it. The index is short, and may still find room where the log does not.
+                self.record_loss(stream);
+            }
+        }
+    }
+
+    unsafe fn record_loss(&mut self, stream: usize) {
+        let Some(lost) = self.lost.get(stream).copied().filter(|lost| *lost > 0) else {
+            return;
+        };
+        // SAFETY: as `record`.
+        if unsafe { self.record(stream, lost, LOST) } {
+            if let Some(lost) = self.lost.get_mut(stream) {
+                *lost = 0;
+            }
+        }
+    }
+
+    /// One record: `u32 len, u32 kind, u64 time`, see `logs.rs`.
+    unsafe fn record(&mut self, stream: usize, len: u32, flags: u32) -> bool {
+        let kind = (stream as u32).wrapping_add(1) | flags;
+        let time = now_ns();
+        let record: [u32; 4] = [
+            len.to_le(),
+            kind.to_le(),
+            (time as u32).to_le(),
+            ((time >> 32) as u32).to_le(),
+        ];
+        let size = mem::size_of_val(&record);
+        // SAFETY: a plain array.
+        unsafe {
+            if libc::write(self.a.index, record.as_ptr().cast(), size) == size as isize {
+                self.index_len = self.index_len.wrapping_add(size as i64);
+                return true;
+            }
+            // Half a record would put all later ones out of step.
+            libc::ftruncate(self.a.index, self.index_len);
+            false
+        }
+    }
+}
+
+// -------------------------------------------------------------------------------------------------------- service
+
+/// Becomes the service. Shares the worker's memory, which sleeps meanwhile.
+extern "C" fn service(argument: *mut c_void) -> c_int {
+    // SAFETY: the arena is mapped, and its other user sleeps until this process executes a program or ends.
+    unsafe {
+        let a = &mut *argument.cast::<Arena>();
+        libc::setpgid(0, 0);
+        if a.umask >= 0 {
+            libc::umask(a.umask as libc::mode_t);
+        }
+        // Groups first, the user last: each step may take away the privilege that the one before needs. As bare system
+        // calls: libc's functions want to change all threads that the *test process* had, and crash.
+        if a.group_count >= 0 && libc::syscall(SYS_SETGROUPS, a.group_count as usize, a.groups) != 0 {
+            return stage(a, STAGE_GROUPS);
+        }
+        if a.gid >= 0 && libc::syscall(SYS_SETGID, a.gid as libc::gid_t) != 0 {
+            return stage(a, STAGE_GID);
+        }
+        if a.uid >= 0 && libc::syscall(SYS_SETUID, a.uid as libc::uid_t) != 0 {
+            return stage(a, STAGE_UID);
+        }
+        // After the change of user, which clears it; and with a look at the parent, which may have died before.
+        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
+        if libc::getppid() != a.worker {
+            libc::_exit(127);
+        }
+        if !a.current_dir.is_null() && libc::chdir(a.current_dir) != 0 {
+            return stage(a, STAGE_CURRENT_DIR);
+        }
+        // All three lie above 2 (`open_streams`), so that none is overwritten before its turn.
+        for (target, fd) in a.stdio.iter().enumerate() {
+            if libc::dup2(*fd, target as c_int) < 0 {
+                return stage(a, STAGE_SUPERVISOR);
+            }
+        }
+        // All of these lie above the places that they go to (`lift_listeners`). The copies stay open when the program is executed.
+        for at in 0..a.listen_count {
+            if libc::dup2(*a.listen.add(at), 3_i32.wrapping_add(at as c_int)) < 0 {
+                return stage(a, STAGE_SUPERVISOR);
+            }
+        }
+        close_at_exec_from(3_i32.wrapping_add(a.listen_count as c_int));
+        if !a.listen_pid.is_null() {
+            write_digits(a.listen_pid, libc::getpid());
+        }
+        let mut nothing: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&mut nothing);
+        libc::sigprocmask(libc::SIG_SETMASK, &nothing, ptr::null_mut());
+
+        // As execvp: the first directory that has it wins, and "permission denied" is remembered in case none has.
+        let mut denied = false;
+        let mut candidate = a.candidates;
+        while !(*candidate).is_null() {
+            let mut tries = 0;
+            loop {
+                libc::execve(*candidate, a.argv, a.envp);
+                // A file that was only just written may still be open for writing in another process that has forked
+                // and not yet executed: that passes in a moment.
+                if tree::errno() != libc::ETXTBSY || tries >= 20 {
+                    break;
+                }
+                tries += 1;
+                libc::poll(ptr::null_mut(), 0, 5);
+            }
+            match tree::errno() {
+                libc::EACCES => denied = true,
+                libc::ENOENT | libc::ENOTDIR => {}
+                _ => return stage(a, STAGE_EXEC),
+            }
+            candidate = candidate.add(1);
+        }
+        if denied {
+            *libc::__errno_location() = libc::EACCES;
+        }
+        stage(a, STAGE_EXEC)
+    }
+}
+
+/// Leaves the reason of a failure in the memory that is shared with the worker.
+unsafe fn stage(a: &mut Arena, stage: i32) -> c_int {
+    a.failed_stage = stage;
+    a.failed_errno = tree::errno();
+    127
+}
+
+// ---------------------------------------------------------------------------------------------------------- tools
+
+/// Makes the service's standard streams, all above 2: pipes for what goes into the log, `/dev/null` for what has nothing
+/// else.
+unsafe fn open_streams(a: &mut Arena, pipes: &mut [i32; 2]) -> bool {
+    // SAFETY: plain system calls; the descriptors end with this process, or are handed to the service.
+    unsafe {
+        let streams = a.stdio.iter_mut().zip([None, Some(0_usize), Some(1)]);
+        for (fd, output) in streams {
+            if *fd >= 0 {
+                continue; // handed down by the test process, and above 2 (`Service::fork`)
+            } else if let Some(relay) = output.filter(|at| a.relay.get(*at) == Some(&true)) {
+                let mut ends = [-1; 2];
+                if libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) != 0 {
+                    return false;
+                }
+                libc::fcntl(ends[0], libc::F_SETFL, libc::O_NONBLOCK);
+                if let Some(slot) = pipes.get_mut(relay) {
+                    *slot = ends[0];
+                }
+                *fd = ends[1];
+            } else {
+                *fd = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+            }
+            if *fd < 0 {
+                return false;
+            }
+        }
+        true
+    }
+}
+
+/// Moves the sockets that the service is to inherit above all places where it is to find them, so that putting one into its
+/// place never overwrites another.
+unsafe fn lift_listeners(a: &mut Arena) -> bool {
+    // SAFETY: `listen` has `listen_count` entries; the descriptors are this process's own copies.
+    unsafe {
+        let above = 3_i32.wrapping_add(a.listen_count as c_int);
+        for at in 0..a.listen_count {
+            let slot = a.listen.add(at);
+            let lifted = libc::fcntl(*slot, libc::F_DUPFD_CLOEXEC, above);
+            if lifted < 0 {
+                return false;
+            }
+            libc::close(*slot);
+            *slot = lifted;
+        }
+        true
+    }
+}
+
+unsafe fn close_listeners(a: &Arena) {
+    // SAFETY: `listen` has `listen_count` entries; nothing in this process uses them any more.
+    unsafe {
+        for at in 0..a.listen_count {
+            libc::close(*a.listen.add(at));
+        }
+    }
+}
+
+/// Writes a number and a zero byte, over a value that has more bytes than any process id has digits.
+unsafe fn write_digits(to: *mut c_char, number: i32) {
+    let mut divisor = 1_000_000_000_i32;
+    let mut to = to;
+    let mut begun = false;
+    // SAFETY: at most ten digits, and the byte that ended the longer value before.
+    unsafe {
+        while divisor > 0 {
+            let digit = number.wrapping_div(divisor).wrapping_rem(10);
+            begun |= digit != 0 || divisor == 1;
+            if begun {
+                *to = (b'0' as c_char).wrapping_add(digit as c_char);
+                to = to.add(1);
+            }
+            divisor = divisor.wrapping_div(10);
+        }
+        *to = 0;
+    }
+}
+
+/// Every signal back to its default: the service must not inherit what the test process, a shell's background job or Rust's
+/// runtime (SIGPIPE) ignore, and waiting for children needs SIGCHLD not to be ignored.
+unsafe fn reset_signals() {
+    for signal in 1..=64 {
+        // SAFETY: the default action has no handler. libc refuses its own two signals and SIGKILL and SIGSTOP: fine.
+        unsafe { libc::signal(signal, libc::SIG_DFL) };
+    }
+}
+
+/// Closes every descriptor but `keep` (ascending).
+unsafe fn close_all_but(keep: *const i32, count: usize) {
+    // SAFETY: `keep` has `count` entries; nothing in this process uses the others.
+    unsafe {
+        let mut next = 0_i32;
+        for at in 0..count {
+            let fd = *keep.add(at);
+            if fd > next {
+                close_range(next, fd.wrapping_sub(1));
+            }
+            next = fd.wrapping_add(1);
+        }
+        close_range(next, i32::MAX);
+    }
+}
+
+unsafe fn close_range(first: i32, last: i32) {
+    // SAFETY: see `close_all_but`.
+    unsafe {
+        if libc::syscall(libc::SYS_close_range, first, last, 0) != 0 {
+            // Before Linux 5.9.
+            for fd in first..=last.min(4096) {
+                libc::close(fd);
+            }
+        }
+    }
+}
+
+/// Whatever is open from `first` on is closed when a program is executed.
+unsafe fn close_at_exec_from(first: i32) {
+    const CLOSE_RANGE_CLOEXEC: i32 = 4;
+    // SAFETY: plain system calls.
+    unsafe {
+        if libc::syscall(libc::SYS_close_range, first, i32::MAX, CLOSE_RANGE_CLOEXEC) != 0 {
+            // Before Linux 5.11.
+            for fd in first..4096 {
+                libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+            }
+        }
+    }
+}
+
+/// Puts `/dev/null` on 0, 1 and 2, where something of the test process's may still be: a runner that reads the test's
+/// output would wait for it. Descriptors that the service is to get are kept elsewhere (`Mapping::set_descriptors`).
+unsafe fn null_standard_streams() {
+    // SAFETY: plain system calls.
+    unsafe {
+        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
+        if null < 0 {
+            return;
+        }
+        for fd in 0..3 {
+            if fd != null {
+                libc::dup2(null, fd);
+            }
+        }
+        if null > 2 {
+            libc::close(null);
+        }
+    }
+}
+
+/// A name of its own, so that a `pkill` meant for the test does not hit the supervisor: for `comm` and, by writing over the
+/// arguments that were inherited, for the command line.
+unsafe fn name(a: &Arena, which: usize, comm: &std::ffi::CStr) {
+    // SAFETY: `args` is `args_len` bytes of this process's own stack, where the kernel put the arguments.
+    unsafe {
+        libc::prctl(libc::PR_SET_NAME, comm.as_ptr(), 0, 0, 0);
+        let (Some(title), Some(len)) = (a.title.get(which), a.title_len.get(which)) else {
+            return;
+        };
+        if a.args_len > 0 {
+            let len = (*len).min(a.args_len.wrapping_sub(1));
+            ptr::write_bytes(a.args, 0, a.args_len);
+            ptr::copy_nonoverlapping::<c_char>(*title, a.args, len);
+        }
+    }
+}
+
+/// SIGCHLD as something to poll for. It is blocked, as all signals are.
+unsafe fn signalfd() -> i32 {
+    // SAFETY: the set is a local variable.
+    unsafe {
+        let mut set: libc::sigset_t = mem::zeroed();
+        libc::sigemptyset(&mut set);
+        libc::sigaddset(&mut set, libc::SIGCHLD);
+        libc::signalfd(-1, &set, libc::SFD_NONBLOCK | libc::SFD_CLOEXEC)
+    }
+}
+
+unsafe fn drain_signalfd(fd: i32) {
+    // SAFETY: reads into a local buffer.
+    unsafe {
+        let mut buffer = [0_u64; 16 * 16];
+        while libc::read(fd, buffer.as_mut_ptr().cast(), mem::size_of_val(&buffer)) > 0 {}
+    }
+}
+
+unsafe fn fail(control: i32, stage: i32, errno: i32) {
+    // SAFETY: as `send`.
+    unsafe { send(control, [FAILED, stage, errno, 0, 0, 0, 0, 0]) };
+}
+
+/// Never waits: a test process that does not read must not hold up its service's supervision. The buffer takes many more
+/// packets than are ever sent.
+unsafe fn send(control: i32, message: Message) {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: sends a plain array.
+    unsafe { libc::send(control, message.as_ptr().cast(), mem::size_of::<Message>(), flags) };
+}
+
+/// A short text, put together without allocating. What does not fit is left out.
+struct Line {
+    text: [u8; 80],
+    len: usize,
+}
+
+impl Line {
+    fn push(&mut self, text: &[u8]) {
+        for byte in text {
+            if let Some(slot) = self.text.get_mut(self.len) {
+                *slot = *byte;
+                self.len = self.len.wrapping_add(1);
+            }
+        }
+    }
+
+    fn number(&mut self, number: i64) {
+        let mut digits = [0_u8; 20];
+        let mut at = digits.len();
+        let mut rest = number.unsigned_abs();
+        while at > 0 {
+            at = at.wrapping_sub(1);
+            if let Some(slot) = digits.get_mut(at) {
+                *slot = b'0'.wrapping_add((rest % 10) as u8);
+            }
+            rest /= 10;
+            if rest == 0 {
+                break;
+            }
+        }
+        if number < 0 {
+            self.push(b"-");
+        }
+        self.push(digits.get(at..).unwrap_or(&[]));
+    }
+}
+
+fn now_ns() -> i64 {
+    // SAFETY: writes into a local variable.
+    unsafe {
+        let mut time: libc::timespec = mem::zeroed();
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time);
+        (time.tv_sec as i64)
+            .wrapping_mul(1_000_000_000)
+            .wrapping_add(time.tv_nsec as i64)
+    }
+}
+
+fn now_ms() -> i64 {
+    now_ns() / 1_000_000
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_written_in_decimal() {
+        for number in [0, 7, -9, 10, 65_280, i64::MAX, i64::MIN + 1] {
+            let mut line = Line {
+                text: [0; 80],
+                len: 0,
+            };
+            line.number(number);
+            assert_eq!(&line.text[..line.len], number.to_string().as_bytes());
+        }
+    }
+
+    #[test]
+    fn a_line_takes_no_more_than_it_holds() {
+        let mut line = Line {
+            text: [0; 80],
+            len: 0,
+        };
+        line.push(&[b'x'; 200]);
+        assert_eq!(line.len, 80);
+    }
+}

@@ -1,0 +1,184 @@
+//! Everything that talks to the operating system directly: the only place for `unsafe`, `libc` and `nix`.
+//!
+//! What is here is Linux's. Another back end has to give [`Service`] with the same methods; nothing outside this
+//! folder knows how a service is supervised.
+
+#[cfg(not(target_os = "linux"))]
+compile_error!("mirakuru supervises services on Linux only; other systems have no back end yet");
+
+mod exit;
+pub(crate) mod files;
+mod linux;
+mod listen;
+pub(crate) mod netlink;
+pub(crate) mod ports;
+pub(crate) mod probe_command;
+pub(crate) mod procfs;
+mod raw_socket;
+pub(crate) mod sockets;
+mod terminal;
+
+pub(crate) use files::{egid, euid};
+pub(crate) use linux::freeze::{TreeSignal, signal_tree};
+pub(crate) use linux::service::{Exit, Service};
+pub(crate) use linux::sweep::kill_marked;
+pub(crate) use listen::listen_tcp;
+pub(crate) use terminal::columns;
+
+use std::ffi::CString;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+use std::time::Duration;
+
+use crate::Signal;
+
+/// All that is needed to start a service, made ready by ordinary code before the fork.
+pub(crate) struct Plan {
+    /// The files to try to execute, in order: one for each directory of `PATH`, or just the program.
+    pub(crate) candidates: Vec<CString>,
+    pub(crate) argv: Vec<CString>,
+    pub(crate) envp: Vec<CString>,
+    pub(crate) current_dir: Option<CString>,
+    pub(crate) stdin: Stream,
+    pub(crate) stdout: Stream,
+    pub(crate) stderr: Stream,
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
+    pub(crate) groups: Option<Vec<u32>>,
+    pub(crate) umask: Option<u32>,
+    /// How to end the service when the test process is gone.
+    pub(crate) stop: StopPolicy,
+    /// The log and its index, both opened for appending.
+    pub(crate) log: OwnedFd,
+    pub(crate) index: OwnedFd,
+    /// Descriptors that the supervisor keeps until the tree is gone: locks.
+    pub(crate) keep: Vec<OwnedFd>,
+    /// Sockets that the service gets as its descriptors 3, 4 and so on. The value of its variable `LISTEN_PID`, if it has that, is
+    /// written over with its process id: it must have [`PID_DIGITS`] bytes.
+    pub(crate) listen: Vec<OwnedFd>,
+    /// What the supervisor's processes are called beside `mirakuru-guard` and `mirakuru-worker`.
+    pub(crate) id: String,
+    /// What to remove once the tree is gone, if the test process is gone as well.
+    pub(crate) private_dir: Option<CString>,
+    /// For a service of a whole run.
+    pub(crate) run: Option<RunPlan>,
+}
+
+/// What lets a service outlive the test process that starts it. It does so from [`Service::publish`] on, and until then it is
+/// that process's alone.
+pub(crate) struct RunPlan {
+    /// A pidfd of the runner, at whose end the service is to end.
+    pub(crate) runner: OwnedFd,
+    /// The right to start the service. The supervisor keeps it as well, so that nobody starts another before this one is
+    /// published or gone.
+    pub(crate) start_lock: OwnedFd,
+    /// The file with the service's state, and the name under which others look for it.
+    pub(crate) staged: CString,
+    pub(crate) published: CString,
+    /// The run's directory, removed with everything in it when the runner is gone.
+    pub(crate) dir: CString,
+}
+
+/// How many bytes the value of `LISTEN_PID` has before the process id is known.
+pub(crate) const PID_DIGITS: usize = 10;
+
+impl RunPlan {
+    /// For one start: there may be several before one succeeds.
+    pub(crate) fn try_clone(&self) -> std::io::Result<RunPlan> {
+        Ok(RunPlan {
+            runner: self.runner.try_clone()?,
+            start_lock: self.start_lock.try_clone()?,
+            staged: self.staged.clone(),
+            published: self.published.clone(),
+            dir: self.dir.clone(),
+        })
+    }
+}
+
+/// Where a standard stream of the service leads.
+pub(crate) enum Stream {
+    Null,
+    /// For output: through the supervisor into the log.
+    Log,
+    Fd(OwnedFd),
+    /// The test process's own descriptor.
+    Inherit(RawFd),
+}
+
+/// How to end a service.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StopPolicy {
+    pub(crate) signal: Signal,
+    pub(crate) grace: Duration,
+    pub(crate) kill_signal: Signal,
+}
+
+/// How far a start came before it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Sockets, pipes, memory and processes of the supervisor itself.
+    Supervisor,
+    Groups,
+    Gid,
+    Uid,
+    CurrentDir,
+    Exec,
+}
+
+/// Why a service was not executed.
+#[derive(Debug)]
+pub(crate) struct SpawnFailure {
+    pub(crate) stage: Stage,
+    pub(crate) source: std::io::Error,
+}
+
+/// The name of a signal, for example `SIGSEGV`.
+pub(crate) fn signal_name(signal: i32) -> Option<&'static str> {
+    nix::sys::signal::Signal::try_from(signal)
+        .ok()
+        .map(nix::sys::signal::Signal::as_str)
+}
+
+/// CLOCK_MONOTONIC in nanoseconds: the clock of the supervisor's time stamps.
+pub(crate) fn clock_ns() -> u64 {
+    let mut time = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 0,
+    };
+    // SAFETY: writes into a local variable.
+    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
+    (time.tv_sec as u64) * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// A pipe, both ends closed when a program is executed: first the end to read from.
+pub(crate) fn pipe() -> std::io::Result<(OwnedFd, OwnedFd)> {
+    let mut ends = [-1; 2];
+    // SAFETY: the descriptors are new, and owned from here on.
+    unsafe {
+        nix::errno::Errno::result(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC))?;
+        Ok((OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])))
+    }
+}
+
+/// The error number of a file that is in no format that the kernel executes.
+pub(crate) const ENOEXEC: i32 = libc::ENOEXEC;
+
+/// Whether an error number says that this process, or the machine, has no more descriptors to give.
+pub(crate) fn is_out_of_descriptors(errno: i32) -> bool {
+    matches!(errno, libc::EMFILE | libc::ENFILE)
+}
+
+/// Whether a process was ended by this signal.
+pub(crate) fn is_death_by(status: ExitStatus, signal: Signal) -> bool {
+    status.signal() == Some(linux::service::number(signal))
+}
+
+/// A pidfd of another process.
+pub(crate) fn pidfd(pid: u32) -> std::io::Result<OwnedFd> {
+    // SAFETY: the descriptor is new, and owned from here on.
+    unsafe {
+        let fd = nix::errno::Errno::result(libc::syscall(libc::SYS_pidfd_open, pid, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}

@@ -1,0 +1,456 @@
+//! Which TCP sockets the kernel has, asked through `NETLINK_SOCK_DIAG`.
+//!
+//! Two questions: the *exact lookup* of the one socket that an incoming connection would reach (2 to 3 µs; what a probe
+//! asks), and the *dump* of all sockets of one port (10 µs for listeners; what ownership and error messages need). Neither
+//! makes a connection, so the service never notices.
+//!
+//! The netlink socket is kept open, one for each thread: no lock, and it is closed when the thread ends. It is close-on-exec.
+//! A forked child has a copy of it whose answers would mix with the parent's, so the process id is kept beside it and
+//! a copy is thrown away. It sees the network namespace of the thread at its first use.
+//!
+//! Requests and answers are flat structs of `linux/netlink.h` and `linux/inet_diag.h`; they are put together and taken
+//! apart byte by byte, which needs no `unsafe` and cannot read past an answer that is shorter than expected.
+
+use std::cell::RefCell;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+
+use libc::{AF_INET, AF_INET6, c_int};
+
+use super::raw_socket;
+
+/// `struct nlmsghdr`: length, type, flags, sequence, port id.
+const HEADER: usize = 16;
+/// `struct inet_diag_req_v2`: family, protocol, extensions, padding, states, socket id (48 bytes).
+const REQUEST: usize = 56;
+/// `struct inet_diag_msg`: family, state, timer, retransmissions, socket id (48 bytes), expires, queues, uid, inode.
+const ANSWER: usize = 72;
+
+const NLMSG_ERROR: u16 = 2;
+const NLMSG_DONE: u16 = 3;
+const SOCK_DIAG_BY_FAMILY: u16 = 20;
+const NLM_F_REQUEST: u16 = 0x1;
+const NLM_F_DUMP: u16 = 0x300;
+/// The attribute that says whether an IPv6 listener leaves IPv4 alone.
+const INET_DIAG_SKV6ONLY: u16 = 11;
+const TCP_LISTEN: u8 = 10;
+/// The loopback interface has this index in every network namespace. Connections to *any* address of this machine come in by it,
+/// so naming it finds sockets that are bound to it with `SO_BINDTODEVICE`, too.
+const LOOPBACK: u32 = 1;
+
+/// A TCP socket of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Socket {
+    /// Its local address as it was bound: `0.0.0.0`, `[::]` and IPv4 addresses mapped into IPv6 stay as they are.
+    pub(crate) addr: SocketAddr,
+    /// Whether an IPv6 socket leaves IPv4 alone. `None` where that was not told.
+    pub(crate) v6_only: Option<bool>,
+    pub(crate) listening: bool,
+    /// Effective user of the process that made it.
+    pub(crate) uid: u32,
+    /// What `/proc/PID/fd/N` calls it: `socket:[INODE]`. 0 when no process has it (any more).
+    pub(crate) inode: u64,
+}
+
+/// Which sockets a dump gives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum States {
+    /// Those that listen: 10 µs.
+    Listening,
+    /// Every one but those in TIME_WAIT, from Linux 6.8 on also those that are bound and nothing else: milliseconds.
+    Any,
+}
+
+impl States {
+    fn mask(self) -> u32 {
+        const TIME_WAIT: u32 = 6;
+        match self {
+            States::Listening => 1 << TCP_LISTEN,
+            States::Any => !(1 << TIME_WAIT),
+        }
+    }
+}
+
+/// The socket that a connection to `addr` from this machine would reach, if it is one that listens. A socket whose backlog is full listens
+/// all the same.
+///
+/// `None` is also what a kernel without the `tcp_diag` module says: see [`crate::listener`] for the check.
+pub(crate) fn listener(addr: SocketAddr) -> io::Result<Option<Socket>> {
+    with_socket(|diag| diag.lookup(addr))
+}
+
+/// The sockets of one local port (0: of every port), IPv4 and IPv6.
+pub(crate) fn on_port(port: u16, states: States) -> io::Result<Vec<Socket>> {
+    with_socket(|diag| {
+        let mut found = Vec::new();
+        for family in [AF_INET, AF_INET6] {
+            diag.dump(family, port, states, &mut found)?;
+        }
+        Ok(found)
+    })
+}
+
+struct Diag {
+    /// A socket, of which no more is needed than `read` and `write`.
+    fd: File,
+    /// The process that opened it.
+    process: u32,
+    sequence: u32,
+    buffer: Vec<u8>,
+}
+
+thread_local! {
+    static DIAG: RefCell<Option<Diag>> = const { RefCell::new(None) };
+}
+
+/// Runs one exchange on this thread's socket. After an error the socket is not kept: an answer that nobody read would be
+/// taken for the answer to the next question.
+fn with_socket<T>(exchange: impl FnOnce(&mut Diag) -> io::Result<T>) -> io::Result<T> {
+    // `try_with` and `take`: a fixture may be dropped by a thread that is ending, when its thread locals are gone already.
+    let kept = DIAG.try_with(RefCell::take).unwrap_or(None);
+    let mut diag = match kept {
+        Some(diag) if diag.process == std::process::id() => diag,
+        _ => Diag::open()?,
+    };
+    let answer = exchange(&mut diag)?;
+    let _ = DIAG.try_with(|cell| cell.replace(Some(diag)));
+    Ok(answer)
+}
+
+impl Diag {
+    fn open() -> io::Result<Diag> {
+        let fd = raw_socket::socket(libc::AF_NETLINK, libc::SOCK_DGRAM, libc::NETLINK_SOCK_DIAG)?;
+        // The kernel answers before `send` returns. A kernel look-alike may not; it must not hang a start.
+        raw_socket::set_receive_timeout(&fd, 1)?;
+        Ok(Diag {
+            fd: fd.into(),
+            process: std::process::id(),
+            sequence: 0,
+            buffer: vec![0; 32 * 1024],
+        })
+    }
+
+    fn lookup(&mut self, addr: SocketAddr) -> io::Result<Option<Socket>> {
+        let interface = match addr {
+            SocketAddr::V6(v6) if v6.scope_id() != 0 => v6.scope_id(),
+            _ => LOOPBACK,
+        };
+        self.ask(
+            raw_socket::family(&addr),
+            0,
+            u32::MAX,
+            addr.port(),
+            Some(addr.ip()),
+            interface,
+        )?;
+        loop {
+            let length = self.receive()?;
+            let answer = &self.buffer[..length];
+            for message in Messages(answer) {
+                if message.sequence != self.sequence {
+                    continue;
+                }
+                match message.kind {
+                    NLMSG_ERROR => {
+                        return match message.errno() {
+                            libc::ENOENT => Ok(None),
+                            errno => Err(io::Error::from_raw_os_error(errno)),
+                        };
+                    }
+                    SOCK_DIAG_BY_FAMILY => {
+                        let socket = parse(message.body).ok_or_else(malformed)?;
+                        return Ok(Some(socket).filter(|socket| socket.listening));
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn dump(&mut self, family: c_int, port: u16, states: States, found: &mut Vec<Socket>) -> io::Result<()> {
+        self.ask(family, NLM_F_DUMP, states.mask(), port, None, 0)?;
+        loop {
+            let length = self.receive()?;
+            for message in Messages(&self.buffer[..length]) {
+                if message.sequence != self.sequence {
+                    continue;
+                }
+                match message.kind {
+                    NLMSG_DONE => return Ok(()),
+                    NLMSG_ERROR => {
+                        return match message.errno() {
+                            // A kernel without IPv6 has no such family.
+                            libc::ENOENT if family == AF_INET6 => Ok(()),
+                            errno => Err(io::Error::from_raw_os_error(errno)),
+                        };
+                    }
+                    SOCK_DIAG_BY_FAMILY => {
+                        let socket = parse(message.body).ok_or_else(malformed)?;
+                        // Asked for already, but a kernel look-alike may give more.
+                        if port == 0 || socket.addr.port() == port {
+                            found.push(socket);
+                        }
+                    }
+                    _ => {}
+                }
+            }
+        }
+    }
+
+    fn ask(
+        &mut self,
+        family: c_int,
+        flags: u16,
+        states: u32,
+        port: u16,
+        addr: Option<IpAddr>,
+        interface: u32,
+    ) -> io::Result<()> {
+        self.sequence = self.sequence.wrapping_add(1);
+        let mut request = [0u8; HEADER + REQUEST];
+        let mut at = 0;
+        let mut put = |bytes: &[u8]| {
+            request[at..at + bytes.len()].copy_from_slice(bytes);
+            at += bytes.len();
+        };
+        put(&((HEADER + REQUEST) as u32).to_ne_bytes());
+        put(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+        put(&(NLM_F_REQUEST | flags).to_ne_bytes());
+        put(&self.sequence.to_ne_bytes());
+        put(&0u32.to_ne_bytes());
+        put(&[family as u8, libc::IPPROTO_TCP as u8, 0, 0]);
+        put(&states.to_ne_bytes());
+        // The socket id: our side first, as a listener sees it, and nobody (0) at the other end.
+        put(&port.to_be_bytes());
+        put(&0u16.to_be_bytes());
+        let mut source = [0u8; 16];
+        match addr {
+            Some(IpAddr::V4(v4)) => source[..4].copy_from_slice(&v4.octets()),
+            Some(IpAddr::V6(v6)) => source = v6.octets(),
+            None => {}
+        }
+        put(&source);
+        put(&[0u8; 16]);
+        put(&interface.to_ne_bytes());
+        // INET_DIAG_NOCOOKIE: whichever socket it is.
+        put(&[0xff; 8]);
+        // All or nothing: it is one datagram.
+        self.fd.write(&request).map(drop)
+    }
+
+    fn receive(&mut self) -> io::Result<usize> {
+        loop {
+            match self.fd.read(&mut self.buffer) {
+                Ok(0) => return Err(malformed()),
+                Ok(length) => return Ok(length),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+    }
+}
+
+fn malformed() -> io::Error {
+    io::Error::new(
+        io::ErrorKind::InvalidData,
+        "the kernel's answer about sockets was not understood",
+    )
+}
+
+struct Message<'a> {
+    kind: u16,
+    sequence: u32,
+    body: &'a [u8],
+}
+
+impl Message<'_> {
+    /// The error of an NLMSG_ERROR, which holds it negated.
+    fn errno(&self) -> c_int {
+        get(self.body, 0).map_or(0, |code| -i32::from_ne_bytes(code))
+    }
+}
+
+/// The messages of one answer; whatever does not fit in it is left out.
+struct Messages<'a>(&'a [u8]);
+
+impl<'a> Iterator for Messages<'a> {
+    type Item = Message<'a>;
+
+    fn next(&mut self) -> Option<Message<'a>> {
+        let length = u32::from_ne_bytes(get(self.0, 0)?) as usize;
+        let kind = u16::from_ne_bytes(get(self.0, 4)?);
+        let sequence = u32::from_ne_bytes(get(self.0, 8)?);
+        let body = self.0.get(HEADER..length)?;
+        self.0 = self.0.get(length.next_multiple_of(4)..).unwrap_or_default();
+        Some(Message { kind, sequence, body })
+    }
+}
+
+fn get<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
+    bytes.get(at..at + N)?.try_into().ok()
+}
+
+fn parse(body: &[u8]) -> Option<Socket> {
+    let [family, state] = get(body, 0)?;
+    let port = u16::from_be_bytes(get(body, 4)?);
+    let addr = match i32::from(family) {
+        AF_INET => SocketAddr::from((Ipv4Addr::from(get::<4>(body, 8)?), port)),
+        AF_INET6 => {
+            let interface = u32::from_ne_bytes(get(body, 40)?);
+            let ip = Ipv6Addr::from(get::<16>(body, 8)?);
+            SocketAddr::from(SocketAddrV6::new(ip, port, 0, interface))
+        }
+        _ => return None,
+    };
+    let uid = u32::from_ne_bytes(get(body, 64)?);
+    let inode = u64::from(u32::from_ne_bytes(get(body, 68)?));
+    let mut v6_only = None;
+    let mut attributes = body.get(ANSWER..)?;
+    while let Some(length) = get(attributes, 0).map(u16::from_ne_bytes) {
+        let length = usize::from(length);
+        if length < 4 {
+            break;
+        }
+        let kind = u16::from_ne_bytes(get(attributes, 2)?);
+        if kind == INET_DIAG_SKV6ONLY {
+            v6_only = attributes.get(4).map(|flag| *flag != 0);
+        }
+        attributes = attributes.get(length.next_multiple_of(4)..).unwrap_or_default();
+    }
+    Some(Socket {
+        addr,
+        v6_only,
+        listening: state == TCP_LISTEN,
+        uid,
+        inode,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn finds_the_listener_and_only_while_it_listens() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let found = super::listener(addr).unwrap().expect("a listener");
+        assert_eq!(found.addr, addr);
+        assert!(found.listening);
+        assert_ne!(found.inode, 0);
+        let dumped = on_port(addr.port(), States::Listening).unwrap();
+        assert_eq!(dumped.len(), 1);
+        assert_eq!(dumped[0].inode, found.inode);
+        drop(listener);
+        assert_eq!(super::listener(addr).unwrap(), None);
+        assert_eq!(on_port(addr.port(), States::Listening).unwrap(), []);
+    }
+
+    #[test]
+    fn tells_a_v6_only_listener_from_a_dual_stack_one() {
+        for only in [true, false] {
+            let (_held, port) = crate::sys::sockets::tests::listen_v6(only);
+            let dumped = on_port(port, States::Listening).unwrap();
+            assert_eq!(dumped.len(), 1);
+            assert_eq!(dumped[0].v6_only, Some(only));
+            let v4 = SocketAddr::from(([127, 0, 0, 1], port));
+            assert_eq!(super::listener(v4).unwrap().is_some(), !only);
+            let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
+            assert!(super::listener(v6).unwrap().is_some());
+        }
+    }
+
+    #[test]
+    fn a_dump_longer_than_the_buffer_is_read_to_its_end() {
+        // An answer for one socket takes some 100 bytes, so that these need several reads.
+        let held: Vec<_> = (0..500)
+            .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
+            .collect();
+        let ports: std::collections::HashSet<u16> = on_port(0, States::Listening)
+            .unwrap()
+            .iter()
+            .map(|socket| socket.addr.port())
+            .collect();
+        for listener in &held {
+            assert!(ports.contains(&listener.local_addr().unwrap().port()));
+        }
+    }
+
+    #[test]
+    fn an_answer_cut_short_is_no_panic() {
+        let mut whole = vec![0u8; ANSWER + 8];
+        whole[0] = AF_INET6 as u8;
+        whole[ANSWER] = 5;
+        whole[ANSWER + 2] = INET_DIAG_SKV6ONLY as u8;
+        whole[ANSWER + 4] = 1;
+        assert_eq!(parse(&whole).unwrap().v6_only, Some(true));
+        for length in 0..ANSWER {
+            assert_eq!(parse(&whole[..length]), None);
+        }
+        for length in ANSWER..whole.len() {
+            let _ = parse(&whole[..length]);
+        }
+        // A message that says it is longer, or shorter, than it is.
+        for said in [0u32, 3, 15, 17, 1 << 20, u32::MAX] {
+            let mut message = [0u8; 32];
+            message[..4].copy_from_slice(&said.to_ne_bytes());
+            assert!(Messages(&message).count() <= 1);
+        }
+    }
+
+    #[test]
+    fn a_thread_keeps_one_socket_and_closes_it_at_its_end() {
+        // As `/proc` names it: a number that is not given out again at once, unlike that of a descriptor.
+        let kept = || {
+            on_port(1, States::Listening).unwrap();
+            let fd = DIAG.with_borrow(|diag| diag.as_ref().unwrap().fd.as_raw_fd());
+            std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap()
+        };
+        let link = std::thread::spawn(move || {
+            let first = kept();
+            assert_eq!(first, kept());
+            first
+        })
+        .join()
+        .unwrap();
+        let is_open = std::fs::read_dir("/proc/self/fd")
+            .unwrap()
+            .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+            .any(|open| open == link);
+        assert!(!is_open);
+    }
+
+    #[test]
+    fn a_copy_of_another_process_is_not_used() {
+        std::thread::spawn(|| {
+            on_port(1, States::Listening).unwrap();
+            // As in a child after a fork.
+            let other = DIAG.with_borrow_mut(|diag| {
+                let diag = diag.as_mut().unwrap();
+                diag.process += 1;
+                diag.process
+            });
+            on_port(1, States::Listening).unwrap();
+            let now = DIAG.with_borrow(|diag| diag.as_ref().unwrap().process);
+            assert_eq!((now, other), (std::process::id(), std::process::id() + 1));
+        })
+        .join()
+        .unwrap();
+    }
+
+    #[test]
+    fn an_error_leaves_no_socket_behind() {
+        std::thread::spawn(|| {
+            on_port(1, States::Listening).unwrap();
+            with_socket(|_| Err::<(), _>(malformed())).unwrap_err();
+            assert!(DIAG.with_borrow(Option::is_none));
+            on_port(1, States::Listening).unwrap();
+        })
+        .join()
+        .unwrap();
+    }
+}

@@ -1,0 +1,108 @@
+//! The sockets behind [`crate::ports`]: bound, never listening, closed on exec.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
+use std::os::fd::OwnedFd;
+
+use super::raw_socket::{bind, family, set_reuse_addr, set_reuse_port, set_v6_only, socket};
+
+/// A loopback address that no service binds to and no client comes from; see [`hold_exactly`].
+const NOBODYS_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 97, 109, 105);
+
+/// Binds a socket on every address, IPv6 and IPv4, to a port that nothing is bound to on any address.
+///
+/// The two options are set *after* the bind. The bind itself is then an exclusive one, whatever
+/// `net.ipv4.ip_autobind_reuse` says: it neither gets nor shares a port that somebody has on any address, another
+/// hold included. From then on the kernel looks at the options as they are now, and lets a service bind over it.
+pub(crate) fn hold_any() -> io::Result<(OwnedFd, u16)> {
+    let fd = bind_everywhere(0, false)?;
+    allow_sharing(&fd)?;
+    with_its_port(fd)
+}
+
+/// The same for a port that is known.
+///
+/// # Errors
+///
+/// [`io::ErrorKind::AddrInUse`] when somebody is bound to it, be it only with such a hold. What is left of
+/// closed connections (TIME_WAIT) does not count. Somebody who only [stands beside](stand_beside) the port is not
+/// noticed.
+pub(crate) fn hold_exactly(port: u16) -> io::Result<OwnedFd> {
+    if let Ok(fd) = bind_everywhere(port, false) {
+        allow_sharing(&fd)?;
+        return Ok(fd);
+    }
+    // In the way is a listener, another hold, or only TIME_WAIT. The exclusive bind above cannot tell them apart, and one
+    // with SO_REUSEADDR succeeds over another hold, so that two would hold the same port. An exclusive bind to an
+    // address of its own can tell: it conflicts with whoever is bound to the wildcard, but not with connections, which
+    // have addresses of their own. While this socket is open, nobody else can begin to hold the port.
+    let probe = match bind_v4(SocketAddrV4::new(NOBODYS_ADDRESS, port), false) {
+        Ok(probe) => {
+            allow_sharing(&probe)?;
+            Some(probe)
+        }
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => return Err(e),
+        // Only Linux has all of 127.0.0.0/8. Elsewhere go without.
+        Err(_) => None,
+    };
+    let fd = bind_everywhere(port, true);
+    drop(probe);
+    fd
+}
+
+/// Binds a socket to the port on IPv6 loopback alone.
+///
+/// It keeps the port from everyone who asks for a free port on every address, as [`hold_any`] does, and is in
+/// nobody's way who binds to any IPv4 address, with or without SO_REUSEADDR. Where there is no IPv6 it is an IPv4 loopback
+/// address that services do not use.
+pub(crate) fn stand_beside(port: u16) -> io::Result<OwnedFd> {
+    let v6 = || bind_v6(Ipv6Addr::LOCALHOST, port, true, true);
+    v6().or_else(|_| bind_v4(SocketAddrV4::new(NOBODYS_ADDRESS, port), true))
+}
+
+/// One dual-stack socket; where there is no IPv6, an IPv4 one.
+///
+/// A conflict on IPv6 is final: the IPv4 half may be free, but then it is not the whole port that is.
+fn bind_everywhere(port: u16, sharing: bool) -> io::Result<OwnedFd> {
+    match bind_v6(Ipv6Addr::UNSPECIFIED, port, false, sharing) {
+        Ok(fd) => Ok(fd),
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse => Err(e),
+        Err(_) => bind_v4(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port), sharing),
+    }
+}
+
+/// A socket that is bound and does not listen, with or without the two options.
+pub(crate) fn bind_v4(addr: SocketAddrV4, sharing: bool) -> io::Result<OwnedFd> {
+    bind_tcp(addr.into(), None, sharing)
+}
+
+fn bind_v6(ip: Ipv6Addr, port: u16, v6_only: bool, sharing: bool) -> io::Result<OwnedFd> {
+    bind_tcp(SocketAddrV6::new(ip, port, 0, 0).into(), Some(v6_only), sharing)
+}
+
+fn bind_tcp(addr: SocketAddr, v6_only: Option<bool>, sharing: bool) -> io::Result<OwnedFd> {
+    let fd = socket(family(&addr), libc::SOCK_STREAM, 0)?;
+    if let Some(only) = v6_only {
+        set_v6_only(&fd, only)?;
+    }
+    if sharing {
+        allow_sharing(&fd)?;
+    }
+    bind(&fd, &addr.into())?;
+    Ok(fd)
+}
+
+/// SO_REUSEADDR for the services that set it (nearly all), SO_REUSEPORT for those that set only that one: each must be
+/// set on both sockets.
+fn allow_sharing(fd: &OwnedFd) -> io::Result<()> {
+    set_reuse_addr(fd, true)?;
+    set_reuse_port(fd, true)
+}
+
+/// A bound socket and the port that it got.
+fn with_its_port(fd: OwnedFd) -> io::Result<(OwnedFd, u16)> {
+    // It does not listen, but the type has the call that asks for the address.
+    let socket = TcpListener::from(fd);
+    let port = socket.local_addr()?.port();
+    Ok((socket.into(), port))
+}

@@ -1,0 +1,293 @@
+//! The socket calls that `std` does not have, over `libc`, for the other files of this folder.
+//!
+//! `nix` has them all, but its features for sockets bring two more crates into every user's build. Every descriptor here is
+//! owned from the moment it exists, and closed when a program is executed.
+
+use std::io;
+use std::mem::size_of;
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use libc::c_int;
+
+/// Systems without `SOCK_CLOEXEC` need another call for each descriptor.
+const CAN_CLOSE_ON_EXEC: bool = cfg!(any(target_os = "linux", target_os = "android"));
+
+/// Flags that go with the type of a new socket.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const NEW: c_int = libc::SOCK_CLOEXEC;
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+const NEW: c_int = 0;
+
+/// A socket of a family (`AF_INET`), type (`SOCK_STREAM`) and protocol (0: the usual one).
+pub(super) fn socket(family: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
+    // SAFETY: takes no pointers.
+    let fd = check(unsafe { libc::socket(family, kind | NEW, protocol) })?;
+    // SAFETY: it is new, and nobody else's.
+    close_on_exec(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Two Unix sockets that are connected with each other.
+pub(super) fn pair(kind: c_int) -> io::Result<(OwnedFd, OwnedFd)> {
+    let mut ends = [-1; 2];
+    // SAFETY: writes two descriptors into the array, which has room for them.
+    check(unsafe { libc::socketpair(libc::AF_UNIX, kind | NEW, 0, ends.as_mut_ptr()) })?;
+    // SAFETY: they are new, and nobody else's.
+    let [ours, theirs] = ends.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    Ok((close_on_exec(ours)?, close_on_exec(theirs)?))
+}
+
+fn close_on_exec(fd: OwnedFd) -> io::Result<OwnedFd> {
+    if !CAN_CLOSE_ON_EXEC {
+        // SAFETY: takes no pointers, and the descriptor is open.
+        check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    }
+    Ok(fd)
+}
+
+/// A connect from now on answers at once.
+pub(super) fn set_non_blocking(fd: &OwnedFd) -> io::Result<()> {
+    // SAFETY: takes no pointers, and the descriptor is open.
+    check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
+    Ok(())
+}
+
+/// Turns on or off an option that is a number which means yes or no.
+pub(super) fn set_flag(fd: &OwnedFd, level: c_int, option: c_int, on: bool) -> io::Result<()> {
+    let on = c_int::from(on);
+    // SAFETY: an integer lives at this address for the length of the call.
+    unsafe { set_option(fd, level, option, &on) }
+}
+
+/// `SO_REUSEADDR`.
+pub(super) fn set_reuse_addr(fd: &OwnedFd, on: bool) -> io::Result<()> {
+    set_flag(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, on)
+}
+
+/// `SO_REUSEPORT`.
+pub(super) fn set_reuse_port(fd: &OwnedFd, on: bool) -> io::Result<()> {
+    set_flag(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, on)
+}
+
+/// `IPV6_V6ONLY`: whether an IPv6 socket leaves IPv4 alone.
+pub(super) fn set_v6_only(fd: &OwnedFd, on: bool) -> io::Result<()> {
+    set_flag(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, on)
+}
+
+/// `SO_RCVTIMEO`, in whole seconds.
+pub(super) fn set_receive_timeout(fd: &OwnedFd, seconds: libc::time_t) -> io::Result<()> {
+    let limit = libc::timeval {
+        tv_sec: seconds,
+        tv_usec: 0,
+    };
+    // SAFETY: this option takes a `timeval`.
+    unsafe { set_option(fd, libc::SOL_SOCKET, libc::SO_RCVTIMEO, &limit) }
+}
+
+/// # Safety
+///
+/// The kernel reads the value as what the option takes: `T` must be that type.
+unsafe fn set_option<T>(fd: &OwnedFd, level: c_int, option: c_int, value: &T) -> io::Result<()> {
+    let length = size_of::<T>() as libc::socklen_t;
+    // SAFETY: as many bytes as are said lie at the address, for the length of the call.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            level,
+            option,
+            std::ptr::from_ref(value).cast(),
+            length,
+        )
+    };
+    check(result)?;
+    Ok(())
+}
+
+/// The process at the other end of a Unix socket, as of its `connect` or `listen`.
+#[cfg(target_os = "linux")]
+pub(super) fn peer_pid(fd: &OwnedFd) -> io::Result<libc::pid_t> {
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut length = size_of::<libc::ucred>() as libc::socklen_t;
+    // SAFETY: the kernel writes at most `length` bytes, which is the size of what is there, and any bytes make a `ucred`.
+    check(unsafe {
+        libc::getsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            std::ptr::from_mut(&mut peer).cast(),
+            &mut length,
+        )
+    })?;
+    Ok(peer.pid)
+}
+
+/// Gives the socket an address.
+pub(super) fn bind(fd: &OwnedFd, addr: &Address) -> io::Result<()> {
+    // SAFETY: an `Address` says how many of its bytes are set.
+    check(unsafe { libc::bind(fd.as_raw_fd(), addr.pointer(), addr.length) })?;
+    Ok(())
+}
+
+/// Connects to an address.
+pub(super) fn connect(fd: &OwnedFd, addr: &Address) -> io::Result<()> {
+    // SAFETY: an `Address` says how many of its bytes are set.
+    check(unsafe { libc::connect(fd.as_raw_fd(), addr.pointer(), addr.length) })?;
+    Ok(())
+}
+
+/// Accepts connections from now on, and lets about `waiting` of them wait.
+pub(super) fn listen(fd: &OwnedFd, waiting: c_int) -> io::Result<()> {
+    // SAFETY: takes no pointers.
+    check(unsafe { libc::listen(fd.as_raw_fd(), waiting) })?;
+    Ok(())
+}
+
+fn check(result: c_int) -> io::Result<c_int> {
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        result => Ok(result),
+    }
+}
+
+/// The family of an IP address.
+pub(super) fn family(addr: &SocketAddr) -> c_int {
+    match addr {
+        SocketAddr::V4(_) => libc::AF_INET,
+        SocketAddr::V6(_) => libc::AF_INET6,
+    }
+}
+
+/// An address as the kernel takes it.
+pub(super) struct Address {
+    storage: libc::sockaddr_storage,
+    /// How many bytes of it count.
+    length: libc::socklen_t,
+}
+
+impl Address {
+    /// # Safety
+    ///
+    /// `T` is a `sockaddr_*`: they all begin with the family, fit into a `sockaddr_storage`, and any bytes make one.
+    unsafe fn of<T>(fill: impl FnOnce(&mut T) -> usize) -> Address {
+        // SAFETY: plain numbers, for which zeros are fine.
+        let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
+        // SAFETY: large enough and aligned for every kind of address, as its purpose is; all of it is initialised.
+        let length = fill(unsafe { &mut *std::ptr::from_mut(&mut storage).cast::<T>() });
+        Address {
+            storage,
+            length: length as libc::socklen_t,
+        }
+    }
+
+    /// The address of a Unix socket: a path, or, where `is_abstract`, a name (Linux).
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::InvalidInput`] for one that is too long (or has a NUL, for a path).
+    pub(super) fn unix(name: &Path, is_abstract: bool) -> io::Result<Address> {
+        let name = name.as_os_str().as_bytes();
+        let start = std::mem::offset_of!(libc::sockaddr_un, sun_path);
+        // A path ends with a NUL, an abstract name begins with one.
+        let room = size_of::<libc::sockaddr_un>() - start - 1;
+        if name.len() > room || (!is_abstract && name.contains(&0)) {
+            return Err(io::ErrorKind::InvalidInput.into());
+        }
+        let skip = usize::from(is_abstract);
+        // SAFETY: the address of a Unix socket is one.
+        Ok(unsafe {
+            Address::of(|addr: &mut libc::sockaddr_un| {
+                addr.sun_family = libc::AF_UNIX as libc::sa_family_t;
+                for (to, from) in addr.sun_path[skip..].iter_mut().zip(name) {
+                    *to = *from as libc::c_char;
+                }
+                start + name.len() + 1
+            })
+        })
+    }
+
+    fn pointer(&self) -> *const libc::sockaddr {
+        std::ptr::from_ref(&self.storage).cast()
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(addr: SocketAddr) -> Address {
+        let family = family(&addr) as libc::sa_family_t;
+        let port = addr.port().to_be();
+        match addr {
+            // SAFETY: the address of an IPv4 socket is one.
+            SocketAddr::V4(v4) => unsafe {
+                Address::of(|addr: &mut libc::sockaddr_in| {
+                    addr.sin_family = family;
+                    addr.sin_port = port;
+                    addr.sin_addr.s_addr = u32::from_ne_bytes(v4.ip().octets());
+                    size_of::<libc::sockaddr_in>()
+                })
+            },
+            // SAFETY: the address of an IPv6 socket is one.
+            SocketAddr::V6(v6) => unsafe {
+                Address::of(|addr: &mut libc::sockaddr_in6| {
+                    addr.sin6_family = family;
+                    addr.sin6_port = port;
+                    addr.sin6_flowinfo = v6.flowinfo();
+                    addr.sin6_addr.s6_addr = v6.ip().octets();
+                    addr.sin6_scope_id = v6.scope_id();
+                    size_of::<libc::sockaddr_in6>()
+                })
+            },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv6Addr, SocketAddrV6, TcpListener};
+
+    use super::*;
+
+    fn bound(addr: SocketAddr) -> SocketAddr {
+        let fd = socket(family(&addr), libc::SOCK_STREAM, 0).unwrap();
+        bind(&fd, &addr.into()).unwrap();
+        TcpListener::from(fd).local_addr().unwrap()
+    }
+
+    #[test]
+    fn addresses_arrive_as_they_are() {
+        // Port and address in the right byte order: asked back from the kernel.
+        let free = TcpListener::bind("127.7.8.9:0").unwrap().local_addr().unwrap();
+        assert_eq!(bound(free), free);
+        let v6 = SocketAddrV6::new(Ipv6Addr::LOCALHOST, 0, 0, 0).into();
+        let got = bound(v6);
+        assert_eq!(got.ip(), v6.ip());
+        assert_ne!(got.port(), 0);
+    }
+
+    #[test]
+    fn descriptors_are_not_inherited() {
+        let single = socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
+        let (one, other) = pair(libc::SOCK_SEQPACKET).unwrap();
+        for fd in [&single, &one, &other] {
+            // SAFETY: takes no pointers.
+            let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFD) };
+            assert_eq!(flags, libc::FD_CLOEXEC);
+        }
+    }
+
+    #[test]
+    fn the_longest_path_fits_and_a_longer_one_is_an_error() {
+        let room = size_of::<libc::sockaddr_un>() - std::mem::offset_of!(libc::sockaddr_un, sun_path);
+        let longest = "x".repeat(room - 1);
+        let address = Address::unix(Path::new(&longest), false).unwrap();
+        assert_eq!(address.length as usize, size_of::<libc::sockaddr_un>());
+        assert!(Address::unix(Path::new(&longest), true).is_ok());
+        let error = Address::unix(Path::new(&format!("{longest}x")), false);
+        assert_eq!(error.err().unwrap().kind(), io::ErrorKind::InvalidInput);
+        assert!(Address::unix(Path::new("a\0b"), false).is_err());
+    }
+}

@@ -1,0 +1,215 @@
+//! Sockets that `std` cannot make: a bind that does not listen, a connect to a Unix socket that cannot hang.
+
+use std::ffi::OsStr;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use super::raw_socket::{
+    Address, bind, connect, family, set_non_blocking, set_reuse_addr, set_v6_only, socket,
+};
+
+/// Binds to a TCP address as most servers do, with SO_REUSEADDR, and lets go of it at once, without ever listening.
+///
+/// `AddrInUse` where a server could not bind either. What does *not* stand in the way: connections in TIME_WAIT, and
+/// sockets with SO_REUSEADDR that are bound and do not listen, such as those that hold a port for a service to come.
+pub(crate) fn try_bind(addr: SocketAddr) -> io::Result<()> {
+    let fd = socket(family(&addr), libc::SOCK_STREAM, 0)?;
+    set_reuse_addr(&fd, true)?;
+    if addr.is_ipv6() {
+        // `[::]` with IPv4 left out: whoever has the port on IPv4 only is not in the way of a server that does the same.
+        set_v6_only(&fd, true)?;
+    }
+    bind(&fd, &addr.into())
+}
+
+/// The kinds of Unix socket that have connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum UnixKind {
+    Stream,
+    SeqPacket,
+}
+
+/// What came of a connect to a Unix socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum UnixAnswer {
+    /// Somebody accepts. The process that called `listen`, where the system tells: it may have ended since, or be another than
+    /// those that have the socket now.
+    Accepted(Option<u32>),
+    /// Somebody listens, with as many connections waiting as they allow.
+    Full,
+}
+
+/// Connects to a Unix socket, hangs up, and never waits. A path that begins with `@` is an abstract name (Linux).
+pub(crate) fn try_connect_unix(path: &Path, kind: UnixKind) -> io::Result<UnixAnswer> {
+    let addr = unix_addr(path)?;
+    let kind = match kind {
+        UnixKind::Stream => libc::SOCK_STREAM,
+        UnixKind::SeqPacket => libc::SOCK_SEQPACKET,
+    };
+    let fd = socket(libc::AF_UNIX, kind, 0)?;
+    // A blocking connect waits for room in the backlog, for ever.
+    set_non_blocking(&fd)?;
+    match connect(&fd, &addr) {
+        Ok(()) => Ok(UnixAnswer::Accepted(listener_pid(&fd))),
+        Err(e) => match e.raw_os_error() {
+            Some(libc::EAGAIN | libc::EINPROGRESS) => Ok(UnixAnswer::Full),
+            _ => Err(e),
+        },
+    }
+}
+
+fn unix_addr(path: &Path) -> io::Result<Address> {
+    match abstract_name(path) {
+        Some(name) if cfg!(target_os = "linux") => Address::unix(Path::new(OsStr::from_bytes(name)), true),
+        _ => Address::unix(path, false),
+    }
+}
+
+/// The name of an abstract socket, which is written with an `@` in front.
+pub(crate) fn abstract_name(path: &Path) -> Option<&[u8]> {
+    path.as_os_str().as_bytes().strip_prefix(b"@")
+}
+
+#[cfg(target_os = "linux")]
+fn listener_pid(fd: &OwnedFd) -> Option<u32> {
+    let pid = super::raw_socket::peer_pid(fd).ok()?;
+    // 0: a process of a pid namespace that we cannot see into.
+    u32::try_from(pid).ok().filter(|pid| *pid != 0)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn listener_pid(_: &OwnedFd) -> Option<u32> {
+    None
+}
+
+/// Whether an error of [`try_connect_unix`] says that a socket of another kind is there.
+pub(crate) fn is_another_kind(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EPROTOTYPE)
+}
+
+/// The effective user of this process.
+pub(crate) fn user() -> u32 {
+    nix::unistd::geteuid().as_raw()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    //! Sockets for the tests of other files, and the tests of what stands here.
+
+    use std::net::TcpListener;
+
+    use super::super::raw_socket::{listen, set_reuse_port};
+    use super::*;
+
+    /// A TCP socket as a test wants it, and its port.
+    pub(crate) fn tcp(
+        addr: SocketAddr,
+        reuse_addr: bool,
+        reuse_port: bool,
+        v6_only: Option<bool>,
+        listening: bool,
+    ) -> io::Result<(OwnedFd, u16)> {
+        let fd = socket(family(&addr), libc::SOCK_STREAM, 0)?;
+        set_reuse_addr(&fd, reuse_addr)?;
+        set_reuse_port(&fd, reuse_port)?;
+        if let Some(only) = v6_only {
+            set_v6_only(&fd, only)?;
+        }
+        bind(&fd, &addr.into())?;
+        if listening {
+            listen(&fd, 1)?;
+        }
+        let socket = TcpListener::from(fd);
+        let port = socket.local_addr()?.port();
+        Ok((socket.into(), port))
+    }
+
+    /// A listener on `[::]`.
+    pub(crate) fn listen_v6(only: bool) -> (OwnedFd, u16) {
+        tcp("[::]:0".parse().unwrap(), true, false, Some(only), true).unwrap()
+    }
+
+    /// What a test server can make of a Unix socket.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub(crate) enum Made {
+        Stream,
+        SeqPacket,
+        Datagram,
+    }
+
+    /// A Unix socket that listens (other than a datagram one) and lets `waiting` connections wait.
+    pub(crate) fn unix(path: &Path, made: Made, waiting: i32) -> OwnedFd {
+        let kind = match made {
+            Made::Stream => libc::SOCK_STREAM,
+            Made::SeqPacket => libc::SOCK_SEQPACKET,
+            Made::Datagram => libc::SOCK_DGRAM,
+        };
+        let fd = socket(libc::AF_UNIX, kind, 0).unwrap();
+        bind(&fd, &unix_addr(path).unwrap()).unwrap();
+        if made != Made::Datagram {
+            listen(&fd, waiting).unwrap();
+        }
+        fd
+    }
+
+    /// A connection whose two ends are one socket, as a connect to an ephemeral port of loopback can make.
+    pub(crate) fn connected_to_itself() -> std::net::TcpStream {
+        let (fd, port) = tcp(loopback(0), true, false, None, false).unwrap();
+        connect(&fd, &loopback(port).into()).unwrap();
+        std::net::TcpStream::from(fd)
+    }
+
+    fn loopback(port: u16) -> SocketAddr {
+        SocketAddr::from(([127, 0, 0, 1], port))
+    }
+
+    #[test]
+    fn a_listener_is_in_the_way() {
+        let (_held, port) = tcp(loopback(0), true, false, None, true).unwrap();
+        let error = try_bind(loopback(port)).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
+        try_bind(SocketAddr::from(([127, 0, 0, 2], port))).unwrap();
+    }
+
+    #[test]
+    fn a_bound_socket_without_reuse_is_in_the_way() {
+        let (_held, port) = tcp(loopback(0), false, false, None, false).unwrap();
+        assert_eq!(
+            try_bind(loopback(port)).unwrap_err().kind(),
+            io::ErrorKind::AddrInUse
+        );
+    }
+
+    #[test]
+    fn a_held_port_is_neither_in_the_way_nor_disturbed() {
+        let (held, port) = tcp("[::]:0".parse().unwrap(), true, true, Some(false), false).unwrap();
+        for _ in 0..3 {
+            try_bind(loopback(port)).unwrap();
+            try_bind(SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port))).unwrap();
+        }
+        // Still held: somebody who wants it without sharing does not get it, a server with SO_REUSEADDR does.
+        assert!(tcp(loopback(port), false, false, None, false).is_err());
+        let server = tcp(loopback(port), true, false, None, true).unwrap();
+        drop((held, server));
+    }
+
+    #[test]
+    fn time_wait_is_not_in_the_way() {
+        use std::io::Read;
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut client = std::net::TcpStream::connect(addr).unwrap();
+        // Who hangs up first, here the server, has the TIME_WAIT.
+        drop(listener.accept().unwrap());
+        assert_eq!(client.read(&mut [0]).unwrap(), 0);
+        drop((client, listener));
+        assert!(
+            tcp(addr, false, false, None, true).is_err(),
+            "the port is not in TIME_WAIT"
+        );
+        try_bind(addr).unwrap();
+    }
+}

@@ -1,0 +1,644 @@
+//! Services that want the same fixed port or socket path take turns, in one test binary or in many.
+//!
+//! A turn is a set of `flock`s, one file for each endpoint, under `/tmp/mirakuru-<euid>/turns/`. The place does not depend on
+//! TMPDIR, since ports do not: two runs with different temp dirs must meet. (Only where `/tmp` cannot be used, it is the
+//! base that [`home`](crate::home) uses.) Other users' tests do not meet us there; to them our service is a stranger on
+//! the port, and so is theirs to us.
+//!
+//! # Who holds a lock, and until when
+//!
+//! A `flock` belongs to the open file description. The test process takes it, the supervisor inherits it, the test process closes
+//! its own copy ([`Turn::hand_over`]), and from then on the endpoint is free exactly when the supervisor is gone,
+//! which is when the service's tree is. A SIGKILL of anybody changes nothing about that. The service itself must not
+//! inherit the descriptors; they are closed on exec.
+//!
+//! # No deadlock between processes
+//!
+//! All the endpoints of a turn are taken in one sorted order, and those already taken are kept while the next is waited
+//! for. Whoever needs several fixtures must claim them in *one* turn; only then is the order a total one.
+//!
+//! # No waiting for oneself
+//!
+//! A test that stacks two fixtures on the same fixed port would wait for its own first fixture until the limit. So a registry
+//! in the process knows which thread holds what: a thread that claims what it already holds gets an error at once.
+//! The thread stands for the test, because libtest runs each test on a thread of its own, and thread ids are
+//! never used again in a process. An executor that was moved to another thread is still known under the thread that took its turn;
+//! should that thread claim the endpoint again it gets the error although it might have waited. A service that lives as
+//! long as the process (a `static`) is known under no thread ([`Turn::for_process`]): it will
+//! not end while anybody here waits, so all threads get the error. One that lives as long as the whole run of tests
+//! ([`Turn::for_run`]) says so in its lock file, for the run's other processes.
+//!
+//! # The files stay
+//!
+//! A lock file is never removed, because a file that somebody still waits on can be removed and made anew by a third, and then two
+//! hold "the" lock. They are small, and there is one for each endpoint that was ever used. Cleaners of `/tmp` know
+//! nothing of that, so whoever gets a lock checks that it is still the file with that name.
+
+use std::fmt;
+use std::fs::{self, File};
+use std::hash::Hasher;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::{self, ThreadId};
+use std::time::{Duration, Instant};
+
+use crate::progress::Progress;
+use crate::run::Run;
+use crate::{home, sys};
+
+const FIRST_PAUSE: Duration = Duration::from_micros(200);
+const LONGEST_PAUSE: Duration = Duration::from_millis(5);
+const JUST_FORKED: Duration = Duration::from_millis(20);
+
+/// An endpoint that only one service can have at a time.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Claim {
+    /// The name of the lock file, and the place in the order in which locks are taken.
+    file: String,
+    /// For errors.
+    endpoint: String,
+}
+
+impl From<SocketAddr> for Claim {
+    /// By port alone: services on 127.0.0.1 and on 0.0.0.0 are in each other's way.
+    fn from(addr: SocketAddr) -> Claim {
+        let port = addr.port();
+        Claim {
+            file: format!("tcp-{port}"),
+            endpoint: format!("port {port}"),
+        }
+    }
+}
+
+impl From<&Path> for Claim {
+    fn from(path: &Path) -> Claim {
+        // The socket may not exist yet, but its directory does, and may be known by several names.
+        let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let canonical = match (absolute.parent(), absolute.file_name()) {
+            (Some(dir), Some(name)) => dir.canonicalize().unwrap_or_else(|_| dir.to_owned()).join(name),
+            _ => absolute,
+        };
+        let mut hash = Fnv1a(0xcbf2_9ce4_8422_2325);
+        hash.write(canonical.as_os_str().as_bytes());
+        Claim {
+            file: format!("unix-{:016x}", hash.finish()),
+            endpoint: format!("socket {}", path.display()),
+        }
+    }
+}
+
+impl fmt::Display for Claim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.endpoint)
+    }
+}
+
+/// The standard library's hashes may differ from one Rust release to the next, and test binaries of two must agree. When two
+/// paths collide, their services take turns for nothing.
+pub(crate) struct Fnv1a(pub(crate) u64);
+
+impl Hasher for Fnv1a {
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
+        }
+    }
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
+/// The right to use a set of endpoints. Kept as long as the service runs; dropped, it closes what it has not
+/// [handed over](Turn::hand_over), and this process no longer counts as holding the endpoints.
+#[derive(Debug)]
+pub(crate) struct Turn {
+    locks: Vec<File>,
+    id: u64,
+    service: String,
+}
+
+impl Turn {
+    /// Takes all of these endpoints if all are free, and none otherwise. `service` is the name that
+    /// others get to see.
+    ///
+    /// It insists for some milliseconds: a process that another thread has just forked has a copy of every lock until it
+    /// executes its program, be the lock's owner gone or not.
+    ///
+    /// # Errors
+    ///
+    /// [`io::ErrorKind::Deadlock`] when this thread, or a service that lives as long as this process, holds one of
+    /// them; any other when a lock file is not to be had.
+    pub(crate) fn try_take(claims: &[Claim], service: &str) -> io::Result<Option<Turn>> {
+        Turn::take(claims, service, JUST_FORKED)
+    }
+
+    /// Takes all of these endpoints, waiting until they are free but not longer than `limit`: then it gives `None`.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`try_take`](Turn::try_take).
+    pub(crate) fn take(claims: &[Claim], service: &str, limit: Duration) -> io::Result<Option<Turn>> {
+        if claims.is_empty() {
+            return Ok(Some(Turn::register(service, &[], Vec::new())));
+        }
+        Turn::take_in(&turns_dir()?, claims, service, limit)
+    }
+
+    fn take_in(dir: &Path, claims: &[Claim], service: &str, limit: Duration) -> io::Result<Option<Turn>> {
+        let began = Instant::now();
+        let mut progress = Progress::new();
+        let mut claims = claims.to_vec();
+        claims.sort();
+        claims.dedup_by(|a, b| a.file == b.file);
+        let paths: Vec<PathBuf> = claims.iter().map(|claim| dir.join(&claim.file)).collect();
+        let mut locks = Vec::new();
+        let note = note(service, None);
+        for (claim, path) in claims.iter().zip(&paths) {
+            let mut pause = FIRST_PAUSE;
+            loop {
+                // At each round, because another thread may have made its service one of the process meanwhile.
+                if is_own(path) {
+                    return Err(io::Error::new(
+                        io::ErrorKind::Deadlock,
+                        format!(
+                            "{claim} is held by another fixture of the same test or of this whole process, \
+                             and waiting for it would never end; share one fixture, or give each a port \
+                             of its own with {{port}}"
+                        ),
+                    ));
+                }
+                if let Some(lock) = try_lock(path)? {
+                    // Only for others' error messages; without it they say less.
+                    let _ = lock.write_all_at(&note, 0);
+                    locks.push(lock);
+                    break;
+                }
+                // Not at the first look: whoever has just got the lock may not have written the note yet.
+                if pause == LONGEST_PAUSE && is_of_this_run(path) {
+                    return Err(io::Error::new(
+                        io::ErrorKind::Deadlock,
+                        format!(
+                            "{claim} is held by a fixture that this whole run of tests shares, and waiting for it \
+                             would never end; use that one, or give each a port of its own with {{port}}"
+                        ),
+                    ));
+                }
+                let left = limit.saturating_sub(began.elapsed());
+                if left.is_zero() {
+                    return Ok(None);
+                }
+                progress.tell(|elapsed| {
+                    let holder = holder_in(dir, claim);
+                    let holder = holder.map_or(String::new(), |holder| format!("; it is with {holder}"));
+                    format!("{service} has been waiting for its turn at {claim} for {elapsed}{holder}")
+                });
+                thread::sleep(pause.min(left));
+                pause = (pause * 2).min(LONGEST_PAUSE);
+            }
+        }
+        Ok(Some(Turn::register(service, &paths, locks)))
+    }
+
+    fn register(service: &str, paths: &[PathBuf], locks: Vec<File>) -> Turn {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let thread = Some(thread::current().id());
+        let held = paths.iter().map(|path| Held {
+            path: path.clone(),
+            thread,
+            turn: id,
+        });
+        with_registry(|registry| registry.extend(held));
+        Turn {
+            locks,
+            id,
+            service: service.to_owned(),
+        }
+    }
+
+    /// What the supervisor must inherit, and keep open until the service's tree is gone.
+    pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.locks.iter().map(AsFd::as_fd)
+    }
+
+    /// Closes this process's copies: to be called once the supervisor has its own. This process goes on counting as the one
+    /// that holds the endpoints.
+    pub(crate) fn hand_over(&mut self) {
+        self.locks.clear();
+    }
+
+    /// The service lives as long as this process: no thread of it can wait for the endpoints.
+    pub(crate) fn for_process(&mut self) {
+        with_registry(|registry| {
+            for held in registry.iter_mut().filter(|held| held.turn == self.id) {
+                held.thread = None;
+            }
+        });
+    }
+
+    /// The service lives as long as this run of tests: no process of it can wait for the endpoints.
+    pub(crate) fn for_run(&mut self) {
+        self.for_process();
+        let Some(run) = Run::current() else { return };
+        let note = note(&self.service, Some(run.runner()));
+        let paths: Vec<PathBuf> = with_registry(|registry| {
+            let ours = registry.iter().filter(|held| held.turn == self.id);
+            ours.map(|held| held.path.clone()).collect()
+        });
+        for path in paths {
+            // The lock itself may have been handed over. Without the note the others wait until their limit.
+            let _ = sys::files::open_lock(&path, false).and_then(|lock| lock.write_all_at(&note, 0));
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        with_registry(|registry| registry.retain(|held| held.turn != self.id));
+    }
+}
+
+/// Who took the turn for this endpoint last, for an error after [`Turn::try_take`] gave `None`:
+/// `redis-server of test process tests-1f3a (pid 812)`.
+pub(crate) fn holder(claim: &Claim) -> Option<String> {
+    holder_in(&turns_dir().ok()?, claim)
+}
+
+fn holder_in(dir: &Path, claim: &Claim) -> Option<String> {
+    let note = fs::read(dir.join(&claim.file)).ok()?;
+    let note = String::from_utf8_lossy(&note);
+    let mut lines = note.lines();
+    let mut numbers = lines.next()?.split(' ').map(str::parse::<u64>);
+    let (pid, started) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
+    let (test, service) = (lines.next()?, lines.next()?);
+    // The supervisor has it for as long as it takes to tear the service down.
+    let ended = if home::is_alive(pid as u32, started) {
+        ""
+    } else {
+        ", which has ended"
+    };
+    Some(format!("{service} of test process {test} (pid {pid}{ended})"))
+}
+
+/// Always of this length, so that it is written over the one before in place: some file systems write a file that
+/// was truncated and filled again out to the disk at once.
+const NOTE_LENGTH: usize = 512;
+
+/// Four lines, and spaces: the holder's pid and start time, its test binary, the service, and for a service of a whole run the
+/// runner's pid and start time.
+fn note(service: &str, runner: Option<(u32, u64)>) -> [u8; NOTE_LENGTH] {
+    let test = std::env::current_exe().ok();
+    let test = test
+        .as_deref()
+        .and_then(Path::file_name)
+        .unwrap_or_default()
+        .to_string_lossy();
+    let (pid, started) = home::this_process();
+    let short = |text: &str| {
+        text.replace(char::is_control, " ")
+            .chars()
+            .take(50)
+            .collect::<String>()
+    };
+    let runner = runner.map_or(String::new(), |(pid, started)| format!("{pid} {started}"));
+    let text = format!(
+        "{pid} {started}\n{}\n{}\n{runner}\n",
+        short(&test),
+        short(service)
+    );
+    let mut note = [b' '; NOTE_LENGTH];
+    let length = text.len().min(NOTE_LENGTH);
+    note[..length].copy_from_slice(&text.as_bytes()[..length]);
+    note
+}
+
+/// Whether who holds this lock is shared by the run of tests that this process is a part of.
+fn is_of_this_run(path: &Path) -> bool {
+    let Some(run) = Run::current() else { return false };
+    let (pid, started) = run.runner();
+    let wanted = format!("{pid} {started}");
+    fs::read(path).is_ok_and(|note| String::from_utf8_lossy(&note).lines().nth(3) == Some(wanted.as_str()))
+}
+
+fn try_lock(path: &Path) -> io::Result<Option<File>> {
+    loop {
+        let lock = sys::files::open_lock(path, true)?;
+        if !sys::files::try_flock(lock.as_fd())? {
+            return Ok(None);
+        }
+        // Between opening and locking a cleaner may have removed the file, and somebody else may have made and locked
+        // another one under its name.
+        if home::is_at(&lock, path)? {
+            return Ok(Some(lock));
+        }
+    }
+}
+
+fn turns_dir() -> io::Result<PathBuf> {
+    let euid = sys::files::euid();
+    let make = |temp: &Path| -> io::Result<PathBuf> {
+        let base = home::base_in(temp);
+        home::private_dir(&base, false)?;
+        let turns = base.join("turns");
+        home::private_dir(&turns, false)?;
+        Ok(turns)
+    };
+    make(Path::new("/tmp"))
+        .or_else(|_| make(&std::env::temp_dir()))
+        .map_err(|e| {
+            io::Error::new(
+                e.kind(),
+                format!("no directory for locks at `/tmp/mirakuru-{euid}/turns`: {e}"),
+            )
+        })
+}
+
+struct Held {
+    path: PathBuf,
+    /// `None`: the whole process.
+    thread: Option<ThreadId>,
+    turn: u64,
+}
+
+fn with_registry<T>(f: impl FnOnce(&mut Vec<Held>) -> T) -> T {
+    static REGISTRY: Mutex<Vec<Held>> = Mutex::new(Vec::new());
+    // What a panicking test leaves in it is still true.
+    f(&mut REGISTRY.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
+}
+
+fn is_own(path: &Path) -> bool {
+    let this = thread::current().id();
+    with_registry(|registry| {
+        registry
+            .iter()
+            .any(|held| held.path == path && held.thread.is_none_or(|thread| thread == this))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+    use std::sync::Arc;
+    use std::sync::atomic::AtomicBool;
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// Longer than any of these tests takes; where it passes, something waits for ever.
+    const LONG: Duration = Duration::from_secs(30);
+
+    struct Temp(PathBuf);
+
+    impl Temp {
+        fn new() -> Temp {
+            static NEXT: AtomicU64 = AtomicU64::new(0);
+            let unique = format!(
+                "mirakuru-turns-{}-{}",
+                std::process::id(),
+                NEXT.fetch_add(1, Ordering::Relaxed)
+            );
+            let path = std::env::temp_dir().join(unique);
+            fs::create_dir(&path).unwrap();
+            Temp(path)
+        }
+        fn take(&self, ports: &[u16], limit: Duration) -> io::Result<Option<Turn>> {
+            Turn::take_in(
+                &self.0,
+                &ports.iter().map(|port| claim(*port)).collect::<Vec<_>>(),
+                "redis",
+                limit,
+            )
+        }
+        /// On a thread of its own, so that it counts as another test.
+        fn other_takes(&self, port: u16, limit: Duration) -> Option<Turn> {
+            thread::scope(|s| s.spawn(|| self.take(&[port], limit).unwrap()).join().unwrap())
+        }
+        /// With some patience, because processes that other tests have just forked hold copies of all locks.
+        fn becomes_free(&self, port: u16) -> bool {
+            self.other_takes(port, LONG).is_some()
+        }
+        fn is_held(&self, port: u16) -> bool {
+            self.other_takes(port, Duration::ZERO).is_none()
+        }
+    }
+
+    impl Drop for Temp {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn claim(port: u16) -> Claim {
+        Claim::from(SocketAddr::from(([127, 0, 0, 1], port)))
+    }
+
+    #[test]
+    fn an_endpoint_is_the_same_however_it_is_named() {
+        assert_eq!(
+            claim(6379),
+            Claim::from("[::1]:6379".parse::<SocketAddr>().unwrap())
+        );
+        assert_ne!(claim(6379), claim(6380));
+        assert_eq!(claim(6379).to_string(), "port 6379");
+        let temp = Temp::new();
+        let link = temp.0.join("link");
+        std::os::unix::fs::symlink(&temp.0, &link).unwrap();
+        let direct = Claim::from(temp.0.join("s").as_path());
+        assert_eq!(direct.file, Claim::from(link.join("s").as_path()).file);
+        assert_ne!(direct.file, Claim::from(temp.0.join("t").as_path()).file);
+        assert_eq!(
+            direct.to_string(),
+            format!("socket {}", temp.0.join("s").display())
+        );
+    }
+
+    #[test]
+    fn a_turn_excludes_others_until_it_is_dropped() {
+        let temp = Temp::new();
+        let turn = temp.take(&[1, 2], Duration::ZERO).unwrap().unwrap();
+        assert!(temp.is_held(1) && temp.is_held(2) && temp.becomes_free(3));
+        drop(turn);
+        assert!(temp.becomes_free(1) && temp.becomes_free(2));
+    }
+
+    #[test]
+    fn what_was_handed_over_is_held_by_the_heir_alone() {
+        let temp = Temp::new();
+        let mut turn = temp.take(&[1], Duration::ZERO).unwrap().unwrap();
+        let heir: Vec<_> = turn.fds().map(|fd| fd.try_clone_to_owned().unwrap()).collect();
+        assert_eq!(heir.len(), 1);
+        turn.hand_over();
+        assert_eq!(turn.fds().count(), 0);
+        assert!(temp.is_held(1));
+        // The supervisor ends before the executor is dropped, or the other way round.
+        drop(heir);
+        assert!(temp.becomes_free(1));
+    }
+
+    #[test]
+    fn one_that_is_not_to_be_had_leaves_none_taken() {
+        let temp = Temp::new();
+        let other = temp.other_takes(2, Duration::ZERO).unwrap();
+        assert!(temp.take(&[1, 2], Duration::from_millis(20)).unwrap().is_none());
+        assert!(temp.becomes_free(1));
+        drop(other);
+        temp.take(&[2, 1, 2], LONG).unwrap().unwrap();
+    }
+
+    #[test]
+    fn a_thread_does_not_wait_for_itself() {
+        let temp = Temp::new();
+        let mut turn = temp.take(&[1], Duration::ZERO).unwrap().unwrap();
+        let error = temp.take(&[1], LONG).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::Deadlock);
+        assert!(
+            error
+                .to_string()
+                .contains("port 1 is held by another fixture of the same test"),
+            "{error}"
+        );
+        // Also when it is the supervisor that has the lock.
+        turn.hand_over();
+        assert_eq!(
+            temp.take(&[3, 1], LONG).unwrap_err().kind(),
+            io::ErrorKind::Deadlock
+        );
+        drop(turn);
+        temp.take(&[1], LONG).unwrap().unwrap();
+    }
+
+    #[test]
+    fn no_thread_waits_for_a_service_of_the_process() {
+        let temp = Temp::new();
+        let mut turn = temp.take(&[1], Duration::ZERO).unwrap().unwrap();
+        let (waits, waiting) = mpsc::channel();
+        thread::scope(|s| {
+            let waiter = s.spawn(|| {
+                waits.send(()).unwrap();
+                temp.take(&[1], LONG)
+            });
+            waiting.recv().unwrap();
+            turn.for_process();
+            assert_eq!(
+                waiter.join().unwrap().unwrap_err().kind(),
+                io::ErrorKind::Deadlock
+            );
+        });
+    }
+
+    #[test]
+    fn others_are_told_who_holds_it() {
+        let temp = Temp::new();
+        assert_eq!(holder_in(&temp.0, &claim(1)), None);
+        let _turn = Turn::take_in(&temp.0, &[claim(1)], "re\ndis", Duration::ZERO)
+            .unwrap()
+            .unwrap();
+        let holder = holder_in(&temp.0, &claim(1)).unwrap();
+        assert!(holder.starts_with("re dis of test process "), "{holder}");
+        assert!(
+            holder.ends_with(&format!("(pid {})", std::process::id())),
+            "{holder}"
+        );
+        let long = "s".repeat(300);
+        let _other = Turn::take_in(&temp.0, &[claim(2)], &long, Duration::ZERO)
+            .unwrap()
+            .unwrap();
+        let name = holder_in(&temp.0, &claim(2)).unwrap();
+        assert!(name.starts_with("sss") && !name.starts_with(&long), "{name}");
+        fs::write(temp.0.join("tcp-1"), "4194305 1\nsome-tests\nredis\n   ").unwrap();
+        let holder = holder_in(&temp.0, &claim(1)).unwrap();
+        assert_eq!(
+            holder,
+            "redis of test process some-tests (pid 4194305, which has ended)"
+        );
+    }
+
+    #[test]
+    fn a_lock_file_that_was_removed_and_made_anew_is_not_locked_twice() {
+        let temp = Temp::new();
+        let _turn = temp.take(&[1], Duration::ZERO).unwrap().unwrap();
+        // A cleaner removes the file: what was locked under the name is gone for newcomers, and they agree on a new one.
+        fs::remove_file(temp.0.join("tcp-1")).unwrap();
+        let second = temp.other_takes(1, Duration::ZERO);
+        assert!(second.is_some());
+        assert!(temp.is_held(1));
+    }
+
+    #[test]
+    fn the_lock_files_are_in_one_place_for_all_temp_dirs() {
+        let turns = turns_dir().unwrap();
+        assert!(turns.starts_with("/tmp"), "{}", turns.display());
+        assert_eq!(turns.metadata().unwrap().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn turns_in_different_orders_never_deadlock_and_never_overlap() {
+        let temp = Temp::new();
+        let busy: Arc<[AtomicBool; 3]> = Arc::default();
+        thread::scope(|s| {
+            for n in 0..24_usize {
+                let (temp, busy) = (&temp, Arc::clone(&busy));
+                s.spawn(move || {
+                    for round in 0..5 {
+                        let (a, b) = ((n + round) % 3, (n * 2 + round + 1) % 3);
+                        let wanted = [a as u16, b as u16];
+                        let turn = temp.take(&wanted, LONG).unwrap().expect("nobody waits for ever");
+                        let mut held = vec![a, b];
+                        held.dedup();
+                        for port in &held {
+                            assert!(!busy[*port].swap(true, Ordering::SeqCst), "two at once");
+                        }
+                        thread::yield_now();
+                        for port in &held {
+                            busy[*port].store(false, Ordering::SeqCst);
+                        }
+                        drop(turn);
+                    }
+                });
+            }
+        });
+    }
+
+    /// What a process of the next test does: takes the turn, says so, and waits to be killed.
+    #[test]
+    #[ignore = "a part of another test"]
+    fn victim() {
+        let dir = PathBuf::from(std::env::var_os("MIRAKURU_TEST_TURNS").unwrap());
+        let _turn = Turn::take_in(&dir, &[claim(1)], "redis", LONG).unwrap().unwrap();
+        println!("\ntaken");
+        let _ = io::stdin().read_line(&mut String::new());
+    }
+
+    #[test]
+    fn a_killed_process_has_no_turn() {
+        use std::io::{BufRead, BufReader};
+        use std::process::{Command, Stdio};
+        let temp = Temp::new();
+        let mut victim = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "turns::tests::victim", "--ignored", "--nocapture"])
+            .env("MIRAKURU_TEST_TURNS", &temp.0)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut lines = BufReader::new(victim.stdout.take().unwrap())
+            .lines()
+            .map_while(Result::ok);
+        assert!(lines.any(|line| line == "taken"));
+        assert!(temp.take(&[1], Duration::ZERO).unwrap().is_none());
+        assert!(
+            holder_in(&temp.0, &claim(1))
+                .unwrap()
+                .contains(&format!("(pid {})", victim.id()))
+        );
+        victim.kill().unwrap();
+        assert!(temp.take(&[1], LONG).unwrap().is_some());
+        victim.wait().unwrap();
+    }
+}

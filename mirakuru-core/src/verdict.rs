@@ -1,0 +1,59 @@
+//! Whether the test on this thread has failed, which decides if a service that ends shows the end of its log.
+//!
+//! A panic is seen by [`std::thread::panicking`]. A test that returns `Err` does not panic: the attribute says so here,
+//! before the test's services end.
+
+use std::cell::Cell;
+
+thread_local! {
+    static ERR_RETURNED: Cell<bool> = const { Cell::new(false) };
+}
+
+/// A test begins on this thread.
+pub fn test_begins() {
+    ERR_RETURNED.set(false);
+}
+
+/// The test on this thread returns an error.
+pub fn test_returns_err() {
+    ERR_RETURNED.set(true);
+    crate::watched::test_has_failed();
+}
+
+/// Whether the test on this thread has failed.
+pub fn test_has_failed() -> bool {
+    std::thread::panicking() || ERR_RETURNED.get()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_counts_until_the_next_test_begins() {
+        test_begins();
+        assert!(!test_has_failed());
+        test_returns_err();
+        assert!(test_has_failed());
+        assert!(!std::thread::spawn(test_has_failed).join().unwrap());
+        test_begins();
+        assert!(!test_has_failed());
+    }
+
+    #[test]
+    fn a_panic_counts() {
+        struct Look<'a>(&'a Cell<bool>);
+        impl Drop for Look<'_> {
+            fn drop(&mut self) {
+                self.0.set(test_has_failed());
+            }
+        }
+        let seen = Cell::new(false);
+        let panics = std::panic::AssertUnwindSafe(|| {
+            let _look = Look(&seen);
+            std::panic::resume_unwind(Box::new(()));
+        });
+        assert!(std::panic::catch_unwind(panics).is_err());
+        assert!(seen.get());
+    }
+}

@@ -1,0 +1,181 @@
+//! Services that several tests share, and whose output belongs to whichever test fails.
+//!
+//! An executor that a test owns shows the end of its log when it is dropped in a failing test. One in a `static` is never
+//! dropped. So each use of it is noted for the thread that uses it, with the time of the first, and a panic on that thread
+//! shows what the service has printed since. The panic hook that does this is put in front of the one that is there when
+//! the first service is shared, and calls that one first.
+//!
+//! What it rests on, and where it ends: a test has a thread of its own (libtest; nextest with a process). The hook runs on the thread
+//! that panics, where the test harness captures what is printed; so a task on another thread shows what it has used itself.
+//! A test that returns `Err` does not panic: it is seen where the attribute stands on the test, and not where a bare test uses a
+//! `static`. A hook that the test installs afterwards replaces this one.
+
+use std::cell::{Cell, RefCell};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Once};
+use std::thread;
+
+use crate::logs::{Cursor, OutputReader};
+use crate::report::{TAIL_LINES, Tail, painted, print};
+use crate::sys;
+
+/// The services that one shared fixture is made of. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Watched(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    /// Never 0.
+    id: u64,
+    services: Vec<Service>,
+}
+
+#[derive(Debug)]
+struct Service {
+    command: String,
+    log: PathBuf,
+    output: OutputReader,
+    /// Says that the log is to outlive its executor.
+    kept: PathBuf,
+}
+
+thread_local! {
+    /// What is started on this thread while a shared fixture is made.
+    static MAKING: RefCell<Option<Vec<Service>>> = const { RefCell::new(None) };
+    /// What the test on this thread has used, and since when.
+    static USED: RefCell<Vec<(Watched, u64)>> = const { RefCell::new(Vec::new()) };
+    /// The one that was used last: nearly always the one that is used next.
+    static LATEST: Cell<u64> = const { Cell::new(0) };
+}
+
+impl Watched {
+    /// Makes a shared fixture, and watches the services that are started for it on this thread.
+    pub fn make<T>(make: impl FnOnce() -> T) -> (T, Watched) {
+        struct Restore(Option<Vec<Service>>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                MAKING.set(self.0.take());
+            }
+        }
+        // One that needs another one has its own services apart from the other's.
+        let began = sys::clock_ns();
+        let mut restore = Restore(MAKING.replace(Some(Vec::new())));
+        let made = make();
+        let services = MAKING.replace(restore.0.take()).unwrap_or_default();
+        std::mem::forget(restore);
+        if !services.is_empty() {
+            install_hook();
+        }
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let id = NEXT.fetch_add(1, Ordering::Relaxed);
+        let watched = Watched(Arc::new(Inner { id, services }));
+        // The test that makes it is the one to see how it started.
+        watched.used_since(began);
+        (made, watched)
+    }
+
+    /// The test on this thread uses it. Costs some nanoseconds.
+    pub fn used(&self) {
+        // At the end of a thread there may be nowhere to note it, and no test either.
+        let known = LATEST.try_with(|latest| latest.replace(self.0.id) == self.0.id);
+        if !known.unwrap_or(true) {
+            self.used_since(sys::clock_ns());
+        }
+    }
+
+    fn used_since(&self, since: u64) {
+        if self.0.services.is_empty() {
+            return;
+        }
+        let _ = USED.try_with(|used| {
+            // Borrowed already only while a panic is reported, on this thread.
+            if let Ok(mut used) = used.try_borrow_mut() {
+                if !used.iter().any(|(known, _)| known.0.id == self.0.id) {
+                    used.push((self.clone(), since));
+                }
+            }
+        });
+    }
+}
+
+/// A service was started: if that is for a shared fixture, it is watched from now on.
+pub(crate) fn started(command: &str, log: PathBuf, index: PathBuf) {
+    let _ = MAKING.try_with(|making| {
+        let Some(services) = &mut *making.borrow_mut() else {
+            return;
+        };
+        // A restart is not another service.
+        if services.iter().any(|service| service.log == log) {
+            return;
+        }
+        // With descriptors of its own, since the executor may go before this. Without a log there is nothing to show.
+        if let Ok(output) = OutputReader::open(&log, &index) {
+            services.push(Service {
+                command: command.to_owned(),
+                kept: log.with_file_name("kept"),
+                log,
+                output,
+            });
+        }
+    });
+}
+
+/// The test on this thread has failed: shows what the services that it shares have printed since it first used them, or since this was
+/// done last.
+pub(crate) fn test_has_failed() {
+    let now = sys::clock_ns();
+    let mut texts = Vec::new();
+    let _ = USED.try_with(|used| {
+        let Ok(mut used) = used.try_borrow_mut() else {
+            return;
+        };
+        for (watched, since) in &mut *used {
+            texts.extend(
+                watched
+                    .0
+                    .services
+                    .iter()
+                    .filter_map(|service| service.tail(*since)),
+            );
+            // A test may panic many times, and catch it.
+            *since = now;
+        }
+    });
+    for text in texts {
+        print(text);
+    }
+}
+
+impl Service {
+    fn tail(&self, since: u64) -> Option<String> {
+        let since: Cursor = self.output.since_time(since);
+        let lines = self.output.tail(TAIL_LINES, since);
+        if lines.is_empty() {
+            return None;
+        }
+        // The log is to be read after the test.
+        let _ = std::fs::File::create(&self.kept);
+        Some(painted(&Tail {
+            command: &self.command,
+            lines: &lines,
+            log: &self.log,
+            of_test: true,
+        }))
+    }
+}
+
+fn install_hook() {
+    static INSTALLED: Once = Once::new();
+    // The hook cannot be changed by a thread that panics; then by the next one.
+    if thread::panicking() {
+        return;
+    }
+    INSTALLED.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            before(info);
+            test_has_failed();
+        }));
+    });
+}

@@ -1,0 +1,82 @@
+//! Shared fixtures, scopes and rstest support of [mirakuru](https://docs.rs/mirakuru).
+//!
+//! Use the facade crate `mirakuru`; this crate is one of its parts.
+//!
+//! # One service for a whole run
+//!
+//! A shared fixture (`static`, or a function that gives `&'static T`) has the scope `run`, unless it says `scope = "process"`:
+//! however many processes the tests of one `cargo test` or `cargo nextest run` are spread over, all of them use one
+//! service. Nothing of this needs a daemon, a configuration file, or a setting of the runner.
+//!
+//! ```text
+//!  cargo nextest run          the runner: forks the tests, and knows nothing of all this
+//!   │
+//!   ├─▶ test A                the first that needs REDIS: starts it, publishes it, goes on, ends
+//!   │    │    ║
+//!   │  fork   ║ socket, and a pidfd of test A: until REDIS is published, their end is its end
+//!   │    ▼    ║
+//!   │  guard  ║               the worker's parent: if one of the two is killed, the other ends the service
+//!   │    │    ║
+//!   │  fork   ║
+//!   │    ▼    ▼
+//!   │  worker ═══════════════ a pidfd of the runner: once REDIS is published, *its* end is the service's end
+//!   │    │    ▲
+//!   │  fork   ║ two pipes: what the service prints, on its way into the log
+//!   │  + exec ║
+//!   │    ▼    ║
+//!   │  redis-server           with all that it ever forks; holds nothing of ours but its ends of the pipes
+//!   │       ▲ ▲
+//!   ├─▶ test B│   reads KEY.state, connects, ends
+//!   └─▶ test C┘   the same; if it attaches after the service has died, it is told how
+//!
+//!  $XDG_RUNTIME_DIR/mirakuru-UID/run-…/    or in the temp dir; the run's, mode 0700, removed by the worker
+//!    KEY.lock     locked by test A while it starts REDIS, and by guard and worker, so that no second one is started
+//!                 before the first is published or gone
+//!    KEY.state    process ids, ports, paths: written by test A, put in place by the worker, in one step with
+//!                 forgetting test A; how it ended is added by the worker
+//!  $TMPDIR/mirakuru-UID/k3v7q2mxw5ha/      the service's own: its log, `{dir}`, and a lock that guard and worker hold
+//! ```
+//!
+//! **Tests that share a service must not rely on its being empty.** Others have used it before them, and use it at the same
+//! time. Give each test something of its own in it (a database, a key prefix, a topic; presets hand out a database for
+//! each test), or, where a test needs the whole service, a service of its own: the attribute on the test.
+//!
+//! - *It starts* when the first test needs it, once. If that fails, every test that needs it fails at once, with the same
+//!   report. If the process that starts it is killed, the next one does.
+//! - *It ends* when the runner does, however that ends, and not before, even if nobody uses it for a while. Each
+//!   run has its own, also beside another run.
+//! - *If it dies* in the middle of a run, tests that attach later fail with its exit status and the end of its log. It
+//!   is not started again behind the back of tests that have used the first one.
+//! - *It is the same* for the same recipe under the same name, in whatever test binary: the fixture in
+//!   `tests/common/mod.rs` is one service. The working directory is a part of the recipe, so packages of a workspace have
+//!   one each.
+//! - *The run* is known by the environment variable `MIRAKURU_SESSION_ID`, else by nextest's `NEXTEST_RUN_ID`; the runner is the
+//!   nearest ancestor that has not got it itself. Without either, it is the nearest `cargo`. A binary that is run by hand or
+//!   by an IDE has no runner: there the service is the process's own. So is one that needs a stream of its process:
+//!   `stdin = Stdio::piped()`, or anything inherited.
+//! - *What is done once in a run* is [`Recipe::set_up`]. The body of a fixture function is called in each process.
+
+mod bin;
+mod once;
+mod recipe;
+mod shared;
+mod start;
+mod verdict;
+
+pub use recipe::Recipe;
+pub use shared::Shared;
+
+/// What the attribute's expansion calls. No part of the public interface: it changes without notice.
+#[doc(hidden)]
+pub mod __private {
+    #[cfg(feature = "rstest")]
+    pub use rstest;
+
+    pub use mirakuru_core::__private::test_has_failed;
+
+    pub use crate::bin::bin;
+    pub use crate::once::Once;
+    pub use crate::start::tcp::tcp;
+    pub use crate::start::{Fixture, Scope, fixture, start, start_or_report, start_shared};
+    pub use crate::verdict::{AnyVerdict, Verdict};
+}

@@ -1,0 +1,104 @@
+//! [`Once`]: a value that is made at first use, once, or whose failure is remembered.
+
+use std::sync::{Mutex, PoisonError};
+use std::thread::{self, ThreadId};
+
+use mirakuru_core::__private::{Watched, painted};
+use mirakuru_core::Error;
+use once_cell::sync::OnceCell;
+
+/// What is behind [`Shared`](crate::Shared), and behind fixture functions that are shared.
+///
+/// The first thread to ask makes the value while others wait. An error is kept and given to all who ask. A panic is not: it
+/// goes to the thread that was making the value, and the next one to ask tries again.
+pub struct Once<T> {
+    name: &'static str,
+    value: OnceCell<Result<T, Error>>,
+    /// The thread that is making the value: `OnceCell` would wait for ever for a thread that waits for itself.
+    maker: Mutex<Option<ThreadId>>,
+    /// The error of a value that needs itself, which has to live somewhere to be borrowed.
+    cycle: OnceCell<Error>,
+    /// What its services print is shown by the tests that use it and fail.
+    watched: OnceCell<Watched>,
+}
+
+impl<T> Once<T> {
+    /// Nothing is made yet. The name is for messages, and may be empty.
+    pub const fn new(name: &'static str) -> Once<T> {
+        Once {
+            name,
+            value: OnceCell::new(),
+            maker: Mutex::new(None),
+            cycle: OnceCell::new(),
+            watched: OnceCell::new(),
+        }
+    }
+
+    /// The value, if it has been made.
+    pub(crate) fn peek(&self) -> Option<Result<&T, &Error>> {
+        self.value.get().map(Result::as_ref)
+    }
+
+    pub(crate) fn try_get_or_start(&self, make: impl FnOnce() -> Result<T, Error>) -> Result<&T, &Error> {
+        if let Some(value) = self.peek() {
+            self.note_use();
+            return value;
+        }
+        if *self.maker.lock().unwrap_or_else(PoisonError::into_inner) == Some(thread::current().id()) {
+            return Err(self.cycle.get_or_init(|| {
+                Error::other(
+                    format!("start {}", self.title()),
+                    "its own start uses it, which would wait for ever: use what the start is given instead",
+                )
+            }));
+        }
+        let made = self.value.get_or_init(|| {
+            let _making = Making::new(&self.maker);
+            let (made, watched) = Watched::make(make);
+            if made.is_ok() {
+                let _ = self.watched.set(watched);
+            }
+            made
+        });
+        self.note_use();
+        made.as_ref()
+    }
+
+    fn note_use(&self) {
+        if let Some(watched) = self.watched.get() {
+            watched.used();
+        }
+    }
+
+    /// The value; where there is none, a panic at the caller's own line.
+    #[track_caller]
+    pub fn get_or_start(&self, make: impl FnOnce() -> Result<T, Error>) -> &T {
+        match self.try_get_or_start(make) {
+            Ok(value) => value,
+            Err(error) => panic!("{} could not be started\n{}", self.title(), painted(error)),
+        }
+    }
+
+    fn title(&self) -> String {
+        match self.name {
+            "" => "the shared fixture".to_owned(),
+            name => format!("the shared fixture `{name}`"),
+        }
+    }
+}
+
+/// Says who is making a value, until it is made or the thread panics.
+struct Making<'a>(&'a Mutex<Option<ThreadId>>);
+
+impl Making<'_> {
+    fn new(maker: &Mutex<Option<ThreadId>>) -> Making<'_> {
+        *maker.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current().id());
+        Making(maker)
+    }
+}
+
+impl Drop for Making<'_> {
+    fn drop(&mut self) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    }
+}

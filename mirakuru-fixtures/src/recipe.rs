@@ -1,0 +1,111 @@
+//! [`Recipe`]: what the attribute can start.
+
+use mirakuru_core::{Error, Executor, ExecutorBuilder, Readiness};
+
+/// Something that can be started: what stands in `#[mirakuru::fixture(..)]` in place of keys.
+///
+/// Every [`ExecutorBuilder`] is one, and its handle is the [`Executor`]. Implement it for a type of your own to give tests
+/// more than an executor: a connection string, a client, a database with its schema.
+///
+/// ```
+/// use mirakuru_core::{Error, Executor, ExecutorBuilder, NoWait};
+/// use mirakuru_fixtures::Recipe;
+///
+/// /// How to start it.
+/// struct Queue {
+///     topic: &'static str,
+/// }
+///
+/// /// What a test gets. It holds the executor: when it is dropped, the service ends.
+/// struct RunningQueue {
+///     executor: Executor<NoWait>,
+///     topic: &'static str,
+/// }
+///
+/// impl Recipe for Queue {
+///     type Readiness = NoWait;
+///     type Handle = RunningQueue;
+///
+///     fn executor(&self) -> Result<ExecutorBuilder<NoWait>, Error> {
+///         Ok(Executor::builder("sleep 60").name(self.topic))
+///     }
+///
+///     fn handle(self, executor: Executor<NoWait>) -> Result<RunningQueue, Error> {
+///         Ok(RunningQueue { executor, topic: self.topic })
+///     }
+/// }
+///
+/// let mut queue = Queue { topic: "orders" }.start()?;
+/// assert_eq!(queue.topic, "orders");
+/// queue.executor.stop()?;
+/// # Ok::<(), Error>(())
+/// ```
+///
+/// The three steps are apart because a service that is shared by a whole run is started by one process and used by many:
+/// [`executor`](Recipe::executor) and [`set_up`](Recipe::set_up) are for the one that starts it, [`handle`](Recipe::handle)
+/// is called in each.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be started",
+    label = "not a recipe",
+    note = "a recipe is what `Executor::builder(..)` makes (without `.start()`), a preset, \
+            or a type of your own that implements `mirakuru::Recipe`; its readiness must be `Clone`"
+)]
+pub trait Recipe: Sized {
+    /// The condition under which the service counts as ready.
+    type Readiness: Readiness;
+
+    /// What the fixture gives to a test.
+    type Handle;
+
+    /// How to start the service. The processes of a run know the service that they share by what this returns, so it must
+    /// be the same in each; what `set_up` does differently from one fixture to the next must show in it, as a name or a variable.
+    ///
+    /// # Errors
+    ///
+    /// When the recipe makes no sense, or what it needs cannot be found, for example the program. [`Error::other`] takes
+    /// any error.
+    fn executor(&self) -> Result<ExecutorBuilder<Self::Readiness>, Error>;
+
+    /// Prepares the service for use, once, right after it is ready: creates the schema, loads the data. Called by whoever
+    /// started the service, before anybody gets a handle. The default does nothing.
+    ///
+    /// # Errors
+    ///
+    /// Any error ends the service: the start has failed. [`Error::other`] takes any error.
+    fn set_up(&self, executor: &mut Executor<Self::Readiness>) -> Result<(), Error> {
+        let _ = executor;
+        Ok(())
+    }
+
+    /// Wraps the executor of a service that is ready and set up.
+    ///
+    /// # Errors
+    ///
+    /// Any error ends the service: the start has failed. [`Error::other`] takes any error.
+    fn handle(self, executor: Executor<Self::Readiness>) -> Result<Self::Handle, Error>;
+
+    /// Does all of it, without the attribute: starts the service, sets it up, gives its handle. Not to be overridden: the
+    /// attribute does not call it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Executor::start`], and those of the other methods.
+    fn start(self) -> Result<Self::Handle, Error> {
+        let mut executor = self.executor()?.start()?;
+        self.set_up(&mut executor)?;
+        self.handle(executor)
+    }
+}
+
+impl<R: Readiness + Clone> Recipe for ExecutorBuilder<R> {
+    type Readiness = R;
+    type Handle = Executor<R>;
+
+    fn executor(&self) -> Result<ExecutorBuilder<R>, Error> {
+        Ok(self.clone())
+    }
+
+    fn handle(self, executor: Executor<R>) -> Result<Executor<R>, Error> {
+        Ok(executor)
+    }
+}

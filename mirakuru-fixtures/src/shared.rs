@@ -1,0 +1,201 @@
+//! [`Shared`]: a service that all tests of a process use.
+
+use std::fmt;
+use std::ops::Deref;
+
+use mirakuru_core::Error;
+
+use crate::once::Once;
+
+/// A service that is started when it is first used, once, and that everybody who uses it shares: what
+/// `#[mirakuru::fixture(..)]` makes of a `static`. Usually named in capitals, after the service.
+///
+/// It dereferences to what it holds, and the first use starts it:
+///
+/// ```
+/// use mirakuru_core::{Executor, SimpleExecutor};
+/// use mirakuru_fixtures::Shared;
+///
+/// // Written by hand. `#[mirakuru::fixture(cmd = "sleep 60")] static SLEEPER: SimpleExecutor;` is the same, and adds the
+/// // scope of a whole run.
+/// static SLEEPER: Shared<SimpleExecutor> = Shared::new(|| Executor::builder("sleep 60").start());
+///
+/// let pid = SLEEPER.pid(); // Started here.
+/// assert_eq!(SLEEPER.pid(), pid);
+/// ```
+///
+/// - While one thread starts it, others that need it wait.
+/// - A start that failed is not tried again: everybody who needs the service gets the same error at once.
+/// - It hands out `&T`. Stopping a service takes `&mut T`, so one test cannot stop it under another: that does not compile. A
+///   test that stops or restarts its service uses one of its own.
+/// - A static is never dropped. The service ends when the process does, however that ends; one that the attribute has made, when
+///   the whole run of tests does. Tests that share a service must not rely on its being empty.
+pub struct Shared<T> {
+    cell: Once<T>,
+    start: fn() -> Result<T, Error>,
+}
+
+impl<T> Shared<T> {
+    /// Says how to start the service. Nothing is started yet.
+    pub const fn new(start: fn() -> Result<T, Error>) -> Shared<T> {
+        Shared::named("", start)
+    }
+
+    /// The same, with a name for messages.
+    #[doc(hidden)]
+    pub const fn named(name: &'static str, start: fn() -> Result<T, Error>) -> Shared<T> {
+        Shared {
+            cell: Once::new(name),
+            start,
+        }
+    }
+
+    /// The service, started if this is its first use. Dereferencing does the same.
+    ///
+    /// # Panics
+    ///
+    /// When the service could not be started, with the error's report, at the caller's line. So does every later call.
+    #[track_caller]
+    pub fn get(&self) -> &T {
+        self.cell.get_or_start(self.start)
+    }
+
+    /// The service, started if this is its first use, or the reason why it could not be.
+    ///
+    /// # Errors
+    ///
+    /// What the start returned, the same to everybody. If the start uses the service that it is to start, that use gets an
+    /// [`Error::System`] that says so.
+    pub fn try_get(&self) -> Result<&T, &Error> {
+        self.cell.try_get_or_start(self.start)
+    }
+}
+
+impl<T> Deref for Shared<T> {
+    type Target = T;
+
+    /// [`Shared::get`].
+    #[track_caller]
+    fn deref(&self) -> &T {
+        self.get()
+    }
+}
+
+impl<T: fmt::Debug> fmt::Debug for Shared<T> {
+    /// Shows what it holds, and starts nothing.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.cell.peek() {
+            None => f.write_str("Shared(not started)"),
+            Some(Ok(value)) => f.debug_tuple("Shared").field(value).finish(),
+            Some(Err(error)) => f.debug_tuple("Shared").field(error).finish(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+
+    fn broken() -> Error {
+        Error::other("start", "it is broken")
+    }
+
+    #[test]
+    fn many_threads_start_it_once() {
+        static STARTS: AtomicU32 = AtomicU32::new(0);
+        static SHARED: Shared<u32> = Shared::new(|| {
+            thread::sleep(Duration::from_millis(20));
+            Ok(STARTS.fetch_add(1, Ordering::SeqCst))
+        });
+        assert_eq!(format!("{SHARED:?}"), "Shared(not started)");
+        let barrier = Barrier::new(16);
+        thread::scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|| {
+                    barrier.wait();
+                    assert_eq!(*SHARED, 0);
+                });
+            }
+        });
+        assert_eq!(STARTS.load(Ordering::SeqCst), 1);
+        assert_eq!(format!("{SHARED:?}"), "Shared(0)");
+    }
+
+    #[test]
+    fn a_failure_is_remembered_and_reported_at_each_users_line() {
+        static STARTS: AtomicU32 = AtomicU32::new(0);
+        static SHARED: Shared<u32> = Shared::named("SERVICE", || {
+            STARTS.fetch_add(1, Ordering::SeqCst);
+            Err(broken())
+        });
+        let first: *const Error = SHARED.try_get().unwrap_err();
+        let second: *const Error = SHARED.try_get().unwrap_err();
+        assert_eq!(first, second, "the same error");
+        assert_eq!(STARTS.load(Ordering::SeqCst), 1);
+
+        let panic = |line: u32, look: fn() -> u32| {
+            let (sender, receiver) = std::sync::mpsc::channel();
+            // The hook is the whole process's, and other tests panic too: listen to this thread alone.
+            let me = thread::current().id();
+            let earlier = std::panic::take_hook();
+            std::panic::set_hook(Box::new(move |info| {
+                if thread::current().id() == me {
+                    let place = info
+                        .location()
+                        .map(|place| (place.file().to_owned(), place.line()));
+                    let _ = sender.send((place, info.payload().downcast_ref::<String>().cloned()));
+                }
+            }));
+            let result = catch_unwind(look);
+            std::panic::set_hook(earlier);
+            assert!(result.is_err());
+            let (place, message) = receiver.recv().unwrap();
+            assert_eq!(place, Some((file!().to_owned(), line)));
+            let message = message.unwrap();
+            assert!(message.contains("`SERVICE` could not be started"), "{message}");
+        };
+        panic(line!(), || *SHARED.get());
+        panic(line!(), || *SHARED);
+    }
+
+    #[test]
+    fn a_panic_in_the_start_neither_poisons_nor_hangs() {
+        static STARTS: AtomicU32 = AtomicU32::new(0);
+        static SHARED: Shared<u32> = Shared::new(|| {
+            assert!(
+                STARTS.fetch_add(1, Ordering::SeqCst) > 0,
+                "the first start panics"
+            );
+            Ok(7)
+        });
+        assert!(catch_unwind(|| *SHARED).is_err());
+        assert_eq!(*SHARED, 7);
+    }
+
+    #[test]
+    fn a_start_that_uses_itself_is_an_error_and_no_deadlock() {
+        static SHARED: Shared<u32> = Shared::named("SERVICE", || {
+            assert!(
+                matches!(SHARED.try_get(), Err(Error::System { attempt, .. }) if attempt.contains("`SERVICE`"))
+            );
+            assert!(catch_unwind(AssertUnwindSafe(|| *SHARED)).is_err());
+            Ok(7)
+        });
+        assert_eq!(*SHARED, 7);
+    }
+
+    #[test]
+    fn a_service_in_a_static_can_be_borrowed_for_ever() {
+        static SHARED: Shared<String> = Shared::new(|| Ok("x".to_owned()));
+        fn forever(text: &'static str) -> &'static str {
+            text
+        }
+        assert_eq!(forever(&SHARED), "x");
+    }
+}

@@ -1,0 +1,352 @@
+//! The start of what a test, a static or a fixture function needs: what the attribute's expansion calls.
+//!
+//! The fixtures of one function come as a list, `(a, (b, ()))`, and are started together, so that turns for fixed
+//! ports can be taken in one order for all tests: two tests that stack the same two ports in different orders
+//! must not each wait for the other.
+
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+use mirakuru_core::__private::{Claims, Occupied, Run, SharedTurn, painted, test_begins};
+use mirakuru_core::{Error, Executor, Tcp};
+
+use crate::Recipe;
+
+/// One fixture that is to be started: a recipe whose type is not seen any more, only what it gives.
+///
+/// (Were the recipe's type still there, an expression that is no recipe would be reported where the fixture is made, and again
+/// where it is started.)
+pub struct Fixture<'a, H> {
+    name: &'static str,
+    queue: bool,
+    recipe: Box<dyn Start<H> + 'a>,
+}
+
+/// Prepares the start of a recipe. The name is for messages, and may be empty.
+pub fn fixture<'a, R: Recipe + 'a>(name: &'static str, recipe: R) -> Fixture<'a, R::Handle> {
+    Fixture {
+        name,
+        queue: true,
+        recipe: Box::new(Stages {
+            recipe,
+            executor: None,
+            shared: false,
+        }),
+    }
+}
+
+impl<H> Fixture<'_, H> {
+    /// The key `queue` is there: it decides whether to wait for a port that another fixture has, as fixtures do otherwise.
+    pub fn queue_as_the_recipe_says(mut self) -> Self {
+        self.queue = false;
+        self
+    }
+
+    fn build(&mut self) -> Result<(), Failure> {
+        let name = self.name;
+        self.recipe
+            .build(self.queue)
+            .map_err(|error| Failure { name, error })
+    }
+
+    /// What it wants for itself alone, if it is to wait for that.
+    fn claims(&self) -> Option<Claims> {
+        self.queue.then(|| self.recipe.claims()).flatten()
+    }
+
+    fn give_turn(&mut self, turn: &SharedTurn) {
+        if self.queue {
+            self.recipe.give_turn(turn);
+        }
+    }
+
+    fn start(self) -> Result<H, Failure> {
+        let name = self.name;
+        self.recipe.start().map_err(|error| Failure { name, error })
+    }
+}
+
+/// The stages of a start, in this order: all fixtures of a function go through one before any goes into the next.
+trait Start<H> {
+    /// Makes the executor, from which it can be seen which fixed ports and paths it wants.
+    fn build(&mut self, queue: bool) -> Result<(), Error>;
+
+    /// What it wants for itself alone, once it is built.
+    fn claims(&self) -> Option<Claims>;
+
+    /// Gives it the turn that was taken for all.
+    fn give_turn(&mut self, turn: &SharedTurn);
+
+    /// It lives as long as the process.
+    fn share(&mut self);
+
+    /// Starts it, sets it up, wraps it.
+    fn start(self: Box<Self>) -> Result<H, Error>;
+
+    /// Attaches to the one of the run, or is the one to start it.
+    fn start_in_run(self: Box<Self>, run: &Run, name: &str, queue: bool) -> Result<H, Error>;
+}
+
+struct Stages<R: Recipe> {
+    recipe: R,
+    executor: Option<Executor<R::Readiness>>,
+    shared: bool,
+}
+
+impl<R: Recipe> Stages<R> {
+    fn built(&self, queue: bool) -> Result<Executor<R::Readiness>, Error> {
+        let recipe = self.recipe.executor()?;
+        if queue { recipe.queue(true) } else { recipe }.build()
+    }
+}
+
+impl<R: Recipe> Start<R::Handle> for Stages<R> {
+    fn build(&mut self, queue: bool) -> Result<(), Error> {
+        self.executor = Some(self.built(queue)?);
+        Ok(())
+    }
+
+    fn claims(&self) -> Option<Claims> {
+        self.executor.as_ref().map(Executor::__claims)
+    }
+
+    fn give_turn(&mut self, turn: &SharedTurn) {
+        if let Some(executor) = &mut self.executor {
+            executor.__give_turn(turn);
+        }
+    }
+
+    fn share(&mut self) {
+        self.shared = true;
+    }
+
+    fn start(self: Box<Self>) -> Result<R::Handle, Error> {
+        let mut executor = match self.executor {
+            Some(executor) => executor,
+            None => self.built(true)?,
+        };
+        executor.start()?;
+        if self.shared {
+            executor.__for_process();
+        }
+        self.recipe.set_up(&mut executor)?;
+        self.recipe.handle(executor)
+    }
+
+    fn start_in_run(self: Box<Self>, run: &Run, name: &str, queue: bool) -> Result<R::Handle, Error> {
+        let recipe = self.recipe.executor()?;
+        let recipe = if queue { recipe.queue(true) } else { recipe };
+        if recipe.__is_for_one_process() {
+            let this = Stages {
+                recipe: self.recipe,
+                executor: Some(recipe.build()?),
+                shared: true,
+            };
+            return Box::new(this).start();
+        }
+        let berth = run.berth(name, std::any::type_name::<R>(), &recipe)?;
+        let (vacancy, recipe) = match berth.occupy(recipe)? {
+            Occupied::Running(executor) => return self.recipe.handle(*executor),
+            Occupied::Vacant(vacancy, recipe) => (vacancy, recipe),
+        };
+        let start = || -> Result<_, Error> {
+            let mut executor = vacancy.build(*recipe)?;
+            executor.start()?;
+            executor.__for_process();
+            self.recipe.set_up(&mut executor)?;
+            vacancy.publish(&mut executor)?;
+            Ok(executor)
+        };
+        // A panic, of the set-up for example, is a failure like any other for those who wait.
+        match catch_unwind(AssertUnwindSafe(start)) {
+            Ok(Ok(executor)) => self.recipe.handle(executor),
+            Ok(Err(error)) => {
+                vacancy.failed(&error);
+                Err(error)
+            }
+            Err(panic) => {
+                let message = panic.downcast_ref::<String>().map(String::as_str);
+                let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
+                let message = message.unwrap_or("with something that is no text");
+                vacancy.failed(&Error::other("start it", format!("it panicked: {message}")));
+                resume_unwind(panic)
+            }
+        }
+    }
+}
+
+/// Which fixture failed, and why.
+pub struct Failure {
+    name: &'static str,
+    error: Error,
+}
+
+impl Failure {
+    fn report(&self) -> String {
+        let error = painted(&self.error);
+        match self.name {
+            "" => format!("the test's fixture could not be started\n{error}"),
+            name => format!("the fixture `{name}` could not be started\n{error}"),
+        }
+    }
+}
+
+/// The fixtures of one function: `()`, or one and the rest of them.
+pub trait Fixtures {
+    /// Their handles, in the same shape.
+    type Handles;
+
+    /// The first stage, for all of them.
+    fn build(&mut self) -> Result<(), Failure>;
+
+    /// What they want for themselves alone.
+    fn claims(&self) -> Option<Claims>;
+
+    /// Gives each the turn that was taken for all.
+    fn give_turn(&mut self, turn: &SharedTurn);
+
+    /// The last stage, one after the other. Where one fails, those that were started before it end.
+    fn start(self) -> Result<Self::Handles, Failure>;
+}
+
+impl Fixtures for () {
+    type Handles = ();
+
+    fn build(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn claims(&self) -> Option<Claims> {
+        None
+    }
+
+    fn give_turn(&mut self, _: &SharedTurn) {}
+
+    fn start(self) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
+impl<H, Rest: Fixtures> Fixtures for (Fixture<'_, H>, Rest) {
+    type Handles = (H, Rest::Handles);
+
+    fn build(&mut self) -> Result<(), Failure> {
+        self.0.build()?;
+        self.1.build()
+    }
+
+    fn claims(&self) -> Option<Claims> {
+        match (self.0.claims(), self.1.claims()) {
+            (Some(ours), Some(others)) => Some(ours.and(others)),
+            (ours, others) => ours.or(others),
+        }
+    }
+
+    fn give_turn(&mut self, turn: &SharedTurn) {
+        self.0.give_turn(turn);
+        self.1.give_turn(turn);
+    }
+
+    fn start(self) -> Result<Self::Handles, Failure> {
+        let first = self.0.start()?;
+        let rest = self.1.start()?;
+        Ok((first, rest))
+    }
+}
+
+fn start_all<F: Fixtures>(mut fixtures: F) -> Result<F::Handles, Failure> {
+    test_begins();
+    fixtures.build()?;
+    // For all of them at once, and so in one order for all tests. Kept until all have started.
+    let turn = fixtures.claims().map(Claims::queue).transpose();
+    let turn = turn.map_err(|error| Failure { name: "", error })?;
+    if let Some(turn) = &turn {
+        fixtures.give_turn(turn);
+    }
+    fixtures.start()
+}
+
+/// Starts the fixtures of a test or of a fixture function.
+///
+/// # Panics
+///
+/// When one could not be started, with its error's report, at the attribute.
+#[track_caller]
+pub fn start<F: Fixtures>(fixtures: F) -> F::Handles {
+    match start_all(fixtures) {
+        Ok(handles) => handles,
+        Err(failure) => panic!("{}", failure.report()),
+    }
+}
+
+/// The same for a test that should panic: a panic of ours would be taken for the one that is expected, so the report is printed
+/// instead, and the test returns and so fails.
+pub fn start_or_report<F: Fixtures>(fixtures: F) -> Option<F::Handles> {
+    match start_all(fixtures) {
+        Ok(handles) => Some(handles),
+        Err(failure) => {
+            eprintln!("{}", failure.report());
+            None
+        }
+    }
+}
+
+/// How far a shared fixture reaches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// One test binary.
+    Process,
+    /// One `cargo test` or `cargo nextest run`, over all its processes.
+    Run,
+}
+
+/// Starts a fixture that is shared. Its name is told by whoever holds it.
+///
+/// # Errors
+///
+/// Those of the start.
+pub fn start_shared<H>(mut fixture: Fixture<'_, H>, scope: Scope) -> Result<H, Error> {
+    if let Some(run) = (scope == Scope::Run).then(Run::current).flatten() {
+        return fixture.recipe.start_in_run(run, fixture.name, fixture.queue);
+    }
+    fixture.recipe.share();
+    let started = fixture.build().and_then(|()| fixture.start());
+    started.map_err(|failure| failure.error)
+}
+
+/// The key `tcp` with an expression, which may be an address or a port.
+pub(crate) mod tcp {
+    use super::Tcp;
+
+    /// What the key `tcp` takes.
+    #[diagnostic::on_unimplemented(
+        message = "`{Self}` is neither an address nor a port",
+        label = "expected a text like \"127.0.0.1:{{port}}\", or a `u16`"
+    )]
+    pub trait IntoTcp {
+        /// The condition.
+        fn into_tcp(self) -> Tcp;
+    }
+
+    impl IntoTcp for &str {
+        fn into_tcp(self) -> Tcp {
+            Tcp::addr(self)
+        }
+    }
+
+    impl IntoTcp for String {
+        fn into_tcp(self) -> Tcp {
+            Tcp::addr(self)
+        }
+    }
+
+    impl IntoTcp for u16 {
+        fn into_tcp(self) -> Tcp {
+            Tcp::port(self)
+        }
+    }
+
+    /// The condition that an address or a port makes.
+    pub fn tcp(endpoint: impl IntoTcp) -> Tcp {
+        endpoint.into_tcp()
+    }
+}

@@ -1,0 +1,56 @@
+//! What a test function returned: an error is made known to the services that it used, before they end.
+
+use std::process::ExitCode;
+
+use mirakuru_core::__private::test_returns_err;
+
+/// What a test returned. `tell` is an own method where the type can say that a test failed, and the trait's where it cannot:
+/// own methods come first.
+pub struct Verdict<'a, T>(pub &'a T);
+
+impl<T, E> Verdict<'_, Result<T, E>> {
+    /// Says so if the test has failed.
+    pub fn tell(&self) {
+        if self.0.is_err() {
+            test_returns_err();
+        }
+    }
+}
+
+impl Verdict<'_, ExitCode> {
+    /// Says so if the test has failed.
+    pub fn tell(&self) {
+        if *self.0 != ExitCode::SUCCESS {
+            test_returns_err();
+        }
+    }
+}
+
+/// Every other type.
+pub trait AnyVerdict {
+    /// Nothing is known of it.
+    fn tell(&self) {}
+}
+
+impl<T> AnyVerdict for Verdict<'_, T> {}
+
+#[cfg(test)]
+mod tests {
+    use mirakuru_core::__private::{test_begins, test_has_failed};
+
+    use super::*;
+
+    #[test]
+    fn errors_and_bad_codes_are_told() {
+        test_begins();
+        Verdict(&Ok::<(), ()>(())).tell();
+        Verdict(&ExitCode::SUCCESS).tell();
+        Verdict(&7).tell();
+        assert!(!test_has_failed());
+        Verdict(&Err::<(), ()>(())).tell();
+        assert!(test_has_failed());
+        test_begins();
+        Verdict(&ExitCode::FAILURE).tell();
+        assert!(test_has_failed());
+    }
+}

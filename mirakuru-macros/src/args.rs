@@ -1,0 +1,403 @@
+//! What stands in the attribute's parentheses: keys, or one expression that makes a recipe, perhaps followed by keys.
+//!
+//! Parsing only: whether a key exists and what it may hold is looked at in `check`.
+
+use proc_macro2::TokenStream;
+use syn::ext::IdentExt;
+use syn::parse::{Parse, ParseStream, Parser};
+use syn::{Attribute, Expr, ExprLit, ExprPath, Ident, Lit, LitStr, Meta, Path, Token};
+
+use crate::errors::Errors;
+
+/// Keys that say what to start, exactly one of which is needed.
+pub(crate) const PROGRAM: &[&str] = &["cmd", "bin"];
+
+/// Keys that say when the service is ready, at most one of which is allowed.
+pub(crate) const READINESS: &[&str] = &["tcp", "http", "unix", "pid_file", "banner", "exec", "wait_for"];
+
+/// Methods of the recipe that are keys under their own names. `name` with an identifier is [`Target::Named`].
+pub(crate) const SETTERS: &[&str] = &[
+    "arg",
+    "args",
+    "env",
+    "envs",
+    "env_remove",
+    "env_clear",
+    "current_dir",
+    "stdin",
+    "stdout",
+    "stderr",
+    "shell",
+    "name",
+    "timeout",
+    "stop_signal",
+    "stop_timeout",
+    "kill_signal",
+    "expected_exit",
+    "fail_on",
+    "listen",
+    "listen_as",
+    "queue",
+    "uid",
+    "gid",
+    "groups",
+    "umask",
+];
+
+/// Methods that add to what is there, so that a second one is no mistake.
+pub(crate) const REPEATABLE: &[&str] = &["arg", "env", "env_remove", "fail_on", "listen", "listen_as"];
+
+/// The one method without a value, which is a key without one.
+pub(crate) const FLAG: &str = "env_clear";
+
+/// Every key.
+pub(crate) fn known() -> impl Iterator<Item = &'static str> {
+    PROGRAM
+        .iter()
+        .chain(READINESS)
+        .chain(SETTERS)
+        .chain(&["scope"])
+        .copied()
+}
+
+/// One attribute of ours.
+pub(crate) struct Args {
+    /// The attribute's path, for what is missing in it. That of the outermost is not known: it is the compiler's "call site".
+    pub(crate) path: Option<Path>,
+    /// An expression that makes a recipe, in place of keys.
+    pub(crate) expr: Option<Expr>,
+    pub(crate) entries: Vec<Entry>,
+    /// Could not be parsed: the error has been reported, nothing else about it is worth reporting.
+    pub(crate) broken: bool,
+}
+
+/// One `key = value`, or the one key that has no value.
+pub(crate) struct Entry {
+    pub(crate) key: Ident,
+    pub(crate) value: Option<Expr>,
+}
+
+/// Which parameter the fixture is given to.
+pub(crate) enum Target<'a> {
+    /// The first that is still free.
+    Free,
+    /// `name = ident`.
+    Named(&'a Ident),
+    /// `name = _`: none.
+    None,
+}
+
+impl Args {
+    pub(crate) fn entry(&self, key: &str) -> Option<&Entry> {
+        self.entries.iter().find(|entry| entry.key == key)
+    }
+
+    pub(crate) fn target(&self) -> Target<'_> {
+        self.entries
+            .iter()
+            .find_map(|entry| match entry.target() {
+                Target::Free => None,
+                target => Some(target),
+            })
+            .unwrap_or(Target::Free)
+    }
+
+    /// The attribute on top, whose parentheses come as tokens of their own.
+    fn outermost(tokens: TokenStream) -> syn::Result<Args> {
+        Args::parse.parse2(tokens)
+    }
+
+    fn broken(path: Option<Path>) -> Args {
+        Args {
+            path,
+            expr: None,
+            entries: Vec::new(),
+            broken: true,
+        }
+    }
+}
+
+impl Entry {
+    pub(crate) fn target(&self) -> Target<'_> {
+        if self.key != "name" {
+            return Target::Free;
+        }
+        match &self.value {
+            Some(Expr::Infer(_)) => Target::None,
+            Some(Expr::Path(ExprPath {
+                qself: None, path, ..
+            })) => path.get_ident().map_or(Target::Free, Target::Named),
+            _ => Target::Free,
+        }
+    }
+
+    /// Whether it is a method of the recipe.
+    pub(crate) fn is_setter(&self) -> bool {
+        SETTERS.iter().any(|setter| self.key == setter) && matches!(self.target(), Target::Free)
+    }
+
+    /// Whether it says when the service is ready.
+    pub(crate) fn is_readiness(&self) -> bool {
+        READINESS.iter().any(|key| self.key == key)
+    }
+
+    /// The value, if it is a string literal.
+    pub(crate) fn literal(&self) -> Option<&LitStr> {
+        self.value.as_ref().and_then(literal)
+    }
+}
+
+/// The string literal that an expression is.
+pub(crate) fn literal(expr: &Expr) -> Option<&LitStr> {
+    match expr {
+        Expr::Lit(ExprLit {
+            lit: Lit::Str(text), ..
+        }) => Some(text),
+        Expr::Group(group) => literal(&group.expr),
+        Expr::Paren(paren) => literal(&paren.expr),
+        _ => None,
+    }
+}
+
+/// All attributes of ours on an item: the outermost, whose tokens the compiler has handed to us, and those below it, which
+/// are taken out of the item's attributes. They are expanded together, so that the runtime sees all that a test needs before
+/// it starts anything.
+pub(crate) fn stacked(outermost: TokenStream, attrs: &mut Vec<Attribute>, errors: &mut Errors) -> Vec<Args> {
+    let mut all = vec![(None, Args::outermost(outermost))];
+    let (ours, others): (Vec<_>, Vec<_>) = std::mem::take(attrs).into_iter().partition(is_ours);
+    *attrs = others;
+    for attr in ours {
+        all.push((Some(attr.path().clone()), attr.parse_args_with(Args::parse)));
+    }
+    let one = |(path, parsed)| match parsed {
+        Ok(args) => Args { path, ..args },
+        Err(error) => {
+            errors.push(error);
+            Args::broken(path)
+        }
+    };
+    all.into_iter().map(one).collect()
+}
+
+/// Whether an attribute is another `#[mirakuru::fixture(..)]`, under whatever path it was imported. A bare `#[fixture]` is
+/// rstest's: ours never stands without parentheses.
+fn is_ours(attr: &Attribute) -> bool {
+    let path = attr.path();
+    let fixture = path.segments.last().is_some_and(|last| last.ident == "fixture");
+    fixture && !is_of_rstest(attr) && matches!(attr.meta, Meta::List(_))
+}
+
+/// Whether an attribute is `#[rstest::fixture]`, or a bare `#[fixture]` that must be it.
+pub(crate) fn is_rstest_fixture(attr: &Attribute) -> bool {
+    let fixture = attr
+        .path()
+        .segments
+        .last()
+        .is_some_and(|last| last.ident == "fixture");
+    fixture && (is_of_rstest(attr) || matches!(attr.meta, Meta::Path(_)))
+}
+
+fn is_of_rstest(attr: &Attribute) -> bool {
+    let segments = &attr.path().segments;
+    segments.len() > 1 && segments[segments.len() - 2].ident == "rstest"
+}
+
+impl Parse for Args {
+    fn parse(input: ParseStream<'_>) -> syn::Result<Args> {
+        let mut args = Args {
+            path: None,
+            expr: None,
+            entries: Vec::new(),
+            broken: false,
+        };
+        if !input.is_empty() && !Entry::is_next(input) {
+            args.expr = Some(input.parse()?);
+            separator(input)?;
+        }
+        while !input.is_empty() {
+            args.entries.push(input.parse()?);
+            separator(input)?;
+        }
+        Ok(args)
+    }
+}
+
+/// A comma, or the end.
+fn separator(input: ParseStream<'_>) -> syn::Result<()> {
+    if input.is_empty() {
+        return Ok(());
+    }
+    if !input.peek(Token![,]) {
+        return Err(input.error("expected `,` before the next key"));
+    }
+    input.parse::<Token![,]>().map(drop)
+}
+
+impl Entry {
+    /// Whether keys begin here and not an expression. A known key that is followed by something else than `=` is a mistake in
+    /// a key, not an expression.
+    fn is_next(input: ParseStream<'_>) -> bool {
+        let fork = input.fork();
+        let Ok(word) = Ident::parse_any(&fork) else {
+            return false;
+        };
+        let equals = fork.peek(Token![=]) && !fork.peek(Token![==]);
+        let known = known().any(|key| word == key);
+        let no_path = !fork.peek(Token![::]) && !fork.peek(Token![.]) && !fork.peek(Token![!]);
+        equals || (known && no_path)
+    }
+}
+
+impl Parse for Entry {
+    fn parse(input: ParseStream<'_>) -> syn::Result<Entry> {
+        if !input.peek(Ident::peek_any) {
+            return Err(input.error("expected a key, as in `cmd = \"redis-server\"`"));
+        }
+        let key = Ident::parse_any(input)?;
+        let ends = input.is_empty() || input.peek(Token![,]);
+        if ends && key == FLAG {
+            return Ok(Entry { key, value: None });
+        }
+        if !input.peek(Token![=]) {
+            return Err(syn::Error::new(
+                key.span(),
+                format!("expected a value: `{key} = ..`"),
+            ));
+        }
+        input.parse::<Token![=]>()?;
+        if input.is_empty() || input.peek(Token![,]) {
+            return Err(syn::Error::new(
+                key.span(),
+                format!("expected a value after `{key} =`"),
+            ));
+        }
+        let value = Some(input.parse()?);
+        Ok(Entry { key, value })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use quote::quote;
+    use syn::parse_quote;
+
+    use super::*;
+
+    fn parse(tokens: TokenStream) -> Args {
+        Args::outermost(tokens).unwrap()
+    }
+
+    fn fails(tokens: TokenStream) -> String {
+        Args::outermost(tokens).err().expect("a mistake").to_string()
+    }
+
+    fn keys(args: &Args) -> Vec<String> {
+        args.entries.iter().map(|entry| entry.key.to_string()).collect()
+    }
+
+    #[test]
+    fn keys_and_values() {
+        let args = parse(quote!(
+            tcp = "localhost:6379",
+            cmd = ["redis-server", "--port"],
+            env_clear,
+        ));
+        assert!(args.expr.is_none());
+        assert_eq!(keys(&args), ["tcp", "cmd", "env_clear"]);
+        assert_eq!(
+            args.entry("tcp").unwrap().literal().unwrap().value(),
+            "localhost:6379"
+        );
+        assert!(args.entry("env_clear").unwrap().value.is_none());
+        assert!(parse(quote!()).entries.is_empty());
+    }
+
+    #[test]
+    fn unknown_keys_and_keywords_are_left_to_the_checks() {
+        assert_eq!(keys(&parse(quote!(timout = 5, type = 3))), ["timout", "type"]);
+    }
+
+    #[test]
+    fn an_expression() {
+        for tokens in [
+            quote!(presets::redis()),
+            quote!(recipe),
+            quote!(a == b),
+            quote!(name.clone()),
+            quote!(exec::recipe()),
+        ] {
+            let args = parse(tokens.clone());
+            assert!(args.expr.is_some(), "{tokens}");
+            assert!(args.entries.is_empty(), "{tokens}");
+        }
+        let args = parse(quote!(
+            presets::redis().version(7),
+            name = cache,
+            scope = "process"
+        ));
+        assert!(args.expr.is_some());
+        assert_eq!(keys(&args), ["name", "scope"]);
+    }
+
+    #[test]
+    fn targets() {
+        assert!(matches!(parse(quote!(r(), name = cache)).target(), Target::Named(name) if name == "cache"));
+        assert!(matches!(parse(quote!(r(), name = _)).target(), Target::None));
+        assert!(matches!(
+            parse(quote!(cmd = "x", name = "cache")).target(),
+            Target::Free
+        ));
+        assert!(matches!(parse(quote!(cmd = "x")).target(), Target::Free));
+    }
+
+    #[test]
+    fn mistakes_in_the_form() {
+        assert!(fails(quote!(cmd)).contains("expected a value: `cmd = ..`"));
+        assert!(fails(quote!(cmd("x"))).contains("expected a value: `cmd = ..`"));
+        assert!(fails(quote!(cmd = )).contains("expected a value after `cmd =`"));
+        assert!(fails(quote!(cmd = , tcp = 1)).contains("expected a value after `cmd =`"));
+        assert!(fails(quote!(cmd = "x" tcp = "y")).contains("expected `,`"));
+        assert!(fails(quote!(cmd = "x", "y")).contains("expected a key"));
+    }
+
+    #[test]
+    fn only_our_own_attributes_are_taken() {
+        let mut attrs: Vec<Attribute> = vec![
+            parse_quote!(#[test]),
+            parse_quote!(#[mirakuru::fixture(cmd = "a")]),
+            parse_quote!(#[fixture(cmd = "b")]),
+            parse_quote!(#[rstest::fixture]),
+            parse_quote!(#[mirakuru::rstest::fixture(x = 1)]),
+            parse_quote!(#[fixture]),
+        ];
+        let mut errors = Errors::default();
+        let all = stacked(quote!(cmd = "top"), &mut attrs, &mut errors);
+        let commands: Vec<_> = all
+            .iter()
+            .map(|args| args.entry("cmd").unwrap().literal().unwrap().value())
+            .collect();
+        assert_eq!(commands, ["top", "a", "b"]);
+        assert_eq!(attrs.len(), 4);
+        assert_eq!(attrs.iter().filter(|attr| is_rstest_fixture(attr)).count(), 3);
+        assert!(!errors.any());
+    }
+
+    /// The keys are the recipe's methods: whoever adds one there finds out here.
+    #[test]
+    fn every_method_of_the_recipe_is_a_key() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../mirakuru-core/src/builder.rs");
+        let Ok(source) = std::fs::read_to_string(path) else {
+            return; // Built from the published package, which does not hold its neighbour.
+        };
+        let mut methods: Vec<&str> = source
+            .lines()
+            .filter_map(|line| line.trim().strip_prefix("pub fn "))
+            .filter(|line| line.contains("(mut self"))
+            .filter_map(|line| line.split(['(', '<']).next())
+            .collect();
+        let mut setters = SETTERS.to_vec();
+        methods.sort_unstable();
+        setters.sort_unstable();
+        assert_eq!(methods, setters);
+    }
+}

@@ -1,0 +1,210 @@
+//! Which parameter of the function gets which fixture.
+
+use syn::{Attribute, FnArg, Pat, PatType};
+
+use crate::args::{Args, Target};
+use crate::errors::Errors;
+use crate::item::Function;
+
+/// For each fixture, in the order of the attributes, the index of its parameter, if it has one.
+pub(crate) struct Bindings {
+    parameters: Vec<Option<usize>>,
+    /// A name could not be resolved, which has been reported: a parameter is left over because of that.
+    incomplete: bool,
+}
+
+/// Gives parameters to fixtures: first to those that name theirs, then each of the others takes the first that is free.
+pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors) -> Bindings {
+    let mut bindings = Bindings {
+        parameters: vec![None; fixtures.len()],
+        incomplete: false,
+    };
+    if item.body.is_none() {
+        return bindings;
+    }
+    for (index, fixture) in fixtures.iter().enumerate() {
+        if let Target::Named(name) = fixture.target() {
+            match named(item, name, &bindings) {
+                Ok(parameter) => bindings.parameters[index] = Some(parameter),
+                Err(message) => {
+                    errors.at(name.span(), message);
+                    bindings.incomplete = true;
+                }
+            }
+        }
+    }
+    for (index, fixture) in fixtures.iter().enumerate() {
+        if let Target::Free = fixture.target() {
+            bindings.parameters[index] = (0..item.sig.inputs.len()).find(|&parameter| {
+                let free = !bindings.parameters.contains(&Some(parameter));
+                free && item
+                    .parameter(parameter)
+                    .is_some_and(|it| !has_attribute_of_its_own(it))
+            });
+        }
+    }
+    bindings
+}
+
+fn named(item: &Function, name: &syn::Ident, bindings: &Bindings) -> Result<usize, String> {
+    let all = 0..item.sig.inputs.len();
+    let names: Vec<String> = all
+        .clone()
+        .filter_map(|index| item.parameter(index).and_then(parameter_name))
+        .map(|name| format!("`{name}`"))
+        .collect();
+    let is_named = |&index: &usize| {
+        item.parameter(index)
+            .and_then(parameter_name)
+            .is_some_and(|parameter| parameter == name)
+    };
+    let Some(found) = all.clone().find(is_named) else {
+        let there_are = match names.len() {
+            0 => "the function has none; a name for the service is a string, `name = \"..\"`".to_owned(),
+            _ => format!("there is {}", names.join(", ")),
+        };
+        return Err(format!("no parameter is called `{name}`: {there_are}"));
+    };
+    if bindings.parameters.contains(&Some(found)) {
+        return Err(format!(
+            "another fixture is already given to `{name}`: name another parameter"
+        ));
+    }
+    if item.parameter(found).is_some_and(has_attribute_of_its_own) {
+        return Err(format!(
+            "the parameter `{name}` has an attribute of its own, which says where its value comes from: remove one of the two"
+        ));
+    }
+    Ok(found)
+}
+
+impl Bindings {
+    pub(crate) fn of(&self, fixture: usize) -> Option<usize> {
+        self.parameters.get(fixture).copied().flatten()
+    }
+
+    pub(crate) fn are_incomplete(&self) -> bool {
+        self.incomplete
+    }
+
+    pub(crate) fn is_bound(&self, parameter: usize) -> bool {
+        self.parameters.contains(&Some(parameter))
+    }
+}
+
+impl Function {
+    pub(crate) fn parameter(&self, index: usize) -> Option<&PatType> {
+        match self.sig.inputs.get(index)? {
+            FnArg::Typed(parameter) => Some(parameter),
+            FnArg::Receiver(_) => None,
+        }
+    }
+}
+
+/// The name of a parameter, if it is a plain one (`redis`, `mut redis`).
+pub(crate) fn parameter_name(parameter: &PatType) -> Option<&syn::Ident> {
+    match &*parameter.pat {
+        Pat::Ident(ident) => Some(&ident.ident),
+        _ => None,
+    }
+}
+
+/// Whether an attribute says where the value comes from, as rstest's do. One for the compiler's lints says nothing of that.
+fn has_attribute_of_its_own(parameter: &PatType) -> bool {
+    let about_the_value = |attr: &Attribute| {
+        let path = attr.path();
+        !["allow", "expect", "warn", "deny", "forbid", "cfg", "cfg_attr"]
+            .iter()
+            .any(|word| path.is_ident(word))
+    };
+    parameter.attrs.iter().any(about_the_value)
+}
+
+#[cfg(test)]
+mod tests {
+    use proc_macro2::TokenStream;
+    use quote::quote;
+
+    use super::*;
+    use crate::args;
+    use crate::item::{self, Item};
+
+    fn bind(attributes: &[TokenStream], function: TokenStream) -> (Vec<Option<usize>>, Vec<String>) {
+        let mut errors = Errors::default();
+        let Ok(Item::Fn(mut item)) = item::parse(quote!(#(#[mirakuru::fixture(#attributes)])* #function))
+        else {
+            panic!("no function");
+        };
+        let mut fixtures = args::stacked(quote!(), &mut item.attrs, &mut errors);
+        fixtures.remove(0);
+        let bindings = parameters(&item, &fixtures, &mut errors);
+        (bindings.parameters, errors.messages())
+    }
+
+    #[test]
+    fn in_order() {
+        let (bindings, errors) = bind(
+            &[quote!(a()), quote!(b())],
+            quote!(
+                fn f(#[case] n: u8, a: A, mut b: B, c: C) {}
+            ),
+        );
+        assert_eq!(bindings, [Some(1), Some(2)]);
+        assert!(errors.is_empty());
+    }
+
+    #[test]
+    fn more_fixtures_than_parameters() {
+        let (bindings, errors) = bind(
+            &[quote!(a()), quote!(b())],
+            quote!(
+                fn f(a: A) {}
+            ),
+        );
+        assert_eq!(bindings, [Some(0), None]);
+        assert!(errors.is_empty());
+    }
+
+    #[test]
+    fn names_come_first() {
+        let attributes = [
+            quote!(a()),
+            quote!(b(), name = a),
+            quote!(c(), name = _),
+            quote!(d()),
+        ];
+        let (bindings, errors) = bind(
+            &attributes,
+            quote!(
+                fn f(a: A, #[allow(unused)] b: B, c: C) {}
+            ),
+        );
+        assert_eq!(bindings, [Some(1), Some(0), None, Some(2)]);
+        assert!(errors.is_empty());
+    }
+
+    #[test]
+    fn names_that_cannot_be() {
+        let (_, errors) = bind(
+            &[quote!(a(), name = x)],
+            quote!(
+                fn f(a: A, b: B) {}
+            ),
+        );
+        assert_eq!(errors, ["no parameter is called `x`: there is `a`, `b`"]);
+        let (_, errors) = bind(
+            &[quote!(a(), name = a), quote!(b(), name = a)],
+            quote!(
+                fn f(a: A) {}
+            ),
+        );
+        assert!(errors[0].starts_with("another fixture"));
+        let (_, errors) = bind(
+            &[quote!(a(), name = a)],
+            quote!(
+                fn f(#[case] a: A) {}
+            ),
+        );
+        assert!(errors[0].contains("an attribute of its own"));
+    }
+}

@@ -1,0 +1,682 @@
+//! Every mistake that can be seen without types: a list of small checks, each of which reports all that it finds, on the token
+//! that is wrong, and says what would be right. What needs types is left to rustc, on the user's own tokens.
+
+use syn::spanned::Spanned;
+use syn::{Expr, ExprCall, ExprMethodCall, ExprPath, Lit, LitStr, Type};
+
+use crate::args::{Args, Entry, FLAG, PROGRAM, READINESS, REPEATABLE, SETTERS, Target, known, literal};
+use crate::bind::{Bindings, parameter_name};
+use crate::errors::Errors;
+use crate::item::{
+    Form, Function, Gives, Static, behind_static, is_built_in, is_plain_test, takes_no_parameters,
+};
+use crate::nearest::nearest;
+use crate::placeholder;
+
+/// What each attribute says, wherever it stands.
+pub(crate) fn args(fixtures: &[Args], errors: &mut Errors) {
+    for fixture in fixtures.iter().filter(|fixture| !fixture.broken) {
+        for check in [
+            something_is_to_be_started,
+            keys_are_known,
+            keys_stand_once,
+            one_program,
+            one_readiness,
+            only_keys_of_ours_after_an_expression,
+            expression_is_no_literal,
+            values_have_the_right_form,
+            placeholders_exist,
+        ] {
+            check(fixture, errors);
+        }
+    }
+}
+
+/// What holds for `static NAME: T;`.
+pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &mut Errors) {
+    if let Some(mutability) = &item.mutability {
+        errors.at(
+            mutability.span,
+            "a shared fixture cannot be `static mut`: write `static`; a test that stops or restarts its service uses one of \
+             its own",
+        );
+    }
+    if let Some(value) = &item.value {
+        errors.on(
+            value,
+            "a shared fixture has no value: the attribute gives it one; write `static NAME: T;`",
+        );
+    }
+    one_attribute_only(
+        fixtures,
+        "a static holds one service: use a static for each",
+        errors,
+    );
+    no_parameter_is_named(fixtures, "a static has none", errors);
+}
+
+/// What holds for a test function.
+pub(crate) fn on_test(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: &mut Errors) {
+    no_method(item, errors);
+    no_scope(fixtures, "a test's own service lives as long as the test", errors);
+    async_needs_an_async_test_attribute(item, errors);
+    no_parameter_is_left_over(item, bindings, errors);
+    for parameter in bound(item, bindings) {
+        if behind_static(&parameter.ty).is_some() {
+            errors.on(
+                &parameter.ty,
+                "a test's own service ends with the test: take it as `&T`, `&mut T` or `T`; a service that is shared is a \
+                 `static`",
+            );
+        }
+    }
+}
+
+/// What holds for a function that becomes an rstest fixture.
+pub(crate) fn on_fixture(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: &mut Errors) {
+    if !cfg!(feature = "rstest") {
+        errors.at(
+            item.sig.ident.span(),
+            "fixture functions need mirakuru's feature `rstest`, which is turned off: turn it on, or use a `static` or put the \
+             attribute on a test",
+        );
+        return;
+    }
+    no_method(item, errors);
+    if let syn::ReturnType::Type(_, ty) = &item.sig.output {
+        if behind_static(ty).is_none() {
+            if let Type::Reference(_) = &**ty {
+                errors.on(
+                    ty,
+                    "a fixture gives `T`, a service of each test's own, or `&'static T`, one that is shared",
+                );
+            }
+        }
+    }
+    match &item.body {
+        None => without_a_body(item, fixtures, errors),
+        Some(_) => with_a_body(item, fixtures, bindings, errors),
+    }
+}
+
+fn without_a_body(item: &Function, fixtures: &[Args], errors: &mut Errors) {
+    if let Gives::Nothing = item.gives() {
+        let name = &item.sig.ident;
+        errors.at(
+            name.span(),
+            format!("the fixture gives nothing: say what it starts, as in `fn {name}() -> TcpExecutor;`"),
+        );
+    }
+    one_attribute_only(
+        fixtures,
+        "a fixture without a body gives one service: use a function for each",
+        errors,
+    );
+    no_parameter_is_named(
+        fixtures,
+        "a fixture without a body gives the service itself",
+        errors,
+    );
+    if !item.is_shared() {
+        no_scope(
+            fixtures,
+            "a fixture that gives `T` starts one for each test; `&'static T` is shared",
+            errors,
+        );
+    }
+}
+
+fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: &mut Errors) {
+    let mut shared = item.is_shared();
+    if shared {
+        if let Some(asyncness) = &item.sig.asyncness {
+            errors.at(
+                asyncness.span,
+                "a fixture that is shared as a whole cannot be `async`: share the service alone, \
+                 `async fn client(server: &'static T) -> Client`",
+            );
+        }
+    }
+    for (index, fixture) in fixtures.iter().enumerate() {
+        let names_a_parameter = !matches!(fixture.target(), Target::Free);
+        if bindings.of(index).is_none() && !names_a_parameter {
+            errors.at(
+                item.sig.ident.span(),
+                "a fixture's first parameter receives the service: add one, as in `server: TcpExecutor`",
+            );
+        }
+    }
+    for parameter in bound(item, bindings) {
+        shared |= behind_static(&parameter.ty).is_some();
+        if behind_static(&parameter.ty).is_none() {
+            if let Type::Reference(_) = &*parameter.ty {
+                let misplaced = match item.gives() {
+                    Gives::Type(_) => "",
+                    _ => "; on a test, this attribute stands above `#[test]`",
+                };
+                errors.on(
+                    &parameter.ty,
+                    format!(
+                        "a service that is only borrowed ends when the fixture returns: take `T`, and keep it in what \
+                         the fixture gives, or `&'static T`, one that is shared{misplaced}"
+                    ),
+                );
+            }
+        }
+    }
+    if !shared {
+        no_scope(
+            fixtures,
+            "this fixture starts one for each test; it is shared where the service is taken, or the result given, as \
+             `&'static T`",
+            errors,
+        );
+    }
+}
+
+// What each attribute says.
+
+fn something_is_to_be_started(fixture: &Args, errors: &mut Errors) {
+    if fixture.expr.is_some() || PROGRAM.iter().any(|key| fixture.entry(key).is_some()) {
+        return;
+    }
+    let unknown = fixture.entries.iter().find(|entry| is_unknown(entry));
+    if unknown.is_some_and(|entry| nearest(&entry.key.to_string(), PROGRAM.iter().copied()).is_some()) {
+        return; // A mistyped `cmd`: that is the mistake.
+    }
+    let message = if fixture.entries.is_empty() {
+        "say what to start, as in `#[mirakuru::fixture(tcp = \"127.0.0.1:{port}\", cmd = \"redis-server --port {port}\")]`"
+    } else {
+        "`cmd` is missing: say what to start, as in `cmd = \"redis-server --port {port}\"`, or `bin = \"name\"` for a \
+         program of this package"
+    };
+    errors.on_attribute(fixture, message);
+}
+
+fn is_unknown(entry: &Entry) -> bool {
+    !known().any(|key| entry.key == key)
+}
+
+fn keys_are_known(fixture: &Args, errors: &mut Errors) {
+    for entry in fixture.entries.iter().filter(|entry| is_unknown(entry)) {
+        let key = entry.key.to_string();
+        let remedy = match nearest(&key, known()) {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            None => format!("the keys are {}", known().collect::<Vec<_>>().join(", ")),
+        };
+        errors.at(entry.key.span(), format!("unknown key `{key}`: {remedy}"));
+    }
+}
+
+fn keys_stand_once(fixture: &Args, errors: &mut Errors) {
+    for (index, entry) in fixture.entries.iter().enumerate() {
+        let same = |other: &Entry| other.key == entry.key && is_target(other) == is_target(entry);
+        let earlier = fixture.entries[..index].iter().any(same);
+        let repeatable = REPEATABLE.iter().any(|key| entry.key == key);
+        if earlier && !repeatable && !is_unknown(entry) {
+            errors.at(
+                entry.key.span(),
+                format!("`{}` stands here twice: remove one", entry.key),
+            );
+        }
+    }
+}
+
+/// `name = ident`, in contrast to `name = "text"`: both may stand side by side.
+fn is_target(entry: &Entry) -> bool {
+    !matches!(entry.target(), Target::Free)
+}
+
+fn one_program(fixture: &Args, errors: &mut Errors) {
+    if fixture.expr.is_some() {
+        return;
+    }
+    different_of(
+        fixture,
+        |entry| PROGRAM.iter().any(|key| entry.key == key),
+        "there are two programs to start",
+        errors,
+    );
+}
+
+fn one_readiness(fixture: &Args, errors: &mut Errors) {
+    let message = "there are two readiness conditions, and only one key may say it: \
+                   combine them, as in `wait_for = Tcp::port(80).and(Exec::succeeds(\"..\"))`";
+    if fixture.expr.is_none() {
+        different_of(fixture, Entry::is_readiness, message, errors);
+    }
+}
+
+/// Keys of one kind exclude each other. (The same one twice is another check's.)
+fn different_of(fixture: &Args, of_the_kind: impl Fn(&Entry) -> bool, message: &str, errors: &mut Errors) {
+    let mut all = fixture.entries.iter().filter(|entry| of_the_kind(entry));
+    let Some(first) = all.next() else {
+        return;
+    };
+    for other in all.filter(|other| other.key != first.key) {
+        errors.at(
+            other.key.span(),
+            format!("`{}` beside `{}`: {message}", other.key, first.key),
+        );
+    }
+}
+
+fn only_keys_of_ours_after_an_expression(fixture: &Args, errors: &mut Errors) {
+    if fixture.expr.is_none() {
+        return;
+    }
+    for entry in fixture.entries.iter().filter(|entry| !is_unknown(entry)) {
+        let key = &entry.key;
+        if is_target(entry) || key == "scope" {
+            continue;
+        }
+        let remedy = if SETTERS.iter().any(|setter| key == setter) {
+            format!("set it on the recipe, as in `recipe().{key}(..)`")
+        } else {
+            "the expression says it already, remove one of the two".to_owned()
+        };
+        errors.at(
+            key.span(),
+            format!("only `name = parameter` and `scope` may follow an expression: {remedy}"),
+        );
+    }
+}
+
+fn expression_is_no_literal(fixture: &Args, errors: &mut Errors) {
+    if let Some(expr @ Expr::Lit(_)) = &fixture.expr {
+        errors.on(
+            expr,
+            "this is no recipe: a command is written `cmd = \"..\"`, and an expression is one that makes a recipe",
+        );
+    }
+}
+
+fn values_have_the_right_form(fixture: &Args, errors: &mut Errors) {
+    for entry in &fixture.entries {
+        let Some(value) = &entry.value else {
+            continue;
+        };
+        let key = entry.key.to_string();
+        let wrong_literal = match value {
+            Expr::Lit(lit) => match (&*key, &lit.lit) {
+                ("tcp", Lit::Str(_) | Lit::Int(_)) => None,
+                ("tcp", _) => {
+                    Some("`tcp` is an address or a port: `tcp = \"127.0.0.1:{port}\"`, `tcp = 6379`")
+                }
+                ("args" | "envs", _) => Some(match &*key {
+                    "args" => {
+                        "`args` is a list: `args = [\"--port\", \"{port}\"]`; one argument is `arg = \"..\"`"
+                    }
+                    _ => {
+                        "`envs` is a list: `envs = [(\"NAME\", \"value\")]`; one is `env = (\"NAME\", \"value\")`"
+                    }
+                }),
+                (_, Lit::Str(_)) => None,
+                ("cmd", _) => {
+                    Some("`cmd` is a string or a list: `cmd = \"redis-server\"`, `cmd = [\"redis-server\"]`")
+                }
+                ("http", _) => Some("`http` is a URL: `http = \"http://127.0.0.1:{port}/\"`"),
+                ("unix" | "pid_file", _) => Some("this is a path: `\"{dir}/name\"`"),
+                ("banner", _) => Some("`banner` is a regular expression: `banner = \"ready to accept\"`"),
+                ("exec", _) => Some("`exec` is a command: `exec = \"pg_isready -p {port}\"`"),
+                _ => None,
+            },
+            _ => None,
+        };
+        if let Some(message) = wrong_literal {
+            errors.on(value, message);
+        }
+        match &*key {
+            "bin" if literal(value).is_none() => {
+                errors.on(value, "`bin` is the name of a program of this package, as a string: `bin = \"name\"`");
+            }
+            "scope" if !matches!(literal(value).map(LitStr::value).as_deref(), Some("run" | "process")) => errors.on(
+                value,
+                "`scope` is \"run\" (one service for a whole `cargo test` or `cargo nextest run`) or \"process\" (one for each \
+                 test binary)",
+            ),
+            "env" if !matches!(value, Expr::Tuple(pair) if pair.elems.len() == 2) => errors.on(
+                value,
+                "`env` is a name and a value: `env = (\"NAME\", \"value\")`; several are `envs = [(\"NAME\", \"value\")]`",
+            ),
+            "listen_as" if !matches!(value, Expr::Tuple(pair) if pair.elems.len() == 2) => errors.on(
+                value,
+                "`listen_as` is a name and an address: `listen_as = (\"web\", \"127.0.0.1:{port}\")`",
+            ),
+            FLAG => errors.on(value, "`env_clear` has no value: write the word alone"),
+            "http" if !cfg!(feature = "http") => errors.at(
+                entry.key.span(),
+                "the key `http` needs mirakuru's feature `http`, which is turned off: turn it on, or wait for `tcp`",
+            ),
+            _ => {}
+        }
+    }
+}
+
+fn placeholders_exist(fixture: &Args, errors: &mut Errors) {
+    for entry in &fixture.entries {
+        let Some(value) = &entry.value else {
+            continue;
+        };
+        if entry.key == "wait_for" {
+            placeholders_in_readiness(value, errors);
+        } else if READINESS
+            .iter()
+            .chain(
+                [
+                    "cmd",
+                    "arg",
+                    "args",
+                    "env",
+                    "envs",
+                    "current_dir",
+                    "name",
+                    "listen",
+                    "listen_as",
+                ]
+                .iter(),
+            )
+            .any(|key| entry.key == key)
+        {
+            placeholders_in(value, errors);
+        }
+    }
+}
+
+/// The literals that are surely texts of ours: the value itself, and those in lists and tuples. What stands in a macro or in a
+/// call of the user's is theirs.
+fn placeholders_in(value: &Expr, errors: &mut Errors) {
+    if let Some(text) = literal(value) {
+        return placeholders_in_literal(text, errors);
+    }
+    match value {
+        Expr::Array(list) => list.elems.iter().for_each(|value| placeholders_in(value, errors)),
+        Expr::Tuple(list) => list.elems.iter().for_each(|value| placeholders_in(value, errors)),
+        Expr::Reference(reference) => placeholders_in(&reference.expr, errors),
+        Expr::Group(group) => placeholders_in(&group.expr, errors),
+        Expr::Paren(paren) => placeholders_in(&paren.expr, errors),
+        _ => {}
+    }
+}
+
+/// In an expression that makes a readiness condition: the arguments of our own constructors.
+fn placeholders_in_readiness(value: &Expr, errors: &mut Errors) {
+    match value {
+        Expr::Call(ExprCall { func, args, .. }) if makes_readiness(func) => {
+            args.iter().for_each(|value| placeholders_in(value, errors));
+        }
+        Expr::MethodCall(ExprMethodCall {
+            receiver,
+            method,
+            args,
+            ..
+        }) => {
+            placeholders_in_readiness(receiver, errors);
+            if method == "and" || method == "or" {
+                args.iter()
+                    .for_each(|value| placeholders_in_readiness(value, errors));
+            }
+        }
+        _ => {}
+    }
+}
+
+fn makes_readiness(func: &Expr) -> bool {
+    let Expr::Path(ExprPath { path, .. }) = func else {
+        return false;
+    };
+    let words: Vec<String> = path
+        .segments
+        .iter()
+        .map(|segment| segment.ident.to_string())
+        .collect();
+    let [.., ty, constructor] = &*words else {
+        return false;
+    };
+    matches!(
+        (&**ty, &**constructor),
+        ("Tcp", "addr")
+            | ("Http", "head" | "get" | "post")
+            | ("UnixSocket" | "PidFile", "path")
+            | ("Exec", "succeeds")
+            | ("Banner", "matching")
+    )
+}
+
+fn placeholders_in_literal(text: &LitStr, errors: &mut Errors) {
+    if let Some(mistake) = placeholder::check(&text.value()) {
+        // The place within the literal can be told where the compiler offers it and the literal has no escapes.
+        let token = text.token();
+        let source = token.to_string();
+        let offset = source.find(&text.value());
+        let place =
+            offset.and_then(|offset| token.subspan(offset + mistake.place.start..offset + mistake.place.end));
+        errors.at(place.unwrap_or_else(|| text.span()), mistake.message);
+    }
+}
+
+// What several kinds of item have in common.
+
+/// The parameters that fixtures are given to.
+fn bound<'a>(item: &'a Function, bindings: &'a Bindings) -> impl Iterator<Item = &'a syn::PatType> {
+    let all = 0..item.sig.inputs.len();
+    all.filter(|index| bindings.is_bound(*index))
+        .filter_map(|index| item.parameter(index))
+}
+
+fn one_attribute_only(fixtures: &[Args], remedy: &str, errors: &mut Errors) {
+    for other in &fixtures[1..] {
+        errors.on_attribute(other, format!("one fixture attribute too many: {remedy}"));
+    }
+}
+
+fn no_parameter_is_named(fixtures: &[Args], why: &str, errors: &mut Errors) {
+    for entry in fixtures
+        .iter()
+        .flat_map(|fixture| &fixture.entries)
+        .filter(|entry| is_target(entry))
+    {
+        errors.on(
+            &entry.value,
+            format!("`name = ident` names a parameter, and {why}: a name for the service is a string, `name = \"..\"`"),
+        );
+    }
+}
+
+fn no_scope(fixtures: &[Args], why: &str, errors: &mut Errors) {
+    for scope in fixtures.iter().filter_map(|fixture| fixture.entry("scope")) {
+        errors.at(
+            scope.key.span(),
+            format!("`scope` is for services that are shared: {why}"),
+        );
+    }
+}
+
+fn no_method(item: &Function, errors: &mut Errors) {
+    if let Some(receiver) = item.sig.receiver() {
+        errors.on(
+            receiver,
+            "the attribute does not stand on methods: use a function outside the `impl`",
+        );
+    }
+}
+
+fn async_needs_an_async_test_attribute(item: &Function, errors: &mut Errors) {
+    if let Some(span) = item.lacks_an_async_test_attribute() {
+        errors.at(
+            span,
+            "an `async fn` needs an async test attribute below this one, such as `#[tokio::test]`, which `#[test]` and \
+             `#[rstest]` alone are not",
+        );
+    }
+}
+
+fn no_parameter_is_left_over(item: &Function, bindings: &Bindings, errors: &mut Errors) {
+    if !item.takes_fixtures_only() || bindings.are_incomplete() {
+        return;
+    }
+    for index in 0..item.sig.inputs.len() {
+        let Some(parameter) = item.parameter(index).filter(|_| !bindings.is_bound(index)) else {
+            continue;
+        };
+        let message = "nothing gives this parameter its value: add a `#[mirakuru::fixture(..)]` for it, or remove it; \
+                       values other than fixtures need `#[rstest]` in place of `#[test]`";
+        match parameter_name(parameter) {
+            Some(name) => errors.at(name.span(), message),
+            None => errors.on(&parameter.pat, message),
+        }
+    }
+}
+
+impl Function {
+    /// `-> &'static T`.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(&self.sig.output, syn::ReturnType::Type(_, ty) if behind_static(ty).is_some())
+    }
+
+    /// Whether nothing but fixtures can give parameters their values: no attribute of this test is one that does so, or that we
+    /// do not know (it may be our own under another name).
+    pub(crate) fn takes_fixtures_only(&self) -> bool {
+        self.form() == Form::Test
+            && self
+                .attrs
+                .iter()
+                .all(|attr| takes_no_parameters(attr) || is_built_in(attr))
+    }
+
+    /// Where `async` stands, if nothing runs it.
+    pub(crate) fn lacks_an_async_test_attribute(&self) -> Option<proc_macro2::Span> {
+        let asyncness = self.sig.asyncness.as_ref()?;
+        let runs_async = |attr: &syn::Attribute| {
+            !is_plain_test(attr)
+                && attr
+                    .path()
+                    .segments
+                    .last()
+                    .is_none_or(|last| last.ident != "rstest")
+        };
+        (!self.test_attrs().any(runs_async)).then(|| asyncness.span())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use quote::quote;
+    use syn::parse_quote;
+
+    use super::*;
+    use crate::args::stacked;
+
+    fn mistakes(tokens: proc_macro2::TokenStream) -> Vec<String> {
+        let mut errors = Errors::default();
+        let fixtures = stacked(tokens, &mut Vec::new(), &mut errors);
+        args(&fixtures, &mut errors);
+        errors.messages()
+    }
+
+    #[track_caller]
+    fn one(tokens: proc_macro2::TokenStream, message: &str) {
+        let found = mistakes(tokens);
+        assert_eq!(found.len(), 1, "{found:?}");
+        assert!(found[0].contains(message), "{found:?}");
+    }
+
+    #[test]
+    fn what_is_right_has_no_mistake() {
+        for tokens in [
+            quote!(cmd = "redis-server --port {port}", tcp = "127.0.0.1:{port}"),
+            quote!(
+                cmd = ["sleep", "60"],
+                timeout = Duration::from_secs(5),
+                name = cache,
+                name = "cache"
+            ),
+            quote!(
+                bin = "helper",
+                args = ["{port}"],
+                arg = "a",
+                arg = "b",
+                env = ("A", "{env:B}"),
+                env_clear,
+                tcp = 80
+            ),
+            quote!(presets::redis(), name = cache, scope = "run"),
+            quote!(cmd = COMMAND, tcp = ADDRESS, args = arguments()),
+            quote!(cmd = "x", wait_for = my("{prot}").and(format("{prot}"))),
+        ] {
+            assert_eq!(mistakes(tokens.clone()), Vec::<String>::new(), "{tokens}");
+        }
+    }
+
+    #[test]
+    fn keys() {
+        one(
+            quote!(cmd = "x", timout = 5),
+            "unknown key `timout`: did you mean `timeout`?",
+        );
+        one(quote!(command = "x"), "did you mean `cmd`?");
+        one(quote!(cmd = "x", colour = 5), "the keys are cmd, bin, tcp");
+        one(quote!(cmd = "x", cmd = "y"), "`cmd` stands here twice");
+        one(quote!(cmd = "x", tcp = 1, tcp = 2), "`tcp` stands here twice");
+        one(quote!(cmd = "x", bin = "y"), "`bin` beside `cmd`");
+        one(quote!(cmd = "x", tcp = 1, unix = "y"), "`unix` beside `tcp`");
+        one(quote!(tcp = 1), "`cmd` is missing");
+        one(quote!(), "say what to start");
+    }
+
+    #[test]
+    fn expressions() {
+        one(quote!("redis-server"), "no recipe");
+        one(quote!(redis(), timeout = 5), "`recipe().timeout(..)`");
+        one(quote!(redis(), cmd = "x"), "the expression says it already");
+    }
+
+    #[test]
+    fn values() {
+        one(quote!(cmd = 5), "`cmd` is a string or a list");
+        one(quote!(cmd = "x", tcp = 5.0), "`tcp` is an address or a port");
+        one(quote!(cmd = "x", unix = 80), "path");
+        one(quote!(cmd = "x", args = "y"), "`args` is a list");
+        one(quote!(cmd = "x", env = "y"), "`env` is a name and a value");
+        one(quote!(cmd = "x", env_clear = true), "no value");
+        one(quote!(bin = NAME), "as a string");
+        one(quote!(cmd = "x", scope = "test"), "`scope` is \"run\"");
+    }
+
+    #[test]
+    fn the_key_http() {
+        if cfg!(feature = "http") {
+            one(quote!(cmd = "x", http = 80), "`http` is a URL");
+        } else {
+            one(quote!(cmd = "x", http = "http://127.0.0.1/"), "feature `http`");
+        }
+    }
+
+    #[test]
+    fn unknown_placeholders() {
+        for tokens in [
+            quote!(cmd = "x {prot}"),
+            quote!(cmd = ["x", "{prot}"]),
+            quote!(cmd = "x", args = &["{prot}"]),
+            quote!(cmd = "x", env = ("A", "{prot}")),
+            quote!(cmd = "x", envs = [("A", "{prot}")]),
+            quote!(cmd = "x", tcp = "127.0.0.1:{prot}"),
+            quote!(cmd = "x", wait_for = mirakuru::Tcp::addr("{prot}")),
+            quote!(
+                cmd = "x",
+                wait_for = Check::new("", f).or(Http::get("{prot}").status(204))
+            ),
+        ] {
+            one(tokens, "unknown placeholder `{prot}`");
+        }
+    }
+
+    #[test]
+    fn the_span_of_an_attribute_below_is_known() {
+        let mut errors = Errors::default();
+        let mut attrs = vec![parse_quote!(#[fixture(tcp = 1)])];
+        let fixtures = stacked(quote!(cmd = "x"), &mut attrs, &mut errors);
+        args(&fixtures, &mut errors);
+        assert_eq!(errors.messages().len(), 1);
+    }
+}

@@ -1,0 +1,490 @@
+//! The code that is written: for each fixture one builder chain, for all of a function's together one call into the runtime,
+//! and bindings in front of the user's own body. The user's tokens keep their spans, so that rustc speaks about them.
+//!
+//! After a mistake the same code is written with `unreachable!()` in place of what could not be made: the item is there and has
+//! its types, and rustc has nothing to add.
+
+use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream, TokenTree};
+use quote::{ToTokens, format_ident, quote, quote_spanned};
+use syn::punctuated::Punctuated;
+use syn::{Expr, ExprTuple, PatType, ReturnType, Signature, Type};
+
+use crate::args::{Args, Entry, is_rstest_fixture, literal};
+use crate::bind::{Bindings, parameter_name};
+use crate::errors::Errors;
+use crate::item::{Form, Function, Gives, Static, behind_static};
+
+/// `static NAME: T;` becomes a static of type `Shared<T>`, and nothing beside it: a second item could hide a crate of its name.
+pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &Errors) -> TokenStream {
+    let Static {
+        attrs,
+        vis,
+        static_token,
+        ident,
+        ty,
+        ..
+    } = item;
+    let name = ident.to_string();
+    let init = if errors.any() {
+        quote!(::core::unreachable!())
+    } else {
+        shared_value(ty, &started_shared(&fixtures[0], &name))
+    };
+    quote! {
+        #(#attrs)*
+        #vis #static_token #ident: ::mirakuru::Shared<#ty> = ::mirakuru::Shared::named(#name, || #init);
+    }
+}
+
+/// A test: its services are started in front of its body and end after it, the last one first.
+pub(crate) fn on_test(
+    item: &Function,
+    fixtures: &[Args],
+    bindings: &Bindings,
+    errors: &Errors,
+) -> TokenStream {
+    let Function { attrs, vis, .. } = item;
+    let body = item.body.as_ref().map(relocated);
+    if errors.any() {
+        return broken(item, bindings);
+    }
+    let signature = without_bound(item, bindings);
+    let services = services(item, fixtures, bindings);
+    let value = ours("_value");
+    let run = match item.gives() {
+        // With an item behind it the body is no tail expression, whose temporaries would outlive the services before edition
+        // 2024; and an item, unlike a statement, may stand behind a body that never ends.
+        Gives::Nothing => quote!(#body const _: () = ();),
+        Gives::Unnameable => quote!(#body),
+        // The closure is there to see an `Err` that `?` or `return` gives, while the services still run: they
+        // are told that the test has failed.
+        Gives::Type(ty) => {
+            let (asyncness, run) = match &item.sig.asyncness {
+                Some(asyncness) => (quote!(#asyncness), quote!(.await)),
+                None => (quote!(), quote!()),
+            };
+            quote! {
+                #[allow(unused_imports)]
+                use ::mirakuru::__private::AnyVerdict as _;
+                let #value: #ty = (#asyncness || -> #ty #body)() #run;
+                ::mirakuru::__private::Verdict(&#value).tell();
+                #value
+            }
+        }
+    };
+    quote! {
+        #(#attrs)*
+        #vis #signature {
+            #services
+            #run
+        }
+    }
+}
+
+/// A fixture function: rstest's own attribute makes a fixture of it, and its body begins with the start of the services.
+pub(crate) fn on_fixture(
+    item: &Function,
+    fixtures: &[Args],
+    bindings: &Bindings,
+    errors: &Errors,
+) -> TokenStream {
+    let Function { attrs, vis, sig, .. } = item;
+    if errors.any() {
+        return broken(item, bindings);
+    }
+    let signature = without_bound(item, bindings);
+    let rstest = rstest_attribute(item);
+    let body = match &sig.output {
+        ReturnType::Type(_, ty) => match behind_static(ty) {
+            Some(ty) => shared_fixture(item, ty, fixtures, bindings),
+            None => own_fixture(item, fixtures, bindings),
+        },
+        ReturnType::Default => own_fixture(item, fixtures, bindings),
+    };
+    quote! {
+        #rstest
+        #(#attrs)*
+        #vis #signature { #body }
+    }
+}
+
+/// The attribute of rstest that makes the fixture, unless the user has put it there.
+fn rstest_attribute(item: &Function) -> Option<TokenStream> {
+    let wanted = cfg!(feature = "rstest") && !item.attrs.iter().any(is_rstest_fixture);
+    wanted.then(|| quote!(#[::mirakuru::__private::rstest::fixture]))
+}
+
+/// Each test has its own.
+fn own_fixture(item: &Function, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
+    let services = services(item, fixtures, bindings);
+    let value = ours("_value");
+    match (&item.body, item.gives()) {
+        (None, Gives::Type(ty)) => {
+            let service = located(&handle(0), ty);
+            quote!(#services let #value: #ty = #service; #value)
+        }
+        (None, _) => {
+            let value = handle(0);
+            quote!(#services #value)
+        }
+        (Some(body), Gives::Type(ty)) => {
+            let body = relocated(body);
+            match item.sig.asyncness {
+                Some(_) => quote!(#services let #value: #ty = #body; #value),
+                None => quote!(#services let #value: #ty = (|| -> #ty #body)(); #value),
+            }
+        }
+        (Some(body), _) => {
+            let body = relocated(body);
+            quote!(#services #body)
+        }
+    }
+}
+
+/// `-> &'static T`: the value is made at first use and lives in a static of this function.
+fn shared_fixture(item: &Function, ty: &Type, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
+    let name = item.sig.ident.to_string();
+    let value = match &item.body {
+        None => shared_value(ty, &started_shared(&fixtures[0], &name)),
+        Some(body) => {
+            let body = relocated(body);
+            let bound = fixtures.iter().enumerate().map(|(index, fixture)| {
+                let started = started_shared(fixture, &name_of(item, bindings, index));
+                match bindings.of(index).and_then(|parameter| item.parameter(parameter)) {
+                    Some(parameter) if behind_static(&parameter.ty).is_some() => {
+                        service_shared(item, fixture, bindings, index)
+                    }
+                    Some(parameter) => {
+                        let service = handle(index);
+                        let binding = binding(parameter, &service);
+                        quote!(let #service = #started?; #binding)
+                    }
+                    None => {
+                        let service = handle(index);
+                        quote!(let #service = #started?;)
+                    }
+                }
+            });
+            let value = ours("_value");
+            quote!({
+                #(#bound)*
+                let #value: #ty = (move || -> #ty #body)();
+                ::core::result::Result::Ok(#value)
+            })
+        }
+    };
+    quote! {
+        static __MIRAKURU_SHARED: ::mirakuru::__private::Once<#ty> = ::mirakuru::__private::Once::new(#name);
+        __MIRAKURU_SHARED.get_or_start(move || #value)
+    }
+}
+
+/// A block that gives `Result<T, Error>` from an expression that gives the same for whatever the recipe's handle is: where that
+/// is another type, rustc says so on `T`.
+fn shared_value(ty: &Type, started: &TokenStream) -> TokenStream {
+    let (service, value) = (handle(0), ours("_value"));
+    let found = located(&service, ty);
+    quote!({
+        let #service = #started?;
+        let #value: #ty = #found;
+        ::core::result::Result::Ok(#value)
+    })
+}
+
+/// The item after a mistake: parameters that fixtures are given to have their types, but no value.
+fn broken(item: &Function, bindings: &Bindings) -> TokenStream {
+    let Function { attrs, vis, sig, .. } = item;
+    let form = item.form();
+    let missing = |index: &usize| bindings.is_bound(*index) || item.takes_fixtures_only();
+    let mut signature = Signature {
+        inputs: remaining(item, |index| !missing(&index)),
+        ..sig.clone()
+    };
+    if let ReturnType::Type(_, ty) = &mut signature.output {
+        if let Type::Reference(reference) = &mut **ty {
+            reference
+                .lifetime
+                .get_or_insert_with(|| syn::parse_quote!('static));
+        }
+    }
+    let rstest = (form == Form::Fixture && sig.receiver().is_none())
+        .then(|| rstest_attribute(item))
+        .flatten();
+    let lets = (0..sig.inputs.len())
+        .filter(missing)
+        .filter_map(|index| item.parameter(index))
+        .map(|parameter| {
+            let PatType { pat, ty, .. } = parameter;
+            quote!(let #pat: #ty = ::core::unreachable!();)
+        });
+    let nothing_runs_it = form == Form::Test && item.lacks_an_async_test_attribute().is_some();
+    if nothing_runs_it {
+        signature.asyncness = None;
+    }
+    let body = match &item.body {
+        Some(body) if !item.is_shared() && !nothing_runs_it => body.stream(),
+        _ => quote!(::core::unreachable!()),
+    };
+    quote! {
+        #rstest
+        #(#attrs)*
+        #[allow(unused, unreachable_code)]
+        #vis #signature {
+            #(#lets)*
+            #body
+        }
+    }
+}
+
+/// The start of a function's services, and the parameters that they are given to.
+///
+/// Each service is moved into a variable of its own, in the order of the attributes, by value or beside the reference to it: so
+/// the last one started is the first one dropped, whatever the parameters look like.
+fn services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
+    let parameter = |index: usize| bindings.of(index).and_then(|index| item.parameter(index));
+    let is_shared = |index: usize| parameter(index).is_some_and(|it| behind_static(&it.ty).is_some());
+    let shared = (0..fixtures.len())
+        .filter(|index| is_shared(*index))
+        .map(|index| service_shared(item, &fixtures[index], bindings, index));
+    let own: Vec<usize> = (0..fixtures.len()).filter(|index| !is_shared(*index)).collect();
+
+    let list = own.iter().rev().fold(quote!(()), |rest, &index| {
+        let fixture = fixture(&fixtures[index], &name_of(item, bindings, index));
+        quote!((#fixture, #rest))
+    });
+    let handles = own.iter().rev().fold(quote!(()), |rest, &index| {
+        let handle = handle(index);
+        quote!((#handle, #rest))
+    });
+    let start = if own.is_empty() {
+        quote!()
+    } else if item.has_attr("should_panic") {
+        // A panic would be taken for the one that is expected.
+        quote! {
+            let ::core::option::Option::Some(#handles) = ::mirakuru::__private::start_or_report(#list) else {
+                return;
+            };
+        }
+    } else {
+        quote!(let #handles = ::mirakuru::__private::start(#list);)
+    };
+    let lets = own.iter().map(|&index| {
+        let service = handle(index);
+        match parameter(index) {
+            Some(parameter) => binding(parameter, &service),
+            None if item.body.is_some() => quote!(let #service = #service;),
+            None => quote!(),
+        }
+    });
+    quote!(#(#shared)* #start #(#lets)*)
+}
+
+/// A parameter `&'static T`: the service is shared, though what the function gives is not.
+fn service_shared(item: &Function, fixture: &Args, bindings: &Bindings, index: usize) -> TokenStream {
+    let Some(parameter) = bindings.of(index).and_then(|index| item.parameter(index)) else {
+        return quote!();
+    };
+    let Some(ty) = behind_static(&parameter.ty) else {
+        return quote!();
+    };
+    let name = name_of(item, bindings, index);
+    let cell = format_ident!("__MIRAKURU_SERVICE_{index}");
+    let value = shared_value(ty, &started_shared(fixture, &name));
+    let PatType { attrs, pat, .. } = parameter;
+    quote! {
+        static #cell: ::mirakuru::__private::Once<#ty> = ::mirakuru::__private::Once::new(#name);
+        #(#attrs)*
+        let #pat: &'static #ty = #cell.get_or_start(move || #value);
+    }
+}
+
+/// A parameter as a variable. What it is bound to stands where its type does, so that a wrong type is reported there.
+fn binding(parameter: &PatType, service: &Ident) -> TokenStream {
+    let PatType { attrs, pat, ty, .. } = parameter;
+    let value = located(service, ty);
+    match &**ty {
+        Type::Reference(reference) => {
+            let mutability = &reference.mutability;
+            let ampersand = quote_spanned!(reference.and_token.span=> &);
+            quote! {
+                let #mutability #service = #service;
+                #(#attrs)*
+                let #pat: #ty = #ampersand #mutability #value;
+            }
+        }
+        _ => quote! {
+            #(#attrs)*
+            let #pat: #ty = #value;
+        },
+    }
+}
+
+/// `fixture("name", recipe)`, in which `recipe` is the user's expression or the builder chain that the keys make.
+fn fixture(args: &Args, name: &str) -> TokenStream {
+    let place = Place::of(args);
+    let recipe = recipe(args, &place);
+    let path = quote_spanned!(place.first=> ::mirakuru::__private::fixture);
+    let arguments = place.parenthesised(quote!(#name, #recipe));
+    let queue = args.entry("queue").map(|_| quote!(.queue_as_the_recipe_says()));
+    quote!(#path #arguments #queue)
+}
+
+/// Where the code for one fixture is said to stand. Where an expression of the user's must implement a trait, the compiler misses
+/// the implementation at more than one place; if all of them are exactly where that expression is, it says so once.
+struct Place {
+    first: Span,
+    last: Span,
+}
+
+impl Place {
+    fn of(args: &Args) -> Place {
+        let wait_for = args.entry("wait_for").and_then(|entry| entry.value.as_ref());
+        let expr = args.expr.as_ref().or(wait_for);
+        let tokens: Vec<TokenTree> = expr.to_token_stream().into_iter().collect();
+        let span = |token: Option<&TokenTree>| token.map_or_else(Span::call_site, TokenTree::span);
+        Place {
+            first: span(tokens.first()),
+            last: span(tokens.last()),
+        }
+    }
+
+    fn parenthesised(&self, tokens: TokenStream) -> Group {
+        let mut group = Group::new(Delimiter::Parenthesis, tokens);
+        group.set_span(self.last);
+        group
+    }
+}
+
+/// The same, started for all: an expression of type `Result<Handle, Error>`.
+fn started_shared(args: &Args, name: &str) -> TokenStream {
+    let fixture = fixture(args, name);
+    let scope = match args.entry("scope").and_then(Entry::literal) {
+        Some(scope) if scope.value() == "process" => quote!(Process),
+        _ => quote!(Run),
+    };
+    quote!(::mirakuru::__private::start_shared(#fixture, ::mirakuru::__private::Scope::#scope))
+}
+
+fn recipe(args: &Args, place: &Place) -> TokenStream {
+    if let Some(expr) = &args.expr {
+        return expr.to_token_stream();
+    }
+    let program = args.entries.iter().find_map(program);
+    let setters = args.entries.iter().filter(|entry| entry.is_setter()).map(setter);
+    let readiness = args.entries.iter().find(|entry| entry.is_readiness());
+    let readiness = readiness.map(|entry| self::readiness(entry, place));
+    let builder = quote_spanned!(place.first=> ::mirakuru::Executor::builder);
+    quote!(#builder(#program) #(#setters)* #readiness)
+}
+
+fn program(entry: &Entry) -> Option<TokenStream> {
+    let value = entry.value.as_ref()?;
+    if entry.key == "cmd" {
+        return Some(value.to_token_stream());
+    }
+    let name = literal(value).filter(|_| entry.key == "bin")?;
+    let variable = format!("CARGO_BIN_EXE_{}", name.value());
+    let message = no_such_program(&name.value());
+    let path = quote_spanned!(name.span()=> ::core::env!(#variable, #message));
+    Some(quote!(::mirakuru::__private::bin(#path)))
+}
+
+/// What rustc says where cargo has not set the variable.
+fn no_such_program(name: &str) -> String {
+    let mut others: Vec<String> = std::env::vars_os()
+        .filter_map(|(key, _)| {
+            key.into_string()
+                .ok()?
+                .strip_prefix("CARGO_BIN_EXE_")
+                .map(|name| format!("`{name}`"))
+        })
+        .collect();
+    others.sort_unstable();
+    let there_are = match others.len() {
+        0 => "none can be seen from here: integration tests (`tests/`) and benches see them, unit tests and examples do not"
+            .to_owned(),
+        _ => format!("there is {}", others.join(", ")),
+    };
+    format!("this package has no program `{name}`: {there_are}")
+}
+
+fn setter(entry: &Entry) -> TokenStream {
+    let Entry { key, value } = entry;
+    match value {
+        Some(Expr::Tuple(ExprTuple { elems, .. })) if key == "env" || key == "listen_as" => {
+            quote!(.#key(#elems))
+        }
+        _ => quote!(.#key(#value)),
+    }
+}
+
+fn readiness(entry: &Entry, place: &Place) -> TokenStream {
+    let Entry { key, value } = entry;
+    let condition = match &*key.to_string() {
+        "tcp" => match value {
+            Some(Expr::Lit(lit)) if matches!(lit.lit, syn::Lit::Int(_)) => {
+                quote!(::mirakuru::Tcp::port(#value))
+            }
+            Some(value) if literal(value).is_some() => quote!(::mirakuru::Tcp::addr(#value)),
+            _ => quote!(::mirakuru::__private::tcp(#value)),
+        },
+        "http" => quote!(::mirakuru::Http::head(#value)),
+        "unix" => quote!(::mirakuru::UnixSocket::path(#value)),
+        "pid_file" => quote!(::mirakuru::PidFile::path(#value)),
+        "banner" => quote!(::mirakuru::Banner::matching(#value)),
+        "exec" => quote!(::mirakuru::Exec::succeeds(#value)),
+        _ => {
+            let value = place.parenthesised(value.to_token_stream());
+            return quote!(.#key #value);
+        }
+    };
+    quote!(.wait_for(#condition))
+}
+
+/// The name of a fixture in messages: its parameter's, the function's for a fixture function, none for a test's.
+fn name_of(item: &Function, bindings: &Bindings, index: usize) -> String {
+    let parameter = bindings.of(index).and_then(|index| item.parameter(index));
+    match parameter.and_then(parameter_name) {
+        Some(name) => name.to_string(),
+        None if item.body.is_none() => item.sig.ident.to_string(),
+        None => String::new(),
+    }
+}
+
+fn without_bound(item: &Function, bindings: &Bindings) -> Signature {
+    Signature {
+        inputs: remaining(item, |index| !bindings.is_bound(index)),
+        ..item.sig.clone()
+    }
+}
+
+fn remaining(item: &Function, keep: impl Fn(usize) -> bool) -> Punctuated<syn::FnArg, syn::Token![,]> {
+    let inputs = item.sig.inputs.iter().enumerate();
+    inputs
+        .filter(|(index, _)| keep(*index))
+        .map(|(_, parameter)| parameter.clone())
+        .collect()
+}
+
+/// The variable that holds a fixture's handle. The user's code cannot see it.
+fn handle(index: usize) -> Ident {
+    ours(&format!("_service_{index}"))
+}
+
+fn ours(name: &str) -> Ident {
+    Ident::new(name, Span::mixed_site())
+}
+
+/// A variable of ours, at the end of a type of the user's.
+fn located(variable: &Ident, ty: &Type) -> Ident {
+    let last = ty.to_token_stream().into_iter().last();
+    let place = last.as_ref().map_or_else(Span::call_site, TokenTree::span);
+    Ident::new(&variable.to_string(), variable.span().located_at(place))
+}
+
+/// The user's body, braces marked as ours: otherwise rustc calls those of a one-line body unnecessary in their new place.
+fn relocated(body: &Group) -> Group {
+    let mut group = Group::new(body.delimiter(), body.stream());
+    group.set_span(Span::mixed_site().located_at(body.span()));
+    group
+}

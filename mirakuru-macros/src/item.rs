@@ -1,0 +1,470 @@
+//! What the attribute stands on: a function with or without a body, a `static` without a value, or something that it cannot
+//! stand on.
+//!
+//! The two forms without a body or a value are legal input for an attribute but nothing that the language itself knows, so
+//! items are parsed by hand. A function's body is never looked into.
+
+use proc_macro2::{Group, Ident, Span, TokenStream, TokenTree};
+use syn::ext::IdentExt;
+use syn::parse::{ParseStream, Parser};
+use syn::{Attribute, Expr, ReturnType, Signature, Token, Type, Visibility};
+
+use crate::args::is_rstest_fixture;
+
+pub(crate) enum Item {
+    Fn(Function),
+    Static(Static),
+    Other(Other),
+}
+
+/// `fn name(..) -> T { .. }` or `fn name(..) -> T;`.
+pub(crate) struct Function {
+    pub(crate) attrs: Vec<Attribute>,
+    pub(crate) vis: Visibility,
+    pub(crate) sig: Signature,
+    pub(crate) body: Option<Group>,
+}
+
+/// `static NAME: T;`.
+pub(crate) struct Static {
+    pub(crate) attrs: Vec<Attribute>,
+    pub(crate) vis: Visibility,
+    pub(crate) static_token: Token![static],
+    pub(crate) mutability: Option<Token![mut]>,
+    pub(crate) ident: Ident,
+    pub(crate) ty: Type,
+    pub(crate) value: Option<Expr>,
+}
+
+/// A struct, a module, an `impl`, ...
+pub(crate) struct Other {
+    keyword: Ident,
+    pub(crate) tokens: TokenStream,
+}
+
+/// What the attribute means on a function.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) enum Form {
+    /// The service lives as long as the test.
+    Test,
+    /// The function becomes an rstest fixture.
+    Fixture,
+}
+
+/// What a function gives back.
+pub(crate) enum Gives<'a> {
+    Nothing,
+    /// A type that can be written in front of a value.
+    Type(&'a Type),
+    /// `!`, or a type with `impl` in it: these can stand in a signature only.
+    Unnameable,
+}
+
+pub(crate) fn parse(tokens: TokenStream) -> syn::Result<Item> {
+    parse_item.parse2(tokens)
+}
+
+fn parse_item(input: ParseStream<'_>) -> syn::Result<Item> {
+    let all: TokenStream = input.fork().parse()?;
+    let attrs = input.call(Attribute::parse_outer)?;
+    let vis: Visibility = input.parse()?;
+    if input.peek(Token![static]) {
+        return parse_static(attrs, vis, input).map(Item::Static);
+    }
+    if input.fork().parse::<Signature>().is_ok() {
+        return parse_function(attrs, vis, input).map(Item::Fn);
+    }
+    let keyword = input.call(Ident::parse_any)?;
+    input.parse::<TokenStream>()?;
+    Ok(Item::Other(Other { keyword, tokens: all }))
+}
+
+fn parse_static(attrs: Vec<Attribute>, vis: Visibility, input: ParseStream<'_>) -> syn::Result<Static> {
+    let static_token = input.parse()?;
+    let mutability = input.parse()?;
+    let ident = input.parse()?;
+    input.parse::<Token![:]>()?;
+    let ty = input.parse()?;
+    let value = if input.parse::<Option<Token![=]>>()?.is_some() {
+        Some(input.parse()?)
+    } else {
+        None
+    };
+    input.parse::<Token![;]>()?;
+    Ok(Static {
+        attrs,
+        vis,
+        static_token,
+        mutability,
+        ident,
+        ty,
+        value,
+    })
+}
+
+fn parse_function(
+    mut attrs: Vec<Attribute>,
+    vis: Visibility,
+    input: ParseStream<'_>,
+) -> syn::Result<Function> {
+    let sig = input.parse()?;
+    let body = if input.peek(Token![;]) {
+        input.parse::<Token![;]>()?;
+        None
+    } else {
+        let group: Group = input.parse()?;
+        let (inner, statements) = split_inner_attributes.parse2(group.stream())?;
+        attrs.extend(inner);
+        let mut body = Group::new(group.delimiter(), statements);
+        body.set_span(group.span());
+        Some(body)
+    };
+    Ok(Function {
+        attrs,
+        vis,
+        sig,
+        body,
+    })
+}
+
+/// `#![..]` at the head of a body is about the function: it becomes `#[..]` on it, because the body is moved into a place where
+/// it could not stand.
+fn split_inner_attributes(input: ParseStream<'_>) -> syn::Result<(Vec<Attribute>, TokenStream)> {
+    let mut inner = input.call(Attribute::parse_inner)?;
+    for attr in &mut inner {
+        attr.style = syn::AttrStyle::Outer;
+    }
+    Ok((inner, input.parse()?))
+}
+
+impl Function {
+    /// With a test attribute, or standing below one (which `#[test]` does not show: it leaves a function without parameters and
+    /// without itself), it is a test.
+    pub(crate) fn form(&self) -> Form {
+        let parameters_none = self.sig.inputs.is_empty();
+        let like_a_test = self.test_attrs().next().is_some() || (parameters_none && self.gives_like_a_test());
+        let rstest_fixture = self.attrs.iter().any(is_rstest_fixture);
+        if self.body.is_some() && like_a_test && !rstest_fixture {
+            Form::Test
+        } else {
+            Form::Fixture
+        }
+    }
+
+    pub(crate) fn gives(&self) -> Gives<'_> {
+        match &self.sig.output {
+            ReturnType::Default => Gives::Nothing,
+            ReturnType::Type(_, ty) => match &**ty {
+                Type::Tuple(tuple) if tuple.elems.is_empty() => Gives::Nothing,
+                Type::Never(_) => Gives::Unnameable,
+                ty if mentions_impl(quote::quote!(#ty)) => Gives::Unnameable,
+                ty => Gives::Type(ty),
+            },
+        }
+    }
+
+    /// Whether the return type is one that tests have: none, a `Result` under whatever name, an `ExitCode`.
+    fn gives_like_a_test(&self) -> bool {
+        match self.gives() {
+            Gives::Nothing | Gives::Unnameable => true,
+            Gives::Type(Type::Path(path)) => path.path.segments.last().is_some_and(|last| {
+                let name = last.ident.to_string();
+                name.ends_with("Result") || name == "ExitCode"
+            }),
+            Gives::Type(_) => false,
+        }
+    }
+
+    /// The attributes that make a test of a function.
+    pub(crate) fn test_attrs(&self) -> impl Iterator<Item = &Attribute> {
+        self.attrs.iter().filter(|attr| {
+            let last = attr.path().segments.last().map(|last| last.ident.to_string());
+            last.is_some_and(|last| {
+                last.starts_with("test")
+                    || last.ends_with("test")
+                    || ["apply", "bench", "quickcheck"].contains(&&*last)
+            })
+        })
+    }
+
+    pub(crate) fn has_attr(&self, name: &str) -> bool {
+        self.attrs.iter().any(|attr| attr.path().is_ident(name))
+    }
+}
+
+/// Whether a test attribute is the language's own, under one of its paths.
+pub(crate) fn is_plain_test(attr: &Attribute) -> bool {
+    let path = path_of(attr);
+    path == "test"
+        || (path.starts_with("core::prelude::") || path.starts_with("std::prelude::"))
+            && path.ends_with("::test")
+}
+
+/// Whether a test attribute gives no parameter to the function. Others (`rstest`, `sqlx::test`, ...) may.
+pub(crate) fn takes_no_parameters(attr: &Attribute) -> bool {
+    is_plain_test(attr)
+        || [
+            "actix_rt::test",
+            "actix_web::test",
+            "async_std::test",
+            "compio::test",
+            "futures_test::test",
+            "ntex::test",
+            "smol_potat::test",
+            "test_log::test",
+            "tokio::test",
+        ]
+        .contains(&&*path_of(attr))
+}
+
+/// Whether an attribute is one of the language's that a test may carry.
+pub(crate) fn is_built_in(attr: &Attribute) -> bool {
+    let path = path_of(attr);
+    let words = [
+        "allow",
+        "cfg",
+        "cold",
+        "deny",
+        "deprecated",
+        "doc",
+        "expect",
+        "forbid",
+        "ignore",
+        "inline",
+        "must_use",
+        "should_panic",
+        "track_caller",
+        "warn",
+    ];
+    words.contains(&&*path) || path.starts_with("clippy::") || path.starts_with("rustfmt::")
+}
+
+fn path_of(attr: &Attribute) -> String {
+    let segments = &attr.path().segments;
+    let words: Vec<String> = segments.iter().map(|segment| segment.ident.to_string()).collect();
+    words.join("::")
+}
+
+fn mentions_impl(tokens: TokenStream) -> bool {
+    tokens.into_iter().any(|token| match token {
+        TokenTree::Ident(word) => word == "impl",
+        TokenTree::Group(group) => mentions_impl(group.stream()),
+        _ => false,
+    })
+}
+
+/// The `T` of `&'static T`.
+pub(crate) fn behind_static(ty: &Type) -> Option<&Type> {
+    match ty {
+        Type::Reference(reference) => {
+            let is_static = reference
+                .lifetime
+                .as_ref()
+                .is_some_and(|lifetime| lifetime.ident == "static");
+            (is_static && reference.mutability.is_none()).then_some(&*reference.elem)
+        }
+        Type::Group(group) => behind_static(&group.elem),
+        Type::Paren(paren) => behind_static(&paren.elem),
+        _ => None,
+    }
+}
+
+impl Other {
+    pub(crate) fn unsupported(&self) -> syn::Error {
+        let keyword = self.keyword.to_string();
+        let what = match &*keyword {
+            "struct" | "union" | "trait" | "use" | "mod" | "static" | "type" => format!("a `{keyword}`"),
+            "enum" | "impl" | "extern" => format!("an `{keyword}`"),
+            "const" => "a `const`, which cannot hold what starts later; a `static` can".to_owned(),
+            _ => "this".to_owned(),
+        };
+        syn::Error::new(
+            self.span(),
+            format!(
+                "`#[mirakuru::fixture]` stands on a test function, on `static NAME: T;` or on a fixture function, not on {what}"
+            ),
+        )
+    }
+
+    fn span(&self) -> Span {
+        self.keyword.span()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use quote::quote;
+
+    use super::*;
+
+    fn function(tokens: TokenStream) -> Function {
+        match parse(tokens) {
+            Ok(Item::Fn(function)) => function,
+            _ => panic!("no function"),
+        }
+    }
+
+    #[test]
+    fn a_static_without_a_value() {
+        let tokens = quote!(
+            #[doc = "x"]
+            pub(crate) static REDIS: TcpExecutor;
+        );
+        let Ok(Item::Static(item)) = parse(tokens) else {
+            panic!("no static");
+        };
+        assert_eq!(item.ident, "REDIS");
+        assert_eq!(item.attrs.len(), 1);
+        assert!(item.value.is_none() && item.mutability.is_none());
+    }
+
+    #[test]
+    fn a_function_without_a_body() {
+        let item = function(quote!(
+            pub fn redis() -> TcpExecutor;
+        ));
+        assert!(item.body.is_none());
+        assert_eq!(item.form(), Form::Fixture);
+    }
+
+    #[test]
+    fn tests_are_known_by_their_attributes() {
+        for attr in [
+            quote!(test),
+            quote!(::core::prelude::v1::test),
+            quote!(tokio::test(flavor = "current_thread")),
+            quote!(rstest),
+            quote!(test_case(1)),
+            quote!(wasm_bindgen_test),
+            quote!(apply(template)),
+            quote!(bench),
+        ] {
+            assert_eq!(
+                function(quote!(#[#attr] fn f(a: A) {})).form(),
+                Form::Test,
+                "{attr}"
+            );
+        }
+    }
+
+    #[test]
+    fn below_a_test_attribute_there_is_only_a_function_without_parameters() {
+        assert_eq!(
+            function(quote!(
+                fn f() {}
+            ))
+            .form(),
+            Form::Test
+        );
+        assert_eq!(
+            function(quote!(
+                fn f() -> anyhow::Result<()> {}
+            ))
+            .form(),
+            Form::Test
+        );
+        assert_eq!(
+            function(quote!(
+                fn f() -> TestResult {}
+            ))
+            .form(),
+            Form::Test
+        );
+        assert_eq!(
+            function(quote!(
+                fn f() -> Client {}
+            ))
+            .form(),
+            Form::Fixture
+        );
+        assert_eq!(
+            function(quote!(
+                fn f(a: A) {}
+            ))
+            .form(),
+            Form::Fixture
+        );
+    }
+
+    #[test]
+    fn inner_attributes_move_to_the_function() {
+        let item = function(quote!(
+            fn f() {
+                #![allow(unused)]
+                let x = 1;
+            }
+        ));
+        assert_eq!(item.attrs.len(), 1);
+        assert_eq!(
+            item.body.unwrap().stream().to_string(),
+            quote!(let x = 1;).to_string()
+        );
+    }
+
+    #[test]
+    fn other_items() {
+        for (tokens, what) in [
+            (
+                quote!(
+                    struct S;
+                ),
+                "a `struct`",
+            ),
+            (
+                quote!(
+                    pub mod m {}
+                ),
+                "a `mod`",
+            ),
+            (quote!(impl S {}), "an `impl`"),
+            (
+                quote!(
+                    const X: u8 = 1;
+                ),
+                "a `const`",
+            ),
+        ] {
+            let Ok(Item::Other(other)) = parse(tokens) else {
+                panic!("should be unsupported");
+            };
+            assert!(other.unsupported().to_string().contains(what));
+        }
+    }
+
+    #[test]
+    fn return_types() {
+        assert!(matches!(
+            function(quote!(
+                fn f() -> () {}
+            ))
+            .gives(),
+            Gives::Nothing
+        ));
+        assert!(matches!(
+            function(quote!(
+                fn f() -> ! {}
+            ))
+            .gives(),
+            Gives::Unnameable
+        ));
+        assert!(matches!(
+            function(quote!(
+                fn f() -> Result<impl A, ()> {}
+            ))
+            .gives(),
+            Gives::Unnameable
+        ));
+        assert!(matches!(
+            function(quote!(
+                fn f() -> u8 {}
+            ))
+            .gives(),
+            Gives::Type(_)
+        ));
+        let shared: Type = syn::parse_quote!(&'static T);
+        assert!(behind_static(&shared).is_some());
+        for other in [quote!(&T), quote!(&'a T), quote!(&'static mut T), quote!(T)] {
+            assert!(behind_static(&syn::parse2(other).unwrap()).is_none());
+        }
+    }
+}

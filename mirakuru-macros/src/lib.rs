@@ -1,0 +1,67 @@
+//! The attribute macro of [mirakuru](https://docs.rs/mirakuru), where it is documented: this crate is one of its parts.
+//!
+//! The way of an attribute through this crate: `args` and `item` parse, `bind` gives parameters to fixtures, `check`
+//! finds every mistake, `expand` writes the code. All policy is in the runtime functions of `mirakuru-fixtures`; what is
+//! written here is one builder chain for each fixture and one call. After a mistake `expand` still writes a plausible
+//! item, so that rustc does not report what only follows from it.
+
+mod args;
+mod bind;
+mod check;
+mod errors;
+mod expand;
+mod item;
+mod nearest;
+mod placeholder;
+
+use proc_macro2::TokenStream;
+use quote::quote;
+
+use crate::errors::Errors;
+use crate::item::{Form, Item};
+
+#[allow(missing_docs)] // Documented where it is re-exported: `mirakuru::fixture`.
+#[proc_macro_attribute]
+pub fn fixture(args: proc_macro::TokenStream, item: proc_macro::TokenStream) -> proc_macro::TokenStream {
+    dispatch(args.into(), item.into()).into()
+}
+
+/// What the attribute means depends on what it stands on.
+fn dispatch(args: TokenStream, tokens: TokenStream) -> TokenStream {
+    let mut errors = Errors::default();
+    let item = match item::parse(tokens.clone()) {
+        Ok(item) => item,
+        Err(error) => {
+            errors.push(error);
+            return quote!(#errors #tokens);
+        }
+    };
+    let code = match item {
+        Item::Static(mut item) => {
+            let fixtures = args::stacked(args, &mut item.attrs, &mut errors);
+            check::args(&fixtures, &mut errors);
+            check::on_static(&item, &fixtures, &mut errors);
+            expand::on_static(&item, &fixtures, &errors)
+        }
+        Item::Fn(mut item) => {
+            let fixtures = args::stacked(args, &mut item.attrs, &mut errors);
+            check::args(&fixtures, &mut errors);
+            let bindings = bind::parameters(&item, &fixtures, &mut errors);
+            match item.form() {
+                Form::Test => {
+                    check::on_test(&item, &fixtures, &bindings, &mut errors);
+                    expand::on_test(&item, &fixtures, &bindings, &errors)
+                }
+                Form::Fixture => {
+                    check::on_fixture(&item, &fixtures, &bindings, &mut errors);
+                    expand::on_fixture(&item, &fixtures, &bindings, &errors)
+                }
+            }
+        }
+        Item::Other(other) => {
+            errors.push(other.unsupported());
+            other.tokens
+        }
+    };
+    quote!(#errors #code)
+}

@@ -1,0 +1,276 @@
+//! Start real services for your tests, wait until they are really ready, and be sure they are gone afterwards.
+//!
+//! ```
+//! use mirakuru::{TcpExecutor, fixture};
+//!
+//! #[fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
+//! #[test]
+//! fn counts_visits(redis: &TcpExecutor) -> std::io::Result<()> {
+//!     let client = std::net::TcpStream::connect(redis.addr())?;
+//!     // ...
+//! #   drop(client);
+//!     Ok(())
+//! }
+//! # // A doctest is no test build: shown here, run in `tests/`.
+//! ```
+//!
+//! When the body begins, the server accepts connections. When the test ends, by whatever end, the server is gone, and
+//! everything that it ever forked with it.
+//!
+//! # Choosing
+//!
+//! | you have | use |
+//! | --- | --- |
+//! | a test that needs a service of its own | [`#[fixture(..)]`](macro@fixture) on the test |
+//! | many tests that can share one | the same on `static NAME: T;`, which becomes a [`Shared<T>`](Shared) |
+//! | tests that use rstest, or a client that many tests need | the same on a function: an rstest fixture |
+//! | a program that is no test, or full control | [`Executor::builder`], below |
+//! | a service that needs more than a command: a schema, a connection string | a [`Recipe`] of your own |
+//!
+//! # Executors
+//!
+//! The macro is a short way to write this:
+//!
+//! ```
+//! use std::time::Duration;
+//! use mirakuru::{Executor, Tcp, TcpExecutor};
+//!
+//! let mut server: TcpExecutor = Executor::builder("python3 -m http.server --bind 127.0.0.1 {port}")
+//!     .wait_for(Tcp::addr("127.0.0.1:{port}"))
+//!     .timeout(Duration::from_secs(30))
+//!     .start()?; // Returns only when it is ready.
+//!
+//! let address = server.addr(); // With the port that was chosen for it.
+//! assert!(server.is_running());
+//! server.stopped(|| assert!(std::net::TcpStream::connect(address).is_err()))?; // Stop, run, start again.
+//! server.stop()?; // Checked. Dropping it does the same, silently.
+//! # Ok::<(), mirakuru::Error>(())
+//! ```
+//!
+//! A *recipe*, [`ExecutorBuilder`], is plain data that says how to start a service. An *executor*, [`Executor`], is the running
+//! (or stopped) service. When it counts as ready is part of its type:
+//!
+//! | executor | ready when |
+//! | --- | --- |
+//! | [`SimpleExecutor`], `Executor<NoWait>` | it has been executed |
+//! | [`TcpExecutor`], `Executor<Tcp>` | it accepts connections on host and port |
+//! | [`HttpExecutor`](type@HttpExecutor), `Executor<Http>` | it answers an HTTP request with the right status |
+//! | [`UnixSocketExecutor`], `Executor<UnixSocket>` | it accepts connections on a path |
+//! | [`OutputExecutor`], `Executor<Banner>` | a regular expression matches what it prints |
+//! | [`PidExecutor`], `Executor<PidFile>` | the file exists |
+//! | `Executor<SdNotify>` | it sends `READY=1`, as systemd's services do |
+//! | `Executor<Exec>` | a command succeeds |
+//! | `Executor<Check>` | a closure says so |
+//! | `Executor<R>` | your own type says so: implement [`Readiness`] |
+//!
+//! Conditions combine, and commands, paths and addresses may hold placeholders such as `{port}` (a free port): see
+//! [`ExecutorBuilder`].
+//!
+//! # The guarantee
+//!
+//! However the test process ends (the end of a test, a panic, [`std::process::exit`], Ctrl-C, an abort, a crash, `SIGKILL`), nothing
+//! of the service survives: no child, no grandchild, no daemon. Each service has a tiny supervising process that outlives the test
+//! process just long enough for that.
+//!
+//! # Limits
+//!
+//! - Linux is where the guarantee holds. On other Unixes, a service that leaves its process group is not found.
+//! - A service that is shared is never stopped by a test: that takes `&mut`, and sharing hands out `&`.
+//! - `#[should_panic]` tests never take the failure of a start for the panic that they expect; the report is then in the
+//!   test's output.
+//!
+//! # When something goes wrong
+//!
+//! An [`Error`] is a report: its first line says it all, and what follows is the evidence (the last probe's own error, what
+//! happened when, the end of the log and its file, who has the port) and, where the cause is known, what to do. Values of the
+//! environment and passwords in URLs are never in it; only what the service itself prints is shown as it is.
+//!
+//! When a test fails, the end of its services' logs is in the test's output; of a shared service, only what it printed since the
+//! test first used it. (For a test that panics. One that returns `Err` is seen where the attribute stands on it; and what a task on
+//! another thread has used is shown when that task panics.)
+//!
+//! | environment variable | |
+//! | --- | --- |
+//! | `MIRAKURU_TIMEOUT_SCALE` | a number by which all timeouts are multiplied, for slow machines |
+//! | `MIRAKURU_QUIET` | `1`: says nothing of starts that take more than two seconds |
+//! | `NO_COLOR` | any text: no colours, which are for terminals anyway |
+//!
+//! # Features
+//!
+//! `http` (default): [`Http`](struct@Http) readiness. `rstest` (default): the attribute on fixture functions, and the re-export
+//! `mirakuru::rstest`. `tracing`: spans and events for a `tracing` subscriber, all with the target `mirakuru`:
+//!
+//! | name | what | fields |
+//! | --- | --- | --- |
+//! | span `start`, info | a start, from its first look to its end | `service`, `command` |
+//! | span `stop`, debug | a stop of any kind | `service`, `pid` |
+//! | event `turn taken`, debug | fixed ports and paths are this service's now | `waited_ms` |
+//! | event `spawned`, debug | the program was executed | `pid` |
+//! | event `not ready`, trace | a look that failed | `probe` |
+//! | event `ready`, info | the start is over | `pid`, `elapsed_ms` |
+//! | event `other port`, info | a chosen port was taken, and the start is tried again | `error` |
+//! | event `failed`, warn | the start has failed | `error`, its first line |
+//! | event `owner unseen`, warn | who listens could not be told; it was taken for the service | `addr` |
+//! | event `stopped`, debug | nothing is left of it | `status` |
+
+// The examples show tests, which a doctest compiles and does not run. They are run in `tests/`.
+#![allow(clippy::test_attr_in_doctest)]
+
+pub use mirakuru_core::{
+    And, Banner, Check, Error, Evidence, Exec, Executor, ExecutorBuilder, IntoCommand, Logs, NoWait, Or,
+    OutputExecutor, PidExecutor, PidFile, Prepare, Probe, Readiness, SdNotify, Signal, SimpleExecutor,
+    StdinPipe, Stdio, Tcp, TcpExecutor, UnixSocket, UnixSocketExecutor,
+};
+#[cfg(feature = "http")]
+pub use mirakuru_core::{Http, HttpExecutor, IntoStatus};
+pub use mirakuru_fixtures::{Recipe, Shared};
+
+/// Makes a fixture: a service for a test, for all tests, or for rstest.
+///
+/// It takes its meaning from what it stands on, and it stands **on top** of all other attributes.
+///
+/// # On a test
+///
+/// The service lives as long as the test. A parameter for it is optional: `&T`, `&mut T` or `T`.
+///
+/// ```
+/// # use mirakuru::{SimpleExecutor, TcpExecutor};
+/// #[mirakuru::fixture(tcp = "localhost:6379", cmd = "redis-server")]
+/// #[test]
+/// fn counts_visits(redis: &TcpExecutor) {
+///     // ...
+/// }
+///
+/// #[mirakuru::fixture(cmd = "sleep 60", name = sleeper)]
+/// #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port}")]
+/// #[test]
+/// fn two_services(redis: &TcpExecutor, mut sleeper: SimpleExecutor) -> Result<(), mirakuru::Error> {
+///     sleeper.stop()
+/// }
+/// ```
+///
+/// - The test attribute below may be `#[test]`, `#[rstest]` with its cases, or one for async tests, such as `#[tokio::test]`. The
+///   test may return a `Result`, and carry `#[should_panic]` or `#[ignore]`.
+/// - Attributes stack. Each binds the first parameter that is still free and has no attribute of its own, or the one that
+///   `name = parameter` names, or with `name = _` none. What is left over is rstest's.
+/// - Services are started in the order of the attributes, and the last one started ends first. Services that want the same fixed
+///   port, in this test binary or in another, take turns.
+/// - Below `#[test]` it works where there is no parameter: the compiler looks at the signature first.
+///
+/// # On a static
+///
+/// The service is shared: started at first use, once, while others wait. The static is a [`Shared<T>`](Shared), which dereferences
+/// to `T`.
+///
+/// It is shared by the whole run: by all processes of a `cargo nextest run`, and by all test binaries of a `cargo test`, as long as
+/// that runs. So **tests must not rely on its being empty**: others have used it, and use it at the same time. Give each a
+/// database, a key prefix or a topic of its own. With `scope = "process"` each process has its own service.
+///
+/// ```
+/// # use mirakuru::TcpExecutor;
+/// #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port}")]
+/// static REDIS: TcpExecutor;
+///
+/// #[test]
+/// fn counts_visits() {
+///     let port = REDIS.port(); // Started here, or before.
+///     // ...
+/// }
+/// ```
+///
+/// # On any other function
+///
+/// The function becomes an rstest fixture (feature `rstest`). Without a body it gives the executor. With one, its first parameter
+/// receives the service, ready, and the body makes of it what it likes; further parameters are rstest's.
+///
+/// ```
+/// # #[cfg(feature = "rstest")] mod tests {
+/// # use mirakuru::TcpExecutor;
+/// # use mirakuru::rstest::{self, rstest};
+/// # struct Client(TcpExecutor);
+/// # impl Client { fn connect(server: TcpExecutor) -> Client { Client(server) } }
+/// # #[derive(Clone)] struct Schema;
+/// # impl Schema { fn create() -> Schema { Schema } }
+/// #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port}")]
+/// fn redis_server() -> TcpExecutor; // Each test has its own.
+///
+/// #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port}")]
+/// fn client(server: TcpExecutor) -> Client {
+///     Client::connect(server)
+/// }
+///
+/// #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port}")]
+/// fn shared_client(server: TcpExecutor) -> &'static Client {
+///     Client::connect(server) // The body gives the `Client`, once; all tests share it.
+/// }
+///
+/// #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port}")]
+/// fn address(server: &'static TcpExecutor) -> std::net::SocketAddr {
+///     server.addr() // The service is shared; the body runs for each test.
+/// }
+///
+/// #[rstest]
+/// #[case(1)]
+/// #[case(2)]
+/// fn sets_a_key(client: Client, #[case] key: u32) {
+///     // ...
+/// }
+/// # }
+/// ```
+///
+/// `#[rstest]` is yours, or ours: `use mirakuru::rstest::rstest;`, and `use mirakuru::rstest::{self, rstest};` where a case's value is
+/// text that rstest is to parse. (If another crate of your workspace uses rstest with its
+/// default features, `#[rstest]` must come from your own manifest: its feature `crate-name` looks there.) An `async fn` is an
+/// async fixture. A fixture hides a crate of its name in its module: rather `redis_server` than `redis`.
+///
+/// # Keys
+///
+/// | key | |
+/// | --- | --- |
+/// | `cmd` | the command: a string of shell words, or a list |
+/// | `bin` | instead: a program of your own package, by name, for integration tests and benches; with `args` |
+/// | `tcp` | ready when it accepts connections: `"127.0.0.1:{port}"`, or a port |
+/// | `http` | ready when it answers a HEAD request with a 2xx status: a URL |
+/// | `unix` | ready when it accepts connections on a Unix socket: a path |
+/// | `pid_file` | ready when the file exists: a path |
+/// | `banner` | ready when it prints what matches: a regular expression |
+/// | `exec` | ready when the command succeeds |
+/// | `wait_for` | ready when: any [`Readiness`], for example `Tcp::port(80).and(Exec::succeeds("check"))` |
+/// | `name = parameter` | the parameter that it is given to |
+/// | `scope` | for what is shared: `"run"` (the default: one service for a `cargo test` or `cargo nextest run`) or `"process"` |
+///
+/// One of `cmd` and `bin` is needed, and at most one of the readiness keys, without which a service is ready once it is executed.
+/// Every other `key = value` is the method of [`ExecutorBuilder`] of that name: `timeout = Duration::from_secs(5)`,
+/// `args = ["-v"]`, `env = ("NAME", "value")`, `stop_signal = Signal::Int`, `name = "text"`, and `env_clear` alone. `arg`, `env`,
+/// `env_remove` and `fail_on` may be repeated.
+///
+/// Instead of keys, an expression that makes a recipe, which is anything that implements [`Recipe`]; only `name = parameter` and
+/// `scope` may follow:
+///
+/// ```
+/// use mirakuru::{Executor, ExecutorBuilder, Tcp, TcpExecutor};
+///
+/// fn redis() -> ExecutorBuilder<Tcp> {
+///     Executor::builder("redis-server --port {port}").wait_for(Tcp::addr("127.0.0.1:{port}"))
+/// }
+///
+/// #[mirakuru::fixture(redis())]
+/// #[test]
+/// fn counts_visits(redis: &TcpExecutor) {
+///     // ...
+/// }
+/// ```
+pub use mirakuru_macros::fixture;
+
+/// The rstest that fixture functions are made with, for crates that do not name it in their own manifest:
+/// `use mirakuru::rstest::rstest;`.
+#[cfg(feature = "rstest")]
+pub use mirakuru_fixtures::__private::rstest;
+
+#[doc(hidden)]
+pub use mirakuru_fixtures::__private;
+
+/// The README's Rust is compiled and run with the doctests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

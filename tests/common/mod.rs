@@ -1,0 +1,416 @@
+//! What the integration tests share: the helper service, looks at processes by pid, and victims.
+//!
+//! A *victim* is a test process that is to die, or that must be alone to be measured: an `#[ignore]`d test of the same
+//! binary, run as a process of its own by [`victim`]. Run by hand without its directory, it does nothing.
+
+// Each test binary uses a part of it.
+#![allow(dead_code)]
+
+use std::env;
+use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mirakuru::{Error, Executor, ExecutorBuilder, NoWait};
+
+/// The service with every bad habit: see `tests/service/odd.rs`, or its `--help`.
+pub(crate) const ODD: &str = env!("CARGO_BIN_EXE_mirakuru-odd-service");
+
+/// "It should have happened long ago": the bound on everything that a test waits for.
+pub(crate) const LONG: Duration = Duration::from_secs(30);
+
+/// A recipe for the helper service.
+pub(crate) fn odd<const N: usize>(args: [&str; N]) -> ExecutorBuilder<NoWait> {
+    Executor::builder([ODD]).args(args).timeout(LONG)
+}
+
+/// The helper service as a stranger: started without mirakuru, killed at the end.
+pub(crate) struct Stranger(Child);
+
+impl Stranger {
+    /// Returns when it listens, or does whatever else it was asked for.
+    pub(crate) fn start(args: &[&str]) -> Stranger {
+        let mut child = Command::new(ODD)
+            .args(args)
+            .args(["--ready-line", "ready"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the helper starts");
+        let output = child.stdout.take().expect("its output");
+        let stranger = Stranger(child);
+        let ready = BufReader::new(output)
+            .lines()
+            .any(|line| line.is_ok_and(|line| line == "ready"));
+        assert!(ready, "the helper has failed");
+        stranger
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.0.id()
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Whether a text names a process: `redis-server (pid 812)`, perhaps with more about it in the parentheses.
+pub(crate) fn names_pid(text: &str, pid: u32) -> bool {
+    text.contains(&format!("(pid {pid})")) || text.contains(&format!("(pid {pid},"))
+}
+
+/// The error of a start that must not succeed.
+#[track_caller]
+pub(crate) fn error_of<T>(result: Result<T, Error>) -> Error {
+    match result {
+        Ok(_) => panic!("this must not succeed"),
+        Err(error) => error,
+    }
+}
+
+// ---- files ------------------------------------------------------------------------------------------------------------
+
+/// A directory that is removed at the end, unless the test fails.
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(crate) fn new() -> Scratch {
+        static COUNT: AtomicUsize = AtomicUsize::new(0);
+        // Short, because Unix sockets lie in it.
+        let name = format!(
+            "mkt-{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::SeqCst)
+        );
+        let path = env::temp_dir().join(name);
+        fs::create_dir(&path).expect("a scratch directory");
+        // Services that run as another user pass through it.
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its mode");
+        Scratch(path)
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The path of a file in it, as text.
+    pub(crate) fn file(&self, name: &str) -> String {
+        self.0.join(name).to_str().expect("a path in UTF-8").to_owned()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if !thread::panicking() {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+}
+
+/// The permission bits of a file.
+#[track_caller]
+pub(crate) fn mode(path: &Path) -> u32 {
+    let metadata = fs::metadata(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    metadata.permissions().mode() & 0o7777
+}
+
+/// The numbers in a file with one a line; none as long as there is no file.
+pub(crate) fn numbers(path: &str) -> Vec<u32> {
+    let text = fs::read_to_string(path).unwrap_or_default();
+    text.lines().filter_map(|line| line.trim().parse().ok()).collect()
+}
+
+/// When the helper's `--stamp` file says that something happened.
+pub(crate) fn stamped(path: &str, event: &str) -> Option<Duration> {
+    let text = fs::read_to_string(path).ok()?;
+    text.lines().find_map(|line| {
+        let nanos = line.strip_prefix(event)?.trim().parse().ok()?;
+        Some(Duration::from_nanos(nanos))
+    })
+}
+
+// ---- time -------------------------------------------------------------------------------------------------------------
+
+/// Waits until a condition holds; says whether it did within the bound.
+#[must_use]
+pub(crate) fn wait_until(mut condition: impl FnMut() -> bool, bound: Duration) -> bool {
+    let end = Instant::now() + bound;
+    loop {
+        if condition() {
+            return true;
+        }
+        if Instant::now() > end {
+            return false;
+        }
+        thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// CLOCK_MONOTONIC, which the helper's stamps are in.
+pub(crate) fn monotonic() -> Duration {
+    #[repr(C)]
+    struct Timespec {
+        sec: std::os::raw::c_long,
+        nsec: std::os::raw::c_long,
+    }
+    unsafe extern "C" {
+        fn clock_gettime(clock: i32, time: *mut Timespec) -> i32;
+    }
+    let clock = if cfg!(target_os = "linux") { 1 } else { 6 };
+    let mut now = Timespec { sec: 0, nsec: 0 };
+    // SAFETY: the time is written to a live buffer.
+    unsafe { clock_gettime(clock, &mut now) };
+    Duration::new(now.sec as u64, now.nsec as u32)
+}
+
+// ---- processes --------------------------------------------------------------------------------------------------------
+
+/// A process's state letter and its parent; `None` when there is no such process.
+pub(crate) fn stat(pid: u32) -> Option<(char, u32)> {
+    let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold anything, so what follows begins after the last parenthesis.
+    let mut rest = text[text.rfind(')')? + 1..].split_whitespace();
+    Some((rest.next()?.chars().next()?, rest.next()?.parse().ok()?))
+}
+
+/// Whether a process is there and is no zombie: a zombie still answers `kill(pid, 0)`.
+pub(crate) fn alive(pid: u32) -> bool {
+    matches!(stat(pid), Some((state, _)) if state != 'Z' && state != 'X')
+}
+
+/// All pids of this machine.
+pub(crate) fn all_pids() -> Vec<u32> {
+    let entries = fs::read_dir("/proc").expect("/proc");
+    entries
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect()
+}
+
+/// The living processes whose command line holds this text: a scratch directory's path, say. It finds forked children
+/// too, which have their parent's command line.
+pub(crate) fn processes_with(text: &str) -> Vec<u32> {
+    let me = std::process::id();
+    let mut pids = all_pids();
+    pids.retain(|&pid| {
+        let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        pid != me && String::from_utf8_lossy(&line).contains(text) && alive(pid)
+    });
+    pids
+}
+
+/// Fails unless every process that recorded its pid in `pids` is gone, and every process with the scratch directory's
+/// path in its command line as well. `bound` is how long it may take.
+#[track_caller]
+pub(crate) fn assert_gone(scratch: &Scratch, pids: &str, bound: Duration) {
+    let recorded = numbers(pids);
+    assert!(!recorded.is_empty(), "nothing recorded its pid in {pids}");
+    let path = scratch.path().to_str().expect("a path in UTF-8");
+    let mut left = Vec::new();
+    let gone = wait_until(
+        || {
+            left = processes_with(path);
+            left.extend(recorded.iter().copied().filter(|&pid| alive(pid)));
+            left.is_empty()
+        },
+        bound,
+    );
+    assert!(gone, "survivors: {left:?} of {recorded:?}");
+    // A process that forks and exits can slip through one look.
+    for _ in 0..3 {
+        thread::sleep(Duration::from_millis(10));
+        let late = processes_with(path);
+        assert!(late.is_empty(), "survivors at a second look: {late:?}");
+    }
+}
+
+/// All living descendants of a process, by who is whose parent: for servers whose helpers have titles of their own. (A
+/// daemon has another parent.)
+pub(crate) fn descendants(root: u32) -> Vec<u32> {
+    let parents: Vec<(u32, u32)> = all_pids()
+        .into_iter()
+        .filter_map(|pid| stat(pid).map(|(_, parent)| (pid, parent)))
+        .collect();
+    let mut found = vec![root];
+    let mut next = 0;
+    while next < found.len() {
+        let of = found[next];
+        found.extend(
+            parents
+                .iter()
+                .filter(|(_, parent)| *parent == of)
+                .map(|(pid, _)| *pid),
+        );
+        next += 1;
+    }
+    found.retain(|&pid| pid != root && alive(pid));
+    found
+}
+
+/// The supervisors of a service: its ancestors up to, and without, this process.
+pub(crate) fn supervisors(service: u32) -> Vec<u32> {
+    let mut chain = Vec::new();
+    let mut pid = service;
+    while let Some((_, parent)) = stat(pid) {
+        if parent == std::process::id() || parent <= 1 {
+            break;
+        }
+        chain.push(parent);
+        pid = parent;
+    }
+    chain
+}
+
+pub(crate) const SIGINT: i32 = 2;
+pub(crate) const SIGKILL: i32 = 9;
+pub(crate) const SIGTERM: i32 = 15;
+
+/// Sends a signal to one process that the test, or a service of it, has started.
+pub(crate) fn send(pid: u32, signal: i32) {
+    unsafe extern "C" {
+        fn kill(pid: i32, signal: i32) -> i32;
+    }
+    assert!(pid > 1, "not a process of ours: {pid}");
+    // SAFETY: no memory is involved.
+    unsafe { kill(pid as i32, signal) };
+}
+
+/// Whether this process may do what root may.
+pub(crate) fn is_root() -> bool {
+    unsafe extern "C" {
+        fn geteuid() -> u32;
+    }
+    // SAFETY: no memory is involved.
+    unsafe { geteuid() == 0 }
+}
+
+/// Resident memory of this process in kB.
+pub(crate) fn rss_kb() -> u64 {
+    let status = fs::read_to_string("/proc/self/status").expect("/proc/self/status");
+    let line = status
+        .lines()
+        .find(|line| line.starts_with("VmRSS:"))
+        .expect("VmRSS");
+    line.split_whitespace()
+        .nth(1)
+        .and_then(|n| n.parse().ok())
+        .expect("a number")
+}
+
+/// How many entries a directory has.
+pub(crate) fn entries(path: &str) -> usize {
+    fs::read_dir(path).map_or(0, Iterator::count)
+}
+
+// ---- victims ----------------------------------------------------------------------------------------------------------
+
+const VICTIM: &str = "MIRAKURU_TEST_VICTIM";
+
+/// The `#[ignore]`d test of this name of this very binary, as a process of its own. Its [`victim_dir`] is `dir`, and so is its
+/// temporary directory.
+pub(crate) fn victim(name: &str, dir: &Path) -> Command {
+    let mut command = Command::new(env::current_exe().expect("this binary"));
+    command
+        .args(["--exact", name, "--ignored", "--nocapture", "--test-threads=1"])
+        .env(VICTIM, dir)
+        .env("TMPDIR", dir);
+    command
+}
+
+/// The directory that a victim was given; `None` in a process that nobody asked to be one.
+pub(crate) fn victim_dir() -> Option<PathBuf> {
+    env::var_os(VICTIM).map(PathBuf::from)
+}
+
+// ---- the network ------------------------------------------------------------------------------------------------------
+
+/// A free port for tests that need a *fixed* one: below the range that the kernel gives away, and from a window that other
+/// test processes do not use.
+pub(crate) fn fixed_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    loop {
+        let n = NEXT.fetch_add(1, Ordering::SeqCst);
+        assert!(n < 500, "no free port");
+        let window = (std::process::id() % 750) as u16;
+        let port = 20_000 + window * 16 + n % 16;
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return port;
+        }
+    }
+}
+
+/// Sends one line and gives the line that comes back.
+pub(crate) fn ask(addr: impl ToSocketAddrs, line: &str) -> io::Result<String> {
+    let mut stream = TcpStream::connect(addr)?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    stream.write_all(format!("{line}\r\n").as_bytes())?;
+    let mut answer = String::new();
+    BufReader::new(stream).read_line(&mut answer)?;
+    Ok(answer.trim_end().to_owned())
+}
+
+/// The pid of the helper that answers there.
+#[track_caller]
+pub(crate) fn who_answers(addr: impl ToSocketAddrs) -> u32 {
+    let answer = ask(addr, "PING").expect("an answer");
+    let pid = answer
+        .strip_prefix("PONG ")
+        .unwrap_or_else(|| panic!("not our helper: {answer:?}"));
+    pid.parse().expect("a pid")
+}
+
+// ---- programs ---------------------------------------------------------------------------------------------------------
+
+/// Prints past the capture of the test harness, which hides what a passing test prints.
+pub(crate) fn say(text: &str) {
+    let _ = writeln!(io::stderr(), "{text}");
+}
+
+/// Where a program of a Debian package is. When it is not installed this prints so aloud and gives `None` (the test then returns);
+/// with `CI=true` in the environment the test fails.
+#[track_caller]
+pub(crate) fn require(program: &str) -> Option<PathBuf> {
+    let found = find(program);
+    if found.is_none() {
+        let test = thread::current().name().unwrap_or("a test").to_owned();
+        if env::var_os("CI").is_some_and(|value| value == "true") {
+            panic!("`{program}` is not installed, and CI=true: run `tests/run`, which installs it");
+        }
+        say(&format!(
+            "\n*** {test}: SKIPPED, `{program}` is not installed; `tests/run` installs it ***\n"
+        ));
+    }
+    found
+}
+
+fn find(program: &str) -> Option<PathBuf> {
+    let mut dirs: Vec<PathBuf> = env::split_paths(&env::var_os("PATH")?).collect();
+    dirs.push("/usr/sbin".into());
+    // Debian keeps each version of PostgreSQL in a folder of its own, off PATH. The newest comes first.
+    let mut versions: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    versions.sort_by_key(|path| path.file_name().and_then(|n| n.to_str()?.parse::<u32>().ok()));
+    dirs.extend(versions.iter().rev().map(|path| path.join("bin")));
+    dirs.into_iter()
+        .map(|dir| dir.join(program))
+        .find(|path| path.is_file())
+}
+
+/// Says aloud that a test needs to be root.
+pub(crate) fn skip_without_root() {
+    let test = thread::current().name().unwrap_or("a test").to_owned();
+    say(&format!("\n*** {test}: SKIPPED in part, needs to be root ***\n"));
+}

@@ -1,0 +1,623 @@
+//! The verbs of an executor, and what is left of a service after each of them: nothing.
+
+mod common;
+
+use std::fs;
+use std::net::TcpStream;
+use std::os::unix::process::ExitStatusExt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use common::{
+    LONG, Scratch, alive, assert_gone, entries, error_of, numbers, odd, rss_kb, stat, victim, victim_dir,
+    wait_until,
+};
+use mirakuru::{Banner, Error, Executor, ExecutorBuilder, PidFile, Signal, Tcp, TcpExecutor};
+
+/// The helper on a port of its own.
+fn listening<const N: usize>(args: [&str; N]) -> ExecutorBuilder<Tcp> {
+    odd(["--listen", "127.0.0.1:{port}"])
+        .args(args)
+        .wait_for(Tcp::addr("127.0.0.1:{port}"))
+}
+
+#[test]
+fn start_stop_start() {
+    let mut service: TcpExecutor = listening([]).build().unwrap();
+    assert!(!service.is_running());
+    service.stop().unwrap();
+    service.start().unwrap();
+    let (first, port) = (service.pid(), service.port());
+    assert!(service.is_running());
+    service.start().unwrap();
+    assert_eq!(service.pid(), first, "a start while it is running does nothing");
+    service.stop().unwrap();
+    assert!(!service.is_running() && !alive(first));
+    assert!(TcpStream::connect(("127.0.0.1", port)).is_err());
+    service.stop().unwrap();
+    service.start().unwrap();
+    assert_eq!(service.port(), port);
+    assert_ne!(service.pid(), first);
+    assert_eq!(common::who_answers(service.addr()), service.pid());
+}
+
+#[test]
+fn restart_keeps_the_port() {
+    let mut service = listening([]).start().unwrap();
+    let (first, address) = (service.pid(), service.addr());
+    service.restart().unwrap();
+    assert_eq!(service.addr(), address);
+    assert_ne!(service.pid(), first);
+    assert!(!alive(first));
+    assert_eq!(common::who_answers(address), service.pid());
+
+    // Of something that is not running it is a start.
+    service.stop().unwrap();
+    service.restart().unwrap();
+    assert_eq!(common::who_answers(address), service.pid());
+}
+
+#[test]
+fn kill_does_not_ask() {
+    let scratch = Scratch::new();
+    let (pids, stamp) = (scratch.file("pids"), scratch.file("stamp"));
+    let mut service = listening([
+        "--pids",
+        &pids,
+        "--stamp",
+        &stamp,
+        "--fork",
+        "2",
+        "--stop-delay",
+        "20000",
+    ])
+    .stop_timeout(LONG)
+    .start()
+    .unwrap();
+    let begin = Instant::now();
+    service.kill().unwrap();
+    assert!(
+        begin.elapsed() < Duration::from_secs(10),
+        "it waited for the service to stop"
+    );
+    assert!(!service.is_running());
+    assert_gone(&scratch, &pids, Duration::ZERO);
+    assert_eq!(common::stamped(&stamp, "signal"), None, "it got no stop signal");
+    service.start().unwrap();
+}
+
+#[test]
+fn what_needs_a_running_service_says_so() {
+    let mut service = listening([]).build().unwrap();
+    for error in [
+        error_of(service.signal(Signal::Hup)),
+        error_of(service.pause()),
+        error_of(service.resume()),
+        error_of(service.wait_until(Banner::matching("x"), LONG)),
+    ] {
+        assert!(matches!(error, Error::NotRunning { .. }), "{error}");
+    }
+    service.kill().unwrap();
+}
+
+#[test]
+fn a_signal_reaches_the_service() {
+    let mut service = listening([]).start().unwrap();
+    for (signal, name) in [
+        (Signal::Usr1, "SIGUSR1"),
+        (Signal::Usr2, "SIGUSR2"),
+        (Signal::Hup, "SIGHUP"),
+    ] {
+        service.signal(signal).unwrap();
+        service
+            .wait_until(Banner::matching(format!("^got {name}$")), LONG)
+            .unwrap();
+    }
+    assert!(service.is_running());
+    service.stop().unwrap();
+}
+
+#[test]
+fn the_stop_signal_is_the_recipes() {
+    for (signal, name) in [
+        (Signal::Int, "SIGINT"),
+        (Signal::Quit, "SIGQUIT"),
+        (Signal::Term, "SIGTERM"),
+    ] {
+        let mut service = listening([]).stop_signal(signal).start().unwrap();
+        service.stop().unwrap();
+        assert!(
+            service.logs().stdout().contains(&format!("got {name}")),
+            "{}",
+            service.logs()
+        );
+    }
+}
+
+#[test]
+fn pause_and_resume_reach_the_whole_tree() {
+    let scratch = Scratch::new();
+    let pids = scratch.file("pids");
+    let mut service = listening(["--pids", &pids, "--fork", "2", "--deaf-daemons", "1"])
+        .stop_timeout(Duration::from_millis(200))
+        .start()
+        .unwrap();
+    let tree = numbers(&pids);
+    assert_eq!(tree.len(), 6, "itself, two children, their two, a daemon");
+    let all_are = |wanted: bool| {
+        wait_until(
+            || {
+                tree.iter()
+                    .all(|&pid| stat(pid).is_some_and(|(state, _)| (state == 'T') == wanted))
+            },
+            Duration::from_secs(5),
+        )
+    };
+    service.pause().unwrap();
+    assert!(all_are(true), "not everything was stopped");
+    service.resume().unwrap();
+    assert!(all_are(false), "not everything was continued");
+    assert_eq!(common::who_answers(service.addr()), service.pid());
+    // Stopped processes are stopped all the same, and need no more than the daemon's grace for it.
+    service.pause().unwrap();
+    service.stop().unwrap();
+    assert_gone(&scratch, &pids, Duration::ZERO);
+}
+
+#[test]
+fn wait_gives_the_exit() {
+    let mut service = listening(["--exit-after", "1000:7"]).start().unwrap();
+    let error = error_of(service.wait(Duration::from_millis(1)));
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    let status = service.wait(LONG).unwrap();
+    assert_eq!(status.code(), Some(7));
+    assert!(!service.is_running());
+}
+
+#[test]
+fn an_unexpected_exit_is_told_when_it_is_stopped() {
+    let mut service = listening(["--exit-after", "1000:5", "--line", "all was well"])
+        .start()
+        .unwrap();
+    assert!(
+        wait_until(|| !service.is_running(), LONG),
+        "a service that has ended is not running"
+    );
+    let error = error_of(service.stop());
+    let Error::BadExit { status, evidence, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(status.code(), Some(5));
+    assert!(
+        evidence.tail.iter().any(|line| line.contains("all was well")),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_bad_exit_has_its_status_and_the_tail() {
+    let mut service = listening(["--exit-on-term", "3", "--line", "up to here"])
+        .start()
+        .unwrap();
+    let pid = service.pid();
+    let error = error_of(service.stop());
+    let Error::BadExit {
+        status,
+        evidence,
+        expected,
+        ..
+    } = &error
+    else {
+        panic!("{error}");
+    };
+    assert_eq!(status.code(), Some(3));
+    assert!(!expected.is_empty());
+    assert!(
+        evidence.tail.iter().any(|line| line.contains("got SIGTERM")),
+        "{error}"
+    );
+    assert!(error.to_string().contains("got SIGTERM"), "{error}");
+    // It is down all the same, told once, and can be started again.
+    assert!(!service.is_running() && !alive(pid));
+    service.stop().unwrap();
+    service.start().unwrap();
+    assert!(matches!(error_of(service.restart()), Error::BadExit { .. }));
+}
+
+#[test]
+fn exits_that_are_fine() {
+    // By the signal itself, with 0, and with what the recipe expects.
+    listening([]).start().unwrap().stop().unwrap();
+    listening(["--exit-on-term", "0"])
+        .start()
+        .unwrap()
+        .stop()
+        .unwrap();
+    let three = || listening(["--exit-on-term", "3"]).expected_exit(3);
+    three().start().unwrap().stop().unwrap();
+    // What is expected is fine as well, not instead.
+    listening([]).expected_exit(3).start().unwrap().stop().unwrap();
+}
+
+#[test]
+fn what_is_deaf_is_killed_after_the_grace() {
+    let scratch = Scratch::new();
+    let pids = scratch.file("pids");
+    let mut service = listening(["--ignore-term", "--pids", &pids])
+        .stop_timeout(Duration::from_millis(200))
+        .start()
+        .unwrap();
+    let begin = Instant::now();
+    let error = error_of(service.stop());
+    let Error::BadExit { status, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(status.signal(), Some(9), "{error}");
+    assert!(begin.elapsed() >= Duration::from_millis(200), "it had no grace");
+    assert_gone(&scratch, &pids, Duration::ZERO);
+}
+
+#[test]
+fn what_takes_its_time_gets_it() {
+    let scratch = Scratch::new();
+    let stamp = scratch.file("stamp");
+    let mut service = listening(["--stop-delay", "300", "--exit-on-term", "0", "--stamp", &stamp])
+        .stop_timeout(LONG)
+        .start()
+        .unwrap();
+    service.stop().unwrap();
+    assert!(
+        common::stamped(&stamp, "exit").is_some(),
+        "it was killed before it had finished"
+    );
+}
+
+#[test]
+fn another_kill_signal_is_followed_by_sigkill() {
+    let scratch = Scratch::new();
+    let pids = scratch.file("pids");
+    let mut service = listening(["--ignore-term", "--pids", &pids])
+        .stop_timeout(Duration::from_millis(50))
+        .kill_signal(Signal::Quit)
+        .start()
+        .unwrap();
+    let _ = service.stop();
+    assert_gone(&scratch, &pids, Duration::ZERO);
+}
+
+// ---- stopped() --------------------------------------------------------------------------------------------------------
+
+#[test]
+fn stopped_runs_the_closure_without_the_service() {
+    let mut service = listening([]).start().unwrap();
+    let (first, address) = (service.pid(), service.addr());
+    let answer = service
+        .stopped(|| {
+            assert!(TcpStream::connect(address).is_err());
+            assert!(!alive(first));
+            42
+        })
+        .unwrap();
+    assert_eq!(answer, 42);
+    assert_eq!(service.addr(), address);
+    assert_eq!(common::who_answers(address), service.pid());
+}
+
+#[test]
+fn stopped_starts_it_again_after_a_panic() {
+    let mut service = listening([]).start().unwrap();
+    let address = service.addr();
+    let outcome = catch_unwind(AssertUnwindSafe(|| {
+        service.stopped(|| panic!("the closure's own words"))
+    }));
+    let payload = outcome.expect_err("the panic goes on");
+    assert_eq!(payload.downcast_ref::<&str>(), Some(&"the closure's own words"));
+    assert!(service.is_running());
+    assert_eq!(common::who_answers(address), service.pid());
+}
+
+#[test]
+fn stopped_reports_a_failed_restart() {
+    let scratch = Scratch::new();
+    let (mut service, needed) = needs_a_file(&scratch);
+    let error = error_of(service.stopped(|| fs::remove_file(&needed).unwrap()));
+    let Error::Exited { status, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(status.code(), Some(9));
+    assert!(!service.is_running());
+}
+
+/// An executor that is started again and again looks at the exit of its present service, not of an earlier one.
+#[test]
+fn each_failed_restart_is_told_as_what_it_is() {
+    let scratch = Scratch::new();
+    let (mut service, needed) = needs_a_file(&scratch);
+    for round in 0..150 {
+        let error = error_of(service.stopped(|| fs::remove_file(&needed).unwrap()));
+        let Error::Exited { status, .. } = &error else {
+            panic!("round {round}: {error}")
+        };
+        assert_eq!(status.code(), Some(9));
+        fs::write(&needed, "").unwrap();
+        service
+            .start()
+            .unwrap_or_else(|error| panic!("round {round}: {error}"));
+    }
+}
+
+#[test]
+fn stopped_reports_a_failed_restart_after_a_panic_too() {
+    let scratch = Scratch::new();
+    let output = victim("panic_while_the_restart_fails", scratch.path())
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    let text =
+        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("the closure's own words"), "{text}");
+    assert!(text.contains("the file it needs is missing"), "{text}");
+}
+
+#[test]
+#[ignore = "a victim"]
+fn panic_while_the_restart_fails() {
+    if victim_dir().is_none() {
+        return;
+    }
+    let scratch = Scratch::new();
+    let (mut service, needed) = needs_a_file(&scratch);
+    let _ = service.stopped(|| {
+        fs::remove_file(&needed).unwrap();
+        panic!("the closure's own words");
+    });
+}
+
+/// A service that starts only as long as a file exists.
+fn needs_a_file(scratch: &Scratch) -> (Executor<Banner>, String) {
+    let needed = scratch.file("needed");
+    fs::write(&needed, "").unwrap();
+    let script = format!(
+        "test -e {needed} || {{ echo the file it needs is missing; exit 9; }}; echo up; exec sleep 100"
+    );
+    let service = Executor::builder(script)
+        .shell(true)
+        .timeout(LONG)
+        .wait_for(Banner::matching("^up$"))
+        .start()
+        .unwrap();
+    (service, needed)
+}
+
+// ---- every kind of tree, every end ------------------------------------------------------------------------------------
+
+/// What a service may leave behind, and whether it needs the grace to be over.
+const TREES: [(&str, &[&str]); 7] = [
+    ("plain", &[]),
+    ("grandchildren", &["--fork", "3"]),
+    ("stopped", &["--stopped", "2"]),
+    ("stopped itself", &["--stop-self"]),
+    ("deaf", &["--ignore-term", "--fork", "2"]),
+    ("daemons: deaf, own session, no marks", &["--deaf-daemons", "3"]),
+    ("keeps forking", &["--keep-forking", "4"]),
+];
+
+fn each_tree(end: impl Fn(TcpExecutor)) {
+    for (name, args) in TREES {
+        println!("{name}");
+        let scratch = Scratch::new();
+        let pids = scratch.file("pids");
+        let service = odd(["--listen", "127.0.0.1:{port}", "--pids", &pids])
+            .args(args)
+            .wait_for(Tcp::addr("127.0.0.1:{port}"))
+            .stop_timeout(Duration::from_millis(150))
+            .start()
+            .unwrap();
+        end(service);
+        assert_gone(&scratch, &pids, Duration::ZERO);
+    }
+}
+
+#[test]
+fn nothing_of_any_tree_survives_stop() {
+    each_tree(|mut service| {
+        let _ = service.stop();
+        assert!(!service.is_running());
+    });
+}
+
+#[test]
+fn nothing_of_any_tree_survives_kill() {
+    each_tree(|mut service| service.kill().unwrap());
+}
+
+#[test]
+fn nothing_of_any_tree_survives_drop() {
+    each_tree(drop);
+}
+
+#[test]
+fn nothing_of_any_tree_survives_a_panic() {
+    each_tree(|service| {
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let _held = service;
+            panic!("on purpose");
+        }));
+        assert!(outcome.is_err());
+    });
+}
+
+#[test]
+fn a_panicking_test_shows_the_log_and_keeps_the_file() {
+    let scratch = Scratch::new();
+    let output = victim("panic_with_a_service", scratch.path()).output().unwrap();
+    assert!(!output.status.success());
+    let text =
+        String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains("what the service had to say"), "{text}");
+    let path = fs::read_to_string(scratch.file("log-path")).unwrap();
+    assert!(text.contains(&path), "{path} is not named in:\n{text}");
+    let kept = fs::read_to_string(&path);
+    assert!(
+        kept.is_ok_and(|log| log.contains("what the service had to say")),
+        "the log is not kept"
+    );
+}
+
+#[test]
+#[ignore = "a victim"]
+fn panic_with_a_service() {
+    let Some(dir) = victim_dir() else { return };
+    let service = listening(["--line", "what the service had to say"])
+        .start()
+        .unwrap();
+    fs::write(dir.join("log-path"), service.logs().path().to_str().unwrap()).unwrap();
+    panic!("on purpose");
+}
+
+// ---- what is left in the test process ---------------------------------------------------------------------------------
+
+/// What must not grow with the number of services that came and went.
+#[derive(Debug, PartialEq)]
+struct Left {
+    descriptors: usize,
+    threads: usize,
+    children: usize,
+    files: usize,
+}
+
+impl Left {
+    fn now(dir: &Path) -> Left {
+        let me = std::process::id();
+        Left {
+            descriptors: entries("/proc/self/fd"),
+            threads: entries("/proc/self/task"),
+            // Zombies included.
+            children: common::all_pids()
+                .into_iter()
+                .filter(|&pid| stat(pid).is_some_and(|(_, parent)| parent == me))
+                .count(),
+            files: files_under(dir),
+        }
+    }
+}
+
+/// Files and directories, at any depth.
+fn files_under(dir: &Path) -> usize {
+    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    entries
+        .flatten()
+        .map(|entry| {
+            1 + if entry.path().is_dir() {
+                files_under(&entry.path())
+            } else {
+                0
+            }
+        })
+        .sum()
+}
+
+/// The size of everything under a directory.
+fn bytes_under(dir: &Path) -> u64 {
+    let Ok(entries) = fs::read_dir(dir) else { return 0 };
+    entries
+        .flatten()
+        .map(|entry| match entry.metadata() {
+            Ok(metadata) if metadata.is_dir() => bytes_under(&entry.path()),
+            Ok(metadata) => metadata.len(),
+            Err(_) => 0,
+        })
+        .sum()
+}
+
+#[test]
+fn a_thousand_cycles_leave_nothing() {
+    let scratch = Scratch::new();
+    let output = victim("a_thousand_cycles", scratch.path()).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    assert!(processes_gone(&scratch));
+}
+
+fn processes_gone(scratch: &Scratch) -> bool {
+    let path = scratch.path().to_str().unwrap();
+    wait_until(|| common::processes_with(path).is_empty(), Duration::from_secs(5))
+}
+
+#[test]
+#[ignore = "a victim"]
+fn a_thousand_cycles() {
+    let Some(dir) = victim_dir() else { return };
+    let cycle = || {
+        let mut service = listening([]).start().unwrap();
+        assert!(service.is_running());
+        service.stop().unwrap();
+    };
+    // What is made once (caches, the log's directory, the allocator's arenas) is not what is looked for.
+    for _ in 0..50 {
+        cycle();
+    }
+    let (before, memory) = (Left::now(&dir), rss_kb());
+    for _ in 0..500 {
+        cycle();
+    }
+    // One executor that is started again and again.
+    let mut service = listening([]).build().unwrap();
+    for _ in 0..500 {
+        service.start().unwrap();
+        service.stop().unwrap();
+    }
+    drop(service);
+    assert_eq!(Left::now(&dir), before);
+    let grown = rss_kb().saturating_sub(memory);
+    assert!(grown < 2_000, "memory grew by {grown} kB");
+}
+
+#[test]
+fn a_flood_after_readiness_never_blocks_and_costs_no_memory() {
+    let scratch = Scratch::new();
+    let output = victim("flooded", scratch.path()).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+}
+
+#[test]
+#[ignore = "a victim"]
+fn flooded() {
+    let Some(dir) = victim_dir() else { return };
+    let stamp = dir.join("stamp").to_str().unwrap().to_owned();
+    let cycle = |bytes: &str| {
+        let _ = fs::remove_file(&stamp);
+        let mut service = odd([
+            "--flood-after",
+            bytes,
+            "--pid-file",
+            "{dir}/pid",
+            "--stamp",
+            &stamp,
+        ])
+        .wait_for(PidFile::path("{dir}/pid"))
+        .start()
+        .unwrap();
+        // The test does not help: it only waits.
+        let done = wait_until(|| common::stamped(&stamp, "flooded").is_some(), 2 * LONG);
+        assert!(done, "the service hangs in its own output");
+        // The victim's directory is where everything temporary is, the log included.
+        let printed = bytes_under(&dir);
+        service.stop().unwrap();
+        printed
+    };
+    cycle("1000000");
+    let memory = rss_kb();
+    let printed = cycle("100000000");
+    let grown = rss_kb().saturating_sub(memory);
+    assert!(printed >= 100_000_000, "{printed} bytes in the log");
+    assert!(grown < 2_000, "memory grew by {grown} kB");
+}

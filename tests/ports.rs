@@ -1,0 +1,363 @@
+//! Ports: chosen ones that never collide, fixed ones that are taken in turns, and ports that somebody else has.
+
+mod common;
+
+use std::collections::HashSet;
+use std::fs;
+use std::net::{TcpListener, TcpStream};
+use std::process::Stdio;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Barrier, Mutex};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{
+    LONG, Scratch, Stranger, alive, error_of, fixed_port, numbers, odd, victim, victim_dir, wait_until,
+    who_answers,
+};
+use mirakuru::{Error, ExecutorBuilder, Tcp, TcpExecutor, UnixSocket};
+
+fn chosen() -> ExecutorBuilder<Tcp> {
+    odd(["--listen", "127.0.0.1:{port}"]).wait_for(Tcp::addr("127.0.0.1:{port}"))
+}
+
+fn fixed(port: u16) -> ExecutorBuilder<Tcp> {
+    odd(["--listen", &format!("127.0.0.1:{port}")]).wait_for(Tcp::port(port))
+}
+
+// ---- chosen ports -----------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_hundred_executors_side_by_side_get_a_hundred_ports() {
+    let barrier = Barrier::new(100);
+    let up = Mutex::new(Vec::new());
+    thread::scope(|scope| {
+        for _ in 0..100 {
+            scope.spawn(|| {
+                barrier.wait();
+                let service = chosen().start().unwrap();
+                assert_eq!(who_answers(service.addr()), service.pid());
+                up.lock().unwrap_or_else(|e| e.into_inner()).push(service);
+            });
+        }
+    });
+    let up = up.into_inner().unwrap_or_else(|e| e.into_inner());
+    let ports: HashSet<u16> = up.iter().map(TcpExecutor::port).collect();
+    assert_eq!(ports.len(), 100);
+}
+
+#[test]
+fn test_processes_side_by_side_get_different_ports() {
+    let scratch = Scratch::new();
+    let dir = scratch.path();
+    let mut processes: Vec<_> = (0..4)
+        .map(|_| {
+            victim("takes_twenty_ports", dir)
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    let file = scratch.file("ports");
+    let all = wait_until(|| numbers(&file).len() >= 80, LONG);
+    let ports = numbers(&file);
+    // All are held until here; now each process sees the end of its input.
+    for process in &mut processes {
+        drop(process.stdin.take());
+    }
+    for mut process in processes {
+        assert!(process.wait().unwrap().success());
+    }
+    assert!(all, "{} of 80", ports.len());
+    assert_eq!(ports.iter().collect::<HashSet<_>>().len(), 80, "{ports:?}");
+}
+
+#[test]
+#[ignore = "a victim"]
+fn takes_twenty_ports() {
+    let Some(dir) = victim_dir() else { return };
+    let services: Vec<_> = (0..20)
+        .map(|_| {
+            odd([])
+                .arg("{port}")
+                .build()
+                .map(|service| (service.port(), service))
+                .unwrap()
+        })
+        .collect();
+    for (port, _) in &services {
+        use std::io::Write;
+        let mut file = fs::File::options()
+            .create(true)
+            .append(true)
+            .open(dir.join("ports"))
+            .unwrap();
+        file.write_all(format!("{port}\n").as_bytes()).unwrap();
+    }
+    let _ = std::io::stdin().read_line(&mut String::new());
+}
+
+#[test]
+fn a_port_is_kept_while_the_service_is_stopped() {
+    let mut service = chosen().start().unwrap();
+    let port = service.port();
+    service.stop().unwrap();
+    let others: Vec<_> = (0..50).map(|_| chosen().build().unwrap().port()).collect();
+    assert!(!others.contains(&port), "{port} was given away");
+    service.start().unwrap();
+    assert_eq!(service.port(), port);
+}
+
+#[test]
+fn a_service_without_reuseaddr_gets_a_port_as_well() {
+    // A reservation that the service cannot bind over shows as "address in use".
+    for _ in 0..5 {
+        let mut service = odd(["--no-reuseaddr", "--listen", "127.0.0.1:{port}"])
+            .wait_for(Tcp::addr("127.0.0.1:{port}"))
+            .start()
+            .unwrap();
+        assert_eq!(who_answers(service.addr()), service.pid());
+        service.stop().unwrap();
+    }
+}
+
+#[test]
+fn a_chosen_port_that_was_taken_in_between_is_replaced() {
+    let scratch = Scratch::new();
+    let pids = scratch.file("pids");
+    let taken = thread::scope(|scope| {
+        let thief = scope.spawn(|| {
+            // The first service tells its port on its command line, and takes its time to bind it.
+            assert!(wait_until(|| !numbers(&pids).is_empty(), LONG));
+            let line = fs::read(format!("/proc/{}/cmdline", numbers(&pids)[0])).unwrap();
+            let line = String::from_utf8(line).unwrap();
+            let address = line
+                .split('\0')
+                .find(|word| word.starts_with("127.0.0.1:"))
+                .unwrap()
+                .to_owned();
+            TcpListener::bind(address).unwrap()
+        });
+        let service = odd(["--pids", &pids, "--delay", "300", "--listen", "127.0.0.1:{port}"])
+            .wait_for(Tcp::addr("127.0.0.1:{port}"))
+            .start()
+            .unwrap();
+        let stolen = thief.join().unwrap();
+        assert_ne!(service.port(), stolen.local_addr().unwrap().port());
+        assert_eq!(who_answers(service.addr()), service.pid());
+        stolen
+    });
+    drop(taken);
+    assert!(numbers(&pids).len() >= 2, "it was started again");
+    assert!(numbers(&pids).into_iter().all(|pid| !alive(pid)));
+}
+
+// ---- ports that somebody has ------------------------------------------------------------------------------------------
+
+/// The error must name the port and the process, and nothing may have been started.
+#[track_caller]
+fn assert_already_running(error: &Error, port: u16, pid: u32) {
+    let Error::AlreadyRunning { holder, endpoint, .. } = error else {
+        panic!("{error}");
+    };
+    assert!(endpoint.contains(&port.to_string()), "{endpoint}");
+    let holder = holder.as_deref().expect("a holder");
+    assert!(common::names_pid(holder, pid), "{holder}, and not pid {pid}");
+    let text = error.to_string();
+    assert!(
+        text.contains(&format!("port {port} is already in use by {holder}")),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_fixed_port_of_another_executor_is_refused_and_the_holder_named() {
+    let port = fixed_port();
+    let mut first = fixed(port).start().unwrap();
+    let scratch = Scratch::new();
+    let pids = scratch.file("pids");
+    let second = odd(["--pids", &pids, "--listen", &format!("127.0.0.1:{port}")]).wait_for(Tcp::port(port));
+    let begin = Instant::now();
+    let error = error_of(second.clone().start());
+    assert!(begin.elapsed() < LONG, "it waited");
+    assert_already_running(&error, port, first.pid());
+    assert!(error.to_string().contains("mirakuru-odd"), "{error}");
+    assert_eq!(numbers(&pids), [0; 0], "the second one was executed");
+    assert_eq!(
+        who_answers(first.addr()),
+        first.pid(),
+        "the first one is untouched"
+    );
+
+    first.stop().unwrap();
+    let mut second = second.start().unwrap();
+    second.stop().unwrap();
+}
+
+#[test]
+fn a_stranger_on_the_port_is_refused_whatever_it_does_there() {
+    // What is bound and does not listen is in the way only of those that do not share, which nobody can know beforehand.
+    let ways: [&[&str]; 4] = [
+        &["--listen"],
+        &["--no-reuseaddr", "--listen"],
+        &["--no-reuseaddr", "--bind-only"],
+        &["--accept-never-answer"],
+    ];
+    for how in ways {
+        let port = fixed_port();
+        let stranger = Stranger::start(&[how, &[&format!("127.0.0.1:{port}")]].concat());
+        // Queueing is for services of ours. A stranger is an error at once.
+        for queue in [false, true] {
+            let error = error_of(fixed(port).queue(queue).start());
+            assert_already_running(&error, port, stranger.pid());
+        }
+    }
+}
+
+#[test]
+fn a_stranger_on_every_address_is_refused_too() {
+    let port = fixed_port();
+    let stranger = Stranger::start(&["--listen", &format!("0.0.0.0:{port}")]);
+    assert_already_running(&error_of(fixed(port).start()), port, stranger.pid());
+}
+
+#[test]
+fn a_listener_of_the_test_itself_is_a_stranger_too() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    assert_already_running(&error_of(fixed(port).start()), port, std::process::id());
+    drop(listener);
+    fixed(port).start().unwrap().stop().unwrap();
+}
+
+#[test]
+fn a_port_full_of_closed_connections_is_free() {
+    // TIME_WAIT on the port keeps nobody with SO_REUSEADDR from it.
+    let port = fixed_port();
+    for _ in 0..3 {
+        let mut service = fixed(port).start().unwrap();
+        for _ in 0..20 {
+            who_answers(service.addr());
+        }
+        service.stop().unwrap();
+    }
+}
+
+// ---- turns ------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn forty_threads_take_turns_on_a_fixed_port() {
+    let port = fixed_port();
+    let inside = AtomicUsize::new(0);
+    let most = AtomicUsize::new(0);
+    thread::scope(|scope| {
+        for _ in 0..40 {
+            scope.spawn(|| {
+                let mut service = fixed(port).queue(true).start().unwrap();
+                let now = inside.fetch_add(1, Ordering::SeqCst) + 1;
+                most.fetch_max(now, Ordering::SeqCst);
+                assert_eq!(who_answers(service.addr()), service.pid());
+                inside.fetch_sub(1, Ordering::SeqCst);
+                service.stop().unwrap();
+            });
+        }
+    });
+    assert_eq!(most.into_inner(), 1);
+}
+
+#[test]
+fn a_turn_does_not_count_towards_the_timeout() {
+    let port = fixed_port();
+    let mut first = fixed(port).start().unwrap();
+    thread::scope(|scope| {
+        let second = scope.spawn(|| fixed(port).queue(true).timeout(Duration::from_secs(1)).start());
+        thread::sleep(Duration::from_millis(1500));
+        first.stop().unwrap();
+        drop(second.join().unwrap().unwrap());
+    });
+}
+
+#[test]
+fn test_processes_take_turns_on_a_fixed_port() {
+    let scratch = Scratch::new();
+    let port = fixed_port();
+    fs::write(scratch.file("port"), port.to_string()).unwrap();
+    let processes: Vec<_> = (0..6)
+        .map(|_| {
+            victim("takes_five_turns", scratch.path())
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap()
+        })
+        .collect();
+    for process in processes {
+        let output = process.wait_with_output().unwrap();
+        assert!(
+            output.status.success(),
+            "{}",
+            String::from_utf8_lossy(&output.stdout)
+        );
+    }
+}
+
+#[test]
+#[ignore = "a victim"]
+fn takes_five_turns() {
+    let Some(dir) = victim_dir() else { return };
+    let port = numbers(dir.join("port").to_str().unwrap())[0] as u16;
+    for _ in 0..5 {
+        let mut service = fixed(port).queue(true).start().unwrap();
+        assert_eq!(who_answers(service.addr()), service.pid());
+        service.stop().unwrap();
+    }
+}
+
+#[test]
+fn a_killed_test_process_gives_its_turn_back() {
+    let scratch = Scratch::new();
+    let port = fixed_port();
+    fs::write(scratch.file("port"), port.to_string()).unwrap();
+    let mut holder = victim("holds_the_port", scratch.path())
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    assert!(wait_until(
+        || TcpStream::connect(("127.0.0.1", port)).is_ok(),
+        LONG
+    ));
+    thread::scope(|scope| {
+        let next = scope.spawn(|| fixed(port).queue(true).start());
+        thread::sleep(Duration::from_millis(50));
+        holder.kill().unwrap();
+        holder.wait().unwrap();
+        let service = next.join().unwrap().unwrap();
+        assert_eq!(who_answers(service.addr()), service.pid());
+    });
+}
+
+#[test]
+#[ignore = "a victim"]
+fn holds_the_port() {
+    let Some(dir) = victim_dir() else { return };
+    let port = numbers(dir.join("port").to_str().unwrap())[0] as u16;
+    let _service = fixed(port).start().unwrap();
+    thread::sleep(2 * LONG);
+}
+
+#[test]
+fn services_on_the_same_socket_path_take_turns_as_well() {
+    let scratch = Scratch::new();
+    let path = scratch.file("socket");
+    let recipe = odd(["--unix", &path]).wait_for(UnixSocket::path(path.as_str()));
+    let mut first = recipe.clone().start().unwrap();
+    let error = error_of(recipe.clone().start());
+    assert!(matches!(error, Error::AlreadyRunning { .. }), "{error}");
+    assert!(error.to_string().contains(&path), "{error}");
+    thread::scope(|scope| {
+        let second = scope.spawn(|| recipe.clone().queue(true).start());
+        thread::sleep(Duration::from_millis(50));
+        first.stop().unwrap();
+        drop(second.join().unwrap().unwrap());
+    });
+}

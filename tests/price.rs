@@ -1,0 +1,79 @@
+//! What this crate costs its users' builds: how many packages stand in the Cargo.lock of a crate that depends on it and
+//! on nothing else. All of them count: the crate itself, the four of this repository, and build scripts' dependencies.
+//!
+//! The versions are those of this repository's Cargo.lock, so that the figure changes only with a change here, and no
+//! network is needed.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// With the default features. Beside it: `rstest` with its default features has 33, `testcontainers` 240.
+const DEFAULT: usize = 36;
+/// With `default-features = false`: without `Http`, and without rstest fixtures.
+const MINIMAL: usize = 20;
+
+#[test]
+fn default_features_cost_no_more_packages_than_stated() {
+    stays_within(DEFAULT, "default", "");
+}
+
+#[test]
+fn without_default_features_they_are_far_fewer() {
+    stays_within(MINIMAL, "minimal", ", default-features = false");
+}
+
+fn stays_within(limit: usize, name: &str, features: &str) {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    if !root.join("mirakuru-core/Cargo.toml").is_file() {
+        // A package that was unpacked by itself has its siblings in the registry, in whatever version.
+        return;
+    }
+    let packages = packages_of_a_user(root, name, features);
+    assert!(
+        packages.iter().any(|package| package == "mirakuru-core"),
+        "this is no user of mirakuru: {packages:?}"
+    );
+    assert!(
+        packages.len() <= limit,
+        "a crate that depends on mirakuru alone ({name} features) has {} packages in its Cargo.lock, and {limit} are \
+         promised. `cargo tree -e normal,build -i PACKAGE` says who brings one in; turn a feature off, or do without. \
+         The packages: {}",
+        packages.len(),
+        packages.join(" ")
+    );
+}
+
+/// The packages in the Cargo.lock of a crate whose only dependency is this one.
+fn packages_of_a_user(root: &Path, name: &str, features: &str) -> Vec<String> {
+    let user = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("price-{name}"));
+    fs::create_dir_all(user.join("src")).unwrap();
+    fs::write(user.join("src/lib.rs"), "").unwrap();
+    let path = root.to_str().expect("a path that is UTF-8").replace('\\', "\\\\");
+    let manifest = format!(
+        "[package]\nname = \"a-user\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n\
+         [dev-dependencies]\nmirakuru = {{ path = \"{path}\"{features} }}\n\n[workspace]\n"
+    );
+    fs::write(user.join("Cargo.toml"), manifest).unwrap();
+    let lock = user.join("Cargo.lock");
+    // Cargo keeps the versions and drops what is not needed here.
+    fs::copy(root.join("Cargo.lock"), &lock).unwrap();
+
+    let output = Command::new(env!("CARGO"))
+        .args(["metadata", "--offline", "--format-version=1", "--quiet"])
+        .current_dir(&user)
+        .output()
+        .expect("cargo");
+    assert!(
+        output.status.success(),
+        "cargo cannot resolve a crate that depends on this one without network; \
+         run `cargo fetch` in {} once, and see that its Cargo.lock is up to date. Cargo says:\n{}",
+        root.display(),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let text = fs::read_to_string(&lock).unwrap();
+    text.lines()
+        .filter_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'))
+        .map(str::to_owned)
+        .collect()
+}

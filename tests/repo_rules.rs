@@ -1,0 +1,301 @@
+//! The rules of this repository that a compiler does not check.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+const CRATES: [&str; 4] = [".", "mirakuru-core", "mirakuru-macros", "mirakuru-fixtures"];
+
+fn root() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: impl AsRef<Path>) -> String {
+    let path = root().join(path);
+    fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// In a package that was unpacked on its own there is no workspace to look at.
+fn in_workspace() -> bool {
+    root().join("mirakuru-core/Cargo.toml").is_file()
+}
+
+/// All Rust files below a folder.
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|e| e == "rs") {
+            files.push(path);
+        }
+    }
+    files.sort();
+    files
+}
+
+/// The code without comments, and without what stands in string and character literals; lines are kept.
+fn bare_code(source: &str) -> String {
+    let mut bare = String::new();
+    let mut rest = source;
+    while let Some(first) = rest.chars().next() {
+        let taken = if rest.starts_with("//") {
+            rest.find('\n').unwrap_or(rest.len())
+        } else if rest.starts_with("/*") {
+            block_comment(rest)
+        } else if first == '"' {
+            bare.push('"');
+            literal(rest)
+        } else if let Some(length) = raw_string(rest, &bare) {
+            bare.push('"');
+            length
+        } else if let Some(length) = char_literal(rest) {
+            bare.push('\'');
+            length
+        } else {
+            bare.push(first);
+            rest = &rest[first.len_utf8()..];
+            continue;
+        };
+        bare.extend(rest[..taken].chars().filter(|&c| c == '\n'));
+        rest = &rest[taken..];
+    }
+    bare
+}
+
+fn block_comment(text: &str) -> usize {
+    let mut depth = 0;
+    let mut at = 0;
+    while at < text.len() {
+        if text[at..].starts_with("/*") {
+            depth += 1;
+            at += 2;
+        } else if text[at..].starts_with("*/") {
+            depth -= 1;
+            at += 2;
+            if depth == 0 {
+                return at;
+            }
+        } else {
+            at += text[at..].chars().next().map_or(1, char::len_utf8);
+        }
+    }
+    text.len()
+}
+
+/// The length of a string literal that begins here.
+fn literal(text: &str) -> usize {
+    let mut escaped = false;
+    for (at, c) in text.char_indices().skip(1) {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' => escaped = true,
+            '"' => return at + 1,
+            _ => {}
+        }
+    }
+    text.len()
+}
+
+/// The length of a raw string that begins here, if one does.
+fn raw_string(text: &str, before: &str) -> Option<usize> {
+    let after = text.strip_prefix('r')?;
+    // `for"` is not a raw string; `br"` is.
+    let previous = before.strip_suffix('b').unwrap_or(before).chars().next_back();
+    if previous.is_some_and(|c| c.is_alphanumeric() || c == '_') {
+        return None;
+    }
+    let hashes = after.chars().take_while(|&c| c == '#').count();
+    after[hashes..].strip_prefix('"')?;
+    let end = format!("\"{}", "#".repeat(hashes));
+    let begin = 2 + hashes;
+    Some(
+        text[begin..]
+            .find(&end)
+            .map_or(text.len(), |at| begin + at + end.len()),
+    )
+}
+
+/// The length of a character literal that begins here, if one does: a lifetime has no second quote.
+fn char_literal(text: &str) -> Option<usize> {
+    let mut chars = text.strip_prefix('\'')?.char_indices();
+    let (_, first) = chars.next()?;
+    if first == '\\' {
+        // The character after the backslash may be a quote.
+        chars.next()?;
+        return chars.find(|&(_, c)| c == '\'').map(|(at, _)| at + 2);
+    }
+    chars.next().filter(|&(_, c)| c == '\'').map(|(at, _)| at + 2)
+}
+
+/// Whether a word stands there by itself.
+fn has_word(line: &str, word: &str) -> bool {
+    let inside = |c: char| c.is_alphanumeric() || c == '_';
+    line.match_indices(word).any(|(at, _)| {
+        !line[..at].chars().next_back().is_some_and(inside)
+            && !line[at + word.len()..].chars().next().is_some_and(inside)
+    })
+}
+
+#[test]
+fn the_scanner_sees_code_and_only_code() {
+    let source = "let a = \"unsafe\"; // unsafe\n/* unsafe /* nix::x */ */ let b = '\"'; let c: &'static str = r#\"\"nix::\"#;\n\
+                  unsafe { libc::kill(1, '\\'' as i32) } // nix::y\nlet unsafe_code = 1;";
+    let bare = bare_code(source);
+    let lines: Vec<&str> = bare.lines().collect();
+    assert_eq!(lines.len(), 4, "{bare}");
+    assert!(
+        !has_word(lines[0], "unsafe") && !has_word(lines[1], "unsafe"),
+        "{bare}"
+    );
+    assert!(!bare.contains("nix"), "{bare}");
+    assert!(
+        has_word(lines[2], "unsafe") && has_word(lines[2], "libc"),
+        "{bare}"
+    );
+    assert!(!has_word(lines[3], "unsafe"), "{bare}");
+}
+
+/// `unsafe`, `nix` and `libc` have one place, where somebody looks at each line.
+#[test]
+fn system_calls_are_under_sys_alone() {
+    if !in_workspace() {
+        return;
+    }
+    let sys = root().join("mirakuru-core/src/sys");
+    let mut offences = Vec::new();
+    let mut seen = 0;
+    for folder in CRATES {
+        for file in rust_files(&root().join(folder).join("src")) {
+            if file.starts_with(&sys) {
+                continue;
+            }
+            seen += 1;
+            let code = bare_code(&fs::read_to_string(&file).unwrap());
+            for (number, line) in code.lines().enumerate() {
+                for word in ["unsafe", "nix", "libc"] {
+                    if has_word(line, word) {
+                        offences.push(format!("{}:{}: {}", file.display(), number + 1, line.trim()));
+                    }
+                }
+            }
+        }
+    }
+    assert!(seen > 10, "where are the sources? {seen} files");
+    assert!(
+        offences.is_empty(),
+        "only mirakuru-core/src/sys may have these:\n{}",
+        offences.join("\n")
+    );
+}
+
+/// The value of a key of a section of a manifest.
+fn value(manifest: &str, section: &str, key: &str) -> Option<String> {
+    let mut inside = false;
+    for line in manifest.lines() {
+        let line = line.trim();
+        if line.starts_with('[') {
+            inside = line == format!("[{section}]");
+        } else if inside {
+            if let Some((k, v)) = line.split_once('=') {
+                if k.trim() == key {
+                    return Some(v.trim().to_owned());
+                }
+            }
+        }
+    }
+    None
+}
+
+#[test]
+fn versions_agree() {
+    if !in_workspace() {
+        return;
+    }
+    let manifest = read("Cargo.toml");
+    let version = value(&manifest, "workspace.package", "version").expect("the workspace's version");
+    let version = version.trim_matches('"');
+    for folder in CRATES {
+        let member = read(Path::new(folder).join("Cargo.toml"));
+        for key in ["version", "edition", "rust-version", "license"] {
+            let inherited = value(&member, "package", &format!("{key}.workspace"));
+            assert_eq!(
+                inherited.as_deref(),
+                Some("true"),
+                "{folder}: `{key}.workspace = true` is missing"
+            );
+        }
+        assert_eq!(
+            value(&member, "lints", "workspace").as_deref(),
+            Some("true"),
+            "{folder}: the lints"
+        );
+    }
+    for name in &CRATES[1..] {
+        let dependency =
+            value(&manifest, "workspace.dependencies", name).expect("the member as a dependency");
+        assert!(
+            dependency.contains(&format!("version = \"={version}\"")),
+            "{name}: {dependency}"
+        );
+    }
+    let changelog = read("CHANGELOG.md");
+    let newest = changelog
+        .lines()
+        .find_map(|line| line.strip_prefix("## "))
+        .expect("a version");
+    assert_eq!(
+        newest.split_whitespace().next(),
+        Some(version),
+        "the newest version of CHANGELOG.md"
+    );
+}
+
+/// What is published carries its licences, and they are the same.
+#[test]
+fn every_crate_has_both_licences() {
+    if !in_workspace() {
+        return;
+    }
+    for licence in ["LICENSE-MIT", "LICENSE-APACHE"] {
+        let text = read(licence);
+        for folder in CRATES {
+            assert_eq!(read(Path::new(folder).join(licence)), text, "{folder}/{licence}");
+        }
+    }
+}
+
+/// The README's Rust is compiled as doctests, and its first screenful has the two commands.
+#[test]
+fn the_readme_is_tested() {
+    let readme = read("README.md");
+    let screenful: String = readme.lines().take(40).map(|line| format!("{line}\n")).collect();
+    for command in ["cargo run --example quickstart", "tests/run"] {
+        assert!(
+            screenful.contains(command),
+            "`{command}` is not in the first screenful"
+        );
+    }
+    assert!(readme.contains("```rust"), "the README has no Rust");
+    let lib = read("src/lib.rs");
+    assert!(
+        lib.contains("include_str!(\"../README.md\")"),
+        "src/lib.rs does not include the README for doctests"
+    );
+}
+
+/// One script for everyone: what CI runs is what a developer runs.
+#[test]
+fn ci_runs_the_test_script_and_nothing_else() {
+    if !in_workspace() {
+        return;
+    }
+    let ci = read(".ci/run");
+    assert!(ci.starts_with("#!/usr/bin/env bash\n"), "{ci}");
+    assert!(
+        ci.lines()
+            .last()
+            .is_some_and(|line| line.starts_with("exec ") && line.contains("tests/run")),
+        "{ci}"
+    );
+}

@@ -1,0 +1,1397 @@
+//! The scope `run`: one service for all the processes of a run of tests, whoever starts it, and however any of them ends.
+//!
+//! The runner here is a process of ours ([`Run`]): this binary again, which starts test processes on demand, with
+//! `NEXTEST_RUN_ID` in their environment and not in its own. (Without the variable they would find the `cargo` that runs *these*
+//! tests.) The test processes are this binary as well ([`test_process`]), and use the statics below as any test would. Real
+//! runners and a real crate are in `tests/run_scope_crate.rs`.
+
+mod common;
+
+use std::collections::BTreeMap;
+use std::env;
+use std::fs;
+use std::io;
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{
+    ODD, SIGKILL, Scratch, alive, fixed_port, is_root, numbers, say, send, skip_without_root, stat, victim,
+    victim_dir, wait_until,
+};
+use mirakuru::{
+    And, Error, Executor, ExecutorBuilder, HttpExecutor, Prepare, Probe, Readiness, Recipe, SdNotify,
+    SimpleExecutor, Tcp, TcpExecutor, UnixSocketExecutor,
+};
+
+/// The bound on what is waited for. It takes milliseconds; but where the kernel schedules by session (`sched_autogroup_enabled`), and
+/// other tests fork as fast as they can, a supervisor, which has a session of its own, was seen to wait for the processor for half a
+/// minute.
+const BOUND: Duration = Duration::from_secs(120);
+
+// ---- what the test processes use --------------------------------------------------------------------------------------
+
+/// The helper, which cannot run twice at a time: the second would end with status 77, and with it the start that it was for.
+fn alone() -> ExecutorBuilder<Tcp> {
+    let dir = victim_dir().expect("only in test processes");
+    let extra = env::var("EXTRA").unwrap_or_default();
+    Executor::builder(["flock", "--nonblock", "--conflict-exit-code", "77", "--no-fork"])
+        .arg(dir.join("alone"))
+        .args([ODD, "--listen", "127.0.0.1:{port}", "--pids"])
+        .arg(dir.join("services"))
+        .args(extra.split_whitespace())
+        .wait_for(Tcp::addr("127.0.0.1:{port}"))
+        .timeout(BOUND)
+}
+
+#[mirakuru::fixture(alone())]
+static SERVICE: TcpExecutor;
+
+/// The same recipe with a placeholder for a variable in it.
+#[mirakuru::fixture(alone().env("VARIABLE", "{env:VARIABLE}"))]
+static WITH_VARIABLE: TcpExecutor;
+
+#[mirakuru::fixture(cmd = "sleep 100")]
+static SLEEPER: SimpleExecutor;
+
+/// The same recipe under another name.
+#[mirakuru::fixture(cmd = "sleep 100")]
+static TWIN: SimpleExecutor;
+
+#[mirakuru::fixture(cmd = "sleep 100", scope = "process")]
+static OF_THE_PROCESS: SimpleExecutor;
+
+/// A pipe ends with the process that has its other end.
+#[mirakuru::fixture(cmd = "cat", stdin = mirakuru::Stdio::piped())]
+static READER: SimpleExecutor;
+
+#[mirakuru::fixture(
+    cmd = [ODD, "--http", "127.0.0.1:{port:web}", "--listen", "127.0.0.1:{port}", "--line", "hello"],
+    http = "http://127.0.0.1:{port:web}/health?x=1",
+    name = "handles",
+    env = ("PLACE", "{dir} {port}"),
+)]
+static HTTP: HttpExecutor;
+
+#[mirakuru::fixture(cmd = [ODD, "--unix", "{dir}/socket"], unix = "{dir}/socket")]
+static UNIX: UnixSocketExecutor;
+
+#[mirakuru::fixture(cmd = [ODD, "--sd-notify", "--listen", "127.0.0.1:{port}"], wait_for = SdNotify::new())]
+static NOTIFIES: Executor<SdNotify>;
+
+/// On the port of the variable `PORT`, which is not a placeholder.
+#[mirakuru::fixture(on_a_fixed_port())]
+static FIXED: TcpExecutor;
+
+fn on_a_fixed_port() -> ExecutorBuilder<Tcp> {
+    let addr = format!("127.0.0.1:{}", env::var("PORT").expect("a port"));
+    Executor::builder([ODD, "--listen", &addr])
+        .wait_for(Tcp::addr(&addr))
+        .timeout(BOUND)
+}
+
+/// A condition that always holds, and that only the process which starts the service ever prepares.
+struct Starting;
+
+impl Readiness for Starting {
+    fn describe(&self) -> String {
+        "it was started".to_owned()
+    }
+
+    fn prepare(&mut self, _: &mut Prepare<'_>) -> Result<(), Error> {
+        static PREPARED: AtomicU32 = AtomicU32::new(0);
+        if PREPARED.fetch_add(1, Ordering::SeqCst) == 0 {
+            count("starts");
+            die_if_doomed("DOOM");
+        }
+        Ok(())
+    }
+
+    fn probe(&mut self, _: &Probe<'_>) -> io::Result<bool> {
+        Ok(true)
+    }
+}
+
+/// A recipe that counts what is done with it in files, kills the process that starts it, fails, and panics: as the environment
+/// says.
+struct Eventful;
+
+type EventfulExecutor = Executor<And<Starting, Tcp>>;
+
+impl Recipe for Eventful {
+    type Readiness = And<Starting, Tcp>;
+    type Handle = EventfulExecutor;
+
+    fn executor(&self) -> Result<ExecutorBuilder<Self::Readiness>, Error> {
+        // The first to come here is often, and not always, the one that starts it.
+        die_if_doomed("DOOM_EARLY");
+        Ok(alone().wait_for(Starting.and(Tcp::addr("127.0.0.1:{port}"))))
+    }
+
+    fn set_up(&self, executor: &mut EventfulExecutor) -> Result<(), Error> {
+        assert!(executor.is_running());
+        count("set-ups");
+        match env::var("SET_UP").as_deref() {
+            Ok("error") => Err(Error::other("apply the migrations", "there are none")),
+            Ok("panic") => panic!("the migrations are missing"),
+            Ok("ends") => {
+                send(executor.pid(), SIGKILL);
+                // Until its supervisor has noticed.
+                while executor.is_running() {
+                    thread::sleep(Duration::from_millis(1));
+                }
+                Ok(())
+            }
+            Ok("hangs") => loop {
+                thread::sleep(BOUND);
+            },
+            _ => Ok(()),
+        }
+    }
+
+    fn handle(self, executor: EventfulExecutor) -> Result<EventfulExecutor, Error> {
+        Ok(executor)
+    }
+}
+
+#[mirakuru::fixture(Eventful)]
+static EVENTFUL: EventfulExecutor;
+
+/// Kills this process so many microseconds later as the variable says: the first of its round that comes here, and no other.
+fn die_if_doomed(variable: &str) {
+    let Ok(micros) = env::var(variable) else { return };
+    let delay = Duration::from_micros(micros.parse().expect("a number"));
+    let dir = victim_dir().expect("only in test processes");
+    let doomed = fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(dir.join("doomed"));
+    if doomed.is_ok() {
+        count("dying");
+        thread::spawn(move || {
+            thread::sleep(delay);
+            send(std::process::id(), SIGKILL);
+        });
+    }
+}
+
+/// Adds this process's id to a file.
+fn count(file: &str) {
+    let dir = victim_dir().expect("only in test processes");
+    let mut file = fs::OpenOptions::new()
+        .append(true)
+        .create(true)
+        .open(dir.join(file))
+        .expect("a writable directory");
+    file.write_all(format!("{}\n", std::process::id()).as_bytes())
+        .expect("a writable file");
+}
+
+// ---- the runner and its test processes --------------------------------------------------------------------------------
+
+/// Starts a test process for each line of its input: its number, and then `KEY=VALUE`s with tabs between them. Ends with its input.
+#[test]
+#[ignore = "a part of other tests"]
+fn runner() {
+    let Some(dir) = victim_dir() else { return };
+    println!("\nready");
+    for line in std::io::stdin().lines() {
+        let line = line.expect("text");
+        let mut words = line.split('\t');
+        let number = words.next().expect("a number").to_owned();
+        let output = fs::File::create(dir.join(format!("out-{number}"))).expect("a writable directory");
+        let mut command = victim("test_process", &dir);
+        for (key, value) in words.filter_map(|word| word.split_once('=')) {
+            command.env(key, value);
+        }
+        if let Ok(wrapper) = env::var("WRAPPER") {
+            let mut wrapped = Command::new("sh");
+            wrapped.args(["-c", &wrapper, "sh"]).arg(command.get_program());
+            wrapped.args(command.get_args()).envs(
+                command
+                    .get_envs()
+                    .filter_map(|(key, value)| Some((key.to_owned(), value?.to_owned()))),
+            );
+            command = wrapped;
+        }
+        command.stdin(Stdio::null());
+        command
+            .stdout(output.try_clone().expect("a descriptor"))
+            .stderr(output);
+        let mut child = command.spawn().expect("it starts");
+        println!("{}", child.id());
+        let dir = dir.clone();
+        thread::spawn(move || {
+            let status = child.wait().expect("a child");
+            let staged = dir.join(format!("exit-{number}.new"));
+            fs::write(&staged, format!("{}", status.code().unwrap_or(-1))).expect("a writable directory");
+            fs::rename(staged, dir.join(format!("exit-{number}"))).expect("a writable directory");
+        });
+    }
+}
+
+/// What a test does: `USE` names the static, and `AFTER` a file to wait for; it goes on until the file `UNTIL` is there.
+#[test]
+#[ignore = "a part of other tests"]
+fn test_process() {
+    let Some(dir) = victim_dir() else { return };
+    let wait_for = |key: &str| {
+        let Ok(file) = env::var(key) else { return };
+        assert!(wait_until(|| dir.join(&file).exists(), BOUND), "no file {file}");
+    };
+    wait_for("AFTER");
+    let began = Instant::now();
+    match env::var("USE").as_deref().unwrap_or("SERVICE") {
+        "SERVICE" => tell(SERVICE.try_get(), began),
+        "WITH_VARIABLE" => tell(WITH_VARIABLE.try_get(), began),
+        "SLEEPER" => tell(SLEEPER.try_get(), began),
+        "TWIN" => tell(TWIN.try_get(), began),
+        "OF_THE_PROCESS" => tell(OF_THE_PROCESS.try_get(), began),
+        "READER" => tell(READER.try_get(), began),
+        "HTTP" => {
+            tell(HTTP.try_get(), began);
+            told("url", HTTP.url());
+            told("web", HTTP.port_named("web"));
+            told("addr", HTTP.addr());
+        }
+        "UNIX" => {
+            tell(UNIX.try_get(), began);
+            told("path", UNIX.path().display());
+            assert!(std::os::unix::net::UnixStream::connect(UNIX.path()).is_ok());
+        }
+        "NOTIFIES" => {
+            tell(NOTIFIES.try_get(), began);
+            told("addr", NOTIFIES.addr());
+        }
+        "FIXED" => tell(FIXED.try_get(), began),
+        // A test's own one, on the same port.
+        "OWN_FIXED" => tell(on_a_fixed_port().queue(true).start().as_ref(), began),
+        "EVENTFUL" => tell(EVENTFUL.try_get(), began),
+        other => panic!("no static {other}"),
+    }
+    told("used", "1");
+    if env::var("UNTIL").is_ok() {
+        wait_for("UNTIL");
+        if env::var("USE").is_err() {
+            told("still", SERVICE.is_running());
+        }
+    }
+}
+
+/// Prints what is to be known of a service, or why there is none.
+fn tell<R: mirakuru::Readiness>(service: Result<&Executor<R>, &Error>, began: Instant) {
+    let took = began.elapsed();
+    // A line of its own, because the harness has not ended its own yet.
+    println!();
+    told("took", took.as_micros());
+    match service {
+        Ok(executor) => {
+            told("pid", executor.pid());
+            told("running", executor.is_running());
+            told("command", executor.command());
+            told("name", executor.name());
+            told("dir", executor.dir().display());
+            told("envs", format_args!("{:?}", executor.envs()));
+            told("log", executor.logs().path().display());
+            told("output", format_args!("{:?}", executor.logs().stdout()));
+        }
+        Err(error) => {
+            let kind = match error {
+                Error::Died { .. } => "Died",
+                Error::FailedBefore { .. } => "FailedBefore",
+                Error::Exited { .. } => "Exited",
+                Error::AlreadyRunning { .. } => "AlreadyRunning",
+                Error::System { .. } => "System",
+                _ => "another",
+            };
+            told("kind", kind);
+            told("error", error.to_string().replace('\n', "\\n"));
+        }
+    }
+}
+
+fn told(key: &str, value: impl std::fmt::Display) {
+    println!("told {key}={value}");
+}
+
+/// A runner, its test processes, and a directory for all of it.
+struct Run {
+    runner: Child,
+    dir: PathBuf,
+    id: String,
+    begun: AtomicU32,
+}
+
+/// One test process.
+struct Test {
+    dir: PathBuf,
+    number: u32,
+    pid: u32,
+}
+
+impl Run {
+    fn begin(scratch: &Scratch) -> Run {
+        Run::begin_with(scratch, &[])
+    }
+
+    fn begin_with(scratch: &Scratch, envs: &[(&str, &str)]) -> Run {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let id = format!(
+            "run-of-a-test-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::SeqCst)
+        );
+        let mut command = victim("runner", scratch.path());
+        command
+            .env_remove("NEXTEST_RUN_ID")
+            .env_remove("MIRAKURU_SESSION_ID")
+            .env_remove("XDG_RUNTIME_DIR")
+            .envs(envs.iter().copied())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut runner = command.spawn().expect("the runner starts");
+        let mut lines = BufReader::new(runner.stdout.as_mut().expect("its output")).lines();
+        assert!(lines.any(|line| line.is_ok_and(|line| line == "ready")));
+        Run {
+            runner,
+            dir: scratch.path().to_owned(),
+            id,
+            begun: AtomicU32::new(0),
+        }
+    }
+
+    /// Begins a test process.
+    fn test(&mut self, envs: &[(&str, &str)]) -> Test {
+        self.test_of(&self.id.clone(), envs)
+    }
+
+    fn test_of(&mut self, id: &str, envs: &[(&str, &str)]) -> Test {
+        // Several runs may share a directory.
+        let number = self.runner.id() * 1000 + self.begun.fetch_add(1, Ordering::SeqCst);
+        let mut line = format!("{number}\tNEXTEST_RUN_ID={id}");
+        for (key, value) in envs {
+            line.push_str(&format!("\t{key}={value}"));
+        }
+        line.push('\n');
+        let input = self.runner.stdin.as_mut().expect("its input");
+        input.write_all(line.as_bytes()).expect("the runner lives");
+        let mut answer = Vec::new();
+        // Byte by byte: what is read too much would be lost.
+        let output = self.runner.stdout.as_mut().expect("its output");
+        let mut byte = [0];
+        while std::io::Read::read(output, &mut byte).expect("the runner lives") == 1 && byte[0] != b'\n' {
+            answer.push(byte[0]);
+        }
+        let pid = String::from_utf8(answer)
+            .expect("text")
+            .trim()
+            .parse()
+            .expect("a pid");
+        Test {
+            dir: self.dir.clone(),
+            number,
+            pid,
+        }
+    }
+
+    /// The runner ends: by itself, or killed.
+    fn end(mut self, killed: bool) {
+        if killed {
+            self.runner.kill().expect("it lives");
+        }
+        drop(self.runner.stdin.take());
+        self.runner.wait().expect("a child");
+    }
+}
+
+impl Test {
+    fn output(&self) -> String {
+        fs::read_to_string(self.dir.join(format!("out-{}", self.number))).unwrap_or_default()
+    }
+
+    fn told(&self) -> BTreeMap<String, String> {
+        let output = self.output();
+        let lines = output
+            .lines()
+            .filter_map(|line| line.strip_prefix("told ")?.split_once('='));
+        lines
+            .map(|(key, value)| (key.to_owned(), value.to_owned()))
+            .collect()
+    }
+
+    /// Waits until it has used the service, or failed to.
+    #[track_caller]
+    fn used(&self) -> BTreeMap<String, String> {
+        assert!(
+            wait_until(|| self.told().contains_key("used"), BOUND),
+            "it hangs, or failed:\n{}",
+            self.output()
+        );
+        self.told()
+    }
+
+    /// The pid of the service that it uses.
+    #[track_caller]
+    fn service(&self) -> u32 {
+        let told = self.used();
+        let pid = told.get("pid").unwrap_or_else(|| panic!("no service: {told:?}"));
+        pid.parse().expect("a pid")
+    }
+
+    /// The error that it got.
+    #[track_caller]
+    fn error(&self) -> (String, String) {
+        let mut told = self.used();
+        let kind = told
+            .remove("kind")
+            .unwrap_or_else(|| panic!("no error: {told:?}"));
+        (kind, told["error"].clone())
+    }
+
+    /// Waits until it has ended, well.
+    #[track_caller]
+    fn ended(&self) {
+        assert_eq!(self.exit(), Some(0), "{}", self.output());
+    }
+
+    fn exit(&self) -> Option<i32> {
+        let file = self.dir.join(format!("exit-{}", self.number));
+        let mut code = None;
+        let _ = wait_until(
+            || {
+                code = fs::read_to_string(&file).ok().and_then(|text| text.parse().ok());
+                code.is_some()
+            },
+            BOUND,
+        );
+        code
+    }
+}
+
+fn touch(scratch: &Scratch, file: &str) {
+    fs::write(scratch.path().join(file), "").expect("a writable directory");
+}
+
+/// What mirakuru has in the directory of a run.
+fn left_in(dir: &Path) -> Vec<String> {
+    let mut names = Vec::new();
+    for base in fs::read_dir(dir).into_iter().flatten().flatten() {
+        if base.file_name().to_string_lossy().starts_with("mirakuru-") {
+            // The log of what has failed is kept, and only that.
+            let is_log = |path: &Path| {
+                path.join("kept").exists() && !path.join("d").exists() && !path.join("lock").exists()
+            };
+            let entries = fs::read_dir(base.path()).into_iter().flatten().flatten();
+            let entries = entries.filter(|entry| !is_log(&entry.path()));
+            names.extend(entries.map(|entry| entry.file_name().to_string_lossy().into_owned()));
+        }
+    }
+    names
+}
+
+/// A service with its worker and guard.
+fn with_supervisors(service: u32) -> [u32; 3] {
+    let parent = |pid: u32| stat(pid).expect("it lives").1;
+    let worker = parent(service);
+    [service, worker, parent(worker)]
+}
+
+/// Once the runner is gone: no process, and no file.
+#[track_caller]
+fn assert_nothing_left(scratch: &Scratch, pids: &[u32]) -> Duration {
+    let began = Instant::now();
+    let living = || pids.iter().copied().filter(|pid| alive(*pid)).collect::<Vec<_>>();
+    assert!(
+        wait_until(|| living().is_empty(), BOUND),
+        "survivors: {:?}",
+        living()
+    );
+    let took = began.elapsed();
+    assert!(
+        wait_until(|| left_in(scratch.path()).is_empty(), BOUND),
+        "left behind: {:?}",
+        left_in(scratch.path())
+    );
+    took
+}
+
+fn services(scratch: &Scratch) -> Vec<u32> {
+    numbers(&scratch.file("services"))
+}
+
+// ---- one service, for all, until the runner ends ----------------------------------------------------------------------
+
+#[test]
+fn the_first_starts_it_and_the_others_attach_until_the_runner_ends() {
+    for killed in [false, true] {
+        let scratch = Scratch::new();
+        let mut run = Run::begin(&scratch);
+        let first = run.test(&[]);
+        first.ended();
+        let service = first.service();
+        assert!(
+            alive(service),
+            "it outlives the process that started it, with nobody using it"
+        );
+        thread::sleep(Duration::from_millis(50));
+        for _ in 0..3 {
+            let next = run.test(&[]);
+            next.ended();
+            assert_eq!(next.service(), service);
+        }
+        assert_eq!(services(&scratch), [service]);
+        let all = with_supervisors(service);
+        run.end(killed);
+        assert_nothing_left(&scratch, &all);
+    }
+}
+
+#[test]
+fn two_runs_side_by_side_have_one_each() {
+    let scratches = [Scratch::new(), Scratch::new()];
+    // In one temp dir, as two runs are.
+    let tmp = scratches[0].path().to_str().expect("a path in UTF-8").to_owned();
+    let mut runs: Vec<Run> = scratches.iter().map(Run::begin).collect();
+    let tests: Vec<Test> = runs
+        .iter_mut()
+        .flat_map(|run| [run.test(&[("TMPDIR", &tmp)]), run.test(&[("TMPDIR", &tmp)])])
+        .collect();
+    let pids: Vec<u32> = tests.iter().map(Test::service).collect();
+    assert!(
+        pids[0] == pids[1] && pids[2] == pids[3] && pids[0] != pids[2],
+        "{pids:?}"
+    );
+    tests.iter().for_each(Test::ended);
+    let first = with_supervisors(pids[0]);
+    let second = with_supervisors(pids[2]);
+    let mut runs = runs.into_iter();
+    runs.next().expect("the first").end(true);
+    assert!(wait_until(|| !first.iter().any(|pid| alive(*pid)), BOUND));
+    assert!(second.iter().all(|pid| alive(*pid)), "the other's is untouched");
+    runs.next().expect("the second").end(true);
+    assert_nothing_left(&scratches[0], &second);
+}
+
+#[test]
+fn what_makes_it_another_one() {
+    let scratch = Scratch::new();
+    let mut run = Run::begin(&scratch);
+    let mut pid = |envs: &[(&str, &str)]| {
+        let test = run.test(envs);
+        test.ended();
+        test.service()
+    };
+    let sleeper = pid(&[("USE", "SLEEPER")]);
+    let twin = pid(&[("USE", "TWIN")]);
+    assert_ne!(sleeper, twin, "the same recipe under another name");
+    assert_eq!(sleeper, pid(&[("USE", "SLEEPER")]));
+    assert_eq!(twin, pid(&[("USE", "TWIN")]));
+    // Two of these may not run at a time: so each in a directory of its own.
+    let first = scratch.file("1");
+    fs::create_dir(&first).expect("a writable directory");
+    let other = scratch.file("2");
+    fs::create_dir(&other).expect("a writable directory");
+    let one = pid(&[("MIRAKURU_TEST_VICTIM", &first)]);
+    let two = pid(&[("MIRAKURU_TEST_VICTIM", &other)]);
+    assert_ne!(one, two, "other arguments");
+    assert_eq!(one, pid(&[("MIRAKURU_TEST_VICTIM", &first)]));
+    let own = |name: &str| {
+        let dir = scratch.file(name);
+        fs::create_dir(&dir).expect("a writable directory");
+        dir
+    };
+    let (a, b) = (own("a"), own("b"));
+    let variable = |dir: &str, value: &str| {
+        [
+            ("USE", "WITH_VARIABLE".to_owned()),
+            ("MIRAKURU_TEST_VICTIM", dir.to_owned()),
+            ("VARIABLE", value.to_owned()),
+        ]
+    };
+    let mut with = |dir: &str, value: &str| {
+        let envs = variable(dir, value);
+        pid(&envs.each_ref().map(|(key, value)| (*key, value.as_str())))
+    };
+    let x = with(&a, "x");
+    assert_eq!(x, with(&a, "x"));
+    assert_ne!(x, with(&b, "x"));
+    let all = [sleeper, twin, one, two, x];
+    assert!(all.iter().all(|pid| alive(*pid)));
+    // The same but for the variable: it wants the same lock, and so fails, which shows that it is another.
+    let y = run.test(&[
+        ("USE", "WITH_VARIABLE"),
+        ("MIRAKURU_TEST_VICTIM", &a),
+        ("VARIABLE", "y"),
+    ]);
+    assert_eq!(y.error().0, "Exited", "{}", y.output());
+    run.end(false);
+    assert_nothing_left(&scratch, &all);
+}
+
+#[test]
+fn the_scope_of_a_process_ends_with_it() {
+    let scratch = Scratch::new();
+    let mut run = Run::begin(&scratch);
+    for name in ["OF_THE_PROCESS", "READER"] {
+        let tests = [
+            run.test(&[("USE", name), ("UNTIL", name)]),
+            run.test(&[("USE", name), ("UNTIL", name)]),
+        ];
+        let pids: Vec<u32> = tests.iter().map(Test::service).collect();
+        assert_ne!(pids[0], pids[1]);
+        touch(&scratch, name);
+        tests.iter().for_each(Test::ended);
+        assert_nothing_left(&scratch, &pids);
+    }
+    run.end(false);
+}
+
+#[test]
+fn another_binary_attaches_to_it() {
+    let scratch = Scratch::new();
+    let copy = scratch.file("another-binary");
+    fs::copy(env::current_exe().expect("this binary"), &copy).expect("a copy");
+    let mut run = Run::begin_with(
+        &scratch,
+        &[(
+            "WRAPPER",
+            "if [ -n \"$COPY\" ]; then shift; set -- \"$COPY\" \"$@\"; fi; \"$@\"",
+        )],
+    );
+    let first = run.test(&[]);
+    first.ended();
+    // Through a wrapper, as tests under cargo's `runner` are, which carries the variable as they do.
+    let second = run.test(&[("COPY", &copy)]);
+    second.ended();
+    assert_eq!(first.service(), second.service());
+    let all = with_supervisors(first.service());
+    run.end(true);
+    assert_nothing_left(&scratch, &all);
+}
+
+/// A binary that somebody runs by hand: no runner, nothing to attach to, nothing that stays.
+#[test]
+fn without_a_runner_it_is_the_process_s_own() {
+    let scratch = Scratch::new();
+    let tests: Vec<Test> = (0..2)
+        .map(|number| {
+            let output =
+                fs::File::create(scratch.file(&format!("out-{number}"))).expect("a writable directory");
+            let command = victim("test_process", scratch.path());
+            // The shell ends at once, and with it all that would lead to the cargo that runs this.
+            let mut shell = Command::new("sh");
+            shell
+                .args(["-c", "\"$@\" & echo $! >\"$PID\"", "sh"])
+                .arg(command.get_program())
+                .args(command.get_args())
+                .envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))))
+                .env_remove("NEXTEST_RUN_ID")
+                .env_remove("MIRAKURU_SESSION_ID")
+                .env_remove("XDG_RUNTIME_DIR")
+                .env("USE", "SLEEPER")
+                .env("AFTER", "go")
+                .env("UNTIL", "end")
+                .env("PID", scratch.file(&format!("pid-{number}")))
+                .stdin(Stdio::null())
+                .stderr(output.try_clone().expect("a descriptor"));
+            let shell = shell.stdout(output).status().expect("sh");
+            assert!(shell.success());
+            Test {
+                dir: scratch.path().to_owned(),
+                number,
+                pid: numbers(&scratch.file(&format!("pid-{number}")))[0],
+            }
+        })
+        .collect();
+    touch(&scratch, "go");
+    let pids: Vec<u32> = tests.iter().map(Test::service).collect();
+    assert_ne!(pids[0], pids[1]);
+    touch(&scratch, "end");
+    let all: Vec<u32> = tests.iter().map(|test| test.pid).chain(pids).collect();
+    assert_nothing_left(&scratch, &all);
+}
+
+#[test]
+fn the_handles_of_who_attaches_are_those_of_who_started_it() {
+    let scratch = Scratch::new();
+    let mut run = Run::begin(&scratch);
+    let mut all = Vec::new();
+    for name in ["HTTP", "UNIX", "NOTIFIES", "SERVICE"] {
+        let first = run.test(&[("USE", name)]);
+        first.ended();
+        let second = run.test(&[("USE", name)]);
+        second.ended();
+        let (mut first, mut second) = (first.told(), second.told());
+        all.push(first["pid"].parse().expect("a pid"));
+        for key in ["took", "output"] {
+            let values = [first.remove(key), second.remove(key)].map(|value| value.expect("it was told"));
+            // The request that made it ready may come in between.
+            assert!(
+                key != "output" || name != "HTTP" || values.iter().all(|value| value.starts_with("\"hello"))
+            );
+        }
+        assert_eq!(first, second);
+        assert_eq!(first["running"], "true");
+        match name {
+            "HTTP" => {
+                assert_eq!(first["name"], "handles");
+                assert_eq!(
+                    first["url"],
+                    format!("http://127.0.0.1:{}/health?x=1", first["web"])
+                );
+                assert!(first["envs"].contains(&first["dir"]), "{first:?}");
+            }
+            "UNIX" => assert!(first["path"].starts_with(&first["dir"]), "{first:?}"),
+            "NOTIFIES" => assert!(first["envs"].contains("NOTIFY_SOCKET"), "{first:?}"),
+            _ => {}
+        }
+    }
+    run.end(false);
+    assert_nothing_left(&scratch, &all);
+}
+
+#[test]
+fn it_is_set_up_once_in_a_run() {
+    let scratch = Scratch::new();
+    let mut run = Run::begin(&scratch);
+    let tests: Vec<Test> = (0..8).map(|_| run.test(&[("USE", "EVENTFUL")])).collect();
+    let pids: Vec<u32> = tests.iter().map(Test::service).collect();
+    assert!(pids.iter().all(|pid| *pid == pids[0]), "{pids:?}");
+    assert_eq!(numbers(&scratch.file("set-ups")).len(), 1);
+    tests.iter().for_each(Test::ended);
+    run.end(false);
+    assert_nothing_left(&scratch, &pids);
+}
+
+// ---- what goes wrong ----------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_failure_is_told_to_all_at_once() {
+    for (how, said) in [
+        ("error", "failed to apply the migrations: there are none"),
+        ("panic", "the migrations are missing"),
+        ("ends", "killed by SIGKILL"),
+    ] {
+        let scratch = Scratch::new();
+        let mut run = Run::begin(&scratch);
+        let envs = [
+            ("USE", "EVENTFUL"),
+            ("SET_UP", how),
+            ("AFTER", "go"),
+            ("EXTRA", "--line last-words"),
+        ];
+        let tests: Vec<Test> = (0..20).map(|_| run.test(&envs)).collect();
+        touch(&scratch, "go");
+        let mut before = 0;
+        for test in &tests {
+            let exit = test.exit();
+            let told = test.told();
+            let Some(kind) = told.get("kind") else {
+                // The one whose set-up panics.
+                assert!(how == "panic" && exit == Some(101), "{exit:?} {}", test.output());
+                continue;
+            };
+            assert!(told["error"].contains(said), "{told:?}");
+            if kind == "FailedBefore" {
+                assert!(told["error"].contains("(so it went in run_scope-"), "{told:?}");
+                before += 1;
+            }
+        }
+        assert_eq!(before, 19, "{how}");
+        assert_eq!(numbers(&scratch.file("starts")).len(), 1, "one attempt");
+        // At once: this one neither starts anything nor waits.
+        let late = run.test(&envs);
+        assert_eq!(late.error().0, "FailedBefore");
+        let took: u64 = late.told()["took"].parse().expect("a number");
+        assert!(took < 1_000_000, "{took} µs");
+        let pids = services(&scratch);
+        assert!(!pids.iter().any(|pid| alive(*pid)));
+        run.end(false);
+        // Nobody is left to remove the report. The next run that starts anything does.
+        let mut next = Run::begin(&scratch);
+        let test = next.test(&[("USE", "SLEEPER")]);
+        test.ended();
+        assert_eq!(
+            left_in(scratch.path()).len(),
+            2,
+            "a run and a service: {:?}",
+            left_in(scratch.path())
+        );
+        let service = test.service();
+        next.end(false);
+        assert_nothing_left(&scratch, &[service]);
+    }
+}
+
+#[test]
+fn a_service_that_dies_is_told_and_not_replaced() {
+    for killed in [true, false] {
+        let scratch = Scratch::new();
+        let mut run = Run::begin(&scratch);
+        // With the same arguments for all, since the arguments make the service.
+        let extra = match killed {
+            true => "--line last-words",
+            false => "--line last-words --exit-after 1500:3",
+        };
+        let user = run.test(&[("EXTRA", extra), ("UNTIL", "died")]);
+        let service = user.service();
+        if killed {
+            send(service, SIGKILL);
+        }
+        assert!(wait_until(|| !alive(service), BOUND));
+        let late = run.test(&[("EXTRA", extra)]);
+        let (kind, error) = late.error();
+        assert_eq!(kind, "Died", "{error}");
+        let how = if killed { "SIGKILL" } else { "exited with status 3" };
+        assert!(error.contains(how) && error.contains("last-words"), "{error}");
+        touch(&scratch, "died");
+        user.ended();
+        assert_eq!(user.told()["still"], "false");
+        assert_eq!(services(&scratch), [service]);
+        run.end(true);
+        assert_nothing_left(&scratch, &[service]);
+    }
+}
+
+/// One that makes itself a daemon runs as long as any of its processes does.
+#[test]
+fn a_daemon_is_running_until_it_is_gone() {
+    let scratch = Scratch::new();
+    let mut run = Run::begin(&scratch);
+    let envs = [("EXTRA", "--daemonise --exit-after 2500:0")];
+    let first = run.test(&envs);
+    first.ended();
+    assert_eq!(first.told()["running"], "true");
+    let second = run.test(&envs);
+    second.ended();
+    assert_eq!(second.told()["running"], "true");
+    let pids = services(&scratch);
+    assert!(wait_until(|| !pids.iter().any(|pid| alive(*pid)), BOUND));
+    let mut error = String::new();
+    // The supervisor writes it down when the kernel tells.
+    let told = wait_until(
+        || {
+            let late = run.test(&envs);
+            let told = late.used();
+            error = told.get("error").cloned().unwrap_or_default();
+            told.get("kind").is_some_and(|kind| kind == "Died")
+        },
+        BOUND,
+    );
+    assert!(told, "{error}");
+    run.end(false);
+    assert_nothing_left(&scratch, &pids);
+}
+
+#[test]
+fn the_supervisor_can_be_killed() {
+    for victims in [&[1][..], &[2], &[1, 2]] {
+        let scratch = Scratch::new();
+        let mut run = Run::begin(&scratch);
+        let user = run.test(&[("UNTIL", "end")]);
+        let all = with_supervisors(user.service());
+        for victim in victims {
+            send(all[*victim], SIGKILL);
+        }
+        assert!(
+            wait_until(|| !alive(all[0]), BOUND),
+            "the service goes with either"
+        );
+        let mut told = BTreeMap::new();
+        let died = wait_until(
+            || {
+                told = run.test(&[]).used();
+                told.get("kind").is_some_and(|kind| kind == "Died")
+            },
+            BOUND,
+        );
+        assert!(died, "{told:?}");
+        touch(&scratch, "end");
+        user.ended();
+        assert_eq!(user.told()["still"], "false");
+        assert_eq!(services(&scratch).len(), 1, "it is not replaced");
+        run.end(true);
+        if victims.contains(&1) {
+            // The worker would have removed it all. So the next run does.
+            let mut next = Run::begin(&scratch);
+            let test = next.test(&[("USE", "SLEEPER")]);
+            let service = test.service();
+            test.ended();
+            next.end(true);
+            assert_nothing_left(&scratch, &[service]);
+        }
+        assert_nothing_left(&scratch, &all);
+    }
+}
+
+// ---- who starts it may die ----------------------------------------------------------------------------------------------
+
+/// Killed while it waits for readiness, and while it sets up: others who wait take over.
+#[test]
+fn the_next_one_takes_over_when_the_starter_dies_before_it_is_published() {
+    for (key, value) in [("EXTRA", "--delay 700"), ("SET_UP", "hangs")] {
+        let scratch = Scratch::new();
+        let mut run = Run::begin(&scratch);
+        let first = run.test(&[("USE", "EVENTFUL"), (key, value)]);
+        assert!(
+            wait_until(|| services(&scratch).len() == 1, BOUND),
+            "{}",
+            first.output()
+        );
+        if key == "SET_UP" {
+            assert!(wait_until(
+                || !numbers(&scratch.file("set-ups")).is_empty(),
+                BOUND
+            ));
+        }
+        let extra = if key == "EXTRA" { value } else { "" };
+        let waits = run.test(&[("USE", "EVENTFUL"), ("EXTRA", extra)]);
+        thread::sleep(Duration::from_millis(100));
+        send(first.pid, SIGKILL);
+        waits.ended();
+        let late = run.test(&[("USE", "EVENTFUL"), ("EXTRA", extra)]);
+        late.ended();
+        let all = services(&scratch);
+        assert_eq!(all.len(), 2);
+        assert!(!alive(all[0]));
+        assert_eq!((waits.service(), late.service()), (all[1], all[1]));
+        run.end(false);
+        assert_nothing_left(&scratch, &all);
+    }
+}
+
+#[test]
+fn it_stays_when_the_starter_is_killed_afterwards() {
+    let scratch = Scratch::new();
+    let mut run = Run::begin(&scratch);
+    let first = run.test(&[("UNTIL", "never")]);
+    let service = first.service();
+    send(first.pid, SIGKILL);
+    assert_eq!(first.exit(), Some(-1));
+    let next = run.test(&[]);
+    next.ended();
+    assert_eq!(next.service(), service);
+    run.end(true);
+    assert_nothing_left(&scratch, &[service]);
+}
+
+/// A hundred processes want it at once, and the one that gets to start it is killed at a random moment.
+#[test]
+fn a_hundred_race_to_be_first_and_the_winner_is_killed() {
+    let rounds: u64 = env::var("MIRAKURU_TEST_ROUNDS").map_or(5, |n| n.parse().expect("a number"));
+    let mut seed = u64::from(std::process::id()) + 88_172_645_463_325_252;
+    let (mut took_over, mut attached, mut no_start, mut swept) = (0, 0, 0, 0);
+    for round in 0..rounds {
+        seed ^= seed << 13;
+        seed ^= seed >> 7;
+        seed ^= seed << 17;
+        // A start takes some milliseconds, and some tens of them while a hundred processes want the processor.
+        let doomed_at = ["DOOM", "DOOM", "DOOM", "DOOM_EARLY"][round as usize % 4];
+        let doom = (seed % [5_000, 60_000, 300_000][round as usize % 3]).to_string();
+        let scratch = Scratch::new();
+        let mut run = Run::begin(&scratch);
+        let envs = [
+            ("USE", "EVENTFUL"),
+            ("AFTER", "go"),
+            ("UNTIL", "end"),
+            (doomed_at, doom.as_str()),
+        ];
+        let tests: Vec<Test> = (0..100).map(|_| run.test(&envs)).collect();
+        let began = Instant::now();
+        touch(&scratch, "go");
+        let is_doomed = |test: &Test| numbers(&scratch.file("dying")).contains(&test.pid);
+        let mut pids = Vec::new();
+        for test in &tests {
+            let done = wait_until(
+                || test.told().contains_key("used") || (is_doomed(test) && !alive(test.pid)),
+                BOUND,
+            );
+            assert!(done, "round {round}: one hangs\n{}", test.output());
+            let told = test.told();
+            match told.get("pid") {
+                Some(pid) => pids.push(pid.parse::<u32>().expect("a pid")),
+                None => assert!(is_doomed(test), "round {round}: {told:?}"),
+            }
+        }
+        let took = began.elapsed();
+        assert!(pids.len() >= 99, "round {round}");
+        assert!(pids.iter().all(|pid| *pid == pids[0]), "round {round}: {pids:?}");
+        let started = services(&scratch);
+        let living: Vec<u32> = started.iter().copied().filter(|pid| alive(*pid)).collect();
+        assert_eq!(living, [pids[0]], "round {round}: {started:?}");
+        // Who was killed early had no service yet, or had not even begun to start it.
+        let starts = numbers(&scratch.file("starts"));
+        let dying = numbers(&scratch.file("dying"));
+        match dying.iter().any(|pid| starts.contains(pid)) {
+            false => no_start += 1,
+            true if starts.len() == 1 => attached += 1,
+            true => took_over += 1,
+        }
+        assert!(
+            starts.len() <= 2 && started.len() <= starts.len(),
+            "round {round}: {starts:?} {started:?}"
+        );
+        let mut all = with_supervisors(pids[0]).to_vec();
+        all.extend(started);
+        touch(&scratch, "end");
+        for test in &tests {
+            assert!(wait_until(|| !alive(test.pid), BOUND));
+        }
+        run.end(round % 2 == 0);
+        assert!(
+            wait_until(|| !all.iter().any(|pid| alive(*pid)), BOUND),
+            "round {round}: {all:?}"
+        );
+        let is_clean = || left_in(scratch.path()).is_empty();
+        if !wait_until(is_clean, Duration::from_secs(1)) {
+            // Of a process that was killed before it had a supervisor: whoever is the next to start anything sweeps it.
+            let mut next = Run::begin(&scratch);
+            let sweeps = next.test(&[("USE", "SLEEPER")]);
+            all.push(sweeps.service());
+            sweeps.ended();
+            next.end(true);
+            swept += 1;
+        }
+        assert_nothing_left(&scratch, &all);
+        assert!(took < 2 * BOUND, "round {round}: {took:?}");
+    }
+    say(&format!(
+        "{rounds} rounds of a hundred processes, one of them killed: {attached} times the others attached to what it had \
+         started, {took_over} times the next one took over, {no_start} times it had not begun to; {swept} times the next run \
+         removed a directory that it had not finished"
+    ));
+}
+
+// ---- the runner ends ------------------------------------------------------------------------------------------------------
+
+/// What a killed runner leaves behind runs on for a moment. It must not start what nobody would end.
+#[test]
+fn orphans_start_nothing_and_hang_nowhere() {
+    let scratch = Scratch::new();
+    let mut run = Run::begin(&scratch);
+    // One that knows its runner, and one that has not asked yet.
+    let knows = run.test(&[("USE", "SLEEPER"), ("UNTIL", "go")]);
+    let asks = run.test(&[("AFTER", "go")]);
+    let service = knows.service();
+    run.end(true);
+    assert_nothing_left(&scratch, &[service]);
+    touch(&scratch, "go");
+    let (kind, error) = asks.error();
+    assert_eq!(kind, "System");
+    assert!(
+        error.contains("has ended, and the services of the run with it"),
+        "{error}"
+    );
+    for pid in [knows.pid, asks.pid] {
+        assert!(wait_until(|| !alive(pid), BOUND));
+    }
+    assert_eq!(services(&scratch), [0; 0]);
+    assert_eq!(left_in(scratch.path()), [""; 0]);
+}
+
+/// Waiting for a start that a killed runner has left to itself.
+#[test]
+fn those_who_wait_for_a_start_do_not_wait_for_an_orphan() {
+    let scratch = Scratch::new();
+    let mut run = Run::begin(&scratch);
+    let starts = run.test(&[("USE", "EVENTFUL"), ("SET_UP", "hangs")]);
+    assert!(wait_until(
+        || !numbers(&scratch.file("set-ups")).is_empty(),
+        BOUND
+    ));
+    let waits = run.test(&[("USE", "EVENTFUL")]);
+    thread::sleep(Duration::from_millis(200));
+    run.end(true);
+    let (kind, error) = waits.error();
+    assert_eq!(kind, "System");
+    assert!(error.contains("has ended"), "{error}");
+    send(starts.pid, SIGKILL);
+    let mut all = services(&scratch);
+    all.extend([starts.pid, waits.pid]);
+    let living = || all.iter().copied().filter(|pid| alive(*pid)).collect::<Vec<_>>();
+    assert!(wait_until(|| living().is_empty(), BOUND), "{:?}", living());
+}
+
+/// Both names of the run: the session goes first, over several runners.
+#[test]
+fn a_session_is_its_givers() {
+    let scratch = Scratch::new();
+    let mut run = Run::begin(&scratch);
+    let session = [("MIRAKURU_SESSION_ID", "of-a-test"), ("USE", "SLEEPER")];
+    let one = run.test_of("one", &session);
+    let two = run.test_of("two", &session);
+    let other = run.test_of("two", &session[1..]);
+    assert_eq!(one.service(), two.service());
+    assert_ne!(one.service(), other.service());
+    for test in [&one, &two, &other] {
+        test.ended();
+    }
+    let all = [one.service(), other.service()];
+    run.end(false);
+    assert_nothing_left(&scratch, &all);
+}
+
+// ---- fixed ports ----------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_fixed_port_of_the_run_is_not_waited_for_by_its_own_tests() {
+    let scratch = Scratch::new();
+    let port = fixed_port().to_string();
+    let envs = |name| [("USE", name), ("PORT", port.as_str())];
+    let mut run = Run::begin(&scratch);
+    let shared = run.test(&envs("FIXED"));
+    shared.ended();
+    let own = run.test(&envs("OWN_FIXED"));
+    let (kind, error) = own.error();
+    assert_eq!(kind, "AlreadyRunning");
+    assert!(error.contains("whole run of tests shares"), "{error}");
+    // Another run waits for its turn.
+    let mut other = Run::begin(&scratch);
+    let waits = other.test(&envs("OWN_FIXED"));
+    thread::sleep(Duration::from_millis(300));
+    assert!(!waits.told().contains_key("used"), "{}", waits.output());
+    run.end(true);
+    waits.ended();
+    let pids = [shared.service(), waits.service()];
+    assert_ne!(pids[0], pids[1]);
+    other.end(true);
+    assert_nothing_left(&scratch, &pids);
+}
+
+// ---- files ------------------------------------------------------------------------------------------------------------------
+
+#[test]
+fn its_files_are_private_and_their_paths_short() {
+    let scratch = Scratch::new();
+    let mut run = Run::begin(&scratch);
+    let test = run.test(&[("USE", "UNIX")]);
+    let service = test.service();
+    let base = fs::read_dir(scratch.path())
+        .expect("the scratch directory")
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| {
+            path.file_name()
+                .is_some_and(|name| name.to_string_lossy().starts_with("mirakuru-"))
+        })
+        .expect("a base");
+    assert_eq!(common::mode(&base), 0o700);
+    for entry in fs::read_dir(&base).expect("the base").flatten() {
+        assert_eq!(common::mode(&entry.path()), 0o700, "{}", entry.path().display());
+        if entry.file_name().to_string_lossy().starts_with("run-") {
+            let files: Vec<PathBuf> = fs::read_dir(entry.path())
+                .expect("the run's directory")
+                .flatten()
+                .map(|entry| entry.path())
+                .collect();
+            assert_eq!(files.len(), 2, "the lock and the state: {files:?}");
+            assert!(files.iter().all(|file| common::mode(file) == 0o600), "{files:?}");
+        }
+    }
+    let path = test.told()["path"].clone();
+    assert!(path.len() < base.as_os_str().len() + 40, "{path}");
+    test.ended();
+    run.end(false);
+    assert_nothing_left(&scratch, &[service]);
+}
+
+#[test]
+fn a_directory_that_is_not_safe_is_refused() {
+    let base = |scratch: &Scratch| {
+        // The name has the user's id in it: as this binary makes it.
+        let uid = fs::metadata(scratch.path()).map(|m| std::os::unix::fs::MetadataExt::uid(&m));
+        scratch
+            .path()
+            .join(format!("mirakuru-{}", uid.expect("its owner")))
+    };
+    let refused = |scratch: &Scratch, why: &str| {
+        let mut run = Run::begin(scratch);
+        let (kind, error) = run.test(&[("USE", "SLEEPER")]).error();
+        assert_eq!(kind, "System");
+        assert!(error.contains(why), "{error}");
+        run.end(false);
+    };
+    let scratch = Scratch::new();
+    let target = scratch.path().join("target");
+    fs::create_dir(&target).expect("a directory");
+    symlink(&target, base(&scratch)).expect("a link");
+    refused(&scratch, "it is a symbolic link");
+    assert_eq!(fs::read_dir(&target).expect("a directory").count(), 0);
+
+    let scratch = Scratch::new();
+    fs::create_dir(base(&scratch)).expect("a directory");
+    fs::set_permissions(base(&scratch), fs::Permissions::from_mode(0o770)).expect("its mode");
+    refused(&scratch, "other users may write to it (mode 0770)");
+
+    if !is_root() {
+        skip_without_root();
+        return;
+    }
+    let scratch = Scratch::new();
+    fs::create_dir(base(&scratch)).expect("a directory");
+    std::os::unix::fs::chown(base(&scratch), Some(12345), None).expect("root may");
+    refused(&scratch, "it belongs to user 12345");
+}
+
+/// A place for what lives no longer than a session is taken where it is the user's alone.
+#[test]
+fn the_runtime_directory_is_used_where_it_is_safe() {
+    for (mode, is_used) in [(0o700, true), (0o755, false)] {
+        let scratch = Scratch::new();
+        let runtime = scratch.file("runtime");
+        fs::create_dir(&runtime).expect("a directory");
+        fs::set_permissions(&runtime, fs::Permissions::from_mode(mode)).expect("its mode");
+        let mut run = Run::begin_with(&scratch, &[("XDG_RUNTIME_DIR", &runtime)]);
+        let test = run.test(&[("USE", "SLEEPER")]);
+        test.ended();
+        let there = left_in(Path::new(&runtime));
+        assert_eq!(
+            there.iter().any(|name| name.starts_with("run-")),
+            is_used,
+            "{there:?}"
+        );
+        let second = run.test(&[("USE", "SLEEPER")]);
+        second.ended();
+        assert_eq!(test.service(), second.service());
+        run.end(true);
+        assert_nothing_left(&scratch, &[test.service()]);
+        assert_eq!(left_in(Path::new(&runtime)), [""; 0]);
+    }
+}
+
+/// What a machine left that lost its power: by the process id *and* the start time, and never what somebody uses.
+#[test]
+fn stale_directories_are_swept_by_the_next_run() {
+    let scratch = Scratch::new();
+    let mut run = Run::begin(&scratch);
+    let first = run.test(&[("USE", "SLEEPER")]);
+    first.ended();
+    let base = scratch.path().join(
+        fs::read_dir(scratch.path())
+            .expect("the scratch directory")
+            .flatten()
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .find(|name| name.starts_with("mirakuru-"))
+            .expect("a base"),
+    );
+    let living = left_in(scratch.path());
+    let make = |name: &str| {
+        let dir = base.join(name);
+        fs::create_dir(&dir).expect("a directory");
+        fs::write(dir.join("0123.state"), "pid=1\0").expect("a file");
+        fs::write(dir.join("0123.lock"), "").expect("a file");
+    };
+    let pid = std::process::id();
+    let dead = "run-4194305-77-0123456789abcdef";
+    let reused = format!("run-{pid}-1-0123456789abcdef");
+    let used = "run-4194305-78-0123456789abcdef";
+    make(dead);
+    make(&reused);
+    // Somebody holds its lock: in another container, whose processes are not to be seen here.
+    make(used);
+    let lock = base.join(used).join("0123.lock");
+    let mut holder = Command::new("flock")
+        .args([
+            "--no-fork".as_ref(),
+            lock.as_os_str(),
+            "sh".as_ref(),
+            "-c".as_ref(),
+        ])
+        .arg("echo has it; exec sleep 100")
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("flock");
+    let mut lines = BufReader::new(holder.stdout.take().expect("its output")).lines();
+    assert!(
+        lines
+            .next()
+            .is_some_and(|line| line.is_ok_and(|line| line == "has it"))
+    );
+    // Looks like one, and is none.
+    fs::create_dir(base.join("run-x")).expect("a directory");
+
+    let mut next = Run::begin(&scratch);
+    let second = next.test(&[("USE", "SLEEPER")]);
+    second.ended();
+    let left = left_in(scratch.path());
+    assert!(
+        !left.contains(&dead.to_owned()) && !left.contains(&reused),
+        "{left:?}"
+    );
+    for name in living.iter().map(String::as_str).chain([used, "run-x"]) {
+        assert!(left.iter().any(|left| left == name), "{name}: {left:?}");
+    }
+    // What was swept was not attached to, and the run that lives is still one.
+    let again = run.test(&[("USE", "SLEEPER")]);
+    assert_eq!(again.service(), first.service());
+    holder.kill().expect("it lives");
+    holder.wait().expect("a child");
+    let pids = [first.service(), second.service()];
+    run.end(true);
+    next.end(true);
+    assert!(wait_until(|| !pids.iter().any(|pid| alive(*pid)), BOUND));
+    fs::remove_dir(base.join("run-x")).expect("it is still there");
+    fs::remove_dir_all(base.join(used)).expect("it is still there");
+    assert_nothing_left(&scratch, &pids);
+}
+
+/// Somebody removes the directory under a run's feet: it goes on, and nothing is left.
+#[test]
+fn a_directory_that_is_removed_is_made_again() {
+    let scratch = Scratch::new();
+    let mut run = Run::begin(&scratch);
+    let first = run.test(&[("USE", "SLEEPER")]);
+    first.ended();
+    for name in left_in(scratch.path()) {
+        if name.starts_with("run-") {
+            let base = fs::read_dir(scratch.path()).expect("a directory").flatten();
+            for base in base.filter(|base| base.file_name().to_string_lossy().starts_with("mirakuru-")) {
+                fs::remove_dir_all(base.path().join(&name)).expect("it is ours");
+            }
+        }
+    }
+    let second = run.test(&[("USE", "SLEEPER")]);
+    second.ended();
+    assert_ne!(
+        first.service(),
+        second.service(),
+        "there is nothing to know the first by"
+    );
+    let all = [first.service(), second.service()];
+    run.end(true);
+    assert_nothing_left(&scratch, &all);
+}
+
+// ---- what it costs --------------------------------------------------------------------------------------------------------
+
+/// `MIRAKURU_TEST_ATTACHES=200` for a figure worth quoting.
+#[test]
+fn to_attach_costs_little() {
+    let count: usize = env::var("MIRAKURU_TEST_ATTACHES").map_or(20, |n| n.parse().expect("a number"));
+    let scratch = Scratch::new();
+    let mut run = Run::begin(&scratch);
+    let first = run.test(&[]);
+    first.ended();
+    let mut took: Vec<u64> = (0..count)
+        .map(|_| {
+            let test = run.test(&[]);
+            test.ended();
+            assert_eq!(test.service(), first.service());
+            test.told()["took"].parse().expect("a number")
+        })
+        .collect();
+    took.sort_unstable();
+    let median = took[count / 2];
+    say(&format!(
+        "the start took {} µs; {count} attaches took {median} µs in the median, {} µs at most",
+        first.told()["took"],
+        took[count - 1]
+    ));
+    assert!(median < 200_000, "{median} µs");
+    run.end(true);
+    assert_nothing_left(&scratch, &[first.service()]);
+}

@@ -1,0 +1,151 @@
+//! `#[mirakuru::fixture(..)]` on a `static`: one service for all tests of this binary.
+#![deny(missing_docs)]
+#![forbid(unsafe_code)]
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+use mirakuru::{Error, Executor, ExecutorBuilder, NoWait, Recipe, Shared, SimpleExecutor, TcpExecutor};
+
+#[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
+static REDIS: TcpExecutor;
+
+/// As it would be in `tests/common/mod.rs`.
+pub mod common {
+    use mirakuru::SimpleExecutor;
+
+    /// Visibility, documentation and attributes are the user's.
+    #[mirakuru::fixture(cmd = "sleep 60", name = "sleeper", scope = "process")]
+    #[allow(dead_code)]
+    pub static SLEEPER: SimpleExecutor;
+
+    /// Needed by nobody, so never started.
+    #[mirakuru::fixture(cmd = "/no/such/program")]
+    #[allow(dead_code)]
+    pub(crate) static UNUSED: SimpleExecutor;
+}
+
+#[test]
+fn it_is_started_at_first_use_and_dereferences() {
+    let port = REDIS.port();
+    assert_ne!(port, 0);
+    assert!(std::net::TcpStream::connect(("127.0.0.1", port)).is_ok());
+    assert!(REDIS.is_running());
+}
+
+#[test]
+fn every_thread_has_the_same_one() {
+    let pids: Vec<u32> = thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| REDIS.pid())).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(pids.iter().all(|pid| *pid == REDIS.pid()));
+}
+
+#[test]
+fn it_survives_the_thread_that_started_it() {
+    let pid = thread::spawn(|| common::SLEEPER.pid()).join().unwrap();
+    let state = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
+    assert!(!state.rsplit(')').next().unwrap().trim_start().starts_with('Z'));
+    assert_eq!(common::SLEEPER.name(), "sleeper");
+}
+
+#[test]
+fn it_can_be_borrowed_for_ever_and_handed_to_threads() {
+    let redis: &'static TcpExecutor = REDIS.get();
+    thread::spawn(move || assert!(redis.is_running())).join().unwrap();
+}
+
+#[test]
+fn it_need_not_be_at_the_top_level() {
+    #[mirakuru::fixture(cmd = ["sleep", "60"])]
+    static LOCAL: SimpleExecutor;
+
+    assert!(LOCAL.is_running());
+}
+
+/// The static beside the crate of its name, and a module of it: nothing is hidden, since nothing else is defined.
+mod names {
+    #[allow(non_upper_case_globals)]
+    #[mirakuru::fixture(cmd = "sleep 60")]
+    static mirakuru: mirakuru::SimpleExecutor;
+
+    #[test]
+    fn a_static_named_like_a_crate_does_not_hide_it() {
+        let executor: &mirakuru::SimpleExecutor = &mirakuru;
+        assert!(executor.is_running());
+    }
+}
+
+static STARTS: AtomicU32 = AtomicU32::new(0);
+static SET_UPS: AtomicU32 = AtomicU32::new(0);
+
+struct Counted;
+
+struct Handle {
+    executor: SimpleExecutor,
+    set_ups: u32,
+}
+
+impl Recipe for Counted {
+    type Readiness = NoWait;
+    type Handle = Handle;
+
+    fn executor(&self) -> Result<ExecutorBuilder, Error> {
+        STARTS.fetch_add(1, Ordering::SeqCst);
+        Ok(Executor::builder("sleep 60"))
+    }
+
+    fn set_up(&self, executor: &mut SimpleExecutor) -> Result<(), Error> {
+        assert!(executor.is_running());
+        SET_UPS.fetch_add(1, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn handle(self, executor: SimpleExecutor) -> Result<Handle, Error> {
+        Ok(Handle {
+            executor,
+            set_ups: SET_UPS.load(Ordering::SeqCst),
+        })
+    }
+}
+
+#[mirakuru::fixture(Counted)]
+static COUNTED: Handle;
+
+#[test]
+fn it_is_started_and_set_up_once() {
+    thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| assert!(COUNTED.executor.is_running()));
+        }
+    });
+    assert_eq!(COUNTED.set_ups, 1);
+    assert_eq!(STARTS.load(Ordering::SeqCst), 1);
+    assert_eq!(SET_UPS.load(Ordering::SeqCst), 1);
+}
+
+#[mirakuru::fixture(cmd = "/no/such/program", tcp = "127.0.0.1:{port}")]
+static BROKEN: TcpExecutor;
+
+#[test]
+fn a_failed_start_is_remembered() {
+    let first: *const Error = BROKEN.try_get().map(|_| ()).unwrap_err();
+    let second: *const Error = BROKEN.try_get().map(|_| ()).unwrap_err();
+    assert_eq!(first, second);
+    for _ in 0..2 {
+        let payload = catch_unwind(AssertUnwindSafe(|| BROKEN.port())).unwrap_err();
+        let message = payload.downcast_ref::<String>().unwrap();
+        assert!(
+            message.starts_with("the shared fixture `BROKEN` could not be started"),
+            "{message}"
+        );
+    }
+}
+
+#[test]
+fn without_the_attribute() {
+    static BY_HAND: Shared<SimpleExecutor> = Shared::new(|| Executor::builder("sleep 60").start());
+    assert!(BY_HAND.get().is_running());
+}

@@ -1,0 +1,756 @@
+//! The guarantee of teardown, cell by cell: each way in which a test process can end, with each kind of tree under it. Then what
+//! happens when the supervisors themselves are killed or stopped, and when the test process is killed in the middle of a start.
+//!
+//! Every cell is a process of its own: a *victim*, an `#[ignore]`d test of this binary under its own libtest (see
+//! `teardown/cell.rs`). What it leaves is judged by `teardown/proof.rs`. The services live far longer than anything here waits:
+//! one that ends by itself within the wait proves nothing.
+//!
+//! `MIRAKURU_MATRIX_REPEATS` says how often each cell is run (10 with `CI=true`, else once), `MIRAKURU_KILL_ROUNDS` how often a start
+//! is interrupted (1000 with `CI=true`, else 100 times).
+#![cfg(target_os = "linux")]
+
+mod common;
+
+#[path = "teardown/cell.rs"]
+mod cell;
+#[path = "teardown/fresh.rs"]
+mod fresh;
+#[path = "teardown/proof.rs"]
+mod proof;
+
+use std::fs::{self, File};
+use std::hash::{BuildHasher, Hasher, RandomState};
+use std::io::{BufRead, BufReader, Write};
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use common::{
+    LONG, ODD, SIGINT, SIGKILL, SIGTERM, Scratch, fixed_port, numbers, send, stat, supervisors, wait_until,
+};
+use mirakuru::{Executor, Shared, SimpleExecutor, Tcp, TcpExecutor};
+use proof::{Lifeline, Process, homes, marked};
+
+const SIGHUP: i32 = 1;
+const SIGQUIT: i32 = 3;
+const SIGABRT: i32 = 6;
+const SIGSEGV: i32 = 11;
+const SIGSTOP: i32 = 19;
+
+/// From the end of the test process until everything must be gone. It takes milliseconds; this is for a machine that is busy
+/// with other things, and well below the 20 s that the chains of `--keep-forking` live, and the 120 s of all others.
+const BOUND: Duration = Duration::from_secs(10);
+/// What deaf trees are given: short, since they do not use it.
+const GRACE: Duration = Duration::from_millis(120);
+
+// ---- kinds of tree ----------------------------------------------------------------------------------------------------
+
+struct Kind {
+    name: &'static str,
+    /// The helper's flags.
+    flags: &'static str,
+    /// How many of it tell their process id.
+    recorded: usize,
+    /// All of them are stopped (SIGSTOP) in the end.
+    stopped: bool,
+}
+
+const fn kind(name: &'static str, flags: &'static str, recorded: usize) -> Kind {
+    Kind {
+        name,
+        flags,
+        recorded,
+        stopped: false,
+    }
+}
+
+const PLAIN: Kind = kind("plain", "", 1);
+const GRANDCHILDREN: Kind = kind("grandchildren", "--fork 3", 7);
+const DAEMONS: Kind = kind("deaf daemons without a mark", "--deaf-daemons 3", 4);
+const DAEMON: Kind = kind("a deaf daemon itself", "--daemonise --ignore-term --fork 1", 3);
+const FORKING: Kind = kind("keeps forking", "--keep-forking 4", 1);
+const STOPPED: Kind = Kind {
+    name: "stopped",
+    flags: "--stopped 2 --stop-self",
+    recorded: 3,
+    stopped: true,
+};
+
+const KINDS: [&Kind; 6] = [&PLAIN, &GRANDCHILDREN, &DAEMONS, &DAEMON, &FORKING, &STOPPED];
+
+// ---- victims ----------------------------------------------------------------------------------------------------------
+
+/// A victim and its service, from the moment when the service is up.
+struct Victim {
+    child: Child,
+    /// Not read any more, but open: the harness would fail to print.
+    _output: BufReader<ChildStdout>,
+    lifeline: Lifeline,
+    /// When its tree can begin to end by itself.
+    natural_end: Option<Instant>,
+    /// The service's processes that told their ids.
+    tree: Vec<Process>,
+    worker: Process,
+    guard: Process,
+}
+
+/// The environment that a victim needs.
+fn prepare(command: &mut Command, dir: &Path, death: &str, kind: &Kind, address: &str, lifeline: &str) {
+    let pids = dir.join("pids");
+    let service = format!("{ODD} --pids {} {}", pids.display(), kind.flags);
+    command
+        .env(cell::DEATH, death)
+        .env(cell::SERVICE, service.trim_end())
+        .env(cell::ADDRESS, address)
+        .env(cell::LIFELINE, lifeline)
+        .env(cell::GRACE, GRACE.as_millis().to_string())
+        .env("TMPDIR", dir)
+        // Many panic, and each look at the stack would take a second.
+        .env("RUST_BACKTRACE", "0")
+        .current_dir(dir)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(File::create(dir.join("stderr")).expect("a file in the scratch directory"));
+    proof::obeys_signals(command);
+}
+
+/// The cell as a test of this binary.
+fn under_libtest(dir: &Path) -> Command {
+    common::victim("victim", dir)
+}
+
+#[test]
+#[ignore = "a victim"]
+fn victim() {
+    cell::run();
+}
+
+impl Victim {
+    fn start(mut command: Command, scratch: &Scratch, death: &str, kind: &Kind) -> Result<Victim, String> {
+        let fifo = scratch.file(&format!("lifeline-{}", random()));
+        let lifeline = Lifeline::new(&fifo);
+        let pids = scratch.file("pids");
+        let _ = fs::remove_file(&pids);
+        prepare(
+            &mut command,
+            scratch.path(),
+            death,
+            kind,
+            "127.0.0.1:{port}",
+            &fifo,
+        );
+        let mut child = command.spawn().expect("the victim starts");
+        let mut output = BufReader::new(child.stdout.take().expect("its output"));
+        let Some(line) = line_with(&mut output, cell::UP) else {
+            let _ = child.kill();
+            let _ = child.wait();
+            let errors = fs::read_to_string(scratch.path().join("stderr")).unwrap_or_default();
+            return Err(format!("its service did not start: {errors}"));
+        };
+        let mut victim = Victim {
+            child,
+            _output: output,
+            lifeline,
+            natural_end: (kind.flags == FORKING.flags).then(|| Instant::now() + Duration::from_secs(18)),
+            tree: Vec::new(),
+            worker: Process::of(std::process::id()).expect("this process"),
+            guard: Process::of(std::process::id()).expect("this process"),
+        };
+        let complete = wait_until(|| numbers(&pids).len() >= kind.recorded, LONG);
+        let recorded = numbers(&pids);
+        if !complete {
+            return Err(format!("not all are there: {recorded:?}"));
+        }
+        victim.tree = recorded.iter().filter_map(|&pid| Process::of(pid)).collect();
+        if victim.tree.len() != kind.recorded {
+            return Err(format!(
+                "some have ended already: {recorded:?}, {:?}",
+                victim.tree
+            ));
+        }
+        if kind.stopped {
+            let stopped = || {
+                let mut states = victim.tree.iter().map(|process| stat(process.pid));
+                states.all(|stat| stat.is_some_and(|(state, _)| state == 'T'))
+            };
+            if !wait_until(stopped, LONG) {
+                return Err("not all have stopped".to_owned());
+            }
+        }
+        let pid = line
+            .trim_end_matches(cell::UP)
+            .parse()
+            .map_err(|_| line.clone())?;
+        // What made itself a daemon has left its main process behind.
+        let service = if stat(pid).is_some() { pid } else { recorded[0] };
+        let above: Vec<Process> = supervisors(service).into_iter().filter_map(Process::of).collect();
+        let of_name = |name: &str| above.iter().find(|process| process.name() == name).cloned();
+        match (of_name("mirakuru-worker"), of_name("mirakuru-guard")) {
+            (Some(worker), Some(guard)) => {
+                victim.worker = worker;
+                victim.guard = guard;
+            }
+            _ => return Err(format!("no supervisors: {above:?}")),
+        }
+        if !victim.lifeline.is_held() {
+            return Err("nobody holds the lifeline".to_owned());
+        }
+        Ok(victim)
+    }
+
+    /// Lets it go on.
+    fn say(&mut self, word: &str) {
+        let input = self.child.stdin.as_mut().expect("its input");
+        // It may be gone; what comes of that is for others to find.
+        let _ = writeln!(input, "{word}");
+    }
+
+    /// How it ended.
+    fn end(&mut self) -> Result<ExitStatus, String> {
+        let mut status = None;
+        let over = wait_until(
+            || {
+                status = self.child.try_wait().expect("it is our child");
+                status.is_some()
+            },
+            LONG,
+        );
+        match status {
+            Some(status) if over => Ok(status),
+            _ => Err(format!("it does not end:\n{}", proof::why_alive(self.child.id()))),
+        }
+    }
+
+    /// Whether all is gone, or soon will be. `Err` says what is not.
+    fn leaves_nothing(&self, scratch: &Scratch) -> Result<(), String> {
+        let released = self.lifeline.is_released_within(BOUND);
+        if self.natural_end.is_some_and(|end| Instant::now() > end) {
+            return Err("too late to prove anything: its chains may have ended by themselves".to_owned());
+        }
+        let everybody = || self.tree.iter().chain([&self.worker, &self.guard]);
+        let gone = wait_until(|| everybody().all(|process| !process.is_alive()), BOUND);
+        let mut hidden = Vec::new();
+        let none_hidden = wait_until(
+            || {
+                hidden = marked(scratch.path());
+                hidden.is_empty()
+            },
+            BOUND,
+        );
+        if released && gone && none_hidden {
+            return Ok(());
+        }
+        let alive: Vec<_> = everybody().filter(|process| process.is_alive()).collect();
+        let held = if released {
+            ""
+        } else {
+            "; the lifeline is still held"
+        };
+        Err(format!("survivors: {alive:?}, others: {hidden:?}{held}"))
+    }
+}
+
+impl Drop for Victim {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// The next line that contains this.
+fn line_with(output: &mut BufReader<ChildStdout>, text: &str) -> Option<String> {
+    let mut lines = output.lines();
+    lines.find_map(|line| line.ok().filter(|line| line.contains(text)))
+}
+
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
+fn setting(name: &str, ci: u32, otherwise: u32) -> u32 {
+    if let Some(value) = std::env::var_os(name) {
+        let number = value.to_str().and_then(|value| value.parse().ok());
+        return number.unwrap_or_else(|| panic!("{name} is no number: {value:?}"));
+    }
+    let in_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
+    if in_ci { ci } else { otherwise }
+}
+
+// ---- the table --------------------------------------------------------------------------------------------------------
+
+/// How a test process ends.
+#[derive(Clone, Copy)]
+struct Death {
+    name: &'static str,
+    /// What it is sent from outside.
+    signal: Option<i32>,
+    status: Status,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Status {
+    Code(i32),
+    Signal(i32),
+}
+
+impl Death {
+    const fn own(name: &'static str, status: Status) -> Death {
+        Death {
+            name,
+            signal: None,
+            status,
+        }
+    }
+
+    const fn by(signal: i32) -> Death {
+        Death {
+            name: "a signal",
+            signal: Some(signal),
+            status: Status::Signal(signal),
+        }
+    }
+
+    /// The log of a service whose test has panicked is kept for a day.
+    fn keeps_the_log(&self) -> bool {
+        self.name == "panic" && self.status == Status::Code(101)
+    }
+}
+
+/// One cell, once.
+fn cell(command: Command, scratch: &Scratch, death: Death, kind: &Kind) -> Result<(), String> {
+    let mut victim = Victim::start(command, scratch, death.name, kind)?;
+    victim.say("die");
+    if let Some(signal) = death.signal {
+        send(victim.child.id(), signal);
+    }
+    let status = victim.end()?;
+    let as_intended = match death.status {
+        Status::Code(code) => status.code() == Some(code),
+        Status::Signal(signal) => status.signal() == Some(signal),
+    };
+    if !as_intended {
+        let errors = fs::read_to_string(scratch.path().join("stderr")).unwrap_or_default();
+        return Err(format!(
+            "the victim ended by {status}, as nobody intended: {errors}"
+        ));
+    }
+    victim.leaves_nothing(scratch)?;
+    let homes = homes(scratch.path());
+    if homes.is_empty() || death.keeps_the_log() {
+        Ok(())
+    } else {
+        Err(format!("files are left: {homes:?}"))
+    }
+}
+
+/// One row of the table, as often as wanted: all kinds of tree side by side.
+fn row(death: Death, command: impl Fn(&Path) -> Command + Sync) {
+    let repeats = setting("MIRAKURU_MATRIX_REPEATS", 10, 1);
+    let failures: Vec<String> = thread::scope(|scope| {
+        let threads: Vec<_> = KINDS
+            .iter()
+            .map(|kind| {
+                let command = &command;
+                scope.spawn(move || {
+                    let mut failures = Vec::new();
+                    for turn in 1..=repeats {
+                        let scratch = Scratch::new();
+                        if let Err(what) = cell(command(scratch.path()), &scratch, death, kind) {
+                            let by = death
+                                .signal
+                                .map(|signal| format!(" {signal}"))
+                                .unwrap_or_default();
+                            failures.push(format!(
+                                "[{}{by} x {}] (turn {turn} of {repeats}) {what}",
+                                death.name, kind.name
+                            ));
+                        }
+                    }
+                    failures
+                })
+            })
+            .collect();
+        threads
+            .into_iter()
+            .flat_map(|thread| thread.join().expect("the thread of a kind"))
+            .collect()
+    });
+    assert!(failures.is_empty(), "\n{}", failures.join("\n"));
+}
+
+macro_rules! table {
+    ($($test:ident: $death:expr;)*) => {$(
+        #[test]
+        fn $test() {
+            row($death, under_libtest);
+        }
+    )*};
+}
+
+table! {
+    scope_end: Death::own("scope end", Status::Code(0));
+    stop: Death::own("stop", Status::Code(0));
+    panic: Death::own("panic", Status::Code(101));
+    process_exit: Death::own("process::exit", Status::Code(cell::EXIT_CODE));
+    end_of_libtest_with_a_static: Death::own("end of main with a static", Status::Code(0));
+    sigint: Death::by(SIGINT);
+    sigterm: Death::by(SIGTERM);
+    sighup: Death::by(SIGHUP);
+    sigquit: Death::by(SIGQUIT);
+    abort: Death::own("abort", Status::Signal(SIGABRT));
+    sigsegv: Death::own("SIGSEGV", Status::Signal(SIGSEGV));
+    stack_overflow: Death::own("stack overflow", Status::Signal(SIGABRT));
+    sigkill: Death::by(SIGKILL);
+}
+
+/// A program built with `panic = "abort"`: nothing unwinds, no destructor runs. (For tests cargo ignores that setting, so that it is no
+/// test but a program, which also has a `main` of its own to end.)
+#[test]
+fn panic_is_abort() {
+    if !fresh::in_workspace() {
+        return;
+    }
+    let program = fresh::built_with_abort();
+    row(Death::own("panic", Status::Signal(SIGABRT)), |_| {
+        Command::new(&program)
+    });
+    row(Death::own("end of main with a static", Status::Code(0)), |_| {
+        Command::new(&program)
+    });
+}
+
+// ---- the supervisors themselves ---------------------------------------------------------------------------------------
+
+/// A service of this very process, with a lifeline that this process does *not* hold: a shell opens it and becomes the service.
+struct Supervised {
+    service: TcpExecutor,
+    lifeline: Lifeline,
+    tree: Vec<Process>,
+    /// Worker and guard.
+    above: [Process; 2],
+    scratch: Scratch,
+}
+
+impl Supervised {
+    fn start(kind: &Kind) -> Supervised {
+        let scratch = Scratch::new();
+        let fifo = scratch.file("lifeline");
+        let lifeline = Lifeline::new(&fifo);
+        let pids = scratch.file("pids");
+        let service = Executor::builder(["sh", "-c", &format!("exec \"$0\" \"$@\" <>{fifo}"), ODD])
+            .args(["--listen", "127.0.0.1:{port}", "--pids", &pids])
+            .args(kind.flags.split_whitespace())
+            .wait_for(Tcp::addr("127.0.0.1:{port}"))
+            .timeout(LONG)
+            .stop_timeout(GRACE)
+            .start()
+            .unwrap();
+        assert!(lifeline.is_held(), "nobody holds the lifeline");
+        let recorded = numbers(&pids);
+        assert_eq!(recorded.len(), kind.recorded, "{}", kind.name);
+        let tree = recorded.iter().filter_map(|&pid| Process::of(pid)).collect();
+        let above: Vec<Process> = supervisors(recorded[0])
+            .into_iter()
+            .filter_map(Process::of)
+            .collect();
+        let above: [Process; 2] = above.try_into().expect("a worker and a guard");
+        assert_eq!(above[0].name(), "mirakuru-worker");
+        assert_eq!(above[1].name(), "mirakuru-guard");
+        Supervised {
+            service,
+            lifeline,
+            tree,
+            above,
+            scratch,
+        }
+    }
+
+    #[track_caller]
+    fn assert_gone(&self, what: &str) {
+        assert!(
+            self.lifeline.is_released_within(BOUND),
+            "{what}: survivors: {:?}",
+            self.tree
+                .iter()
+                .filter(|process| process.is_alive())
+                .collect::<Vec<_>>()
+        );
+        assert!(self.tree.iter().all(|process| !process.is_alive()), "{what}");
+    }
+}
+
+/// Whichever of the two supervisors is killed, the other one finishes its work, while the test process looks on.
+#[test]
+fn one_supervisor_killed() {
+    for kind in KINDS {
+        for which in 0..2 {
+            let what = format!("{} killed x {}", ["worker", "guard"][which], kind.name);
+            let mut supervised = Supervised::start(kind);
+            send(supervised.above[which].pid, SIGKILL);
+            supervised.assert_gone(&what);
+            let other = &supervised.above[1 - which];
+            assert!(wait_until(|| !other.is_alive(), BOUND), "{what}: {other:?} stays");
+            assert!(wait_until(|| !supervised.service.is_running(), BOUND), "{what}");
+            // It is down, and can be started again.
+            let _ = supervised.service.stop();
+            let _ = fs::remove_file(supervised.scratch.file("pids"));
+            supervised.service.start().unwrap();
+            supervised.service.stop().unwrap_or_default();
+            supervised.assert_gone(&what);
+        }
+    }
+}
+
+/// Kills both supervisors so that neither can react to the other's death: a stopped process is killed without running again.
+/// The guard is stopped first, because it continues a stopped worker.
+fn kill_both(worker: &Process, guard: &Process) {
+    for process in [guard, worker] {
+        send(process.pid, SIGSTOP);
+        let stopped = || matches!(stat(process.pid), Some(('T', _)));
+        assert!(wait_until(stopped, BOUND), "{process:?}");
+    }
+    for process in [guard, worker] {
+        send(process.pid, SIGKILL);
+    }
+    for process in [guard, worker] {
+        assert!(wait_until(|| !process.is_alive(), BOUND), "{process:?}");
+    }
+}
+
+/// Both killed in the same instant: the kernel ends the main process (PDEATHSIG), the test process ends what carries the
+/// service's mark.
+///
+/// What remains possible: a descendant that has *cleared its environment* survives this, if it is not the main process. No process
+/// is left that knows of it, and nothing about it says whose it was; only a cgroup could hold it. It takes two SIGKILLs
+/// to two processes with names and command lines of their own, within less than a millisecond. (The chains that fork without end
+/// belong to the others: each link has the mark, but a search can be too slow for them.)
+#[test]
+fn both_supervisors_killed() {
+    for kind in [&PLAIN, &GRANDCHILDREN, &STOPPED] {
+        let mut supervised = Supervised::start(kind);
+        kill_both(&supervised.above[0], &supervised.above[1]);
+        let main = &supervised.tree[0];
+        assert!(
+            wait_until(|| !main.is_alive(), BOUND),
+            "{}: the main process stays",
+            kind.name
+        );
+        assert!(wait_until(|| !supervised.service.is_running(), BOUND));
+        let _ = supervised.service.stop();
+        supervised.assert_gone(kind.name);
+        let _ = fs::remove_file(supervised.scratch.file("pids"));
+        supervised.service.start().unwrap();
+    }
+}
+
+/// The same for a service that nobody stops: the test process sees to it at its end.
+#[test]
+fn both_supervisors_of_a_static_killed() {
+    for kind in [&PLAIN, &GRANDCHILDREN, &STOPPED] {
+        let scratch = Scratch::new();
+        let command = under_libtest(scratch.path());
+        let mut victim = Victim::start(command, &scratch, "end of main with a static", kind).unwrap();
+        kill_both(&victim.worker, &victim.guard);
+        victim.say("die");
+        assert!(victim.end().unwrap().success());
+        victim.leaves_nothing(&scratch).unwrap();
+    }
+}
+
+/// Both and the test process as well: the next run finds what is left by its mark, and removes the files.
+///
+/// What remains possible is what the test above says, and that there is no next run.
+#[test]
+fn both_supervisors_and_the_test_process_killed() {
+    for kind in [&PLAIN, &GRANDCHILDREN, &STOPPED] {
+        let scratch = Scratch::new();
+        let mut first = Victim::start(under_libtest(scratch.path()), &scratch, "a signal", kind).unwrap();
+        send(first.child.id(), SIGSTOP);
+        let victim = first.child.id();
+        assert!(wait_until(|| matches!(stat(victim), Some(('T', _))), BOUND));
+        kill_both(&first.worker, &first.guard);
+        send(victim, SIGKILL);
+        first.end().unwrap();
+        let main = &first.tree[0];
+        assert!(wait_until(|| !main.is_alive(), BOUND), "{}", kind.name);
+        // (A group that nobody is left to continue is ended by the kernel, if one of it is stopped.)
+        if !kind.stopped && kind.recorded > 1 {
+            assert!(first.lifeline.is_held(), "nothing is left that could be swept");
+        }
+        assert_eq!(homes(scratch.path()).len(), 1);
+
+        let scope_end = Death::own("scope end", Status::Code(0));
+        cell(under_libtest(scratch.path()), &scratch, scope_end, &PLAIN).unwrap();
+        first.leaves_nothing(&scratch).unwrap();
+    }
+}
+
+/// A supervisor that somebody has stopped (SIGSTOP) holds up nothing: the guard continues the worker, the test process and the
+/// worker continue the guard.
+///
+/// What remains possible: with both stopped *and* the test process killed, the service stays until one of them is continued; then it
+/// ends.
+#[test]
+fn stopped_supervisors() {
+    // Worker, guard, both.
+    for which in [&[0][..], &[1], &[1, 0]] {
+        for kind in [&GRANDCHILDREN, &DAEMONS, &FORKING] {
+            let mut supervised = Supervised::start(kind);
+            let what = format!("{which:?} stopped x {}", kind.name);
+            for &at in which {
+                send(supervised.above[at].pid, SIGSTOP);
+            }
+            let begin = Instant::now();
+            let _ = supervised.service.stop();
+            assert!(begin.elapsed() < BOUND, "{what}: it took {:?}", begin.elapsed());
+            supervised.assert_gone(&what);
+            assert!(
+                supervised.above.iter().all(|process| !process.is_alive()),
+                "{what}"
+            );
+        }
+    }
+    for stop_guard in [false, true] {
+        for kind in KINDS {
+            let scratch = Scratch::new();
+            let mut victim =
+                Victim::start(under_libtest(scratch.path()), &scratch, "a signal", kind).unwrap();
+            let stopped = if stop_guard { &victim.guard } else { &victim.worker }.clone();
+            send(stopped.pid, SIGSTOP);
+            send(victim.child.id(), SIGKILL);
+            victim.end().unwrap();
+            if let Err(what) = victim.leaves_nothing(&scratch) {
+                panic!("[{} stopped x {}] {what}", stopped.name(), kind.name);
+            }
+            assert_eq!(homes(scratch.path()), [""; 0]);
+        }
+    }
+}
+
+// ---- killed in the middle of a start ----------------------------------------------------------------------------------
+
+/// The test process is killed at a random moment of a start, many times. Nothing is left: no process, no lock, and no file that
+/// the next run does not sweep.
+#[test]
+fn killed_in_the_middle_of_a_start() {
+    const SIDE_BY_SIDE: u32 = 4;
+    let rounds = setting("MIRAKURU_KILL_ROUNDS", 1000, 100);
+    thread::scope(|scope| {
+        for lane in 0..SIDE_BY_SIDE {
+            scope.spawn(move || interrupt_starts(rounds.div_ceil(SIDE_BY_SIDE), lane % 2 == 0));
+        }
+    });
+}
+
+fn interrupt_starts(rounds: u32, fixed: bool) {
+    let scratch = Scratch::new();
+    let fifo = scratch.file("lifeline");
+    let lifeline = Lifeline::new(&fifo);
+    let port = fixed_port();
+    let address = match fixed {
+        // Such a port has a lock, for which the starts queue.
+        true => format!("127.0.0.1:{port}"),
+        false => "127.0.0.1:{port}".to_owned(),
+    };
+    let victim = |kind: &Kind| {
+        let mut command = under_libtest(scratch.path());
+        let death = "in the middle of a start";
+        prepare(&mut command, scratch.path(), death, kind, &address, &fifo);
+        let mut child = command.spawn().expect("the victim starts");
+        let mut output = BufReader::new(child.stdout.take().expect("its output"));
+        assert!(line_with(&mut output, cell::STARTING).is_some(), "it has failed");
+        (child, output)
+    };
+    // How long a start and a stop take here and now.
+    let (mut child, mut output) = victim(&PLAIN);
+    let begin = Instant::now();
+    for _ in 0..5 {
+        assert!(line_with(&mut output, cell::STARTING).is_some(), "it has failed");
+    }
+    let whole = begin.elapsed() / 5;
+    child.kill().unwrap();
+    child.wait().unwrap();
+
+    for round in 0..rounds {
+        let kind = KINDS[round as usize % KINDS.len()];
+        let (mut child, _output) = victim(kind);
+        let moment = whole.as_nanos() as u64 * 3 / 2;
+        thread::sleep(Duration::from_nanos(random() % moment));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        // Now and then, so that nothing has the time to end by itself.
+        if round % 20 == 19 || round + 1 == rounds {
+            let after = format!("after round {round} ({})", kind.name);
+            assert!(
+                lifeline.is_released_within(BOUND),
+                "survivors {after}: {:?}",
+                marked(scratch.path())
+            );
+            assert!(
+                wait_until(|| marked(scratch.path()).is_empty(), BOUND),
+                "supervisors {after}: {:?}",
+                marked(scratch.path())
+            );
+            assert!(!lifeline.is_held(), "survivors {after}");
+        }
+    }
+    if fixed {
+        // No lock: a start that does not queue gets the port at once.
+        let mut service = Executor::builder([ODD, "--listen", &address])
+            .wait_for(Tcp::addr(&address))
+            .timeout(LONG)
+            .start()
+            .unwrap();
+        service.stop().unwrap();
+    }
+    // A home that was just being made is given a minute; let that be over.
+    let old = SystemTime::now() - Duration::from_secs(120);
+    for home in homes(scratch.path()) {
+        let _ = File::open(&home).and_then(|home| home.set_modified(old));
+    }
+    let scope_end = Death::own("scope end", Status::Code(0));
+    cell(under_libtest(scratch.path()), &scratch, scope_end, &PLAIN).unwrap();
+    assert_eq!(homes(scratch.path()), [""; 0]);
+}
+
+// ---- figures ----------------------------------------------------------------------------------------------------------
+
+/// What the README's table says. Run by hand, on an idle machine:
+/// `cargo test --release --test teardown figures -- --ignored --nocapture`
+#[test]
+#[ignore = "a measurement"]
+fn figures() {
+    for kind in KINDS {
+        let mut took: Vec<Duration> = (0..50)
+            .map(|_| {
+                let scratch = Scratch::new();
+                let mut victim =
+                    Victim::start(under_libtest(scratch.path()), &scratch, "a signal", kind).unwrap();
+                let begin = Instant::now();
+                send(victim.child.id(), SIGKILL);
+                while victim.lifeline.is_held() {
+                    thread::sleep(Duration::from_micros(20));
+                }
+                let took = begin.elapsed();
+                victim.end().unwrap();
+                victim.leaves_nothing(&scratch).unwrap();
+                took
+            })
+            .collect();
+        took.sort();
+        println!(
+            "SIGKILL until the tree is empty, {} (grace {GRACE:?}): median {:?}, worst {:?}",
+            kind.name, took[25], took[49]
+        );
+    }
+    static SLEEPER: Shared<SimpleExecutor> = Shared::new(|| Executor::builder("sleep 60").start());
+    const USES: u32 = 1_000_000;
+    let pid = SLEEPER.pid();
+    let begin = Instant::now();
+    for _ in 0..USES {
+        assert_eq!(std::hint::black_box(&SLEEPER).pid(), pid);
+    }
+    println!("one more use of a static: {:?}", begin.elapsed() / USES);
+}

@@ -1,0 +1,131 @@
+//! A victim: one cell of the table of teardown. It starts a service with a certain kind of tree, says so, and ends in a certain way.
+//!
+//! Run by an `#[ignore]`d test, so that libtest is around it, and by a program of its own that is built with `panic = "abort"`.
+//! All it needs to know is in the environment; it does nothing where that is not set. What it says and hears goes
+//! through its standard output and input.
+
+use std::env;
+use std::fs::OpenOptions;
+use std::hint::black_box;
+use std::io::{BufRead, Write};
+use std::process;
+use std::thread;
+use std::time::Duration;
+
+use mirakuru::{Executor, ExecutorBuilder, Shared, Tcp, TcpExecutor};
+
+/// How it is to end: see [`run`].
+pub(crate) const DEATH: &str = "MIRAKURU_CELL_DEATH";
+/// The helper's program, and its flags for the tree.
+pub(crate) const SERVICE: &str = "MIRAKURU_CELL_SERVICE";
+/// The FIFO that the tree holds.
+pub(crate) const LIFELINE: &str = "MIRAKURU_CELL_LIFELINE";
+/// Where it listens.
+pub(crate) const ADDRESS: &str = "MIRAKURU_CELL_ADDRESS";
+/// The grace in milliseconds.
+pub(crate) const GRACE: &str = "MIRAKURU_CELL_GRACE";
+/// Ends the line that says that the service is up. Its process id comes before it.
+pub(crate) const UP: &str = " is up";
+/// Says that a round of starts has begun.
+pub(crate) const STARTING: &str = "starting";
+/// The exit code of `process::exit`.
+pub(crate) const EXIT_CODE: i32 = 7;
+
+/// Its service lives as long as the process.
+static SHARED: Shared<TcpExecutor> = Shared::new(|| recipe().start());
+
+fn recipe() -> ExecutorBuilder<Tcp> {
+    let service = env::var(SERVICE).expect("the service");
+    let grace = env::var(GRACE).expect("the grace").parse().expect("milliseconds");
+    let lifeline = env::var(LIFELINE).expect("the lifeline");
+    let address = env::var(ADDRESS).expect("the address");
+    // For both directions, or it would wait for a reader.
+    let lifeline = OpenOptions::new().read(true).write(true).open(lifeline);
+    Executor::builder(service)
+        .args(["--listen", &address])
+        .wait_for(Tcp::addr(&address))
+        .queue(true)
+        .stdin(lifeline.expect("a FIFO"))
+        .timeout(Duration::from_secs(30))
+        .stop_timeout(Duration::from_millis(grace))
+}
+
+/// The victim's life and death.
+pub(crate) fn run() {
+    let Ok(death) = env::var(DEATH) else { return };
+    no_core_dumps();
+    if death == "in the middle of a start" {
+        // Again and again: what is hit may also be the end of the one and the beginning of the next.
+        for _ in 0..1000 {
+            say(STARTING);
+            drop(recipe().start());
+        }
+        return;
+    }
+    if death == "end of main with a static" {
+        await_word(SHARED.pid());
+        return;
+    }
+    let mut service = recipe().start().expect("it starts");
+    await_word(service.pid());
+    match death.as_str() {
+        "scope end" => drop(service),
+        "stop" => {
+            // Its main process may have been killed, and then this is an error. It has stopped all the same.
+            let _ = service.stop();
+            assert!(!service.is_running());
+        }
+        "panic" => panic!("on purpose"),
+        "process::exit" => process::exit(EXIT_CODE),
+        "abort" => process::abort(),
+        "SIGSEGV" => segfault(),
+        "stack overflow" => {
+            black_box(overflow(&[0; 512]));
+        }
+        "a signal" => {
+            thread::sleep(Duration::from_secs(60));
+            panic!("no signal came");
+        }
+        other => panic!("no such death: {other}"),
+    }
+}
+
+/// Says that the service is up, and waits for the word that lets the victim go on, to its end.
+fn await_word(pid: u32) {
+    say(&format!("{pid}{UP}"));
+    let mut word = String::new();
+    let _ = std::io::stdin().lock().read_line(&mut word);
+    assert_eq!(word.trim(), "die");
+}
+
+/// Not with `println!`, which libtest captures.
+fn say(line: &str) {
+    let mut out = std::io::stdout().lock();
+    // The harness has begun a line of its own.
+    writeln!(out, "\n{line}").expect("a reader");
+    out.flush().expect("a reader");
+}
+
+fn segfault() {
+    // In the first page, where nothing is ever mapped. Not the null pointer itself, which rustc's own checks find first.
+    let nowhere = black_box(std::ptr::without_provenance_mut::<u8>(8));
+    // SAFETY: none; this is what is tested.
+    unsafe { nowhere.write_volatile(1) };
+}
+
+/// Deeper than any stack.
+#[allow(unconditional_recursion)]
+fn overflow(above: &[u8; 512]) -> u8 {
+    let here = black_box([above[0].wrapping_add(1); 512]);
+    overflow(&here).wrapping_add(here[1])
+}
+
+/// The deaths are many, and so would be the files.
+fn no_core_dumps() {
+    const RLIMIT_CORE: i32 = 4;
+    unsafe extern "C" {
+        fn setrlimit(resource: i32, limit: *const [u64; 2]) -> i32;
+    }
+    // SAFETY: the limit is a live pair of numbers, as the C type is on 64-bit machines; on others it is larger.
+    unsafe { setrlimit(RLIMIT_CORE, &[0, 0]) };
+}

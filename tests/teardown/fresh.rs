@@ -1,0 +1,125 @@
+//! Crates that depend on this one as a user's do: written into the target directory, built offline with the versions of our lock
+//! file, and kept from one run to the next, so that only the first has to build the dependencies.
+
+// Each test binary uses a part of it.
+#![allow(dead_code)]
+
+use std::env;
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+use super::common::say;
+
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A package that was unpacked on its own has its siblings nowhere: then there is nothing to depend on.
+pub(crate) fn in_workspace() -> bool {
+    root().join("mirakuru-core").is_dir()
+}
+
+/// The same as for the README's crate: the dependencies are the same as well.
+const TARGET: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/readme");
+
+/// Writes a package, and gives its folder. `manifest` is what follows the section `package`.
+pub(crate) fn package(name: &str, manifest: &str, files: &[(&str, &str)]) -> PathBuf {
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fresh").join(name);
+    let manifest = format!(
+        "[package]\nname = \"{name}\"\nedition = \"2024\"\npublish = false\n\n{}\n[workspace]\n",
+        manifest.replace("{root}", root().to_str().expect("a path in UTF-8"))
+    );
+    write(&dir.join("Cargo.toml"), &manifest);
+    for (file, text) in files {
+        write(&dir.join(file), text);
+    }
+    // The versions that are tested, and downloaded. cargo leaves out of it what is not needed, and that is no reason to begin anew.
+    let ours = fs::read_to_string(root().join("Cargo.lock")).unwrap_or_default();
+    let origin = dir.join("Cargo.lock.origin");
+    if fs::read_to_string(&origin).ok().as_ref() != Some(&ours) {
+        write(&dir.join("Cargo.lock"), &ours);
+        write(&origin, &ours);
+    }
+    dir
+}
+
+/// Leaves a file alone that is as it should be, so that nothing is built again; and otherwise puts it into place in one step, since
+/// another test may be doing the same.
+fn write(path: &Path, text: &str) {
+    if fs::read_to_string(path).is_ok_and(|old| old == text) {
+        return;
+    }
+    fs::create_dir_all(path.parent().expect("a folder")).expect("the target directory");
+    let half = path.with_extension(format!(
+        "half-{}-{:?}",
+        std::process::id(),
+        std::thread::current().id()
+    ));
+    fs::write(&half, text).expect("the target directory");
+    fs::rename(&half, path).expect("the target directory");
+}
+
+/// cargo, in the folder of a package, as a user would run it.
+pub(crate) fn cargo(dir: &Path) -> Command {
+    let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command
+        .current_dir(dir)
+        .stdin(Stdio::null())
+        .env("CARGO_NET_OFFLINE", "true")
+        .env("CARGO_TARGET_DIR", TARGET);
+    // What our own runner, or the person who runs these tests, has told us is not for the one in there.
+    for (key, _) in env::vars_os() {
+        if is_ours(&key) {
+            command.env_remove(key);
+        }
+    }
+    command
+}
+
+fn is_ours(key: &OsString) -> bool {
+    let Some(key) = key.to_str() else { return false };
+    let prefixes = ["NEXTEST", "MIRAKURU", "CARGO_PKG", "CARGO_BIN", "CARGO_MANIFEST"];
+    prefixes.iter().any(|prefix| key.starts_with(prefix))
+}
+
+/// Whether nextest is there. When it is not, says aloud what is left out; nobody has to have it.
+pub(crate) fn nextest(what: &str) -> bool {
+    let found = cargo(root()).args(["nextest", "--version"]).output();
+    let found = found.is_ok_and(|output| output.status.success());
+    if !found {
+        say(&format!(
+            "\n*** {what}: SKIPPED under nextest, `cargo-nextest` is not installed ***\n"
+        ));
+    }
+    found
+}
+
+/// What a command has printed.
+pub(crate) fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
+}
+
+/// Runs a command that must succeed.
+#[track_caller]
+pub(crate) fn succeed(command: &mut Command) -> String {
+    let output = command.output().expect("it can be executed");
+    let text = text(&output);
+    assert!(output.status.success(), "{command:?}\n{text}");
+    text
+}
+
+/// The victim of `teardown/cell.rs` as a program that is built with `panic = "abort"`.
+pub(crate) fn built_with_abort() -> PathBuf {
+    let cell = root().join("tests/teardown/cell.rs");
+    let main =
+        format!("#[path = {cell:?}]\n#[allow(dead_code)]\nmod cell;\n\nfn main() {{\n    cell::run();\n}}\n");
+    let dir = package(
+        "aborts",
+        "[dependencies]\nmirakuru = { path = \"{root}\" }\n\n[profile.abort]\ninherits = \"dev\"\npanic = \"abort\"\n",
+        &[("src/main.rs", &main)],
+    );
+    succeed(cargo(&dir).args(["build", "--profile", "abort"]));
+    Path::new(TARGET).join("abort/aborts")
+}

@@ -1,0 +1,173 @@
+//! How the tests of teardown know that a tree of processes is gone: not by looking for it, but by two proofs.
+//!
+//! - A [`Lifeline`], a FIFO that every process of a tree holds open for writing, because each inherits its standard input from
+//!   the first. It reads as ended exactly when all of them are gone: daemons, orphans, links of a chain that forks
+//!   faster than one can look.
+//! - A [`Process`] is a process id *and* its start time, so that another process that got the number is no survivor, and so
+//!   that a zombie, which holds no files, is told from a process.
+//!
+//! What has hold of no lifeline (the supervisors) and did not tell its process id is found by [`marked`], in environments.
+
+// Each test binary uses a part of it.
+#![allow(dead_code)]
+
+use std::ffi::CString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{ErrorKind, Read};
+use std::os::raw::{c_char, c_int, c_uint};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::Command;
+use std::time::Duration;
+
+use super::common::{alive, all_pids, wait_until};
+
+#[cfg(target_os = "linux")]
+const O_NONBLOCK: c_int = 0o4000;
+#[cfg(not(target_os = "linux"))]
+const O_NONBLOCK: c_int = 4;
+
+unsafe extern "C" {
+    fn mkfifo(path: *const c_char, mode: c_uint) -> c_int;
+}
+
+/// The reading end of a FIFO.
+pub(crate) struct Lifeline(File);
+
+impl Lifeline {
+    /// Makes a FIFO. Processes take hold of it with [`hold`].
+    pub(crate) fn new(path: &str) -> Lifeline {
+        let name = CString::new(path).expect("no zero byte");
+        // SAFETY: the path is a live C string.
+        assert_eq!(unsafe { mkfifo(name.as_ptr(), 0o600) }, 0, "no FIFO at {path}");
+        let mut options = OpenOptions::new();
+        // Or it would wait for the first writer.
+        let file = options.read(true).custom_flags(O_NONBLOCK).open(path);
+        Lifeline(file.expect("the FIFO that was just made"))
+    }
+
+    /// Whether any process has it.
+    pub(crate) fn is_held(&self) -> bool {
+        match (&self.0).read(&mut [0]) {
+            Ok(0) => false,
+            Ok(_) => panic!("somebody writes to it"),
+            Err(e) if e.kind() == ErrorKind::WouldBlock => true,
+            Err(e) => panic!("{e}"),
+        }
+    }
+
+    /// Waits until nobody has it any more.
+    #[must_use]
+    pub(crate) fn is_released_within(&self, bound: Duration) -> bool {
+        wait_until(|| !self.is_held(), bound)
+    }
+}
+
+/// The end of a lifeline that a process holds.
+pub(crate) fn hold(path: &Path) -> File {
+    // For both directions, so that this does not wait for a reader either.
+    let file = OpenOptions::new().read(true).write(true).open(path);
+    file.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
+}
+
+/// One process, and no other that ever gets its number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    started: u64,
+    name: String,
+}
+
+impl Process {
+    /// `None` when there is none, or only a zombie.
+    pub(crate) fn of(pid: u32) -> Option<Process> {
+        let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        // The name may hold anything, so it ends with the last parenthesis.
+        let (name, rest) = text.rsplit_once(')')?;
+        let (_, name) = name.split_once('(')?;
+        let mut fields = rest.split_whitespace();
+        if matches!(fields.next()?, "Z" | "X") {
+            return None;
+        }
+        Some(Process {
+            pid,
+            // Field 22; the state was field 3.
+            started: fields.nth(18)?.parse().ok()?,
+            name: name.to_owned(),
+        })
+    }
+
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(crate) fn is_alive(&self) -> bool {
+        Process::of(self.pid).is_some_and(|now| now.started == self.started)
+    }
+}
+
+/// For a command whose process is to die by signals. A shell's background job, which these tests may be, ignores SIGINT and
+/// SIGQUIT, and hands that down.
+pub(crate) fn obeys_signals(command: &mut Command) {
+    unsafe extern "C" {
+        fn signal(signal: c_int, handler: usize) -> usize;
+    }
+    const SIG_DFL: usize = 0;
+    let to_default = || {
+        for number in [1, 2, 3, 15] {
+            // SAFETY: async-signal-safe, and no handler is installed.
+            unsafe { signal(number, SIG_DFL) };
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec it makes system calls alone.
+    unsafe { command.pre_exec(to_default) };
+}
+
+/// What the kernel has to say of a process that should have ended: its state, and what it does with signals.
+pub(crate) fn why_alive(pid: u32) -> String {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let wanted = [
+        "State", "Threads", "SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt",
+    ];
+    let lines = status
+        .lines()
+        .filter(|line| wanted.iter().any(|key| line.starts_with(key)));
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// The living processes with this directory, or a path in it, in the environment that they were executed with. A supervisor, a
+/// fork of the test process, has that of the test process.
+pub(crate) fn marked(dir: &Path) -> Vec<u32> {
+    let me = std::process::id();
+    let dir = dir.as_os_str().as_bytes();
+    let mut pids = all_pids();
+    pids.retain(|&pid| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        // As a whole: `/tmp/mkt-7-1` is not `/tmp/mkt-7-12`.
+        let found = environment.split(|byte| *byte == 0).any(|entry| {
+            let at = entry.windows(dir.len()).position(|part| part == dir);
+            at.is_some_and(|at| matches!(entry.get(at + dir.len()), None | Some(b'/' | b' ')))
+        });
+        found && pid != me && alive(pid)
+    });
+    pids
+}
+
+/// What mirakuru has in this directory for temporary files, besides the locks of turns, which stay.
+pub(crate) fn homes(temp: &Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for base in fs::read_dir(temp).into_iter().flatten().flatten() {
+        if !base.file_name().to_string_lossy().starts_with("mirakuru-") {
+            continue;
+        }
+        for entry in fs::read_dir(base.path()).into_iter().flatten().flatten() {
+            if entry.file_name() != "turns" {
+                found.push(entry.path().display().to_string());
+            }
+        }
+    }
+    found
+}

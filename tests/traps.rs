@@ -1,0 +1,810 @@
+//! The traps that bit others, one test each: it fails if the trap is open.
+
+mod common;
+
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream, ToSocketAddrs};
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::{
+    LONG, ODD, SIGKILL, SIGTERM, Scratch, Stranger, alive, assert_gone, error_of, fixed_port, numbers, odd,
+    processes_with, send, supervisors, victim, victim_dir, wait_until, who_answers,
+};
+use mirakuru::{Banner, Error, Executor, ExecutorBuilder, Http, PidFile, Signal, Tcp, UnixSocket};
+
+fn listening<const N: usize>(args: [&str; N]) -> ExecutorBuilder<Tcp> {
+    odd(["--listen", "127.0.0.1:{port}"])
+        .args(args)
+        .wait_for(Tcp::addr("127.0.0.1:{port}"))
+}
+
+/// PDEATHSIG fires when the *thread* that forked ends, and each test has a thread of its own.
+#[test]
+fn a_service_outlives_the_thread_that_started_it() {
+    let service = thread::spawn(|| listening(["--fork", "1"]).start().unwrap())
+        .join()
+        .unwrap();
+    // The signal would come with the thread's end, which `join` has waited for; give it time to do harm all the same.
+    thread::sleep(Duration::from_millis(300));
+    assert!(service.is_running());
+    assert_eq!(who_answers(service.addr()), service.pid());
+}
+
+// ---- clean-up that the end of the test process skips ------------------------------------------------------------------
+
+const TREES: [&[&str]; 4] = [
+    &["--fork", "2"],
+    &["--stopped", "2"],
+    &["--deaf-daemons", "2", "--ignore-term"],
+    &["--keep-forking", "3"],
+];
+
+/// A process that has a service of each kind of tree, and then meets its end.
+#[test]
+fn nothing_survives_the_test_process_however_it_ends() {
+    let ends = [
+        "exit",
+        "forgotten",
+        "panic",
+        "abort",
+        "segv",
+        "overflow",
+        "wait TERM",
+        "wait KILL",
+        "wait INT",
+    ];
+    for end in ends {
+        let scratch = Scratch::new();
+        let pids = scratch.file("pids");
+        fs::write(scratch.file("end"), end).unwrap();
+        let mut process = victim("meets_its_end", scratch.path())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let ready = wait_until(|| Path::new(&scratch.file("ready")).exists(), LONG);
+        match end {
+            "wait TERM" => send(process.id(), SIGTERM),
+            "wait INT" => send(process.id(), common::SIGINT),
+            "wait KILL" => send(process.id(), SIGKILL),
+            _ => {}
+        }
+        let ended = wait_until(|| process.try_wait().unwrap().is_some(), LONG);
+        if !ended {
+            let _ = process.kill();
+        }
+        let _ = process.wait();
+        assert!(ready, "{end}: the services were not ready");
+        assert!(ended, "{end}: the test process did not end");
+        println!("{end}");
+        // The grace of the deaf, and a second for a machine that is busy with other tests.
+        assert_gone(&scratch, &pids, Duration::from_secs(10));
+    }
+}
+
+#[test]
+#[ignore = "a victim"]
+fn meets_its_end() {
+    let Some(dir) = victim_dir() else { return };
+    let file = |name: &str| dir.join(name).to_str().unwrap().to_owned();
+    let services: Vec<_> = TREES
+        .iter()
+        .map(|args| {
+            listening(["--pids", &file("pids")])
+                .args(*args)
+                .stop_timeout(Duration::from_millis(100))
+                .start()
+                .unwrap()
+        })
+        .collect();
+    fs::write(file("ready"), "").unwrap();
+    match fs::read_to_string(file("end")).unwrap().as_str() {
+        "exit" => std::process::exit(3),
+        "forgotten" => std::mem::forget(services),
+        "panic" => panic!("on purpose"),
+        "abort" => std::process::abort(),
+        // The first one only takes back the handler that Rust has installed against stack overflows.
+        "segv" => loop {
+            send(std::process::id(), 11);
+        },
+        "overflow" => {
+            #[allow(unconditional_recursion)]
+            fn deeper(n: u64) -> u64 {
+                std::hint::black_box([n; 512]);
+                deeper(n + 1) + 1
+            }
+            std::process::exit(deeper(0) as i32);
+        }
+        _ => thread::sleep(2 * LONG),
+    }
+}
+
+/// Cleaning up before the guard exists: a test process that dies in the middle of a start.
+#[test]
+fn nothing_survives_a_death_in_the_middle_of_a_start() {
+    // More rounds on demand, for whoever changes the order of a start.
+    let rounds = std::env::var("MIRAKURU_ROUNDS")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(40u64);
+    let scratch = Scratch::new();
+    let pids = scratch.file("pids");
+    for round in 0..rounds {
+        let mut process = victim("starts_forever", scratch.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        // From its first start on, at moments that are spread over several starts.
+        let mut output = BufReader::new(process.stdout.take().unwrap());
+        let mut line = String::new();
+        while !line.contains("starting") {
+            line.clear();
+            assert!(output.read_line(&mut line).unwrap() > 0, "the victim has failed");
+        }
+        thread::sleep(Duration::from_micros(round * 7919 % 15_000));
+        process.kill().unwrap();
+        process.wait().unwrap();
+    }
+    assert_gone(&scratch, &pids, Duration::from_secs(10));
+}
+
+#[test]
+#[ignore = "a victim"]
+fn starts_forever() {
+    let Some(dir) = victim_dir() else { return };
+    let pids = dir.join("pids").to_str().unwrap().to_owned();
+    let mut out = std::io::stdout();
+    writeln!(out, "\nstarting").unwrap();
+    out.flush().unwrap();
+    let end = Instant::now() + LONG;
+    while Instant::now() < end {
+        let _service = listening(["--pids", &pids, "--fork", "1"]).start().unwrap();
+    }
+}
+
+// ---- output -----------------------------------------------------------------------------------------------------------
+
+/// An undrained pipe holds 64 kB: a service that prints more before it listens hangs.
+#[test]
+fn output_before_readiness_does_not_hang_the_start() {
+    for bytes in ["200000", "5000000"] {
+        let mut service = listening(["--flood-before", bytes]).start().unwrap();
+        let wanted: usize = bytes.parse().unwrap();
+        // The last of it may still be on its way into the log.
+        let mut printed = 0;
+        let all = wait_until(
+            || {
+                let logs = service.logs();
+                printed = logs.stdout().len() + logs.stderr().len();
+                printed >= wanted
+            },
+            LONG,
+        );
+        assert!(all, "{printed} of {wanted} bytes are in the log");
+        service.stop().unwrap();
+    }
+}
+
+/// The same when it is the output that is waited for.
+#[test]
+fn a_banner_after_a_flood_is_seen() {
+    let mut service = odd(["--flood-before", "3000000", "--ready-line", "at last"])
+        .wait_for(Banner::matching("^at last$"))
+        .start()
+        .unwrap();
+    service.stop().unwrap();
+}
+
+// ---- taken for alive, taken for ready ---------------------------------------------------------------------------------
+
+/// Exit 0 is an exit. Nobody waits out a time-out for a dead process.
+#[test]
+fn exit_0_before_readiness_is_an_error() {
+    let begin = Instant::now();
+    let error = error_of(
+        odd(["--exit-before-ready", "0"])
+            .wait_for(Tcp::addr("127.0.0.1:{port}"))
+            .start(),
+    );
+    let Error::Exited { status, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(status.code(), Some(0));
+    assert!(begin.elapsed() < LONG / 2, "it waited");
+}
+
+/// But it is none when a descendant is alive, and the death of the last one is noticed as well.
+#[test]
+fn exit_0_of_a_daemon_is_no_error_until_the_daemon_ends() {
+    let mut service = listening(["--daemonise", "--delay", "200"]).start().unwrap();
+    assert!(alive(who_answers(service.addr())));
+    service.stop().unwrap();
+
+    let begin = Instant::now();
+    let error = error_of(
+        odd(["--daemonise", "--delay", "100", "--exit-before-ready", "4"])
+            .wait_for(Tcp::addr("127.0.0.1:{port}"))
+            .start(),
+    );
+    assert!(matches!(error, Error::Exited { .. }), "{error}");
+    assert!(begin.elapsed() < LONG / 2, "it waited");
+}
+
+/// A connection as the test of a free port does not see a socket that is bound and does not listen.
+#[test]
+fn a_port_that_is_bound_and_does_not_listen_is_not_free() {
+    let port = fixed_port();
+    let address = format!("127.0.0.1:{port}");
+    let stranger = Stranger::start(&["--no-reuseaddr", "--bind-only", &address]);
+    assert!(TcpStream::connect(&address).is_err(), "a connection sees nothing");
+    let error = error_of(odd(["--listen", &address]).wait_for(Tcp::port(port)).start());
+    assert!(matches!(error, Error::AlreadyRunning { .. }), "{error}");
+    assert!(common::names_pid(&error.to_string(), stranger.pid()), "{error}");
+}
+
+fn localhost_has_v6() -> bool {
+    ("localhost", 0)
+        .to_socket_addrs()
+        .is_ok_and(|mut addrs| addrs.any(|addr| addr.is_ipv6()))
+        && TcpListener::bind("[::1]:0").is_ok()
+}
+
+/// `localhost` may be `::1` to the one and `127.0.0.1` to the other.
+#[test]
+fn localhost_is_every_address_that_it_resolves_to() {
+    let mut hosts = vec!["127.0.0.1"];
+    if localhost_has_v6() {
+        hosts.push("[::1]");
+    }
+    for host in hosts {
+        let mut service = odd(["--listen", &format!("{host}:{{port}}")])
+            .wait_for(Tcp::addr("localhost:{port}"))
+            .start()
+            .unwrap();
+        assert_eq!(who_answers(service.addr()), service.pid(), "{host}");
+        service.stop().unwrap();
+    }
+}
+
+/// A stranger on `::1` is who a client of `localhost` may get, while the service listens on `127.0.0.1`.
+#[test]
+fn a_stranger_on_the_other_localhost_is_an_error() {
+    if !localhost_has_v6() {
+        common::say(
+            "*** a_stranger_on_the_other_localhost_is_an_error: SKIPPED, localhost has no ::1 here ***",
+        );
+        return;
+    }
+    let port = fixed_port();
+    let stranger = Stranger::start(&["--listen", &format!("[::1]:{port}")]);
+    let recipe =
+        odd(["--listen", &format!("127.0.0.1:{port}")]).wait_for(Tcp::addr(format!("localhost:{port}")));
+    let error = error_of(recipe.start());
+    assert!(common::names_pid(&error.to_string(), stranger.pid()), "{error}");
+}
+
+/// A probe without a time-out waits for ever for a server that accepts and never answers.
+#[test]
+fn a_server_that_never_answers_does_not_hang_the_start() {
+    let url = "http://127.0.0.1:{port}/";
+    for readiness in [Http::head(url), Http::get(url), Http::post(url).body("x")] {
+        let begin = Instant::now();
+        let recipe = odd(["--accept-never-answer", "127.0.0.1:{port}"])
+            .wait_for(readiness)
+            .timeout(Duration::from_millis(700));
+        let error = error_of(recipe.start());
+        assert!(matches!(error, Error::Timeout { .. }), "{error}");
+        assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
+    }
+}
+
+/// And its exit ends the wait, in the middle of a request.
+#[test]
+fn the_exit_of_a_server_that_never_answers_is_noticed() {
+    let recipe = odd([
+        "--accept-never-answer",
+        "127.0.0.1:{port}",
+        "--exit-after",
+        "200:6",
+    ])
+    .wait_for(Http::get("http://127.0.0.1:{port}/"))
+    .timeout(4 * LONG);
+    let begin = Instant::now();
+    let error = error_of(recipe.start());
+    let Error::Exited { status, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(status.code(), Some(6));
+    assert!(begin.elapsed() < LONG, "it waited");
+}
+
+/// A service is ready only when the socket is its own. This stranger takes the port while the service gets ready.
+#[test]
+fn a_service_that_is_ready_but_belongs_to_somebody_else() {
+    for http in [false, true] {
+        let port = fixed_port();
+        let scratch = Scratch::new();
+        let pids = scratch.file("pids");
+        let stranger = thread::scope(|scope| {
+            let stranger = scope.spawn(|| {
+                assert!(wait_until(|| !numbers(&pids).is_empty(), LONG));
+                let flag = if http { "--http" } else { "--listen" };
+                Stranger::start(&[flag, &format!("127.0.0.1:{port}")])
+            });
+            let recipe = odd(["--pids", &pids]);
+            let error = if http {
+                error_of(
+                    recipe
+                        .wait_for(Http::get(format!("http://127.0.0.1:{port}/")))
+                        .start(),
+                )
+            } else {
+                error_of(recipe.wait_for(Tcp::port(port)).start())
+            };
+            let stranger = stranger.join().unwrap();
+            assert!(matches!(error, Error::Stranger { .. }), "{error}");
+            assert!(common::names_pid(&error.to_string(), stranger.pid()), "{error}");
+            stranger
+        });
+        assert!(alive(stranger.pid()), "the stranger is nobody's to stop");
+        assert_gone(&scratch, &pids, Duration::ZERO);
+    }
+}
+
+// ---- pids and marks ---------------------------------------------------------------------------------------------------
+
+/// A pid is used again. What has it now must not get the signals that were meant for the service.
+#[test]
+#[cfg(target_os = "linux")]
+fn a_process_that_got_the_services_pid_is_left_alone() {
+    let mut service = odd(["--exit-after", "1000", "--pid-file", "{dir}/pid", "--leave-files"])
+        .wait_for(PidFile::path("{dir}/pid"))
+        .start()
+        .unwrap();
+    let pid = service.pid();
+    assert!(wait_until(|| !alive(pid), LONG));
+    let Some(mut other) = process_with_pid(pid) else {
+        common::say(&format!(
+            "*** a_process_that_got_the_services_pid_is_left_alone: SKIPPED in part, pid {pid} cannot be had again ***"
+        ));
+        return;
+    };
+    assert!(!service.is_running(), "another process is taken for the service");
+    let _ = service.signal(Signal::Term);
+    let _ = service.pause();
+    let _ = service.resume();
+    let _ = service.stop();
+    let _ = service.kill();
+    drop(service);
+    thread::sleep(Duration::from_millis(100));
+    let untouched = common::stat(pid).is_some_and(|(state, _)| state != 'T' && state != 'Z');
+    let _ = other.kill();
+    let _ = other.wait();
+    assert!(untouched, "it got a signal that was meant for the service");
+}
+
+/// A process of this pid, if the kernel lets us say which one is next. Other processes may be faster, so it tries often.
+#[cfg(target_os = "linux")]
+fn process_with_pid(pid: u32) -> Option<Child> {
+    for _ in 0..200 {
+        if common::stat(pid).is_some() {
+            // As long as its zombie is kept the pid is not free, and safe.
+            thread::sleep(Duration::from_millis(5));
+            continue;
+        }
+        fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).ok()?;
+        let mut child = Command::new("sleep").arg("100").spawn().ok()?;
+        if child.id() == pid {
+            return Some(child);
+        }
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    None
+}
+
+/// A mark that is matched as a substring finds other runs' services. When the supervisors of a service are killed, what
+/// carries its mark is swept, and nothing else.
+#[test]
+#[cfg(target_os = "linux")]
+fn marks_are_matched_whole() {
+    let mut service = listening(["--fork", "1"]).start().unwrap();
+    let neighbour = listening([]).start().unwrap();
+    let environment = fs::read(format!("/proc/{}/environ", service.pid())).unwrap();
+    let environment = String::from_utf8(environment).unwrap();
+    let mark = environment
+        .split('\0')
+        .find_map(|variable| variable.strip_prefix("MIRAKURU_ID="))
+        .expect("the service carries a mark")
+        .to_owned();
+    let bystanders: Vec<Child> = [
+        ("MIRAKURU_ID", format!("{mark}0")),
+        ("MIRAKURU_ID", format!("0{mark}")),
+        ("MIRAKURU_ID", mark[..mark.len() - 1].to_owned()),
+        ("XMIRAKURU_ID", mark.clone()),
+        ("NOTE", format!("MIRAKURU_ID={mark}")),
+    ]
+    .into_iter()
+    .map(|(key, value)| Command::new("sleep").arg("100").env(key, value).spawn().unwrap())
+    .collect();
+
+    let pid = service.pid();
+    let guards = supervisors(pid);
+    assert!(!guards.is_empty(), "the service has no supervisor");
+    for guard in guards {
+        send(guard, SIGKILL);
+    }
+    assert!(
+        wait_until(|| !alive(pid), LONG),
+        "the service outlived its supervisors"
+    );
+    let _ = service.stop();
+    drop(service);
+    thread::sleep(Duration::from_millis(200));
+    let alive_ones = bystanders.iter().filter(|child| alive(child.id())).count();
+    let all = bystanders.len();
+    for mut child in bystanders {
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+    assert_eq!(alive_ones, all, "a bystander was killed");
+    assert!(neighbour.is_running());
+    assert_eq!(who_answers(neighbour.addr()), neighbour.pid());
+}
+
+/// Zombies still answer `kill(pid, 0)`.
+#[test]
+fn a_zombie_is_not_alive() {
+    let mut service = listening(["--exit-after", "1000"]).start().unwrap();
+    let pid = service.pid();
+    assert!(wait_until(|| !alive(pid), LONG));
+    assert!(
+        wait_until(|| !service.is_running(), LONG),
+        "a zombie is taken for the service"
+    );
+    assert_eq!(service.wait(LONG).unwrap().code(), Some(0));
+}
+
+// ---- ends -------------------------------------------------------------------------------------------------------------
+
+/// The leader's exit is not the group's: what takes longer gets its grace, and is waited for.
+#[test]
+fn the_end_of_the_leader_is_not_the_end_of_the_group() {
+    let scratch = Scratch::new();
+    let (pids, stamp) = (scratch.file("pids"), scratch.file("stamp"));
+    // The slow one is in the background; the leader ends at the first signal.
+    let script = format!(
+        "'{ODD}' --stop-delay 400 --exit-on-term 0 --stamp {stamp} --pids {pids} --listen 127.0.0.1:{{port}} & \
+         exec '{ODD}' --pids {pids}"
+    );
+    let mut service = Executor::builder(script)
+        .shell(true)
+        .timeout(LONG)
+        .stop_timeout(LONG)
+        .wait_for(Tcp::addr("127.0.0.1:{port}"))
+        .start()
+        .unwrap();
+    let slow = who_answers(service.addr());
+    assert_ne!(slow, service.pid());
+    assert!(wait_until(|| numbers(&pids).len() == 2, LONG));
+    service.stop().unwrap();
+    assert!(!alive(slow));
+    assert!(
+        common::stamped(&stamp, "exit").is_some(),
+        "it was killed before it had finished"
+    );
+}
+
+/// A kill without a wait returns while the port is still taken and the pid still there.
+#[test]
+fn when_stop_and_kill_return_it_is_over() {
+    let port = fixed_port();
+    let address = format!("127.0.0.1:{port}");
+    let mut service = odd(["--no-reuseaddr", "--listen", &address])
+        .wait_for(Tcp::port(port))
+        .build()
+        .unwrap();
+    for round in 0..20 {
+        service.start().unwrap();
+        let pid = service.pid();
+        if round % 2 == 0 {
+            service.stop().unwrap();
+        } else {
+            service.kill().unwrap();
+        }
+        assert!(!alive(pid), "it is still there");
+        TcpListener::bind(&address).expect("its port is free");
+    }
+}
+
+/// Two that reap the same child: the test's own `waitpid(-1)` must not take the services', nor mirakuru the test's.
+#[test]
+fn reaping_does_not_race() {
+    let scratch = Scratch::new();
+    let output = victim("reaps_everything", scratch.path()).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for code in 0..25 {
+                    let status = Command::new("sh")
+                        .args(["-c", &format!("exit {code}")])
+                        .status()
+                        .unwrap();
+                    assert_eq!(status.code(), Some(code), "somebody else has reaped our child");
+                }
+            });
+            scope.spawn(|| {
+                for _ in 0..10 {
+                    listening([]).start().unwrap().stop().unwrap();
+                }
+            });
+        }
+    });
+}
+
+#[test]
+#[ignore = "a victim"]
+fn reaps_everything() {
+    unsafe extern "C" {
+        fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32;
+    }
+    if victim_dir().is_none() {
+        return;
+    }
+    thread::spawn(|| {
+        loop {
+            // SAFETY: a null status is allowed; 1 is WNOHANG.
+            unsafe { waitpid(-1, std::ptr::null_mut(), 1) };
+            thread::yield_now();
+        }
+    });
+    for _ in 0..30 {
+        let mut service = listening([]).start().unwrap();
+        assert!(service.is_running());
+        service.stop().unwrap();
+        assert!(!service.is_running());
+    }
+    let error = error_of(
+        odd(["--exit-before-ready", "7"])
+            .wait_for(Banner::matching("never"))
+            .start(),
+    );
+    let Error::Exited { status, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(status.code(), Some(7));
+}
+
+/// A user's handler-less disposition: with SIGCHLD ignored the kernel reaps by itself, and every wait fails.
+#[test]
+fn an_ignored_sigchld_changes_nothing() {
+    let scratch = Scratch::new();
+    let output = victim("ignores_sigchld", scratch.path()).output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+}
+
+#[test]
+#[ignore = "a victim"]
+#[cfg(target_os = "linux")]
+fn ignores_sigchld() {
+    unsafe extern "C" {
+        fn signal(signal: i32, handler: usize) -> usize;
+    }
+    if victim_dir().is_none() {
+        return;
+    }
+    // SAFETY: 1 is SIG_IGN, which installs no code; 17 is SIGCHLD.
+    unsafe { signal(17, 1) };
+    let mut service = listening(["--exit-on-term", "3"]).start().unwrap();
+    let error = error_of(service.stop());
+    let Error::BadExit { status, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(
+        status.code(),
+        Some(3),
+        "the service's children are reaped by somebody else"
+    );
+}
+
+/// `sun_path` takes 107 bytes.
+#[test]
+fn a_socket_path_that_is_too_long_is_an_error_that_says_so() {
+    let scratch = Scratch::new();
+    let pids = scratch.file("pids");
+    let path = scratch.file(&"x".repeat(120));
+    let error = error_of(odd(["--pids", &pids]).wait_for(UnixSocket::path(path)).start());
+    assert!(matches!(error, Error::InvalidReadiness { .. }), "{error}");
+    assert!(error.to_string().contains("107"), "{error}");
+    assert_eq!(numbers(&pids), [0; 0], "something was started");
+}
+
+/// A descriptor that leaks into the service keeps a lock, a port or a pipe alive.
+#[test]
+#[cfg(target_os = "linux")]
+fn no_descriptor_of_the_test_leaks() {
+    unsafe extern "C" {
+        fn dup(fd: i32) -> i32;
+        fn close(fd: i32) -> i32;
+    }
+    let scratch = Scratch::new();
+    let path = scratch.file("lock");
+    let file = fs::File::create(&path).unwrap();
+    // SAFETY: `dup` makes a new descriptor, one without close-on-exec, which is what is to be tested.
+    let leaky = unsafe { dup(file.as_raw_fd()) };
+    assert!(leaky > 2);
+    let mut service = odd([]).start().unwrap();
+    // The helper's start has an end, and only then are the descriptors what they stay.
+    thread::sleep(Duration::from_millis(200));
+
+    let open = |pid: u32| -> Vec<(String, String)> {
+        let entries = fs::read_dir(format!("/proc/{pid}/fd")).expect("its descriptors");
+        entries
+            .flatten()
+            .map(|entry| {
+                let target = fs::read_link(entry.path()).unwrap_or_default();
+                (
+                    entry.file_name().to_str().unwrap().to_owned(),
+                    target.display().to_string(),
+                )
+            })
+            .collect()
+    };
+    let of_service = open(service.pid());
+    // 3 and 4 are the helper's own, the two ends of the pair by which its signal handler tells of signals.
+    let foreign: Vec<_> = of_service
+        .iter()
+        .filter(|(number, target)| number.parse::<i32>().unwrap() > 2 && !target.starts_with("socket:"))
+        .collect();
+    assert!(foreign.is_empty(), "{of_service:?}");
+    let mut plain = Executor::builder("sleep 100").start().unwrap();
+    let of_plain = open(plain.pid());
+    assert_eq!(of_plain.len(), 3, "{of_plain:?}");
+    for guard in supervisors(service.pid())
+        .into_iter()
+        .chain(supervisors(plain.pid()))
+    {
+        let held = open(guard);
+        assert!(held.iter().all(|(_, target)| *target != path), "{held:?}");
+    }
+    // SAFETY: the descriptor is ours, and this is its end.
+    unsafe { close(leaky) };
+    plain.stop().unwrap();
+    service.stop().unwrap();
+}
+
+/// After an error nothing is half started.
+#[test]
+fn nothing_is_left_after_a_failed_start() {
+    let trees: [&[&str]; 4] = [
+        &["--fork", "2"],
+        &["--stopped", "2"],
+        &["--deaf-daemons", "2"],
+        &["--keep-forking", "2"],
+    ];
+    for tree in trees {
+        let scratch = Scratch::new();
+        let pids = scratch.file("pids");
+        let recipe = || {
+            odd(["--pids", &pids, "--line-err", "FATAL"])
+                .args(tree)
+                .stop_timeout(Duration::from_millis(100))
+                .timeout(Duration::from_secs(1))
+        };
+        let timeout = recipe().wait_for(Tcp::addr("127.0.0.1:{port}"));
+        let error = error_of(timeout.start());
+        assert!(matches!(error, Error::Timeout { .. }), "{error}");
+        assert_gone(&scratch, &pids, Duration::ZERO);
+
+        let exited = recipe().args(["--delay", "50", "--die-before-ready", "9"]);
+        let _ = error_of(
+            exited
+                .wait_for(Banner::matching("never"))
+                .timeout(Duration::from_secs(2))
+                .start(),
+        );
+        assert_gone(&scratch, &pids, Duration::ZERO);
+
+        let failed = recipe().fail_on("FATAL").timeout(LONG);
+        let error = error_of(failed.wait_for(Banner::matching("never")).start());
+        assert!(matches!(error, Error::FailureLine { .. }), "{error}");
+        assert_gone(&scratch, &pids, Duration::ZERO);
+    }
+    // What was reserved is free again, and what was made is removed: the same executor can try again.
+    let scratch = Scratch::new();
+    let flag = scratch.file("flag");
+    let mut service = Executor::builder(format!("test -e {flag} || exit 1; echo up; exec sleep 100"))
+        .shell(true)
+        .wait_for(Banner::matching("^up$"))
+        .timeout(LONG)
+        .build()
+        .unwrap();
+    assert!(matches!(error_of(service.start()), Error::Exited { .. }));
+    assert!(!service.is_running());
+    fs::write(&flag, "").unwrap();
+    service.start().unwrap();
+    service.stop().unwrap();
+}
+
+/// A drop must not need a runtime, a certain thread, or a thread at all that is well.
+#[test]
+fn drop_works_on_any_thread_and_at_its_end() {
+    use std::cell::RefCell;
+    thread_local! {
+        static KEPT: RefCell<Option<mirakuru::TcpExecutor>> = const { RefCell::new(None) };
+    }
+    let scratch = Scratch::new();
+    let pids = scratch.file("pids");
+    // Started here, dropped by the destructor of a thread-local of another thread.
+    let service = listening(["--pids", &pids, "--fork", "1"]).start().unwrap();
+    thread::spawn(move || KEPT.with(|kept| *kept.borrow_mut() = Some(service)))
+        .join()
+        .unwrap();
+    assert_gone(&scratch, &pids, Duration::from_secs(5));
+    // Dropped while its thread unwinds.
+    let service = listening(["--pids", &pids, "--fork", "1"]).start().unwrap();
+    let outcome = thread::spawn(move || {
+        let _service = service;
+        panic!("on purpose");
+    })
+    .join();
+    assert!(outcome.is_err());
+    assert_gone(&scratch, &pids, Duration::ZERO);
+}
+
+/// A supervisor that is killed leaves no stray: the service's main process and what carries its mark go with it.
+#[test]
+#[cfg(target_os = "linux")]
+fn the_death_of_either_supervisor_is_not_the_services_freedom() {
+    let kinds: [&[&str]; 3] = [&[], &["--fork", "2"], &["--deaf-daemons", "2"]];
+    for kind in kinds {
+        let count = supervisors(listening([]).start().unwrap().pid()).len();
+        for which in 0..count {
+            let scratch = Scratch::new();
+            let pids = scratch.file("pids");
+            let mut service = listening(["--pids", &pids])
+                .args(kind)
+                .stop_timeout(Duration::from_millis(100))
+                .start()
+                .unwrap();
+            send(supervisors(service.pid())[which], SIGKILL);
+            assert_gone(&scratch, &pids, Duration::from_secs(10));
+            assert!(wait_until(|| !service.is_running(), LONG));
+            // What it says of that is its own matter; that it neither hangs nor panics is not.
+            let _ = service.stop();
+            let _ = service.start();
+        }
+    }
+}
+
+/// A `pkill -f` that is meant for the test does not hit its supervisors.
+#[test]
+#[cfg(target_os = "linux")]
+fn supervisors_have_a_command_line_of_their_own() {
+    let service = listening([]).start().unwrap();
+    let exe = std::env::current_exe().unwrap();
+    let name = exe.file_name().unwrap().to_str().unwrap();
+    let guards = supervisors(service.pid());
+    assert!(!guards.is_empty());
+    let alike = processes_with(name);
+    for guard in guards {
+        assert!(!alike.contains(&guard), "its command line is the test's");
+    }
+}

@@ -1,0 +1,5 @@
+#[mirakuru::fixture(cmd = "redis-server", bin = "redis")]
+#[test]
+fn test() {}
+
+fn main() {}

@@ -1,0 +1,5 @@
+#[mirakuru::fixture(command = "redis-server")]
+#[test]
+fn test() {}
+
+fn main() {}

@@ -1,0 +1,5 @@
+#[mirakuru::fixture(cmd = 5)]
+#[test]
+fn test() {}
+
+fn main() {}

@@ -1,0 +1,5 @@
+#[mirakuru::fixture()]
+#[test]
+fn test() {}
+
+fn main() {}

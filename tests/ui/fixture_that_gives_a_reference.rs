@@ -1,0 +1,4 @@
+#[mirakuru::fixture(cmd = "sleep 60")]
+fn sleeper() -> &mirakuru::SimpleExecutor;
+
+fn main() {}

@@ -1,0 +1,5 @@
+#[mirakuru::fixture(cmd = "redis-server", tcp)]
+#[test]
+fn test() {}
+
+fn main() {}

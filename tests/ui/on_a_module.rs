@@ -1,0 +1,4 @@
+#[mirakuru::fixture(cmd = "sleep 60")]
+mod sleeper {}
+
+fn main() {}

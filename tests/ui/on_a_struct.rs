@@ -1,0 +1,6 @@
+#[mirakuru::fixture(cmd = "sleep 60")]
+struct Sleeper;
+
+fn main() {
+    let _ = Sleeper;
+}

@@ -1,0 +1,5 @@
+#[mirakuru::fixture(cmd = "redis-server --port {prot}")]
+#[test]
+fn test() {}
+
+fn main() {}

@@ -1,0 +1,5 @@
+#[mirakuru::fixture(cmd = "sleep 60", scope = "run")]
+#[test]
+fn test() {}
+
+fn main() {}

@@ -1,0 +1,4 @@
+#[mirakuru::fixture(cmd = "sleep 60")]
+static mut SLEEPER: mirakuru::SimpleExecutor;
+
+fn main() {}

@@ -1,0 +1,5 @@
+#[mirakuru::fixture("redis-server")]
+#[test]
+fn test() {}
+
+fn main() {}

@@ -1,0 +1,5 @@
+#[mirakuru::fixture(cmd = "redis-server", colour = "red")]
+#[test]
+fn test() {}
+
+fn main() {}
