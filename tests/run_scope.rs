@@ -243,6 +243,8 @@ fn test_process() {
         let Ok(file) = env::var(key) else { return };
         assert!(wait_until(|| dir.join(&file).exists(), BOUND), "no file {file}");
     };
+    println!();
+    told("began", 1);
     wait_for("AFTER");
     let began = Instant::now();
     match env::var("USE").as_deref().unwrap_or("SERVICE") {
@@ -1071,12 +1073,48 @@ fn a_hundred_race_to_be_first_and_the_winner_is_killed() {
 /// What a killed runner leaves behind runs on for a moment. It must not start what nobody would end.
 #[test]
 fn orphans_start_nothing_and_hang_nowhere() {
+    orphans();
+}
+
+/// The same where the process that adopts them looks like any other parent: it is in their own session.
+#[test]
+fn orphans_that_are_adopted_within_their_session() {
+    let scratch = Scratch::new();
+    let output = victim("adopter", scratch.path()).output().expect("it starts");
+    assert!(
+        output.status.success(),
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+}
+
+#[test]
+#[ignore = "a part of another test"]
+fn adopter() {
+    if victim_dir().is_none() {
+        return;
+    }
+    unsafe extern "C" {
+        fn prctl(option: i32, ...) -> i32;
+    }
+    const PR_SET_CHILD_SUBREAPER: i32 = 36;
+    // SAFETY: no memory is involved.
+    assert_eq!(
+        unsafe { prctl(PR_SET_CHILD_SUBREAPER, 1_u64, 0_u64, 0_u64, 0_u64) },
+        0
+    );
+    orphans();
+}
+
+fn orphans() {
     let scratch = Scratch::new();
     let mut run = Run::begin(&scratch);
     // One that knows its runner, and one that has not asked yet.
     let knows = run.test(&[("USE", "SLEEPER"), ("UNTIL", "go")]);
     let asks = run.test(&[("AFTER", "go")]);
     let service = knows.service();
+    assert!(wait_until(|| asks.told().contains_key("began"), BOUND));
     run.end(true);
     assert_nothing_left(&scratch, &[service]);
     touch(&scratch, "go");

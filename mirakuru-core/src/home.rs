@@ -195,8 +195,12 @@ impl Home {
         }
     }
 
-    /// From now on the log (and its index) outlives this executor, for a day.
+    /// From now on the log (and its index) outlives this executor, for a day. Not that of a service of a run that is over: its
+    /// supervisor is removing it.
     pub(crate) fn keep(&mut self) {
+        if self.creator == 0 && crate::run::is_over() {
+            return;
+        }
         // At once, so that it holds when the test process is killed as well.
         self.kept = File::create(self.path.join("kept")).is_ok();
     }

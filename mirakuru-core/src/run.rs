@@ -83,22 +83,25 @@ impl Run {
                 .into_iter()
                 .filter_map(|name| Some((name, std::env::var(name).ok().filter(|value| !value.is_empty())?)))
                 .collect();
-            Run::find(&variables, &chain, carries)
+            Run::find(&variables, &chain, sys::origin::is_orphan(), carries)
         });
         RUN.as_ref()
     }
 
     /// The runner is the nearest ancestor that does not carry the variable that it gives to its tests; without such a
-    /// variable, the nearest one that is `cargo`. The chain begins with the process itself.
+    /// variable, the nearest one that is `cargo`. The chain begins with the process itself. Of an orphan it is not the one that
+    /// it was started by, and tells nothing.
     fn find(
         variables: &[(&str, String)],
         chain: &[(u32, Stat)],
+        was_orphaned: bool,
         carries: impl Fn(u32, &[u8]) -> Option<bool>,
     ) -> Option<Run> {
         // A process is in its parent's session or begins one of its own. One that is in neither has been adopted, by the first
         // process or by another that collects orphans: nothing from there on has to do with it.
         let begun = chain
             .windows(2)
+            .take(if was_orphaned { 0 } else { chain.len() })
             .take_while(|pair| {
                 let [(pid, child), (_, parent)] = pair else {
                     return false;
@@ -182,6 +185,11 @@ impl Run {
         berth.make_dir().map_err(|source| berth.error(source))?;
         Ok(berth)
     }
+}
+
+/// Whether the run that this process is a part of is over: what its services leave behind goes with them.
+pub(crate) fn is_over() -> bool {
+    Run::current().is_some_and(|run| !home::is_alive(run.runner, run.started))
 }
 
 const SESSION: &str = "MIRAKURU_SESSION_ID";
@@ -333,8 +341,7 @@ impl Berth {
         let mut pause = FIRST_PAUSE;
         loop {
             if let Some(state) = State::read(&self.published).map_err(|e| self.error(e))? {
-                return Executor::attach(recipe, state, self.published)
-                    .map(|e| Occupied::Running(Box::new(e)));
+                return self.attach(recipe, state);
             }
             if let Some(lock) = self.try_lock().map_err(|e| self.error(e))? {
                 let vacancy = Vacancy { berth: self, lock };
@@ -353,6 +360,14 @@ impl Berth {
             }
             thread::sleep(pause);
             pause = (pause * 2).min(LONGEST_PAUSE);
+        }
+    }
+
+    fn attach<R: Readiness>(&self, recipe: ExecutorBuilder<R>, state: State) -> Result<Occupied<R>, Error> {
+        match Executor::attach(recipe, state, self.published.clone()) {
+            Ok(executor) => Ok(Occupied::Running(Box::new(executor))),
+            // That it is gone is news only while the run goes on.
+            Err(error) => Err(self.check_runner().map_or_else(|e| self.error(e), |()| error)),
         }
     }
 
@@ -421,8 +436,7 @@ impl Vacancy {
         // It may have been published between the look and the lock.
         match State::read(&self.berth.published).map_err(|e| self.berth.error(e))? {
             None => Ok(Occupied::Vacant(self, Box::new(recipe))),
-            Some(state) => Executor::attach(recipe, state, self.berth.published.clone())
-                .map(|e| Occupied::Running(Box::new(e))),
+            Some(state) => self.berth.attach(recipe, state),
         }
     }
 
@@ -670,7 +684,19 @@ mod tests {
             assert!(entry.ends_with(b"=x"));
             (!unreadable.contains(&pid)).then(|| carriers.contains(&pid))
         };
-        Run::find(&variables, &chain(processes), carries).map(|run| run.runner)
+        Run::find(&variables, &chain(processes), false, carries).map(|run| run.runner)
+    }
+
+    #[test]
+    fn of_an_orphan_the_ancestors_say_nothing() {
+        let adopted = chain(&[(40, "tests", 9), (20, "cargo", 9), (10, "bash", 9)]);
+        let variable = |name| [(name, "x".to_owned())];
+        let find = |variables: &[(&str, String)]| {
+            Run::find(variables, &adopted, true, |_, _| Some(false)).map(|run| run.runner)
+        };
+        assert_eq!(find(&variable(NEXTEST)), Some(0), "its run is over");
+        assert_eq!(find(&variable(SESSION)), None);
+        assert_eq!(find(&[]), None);
     }
 
     #[test]

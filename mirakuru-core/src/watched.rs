@@ -154,8 +154,10 @@ impl Service {
         if lines.is_empty() {
             return None;
         }
-        // The log is to be read after the test.
-        let _ = std::fs::File::create(&self.kept);
+        // The log is to be read after the test, unless all that has failed is that the run was killed.
+        if !crate::run::is_over() {
+            let _ = std::fs::File::create(&self.kept);
+        }
         Some(painted(&Tail {
             command: &self.command,
             lines: &lines,

@@ -11,6 +11,7 @@ pub(crate) mod files;
 mod linux;
 mod listen;
 pub(crate) mod netlink;
+pub(crate) mod origin;
 pub(crate) mod ports;
 pub(crate) mod probe_command;
 pub(crate) mod procfs;
