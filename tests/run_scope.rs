@@ -1100,10 +1100,8 @@ fn adopter() {
     }
     const PR_SET_CHILD_SUBREAPER: i32 = 36;
     // SAFETY: no memory is involved.
-    assert_eq!(
-        unsafe { prctl(PR_SET_CHILD_SUBREAPER, 1_u64, 0_u64, 0_u64, 0_u64) },
-        0
-    );
+    let failed = unsafe { prctl(PR_SET_CHILD_SUBREAPER, 1_u64, 0_u64, 0_u64, 0_u64) };
+    assert_eq!(failed, 0);
     orphans();
 }
 
