@@ -123,6 +123,8 @@ pub use mirakuru_core::{
 };
 #[cfg(feature = "http")]
 pub use mirakuru_core::{Http, HttpExecutor, IntoStatus};
+#[cfg(feature = "presets")]
+pub use mirakuru_fixtures::presets;
 pub use mirakuru_fixtures::{Recipe, Shared};
 
 /// Makes a fixture: a service for a test, for all tests, or for rstest.

@@ -71,6 +71,8 @@ pub(crate) struct Spec {
     pub(crate) kill_signal: Signal,
     pub(crate) expected_exit: Option<i32>,
     pub(crate) fail_on: Vec<String>,
+    /// Files in the private directory, with what is to be in them.
+    pub(crate) files: Vec<(PathBuf, String)>,
     /// Addresses to listen on, perhaps with the sockets' names.
     pub(crate) listen: Vec<(Option<String>, String)>,
     pub(crate) queue: bool,
@@ -78,6 +80,19 @@ pub(crate) struct Spec {
     pub(crate) gid: Option<u32>,
     pub(crate) groups: Option<Vec<u32>>,
     pub(crate) umask: Option<u32>,
+}
+
+impl Spec {
+    /// The user and group that the service runs as, if the recipe says so.
+    pub(crate) fn owner(&self) -> Option<(u32, u32)> {
+        match (self.uid, self.gid) {
+            (None, None) => None,
+            (uid, gid) => Some((
+                uid.unwrap_or_else(crate::sys::euid),
+                gid.unwrap_or_else(crate::sys::egid),
+            )),
+        }
+    }
 }
 
 /// Where a service's standard stream goes to or comes from: the counterpart of [`std::process::Stdio`], but `Clone`,
@@ -172,6 +187,7 @@ impl Executor<NoWait> {
                 kill_signal: Signal::Kill,
                 expected_exit: None,
                 fail_on: Vec::new(),
+                files: Vec::new(),
                 listen: Vec::new(),
                 queue: false,
                 uid: None,
@@ -310,6 +326,27 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
+    /// Puts a file into the service's private directory before each start: its configuration, with the placeholders of the text filled
+    /// in. The path is relative to that directory; the file belongs to the service's user, and nobody else can read it.
+    ///
+    /// ```
+    /// use mirakuru_core::{Executor, Tcp};
+    ///
+    /// let server = Executor::builder("python3 server.py")
+    ///     .current_dir("{dir}")
+    ///     .file("server.py", "import http.server as h\nh.test(h.SimpleHTTPRequestHandler, port={port}, bind='127.0.0.1')")
+    ///     .wait_for(Tcp::addr("127.0.0.1:{port}"))
+    ///     .start()?;
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    ///
+    /// A path that leads out of the directory is an [`Error::InvalidCommand`](crate::Error::InvalidCommand) when the executor is
+    /// built. What is to be written once, or not as text, is for the `prepare` of a recipe of one's own.
+    pub fn file(mut self, path: impl AsRef<Path>, text: impl Into<String>) -> Self {
+        self.spec.files.push((path.as_ref().to_owned(), text.into()));
+        self
+    }
+
     /// Listens on this TCP address of this machine before the service runs, and lets the service inherit the socket, by systemd's
     /// protocol for socket activation: it finds the sockets, in the order of these calls, as its descriptors 3, 4 and so on,
     /// their number in `$LISTEN_FDS`, their names in `$LISTEN_FDNAMES` and its own process id in `$LISTEN_PID`.
@@ -363,6 +400,30 @@ impl<R> ExecutorBuilder<R> {
     /// Runs the service as this group (numeric id). Needs the privilege to.
     pub fn gid(mut self, gid: u32) -> Self {
         self.spec.gid = Some(gid);
+        self
+    }
+
+    /// Where the tests run as root, as they do in many a CI, runs the service as the first of these users that the machine has, with that
+    /// user's group: for servers that refuse to run as root, or should not. Where the tests are somebody else already, or none of
+    /// the users exists, this does nothing.
+    ///
+    /// ```
+    /// # use mirakuru_core::Executor;
+    /// let recipe = Executor::builder("memcached -p {port}").unprivileged(["memcache", "nobody"]);
+    /// # let _ = recipe;
+    /// ```
+    ///
+    /// The private directory, `{dir}`, belongs to that user; other files that the service needs must be readable to it.
+    pub fn unprivileged<S: AsRef<str>>(mut self, users: impl IntoIterator<Item = S>) -> Self {
+        if crate::sys::euid() == 0 {
+            let known = users
+                .into_iter()
+                .find_map(|user| crate::sys::files::user(user.as_ref()));
+            if let Some((uid, gid)) = known {
+                self.spec.uid = Some(uid);
+                self.spec.gid = Some(gid);
+            }
+        }
         self
     }
 

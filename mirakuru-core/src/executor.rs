@@ -3,11 +3,11 @@
 //! [`Executor<R>`] is a thin generic shell; what it does is in [`Core`], which knows readiness only as a trait object.
 
 use std::collections::BTreeMap;
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::ffi::OsStrExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::{Path, PathBuf};
@@ -461,6 +461,25 @@ impl<R: Readiness> Executor<R> {
         self.core.home.dir().to_owned()
     }
 
+    /// Lets a recipe fill the private directory before the first start: everything in it is the service's user's afterwards.
+    #[doc(hidden)]
+    pub fn __prepare(
+        &mut self,
+        fill: impl FnOnce(&mut Executor<R>) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        let Some(owner) = self.core.spec.owner() else {
+            return fill(self);
+        };
+        let system = |source| Error::System {
+            attempt: format!("hand the directory over to user {}, group {}", owner.0, owner.1),
+            source,
+        };
+        // Ours for the time being, so that that user can put no link into our way.
+        self.core.home.take_back().map_err(system)?;
+        fill(self)?;
+        self.core.home.hand_over(owner).map_err(system)
+    }
+
     /// The writer to the service's standard input, if the recipe says [`Stdio::piped`](crate::Stdio::piped): once for each
     /// start. Dropping it is the end of the input.
     #[must_use]
@@ -509,6 +528,8 @@ struct Core {
     fail_on: Vec<(String, LineWatch)>,
     /// The sockets that it inherits.
     listen: Listen,
+    /// Files in the private directory, and what is to be in them, placeholders filled in.
+    files: Vec<(PathBuf, Vec<u8>)>,
     /// Fixed endpoints that the service needs for itself.
     addrs: Vec<SocketAddr>,
     paths: Vec<PathBuf>,
@@ -535,11 +556,7 @@ impl Core {
     fn new(spec: Spec, readiness: &mut dyn Readiness) -> Result<Core, Error> {
         sweep_once();
         let written = spec.command.display();
-        let owner = match (spec.uid, spec.gid) {
-            (None, None) => None,
-            (uid, gid) => Some((uid.unwrap_or_else(sys::euid), gid.unwrap_or_else(sys::egid))),
-        };
-        let home = Home::create(owner)?;
+        let home = Home::create(spec.owner())?;
         let name = spec
             .name
             .clone()
@@ -556,6 +573,7 @@ impl Core {
             current_dir: None,
             fail_on: Vec::new(),
             listen: Listen::default(),
+            files: Vec::new(),
             addrs: Vec::new(),
             paths: Vec::new(),
             turn: None,
@@ -631,6 +649,7 @@ impl Core {
             run: None,
             attached: None,
             listen: Listen::default(),
+            files: Vec::new(),
             service: Mutex::new(None),
             spec,
         };
@@ -655,6 +674,24 @@ impl Core {
     fn resolve(&mut self, readiness: &mut dyn Readiness) -> Result<(), Error> {
         self.resolve_command()?;
         self.listen = Listen::of(&self.spec.listen, &mut self.values, &self.command)?;
+        self.files.clear();
+        for (path, text) in &self.spec.files {
+            let written = self.spec.command.display();
+            let path: PathBuf = self
+                .values
+                .expand_os(path.as_os_str())
+                .map_err(|e| e.in_command(&written))?
+                .into();
+            home::check_within(&path).map_err(|reason| Error::InvalidCommand {
+                command: written.clone(),
+                reason,
+            })?;
+            let text = self
+                .values
+                .expand_os(OsStr::new(text))
+                .map_err(|e| e.in_command(&written))?;
+            self.files.push((path, text.into_vec()));
+        }
         self.fail_on.clear();
         for given in &self.spec.fail_on {
             let pattern = expand_pattern(given, |text| {
@@ -866,6 +903,17 @@ impl Core {
             let _ = holder::remove_stale_socket(path);
         }
         holder::check_free(&self.addrs).map_err(|busy| busy.into_error(&self.command))?;
+        for (path, text) in &self.files {
+            self.home
+                .write(path, text, self.spec.owner())
+                .map_err(|source| Error::System {
+                    attempt: format!(
+                        "write the service's file `{}`",
+                        self.home.dir().join(path).display()
+                    ),
+                    source,
+                })?;
+        }
         let deadline = Deadline::after(self.spec.timeout);
         self.spawn()?;
         trace::spawned(self.pid);

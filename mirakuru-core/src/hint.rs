@@ -5,6 +5,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
@@ -280,7 +281,8 @@ const PACKAGES: [(&str, &str); 41] = [
 ];
 
 /// What to do about a program that no directory on PATH has.
-pub(crate) fn not_found(program: &str, similar: &[String]) -> String {
+#[must_use]
+pub fn not_found(program: &str, similar: &[String]) -> String {
     let mut text = format!("no directory on PATH has `{program}`");
     if let Some(path) = off_path(program) {
         return format!("{text}, but it is there: use `{}`", path.display());
@@ -293,6 +295,21 @@ pub(crate) fn not_found(program: &str, similar: &[String]) -> String {
         None if similar.is_empty() => format!("{text}; is the package that has it installed?"),
         None => text,
     }
+}
+
+/// Where a program is: on PATH, or in the places that are often not on it.
+#[must_use]
+pub fn find_program(program: &str) -> Option<PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    std::env::split_paths(&path)
+        .map(|dir| dir.join(program))
+        .find(|path| is_executable(path))
+        .or_else(|| off_path(program))
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.metadata()
+        .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
 /// Where programs are that are often not on PATH: daemons on the PATH of root alone, and each version of PostgreSQL in a

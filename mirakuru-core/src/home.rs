@@ -23,12 +23,14 @@
 //! - A sweeper works on a stale home only while it holds that home's lock; the others leave it to it.
 //! - `lock` goes when the rest has gone, and a lock on a file that has lost its name counts for nothing. A home without it is debris, or a kept log.
 
-use std::fs::{self, DirBuilder, File, Permissions};
-use std::io::{self, Read};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt, chown, symlink};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{
+    DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, chown, fchown, lchown, symlink,
+};
+use std::path::{Component, Path, PathBuf};
 use std::process;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -195,6 +197,57 @@ impl Home {
         }
     }
 
+    /// Writes a file into the service's directory, for this user and group or for our own.
+    pub(crate) fn write(&self, path: &Path, contents: &[u8], owner: Option<(u32, u32)>) -> io::Result<()> {
+        let mut dir = self.dir.clone();
+        for part in path.parent().into_iter().flat_map(Path::components) {
+            dir.push(part);
+            match DirBuilder::new().mode(0o700).create(&dir) {
+                Ok(()) => give(&dir, owner)?,
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(e) => return Err(e),
+            }
+        }
+        let path = self.dir.join(path);
+        // A new one: whoever has the old one open, or has put a link in its place, keeps that.
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+            _ => {}
+        }
+        let mut file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)?;
+        file.write_all(contents)?;
+        if let Some((uid, gid)) = owner {
+            fchown(&file, Some(uid), Some(gid))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the service's directory our own, and closed to its user.
+    pub(crate) fn take_back(&self) -> io::Result<()> {
+        give(&self.dir, Some((sys::files::euid(), sys::files::egid())))
+    }
+
+    /// Gives the service's directory with all that is in it to its user: the directory itself last, so that nobody can change
+    /// anything under our hands.
+    pub(crate) fn hand_over(&self, owner: (u32, u32)) -> io::Result<()> {
+        fn all(dir: &Path, owner: (u32, u32)) -> io::Result<()> {
+            for entry in fs::read_dir(dir)? {
+                let entry = entry?;
+                if entry.file_type()?.is_dir() {
+                    all(&entry.path(), owner)?;
+                }
+                give(&entry.path(), Some(owner))?;
+            }
+            Ok(())
+        }
+        all(&self.dir, owner)?;
+        give(&self.dir, Some(owner))
+    }
+
     /// From now on the log (and its index) outlives this executor, for a day. Not that of a service of a run that is over: its
     /// supervisor is removing it.
     pub(crate) fn keep(&mut self) {
@@ -212,6 +265,26 @@ impl Drop for Home {
             clear(&self.path, self.kept);
         }
     }
+}
+
+/// Gives a file, a directory or a link to this user and group.
+fn give(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
+    match owner {
+        Some((uid, gid)) => lchown(path, Some(uid), Some(gid)),
+        None => Ok(()),
+    }
+}
+
+/// Whether a path stays in the directory that it is relative to; if not, why.
+pub(crate) fn check_within(path: &Path) -> Result<(), String> {
+    let plain = |part| matches!(part, Component::Normal(_));
+    if path.file_name().is_some() && path.components().all(plain) {
+        return Ok(());
+    }
+    Err(format!(
+        "the file `{}` is to be in the private directory: its path must be relative to that, without `..`",
+        path.display()
+    ))
 }
 
 /// Fills a new home: everything but the name.
@@ -545,8 +618,12 @@ fn is_id(name: &str) -> bool {
 const ID_LENGTH: usize = 12;
 const ID_ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
-/// 60 random bits.
-fn random_id() -> io::Result<String> {
+/// 60 random bits, as a name.
+///
+/// # Errors
+///
+/// When the system gives no randomness.
+pub fn random_id() -> io::Result<String> {
     let mut random = [0; ID_LENGTH];
     File::open("/dev/urandom")?.read_exact(&mut random)?;
     Ok(random

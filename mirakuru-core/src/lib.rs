@@ -12,6 +12,7 @@ mod hint;
 mod holder;
 mod home;
 mod launch;
+mod lease;
 mod line_watch;
 mod listen;
 mod listener;
@@ -60,6 +61,9 @@ pub type PidExecutor = Executor<PidFile>;
 #[doc(hidden)]
 pub mod __private {
     pub use crate::executor::{Claims, SharedTurn};
+    pub use crate::hint::{find_program, not_found};
+    pub use crate::home::random_id;
+    pub use crate::lease::Lease;
     pub use crate::report::painted;
     pub use crate::run::{Berth, Occupied, Run, Vacancy};
     pub use crate::verdict::{test_begins, test_has_failed, test_returns_err};

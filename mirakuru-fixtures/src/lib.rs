@@ -58,6 +58,8 @@
 
 mod bin;
 mod once;
+#[cfg(feature = "presets")]
+pub mod presets;
 mod recipe;
 mod shared;
 mod start;

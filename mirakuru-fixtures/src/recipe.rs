@@ -41,9 +41,9 @@ use mirakuru_core::{Error, Executor, ExecutorBuilder, Readiness};
 /// # Ok::<(), Error>(())
 /// ```
 ///
-/// The three steps are apart because a service that is shared by a whole run is started by one process and used by many:
-/// [`executor`](Recipe::executor) and [`set_up`](Recipe::set_up) are for the one that starts it, [`handle`](Recipe::handle)
-/// is called in each.
+/// The steps are apart because a service that is shared by a whole run is started by one process and used by many:
+/// [`prepare`](Recipe::prepare) and [`set_up`](Recipe::set_up) are for the one that starts it, [`executor`](Recipe::executor) and
+/// [`handle`](Recipe::handle) are called in each.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be started",
     label = "not a recipe",
@@ -65,6 +65,18 @@ pub trait Recipe: Sized {
     /// When the recipe makes no sense, or what it needs cannot be found, for example the program. [`Error::other`] takes
     /// any error.
     fn executor(&self) -> Result<ExecutorBuilder<Self::Readiness>, Error>;
+
+    /// Prepares what the service needs before its first start: a data directory, a password, in [`Executor::dir`]. Called by
+    /// whoever starts the service, once; ports are known by now. All that is in the directory afterwards is given to the user that the service
+    /// runs as. The default does nothing. (A configuration is simpler as an [`ExecutorBuilder::file`].)
+    ///
+    /// # Errors
+    ///
+    /// Any error means that the start has failed. [`Error::other`] takes any error.
+    fn prepare(&self, executor: &mut Executor<Self::Readiness>) -> Result<(), Error> {
+        let _ = executor;
+        Ok(())
+    }
 
     /// Prepares the service for use, once, right after it is ready: creates the schema, loads the data. Called by whoever
     /// started the service, before anybody gets a handle. The default does nothing.
@@ -91,7 +103,9 @@ pub trait Recipe: Sized {
     ///
     /// Those of [`Executor::start`], and those of the other methods.
     fn start(self) -> Result<Self::Handle, Error> {
-        let mut executor = self.executor()?.start()?;
+        let mut executor = self.executor()?.build()?;
+        executor.__prepare(|executor| self.prepare(executor))?;
+        executor.start()?;
         self.set_up(&mut executor)?;
         self.handle(executor)
     }

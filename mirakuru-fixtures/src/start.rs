@@ -124,6 +124,7 @@ impl<R: Recipe> Start<R::Handle> for Stages<R> {
             Some(executor) => executor,
             None => self.built(true)?,
         };
+        executor.__prepare(|executor| self.recipe.prepare(executor))?;
         executor.start()?;
         if self.shared {
             executor.__for_process();
@@ -150,6 +151,7 @@ impl<R: Recipe> Start<R::Handle> for Stages<R> {
         };
         let start = || -> Result<_, Error> {
             let mut executor = vacancy.build(*recipe)?;
+            executor.__prepare(|executor| self.recipe.prepare(executor))?;
             executor.start()?;
             executor.__for_process();
             self.recipe.set_up(&mut executor)?;

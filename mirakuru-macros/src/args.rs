@@ -35,9 +35,11 @@ pub(crate) const SETTERS: &[&str] = &[
     "kill_signal",
     "expected_exit",
     "fail_on",
+    "file",
     "listen",
     "listen_as",
     "queue",
+    "unprivileged",
     "uid",
     "gid",
     "groups",
@@ -45,7 +47,15 @@ pub(crate) const SETTERS: &[&str] = &[
 ];
 
 /// Methods that add to what is there, so that a second one is no mistake.
-pub(crate) const REPEATABLE: &[&str] = &["arg", "env", "env_remove", "fail_on", "listen", "listen_as"];
+pub(crate) const REPEATABLE: &[&str] = &[
+    "arg",
+    "env",
+    "env_remove",
+    "fail_on",
+    "file",
+    "listen",
+    "listen_as",
+];
 
 /// The one method without a value, which is a key without one.
 pub(crate) const FLAG: &str = "env_clear";

@@ -339,6 +339,10 @@ fn values_have_the_right_form(fixture: &Args, errors: &mut Errors) {
                 value,
                 "`env` is a name and a value: `env = (\"NAME\", \"value\")`; several are `envs = [(\"NAME\", \"value\")]`",
             ),
+            "file" if !matches!(value, Expr::Tuple(pair) if pair.elems.len() == 2) => errors.on(
+                value,
+                "`file` is a path in the private directory and a text: `file = (\"server.conf\", \"port {port}\")`",
+            ),
             "listen_as" if !matches!(value, Expr::Tuple(pair) if pair.elems.len() == 2) => errors.on(
                 value,
                 "`listen_as` is a name and an address: `listen_as = (\"web\", \"127.0.0.1:{port}\")`",
@@ -371,6 +375,7 @@ fn placeholders_exist(fixture: &Args, errors: &mut Errors) {
                     "envs",
                     "current_dir",
                     "name",
+                    "file",
                     "listen",
                     "listen_as",
                 ]

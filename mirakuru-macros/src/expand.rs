@@ -411,7 +411,9 @@ fn no_such_program(name: &str) -> String {
 fn setter(entry: &Entry) -> TokenStream {
     let Entry { key, value } = entry;
     match value {
-        Some(Expr::Tuple(ExprTuple { elems, .. })) if key == "env" || key == "listen_as" => {
+        Some(Expr::Tuple(ExprTuple { elems, .. }))
+            if ["env", "file", "listen_as"].iter().any(|pair| key == pair) =>
+        {
             quote!(.#key(#elems))
         }
         _ => quote!(.#key(#value)),

@@ -21,6 +21,12 @@ pub(crate) fn egid() -> u32 {
     nix::unistd::getegid().as_raw()
 }
 
+/// The ids of a user by name, and of its group.
+pub(crate) fn user(name: &str) -> Option<(u32, u32)> {
+    let user = nix::unistd::User::from_name(name).ok().flatten()?;
+    Some((user.uid.as_raw(), user.gid.as_raw()))
+}
+
 /// Opens a directory, never one that a symbolic link in its place leads to.
 pub(crate) fn open_dir(path: &Path) -> io::Result<File> {
     OpenOptions::new()
