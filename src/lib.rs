@@ -125,7 +125,7 @@ pub use mirakuru_core::{
 pub use mirakuru_core::{Http, HttpExecutor, IntoStatus};
 #[cfg(feature = "presets")]
 pub use mirakuru_fixtures::presets;
-pub use mirakuru_fixtures::{Recipe, Shared};
+pub use mirakuru_fixtures::{Recipe, Shared, StartAll, start_all};
 
 /// Makes a fixture: a service for a test, for all tests, or for rstest.
 ///
@@ -155,8 +155,8 @@ pub use mirakuru_fixtures::{Recipe, Shared};
 ///   test may return a `Result`, and carry `#[should_panic]` or `#[ignore]`.
 /// - Attributes stack. Each binds the first parameter that is still free and has no attribute of its own, or the one that
 ///   `name = parameter` names, or with `name = _` none. What is left over is rstest's.
-/// - Services are started in the order of the attributes, and the last one started ends first. Services that want the same fixed
-///   port, in this test binary or in another, take turns.
+/// - Services are started together, so that it takes as long as the slowest, and the one of the last attribute ends first. Services
+///   that want the same fixed port, in this test binary or in another, take turns.
 /// - Below `#[test]` it works where there is no parameter: the compiler looks at the signature first.
 ///
 /// # On a static

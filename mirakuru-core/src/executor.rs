@@ -217,9 +217,7 @@ impl<R: Readiness> Executor<R> {
     pub fn wait_until(&mut self, mut readiness: impl Readiness, timeout: Duration) -> Result<(), Error> {
         self.core.running("wait for a condition")?;
         self.core.prepare(&mut readiness)?;
-        let held = self
-            .core
-            .await_ready(&mut readiness, &mut [], Deadline::after(timeout));
+        let held = self.core.await_ready(&mut readiness, Deadline::after(timeout));
         held.map_err(|error| self.core.masked(error))
     }
 
@@ -544,6 +542,8 @@ struct Core {
     started_ns: u64,
     last_exit: Option<Exit>,
     paused: bool,
+    /// A start that has begun, and has not ended.
+    starting: Option<Starting>,
     /// What makes the service the run's, if it is to be.
     run: Option<RunPlan>,
     /// It is the run's: not this process's to stop. Then there is no `service`.
@@ -584,6 +584,7 @@ impl Core {
             started_ns: 0,
             last_exit: None,
             paused: false,
+            starting: None,
             run: None,
             attached: None,
             service: Mutex::new(None),
@@ -646,6 +647,7 @@ impl Core {
             started_ns: 0,
             last_exit: None,
             paused: false,
+            starting: None,
             run: None,
             attached: None,
             listen: Listen::default(),
@@ -858,6 +860,16 @@ impl Core {
     // ------------------------------------------------------------------------------------------------- start
 
     fn start(&mut self, readiness: &mut dyn Readiness) -> Result<(), Error> {
+        self.begin_start(readiness)?;
+        while let Some(pause) = self.step_start(readiness)? {
+            self.wait_event(pause);
+        }
+        Ok(())
+    }
+
+    /// The first half of a start, after which the service has been executed. A service that is running is left alone.
+    fn begin_start(&mut self, readiness: &mut dyn Readiness) -> Result<(), Error> {
+        self.starting = None;
         if self.is_running() {
             return Ok(());
         }
@@ -867,32 +879,71 @@ impl Core {
             let _ = self.end(self.policy());
         }
         let _span = trace::start(self.values.name(), &self.command);
-        let mut retries = PORT_RETRIES;
-        loop {
-            let result = self.start_once(readiness);
-            let Err(error) = result else {
-                watched::started(&self.command, self.home.log(), self.home.index());
-                return Ok(());
-            };
-            let _ = self.end(self.policy());
-            if retries == 0 || !self.port_was_taken(&error) {
-                if self.pid != 0 {
-                    self.home.keep();
-                }
-                trace::failed(&error);
-                return Err(error);
+        self.try_to_spawn(readiness, PORT_RETRIES)
+    }
+
+    /// The second half, a look at a time: `None` when the service is ready, else how long to wait for an event until the next look.
+    /// After an error nothing of it is left.
+    fn step_start(&mut self, readiness: &mut dyn Readiness) -> Result<Option<Duration>, Error> {
+        let Some(mut starting) = self.starting.take() else {
+            return Ok(None);
+        };
+        match self.look(readiness, &mut starting.wait) {
+            Ok(Some(pause)) => {
+                self.starting = Some(starting);
+                Ok(Some(pause))
             }
-            trace::other_port(&error);
-            retries -= 1;
-            // First the same port, held more loosely: some services cannot bind over our reservation. Then another one.
-            if !self.values.loosen() {
-                self.values.new_ports();
-                self.resolve(readiness)?;
+            Ok(None) => {
+                trace::ready(self.pid, starting.wait.deadline.elapsed());
+                watched::started(&self.command, self.home.log(), self.home.index());
+                Ok(None)
+            }
+            Err(error) => {
+                let retries = self.after_failure(error, starting.retries, readiness)?;
+                self.try_to_spawn(readiness, retries)?;
+                Ok(Some(Duration::ZERO))
             }
         }
     }
 
-    fn start_once(&mut self, readiness: &mut dyn Readiness) -> Result<(), Error> {
+    /// Executes the service, with other ports where those that were chosen turn out to be taken, at most so many times.
+    fn try_to_spawn(&mut self, readiness: &mut dyn Readiness, mut retries: u32) -> Result<(), Error> {
+        loop {
+            match self.spawn_once(readiness) {
+                Ok(wait) => {
+                    self.starting = Some(Starting { retries, wait });
+                    return Ok(());
+                }
+                Err(error) => retries = self.after_failure(error, retries, readiness)?,
+            }
+        }
+    }
+
+    /// Ends what there is after a failure; says how many tries are left, or gives the error back if another one makes no sense.
+    fn after_failure(
+        &mut self,
+        error: Error,
+        retries: u32,
+        readiness: &mut dyn Readiness,
+    ) -> Result<u32, Error> {
+        let _ = self.end(self.policy());
+        if retries == 0 || !self.port_was_taken(&error) {
+            if self.pid != 0 {
+                self.home.keep();
+            }
+            trace::failed(&error);
+            return Err(error);
+        }
+        trace::other_port(&error);
+        // First the same port, held more loosely: some services cannot bind over our reservation. Then another one.
+        if !self.values.loosen() {
+            self.values.new_ports();
+            self.resolve(readiness)?;
+        }
+        Ok(retries - 1)
+    }
+
+    fn spawn_once(&mut self, readiness: &mut dyn Readiness) -> Result<Wait, Error> {
         self.take_turn()?;
         // Forgets what the last start left behind, and checks the claims again.
         let prepared = self.prepare(readiness)?;
@@ -917,10 +968,7 @@ impl Core {
         let deadline = Deadline::after(self.spec.timeout);
         self.spawn()?;
         trace::spawned(self.pid);
-        let mut fail_on = self.fail_on.clone();
-        self.await_ready(readiness, &mut fail_on, deadline)?;
-        trace::ready(self.pid, deadline.elapsed());
-        Ok(())
+        Ok(Wait::new(deadline, self.fail_on.clone()))
     }
 
     fn take_turn(&mut self) -> Result<(), Error> {
@@ -1043,33 +1091,42 @@ impl Core {
         Ok(())
     }
 
-    /// Probes until the condition holds, the service ends, it prints that it has failed, or the time is over.
-    fn await_ready(
-        &mut self,
-        readiness: &mut dyn Readiness,
-        fail_on: &mut [(String, LineWatch)],
-        deadline: Deadline,
-    ) -> Result<(), Error> {
+    /// Looks until the condition holds, the service ends, it prints that it has failed, or the time is over.
+    fn await_ready(&mut self, readiness: &mut dyn Readiness, deadline: Deadline) -> Result<(), Error> {
+        let mut wait = Wait::new(deadline, Vec::new());
+        while let Some(pause) = self.look(readiness, &mut wait)? {
+            self.wait_event(pause);
+        }
+        Ok(())
+    }
+
+    /// Sleeps until something happens to the service, but no longer than this.
+    fn wait_event(&mut self, pause: Duration) {
+        if let Some(service) = self.service() {
+            service.wait_event(pause);
+        }
+    }
+
+    /// One look: `None` when the condition holds, else how long to wait for an event before the next one.
+    fn look(&mut self, readiness: &mut dyn Readiness, wait: &mut Wait) -> Result<Option<Duration>, Error> {
         let supervisor = self.supervisor();
-        let mut last_probe = None;
-        let mut progress = Progress::new();
         loop {
             // Before the looks: all that it ever printed is in the log by now, so that what they find is final.
             let ended = self.ended_before_ready().is_some();
-            let wants_output = readiness.waits_for_output() || !fail_on.is_empty();
+            let wants_output = readiness.waits_for_output() || !wait.fail_on.is_empty();
             if wants_output {
                 // Before the look at the output, so that nothing that comes in between is missed.
                 if let Some(service) = self.service() {
                     service.arm_output();
                 }
             }
-            let failed = fail_on.iter_mut().find_map(|(pattern, watch)| {
+            let failed = wait.fail_on.iter_mut().find_map(|(pattern, watch)| {
                 let line = watch.first(&self.output, self.since).ok().flatten()?;
                 Some((pattern.clone(), line))
             });
             if let Some((pattern, line)) = failed {
-                let evidence = self.evidence(last_probe);
-                let elapsed = deadline.elapsed();
+                let evidence = self.evidence(wait.last_probe.take());
+                let elapsed = wait.deadline.elapsed();
                 let command = self.command.clone();
                 return Err(Error::FailureLine {
                     command,
@@ -1088,12 +1145,12 @@ impl Core {
                         .as_mut()
                         .is_none_or(|service| service.exit().is_some() && service.is_gone())
                 };
-                let remaining = deadline.remaining();
+                let remaining = wait.deadline.remaining();
                 let probe = Probe {
                     values: &self.values,
                     pid: self.pid,
                     supervisor,
-                    elapsed: deadline.elapsed(),
+                    elapsed: wait.deadline.elapsed(),
                     remaining,
                     output: &self.output,
                     since: self.since,
@@ -1103,7 +1160,7 @@ impl Core {
                     // A look that succeeded because of something else than the service (a file that it left, a
                     // stranger) must not count when the service is gone.
                     Ok(true) if stays_true || self.ended_before_ready().is_none() => {
-                        return Ok(());
+                        return Ok(None);
                     }
                     Ok(_) => {}
                     Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
@@ -1133,24 +1190,23 @@ impl Core {
                         trace::not_ready(&text);
                         // Begun when there was hardly any time left, it says less than the one before it.
                         let cut_short = error.kind() == io::ErrorKind::TimedOut && remaining < CUT_SHORT;
-                        if !(cut_short && last_probe.is_some()) {
-                            last_probe = Some(text);
+                        if !(cut_short && wait.last_probe.is_some()) {
+                            wait.last_probe = Some(text);
                         }
                     }
                 }
             }
             if ended {
-                if let Some(error) = self.exit_error(readiness, last_probe) {
+                if let Some(error) = self.exit_error(readiness, wait.last_probe.take()) {
                     return Err(error);
                 }
-                last_probe = None;
             }
             if self.ended_before_ready().is_some() {
                 continue;
             }
-            let deadline = deadline.at_least(readiness.extended());
+            let deadline = wait.deadline.at_least(readiness.extended());
             if deadline.is_over() {
-                let mut evidence = self.evidence(last_probe);
+                let mut evidence = self.evidence(wait.last_probe.take());
                 let elsewhere = || hint::listens_elsewhere(readiness.addr(), supervisor);
                 evidence.hint = evidence.hint.take().or_else(elsewhere);
                 return Err(Error::Timeout {
@@ -1166,11 +1222,10 @@ impl Core {
             } else {
                 pause
             };
-            progress.tell(|elapsed| self.standing(elapsed, readiness));
-            let pause = pause.min(deadline.remaining()).min(progress.patience());
-            if let Some(service) = self.service() {
-                service.wait_event(pause);
-            }
+            wait.progress.tell(|elapsed| self.standing(elapsed, readiness));
+            return Ok(Some(
+                pause.min(deadline.remaining()).min(wait.progress.patience()),
+            ));
         }
     }
 
@@ -1399,6 +1454,112 @@ impl Drop for Core {
             }
         }
         let _ = self.end(self.policy());
+    }
+}
+
+/// A start under way: its service has been executed.
+struct Starting {
+    /// How many more times it is tried with other ports.
+    retries: u32,
+    wait: Wait,
+}
+
+/// A wait for a condition.
+struct Wait {
+    deadline: Deadline,
+    /// Patterns as they were given, and what looks for them.
+    fail_on: Vec<(String, LineWatch)>,
+    last_probe: Option<String>,
+    progress: Progress,
+}
+
+impl Wait {
+    fn new(deadline: Deadline, fail_on: Vec<(String, LineWatch)>) -> Wait {
+        Wait {
+            deadline,
+            fail_on,
+            last_probe: None,
+            progress: Progress::new(),
+        }
+    }
+}
+
+/// An executor that is started together with others, whatever its readiness.
+#[doc(hidden)]
+pub trait Startable {
+    /// Executes it.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Executor::start`].
+    fn begin_start(&mut self) -> Result<(), Error>;
+
+    /// One look at whether it is ready, and if not, how long to wait for the next one.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Executor::start`].
+    fn step_start(&mut self) -> Result<Option<Duration>, Error>;
+
+    /// What becomes readable when something happens to it; `None` when something already has.
+    fn events(&self) -> Option<i32>;
+}
+
+impl<R: Readiness> Startable for Executor<R> {
+    fn begin_start(&mut self) -> Result<(), Error> {
+        let begun = self.core.begin_start(&mut self.readiness);
+        begun.map_err(|error| self.core.masked(error))
+    }
+
+    fn step_start(&mut self) -> Result<Option<Duration>, Error> {
+        let step = self.core.step_start(&mut self.readiness);
+        step.map_err(|error| self.core.masked(error))
+    }
+
+    fn events(&self) -> Option<i32> {
+        self.core.lock().as_ref().and_then(Service::events)
+    }
+}
+
+/// Starts several services at once: all are executed, in this order, before any is waited for, and what takes longest is all that it
+/// takes. No thread is involved.
+///
+/// # Errors
+///
+/// Those of [`Executor::start`], of the first that fails, with its place in the list. The others may be running, or starting: the caller
+/// drops them.
+#[doc(hidden)]
+pub fn start_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize, Error)> {
+    for (at, service) in services.iter_mut().enumerate() {
+        service.begin_start().map_err(|error| (at, error))?;
+    }
+    let mut waiting: Vec<usize> = (0..services.len()).collect();
+    loop {
+        let mut pause = Duration::MAX;
+        let mut failure = None;
+        waiting.retain(|at| match services[*at].step_start() {
+            Ok(None) => false,
+            Ok(Some(wanted)) => {
+                pause = pause.min(wanted);
+                true
+            }
+            Err(error) => {
+                failure.get_or_insert((*at, error));
+                false
+            }
+        });
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let events: Option<Vec<i32>> = waiting.iter().map(|at| services[*at].events()).collect();
+        match events {
+            Some(events) => sys::wait_readable(&events, pause),
+            // Something has happened to one of them. At most a millisecond: a supervisor that is gone says so for ever.
+            None => std::thread::sleep(pause.min(Duration::from_millis(1))),
+        }
     }
 }
 

@@ -63,10 +63,12 @@ pub mod presets;
 mod recipe;
 mod shared;
 mod start;
+mod together;
 mod verdict;
 
 pub use recipe::Recipe;
 pub use shared::Shared;
+pub use together::{StartAll, start_all};
 
 /// What the attribute's expansion calls. No part of the public interface: it changes without notice.
 #[doc(hidden)]

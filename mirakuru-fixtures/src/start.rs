@@ -1,12 +1,14 @@
 //! The start of what a test, a static or a fixture function needs: what the attribute's expansion calls.
 //!
-//! The fixtures of one function come as a list, `(a, (b, ()))`, and are started together, so that turns for fixed
-//! ports can be taken in one order for all tests: two tests that stack the same two ports in different orders
-//! must not each wait for the other.
+//! The fixtures of one function come as a list, `(a, (b, ()))`, and are started together: that takes as long as the slowest of them, and
+//! turns for fixed ports can be taken in one order for all tests. (Two tests that stack the same two ports in different orders
+//! must not each wait for the other.)
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use mirakuru_core::__private::{Claims, Occupied, Run, SharedTurn, painted, test_begins};
+use mirakuru_core::__private::{
+    Claims, Occupied, Run, SharedTurn, Startable, painted, start_together, test_begins,
+};
 use mirakuru_core::{Error, Executor, Tcp};
 
 use crate::Recipe;
@@ -29,7 +31,6 @@ pub fn fixture<'a, R: Recipe + 'a>(name: &'static str, recipe: R) -> Fixture<'a,
         recipe: Box::new(Stages {
             recipe,
             executor: None,
-            shared: false,
         }),
     }
 }
@@ -59,9 +60,19 @@ impl<H> Fixture<'_, H> {
         }
     }
 
-    fn start(self) -> Result<H, Failure> {
+    fn startable(&mut self) -> Option<(&'static str, &mut dyn Startable)> {
         let name = self.name;
-        self.recipe.start().map_err(|error| Failure { name, error })
+        self.recipe.startable().map(|executor| (name, executor))
+    }
+
+    fn prepare(&mut self) -> Result<(), Failure> {
+        let name = self.name;
+        self.recipe.prepare().map_err(|error| Failure { name, error })
+    }
+
+    fn finish(self) -> Result<H, Failure> {
+        let name = self.name;
+        self.recipe.finish().map_err(|error| Failure { name, error })
     }
 }
 
@@ -76,11 +87,17 @@ trait Start<H> {
     /// Gives it the turn that was taken for all.
     fn give_turn(&mut self, turn: &SharedTurn);
 
-    /// It lives as long as the process.
-    fn share(&mut self);
+    /// Makes ready what it needs before it is started.
+    fn prepare(&mut self) -> Result<(), Error>;
 
-    /// Starts it, sets it up, wraps it.
-    fn start(self: Box<Self>) -> Result<H, Error>;
+    /// What is to be started, together with that of the others.
+    fn startable(&mut self) -> Option<&mut dyn Startable>;
+
+    /// Sets up what has been started, and wraps it.
+    fn finish(self: Box<Self>) -> Result<H, Error>;
+
+    /// All of these stages, for a service that lives as long as the process.
+    fn start_in_process(self: Box<Self>, queue: bool) -> Result<H, Error>;
 
     /// Attaches to the one of the run, or is the one to start it.
     fn start_in_run(self: Box<Self>, run: &Run, name: &str, queue: bool) -> Result<H, Error>;
@@ -89,13 +106,20 @@ trait Start<H> {
 struct Stages<R: Recipe> {
     recipe: R,
     executor: Option<Executor<R::Readiness>>,
-    shared: bool,
 }
 
 impl<R: Recipe> Stages<R> {
     fn built(&self, queue: bool) -> Result<Executor<R::Readiness>, Error> {
         let recipe = self.recipe.executor()?;
         if queue { recipe.queue(true) } else { recipe }.build()
+    }
+
+    /// Starts what has been built, and sets it up.
+    fn start_for_process(recipe: &R, executor: &mut Executor<R::Readiness>) -> Result<(), Error> {
+        executor.__prepare(|executor| recipe.prepare(executor))?;
+        executor.start()?;
+        executor.__for_process();
+        recipe.set_up(executor)
     }
 }
 
@@ -115,21 +139,28 @@ impl<R: Recipe> Start<R::Handle> for Stages<R> {
         }
     }
 
-    fn share(&mut self) {
-        self.shared = true;
+    fn prepare(&mut self) -> Result<(), Error> {
+        match &mut self.executor {
+            Some(executor) => executor.__prepare(|executor| self.recipe.prepare(executor)),
+            None => Ok(()),
+        }
     }
 
-    fn start(self: Box<Self>) -> Result<R::Handle, Error> {
-        let mut executor = match self.executor {
-            Some(executor) => executor,
-            None => self.built(true)?,
+    fn startable(&mut self) -> Option<&mut dyn Startable> {
+        self.executor.as_mut().map(|executor| executor as _)
+    }
+
+    fn finish(self: Box<Self>) -> Result<R::Handle, Error> {
+        let Some(mut executor) = self.executor else {
+            return Err(Error::other("start it", "it was not built before"));
         };
-        executor.__prepare(|executor| self.recipe.prepare(executor))?;
-        executor.start()?;
-        if self.shared {
-            executor.__for_process();
-        }
         self.recipe.set_up(&mut executor)?;
+        self.recipe.handle(executor)
+    }
+
+    fn start_in_process(self: Box<Self>, queue: bool) -> Result<R::Handle, Error> {
+        let mut executor = self.built(queue)?;
+        Self::start_for_process(&self.recipe, &mut executor)?;
         self.recipe.handle(executor)
     }
 
@@ -137,12 +168,7 @@ impl<R: Recipe> Start<R::Handle> for Stages<R> {
         let recipe = self.recipe.executor()?;
         let recipe = if queue { recipe.queue(true) } else { recipe };
         if recipe.__is_for_one_process() {
-            let this = Stages {
-                recipe: self.recipe,
-                executor: Some(recipe.build()?),
-                shared: true,
-            };
-            return Box::new(this).start();
+            return self.start_in_process(queue);
         }
         let berth = run.berth(name, std::any::type_name::<R>(), &recipe)?;
         let (vacancy, recipe) = match berth.occupy(recipe)? {
@@ -151,10 +177,7 @@ impl<R: Recipe> Start<R::Handle> for Stages<R> {
         };
         let start = || -> Result<_, Error> {
             let mut executor = vacancy.build(*recipe)?;
-            executor.__prepare(|executor| self.recipe.prepare(executor))?;
-            executor.start()?;
-            executor.__for_process();
-            self.recipe.set_up(&mut executor)?;
+            Self::start_for_process(&self.recipe, &mut executor)?;
             vacancy.publish(&mut executor)?;
             Ok(executor)
         };
@@ -179,7 +202,7 @@ impl<R: Recipe> Start<R::Handle> for Stages<R> {
 /// Which fixture failed, and why.
 pub struct Failure {
     name: &'static str,
-    error: Error,
+    pub(crate) error: Error,
 }
 
 impl Failure {
@@ -206,8 +229,14 @@ pub trait Fixtures {
     /// Gives each the turn that was taken for all.
     fn give_turn(&mut self, turn: &SharedTurn);
 
-    /// The last stage, one after the other. Where one fails, those that were started before it end.
-    fn start(self) -> Result<Self::Handles, Failure>;
+    /// Makes ready what each needs before it is started.
+    fn prepare(&mut self) -> Result<(), Failure>;
+
+    /// What is to be started together, with the names for messages.
+    fn startables<'a>(&'a mut self, list: &mut Vec<(&'static str, &'a mut dyn Startable)>);
+
+    /// The last stage, one after the other, of what has been started.
+    fn finish(self) -> Result<Self::Handles, Failure>;
 }
 
 impl Fixtures for () {
@@ -223,7 +252,13 @@ impl Fixtures for () {
 
     fn give_turn(&mut self, _: &SharedTurn) {}
 
-    fn start(self) -> Result<(), Failure> {
+    fn prepare(&mut self) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn startables<'a>(&'a mut self, _: &mut Vec<(&'static str, &'a mut dyn Startable)>) {}
+
+    fn finish(self) -> Result<(), Failure> {
         Ok(())
     }
 }
@@ -248,15 +283,56 @@ impl<H, Rest: Fixtures> Fixtures for (Fixture<'_, H>, Rest) {
         self.1.give_turn(turn);
     }
 
-    fn start(self) -> Result<Self::Handles, Failure> {
-        let first = self.0.start()?;
-        let rest = self.1.start()?;
+    fn prepare(&mut self) -> Result<(), Failure> {
+        self.0.prepare()?;
+        self.1.prepare()
+    }
+
+    fn startables<'a>(&'a mut self, list: &mut Vec<(&'static str, &'a mut dyn Startable)>) {
+        list.extend(self.0.startable());
+        self.1.startables(list);
+    }
+
+    fn finish(self) -> Result<Self::Handles, Failure> {
+        let first = self.0.finish()?;
+        let rest = self.1.finish()?;
         Ok((first, rest))
     }
 }
 
-fn start_all<F: Fixtures>(mut fixtures: F) -> Result<F::Handles, Failure> {
-    test_begins();
+/// Any number of one kind.
+impl<H> Fixtures for Vec<Fixture<'_, H>> {
+    type Handles = Vec<H>;
+
+    fn build(&mut self) -> Result<(), Failure> {
+        self.iter_mut().try_for_each(Fixture::build)
+    }
+
+    fn claims(&self) -> Option<Claims> {
+        self.iter().filter_map(Fixture::claims).reduce(Claims::and)
+    }
+
+    fn give_turn(&mut self, turn: &SharedTurn) {
+        for fixture in self {
+            fixture.give_turn(turn);
+        }
+    }
+
+    fn prepare(&mut self) -> Result<(), Failure> {
+        self.iter_mut().try_for_each(Fixture::prepare)
+    }
+
+    fn startables<'a>(&'a mut self, list: &mut Vec<(&'static str, &'a mut dyn Startable)>) {
+        list.extend(self.iter_mut().filter_map(Fixture::startable));
+    }
+
+    fn finish(self) -> Result<Self::Handles, Failure> {
+        self.into_iter().map(Fixture::finish).collect()
+    }
+}
+
+/// Starts all of them: together, so that it takes as long as the slowest. Where one fails, the others end.
+pub(crate) fn start_fixtures<F: Fixtures>(mut fixtures: F) -> Result<F::Handles, Failure> {
     fixtures.build()?;
     // For all of them at once, and so in one order for all tests. Kept until all have started.
     let turn = fixtures.claims().map(Claims::queue).transpose();
@@ -264,7 +340,15 @@ fn start_all<F: Fixtures>(mut fixtures: F) -> Result<F::Handles, Failure> {
     if let Some(turn) = &turn {
         fixtures.give_turn(turn);
     }
-    fixtures.start()
+    fixtures.prepare()?;
+    let mut list = Vec::new();
+    fixtures.startables(&mut list);
+    let (names, mut services): (Vec<_>, Vec<_>) = list.into_iter().unzip();
+    start_together(&mut services).map_err(|(at, error)| Failure {
+        name: names[at],
+        error,
+    })?;
+    fixtures.finish()
 }
 
 /// Starts the fixtures of a test or of a fixture function.
@@ -274,7 +358,8 @@ fn start_all<F: Fixtures>(mut fixtures: F) -> Result<F::Handles, Failure> {
 /// When one could not be started, with its error's report, at the attribute.
 #[track_caller]
 pub fn start<F: Fixtures>(fixtures: F) -> F::Handles {
-    match start_all(fixtures) {
+    test_begins();
+    match start_fixtures(fixtures) {
         Ok(handles) => handles,
         Err(failure) => panic!("{}", failure.report()),
     }
@@ -283,7 +368,8 @@ pub fn start<F: Fixtures>(fixtures: F) -> F::Handles {
 /// The same for a test that should panic: a panic of ours would be taken for the one that is expected, so the report is printed
 /// instead, and the test returns and so fails.
 pub fn start_or_report<F: Fixtures>(fixtures: F) -> Option<F::Handles> {
-    match start_all(fixtures) {
+    test_begins();
+    match start_fixtures(fixtures) {
         Ok(handles) => Some(handles),
         Err(failure) => {
             eprintln!("{}", failure.report());
@@ -306,13 +392,11 @@ pub enum Scope {
 /// # Errors
 ///
 /// Those of the start.
-pub fn start_shared<H>(mut fixture: Fixture<'_, H>, scope: Scope) -> Result<H, Error> {
+pub fn start_shared<H>(fixture: Fixture<'_, H>, scope: Scope) -> Result<H, Error> {
     if let Some(run) = (scope == Scope::Run).then(Run::current).flatten() {
         return fixture.recipe.start_in_run(run, fixture.name, fixture.queue);
     }
-    fixture.recipe.share();
-    let started = fixture.build().and_then(|()| fixture.start());
-    started.map_err(|failure| failure.error)
+    fixture.recipe.start_in_process(fixture.queue)
 }
 
 /// The key `tcp` with an expression, which may be an address or a port.

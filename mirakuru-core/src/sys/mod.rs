@@ -18,6 +18,7 @@ pub(crate) mod procfs;
 mod raw_socket;
 pub(crate) mod sockets;
 mod terminal;
+mod wait;
 
 pub(crate) use files::{egid, euid};
 pub(crate) use linux::freeze::{TreeSignal, signal_tree};
@@ -25,6 +26,7 @@ pub(crate) use linux::service::{Exit, Service};
 pub(crate) use linux::sweep::kill_marked;
 pub(crate) use listen::listen_tcp;
 pub(crate) use terminal::columns;
+pub(crate) use wait::wait_readable;
 
 use std::ffi::CString;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};

@@ -269,6 +269,11 @@ impl Service {
         self.pump();
     }
 
+    /// What becomes readable when something happens; `None` when something has happened that nobody has looked at.
+    pub(crate) fn events(&self) -> Option<RawFd> {
+        (!self.state.output && !self.state.closed).then(|| self.control.as_raw_fd())
+    }
+
     /// Signals the service's process group.
     pub(crate) fn signal(&mut self, signal: Signal) {
         self.send([supervisor::SIGNAL, number(signal), 0, 0, 0, 0, 0, 0]);

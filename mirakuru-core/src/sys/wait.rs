@@ -1,0 +1,54 @@
+//! Sleeping until something happens to one of several services.
+
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+/// Waits until one of the descriptors can be read or is at its end, but not longer than this.
+pub(crate) fn wait_readable(fds: &[RawFd], timeout: Duration) {
+    let mut polled: Vec<libc::pollfd> = fds
+        .iter()
+        .map(|fd| libc::pollfd {
+            fd: *fd,
+            events: libc::POLLIN,
+            revents: 0,
+        })
+        .collect();
+    let count = polled.len() as libc::nfds_t;
+    #[cfg(target_os = "linux")]
+    {
+        let time = libc::timespec {
+            tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+            tv_nsec: timeout.subsec_nanos() as _,
+        };
+        // SAFETY: the pointers are to a live list of so many entries, and to a live time.
+        unsafe { libc::ppoll(polled.as_mut_ptr(), count, &time, std::ptr::null()) };
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        // Rounded up, or the last millisecond would be spent spinning.
+        let millis = i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
+        // SAFETY: the pointer is to a live list of so many entries.
+        unsafe { libc::poll(polled.as_mut_ptr(), count, millis) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::os::fd::AsRawFd;
+    use std::time::Instant;
+
+    use super::*;
+
+    #[test]
+    fn one_of_several_ends_the_wait() {
+        let (quiet, _kept) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (loud, mut other) = std::os::unix::net::UnixStream::pair().unwrap();
+        let fds = [quiet.as_raw_fd(), loud.as_raw_fd()];
+        let began = Instant::now();
+        wait_readable(&fds, Duration::from_millis(20));
+        assert!(began.elapsed() >= Duration::from_millis(20));
+        other.write_all(b"x").unwrap();
+        wait_readable(&fds, Duration::from_secs(600));
+    }
+}

@@ -1,0 +1,179 @@
+//! [`start_all`]: several services at once.
+
+use mirakuru_core::Error;
+
+use crate::Recipe;
+use crate::start::{Fixture, Fixtures, fixture, start_fixtures};
+
+/// Starts several services at once: it takes as long as the slowest of them, and not as long as all together.
+///
+/// ```
+/// use mirakuru_core::{Executor, Tcp};
+/// use mirakuru_fixtures::start_all;
+///
+/// let recipe = Executor::builder("python3 -m http.server --bind 127.0.0.1 {port}").wait_for(Tcp::addr("127.0.0.1:{port}"));
+/// let (server, sleeper) = start_all((recipe.clone(), Executor::builder("sleep 60")))?;
+/// assert!(server.is_running() && sleeper.is_running());
+///
+/// // As many as one likes of one type.
+/// let servers = start_all(vec![recipe; 3])?;
+/// assert_eq!(servers.len(), 3);
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
+///
+/// They are executed in the order in which they stand, and then waited for together. What a service needs of another one that
+/// is ready, such as its port, is not there yet: start that one before. The fixtures of one test are started in this way anyway.
+///
+/// # Errors
+///
+/// Those of [`Executor::start`](mirakuru_core::Executor::start), of the first that fails. The others end.
+pub fn start_all<S: StartAll>(recipes: S) -> Result<S::Handles, Error> {
+    recipes.start_all()
+}
+
+/// Recipes that [`start_all`] takes: a tuple of up to eight, a `Vec`, or an array.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no list of recipes",
+    label = "expected a tuple, a `Vec` or an array of recipes",
+    note = "a recipe is what `Executor::builder(..)` makes (without `.start()`), a preset, or a type of your own that implements `Recipe`"
+)]
+pub trait StartAll {
+    /// What has been started, in the same shape.
+    type Handles;
+
+    #[doc(hidden)]
+    fn start_all(self) -> Result<Self::Handles, Error>;
+}
+
+/// One that does not wait for its turn unless the recipe says so, as with every start that no attribute makes.
+fn plain<'a, R: Recipe + 'a>(recipe: R) -> Fixture<'a, R::Handle> {
+    fixture("", recipe).queue_as_the_recipe_says()
+}
+
+fn start<F: Fixtures>(fixtures: F) -> Result<F::Handles, Error> {
+    start_fixtures(fixtures).map_err(|failure| failure.error)
+}
+
+/// Names as a list of pairs, as a pattern or as an expression.
+macro_rules! list {
+    () => { () };
+    ($first:ident $($rest:ident)*) => { ($first, list!($($rest)*)) };
+}
+
+macro_rules! tuple {
+    ($($recipe:ident)+) => {
+        impl<$($recipe: Recipe),+> StartAll for ($($recipe,)+) {
+            type Handles = ($($recipe::Handle,)+);
+
+            #[allow(non_snake_case)]
+            fn start_all(self) -> Result<Self::Handles, Error> {
+                let ($($recipe,)+) = self;
+                $(let $recipe = plain($recipe);)+
+                let list!($($recipe)+) = start(list!($($recipe)+))?;
+                Ok(($($recipe,)+))
+            }
+        }
+    };
+}
+
+tuple!(A);
+tuple!(A B);
+tuple!(A B C);
+tuple!(A B C D);
+tuple!(A B C D E);
+tuple!(A B C D E F);
+tuple!(A B C D E F G);
+tuple!(A B C D E F G H);
+
+impl<R: Recipe> StartAll for Vec<R> {
+    type Handles = Vec<R::Handle>;
+
+    fn start_all(self) -> Result<Self::Handles, Error> {
+        start(self.into_iter().map(plain).collect::<Vec<_>>())
+    }
+}
+
+impl<R: Recipe, const N: usize> StartAll for [R; N] {
+    type Handles = [R::Handle; N];
+
+    fn start_all(self) -> Result<Self::Handles, Error> {
+        let handles = start(self.into_iter().map(plain).collect::<Vec<_>>())?;
+        match handles.try_into() {
+            Ok(handles) => Ok(handles),
+            Err(_) => unreachable!("as many handles as recipes"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use mirakuru_core::{Check, Executor, ExecutorBuilder, SimpleExecutor};
+
+    use super::*;
+
+    /// Ready once all of them have been executed: who waits for one before executing the next waits for ever.
+    fn ready_when_all_are_there(dir: &std::path::Path, number: u32, of: usize) -> ExecutorBuilder<Check> {
+        let (path, all) = (dir.join(number.to_string()), dir.to_owned());
+        Executor::builder("sleep 60")
+            .arg(format!("{number}"))
+            .timeout(Duration::from_secs(20))
+            .wait_for(Check::new("all of them had begun", move |_| {
+                std::fs::write(&path, "")?;
+                Ok(std::fs::read_dir(&all)?.count() >= of)
+            }))
+    }
+
+    struct Scratch(std::path::PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Scratch {
+            let dir = std::env::temp_dir().join(format!("mirakuru-unit-{}-{name}", std::process::id()));
+            let _ = std::fs::remove_dir_all(&dir);
+            std::fs::create_dir_all(&dir).unwrap();
+            Scratch(dir)
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    #[test]
+    fn they_start_together() {
+        let scratch = Scratch::new("together");
+        let one = |number| ready_when_all_are_there(&scratch.0, number, 4);
+        let [mut a, b, ..] = start_all([one(0), one(1), one(2), one(3)]).unwrap();
+        assert!(a.is_running() && b.is_running());
+        a.stop().unwrap();
+    }
+
+    #[test]
+    fn one_failure_ends_the_others_at_once() {
+        let never = Executor::builder("sleep 60")
+            .timeout(Duration::from_secs(600))
+            .wait_for(Check::new("never", |_| Ok(false)));
+        let fails = Executor::builder("exit 3")
+            .shell(true)
+            .wait_for(Check::new("never", |_| Ok(false)));
+        let began = Instant::now();
+        let Err(error) = start_all((never, fails, Executor::builder("sleep 60"))) else {
+            panic!("it started");
+        };
+        assert!(matches!(error, Error::Exited { .. }), "{error}");
+        assert!(error.to_string().starts_with("exit 3: "), "{error}");
+        assert!(began.elapsed() < Duration::from_secs(300));
+    }
+
+    #[test]
+    fn none_is_no_mistake_and_order_is_kept() {
+        assert_eq!(start_all(Vec::<ExecutorBuilder>::new()).unwrap().len(), 0);
+        let named = |name: &str| Executor::builder("sleep 60").name(name);
+        let services: Vec<SimpleExecutor> = start_all(vec![named("a"), named("b"), named("c")]).unwrap();
+        let names: Vec<&str> = services.iter().map(Executor::name).collect();
+        assert_eq!(names, ["a", "b", "c"]);
+    }
+}
