@@ -97,7 +97,8 @@
 //!
 //! # Features
 //!
-//! `http` (default): [`Http`](struct@Http) readiness. `rstest` (default): the attribute on fixture functions, and the re-export
+//! `http` (default): [`Http`](struct@Http) readiness. `tls`: `https://` for it, with rustls. `presets` (default): [ready-made
+//! servers](presets). `rstest` (default): the attribute on fixture functions, and the re-export
 //! `mirakuru::rstest`. `tracing`: spans and events for a `tracing` subscriber, all with the target `mirakuru`:
 //!
 //! | name | what | fields |

@@ -21,7 +21,8 @@ use common::{
     victim, victim_dir, wait_until,
 };
 use mirakuru::{
-    Banner, Error, Exec, Executor, Http, PidFile, Readiness, Shared, SimpleExecutor, Tcp, UnixSocket,
+    Banner, Error, Exec, Executor, ExecutorBuilder, Http, PidFile, Readiness, Shared, SimpleExecutor, Tcp,
+    UnixSocket,
 };
 
 const SHORT: Duration = Duration::from_millis(400);
@@ -399,12 +400,9 @@ fn the_wrong_http_status() {
     );
 }
 
-#[test]
-fn tls_on_a_plain_port() {
-    let Some(openssl) = require("openssl") else {
-        return;
-    };
-    let scratch = Scratch::new();
+/// A server that speaks TLS, where openssl is installed.
+fn tls_server(scratch: &Scratch) -> Option<ExecutorBuilder> {
+    let openssl = require("openssl")?;
     let (key, certificate) = (scratch.file("key"), scratch.file("certificate"));
     let made = Command::new(&openssl)
         .args([
@@ -420,17 +418,26 @@ fn tls_on_a_plain_port() {
         .output()
         .unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    let recipe = Executor::builder([&openssl])
-        .args([
-            "s_server",
-            "-www",
-            "-accept",
-            "127.0.0.1:{port}",
-            "-key",
-            &key,
-            "-cert",
-            &certificate,
-        ])
+    let server = Executor::builder([&openssl]).args([
+        "s_server",
+        "-www",
+        "-accept",
+        "127.0.0.1:{port}",
+        "-key",
+        &key,
+        "-cert",
+        &certificate,
+    ]);
+    Some(server)
+}
+
+#[test]
+fn tls_on_a_plain_port() {
+    let scratch = Scratch::new();
+    let Some(server) = tls_server(&scratch) else {
+        return;
+    };
+    let recipe = server
         .wait_for(Http::get("http://127.0.0.1:{port}/"))
         .timeout(Duration::from_secs(3));
     let text = report(&start(recipe));
@@ -446,6 +453,28 @@ fn tls_on_a_plain_port() {
         .find(|line| line.starts_with("  last probe: "))
         .unwrap();
     assert!(probe.contains("TLS"), "{text}");
+}
+
+#[cfg(feature = "tls")]
+#[test]
+fn https_is_asked_over_tls() {
+    let scratch = Scratch::new();
+    let Some(server) = tls_server(&scratch) else {
+        return;
+    };
+    let mut server = server
+        .wait_for(Http::get("https://localhost:{port}/"))
+        .start()
+        .unwrap();
+    assert_eq!(server.url(), format!("https://localhost:{}/", server.port()));
+    server.kill().unwrap();
+    // And a plain one that is taken for one with TLS.
+    let text = report(&start(
+        Executor::builder("python3 -m http.server --bind 127.0.0.1 {port}")
+            .wait_for(Http::get("https://127.0.0.1:{port}/"))
+            .timeout(Duration::from_secs(2)),
+    ));
+    assert!(text.contains("did not agree on TLS"), "{text}");
 }
 
 #[test]

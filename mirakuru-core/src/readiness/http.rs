@@ -43,7 +43,9 @@ const BODY_TIME: Duration = Duration::from_millis(50);
 /// A request has 1 s, the next one after it was not enough 2 s, and so on, so that a server that
 /// accepts connections and never answers does not hang the start, and a slow one is not asked in vain for ever.
 ///
-/// The URL is one of `http://`, there is no TLS. Without a port it is 80. Path and query are sent as they are given. A
+/// The URL is one of `http://`, whose port is 80 where it names none, or with the feature `tls` of `https://` and 443. A server's
+/// certificate is not checked, since that of a test is rarely one to be trusted, and no server name is sent; that the port is the
+/// service's own is known anyway, on this machine. Path and query are sent as they are given. A
 /// user and password (`http://user:password@host/`) are sent as basic authentication, and never shown in errors.
 ///
 /// Placeholders are filled in in the URL, in the values of headers and forms, and in a body that is UTF-8.
@@ -170,6 +172,7 @@ struct Target {
     addrs: Vec<Candidate>,
     /// Where the service was found, or the first place where it will be looked for.
     addr: SocketAddr,
+    tls: bool,
     headers: types::HeaderMap,
     body: Option<Vec<u8>>,
     accepts: Accepts,
@@ -300,6 +303,7 @@ impl Http {
         if let Some(user) = parts.user {
             default(types::header::AUTHORIZATION, basic(user))?;
         }
+        let tls = parts.tls;
         let body = match &self.given_body {
             Body::None => None,
             Body::Form(fields) => {
@@ -339,6 +343,7 @@ impl Http {
             shown_url: show(&url),
             path: parts.path,
             addr: addrs[0].addr,
+            tls,
             addrs,
             headers,
             body,
@@ -378,7 +383,7 @@ impl Http {
                 show(location)
             );
         } else if answer.status == 400 && answer.line.contains("HTTPS") {
-            text.push_str(" (the port speaks TLS, and there is none here)");
+            text.push_str(&format!(" (the port speaks TLS{TLS_REMEDY})"));
         } else if !answer.line.is_empty() {
             text = format!("{text}: {}", answer.line);
         }
@@ -407,6 +412,10 @@ impl Http {
                     format!("what answered {request} on {addr} is not HTTP{seen}"),
                 )
             }
+            ureq::Error::Io(error) if target.tls && error.kind() == ErrorKind::InvalidData => (
+                ErrorKind::InvalidData,
+                format!("{addr} did not agree on TLS for {request}: {error}"),
+            ),
             ureq::Error::Io(error) => match error.kind() {
                 ErrorKind::ConnectionRefused => (
                     ErrorKind::ConnectionRefused,
@@ -540,12 +549,31 @@ struct Answer {
     line: String,
 }
 
+/// What to do about a port that speaks TLS, as the end of a sentence.
+const TLS_REMEDY: &str = if cfg!(feature = "tls") {
+    "; use `https://`, or the port for plain HTTP"
+} else {
+    "; use the port for plain HTTP, or `https://` with mirakuru's feature `tls`"
+};
+
+fn scheme(tls: bool) -> &'static str {
+    if tls { "https" } else { "http" }
+}
+
 /// Sends the request to the target's address, on a connection of its own.
 fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::Error> {
     // A limit for each phase and none for the whole: with a limit for the whole, ureq resolves names in a thread of its
     // own, even where there is nothing to resolve. Connecting and sending take no time on a local port.
     let phase = Some(limit);
-    let agent = ureq::Agent::config_builder()
+    let config = ureq::Agent::config_builder();
+    #[cfg(feature = "tls")]
+    let config = config.tls_config(
+        ureq::tls::TlsConfig::builder()
+            .disable_verification(true)
+            .use_sni(false)
+            .build(),
+    );
+    let agent = config
         .http_status_as_error(false)
         .max_redirects(0)
         .max_redirects_will_error(false)
@@ -564,7 +592,7 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
     // The name stands in the Host header; the address is the one that was looked at.
     let mut request = types::Request::builder()
         .method(method)
-        .uri(format!("http://{}{}", target.addr, target.path))
+        .uri(format!("{}://{}{}", scheme(target.tls), target.addr, target.path))
         .body(())?;
     *request.headers_mut() = target.headers.clone();
     let needs_body = matches!(method, "POST" | "PUT" | "PATCH");
@@ -619,7 +647,7 @@ fn first_bytes(addr: SocketAddr, limit: Duration) -> String {
     match look() {
         // An alert or a handshake of TLS: its type, then the major version.
         Ok(bytes) if matches!(bytes.as_slice(), [0x15 | 0x16, 0x03, ..]) => {
-            ": it speaks TLS, and there is none here; give the port for plain HTTP".to_owned()
+            format!(": it speaks TLS{TLS_REMEDY}")
         }
         Ok(bytes) if !bytes.is_empty() => {
             let text = String::from_utf8_lossy(&bytes);
@@ -635,6 +663,7 @@ fn first_bytes(addr: SocketAddr, limit: Duration) -> String {
 /// A URL taken apart.
 #[derive(Debug, PartialEq)]
 struct Parts<'a> {
+    tls: bool,
     user: Option<&'a str>,
     host: &'a str,
     port: u16,
@@ -654,17 +683,18 @@ impl<'a> Parts<'a> {
         let Some((scheme, rest)) = url.split_once("://") else {
             return Err("the scheme is missing; it begins with `http://`".to_owned());
         };
-        match scheme.to_ascii_lowercase().as_str() {
-            "http" => {}
+        let tls = match scheme.to_ascii_lowercase().as_str() {
+            "http" => false,
+            "https" if cfg!(feature = "tls") => true,
             "https" => {
                 return Err(
-                    "there is no TLS here; use `http://` where the service has a plain port, or wait with \
-                            `Tcp`, or with `Exec` and a program that speaks TLS"
+                    "`https://` needs mirakuru's feature `tls`, which is turned off; turn it on, or use `http://` where the service \
+                     has a plain port"
                         .to_owned(),
                 );
             }
-            _ => return Err("only `http://` can be asked".to_owned()),
-        }
+            _ => return Err("only `http://` and `https://` can be asked".to_owned()),
+        };
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(end);
         let (user, authority) = match authority.rsplit_once('@') {
@@ -700,6 +730,7 @@ impl<'a> Parts<'a> {
             return Err(format!("`{}` is not a host", printable(host, 80)));
         }
         let port = match port {
+            None if tls => 443,
             None => 80,
             Some(port) => port
                 .parse()
@@ -715,6 +746,7 @@ impl<'a> Parts<'a> {
             format!("/{path}")
         };
         Ok(Parts {
+            tls,
             user,
             host,
             port,
@@ -1119,10 +1151,7 @@ mod tests {
             "HTTP/1.0 400 Bad Request\r\n\r\nClient sent an HTTP request to an HTTPS server.",
         );
         let text = error(Http::get(server.url("/")));
-        assert!(
-            text.ends_with("(the port speaks TLS, and there is none here)"),
-            "{text}"
-        );
+        assert!(text.contains("(the port speaks TLS; use "), "{text}");
     }
 
     #[test]
@@ -1234,12 +1263,24 @@ mod tests {
     }
 
     #[test]
+    fn https_is_a_feature() {
+        let harness = Harness::new();
+        let mut http = Http::get("https://127.0.0.1/");
+        if cfg!(feature = "tls") {
+            harness.prepare(&mut http).unwrap();
+            assert_eq!(http.addr(), Some(SocketAddr::from(([127, 0, 0, 1], 443))));
+        } else {
+            let text = harness.refusal(&mut http);
+            assert!(text.contains("needs mirakuru's feature `tls`"), "{text}");
+        }
+    }
+
+    #[test]
     fn what_is_wrong_with_a_url_is_said() {
         let harness = Harness::new();
         for (url, part) in [
-            ("https://127.0.0.1/", "there is no TLS here"),
             ("127.0.0.1:80/x", "begins with `http://`"),
-            ("ftp://127.0.0.1/", "only `http://`"),
+            ("ftp://127.0.0.1/", "only `http://` and `https://`"),
             ("http:///x", "the host is missing"),
             ("http://:80/", "the host is missing"),
             ("http://127.0.0.1:http/", "`http` is not a port"),

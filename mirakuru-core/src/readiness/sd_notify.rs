@@ -26,7 +26,7 @@ const PATH_MAX: usize = 107;
 /// ```no_run
 /// use mirakuru_core::{Executor, SdNotify};
 ///
-/// let haproxy = Executor::builder("haproxy -Ws -f haproxy.cfg").wait_for(SdNotify::new()).start()?;
+/// let haproxy = Executor::builder("haproxy -Ws -f haproxy.cfg").wait_for(SdNotify).start()?;
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
@@ -42,10 +42,20 @@ pub struct SdNotify {
     ready: bool,
 }
 
+/// Ready when the service sends `READY=1`: what [`SdNotify::new`] gives, for those who write the condition as its bare name.
+#[allow(non_upper_case_globals)]
+pub const SdNotify: SdNotify = SdNotify::new();
+
 impl SdNotify {
     /// Ready when the service sends `READY=1`.
-    pub fn new() -> SdNotify {
-        SdNotify::default()
+    pub const fn new() -> SdNotify {
+        SdNotify {
+            socket: None,
+            status: None,
+            errno: None,
+            extended: None,
+            ready: false,
+        }
     }
 
     fn take(&mut self, message: &str, elapsed: Duration) {
