@@ -66,6 +66,12 @@ pub mod __private {
     pub use crate::lease::Lease;
     pub use crate::report::painted;
     pub use crate::run::{Berth, Occupied, Run, Vacancy};
+
+    /// Whether this process is root's.
+    #[must_use]
+    pub fn is_root() -> bool {
+        crate::sys::euid() == 0
+    }
     pub use crate::verdict::{test_begins, test_has_failed, test_returns_err};
     pub use crate::watched::Watched;
 }

@@ -17,7 +17,7 @@
 //! - It listens on 127.0.0.1, on a free port unless `port(..)` says otherwise, and its data is in a private directory that goes with it.
 //! - What makes a server slow in order to survive a power failure is turned off, unless `durable(true)` asks for it.
 //! - It is ready when its own protocol answers, not when its port is open.
-//! - Where the tests run as root, the server runs as an unprivileged user.
+//! - Where the tests run as root, the server runs as an unprivileged user. (nginx excepted: it is to read what the tests have written.)
 //! - The handle dereferences to its [`Executor`], which has the logs, the pid, and the verbs.
 //!
 //! # One of your own
@@ -36,16 +36,30 @@
 //! ```
 
 use std::fmt;
+use std::fs::OpenOptions;
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mirakuru_core::__private::find_program;
+use mirakuru_core::__private::{find_program, random_id};
 use mirakuru_core::{And, Check, Error, Executor, ExecutorBuilder, NoWait, Probe, Readiness, Tcp};
 
+mod etcd;
+mod memcached;
+mod mosquitto;
+mod nats;
+mod nginx;
+mod prefix;
 mod redis;
 
+pub use etcd::{Etcd, EtcdRecipe, etcd};
+pub use memcached::{Memcached, MemcachedRecipe, memcached};
+pub use mosquitto::{Mosquitto, MosquittoRecipe, mosquitto};
+pub use nats::{Nats, NatsAccount, NatsRecipe, nats};
+pub use nginx::{Nginx, NginxRecipe, nginx};
+pub use prefix::Prefix;
 pub use redis::{Redis, RedisDatabase, RedisRecipe, redis};
 
 /// When a preset's server is ready: its port is open, by its own process, and it answers in its own protocol.
@@ -89,10 +103,19 @@ impl Options {
         sentence: &str,
         ask: impl Fn(Connection) -> io::Result<bool> + Send + Sync + 'static,
     ) -> Answers {
+        self.answers_in(sentence, move |connection, _| ask(connection))
+    }
+
+    /// The same, where the question needs something of the private directory: a password that `prepare` has made up.
+    fn answers_in(
+        &self,
+        sentence: &str,
+        ask: impl Fn(Connection, &Path) -> io::Result<bool> + Send + Sync + 'static,
+    ) -> Answers {
         let fixed = self.port;
         let check = Check::new(sentence, move |cx: &Probe<'_>| {
             let port = fixed.or_else(|| cx.port()).ok_or(io::ErrorKind::InvalidInput)?;
-            ask(Connection::open(loopback(port), cx.remaining())?)
+            ask(Connection::open(loopback(port), cx.remaining())?, cx.dir())
         });
         Tcp::addr(format!("127.0.0.1:{}", self.port())).and(check)
     }
@@ -227,6 +250,23 @@ fn expect<T>(result: Result<T, Error>) -> T {
 /// An error of a server that was asked for something.
 fn failed(attempt: impl fmt::Display, source: io::Error) -> Error {
     Error::other(attempt.to_string(), source)
+}
+
+/// A name that nobody else has, of 13 lower-case letters and digits, the first of them a letter.
+fn unique_name() -> Result<String, Error> {
+    let id = random_id().map_err(|source| failed("make a unique name", source))?;
+    Ok(format!("t{id}"))
+}
+
+/// Writes a file that nobody but its owner can read into the private directory, for `prepare`: with a secret, which has no place in the recipe.
+fn write_secret(dir: &Path, name: &str, text: &str) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let mut file = options
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(dir.join(name))?;
+    file.write_all(text.as_bytes())
 }
 
 /// A text as a part of a URL: all but letters, digits and `-._~` as `%XX`.

@@ -1,0 +1,104 @@
+//! memcached.
+
+use mirakuru_core::{Error, Executor, ExecutorBuilder, Signal};
+
+use super::{Answers, Options, Prefix, expect, handle, options};
+use crate::Recipe;
+
+/// A memcached: see [`Memcached`].
+pub fn memcached() -> MemcachedRecipe {
+    MemcachedRecipe {
+        options: Options::default(),
+    }
+}
+
+/// How to start a memcached: made by [`memcached()`].
+///
+/// It has no configuration file; all that it can be told is an argument: `arg("--memory-limit=16")` (megabytes; its own default is 64).
+#[derive(Clone, Debug)]
+#[must_use = "a recipe does nothing until it is started"]
+pub struct MemcachedRecipe {
+    options: Options,
+}
+
+options!(MemcachedRecipe);
+
+// Not in the list of recipes that an error gives: it is long enough.
+#[diagnostic::do_not_recommend]
+impl Recipe for MemcachedRecipe {
+    type Readiness = Answers;
+    type Handle = Memcached;
+
+    fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
+        let port = self.options.port();
+        Ok(self
+            .options
+            .executor(&["memcached"])
+            .args(["-l", "127.0.0.1", "-p", &port, "-U", "0"])
+            .args(&self.options.args)
+            .unprivileged(["memcache", "memcached", "nobody"])
+            // Asked to end, it waits a second for threads of its own. It has nothing to lose: all of it is memory.
+            .stop_signal(Signal::Kill)
+            .wait_for(self.options.answers("answered `version`", |mut connection| {
+                connection.send(b"version\r\n")?;
+                // One that wants a password answers with a `CLIENT_ERROR`.
+                connection.line().map(|answer| !answer.is_empty())
+            })))
+    }
+
+    fn handle(self, executor: Executor<Answers>) -> Result<Memcached, Error> {
+        Ok(Memcached { executor })
+    }
+}
+
+/// A running memcached.
+///
+/// [`key_prefix`](Memcached::key_prefix) gives each test keys of its own. Nothing else can be kept apart, for memcached has one space of
+/// keys and no users: `flush_all` empties it for all tests, `stats` counts what all of them do, and all share its memory, so that one
+/// test that fills it makes the keys of others vanish. A test that needs one of these needs a server of its own, which takes some ten
+/// milliseconds to start.
+///
+/// It keeps nothing on a disk: a restart empties it. It has no user and no password, and whoever is on this machine can reach it.
+///
+/// ```no_run
+/// use mirakuru_fixtures::{Recipe, presets};
+///
+/// let memcached = presets::memcached().arg("--memory-limit=16").start()?;
+/// assert_eq!(memcached.url(), format!("memcache://127.0.0.1:{}", memcached.port()));
+/// let prefix = memcached.key_prefix();
+/// println!("set {prefix}visits");             // tk4x2m7qzja5w:visits
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
+pub struct Memcached {
+    executor: Executor<Answers>,
+}
+
+handle!(Memcached);
+
+impl Memcached {
+    /// Its URL: `memcache://127.0.0.1:PORT`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("memcache://{}", self.executor.addr())
+    }
+
+    /// The beginning of keys for one test alone: `tk4x2m7qzja5w:`. (A key may have 250 bytes.)
+    ///
+    /// # Panics
+    ///
+    /// When the system gives no randomness.
+    #[must_use]
+    #[track_caller]
+    pub fn key_prefix(&self) -> Prefix {
+        expect(self.try_key_prefix())
+    }
+
+    /// The same, for those who want the error.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] when the system gives no randomness.
+    pub fn try_key_prefix(&self) -> Result<Prefix, Error> {
+        Prefix::new(':')
+    }
+}

@@ -1,0 +1,169 @@
+//! Mosquitto, a broker of MQTT.
+
+use std::io::{self, Read};
+
+use mirakuru_core::{Error, Executor, ExecutorBuilder};
+
+use super::{Answers, Connection, Options, Prefix, expect, handle, options};
+use crate::Recipe;
+
+/// A Mosquitto: see [`Mosquitto`].
+pub fn mosquitto() -> MosquittoRecipe {
+    MosquittoRecipe {
+        options: Options::default(),
+        config: Vec::new(),
+    }
+}
+
+/// How to start a Mosquitto: made by [`mosquitto()`].
+#[derive(Clone, Debug)]
+#[must_use = "a recipe does nothing until it is started"]
+pub struct MosquittoRecipe {
+    options: Options,
+    config: Vec<(String, String)>,
+}
+
+options!(MosquittoRecipe, durable);
+
+impl MosquittoRecipe {
+    /// Adds a line to its configuration, after those of the preset, or in place of the one that has the same key:
+    /// `config("max_packet_size", "1048576")`. What belongs to a listener belongs to the preset's, unless `config("listener", ..)` has begun
+    /// another.
+    pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.config.push((key.into(), value.into()));
+        self
+    }
+
+    fn text(&self) -> String {
+        let mut lines = vec![
+            // First, so that what is set for a listener is set for this one.
+            ("listener", format!("{} 127.0.0.1", self.options.port())),
+            ("allow_anonymous", "true".to_owned()),
+            ("log_dest", "stderr".to_owned()),
+            ("persistence", self.options.durable.to_string()),
+            ("persistence_location", "{dir}/".to_owned()),
+        ];
+        lines.retain(|(key, _)| *key == "listener" || self.config.iter().all(|(given, _)| given != key));
+        let given = self
+            .config
+            .iter()
+            .map(|(key, value)| (key.as_str(), value.clone()));
+        let lines = lines.into_iter().chain(given);
+        lines.map(|(key, value)| format!("{key} {value}\n")).collect()
+    }
+}
+
+// Not in the list of recipes that an error gives: it is long enough.
+#[diagnostic::do_not_recommend]
+impl Recipe for MosquittoRecipe {
+    type Readiness = Answers;
+    type Handle = Mosquitto;
+
+    fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
+        Ok(self
+            .options
+            .executor(&["mosquitto"])
+            .args(["-c", "{dir}/mosquitto.conf"])
+            .args(&self.options.args)
+            .file("mosquitto.conf", self.text())
+            .unprivileged(["mosquitto", "nobody"])
+            .wait_for(self.options.answers("answered CONNECT", answers)))
+    }
+
+    fn handle(self, executor: Executor<Answers>) -> Result<Mosquitto, Error> {
+        Ok(Mosquitto { executor })
+    }
+}
+
+/// Whether it answers in MQTT 3.1.1, if only that we are not let in.
+fn answers(mut connection: Connection) -> io::Result<bool> {
+    const CONNECT: &[u8] = b"\x10\x0c\0\x04MQTT\x04\x02\0\x3c\0\0";
+    const CONNACK: [u8; 2] = [0x20, 2];
+    const UNAVAILABLE: u8 = 3;
+    const DISCONNECT: &[u8] = b"\xe0\0";
+    connection.send(CONNECT)?;
+    let mut answer = [0; 4];
+    connection.0.read_exact(&mut answer)?;
+    let _ = connection.send(DISCONNECT);
+    Ok(answer.starts_with(&CONNACK) && answer[3] != UNAVAILABLE)
+}
+
+/// A running Mosquitto.
+///
+/// [`topic_prefix`](Mosquitto::topic_prefix) gives each test topics of its own, retained messages among them. What all tests share is what
+/// has no topic: the ids of clients, since a second client with the same id throws the first one out (make them of the prefix too, or leave
+/// them empty), a subscription to `#`, and `$SYS`.
+///
+/// Anybody on this machine may connect, without a user or a password. For passwords make a file with `mosquitto_passwd`, and give
+/// `config("allow_anonymous", "false")` and `config("password_file", ..)`.
+///
+/// Sessions and retained messages are lost in a restart, unless the recipe says `durable(true)`.
+///
+/// ```no_run
+/// use mirakuru_fixtures::{Recipe, presets};
+///
+/// let mosquitto = presets::mosquitto().config("max_packet_size", "1048576").start()?;
+/// assert_eq!(mosquitto.url(), format!("mqtt://127.0.0.1:{}", mosquitto.port()));
+/// let prefix = mosquitto.topic_prefix();
+/// println!("subscribe to {prefix}#");         // tk4x2m7qzja5w/#
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
+pub struct Mosquitto {
+    executor: Executor<Answers>,
+}
+
+handle!(Mosquitto);
+
+impl Mosquitto {
+    /// Its URL: `mqtt://127.0.0.1:PORT`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("mqtt://{}", self.executor.addr())
+    }
+
+    /// The beginning of topics for one test alone: `tk4x2m7qzja5w/`.
+    ///
+    /// # Panics
+    ///
+    /// When the system gives no randomness.
+    #[must_use]
+    #[track_caller]
+    pub fn topic_prefix(&self) -> Prefix {
+        expect(self.try_topic_prefix())
+    }
+
+    /// The same, for those who want the error.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] when the system gives no randomness.
+    pub fn try_topic_prefix(&self) -> Result<Prefix, Error> {
+        Prefix::new('/')
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_given_takes_the_place_of_the_presets() {
+        let text = mosquitto()
+            .durable(true)
+            .config("allow_anonymous", "false")
+            .config("listener", "1884 127.0.0.1")
+            .text();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(
+            lines,
+            [
+                "listener {port} 127.0.0.1",
+                "log_dest stderr",
+                "persistence true",
+                "persistence_location {dir}/",
+                "allow_anonymous false",
+                "listener 1884 127.0.0.1",
+            ]
+        );
+    }
+}

@@ -1,0 +1,426 @@
+//! NATS, with JetStream where that is asked for.
+
+use std::fmt;
+use std::fs;
+use std::io::{self, Read};
+use std::net::SocketAddr;
+use std::path::Path;
+
+use mirakuru_core::__private::{Lease, random_id};
+use mirakuru_core::{Error, Executor, ExecutorBuilder, Signal};
+
+use super::{ANSWER_WITHIN, Answers, Connection, Options, expect, failed, handle, options, write_secret};
+use crate::Recipe;
+
+/// The user of the account that is everybody's.
+const EVERYBODY: &str = "everybody";
+
+/// What `handle` reads what `prepare` has made up from: the password, and how many accounts there are to lease.
+const CREDENTIALS: &str = "credentials";
+
+/// A NATS server: see [`Nats`].
+pub fn nats() -> NatsRecipe {
+    NatsRecipe {
+        options: Options::default(),
+        config: Vec::new(),
+        jetstream: false,
+        accounts: None,
+    }
+}
+
+/// How to start a NATS server: made by [`nats()`].
+#[derive(Clone, Debug)]
+#[must_use = "a recipe does nothing until it is started"]
+pub struct NatsRecipe {
+    options: Options,
+    config: Vec<(String, String)>,
+    jetstream: bool,
+    accounts: Option<u32>,
+}
+
+options!(NatsRecipe);
+
+impl NatsRecipe {
+    /// Turns JetStream on, in all accounts. The default is `false`. Its streams survive a restart.
+    pub fn jetstream(mut self, jetstream: bool) -> Self {
+        self.jetstream = jetstream;
+        self
+    }
+
+    /// Sets how many accounts there are for tests to lease at the same time. The default is twice the number of processors,
+    /// and 16 at least. With JetStream each makes the start some 2 ms longer.
+    pub fn accounts(mut self, accounts: u32) -> Self {
+        self.accounts = Some(accounts);
+        self
+    }
+
+    /// Sets a value of its configuration, over those that the preset sets, in the syntax of that file: `config("max_payload", "8MB")`. Not
+    /// `accounts` and `authorization`, which are the preset's.
+    pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
+        self.config.push((key.into(), value.into()));
+        self
+    }
+
+    fn text(&self) -> String {
+        let mut text = format!("listen: \"127.0.0.1:{}\"\n", self.options.port());
+        if self.jetstream {
+            text.push_str("jetstream { store_dir: \"{dir}/jetstream\" }\n");
+        }
+        if let Some(accounts) = self.accounts {
+            // Other processes know the service that they share by this text.
+            text.push_str(&format!("# {accounts} accounts\n"));
+        }
+        text.push_str("include accounts.conf\n");
+        for (key, value) in &self.config {
+            text.push_str(&format!("{key}: {value}\n"));
+        }
+        text
+    }
+
+    /// The accounts that can be leased, and the one that is everybody's: all with the same password, which no other run has.
+    fn accounts_text(&self, accounts: u32, password: &str) -> String {
+        let jetstream = if self.jetstream {
+            ", jetstream: enabled"
+        } else {
+            ""
+        };
+        let users = (0..accounts).map(user).chain([EVERYBODY.to_owned()]);
+        let mut text = "accounts {\n".to_owned();
+        for user in users {
+            text.push_str(&format!(
+                "  {user} {{ users: [{{ user: {user}, password: \"{password}\" }}]{jetstream} }}\n"
+            ));
+        }
+        text.push_str("}\n");
+        text
+    }
+}
+
+fn user(number: u32) -> String {
+    format!("test{number}")
+}
+
+// Not in the list of recipes that an error gives: it is long enough.
+#[diagnostic::do_not_recommend]
+impl Recipe for NatsRecipe {
+    type Readiness = Answers;
+    type Handle = Nats;
+
+    fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
+        Ok(self
+            .options
+            .executor(&["nats-server"])
+            .args(["--config", "{dir}/nats.conf"])
+            .args(&self.options.args)
+            .file("nats.conf", self.text())
+            .unprivileged(["nats", "nobody"])
+            // It takes both for an orderly end, but exits with 1 after SIGTERM.
+            .stop_signal(Signal::Int)
+            .wait_for(self.options.answers_in("answered PING", |mut connection, dir| {
+                let (password, _) = credentials(dir)?;
+                log_in(&mut connection, EVERYBODY, &password).map(|()| true)
+            })))
+    }
+
+    fn prepare(&self, executor: &mut Executor<Answers>) -> Result<(), Error> {
+        let attempt = "make the accounts of NATS";
+        let random = || random_id().map_err(|source| failed(attempt, source));
+        let password = random()? + &random()?;
+        let accounts = self.accounts.unwrap_or_else(|| {
+            let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+            u32::try_from(2 * processors).unwrap_or(u32::MAX).max(16)
+        });
+        let dir = executor.dir();
+        let files = [
+            ("accounts.conf", self.accounts_text(accounts, &password)),
+            (CREDENTIALS, format!("{password} {accounts}")),
+        ];
+        for (name, text) in files {
+            write_secret(&dir, name, &text).map_err(|source| failed(attempt, source))?;
+        }
+        Ok(())
+    }
+
+    fn handle(self, executor: Executor<Answers>) -> Result<Nats, Error> {
+        let (password, accounts) =
+            credentials(&executor.dir()).map_err(|source| failed("read the password of NATS", source))?;
+        Ok(Nats {
+            executor,
+            password,
+            accounts,
+            jetstream: self.jetstream,
+        })
+    }
+}
+
+fn credentials(dir: &Path) -> io::Result<(String, u32)> {
+    let text = fs::read_to_string(dir.join(CREDENTIALS))?;
+    let parts = text
+        .split_once(' ')
+        .and_then(|(password, accounts)| Some((password.to_owned(), accounts.parse().ok()?)));
+    parts.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+/// A running NATS server.
+///
+/// [`account`](Nats::account) gives each test an account of its own: subjects, and with JetStream streams, key-value buckets and
+/// consumers, that no other account sees or can reach. They are made before the server starts, and leased, because the server need
+/// not read its configuration again for that: a lease costs a file lock and, with JetStream, a question. What all of them share are the limits
+/// of the server: its connections, its memory, its disk.
+///
+/// The password is a new one for each server. A client must give it: the crate `async-nats` ignores the user and the password of a URL,
+/// so that they are told to it apart, as `ConnectOptions::with_user_and_password(account.user().into(), account.password().into())`. Whoever
+/// does not log in is refused, and so never is in another account than meant. There is no user of the system account, `$SYS`.
+///
+/// ```no_run
+/// use mirakuru_fixtures::{Recipe, presets};
+///
+/// let nats = presets::nats().jetstream(true).start()?;
+/// let account = nats.account();
+/// println!("{}", account.url());              // nats://test0:SECRET@127.0.0.1:41873
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
+pub struct Nats {
+    executor: Executor<Answers>,
+    password: String,
+    accounts: u32,
+    jetstream: bool,
+}
+
+handle!(Nats);
+
+impl Nats {
+    /// The URL of the account that is everybody's: `nats://everybody:SECRET@127.0.0.1:PORT`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        url(self.executor.addr(), EVERYBODY, &self.password)
+    }
+
+    /// The user of that account: `everybody`.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        EVERYBODY
+    }
+
+    /// The password, the same for all accounts.
+    #[must_use]
+    pub fn password(&self) -> &str {
+        &self.password
+    }
+
+    /// An account for one test alone, without streams: leased from those of this server, over all processes that share it, until
+    /// it is dropped or its process ends.
+    ///
+    /// # Panics
+    ///
+    /// When all accounts are leased, or the server does not answer: see [`try_account`](Nats::try_account).
+    #[must_use]
+    #[track_caller]
+    pub fn account(&self) -> NatsAccount {
+        expect(self.try_account())
+    }
+
+    /// The same, for those who want the error.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] when all accounts are leased, or the server does not answer.
+    pub fn try_account(&self) -> Result<NatsAccount, Error> {
+        let attempt = "lease an account of NATS";
+        let lease = Lease::take(&self.executor.dir().join("leases"), self.accounts)
+            .map_err(|source| failed(attempt, source))?;
+        let lease = lease.ok_or_else(|| {
+            let reason = format!(
+                "all {} are leased: drop those that are not needed, or raise `accounts(..)`",
+                self.accounts
+            );
+            Error::other(attempt, reason)
+        })?;
+        let account = NatsAccount {
+            addr: self.executor.addr(),
+            user: user(lease.number()),
+            password: self.password.clone(),
+            jetstream: self.jetstream,
+            _lease: lease,
+        };
+        // Whoever had it before may have been killed.
+        account.empty().map_err(|source| failed(attempt, source))?;
+        Ok(account)
+    }
+}
+
+/// One account of a [`Nats`], leased for a test. Its streams are deleted when it is dropped, and before it is leased again. Drop the
+/// clients first: one that stays connected is in the account of whoever leases it next.
+pub struct NatsAccount {
+    addr: SocketAddr,
+    user: String,
+    password: String,
+    jetstream: bool,
+    // The last field: given back when all is done.
+    _lease: Lease,
+}
+
+impl fmt::Debug for NatsAccount {
+    /// The user, and not the password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("NatsAccount")
+            .field("addr", &self.addr)
+            .field("user", &self.user)
+            .finish_non_exhaustive()
+    }
+}
+
+impl NatsAccount {
+    /// Its URL: `nats://USER:SECRET@127.0.0.1:PORT`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        url(self.addr, &self.user, &self.password)
+    }
+
+    /// Its user.
+    #[must_use]
+    pub fn user(&self) -> &str {
+        &self.user
+    }
+
+    /// Its password.
+    #[must_use]
+    pub fn password(&self) -> &str {
+        &self.password
+    }
+
+    /// Deletes all streams, which are all that an account keeps: buckets are streams as well, and consumers belong to one.
+    fn empty(&self) -> io::Result<()> {
+        if !self.jetstream {
+            return Ok(());
+        }
+        let mut connection = Connection::open(self.addr, ANSWER_WITHIN)?;
+        log_in(&mut connection, &self.user, &self.password)?;
+        connection.send(format!("SUB {INBOX} 1\r\n").as_bytes())?;
+        loop {
+            let names = stream_names(&request(&mut connection, "STREAM.NAMES")?)?;
+            if names.is_empty() {
+                return Ok(());
+            }
+            for name in names {
+                let answer = request(&mut connection, &format!("STREAM.DELETE.{name}"))?;
+                if !answer.contains("\"success\":true") {
+                    return Err(io::Error::other(format!("stream {name}: {answer}")));
+                }
+            }
+        }
+    }
+}
+
+impl Drop for NatsAccount {
+    fn drop(&mut self) {
+        // A server that is gone has nothing left; and the next one to lease it empties it as well.
+        let _ = self.empty();
+    }
+}
+
+fn url(addr: SocketAddr, user: &str, password: &str) -> String {
+    format!("nats://{user}:{password}@{addr}")
+}
+
+/// Where answers to requests go. The account is ours alone.
+const INBOX: &str = "_INBOX.mirakuru";
+
+/// What a server says at first is who it is; then whether it lets us in.
+fn log_in(connection: &mut Connection, user: &str, password: &str) -> io::Result<()> {
+    let greeting = connection.line()?;
+    if !greeting.starts_with("INFO ") {
+        return Err(io::Error::other(format!("it does not speak NATS: {greeting}")));
+    }
+    let hello = format!(
+        "CONNECT {{\"verbose\":false,\"pedantic\":false,\"user\":\"{user}\",\"pass\":\"{password}\"}}\r\nPING\r\n"
+    );
+    connection.send(hello.as_bytes())?;
+    until(connection, "PONG").map(|_| ())
+}
+
+/// The next line that begins with this word. Others, such as questions whether we are still there, do not matter to a client
+/// that soon is not.
+fn until(connection: &mut Connection, word: &str) -> io::Result<String> {
+    loop {
+        let line = connection.line()?;
+        if let Some(error) = line.strip_prefix("-ERR ") {
+            return Err(io::Error::other(error.to_owned()));
+        }
+        if line.split(' ').next() == Some(word) {
+            return Ok(line);
+        }
+    }
+}
+
+/// Asks JetStream something without a question's text, and takes the answer, which is JSON.
+fn request(connection: &mut Connection, subject: &str) -> io::Result<String> {
+    connection.send(format!("PUB $JS.API.{subject} {INBOX} 0\r\n\r\n").as_bytes())?;
+    // MSG subject subscription bytes
+    let head = until(connection, "MSG")?;
+    let length = head.rsplit(' ').next().and_then(|length| length.parse().ok());
+    let length: usize = length.ok_or(io::ErrorKind::InvalidData)?;
+    let mut text = vec![0; length + "\r\n".len()];
+    connection.0.read_exact(&mut text)?;
+    text.truncate(length);
+    String::from_utf8(text).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+/// The names in `{"type":"..","total":2,"offset":0,"limit":1024,"streams":["A","B"]}`, or in the same with `"streams":null`.
+fn stream_names(answer: &str) -> io::Result<Vec<String>> {
+    let unclear = || io::Error::other(format!("the names of streams are not clear: {answer}"));
+    let (_, list) = answer.split_once("\"streams\":").ok_or_else(unclear)?;
+    if list.starts_with("null") {
+        return Ok(Vec::new());
+    }
+    let mut rest = list.strip_prefix('[').ok_or_else(unclear)?.chars();
+    let mut names = Vec::new();
+    loop {
+        match rest.next() {
+            Some(']') => return Ok(names),
+            Some(',') => {}
+            Some('"') => names.push(json_string(&mut rest).ok_or_else(unclear)?),
+            _ => return Err(unclear()),
+        }
+    }
+}
+
+/// What is left of a JSON string after its opening quote.
+fn json_string(rest: &mut std::str::Chars<'_>) -> Option<String> {
+    let mut text = String::new();
+    loop {
+        match rest.next()? {
+            '"' => return Some(text),
+            '\\' => match rest.next()? {
+                // Go writes `&` and `<` so.
+                'u' => {
+                    let code: String = rest.by_ref().take(4).collect();
+                    text.push(char::from_u32(u32::from_str_radix(&code, 16).ok()?)?);
+                }
+                plain @ ('"' | '\\' | '/') => text.push(plain),
+                _ => return None,
+            },
+            plain => text.push(plain),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_of_streams_are_read() {
+        let names = |list: &str| stream_names(&format!("{{\"total\":2,\"streams\":{list}}}"));
+        assert_eq!(names("[\"A\",\"B-2\"]").unwrap(), ["A", "B-2"]);
+        assert_eq!(names(r#"["a\u0026b","\"x\\"]"#).unwrap(), ["a&b", "\"x\\"]);
+        assert_eq!(names("[\"é\"]").unwrap(), ["é"]);
+        assert!(names("[]").unwrap().is_empty());
+        assert!(names("null").unwrap().is_empty());
+        for bad in ["[\"A\"", "[A]", "{}", "[\"\\", "[\"\\u12"] {
+            assert!(names(bad).is_err(), "{bad}");
+        }
+        let error = stream_names("{\"error\":{\"code\":503}}").unwrap_err();
+        assert!(error.to_string().contains("503"), "{error}");
+    }
+}

@@ -1,0 +1,262 @@
+//! nginx.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use mirakuru_core::__private::is_root;
+use mirakuru_core::{Error, Executor, ExecutorBuilder};
+
+use super::{Answers, Options, handle, options};
+use crate::Recipe;
+
+/// An nginx with what this text says in its `http` block, usually a `server` or more, with `{port}` and `{dir}` as
+/// [placeholders](ExecutorBuilder): see [`Nginx`].
+///
+/// ```
+/// # use mirakuru_fixtures::presets;
+/// let recipe = presets::nginx("server { listen 127.0.0.1:{port}; location / { return 200 'hello'; } }");
+/// # let _ = recipe;
+/// ```
+///
+/// An empty text stands for one server that listens there: with [`document_root`](NginxRecipe::document_root) it serves files.
+pub fn nginx(configuration: impl Into<String>) -> NginxRecipe {
+    NginxRecipe {
+        options: Options::default(),
+        configuration: configuration.into(),
+        main: String::new(),
+        raw: false,
+        document_root: None,
+        files: Vec::new(),
+    }
+}
+
+/// How to start an nginx: made by [`nginx()`].
+///
+/// What the preset puts around the text: one worker, in the foreground; the log of errors, from `notice` on, on its standard error,
+/// and that of accesses on its standard output, so that both are in the [logs](Executor::logs); the types of files by name, where
+/// the machine has `/etc/nginx/mime.types`; and the pid, the lock and temporary files in `{dir}`.
+#[derive(Clone, Debug)]
+#[must_use = "a recipe does nothing until it is started"]
+pub struct NginxRecipe {
+    options: Options,
+    configuration: String,
+    main: String,
+    raw: bool,
+    document_root: Option<PathBuf>,
+    files: Vec<(PathBuf, String)>,
+}
+
+options!(NginxRecipe);
+
+impl NginxRecipe {
+    /// Adds text in front of the blocks, in the context that nginx calls main: `main("load_module modules/ngx_stream_module.so;")`. An
+    /// `events` block in it takes the place of the preset's.
+    pub fn main(mut self, text: impl AsRef<str>) -> Self {
+        self.main.push_str(text.as_ref());
+        self.main.push('\n');
+        self
+    }
+
+    /// Takes the text given to [`nginx()`] for the whole configuration file, and not for the content of `http`. Nothing is put around it;
+    /// what keeps it in the foreground is an argument, `-g "daemon off;"`, so that it must not say this itself.
+    pub fn raw(mut self) -> Self {
+        self.raw = true;
+        self
+    }
+
+    /// Sets the directory whose files are served, where the text does not say otherwise: a `root` in the `http` block. A relative path begins at the
+    /// working directory, which for tests is the folder of their package.
+    pub fn document_root(mut self, dir: impl AsRef<Path>) -> Self {
+        self.document_root = Some(dir.as_ref().to_owned());
+        self
+    }
+
+    /// Puts a file beside the configuration, which can name it by this relative path: a certificate, a list of users. Placeholders in its
+    /// text are filled in.
+    pub fn file(mut self, path: impl AsRef<Path>, text: impl Into<String>) -> Self {
+        self.files.push((path.as_ref().to_owned(), text.into()));
+        self
+    }
+
+    /// The text as the file is to have it.
+    fn placed(&self, text: &str) -> String {
+        match self.options.port {
+            Some(port) => with_port(text, port),
+            None => text.to_owned(),
+        }
+    }
+
+    /// The whole file. What the user wrote is in files of their own, so that nginx counts lines as the user does.
+    fn whole(&self) -> Result<String, Error> {
+        let mut text = "pid nginx.pid;\nlock_file nginx.lock;\nerror_log stderr notice;\n".to_owned();
+        if is_root() {
+            // Its workers are to be able to read what the tests have written.
+            text.push_str("user root;\n");
+        }
+        text.push_str("include main.conf;\n");
+        if !self.main.contains("events") {
+            text.push_str("events {}\n");
+        }
+        text.push_str("http {\n");
+        let types = "/etc/nginx/mime.types";
+        if Path::new(types).exists() {
+            text.push_str(&format!("    include {types};\n"));
+        }
+        text.push_str("    access_log /dev/stdout;\n");
+        for kind in ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"] {
+            text.push_str(&format!("    {kind}_temp_path {kind}_temp;\n"));
+        }
+        if let Some(root) = &self.document_root {
+            let root = std::path::absolute(root).ok();
+            let root = root
+                .as_deref()
+                .and_then(Path::to_str)
+                .ok_or_else(|| Error::other("configure nginx", "`document_root` is not a path in UTF-8"))?;
+            text.push_str(&format!("    root {};\n", quoted(root)));
+        }
+        text.push_str("    include http.conf;\n}\n");
+        Ok(text)
+    }
+}
+
+/// A text as one word of nginx's configuration, with braces that are none of a placeholder. (A dollar sign would be a variable: nginx
+/// has no way to write it.)
+fn quoted(text: &str) -> String {
+    let text = text.replace('\\', "\\\\").replace('"', "\\\"");
+    format!("\"{text}\"")
+}
+
+/// The text with a fixed port for each `{port}`.
+fn with_port(text: &str, port: u16) -> String {
+    let placeholder = "{port}";
+    let mut placed = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(at) = rest.find(placeholder) {
+        let (before, after) = rest.split_at(at);
+        placed.push_str(before);
+        // A variable of nginx's, or a placeholder that is meant to stay one.
+        if before.ends_with(['$', '{']) {
+            placed.push_str(placeholder);
+        } else {
+            placed.push_str(&port.to_string());
+        }
+        rest = &after[placeholder.len()..];
+    }
+    placed.push_str(rest);
+    placed
+}
+
+// Not in the list of recipes that an error gives: it is long enough.
+#[diagnostic::do_not_recommend]
+impl Recipe for NginxRecipe {
+    type Readiness = Answers;
+    type Handle = Nginx;
+
+    fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
+        let configuration = match self.configuration.trim() {
+            "" => "server { listen 127.0.0.1:{port}; }",
+            _ => &self.configuration,
+        };
+        if self.options.port.is_none() && !configuration.contains("{port}") && !self.main.contains("{port}") {
+            return Err(Error::other(
+                "configure nginx",
+                "its configuration listens on no `{port}`: write `listen 127.0.0.1:{port};`, \
+                 or name the port that it does listen on with `port(..)`",
+            ));
+        }
+        let mut recipe = self
+            .options
+            .executor(&["nginx"])
+            .args([
+                "-e",
+                "stderr",
+                "-p",
+                "{dir}",
+                "-c",
+                "nginx.conf",
+                "-g",
+                "daemon off;",
+            ])
+            .args(&self.options.args);
+        if self.raw {
+            recipe = recipe.file("nginx.conf", self.placed(configuration));
+        } else {
+            recipe = recipe
+                .file("nginx.conf", self.whole()?)
+                .file("main.conf", self.placed(&self.main))
+                .file("http.conf", self.placed(configuration));
+        }
+        for (path, text) in &self.files {
+            recipe = recipe.file(path, self.placed(text));
+        }
+        Ok(
+            recipe.wait_for(self.options.answers("answered in HTTP", |mut connection| {
+                // Without a host it is refused by nginx itself, so that nobody behind it is asked.
+                connection.send(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")?;
+                match connection.line() {
+                    Ok(_) => Ok(true),
+                    // Whoever closes a connection in order is there to do so: a server may be told to (`return 444`).
+                    Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(true),
+                    // Or it speaks something that is no text.
+                    Err(e) if e.kind() == io::ErrorKind::InvalidData => Ok(true),
+                    Err(e) => Err(e),
+                }
+            })),
+        )
+    }
+
+    fn handle(self, executor: Executor<Answers>) -> Result<Nginx, Error> {
+        Ok(Nginx { executor })
+    }
+}
+
+/// A running nginx, of version 1.19.5 or later.
+///
+/// There is nothing to keep apart in it but files: tests may share one as long as they only read. It runs as the user that the tests run
+/// as, also where that is root, so that it can read what they have written.
+///
+/// It is stopped by its fast shutdown, which does not wait for requests that are under way. To let it read a changed configuration, write
+/// `nginx.dir().join("http.conf")` and call `nginx.signal(Signal::Hup)`; at the next start it has the recipe's text again.
+///
+/// ```no_run
+/// use mirakuru_fixtures::{Recipe, presets};
+///
+/// let nginx = presets::nginx("").document_root("tests/site").start()?;
+/// println!("{}", nginx.url());                // http://127.0.0.1:41873
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
+pub struct Nginx {
+    executor: Executor<Answers>,
+}
+
+handle!(Nginx);
+
+impl Nginx {
+    /// Its URL: `http://127.0.0.1:PORT`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        format!("http://{}", self.executor.addr())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fixed_port_takes_the_place_of_the_placeholder_and_of_nothing_else() {
+        let text = "listen {port}; return 200 '${port} {{port}} {port:x}'; listen [::1]:{port};";
+        assert_eq!(
+            with_port(text, 80),
+            "listen 80; return 200 '${port} {{port}} {port:x}'; listen [::1]:80;"
+        );
+    }
+
+    #[test]
+    fn a_configuration_that_listens_nowhere_is_an_error() {
+        let error = nginx("server { listen 8080; }").executor().unwrap_err();
+        assert!(error.to_string().contains("listen 127.0.0.1:{port};"), "{error}");
+        assert!(nginx("server { listen 8080; }").port(8080).executor().is_ok());
+        assert!(nginx(" \n").executor().is_ok());
+    }
+}

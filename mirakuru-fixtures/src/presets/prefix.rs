@@ -1,0 +1,72 @@
+//! [`Prefix`]: what keeps tests apart on a server that has one space of names for all.
+
+use std::fmt;
+use std::ops::Deref;
+
+use super::unique_name;
+use mirakuru_core::Error;
+
+/// The beginning of names that are one test's alone: 60 random bits and the server's own separator, such as `tk4x2m7qzja5w/`.
+/// Letters, digits and that separator, 14 bytes.
+///
+/// It is a text, wherever one is expected: `format!("{prefix}visits")`, `&*prefix`. Nothing is left to be given back: names with it
+/// die with the server, and nobody gets the same one again, however the test ends.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Prefix(String);
+
+impl Prefix {
+    pub(super) fn new(separator: char) -> Result<Prefix, Error> {
+        Ok(Prefix(format!("{}{separator}", unique_name()?)))
+    }
+
+    /// The prefix as a text.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// The prefix and this name after it: a whole key, topic, ...
+    #[must_use]
+    pub fn join(&self, name: &str) -> String {
+        format!("{}{name}", self.0)
+    }
+}
+
+impl Deref for Prefix {
+    type Target = str;
+    fn deref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl AsRef<str> for Prefix {
+    fn as_ref(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl From<Prefix> for String {
+    fn from(prefix: Prefix) -> String {
+        prefix.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_is_another_and_is_a_text() {
+        let prefix = Prefix::new('/').unwrap();
+        assert_ne!(prefix, Prefix::new('/').unwrap());
+        assert_eq!(prefix.len(), 14);
+        assert!(prefix.starts_with('t') && prefix.ends_with('/'));
+        assert_eq!(prefix.join("x"), format!("{prefix}x"));
+    }
+}

@@ -1,0 +1,233 @@
+//! `presets::nats()`, spoken to by the crate `async-nats`.
+
+use std::process;
+use std::time::Duration;
+
+use async_nats::jetstream::{self, stream};
+use async_nats::{Client, ConnectError, ConnectOptions};
+use futures_util::StreamExt;
+use mirakuru::Recipe;
+use mirakuru::presets::{self, Nats, NatsAccount};
+use mirakuru_preset_tests::{
+    assert_names_the_holder, assert_names_the_package, assert_nothing_is_left, in_a_child, is_child, require,
+};
+use tokio::time::timeout;
+
+#[mirakuru::fixture(presets::nats().jetstream(true))]
+static NATS: Nats;
+
+/// This client does not look for a user in the URL.
+async fn connect(user: &str, password: &str, url: &str) -> Result<Client, ConnectError> {
+    let options = ConnectOptions::with_user_and_password(user.to_owned(), password.to_owned());
+    options.connect(url).await
+}
+
+async fn connect_to(account: &NatsAccount) -> Client {
+    let client = connect(account.user(), account.password(), &account.url()).await;
+    client.unwrap()
+}
+
+async fn publishes_and_stores() {
+    if !require("nats-server") {
+        return;
+    }
+    let account = NATS.account();
+    let client = connect_to(&account).await;
+    let mut subscriber = client.subscribe("visits").await.unwrap();
+    for visit in ["1", "2", "3"] {
+        client.publish("visits", visit.into()).await.unwrap();
+        let message = timeout(Duration::from_secs(30), subscriber.next()).await;
+        assert_eq!(
+            message.expect("a message in time").expect("a message").payload,
+            visit
+        );
+    }
+
+    let jetstream = jetstream::new(client);
+    let mut stream = jetstream.create_stream(orders()).await.unwrap();
+    let stored = jetstream
+        .publish("orders.new", "one".into())
+        .await
+        .unwrap()
+        .await
+        .unwrap();
+    assert_eq!(stored.sequence, 1);
+    assert_eq!(stream.get_raw_message(1).await.unwrap().payload, "one");
+    assert_eq!(stream.info().await.unwrap().state.messages, 1);
+}
+
+fn orders() -> stream::Config {
+    stream::Config {
+        name: "ORDERS".to_owned(),
+        subjects: vec!["orders.*".to_owned()],
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn one_test_has_an_account() {
+    publishes_and_stores().await;
+}
+
+#[tokio::test]
+async fn another_test_has_another() {
+    publishes_and_stores().await;
+}
+
+/// The names of an account's streams.
+async fn streams(client: Client) -> Vec<String> {
+    let jetstream = jetstream::new(client);
+    let names: Vec<_> = jetstream.stream_names().collect().await;
+    names.into_iter().map(Result::unwrap).collect()
+}
+
+#[tokio::test]
+async fn accounts_are_leased_emptied_and_given_back() {
+    if !require("nats-server") {
+        return;
+    }
+    let mut server = presets::nats()
+        .jetstream(true)
+        .accounts(2)
+        .config("max_payload", "64KB")
+        .start()
+        .unwrap();
+    let first = server.account();
+    let user = first.user().to_owned();
+    let client = connect_to(&first).await;
+    assert_eq!(client.server_info().max_payload, 64 * 1024);
+    let jetstream = jetstream::new(client);
+    jetstream.create_stream(orders()).await.unwrap();
+    let odd = stream::Config {
+        name: "R&D-é".to_owned(),
+        subjects: vec!["r".to_owned()],
+        ..Default::default()
+    };
+    jetstream.create_stream(odd).await.unwrap();
+
+    let second = server.account();
+    assert_ne!(second.user(), user);
+    assert!(streams(connect_to(&second).await).await.is_empty());
+    let error = server.try_account().unwrap_err().to_string();
+    assert!(error.contains("all 2 are leased"), "{error}");
+    assert!(!format!("{second:?}{server:?}").contains(server.password()));
+
+    // A restart keeps the streams, and the accounts.
+    server.restart().unwrap();
+    assert_eq!(streams(connect_to(&first).await).await.len(), 2);
+    drop(first);
+    let again = server.account();
+    assert_eq!(again.user(), user);
+    assert!(streams(connect_to(&again).await).await.is_empty());
+    let everybody = connect(server.user(), server.password(), &server.url())
+        .await
+        .unwrap();
+    assert!(streams(everybody).await.is_empty());
+    drop((second, again));
+    assert_nothing_is_left(server);
+}
+
+#[mirakuru::fixture(presets::nats().jetstream(true).accounts(1))]
+static WITH_ONE_ACCOUNT: Nats;
+
+#[tokio::test]
+async fn a_test_that_is_killed_leaves_no_streams_to_the_next() {
+    if !require("nats-server") {
+        return;
+    }
+    // They are of one run with this process, and so have the same server.
+    let run = [("MIRAKURU_SESSION_ID", &*format!("nats-{}", process::id()))];
+    let killed = in_a_child("it_leaves_a_stream_and_aborts", &run);
+    let text = String::from_utf8_lossy(&killed.stdout);
+    assert!(text.contains("a stream is there"), "{text}");
+    assert!(!killed.status.success());
+    let next = in_a_child("it_finds_no_stream", &run);
+    let text = String::from_utf8_lossy(&next.stdout);
+    assert!(text.contains("nothing is there"), "{text}");
+}
+
+#[tokio::test]
+#[ignore = "for the test above"]
+async fn it_leaves_a_stream_and_aborts() {
+    if is_child() {
+        let account = WITH_ONE_ACCOUNT.account();
+        let jetstream = jetstream::new(connect_to(&account).await);
+        jetstream.create_stream(orders()).await.unwrap();
+        println!("a stream is there");
+        process::abort();
+    }
+}
+
+#[tokio::test]
+#[ignore = "for the test above"]
+async fn it_finds_no_stream() {
+    if is_child() {
+        let account = WITH_ONE_ACCOUNT.account();
+        assert!(streams(connect_to(&account).await).await.is_empty());
+        println!("nothing is there");
+    }
+}
+
+#[tokio::test]
+async fn without_jetstream_there_are_accounts_too() {
+    if !require("nats-server") {
+        return;
+    }
+    let server = presets::nats().start().unwrap();
+    let (one, two) = (server.account(), server.account());
+    let (one, two) = (connect_to(&one).await, connect_to(&two).await);
+    let mut theirs = two.subscribe(">").await.unwrap();
+    two.flush().await.unwrap();
+    one.publish("x", "for one".into()).await.unwrap();
+    one.flush().await.unwrap();
+    two.publish("x", "for two".into()).await.unwrap();
+    let message = timeout(Duration::from_secs(30), theirs.next()).await;
+    assert_eq!(
+        message.expect("a message in time").expect("a message").payload,
+        "for two"
+    );
+    let refused = connect(server.user(), "wrong", &server.url()).await;
+    assert!(refused.is_err());
+    assert!(
+        server
+            .url()
+            .contains(&format!("{}:{}@", server.user(), server.password()))
+    );
+}
+
+#[test]
+fn who_has_its_port_is_named() {
+    if require("nats-server") {
+        assert_names_the_holder(|port| presets::nats().port(port).start());
+    }
+}
+
+#[test]
+fn a_missing_program_is_named_and_its_package() {
+    let error = presets::nats().program("/no/such/program").start().unwrap_err();
+    assert!(error.to_string().contains("/no/such/program"), "{error}");
+    // Debian has it in /usr/sbin, where it is found all the same.
+    if !std::path::Path::new("/usr/sbin/nats-server").exists() {
+        assert_names_the_package("the_program_is_not_on_path", "nats-server");
+    }
+}
+
+#[test]
+#[ignore = "for the test above"]
+fn the_program_is_not_on_path() {
+    if is_child() {
+        println!("{}", presets::nats().start().unwrap_err());
+    }
+}
+
+#[test]
+fn what_it_says_of_a_broken_configuration_is_in_the_report() {
+    if !require("nats-server") {
+        return;
+    }
+    let error = presets::nats().config("no_such_key", "1").start().unwrap_err();
+    assert!(
+        error.to_string().contains("unknown field \"no_such_key\""),
+        "{error}"
+    );
+}
