@@ -46,7 +46,9 @@ use std::time::Duration;
 use mirakuru_core::__private::{find_program, random_id};
 use mirakuru_core::{And, Check, Error, Executor, ExecutorBuilder, NoWait, Probe, Readiness, Tcp};
 
+mod cache;
 mod etcd;
+mod mariadb;
 mod memcached;
 mod mosquitto;
 mod nats;
@@ -55,6 +57,7 @@ mod prefix;
 mod redis;
 
 pub use etcd::{Etcd, EtcdRecipe, etcd};
+pub use mariadb::{Mariadb, MariadbDatabase, MariadbRecipe, mariadb, mysql};
 pub use memcached::{Memcached, MemcachedRecipe, memcached};
 pub use mosquitto::{Mosquitto, MosquittoRecipe, mosquitto};
 pub use nats::{Nats, NatsAccount, NatsRecipe, nats};

@@ -1,0 +1,209 @@
+//! What is slow to make and the same each time, as the data directory of a database: made once for each machine, version and user,
+//! beside the private directories of the services, and copied from there.
+//!
+//! ```text
+//! <temp dir>/mirakuru-<euid>/cache/     0700
+//!     KEY.BOOT.PERIOD/                  complete: it gets its name by `rename`
+//!     KEY.BOOT.PERIOD.new/              being made, by whoever has the lock
+//!     KEY.lock/                         the lock, which goes with its holder
+//! ```
+//!
+//! Nothing is taken that is older than a few days, because what cleans temporary directories (after ten days, as a rule) may have
+//! taken half of it; and nothing that was made before the machine went down, because nobody has flushed it to the disk.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use mirakuru_core::__private::Lease;
+use mirakuru_core::Error;
+
+use super::failed;
+
+/// How long one is used, in seconds.
+const PERIOD: u64 = 4 * 24 * 60 * 60;
+/// How long to wait for somebody else who makes the same.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The directory that `make` fills, or that it has filled before. `service` is the private directory of the service that it is for;
+/// all that `make` depends on, versions above all, must show in `key`.
+pub(super) fn cached(
+    service: &Path,
+    key: &str,
+    make: impl FnOnce(&Path) -> Result<(), Error>,
+) -> Result<PathBuf, Error> {
+    let failed = |source| failed(format!("use the cache for {key}"), source);
+    // `<base>/<id>/d`: the base has been found to be ours alone.
+    let base = service
+        .ancestors()
+        .nth(2)
+        .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
+    let cache = base.join("cache");
+    private_dir(&cache).map_err(failed)?;
+    let key: String = key
+        .chars()
+        .map(|c| {
+            if c.is_ascii_alphanumeric() || c == '-' {
+                c
+            } else {
+                '_'
+            }
+        })
+        .collect();
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let age = Age {
+        boot: boot(),
+        period: now.as_secs() / PERIOD,
+    };
+    let name = format!("{key}.{}.{}", age.boot, age.period);
+    let ready = cache.join(&name);
+    if ready.is_dir() {
+        return Ok(ready);
+    }
+    let _lock = lock(&cache.join(format!("{key}.lock"))).map_err(failed)?;
+    if ready.is_dir() {
+        return Ok(ready);
+    }
+    // Of one who was killed at it.
+    let unfinished = cache.join(format!("{name}.new"));
+    let _ = fs::remove_dir_all(&unfinished);
+    private_dir(&unfinished).map_err(failed)?;
+    let made = make(&unfinished).and_then(|()| fs::rename(&unfinished, &ready).map_err(failed));
+    if let Err(error) = made {
+        let _ = fs::remove_dir_all(&unfinished);
+        return Err(error);
+    }
+    remove_old(&cache, &key, &age);
+    Ok(ready)
+}
+
+/// Copies what is in one directory into another, with its permissions.
+pub(super) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            DirBuilder::new().mode(0o700).create(&target)?;
+            copy_tree(&entry.path(), &target)?;
+        } else {
+            // Shares the blocks where the file system can.
+            fs::copy(entry.path(), &target)?;
+        }
+    }
+    Ok(())
+}
+
+fn private_dir(path: &Path) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
+        _ => Ok(()),
+    }
+}
+
+fn lock(path: &Path) -> io::Result<Lease> {
+    let mut waited = Duration::ZERO;
+    loop {
+        if let Some(lease) = Lease::take(path, 1)? {
+            return Ok(lease);
+        }
+        if waited > PATIENCE {
+            let problem = format!("somebody else has been making it for {} s", waited.as_secs());
+            return Err(io::Error::new(io::ErrorKind::TimedOut, problem));
+        }
+        let pause = Duration::from_millis(5);
+        thread::sleep(pause);
+        waited += pause;
+    }
+}
+
+/// When something was made.
+struct Age {
+    boot: String,
+    period: u64,
+}
+
+/// What tells this run of the machine from those before it, where that can be known.
+fn boot() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    id.chars().filter(char::is_ascii_alphanumeric).take(12).collect()
+}
+
+/// Removes what nobody has looked for since the period before this one.
+fn remove_old(cache: &Path, key: &str, now: &Age) {
+    let entries = fs::read_dir(cache).into_iter().flatten().flatten();
+    for entry in entries {
+        let name = entry.file_name();
+        let age = name.to_str().and_then(|name| {
+            let rest = name.strip_prefix(key)?.strip_prefix('.')?;
+            let (boot, period) = rest.trim_end_matches(".new").split_once('.')?;
+            Some((boot, period.parse::<u64>().ok()?))
+        });
+        if age.is_some_and(|(boot, period)| boot != now.boot || period + 1 < now.period) {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn it_is_made_once_and_again_after_a_failure() {
+        let base = std::env::temp_dir().join(format!("mirakuru-unit-{}-cache", std::process::id()));
+        let service = base.join("id/d");
+        fs::create_dir_all(&service).unwrap();
+        let failure = cached(&service, "a/1", |dir| {
+            fs::write(dir.join("half"), "").unwrap();
+            Err(Error::other("make it", "no"))
+        });
+        assert!(failure.is_err());
+        let count = AtomicU32::new(0);
+        thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    let found = cached(&service, "a/1", |dir| {
+                        count.fetch_add(1, Ordering::Relaxed);
+                        assert!(!dir.join("half").exists());
+                        fs::create_dir(dir.join("sub")).unwrap();
+                        thread::sleep(Duration::from_millis(20));
+                        fs::write(dir.join("sub/file"), "text").unwrap();
+                        Ok(())
+                    });
+                    assert!(found.unwrap().join("sub/file").exists());
+                });
+            }
+        });
+        assert_eq!(count.into_inner(), 1);
+        let copy = base.join("copy");
+        fs::create_dir(&copy).unwrap();
+        copy_tree(&cached(&service, "a/1", |_| unreachable!()).unwrap(), &copy).unwrap();
+        assert_eq!(fs::read_to_string(copy.join("sub/file")).unwrap(), "text");
+        fs::remove_dir_all(&base).unwrap();
+    }
+
+    #[test]
+    fn what_is_old_goes_when_something_new_is_made() {
+        let base = std::env::temp_dir().join(format!("mirakuru-unit-{}-old", std::process::id()));
+        let cache = base.join("cache");
+        let boot = boot();
+        let old = [
+            format!("k.{boot}.3"),
+            format!("k.{boot}.9.new"),
+            "k.x.99999999".into(),
+        ];
+        let others = [format!("k.{boot}.99999999"), format!("other.{boot}.3")];
+        for name in old.iter().chain(&others) {
+            fs::create_dir_all(cache.join(name)).unwrap();
+        }
+        cached(&base.join("id/d"), "k", |_| Ok(())).unwrap();
+        assert!(old.iter().all(|name| !cache.join(name).exists()));
+        assert!(others.iter().all(|name| cache.join(name).exists()));
+        fs::remove_dir_all(&base).unwrap();
+    }
+}

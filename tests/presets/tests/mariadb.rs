@@ -1,0 +1,212 @@
+//! `presets::mariadb()` and `presets::mysql()`, spoken to by the crate `mysql`.
+
+use std::fs;
+use std::path::Path;
+
+use mirakuru::Recipe;
+use mirakuru::presets::{self, Mariadb};
+use mirakuru_preset_tests::{
+    TinyDisk, assert_names_the_holder, assert_nothing_is_left, in_a_child, is_child, require, require_root,
+};
+use mysql::Conn;
+use mysql::prelude::Queryable;
+
+const SCHEMA: &str = "CREATE TABLE visits (id INT AUTO_INCREMENT PRIMARY KEY, who TEXT)";
+
+#[mirakuru::fixture(presets::mariadb().load_sql(SCHEMA))]
+static MARIADB: Mariadb;
+
+fn connect(url: &str) -> Conn {
+    Conn::new(url).unwrap()
+}
+
+fn counts_to_three() {
+    if !require("mariadbd") {
+        return;
+    }
+    let database = MARIADB.database();
+    let mut client = connect(&database.url());
+    for visit in 1..=3 {
+        client
+            .exec_drop("INSERT INTO visits (who) VALUES (?)", ("Zoë 🦀",))
+            .unwrap();
+        assert_eq!(client.last_insert_id(), visit);
+    }
+    let who: Vec<String> = client.query("SELECT who FROM visits").unwrap();
+    assert_eq!(who, ["Zoë 🦀"; 3]);
+}
+
+#[test]
+fn one_test_has_a_database() {
+    counts_to_three();
+}
+
+#[test]
+fn another_test_has_another() {
+    counts_to_three();
+}
+
+#[test]
+fn a_database_is_dropped_with_its_handle() {
+    if !require("mariadbd") {
+        return;
+    }
+    let (one, two) = (MARIADB.database(), MARIADB.database());
+    assert_ne!(one.name(), two.name());
+    let mut client = connect(&MARIADB.url());
+    let mut exists = |name: &str| {
+        let found: Option<String> = client
+            .exec_first(
+                "SELECT schema_name FROM information_schema.schemata WHERE schema_name = ?",
+                (name,),
+            )
+            .unwrap();
+        found.is_some()
+    };
+    let name = one.name().to_owned();
+    assert!(exists(&name));
+    drop(one);
+    assert!(!exists(&name) && exists(two.name()));
+}
+
+#[test]
+fn nobody_comes_in_without_the_password() {
+    if !require("mariadbd") {
+        return;
+    }
+    let url = MARIADB.url();
+    for url in [
+        url.replace(MARIADB.password(), "wrong"),
+        url.replace(&format!(":{}", MARIADB.password()), ""),
+        url.replace(&format!("root:{}", MARIADB.password()), "somebody"),
+    ] {
+        let error = Conn::new(url.as_str()).unwrap_err().to_string();
+        assert!(error.contains("Access denied"), "{url}: {error}");
+    }
+    let by_socket = mysql::OptsBuilder::new()
+        .socket(MARIADB.socket().to_str())
+        .user(Some(MARIADB.user()))
+        .pass(Some(MARIADB.password()));
+    let who: Option<String> = Conn::new(by_socket)
+        .unwrap()
+        .query_first("SELECT USER()")
+        .unwrap();
+    assert_eq!(who.unwrap(), "root@localhost");
+}
+
+#[test]
+fn it_is_configured_keeps_its_data_and_leaves_nothing() {
+    if !require("mariadbd") {
+        return;
+    }
+    let mut server = presets::mysql().config("max-connections", "23").start().unwrap();
+    let mut client = connect(&server.url());
+    let maximum: Option<u32> = client.query_first("SELECT @@max_connections").unwrap();
+    assert_eq!(maximum, Some(23));
+    // More than a transaction log of the smallest size takes.
+    client.query_drop("CREATE TABLE x (y LONGBLOB)").unwrap();
+    let blob = vec![7_u8; 12 << 20];
+    client.exec_drop("INSERT INTO x VALUES (?)", (blob,)).unwrap();
+    server.restart().unwrap();
+    let length: Option<u32> = connect(&server.url())
+        .query_first("SELECT LENGTH(y) FROM x")
+        .unwrap();
+    assert_eq!(length, Some(12 << 20));
+    // It ends by itself, and well.
+    server.stop().unwrap();
+    assert!(
+        server.logs().to_string().contains("Shutdown complete"),
+        "{}",
+        server.logs()
+    );
+    server.start().unwrap();
+    assert_nothing_is_left(server);
+}
+
+#[test]
+fn what_is_loaded_may_be_a_file_and_its_mistakes_are_reported() {
+    if !require("mariadbd") {
+        return;
+    }
+    let dir = std::env::temp_dir().join(format!("mkt-sql-{}", std::process::id()));
+    fs::create_dir(&dir).unwrap();
+    let (good, bad) = (dir.join("good.sql"), dir.join("bad.sql"));
+    fs::write(
+        &good,
+        "DELIMITER //\nCREATE PROCEDURE p() BEGIN SELECT 1; SELECT 2; END//\n",
+    )
+    .unwrap();
+    fs::write(&bad, "SELECT 1;\nCREATE TABEL x (y INT);\n").unwrap();
+    let start = |file: &Path| presets::mariadb().durable(true).load_file(file).start().unwrap();
+    let server = start(&good);
+    let database = server.database();
+    let mut client = connect(&database.url());
+    let one: Option<u32> = client.query_first("CALL p()").unwrap();
+    assert_eq!(one, Some(1));
+    // It has been asked for; so there.
+    let flushes: Option<u32> = client
+        .query_first("SELECT @@innodb_flush_log_at_trx_commit")
+        .unwrap();
+    assert_eq!(flushes, Some(1));
+    drop(client);
+    drop(database);
+    drop(server);
+    let error = start(&bad).try_database().unwrap_err().to_string();
+    for part in ["bad.sql", "line 2", "TABEL"] {
+        assert!(error.contains(part), "{error}");
+    }
+    fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn who_has_its_port_is_named() {
+    if require("mariadbd") {
+        assert_names_the_holder(|port| presets::mariadb().port(port).start());
+    }
+}
+
+#[test]
+fn a_missing_program_is_named() {
+    for recipe in [presets::mariadb(), presets::mysql()] {
+        let error = recipe.program("/no/such/program").start().unwrap_err();
+        assert!(error.to_string().contains("/no/such/program"), "{error}");
+    }
+}
+
+#[test]
+fn what_it_says_of_a_wrong_variable_is_in_the_report() {
+    if !require("mariadbd") {
+        return;
+    }
+    let error = presets::mariadb()
+        .config("no-such-variable", "1")
+        .start()
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("unknown variable 'no-such-variable=1'"), "{error}");
+}
+
+#[test]
+fn a_full_disk_is_reported() {
+    if !require("mariadbd") || !require_root() {
+        return;
+    }
+    let Some(disk) = TinyDisk::mount(2048) else {
+        return;
+    };
+    let temp = disk.path().to_str().unwrap();
+    let output = in_a_child("the_disk_is_full", &[("TMPDIR", temp)]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.contains("out of disk space") || text.contains("No space left on device"),
+        "{text}"
+    );
+}
+
+#[test]
+#[ignore = "for the test above"]
+fn the_disk_is_full() {
+    if is_child() {
+        println!("{}", presets::mariadb().start().unwrap_err());
+    }
+}
