@@ -176,7 +176,7 @@ impl<R: Readiness> Executor<R> {
         self.core.must_be_ours("pause")?;
         self.core.running("pause it")?;
         self.core.paused = true;
-        sys::signal_tree(self.core.supervisor(), sys::TreeSignal::Stop);
+        self.core.signal_tree(sys::TreeSignal::Stop);
         Ok(())
     }
 
@@ -189,7 +189,7 @@ impl<R: Readiness> Executor<R> {
         self.core.must_be_ours("resume")?;
         self.core.running("resume it")?;
         self.core.paused = false;
-        sys::signal_tree(self.core.supervisor(), sys::TreeSignal::Continue);
+        self.core.signal_tree(sys::TreeSignal::Continue);
         Ok(())
     }
 
@@ -803,6 +803,12 @@ impl Core {
             .as_mut()
     }
 
+    fn signal_tree(&mut self, signal: sys::TreeSignal) {
+        if let Some(service) = self.service() {
+            service.signal_tree(signal);
+        }
+    }
+
     fn supervisor(&self) -> u32 {
         match &self.attached {
             Some(attached) => attached.state.supervisor,
@@ -1348,7 +1354,7 @@ impl Core {
         };
         if std::mem::take(&mut self.paused) {
             // A paused tree cannot hear the stop signal.
-            sys::signal_tree(service.supervisor(), sys::TreeSignal::Continue);
+            service.signal_tree(sys::TreeSignal::Continue);
         }
         let _span = trace::stop(self.values.name(), self.pid);
         let result = service.stop(policy);

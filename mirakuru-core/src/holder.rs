@@ -374,7 +374,7 @@ pub(crate) fn remove_stale_socket(path: &Path) -> io::Result<bool> {
     }
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]
 mod tests {
     use std::net::TcpListener;
     use std::os::unix::net::UnixListener;

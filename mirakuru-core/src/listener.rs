@@ -23,7 +23,7 @@ use std::time::Duration;
 
 use crate::deadline::scaled;
 use crate::holder::Holder;
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 use crate::sys::netlink::{self, Socket, States};
 use crate::sys::procfs::{self, Closely};
 use crate::trace;
@@ -299,7 +299,7 @@ pub(crate) fn is_local(ip: IpAddr) -> bool {
 /// Whether anybody listens on this address of this machine.
 pub(crate) fn listening(addr: SocketAddr) -> io::Result<bool> {
     let addr = canonical(addr);
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
     match netlink::listener(addr) {
         Ok(Some(_)) => return Ok(true),
         Ok(None) if diag_works() => return Ok(false),
@@ -329,7 +329,7 @@ fn not_itself(stream: TcpStream) -> io::Result<TcpStream> {
 
 /// Whether "there is no such socket" can be believed. A kernel without the `tcp_diag` module says it of every socket, so it
 /// is asked once about one of our own.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 fn diag_works() -> bool {
     use std::sync::atomic::{AtomicU8, Ordering};
     static KNOWN: AtomicU8 = AtomicU8::new(UNKNOWN);
@@ -371,14 +371,14 @@ fn most_particular(all: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
 
 /// All sockets that listen on a port (0: any), asked of the kernel or, where that does not work, read from its table.
 fn all_listeners(port: u16) -> Option<Vec<Socket>> {
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
     {
         match netlink::on_port(port, States::Listening) {
             Ok(found) if !found.is_empty() || diag_works() => Some(found),
             _ => from_tables(port),
         }
     }
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(any(not(target_os = "linux"), mirakuru_portable))]
     from_tables(port)
 }
 
@@ -389,7 +389,7 @@ pub(crate) fn in_the_way(addr: SocketAddr) -> Vec<Socket> {
     if !found.is_empty() {
         return found;
     }
-    #[cfg(target_os = "linux")]
+    #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
     let found = overlapping(
         netlink::on_port(addr.port(), States::Any).unwrap_or_default(),
         addr,
@@ -446,7 +446,7 @@ fn overlaps(socket: &Socket, addr: SocketAddr) -> bool {
 }
 
 /// A TCP socket, as `sys::netlink` has it.
-#[cfg(not(target_os = "linux"))]
+#[cfg(any(not(target_os = "linux"), mirakuru_portable))]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Socket {
     pub(crate) addr: SocketAddr,
@@ -458,8 +458,12 @@ pub(crate) struct Socket {
 
 /// The listeners of a port from `/proc/net/tcp` and `tcp6`: milliseconds, since the kernel walks its whole table for them.
 fn from_tables(port: u16) -> Option<Vec<Socket>> {
-    let v4 = std::fs::read_to_string("/proc/thread-self/net/tcp").ok()?;
-    let v6 = std::fs::read_to_string("/proc/thread-self/net/tcp6").unwrap_or_default();
+    let table = |name: &str| {
+        let bytes = procfs::read(&format!("thread-self/net/{name}")).ok()?;
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let v4 = table("tcp")?;
+    let v6 = table("tcp6").unwrap_or_default();
     let lines = v4.lines().chain(v6.lines());
     let found: Vec<Socket> = lines
         .filter_map(parse_line)
@@ -495,7 +499,7 @@ fn parse_line(line: &str) -> Option<Socket> {
     })
 }
 
-#[cfg(all(test, target_os = "linux"))]
+#[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]
 mod tests {
     use std::net::TcpListener;
     use std::process::{Child, Command, Stdio};

@@ -12,8 +12,8 @@ use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
 
-use super::StopPolicy;
-use super::linux::service;
+use super::message::{send, stop_message};
+use super::{StopPolicy, service};
 
 static HEAD: AtomicPtr<Slot> = AtomicPtr::new(ptr::null_mut());
 /// A fork of the test process inherits the handler, but its services are not its own.
@@ -26,6 +26,8 @@ struct Slot {
     /// The control socket; -1 when nobody needs it ended any more.
     control: AtomicI32,
     guard: AtomicI32,
+    /// The service's main process, once that is known.
+    service: AtomicI32,
     /// The service's id, [`ID_WORDS`] words full of it and then zeroes.
     id: [AtomicU32; ID_WORDS],
     message: [AtomicI32; 8],
@@ -49,7 +51,7 @@ pub(super) fn register(control: RawFd, id: &str, stop: StopPolicy) -> Registrati
         unsafe { libc::atexit(end_all) };
     });
     let slot = free_slot();
-    for (place, value) in slot.message.iter().zip(service::stop_message(stop, true)) {
+    for (place, value) in slot.message.iter().zip(stop_message(stop, true)) {
         place.store(value, Ordering::SeqCst);
     }
     for (at, word) in slot.id.iter().enumerate() {
@@ -60,6 +62,7 @@ pub(super) fn register(control: RawFd, id: &str, stop: StopPolicy) -> Registrati
         );
     }
     slot.guard.store(0, Ordering::SeqCst);
+    slot.service.store(0, Ordering::SeqCst);
     slot.control.store(control, Ordering::SeqCst);
     Registration {
         slot,
@@ -70,6 +73,10 @@ pub(super) fn register(control: RawFd, id: &str, stop: StopPolicy) -> Registrati
 impl Registration {
     pub(super) fn set_guard(&self, pid: i32) {
         self.slot.guard.store(pid, Ordering::SeqCst);
+    }
+
+    pub(super) fn set_service(&self, pid: i32) {
+        self.slot.service.store(pid, Ordering::SeqCst);
     }
 
     /// Takes on the duty to end the service. `false` when the handler has it already: then the socket is the handler's, and
@@ -106,6 +113,7 @@ fn free_slot() -> &'static Slot {
     let slot = Box::leak(Box::new(Slot {
         control: AtomicI32::new(-1),
         guard: AtomicI32::new(0),
+        service: AtomicI32::new(0),
         id: Default::default(),
         message: Default::default(),
         used: AtomicBool::new(true),
@@ -138,18 +146,19 @@ extern "C" fn end_all() {
     while let Some(slot) = unsafe { at.as_ref() } {
         let control = slot.control.swap(-1, Ordering::SeqCst);
         if control >= 0 {
-            service::send(
+            send(
                 control,
                 std::array::from_fn(|i| slot.message[i].load(Ordering::SeqCst)),
             );
             let words = slot.id.each_ref().map(|word| word.load(Ordering::SeqCst));
-            ending.push((control, slot.guard.load(Ordering::SeqCst), words));
+            let pids = [&slot.guard, &slot.service].map(|pid| pid.load(Ordering::SeqCst));
+            ending.push((control, pids, words));
         }
         at = slot.next.load(Ordering::SeqCst);
     }
-    for (control, guard, words) in ending {
+    for (control, [guard, main], words) in ending {
         let id: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();
         let id = String::from_utf8_lossy(&id);
-        service::await_end(control, guard, id.trim_end_matches('\0'));
+        service::await_end(control, guard, main, id.trim_end_matches('\0'));
     }
 }

@@ -1,35 +1,51 @@
 //! Everything that talks to the operating system directly: the only place for `unsafe`, `libc` and `nix`.
 //!
-//! What is here is Linux's. Another back end has to give [`Service`] with the same methods; nothing outside this
-//! folder knows how a service is supervised.
+//! A back end supervises services: `linux`, which can prove that nothing is left of one, and `portable`, which does what POSIX
+//! allows, for every other Unix. What they share is beside them. Nothing outside this folder knows how a service is supervised.
+//!
+//! `RUSTFLAGS="--cfg mirakuru_portable"` takes the portable one on Linux as well, so that it can be tested there. What is
+//! Linux's own and can be done without (`/proc`, netlink) is then left out, too.
 
-#[cfg(not(target_os = "linux"))]
-compile_error!("mirakuru supervises services on Linux only; other systems have no back end yet");
+#[cfg(not(unix))]
+compile_error!("mirakuru supervises services on Unix only");
 
+mod arena;
 mod exit;
 pub(crate) mod files;
+mod forked;
+#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 mod linux;
 mod listen;
+mod message;
+#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 pub(crate) mod netlink;
 pub(crate) mod origin;
+#[cfg(any(not(target_os = "linux"), mirakuru_portable))]
+mod portable;
 pub(crate) mod ports;
 pub(crate) mod probe_command;
 pub(crate) mod procfs;
 mod raw_socket;
+mod service;
 pub(crate) mod sockets;
 mod terminal;
 mod wait;
 
+#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
+use linux as back_end;
+#[cfg(any(not(target_os = "linux"), mirakuru_portable))]
+use portable as back_end;
+
+pub(crate) use back_end::os::{kill_marked, pidfd};
 pub(crate) use files::{egid, euid};
-pub(crate) use linux::freeze::{TreeSignal, signal_tree};
-pub(crate) use linux::service::{Exit, Service};
-pub(crate) use linux::sweep::kill_marked;
 pub(crate) use listen::listen_tcp;
+pub(crate) use probe_command::pipe;
+pub(crate) use service::{Exit, Service, TreeSignal};
 pub(crate) use terminal::columns;
 pub(crate) use wait::wait_readable;
 
 use std::ffi::CString;
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
@@ -154,16 +170,6 @@ pub(crate) fn clock_ns() -> u64 {
     (time.tv_sec as u64) * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// A pipe, both ends closed when a program is executed: first the end to read from.
-pub(crate) fn pipe() -> std::io::Result<(OwnedFd, OwnedFd)> {
-    let mut ends = [-1; 2];
-    // SAFETY: the descriptors are new, and owned from here on.
-    unsafe {
-        nix::errno::Errno::result(libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC))?;
-        Ok((OwnedFd::from_raw_fd(ends[0]), OwnedFd::from_raw_fd(ends[1])))
-    }
-}
-
 /// The error number of a file that is in no format that the kernel executes.
 pub(crate) const ENOEXEC: i32 = libc::ENOEXEC;
 
@@ -174,14 +180,5 @@ pub(crate) fn is_out_of_descriptors(errno: i32) -> bool {
 
 /// Whether a process was ended by this signal.
 pub(crate) fn is_death_by(status: ExitStatus, signal: Signal) -> bool {
-    status.signal() == Some(linux::service::number(signal))
-}
-
-/// A pidfd of another process.
-pub(crate) fn pidfd(pid: u32) -> std::io::Result<OwnedFd> {
-    // SAFETY: the descriptor is new, and owned from here on.
-    unsafe {
-        let fd = nix::errno::Errno::result(libc::syscall(libc::SYS_pidfd_open, pid, 0))?;
-        Ok(OwnedFd::from_raw_fd(fd as RawFd))
-    }
+    status.signal() == Some(message::number(signal))
 }

@@ -3,7 +3,7 @@
 //! Every answer is a snapshot of something that moves: a process may fork or end between two reads. Nothing here fails because of
 //! that, a process that is gone is left out. Where a verdict hangs on it, the caller looks again.
 //!
-//! On systems without `/proc` no process is seen at all.
+//! On systems without `/proc` no process is seen at all; nor is any where Linux has to stand for them (`mirakuru_portable`).
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -25,11 +25,22 @@ pub(crate) struct Stat {
     start: u64,
 }
 
+/// What other systems have under this name, if anything, is not this.
+const IS_THERE: bool = cfg!(all(target_os = "linux", not(mirakuru_portable)));
+
+/// A file of `/proc`.
+pub(crate) fn read(path: &str) -> io::Result<Vec<u8>> {
+    match IS_THERE {
+        true => fs::read(Path::new("/proc").join(path)),
+        false => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
 /// `USER_HZ`: ticks a second in `/proc`, which is this on every architecture that Rust runs Linux on.
 const TICKS: u64 = 100;
 
 pub(crate) fn stat(pid: u32) -> Option<Stat> {
-    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let text = read(&format!("{pid}/stat")).ok()?;
     parse_stat(&String::from_utf8_lossy(&text))
 }
 
@@ -90,6 +101,9 @@ pub(crate) fn pids() -> Vec<u32> {
 
 /// The entries of a directory of `/proc` that are numbers: processes, threads, descriptors.
 fn numbers(dir: impl AsRef<Path>) -> Vec<u32> {
+    if !IS_THERE {
+        return Vec::new();
+    }
     let Ok(entries) = fs::read_dir(dir) else {
         return Vec::new();
     };
@@ -231,7 +245,7 @@ fn look(dir: &str, inodes: &[u64], found: &mut HashSet<u64>) -> io::Result<()> {
 /// The inodes of the Unix sockets that are bound to exactly this path (abstract: `@name`) and listen.
 pub(crate) fn unix_listeners(path: &Path) -> Vec<u64> {
     use std::os::unix::ffi::OsStrExt;
-    let Ok(table) = fs::read("/proc/thread-self/net/unix") else {
+    let Ok(table) = read("thread-self/net/unix") else {
         return Vec::new();
     };
     parse_unix(&table, path.as_os_str().as_bytes())
@@ -256,7 +270,7 @@ fn parse_unix(table: &[u8], wanted: &[u8]) -> Vec<u64> {
     table.split(|byte| *byte == b'\n').filter_map(inode_of).collect()
 }
 
-#[cfg(test)]
+#[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]
 mod tests {
     use std::process::{Command, Stdio};
 

@@ -36,6 +36,11 @@ pub(super) fn pair(kind: c_int) -> io::Result<(OwnedFd, OwnedFd)> {
     check(unsafe { libc::socketpair(libc::AF_UNIX, kind | NEW, 0, ends.as_mut_ptr()) })?;
     // SAFETY: they are new, and nobody else's.
     let [ours, theirs] = ends.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
+    #[cfg(target_vendor = "apple")]
+    for fd in [&ours, &theirs] {
+        // Its `send` has no flag for that on every version.
+        set_flag(fd, libc::SOL_SOCKET, libc::SO_NOSIGPIPE, true)?;
+    }
     Ok((close_on_exec(ours)?, close_on_exec(theirs)?))
 }
 
@@ -77,6 +82,7 @@ pub(super) fn set_v6_only(fd: &OwnedFd, on: bool) -> io::Result<()> {
 }
 
 /// `SO_RCVTIMEO`, in whole seconds.
+#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 pub(super) fn set_receive_timeout(fd: &OwnedFd, seconds: libc::time_t) -> io::Result<()> {
     let limit = libc::timeval {
         tv_sec: seconds,
@@ -106,7 +112,7 @@ unsafe fn set_option<T>(fd: &OwnedFd, level: c_int, option: c_int, value: &T) ->
 }
 
 /// The process at the other end of a Unix socket, as of its `connect` or `listen`.
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 pub(super) fn peer_pid(fd: &OwnedFd) -> io::Result<libc::pid_t> {
     let mut peer = libc::ucred {
         pid: 0,

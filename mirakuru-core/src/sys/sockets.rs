@@ -73,14 +73,14 @@ pub(crate) fn abstract_name(path: &Path) -> Option<&[u8]> {
     path.as_os_str().as_bytes().strip_prefix(b"@")
 }
 
-#[cfg(target_os = "linux")]
+#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 fn listener_pid(fd: &OwnedFd) -> Option<u32> {
     let pid = super::raw_socket::peer_pid(fd).ok()?;
     // 0: a process of a pid namespace that we cannot see into.
     u32::try_from(pid).ok().filter(|pid| *pid != 0)
 }
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(any(not(target_os = "linux"), mirakuru_portable))]
 fn listener_pid(_: &OwnedFd) -> Option<u32> {
     None
 }
@@ -155,6 +155,7 @@ pub(crate) mod tests {
         fd
     }
 
+    #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
     /// A connection whose two ends are one socket, as a connect to an ephemeral port of loopback can make.
     pub(crate) fn connected_to_itself() -> std::net::TcpStream {
         let (fd, port) = tcp(loopback(0), true, false, None, false).unwrap();

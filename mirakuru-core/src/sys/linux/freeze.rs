@@ -10,21 +10,8 @@ use nix::errno::Errno;
 
 use crate::sys::procfs;
 
-/// What to do with a tree.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum TreeSignal {
-    /// SIGSTOP
-    Stop,
-    /// SIGCONT
-    Continue,
-}
-
 /// Signals every descendant of this process.
-pub(crate) fn signal_tree(root: u32, signal: TreeSignal) {
-    let number = match signal {
-        TreeSignal::Stop => libc::SIGSTOP,
-        TreeSignal::Continue => libc::SIGCONT,
-    };
+pub(super) fn signal_tree(root: u32, signal: i32) {
     let mut done = BTreeSet::new();
     // A tree that forks faster than it is walked is not chased for ever.
     for _ in 0..100 {
@@ -36,7 +23,7 @@ pub(crate) fn signal_tree(root: u32, signal: TreeSignal) {
             return;
         }
         for pid in new {
-            signal_descendant(pid, root, number);
+            signal_descendant(pid, root, signal);
             done.insert(pid);
         }
     }

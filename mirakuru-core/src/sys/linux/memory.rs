@@ -21,6 +21,8 @@ use std::io::Read;
 use std::ops::Range;
 use std::sync::Once;
 
+use super::super::arena::page_size;
+
 /// The lock between our forks and everybody else's: a pthread mutex, because the handlers of `pthread_atfork` lock it in
 /// one function and unlock it in another.
 struct ForkLock(UnsafeCell<libc::pthread_mutex_t>);
@@ -92,11 +94,6 @@ fn thread_local_block() -> Range<usize> {
     let start = errno.min(me).saturating_sub(THREAD_LOCAL_REACH);
     let end = errno.max(me) + THREAD_LOCAL_REACH;
     start / page * page..end.next_multiple_of(page)
-}
-
-pub(super) fn page_size() -> usize {
-    // SAFETY: sysconf only reads.
-    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
 /// The private anonymous mappings of this process, without those in `keep` and without `.bss`.

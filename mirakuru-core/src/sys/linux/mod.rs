@@ -18,15 +18,14 @@
 //! mark can prove that. Killed one at a time, either finishes the other's work; for both at once there is the
 //! mark in the service's environment (`sweep`).
 //!
-//! The files: [`service`] is the test process's side; [`memory`] makes the fork cheap; [`arena`] is the memory that the
-//! supervisor works in; [`supervisor`] is its code, which runs after a fork and so must neither allocate nor lock;
-//! [`tree`] ends process trees.
+//! The files: [`memory`] makes the fork cheap; [`supervisor`] is the code that runs after it, and so must neither allocate nor
+//! lock; [`tree`] ends process trees; [`os`] is what the code that other systems share asks of this one. That code is in the
+//! folder above: the test process's side, the memory that the supervisor works in, the way of the output into the log.
 
-mod arena;
-pub(crate) mod freeze;
+pub(super) mod freeze;
 mod memory;
+pub(super) mod os;
 mod remove;
-pub(crate) mod service;
 mod supervisor;
-pub(crate) mod sweep;
+pub(super) mod sweep;
 mod tree;

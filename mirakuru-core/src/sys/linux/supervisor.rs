@@ -23,59 +23,21 @@ use std::ffi::{c_char, c_int, c_void};
 use std::mem;
 use std::ptr;
 
-use super::arena::Arena;
-use super::{remove, tree};
-
-// What is sent over the control socket: eight 32-bit numbers a packet, the first of which is one of these.
-pub(super) const MESSAGE: usize = 8;
-pub(super) type Message = [i32; MESSAGE];
-
-/// To the test process: the service was executed. Its process id; the worker's.
-pub(super) const STARTED: i32 = 1;
-/// To the test process: it could not be executed. A `STAGE_*`; the error number.
-pub(super) const FAILED: i32 = 2;
-/// To the test process, once for each [`ARM`]: there is new output in the log.
-pub(super) const OUTPUT: i32 = 3;
-/// To the test process: the main process has ended. Its wait status; 1 if descendants live; CLOCK_MONOTONIC in two halves.
-pub(super) const EXITED: i32 = 4;
-/// To the test process, the last word: nothing is left of the service.
-pub(super) const EMPTY: i32 = 5;
-/// To the test process, in answer to [`PUBLISH`]: 0, or the number of the error that prevented it.
-pub(super) const PUBLISHED: i32 = 6;
-/// To the test process, in answer to [`SYNC`]: what was in the pipes is in the log.
-pub(super) const SYNCED: i32 = 7;
-/// To the worker: say when there is new output.
-pub(super) const ARM: i32 = 10;
-/// To the worker: end the service. The signal, the grace in ms, the kill signal; 1 to remove its private directory as well.
-pub(super) const STOP: i32 = 11;
-/// To the worker: signal the service's process group. The signal.
-pub(super) const SIGNAL: i32 = 12;
-
-/// To the worker: move what the service has printed so far into the log, and say when that is done.
-pub(super) const SYNC: i32 = 14;
-/// To the worker: the service is the run's from now on.
-pub(super) const PUBLISH: i32 = 13;
-
-pub(super) const STAGE_SUPERVISOR: i32 = 0;
-pub(super) const STAGE_GROUPS: i32 = 1;
-pub(super) const STAGE_GID: i32 = 2;
-pub(super) const STAGE_UID: i32 = 3;
-pub(super) const STAGE_CURRENT_DIR: i32 = 4;
-pub(super) const STAGE_EXEC: i32 = 5;
-
-// Where user ids once had 16 bits, the calls with the plain names still do.
-#[cfg(not(any(target_arch = "x86", target_arch = "arm")))]
-use libc::{SYS_setgid as SYS_SETGID, SYS_setgroups as SYS_SETGROUPS, SYS_setuid as SYS_SETUID};
-#[cfg(any(target_arch = "x86", target_arch = "arm"))]
-use libc::{SYS_setgid32 as SYS_SETGID, SYS_setgroups32 as SYS_SETGROUPS, SYS_setuid32 as SYS_SETUID};
+use super::super::arena::Arena;
+use super::super::forked::{
+    Output, become_service, close_listeners, close_streams, errno, fail, lift_listeners, now_ms, now_ns,
+    null_standard_streams, open_streams, reset_signals,
+};
+use super::super::message::{
+    ARM, EMPTY, EXITED, Inbox, OUTPUT, PUBLISH, PUBLISHED, Received, SIGNAL, STAGE_SUPERVISOR, STARTED, STOP,
+    SYNC, SYNCED, send,
+};
+use super::{os, remove, tree};
 
 /// After any kill signal but SIGKILL: how long until SIGKILL.
 const SECOND_KILL_MS: i64 = 1000;
 /// How much output is taken in one turn of the loop, so that a flood does not keep the worker from its other duties.
 const READS_PER_TURN: usize = 8;
-
-/// Set in a record's kind: the bytes are not in the log.
-const LOST: u32 = 1 << 31;
 
 // ---------------------------------------------------------------------------------------------------------- guard
 
@@ -87,7 +49,7 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
         libc::setsid();
         libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
         reset_signals();
-        close_all_but(a.keep, a.keep_count);
+        os::close_all_but(a.keep, a.keep_count);
         null_standard_streams();
         name(a, 0, c"mirakuru-guard");
         a.guard = libc::getpid();
@@ -95,12 +57,12 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
         a.guard_pidfd = libc::syscall(libc::SYS_pidfd_open, a.guard, 0) as i32;
         let events = signalfd();
         if a.guard_pidfd < 0 || events < 0 {
-            fail(a.control, STAGE_SUPERVISOR, tree::errno());
+            fail(a.control, STAGE_SUPERVISOR, errno());
             return 1;
         }
         let worker = libc::clone(worker, a.worker_stack, libc::SIGCHLD, argument);
         if worker < 0 {
-            fail(a.control, STAGE_SUPERVISOR, tree::errno());
+            fail(a.control, STAGE_SUPERVISOR, errno());
             return 1;
         }
         // The socket must be the worker's alone: its end of file tells the test process that the worker is gone. The
@@ -108,11 +70,7 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
         for fd in [a.control, a.test_pidfd, a.log, a.index, a.guard_pidfd] {
             libc::close(fd);
         }
-        for fd in a.stdio {
-            if fd > 2 {
-                libc::close(fd);
-            }
-        }
+        close_streams(a);
         close_listeners(a);
 
         let clean = loop {
@@ -161,8 +119,8 @@ unsafe fn guard_looks_after(worker: i32) -> Option<bool> {
 /// What the worker knows of the service.
 struct Worker<'a> {
     a: &'a mut Arena,
-    /// Readable ends of the pipes that are the service's standard output and error, or -1.
-    pipes: [i32; 2],
+    inbox: Inbox,
+    output: Output,
     phase: Phase,
     /// Its main process has not been waited for yet.
     main_alive: bool,
@@ -170,10 +128,6 @@ struct Worker<'a> {
     armed: bool,
     /// There has been output since it was told of any. It may have read that already; it may also have looked just before.
     news: bool,
-    /// Index bytes written; always a multiple of a record's length.
-    index_len: i64,
-    /// Output that could not be written, by stream, and has no record yet.
-    lost: [u32; 2],
     /// Nobody else is there to remove the private directory.
     clean_up: bool,
     /// It is the run's: it does not end with the test process, but with the runner.
@@ -208,7 +162,7 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
         let events = signalfd();
         let mut pipes = [-1; 2];
         if events < 0 || !open_streams(a, &mut pipes) || !lift_listeners(a) {
-            fail(a.control, STAGE_SUPERVISOR, tree::errno());
+            fail(a.control, STAGE_SUPERVISOR, errno());
             return 1;
         }
 
@@ -217,14 +171,10 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
         let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
         let pid = libc::clone(service, a.service_stack, flags, argument);
         if pid < 0 {
-            fail(a.control, STAGE_SUPERVISOR, tree::errno());
+            fail(a.control, STAGE_SUPERVISOR, errno());
             return 0;
         }
-        for fd in a.stdio {
-            if fd > 2 {
-                libc::close(fd);
-            }
-        }
+        close_streams(a);
         // From here on they are the service's alone: closed when it is gone.
         close_listeners(a);
         // Written by the service, through the memory that was shared.
@@ -236,16 +186,15 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
         a.service = pid;
         send(a.control, [STARTED, pid, a.worker, 0, 0, 0, 0, 0]);
 
-        let index_len = libc::lseek(a.index, 0, libc::SEEK_END).max(0);
+        let output = Output::new(a, pipes);
         let mut worker = Worker {
             a,
-            pipes,
+            inbox: Inbox::default(),
+            output,
             phase: Phase::Running,
             main_alive: true,
             armed: false,
             news: false,
-            index_len,
-            lost: [0; 2],
             clean_up: false,
             published: false,
             status: libc::SIGKILL,
@@ -275,8 +224,8 @@ impl Worker<'_> {
                     poll(control),
                     poll(test),
                     poll(guard),
-                    poll(self.pipes[0]),
-                    poll(self.pipes[1]),
+                    poll(self.output.pipes[0]),
+                    poll(self.output.pipes[1]),
                     poll(if self.published { runner } else { -1 }),
                 ];
                 libc::poll(fds.as_mut_ptr(), 7, self.patience());
@@ -362,28 +311,14 @@ impl Worker<'_> {
 
     /// Takes the test process's messages. `false` when it has closed its end.
     unsafe fn listen(&mut self) -> bool {
-        // SAFETY: a message is a plain array of numbers.
+        // SAFETY: signals to the service's own group only.
         unsafe {
             loop {
-                let mut message: Message = [0; MESSAGE];
-                let size = mem::size_of::<Message>();
-                let got = libc::recv(
-                    self.a.control,
-                    message.as_mut_ptr().cast(),
-                    size,
-                    libc::MSG_DONTWAIT,
-                );
-                if got < 0 {
-                    match tree::errno() {
-                        // It ended with messages of ours unread. Told once, and before what it sent is delivered.
-                        libc::EINTR | libc::ECONNRESET => continue,
-                        libc::EAGAIN => return true,
-                        _ => return false,
-                    }
-                }
-                if got as usize != size {
-                    return false;
-                }
+                let message = match self.inbox.receive(self.a.control, false) {
+                    Received::Message(message) => message,
+                    Received::Nothing => return true,
+                    Received::Closed => return false,
+                };
                 match message[0] {
                     ARM => {
                         self.armed = true;
@@ -426,7 +361,7 @@ impl Worker<'_> {
                 }
                 error = match libc::rename(self.a.staged, self.a.published) {
                     0 => 0,
-                    _ => tree::errno(),
+                    _ => errno(),
                 };
             }
             self.published = error == 0;
@@ -564,8 +499,8 @@ impl Worker<'_> {
             let empty = loop {
                 let mut status = 0;
                 match libc::waitpid(-1, &mut status, libc::WNOHANG | libc::__WALL) {
-                    -1 if tree::errno() == libc::EINTR => {}
-                    -1 => break tree::errno() == libc::ECHILD,
+                    -1 if errno() == libc::EINTR => {}
+                    -1 => break errno() == libc::ECHILD,
                     0 => break false,
                     pid if pid == self.a.service && self.main_alive => {
                         self.main_alive = false;
@@ -629,127 +564,34 @@ impl Worker<'_> {
             self.relay(0, usize::MAX);
             self.relay(1, usize::MAX);
             for stream in [0, 1] {
-                self.record_loss(stream);
+                self.output.record_loss(stream);
             }
         }
     }
 
     /// The news of the main process's end.
-    unsafe fn tell_exit(&self, left: bool) {
+    fn tell_exit(&self, left: bool) {
         let at = self.ended_at;
         let [high, low] = [(at >> 32) as i32, at as i32];
-        // SAFETY: as `send`.
-        unsafe {
-            send(
-                self.a.control,
-                [EXITED, self.status, i32::from(left), high, low, 0, 0, 0],
-            )
-        };
+        send(
+            self.a.control,
+            [EXITED, self.status, i32::from(left), high, low, 0, 0, 0],
+        );
     }
 
     /// Moves output from a pipe into the log: what is there now, at most `reads` buffers full.
     unsafe fn relay(&mut self, stream: usize, reads: usize) {
-        let Some(pipe) = self.pipes.get(stream).copied().filter(|fd| *fd >= 0) else {
-            return;
-        };
-        // SAFETY: reads into the arena's buffer, and never more than it holds.
-        unsafe {
-            let mut seen = false;
-            for _ in 0..reads {
-                let got = libc::read(pipe, self.a.buffer.as_mut_ptr().cast(), self.a.buffer.len());
-                if got < 0 && tree::errno() == libc::EINTR {
-                    continue;
-                }
-                if got < 0 {
-                    break; // nothing there now
-                }
-                if got == 0 {
-                    // All writers are gone.
-                    libc::close(pipe);
-                    if let Some(slot) = self.pipes.get_mut(stream) {
-                        *slot = -1;
-                    }
-                    break;
-                }
-                self.log(stream, got as usize);
-                seen = true;
-            }
-            if seen {
-                self.news = true;
-                self.tell_news();
-            }
+        // SAFETY: as `Output::relay`.
+        if unsafe { self.output.relay(&mut self.a.buffer, stream, reads) } {
+            self.news = true;
+            self.tell_news();
         }
     }
 
-    unsafe fn tell_news(&mut self) {
+    fn tell_news(&mut self) {
         if self.armed && self.news {
             (self.armed, self.news) = (false, false);
-            // SAFETY: as `send`.
-            unsafe { send(self.a.control, [OUTPUT, 0, 0, 0, 0, 0, 0, 0]) };
-        }
-    }
-
-    /// Writes the first `len` bytes of the buffer into the log, and then their record into the index: a reader that finds
-    /// a record finds its bytes. What a full disk does not take is counted as lost; the service is never held up.
-    unsafe fn log(&mut self, stream: usize, len: usize) {
-        // SAFETY: writes from the buffer, and never more than it holds.
-        unsafe {
-            let mut written = 0_usize;
-            while written < len {
-                let rest = self.a.buffer.as_ptr().add(written).cast();
-                let got = libc::write(self.a.log, rest, len.wrapping_sub(written));
-                if got > 0 {
-                    written = written.wrapping_add(got as usize);
-                } else if tree::errno() != libc::EINTR {
-                    break;
-                }
-            }
-            if written > 0 {
-                self.record_loss(stream);
-                self.record(stream, written as u32, 0);
-            }
-            if written < len {
-                if let Some(lost) = self.lost.get_mut(stream) {
-                    *lost = lost.saturating_add(len.wrapping_sub(written) as u32);
-                }
-                // At once, so that a report tells of it. The index is short, and may still find room where the log does not.
-                self.record_loss(stream);
-            }
-        }
-    }
-
-    unsafe fn record_loss(&mut self, stream: usize) {
-        let Some(lost) = self.lost.get(stream).copied().filter(|lost| *lost > 0) else {
-            return;
-        };
-        // SAFETY: as `record`.
-        if unsafe { self.record(stream, lost, LOST) } {
-            if let Some(lost) = self.lost.get_mut(stream) {
-                *lost = 0;
-            }
-        }
-    }
-
-    /// One record: `u32 len, u32 kind, u64 time`, see `logs.rs`.
-    unsafe fn record(&mut self, stream: usize, len: u32, flags: u32) -> bool {
-        let kind = (stream as u32).wrapping_add(1) | flags;
-        let time = now_ns();
-        let record: [u32; 4] = [
-            len.to_le(),
-            kind.to_le(),
-            (time as u32).to_le(),
-            ((time >> 32) as u32).to_le(),
-        ];
-        let size = mem::size_of_val(&record);
-        // SAFETY: a plain array.
-        unsafe {
-            if libc::write(self.a.index, record.as_ptr().cast(), size) == size as isize {
-                self.index_len = self.index_len.wrapping_add(size as i64);
-                return true;
-            }
-            // Half a record would put all later ones out of step.
-            libc::ftruncate(self.a.index, self.index_len);
-            false
+            send(self.a.control, [OUTPUT, 0, 0, 0, 0, 0, 0, 0]);
         }
     }
 }
@@ -761,235 +603,12 @@ extern "C" fn service(argument: *mut c_void) -> c_int {
     // SAFETY: the arena is mapped, and its other user sleeps until this process executes a program or ends.
     unsafe {
         let a = &mut *argument.cast::<Arena>();
-        libc::setpgid(0, 0);
-        if a.umask >= 0 {
-            libc::umask(a.umask as libc::mode_t);
-        }
-        // Groups first, the user last: each step may take away the privilege that the one before needs. As bare system
-        // calls: libc's functions want to change all threads that the *test process* had, and crash.
-        if a.group_count >= 0 && libc::syscall(SYS_SETGROUPS, a.group_count as usize, a.groups) != 0 {
-            return stage(a, STAGE_GROUPS);
-        }
-        if a.gid >= 0 && libc::syscall(SYS_SETGID, a.gid as libc::gid_t) != 0 {
-            return stage(a, STAGE_GID);
-        }
-        if a.uid >= 0 && libc::syscall(SYS_SETUID, a.uid as libc::uid_t) != 0 {
-            return stage(a, STAGE_UID);
-        }
-        // After the change of user, which clears it; and with a look at the parent, which may have died before.
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
-        if libc::getppid() != a.worker {
-            libc::_exit(127);
-        }
-        if !a.current_dir.is_null() && libc::chdir(a.current_dir) != 0 {
-            return stage(a, STAGE_CURRENT_DIR);
-        }
-        // All three lie above 2 (`open_streams`), so that none is overwritten before its turn.
-        for (target, fd) in a.stdio.iter().enumerate() {
-            if libc::dup2(*fd, target as c_int) < 0 {
-                return stage(a, STAGE_SUPERVISOR);
-            }
-        }
-        // All of these lie above the places that they go to (`lift_listeners`). The copies stay open when the program is executed.
-        for at in 0..a.listen_count {
-            if libc::dup2(*a.listen.add(at), 3_i32.wrapping_add(at as c_int)) < 0 {
-                return stage(a, STAGE_SUPERVISOR);
-            }
-        }
-        close_at_exec_from(3_i32.wrapping_add(a.listen_count as c_int));
-        if !a.listen_pid.is_null() {
-            write_digits(a.listen_pid, libc::getpid());
-        }
-        let mut nothing: libc::sigset_t = mem::zeroed();
-        libc::sigemptyset(&mut nothing);
-        libc::sigprocmask(libc::SIG_SETMASK, &nothing, ptr::null_mut());
-
-        // As execvp: the first directory that has it wins, and "permission denied" is remembered in case none has.
-        let mut denied = false;
-        let mut candidate = a.candidates;
-        while !(*candidate).is_null() {
-            let mut tries = 0;
-            loop {
-                libc::execve(*candidate, a.argv, a.envp);
-                // A file that was only just written may still be open for writing in another process that has forked
-                // and not yet executed: that passes in a moment.
-                if tree::errno() != libc::ETXTBSY || tries >= 20 {
-                    break;
-                }
-                tries += 1;
-                libc::poll(ptr::null_mut(), 0, 5);
-            }
-            match tree::errno() {
-                libc::EACCES => denied = true,
-                libc::ENOENT | libc::ENOTDIR => {}
-                _ => return stage(a, STAGE_EXEC),
-            }
-            candidate = candidate.add(1);
-        }
-        if denied {
-            *libc::__errno_location() = libc::EACCES;
-        }
-        stage(a, STAGE_EXEC)
+        (a.failed_stage, a.failed_errno) = become_service(a);
+        127
     }
-}
-
-/// Leaves the reason of a failure in the memory that is shared with the worker.
-unsafe fn stage(a: &mut Arena, stage: i32) -> c_int {
-    a.failed_stage = stage;
-    a.failed_errno = tree::errno();
-    127
 }
 
 // ---------------------------------------------------------------------------------------------------------- tools
-
-/// Makes the service's standard streams, all above 2: pipes for what goes into the log, `/dev/null` for what has nothing
-/// else.
-unsafe fn open_streams(a: &mut Arena, pipes: &mut [i32; 2]) -> bool {
-    // SAFETY: plain system calls; the descriptors end with this process, or are handed to the service.
-    unsafe {
-        let streams = a.stdio.iter_mut().zip([None, Some(0_usize), Some(1)]);
-        for (fd, output) in streams {
-            if *fd >= 0 {
-                continue; // handed down by the test process, and above 2 (`Service::fork`)
-            } else if let Some(relay) = output.filter(|at| a.relay.get(*at) == Some(&true)) {
-                let mut ends = [-1; 2];
-                if libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) != 0 {
-                    return false;
-                }
-                libc::fcntl(ends[0], libc::F_SETFL, libc::O_NONBLOCK);
-                if let Some(slot) = pipes.get_mut(relay) {
-                    *slot = ends[0];
-                }
-                *fd = ends[1];
-            } else {
-                *fd = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
-            }
-            if *fd < 0 {
-                return false;
-            }
-        }
-        true
-    }
-}
-
-/// Moves the sockets that the service is to inherit above all places where it is to find them, so that putting one into its
-/// place never overwrites another.
-unsafe fn lift_listeners(a: &mut Arena) -> bool {
-    // SAFETY: `listen` has `listen_count` entries; the descriptors are this process's own copies.
-    unsafe {
-        let above = 3_i32.wrapping_add(a.listen_count as c_int);
-        for at in 0..a.listen_count {
-            let slot = a.listen.add(at);
-            let lifted = libc::fcntl(*slot, libc::F_DUPFD_CLOEXEC, above);
-            if lifted < 0 {
-                return false;
-            }
-            libc::close(*slot);
-            *slot = lifted;
-        }
-        true
-    }
-}
-
-unsafe fn close_listeners(a: &Arena) {
-    // SAFETY: `listen` has `listen_count` entries; nothing in this process uses them any more.
-    unsafe {
-        for at in 0..a.listen_count {
-            libc::close(*a.listen.add(at));
-        }
-    }
-}
-
-/// Writes a number and a zero byte, over a value that has more bytes than any process id has digits.
-unsafe fn write_digits(to: *mut c_char, number: i32) {
-    let mut divisor = 1_000_000_000_i32;
-    let mut to = to;
-    let mut begun = false;
-    // SAFETY: at most ten digits, and the byte that ended the longer value before.
-    unsafe {
-        while divisor > 0 {
-            let digit = number.wrapping_div(divisor).wrapping_rem(10);
-            begun |= digit != 0 || divisor == 1;
-            if begun {
-                *to = (b'0' as c_char).wrapping_add(digit as c_char);
-                to = to.add(1);
-            }
-            divisor = divisor.wrapping_div(10);
-        }
-        *to = 0;
-    }
-}
-
-/// Every signal back to its default: the service must not inherit what the test process, a shell's background job or Rust's
-/// runtime (SIGPIPE) ignore, and waiting for children needs SIGCHLD not to be ignored.
-unsafe fn reset_signals() {
-    for signal in 1..=64 {
-        // SAFETY: the default action has no handler. libc refuses its own two signals and SIGKILL and SIGSTOP: fine.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
-    }
-}
-
-/// Closes every descriptor but `keep` (ascending).
-unsafe fn close_all_but(keep: *const i32, count: usize) {
-    // SAFETY: `keep` has `count` entries; nothing in this process uses the others.
-    unsafe {
-        let mut next = 0_i32;
-        for at in 0..count {
-            let fd = *keep.add(at);
-            if fd > next {
-                close_range(next, fd.wrapping_sub(1));
-            }
-            next = fd.wrapping_add(1);
-        }
-        close_range(next, i32::MAX);
-    }
-}
-
-unsafe fn close_range(first: i32, last: i32) {
-    // SAFETY: see `close_all_but`.
-    unsafe {
-        if libc::syscall(libc::SYS_close_range, first, last, 0) != 0 {
-            // Before Linux 5.9.
-            for fd in first..=last.min(4096) {
-                libc::close(fd);
-            }
-        }
-    }
-}
-
-/// Whatever is open from `first` on is closed when a program is executed.
-unsafe fn close_at_exec_from(first: i32) {
-    const CLOSE_RANGE_CLOEXEC: i32 = 4;
-    // SAFETY: plain system calls.
-    unsafe {
-        if libc::syscall(libc::SYS_close_range, first, i32::MAX, CLOSE_RANGE_CLOEXEC) != 0 {
-            // Before Linux 5.11.
-            for fd in first..4096 {
-                libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
-            }
-        }
-    }
-}
-
-/// Puts `/dev/null` on 0, 1 and 2, where something of the test process's may still be: a runner that reads the test's
-/// output would wait for it. Descriptors that the service is to get are kept elsewhere (`Mapping::set_descriptors`).
-unsafe fn null_standard_streams() {
-    // SAFETY: plain system calls.
-    unsafe {
-        let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
-        if null < 0 {
-            return;
-        }
-        for fd in 0..3 {
-            if fd != null {
-                libc::dup2(null, fd);
-            }
-        }
-        if null > 2 {
-            libc::close(null);
-        }
-    }
-}
 
 /// A name of its own, so that a `pkill` meant for the test does not hit the supervisor: for `comm` and, by writing over the
 /// arguments that were inherited, for the command line.
@@ -1027,19 +646,6 @@ unsafe fn drain_signalfd(fd: i32) {
     }
 }
 
-unsafe fn fail(control: i32, stage: i32, errno: i32) {
-    // SAFETY: as `send`.
-    unsafe { send(control, [FAILED, stage, errno, 0, 0, 0, 0, 0]) };
-}
-
-/// Never waits: a test process that does not read must not hold up its service's supervision. The buffer takes many more
-/// packets than are ever sent.
-unsafe fn send(control: i32, message: Message) {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: sends a plain array.
-    unsafe { libc::send(control, message.as_ptr().cast(), mem::size_of::<Message>(), flags) };
-}
-
 /// A short text, put together without allocating. What does not fit is left out.
 struct Line {
     text: [u8; 80],
@@ -1075,21 +681,6 @@ impl Line {
         }
         self.push(digits.get(at..).unwrap_or(&[]));
     }
-}
-
-fn now_ns() -> i64 {
-    // SAFETY: writes into a local variable.
-    unsafe {
-        let mut time: libc::timespec = mem::zeroed();
-        libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time);
-        (time.tv_sec as i64)
-            .wrapping_mul(1_000_000_000)
-            .wrapping_add(time.tv_nsec as i64)
-    }
-}
-
-fn now_ms() -> i64 {
-    now_ns() / 1_000_000
 }
 
 #[cfg(test)]

@@ -15,7 +15,8 @@ use std::ffi::CStr;
 use std::mem;
 use std::ptr;
 
-use super::arena::PIDS;
+use super::super::arena::PIDS;
+use super::super::forked::errno;
 
 /// Kills every descendant and returns when there is none: when this process, a subreaper, has no child left.
 ///
@@ -63,11 +64,6 @@ pub(super) fn has_children() -> bool {
     unsafe {
         libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG | libc::__WALL) != -1 || errno() != libc::ECHILD
     }
-}
-
-pub(super) fn errno() -> i32 {
-    // SAFETY: the address is always valid; this process has one thread.
-    unsafe { *libc::__errno_location() }
 }
 
 /// Signals a process if it is a child of this one, and with `group` its process group, too.

@@ -8,11 +8,17 @@ use std::io;
 use std::ops::Range;
 use std::ptr;
 
-use super::super::{Plan, Stream};
+use super::message::{milliseconds, number};
+use super::{Plan, Stream};
 
 const STACK: usize = 64 * 1024;
 /// What one read of the service's output takes at most.
 pub(super) const BUFFER: usize = 32 * 1024;
+/// What is never touched takes no swap space either.
+#[cfg(target_os = "linux")]
+const NO_RESERVE: i32 = libc::MAP_NORESERVE;
+#[cfg(not(target_os = "linux"))]
+const NO_RESERVE: i32 = 0;
 /// How many children one look at a process tree takes in; a later look finds the others.
 pub(super) const PIDS: usize = 1024;
 /// How many descendants are remembered as having been asked to end.
@@ -22,6 +28,8 @@ pub(super) const TOLD: usize = 256;
 ///
 /// `i64` with -1 for "not set", so that no value of the kernel's own types is lost.
 #[repr(C)]
+// The portable supervisor is one process without a name of its own, and needs a part of it.
+#[cfg_attr(any(not(target_os = "linux"), mirakuru_portable), allow(dead_code))]
 pub(super) struct Arena {
     pub(super) candidates: *const *const c_char,
     pub(super) argv: *const *const c_char,
@@ -46,6 +54,8 @@ pub(super) struct Arena {
     /// The sockets that the service gets, in this order.
     pub(super) listen: *mut i32,
     pub(super) listen_count: usize,
+    /// Above it no descriptor is open, where the system has no call that closes all.
+    pub(super) last_fd: i32,
     /// Where the digits of the service's process id go: the value of its `LISTEN_PID`. Or null.
     pub(super) listen_pid: *mut c_char,
     pub(super) stop_signal: i32,
@@ -100,14 +110,14 @@ impl Mapping {
             used: 3 * STACK,
         };
         Mapping::fill(&mut size, plan, &titles, &args);
-        let len = size.used.next_multiple_of(super::memory::page_size());
+        let len = size.used.next_multiple_of(page_size());
         // SAFETY: a fresh private mapping.
         let base = unsafe {
             libc::mmap(
                 ptr::null_mut(),
                 len,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                libc::MAP_PRIVATE | libc::MAP_ANON | NO_RESERVE,
                 -1,
                 0,
             )
@@ -178,9 +188,9 @@ impl Mapping {
                 matches!(plan.stdout, Stream::Log),
                 matches!(plan.stderr, Stream::Log),
             ];
-            a.stop_signal = super::service::number(plan.stop.signal);
-            a.grace_ms = i64::from(super::service::milliseconds(plan.stop.grace));
-            a.kill_signal = super::service::number(plan.stop.kill_signal);
+            a.stop_signal = number(plan.stop.signal);
+            a.grace_ms = i64::from(milliseconds(plan.stop.grace));
+            a.kill_signal = number(plan.stop.kill_signal);
             a.title = title;
             a.title_len = [titles[0].as_bytes().len(), titles[1].as_bytes().len()];
             a.args = args.start as *mut c_char;
@@ -223,11 +233,13 @@ impl Mapping {
         self.arena
     }
 
+    #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
     pub(super) fn guard_stack(&self) -> *mut c_void {
         // SAFETY: the upper end of the first stack, inside the mapping.
         unsafe { self.base.add(STACK).cast() }
     }
 
+    #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
     pub(super) fn range(&self) -> Range<usize> {
         self.base as usize..self.base as usize + self.len
     }
@@ -245,9 +257,14 @@ const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 
 /// Which entry of the environment is to have the process id, if it has room for one.
 fn listen_pid(envp: &[CString]) -> Option<usize> {
-    let has_room = |value: &[u8]| value.len() == super::super::PID_DIGITS;
+    let has_room = |value: &[u8]| value.len() == super::PID_DIGITS;
     envp.iter()
         .position(|entry| entry.as_bytes().strip_prefix(LISTEN_PID).is_some_and(has_room))
+}
+
+pub(super) fn page_size() -> usize {
+    // SAFETY: sysconf only reads.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
 /// The descriptors with a meaning of their own.

@@ -1,9 +1,7 @@
-//! The test process's side of a service: starts the supervisor, talks to it, and learns of the end.
+//! The test process's side of a service, in either back end: starts the supervisor, talks to it, and learns of the end.
 
-use std::fs::File;
-use std::io::{self, Read};
-use std::mem::{self, ManuallyDrop};
-use std::ops::Range;
+use std::io;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
@@ -11,15 +9,14 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, SigmaskHow};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
-use once_cell::sync::Lazy;
 
-use super::super::exit::{self, Registration};
-use super::super::{Plan, SpawnFailure, Stage, StopPolicy, Stream};
 use super::arena::{Descriptors, Mapping};
-use super::supervisor::{self, MESSAGE, Message};
-use super::{memory, sweep};
+use super::back_end::os;
+use super::exit::{self, Registration};
+use super::message::{self, Inbox, Message, Received, number, stop_message};
+use super::{Plan, SpawnFailure, Stage, StopPolicy, Stream};
 use crate::Signal;
 
 /// How long the supervisor may take beyond the grace. It needs milliseconds; what needs more is in the hands of the kernel (a
@@ -40,6 +37,7 @@ pub(crate) struct Service {
     worker: u32,
     pid: u32,
     registration: Registration,
+    inbox: Inbox,
     state: State,
 }
 
@@ -53,6 +51,15 @@ struct State {
     output: bool,
     /// The guard has been waited for: there is nothing more to do.
     reaped: bool,
+}
+
+/// What to do with a tree.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum TreeSignal {
+    /// SIGSTOP
+    Stop,
+    /// SIGCONT
+    Continue,
 }
 
 /// How the main process ended.
@@ -92,8 +99,8 @@ impl Service {
     }
 
     fn fork(plan: &Plan) -> io::Result<Service> {
-        let (ours, theirs) = super::super::raw_socket::pair(libc::SOCK_SEQPACKET)?;
-        let test_pidfd = crate::sys::pidfd(std::process::id())?;
+        let (ours, theirs) = super::raw_socket::pair(os::CONTROL)?;
+        let this_process = os::this_process()?;
         // Whatever the supervisor is to keep must lie above 2, where it puts /dev/null.
         let mut lifted = Vec::new();
         let mut lift = |fd: RawFd| -> io::Result<RawFd> {
@@ -118,7 +125,10 @@ impl Service {
         let descriptors = Descriptors {
             stdio,
             control: lift(theirs.as_raw_fd())?,
-            test_pidfd: lift(test_pidfd.as_raw_fd())?,
+            test_pidfd: match &this_process {
+                Some(fd) => lift(fd.as_raw_fd())?,
+                None => -1,
+            },
             log: lift(plan.log.as_raw_fd())?,
             index: lift(plan.index.as_raw_fd())?,
             runner_pidfd: match &plan.run {
@@ -138,7 +148,7 @@ impl Service {
             .map(|fd| lift(fd.as_raw_fd()))
             .collect::<io::Result<Vec<_>>>()?;
 
-        let mut mapping = Mapping::new(plan, arguments())?;
+        let mut mapping = Mapping::new(plan, os::arguments())?;
         mapping.set_descriptors(&descriptors, &others, &listen);
 
         // Before the fork: at no moment is there a supervisor that `exit` does not know of.
@@ -146,22 +156,9 @@ impl Service {
         // No handler of the test's may run in the supervisor.
         let mut before = SigSet::empty();
         nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before))?;
-        let guard = memory::with_little_memory(mapping.range(), || {
-            // No exit signal: invisible to a `waitpid(-1)` of the test's, which gets no SIGCHLD of it either.
-            // SAFETY: the stack and the argument lie in the mapping, of which the child has a copy; `guard` keeps
-            // to what may be done after a fork.
-            let pid = unsafe {
-                libc::clone(
-                    supervisor::guard,
-                    mapping.guard_stack(),
-                    0,
-                    mapping.arena().cast(),
-                )
-            };
-            Errno::result(pid)
-        });
+        let guard = os::fork(&mut mapping);
         nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-        let guard = Pid::from_raw(guard?);
+        let guard = guard?;
         registration.set_guard(guard.as_raw());
         Ok(Service {
             control: ManuallyDrop::new(ours),
@@ -171,6 +168,7 @@ impl Service {
             worker: 0,
             pid: 0,
             registration,
+            inbox: Inbox::default(),
             state: State::default(),
         })
     }
@@ -184,18 +182,19 @@ impl Service {
         loop {
             self.poll(None);
             match self.receive().map_err(lost)? {
-                Some([supervisor::STARTED, pid, worker, ..]) => {
+                Some([message::STARTED, pid, worker, ..]) => {
                     self.pid = pid.unsigned_abs();
                     self.worker = worker.unsigned_abs();
+                    self.registration.set_service(pid);
                     return Ok(());
                 }
-                Some([supervisor::FAILED, stage, errno, ..]) => {
+                Some([message::FAILED, stage, errno, ..]) => {
                     let stage = match stage {
-                        supervisor::STAGE_GROUPS => Stage::Groups,
-                        supervisor::STAGE_GID => Stage::Gid,
-                        supervisor::STAGE_UID => Stage::Uid,
-                        supervisor::STAGE_CURRENT_DIR => Stage::CurrentDir,
-                        supervisor::STAGE_EXEC => Stage::Exec,
+                        message::STAGE_GROUPS => Stage::Groups,
+                        message::STAGE_GID => Stage::Gid,
+                        message::STAGE_UID => Stage::Uid,
+                        message::STAGE_CURRENT_DIR => Stage::CurrentDir,
+                        message::STAGE_EXEC => Stage::Exec,
                         _ => Stage::Supervisor,
                     };
                     return Err(SpawnFailure {
@@ -239,17 +238,17 @@ impl Service {
     /// Asks to be woken by new output, from now on until it has come once.
     pub(crate) fn arm_output(&mut self) {
         self.state.output = false;
-        self.send([supervisor::ARM, 0, 0, 0, 0, 0, 0, 0]);
+        self.send([message::ARM, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     /// Waits until everything that the service has printed so far is in the log. That takes microseconds; a supervisor that is
     /// stopped is not waited for.
     pub(crate) fn sync_output(&mut self) {
-        self.send([supervisor::SYNC, 0, 0, 0, 0, 0, 0, 0]);
+        self.send([message::SYNC, 0, 0, 0, 0, 0, 0, 0]);
         let deadline = Instant::now() + Duration::from_secs(1);
         loop {
             match self.receive() {
-                Ok(Some([supervisor::SYNCED, ..])) | Err(_) => return,
+                Ok(Some([message::SYNCED, ..])) | Err(_) => return,
                 Ok(Some(message)) => self.note(message),
                 Ok(None) if self.state.closed || Instant::now() > deadline => return,
                 Ok(None) => self.poll(Some(Duration::from_millis(100))),
@@ -274,9 +273,22 @@ impl Service {
         (!self.state.output && !self.state.closed).then(|| self.control.as_raw_fd())
     }
 
+    /// Stops or continues the whole tree, as far as it can be found.
+    pub(crate) fn signal_tree(&mut self, signal: TreeSignal) {
+        let number = match signal {
+            TreeSignal::Stop => libc::SIGSTOP,
+            TreeSignal::Continue => libc::SIGCONT,
+        };
+        if !os::signal_tree(self.worker, number) {
+            self.send([message::SIGNAL, number, 0, 0, 0, 0, 0, 0]);
+            // Whose answer comes after the signal.
+            self.sync_output();
+        }
+    }
+
     /// Signals the service's process group.
     pub(crate) fn signal(&mut self, signal: Signal) {
-        self.send([supervisor::SIGNAL, number(signal), 0, 0, 0, 0, 0, 0]);
+        self.send([message::SIGNAL, number(signal), 0, 0, 0, 0, 0, 0]);
     }
 
     /// Makes the service the run's: its state file gets the name that others look for, and from that moment on it is the end
@@ -288,16 +300,16 @@ impl Service {
         if !self.registration.claim() {
             return Err(io::Error::other("this process is about to end"));
         }
-        self.send([supervisor::PUBLISH, 0, 0, 0, 0, 0, 0, 0]);
+        self.send([message::PUBLISH, 0, 0, 0, 0, 0, 0, 0]);
         loop {
             self.poll(None);
             match self.receive()? {
-                Some([supervisor::PUBLISHED, 0, ..]) => {
+                Some([message::PUBLISHED, 0, ..]) => {
                     // From now on this process has nothing to do with it.
                     self.state.reaped = true;
                     return Ok(());
                 }
-                Some([supervisor::PUBLISHED, errno, ..]) => return Err(io::Error::from_raw_os_error(errno)),
+                Some([message::PUBLISHED, errno, ..]) => return Err(io::Error::from_raw_os_error(errno)),
                 Some(message) => self.note(message),
                 None if self.state.closed => {
                     return Err(io::Error::other("the service ended in this moment"));
@@ -345,7 +357,7 @@ impl Service {
     fn finish(&mut self) {
         let proved = self.reap_guard();
         if !proved && !self.state.empty {
-            sweep::kill_marked(&[self.id.as_str()]);
+            os::last_resort(&self.id, self.guard.as_raw(), self.pid as i32);
         }
         self.state.empty = true;
         self.state.closed = true;
@@ -356,7 +368,7 @@ impl Service {
     fn reap_guard(&mut self) -> bool {
         wake(self.guard);
         loop {
-            match waitpid(self.guard, Some(WaitPidFlag::__WALL)) {
+            match waitpid(self.guard, Some(os::WAIT)) {
                 Err(Errno::EINTR) => {}
                 Ok(WaitStatus::Exited(..)) => return true,
                 _ => return false,
@@ -372,7 +384,7 @@ impl Service {
 
     fn note(&mut self, message: Message) {
         match message {
-            [supervisor::EXITED, status, left, high, low, ..] => {
+            [message::EXITED, status, left, high, low, ..] => {
                 let at = (u64::from(high as u32) << 32) | u64::from(low as u32);
                 let status = ExitStatus::from_raw(status);
                 self.state.exit = Some(Exit {
@@ -381,8 +393,8 @@ impl Service {
                     left_descendants: left != 0,
                 });
             }
-            [supervisor::OUTPUT, ..] => self.state.output = true,
-            [supervisor::EMPTY, ..] => self.state.empty = true,
+            [message::OUTPUT, ..] => self.state.output = true,
+            [message::EMPTY, ..] => self.state.empty = true,
             _ => {}
         }
     }
@@ -392,55 +404,23 @@ impl Service {
         if self.state.closed {
             return Ok(None);
         }
-        let mut message: Message = [0; MESSAGE];
-        let size = mem::size_of::<Message>();
-        loop {
-            // SAFETY: receives into a plain array.
-            let got = unsafe {
-                libc::recv(
-                    self.control.as_raw_fd(),
-                    message.as_mut_ptr().cast(),
-                    size,
-                    libc::MSG_DONTWAIT,
-                )
-            };
-            return match usize::try_from(got) {
-                Ok(got) if got == size => Ok(Some(message)),
-                Ok(_) => {
-                    self.state.closed = true;
-                    Ok(None)
-                }
-                Err(_) => match Errno::last() {
-                    // The worker ended with messages of ours unread. Told once, and before what it sent is delivered.
-                    Errno::EINTR | Errno::ECONNRESET => continue,
-                    Errno::EAGAIN => Ok(None),
-                    _ => {
-                        self.state.closed = true;
-                        Ok(None)
-                    }
-                },
-            };
+        match self.inbox.receive(self.control.as_raw_fd(), false) {
+            Received::Message(message) => Ok(Some(message)),
+            Received::Nothing => Ok(None),
+            Received::Closed => {
+                self.state.closed = true;
+                Ok(None)
+            }
         }
     }
 
     fn send(&mut self, message: Message) {
         // Fails only when the worker is gone, which `receive` notices.
-        send(self.control.as_raw_fd(), message);
+        message::send(self.control.as_raw_fd(), message);
     }
 
     fn poll(&self, timeout: Option<Duration>) {
-        let mut poll = libc::pollfd {
-            fd: self.control.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        let time = timeout.map(|timeout| libc::timespec {
-            tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
-            tv_nsec: timeout.subsec_nanos() as _,
-        });
-        let time = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-        // SAFETY: one descriptor, and a time or none.
-        unsafe { libc::ppoll(&mut poll, 1, time, std::ptr::null()) };
+        os::wait_readable(self.control.as_raw_fd(), timeout);
     }
 }
 
@@ -463,66 +443,6 @@ impl Drop for Service {
     }
 }
 
-/// Also for the end of the process, where there may be no `Service` to call.
-pub(in super::super) fn send(control: RawFd, message: Message) {
-    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
-    // SAFETY: sends a plain array.
-    unsafe { libc::send(control, message.as_ptr().cast(), mem::size_of::<Message>(), flags) };
-}
-
-pub(in super::super) fn stop_message(policy: StopPolicy, clean_up: bool) -> Message {
-    let grace = milliseconds(policy.grace);
-    [
-        supervisor::STOP,
-        number(policy.signal),
-        grace,
-        number(policy.kill_signal),
-        i32::from(clean_up),
-        0,
-        0,
-        0,
-    ]
-}
-
-pub(in super::super) fn number(signal: Signal) -> i32 {
-    match signal {
-        Signal::Term => libc::SIGTERM,
-        Signal::Int => libc::SIGINT,
-        Signal::Quit => libc::SIGQUIT,
-        Signal::Hup => libc::SIGHUP,
-        Signal::Kill => libc::SIGKILL,
-        Signal::Usr1 => libc::SIGUSR1,
-        Signal::Usr2 => libc::SIGUSR2,
-    }
-}
-
-/// A grace as the supervisor takes it.
-pub(super) fn milliseconds(grace: Duration) -> i32 {
-    i32::try_from(grace.as_millis()).unwrap_or(i32::MAX)
-}
-
-/// Where the kernel finds this process's command line: fields 48 and 49 of `/proc/self/stat`. Empty when it does not say.
-fn arguments() -> Range<usize> {
-    static ARGUMENTS: Lazy<Range<usize>> = Lazy::new(|| {
-        let mut stat = String::new();
-        let read = File::open("/proc/self/stat").and_then(|mut file| file.read_to_string(&mut stat));
-        // The second field is a name in parentheses that may hold anything.
-        let fields = stat
-            .rsplit_once(')')
-            .filter(|_| read.is_ok())
-            .map_or("", |(_, rest)| rest);
-        let mut fields = fields
-            .split_ascii_whitespace()
-            .skip(45)
-            .map_while(|field| field.parse::<usize>().ok());
-        match (fields.next(), fields.next()) {
-            (Some(start), Some(end)) if start != 0 && end > start && end - start < 1 << 20 => start..end,
-            _ => 0..0,
-        }
-    });
-    ARGUMENTS.clone()
-}
-
 /// A guard that somebody stopped (SIGSTOP) would be waited for in vain; and once it goes on, it continues a worker that was
 /// stopped as well. Only for a guard that has not been waited for yet: its process id is still its own.
 fn wake(guard: Pid) {
@@ -531,27 +451,23 @@ fn wake(guard: Pid) {
 
 /// At the end of the process: waits until the supervisor behind this socket has finished. It does so by itself after the
 /// grace. If guard and worker were killed both, what carries the service's mark is ended from here.
-pub(in super::super) fn await_end(control: RawFd, guard: i32, id: &str) {
+pub(super) fn await_end(control: RawFd, guard: i32, service: i32, id: &str) {
     if guard > 0 {
         wake(Pid::from_raw(guard));
     }
     let mut empty = false;
-    let mut message: Message = [0; MESSAGE];
-    loop {
-        // SAFETY: receives into a plain array. Should another thread close the socket meanwhile, this ends with an error.
-        let got = unsafe { libc::recv(control, message.as_mut_ptr().cast(), mem::size_of::<Message>(), 0) };
-        if got == 0 || (got < 0 && !matches!(Errno::last(), Errno::EINTR | Errno::ECONNRESET)) {
-            break;
-        }
-        empty |= got > 0 && message[0] == supervisor::EMPTY;
+    let mut inbox = Inbox::default();
+    // Should another thread close the socket meanwhile, this ends with an error.
+    while let Received::Message(message) = inbox.receive(control, true) {
+        empty |= message[0] == message::EMPTY;
     }
     if guard > 0 {
         let killed = matches!(
-            waitpid(Pid::from_raw(guard), Some(WaitPidFlag::__WALL)),
+            waitpid(Pid::from_raw(guard), Some(os::WAIT)),
             Ok(WaitStatus::Signaled(..))
         );
         if killed && !empty {
-            sweep::kill_marked(&[id]);
+            os::last_resort(id, guard, service);
         }
     }
 }

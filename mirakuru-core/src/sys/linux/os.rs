@@ -1,0 +1,186 @@
+//! What the code that both back ends share (`sys/forked.rs`, `sys/service.rs`) asks of Linux. All but the last part runs
+//! after a fork: no allocation, no lock, no panic.
+
+use std::fs::File;
+use std::io::{self, Read};
+use std::ops::Range;
+use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::wait::WaitPidFlag;
+use nix::unistd::Pid;
+use once_cell::sync::Lazy;
+
+use super::super::arena::{Arena, Mapping};
+use super::{freeze, memory, supervisor, sweep};
+
+pub(crate) use super::sweep::kill_marked;
+
+// Where user ids once had 16 bits, the calls with the plain names still do.
+#[cfg(not(any(target_arch = "x86", target_arch = "arm")))]
+use libc::{SYS_setgid as SYS_SETGID, SYS_setgroups as SYS_SETGROUPS, SYS_setuid as SYS_SETUID};
+#[cfg(any(target_arch = "x86", target_arch = "arm"))]
+use libc::{SYS_setgid32 as SYS_SETGID, SYS_setgroups32 as SYS_SETGROUPS, SYS_setuid32 as SYS_SETUID};
+
+// As bare system calls: libc's functions want to change all threads that the *test process* had, and crash.
+
+pub(in super::super) unsafe fn set_groups(count: usize, groups: *const u32) -> i64 {
+    // SAFETY: as many groups as the caller says.
+    unsafe { libc::syscall(SYS_SETGROUPS, count, groups) as i64 }
+}
+
+pub(in super::super) unsafe fn set_gid(gid: libc::gid_t) -> i64 {
+    // SAFETY: plain system call.
+    unsafe { libc::syscall(SYS_SETGID, gid) as i64 }
+}
+
+pub(in super::super) unsafe fn set_uid(uid: libc::uid_t) -> i64 {
+    // SAFETY: plain system call.
+    unsafe { libc::syscall(SYS_SETUID, uid) as i64 }
+}
+
+/// The service dies with its parent, which has one thread.
+pub(in super::super) unsafe fn tie_to_parent() {
+    // SAFETY: plain system call.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
+}
+
+pub(in super::super) unsafe fn pipe(ends: &mut [i32; 2]) -> i32 {
+    // SAFETY: writes two descriptors into the array.
+    unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) }
+}
+
+/// Closes every descriptor but `keep` (ascending).
+pub(super) unsafe fn close_all_but(keep: *const i32, count: usize) {
+    // SAFETY: `keep` has `count` entries; nothing in this process uses the others.
+    unsafe {
+        let mut next = 0_i32;
+        for at in 0..count {
+            let fd = *keep.add(at);
+            if fd > next {
+                close_range(next, fd.wrapping_sub(1));
+            }
+            next = fd.wrapping_add(1);
+        }
+        close_range(next, i32::MAX);
+    }
+}
+
+unsafe fn close_range(first: i32, last: i32) {
+    // SAFETY: see `close_all_but`.
+    unsafe {
+        if libc::syscall(libc::SYS_close_range, first, last, 0) != 0 {
+            // Before Linux 5.9.
+            for fd in first..=last.min(4096) {
+                libc::close(fd);
+            }
+        }
+    }
+}
+
+/// Whatever is open is closed when a program is executed, but for the standard streams and the sockets that are handed down.
+pub(in super::super) unsafe fn close_at_exec(a: &Arena) {
+    const CLOSE_RANGE_CLOEXEC: i32 = 4;
+    let first = 3_i32.wrapping_add(a.listen_count as i32);
+    // SAFETY: plain system calls.
+    unsafe {
+        if libc::syscall(libc::SYS_close_range, first, i32::MAX, CLOSE_RANGE_CLOEXEC) != 0 {
+            // Before Linux 5.11.
+            for fd in first..4096 {
+                libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
+            }
+        }
+    }
+}
+
+// ------------------------------------------------------------------------------------------- in the test process
+
+/// Packets, and an end of file that cannot be missed.
+pub(in super::super) const CONTROL: i32 = libc::SOCK_SEQPACKET;
+
+/// For `waitpid`: a child without an exit signal is seen by those who ask for it alone.
+pub(in super::super) const WAIT: WaitPidFlag = WaitPidFlag::__WALL;
+
+/// What tells a supervisor of the end of this process besides the socket.
+pub(in super::super) fn this_process() -> io::Result<Option<OwnedFd>> {
+    pidfd(std::process::id()).map(Some)
+}
+
+/// A pidfd of another process.
+pub(crate) fn pidfd(pid: u32) -> io::Result<OwnedFd> {
+    // SAFETY: the descriptor is new, and owned from here on.
+    unsafe {
+        let fd = Errno::result(libc::syscall(libc::SYS_pidfd_open, pid, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
+    }
+}
+
+/// Signals the whole tree. `false` where only the supervisor can.
+pub(in super::super) fn signal_tree(supervisor: u32, signal: i32) -> bool {
+    freeze::signal_tree(supervisor, signal);
+    true
+}
+
+/// Makes the supervisor. All signals are blocked.
+pub(in super::super) fn fork(mapping: &mut Mapping) -> nix::Result<Pid> {
+    let guard = memory::with_little_memory(mapping.range(), || {
+        // No exit signal: invisible to a `waitpid(-1)` of the test's, which gets no SIGCHLD of it either.
+        // SAFETY: the stack and the argument lie in the mapping, of which the child has a copy; `guard` keeps
+        // to what may be done after a fork.
+        let pid = unsafe {
+            libc::clone(
+                supervisor::guard,
+                mapping.guard_stack(),
+                0,
+                mapping.arena().cast(),
+            )
+        };
+        Errno::result(pid)
+    });
+    guard.map(Pid::from_raw)
+}
+
+/// Where the kernel finds this process's command line: fields 48 and 49 of `/proc/self/stat`. Empty when it does not say.
+pub(in super::super) fn arguments() -> Range<usize> {
+    static ARGUMENTS: Lazy<Range<usize>> = Lazy::new(|| {
+        let mut stat = String::new();
+        let read = File::open("/proc/self/stat").and_then(|mut file| file.read_to_string(&mut stat));
+        // The second field is a name in parentheses that may hold anything.
+        let fields = stat
+            .rsplit_once(')')
+            .filter(|_| read.is_ok())
+            .map_or("", |(_, rest)| rest);
+        let mut fields = fields
+            .split_ascii_whitespace()
+            .skip(45)
+            .map_while(|field| field.parse::<usize>().ok());
+        match (fields.next(), fields.next()) {
+            (Some(start), Some(end)) if start != 0 && end > start && end - start < 1 << 20 => start..end,
+            _ => 0..0,
+        }
+    });
+    ARGUMENTS.clone()
+}
+
+/// Sleeps until there is something to read, but no longer than this.
+pub(in super::super) fn wait_readable(fd: RawFd, timeout: Option<Duration>) {
+    let mut poll = libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    let time = timeout.map(|timeout| libc::timespec {
+        tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+        tv_nsec: timeout.subsec_nanos() as _,
+    });
+    let time = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
+    // SAFETY: one descriptor, and a time or none.
+    unsafe { libc::ppoll(&mut poll, 1, time, std::ptr::null()) };
+}
+
+/// For a supervisor that was killed, both its processes in the same instant: what carries the service's mark is ended from
+/// here.
+pub(in super::super) fn last_resort(id: &str, _supervisor: i32, _service: i32) {
+    sweep::kill_marked(&[id]);
+}

@@ -1,0 +1,164 @@
+//! What the test process and a supervisor say to each other over the control socket, in either back end.
+//!
+//! The supervisor's half runs after a fork: nothing here allocates, locks or panics.
+
+use std::mem;
+use std::os::fd::RawFd;
+use std::time::Duration;
+
+use nix::errno::Errno;
+
+use super::StopPolicy;
+use crate::Signal;
+
+// Eight 32-bit numbers a message, the first of which is one of these.
+pub(super) const MESSAGE: usize = 8;
+pub(super) type Message = [i32; MESSAGE];
+
+/// To the test process: the service was executed. Its process id; the worker's.
+pub(super) const STARTED: i32 = 1;
+/// To the test process: it could not be executed. A `STAGE_*`; the error number.
+pub(super) const FAILED: i32 = 2;
+/// To the test process, once for each [`ARM`]: there is new output in the log.
+pub(super) const OUTPUT: i32 = 3;
+/// To the test process: the main process has ended. Its wait status; 1 if descendants live; CLOCK_MONOTONIC in two halves.
+pub(super) const EXITED: i32 = 4;
+/// To the test process, the last word: nothing is left of the service.
+pub(super) const EMPTY: i32 = 5;
+/// To the test process, in answer to [`PUBLISH`]: 0, or the number of the error that prevented it.
+pub(super) const PUBLISHED: i32 = 6;
+/// To the test process, in answer to [`SYNC`]: what was in the pipes is in the log.
+pub(super) const SYNCED: i32 = 7;
+/// To the worker: say when there is new output.
+pub(super) const ARM: i32 = 10;
+/// To the worker: end the service. The signal, the grace in ms, the kill signal; 1 to remove its private directory as well.
+pub(super) const STOP: i32 = 11;
+/// To the worker: signal the service's process group. The signal.
+pub(super) const SIGNAL: i32 = 12;
+/// To the worker: the service is the run's from now on.
+pub(super) const PUBLISH: i32 = 13;
+/// To the worker: move what the service has printed so far into the log, and say when that is done.
+pub(super) const SYNC: i32 = 14;
+
+pub(super) const STAGE_SUPERVISOR: i32 = 0;
+pub(super) const STAGE_GROUPS: i32 = 1;
+pub(super) const STAGE_GID: i32 = 2;
+pub(super) const STAGE_UID: i32 = 3;
+pub(super) const STAGE_CURRENT_DIR: i32 = 4;
+pub(super) const STAGE_EXEC: i32 = 5;
+
+const SIZE: usize = mem::size_of::<Message>();
+
+/// Where `send` would raise SIGPIPE, and has no flag against it on every version, the socket has an option (`raw_socket::pair`).
+#[cfg(not(target_vendor = "apple"))]
+const NO_SIGNAL: i32 = libc::MSG_NOSIGNAL;
+#[cfg(target_vendor = "apple")]
+const NO_SIGNAL: i32 = 0;
+
+/// Never waits for room: a test process that does not read must not hold up its service's supervision. The buffer takes many
+/// more messages than are ever sent. (Only where the socket is a stream, and took a part of a message, the rest must follow; no
+/// longer than a second.)
+pub(super) fn send(control: RawFd, message: Message) {
+    let flags = libc::MSG_DONTWAIT | NO_SIGNAL;
+    let mut sent = 0_usize;
+    for _ in 0..100 {
+        // SAFETY: sends what is left of a plain array.
+        let got = unsafe {
+            let rest = message.as_ptr().cast::<u8>().add(sent).cast();
+            libc::send(control, rest, SIZE.wrapping_sub(sent), flags)
+        };
+        sent = sent.wrapping_add(usize::try_from(got).unwrap_or(0));
+        if sent == 0 || sent >= SIZE {
+            return;
+        }
+        // SAFETY: one descriptor.
+        unsafe {
+            let mut room = libc::pollfd {
+                fd: control,
+                events: libc::POLLOUT,
+                revents: 0,
+            };
+            libc::poll(&mut room, 1, 10);
+        }
+    }
+}
+
+/// What [`Inbox::receive`] has found.
+pub(super) enum Received {
+    Message(Message),
+    /// Nothing yet.
+    Nothing,
+    /// The other side has closed its end.
+    Closed,
+}
+
+/// Where a message is put together. Packets come whole; a stream may give them in parts.
+#[derive(Default)]
+pub(super) struct Inbox {
+    message: Message,
+    filled: usize,
+}
+
+impl Inbox {
+    /// The next message; does not wait for one unless it is told to.
+    pub(super) fn receive(&mut self, control: RawFd, wait: bool) -> Received {
+        let flags = if wait { 0 } else { libc::MSG_DONTWAIT };
+        let mut resets = 0_u32;
+        loop {
+            // SAFETY: receives into what is left of a plain array.
+            let got = unsafe {
+                let rest = self.message.as_mut_ptr().cast::<u8>().add(self.filled).cast();
+                libc::recv(control, rest, SIZE.wrapping_sub(self.filled), flags)
+            };
+            match usize::try_from(got) {
+                Ok(0) => return Received::Closed,
+                Ok(got) => {
+                    self.filled = self.filled.wrapping_add(got);
+                    if self.filled >= SIZE {
+                        self.filled = 0;
+                        return Received::Message(self.message);
+                    }
+                }
+                Err(_) => match Errno::last() {
+                    Errno::EINTR => {}
+                    // The other side ended with messages of ours unread. Linux says so once, and before what was sent is
+                    // delivered; a system that repeats it is not asked for ever.
+                    Errno::ECONNRESET if resets < 3 => resets = resets.wrapping_add(1),
+                    Errno::EAGAIN => return Received::Nothing,
+                    _ => return Received::Closed,
+                },
+            }
+        }
+    }
+}
+
+pub(super) fn stop_message(policy: StopPolicy, clean_up: bool) -> Message {
+    let grace = milliseconds(policy.grace);
+    [
+        STOP,
+        number(policy.signal),
+        grace,
+        number(policy.kill_signal),
+        i32::from(clean_up),
+        0,
+        0,
+        0,
+    ]
+}
+
+pub(super) fn number(signal: Signal) -> i32 {
+    match signal {
+        Signal::Term => libc::SIGTERM,
+        Signal::Int => libc::SIGINT,
+        Signal::Quit => libc::SIGQUIT,
+        Signal::Hup => libc::SIGHUP,
+        Signal::Kill => libc::SIGKILL,
+        Signal::Usr1 => libc::SIGUSR1,
+        Signal::Usr2 => libc::SIGUSR2,
+    }
+}
+
+/// A grace as the supervisor takes it.
+pub(super) fn milliseconds(grace: Duration) -> i32 {
+    i32::try_from(grace.as_millis()).unwrap_or(i32::MAX)
+}
