@@ -1,0 +1,208 @@
+//! What the code that both back ends share (`sys/forked.rs`, `sys/service.rs`) asks of the system, in POSIX calls. The first part runs
+//! after a fork: no allocation, no lock, no panic.
+
+use std::io;
+use std::mem;
+use std::ops::Range;
+use std::os::fd::{OwnedFd, RawFd};
+use std::ptr;
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::sys::wait::WaitPidFlag;
+use nix::unistd::Pid;
+
+use super::super::arena::{Arena, Mapping};
+use super::supervisor;
+
+// Of libc, which has threads in mind and was told of the fork: in the child it knows of one.
+
+pub(in super::super) unsafe fn set_groups(count: usize, groups: *const u32) -> i32 {
+    // SAFETY: as many groups as the caller says. (`count` is of another type on other systems.)
+    unsafe { libc::setgroups(count as _, groups) }
+}
+
+pub(in super::super) unsafe fn set_gid(gid: libc::gid_t) -> i32 {
+    // SAFETY: plain system call.
+    unsafe { libc::setgid(gid) }
+}
+
+pub(in super::super) unsafe fn set_uid(uid: libc::uid_t) -> i32 {
+    // SAFETY: plain system call.
+    unsafe { libc::setuid(uid) }
+}
+
+/// There is no such thing.
+pub(in super::super) unsafe fn tie_to_parent() {}
+
+/// For the supervisor, which has one thread: nobody can fork between the calls.
+pub(in super::super) unsafe fn pipe(ends: &mut [i32; 2]) -> i32 {
+    // SAFETY: writes two descriptors into the array.
+    unsafe {
+        let result = libc::pipe(ends.as_mut_ptr());
+        if result == 0 {
+            set_close_at_exec(ends[0]);
+            set_close_at_exec(ends[1]);
+        }
+        result
+    }
+}
+
+pub(super) unsafe fn set_close_at_exec(fd: i32) {
+    // SAFETY: plain system call.
+    unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+}
+
+/// Closes every descriptor but those that the arena says are kept, which are closed when a program is executed.
+pub(super) unsafe fn close_all_but_kept(a: &Arena) {
+    // SAFETY: `keep` has `keep_count` entries, in ascending order; nothing in this process uses the others.
+    unsafe {
+        let mut next = 0_i32;
+        for at in 0..a.keep_count {
+            let fd = *a.keep.add(at);
+            for other in next..fd {
+                libc::close(other);
+            }
+            set_close_at_exec(fd);
+            next = fd.wrapping_add(1);
+        }
+        for other in next..=a.last_fd {
+            libc::close(other);
+        }
+    }
+}
+
+/// Nothing is open in the supervisor that is not so marked.
+pub(in super::super) unsafe fn close_at_exec(_: &Arena) {}
+
+// ------------------------------------------------------------------------------------------- in the test process
+
+/// Not every system has packets between Unix sockets that also have an end of file.
+pub(in super::super) const CONTROL: i32 = libc::SOCK_STREAM;
+
+/// For `waitpid`.
+pub(in super::super) const WAIT: WaitPidFlag = WaitPidFlag::empty();
+
+/// Nothing: the supervisor asks for its parent from time to time.
+pub(in super::super) fn this_process() -> io::Result<Option<OwnedFd>> {
+    Ok(None)
+}
+
+/// There is no such thing.
+pub(crate) fn pidfd(_: u32) -> io::Result<OwnedFd> {
+    Err(io::ErrorKind::Unsupported.into())
+}
+
+/// The supervisor signals the group: as the leader's parent it knows whose the number is.
+pub(in super::super) fn signal_tree(_: u32, _: i32) -> bool {
+    false
+}
+
+/// Nobody's environment can be seen.
+pub(crate) fn kill_marked(_: &[&str]) {}
+
+/// Makes the supervisor. All signals are blocked.
+pub(in super::super) fn fork(mapping: &mut Mapping) -> nix::Result<Pid> {
+    let arena = mapping.arena();
+    // SAFETY: the mapping is this process's alone until the fork, and its child's own copy afterwards; `supervisor` keeps to what may be
+    // done after a fork, and does not return into code that does not know of it.
+    unsafe {
+        (*arena).last_fd = last_fd((*arena).control);
+        let pid = Errno::result(libc::fork())?;
+        if pid == 0 {
+            libc::_exit(supervisor::run(&mut *arena));
+        }
+        Ok(Pid::from_raw(pid))
+    }
+}
+
+/// How many descriptors other threads may open, from the look at them until the fork, without one being missed: the lowest free
+/// number is always given first.
+const MEANWHILE: i32 = 512;
+/// More are not closed where it cannot be seen which are open.
+const MANY: u64 = 65_536;
+
+/// A number above which no descriptor is open. There is no portable call that closes all, and the limit of how many there may be
+/// is often a million. `known` is one that is open.
+fn last_fd(known: RawFd) -> i32 {
+    let listed = std::fs::read_dir("/dev/fd").into_iter().flatten().flatten();
+    let open: Vec<i32> = listed
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .collect();
+    // On some systems it has the standard streams alone.
+    if open.contains(&known) {
+        return open.iter().copied().max().unwrap_or(0).saturating_add(MEANWHILE);
+    }
+    // SAFETY: any bytes make a limit, which the call fills in.
+    let limit = unsafe {
+        let mut limit: libc::rlimit = mem::zeroed();
+        match libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) {
+            0 => limit.rlim_cur as u64,
+            _ => MANY,
+        }
+    };
+    i32::try_from(limit.min(MANY)).unwrap_or(i32::MAX)
+}
+
+/// Only Linux tells where they are.
+pub(in super::super) fn arguments() -> Range<usize> {
+    0..0
+}
+
+/// Sleeps until there is something to read, but no longer than this.
+pub(in super::super) fn wait_readable(fd: RawFd, timeout: Option<Duration>) {
+    match timeout {
+        // `poll` knows milliseconds only, which are long for a service that is ready in less. `pselect` knows low numbers only.
+        Some(timeout) if timeout < Duration::from_millis(10) && (fd as usize) < libc::FD_SETSIZE => {
+            let time = libc::timespec {
+                tv_sec: 0,
+                tv_nsec: timeout.subsec_nanos() as _,
+            };
+            // SAFETY: the set is a local variable that has room for this descriptor, as was just asked; the others are not
+            // there.
+            unsafe {
+                let mut set: libc::fd_set = mem::zeroed();
+                libc::FD_SET(fd, &mut set);
+                libc::pselect(
+                    fd.saturating_add(1),
+                    &mut set,
+                    ptr::null_mut(),
+                    ptr::null_mut(),
+                    &time,
+                    ptr::null(),
+                );
+            }
+        }
+        timeout => {
+            // Rounded up, or the last millisecond would be spent spinning.
+            let ms = timeout.map_or(-1, |timeout| {
+                i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
+            });
+            let mut poll = libc::pollfd {
+                fd,
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            // SAFETY: one descriptor.
+            unsafe { libc::poll(&mut poll, 1, ms) };
+        }
+    }
+}
+
+/// For a supervisor that was killed: its service's group is ended from here. Not what has left the group, of which nobody knows
+/// any more.
+pub(in super::super) fn last_resort(_: &str, supervisor: i32, service: i32) {
+    if service <= 1 {
+        return;
+    }
+    // SAFETY: plain system calls.
+    unsafe {
+        // The number is the group's as long as one of it lives. If its leader does, the session says whether it is ours: each supervisor
+        // has one of its own. If it does not, nobody else can have got the number but a group whose leader has ended as
+        // well, all within the moment since the supervisor's death.
+        let session = libc::getsid(service);
+        if session == supervisor || session < 0 {
+            libc::kill(-service, libc::SIGKILL);
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! Removes a service's private directory when the test process is not there any more to do it. Runs in the supervisor, after
+//! a fork: nothing here allocates, locks or panics.
+//!
+//! POSIX has no way of reading a directory that may be used there. So `rm` does that part. Where it is not to be had, the next
+//! run removes what is left.
+
+use std::ffi::{CStr, c_char};
+use std::ptr;
+
+use super::super::forked::errno;
+
+/// How long the removal of what a service has left may take. Then it goes on without the supervisor.
+const PATIENCE_MS: i32 = 20_000;
+
+/// Removes a directory and all in it; symbolic links are removed, not followed. With a file `kept` in it, only the
+/// subdirectory `d` goes, and the lock that marks it as in use.
+///
+/// # Safety
+///
+/// The path must be a string that ends in a zero byte.
+pub(super) unsafe fn private_dir(path: *const c_char) {
+    // SAFETY: plain system calls; the descriptor is closed again.
+    unsafe {
+        let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+        let dir = libc::open(path, flags);
+        if dir < 0 {
+            return;
+        }
+        // Most services leave it empty.
+        if libc::unlinkat(dir, c"d".as_ptr(), libc::AT_REMOVEDIR) != 0 && errno() != libc::ENOENT {
+            rm(dir, c"d");
+        }
+        if libc::faccessat(dir, c"kept".as_ptr(), libc::F_OK, 0) == 0 {
+            libc::unlinkat(dir, c"lock".as_ptr(), 0);
+        } else {
+            // The lock last: as long as it is there, a later run will finish what is interrupted here.
+            for name in [c"log", c"log.index", c"owner", c"lock"] {
+                libc::unlinkat(dir, name.as_ptr(), 0);
+            }
+            libc::rmdir(path);
+        }
+        libc::close(dir);
+    }
+}
+
+/// `rm -rf NAME` in this directory.
+unsafe fn rm(dir: i32, name: &CStr) {
+    // SAFETY: the lists end with a null pointer, and the child ends here.
+    unsafe {
+        let pid = libc::fork();
+        if pid == 0 {
+            let argv = [
+                c"rm".as_ptr(),
+                c"-rf".as_ptr(),
+                c"--".as_ptr(),
+                name.as_ptr(),
+                ptr::null(),
+            ];
+            let envp: [*const c_char; 1] = [ptr::null()];
+            if libc::fchdir(dir) == 0 {
+                for program in [c"/bin/rm", c"/usr/bin/rm"] {
+                    libc::execve(program.as_ptr(), argv.as_ptr(), envp.as_ptr());
+                }
+            }
+            libc::_exit(127);
+        }
+        let mut left = PATIENCE_MS;
+        while pid > 0 && left > 0 {
+            match libc::waitpid(pid, ptr::null_mut(), libc::WNOHANG) {
+                0 => {
+                    libc::poll(ptr::null_mut(), 0, 1);
+                    left = left.wrapping_sub(1);
+                }
+                -1 if errno() == libc::EINTR => {}
+                _ => return,
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::ffi::CString;
+    use std::fs;
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::symlink;
+    use std::path::{Path, PathBuf};
+
+    fn scratch(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("mirakuru-unit-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(dir.join("home/d/deep")).expect("the temp directory is writable");
+        for file in [
+            "home/log",
+            "home/lock",
+            "home/owner",
+            "home/d/deep/data",
+            "outside",
+        ] {
+            fs::write(dir.join(file), "x").expect("the temp directory is writable");
+        }
+        symlink(dir.join("outside"), dir.join("home/d/link")).expect("as above");
+        dir
+    }
+
+    fn remove(path: &Path) {
+        let path = CString::new(path.as_os_str().as_bytes()).expect("no zero byte");
+        // SAFETY: a path of this test's own.
+        unsafe { private_dir(path.as_ptr()) };
+    }
+
+    #[test]
+    fn removes_everything_and_follows_no_link() {
+        let dir = scratch("remove");
+        remove(&dir.join("home"));
+        assert!(!dir.join("home").exists());
+        assert!(dir.join("outside").exists());
+        fs::remove_dir_all(dir).expect("it is ours");
+    }
+
+    #[test]
+    fn a_kept_log_stays() {
+        let dir = scratch("kept");
+        fs::write(dir.join("home/kept"), "").expect("it is ours");
+        remove(&dir.join("home"));
+        assert!(dir.join("home/log").exists());
+        assert!(!dir.join("home/d").exists() && !dir.join("home/lock").exists());
+        fs::remove_dir_all(dir).expect("it is ours");
+    }
+}

@@ -1,0 +1,424 @@
+//! The supervisor's own code. After a fork, as `sys/forked.rs` explains: system calls only, no allocation, no lock, no panic.
+//!
+//! The order in which things happen is what the guarantee rests on, as far as it goes here:
+//!
+//! 1. The supervisor becomes a session leader (the runner's signals to its process group and terminal do not reach it) and
+//!    has all signals blocked *before* there is a service.
+//! 2. It learns of the test process's death by the end of file of the socket, which comes at once; and should somebody else hold a
+//!    copy of the other end (a fork of the test process), by its having another parent, for which it asks from time to time.
+//! 3. The service is in a group of its own before the test process learns of it: both sides see to that.
+//! 4. To stop: the polite signal and SIGCONT to the group; after the grace the kill, until the group is empty; then the last words
+//!    of output into the log; then the last word to the test process; then the end.
+
+use std::ffi::c_int;
+use std::mem;
+use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use super::super::arena::Arena;
+use super::super::forked::{
+    Output, become_service, close_listeners, close_streams, errno, fail, lift_listeners, now_ms, now_ns,
+    null_standard_streams, open_streams, reset_signals,
+};
+use super::super::message::{
+    ARM, EMPTY, EXITED, Inbox, OUTPUT, PUBLISH, PUBLISHED, Received, SIGNAL, STAGE_SUPERVISOR, STARTED, STOP,
+    SYNC, SYNCED, send,
+};
+use super::{os, remove};
+
+/// How long until the next look at who the parent is.
+const LOOK_MS: i64 = 250;
+/// How long until the next look at a group that has lost its leader: nobody tells of the end of its members.
+const ORPHANS_MS: i64 = 20;
+/// After any kill signal but SIGKILL: how long until SIGKILL.
+const SECOND_KILL_MS: i64 = 1000;
+/// After SIGKILL: how long the members of a group that has lost its leader may still be there. What is there then is dead, and waits
+/// for a first process that is slow to fetch exit statuses (those of containers are, or never do); it cannot be told apart
+/// from what waits for a disk.
+const ZOMBIES_MS: i64 = 1000;
+/// How much output is taken in one turn of the loop, so that a flood does not keep the supervisor from its other duties.
+const READS_PER_TURN: usize = 8;
+/// More than a pipe holds.
+const ALL_READS: usize = 64;
+
+/// Where the handler of SIGCHLD writes to, to end a `poll`. There is no call on all systems that waits for either.
+///
+/// It runs within `Worker::poll` only, where nobody needs `errno`; elsewhere the signal is blocked.
+static WAKE: AtomicI32 = AtomicI32::new(-1);
+
+extern "C" fn child_has_changed(_: c_int) {
+    // SAFETY: writes one byte; where the pipe is full, there is one already.
+    unsafe { libc::write(WAKE.load(Ordering::SeqCst), [0_u8].as_ptr().cast(), 1) };
+}
+
+struct Worker<'a> {
+    a: &'a mut Arena,
+    /// Who that was at the beginning.
+    parent: i32,
+    inbox: Inbox,
+    output: Output,
+    phase: Phase,
+    /// Its main process has not been waited for yet.
+    main_alive: bool,
+    /// The group has been seen to be empty: its number may be somebody else's from then on.
+    group_is_empty: bool,
+    /// The test process wants to know of new output.
+    armed: bool,
+    /// There has been output since it was told of any.
+    news: bool,
+    /// Nobody else is there to remove the private directory.
+    clean_up: bool,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Phase {
+    Running,
+    /// Asked to end; killed at this time (CLOCK_MONOTONIC in ms).
+    Polite {
+        until: i64,
+        kill_signal: i32,
+    },
+    /// Sent a kill signal of the user's choice; SIGKILL at this time.
+    Killing {
+        until: i64,
+    },
+}
+
+/// The supervisor, from its first instruction to its last. All signals are blocked.
+pub(super) unsafe fn run(a: &mut Arena) -> c_int {
+    // SAFETY: plain system calls, on the arena's and this process's own descriptors.
+    unsafe {
+        let parent = libc::getppid();
+        libc::setsid();
+        reset_signals();
+        os::close_all_but_kept(a);
+        null_standard_streams();
+        a.worker = libc::getpid();
+        let mut wake = [-1; 2];
+        let mut pipes = [-1; 2];
+        let above = 3_i32.wrapping_add(a.listen_count as c_int);
+        if os::pipe(&mut wake) != 0
+            || !watch_children(wake[1])
+            || !open_streams(a, &mut pipes)
+            || !lift_listeners(a)
+        {
+            fail(a.control, STAGE_SUPERVISOR, errno());
+            return 1;
+        }
+        libc::fcntl(wake[0], libc::F_SETFL, libc::O_NONBLOCK);
+
+        // Closed when the program is executed; if that fails, the reason comes through it. It must lie above all places that the
+        // service's sockets go to.
+        let mut report = [-1; 2];
+        if os::pipe(&mut report) != 0 {
+            fail(a.control, STAGE_SUPERVISOR, errno());
+            return 1;
+        }
+        let lifted = libc::fcntl(report[1], libc::F_DUPFD_CLOEXEC, above);
+        let failed = errno();
+        libc::close(report[1]);
+        let pid = if lifted < 0 { -1 } else { libc::fork() };
+        if pid == 0 {
+            let (stage, error) = become_service(a);
+            let reason = [stage, error];
+            libc::write(lifted, reason.as_ptr().cast(), mem::size_of_val(&reason));
+            libc::_exit(127);
+        }
+        if pid < 0 {
+            let failed = if lifted < 0 { failed } else { errno() };
+            fail(a.control, STAGE_SUPERVISOR, failed);
+            return 1;
+        }
+        // Before anybody signals the group. (It fails when the program has been executed; then the child has done it.)
+        libc::setpgid(pid, pid);
+        libc::close(lifted);
+        close_streams(a);
+        // From here on they are the service's alone: closed when it is gone.
+        close_listeners(a);
+        if let Some([stage, error]) = read_reason(report[0]) {
+            while libc::waitpid(pid, ptr::null_mut(), 0) < 0 && errno() == libc::EINTR {}
+            fail(a.control, stage, error);
+            return 0;
+        }
+        libc::close(report[0]);
+        a.service = pid;
+        send(a.control, [STARTED, pid, a.worker, 0, 0, 0, 0, 0]);
+
+        let output = Output::new(a, pipes);
+        let mut worker = Worker {
+            a,
+            parent,
+            inbox: Inbox::default(),
+            output,
+            phase: Phase::Running,
+            main_alive: true,
+            group_is_empty: false,
+            armed: false,
+            news: false,
+            clean_up: false,
+        };
+        worker.run(wake[0]);
+        0
+    }
+}
+
+/// Has this end of a pipe written to when a child ends.
+unsafe fn watch_children(wake: i32) -> bool {
+    // SAFETY: the handler does what a handler may.
+    unsafe {
+        libc::fcntl(wake, libc::F_SETFL, libc::O_NONBLOCK);
+        WAKE.store(wake, Ordering::SeqCst);
+        let mut action: libc::sigaction = mem::zeroed();
+        let handler: extern "C" fn(c_int) = child_has_changed;
+        action.sa_sigaction = handler as libc::sighandler_t;
+        action.sa_flags = libc::SA_RESTART | libc::SA_NOCLDSTOP;
+        libc::sigemptyset(&mut action.sa_mask);
+        libc::sigaction(libc::SIGCHLD, &action, ptr::null_mut()) == 0
+    }
+}
+
+/// Why the service could not be executed: a stage and an error number. `None` when it was.
+unsafe fn read_reason(report: i32) -> Option<[i32; 2]> {
+    let mut reason = [0_i32; 2];
+    let size = mem::size_of_val(&reason);
+    loop {
+        // SAFETY: reads into a local variable. A few bytes come through a pipe whole.
+        let got = unsafe { libc::read(report, reason.as_mut_ptr().cast(), size) };
+        if got < 0 && errno() == libc::EINTR {
+            continue;
+        }
+        return (got == size as isize).then_some(reason);
+    }
+}
+
+impl Worker<'_> {
+    /// Until nothing is left of the group.
+    unsafe fn run(&mut self, wake: i32) {
+        // SAFETY: plain system calls on descriptors of our own.
+        unsafe {
+            let mut control = self.a.control;
+            let mut owner_is_gone = false;
+            loop {
+                self.sleep(wake, control);
+                self.relay(0, READS_PER_TURN);
+                self.relay(1, READS_PER_TURN);
+                if control >= 0 && !self.listen() {
+                    control = -1;
+                    owner_is_gone = true;
+                }
+                owner_is_gone |= libc::getppid() != self.parent;
+                if owner_is_gone {
+                    self.clean_up = true;
+                    self.ask_to_end(self.a.stop_signal, self.a.grace_ms, self.a.kill_signal);
+                }
+                self.reap();
+                if !self.main_alive && !self.group_lives() {
+                    break;
+                }
+                match self.phase {
+                    Phase::Polite { until, kill_signal } if now_ms() >= until => {
+                        if kill_signal == libc::SIGKILL {
+                            break;
+                        }
+                        self.signal_group(kill_signal);
+                        self.phase = Phase::Killing {
+                            until: now_ms().wrapping_add(SECOND_KILL_MS),
+                        };
+                    }
+                    Phase::Killing { until } if now_ms() >= until => break,
+                    _ => {}
+                }
+            }
+            self.kill(wake);
+            for stream in [0, 1] {
+                self.relay(stream, ALL_READS);
+                self.output.record_loss(stream);
+            }
+            if self.clean_up && !self.a.private_dir.is_null() {
+                remove::private_dir(self.a.private_dir);
+            }
+            send(self.a.control, [EMPTY, 0, 0, 0, 0, 0, 0, 0]);
+        }
+    }
+
+    /// Until something happens, or it is time for a look at what nobody tells of.
+    unsafe fn sleep(&self, wake: i32, control: i32) {
+        let mut patience = if self.main_alive { LOOK_MS } else { ORPHANS_MS };
+        if let Phase::Polite { until, .. } | Phase::Killing { until } = self.phase {
+            if !self.main_alive {
+                patience = 1;
+            }
+            patience = patience.min(until.wrapping_sub(now_ms())).max(0);
+        }
+        // SAFETY: as many descriptors as are said.
+        unsafe { self.poll(wake, control, patience as c_int) };
+    }
+
+    unsafe fn poll(&self, wake: i32, control: i32, ms: c_int) {
+        // SAFETY: as many descriptors as are said; reads into a local buffer.
+        unsafe {
+            let poll = |fd| libc::pollfd {
+                fd,
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            let mut fds = [wake, control, self.output.pipes[0], self.output.pipes[1]].map(poll);
+            let mut child: libc::sigset_t = mem::zeroed();
+            libc::sigemptyset(&mut child);
+            libc::sigaddset(&mut child, libc::SIGCHLD);
+            // What has come before is delivered now, and its byte ends the `poll`.
+            libc::sigprocmask(libc::SIG_UNBLOCK, &child, ptr::null_mut());
+            libc::poll(fds.as_mut_ptr(), 4, ms);
+            libc::sigprocmask(libc::SIG_BLOCK, &child, ptr::null_mut());
+            let mut bytes = [0_u8; 64];
+            while libc::read(wake, bytes.as_mut_ptr().cast(), bytes.len()) > 0 {}
+        }
+    }
+
+    /// Takes the test process's messages. `false` when it has closed its end.
+    unsafe fn listen(&mut self) -> bool {
+        loop {
+            let message = match self.inbox.receive(self.a.control, false) {
+                Received::Message(message) => message,
+                Received::Nothing => return true,
+                Received::Closed => return false,
+            };
+            match message[0] {
+                ARM => {
+                    self.armed = true;
+                    self.tell_news();
+                }
+                // SAFETY: signals to the service's own group only.
+                STOP => unsafe {
+                    self.clean_up |= message[4] == 1;
+                    self.ask_to_end(message[1], i64::from(message[2]), message[3]);
+                },
+                // SAFETY: as `relay`.
+                SYNC => unsafe {
+                    self.relay(0, ALL_READS);
+                    self.relay(1, ALL_READS);
+                    send(self.a.control, [SYNCED, 0, 0, 0, 0, 0, 0, 0]);
+                },
+                // SAFETY: as above.
+                SIGNAL => unsafe { self.signal_group_only(message[1]) },
+                // It cannot be: nothing here would end it with the runner.
+                PUBLISH => send(self.a.control, [PUBLISHED, libc::ENOTSUP, 0, 0, 0, 0, 0, 0]),
+                _ => {}
+            }
+        }
+    }
+
+    /// The polite phase. Asked again, it can only become shorter.
+    unsafe fn ask_to_end(&mut self, signal: i32, grace_ms: i64, kill_signal: i32) {
+        let until = now_ms().wrapping_add(grace_ms);
+        match self.phase {
+            Phase::Running => {
+                // SAFETY: as `signal_group`.
+                unsafe { self.signal_group(signal) };
+                self.phase = Phase::Polite { until, kill_signal };
+            }
+            Phase::Polite { until: earlier, .. } if until < earlier => {
+                self.phase = Phase::Polite { until, kill_signal };
+            }
+            _ => {}
+        }
+    }
+
+    /// Signals the service's group, and lets it run if it was stopped.
+    unsafe fn signal_group(&mut self, signal: i32) {
+        // SAFETY: as `signal_group_only`.
+        unsafe {
+            self.signal_group_only(signal);
+            self.signal_group_only(libc::SIGCONT);
+        }
+    }
+
+    unsafe fn signal_group_only(&mut self, signal: i32) {
+        if self.group_lives() {
+            // SAFETY: the number is the service's group's.
+            unsafe { libc::kill(-self.a.service, signal) };
+        }
+    }
+
+    /// Whether there is still somebody in the group.
+    ///
+    /// A number cannot be given to a process while it is that of a group with members. As long as the leader has not been waited for,
+    /// there is no question. From then on the group is asked for again and again, and never again once it was seen to
+    /// be empty; were it to become empty and the number to be given away between two looks, then there would be a *process* of
+    /// that number, which this group has not any more.
+    fn group_lives(&mut self) -> bool {
+        if self.main_alive {
+            return true;
+        }
+        let exists = |pid| {
+            // SAFETY: signal 0 does nothing but ask.
+            let result = unsafe { libc::kill(pid, 0) };
+            // Not ours to signal: another user's.
+            result == 0 || errno() == libc::EPERM
+        };
+        let service = self.a.service;
+        self.group_is_empty = self.group_is_empty || exists(service) || !exists(-service);
+        !self.group_is_empty
+    }
+
+    /// Waits for the main process, if it has ended, and tells of it.
+    unsafe fn reap(&mut self) {
+        if !self.main_alive {
+            return;
+        }
+        let mut status = 0;
+        // SAFETY: the status goes into a local variable.
+        let reaped = unsafe { libc::waitpid(self.a.service, &mut status, libc::WNOHANG) };
+        if reaped != self.a.service {
+            return;
+        }
+        let at = now_ns();
+        self.main_alive = false;
+        let [high, low] = [(at >> 32) as i32, at as i32];
+        // SAFETY: as `relay`.
+        unsafe {
+            // Its last words come before the news of its death.
+            self.relay(0, ALL_READS);
+            self.relay(1, ALL_READS);
+        }
+        let left = i32::from(self.group_lives());
+        send(self.a.control, [EXITED, status, left, high, low, 0, 0, 0]);
+    }
+
+    /// SIGKILL, until the group is empty. Again and again: what forks in this moment may be missed.
+    unsafe fn kill(&mut self, wake: i32) {
+        let begin = now_ms();
+        let mut alone_since = begin;
+        // SAFETY: as the functions that it calls.
+        unsafe {
+            while self.group_lives() {
+                self.signal_group_only(libc::SIGKILL);
+                // No longer: most die within microseconds.
+                self.poll(wake, -1, 1);
+                self.relay(0, READS_PER_TURN);
+                self.relay(1, READS_PER_TURN);
+                self.reap();
+                if self.main_alive {
+                    alone_since = now_ms();
+                } else if now_ms().wrapping_sub(alone_since) > ZOMBIES_MS {
+                    return;
+                }
+            }
+        }
+    }
+
+    unsafe fn relay(&mut self, stream: usize, reads: usize) {
+        // SAFETY: as `Output::relay`.
+        if unsafe { self.output.relay(&mut self.a.buffer, stream, reads) } {
+            self.news = true;
+            self.tell_news();
+        }
+    }
+
+    fn tell_news(&mut self) {
+        if self.armed && self.news {
+            (self.armed, self.news) = (false, false);
+            send(self.a.control, [OUTPUT, 0, 0, 0, 0, 0, 0, 0]);
+        }
+    }
+}
