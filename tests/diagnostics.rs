@@ -366,6 +366,10 @@ fn it_hangs() {
 }
 
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not see whose a port or a socket is"
+)]
 fn it_listens_elsewhere() {
     let recipe = odd(["--listen", "127.0.0.1:{port:its}"])
         .wait_for(Tcp::addr("127.0.0.1:{port}"))
@@ -574,6 +578,10 @@ fn causes_that_the_output_tells() {
 // ---- somebody else has it -----------------------------------------------------------------------------------------------
 
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not see whose a port or a socket is"
+)]
 fn the_port_is_taken_by_a_stranger() {
     let port = fixed_port();
     let stranger = Stranger::start(&["--listen", &format!("127.0.0.1:{port}")]);
@@ -591,6 +599,10 @@ fn the_port_is_taken_by_a_stranger() {
 }
 
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not see whose a port or a socket is"
+)]
 fn the_port_is_taken_by_us() {
     let port = fixed_port();
     let addr = format!("127.0.0.1:{port}");
@@ -624,6 +636,10 @@ fn the_port_is_taken_by_us() {
 }
 
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not see whose a port or a socket is"
+)]
 fn the_port_is_taken_by_what_an_earlier_run_left() {
     let port = fixed_port();
     let addr = format!("127.0.0.1:{port}");
@@ -653,6 +669,10 @@ fn the_port_is_taken_by_what_an_earlier_run_left() {
 }
 
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not see whose a port or a socket is"
+)]
 fn the_socket_is_taken() {
     let scratch = Scratch::new();
     let path = scratch.file("server.sock");
@@ -669,6 +689,10 @@ fn the_socket_is_taken() {
 }
 
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not see other processes"
+)]
 fn the_pid_file_is_another_processs() {
     let scratch = Scratch::new();
     let path = scratch.file("server.pid");
@@ -686,6 +710,10 @@ fn the_pid_file_is_another_processs() {
 
 /// The service waits and does not notice: the port is somebody else's by the time that it would have been ready.
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not see whose a port or a socket is"
+)]
 fn a_stranger_takes_the_port_during_the_start() {
     let port = fixed_port();
     let addr = format!("127.0.0.1:{port}");
@@ -714,6 +742,10 @@ fn a_stranger_takes_the_port_during_the_start() {
 
 /// The service does notice, and ends: the report names who has the port all the same.
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not see whose a port or a socket is"
+)]
 fn the_bind_fails_because_of_a_stranger() {
     let port = fixed_port();
     let addr = format!("127.0.0.1:{port}");
@@ -760,6 +792,10 @@ fn the_bind_fails_because_of_a_stranger() {
 
 /// The bar: whenever a stranger takes the port between our look and the service's bind, the start tells the truth.
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not see whose a port or a socket is"
+)]
 fn two_hundred_times_the_truth_about_a_stranger_in_the_window() {
     let me = std::process::id();
     let (mut ready, mut refused, mut ended, mut strange) = (0, 0, 0, 0);
@@ -819,6 +855,10 @@ fn two_hundred_times_the_truth_about_a_stranger_in_the_window() {
 
 /// Both listen, by SO_REUSEPORT, and each gets a part of the connections: that is no service for a test.
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not see whose a port or a socket is"
+)]
 fn a_port_that_is_shared_with_a_stranger() {
     for n in 0..10_u64 {
         let port = fixed_port();
@@ -1163,6 +1203,10 @@ fn inherited_sockets_are_in_order_whatever_is_open() {
 }
 
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not see whose a port or a socket is"
+)]
 fn an_inherited_fixed_port_is_checked_and_tcp_knows_its_owner() {
     let port = fixed_port();
     let addr = format!("127.0.0.1:{port}");
@@ -1686,6 +1730,10 @@ fn colours_are_for_terminals() {
 
 /// A connection that comes to nothing is a line in PostgreSQL's log. The look at the port makes none.
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end cannot ask who listens without making a connection"
+)]
 fn postgresql_sees_no_connection_of_a_probe() {
     let Some(bin) =
         require("initdb").and_then(|initdb| Some(initdb.canonicalize().ok()?.parent()?.to_owned()))

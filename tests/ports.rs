@@ -123,6 +123,10 @@ fn a_service_without_reuseaddr_gets_a_port_as_well() {
 }
 
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not see whose a port or a socket is"
+)]
 fn a_chosen_port_that_was_taken_in_between_is_replaced() {
     let scratch = Scratch::new();
     let pids = scratch.file("pids");
@@ -172,6 +176,10 @@ fn assert_already_running(error: &Error, port: u16, pid: u32) {
 }
 
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not see whose a port or a socket is"
+)]
 fn a_fixed_port_of_another_executor_is_refused_and_the_holder_named() {
     let port = fixed_port();
     let mut first = fixed(port).start().unwrap();
@@ -196,6 +204,10 @@ fn a_fixed_port_of_another_executor_is_refused_and_the_holder_named() {
 }
 
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not see whose a port or a socket is"
+)]
 fn a_stranger_on_the_port_is_refused_whatever_it_does_there() {
     // What is bound and does not listen is in the way only of those that do not share, which nobody can know beforehand.
     let ways: [&[&str]; 4] = [
@@ -216,6 +228,10 @@ fn a_stranger_on_the_port_is_refused_whatever_it_does_there() {
 }
 
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not see whose a port or a socket is"
+)]
 fn a_stranger_on_every_address_is_refused_too() {
     let port = fixed_port();
     let stranger = Stranger::start(&["--listen", &format!("0.0.0.0:{port}")]);
@@ -223,6 +239,10 @@ fn a_stranger_on_every_address_is_refused_too() {
 }
 
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not see whose a port or a socket is"
+)]
 fn a_listener_of_the_test_itself_is_a_stranger_too() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();

@@ -95,6 +95,7 @@ fn meets_its_end() {
     let file = |name: &str| dir.join(name).to_str().unwrap().to_owned();
     let services: Vec<_> = TREES
         .iter()
+        .filter(|args| common::is_found(args))
         .map(|args| {
             listening(["--pids", &file("pids")])
                 .args(*args)
@@ -222,6 +223,10 @@ fn exit_0_before_readiness_is_an_error() {
 
 /// But it is none when a descendant is alive, and the death of the last one is noticed as well.
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not find what leaves the process group"
+)]
 fn exit_0_of_a_daemon_is_no_error_until_the_daemon_ends() {
     let mut service = listening(["--daemonise", "--delay", "200"]).start().unwrap();
     assert!(alive(who_answers(service.addr())));
@@ -239,6 +244,10 @@ fn exit_0_of_a_daemon_is_no_error_until_the_daemon_ends() {
 
 /// A connection as the test of a free port does not see a socket that is bound and does not listen.
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not see whose a port or a socket is"
+)]
 fn a_port_that_is_bound_and_does_not_listen_is_not_free() {
     let port = fixed_port();
     let address = format!("127.0.0.1:{port}");
@@ -327,6 +336,10 @@ fn the_exit_of_a_server_that_never_answers_is_noticed() {
 
 /// A service is ready only when the socket is its own. This stranger takes the port while the service gets ready.
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not see whose a port or a socket is"
+)]
 fn a_service_that_is_ready_but_belongs_to_somebody_else() {
     for http in [false, true] {
         let port = fixed_port();
@@ -414,6 +427,10 @@ fn process_with_pid(pid: u32) -> Option<Child> {
 /// carries its mark is swept, and nothing else.
 #[test]
 #[cfg(target_os = "linux")]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "nothing outlives the supervisor of the portable back end to end its service"
+)]
 fn marks_are_matched_whole() {
     let mut service = listening(["--fork", "1"]).start().unwrap();
     let neighbour = listening([]).start().unwrap();
@@ -699,7 +716,7 @@ fn nothing_is_left_after_a_failed_start() {
         &["--deaf-daemons", "2"],
         &["--keep-forking", "2"],
     ];
-    for tree in trees {
+    for tree in trees.into_iter().filter(|tree| common::is_found(tree)) {
         let scratch = Scratch::new();
         let pids = scratch.file("pids");
         let recipe = || {
@@ -772,6 +789,10 @@ fn drop_works_on_any_thread_and_at_its_end() {
 /// A supervisor that is killed leaves no stray: the service's main process and what carries its mark go with it.
 #[test]
 #[cfg(target_os = "linux")]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "nothing outlives the supervisor of the portable back end to end its service"
+)]
 fn the_death_of_either_supervisor_is_not_the_services_freedom() {
     let kinds: [&[&str]; 3] = [&[], &["--fork", "2"], &["--deaf-daemons", "2"]];
     for kind in kinds {
@@ -797,6 +818,10 @@ fn the_death_of_either_supervisor_is_not_the_services_freedom() {
 /// A `pkill -f` that is meant for the test does not hit its supervisors.
 #[test]
 #[cfg(target_os = "linux")]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the supervisor of the portable back end has the name of the test process"
+)]
 fn supervisors_have_a_command_line_of_their_own() {
     let service = listening([]).start().unwrap();
     let exe = std::env::current_exe().unwrap();

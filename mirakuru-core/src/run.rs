@@ -792,6 +792,13 @@ mod tests {
         );
     }
 
+    /// Nobody's parents can be seen, so a shared service is its process's own.
+    #[test]
+    #[cfg(mirakuru_portable)]
+    fn there_are_no_runs_without_a_look_at_other_processes() {
+        assert!(Run::current().is_none());
+    }
+
     #[test]
     fn an_orphan_is_no_part_of_what_adopted_it() {
         let nextest = |processes: &[(u32, &str, u32)]| runner(&[NEXTEST], processes, &[], &[]);

@@ -10,7 +10,7 @@ use super::unix_socket::{claim, expand_path};
 use super::{Prepare, Probe, Readiness};
 use crate::Error;
 use crate::holder::first_number;
-use crate::sys::procfs;
+use crate::sys::{self, procfs};
 
 /// What is compared of a file's content.
 const READ: u64 = 4096;
@@ -139,12 +139,12 @@ impl Readiness for PidFile {
         // It can also have appeared between the look before the start and the start, while another service with the same file had its turn.
         if self.before.as_ref() != Some(&now)
             && (!is_older_than_start(&now, cx.elapsed())
-                || pid.is_some_and(|pid| procfs::descends(pid, cx.supervisor)))
+                || pid.is_some_and(|pid| pid == cx.pid || procfs::descends(pid, cx.supervisor)))
         {
             return Ok(true);
         }
         let names = match pid {
-            Some(pid) if procfs::stat(pid).is_some_and(|stat| stat.is_alive()) => format!(" (process {pid})"),
+            Some(pid) if sys::files::process_lives(pid) => format!(" (process {pid})"),
             Some(pid) => format!(" (process {pid}, which is gone)"),
             None => String::new(),
         };
