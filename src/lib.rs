@@ -74,7 +74,10 @@
 //!
 //! # Limits
 //!
-//! - Linux is where the guarantee holds. On other Unixes, a service that leaves its process group is not found.
+//! - Linux is where the guarantee holds. Other Unixes have a back end on POSIX calls alone, which was tested on Linux and never run on
+//!   a real macOS or BSD. It ends the service's process group, and does not find what leaves that, as daemons do; a supervisor that
+//!   is killed leaves the service, unless the test process is still there; listening sockets are not checked for their owner; and a
+//!   shared service is its test process's own, not the run's.
 //! - A service that is shared is never stopped by a test: that takes `&mut`, and sharing hands out `&`.
 //! - `#[should_panic]` tests never take the failure of a start for the panic that they expect; the report is then in the
 //!   test's output.

@@ -185,6 +185,16 @@ fn exit_0() {
         start(odd(["--line", "bye", "--exit-before-ready", "0"]).wait_for(Tcp::addr("127.0.0.1:{port}")));
     let port = error.to_string();
     let port = port.lines().next().unwrap().rsplit(':').next().unwrap();
+    let hint = match cfg!(mirakuru_portable) {
+        false => {
+            "it ended well, and left nothing running: a program that goes into the background needs its option to stay in the \
+             foreground"
+        }
+        true => {
+            "it ended well: a program that goes into the background is not found on this system, and may still be there; it needs \
+             its option to stay in the foreground"
+        }
+    };
     reads(
         &error,
         &format!(
@@ -193,8 +203,7 @@ fn exit_0() {
                timeline:   spawned, first output after [time], exited with status 0 after [time]\n  \
                output:     1 line, in [log]\n    \
                  | bye\n  \
-               hint:       it ended well, and left nothing running: a program that goes into the background needs its option \
-             to stay in the foreground"
+               hint:       {hint}"
         ),
     );
 }

@@ -4,6 +4,8 @@
 //! `NEXTEST_RUN_ID` in their environment and not in its own. (Without the variable they would find the `cargo` that runs *these*
 //! tests.) The test processes are this binary as well ([`test_process`]), and use the statics below as any test would. Real
 //! runners and a real crate are in `tests/run_scope_crate.rs`.
+// The portable back end recognises no run: `tests/portable.rs`.
+#![cfg(not(mirakuru_portable))]
 
 mod common;
 

@@ -1,5 +1,7 @@
 //! The scope `run` as users have it: a crate of its own, five test binaries, one `static` in `tests/common/mod.rs`, and the real
 //! runners.
+// The portable back end recognises no run: `tests/portable.rs`.
+#![cfg(not(mirakuru_portable))]
 
 mod common;
 

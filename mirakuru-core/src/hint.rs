@@ -208,6 +208,11 @@ fn of_exit(symptoms: &Symptoms<'_>) -> Option<String> {
     const SIGILL: i32 = 4;
     let exit = symptoms.exit?;
     match (exit.code(), exit.signal()) {
+        (Some(0), _) if crate::sys::LOSES_DAEMONS => Some(
+            "it ended well: a program that goes into the background is not found on this system, and may still be there; it needs \
+             its option to stay in the foreground"
+                .to_owned(),
+        ),
         (Some(0), _) => Some(
             "it ended well, and left nothing running: a program that goes into the background needs its option to stay in the \
              foreground"

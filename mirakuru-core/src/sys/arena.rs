@@ -54,7 +54,7 @@ pub(super) struct Arena {
     /// The sockets that the service gets, in this order.
     pub(super) listen: *mut i32,
     pub(super) listen_count: usize,
-    /// Above it no descriptor is open, where the system has no call that closes all.
+    /// The highest that was open just before the fork, where the system has no call that closes all.
     pub(super) last_fd: i32,
     /// Where the digits of the service's process id go: the value of its `LISTEN_PID`. Or null.
     pub(super) listen_pid: *mut c_char,

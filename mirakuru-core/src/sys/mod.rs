@@ -36,7 +36,7 @@ use linux as back_end;
 #[cfg(any(not(target_os = "linux"), mirakuru_portable))]
 use portable as back_end;
 
-pub(crate) use back_end::os::{kill_marked, pidfd};
+pub(crate) use back_end::os::{LOSES_DAEMONS, kill_marked, pidfd};
 pub(crate) use files::{egid, euid};
 pub(crate) use listen::listen_tcp;
 pub(crate) use probe_command::pipe;

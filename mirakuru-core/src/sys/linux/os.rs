@@ -99,6 +99,9 @@ pub(in super::super) unsafe fn close_at_exec(a: &Arena) {
 /// Packets, and an end of file that cannot be missed.
 pub(in super::super) const CONTROL: i32 = libc::SOCK_SEQPACKET;
 
+/// Whatever a service makes of itself is found.
+pub(crate) const LOSES_DAEMONS: bool = false;
+
 /// For `waitpid`: a child without an exit signal is seen by those who ask for it alone.
 pub(in super::super) const WAIT: WaitPidFlag = WaitPidFlag::__WALL;
 

@@ -66,11 +66,21 @@ pub(super) unsafe fn close_all_but_kept(a: &Arena) {
             set_close_at_exec(fd);
             next = fd.wrapping_add(1);
         }
-        for other in next..=a.last_fd {
-            libc::close(other);
+        // Other threads may have opened more between the look at them and the fork. As the lowest free number is always given
+        // first, those follow the others closely.
+        let mut closed_before = 0_i32;
+        while next <= a.last_fd || closed_before < MANY_IN_A_ROW {
+            closed_before = match libc::close(next) {
+                0 => 0,
+                _ => closed_before.wrapping_add(1),
+            };
+            next = next.wrapping_add(1);
         }
     }
 }
+
+/// That many numbers without a descriptor are the end of them.
+const MANY_IN_A_ROW: i32 = 1024;
 
 /// Nothing is open in the supervisor that is not so marked.
 pub(in super::super) unsafe fn close_at_exec(_: &Arena) {}
@@ -79,6 +89,9 @@ pub(in super::super) unsafe fn close_at_exec(_: &Arena) {}
 
 /// Not every system has packets between Unix sockets that also have an end of file.
 pub(in super::super) const CONTROL: i32 = libc::SOCK_STREAM;
+
+/// Whatever leaves the process group is lost.
+pub(crate) const LOSES_DAEMONS: bool = true;
 
 /// For `waitpid`.
 pub(in super::super) const WAIT: WaitPidFlag = WaitPidFlag::empty();
@@ -116,14 +129,11 @@ pub(in super::super) fn fork(mapping: &mut Mapping) -> nix::Result<Pid> {
     }
 }
 
-/// How many descriptors other threads may open, from the look at them until the fork, without one being missed: the lowest free
-/// number is always given first.
-const MEANWHILE: i32 = 512;
 /// More are not closed where it cannot be seen which are open.
 const MANY: u64 = 65_536;
 
-/// A number above which no descriptor is open. There is no portable call that closes all, and the limit of how many there may be
-/// is often a million. `known` is one that is open.
+/// The highest number of a descriptor that is open now. There is no portable call that closes all, and the limit of how many there
+/// may be is often a million. `known` is one that is open.
 fn last_fd(known: RawFd) -> i32 {
     let listed = std::fs::read_dir("/dev/fd").into_iter().flatten().flatten();
     let open: Vec<i32> = listed
@@ -131,7 +141,7 @@ fn last_fd(known: RawFd) -> i32 {
         .collect();
     // On some systems it has the standard streams alone.
     if open.contains(&known) {
-        return open.iter().copied().max().unwrap_or(0).saturating_add(MEANWHILE);
+        return open.iter().copied().max().unwrap_or(0);
     }
     // SAFETY: any bytes make a limit, which the call fills in.
     let limit = unsafe {
