@@ -228,6 +228,10 @@ impl Drop for Endless {
 }
 
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the tree of this test has a daemon, which the portable back end does not find"
+)]
 fn ctrl_c() {
     for runner in Runner::all("Ctrl-C") {
         let mut run = Endless::start(runner, None, &[]);
@@ -240,6 +244,10 @@ fn ctrl_c() {
 
 /// nextest ends a test that takes too long with SIGTERM, or at once with SIGKILL.
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the tree of this test has a daemon, which the portable back end does not find"
+)]
 fn slow_timeout_of_nextest() {
     if !fresh::in_workspace() || !fresh::nextest("slow-timeout") {
         return;
@@ -259,6 +267,10 @@ fn slow_timeout_of_nextest() {
 /// Two runs of the same tests, with the same recipes and the same directory for temporary files: each has its own services, and
 /// the end of the one is nothing to the other.
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the tree of this test has a daemon, which the portable back end does not find"
+)]
 fn two_runs_side_by_side() {
     for runner in Runner::all("two runs side by side") {
         let temp = Scratch::new();
