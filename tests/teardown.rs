@@ -757,7 +757,7 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
 #[test]
 #[ignore = "a measurement"]
 fn figures() {
-    for kind in KINDS {
+    for kind in kinds() {
         let mut took: Vec<Duration> = (0..50)
             .map(|_| {
                 let scratch = Scratch::new();
