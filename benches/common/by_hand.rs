@@ -36,22 +36,24 @@ pub(crate) const fn poll(milliseconds: u64) -> Manner {
 
 /// A program that runs with its output thrown away; `posix_spawn`, since nothing is asked for that needs a fork.
 pub(crate) fn spawn(program: &str, args: &[String]) -> Child {
-    spawn_with(program, args, Stdio::null())
+    spawn_with(Command::new(program).args(args).stdout(Stdio::null()))
 }
 
-fn spawn_with(program: &str, args: &[String], stdout: Stdio) -> Child {
-    Command::new(program)
-        .args(args)
+fn spawn_with(command: &mut Command) -> Child {
+    command
         .stdin(Stdio::null())
-        .stdout(stdout)
         .stderr(Stdio::null())
         .spawn()
-        .unwrap_or_else(|e| panic!("{program}: {e}"))
+        .unwrap_or_else(|e| panic!("{}: {e}", command.get_program().to_string_lossy()))
 }
 
-/// Like [`spawn`], with a pipe to its standard output.
-pub(crate) fn spawn_piped(program: &str, args: &[String]) -> (Child, BufReader<ChildStdout>) {
-    let mut child = spawn_with(program, args, Stdio::piped());
+/// Like [`spawn`], with a pipe to its standard output, and one variable more in its environment.
+pub(crate) fn spawn_piped(
+    program: &str,
+    args: &[String],
+    env: Option<(&str, &str)>,
+) -> (Child, BufReader<ChildStdout>) {
+    let mut child = spawn_with(Command::new(program).args(args).envs(env).stdout(Stdio::piped()));
     let stdout = BufReader::new(child.stdout.take().expect("piped"));
     (child, stdout)
 }
@@ -85,10 +87,30 @@ impl Manner {
     }
 }
 
+/// A child that is killed and reaped at the end.
+pub(crate) struct Killed(pub(crate) Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// A port that is free now.
 pub(crate) fn free_addr() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("its address")
+    free_addrs(1)[0]
+}
+
+/// So many different ones.
+pub(crate) fn free_addrs(count: usize) -> Vec<SocketAddr> {
+    let listeners: Vec<TcpListener> = (0..count)
+        .map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"))
+        .collect();
+    listeners
+        .iter()
+        .map(|listener| listener.local_addr().expect("its address"))
+        .collect()
 }
 
 pub(crate) fn accepts(addr: SocketAddr) -> bool {

@@ -1,11 +1,19 @@
-//! What a benchmark prints and what it compares with.
+//! What the benchmarks share: figures, processes of their own, and what they compare with.
+
+// Each benchmark uses a part of it.
+#![allow(dead_code)]
 
 pub(crate) mod by_hand;
+pub(crate) mod cycles;
 pub(crate) mod table;
 
+use std::env;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
-/// The middle of what was measured, in milliseconds. Lags may be negative: the helper takes its time stamp a moment *after* it is ready.
+use crate::processes::rss_kb;
+
+/// The middle of what was measured. Lags may be negative: the helper takes its time stamp a moment *after* it is ready.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     assert!(!values.is_empty(), "nothing was measured");
     values.sort_by(f64::total_cmp);
@@ -25,4 +33,42 @@ pub(crate) fn ms(time: Duration) -> f64 {
 /// How much later one time is than another, in milliseconds.
 pub(crate) fn lag(later: Duration, earlier: Duration) -> f64 {
     ms(later) - ms(earlier)
+}
+
+/// `cargo test --benches` runs a benchmark without this argument: there is nothing to test.
+pub(crate) fn is_asked_for() -> bool {
+    env::args().any(|arg| arg == "--bench")
+}
+
+// ---- processes of their own -----------------------------------------------------------------------------------------------
+
+/// Some figures need a process of their own: the benchmark's binary again, told by this variable what to be.
+const ROLE: &str = "MIRAKURU_BENCH_ROLE";
+
+/// What this process is to be, and the rest of it; `None` for the benchmark itself.
+pub(crate) fn own_role() -> Option<(String, String)> {
+    let role = env::var(ROLE).ok()?;
+    let (name, argument) = role.split_once(' ').unwrap_or((&role, ""));
+    Some((name.to_owned(), argument.to_owned()))
+}
+
+/// This binary in another role.
+pub(crate) fn role(role: &str) -> Command {
+    let mut command = Command::new(env::current_exe().expect("this binary"));
+    command.env(ROLE, role).stderr(Stdio::inherit());
+    command
+}
+
+/// The numbers that this binary prints in another role, one a line.
+pub(crate) fn ask(what: &str) -> Vec<f64> {
+    let output = role(what).output().expect("this binary");
+    assert!(output.status.success(), "{what}: {}", output.status);
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().map(|line| line.parse().expect("a number")).collect()
+}
+
+/// Memory that makes this process as large as is wanted.
+pub(crate) fn ballast(megabytes: u64) -> Vec<u8> {
+    let missing = (megabytes << 20).saturating_sub(rss_kb() << 10);
+    vec![1; missing as usize]
 }

@@ -1,68 +1,73 @@
-//! One table for all figures, in Markdown.
+//! Tables in Markdown, which also read well as they are.
 
-/// A line of the table. `None` where there is nothing to say.
-pub(crate) struct Row {
-    pub(crate) figure: String,
-    /// What mirakuru takes.
-    pub(crate) ours: f64,
-    /// What it is compared with, in the same run: what that is, and what it takes.
-    pub(crate) beside: Option<(String, f64)>,
-    pub(crate) unit: &'static str,
-    /// In words, and whether it is met.
-    pub(crate) target: Option<(String, bool)>,
+use std::time::Duration;
+
+/// How columns are set.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Align {
+    /// The first is text, the others are numbers.
+    NumbersRight,
+    Left,
 }
 
-/// Prints the rows under one head.
-pub(crate) fn print(rows: &[Row]) {
-    let mut cells = vec![
-        ["figure", "mirakuru", "beside it", "takes", "ratio", "target", ""].map(str::to_owned),
-        ["---", "---:", "---", "---:", "---:", "---", "---"].map(str::to_owned),
-    ];
-    for row in rows {
-        let (what, takes, ratio) = match &row.beside {
-            // A ratio to next to nothing says nothing.
-            Some((what, takes)) if *takes < 0.01 => (what.as_str(), number(*takes), String::new()),
-            Some((what, takes)) => (what.as_str(), number(*takes), format!("{:.2}", row.ours / takes)),
-            None => ("", String::new(), String::new()),
-        };
-        let (target, met) = match &row.target {
-            Some((target, true)) => (target.as_str(), "met"),
-            Some((target, false)) => (target.as_str(), "**missed**"),
-            None => ("", ""),
-        };
-        cells.push([
-            row.figure.clone(),
-            format!("{} {}", number(row.ours), row.unit),
-            what.to_owned(),
-            takes,
-            ratio,
-            target.to_owned(),
-            met.to_owned(),
-        ]);
-    }
-    let widths: Vec<usize> = (0..cells[0].len())
-        .map(|column| {
-            cells
-                .iter()
-                .map(|row| row[column].chars().count())
-                .max()
-                .unwrap_or(0)
-        })
-        .collect();
-    for row in &cells {
-        let line: Vec<String> = row
-            .iter()
-            .zip(&widths)
-            .map(|(cell, &width)| format!("{cell:width$}"))
-            .collect();
-        println!("| {} |", line.join(" | "));
+/// Prints rows of cells. The first is the head.
+pub(crate) fn print(rows: &[Vec<String>], align: Align) {
+    let width = |column: usize| {
+        rows.iter()
+            .map(|row| row[column].chars().count())
+            .max()
+            .unwrap_or(0)
+            .max(4)
+    };
+    let right = |column: usize| column > 0 && align == Align::NumbersRight;
+    for (number, row) in rows.iter().enumerate() {
+        let cells = row.iter().enumerate().map(|(column, cell)| {
+            let width = width(column);
+            if right(column) {
+                format!(" {cell:>width$} |")
+            } else {
+                format!(" {cell:<width$} |")
+            }
+        });
+        println!("|{}", cells.collect::<String>());
+        if number == 0 {
+            let rule = (0..row.len()).map(|column| {
+                let dashes = "-".repeat(width(column));
+                let colon = if right(column) { ":" } else { " " };
+                format!(" {dashes}{colon}|")
+            });
+            println!("|{}", rule.collect::<String>());
+        }
     }
 }
 
-fn number(value: f64) -> String {
+/// A figure with as many digits as it deserves.
+pub(crate) fn number(value: f64) -> String {
     if value.abs() >= 100.0 {
         format!("{value:.0}")
     } else {
         format!("{value:.2}")
     }
+}
+
+/// A target in words, and whether it is met.
+pub(crate) fn target(words: &str, met: bool) -> String {
+    let verdict = if met { "met" } else { "**missed**" };
+    format!("{words}: {verdict}")
+}
+
+/// Where and how long it ran.
+pub(crate) fn foot(took: Duration) -> String {
+    let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpu
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .map_or("an unknown processor", |model| {
+            model.trim_start_matches(['\t', ' ', ':'])
+        });
+    let cores = std::thread::available_parallelism().map_or(0, usize::from);
+    format!(
+        "Medians, in {:.0} s, on {cores} cores of {model}",
+        took.as_secs_f64()
+    )
 }

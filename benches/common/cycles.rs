@@ -1,0 +1,338 @@
+//! Whole lives of services, by this crate and by hand: start, ready, stop.
+
+use std::io::BufReader;
+use std::net::SocketAddr;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::process::{ChildStdout, Command, Stdio};
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mirakuru::{
+    Banner, Check, Exec, Executor, ExecutorBuilder, NoWait, PidFile, Readiness, SdNotify, Tcp, UnixSocket,
+};
+
+use super::by_hand::{self, IDEAL, Manner};
+use super::{lag, ms};
+use crate::processes::{LONG, ODD, Scratch, monotonic, odd, require, stamped};
+
+/// Who starts and stops the service.
+#[derive(Clone, Copy)]
+pub(crate) enum Who {
+    Mirakuru,
+    Hand(Manner),
+}
+
+impl Who {
+    /// By the names that the comparison uses.
+    pub(crate) fn named(name: &str) -> Option<Who> {
+        Some(match name {
+            "mirakuru" => Who::Mirakuru,
+            "50us" => Who::Hand(IDEAL),
+            "1ms" => Who::Hand(by_hand::poll(1)),
+            "100ms" => Who::Hand(by_hand::poll(100)),
+            _ => return None,
+        })
+    }
+}
+
+/// What one life took, in milliseconds.
+#[derive(Clone, Copy)]
+pub(crate) struct Life {
+    /// From the helper's stamp that it is ready until one knew.
+    pub(crate) ready: f64,
+    /// From the helper's stamp right before it died until one knew.
+    pub(crate) stop: f64,
+    /// From the call that starts it to the return of the one that stops it.
+    pub(crate) whole: f64,
+}
+
+/// A way of knowing that the helper is ready, and the same by hand. Both are told how many milliseconds the helper takes.
+pub(crate) struct Kind {
+    pub(crate) name: &'static str,
+    ours: fn(u64) -> Life,
+    by_hand: fn(Manner, u64) -> Life,
+}
+
+impl Kind {
+    pub(crate) fn live(&self, who: Who, delay: u64) -> Life {
+        match who {
+            Who::Mirakuru => (self.ours)(delay),
+            Who::Hand(manner) => (self.by_hand)(manner, delay),
+        }
+    }
+}
+
+const LINE: &str = "Ready to accept connections";
+
+/// Each readiness but `NoWait`, which waits for nothing, and a user's own types. `Or` is as fast as the faster of its two.
+pub(crate) const KINDS: &[Kind] = &[
+    Kind {
+        name: "Tcp",
+        ours: |delay| {
+            ours(delay, |odd| {
+                odd.args(["--listen", "127.0.0.1:{port}"])
+                    .wait_for(Tcp::addr("127.0.0.1:{port}"))
+            })
+        },
+        by_hand: |manner, delay| {
+            let addr = by_hand::free_addr();
+            by_hand(manner, delay, &["--listen", &addr.to_string()], None, |_| {
+                by_hand::accepts(addr)
+            })
+        },
+    },
+    #[cfg(feature = "http")]
+    Kind {
+        name: "Http",
+        ours: |delay| {
+            ours(delay, |odd| {
+                odd.args(["--http", "127.0.0.1:{port}"])
+                    .wait_for(mirakuru::Http::head("http://127.0.0.1:{port}/").status(200))
+            })
+        },
+        by_hand: |manner, delay| {
+            let addr = by_hand::free_addr();
+            by_hand(manner, delay, &["--http", &addr.to_string()], None, |_| {
+                by_hand::answers_200(addr)
+            })
+        },
+    },
+    Kind {
+        name: "UnixSocket",
+        ours: |delay| {
+            ours(delay, |odd| {
+                odd.args(["--unix", "{dir}/socket"])
+                    .wait_for(UnixSocket::path("{dir}/socket"))
+            })
+        },
+        by_hand: |manner, delay| {
+            let scratch = Scratch::new();
+            let path = scratch.file("socket");
+            by_hand(manner, delay, &["--unix", &path], None, |_| {
+                by_hand::accepts_on(path.as_ref())
+            })
+        },
+    },
+    Kind {
+        name: "PidFile",
+        ours: |delay| {
+            ours(delay, |odd| {
+                odd.args(["--pid-file", "{dir}/pid"])
+                    .wait_for(PidFile::path("{dir}/pid"))
+            })
+        },
+        by_hand: |manner, delay| file_by_hand(manner, delay, |path| Path::new(path).exists()),
+    },
+    Kind {
+        name: "Banner",
+        ours: |delay| {
+            ours(delay, |odd| {
+                odd.args(["--ready-line", LINE]).wait_for(Banner::matching(LINE))
+            })
+        },
+        by_hand: |manner, delay| {
+            by_hand(manner, delay, &["--ready-line", LINE], None, |stdout| {
+                by_hand::reads(stdout, LINE);
+                true
+            })
+        },
+    },
+    Kind {
+        name: "SdNotify",
+        ours: |delay| ours(delay, |odd| odd.arg("--sd-notify").wait_for(SdNotify::new())),
+        by_hand: |manner, delay| {
+            let scratch = Scratch::new();
+            let path = scratch.file("notify");
+            let socket = UnixDatagram::bind(&path).expect("a socket");
+            let env = Some(("NOTIFY_SOCKET", path.as_str()));
+            by_hand(manner, delay, &["--sd-notify"], env, |_| {
+                socket.recv(&mut [0; 64]).is_ok()
+            })
+        },
+    },
+    Kind {
+        name: "Exec",
+        ours: |delay| {
+            ours(delay, |odd| {
+                odd.args(["--pid-file", "{dir}/pid"])
+                    .wait_for(Exec::succeeds("test -e {dir}/pid"))
+            })
+        },
+        by_hand: |manner, delay| {
+            file_by_hand(manner, delay, |path| {
+                let mut test = Command::new("test");
+                test.args(["-e", path]).stdout(Stdio::null());
+                test.status().is_ok_and(|status| status.success())
+            })
+        },
+    },
+    Kind {
+        name: "Check",
+        ours: |delay| {
+            ours(delay, |odd| {
+                odd.args(["--pid-file", "{dir}/pid"])
+                    .wait_for(Check::new("its file is there", |cx| {
+                        Ok(cx.dir().join("pid").exists())
+                    }))
+            })
+        },
+        by_hand: |manner, delay| file_by_hand(manner, delay, |path| Path::new(path).exists()),
+    },
+    Kind {
+        name: "Tcp and Banner",
+        ours: |delay| {
+            ours(delay, |odd| {
+                odd.args(["--listen", "127.0.0.1:{port}", "--ready-line", LINE])
+                    .wait_for(Tcp::addr("127.0.0.1:{port}").and(Banner::matching(LINE)))
+            })
+        },
+        by_hand: |manner, delay| {
+            let addr = by_hand::free_addr();
+            let args = ["--listen", &addr.to_string(), "--ready-line", LINE];
+            by_hand(manner, delay, &args, None, |stdout| {
+                by_hand::reads(stdout, LINE);
+                by_hand::accepts(addr)
+            })
+        },
+    },
+];
+
+/// One life of the helper, by this crate.
+fn ours<R: Readiness>(
+    delay: u64,
+    recipe: impl FnOnce(ExecutorBuilder<NoWait>) -> ExecutorBuilder<R>,
+) -> Life {
+    let scratch = Scratch::new();
+    let stamps = scratch.file("stamps");
+    let begin = Instant::now();
+    let odd = odd(["--delay", &delay.to_string(), "--stamp", &stamps]);
+    let mut service = recipe(odd).start().expect("a start");
+    let ready = monotonic();
+    let stamp = await_stamp(&stamps, "ready");
+    service.stop().expect("a stop");
+    let (stopped, whole) = (monotonic(), begin.elapsed());
+    Life {
+        ready: lag(ready, stamp),
+        stop: lag(stopped, stamped(&stamps, "exit").expect("its last stamp")),
+        whole: ms(whole),
+    }
+}
+
+/// The same by hand. `is_ready` is looked at until it says yes; it is given the helper's output.
+fn by_hand(
+    manner: Manner,
+    delay: u64,
+    args: &[&str],
+    env: Option<(&str, &str)>,
+    mut is_ready: impl FnMut(&mut BufReader<ChildStdout>) -> bool,
+) -> Life {
+    let scratch = Scratch::new();
+    let stamps = scratch.file("stamps");
+    let begin = Instant::now();
+    let delay = delay.to_string();
+    let mut all: Vec<String> = ["--delay", &delay, "--stamp", &stamps].map(str::to_owned).into();
+    all.extend(args.iter().map(|&arg| arg.to_owned()));
+    let (mut child, mut stdout) = by_hand::spawn_piped(ODD, &all, env);
+    manner.until(|| is_ready(&mut stdout));
+    let ready = monotonic();
+    let stamp = await_stamp(&stamps, "ready");
+    manner.stop(&mut child);
+    let (stopped, whole) = (monotonic(), begin.elapsed());
+    Life {
+        ready: lag(ready, stamp),
+        stop: lag(stopped, stamped(&stamps, "exit").expect("its last stamp")),
+        whole: ms(whole),
+    }
+}
+
+fn file_by_hand(manner: Manner, delay: u64, mut is_there: impl FnMut(&str) -> bool) -> Life {
+    let scratch = Scratch::new();
+    let path = scratch.file("pid");
+    by_hand(manner, delay, &["--pid-file", &path], None, |_| is_there(&path))
+}
+
+/// One may know before the helper has taken its time stamp.
+fn await_stamp(stamps: &str, event: &str) -> Duration {
+    let end = Instant::now() + LONG;
+    loop {
+        if let Some(stamp) = stamped(stamps, event) {
+            return stamp;
+        }
+        assert!(Instant::now() < end, "the helper has no stamp `{event}`");
+        thread::yield_now();
+    }
+}
+
+// ---- Redis ------------------------------------------------------------------------------------------------------------------
+
+/// Whether it is installed. Says so aloud when not.
+pub(crate) fn has_redis() -> bool {
+    require("redis-server").is_some()
+}
+
+/// A life of Redis in milliseconds, with `--hz 500`: it looks for SIGTERM only that often, and ten times a second without.
+pub(crate) fn redis(who: Who) -> f64 {
+    let scratch = Scratch::new();
+    let dir = scratch.path().to_str().expect("a path in UTF-8");
+    let args = |port: &str| -> Vec<String> {
+        ["--port", port, "--hz", "500", "--save", "", "--dir", dir]
+            .map(str::to_owned)
+            .into()
+    };
+    let begin = Instant::now();
+    match who {
+        Who::Mirakuru => {
+            let mut service = Executor::builder(["redis-server"])
+                .args(args("{port}"))
+                .wait_for(Tcp::addr("127.0.0.1:{port}"))
+                .start()
+                .expect("Redis");
+            service.stop().expect("a stop");
+        }
+        Who::Hand(manner) => {
+            let addr = by_hand::free_addr();
+            manner.live("redis-server", &args(&addr.port().to_string()), addr);
+        }
+    }
+    ms(begin.elapsed())
+}
+
+// ---- many at once -------------------------------------------------------------------------------------------------------------
+
+/// As many services on as many threads, which are up after `delay` milliseconds; all are ready before the first is stopped.
+pub(crate) fn together(who: Who, count: usize, delay: u64) -> f64 {
+    let delay = delay.to_string();
+    let args =
+        |addr: &str| -> Vec<String> { ["--delay", &delay, "--listen", addr].map(str::to_owned).into() };
+    let addrs: Vec<SocketAddr> = match who {
+        Who::Mirakuru => Vec::new(),
+        Who::Hand(_) => by_hand::free_addrs(count),
+    };
+    let barrier = Barrier::new(count);
+    let begin = Instant::now();
+    thread::scope(|scope| {
+        for number in 0..count {
+            let (barrier, addrs, args) = (&barrier, &addrs, &args);
+            scope.spawn(move || match who {
+                Who::Mirakuru => {
+                    let mut service = Executor::builder([ODD])
+                        .args(args("127.0.0.1:{port}"))
+                        .wait_for(Tcp::addr("127.0.0.1:{port}"))
+                        .start()
+                        .expect("a start");
+                    barrier.wait();
+                    service.stop().expect("a stop");
+                }
+                Who::Hand(manner) => {
+                    let mut child = by_hand::spawn(ODD, &args(&addrs[number].to_string()));
+                    manner.until(|| by_hand::accepts(addrs[number]));
+                    barrier.wait();
+                    manner.stop(&mut child);
+                }
+            });
+        }
+    });
+    ms(begin.elapsed())
+}

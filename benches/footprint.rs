@@ -1,0 +1,248 @@
+//! What supervision occupies: memory, threads, and processor time while one waits and while the service runs.
+//!
+//! - **memory**: of the two processes that supervise one service, from a test process of 10 and of 200 MB that goes on writing
+//!   to its memory. `Pss_Dirty` shares a page among those that have it, so that two thirds of what the test process has in any
+//!   case (relocated constants, most of it) are charged to the two; `Private_Dirty` counts what one has alone, and misses what
+//!   the two share. *More for all three* is `Pss_Dirty` of the test process and the two, less that of the test process
+//!   before: what the machine has to give. What was just written to disk counts as dirty until it is written back, and the programs
+//!   here were just built; so `sync` comes first.
+//! - **threads** that a test process has more for each service.
+//! - **waiting**: processor time of a start that takes 1,000 ms, of the test process and of the supervisor. Against: by hand,
+//!   with a look every 50 µs, every millisecond and every 100 ms.
+//! - **running**: processor time of the supervisor of a service that has been idle for a second.
+//!
+//! There is no harness, because none of it is the time that a call takes; half of it is about other processes.
+//!
+//! `cargo bench --bench footprint` prints tables, in half a minute.
+
+mod common;
+#[path = "../tests/common/mod.rs"]
+mod processes;
+
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use common::by_hand::{self, IDEAL, Manner};
+use common::table::{self, Align, number, target};
+use common::{ask, ballast, median, own_role};
+use mirakuru::{Banner, Executor, ExecutorBuilder, NoWait, PidFile, Readiness, SdNotify, Tcp, UnixSocket};
+use processes::{ODD, entries, odd, supervisors};
+
+fn main() {
+    if let Some((_, megabytes)) = own_role() {
+        return memory_of(megabytes.parse().expect("megabytes"));
+    }
+    if !common::is_asked_for() {
+        return;
+    }
+    let begin = Instant::now();
+    memory();
+    threads();
+    processor();
+    println!("\n{}", table::foot(begin.elapsed()));
+}
+
+// ---- memory -----------------------------------------------------------------------------------------------------------------
+
+fn memory() {
+    let mut rows = vec![
+        [
+            "memory of one service's supervision",
+            "Pss_Dirty",
+            "Private_Dirty",
+            "Pss",
+            "target",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+    ];
+    for megabytes in [10, 200] {
+        let [pss_dirty, private_dirty, pss, more] = ask(&format!("memory {megabytes}"))[..] else {
+            panic!("four figures");
+        };
+        let kib = |figure: f64| format!("{figure} KiB");
+        rows.push(vec![
+            format!("from a test process of {megabytes} MB"),
+            kib(pss_dirty),
+            kib(private_dirty),
+            kib(pss),
+            kib(more),
+            target("Pss_Dirty under 300 KiB", pss_dirty < 300.0),
+        ]);
+    }
+    table::print(&rows, Align::NumbersRight);
+}
+
+fn memory_of(megabytes: u64) {
+    // A first start, so that what happens once in a process is not taken for a service's.
+    drop(Executor::builder("sleep 60").start().expect("sleep"));
+    let mut ballast = ballast(megabytes);
+    let me = std::process::id();
+    sync();
+    let before = kib_of(me, "Pss_Dirty:");
+    let service = Executor::builder("sleep 60").start().expect("sleep");
+    // As tests do: this process goes on writing to its memory, which the supervisor must not hold copies of.
+    ballast.fill(2);
+    std::hint::black_box(&ballast);
+    sync();
+    let supervisors = supervisors(service.pid());
+    assert!(!supervisors.is_empty(), "who supervises it?");
+    let sum = |figure| supervisors.iter().map(|&pid| kib_of(pid, figure)).sum::<i64>();
+    for figure in ["Pss_Dirty:", "Private_Dirty:", "Pss:"] {
+        println!("{}", sum(figure));
+    }
+    println!("{}", sum("Pss_Dirty:") + kib_of(me, "Pss_Dirty:") - before);
+}
+
+fn sync() {
+    let synced = Command::new("sync").status();
+    assert!(synced.is_ok_and(|status| status.success()), "sync");
+}
+
+fn kib_of(pid: u32, figure: &str) -> i64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).expect("its memory");
+    let line = text.lines().find_map(|line| line.strip_prefix(figure));
+    let number = line.and_then(|line| line.split_whitespace().next());
+    number.and_then(|n| n.parse().ok()).expect("a number")
+}
+
+// ---- threads ----------------------------------------------------------------------------------------------------------------
+
+fn threads() {
+    let before = entries("/proc/self/task");
+    let services: Vec<_> = (0..10)
+        .map(|_| {
+            odd(["--listen", "127.0.0.1:{port}"])
+                .wait_for(Tcp::addr("127.0.0.1:{port}"))
+                .start()
+                .expect("a start")
+        })
+        .collect();
+    let more = entries("/proc/self/task") - before;
+    drop(services);
+    println!(
+        "\nThreads of the test process for 10 services: {more} ({})",
+        target("target: none", more == 0)
+    );
+}
+
+// ---- processor --------------------------------------------------------------------------------------------------------------
+
+const WAIT: &str = "1000";
+
+fn processor() {
+    let ours: &[(&str, Measure)] = &[
+        ("Tcp", || {
+            burnt(|odd| {
+                odd.args(["--listen", "127.0.0.1:{port}"])
+                    .wait_for(Tcp::addr("127.0.0.1:{port}"))
+            })
+        }),
+        #[cfg(feature = "http")]
+        ("Http", || {
+            burnt(|odd| {
+                odd.args(["--http", "127.0.0.1:{port}"])
+                    .wait_for(mirakuru::Http::head("http://127.0.0.1:{port}/"))
+            })
+        }),
+        ("UnixSocket", || {
+            burnt(|odd| {
+                odd.args(["--unix", "{dir}/socket"])
+                    .wait_for(UnixSocket::path("{dir}/socket"))
+            })
+        }),
+        ("PidFile", || {
+            burnt(|odd| {
+                odd.args(["--pid-file", "{dir}/pid"])
+                    .wait_for(PidFile::path("{dir}/pid"))
+            })
+        }),
+        ("Banner", || {
+            burnt(|odd| {
+                odd.args(["--ready-line", "up"])
+                    .wait_for(Banner::matching("^up$"))
+            })
+        }),
+        ("SdNotify", || {
+            burnt(|odd| odd.arg("--sd-notify").wait_for(SdNotify::new()))
+        }),
+    ];
+    println!("\nProcessor time of a start that takes {WAIT} ms, in ms; and of a second of running idle.\n");
+    let mut rows = vec![
+        [
+            "who waits",
+            "test process",
+            "supervisor, start included",
+            "supervisor, running",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+    ];
+    for (name, measure) in ours {
+        let all: Vec<Burnt> = (0..3).map(|_| measure()).collect();
+        let of = |figure: fn(&Burnt) -> f64| number(median(all.iter().map(figure).collect()));
+        rows.push(vec![
+            format!("`{name}`"),
+            of(|burnt| burnt.here),
+            of(|burnt| burnt.supervisor),
+            of(|burnt| burnt.running),
+        ]);
+    }
+    for (name, manner) in [
+        ("by hand, a connection every 50 µs", IDEAL),
+        ("by hand, a connection every 1 ms", by_hand::poll(1)),
+        ("by hand, a connection every 100 ms", by_hand::poll(100)),
+    ] {
+        let here = median((0..3).map(|_| burnt_by_hand(manner)).collect());
+        rows.push(vec![name.to_owned(), number(here), String::new(), String::new()]);
+    }
+    table::print(&rows, Align::NumbersRight);
+}
+
+type Measure = fn() -> Burnt;
+
+/// Milliseconds of processor time.
+struct Burnt {
+    here: f64,
+    supervisor: f64,
+    running: f64,
+}
+
+fn burnt<R: Readiness>(recipe: impl FnOnce(ExecutorBuilder<NoWait>) -> ExecutorBuilder<R>) -> Burnt {
+    let before = here();
+    let service = recipe(odd(["--delay", WAIT])).start().expect("a start");
+    let after = here();
+    let supervisors = supervisors(service.pid());
+    let sum = || supervisors.iter().map(|&pid| on_cpu(pid)).sum::<f64>();
+    let started = sum();
+    thread::sleep(Duration::from_secs(1));
+    Burnt {
+        here: after - before,
+        supervisor: started,
+        running: sum() - started,
+    }
+}
+
+fn burnt_by_hand(manner: Manner) -> f64 {
+    let addr = by_hand::free_addr();
+    let args = ["--delay", WAIT, "--listen", &addr.to_string()].map(str::to_owned);
+    let before = here();
+    let child = by_hand::Killed(by_hand::spawn(ODD, &args));
+    manner.until(|| by_hand::accepts(addr));
+    let burnt = here() - before;
+    drop(child);
+    burnt
+}
+
+/// Processor time of another process so far. The scheduler's own account: `stat` counts in ticks of 10 ms.
+fn on_cpu(pid: u32) -> f64 {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).expect("its account");
+    let nanos = text.split_whitespace().next().and_then(|n| n.parse::<f64>().ok());
+    nanos.expect("nanoseconds") / 1e6
+}
+
+/// Processor time of this process so far. All of it is the main thread's.
+fn here() -> f64 {
+    on_cpu(std::process::id())
+}

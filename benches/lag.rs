@@ -1,0 +1,155 @@
+//! How much later than the service itself one knows that it is ready, and that it is gone; for each readiness.
+//!
+//! - **ready lag**: from the moment at which the helper service stamps CLOCK_MONOTONIC, right after it *is* ready, until
+//!   `start` returns; for services that take 0 to 1,000 ms to start.
+//! - **stop lag**: from the helper's stamp right before it dies until `stop` returns.
+//!
+//! Against: the same by hand, in turns with ours, as good as it gets without supervision: spawned by `std`, a look every 50 µs
+//! (for `Banner` and `SdNotify` a blocking read), `waitpid` for the end. That costs two fifths of a core while it waits; see
+//! `footprint`.
+//!
+//! Negative lags are real: `start` has returned before the helper had taken its time stamp. `NoWait` has no lag, and is
+//! in `start`.
+//!
+//! There is no harness, because a harness times a call. Here the time begins with a stamp that *another process* has taken,
+//! somewhere within the call. `cargo bench --bench lag` prints tables of medians, in about two minutes; nothing is
+//! asserted. With `-- --worker` this is the part of `benches/compare/run` that is in Rust.
+
+mod common;
+#[path = "../tests/common/mod.rs"]
+mod processes;
+
+use std::io::{BufRead, Write};
+use std::time::Instant;
+
+use common::by_hand::IDEAL;
+use common::cycles::{self, KINDS, Who};
+use common::table::{self, Align, number};
+use common::{ask, ballast, by_hand, median, ms, own_role};
+use mirakuru::Executor;
+
+/// How long the services take to start, in milliseconds, and how many cycles of each are enough.
+const START_UPS: [(u64, usize); 6] = [(0, 25), (5, 20), (20, 20), (50, 15), (200, 5), (1000, 3)];
+
+fn main() {
+    if let Some((_, megabytes)) = own_role() {
+        return overhead(megabytes.parse().expect("megabytes"));
+    }
+    if std::env::args().any(|arg| arg == "--worker") {
+        return work();
+    }
+    if !common::is_asked_for() {
+        return;
+    }
+    let begin = Instant::now();
+    let (mut ready, mut stop) = (Vec::new(), Vec::new());
+    for kind in KINDS {
+        eprintln!("measuring {}", kind.name);
+        let mut cells = vec![format!("`{}`", kind.name)];
+        let (mut our_stops, mut their_stops) = (Vec::new(), Vec::new());
+        for (delay, cycles) in START_UPS {
+            let (mut our_readies, mut their_readies) = (Vec::new(), Vec::new());
+            for _ in 0..cycles {
+                let (ours, theirs) = (
+                    kind.live(Who::Mirakuru, delay),
+                    kind.live(Who::Hand(IDEAL), delay),
+                );
+                our_readies.push(ours.ready);
+                their_readies.push(theirs.ready);
+                our_stops.push(ours.stop);
+                their_stops.push(theirs.stop);
+            }
+            let lag = median(our_readies);
+            cells.push(cell(lag, median(their_readies), lag < limit(delay)));
+        }
+        ready.push(cells);
+        let lag = median(our_stops);
+        stop.push(vec![
+            format!("`{}`", kind.name),
+            cell(lag, median(their_stops), lag < 1.0),
+        ]);
+    }
+
+    println!("\nReady lag in ms, by hand in parentheses; **bold** where the target is missed.\n");
+    let head: Vec<String> = START_UPS
+        .iter()
+        .map(|(delay, _)| format!("up after {delay} ms"))
+        .collect();
+    let mut all = vec![[vec!["readiness".to_owned()], head].concat()];
+    all.extend(ready);
+    let limits = START_UPS.iter().map(|(delay, _)| format!("< {}", limit(*delay)));
+    all.push([vec!["*target*".to_owned()], limits.collect()].concat());
+    table::print(&all, Align::NumbersRight);
+
+    println!("\nStop lag in ms, by hand (`waitpid`) in parentheses, whatever the start-up.\n");
+    let mut all = vec![vec!["readiness".to_owned(), "stop lag".to_owned()]];
+    all.extend(stop);
+    all.push(vec!["*target*".to_owned(), "< 1".to_owned()]);
+    table::print(&all, Align::NumbersRight);
+    println!("\n{}", table::foot(begin.elapsed()));
+}
+
+/// The target: 1 ms, and for slower services 2 % of the start-up.
+fn limit(delay: u64) -> f64 {
+    if delay <= 50 { 1.0 } else { delay as f64 / 50.0 }
+}
+
+fn cell(ours: f64, by_hand: f64, met: bool) -> String {
+    let emphasis = if met { "" } else { "**" };
+    format!("{emphasis}{}{emphasis} ({})", number(ours), number(by_hand))
+}
+
+// ---- the comparison ---------------------------------------------------------------------------------------------------------
+
+/// Does what each line of the input says, and answers with a line of milliseconds:
+///
+/// - `cycle WHO KIND DELAY`: ready lag, stop lag, the whole life;
+/// - `redis WHO`, `together WHO COUNT DELAY`: the whole of it;
+/// - `overhead MB`: our start, and the bare spawn of the same program, medians from a process of that size.
+fn work() {
+    for line in std::io::stdin().lock().lines() {
+        let line = line.expect("the input");
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let who = |name| Who::named(name).unwrap_or_else(|| panic!("who is {name}?"));
+        let figures = match words[..] {
+            ["cycle", name, kind, delay] => {
+                let kind = KINDS
+                    .iter()
+                    .find(|k| k.name == kind)
+                    .unwrap_or_else(|| panic!("what is {kind}?"));
+                let life = kind.live(who(name), delay.parse().expect("milliseconds"));
+                vec![life.ready, life.stop, life.whole]
+            }
+            ["redis", name] => vec![cycles::redis(who(name))],
+            ["together", name, count, delay] => vec![cycles::together(
+                who(name),
+                count.parse().expect("a number"),
+                delay.parse().expect("milliseconds"),
+            )],
+            ["overhead", megabytes] => ask(&format!("overhead {megabytes}")),
+            _ => panic!("not a task: {line}"),
+        };
+        let figures: Vec<String> = figures.iter().map(|figure| format!("{figure:.4}")).collect();
+        println!("{}", figures.join(" "));
+        std::io::stdout().flush().expect("the output");
+    }
+}
+
+/// A process of its own, because its size matters; in turns.
+fn overhead(megabytes: u64) {
+    let ballast = ballast(megabytes);
+    let (mut ours, mut bare) = (Vec::new(), Vec::new());
+    for _ in 0..60 {
+        let begin = Instant::now();
+        let mut service = Executor::builder("sleep 60").start().expect("sleep");
+        ours.push(ms(begin.elapsed()));
+        service.kill().expect("a kill");
+
+        let begin = Instant::now();
+        let child = by_hand::Killed(by_hand::spawn("sleep", &["60".to_owned()]));
+        bare.push(ms(begin.elapsed()));
+        drop(child);
+    }
+    std::hint::black_box(&ballast);
+    println!("{}\n{}", median(ours), median(bare));
+}

@@ -1,0 +1,109 @@
+//! What a start costs beyond the bare spawn of the same program, and what a whole life costs.
+//!
+//! - `spawn`: until the program has been executed. `executor` is `Executor::builder("sleep 60").start()`, its supervisor included;
+//!   `command` is `std::process::Command::spawn` of the same. From a test process of 10 and of 200 MB: a fork would grow with
+//!   it. The target is the difference, at most 1.5 and 3 ms.
+//! - `life`: start *and* stop of the same, with SIGTERM. By hand: spawn, `kill`, `waitpid`.
+//! - `ready`: start, ready and stop of the helper, which is ready at once, for each readiness. By hand: a look every 50 µs, and `waitpid`.
+//! - `redis`: the same of a Redis with `--hz 500`, since Redis looks for SIGTERM only that often. By hand as above, and with
+//!   a poll of 1 and of 100 ms. The target is at most 1.25 times `by_hand`.
+//!
+//! `cargo bench --bench start`; read the medians, and on a busy machine the fastest.
+
+mod common;
+#[path = "../tests/common/mod.rs"]
+mod processes;
+
+fn main() {
+    divan::main();
+}
+
+#[divan::bench_group(sample_size = 1, sample_count = 60)]
+mod spawn {
+    use divan::Bencher;
+    use mirakuru::Executor;
+
+    use crate::common::ballast;
+    use crate::common::by_hand::{Killed, spawn};
+
+    #[divan::bench(args = [10, 200])]
+    fn command(bencher: Bencher<'_, '_>, megabytes: u64) {
+        let ballast = ballast(megabytes);
+        bencher.bench_local(|| Killed(spawn("sleep", &["60".to_owned()])));
+        divan::black_box_drop(ballast);
+    }
+
+    // What is returned is dropped, and thereby stopped, when the clock has stopped.
+    #[divan::bench(args = [10, 200])]
+    fn executor(bencher: Bencher<'_, '_>, megabytes: u64) {
+        let ballast = ballast(megabytes);
+        bencher.bench_local(|| Executor::builder("sleep 60").start().expect("sleep"));
+        divan::black_box_drop(ballast);
+    }
+}
+
+#[divan::bench_group(sample_size = 1, sample_count = 60)]
+mod life {
+    use mirakuru::Executor;
+
+    use crate::common::by_hand::{IDEAL, spawn};
+
+    #[divan::bench]
+    fn by_hand() {
+        let mut child = spawn("sleep", &["60".to_owned()]);
+        IDEAL.stop(&mut child);
+    }
+
+    #[divan::bench]
+    fn executor() {
+        let mut service = Executor::builder("sleep 60").start().expect("sleep");
+        service.stop().expect("a stop");
+    }
+}
+
+#[divan::bench_group(sample_size = 1, sample_count = 40)]
+mod ready {
+    use crate::common::by_hand::IDEAL;
+    use crate::common::cycles::{KINDS, Who};
+
+    fn live(name: &str, who: Who) {
+        let kind = KINDS.iter().find(|kind| kind.name == name);
+        kind.expect("one of them").live(who, 0);
+    }
+
+    #[divan::bench(args = KINDS.iter().map(|kind| kind.name))]
+    fn by_hand(name: &str) {
+        live(name, Who::Hand(IDEAL));
+    }
+
+    #[divan::bench(args = KINDS.iter().map(|kind| kind.name))]
+    fn executor(name: &str) {
+        live(name, Who::Mirakuru);
+    }
+}
+
+#[divan::bench_group(sample_size = 1, sample_count = 25, ignore = !crate::common::cycles::has_redis())]
+mod redis {
+    use crate::common::by_hand::{IDEAL, poll};
+    use crate::common::cycles::{Who, redis};
+
+    #[divan::bench]
+    fn by_hand() -> f64 {
+        redis(Who::Hand(IDEAL))
+    }
+
+    #[divan::bench]
+    fn executor() -> f64 {
+        redis(Who::Mirakuru)
+    }
+
+    #[divan::bench]
+    fn poll_1_ms() -> f64 {
+        redis(Who::Hand(poll(1)))
+    }
+
+    #[divan::bench(sample_count = 10)]
+    fn poll_100_ms() -> f64 {
+        redis(Who::Hand(poll(100)))
+    }
+}

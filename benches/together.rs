@@ -1,0 +1,31 @@
+//! Many services at once: started on as many threads, all ready before the first is stopped; until the last is gone.
+//!
+//! `executor` is `TcpExecutor` on `{port}`; `poll_1_ms` is by hand: spawn, a connection tried every millisecond, SIGTERM,
+//! `try_wait` every millisecond. The helper is up after 0 and after 20 ms. The target: 50 of them in at most 1.5 times the poll's
+//! time.
+//!
+//! `cargo bench --bench together`.
+
+mod common;
+#[path = "../tests/common/mod.rs"]
+mod processes;
+
+use common::by_hand::poll;
+use common::cycles::{Who, together};
+
+fn main() {
+    divan::main();
+}
+
+/// How many, and after how many milliseconds they are up.
+const CASES: [(usize, u64); 4] = [(1, 0), (10, 0), (50, 0), (50, 20)];
+
+#[divan::bench(args = CASES, sample_size = 1, sample_count = 15)]
+fn executor((count, delay): (usize, u64)) -> f64 {
+    together(Who::Mirakuru, count, delay)
+}
+
+#[divan::bench(args = CASES, sample_size = 1, sample_count = 15)]
+fn poll_1_ms((count, delay): (usize, u64)) -> f64 {
+    together(Who::Hand(poll(1)), count, delay)
+}
