@@ -180,8 +180,7 @@ fn owner_of(inodes: &[u64], root: u32, look: u32) -> Verdict {
         1 => Closely::Process,
         _ => Closely::Threads,
     };
-    let tree = procfs::tree(root);
-    let search = procfs::search(&tree, inodes, closely);
+    let search = procfs::search_tree(root, inodes, closely);
     let strange: Vec<u64> = inodes
         .iter()
         .copied()

@@ -114,20 +114,29 @@ fn numbers(dir: impl AsRef<Path>) -> Vec<u32> {
 
 /// A process and everything that descends from it, as far as it is alive and can be seen.
 pub(crate) fn tree(root: u32) -> Vec<u32> {
+    tree_until(root, |_| false)
+}
+
+/// The same, nearest first, until `enough` says so. It is asked about each process before that one's children are looked for.
+fn tree_until(root: u32, enough: impl FnMut(u32) -> bool) -> Vec<u32> {
     // A kernel without CONFIG_PROC_CHILDREN has no such file; then it is told from the parents of all processes.
     if Path::new("/proc/thread-self/children").exists() {
-        walk(root, children)
+        walk(root, children, enough)
     } else {
         let by_parent = by_parent();
-        walk(root, |pid| by_parent.get(&pid).cloned().unwrap_or_default())
+        walk(
+            root,
+            |pid| by_parent.get(&pid).cloned().unwrap_or_default(),
+            enough,
+        )
     }
 }
 
-fn walk(root: u32, children: impl Fn(u32) -> Vec<u32>) -> Vec<u32> {
+fn walk(root: u32, children: impl Fn(u32) -> Vec<u32>, mut enough: impl FnMut(u32) -> bool) -> Vec<u32> {
     let mut found = vec![root];
     let mut seen = HashSet::from([root]);
     let mut at = 0;
-    while at < found.len() {
+    while at < found.len() && !enough(found[at]) {
         let next = children(found[at]);
         found.extend(next.into_iter().filter(|pid| seen.insert(*pid)));
         at += 1;
@@ -206,6 +215,27 @@ pub(crate) enum Closely {
 pub(crate) fn search(pids: &[u32], inodes: &[u64], closely: Closely) -> Search {
     let mut search = Search::default();
     for &pid in pids {
+        search.look_at(pid, inodes, closely);
+    }
+    search
+}
+
+/// The same among the processes of a tree, nearest first, until all are found.
+///
+/// Nearly always the service's main process has them, and then nothing below `task` of that process is looked up. What is
+/// looked up there has its price later: the kernel throws the entries of each thread away when the thread ends, and whoever
+/// reaps the process in that moment spins until it has.
+pub(crate) fn search_tree(root: u32, inodes: &[u64], closely: Closely) -> Search {
+    let mut search = Search::default();
+    tree_until(root, |pid| {
+        search.look_at(pid, inodes, closely);
+        inodes.iter().all(|inode| search.has(*inode))
+    });
+    search
+}
+
+impl Search {
+    fn look_at(&mut self, pid: u32, inodes: &[u64], closely: Closely) {
         let mut mine = HashSet::new();
         let looked = match closely {
             Closely::Process => look(&format!("/proc/{pid}/fd"), inodes, &mut mine),
@@ -213,12 +243,11 @@ pub(crate) fn search(pids: &[u32], inodes: &[u64], closely: Closely) -> Search {
                 .into_iter()
                 .try_for_each(|task| look(&format!("/proc/{pid}/task/{task}/fd"), inodes, &mut mine)),
         };
-        search.found.extend(mine.into_iter().map(|inode| (inode, pid)));
+        self.found.extend(mine.into_iter().map(|inode| (inode, pid)));
         // A zombie's descriptors may not be read either, but it has none.
         let is_denied = looked.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
-        search.denied |= is_denied && stat(pid).is_some_and(|stat| stat.is_alive());
+        self.denied |= is_denied && stat(pid).is_some_and(|stat| stat.is_alive());
     }
-    search
 }
 
 fn look(dir: &str, inodes: &[u64], found: &mut HashSet<u64>) -> io::Result<()> {
@@ -306,9 +335,13 @@ mod tests {
         io::BufRead::read_line(&mut io::BufReader::new(child.stdout.as_mut().unwrap()), &mut line).unwrap();
         let grandchild: u32 = line.trim().parse().unwrap();
         let root = child.id();
-        let by_files = walk(root, children);
+        let by_files = walk(root, children, |_| false);
         let table = by_parent();
-        let by_parents = walk(root, |pid| table.get(&pid).cloned().unwrap_or_default());
+        let by_parents = walk(
+            root,
+            |pid| table.get(&pid).cloned().unwrap_or_default(),
+            |_| false,
+        );
         assert!(descends(grandchild, root));
         assert!(descends(grandchild, std::process::id()));
         assert!(!descends(std::process::id(), root));
