@@ -52,6 +52,7 @@ fn memory() {
             "Pss_Dirty",
             "Private_Dirty",
             "Pss",
+            "more for all three",
             "target",
         ]
         .map(str::to_owned)
