@@ -29,7 +29,7 @@ use common::{ask, ballast, by_hand, median, ms, own_role};
 use mirakuru::Executor;
 
 /// How long the services take to start, in milliseconds, and how many cycles of each are enough.
-const START_UPS: [(u64, usize); 6] = [(0, 25), (5, 20), (20, 20), (50, 15), (200, 5), (1000, 3)];
+const START_UPS: [(u64, usize); 6] = [(0, 20), (5, 15), (20, 15), (50, 10), (200, 5), (1000, 2)];
 
 fn main() {
     if let Some((_, megabytes)) = own_role() {
