@@ -8,7 +8,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::{LONG, ODD, Scratch, alive, error_of, is_root, mode, monotonic, odd, stamped, wait_until};
+use common::{
+    LONG, ODD, Scratch, alive, error_of, is_root, mode, monotonic, odd, stamped, victim, victim_dir,
+    wait_until,
+};
 use mirakuru::{
     Banner, Check, Error, Exec, Executor, Http, HttpExecutor, NoWait, OutputExecutor, PidExecutor, PidFile,
     Prepare, Probe, Readiness, SdNotify, SimpleExecutor, Stdio, Tcp, TcpExecutor, UnixSocket,
@@ -359,6 +362,35 @@ fn conditions_combine() {
         .wait_for(both)
         .timeout(Duration::from_millis(300));
     assert!(matches!(error_of(never.start()), Error::Timeout { .. }));
+}
+
+/// The second half of a pair is not waited for as output is, until somebody was asked to tell of output.
+#[test]
+fn output_that_follows_another_condition_is_noticed_at_once() {
+    let scratch = Scratch::new();
+    // Otherwise the line that tells of a long start would wake it.
+    let status = victim("waits_for_output_after_something_else", scratch.path())
+        .env("MIRAKURU_QUIET", "1")
+        .status()
+        .unwrap();
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+#[ignore = "a victim"]
+fn waits_for_output_after_something_else() {
+    if victim_dir().is_none() {
+        return;
+    }
+    let mut service = odd(["--delay", "100", "--ready-line", "up", "--exit-after", "20000"])
+        .wait_for(Check::new("nothing was asked for", |_| Ok(true)).and(Banner::matching("^up$")))
+        .start()
+        .unwrap();
+    assert!(
+        service.is_running(),
+        "the line was noticed only when the service had ended"
+    );
+    service.stop().unwrap();
 }
 
 #[test]

@@ -1223,10 +1223,12 @@ impl Core {
                 });
             }
             let pause = (deadline.elapsed() / PAUSE_DIVISOR).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-            let pause = if readiness.waits_for_output() {
-                Duration::MAX
-            } else {
-                pause
+            let pause = match (readiness.waits_for_output(), wants_output) {
+                (true, true) => Duration::MAX,
+                // Only since this look (the other half of an `And` held in it): nobody was asked to tell of output that came
+                // meanwhile, so there may be nothing to be woken by. Once more, from the top.
+                (true, false) => continue,
+                (false, _) => pause,
             };
             wait.progress.tell(|elapsed| self.standing(elapsed, readiness));
             return Ok(Some(
