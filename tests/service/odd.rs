@@ -567,11 +567,12 @@ fn answer_http(mut stream: TcpStream, o: &Options, requests: &AtomicUsize) -> io
     } else {
         seen.as_str()
     };
-    write!(
-        stream,
+    // In one piece: `write!` would send each part by itself, and the kernel holds back small ones.
+    let answer = format!(
         "HTTP/1.1 {status} Odd\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
         text.len()
-    )
+    );
+    stream.write_all(answer.as_bytes())
 }
 
 fn sd_notify() {
