@@ -8,7 +8,7 @@
 //! (for `Banner` and `SdNotify` a blocking read), `waitpid` for the end. That costs two fifths of a core while it waits; see
 //! `footprint`.
 //!
-//! Negative lags are real: `start` has returned before the helper had taken its time stamp. `NoWait` has no lag, and is
+//! `And` is of `Tcp` and `Banner`. Negative lags are real: `start` has returned before the helper had taken its time stamp. `NoWait` has no lag, and is
 //! in `start`.
 //!
 //! There is no harness, because a harness times a call. Here the time begins with a stamp that *another process* has taken,

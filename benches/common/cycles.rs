@@ -66,7 +66,7 @@ impl Kind {
 
 const LINE: &str = "Ready to accept connections";
 
-/// Each readiness but `NoWait`, which waits for nothing, and a user's own types. `Or` is as fast as the faster of its two.
+/// Each readiness but `NoWait`, which waits for nothing, and a user's own types. `And` is `Tcp` and `Banner`; `Or` is as fast as the faster of its two.
 pub(crate) const KINDS: &[Kind] = &[
     Kind {
         name: "Tcp",
@@ -181,7 +181,7 @@ pub(crate) const KINDS: &[Kind] = &[
         by_hand: |manner, delay| file_by_hand(manner, delay, |path| Path::new(path).exists()),
     },
     Kind {
-        name: "Tcp and Banner",
+        name: "And",
         ours: |delay| {
             ours(delay, |odd| {
                 odd.args(["--listen", "127.0.0.1:{port}", "--ready-line", LINE])
