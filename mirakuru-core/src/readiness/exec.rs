@@ -17,9 +17,12 @@ use crate::{Error, Signal};
 
 /// How long a run may take at first. Doubles each time that is not enough.
 const FIRST_LIMIT: Duration = Duration::from_secs(5);
-/// The least time between two runs, and the part of the time already waited.
+/// The least time between two runs, and the part of the time already waited: a fiftieth, as with other looks.
 const PAUSE: Duration = Duration::from_millis(5);
-const PAUSE_PART: u32 = 10;
+const PAUSE_PART: u32 = 50;
+/// A command that takes long is not run again at once: the pause is as long as the run was, up to this part of the time already
+/// waited.
+const LONG_PAUSE_PART: u32 = 10;
 /// How much of a run's output is kept: the last of it.
 const KEPT: usize = 4096;
 /// How often the service's own exit is looked for while a run lasts.
@@ -45,8 +48,8 @@ const LOOK: Duration = Duration::from_millis(5);
 ///
 /// Servers often bring such a command: `Exec::succeeds("pg_isready -h 127.0.0.1 -p {port}")`.
 ///
-/// It is run again and again until it succeeds, with a pause of a tenth of the time already waited, 5 ms at
-/// least. Each run has 5 s, is then killed with everything in its process group, and the next has twice the time. The
+/// It is run again and again until it succeeds, with a pause of a fiftieth of the time already waited, 5 ms at
+/// least, and longer when a run takes long. Each run has 5 s, is then killed with everything in its process group, and the next has twice the time. The
 /// last line that it printed and its exit status are in the error when the service does not become ready. A program that is
 /// not found ends the wait.
 #[derive(Clone, Debug)]
@@ -179,8 +182,10 @@ impl Readiness for Exec {
         }
         let begun = Instant::now();
         let result = self.run(cx);
-        let elapsed = cx.elapsed() + begun.elapsed();
-        self.next_at = elapsed + PAUSE.max(elapsed / PAUSE_PART);
+        let took = begun.elapsed();
+        let elapsed = cx.elapsed() + took;
+        let as_long = took.min(elapsed / LONG_PAUSE_PART);
+        self.next_at = elapsed + PAUSE.max(as_long).max(elapsed / PAUSE_PART);
         self.last_error = result.as_ref().err().map(io::Error::to_string);
         result
     }
@@ -371,8 +376,8 @@ mod tests {
         let mut exec = prepared(&harness, sh(&format!("echo x >> '{}'; exit 1", marks.display())));
         harness.elapsed(Duration::from_secs(10));
         let first = harness.probe(&mut exec).unwrap_err().to_string();
-        // Less than a tenth of the time later there is the same answer, without a run.
-        harness.elapsed(Duration::from_millis(10_900));
+        // Less than a fiftieth of the time later there is the same answer, without a run.
+        harness.elapsed(Duration::from_millis(10_150));
         let second = harness.probe(&mut exec).unwrap_err().to_string();
         assert_eq!(first, second);
         assert_eq!(std::fs::read_to_string(&marks).unwrap(), "x\n");
