@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// With the default features. Beside it: `rstest` with its default features has 33, `testcontainers` 240.
+/// With the default features. What others have is in `benches/price/results.md`.
 const DEFAULT: usize = 36;
 /// With `default-features = false`: without `Http`, and without rstest fixtures.
 const MINIMAL: usize = 20;
