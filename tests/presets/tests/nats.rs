@@ -138,12 +138,16 @@ async fn a_test_that_is_killed_leaves_no_streams_to_the_next() {
     // They are of one run with this process, and so have the same server.
     let run = [("MIRAKURU_SESSION_ID", &*format!("nats-{}", process::id()))];
     let killed = in_a_child("it_leaves_a_stream_and_aborts", &run);
-    let text = String::from_utf8_lossy(&killed.stdout);
-    assert!(text.contains("a stream is there"), "{text}");
     assert!(!killed.status.success());
     let next = in_a_child("it_finds_no_stream", &run);
-    let text = String::from_utf8_lossy(&next.stdout);
-    assert!(text.contains("nothing is there"), "{text}");
+    let said = [&killed.stdout, &next.stdout].map(|output| String::from_utf8_lossy(output));
+    let servers = said.each_ref().map(|text| {
+        let pid = text
+            .split_once("the server is ")
+            .and_then(|(_, rest)| rest.lines().next());
+        pid.unwrap_or_else(|| panic!("{text}"))
+    });
+    assert_eq!(servers[0], servers[1]);
 }
 
 #[tokio::test]
@@ -153,7 +157,7 @@ async fn it_leaves_a_stream_and_aborts() {
         let account = WITH_ONE_ACCOUNT.account();
         let jetstream = jetstream::new(connect_to(&account).await);
         jetstream.create_stream(orders()).await.unwrap();
-        println!("a stream is there");
+        println!("the server is {}", WITH_ONE_ACCOUNT.pid());
         process::abort();
     }
 }
@@ -164,7 +168,7 @@ async fn it_finds_no_stream() {
     if is_child() {
         let account = WITH_ONE_ACCOUNT.account();
         assert!(streams(connect_to(&account).await).await.is_empty());
-        println!("nothing is there");
+        println!("the server is {}", WITH_ONE_ACCOUNT.pid());
     }
 }
 
