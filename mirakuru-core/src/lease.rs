@@ -7,15 +7,18 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::process;
 
 use crate::home::is_at;
-use crate::sys::files::{open_lock, try_flock};
+use crate::sys::files::{open_lock, try_flock, unlock};
 
 /// A number below some limit that nobody else has, in this process or another, until this is dropped.
 #[derive(Debug)]
 pub struct Lease {
     number: u32,
-    _lock: File,
+    lock: File,
+    /// Whoever forks from that process has a copy of this, and may not give it back.
+    holder: u32,
 }
 
 impl Lease {
@@ -33,7 +36,11 @@ impl Lease {
             let path = dir.join(number.to_string());
             let lock = open_lock(&path, true)?;
             if try_flock(lock.as_fd())? && is_at(&lock, &path)? {
-                return Ok(Some(Lease { number, _lock: lock }));
+                return Ok(Some(Lease {
+                    number,
+                    lock,
+                    holder: process::id(),
+                }));
             }
         }
         Ok(None)
@@ -43,6 +50,14 @@ impl Lease {
     #[must_use]
     pub fn number(&self) -> u32 {
         self.number
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        if self.holder == process::id() {
+            unlock(self.lock.as_fd());
+        }
     }
 }
 
@@ -61,14 +76,11 @@ mod tests {
             [Some(0), Some(1), Some(2)]
         );
         assert_eq!(number(&take()), None);
+        // As a process that another thread has just forked would have one.
+        let copy = two.as_ref().map(|lease| lease.lock.try_clone().expect("a copy"));
         drop(two);
-        // Processes that other tests have just forked may hold a copy of it for a moment.
-        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
-        let mut again = take();
-        while again.is_none() && std::time::Instant::now() < until {
-            std::thread::sleep(std::time::Duration::from_millis(1));
-            again = take();
-        }
+        let again = take();
+        drop(copy);
         assert_eq!(number(&again), Some(1));
         std::fs::remove_dir_all(dir).expect("it is ours");
     }

@@ -50,8 +50,7 @@ pub(crate) fn open_lock(path: &Path, create: bool) -> io::Result<File> {
 /// Takes the exclusive `flock` of an open file unless somebody else has it: says whether it is ours now.
 ///
 /// The lock belongs to the open file description. Copies of the descriptor, in this process or inherited, hold the
-/// same lock, and it is free once the last of them is closed. It is never unlocked by call, because that would free it for all
-/// of them.
+/// same lock, and it is free once the last of them is closed, or when [`unlock`] frees it for all of them.
 pub(crate) fn try_flock(file: BorrowedFd<'_>) -> io::Result<bool> {
     // SAFETY: flock takes no pointers, and the descriptor is open for as long as it is borrowed.
     if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
@@ -62,6 +61,13 @@ pub(crate) fn try_flock(file: BorrowedFd<'_>) -> io::Result<bool> {
         io::ErrorKind::WouldBlock => Ok(false),
         _ => Err(e),
     }
+}
+
+/// Gives the exclusive `flock` of a file back, whoever has copies of the descriptor: between the fork and the exec of a process that another
+/// thread starts, that process has one, and would keep the lock for a moment longer.
+pub(crate) fn unlock(file: BorrowedFd<'_>) {
+    // SAFETY: as above.
+    unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
 }
 
 /// Whether somebody holds the exclusive `flock` of a file. Asks for a shared lock, which those who ask at the same time all get.
