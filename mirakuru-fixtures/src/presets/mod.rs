@@ -54,6 +54,7 @@ mod mosquitto;
 mod nats;
 mod nginx;
 mod prefix;
+mod rabbitmq;
 mod redis;
 
 pub use etcd::{Etcd, EtcdRecipe, etcd};
@@ -63,6 +64,7 @@ pub use mosquitto::{Mosquitto, MosquittoRecipe, mosquitto};
 pub use nats::{Nats, NatsAccount, NatsRecipe, nats};
 pub use nginx::{Nginx, NginxRecipe, nginx};
 pub use prefix::Prefix;
+pub use rabbitmq::{Rabbitmq, RabbitmqRecipe, RabbitmqVhost, rabbitmq};
 pub use redis::{Redis, RedisDatabase, RedisRecipe, redis};
 
 /// When a preset's server is ready: its port is open, by its own process, and it answers in its own protocol.
