@@ -276,7 +276,10 @@ fn install(program: &Path, data: &Path) -> Result<(), Error> {
         if is_root {
             install.arg("--user=root");
         }
-        let attempt = format!("make a data directory with {}", install.get_program().display());
+        let attempt = format!(
+            "make a data directory with {}",
+            Path::new(install.get_program()).display()
+        );
         run(&mut install, b"").map_err(|source| failed(attempt, source))?;
         Ok(())
     })?;
@@ -394,7 +397,7 @@ impl Mariadb {
             client,
         };
         for load in &self.load {
-            load.into_database(&database)?;
+            load.run_in(&database)?;
         }
         Ok(database)
     }
@@ -445,7 +448,7 @@ enum Load {
 }
 
 impl Load {
-    fn into_database(&self, database: &MariadbDatabase) -> Result<(), Error> {
+    fn run_in(&self, database: &MariadbDatabase) -> Result<(), Error> {
         let (attempt, result) = match self {
             Load::Text(text) => (
                 "load the recipe's SQL".to_owned(),
