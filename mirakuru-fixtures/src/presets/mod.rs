@@ -20,6 +20,9 @@
 //! - Where the tests run as root, the server runs as an unprivileged user. (nginx excepted: it is to read what the tests have written.)
 //! - The handle dereferences to its [`Executor`], which has the logs, the pid, and the verbs.
 //!
+//! There is none for a store that speaks S3, because Debian has no package of one (MinIO is downloaded), and none for ZooKeeper, whose
+//! Java takes a second to start.
+//!
 //! # One of your own
 //!
 //! A preset is made of public parts; [`Recipe`](crate::Recipe) shows how. The smallest is a function that returns an

@@ -65,7 +65,7 @@ impl NginxRecipe {
     }
 
     /// Sets the directory whose files are served, where the text does not say otherwise: a `root` in the `http` block. A relative path begins at the
-    /// working directory, which for tests is the folder of their package.
+    /// working directory, which for tests is the folder of their package. It may not hold a `$`, which nginx takes for a variable.
     pub fn document_root(mut self, dir: impl AsRef<Path>) -> Self {
         self.document_root = Some(dir.as_ref().to_owned());
         self
@@ -119,8 +119,7 @@ impl NginxRecipe {
     }
 }
 
-/// A text as one word of nginx's configuration, with braces that are none of a placeholder. (A dollar sign would be a variable: nginx
-/// has no way to write it.)
+/// A text as one word of nginx's configuration. (A dollar sign begins a variable all the same: nginx has no way to write one.)
 fn quoted(text: &str) -> String {
     let text = text.replace('\\', "\\\\").replace('"', "\\\"");
     format!("\"{text}\"")
