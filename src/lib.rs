@@ -276,6 +276,10 @@ pub use mirakuru_fixtures::__private::rstest;
 #[doc(hidden)]
 pub use mirakuru_fixtures::__private;
 
+// No part of the library: pages, whose code is compiled and run with the doctests.
+#[cfg(any(doc, doctest))]
+pub mod guide;
+
 /// The README's Rust is compiled and run with the doctests.
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]

@@ -1,7 +1,11 @@
-//! The first test of the README, pasted into a fresh crate that depends on this one, as a newcomer does it.
+//! The first test of the README, pasted into a fresh crate that depends on this one, as a newcomer does it; and all other tests that
+//! are shown anywhere: those of the guide, of the README and of `examples/suite`, in one crate.
+//!
+//! A doctest compiles what is shown, but leaves out what is marked `#[test]`: so here it is run.
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -94,6 +98,162 @@ fn the_first_test_of_the_readme_passes_in_a_fresh_crate() {
     let output = cargo(&dir, &["nextest", "run"]);
     assert!(output.status.success(), "{}", text(&output));
     assert!(!text(&output).contains("LEAK"), "{}", text(&output));
+}
+
+/// The blocks of Rust in a page that are to be compiled: the words after the fence, and the code, with what rustdoc hides.
+fn rust_blocks(page: &str) -> Vec<(String, String)> {
+    let mut blocks = Vec::new();
+    let mut lines = page.lines();
+    while let Some(line) = lines.next() {
+        let Some(info) = line.strip_prefix("```").filter(|info| !info.is_empty()) else {
+            continue;
+        };
+        let code = lines.by_ref().take_while(|line| *line != "```").map(|line| {
+            let shown = line.strip_prefix("# ").unwrap_or(line);
+            shown.to_owned() + "\n"
+        });
+        let code: String = code.collect();
+        if info == "rust" || info.starts_with("rust,") {
+            blocks.push((info.to_owned(), code));
+        }
+    }
+    blocks
+}
+
+/// The tests that the pages show, each block in a module of its own, and the names of those modules that have to be seen running.
+fn shown_tests() -> (String, Vec<String>) {
+    let mut pages = vec![("readme".to_owned(), root().join("README.md"))];
+    let guide = fs::read_dir(root().join("docs/guide")).expect("the guide");
+    pages.extend(guide.map(|entry| {
+        let path = entry.expect("a chapter").path();
+        let name = path.file_stem().expect("its name").to_string_lossy();
+        (name.into_owned(), path)
+    }));
+    pages.sort();
+    let (mut file, mut modules) = (String::new(), Vec::new());
+    for (page, path) in pages {
+        let blocks = rust_blocks(&fs::read_to_string(&path).expect("a page"));
+        // The first one of the README is run by itself, on the port that it names.
+        let skipped = usize::from(page == "readme");
+        for (number, (info, code)) in blocks.iter().enumerate().skip(skipped) {
+            let is_test = ["#[test]", "#[rstest]", "#[tokio::test"]
+                .iter()
+                .any(|test| code.contains(test));
+            if !is_test || info.contains("compile_fail") {
+                continue;
+            }
+            let module = format!("{page}_{}", number + 1);
+            file.push_str(&format!("mod {module} {{\n{code}}}\n\n"));
+            if !code.contains("#[ignore") {
+                modules.push(module);
+            }
+        }
+    }
+    (file, modules)
+}
+
+/// What of a copy is made here, or by cargo.
+const MADE: [&str; 3] = ["target", "Cargo.lock", "shown.rs"];
+
+/// Writes a file only where that changes it, so that cargo does not build it again.
+fn write(path: &Path, text: &str) {
+    if fs::read_to_string(path).ok().as_deref() != Some(text) {
+        fs::write(path, text).expect("a writable directory");
+    }
+}
+
+/// A copy of a folder of sources, whose path dependencies on this repository are absolute.
+fn copy_sources(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("a writable directory");
+    // What is no longer an example is not built.
+    for entry in fs::read_dir(to).expect("a folder") {
+        let entry = entry.expect("an entry");
+        let is_made = MADE.iter().any(|name| entry.file_name() == *name);
+        if !is_made && !from.join(entry.file_name()).exists() {
+            let path = entry.path();
+            let _ = fs::remove_dir_all(&path).or_else(|_| fs::remove_file(&path));
+        }
+    }
+    for entry in fs::read_dir(from).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("its name");
+        if MADE.iter().any(|made| name == *made) {
+            continue;
+        }
+        if path.is_dir() {
+            copy_sources(&path, &to.join(name));
+            continue;
+        }
+        let mut text = fs::read_to_string(&path).expect("a text");
+        for up in ["\"../../..\"", "\"../..\""] {
+            text = text.replace(up, &format!("{:?}", root()));
+        }
+        write(&to.join(name), &text);
+    }
+}
+
+/// The process ids of the Redis that tests of a package have printed.
+fn pids<'a>(output: &'a str, package: &str) -> BTreeSet<&'a str> {
+    let before = format!("Redis for {package}: pid ");
+    output
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix(before.as_str()))
+        .collect()
+}
+
+#[test]
+fn every_test_that_is_shown_passes() {
+    if !workspace_and_redis() || require("python3").is_none() {
+        return;
+    }
+    // Always the same place: what has not changed is not built again.
+    let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("suite");
+    copy_sources(&root().join("examples/suite"), &dir);
+    fs::copy(root().join("Cargo.lock"), dir.join("Cargo.lock")).unwrap();
+    let (file, modules) = shown_tests();
+    assert!(modules.len() > 10, "where is the guide? {modules:?}");
+    write(&dir.join("tests/shown.rs"), &file);
+
+    let check = |output: &Output| {
+        let text = text(output);
+        assert!(output.status.success(), "{text}");
+        for module in &modules {
+            assert!(
+                text.contains(&format!("{module}::")),
+                "{module} has not been run:\n{text}"
+            );
+        }
+        for package in ["the shop", "billing"] {
+            assert_eq!(
+                pids(&text, package).len(),
+                1,
+                "one Redis for all tests of {package}:\n{text}"
+            );
+        }
+        assert!(!text.contains("LEAK"), "{text}");
+    };
+    let output = cargo(
+        &dir,
+        &[
+            "test",
+            "--workspace",
+            "--tests",
+            "--no-fail-fast",
+            "--",
+            "--show-output",
+        ],
+    );
+    check(&output);
+    assert!(!text(&output).contains("warning: "), "{}", text(&output));
+    if cargo(&dir, &["nextest", "--version"]).status.success() {
+        let show = ["--success-output", "immediate", "--no-fail-fast"];
+        check(&cargo(
+            &dir,
+            &[&["nextest", "run", "--workspace"], &show[..]].concat(),
+        ));
+    } else {
+        say("*** the tests that are shown, under nextest: SKIPPED, cargo-nextest is not installed ***");
+    }
 }
 
 /// Redis, started without mirakuru.

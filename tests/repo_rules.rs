@@ -284,6 +284,75 @@ fn the_readme_is_tested() {
     );
 }
 
+/// The chapters of the guide: their names and texts.
+fn chapters() -> Vec<(String, String)> {
+    let files = fs::read_dir(root().join("docs/guide")).expect("the guide");
+    let paths = files.map(|file| file.expect("a chapter").path());
+    let chapters = paths.filter(|path| path.extension().is_some_and(|e| e == "md"));
+    let chapters = chapters.map(|path| {
+        let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        (name, read(&path))
+    });
+    chapters.collect()
+}
+
+/// A chapter that rustdoc does not have is one whose code nobody compiles.
+#[test]
+fn every_chapter_of_the_guide_is_found_and_tested() {
+    let list = read("src/guide.rs");
+    let readme = read("README.md");
+    let chapters = chapters();
+    assert!(chapters.len() > 10, "where is the guide?");
+    for (name, text) in &chapters {
+        let modules = list.rsplit("chapters! {").next().expect("the list");
+        assert!(has_word(modules, name), "src/guide.rs does not include {name}.md");
+        assert!(
+            list.contains(&format!("]({name})")),
+            "src/guide.rs does not list {name}.md"
+        );
+        assert!(
+            readme.contains(&format!("(docs/guide/{name}.md)")),
+            "README.md does not link to {name}.md"
+        );
+        // What leads to a file, or to docs.rs, has to lead somewhere in rustdoc's pages as well.
+        for line in text.lines().filter(|line| line.starts_with('[')) {
+            if let Some((label, target)) = line.split_once("]: ") {
+                let here = format!("{label}]: ");
+                assert!(
+                    list.contains(&here),
+                    "src/guide.rs does not say where `{here}` leads to"
+                );
+                if let Some(other) = target.strip_suffix(".md") {
+                    assert!(
+                        chapters.iter().any(|(name, _)| name == other),
+                        "{name}.md: no {target}"
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// Code that is shown is run. What is not has a comment above it that says why.
+#[test]
+fn code_that_is_not_run_says_why() {
+    let mut pages = chapters();
+    pages.push(("README".to_owned(), read("README.md")));
+    for (name, text) in pages {
+        let mut before = "";
+        for line in text.lines() {
+            let unrun = ["no_run", "ignore", "compile_fail", "should_panic"]
+                .iter()
+                .any(|word| line.contains(word));
+            assert!(
+                !(line.starts_with("```rust") && unrun) || before.starts_with("<!-- Not "),
+                "{name}.md: `{line}` without a comment above it that says why"
+            );
+            before = line;
+        }
+    }
+}
+
 /// One script for everyone: what CI runs is what a developer runs.
 #[test]
 fn ci_runs_the_test_script_and_nothing_else() {

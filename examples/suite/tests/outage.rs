@@ -1,0 +1,43 @@
+//! Resistance: what becomes of the shop while its Redis is stopped, hangs, or has lost its memory.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use mirakuru::{Error, Http, Executor, presets};
+
+#[mirakuru::fixture(presets::redis())]
+#[test]
+fn the_shop_bears_the_loss_of_redis(mut redis: presets::Redis) -> Result<(), Box<dyn std::error::Error>> {
+    let shop = Executor::builder([env!("CARGO_BIN_EXE_shop")])
+        .args(["127.0.0.1:{port}".to_owned(), redis.addr().to_string()])
+        .wait_for(Http::get("http://127.0.0.1:{port}/health"))
+        .start()?;
+    let visits = || shop::get(shop.addr(), "/visits");
+    assert_eq!(visits()?, (200, "1".to_owned()));
+
+    // Stopped, and started again after the closure, on the same port, even if the closure panics.
+    let during = redis.stopped(visits)??;
+    assert_eq!(during.0, 503);
+
+    // It is back, and knows nothing of before: this Redis keeps its data in memory only.
+    assert_eq!(visits()?, (200, "1".to_owned()));
+    Ok(())
+}
+
+/// A server that is down refuses at once. One that hangs is worse: it accepts, and never answers.
+#[mirakuru::fixture(presets::redis())]
+#[test]
+fn a_redis_that_hangs_costs_no_more_than_its_time_out(redis: &mut presets::Redis) -> Result<(), Error> {
+    redis.pause()?;
+    let begin = Instant::now();
+    let error = shop::count_visit(redis.addr(), 0).unwrap_err();
+    let took = begin.elapsed();
+    redis.resume()?;
+
+    assert!(matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut), "{error}");
+    assert!(took < shop::PATIENCE + Duration::from_secs(5), "{took:?}");
+
+    // What it was asked while it hung it has done all the same: the visit was counted.
+    assert_eq!(shop::count_visit(redis.addr(), 0).unwrap(), 2);
+    Ok(())
+}

@@ -1,0 +1,33 @@
+//! The program under test is this package's own binary. `bin` finds it where cargo has built it, in integration tests and benches.
+
+use mirakuru::{Executor, HttpExecutor, Signal, presets};
+
+#[mirakuru::fixture(bin = "shop", args = ["127.0.0.1:{port}"], http = "http://127.0.0.1:{port}/health")]
+#[test]
+fn a_page_that_is_not_there(shop: &HttpExecutor) {
+    assert_eq!(shop::get(shop.addr(), "/cellar").unwrap().0, 404);
+    assert!(shop.logs().stdout().starts_with("open at 127.0.0.1:"));
+}
+
+/// What one service needs of another, such as its port, is there once that one has started. So this one is started by hand.
+#[mirakuru::fixture(presets::redis())]
+#[test]
+fn it_counts_its_visits(redis: &presets::Redis) -> Result<(), Box<dyn std::error::Error>> {
+    let mut shop = Executor::builder([env!("CARGO_BIN_EXE_shop")])
+        .args(["127.0.0.1:{port}".to_owned(), redis.addr().to_string()])
+        .wait_for(mirakuru::Http::get("http://127.0.0.1:{port}/health"))
+        .start()?;
+    assert_eq!(shop::get(shop.addr(), "/visits")?, (200, "1".to_owned()));
+    assert_eq!(shop::get(shop.addr(), "/visits")?, (200, "2".to_owned()));
+    shop.stop()?; // Checked: a crash that nobody has noticed is an error here.
+    Ok(())
+}
+
+/// A program that must end in its own way when it is told to: here, by the signal, since the shop handles none.
+#[mirakuru::fixture(bin = "shop", args = ["127.0.0.1:{port}"], tcp = "127.0.0.1:{port}", stop_signal = Signal::Int)]
+#[test]
+fn it_ends_at_ctrl_c(mut shop: mirakuru::TcpExecutor) -> Result<(), mirakuru::Error> {
+    shop.stop()?;
+    assert!(!shop.is_running());
+    Ok(())
+}

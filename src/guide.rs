@@ -1,0 +1,39 @@
+//! The guide: short chapters, in the order in which one needs them. All code in them is compiled and run by mirakuru's own tests.
+//!
+//! | chapter | |
+//! | --- | --- |
+//! | [A first test](first_test) | the attribute, `{port}`, presets, your own program, more than one service |
+//! | [Choosing a readiness](readiness) | what to wait for, and why not always for the port |
+//! | [Sharing and scopes](sharing) | one service for many tests, and how they keep out of each other's way |
+//! | [Nextest](nextest) | what a process for each test means here |
+//! | [Async tests](async_tests) | tokio and others |
+//! | [CI](ci) | GitHub Actions, GitLab, slow machines, root |
+//! | [Resistance tests](resistance) | what your code does while a service is down, or hangs |
+//! | [Writing a preset](writing_a_preset) | a service of your own, with a handle of its own |
+//! | [When a start hangs or fails](debugging) | how to read a report, and what to look at |
+//! | [Coming from Python mirakuru](from_python) | every option and verb, side by side |
+//! | [Coming from Testcontainers](from_testcontainers) | what is the same, what is not, when to stay |
+//! | [Limits](limits) | honestly |
+
+/// The chapters are read on a code forge as well, where links go to files and to docs.rs. Of two definitions of a link the first
+/// counts: so these lead to the items here. `tests/repo_rules.rs` sees to it that none is missing.
+macro_rules! chapters {
+    ($($name:ident)*) => {$(
+        #[doc = "[`Executor`]: crate::Executor"]
+        #[doc = "[`Readiness`]: crate::Readiness"]
+        #[doc = "[`Recipe`]: crate::Recipe"]
+        #[doc = "[error]: crate::Error"]
+        #[doc = "[presets]: crate::presets"]
+        #[doc = "[limits]: super::limits"]
+        #[doc = "[readiness]: super::readiness"]
+        #[doc = "[sharing]: super::sharing"]
+        #[doc = "[writing_a_preset]: super::writing_a_preset"]
+        #[doc = ""]
+        #[doc = include_str!(concat!("../docs/guide/", stringify!($name), ".md"))]
+        pub mod $name {}
+    )*};
+}
+
+chapters! {
+    first_test readiness sharing nextest async_tests ci resistance writing_a_preset debugging from_python from_testcontainers limits
+}
