@@ -24,8 +24,15 @@
 //! | a test that needs a service of its own | [`#[fixture(..)]`](macro@fixture) on the test |
 //! | many tests that can share one | the same on `static NAME: T;`, which becomes a [`Shared<T>`](Shared) |
 //! | tests that use rstest, or a client that many tests need | the same on a function: an rstest fixture |
+//! | a Redis, a MariaDB, a RabbitMQ, ... | a [preset](presets), in any of these places: `#[fixture(presets::redis())]` |
 //! | a program that is no test, or full control | [`Executor::builder`], below |
 //! | a service that needs more than a command: a schema, a connection string | a [`Recipe`] of your own |
+//!
+//! The [guide] goes through all of that, a page for each: a [first test](guide::first_test), [choosing a
+//! readiness](guide::readiness), [sharing](guide::sharing), [nextest](guide::nextest), [async](guide::async_tests),
+//! [CI](guide::ci), [resistance tests](guide::resistance), [presets of your own](guide::writing_a_preset), and [what to do when a
+//! start hangs](guide::debugging); coming [from Python mirakuru](guide::from_python) or [from
+//! Testcontainers](guide::from_testcontainers); and the [limits](guide::limits).
 //!
 //! # Executors
 //!
@@ -35,14 +42,17 @@
 //! use std::time::Duration;
 //! use mirakuru::{Executor, Tcp, TcpExecutor};
 //!
-//! let mut server: TcpExecutor = Executor::builder("python3 -m http.server --bind 127.0.0.1 {port}")
+//! let mut server: TcpExecutor = Executor::builder("python3 -m http.server {port} -b 127.0.0.1")
 //!     .wait_for(Tcp::addr("127.0.0.1:{port}"))
 //!     .timeout(Duration::from_secs(30))
 //!     .start()?; // Returns only when it is ready.
 //!
 //! let address = server.addr(); // With the port that was chosen for it.
 //! assert!(server.is_running());
-//! server.stopped(|| assert!(std::net::TcpStream::connect(address).is_err()))?; // Stop, run, start again.
+//! server.stopped(|| {
+//!     // How does your code take an outage? Afterwards it is there again.
+//!     assert!(std::net::TcpStream::connect(address).is_err());
+//! })?;
 //! server.stop()?; // Checked. Dropping it does the same, silently.
 //! # Ok::<(), mirakuru::Error>(())
 //! ```
