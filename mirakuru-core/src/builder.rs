@@ -160,7 +160,8 @@ impl Executor<NoWait> {
     /// list of the program and its arguments.
     ///
     /// ```
-    /// use mirakuru_core::Executor;
+    /// # use mirakuru_core as mirakuru;
+    /// use mirakuru::Executor;
     /// let mut one = Executor::builder("sleep '60'").start()?;
     /// let mut two = Executor::builder(["sleep", "60"]).start()?;
     /// one.stop()?;
@@ -330,7 +331,8 @@ impl<R> ExecutorBuilder<R> {
     /// in. The path is relative to that directory; the file belongs to the service's user, and nobody else can read it.
     ///
     /// ```
-    /// use mirakuru_core::{Executor, Tcp};
+    /// # use mirakuru_core as mirakuru;
+    /// use mirakuru::{Executor, Tcp};
     ///
     /// let server = Executor::builder("python3 server.py")
     ///     .current_dir("{dir}")
@@ -356,7 +358,8 @@ impl<R> ExecutorBuilder<R> {
     /// [`addr`](crate::Executor::addr), unless its readiness knows another one.
     ///
     /// ```
-    /// use mirakuru_core::Executor;
+    /// # use mirakuru_core as mirakuru;
+    /// use mirakuru::Executor;
     ///
     /// # let script = "import os, socket\ns = socket.socket(fileno=3)\nc, _ = s.accept()\nc.sendall(b'hello')";
     /// let server = Executor::builder(["python3", "-c", script]).listen("127.0.0.1:{port}").start()?;

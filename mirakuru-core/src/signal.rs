@@ -7,7 +7,8 @@ use std::fmt;
 /// Our own enum and not `nix`'s, so that no foreign type stands in the public API.
 ///
 /// ```
-/// use mirakuru_core::Signal;
+/// # use mirakuru_core as mirakuru;
+/// use mirakuru::Signal;
 /// assert_eq!(Signal::Term.to_string(), "SIGTERM");
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

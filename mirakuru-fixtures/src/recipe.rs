@@ -8,8 +8,9 @@ use mirakuru_core::{Error, Executor, ExecutorBuilder, Readiness};
 /// more than an executor: a connection string, a client, a database with its schema.
 ///
 /// ```
-/// use mirakuru_core::{Error, Executor, ExecutorBuilder, NoWait};
-/// use mirakuru_fixtures::Recipe;
+/// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
+/// use mirakuru::{Error, Executor, ExecutorBuilder, NoWait};
+/// use mirakuru::Recipe;
 ///
 /// /// How to start it.
 /// struct Queue {

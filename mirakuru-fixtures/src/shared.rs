@@ -13,8 +13,9 @@ use crate::once::Once;
 /// It dereferences to what it holds, and the first use starts it:
 ///
 /// ```
-/// use mirakuru_core::{Executor, SimpleExecutor};
-/// use mirakuru_fixtures::Shared;
+/// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
+/// use mirakuru::{Executor, SimpleExecutor};
+/// use mirakuru::Shared;
 ///
 /// // Written by hand. `#[mirakuru::fixture(cmd = "sleep 60")] static SLEEPER: SimpleExecutor;` is the same, and adds the
 /// // scope of a whole run.

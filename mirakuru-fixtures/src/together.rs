@@ -8,8 +8,9 @@ use crate::start::{Fixture, Fixtures, fixture, start_fixtures};
 /// Starts several services at once: it takes as long as the slowest of them, and not as long as all together.
 ///
 /// ```
-/// use mirakuru_core::{Executor, Tcp};
-/// use mirakuru_fixtures::start_all;
+/// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
+/// use mirakuru::{Executor, Tcp};
+/// use mirakuru::start_all;
 ///
 /// let recipe = Executor::builder("python3 -m http.server --bind 127.0.0.1 {port}").wait_for(Tcp::addr("127.0.0.1:{port}"));
 /// let (server, sleeper) = start_all((recipe.clone(), Executor::builder("sleep 60")))?;

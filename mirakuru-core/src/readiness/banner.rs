@@ -12,7 +12,8 @@ use crate::logs::{Stream, printable};
 /// Ready when the service prints a line that matches a regular expression.
 ///
 /// ```
-/// use mirakuru_core::{Banner, Executor, OutputExecutor};
+/// # use mirakuru_core as mirakuru;
+/// use mirakuru::{Banner, Executor, OutputExecutor};
 ///
 /// let mut server: OutputExecutor = Executor::builder("echo starting; echo 'ready for 12 clients'; exec sleep 60")
 ///     .shell(true)
@@ -45,7 +46,8 @@ use crate::logs::{Stream, printable};
 /// is that address, else 127.0.0.1; where the service names all addresses (`0.0.0.0`, `[::]`, `*`), it is the loopback one.
 ///
 /// ```
-/// use mirakuru_core::{Banner, Executor};
+/// # use mirakuru_core as mirakuru;
+/// use mirakuru::{Banner, Executor};
 ///
 /// let mut server = Executor::builder("echo 'listening on http://0.0.0.0:40123/'; exec sleep 60")
 ///     .shell(true)

@@ -12,7 +12,8 @@ type Look = dyn Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync;
 /// [`Readiness`] would be too much.
 ///
 /// ```
-/// use mirakuru_core::{Check, Executor};
+/// # use mirakuru_core as mirakuru;
+/// use mirakuru::{Check, Executor};
 ///
 /// let mut service = Executor::builder("echo 1 > state; echo 2 >> state; exec sleep 60")
 ///     .shell(true)

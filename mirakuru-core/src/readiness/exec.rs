@@ -35,7 +35,8 @@ const LOOK: Duration = Duration::from_millis(5);
 /// environment and working directory, with nothing on its standard input.
 ///
 /// ```
-/// use mirakuru_core::{Exec, Executor};
+/// # use mirakuru_core as mirakuru;
+/// use mirakuru::{Exec, Executor};
 ///
 /// let mut service = Executor::builder("touch open; exec sleep 60")
 ///     .shell(true)

@@ -24,7 +24,8 @@ const BODY_TIME: Duration = Duration::from_millis(50);
 /// otherwise.
 ///
 /// ```no_run
-/// use mirakuru_core::{Executor, Http, HttpExecutor};
+/// # use mirakuru_core as mirakuru;
+/// use mirakuru::{Executor, Http, HttpExecutor};
 ///
 /// let server: HttpExecutor = Executor::builder("python3 -m http.server {port} --bind 127.0.0.1")
 ///     .wait_for(Http::get("http://127.0.0.1:{port}/").status(200))

@@ -43,8 +43,9 @@ pub use crate::context::{Prepare, Probe};
 /// probe need not look for it.
 ///
 /// ```
+/// # use mirakuru_core as mirakuru;
 /// use std::io;
-/// use mirakuru_core::{Executor, Prepare, Probe, Readiness, Error};
+/// use mirakuru::{Executor, Prepare, Probe, Readiness, Error};
 ///
 /// /// Ready when the service has written a file of this name into its private directory.
 /// #[derive(Clone)]

@@ -12,7 +12,8 @@ use super::{Probe, Readiness};
 /// [`Executor::wait_until`](crate::Executor::wait_until) later.
 ///
 /// ```
-/// use mirakuru_core::{Executor, NoWait, SimpleExecutor};
+/// # use mirakuru_core as mirakuru;
+/// use mirakuru::{Executor, NoWait, SimpleExecutor};
 ///
 /// let mut sleeper: SimpleExecutor = Executor::builder("sleep 60").wait_for(NoWait).start()?;
 /// sleeper.stop()?;

@@ -25,7 +25,8 @@ const TICK: Duration = Duration::from_millis(50);
 /// Nothing removes it; a service that refuses to start because of it says so itself.
 ///
 /// ```
-/// use mirakuru_core::{Executor, PidExecutor, PidFile};
+/// # use mirakuru_core as mirakuru;
+/// use mirakuru::{Executor, PidExecutor, PidFile};
 ///
 /// let mut service: PidExecutor = Executor::builder("echo $$ > {dir}/service.pid; exec sleep 60")
 ///     .shell(true)

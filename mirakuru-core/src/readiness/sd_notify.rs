@@ -24,7 +24,8 @@ const PATH_MAX: usize = 107;
 /// knows `sd_notify` will do: PostgreSQL, MariaDB, nginx with its module, etcd, HAProxy, and scripts by `systemd-notify`.
 ///
 /// ```no_run
-/// use mirakuru_core::{Executor, SdNotify};
+/// # use mirakuru_core as mirakuru;
+/// use mirakuru::{Executor, SdNotify};
 ///
 /// let haproxy = Executor::builder("haproxy -Ws -f haproxy.cfg").wait_for(SdNotify).start()?;
 /// # Ok::<(), mirakuru_core::Error>(())

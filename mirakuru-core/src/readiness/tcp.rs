@@ -23,7 +23,8 @@ const REMOTE_CONNECT: Duration = Duration::from_secs(1);
 /// sense, ever: the port belongs to Docker. Use [`Check`](super::Check) or [`Exec`](super::Exec) there.
 ///
 /// ```
-/// use mirakuru_core::{Executor, Tcp, TcpExecutor};
+/// # use mirakuru_core as mirakuru;
+/// use mirakuru::{Executor, Tcp, TcpExecutor};
 ///
 /// let mut server: TcpExecutor = Executor::builder("python3 -m http.server --bind 127.0.0.1 {port}")
 ///     .wait_for(Tcp::addr("127.0.0.1:{port}"))

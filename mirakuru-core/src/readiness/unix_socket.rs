@@ -22,7 +22,8 @@ const LONGEST: usize = 107;
 /// Somebody else's socket at this path is an error that names them, where it can be seen whose it is.
 ///
 /// ```
-/// use mirakuru_core::{Executor, UnixSocket, UnixSocketExecutor};
+/// # use mirakuru_core as mirakuru;
+/// use mirakuru::{Executor, UnixSocket, UnixSocketExecutor};
 ///
 /// # let script = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); time.sleep(60)";
 /// let mut server: UnixSocketExecutor = Executor::builder(["python3", "-c", script, "{dir}/server.sock"])

@@ -104,7 +104,8 @@ impl Recipe for EtcdRecipe {
 /// does not start with less.
 ///
 /// ```no_run
-/// use mirakuru_fixtures::{Recipe, presets};
+/// # use mirakuru_fixtures as mirakuru;
+/// use mirakuru::{Recipe, presets};
 ///
 /// let etcd = presets::etcd().config("auto-compaction-retention", "1").start()?;
 /// assert_eq!(etcd.url(), format!("http://127.0.0.1:{}", etcd.port()));

@@ -322,7 +322,8 @@ fn beside(server: &Path, programs: &[&str]) -> PathBuf {
 /// themselves.
 ///
 /// ```no_run
-/// use mirakuru_fixtures::{Recipe, presets};
+/// # use mirakuru_fixtures as mirakuru;
+/// use mirakuru::{Recipe, presets};
 ///
 /// let server = presets::mariadb().config("max-connections", "20").start()?;
 /// let database = server.database();

@@ -61,7 +61,8 @@ impl Recipe for MemcachedRecipe {
 /// It keeps nothing on a disk: a restart empties it. It has no user and no password, and whoever is on this machine can reach it.
 ///
 /// ```no_run
-/// use mirakuru_fixtures::{Recipe, presets};
+/// # use mirakuru_fixtures as mirakuru;
+/// use mirakuru::{Recipe, presets};
 ///
 /// let memcached = presets::memcached().arg("--memory-limit=16").start()?;
 /// assert_eq!(memcached.url(), format!("memcache://127.0.0.1:{}", memcached.port()));

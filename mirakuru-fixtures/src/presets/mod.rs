@@ -2,7 +2,8 @@
 //! out of each other's way.
 //!
 //! ```no_run
-//! use mirakuru_fixtures::{Recipe, presets};
+//! # use mirakuru_fixtures as mirakuru;
+//! use mirakuru::{Recipe, presets};
 //!
 //! let redis = presets::redis().start()?;      // with the attribute: #[mirakuru::fixture(presets::redis())]
 //! let database = redis.database();            // for one test alone, emptied and given back when it is dropped
@@ -29,7 +30,8 @@
 //! [`ExecutorBuilder`]:
 //!
 //! ```
-//! use mirakuru_core::{Executor, ExecutorBuilder, Tcp};
+//! # use mirakuru_core as mirakuru;
+//! use mirakuru::{Executor, ExecutorBuilder, Tcp};
 //!
 //! fn beanstalkd() -> ExecutorBuilder<Tcp> {
 //!     Executor::builder("beanstalkd -l 127.0.0.1 -p {port}")

@@ -100,7 +100,8 @@ fn answers(mut connection: Connection) -> io::Result<bool> {
 /// Sessions and retained messages are lost in a restart, unless the recipe says `durable(true)`.
 ///
 /// ```no_run
-/// use mirakuru_fixtures::{Recipe, presets};
+/// # use mirakuru_fixtures as mirakuru;
+/// use mirakuru::{Recipe, presets};
 ///
 /// let mosquitto = presets::mosquitto().config("max_packet_size", "1048576").start()?;
 /// assert_eq!(mosquitto.url(), format!("mqtt://127.0.0.1:{}", mosquitto.port()));

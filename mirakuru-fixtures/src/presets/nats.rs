@@ -173,7 +173,8 @@ fn credentials(dir: &Path) -> io::Result<(String, u32)> {
 /// does not log in is refused, and so never is in another account than meant. There is no user of the system account, `$SYS`.
 ///
 /// ```no_run
-/// use mirakuru_fixtures::{Recipe, presets};
+/// # use mirakuru_fixtures as mirakuru;
+/// use mirakuru::{Recipe, presets};
 ///
 /// let nats = presets::nats().jetstream(true).start()?;
 /// let account = nats.account();

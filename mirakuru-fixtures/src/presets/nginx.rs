@@ -218,7 +218,8 @@ impl Recipe for NginxRecipe {
 /// `nginx.dir().join("http.conf")` and call `nginx.signal(Signal::Hup)`; at the next start it has the recipe's text again.
 ///
 /// ```no_run
-/// use mirakuru_fixtures::{Recipe, presets};
+/// # use mirakuru_fixtures as mirakuru;
+/// use mirakuru::{Recipe, presets};
 ///
 /// let nginx = presets::nginx("").document_root("tests/site").start()?;
 /// println!("{}", nginx.url());                // http://127.0.0.1:41873

@@ -281,7 +281,8 @@ fn ask(dir: &Path, request: &str) -> io::Result<()> {
 /// messages to the disk, and has no switch for it.
 ///
 /// ```no_run
-/// use mirakuru_fixtures::{Recipe, presets};
+/// # use mirakuru_fixtures as mirakuru;
+/// use mirakuru::{Recipe, presets};
 ///
 /// let rabbitmq = presets::rabbitmq().start()?;
 /// let vhost = rabbitmq.vhost();

@@ -104,7 +104,8 @@ impl Recipe for RedisRecipe {
 /// configuration, scripts, functions, `FLUSHALL`, and the channels of `PUBLISH` and `SUBSCRIBE`.
 ///
 /// ```no_run
-/// use mirakuru_fixtures::{Recipe, presets};
+/// # use mirakuru_fixtures as mirakuru;
+/// use mirakuru::{Recipe, presets};
 ///
 /// let redis = presets::redis().config("maxmemory", "16mb").start()?;
 /// assert_eq!(redis.url(), format!("redis://127.0.0.1:{}/0", redis.port()));
