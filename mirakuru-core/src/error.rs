@@ -170,9 +170,14 @@ impl Error {
         attempt: impl Into<String>,
         source: impl Into<Box<dyn StdError + Send + Sync + 'static>>,
     ) -> Error {
+        // One of the operating system stays what it is: there may be a remedy for it.
+        let source = match source.into().downcast::<io::Error>() {
+            Ok(error) => *error,
+            Err(error) => io::Error::other(error),
+        };
         Error::System {
             attempt: attempt.into(),
-            source: io::Error::other(source),
+            source,
         }
     }
 }
