@@ -62,10 +62,11 @@ pub type PidExecutor = Executor<PidFile>;
 pub mod __private {
     pub use crate::executor::{Claims, SharedTurn, Startable, start_together};
     pub use crate::hint::{find_program, not_found};
-    pub use crate::home::random_id;
+    pub use crate::home::{random_id, spread};
     pub use crate::lease::Lease;
     pub use crate::report::painted;
-    pub use crate::run::{Berth, Occupied, Run, Vacancy};
+    pub use crate::run::{Berth, Occupied, Run, Vacancy, hash};
+    pub use crate::sys::files::release_segment;
 
     /// Whether this process is root's.
     #[must_use]

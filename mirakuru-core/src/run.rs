@@ -291,7 +291,8 @@ fn without_paths(name: &str) -> String {
 }
 
 /// The same in every build, unlike the standard library's hashes.
-fn hash(seed: u8, text: &str) -> u64 {
+#[must_use]
+pub fn hash(seed: u8, text: &str) -> u64 {
     let mut hash = Fnv1a(0xcbf2_9ce4_8422_2325);
     hash.write(&[seed]);
     hash.write(text.as_bytes());

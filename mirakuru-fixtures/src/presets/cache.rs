@@ -80,13 +80,13 @@ pub(super) fn cached(
     Ok(ready)
 }
 
-/// Copies what is in one directory into another, with its permissions.
+/// Copies what is in one directory into another, with its permissions. Subdirectories may be there already.
 pub(super) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let target = to.join(entry.file_name());
         if entry.file_type()?.is_dir() {
-            DirBuilder::new().mode(0o700).create(&target)?;
+            private_dir(&target)?;
             copy_tree(&entry.path(), &target)?;
         } else {
             // Shares the blocks where the file system can.

@@ -1,0 +1,456 @@
+//! `presets::postgres()`, spoken to by the crate `postgres`.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Barrier;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mirakuru::Recipe;
+use mirakuru::presets::{self, Postgres};
+use mirakuru_preset_tests::{
+    TinyDisk, assert_names_the_holder, assert_names_the_package, assert_nothing_is_left, in_a_child,
+    is_child, require, require_root, say,
+};
+use postgres::{Client, NoTls};
+
+const SCHEMA: &str = "
+CREATE TABLE users (id SERIAL PRIMARY KEY, name TEXT NOT NULL UNIQUE);
+CREATE INDEX CONCURRENTLY ON users (name);
+";
+
+#[mirakuru::fixture(presets::postgres().load_sql(SCHEMA).config("log_statement", "ddl"))]
+static PG: Postgres;
+
+fn connect(url: &str) -> Client {
+    Client::connect(url, NoTls).unwrap()
+}
+
+fn is_installed() -> bool {
+    // Debian keeps it off PATH.
+    let debians = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten();
+    debians
+        .map(|entry| entry.path().join("bin/postgres"))
+        .any(|path| path.is_file())
+        || require("postgres")
+}
+
+fn count(client: &mut Client, query: &str) -> i64 {
+    client.query_one(query, &[]).unwrap().get(0)
+}
+
+fn inserts_a_user() {
+    if !is_installed() {
+        return;
+    }
+    let database = PG.database();
+    let mut client = connect(&database.url());
+    for id in 1..=3 {
+        let name = format!("Zoë 🦀 {id}");
+        let row = client
+            .query_one("INSERT INTO users (name) VALUES ($1) RETURNING id", &[&name])
+            .unwrap();
+        assert_eq!(row.get::<_, i32>(0), id);
+    }
+    assert_eq!(count(&mut client, "SELECT count(*) FROM users"), 3);
+    let upper: String = client.query_one("SELECT upper('zoë')", &[]).unwrap().get(0);
+    assert_eq!(upper, "ZOË");
+}
+
+#[test]
+fn one_test_has_a_database() {
+    inserts_a_user();
+}
+
+#[test]
+fn another_test_has_another() {
+    inserts_a_user();
+}
+
+#[test]
+fn a_database_is_dropped_with_connections_open() {
+    if !is_installed() {
+        return;
+    }
+    let (one, two) = (PG.database(), PG.database());
+    assert_ne!(one.name(), two.name());
+    let mut shared = connect(&PG.url());
+    let mut exists = |name: &str| {
+        let row = shared.query_one("SELECT count(*) FROM pg_database WHERE datname = $1", &[&name]);
+        row.unwrap().get::<_, i64>(0) == 1
+    };
+    let mut client = connect(&one.url());
+    client
+        .batch_execute("BEGIN; INSERT INTO users (name) VALUES ('x')")
+        .unwrap();
+    let name = one.name().to_owned();
+    assert!(exists(&name));
+    drop(one);
+    assert!(!exists(&name) && exists(two.name()));
+    assert!(client.batch_execute("COMMIT").is_err());
+}
+
+#[test]
+fn the_template_cannot_be_spoilt() {
+    if !is_installed() {
+        return;
+    }
+    let name = PG.database().name().to_owned();
+    let template = PG.url().replace("/postgres?", "/mirakuru_template?");
+    let template = match template.strip_suffix("/postgres") {
+        Some(start) => format!("{start}/mirakuru_template"),
+        None => template,
+    };
+    let error = Client::connect(&template, NoTls).err().unwrap();
+    let error = format!("{error:?}");
+    assert!(error.contains("not currently accepting connections"), "{error}");
+    assert!(Client::connect(&PG.url().replace("/postgres", &format!("/{name}")), NoTls).is_err());
+}
+
+#[test]
+fn nobody_comes_in_without_the_password() {
+    if !is_installed() {
+        return;
+    }
+    assert_eq!((PG.user(), PG.host()), ("postgres", "127.0.0.1"));
+    for url in [
+        PG.url().replace(PG.password(), "wrong"),
+        PG.url().replace(&format!(":{}", PG.password()), ""),
+        PG.url().replace("postgres:", "somebody:"),
+    ] {
+        assert!(Client::connect(&url, NoTls).is_err(), "{url}");
+    }
+    let by_socket = postgres::Config::new()
+        .host_path(PG.socket_dir())
+        .port(PG.port())
+        .user(PG.user())
+        .connect(NoTls);
+    assert_eq!(count(&mut by_socket.unwrap(), "SELECT 7::bigint"), 7);
+    use std::os::unix::fs::PermissionsExt;
+    let mode = |path: PathBuf| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode(PG.dir()), 0o700);
+    assert_eq!(mode(PG.dir().join("password")), 0o600);
+}
+
+#[test]
+fn it_is_configured_keeps_its_data_and_leaves_nothing() {
+    if !is_installed() {
+        return;
+    }
+    let mut server = presets::postgres()
+        .config("max_connections", "23")
+        .config("search_path", "public, \"it's \\ here\"")
+        .durable(true)
+        .start()
+        .unwrap();
+    let mut client = connect(&server.url());
+    let setting = |client: &mut Client, name: &str| -> String {
+        client.query_one(&format!("SHOW {name}"), &[]).unwrap().get(0)
+    };
+    assert_eq!(setting(&mut client, "max_connections"), "23");
+    assert_eq!(setting(&mut client, "fsync"), "on");
+    assert_eq!(setting(&mut client, "wal_level"), "replica");
+    assert_eq!(setting(&mut client, "TimeZone"), "UTC");
+    let mut other = connect(&server.url());
+    let reset = count(
+        &mut other,
+        "SELECT count(*) FROM pg_settings WHERE boot_val <> reset_val AND name = 'search_path'",
+    );
+    assert_eq!(reset, 1);
+    client
+        .batch_execute("CREATE TABLE x (y TEXT); INSERT INTO x VALUES ('z')")
+        .unwrap();
+    server.restart().unwrap();
+    // Crashed, it recovers.
+    server.kill().unwrap();
+    server.start().unwrap();
+    assert_eq!(count(&mut connect(&server.url()), "SELECT count(*) FROM x"), 1);
+    // No template: nothing is loaded.
+    let database = server.database();
+    assert_eq!(
+        count(
+            &mut connect(&database.url()),
+            "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'"
+        ),
+        0
+    );
+    drop(database);
+    server.stop().unwrap();
+    let log = server.logs().to_string();
+    assert!(log.contains("database system is shut down"), "{log}");
+    server.start().unwrap();
+    assert!(
+        segments_of(server.pid()).is_empty(),
+        "it would outlive a server that is killed"
+    );
+    assert_nothing_is_left(server);
+}
+
+/// The System V segments that a process has made and that are not marked to go with the last who uses them.
+fn segments_of(creator: u32) -> Vec<String> {
+    let all = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
+    let fields = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    // key, number, mode (01000: to be destroyed), size, creator
+    all.lines()
+        .skip(1)
+        .map(fields)
+        .filter(|f| {
+            f[4] == creator.to_string() && u32::from_str_radix(&f[2], 8).is_ok_and(|mode| mode & 0o1000 == 0)
+        })
+        .map(|f| f[1].clone())
+        .collect()
+}
+
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Scratch {
+        let path = std::env::temp_dir().join(format!("mkt-pg-{}-{name}", std::process::id()));
+        fs::create_dir(&path).unwrap();
+        Scratch(path)
+    }
+    fn write(&self, name: &str, text: &str) {
+        fs::write(self.0.join(name), text).unwrap();
+    }
+    fn path(&self) -> &str {
+        self.0.to_str().unwrap()
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn what_is_loaded_may_be_a_directory_and_its_mistakes_are_reported() {
+    if !is_installed() {
+        return;
+    }
+    let dir = Scratch::new("load");
+    dir.write("10_data.sql", "COPY a FROM stdin;\n1\n2\n\\.\n");
+    dir.write("9_schema.sql", "CREATE TABLE a (b INT);");
+    dir.write("9_schema.down.sql", "DROP TABLE a;");
+    let server = presets::postgres()
+        .load_sql(dir.path())
+        .load_sql("INSERT INTO a VALUES (3)")
+        .start()
+        .unwrap();
+    let database = server.database();
+    assert_eq!(count(&mut connect(&database.url()), "SELECT count(*) FROM a"), 3);
+    drop(server);
+
+    dir.write("11_bad.sql", "SELECT 1;\nCREATE TABEL x (y INT);\n");
+    let report = |recipe: presets::PostgresRecipe| recipe.start().unwrap_err().to_string();
+    let error = report(presets::postgres().load_sql(dir.path()));
+    for part in ["11_bad.sql:2", "syntax error", "TABEL"] {
+        assert!(error.contains(part), "{error}");
+    }
+    let error = report(presets::postgres().load_sql("no/such/migrations/"));
+    assert!(error.contains("no/such/migrations/"), "{error}");
+}
+
+#[test]
+fn an_extension_that_is_not_there_is_named() {
+    if !is_installed() {
+        return;
+    }
+    let error = presets::postgres()
+        .extension("no_such_thing")
+        .start()
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("extension \"no_such_thing\" is not available"),
+        "{error}"
+    );
+}
+
+#[test]
+fn what_it_says_of_a_wrong_parameter_is_in_the_report() {
+    if !is_installed() {
+        return;
+    }
+    let error = presets::postgres()
+        .config("no_such_parameter", "1")
+        .start()
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("unrecognized configuration parameter \"no_such_parameter\""),
+        "{error}"
+    );
+}
+
+#[test]
+fn who_has_its_port_is_named() {
+    if is_installed() {
+        assert_names_the_holder(|port| presets::postgres().port(port).start());
+    }
+}
+
+#[test]
+fn a_missing_program_is_named() {
+    let error = presets::postgres()
+        .program("/no/such/postgres")
+        .start()
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("/no/such/postgres"), "{error}");
+    let error = presets::postgres().version(3).start().unwrap_err().to_string();
+    assert!(error.contains("apt-get install postgresql-3"), "{error}");
+    if !Path::new("/usr/lib/postgresql").exists() {
+        assert_names_the_package("no_server", "postgresql");
+    }
+}
+
+#[test]
+#[ignore = "for the test above"]
+fn no_server() {
+    if is_child() {
+        println!("{}", presets::postgres().start().unwrap_err());
+    }
+}
+
+#[test]
+fn it_is_found_by_its_version() {
+    let versions = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let Some(version) = versions
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .max()
+    else {
+        say("\n*** it_is_found_by_its_version: SKIPPED, no Debian package of it is installed ***\n");
+        return;
+    };
+    let server = presets::postgres().version(version).start().unwrap();
+    let row = connect(&server.url())
+        .query_one("SHOW server_version_num", &[])
+        .unwrap();
+    assert!(row.get::<_, String>(0).starts_with(&version.to_string()));
+}
+
+#[test]
+fn a_full_disk_is_reported() {
+    if !is_installed() || !require_root() {
+        return;
+    }
+    let Some(disk) = TinyDisk::mount(2048) else {
+        return;
+    };
+    let output = in_a_child("the_disk_is_full", &[("TMPDIR", disk.path().to_str().unwrap())]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let its_own_words = ["No space left on device", "Check free disk space"];
+    assert!(its_own_words.iter().any(|words| text.contains(words)), "{text}");
+}
+
+#[test]
+#[ignore = "for the test above"]
+fn the_disk_is_full() {
+    if is_child() {
+        println!("{}", presets::postgres().start().unwrap_err());
+    }
+}
+
+// ---- measured ---------------------------------------------------------------------------------------------------------
+
+fn median(mut times: Vec<Duration>) -> Duration {
+    times.sort();
+    times[times.len() / 2]
+}
+
+/// Twenty tables, with an index and some rows each.
+fn twenty_tables() -> String {
+    let table = |n: i32| {
+        format!(
+            "CREATE TABLE t{n} (id SERIAL PRIMARY KEY, a TEXT UNIQUE, b INT);
+             CREATE INDEX ON t{n} (b);
+             INSERT INTO t{n} (a, b) SELECT g::text, g FROM generate_series(1, 50) g;"
+        )
+    };
+    (1..=20).map(table).collect()
+}
+
+#[test]
+#[ignore = "a measurement"]
+fn what_it_costs() {
+    const ROUNDS: usize = 25;
+    let (mut starts, mut stops) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let begin = Instant::now();
+        let mut server = presets::postgres().start().unwrap();
+        starts.push(begin.elapsed());
+        let begin = Instant::now();
+        server.stop().unwrap();
+        stops.push(begin.elapsed());
+    }
+    say(&format!(
+        "start {:.1?} (the first {:.1?}), stop {:.1?}",
+        median(starts.clone()),
+        starts[0],
+        median(stops)
+    ));
+
+    let begin = Instant::now();
+    let server = presets::postgres().load_sql(twenty_tables()).start().unwrap();
+    say(&format!("start with twenty tables {:.1?}", begin.elapsed()));
+    let (mut creates, mut drops, mut connects) = (Vec::new(), Vec::new(), Vec::new());
+    for _ in 0..2 * ROUNDS {
+        let begin = Instant::now();
+        let database = server.database();
+        creates.push(begin.elapsed());
+        let begin = Instant::now();
+        let client = connect(&database.url());
+        connects.push(begin.elapsed());
+        drop(client);
+        let begin = Instant::now();
+        drop(database);
+        drops.push(begin.elapsed());
+    }
+    let (create, connect_, drop_) = (median(creates), median(connects), median(drops));
+    say(&format!(
+        "one after the other: database {create:.1?}, connect {connect_:.1?}, drop {drop_:.1?}"
+    ));
+
+    const TESTS: usize = 100;
+    let barrier = Barrier::new(TESTS);
+    let begin = Instant::now();
+    let results: Vec<(Duration, String)> = thread::scope(|scope| {
+        let test = |n: usize| {
+            let (barrier, server) = (&barrier, &server);
+            scope.spawn(move || {
+                barrier.wait();
+                let begin = Instant::now();
+                let database = server.database();
+                let took = begin.elapsed();
+                let mut client = connect(&database.url());
+                for table in 1..=20 {
+                    assert_eq!(count(&mut client, &format!("SELECT count(*) FROM t{table}")), 50);
+                }
+                client
+                    .execute("INSERT INTO t1 (a, b) VALUES ($1, 0)", &[&format!("of {n}")])
+                    .unwrap();
+                // All have their databases now, and see nobody else's row.
+                barrier.wait();
+                assert_eq!(count(&mut client, "SELECT count(*) FROM t1 WHERE b = 0"), 1);
+                (took, database.name().to_owned())
+            })
+        };
+        let threads: Vec<_> = (0..TESTS).map(test).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    let names: HashSet<&String> = results.iter().map(|(_, name)| name).collect();
+    assert_eq!(names.len(), TESTS);
+    let took = median(results.iter().map(|(took, _)| *took).collect());
+    say(&format!(
+        "{TESTS} at once: all done in {:.1?}, database {took:.1?}",
+        begin.elapsed()
+    ));
+}
