@@ -45,7 +45,7 @@ pub struct MariadbRecipe {
     options: Options,
     mysql: bool,
     config: Vec<(String, String)>,
-    load: Vec<Load>,
+    load: Vec<String>,
 }
 
 options!(MariadbRecipe, durable);
@@ -57,16 +57,14 @@ impl MariadbRecipe {
         self
     }
 
-    /// Runs these statements in each new [`database`](Mariadb::database), after those that were added before: a schema, some data. They
-    /// go through the server's own command line client, which knows `DELIMITER`.
-    pub fn load_sql(mut self, statements: impl Into<String>) -> Self {
-        self.load.push(Load::Text(statements.into()));
-        self
-    }
-
-    /// As [`load_sql`](MariadbRecipe::load_sql), with the statements of a file.
-    pub fn load_file(mut self, path: impl Into<PathBuf>) -> Self {
-        self.load.push(Load::File(path.into()));
+    /// Loads SQL into each new [`database`](Mariadb::database), after what was added before: a schema, some data. Each time, because
+    /// neither MariaDB nor MySQL can copy a database.
+    ///
+    /// The argument is the path of a file, or SQL as it is: what no file has as its name, and what has a space or a semicolon in it, is
+    /// SQL. A relative path counts from the working directory, which under `cargo test` is the package's. It goes through the server's
+    /// own command line client, which knows `DELIMITER` and `source`.
+    pub fn load_sql(mut self, sql: impl Into<String>) -> Self {
+        self.load.push(sql.into());
         self
     }
 
@@ -334,7 +332,7 @@ pub struct Mariadb {
     executor: Executor<Answers>,
     client: PathBuf,
     password: String,
-    load: Vec<Load>,
+    load: Vec<String>,
 }
 
 handle!(Mariadb);
@@ -397,8 +395,8 @@ impl Mariadb {
             name,
             client,
         };
-        for load in &self.load {
-            load.run_in(&database)?;
+        for sql in &self.load {
+            database.load(sql)?;
         }
         Ok(database)
     }
@@ -431,6 +429,22 @@ impl MariadbDatabase {
     pub fn name(&self) -> &str {
         &self.name
     }
+
+    /// A path, or SQL.
+    fn load(&self, given: &str) -> Result<(), Error> {
+        let run = |sql: &[u8]| self.client.run(Some(&self.name), sql);
+        let path = Path::new(given);
+        if given.contains([';', ' ', '\n']) && !path.exists() {
+            return run(given.as_bytes()).map_err(|source| failed("load the recipe's SQL", source));
+        }
+        fs::read(path).and_then(|sql| run(&sql)).map_err(|source| {
+            let dir = std::env::current_dir().unwrap_or_default();
+            failed(
+                format!("load the SQL in {} (from {})", path.display(), dir.display()),
+                source,
+            )
+        })
+    }
 }
 
 impl Drop for MariadbDatabase {
@@ -438,29 +452,6 @@ impl Drop for MariadbDatabase {
         // A server that is gone has nothing left.
         let statement = format!("DROP DATABASE IF EXISTS {};", self.name);
         let _ = self.client.run(None, statement.as_bytes());
-    }
-}
-
-/// Statements for each new database.
-#[derive(Clone, Debug)]
-enum Load {
-    Text(String),
-    File(PathBuf),
-}
-
-impl Load {
-    fn run_in(&self, database: &MariadbDatabase) -> Result<(), Error> {
-        let (attempt, result) = match self {
-            Load::Text(text) => (
-                "load the recipe's SQL".to_owned(),
-                database.client.run(Some(&database.name), text.as_bytes()),
-            ),
-            Load::File(path) => (
-                format!("load {}", path.display()),
-                fs::read(path).and_then(|sql| database.client.run(Some(&database.name), &sql)),
-            ),
-        };
-        result.map_err(|source| failed(attempt, source))
     }
 }
 

@@ -137,7 +137,13 @@ fn what_is_loaded_may_be_a_file_and_its_mistakes_are_reported() {
     )
     .unwrap();
     fs::write(&bad, "SELECT 1;\nCREATE TABEL x (y INT);\n").unwrap();
-    let start = |file: &Path| presets::mariadb().durable(true).load_file(file).start().unwrap();
+    let start = |file: &Path| {
+        presets::mariadb()
+            .durable(true)
+            .load_sql(file.to_str().unwrap())
+            .start()
+            .unwrap()
+    };
     let server = start(&good);
     let database = server.database();
     let mut client = connect(&database.url());
