@@ -44,7 +44,8 @@ const NOT_INHERITED: [&str; 17] = [
 
 /// What the server does for the handles, in its own language: it waits at a socket in its private directory for lines that say which virtual
 /// host to add or to delete. Started at the end of its boot. The functions are those that `rabbitmqctl` calls, which needs seconds
-/// for it; the management plugin would make each start and stop longer by as much.
+/// for it; the management plugin would make each start and stop longer by as much. It also ends what would look after `epmd` each minute, and
+/// start it: see the command.
 const CLERK: &str = r#"
 Do = fun(<<"ping">>) ->
              ok;
@@ -75,6 +76,7 @@ Serve = fun Loop(Listener) ->
             end,
             Loop(Listener)
         end,
+rabbit_sup:stop_child(rabbit_epmd_monitor_sup),
 Boot = self(),
 spawn(fun() ->
           file:delete("clerk"),
@@ -196,7 +198,11 @@ impl Recipe for RabbitmqRecipe {
         recipe = recipe.env("ERL_AFLAGS", r#"-eval file:eval(\"prelude.erl\")"#);
         // Erlang's part of it. Its name service, `epmd`, is one for the whole machine and outlives who starts it, and RabbitMQ
         // would start it by a virtual machine of its own. A node that has its name from the command line is left alone,
-        // and one that is told its port needs no name service.
+        // and one that is told its port needs no name service. Should one be started after all, it is at a port of its own, and ends with
+        // the server.
+        recipe = recipe
+            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
+            .env("ERL_EPMD_PORT", "{port:epmd}");
         recipe = recipe.args([
             "-sname",
             NODE,
@@ -217,8 +223,8 @@ impl Recipe for RabbitmqRecipe {
             .fail_on("eaddrinuse")
             .unprivileged(["rabbitmq", "nobody"])
             .wait_for(options.answers_in("answered as AMQP 0-9-1", |connection, dir| {
-                // The clerk is there at the end of the boot.
-                Ok(speaks_amqp(connection)? && ask(dir, "ping").is_ok())
+                // The clerk is there at the end of the boot. Last, because of each that is closed then there is a warning in the logs.
+                Ok(ask(dir, "ping").is_ok() && speaks_amqp(connection)?)
             })))
     }
 
