@@ -233,24 +233,24 @@ fn is_greeted(mut connection: Connection) -> io::Result<bool> {
 /// Fills an empty data directory: from the cache, which the first to need it fills.
 fn install(program: &Path, data: &Path) -> Result<(), Error> {
     let service = data.parent().unwrap_or(data);
-    // A program that cannot be run: the start has the better error.
-    let Ok(version) = Command::new(program)
-        .args(["--no-defaults", "--version"])
-        .output()
-    else {
+    // A program that is not there: the start has the better error.
+    let Ok(metadata) = fs::metadata(program) else {
         return Ok(());
     };
-    // "mariadbd  Ver 10.11.6-MariaDB-0+deb12u1 for debian-linux-gnu on x86_64 (Debian 12)"
-    let version = String::from_utf8_lossy(&version.stdout);
-    let words: Vec<&str> = version.split_whitespace().collect();
-    let number = words
-        .iter()
-        .skip_while(|word| **word != "Ver")
-        .nth(1)
-        .unwrap_or(&"0");
-    let is_mariadb = version.contains("MariaDB");
-    let key = format!("{}-{number}", if is_mariadb { "mariadb" } else { "mysql" });
+    // Its size and time stand for its version: asking it takes a tenth of a start.
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    let key = format!(
+        "{name}-{}-{}-{}",
+        metadata.size(),
+        metadata.mtime(),
+        metadata.ino()
+    );
     let template = cached(service, &key, |template| {
+        let version = Command::new(program)
+            .args(["--no-defaults", "--version"])
+            .output();
+        let version = version.map_err(|source| failed(format!("run {}", program.display()), source))?;
+        let is_mariadb = String::from_utf8_lossy(&version.stdout).contains("MariaDB");
         // Programs of these that run as root want to be told that they may.
         let is_root = template.metadata().is_ok_and(|metadata| metadata.uid() == 0);
         let mut install = if is_mariadb {
