@@ -32,6 +32,7 @@ use crate::report::{TAIL_LINES, Tail, painted, print};
 use crate::run::State;
 use crate::secrets::{is_secret_name, mask_urls};
 use crate::sys::{self, Exit, Plan, RunPlan, Service, StopPolicy};
+use crate::timeline::{self, timeline_now};
 use crate::trace;
 use crate::turns::{self, Claim, Turn};
 use crate::verdict::test_has_failed;
@@ -265,6 +266,12 @@ impl<R: Readiness> Executor<R> {
         })
     }
 
+    /// For the timeline: since when it was waited for.
+    pub(crate) fn note_attached(&self, asked: Option<u64>) {
+        let core = &self.core;
+        timeline::attached(asked, core.home.id(), core.values.name(), &core.command);
+    }
+
     /// Lets the service become the run's once it has been started.
     pub(crate) fn for_run(&mut self, plan: RunPlan) {
         self.core.run = Some(plan);
@@ -321,6 +328,7 @@ impl<R: Readiness> Executor<R> {
                 source,
             });
         }
+        timeline::published(core.home.id());
         *core.lock() = None;
         core.home.give_away();
         core.attached = Some(Attached { state, published });
@@ -885,6 +893,11 @@ impl Core {
             let _ = self.end(self.policy());
         }
         let _span = trace::start(self.values.name(), &self.command);
+        timeline::begins(self.home.id(), self.values.name(), &self.command, || {
+            let addrs = self.addrs.iter().map(|addr| format!("port-{}", addr.port()));
+            addrs.chain(self.paths.iter().map(|path| path.display().to_string()))
+                .collect()
+        });
         self.try_to_spawn(readiness, PORT_RETRIES)
     }
 
@@ -901,6 +914,7 @@ impl Core {
             }
             Ok(None) => {
                 trace::ready(self.pid, starting.wait.deadline.elapsed());
+                timeline::ready(self.home.id());
                 watched::started(&self.command, self.home.log(), self.home.index());
                 Ok(None)
             }
@@ -938,6 +952,7 @@ impl Core {
                 self.home.keep();
             }
             trace::failed(&error);
+            timeline::failed(self.home.id(), || self.values.mask(&error.to_string()));
             return Err(error);
         }
         trace::other_port(&error);
@@ -974,6 +989,7 @@ impl Core {
         let deadline = Deadline::after(self.spec.timeout);
         self.spawn()?;
         trace::spawned(self.pid);
+        timeline::spawned(self.home.id(), self.pid);
         Ok(Wait::new(deadline, self.fail_on.clone()))
     }
 
@@ -1359,6 +1375,7 @@ impl Core {
             service.signal_tree(sys::TreeSignal::Continue);
         }
         let _span = trace::stop(self.values.name(), self.pid);
+        timeline::stops(self.home.id());
         let result = service.stop(policy);
         self.last_exit = service.exit();
         trace::stopped(
@@ -1368,6 +1385,7 @@ impl Core {
                 .map(|e| e as _),
         );
         drop(service);
+        timeline::gone(self.home.id(), self.last_exit);
         self.turn = None;
         self.values.hold_again();
         result.map_err(|source| Error::System {
@@ -1602,6 +1620,8 @@ struct Prepared {
 pub struct Claims {
     command: String,
     name: String,
+    /// Of the services, where there is a timeline.
+    ids: Vec<String>,
     addrs: Vec<SocketAddr>,
     paths: Vec<PathBuf>,
 }
@@ -1611,6 +1631,7 @@ impl Claims {
         Claims {
             command: core.command.clone(),
             name: core.values.name().to_owned(),
+            ids: timeline_now().map_or_else(Vec::new, |_| vec![core.home.id().to_owned()]),
             addrs: core.addrs.clone(),
             paths: core.paths.clone(),
         }
@@ -1625,6 +1646,7 @@ impl Claims {
             }
             ours.push_str(&theirs);
         }
+        self.ids.extend(other.ids);
         self.addrs.extend(other.addrs);
         self.paths.extend(other.paths);
         self
@@ -1644,10 +1666,12 @@ impl Claims {
         let claims: Vec<Claim> = addrs
             .chain(self.paths.iter().map(|path| Claim::from(path.as_path())))
             .collect();
+        let asked = timeline_now();
         let taken = match queue {
             true => Turn::take(&claims, &self.name, scaled(TURN_LIMIT)),
             false => Turn::try_take(&claims, &self.name),
         };
+        timeline::turn(asked, &self.ids);
         match taken {
             Ok(Some(turn)) => Ok(Arc::new(Mutex::new(turn))),
             Ok(None) => Err(self.busy(claims.iter().find_map(turns::holder))),

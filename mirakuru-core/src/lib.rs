@@ -26,6 +26,7 @@ mod run;
 mod secrets;
 mod signal;
 mod sys;
+mod timeline;
 mod trace;
 mod turns;
 mod verdict;
@@ -67,6 +68,7 @@ pub mod __private {
     pub use crate::report::painted;
     pub use crate::run::{Berth, Occupied, Run, Vacancy, hash};
     pub use crate::sys::files::release_segment;
+    pub use crate::timeline::timeline_now;
 
     /// Whether this process is root's.
     #[must_use]

@@ -51,6 +51,7 @@ use once_cell::sync::Lazy;
 use crate::deadline::scaled;
 use crate::home::{self, Home};
 use crate::sys::procfs::{self, Stat};
+use crate::timeline::timeline_now;
 use crate::turns::Fnv1a;
 use crate::{Error, Executor, ExecutorBuilder, Readiness, sys};
 
@@ -151,6 +152,17 @@ impl Run {
             dir: PathBuf::new(),
             runner: 0,
             started: 0,
+        }
+    }
+
+    /// The directory of this run, and its runner; of a process that belongs to none, one of its own, which is swept as a run's is.
+    pub(crate) fn dir_or_own(run: Option<&Run>) -> (PathBuf, u32) {
+        match run {
+            Some(run) => (run.dir.clone(), run.runner),
+            None => {
+                let (pid, started) = home::this_process();
+                (Run::of(pid, started, "alone").dir, pid)
+            }
         }
     }
 
@@ -337,16 +349,17 @@ impl Berth {
     /// when the run's files cannot be used, or the runner has ended.
     pub fn occupy<R: Readiness>(self, recipe: ExecutorBuilder<R>) -> Result<Occupied<R>, Error> {
         let began = Instant::now();
+        let asked = timeline_now();
         let allowed = recipe.spec.timeout.saturating_add(recipe.spec.stop_timeout);
         let patience = PATIENCE.saturating_add(scaled(allowed));
         let mut pause = FIRST_PAUSE;
         loop {
             if let Some(state) = State::read(&self.published).map_err(|e| self.error(e))? {
-                return self.attach(recipe, state);
+                return self.attach(recipe, state, asked);
             }
             if let Some(lock) = self.try_lock().map_err(|e| self.error(e))? {
                 let vacancy = Vacancy { berth: self, lock };
-                return vacancy.claim(recipe);
+                return vacancy.claim(recipe, asked);
             }
             // Those who are left of a run that was killed are not to wait for each other.
             self.check_runner().map_err(|e| self.error(e))?;
@@ -364,9 +377,17 @@ impl Berth {
         }
     }
 
-    fn attach<R: Readiness>(&self, recipe: ExecutorBuilder<R>, state: State) -> Result<Occupied<R>, Error> {
+    fn attach<R: Readiness>(
+        &self,
+        recipe: ExecutorBuilder<R>,
+        state: State,
+        asked: Option<u64>,
+    ) -> Result<Occupied<R>, Error> {
         match Executor::attach(recipe, state, self.published.clone()) {
-            Ok(executor) => Ok(Occupied::Running(Box::new(executor))),
+            Ok(executor) => {
+                executor.note_attached(asked);
+                Ok(Occupied::Running(Box::new(executor)))
+            }
             // That it is gone is news only while the run goes on.
             Err(error) => Err(self.check_runner().map_or_else(|e| self.error(e), |()| error)),
         }
@@ -427,7 +448,11 @@ impl Berth {
 
 impl Vacancy {
     /// With the lock taken: is it really vacant?
-    fn claim<R: Readiness>(self, recipe: ExecutorBuilder<R>) -> Result<Occupied<R>, Error> {
+    fn claim<R: Readiness>(
+        self,
+        recipe: ExecutorBuilder<R>,
+        asked: Option<u64>,
+    ) -> Result<Occupied<R>, Error> {
         if let Err(error) = self.berth.check_runner() {
             // Nobody is left who would remove this.
             let _ = fs::remove_file(&self.berth.lock);
@@ -437,7 +462,7 @@ impl Vacancy {
         // It may have been published between the look and the lock.
         match State::read(&self.berth.published).map_err(|e| self.berth.error(e))? {
             None => Ok(Occupied::Vacant(self, Box::new(recipe))),
-            Some(state) => self.berth.attach(recipe, state),
+            Some(state) => self.berth.attach(recipe, state, asked),
         }
     }
 

@@ -11,7 +11,8 @@
 //! `static`. A hook that the test installs afterwards replaces this one.
 
 use std::cell::{Cell, RefCell};
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::thread;
@@ -19,6 +20,7 @@ use std::thread;
 use crate::logs::{Cursor, OutputReader};
 use crate::report::{TAIL_LINES, Tail, painted, print};
 use crate::sys;
+use crate::timeline;
 
 /// The services that one shared fixture is made of. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -84,6 +86,13 @@ impl Watched {
         }
     }
 
+    /// The test on this thread has waited for another one to make it, since then.
+    pub fn waited_since(&self, since: u64) {
+        for service in &self.0.services {
+            timeline::waited(since, service.id());
+        }
+    }
+
     fn used_since(&self, since: u64) {
         if self.0.services.is_empty() {
             return;
@@ -93,6 +102,7 @@ impl Watched {
             if let Ok(mut used) = used.try_borrow_mut() {
                 if !used.iter().any(|(known, _)| known.0.id == self.0.id) {
                     used.push((self.clone(), since));
+                    self.0.services.iter().for_each(|service| timeline::used(since, service.id()));
                 }
             }
         });
@@ -148,6 +158,12 @@ pub(crate) fn test_has_failed() {
 }
 
 impl Service {
+    /// Its id, after which the directory of its log is named.
+    fn id(&self) -> &str {
+        let dir = self.log.parent().and_then(Path::file_name);
+        dir.and_then(OsStr::to_str).unwrap_or_default()
+    }
+
     fn tail(&self, since: u64) -> Option<String> {
         let since: Cursor = self.output.since_time(since);
         let lines = self.output.tail(TAIL_LINES, since);

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 
-use mirakuru_core::__private::{Watched, painted};
+use mirakuru_core::__private::{Watched, painted, timeline_now};
 use mirakuru_core::Error;
 use once_cell::sync::OnceCell;
 
@@ -52,7 +52,10 @@ impl<T> Once<T> {
                 )
             }));
         }
+        let asked = timeline_now();
+        let mut is_ours = false;
         let made = self.value.get_or_init(|| {
+            is_ours = true;
             let _making = Making::new(&self.maker);
             let (made, watched) = Watched::make(make);
             if made.is_ok() {
@@ -60,6 +63,9 @@ impl<T> Once<T> {
             }
             made
         });
+        if let (Some(asked), Some(watched), false) = (asked, self.watched.get(), is_ours) {
+            watched.waited_since(asked);
+        }
         self.note_use();
         made.as_ref()
     }

@@ -10,7 +10,7 @@
 use std::os::fd::RawFd;
 use std::ptr;
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use super::message::{send, stop_message};
 use super::{StopPolicy, service};
@@ -18,6 +18,8 @@ use super::{StopPolicy, service};
 static HEAD: AtomicPtr<Slot> = AtomicPtr::new(ptr::null_mut());
 /// A fork of the test process inherits the handler, but its services are not its own.
 static PROCESS: AtomicU32 = AtomicU32::new(0);
+/// When the handler began, on CLOCK_MONOTONIC.
+static BEGAN: AtomicU64 = AtomicU64::new(0);
 
 /// More than an id has.
 const ID_WORDS: usize = 8;
@@ -135,11 +137,24 @@ fn free_slot() -> &'static Slot {
     }
 }
 
+/// Lets a function run at a normal end of this process, after the services have ended: if it is asked for before the first of them
+/// is started. It may run beside other threads, and must neither panic nor wait for a lock.
+pub(crate) fn at_exit(function: extern "C" fn()) {
+    // SAFETY: the function may run at any time. That the C library has no room for it is no harm.
+    unsafe { libc::atexit(function) };
+}
+
+/// When the end of the services that still ran began, at a normal end of this process.
+pub(crate) fn exit_began() -> Option<u64> {
+    Some(BEGAN.load(Ordering::SeqCst)).filter(|began| *began != 0)
+}
+
 /// Tells all services to end, then waits for all: they end side by side.
 extern "C" fn end_all() {
     if PROCESS.load(Ordering::SeqCst) != std::process::id() {
         return;
     }
+    BEGAN.store(super::clock_ns(), Ordering::SeqCst);
     let mut ending = Vec::new();
     let mut at = HEAD.load(Ordering::SeqCst);
     // SAFETY: as in `free_slot`.

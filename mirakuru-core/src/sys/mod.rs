@@ -37,6 +37,7 @@ use linux as back_end;
 use portable as back_end;
 
 pub(crate) use back_end::os::{LOSES_DAEMONS, kill_marked, pidfd};
+pub(crate) use exit::{at_exit, exit_began};
 pub(crate) use files::{egid, euid};
 pub(crate) use listen::listen_tcp;
 pub(crate) use probe_command::pipe;

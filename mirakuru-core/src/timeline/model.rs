@@ -1,0 +1,933 @@
+//! What the events of a run mean.
+//!
+//! A *lane* is a thread that has done something with a service, which is a test, as a rule: from the first that is known of it to
+//! its end. Its time is divided into *pieces*: waiting for a turn, starting a service, waiting for one that somebody else starts,
+//! stopping, and what is left, the test's own. Where two starts overlap, since they go on side by side, the time is that of the one which is
+//! over last, and before the other begins that of the other. The end of a process, which stops the services of its statics, is a
+//! lane as well.
+//!
+//! # The critical path
+//!
+//! The chain of pieces that explains how long the run took: no two overlap, and together they are all of it. It is found by walking back
+//! from the last end, asking each time what was waited for:
+//!
+//! - a piece of any kind: for what comes before it in its lane;
+//! - waiting for a turn: for the stop of the service that had the port, from the moment on at which that was gone;
+//! - waiting for a service that another test starts: for that start;
+//! - the beginning of a test: for the test of the same process that ended last before it, else of any process. What lies between
+//!   is nobody's: the runner, and tests that use no service.
+
+use std::collections::HashMap;
+
+/// A process may tell of an end a moment after another one has noticed it.
+const LAG: u64 = 20_000_000;
+
+/// What a piece of time was spent on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    Turn,
+    Start,
+    Wait,
+    Body,
+    Stop,
+    /// Between tests.
+    Gap,
+}
+
+impl Kind {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Kind::Turn => "turn",
+            Kind::Start => "start",
+            Kind::Wait => "wait",
+            Kind::Body => "body",
+            Kind::Stop => "stop",
+            Kind::Gap => "gap",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) kind: Kind,
+    pub(super) begin: u64,
+    pub(super) end: u64,
+    /// What it is about. There may be several where turns were waited for.
+    pub(super) services: Vec<usize>,
+}
+
+/// A piece of the critical path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Step {
+    pub(super) lane: Option<usize>,
+    pub(super) piece: Piece,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Process {
+    pub(super) pid: u32,
+    pub(super) name: String,
+    started: u64,
+    last: u64,
+    /// Its normal end: when that began, and when its services were gone.
+    exit: Option<(u64, u64)>,
+    is_alive: bool,
+}
+
+/// How far a lane or a service is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// It has ended.
+    Seen,
+    /// It goes on.
+    Open,
+    /// Its process was killed.
+    Killed,
+}
+
+impl End {
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            End::Seen => "seen",
+            End::Open => "open",
+            End::Killed => "killed",
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) process: usize,
+    pub(super) thread: u32,
+    pub(super) name: String,
+    pub(super) begin: u64,
+    pub(super) end: u64,
+    pub(super) ended: End,
+    /// Is it the end of a process, and no test?
+    pub(super) is_exit: bool,
+    /// In order, without overlap: all of its time.
+    pub(super) pieces: Vec<Piece>,
+    /// What it has done, in the order in which that was told.
+    slices: Vec<Piece>,
+    seen_end: Option<u64>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Start {
+    lane: usize,
+    process: usize,
+    pub(super) begin: u64,
+    pub(super) spawned: Option<u64>,
+    pub(super) tries: u32,
+    pub(super) ready: Option<u64>,
+    pub(super) error: Option<String>,
+    pub(super) stop: Option<u64>,
+    /// The end of its last part, and whether that is more than a guess.
+    pub(super) end: u64,
+    pub(super) ended: Option<End>,
+    stopper: Option<usize>,
+    /// When its main process ended, if that was before it was to.
+    pub(super) died: Option<u64>,
+    pub(super) status: String,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct Service {
+    pub(super) id: String,
+    pub(super) name: String,
+    pub(super) command: String,
+    pub(super) pid: u32,
+    /// It belongs to the run, and ends with the runner.
+    pub(super) is_run: bool,
+    claims: Vec<String>,
+    pub(super) starts: Vec<Start>,
+    /// Lane, begin, end.
+    pub(super) uses: Vec<(usize, u64, u64)>,
+}
+
+/// A run, with times from its beginning on.
+#[derive(Debug, Default)]
+pub(super) struct Run {
+    /// The beginning, in milliseconds since 1970.
+    pub(super) wall_clock: u64,
+    pub(super) length: u64,
+    pub(super) processes: Vec<Process>,
+    pub(super) lanes: Vec<Lane>,
+    pub(super) services: Vec<Service>,
+    pub(super) path: Vec<Step>,
+}
+
+impl Run {
+    /// Reads the events. `is_alive` tells of a process, by its id and start time.
+    pub(super) fn of(events: &str, is_alive: fn(u32, u64) -> bool) -> Run {
+        let mut reader = Reader::default();
+        // The last line may be half a line of a process that was killed: then it does not say anything.
+        let whole = events.rfind('\n').map_or("", |at| &events[..at]);
+        for line in whole.split('\n') {
+            reader.read(line);
+        }
+        reader.finish(is_alive)
+    }
+}
+
+#[derive(Default)]
+struct Reader {
+    run: Run,
+    first: Option<u64>,
+    /// Of the process that introduced itself first: its time, in both clocks.
+    clocks: Option<(u64, u64)>,
+    processes: HashMap<u32, usize>,
+    lanes: HashMap<(usize, u32), usize>,
+    services: HashMap<String, usize>,
+    /// Uses: service, lane, since.
+    uses: Vec<(usize, usize, u64)>,
+}
+
+impl Reader {
+    fn read(&mut self, line: &str) -> Option<()> {
+        let mut fields = line.split('\t');
+        let kind = fields.next()?;
+        let pid: u32 = fields.next()?.parse().ok()?;
+        let at: u64 = fields.next()?.parse().ok()?;
+        let thread: u32 = fields.next()?.parse().ok()?;
+        if kind == "P" {
+            let (name, started, wall) = (fields.next()?, fields.next()?, fields.next()?);
+            let wall: u64 = wall.parse().ok()?;
+            self.clocks.get_or_insert((at, wall));
+            self.run.processes.push(Process {
+                pid,
+                name: plain_name(name).to_owned(),
+                started: started.parse().ok()?,
+                last: at,
+                ..Process::default()
+            });
+            self.processes.insert(pid, self.run.processes.len() - 1);
+            return Some(());
+        }
+        let process = *self.processes.get(&pid)?;
+        let mut ends = at;
+        // What has a beginning and an end is told at its end.
+        if matches!(kind, "W" | "A" | "V" | "X") {
+            ends = fields.next()?.parse().ok()?;
+        }
+        let first = self.first.get_or_insert(at);
+        *first = at.min(*first);
+        let known = &mut self.run.processes[process];
+        known.last = known.last.max(ends);
+        self.run.length = self.run.length.max(ends);
+        if kind == "X" {
+            known.exit = Some((at, ends));
+            return Some(());
+        }
+        let lane = self.lane(process, thread, at);
+        match kind {
+            "T" => self.run.lanes[lane].name = fields.next()?.to_owned(),
+            "N" => {}
+            "E" => self.run.lanes[lane].seen_end = Some(at),
+            "W" => {
+                let ids: Vec<&str> = fields.next()?.split(' ').collect();
+                let services = ids.iter().map(|id| self.service(id)).collect();
+                self.slice(lane, Kind::Turn, at, ends, services);
+            }
+            _ => {
+                let service = self.service(fields.next()?);
+                self.of_service(kind, service, lane, process, at, ends, &mut fields);
+            }
+        }
+        Some(())
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn of_service<'a>(
+        &mut self,
+        kind: &str,
+        service: usize,
+        lane: usize,
+        process: usize,
+        at: u64,
+        ends: u64,
+        fields: &mut impl Iterator<Item = &'a str>,
+    ) {
+        let mut text = || fields.next().unwrap_or_default();
+        let known = &mut self.run.services[service];
+        match kind {
+            "B" => {
+                known.name = text().to_owned();
+                known.command = text().to_owned();
+                known.claims = text().split_whitespace().map(str::to_owned).collect();
+                known.starts.push(Start {
+                    lane,
+                    process,
+                    begin: at,
+                    ..Start::default()
+                });
+                return;
+            }
+            "A" => {
+                known.name = text().to_owned();
+                known.command = text().to_owned();
+                return self.slice(lane, Kind::Wait, at, ends, vec![service]);
+            }
+            "V" => return self.slice(lane, Kind::Wait, at, ends, vec![service]),
+            "U" => return self.uses.push((service, lane, at)),
+            "L" => known.is_run = true,
+            "S" => known.pid = text().parse().unwrap_or(0),
+            _ => {}
+        }
+        let Some(start) = known.starts.last_mut() else {
+            return;
+        };
+        let begin = start.begin;
+        match kind {
+            "S" => {
+                start.spawned.get_or_insert(at);
+                start.tries += 1;
+            }
+            "R" => {
+                start.ready = Some(at);
+                self.slice(lane, Kind::Start, begin, at, vec![service]);
+            }
+            "F" => {
+                start.error = Some(text().to_owned());
+                start.end = at;
+                start.ended = Some(End::Seen);
+                self.slice(lane, Kind::Start, begin, at, vec![service]);
+            }
+            // What a start that fails cleans up is a part of it.
+            "K" if start.ready.is_some() => start.stop = Some(at),
+            "G" if start.stop.is_some() && start.ended.is_none() => {
+                let stop = start.stop.unwrap_or(at);
+                start.end = at;
+                start.ended = Some(End::Seen);
+                start.stopper = Some(lane);
+                let died = text().parse().ok();
+                start.died = died.filter(|died| *died < stop);
+                start.status = text().to_owned();
+                self.slice(lane, Kind::Stop, stop, at, vec![service]);
+            }
+            _ => {}
+        }
+    }
+
+    fn lane(&mut self, process: usize, thread: u32, at: u64) -> usize {
+        let lanes = &mut self.run.lanes;
+        let index = *self.lanes.entry((process, thread)).or_insert_with(|| {
+            lanes.push(Lane {
+                process,
+                thread,
+                name: String::new(),
+                begin: at,
+                end: at,
+                ended: End::Open,
+                is_exit: false,
+                pieces: Vec::new(),
+                slices: Vec::new(),
+                seen_end: None,
+            });
+            lanes.len() - 1
+        });
+        let lane = &mut lanes[index];
+        lane.begin = lane.begin.min(at);
+        index
+    }
+
+    fn service(&mut self, id: &str) -> usize {
+        let services = &mut self.run.services;
+        *self.services.entry(id.to_owned()).or_insert_with(|| {
+            services.push(Service {
+                id: id.to_owned(),
+                ..Service::default()
+            });
+            services.len() - 1
+        })
+    }
+
+    fn slice(&mut self, lane: usize, kind: Kind, begin: u64, end: u64, services: Vec<usize>) {
+        let piece = Piece {
+            kind,
+            begin,
+            end: end.max(begin),
+            services,
+        };
+        self.run.lanes[lane].slices.push(piece);
+    }
+
+    fn finish(mut self, is_alive: fn(u32, u64) -> bool) -> Run {
+        let last = self.run.length;
+        for process in &mut self.run.processes {
+            process.is_alive = process.exit.is_none() && is_alive(process.pid, process.started);
+        }
+        self.end_lanes(last);
+        self.end_services(last);
+        self.end_processes();
+        self.note_uses();
+        let mut run = self.run;
+        // A beginning that was told later than it was.
+        let first = self.first.unwrap_or(0);
+        run.shift(first);
+        if let Some((at, wall)) = self.clocks {
+            run.wall_clock = wall.saturating_sub(at.saturating_sub(first) / 1_000_000);
+        }
+        for lane in &mut run.lanes {
+            lane.divide();
+        }
+        run.path = run.critical_path();
+        run
+    }
+
+    fn end_lanes(&mut self, last: u64) {
+        for lane in &mut self.run.lanes {
+            let process = &self.run.processes[lane.process];
+            (lane.end, lane.ended) = match (lane.seen_end, process.exit) {
+                (Some(end), _) => (end, End::Seen),
+                (None, Some((exit, _))) => (exit, End::Seen),
+                (None, None) if process.is_alive => (last, End::Open),
+                (None, None) => (process.last, End::Killed),
+            };
+            // What a destructor at the very end of the thread tells comes after its end.
+            let told = lane.slices.iter().map(|slice| slice.end).max();
+            lane.end = lane.end.max(told.unwrap_or(0)).max(lane.begin);
+        }
+    }
+
+    /// Ends what was not seen to end.
+    fn end_services(&mut self, last: u64) {
+        for (index, service) in self.run.services.iter_mut().enumerate() {
+            let again: Vec<u64> = service.starts.iter().skip(1).map(|start| start.begin).collect();
+            for (number, start) in service.starts.iter_mut().enumerate() {
+                if start.ended.is_some() {
+                    continue;
+                }
+                let process = &self.run.processes[start.process];
+                let (end, ended) = match process.exit {
+                    _ if service.is_run && start.ready.is_some() => (last, End::Open),
+                    Some((exit, gone)) => {
+                        start.stop.get_or_insert(exit);
+                        (gone, End::Seen)
+                    }
+                    None if process.is_alive => (last, End::Open),
+                    None => (process.last, End::Killed),
+                };
+                start.end = again.get(number).copied().unwrap_or(end).max(start.begin);
+                start.ended = Some(ended);
+                if start.ready.is_none() {
+                    // It was starting, or was killed then.
+                    let lane = &mut self.run.lanes[start.lane];
+                    lane.slices.push(Piece {
+                        kind: Kind::Start,
+                        begin: start.begin,
+                        end: start.end.min(lane.end),
+                        services: vec![index],
+                    });
+                }
+            }
+        }
+    }
+
+    /// The end of a process that stops services is a lane.
+    fn end_processes(&mut self) {
+        for index in 0..self.run.processes.len() {
+            let Some((exit, gone)) = self.run.processes[index].exit else {
+                continue;
+            };
+            let lane = self.run.lanes.len();
+            let mut services = Vec::new();
+            for (number, service) in self.run.services.iter_mut().enumerate() {
+                for start in &mut service.starts {
+                    if start.process == index && start.stop == Some(exit) && start.stopper.is_none() {
+                        start.stopper = Some(lane);
+                        services.push(number);
+                    }
+                }
+            }
+            if services.is_empty() {
+                continue;
+            }
+            self.run.lanes.push(Lane {
+                process: index,
+                thread: u32::MAX,
+                name: format!("end of {}", self.run.processes[index].name),
+                begin: exit,
+                end: gone,
+                ended: End::Seen,
+                is_exit: true,
+                pieces: Vec::new(),
+                slices: vec![Piece {
+                    kind: Kind::Stop,
+                    begin: exit,
+                    end: gone,
+                    services,
+                }],
+                seen_end: None,
+            });
+        }
+    }
+
+    fn note_uses(&mut self) {
+        for (service, lane, since) in &self.uses {
+            let end = self.run.lanes[*lane].end;
+            let service = &mut self.run.services[*service];
+            // It was asked for before it was there.
+            let ready = service.starts.last().and_then(|start| start.ready).unwrap_or(0);
+            let since = (*since).max(ready);
+            if since <= end {
+                service.uses.push((*lane, since, end));
+            }
+        }
+        for service in &mut self.run.services {
+            if !service.uses.is_empty() {
+                continue;
+            }
+            // Not shared: whoever starts it uses it.
+            for start in &service.starts {
+                if let Some(ready) = start.ready {
+                    let end = start.stop.unwrap_or(start.end).min(self.run.lanes[start.lane].end);
+                    if ready <= end {
+                        service.uses.push((start.lane, ready, end));
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl Run {
+    /// Lets time begin here.
+    fn shift(&mut self, first: u64) {
+        let back = |at: &mut u64| *at = at.saturating_sub(first);
+        back(&mut self.length);
+        for lane in &mut self.lanes {
+            back(&mut lane.begin);
+            back(&mut lane.end);
+            for slice in &mut lane.slices {
+                back(&mut slice.begin);
+                back(&mut slice.end);
+            }
+        }
+        for service in &mut self.services {
+            for start in &mut service.starts {
+                back(&mut start.begin);
+                back(&mut start.end);
+                for at in [&mut start.spawned, &mut start.ready, &mut start.stop, &mut start.died] {
+                    at.iter_mut().for_each(back);
+                }
+            }
+            for (_, begin, end) in &mut service.uses {
+                back(begin);
+                back(end);
+            }
+        }
+    }
+
+    /// The tests, without the ends of processes.
+    pub(super) fn tests(&self) -> usize {
+        self.lanes.iter().filter(|lane| !lane.is_exit).count()
+    }
+
+    fn critical_path(&self) -> Vec<Step> {
+        let mut path = Vec::new();
+        let last = (0..self.lanes.len()).max_by_key(|lane| self.lanes[*lane].end);
+        let Some(mut lane) = last else {
+            return path;
+        };
+        let mut at = self.length;
+        if self.lanes[lane].end < at {
+            path.push(gap(self.lanes[lane].end, at));
+            at = self.lanes[lane].end;
+        }
+        // Which lanes have been come to at this moment: two must not send us to each other for ever.
+        let mut here: Vec<usize> = Vec::new();
+        while at > 0 {
+            let Some(piece) = self.lanes[lane].piece_before(at) else {
+                here.push(lane);
+                let Some(before) = self.lane_before(lane, at, &here) else {
+                    path.push(gap(0, at));
+                    break;
+                };
+                let end = self.lanes[before].end;
+                if end < at {
+                    path.push(gap(end, at));
+                    at = end;
+                    here.clear();
+                }
+                lane = before;
+                continue;
+            };
+            here.push(lane);
+            let other = self
+                .awaited(piece, at)
+                .filter(|(other, until)| !here.contains(other) || *until < at);
+            let begin = match other {
+                Some((_, until)) => until.max(piece.begin),
+                None => piece.begin,
+            };
+            if begin < at {
+                here.clear();
+                path.push(Step {
+                    lane: Some(lane),
+                    piece: Piece {
+                        begin,
+                        end: at,
+                        ..piece.clone()
+                    },
+                });
+                at = begin;
+            }
+            if let Some((other, _)) = other {
+                lane = other;
+            }
+        }
+        path.reverse();
+        path
+    }
+
+    /// Which lane a piece has waited for, and until when.
+    fn awaited(&self, piece: &Piece, at: u64) -> Option<(usize, u64)> {
+        let own = *piece.services.first()?;
+        let is_in = |end: u64| end > piece.begin && end <= at.saturating_add(LAG);
+        match piece.kind {
+            Kind::Wait => {
+                let starts = self.services[own].starts.iter();
+                let start = starts
+                    .filter(|start| start.ready.is_some_and(is_in))
+                    .max_by_key(|start| start.ready)?;
+                Some((start.lane, start.ready?.min(at)))
+            }
+            Kind::Turn => {
+                let wants = |service: &Service| {
+                    piece.services.iter().any(|ours| {
+                        let ours = &self.services[*ours].claims;
+                        ours.iter().any(|claim| service.claims.contains(claim))
+                    })
+                };
+                let others = self.services.iter().enumerate();
+                let others = others.filter(|(index, service)| !piece.services.contains(index) && wants(service));
+                let start = others
+                    .flat_map(|(_, service)| &service.starts)
+                    .filter(|start| start.stopper.is_some() && is_in(start.end))
+                    .max_by_key(|start| start.end)?;
+                Some((start.stopper?, start.end.min(at)))
+            }
+            _ => None,
+        }
+    }
+
+    /// The lane that ended last before this one began: of its own process if there is one, else of any.
+    fn lane_before(&self, lane: usize, at: u64, not: &[usize]) -> Option<usize> {
+        let process = self.lanes[lane].process;
+        let before = |(index, other): &(usize, &Lane)| other.end <= at && !not.contains(index);
+        let lanes = || self.lanes.iter().enumerate().filter(before);
+        let own = lanes()
+            .filter(|(_, other)| other.process == process)
+            .max_by_key(|(_, other)| other.end);
+        own.or_else(|| lanes().max_by_key(|(_, other)| other.end))
+            .map(|(index, _)| index)
+    }
+}
+
+fn gap(begin: u64, end: u64) -> Step {
+    let piece = Piece {
+        kind: Kind::Gap,
+        begin,
+        end,
+        services: Vec::new(),
+    };
+    Step { lane: None, piece }
+}
+
+impl Lane {
+    /// Divides its time.
+    fn divide(&mut self) {
+        let mut at = self.end;
+        let mut slices = std::mem::take(&mut self.slices);
+        slices.sort_by_key(|slice| slice.begin);
+        while at > self.begin {
+            // The one that covers the moment before, and among several the one that began first.
+            let covering = slices.iter().find(|slice| slice.begin < at && slice.end >= at);
+            let piece = match covering {
+                Some(slice) => Piece {
+                    begin: slice.begin.max(self.begin),
+                    end: at,
+                    ..slice.clone()
+                },
+                None => {
+                    let ends = slices.iter().map(|slice| slice.end).filter(|end| *end < at);
+                    Piece {
+                        kind: Kind::Body,
+                        begin: ends.max().unwrap_or(0).max(self.begin),
+                        end: at,
+                        services: Vec::new(),
+                    }
+                }
+            };
+            at = piece.begin;
+            self.pieces.push(piece);
+        }
+        self.pieces.reverse();
+    }
+
+    /// The piece that the moment before belongs to; `None` before its beginning.
+    fn piece_before(&self, at: u64) -> Option<&Piece> {
+        let after = self.pieces.partition_point(|piece| piece.begin < at);
+        self.pieces[..after].last().filter(|piece| piece.end >= at)
+    }
+}
+
+/// Without the hash that cargo puts at the end of a test binary's name.
+fn plain_name(name: &str) -> &str {
+    match name.rsplit_once('-') {
+        Some((plain, hash)) if hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) => plain,
+        _ => name,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn run(events: &[&str]) -> Run {
+        let text: String = events.iter().map(|event| event.replace(' ', "\t") + "\n").collect();
+        Run::of(&text.replace('_', " "), |_, _| false)
+    }
+
+    /// What the critical path says: kind, lane, begin, end.
+    fn path(run: &Run) -> Vec<String> {
+        let lane = |step: &Step| step.lane.map_or("-", |lane| &run.lanes[lane].name).to_owned();
+        let steps = run.path.iter();
+        steps
+            .map(|step| {
+                let piece = &step.piece;
+                format!("{} {} {}..{}", piece.kind.name(), lane(step), piece.begin, piece.end)
+            })
+            .collect()
+    }
+
+    #[test]
+    fn a_test_with_a_service_of_its_own() {
+        let run = run(&[
+            "P 7 90 0 tests-0123456789abcdef 5 1000",
+            "T 7 100 1 counts",
+            "N 7 100 1",
+            "B 7 110 1 id redis redis-server_--port_1 ",
+            "S 7 120 1 id 812",
+            "R 7 150 1 id",
+            "K 7 180 1 id",
+            "G 7 190 1 id 189 was_killed",
+            "E 7 200 1",
+        ]);
+        assert_eq!(run.length, 100);
+        assert_eq!(run.processes[0].name, "tests");
+        let service = &run.services[0];
+        assert_eq!((service.name.as_str(), service.pid), ("redis", 812));
+        assert_eq!(service.command, "redis-server --port 1");
+        assert_eq!(service.uses, [(0, 50, 80)]);
+        assert_eq!(service.starts[0].died, None, "it was told to end");
+        assert_eq!(
+            path(&run),
+            [
+                "body counts 0..10",
+                "start counts 10..50",
+                "body counts 50..80",
+                "stop counts 80..90",
+                "body counts 90..100"
+            ]
+        );
+    }
+
+    #[test]
+    fn whoever_waits_for_another_ones_start_has_its_path() {
+        let run = run(&[
+            "P 7 0 0 a 5 1000",
+            "T 7 10 1 maker",
+            "B 7 10 1 id redis redis-server ",
+            "S 7 20 1 id 812",
+            "P 8 15 0 b 6 1000",
+            "T 8 20 1 other",
+            "R 7 60 1 id",
+            "L 7 61 1 id",
+            "U 7 10 1 id",
+            "E 7 70 1",
+            "X 7 71 0 71",
+            "A 8 20 1 65 id redis redis-server",
+            "U 8 65 1 id",
+            "E 8 110 1",
+            "X 8 110 0 110",
+        ]);
+        assert_eq!(run.services[0].uses, [(0, 50, 60), (1, 55, 100)]);
+        assert_eq!(run.services[0].starts[0].end, 100, "to the end of what is known");
+        assert_eq!(run.services[0].starts[0].ended, Some(End::Open));
+        assert_eq!(
+            path(&run),
+            ["start maker 0..50", "wait other 50..55", "body other 55..100"]
+        );
+    }
+
+    #[test]
+    fn whoever_waits_for_a_turn_has_the_path_of_who_had_it() {
+        let run = run(&[
+            "P 7 0 0 a 5 1000",
+            "T 7 0 1 first",
+            "B 7 0 1 one redis redis-server 127.0.0.1:6379",
+            "S 7 1 1 one 812",
+            "R 7 20 1 one",
+            "T 7 5 2 second",
+            "K 7 50 1 one",
+            "G 7 60 1 one 59 exited",
+            "E 7 60 1",
+            "W 7 5 2 61 two",
+            "B 7 61 2 two redis redis-server 127.0.0.1:6379",
+            "S 7 62 2 two 813",
+            "R 7 80 2 two",
+            "E 7 100 2",
+        ]);
+        assert_eq!(
+            path(&run),
+            [
+                "start first 0..20",
+                "body first 20..50",
+                "stop first 50..60",
+                "turn second 60..61",
+                "start second 61..80",
+                "body second 80..100"
+            ]
+        );
+    }
+
+    #[test]
+    fn one_test_comes_after_another_and_what_is_between_is_nobodys() {
+        let run = run(&[
+            "P 7 0 0 a 5 1000",
+            "T 7 0 1 first",
+            "E 7 40 1",
+            "T 7 10 2 longer",
+            "E 7 60 2",
+            "T 7 41 3 third",
+            "E 7 90 3",
+            "X 7 90 0 90",
+        ]);
+        assert_eq!(
+            path(&run),
+            ["body first 0..40", "gap - 40..41", "body third 41..90"]
+        );
+    }
+
+    #[test]
+    fn starts_side_by_side_count_once() {
+        let run = run(&[
+            "P 7 0 0 a 5 1000",
+            "T 7 0 1 test",
+            "B 7 0 1 one a a ",
+            "B 7 2 1 two b b ",
+            "R 7 10 1 one",
+            "R 7 30 1 two",
+            "E 7 40 1",
+        ]);
+        assert_eq!(path(&run), ["start test 0..2", "start test 2..30", "body test 30..40"]);
+    }
+
+    #[test]
+    fn a_static_ends_with_its_process_and_a_killed_process_with_what_it_told_last() {
+        let run = run(&[
+            "P 7 0 0 a-b 5 1000",
+            "T 7 0 1 test",
+            "B 7 0 1 one a a ",
+            "R 7 10 1 one",
+            "U 7 0 1 one",
+            "E 7 20 1",
+            "X 7 30 0 50",
+            "P 8 60 0 c 5 1000",
+            "T 8 60 1 killed",
+            "B 8 60 1 two b b ",
+            "R 8 70 1 two",
+        ]);
+        let start = &run.services[0].starts[0];
+        assert_eq!((start.stop, start.end, start.ended), (Some(30), 50, Some(End::Seen)));
+        assert_eq!(run.lanes[2].name, "end of a-b");
+        assert!(run.lanes[2].is_exit);
+        assert_eq!(run.lanes[1].ended, End::Killed);
+        assert_eq!(run.services[1].starts[0].ended, Some(End::Killed));
+        assert_eq!(
+            path(&run),
+            [
+                "start test 0..10",
+                "body test 10..20",
+                "gap - 20..30",
+                "stop end of a-b 30..50",
+                "gap - 50..60",
+                "start killed 60..70"
+            ]
+        );
+    }
+
+    #[test]
+    fn failures_crashes_and_further_tries_are_seen() {
+        let run = run(&[
+            "P 7 0 0 a 5 1000",
+            "T 7 0 1 test",
+            "B 7 0 1 one a a ",
+            "S 7 1 1 one 812",
+            "K 7 4 1 one",
+            "G 7 5 1 one 4 exited",
+            "S 7 6 1 one 813",
+            "K 7 8 1 one",
+            "G 7 9 1 one 8 exited",
+            "F 7 10 1 one it_exited",
+            "B 7 20 1 one a a ",
+            "R 7 30 1 one",
+            "K 7 50 1 one",
+            "G 7 51 1 one 40 was_killed_by_SIGSEGV",
+            "E 7 60 1",
+        ]);
+        let [failed, crashed] = &run.services[0].starts[..] else {
+            panic!("{run:?}")
+        };
+        assert_eq!((failed.tries, failed.stop, failed.end), (2, None, 10));
+        assert_eq!(failed.error.as_deref(), Some("it exited"));
+        assert_eq!((crashed.died, crashed.status.as_str()), (Some(40), "was killed by SIGSEGV"));
+    }
+
+    #[test]
+    fn half_a_line_says_nothing() {
+        let run = Run::of("P\t7\t0\t0\ta\t5\t1000\nT\t7\t5\t1\ttest\nE\t7\t9", |_, _| true);
+        assert_eq!((run.length, run.lanes[0].ended), (0, End::Open));
+        assert_eq!(Run::of("", |_, _| true).length, 0);
+    }
+
+    proptest! {
+        #[test]
+        fn the_path_is_all_of_the_time_and_no_two_of_its_steps_overlap(
+            events in proptest::collection::vec((0..14_usize, 1..4_u32, 1..4_u32, 0..100_u64, 0..40_u64, 0..4_u8), 0..80)
+        ) {
+            let mut text = String::from("P\t1\t0\t0\ta\t5\t9\nP\t2\t0\t0\tb\t5\t9\nP\t3\t0\t0\tc\t5\t9\n");
+            for (kind, pid, thread, at, more, id) in events {
+                let (kind, until) = (b"NEWBSRFLAVUKGX"[kind] as char, at + more);
+                let fields = match kind {
+                    'W' => format!("{until}\tid{id}"),
+                    'A' | 'V' => format!("{until}\tid{id}\tname\tcommand"),
+                    'B' => format!("id{id}\tname\tcommand\tport{}", id % 2),
+                    'G' => format!("id{id}\t{at}\texited"),
+                    'X' => until.to_string(),
+                    _ => format!("id{id}\t5"),
+                };
+                text.push_str(&format!("{kind}\t{pid}\t{at}\t{thread}\t{fields}\n"));
+            }
+            let run = Run::of(&text, |pid, _| pid == 1);
+            let mut at = 0;
+            for step in &run.path {
+                prop_assert!(step.piece.begin == at && step.piece.end > at, "{:?}", run.path);
+                at = step.piece.end;
+            }
+            prop_assert!(run.path.is_empty() || at == run.length);
+            for lane in &run.lanes {
+                let mut at = lane.begin;
+                for piece in &lane.pieces {
+                    prop_assert!(piece.begin == at && piece.end > at, "{lane:?}");
+                    at = piece.end;
+                }
+                prop_assert_eq!(at, lane.end);
+            }
+        }
+    }
+}
