@@ -106,7 +106,20 @@
 //! | --- | --- |
 //! | `MIRAKURU_TIMEOUT_SCALE` | a number by which all timeouts are multiplied, for slow machines |
 //! | `MIRAKURU_QUIET` | `1`: says nothing of starts that take more than two seconds |
+//! | `MIRAKURU_TIMELINE` | `path.html` or `path.json`: a timeline of the run is written there, see below |
 //! | `NO_COLOR` | any text: no colours, which are for terminals anyway |
+//!
+//! # Where the time goes
+//!
+//! `MIRAKURU_TIMELINE=timeline.html cargo test` writes a page that shows what became of the run's time: when each service was
+//! started, ready, used by which tests, and stopped, over all processes of the run, and which chain of these made the run as long as it
+//! was. With a name in `.json` it is a trace in Chrome's format, which <https://ui.perfetto.dev> opens. A relative path is relative to
+//! where the runner was started. It works with `cargo nextest run` as well; the file is always whole, and may be looked at while
+//! the run goes on.
+//!
+//! A test begins where it first asks for a service, and ends with its thread. A service of the whole run ends with the runner, when no
+//! test is left that could write it down: it is drawn to the end. Of a process that is killed, what happened less than a second before
+//! is missing if no other process of the run comes after it.
 //!
 //! # Features
 //!

@@ -895,7 +895,8 @@ impl Core {
         let _span = trace::start(self.values.name(), &self.command);
         timeline::begins(self.home.id(), self.values.name(), &self.command, || {
             let addrs = self.addrs.iter().map(|addr| format!("port-{}", addr.port()));
-            addrs.chain(self.paths.iter().map(|path| path.display().to_string()))
+            addrs
+                .chain(self.paths.iter().map(|path| path.display().to_string()))
                 .collect()
         });
         self.try_to_spawn(readiness, PORT_RETRIES)

@@ -45,7 +45,7 @@ const FRESH: Duration = Duration::from_secs(1);
 /// How long the last process waits for one that is writing the page.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// A turn that is had at once was not waited for.
-const NO_WAIT: u64 = 200_000;
+const NO_WAIT: u64 = 500_000;
 /// What a line holds of one text at most, in bytes: a line is one write, of less than PIPE_BUF.
 const TEXT: usize = 600;
 
@@ -119,7 +119,9 @@ impl Timeline {
             None
         };
         let Some(format) = format_of(&target) else {
-            return refuse("its name must end in `.html`, for a page, or in `.json`, for a trace that Perfetto opens");
+            return refuse(
+                "its name must end in `.html`, for a page, or in `.json`, for a trace that Perfetto opens",
+            );
         };
         match Timeline::open_in(&dir, &name, target, format, run.is_none()) {
             Ok(timeline) => Some(timeline),
@@ -129,7 +131,8 @@ impl Timeline {
 
     fn open_in(dir: &Path, name: &str, target: PathBuf, format: Format, alone: bool) -> io::Result<Timeline> {
         let parent = target.parent().unwrap_or(Path::new("/"));
-        fs::create_dir_all(parent).map_err(|e| io::Error::new(e.kind(), format!("`{}`: {e}", parent.display())))?;
+        fs::create_dir_all(parent)
+            .map_err(|e| io::Error::new(e.kind(), format!("`{}`: {e}", parent.display())))?;
         let events = dir.join(name);
         let file = OpenOptions::new()
             .append(true)
@@ -178,7 +181,9 @@ impl Timeline {
     /// Makes the page anew, if it has not been for a while.
     fn refresh(&self) {
         let written = fs::metadata(&self.target).and_then(|metadata| metadata.modified());
-        let age = written.ok().and_then(|at| SystemTime::now().duration_since(at).ok());
+        let age = written
+            .ok()
+            .and_then(|at| SystemTime::now().duration_since(at).ok());
         if age.is_none_or(|age| age > FRESH) {
             self.make(Duration::ZERO);
         }
@@ -206,8 +211,13 @@ impl Timeline {
             Format::Trace => render::trace(&run),
         };
         let name = self.target.file_name().unwrap_or_default().to_string_lossy();
-        let staged = self.target.with_file_name(format!(".{name}.{}", std::process::id()));
-        if fs::write(&staged, text).and_then(|()| fs::rename(&staged, &self.target)).is_err() {
+        let staged = self
+            .target
+            .with_file_name(format!(".{name}.{}", std::process::id()));
+        if fs::write(&staged, text)
+            .and_then(|()| fs::rename(&staged, &self.target))
+            .is_err()
+        {
             let _ = fs::remove_file(&staged);
         }
     }
@@ -270,7 +280,10 @@ fn line(kind: char, pid: u32, at: u64, thread: u32, fields: &[&str]) -> String {
 
 /// Where a long text may be cut.
 fn char_boundary(text: &str) -> usize {
-    (0..=TEXT).rev().find(|at| text.is_char_boundary(*at)).unwrap_or(0)
+    (0..=TEXT)
+        .rev()
+        .find(|at| text.is_char_boundary(*at))
+        .unwrap_or(0)
 }
 
 // ---- threads ------------------------------------------------------------------------------------------------------------
@@ -361,7 +374,12 @@ pub(crate) fn ready(id: &str) {
 pub(crate) fn failed(id: &str, error: impl FnOnce() -> String) {
     if let Some(timeline) = wanted() {
         let error = error();
-        put(timeline, 'F', sys::clock_ns(), &[id, error.lines().next().unwrap_or_default()]);
+        put(
+            timeline,
+            'F',
+            sys::clock_ns(),
+            &[id, error.lines().next().unwrap_or_default()],
+        );
         timeline.refresh();
     }
 }
@@ -376,7 +394,12 @@ pub(crate) fn published(id: &str) {
 /// A service of the run was attached to. Until then it was waited for.
 pub(crate) fn attached(began: Option<u64>, id: &str, name: &str, command: &str) {
     if let (Some(timeline), Some(began)) = (wanted(), began) {
-        put(timeline, 'A', began, &[&sys::clock_ns().to_string(), id, name, command]);
+        put(
+            timeline,
+            'A',
+            began,
+            &[&sys::clock_ns().to_string(), id, name, command],
+        );
         timeline.refresh();
     }
 }
@@ -436,7 +459,10 @@ mod tests {
     fn a_relative_path_is_relative_to_the_runner() {
         let here = std::env::current_dir().unwrap();
         assert_eq!(absolute(Path::new("/x.html"), 0), Path::new("/x.html"));
-        assert_eq!(absolute(Path::new("x.html"), std::process::id()), here.join("x.html"));
+        assert_eq!(
+            absolute(Path::new("x.html"), std::process::id()),
+            here.join("x.html")
+        );
         assert_eq!(absolute(Path::new("x.html"), 0), here.join("x.html"));
     }
 

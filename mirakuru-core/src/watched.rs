@@ -102,7 +102,10 @@ impl Watched {
             if let Ok(mut used) = used.try_borrow_mut() {
                 if !used.iter().any(|(known, _)| known.0.id == self.0.id) {
                     used.push((self.clone(), since));
-                    self.0.services.iter().for_each(|service| timeline::used(since, service.id()));
+                    self.0
+                        .services
+                        .iter()
+                        .for_each(|service| timeline::used(since, service.id()));
                 }
             }
         });

@@ -226,7 +226,15 @@ impl Reader {
             "E" => self.run.lanes[lane].seen_end = Some(at),
             "W" => {
                 let ids: Vec<&str> = fields.next()?.split(' ').collect();
-                let services = ids.iter().map(|id| self.service(id)).collect();
+                let services: Vec<usize> = ids.iter().map(|id| self.service(id)).collect();
+                for service in &services {
+                    // Of a start that has begun with it, it is no part: the start comes after.
+                    if let Some(start) = self.run.services[*service].starts.last_mut() {
+                        if start.spawned.is_none() && start.ended.is_none() && start.begin <= ends {
+                            start.begin = ends;
+                        }
+                    }
+                }
                 self.slice(lane, Kind::Turn, at, ends, services);
             }
             _ => {
@@ -446,7 +454,7 @@ impl Reader {
             self.run.lanes.push(Lane {
                 process: index,
                 thread: u32::MAX,
-                name: format!("end of {}", self.run.processes[index].name),
+                name: format!("exit of {}", self.run.processes[index].name),
                 begin: exit,
                 end: gone,
                 ended: End::Seen,
@@ -481,7 +489,10 @@ impl Reader {
             // Not shared: whoever starts it uses it.
             for start in &service.starts {
                 if let Some(ready) = start.ready {
-                    let end = start.stop.unwrap_or(start.end).min(self.run.lanes[start.lane].end);
+                    let end = start
+                        .stop
+                        .unwrap_or(start.end)
+                        .min(self.run.lanes[start.lane].end);
                     if ready <= end {
                         service.uses.push((start.lane, ready, end));
                     }
@@ -508,7 +519,12 @@ impl Run {
             for start in &mut service.starts {
                 back(&mut start.begin);
                 back(&mut start.end);
-                for at in [&mut start.spawned, &mut start.ready, &mut start.stop, &mut start.died] {
+                for at in [
+                    &mut start.spawned,
+                    &mut start.ready,
+                    &mut start.stop,
+                    &mut start.died,
+                ] {
                     at.iter_mut().for_each(back);
                 }
             }
@@ -517,11 +533,6 @@ impl Run {
                 back(end);
             }
         }
-    }
-
-    /// The tests, without the ends of processes.
-    pub(super) fn tests(&self) -> usize {
-        self.lanes.iter().filter(|lane| !lane.is_exit).count()
     }
 
     fn critical_path(&self) -> Vec<Step> {
@@ -601,7 +612,8 @@ impl Run {
                     })
                 };
                 let others = self.services.iter().enumerate();
-                let others = others.filter(|(index, service)| !piece.services.contains(index) && wants(service));
+                let others =
+                    others.filter(|(index, service)| !piece.services.contains(index) && wants(service));
                 let start = others
                     .flat_map(|(_, service)| &service.starts)
                     .filter(|start| start.stopper.is_some() && is_in(start.end))
@@ -688,7 +700,10 @@ mod tests {
     use super::*;
 
     fn run(events: &[&str]) -> Run {
-        let text: String = events.iter().map(|event| event.replace(' ', "\t") + "\n").collect();
+        let text: String = events
+            .iter()
+            .map(|event| event.replace(' ', "\t") + "\n")
+            .collect();
         Run::of(&text.replace('_', " "), |_, _| false)
     }
 
@@ -699,7 +714,13 @@ mod tests {
         steps
             .map(|step| {
                 let piece = &step.piece;
-                format!("{} {} {}..{}", piece.kind.name(), lane(step), piece.begin, piece.end)
+                format!(
+                    "{} {} {}..{}",
+                    piece.kind.name(),
+                    lane(step),
+                    piece.begin,
+                    piece.end
+                )
             })
             .collect()
     }
@@ -776,8 +797,8 @@ mod tests {
             "K 7 50 1 one",
             "G 7 60 1 one 59 exited",
             "E 7 60 1",
-            "W 7 5 2 61 two",
-            "B 7 61 2 two redis redis-server 127.0.0.1:6379",
+            "B 7 5 2 two redis redis-server 127.0.0.1:6379",
+            "W 7 6 2 61 two",
             "S 7 62 2 two 813",
             "R 7 80 2 two",
             "E 7 100 2",
@@ -824,7 +845,10 @@ mod tests {
             "R 7 30 1 two",
             "E 7 40 1",
         ]);
-        assert_eq!(path(&run), ["start test 0..2", "start test 2..30", "body test 30..40"]);
+        assert_eq!(
+            path(&run),
+            ["start test 0..2", "start test 2..30", "body test 30..40"]
+        );
     }
 
     #[test]
@@ -843,8 +867,11 @@ mod tests {
             "R 8 70 1 two",
         ]);
         let start = &run.services[0].starts[0];
-        assert_eq!((start.stop, start.end, start.ended), (Some(30), 50, Some(End::Seen)));
-        assert_eq!(run.lanes[2].name, "end of a-b");
+        assert_eq!(
+            (start.stop, start.end, start.ended),
+            (Some(30), 50, Some(End::Seen))
+        );
+        assert_eq!(run.lanes[2].name, "exit of a-b");
         assert!(run.lanes[2].is_exit);
         assert_eq!(run.lanes[1].ended, End::Killed);
         assert_eq!(run.services[1].starts[0].ended, Some(End::Killed));
@@ -854,7 +881,7 @@ mod tests {
                 "start test 0..10",
                 "body test 10..20",
                 "gap - 20..30",
-                "stop end of a-b 30..50",
+                "stop exit of a-b 30..50",
                 "gap - 50..60",
                 "start killed 60..70"
             ]
@@ -885,7 +912,10 @@ mod tests {
         };
         assert_eq!((failed.tries, failed.stop, failed.end), (2, None, 10));
         assert_eq!(failed.error.as_deref(), Some("it exited"));
-        assert_eq!((crashed.died, crashed.status.as_str()), (Some(40), "was killed by SIGSEGV"));
+        assert_eq!(
+            (crashed.died, crashed.status.as_str()),
+            (Some(40), "was killed by SIGSEGV")
+        );
     }
 
     #[test]

@@ -112,7 +112,10 @@ fn data(run: &Run) -> String {
             start.tries,
             Text(start.ended.unwrap_or(End::Open).name()),
             Text(&start.status),
-            start.error.as_deref().map_or("null".to_owned(), |error| Text(error).to_string())
+            start
+                .error
+                .as_deref()
+                .map_or("null".to_owned(), |error| Text(error).to_string())
         )
     };
     let service = |service: &Service| {
@@ -123,14 +126,20 @@ fn data(run: &Run) -> String {
             service.pid,
             service.is_run,
             list(&service.starts, start),
-            list(&service.uses, |(lane, begin, end)| format!("[{lane},{begin},{end}]"))
+            list(&service.uses, |(lane, begin, end)| format!(
+                "[{lane},{begin},{end}]"
+            ))
         )
     };
     format!(
         "{{\"wall_clock\":{},\"length\":{},\"processes\":{},\n\"services\":{},\n\"lanes\":{},\n\"path\":{}}}",
         run.wall_clock,
         run.length,
-        list(&run.processes, |process| format!("[{},{}]", process.pid, Text(&process.name))),
+        list(&run.processes, |process| format!(
+            "[{},{}]",
+            process.pid,
+            Text(&process.name)
+        )),
         list(&run.services, service),
         list(&run.lanes, lane),
         list(&run.path, |step| {
@@ -157,7 +166,11 @@ fn service_name(service: &Service) -> &str {
 }
 
 fn what(run: &Run, piece: &Piece) -> String {
-    let names: Vec<&str> = piece.services.iter().map(|at| service_name(&run.services[*at])).collect();
+    let names: Vec<&str> = piece
+        .services
+        .iter()
+        .map(|at| service_name(&run.services[*at]))
+        .collect();
     let names = names.join(" and ");
     match piece.kind {
         Kind::Turn => format!("waits for its turn: {names}"),
@@ -223,7 +236,11 @@ struct Trace {
 impl Trace {
     /// Names a process, or a thread of one.
     fn name(&mut self, pid: u32, thread: Option<u32>, name: &str) {
-        let kind = if thread.is_some() { "thread_name" } else { "process_name" };
+        let kind = if thread.is_some() {
+            "thread_name"
+        } else {
+            "process_name"
+        };
         self.events.push(format!(
             "{{\"name\":\"{kind}\",\"ph\":\"M\",\"pid\":{pid},\"tid\":{},\"args\":{{\"name\":{}}}}}",
             thread.unwrap_or(0),
@@ -231,7 +248,14 @@ impl Trace {
         ));
     }
 
-    fn slice(&mut self, (pid, tid): (u32, u32), category: &str, name: &str, (begin, end): (u64, u64), args: &str) {
+    fn slice(
+        &mut self,
+        (pid, tid): (u32, u32),
+        category: &str,
+        name: &str,
+        (begin, end): (u64, u64),
+        args: &str,
+    ) {
         self.events.push(format!(
             "{{\"name\":{},\"cat\":\"{category}\",\"ph\":\"X\",\"ts\":{},\"dur\":{},\"pid\":{pid},\"tid\":{tid},\"args\":{{{args}}}}}",
             Text(name),
@@ -247,9 +271,18 @@ impl Trace {
         for start in &service.starts {
             let track = (SERVICES, thread);
             let up = start.ready.unwrap_or(start.end);
-            let failure = start.error.as_deref().map(|error| format!(",\"error\":{}", Text(error)));
+            let failure = start
+                .error
+                .as_deref()
+                .map(|error| format!(",\"error\":{}", Text(error)));
             let begun = format!("{args},\"tries\":{}{}", start.tries, failure.unwrap_or_default());
-            self.slice(track, "start", &format!("start {name}"), (start.begin, up), &begun);
+            self.slice(
+                track,
+                "start",
+                &format!("start {name}"),
+                (start.begin, up),
+                &begun,
+            );
             if start.ready.is_none() {
                 continue;
             }

@@ -1,0 +1,477 @@
+//! `MIRAKURU_TIMELINE`: what a run of several processes writes, as a trace and as a page, which is looked at in a real browser.
+//!
+//! The runner is this binary again ([`runner`]), and so are the test processes: the ignored tests of a module below.
+
+mod common;
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use common::{LONG, ODD, SIGKILL, Scratch, fixed_port, odd, require, send, victim, victim_dir, wait_until};
+use mirakuru::{Executor, ExecutorBuilder, SimpleExecutor, Tcp, TcpExecutor};
+
+// ---- what the test processes use --------------------------------------------------------------------------------------
+
+fn listens(name: &str, addr: &str, delay: u64) -> ExecutorBuilder<Tcp> {
+    Executor::builder([ODD, "--listen", addr, "--delay", &delay.to_string()])
+        .args(["--line", "redis://user:hunter2@host"])
+        .wait_for(Tcp::addr(addr))
+        .name(name)
+        .timeout(LONG)
+}
+
+#[mirakuru::fixture(listens("shared-service", "127.0.0.1:{port}", 150))]
+static SHARED: TcpExecutor;
+
+#[mirakuru::fixture(cmd = [ODD, "--stop-delay", "60"], name = "of-the-process", scope = "process")]
+static OF_THE_PROCESS: SimpleExecutor;
+
+fn on_a_fixed_port() -> ExecutorBuilder<Tcp> {
+    // Also in a run of this binary in which nobody asks for it.
+    let port = env::var("PORT").unwrap_or_else(|_| "1".to_owned());
+    listens("fixed-port", &format!("127.0.0.1:{port}"), 40)
+}
+
+fn works(ms: u64) {
+    thread::sleep(Duration::from_millis(ms));
+}
+
+/// One process, with three tests at a time.
+mod first_binary {
+    use super::*;
+
+    #[test]
+    #[ignore = "a part of other tests"]
+    fn starts_the_shared_one() {
+        if victim_dir().is_none() {
+            return;
+        }
+        assert!(SHARED.is_running());
+        works(60);
+        assert!(OF_THE_PROCESS.is_running());
+    }
+
+    #[test]
+    #[ignore = "a part of other tests"]
+    fn uses_the_shared_one() {
+        if victim_dir().is_none() {
+            return;
+        }
+        works(20);
+        assert!(SHARED.is_running());
+        works(100);
+    }
+
+    #[test]
+    #[ignore = "a part of other tests"]
+    fn takes_its_turn() {
+        turn();
+    }
+
+    #[test]
+    #[ignore = "a part of other tests"]
+    fn takes_its_turn_as_well() {
+        turn();
+    }
+
+    fn turn() {
+        if victim_dir().is_none() {
+            return;
+        }
+        let _server = on_a_fixed_port().queue(true).start().expect("its turn comes");
+        works(80);
+    }
+}
+
+/// Another one.
+mod second_binary {
+    use super::*;
+
+    #[test]
+    #[ignore = "a part of other tests"]
+    fn uses_it_from_another_process() {
+        if victim_dir().is_none() {
+            return;
+        }
+        assert!(SHARED.is_running());
+        works(50);
+    }
+
+    #[test]
+    #[ignore = "a part of other tests"]
+    fn has_one_of_its_own() {
+        if victim_dir().is_none() {
+            return;
+        }
+        let mut own = odd(["--delay", "0"])
+            .name("<i>\"own\"</i> & co")
+            .start()
+            .expect("it starts");
+        works(30);
+        own.stop().expect("it stops");
+        odd(["--exit-before-ready", "3"])
+            .name("broken-service")
+            .wait_for(Tcp::addr("127.0.0.1:{port}"))
+            .start()
+            .expect_err("it exits");
+    }
+}
+
+/// One that is killed.
+mod third_binary {
+    use super::*;
+
+    #[test]
+    #[ignore = "a part of other tests"]
+    fn is_killed() {
+        if victim_dir().is_none() {
+            return;
+        }
+        assert!(SHARED.is_running());
+        works(10);
+        send(std::process::id(), SIGKILL);
+        works(60_000);
+    }
+}
+
+/// Starts all of it. One is killed while others go on.
+#[test]
+#[ignore = "a part of other tests"]
+fn runner() {
+    let Some(dir) = victim_dir() else { return };
+    let port = fixed_port().to_string();
+    let id = format!("timeline-of-{}", std::process::id());
+    let begin = |module: &str| {
+        // What `victim` does, for a whole module.
+        let mut command = victim("", &dir);
+        let mut tests = Command::new(command.get_program());
+        tests.envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))));
+        tests
+            .args([&format!("{module}::"), "--ignored", "--test-threads=4"])
+            .env("NEXTEST_RUN_ID", &id)
+            .env("PORT", &port)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null());
+        command = tests;
+        command.spawn().expect("it starts")
+    };
+    let (mut first, mut third) = (begin("first_binary"), begin("third_binary"));
+    assert!(!third.wait().expect("a child").success());
+    let mut second = begin("second_binary");
+    assert!(second.wait().expect("a child").success());
+    assert!(first.wait().expect("a child").success());
+}
+
+/// Makes a run, and gives what it printed.
+fn run(scratch: &Scratch, timeline: &str) -> String {
+    let output = victim("runner", scratch.path())
+        .env_remove("NEXTEST_RUN_ID")
+        .env_remove("MIRAKURU_SESSION_ID")
+        .env_remove("XDG_RUNTIME_DIR")
+        .env("MIRAKURU_TIMELINE", timeline)
+        .current_dir(scratch.path())
+        .output()
+        .expect("the runner starts");
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.success(),
+        "{}\n{text}",
+        String::from_utf8_lossy(&output.stdout)
+    );
+    text
+}
+
+/// Nothing is left beside the file: neither events nor half a page.
+fn only_file(dir: &Path) -> PathBuf {
+    let files: Vec<PathBuf> = fs::read_dir(dir)
+        .expect("a directory")
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    assert_eq!(files.len(), 1, "{files:?}");
+    files[0].clone()
+}
+
+const TESTS: [&str; 7] = [
+    "first_binary::starts_the_shared_one",
+    "first_binary::uses_the_shared_one",
+    "first_binary::takes_its_turn",
+    "first_binary::takes_its_turn_as_well",
+    "second_binary::uses_it_from_another_process",
+    "second_binary::has_one_of_its_own",
+    "third_binary::is_killed",
+];
+
+// ---- the trace --------------------------------------------------------------------------------------------------------
+
+/// Reads a trace as strictly as Perfetto does, and prints what is in it, a line each.
+const READER: &str = r#"
+import json, sys
+from collections import defaultdict
+trace = json.load(open(sys.argv[1]))
+events = trace["traceEvents"]
+names, tracks, opened = {}, defaultdict(list), {}
+for e in events:
+    if e["ph"] == "M":
+        assert e["name"] in ("process_name", "thread_name"), e
+        names[e["pid"], e["tid"] if e["name"] == "thread_name" else None] = e["args"]["name"]
+        continue
+    assert e["ts"] >= 0 and isinstance(e["pid"], int) and isinstance(e["tid"], int) and e["cat"] and e["name"], e
+    if e["ph"] == "X":
+        assert e["dur"] >= 0, e
+        tracks[e["pid"], e["tid"]].append(e)
+    elif e["ph"] == "b":
+        opened[e["cat"], e["id"]] = e
+    else:
+        assert e["ph"] == "e", e
+        began = opened.pop((e["cat"], e["id"]))
+        assert began["name"] == e["name"] and began["ts"] <= e["ts"], e
+        print("use", e["args"]["test"], e["name"], sep="|")
+assert not opened, opened
+for track, slices in tracks.items():
+    assert track in names and (track[0], None) in names, track
+    # Within each other, or side by side. In nanoseconds: sums of fractions do not come out even.
+    ends = []
+    for e in sorted(slices, key=lambda e: (e["ts"], -e["dur"])):
+        begin, end = round(e["ts"] * 1000), round((e["ts"] + e["dur"]) * 1000)
+        while ends and ends[-1] <= begin:
+            ends.pop()
+        assert not ends or end <= ends[-1], (e, ends)
+        ends.append(end)
+        print(e["cat"], names[track], e["name"], e["args"].get("error", ""), e["args"].get("command", ""), sep="|")
+path = [e for e in events if e["ph"] == "X" and e["cat"] == "critical"]
+assert abs(sum(e["args"]["percent"] for e in path) - 100) < 0.01 * len(path) + 0.1, path
+for before, after in zip(path, path[1:]):
+    assert abs(before["ts"] + before["dur"] - after["ts"]) < 0.01, (before, after)
+print("processes", len({e["pid"] for e in events if e["name"] == "process_name"}))
+"#;
+
+#[test]
+fn a_run_leaves_a_trace() {
+    let Some(python) = require("python3") else { return };
+    let scratch = Scratch::new();
+    // Relative to where the runner was started, and the directory is made.
+    run(&scratch, "traces/run.json");
+    let file = only_file(&scratch.path().join("traces"));
+    let read = Command::new(python)
+        .args(["-c", READER])
+        .arg(&file)
+        .output()
+        .expect("python runs");
+    let text = fs::read_to_string(&file).expect("a trace");
+    assert!(
+        read.status.success(),
+        "{}\n{text}",
+        String::from_utf8_lossy(&read.stderr)
+    );
+    let seen = String::from_utf8_lossy(&read.stdout);
+    for test in TESTS {
+        assert!(seen.contains(&format!("test|{test}|{test}")), "{test}:\n{seen}");
+    }
+    for line in [
+        "start|shared-service|start shared-service",
+        "run|shared-service|shared-service",
+        "stop|fixed-port|stop fixed-port",
+        "stop|of-the-process|stop of-the-process",
+        "start|<i>\"own\"</i> & co|start <i>\"own\"</i> & co",
+        "start|broken-service|start broken-service|",
+        "use|first_binary::uses_the_shared_one|shared-service in use",
+        "use|second_binary::uses_it_from_another_process|shared-service in use",
+        "use|third_binary::is_killed|shared-service in use",
+        "waits for its turn: fixed-port",
+        "waits for shared-service",
+        "exited with status 3",
+        "redis://user:***@host",
+        // Three of tests, the services, and the path.
+        "processes 5",
+    ] {
+        assert!(seen.contains(line), "no `{line}`:\n{seen}");
+    }
+    // One of the two had to wait; and the shared service was started once.
+    assert!(seen.contains("turn|first_binary::takes_its_turn"), "{seen}");
+    assert_eq!(seen.matches("|start shared-service|").count(), 1, "{seen}");
+    assert!(!text.contains("hunter2"), "{text}");
+}
+
+// ---- the page ---------------------------------------------------------------------------------------------------------
+
+/// What is on the page once its script has made it.
+fn browse(chromium: &Path, scratch: &Scratch, page: &Path) -> String {
+    let output = Command::new(chromium)
+        .args([
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+        ])
+        .args([
+            "--disable-background-networking",
+            "--disable-dev-shm-usage",
+            "--dump-dom",
+        ])
+        .arg(format!(
+            "--user-data-dir={}",
+            scratch.path().join("browser").display()
+        ))
+        .arg(format!("file://{}", page.display()))
+        .env("HOME", scratch.path())
+        .stdin(Stdio::null())
+        .output()
+        .expect("the browser starts");
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    String::from_utf8(output.stdout).expect("text")
+}
+
+/// The text of an element of the page that has this id, without markup.
+#[track_caller]
+fn text_of<'a>(dom: &'a str, id: &str, ends: &str) -> (&'a str, String) {
+    let begin = dom
+        .find(&format!("id=\"{id}\""))
+        .unwrap_or_else(|| panic!("no {id}:\n{dom}"));
+    let markup = dom[begin..].split(ends).next().unwrap_or_default();
+    let mut text = String::new();
+    for part in markup.split('<') {
+        text.push_str(part.split_once('>').map_or("", |(_, text)| text));
+        text.push(' ');
+    }
+    (markup, text.split_whitespace().collect::<Vec<_>>().join(" "))
+}
+
+#[test]
+fn a_run_leaves_a_page_that_a_browser_shows() {
+    let Some(chromium) = require("chromium") else {
+        return;
+    };
+    let scratch = Scratch::new();
+    let pages = scratch.path().join("pages");
+    run(&scratch, &pages.join("run.html").display().to_string());
+    let page = only_file(&pages);
+    let dom = browse(&chromium, &scratch, &page);
+
+    let (_, about) = text_of(&dom, "about", "</header>");
+    assert!(about.contains(" · 7 tests · "), "{about}");
+    assert!(about.contains(" · 3 processes · "), "{about}");
+    let (_, verdict) = text_of(&dom, "verdict", "</div>");
+    assert!(
+        verdict.contains("the run waited") && verdict.contains(" % of the time for services"),
+        "{verdict}"
+    );
+
+    // The mix adds up.
+    let (_, legend) = text_of(&dom, "legend", "</ul>");
+    let percents: Vec<f64> = legend
+        .split(" %")
+        .filter_map(|before| before.rsplit(' ').next()?.parse().ok())
+        .collect();
+    let sum: f64 = percents.iter().sum();
+    assert!(
+        percents.len() >= 3 && (sum - 100.0).abs() <= 1.0 + percents.len() as f64,
+        "{legend}"
+    );
+
+    // What a person sees: each test and each service has its row, and slices in it.
+    let (chart, shown) = text_of(&dom, "rows", "<p");
+    for test in TESTS {
+        // The name of the module is another element.
+        assert!(shown.contains(&test.replace("::", ":: ")), "{test}: {shown}");
+    }
+    for service in [
+        "shared-service",
+        "fixed-port",
+        "of-the-process",
+        "broken-service",
+        "&lt;i&gt;\"own\"&lt;/i&gt; &amp; co",
+    ] {
+        assert!(shown.contains(service), "{service}: {shown}");
+    }
+    for slice in [
+        "aria-label=\"shared-service: start: ",
+        "aria-label=\"shared-service: ready, for the whole run: ",
+        "aria-label=\"broken-service: start failed: ",
+        "aria-label=\"of-the-process: stop: ",
+        "aria-label=\"second_binary::uses_it_from_another_process: ",
+    ] {
+        assert!(chart.contains(slice), "{slice}\n{chart}");
+    }
+    assert!(chart.contains("class=\"c\""), "the critical path is marked");
+    assert!(chart.contains("class=\"u\""), "the uses are");
+
+    let (_, path) = text_of(&dom, "path", "</table>");
+    assert!(
+        path.starts_with("step took of the run") && path.contains(" %"),
+        "{path}"
+    );
+    assert!(path.contains("_binary::"), "{path}");
+    let (_, services) = text_of(&dom, "services", "</table>");
+    assert!(
+        services.contains("shared-service 1 start, 4 tests whole run"),
+        "{services}"
+    );
+    assert!(
+        services.contains("broken-service 1 start, 0 tests 1 failed"),
+        "{services}"
+    );
+    assert!(services.contains("redis://user:***@host"), "{services}");
+    let (_, tests) = text_of(&dom, "tests", "</table>");
+    assert!(
+        tests.contains("third_binary::is_killed") && tests.contains("killed"),
+        "{tests}"
+    );
+    assert!(!dom.contains("hunter2"));
+    assert!(!dom.contains("<i>\"own\"</i>"), "a name is no markup");
+}
+
+#[test]
+fn a_name_that_says_nothing_gets_a_message_once_and_no_timeline() {
+    let scratch = Scratch::new();
+    let file = scratch.path().join("out").join("timeline.txt");
+    let told = run(&scratch, &file.display().to_string());
+    assert_eq!(told.matches("no timeline is written").count(), 1, "{told}");
+    assert!(told.contains("must end in `.html`"), "{told}");
+    assert!(!file.exists());
+}
+
+/// A process that belongs to no run is one by itself, and leaves no events behind.
+#[test]
+fn a_process_alone_has_a_timeline_of_its_own() {
+    let scratch = Scratch::new();
+    let file = scratch.path().join("own").join("alone.json");
+    // An orphan in a session of its own.
+    let status = Command::new("setsid")
+        .arg("--fork")
+        .arg(env::current_exe().expect("this binary"))
+        .args(["second_binary::has_one_of_its_own", "--exact", "--ignored"])
+        .env_remove("NEXTEST_RUN_ID")
+        .env_remove("MIRAKURU_SESSION_ID")
+        .env("MIRAKURU_TEST_VICTIM", scratch.path())
+        .env("TMPDIR", scratch.path())
+        .env_remove("XDG_RUNTIME_DIR")
+        .env("MIRAKURU_TIMELINE", &file)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .status()
+        .expect("it starts");
+    assert!(status.success());
+    let text = || fs::read_to_string(&file).unwrap_or_default();
+    let all = || text().contains("second_binary::has_one_of_its_own") && text().contains("broken-service");
+    assert!(wait_until(all, LONG), "{}", text());
+    let runs = || {
+        let bases = fs::read_dir(scratch.path())
+            .expect("the scratch directory")
+            .flatten();
+        let entries = bases.flat_map(|base| fs::read_dir(base.path()).into_iter().flatten().flatten());
+        entries
+            .filter(|entry| entry.file_name().to_string_lossy().starts_with("run-"))
+            .count()
+    };
+    assert!(wait_until(|| runs() == 0, LONG), "events are left behind");
+}
