@@ -445,9 +445,15 @@ fn a_name_that_says_nothing_gets_a_message_once_and_no_timeline() {
 fn a_process_alone_has_a_timeline_of_its_own() {
     let scratch = Scratch::new();
     let file = scratch.path().join("own").join("alone.json");
-    // An orphan in a session of its own.
+    // An orphan in a session of its own, which begins when its parent is gone.
     let status = Command::new("setsid")
-        .arg("--fork")
+        .args([
+            "--fork",
+            "sh",
+            "-c",
+            "until [ -e \"$0\" ]; do sleep 0.01; done; exec \"$@\"",
+        ])
+        .arg(scratch.path().join("go"))
         .arg(env::current_exe().expect("this binary"))
         .args(["second_binary::has_one_of_its_own", "--exact", "--ignored"])
         .env_remove("NEXTEST_RUN_ID")
@@ -461,6 +467,7 @@ fn a_process_alone_has_a_timeline_of_its_own() {
         .status()
         .expect("it starts");
     assert!(status.success());
+    fs::write(scratch.path().join("go"), "").expect("a writable directory");
     let text = || fs::read_to_string(&file).unwrap_or_default();
     let all = || text().contains("second_binary::has_one_of_its_own") && text().contains("broken-service");
     assert!(wait_until(all, LONG), "{}", text());

@@ -144,7 +144,7 @@ impl Timeline {
         // This takes the lock. Where the last process has it, it is at its end, and is not to be waited for.
         let _ = sys::files::is_locked(alive.as_fd());
         sys::at_exit(at_exit);
-        Ok(Timeline {
+        let timeline = Timeline {
             target,
             format,
             events,
@@ -152,25 +152,34 @@ impl Timeline {
             alive,
             own: alone.then(|| dir.to_owned()),
             introduced: AtomicU32::new(0),
-        })
+        };
+        timeline.introduce();
+        Ok(timeline)
     }
 
     /// Appends an event, one line, with one write.
     fn put(&self, kind: char, at: u64, thread: u32, fields: &[&str]) {
         let pid = std::process::id();
-        if self.introduced.swap(pid, Ordering::Relaxed) != pid {
-            let (_, started) = home::this_process();
-            let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-            let program = std::env::current_exe().ok();
-            let program = program.as_deref().and_then(Path::file_name).unwrap_or_default();
-            let fields = [
-                &*program.to_string_lossy(),
-                &started.to_string(),
-                &now.as_millis().to_string(),
-            ];
-            self.write(&line('P', pid, sys::clock_ns(), 0, &fields));
+        if self.introduced.load(Ordering::Relaxed) != pid {
+            // A fork.
+            self.introduce();
         }
         self.write(&line(kind, pid, at, thread, fields));
+    }
+
+    /// Says which process this is, before it says anything else.
+    fn introduce(&self) {
+        let (pid, started) = home::this_process();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let program = std::env::current_exe().ok();
+        let program = program.as_deref().and_then(Path::file_name).unwrap_or_default();
+        let fields = [
+            &*program.to_string_lossy(),
+            &started.to_string(),
+            &now.as_millis().to_string(),
+        ];
+        self.write(&line('P', pid, sys::clock_ns(), 0, &fields));
+        self.introduced.store(pid, Ordering::Relaxed);
     }
 
     fn write(&self, line: &str) {
