@@ -138,6 +138,47 @@ mod third_binary {
     }
 }
 
+/// One that is over at once.
+mod fourth_binary {
+    use super::*;
+
+    #[test]
+    #[ignore = "a part of other tests"]
+    fn is_quick() {
+        if victim_dir().is_none() {
+            return;
+        }
+        assert!(SLEEPER.is_running());
+    }
+}
+
+#[mirakuru::fixture(cmd = "sleep 100", name = "sleeper")]
+static SLEEPER: SimpleExecutor;
+
+const MANY: usize = 48;
+
+#[test]
+#[ignore = "a part of other tests"]
+fn runner_of_many() {
+    let Some(dir) = victim_dir() else { return };
+    let id = format!("timeline-of-{}", std::process::id());
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                for _ in 0..MANY / 4 {
+                    let status = victim("fourth_binary::is_quick", &dir)
+                        .env("NEXTEST_RUN_ID", &id)
+                        .stdin(Stdio::null())
+                        .stdout(Stdio::null())
+                        .status()
+                        .expect("it starts");
+                    assert!(status.success());
+                }
+            });
+        }
+    });
+}
+
 /// Starts all of it. One is killed while others go on.
 #[test]
 #[ignore = "a part of other tests"]
@@ -438,6 +479,25 @@ fn a_name_that_says_nothing_gets_a_message_once_and_no_timeline() {
     assert_eq!(told.matches("no timeline is written").count(), 1, "{told}");
     assert!(told.contains("must end in `.html`"), "{told}");
     assert!(!file.exists());
+}
+
+/// Many short processes, side by side: whichever is the last, the page knows of all.
+#[test]
+fn nobodys_last_word_is_lost() {
+    let scratch = Scratch::new();
+    let file = scratch.path().join("many.json");
+    let output = victim("runner_of_many", scratch.path())
+        .env_remove("NEXTEST_RUN_ID")
+        .env_remove("MIRAKURU_SESSION_ID")
+        .env_remove("XDG_RUNTIME_DIR")
+        .env("MIRAKURU_TIMELINE", &file)
+        .output()
+        .expect("the runner starts");
+    assert!(output.status.success());
+    let text = fs::read_to_string(&file).expect("a trace");
+    let tests = text.matches("\"cat\":\"test\"").count();
+    let ended = text.matches("\"args\":{\"ended\":\"seen\"}").count();
+    assert_eq!((tests, ended), (MANY, MANY), "{text}");
 }
 
 /// A process that belongs to no run is one by itself, and leaves no events behind.

@@ -27,9 +27,10 @@ use std::io::{self, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use once_cell::sync::{Lazy, OnceCell};
 
@@ -61,8 +62,8 @@ struct Timeline {
     format: Format,
     events: PathBuf,
     file: File,
-    /// Its shared lock is held by all processes that will yet end.
-    alive: File,
+    /// See [`make_last`](Timeline::make_last). Until the end.
+    alive: Mutex<Option<File>>,
     /// The directory of a run that is this process alone.
     own: Option<PathBuf>,
     /// The process that has introduced itself: a fork is another one.
@@ -140,8 +141,8 @@ impl Timeline {
             .mode(0o600)
             .custom_flags(sys::files::NO_FOLLOW)
             .open(&events)?;
-        let alive = sys::files::open_lock(&dir.join(format!("{name}-alive")), true)?;
-        // This takes the lock. Where the last process has it, it is at its end, and is not to be waited for.
+        let alive = open_alive(&events)?;
+        // This takes the lock, unless another process is alone and at its end, which is not to be waited for.
         let _ = sys::files::is_locked(alive.as_fd());
         sys::at_exit(at_exit);
         let timeline = Timeline {
@@ -149,7 +150,7 @@ impl Timeline {
             format,
             events,
             file,
-            alive,
+            alive: Mutex::new(Some(alive)),
             own: alone.then(|| dir.to_owned()),
             introduced: AtomicU32::new(0),
         };
@@ -198,22 +199,17 @@ impl Timeline {
         }
     }
 
-    /// Makes the page, unless another process is doing it for longer than this.
-    fn make(&self, patience: Duration) {
-        let began = std::time::Instant::now();
-        let Ok(lock) = File::open(&self.events) else {
-            return;
-        };
+    /// Makes the page, unless another process is doing it for longer than this. Gives how many bytes of events are in it.
+    fn make(&self, patience: Duration) -> Option<u64> {
+        let began = Instant::now();
+        let lock = File::open(&self.events).ok()?;
         while !matches!(sys::files::try_flock(lock.as_fd()), Ok(true)) {
             if began.elapsed() >= patience {
-                return;
+                return None;
             }
             thread::sleep(Duration::from_millis(1));
         }
-        // What comes in between is for whoever makes the next one.
-        let Ok(events) = fs::read(&self.events) else {
-            return;
-        };
+        let events = fs::read(&self.events).ok()?;
         let run = model::Run::of(&String::from_utf8_lossy(&events), home::is_alive);
         let text = match self.format {
             Format::Page => render::page(&run),
@@ -228,22 +224,58 @@ impl Timeline {
             .is_err()
         {
             let _ = fs::remove_file(&staged);
+            return None;
         }
+        Some(events.len() as u64)
     }
 
     fn end(&self) {
         let ended = sys::clock_ns();
-        self.put('X', sys::exit_began().unwrap_or(ended), 0, &[&ended.to_string()]);
-        // It is nobody's but ours when all others have ended, or are ending and have come to this line: their events are there.
-        if matches!(sys::files::try_flock(self.alive.as_fd()), Ok(true)) {
-            self.make(PATIENCE);
-        } else {
-            self.refresh();
-        }
+        let began = sys::exit_began().unwrap_or(ended);
+        self.put('X', began, 0, &[&ended.to_string()]);
+        self.make_last();
         if let Some(dir) = &self.own {
             let _ = fs::remove_dir_all(dir);
         }
     }
+
+    /// Makes the page, unless there are processes that will yet end: each has a shared lock, and who can get the exclusive one is alone.
+    ///
+    /// Nobody's last word is lost. Whoever does not get the lock has appended all of its events before it tried. If it failed because
+    /// another one has a shared lock, that one is yet to come here. (Of two that come at the same time, each gives up its shared lock in
+    /// trying, so that one succeeds.) If it failed because another one is past that point, that one looks once more whether there are
+    /// new events after it has given up its lock, and from then on nobody fails because of it.
+    fn make_last(&self) {
+        // Never waits: nobody else has it at this time, or there is nothing to be done.
+        let Some(mut alive) = self.alive.try_lock().ok().and_then(|mut alive| alive.take()) else {
+            return;
+        };
+        let began = Instant::now();
+        let is_news = |made| fs::metadata(&self.events).is_ok_and(|events| Some(events.len()) != made);
+        let mut made = None;
+        while matches!(sys::files::try_flock(alive.as_fd()), Ok(true)) {
+            if is_news(made) {
+                // Shared again while it is made, so that those who begin meanwhile can say that they live.
+                let _ = sys::files::is_locked(alive.as_fd());
+                made = self.make(PATIENCE);
+                if made.is_none() || began.elapsed() > PATIENCE {
+                    return;
+                }
+                continue;
+            }
+            drop(alive);
+            match open_alive(&self.events) {
+                Ok(again) if is_news(made) => alive = again,
+                _ => return,
+            }
+        }
+        self.refresh();
+    }
+}
+
+/// The file whose shared lock is held by all processes that will yet end.
+fn open_alive(events: &Path) -> io::Result<File> {
+    sys::files::open_lock(&events.with_extension("alive"), true)
 }
 
 /// At the normal end of the process, after its services have ended.
