@@ -241,6 +241,7 @@ impl Recipe for PostgresRecipe {
         let skip = format!(
             "SELECT count(pg_nextoid('pg_database', 'oid', 'pg_database_oid_index')) FROM generate_series(1, {some})"
         );
+        // A matter of speed alone.
         let _ = client.query(&skip);
         let scripts = self.scripts()?;
         if scripts.is_empty() {
@@ -1066,5 +1067,36 @@ mod tests {
         assert!(error.to_string().contains("no/such/dir"), "{error}");
         Load::Sql("SELECT 1".to_owned()).read(&mut scripts).unwrap();
         assert_eq!(scripts.last().unwrap().text, "SELECT 1");
+    }
+
+    #[test]
+    fn without_psql_a_script_is_one_query() {
+        if find_program("postgres").is_none() {
+            eprintln!("SKIPPED: PostgreSQL is not installed");
+            return;
+        }
+        let server = postgres().load_sql("CREATE TABLE a (b INT)").start().unwrap();
+        let address = Address::of(&server.executor);
+        let mut client = address.connect(SHARED).unwrap();
+        assert!(client.version >= 130_000, "{}", client.version);
+        client
+            .query(&format!("ALTER DATABASE {TEMPLATE} WITH ALLOW_CONNECTIONS true"))
+            .unwrap();
+        let run = |text: &str| {
+            let script = Script {
+                path: None,
+                text: text.to_owned(),
+            };
+            load(&[script], None, &address).map_err(|error| error.to_string())
+        };
+        run("INSERT INTO a VALUES (1);\nINSERT INTO a VALUES (2);").unwrap();
+        let error = run("SELECT 1;\nSELECT c FROM a;").unwrap_err();
+        assert!(
+            error.contains("line 2: ERROR: column \"c\" does not exist"),
+            "{error}"
+        );
+        let error = run("COPY a FROM stdin;").unwrap_err();
+        assert!(error.contains("takes `psql`"), "{error}");
+        assert!(address.connect("no_such").is_err());
     }
 }
