@@ -9,8 +9,8 @@
 //!
 //! All processes of a run append to one file, which is in the run's private directory and goes with that. A process that belongs to no
 //! run is one by itself. The page is made anew by whichever process finds it older than a second, and at the end of each process that is
-//! the only one that is left: nobody can know which is the last. So a process that is killed loses nothing of what has happened before,
-//! and a run that is killed has a page that is at most a second old.
+//! the only one that is left: nobody can know which is the last. So what a process tells before it is killed is lost only if that
+//! was less than a second after the last page, and no other process of the run makes another one.
 //!
 //! Times are CLOCK_MONOTONIC, which is the same for all processes. Without the variable all of this is one look at a static.
 //!
@@ -508,6 +508,7 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn an_event_is_one_short_line_whatever_is_in_it(fields in proptest::collection::vec(".*|[\\PC\n\t]{900}", 0..4)) {
             let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
