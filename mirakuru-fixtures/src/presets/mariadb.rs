@@ -6,14 +6,19 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
+use std::time::Duration;
 
 use mirakuru_core::__private::{find_program, not_found, random_id};
 use mirakuru_core::{Error, Executor, ExecutorBuilder};
 
 use super::cache::{cached, copy_tree};
-use super::{Answers, Connection, Options, expect, failed, handle, options, unique_name, write_secret};
+use super::{
+    Answers, Connection, Options, expect, failed, handle, last_lines, options, unique_name, write_secret,
+};
 use crate::Recipe;
 
+/// How long the installation of a data directory may take, on a slow disk of a busy machine.
+const INSTALLED_WITHIN: Duration = Duration::from_secs(300);
 /// The database that is there from the start, everybody's.
 const SHARED: &str = "test";
 
@@ -253,33 +258,34 @@ fn install(program: &Path, data: &Path) -> Result<(), Error> {
         let is_mariadb = String::from_utf8_lossy(&version.stdout).contains("MariaDB");
         // Programs of these that run as root want to be told that they may.
         let is_root = template.metadata().is_ok_and(|metadata| metadata.uid() == 0);
+        // A service like any other, so that it does not go on alone when this process is killed.
         let mut install = if is_mariadb {
-            let mut install = Command::new(beside(program, &["mariadb-install-db", "mysql_install_db"]));
-            install
+            let install = Executor::builder([beside(program, &["mariadb-install-db", "mysql_install_db"])])
                 .args(["--no-defaults", "--skip-test-db", "--skip-name-resolve"])
                 // Not the files of the machine's own server, which it would give to the user that is named.
-                .arg("--rpm");
-            if let Some(base) = base_of(program) {
-                install.arg(format!("--basedir={}", base.display()));
+                .arg("--rpm")
+                .args(FAST.map(|(name, value)| format!("--{name}={value}")));
+            match base_of(program) {
+                Some(base) => install.arg(format!("--basedir={}", base.display())),
+                None => install,
             }
-            install.args(FAST.map(|(name, value)| format!("--{name}={value}")));
-            install
         } else {
-            let mut install = Command::new(program);
-            install.args(["--no-defaults", "--initialize-insecure"]);
-            install
+            Executor::builder([program]).args(["--no-defaults", "--initialize-insecure"])
         };
-        install.args(INSTALLED.map(|(name, value)| format!("--{name}={value}")));
-        install.arg(format!("--datadir={}", template.display()));
+        install = install
+            .args(INSTALLED.map(|(name, value)| format!("--{name}={value}")))
+            .arg(format!("--datadir={}", template.display()));
         if is_root {
-            install.arg("--user=root");
+            install = install.arg("--user=root");
         }
-        let attempt = format!(
-            "make a data directory with {}",
-            Path::new(install.get_program()).display()
-        );
-        run(&mut install, b"").map_err(|source| failed(attempt, source))?;
-        Ok(())
+        let mut install = install.start()?;
+        if install.wait(INSTALLED_WITHIN)?.success() {
+            return Ok(());
+        }
+        Err(Error::other(
+            format!("make a data directory with `{}`", install.command()),
+            last_lines(&install),
+        ))
     })?;
     copy_tree(&template, data).map_err(|source| {
         failed(

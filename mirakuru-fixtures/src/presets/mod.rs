@@ -259,6 +259,17 @@ fn expect<T>(result: Result<T, Error>) -> T {
     }
 }
 
+/// The end of what a program has printed that failed: the reason, as a rule.
+fn last_lines<R>(executor: &Executor<R>) -> String
+where
+    R: Readiness,
+{
+    const TAIL: usize = 20;
+    let logs = executor.logs().to_string();
+    let lines: Vec<&str> = logs.lines().filter(|line| !line.trim().is_empty()).collect();
+    lines[lines.len().saturating_sub(TAIL)..].join("\n")
+}
+
 /// An error of a server that was asked for something.
 fn failed(attempt: impl fmt::Display, source: io::Error) -> Error {
     Error::other(attempt.to_string(), source)

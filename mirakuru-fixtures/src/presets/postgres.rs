@@ -19,8 +19,8 @@ use mirakuru_core::{Check, Error, Executor, ExecutorBuilder, NoWait, Probe, Read
 
 use super::cache::{cached, copy_tree};
 use super::{
-    Answers, Connection, Options, expect, failed, handle, loopback, options, percent_encoded, unique_name,
-    write_secret,
+    Answers, Connection, Options, expect, failed, handle, last_lines, loopback, options, percent_encoded,
+    unique_name, write_secret,
 };
 use crate::Recipe;
 
@@ -493,16 +493,6 @@ fn release_orphans(initdb: &Executor<NoWait>) {
             }
         }
     }
-}
-
-fn last_lines<R>(executor: &Executor<R>) -> String
-where
-    R: Readiness,
-{
-    const TAIL: usize = 20;
-    let logs = executor.logs().to_string();
-    let lines: Vec<&str> = logs.lines().filter(|line| !line.trim().is_empty()).collect();
-    lines[lines.len().saturating_sub(TAIL)..].join("\n")
 }
 
 // ---- what is loaded ---------------------------------------------------------------------------------------------------
