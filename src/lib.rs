@@ -24,7 +24,7 @@
 //! | a test that needs a service of its own | [`#[fixture(..)]`](macro@fixture) on the test |
 //! | many tests that can share one | the same on `static NAME: T;`, which becomes a [`Shared<T>`](Shared) |
 //! | tests that use rstest, or a client that many tests need | the same on a function: an rstest fixture |
-//! | a Redis, a MariaDB, a RabbitMQ, ... | a [preset](presets), in any of these places: `#[fixture(presets::redis())]` |
+//! | a PostgreSQL, a Redis, a RabbitMQ, ... | a [preset](presets), at any of these places: `#[fixture(presets::redis())]` |
 //! | a program that is no test, or full control | [`Executor::builder`], below |
 //! | a service that needs more than a command: a schema, a connection string | a [`Recipe`] of your own |
 //!

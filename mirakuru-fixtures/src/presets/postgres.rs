@@ -700,7 +700,8 @@ fn run_psql(psql: &Path, script: &Script, address: &Address) -> Result<(), Failu
 /// configuration that `ALTER SYSTEM` writes, the 300 connections, and the names of the databases themselves.
 ///
 /// ```no_run
-/// use mirakuru_fixtures::{Recipe, presets};
+/// # use mirakuru_fixtures as mirakuru;
+/// use mirakuru::{Recipe, presets};
 ///
 /// let server = presets::postgres().load_sql("CREATE TABLE visits (who TEXT)").start()?;
 /// let database = server.database();

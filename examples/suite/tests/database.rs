@@ -1,0 +1,33 @@
+//! One PostgreSQL for all tests, and for each a database that has the schema already.
+
+use std::process::Command;
+
+use mirakuru::presets;
+
+#[mirakuru::fixture(presets::postgres().load_sql("CREATE TABLE orders (id SERIAL PRIMARY KEY, tea TEXT NOT NULL)"))]
+static POSTGRES: presets::Postgres;
+
+/// What a client would do: any that takes a URL.
+fn psql(database: &presets::PostgresDatabase, statement: &str) -> String {
+    let output = Command::new("psql")
+        .args([&database.url(), "--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--command", statement])
+        .output()
+        .expect("psql comes with PostgreSQL");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+#[test]
+fn the_first_order() {
+    let database = POSTGRES.database(); // A copy of the template, in milliseconds; gone when it is dropped.
+    let id = psql(&database, "INSERT INTO orders (tea) VALUES ('sencha') RETURNING id");
+    assert_eq!(id, "1");
+}
+
+#[test]
+fn no_order_of_anybody_else() {
+    let database = POSTGRES.database();
+    assert_eq!(psql(&database, "SELECT count(*) FROM orders"), "0");
+    psql(&database, "INSERT INTO orders (tea) VALUES ('assam'), ('lapsang')");
+    assert_eq!(psql(&database, "SELECT count(*) FROM orders"), "2");
+}
