@@ -234,6 +234,11 @@ fn every_test_that_is_shown_passes() {
             );
         }
         assert!(!text.contains("LEAK"), "{text}");
+        // Whoever copies an example does not want this in their package.
+        assert!(
+            !dir.join("dump.rdb").exists(),
+            "a Redis has saved into the package"
+        );
     };
     let output = cargo(
         &dir,
