@@ -265,8 +265,13 @@ where
     R: Readiness,
 {
     const TAIL: usize = 20;
-    let logs = executor.logs().to_string();
-    let lines: Vec<&str> = logs.lines().filter(|line| !line.trim().is_empty()).collect();
+    let logs = executor.logs();
+    // What went wrong is there, and on the other one what else could be said.
+    let text = match logs.stderr().trim() {
+        "" => logs.to_string(),
+        text => text.to_owned(),
+    };
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
     lines[lines.len().saturating_sub(TAIL)..].join("\n")
 }
 

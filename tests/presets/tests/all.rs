@@ -45,7 +45,7 @@ const LONG: Duration = Duration::from_secs(60);
 /// How many times: the first two are special.
 fn rounds() -> u32 {
     let rounds = env::var("MIRAKURU_KILL_ROUNDS").ok();
-    rounds.and_then(|rounds| rounds.parse().ok()).unwrap_or(5)
+    rounds.and_then(|rounds| rounds.parse().ok()).unwrap_or(3)
 }
 
 #[test]
