@@ -239,6 +239,9 @@ fn versions_agree() {
             "{name}: {dependency}"
         );
     }
+    let presets = read("tests/presets/Cargo.toml");
+    let facade = value(&presets, "dependencies", "mirakuru").expect("what it tests");
+    assert!(facade.contains(&format!("version = \"={version}\"")), "{facade}");
     let changelog = read("CHANGELOG.md");
     let newest = changelog
         .lines()
