@@ -51,6 +51,9 @@ pub(super) struct Arena {
     /// All descriptors that outlive the fork, in ascending order.
     pub(super) keep: *const i32,
     pub(super) keep_count: usize,
+    /// Those of them that a supervisor keeps which has nothing else to do than to hold them, in ascending order.
+    pub(super) locks: *const i32,
+    pub(super) lock_count: usize,
     /// The sockets that the service gets, in this order.
     pub(super) listen: *mut i32,
     pub(super) listen_count: usize,
@@ -61,8 +64,8 @@ pub(super) struct Arena {
     pub(super) stop_signal: i32,
     pub(super) grace_ms: i64,
     pub(super) kill_signal: i32,
-    pub(super) title: [*const c_char; 2],
-    pub(super) title_len: [usize; 2],
+    pub(super) title: *const c_char,
+    pub(super) title_len: usize,
     /// Where the kernel reads this process's command line.
     pub(super) args: *mut c_char,
     pub(super) args_len: usize,
@@ -100,16 +103,12 @@ pub(super) struct Mapping {
 impl Mapping {
     /// Lays everything out.
     pub(super) fn new(plan: &Plan, args: Range<usize>) -> io::Result<Mapping> {
-        let titles = [
-            format!("mirakuru-guard {}", plan.id),
-            format!("mirakuru-worker {}", plan.id),
-        ]
-        .map(|title| CString::new(title).unwrap_or_default());
+        let title = CString::new(format!("mirakuru-supervisor {}", plan.id)).unwrap_or_default();
         let mut size = Bump {
             base: ptr::null_mut(),
             used: 3 * STACK,
         };
-        Mapping::fill(&mut size, plan, &titles, &args);
+        Mapping::fill(&mut size, plan, &title, &args);
         let len = size.used.next_multiple_of(page_size());
         // SAFETY: a fresh private mapping.
         let base = unsafe {
@@ -130,12 +129,12 @@ impl Mapping {
             base,
             used: 3 * STACK,
         };
-        let arena = Mapping::fill(&mut bump, plan, &titles, &args);
+        let arena = Mapping::fill(&mut bump, plan, &title, &args);
         Ok(Mapping { base, len, arena })
     }
 
     /// Puts the plan into the mapping; with a null base, only counts how much that takes.
-    fn fill(bump: &mut Bump, plan: &Plan, titles: &[CString; 2], args: &Range<usize>) -> *mut Arena {
+    fn fill(bump: &mut Bump, plan: &Plan, title: &CString, args: &Range<usize>) -> *mut Arena {
         let candidates = bump.strings(&plan.candidates);
         let argv = bump.strings(&plan.argv);
         let envp = bump.strings(&plan.envp);
@@ -154,10 +153,11 @@ impl Mapping {
             run.map(|run| bump.string(&run.dir)),
         ];
         let groups = bump.slice(plan.groups.as_deref().unwrap_or_default());
-        let title = [bump.string(&titles[0]).cast(), bump.string(&titles[1]).cast()];
+        let title_text = bump.string(title).cast();
         let arena = bump.place::<Arena>(1);
         // The descriptors are filled in later (`set_descriptors`); their number is known.
         let keep = bump.place::<i32>(plan.keep.len() + plan.listen.len() + 16);
+        let locks = bump.place::<i32>(plan.keep.len());
         let listen = bump.place::<i32>(plan.listen.len());
         if bump.base.is_null() {
             return arena;
@@ -178,6 +178,7 @@ impl Mapping {
             a.gid = plan.gid.map_or(-1, i64::from);
             a.umask = plan.umask.map_or(-1, i64::from);
             a.keep = keep;
+            a.locks = locks;
             a.listen = listen;
             a.listen_count = plan.listen.len();
             a.listen_pid = match listen_pid(&plan.envp) {
@@ -191,8 +192,8 @@ impl Mapping {
             a.stop_signal = number(plan.stop.signal);
             a.grace_ms = i64::from(milliseconds(plan.stop.grace));
             a.kill_signal = number(plan.stop.kill_signal);
-            a.title = title;
-            a.title_len = [titles[0].as_bytes().len(), titles[1].as_bytes().len()];
+            a.title = title_text;
+            a.title_len = title.as_bytes().len();
             a.args = args.start as *mut c_char;
             a.args_len = args.len();
             a.failed_stage = -1;
@@ -212,6 +213,8 @@ impl Mapping {
             .collect();
         keep.sort_unstable();
         keep.dedup();
+        let mut locks = others.to_vec();
+        locks.sort_unstable();
         // SAFETY: `fill` left room for all of `plan.keep` and `plan.listen` and 16 more; there are at most eight besides those.
         unsafe {
             let a = &mut *self.arena;
@@ -223,6 +226,8 @@ impl Mapping {
             a.runner_pidfd = descriptors.runner_pidfd;
             ptr::copy_nonoverlapping(keep.as_ptr(), a.keep.cast_mut(), keep.len());
             a.keep_count = keep.len();
+            ptr::copy_nonoverlapping(locks.as_ptr(), a.locks.cast_mut(), locks.len());
+            a.lock_count = locks.len();
             let count = listen.len().min(a.listen_count);
             ptr::copy_nonoverlapping(listen.as_ptr(), a.listen, count);
             a.listen_count = count;

@@ -77,7 +77,7 @@ pub(crate) struct Plan {
     /// Sockets that the service gets as its descriptors 3, 4 and so on. The value of its variable `LISTEN_PID`, if it has that, is
     /// written over with its process id: it must have [`PID_DIGITS`] bytes.
     pub(crate) listen: Vec<OwnedFd>,
-    /// What the supervisor's processes are called beside `mirakuru-guard` and `mirakuru-worker`.
+    /// What the supervisor's command line ends in.
     pub(crate) id: String,
     /// What to remove once the tree is gone, if the test process is gone as well.
     pub(crate) private_dir: Option<CString>,

@@ -11,6 +11,8 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use once_cell::sync::Lazy;
+
 /// Part of `/proc/PID/stat`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
@@ -120,7 +122,8 @@ pub(crate) fn tree(root: u32) -> Vec<u32> {
 /// The same, nearest first, until `enough` says so. It is asked about each process before that one's children are looked for.
 fn tree_until(root: u32, enough: impl FnMut(u32) -> bool) -> Vec<u32> {
     // A kernel without CONFIG_PROC_CHILDREN has no such file; then it is told from the parents of all processes.
-    if Path::new("/proc/thread-self/children").exists() {
+    static TELLS_CHILDREN: Lazy<bool> = Lazy::new(|| Path::new("/proc/thread-self/children").exists());
+    if *TELLS_CHILDREN {
         walk(root, children, enough)
     } else {
         let by_parent = by_parent();
@@ -220,7 +223,8 @@ pub(crate) fn search(pids: &[u32], inodes: &[u64], closely: Closely) -> Search {
     search
 }
 
-/// The same among the processes of a tree, nearest first, until all are found.
+/// The same among the processes of a tree, nearest first, until all are found; the root itself last: it is a supervisor, which has
+/// no socket of the service's.
 ///
 /// Nearly always the service's main process has them, and then nothing below `task` of that process is looked up. What is
 /// looked up there has its price later: the kernel throws the entries of each thread away when the thread ends, and whoever
@@ -228,9 +232,14 @@ pub(crate) fn search(pids: &[u32], inodes: &[u64], closely: Closely) -> Search {
 pub(crate) fn search_tree(root: u32, inodes: &[u64], closely: Closely) -> Search {
     let mut search = Search::default();
     tree_until(root, |pid| {
-        search.look_at(pid, inodes, closely);
+        if pid != root {
+            search.look_at(pid, inodes, closely);
+        }
         inodes.iter().all(|inode| search.has(*inode))
     });
+    if !inodes.iter().all(|inode| search.has(*inode)) {
+        search.look_at(root, inodes, closely);
+    }
     search
 }
 
@@ -265,6 +274,9 @@ fn look(dir: &str, inodes: &[u64], found: &mut HashSet<u64>) -> io::Result<()> {
         if let Some(inode) = inode {
             if inodes.contains(&inode) {
                 found.insert(inode);
+                if found.len() == inodes.len() {
+                    break;
+                }
             }
         }
     }

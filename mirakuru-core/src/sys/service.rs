@@ -759,7 +759,7 @@ mod tests {
             if cfg!(not(mirakuru_portable)) {
                 assert_eq!(read("comm").trim(), format!("mirakuru-{name}"));
                 assert!(
-                    read("cmdline").starts_with(&format!("mirakuru-{name} unit-test")),
+                    read("cmdline").starts_with("mirakuru-supervisor unit-test"),
                     "{:?}",
                     read("cmdline")
                 );

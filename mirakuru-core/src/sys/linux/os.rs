@@ -51,23 +51,24 @@ pub(in super::super) unsafe fn pipe(ends: &mut [i32; 2]) -> i32 {
     unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) }
 }
 
-/// Closes every descriptor but `keep` (ascending).
-pub(super) unsafe fn close_all_but(keep: *const i32, count: usize) {
+/// Closes every descriptor but `keep` (ascending). `true` where the kernel did that in a few calls, none of which failed.
+pub(super) unsafe fn close_all_but(keep: *const i32, count: usize) -> bool {
     // SAFETY: `keep` has `count` entries; nothing in this process uses the others.
     unsafe {
         let mut next = 0_i32;
+        let mut at_once = true;
         for at in 0..count {
             let fd = *keep.add(at);
             if fd > next {
-                close_range(next, fd.wrapping_sub(1));
+                at_once &= close_range(next, fd.wrapping_sub(1));
             }
             next = fd.wrapping_add(1);
         }
-        close_range(next, i32::MAX);
+        at_once & close_range(next, i32::MAX)
     }
 }
 
-unsafe fn close_range(first: i32, last: i32) {
+unsafe fn close_range(first: i32, last: i32) -> bool {
     // SAFETY: see `close_all_but`.
     unsafe {
         if libc::syscall(libc::SYS_close_range, first, last, 0) != 0 {
@@ -75,7 +76,9 @@ unsafe fn close_range(first: i32, last: i32) {
             for fd in first..=last.min(4096) {
                 libc::close(fd);
             }
+            return false;
         }
+        true
     }
 }
 

@@ -18,6 +18,16 @@
 //!
 //! Guard and worker are each other's insurance: the worker polls a pidfd of the guard, the guard gets SIGCHLD for the
 //! worker (a stopped one is continued). Whichever dies, the other kills the tree.
+//!
+//! They are two processes in *one memory* (`CLONE_VM`): a second copy of it would take as long as the first, to make and to
+//! take down, and as much room. What follows from that:
+//!
+//! * A SIGKILL takes one of them, as it would without: it is processes that are killed, and each has its own descriptors and
+//!   signals. Memory that runs out is the exception: the kernel then ends whoever shares the victim's. It chooses the largest,
+//!   and this is the smallest; should it be chosen all the same, the mark is left (`sweep`).
+//! * While there is a worker, the memory is the worker's. From the moment it is made until it is gone the guard reads its own
+//!   stack alone, and makes no call that fails: `errno` is one for both.
+//! * They have one command line between them, and two names.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::mem;
@@ -49,66 +59,59 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
         libc::setsid();
         libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
         reset_signals();
-        os::close_all_but(a.keep, a.keep_count);
+        let can_share = os::close_all_but(a.keep, a.keep_count);
         null_standard_streams();
-        name(a, 0, c"mirakuru-guard");
+        name(a, c"mirakuru-guard");
         a.guard = libc::getpid();
         // The worker inherits this; opened here because here it cannot be somebody else's.
         a.guard_pidfd = libc::syscall(libc::SYS_pidfd_open, a.guard, 0) as i32;
-        let events = signalfd();
-        if a.guard_pidfd < 0 || events < 0 {
+        if a.guard_pidfd < 0 {
             fail(a.control, STAGE_SUPERVISOR, errno());
             return 1;
         }
-        let worker = libc::clone(worker, a.worker_stack, libc::SIGCHLD, argument);
+        let Arena { control, worker_stack, locks, lock_count, .. } = *a;
+        let mut worker = -1;
+        if can_share {
+            worker = libc::clone(self::worker, worker_stack, libc::CLONE_VM | libc::SIGCHLD, argument);
+        }
         if worker < 0 {
-            fail(a.control, STAGE_SUPERVISOR, errno());
+            // What emulates Linux in user space may know processes and threads, and nothing between.
+            worker = libc::clone(self::worker, worker_stack, libc::SIGCHLD, argument);
+        }
+        if worker < 0 {
+            fail(control, STAGE_SUPERVISOR, errno());
             return 1;
         }
         // The socket must be the worker's alone: its end of file tells the test process that the worker is gone. The
         // locks stay open here as well: they are free when both are gone.
-        for fd in [a.control, a.test_pidfd, a.log, a.index, a.guard_pidfd] {
-            libc::close(fd);
-        }
-        close_streams(a);
-        close_listeners(a);
-
-        let clean = loop {
-            let mut poll = libc::pollfd {
-                fd: events,
-                events: libc::POLLIN,
-                revents: 0,
-            };
-            libc::poll(&mut poll, 1, -1);
-            drain_signalfd(events);
-            if let Some(clean) = guard_looks_after(worker) {
-                break clean;
-            }
-        };
-        tree::kill_all(0, &mut a.pids);
+        os::close_all_but(locks, lock_count);
+        let clean = guard_looks_after(worker);
+        // From here on the memory is this process's alone.
+        tree::kill_all(0, &mut (*argument.cast::<Arena>()).pids);
         c_int::from(!clean)
     }
 }
 
-/// Continues a stopped worker; says whether the worker ended, and if so whether it had done its work.
-unsafe fn guard_looks_after(worker: i32) -> Option<bool> {
+/// Sleeps until the worker ends; continues it where it was stopped. Says whether it had done its work.
+unsafe fn guard_looks_after(worker: i32) -> bool {
     // SAFETY: statuses go into local variables.
     unsafe {
         loop {
             let mut info: libc::siginfo_t = mem::zeroed();
-            let flags = libc::WEXITED | libc::WSTOPPED | libc::WNOHANG | libc::__WALL;
-            if libc::waitid(libc::P_ALL, 0, &mut info, flags) != 0 || info.si_pid() == 0 {
-                return None;
-            }
-            if info.si_pid() != worker {
-                continue; // an orphan that came to us because the worker is dying
+            let flags = libc::WEXITED | libc::WSTOPPED | libc::__WALL;
+            if libc::waitid(libc::P_PID, worker as libc::id_t, &mut info, flags) != 0 {
+                // It is a child of this process, and nobody else waits for it.
+                if errno() == libc::EINTR {
+                    continue;
+                }
+                return false;
             }
             match info.si_code {
                 libc::CLD_STOPPED | libc::CLD_TRAPPED => {
                     libc::kill(worker, libc::SIGCONT);
                 }
-                libc::CLD_EXITED => return Some(info.si_status() == 0),
-                _ => return Some(false),
+                libc::CLD_EXITED => return info.si_status() == 0,
+                _ => return false,
             }
         }
     }
@@ -157,7 +160,8 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
     unsafe {
         let a = &mut *argument.cast::<Arena>();
         libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
-        name(a, 1, c"mirakuru-worker");
+        // Never the command line, which the guard has written: see there.
+        libc::prctl(libc::PR_SET_NAME, c"mirakuru-worker".as_ptr(), 0, 0, 0);
         a.worker = libc::getpid();
         let events = signalfd();
         let mut pipes = [-1; 2];
@@ -612,17 +616,14 @@ extern "C" fn service(argument: *mut c_void) -> c_int {
 
 /// A name of its own, so that a `pkill` meant for the test does not hit the supervisor: for `comm` and, by writing over the
 /// arguments that were inherited, for the command line.
-unsafe fn name(a: &Arena, which: usize, comm: &std::ffi::CStr) {
+unsafe fn name(a: &Arena, comm: &std::ffi::CStr) {
     // SAFETY: `args` is `args_len` bytes of this process's own stack, where the kernel put the arguments.
     unsafe {
         libc::prctl(libc::PR_SET_NAME, comm.as_ptr(), 0, 0, 0);
-        let (Some(title), Some(len)) = (a.title.get(which), a.title_len.get(which)) else {
-            return;
-        };
         if a.args_len > 0 {
-            let len = (*len).min(a.args_len.wrapping_sub(1));
+            let len = a.title_len.min(a.args_len.wrapping_sub(1));
             ptr::write_bytes(a.args, 0, a.args_len);
-            ptr::copy_nonoverlapping::<c_char>(*title, a.args, len);
+            ptr::copy_nonoverlapping::<c_char>(a.title, a.args, len);
         }
     }
 }
