@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use mirakuru::{
     Banner, Check, Exec, Executor, ExecutorBuilder, NoWait, PidFile, Readiness, SdNotify, Tcp, UnixSocket,
+    start_all, stop_all,
 };
 
 use super::by_hand::{self, IDEAL, Manner};
@@ -301,37 +302,54 @@ pub(crate) fn redis(who: Who) -> f64 {
 
 // ---- many at once -------------------------------------------------------------------------------------------------------------
 
-/// As many services on as many threads, which are up after `delay` milliseconds; all are ready before the first is stopped.
+/// As many services, which are up after `delay` milliseconds; all are ready before the first is stopped. By this crate with
+/// `start_all` and `stop_all`, by hand on as many threads.
 pub(crate) fn together(who: Who, count: usize, delay: u64) -> f64 {
-    let delay = delay.to_string();
-    let args =
-        |addr: &str| -> Vec<String> { ["--delay", &delay, "--listen", addr].map(str::to_owned).into() };
-    let addrs: Vec<SocketAddr> = match who {
-        Who::Mirakuru => Vec::new(),
-        Who::Hand(_) => by_hand::free_addrs(count),
-    };
+    match who {
+        Who::Mirakuru => {
+            let recipe = listening(delay);
+            let begin = Instant::now();
+            let services = start_all(vec![recipe; count]).expect("a start");
+            stop_all(services).expect("a stop");
+            ms(begin.elapsed())
+        }
+        Who::Hand(manner) => {
+            let delay = delay.to_string();
+            let addrs: Vec<SocketAddr> = by_hand::free_addrs(count);
+            on_threads(count, |number, all_are_ready| {
+                let addr = addrs[number].to_string();
+                let args = ["--delay", &delay, "--listen", &addr].map(str::to_owned);
+                let mut child = by_hand::spawn(ODD, &args);
+                manner.until(|| by_hand::accepts(addrs[number]));
+                all_are_ready.wait();
+                manner.stop(&mut child);
+            })
+        }
+    }
+}
+
+/// The same by this crate, but each started and stopped by a thread of its own.
+pub(crate) fn together_on_threads(count: usize, delay: u64) -> f64 {
+    let recipe = listening(delay);
+    on_threads(count, |_, all_are_ready| {
+        let mut service = recipe.clone().start().expect("a start");
+        all_are_ready.wait();
+        service.stop().expect("a stop");
+    })
+}
+
+fn listening(delay: u64) -> ExecutorBuilder<Tcp> {
+    odd(["--delay", &delay.to_string(), "--listen", "127.0.0.1:{port}"])
+        .wait_for(Tcp::addr("127.0.0.1:{port}"))
+}
+
+fn on_threads(count: usize, life: impl Fn(usize, &Barrier) + Sync) -> f64 {
     let barrier = Barrier::new(count);
     let begin = Instant::now();
     thread::scope(|scope| {
         for number in 0..count {
-            let (barrier, addrs, args) = (&barrier, &addrs, &args);
-            scope.spawn(move || match who {
-                Who::Mirakuru => {
-                    let mut service = Executor::builder([ODD])
-                        .args(args("127.0.0.1:{port}"))
-                        .wait_for(Tcp::addr("127.0.0.1:{port}"))
-                        .start()
-                        .expect("a start");
-                    barrier.wait();
-                    service.stop().expect("a stop");
-                }
-                Who::Hand(manner) => {
-                    let mut child = by_hand::spawn(ODD, &args(&addrs[number].to_string()));
-                    manner.until(|| by_hand::accepts(addrs[number]));
-                    barrier.wait();
-                    manner.stop(&mut child);
-                }
-            });
+            let (barrier, life) = (&barrier, &life);
+            scope.spawn(move || life(number, barrier));
         }
     });
     ms(begin.elapsed())

@@ -31,7 +31,7 @@ use crate::progress::{self, Progress};
 use crate::report::{TAIL_LINES, Tail, painted, print};
 use crate::run::State;
 use crate::secrets::{is_secret_name, mask_urls};
-use crate::sys::{self, Exit, Plan, RunPlan, Service, StopPolicy};
+use crate::sys::{self, Exit, Plan, RunPlan, Service, SpawnFailure, StopPolicy};
 use crate::timeline::{self, timeline_now};
 use crate::trace;
 use crate::turns::{self, Claim, Turn};
@@ -552,6 +552,8 @@ struct Core {
     paused: bool,
     /// A start that has begun, and has not ended.
     starting: Option<Starting>,
+    /// Whether it had ended by itself when it was asked to end, as long as nobody has waited for that end.
+    asked_to_end: Option<bool>,
     /// What makes the service the run's, if it is to be.
     run: Option<RunPlan>,
     /// It is the run's: not this process's to stop. Then there is no `service`.
@@ -593,6 +595,7 @@ impl Core {
             last_exit: None,
             paused: false,
             starting: None,
+            asked_to_end: None,
             run: None,
             attached: None,
             service: Mutex::new(None),
@@ -656,6 +659,7 @@ impl Core {
             last_exit: None,
             paused: false,
             starting: None,
+            asked_to_end: None,
             run: None,
             attached: None,
             listen: Listen::default(),
@@ -874,18 +878,20 @@ impl Core {
     // ------------------------------------------------------------------------------------------------- start
 
     fn start(&mut self, readiness: &mut dyn Readiness) -> Result<(), Error> {
-        self.begin_start(readiness)?;
+        if let Some(plan) = self.plan_start(readiness)? {
+            self.launch(plan);
+        }
         while let Some(pause) = self.step_start(readiness)? {
             self.wait_event(pause);
         }
         Ok(())
     }
 
-    /// The first half of a start, after which the service has been executed. A service that is running is left alone.
-    fn begin_start(&mut self, readiness: &mut dyn Readiness) -> Result<(), Error> {
+    /// The first step of a start: all that comes before the fork. `None` when the service runs already, and is left alone.
+    fn plan_start(&mut self, readiness: &mut dyn Readiness) -> Result<Option<Plan>, Error> {
         self.starting = None;
         if self.is_running() {
-            return Ok(());
+            return Ok(None);
         }
         self.must_be_ours("start")?;
         if self.service().is_some() {
@@ -899,16 +905,49 @@ impl Core {
                 .chain(self.paths.iter().map(|path| path.display().to_string()))
                 .collect()
         });
-        self.try_to_spawn(readiness, PORT_RETRIES)
+        self.try_to_plan(readiness, PORT_RETRIES).map(Some)
     }
 
-    /// The second half, a look at a time: `None` when the service is ready, else how long to wait for an event until the next look.
+    /// The second step, of one that is started alone.
+    fn launch(&mut self, plan: Plan) {
+        for launched in Service::launch(vec![plan]) {
+            self.launched(launched);
+        }
+    }
+
+    /// The end of the second step: its supervisor has been forked, or not.
+    fn launched(&mut self, launched: Result<Service, SpawnFailure>) {
+        match launched {
+            Ok(service) => {
+                if let Some(turn) = &self.turn {
+                    // The locks are the supervisor's now, so that they are free exactly when the tree is gone. Those of a turn that is
+                    // shared stay until all have started (`together`).
+                    if Arc::strong_count(turn) == 1 {
+                        turn.lock().unwrap_or_else(PoisonError::into_inner).hand_over();
+                    }
+                }
+                *self.lock() = Some(service);
+            }
+            Err(failure) => {
+                if let Some(starting) = &mut self.starting {
+                    starting.failure = Some(failure);
+                }
+            }
+        }
+    }
+
+    /// The last step, a look at a time: `None` when the service is ready, else how long to wait for an event until the next look.
     /// After an error nothing of it is left.
     fn step_start(&mut self, readiness: &mut dyn Readiness) -> Result<Option<Duration>, Error> {
         let Some(mut starting) = self.starting.take() else {
             return Ok(None);
         };
-        match self.look(readiness, &mut starting.wait) {
+        let looked = match self.has_been_executed(&mut starting) {
+            Ok(true) => self.look(readiness, &mut starting.wait),
+            Ok(false) => Ok(Some(Duration::MAX)),
+            Err(error) => Err(error),
+        };
+        match looked {
             Ok(Some(pause)) => {
                 self.starting = Some(starting);
                 Ok(Some(pause))
@@ -921,19 +960,57 @@ impl Core {
             }
             Err(error) => {
                 let retries = self.after_failure(error, starting.retries, readiness)?;
-                self.try_to_spawn(readiness, retries)?;
+                let plan = self.try_to_plan(readiness, retries)?;
+                self.launch(plan);
                 Ok(Some(Duration::ZERO))
             }
         }
     }
 
-    /// Executes the service, with other ports where those that were chosen turn out to be taken, at most so many times.
-    fn try_to_spawn(&mut self, readiness: &mut dyn Readiness, mut retries: u32) -> Result<(), Error> {
+    /// Whether the service has been executed. An error when it could not be.
+    fn has_been_executed(&mut self, starting: &mut Starting) -> Result<bool, Error> {
+        let Some(launch) = &mut starting.launch else {
+            return Ok(true);
+        };
+        let failure = match starting.failure.take() {
+            Some(failure) => failure,
+            None => match self.service().map(Service::has_started) {
+                Some(Ok(false)) | None => return Ok(false),
+                Some(Ok(true)) => {
+                    self.stdin = launch.stdin.take();
+                    self.pid = self.service().map_or(0, |service| service.pid());
+                    starting.launch = None;
+                    trace::spawned(self.pid);
+                    timeline::spawned(self.home.id(), self.pid);
+                    return Ok(true);
+                }
+                Some(Err(failure)) => failure,
+            },
+        };
+        // There is nothing to be stopped.
+        *self.lock() = None;
+        Err(launch::explain(
+            failure,
+            &self.command,
+            &self.spec,
+            &self.argv,
+            &launch.tried,
+            self.current_dir.as_deref(),
+        ))
+    }
+
+    /// Makes all ready, with other ports where those that were chosen turn out to be taken, at most so many times.
+    fn try_to_plan(&mut self, readiness: &mut dyn Readiness, mut retries: u32) -> Result<Plan, Error> {
         loop {
-            match self.spawn_once(readiness) {
-                Ok(wait) => {
-                    self.starting = Some(Starting { retries, wait });
-                    return Ok(());
+            match self.plan_once(readiness) {
+                Ok((plan, launch, wait)) => {
+                    self.starting = Some(Starting {
+                        retries,
+                        launch: Some(launch),
+                        failure: None,
+                        wait,
+                    });
+                    return Ok(plan);
                 }
                 Err(error) => retries = self.after_failure(error, retries, readiness)?,
             }
@@ -965,7 +1042,7 @@ impl Core {
         Ok(retries - 1)
     }
 
-    fn spawn_once(&mut self, readiness: &mut dyn Readiness) -> Result<Wait, Error> {
+    fn plan_once(&mut self, readiness: &mut dyn Readiness) -> Result<(Plan, Launch, Wait), Error> {
         self.take_turn()?;
         // Forgets what the last start left behind, and checks the claims again.
         let prepared = self.prepare(readiness)?;
@@ -988,10 +1065,8 @@ impl Core {
                 })?;
         }
         let deadline = Deadline::after(self.spec.timeout);
-        self.spawn()?;
-        trace::spawned(self.pid);
-        timeline::spawned(self.home.id(), self.pid);
-        Ok(Wait::new(deadline, self.fail_on.clone()))
+        let (plan, launch) = self.plan()?;
+        Ok((plan, launch, Wait::new(deadline, self.fail_on.clone())))
     }
 
     fn take_turn(&mut self) -> Result<(), Error> {
@@ -1003,7 +1078,7 @@ impl Core {
         Ok(())
     }
 
-    fn spawn(&mut self) -> Result<(), Error> {
+    fn plan(&mut self) -> Result<(Plan, Launch), Error> {
         let system = |attempt: &str, source| Error::System {
             attempt: attempt.to_owned(),
             source,
@@ -1091,27 +1166,8 @@ impl Core {
         self.last_exit = None;
         self.started_ns = sys::clock_ns();
         mark_start(&self.home.index(), self.started_ns).map_err(|e| system("write to the log's index", e))?;
-        let service = Service::spawn(plan).map_err(|failure| {
-            launch::explain(
-                failure,
-                &self.command,
-                &self.spec,
-                &self.argv,
-                &tried,
-                self.current_dir.as_deref(),
-            )
-        })?;
-        if let Some(turn) = &self.turn {
-            // The locks are the supervisor's now, so that they are free exactly when the tree is gone. Those of a turn that is
-            // shared stay until all have started (`together`).
-            if Arc::strong_count(turn) == 1 {
-                turn.lock().unwrap_or_else(PoisonError::into_inner).hand_over();
-            }
-        }
-        self.stdin = stdin.1.map(File::from);
-        self.pid = service.pid();
-        *self.lock() = Some(service);
-        Ok(())
+        let stdin = stdin.1.map(File::from);
+        Ok((plan, Launch { tried, stdin }))
     }
 
     /// Looks until the condition holds, the service ends, it prints that it has failed, or the time is over.
@@ -1328,10 +1384,7 @@ impl Core {
     }
 
     fn stop(&mut self) -> Result<(), Error> {
-        let had_ended = self
-            .lock()
-            .as_mut()
-            .is_some_and(|service| service.exit().is_some());
+        let had_ended = self.asked_to_end.unwrap_or_else(|| self.has_ended());
         let Some(exit) = self.end(self.policy())? else {
             return Ok(());
         };
@@ -1363,20 +1416,39 @@ impl Core {
         })
     }
 
+    fn has_ended(&self) -> bool {
+        let mut service = self.lock();
+        service.as_mut().is_some_and(|service| service.exit().is_some())
+    }
+
+    /// Asks for the end of the service, and leaves it to [`end`](Core::end) to wait for it.
+    fn begin_end(&mut self, policy: StopPolicy) {
+        let had_ended = self.has_ended();
+        if self.attached.is_some() || self.asked_to_end.is_some() || self.service().is_none() {
+            return;
+        }
+        self.asked_to_end = Some(had_ended);
+        if std::mem::take(&mut self.paused) {
+            // A paused tree cannot hear the stop signal.
+            self.signal_tree(sys::TreeSignal::Continue);
+        }
+        timeline::stops(self.home.id());
+        if let Some(service) = self.service() {
+            service.ask_to_stop(policy);
+        }
+    }
+
     /// Ends what there is of the service, and says how its main process ended if there was one.
     fn end(&mut self, policy: StopPolicy) -> Result<Option<Exit>, Error> {
         self.must_be_ours("stop")?;
         self.stdin = None;
+        self.begin_end(policy);
+        self.asked_to_end = None;
         let Some(mut service) = self.lock().take() else {
             self.turn = None;
             return Ok(None);
         };
-        if std::mem::take(&mut self.paused) {
-            // A paused tree cannot hear the stop signal.
-            service.signal_tree(sys::TreeSignal::Continue);
-        }
         let _span = trace::stop(self.values.name(), self.pid);
-        timeline::stops(self.home.id());
         let result = service.stop(policy);
         self.last_exit = service.exit();
         trace::stopped(
@@ -1484,11 +1556,23 @@ impl Drop for Core {
     }
 }
 
-/// A start under way: its service has been executed.
+/// A start under way.
 struct Starting {
     /// How many more times it is tried with other ports.
     retries: u32,
+    /// Until the program has been executed.
+    launch: Option<Launch>,
+    /// Why there is no supervisor.
+    failure: Option<SpawnFailure>,
     wait: Wait,
+}
+
+/// What is needed of a start once the program has been executed, or could not be.
+struct Launch {
+    /// The files that were to be tried.
+    tried: Vec<PathBuf>,
+    /// This side's end of a piped standard input.
+    stdin: Option<File>,
 }
 
 /// A wait for a condition.
@@ -1514,12 +1598,15 @@ impl Wait {
 /// An executor that is started together with others, whatever its readiness.
 #[doc(hidden)]
 pub trait Startable {
-    /// Executes it.
+    /// All that comes before its supervisor is forked. `None` when it runs already.
     ///
     /// # Errors
     ///
     /// Those of [`Executor::start`].
-    fn begin_start(&mut self) -> Result<(), Error>;
+    fn plan_start(&mut self) -> Result<Option<Planned>, Error>;
+
+    /// Its supervisor has been forked, or not.
+    fn launched(&mut self, launched: Launched);
 
     /// One look at whether it is ready, and if not, how long to wait for the next one.
     ///
@@ -1530,12 +1617,35 @@ pub trait Startable {
 
     /// What becomes readable when something happens to it; `None` when something already has.
     fn events(&self) -> Option<i32>;
+
+    /// Asks it to stop, without waiting for that.
+    fn begin_stop(&mut self);
+
+    /// As [`Executor::stop`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Executor::stop`].
+    fn end_stop(&mut self) -> Result<(), Error>;
 }
 
+/// A service that is about to be launched.
+#[doc(hidden)]
+pub struct Planned(Plan);
+
+/// What became of it.
+#[doc(hidden)]
+pub struct Launched(Result<Service, SpawnFailure>);
+
 impl<R: Readiness> Startable for Executor<R> {
-    fn begin_start(&mut self) -> Result<(), Error> {
-        let begun = self.core.begin_start(&mut self.readiness);
-        begun.map_err(|error| self.core.masked(error))
+    fn plan_start(&mut self) -> Result<Option<Planned>, Error> {
+        let plan = self.core.plan_start(&mut self.readiness);
+        plan.map(|plan| plan.map(Planned))
+            .map_err(|error| self.core.masked(error))
+    }
+
+    fn launched(&mut self, launched: Launched) {
+        self.core.launched(launched.0);
     }
 
     fn step_start(&mut self) -> Result<Option<Duration>, Error> {
@@ -1546,9 +1656,37 @@ impl<R: Readiness> Startable for Executor<R> {
     fn events(&self) -> Option<i32> {
         self.core.lock().as_ref().and_then(Service::events)
     }
+
+    fn begin_stop(&mut self) {
+        self.core.begin_end(self.core.policy());
+    }
+
+    fn end_stop(&mut self) -> Result<(), Error> {
+        self.stop()
+    }
 }
 
-/// Starts several services at once: all are executed, in this order, before any is waited for, and what takes longest is all that it
+/// Stops several services at once: all are asked to end before any is waited for. No thread is involved.
+///
+/// # Errors
+///
+/// Those of [`Executor::stop`], of the first of them that has one. All have been stopped then as well.
+#[doc(hidden)]
+pub fn stop_together(services: &mut [&mut dyn Startable]) -> Result<(), Error> {
+    for service in services.iter_mut() {
+        service.begin_stop();
+    }
+    let mut result = Ok(());
+    for service in services {
+        result = result.and(service.end_stop());
+    }
+    result
+}
+
+/// So many are launched at one go. More of them would need many descriptors at once, and none would start before all are planned.
+const AT_ONE_GO: usize = 8;
+
+/// Starts several services at once: all are launched, in this order, before any is waited for, and what takes longest is all that it
 /// takes. No thread is involved.
 ///
 /// # Errors
@@ -1557,8 +1695,18 @@ impl<R: Readiness> Startable for Executor<R> {
 /// drops them.
 #[doc(hidden)]
 pub fn start_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize, Error)> {
-    for (at, service) in services.iter_mut().enumerate() {
-        service.begin_start().map_err(|error| (at, error))?;
+    for (chunk, services) in services.chunks_mut(AT_ONE_GO).enumerate() {
+        let (mut planned, mut plans) = (Vec::new(), Vec::new());
+        for (at, service) in services.iter_mut().enumerate() {
+            let plan = service.plan_start();
+            if let Some(plan) = plan.map_err(|error| (chunk * AT_ONE_GO + at, error))? {
+                planned.push(at);
+                plans.push(plan.0);
+            }
+        }
+        for (at, launched) in planned.into_iter().zip(Service::launch(plans)) {
+            services[at].launched(Launched(launched));
+        }
     }
     let mut waiting: Vec<usize> = (0..services.len()).collect();
     loop {

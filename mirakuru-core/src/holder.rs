@@ -8,6 +8,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
+use std::thread;
 use std::time::{Duration, SystemTime};
 
 use crate::listener;
@@ -279,6 +280,28 @@ pub(crate) fn holder_of_path(path: &Path) -> Option<Holder> {
         })
 }
 
+const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
+
+/// How many more looks a holder gets that may have the port for a moment only.
+///
+/// Whatever this process has open, a fork of it has as well, until that executes a program or is done with closing: a port
+/// that a test has just given back may be there for that moment still, and longer on a busy machine. It may also be closed by the time
+/// that its holder is looked for.
+fn patience_with(holder: Option<&Holder>) -> u32 {
+    match holder.and_then(|holder| holder.pid) {
+        None => 3,
+        Some(pid) if is_fork_of_ours(pid) => 100,
+        Some(_) => 0,
+    }
+}
+
+/// Whether it is a child of this process that executes the same program, and so most likely has executed none of its own yet.
+fn is_fork_of_ours(pid: u32) -> bool {
+    let me = std::process::id();
+    let program = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).ok();
+    procfs::stat(pid).is_some_and(|stat| stat.parent == me) && program(pid) == program(me)
+}
+
 /// Finds that a server could not listen on one of these addresses, before it is started.
 ///
 /// Addresses that are not this machine's are passed over, and ports that we have no right to bind are looked up only: the service may have it.
@@ -288,14 +311,20 @@ pub(crate) fn check_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
         if !listener::is_local(addr.ip()) {
             continue;
         }
+        let mut looks = 0;
         // The look before the bind: a bind, however short, could be in the way of a server that is starting just now.
-        let is_taken = listener::is_taken(addr)
-            || sockets::try_bind(addr).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse);
-        if is_taken {
-            return Err(Busy {
-                endpoint: format!("port {}", addr.port()),
-                holder: holder_of_port(addr),
-            });
+        while listener::is_taken(addr)
+            || sockets::try_bind(addr).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+        {
+            let holder = holder_of_port(addr);
+            if looks >= patience_with(holder.as_ref()) {
+                return Err(Busy {
+                    endpoint: format!("port {}", addr.port()),
+                    holder,
+                });
+            }
+            looks += 1;
+            thread::sleep(BETWEEN_LOOKS);
         }
     }
     Ok(())
@@ -383,6 +412,23 @@ mod tests {
 
     use super::*;
     use crate::sys::sockets::tests::{Made, listen_v6, tcp, unix};
+
+    #[test]
+    fn a_fork_that_closes_the_port_in_a_moment_is_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let child = crate::sys::tests::fork_with(&listener, Duration::from_millis(20));
+        drop(listener);
+        assert_eq!(patience_with(Some(&Holder::of_pid(child.pid()))), 100);
+        assert_eq!(check_free(&[addr]), Ok(()));
+    }
+
+    #[test]
+    fn a_stranger_is_told_at_once() {
+        assert_eq!(patience_with(Some(&Holder::of_pid(1))), 0);
+        assert_eq!(patience_with(Some(&Holder::of_pid(std::process::id()))), 0);
+        assert!(patience_with(None) > 0);
+    }
 
     /// A directory of a test's own, gone with it.
     struct Dir(PathBuf);

@@ -61,7 +61,7 @@ pub type PidExecutor = Executor<PidFile>;
 /// What the other crates of mirakuru use. No part of the public interface.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::executor::{Claims, SharedTurn, Startable, start_together};
+    pub use crate::executor::{Claims, SharedTurn, Startable, start_together, stop_together};
     pub use crate::hint::{find_program, not_found};
     pub use crate::home::{random_id, spread};
     pub use crate::lease::Lease;

@@ -68,7 +68,7 @@ mod verdict;
 
 pub use recipe::Recipe;
 pub use shared::Shared;
-pub use together::{StartAll, start_all};
+pub use together::{StartAll, StopAll, start_all, stop_all};
 
 /// What the attribute's expansion calls. No part of the public interface: it changes without notice.
 #[doc(hidden)]

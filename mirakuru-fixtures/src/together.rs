@@ -1,6 +1,7 @@
-//! [`start_all`]: several services at once.
+//! [`start_all`] and [`stop_all`]: several services at once.
 
-use mirakuru_core::Error;
+use mirakuru_core::__private::{Startable, stop_together};
+use mirakuru_core::{Error, Executor, Readiness};
 
 use crate::Recipe;
 use crate::start::{Fixture, Fixtures, fixture, start_fixtures};
@@ -22,12 +23,12 @@ use crate::start::{Fixture, Fixtures, fixture, start_fixtures};
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// They are executed in the order in which they stand, and then waited for together. What a service needs of another one that
+/// They are launched in the order in which they stand, and waited for together. What a service needs of another one that
 /// is ready, such as its port, is not there yet: start that one before. The fixtures of one test are started in this way anyway.
 ///
 /// # Errors
 ///
-/// Those of [`Executor::start`](mirakuru_core::Executor::start), of the first that fails. The others end.
+/// Those of [`Executor::start`], of the first that fails. The others end.
 pub fn start_all<S: StartAll>(recipes: S) -> Result<S::Handles, Error> {
     recipes.start_all()
 }
@@ -44,6 +45,72 @@ pub trait StartAll {
 
     #[doc(hidden)]
     fn start_all(self) -> Result<Self::Handles, Error>;
+}
+
+/// Stops several services at once: all are asked to end before any is waited for, so that it takes as long as the slowest of them. (A
+/// drop of each, one after the other, takes as long as all together.)
+///
+/// ```
+/// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
+/// use mirakuru::{Executor, start_all, stop_all};
+///
+/// let mut workers = start_all(vec![Executor::builder("sleep 60"); 3])?;
+/// stop_all(&mut workers)?; // they can be started again
+/// assert!(!workers[0].is_running());
+///
+/// let (sleeper, other) = start_all((Executor::builder("sleep 60"), Executor::builder("sleep 60")))?;
+/// stop_all((sleeper, other))?; // or be used up
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
+///
+/// It takes executors, and so what [`start_all`] makes of recipes; the handles of presets stop their services when they are dropped.
+///
+/// # Errors
+///
+/// Those of [`Executor::stop`], of the first that has one. All have been stopped then as well.
+pub fn stop_all<S: StopAll>(services: S) -> Result<(), Error> {
+    services.stop_all()
+}
+
+/// Executors that [`stop_all`] takes: a tuple of up to eight, a `Vec`, an array, or a reference to several of one type.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` is no list of executors",
+    label = "expected a tuple, a `Vec`, an array or a `&mut` slice of executors"
+)]
+pub trait StopAll {
+    #[doc(hidden)]
+    fn stop_all(self) -> Result<(), Error>;
+}
+
+impl<R: Readiness> StopAll for &mut [Executor<R>] {
+    fn stop_all(self) -> Result<(), Error> {
+        let mut services: Vec<&mut dyn Startable> = self.iter_mut().map(|service| service as _).collect();
+        stop_together(&mut services)
+    }
+}
+
+impl<R: Readiness> StopAll for &mut Vec<Executor<R>> {
+    fn stop_all(self) -> Result<(), Error> {
+        self.as_mut_slice().stop_all()
+    }
+}
+
+impl<R: Readiness> StopAll for Vec<Executor<R>> {
+    fn stop_all(mut self) -> Result<(), Error> {
+        self.as_mut_slice().stop_all()
+    }
+}
+
+impl<R: Readiness, const N: usize> StopAll for &mut [Executor<R>; N] {
+    fn stop_all(self) -> Result<(), Error> {
+        self.as_mut_slice().stop_all()
+    }
+}
+
+impl<R: Readiness, const N: usize> StopAll for [Executor<R>; N] {
+    fn stop_all(mut self) -> Result<(), Error> {
+        self.as_mut_slice().stop_all()
+    }
 }
 
 /// One that does not wait for its turn unless the recipe says so, as with every start that no attribute makes.
@@ -63,6 +130,14 @@ macro_rules! list {
 
 macro_rules! tuple {
     ($($recipe:ident)+) => {
+        impl<$($recipe: Readiness),+> StopAll for ($(Executor<$recipe>,)+) {
+            #[allow(non_snake_case)]
+            fn stop_all(self) -> Result<(), Error> {
+                let ($(mut $recipe,)+) = self;
+                stop_together(&mut [$(&mut $recipe),+])
+            }
+        }
+
         impl<$($recipe: Recipe),+> StartAll for ($($recipe,)+) {
             type Handles = ($($recipe::Handle,)+);
 
@@ -167,6 +242,45 @@ mod tests {
         assert!(matches!(error, Error::Exited { .. }), "{error}");
         assert!(error.to_string().starts_with("exit 3: "), "{error}");
         assert!(began.elapsed() < Duration::from_secs(300));
+    }
+
+    #[test]
+    fn they_stop_together() {
+        let scratch = Scratch::new("stop");
+        // Ends once both have been asked to: who waits for one before asking the next waits until the kill.
+        let one = |number: u32| {
+            let dir = scratch.0.display();
+            Executor::builder(format!(
+                "trap 'touch {dir}/{number}; until [ -e {dir}/1 ] && [ -e {dir}/2 ]; do sleep 0.01; done; exit 0' TERM; \
+                 echo ready; while :; do sleep 0.01; done"
+            ))
+            .shell(true)
+            .stop_timeout(Duration::from_secs(60))
+            .wait_for(mirakuru_core::Banner::matching("ready"))
+        };
+        let (a, b) = start_all((one(1), one(2))).unwrap();
+        let pids = [a.pid(), b.pid()];
+        stop_all((a, b)).unwrap();
+        for pid in pids {
+            assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists());
+        }
+    }
+
+    #[test]
+    fn all_are_stopped_and_the_first_failure_is_told() {
+        let ends_badly = Executor::builder("trap 'exit 5' TERM; echo ready; while :; do sleep 0.01; done")
+            .shell(true)
+            .wait_for(mirakuru_core::Banner::matching("ready"));
+        let ends_well = ends_badly.clone().expected_exit(5);
+        let mut services = start_all([ends_well.clone(), ends_badly, ends_well]).unwrap();
+        let error = stop_all(&mut services).unwrap_err();
+        assert!(matches!(error, Error::BadExit { .. }), "{error}");
+        // It was asked to, and did not end by itself before.
+        assert!(!error.to_string().contains("before it was asked"), "{error}");
+        assert!(services.iter().all(|service| !service.is_running()));
+        services[0].start().unwrap();
+        assert!(services[0].is_running());
+        stop_all(&mut services).unwrap();
     }
 
     #[test]

@@ -183,3 +183,48 @@ pub(crate) fn is_out_of_descriptors(errno: i32) -> bool {
 pub(crate) fn is_death_by(status: ExitStatus, signal: Signal) -> bool {
     status.signal() == Some(message::number(signal))
 }
+
+#[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]
+pub(crate) mod tests {
+    //! What tests of other files need.
+
+    use std::os::fd::AsRawFd;
+    use std::time::Duration;
+
+    use nix::sys::wait::waitpid;
+    use nix::unistd::Pid;
+
+    /// A child that executes nothing, reaped when it is dropped.
+    pub(crate) struct Fork(Pid);
+
+    impl Fork {
+        pub(crate) fn pid(&self) -> u32 {
+            self.0.as_raw() as u32
+        }
+    }
+
+    impl Drop for Fork {
+        fn drop(&mut self) {
+            let _ = waitpid(self.0, None);
+        }
+    }
+
+    /// A fork of this process that keeps one descriptor open for a while, and nothing else.
+    pub(crate) fn fork_with(fd: &impl AsRawFd, time: Duration) -> Fork {
+        let fd = fd.as_raw_fd();
+        let millis = i32::try_from(time.as_millis()).expect("a short time");
+        // SAFETY: the child makes system calls only.
+        unsafe {
+            let pid = libc::fork();
+            if pid == 0 {
+                for other in (3..4096).filter(|other| *other != fd) {
+                    libc::close(other);
+                }
+                libc::poll(std::ptr::null_mut(), 0, millis);
+                libc::_exit(0);
+            }
+            assert!(pid > 0, "a fork");
+            Fork(Pid::from_raw(pid))
+        }
+    }
+}

@@ -43,6 +43,8 @@ pub(crate) struct Service {
 
 #[derive(Default)]
 struct State {
+    /// Why the program could not be executed: how far it came, and the error number.
+    failed: Option<[i32; 2]>,
     exit: Option<Exit>,
     /// The worker's last word: nothing is left.
     empty: bool,
@@ -80,137 +82,78 @@ impl Exit {
 }
 
 impl Service {
-    /// Starts the supervisor, and through it the service: returns when the program has been executed.
-    pub(crate) fn spawn(plan: Plan) -> Result<Service, SpawnFailure> {
-        let mut service = Service::fork(&plan).map_err(|source| SpawnFailure {
+    /// Starts a supervisor for each of these plans, and through it the service: all at one go, because what makes a fork cheap is
+    /// then paid once. Each service is executed a moment later: see [`has_started`](Service::has_started).
+    pub(crate) fn launch(plans: Vec<Plan>) -> Vec<Result<Service, SpawnFailure>> {
+        let lost = |source: io::Error| SpawnFailure {
             stage: Stage::Supervisor,
             source,
-        })?;
-        // The supervisor has its own copies now. Above all the locks must be its alone.
-        drop(plan);
-        match service.await_start() {
-            Ok(()) => Ok(service),
-            Err(failure) => {
-                service.registration.claim();
-                service.finish();
-                Err(failure)
-            }
-        }
-    }
-
-    fn fork(plan: &Plan) -> io::Result<Service> {
-        let (ours, theirs) = super::raw_socket::pair(os::CONTROL)?;
-        let this_process = os::this_process()?;
-        // Whatever the supervisor is to keep must lie above 2, where it puts /dev/null.
-        let mut lifted = Vec::new();
-        let mut lift = |fd: RawFd| -> io::Result<RawFd> {
-            if fd > 2 {
-                return Ok(fd);
-            }
-            // SAFETY: the descriptor is open (borrowed from `plan`, or just made); the copy is owned by `lifted`.
-            let copy = unsafe {
-                let copy = Errno::result(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3))?;
-                OwnedFd::from_raw_fd(copy)
-            };
-            let number = copy.as_raw_fd();
-            lifted.push(copy);
-            Ok(number)
         };
-        let mut stream = |stream: &Stream| match stream {
-            Stream::Null | Stream::Log => Ok(-1),
-            Stream::Fd(fd) => lift(fd.as_raw_fd()),
-            Stream::Inherit(fd) => lift(*fd),
-        };
-        let stdio = [stream(&plan.stdin)?, stream(&plan.stdout)?, stream(&plan.stderr)?];
-        let descriptors = Descriptors {
-            stdio,
-            control: lift(theirs.as_raw_fd())?,
-            test_pidfd: match &this_process {
-                Some(fd) => lift(fd.as_raw_fd())?,
-                None => -1,
-            },
-            log: lift(plan.log.as_raw_fd())?,
-            index: lift(plan.index.as_raw_fd())?,
-            runner_pidfd: match &plan.run {
-                Some(run) => lift(run.runner.as_raw_fd())?,
-                None => -1,
-            },
-        };
-        let others = plan
-            .keep
-            .iter()
-            .map(|fd| lift(fd.as_raw_fd()))
-            .collect::<io::Result<Vec<_>>>()?;
-
-        let listen = plan
-            .listen
-            .iter()
-            .map(|fd| lift(fd.as_raw_fd()))
-            .collect::<io::Result<Vec<_>>>()?;
-
-        let mut mapping = Mapping::new(plan, os::arguments())?;
-        mapping.set_descriptors(&descriptors, &others, &listen);
-
-        // Before the fork: at no moment is there a supervisor that `exit` does not know of.
-        let registration = exit::register(ours.as_raw_fd(), &plan.id, plan.stop);
+        let mut cradles: Vec<io::Result<Cradle<'_>>> = plans.iter().map(Cradle::new).collect();
+        let mut mappings: Vec<&mut Mapping> = cradles
+            .iter_mut()
+            .filter_map(|cradle| cradle.as_mut().ok())
+            .map(|cradle| &mut cradle.mapping)
+            .collect();
         // No handler of the test's may run in the supervisor.
         let mut before = SigSet::empty();
-        nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before))?;
-        let guard = os::fork(&mut mapping);
-        nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None)?;
-        let guard = guard?;
-        registration.set_guard(guard.as_raw());
-        Ok(Service {
-            control: ManuallyDrop::new(ours),
-            owner: std::process::id(),
-            guard,
-            id: plan.id.clone(),
-            worker: 0,
-            pid: 0,
-            registration,
-            inbox: Inbox::default(),
-            state: State::default(),
-        })
+        let guards =
+            nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before))
+                .map(|()| {
+                    let guards = os::fork(&mut mappings);
+                    // It does not fail: it has just been done.
+                    let _ = nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+                    guards
+                })
+                .unwrap_or_else(|errno| mappings.iter().map(|_| Err(errno)).collect());
+        let mut guards = guards.into_iter();
+        let launched = cradles.into_iter().map(|cradle| {
+            let cradle = cradle.map_err(lost)?;
+            let guard = guards.next().unwrap_or(Err(Errno::EINVAL));
+            Ok(cradle.leave(guard.map_err(|errno| lost(errno.into()))?))
+        });
+        // With the plans go this process's copies of what the supervisors have now. Above all the locks must be theirs alone.
+        launched.collect()
     }
 
-    /// Waits until the program has been executed. That takes as long as the kernel takes to load it.
-    fn await_start(&mut self) -> Result<(), SpawnFailure> {
-        let lost = |source| SpawnFailure {
-            stage: Stage::Supervisor,
-            source,
-        };
-        loop {
-            self.poll(None);
-            match self.receive().map_err(lost)? {
-                Some([message::STARTED, pid, worker, ..]) => {
-                    self.pid = pid.unsigned_abs();
-                    self.worker = worker.unsigned_abs();
-                    self.registration.set_service(pid);
-                    return Ok(());
-                }
-                Some([message::FAILED, stage, errno, ..]) => {
-                    let stage = match stage {
-                        message::STAGE_GROUPS => Stage::Groups,
-                        message::STAGE_GID => Stage::Gid,
-                        message::STAGE_UID => Stage::Uid,
-                        message::STAGE_CURRENT_DIR => Stage::CurrentDir,
-                        message::STAGE_EXEC => Stage::Exec,
-                        _ => Stage::Supervisor,
-                    };
-                    return Err(SpawnFailure {
-                        stage,
-                        source: io::Error::from_raw_os_error(errno),
-                    });
-                }
-                Some(_) => {}
-                None if self.state.closed => {
-                    return Err(lost(io::Error::other(
-                        "the supervisor was killed before it could start the service",
-                    )));
-                }
-                None => {}
-            }
+    /// Starts one, and returns when its program has been executed.
+    #[cfg(test)]
+    pub(crate) fn spawn(plan: Plan) -> Result<Service, SpawnFailure> {
+        let mut service = Service::launch(vec![plan]).pop().expect("one for each plan")?;
+        while !service.has_started()? {
+            service.poll(None);
         }
+        Ok(service)
+    }
+
+    /// Whether the program has been executed, which takes as long as the kernel takes to load it. After an error nothing is left.
+    pub(crate) fn has_started(&mut self) -> Result<bool, SpawnFailure> {
+        self.pump();
+        if self.pid != 0 {
+            return Ok(true);
+        }
+        let failure = match self.state.failed {
+            Some([stage, errno]) => SpawnFailure {
+                stage: match stage {
+                    message::STAGE_GROUPS => Stage::Groups,
+                    message::STAGE_GID => Stage::Gid,
+                    message::STAGE_UID => Stage::Uid,
+                    message::STAGE_CURRENT_DIR => Stage::CurrentDir,
+                    message::STAGE_EXEC => Stage::Exec,
+                    _ => Stage::Supervisor,
+                },
+                source: io::Error::from_raw_os_error(errno),
+            },
+            None if self.state.closed => SpawnFailure {
+                stage: Stage::Supervisor,
+                source: io::Error::other("the supervisor was killed before it could start the service"),
+            },
+            None => return Ok(false),
+        };
+        if self.registration.claim() {
+            self.finish();
+        }
+        Err(failure)
     }
 
     /// The service's process id.
@@ -319,6 +262,14 @@ impl Service {
         }
     }
 
+    /// Asks for the end of the service without waiting for it, which [`stop`](Service::stop) does.
+    pub(crate) fn ask_to_stop(&mut self, policy: StopPolicy) {
+        if self.owner == std::process::id() && !self.state.reaped && self.registration.claim() {
+            self.send(stop_message(policy, false));
+            wake(self.guard);
+        }
+    }
+
     /// Ends the service, and returns when nothing is left of it.
     pub(crate) fn stop(&mut self, policy: StopPolicy) -> io::Result<()> {
         if self.owner != std::process::id() || !self.registration.claim() {
@@ -331,8 +282,8 @@ impl Service {
         if self.state.reaped {
             return Ok(());
         }
-        self.send(stop_message(policy, false));
-        wake(self.guard);
+        // Where it has been asked before, that does no harm: it can only become shorter.
+        self.ask_to_stop(policy);
         let deadline = Instant::now() + policy.grace.min(LONGEST_GRACE) + MARGIN;
         while !self.state.closed {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -384,6 +335,12 @@ impl Service {
 
     fn note(&mut self, message: Message) {
         match message {
+            [message::STARTED, pid, worker, ..] => {
+                self.pid = pid.unsigned_abs();
+                self.worker = worker.unsigned_abs();
+                self.registration.set_service(pid);
+            }
+            [message::FAILED, stage, errno, ..] => self.state.failed = Some([stage, errno]),
             [message::EXITED, status, left, high, low, ..] => {
                 let at = (u64::from(high as u32) << 32) | u64::from(low as u32);
                 let status = ExitStatus::from_raw(status);
@@ -421,6 +378,93 @@ impl Service {
 
     fn poll(&self, timeout: Option<Duration>) {
         os::wait_readable(self.control.as_raw_fd(), timeout);
+    }
+}
+
+/// All that a supervisor is given at its birth.
+struct Cradle<'a> {
+    plan: &'a Plan,
+    mapping: Mapping,
+    /// Dropped before the socket that it knows.
+    registration: Registration,
+    /// This side's end of the socket.
+    ours: OwnedFd,
+    /// What the supervisor gets copies of, besides what is in the plan.
+    _theirs: Vec<OwnedFd>,
+}
+
+impl Cradle<'_> {
+    fn new(plan: &Plan) -> io::Result<Cradle<'_>> {
+        let (ours, control) = super::raw_socket::pair(os::CONTROL)?;
+        let this_process = os::this_process()?;
+        let mut theirs = Vec::new();
+        // Whatever the supervisor is to keep must lie above 2, where it puts /dev/null.
+        let mut lift = |fd: RawFd| -> io::Result<RawFd> {
+            if fd > 2 {
+                return Ok(fd);
+            }
+            // SAFETY: the descriptor is open (borrowed from `plan`, or just made); the copy is owned by `theirs`.
+            let copy = unsafe {
+                let copy = Errno::result(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3))?;
+                OwnedFd::from_raw_fd(copy)
+            };
+            let number = copy.as_raw_fd();
+            theirs.push(copy);
+            Ok(number)
+        };
+        let mut stream = |stream: &Stream| match stream {
+            Stream::Null | Stream::Log => Ok(-1),
+            Stream::Fd(fd) => lift(fd.as_raw_fd()),
+            Stream::Inherit(fd) => lift(*fd),
+        };
+        let stdio = [stream(&plan.stdin)?, stream(&plan.stdout)?, stream(&plan.stderr)?];
+        let descriptors = Descriptors {
+            stdio,
+            control: lift(control.as_raw_fd())?,
+            test_pidfd: match &this_process {
+                Some(fd) => lift(fd.as_raw_fd())?,
+                None => -1,
+            },
+            log: lift(plan.log.as_raw_fd())?,
+            index: lift(plan.index.as_raw_fd())?,
+            runner_pidfd: match &plan.run {
+                Some(run) => lift(run.runner.as_raw_fd())?,
+                None => -1,
+            },
+        };
+        let mut lifted = |fds: &[OwnedFd]| -> io::Result<Vec<RawFd>> {
+            fds.iter().map(|fd| lift(fd.as_raw_fd())).collect()
+        };
+        let (others, listen) = (lifted(&plan.keep)?, lifted(&plan.listen)?);
+
+        let mut mapping = Mapping::new(plan, os::arguments())?;
+        mapping.set_descriptors(&descriptors, &others, &listen);
+        theirs.push(control);
+        theirs.extend(this_process);
+        Ok(Cradle {
+            plan,
+            mapping,
+            // Before the fork: at no moment is there a supervisor that `exit` does not know of.
+            registration: exit::register(ours.as_raw_fd(), &plan.id, plan.stop),
+            ours,
+            _theirs: theirs,
+        })
+    }
+
+    /// The supervisor is there.
+    fn leave(self, guard: Pid) -> Service {
+        self.registration.set_guard(guard.as_raw());
+        Service {
+            control: ManuallyDrop::new(self.ours),
+            owner: std::process::id(),
+            guard,
+            id: self.plan.id.clone(),
+            worker: 0,
+            pid: 0,
+            registration: self.registration,
+            inbox: Inbox::default(),
+            state: State::default(),
+        }
     }
 }
 

@@ -42,8 +42,8 @@ unsafe extern "C" fn unlock() {
     unsafe { libc::pthread_mutex_unlock(FORK_LOCK.0.get()) };
 }
 
-/// Runs `fork` while all memory but `keep` and what libc needs is left out of forks.
-pub(super) fn with_little_memory<T>(keep: Range<usize>, fork: impl FnOnce() -> T) -> T {
+/// Runs `fork` for each of these ranges of memory, while all other memory but what libc needs is left out of forks.
+pub(super) fn with_little_memory<T>(own: &[Range<usize>], mut fork: impl FnMut(usize) -> T) -> Vec<T> {
     static HANDLERS: Once = Once::new();
     HANDLERS.call_once(|| {
         // SAFETY: the handlers only lock and unlock a mutex.
@@ -52,13 +52,24 @@ pub(super) fn with_little_memory<T>(keep: Range<usize>, fork: impl FnOnce() -> T
 
     // SAFETY: a pair of lock and unlock on this thread, with nothing between that unwinds (see `Restore`).
     unsafe { lock() };
-    let restore = Restore(anonymous_memory(&[keep, thread_local_block()]));
+    let first = own.first().cloned().unwrap_or(0..0);
+    let restore = Restore(anonymous_memory(&[first, thread_local_block()]));
     for range in &restore.0 {
         advise(range, libc::MADV_DONTFORK);
     }
-    let result = fork();
+    let mut results = Vec::with_capacity(own.len());
+    for (at, range) in own.iter().enumerate() {
+        if at > 0 {
+            advise(&own[at - 1], libc::MADV_DONTFORK);
+            advise(range, libc::MADV_DOFORK);
+        }
+        results.push(fork(at));
+    }
+    for range in own {
+        advise(range, libc::MADV_DOFORK);
+    }
     drop(restore);
-    result
+    results
 }
 
 /// Takes the marks off, then lets others fork again: in `drop`, so that an unwinding panic does it as well.
@@ -215,7 +226,7 @@ c000-d000 rw-p 00000000 00:00 0 [anon: mine]
         assert!(inside(&anonymous_memory(&[])));
         let page = address / 4096 * 4096..address + 4096;
         assert!(!inside(&anonymous_memory(std::slice::from_ref(&page))));
-        with_little_memory(0..0, || ());
+        with_little_memory(&[0..0], |_| ());
         // SAFETY: the child only reads memory and ends.
         let status = unsafe {
             let child = libc::fork();

@@ -128,9 +128,11 @@ pub(in super::super) fn signal_tree(supervisor: u32, signal: i32) -> bool {
     true
 }
 
-/// Makes the supervisor. All signals are blocked.
-pub(in super::super) fn fork(mapping: &mut Mapping) -> nix::Result<Pid> {
-    let guard = memory::with_little_memory(mapping.range(), || {
+/// Makes a supervisor for each of these. All signals are blocked.
+pub(in super::super) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::Result<Pid>> {
+    let own: Vec<Range<usize>> = mappings.iter().map(|mapping| mapping.range()).collect();
+    memory::with_little_memory(&own, |at| {
+        let mapping = &mappings[at];
         // No exit signal: invisible to a `waitpid(-1)` of the test's, which gets no SIGCHLD of it either.
         // SAFETY: the stack and the argument lie in the mapping, of which the child has a copy; `guard` keeps
         // to what may be done after a fork.
@@ -142,9 +144,8 @@ pub(in super::super) fn fork(mapping: &mut Mapping) -> nix::Result<Pid> {
                 mapping.arena().cast(),
             )
         };
-        Errno::result(pid)
-    });
-    guard.map(Pid::from_raw)
+        Errno::result(pid).map(Pid::from_raw)
+    })
 }
 
 /// Where the kernel finds this process's command line: fields 48 and 49 of `/proc/self/stat`. Empty when it does not say.

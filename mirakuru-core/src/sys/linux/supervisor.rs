@@ -56,10 +56,11 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
     // SAFETY: the arena is mapped in this process, and nobody else has it.
     unsafe {
         let a = &mut *argument.cast::<Arena>();
+        // First of all: what a test closes in this moment, a listener or a lock, is open here as long as this takes.
+        let can_share = os::close_all_but(a.keep, a.keep_count);
         libc::setsid();
         libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
         reset_signals();
-        let can_share = os::close_all_but(a.keep, a.keep_count);
         null_standard_streams();
         name(a, c"mirakuru-guard");
         a.guard = libc::getpid();
@@ -69,10 +70,21 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
             fail(a.control, STAGE_SUPERVISOR, errno());
             return 1;
         }
-        let Arena { control, worker_stack, locks, lock_count, .. } = *a;
+        let Arena {
+            control,
+            worker_stack,
+            locks,
+            lock_count,
+            ..
+        } = *a;
         let mut worker = -1;
         if can_share {
-            worker = libc::clone(self::worker, worker_stack, libc::CLONE_VM | libc::SIGCHLD, argument);
+            worker = libc::clone(
+                self::worker,
+                worker_stack,
+                libc::CLONE_VM | libc::SIGCHLD,
+                argument,
+            );
         }
         if worker < 0 {
             // What emulates Linux in user space may know processes and threads, and nothing between.

@@ -115,18 +115,21 @@ pub(in super::super) fn signal_tree(_: u32, _: i32) -> bool {
 pub(crate) fn kill_marked(_: &[&str]) {}
 
 /// Makes the supervisor. All signals are blocked.
-pub(in super::super) fn fork(mapping: &mut Mapping) -> nix::Result<Pid> {
-    let arena = mapping.arena();
-    // SAFETY: the mapping is this process's alone until the fork, and its child's own copy afterwards; `supervisor` keeps to what may be
-    // done after a fork, and does not return into code that does not know of it.
-    unsafe {
-        (*arena).last_fd = last_fd((*arena).control);
-        let pid = Errno::result(libc::fork())?;
-        if pid == 0 {
-            libc::_exit(supervisor::run(&mut *arena));
+pub(in super::super) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::Result<Pid>> {
+    let fork_one = |mapping: &mut &mut Mapping| {
+        let arena = mapping.arena();
+        // SAFETY: the mapping is this process's alone until the fork, and its child's own copy afterwards; `supervisor` keeps to what
+        // may be done after a fork, and does not return into code that does not know of it.
+        unsafe {
+            (*arena).last_fd = last_fd((*arena).control);
+            let pid = Errno::result(libc::fork())?;
+            if pid == 0 {
+                libc::_exit(supervisor::run(&mut *arena));
+            }
+            Ok(Pid::from_raw(pid))
         }
-        Ok(Pid::from_raw(pid))
-    }
+    };
+    mappings.iter_mut().map(fork_one).collect()
 }
 
 /// More are not closed where it cannot be seen which are open.
