@@ -1252,7 +1252,7 @@ static SHARED: Shared<SimpleExecutor> = Shared::new(|| {
 
 /// Has the shared service print a line.
 fn hears(line: &str) {
-    let service = SHARED.get();
+    let service = Shared::get(&SHARED);
     use std::sync::Mutex;
     static PIPE: Mutex<Option<fs::File>> = Mutex::new(None);
     let mut pipe = PIPE.lock().unwrap_or_else(|e| e.into_inner());
@@ -1484,10 +1484,10 @@ fn nextest_shows_it_too() {
 /// A `Shared` costs nothing to use: the bar is 1 µs, in an optimised build; here the bound is a generous one.
 #[test]
 fn the_use_of_a_shared_service_costs_next_to_nothing() {
-    let _ = SHARED.get();
+    let _ = Shared::get(&SHARED);
     let begin = Instant::now();
     for _ in 0..100_000 {
-        let _ = std::hint::black_box(SHARED.get());
+        let _ = std::hint::black_box(Shared::get(&SHARED));
     }
     let each = begin.elapsed() / 100_000;
     println!("{each:?} a use");

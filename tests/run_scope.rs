@@ -26,7 +26,7 @@ use common::{
     victim_dir, wait_until,
 };
 use mirakuru::{
-    And, Error, Executor, ExecutorBuilder, HttpExecutor, Prepare, Probe, Readiness, Recipe, SdNotify,
+    And, Error, Executor, ExecutorBuilder, HttpExecutor, Prepare, Probe, Readiness, Recipe, SdNotify, Shared,
     SimpleExecutor, Tcp, TcpExecutor, UnixSocketExecutor,
 };
 
@@ -250,31 +250,31 @@ fn test_process() {
     wait_for("AFTER");
     let began = Instant::now();
     match env::var("USE").as_deref().unwrap_or("SERVICE") {
-        "SERVICE" => tell(SERVICE.try_get(), began),
-        "WITH_VARIABLE" => tell(WITH_VARIABLE.try_get(), began),
-        "SLEEPER" => tell(SLEEPER.try_get(), began),
-        "TWIN" => tell(TWIN.try_get(), began),
-        "OF_THE_PROCESS" => tell(OF_THE_PROCESS.try_get(), began),
-        "READER" => tell(READER.try_get(), began),
+        "SERVICE" => tell(Shared::try_get(&SERVICE), began),
+        "WITH_VARIABLE" => tell(Shared::try_get(&WITH_VARIABLE), began),
+        "SLEEPER" => tell(Shared::try_get(&SLEEPER), began),
+        "TWIN" => tell(Shared::try_get(&TWIN), began),
+        "OF_THE_PROCESS" => tell(Shared::try_get(&OF_THE_PROCESS), began),
+        "READER" => tell(Shared::try_get(&READER), began),
         "HTTP" => {
-            tell(HTTP.try_get(), began);
+            tell(Shared::try_get(&HTTP), began);
             told("url", HTTP.url());
             told("web", HTTP.port_named("web"));
             told("addr", HTTP.addr());
         }
         "UNIX" => {
-            tell(UNIX.try_get(), began);
+            tell(Shared::try_get(&UNIX), began);
             told("path", UNIX.path().display());
             assert!(std::os::unix::net::UnixStream::connect(UNIX.path()).is_ok());
         }
         "NOTIFIES" => {
-            tell(NOTIFIES.try_get(), began);
+            tell(Shared::try_get(&NOTIFIES), began);
             told("addr", NOTIFIES.addr());
         }
-        "FIXED" => tell(FIXED.try_get(), began),
+        "FIXED" => tell(Shared::try_get(&FIXED), began),
         // A test's own one, on the same port.
         "OWN_FIXED" => tell(on_a_fixed_port().queue(true).start().as_ref(), began),
-        "EVENTFUL" => tell(EVENTFUL.try_get(), began),
+        "EVENTFUL" => tell(Shared::try_get(&EVENTFUL), began),
         other => panic!("no static {other}"),
     }
     told("used", "1");

@@ -53,7 +53,7 @@ fn it_survives_the_thread_that_started_it() {
 
 #[test]
 fn it_can_be_borrowed_for_ever_and_handed_to_threads() {
-    let redis: &'static TcpExecutor = REDIS.get();
+    let redis: &'static TcpExecutor = Shared::get(&REDIS);
     thread::spawn(move || assert!(redis.is_running())).join().unwrap();
 }
 
@@ -131,8 +131,8 @@ static BROKEN: TcpExecutor;
 
 #[test]
 fn a_failed_start_is_remembered() {
-    let first: *const Error = BROKEN.try_get().map(|_| ()).unwrap_err();
-    let second: *const Error = BROKEN.try_get().map(|_| ()).unwrap_err();
+    let first: *const Error = Shared::try_get(&BROKEN).map(|_| ()).unwrap_err();
+    let second: *const Error = Shared::try_get(&BROKEN).map(|_| ()).unwrap_err();
     assert_eq!(first, second);
     for _ in 0..2 {
         let payload = catch_unwind(AssertUnwindSafe(|| BROKEN.port())).unwrap_err();
@@ -147,5 +147,5 @@ fn a_failed_start_is_remembered() {
 #[test]
 fn without_the_attribute() {
     static BY_HAND: Shared<SimpleExecutor> = Shared::new(|| Executor::builder("sleep 60").start());
-    assert!(BY_HAND.get().is_running());
+    assert!(Shared::get(&BY_HAND).is_running());
 }

@@ -53,22 +53,43 @@ impl<T> Shared<T> {
 
     /// The service, started if this is its first use. Dereferencing does the same.
     ///
+    /// This and [`try_get`](Shared::try_get) are no methods, so that they hide none of the service's handle.
+    ///
+    /// ```
+    /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
+    /// use mirakuru::{Executor, Shared, SimpleExecutor};
+    ///
+    /// static SLEEPER: Shared<SimpleExecutor> = Shared::new(|| Executor::builder("sleep 60").start());
+    ///
+    /// let sleeper: &'static SimpleExecutor = Shared::get(&SLEEPER);
+    /// assert!(sleeper.is_running());
+    /// ```
+    ///
     /// # Panics
     ///
     /// When the service could not be started, with the error's report, at the caller's line. So does every later call.
     #[track_caller]
-    pub fn get(&self) -> &T {
-        self.cell.get_or_start(self.start)
+    pub fn get(this: &Shared<T>) -> &T {
+        this.cell.get_or_start(this.start)
     }
 
     /// The service, started if this is its first use, or the reason why it could not be.
+    ///
+    /// ```
+    /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
+    /// use mirakuru::{Error, Executor, Shared, SimpleExecutor};
+    ///
+    /// static MISSING: Shared<SimpleExecutor> = Shared::new(|| Executor::builder("no-such-program").start());
+    ///
+    /// assert!(matches!(Shared::try_get(&MISSING), Err(Error::Spawn { .. })));
+    /// ```
     ///
     /// # Errors
     ///
     /// What the start returned, the same to everybody. If the start uses the service that it is to start, that use gets an
     /// [`Error::System`] that says so.
-    pub fn try_get(&self) -> Result<&T, &Error> {
-        self.cell.try_get_or_start(self.start)
+    pub fn try_get(this: &Shared<T>) -> Result<&T, &Error> {
+        this.cell.try_get_or_start(this.start)
     }
 }
 
@@ -78,7 +99,7 @@ impl<T> Deref for Shared<T> {
     /// [`Shared::get`].
     #[track_caller]
     fn deref(&self) -> &T {
-        self.get()
+        Shared::get(self)
     }
 }
 
@@ -135,8 +156,8 @@ mod tests {
             STARTS.fetch_add(1, Ordering::SeqCst);
             Err(broken())
         });
-        let first: *const Error = SHARED.try_get().unwrap_err();
-        let second: *const Error = SHARED.try_get().unwrap_err();
+        let first: *const Error = Shared::try_get(&SHARED).unwrap_err();
+        let second: *const Error = Shared::try_get(&SHARED).unwrap_err();
         assert_eq!(first, second, "the same error");
         assert_eq!(STARTS.load(Ordering::SeqCst), 1);
 
@@ -161,7 +182,7 @@ mod tests {
             let message = message.unwrap();
             assert!(message.contains("`SERVICE` could not be started"), "{message}");
         };
-        panic(line!(), || *SHARED.get());
+        panic(line!(), || *Shared::get(&SHARED));
         panic(line!(), || *SHARED);
     }
 
@@ -183,7 +204,7 @@ mod tests {
     fn a_start_that_uses_itself_is_an_error_and_no_deadlock() {
         static SHARED: Shared<u32> = Shared::named("SERVICE", || {
             assert!(
-                matches!(SHARED.try_get(), Err(Error::System { attempt, .. }) if attempt.contains("`SERVICE`"))
+                matches!(Shared::try_get(&SHARED), Err(Error::System { attempt, .. }) if attempt.contains("`SERVICE`"))
             );
             assert!(catch_unwind(AssertUnwindSafe(|| *SHARED)).is_err());
             Ok(7)
