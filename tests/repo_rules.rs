@@ -189,6 +189,114 @@ fn system_calls_are_under_sys_alone() {
     );
 }
 
+/// What users compile and must not see: a new major version of one of these is not to be one of ours.
+const FOREIGN: [&str; 7] = [
+    "libc",
+    "nix",
+    "once_cell",
+    "regex",
+    "shell_words",
+    "tracing",
+    "ureq",
+];
+
+/// The parts of a file that the interface is made of: what is `pub`, with the bodies of enums and traits, and for which types
+/// traits are implemented. (`unreachable_pub` sees to it that what is `pub` is meant to be seen.)
+fn interface(code: &str) -> Vec<String> {
+    let mut parts = Vec::new();
+    let mut lines = code.lines().map(str::trim);
+    while let Some(line) = lines.next() {
+        let with_body = line.starts_with("pub enum ") || line.starts_with("pub trait ");
+        if !line.starts_with("pub ") && !line.starts_with("impl") {
+            continue;
+        }
+        let mut part = line.to_owned();
+        let depth = |part: &str| part.matches('{').count() as i32 - part.matches('}').count() as i32;
+        while !part.ends_with([';', ',']) && (!part.contains('{') || with_body && depth(&part) > 0) {
+            let Some(line) = lines.next() else { break };
+            part = format!("{part} {line}");
+        }
+        if !with_body {
+            part.truncate(part.find('{').unwrap_or(part.len()));
+        }
+        parts.push(part);
+    }
+    parts
+}
+
+/// The foreign crates, and the names of theirs that a file imports.
+fn foreign_names(code: &str) -> Vec<String> {
+    let mut names: Vec<String> = FOREIGN.iter().map(|name| (*name).to_owned()).collect();
+    for statement in code.split(';') {
+        let Some((_, path)) = statement.rsplit_once("use ") else {
+            continue;
+        };
+        if FOREIGN.iter().any(|name| path.starts_with(&format!("{name}::"))) {
+            let words = path.split(|c: char| !c.is_alphanumeric() && c != '_');
+            names.extend(
+                words
+                    .filter(|word| word.starts_with(char::is_uppercase))
+                    .map(str::to_owned),
+            );
+            names.extend(path.split_once(" as ").map(|(_, alias)| alias.trim().to_owned()));
+        }
+    }
+    names
+}
+
+fn foreign_types(code: &str) -> Vec<String> {
+    let names = foreign_names(code);
+    let mut parts = interface(code);
+    parts.retain(|part| names.iter().any(|name| has_word(part, name)));
+    parts
+}
+
+#[test]
+fn a_foreign_type_in_the_interface_is_seen() {
+    let seen = |code: &str| !foreign_types(code).is_empty();
+    assert!(seen(
+        "use regex::bytes::Regex;\npub fn f(\n    pattern: &Regex,\n) -> bool {\n}"
+    ));
+    assert!(seen("pub struct A {\n    pub b: nix::unistd::Pid,\n}"));
+    assert!(seen(
+        "use ureq::http as types;\npub enum A {\n    B {\n        c: types::Uri,\n    },\n}"
+    ));
+    assert!(seen("impl From<ureq::Error> for Error {\n}"));
+    assert!(seen("pub use once_cell::sync::Lazy;"));
+    assert!(!seen(
+        "use regex::Regex;\npub struct A {\n    b: Regex,\n}\npub fn f() -> bool {\n    Regex::new()\n}\npub(crate) fn g(r: Regex) {}"
+    ));
+}
+
+/// The one crate that is re-exported, `rstest`, is there for the attribute's expansion: `docs/api.md`.
+#[test]
+fn no_foreign_type_stands_in_the_interface() {
+    if !in_workspace() {
+        return;
+    }
+    let sys = root().join("mirakuru-core/src/sys");
+    let (mut offences, mut seen) = (Vec::new(), 0);
+    for folder in [".", "mirakuru-core", "mirakuru-fixtures"] {
+        for file in rust_files(&root().join(folder).join("src")) {
+            // Nothing of it is re-exported.
+            if file.starts_with(&sys) {
+                continue;
+            }
+            let code = bare_code(&fs::read_to_string(&file).unwrap());
+            let code = code.split("\nmod tests {").next().unwrap_or_default();
+            seen += interface(code).len();
+            let found = foreign_types(code).into_iter();
+            offences.extend(found.map(|part| format!("{}: {part}", file.display())));
+        }
+    }
+    assert!(seen > 500, "where is the interface? {seen} parts");
+    assert!(
+        offences.is_empty(),
+        "no type of a dependency may stand in the interface:\n{}",
+        offences.join("\n")
+    );
+}
+
 /// The value of a key of a section of a manifest.
 fn value(manifest: &str, section: &str, key: &str) -> Option<String> {
     let mut inside = false;

@@ -3,6 +3,7 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,6 +16,23 @@ use crate::{Error, Executor, NoWait, Readiness, Signal};
 /// The setters take and give the recipe by value, and mirror [`std::process::Command`] word for word where they mean
 /// the same. The recipe is [`Clone`]: nothing runs until [`start`](ExecutorBuilder::start). The usual variable name
 /// is `recipe`.
+///
+/// ```
+/// # use mirakuru_core as mirakuru;
+/// use std::time::Duration;
+/// use mirakuru::{Executor, Signal, Tcp};
+///
+/// let recipe = Executor::builder("python3 -m http.server")
+///     .args(["{port}", "--bind", "127.0.0.1"])
+///     .env("PYTHONUNBUFFERED", "1")
+///     .current_dir("{dir}")
+///     .wait_for(Tcp::addr("127.0.0.1:{port}"))
+///     .timeout(Duration::from_secs(20))
+///     .stop_signal(Signal::Int);
+/// let (one, two) = (recipe.clone().start()?, recipe.start()?);
+/// assert_ne!(one.port(), two.port());
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
 ///
 /// # Placeholders
 ///
@@ -97,6 +115,18 @@ impl Spec {
 
 /// Where a service's standard stream goes to or comes from: the counterpart of [`std::process::Stdio`], but `Clone`,
 /// so that a recipe can be.
+///
+/// ```
+/// # use mirakuru_core as mirakuru;
+/// use std::fs::File;
+/// use mirakuru::{Executor, Stdio};
+///
+/// let recipe = Executor::builder("redis-server --port {port}")
+///     .stdin(Stdio::piped()) // For `take_stdin`.
+///     .stderr(Stdio::null());
+/// let recipe = recipe.stdout(File::create("/dev/null").unwrap()); // A file is taken as it is.
+/// # let _ = recipe;
+/// ```
 #[derive(Clone, Debug)]
 pub struct Stdio(pub(crate) StdioKind);
 
@@ -110,6 +140,7 @@ pub(crate) enum StdioKind {
 
 impl Stdio {
     /// `/dev/null`. The default for standard input.
+    #[must_use]
     pub fn null() -> Stdio {
         Stdio(StdioKind::Null)
     }
@@ -117,6 +148,7 @@ impl Stdio {
     /// The test process's own stream. A service that inherits the output of a test can keep a test runner waiting
     /// (nextest calls it a LEAK), its output is not in [`logs`](crate::Executor::logs), and no
     /// [`Banner`](crate::Banner) sees it.
+    #[must_use]
     pub fn inherit() -> Stdio {
         Stdio(StdioKind::Inherit)
     }
@@ -125,6 +157,7 @@ impl Stdio {
     /// ([`Executor::take_stdin`](crate::Executor::take_stdin)). For standard output and error, the private log
     /// file that [`Executor::logs`](crate::Executor::logs) reads, which is their default: it is drained without the
     /// test's help and never fills up.
+    #[must_use]
     pub fn piped() -> Stdio {
         Stdio(StdioKind::Piped)
     }
@@ -134,6 +167,13 @@ impl From<File> for Stdio {
     /// The file, from its current position on. Each start of each clone of the recipe shares that position.
     fn from(file: File) -> Stdio {
         Stdio(StdioKind::File(Arc::new(file)))
+    }
+}
+
+impl From<OwnedFd> for Stdio {
+    /// What the descriptor leads to: one end of a [pipe](std::io::pipe) or of a socket, for example.
+    fn from(descriptor: OwnedFd) -> Stdio {
+        File::from(descriptor).into()
     }
 }
 
@@ -274,6 +314,14 @@ impl<R> ExecutorBuilder<R> {
     ///
     /// A command given as one string is then the script, and further arguments are its `$1`, `$2`, ... Of a command
     /// given as a list, the first is the script.
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// let mut job = mirakuru::Executor::builder(r#"echo "$1" | tr a-z A-Z"#).shell(true).arg("hello").start()?;
+    /// job.wait(std::time::Duration::from_secs(5))?;
+    /// assert_eq!(job.logs().stdout(), "HELLO\n");
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
     pub fn shell(mut self, shell: bool) -> Self {
         self.spec.shell = shell;
         self
@@ -306,8 +354,8 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets the signal that is sent when the grace is over and by [`Executor::kill`](crate::Executor::kill). The default is [`Signal::Kill`]. After any
-    /// other, what is left one second later gets `SIGKILL`: nothing of a service survives.
+    /// Sets the signal that is sent when the grace is over, and by [`Executor::kill`](crate::Executor::kill). The default is
+    /// [`Signal::Kill`]. After any other, what is left one second later gets `SIGKILL`: nothing of a service survives.
     pub fn kill_signal(mut self, signal: Signal) -> Self {
         self.spec.kill_signal = signal;
         self
@@ -322,6 +370,19 @@ impl<R> ExecutorBuilder<R> {
 
     /// Adds a regular expression for a line of output that means that start-up has failed: the start then fails at once
     /// with [`Error::FailureLine`]. It is looked for in both streams until the service is ready.
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// use mirakuru::{Error, Executor, Tcp};
+    ///
+    /// let error = Executor::builder("echo FATAL: no license; exec sleep 60")
+    ///     .shell(true)
+    ///     .fail_on("^FATAL")
+    ///     .wait_for(Tcp::addr("127.0.0.1:{port}"))
+    ///     .start()
+    ///     .unwrap_err(); // After some milliseconds, and not after the whole timeout.
+    /// assert!(matches!(error, Error::FailureLine { line, .. } if line == "FATAL: no license"));
+    /// ```
     pub fn fail_on(mut self, pattern: impl Into<String>) -> Self {
         self.spec.fail_on.push(pattern.into());
         self

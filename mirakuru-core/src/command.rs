@@ -15,7 +15,7 @@ use crate::placeholder::Values;
 /// What [`Executor::builder`](crate::Executor::builder) takes: one string, or a list of the program and its arguments.
 ///
 /// A string is split into words as a shell would. The entries of a list are taken as they are, and need not be UTF-8;
-/// a path that may hold spaces belongs in a list.
+/// a path that may hold spaces belongs in a list. The trait is sealed: it is implemented for strings, arrays, slices and vectors.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a command",
     label = "not a command",

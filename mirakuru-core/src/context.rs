@@ -1,6 +1,7 @@
 //! What a readiness condition gets to see: [`Prepare`] before the start, [`Probe`] at each look.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,17 @@ pub struct Prepare<'a> {
     pub(crate) env: Vec<(String, String)>,
 }
 
+impl fmt::Debug for Prepare<'_> {
+    /// What was asked for. Not the values, among which are secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Prepare")
+            .field("dir", &self.dir())
+            .field("addrs", &self.addrs)
+            .field("paths", &self.paths)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Prepare<'_> {
     /// Fills in the placeholders of a text that is part of a readiness condition.
     ///
@@ -31,6 +43,7 @@ impl Prepare<'_> {
     }
 
     /// An [`Error::InvalidReadiness`] that says what is wrong with a condition, and what would be right.
+    #[must_use]
     pub fn invalid(&self, readiness: impl Into<String>, reason: impl Into<String>) -> Error {
         Error::InvalidReadiness {
             readiness: self.values.mask(&readiness.into()),
@@ -62,6 +75,7 @@ impl Prepare<'_> {
     }
 
     /// The service's private directory, the value of `{dir}`.
+    #[must_use]
     pub fn dir(&self) -> &Path {
         self.values.dir()
     }
@@ -84,41 +98,59 @@ pub struct Probe<'a> {
     /// The end of the log when the service was started.
     pub(crate) since: Cursor,
     /// Whether the service's main process has ended.
-    pub(crate) exited: &'a dyn Fn() -> bool,
+    pub(crate) exited: &'a (dyn Fn() -> bool + Sync),
+}
+
+impl fmt::Debug for Probe<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Probe")
+            .field("pid", &self.pid)
+            .field("dir", &self.dir())
+            .field("elapsed", &self.elapsed)
+            .field("remaining", &self.remaining)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Probe<'_> {
     /// The service's process id.
+    #[must_use]
     pub fn pid(&self) -> u32 {
         self.pid
     }
 
     /// The value of `{port}`, if the recipe has one.
+    #[must_use]
     pub fn port(&self) -> Option<u16> {
         self.values.port("")
     }
 
     /// The value of `{port:NAME}`, if the recipe has one.
+    #[must_use]
     pub fn port_named(&self, name: &str) -> Option<u16> {
         self.values.port(name)
     }
 
     /// The service's private directory, the value of `{dir}`.
+    #[must_use]
     pub fn dir(&self) -> &Path {
         self.values.dir()
     }
 
     /// Time since the service was started.
+    #[must_use]
     pub fn elapsed(&self) -> Duration {
         self.elapsed
     }
 
     /// Time that is left of the recipe's timeout. A probe that may block must give up before.
+    #[must_use]
     pub fn remaining(&self) -> Duration {
         self.remaining
     }
 
     /// What the service has printed since it was started, or the last 16 MiB of it.
+    #[must_use]
     pub fn logs(&self) -> Logs {
         self.output.snapshot_since(self.since)
     }

@@ -17,7 +17,21 @@ use crate::secrets::mask_urls;
 
 /// Why a service could not be started, or did not end as it should.
 ///
-/// `Display` and `Debug` print the same multi-line report.
+/// `Display` and `Debug` print the same multi-line report, so that `unwrap()` and a test that returns a `Result` show it as well. Its
+/// first line says it all. Programs look at the variant and its fields:
+///
+/// ```
+/// # use mirakuru_core as mirakuru;
+/// use std::io::ErrorKind;
+/// use mirakuru::{Error, Executor};
+///
+/// match Executor::builder("no-such-program --port {port}").start() {
+///     Err(Error::Spawn { source, .. }) => assert_eq!(source.kind(), ErrorKind::NotFound),
+///     Err(other) => return Err(other),
+///     Ok(_) => unreachable!("there is no such program"),
+/// }
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
 #[non_exhaustive]
 pub enum Error {
     /// The program could not be executed at all: it was not found, is not executable, its working directory is
@@ -164,8 +178,15 @@ pub enum Error {
 }
 
 impl Error {
-    /// An error of a [recipe](https://docs.rs/mirakuru)'s own, for example of the statements that set a database up:
-    /// what was being attempted, as in "apply the migrations", and why it failed.
+    /// An error of a [recipe](https://docs.rs/mirakuru/latest/mirakuru/trait.Recipe.html)'s own, for example of the statements that set a
+    /// database up: what was being attempted, as in "apply the migrations", and why it failed.
+    ///
+    /// ```
+    /// # use mirakuru_core::Error;
+    /// let error = Error::other("apply the migrations", "relation \"users\" does not exist");
+    /// assert_eq!(error.to_string(), "failed to apply the migrations: relation \"users\" does not exist");
+    /// ```
+    #[must_use]
     pub fn other(
         attempt: impl Into<String>,
         source: impl Into<Box<dyn StdError + Send + Sync + 'static>>,
@@ -183,7 +204,21 @@ impl Error {
 }
 
 /// What was seen of a service up to an error.
-#[derive(Clone, Default)]
+///
+/// ```
+/// # use mirakuru_core as mirakuru;
+/// use mirakuru::{Error, Executor, Tcp};
+///
+/// let error = Executor::builder("echo no such option; exit 1")
+///     .shell(true)
+///     .wait_for(Tcp::addr("127.0.0.1:{port}"))
+///     .start()
+///     .unwrap_err();
+/// let Error::Exited { status, evidence, .. } = error else { panic!("{error}") };
+/// assert_eq!(status.code(), Some(1));
+/// assert_eq!(evidence.tail, ["no such option"]);
+/// ```
+#[derive(Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Evidence {
     /// The last probe's own error.

@@ -7,6 +7,7 @@ use std::ffi::{CString, OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -60,6 +61,18 @@ const TURN_LIMIT: Duration = Duration::from_secs(600);
 ///
 /// Lifecycle verbs take `&mut self`: a shared fixture hands out `&`, so that no test can stop a service under another.
 ///
+/// ```
+/// # use mirakuru_core as mirakuru;
+/// use mirakuru::{Executor, Tcp, TcpExecutor};
+///
+/// let mut server: TcpExecutor = Executor::builder("python3 -m http.server {port} -b 127.0.0.1")
+///     .wait_for(Tcp::addr("127.0.0.1:{port}"))
+///     .start()?; // Returns only when it is ready.
+/// assert!(std::net::TcpStream::connect(server.addr()).is_ok());
+/// server.stop()?; // Checked. A drop does the same, silently.
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
+///
 /// # Drop
 ///
 /// Dropping an executor ends its service as [`stop`](Executor::stop) does, and returns when nothing of it is left; only
@@ -83,6 +96,14 @@ impl<R: Readiness> Executor<R> {
 
     /// Starts the service, and returns when it is ready. Does nothing when it is running already.
     ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// let mut sleeper = mirakuru::Executor::builder("sleep 60").build()?; // Does not start it.
+    /// sleeper.start()?;
+    /// assert!(sleeper.is_running());
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// * [`Error::AlreadyRunning`]: something else has the port or the socket.
@@ -102,6 +123,26 @@ impl<R: Readiness> Executor<R> {
     ///
     /// This is the checked version of dropping the executor.
     ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// use mirakuru::{Banner, Error, Executor};
+    ///
+    /// let mut service = Executor::builder("sleep 60").start()?;
+    /// service.stop()?;
+    /// assert!(!service.is_running());
+    ///
+    /// // The checked version is the one that notices a service that does not end well.
+    /// let mut service = Executor::builder("trap 'exit 3' TERM; echo up; sleep 60 & wait")
+    ///     .shell(true)
+    ///     .wait_for(Banner::matching("up"))
+    ///     .start()?;
+    /// match service.stop() {
+    ///     Err(Error::BadExit { status, .. }) => assert_eq!(status.code(), Some(3)),
+    ///     other => panic!("{other:?}"),
+    /// }
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::BadExit`] when it ended by something else than exit code 0, the stop signal, or the recipe's
@@ -113,6 +154,19 @@ impl<R: Readiness> Executor<R> {
 
     /// Kills the service with the recipe's kill signal, without grace, and returns when nothing of it is left. Any exit status
     /// is fine.
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// use std::time::Duration;
+    /// use mirakuru::Executor;
+    ///
+    /// // The grace does not matter to it.
+    /// let recipe = Executor::builder("sleep 60").stop_timeout(Duration::from_secs(3600));
+    /// let mut service = recipe.start()?;
+    /// service.kill()?;
+    /// assert!(!service.is_running());
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -131,6 +185,15 @@ impl<R: Readiness> Executor<R> {
     /// [Stops](Executor::stop) the service and [starts](Executor::start) it again: on the same ports, in the same
     /// directory.
     ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// let mut service = mirakuru::Executor::builder("sleep 60").start()?;
+    /// let first = service.pid();
+    /// service.restart()?;
+    /// assert_ne!(service.pid(), first);
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// Those of `stop` and `start`. After a [`Error::BadExit`] it is started all the same, and the error is returned then.
@@ -141,6 +204,20 @@ impl<R: Readiness> Executor<R> {
     }
 
     /// Runs the closure while the service is stopped, and starts it again: to test how something bears the loss of it.
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// use std::net::TcpStream;
+    /// use mirakuru::{Executor, Tcp};
+    ///
+    /// let mut server = Executor::builder("python3 -m http.server {port} -b 127.0.0.1")
+    ///     .wait_for(Tcp::addr("127.0.0.1:{port}"))
+    ///     .start()?;
+    /// let address = server.addr();
+    /// server.stopped(|| assert!(TcpStream::connect(address).is_err()))?;
+    /// assert!(TcpStream::connect(address).is_ok()); // It is back, on the same port.
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
     ///
     /// The service is started again also after a panic in the closure, which then goes on. Should that start fail, the
     /// failure is printed, since a panic can have no second reason.
@@ -170,6 +247,15 @@ impl<R: Readiness> Executor<R> {
 
     /// Stops every process of the service with SIGSTOP, where it stands: it keeps its connections and answers nothing.
     ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// let mut service = mirakuru::Executor::builder("sleep 60").start()?;
+    /// service.pause()?;
+    /// assert!(service.is_running()); // It is there, and does nothing.
+    /// service.resume()?;
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::NotRunning`] when it is not running.
@@ -196,6 +282,19 @@ impl<R: Readiness> Executor<R> {
 
     /// Sends a signal to the service's process group.
     ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// use std::os::unix::process::ExitStatusExt;
+    /// use std::time::Duration;
+    /// use mirakuru::{Executor, Signal};
+    ///
+    /// let mut service = Executor::builder("sleep 60").start()?;
+    /// service.signal(Signal::Usr1)?;
+    /// let status = service.wait(Duration::from_secs(5))?;
+    /// assert!(status.signal().is_some());
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::NotRunning`] when it is not running.
@@ -210,6 +309,19 @@ impl<R: Readiness> Executor<R> {
 
     /// Waits until a further condition holds, looking at what happens from the service's last start on.
     ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// use std::time::Duration;
+    /// use mirakuru::{Banner, Executor};
+    ///
+    /// let mut service = Executor::builder("echo up; sleep 0.1; echo warm; sleep 60")
+    ///     .shell(true)
+    ///     .wait_for(Banner::matching("up"))
+    ///     .start()?;
+    /// service.wait_until(Banner::matching("warm"), Duration::from_secs(5))?;
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    ///
     /// # Errors
     ///
     /// [`Error::NotRunning`] when the service is not running; [`Error::Timeout`] when the condition does not hold in time;
@@ -223,6 +335,13 @@ impl<R: Readiness> Executor<R> {
     }
 
     /// Waits for the main process to end by itself, and says how it did.
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// let mut job = mirakuru::Executor::builder("sleep 0.1").start()?;
+    /// assert!(job.wait(std::time::Duration::from_secs(5))?.success());
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
     ///
     /// # Errors
     ///
@@ -372,6 +491,13 @@ impl<R: Readiness> Executor<R> {
 
     /// The port that was chosen for `{port:NAME}`.
     ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// let service = mirakuru::Executor::builder("echo {port} {port:ADMIN}").build()?;
+    /// assert_ne!(service.port_named("ADMIN"), service.port());
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    ///
     /// # Panics
     ///
     /// If the recipe has no such placeholder.
@@ -432,6 +558,18 @@ impl<R: Readiness> Executor<R> {
 
     /// A snapshot of what the service has printed so far, over all its starts. (Of a service that another process of the run has
     /// started, what it printed in the last instant may be missing.)
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// use mirakuru::{Banner, Executor};
+    ///
+    /// let service = Executor::builder("echo listening; exec sleep 60")
+    ///     .shell(true)
+    ///     .wait_for(Banner::matching("listening"))
+    ///     .start()?;
+    /// assert_eq!(service.logs().stdout(), "listening\n");
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
     #[must_use]
     pub fn logs(&self) -> Logs {
         if let Some(service) = self.core.lock().as_mut() {
@@ -442,6 +580,14 @@ impl<R: Readiness> Executor<R> {
 
     /// The environment variables that the recipe sets, with placeholders filled in. Those that the service inherits are not
     /// among them.
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// let service = mirakuru::Executor::builder("env").env("ADDRESS", "127.0.0.1:{port}").build()?;
+    /// let address = format!("127.0.0.1:{}", service.port());
+    /// assert_eq!(service.envs()[std::ffi::OsStr::new("ADDRESS")], *address);
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
     #[must_use]
     pub fn envs(&self) -> BTreeMap<OsString, OsString> {
         let set = launch::environment(false, &self.core.changes(), self.core.home.id());
@@ -450,6 +596,13 @@ impl<R: Readiness> Executor<R> {
 
     /// The command with placeholders filled in, as a person would type it, and as errors show it: `{env:VAR}` is left as it is,
     /// and passwords in URLs are `***`.
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// let service = mirakuru::Executor::builder("serve --port {port}").build()?;
+    /// assert_eq!(service.command(), format!("serve --port {}", service.port()));
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
     #[must_use]
     pub fn command(&self) -> &str {
         &self.core.command
@@ -462,6 +615,14 @@ impl<R: Readiness> Executor<R> {
     }
 
     /// The service's private directory, the value of `{dir}`. It is removed when the executor is dropped.
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// let mut job = mirakuru::Executor::builder("touch {dir}/done").start()?;
+    /// assert!(job.wait(std::time::Duration::from_secs(5))?.success());
+    /// assert!(job.dir().join("done").exists());
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
     #[must_use]
     pub fn dir(&self) -> PathBuf {
         self.core.home.dir().to_owned()
@@ -488,6 +649,21 @@ impl<R: Readiness> Executor<R> {
 
     /// The writer to the service's standard input, if the recipe says [`Stdio::piped`](crate::Stdio::piped): once for each
     /// start. Dropping it is the end of the input.
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// use std::io::Write;
+    /// use std::time::Duration;
+    /// use mirakuru::{Executor, Stdio};
+    ///
+    /// let mut cat = Executor::builder("cat").stdin(Stdio::piped()).start()?;
+    /// let mut input = cat.take_stdin().expect("the recipe asks for it");
+    /// writeln!(input, "hello").unwrap();
+    /// drop(input); // The end of the input, at which `cat` ends.
+    /// cat.wait(Duration::from_secs(5))?;
+    /// assert_eq!(cat.logs().stdout(), "hello\n");
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
     #[must_use]
     pub fn take_stdin(&mut self) -> Option<StdinPipe> {
         self.core.stdin.take().map(StdinPipe)
@@ -505,8 +681,23 @@ impl<R> std::fmt::Debug for Executor<R> {
 }
 
 /// The end of a pipe that leads to a service's standard input: see [`Executor::take_stdin`].
+///
+/// Of the standard library's [`ChildStdin`](std::process::ChildStdin) it has what others build on: it is a [`Write`], and its descriptor
+/// can be borrowed, or taken out for an async runtime.
 #[derive(Debug)]
 pub struct StdinPipe(File);
+
+impl AsFd for StdinPipe {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl From<StdinPipe> for OwnedFd {
+    fn from(pipe: StdinPipe) -> OwnedFd {
+        pipe.0.into()
+    }
+}
 
 impl Write for StdinPipe {
     fn write(&mut self, buffer: &[u8]) -> io::Result<usize> {

@@ -475,6 +475,20 @@ fn read_full_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
 /// [`stdout`](Logs::stdout) and [`stderr`](Logs::stderr).
 ///
 /// `Display` gives both streams as they are in the file.
+///
+/// ```
+/// # use mirakuru_core as mirakuru;
+/// use mirakuru::{Banner, Executor};
+///
+/// let service = Executor::builder("echo careful >&2; echo ready; exec sleep 60")
+///     .shell(true)
+///     .wait_for(Banner::matching("ready"))
+///     .start()?;
+/// let logs = service.logs();
+/// assert_eq!(logs.stdout(), "ready\n");
+/// assert!(logs.lines().any(|line| line == "careful"));
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
 #[derive(Clone, Debug, Default)]
 pub struct Logs {
     all: String,
@@ -497,11 +511,13 @@ struct Text {
 
 impl Logs {
     /// What it printed to standard output.
+    #[must_use]
     pub fn stdout(&self) -> &str {
         &self.texts[0].text
     }
 
     /// What it printed to standard error.
+    #[must_use]
     pub fn stderr(&self) -> &str {
         &self.texts[1].text
     }
@@ -517,22 +533,26 @@ impl Logs {
 
     /// The file that has everything that the service printed since its executor was made, over all its starts. It is
     /// removed with the service's private directory, except after a failure.
+    #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Whether nothing has been printed.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
 
     /// Whether more than 16 MiB were printed, so that the beginning is missing here.
+    #[must_use]
     pub fn truncated(&self) -> bool {
         self.truncated
     }
 
     /// How many bytes of the output are missing, here and in the file, because they could not be written: the disk was
     /// full.
+    #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost
     }

@@ -33,18 +33,24 @@ pub fn start_all<S: StartAll>(recipes: S) -> Result<S::Handles, Error> {
     recipes.start_all()
 }
 
-/// Recipes that [`start_all`] takes: a tuple of up to eight, a `Vec`, or an array.
+/// Recipes that [`start_all`] takes: a tuple of up to eight, a `Vec`, or an array. The trait is sealed.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no list of recipes",
     label = "expected a tuple, a `Vec` or an array of recipes",
     note = "a recipe is what `Executor::builder(..)` makes (without `.start()`), a preset, or a type of your own that implements `Recipe`"
 )]
-pub trait StartAll {
+pub trait StartAll: sealed::Start {
     /// What has been started, in the same shape.
     type Handles;
 
     #[doc(hidden)]
     fn start_all(self) -> Result<Self::Handles, Error>;
+}
+
+/// So that a shape can be added without a look at everybody else's.
+mod sealed {
+    pub trait Start {}
+    pub trait Stop {}
 }
 
 /// Stops several services at once: all are asked to end before any is waited for, so that it takes as long as the slowest of them. (A
@@ -77,10 +83,12 @@ pub fn stop_all<S: StopAll>(services: S) -> Result<(), Error> {
     message = "`{Self}` is no list of executors",
     label = "expected a tuple, a `Vec`, an array or a `&mut` slice of executors"
 )]
-pub trait StopAll {
+pub trait StopAll: sealed::Stop {
     #[doc(hidden)]
     fn stop_all(self) -> Result<(), Error>;
 }
+
+impl<R: Readiness> sealed::Stop for &mut [Executor<R>] {}
 
 impl<R: Readiness> StopAll for &mut [Executor<R>] {
     fn stop_all(self) -> Result<(), Error> {
@@ -89,11 +97,15 @@ impl<R: Readiness> StopAll for &mut [Executor<R>] {
     }
 }
 
+impl<R: Readiness> sealed::Stop for &mut Vec<Executor<R>> {}
+
 impl<R: Readiness> StopAll for &mut Vec<Executor<R>> {
     fn stop_all(self) -> Result<(), Error> {
         self.as_mut_slice().stop_all()
     }
 }
+
+impl<R: Readiness> sealed::Stop for Vec<Executor<R>> {}
 
 impl<R: Readiness> StopAll for Vec<Executor<R>> {
     fn stop_all(mut self) -> Result<(), Error> {
@@ -101,11 +113,15 @@ impl<R: Readiness> StopAll for Vec<Executor<R>> {
     }
 }
 
+impl<R: Readiness, const N: usize> sealed::Stop for &mut [Executor<R>; N] {}
+
 impl<R: Readiness, const N: usize> StopAll for &mut [Executor<R>; N] {
     fn stop_all(self) -> Result<(), Error> {
         self.as_mut_slice().stop_all()
     }
 }
+
+impl<R: Readiness, const N: usize> sealed::Stop for [Executor<R>; N] {}
 
 impl<R: Readiness, const N: usize> StopAll for [Executor<R>; N] {
     fn stop_all(mut self) -> Result<(), Error> {
@@ -130,6 +146,9 @@ macro_rules! list {
 
 macro_rules! tuple {
     ($($recipe:ident)+) => {
+        impl<$($recipe: Recipe),+> sealed::Start for ($($recipe,)+) {}
+        impl<$($recipe: Readiness),+> sealed::Stop for ($(Executor<$recipe>,)+) {}
+
         impl<$($recipe: Readiness),+> StopAll for ($(Executor<$recipe>,)+) {
             #[allow(non_snake_case)]
             fn stop_all(self) -> Result<(), Error> {
@@ -161,6 +180,8 @@ tuple!(A B C D E F);
 tuple!(A B C D E F G);
 tuple!(A B C D E F G H);
 
+impl<R: Recipe> sealed::Start for Vec<R> {}
+
 impl<R: Recipe> StartAll for Vec<R> {
     type Handles = Vec<R::Handle>;
 
@@ -168,6 +189,8 @@ impl<R: Recipe> StartAll for Vec<R> {
         start(self.into_iter().map(plain).collect::<Vec<_>>())
     }
 }
+
+impl<R: Recipe, const N: usize> sealed::Start for [R; N] {}
 
 impl<R: Recipe, const N: usize> StartAll for [R; N] {
     type Handles = [R::Handle; N];

@@ -84,7 +84,8 @@ enum WantedKind {
     Pattern(String),
 }
 
-/// What [`Http::status`] takes: a number, or a regular expression for the whole code.
+/// What [`Http::status`] takes: a number, or a regular expression for the whole code. The trait is sealed: it is implemented for `u16`,
+/// `i32`, `&str` and `String`.
 pub trait IntoStatus {
     #[doc(hidden)]
     fn into_status(self) -> Wanted;

@@ -11,7 +11,7 @@ use mirakuru_core::Error;
 ///
 /// It is a text, wherever one is expected: `format!("{prefix}visits")`, `&*prefix`. Nothing is left to be given back: names with it
 /// die with the server, and nobody gets the same one again, however the test ends.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Prefix(String);
 
 impl Prefix {

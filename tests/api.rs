@@ -1,0 +1,131 @@
+//! What the public interface promises and no other test would notice if it went: above all the traits that its types implement. Most
+//! of this fails to compile when it fails. That no type of a dependency stands in the interface is looked at in `repo_rules`.
+
+use std::error::Error as StdError;
+use std::fmt::{Debug, Display};
+use std::hash::Hash;
+use std::os::fd::{AsFd, OwnedFd};
+
+use mirakuru::{
+    And, Banner, Check, Error, Evidence, Exec, Executor, ExecutorBuilder, Http, Logs, NoWait, Or, PidFile,
+    Prepare, Probe, Readiness, Recipe, SdNotify, Shared, Signal, StdinPipe, Stdio, Tcp, UnixSocket, presets,
+};
+
+fn travels<T: Send + Sync + Debug>() {}
+fn is_a_value<T: Clone + Send + Sync + Debug + 'static>() {}
+
+#[test]
+fn recipes_and_conditions_are_plain_values() {
+    is_a_value::<ExecutorBuilder<NoWait>>();
+    is_a_value::<ExecutorBuilder<And<Tcp, Or<Http, Check>>>>();
+    is_a_value::<Stdio>();
+    is_a_value::<NoWait>();
+    is_a_value::<Tcp>();
+    is_a_value::<Http>();
+    is_a_value::<UnixSocket>();
+    is_a_value::<PidFile>();
+    is_a_value::<Banner>();
+    is_a_value::<Exec>();
+    is_a_value::<Check>();
+    is_a_value::<SdNotify>();
+    is_a_value::<Logs>();
+    is_a_value::<Evidence>();
+    is_a_value::<presets::EtcdRecipe>();
+    is_a_value::<presets::MariadbRecipe>();
+    is_a_value::<presets::MemcachedRecipe>();
+    is_a_value::<presets::MosquittoRecipe>();
+    is_a_value::<presets::NatsRecipe>();
+    is_a_value::<presets::NginxRecipe>();
+    is_a_value::<presets::PostgresRecipe>();
+    is_a_value::<presets::RabbitmqRecipe>();
+    is_a_value::<presets::RedisRecipe>();
+    is_a_value::<presets::Prefix>();
+}
+
+/// A fixture may be in a `static`, and a test may hand it to its threads.
+#[test]
+fn what_a_test_holds_can_be_used_by_any_thread() {
+    travels::<Executor>();
+    travels::<Executor<And<Tcp, Check>>>();
+    travels::<Shared<Executor<Http>>>();
+    travels::<StdinPipe>();
+    travels::<Prepare<'_>>();
+    travels::<Probe<'_>>();
+    travels::<presets::Etcd>();
+    travels::<presets::Mariadb>();
+    travels::<presets::MariadbDatabase>();
+    travels::<presets::Memcached>();
+    travels::<presets::Mosquitto>();
+    travels::<presets::Nats>();
+    travels::<presets::NatsAccount>();
+    travels::<presets::Nginx>();
+    travels::<presets::Postgres>();
+    travels::<presets::PostgresDatabase>();
+    travels::<presets::Rabbitmq>();
+    travels::<presets::RabbitmqVhost>();
+    travels::<presets::Redis>();
+    travels::<presets::RedisDatabase>();
+}
+
+#[test]
+fn an_error_is_one_to_every_library_of_errors() {
+    fn is_an_error<T: StdError + Send + Sync + 'static>() {}
+    is_an_error::<Error>();
+    fn fails() -> Result<(), Box<dyn StdError + Send + Sync>> {
+        Err(Error::other("try it", "it is broken"))?
+    }
+    let error = fails().unwrap_err();
+    assert_eq!(error.to_string(), "failed to try it: it is broken");
+    assert!(error.source().is_some());
+}
+
+#[test]
+fn common_traits_are_there() {
+    fn is_a_key<T: Copy + Eq + Hash + Debug + Display + Send + Sync>() {}
+    is_a_key::<Signal>();
+    fn is_a_text<T: AsRef<str> + Into<String> + Display + Eq + Hash + Ord>() {}
+    is_a_text::<presets::Prefix>();
+    fn is_compared<T: Eq + Default + Display>() {}
+    is_compared::<Evidence>();
+    fn is_a_descriptor<T: AsFd + Into<OwnedFd> + std::io::Write>() {}
+    is_a_descriptor::<StdinPipe>();
+    fn becomes<T: Into<Stdio>>() {}
+    becomes::<std::fs::File>();
+    becomes::<OwnedFd>();
+}
+
+/// Conditions of different types in one list, say.
+#[test]
+fn a_readiness_can_be_a_trait_object() {
+    let conditions: [Box<dyn Readiness>; 2] = [Box::new(NoWait), Box::new(Tcp::port(1))];
+    assert!(
+        conditions
+            .iter()
+            .all(|condition| !condition.describe().is_empty())
+    );
+}
+
+/// The name of a method of the handle is not taken by what shares it.
+#[test]
+fn shared_has_no_methods_of_its_own() {
+    struct Client;
+    impl Client {
+        fn get(&self, key: &str) -> usize {
+            key.len()
+        }
+        fn try_get(&self, key: &str) -> Option<usize> {
+            Some(key.len())
+        }
+    }
+    static CLIENT: Shared<Client> = Shared::new(|| Ok(Client));
+    assert_eq!(CLIENT.get("key"), 3);
+    assert_eq!(CLIENT.try_get("key"), Some(3));
+}
+
+/// A recipe of one's own is nothing but public parts.
+#[test]
+fn every_recipe_starts_in_the_same_way() {
+    fn starts<R: Recipe>(_: fn(R) -> Result<R::Handle, Error>) {}
+    starts(<ExecutorBuilder<NoWait> as Recipe>::start);
+    starts(<presets::RedisRecipe as Recipe>::start);
+}
