@@ -14,8 +14,8 @@
 //! # // A doctest is no test build: shown here, run in `tests/`.
 //! ```
 //!
-//! When the body begins, the server accepts connections. When the test ends, by whatever end, the server is gone, and
-//! everything that it ever forked with it.
+//! When the body begins, the server accepts connections. When the test ends, however it ends, the server is gone, and so is
+//! everything that it ever forked. A start takes about 1 ms longer than a bare [`Command::spawn`](std::process::Command::spawn).
 //!
 //! # Choosing
 //!
@@ -123,9 +123,15 @@
 //!
 //! # Features
 //!
-//! `http` (default): [`Http`](struct@Http) readiness. `tls`: `https://` for it, with rustls. `presets` (default): [ready-made
-//! servers](presets). `rstest` (default): the attribute on fixture functions, and the re-export
-//! `mirakuru::rstest`. `tracing`: spans and events for a `tracing` subscriber, all with the target `mirakuru`:
+//! | feature | default | |
+//! | --- | --- | --- |
+//! | `http` | yes | [`Http`](struct@Http) readiness |
+//! | `presets` | yes | [ready-made servers](presets), without a dependency more |
+//! | `rstest` | yes | the attribute on fixture functions, and the re-export `mirakuru::rstest` |
+//! | `tls` | no | `https://` for `Http`, with rustls: some thirty crates more |
+//! | `tracing` | no | spans and events for your own `tracing` subscriber |
+//!
+//! Those of `tracing` have the target `mirakuru`:
 //!
 //! | name | what | fields |
 //! | --- | --- | --- |
@@ -140,6 +146,8 @@
 //! | event `owner unseen`, warn | who listens could not be told; it was taken for the service | `addr` |
 //! | event `stopped`, debug | nothing is left of it | `status` |
 
+// Which feature an item needs, on docs.rs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
 // The examples show tests, which a doctest compiles and does not run. They are run in `tests/`.
 #![allow(clippy::test_attr_in_doctest)]
 
@@ -294,7 +302,7 @@ pub use mirakuru_macros::fixture;
 /// The rstest that fixture functions are made with, for crates that do not name it in their own manifest:
 /// `use mirakuru::rstest::rstest;`.
 #[cfg(feature = "rstest")]
-pub use mirakuru_fixtures::__private::rstest;
+pub use mirakuru_fixtures::rstest;
 
 #[doc(hidden)]
 pub use mirakuru_fixtures::__private;

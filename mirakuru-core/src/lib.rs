@@ -2,6 +2,9 @@
 //!
 //! Use the facade crate `mirakuru`; this crate is one of its parts.
 
+// Which feature an item needs, on docs.rs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod builder;
 mod command;
 mod context;

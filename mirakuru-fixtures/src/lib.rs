@@ -56,6 +56,9 @@
 //!   `stdin = Stdio::piped()`, or anything inherited.
 //! - *What is done once in a run* is [`Recipe::set_up`]. The body of a fixture function is called in each process.
 
+// Which feature an item needs, on docs.rs.
+#![cfg_attr(docsrs, feature(doc_cfg))]
+
 mod bin;
 mod once;
 #[cfg(feature = "presets")]
@@ -65,6 +68,10 @@ mod shared;
 mod start;
 mod together;
 mod verdict;
+
+/// What fixture functions are made with.
+#[cfg(feature = "rstest")]
+pub use rstest;
 
 pub use recipe::Recipe;
 pub use shared::Shared;

@@ -5,11 +5,25 @@
 //! # use mirakuru_fixtures as mirakuru;
 //! use mirakuru::{Recipe, presets};
 //!
-//! let redis = presets::redis().start()?;      // with the attribute: #[mirakuru::fixture(presets::redis())]
-//! let database = redis.database();            // for one test alone, emptied and given back when it is dropped
-//! println!("{}", database.url());             // redis://127.0.0.1:41873/0
+//! // With the attribute it is `#[mirakuru::fixture(presets::redis())]`.
+//! let redis = presets::redis().start()?;
+//! // For one test alone; emptied and given back when it is dropped.
+//! let database = redis.database();
+//! println!("{}", database.url()); // redis://127.0.0.1:41873/1
 //! # Ok::<(), mirakuru_core::Error>(())
 //! ```
+//!
+//! | recipe | handle | for one test alone |
+//! | --- | --- | --- |
+//! | [`postgres()`] | [`Postgres`] | [`database()`](Postgres::database), with what [`load_sql`](PostgresRecipe::load_sql) has loaded |
+//! | [`mariadb()`], [`mysql()`] | [`Mariadb`] | [`database()`](Mariadb::database), the same |
+//! | [`redis()`] | [`Redis`] | [`database()`](Redis::database) |
+//! | [`memcached()`] | [`Memcached`] | [`key_prefix()`](Memcached::key_prefix) |
+//! | [`rabbitmq()`] | [`Rabbitmq`] | [`vhost()`](Rabbitmq::vhost) |
+//! | [`nats()`] | [`Nats`] | [`account()`](Nats::account) |
+//! | [`mosquitto()`] | [`Mosquitto`] | [`topic_prefix()`](Mosquitto::topic_prefix) |
+//! | [`etcd()`] | [`Etcd`] | [`key_prefix()`](Etcd::key_prefix) |
+//! | [`nginx(text)`](nginx()) | [`Nginx`] | nothing: tests only read |
 //!
 //! What all of them have in common:
 //!
