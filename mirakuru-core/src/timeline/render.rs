@@ -45,11 +45,18 @@ impl fmt::Display for Maybe {
 }
 
 /// Nanoseconds as microseconds.
+///
+/// Perfetto makes nanoseconds of them in floating point, and older versions cut off what is behind the point: 1.001 µs are then 1000 ns. Of
+/// two slices that meet, one would overlap the other, for which it is dropped. A tenth of a nanosecond more prevents that.
 struct Micros(u64);
 
 impl fmt::Display for Micros {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{:03}", self.0 / 1000, self.0 % 1000)
+        let text = format!("{}.{:03}", self.0 / 1000, self.0 % 1000);
+        let is_cut_off = text
+            .parse::<f64>()
+            .is_ok_and(|micros| ((micros * 1000.0) as u64) < self.0);
+        write!(f, "{text}{}", if is_cut_off { "1" } else { "" })
     }
 }
 
@@ -344,6 +351,18 @@ mod tests {
             });
         }
         Some(text)
+    }
+
+    #[test]
+    fn a_time_is_the_same_nanosecond_however_it_is_rounded() {
+        let text = |nanos| Micros(nanos).to_string();
+        assert_eq!(text(1_500), "1.500");
+        assert_eq!(text(1_001), "1.0011");
+        for nanos in (0..100_000).chain((1 << 40)..(1 << 40) + 100_000) {
+            let micros: f64 = text(nanos).parse().unwrap();
+            assert_eq!((micros * 1000.0) as u64, nanos);
+            assert_eq!((micros * 1000.0).round() as u64, nanos);
+        }
     }
 
     proptest! {
