@@ -275,14 +275,17 @@ for e in events:
 assert not opened, opened
 for track, slices in tracks.items():
     assert track in names and (track[0], None) in names, track
-    # Within each other, or side by side. In nanoseconds: sums of fractions do not come out even.
-    ends = []
-    for e in sorted(slices, key=lambda e: (e["ts"], -e["dur"])):
-        begin, end = round(e["ts"] * 1000), round((e["ts"] + e["dur"]) * 1000)
-        while ends and ends[-1] <= begin:
-            ends.pop()
-        assert not ends or end <= ends[-1], (e, ends)
-        ends.append(end)
+    # Within each other, or side by side, else Perfetto drops them. It counts in nanoseconds, which older versions cut off.
+    for whole in (int, round):
+        ends = []
+        for e in sorted(slices, key=lambda e: (e["ts"], -e["dur"])):
+            begin = whole(e["ts"] * 1000)
+            end = begin + whole(e["dur"] * 1000)
+            while ends and ends[-1] <= begin:
+                ends.pop()
+            assert not ends or end <= ends[-1], (e, ends)
+            ends.append(end)
+    for e in slices:
         print(e["cat"], names[track], e["name"], e["args"].get("error", ""), e["args"].get("command", ""), sep="|")
 path = [e for e in events if e["ph"] == "X" and e["cat"] == "critical"]
 assert abs(sum(e["args"]["percent"] for e in path) - 100) < 0.01 * len(path) + 0.1, path
