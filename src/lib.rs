@@ -181,7 +181,10 @@ pub use mirakuru_fixtures::{Recipe, Shared, StartAll, StopAll, start_all, stop_a
 /// #[mirakuru::fixture(cmd = "sleep 60", name = sleeper)]
 /// #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port}")]
 /// #[test]
-/// fn two_services(redis: &TcpExecutor, mut sleeper: SimpleExecutor) -> Result<(), mirakuru::Error> {
+/// fn two_services(
+///     redis: &TcpExecutor,
+///     mut sleeper: SimpleExecutor,
+/// ) -> Result<(), mirakuru::Error> {
 ///     sleeper.stop()
 /// }
 /// ```

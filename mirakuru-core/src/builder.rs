@@ -48,8 +48,8 @@ use crate::{Error, Executor, NoWait, Readiness, Signal};
 /// | `{env:VAR}` | the value of the test process's environment variable VAR |
 ///
 /// A placeholder is a brace, a lower-case word, perhaps `:` and an argument, and a brace, with no `$` before it. Every other
-/// brace stands for itself, and `{{port}}` gives `{port}`: so must a word in braces that is meant for somebody else be written, such as
-/// awk's `{{print}}`.
+/// brace stands for itself. `{{port}}` gives `{port}`: write a word in braces that is meant for somebody else in this way, as in awk's
+/// `{{print}}`.
 ///
 /// A value is put in as it is. In the script of a [`shell`](ExecutorBuilder::shell) the shell then reads it: write `"$VAR"` there and not
 /// `{env:VAR}`, whose value may have quotes and dollar signs of its own.

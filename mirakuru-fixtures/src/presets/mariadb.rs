@@ -331,7 +331,8 @@ fn beside(server: &Path, programs: &[&str]) -> PathBuf {
 ///
 /// let server = presets::mariadb().config("max-connections", "20").start()?;
 /// let database = server.database();
-/// println!("{}", database.url());             // mysql://root:e5bq7kdw3xta@127.0.0.1:41873/tm2vay7kq4zbo
+/// // mysql://root:e5bq7kdw3xta@127.0.0.1:41873/tm2vay7kq4zbo
+/// println!("{}", database.url());
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 pub struct Mariadb {

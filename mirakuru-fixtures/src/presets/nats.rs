@@ -178,7 +178,7 @@ fn credentials(dir: &Path) -> io::Result<(String, u32)> {
 ///
 /// let nats = presets::nats().jetstream(true).start()?;
 /// let account = nats.account();
-/// println!("{}", account.url());              // nats://test0:SECRET@127.0.0.1:41873
+/// println!("{}", account.url()); // nats://test0:SECRET@127.0.0.1:41873
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 pub struct Nats {

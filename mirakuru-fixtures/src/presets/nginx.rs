@@ -222,7 +222,7 @@ impl Recipe for NginxRecipe {
 /// use mirakuru::{Recipe, presets};
 ///
 /// let nginx = presets::nginx("").document_root("tests/site").start()?;
-/// println!("{}", nginx.url());                // http://127.0.0.1:41873
+/// println!("{}", nginx.url()); // http://127.0.0.1:41873
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 pub struct Nginx {

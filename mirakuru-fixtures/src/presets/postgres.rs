@@ -713,12 +713,13 @@ fn run_psql(psql: &Path, script: &Script, address: &Address) -> Result<(), Failu
 ///
 /// let server = presets::postgres().load_sql("CREATE TABLE visits (who TEXT)").start()?;
 /// let database = server.database();
-/// println!("{}", database.url());             // postgresql://postgres:e5bq7kdw..@127.0.0.1:41873/tm2vay7kq4zbo
+/// // postgresql://postgres:e5bq7kdw..@127.0.0.1:41873/tm2vay7kq4zbo
+/// println!("{}", database.url());
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// `initdb` runs once for each machine and version, and what it made is copied from then on: see its locale (`C.UTF-8`), its encoding
-/// (UTF-8), its time zone (UTC), and that all clusters have the same system identifier. Unless it is to be
+/// `initdb` runs once for each machine and version, and what it made is copied from then on. So all clusters have the same system
+/// identifier, and the locale `C.UTF-8`, the encoding UTF-8 and the time zone UTC. Unless it is to be
 /// [`durable`](PostgresRecipe::durable), `wal_level` is `minimal`; for replication, set it and `max_wal_senders` with
 /// [`config`](PostgresRecipe::config).
 pub struct Postgres {

@@ -292,7 +292,8 @@ fn ask(dir: &Path, request: &str) -> io::Result<()> {
 ///
 /// let rabbitmq = presets::rabbitmq().start()?;
 /// let vhost = rabbitmq.vhost();
-/// println!("{}", vhost.url());                // amqp://guest:e5bq7kdw3xta@127.0.0.1:41873/tm2vay7kq4zbo
+/// // amqp://guest:e5bq7kdw3xta@127.0.0.1:41873/tm2vay7kq4zbo
+/// println!("{}", vhost.url());
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 pub struct Rabbitmq {
