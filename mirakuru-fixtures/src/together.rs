@@ -78,7 +78,8 @@ pub fn stop_all<S: StopAll>(services: S) -> Result<(), Error> {
     services.stop_all()
 }
 
-/// Executors that [`stop_all`] takes: a tuple of up to eight, a `Vec`, an array, or a reference to several of one type.
+/// Executors that [`stop_all`] takes: a tuple of up to eight, a `Vec`, an array, or a reference to several of one type. The trait is
+/// sealed.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no list of executors",
     label = "expected a tuple, a `Vec`, an array or a `&mut` slice of executors"
