@@ -417,6 +417,33 @@ fn the_service_can_say_so_itself() {
 }
 
 #[test]
+fn what_is_told_by_a_descriptor_is_noticed_when_it_comes() {
+    let scratch = Scratch::new();
+    // Otherwise the line that tells of a long start would wake them.
+    let status = victim("waits_for_notifications", scratch.path())
+        .env("MIRAKURU_QUIET", "1")
+        .status()
+        .unwrap();
+    assert!(status.success(), "{status}");
+}
+
+/// Nothing polls here. What is not waited for would be noticed only at the end of the service, too late.
+#[test]
+#[ignore = "a victim"]
+fn waits_for_notifications() {
+    if victim_dir().is_none() {
+        return;
+    }
+    let notifying = |delay| odd(["--delay", delay, "--sd-notify", "--exit-after", "20000"]);
+    let started = Check::new("nothing was asked for", |_| Ok(true));
+    let alone = notifying("100").wait_for(SdNotify::new());
+    let second = notifying("50").wait_for(started.and(SdNotify::new()));
+    let either = notifying("150").wait_for(SdNotify::new().or(Banner::matching("never")));
+    drop(mirakuru::start_all((alone.clone(), second, either)).unwrap());
+    drop(alone.start().unwrap());
+}
+
+#[test]
 fn a_closure_can_be_asked() {
     let mut service = odd(["--delay", "50", "--listen", "127.0.0.1:{port}"])
         .wait_for(Check::new("it answered PING", |cx| {

@@ -29,6 +29,7 @@ use crate::listener::Stranger;
 use crate::logs::{Cursor, Logs, OutputReader};
 use crate::placeholder::Values;
 use crate::progress::{self, Progress};
+use crate::readiness::Wake;
 use crate::report::{TAIL_LINES, Tail, painted, print};
 use crate::run::State;
 use crate::secrets::{is_secret_name, mask_urls};
@@ -40,13 +41,8 @@ use crate::verdict::test_has_failed;
 use crate::watched;
 use crate::{Error, Evidence, ExecutorBuilder, NoWait, Prepare, Probe, Readiness, Signal};
 
-/// The first pause between two probes. Later ones grow in proportion to the time waited, so that what is lost is a
-/// small part of it.
-const FIRST_PAUSE: Duration = Duration::from_micros(100);
-/// No pause is longer, so that a service that takes minutes is still noticed in time.
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
-/// The pause as a part of the time already waited: one fiftieth, so that the mean loss is 1 % and the worst 2 %.
-const PAUSE_DIVISOR: u32 = 50;
+/// The longest pause where nobody tells what the service does: another process has started it.
+const UNTOLD_PAUSE: Duration = Duration::from_millis(10);
 /// A probe that has less time than this and does not get an answer in it has not really looked.
 const CUT_SHORT: Duration = Duration::from_millis(100);
 /// How often a start is tried with other ports when the ones that were chosen turn out to be taken.
@@ -1073,7 +1069,7 @@ impl Core {
             self.launch(plan);
         }
         while let Some(pause) = self.step_start(readiness)? {
-            self.wait_event(pause);
+            self.wait_event(&pause);
         }
         Ok(())
     }
@@ -1129,15 +1125,18 @@ impl Core {
 
     /// The last step, a look at a time: `None` when the service is ready, else how long to wait for an event until the next look.
     /// After an error nothing of it is left.
-    fn step_start(&mut self, readiness: &mut dyn Readiness) -> Result<Option<Duration>, Error> {
+    fn step_start(&mut self, readiness: &mut dyn Readiness) -> Result<Option<Pause>, Error> {
         let Some(mut starting) = self.starting.take() else {
             return Ok(None);
         };
         let looked = match self.has_been_executed(&mut starting) {
             Ok(true) => self.look(readiness, &mut starting.wait),
-            Ok(false) => Ok(Some(Duration::MAX)),
+            Ok(false) => Ok(Some(Pause::until_something_happens())),
             Err(error) => Err(error),
         };
+        if !matches!(looked, Ok(Some(_))) {
+            readiness.wait_is_over();
+        }
         match looked {
             Ok(Some(pause)) => {
                 self.starting = Some(starting);
@@ -1153,7 +1152,7 @@ impl Core {
                 let retries = self.after_failure(error, starting.retries, readiness)?;
                 let plan = self.try_to_plan(readiness, retries)?;
                 self.launch(plan);
-                Ok(Some(Duration::ZERO))
+                Ok(Some(Pause::default()))
             }
         }
     }
@@ -1364,26 +1363,32 @@ impl Core {
     /// Looks until the condition holds, the service ends, it prints that it has failed, or the time is over.
     fn await_ready(&mut self, readiness: &mut dyn Readiness, deadline: Deadline) -> Result<(), Error> {
         let mut wait = Wait::new(deadline, Vec::new());
-        while let Some(pause) = self.look(readiness, &mut wait)? {
-            self.wait_event(pause);
-        }
-        Ok(())
+        let held = loop {
+            match self.look(readiness, &mut wait) {
+                Ok(None) => break Ok(()),
+                Ok(Some(pause)) => self.wait_event(&pause),
+                Err(error) => break Err(error),
+            }
+        };
+        readiness.wait_is_over();
+        held
     }
 
-    /// Sleeps until something happens to the service, but no longer than this.
-    fn wait_event(&mut self, pause: Duration) {
-        if let Some(service) = self.service() {
-            service.wait_event(pause);
+    /// Sleeps until something happens to the service, or what the condition waits for, but no longer than the pause.
+    fn wait_event(&mut self, pause: &Pause) {
+        match self.service() {
+            Some(service) => service.wait_event(&pause.events, pause.time),
+            None => sys::wait_readable(&pause.events, pause.time.min(UNTOLD_PAUSE)),
         }
     }
 
-    /// One look: `None` when the condition holds, else how long to wait for an event before the next one.
-    fn look(&mut self, readiness: &mut dyn Readiness, wait: &mut Wait) -> Result<Option<Duration>, Error> {
+    /// One look: `None` when the condition holds, else what to wait for before the next one.
+    fn look(&mut self, readiness: &mut dyn Readiness, wait: &mut Wait) -> Result<Option<Pause>, Error> {
         let supervisor = self.supervisor();
         loop {
             // Before the looks: all that it ever printed is in the log by now, so that what they find is final.
             let ended = self.ended_before_ready().is_some();
-            let wants_output = readiness.waits_for_output() || !wait.fail_on.is_empty();
+            let wants_output = wakes(readiness, Duration::ZERO).output || !wait.fail_on.is_empty();
             if wants_output {
                 // Before the look at the output, so that nothing that comes in between is missed.
                 if let Some(service) = self.service() {
@@ -1486,18 +1491,18 @@ impl Core {
                     evidence,
                 });
             }
-            let pause = (deadline.elapsed() / PAUSE_DIVISOR).clamp(FIRST_PAUSE, LONGEST_PAUSE);
-            let pause = match (readiness.waits_for_output(), wants_output) {
-                (true, true) => Duration::MAX,
+            let wake = wakes(readiness, deadline.elapsed());
+            if wake.output && !wants_output {
                 // Only since this look (the other half of an `And` held in it): nobody was asked to tell of output that came
                 // meanwhile, so there may be nothing to be woken by. Once more, from the top.
-                (true, false) => continue,
-                (false, _) => pause,
-            };
+                continue;
+            }
             wait.progress.tell(|elapsed| self.standing(elapsed, readiness));
-            return Ok(Some(
-                pause.min(deadline.remaining()).min(wait.progress.patience()),
-            ));
+            let time = wake.pause.min(deadline.remaining());
+            return Ok(Some(Pause {
+                time: time.min(wait.progress.patience()),
+                events: wake.events,
+            }));
         }
     }
 
@@ -1682,7 +1687,7 @@ impl Core {
                 });
             }
             if let Some(service) = self.service() {
-                service.wait_event(deadline.remaining());
+                service.wait_event(&[], deadline.remaining());
             }
         }
     }
@@ -1786,6 +1791,30 @@ impl Wait {
     }
 }
 
+/// What to wait for before the next look: until one of the descriptors is readable or something happens to the service itself, and no
+/// longer than the time. The descriptors are the condition's, and open until it is looked at again.
+#[derive(Debug, Default)]
+pub struct Pause {
+    time: Duration,
+    events: Vec<i32>,
+}
+
+impl Pause {
+    fn until_something_happens() -> Pause {
+        Pause {
+            time: Duration::MAX,
+            events: Vec::new(),
+        }
+    }
+}
+
+/// When a condition wants to be looked at again, so long after the start.
+fn wakes(readiness: &dyn Readiness, elapsed: Duration) -> Wake {
+    let mut wake = Wake::new(elapsed);
+    readiness.wakes(&mut wake);
+    wake
+}
+
 /// An executor that is started together with others, whatever its readiness.
 #[doc(hidden)]
 pub trait Startable {
@@ -1799,12 +1828,12 @@ pub trait Startable {
     /// Its supervisor has been forked, or not.
     fn launched(&mut self, launched: Launched);
 
-    /// One look at whether it is ready, and if not, how long to wait for the next one.
+    /// One look at whether it is ready, and if not, what to wait for before the next one.
     ///
     /// # Errors
     ///
     /// Those of [`Executor::start`].
-    fn step_start(&mut self) -> Result<Option<Duration>, Error>;
+    fn step_start(&mut self) -> Result<Option<Pause>, Error>;
 
     /// What becomes readable when something happens to it; `None` when something already has.
     fn events(&self) -> Option<i32>;
@@ -1839,7 +1868,7 @@ impl<R: Readiness> Startable for Executor<R> {
         self.core.launched(launched.0);
     }
 
-    fn step_start(&mut self) -> Result<Option<Duration>, Error> {
+    fn step_start(&mut self) -> Result<Option<Pause>, Error> {
         let step = self.core.step_start(&mut self.readiness);
         step.map_err(|error| self.core.masked(error))
     }
@@ -1901,12 +1930,14 @@ pub fn start_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize,
     }
     let mut waiting: Vec<usize> = (0..services.len()).collect();
     loop {
-        let mut pause = Duration::MAX;
+        let mut time = Duration::MAX;
+        let mut events = Vec::new();
         let mut failure = None;
         waiting.retain(|at| match services[*at].step_start() {
             Ok(None) => false,
-            Ok(Some(wanted)) => {
-                pause = pause.min(wanted);
+            Ok(Some(pause)) => {
+                time = time.min(pause.time);
+                events.extend(pause.events);
                 true
             }
             Err(error) => {
@@ -1920,11 +1951,14 @@ pub fn start_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize,
         if waiting.is_empty() {
             return Ok(());
         }
-        let events: Option<Vec<i32>> = waiting.iter().map(|at| services[*at].events()).collect();
-        match events {
-            Some(events) => sys::wait_readable(&events, pause),
+        let services: Option<Vec<i32>> = waiting.iter().map(|at| services[*at].events()).collect();
+        match services {
+            Some(services) => {
+                events.extend(services);
+                sys::wait_readable(&events, time);
+            }
             // Something has happened to one of them. At most a millisecond: a supervisor that is gone says so for ever.
-            None => std::thread::sleep(pause.min(Duration::from_millis(1))),
+            None => std::thread::sleep(time.min(Duration::from_millis(1))),
         }
     }
 }

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use super::{Prepare, Probe, Readiness};
+use super::{Prepare, Probe, Readiness, Wake};
 use crate::Error;
 
 /// Both conditions: made with [`Readiness::and`].
@@ -63,6 +63,20 @@ impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
     /// While the first half is awaited, only if both wait for output: the second may come to hold by other means.
     fn waits_for_output(&self) -> bool {
         (self.first_held || self.first.waits_for_output()) && self.second.waits_for_output()
+    }
+
+    /// The half that is looked at next, alone.
+    fn wakes(&self, wake: &mut Wake) {
+        if self.first_held {
+            self.second.wakes(wake);
+        } else {
+            self.first.wakes(wake);
+        }
+    }
+
+    fn wait_is_over(&mut self) {
+        self.first.wait_is_over();
+        self.second.wait_is_over();
     }
 
     fn addr(&self) -> Option<SocketAddr> {
@@ -158,6 +172,16 @@ impl<A: Readiness, B: Readiness> Readiness for Or<A, B> {
         self.first.waits_for_output() && self.second.waits_for_output()
     }
 
+    fn wakes(&self, wake: &mut Wake) {
+        self.first.wakes(wake);
+        self.second.wakes(wake);
+    }
+
+    fn wait_is_over(&mut self) {
+        self.first.wait_is_over();
+        self.second.wait_is_over();
+    }
+
     fn addr(&self) -> Option<SocketAddr> {
         self.know(A::addr, B::addr)
     }
@@ -190,7 +214,7 @@ fn join(first: &str, word: &str, second: &str) -> String {
 mod tests {
     use super::super::harness::{Fake, Harness};
     use super::*;
-    use crate::NoWait;
+    use crate::{NoWait, SdNotify};
 
     #[test]
     fn and_needs_both_and_does_not_look_again_at_what_held() {
@@ -233,6 +257,43 @@ mod tests {
         assert!(!both.waits_for_output());
         assert!(!harness.probe(&mut both).unwrap());
         assert!(both.waits_for_output());
+    }
+
+    fn woken(readiness: &dyn Readiness) -> Wake {
+        let mut wake = Wake::new(Duration::from_secs(1));
+        readiness.wakes(&mut wake);
+        wake
+    }
+
+    #[test]
+    fn and_is_woken_by_the_half_that_is_awaited() {
+        let harness = Harness::new();
+        let (a, _) = Fake::new("a", [Ok(false), Ok(true)]);
+        let mut both = a.and(SdNotify::new());
+        harness.prepare(&mut both).unwrap();
+        assert!(!harness.probe(&mut both).unwrap());
+        let wake = woken(&both);
+        assert!(
+            wake.events.is_empty() && wake.pause < Duration::from_secs(1),
+            "{wake:?}"
+        );
+        assert!(!harness.probe(&mut both).unwrap());
+        let wake = woken(&both);
+        assert!(wake.events.len() == 1 && wake.pause == Duration::MAX, "{wake:?}");
+    }
+
+    #[test]
+    fn or_is_woken_by_either_half() {
+        let harness = Harness::new();
+        let (a, _) = Fake::new("a", [Ok(false)]);
+        let mut either = a.waiting_for_output().or(SdNotify::new());
+        harness.prepare(&mut either).unwrap();
+        assert!(!harness.probe(&mut either).unwrap());
+        let wake = woken(&either);
+        assert!(wake.output && wake.events.len() == 1, "{wake:?}");
+        assert_eq!(wake.pause, Duration::MAX, "nothing polls");
+        let (b, _) = Fake::new("b", []);
+        assert!(woken(&either.or(b)).pause < Duration::from_secs(1));
     }
 
     #[test]

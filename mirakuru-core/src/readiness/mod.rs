@@ -33,13 +33,14 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::Error;
+pub(crate) use crate::context::Wake;
 pub use crate::context::{Prepare, Probe};
 
 /// A condition that must hold before a service counts as ready.
 ///
 /// A readiness is a plain value in a recipe. [`prepare`](Readiness::prepare) is called before each start, with the
 /// placeholders' values; then [`probe`](Readiness::probe) is called until it says yes, ever more seldom (from a fraction of a
-/// millisecond on, in proportion to the time already waited). The exit of the service ends the wait at once; a
+/// millisecond on, in proportion to the time already waited), and sooner when something happens that another part of the condition waits for. The exit of the service ends the wait at once; a
 /// probe need not look for it.
 ///
 /// ```
@@ -105,6 +106,21 @@ pub trait Readiness: Send + Sync + 'static {
     fn waits_for_output(&self) -> bool {
         false
     }
+
+    /// When to look again, after a look that said "not yet": the conditions of this crate that are told of an event by a descriptor, or
+    /// know better than the clock when the next look makes sense, say so here. Asked after each look.
+    #[doc(hidden)]
+    fn wakes(&self, wake: &mut Wake) {
+        if self.waits_for_output() {
+            wake.on_output();
+        } else {
+            wake.by_and_by();
+        }
+    }
+
+    /// The wait is over, whether it held or not: what was needed for looking only is let go of.
+    #[doc(hidden)]
+    fn wait_is_over(&mut self) {}
 
     /// Whether having been executed is all there is to wait for, so that even an exit comes too late to matter.
     #[doc(hidden)]

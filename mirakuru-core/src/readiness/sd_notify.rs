@@ -2,12 +2,13 @@
 
 use std::fs::{self, Permissions};
 use std::io;
+use std::os::fd::AsFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixDatagram;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{Prepare, Probe, Readiness};
+use super::{Prepare, Probe, Readiness, Wake};
 use crate::Error;
 use crate::deadline::scaled;
 use crate::logs::printable;
@@ -144,6 +145,13 @@ impl Readiness for SdNotify {
                     None => io::Error::other(format!("it reported {error}")),
                 })
             }
+        }
+    }
+
+    /// Nothing else can change the answer, and each message is told.
+    fn wakes(&self, wake: &mut Wake) {
+        if let Some(socket) = &self.socket {
+            wake.on(socket.as_fd());
         }
     }
 

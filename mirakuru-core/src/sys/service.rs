@@ -199,15 +199,21 @@ impl Service {
         }
     }
 
-    /// Sleeps until something happens to the service, but no longer than this.
-    pub(crate) fn wait_event(&mut self, timeout: Duration) {
+    /// Sleeps until something happens to the service, or one of these descriptors becomes readable, but no longer than this.
+    pub(crate) fn wait_event(&mut self, others: &[RawFd], timeout: Duration) {
         if self.state.output || self.state.closed {
             if self.state.closed {
                 std::thread::sleep(timeout.min(Duration::from_millis(1)));
             }
             return;
         }
-        self.poll(Some(timeout));
+        if others.is_empty() {
+            self.poll(Some(timeout));
+        } else {
+            let mut all = vec![self.control.as_raw_fd()];
+            all.extend_from_slice(others);
+            super::wait_readable(&all, timeout);
+        }
         self.pump();
     }
 
@@ -583,7 +589,7 @@ mod tests {
                 return exit;
             }
             assert!(Instant::now() < deadline, "it does not end");
-            service.wait_event(Duration::from_millis(100));
+            service.wait_event(&[], Duration::from_millis(100));
         }
     }
 
@@ -612,7 +618,7 @@ mod tests {
             .unwrap_or_default()
             .is_empty()
         {
-            service.wait_event(Duration::from_secs(10));
+            service.wait_event(&[], Duration::from_secs(10));
         }
         let policy = StopPolicy {
             signal: Signal::Term,
@@ -767,7 +773,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_secs(10);
         while !service.is_gone() {
             assert!(Instant::now() < deadline, "it is not noticed");
-            service.wait_event(Duration::from_millis(100));
+            service.wait_event(&[], Duration::from_millis(100));
         }
         assert!(
             alive(service.pid()) && alive(member),
