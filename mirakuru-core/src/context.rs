@@ -178,6 +178,9 @@ const FIRST_PAUSE: Duration = Duration::from_micros(100);
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
 /// The pause as a part of the time already waited: one fiftieth, so that the mean loss is 1 % and the worst 2 %.
 const PAUSE_DIVISOR: u32 = 50;
+/// The same where an event is told, and the pause is for one that was missed.
+const SELDOM_DIVISOR: u32 = 10;
+const FIRST_SELDOM: Duration = Duration::from_millis(1);
 
 /// How long to wait after a look when this much time has passed in vain.
 pub(crate) fn pause_after(waited: Duration) -> Duration {
@@ -223,6 +226,16 @@ impl Wake {
     /// Nobody tells: a look after a pause in proportion to the time already waited.
     pub(crate) fn by_and_by(&mut self) {
         self.within(pause_after(self.elapsed));
+    }
+
+    /// As there is an event that tells, a look only in case that it was missed.
+    pub(crate) fn seldom(&mut self) {
+        self.within((self.elapsed / SELDOM_DIVISOR).clamp(FIRST_SELDOM, LONGEST_PAUSE));
+    }
+
+    /// A look at this time since the start.
+    pub(crate) fn at(&mut self, time: Duration) {
+        self.within(time.saturating_sub(self.elapsed));
     }
 
     fn within(&mut self, pause: Duration) {

@@ -7,9 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use super::unix_socket::{claim, expand_path};
-use super::{Prepare, Probe, Readiness};
+use super::{Prepare, Probe, Readiness, Wake};
 use crate::Error;
 use crate::holder::first_number;
+use crate::sys::file_watch::Watching;
 use crate::sys::{self, procfs};
 
 /// What is compared of a file's content.
@@ -43,6 +44,8 @@ pub struct PidFile {
     path: PathBuf,
     /// The file that was there before the start.
     before: Option<Print>,
+    /// Tells when to look.
+    watching: Watching,
 }
 
 /// What changes when a file is written to, touched or replaced.
@@ -93,6 +96,7 @@ impl PidFile {
             path: wanted.clone(),
             wanted,
             before: None,
+            watching: Watching::default(),
         }
     }
 }
@@ -120,11 +124,14 @@ impl Readiness for PidFile {
         claim(cx, &path);
         self.before = before.map(|metadata| Print::of(&path, &metadata));
         self.path = path;
+        self.watching = Watching::default();
         Ok(())
     }
 
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let path = &self.path;
+        // Before the look, so that nothing that comes in between is missed.
+        self.watching.renew(path, cx.elapsed());
         let metadata = match fs::metadata(path) {
             Ok(metadata) => metadata,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -156,6 +163,20 @@ impl Readiness for PidFile {
                 path.display()
             ),
         ))
+    }
+
+    fn wakes(&self, wake: &mut Wake) {
+        match self.watching.event() {
+            Some(event) => {
+                wake.on(event);
+                wake.seldom();
+            }
+            None => wake.by_and_by(),
+        }
+    }
+
+    fn wait_is_over(&mut self) {
+        self.watching = Watching::default();
     }
 
     fn path(&self) -> Option<&Path> {
@@ -261,6 +282,34 @@ mod tests {
         assert!(probe_of(&mut readiness, Duration::ZERO, std::process::id()).unwrap());
         assert!(probe_of(&mut readiness, Duration::ZERO, u32::MAX).is_err());
         assert!(probe_of(&mut readiness, Duration::from_secs(60), u32::MAX).unwrap());
+    }
+
+    /// What the wait goes by after a look that was in vain: how many descriptors, and the pause.
+    fn wakes(readiness: &PidFile) -> (usize, Duration) {
+        let mut wake = Wake::new(Duration::from_secs(1));
+        readiness.wakes(&mut wake);
+        (wake.events.len(), wake.pause)
+    }
+
+    #[test]
+    #[cfg_attr(
+        any(not(target_os = "linux"), mirakuru_portable),
+        ignore = "nobody tells of files there"
+    )]
+    fn it_is_told_of_the_file_and_looks_seldom_meanwhile() {
+        let dir = TestDir::new();
+        let path = dir.path().join("later/x.pid");
+        let (mut readiness, _) = prepare(&path).unwrap();
+        assert!(!probe(&mut readiness).unwrap());
+        let (events, often) = wakes(&readiness);
+        assert_eq!(events, 0, "there is no directory to watch");
+        fs::create_dir(dir.path().join("later")).unwrap();
+        assert!(!probe(&mut readiness).unwrap());
+        let (events, seldom) = wakes(&readiness);
+        assert_eq!(events, 1);
+        assert!(seldom > often);
+        readiness.wait_is_over();
+        assert_eq!(wakes(&readiness), (0, often));
     }
 
     #[test]

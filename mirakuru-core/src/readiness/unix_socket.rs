@@ -5,11 +5,14 @@ use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use super::{Prepare, Probe, Readiness};
+use super::{Prepare, Probe, Readiness, Wake};
 use crate::Error;
+use crate::context::pause_after;
 use crate::holder;
 use crate::listener::{self, Owner};
+use crate::sys::file_watch::Watching;
 use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 
 /// `sun_path` has 108 bytes, of which one is the NUL at the end (of a path) or in front (of an abstract name).
@@ -38,6 +41,11 @@ pub struct UnixSocket {
     wanted: PathBuf,
     /// With the placeholders filled in.
     path: PathBuf,
+    /// Tells when the socket is there. Connections are accepted only later, which nobody tells.
+    watching: Watching,
+    /// When something was there for the first time, and when to look at it again, since the start of the service.
+    there: Option<Duration>,
+    next: Duration,
 }
 
 impl UnixSocket {
@@ -54,6 +62,9 @@ impl UnixSocket {
         Self {
             path: wanted.clone(),
             wanted,
+            watching: Watching::default(),
+            there: None,
+            next: Duration::ZERO,
         }
     }
 }
@@ -73,11 +84,16 @@ impl Readiness for UnixSocket {
         }
         claim(cx, &path);
         self.path = path;
+        self.wait_is_over();
         Ok(())
     }
 
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let path = &self.path;
+        if sockets::abstract_name(path).is_none() {
+            // Before the look, so that nothing that comes in between is missed.
+            self.watching.renew(path, cx.elapsed());
+        }
         let answer = match sockets::try_connect_unix(path, UnixKind::Stream) {
             Err(error) if sockets::is_another_kind(&error) => {
                 // Not a stream; a datagram socket would fail in the same way.
@@ -88,13 +104,38 @@ impl Readiness for UnixSocket {
         let listener = match answer {
             Ok(UnixAnswer::Accepted(pid)) => pid,
             Ok(UnixAnswer::Full) => None,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(explain(path, error)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.there = None;
+                return Ok(false);
+            }
+            Err(error) => {
+                // Most servers listen a moment after they have bound the socket: in proportion to the time since then.
+                let since = *self.there.get_or_insert(cx.elapsed());
+                self.next = cx.elapsed() + pause_after(cx.elapsed() - since);
+                return Err(explain(path, error));
+            }
         };
         match listener::unix_owner(path, listener, cx.supervisor) {
             Owner::Stranger(stranger) => Err(stranger.into()),
             Owner::Nobody | Owner::Tree | Owner::Unseen => Ok(true),
         }
+    }
+
+    fn wakes(&self, wake: &mut Wake) {
+        let event = self.watching.event();
+        match (self.there, event) {
+            (Some(_), _) => wake.at(self.next),
+            (None, Some(_)) => wake.seldom(),
+            (None, None) => wake.by_and_by(),
+        }
+        if let Some(event) = event {
+            wake.on(event);
+        }
+    }
+
+    fn wait_is_over(&mut self) {
+        self.watching = Watching::default();
+        self.there = None;
     }
 
     fn path(&self) -> Option<&Path> {
@@ -244,6 +285,28 @@ mod tests {
             error.starts_with("nobody accepts connections on the socket "),
             "{error}"
         );
+    }
+
+    #[test]
+    fn the_looks_begin_anew_once_the_socket_is_there() {
+        let dir = TestDir::new();
+        let path = dir.path().join("x.sock");
+        let mut readiness = UnixSocket::path(&path);
+        let mut pause_after_look = |seconds| {
+            let elapsed = Duration::from_secs(seconds);
+            let _ = look(&mut readiness, 1, elapsed);
+            let mut wake = Wake::new(elapsed);
+            readiness.wakes(&mut wake);
+            wake.pause
+        };
+        let absent = pause_after_look(10);
+        drop(UnixListener::bind(&path).unwrap());
+        // Bound, and nobody listens yet: soon, and then in proportion to the time since then.
+        let bound = pause_after_look(11);
+        assert!(bound < absent / 100, "{bound:?}, {absent:?}");
+        assert!(pause_after_look(13) > bound * 100);
+        fs::remove_file(&path).unwrap();
+        assert_eq!(pause_after_look(14), absent);
     }
 
     #[test]

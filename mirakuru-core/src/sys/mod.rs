@@ -11,6 +11,7 @@ compile_error!("mirakuru supervises services on Unix only");
 
 mod arena;
 mod exit;
+pub(crate) mod file_watch;
 pub(crate) mod files;
 mod forked;
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]

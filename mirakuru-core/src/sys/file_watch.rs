@@ -1,0 +1,327 @@
+//! To be told when a file appears or changes, instead of looking again and again: inotify, where there is one.
+//!
+//! It is a help and never the only source of truth. A file that another machine writes, or that comes through another mount (an
+//! overlay of a container), is not told of; so whoever uses this goes on looking, but seldom.
+//!
+//! An inotify instance is cheap to make and to use, and dear to close: the kernel waits for a grace period of its own (5 to 20 ms
+//! were measured) until nobody can be at its watches any more. That would be many times what it saves. So the watches are removed,
+//! which takes microseconds, and the instance is kept for the next wait; and a wait that is over soon does without one, so that a
+//! test process that ends right after it does not wait for the kernel either.
+
+use std::os::fd::BorrowedFd;
+use std::path::Path;
+use std::time::Duration;
+
+#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
+pub(crate) use linux::FileWatch;
+#[cfg(any(not(target_os = "linux"), mirakuru_portable))]
+pub(crate) use nothing::FileWatch;
+
+/// In the first moments of a wait the pauses between two looks are so short that nothing is gained.
+const WORTHWHILE: Duration = Duration::from_millis(20);
+
+/// A watch that is taken up once a wait takes longer, and let go of when it is over: a user may have 128 of them by default.
+#[derive(Debug, Default)]
+pub(crate) struct Watching {
+    watch: Option<FileWatch>,
+    /// Whether it would tell of the file now.
+    works: bool,
+}
+
+impl Watching {
+    /// Called right *before* each look at the file, with the time waited so far: forgets what was told, which the look will see, and
+    /// whatever comes after it is told. The file, or even its directory, need not be there; what is watched is found by name each time.
+    pub(crate) fn renew(&mut self, path: &Path, waited: Duration) {
+        if self.watch.is_none() && waited >= WORTHWHILE {
+            self.watch = FileWatch::new();
+        }
+        self.works = self.watch.as_mut().is_some_and(|watch| watch.renew(path));
+    }
+
+    /// What becomes readable when something happens to the file; `None` where nobody tells of it.
+    pub(crate) fn event(&self) -> Option<BorrowedFd<'_>> {
+        self.watch
+            .as_ref()
+            .filter(|_| self.works)
+            .and_then(FileWatch::event)
+    }
+}
+
+/// A watch is one wait's own: the copy of a condition takes up another one.
+impl Clone for Watching {
+    fn clone(&self) -> Watching {
+        Watching::default()
+    }
+}
+
+#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
+mod linux {
+    use std::ffi::CString;
+    use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+    use std::os::unix::ffi::OsStrExt;
+    use std::path::Path;
+
+    use std::sync::{Mutex, PoisonError};
+
+    use nix::sys::statfs::statfs;
+
+    /// The kinds of file system on which others than this machine may make a file, whom inotify does not see.
+    const REMOTE: [u32; 12] = [
+        0x6969,      // NFS
+        0x517B,      // SMB
+        0xFF53_4D42, // CIFS
+        0xFE53_4D42, // SMB 2
+        0x0102_1997, // 9P
+        0x6573_5546, // FUSE
+        0x00C3_6400, // Ceph
+        0x5346_414F, // AFS
+        0x7375_7245, // Coda
+        0x0116_1970, // GFS2
+        0x7461_636F, // OCFS2
+        0x0BD0_0BD0, // Lustre
+    ];
+
+    /// Instances without a watch, never closed: as many as there were waits at once. Each belongs to one wait at a time, since what
+    /// one has read the other would miss.
+    static IDLE: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
+
+    #[derive(Debug)]
+    pub(crate) struct FileWatch {
+        /// `None` only while it is dropped.
+        inotify: Option<OwnedFd>,
+        /// The numbers of the watches, of the present and of earlier directories and files.
+        watches: Vec<i32>,
+    }
+
+    impl FileWatch {
+        /// `None` where none is to be had: a user has a limited number of them.
+        pub(crate) fn new() -> Option<FileWatch> {
+            let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            let inotify = idle.or_else(|| {
+                // SAFETY: takes no pointers.
+                let fd = unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) };
+                // SAFETY: the call succeeded, so this is an open descriptor that nobody else has.
+                (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+            })?;
+            Some(FileWatch {
+                inotify: Some(inotify),
+                watches: Vec::new(),
+            })
+        }
+
+        /// Whether it will tell of the file from now on.
+        pub(crate) fn renew(&mut self, path: &Path) -> bool {
+            self.drain();
+            let dir = match path.parent() {
+                Some(dir) if !dir.as_os_str().is_empty() => dir,
+                Some(_) => Path::new("."),
+                None => return false,
+            };
+            let is_remote = |dir: &Path| {
+                // The type has another size on each architecture; all of the numbers have 32 bits.
+                statfs(dir).is_ok_and(|stat| REMOTE.contains(&(stat.filesystem_type().0 as u32)))
+            };
+            // By name each time: the directory may have been removed and made again. For one that is watched already this changes
+            // nothing. That the file came to be is told by its directory; of what happens inside it, only by itself.
+            if is_remote(dir) || !self.add(dir, libc::IN_CREATE | libc::IN_MOVED_TO | libc::IN_ONLYDIR) {
+                return false;
+            }
+            // Where a link leads nowhere yet, the file will appear in another directory.
+            self.add(path, libc::IN_MODIFY | libc::IN_ATTRIB) || !path.is_symlink()
+        }
+
+        pub(crate) fn event(&self) -> Option<BorrowedFd<'_>> {
+            self.inotify.as_ref().map(AsFd::as_fd)
+        }
+
+        fn fd(&self) -> i32 {
+            self.inotify.as_ref().map_or(-1, AsRawFd::as_raw_fd)
+        }
+
+        fn add(&mut self, path: &Path, mask: u32) -> bool {
+            let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
+                return false;
+            };
+            // SAFETY: the text ends with a zero byte and lives through the call.
+            let watch = unsafe { libc::inotify_add_watch(self.fd(), path.as_ptr(), mask) };
+            if watch >= 0 && !self.watches.contains(&watch) {
+                self.watches.push(watch);
+            }
+            watch >= 0
+        }
+
+        /// What it was is of no interest.
+        fn drain(&self) {
+            let mut buffer = [0_u8; 4096];
+            // Bounded, for a directory in which somebody makes files without end.
+            for _ in 0..64 {
+                // SAFETY: writes at most as many bytes as there are. It does not wait.
+                let got = unsafe { libc::read(self.fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
+                if got <= 0 {
+                    break;
+                }
+            }
+        }
+    }
+
+    impl Drop for FileWatch {
+        fn drop(&mut self) {
+            for &watch in &self.watches {
+                // SAFETY: takes two numbers. Of what was removed meanwhile the watch is gone, which is an error that does not matter: the
+                // numbers are not given twice.
+                unsafe { libc::inotify_rm_watch(self.fd(), watch) };
+            }
+            // Or the next wait would be woken by what was of interest to this one.
+            self.drain();
+            if let Some(inotify) = self.inotify.take() {
+                IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(inotify);
+            }
+        }
+    }
+}
+
+#[cfg(any(not(target_os = "linux"), mirakuru_portable))]
+mod nothing {
+    use std::os::fd::BorrowedFd;
+    use std::path::Path;
+
+    /// There is no such thing.
+    #[derive(Debug)]
+    pub(crate) enum FileWatch {}
+
+    impl FileWatch {
+        pub(crate) fn new() -> Option<FileWatch> {
+            None
+        }
+
+        pub(crate) fn renew(&mut self, _: &Path) -> bool {
+            match *self {}
+        }
+
+        pub(crate) fn event(&self) -> Option<BorrowedFd<'_>> {
+            match *self {}
+        }
+    }
+}
+
+#[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]
+mod tests {
+    use std::fs;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixListener;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::readiness::harness::TestDir;
+    use crate::sys::probe_command::wait_readable;
+
+    /// Whether something was told since the watch was renewed. What has happened is told at once.
+    fn told(watching: &Watching) -> bool {
+        let event = watching.event().expect("it is watched");
+        assert!(event.as_raw_fd() > 0);
+        wait_readable([Some(event)], Duration::ZERO).unwrap() == [true]
+    }
+
+    fn renew(watching: &mut Watching, path: &Path) {
+        watching.renew(path, WORTHWHILE);
+    }
+
+    #[test]
+    fn whatever_makes_or_changes_the_file_is_told() {
+        let dir = TestDir::new();
+        let (path, other) = (dir.path().join("file"), dir.path().join("other"));
+        let mut watching = Watching::default();
+        watching.renew(&path, Duration::ZERO);
+        assert!(watching.event().is_none(), "not worthwhile yet");
+        let deeds: [(&str, &dyn Fn()); 7] = [
+            ("made", &|| fs::write(&path, "").unwrap()),
+            ("written to", &|| fs::write(&path, "1").unwrap()),
+            ("touched", &|| {
+                let file = fs::File::options().write(true).open(&path).unwrap();
+                file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+            }),
+            ("replaced", &|| {
+                fs::write(&other, "2").unwrap();
+                fs::rename(&other, &path).unwrap();
+            }),
+            ("written to after that", &|| fs::write(&path, "3").unwrap()),
+            ("removed", &|| fs::remove_file(&path).unwrap()),
+            ("bound", &|| drop(UnixListener::bind(&path).unwrap())),
+        ];
+        for (what, deed) in deeds {
+            renew(&mut watching, &path);
+            assert!(!told(&watching), "before it was {what}");
+            deed();
+            assert!(told(&watching), "{what}");
+        }
+    }
+
+    #[test]
+    fn writing_to_another_file_of_the_directory_wakes_nobody() {
+        let dir = TestDir::new();
+        let other = dir.path().join("journal");
+        fs::write(&other, "").unwrap();
+        let mut watching = Watching::default();
+        renew(&mut watching, &dir.path().join("file"));
+        fs::write(&other, "much").unwrap();
+        assert!(!told(&watching));
+    }
+
+    #[test]
+    fn where_nobody_would_tell_it_says_so() {
+        let dir = TestDir::new();
+        let (inner, elsewhere) = (dir.path().join("inner"), dir.path().join("elsewhere"));
+        let path = inner.join("file");
+        let mut watching = Watching::default();
+        renew(&mut watching, &path);
+        assert!(watching.event().is_none(), "there is no directory");
+        fs::create_dir(&inner).unwrap();
+        renew(&mut watching, &path);
+        assert!(watching.event().is_some());
+        std::os::unix::fs::symlink(elsewhere.join("file"), &path).unwrap();
+        renew(&mut watching, &path);
+        assert!(watching.event().is_none(), "a link that leads nowhere");
+        fs::create_dir(&elsewhere).unwrap();
+        fs::write(&path, "").unwrap();
+        renew(&mut watching, &path);
+        fs::write(elsewhere.join("file"), "x").unwrap();
+        assert!(told(&watching));
+    }
+
+    #[test]
+    fn the_next_wait_hears_nothing_of_the_one_before() {
+        let dir = TestDir::new();
+        let path = dir.path().join("file");
+        // Others of this binary have and take instances at the same time.
+        for _ in 0..20 {
+            let mut first = Watching::default();
+            renew(&mut first, &path);
+            fs::write(&path, "").unwrap();
+            drop(first);
+            let mut second = Watching::default();
+            renew(&mut second, &dir.path().join("inner/other"));
+            fs::write(&path, "more").unwrap();
+            fs::remove_file(&path).unwrap();
+            let inotify = second.watch.as_ref().and_then(FileWatch::event);
+            assert_eq!(wait_readable([inotify], Duration::ZERO).unwrap(), [false]);
+        }
+    }
+
+    #[test]
+    fn a_directory_that_was_made_anew_is_watched() {
+        let dir = TestDir::new();
+        let inner = dir.path().join("inner");
+        let path = inner.join("file");
+        fs::create_dir(&inner).unwrap();
+        let mut watching = Watching::default();
+        renew(&mut watching, &path);
+        fs::remove_dir(&inner).unwrap();
+        fs::create_dir(&inner).unwrap();
+        renew(&mut watching, &path);
+        // That the old one is gone may still be told.
+        renew(&mut watching, &path);
+        assert!(!told(&watching));
+        fs::write(&path, "").unwrap();
+        assert!(told(&watching));
+    }
+}
