@@ -3,13 +3,14 @@
 use std::fmt;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, ToSocketAddrs};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use regex::bytes::{Regex, RegexBuilder};
 use ureq::http as types;
 
-use super::{Prepare, Probe, Readiness};
+use super::{Prepare, Probe, Readiness, Wake};
 use crate::Error;
+use crate::context::pause_after;
 use crate::deadline::scaled;
 use crate::listener;
 use crate::logs::printable;
@@ -41,6 +42,7 @@ const BODY_TIME: Duration = Duration::from_millis(50);
 /// stranger on one of them is never asked. A new connection is made for each request, and closed after it. Proxy
 /// settings of the environment are not used, and redirects are not followed: a 301 is an answer like any other.
 ///
+/// Once it listens it is asked again and again, with pauses of a fiftieth of the time since then, 0.1 ms at least.
 /// A request has 1 s, the next one after it was not enough 2 s, and so on, so that a server that
 /// accepts connections and never answers does not hang the start, and a slow one is not asked in vain for ever.
 ///
@@ -59,6 +61,9 @@ pub struct Http {
     given_body: Body,
     target: Option<Target>,
     limit: Duration,
+    /// Since when there is somebody to ask, and when to ask again, since the start of the service.
+    listens: Option<Duration>,
+    next: Duration,
     /// Why the last request that was answered, or had its whole time, was not enough.
     last_error: Option<String>,
     /// What a plain look at the port showed when its answer was not HTTP.
@@ -212,6 +217,8 @@ impl Http {
             given_body: Body::None,
             target: None,
             limit: FIRST_LIMIT,
+            listens: None,
+            next: Duration::ZERO,
             last_error: None,
             first_bytes: None,
         }
@@ -473,20 +480,35 @@ impl Readiness for Http {
         self.target = None;
         self.target = Some(self.resolve(cx)?);
         self.limit = scaled(FIRST_LIMIT);
+        self.listens = None;
+        self.next = Duration::ZERO;
         self.last_error = None;
         self.first_bytes = None;
         Ok(())
     }
 
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
+        if cx.elapsed() < self.next {
+            // Woken by something that is not this condition's.
+            return match &self.last_error {
+                Some(text) => Err(io::Error::other(text.clone())),
+                None => Ok(false),
+            };
+        }
         let Some(mut target) = self.target.take() else {
             return Ok(false);
         };
+        let begun = Instant::now();
         let result = match find(&target.addrs, cx) {
             Ok(addr) => {
                 target.addr = addr;
+                let listens = *self.listens.get_or_insert(cx.elapsed());
                 let is_cut_short = cx.remaining() < self.limit;
-                match (self.ask(&target, cx), &self.last_error) {
+                let answer = self.ask(&target, cx);
+                // It listens: the first good answer is near, however long it took to come so far.
+                let now = cx.elapsed() + begun.elapsed();
+                self.next = now + pause_after(now - listens);
+                match (answer, &self.last_error) {
                     // By the end of the wait: what the one before told says more.
                     (Err(error), Some(last)) if is_cut_short && error.kind() == io::ErrorKind::TimedOut => {
                         Err(io::Error::other(last.clone()))
@@ -497,10 +519,20 @@ impl Readiness for Http {
                     }
                 }
             }
-            Err(error) => Err(error),
+            Err(error) => {
+                self.listens = None;
+                Err(error)
+            }
         };
         self.target = Some(target);
         result
+    }
+
+    fn wakes(&self, wake: &mut Wake) {
+        match self.listens {
+            Some(_) => wake.at(self.next),
+            None => wake.by_and_by(),
+        }
     }
 
     fn addr(&self) -> Option<SocketAddr> {
@@ -582,6 +614,9 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
         .max_idle_connections(0)
         .allow_non_standard_methods(true)
         .proxy(None)
+        // Filled with zeros for each request. A head of 64 KiB, which is the limit, fits into the first.
+        .input_buffer_size(72 * 1024)
+        .output_buffer_size(32 * 1024)
         .user_agent(concat!("mirakuru/", env!("CARGO_PKG_VERSION")))
         .timeout_connect(phase)
         .timeout_send_request(phase)
@@ -868,9 +903,9 @@ fn form_encode(text: &str, into: &mut String) {
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;
-    use std::sync::mpsc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, mpsc};
     use std::thread;
-    use std::time::Instant;
 
     use super::super::harness::{Harness, run_alone};
     use super::*;
@@ -1094,6 +1129,38 @@ mod tests {
         assert!(text.ends_with("within 50ms"), "{text}");
         harness.prepare(&mut http).unwrap();
         assert_eq!(http.limit, FIRST_LIMIT);
+    }
+
+    #[test]
+    fn requests_begin_anew_once_it_listens_and_then_in_proportion() {
+        let requests = Arc::new(AtomicUsize::new(0));
+        let seen = Arc::clone(&requests);
+        let server = Server::new(move |stream| {
+            seen.fetch_add(1, Ordering::SeqCst);
+            let _ = stream.write_all(b"HTTP/1.1 503 Odd\r\nContent-Length: 0\r\n\r\n");
+        });
+        let harness = Harness::new();
+        let mut http = Http::get(server.url("/"));
+        harness.prepare(&mut http).unwrap();
+        let mut ask = |elapsed: Duration| {
+            harness.elapsed(elapsed);
+            let error = harness.probe(&mut http).unwrap_err().to_string();
+            let mut wake = Wake::new(elapsed);
+            http.wakes(&mut wake);
+            assert!(wake.pause < Duration::MAX && wake.events.is_empty(), "{wake:?}");
+            (error, http.listens, requests.load(Ordering::SeqCst))
+        };
+        let hour = Duration::from_secs(3600);
+        let first = ask(hour);
+        assert_eq!(
+            (first.1, first.2),
+            (Some(hour), 1),
+            "the hour before does not count"
+        );
+        // Woken before its time, by another half: the same answer, and no request.
+        assert_eq!(ask(hour), first);
+        let later = ask(hour + Duration::from_secs(100));
+        assert_eq!((later.1, later.2), (Some(hour), 2));
     }
 
     #[test]
