@@ -98,8 +98,6 @@ pub struct Probe<'a> {
     pub(crate) output: &'a OutputReader,
     /// The end of the log when the service was started.
     pub(crate) since: Cursor,
-    /// Whether the service's main process has ended.
-    pub(crate) exited: &'a (dyn Fn() -> bool + Sync),
 }
 
 impl fmt::Debug for Probe<'_> {
@@ -156,11 +154,6 @@ impl Probe<'_> {
         self.output.snapshot_since(self.since)
     }
 
-    /// Whether the service has ended meanwhile: for a probe that waits for something, so that it does not wait in vain.
-    pub(crate) fn service_exited(&self) -> bool {
-        (self.exited)()
-    }
-
     /// Whether the service's own process tree owns the socket that listens on this address of this machine.
     ///
     /// # Errors
@@ -186,8 +179,13 @@ const FIRST_SELDOM: Duration = Duration::from_millis(1);
 
 /// How long to wait after a look when this much time has passed in vain.
 pub(crate) fn pause_after(waited: Duration) -> Duration {
+    long_pause_after(waited).min(LONGEST_PAUSE)
+}
+
+/// The same for a look that is dear, without an upper bound.
+pub(crate) fn long_pause_after(waited: Duration) -> Duration {
     let pause = waited / PAUSE_DIVISOR;
-    (pause - LESS.min(pause / 2)).clamp(FIRST_PAUSE, LONGEST_PAUSE)
+    (pause - LESS.min(pause / 2)).max(FIRST_PAUSE)
 }
 
 /// What a condition that does not hold yet says about the next look at it: whatever comes first of all that is said here.
@@ -267,5 +265,6 @@ mod tests {
             before = pause;
         }
         assert_eq!(before, LONGEST_PAUSE);
+        assert!(long_pause_after(Duration::from_secs(60)) > Duration::from_secs(1));
     }
 }

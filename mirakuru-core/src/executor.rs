@@ -1414,12 +1414,6 @@ impl Core {
             // What was printed was printed while it ran, and stays true; for anything else it is too late now.
             let stays_true = readiness.is_immediate() || readiness.waits_for_output();
             if stays_true || !ended {
-                let exited = || {
-                    let mut service = self.lock();
-                    service
-                        .as_mut()
-                        .is_none_or(|service| service.exit().is_some() && service.is_gone())
-                };
                 let remaining = wait.deadline.remaining();
                 let probe = Probe {
                     values: &self.values,
@@ -1429,7 +1423,6 @@ impl Core {
                     remaining,
                     output: &self.output,
                     since: self.since,
-                    exited: &exited,
                 };
                 match readiness.probe(&probe) {
                     // A look that succeeded because of something else than the service (a file that it left, a

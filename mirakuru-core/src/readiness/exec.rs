@@ -1,32 +1,31 @@
 //! [`Exec`]: a command that says whether the service is ready.
 
 use std::ffi::OsString;
+use std::fmt;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use super::{Prepare, Probe, Readiness};
+use super::{Prepare, Probe, Readiness, Wake};
 use crate::command::{self, IntoCommand};
+use crate::context::{long_pause_after, pause_after};
 use crate::deadline::scaled;
+use crate::launch;
 use crate::logs::printable;
 use crate::sys::probe_command as sys;
 use crate::{Error, Signal};
 
 /// How long a run may take at first. Doubles each time that is not enough.
 const FIRST_LIMIT: Duration = Duration::from_secs(5);
-/// The least time between two runs, and the part of the time already waited: a fiftieth, as with other looks.
-const PAUSE: Duration = Duration::from_millis(5);
-const PAUSE_PART: u32 = 50;
-/// A command that takes long is not run again at once: the pause is as long as the run was, up to this part of the time already
-/// waited.
+/// A command that takes long is not run again at once: the pause is as long as the run was, beyond the millisecond that any program
+/// takes, up to this part of the time already waited.
 const LONG_PAUSE_PART: u32 = 10;
+const UNAVOIDABLE: Duration = Duration::from_millis(1);
 /// How much of a run's output is kept: the last of it.
 const KEPT: usize = 4096;
-/// How often the service's own exit is looked for while a run lasts.
-const LOOK: Duration = Duration::from_millis(5);
 
 /// Ready when a command exits with status 0.
 ///
@@ -49,8 +48,8 @@ const LOOK: Duration = Duration::from_millis(5);
 ///
 /// Servers often bring such a command: `Exec::succeeds("pg_isready -h 127.0.0.1 -p {port}")`.
 ///
-/// It is run again and again until it succeeds, with a pause of a fiftieth of the time already waited, 5 ms at
-/// least, and longer when a run takes long. Each run has 5 s, is then killed with everything in its process group, and the next has twice the time. The
+/// It is run again and again until it succeeds, one run after the other, with a pause of at most a fiftieth of the time already waited, 0.1 ms at
+/// least, and longer when a run takes long. So one knows about a run's own time after the service is ready: a millisecond for a small program. Each run has 5 s, is then killed with everything in its process group, and the next has twice the time. The
 /// last line that it printed and its exit status are in the error when the service does not become ready. A program that is
 /// not found ends the wait.
 #[derive(Clone, Debug)]
@@ -58,7 +57,9 @@ pub struct Exec {
     command: command::Command,
     words: Vec<OsString>,
     limit: Duration,
-    next_at: Duration,
+    /// The run that is under way, or when the next one begins, since the start of the service.
+    run: Running,
+    next: Duration,
     last_error: Option<String>,
 }
 
@@ -69,7 +70,8 @@ impl Exec {
             command: command.into_command(),
             words: Vec::new(),
             limit: FIRST_LIMIT,
-            next_at: Duration::ZERO,
+            run: Running(None),
+            next: Duration::ZERO,
             last_error: None,
         }
     }
@@ -87,37 +89,46 @@ impl Exec {
         printable(&shell_words::join(words), 400)
     }
 
-    fn run(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
-        let (program, args) = self
-            .words
-            .split_first()
-            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the command is empty"))?;
+    /// Executes the command.
+    fn begin(&self, cx: &Probe<'_>) -> io::Result<Run> {
         let limit = self.limit.min(cx.remaining());
-        let deadline = Instant::now() + limit;
-
+        let begun = Instant::now();
+        let environment = std::env::vars_os().collect();
+        let invalid = |error: Error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
+        let program = self
+            .words
+            .first()
+            .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the command is empty"))?;
+        let shown = self.shown();
+        let text = |text: &OsString| launch::c_string(text, &shown).map_err(invalid);
+        let candidates = launch::candidates(program, &environment);
+        let words = sys::Words {
+            candidates: candidates
+                .into_iter()
+                .map(|path| text(&path.into_os_string()))
+                .collect::<io::Result<_>>()?,
+            argv: self.words.iter().map(text).collect::<io::Result<_>>()?,
+            envp: launch::c_environment(&environment, &shown).map_err(invalid)?,
+        };
+        // The end to write to is the command's alone: only then is there an end to what is read.
         let (output, output_end) = sys::pipe()?;
-        let mut command = Command::new(program);
-        command
-            .args(args)
-            .stdin(Stdio::null())
-            .stdout(output_end.try_clone()?)
-            .stderr(output_end);
-        sys::tie_to_this_thread(&mut command);
-        let spawned = command.spawn();
-        // It holds the writing end of the pipe, which would never be at its end.
-        drop(command);
-        let child = spawned.map_err(|e| self.not_executed(&e))?;
-
-        let mut run = Run {
-            event: sys::exit_event(child.id()),
+        let child = sys::spawn(&words, output_end).map_err(|e| self.not_executed(&e))?;
+        Ok(Run {
+            event: sys::exit_event(child),
             child,
             output: Some(File::from(output)),
             kept: Vec::new(),
             ended: false,
-        };
-        let ended = run.wait(deadline, &|| cx.service_exited());
+            begun,
+            limit,
+        })
+    }
+
+    /// What the end of a run tells.
+    fn judge(&mut self, run: &Run, ended: Ended) -> io::Result<bool> {
+        let limit = run.limit;
         let last_line = run.last_line();
-        match ended? {
+        match ended {
             Ended::Status(status) if status.success() => Ok(true),
             Ended::Status(status) => {
                 let mut text = format!("`{}` {}", self.shown(), how(status));
@@ -127,9 +138,7 @@ impl Exec {
                 Err(io::Error::other(text))
             }
             // Cut short by the end of the wait: what the one before told says more.
-            Ended::OverTime if limit < self.limit && self.last_error.is_some() => {
-                Err(io::Error::other(self.last_error.clone().unwrap_or_default()))
-            }
+            Ended::OverTime if limit < self.limit && self.last_error.is_some() => self.last_answer(),
             Ended::OverTime => {
                 self.limit = self.limit.saturating_mul(2);
                 let mut text = format!("`{}` did not end within {limit:.0?} and was killed", self.shown());
@@ -138,8 +147,21 @@ impl Exec {
                 }
                 Err(io::Error::new(io::ErrorKind::TimedOut, text))
             }
-            Ended::ServiceExited => Ok(false),
         }
+    }
+
+    /// What the run before this one told.
+    fn last_answer(&self) -> io::Result<bool> {
+        match &self.last_error {
+            Some(text) => Err(io::Error::other(text.clone())),
+            None => Ok(false),
+        }
+    }
+
+    /// The next run is after a pause.
+    fn pause(&mut self, now: Duration, took: Duration) {
+        let beyond = took.saturating_sub(UNAVOIDABLE).min(now / LONG_PAUSE_PART);
+        self.next = now + long_pause_after(now).max(beyond);
     }
 
     fn not_executed(&self, error: &io::Error) -> io::Error {
@@ -169,26 +191,62 @@ impl Readiness for Exec {
             other => other,
         })?;
         self.limit = scaled(FIRST_LIMIT);
-        self.next_at = Duration::ZERO;
+        self.run.0 = None;
+        self.next = Duration::ZERO;
         self.last_error = None;
         Ok(())
     }
 
+    /// Never waits: a run goes on between two looks, and its end is what the next one waits for.
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
-        if cx.elapsed() < self.next_at {
-            return match &self.last_error {
-                Some(text) => Err(io::Error::other(text.clone())),
-                None => Ok(false),
+        let Some(run) = &mut self.run.0 else {
+            if cx.elapsed() < self.next {
+                // Woken by something that is not this condition's.
+                return self.last_answer();
+            }
+            return match self.begin(cx) {
+                Ok(run) => {
+                    self.run.0 = Some(run);
+                    self.last_answer()
+                }
+                Err(error) => {
+                    self.pause(cx.elapsed(), Duration::ZERO);
+                    self.last_error = Some(error.to_string());
+                    Err(error)
+                }
             };
-        }
-        let begun = Instant::now();
-        let result = self.run(cx);
-        let took = begun.elapsed();
-        let elapsed = cx.elapsed() + took;
-        let as_long = took.min(elapsed / LONG_PAUSE_PART);
-        self.next_at = elapsed + PAUSE.max(as_long).max(elapsed / PAUSE_PART);
+        };
+        let Some(ended) = run.look(cx.remaining().is_zero()).transpose() else {
+            return self.last_answer();
+        };
+        // Also after an error (somebody else has waited for the child): there is nothing more to look at.
+        let Some(run) = self.run.0.take() else {
+            return Ok(false);
+        };
+        let result = ended.and_then(|ended| self.judge(&run, ended));
+        self.pause(cx.elapsed(), run.begun.elapsed());
         self.last_error = result.as_ref().err().map(io::Error::to_string);
         result
+    }
+
+    fn wakes(&self, wake: &mut Wake) {
+        let Some(run) = &self.run.0 else {
+            return wake.at(self.next);
+        };
+        let time = run.begun.elapsed();
+        wake.within(run.limit.saturating_sub(time));
+        if let Some(output) = &run.output {
+            wake.on(output.as_fd());
+        }
+        match &run.event {
+            Some(event) => wake.on(event.as_fd()),
+            // Nobody tells of its end, only of that of its output, which may come sooner or later.
+            None => wake.within(pause_after(time)),
+        }
+    }
+
+    fn wait_is_over(&mut self) {
+        self.run.0 = None;
     }
 }
 
@@ -196,12 +254,31 @@ impl Readiness for Exec {
 enum Ended {
     Status(ExitStatus),
     OverTime,
-    ServiceExited,
+}
+
+/// The run that is under way. A copy of a condition has none.
+#[derive(Default)]
+struct Running(Option<Run>);
+
+impl Clone for Running {
+    fn clone(&self) -> Running {
+        Running(None)
+    }
+}
+
+impl fmt::Debug for Running {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() {
+            "running"
+        } else {
+            "not running"
+        })
+    }
 }
 
 /// A run of the command. It is dead and waited for once this is dropped, whatever happens.
 struct Run {
-    child: Child,
+    child: u32,
     /// Readable once the child has ended.
     event: Option<std::os::fd::OwnedFd>,
     output: Option<File>,
@@ -209,34 +286,31 @@ struct Run {
     kept: Vec<u8>,
     /// Whether it has been waited for. Its process id may then be somebody else's.
     ended: bool,
+    begun: Instant,
+    /// How long it may take.
+    limit: Duration,
 }
 
 impl Run {
-    fn wait(&mut self, deadline: Instant, service_exited: &dyn Fn() -> bool) -> io::Result<Ended> {
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let fds = [
-                self.output.as_ref().map(AsFd::as_fd),
-                self.event.as_ref().map(AsFd::as_fd),
-            ];
-            let [printed, ended] = sys::wait_readable(fds, left.min(LOOK))?;
-            if printed {
-                self.read_output();
-            }
-            if ended || self.event.is_none() {
-                if let Some(status) = self.reap(ended)? {
-                    // What it printed last is in the pipe by now.
-                    self.drain_output();
-                    return Ok(Ended::Status(status));
-                }
-            }
-            if service_exited() {
-                return Ok(Ended::ServiceExited);
-            }
-            if left.is_zero() {
-                return Ok(Ended::OverTime);
+    /// How it ended, if it did. One that is over its time, or the whole wait's, is killed when it is dropped.
+    fn look(&mut self, is_last: bool) -> io::Result<Option<Ended>> {
+        let fds = [
+            self.output.as_ref().map(AsFd::as_fd),
+            self.event.as_ref().map(AsFd::as_fd),
+        ];
+        let [printed, ended] = sys::wait_readable(fds, Duration::ZERO)?;
+        if printed {
+            self.read_output();
+        }
+        if ended || self.event.is_none() {
+            if let Some(status) = self.reap(ended)? {
+                // What it printed last is in the pipe by now.
+                self.drain_output();
+                return Ok(Some(Ended::Status(status)));
             }
         }
+        let is_over_time = is_last || self.begun.elapsed() >= self.limit;
+        Ok(is_over_time.then_some(Ended::OverTime))
     }
 
     /// Its status, if it has ended.
@@ -244,11 +318,12 @@ impl Run {
         if ended {
             // It has ended and is not yet waited for, so the group's number is still its own: the moment to
             // end what it may have left in the background.
-            sys::kill_group(self.child.id());
+            sys::kill_group(self.child);
         }
-        let status = self.child.try_wait()?;
-        self.ended = status.is_some();
-        Ok(status)
+        let status = sys::try_wait_for(self.child);
+        // An error is somebody else's wait for any child: then it is gone, and how it ended nobody knows.
+        self.ended = !matches!(status, Ok(None));
+        status
     }
 
     /// Reads once. The pipe must be readable or at its end.
@@ -292,10 +367,10 @@ impl Run {
 impl Drop for Run {
     fn drop(&mut self) {
         if !self.ended {
-            sys::kill_group(self.child.id());
+            sys::kill_group(self.child);
             // For the case that it has made itself a group of its own.
-            let _ = self.child.kill();
-            let _ = self.child.wait();
+            sys::kill_process(self.child);
+            sys::wait_for(self.child);
         }
     }
 }
@@ -323,7 +398,6 @@ fn how(status: ExitStatus) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::Ordering;
     use std::thread;
 
     use super::super::harness::{Harness, is_alone, run_alone};
@@ -336,6 +410,19 @@ mod tests {
     fn prepared(harness: &Harness, mut exec: Exec) -> Exec {
         harness.prepare(&mut exec).unwrap();
         exec
+    }
+
+    /// Looks, as an executor does, until a run has ended: what that tells.
+    fn run(harness: &Harness, exec: &mut Exec) -> io::Result<bool> {
+        loop {
+            let answer = harness.probe(exec);
+            if exec.run.0.is_none() {
+                return answer;
+            }
+            let mut wake = Wake::new(Duration::ZERO);
+            exec.wakes(&mut wake);
+            crate::sys::wait_readable(&wake.events, wake.pause);
+        }
     }
 
     /// Waits until the process is gone or a zombie.
@@ -356,17 +443,17 @@ mod tests {
         let harness = Harness::new();
         let mut exec = prepared(&harness, Exec::succeeds("sh -c 'exit 0'"));
         assert_eq!(exec.describe(), "`sh -c 'exit 0'` succeeded");
-        assert!(harness.probe(&mut exec).unwrap());
+        assert!(run(&harness, &mut exec).unwrap());
     }
 
     #[test]
     fn any_other_status_is_an_error_with_the_last_line() {
         let harness = Harness::new();
         let mut exec = prepared(&harness, sh("echo first; echo 'no \u{1b}[31mluck' >&2; exit 3"));
-        let error = harness.probe(&mut exec).unwrap_err().to_string();
+        let error = run(&harness, &mut exec).unwrap_err().to_string();
         assert!(error.ends_with("exited with status 3: no luck"), "{error}");
         let mut exec = prepared(&harness, sh("kill -9 $$"));
-        let error = harness.probe(&mut exec).unwrap_err().to_string();
+        let error = run(&harness, &mut exec).unwrap_err().to_string();
         assert!(error.ends_with("was killed by SIGKILL"), "{error}");
     }
 
@@ -376,14 +463,14 @@ mod tests {
         let marks = harness.dir().join("marks");
         let mut exec = prepared(&harness, sh(&format!("echo x >> '{}'; exit 1", marks.display())));
         harness.elapsed(Duration::from_secs(10));
-        let first = harness.probe(&mut exec).unwrap_err().to_string();
+        let first = run(&harness, &mut exec).unwrap_err().to_string();
         // Less than a fiftieth of the time later there is the same answer, without a run.
         harness.elapsed(Duration::from_millis(10_150));
-        let second = harness.probe(&mut exec).unwrap_err().to_string();
+        let second = run(&harness, &mut exec).unwrap_err().to_string();
         assert_eq!(first, second);
         assert_eq!(std::fs::read_to_string(&marks).unwrap(), "x\n");
         harness.elapsed(Duration::from_secs(30));
-        harness.probe(&mut exec).unwrap_err();
+        run(&harness, &mut exec).unwrap_err();
         assert_eq!(std::fs::read_to_string(&marks).unwrap(), "x\nx\n");
     }
 
@@ -394,7 +481,7 @@ mod tests {
         let script = format!("sleep 300 & echo $! > '{}'; echo waiting; wait", pids.display());
         let mut exec = prepared(&harness, sh(&script));
         harness.remaining(Duration::from_millis(500));
-        let error = harness.probe(&mut exec).unwrap_err();
+        let error = run(&harness, &mut exec).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
         let error = error.to_string();
         assert!(
@@ -414,23 +501,70 @@ mod tests {
             sh(&format!("sleep 300 & echo $! > '{}'", pids.display())),
         );
         // The background process keeps the output open: that must not be waited for.
-        assert!(harness.probe(&mut exec).unwrap());
+        assert!(run(&harness, &mut exec).unwrap());
         assert!(gone(std::fs::read_to_string(&pids).unwrap().trim()));
     }
 
     #[test]
-    fn the_exit_of_the_service_ends_the_run() {
+    fn a_look_does_not_wait_for_the_run_and_the_end_of_the_wait_is_its_end() {
         let harness = Harness::new();
         let mut exec = prepared(&harness, sh("sleep 300"));
-        let begun = Instant::now();
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                thread::sleep(Duration::from_millis(50));
-                harness.exited.store(true, Ordering::SeqCst);
-            });
+        // Each of these would take five minutes, or five seconds.
+        for _ in 0..1000 {
             assert!(!harness.probe(&mut exec).unwrap());
-        });
-        assert!(begun.elapsed() < Duration::from_secs(4));
+        }
+        let pid = exec.run.0.as_ref().unwrap().child.to_string();
+        assert!(exec.clone().run.0.is_none(), "it is the original's");
+        exec.wait_is_over();
+        assert!(
+            !std::path::Path::new("/proc").join(pid).exists(),
+            "not even a zombie"
+        );
+    }
+
+    #[test]
+    fn a_run_that_somebody_else_has_waited_for_is_followed_by_another() {
+        let harness = Harness::new();
+        let path = harness.dir().join("second");
+        let script = format!("test -e '{0}' || {{ touch '{0}'; exit 3; }}", path.display());
+        let mut exec = prepared(&harness, sh(&script));
+        assert!(!harness.probe(&mut exec).unwrap());
+        // As a test does that reaps all of its children.
+        sys::wait_for(exec.run.0.as_ref().unwrap().child).unwrap();
+        let error = run(&harness, &mut exec).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(10), "no child: {error}");
+        harness.elapsed(Duration::from_secs(60));
+        assert!(run(&harness, &mut exec).unwrap());
+    }
+
+    #[test]
+    fn it_is_executed_as_by_a_shell() {
+        let harness = Harness::new();
+        // What is blocked or ignored here is no business of the command's: Rust ignores SIGPIPE.
+        let signals = [
+            ("PIPE", "was killed by signal 13"),
+            ("TERM", "was killed by SIGTERM"),
+        ];
+        for (signal, end) in signals {
+            let mut exec = prepared(&harness, sh(&format!("kill -{signal} $$; sleep 20")));
+            let error = run(&harness, &mut exec).unwrap_err().to_string();
+            assert!(error.ends_with(end), "{error}");
+        }
+        // The leader of its group, with nothing to read.
+        let script = "test \"$(cut -d' ' -f5 /proc/self/stat)\" = $$ || exit 6; read line || exit 5";
+        let error = run(&harness, &mut prepared(&harness, sh(script))).unwrap_err();
+        assert!(error.to_string().ends_with("exited with status 5"), "{error}");
+        // A script without a first line that says who runs it.
+        let path = harness.dir().join("script");
+        std::fs::write(&path, "echo \"$1 $0\"; exit 7").unwrap();
+        let command = [path.as_os_str(), "word".as_ref()];
+        let error = run(&harness, &mut prepared(&harness, Exec::succeeds(command))).unwrap_err();
+        assert!(error.to_string().contains("Permission denied"), "{error}");
+        let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&path, permissions).unwrap();
+        let error = run(&harness, &mut prepared(&harness, Exec::succeeds(command))).unwrap_err();
+        let expected = format!("status 7: word {}", path.display());
+        assert!(error.to_string().ends_with(&expected), "{error}");
     }
 
     #[test]
@@ -440,7 +574,7 @@ mod tests {
             &harness,
             sh("head -c 3000000 /dev/zero | tr '\\0' x; echo; echo end; exit 1"),
         );
-        let error = harness.probe(&mut exec).unwrap_err().to_string();
+        let error = run(&harness, &mut exec).unwrap_err().to_string();
         assert!(error.ends_with("status 1: end"), "{error}");
     }
 
@@ -448,7 +582,7 @@ mod tests {
     fn a_program_that_is_not_there_ends_the_wait() {
         let harness = Harness::new();
         let mut exec = prepared(&harness, Exec::succeeds("mirakuru-no-such-program --now"));
-        let error = harness.probe(&mut exec).unwrap_err();
+        let error = run(&harness, &mut exec).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidInput);
         let text = error.to_string();
         assert!(
@@ -457,7 +591,7 @@ mod tests {
         );
         // One that the service may yet make does not.
         let mut exec = prepared(&harness, Exec::succeeds("./no/such/program"));
-        assert_eq!(harness.probe(&mut exec).unwrap_err().kind(), io::ErrorKind::Other);
+        assert_eq!(run(&harness, &mut exec).unwrap_err().kind(), io::ErrorKind::Other);
     }
 
     #[test]
@@ -473,9 +607,9 @@ mod tests {
         for round in 0..10 {
             harness.elapsed(Duration::from_secs(1 << round));
             harness.remaining(Duration::from_secs(60));
-            harness.probe(&mut failing).unwrap_err();
+            run(&harness, &mut failing).unwrap_err();
             harness.remaining(Duration::from_millis(10));
-            harness.probe(&mut hanging).unwrap_err();
+            run(&harness, &mut hanging).unwrap_err();
         }
         assert_eq!(descriptors(), before);
         let me = std::process::id().to_string();

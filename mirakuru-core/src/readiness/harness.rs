@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -69,7 +69,6 @@ pub(crate) fn look(readiness: &mut dyn Readiness, root: u32, elapsed: Duration) 
         remaining: Duration::from_secs(5),
         output: &reader,
         since: Cursor::START,
-        exited: &|| false,
     })
 }
 
@@ -78,7 +77,6 @@ pub(crate) struct Harness {
     pub(crate) log: Mutex<LogWriter>,
     reader: OutputReader,
     since: Mutex<Cursor>,
-    pub(crate) exited: AtomicBool,
     remaining: Mutex<Duration>,
     elapsed: Mutex<Duration>,
     env: Mutex<Vec<(String, String)>>,
@@ -94,7 +92,6 @@ impl Harness {
             reader: log.reader(),
             log: Mutex::new(log),
             since: Mutex::new(Cursor::START),
-            exited: AtomicBool::new(false),
             remaining: Mutex::new(Duration::from_secs(60)),
             elapsed: Mutex::new(Duration::ZERO),
             env: Mutex::new(Vec::new()),
@@ -145,7 +142,6 @@ impl Harness {
     /// One look, in a process tree whose root is this process.
     pub(crate) fn probe(&self, readiness: &mut impl Readiness) -> io::Result<bool> {
         let values = Values::new("unit".to_owned(), self.dir.path().to_owned());
-        let exited = || self.exited.load(Ordering::SeqCst);
         let remaining = *self.remaining.lock().unwrap();
         let elapsed = *self.elapsed.lock().unwrap();
         let since = *self.since.lock().unwrap();
@@ -157,7 +153,6 @@ impl Harness {
             remaining,
             output: &self.reader,
             since,
-            exited: &exited,
         })
     }
 
