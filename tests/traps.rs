@@ -2,6 +2,9 @@
 
 mod common;
 
+#[path = "teardown/proof.rs"]
+mod proof;
+
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
@@ -62,7 +65,9 @@ fn nothing_survives_the_test_process_however_it_ends() {
         let scratch = Scratch::new();
         let pids = scratch.file("pids");
         fs::write(scratch.file("end"), end).unwrap();
-        let mut process = victim("meets_its_end", scratch.path())
+        let mut command = victim("meets_its_end", scratch.path());
+        proof::obeys_signals(&mut command);
+        let mut process = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::null())
@@ -246,7 +251,7 @@ fn exit_0_of_a_daemon_is_no_error_until_the_daemon_ends() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not see whose a port or a socket is"
+    ignore = "the portable back end cannot see whose a socket is"
 )]
 fn a_port_that_is_bound_and_does_not_listen_is_not_free() {
     let port = fixed_port();
@@ -338,7 +343,7 @@ fn the_exit_of_a_server_that_never_answers_is_noticed() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not see whose a port or a socket is"
+    ignore = "the portable back end cannot see whose a socket is"
 )]
 fn a_service_that_is_ready_but_belongs_to_somebody_else() {
     for http in [false, true] {
@@ -429,7 +434,7 @@ fn process_with_pid(pid: u32) -> Option<Child> {
 #[cfg(target_os = "linux")]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "nothing outlives the supervisor of the portable back end to end its service"
+    ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
 )]
 fn marks_are_matched_whole() {
     let mut service = listening(["--fork", "1"]).start().unwrap();
@@ -791,7 +796,7 @@ fn drop_works_on_any_thread_and_at_its_end() {
 #[cfg(target_os = "linux")]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "nothing outlives the supervisor of the portable back end to end its service"
+    ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
 )]
 fn the_death_of_either_supervisor_is_not_the_services_freedom() {
     let kinds: [&[&str]; 3] = [&[], &["--fork", "2"], &["--deaf-daemons", "2"]];
@@ -820,7 +825,7 @@ fn the_death_of_either_supervisor_is_not_the_services_freedom() {
 #[cfg(target_os = "linux")]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the supervisor of the portable back end has the name of the test process"
+    ignore = "the portable back end has a supervisor with the name of the test process"
 )]
 fn supervisors_have_a_command_line_of_their_own() {
     let service = listening([]).start().unwrap();
