@@ -158,13 +158,12 @@ fn serve(addr: &str) -> Result<(), Box<dyn Error>> {
     println!("open");
     for (guest, stream) in listener.incoming().enumerate() {
         let mut stream = stream?;
-        let mut request = String::new();
-        BufReader::new(&stream).read_line(&mut request)?;
-        if request.is_empty() {
-            continue;
-        }
+        // All of the head: a connection that is closed with something unread is reset, and the guest may lose the answer.
+        let lines = BufReader::new(&stream).lines().map_while(Result::ok);
+        let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
+        let Some(request) = head.first() else { continue };
         let body = format!("a cup of tea, from pid {}", std::process::id());
-        println!("guest {guest}: {}", request.trim_end());
+        println!("guest {guest}: {request}");
         write!(
             stream,
             "HTTP/1.0 200 OK\r\nContent-Length: {}\r\n\r\n{body}",
