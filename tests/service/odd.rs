@@ -744,6 +744,7 @@ mod sys {
     pub(crate) const SIGINT: c_int = 2;
     pub(crate) const SIGQUIT: c_int = 3;
     pub(crate) const SIGTERM: c_int = 15;
+    #[cfg(target_os = "linux")]
     const SIGKILL: c_int = 9;
     const SIGALRM: c_int = 14;
     #[cfg(target_os = "linux")]
