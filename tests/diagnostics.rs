@@ -377,7 +377,7 @@ fn it_hangs() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not see whose a port or a socket is"
+    ignore = "the portable back end cannot see whose a socket is"
 )]
 fn it_listens_elsewhere() {
     let recipe = odd(["--listen", "127.0.0.1:{port:its}"])
@@ -589,7 +589,7 @@ fn causes_that_the_output_tells() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not see whose a port or a socket is"
+    ignore = "the portable back end cannot see whose a socket is"
 )]
 fn the_port_is_taken_by_a_stranger() {
     let port = fixed_port();
@@ -610,7 +610,7 @@ fn the_port_is_taken_by_a_stranger() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not see whose a port or a socket is"
+    ignore = "the portable back end cannot see whose a socket is"
 )]
 fn the_port_is_taken_by_us() {
     let port = fixed_port();
@@ -647,7 +647,7 @@ fn the_port_is_taken_by_us() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not see whose a port or a socket is"
+    ignore = "the portable back end cannot see whose a socket is"
 )]
 fn the_port_is_taken_by_what_an_earlier_run_left() {
     let port = fixed_port();
@@ -680,7 +680,7 @@ fn the_port_is_taken_by_what_an_earlier_run_left() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not see whose a port or a socket is"
+    ignore = "the portable back end cannot see whose a socket is"
 )]
 fn the_socket_is_taken() {
     let scratch = Scratch::new();
@@ -721,7 +721,7 @@ fn the_pid_file_is_another_processs() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not see whose a port or a socket is"
+    ignore = "the portable back end cannot see whose a socket is"
 )]
 fn a_stranger_takes_the_port_during_the_start() {
     let port = fixed_port();
@@ -753,7 +753,7 @@ fn a_stranger_takes_the_port_during_the_start() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not see whose a port or a socket is"
+    ignore = "the portable back end cannot see whose a socket is"
 )]
 fn the_bind_fails_because_of_a_stranger() {
     let port = fixed_port();
@@ -803,7 +803,7 @@ fn the_bind_fails_because_of_a_stranger() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not see whose a port or a socket is"
+    ignore = "the portable back end cannot see whose a socket is"
 )]
 fn two_hundred_times_the_truth_about_a_stranger_in_the_window() {
     let me = std::process::id();
@@ -866,7 +866,7 @@ fn two_hundred_times_the_truth_about_a_stranger_in_the_window() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not see whose a port or a socket is"
+    ignore = "the portable back end cannot see whose a socket is"
 )]
 fn a_port_that_is_shared_with_a_stranger() {
     for n in 0..10_u64 {
@@ -1214,7 +1214,7 @@ fn inherited_sockets_are_in_order_whatever_is_open() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not see whose a port or a socket is"
+    ignore = "the portable back end cannot see whose a socket is"
 )]
 fn an_inherited_fixed_port_is_checked_and_tcp_knows_its_owner() {
     let port = fixed_port();

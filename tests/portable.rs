@@ -1,5 +1,6 @@
 //! What the back end for other Unixes does in place of what it cannot do, on Linux with `RUSTFLAGS="--cfg mirakuru_portable"`. All other
-//! tests run on it as well; those of what it does not do say so and are left out.
+//! tests run on it as well; those of what it does not do carry the reason (`#[cfg_attr(mirakuru_portable, ignore = "..")]`), and
+//! `docs/guide/limits.md` has the list.
 #![cfg(mirakuru_portable)]
 
 mod common;
@@ -26,10 +27,6 @@ unsafe extern "C" {
     fn waitpid(pid: i32, status: *mut i32, options: i32) -> i32;
     fn _exit(status: i32) -> !;
 }
-
-#[test]
-#[ignore = "tests/run_scope.rs, tests/run_scope_crate.rs: without a look at other processes no run is recognised, and a shared service is its process's own"]
-fn the_scope_of_a_run() {}
 
 /// What the tests of daemons assert on Linux is another thing here: the start of one fails, and the report does not claim that
 /// nothing is left.

@@ -125,7 +125,7 @@ fn a_service_without_reuseaddr_gets_a_port_as_well() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not see whose a port or a socket is"
+    ignore = "the portable back end cannot see whose a socket is"
 )]
 fn a_chosen_port_that_was_taken_in_between_is_replaced() {
     let scratch = Scratch::new();
@@ -178,7 +178,7 @@ fn assert_already_running(error: &Error, port: u16, pid: u32) {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not see whose a port or a socket is"
+    ignore = "the portable back end cannot see whose a socket is"
 )]
 fn a_fixed_port_of_another_executor_is_refused_and_the_holder_named() {
     let port = fixed_port();
@@ -206,7 +206,7 @@ fn a_fixed_port_of_another_executor_is_refused_and_the_holder_named() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not see whose a port or a socket is"
+    ignore = "the portable back end cannot see whose a socket is"
 )]
 fn a_stranger_on_the_port_is_refused_whatever_it_does_there() {
     // What is bound and does not listen is in the way only of those that do not share, which nobody can know beforehand.
@@ -230,7 +230,7 @@ fn a_stranger_on_the_port_is_refused_whatever_it_does_there() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not see whose a port or a socket is"
+    ignore = "the portable back end cannot see whose a socket is"
 )]
 fn a_stranger_on_every_address_is_refused_too() {
     let port = fixed_port();
@@ -241,7 +241,7 @@ fn a_stranger_on_every_address_is_refused_too() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not see whose a port or a socket is"
+    ignore = "the portable back end cannot see whose a socket is"
 )]
 fn a_listener_of_the_test_itself_is_a_stranger_too() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

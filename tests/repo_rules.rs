@@ -1,5 +1,6 @@
 //! The rules of this repository that a compiler does not check.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -462,6 +463,73 @@ fn code_that_is_not_run_says_why() {
             before = line;
         }
     }
+}
+
+/// The reasons why tests do not hold on the back end for other Unixes, each with the files that have such tests.
+fn left_out_on_the_portable_back_end() -> BTreeMap<String, Vec<String>> {
+    let mut left_out: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    for folder in [
+        "tests",
+        "src",
+        "mirakuru-core",
+        "mirakuru-fixtures",
+        "mirakuru-macros",
+    ] {
+        for file in rust_files(&root().join(folder)) {
+            let path = file.strip_prefix(root()).expect("it is below").to_path_buf();
+            let text = read(&path);
+            let code: Vec<&str> = text
+                .lines()
+                .filter(|line| !line.trim_start().starts_with("//"))
+                .collect();
+            let code = code.join("\n");
+            if folder == "tests" {
+                assert!(
+                    !code.contains(concat!("not(", "mirakuru_portable)")),
+                    "{}: left out in silence. Give each test `#[cfg_attr(mirakuru_portable, ignore = \"..\")]`",
+                    path.display()
+                );
+            }
+            let group = match path.iter().nth(1).and_then(|name| name.to_str()) {
+                Some(name) if folder == "tests" => name.trim_end_matches(".rs").to_owned(),
+                _ => folder.to_owned(),
+            };
+            for after in code.split("mirakuru_portable,").skip(1) {
+                let Some(reason) = after.trim_start().strip_prefix("ignore = \"") else {
+                    continue;
+                };
+                let reason = reason.split('"').next().expect("the first of them");
+                let reason = reason
+                    .strip_prefix("the portable back end ")
+                    .unwrap_or_else(|| panic!("{}: what is it that does not: {reason:?}?", path.display()));
+                left_out.entry(reason.to_owned()).or_default().push(group.clone());
+            }
+        }
+    }
+    left_out
+}
+
+/// Nobody has to search for what does not hold on the back end for other Unixes: it is in a table, with how many tests say so.
+#[test]
+fn what_the_portable_back_end_leaves_out_is_listed() {
+    if !in_workspace() {
+        return;
+    }
+    let left_out = left_out_on_the_portable_back_end();
+    assert!(left_out.len() > 3, "where are the attributes? {left_out:?}");
+    let mut expected = String::from("| it | tests | where |\n| --- | ---: | --- |\n");
+    for (reason, files) in left_out {
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        for file in &files {
+            *counts.entry(file).or_default() += 1;
+        }
+        let counts: Vec<String> = counts.iter().map(|(file, n)| format!("`{file}` {n}")).collect();
+        expected += &format!("| {reason} | {} | {} |\n", files.len(), counts.join(", "));
+    }
+    assert!(
+        read("docs/guide/limits.md").contains(&format!("\n{expected}\n")),
+        "docs/guide/limits.md does not have this table:\n\n{expected}"
+    );
 }
 
 /// One script for everyone: what CI runs is what a developer runs.

@@ -4,8 +4,6 @@
 //! `NEXTEST_RUN_ID` in their environment and not in its own. (Without the variable they would find the `cargo` that runs *these*
 //! tests.) The test processes are this binary as well ([`test_process`]), and use the statics below as any test would. Real
 //! runners and a real crate are in `tests/run_scope_crate.rs`.
-// The portable back end recognises no run: `tests/portable.rs`.
-#![cfg(not(mirakuru_portable))]
 
 mod common;
 
@@ -530,6 +528,7 @@ fn services(scratch: &Scratch) -> Vec<u32> {
 // ---- one service, for all, until the runner ends ----------------------------------------------------------------------
 
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn the_first_starts_it_and_the_others_attach_until_the_runner_ends() {
     for killed in [false, true] {
         let scratch = Scratch::new();
@@ -555,6 +554,7 @@ fn the_first_starts_it_and_the_others_attach_until_the_runner_ends() {
 }
 
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn two_runs_side_by_side_have_one_each() {
     let scratches = [Scratch::new(), Scratch::new()];
     // In one temp dir, as two runs are.
@@ -581,6 +581,7 @@ fn two_runs_side_by_side_have_one_each() {
 }
 
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn what_makes_it_another_one() {
     let scratch = Scratch::new();
     let mut run = Run::begin(&scratch);
@@ -655,6 +656,7 @@ fn the_scope_of_a_process_ends_with_it() {
 }
 
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn another_binary_attaches_to_it() {
     let scratch = Scratch::new();
     let copy = scratch.file("another-binary");
@@ -720,6 +722,7 @@ fn without_a_runner_it_is_the_process_s_own() {
 }
 
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn the_handles_of_who_attaches_are_those_of_who_started_it() {
     let scratch = Scratch::new();
     let mut run = Run::begin(&scratch);
@@ -759,6 +762,7 @@ fn the_handles_of_who_attaches_are_those_of_who_started_it() {
 }
 
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn it_is_set_up_once_in_a_run() {
     let scratch = Scratch::new();
     let mut run = Run::begin(&scratch);
@@ -774,6 +778,7 @@ fn it_is_set_up_once_in_a_run() {
 // ---- what goes wrong ----------------------------------------------------------------------------------------------------
 
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_failure_is_told_to_all_at_once() {
     for (how, said) in [
         ("error", "failed to apply the migrations: there are none"),
@@ -832,6 +837,7 @@ fn a_failure_is_told_to_all_at_once() {
 }
 
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_service_that_dies_is_told_and_not_replaced() {
     for killed in [true, false] {
         let scratch = Scratch::new();
@@ -863,6 +869,7 @@ fn a_service_that_dies_is_told_and_not_replaced() {
 
 /// One that makes itself a daemon runs as long as any of its processes does.
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_daemon_is_running_until_it_is_gone() {
     let scratch = Scratch::new();
     let mut run = Run::begin(&scratch);
@@ -892,6 +899,7 @@ fn a_daemon_is_running_until_it_is_gone() {
 }
 
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn the_supervisor_can_be_killed() {
     for victims in [&[1][..], &[2], &[1, 2]] {
         let scratch = Scratch::new();
@@ -936,6 +944,7 @@ fn the_supervisor_can_be_killed() {
 
 /// Killed while it waits for readiness, and while it sets up: others who wait take over.
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn the_next_one_takes_over_when_the_starter_dies_before_it_is_published() {
     for (key, value) in [("EXTRA", "--delay 700"), ("SET_UP", "hangs")] {
         let scratch = Scratch::new();
@@ -969,6 +978,7 @@ fn the_next_one_takes_over_when_the_starter_dies_before_it_is_published() {
 }
 
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn it_stays_when_the_starter_is_killed_afterwards() {
     let scratch = Scratch::new();
     let mut run = Run::begin(&scratch);
@@ -985,6 +995,7 @@ fn it_stays_when_the_starter_is_killed_afterwards() {
 
 /// A hundred processes want it at once, and the one that gets to start it is killed at a random moment.
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_hundred_race_to_be_first_and_the_winner_is_killed() {
     let rounds: u64 = env::var("MIRAKURU_TEST_ROUNDS").map_or(5, |n| n.parse().expect("a number"));
     let mut seed = u64::from(std::process::id()) + 88_172_645_463_325_252;
@@ -1074,12 +1085,14 @@ fn a_hundred_race_to_be_first_and_the_winner_is_killed() {
 
 /// What a killed runner leaves behind runs on for a moment. It must not start what nobody would end.
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn orphans_start_nothing_and_hang_nowhere() {
     orphans();
 }
 
 /// The same where the process that adopts them looks like any other parent: it is in their own session.
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn orphans_that_are_adopted_within_their_session() {
     let scratch = Scratch::new();
     let output = victim("adopter", scratch.path()).output().expect("it starts");
@@ -1133,6 +1146,7 @@ fn orphans() {
 
 /// Waiting for a start that a killed runner has left to itself.
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn those_who_wait_for_a_start_do_not_wait_for_an_orphan() {
     let scratch = Scratch::new();
     let mut run = Run::begin(&scratch);
@@ -1156,6 +1170,7 @@ fn those_who_wait_for_a_start_do_not_wait_for_an_orphan() {
 
 /// Both names of the run: the session goes first, over several runners.
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_session_is_its_givers() {
     let scratch = Scratch::new();
     let mut run = Run::begin(&scratch);
@@ -1176,6 +1191,7 @@ fn a_session_is_its_givers() {
 // ---- fixed ports ----------------------------------------------------------------------------------------------------------
 
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_fixed_port_of_the_run_is_not_waited_for_by_its_own_tests() {
     let scratch = Scratch::new();
     let port = fixed_port().to_string();
@@ -1277,6 +1293,7 @@ fn a_directory_that_is_not_safe_is_refused() {
 
 /// A place for what lives no longer than a session is taken where it is the user's alone.
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn the_runtime_directory_is_used_where_it_is_safe() {
     for (mode, is_used) in [(0o700, true), (0o755, false)] {
         let scratch = Scratch::new();
@@ -1303,6 +1320,7 @@ fn the_runtime_directory_is_used_where_it_is_safe() {
 
 /// What a machine left that lost its power: by the process id *and* the start time, and never what somebody uses.
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn stale_directories_are_swept_by_the_next_run() {
     let scratch = Scratch::new();
     let mut run = Run::begin(&scratch);
@@ -1408,6 +1426,7 @@ fn a_directory_that_is_removed_is_made_again() {
 
 /// `MIRAKURU_TEST_ATTACHES=200` for a figure worth quoting.
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn to_attach_costs_little() {
     let count: usize = env::var("MIRAKURU_TEST_ATTACHES").map_or(20, |n| n.parse().expect("a number"));
     let scratch = Scratch::new();

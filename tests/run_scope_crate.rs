@@ -1,7 +1,5 @@
 //! The scope `run` as users have it: a crate of its own, five test binaries, one `static` in `tests/common/mod.rs`, and the real
 //! runners.
-// The portable back end recognises no run: `tests/portable.rs`.
-#![cfg(not(mirakuru_portable))]
 
 mod common;
 
@@ -119,15 +117,9 @@ fn cargo(scratch: &Scratch, dir: &Path, args: &[&str]) -> Command {
     command
         .args(args)
         .current_dir(dir)
-        .stdin(Stdio::null())
-        .env("CARGO_NET_OFFLINE", "true")
-        // That of the README's tests: all is built already.
-        .env(
-            "CARGO_TARGET_DIR",
-            concat!(env!("CARGO_TARGET_TMPDIR"), "/readme"),
-        )
         .env("TMPDIR", scratch.path())
         .env_remove("XDG_RUNTIME_DIR");
+    common::build_as_a_user(&mut command);
     command
 }
 
@@ -225,6 +217,7 @@ fn is_possible() -> bool {
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn five_binaries_with_forty_tests_share_one_redis() {
     if !is_possible() {
         return;

@@ -499,7 +499,7 @@ impl Supervised {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the supervisor of the portable back end is one process: killed or stopped, it leaves the service"
+    ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
 )]
 fn one_supervisor_killed() {
     for kind in KINDS {
@@ -547,7 +547,7 @@ fn kill_both(worker: &Process, guard: &Process) {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the supervisor of the portable back end is one process: killed or stopped, it leaves the service"
+    ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
 )]
 fn both_supervisors_killed() {
     for kind in [&PLAIN, &GRANDCHILDREN, &STOPPED] {
@@ -569,10 +569,6 @@ fn both_supervisors_killed() {
 
 /// The same for a service that nobody stops: the test process sees to it at its end.
 #[test]
-#[cfg_attr(
-    mirakuru_portable,
-    ignore = "the supervisor of the portable back end is one process: killed or stopped, it leaves the service"
-)]
 fn both_supervisors_of_a_static_killed() {
     for kind in [&PLAIN, &GRANDCHILDREN, &STOPPED] {
         let scratch = Scratch::new();
@@ -591,7 +587,7 @@ fn both_supervisors_of_a_static_killed() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the supervisor of the portable back end is one process: killed or stopped, it leaves the service"
+    ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
 )]
 fn both_supervisors_and_the_test_process_killed() {
     for kind in [&PLAIN, &GRANDCHILDREN, &STOPPED] {
@@ -625,7 +621,7 @@ fn both_supervisors_and_the_test_process_killed() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the supervisor of the portable back end is one process: killed or stopped, it leaves the service"
+    ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
 )]
 fn stopped_supervisors() {
     // Worker, guard, both.

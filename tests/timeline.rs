@@ -295,6 +295,7 @@ print("processes", len({e["pid"] for e in events if e["name"] == "process_name"}
 "#;
 
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_run_leaves_a_trace() {
     let Some(python) = require("python3") else { return };
     let scratch = Scratch::new();
@@ -391,6 +392,7 @@ fn text_of<'a>(dom: &'a str, id: &str, ends: &str) -> (&'a str, String) {
 }
 
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_run_leaves_a_page_that_a_browser_shows() {
     let Some(chromium) = require("chromium") else {
         return;
@@ -475,6 +477,7 @@ fn a_run_leaves_a_page_that_a_browser_shows() {
 }
 
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_name_that_says_nothing_gets_a_message_once_and_no_timeline() {
     let scratch = Scratch::new();
     let file = scratch.path().join("out").join("timeline.txt");
@@ -486,6 +489,7 @@ fn a_name_that_says_nothing_gets_a_message_once_and_no_timeline() {
 
 /// Many short processes, side by side: whichever is the last, the page knows of all.
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn nobodys_last_word_is_lost() {
     let scratch = Scratch::new();
     let file = scratch.path().join("many.json");

@@ -351,6 +351,31 @@ pub(crate) fn victim_dir() -> Option<PathBuf> {
     env::var_os(VICTIM).map(PathBuf::from)
 }
 
+// ---- crates of others -------------------------------------------------------------------------------------------------
+
+/// Where crates that depend on this one as a user's do are built. It is kept from one run to the next, so that only the first has to
+/// build the dependencies.
+pub(crate) const FRESH_TARGET: &str = if cfg!(mirakuru_portable) {
+    concat!(env!("CARGO_TARGET_TMPDIR"), "/fresh-portable")
+} else {
+    concat!(env!("CARGO_TARGET_TMPDIR"), "/readme")
+};
+
+/// For a cargo that builds such a crate: there, offline, and with the back end of these tests. However they got theirs, a crate that is no
+/// member of this workspace gets it by RUSTFLAGS alone.
+pub(crate) fn build_as_a_user(command: &mut Command) {
+    command
+        .stdin(Stdio::null())
+        .env("CARGO_NET_OFFLINE", "true")
+        .env("CARGO_TARGET_DIR", FRESH_TARGET);
+    if cfg!(mirakuru_portable) {
+        let flags = env::var("RUSTFLAGS").unwrap_or_default();
+        command
+            .env("RUSTFLAGS", format!("{flags} --cfg mirakuru_portable"))
+            .env_remove("RUSTC_WORKSPACE_WRAPPER");
+    }
+}
+
 // ---- the network ------------------------------------------------------------------------------------------------------
 
 /// A free port for tests that need a *fixed* one: below the range that the kernel gives away, and from a window that other

@@ -8,9 +8,9 @@ use std::env;
 use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 
-use super::common::say;
+use super::common::{FRESH_TARGET, build_as_a_user, say};
 
 pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -20,9 +20,6 @@ pub(crate) fn root() -> &'static Path {
 pub(crate) fn in_workspace() -> bool {
     root().join("mirakuru-core").is_dir()
 }
-
-/// The same as for the README's crate: the dependencies are the same as well.
-const TARGET: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/readme");
 
 /// Writes a package, and gives its folder. `manifest` is what follows the section `package`.
 pub(crate) fn package(name: &str, manifest: &str, files: &[(&str, &str)]) -> PathBuf {
@@ -64,11 +61,8 @@ fn write(path: &Path, text: &str) {
 /// cargo, in the folder of a package, as a user would run it.
 pub(crate) fn cargo(dir: &Path) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command
-        .current_dir(dir)
-        .stdin(Stdio::null())
-        .env("CARGO_NET_OFFLINE", "true")
-        .env("CARGO_TARGET_DIR", TARGET);
+    command.current_dir(dir);
+    build_as_a_user(&mut command);
     // What our own runner, or the person who runs these tests, has told us is not for the one in there.
     for (key, _) in env::vars_os() {
         if is_ours(&key) {
@@ -121,5 +115,5 @@ pub(crate) fn built_with_abort() -> PathBuf {
         &[("src/main.rs", &main)],
     );
     succeed(cargo(&dir).args(["build", "--profile", "abort"]));
-    Path::new(TARGET).join("abort/aborts")
+    Path::new(FRESH_TARGET).join("abort/aborts")
 }
