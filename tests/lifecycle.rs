@@ -622,7 +622,7 @@ fn flooded() {
         assert!(done, "the service hangs in its own output");
         // What it has printed last may be in a pipe still. (The victim's directory is where everything temporary is, the log included.)
         let all = bytes.parse().unwrap();
-        wait_until(|| bytes_under(&dir) >= all, LONG);
+        assert!(wait_until(|| bytes_under(&dir) >= all, LONG), "the last of it");
         let printed = bytes_under(&dir);
         service.stop().unwrap();
         printed
