@@ -289,17 +289,19 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 /// that its holder is looked for.
 fn patience_with(holder: Option<&Holder>) -> u32 {
     match holder.and_then(|holder| holder.pid) {
-        None => 3,
-        Some(pid) if is_fork_of_ours(pid) => 100,
+        None => 20,
+        Some(pid) if is_fork_of_ours(pid) => 500,
         Some(_) => 0,
     }
 }
 
-/// Whether it is a child of this process that executes the same program, and so most likely has executed none of its own yet.
+/// Whether it is a child of this process that executes the same program, and so most likely has executed none of its own yet; or none
+/// any more, because it is ending.
 fn is_fork_of_ours(pid: u32) -> bool {
     let me = std::process::id();
     let program = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).ok();
-    procfs::stat(pid).is_some_and(|stat| stat.parent == me) && program(pid) == program(me)
+    let is_same = program(pid).is_none_or(|program_of_it| program(me) == Some(program_of_it));
+    is_same && procfs::stat(pid).is_some_and(|stat| stat.parent == me)
 }
 
 /// Finds that a server could not listen on one of these addresses, before it is started.
@@ -311,19 +313,22 @@ pub(crate) fn check_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
         if !listener::is_local(addr.ip()) {
             continue;
         }
-        let mut looks = 0;
+        // Of those who were seen, and of those who were not.
+        let mut looks = [0; 2];
         // The look before the bind: a bind, however short, could be in the way of a server that is starting just now.
         while listener::is_taken(addr)
             || sockets::try_bind(addr).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
         {
             let holder = holder_of_port(addr);
-            if looks >= patience_with(holder.as_ref()) {
+            let is_seen = holder.as_ref().is_some_and(|holder| holder.pid.is_some());
+            let looks = &mut looks[usize::from(is_seen)];
+            if *looks >= patience_with(holder.as_ref()) {
                 return Err(Busy {
                     endpoint: format!("port {}", addr.port()),
                     holder,
                 });
             }
-            looks += 1;
+            *looks += 1;
             thread::sleep(BETWEEN_LOOKS);
         }
     }
@@ -419,15 +424,15 @@ mod tests {
         let addr = listener.local_addr().unwrap();
         let child = crate::sys::tests::fork_with(&listener, Duration::from_millis(20));
         drop(listener);
-        assert_eq!(patience_with(Some(&Holder::of_pid(child.pid()))), 100);
+        assert!(patience_with(Some(&Holder::of_pid(child.pid()))) > 0);
         assert_eq!(check_free(&[addr]), Ok(()));
     }
 
     #[test]
     fn a_stranger_is_told_at_once() {
         assert_eq!(patience_with(Some(&Holder::of_pid(1))), 0);
-        assert_eq!(patience_with(Some(&Holder::of_pid(std::process::id()))), 0);
-        assert!(patience_with(None) > 0);
+        let ourselves = Holder::of_pid(std::process::id());
+        assert_eq!(patience_with(Some(&ourselves)), 0);
     }
 
     /// A directory of a test's own, gone with it.
