@@ -129,3 +129,40 @@ fn every_recipe_starts_in_the_same_way() {
     starts(<ExecutorBuilder<NoWait> as Recipe>::start);
     starts(<presets::RedisRecipe as Recipe>::start);
 }
+
+/// Every name at the facade's root, those that are used above apart: `cargo semver-checks` does not look behind re-exports.
+#[test]
+fn every_name_is_where_it_was() {
+    use mirakuru::{
+        HttpExecutor, IntoCommand, IntoStatus, OutputExecutor, PidExecutor, SimpleExecutor, StartAll,
+        TcpExecutor, UnixSocketExecutor, start_all,
+    };
+
+    fn is<T>(_: Option<T>) {}
+    is::<Executor>(None::<SimpleExecutor>);
+    is::<Executor<Banner>>(None::<OutputExecutor>);
+    is::<Executor<Tcp>>(None::<TcpExecutor>);
+    is::<Executor<UnixSocket>>(None::<UnixSocketExecutor>);
+    is::<Executor<Http>>(None::<HttpExecutor>);
+    is::<Executor<PidFile>>(None::<PidExecutor>);
+
+    fn command(_: impl IntoCommand) {}
+    command("redis-server");
+    command(["redis-server"]);
+    command(vec![String::new()]);
+    fn status(_: impl IntoStatus) {}
+    status(204);
+    status("[23]..");
+    fn recipes<S: StartAll>(_: fn(S) -> Result<S::Handles, Error>) {}
+    recipes::<(ExecutorBuilder, presets::RedisRecipe)>(start_all);
+    recipes::<Vec<ExecutorBuilder>>(start_all);
+
+    #[mirakuru::fixture(cmd = "sleep 60")]
+    static SLEEPER: SimpleExecutor;
+    let _: &Shared<SimpleExecutor> = &SLEEPER;
+    #[cfg(feature = "rstest")]
+    {
+        #[allow(unused_imports)]
+        use mirakuru::rstest::rstest;
+    }
+}
