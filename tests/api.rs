@@ -135,7 +135,7 @@ fn every_recipe_starts_in_the_same_way() {
 fn every_name_is_where_it_was() {
     use mirakuru::{
         HttpExecutor, IntoCommand, IntoStatus, OutputExecutor, PidExecutor, SimpleExecutor, StartAll,
-        TcpExecutor, UnixSocketExecutor, start_all,
+        StopAll, TcpExecutor, UnixSocketExecutor, start_all, stop_all,
     };
 
     fn is<T>(_: Option<T>) {}
@@ -156,6 +156,12 @@ fn every_name_is_where_it_was() {
     fn recipes<S: StartAll>(_: fn(S) -> Result<S::Handles, Error>) {}
     recipes::<(ExecutorBuilder, presets::RedisRecipe)>(start_all);
     recipes::<Vec<ExecutorBuilder>>(start_all);
+    fn executors<S: StopAll>(_: fn(S) -> Result<(), Error>) {}
+    executors::<(SimpleExecutor, TcpExecutor)>(stop_all);
+    executors::<Vec<SimpleExecutor>>(stop_all);
+    executors::<&mut Vec<SimpleExecutor>>(stop_all);
+    executors::<&mut [SimpleExecutor]>(stop_all);
+    executors::<[SimpleExecutor; 3]>(stop_all);
 
     #[mirakuru::fixture(cmd = "sleep 60")]
     static SLEEPER: SimpleExecutor;
