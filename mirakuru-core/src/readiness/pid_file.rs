@@ -16,12 +16,18 @@ use crate::sys::{self, procfs};
 /// What is compared of a file's content.
 const READ: u64 = 4096;
 
+/// A file that was just made and is still empty is one that is being written, and whoever waits for a pid file may want to read it. It counts when
+/// something is in it or its writer has closed it, and if that is not told, after so long (in case that nobody would tell).
+const SETTLED: Duration = Duration::from_millis(10);
+const SETTLED_UNTOLD: Duration = Duration::from_millis(1);
+
 /// File times are taken from a clock that lags behind by a tick, at most 10 ms.
 const TICK: Duration = Duration::from_millis(50);
 
 /// Ready when the service has written its process id file, or any other file of that name.
 ///
-/// That the file exists is enough; what is in it does not matter. But a file that was there before the service was started says nothing
+/// That the file exists is enough; what is in it does not matter. (One that is empty and still being written is given a moment, so that it can be read
+/// when the start returns.) But a file that was there before the service was started says nothing
 /// about it. So one that is left over from an earlier run counts only once it has changed: written to, touched or replaced.
 /// Nothing removes it; a service that refuses to start because of it says so itself.
 ///
@@ -46,6 +52,8 @@ pub struct PidFile {
     before: Option<Print>,
     /// Tells when to look.
     watching: Watching,
+    /// Since when it is there and empty, and when that no longer matters, since the start of the service.
+    empty: Option<(Duration, Duration)>,
 }
 
 /// What changes when a file is written to, touched or replaced.
@@ -97,6 +105,7 @@ impl PidFile {
             wanted,
             before: None,
             watching: Watching::default(),
+            empty: None,
         }
     }
 }
@@ -124,7 +133,7 @@ impl Readiness for PidFile {
         claim(cx, &path);
         self.before = before.map(|metadata| Print::of(&path, &metadata));
         self.path = path;
-        self.watching = Watching::default();
+        self.wait_is_over();
         Ok(())
     }
 
@@ -134,7 +143,10 @@ impl Readiness for PidFile {
         self.watching.renew(path, cx.elapsed());
         let metadata = match fs::metadata(path) {
             Ok(metadata) => metadata,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                self.empty = None;
+                return Ok(false);
+            }
             Err(error) => {
                 return Err(io::Error::new(
                     error.kind(),
@@ -149,8 +161,20 @@ impl Readiness for PidFile {
             && (!is_older_than_start(&now, cx.elapsed())
                 || pid.is_some_and(|pid| pid == cx.pid || procfs::descends(pid, cx.supervisor)))
         {
+            let settled = match self.watching.event() {
+                Some(_) => SETTLED,
+                None => SETTLED_UNTOLD,
+            };
+            let (since, _) = self.empty.unwrap_or((cx.elapsed(), Duration::ZERO));
+            let until = since + settled;
+            let is_being_written = metadata.is_file() && now.size == 0 && !self.watching.is_complete();
+            if is_being_written && cx.elapsed() < until {
+                self.empty = Some((since, until));
+                return Err(io::Error::other(format!("{} is still empty", path.display())));
+            }
             return Ok(true);
         }
+        self.empty = None;
         let names = match pid {
             Some(pid) if sys::files::process_lives(pid) => format!(" (process {pid})"),
             Some(pid) => format!(" (process {pid}, which is gone)"),
@@ -173,10 +197,14 @@ impl Readiness for PidFile {
             }
             None => wake.by_and_by(),
         }
+        if let Some((_, until)) = self.empty {
+            wake.at(until);
+        }
     }
 
     fn wait_is_over(&mut self) {
         self.watching = Watching::default();
+        self.empty = None;
     }
 
     fn path(&self) -> Option<&Path> {
@@ -230,6 +258,41 @@ mod tests {
         let (mut readiness, claims) = prepare(&path).unwrap();
         assert_eq!(claims, [path.as_path()]);
         assert_eq!(Readiness::path(&readiness), Some(path.as_path()));
+        assert!(!probe(&mut readiness).unwrap());
+        fs::write(&path, "?").unwrap();
+        assert!(probe(&mut readiness).unwrap());
+    }
+
+    #[test]
+    fn an_empty_one_is_given_a_moment_to_be_written() {
+        let dir = TestDir::new();
+        let path = dir.path().join("x.pid");
+        let (mut readiness, _) = prepare(&path).unwrap();
+        assert!(!probe(&mut readiness).unwrap());
+        let mut file = fs::File::create(&path).unwrap();
+        let error = probe(&mut readiness).unwrap_err().to_string();
+        assert!(error.ends_with("x.pid is still empty"), "{error}");
+        assert!(wakes(&readiness).1 <= SETTLED);
+        io::Write::write_all(&mut file, b"1").unwrap();
+        assert!(probe(&mut readiness).unwrap());
+        // One that stays empty is enough as well.
+        let (mut readiness, _) = prepare(&dir.path().join("y")).unwrap();
+        assert!(!probe(&mut readiness).unwrap());
+        let _file = fs::File::create(dir.path().join("y")).unwrap();
+        assert!(probe(&mut readiness).is_err());
+        let later = Duration::from_secs(1) + SETTLED;
+        assert!(probe_of(&mut readiness, later, std::process::id()).unwrap());
+    }
+
+    #[test]
+    #[cfg_attr(
+        any(not(target_os = "linux"), mirakuru_portable),
+        ignore = "nobody tells of files there"
+    )]
+    fn an_empty_one_is_enough_once_it_is_closed() {
+        let dir = TestDir::new();
+        let path = dir.path().join("x.pid");
+        let (mut readiness, _) = prepare(&path).unwrap();
         assert!(!probe(&mut readiness).unwrap());
         fs::write(&path, "").unwrap();
         assert!(probe(&mut readiness).unwrap());

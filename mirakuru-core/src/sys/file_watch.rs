@@ -26,6 +26,8 @@ pub(crate) struct Watching {
     watch: Option<FileWatch>,
     /// Whether it would tell of the file now.
     works: bool,
+    /// Whether it was told that whoever wrote the file is done with it.
+    complete: bool,
 }
 
 impl Watching {
@@ -35,7 +37,16 @@ impl Watching {
         if self.watch.is_none() && waited >= WORTHWHILE {
             self.watch = FileWatch::new();
         }
-        self.works = self.watch.as_mut().is_some_and(|watch| watch.renew(path));
+        let complete = &mut self.complete;
+        self.works = self
+            .watch
+            .as_mut()
+            .is_some_and(|watch| watch.renew(path, complete));
+    }
+
+    /// Whether it was told that whoever wrote the file has closed it, or put it there as a whole.
+    pub(crate) fn is_complete(&self) -> bool {
+        self.complete
     }
 
     /// What becomes readable when something happens to the file; `None` where nobody tells of it.
@@ -56,7 +67,7 @@ impl Clone for Watching {
 
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 mod linux {
-    use std::ffi::CString;
+    use std::ffi::{CString, OsStr};
     use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
     use std::os::unix::ffi::OsStrExt;
     use std::path::Path;
@@ -110,8 +121,12 @@ mod linux {
         }
 
         /// Whether it will tell of the file from now on.
-        pub(crate) fn renew(&mut self, path: &Path) -> bool {
-            self.drain();
+        pub(crate) fn renew(&mut self, path: &Path, complete: &mut bool) -> bool {
+            self.drain(|mask, name| {
+                if Some(name) == path.file_name().map(OsStr::as_bytes) {
+                    *complete = mask & libc::IN_CREATE == 0;
+                }
+            });
             let dir = match path.parent() {
                 Some(dir) if !dir.as_os_str().is_empty() => dir,
                 Some(_) => Path::new("."),
@@ -123,7 +138,8 @@ mod linux {
             };
             // By name each time: the directory may have been removed and made again. For one that is watched already this changes
             // nothing. That the file came to be is told by its directory; of what happens inside it, only by itself.
-            if is_remote(dir) || !self.add(dir, libc::IN_CREATE | libc::IN_MOVED_TO | libc::IN_ONLYDIR) {
+            let appearance = libc::IN_CREATE | libc::IN_MOVED_TO | libc::IN_CLOSE_WRITE;
+            if is_remote(dir) || !self.add(dir, appearance | libc::IN_ONLYDIR) {
                 return false;
             }
             // Where a link leads nowhere yet, the file will appear in another directory.
@@ -150,15 +166,27 @@ mod linux {
             watch >= 0
         }
 
-        /// What it was is of no interest.
-        fn drain(&self) {
+        /// Takes what was told: of each event its kind, and the name in the directory, which is empty where it is about the file itself.
+        fn drain(&self, mut each: impl FnMut(u32, &[u8])) {
             let mut buffer = [0_u8; 4096];
             // Bounded, for a directory in which somebody makes files without end.
             for _ in 0..64 {
                 // SAFETY: writes at most as many bytes as there are. It does not wait.
                 let got = unsafe { libc::read(self.fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
-                if got <= 0 {
+                let Some(mut rest) = usize::try_from(got).ok().and_then(|got| buffer.get(..got)) else {
                     break;
+                };
+                // `struct inotify_event`: four numbers of 32 bits, the second the kind and the last the length of the name, which zeros
+                // follow.
+                while let Some((head, tail)) = rest.split_first_chunk::<16>() {
+                    let number =
+                        |at: usize| u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+                    let (name, tail) = tail.split_at((number(12) as usize).min(tail.len()));
+                    each(
+                        number(4),
+                        name.split(|byte| *byte == 0).next().unwrap_or_default(),
+                    );
+                    rest = tail;
                 }
             }
         }
@@ -172,7 +200,7 @@ mod linux {
                 unsafe { libc::inotify_rm_watch(self.fd(), watch) };
             }
             // Or the next wait would be woken by what was of interest to this one.
-            self.drain();
+            self.drain(|_, _| {});
             if let Some(inotify) = self.inotify.take() {
                 IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(inotify);
             }
@@ -194,7 +222,7 @@ mod nothing {
             None
         }
 
-        pub(crate) fn renew(&mut self, _: &Path) -> bool {
+        pub(crate) fn renew(&mut self, _: &Path, _: &mut bool) -> bool {
             match *self {}
         }
 
@@ -259,12 +287,33 @@ mod tests {
     #[test]
     fn writing_to_another_file_of_the_directory_wakes_nobody() {
         let dir = TestDir::new();
-        let other = dir.path().join("journal");
-        fs::write(&other, "").unwrap();
+        let mut other = fs::File::create(dir.path().join("journal")).unwrap();
         let mut watching = Watching::default();
         renew(&mut watching, &dir.path().join("file"));
-        fs::write(&other, "much").unwrap();
+        std::io::Write::write_all(&mut other, b"much").unwrap();
         assert!(!told(&watching));
+    }
+
+    #[test]
+    fn it_is_told_when_the_writer_is_done() {
+        let dir = TestDir::new();
+        let (path, other) = (dir.path().join("file"), dir.path().join("other"));
+        let mut watching = Watching::default();
+        renew(&mut watching, &path);
+        let file = fs::File::create(&path).unwrap();
+        fs::write(&other, "somebody else's").unwrap();
+        renew(&mut watching, &path);
+        assert!(!watching.is_complete(), "it is open");
+        drop(file);
+        renew(&mut watching, &path);
+        assert!(watching.is_complete());
+        fs::remove_file(&path).unwrap();
+        let _file = fs::File::create(&path).unwrap();
+        renew(&mut watching, &path);
+        assert!(!watching.is_complete(), "it is another one");
+        fs::rename(&other, &path).unwrap();
+        renew(&mut watching, &path);
+        assert!(watching.is_complete());
     }
 
     #[test]
