@@ -33,7 +33,7 @@ const PATH_MAX: usize = 107;
 /// ```
 ///
 /// The last `STATUS=` is in the error when it does not become ready, and so is `ERRNO=`. `EXTEND_TIMEOUT_USEC=` gives it
-/// more time. Messages of any process of the service are taken, as with `NotifyAccess=all`.
+/// more time. Messages of any process of the service are taken, as with `NotifyAccess=all`; those that come after `READY=1` are refused.
 #[derive(Clone, Debug, Default)]
 pub struct SdNotify {
     /// Shared between clones of a recipe that was prepared; each `prepare` makes a new one.
@@ -118,7 +118,7 @@ impl Readiness for SdNotify {
 
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let Some(socket) = self.socket.clone() else {
-            return Ok(false);
+            return Ok(self.ready);
         };
         // A message is at most a page by custom; the status line may be long. Descriptors that come along are closed
         // by the kernel, since nobody asks for them, which is what a barrier (BARRIER=1) waits for.
@@ -133,6 +133,9 @@ impl Readiness for SdNotify {
             }
         }
         if self.ready {
+            // Nobody reads what comes later, such as WATCHDOG=1: from now on it is refused, which a service passes over. With the
+            // socket open, it would wait for ever once some ten messages are in the queue.
+            self.socket = None;
             return Ok(true);
         }
         match (&self.status, self.errno) {
@@ -181,6 +184,22 @@ mod tests {
         sender.send(b"RELOADING=1\nREADY=0").unwrap();
         assert!(!harness.probe(&mut readiness).unwrap());
         sender.send(b"MAINPID=12\nREADY=1\nSTATUS=open").unwrap();
+        assert!(harness.probe(&mut readiness).unwrap());
+    }
+
+    #[test]
+    fn a_service_that_goes_on_sending_never_waits() {
+        let (harness, mut readiness, sender) = prepared();
+        sender.send(b"READY=1").unwrap();
+        assert!(harness.probe(&mut readiness).unwrap());
+        let sender = UnixDatagram::unbound().unwrap();
+        sender.set_nonblocking(true).unwrap();
+        for _ in 0..100 {
+            let socket = harness.env("NOTIFY_SOCKET").unwrap();
+            let error = sender.send_to(b"WATCHDOG=1", socket).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
+        }
+        // It stays ready, for a condition that has another half.
         assert!(harness.probe(&mut readiness).unwrap());
     }
 
