@@ -145,7 +145,7 @@ fn shown_tests() -> (String, Vec<String>) {
 }
 
 /// What of a copy is made here, or by cargo.
-const MADE: [&str; 3] = ["target", "Cargo.lock", "shown.rs"];
+const MADE: [&str; 4] = ["target", "Cargo.lock", "shown.rs", "examples"];
 
 /// Writes a file only where that changes it, so that cargo does not build it again.
 fn write(path: &Path, text: &str) {
@@ -208,6 +208,13 @@ fn every_test_that_is_shown_passes() {
     let (file, modules) = shown_tests();
     assert!(modules.len() > 10, "where is the guide? {modules:?}");
     write(&dir.join("tests/shown.rs"), &file);
+
+    // As `cargo run --example quickstart` is here, but for the dependencies of these tests, which nobody has to build for that.
+    fs::create_dir_all(dir.join("examples")).unwrap();
+    let quickstart = fs::read_to_string(root().join("examples/quickstart.rs")).unwrap();
+    write(&dir.join("examples/quickstart.rs"), &quickstart);
+    let output = cargo(&dir, &["run", "--quiet", "--example", "quickstart"]);
+    assert!(output.status.success(), "{}", text(&output));
 
     let check = |output: &Output| {
         let text = text(output);

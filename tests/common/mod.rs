@@ -361,12 +361,13 @@ pub(crate) const FRESH_TARGET: &str = if cfg!(mirakuru_portable) {
     concat!(env!("CARGO_TARGET_TMPDIR"), "/readme")
 };
 
-/// For a cargo that builds such a crate: there, offline, and with the back end of these tests. However they got theirs, a crate that is no
-/// member of this workspace gets it by RUSTFLAGS alone.
+/// For a cargo that builds such a crate: there, offline, without what only a debugger needs, and with the back end of these tests. However they
+/// got theirs, a crate that is no member of this workspace gets it by RUSTFLAGS alone.
 pub(crate) fn build_as_a_user(command: &mut Command) {
     command
         .stdin(Stdio::null())
         .env("CARGO_NET_OFFLINE", "true")
+        .env("CARGO_PROFILE_DEV_DEBUG", "0")
         .env("CARGO_TARGET_DIR", FRESH_TARGET);
     if cfg!(mirakuru_portable) {
         let flags = env::var("RUSTFLAGS").unwrap_or_default();

@@ -111,7 +111,8 @@ pub(crate) fn built_with_abort() -> PathBuf {
         format!("#[path = {cell:?}]\n#[allow(dead_code)]\nmod cell;\n\nfn main() {{\n    cell::run();\n}}\n");
     let dir = package(
         "aborts",
-        "[dependencies]\nmirakuru = { path = \"{root}\" }\n\n[profile.abort]\ninherits = \"dev\"\npanic = \"abort\"\n",
+        // It needs nothing of what is optional, and all is built once more for this profile.
+        "[dependencies]\nmirakuru = { path = \"{root}\", default-features = false }\n\n[profile.abort]\ninherits = \"dev\"\npanic = \"abort\"\n",
         &[("src/main.rs", &main)],
     );
     succeed(cargo(&dir).args(["build", "--profile", "abort"]));
