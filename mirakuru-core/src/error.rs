@@ -683,7 +683,12 @@ redis-server --port 6379: exited with status 1 after 12 ms, before it accepted c
     fn system_errors_fit_into_a_sentence() {
         let said = |number| Cause(&io::Error::from_raw_os_error(number)).to_string();
         assert_eq!(said(2), "no such file or directory");
-        assert_eq!(said(5), "Input/output error".replacen('I', "i", 1));
+        // As glibc has it, and musl.
+        assert!(
+            ["input/output error", "I/O error"].contains(&&*said(5)),
+            "{}",
+            said(5)
+        );
         assert_eq!(Cause(&io::Error::other("EOF seen")).to_string(), "EOF seen");
     }
 

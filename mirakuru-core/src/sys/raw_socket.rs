@@ -83,9 +83,9 @@ pub(super) fn set_v6_only(fd: &OwnedFd, on: bool) -> io::Result<()> {
 
 /// `SO_RCVTIMEO`, in whole seconds.
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
-pub(super) fn set_receive_timeout(fd: &OwnedFd, seconds: libc::time_t) -> io::Result<()> {
+pub(super) fn set_receive_timeout(fd: &OwnedFd, seconds: i32) -> io::Result<()> {
     let limit = libc::timeval {
-        tv_sec: seconds,
+        tv_sec: seconds.into(),
         tv_usec: 0,
     };
     // SAFETY: this option takes a `timeval`.

@@ -17,7 +17,8 @@ pub(crate) fn wait_readable(fds: &[RawFd], timeout: Duration) {
     #[cfg(target_os = "linux")]
     {
         let time = libc::timespec {
-            tv_sec: libc::time_t::try_from(timeout.as_secs()).unwrap_or(libc::time_t::MAX),
+            // (Its type is not named: libc calls musl's deprecated, since that was once another.)
+            tv_sec: timeout.as_secs().try_into().unwrap_or(i32::MAX.into()),
             tv_nsec: timeout.subsec_nanos() as _,
         };
         // SAFETY: the pointers are to a live list of so many entries, and to a live time.
