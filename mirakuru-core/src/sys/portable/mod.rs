@@ -1,5 +1,5 @@
-//! The supervisor on Unixes other than Linux, by POSIX calls alone. It was never run on any of them: on Linux, with
-//! `--cfg mirakuru_portable`, it was.
+//! The supervisor on Unixes other than Linux, by POSIX calls alone. It was never run on any of them, though it compiles
+//! for macOS and FreeBSD: on Linux, with `--cfg mirakuru_portable`, it was.
 //!
 //! ```text
 //! test process ──fork──▶ supervisor ──fork──▶ service, the leader of a process group ──▶ whatever it forks
