@@ -24,6 +24,8 @@ macro_rules! chapters {
         #[doc = "[`Recipe`]: crate::Recipe"]
         #[doc = "[error]: crate::Error"]
         #[doc = "[presets]: crate::presets"]
+        #[doc = "[start_all]: crate::start_all"]
+        #[doc = "[stop_all]: crate::stop_all"]
         #[doc = "[limits]: crate::guide::limits"]
         #[doc = "[readiness]: crate::guide::readiness"]
         #[doc = "[sharing]: crate::guide::sharing"]
