@@ -6,6 +6,8 @@
 //!
 //! * its arena (stacks, buffers, the plan);
 //! * the thread-local block of the forking thread, where libc keeps `errno`, and the kernel what it tells about preemption;
+//! * the top of the forking thread's stack: from 1.2.5 on, `clone` of musl leaves something in its own frame, and has the child
+//!   read it there before it calls what it was given;
 //! * `.bss`, which the kernel shows as an anonymous mapping behind a file's.
 //!
 //! Files' mappings (code, `.data`, `.got`) are inherited as always.
@@ -53,7 +55,7 @@ pub(super) fn with_little_memory<T>(own: &[Range<usize>], mut fork: impl FnMut(u
     // SAFETY: a pair of lock and unlock on this thread, with nothing between that unwinds (see `Restore`).
     unsafe { lock() };
     let first = own.first().cloned().unwrap_or(0..0);
-    let restore = Restore(anonymous_memory(&[first, thread_local_block()]));
+    let restore = Restore(anonymous_memory(&[first, thread_local_block(), stack_top()]));
     for range in &restore.0 {
         advise(range, libc::MADV_DONTFORK);
     }
@@ -105,6 +107,18 @@ fn thread_local_block() -> Range<usize> {
     let start = errno.min(me).saturating_sub(THREAD_LOCAL_REACH);
     let end = errno.max(me) + THREAD_LOCAL_REACH;
     start / page * page..end.next_multiple_of(page)
+}
+
+/// How far the frames reach of what is called until the fork has happened.
+const STACK_REACH: usize = 32 * 1024;
+
+/// The part of this thread's stack that is in use by now and by the calls that follow.
+#[inline(never)]
+fn stack_top() -> Range<usize> {
+    let here = 0_u8;
+    let here = std::ptr::from_ref(&here) as usize;
+    let page = page_size();
+    here.saturating_sub(STACK_REACH) / page * page..(here + page).next_multiple_of(page)
 }
 
 /// The private anonymous mappings of this process, without those in `keep` and without `.bss`.
