@@ -241,7 +241,7 @@ pub(crate) fn of_system(source: &io::Error) -> Option<&'static str> {
 }
 
 /// The Debian packages of servers that tests like to start, and of programs that ask them.
-const PACKAGES: [(&str, &str); 41] = [
+const PACKAGES: [(&str, &str); 44] = [
     ("redis-server", "redis-server"),
     ("redis-cli", "redis-tools"),
     ("redis-sentinel", "redis-sentinel"),
@@ -256,7 +256,10 @@ const PACKAGES: [(&str, &str); 41] = [
     ("mysqld", "default-mysql-server"),
     ("mariadbd", "mariadb-server"),
     ("mysqladmin", "default-mysql-client"),
+    ("mysql", "default-mysql-client"),
     ("mariadb-install-db", "mariadb-server"),
+    ("mariadb", "mariadb-client"),
+    ("mariadb-admin", "mariadb-client"),
     ("nginx", "nginx"),
     ("apache2", "apache2"),
     ("haproxy", "haproxy"),
