@@ -229,6 +229,12 @@ impl Wake {
         self.within(pause_after(self.elapsed));
     }
 
+    /// The same, but sooner by so much: for a condition whose look that succeeds takes that long.
+    pub(crate) fn by_and_by_but(&mut self, sooner: Duration) {
+        let pause = pause_after(self.elapsed).saturating_sub(sooner).max(FIRST_PAUSE);
+        self.within(pause);
+    }
+
     /// As there is an event that tells, a look only in case that it was missed.
     pub(crate) fn seldom(&mut self) {
         self.within((self.elapsed / SELDOM_DIVISOR).clamp(FIRST_SELDOM, LONGEST_PAUSE));
