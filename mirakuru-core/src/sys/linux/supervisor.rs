@@ -25,8 +25,8 @@
 //! * A SIGKILL takes one of them, as it would without: it is processes that are killed, and each has its own descriptors and
 //!   signals. Memory that runs out is the exception: the kernel then ends whoever shares the victim's. It chooses the largest,
 //!   and this is the smallest; should it be chosen all the same, the mark is left (`sweep`).
-//! * While there is a worker, the memory is the worker's. From the moment it is made until it is gone the guard reads its own
-//!   stack alone, and makes no call that fails: `errno` is one for both.
+//! * While there is a worker, the memory is the worker's. From the moment it is made until it is gone the guard has its own
+//!   stack, reads the list of locks, which nobody writes, and makes no call that fails: `errno` is one for both.
 //! * They have one command line between them, and two names.
 
 use std::ffi::{c_char, c_int, c_void};
