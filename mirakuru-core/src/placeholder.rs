@@ -333,6 +333,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::sys::tests::in_time;
 
     fn values() -> Values {
         Values::new("redis".to_owned(), PathBuf::from("/home/of/it"))
@@ -346,15 +347,6 @@ mod tests {
         match values().expand(text) {
             Err(Trouble::Text(reason)) => reason,
             other => panic!("{text}: {other:?}"),
-        }
-    }
-
-    /// With patience: another test may have a port for a moment.
-    fn hold_again_in_time(values: &mut Values) {
-        let until = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        while !values.hold_again() {
-            assert!(std::time::Instant::now() < until, "somebody has the port");
-            std::thread::sleep(std::time::Duration::from_millis(1));
         }
     }
 
@@ -384,7 +376,7 @@ mod tests {
         );
         values.set_grip(Grip::Open);
         values.set_grip(Grip::Firm);
-        hold_again_in_time(&mut values);
+        in_time(|| values.hold_again());
         assert_eq!(
             values.expand("{port}").unwrap(),
             first.to_string(),
@@ -406,7 +398,7 @@ mod tests {
         assert!(!values.loosen());
         assert_eq!(values.port(""), Some(port));
         values.set_grip(Grip::Firm);
-        hold_again_in_time(&mut values);
+        in_time(|| values.hold_again());
         TcpListener::bind(("127.0.0.1", port)).unwrap();
     }
 

@@ -115,9 +115,9 @@ mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::net::{IpAddr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
     use std::process::{Child, Command, Stdio};
-    use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::sys::tests::in_time;
 
     fn firm() -> Reservation {
         Reservation::new(Grip::Firm, &[]).unwrap()
@@ -198,7 +198,7 @@ mod tests {
         drop(server);
         drop(listener);
         drop(client);
-        hold_again_in_time(&mut held);
+        in_time(|| held.hold_again(Grip::Firm).is_ok());
         TcpListener::bind(at("127.0.0.1", held.port())).unwrap();
     }
 
@@ -212,16 +212,7 @@ mod tests {
         let refused = second.hold_again(Grip::Firm).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
         drop(held);
-        hold_again_in_time(&mut second);
-    }
-
-    /// With patience: another test may have the port for a moment.
-    fn hold_again_in_time(reservation: &mut Reservation) {
-        let until = Instant::now() + Duration::from_secs(20);
-        while let Err(e) = reservation.hold_again(Grip::Firm) {
-            assert!(Instant::now() < until, "{e}");
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        in_time(|| second.hold_again(Grip::Firm).is_ok());
     }
 
     #[test]

@@ -913,6 +913,7 @@ mod tests {
 
     use super::super::harness::{Harness, run_alone};
     use super::*;
+    use crate::sys::tests::in_time;
 
     /// A server that hands each connection to a function, together with the request that it has read, until it is
     /// dropped.
@@ -1232,6 +1233,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         drop(listener);
+        in_time(|| TcpStream::connect(addr).is_err());
         let text = error(Http::get(format!("http://{addr}/")));
         assert_eq!(text, format!("it does not listen on {addr}"));
     }

@@ -297,6 +297,7 @@ mod tests {
     use crate::readiness::harness::look;
     #[cfg(target_os = "linux")]
     use crate::sys::sockets::tests::{listen_v6, tcp};
+    use crate::sys::tests::in_time;
 
     fn values() -> Values {
         Values::new("test".to_owned(), PathBuf::from("/tmp"))
@@ -483,6 +484,7 @@ mod tests {
         assert!(probe(&mut readiness, 1).unwrap());
         listener.accept().unwrap();
         drop(listener);
+        in_time(|| probe(&mut readiness, 1).is_err());
         let error = probe(&mut readiness, 1).unwrap_err().to_string();
         assert!(error.starts_with(&format!("{addr}: ")), "{error}");
     }

@@ -185,47 +185,66 @@ pub(crate) fn is_death_by(status: ExitStatus, signal: Signal) -> bool {
     status.signal() == Some(message::number(signal))
 }
 
-#[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]
+#[cfg(test)]
 pub(crate) mod tests {
     //! What tests of other files need.
 
-    use std::os::fd::AsRawFd;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
-    use nix::sys::wait::waitpid;
-    use nix::unistd::Pid;
+    #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
+    pub(crate) use forks::fork_with;
 
-    /// A child that executes nothing, reaped when it is dropped.
-    pub(crate) struct Fork(Pid);
-
-    impl Fork {
-        pub(crate) fn pid(&self) -> u32 {
-            self.0.as_raw() as u32
+    /// Waits for what holds a moment after a descriptor was closed at the latest: a process that another test makes in that moment
+    /// has the descriptor open until it executes its program.
+    #[track_caller]
+    pub(crate) fn in_time(mut condition: impl FnMut() -> bool) {
+        let end = Instant::now() + Duration::from_secs(20);
+        while !condition() {
+            assert!(Instant::now() < end, "not within 20 s");
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
 
-    impl Drop for Fork {
-        fn drop(&mut self) {
-            let _ = waitpid(self.0, None);
-        }
-    }
+    #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
+    mod forks {
+        use std::os::fd::AsRawFd;
+        use std::time::Duration;
 
-    /// A fork of this process that keeps one descriptor open for a while, and nothing else.
-    pub(crate) fn fork_with(fd: &impl AsRawFd, time: Duration) -> Fork {
-        let fd = fd.as_raw_fd();
-        let millis = i32::try_from(time.as_millis()).expect("a short time");
-        // SAFETY: the child makes system calls only.
-        unsafe {
-            let pid = libc::fork();
-            if pid == 0 {
-                for other in (3..4096).filter(|other| *other != fd) {
-                    libc::close(other);
-                }
-                libc::poll(std::ptr::null_mut(), 0, millis);
-                libc::_exit(0);
+        use nix::sys::wait::waitpid;
+        use nix::unistd::Pid;
+
+        /// A child that executes nothing, reaped when it is dropped.
+        pub(crate) struct Fork(Pid);
+
+        impl Fork {
+            pub(crate) fn pid(&self) -> u32 {
+                self.0.as_raw() as u32
             }
-            assert!(pid > 0, "a fork");
-            Fork(Pid::from_raw(pid))
+        }
+
+        impl Drop for Fork {
+            fn drop(&mut self) {
+                let _ = waitpid(self.0, None);
+            }
+        }
+
+        /// A fork of this process that keeps one descriptor open for a while, and nothing else.
+        pub(crate) fn fork_with(fd: &impl AsRawFd, time: Duration) -> Fork {
+            let fd = fd.as_raw_fd();
+            let millis = i32::try_from(time.as_millis()).expect("a short time");
+            // SAFETY: the child makes system calls only.
+            unsafe {
+                let pid = libc::fork();
+                if pid == 0 {
+                    for other in (3..4096).filter(|other| *other != fd) {
+                        libc::close(other);
+                    }
+                    libc::poll(std::ptr::null_mut(), 0, millis);
+                    libc::_exit(0);
+                }
+                assert!(pid > 0, "a fork");
+                Fork(Pid::from_raw(pid))
+            }
         }
     }
 }

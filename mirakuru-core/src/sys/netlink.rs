@@ -333,6 +333,7 @@ mod tests {
     use std::os::fd::AsRawFd;
 
     use super::*;
+    use crate::sys::tests::in_time;
 
     #[test]
     fn finds_the_listener_and_only_while_it_listens() {
@@ -351,11 +352,7 @@ mod tests {
         assert_eq!(dumped().len(), 1);
         assert_eq!(dumped()[0].inode, found.inode);
         drop(listener);
-        // A process that another test makes in this moment has it open until it executes its program.
-        let end = std::time::Instant::now() + std::time::Duration::from_secs(20);
-        while super::listener(addr).unwrap().is_some() || !dumped().is_empty() {
-            assert!(std::time::Instant::now() < end, "it is closed");
-        }
+        in_time(|| super::listener(addr).unwrap().is_none() && dumped().is_empty());
     }
 
     #[test]

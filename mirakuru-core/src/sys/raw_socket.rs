@@ -253,25 +253,24 @@ impl From<SocketAddr> for Address {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv6Addr, SocketAddrV6, TcpListener};
+    use std::net::{TcpListener, TcpStream};
 
     use super::*;
 
-    fn bound(addr: SocketAddr) -> SocketAddr {
-        let fd = socket(family(&addr), libc::SOCK_STREAM, 0).unwrap();
-        bind(&fd, &addr.into()).unwrap();
-        TcpListener::from(fd).local_addr().unwrap()
-    }
-
     #[test]
     fn addresses_arrive_as_they_are() {
-        // Port and address in the right byte order: asked back from the kernel.
-        let free = TcpListener::bind("127.7.8.9:0").unwrap().local_addr().unwrap();
-        assert_eq!(bound(free), free);
-        let v6 = SocketAddrV6::new(Ipv6Addr::LOCALHOST, 0, 0, 0).into();
-        let got = bound(v6);
-        assert_eq!(got.ip(), v6.ip());
-        assert_ne!(got.port(), 0);
+        // Port and address in the right byte order: who listens there is reached, from the address that was bound.
+        for (ip, from) in [("127.7.8.9", "127.9.8.7"), ("::1", "::1")] {
+            let listener = TcpListener::bind((ip, 0)).unwrap();
+            let addr = listener.local_addr().unwrap();
+            let fd = socket(family(&addr), libc::SOCK_STREAM, 0).unwrap();
+            let from = SocketAddr::new(from.parse().unwrap(), 0);
+            bind(&fd, &from.into()).unwrap();
+            connect(&fd, &addr.into()).unwrap();
+            let (_, peer) = listener.accept().unwrap();
+            assert_eq!(peer.ip(), from.ip());
+            assert_eq!(peer, TcpStream::from(fd).local_addr().unwrap());
+        }
     }
 
     #[test]
