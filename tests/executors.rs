@@ -180,6 +180,8 @@ fn a_socket_file_that_nobody_serves_is_not_ready() {
     let path = scratch.file("socket");
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     assert!(Path::new(&path).exists());
+    // A process that another test makes in this moment serves it as well, until it executes its program.
+    assert!(wait_until(|| UnixStream::connect(&path).is_err(), LONG));
     let service = odd([])
         .wait_for(UnixSocket::path(path.as_str()))
         .timeout(Duration::from_millis(300));

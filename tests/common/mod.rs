@@ -389,6 +389,11 @@ pub(crate) fn fixed_port() -> u16 {
         let window = (std::process::id() % 750) as u16;
         let port = 20_000 + window * 16 + n % 16;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            // A process that another test makes in this moment listens as well, until it executes its program.
+            assert!(wait_until(
+                || TcpStream::connect(("127.0.0.1", port)).is_err(),
+                LONG
+            ));
             return port;
         }
     }
