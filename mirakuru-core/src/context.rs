@@ -230,6 +230,7 @@ impl Wake {
     }
 
     /// The same, but sooner by so much: for a condition whose look that succeeds takes that long.
+    #[cfg(feature = "http")]
     pub(crate) fn by_and_by_but(&mut self, sooner: Duration) {
         let pause = pause_after(self.elapsed).saturating_sub(sooner).max(FIRST_PAUSE);
         self.within(pause);
