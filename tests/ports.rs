@@ -291,8 +291,8 @@ fn a_turn_does_not_count_towards_the_timeout() {
     let port = fixed_port();
     let mut first = fixed(port).start().unwrap();
     thread::scope(|scope| {
-        let second = scope.spawn(|| fixed(port).queue(true).timeout(Duration::from_secs(1)).start());
-        thread::sleep(Duration::from_millis(1500));
+        let second = scope.spawn(|| fixed(port).queue(true).timeout(Duration::from_secs(4)).start());
+        thread::sleep(Duration::from_millis(4500));
         first.stop().unwrap();
         drop(second.join().unwrap().unwrap());
     });

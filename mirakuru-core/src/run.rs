@@ -52,11 +52,9 @@ use crate::deadline::scaled;
 use crate::home::{self, Home};
 use crate::sys::procfs::{self, Stat};
 use crate::timeline::timeline_now;
-use crate::turns::Fnv1a;
+use crate::turns::{Fnv1a, Pauses};
 use crate::{Error, Executor, ExecutorBuilder, Readiness, sys};
 
-const FIRST_PAUSE: Duration = Duration::from_micros(200);
-const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 /// How long one waits for another process to start the service, beyond what the recipe allows for that. It is not known how long
 /// the set-up of a service may take.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -348,11 +346,10 @@ impl Berth {
     /// [`Error::FailedBefore`] when it could not be started in this run; [`Error::Died`] when it has ended; [`Error::System`]
     /// when the run's files cannot be used, or the runner has ended.
     pub fn occupy<R: Readiness>(self, recipe: ExecutorBuilder<R>) -> Result<Occupied<R>, Error> {
-        let began = Instant::now();
         let asked = timeline_now();
         let allowed = recipe.spec.timeout.saturating_add(recipe.spec.stop_timeout);
         let patience = PATIENCE.saturating_add(scaled(allowed));
-        let mut pause = FIRST_PAUSE;
+        let mut pauses = Pauses::new();
         loop {
             if let Some(state) = State::read(&self.published).map_err(|e| self.error(e))? {
                 return self.attach(recipe, state, asked);
@@ -363,7 +360,7 @@ impl Berth {
             }
             // Those who are left of a run that was killed are not to wait for each other.
             self.check_runner().map_err(|e| self.error(e))?;
-            if began.elapsed() > patience {
+            if pauses.elapsed() > patience {
                 return Err(self.error(io::Error::new(
                     io::ErrorKind::TimedOut,
                     format!(
@@ -372,8 +369,7 @@ impl Berth {
                     ),
                 )));
             }
-            thread::sleep(pause);
-            pause = (pause * 2).min(LONGEST_PAUSE);
+            pauses.sleep(Duration::MAX);
         }
     }
 
@@ -676,7 +672,7 @@ impl State {
             && Home::is_supervised(&state.home)
             && began.elapsed() < RECORDED_WITHIN
         {
-            thread::sleep(FIRST_PAUSE);
+            thread::sleep(Duration::from_micros(200));
             match State::read(path) {
                 Ok(Some(now)) => state = now,
                 _ => break,

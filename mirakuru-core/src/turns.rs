@@ -52,9 +52,48 @@ use crate::progress::Progress;
 use crate::run::Run;
 use crate::{home, sys};
 
-const FIRST_PAUSE: Duration = Duration::from_micros(200);
-const LONGEST_PAUSE: Duration = Duration::from_millis(5);
 const JUST_FORKED: Duration = Duration::from_millis(20);
+
+/// The pauses between looks at what another process holds: short at first, and in proportion to the time already waited in the end, so that the
+/// mean loss is 1 %. Forty that wait for one must not keep it from the processors.
+pub(crate) struct Pauses {
+    began: Instant,
+    next: Duration,
+}
+
+impl Pauses {
+    const FIRST: Duration = Duration::from_micros(200);
+    /// Each pause is twice the one before it, up to this or to such a part of the time already waited.
+    const LONG: Duration = Duration::from_millis(5);
+    const DIVISOR: u32 = 50;
+    const LONGEST: Duration = Duration::from_millis(50);
+
+    pub(crate) fn new() -> Pauses {
+        Pauses {
+            began: Instant::now(),
+            next: Pauses::FIRST,
+        }
+    }
+
+    pub(crate) fn elapsed(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Whether there have been some already.
+    fn are_long(&self) -> bool {
+        self.next >= Pauses::LONG
+    }
+
+    pub(crate) fn sleep(&mut self, at_most: Duration) {
+        thread::sleep(self.next.min(at_most));
+        self.next = Pauses::after(self.next, self.elapsed());
+    }
+
+    fn after(pause: Duration, waited: Duration) -> Duration {
+        let longest = (waited / Pauses::DIVISOR).clamp(Pauses::LONG, Pauses::LONGEST);
+        (pause * 2).min(longest)
+    }
+}
 
 /// An endpoint that only one service can have at a time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -160,7 +199,7 @@ impl Turn {
         let mut locks = Vec::new();
         let note = note(service, None);
         for (claim, path) in claims.iter().zip(&paths) {
-            let mut pause = FIRST_PAUSE;
+            let mut pauses = Pauses::new();
             loop {
                 // At each round, because another thread may have made its service one of the process meanwhile.
                 if is_own(path) {
@@ -180,7 +219,7 @@ impl Turn {
                     break;
                 }
                 // Not at the first look: whoever has just got the lock may not have written the note yet.
-                if pause == LONGEST_PAUSE && is_of_this_run(path) {
+                if pauses.are_long() && is_of_this_run(path) {
                     return Err(io::Error::new(
                         io::ErrorKind::Deadlock,
                         format!(
@@ -198,8 +237,7 @@ impl Turn {
                     let holder = holder.map_or(String::new(), |holder| format!("; it is with {holder}"));
                     format!("{service} has been waiting for its turn at {claim} for {elapsed}{holder}")
                 });
-                thread::sleep(pause.min(left));
-                pause = (pause * 2).min(LONGEST_PAUSE);
+                pauses.sleep(left);
             }
         }
         Ok(Some(Turn::register(service, &paths, locks)))
@@ -436,6 +474,21 @@ mod tests {
 
     fn claim(port: u16) -> Claim {
         Claim::from(SocketAddr::from(([127, 0, 0, 1], port)))
+    }
+
+    #[test]
+    fn pauses_are_short_at_first_and_a_part_of_the_wait_in_the_end() {
+        let mut pause = Pauses::FIRST;
+        let mut waited = Duration::ZERO;
+        while pause < Pauses::LONG {
+            waited += pause;
+            pause = Pauses::after(pause, waited);
+        }
+        assert!(waited < Duration::from_millis(10), "{waited:?}");
+        let long = |seconds| Pauses::after(Duration::from_secs(1), Duration::from_secs(seconds));
+        assert_eq!(long(0), Duration::from_millis(5));
+        assert_eq!(long(1), Duration::from_millis(20));
+        assert_eq!(long(600), Duration::from_millis(50));
     }
 
     #[test]
