@@ -485,7 +485,7 @@ fn https_is_asked_over_tls() {
     let text = report(&start(
         Executor::builder("python3 -m http.server --bind 127.0.0.1 {port}")
             .wait_for(Http::get("https://127.0.0.1:{port}/"))
-            .timeout(Duration::from_secs(2)),
+            .timeout(Duration::from_secs(4)),
     ));
     assert!(text.contains("did not agree on TLS"), "{text}");
 }

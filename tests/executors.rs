@@ -105,7 +105,7 @@ fn a_banner_of_an_earlier_start_does_not_count() {
         "test -e {flag} && exec sleep 100; touch {flag}; echo ready; exec sleep 100"
     ))
     .shell(true)
-    .timeout(Duration::from_millis(1500))
+    .timeout(Duration::from_secs(4))
     .wait_for(Banner::matching("ready"))
     .start()
     .unwrap();
@@ -326,7 +326,7 @@ fn an_http_executor_waits_until_the_status_is_right() {
 fn the_status_that_was_seen_stands_in_the_error() {
     let service = odd(["--http", "127.0.0.1:{port}", "--http-status", "418"])
         .wait_for(Http::head("http://127.0.0.1:{port}/"))
-        .timeout(Duration::from_millis(500));
+        .timeout(Duration::from_secs(2));
     let error = error_of(service.start());
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
     assert!(error.to_string().contains("418"), "{error}");

@@ -736,7 +736,7 @@ fn nothing_is_left_after_a_failed_start() {
             odd(["--pids", &pids, "--line-err", "FATAL"])
                 .args(tree)
                 .stop_timeout(Duration::from_millis(100))
-                .timeout(Duration::from_secs(1))
+                .timeout(Duration::from_secs(2))
         };
         let timeout = recipe().wait_for(Tcp::addr("127.0.0.1:{port}"));
         let error = error_of(timeout.start());
@@ -747,7 +747,7 @@ fn nothing_is_left_after_a_failed_start() {
         let _ = error_of(
             exited
                 .wait_for(Banner::matching("never"))
-                .timeout(Duration::from_secs(2))
+                .timeout(Duration::from_secs(4))
                 .start(),
         );
         assert_gone(&scratch, &pids, Duration::ZERO);
