@@ -442,6 +442,7 @@ mod tests {
     impl Dir {
         fn new(name: &str) -> Dir {
             let dir = std::env::temp_dir().join(format!("mk-holder-{name}-{}", std::process::id()));
+            let _ = fs::remove_dir_all(&dir);
             fs::create_dir_all(&dir).unwrap();
             Dir(dir)
         }

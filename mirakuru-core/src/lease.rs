@@ -68,6 +68,7 @@ mod tests {
     #[test]
     fn each_has_its_own_and_gives_it_back() {
         let dir = std::env::temp_dir().join(format!("mirakuru-unit-{}-lease", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
         let take = || Lease::take(&dir, 3).expect("a writable directory");
         let number = |lease: &Option<Lease>| lease.as_ref().map(Lease::number);
         let (one, two, three) = (take(), take(), take());

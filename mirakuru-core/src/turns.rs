@@ -442,6 +442,7 @@ mod tests {
                 NEXT.fetch_add(1, Ordering::Relaxed)
             );
             let path = std::env::temp_dir().join(unique);
+            let _ = fs::remove_dir_all(&path);
             fs::create_dir(&path).unwrap();
             Temp(path)
         }

@@ -93,6 +93,8 @@ impl Scratch {
             COUNT.fetch_add(1, Ordering::SeqCst)
         );
         let path = env::temp_dir().join(name);
+        // A process of this id may have left one when it was killed, or when its test failed.
+        let _ = fs::remove_dir_all(&path);
         fs::create_dir(&path).expect("a scratch directory");
         // Services that run as another user pass through it.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its mode");

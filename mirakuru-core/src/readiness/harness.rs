@@ -42,6 +42,7 @@ impl TestDir {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let path = std::env::temp_dir().join(format!("mirakuru-unit-{}-{number}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
         std::fs::create_dir(&path).expect("the temporary directory is writable");
         TestDir(path)
     }

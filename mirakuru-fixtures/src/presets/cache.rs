@@ -156,6 +156,7 @@ mod tests {
     #[test]
     fn it_is_made_once_and_again_after_a_failure() {
         let base = std::env::temp_dir().join(format!("mirakuru-unit-{}-cache", std::process::id()));
+        let _ = fs::remove_dir_all(&base);
         let service = base.join("id/d");
         fs::create_dir_all(&service).unwrap();
         let failure = cached(&service, "a/1", |dir| {
@@ -190,6 +191,7 @@ mod tests {
     #[test]
     fn what_is_old_goes_when_something_new_is_made() {
         let base = std::env::temp_dir().join(format!("mirakuru-unit-{}-old", std::process::id()));
+        let _ = fs::remove_dir_all(&base);
         let cache = base.join("cache");
         let boot = boot();
         let old = [

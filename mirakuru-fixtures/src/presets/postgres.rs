@@ -1046,6 +1046,7 @@ mod tests {
     #[test]
     fn a_directory_is_read_in_order_and_without_what_undoes() {
         let dir = std::env::temp_dir().join(format!("mirakuru-unit-{}-sql", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
         for name in ["2_b", "10_c"] {
             fs::create_dir_all(dir.join(name)).unwrap();
             fs::write(dir.join(name).join("up.sql"), name).unwrap();

@@ -131,6 +131,8 @@ impl TinyDisk {
     #[must_use]
     pub fn mount(kib: u32) -> Option<TinyDisk> {
         let path = env::temp_dir().join(format!("mkt-disk-{}", process::id()));
+        // A process of this id may have left one when it was killed.
+        let _ = fs::remove_dir(&path);
         fs::create_dir(&path).expect("a directory");
         // Services that run as another user pass through it.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its mode");

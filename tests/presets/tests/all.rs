@@ -187,6 +187,7 @@ struct Scratch(PathBuf);
 impl Scratch {
     fn new() -> Scratch {
         let path = env::temp_dir().join(format!("mkt-all-{}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
         fs::create_dir(&path).unwrap();
         // Services that run as another user pass through it.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();

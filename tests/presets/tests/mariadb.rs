@@ -129,6 +129,7 @@ fn what_is_loaded_may_be_a_file_and_its_mistakes_are_reported() {
         return;
     }
     let dir = std::env::temp_dir().join(format!("mkt-sql-{}", std::process::id()));
+    let _ = fs::remove_dir_all(&dir);
     fs::create_dir(&dir).unwrap();
     let (good, bad) = (dir.join("good.sql"), dir.join("bad.sql"));
     fs::write(

@@ -49,6 +49,7 @@ struct Site(PathBuf);
 impl Site {
     fn new() -> Site {
         let path = env::temp_dir().join(format!("mkt site {}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
         fs::create_dir(&path).unwrap();
         fs::set_permissions(&path, fs::Permissions::from_mode(0o700)).unwrap();
         fs::write(path.join("page.html"), "<p>a page").unwrap();
