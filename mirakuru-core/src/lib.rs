@@ -5,47 +5,31 @@
 // Which feature an item needs, on docs.rs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod builder;
-mod command;
-mod context;
-mod deadline;
 mod error;
 mod executor;
-mod hint;
-mod holder;
-mod home;
-mod launch;
-mod lease;
-mod line_watch;
-mod listen;
-mod listener;
-mod logs;
-mod placeholder;
+mod observe;
+mod outcome;
+mod output;
 mod ports;
-mod progress;
 mod readiness;
-mod report;
+mod recipe;
 mod run;
-mod secrets;
-mod signal;
+mod service_dir;
 mod sys;
 mod timeline;
-mod trace;
-mod turns;
-mod verdict;
-mod watched;
+mod util;
 
-pub use builder::{ExecutorBuilder, Stdio};
-pub use command::IntoCommand;
 pub use error::{Error, Evidence};
 pub use executor::{Executor, StdinPipe};
-pub use logs::Logs;
+pub use output::logs::Logs;
 pub use readiness::{
     And, Banner, Check, Exec, NoWait, Or, PidFile, Prepare, Probe, Readiness, SdNotify, Tcp, UnixSocket,
 };
 #[cfg(feature = "http")]
 pub use readiness::{Http, IntoStatus};
-pub use signal::Signal;
+pub use recipe::builder::{ExecutorBuilder, Stdio};
+pub use recipe::command::IntoCommand;
+pub use recipe::signal::Signal;
 
 /// A service that counts as ready once it has been executed.
 pub type SimpleExecutor = Executor<NoWait>;
@@ -64,12 +48,12 @@ pub type PidExecutor = Executor<PidFile>;
 /// What the other crates of mirakuru use. No part of the public interface.
 #[doc(hidden)]
 pub mod __private {
+    pub use crate::error::hint::{find_program, not_found};
+    pub use crate::error::report::painted;
     pub use crate::executor::{Claims, SharedTurn, Startable, start_together, stop_together};
-    pub use crate::hint::{find_program, not_found};
-    pub use crate::home::{random_id, spread};
-    pub use crate::lease::Lease;
-    pub use crate::report::painted;
+    pub use crate::run::lease::Lease;
     pub use crate::run::{Berth, Occupied, Run, Vacancy, hash};
+    pub use crate::service_dir::{random_id, spread};
     pub use crate::sys::files::release_segment;
     pub use crate::timeline::timeline_now;
 
@@ -78,6 +62,6 @@ pub mod __private {
     pub fn is_root() -> bool {
         crate::sys::euid() == 0
     }
-    pub use crate::verdict::{test_begins, test_has_failed, test_returns_err};
-    pub use crate::watched::Watched;
+    pub use crate::outcome::shared_use::Watched;
+    pub use crate::outcome::{test_begins, test_has_failed, test_returns_err};
 }

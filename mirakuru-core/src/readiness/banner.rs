@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use super::{Prepare, Probe, Readiness};
-use crate::Error;
-use crate::line_watch::{Found, LineWatch, expand_pattern};
-use crate::logs::{Stream, printable};
+use crate::error::Error;
+use crate::output::logs::{Stream, printable};
+use crate::readiness::line_watch::{Found, LineWatch, expand_pattern};
 
 /// Ready when the service prints a line that matches a regular expression.
 ///
@@ -41,7 +41,7 @@ use crate::logs::{Stream, printable};
 ///
 /// # The service chooses its port
 ///
-/// A named group `port` gives the executor its [address](crate::Executor::addr): no port needs to be found
+/// A named group `port` gives the executor its [address](crate::executor::Executor::addr): no port needs to be found
 /// beforehand, and nobody can take it in between. With a group `host` (or `addr`, which may hold both: `10.0.0.1:8080`) it
 /// is that address, else 127.0.0.1; where the service names all addresses (`0.0.0.0`, `[::]`, `*`), it is the loopback one.
 ///

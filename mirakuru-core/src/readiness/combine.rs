@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use super::{Prepare, Probe, Readiness, Wake};
-use crate::Error;
+use crate::error::Error;
 
 /// Both conditions: made with [`Readiness::and`].
 ///
@@ -214,7 +214,8 @@ fn join(first: &str, word: &str, second: &str) -> String {
 mod tests {
     use super::super::harness::{Fake, Harness};
     use super::*;
-    use crate::{NoWait, SdNotify};
+    use crate::readiness::no_wait::NoWait;
+    use crate::readiness::sd_notify::SdNotify;
 
     #[test]
     fn and_needs_both_and_does_not_look_again_at_what_held() {

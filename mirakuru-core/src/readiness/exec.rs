@@ -10,13 +10,14 @@ use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::{Prepare, Probe, Readiness, Wake};
-use crate::command::{self, IntoCommand};
-use crate::context::{long_pause_after, pause_after};
-use crate::deadline::scaled;
-use crate::launch;
-use crate::logs::printable;
+use crate::error::Error;
+use crate::executor::launch;
+use crate::output::logs::printable;
+use crate::readiness::context::{long_pause_after, pause_after};
+use crate::recipe::command::{self, IntoCommand};
+use crate::recipe::signal::Signal;
 use crate::sys::probe_command as sys;
-use crate::{Error, Signal};
+use crate::util::deadline::scaled;
 
 /// How long a run may take at first. Doubles each time that is not enough.
 const FIRST_LIMIT: Duration = Duration::from_secs(5);
@@ -29,7 +30,7 @@ const KEPT: usize = 4096;
 
 /// Ready when a command exits with status 0.
 ///
-/// The command is given as [`Executor::builder`](crate::Executor::builder) takes it: one string, split into words as a
+/// The command is given as [`Executor::builder`](crate::executor::Executor::builder) takes it: one string, split into words as a
 /// shell would but run without one, or a list. Placeholders are filled in. It runs in the test process's own
 /// environment and working directory, with nothing on its standard input.
 ///

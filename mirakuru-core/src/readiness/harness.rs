@@ -10,10 +10,10 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::{Prepare, Probe, Readiness};
-use crate::Error;
-use crate::logs::test_writer::LogWriter;
-use crate::logs::{Cursor, OutputReader};
-use crate::placeholder::Values;
+use crate::error::Error;
+use crate::output::logs::test_writer::LogWriter;
+use crate::output::logs::{Cursor, OutputReader};
+use crate::recipe::placeholder::Values;
 
 /// Runs one test of this binary in a process of its own, where no other test opens, allocates or forks anything.
 pub(crate) fn run_alone(test: &str, env: &[(&str, &str)]) {

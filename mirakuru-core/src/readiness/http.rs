@@ -9,11 +9,11 @@ use regex::bytes::{Regex, RegexBuilder};
 use ureq::http as types;
 
 use super::{Prepare, Probe, Readiness, Wake};
-use crate::Error;
-use crate::context::pause_after;
-use crate::deadline::scaled;
-use crate::listener;
-use crate::logs::printable;
+use crate::error::Error;
+use crate::output::logs::printable;
+use crate::ports::owner;
+use crate::readiness::context::pause_after;
+use crate::util::deadline::scaled;
 
 /// How long a request may take at first. Doubles each time that is not enough.
 const FIRST_LIMIT: Duration = Duration::from_secs(1);
@@ -835,9 +835,9 @@ fn lookup(host: &str, port: u16) -> Result<Vec<Candidate>, String> {
     };
     let mut addrs: Vec<Candidate> = Vec::new();
     for addr in found {
-        let addr = listener::canonical(addr);
+        let addr = owner::canonical(addr);
         if addrs.iter().all(|known| known.addr != addr) {
-            let local = listener::is_local(addr.ip());
+            let local = owner::is_local(addr.ip());
             addrs.push(Candidate { addr, local });
         }
     }

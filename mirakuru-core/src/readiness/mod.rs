@@ -1,18 +1,20 @@
 //! When a service counts as ready: the [`Readiness`] trait and the conditions that implement it, one a file.
 
-mod banner;
-mod check;
-mod combine;
-mod exec;
+pub(crate) mod banner;
+pub(crate) mod check;
+pub(crate) mod combine;
+pub(crate) mod context;
+pub(crate) mod exec;
 #[cfg(test)]
 pub(crate) mod harness;
 #[cfg(feature = "http")]
-mod http;
-mod no_wait;
-mod pid_file;
-mod sd_notify;
-mod tcp;
-mod unix_socket;
+pub(crate) mod http;
+pub(crate) mod line_watch;
+pub(crate) mod no_wait;
+pub(crate) mod pid_file;
+pub(crate) mod sd_notify;
+pub(crate) mod tcp;
+pub(crate) mod unix_socket;
 
 pub use banner::Banner;
 pub use check::Check;
@@ -32,9 +34,9 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::Error;
-pub(crate) use crate::context::Wake;
-pub use crate::context::{Prepare, Probe};
+use crate::error::Error;
+pub(crate) use crate::readiness::context::Wake;
+pub use crate::readiness::context::{Prepare, Probe};
 
 /// A condition that must hold before a service counts as ready.
 ///
@@ -129,19 +131,19 @@ pub trait Readiness: Send + Sync + 'static {
     }
 
     /// The address at which clients reach the service, if this condition knows one: what
-    /// [`Executor::addr`](crate::Executor::addr) gives.
+    /// [`Executor::addr`](crate::executor::Executor::addr) gives.
     fn addr(&self) -> Option<SocketAddr> {
         None
     }
 
     /// The URL at which clients reach the service, if this condition knows one: what
-    /// [`Executor::url`](crate::Executor::url) gives.
+    /// [`Executor::url`](crate::executor::Executor::url) gives.
     fn url(&self) -> Option<&str> {
         None
     }
 
     /// The socket or file that this condition is about, if there is one: what
-    /// [`Executor::path`](crate::Executor::path) gives.
+    /// [`Executor::path`](crate::executor::Executor::path) gives.
     fn path(&self) -> Option<&Path> {
         None
     }

@@ -5,11 +5,11 @@ use std::io;
 use super::{Probe, Readiness};
 
 /// Ready as soon as the program has been executed. What a recipe has without
-/// [`wait_for`](crate::ExecutorBuilder::wait_for).
+/// [`wait_for`](crate::recipe::builder::ExecutorBuilder::wait_for).
 ///
 /// The program has replaced its starter by then, so that a missing one is an error, but it may not have done anything
 /// yet, and may fail at once: use it for programs that need no wait, or to wait by
-/// [`Executor::wait_until`](crate::Executor::wait_until) later.
+/// [`Executor::wait_until`](crate::executor::Executor::wait_until) later.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;

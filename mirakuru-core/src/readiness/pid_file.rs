@@ -8,8 +8,8 @@ use std::time::{Duration, SystemTime};
 
 use super::unix_socket::{claim, expand_path};
 use super::{Prepare, Probe, Readiness, Wake};
-use crate::Error;
-use crate::holder::first_number;
+use crate::error::Error;
+use crate::ports::holder::first_number;
 use crate::sys::file_watch::Watching;
 use crate::sys::{self, procfs};
 
@@ -226,8 +226,8 @@ fn is_older_than_start(print: &Print, elapsed: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::placeholder::Values;
     use crate::readiness::harness::{TestDir, look};
+    use crate::recipe::placeholder::Values;
 
     fn prepare(path: &Path) -> Result<(PidFile, Vec<PathBuf>), Error> {
         let mut readiness = PidFile::path(path);

@@ -9,9 +9,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{Prepare, Probe, Readiness, Wake};
-use crate::Error;
-use crate::deadline::scaled;
-use crate::logs::printable;
+use crate::error::Error;
+use crate::output::logs::printable;
+use crate::util::deadline::scaled;
 
 /// The socket's name in the private directory. Short, because the whole path must fit into 107 bytes.
 const NAME: &str = "notify";

@@ -5,9 +5,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use super::{Prepare, Probe, Readiness};
-use crate::Error;
-use crate::deadline::scaled;
-use crate::listener;
+use crate::error::Error;
+use crate::ports::owner;
+use crate::util::deadline::scaled;
 
 /// A connection to another machine is given this long.
 const REMOTE_CONNECT: Duration = Duration::from_secs(1);
@@ -125,11 +125,11 @@ impl Readiness for Tcp {
         };
         let mut places: Vec<(SocketAddr, bool)> = Vec::new();
         for addr in addrs {
-            let is_local = listener::is_local(addr.ip());
+            let is_local = owner::is_local(addr.ip());
             if is_local && !cx.is_chosen(addr.port()) {
                 cx.claim_addr(addr);
             }
-            let place = (listener::canonical(addr), is_local);
+            let place = (owner::canonical(addr), is_local);
             if !places.contains(&place) {
                 places.push(place);
             }
@@ -152,7 +152,7 @@ impl Readiness for Tcp {
                     answered.get_or_insert(addr);
                 }
             } else if answered.is_none() {
-                match listener::connect(
+                match owner::connect(
                     addr,
                     cx.remaining()
                         .clamp(Duration::from_millis(1), scaled(REMOTE_CONNECT)),
@@ -292,9 +292,9 @@ mod tests {
     use std::process::{Child, Command};
 
     use super::*;
-    use crate::listener::Stranger;
-    use crate::placeholder::Values;
+    use crate::ports::owner::Stranger;
     use crate::readiness::harness::look;
+    use crate::recipe::placeholder::Values;
     #[cfg(target_os = "linux")]
     use crate::sys::sockets::tests::{listen_v6, tcp};
     use crate::sys::tests::in_time;

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{Prepare, Probe, Readiness, Wake};
-use crate::Error;
-use crate::context::pause_after;
-use crate::holder;
-use crate::listener::{self, Owner};
+use crate::error::Error;
+use crate::ports::holder;
+use crate::ports::owner::{self, Owner};
+use crate::readiness::context::pause_after;
 use crate::sys::file_watch::Watching;
 use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 
@@ -115,7 +115,7 @@ impl Readiness for UnixSocket {
                 return Err(explain(path, error));
             }
         };
-        match listener::unix_owner(path, listener, cx.supervisor) {
+        match owner::unix_owner(path, listener, cx.supervisor) {
             Owner::Stranger(stranger) => Err(stranger.into()),
             Owner::Nobody | Owner::Tree | Owner::Unseen => Ok(true),
         }
@@ -226,9 +226,9 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::listener::Stranger;
-    use crate::placeholder::Values;
+    use crate::ports::owner::Stranger;
     use crate::readiness::harness::{TestDir, look};
+    use crate::recipe::placeholder::Values;
     use crate::sys::sockets::tests::{Made, unix};
     use crate::sys::tests::in_time;
 

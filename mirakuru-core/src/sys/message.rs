@@ -9,7 +9,7 @@ use std::time::Duration;
 use nix::errno::Errno;
 
 use super::StopPolicy;
-use crate::Signal;
+use crate::recipe::signal::Signal;
 
 // Eight 32-bit numbers a message, the first of which is one of these.
 pub(super) const MESSAGE: usize = 8;

@@ -52,7 +52,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use crate::Signal;
+use crate::recipe::signal::Signal;
 
 /// All that is needed to start a service, made ready by ordinary code before the fork.
 pub(crate) struct Plan {

@@ -75,7 +75,7 @@ impl States {
 /// The socket that a connection to `addr` from this machine would reach, if it is one that listens. A socket whose backlog is full listens
 /// all the same.
 ///
-/// `None` is also what a kernel without the `tcp_diag` module says: see [`crate::listener`] for the check.
+/// `None` is also what a kernel without the `tcp_diag` module says: see [`crate::ports::owner`] for the check.
 pub(crate) fn listener(addr: SocketAddr) -> io::Result<Option<Socket>> {
     with_socket(|diag| diag.lookup(addr))
 }

@@ -17,7 +17,7 @@ use super::back_end::os;
 use super::exit::{self, Registration};
 use super::message::{self, Inbox, Message, Received, number, stop_message};
 use super::{Plan, SpawnFailure, Stage, StopPolicy, Stream};
-use crate::Signal;
+use crate::recipe::signal::Signal;
 
 /// How long the supervisor may take beyond the grace. It needs milliseconds; what needs more is in the hands of the kernel (a
 /// process that waits for a dead disk).

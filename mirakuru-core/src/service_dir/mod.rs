@@ -36,7 +36,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use crate::{Error, sys};
+use crate::error::Error;
+use crate::sys;
 
 /// The longest path that a socket address holds on Linux, without the final NUL. (103 on macOS and the BSDs.)
 const SOCKET_PATH_MAX: usize = if cfg!(any(target_os = "linux", target_os = "android")) {
@@ -1067,7 +1068,7 @@ mod tests {
         let racers: Vec<_> = (0..PROCESSES)
             .map(|_| {
                 Command::new(std::env::current_exe().unwrap())
-                    .args(["--exact", "home::tests::racer", "--ignored", "--nocapture"])
+                    .args(["--exact", "service_dir::tests::racer", "--ignored", "--nocapture"])
                     .env(BASE, temp.base())
                     .stdin(Stdio::null())
                     .stdout(Stdio::piped())

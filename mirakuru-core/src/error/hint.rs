@@ -10,7 +10,8 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 
-use crate::{holder, listener};
+use crate::ports::holder;
+use crate::ports::owner;
 
 /// What is known of a service that failed.
 pub(crate) struct Symptoms<'a> {
@@ -189,7 +190,7 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
 /// Of a service that runs, and is not found where it is awaited: where it listens instead.
 pub(crate) fn listens_elsewhere(awaited: Option<SocketAddr>, root: u32) -> Option<String> {
     let awaited = awaited?;
-    let mut found = listener::addresses_of_tree(root);
+    let mut found = owner::addresses_of_tree(root);
     found.sort();
     found.dedup();
     if found.is_empty() || found.iter().any(|addr| addr.port() == awaited.port()) {

@@ -8,12 +8,12 @@ use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::Error;
-use crate::command::Command;
-use crate::logs::{Cursor, Logs, OutputReader};
-use crate::placeholder::Values;
+use crate::error::Error;
+use crate::output::logs::{Cursor, Logs, OutputReader};
+use crate::recipe::command::Command;
+use crate::recipe::placeholder::Values;
 
-/// What [`Readiness::prepare`](crate::Readiness::prepare) gets: the placeholders' values, and a place to say what
+/// What [`Readiness::prepare`](crate::readiness::Readiness::prepare) gets: the placeholders' values, and a place to say what
 /// the service needs for itself.
 pub struct Prepare<'a> {
     pub(crate) values: &'a mut Values,
@@ -87,7 +87,7 @@ impl Prepare<'_> {
     }
 }
 
-/// What [`Readiness::probe`](crate::Readiness::probe) gets at each look.
+/// What [`Readiness::probe`](crate::readiness::Readiness::probe) gets at each look.
 pub struct Probe<'a> {
     pub(crate) values: &'a Values,
     pub(crate) pid: u32,
@@ -160,7 +160,7 @@ impl Probe<'_> {
     ///
     /// An error says why it cannot be told; one of kind [`io::ErrorKind::AddrInUse`] that somebody else listens there, and who.
     pub fn listens_on(&self, addr: SocketAddr) -> io::Result<bool> {
-        crate::listener::owned_by_tree(addr, self.supervisor)
+        crate::ports::owner::owned_by_tree(addr, self.supervisor)
     }
 }
 
@@ -190,7 +190,7 @@ pub(crate) fn long_pause_after(waited: Duration) -> Duration {
 
 /// What a condition that does not hold yet says about the next look at it: whatever comes first of all that is said here.
 ///
-/// Not public: [`Readiness::wakes`](crate::Readiness::wakes) is hidden, and this has no name outside the crate.
+/// Not public: [`Readiness::wakes`](crate::readiness::Readiness::wakes) is hidden, and this has no name outside the crate.
 #[derive(Debug)]
 pub struct Wake {
     /// Time since the service was started.

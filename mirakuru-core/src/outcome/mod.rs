@@ -3,6 +3,8 @@
 //! A panic is seen by [`std::thread::panicking`]. A test that returns `Err` does not panic: the attribute says so here,
 //! before the test's services end.
 
+pub(crate) mod shared_use;
+
 use std::cell::Cell;
 
 thread_local! {
@@ -18,7 +20,7 @@ pub fn test_begins() {
 /// The test on this thread returns an error.
 pub fn test_returns_err() {
     ERR_RETURNED.set(true);
-    crate::watched::test_has_failed();
+    crate::outcome::shared_use::test_has_failed();
 }
 
 /// Whether the test on this thread has failed.

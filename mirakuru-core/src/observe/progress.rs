@@ -163,7 +163,7 @@ fn line(text: &str, others: usize, width: usize) -> String {
 
 /// A text of somebody else's, cut to what a line bears.
 pub(crate) fn short(text: &str) -> String {
-    crate::logs::printable(text, TEXT)
+    crate::output::logs::printable(text, TEXT)
 }
 
 fn with_board(f: impl FnOnce(&mut Board)) {

@@ -2,7 +2,7 @@
 //!
 //! A turn is a set of `flock`s, one file for each endpoint, under `/tmp/mirakuru-<euid>/turns/`. The place does not depend on
 //! TMPDIR, since ports do not: two runs with different temp dirs must meet. (Only where `/tmp` cannot be used, it is the
-//! base that [`home`](crate::home) uses.) Other users' tests do not meet us there; to them our service is a stranger on
+//! base that [`home`](crate::service_dir) uses.) Other users' tests do not meet us there; to them our service is a stranger on
 //! the port, and so is theirs to us.
 //!
 //! # Who holds a lock, and until when
@@ -48,9 +48,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
-use crate::progress::Progress;
+use crate::observe::progress::Progress;
 use crate::run::Run;
-use crate::{home, sys};
+use crate::service_dir;
+use crate::sys;
 
 const JUST_FORKED: Duration = Duration::from_millis(20);
 
@@ -316,7 +317,7 @@ fn holder_in(dir: &Path, claim: &Claim) -> Option<String> {
     let (pid, started) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
     let (test, service) = (lines.next()?, lines.next()?);
     // The supervisor has it for as long as it takes to tear the service down.
-    let ended = if home::is_alive(pid as u32, started) {
+    let ended = if service_dir::is_alive(pid as u32, started) {
         ""
     } else {
         ", which has ended"
@@ -337,7 +338,7 @@ fn note(service: &str, runner: Option<(u32, u64)>) -> [u8; NOTE_LENGTH] {
         .and_then(Path::file_name)
         .unwrap_or_default()
         .to_string_lossy();
-    let (pid, started) = home::this_process();
+    let (pid, started) = service_dir::this_process();
     let short = |text: &str| {
         text.replace(char::is_control, " ")
             .chars()
@@ -372,7 +373,7 @@ fn try_lock(path: &Path) -> io::Result<Option<File>> {
         }
         // Between opening and locking a cleaner may have removed the file, and somebody else may have made and locked
         // another one under its name.
-        if home::is_at(&lock, path)? {
+        if service_dir::is_at(&lock, path)? {
             return Ok(Some(lock));
         }
     }
@@ -381,10 +382,10 @@ fn try_lock(path: &Path) -> io::Result<Option<File>> {
 fn turns_dir() -> io::Result<PathBuf> {
     let euid = sys::files::euid();
     let make = |temp: &Path| -> io::Result<PathBuf> {
-        let base = home::base_in(temp);
-        home::private_dir(&base, false)?;
+        let base = service_dir::base_in(temp);
+        service_dir::private_dir(&base, false)?;
         let turns = base.join("turns");
-        home::private_dir(&turns, false)?;
+        service_dir::private_dir(&turns, false)?;
         Ok(turns)
     };
     make(Path::new("/tmp"))
@@ -675,7 +676,7 @@ mod tests {
         use std::process::{Command, Stdio};
         let temp = Temp::new();
         let mut victim = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "turns::tests::victim", "--ignored", "--nocapture"])
+            .args(["--exact", "lock::tests::victim", "--ignored", "--nocapture"])
             .env("MIRAKURU_TEST_TURNS", &temp.0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

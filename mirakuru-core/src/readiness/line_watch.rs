@@ -11,7 +11,7 @@ use std::io;
 
 use regex::bytes::{Captures, Regex, RegexBuilder};
 
-use crate::logs::{Cursor, OutputReader, Piece, Stream, printable};
+use crate::output::logs::{Cursor, OutputReader, Piece, Stream, printable};
 
 /// How much of an unfinished line is kept. When it is longer, half of it is given up, so that a match of up to half of
 /// this is found wherever it is.
@@ -302,7 +302,7 @@ pub(crate) fn expand_pattern<E>(
     Ok(expanded)
 }
 
-/// The length of the placeholder that the text begins with: the grammar is that of [`crate::placeholder`].
+/// The length of the placeholder that the text begins with: the grammar is that of [`crate::recipe::placeholder`].
 fn placeholder(text: &str) -> Option<usize> {
     let inside = text.strip_prefix('{')?;
     let end = inside.find(['{', '}'])?;
@@ -323,7 +323,7 @@ fn placeholder(text: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::logs::test_writer::LogWriter;
+    use crate::output::logs::test_writer::LogWriter;
     use crate::readiness::harness::TestDir;
 
     fn lines(watch: &mut LineWatch, reader: &OutputReader) -> Vec<String> {

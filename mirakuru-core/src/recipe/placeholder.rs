@@ -18,9 +18,9 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use crate::Error;
-use crate::ports::{Grip, Reservation};
-use crate::secrets::{Secrets, mask_urls};
+use crate::error::Error;
+use crate::error::secrets::{Secrets, mask_urls};
+use crate::ports::reserve::{Grip, Reservation};
 
 /// The values that placeholders have in one executor, ports being reserved when they are first asked for.
 #[derive(Debug)]

@@ -2,7 +2,11 @@
 //!
 //! Every variant displays as one line that says it all, followed by indented evidence: the last probe's own error, a
 //! timeline, the end of the service's log and where the whole of it is, and what to do about it. `Debug` prints the same as
-//! `Display`, because `unwrap()` and `fn main() -> Result` show `Debug`. How it is laid out is in [`report`](crate::report).
+//! `Display`, because `unwrap()` and `fn main() -> Result` show `Debug`. How it is laid out is in [`report`](crate::error::report).
+
+pub(crate) mod hint;
+pub(crate) mod report;
+pub(crate) mod secrets;
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -12,8 +16,8 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use crate::report::Layout;
-use crate::secrets::mask_urls;
+use crate::error::report::Layout;
+use crate::error::secrets::mask_urls;
 
 /// Why a service could not be started, or did not end as it should.
 ///
@@ -311,7 +315,7 @@ impl Error {
     fn hint(&self) -> Option<&str> {
         match self {
             Error::Spawn { hint, .. } => hint.as_deref(),
-            Error::System { source, .. } => crate::hint::of_system(source),
+            Error::System { source, .. } => crate::error::hint::of_system(source),
             _ => self.evidence().and_then(|evidence| evidence.hint.as_deref()),
         }
     }
@@ -587,7 +591,7 @@ impl fmt::Display for Ended {
         match (self.0.code(), self.0.signal()) {
             (Some(code), _) => write!(f, "exited with status {code}"),
             (None, Some(signal)) => {
-                write!(f, "was killed by {}", crate::signal::describe(signal))?;
+                write!(f, "was killed by {}", crate::recipe::signal::describe(signal))?;
                 if self.0.core_dumped() {
                     f.write_str(" (core dumped)")
                 } else {

@@ -1,4 +1,4 @@
-//! Sockets that a service inherits, by systemd's protocol: see [`ExecutorBuilder::listen`](crate::ExecutorBuilder::listen).
+//! Sockets that a service inherits, by systemd's protocol: see [`ExecutorBuilder::listen`](crate::recipe::builder::ExecutorBuilder::listen).
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
@@ -6,10 +6,10 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
-use crate::Error;
-use crate::holder::{self, Busy};
-use crate::placeholder::Values;
+use crate::error::Error;
+use crate::ports::holder::{self, Busy};
 use crate::readiness::resolve;
+use crate::recipe::placeholder::Values;
 use crate::sys;
 
 /// What the sockets of one service are to be.

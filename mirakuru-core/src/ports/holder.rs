@@ -11,10 +11,11 @@ use std::path::Path;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
-use crate::listener;
+use crate::error::Error;
+use crate::error::Evidence;
+use crate::ports::owner;
 use crate::sys::procfs::{self, Closely};
 use crate::sys::sockets::{self, UnixAnswer, UnixKind};
-use crate::{Error, Evidence};
 
 /// The environment variable that marks what mirakuru started.
 const MARK: &[u8] = b"MIRAKURU_ID=";
@@ -240,7 +241,7 @@ impl fmt::Display for Busy {
 /// Who is in the way of a server on this TCP address: whoever listens there or on a wildcard address that covers it, else
 /// whoever is bound to it.
 pub(crate) fn holder_of_port(addr: SocketAddr) -> Option<Holder> {
-    let sockets = listener::in_the_way(addr);
+    let sockets = owner::in_the_way(addr);
     let inodes: Vec<u64> = sockets
         .iter()
         .map(|socket| socket.inode)
@@ -255,7 +256,7 @@ pub(crate) fn holder_of_port(addr: SocketAddr) -> Option<Holder> {
 
 /// Who else listens on this TCP address, beside the processes below `root`.
 pub(crate) fn listener_beside(addr: SocketAddr, root: u32) -> Option<Holder> {
-    let sockets = listener::listeners_in_the_way(addr);
+    let sockets = owner::listeners_in_the_way(addr);
     let inodes: Vec<u64> = sockets.iter().map(|socket| socket.inode).collect();
     let mut found = procfs::search(&procfs::pids(), &inodes, Closely::Process).found;
     found.retain(|(_, pid)| root == 0 || !procfs::descends(*pid, root));
@@ -310,13 +311,13 @@ fn is_fork_of_ours(pid: u32) -> bool {
 /// A port that is held for a service to come (bound with SO_REUSEADDR, not listening) counts as free, and stays held.
 pub(crate) fn check_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
     for &addr in addrs {
-        if !listener::is_local(addr.ip()) {
+        if !owner::is_local(addr.ip()) {
             continue;
         }
         // Of those who were seen, and of those who were not.
         let mut looks = [0; 2];
         // The look before the bind: a bind, however short, could be in the way of a server that is starting just now.
-        while listener::is_taken(addr)
+        while owner::is_taken(addr)
             || sockets::try_bind(addr).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
         {
             let holder = holder_of_port(addr);

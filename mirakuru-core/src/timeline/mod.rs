@@ -34,9 +34,9 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use once_cell::sync::{Lazy, OnceCell};
 
-use crate::home;
-use crate::progress::say;
+use crate::observe::progress::say;
 use crate::run::{self, Run};
+use crate::service_dir;
 use crate::sys::{self, Exit};
 
 const VARIABLE: &str = "MIRAKURU_TIMELINE";
@@ -105,7 +105,7 @@ impl Timeline {
         }
         let (dir, runner) = Run::dir_or_own(run);
         let base = dir.parent().unwrap_or(Path::new("/"));
-        let made = home::private_dir(base, false).and_then(|()| home::private_dir(&dir, false));
+        let made = service_dir::private_dir(base, false).and_then(|()| service_dir::private_dir(&dir, false));
         let target = absolute(&given, runner);
         let name = format!("timeline-{:016x}", run::hash(0, &target.to_string_lossy()));
         let refuse = |reason: &str| {
@@ -170,7 +170,7 @@ impl Timeline {
 
     /// Says which process this is, before it says anything else.
     fn introduce(&self) {
-        let (pid, started) = home::this_process();
+        let (pid, started) = service_dir::this_process();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let program = std::env::current_exe().ok();
         let program = program.as_deref().and_then(Path::file_name).unwrap_or_default();
@@ -210,7 +210,7 @@ impl Timeline {
             thread::sleep(Duration::from_millis(1));
         }
         let events = fs::read(&self.events).ok()?;
-        let run = model::Run::of(&String::from_utf8_lossy(&events), home::is_alive);
+        let run = model::Run::of(&String::from_utf8_lossy(&events), service_dir::is_alive);
         let text = match self.format {
             Format::Page => render::page(&run),
             Format::Trace => render::trace(&run),

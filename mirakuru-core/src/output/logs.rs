@@ -466,7 +466,7 @@ fn read_full_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
     Ok(filled)
 }
 
-/// A snapshot of what a service has printed so far: made by [`Executor::logs`](crate::Executor::logs), owned, and
+/// A snapshot of what a service has printed so far: made by [`Executor::logs`](crate::executor::Executor::logs), owned, and
 /// not changed by what is printed afterwards.
 ///
 /// It holds at most the last 16 MiB; [`truncated`](Logs::truncated) says whether that cut anything off, and the

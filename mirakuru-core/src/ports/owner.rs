@@ -21,12 +21,12 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use crate::deadline::scaled;
-use crate::holder::Holder;
+use crate::observe::trace;
+use crate::ports::holder::Holder;
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 use crate::sys::netlink::{self, Socket, States};
 use crate::sys::procfs::{self, Closely};
-use crate::trace;
+use crate::util::deadline::scaled;
 
 /// How often the owner is looked for before a stranger is accused, and how long to wait in between: the service may fork, or
 /// hand its socket on, between the look at its processes and the look at their descriptors.
@@ -843,7 +843,7 @@ ctypes.CDLL(None).pthread_exit(None)
             let mut command = Command::new(&copy);
             command
                 .args(["--exact", "--nocapture"])
-                .arg("listener::tests::a_tree_of_another_user_gets_the_benefit_of_the_doubt")
+                .arg("owner::tests::a_tree_of_another_user_gets_the_benefit_of_the_doubt")
                 .env("MIRAKURU_TEST_LOOK", what)
                 .current_dir("/")
                 .uid(NOBODY)

@@ -9,10 +9,10 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
-use crate::Error;
-use crate::placeholder::Values;
+use crate::error::Error;
+use crate::recipe::placeholder::Values;
 
-/// What [`Executor::builder`](crate::Executor::builder) takes: one string, or a list of the program and its arguments.
+/// What [`Executor::builder`](crate::executor::Executor::builder) takes: one string, or a list of the program and its arguments.
 ///
 /// A string is split into words as a shell would. The entries of a list are taken as they are, and need not be UTF-8;
 /// a path that may hold spaces belongs in a list. The trait is sealed: it is implemented for strings, arrays, slices and vectors.
@@ -313,7 +313,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
-    use crate::Executor;
+    use crate::executor::Executor;
 
     fn values() -> Values {
         Values::new("redis".to_owned(), PathBuf::from("/with a space"))

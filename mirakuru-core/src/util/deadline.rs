@@ -47,7 +47,7 @@ pub(crate) fn scaled(timeout: Duration) -> Duration {
     static SCALE: Lazy<f64> = Lazy::new(|| {
         let text = std::env::var_os(VARIABLE).map(|text| text.to_string_lossy().into_owned());
         scale(text.as_deref()).unwrap_or_else(|| {
-            crate::progress::say(&format!(
+            crate::observe::progress::say(&format!(
                 "{VARIABLE} is `{}`, which is no positive number: timeouts stay as they are",
                 text.unwrap_or_default()
             ));

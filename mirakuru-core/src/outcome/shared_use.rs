@@ -17,8 +17,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::thread;
 
-use crate::logs::{Cursor, OutputReader};
-use crate::report::{TAIL_LINES, Tail, painted, print};
+use crate::error::report::{TAIL_LINES, Tail, painted, print};
+use crate::output::logs::{Cursor, OutputReader};
 use crate::sys;
 use crate::timeline;
 

@@ -8,8 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::command::{Command, IntoCommand};
-use crate::{Error, Executor, NoWait, Readiness, Signal};
+use crate::error::Error;
+use crate::executor::Executor;
+use crate::readiness::Readiness;
+use crate::readiness::no_wait::NoWait;
+use crate::recipe::command::{Command, IntoCommand};
+use crate::recipe::signal::Signal;
 
 /// How to start a service: a recipe, made with [`Executor::builder`].
 ///
@@ -146,16 +150,16 @@ impl Stdio {
     }
 
     /// The test process's own stream. A service that inherits the output of a test can keep a test runner waiting
-    /// (nextest calls it a LEAK), its output is not in [`logs`](crate::Executor::logs), and no
-    /// [`Banner`](crate::Banner) sees it.
+    /// (nextest calls it a LEAK), its output is not in [`logs`](crate::executor::Executor::logs), and no
+    /// [`Banner`](crate::readiness::banner::Banner) sees it.
     #[must_use]
     pub fn inherit() -> Stdio {
         Stdio(StdioKind::Inherit)
     }
 
     /// For standard input, a pipe that the test writes to
-    /// ([`Executor::take_stdin`](crate::Executor::take_stdin)). For standard output and error, the private log
-    /// file that [`Executor::logs`](crate::Executor::logs) reads, which is their default: it is drained without the
+    /// ([`Executor::take_stdin`](crate::executor::Executor::take_stdin)). For standard output and error, the private log
+    /// file that [`Executor::logs`](crate::executor::Executor::logs) reads, which is their default: it is drained without the
     /// test's help and never fills up.
     #[must_use]
     pub fn piped() -> Stdio {
@@ -354,7 +358,7 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets the signal that is sent when the grace is over, and by [`Executor::kill`](crate::Executor::kill). The default is
+    /// Sets the signal that is sent when the grace is over, and by [`Executor::kill`](crate::executor::Executor::kill). The default is
     /// [`Signal::Kill`]. After any other, what is left one second later gets `SIGKILL`: nothing of a service survives.
     pub fn kill_signal(mut self, signal: Signal) -> Self {
         self.spec.kill_signal = signal;
@@ -403,7 +407,7 @@ impl<R> ExecutorBuilder<R> {
     /// # Ok::<(), mirakuru_core::Error>(())
     /// ```
     ///
-    /// A path that leads out of the directory is an [`Error::InvalidCommand`](crate::Error::InvalidCommand) when the executor is
+    /// A path that leads out of the directory is an [`Error::InvalidCommand`](crate::error::Error::InvalidCommand) when the executor is
     /// built. What is to be written once, or not as text, is for the `prepare` of a recipe of one's own.
     pub fn file(mut self, path: impl AsRef<Path>, text: impl Into<String>) -> Self {
         self.spec.files.push((path.as_ref().to_owned(), text.into()));
@@ -416,7 +420,7 @@ impl<R> ExecutorBuilder<R> {
     ///
     /// Whoever connects once [`start`](ExecutorBuilder::start) has returned is served as soon as the service gets to it: nobody is
     /// refused, and so nothing needs to be waited for. The first of these addresses is the executor's
-    /// [`addr`](crate::Executor::addr), unless its readiness knows another one.
+    /// [`addr`](crate::executor::Executor::addr), unless its readiness knows another one.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;

@@ -9,8 +9,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::Error;
-use crate::builder::{Spec, Stdio, StdioKind};
+use crate::error::Error;
+use crate::recipe::builder::{Spec, Stdio, StdioKind};
 use crate::sys::{SpawnFailure, Stage, Stream};
 
 /// Where programs are looked for when the service has no `PATH`: what `execvp` of glibc does.
@@ -158,9 +158,10 @@ fn exec_hint(source: &io::Error, program: &str, tried: &[PathBuf], dir: Option<&
         (io::ErrorKind::NotFound, None) if program.contains('/') => Some(
             "there is no such file; a relative path counts from the service's working directory".to_owned(),
         ),
-        (io::ErrorKind::NotFound, None) => {
-            Some(crate::hint::not_found(program, &similar_programs(program, tried)))
-        }
+        (io::ErrorKind::NotFound, None) => Some(crate::error::hint::not_found(
+            program,
+            &similar_programs(program, tried),
+        )),
         (io::ErrorKind::PermissionDenied, Some(path)) => {
             let mode = path
                 .metadata()

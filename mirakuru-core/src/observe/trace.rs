@@ -92,7 +92,8 @@ mod tests {
     use tracing::span::{Attributes, Id, Record};
     use tracing::{Event, Metadata, Subscriber};
 
-    use crate::{Banner, Executor};
+    use crate::executor::Executor;
+    use crate::readiness::banner::Banner;
 
     /// Writes down what it is told of our target.
     #[derive(Clone, Default)]

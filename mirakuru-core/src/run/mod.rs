@@ -32,6 +32,8 @@
 //! * Guard and worker: either ends the service when the other is killed, and the free lock says that it is over. A worker
 //!   without a guard waits for the end of the run, to clean up; without a worker the next run does.
 
+pub(crate) mod lease;
+
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::hash::Hasher;
@@ -48,12 +50,16 @@ use std::time::{Duration, Instant};
 
 use once_cell::sync::Lazy;
 
-use crate::deadline::scaled;
-use crate::home::{self, Home};
+use crate::error::Error;
+use crate::executor::Executor;
+use crate::ports::lock::{Fnv1a, Pauses};
+use crate::readiness::Readiness;
+use crate::recipe::builder::ExecutorBuilder;
+use crate::service_dir::{self, Home};
+use crate::sys;
 use crate::sys::procfs::{self, Stat};
 use crate::timeline::timeline_now;
-use crate::turns::{Fnv1a, Pauses};
-use crate::{Error, Executor, ExecutorBuilder, Readiness, sys};
+use crate::util::deadline::scaled;
 
 /// How long one waits for another process to start the service, beyond what the recipe allows for that. It is not known how long
 /// the set-up of a service may take.
@@ -158,7 +164,7 @@ impl Run {
         match run {
             Some(run) => (run.dir.clone(), run.runner),
             None => {
-                let (pid, started) = home::this_process();
+                let (pid, started) = service_dir::this_process();
                 (Run::of(pid, started, "alone").dir, pid)
             }
         }
@@ -199,7 +205,7 @@ impl Run {
 
 /// Whether the run that this process is a part of is over: what its services leave behind goes with them.
 pub(crate) fn is_over() -> bool {
-    Run::current().is_some_and(|run| !home::is_alive(run.runner, run.started))
+    Run::current().is_some_and(|run| !service_dir::is_alive(run.runner, run.started))
 }
 
 const SESSION: &str = "MIRAKURU_SESSION_ID";
@@ -221,7 +227,7 @@ pub(crate) fn runs_base() -> PathBuf {
         dir.is_absolute()
             && metadata.is_ok_and(|m| m.is_dir() && m.uid() == sys::euid() && m.mode() & 0o077 == 0)
     };
-    home::base_in(&runtime.filter(ours).unwrap_or_else(std::env::temp_dir))
+    service_dir::base_in(&runtime.filter(ours).unwrap_or_else(std::env::temp_dir))
 }
 
 /// The runner in the name of a run's directory: its process id and start time.
@@ -398,7 +404,7 @@ impl Berth {
 
     /// An error when the runner has ended. Its services do as well then, and who comes late must not start them again.
     fn check_runner(&self) -> io::Result<()> {
-        if home::is_alive(self.runner, self.runner_started) {
+        if service_dir::is_alive(self.runner, self.runner_started) {
             return Ok(());
         }
         let runner = match self.runner {
@@ -412,7 +418,7 @@ impl Berth {
 
     fn make_dir(&self) -> io::Result<()> {
         for dir in [self.dir.parent().unwrap_or(Path::new("/")), &self.dir] {
-            home::private_dir(dir, false)
+            service_dir::private_dir(dir, false)
                 .map_err(|e| io::Error::new(e.kind(), format!("`{}`: {e}", dir.display())))?;
         }
         Ok(())
@@ -432,12 +438,12 @@ impl Berth {
             return Ok(None);
         }
         // It may be a file that was removed meanwhile: then others lock a new one.
-        let is_it = home::is_at(&lock, &self.lock)?;
+        let is_it = service_dir::is_at(&lock, &self.lock)?;
         Ok(is_it.then_some(lock))
     }
 
     fn staged(&self) -> PathBuf {
-        let (pid, started) = home::this_process();
+        let (pid, started) = service_dir::this_process();
         self.published.with_extension(format!("new-{pid}-{started}"))
     }
 }
@@ -882,7 +888,9 @@ mod tests {
 
     #[test]
     fn the_key_is_the_recipe_and_the_name() {
-        let key = |name: &str, recipe: &ExecutorBuilder<crate::NoWait>| key_text(name, "", recipe);
+        let key = |name: &str, recipe: &ExecutorBuilder<crate::readiness::no_wait::NoWait>| {
+            key_text(name, "", recipe)
+        };
         let recipe = || Executor::builder("server --port {port}");
         assert_eq!(key("A", &recipe()), key("A", &recipe()));
         assert_ne!(key("A", &recipe()), key("B", &recipe()));

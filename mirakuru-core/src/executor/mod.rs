@@ -2,6 +2,8 @@
 //!
 //! [`Executor<R>`] is a thin generic shell; what it does is in [`Core`], which knows readiness only as a trait object.
 
+pub(crate) mod launch;
+
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::{File, OpenOptions};
@@ -16,30 +18,36 @@ use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::builder::Spec;
-use crate::deadline::{Deadline, scaled};
+use crate::error::Error;
+use crate::error::Evidence;
+use crate::error::hint;
+use crate::error::report::{TAIL_LINES, Tail, painted, print};
+use crate::error::secrets::{is_secret_name, mask_urls};
 use crate::error::{Ended, Span};
-use crate::hint;
-use crate::holder;
-use crate::home::{self, Home};
-use crate::launch;
-use crate::line_watch::{LineWatch, expand_pattern};
-use crate::listen::Listen;
-use crate::listener::Stranger;
-use crate::logs::{Cursor, Logs, OutputReader};
-use crate::placeholder::Values;
-use crate::progress::{self, Progress};
+use crate::observe::progress::{self, Progress};
+use crate::observe::trace;
+use crate::outcome::shared_use;
+use crate::outcome::test_has_failed;
+use crate::output::logs::{Cursor, Logs, OutputReader};
+use crate::ports::activation::Listen;
+use crate::ports::holder;
+use crate::ports::lock::{self, Claim, Turn};
+use crate::ports::owner::Stranger;
+use crate::readiness::Readiness;
 use crate::readiness::Wake;
-use crate::report::{TAIL_LINES, Tail, painted, print};
+use crate::readiness::context::Prepare;
+use crate::readiness::context::Probe;
+use crate::readiness::line_watch::{LineWatch, expand_pattern};
+use crate::readiness::no_wait::NoWait;
+use crate::recipe::builder::ExecutorBuilder;
+use crate::recipe::builder::Spec;
+use crate::recipe::placeholder::Values;
+use crate::recipe::signal::Signal;
 use crate::run::State;
-use crate::secrets::{is_secret_name, mask_urls};
+use crate::service_dir::{self, Home};
 use crate::sys::{self, Exit, Plan, RunPlan, Service, SpawnFailure, StopPolicy};
 use crate::timeline::{self, timeline_now};
-use crate::trace;
-use crate::turns::{self, Claim, Turn};
-use crate::verdict::test_has_failed;
-use crate::watched;
-use crate::{Error, Evidence, ExecutorBuilder, NoWait, Prepare, Probe, Readiness, Signal};
+use crate::util::deadline::{Deadline, scaled};
 
 /// The longest pause where nobody tells what the service does: another process has started it.
 const UNTOLD_PAUSE: Duration = Duration::from_millis(10);
@@ -643,7 +651,7 @@ impl<R: Readiness> Executor<R> {
         self.core.home.hand_over(owner).map_err(system)
     }
 
-    /// The writer to the service's standard input, if the recipe says [`Stdio::piped`](crate::Stdio::piped): once for each
+    /// The writer to the service's standard input, if the recipe says [`Stdio::piped`](crate::recipe::builder::Stdio::piped): once for each
     /// start. Dropping it is the end of the input.
     ///
     /// ```
@@ -858,7 +866,7 @@ impl Core {
         let is_running = state.is_running();
         let exit = state.exit;
         core.attached = Some(Attached { state, published });
-        watched::started(&core.command, core.home.log(), core.home.index());
+        shared_use::started(&core.command, core.home.log(), core.home.index());
         if is_running {
             return Ok(core);
         }
@@ -883,7 +891,7 @@ impl Core {
                 .expand_os(path.as_os_str())
                 .map_err(|e| e.in_command(&written))?
                 .into();
-            home::check_within(&path).map_err(|reason| Error::InvalidCommand {
+            service_dir::check_within(&path).map_err(|reason| Error::InvalidCommand {
                 command: written.clone(),
                 reason,
             })?;
@@ -952,7 +960,7 @@ impl Core {
         let shown = match argv.get(2) {
             // The script, without the shell that runs it.
             Some(script) if spec.shell => script.to_string_lossy().into_owned(),
-            _ => crate::command::display(&argv),
+            _ => crate::recipe::command::display(&argv),
         };
         Ok(values.mask(&shown))
     }
@@ -1145,7 +1153,7 @@ impl Core {
             Ok(None) => {
                 trace::ready(self.pid, starting.wait.deadline.elapsed());
                 timeline::ready(self.home.id());
-                watched::started(&self.command, self.home.log(), self.home.index());
+                shared_use::started(&self.command, self.home.log(), self.home.index());
                 Ok(None)
             }
             Err(error) => {
@@ -2041,7 +2049,7 @@ impl Claims {
         timeline::turn(asked, &self.ids);
         match taken {
             Ok(Some(turn)) => Ok(Arc::new(Mutex::new(turn))),
-            Ok(None) => Err(self.busy(claims.iter().find_map(turns::holder))),
+            Ok(None) => Err(self.busy(claims.iter().find_map(lock::holder))),
             Err(error) if error.kind() == io::ErrorKind::Deadlock => Err(self.busy(Some(error.to_string()))),
             Err(source) => Err(Error::System {
                 attempt: "take a turn at a fixed port or socket".to_owned(),
@@ -2161,8 +2169,8 @@ fn mark_start(index: &Path, now: u64) -> io::Result<()> {
 
 /// Ends what killed test processes have left behind, and removes their directories: once in each process.
 fn sweep_once() {
-    let stale = home::sweep();
-    let ids: Vec<&str> = stale.iter().map(home::Stale::id).collect();
+    let stale = service_dir::sweep();
+    let ids: Vec<&str> = stale.iter().map(service_dir::Stale::id).collect();
     sys::kill_marked(&ids);
 }
 

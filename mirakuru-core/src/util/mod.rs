@@ -1,0 +1,3 @@
+//! Small things that many folders need.
+
+pub(crate) mod deadline;
