@@ -847,7 +847,7 @@ fn two_hundred_times_the_truth_about_a_stranger_in_the_window() {
                     match error {
                         Error::AlreadyRunning { .. } => refused += 1,
                         Error::Exited { .. } => ended += 1,
-                        Error::Stranger { .. } => strange += 1,
+                        Error::WrongListener { .. } => strange += 1,
                         _ => panic!("{report}"),
                     }
                 }
@@ -893,7 +893,7 @@ fn a_port_that_is_shared_with_a_stranger() {
             let error = start(recipe);
             let pid = stranger.join().unwrap().pid();
             let text = report(&error);
-            assert!(matches!(error, Error::Stranger { .. }), "{text}");
+            assert!(matches!(error, Error::WrongListener { .. }), "{text}");
             assert!(text.starts_with(&format!("{ODD} --pids {pids}")), "{text}");
             assert!(text.contains(&format!("(pid {pid})")), "{text}");
             assert!(text.contains("both listen there (SO_REUSEPORT)"), "{text}");

@@ -375,7 +375,7 @@ fn a_service_that_is_ready_but_belongs_to_somebody_else() {
                 error_of(recipe.wait_for(Tcp::port(port)).start())
             };
             let stranger = stranger.join().unwrap();
-            assert!(matches!(error, Error::Stranger { .. }), "{error}");
+            assert!(matches!(error, Error::WrongListener { .. }), "{error}");
             assert!(common::names_pid(&error.to_string(), stranger.pid()), "{error}");
             stranger
         });

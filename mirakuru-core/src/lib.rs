@@ -49,10 +49,10 @@ pub type PidExecutor = Executor<PidFile>;
 #[doc(hidden)]
 pub mod __private {
     pub use crate::error::hint::{find_program, not_found};
-    pub use crate::error::report::painted;
-    pub use crate::executor::{Claims, SharedTurn, Startable, start_together, stop_together};
+    pub use crate::error::report::coloured;
+    pub use crate::executor::{Endpoints, SharedLock, Startable, start_together, stop_together};
     pub use crate::run::lease::Lease;
-    pub use crate::run::{Berth, Occupied, Run, Vacancy, hash};
+    pub use crate::run::{Run, RunSlot, SlotState, StartPermit, hash};
     pub use crate::service_dir::{random_id, spread};
     pub use crate::sys::files::release_segment;
     pub use crate::timeline::timeline_now;
@@ -62,6 +62,6 @@ pub mod __private {
     pub fn is_root() -> bool {
         crate::sys::euid() == 0
     }
-    pub use crate::outcome::shared_use::Watched;
+    pub use crate::outcome::shared_use::SharedServices;
     pub use crate::outcome::{test_begins, test_has_failed, test_returns_err};
 }

@@ -61,13 +61,13 @@
 
 mod bin;
 mod once;
+mod outcome;
 #[cfg(feature = "presets")]
 pub mod presets;
 mod recipe;
 mod shared;
 mod start;
 mod together;
-mod verdict;
 
 /// What fixture functions are made with.
 #[cfg(feature = "rstest")]
@@ -87,7 +87,7 @@ pub mod __private {
 
     pub use crate::bin::bin;
     pub use crate::once::Once;
+    pub use crate::outcome::{AnyOutcome, Outcome};
     pub use crate::start::tcp::tcp;
     pub use crate::start::{Fixture, Scope, fixture, start, start_or_report, start_shared};
-    pub use crate::verdict::{AnyVerdict, Verdict};
 }

@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 
-use mirakuru_core::__private::{Watched, painted, timeline_now};
+use mirakuru_core::__private::{SharedServices, coloured, timeline_now};
 use mirakuru_core::Error;
 use once_cell::sync::OnceCell;
 
@@ -19,7 +19,7 @@ pub struct Once<T> {
     /// The error of a value that needs itself, which has to live somewhere to be borrowed.
     cycle: OnceCell<Error>,
     /// What its services print is shown by the tests that use it and fail.
-    watched: OnceCell<Watched>,
+    services: OnceCell<SharedServices>,
 }
 
 impl<T> Once<T> {
@@ -30,7 +30,7 @@ impl<T> Once<T> {
             value: OnceCell::new(),
             maker: Mutex::new(None),
             cycle: OnceCell::new(),
-            watched: OnceCell::new(),
+            services: OnceCell::new(),
         }
     }
 
@@ -57,22 +57,22 @@ impl<T> Once<T> {
         let made = self.value.get_or_init(|| {
             is_ours = true;
             let _making = Making::new(&self.maker);
-            let (made, watched) = Watched::make(make);
+            let (made, services) = SharedServices::make(make);
             if made.is_ok() {
-                let _ = self.watched.set(watched);
+                let _ = self.services.set(services);
             }
             made
         });
-        if let (Some(asked), Some(watched), false) = (asked, self.watched.get(), is_ours) {
-            watched.waited_since(asked);
+        if let (Some(asked), Some(services), false) = (asked, self.services.get(), is_ours) {
+            services.waited_since(asked);
         }
         self.note_use();
         made.as_ref()
     }
 
     fn note_use(&self) {
-        if let Some(watched) = self.watched.get() {
-            watched.used();
+        if let Some(services) = self.services.get() {
+            services.used();
         }
     }
 
@@ -81,7 +81,7 @@ impl<T> Once<T> {
     pub fn get_or_start(&self, make: impl FnOnce() -> Result<T, Error>) -> &T {
         match self.try_get_or_start(make) {
             Ok(value) => value,
-            Err(error) => panic!("{} could not be started\n{}", self.title(), painted(error)),
+            Err(error) => panic!("{} could not be started\n{}", self.title(), coloured(error)),
         }
     }
 

@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(first, second, "the same error");
         assert_eq!(STARTS.load(Ordering::SeqCst), 1);
 
-        let panic = |line: u32, look: fn() -> u32| {
+        let panic = |line: u32, poll: fn() -> u32| {
             let (sender, receiver) = std::sync::mpsc::channel();
             // The hook is the whole process's, and other tests panic too: listen to this thread alone.
             let me = thread::current().id();
@@ -174,7 +174,7 @@ mod tests {
                     let _ = sender.send((place, info.payload().downcast_ref::<String>().cloned()));
                 }
             }));
-            let result = catch_unwind(look);
+            let result = catch_unwind(poll);
             std::panic::set_hook(earlier);
             assert!(result.is_err());
             let (place, message) = receiver.recv().unwrap();

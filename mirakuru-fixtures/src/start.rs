@@ -7,7 +7,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use mirakuru_core::__private::{
-    Claims, Occupied, Run, SharedTurn, Startable, painted, start_together, test_begins,
+    Endpoints, Run, SharedLock, SlotState, Startable, coloured, start_together, test_begins,
 };
 use mirakuru_core::{Error, Executor, Tcp};
 
@@ -50,13 +50,13 @@ impl<H> Fixture<'_, H> {
     }
 
     /// What it wants for itself alone, if it is to wait for that.
-    fn claims(&self) -> Option<Claims> {
-        self.queue.then(|| self.recipe.claims()).flatten()
+    fn endpoints(&self) -> Option<Endpoints> {
+        self.queue.then(|| self.recipe.endpoints()).flatten()
     }
 
-    fn give_turn(&mut self, turn: &SharedTurn) {
+    fn give_lock(&mut self, endpoint_lock: &SharedLock) {
         if self.queue {
-            self.recipe.give_turn(turn);
+            self.recipe.give_lock(endpoint_lock);
         }
     }
 
@@ -82,10 +82,10 @@ trait Start<H> {
     fn build(&mut self, queue: bool) -> Result<(), Error>;
 
     /// What it wants for itself alone, once it is built.
-    fn claims(&self) -> Option<Claims>;
+    fn endpoints(&self) -> Option<Endpoints>;
 
     /// Gives it the turn that was taken for all.
-    fn give_turn(&mut self, turn: &SharedTurn);
+    fn give_lock(&mut self, endpoint_lock: &SharedLock);
 
     /// Makes ready what it needs before it is started.
     fn prepare(&mut self) -> Result<(), Error>;
@@ -129,13 +129,13 @@ impl<R: Recipe> Start<R::Handle> for Stages<R> {
         Ok(())
     }
 
-    fn claims(&self) -> Option<Claims> {
-        self.executor.as_ref().map(Executor::__claims)
+    fn endpoints(&self) -> Option<Endpoints> {
+        self.executor.as_ref().map(Executor::__endpoints)
     }
 
-    fn give_turn(&mut self, turn: &SharedTurn) {
+    fn give_lock(&mut self, endpoint_lock: &SharedLock) {
         if let Some(executor) = &mut self.executor {
-            executor.__give_turn(turn);
+            executor.__give_lock(endpoint_lock);
         }
     }
 
@@ -170,29 +170,29 @@ impl<R: Recipe> Start<R::Handle> for Stages<R> {
         if recipe.__is_for_one_process() {
             return self.start_in_process(queue);
         }
-        let berth = run.berth(name, std::any::type_name::<R>(), &recipe)?;
-        let (vacancy, recipe) = match berth.occupy(recipe)? {
-            Occupied::Running(executor) => return self.recipe.handle(*executor),
-            Occupied::Vacant(vacancy, recipe) => (vacancy, recipe),
+        let slot = run.slot(name, std::any::type_name::<R>(), &recipe)?;
+        let (permit, recipe) = match slot.enter(recipe)? {
+            SlotState::Running(executor) => return self.recipe.handle(*executor),
+            SlotState::Vacant(permit, recipe) => (permit, recipe),
         };
         let start = || -> Result<_, Error> {
-            let mut executor = vacancy.build(*recipe)?;
+            let mut executor = permit.build(*recipe)?;
             Self::start_for_process(&self.recipe, &mut executor)?;
-            vacancy.publish(&mut executor)?;
+            permit.publish(&mut executor)?;
             Ok(executor)
         };
         // A panic, of the set-up for example, is a failure like any other for those who wait.
         match catch_unwind(AssertUnwindSafe(start)) {
             Ok(Ok(executor)) => self.recipe.handle(executor),
             Ok(Err(error)) => {
-                vacancy.failed(&error);
+                permit.failed(&error);
                 Err(error)
             }
             Err(panic) => {
                 let message = panic.downcast_ref::<String>().map(String::as_str);
                 let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
                 let message = message.unwrap_or("with something that is no text");
-                vacancy.failed(&Error::other("start it", format!("it panicked: {message}")));
+                permit.failed(&Error::other("start it", format!("it panicked: {message}")));
                 resume_unwind(panic)
             }
         }
@@ -207,7 +207,7 @@ pub struct Failure {
 
 impl Failure {
     fn report(&self) -> String {
-        let error = painted(&self.error);
+        let error = coloured(&self.error);
         match self.name {
             "" => format!("the test's fixture could not be started\n{error}"),
             name => format!("the fixture `{name}` could not be started\n{error}"),
@@ -224,10 +224,10 @@ pub trait Fixtures {
     fn build(&mut self) -> Result<(), Failure>;
 
     /// What they want for themselves alone.
-    fn claims(&self) -> Option<Claims>;
+    fn endpoints(&self) -> Option<Endpoints>;
 
     /// Gives each the turn that was taken for all.
-    fn give_turn(&mut self, turn: &SharedTurn);
+    fn give_lock(&mut self, endpoint_lock: &SharedLock);
 
     /// Makes ready what each needs before it is started.
     fn prepare(&mut self) -> Result<(), Failure>;
@@ -246,11 +246,11 @@ impl Fixtures for () {
         Ok(())
     }
 
-    fn claims(&self) -> Option<Claims> {
+    fn endpoints(&self) -> Option<Endpoints> {
         None
     }
 
-    fn give_turn(&mut self, _: &SharedTurn) {}
+    fn give_lock(&mut self, _: &SharedLock) {}
 
     fn prepare(&mut self) -> Result<(), Failure> {
         Ok(())
@@ -271,16 +271,16 @@ impl<H, Rest: Fixtures> Fixtures for (Fixture<'_, H>, Rest) {
         self.1.build()
     }
 
-    fn claims(&self) -> Option<Claims> {
-        match (self.0.claims(), self.1.claims()) {
+    fn endpoints(&self) -> Option<Endpoints> {
+        match (self.0.endpoints(), self.1.endpoints()) {
             (Some(ours), Some(others)) => Some(ours.and(others)),
             (ours, others) => ours.or(others),
         }
     }
 
-    fn give_turn(&mut self, turn: &SharedTurn) {
-        self.0.give_turn(turn);
-        self.1.give_turn(turn);
+    fn give_lock(&mut self, endpoint_lock: &SharedLock) {
+        self.0.give_lock(endpoint_lock);
+        self.1.give_lock(endpoint_lock);
     }
 
     fn prepare(&mut self) -> Result<(), Failure> {
@@ -308,13 +308,13 @@ impl<H> Fixtures for Vec<Fixture<'_, H>> {
         self.iter_mut().try_for_each(Fixture::build)
     }
 
-    fn claims(&self) -> Option<Claims> {
-        self.iter().filter_map(Fixture::claims).reduce(Claims::and)
+    fn endpoints(&self) -> Option<Endpoints> {
+        self.iter().filter_map(Fixture::endpoints).reduce(Endpoints::and)
     }
 
-    fn give_turn(&mut self, turn: &SharedTurn) {
+    fn give_lock(&mut self, endpoint_lock: &SharedLock) {
         for fixture in self {
-            fixture.give_turn(turn);
+            fixture.give_lock(endpoint_lock);
         }
     }
 
@@ -335,10 +335,10 @@ impl<H> Fixtures for Vec<Fixture<'_, H>> {
 pub(crate) fn start_fixtures<F: Fixtures>(mut fixtures: F) -> Result<F::Handles, Failure> {
     fixtures.build()?;
     // For all of them at once, and so in one order for all tests. Kept until all have started.
-    let turn = fixtures.claims().map(Claims::queue).transpose();
-    let turn = turn.map_err(|error| Failure { name: "", error })?;
-    if let Some(turn) = &turn {
-        fixtures.give_turn(turn);
+    let endpoint_lock = fixtures.endpoints().map(Endpoints::queue).transpose();
+    let endpoint_lock = endpoint_lock.map_err(|error| Failure { name: "", error })?;
+    if let Some(endpoint_lock) = &endpoint_lock {
+        fixtures.give_lock(endpoint_lock);
     }
     fixtures.prepare()?;
     let mut list = Vec::new();

@@ -395,7 +395,10 @@ mod tests {
     /// The keys are the recipe's methods: whoever adds one there finds out here.
     #[test]
     fn every_method_of_the_recipe_is_a_key() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../mirakuru-core/src/recipe/builder.rs");
+        let path = concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../mirakuru-core/src/recipe/builder.rs"
+        );
         let Ok(source) = std::fs::read_to_string(path) else {
             return; // Built from the published package, which does not hold its neighbour.
         };

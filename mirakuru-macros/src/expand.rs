@@ -65,9 +65,9 @@ pub(crate) fn on_test(
             };
             quote! {
                 #[allow(unused_imports)]
-                use ::mirakuru::__private::AnyVerdict as _;
+                use ::mirakuru::__private::AnyOutcome as _;
                 let #value: #ty = (#asyncness || -> #ty #body)() #run;
-                ::mirakuru::__private::Verdict(&#value).tell();
+                ::mirakuru::__private::Outcome(&#value).tell();
                 #value
             }
         }

@@ -128,7 +128,9 @@ mod tests {
     #[test]
     fn every_other_brace_stands_for_itself() {
         fine(r#"{"port": 1, "a": {"b": {}}}"#);
-        fine("${home} $${home} {HOME} {Port} {2port} {1..9} {a,b} {} { port } {print $1} {a b}");
+        fine(
+            "${service_dir} $${service_dir} {HOME} {Port} {2port} {1..9} {a,b} {} { port } {print $1} {a b}",
+        );
         fine("{{{{ }}}} }{ {");
         fine(r#"{port: 80} {a:} {prot:'x'} {prot:"x"} {prot:{x y}}"#);
         fine("ünïcode {ü} {port}");

@@ -114,7 +114,7 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
         return Some(match library {
             Some(library) => format!(
                 "the library `{library}` is not installed or not found: `ldd` lists what the program needs, \
-                 `apt-file search {library}` the package that has it, and LD_LIBRARY_PATH says where else to look"
+                 `apt-file search {library}` the package that has it, and LD_LIBRARY_PATH says where else to poll"
             ),
             None => "a library that it needs is not installed, or not found: see `ldd`".to_owned(),
         });

@@ -105,7 +105,7 @@ pub enum Error {
     },
     /// Somebody else answers where the service should.
     #[non_exhaustive]
-    Stranger {
+    WrongListener {
         /// The command, as a person would type it.
         command: String,
         /// Where, for example `127.0.0.1:6379`.
@@ -265,7 +265,7 @@ impl Error {
             | Error::Died { command, .. } => vec![command],
             // Shown by the process whose report it is.
             Error::FailedBefore { .. } => Vec::new(),
-            Error::Stranger {
+            Error::WrongListener {
                 command, endpoint, ..
             } => vec![command, endpoint],
             Error::InvalidCommand { command, reason } => vec![command, reason],
@@ -291,7 +291,7 @@ impl Error {
             | Error::Exited { evidence, .. }
             | Error::Timeout { evidence, .. }
             | Error::FailureLine { evidence, .. }
-            | Error::Stranger { evidence, .. }
+            | Error::WrongListener { evidence, .. }
             | Error::BadExit { evidence, .. }
             | Error::Died { evidence, .. } => Some(evidence),
             _ => None,
@@ -305,7 +305,7 @@ impl Error {
             | Error::Exited { evidence, .. }
             | Error::Timeout { evidence, .. }
             | Error::FailureLine { evidence, .. }
-            | Error::Stranger { evidence, .. }
+            | Error::WrongListener { evidence, .. }
             | Error::BadExit { evidence, .. }
             | Error::Died { evidence, .. } => Some(evidence),
             _ => None,
@@ -328,7 +328,7 @@ impl Error {
             | Error::Exited { command, .. }
             | Error::Timeout { command, .. }
             | Error::FailureLine { command, .. }
-            | Error::Stranger { command, .. }
+            | Error::WrongListener { command, .. }
             | Error::BadExit { command, .. }
             | Error::Died { command, .. }
             | Error::InvalidCommand { command, .. }
@@ -399,7 +399,7 @@ impl Error {
                     Span(*elapsed)
                 )
             }
-            Error::Stranger {
+            Error::WrongListener {
                 command,
                 endpoint,
                 holder,

@@ -12,7 +12,7 @@
 //!   hint:       it does not know one of its arguments: see `redis-server --help`
 //! ```
 //!
-//! A report is plain text. Colours come on top ([`painted`]), where mirakuru prints it itself, and onto a terminal.
+//! A report is plain text. Colours come on top ([`coloured`]), where mirakuru prints it itself, and onto a terminal.
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -117,9 +117,9 @@ fn has_colours() -> bool {
 }
 
 /// A report as mirakuru prints it itself: with colours where somebody sees them.
-pub fn painted(report: &dyn fmt::Display) -> String {
+pub fn coloured(report: &dyn fmt::Display) -> String {
     let report = report.to_string();
-    if has_colours() { paint(&report) } else { report }
+    if has_colours() { colour(&report) } else { report }
 }
 
 /// Prints into the output of the test on this thread, and never panics, as `eprintln!` does when nobody reads any more: that must not
@@ -131,7 +131,7 @@ pub(crate) fn print(text: String) {
     }
 }
 
-fn paint(report: &str) -> String {
+fn colour(report: &str) -> String {
     const BOLD: &str = "\u{1b}[1m";
     const DIM: &str = "\u{1b}[2m";
     const GREEN: &str = "\u{1b}[32m";
@@ -192,17 +192,17 @@ mod tests {
 
     #[test]
     fn paint_changes_no_letter() {
-        let painted = paint(&Report.to_string());
-        let mut plain = painted.clone();
+        let coloured = colour(&Report.to_string());
+        let mut plain = coloured.clone();
         for code in ["1", "2", "32", "0"] {
             plain = plain.replace(&format!("\u{1b}[{code}m"), "");
         }
         assert_eq!(plain, Report.to_string());
         assert!(
-            painted.starts_with("\u{1b}[1mit: failed\u{1b}[0m\n"),
-            "{painted:?}"
+            coloured.starts_with("\u{1b}[1mit: failed\u{1b}[0m\n"),
+            "{coloured:?}"
         );
-        assert!(painted.contains("\u{1b}[2m|\u{1b}[0m   a: b"), "{painted:?}");
-        assert!(painted.contains("\u{1b}[32m  hint:"), "{painted:?}");
+        assert!(coloured.contains("\u{1b}[2m|\u{1b}[0m   a: b"), "{coloured:?}");
+        assert!(coloured.contains("\u{1b}[32m  hint:"), "{coloured:?}");
     }
 }

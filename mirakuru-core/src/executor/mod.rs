@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use crate::error::Error;
 use crate::error::Evidence;
 use crate::error::hint;
-use crate::error::report::{TAIL_LINES, Tail, painted, print};
+use crate::error::report::{TAIL_LINES, Tail, coloured, print};
 use crate::error::secrets::{is_secret_name, mask_urls};
 use crate::error::{Ended, Span};
 use crate::observe::progress::{self, Progress};
@@ -31,8 +31,8 @@ use crate::outcome::test_has_failed;
 use crate::output::logs::{Cursor, Logs, OutputReader};
 use crate::ports::activation::Listen;
 use crate::ports::holder;
-use crate::ports::lock::{self, Claim, Turn};
-use crate::ports::owner::Stranger;
+use crate::ports::lock::{self, Endpoint, EndpointLock};
+use crate::ports::owner::WrongListener;
 use crate::readiness::Readiness;
 use crate::readiness::Wake;
 use crate::readiness::context::Prepare;
@@ -44,7 +44,7 @@ use crate::recipe::builder::Spec;
 use crate::recipe::placeholder::Values;
 use crate::recipe::signal::Signal;
 use crate::run::State;
-use crate::service_dir::{self, Home};
+use crate::service_dir::{self, ServiceDir};
 use crate::sys::{self, Exit, Plan, RunPlan, Service, SpawnFailure, StopPolicy};
 use crate::timeline::{self, timeline_now};
 use crate::util::deadline::{Deadline, scaled};
@@ -56,7 +56,7 @@ const CUT_SHORT: Duration = Duration::from_millis(100);
 /// How often a start is tried with other ports when the ones that were chosen turn out to be taken.
 const PORT_RETRIES: u32 = 5;
 /// How long one waits for one's turn at a fixed port at most.
-const TURN_LIMIT: Duration = Duration::from_secs(600);
+const LOCK_LIMIT: Duration = Duration::from_secs(600);
 
 /// A service that a test holds: running or stopped, and startable again. Made with [`Executor::builder`].
 ///
@@ -112,7 +112,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// * [`Error::AlreadyRunning`]: something else has the port or the socket.
     /// * [`Error::Spawn`]: the program could not be executed.
-    /// * [`Error::Exited`], [`Error::Timeout`], [`Error::FailureLine`], [`Error::Stranger`]: it was executed, but did not become
+    /// * [`Error::Exited`], [`Error::Timeout`], [`Error::FailureLine`], [`Error::WrongListener`]: it was executed, but did not become
     ///   ready.
     /// * [`Error::System`]: mirakuru itself lacked something.
     ///
@@ -264,7 +264,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// [`Error::NotRunning`] when it is not running.
     pub fn pause(&mut self) -> Result<(), Error> {
-        self.core.must_be_ours("pause")?;
+        self.core.ensure_owned("pause")?;
         self.core.running("pause it")?;
         self.core.paused = true;
         self.core.signal_tree(sys::TreeSignal::Stop);
@@ -277,7 +277,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// [`Error::NotRunning`] when it is not running.
     pub fn resume(&mut self) -> Result<(), Error> {
-        self.core.must_be_ours("resume")?;
+        self.core.ensure_owned("resume")?;
         self.core.running("resume it")?;
         self.core.paused = false;
         self.core.signal_tree(sys::TreeSignal::Continue);
@@ -303,7 +303,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// [`Error::NotRunning`] when it is not running.
     pub fn signal(&mut self, signal: Signal) -> Result<(), Error> {
-        self.core.must_be_ours("signal")?;
+        self.core.ensure_owned("signal")?;
         self.core.running("signal it")?;
         if let Some(service) = self.core.lock().as_mut() {
             service.signal(signal);
@@ -392,7 +392,7 @@ impl<R: Readiness> Executor<R> {
     /// For the timeline: since when it was waited for.
     pub(crate) fn note_attached(&self, asked: Option<u64>) {
         let core = &self.core;
-        timeline::attached(asked, core.home.id(), core.values.name(), &core.command);
+        timeline::attached(asked, core.service_dir.id(), core.values.name(), &core.command);
     }
 
     /// Lets the service become the run's once it has been started.
@@ -408,7 +408,7 @@ impl<R: Readiness> Executor<R> {
             process: crate::run::this_process(),
             pid: core.pid,
             supervisor: core.supervisor(),
-            home: core.home.path().to_owned(),
+            service_dir: core.service_dir.path().to_owned(),
             ports: core
                 .values
                 .ports()
@@ -425,8 +425,11 @@ impl<R: Readiness> Executor<R> {
     /// Makes a running service the run's, and this executor one that is attached to it.
     pub(crate) fn publish(&mut self, state: State, published: PathBuf) -> Result<(), Error> {
         let core = &mut self.core;
-        if let Some(turn) = &core.turn {
-            turn.lock().unwrap_or_else(PoisonError::into_inner).for_run();
+        if let Some(endpoint_lock) = &core.endpoint_lock {
+            endpoint_lock
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .for_run();
         }
         let Some(service) = core.service() else {
             return Err(Error::NotRunning {
@@ -451,9 +454,9 @@ impl<R: Readiness> Executor<R> {
                 source,
             });
         }
-        timeline::published(core.home.id());
+        timeline::published(core.service_dir.id());
         *core.lock() = None;
-        core.home.give_away();
+        core.service_dir.give_away();
         core.attached = Some(Attached { state, published });
         Ok(())
     }
@@ -594,7 +597,7 @@ impl<R: Readiness> Executor<R> {
     /// ```
     #[must_use]
     pub fn envs(&self) -> BTreeMap<OsString, OsString> {
-        let set = launch::environment(false, &self.core.changes(), self.core.home.id());
+        let set = launch::environment(false, &self.core.changes(), self.core.service_dir.id());
         set.into_iter().filter(|(key, _)| key != "MIRAKURU_ID").collect()
     }
 
@@ -629,7 +632,7 @@ impl<R: Readiness> Executor<R> {
     /// ```
     #[must_use]
     pub fn dir(&self) -> PathBuf {
-        self.core.home.dir().to_owned()
+        self.core.service_dir.dir().to_owned()
     }
 
     /// Lets a recipe fill the private directory before the first start: everything in it is the service's user's afterwards.
@@ -646,9 +649,9 @@ impl<R: Readiness> Executor<R> {
             source,
         };
         // Ours for the time being, so that that user can put no link into our way.
-        self.core.home.take_back().map_err(system)?;
+        self.core.service_dir.take_back().map_err(system)?;
         fill(self)?;
-        self.core.home.hand_over(owner).map_err(system)
+        self.core.service_dir.hand_over(owner).map_err(system)
     }
 
     /// The writer to the service's standard input, if the recipe says [`Stdio::piped`](crate::recipe::builder::Stdio::piped): once for each
@@ -715,7 +718,7 @@ impl Write for StdinPipe {
 /// The executor without its readiness.
 struct Core {
     spec: Spec,
-    home: Home,
+    service_dir: ServiceDir,
     values: Values,
     argv: Vec<OsString>,
     /// The command as a person would type it.
@@ -735,7 +738,7 @@ struct Core {
     addrs: Vec<SocketAddr>,
     paths: Vec<PathBuf>,
     /// Kept as long as the service runs. May be shared with the other fixtures of a test.
-    turn: Option<Arc<Mutex<Turn>>>,
+    endpoint_lock: Option<Arc<Mutex<EndpointLock>>>,
     output: OutputReader,
     /// Where the output of the last start begins.
     since: Cursor,
@@ -761,15 +764,15 @@ impl Core {
     fn new(spec: Spec, readiness: &mut dyn Readiness) -> Result<Core, Error> {
         sweep_once();
         let written = spec.command.display();
-        let home = Home::create(spec.owner())?;
+        let service_dir = ServiceDir::create(spec.owner())?;
         let name = spec
             .name
             .clone()
             .unwrap_or_else(|| spec.command.program_name(spec.shell));
-        let values = Values::new(name, home.dir().to_owned());
-        let output = open_log(&home)?;
+        let values = Values::new(name, service_dir.dir().to_owned());
+        let output = open_log(&service_dir)?;
         let mut core = Core {
-            home,
+            service_dir,
             values,
             argv: Vec::new(),
             command: mask_urls(&written).into_owned(),
@@ -781,7 +784,7 @@ impl Core {
             files: Vec::new(),
             addrs: Vec::new(),
             paths: Vec::new(),
-            turn: None,
+            endpoint_lock: None,
             since: output.end(),
             output,
             stdin: None,
@@ -811,12 +814,12 @@ impl Core {
             });
         }
         let state = state.settle(&published);
-        let home = Home::attach(state.home.clone());
+        let service_dir = ServiceDir::attach(state.service_dir.clone());
         let name = spec
             .name
             .clone()
             .unwrap_or_else(|| spec.command.program_name(spec.shell));
-        let (log, index) = (home.log(), home.index());
+        let (log, index) = (service_dir.log(), service_dir.index());
         let output = match OutputReader::open(&log, &index) {
             Ok(output) => output,
             // Its supervisor was killed, and a test process has swept what it left.
@@ -835,8 +838,8 @@ impl Core {
             }
         };
         let mut core = Core {
-            values: Values::known(name, home.dir().to_owned(), state.ports.clone()),
-            home,
+            values: Values::known(name, service_dir.dir().to_owned(), state.ports.clone()),
+            service_dir,
             argv: Vec::new(),
             command: String::new(),
             env: Vec::new(),
@@ -845,7 +848,7 @@ impl Core {
             fail_on: Vec::new(),
             addrs: Vec::new(),
             paths: Vec::new(),
-            turn: None,
+            endpoint_lock: None,
             since: Cursor::START,
             output,
             stdin: None,
@@ -866,7 +869,7 @@ impl Core {
         let is_running = state.is_running();
         let exit = state.exit;
         core.attached = Some(Attached { state, published });
-        shared_use::started(&core.command, core.home.log(), core.home.index());
+        shared_use::started(&core.command, core.service_dir.log(), core.service_dir.index());
         if is_running {
             return Ok(core);
         }
@@ -1037,7 +1040,7 @@ impl Core {
         }
     }
 
-    fn must_be_ours(&self, action: &str) -> Result<(), Error> {
+    fn ensure_owned(&self, action: &str) -> Result<(), Error> {
         if self.attached.is_none() {
             return Ok(());
         }
@@ -1088,13 +1091,13 @@ impl Core {
         if self.is_running() {
             return Ok(None);
         }
-        self.must_be_ours("start")?;
+        self.ensure_owned("start")?;
         if self.service().is_some() {
             // What crashed may have left descendants behind.
             let _ = self.end(self.policy());
         }
         let _span = trace::start(self.values.name(), &self.command);
-        timeline::begins(self.home.id(), self.values.name(), &self.command, || {
+        timeline::begins(self.service_dir.id(), self.values.name(), &self.command, || {
             let addrs = self.addrs.iter().map(|addr| format!("port-{}", addr.port()));
             addrs
                 .chain(self.paths.iter().map(|path| path.display().to_string()))
@@ -1114,11 +1117,14 @@ impl Core {
     fn launched(&mut self, launched: Result<Service, SpawnFailure>) {
         match launched {
             Ok(service) => {
-                if let Some(turn) = &self.turn {
+                if let Some(endpoint_lock) = &self.endpoint_lock {
                     // The locks are the supervisor's now, so that they are free exactly when the tree is gone. Those of a turn that is
                     // shared stay until all have started (`together`).
-                    if Arc::strong_count(turn) == 1 {
-                        turn.lock().unwrap_or_else(PoisonError::into_inner).hand_over();
+                    if Arc::strong_count(endpoint_lock) == 1 {
+                        endpoint_lock
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .hand_over();
                     }
                 }
                 *self.lock() = Some(service);
@@ -1137,23 +1143,23 @@ impl Core {
         let Some(mut starting) = self.starting.take() else {
             return Ok(None);
         };
-        let looked = match self.has_been_executed(&mut starting) {
-            Ok(true) => self.look(readiness, &mut starting.wait),
+        let polled = match self.has_been_executed(&mut starting) {
+            Ok(true) => self.poll(readiness, &mut starting.wait),
             Ok(false) => Ok(Some(Pause::until_something_happens())),
             Err(error) => Err(error),
         };
-        if !matches!(looked, Ok(Some(_))) {
+        if !matches!(polled, Ok(Some(_))) {
             readiness.wait_is_over();
         }
-        match looked {
+        match polled {
             Ok(Some(pause)) => {
                 self.starting = Some(starting);
                 Ok(Some(pause))
             }
             Ok(None) => {
                 trace::ready(self.pid, starting.wait.deadline.elapsed());
-                timeline::ready(self.home.id());
-                shared_use::started(&self.command, self.home.log(), self.home.index());
+                timeline::ready(self.service_dir.id());
+                shared_use::started(&self.command, self.service_dir.log(), self.service_dir.index());
                 Ok(None)
             }
             Err(error) => {
@@ -1179,7 +1185,7 @@ impl Core {
                     self.pid = self.service().map_or(0, |service| service.pid());
                     starting.launch = None;
                     trace::spawned(self.pid);
-                    timeline::spawned(self.home.id(), self.pid);
+                    timeline::spawned(self.service_dir.id(), self.pid);
                     return Ok(true);
                 }
                 Some(Err(failure)) => failure,
@@ -1225,10 +1231,10 @@ impl Core {
         let _ = self.end(self.policy());
         if retries == 0 || !self.port_was_taken(&error) {
             if self.pid != 0 {
-                self.home.keep();
+                self.service_dir.keep();
             }
             trace::failed(&error);
-            timeline::failed(self.home.id(), || self.values.mask(&error.to_string()));
+            timeline::failed(self.service_dir.id(), || self.values.mask(&error.to_string()));
             return Err(error);
         }
         trace::other_port(&error);
@@ -1241,7 +1247,7 @@ impl Core {
     }
 
     fn plan_once(&mut self, readiness: &mut dyn Readiness) -> Result<(Plan, Launch, Wait), Error> {
-        self.take_turn()?;
+        self.lock_endpoints()?;
         // Forgets what the last start left behind, and checks the claims again.
         let prepared = self.prepare(readiness)?;
         self.readiness_env = prepared.env;
@@ -1252,12 +1258,12 @@ impl Core {
         }
         holder::check_free(&self.addrs).map_err(|busy| busy.into_error(&self.command))?;
         for (path, text) in &self.files {
-            self.home
+            self.service_dir
                 .write(path, text, self.spec.owner())
                 .map_err(|source| Error::System {
                     attempt: format!(
                         "write the service's file `{}`",
-                        self.home.dir().join(path).display()
+                        self.service_dir.dir().join(path).display()
                     ),
                     source,
                 })?;
@@ -1267,11 +1273,11 @@ impl Core {
         Ok((plan, launch, Wait::new(deadline, self.fail_on.clone())))
     }
 
-    fn take_turn(&mut self) -> Result<(), Error> {
-        if self.turn.is_none() {
+    fn lock_endpoints(&mut self) -> Result<(), Error> {
+        if self.endpoint_lock.is_none() {
             let began = Instant::now();
-            self.turn = Some(Claims::of(self).take_turn(self.spec.queue)?);
-            trace::turn_taken(began.elapsed());
+            self.endpoint_lock = Some(Endpoints::of(self).lock_endpoints(self.spec.queue)?);
+            trace::endpoints_locked(began.elapsed());
         }
         Ok(())
     }
@@ -1281,7 +1287,8 @@ impl Core {
             attempt: attempt.to_owned(),
             source,
         };
-        let mut environment = launch::environment(!self.spec.env_clear, &self.changes(), self.home.id());
+        let mut environment =
+            launch::environment(!self.spec.env_clear, &self.changes(), self.service_dir.id());
         self.listen.announce(&mut environment);
         let tried = match self.argv.first() {
             Some(program) => launch::candidates(program, &environment),
@@ -1292,13 +1299,13 @@ impl Core {
         let stdout = launch::stream(&self.spec.stdout, 1).map_err(|e| system("set up standard output", e))?;
         let stderr = launch::stream(&self.spec.stderr, 2).map_err(|e| system("set up standard error", e))?;
         let mut keep = vec![
-            self.home
+            self.service_dir
                 .lock_fd()
                 .map_err(|e| system("lock the private directory", e))?,
         ];
-        if let Some(turn) = &self.turn {
-            let turn = turn.lock().unwrap_or_else(PoisonError::into_inner);
-            for fd in turn.fds() {
+        if let Some(endpoint_lock) = &self.endpoint_lock {
+            let endpoint_lock = endpoint_lock.lock().unwrap_or_else(PoisonError::into_inner);
+            for fd in endpoint_lock.fds() {
                 keep.push(
                     fd.try_clone_to_owned()
                         .map_err(|e| system("hand a lock to the supervisor", e))?,
@@ -1344,18 +1351,18 @@ impl Core {
             groups,
             umask: self.spec.umask,
             stop: self.policy(),
-            log: append(&self.home.log())
+            log: append(&self.service_dir.log())
                 .map_err(|e| system("open the log", e))?
                 .into(),
-            index: append(&self.home.index())
+            index: append(&self.service_dir.index())
                 .map_err(|e| system("open the log's index", e))?
                 .into(),
             keep,
             listen: self.listen.open(&self.command)?,
-            id: self.home.id().to_owned(),
+            id: self.service_dir.id().to_owned(),
             run,
             private_dir: self
-                .home
+                .service_dir
                 .dir()
                 .parent()
                 .and_then(|dir| CString::new(dir.as_os_str().as_bytes()).ok()),
@@ -1363,7 +1370,8 @@ impl Core {
         self.since = self.output.end();
         self.last_exit = None;
         self.started_ns = sys::clock_ns();
-        mark_start(&self.home.index(), self.started_ns).map_err(|e| system("write to the log's index", e))?;
+        mark_start(&self.service_dir.index(), self.started_ns)
+            .map_err(|e| system("write to the log's index", e))?;
         let stdin = stdin.1.map(File::from);
         Ok((plan, Launch { tried, stdin }))
     }
@@ -1372,7 +1380,7 @@ impl Core {
     fn await_ready(&mut self, readiness: &mut dyn Readiness, deadline: Deadline) -> Result<(), Error> {
         let mut wait = Wait::new(deadline, Vec::new());
         let held = loop {
-            match self.look(readiness, &mut wait) {
+            match self.poll(readiness, &mut wait) {
                 Ok(None) => break Ok(()),
                 Ok(Some(pause)) => self.wait_event(&pause),
                 Err(error) => break Err(error),
@@ -1391,7 +1399,7 @@ impl Core {
     }
 
     /// One look: `None` when the condition holds, else what to wait for before the next one.
-    fn look(&mut self, readiness: &mut dyn Readiness, wait: &mut Wait) -> Result<Option<Pause>, Error> {
+    fn poll(&mut self, readiness: &mut dyn Readiness, wait: &mut Wait) -> Result<Option<Pause>, Error> {
         let supervisor = self.supervisor();
         loop {
             // Before the looks: all that it ever printed is in the log by now, so that what they find is final.
@@ -1447,18 +1455,18 @@ impl Core {
                         });
                     }
                     Err(error) => {
-                        if let Some(stranger) = Stranger::of(&error) {
+                        if let Some(wrong_listener) = WrongListener::of(&error) {
                             // Its own exit, which is often the reason, says more.
                             if let Some(error) = self.exit_error(readiness, None) {
                                 return Err(error);
                             }
                             let mut evidence = self.evidence(None);
-                            evidence.about = stranger.holder.about();
-                            evidence.hint = Some(stranger.remedy());
-                            return Err(Error::Stranger {
+                            evidence.about = wrong_listener.holder.about();
+                            evidence.hint = Some(wrong_listener.remedy());
+                            return Err(Error::WrongListener {
                                 command: self.command.clone(),
-                                endpoint: stranger.endpoint.to_string(),
-                                holder: stranger.holder.to_string(),
+                                endpoint: wrong_listener.endpoint.to_string(),
+                                holder: wrong_listener.holder.to_string(),
                                 evidence,
                             });
                         }
@@ -1560,7 +1568,7 @@ impl Core {
             Error::Exited { evidence, .. } | Error::FailureLine { evidence, .. } => {
                 evidence.tail.iter().any(|line| hint::says_in_use(line))
             }
-            Error::Stranger { .. } => true,
+            Error::WrongListener { .. } => true,
             // The sockets that it was to inherit could not be opened.
             Error::AlreadyRunning { endpoint, .. } => self
                 .values
@@ -1629,7 +1637,7 @@ impl Core {
             // A paused tree cannot hear the stop signal.
             self.signal_tree(sys::TreeSignal::Continue);
         }
-        timeline::stops(self.home.id());
+        timeline::stops(self.service_dir.id());
         if let Some(service) = self.service() {
             service.ask_to_stop(policy);
         }
@@ -1637,12 +1645,12 @@ impl Core {
 
     /// Ends what there is of the service, and says how its main process ended if there was one.
     fn end(&mut self, policy: StopPolicy) -> Result<Option<Exit>, Error> {
-        self.must_be_ours("stop")?;
+        self.ensure_owned("stop")?;
         self.stdin = None;
         self.begin_end(policy);
         self.asked_to_end = None;
         let Some(mut service) = self.lock().take() else {
-            self.turn = None;
+            self.endpoint_lock = None;
             return Ok(None);
         };
         let _span = trace::stop(self.values.name(), self.pid);
@@ -1655,8 +1663,8 @@ impl Core {
                 .map(|e| e as _),
         );
         drop(service);
-        timeline::gone(self.home.id(), self.last_exit);
-        self.turn = None;
+        timeline::gone(self.service_dir.id(), self.last_exit);
+        self.endpoint_lock = None;
         self.values.hold_again();
         result.map_err(|source| Error::System {
             attempt: format!("stop `{}`", self.command),
@@ -1721,12 +1729,12 @@ impl Core {
             addrs: &self.addrs,
             root: self.supervisor(),
         });
-        self.home.keep();
+        self.service_dir.keep();
         Box::new(Evidence {
             last_probe,
             timeline,
             tail,
-            log: Some(self.home.log()),
+            log: Some(self.service_dir.log()),
             lost: self.output.lost(self.since),
             about: None,
             hint,
@@ -1739,14 +1747,14 @@ impl Drop for Core {
         if test_has_failed() && self.pid != 0 {
             let lines = self.output.tail(TAIL_LINES, self.since);
             if !lines.is_empty() {
-                self.home.keep();
+                self.service_dir.keep();
                 let tail = Tail {
                     command: &self.command,
                     lines: &lines,
-                    log: &self.home.log(),
+                    log: &self.service_dir.log(),
                     of_test: false,
                 };
-                print(painted(&tail));
+                print(coloured(&tail));
             }
         }
         let _ = self.end(self.policy());
@@ -1992,7 +2000,7 @@ struct Prepared {
 /// the fixtures stand, two tests could wait for each other for ever.
 #[doc(hidden)]
 #[derive(Clone, Debug, Default)]
-pub struct Claims {
+pub struct Endpoints {
     command: String,
     name: String,
     /// Of the services, where there is a timeline.
@@ -2001,12 +2009,12 @@ pub struct Claims {
     paths: Vec<PathBuf>,
 }
 
-impl Claims {
-    fn of(core: &Core) -> Claims {
-        Claims {
+impl Endpoints {
+    fn of(core: &Core) -> Endpoints {
+        Endpoints {
             command: core.command.clone(),
             name: core.values.name().to_owned(),
-            ids: timeline_now().map_or_else(Vec::new, |_| vec![core.home.id().to_owned()]),
+            ids: timeline_now().map_or_else(Vec::new, |_| vec![core.service_dir.id().to_owned()]),
             addrs: core.addrs.clone(),
             paths: core.paths.clone(),
         }
@@ -2014,7 +2022,7 @@ impl Claims {
 
     /// Those of both.
     #[must_use]
-    pub fn and(mut self, other: Claims) -> Claims {
+    pub fn and(mut self, other: Endpoints) -> Endpoints {
         for (ours, theirs) in [(&mut self.command, other.command), (&mut self.name, other.name)] {
             if !ours.is_empty() {
                 ours.push_str(" and ");
@@ -2032,24 +2040,24 @@ impl Claims {
     /// # Errors
     ///
     /// [`Error::AlreadyRunning`] when that takes more than ten minutes, or would never end.
-    pub fn queue(self) -> Result<SharedTurn, Error> {
-        self.take_turn(true).map(SharedTurn)
+    pub fn queue(self) -> Result<SharedLock, Error> {
+        self.lock_endpoints(true).map(SharedLock)
     }
 
-    fn take_turn(&self, queue: bool) -> Result<Arc<Mutex<Turn>>, Error> {
-        let addrs = self.addrs.iter().map(|addr| Claim::from(*addr));
-        let claims: Vec<Claim> = addrs
-            .chain(self.paths.iter().map(|path| Claim::from(path.as_path())))
+    fn lock_endpoints(&self, queue: bool) -> Result<Arc<Mutex<EndpointLock>>, Error> {
+        let addrs = self.addrs.iter().map(|addr| Endpoint::from(*addr));
+        let endpoints: Vec<Endpoint> = addrs
+            .chain(self.paths.iter().map(|path| Endpoint::from(path.as_path())))
             .collect();
         let asked = timeline_now();
         let taken = match queue {
-            true => Turn::take(&claims, &self.name, scaled(TURN_LIMIT)),
-            false => Turn::try_take(&claims, &self.name),
+            true => EndpointLock::take(&endpoints, &self.name, scaled(LOCK_LIMIT)),
+            false => EndpointLock::try_take(&endpoints, &self.name),
         };
-        timeline::turn(asked, &self.ids);
+        timeline::endpoint_lock(asked, &self.ids);
         match taken {
-            Ok(Some(turn)) => Ok(Arc::new(Mutex::new(turn))),
-            Ok(None) => Err(self.busy(claims.iter().find_map(lock::holder))),
+            Ok(Some(endpoint_lock)) => Ok(Arc::new(Mutex::new(endpoint_lock))),
+            Ok(None) => Err(self.busy(endpoints.iter().find_map(lock::holder))),
             Err(error) if error.kind() == io::ErrorKind::Deadlock => Err(self.busy(Some(error.to_string()))),
             Err(source) => Err(Error::System {
                 attempt: "take a turn at a fixed port or socket".to_owned(),
@@ -2107,9 +2115,9 @@ impl Claims {
 /// The turn of several fixtures.
 #[doc(hidden)]
 #[derive(Debug)]
-pub struct SharedTurn(Arc<Mutex<Turn>>);
+pub struct SharedLock(Arc<Mutex<EndpointLock>>);
 
-impl Drop for SharedTurn {
+impl Drop for SharedLock {
     /// All have started: from now on the locks are the supervisors' alone, and free when they are gone.
     fn drop(&mut self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).hand_over();
@@ -2120,28 +2128,31 @@ impl<R: Readiness> Executor<R> {
     /// What the service needs for itself.
     #[doc(hidden)]
     #[must_use]
-    pub fn __claims(&self) -> Claims {
-        Claims::of(&self.core)
+    pub fn __endpoints(&self) -> Endpoints {
+        Endpoints::of(&self.core)
     }
 
     /// Gives it a turn that was taken for several.
     #[doc(hidden)]
-    pub fn __give_turn(&mut self, turn: &SharedTurn) {
-        self.core.turn = Some(Arc::clone(&turn.0));
+    pub fn __give_lock(&mut self, endpoint_lock: &SharedLock) {
+        self.core.endpoint_lock = Some(Arc::clone(&endpoint_lock.0));
     }
 
     /// The service lives as long as the process: waiting here for what it has would never end.
     #[doc(hidden)]
     pub fn __for_process(&mut self) {
-        if let Some(turn) = &self.core.turn {
-            turn.lock().unwrap_or_else(PoisonError::into_inner).for_process();
+        if let Some(endpoint_lock) = &self.core.endpoint_lock {
+            endpoint_lock
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .for_process();
         }
     }
 }
 
 /// Makes the log and its index, both private.
-fn open_log(home: &Home) -> Result<OutputReader, Error> {
-    let (log, index) = (home.log(), home.index());
+fn open_log(service_dir: &ServiceDir) -> Result<OutputReader, Error> {
+    let (log, index) = (service_dir.log(), service_dir.index());
     let open = append(&log)
         .and_then(|_| append(&index))
         .and_then(|_| OutputReader::open(&log, &index));

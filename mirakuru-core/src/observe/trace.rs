@@ -43,7 +43,7 @@ mod names {
         }
     }
 
-    pub(crate) fn turn_taken(waited: Duration) {
+    pub(crate) fn endpoints_locked(waited: Duration) {
         event!(DEBUG, waited_ms = milliseconds(waited), "turn taken");
     }
 

@@ -17,14 +17,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::thread;
 
-use crate::error::report::{TAIL_LINES, Tail, painted, print};
+use crate::error::report::{TAIL_LINES, Tail, coloured, print};
 use crate::output::logs::{Cursor, OutputReader};
 use crate::sys;
 use crate::timeline;
 
 /// The services that one shared fixture is made of. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct Watched(Arc<Inner>);
+pub struct SharedServices(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
@@ -46,14 +46,14 @@ thread_local! {
     /// What is started on this thread while a shared fixture is made.
     static MAKING: RefCell<Option<Vec<Service>>> = const { RefCell::new(None) };
     /// What the test on this thread has used, and since when.
-    static USED: RefCell<Vec<(Watched, u64)>> = const { RefCell::new(Vec::new()) };
+    static USED: RefCell<Vec<(SharedServices, u64)>> = const { RefCell::new(Vec::new()) };
     /// The one that was used last: nearly always the one that is used next.
     static LATEST: Cell<u64> = const { Cell::new(0) };
 }
 
-impl Watched {
+impl SharedServices {
     /// Makes a shared fixture, and watches the services that are started for it on this thread.
-    pub fn make<T>(make: impl FnOnce() -> T) -> (T, Watched) {
+    pub fn make<T>(make: impl FnOnce() -> T) -> (T, SharedServices) {
         struct Restore(Option<Vec<Service>>);
         impl Drop for Restore {
             fn drop(&mut self) {
@@ -71,10 +71,10 @@ impl Watched {
         }
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let watched = Watched(Arc::new(Inner { id, services }));
+        let services = SharedServices(Arc::new(Inner { id, services }));
         // The test that makes it is the one to see how it started.
-        watched.used_since(began);
-        (made, watched)
+        services.used_since(began);
+        (made, services)
     }
 
     /// The test on this thread uses it. Costs some nanoseconds.
@@ -143,9 +143,9 @@ pub(crate) fn test_has_failed() {
         let Ok(mut used) = used.try_borrow_mut() else {
             return;
         };
-        for (watched, since) in &mut *used {
+        for (services, since) in &mut *used {
             texts.extend(
-                watched
+                services
                     .0
                     .services
                     .iter()
@@ -177,7 +177,7 @@ impl Service {
         if !crate::run::is_over() {
             let _ = std::fs::File::create(&self.kept);
         }
-        Some(painted(&Tail {
+        Some(coloured(&Tail {
             command: &self.command,
             lines: &lines,
             log: &self.log,

@@ -1104,7 +1104,7 @@ mod tests {
         }
         // In a process of its own: other tests' memory would be counted otherwise.
         if !is_alone() {
-            return run_alone("logs::tests::memory_stays_flat", &[]);
+            return run_alone("output::logs::tests::memory_stays_flat", &[]);
         }
         let dir = TestDir::new();
         let mut log = LogWriter::create(dir.path());

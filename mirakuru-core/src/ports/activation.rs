@@ -33,17 +33,13 @@ impl Listen {
             };
             let name = match name {
                 Some(name) => {
-                    let name = values
-                        .expand(name)
-                        .map_err(|trouble| trouble.in_command(command))?;
+                    let name = values.expand(name).map_err(|error| error.in_command(command))?;
                     check_name(&name).map_err(|reason| invalid(reason.to_owned()))?;
                     name
                 }
                 None => values.name().replace(|c| !is_of_a_name(c), "_"),
             };
-            let text = values
-                .expand(addr)
-                .map_err(|trouble| trouble.in_command(command))?;
+            let text = values.expand(addr).map_err(|error| error.in_command(command))?;
             let addrs = resolve(text.trim()).map_err(invalid)?;
             sockets.extend(addrs.into_iter().map(|addr| (name.clone(), addr)));
         }

@@ -315,21 +315,21 @@ pub(crate) fn check_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
             continue;
         }
         // Of those who were seen, and of those who were not.
-        let mut looks = [0; 2];
+        let mut polls = [0; 2];
         // The look before the bind: a bind, however short, could be in the way of a server that is starting just now.
         while owner::is_taken(addr)
             || sockets::try_bind(addr).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
         {
             let holder = holder_of_port(addr);
             let is_seen = holder.as_ref().is_some_and(|holder| holder.pid.is_some());
-            let looks = &mut looks[usize::from(is_seen)];
-            if *looks >= patience_with(holder.as_ref()) {
+            let polls = &mut polls[usize::from(is_seen)];
+            if *polls >= patience_with(holder.as_ref()) {
                 return Err(Busy {
                     endpoint: format!("port {}", addr.port()),
                     holder,
                 });
             }
-            *looks += 1;
+            *polls += 1;
             thread::sleep(BETWEEN_LOOKS);
         }
     }
@@ -542,12 +542,12 @@ mod tests {
             "the service of another test that is running"
         );
         assert!(!holder.remedy().unwrap().contains("kill"));
-        let stranger = Holder {
+        let wrong_listener = Holder {
             pid: Some(812),
             ..Holder::default()
         };
-        assert_eq!(stranger.about(), None);
-        assert_eq!(stranger.remedy().unwrap(), "end it with `sudo kill 812`");
+        assert_eq!(wrong_listener.about(), None);
+        assert_eq!(wrong_listener.remedy().unwrap(), "end it with `sudo kill 812`");
     }
 
     #[test]

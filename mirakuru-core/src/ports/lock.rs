@@ -2,13 +2,13 @@
 //!
 //! A turn is a set of `flock`s, one file for each endpoint, under `/tmp/mirakuru-<euid>/turns/`. The place does not depend on
 //! TMPDIR, since ports do not: two runs with different temp dirs must meet. (Only where `/tmp` cannot be used, it is the
-//! base that [`home`](crate::service_dir) uses.) Other users' tests do not meet us there; to them our service is a stranger on
+//! base that [`service_dir`](crate::service_dir) uses.) Other users' tests do not meet us there; to them our service is a stranger on
 //! the port, and so is theirs to us.
 //!
 //! # Who holds a lock, and until when
 //!
 //! A `flock` belongs to the open file description. The test process takes it, the supervisor inherits it, the test process closes
-//! its own copy ([`Turn::hand_over`]), and from then on the endpoint is free exactly when the supervisor is gone,
+//! its own copy ([`EndpointLock::hand_over`]), and from then on the endpoint is free exactly when the supervisor is gone,
 //! which is when the service's tree is. A SIGKILL of anybody changes nothing about that. The service itself must not
 //! inherit the descriptors; they are closed on exec.
 //!
@@ -24,9 +24,9 @@
 //! The thread stands for the test, because libtest runs each test on a thread of its own, and thread ids are
 //! never used again in a process. An executor that was moved to another thread is still known under the thread that took its turn;
 //! should that thread claim the endpoint again it gets the error although it might have waited. A service that lives as
-//! long as the process (a `static`) is known under no thread ([`Turn::for_process`]): it will
+//! long as the process (a `static`) is known under no thread ([`EndpointLock::for_process`]): it will
 //! not end while anybody here waits, so all threads get the error. One that lives as long as the whole run of tests
-//! ([`Turn::for_run`]) says so in its lock file, for the run's other processes.
+//! ([`EndpointLock::for_run`]) says so in its lock file, for the run's other processes.
 //!
 //! # The files stay
 //!
@@ -98,26 +98,26 @@ impl Pauses {
 
 /// An endpoint that only one service can have at a time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Claim {
+pub(crate) struct Endpoint {
     /// The name of the lock file, and the place in the order in which locks are taken.
     file: String,
     /// For errors.
     endpoint: String,
 }
 
-impl From<SocketAddr> for Claim {
+impl From<SocketAddr> for Endpoint {
     /// By port alone: services on 127.0.0.1 and on 0.0.0.0 are in each other's way.
-    fn from(addr: SocketAddr) -> Claim {
+    fn from(addr: SocketAddr) -> Endpoint {
         let port = addr.port();
-        Claim {
+        Endpoint {
             file: format!("tcp-{port}"),
             endpoint: format!("port {port}"),
         }
     }
 }
 
-impl From<&Path> for Claim {
-    fn from(path: &Path) -> Claim {
+impl From<&Path> for Endpoint {
+    fn from(path: &Path) -> Endpoint {
         // The socket may not exist yet, but its directory does, and may be known by several names.
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let canonical = match (absolute.parent(), absolute.file_name()) {
@@ -126,14 +126,14 @@ impl From<&Path> for Claim {
         };
         let mut hash = Fnv1a(0xcbf2_9ce4_8422_2325);
         hash.write(canonical.as_os_str().as_bytes());
-        Claim {
+        Endpoint {
             file: format!("unix-{:016x}", hash.finish()),
             endpoint: format!("socket {}", path.display()),
         }
     }
 }
 
-impl fmt::Display for Claim {
+impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.endpoint)
     }
@@ -155,15 +155,15 @@ impl Hasher for Fnv1a {
 }
 
 /// The right to use a set of endpoints. Kept as long as the service runs; dropped, it closes what it has not
-/// [handed over](Turn::hand_over), and this process no longer counts as holding the endpoints.
+/// [handed over](EndpointLock::hand_over), and this process no longer counts as holding the endpoints.
 #[derive(Debug)]
-pub(crate) struct Turn {
+pub(crate) struct EndpointLock {
     locks: Vec<File>,
     id: u64,
     service: String,
 }
 
-impl Turn {
+impl EndpointLock {
     /// Takes all of these endpoints if all are free, and none otherwise. `service` is the name that
     /// others get to see.
     ///
@@ -174,32 +174,44 @@ impl Turn {
     ///
     /// [`io::ErrorKind::Deadlock`] when this thread, or a service that lives as long as this process, holds one of
     /// them; any other when a lock file is not to be had.
-    pub(crate) fn try_take(claims: &[Claim], service: &str) -> io::Result<Option<Turn>> {
-        Turn::take(claims, service, JUST_FORKED)
+    pub(crate) fn try_take(endpoints: &[Endpoint], service: &str) -> io::Result<Option<EndpointLock>> {
+        EndpointLock::take(endpoints, service, JUST_FORKED)
     }
 
     /// Takes all of these endpoints, waiting until they are free but not longer than `limit`: then it gives `None`.
     ///
     /// # Errors
     ///
-    /// Those of [`try_take`](Turn::try_take).
-    pub(crate) fn take(claims: &[Claim], service: &str, limit: Duration) -> io::Result<Option<Turn>> {
-        if claims.is_empty() {
-            return Ok(Some(Turn::register(service, &[], Vec::new())));
+    /// Those of [`try_take`](EndpointLock::try_take).
+    pub(crate) fn take(
+        endpoints: &[Endpoint],
+        service: &str,
+        limit: Duration,
+    ) -> io::Result<Option<EndpointLock>> {
+        if endpoints.is_empty() {
+            return Ok(Some(EndpointLock::register(service, &[], Vec::new())));
         }
-        Turn::take_in(&turns_dir()?, claims, service, limit)
+        EndpointLock::take_in(&turns_dir()?, endpoints, service, limit)
     }
 
-    fn take_in(dir: &Path, claims: &[Claim], service: &str, limit: Duration) -> io::Result<Option<Turn>> {
+    fn take_in(
+        dir: &Path,
+        endpoints: &[Endpoint],
+        service: &str,
+        limit: Duration,
+    ) -> io::Result<Option<EndpointLock>> {
         let began = Instant::now();
         let mut progress = Progress::new();
-        let mut claims = claims.to_vec();
-        claims.sort();
-        claims.dedup_by(|a, b| a.file == b.file);
-        let paths: Vec<PathBuf> = claims.iter().map(|claim| dir.join(&claim.file)).collect();
+        let mut endpoints = endpoints.to_vec();
+        endpoints.sort();
+        endpoints.dedup_by(|a, b| a.file == b.file);
+        let paths: Vec<PathBuf> = endpoints
+            .iter()
+            .map(|endpoint| dir.join(&endpoint.file))
+            .collect();
         let mut locks = Vec::new();
         let note = note(service, None);
-        for (claim, path) in claims.iter().zip(&paths) {
+        for (endpoint, path) in endpoints.iter().zip(&paths) {
             let mut pauses = Pauses::new();
             loop {
                 // At each round, because another thread may have made its service one of the process meanwhile.
@@ -207,7 +219,7 @@ impl Turn {
                     return Err(io::Error::new(
                         io::ErrorKind::Deadlock,
                         format!(
-                            "{claim} is held by another fixture of the same test or of this whole process, \
+                            "{endpoint} is held by another fixture of the same test or of this whole process, \
                              and waiting for it would never end; share one fixture, or give each a port \
                              of its own with {{port}}"
                         ),
@@ -224,7 +236,7 @@ impl Turn {
                     return Err(io::Error::new(
                         io::ErrorKind::Deadlock,
                         format!(
-                            "{claim} is held by a fixture that this whole run of tests shares, and waiting for it \
+                            "{endpoint} is held by a fixture that this whole run of tests shares, and waiting for it \
                              would never end; use that one, or give each a port of its own with {{port}}"
                         ),
                     ));
@@ -234,27 +246,27 @@ impl Turn {
                     return Ok(None);
                 }
                 progress.tell(|elapsed| {
-                    let holder = holder_in(dir, claim);
+                    let holder = holder_in(dir, endpoint);
                     let holder = holder.map_or(String::new(), |holder| format!("; it is with {holder}"));
-                    format!("{service} has been waiting for its turn at {claim} for {elapsed}{holder}")
+                    format!("{service} has been waiting for its turn at {endpoint} for {elapsed}{holder}")
                 });
                 pauses.sleep(left);
             }
         }
-        Ok(Some(Turn::register(service, &paths, locks)))
+        Ok(Some(EndpointLock::register(service, &paths, locks)))
     }
 
-    fn register(service: &str, paths: &[PathBuf], locks: Vec<File>) -> Turn {
+    fn register(service: &str, paths: &[PathBuf], locks: Vec<File>) -> EndpointLock {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let thread = Some(thread::current().id());
         let held = paths.iter().map(|path| Held {
             path: path.clone(),
             thread,
-            turn: id,
+            endpoint_lock: id,
         });
         with_registry(|registry| registry.extend(held));
-        Turn {
+        EndpointLock {
             locks,
             id,
             service: service.to_owned(),
@@ -275,7 +287,7 @@ impl Turn {
     /// The service lives as long as this process: no thread of it can wait for the endpoints.
     pub(crate) fn for_process(&mut self) {
         with_registry(|registry| {
-            for held in registry.iter_mut().filter(|held| held.turn == self.id) {
+            for held in registry.iter_mut().filter(|held| held.endpoint_lock == self.id) {
                 held.thread = None;
             }
         });
@@ -287,7 +299,7 @@ impl Turn {
         let Some(run) = Run::current() else { return };
         let note = note(&self.service, Some(run.runner()));
         let paths: Vec<PathBuf> = with_registry(|registry| {
-            let ours = registry.iter().filter(|held| held.turn == self.id);
+            let ours = registry.iter().filter(|held| held.endpoint_lock == self.id);
             ours.map(|held| held.path.clone()).collect()
         });
         for path in paths {
@@ -297,20 +309,20 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for EndpointLock {
     fn drop(&mut self) {
-        with_registry(|registry| registry.retain(|held| held.turn != self.id));
+        with_registry(|registry| registry.retain(|held| held.endpoint_lock != self.id));
     }
 }
 
-/// Who took the turn for this endpoint last, for an error after [`Turn::try_take`] gave `None`:
+/// Who took the turn for this endpoint last, for an error after [`EndpointLock::try_take`] gave `None`:
 /// `redis-server of test process tests-1f3a (pid 812)`.
-pub(crate) fn holder(claim: &Claim) -> Option<String> {
-    holder_in(&turns_dir().ok()?, claim)
+pub(crate) fn holder(endpoint: &Endpoint) -> Option<String> {
+    holder_in(&turns_dir().ok()?, endpoint)
 }
 
-fn holder_in(dir: &Path, claim: &Claim) -> Option<String> {
-    let note = fs::read(dir.join(&claim.file)).ok()?;
+fn holder_in(dir: &Path, endpoint: &Endpoint) -> Option<String> {
+    let note = fs::read(dir.join(&endpoint.file)).ok()?;
     let note = String::from_utf8_lossy(&note);
     let mut lines = note.lines();
     let mut numbers = lines.next()?.split(' ').map(str::parse::<u64>);
@@ -384,9 +396,9 @@ fn turns_dir() -> io::Result<PathBuf> {
     let make = |temp: &Path| -> io::Result<PathBuf> {
         let base = service_dir::base_in(temp);
         service_dir::private_dir(&base, false)?;
-        let turns = base.join("turns");
-        service_dir::private_dir(&turns, false)?;
-        Ok(turns)
+        let endpoint_locks = base.join("turns");
+        service_dir::private_dir(&endpoint_locks, false)?;
+        Ok(endpoint_locks)
     };
     make(Path::new("/tmp"))
         .or_else(|_| make(&std::env::temp_dir()))
@@ -402,7 +414,7 @@ struct Held {
     path: PathBuf,
     /// `None`: the whole process.
     thread: Option<ThreadId>,
-    turn: u64,
+    endpoint_lock: u64,
 }
 
 fn with_registry<T>(f: impl FnOnce(&mut Vec<Held>) -> T) -> T {
@@ -447,16 +459,16 @@ mod tests {
             fs::create_dir(&path).unwrap();
             Temp(path)
         }
-        fn take(&self, ports: &[u16], limit: Duration) -> io::Result<Option<Turn>> {
-            Turn::take_in(
+        fn take(&self, ports: &[u16], limit: Duration) -> io::Result<Option<EndpointLock>> {
+            EndpointLock::take_in(
                 &self.0,
-                &ports.iter().map(|port| claim(*port)).collect::<Vec<_>>(),
+                &ports.iter().map(|port| endpoint(*port)).collect::<Vec<_>>(),
                 "redis",
                 limit,
             )
         }
         /// On a thread of its own, so that it counts as another test.
-        fn other_takes(&self, port: u16, limit: Duration) -> Option<Turn> {
+        fn other_takes(&self, port: u16, limit: Duration) -> Option<EndpointLock> {
             thread::scope(|s| s.spawn(|| self.take(&[port], limit).unwrap()).join().unwrap())
         }
         /// With some patience, because processes that other tests have just forked hold copies of all locks.
@@ -474,8 +486,8 @@ mod tests {
         }
     }
 
-    fn claim(port: u16) -> Claim {
-        Claim::from(SocketAddr::from(([127, 0, 0, 1], port)))
+    fn endpoint(port: u16) -> Endpoint {
+        Endpoint::from(SocketAddr::from(([127, 0, 0, 1], port)))
     }
 
     #[test]
@@ -496,17 +508,17 @@ mod tests {
     #[test]
     fn an_endpoint_is_the_same_however_it_is_named() {
         assert_eq!(
-            claim(6379),
-            Claim::from("[::1]:6379".parse::<SocketAddr>().unwrap())
+            endpoint(6379),
+            Endpoint::from("[::1]:6379".parse::<SocketAddr>().unwrap())
         );
-        assert_ne!(claim(6379), claim(6380));
-        assert_eq!(claim(6379).to_string(), "port 6379");
+        assert_ne!(endpoint(6379), endpoint(6380));
+        assert_eq!(endpoint(6379).to_string(), "port 6379");
         let temp = Temp::new();
         let link = temp.0.join("link");
         std::os::unix::fs::symlink(&temp.0, &link).unwrap();
-        let direct = Claim::from(temp.0.join("s").as_path());
-        assert_eq!(direct.file, Claim::from(link.join("s").as_path()).file);
-        assert_ne!(direct.file, Claim::from(temp.0.join("t").as_path()).file);
+        let direct = Endpoint::from(temp.0.join("s").as_path());
+        assert_eq!(direct.file, Endpoint::from(link.join("s").as_path()).file);
+        assert_ne!(direct.file, Endpoint::from(temp.0.join("t").as_path()).file);
         assert_eq!(
             direct.to_string(),
             format!("socket {}", temp.0.join("s").display())
@@ -516,20 +528,23 @@ mod tests {
     #[test]
     fn a_turn_excludes_others_until_it_is_dropped() {
         let temp = Temp::new();
-        let turn = temp.take(&[1, 2], Duration::ZERO).unwrap().unwrap();
+        let endpoint_lock = temp.take(&[1, 2], Duration::ZERO).unwrap().unwrap();
         assert!(temp.is_held(1) && temp.is_held(2) && temp.becomes_free(3));
-        drop(turn);
+        drop(endpoint_lock);
         assert!(temp.becomes_free(1) && temp.becomes_free(2));
     }
 
     #[test]
     fn what_was_handed_over_is_held_by_the_heir_alone() {
         let temp = Temp::new();
-        let mut turn = temp.take(&[1], Duration::ZERO).unwrap().unwrap();
-        let heir: Vec<_> = turn.fds().map(|fd| fd.try_clone_to_owned().unwrap()).collect();
+        let mut endpoint_lock = temp.take(&[1], Duration::ZERO).unwrap().unwrap();
+        let heir: Vec<_> = endpoint_lock
+            .fds()
+            .map(|fd| fd.try_clone_to_owned().unwrap())
+            .collect();
         assert_eq!(heir.len(), 1);
-        turn.hand_over();
-        assert_eq!(turn.fds().count(), 0);
+        endpoint_lock.hand_over();
+        assert_eq!(endpoint_lock.fds().count(), 0);
         assert!(temp.is_held(1));
         // The supervisor ends before the executor is dropped, or the other way round.
         drop(heir);
@@ -549,7 +564,7 @@ mod tests {
     #[test]
     fn a_thread_does_not_wait_for_itself() {
         let temp = Temp::new();
-        let mut turn = temp.take(&[1], Duration::ZERO).unwrap().unwrap();
+        let mut endpoint_lock = temp.take(&[1], Duration::ZERO).unwrap().unwrap();
         let error = temp.take(&[1], LONG).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::Deadlock);
         assert!(
@@ -559,19 +574,19 @@ mod tests {
             "{error}"
         );
         // Also when it is the supervisor that has the lock.
-        turn.hand_over();
+        endpoint_lock.hand_over();
         assert_eq!(
             temp.take(&[3, 1], LONG).unwrap_err().kind(),
             io::ErrorKind::Deadlock
         );
-        drop(turn);
+        drop(endpoint_lock);
         temp.take(&[1], LONG).unwrap().unwrap();
     }
 
     #[test]
     fn no_thread_waits_for_a_service_of_the_process() {
         let temp = Temp::new();
-        let mut turn = temp.take(&[1], Duration::ZERO).unwrap().unwrap();
+        let mut endpoint_lock = temp.take(&[1], Duration::ZERO).unwrap().unwrap();
         let (waits, waiting) = mpsc::channel();
         thread::scope(|s| {
             let waiter = s.spawn(|| {
@@ -579,7 +594,7 @@ mod tests {
                 temp.take(&[1], LONG)
             });
             waiting.recv().unwrap();
-            turn.for_process();
+            endpoint_lock.for_process();
             assert_eq!(
                 waiter.join().unwrap().unwrap_err().kind(),
                 io::ErrorKind::Deadlock
@@ -590,24 +605,24 @@ mod tests {
     #[test]
     fn others_are_told_who_holds_it() {
         let temp = Temp::new();
-        assert_eq!(holder_in(&temp.0, &claim(1)), None);
-        let _turn = Turn::take_in(&temp.0, &[claim(1)], "re\ndis", Duration::ZERO)
+        assert_eq!(holder_in(&temp.0, &endpoint(1)), None);
+        let _turn = EndpointLock::take_in(&temp.0, &[endpoint(1)], "re\ndis", Duration::ZERO)
             .unwrap()
             .unwrap();
-        let holder = holder_in(&temp.0, &claim(1)).unwrap();
+        let holder = holder_in(&temp.0, &endpoint(1)).unwrap();
         assert!(holder.starts_with("re dis of test process "), "{holder}");
         assert!(
             holder.ends_with(&format!("(pid {})", std::process::id())),
             "{holder}"
         );
         let long = "s".repeat(300);
-        let _other = Turn::take_in(&temp.0, &[claim(2)], &long, Duration::ZERO)
+        let _other = EndpointLock::take_in(&temp.0, &[endpoint(2)], &long, Duration::ZERO)
             .unwrap()
             .unwrap();
-        let name = holder_in(&temp.0, &claim(2)).unwrap();
+        let name = holder_in(&temp.0, &endpoint(2)).unwrap();
         assert!(name.starts_with("sss") && !name.starts_with(&long), "{name}");
         fs::write(temp.0.join("tcp-1"), "4194305 1\nsome-tests\nredis\n   ").unwrap();
-        let holder = holder_in(&temp.0, &claim(1)).unwrap();
+        let holder = holder_in(&temp.0, &endpoint(1)).unwrap();
         assert_eq!(
             holder,
             "redis of test process some-tests (pid 4194305, which has ended)"
@@ -627,9 +642,9 @@ mod tests {
 
     #[test]
     fn the_lock_files_are_in_one_place_for_all_temp_dirs() {
-        let turns = turns_dir().unwrap();
-        assert!(turns.starts_with("/tmp"), "{}", turns.display());
-        assert_eq!(turns.metadata().unwrap().mode() & 0o777, 0o700);
+        let endpoint_locks = turns_dir().unwrap();
+        assert!(endpoint_locks.starts_with("/tmp"), "{}", endpoint_locks.display());
+        assert_eq!(endpoint_locks.metadata().unwrap().mode() & 0o777, 0o700);
     }
 
     #[test]
@@ -643,7 +658,7 @@ mod tests {
                     for round in 0..5 {
                         let (a, b) = ((n + round) % 3, (n * 2 + round + 1) % 3);
                         let wanted = [a as u16, b as u16];
-                        let turn = temp.take(&wanted, LONG).unwrap().expect("nobody waits for ever");
+                        let endpoint_lock = temp.take(&wanted, LONG).unwrap().expect("nobody waits for ever");
                         let mut held = vec![a, b];
                         held.dedup();
                         for port in &held {
@@ -653,7 +668,7 @@ mod tests {
                         for port in &held {
                             busy[*port].store(false, Ordering::SeqCst);
                         }
-                        drop(turn);
+                        drop(endpoint_lock);
                     }
                 });
             }
@@ -665,7 +680,9 @@ mod tests {
     #[ignore = "a part of another test"]
     fn victim() {
         let dir = PathBuf::from(std::env::var_os("MIRAKURU_TEST_TURNS").unwrap());
-        let _turn = Turn::take_in(&dir, &[claim(1)], "redis", LONG).unwrap().unwrap();
+        let _turn = EndpointLock::take_in(&dir, &[endpoint(1)], "redis", LONG)
+            .unwrap()
+            .unwrap();
         println!("\ntaken");
         let _ = io::stdin().read_line(&mut String::new());
     }
@@ -676,7 +693,7 @@ mod tests {
         use std::process::{Command, Stdio};
         let temp = Temp::new();
         let mut victim = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "lock::tests::victim", "--ignored", "--nocapture"])
+            .args(["--exact", "ports::lock::tests::victim", "--ignored", "--nocapture"])
             .env("MIRAKURU_TEST_TURNS", &temp.0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -688,7 +705,7 @@ mod tests {
         assert!(lines.any(|line| line == "taken"));
         assert!(temp.take(&[1], Duration::ZERO).unwrap().is_none());
         assert!(
-            holder_in(&temp.0, &claim(1))
+            holder_in(&temp.0, &endpoint(1))
                 .unwrap()
                 .contains(&format!("(pid {})", victim.id()))
         );

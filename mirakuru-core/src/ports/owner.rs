@@ -47,13 +47,13 @@ pub(crate) enum Owner {
     /// and nobody else was seen to have the socket.
     Unseen,
     /// Somebody else gets connections.
-    Stranger(Stranger),
+    WrongListener(WrongListener),
 }
 
 /// Somebody who answers where the service should. The inside of the error of kind `AddrInUse` that
 /// [`owned_by_tree`] and the Unix socket's readiness give.
 #[derive(Clone, Debug)]
-pub(crate) struct Stranger {
+pub(crate) struct WrongListener {
     /// Where: `127.0.0.1:6379`, or a path.
     pub(crate) endpoint: String,
     pub(crate) holder: Holder,
@@ -61,7 +61,7 @@ pub(crate) struct Stranger {
     pub(crate) shared: bool,
 }
 
-impl Stranger {
+impl WrongListener {
     /// What to do about it.
     pub(crate) fn remedy(&self) -> String {
         let what = match self.shared {
@@ -75,14 +75,14 @@ impl Stranger {
     }
 
     /// The inside of an error, if it is one of these.
-    pub(crate) fn of(error: &io::Error) -> Option<&Stranger> {
+    pub(crate) fn of(error: &io::Error) -> Option<&WrongListener> {
         error.get_ref()?.downcast_ref()
     }
 }
 
-impl fmt::Display for Stranger {
+impl fmt::Display for WrongListener {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Stranger {
+        let WrongListener {
             endpoint,
             holder,
             shared,
@@ -98,18 +98,18 @@ impl fmt::Display for Stranger {
     }
 }
 
-impl std::error::Error for Stranger {}
+impl std::error::Error for WrongListener {}
 
-impl From<Stranger> for io::Error {
-    fn from(stranger: Stranger) -> io::Error {
-        io::Error::new(io::ErrorKind::AddrInUse, stranger)
+impl From<WrongListener> for io::Error {
+    fn from(wrong_listener: WrongListener) -> io::Error {
+        io::Error::new(io::ErrorKind::AddrInUse, wrong_listener)
     }
 }
 
 /// Whether connections to this address of this machine are answered by a process of the tree below `root`.
 ///
 /// `Ok(false)`: nobody listens. `Ok(true)`: the tree does, or it cannot be seen who does ([`owner`] tells the two apart).
-/// An error of kind `AddrInUse`, with a [`Stranger`] inside: somebody else does.
+/// An error of kind `AddrInUse`, with a [`WrongListener`] inside: somebody else does.
 pub(crate) fn owned_by_tree(addr: SocketAddr, root: u32) -> io::Result<bool> {
     match owner(addr, root)? {
         Owner::Nobody => Ok(false),
@@ -118,7 +118,7 @@ pub(crate) fn owned_by_tree(addr: SocketAddr, root: u32) -> io::Result<bool> {
             trace::owner_unseen(addr);
             Ok(true)
         }
-        Owner::Stranger(stranger) => Err(stranger.into()),
+        Owner::WrongListener(wrong_listener) => Err(wrong_listener.into()),
     }
 }
 
@@ -129,7 +129,7 @@ pub(crate) fn owner(addr: SocketAddr, root: u32) -> io::Result<Owner> {
     if !listening(addr)? {
         return Ok(Owner::Nobody);
     }
-    let mut look = 1;
+    let mut poll = 1;
     loop {
         let sockets = match answering(addr) {
             // It has stopped listening since.
@@ -138,11 +138,11 @@ pub(crate) fn owner(addr: SocketAddr, root: u32) -> io::Result<Owner> {
             None => return Ok(Owner::Unseen),
         };
         let inodes: Vec<u64> = sockets.iter().map(|socket| socket.inode).collect();
-        match owner_of(&inodes, root, look) {
-            Verdict::Tree => return Ok(Owner::Tree),
-            Verdict::Unseen => return Ok(Owner::Unseen),
-            Verdict::Stranger { .. } if look < LOOKS => {}
-            Verdict::Stranger {
+        match owner_of(&inodes, root, poll) {
+            Ownership::Tree => return Ok(Owner::Tree),
+            Ownership::Unseen => return Ok(Owner::Unseen),
+            Ownership::WrongListener { .. } if poll < LOOKS => {}
+            Ownership::WrongListener {
                 holder,
                 inode,
                 shared,
@@ -151,22 +151,22 @@ pub(crate) fn owner(addr: SocketAddr, root: u32) -> io::Result<Owner> {
                     .iter()
                     .find(|socket| socket.inode == inode)
                     .map(|socket| socket.uid);
-                return Ok(Owner::Stranger(Stranger {
+                return Ok(Owner::WrongListener(WrongListener {
                     endpoint: addr.to_string(),
                     holder: holder.unwrap_or_else(|| Holder::unseen(uid)),
                     shared,
                 }));
             }
         }
-        look += 1;
+        poll += 1;
         thread::sleep(BETWEEN_LOOKS);
     }
 }
 
-enum Verdict {
+enum Ownership {
     Tree,
     Unseen,
-    Stranger {
+    WrongListener {
         inode: u64,
         holder: Option<Holder>,
         shared: bool,
@@ -174,9 +174,9 @@ enum Verdict {
 }
 
 /// Whether all of these sockets are open in the tree below `root`.
-fn owner_of(inodes: &[u64], root: u32, look: u32) -> Verdict {
+fn owner_of(inodes: &[u64], root: u32, poll: u32) -> Ownership {
     // The first look is the one that nearly always suffices; the others leave no descriptor out.
-    let closely = match look {
+    let closely = match poll {
         1 => Closely::Process,
         _ => Closely::Threads,
     };
@@ -187,12 +187,12 @@ fn owner_of(inodes: &[u64], root: u32, look: u32) -> Verdict {
         .filter(|inode| !search.has(*inode))
         .collect();
     let Some(&first) = strange.first() else {
-        return Verdict::Tree;
+        return Ownership::Tree;
     };
     let shared = strange.len() < inodes.len();
-    if look < LOOKS && !search.denied {
+    if poll < LOOKS && !search.denied {
         // To look again is cheaper than to look through all processes of the machine.
-        return Verdict::Stranger {
+        return Ownership::WrongListener {
             inode: first,
             holder: None,
             shared,
@@ -210,14 +210,14 @@ fn owner_of(inodes: &[u64], root: u32, look: u32) -> Verdict {
         // The test process does not count here: it may have made the socket for the service to inherit.
         everybody.retain(|(_, pid)| *pid != std::process::id());
         if everybody.is_empty() {
-            return Verdict::Unseen;
+            return Ownership::Unseen;
         }
     }
     match strange.iter().find(|inode| !ours.contains(inode)) {
-        None => Verdict::Tree,
+        None => Ownership::Tree,
         Some(&first) => {
             let inode = everybody.first().map_or(first, |(inode, _)| *inode);
-            Verdict::Stranger {
+            Ownership::WrongListener {
                 inode,
                 holder: Holder::of_socket(&everybody, inode),
                 shared: shared || !ours.is_empty(),
@@ -231,7 +231,7 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
     if listener.is_some_and(|pid| procfs::descends(pid, root)) {
         return Owner::Tree;
     }
-    let mut look = 1;
+    let mut poll = 1;
     loop {
         let mut inodes = procfs::unix_listeners(path);
         if let Ok(absolute) = std::path::absolute(path) {
@@ -243,20 +243,20 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
             // Bound under another name (a relative one, a link): then it cannot be told.
             return Owner::Unseen;
         }
-        match owner_of(&inodes, root, look) {
+        match owner_of(&inodes, root, poll) {
             // After a restart the table may for a moment have two sockets of one name, of which only the last can be reached.
-            Verdict::Tree | Verdict::Stranger { shared: true, .. } => return Owner::Tree,
-            Verdict::Unseen => return Owner::Unseen,
-            Verdict::Stranger { .. } if look < LOOKS => {}
-            Verdict::Stranger { holder, .. } => {
-                return Owner::Stranger(Stranger {
+            Ownership::Tree | Ownership::WrongListener { shared: true, .. } => return Owner::Tree,
+            Ownership::Unseen => return Owner::Unseen,
+            Ownership::WrongListener { .. } if poll < LOOKS => {}
+            Ownership::WrongListener { holder, .. } => {
+                return Owner::WrongListener(WrongListener {
                     endpoint: path.display().to_string(),
                     holder: holder.unwrap_or_else(|| Holder::unseen(None)),
                     shared: false,
                 });
             }
         }
-        look += 1;
+        poll += 1;
         thread::sleep(BETWEEN_LOOKS);
     }
 }
@@ -707,25 +707,27 @@ mod tests {
 
     #[test]
     fn a_stranger_is_named() {
-        let stranger = Python::listener();
+        let wrong_listener = Python::listener();
         // The tree of a process that has nothing to do with it.
         let tree = Command::new("sleep").arg("60").spawn().unwrap();
         let mut tree = Python { child: tree, port: 0 };
-        let error = owned_by_tree(v4(stranger.port), tree.pid()).unwrap_err();
+        let error = owned_by_tree(v4(wrong_listener.port), tree.pid()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        let inside = Stranger::of(&error).unwrap();
-        assert_eq!(inside.holder.pid, Some(stranger.pid()));
+        let inside = WrongListener::of(&error).unwrap();
+        assert_eq!(inside.holder.pid, Some(wrong_listener.pid()));
         let text = error.to_string();
-        let expected = format!("(pid {}), which is not this service", stranger.pid());
+        let expected = format!("(pid {}), which is not this service", wrong_listener.pid());
         assert!(
-            text.starts_with(&format!("127.0.0.1:{} is answered by python3", stranger.port))
-                && text.ends_with(&expected),
+            text.starts_with(&format!(
+                "127.0.0.1:{} is answered by python3",
+                wrong_listener.port
+            )) && text.ends_with(&expected),
             "{text}"
         );
         // A tree whose root is gone has nobody.
         tree.child.kill().unwrap();
         tree.child.wait().unwrap();
-        assert!(owned_by_tree(v4(stranger.port), tree.pid()).is_err());
+        assert!(owned_by_tree(v4(wrong_listener.port), tree.pid()).is_err());
     }
 
     #[test]
@@ -752,14 +754,14 @@ mod tests {
     #[test]
     fn a_port_shared_with_a_stranger_is_not_ours() {
         let (_ours, port) = tcp(v4(0), false, true, None, true).unwrap();
-        let stranger = Python::run(&format!(
+        let wrong_listener = Python::run(&format!(
             "import socket, time; s = socket.socket(); \
              s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); s.bind(('127.0.0.1', {port})); s.listen(); \
              print({port}, flush=True); time.sleep(60)"
         ));
         // Both are ours, seen from this process; one only, seen from the python.
         assert!(owned_by_tree(v4(port), std::process::id()).unwrap());
-        let Owner::Stranger(seen) = owner(v4(port), stranger.pid()).unwrap() else {
+        let Owner::WrongListener(seen) = owner(v4(port), wrong_listener.pid()).unwrap() else {
             panic!("not noticed")
         };
         assert!(seen.shared);
@@ -788,12 +790,12 @@ time.sleep(60)
 ";
         let tree = Python::run(script);
         let begin = std::time::Instant::now();
-        let mut looks = 0;
+        let mut polls = 0;
         while begin.elapsed() < Duration::from_millis(1500) {
             assert!(owned_by_tree(v4(tree.port), tree.pid()).unwrap());
-            looks += 1;
+            polls += 1;
         }
-        assert!(looks > 10, "{looks} looks");
+        assert!(polls > 10, "{polls} looks");
     }
 
     #[test]
@@ -843,19 +845,19 @@ ctypes.CDLL(None).pthread_exit(None)
             let mut command = Command::new(&copy);
             command
                 .args(["--exact", "--nocapture"])
-                .arg("owner::tests::a_tree_of_another_user_gets_the_benefit_of_the_doubt")
+                .arg("ports::owner::tests::a_tree_of_another_user_gets_the_benefit_of_the_doubt")
                 .env("MIRAKURU_TEST_LOOK", what)
                 .current_dir("/")
                 .uid(NOBODY)
                 .gid(NOBODY);
             command
         };
-        let look = |port: u16, root: u32| {
+        let poll = |port: u16, root: u32| {
             let output = as_nobody(format!("{port} {root}")).output().unwrap();
             String::from_utf8_lossy(&output.stdout).into_owned()
         };
         let service = Python::listener();
-        let unseen = look(service.port, service.pid());
+        let unseen = poll(service.port, service.pid());
         // A server of nobody's own, which nobody can see, is a stranger to root's service, which nobody cannot look into.
         let mut child = as_nobody("listen".to_owned())
             .stdout(Stdio::null())
@@ -864,15 +866,16 @@ ctypes.CDLL(None).pthread_exit(None)
             .unwrap();
         let mut line = String::new();
         io::BufRead::read_line(&mut io::BufReader::new(child.stderr.as_mut().unwrap()), &mut line).unwrap();
-        let stranger = Python {
+        let wrong_listener = Python {
             child,
             port: line.trim().parse().unwrap(),
         };
-        let seen = look(stranger.port, service.pid());
+        let seen = poll(wrong_listener.port, service.pid());
         let _ = std::fs::remove_file(&copy);
         assert!(unseen.contains("SEEN Ok(Unseen)"), "{unseen}");
         assert!(
-            seen.contains("SEEN Ok(Stranger(") && seen.contains(&format!("pid: Some({})", stranger.pid())),
+            seen.contains("SEEN Ok(WrongListener(")
+                && seen.contains(&format!("pid: Some({})", wrong_listener.pid())),
             "{seen}"
         );
     }

@@ -26,7 +26,7 @@ use crate::sys;
 /// How strictly a port is kept from others while the service does not have it. In this order each is looser than the
 /// one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Grip {
+pub(crate) enum HoldLevel {
     /// On every address. Services bind over it with SO_REUSEADDR or SO_REUSEPORT.
     Firm,
     /// On IPv6 loopback: other mirakuru processes do not get the port. Services on IPv4 need no option.
@@ -35,12 +35,12 @@ pub(crate) enum Grip {
     Open,
 }
 
-impl Grip {
-    pub(crate) fn looser(self) -> Option<Grip> {
+impl HoldLevel {
+    pub(crate) fn looser(self) -> Option<HoldLevel> {
         match self {
-            Grip::Firm => Some(Grip::Beside),
-            Grip::Beside => Some(Grip::Open),
-            Grip::Open => None,
+            HoldLevel::Firm => Some(HoldLevel::Beside),
+            HoldLevel::Beside => Some(HoldLevel::Open),
+            HoldLevel::Open => None,
         }
     }
 }
@@ -59,7 +59,7 @@ impl Reservation {
     }
 
     /// Reserves a port that the kernel chooses, never one of `except`.
-    pub(crate) fn new(grip: Grip, except: &[u16]) -> io::Result<Reservation> {
+    pub(crate) fn new(hold_level: HoldLevel, except: &[u16]) -> io::Result<Reservation> {
         // The holds on ports that are not wanted stay open meanwhile, so that each round gets another one.
         let mut unwanted = Vec::new();
         loop {
@@ -69,7 +69,7 @@ impl Reservation {
                 hold: Some(hold),
             };
             if !except.contains(&port) {
-                reservation.loosen(grip);
+                reservation.loosen(hold_level);
                 return Ok(reservation);
             }
             unwanted.push(reservation);
@@ -80,18 +80,18 @@ impl Reservation {
         self.port
     }
 
-    /// Makes a firm hold as loose as `grip`. The new socket is bound before the old one is closed. One that is
-    /// already loose becomes no firmer: once it is [`Grip::Open`], [`hold_again`](Reservation::hold_again)
+    /// Makes a firm hold as loose as `hold_level`. The new socket is bound before the old one is closed. One that is
+    /// already loose becomes no firmer: once it is [`HoldLevel::Open`], [`hold_again`](Reservation::hold_again)
     /// does that.
-    pub(crate) fn loosen(&mut self, grip: Grip) {
+    pub(crate) fn loosen(&mut self, hold_level: HoldLevel) {
         if self.hold.is_none() {
             return;
         }
-        match grip {
-            Grip::Firm => {}
+        match hold_level {
+            HoldLevel::Firm => {}
             // Where there is neither IPv6 nor the whole of 127.0.0.0/8 there is nothing to stand on, and the port is open.
-            Grip::Beside => self.hold = sys::ports::stand_beside(self.port).ok(),
-            Grip::Open => self.hold = None,
+            HoldLevel::Beside => self.hold = sys::ports::stand_beside(self.port).ok(),
+            HoldLevel::Open => self.hold = None,
         }
     }
 
@@ -100,10 +100,10 @@ impl Reservation {
     /// # Errors
     ///
     /// [`io::ErrorKind::AddrInUse`] when somebody else has it by now. TIME_WAIT is no hindrance.
-    pub(crate) fn hold_again(&mut self, grip: Grip) -> io::Result<()> {
-        if self.hold.is_none() && grip != Grip::Open {
+    pub(crate) fn hold_again(&mut self, hold_level: HoldLevel) -> io::Result<()> {
+        if self.hold.is_none() && hold_level != HoldLevel::Open {
             self.hold = Some(sys::ports::hold_exactly(self.port)?);
-            self.loosen(grip);
+            self.loosen(hold_level);
         }
         Ok(())
     }
@@ -120,7 +120,7 @@ mod tests {
     use crate::sys::tests::in_time;
 
     fn firm() -> Reservation {
-        Reservation::new(Grip::Firm, &[]).unwrap()
+        Reservation::new(HoldLevel::Firm, &[]).unwrap()
     }
 
     /// The wildcard and loopback, in the families that this machine has.
@@ -190,15 +190,18 @@ mod tests {
     fn a_released_port_is_held_again_after_connections_on_it() {
         let mut held = firm();
         let listener = TcpListener::bind(at("127.0.0.1", held.port())).unwrap();
-        held.loosen(Grip::Open);
+        held.loosen(HoldLevel::Open);
         let client = TcpStream::connect(at("127.0.0.1", held.port())).unwrap();
         let (server, _) = listener.accept().unwrap();
-        assert!(held.hold_again(Grip::Firm).is_err(), "the service still listens");
+        assert!(
+            held.hold_again(HoldLevel::Firm).is_err(),
+            "the service still listens"
+        );
         // The side that closes first is left with TIME_WAIT: the server's, on the port.
         drop(server);
         drop(listener);
         drop(client);
-        in_time(|| held.hold_again(Grip::Firm).is_ok());
+        in_time(|| held.hold_again(HoldLevel::Firm).is_ok());
         TcpListener::bind(at("127.0.0.1", held.port())).unwrap();
     }
 
@@ -209,10 +212,10 @@ mod tests {
             port: held.port(),
             hold: None,
         };
-        let refused = second.hold_again(Grip::Firm).unwrap_err();
+        let refused = second.hold_again(HoldLevel::Firm).unwrap_err();
         assert_eq!(refused.kind(), io::ErrorKind::AddrInUse);
         drop(held);
-        in_time(|| second.hold_again(Grip::Firm).is_ok());
+        in_time(|| second.hold_again(HoldLevel::Firm).is_ok());
     }
 
     #[test]
@@ -228,7 +231,7 @@ mod tests {
             let bound = (0..20).any(|_| {
                 let mut held = firm();
                 assert!(plain_bind(ip, held.port()).is_err(), "a firm hold lets it bind");
-                held.loosen(Grip::Beside);
+                held.loosen(HoldLevel::Beside);
                 assert!(held.hold.is_some());
                 plain_bind(ip, held.port()).is_ok()
             });
@@ -239,7 +242,7 @@ mod tests {
     #[test]
     fn a_loose_hold_keeps_other_holds_away() {
         let loose: Vec<_> = (0..150)
-            .map(|_| Reservation::new(Grip::Beside, &[]).unwrap())
+            .map(|_| Reservation::new(HoldLevel::Beside, &[]).unwrap())
             .collect();
         let ports: HashSet<u16> = loose.iter().map(Reservation::port).collect();
         for _ in 0..5000 {
@@ -251,7 +254,7 @@ mod tests {
     fn ports_that_are_not_wanted_are_passed_over() {
         // Most of the range is unwanted, so that the kernel's first choice probably is, too. (It prefers odd ports.)
         let unwanted: Vec<u16> = (1024..=u16::MAX).filter(|port| port % 16 != 1).collect();
-        let reserved = Reservation::new(Grip::Open, &unwanted).unwrap();
+        let reserved = Reservation::new(HoldLevel::Open, &unwanted).unwrap();
         assert!(!unwanted.contains(&reserved.port()));
     }
 
@@ -272,7 +275,7 @@ mod tests {
         const PROCESSES: usize = 60;
         let spawn = || -> Child {
             Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "ports::tests::racer", "--ignored", "--nocapture"])
+                .args(["--exact", "ports::reserve::tests::racer", "--ignored", "--nocapture"])
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()

@@ -143,7 +143,7 @@ impl Readiness for Banner {
             return Ok(false);
         };
         let (seen, addr, times) = (&mut self.seen, &mut self.addr, self.times);
-        let mut trouble = None;
+        let mut error = None;
         let mut count = |found: &Found<'_>| {
             if *seen == times {
                 return;
@@ -153,7 +153,7 @@ impl Readiness for Banner {
                     *seen += 1;
                     *addr = address.or(*addr);
                 }
-                Err(text) => trouble = Some(text),
+                Err(text) => error = Some(text),
             }
         };
         watch.scan(cx.output, cx.since, &mut count)?;
@@ -175,7 +175,7 @@ impl Readiness for Banner {
         if *seen == times {
             return Ok(true);
         }
-        if let Some(text) = trouble {
+        if let Some(text) = error {
             return Err(io::Error::other(text));
         }
         if self.undecided.is_some() {

@@ -34,18 +34,18 @@ type Look = dyn Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync;
 #[derive(Clone)]
 pub struct Check {
     sentence: String,
-    look: Arc<Look>,
+    poll: Arc<Look>,
 }
 
 impl Check {
     /// A condition: what it is, in the past tense, as the end of a sentence that begins with "before", and one look at it.
     pub fn new(
         sentence: impl Into<String>,
-        look: impl Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync + 'static,
+        poll: impl Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync + 'static,
     ) -> Check {
         Check {
             sentence: sentence.into(),
-            look: Arc::new(look),
+            poll: Arc::new(poll),
         }
     }
 }
@@ -61,7 +61,7 @@ impl Readiness for Check {
         self.sentence.clone()
     }
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
-        (self.look)(cx)
+        (self.poll)(cx)
     }
 }
 

@@ -225,7 +225,7 @@ impl Wake {
     }
 
     /// Nobody tells: a look after a pause in proportion to the time already waited.
-    pub(crate) fn by_and_by(&mut self) {
+    pub(crate) fn with_back_off(&mut self) {
         self.within(pause_after(self.elapsed));
     }
 
@@ -237,7 +237,7 @@ impl Wake {
     }
 
     /// As there is an event that tells, a look only in case that it was missed.
-    pub(crate) fn seldom(&mut self) {
+    pub(crate) fn fallback_poll(&mut self) {
         self.within((self.elapsed / SELDOM_DIVISOR).clamp(FIRST_SELDOM, LONGEST_PAUSE));
     }
 

@@ -217,7 +217,7 @@ impl Readiness for Exec {
                 }
             };
         };
-        let Some(ended) = run.look(cx.remaining().is_zero()).transpose() else {
+        let Some(ended) = run.poll(cx.remaining().is_zero()).transpose() else {
             return self.last_answer();
         };
         // Also after an error (somebody else has waited for the child): there is nothing more to look at.
@@ -294,7 +294,7 @@ struct Run {
 
 impl Run {
     /// How it ended, if it did. One that is over its time, or the whole wait's, is killed when it is dropped.
-    fn look(&mut self, is_last: bool) -> io::Result<Option<Ended>> {
+    fn poll(&mut self, is_last: bool) -> io::Result<Option<Ended>> {
         let fds = [
             self.output.as_ref().map(AsFd::as_fd),
             self.event.as_ref().map(AsFd::as_fd),

@@ -59,7 +59,7 @@ impl Drop for TestDir {
 }
 
 /// One look of a condition that reads no output, at the process tree below `root`.
-pub(crate) fn look(readiness: &mut dyn Readiness, root: u32, elapsed: Duration) -> io::Result<bool> {
+pub(crate) fn poll(readiness: &mut dyn Readiness, root: u32, elapsed: Duration) -> io::Result<bool> {
     let dir = TestDir::new();
     let reader = LogWriter::create(dir.path()).reader();
     readiness.probe(&Probe {
@@ -172,7 +172,7 @@ impl Harness {
 pub(crate) struct Fake {
     what: &'static str,
     answers: Arc<Mutex<VecDeque<Result<bool, io::ErrorKind>>>>,
-    looks: Looks,
+    polls: Looks,
     output: bool,
     addr: Option<SocketAddr>,
     extended: Option<Duration>,
@@ -193,16 +193,16 @@ impl Fake {
         what: &'static str,
         answers: [Result<bool, io::ErrorKind>; N],
     ) -> (Fake, Looks) {
-        let looks = Looks::default();
+        let polls = Looks::default();
         let fake = Fake {
             what,
             answers: Arc::new(Mutex::new(answers.into())),
-            looks: looks.clone(),
+            polls: polls.clone(),
             output: false,
             addr: None,
             extended: None,
         };
-        (fake, looks)
+        (fake, polls)
     }
 
     pub(crate) fn waiting_for_output(mut self) -> Fake {
@@ -226,7 +226,7 @@ impl Readiness for Fake {
         self.what.to_owned()
     }
     fn probe(&mut self, _: &Probe<'_>) -> io::Result<bool> {
-        self.looks.0.fetch_add(1, Ordering::SeqCst);
+        self.polls.0.fetch_add(1, Ordering::SeqCst);
         let answer = self.answers.lock().unwrap().pop_front().unwrap_or(Ok(false));
         answer.map_err(io::Error::from)
     }

@@ -551,7 +551,7 @@ const REQUEST: Duration = Duration::from_micros(400);
 /// The address at which the service is to be asked. The error says why there is none yet.
 fn find(addrs: &[Candidate], cx: &Probe<'_>) -> io::Result<SocketAddr> {
     let mut found = None;
-    let mut trouble = None;
+    let mut last_error = None;
     for candidate in addrs {
         if !candidate.local {
             found = found.or(Some(candidate.addr));
@@ -563,10 +563,10 @@ fn find(addrs: &[Candidate], cx: &Probe<'_>) -> io::Result<SocketAddr> {
             Ok(true) => found = found.or(Some(candidate.addr)),
             Ok(false) => {}
             Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
-            Err(error) => trouble = Some(error),
+            Err(error) => last_error = Some(error),
         }
     }
-    match (found, trouble) {
+    match (found, last_error) {
         (Some(addr), _) => Ok(addr),
         (None, Some(error)) => Err(error),
         (None, None) => {
@@ -674,7 +674,7 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
 /// What a port says to a request that any HTTP server understands: the end of a sentence, for the case that it is not
 /// HTTP.
 fn first_bytes(addr: SocketAddr, limit: Duration) -> String {
-    let look = || -> io::Result<Vec<u8>> {
+    let poll = || -> io::Result<Vec<u8>> {
         let limit = limit.min(Duration::from_millis(500));
         let mut stream = TcpStream::connect_timeout(&addr, limit)?;
         stream.set_read_timeout(Some(limit))?;
@@ -685,7 +685,7 @@ fn first_bytes(addr: SocketAddr, limit: Duration) -> String {
         bytes.truncate(n);
         Ok(bytes)
     };
-    match look() {
+    match poll() {
         // An alert or a handshake of TLS: its type, then the major version.
         Ok(bytes) if matches!(bytes.as_slice(), [0x15 | 0x16, 0x03, ..]) => {
             format!(": it speaks TLS{TLS_REMEDY}")
@@ -729,7 +729,7 @@ impl<'a> Parts<'a> {
             "https" if cfg!(feature = "tls") => true,
             "https" => {
                 return Err(
-                    "`https://` needs mirakuru's feature `tls`, which is turned off; turn it on, or use `http://` where the service \
+                    "`https://` needs mirakuru's feature `tls`, which is turned off; endpoint_lock it on, or use `http://` where the service \
                      has a plain port"
                         .to_owned(),
                 );

@@ -36,7 +36,7 @@ struct OpenLine {
     /// Whether it has matched already. A line counts once.
     found: bool,
     /// How long it was when it was last looked at.
-    looked: usize,
+    polled: usize,
     /// Whether it matches now, but may not when it is finished.
     undecided: bool,
 }
@@ -100,12 +100,12 @@ impl LineWatch {
             cursor,
             open,
         } = self;
-        let look = Look { regex, named: *named };
+        let poll = Look { regex, named: *named };
         let found: &mut dyn FnMut(&Found<'_>) = &mut found;
         let result = reader.read_pieces(cursor.get_or_insert(since), |piece, _| match piece {
             Piece::Output(stream, bytes) => {
                 if wanted.is_none_or(|wanted| wanted == stream) {
-                    open[stream as usize].feed(look, bytes, found);
+                    open[stream as usize].feed(poll, bytes, found);
                 }
             }
             // What follows is not the rest of the same line.
@@ -113,7 +113,7 @@ impl LineWatch {
             Piece::Start => *open = Default::default(),
         });
         for line in open {
-            line.look_unfinished(look, found);
+            line.look_unfinished(poll, found);
         }
         result
     }
@@ -129,13 +129,13 @@ impl LineWatch {
 
     /// Takes the unfinished lines that match as finished.
     pub(crate) fn settle(&mut self, mut found: impl FnMut(&Found<'_>)) {
-        let look = Look {
+        let poll = Look {
             regex: &self.regex,
             named: self.named,
         };
         for line in self.open.iter_mut().filter(|line| line.undecided) {
             line.undecided = false;
-            line.found = look.at(&line.bytes, usize::from(line.cut), &mut found);
+            line.found = poll.at(&line.bytes, usize::from(line.cut), &mut found);
         }
     }
 
@@ -198,17 +198,17 @@ impl Look<'_> {
 }
 
 impl OpenLine {
-    fn feed(&mut self, look: Look<'_>, bytes: &[u8], found: &mut dyn FnMut(&Found<'_>)) {
+    fn feed(&mut self, poll: Look<'_>, bytes: &[u8], found: &mut dyn FnMut(&Found<'_>)) {
         let mut rest = bytes;
         while let Some(end) = rest.iter().position(|&b| b == b'\n') {
             let (line, after) = (&rest[..end], &rest[end + 1..]);
             if self.bytes.is_empty() {
                 // The whole line at once, as nearly always: nothing is copied.
-                look.at(without_return(line), 0, found);
+                poll.at(without_return(line), 0, found);
             } else {
-                self.push(look, line, found);
+                self.push(poll, line, found);
                 if !self.found {
-                    look.at(without_return(&self.bytes), usize::from(self.cut), found);
+                    poll.at(without_return(&self.bytes), usize::from(self.cut), found);
                 }
             }
             *self = OpenLine {
@@ -219,30 +219,30 @@ impl OpenLine {
             rest = after;
         }
         if !rest.is_empty() {
-            self.push(look, rest, found);
+            self.push(poll, rest, found);
         }
     }
 
-    fn push(&mut self, look: Look<'_>, bytes: &[u8], found: &mut dyn FnMut(&Found<'_>)) {
+    fn push(&mut self, poll: Look<'_>, bytes: &[u8], found: &mut dyn FnMut(&Found<'_>)) {
         self.bytes.extend_from_slice(bytes);
         if self.bytes.len() > WINDOW {
-            self.look_unfinished(look, found);
+            self.look_unfinished(poll, found);
             let surplus = self.bytes.len() - WINDOW / 2;
             self.bytes.drain(..surplus);
             self.cut = true;
-            self.looked = 0;
+            self.polled = 0;
         }
     }
 
-    fn look_unfinished(&mut self, look: Look<'_>, found: &mut dyn FnMut(&Found<'_>)) {
-        if self.found || self.looked == self.bytes.len() {
+    fn look_unfinished(&mut self, poll: Look<'_>, found: &mut dyn FnMut(&Found<'_>)) {
+        if self.found || self.polled == self.bytes.len() {
             return;
         }
-        self.looked = self.bytes.len();
+        self.polled = self.bytes.len();
         let start = usize::from(self.cut);
         self.undecided = false;
-        match look.holds(&mut self.bytes, start) {
-            Some(true) => self.found = look.at(&self.bytes, start, found),
+        match poll.holds(&mut self.bytes, start) {
+            Some(true) => self.found = poll.at(&self.bytes, start, found),
             Some(false) => self.undecided = true,
             None => {}
         }

@@ -116,7 +116,7 @@ pub trait Readiness: Send + Sync + 'static {
         if self.waits_for_output() {
             wake.on_output();
         } else {
-            wake.by_and_by();
+            wake.with_back_off();
         }
     }
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use super::unix_socket::{claim, expand_path};
+use super::unix_socket::{claim_path, expand_path};
 use super::{Prepare, Probe, Readiness, Wake};
 use crate::error::Error;
 use crate::ports::holder::first_number;
@@ -49,7 +49,7 @@ pub struct PidFile {
     /// With the placeholders filled in.
     path: PathBuf,
     /// The file that was there before the start.
-    before: Option<Print>,
+    before: Option<Fingerprint>,
     /// Tells when to look.
     watching: Watching,
     /// Since when it is there and empty, and when that no longer matters, since the start of the service.
@@ -58,7 +58,7 @@ pub struct PidFile {
 
 /// What changes when a file is written to, touched or replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Print {
+struct Fingerprint {
     device: u64,
     inode: u64,
     size: u64,
@@ -68,9 +68,9 @@ struct Print {
     content: Vec<u8>,
 }
 
-impl Print {
-    fn of(path: &Path, metadata: &Metadata) -> Print {
-        Print {
+impl Fingerprint {
+    fn of(path: &Path, metadata: &Metadata) -> Fingerprint {
+        Fingerprint {
             device: metadata.dev(),
             inode: metadata.ino(),
             size: metadata.size(),
@@ -130,8 +130,8 @@ impl Readiness for PidFile {
         }
         // Absolute, so that nothing changes when the test changes its directory.
         let path = std::path::absolute(&path).unwrap_or(path);
-        claim(cx, &path);
-        self.before = before.map(|metadata| Print::of(&path, &metadata));
+        claim_path(cx, &path);
+        self.before = before.map(|metadata| Fingerprint::of(&path, &metadata));
         self.path = path;
         self.wait_is_over();
         Ok(())
@@ -154,7 +154,7 @@ impl Readiness for PidFile {
                 ));
             }
         };
-        let now = Print::of(path, &metadata);
+        let now = Fingerprint::of(path, &metadata);
         let pid = first_number(&now.content);
         // It can also have appeared between the look before the start and the start, while another service with the same file had its turn.
         if self.before.as_ref() != Some(&now)
@@ -193,9 +193,9 @@ impl Readiness for PidFile {
         match self.watching.event() {
             Some(event) => {
                 wake.on(event);
-                wake.seldom();
+                wake.fallback_poll();
             }
-            None => wake.by_and_by(),
+            None => wake.with_back_off(),
         }
         if let Some((_, until)) = self.empty {
             wake.at(until);
@@ -213,8 +213,11 @@ impl Readiness for PidFile {
 }
 
 /// Whether the last change of a file came before the start of the service.
-fn is_older_than_start(print: &Print, elapsed: Duration) -> bool {
-    let (Ok(seconds), Ok(nanos)) = (u64::try_from(print.changed.0), u32::try_from(print.changed.1)) else {
+fn is_older_than_start(fingerprint: &Fingerprint, elapsed: Duration) -> bool {
+    let (Ok(seconds), Ok(nanos)) = (
+        u64::try_from(fingerprint.changed.0),
+        u32::try_from(fingerprint.changed.1),
+    ) else {
         return true;
     };
     let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
@@ -226,7 +229,7 @@ fn is_older_than_start(print: &Print, elapsed: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::readiness::harness::{TestDir, look};
+    use crate::readiness::harness::{TestDir, poll};
     use crate::recipe::placeholder::Values;
 
     fn prepare(path: &Path) -> Result<(PidFile, Vec<PathBuf>), Error> {
@@ -244,7 +247,7 @@ mod tests {
     }
 
     fn probe_of(readiness: &mut PidFile, elapsed: Duration, root: u32) -> io::Result<bool> {
-        look(readiness, root, elapsed)
+        poll(readiness, root, elapsed)
     }
 
     fn probe(readiness: &mut PidFile) -> io::Result<bool> {
@@ -255,8 +258,8 @@ mod tests {
     fn a_new_file_is_ready_whatever_is_in_it() {
         let dir = TestDir::new();
         let path = dir.path().join("x.pid");
-        let (mut readiness, claims) = prepare(&path).unwrap();
-        assert_eq!(claims, [path.as_path()]);
+        let (mut readiness, endpoints) = prepare(&path).unwrap();
+        assert_eq!(endpoints, [path.as_path()]);
         assert_eq!(Readiness::path(&readiness), Some(path.as_path()));
         assert!(!probe(&mut readiness).unwrap());
         fs::write(&path, "?").unwrap();
@@ -368,9 +371,9 @@ mod tests {
         assert_eq!(events, 0, "there is no directory to watch");
         fs::create_dir(dir.path().join("later")).unwrap();
         assert!(!probe(&mut readiness).unwrap());
-        let (events, seldom) = wakes(&readiness);
+        let (events, fallback_poll) = wakes(&readiness);
         assert_eq!(events, 1);
-        assert!(seldom > often);
+        assert!(fallback_poll > often);
         readiness.wait_is_over();
         assert_eq!(wakes(&readiness), (0, often));
     }
@@ -378,9 +381,9 @@ mod tests {
     #[test]
     fn paths_are_checked_and_claimed() {
         assert!(prepare(Path::new("/tmp/private/x.pid")).unwrap().1.is_empty());
-        let (readiness, claims) = prepare(Path::new("x.pid")).unwrap();
+        let (readiness, endpoints) = prepare(Path::new("x.pid")).unwrap();
         let absolute = std::env::current_dir().unwrap().join("x.pid");
-        assert_eq!(claims, [absolute.as_path()]);
+        assert_eq!(endpoints, [absolute.as_path()]);
         assert_eq!(readiness.describe(), format!("it wrote {}", absolute.display()));
         for wrong in ["", "/tmp"] {
             let Err(Error::InvalidReadiness { .. }) = prepare(Path::new(wrong)) else {

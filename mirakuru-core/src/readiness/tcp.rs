@@ -292,8 +292,8 @@ mod tests {
     use std::process::{Child, Command};
 
     use super::*;
-    use crate::ports::owner::Stranger;
-    use crate::readiness::harness::look;
+    use crate::ports::owner::WrongListener;
+    use crate::readiness::harness::poll;
     use crate::recipe::placeholder::Values;
     #[cfg(target_os = "linux")]
     use crate::sys::sockets::tests::{listen_v6, tcp};
@@ -317,7 +317,7 @@ mod tests {
 
     /// One look, at the tree below `root`.
     fn probe(tcp: &mut Tcp, root: u32) -> io::Result<bool> {
-        look(tcp, root, Duration::ZERO)
+        poll(tcp, root, Duration::ZERO)
     }
 
     /// A process that listens nowhere.
@@ -401,10 +401,10 @@ mod tests {
 
     #[test]
     fn local_addresses_are_claimed_as_they_are_given() {
-        let claims = |text: &str| prepare(&mut Tcp::addr(text)).unwrap();
-        assert_eq!(claims("127.0.0.1:6379"), ["127.0.0.1:6379".parse().unwrap()]);
-        assert_eq!(claims("0.0.0.0:6379"), ["0.0.0.0:6379".parse().unwrap()]);
-        assert_eq!(claims("192.0.2.1:6379"), []);
+        let endpoints = |text: &str| prepare(&mut Tcp::addr(text)).unwrap();
+        assert_eq!(endpoints("127.0.0.1:6379"), ["127.0.0.1:6379".parse().unwrap()]);
+        assert_eq!(endpoints("0.0.0.0:6379"), ["0.0.0.0:6379".parse().unwrap()]);
+        assert_eq!(endpoints("192.0.2.1:6379"), []);
         let mut port = Tcp::port(6379);
         let both = ["127.0.0.1:6379".parse().unwrap(), "[::1]:6379".parse().unwrap()];
         assert_eq!(prepare(&mut port).unwrap(), both);
@@ -468,9 +468,9 @@ mod tests {
         }
         let error = answer.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        let stranger = Stranger::of(&error).unwrap();
-        assert_eq!(stranger.endpoint, addr.to_string());
-        assert_eq!(stranger.holder.pid, Some(std::process::id()));
+        let wrong_listener = WrongListener::of(&error).unwrap();
+        assert_eq!(wrong_listener.endpoint, addr.to_string());
+        assert_eq!(wrong_listener.holder.pid, Some(std::process::id()));
     }
 
     #[test]

@@ -82,7 +82,7 @@ impl Readiness for UnixSocket {
             // refuse to start because of it. (One that cannot be removed is the service's affair.)
             let _ = holder::remove_stale_socket(&path);
         }
-        claim(cx, &path);
+        claim_path(cx, &path);
         self.path = path;
         self.wait_is_over();
         Ok(())
@@ -116,7 +116,7 @@ impl Readiness for UnixSocket {
             }
         };
         match owner::unix_owner(path, listener, cx.supervisor) {
-            Owner::Stranger(stranger) => Err(stranger.into()),
+            Owner::WrongListener(wrong_listener) => Err(wrong_listener.into()),
             Owner::Nobody | Owner::Tree | Owner::Unseen => Ok(true),
         }
     }
@@ -125,8 +125,8 @@ impl Readiness for UnixSocket {
         let event = self.watching.event();
         match (self.there, event) {
             (Some(_), _) => wake.at(self.next),
-            (None, Some(_)) => wake.seldom(),
-            (None, None) => wake.by_and_by(),
+            (None, Some(_)) => wake.fallback_poll(),
+            (None, None) => wake.with_back_off(),
         }
         if let Some(event) = event {
             wake.on(event);
@@ -148,11 +148,11 @@ pub(super) fn expand_path(cx: &mut Prepare<'_>, path: &Path) -> Result<PathBuf, 
     cx.values
         .expand_os(path.as_os_str())
         .map(PathBuf::from)
-        .map_err(|trouble| trouble.in_readiness(&path.to_string_lossy()))
+        .map_err(|error| error.in_readiness(&path.to_string_lossy()))
 }
 
-/// Claims a path that others could want too, by a name that does not depend on the current directory.
-pub(super) fn claim(cx: &mut Prepare<'_>, path: &Path) {
+/// Endpoints a path that others could want too, by a name that does not depend on the current directory.
+pub(super) fn claim_path(cx: &mut Prepare<'_>, path: &Path) {
     if sockets::abstract_name(path).is_some() {
         cx.claim_path(path);
     } else if !path.starts_with(cx.dir()) {
@@ -226,8 +226,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::ports::owner::Stranger;
-    use crate::readiness::harness::{TestDir, look};
+    use crate::ports::owner::WrongListener;
+    use crate::readiness::harness::{TestDir, poll};
     use crate::recipe::placeholder::Values;
     use crate::sys::sockets::tests::{Made, unix};
     use crate::sys::tests::in_time;
@@ -245,7 +245,7 @@ mod tests {
     }
 
     fn probe(path: &Path, root: u32) -> io::Result<bool> {
-        look(&mut UnixSocket::path(path), root, Duration::ZERO)
+        poll(&mut UnixSocket::path(path), root, Duration::ZERO)
     }
 
     struct Kill(Child);
@@ -296,7 +296,7 @@ mod tests {
         let mut readiness = UnixSocket::path(&path);
         let mut pause_after_look = |seconds| {
             let elapsed = Duration::from_secs(seconds);
-            let _ = look(&mut readiness, 1, elapsed);
+            let _ = poll(&mut readiness, 1, elapsed);
             let mut wake = Wake::new(elapsed);
             readiness.wakes(&mut wake);
             wake.pause
@@ -351,12 +351,15 @@ mod tests {
         let dir = TestDir::new();
         let path = dir.path().join("x.sock");
         let script = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print(flush=True); time.sleep(60)";
-        let stranger = python(script, &path);
+        let wrong_listener = python(script, &path);
         let bystander = Kill(Command::new("sleep").arg("60").spawn().unwrap());
         let error = probe(&path, bystander.0.id()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        assert_eq!(Stranger::of(&error).unwrap().holder.pid, Some(stranger.0.id()));
-        assert!(probe(&path, stranger.0.id()).unwrap());
+        assert_eq!(
+            WrongListener::of(&error).unwrap().holder.pid,
+            Some(wrong_listener.0.id())
+        );
+        assert!(probe(&path, wrong_listener.0.id()).unwrap());
         assert!(probe(&path, std::process::id()).unwrap());
     }
 
@@ -407,16 +410,16 @@ child.kill(); child.wait()
     #[test]
     fn paths_are_checked_and_claimed() {
         let dir = Path::new("/tmp/private");
-        let claims = |path: &str| prepare(&mut UnixSocket::path(path), dir).unwrap();
-        assert!(claims("/tmp/private/x.sock").is_empty());
-        assert_eq!(claims("/tmp/x.sock"), [Path::new("/tmp/x.sock")]);
-        assert_eq!(claims("@x"), [Path::new("@x")]);
+        let endpoints = |path: &str| prepare(&mut UnixSocket::path(path), dir).unwrap();
+        assert!(endpoints("/tmp/private/x.sock").is_empty());
+        assert_eq!(endpoints("/tmp/x.sock"), [Path::new("/tmp/x.sock")]);
+        assert_eq!(endpoints("@x"), [Path::new("@x")]);
         assert_eq!(
-            claims("x.sock"),
+            endpoints("x.sock"),
             [std::env::current_dir().unwrap().join("x.sock")]
         );
         let longest = format!("/{}", "x".repeat(106));
-        assert_eq!(claims(&longest).len(), 1);
+        assert_eq!(endpoints(&longest).len(), 1);
         for (path, part) in [
             (
                 format!("{longest}x"),

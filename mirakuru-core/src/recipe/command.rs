@@ -92,7 +92,7 @@ impl Command {
         for (index, word) in words.iter().enumerate() {
             let word = values
                 .expand_os(word)
-                .map_err(|trouble| trouble.in_command(&self.display()))?;
+                .map_err(|error| error.in_command(&self.display()))?;
             if index == 0 && is_blank(&word) {
                 return Err(self.invalid(format!(
                     "the {what} has an empty name; the first word, with its placeholders filled in, must name it"

@@ -20,7 +20,7 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::error::secrets::{Secrets, mask_urls};
-use crate::ports::reserve::{Grip, Reservation};
+use crate::ports::reserve::{HoldLevel, Reservation};
 
 /// The values that placeholders have in one executor, ports being reserved when they are first asked for.
 #[derive(Debug)]
@@ -31,7 +31,7 @@ pub(crate) struct Values {
     ports: Vec<(String, Reservation)>,
     /// Ports that failed: not to be taken again.
     spoiled: Vec<u16>,
-    grip: Grip,
+    hold_level: HoldLevel,
     secrets: Secrets,
     /// Whether texts are expanded for somebody to read: variables of the environment stay placeholders then.
     for_show: bool,
@@ -39,30 +39,30 @@ pub(crate) struct Values {
 
 /// Why a text could not be expanded.
 #[derive(Debug)]
-pub(crate) enum Trouble {
+pub(crate) enum ExpandError {
     /// The text is wrong: what is, and what would be right.
     Text(String),
     /// The system has no port to give.
     Port(io::Error),
 }
 
-impl Trouble {
+impl ExpandError {
     pub(crate) fn in_command(self, command: &str) -> Error {
         match self {
-            Trouble::Text(reason) => Error::InvalidCommand {
+            ExpandError::Text(reason) => Error::InvalidCommand {
                 command: mask_urls(command).into_owned(),
                 reason,
             },
-            Trouble::Port(source) => no_port(source),
+            ExpandError::Port(source) => no_port(source),
         }
     }
     pub(crate) fn in_readiness(self, readiness: &str) -> Error {
         match self {
-            Trouble::Text(reason) => Error::InvalidReadiness {
+            ExpandError::Text(reason) => Error::InvalidReadiness {
                 readiness: mask_urls(readiness).into_owned(),
                 reason,
             },
-            Trouble::Port(source) => no_port(source),
+            ExpandError::Port(source) => no_port(source),
         }
     }
 }
@@ -81,7 +81,7 @@ impl Values {
             dir,
             ports: Vec::new(),
             spoiled: Vec::new(),
-            grip: Grip::Firm,
+            hold_level: HoldLevel::Firm,
             secrets: Secrets::default(),
             for_show: false,
         }
@@ -118,18 +118,18 @@ impl Values {
     }
 
     /// Fills in the placeholders of a text.
-    pub(crate) fn expand(&mut self, text: &str) -> Result<String, Trouble> {
+    pub(crate) fn expand(&mut self, text: &str) -> Result<String, ExpandError> {
         let bytes = self.expand_bytes(text.as_bytes())?;
         String::from_utf8(bytes).map_err(|e| {
             let got = e.as_bytes().escape_ascii();
-            Trouble::Text(format!(
+            ExpandError::Text(format!(
                 "a placeholder's value is not UTF-8, and here it must be: `{got}`"
             ))
         })
     }
 
     /// The same for a text that need not be UTF-8.
-    pub(crate) fn expand_os(&mut self, text: &OsStr) -> Result<OsString, Trouble> {
+    pub(crate) fn expand_os(&mut self, text: &OsStr) -> Result<OsString, ExpandError> {
         self.expand_bytes(text.as_bytes()).map(OsString::from_vec)
     }
 
@@ -159,10 +159,10 @@ impl Values {
 
     /// Holds the same ports again, as far as nobody else has them by now: says whether all are held.
     pub(crate) fn hold_again(&mut self) -> bool {
-        let grip = self.grip;
+        let hold_level = self.hold_level;
         // No short cut: each one that can be held is.
         self.ports.iter_mut().fold(true, |all, (_, reservation)| {
-            reservation.hold_again(grip).is_ok() && all
+            reservation.hold_again(hold_level).is_ok() && all
         })
     }
 
@@ -176,7 +176,7 @@ impl Values {
     /// Holds the ports one step looser, for a service that found them in use although nobody but us has them: says
     /// whether there was a step left, so that another try makes sense.
     pub(crate) fn loosen(&mut self) -> bool {
-        match self.grip.looser() {
+        match self.hold_level.looser() {
             Some(looser) if !self.ports.is_empty() => {
                 self.set_grip(looser);
                 true
@@ -185,14 +185,14 @@ impl Values {
         }
     }
 
-    fn set_grip(&mut self, grip: Grip) {
-        self.grip = grip;
+    fn set_grip(&mut self, hold_level: HoldLevel) {
+        self.hold_level = hold_level;
         for (_, reservation) in &mut self.ports {
-            reservation.loosen(grip);
+            reservation.loosen(hold_level);
         }
     }
 
-    fn expand_bytes(&mut self, text: &[u8]) -> Result<Vec<u8>, Trouble> {
+    fn expand_bytes(&mut self, text: &[u8]) -> Result<Vec<u8>, ExpandError> {
         let mut out = Vec::with_capacity(text.len());
         let mut at = 0;
         while let Some(brace) = text[at..]
@@ -223,11 +223,13 @@ impl Values {
         Ok(out)
     }
 
-    fn push_value(&mut self, found: &Placeholder<'_>, out: &mut Vec<u8>) -> Result<(), Trouble> {
+    fn push_value(&mut self, found: &Placeholder<'_>, out: &mut Vec<u8>) -> Result<(), ExpandError> {
         let argument = found.argument.map(String::from_utf8_lossy);
         match (found.word, argument.as_deref()) {
             ("port", name) => {
-                let port = self.reserve(name.unwrap_or_default()).map_err(Trouble::Port)?;
+                let port = self
+                    .reserve(name.unwrap_or_default())
+                    .map_err(ExpandError::Port)?;
                 out.extend_from_slice(port.to_string().as_bytes());
             }
             ("dir", None) => out.extend_from_slice(self.dir.as_os_str().as_bytes()),
@@ -245,7 +247,7 @@ impl Values {
                         out.extend_from_slice(value.as_bytes());
                     }
                     None => {
-                        return Err(Trouble::Text(format!(
+                        return Err(ExpandError::Text(format!(
                             "the environment variable `{variable}` is not set, and `{{env:{variable}}}` asks for it; set it for the \
                              test process"
                         )));
@@ -253,12 +255,12 @@ impl Values {
                 }
             }
             (word @ ("dir" | "name"), Some(argument)) => {
-                return Err(Trouble::Text(format!(
+                return Err(ExpandError::Text(format!(
                     "`{{{word}:{argument}}}`: `{word}` takes no argument; write `{{{word}}}`"
                 )));
             }
             ("env", None) => {
-                return Err(Trouble::Text(
+                return Err(ExpandError::Text(
                     "`{env}`: which environment variable? write `{env:VAR}`".to_owned(),
                 ));
             }
@@ -267,7 +269,7 @@ impl Values {
                     Some(argument) => format!("{word}:{argument}"),
                     None => word.to_owned(),
                 };
-                return Err(Trouble::Text(format!(
+                return Err(ExpandError::Text(format!(
                     "unknown placeholder `{{{inner}}}`; the known ones are {KNOWN}, and `{{{{{inner}}}}}` gives the text \
                      `{{{inner}}}` itself"
                 )));
@@ -280,7 +282,7 @@ impl Values {
         if let Some(port) = self.port(name) {
             return Ok(port);
         }
-        let reservation = Reservation::new(self.grip, &self.spoiled)?;
+        let reservation = Reservation::new(self.hold_level, &self.spoiled)?;
         let port = reservation.port();
         self.ports.push((name.to_owned(), reservation));
         Ok(port)
@@ -343,9 +345,9 @@ mod tests {
         values().expand(text).unwrap()
     }
 
-    fn trouble(text: &str) -> String {
+    fn error(text: &str) -> String {
         match values().expand(text) {
-            Err(Trouble::Text(reason)) => reason,
+            Err(ExpandError::Text(reason)) => reason,
             other => panic!("{text}: {other:?}"),
         }
     }
@@ -374,8 +376,8 @@ mod tests {
             values.ports().collect::<Vec<_>>(),
             [("", first), ("admin", second)]
         );
-        values.set_grip(Grip::Open);
-        values.set_grip(Grip::Firm);
+        values.set_grip(HoldLevel::Open);
+        values.set_grip(HoldLevel::Firm);
         in_time(|| values.hold_again());
         assert_eq!(
             values.expand("{port}").unwrap(),
@@ -397,7 +399,7 @@ mod tests {
         assert!(values.loosen());
         assert!(!values.loosen());
         assert_eq!(values.port(""), Some(port));
-        values.set_grip(Grip::Firm);
+        values.set_grip(HoldLevel::Firm);
         in_time(|| values.hold_again());
         TcpListener::bind(("127.0.0.1", port)).unwrap();
     }
@@ -456,18 +458,18 @@ mod tests {
 
     #[test]
     fn mistakes_are_named_with_what_would_be_right() {
-        let unknown = trouble("--port {prot}");
+        let unknown = error("--port {prot}");
         assert!(unknown.starts_with("unknown placeholder `{prot}`"), "{unknown}");
         assert!(unknown.contains(KNOWN), "{unknown}");
         assert!(
             unknown.contains("`{{prot}}` gives the text `{prot}`"),
             "{unknown}"
         );
-        assert!(trouble("{data_dir:x}").contains("`{data_dir:x}`"));
-        assert!(trouble("{dir:x}").ends_with("write `{dir}`"));
-        assert!(trouble("{name:x}").ends_with("write `{name}`"));
-        assert!(trouble("{env}").ends_with("write `{env:VAR}`"));
-        assert!(trouble("{env:MIRAKURU_NO_SUCH}").contains("`MIRAKURU_NO_SUCH` is not set"));
+        assert!(error("{data_dir:x}").contains("`{data_dir:x}`"));
+        assert!(error("{dir:x}").ends_with("write `{dir}`"));
+        assert!(error("{name:x}").ends_with("write `{name}`"));
+        assert!(error("{env}").ends_with("write `{env:VAR}`"));
+        assert!(error("{env:MIRAKURU_NO_SUCH}").contains("`MIRAKURU_NO_SUCH` is not set"));
     }
 
     #[test]
@@ -478,7 +480,7 @@ mod tests {
             b"\xffredis\xfe{\xfd}"
         );
         let mut odd = Values::new(String::new(), PathBuf::from(OsStr::from_bytes(b"/\xff")));
-        assert!(matches!(odd.expand("{dir}"), Err(Trouble::Text(_))));
+        assert!(matches!(odd.expand("{dir}"), Err(ExpandError::Text(_))));
         assert_eq!(odd.expand_os(OsStr::new("{dir}")).unwrap().as_bytes(), b"/\xff");
     }
 

@@ -55,7 +55,7 @@ use crate::executor::Executor;
 use crate::ports::lock::{Fnv1a, Pauses};
 use crate::readiness::Readiness;
 use crate::recipe::builder::ExecutorBuilder;
-use crate::service_dir::{self, Home};
+use crate::service_dir::{self, ServiceDir};
 use crate::sys;
 use crate::sys::procfs::{self, Stat};
 use crate::timeline::timeline_now;
@@ -182,24 +182,24 @@ impl Run {
     ///
     /// [`Error::System`] when the run's directory is not to be had, or the runner has ended: whatever is left of the run then must
     /// not start anything more.
-    pub fn berth<R: Readiness>(
+    pub fn slot<R: Readiness>(
         &self,
         name: &str,
         kind: &str,
         recipe: &ExecutorBuilder<R>,
-    ) -> Result<Berth, Error> {
+    ) -> Result<RunSlot, Error> {
         let text = key_text(name, kind, recipe);
         let key = format!("{:016x}{:016x}", hash(0, &text), hash(1, &text));
-        let berth = Berth {
+        let slot = RunSlot {
             published: self.dir.join(format!("{key}.state")),
             lock: self.dir.join(format!("{key}.lock")),
             dir: self.dir.clone(),
             runner: self.runner,
             runner_started: self.started,
         };
-        berth.check_runner().map_err(|source| berth.error(source))?;
-        berth.make_dir().map_err(|source| berth.error(source))?;
-        Ok(berth)
+        slot.check_runner().map_err(|source| slot.error(source))?;
+        slot.make_dir().map_err(|source| slot.error(source))?;
+        Ok(slot)
     }
 }
 
@@ -318,7 +318,7 @@ pub fn hash(seed: u8, text: &str) -> u64 {
 /// The place of one service in a run.
 #[doc(hidden)]
 #[derive(Debug)]
-pub struct Berth {
+pub struct RunSlot {
     dir: PathBuf,
     published: PathBuf,
     lock: PathBuf,
@@ -329,29 +329,29 @@ pub struct Berth {
 /// What is in a berth.
 #[doc(hidden)]
 #[derive(Debug)]
-pub enum Occupied<R> {
+pub enum SlotState<R> {
     /// A service that runs.
     Running(Box<Executor<R>>),
     /// Nothing: the caller is the one to start it, by the recipe that it gave.
-    Vacant(Vacancy, Box<ExecutorBuilder<R>>),
+    Vacant(StartPermit, Box<ExecutorBuilder<R>>),
 }
 
 /// The right to start the service of a berth, given up when dropped.
 #[doc(hidden)]
 #[derive(Debug)]
-pub struct Vacancy {
-    berth: Berth,
+pub struct StartPermit {
+    slot: RunSlot,
     lock: File,
 }
 
-impl Berth {
+impl RunSlot {
     /// Attaches to the service, or gives the right to start it. While another process is starting it, waits.
     ///
     /// # Errors
     ///
     /// [`Error::FailedBefore`] when it could not be started in this run; [`Error::Died`] when it has ended; [`Error::System`]
     /// when the run's files cannot be used, or the runner has ended.
-    pub fn occupy<R: Readiness>(self, recipe: ExecutorBuilder<R>) -> Result<Occupied<R>, Error> {
+    pub fn enter<R: Readiness>(self, recipe: ExecutorBuilder<R>) -> Result<SlotState<R>, Error> {
         let asked = timeline_now();
         let allowed = recipe.spec.timeout.saturating_add(recipe.spec.stop_timeout);
         let patience = PATIENCE.saturating_add(scaled(allowed));
@@ -361,8 +361,8 @@ impl Berth {
                 return self.attach(recipe, state, asked);
             }
             if let Some(lock) = self.try_lock().map_err(|e| self.error(e))? {
-                let vacancy = Vacancy { berth: self, lock };
-                return vacancy.claim(recipe, asked);
+                let permit = StartPermit { slot: self, lock };
+                return permit.endpoint(recipe, asked);
             }
             // Those who are left of a run that was killed are not to wait for each other.
             self.check_runner().map_err(|e| self.error(e))?;
@@ -384,11 +384,11 @@ impl Berth {
         recipe: ExecutorBuilder<R>,
         state: State,
         asked: Option<u64>,
-    ) -> Result<Occupied<R>, Error> {
+    ) -> Result<SlotState<R>, Error> {
         match Executor::attach(recipe, state, self.published.clone()) {
             Ok(executor) => {
                 executor.note_attached(asked);
-                Ok(Occupied::Running(Box::new(executor)))
+                Ok(SlotState::Running(Box::new(executor)))
             }
             // That it is gone is news only while the run goes on.
             Err(error) => Err(self.check_runner().map_or_else(|e| self.error(e), |()| error)),
@@ -448,49 +448,49 @@ impl Berth {
     }
 }
 
-impl Vacancy {
+impl StartPermit {
     /// With the lock taken: is it really vacant?
-    fn claim<R: Readiness>(
+    fn endpoint<R: Readiness>(
         self,
         recipe: ExecutorBuilder<R>,
         asked: Option<u64>,
-    ) -> Result<Occupied<R>, Error> {
-        if let Err(error) = self.berth.check_runner() {
+    ) -> Result<SlotState<R>, Error> {
+        if let Err(error) = self.slot.check_runner() {
             // Nobody is left who would remove this.
-            let _ = fs::remove_file(&self.berth.lock);
-            let _ = fs::remove_dir(&self.berth.dir);
-            return Err(self.berth.error(error));
+            let _ = fs::remove_file(&self.slot.lock);
+            let _ = fs::remove_dir(&self.slot.dir);
+            return Err(self.slot.error(error));
         }
         // It may have been published between the look and the lock.
-        match State::read(&self.berth.published).map_err(|e| self.berth.error(e))? {
-            None => Ok(Occupied::Vacant(self, Box::new(recipe))),
-            Some(state) => self.berth.attach(recipe, state, asked),
+        match State::read(&self.slot.published).map_err(|e| self.slot.error(e))? {
+            None => Ok(SlotState::Vacant(self, Box::new(recipe))),
+            Some(state) => self.slot.attach(recipe, state, asked),
         }
     }
 
     /// What the supervisor needs to make the service the run's.
     fn plan(&self) -> io::Result<sys::RunPlan> {
-        let berth = &self.berth;
-        let runner = sys::pidfd(berth.runner);
+        let slot = &self.slot;
+        let runner = sys::pidfd(slot.runner);
         // In this order: what the descriptor refers to is the runner if that is still alive now.
-        berth.check_runner()?;
+        slot.check_runner()?;
         let c_string = |path: &Path| Ok::<_, io::Error>(CString::new(path.as_os_str().as_bytes())?);
         Ok(sys::RunPlan {
             runner: runner?,
             start_lock: self.lock.try_clone()?.into(),
-            staged: c_string(&berth.staged())?,
-            published: c_string(&berth.published)?,
-            dir: c_string(&berth.dir)?,
+            staged: c_string(&slot.staged())?,
+            published: c_string(&slot.published)?,
+            dir: c_string(&slot.dir)?,
         })
     }
 
-    /// Makes the executor that is to be started. Until it is [published](Vacancy::publish) it is this process's own.
+    /// Makes the executor that is to be started. Until it is [published](StartPermit::publish) it is this process's own.
     ///
     /// # Errors
     ///
     /// Those of [`ExecutorBuilder::build`]; [`Error::System`] when the runner has ended.
     pub fn build<R: Readiness>(&self, recipe: ExecutorBuilder<R>) -> Result<Executor<R>, Error> {
-        let plan = self.plan().map_err(|source| self.berth.error(source))?;
+        let plan = self.plan().map_err(|source| self.slot.error(source))?;
         let mut executor = recipe.build()?;
         executor.for_run(plan);
         Ok(executor)
@@ -503,10 +503,10 @@ impl Vacancy {
     /// [`Error::System`] when that fails, [`Error::Exited`] when it has ended meanwhile. It is still the caller's then.
     pub fn publish<R: Readiness>(&self, executor: &mut Executor<R>) -> Result<(), Error> {
         let state = executor.state();
-        let staged = self.berth.staged();
+        let staged = self.slot.staged();
         let result = match state.write(&staged) {
-            Ok(()) => executor.publish(state, self.berth.published.clone()),
-            Err(source) => Err(self.berth.error(source)),
+            Ok(()) => executor.publish(state, self.slot.published.clone()),
+            Err(source) => Err(self.slot.error(source)),
         };
         if result.is_err() {
             let _ = fs::remove_file(&staged);
@@ -517,7 +517,7 @@ impl Vacancy {
     /// Lets all others know that the service cannot be started, so that they fail at once.
     pub fn failed(self, error: &Error) {
         // That the runner has ended is no failure of the service, and nobody would remove the report.
-        if self.berth.check_runner().is_err() {
+        if self.slot.check_runner().is_err() {
             return;
         }
         let state = State {
@@ -525,11 +525,11 @@ impl Vacancy {
             process: this_process(),
             ..State::default()
         };
-        let staged = self.berth.staged();
+        let staged = self.slot.staged();
         // Not being able to tell means that others try as well.
         let _ = state
             .write(&staged)
-            .and_then(|()| fs::rename(&staged, &self.berth.published));
+            .and_then(|()| fs::rename(&staged, &self.slot.published));
     }
 }
 
@@ -542,7 +542,7 @@ pub(crate) struct State {
     pub(crate) process: String,
     pub(crate) pid: u32,
     pub(crate) supervisor: u32,
-    pub(crate) home: PathBuf,
+    pub(crate) service_dir: PathBuf,
     pub(crate) ports: Vec<(String, u16)>,
     pub(crate) addr: Option<SocketAddr>,
     pub(crate) url: Option<String>,
@@ -583,7 +583,7 @@ impl State {
                 b"process" => state.process = text.into_owned(),
                 b"pid" => state.pid = text.parse().unwrap_or(0),
                 b"supervisor" => state.supervisor = text.parse().unwrap_or(0),
-                b"home" => state.home = path(),
+                b"home" => state.service_dir = path(),
                 b"port" => {
                     if let Some((port, name)) = text.split_once(' ') {
                         state
@@ -626,7 +626,7 @@ impl State {
         put("process", self.process.as_bytes());
         put("pid", self.pid.to_string().as_bytes());
         put("supervisor", self.supervisor.to_string().as_bytes());
-        put("home", self.home.as_os_str().as_bytes());
+        put("home", self.service_dir.as_os_str().as_bytes());
         for (name, port) in &self.ports {
             put("port", format!("{port} {name}").as_bytes());
         }
@@ -664,7 +664,7 @@ impl State {
             None => !sys::files::process_lives(self.pid),
             Some((status, left)) => !(left && status.success()),
         };
-        !main_has_ended && Home::is_supervised(&self.home)
+        !main_has_ended && ServiceDir::is_supervised(&self.service_dir)
     }
 
     /// A service that has just ended may not have its end recorded yet: waits for that, a moment. Its supervisor does it within
@@ -675,7 +675,7 @@ impl State {
         while state.failed.is_none()
             && state.exit.is_none()
             && !sys::files::process_lives(state.pid)
-            && Home::is_supervised(&state.home)
+            && ServiceDir::is_supervised(&state.service_dir)
             && began.elapsed() < RECORDED_WITHIN
         {
             thread::sleep(Duration::from_micros(200));
@@ -866,7 +866,7 @@ mod tests {
             process: "tests-1 (pid 8)".to_owned(),
             pid: 9,
             supervisor: 10,
-            home: PathBuf::from("/tmp/a b=c"),
+            service_dir: PathBuf::from("/tmp/a b=c"),
             ports: vec![(String::new(), 4000), ("admin port".to_owned(), 4001)],
             addr: "[::1]:4000".parse().ok(),
             url: Some("http://localhost:4000/?a=b".to_owned()),

@@ -2,26 +2,26 @@
 //!
 //! ```text
 //! <temp dir>/mirakuru-<euid>/       0700; the base. 0711 once a service runs as another user
-//!     k3v7q2mxw5ha/                 0700 (0711 as above); one executor's home, named by its id
+//!     k3v7q2mxw5ha/                 0700 (0711 as above); one executor's service directory, named by its id
 //!         owner                     a symbolic link to "PID STARTED": the process that made it
 //!         lock                      flocked while that process or the service's supervisor lives
 //!         log, log.index            made by the log's own code, 0600
 //!         kept                      there when the log is to outlive its executor
 //!         d/                        0700, the service's: `{dir}`
-//!     new-812-99120-4026531836-k3v7q2mxw5ha/   a home that is being made: by whom, and in which pid namespace
-//!     turns/                        see `turns`
+//!     new-812-99120-4026531836-k3v7q2mxw5ha/   a service directory that is being made: by whom, and in which pid namespace
+//!     turns/                        see `endpoint_locks`
 //! ```
 //!
-//! A test process that is killed leaves its homes behind. The next one sweeps them: a home is stale when the process in `owner`
+//! A test process that is killed leaves its service directories behind. The next one sweeps them: a service directory is stale when the process in `owner`
 //! is gone *and* nobody holds `lock`. The first alone would not do, because a supervisor outlives the test
 //! process, and because two containers that share a temp dir do not see each other's processes; a flock is seen by both.
 //!
 //! Sweeps, creations and removals run side by side in many processes without a common lock:
 //!
-//! - A home gets its name by `rename` when `owner` and the locked `lock` are in it. Nobody ever sees it without.
+//! - A service directory gets its name by `rename` when `owner` and the locked `lock` are in it. Nobody ever sees it without.
 //! - An id is random and never used twice, so what was found to be stale stays stale.
-//! - A sweeper works on a stale home only while it holds that home's lock; the others leave it to it.
-//! - `lock` goes when the rest has gone, and a lock on a file that has lost its name counts for nothing. A home without it is debris, or a kept log.
+//! - A sweeper works on a stale service directory only while it holds that service directory's lock; the others leave it to it.
+//! - `lock` goes when the rest has gone, and a lock on a file that has lost its name counts for nothing. A service directory without it is debris, or a kept log.
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
@@ -52,48 +52,48 @@ const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 /// And how long where there are more than this of newer ones: each costs every test process two system calls.
 const MANY_KEPT: usize = 200;
 const MANY_KEPT_FOR: Duration = Duration::from_secs(60 * 60);
-/// A home takes a fraction of a millisecond to make. One that is this old and unfinished never will be.
+/// A service directory takes a fraction of a millisecond to make. One that is this old and unfinished never will be.
 const MAKING_TAKES_AT_MOST: Duration = Duration::from_secs(60);
 
 /// The private directory of one executor. Dropping it removes the directory with everything in it; after
-/// [`keep`](Home::keep), with everything but the log.
+/// [`keep`](ServiceDir::keep), with everything but the log.
 ///
 /// A copy that a fork made of it does nothing when dropped: the directory is its creator's.
 #[derive(Debug)]
-pub(crate) struct Home {
+pub(crate) struct ServiceDir {
     id: String,
     path: PathBuf,
     dir: PathBuf,
-    /// Until the home is somebody else's to see to.
+    /// Until the service directory is somebody else's to see to.
     lock: Option<File>,
     kept: bool,
     creator: u32,
 }
 
-impl Home {
-    /// Makes a home. `owner` is the user and group that the service runs as, if they are not the test's own.
+impl ServiceDir {
+    /// Makes a service directory. `owner` is the user and group that the service runs as, if they are not the test's own.
     ///
     /// # Errors
     ///
     /// [`Error::System`] when the base directory is not safe to use or not to be had.
-    pub(crate) fn create(owner: Option<(u32, u32)>) -> Result<Home, Error> {
+    pub(crate) fn create(owner: Option<(u32, u32)>) -> Result<ServiceDir, Error> {
         let base = base_in(&std::env::temp_dir());
-        Home::create_in(&base, owner)
+        ServiceDir::create_in(&base, owner)
     }
 
-    fn create_in(base: &Path, owner: Option<(u32, u32)>) -> Result<Home, Error> {
+    fn create_in(base: &Path, owner: Option<(u32, u32)>) -> Result<ServiceDir, Error> {
         let foreign = owner.filter(|owner| *owner != (sys::files::euid(), sys::files::egid()));
         let loose = foreign.is_some_and(|(uid, _)| uid != sys::files::euid());
         private_dir(base, loose).map_err(|source| Error::System {
             attempt: format!("use the directory `{}` for private files", base.display()),
             source,
         })?;
-        // Once more where a sweeper of another pid namespace took the unfinished home for debris, or all ids ever met.
+        // Once more where a sweeper of another pid namespace took the unfinished service directory for debris, or all ids ever met.
         let mut attempts = 0;
         loop {
             attempts += 1;
-            match Home::try_create(base, foreign, loose) {
-                Ok(home) => return Ok(home),
+            match ServiceDir::try_create(base, foreign, loose) {
+                Ok(service_dir) => return Ok(service_dir),
                 Err(e) if attempts < 5 && is_retryable(&e) => {}
                 Err(source) => {
                     let attempt = match foreign {
@@ -111,16 +111,16 @@ impl Home {
         }
     }
 
-    fn try_create(base: &Path, foreign: Option<(u32, u32)>, loose: bool) -> io::Result<Home> {
+    fn try_create(base: &Path, foreign: Option<(u32, u32)>, loose: bool) -> io::Result<ServiceDir> {
         let id = random_id()?;
         let (pid, started) = this_process();
         let unfinished = base.join(format!("new-{pid}-{started}-{}-{id}", pid_namespace()));
         DirBuilder::new().mode(0o700).create(&unfinished)?;
-        let home = furnish(&unfinished, foreign, loose).and_then(|lock| {
+        let service_dir = furnish(&unfinished, foreign, loose).and_then(|lock| {
             let path = base.join(&id);
-            // Never replaces a directory that has something in it, and every home has.
+            // Never replaces a directory that has something in it, and every service directory has.
             fs::rename(&unfinished, &path)?;
-            Ok(Home {
+            Ok(ServiceDir {
                 dir: path.join("d"),
                 path,
                 id,
@@ -129,20 +129,20 @@ impl Home {
                 creator: pid,
             })
         });
-        if home.is_err() {
+        if service_dir.is_err() {
             remove_tree(&unfinished);
         }
-        home
+        service_dir
     }
 
-    /// The home of a service that somebody else sees to: dropping this leaves it alone.
-    pub(crate) fn attach(path: PathBuf) -> Home {
+    /// The service directory of a service that somebody else sees to: dropping this leaves it alone.
+    pub(crate) fn attach(path: PathBuf) -> ServiceDir {
         let id = path
             .file_name()
             .and_then(|name| name.to_str())
             .unwrap_or_default()
             .to_owned();
-        Home {
+        ServiceDir {
             dir: path.join("d"),
             path,
             id,
@@ -163,7 +163,7 @@ impl Home {
         self.lock = None;
     }
 
-    /// Whether the supervisor that works in this home is still there: it keeps the lock until the service's tree is gone.
+    /// Whether the supervisor that works in this service directory is still there: it keeps the lock until the service's tree is gone.
     pub(crate) fn is_supervised(path: &Path) -> bool {
         sys::files::open_lock(&path.join("lock"), false)
             .is_ok_and(|lock| matches!(sys::files::is_locked(lock.as_fd()), Ok(true)))
@@ -189,7 +189,7 @@ impl Home {
         self.path.join("log.index")
     }
 
-    /// A descriptor that keeps this home from being swept, for the supervisor to keep until the service's tree is gone. Closed on
+    /// A descriptor that keeps this service directory from being swept, for the supervisor to keep until the service's tree is gone. Closed on
     /// exec.
     pub(crate) fn lock_fd(&self) -> io::Result<OwnedFd> {
         match &self.lock {
@@ -260,7 +260,7 @@ impl Home {
     }
 }
 
-impl Drop for Home {
+impl Drop for ServiceDir {
     fn drop(&mut self) {
         if self.creator == process::id() {
             clear(&self.path, self.kept);
@@ -288,7 +288,7 @@ pub(crate) fn check_within(path: &Path) -> Result<(), String> {
     ))
 }
 
-/// Fills a new home: everything but the name.
+/// Fills a new service directory: everything but the name.
 fn furnish(path: &Path, foreign: Option<(u32, u32)>, loose: bool) -> io::Result<File> {
     let (pid, started) = this_process();
     // A link's text is kept where the file system has its name. A file would need a block on the disk, and removing that
@@ -325,7 +325,7 @@ fn is_retryable(e: &io::Error) -> bool {
     )
 }
 
-/// A home whose creator and supervisor are gone. Dropping it removes the home.
+/// A service directory whose creator and supervisor are gone. Dropping it removes the service directory.
 ///
 /// Kill the processes that carry its mark first: once it is gone, nobody else will look for them.
 #[derive(Debug)]
@@ -333,7 +333,7 @@ pub(crate) struct Stale {
     id: String,
     path: PathBuf,
     kept: bool,
-    /// Keeps the other sweepers away. Closed after `drop` has removed the home.
+    /// Keeps the other sweepers away. Closed after `drop` has removed the service directory.
     _lock: File,
 }
 
@@ -417,7 +417,7 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
     stale
 }
 
-/// Of a home whose executor is gone, and which is there for its log alone: when that was kept. Its `lock` went last.
+/// Of a service directory whose executor is gone, and which is there for its log alone: when that was kept. Its `lock` went last.
 fn only_the_log_is_left(path: &Path) -> Option<SystemTime> {
     let kept_at = path
         .join("kept")
@@ -429,7 +429,7 @@ fn only_the_log_is_left(path: &Path) -> Option<SystemTime> {
         .then_some(kept_at)
 }
 
-/// Decides about one home. Each look is made *after* the ones that it relies on: a keeper writes `kept` before it
+/// Decides about one service directory. Each look is made *after* the ones that it relies on: a keeper writes `kept` before it
 /// removes anything, and a process that we have seen dead writes nothing more.
 fn look_at(path: &Path, id: &str) -> Option<Stale> {
     if let Ok((pid, started)) = read_owner(path) {
@@ -442,7 +442,7 @@ fn look_at(path: &Path, id: &str) -> Option<Stale> {
             if !matches!(sys::files::try_flock(lock.as_fd()), Ok(true)) {
                 return None;
             }
-            // Whoever removed the home between our opening the file and locking it has finished with it.
+            // Whoever removed the service directory between our opening the file and locking it has finished with it.
             if !matches!(is_at(&lock, &path.join("lock")), Ok(true)) {
                 return None;
             }
@@ -481,7 +481,7 @@ fn is_past(at: SystemTime, age: Duration) -> bool {
         .is_ok_and(|passed| passed > age)
 }
 
-/// Removes a home, or all of it but the kept log. `lock` goes last: as long as it is there, somebody will finish this.
+/// Removes a service directory, or all of it but the kept log. `lock` goes last: as long as it is there, somebody will finish this.
 fn clear(path: &Path, kept: bool) {
     if kept {
         remove_tree(&path.join("d"));
@@ -652,8 +652,8 @@ fn pid_namespace() -> u64 {
     fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
 }
 
-fn read_owner(home: &Path) -> io::Result<(u32, u64)> {
-    let text = fs::read_link(home.join("owner"))?;
+fn read_owner(service_dir: &Path) -> io::Result<(u32, u64)> {
+    let text = fs::read_link(service_dir.join("owner"))?;
     let text = text.to_str().unwrap_or_default();
     let mut words = text.split_whitespace();
     let mut number = || words.next().and_then(|word| word.parse::<u64>().ok());
@@ -722,8 +722,8 @@ mod tests {
         fn base(&self) -> PathBuf {
             self.0.join("base")
         }
-        fn home(&self) -> Home {
-            Home::create_in(&self.base(), None).unwrap()
+        fn service_dir(&self) -> ServiceDir {
+            ServiceDir::create_in(&self.base(), None).unwrap()
         }
         fn names(&self) -> Vec<String> {
             let mut names: Vec<String> = fs::read_dir(self.base())
@@ -752,24 +752,24 @@ mod tests {
 
     /// What `create` says about a base that is not safe.
     fn refused(base: &Path) -> String {
-        match Home::create_in(base, None).unwrap_err() {
+        match ServiceDir::create_in(base, None).unwrap_err() {
             Error::System { source, .. } => source.to_string(),
             _ => panic!("another error"),
         }
     }
 
-    /// Says that a home was made by a process that never existed.
-    fn disown(home: &Path) {
-        fs::remove_file(home.join("owner")).unwrap();
-        symlink("4194305 1", home.join("owner")).unwrap();
+    /// Says that a service directory was made by a process that never existed.
+    fn disown(service_dir: &Path) {
+        fs::remove_file(service_dir.join("owner")).unwrap();
+        symlink("4194305 1", service_dir.join("owner")).unwrap();
     }
 
-    /// Makes a home look as if its creator had been killed: the process in `owner` never existed, and nobody has the lock.
-    fn orphan(home: Home) -> (String, PathBuf) {
-        disown(&home.path);
-        let (id, path) = (home.id.clone(), home.path.clone());
-        let mut home = std::mem::ManuallyDrop::new(home);
-        home.lock = None;
+    /// Makes a service directory look as if its creator had been killed: the process in `owner` never existed, and nobody has the lock.
+    fn orphan(service_dir: ServiceDir) -> (String, PathBuf) {
+        disown(&service_dir.path);
+        let (id, path) = (service_dir.id.clone(), service_dir.path.clone());
+        let mut service_dir = std::mem::ManuallyDrop::new(service_dir);
+        service_dir.lock = None;
         (id, path)
     }
 
@@ -792,16 +792,16 @@ mod tests {
     #[test]
     fn a_home_is_private_and_goes_with_its_executor() {
         let temp = Temp::new();
-        let home = temp.home();
-        assert!(is_id(home.id()), "{}", home.id());
-        for path in [&temp.base(), &home.path, home.dir()] {
+        let service_dir = temp.service_dir();
+        assert!(is_id(service_dir.id()), "{}", service_dir.id());
+        for path in [&temp.base(), &service_dir.path, service_dir.dir()] {
             assert_eq!(mode(path), 0o700, "{}", path.display());
         }
-        assert_eq!(mode(&home.path.join("lock")), 0o600);
-        fs::write(home.log(), "log").unwrap();
-        fs::write(home.index(), "index").unwrap();
-        assert_eq!(temp.names(), [home.id()]);
-        drop(home);
+        assert_eq!(mode(&service_dir.path.join("lock")), 0o600);
+        fs::write(service_dir.log(), "log").unwrap();
+        fs::write(service_dir.index(), "index").unwrap();
+        assert_eq!(temp.names(), [service_dir.id()]);
+        drop(service_dir);
         assert_eq!(temp.names(), [""; 0]);
     }
 
@@ -811,8 +811,8 @@ mod tests {
         let outside = temp.0.join("outside");
         fs::create_dir(&outside).unwrap();
         fs::write(outside.join("precious"), "").unwrap();
-        let home = temp.home();
-        let dir = home.dir();
+        let service_dir = temp.service_dir();
+        let dir = service_dir.dir();
         fs::create_dir_all(dir.join("a/b/c")).unwrap();
         fs::write(dir.join("a/b/file"), "").unwrap();
         symlink(&outside, dir.join("a/link")).unwrap();
@@ -820,7 +820,7 @@ mod tests {
         let _socket = UnixListener::bind(dir.join("s")).unwrap();
         fs::set_permissions(dir.join("a/b"), Permissions::from_mode(0o500)).unwrap();
         fs::set_permissions(dir.join("a"), Permissions::from_mode(0o000)).unwrap();
-        drop(home);
+        drop(service_dir);
         assert_eq!(temp.names(), [""; 0]);
         assert!(outside.join("precious").exists());
     }
@@ -828,11 +828,11 @@ mod tests {
     #[test]
     fn a_kept_log_is_all_that_stays() {
         let temp = Temp::new();
-        let mut home = temp.home();
-        let (log, dir) = (home.log(), home.dir().to_owned());
+        let mut service_dir = temp.service_dir();
+        let (log, dir) = (service_dir.log(), service_dir.dir().to_owned());
         fs::write(&log, "why").unwrap();
-        home.keep();
-        drop(home);
+        service_dir.keep();
+        drop(service_dir);
         assert_eq!(fs::read_to_string(&log).unwrap(), "why");
         assert!(!dir.exists());
         assert_eq!(sweep_in(&temp.base()).len(), 0);
@@ -847,11 +847,11 @@ mod tests {
         let temp = Temp::new();
         let logs: Vec<PathBuf> = (0..MANY_KEPT + 5)
             .map(|number| {
-                let mut home = temp.home();
-                let log = home.log();
+                let mut service_dir = temp.service_dir();
+                let log = service_dir.log();
                 fs::write(&log, "why").unwrap();
-                home.keep();
-                drop(home);
+                service_dir.keep();
+                drop(service_dir);
                 // The first three are older than an hour.
                 let old = MANY_KEPT_FOR + Duration::from_secs(60);
                 let age = if number < 3 { old } else { Duration::ZERO };
@@ -888,7 +888,7 @@ mod tests {
             assert!(refusal.contains(&format!("mode {unsafe_mode:04o}")), "{refusal}");
         }
         fs::set_permissions(&base, Permissions::from_mode(0o711)).unwrap();
-        Home::create_in(&base, None).unwrap();
+        ServiceDir::create_in(&base, None).unwrap();
 
         assert!(refused(&temp.0.join("missing/base")).contains("TMPDIR"));
         if sys::files::euid() == 0 {
@@ -901,23 +901,23 @@ mod tests {
     fn a_service_of_another_user_gets_its_own_directory_and_passage_to_it() {
         if sys::files::euid() != 0 {
             let temp = Temp::new();
-            let error = Home::create_in(&temp.base(), Some((12345, 12345))).unwrap_err();
+            let error = ServiceDir::create_in(&temp.base(), Some((12345, 12345))).unwrap_err();
             assert!(matches!(error, Error::System { .. }));
             assert_eq!(temp.names(), [""; 0]);
             return;
         }
         let temp = Temp::new();
-        let home = Home::create_in(&temp.base(), Some((12345, 12346))).unwrap();
-        let metadata = home.dir().metadata().unwrap();
+        let service_dir = ServiceDir::create_in(&temp.base(), Some((12345, 12346))).unwrap();
+        let metadata = service_dir.dir().metadata().unwrap();
         assert_eq!(
-            (metadata.uid(), metadata.gid(), mode(home.dir())),
+            (metadata.uid(), metadata.gid(), mode(service_dir.dir())),
             (12345, 12346, 0o700)
         );
-        assert_eq!((mode(&temp.base()), mode(&home.path)), (0o711, 0o711));
+        assert_eq!((mode(&temp.base()), mode(&service_dir.path)), (0o711, 0o711));
         // A later one for ourselves does not shut the first one in.
-        let ours = temp.home();
+        let ours = temp.service_dir();
         assert_eq!((mode(&temp.base()), mode(&ours.path)), (0o711, 0o700));
-        drop(home);
+        drop(service_dir);
         assert_eq!(temp.names(), [ours.id()]);
     }
 
@@ -934,17 +934,17 @@ mod tests {
     #[test]
     fn a_living_process_s_homes_are_not_swept() {
         let temp = Temp::new();
-        let home = temp.home();
+        let service_dir = temp.service_dir();
         assert_eq!(sweep_in(&temp.base()).len(), 0);
-        assert!(home.dir().exists());
+        assert!(service_dir.dir().exists());
     }
 
     #[test]
     fn a_dead_process_s_home_is_reported_then_removed() {
         let temp = Temp::new();
-        let home = temp.home();
-        fs::write(home.dir().join("data"), "").unwrap();
-        let (id, path) = orphan(home);
+        let service_dir = temp.service_dir();
+        fs::write(service_dir.dir().join("data"), "").unwrap();
+        let (id, path) = orphan(service_dir);
         let stale = sweep_one(&temp);
         assert_eq!(stale.id(), id);
         assert!(path.exists(), "it is there until its processes have been killed");
@@ -956,9 +956,9 @@ mod tests {
     #[test]
     fn a_dead_process_s_home_stays_while_the_supervisor_has_its_lock() {
         let temp = Temp::new();
-        let home = temp.home();
-        let lock = home.lock_fd().unwrap();
-        let (_, path) = orphan(home);
+        let service_dir = temp.service_dir();
+        let lock = service_dir.lock_fd().unwrap();
+        let (_, path) = orphan(service_dir);
         assert_eq!(sweep_in(&temp.base()).len(), 0);
         assert!(path.exists());
         drop(lock);
@@ -969,11 +969,11 @@ mod tests {
     #[test]
     fn a_log_that_was_to_be_kept_survives_the_death_of_its_process() {
         let temp = Temp::new();
-        let mut home = temp.home();
-        let log = home.log();
+        let mut service_dir = temp.service_dir();
+        let log = service_dir.log();
         fs::write(&log, "why").unwrap();
-        home.keep();
-        let (id, path) = orphan(home);
+        service_dir.keep();
+        let (id, path) = orphan(service_dir);
         let stale = sweep_one(&temp);
         assert_eq!(stale.id(), id);
         drop(stale);
@@ -985,7 +985,7 @@ mod tests {
     #[test]
     fn debris_is_removed_and_what_is_not_ours_is_left() {
         let temp = Temp::new();
-        drop(temp.home());
+        drop(temp.service_dir());
         let make = |name: &str| fs::create_dir(temp.base().join(name)).unwrap();
         let (pid, started) = this_process();
         let alive = format!("new-{pid}-{started}-1-a");
@@ -1007,10 +1007,10 @@ mod tests {
     #[test]
     fn a_copy_in_a_forked_process_removes_nothing() {
         let temp = Temp::new();
-        let mut home = temp.home();
-        let (path, us) = (home.path.clone(), home.creator);
-        home.creator = us + 1;
-        drop(home);
+        let mut service_dir = temp.service_dir();
+        let (path, us) = (service_dir.path.clone(), service_dir.creator);
+        service_dir.creator = us + 1;
+        drop(service_dir);
         assert!(path.exists());
     }
 
@@ -1034,7 +1034,7 @@ mod tests {
 
     const BASE: &str = "MIRAKURU_TEST_BASE";
 
-    /// One process of the race: makes homes, checks them while others sweep, and sweeps itself. Leaves one home with its
+    /// One process of the race: makes service directories, checks them while others sweep, and sweeps itself. Leaves one service directory with its
     /// creator dead.
     #[test]
     #[ignore = "a part of the race"]
@@ -1042,18 +1042,23 @@ mod tests {
         let base = PathBuf::from(std::env::var_os(BASE).unwrap());
         let mut stale = HashSet::new();
         for _ in 0..10 {
-            let homes: Vec<Home> = (0..3).map(|_| Home::create_in(&base, None).unwrap()).collect();
-            for home in &homes {
-                fs::write(home.log(), home.id()).unwrap();
-                fs::write(home.dir().join("x"), home.id()).unwrap();
+            let service_dirs: Vec<ServiceDir> = (0..3)
+                .map(|_| ServiceDir::create_in(&base, None).unwrap())
+                .collect();
+            for service_dir in &service_dirs {
+                fs::write(service_dir.log(), service_dir.id()).unwrap();
+                fs::write(service_dir.dir().join("x"), service_dir.id()).unwrap();
             }
             stale.extend(sweep_in(&base).iter().map(|stale| stale.id().to_owned()));
-            for home in &homes {
-                assert_eq!(fs::read_to_string(home.log()).unwrap(), home.id());
-                assert_eq!(fs::read_to_string(home.dir().join("x")).unwrap(), home.id());
+            for service_dir in &service_dirs {
+                assert_eq!(fs::read_to_string(service_dir.log()).unwrap(), service_dir.id());
+                assert_eq!(
+                    fs::read_to_string(service_dir.dir().join("x")).unwrap(),
+                    service_dir.id()
+                );
             }
         }
-        let left = Home::create_in(&base, None).unwrap();
+        let left = ServiceDir::create_in(&base, None).unwrap();
         println!("\nleft {}", left.id());
         for id in stale {
             println!("stale {id}");

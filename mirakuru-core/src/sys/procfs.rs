@@ -246,20 +246,20 @@ pub(crate) fn search_tree(root: u32, inodes: &[u64], closely: Closely) -> Search
 impl Search {
     fn look_at(&mut self, pid: u32, inodes: &[u64], closely: Closely) {
         let mut mine = HashSet::new();
-        let looked = match closely {
-            Closely::Process => look(&format!("/proc/{pid}/fd"), inodes, &mut mine),
+        let polled = match closely {
+            Closely::Process => poll(&format!("/proc/{pid}/fd"), inodes, &mut mine),
             Closely::Threads => numbers(format!("/proc/{pid}/task"))
                 .into_iter()
-                .try_for_each(|task| look(&format!("/proc/{pid}/task/{task}/fd"), inodes, &mut mine)),
+                .try_for_each(|task| poll(&format!("/proc/{pid}/task/{task}/fd"), inodes, &mut mine)),
         };
         self.found.extend(mine.into_iter().map(|inode| (inode, pid)));
         // A zombie's descriptors may not be read either, but it has none.
-        let is_denied = looked.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+        let is_denied = polled.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
         self.denied |= is_denied && stat(pid).is_some_and(|stat| stat.is_alive());
     }
 }
 
-fn look(dir: &str, inodes: &[u64], found: &mut HashSet<u64>) -> io::Result<()> {
+fn poll(dir: &str, inodes: &[u64], found: &mut HashSet<u64>) -> io::Result<()> {
     for entry in fs::read_dir(dir)? {
         let link = match entry.and_then(|entry| fs::read_link(entry.path())) {
             Ok(link) => link,

@@ -89,11 +89,12 @@ impl Service {
             stage: Stage::Supervisor,
             source,
         };
-        let mut cradles: Vec<io::Result<Cradle<'_>>> = plans.iter().map(Cradle::new).collect();
-        let mut mappings: Vec<&mut Mapping> = cradles
+        let mut launches: Vec<io::Result<LaunchResources<'_>>> =
+            plans.iter().map(LaunchResources::new).collect();
+        let mut mappings: Vec<&mut Mapping> = launches
             .iter_mut()
-            .filter_map(|cradle| cradle.as_mut().ok())
-            .map(|cradle| &mut cradle.mapping)
+            .filter_map(|launch| launch.as_mut().ok())
+            .map(|launch| &mut launch.mapping)
             .collect();
         // No handler of the test's may run in the supervisor.
         let mut before = SigSet::empty();
@@ -107,10 +108,10 @@ impl Service {
                 })
                 .unwrap_or_else(|errno| mappings.iter().map(|_| Err(errno)).collect());
         let mut guards = guards.into_iter();
-        let launched = cradles.into_iter().map(|cradle| {
-            let cradle = cradle.map_err(lost)?;
+        let launched = launches.into_iter().map(|launch| {
+            let launch = launch.map_err(lost)?;
             let guard = guards.next().unwrap_or(Err(Errno::EINVAL));
-            Ok(cradle.leave(guard.map_err(|errno| lost(errno.into()))?))
+            Ok(launch.leave(guard.map_err(|errno| lost(errno.into()))?))
         });
         // With the plans go this process's copies of what the supervisors have now. Above all the locks must be theirs alone.
         launched.collect()
@@ -150,7 +151,7 @@ impl Service {
             },
             None => return Ok(false),
         };
-        if self.registration.claim() {
+        if self.registration.endpoint() {
             self.finish();
         }
         Err(failure)
@@ -246,7 +247,7 @@ impl Service {
     pub(crate) fn publish(&mut self) -> io::Result<()> {
         // First of all: the end of this process, on another thread, must not end what is about to be the run's, nor
         // wait for it.
-        if !self.registration.claim() {
+        if !self.registration.endpoint() {
             return Err(io::Error::other("this process is about to end"));
         }
         self.send([message::PUBLISH, 0, 0, 0, 0, 0, 0, 0]);
@@ -270,7 +271,7 @@ impl Service {
 
     /// Asks for the end of the service without waiting for it, which [`stop`](Service::stop) does.
     pub(crate) fn ask_to_stop(&mut self, policy: StopPolicy) {
-        if self.owner == std::process::id() && !self.state.reaped && self.registration.claim() {
+        if self.owner == std::process::id() && !self.state.reaped && self.registration.endpoint() {
             self.send(stop_message(policy, false));
             wake(self.guard);
         }
@@ -278,7 +279,7 @@ impl Service {
 
     /// Ends the service, and returns when nothing is left of it.
     pub(crate) fn stop(&mut self, policy: StopPolicy) -> io::Result<()> {
-        if self.owner != std::process::id() || !self.registration.claim() {
+        if self.owner != std::process::id() || !self.registration.endpoint() {
             // A fork's copy; or the process is at its end, and `exit` does this already.
             self.state.closed = true;
             self.state.empty = true;
@@ -388,7 +389,7 @@ impl Service {
 }
 
 /// All that a supervisor is given at its birth.
-struct Cradle<'a> {
+struct LaunchResources<'a> {
     plan: &'a Plan,
     mapping: Mapping,
     /// Dropped before the socket that it knows.
@@ -399,8 +400,8 @@ struct Cradle<'a> {
     _theirs: Vec<OwnedFd>,
 }
 
-impl Cradle<'_> {
-    fn new(plan: &Plan) -> io::Result<Cradle<'_>> {
+impl LaunchResources<'_> {
+    fn new(plan: &Plan) -> io::Result<LaunchResources<'_>> {
         let (ours, control) = super::raw_socket::pair(os::CONTROL)?;
         let this_process = os::this_process()?;
         let mut theirs = Vec::new();
@@ -447,7 +448,7 @@ impl Cradle<'_> {
         mapping.set_descriptors(&descriptors, &others, &listen);
         theirs.push(control);
         theirs.extend(this_process);
-        Ok(Cradle {
+        Ok(LaunchResources {
             plan,
             mapping,
             // Before the fork: at no moment is there a supervisor that `exit` does not know of.
@@ -485,7 +486,7 @@ impl Drop for Service {
             };
             let _ = self.stop(policy);
         }
-        self.registration.claim();
+        self.registration.endpoint();
         if self.registration.is_ours() || self.owner != std::process::id() {
             // SAFETY: dropped here and nowhere else, and not used again.
             unsafe { ManuallyDrop::drop(&mut self.control) };

@@ -378,7 +378,7 @@ pub(crate) fn test_begins() {
 }
 
 /// Turns for fixed ports and paths were waited for, by services with these ids.
-pub(crate) fn turn(began: Option<u64>, ids: &[String]) {
+pub(crate) fn endpoint_lock(began: Option<u64>, ids: &[String]) {
     let (Some(timeline), Some(began)) = (wanted(), began) else {
         return;
     };
@@ -389,10 +389,10 @@ pub(crate) fn turn(began: Option<u64>, ids: &[String]) {
 }
 
 /// A start begins, of a service that wants these endpoints for itself.
-pub(crate) fn begins(id: &str, name: &str, command: &str, claims: impl FnOnce() -> Vec<String>) {
+pub(crate) fn begins(id: &str, name: &str, command: &str, endpoints: impl FnOnce() -> Vec<String>) {
     if let Some(timeline) = wanted() {
-        let claims = claims().join(" ");
-        put(timeline, 'B', sys::clock_ns(), &[id, name, command, &claims]);
+        let endpoints = endpoints().join(" ");
+        put(timeline, 'B', sys::clock_ns(), &[id, name, command, &endpoints]);
     }
 }
 

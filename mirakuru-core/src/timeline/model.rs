@@ -25,7 +25,7 @@ const LAG: u64 = 20_000_000;
 /// What a piece of time was spent on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
-    Turn,
+    EndpointLock,
     Start,
     Wait,
     Body,
@@ -37,7 +37,7 @@ pub(super) enum Kind {
 impl Kind {
     pub(super) fn name(self) -> &'static str {
         match self {
-            Kind::Turn => "turn",
+            Kind::EndpointLock => "turn",
             Kind::Start => "start",
             Kind::Wait => "wait",
             Kind::Body => "body",
@@ -139,7 +139,7 @@ pub(super) struct Service {
     pub(super) pid: u32,
     /// It belongs to the run, and ends with the runner.
     pub(super) is_run: bool,
-    claims: Vec<String>,
+    endpoints: Vec<String>,
     pub(super) starts: Vec<Start>,
     /// Lane, begin, end.
     pub(super) uses: Vec<(usize, u64, u64)>,
@@ -235,7 +235,7 @@ impl Reader {
                         }
                     }
                 }
-                self.slice(lane, Kind::Turn, at, ends, services);
+                self.slice(lane, Kind::EndpointLock, at, ends, services);
             }
             _ => {
                 let service = self.service(fields.next()?);
@@ -262,7 +262,7 @@ impl Reader {
             "B" => {
                 known.name = text().to_owned();
                 known.command = text().to_owned();
-                known.claims = text().split_whitespace().map(str::to_owned).collect();
+                known.endpoints = text().split_whitespace().map(str::to_owned).collect();
                 known.starts.push(Start {
                     lane,
                     process,
@@ -604,11 +604,11 @@ impl Run {
                     .max_by_key(|start| start.ready)?;
                 Some((start.lane, start.ready?.min(at)))
             }
-            Kind::Turn => {
+            Kind::EndpointLock => {
                 let wants = |service: &Service| {
                     piece.services.iter().any(|ours| {
-                        let ours = &self.services[*ours].claims;
-                        ours.iter().any(|claim| service.claims.contains(claim))
+                        let ours = &self.services[*ours].endpoints;
+                        ours.iter().any(|endpoint| service.endpoints.contains(endpoint))
                     })
                 };
                 let others = self.services.iter().enumerate();

@@ -6,9 +6,9 @@ use mirakuru_core::__private::test_returns_err;
 
 /// What a test returned. `tell` is an own method where the type can say that a test failed, and the trait's where it cannot:
 /// own methods come first.
-pub struct Verdict<'a, T>(pub &'a T);
+pub struct Outcome<'a, T>(pub &'a T);
 
-impl<T, E> Verdict<'_, Result<T, E>> {
+impl<T, E> Outcome<'_, Result<T, E>> {
     /// Says so if the test has failed.
     pub fn tell(&self) {
         if self.0.is_err() {
@@ -17,7 +17,7 @@ impl<T, E> Verdict<'_, Result<T, E>> {
     }
 }
 
-impl Verdict<'_, ExitCode> {
+impl Outcome<'_, ExitCode> {
     /// Says so if the test has failed.
     pub fn tell(&self) {
         if *self.0 != ExitCode::SUCCESS {
@@ -27,12 +27,12 @@ impl Verdict<'_, ExitCode> {
 }
 
 /// Every other type.
-pub trait AnyVerdict {
+pub trait AnyOutcome {
     /// Nothing is known of it.
     fn tell(&self) {}
 }
 
-impl<T> AnyVerdict for Verdict<'_, T> {}
+impl<T> AnyOutcome for Outcome<'_, T> {}
 
 #[cfg(test)]
 mod tests {
@@ -43,14 +43,14 @@ mod tests {
     #[test]
     fn errors_and_bad_codes_are_told() {
         test_begins();
-        Verdict(&Ok::<(), ()>(())).tell();
-        Verdict(&ExitCode::SUCCESS).tell();
-        Verdict(&7).tell();
+        Outcome(&Ok::<(), ()>(())).tell();
+        Outcome(&ExitCode::SUCCESS).tell();
+        Outcome(&7).tell();
         assert!(!test_has_failed());
-        Verdict(&Err::<(), ()>(())).tell();
+        Outcome(&Err::<(), ()>(())).tell();
         assert!(test_has_failed());
         test_begins();
-        Verdict(&ExitCode::FAILURE).tell();
+        Outcome(&ExitCode::FAILURE).tell();
         assert!(test_has_failed());
     }
 }
