@@ -176,7 +176,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// [`Error::System`] when the supervisor could not finish.
     pub fn kill(&mut self) -> Result<(), Error> {
-        let signal = self.core.spec.kill_signal;
+        let signal = self.core.spec.kill_signal.number();
         self.core
             .end(StopPolicy {
                 signal,
@@ -306,7 +306,7 @@ impl<R: Readiness> Executor<R> {
         self.core.ensure_owned("signal")?;
         self.core.running("signal it")?;
         if let Some(service) = self.core.lock().as_mut() {
-            service.signal(signal);
+            service.signal(signal.number());
         }
         Ok(())
     }
@@ -1582,9 +1582,9 @@ impl Core {
 
     fn policy(&self) -> StopPolicy {
         StopPolicy {
-            signal: self.spec.stop_signal,
+            signal: self.spec.stop_signal.number(),
             grace: scaled(self.spec.stop_timeout),
-            kill_signal: self.spec.kill_signal,
+            kill_signal: self.spec.kill_signal.number(),
         }
     }
 
@@ -1596,14 +1596,14 @@ impl Core {
         let (signal, expected) = (self.spec.stop_signal, self.spec.expected_exit);
         let fine = exit.status.success()
             || exit.status.code().is_some_and(|code| expected == Some(code))
-            || sys::is_death_by(exit.status, signal);
+            || sys::signals::is_death_by(exit.status, signal.number());
         if fine {
             return Ok(());
         }
         let mut evidence = self.evidence(None);
         if had_ended {
             evidence.hint = Some("it had ended by itself before it was asked to".to_owned());
-        } else if sys::is_death_by(exit.status, self.spec.kill_signal) {
+        } else if sys::signals::is_death_by(exit.status, self.spec.kill_signal.number()) {
             evidence.hint = Some(format!(
                 "it did not end within {} of {signal}; a longer `stop_timeout` or another `stop_signal` may help",
                 Span(scaled(self.spec.stop_timeout)),

@@ -52,11 +52,7 @@ impl Holder {
     /// What can be told of a process.
     pub(crate) fn of_pid(pid: u32) -> Holder {
         let stat = procfs::stat(pid);
-        let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let uid = status
-            .lines()
-            .find_map(|line| line.strip_prefix("Uid:"))
-            .and_then(|ids| ids.split_ascii_whitespace().nth(1)?.parse().ok());
+        let uid = procfs::user(pid);
         Holder {
             pid: Some(pid),
             program: stat.as_ref().map(|stat| program(pid, &stat.comm)),
@@ -162,9 +158,10 @@ fn program(pid: u32, comm: &str) -> String {
     if comm.len() < KEPT {
         return comm.to_owned();
     }
-    let line = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     // A script has its interpreter's name in front of its own.
-    line.split(|byte| *byte == 0)
+    let words = procfs::command_line(pid);
+    words
+        .iter()
         .take(2)
         .filter_map(|word| Path::new(std::str::from_utf8(word).ok()?).file_name()?.to_str())
         .find(|name| name.starts_with(comm))
@@ -173,7 +170,7 @@ fn program(pid: u32, comm: &str) -> String {
 }
 
 fn is_marked(pid: u32) -> bool {
-    fs::read(format!("/proc/{pid}/environ")).is_ok_and(|environ| {
+    procfs::environment(pid).is_some_and(|environ| {
         environ
             .split(|byte| *byte == 0)
             .any(|entry| entry.starts_with(MARK))
@@ -300,8 +297,7 @@ fn patience_with(holder: Option<&Holder>) -> u32 {
 /// any more, because it is ending.
 fn is_fork_of_ours(pid: u32) -> bool {
     let me = std::process::id();
-    let program = |pid: u32| fs::read_link(format!("/proc/{pid}/exe")).ok();
-    let is_same = program(pid).is_none_or(|program_of_it| program(me) == Some(program_of_it));
+    let is_same = procfs::program(pid).is_none_or(|program| procfs::program(me) == Some(program));
     is_same && procfs::stat(pid).is_some_and(|stat| stat.parent == me)
 }
 

@@ -693,7 +693,12 @@ mod tests {
         use std::process::{Command, Stdio};
         let temp = Temp::new();
         let mut victim = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "ports::lock::tests::victim", "--ignored", "--nocapture"])
+            .args([
+                "--exact",
+                "ports::lock::tests::victim",
+                "--ignored",
+                "--nocapture",
+            ])
             .env("MIRAKURU_TEST_TURNS", &temp.0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

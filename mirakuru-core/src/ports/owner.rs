@@ -23,9 +23,10 @@ use std::time::Duration;
 
 use crate::observe::trace;
 use crate::ports::holder::Holder;
-#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
-use crate::sys::netlink::{self, Socket, States};
+use crate::sys::Socket;
 use crate::sys::procfs::{self, Closely};
+#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
+use crate::sys::sock_diag::{self, States};
 use crate::util::deadline::scaled;
 
 /// How often the owner is looked for before a stranger is accused, and how long to wait in between: the service may fork, or
@@ -299,7 +300,7 @@ pub(crate) fn is_local(ip: IpAddr) -> bool {
 pub(crate) fn listening(addr: SocketAddr) -> io::Result<bool> {
     let addr = canonical(addr);
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
-    match netlink::listener(addr) {
+    match sock_diag::listener(addr) {
         Ok(Some(_)) => return Ok(true),
         Ok(None) if diag_works() => return Ok(false),
         _ => {}
@@ -348,7 +349,7 @@ fn diag_works() -> bool {
             else {
                 return false;
             };
-            let works = matches!(netlink::listener(addr), Ok(Some(_)));
+            let works = matches!(sock_diag::listener(addr), Ok(Some(_)));
             KNOWN.store(if works { YES } else { NO }, Ordering::Relaxed);
             works
         }
@@ -372,13 +373,13 @@ fn most_particular(all: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
 fn all_listeners(port: u16) -> Option<Vec<Socket>> {
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
     {
-        match netlink::on_port(port, States::Listening) {
+        match sock_diag::on_port(port, States::Listening) {
             Ok(found) if !found.is_empty() || diag_works() => Some(found),
-            _ => from_tables(port),
+            _ => procfs::tcp_listeners(port),
         }
     }
     #[cfg(any(not(target_os = "linux"), mirakuru_portable))]
-    from_tables(port)
+    procfs::tcp_listeners(port)
 }
 
 /// The sockets that are, or stand, in the way of a server that wants this address: listeners first, else what is bound to it
@@ -390,7 +391,7 @@ pub(crate) fn in_the_way(addr: SocketAddr) -> Vec<Socket> {
     }
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
     let found = overlapping(
-        netlink::on_port(addr.port(), States::Any).unwrap_or_default(),
+        sock_diag::on_port(addr.port(), States::Any).unwrap_or_default(),
         addr,
     );
     found
@@ -442,60 +443,6 @@ fn overlaps(socket: &Socket, addr: SocketAddr) -> bool {
     let wanted = SocketAddr::new(addr.ip().to_canonical(), addr.port());
     let same_family = socket.addr.ip().to_canonical().is_ipv4() == wanted.is_ipv4();
     particularity(socket, wanted).is_some() || (wanted.ip().is_unspecified() && same_family)
-}
-
-/// A TCP socket, as `sys::netlink` has it.
-#[cfg(any(not(target_os = "linux"), mirakuru_portable))]
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Socket {
-    pub(crate) addr: SocketAddr,
-    pub(crate) v6_only: Option<bool>,
-    pub(crate) listening: bool,
-    pub(crate) uid: u32,
-    pub(crate) inode: u64,
-}
-
-/// The listeners of a port from `/proc/net/tcp` and `tcp6`: milliseconds, since the kernel walks its whole table for them.
-fn from_tables(port: u16) -> Option<Vec<Socket>> {
-    let table = |name: &str| {
-        let bytes = procfs::read(&format!("thread-self/net/{name}")).ok()?;
-        Some(String::from_utf8_lossy(&bytes).into_owned())
-    };
-    let v4 = table("tcp")?;
-    let v6 = table("tcp6").unwrap_or_default();
-    let lines = v4.lines().chain(v6.lines());
-    let found: Vec<Socket> = lines
-        .filter_map(parse_line)
-        .filter(|socket| socket.listening && (port == 0 || socket.addr.port() == port))
-        .collect();
-    // Sandboxes have such tables that are always empty.
-    (!found.is_empty()).then_some(found)
-}
-
-/// One line of `/proc/net/tcp`: number, local address, remote address, state, queues, timer, retransmissions, user, timeout,
-/// inode.
-fn parse_line(line: &str) -> Option<Socket> {
-    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-    let (ip, port) = fields.get(1)?.split_once(':')?;
-    let port = u16::from_str_radix(port, 16).ok()?;
-    // Words of four bytes in network order, each printed as a number of this machine's order.
-    let mut bytes = Vec::new();
-    for at in (0..ip.len()).step_by(8) {
-        let word = u32::from_str_radix(ip.get(at..at + 8)?, 16).ok()?;
-        bytes.extend(word.to_ne_bytes());
-    }
-    let ip = match bytes.len() {
-        4 => IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?),
-        16 => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
-        _ => return None,
-    };
-    Some(Socket {
-        addr: SocketAddr::new(ip, port),
-        v6_only: None,
-        listening: *fields.get(3)? == "0A",
-        uid: fields.get(7)?.parse().ok()?,
-        inode: fields.get(9)?.parse().ok()?,
-    })
 }
 
 #[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]
@@ -648,11 +595,11 @@ mod tests {
     fn the_tables_say_what_the_kernel_says() {
         let (_held, port) = tcp(v4(0), true, false, None, true).unwrap();
         let asked = all_listeners(port).unwrap();
-        assert_eq!(from_tables(port).unwrap(), asked);
+        assert_eq!(procfs::tcp_listeners(port).unwrap(), asked);
         let (_held, port) = listen_v6(true);
         let mut asked = all_listeners(port).unwrap();
         asked[0].v6_only = None;
-        assert_eq!(from_tables(port).unwrap(), asked);
+        assert_eq!(procfs::tcp_listeners(port).unwrap(), asked);
     }
 
     #[test]

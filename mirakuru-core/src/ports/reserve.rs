@@ -275,7 +275,12 @@ mod tests {
         const PROCESSES: usize = 60;
         let spawn = || -> Child {
             Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "ports::reserve::tests::racer", "--ignored", "--nocapture"])
+                .args([
+                    "--exact",
+                    "ports::reserve::tests::racer",
+                    "--ignored",
+                    "--nocapture",
+                ])
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()

@@ -4,8 +4,8 @@
 use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use crate::error::Error;
 use crate::output::logs::test_writer::LogWriter;
 use crate::output::logs::{Cursor, OutputReader};
 use crate::recipe::placeholder::Values;
+pub(crate) use crate::sys::tests::TestDir;
 
 /// Runs one test of this binary in a process of its own, where no other test opens, allocates or forks anything.
 pub(crate) fn run_alone(test: &str, env: &[(&str, &str)]) {
@@ -33,30 +34,6 @@ pub(crate) fn is_alone() -> bool {
 }
 
 const ALONE: &str = "MIRAKURU_UNIT_TEST_ALONE";
-
-/// A directory that is removed at the end.
-pub(crate) struct TestDir(PathBuf);
-
-impl TestDir {
-    pub(crate) fn new() -> TestDir {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("mirakuru-unit-{}-{number}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir(&path).expect("the temporary directory is writable");
-        TestDir(path)
-    }
-
-    pub(crate) fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for TestDir {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
 
 /// One look of a condition that reads no output, at the process tree below `root`.
 pub(crate) fn poll(readiness: &mut dyn Readiness, root: u32, elapsed: Duration) -> io::Result<bool> {

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::sys::signals;
+
 /// A signal to send to a service.
 ///
 /// Our own enum and not `nix`'s, so that no foreign type stands in the public API.
@@ -30,6 +32,21 @@ pub enum Signal {
     Usr2,
 }
 
+impl Signal {
+    /// The number that the system knows it by.
+    pub(crate) fn number(self) -> i32 {
+        match self {
+            Signal::Term => signals::TERM,
+            Signal::Int => signals::INT,
+            Signal::Quit => signals::QUIT,
+            Signal::Hup => signals::HUP,
+            Signal::Kill => signals::KILL,
+            Signal::Usr1 => signals::USR1,
+            Signal::Usr2 => signals::USR2,
+        }
+    }
+}
+
 impl fmt::Display for Signal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -46,5 +63,5 @@ impl fmt::Display for Signal {
 
 /// The name of any signal, for reports.
 pub(crate) fn describe(signal: i32) -> String {
-    crate::sys::signal_name(signal).map_or_else(|| format!("signal {signal}"), str::to_owned)
+    signals::name(signal).map_or_else(|| format!("signal {signal}"), str::to_owned)
 }

@@ -258,7 +258,7 @@ pub(crate) fn this_process() -> String {
 
 /// Whether a process was given this variable, with this value, when it began; `None` when that is not to be seen.
 fn carries(pid: u32, entry: &[u8]) -> Option<bool> {
-    let environ = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let environ = sys::procfs::environment(pid)?;
     Some(environ.split(|b| *b == 0).any(|e| e == entry))
 }
 

@@ -114,7 +114,10 @@ impl ServiceDir {
     fn try_create(base: &Path, foreign: Option<(u32, u32)>, loose: bool) -> io::Result<ServiceDir> {
         let id = random_id()?;
         let (pid, started) = this_process();
-        let unfinished = base.join(format!("new-{pid}-{started}-{}-{id}", pid_namespace()));
+        let unfinished = base.join(format!(
+            "new-{pid}-{started}-{}-{id}",
+            sys::procfs::pid_namespace()
+        ));
         DirBuilder::new().mode(0o700).create(&unfinished)?;
         let service_dir = furnish(&unfinished, foreign, loose).and_then(|lock| {
             let path = base.join(&id);
@@ -396,7 +399,8 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
                 } else if let Some((pid, started, namespace)) = unfinished_by(name) {
                     // Of another namespace's processes we know nothing.
                     let is_dead = !is_alive(pid, started)
-                        && (namespace == pid_namespace() || is_older(&entry.path(), MAKING_TAKES_AT_MOST));
+                        && (namespace == sys::procfs::pid_namespace()
+                            || is_older(&entry.path(), MAKING_TAKES_AT_MOST));
                     if is_dead {
                         remove_tree(&entry.path());
                     }
@@ -647,11 +651,6 @@ fn unfinished_by(name: &str) -> Option<(u32, u64, u64)> {
     Some((u32::try_from(number()?).ok()?, number()?, number()?))
 }
 
-/// What tells the pid namespace of this process from others, which may share the temp dir; 0 where that is not known.
-fn pid_namespace() -> u64 {
-    fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
-}
-
 fn read_owner(service_dir: &Path) -> io::Result<(u32, u64)> {
     let text = fs::read_link(service_dir.join("owner"))?;
     let text = text.to_str().unwrap_or_default();
@@ -670,35 +669,14 @@ pub(crate) fn this_process() -> (u32, u64) {
     let pid = process::id();
     let mut cache = CACHE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if cache.0 != pid {
-        *cache = (pid, start_time(pid).unwrap_or(0));
+        *cache = (pid, sys::procfs::start_time(pid).unwrap_or(0));
     }
     *cache
 }
 
 /// Whether the process that had this id and began at this time still runs.
 pub(crate) fn is_alive(pid: u32, started: u64) -> bool {
-    start_time(pid) == Some(started)
-}
-
-/// When a process began, in clock ticks since the machine did; `None` when there is no such process, or only its zombie.
-#[cfg(any(target_os = "linux", target_os = "android"))]
-fn start_time(pid: u32) -> Option<u64> {
-    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    // The second field is the name in parentheses, and may itself hold spaces and parentheses.
-    let end_of_name = stat.iter().rposition(|b| *b == b')')?;
-    let fields = std::str::from_utf8(&stat[end_of_name + 1..]).ok()?;
-    let mut fields = fields.split_ascii_whitespace();
-    // From here on the first field is the third of the manual page, the state; the start time is the 22nd.
-    if matches!(fields.next()?, "Z" | "X" | "x") {
-        return None;
-    }
-    fields.nth(18)?.parse().ok()
-}
-
-/// Without /proc a start time is not to be had portably: any process with this id counts.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
-fn start_time(pid: u32) -> Option<u64> {
-    sys::files::process_exists(pid).then_some(0)
+    sys::procfs::start_time(pid) == Some(started)
 }
 
 #[cfg(test)]
@@ -991,7 +969,7 @@ mod tests {
         let alive = format!("new-{pid}-{started}-1-a");
         // Made by processes of another namespace, and one of ours.
         let (dead_new, dead_old) = ("new-4194305-1-1-a", "new-4194305-1-1-b");
-        let dead_here = format!("new-4194305-1-{}-c", pid_namespace());
+        let dead_here = format!("new-4194305-1-{}-c", sys::procfs::pid_namespace());
         let debris = ["abcdefghijkl", dead_old, &dead_here];
         let others = ["ABCDEFGHIJKL", "turns", "new-x", dead_new, alive.as_str()];
         for name in debris.iter().chain(&others) {
@@ -1025,7 +1003,7 @@ mod tests {
         let mut child = Command::new("true").spawn().unwrap();
         let until = Instant::now() + Duration::from_secs(10);
         // Not waited for yet: a zombie.
-        while start_time(child.id()).is_some() {
+        while sys::procfs::start_time(child.id()).is_some() {
             assert!(Instant::now() < until);
             std::thread::sleep(Duration::from_millis(1));
         }

@@ -1,165 +1,43 @@
 //! Everything that talks to the operating system directly: the only place for `unsafe`, `libc` and `nix`.
 //!
-//! A back end supervises services: `linux`, which can prove that nothing is left of one, and `portable`, which does what POSIX
-//! allows, for every other Unix. What they share is beside them. Nothing outside this folder knows how a service is supervised.
+//! | folder | what it does |
+//! | --- | --- |
+//! | `process/` | supervises services: starts them, ends them, and proves that nothing is left |
+//! | `net/` | asks the kernel about sockets, and makes the ones that the standard library cannot make |
+//! | `proc/` | reads `/proc` |
+//! | `io/` | files, locks and waiting |
 //!
-//! `RUSTFLAGS="--cfg mirakuru_portable"` takes the portable one on Linux as well, so that it can be tested there. What is
-//! Linux's own and can be done without (`/proc`, netlink) is then left out, too.
+//! Nothing here imports from a folder above `sys/`. Those use the names that this file lists.
+//!
+//! `RUSTFLAGS="--cfg mirakuru_portable"` takes the portable back end on Linux as well, so that it can be tested there. Linux's
+//! own interfaces that the product can do without (`/proc`, netlink) are then left out, too.
 
 #[cfg(not(unix))]
 compile_error!("mirakuru supervises services on Unix only");
 
-mod arena;
-mod exit;
-pub(crate) mod file_watch;
-pub(crate) mod files;
-mod forked;
+mod io;
+mod net;
+pub(crate) mod proc;
+mod process;
+
+pub(crate) use io::file_watch;
+pub(crate) use io::files::{self, egid, euid};
+pub(crate) use io::terminal::columns;
+pub(crate) use io::wait::wait_readable;
+pub(crate) use net::Socket;
+pub(crate) use net::listen::listen_tcp;
+pub(crate) use net::ports;
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
-mod linux;
-mod listen;
-mod message;
-#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
-pub(crate) mod netlink;
-pub(crate) mod origin;
-#[cfg(any(not(target_os = "linux"), mirakuru_portable))]
-mod portable;
-pub(crate) mod ports;
-pub(crate) mod probe_command;
-pub(crate) mod procfs;
-mod raw_socket;
-mod service;
-pub(crate) mod sockets;
-mod terminal;
-mod wait;
-
-#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
-use linux as back_end;
-#[cfg(any(not(target_os = "linux"), mirakuru_portable))]
-use portable as back_end;
-
-pub(crate) use back_end::os::{LOSES_DAEMONS, kill_marked, pidfd};
-pub(crate) use exit::{at_exit, exit_began};
-pub(crate) use files::{egid, euid};
-pub(crate) use listen::listen_tcp;
-pub(crate) use probe_command::pipe;
-pub(crate) use service::{Exit, Service, TreeSignal};
-pub(crate) use terminal::columns;
-pub(crate) use wait::wait_readable;
-
-use std::ffi::CString;
-use std::os::fd::{OwnedFd, RawFd};
-use std::os::unix::process::ExitStatusExt;
-use std::process::ExitStatus;
-use std::time::Duration;
-
-use crate::recipe::signal::Signal;
-
-/// All that is needed to start a service, made ready by ordinary code before the fork.
-pub(crate) struct Plan {
-    /// The files to try to execute, in order: one for each directory of `PATH`, or just the program.
-    pub(crate) candidates: Vec<CString>,
-    pub(crate) argv: Vec<CString>,
-    pub(crate) envp: Vec<CString>,
-    pub(crate) current_dir: Option<CString>,
-    pub(crate) stdin: Stream,
-    pub(crate) stdout: Stream,
-    pub(crate) stderr: Stream,
-    pub(crate) uid: Option<u32>,
-    pub(crate) gid: Option<u32>,
-    pub(crate) groups: Option<Vec<u32>>,
-    pub(crate) umask: Option<u32>,
-    /// How to end the service when the test process is gone.
-    pub(crate) stop: StopPolicy,
-    /// The log and its index, both opened for appending.
-    pub(crate) log: OwnedFd,
-    pub(crate) index: OwnedFd,
-    /// Descriptors that the supervisor keeps until the tree is gone: locks.
-    pub(crate) keep: Vec<OwnedFd>,
-    /// Sockets that the service gets as its descriptors 3, 4 and so on. The value of its variable `LISTEN_PID`, if it has that, is
-    /// written over with its process id: it must have [`PID_DIGITS`] bytes.
-    pub(crate) listen: Vec<OwnedFd>,
-    /// What the supervisor's command line ends in.
-    pub(crate) id: String,
-    /// What to remove once the tree is gone, if the test process is gone as well.
-    pub(crate) private_dir: Option<CString>,
-    /// For a service of a whole run.
-    pub(crate) run: Option<RunPlan>,
-}
-
-/// What lets a service outlive the test process that starts it. It does so from [`Service::publish`] on, and until then it is
-/// that process's alone.
-pub(crate) struct RunPlan {
-    /// A pidfd of the runner, at whose end the service is to end.
-    pub(crate) runner: OwnedFd,
-    /// The right to start the service. The supervisor keeps it as well, so that nobody starts another before this one is
-    /// published or gone.
-    pub(crate) start_lock: OwnedFd,
-    /// The file with the service's state, and the name under which others look for it.
-    pub(crate) staged: CString,
-    pub(crate) published: CString,
-    /// The run's directory, removed with everything in it when the runner is gone.
-    pub(crate) dir: CString,
-}
-
-/// How many bytes the value of `LISTEN_PID` has before the process id is known.
-pub(crate) const PID_DIGITS: usize = 10;
-
-impl RunPlan {
-    /// For one start: there may be several before one succeeds.
-    pub(crate) fn try_clone(&self) -> std::io::Result<RunPlan> {
-        Ok(RunPlan {
-            runner: self.runner.try_clone()?,
-            start_lock: self.start_lock.try_clone()?,
-            staged: self.staged.clone(),
-            published: self.published.clone(),
-            dir: self.dir.clone(),
-        })
-    }
-}
-
-/// Where a standard stream of the service leads.
-pub(crate) enum Stream {
-    Null,
-    /// For output: through the supervisor into the log.
-    Log,
-    Fd(OwnedFd),
-    /// The test process's own descriptor.
-    Inherit(RawFd),
-}
-
-/// How to end a service.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct StopPolicy {
-    pub(crate) signal: Signal,
-    pub(crate) grace: Duration,
-    pub(crate) kill_signal: Signal,
-}
-
-/// How far a start came before it failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Stage {
-    /// Sockets, pipes, memory and processes of the supervisor itself.
-    Supervisor,
-    Groups,
-    Gid,
-    Uid,
-    CurrentDir,
-    Exec,
-}
-
-/// Why a service was not executed.
-#[derive(Debug)]
-pub(crate) struct SpawnFailure {
-    pub(crate) stage: Stage,
-    pub(crate) source: std::io::Error,
-}
-
-/// The name of a signal, for example `SIGSEGV`.
-pub(crate) fn signal_name(signal: i32) -> Option<&'static str> {
-    nix::sys::signal::Signal::try_from(signal)
-        .ok()
-        .map(nix::sys::signal::Signal::as_str)
-}
+pub(crate) use net::sock_diag;
+pub(crate) use net::sockets;
+pub(crate) use proc as procfs;
+pub(crate) use process::exit::{at_exit, exit_began};
+pub(crate) use process::origin;
+pub(crate) use process::plan::{PID_DIGITS, Plan, RunPlan, SpawnFailure, Stage, StopPolicy, Stream};
+pub(crate) use process::probe_command::{self, pipe};
+pub(crate) use process::service::{Exit, Service, TreeSignal};
+pub(crate) use process::signals;
+pub(crate) use process::{LOSES_DAEMONS, kill_marked, pidfd};
 
 /// CLOCK_MONOTONIC in nanoseconds: the clock of the supervisor's time stamps.
 pub(crate) fn clock_ns() -> u64 {
@@ -172,27 +50,48 @@ pub(crate) fn clock_ns() -> u64 {
     (time.tv_sec as u64) * 1_000_000_000 + time.tv_nsec as u64
 }
 
-/// The error number of a file that is in no format that the kernel executes.
+/// The error number of a file whose format the kernel does not execute.
 pub(crate) const ENOEXEC: i32 = libc::ENOEXEC;
 
-/// Whether an error number says that this process, or the machine, has no more descriptors to give.
+/// Whether an error number means that this process, or the machine, has no descriptor left.
 pub(crate) fn is_out_of_descriptors(errno: i32) -> bool {
     matches!(errno, libc::EMFILE | libc::ENFILE)
-}
-
-/// Whether a process was ended by this signal.
-pub(crate) fn is_death_by(status: ExitStatus, signal: Signal) -> bool {
-    status.signal() == Some(message::number(signal))
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     //! What tests of other files need.
 
+    use std::path::{Path, PathBuf};
+    use std::sync::atomic::{AtomicU64, Ordering};
     use std::time::{Duration, Instant};
 
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
     pub(crate) use forks::fork_with;
+
+    /// A directory that is removed at the end.
+    pub(crate) struct TestDir(PathBuf);
+
+    impl TestDir {
+        pub(crate) fn new() -> TestDir {
+            static NEXT: AtomicU64 = AtomicU64::new(0);
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let path = std::env::temp_dir().join(format!("mirakuru-unit-{}-{number}", std::process::id()));
+            let _ = std::fs::remove_dir_all(&path);
+            std::fs::create_dir(&path).expect("the temporary directory is writable");
+            TestDir(path)
+        }
+
+        pub(crate) fn path(&self) -> &Path {
+            &self.0
+        }
+    }
+
+    impl Drop for TestDir {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
 
     /// Waits for what holds a moment after a descriptor was closed at the latest: a process that another test makes in that moment
     /// has the descriptor open until it executes its program.

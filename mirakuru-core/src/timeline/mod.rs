@@ -294,7 +294,7 @@ extern "C" fn at_exit() {
 fn absolute(path: &Path, runner: u32) -> PathBuf {
     let dir = match path.is_absolute() {
         true => None,
-        false => fs::read_link(format!("/proc/{runner}/cwd")).ok(),
+        false => crate::sys::procfs::current_dir(runner),
     };
     let dir = dir.or_else(|| std::env::current_dir().ok());
     dir.unwrap_or_default().join(path)

@@ -1,4 +1,4 @@
-//! The sockets behind [`crate::ports::reserve`]: bound, never listening, closed on exec.
+//! The sockets behind `ports/reserve.rs`: bound, never listening, closed on exec.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};

@@ -22,7 +22,7 @@ const NEW: c_int = libc::SOCK_CLOEXEC;
 const NEW: c_int = 0;
 
 /// A socket of a family (`AF_INET`), type (`SOCK_STREAM`) and protocol (0: the usual one).
-pub(super) fn socket(family: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
+pub(in crate::sys) fn socket(family: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
     // SAFETY: takes no pointers.
     let fd = check(unsafe { libc::socket(family, kind | NEW, protocol) })?;
     // SAFETY: it is new, and nobody else's.
@@ -30,7 +30,7 @@ pub(super) fn socket(family: c_int, kind: c_int, protocol: c_int) -> io::Result<
 }
 
 /// Two Unix sockets that are connected with each other.
-pub(super) fn pair(kind: c_int) -> io::Result<(OwnedFd, OwnedFd)> {
+pub(in crate::sys) fn pair(kind: c_int) -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends = [-1; 2];
     // SAFETY: writes two descriptors into the array, which has room for them.
     check(unsafe { libc::socketpair(libc::AF_UNIX, kind | NEW, 0, ends.as_mut_ptr()) })?;
@@ -53,37 +53,37 @@ fn close_on_exec(fd: OwnedFd) -> io::Result<OwnedFd> {
 }
 
 /// A connect from now on answers at once.
-pub(super) fn set_non_blocking(fd: &OwnedFd) -> io::Result<()> {
+pub(in crate::sys) fn set_non_blocking(fd: &OwnedFd) -> io::Result<()> {
     // SAFETY: takes no pointers, and the descriptor is open.
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
     Ok(())
 }
 
 /// Turns on or off an option that is a number which means yes or no.
-pub(super) fn set_flag(fd: &OwnedFd, level: c_int, option: c_int, on: bool) -> io::Result<()> {
+pub(in crate::sys) fn set_flag(fd: &OwnedFd, level: c_int, option: c_int, on: bool) -> io::Result<()> {
     let on = c_int::from(on);
     // SAFETY: an integer lives at this address for the length of the call.
     unsafe { set_option(fd, level, option, &on) }
 }
 
 /// `SO_REUSEADDR`.
-pub(super) fn set_reuse_addr(fd: &OwnedFd, on: bool) -> io::Result<()> {
+pub(in crate::sys) fn set_reuse_addr(fd: &OwnedFd, on: bool) -> io::Result<()> {
     set_flag(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, on)
 }
 
 /// `SO_REUSEPORT`.
-pub(super) fn set_reuse_port(fd: &OwnedFd, on: bool) -> io::Result<()> {
+pub(in crate::sys) fn set_reuse_port(fd: &OwnedFd, on: bool) -> io::Result<()> {
     set_flag(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, on)
 }
 
 /// `IPV6_V6ONLY`: whether an IPv6 socket leaves IPv4 alone.
-pub(super) fn set_v6_only(fd: &OwnedFd, on: bool) -> io::Result<()> {
+pub(in crate::sys) fn set_v6_only(fd: &OwnedFd, on: bool) -> io::Result<()> {
     set_flag(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, on)
 }
 
 /// `SO_RCVTIMEO`, in whole seconds.
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
-pub(super) fn set_receive_timeout(fd: &OwnedFd, seconds: i32) -> io::Result<()> {
+pub(in crate::sys) fn set_receive_timeout(fd: &OwnedFd, seconds: i32) -> io::Result<()> {
     let limit = libc::timeval {
         tv_sec: seconds.into(),
         tv_usec: 0,
@@ -113,7 +113,7 @@ unsafe fn set_option<T>(fd: &OwnedFd, level: c_int, option: c_int, value: &T) ->
 
 /// The process at the other end of a Unix socket, as of its `connect` or `listen`.
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
-pub(super) fn peer_pid(fd: &OwnedFd) -> io::Result<libc::pid_t> {
+pub(in crate::sys) fn peer_pid(fd: &OwnedFd) -> io::Result<libc::pid_t> {
     let mut peer = libc::ucred {
         pid: 0,
         uid: 0,
@@ -134,21 +134,21 @@ pub(super) fn peer_pid(fd: &OwnedFd) -> io::Result<libc::pid_t> {
 }
 
 /// Gives the socket an address.
-pub(super) fn bind(fd: &OwnedFd, addr: &Address) -> io::Result<()> {
+pub(in crate::sys) fn bind(fd: &OwnedFd, addr: &Address) -> io::Result<()> {
     // SAFETY: an `Address` says how many of its bytes are set.
     check(unsafe { libc::bind(fd.as_raw_fd(), addr.pointer(), addr.length) })?;
     Ok(())
 }
 
 /// Connects to an address.
-pub(super) fn connect(fd: &OwnedFd, addr: &Address) -> io::Result<()> {
+pub(in crate::sys) fn connect(fd: &OwnedFd, addr: &Address) -> io::Result<()> {
     // SAFETY: an `Address` says how many of its bytes are set.
     check(unsafe { libc::connect(fd.as_raw_fd(), addr.pointer(), addr.length) })?;
     Ok(())
 }
 
 /// Accepts connections from now on, and lets about `waiting` of them wait.
-pub(super) fn listen(fd: &OwnedFd, waiting: c_int) -> io::Result<()> {
+pub(in crate::sys) fn listen(fd: &OwnedFd, waiting: c_int) -> io::Result<()> {
     // SAFETY: takes no pointers.
     check(unsafe { libc::listen(fd.as_raw_fd(), waiting) })?;
     Ok(())
@@ -162,7 +162,7 @@ fn check(result: c_int) -> io::Result<c_int> {
 }
 
 /// The family of an IP address.
-pub(super) fn family(addr: &SocketAddr) -> c_int {
+pub(in crate::sys) fn family(addr: &SocketAddr) -> c_int {
     match addr {
         SocketAddr::V4(_) => libc::AF_INET,
         SocketAddr::V6(_) => libc::AF_INET6,
@@ -170,7 +170,7 @@ pub(super) fn family(addr: &SocketAddr) -> c_int {
 }
 
 /// An address as the kernel takes it.
-pub(super) struct Address {
+pub(in crate::sys) struct Address {
     storage: libc::sockaddr_storage,
     /// How many bytes of it count.
     length: libc::socklen_t,
@@ -196,7 +196,7 @@ impl Address {
     /// # Errors
     ///
     /// [`io::ErrorKind::InvalidInput`] for one that is too long (or has a NUL, for a path).
-    pub(super) fn unix(name: &Path, is_abstract: bool) -> io::Result<Address> {
+    pub(in crate::sys) fn unix(name: &Path, is_abstract: bool) -> io::Result<Address> {
         let name = name.as_os_str().as_bytes();
         let start = std::mem::offset_of!(libc::sockaddr_un, sun_path);
         // A path ends with a NUL, an abstract name begins with one.

@@ -25,28 +25,28 @@ use libc::{SYS_setgid32 as SYS_SETGID, SYS_setgroups32 as SYS_SETGROUPS, SYS_set
 
 // As bare system calls: libc's functions want to change all threads that the *test process* had, and crash.
 
-pub(in super::super) unsafe fn set_groups(count: usize, groups: *const u32) -> i64 {
+pub(in crate::sys::process) unsafe fn set_groups(count: usize, groups: *const u32) -> i64 {
     // SAFETY: as many groups as the caller says.
     unsafe { libc::syscall(SYS_SETGROUPS, count, groups) as i64 }
 }
 
-pub(in super::super) unsafe fn set_gid(gid: libc::gid_t) -> i64 {
+pub(in crate::sys::process) unsafe fn set_gid(gid: libc::gid_t) -> i64 {
     // SAFETY: plain system call.
     unsafe { libc::syscall(SYS_SETGID, gid) as i64 }
 }
 
-pub(in super::super) unsafe fn set_uid(uid: libc::uid_t) -> i64 {
+pub(in crate::sys::process) unsafe fn set_uid(uid: libc::uid_t) -> i64 {
     // SAFETY: plain system call.
     unsafe { libc::syscall(SYS_SETUID, uid) as i64 }
 }
 
 /// The service dies with its parent, which has one thread.
-pub(in super::super) unsafe fn tie_to_parent() {
+pub(in crate::sys::process) unsafe fn tie_to_parent() {
     // SAFETY: plain system call.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
 }
 
-pub(in super::super) unsafe fn pipe(ends: &mut [i32; 2]) -> i32 {
+pub(in crate::sys::process) unsafe fn pipe(ends: &mut [i32; 2]) -> i32 {
     // SAFETY: writes two descriptors into the array.
     unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) }
 }
@@ -83,7 +83,7 @@ unsafe fn close_range(first: i32, last: i32) -> bool {
 }
 
 /// Whatever is open is closed when a program is executed, but for the standard streams and the sockets that are handed down.
-pub(in super::super) unsafe fn close_at_exec(a: &Arena) {
+pub(in crate::sys::process) unsafe fn close_at_exec(a: &Arena) {
     const CLOSE_RANGE_CLOEXEC: i32 = 4;
     let first = 3_i32.wrapping_add(a.listen_count as i32);
     // SAFETY: plain system calls.
@@ -100,16 +100,16 @@ pub(in super::super) unsafe fn close_at_exec(a: &Arena) {
 // ------------------------------------------------------------------------------------------- in the test process
 
 /// Packets, and an end of file that cannot be missed.
-pub(in super::super) const CONTROL: i32 = libc::SOCK_SEQPACKET;
+pub(in crate::sys::process) const CONTROL: i32 = libc::SOCK_SEQPACKET;
 
 /// Whatever a service makes of itself is found.
 pub(crate) const LOSES_DAEMONS: bool = false;
 
 /// For `waitpid`: a child without an exit signal is seen by those who ask for it alone.
-pub(in super::super) const WAIT: WaitPidFlag = WaitPidFlag::__WALL;
+pub(in crate::sys::process) const WAIT: WaitPidFlag = WaitPidFlag::__WALL;
 
 /// What tells a supervisor of the end of this process besides the socket.
-pub(in super::super) fn this_process() -> io::Result<Option<OwnedFd>> {
+pub(in crate::sys::process) fn this_process() -> io::Result<Option<OwnedFd>> {
     pidfd(std::process::id()).map(Some)
 }
 
@@ -123,13 +123,13 @@ pub(crate) fn pidfd(pid: u32) -> io::Result<OwnedFd> {
 }
 
 /// Signals the whole tree. `false` where only the supervisor can.
-pub(in super::super) fn signal_tree(supervisor: u32, signal: i32) -> bool {
+pub(in crate::sys::process) fn signal_tree(supervisor: u32, signal: i32) -> bool {
     freeze::signal_tree(supervisor, signal);
     true
 }
 
 /// Makes a supervisor for each of these. All signals are blocked.
-pub(in super::super) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::Result<Pid>> {
+pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::Result<Pid>> {
     let own: Vec<Range<usize>> = mappings.iter().map(|mapping| mapping.range()).collect();
     memory::with_little_memory(&own, |at| {
         let mapping = &mappings[at];
@@ -150,7 +150,7 @@ pub(in super::super) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::Result<P
 }
 
 /// Where the kernel finds this process's command line: fields 48 and 49 of `/proc/self/stat`. Empty when it does not say.
-pub(in super::super) fn arguments() -> Range<usize> {
+pub(in crate::sys::process) fn arguments() -> Range<usize> {
     static ARGUMENTS: Lazy<Range<usize>> = Lazy::new(|| {
         let mut stat = String::new();
         let read = File::open("/proc/self/stat").and_then(|mut file| file.read_to_string(&mut stat));
@@ -172,7 +172,7 @@ pub(in super::super) fn arguments() -> Range<usize> {
 }
 
 /// Sleeps until there is something to read, but no longer than this.
-pub(in super::super) fn wait_readable(fd: RawFd, timeout: Option<Duration>) {
+pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration>) {
     let mut poll = libc::pollfd {
         fd,
         events: libc::POLLIN,
@@ -189,6 +189,6 @@ pub(in super::super) fn wait_readable(fd: RawFd, timeout: Option<Duration>) {
 
 /// For a supervisor that was killed, both its processes in the same instant: what carries the service's mark is ended from
 /// here.
-pub(in super::super) fn last_resort(id: &str, _supervisor: i32, _service: i32) {
+pub(in crate::sys::process) fn last_resort(id: &str, _supervisor: i32, _service: i32) {
     sweep::kill_marked(&[id]);
 }

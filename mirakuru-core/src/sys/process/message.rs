@@ -8,8 +8,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::StopPolicy;
-use crate::recipe::signal::Signal;
+use super::plan::StopPolicy;
 
 // Eight 32-bit numbers a message, the first of which is one of these.
 pub(super) const MESSAGE: usize = 8;
@@ -136,26 +135,14 @@ pub(super) fn stop_message(policy: StopPolicy, clean_up: bool) -> Message {
     let grace = milliseconds(policy.grace);
     [
         STOP,
-        number(policy.signal),
+        policy.signal,
         grace,
-        number(policy.kill_signal),
+        policy.kill_signal,
         i32::from(clean_up),
         0,
         0,
         0,
     ]
-}
-
-pub(super) fn number(signal: Signal) -> i32 {
-    match signal {
-        Signal::Term => libc::SIGTERM,
-        Signal::Int => libc::SIGINT,
-        Signal::Quit => libc::SIGQUIT,
-        Signal::Hup => libc::SIGHUP,
-        Signal::Kill => libc::SIGKILL,
-        Signal::Usr1 => libc::SIGUSR1,
-        Signal::Usr2 => libc::SIGUSR2,
-    }
 }
 
 /// A grace as the supervisor takes it.

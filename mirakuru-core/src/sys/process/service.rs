@@ -15,9 +15,9 @@ use nix::unistd::Pid;
 use super::arena::{Descriptors, Mapping};
 use super::back_end::os;
 use super::exit::{self, Registration};
-use super::message::{self, Inbox, Message, Received, number, stop_message};
-use super::{Plan, SpawnFailure, Stage, StopPolicy, Stream};
-use crate::recipe::signal::Signal;
+use super::message::{self, Inbox, Message, Received, stop_message};
+use super::plan::{Plan, SpawnFailure, Stage, StopPolicy, Stream};
+use crate::sys::net::raw_socket;
 
 /// How long the supervisor may take beyond the grace. It needs milliseconds; what needs more is in the hands of the kernel (a
 /// process that waits for a dead disk).
@@ -213,7 +213,7 @@ impl Service {
         } else {
             let mut all = vec![self.control.as_raw_fd()];
             all.extend_from_slice(others);
-            super::wait_readable(&all, timeout);
+            crate::sys::wait_readable(&all, timeout);
         }
         self.pump();
     }
@@ -237,8 +237,8 @@ impl Service {
     }
 
     /// Signals the service's process group.
-    pub(crate) fn signal(&mut self, signal: Signal) {
-        self.send([message::SIGNAL, number(signal), 0, 0, 0, 0, 0, 0]);
+    pub(crate) fn signal(&mut self, signal: i32) {
+        self.send([message::SIGNAL, signal, 0, 0, 0, 0, 0, 0]);
     }
 
     /// Makes the service the run's: its state file gets the name that others look for, and from that moment on it is the end
@@ -402,7 +402,7 @@ struct LaunchResources<'a> {
 
 impl LaunchResources<'_> {
     fn new(plan: &Plan) -> io::Result<LaunchResources<'_>> {
-        let (ours, control) = super::raw_socket::pair(os::CONTROL)?;
+        let (ours, control) = raw_socket::pair(os::CONTROL)?;
         let this_process = os::this_process()?;
         let mut theirs = Vec::new();
         // Whatever the supervisor is to keep must lie above 2, where it puts /dev/null.
@@ -480,9 +480,9 @@ impl Drop for Service {
     fn drop(&mut self) {
         if !self.state.reaped {
             let policy = StopPolicy {
-                signal: Signal::Kill,
+                signal: libc::SIGKILL,
                 grace: Duration::ZERO,
-                kill_signal: Signal::Kill,
+                kill_signal: libc::SIGKILL,
             };
             let _ = self.stop(policy);
         }
@@ -553,9 +553,9 @@ mod tests {
             groups: None,
             umask: None,
             stop: StopPolicy {
-                signal: Signal::Term,
+                signal: libc::SIGTERM,
                 grace: Duration::from_millis(300),
-                kill_signal: Signal::Kill,
+                kill_signal: libc::SIGKILL,
             },
             log: append("log"),
             index: append("log.index"),
@@ -622,9 +622,9 @@ mod tests {
             service.wait_event(&[], Duration::from_secs(10));
         }
         let policy = StopPolicy {
-            signal: Signal::Term,
+            signal: libc::SIGTERM,
             grace: Duration::from_secs(10),
-            kill_signal: Signal::Kill,
+            kill_signal: libc::SIGKILL,
         };
         service.stop(policy).expect("it ends");
         assert_eq!(service.exit().and_then(|exit| exit.status.code()), Some(3));
@@ -657,9 +657,9 @@ mod tests {
         };
         assert!(alive(pid));
         let policy = StopPolicy {
-            signal: Signal::Term,
+            signal: libc::SIGTERM,
             grace: Duration::from_millis(100),
-            kill_signal: Signal::Kill,
+            kill_signal: libc::SIGKILL,
         };
         service.stop(policy).expect("it ends");
         assert!(!alive(pid), "the daemon is gone");
@@ -738,9 +738,9 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(2));
             }
             let policy = StopPolicy {
-                signal: Signal::Kill,
+                signal: libc::SIGKILL,
                 grace: Duration::ZERO,
-                kill_signal: Signal::Kill,
+                kill_signal: libc::SIGKILL,
             };
             service.stop(policy).expect("there is nothing left to stop");
             let _ = std::fs::remove_dir_all(dir);
@@ -784,9 +784,9 @@ mod tests {
             "POSIX has nothing that ends them"
         );
         let policy = StopPolicy {
-            signal: Signal::Term,
+            signal: libc::SIGTERM,
             grace: Duration::from_secs(10),
-            kill_signal: Signal::Kill,
+            kill_signal: libc::SIGKILL,
         };
         service.stop(policy).expect("there is no supervisor to wait for");
         while alive(service.pid()) || alive(member) {
@@ -828,9 +828,9 @@ mod tests {
         }
         drop(file);
         let policy = StopPolicy {
-            signal: Signal::Term,
+            signal: libc::SIGTERM,
             grace: Duration::from_secs(5),
-            kill_signal: Signal::Kill,
+            kill_signal: libc::SIGKILL,
         };
         service.stop(policy).expect("it ends");
         let _ = std::fs::remove_dir_all(dir);

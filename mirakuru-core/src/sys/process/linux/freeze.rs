@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 
 use nix::errno::Errno;
 
-use crate::sys::procfs;
+use crate::sys::proc as procfs;
 
 /// Signals every descendant of this process.
 pub(super) fn signal_tree(root: u32, signal: i32) {

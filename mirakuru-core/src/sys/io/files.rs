@@ -87,7 +87,7 @@ pub(crate) fn is_locked(file: BorrowedFd<'_>) -> io::Result<bool> {
 pub(crate) fn process_lives(pid: u32) -> bool {
     let exists =
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), None) != Err(nix::Error::ESRCH);
-    exists && super::procfs::stat(pid).is_none_or(|stat| stat.is_alive())
+    exists && crate::sys::proc::stat(pid).is_none_or(|stat| stat.is_alive())
 }
 
 /// Whether a process with this id exists. One that is not ours to signal counts.

@@ -240,8 +240,8 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::readiness::harness::TestDir;
     use crate::sys::probe_command::wait_readable;
+    use crate::sys::tests::TestDir;
 
     /// Whether something was told since the watch was renewed. What has happened is told at once.
     fn told(watching: &Watching) -> bool {

@@ -18,7 +18,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use libc::{AF_INET, AF_INET6, c_int};
 
-use super::raw_socket;
+use super::{Socket, raw_socket};
 
 /// `struct nlmsghdr`: length, type, flags, sequence, port id.
 const HEADER: usize = 16;
@@ -38,20 +38,6 @@ const TCP_LISTEN: u8 = 10;
 /// The loopback interface has this index in every network namespace. Connections to *any* address of this machine come in by it,
 /// so naming it finds sockets that are bound to it with `SO_BINDTODEVICE`, too.
 const LOOPBACK: u32 = 1;
-
-/// A TCP socket of this machine.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Socket {
-    /// Its local address as it was bound: `0.0.0.0`, `[::]` and IPv4 addresses mapped into IPv6 stay as they are.
-    pub(crate) addr: SocketAddr,
-    /// Whether an IPv6 socket leaves IPv4 alone. `None` where that was not told.
-    pub(crate) v6_only: Option<bool>,
-    pub(crate) listening: bool,
-    /// Effective user of the process that made it.
-    pub(crate) uid: u32,
-    /// What `/proc/PID/fd/N` calls it: `socket:[INODE]`. 0 when no process has it (any more).
-    pub(crate) inode: u64,
-}
 
 /// Which sockets a dump gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +61,7 @@ impl States {
 /// The socket that a connection to `addr` from this machine would reach, if it is one that listens. A socket whose backlog is full listens
 /// all the same.
 ///
-/// `None` is also what a kernel without the `tcp_diag` module says: see [`crate::ports::owner`] for the check.
+/// `None` is also what a kernel without the `tcp_diag` module says: see `ports/owner.rs` for the check.
 pub(crate) fn listener(addr: SocketAddr) -> io::Result<Option<Socket>> {
     with_socket(|diag| diag.lookup(addr))
 }

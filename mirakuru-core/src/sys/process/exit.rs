@@ -13,7 +13,8 @@ use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
 use super::message::{send, stop_message};
-use super::{StopPolicy, service};
+use super::plan::StopPolicy;
+use super::service;
 
 static HEAD: AtomicPtr<Slot> = AtomicPtr::new(ptr::null_mut());
 /// A fork of the test process inherits the handler, but its services are not its own.
@@ -154,7 +155,7 @@ extern "C" fn end_all() {
     if PROCESS.load(Ordering::SeqCst) != std::process::id() {
         return;
     }
-    BEGAN.store(super::clock_ns(), Ordering::SeqCst);
+    BEGAN.store(crate::sys::clock_ns(), Ordering::SeqCst);
     let mut ending = Vec::new();
     let mut at = HEAD.load(Ordering::SeqCst);
     // SAFETY: as in `free_slot`.

@@ -17,26 +17,26 @@ use super::supervisor;
 
 // Of libc, which has threads in mind and was told of the fork: in the child it knows of one.
 
-pub(in super::super) unsafe fn set_groups(count: usize, groups: *const u32) -> i32 {
+pub(in crate::sys::process) unsafe fn set_groups(count: usize, groups: *const u32) -> i32 {
     // SAFETY: as many groups as the caller says. (`count` is of another type on other systems.)
     unsafe { libc::setgroups(count as _, groups) }
 }
 
-pub(in super::super) unsafe fn set_gid(gid: libc::gid_t) -> i32 {
+pub(in crate::sys::process) unsafe fn set_gid(gid: libc::gid_t) -> i32 {
     // SAFETY: plain system call.
     unsafe { libc::setgid(gid) }
 }
 
-pub(in super::super) unsafe fn set_uid(uid: libc::uid_t) -> i32 {
+pub(in crate::sys::process) unsafe fn set_uid(uid: libc::uid_t) -> i32 {
     // SAFETY: plain system call.
     unsafe { libc::setuid(uid) }
 }
 
 /// There is no such thing.
-pub(in super::super) unsafe fn tie_to_parent() {}
+pub(in crate::sys::process) unsafe fn tie_to_parent() {}
 
 /// For the supervisor, which has one thread: nobody can fork between the calls.
-pub(in super::super) unsafe fn pipe(ends: &mut [i32; 2]) -> i32 {
+pub(in crate::sys::process) unsafe fn pipe(ends: &mut [i32; 2]) -> i32 {
     // SAFETY: writes two descriptors into the array.
     unsafe {
         let result = libc::pipe(ends.as_mut_ptr());
@@ -83,21 +83,21 @@ pub(super) unsafe fn close_all_but_kept(a: &Arena) {
 const MANY_IN_A_ROW: i32 = 1024;
 
 /// Nothing is open in the supervisor that is not so marked.
-pub(in super::super) unsafe fn close_at_exec(_: &Arena) {}
+pub(in crate::sys::process) unsafe fn close_at_exec(_: &Arena) {}
 
 // ------------------------------------------------------------------------------------------- in the test process
 
 /// Not every system has packets between Unix sockets that also have an end of file.
-pub(in super::super) const CONTROL: i32 = libc::SOCK_STREAM;
+pub(in crate::sys::process) const CONTROL: i32 = libc::SOCK_STREAM;
 
 /// Whatever leaves the process group is lost.
 pub(crate) const LOSES_DAEMONS: bool = true;
 
 /// For `waitpid`.
-pub(in super::super) const WAIT: WaitPidFlag = WaitPidFlag::empty();
+pub(in crate::sys::process) const WAIT: WaitPidFlag = WaitPidFlag::empty();
 
 /// Nothing: the supervisor asks for its parent from time to time.
-pub(in super::super) fn this_process() -> io::Result<Option<OwnedFd>> {
+pub(in crate::sys::process) fn this_process() -> io::Result<Option<OwnedFd>> {
     Ok(None)
 }
 
@@ -107,7 +107,7 @@ pub(crate) fn pidfd(_: u32) -> io::Result<OwnedFd> {
 }
 
 /// The supervisor signals the group: as the leader's parent it knows whose the number is.
-pub(in super::super) fn signal_tree(_: u32, _: i32) -> bool {
+pub(in crate::sys::process) fn signal_tree(_: u32, _: i32) -> bool {
     false
 }
 
@@ -115,7 +115,7 @@ pub(in super::super) fn signal_tree(_: u32, _: i32) -> bool {
 pub(crate) fn kill_marked(_: &[&str]) {}
 
 /// Makes the supervisor. All signals are blocked.
-pub(in super::super) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::Result<Pid>> {
+pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::Result<Pid>> {
     let fork_one = |mapping: &mut &mut Mapping| {
         let arena = mapping.arena();
         // SAFETY: the mapping is this process's alone until the fork, and its child's own copy afterwards; `supervisor` keeps to what
@@ -158,12 +158,12 @@ fn last_fd(known: RawFd) -> i32 {
 }
 
 /// Only Linux tells where they are.
-pub(in super::super) fn arguments() -> Range<usize> {
+pub(in crate::sys::process) fn arguments() -> Range<usize> {
     0..0
 }
 
 /// Sleeps until there is something to read, but no longer than this.
-pub(in super::super) fn wait_readable(fd: RawFd, timeout: Option<Duration>) {
+pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration>) {
     match timeout {
         // `poll` knows milliseconds only, which are long for a service that is ready in less. `pselect` knows low numbers only.
         Some(timeout) if timeout < Duration::from_millis(10) && (fd as usize) < libc::FD_SETSIZE => {
@@ -204,7 +204,7 @@ pub(in super::super) fn wait_readable(fd: RawFd, timeout: Option<Duration>) {
 
 /// For a supervisor that was killed: its service's group is ended from here. Not what has left the group, of which nobody knows
 /// any more.
-pub(in super::super) fn last_resort(_: &str, supervisor: i32, service: i32) {
+pub(in crate::sys::process) fn last_resort(_: &str, supervisor: i32, service: i32) {
     if service <= 1 {
         return;
     }

@@ -8,8 +8,8 @@ use std::io;
 use std::ops::Range;
 use std::ptr;
 
-use super::message::{milliseconds, number};
-use super::{Plan, Stream};
+use super::message::milliseconds;
+use super::plan::{PID_DIGITS, Plan, Stream};
 
 const STACK: usize = 64 * 1024;
 /// What one read of the service's output takes at most.
@@ -189,9 +189,9 @@ impl Mapping {
                 matches!(plan.stdout, Stream::Log),
                 matches!(plan.stderr, Stream::Log),
             ];
-            a.stop_signal = number(plan.stop.signal);
+            a.stop_signal = plan.stop.signal;
             a.grace_ms = i64::from(milliseconds(plan.stop.grace));
-            a.kill_signal = number(plan.stop.kill_signal);
+            a.kill_signal = plan.stop.kill_signal;
             a.title = title_text;
             a.title_len = title.as_bytes().len();
             a.args = args.start as *mut c_char;
@@ -262,7 +262,7 @@ const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 
 /// Which entry of the environment is to have the process id, if it has room for one.
 fn listen_pid(envp: &[CString]) -> Option<usize> {
-    let has_room = |value: &[u8]| value.len() == super::PID_DIGITS;
+    let has_room = |value: &[u8]| value.len() == PID_DIGITS;
     envp.iter()
         .position(|entry| entry.as_bytes().strip_prefix(LISTEN_PID).is_some_and(has_room))
 }

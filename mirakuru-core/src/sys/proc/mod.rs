@@ -8,10 +8,17 @@
 use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use once_cell::sync::Lazy;
+
+mod fds;
+mod tables;
+
+pub(crate) use fds::{Closely, search, search_tree};
+pub(crate) use tables::{tcp_listeners, unix_listeners};
 
 /// Part of `/proc/PID/stat`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -189,126 +196,58 @@ pub(crate) fn descends(pid: u32, root: u32) -> bool {
     ancestors(pid).any(|(ancestor, _)| ancestor == root)
 }
 
-/// What came of a search for sockets.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Search {
-    /// The sockets that were found, with each process that has them.
-    pub(crate) found: Vec<(u64, u32)>,
-    /// Whether there was a living process whose descriptors we may not read.
-    pub(crate) denied: bool,
+/// When a process began, in ticks since the machine did. `None` when there is no such process, or only its zombie.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+pub(crate) fn start_time(pid: u32) -> Option<u64> {
+    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    let stat = parse_stat(&String::from_utf8_lossy(&text))?;
+    stat.is_alive().then_some(stat.start)
 }
 
-impl Search {
-    pub(crate) fn has(&self, inode: u64) -> bool {
-        self.found.iter().any(|(found, _)| *found == inode)
-    }
+/// Without `/proc` no portable call tells a start time: any process with this id counts.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+pub(crate) fn start_time(pid: u32) -> Option<u64> {
+    crate::sys::files::process_exists(pid).then_some(0)
 }
 
-/// How closely to look at one process.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Closely {
-    /// The descriptors of the process, which threads share.
-    Process,
-    /// Those of each thread: a thread may have a table of its own, and where the first thread has ended
-    /// the process's table shows nothing.
-    Threads,
+/// The environment that a process was given at its start. `None` where we may not see it.
+pub(crate) fn environment(pid: u32) -> Option<Vec<u8>> {
+    read(&format!("{pid}/environ")).ok()
 }
 
-/// Looks for sockets, given by their inodes, among the descriptors of processes.
-pub(crate) fn search(pids: &[u32], inodes: &[u64], closely: Closely) -> Search {
-    let mut search = Search::default();
-    for &pid in pids {
-        search.look_at(pid, inodes, closely);
-    }
-    search
+/// The words of a process's command line. Empty where we may not see them.
+pub(crate) fn command_line(pid: u32) -> Vec<Vec<u8>> {
+    let line = read(&format!("{pid}/cmdline")).unwrap_or_default();
+    line.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
 }
 
-/// The same among the processes of a tree, nearest first, until all are found; the root itself last: it is a supervisor, which has
-/// no socket of the service's.
-///
-/// Nearly always the service's main process has them, and then nothing below `task` of that process is looked up. What is
-/// looked up there has its price later: the kernel throws the entries of each thread away when the thread ends, and whoever
-/// reaps the process in that moment spins until it has.
-pub(crate) fn search_tree(root: u32, inodes: &[u64], closely: Closely) -> Search {
-    let mut search = Search::default();
-    tree_until(root, |pid| {
-        if pid != root {
-            search.look_at(pid, inodes, closely);
-        }
-        inodes.iter().all(|inode| search.has(*inode))
-    });
-    if !inodes.iter().all(|inode| search.has(*inode)) {
-        search.look_at(root, inodes, closely);
-    }
-    search
+/// The effective user id of a process.
+pub(crate) fn user(pid: u32) -> Option<u32> {
+    let status = read(&format!("{pid}/status")).ok()?;
+    let status = String::from_utf8_lossy(&status);
+    let ids = status.lines().find_map(|line| line.strip_prefix("Uid:"))?;
+    ids.split_ascii_whitespace().nth(1)?.parse().ok()
 }
 
-impl Search {
-    fn look_at(&mut self, pid: u32, inodes: &[u64], closely: Closely) {
-        let mut mine = HashSet::new();
-        let polled = match closely {
-            Closely::Process => poll(&format!("/proc/{pid}/fd"), inodes, &mut mine),
-            Closely::Threads => numbers(format!("/proc/{pid}/task"))
-                .into_iter()
-                .try_for_each(|task| poll(&format!("/proc/{pid}/task/{task}/fd"), inodes, &mut mine)),
-        };
-        self.found.extend(mine.into_iter().map(|inode| (inode, pid)));
-        // A zombie's descriptors may not be read either, but it has none.
-        let is_denied = polled.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
-        self.denied |= is_denied && stat(pid).is_some_and(|stat| stat.is_alive());
-    }
+/// The file that a process executes.
+pub(crate) fn program(pid: u32) -> Option<PathBuf> {
+    link(&format!("{pid}/exe"))
 }
 
-fn poll(dir: &str, inodes: &[u64], found: &mut HashSet<u64>) -> io::Result<()> {
-    for entry in fs::read_dir(dir)? {
-        let link = match entry.and_then(|entry| fs::read_link(entry.path())) {
-            Ok(link) => link,
-            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
-            // Closed in the meantime.
-            Err(_) => continue,
-        };
-        let inode = link
-            .to_str()
-            .and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']'))
-            .and_then(|digits| digits.parse().ok());
-        if let Some(inode) = inode {
-            if inodes.contains(&inode) {
-                found.insert(inode);
-                if found.len() == inodes.len() {
-                    break;
-                }
-            }
-        }
-    }
-    Ok(())
+/// The working directory of a process.
+pub(crate) fn current_dir(pid: u32) -> Option<PathBuf> {
+    link(&format!("{pid}/cwd"))
 }
 
-/// The inodes of the Unix sockets that are bound to exactly this path (abstract: `@name`) and listen.
-pub(crate) fn unix_listeners(path: &Path) -> Vec<u64> {
-    use std::os::unix::ffi::OsStrExt;
-    let Ok(table) = read("thread-self/net/unix") else {
-        return Vec::new();
-    };
-    parse_unix(&table, path.as_os_str().as_bytes())
+fn link(path: &str) -> Option<PathBuf> {
+    fs::read_link(Path::new("/proc").join(path))
+        .ok()
+        .filter(|_| IS_THERE)
 }
 
-fn parse_unix(table: &[u8], wanted: &[u8]) -> Vec<u64> {
-    const ACCEPTS: u32 = 0x10000;
-    // Num RefCount Protocol Flags Type St Inode Path. The inode is padded with spaces, and the path may hold some.
-    let inode_of = |line: &[u8]| {
-        let mut rest = line;
-        let mut fields = [""; 7];
-        for field in &mut fields {
-            rest = rest.trim_ascii_start();
-            let end = rest.iter().position(|byte| *byte == b' ').unwrap_or(rest.len());
-            *field = std::str::from_utf8(&rest[..end]).ok()?;
-            rest = &rest[end..];
-        }
-        let accepts = u32::from_str_radix(fields[3], 16).ok()? & ACCEPTS != 0;
-        let inode = fields[6].parse().ok()?;
-        (accepts && rest.strip_prefix(b" ")? == wanted).then_some(inode)
-    };
-    table.split(|byte| *byte == b'\n').filter_map(inode_of).collect()
+/// Tells the pid namespace of this process from others, which may share the temporary directory. 0 where it is not known.
+pub(crate) fn pid_namespace() -> u64 {
+    fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
 }
 
 #[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]
@@ -366,46 +305,5 @@ mod tests {
             assert!(tree.contains(&root) && tree.contains(&grandchild), "{tree:?}");
             assert!(!tree.contains(&std::process::id()));
         }
-    }
-
-    #[test]
-    fn a_zombie_is_not_alive_and_denies_nothing() {
-        let mut child = Command::new("true").spawn().unwrap();
-        let pid = child.id();
-        while stat(pid).unwrap().is_alive() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        assert_eq!(search(&[pid], &[1], Closely::Process), Search::default());
-        child.wait().unwrap();
-        assert_eq!(stat(pid), None);
-    }
-
-    #[test]
-    fn finds_a_socket_of_our_own_either_way() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&listener));
-        let link = fs::read_link(link).unwrap();
-        let inode = link.to_str().unwrap()["socket:[".len()..]
-            .trim_end_matches(']')
-            .parse()
-            .unwrap();
-        for closely in [Closely::Process, Closely::Threads] {
-            let search = search(&[std::process::id()], &[inode, 1], closely);
-            assert_eq!(search.found, [(inode, std::process::id())]);
-            assert!(search.has(inode) && !search.has(1) && !search.denied);
-        }
-    }
-
-    #[test]
-    fn unix_table_is_matched_by_the_whole_path() {
-        let table = b"Num       RefCount Protocol Flags    Type St Inode Path\n\
-            0000000000000000: 00000002 00000000 00010000 0001 01    11 /tmp/a b.sock\n\
-            0000000000000000: 00000002 00000000 00010000 0001 01    12 /tmp/x /tmp/a b.sock\n\
-            0000000000000000: 00000003 00000000 00000000 0001 03    13 /tmp/a b.sock\n\
-            0000000000000000: 00000002 00000000 00010000 0001 01    14 @name\n\
-            0000000000000000: 00000002 00000000 00010000 0001 01    15\n";
-        assert_eq!(parse_unix(table, b"/tmp/a b.sock"), [11]);
-        assert_eq!(parse_unix(table, b"b.sock"), []);
-        assert_eq!(parse_unix(table, b"@name"), [14]);
     }
 }

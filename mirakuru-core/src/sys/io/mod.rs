@@ -1,0 +1,6 @@
+//! Files, locks, terminals, and waiting for descriptors.
+
+pub(crate) mod file_watch;
+pub(crate) mod files;
+pub(crate) mod terminal;
+pub(crate) mod wait;

@@ -1,0 +1,24 @@
+//! Sockets: the kernel's tables, reservations of ports, and calls that the standard library does not have.
+
+use std::net::SocketAddr;
+
+pub(crate) mod listen;
+pub(crate) mod ports;
+pub(crate) mod raw_socket;
+#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
+pub(crate) mod sock_diag;
+pub(crate) mod sockets;
+
+/// A TCP socket of this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Socket {
+    /// Its local address as it was bound: `0.0.0.0`, `[::]` and IPv4 addresses mapped into IPv6 stay as they are.
+    pub(crate) addr: SocketAddr,
+    /// Whether an IPv6 socket leaves IPv4 alone. `None` where that was not told.
+    pub(crate) v6_only: Option<bool>,
+    pub(crate) listening: bool,
+    /// Effective user of the process that made it.
+    pub(crate) uid: u32,
+    /// What `/proc/PID/fd/N` calls it: `socket:[INODE]`. 0 when no process has it (any more).
+    pub(crate) inode: u64,
+}

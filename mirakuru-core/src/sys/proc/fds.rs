@@ -1,0 +1,137 @@
+//! Which process has a socket: a search through the descriptors that `/proc` shows.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+
+use super::{numbers, stat, tree_until};
+
+/// What came of a search for sockets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Search {
+    /// The sockets that were found, with each process that has them.
+    pub(crate) found: Vec<(u64, u32)>,
+    /// Whether there was a living process whose descriptors we may not read.
+    pub(crate) denied: bool,
+}
+
+impl Search {
+    pub(crate) fn has(&self, inode: u64) -> bool {
+        self.found.iter().any(|(found, _)| *found == inode)
+    }
+}
+
+/// How closely to look at one process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Closely {
+    /// The descriptors of the process, which threads share.
+    Process,
+    /// Those of each thread: a thread may have a table of its own, and where the first thread has ended
+    /// the process's table shows nothing.
+    Threads,
+}
+
+/// Looks for sockets, given by their inodes, among the descriptors of processes.
+pub(crate) fn search(pids: &[u32], inodes: &[u64], closely: Closely) -> Search {
+    let mut search = Search::default();
+    for &pid in pids {
+        search.look_at(pid, inodes, closely);
+    }
+    search
+}
+
+/// The same among the processes of a tree, nearest first, until all are found; the root itself last: it is a supervisor, which has
+/// no socket of the service's.
+///
+/// Nearly always the service's main process has them, and then nothing below `task` of that process is looked up. What is
+/// looked up there has its price later: the kernel throws the entries of each thread away when the thread ends, and whoever
+/// reaps the process in that moment spins until it has.
+pub(crate) fn search_tree(root: u32, inodes: &[u64], closely: Closely) -> Search {
+    let mut search = Search::default();
+    tree_until(root, |pid| {
+        if pid != root {
+            search.look_at(pid, inodes, closely);
+        }
+        inodes.iter().all(|inode| search.has(*inode))
+    });
+    if !inodes.iter().all(|inode| search.has(*inode)) {
+        search.look_at(root, inodes, closely);
+    }
+    search
+}
+
+impl Search {
+    fn look_at(&mut self, pid: u32, inodes: &[u64], closely: Closely) {
+        let mut mine = HashSet::new();
+        let polled = match closely {
+            Closely::Process => poll(&format!("/proc/{pid}/fd"), inodes, &mut mine),
+            Closely::Threads => numbers(format!("/proc/{pid}/task"))
+                .into_iter()
+                .try_for_each(|task| poll(&format!("/proc/{pid}/task/{task}/fd"), inodes, &mut mine)),
+        };
+        self.found.extend(mine.into_iter().map(|inode| (inode, pid)));
+        // A zombie's descriptors may not be read either, but it has none.
+        let is_denied = polled.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
+        self.denied |= is_denied && stat(pid).is_some_and(|stat| stat.is_alive());
+    }
+}
+
+fn poll(dir: &str, inodes: &[u64], found: &mut HashSet<u64>) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let link = match entry.and_then(|entry| fs::read_link(entry.path())) {
+            Ok(link) => link,
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
+            // Closed in the meantime.
+            Err(_) => continue,
+        };
+        let inode = link
+            .to_str()
+            .and_then(|text| text.strip_prefix("socket:[")?.strip_suffix(']'))
+            .and_then(|digits| digits.parse().ok());
+        if let Some(inode) = inode {
+            if inodes.contains(&inode) {
+                found.insert(inode);
+                if found.len() == inodes.len() {
+                    break;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]
+mod tests {
+    use std::process::Command;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_zombie_is_not_alive_and_denies_nothing() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let pid = child.id();
+        while stat(pid).unwrap().is_alive() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        assert_eq!(search(&[pid], &[1], Closely::Process), Search::default());
+        child.wait().unwrap();
+        assert_eq!(stat(pid), None);
+    }
+
+    #[test]
+    fn finds_a_socket_of_our_own_either_way() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let link = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&listener));
+        let link = fs::read_link(link).unwrap();
+        let inode = link.to_str().unwrap()["socket:[".len()..]
+            .trim_end_matches(']')
+            .parse()
+            .unwrap();
+        for closely in [Closely::Process, Closely::Threads] {
+            let search = search(&[std::process::id()], &[inode, 1], closely);
+            assert_eq!(search.found, [(inode, std::process::id())]);
+            assert!(search.has(inode) && !search.has(1) && !search.denied);
+        }
+    }
+}

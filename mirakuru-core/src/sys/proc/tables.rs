@@ -1,0 +1,97 @@
+//! The tables of sockets below `/proc/net`, of the calling thread's network namespace.
+
+use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
+
+use super::read;
+use crate::sys::net::Socket;
+
+/// The listeners of a port (0: of any) from `/proc/net/tcp` and `tcp6`. `None` where there are none. Takes milliseconds, since the
+/// kernel walks its whole table.
+pub(crate) fn tcp_listeners(port: u16) -> Option<Vec<Socket>> {
+    let table = |name: &str| {
+        let bytes = read(&format!("thread-self/net/{name}")).ok()?;
+        Some(String::from_utf8_lossy(&bytes).into_owned())
+    };
+    let v4 = table("tcp")?;
+    let v6 = table("tcp6").unwrap_or_default();
+    let lines = v4.lines().chain(v6.lines());
+    let found: Vec<Socket> = lines
+        .filter_map(parse_line)
+        .filter(|socket| socket.listening && (port == 0 || socket.addr.port() == port))
+        .collect();
+    // Sandboxes have such tables that are always empty.
+    (!found.is_empty()).then_some(found)
+}
+
+/// One line of `/proc/net/tcp`: number, local address, remote address, state, queues, timer, retransmissions, user, timeout,
+/// inode.
+fn parse_line(line: &str) -> Option<Socket> {
+    let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+    let (ip, port) = fields.get(1)?.split_once(':')?;
+    let port = u16::from_str_radix(port, 16).ok()?;
+    // Words of four bytes in network order, each printed as a number of this machine's order.
+    let mut bytes = Vec::new();
+    for at in (0..ip.len()).step_by(8) {
+        let word = u32::from_str_radix(ip.get(at..at + 8)?, 16).ok()?;
+        bytes.extend(word.to_ne_bytes());
+    }
+    let ip = match bytes.len() {
+        4 => IpAddr::from(<[u8; 4]>::try_from(bytes).ok()?),
+        16 => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
+        _ => return None,
+    };
+    Some(Socket {
+        addr: SocketAddr::new(ip, port),
+        v6_only: None,
+        listening: *fields.get(3)? == "0A",
+        uid: fields.get(7)?.parse().ok()?,
+        inode: fields.get(9)?.parse().ok()?,
+    })
+}
+
+/// The inodes of the Unix sockets that are bound to exactly this path (abstract: `@name`) and listen.
+pub(crate) fn unix_listeners(path: &Path) -> Vec<u64> {
+    use std::os::unix::ffi::OsStrExt;
+    let Ok(table) = read("thread-self/net/unix") else {
+        return Vec::new();
+    };
+    parse_unix(&table, path.as_os_str().as_bytes())
+}
+
+fn parse_unix(table: &[u8], wanted: &[u8]) -> Vec<u64> {
+    const ACCEPTS: u32 = 0x10000;
+    // Num RefCount Protocol Flags Type St Inode Path. The inode is padded with spaces, and the path may hold some.
+    let inode_of = |line: &[u8]| {
+        let mut rest = line;
+        let mut fields = [""; 7];
+        for field in &mut fields {
+            rest = rest.trim_ascii_start();
+            let end = rest.iter().position(|byte| *byte == b' ').unwrap_or(rest.len());
+            *field = std::str::from_utf8(&rest[..end]).ok()?;
+            rest = &rest[end..];
+        }
+        let accepts = u32::from_str_radix(fields[3], 16).ok()? & ACCEPTS != 0;
+        let inode = fields[6].parse().ok()?;
+        (accepts && rest.strip_prefix(b" ")? == wanted).then_some(inode)
+    };
+    table.split(|byte| *byte == b'\n').filter_map(inode_of).collect()
+}
+
+#[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn unix_table_is_matched_by_the_whole_path() {
+        let table = b"Num       RefCount Protocol Flags    Type St Inode Path\n\
+            0000000000000000: 00000002 00000000 00010000 0001 01    11 /tmp/a b.sock\n\
+            0000000000000000: 00000002 00000000 00010000 0001 01    12 /tmp/x /tmp/a b.sock\n\
+            0000000000000000: 00000003 00000000 00000000 0001 03    13 /tmp/a b.sock\n\
+            0000000000000000: 00000002 00000000 00010000 0001 01    14 @name\n\
+            0000000000000000: 00000002 00000000 00010000 0001 01    15\n";
+        assert_eq!(parse_unix(table, b"/tmp/a b.sock"), [11]);
+        assert_eq!(parse_unix(table, b"b.sock"), []);
+        assert_eq!(parse_unix(table, b"@name"), [14]);
+    }
+}

@@ -1,0 +1,26 @@
+//! Supervises services.
+//!
+//! A back end does that: `linux`, which can prove that nothing is left of a service, and `portable`, which does what POSIX
+//! allows, for every other Unix. The files beside them hold what both share. Nothing outside this folder knows how a service
+//! is supervised.
+
+mod arena;
+pub(crate) mod exit;
+mod forked;
+#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
+mod linux;
+mod message;
+pub(crate) mod origin;
+pub(crate) mod plan;
+#[cfg(any(not(target_os = "linux"), mirakuru_portable))]
+mod portable;
+pub(crate) mod probe_command;
+pub(crate) mod service;
+pub(crate) mod signals;
+
+#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
+use linux as back_end;
+#[cfg(any(not(target_os = "linux"), mirakuru_portable))]
+use portable as back_end;
+
+pub(crate) use back_end::os::{LOSES_DAEMONS, kill_marked, pidfd};

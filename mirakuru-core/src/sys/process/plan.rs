@@ -1,0 +1,105 @@
+//! The plan of a start: what executors hand to a back end, and how it answers.
+
+use std::ffi::CString;
+use std::os::fd::{OwnedFd, RawFd};
+use std::time::Duration;
+
+/// All that is needed to start a service, made ready by ordinary code before the fork.
+pub(crate) struct Plan {
+    /// The files to try to execute, in order: one for each directory of `PATH`, or just the program.
+    pub(crate) candidates: Vec<CString>,
+    pub(crate) argv: Vec<CString>,
+    pub(crate) envp: Vec<CString>,
+    pub(crate) current_dir: Option<CString>,
+    pub(crate) stdin: Stream,
+    pub(crate) stdout: Stream,
+    pub(crate) stderr: Stream,
+    pub(crate) uid: Option<u32>,
+    pub(crate) gid: Option<u32>,
+    pub(crate) groups: Option<Vec<u32>>,
+    pub(crate) umask: Option<u32>,
+    /// How to end the service when the test process is gone.
+    pub(crate) stop: StopPolicy,
+    /// The log and its index, both opened for appending.
+    pub(crate) log: OwnedFd,
+    pub(crate) index: OwnedFd,
+    /// Descriptors that the supervisor keeps until the tree is gone: locks.
+    pub(crate) keep: Vec<OwnedFd>,
+    /// Sockets that the service gets as its descriptors 3, 4 and so on. The value of its variable `LISTEN_PID`, if it has that, is
+    /// written over with its process id: it must have [`PID_DIGITS`] bytes.
+    pub(crate) listen: Vec<OwnedFd>,
+    /// What the supervisor's command line ends in.
+    pub(crate) id: String,
+    /// What to remove once the tree is gone, if the test process is gone as well.
+    pub(crate) private_dir: Option<CString>,
+    /// For a service of a whole run.
+    pub(crate) run: Option<RunPlan>,
+}
+
+/// What lets a service outlive the test process that starts it. It does so from [`Service::publish`](super::service::Service::publish) on, and until then it is
+/// that process's alone.
+pub(crate) struct RunPlan {
+    /// A pidfd of the runner, at whose end the service is to end.
+    pub(crate) runner: OwnedFd,
+    /// The right to start the service. The supervisor keeps it as well, so that nobody starts another before this one is
+    /// published or gone.
+    pub(crate) start_lock: OwnedFd,
+    /// The file with the service's state, and the name under which others look for it.
+    pub(crate) staged: CString,
+    pub(crate) published: CString,
+    /// The run's directory, removed with everything in it when the runner is gone.
+    pub(crate) dir: CString,
+}
+
+/// How many bytes the value of `LISTEN_PID` has before the process id is known.
+pub(crate) const PID_DIGITS: usize = 10;
+
+impl RunPlan {
+    /// For one start: there may be several before one succeeds.
+    pub(crate) fn try_clone(&self) -> std::io::Result<RunPlan> {
+        Ok(RunPlan {
+            runner: self.runner.try_clone()?,
+            start_lock: self.start_lock.try_clone()?,
+            staged: self.staged.clone(),
+            published: self.published.clone(),
+            dir: self.dir.clone(),
+        })
+    }
+}
+
+/// Where a standard stream of the service leads.
+pub(crate) enum Stream {
+    Null,
+    /// For output: through the supervisor into the log.
+    Log,
+    Fd(OwnedFd),
+    /// The test process's own descriptor.
+    Inherit(RawFd),
+}
+
+/// How to end a service.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct StopPolicy {
+    pub(crate) signal: i32,
+    pub(crate) grace: Duration,
+    pub(crate) kill_signal: i32,
+}
+
+/// How far a start came before it failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Sockets, pipes, memory and processes of the supervisor itself.
+    Supervisor,
+    Groups,
+    Gid,
+    Uid,
+    CurrentDir,
+    Exec,
+}
+
+/// Why a service was not executed.
+#[derive(Debug)]
+pub(crate) struct SpawnFailure {
+    pub(crate) stage: Stage,
+    pub(crate) source: std::io::Error,
+}
