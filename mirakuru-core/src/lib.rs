@@ -48,14 +48,14 @@ pub type PidExecutor = Executor<PidFile>;
 /// What the other crates of mirakuru use. No part of the public interface.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::error::hint::{find_program, not_found};
+    pub use crate::error::programs::{find_program, not_found};
     pub use crate::error::report::coloured;
     pub use crate::executor::{Endpoints, SharedLock, Startable, start_together, stop_together};
+    pub use crate::observe::events::timeline_now;
     pub use crate::run::lease::Lease;
     pub use crate::run::{Run, RunSlot, SlotState, StartPermit, hash};
     pub use crate::service_dir::{random_id, spread};
     pub use crate::sys::files::release_segment;
-    pub use crate::timeline::timeline_now;
 
     /// Whether this process is root's.
     #[must_use]

@@ -77,7 +77,7 @@ pub(crate) fn on_fixture(item: &Function, fixtures: &[Args], bindings: &Bindings
     if !cfg!(feature = "rstest") {
         errors.at(
             item.sig.ident.span(),
-            "fixture functions need mirakuru's feature `rstest`, which is turned off: endpoint_lock it on, or use a `static` or put the \
+            "fixture functions need mirakuru's feature `rstest`, which is turned off: turn it on, or use a `static` or put the \
              attribute on a test",
         );
         return;

@@ -4,7 +4,7 @@
 //! timeline, the end of the service's log and where the whole of it is, and what to do about it. `Debug` prints the same as
 //! `Display`, because `unwrap()` and `fn main() -> Result` show `Debug`. How it is laid out is in [`report`](crate::error::report).
 
-pub(crate) mod hint;
+pub(crate) mod programs;
 pub(crate) mod report;
 pub(crate) mod secrets;
 
@@ -315,7 +315,7 @@ impl Error {
     fn hint(&self) -> Option<&str> {
         match self {
             Error::Spawn { hint, .. } => hint.as_deref(),
-            Error::System { source, .. } => crate::error::hint::of_system(source),
+            Error::System { source, .. } => of_system(source),
             _ => self.evidence().and_then(|evidence| evidence.hint.as_deref()),
         }
     }
@@ -583,6 +583,20 @@ impl fmt::Display for Cause<'_> {
     }
 }
 
+/// What to do about an error of the operating system.
+fn of_system(source: &io::Error) -> Option<&'static str> {
+    match source.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(
+            "free some space (`df -h` shows where it is gone), or set TMPDIR to a directory on another disk",
+        ),
+        io::ErrorKind::ReadOnlyFilesystem => Some("set TMPDIR to a directory that can be written to"),
+        _ => match source.raw_os_error().map(crate::sys::is_out_of_descriptors) {
+            Some(true) => Some("this process may not open more files: raise the limit, `ulimit -n`"),
+            _ => None,
+        },
+    }
+}
+
 /// How a process ended, in words: `exited with status 1`, `was killed by SIGSEGV (core dumped)`.
 pub(crate) struct Ended(pub(crate) ExitStatus);
 
@@ -591,7 +605,10 @@ impl fmt::Display for Ended {
         match (self.0.code(), self.0.signal()) {
             (Some(code), _) => write!(f, "exited with status {code}"),
             (None, Some(signal)) => {
-                write!(f, "was killed by {}", crate::recipe::signal::describe(signal))?;
+                match crate::sys::signals::name(signal) {
+                    Some(name) => write!(f, "was killed by {name}")?,
+                    None => write!(f, "was killed by signal {signal}")?,
+                }
                 if self.0.core_dumped() {
                     f.write_str(" (core dumped)")
                 } else {

@@ -1,83 +1,15 @@
-//! From a recipe to a running process: resolves the program and the environment as `execvp` would, before the fork, and
-//! says what was wrong when the program could not be executed.
+//! From a recipe to a running process: its standard streams, and why its program could not be executed.
 
-use std::collections::BTreeMap;
-use std::ffi::{CString, OsStr, OsString};
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 use crate::recipe::builder::{Spec, Stdio, StdioKind};
 use crate::sys::{SpawnFailure, Stage, Stream};
-
-/// Where programs are looked for when the service has no `PATH`: what `execvp` of glibc does.
-const DEFAULT_PATH: &str = "/bin:/usr/bin";
-
-/// What the service's environment is: what it inherits, what the recipe changes, what its readiness needs, the mark.
-pub(crate) fn environment(
-    inherit: bool,
-    changes: &[(OsString, Option<OsString>)],
-    id: &str,
-) -> BTreeMap<OsString, OsString> {
-    let mut environment: BTreeMap<OsString, OsString> = if inherit {
-        std::env::vars_os().collect()
-    } else {
-        BTreeMap::new()
-    };
-    for (key, value) in changes {
-        match value {
-            Some(value) => environment.insert(key.clone(), value.clone()),
-            None => environment.remove(key),
-        };
-    }
-    environment.insert("MIRAKURU_ID".into(), id.into());
-    environment
-}
-
-/// The files to try, in order, to execute this program.
-pub(crate) fn candidates(program: &OsStr, environment: &BTreeMap<OsString, OsString>) -> Vec<PathBuf> {
-    if program.as_bytes().contains(&b'/') {
-        return vec![program.into()];
-    }
-    let path = environment
-        .get(OsStr::new("PATH"))
-        .map_or(OsStr::new(DEFAULT_PATH), OsString::as_os_str);
-    std::env::split_paths(path).map(|dir| dir.join(program)).collect()
-}
-
-/// A text as the kernel takes it.
-pub(crate) fn c_string(text: &OsStr, command: &str) -> Result<CString, Error> {
-    CString::new(text.as_bytes()).map_err(|_| Error::InvalidCommand {
-        command: command.replace('\0', "\\0"),
-        reason: "it has a zero byte in an argument or an environment variable, which no program can get"
-            .to_owned(),
-    })
-}
-
-pub(crate) fn c_environment(
-    environment: &BTreeMap<OsString, OsString>,
-    command: &str,
-) -> Result<Vec<CString>, Error> {
-    let entry = |(key, value): (&OsString, &OsString)| {
-        if key.is_empty() || key.as_bytes().contains(&b'=') {
-            return Err(Error::InvalidCommand {
-                command: command.to_owned(),
-                reason: format!(
-                    "`{}` cannot be the name of an environment variable: it is empty or has a `=` in it",
-                    key.to_string_lossy()
-                ),
-            });
-        }
-        let mut entry = key.clone().into_vec();
-        entry.push(b'=');
-        entry.extend_from_slice(value.as_bytes());
-        c_string(OsStr::from_bytes(&entry), command)
-    };
-    environment.iter().map(entry).collect()
-}
+use crate::util::text::distance;
 
 /// A standard stream of the recipe as the supervisor takes it; for a piped input also the end that the test writes to.
 pub(crate) fn stream(stdio: &Stdio, number: i32) -> io::Result<(Stream, Option<OwnedFd>)> {
@@ -158,7 +90,7 @@ fn exec_hint(source: &io::Error, program: &str, tried: &[PathBuf], dir: Option<&
         (io::ErrorKind::NotFound, None) if program.contains('/') => Some(
             "there is no such file; a relative path counts from the service's working directory".to_owned(),
         ),
-        (io::ErrorKind::NotFound, None) => Some(crate::error::hint::not_found(
+        (io::ErrorKind::NotFound, None) => Some(crate::error::programs::not_found(
             program,
             &similar_programs(program, tried),
         )),
@@ -203,71 +135,4 @@ fn similar_programs(program: &str, tried: &[PathBuf]) -> Vec<String> {
         .take(3)
         .map(|(_, name)| format!("`{name}`"))
         .collect()
-}
-
-/// How many letters must be added, removed or replaced to make one of the other.
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, letter) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, other) in b.iter().enumerate() {
-            let replaced = diagonal + usize::from(letter != *other);
-            diagonal = row[j + 1];
-            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
-        }
-    }
-    row[b.len()]
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn changes_apply_in_the_order_they_were_made() {
-        let changes = [
-            ("A".into(), Some("1".into())),
-            ("B".into(), Some("2".into())),
-            ("A".into(), None),
-        ];
-        let environment = environment(false, &changes, "id7");
-        let entries: Vec<_> = environment
-            .iter()
-            .map(|(key, value)| (key.to_str(), value.to_str()))
-            .collect();
-        assert_eq!(
-            entries,
-            [(Some("B"), Some("2")), (Some("MIRAKURU_ID"), Some("id7"))]
-        );
-    }
-
-    #[test]
-    fn the_services_own_path_counts() {
-        let environment = environment(false, &[("PATH".into(), Some("/a:/b".into()))], "");
-        assert_eq!(
-            candidates("x".as_ref(), &environment),
-            [Path::new("/a/x"), Path::new("/b/x")]
-        );
-        assert_eq!(candidates("./x".as_ref(), &environment), [Path::new("./x")]);
-    }
-
-    #[test]
-    fn bad_variables_are_refused() {
-        for key in ["", "A=B"] {
-            let environment = [(key.into(), "x".into())].into();
-            let error = c_environment(&environment, "server").expect_err("no such variable can be");
-            assert!(error.to_string().contains("environment variable"), "{error}");
-        }
-        assert!(c_string("a\0b".as_ref(), "server").is_err());
-    }
-
-    #[test]
-    fn counts_letters() {
-        assert_eq!(distance("redis-server", "redis-server"), 0);
-        assert_eq!(distance("redis-sever", "redis-server"), 1);
-        assert_eq!(distance("", "abc"), 3);
-        assert_eq!(distance("kitten", "sitting"), 3);
-    }
 }

@@ -2,6 +2,7 @@
 //!
 //! [`Executor<R>`] is a thin generic shell; what it does is in [`Core`], which knows readiness only as a trait object.
 
+mod hint;
 pub(crate) mod launch;
 
 use std::collections::BTreeMap;
@@ -20,10 +21,10 @@ use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::error::Evidence;
-use crate::error::hint;
 use crate::error::report::{TAIL_LINES, Tail, coloured, print};
 use crate::error::secrets::{is_secret_name, mask_urls};
 use crate::error::{Ended, Span};
+use crate::observe::events::{self as timeline, timeline_now};
 use crate::observe::progress::{self, Progress};
 use crate::observe::trace;
 use crate::outcome::shared_use;
@@ -33,6 +34,7 @@ use crate::ports::activation::Listen;
 use crate::ports::holder;
 use crate::ports::lock::{self, Endpoint, EndpointLock};
 use crate::ports::owner::WrongListener;
+use crate::ports::values::Values;
 use crate::readiness::Readiness;
 use crate::readiness::Wake;
 use crate::readiness::context::Prepare;
@@ -41,12 +43,11 @@ use crate::readiness::line_watch::{LineWatch, expand_pattern};
 use crate::readiness::no_wait::NoWait;
 use crate::recipe::builder::ExecutorBuilder;
 use crate::recipe::builder::Spec;
-use crate::recipe::placeholder::Values;
+use crate::recipe::program;
 use crate::recipe::signal::Signal;
 use crate::run::State;
 use crate::service_dir::{self, ServiceDir};
 use crate::sys::{self, Exit, Plan, RunPlan, Service, SpawnFailure, StopPolicy};
-use crate::timeline::{self, timeline_now};
 use crate::util::deadline::{Deadline, scaled};
 
 /// The longest pause where nobody tells what the service does: another process has started it.
@@ -597,7 +598,7 @@ impl<R: Readiness> Executor<R> {
     /// ```
     #[must_use]
     pub fn envs(&self) -> BTreeMap<OsString, OsString> {
-        let set = launch::environment(false, &self.core.changes(), self.core.service_dir.id());
+        let set = program::environment(false, &self.core.changes(), self.core.service_dir.id());
         set.into_iter().filter(|(key, _)| key != "MIRAKURU_ID").collect()
     }
 
@@ -927,7 +928,12 @@ impl Core {
 
     fn resolve_command(&mut self) -> Result<(), Error> {
         let written = self.spec.command.display();
-        self.argv = self.spec.command.resolve(&mut self.values, self.spec.shell)?;
+        self.argv = {
+            let values = &mut self.values;
+            self.spec
+                .command
+                .resolve(&mut |word| values.expand_os(word), self.spec.shell)?
+        };
         self.env = Vec::with_capacity(self.spec.env.len());
         for (key, value) in &self.spec.env {
             let value = match value {
@@ -959,7 +965,10 @@ impl Core {
     /// The command as a person would type it, without what must not be shown.
     fn shown_command(&mut self) -> Result<String, Error> {
         let Core { spec, values, .. } = self;
-        let argv = values.for_show(|values| spec.command.resolve(values, spec.shell))?;
+        let argv = values.for_show(|values| {
+            spec.command
+                .resolve(&mut |word| values.expand_os(word), spec.shell)
+        })?;
         let shown = match argv.get(2) {
             // The script, without the shell that runs it.
             Some(script) if spec.shell => script.to_string_lossy().into_owned(),
@@ -1288,13 +1297,13 @@ impl Core {
             source,
         };
         let mut environment =
-            launch::environment(!self.spec.env_clear, &self.changes(), self.service_dir.id());
+            program::environment(!self.spec.env_clear, &self.changes(), self.service_dir.id());
         self.listen.announce(&mut environment);
         let tried = match self.argv.first() {
-            Some(program) => launch::candidates(program, &environment),
+            Some(program) => program::candidates(program, &environment),
             None => Vec::new(),
         };
-        let c_string = |text: &OsString| launch::c_string(text, &self.command);
+        let c_string = |text: &OsString| program::c_string(text, &self.command);
         let stdin = launch::stream(&self.spec.stdin, 0).map_err(|e| system("set up standard input", e))?;
         let stdout = launch::stream(&self.spec.stdout, 1).map_err(|e| system("set up standard output", e))?;
         let stderr = launch::stream(&self.spec.stderr, 2).map_err(|e| system("set up standard error", e))?;
@@ -1338,7 +1347,7 @@ impl Core {
                 .map(|path| c_string(&path.clone().into_os_string()))
                 .collect::<Result<_, _>>()?,
             argv: self.argv.iter().map(c_string).collect::<Result<_, _>>()?,
-            envp: launch::c_environment(&environment, &self.command)?,
+            envp: program::c_environment(&environment, &self.command)?,
             current_dir: match &self.current_dir {
                 Some(dir) => Some(c_string(&dir.clone().into_os_string())?),
                 None => None,

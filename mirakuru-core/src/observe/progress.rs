@@ -15,6 +15,8 @@ use once_cell::sync::Lazy;
 
 use crate::error::Span;
 use crate::sys;
+use crate::util::say::{is_quiet, say};
+use crate::util::text::printable;
 
 /// From here on a wait is long.
 const FIRST: Duration = Duration::from_secs(2);
@@ -26,21 +28,6 @@ const REWRITTEN: Duration = Duration::from_secs(1);
 const TEXT: usize = 120;
 /// The width of a terminal that does not tell.
 const WIDTH: usize = 80;
-
-const QUIET: &str = "MIRAKURU_QUIET";
-
-/// Prints a line past the capture of the test harness, unless nothing is to be said.
-pub(crate) fn say(text: &str) {
-    if !is_quiet() {
-        let _ = writeln!(io::stderr(), "mirakuru: {text}");
-    }
-}
-
-fn is_quiet() -> bool {
-    static QUIETLY: Lazy<bool> =
-        Lazy::new(|| std::env::var_os(QUIET).is_some_and(|value| !value.is_empty() && value != "0"));
-    *QUIETLY
-}
 
 /// A wait that may become a long one. Dropped, it takes its line away.
 #[derive(Debug)]
@@ -163,7 +150,7 @@ fn line(text: &str, others: usize, width: usize) -> String {
 
 /// A text of somebody else's, cut to what a line bears.
 pub(crate) fn short(text: &str) -> String {
-    crate::output::logs::printable(text, TEXT)
+    printable(text, TEXT)
 }
 
 fn with_board(f: impl FnOnce(&mut Board)) {

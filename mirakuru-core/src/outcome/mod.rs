@@ -14,7 +14,7 @@ thread_local! {
 /// A test begins on this thread.
 pub fn test_begins() {
     ERR_RETURNED.set(false);
-    crate::timeline::test_begins();
+    crate::observe::events::test_begins();
 }
 
 /// The test on this thread returns an error.

@@ -18,9 +18,9 @@ use std::sync::{Arc, Once};
 use std::thread;
 
 use crate::error::report::{TAIL_LINES, Tail, coloured, print};
+use crate::observe::events as timeline;
 use crate::output::logs::{Cursor, OutputReader};
 use crate::sys;
-use crate::timeline;
 
 /// The services that one shared fixture is made of. Cheap to clone.
 #[derive(Clone, Debug)]

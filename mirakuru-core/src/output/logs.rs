@@ -25,6 +25,8 @@ const KIND_STDERR: u32 = 2;
 const KIND_START: u32 = 3;
 const LOST: u32 = 1 << 31;
 
+use crate::util::text::printable;
+
 /// How much is read at a time, of either file.
 const BUFFER: usize = 64 * 1024;
 /// How much of the log a snapshot holds at most: the last 16 MiB.
@@ -699,62 +701,6 @@ impl Assembly {
     }
 }
 
-/// Makes a line that somebody else wrote fit to be shown: without escape sequences and control characters, without
-/// characters that turn the direction of writing, and cut at `limit` characters with an ellipsis. Of a line that
-/// overwrites itself with carriage returns, what a terminal would show at the end.
-pub(crate) fn printable(line: &str, limit: usize) -> String {
-    let line = line
-        .rsplit('\r')
-        .find(|part| !part.is_empty())
-        .unwrap_or_default();
-    let mut shown = String::new();
-    let mut count = 0;
-    let mut chars = line.chars().peekable();
-    while let Some(c) = chars.next() {
-        let c = match c {
-            '\u{1b}' => {
-                match chars.next() {
-                    // A control sequence: parameters, then one final byte.
-                    Some('[') => {
-                        while chars.next_if(|c| ('\u{20}'..='\u{3f}').contains(c)).is_some() {}
-                        chars.next_if(|c| ('\u{40}'..='\u{7e}').contains(c));
-                    }
-                    // A string for the terminal: a title, a link. Ends with BEL or ESC \.
-                    Some(']' | 'P' | 'X' | '^' | '_') => {
-                        while let Some(c) = chars.next() {
-                            if c == '\u{7}' {
-                                break;
-                            }
-                            if c == '\u{1b}' {
-                                chars.next_if_eq(&'\\');
-                                break;
-                            }
-                        }
-                    }
-                    // Any other: intermediate bytes, then one final byte, which may be this one.
-                    Some(c) if ('\u{20}'..='\u{2f}').contains(&c) => {
-                        while chars.next_if(|c| ('\u{20}'..='\u{2f}').contains(c)).is_some() {}
-                        chars.next();
-                    }
-                    _ => {}
-                }
-                continue;
-            }
-            '\t' => ' ',
-            c if c.is_control() => '\u{fffd}',
-            '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
-            c => c,
-        };
-        if count == limit {
-            shown.push('\u{2026}');
-            break;
-        }
-        shown.push(c);
-        count += 1;
-    }
-    shown
-}
-
 /// A writer of the two files for tests, as the supervisor writes them.
 #[cfg(test)]
 pub(crate) mod test_writer {
@@ -1019,24 +965,6 @@ mod tests {
         assert_eq!(tail[0].chars().count(), TAIL_LINE + 2);
         assert!(tail[0].starts_with("\u{2026}xxx") && tail[0].ends_with("x\u{2026}"));
         assert!(reader.tail(0, Cursor::START).is_empty());
-    }
-
-    #[test]
-    fn what_a_terminal_would_obey_is_gone() {
-        for (line, shown) in [
-            ("plain \u{e9}\u{4e2d}", "plain \u{e9}\u{4e2d}"),
-            ("\u{1b}[1;38;5;12mbold\u{1b}[m", "bold"),
-            ("\u{1b}[?25l\u{1b}(Bx\u{1b}=y\u{1b}", "xy"),
-            ("\u{1b}]8;;http://x\u{1b}\\link", "link"),
-            ("\u{1b}[31", ""),
-            ("\u{9b}31m\u{85}\0", "\u{fffd}31m\u{fffd}\u{fffd}"),
-            ("10%\r55%\r100%\r", "100%"),
-            ("abc\u{202e}fed", "abc\u{fffd}fed"),
-        ] {
-            assert_eq!(printable(line, 100), shown);
-        }
-        assert_eq!(printable("abcdef", 3), "abc\u{2026}");
-        assert_eq!(printable("abc", 3), "abc");
     }
 
     #[test]

@@ -7,9 +7,9 @@ use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 
 use crate::error::Error;
+use crate::ports::address::resolve;
 use crate::ports::holder::{self, Busy};
-use crate::readiness::resolve;
-use crate::recipe::placeholder::Values;
+use crate::ports::values::Values;
 use crate::sys;
 
 /// What the sockets of one service are to be.

@@ -52,49 +52,10 @@ use crate::observe::progress::Progress;
 use crate::run::Run;
 use crate::service_dir;
 use crate::sys;
+use crate::util::backoff::Pauses;
+use crate::util::hash::Fnv1a;
 
 const JUST_FORKED: Duration = Duration::from_millis(20);
-
-/// The pauses between looks at what another process holds: short at first, and in proportion to the time already waited in the end, so that the
-/// mean loss is 1 %. Forty that wait for one must not keep it from the processors.
-pub(crate) struct Pauses {
-    began: Instant,
-    next: Duration,
-}
-
-impl Pauses {
-    const FIRST: Duration = Duration::from_micros(200);
-    /// Each pause is twice the one before it, up to this or to such a part of the time already waited.
-    const LONG: Duration = Duration::from_millis(5);
-    const DIVISOR: u32 = 50;
-    const LONGEST: Duration = Duration::from_millis(50);
-
-    pub(crate) fn new() -> Pauses {
-        Pauses {
-            began: Instant::now(),
-            next: Pauses::FIRST,
-        }
-    }
-
-    pub(crate) fn elapsed(&self) -> Duration {
-        self.began.elapsed()
-    }
-
-    /// Whether there have been some already.
-    fn are_long(&self) -> bool {
-        self.next >= Pauses::LONG
-    }
-
-    pub(crate) fn sleep(&mut self, at_most: Duration) {
-        thread::sleep(self.next.min(at_most));
-        self.next = Pauses::after(self.next, self.elapsed());
-    }
-
-    fn after(pause: Duration, waited: Duration) -> Duration {
-        let longest = (waited / Pauses::DIVISOR).clamp(Pauses::LONG, Pauses::LONGEST);
-        (pause * 2).min(longest)
-    }
-}
 
 /// An endpoint that only one service can have at a time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -136,21 +97,6 @@ impl From<&Path> for Endpoint {
 impl fmt::Display for Endpoint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.endpoint)
-    }
-}
-
-/// The standard library's hashes may differ from one Rust release to the next, and test binaries of two must agree. When two
-/// paths collide, their services take turns for nothing.
-pub(crate) struct Fnv1a(pub(crate) u64);
-
-impl Hasher for Fnv1a {
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.0 = (self.0 ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3);
-        }
-    }
-    fn finish(&self) -> u64 {
-        self.0
     }
 }
 
@@ -488,21 +434,6 @@ mod tests {
 
     fn endpoint(port: u16) -> Endpoint {
         Endpoint::from(SocketAddr::from(([127, 0, 0, 1], port)))
-    }
-
-    #[test]
-    fn pauses_are_short_at_first_and_a_part_of_the_wait_in_the_end() {
-        let mut pause = Pauses::FIRST;
-        let mut waited = Duration::ZERO;
-        while pause < Pauses::LONG {
-            waited += pause;
-            pause = Pauses::after(pause, waited);
-        }
-        assert!(waited < Duration::from_millis(10), "{waited:?}");
-        let long = |seconds| Pauses::after(Duration::from_secs(1), Duration::from_secs(seconds));
-        assert_eq!(long(0), Duration::from_millis(5));
-        assert_eq!(long(1), Duration::from_millis(20));
-        assert_eq!(long(600), Duration::from_millis(50));
     }
 
     #[test]

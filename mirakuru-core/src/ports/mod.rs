@@ -1,7 +1,9 @@
 //! A port or a socket path belongs to one service alone.
 
 pub(crate) mod activation;
+pub(crate) mod address;
 pub(crate) mod holder;
 pub(crate) mod lock;
 pub(crate) mod owner;
 pub(crate) mod reserve;
+pub(crate) mod values;

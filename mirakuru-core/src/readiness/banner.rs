@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use super::{Prepare, Probe, Readiness};
 use crate::error::Error;
-use crate::output::logs::{Stream, printable};
+use crate::output::logs::Stream;
 use crate::readiness::line_watch::{Found, LineWatch, expand_pattern};
+use crate::util::text::printable;
 
 /// Ready when the service prints a line that matches a regular expression.
 ///

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::output::logs::{Cursor, Logs, OutputReader};
+use crate::ports::values::Values;
 use crate::recipe::command::Command;
-use crate::recipe::placeholder::Values;
 
 /// What [`Readiness::prepare`](crate::readiness::Readiness::prepare) gets: the placeholders' values, and a place to say what
 /// the service needs for itself.
@@ -83,7 +83,7 @@ impl Prepare<'_> {
 
     /// The words of a command that a condition runs, with the placeholders filled in.
     pub(crate) fn resolve(&mut self, command: &Command) -> Result<Vec<OsString>, Error> {
-        command.resolve(self.values, false)
+        command.resolve(&mut |word| self.values.expand_os(word), false)
     }
 }
 

@@ -11,13 +11,13 @@ use std::time::{Duration, Instant};
 
 use super::{Prepare, Probe, Readiness, Wake};
 use crate::error::Error;
-use crate::executor::launch;
-use crate::output::logs::printable;
 use crate::readiness::context::{long_pause_after, pause_after};
 use crate::recipe::command::{self, IntoCommand};
+use crate::recipe::program;
 use crate::recipe::signal::Signal;
 use crate::sys::probe_command as sys;
 use crate::util::deadline::scaled;
+use crate::util::text::printable;
 
 /// How long a run may take at first. Doubles each time that is not enough.
 const FIRST_LIMIT: Duration = Duration::from_secs(5);
@@ -101,15 +101,15 @@ impl Exec {
             .first()
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the command is empty"))?;
         let shown = self.shown();
-        let text = |text: &OsString| launch::c_string(text, &shown).map_err(invalid);
-        let candidates = launch::candidates(program, &environment);
+        let text = |text: &OsString| program::c_string(text, &shown).map_err(invalid);
+        let candidates = program::candidates(program, &environment);
         let words = sys::Words {
             candidates: candidates
                 .into_iter()
                 .map(|path| text(&path.into_os_string()))
                 .collect::<io::Result<_>>()?,
             argv: self.words.iter().map(text).collect::<io::Result<_>>()?,
-            envp: launch::c_environment(&environment, &shown).map_err(invalid)?,
+            envp: program::c_environment(&environment, &shown).map_err(invalid)?,
         };
         // The end to write to is the command's alone: only then is there an end to what is read.
         let (output, output_end) = sys::pipe()?;

@@ -13,7 +13,7 @@ use super::{Prepare, Probe, Readiness};
 use crate::error::Error;
 use crate::output::logs::test_writer::LogWriter;
 use crate::output::logs::{Cursor, OutputReader};
-use crate::recipe::placeholder::Values;
+use crate::ports::values::Values;
 pub(crate) use crate::sys::tests::TestDir;
 
 /// Runs one test of this binary in a process of its own, where no other test opens, allocates or forks anything.

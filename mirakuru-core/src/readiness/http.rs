@@ -10,10 +10,10 @@ use ureq::http as types;
 
 use super::{Prepare, Probe, Readiness, Wake};
 use crate::error::Error;
-use crate::output::logs::printable;
 use crate::ports::owner;
 use crate::readiness::context::pause_after;
 use crate::util::deadline::scaled;
+use crate::util::text::printable;
 
 /// How long a request may take at first. Doubles each time that is not enough.
 const FIRST_LIMIT: Duration = Duration::from_secs(1);
@@ -729,7 +729,7 @@ impl<'a> Parts<'a> {
             "https" if cfg!(feature = "tls") => true,
             "https" => {
                 return Err(
-                    "`https://` needs mirakuru's feature `tls`, which is turned off; endpoint_lock it on, or use `http://` where the service \
+                    "`https://` needs mirakuru's feature `tls`, which is turned off; turn it on, or use `http://` where the service \
                      has a plain port"
                         .to_owned(),
                 );

@@ -11,7 +11,8 @@ use std::io;
 
 use regex::bytes::{Captures, Regex, RegexBuilder};
 
-use crate::output::logs::{Cursor, OutputReader, Piece, Stream, printable};
+use crate::output::logs::{Cursor, OutputReader, Piece, Stream};
+use crate::util::text::printable;
 
 /// How much of an unfinished line is kept. When it is longer, half of it is given up, so that a match of up to half of
 /// this is found wherever it is.

@@ -26,7 +26,6 @@ pub use no_wait::NoWait;
 pub use pid_file::PidFile;
 pub use sd_notify::SdNotify;
 pub use tcp::Tcp;
-pub(crate) use tcp::resolve;
 pub use unix_socket::UnixSocket;
 
 use std::io;

@@ -229,8 +229,8 @@ fn is_older_than_start(fingerprint: &Fingerprint, elapsed: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ports::values::Values;
     use crate::readiness::harness::{TestDir, poll};
-    use crate::recipe::placeholder::Values;
 
     fn prepare(path: &Path) -> Result<(PidFile, Vec<PathBuf>), Error> {
         let mut readiness = PidFile::path(path);

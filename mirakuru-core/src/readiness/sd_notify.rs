@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use super::{Prepare, Probe, Readiness, Wake};
 use crate::error::Error;
-use crate::output::logs::printable;
 use crate::util::deadline::scaled;
+use crate::util::text::printable;
 
 /// The socket's name in the private directory. Short, because the whole path must fit into 107 bytes.
 const NAME: &str = "notify";

@@ -227,8 +227,8 @@ mod tests {
 
     use super::*;
     use crate::ports::owner::WrongListener;
+    use crate::ports::values::Values;
     use crate::readiness::harness::{TestDir, poll};
-    use crate::recipe::placeholder::Values;
     use crate::sys::sockets::tests::{Made, unix};
     use crate::sys::tests::in_time;
 

@@ -10,7 +10,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::error::Error;
-use crate::recipe::placeholder::Values;
+use crate::recipe::placeholder::ExpandError;
+
+/// Fills in the placeholders of a word.
+pub(crate) type Expand<'a> = &'a mut dyn FnMut(&OsStr) -> Result<OsString, ExpandError>;
 
 /// What [`Executor::builder`](crate::executor::Executor::builder) takes: one string, or a list of the program and its arguments.
 ///
@@ -71,7 +74,7 @@ impl Command {
     ///
     /// [`Error::InvalidCommand`] when there is no program, a quote is not closed, a word holds a NUL byte, or a placeholder
     /// makes no sense; [`Error::System`] when no port is to be had.
-    pub(crate) fn resolve(&self, values: &mut Values, shell: bool) -> Result<Vec<OsString>, Error> {
+    pub(crate) fn resolve(&self, expand: Expand<'_>, shell: bool) -> Result<Vec<OsString>, Error> {
         let (mut words, what) = match &self.words {
             Words::Line(line) if shell => (vec![OsString::from(line)], "script"),
             Words::Line(line) => (self.split(line)?, "program"),
@@ -90,9 +93,7 @@ impl Command {
         }
         let mut argv = Vec::with_capacity(words.len() + 3);
         for (index, word) in words.iter().enumerate() {
-            let word = values
-                .expand_os(word)
-                .map_err(|error| error.in_command(&self.display()))?;
+            let word = expand(word).map_err(|error| error.in_command(&self.display()))?;
             if index == 0 && is_blank(&word) {
                 return Err(self.invalid(format!(
                     "the {what} has an empty name; the first word, with its placeholders filled in, must name it"
@@ -314,6 +315,7 @@ mod tests {
 
     use super::*;
     use crate::executor::Executor;
+    use crate::ports::values::Values;
 
     fn values() -> Values {
         Values::new("redis".to_owned(), PathBuf::from("/with a space"))
@@ -322,7 +324,7 @@ mod tests {
     fn resolve(command: impl IntoCommand, shell: bool) -> Vec<String> {
         let argv = command
             .into_command()
-            .resolve(&mut values(), shell)
+            .resolve(&mut |word| values().expand_os(word), shell)
             .unwrap_or_else(|e| panic!("{}", reason(e)));
         argv.into_iter().map(|word| word.into_string().unwrap()).collect()
     }
@@ -335,7 +337,12 @@ mod tests {
     }
 
     fn refused(command: impl IntoCommand) -> String {
-        reason(command.into_command().resolve(&mut values(), false).unwrap_err())
+        reason(
+            command
+                .into_command()
+                .resolve(&mut |word| values().expand_os(word), false)
+                .unwrap_err(),
+        )
     }
 
     /// What `sh` itself makes of a line.
@@ -400,7 +407,7 @@ mod tests {
         let mut values = values();
         let argv = "s --port {port} --admin {port:admin}"
             .into_command()
-            .resolve(&mut values, false)
+            .resolve(&mut |word| values.expand_os(word), false)
             .unwrap();
         assert_eq!(argv[2], *values.port("").unwrap().to_string());
         assert_eq!(argv[4], *values.port("admin").unwrap().to_string());
@@ -410,7 +417,9 @@ mod tests {
     fn entries_of_a_list_and_arguments_are_expanded_and_never_split() {
         let mut command = ["a b", "{name} 'c", ""].into_command();
         command.push(OsStr::new("{dir} #"));
-        let argv = command.resolve(&mut values(), false).unwrap();
+        let argv = command
+            .resolve(&mut |word| values().expand_os(word), false)
+            .unwrap();
         assert_eq!(argv, ["a b", "redis 'c", "", "/with a space #"]);
     }
 
@@ -419,7 +428,7 @@ mod tests {
         let odd = OsStr::from_bytes(b"\xff{name}");
         let argv = [OsStr::new("x"), odd]
             .into_command()
-            .resolve(&mut values(), false)
+            .resolve(&mut |word| values().expand_os(word), false)
             .unwrap();
         assert_eq!(argv[1].as_bytes(), b"\xffredis");
     }
@@ -429,7 +438,9 @@ mod tests {
         let script = "echo \"$1\" 'it {name} | x; awk '{ print $1 }' # ${HOME}";
         let mut command = script.into_command();
         command.push(OsStr::new("one {name}"));
-        let argv = command.resolve(&mut values(), true).unwrap();
+        let argv = command
+            .resolve(&mut |word| values().expand_os(word), true)
+            .unwrap();
         assert_eq!(
             argv,
             [
@@ -451,7 +462,9 @@ mod tests {
         let mut command = "printf '%s|' \"$0\" \"$1\" \"$2\"".into_command();
         command.push(OsStr::new("a b"));
         command.push(OsStr::new(""));
-        let argv = command.resolve(&mut values(), true).unwrap();
+        let argv = command
+            .resolve(&mut |word| values().expand_os(word), true)
+            .unwrap();
         let output = std::process::Command::new(&argv[0])
             .args(&argv[1..])
             .output()
@@ -504,7 +517,10 @@ mod tests {
             assert!(refused(&list).contains("empty name"), "{list:?}");
         }
         assert!(refused("'' a").contains("empty name"));
-        let script = " ".into_command().resolve(&mut values(), true).unwrap_err();
+        let script = " "
+            .into_command()
+            .resolve(&mut |word| values().expand_os(word), true)
+            .unwrap_err();
         assert!(reason(script).contains("begins with the script"));
         let mut only_extra = "".into_command();
         only_extra.push(OsStr::new("a"));
@@ -512,7 +528,11 @@ mod tests {
     }
 
     fn refused_command(command: &Command) -> String {
-        reason(command.resolve(&mut values(), false).unwrap_err())
+        reason(
+            command
+                .resolve(&mut |word| values().expand_os(word), false)
+                .unwrap_err(),
+        )
     }
 
     #[test]
@@ -525,7 +545,7 @@ mod tests {
     fn a_wrong_placeholder_names_the_command() {
         let error = ["a b", "{nope}"]
             .into_command()
-            .resolve(&mut values(), false)
+            .resolve(&mut |word| values().expand_os(word), false)
             .unwrap_err();
         match error {
             Error::InvalidCommand { command, reason } => {

@@ -3,4 +3,5 @@
 pub(crate) mod builder;
 pub(crate) mod command;
 pub(crate) mod placeholder;
+pub(crate) mod program;
 pub(crate) mod signal;

@@ -13,29 +13,10 @@
 //! `{{port}}` (a brace, an escape, a brace), and `{"x":{port}}` gives `{"x":6379}`. Values are not looked at
 //! again.
 
-use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::{Path, PathBuf};
 
 use crate::error::Error;
-use crate::error::secrets::{Secrets, mask_urls};
-use crate::ports::reserve::{HoldLevel, Reservation};
-
-/// The values that placeholders have in one executor, ports being reserved when they are first asked for.
-#[derive(Debug)]
-pub(crate) struct Values {
-    name: String,
-    dir: PathBuf,
-    /// By name, `{port}` having the empty one, in the order in which they were first asked for.
-    ports: Vec<(String, Reservation)>,
-    /// Ports that failed: not to be taken again.
-    spoiled: Vec<u16>,
-    hold_level: HoldLevel,
-    secrets: Secrets,
-    /// Whether texts are expanded for somebody to read: variables of the environment stay placeholders then.
-    for_show: bool,
-}
+use crate::error::secrets::mask_urls;
 
 /// Why a text could not be expanded.
 #[derive(Debug)]
@@ -74,233 +55,51 @@ fn no_port(source: io::Error) -> Error {
     }
 }
 
-impl Values {
-    pub(crate) fn new(name: String, dir: PathBuf) -> Values {
-        Values {
-            name,
-            dir,
-            ports: Vec::new(),
-            spoiled: Vec::new(),
-            hold_level: HoldLevel::Firm,
-            secrets: Secrets::default(),
-            for_show: false,
+/// Appends the value of a placeholder.
+pub(crate) type PushValue<'a> = &'a mut dyn FnMut(&Placeholder<'_>, &mut Vec<u8>) -> Result<(), ExpandError>;
+
+/// Replaces each placeholder of a text by the bytes that `push_value` appends for it.
+pub(crate) fn expand_bytes(text: &[u8], push_value: PushValue<'_>) -> Result<Vec<u8>, ExpandError> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut at = 0;
+    while let Some(brace) = text[at..]
+        .iter()
+        .position(|byte| *byte == b'{')
+        .map(|skip| at + skip)
+    {
+        out.extend_from_slice(&text[at..brace]);
+        let here = &text[brace..];
+        if let Some(inner) = escape_at(here) {
+            out.extend_from_slice(inner);
+            at = brace + inner.len() + 2;
+            continue;
+        }
+        let foreign = brace > 0 && text[brace - 1] == b'$';
+        match placeholder_at(here).filter(|_| !foreign) {
+            Some(found) => {
+                push_value(&found, &mut out)?;
+                at = brace + found.len;
+            }
+            None => {
+                out.push(b'{');
+                at = brace + 1;
+            }
         }
     }
-
-    /// The values of a service that runs already.
-    pub(crate) fn known(name: String, dir: PathBuf, ports: Vec<(String, u16)>) -> Values {
-        let ports = ports
-            .into_iter()
-            .map(|(name, port)| (name, Reservation::known(port)))
-            .collect();
-        Values {
-            ports,
-            ..Values::new(name, dir)
-        }
-    }
-
-    /// What the closure expands is for somebody to read: variables of the environment stay placeholders.
-    pub(crate) fn for_show<T>(&mut self, expand: impl FnOnce(&mut Values) -> T) -> T {
-        self.for_show = true;
-        let expanded = expand(self);
-        self.for_show = false;
-        expanded
-    }
-
-    /// The value of this variable of the service must not be shown.
-    pub(crate) fn hide(&mut self, value: &OsStr) {
-        self.secrets.add_secret(&value.to_string_lossy());
-    }
-
-    /// A text without what must not be shown: values of the environment, and passwords in URLs.
-    pub(crate) fn mask(&self, text: &str) -> String {
-        self.secrets.mask(text)
-    }
-
-    /// Fills in the placeholders of a text.
-    pub(crate) fn expand(&mut self, text: &str) -> Result<String, ExpandError> {
-        let bytes = self.expand_bytes(text.as_bytes())?;
-        String::from_utf8(bytes).map_err(|e| {
-            let got = e.as_bytes().escape_ascii();
-            ExpandError::Text(format!(
-                "a placeholder's value is not UTF-8, and here it must be: `{got}`"
-            ))
-        })
-    }
-
-    /// The same for a text that need not be UTF-8.
-    pub(crate) fn expand_os(&mut self, text: &OsStr) -> Result<OsString, ExpandError> {
-        self.expand_bytes(text.as_bytes()).map(OsString::from_vec)
-    }
-
-    /// The number of `{port:NAME}`, or with an empty name of `{port}`, if some text had it.
-    pub(crate) fn port(&self, name: &str) -> Option<u16> {
-        self.ports()
-            .find(|(known, _)| *known == name)
-            .map(|(_, port)| port)
-    }
-
-    /// All ports with their names, in the order in which they were first asked for.
-    pub(crate) fn ports(&self) -> impl Iterator<Item = (&str, u16)> {
-        self.ports
-            .iter()
-            .map(|(name, reservation)| (name.as_str(), reservation.port()))
-    }
-
-    /// The value of `{dir}`.
-    pub(crate) fn dir(&self) -> &Path {
-        &self.dir
-    }
-
-    /// The value of `{name}`.
-    pub(crate) fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// Holds the same ports again, as far as nobody else has them by now: says whether all are held.
-    pub(crate) fn hold_again(&mut self) -> bool {
-        let hold_level = self.hold_level;
-        // No short cut: each one that can be held is.
-        self.ports.iter_mut().fold(true, |all, (_, reservation)| {
-            reservation.hold_again(hold_level).is_ok() && all
-        })
-    }
-
-    /// Forgets all ports. Texts that are expanded from now on get others.
-    pub(crate) fn new_ports(&mut self) {
-        self.spoiled
-            .extend(self.ports.iter().map(|(_, reservation)| reservation.port()));
-        self.ports.clear();
-    }
-
-    /// Holds the ports one step looser, for a service that found them in use although nobody but us has them: says
-    /// whether there was a step left, so that another try makes sense.
-    pub(crate) fn loosen(&mut self) -> bool {
-        match self.hold_level.looser() {
-            Some(looser) if !self.ports.is_empty() => {
-                self.set_grip(looser);
-                true
-            }
-            _ => false,
-        }
-    }
-
-    fn set_grip(&mut self, hold_level: HoldLevel) {
-        self.hold_level = hold_level;
-        for (_, reservation) in &mut self.ports {
-            reservation.loosen(hold_level);
-        }
-    }
-
-    fn expand_bytes(&mut self, text: &[u8]) -> Result<Vec<u8>, ExpandError> {
-        let mut out = Vec::with_capacity(text.len());
-        let mut at = 0;
-        while let Some(brace) = text[at..]
-            .iter()
-            .position(|byte| *byte == b'{')
-            .map(|skip| at + skip)
-        {
-            out.extend_from_slice(&text[at..brace]);
-            let here = &text[brace..];
-            if let Some(inner) = escape_at(here) {
-                out.extend_from_slice(inner);
-                at = brace + inner.len() + 2;
-                continue;
-            }
-            let foreign = brace > 0 && text[brace - 1] == b'$';
-            match placeholder_at(here).filter(|_| !foreign) {
-                Some(found) => {
-                    self.push_value(&found, &mut out)?;
-                    at = brace + found.len;
-                }
-                None => {
-                    out.push(b'{');
-                    at = brace + 1;
-                }
-            }
-        }
-        out.extend_from_slice(&text[at..]);
-        Ok(out)
-    }
-
-    fn push_value(&mut self, found: &Placeholder<'_>, out: &mut Vec<u8>) -> Result<(), ExpandError> {
-        let argument = found.argument.map(String::from_utf8_lossy);
-        match (found.word, argument.as_deref()) {
-            ("port", name) => {
-                let port = self
-                    .reserve(name.unwrap_or_default())
-                    .map_err(ExpandError::Port)?;
-                out.extend_from_slice(port.to_string().as_bytes());
-            }
-            ("dir", None) => out.extend_from_slice(self.dir.as_os_str().as_bytes()),
-            ("name", None) => out.extend_from_slice(self.name.as_bytes()),
-            ("env", Some(variable)) => {
-                let bytes = found.argument.unwrap_or_default();
-                let placeholder = format!("{{env:{variable}}}");
-                if self.for_show {
-                    out.extend_from_slice(placeholder.as_bytes());
-                    return Ok(());
-                }
-                match std::env::var_os(OsStr::from_bytes(bytes)) {
-                    Some(value) => {
-                        self.secrets.add(&value.to_string_lossy(), &placeholder);
-                        out.extend_from_slice(value.as_bytes());
-                    }
-                    None => {
-                        return Err(ExpandError::Text(format!(
-                            "the environment variable `{variable}` is not set, and `{{env:{variable}}}` asks for it; set it for the \
-                             test process"
-                        )));
-                    }
-                }
-            }
-            (word @ ("dir" | "name"), Some(argument)) => {
-                return Err(ExpandError::Text(format!(
-                    "`{{{word}:{argument}}}`: `{word}` takes no argument; write `{{{word}}}`"
-                )));
-            }
-            ("env", None) => {
-                return Err(ExpandError::Text(
-                    "`{env}`: which environment variable? write `{env:VAR}`".to_owned(),
-                ));
-            }
-            (word, argument) => {
-                let inner = match argument {
-                    Some(argument) => format!("{word}:{argument}"),
-                    None => word.to_owned(),
-                };
-                return Err(ExpandError::Text(format!(
-                    "unknown placeholder `{{{inner}}}`; the known ones are {KNOWN}, and `{{{{{inner}}}}}` gives the text \
-                     `{{{inner}}}` itself"
-                )));
-            }
-        }
-        Ok(())
-    }
-
-    fn reserve(&mut self, name: &str) -> io::Result<u16> {
-        if let Some(port) = self.port(name) {
-            return Ok(port);
-        }
-        let reservation = Reservation::new(self.hold_level, &self.spoiled)?;
-        let port = reservation.port();
-        self.ports.push((name.to_owned(), reservation));
-        Ok(port)
-    }
+    out.extend_from_slice(&text[at..]);
+    Ok(out)
 }
 
-/// As they stand in errors.
-const KNOWN: &str = "`{port}`, `{port:NAME}`, `{dir}`, `{name}` and `{env:VAR}`";
-
-struct Placeholder<'a> {
-    word: &'a str,
-    argument: Option<&'a [u8]>,
+/// A placeholder in a text.
+pub(crate) struct Placeholder<'a> {
+    pub(crate) word: &'a str,
+    pub(crate) argument: Option<&'a [u8]>,
     /// Of the whole, both braces included.
-    len: usize,
+    pub(crate) len: usize,
 }
 
 /// The placeholder that a text begins with.
-fn placeholder_at(text: &[u8]) -> Option<Placeholder<'_>> {
+pub(crate) fn placeholder_at(text: &[u8]) -> Option<Placeholder<'_>> {
     let inside = text.strip_prefix(b"{")?;
     let inside = &inside[..inside.iter().position(|byte| *byte == b'}')?];
     let (word, argument) = match inside.iter().position(|byte| *byte == b':') {
@@ -328,218 +127,4 @@ fn escape_at(text: &[u8]) -> Option<&[u8]> {
     let inner = text.strip_prefix(b"{")?;
     let len = placeholder_at(inner)?.len;
     (inner.get(len) == Some(&b'}')).then(|| &inner[..len])
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::sys::tests::in_time;
-
-    fn values() -> Values {
-        Values::new("redis".to_owned(), PathBuf::from("/home/of/it"))
-    }
-
-    fn expand(text: &str) -> String {
-        values().expand(text).unwrap()
-    }
-
-    fn error(text: &str) -> String {
-        match values().expand(text) {
-            Err(ExpandError::Text(reason)) => reason,
-            other => panic!("{text}: {other:?}"),
-        }
-    }
-
-    #[test]
-    fn known_words_get_their_values() {
-        assert_eq!(expand("{name} in {dir}/data"), "redis in /home/of/it/data");
-        let path = std::env::var("PATH").unwrap();
-        assert_eq!(expand("<{env:PATH}>"), format!("<{path}>"));
-    }
-
-    #[test]
-    fn a_port_is_reserved_once_for_each_name() {
-        let mut values = values();
-        assert_eq!(values.port(""), None);
-        assert_eq!(
-            values.ports().count(),
-            0,
-            "nothing is reserved before it is asked for"
-        );
-        let text = values.expand("{port} {port:admin} {port}").unwrap();
-        let (first, second) = (values.port("").unwrap(), values.port("admin").unwrap());
-        assert_ne!(first, second);
-        assert_eq!(text, format!("{first} {second} {first}"));
-        assert_eq!(
-            values.ports().collect::<Vec<_>>(),
-            [("", first), ("admin", second)]
-        );
-        values.set_grip(HoldLevel::Open);
-        values.set_grip(HoldLevel::Firm);
-        in_time(|| values.hold_again());
-        assert_eq!(
-            values.expand("{port}").unwrap(),
-            first.to_string(),
-            "the same one again"
-        );
-        values.new_ports();
-        let other = values.expand("{port}").unwrap();
-        assert!(other != first.to_string() && other != second.to_string());
-    }
-
-    #[test]
-    fn holds_loosen_step_by_step() {
-        use std::net::TcpListener;
-        let mut values = values();
-        assert!(!values.loosen(), "there is nothing to loosen");
-        let port: u16 = values.expand("{port}").unwrap().parse().unwrap();
-        assert!(values.loosen());
-        assert!(values.loosen());
-        assert!(!values.loosen());
-        assert_eq!(values.port(""), Some(port));
-        values.set_grip(HoldLevel::Firm);
-        in_time(|| values.hold_again());
-        TcpListener::bind(("127.0.0.1", port)).unwrap();
-    }
-
-    #[test]
-    fn braces_that_are_no_placeholders_stay() {
-        for text in [
-            "{}",
-            "{",
-            "}",
-            "{{}}",
-            "{ port }",
-            "{PORT}",
-            "{Port}",
-            "{port",
-            "port}",
-            "{port:}",
-            "{:port}",
-            "{1}",
-            "a{2,3}",
-            "{1..9}",
-            "{a,b}",
-            "{a..z}",
-            "${port}",
-            "${HOME}",
-            "${x:-y}",
-            "{ print $1 }",
-            "awk '{print $1}'",
-            r#"{"a":{"b":1}}"#,
-            r#"{"port":6379}"#,
-            "listen({port: 80})",
-            "{host:'x'}",
-            "{\u{e9}t\u{e9}}",
-        ] {
-            assert_eq!(expand(text), text);
-        }
-    }
-
-    #[test]
-    fn a_placeholder_may_stand_between_other_braces() {
-        assert_eq!(expand(r#"{"x":{name}}"#), r#"{"x":redis}"#);
-        assert_eq!(expand("{{name}"), "{redis");
-        assert_eq!(expand("{name}}"), "redis}");
-        assert_eq!(expand("${X:-{name}}"), "${X:-redis}");
-        assert_eq!(expand("$ {name}"), "$ redis");
-    }
-
-    #[test]
-    fn doubled_braces_give_the_text_itself() {
-        assert_eq!(expand("{{port}}"), "{port}");
-        assert_eq!(expand("{{port:admin}} {name}"), "{port:admin} redis");
-        assert_eq!(expand("{{unknown}}"), "{unknown}");
-        assert_eq!(expand("{{{port}}}"), "{{port}}");
-        assert_eq!(expand("${{port}}"), "${port}");
-    }
-
-    #[test]
-    fn mistakes_are_named_with_what_would_be_right() {
-        let unknown = error("--port {prot}");
-        assert!(unknown.starts_with("unknown placeholder `{prot}`"), "{unknown}");
-        assert!(unknown.contains(KNOWN), "{unknown}");
-        assert!(
-            unknown.contains("`{{prot}}` gives the text `{prot}`"),
-            "{unknown}"
-        );
-        assert!(error("{data_dir:x}").contains("`{data_dir:x}`"));
-        assert!(error("{dir:x}").ends_with("write `{dir}`"));
-        assert!(error("{name:x}").ends_with("write `{name}`"));
-        assert!(error("{env}").ends_with("write `{env:VAR}`"));
-        assert!(error("{env:MIRAKURU_NO_SUCH}").contains("`MIRAKURU_NO_SUCH` is not set"));
-    }
-
-    #[test]
-    fn bytes_that_are_not_utf8_pass() {
-        let text = OsStr::from_bytes(b"\xff{name}\xfe{\xfd}");
-        assert_eq!(
-            values().expand_os(text).unwrap().as_bytes(),
-            b"\xffredis\xfe{\xfd}"
-        );
-        let mut odd = Values::new(String::new(), PathBuf::from(OsStr::from_bytes(b"/\xff")));
-        assert!(matches!(odd.expand("{dir}"), Err(ExpandError::Text(_))));
-        assert_eq!(odd.expand_os(OsStr::new("{dir}")).unwrap().as_bytes(), b"/\xff");
-    }
-
-    /// Text that is full of almost-placeholders.
-    fn tricky() -> impl Strategy<Value = String> {
-        let pieces = [
-            "{", "}", "{{", "}}", "$", ":", "name", "dir", "port", "a", " ", "\"", "{name}", "{x:y}",
-        ];
-        prop::collection::vec(prop::sample::select(pieces.to_vec()), 0..24).prop_map(|pieces| pieces.concat())
-    }
-
-    /// Doubles the braces of all placeholders in a text.
-    fn escape(text: &str) -> String {
-        let mut out = String::new();
-        let mut at = 0;
-        while let Some(skip) = text[at..].find('{') {
-            let brace = at + skip;
-            out.push_str(&text[at..brace]);
-            match placeholder_at(&text.as_bytes()[brace..]) {
-                Some(found) => {
-                    let whole = &text[brace..brace + found.len];
-                    out.push_str(&format!("{{{whole}}}"));
-                    at = brace + found.len;
-                }
-                None => {
-                    out.push('{');
-                    at = brace + 1;
-                }
-            }
-        }
-        out + &text[at..]
-    }
-
-    proptest! {
-        #[test]
-        fn text_without_an_opening_brace_is_untouched(text in "[^{]*") {
-            prop_assert_eq!(expand(&text), text);
-        }
-
-        #[test]
-        fn what_is_escaped_comes_out_as_it_was(text in tricky()) {
-            prop_assert_eq!(expand(&escape(&text)), text);
-        }
-
-        #[test]
-        fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            let _ = values().expand_os(OsStr::from_bytes(&bytes));
-        }
-
-        #[test]
-        fn no_tricky_text_makes_it_panic(text in tricky()) {
-            let _ = values().expand(&text);
-        }
-
-        #[test]
-        fn values_are_not_looked_at_again(value in tricky(), before in "[^{$]*", after in "[^{]*") {
-            let mut values = Values::new(value.clone(), PathBuf::from("/d"));
-            let text = format!("{before}{{name}}{after}");
-            prop_assert_eq!(values.expand(&text).unwrap(), format!("{before}{value}{after}"));
-        }
-    }
 }

@@ -60,8 +60,3 @@ impl fmt::Display for Signal {
         })
     }
 }
-
-/// The name of any signal, for reports.
-pub(crate) fn describe(signal: i32) -> String {
-    signals::name(signal).map_or_else(|| format!("signal {signal}"), str::to_owned)
-}

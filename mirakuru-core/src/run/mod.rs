@@ -52,14 +52,15 @@ use once_cell::sync::Lazy;
 
 use crate::error::Error;
 use crate::executor::Executor;
-use crate::ports::lock::{Fnv1a, Pauses};
+use crate::observe::events::timeline_now;
 use crate::readiness::Readiness;
 use crate::recipe::builder::ExecutorBuilder;
 use crate::service_dir::{self, ServiceDir};
 use crate::sys;
 use crate::sys::procfs::{self, Stat};
-use crate::timeline::timeline_now;
+use crate::util::backoff::Pauses;
 use crate::util::deadline::scaled;
+use crate::util::hash::Fnv1a;
 
 /// How long one waits for another process to start the service, beyond what the recipe allows for that. It is not known how long
 /// the set-up of a service may take.

@@ -24,7 +24,7 @@ const LAG: u64 = 20_000_000;
 
 /// What a piece of time was spent on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     EndpointLock,
     Start,
     Wait,
@@ -35,7 +35,7 @@ pub(super) enum Kind {
 }
 
 impl Kind {
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Kind::EndpointLock => "turn",
             Kind::Start => "start",
@@ -48,25 +48,25 @@ impl Kind {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Piece {
-    pub(super) kind: Kind,
-    pub(super) begin: u64,
-    pub(super) end: u64,
+pub(crate) struct Piece {
+    pub(crate) kind: Kind,
+    pub(crate) begin: u64,
+    pub(crate) end: u64,
     /// What it is about. There may be several where turns were waited for.
-    pub(super) services: Vec<usize>,
+    pub(crate) services: Vec<usize>,
 }
 
 /// A piece of the critical path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Step {
-    pub(super) lane: Option<usize>,
-    pub(super) piece: Piece,
+pub(crate) struct Step {
+    pub(crate) lane: Option<usize>,
+    pub(crate) piece: Piece,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Process {
-    pub(super) pid: u32,
-    pub(super) name: String,
+pub(crate) struct Process {
+    pub(crate) pid: u32,
+    pub(crate) name: String,
     started: u64,
     last: u64,
     /// Its normal end: when that began, and when its services were gone.
@@ -76,7 +76,7 @@ pub(super) struct Process {
 
 /// How far a lane or a service is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum End {
+pub(crate) enum End {
     /// It has ended.
     Seen,
     /// It goes on.
@@ -86,7 +86,7 @@ pub(super) enum End {
 }
 
 impl End {
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             End::Seen => "seen",
             End::Open => "open",
@@ -96,70 +96,70 @@ impl End {
 }
 
 #[derive(Debug)]
-pub(super) struct Lane {
-    pub(super) process: usize,
-    pub(super) thread: u32,
-    pub(super) name: String,
-    pub(super) begin: u64,
-    pub(super) end: u64,
-    pub(super) ended: End,
+pub(crate) struct Lane {
+    pub(crate) process: usize,
+    pub(crate) thread: u32,
+    pub(crate) name: String,
+    pub(crate) begin: u64,
+    pub(crate) end: u64,
+    pub(crate) ended: End,
     /// Is it the end of a process, and no test?
-    pub(super) is_exit: bool,
+    pub(crate) is_exit: bool,
     /// In order, without overlap: all of its time.
-    pub(super) pieces: Vec<Piece>,
+    pub(crate) pieces: Vec<Piece>,
     /// What it has done, in the order in which that was told.
     slices: Vec<Piece>,
     seen_end: Option<u64>,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Start {
+pub(crate) struct Start {
     lane: usize,
     process: usize,
-    pub(super) begin: u64,
-    pub(super) spawned: Option<u64>,
-    pub(super) tries: u32,
-    pub(super) ready: Option<u64>,
-    pub(super) error: Option<String>,
-    pub(super) stop: Option<u64>,
+    pub(crate) begin: u64,
+    pub(crate) spawned: Option<u64>,
+    pub(crate) tries: u32,
+    pub(crate) ready: Option<u64>,
+    pub(crate) error: Option<String>,
+    pub(crate) stop: Option<u64>,
     /// The end of its last part, and whether that is more than a guess.
-    pub(super) end: u64,
-    pub(super) ended: Option<End>,
+    pub(crate) end: u64,
+    pub(crate) ended: Option<End>,
     stopper: Option<usize>,
     /// When its main process ended, if that was before it was to.
-    pub(super) died: Option<u64>,
-    pub(super) status: String,
+    pub(crate) died: Option<u64>,
+    pub(crate) status: String,
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Service {
-    pub(super) id: String,
-    pub(super) name: String,
-    pub(super) command: String,
-    pub(super) pid: u32,
+pub(crate) struct Service {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) command: String,
+    pub(crate) pid: u32,
     /// It belongs to the run, and ends with the runner.
-    pub(super) is_run: bool,
+    pub(crate) is_run: bool,
     endpoints: Vec<String>,
-    pub(super) starts: Vec<Start>,
+    pub(crate) starts: Vec<Start>,
     /// Lane, begin, end.
-    pub(super) uses: Vec<(usize, u64, u64)>,
+    pub(crate) uses: Vec<(usize, u64, u64)>,
 }
 
 /// A run, with times from its beginning on.
 #[derive(Debug, Default)]
-pub(super) struct Run {
+pub(crate) struct Run {
     /// The beginning, in milliseconds since 1970.
-    pub(super) wall_clock: u64,
-    pub(super) length: u64,
-    pub(super) processes: Vec<Process>,
-    pub(super) lanes: Vec<Lane>,
-    pub(super) services: Vec<Service>,
-    pub(super) path: Vec<Step>,
+    pub(crate) wall_clock: u64,
+    pub(crate) length: u64,
+    pub(crate) processes: Vec<Process>,
+    pub(crate) lanes: Vec<Lane>,
+    pub(crate) services: Vec<Service>,
+    pub(crate) path: Vec<Step>,
 }
 
 impl Run {
     /// Reads the events. `is_alive` tells of a process, by its id and start time.
-    pub(super) fn of(events: &str, is_alive: fn(u32, u64) -> bool) -> Run {
+    pub(crate) fn of(events: &str, is_alive: fn(u32, u64) -> bool) -> Run {
         let mut reader = Reader::default();
         // The last line may be half a line of a process that was killed: then it does not say anything.
         let whole = events.rfind('\n').map_or("", |at| &events[..at]);

@@ -13,7 +13,7 @@ const SERVICES: u32 = 5_000_000;
 const PATH: u32 = 5_000_001;
 
 /// A text as JSON has it. What would mean something to HTML is escaped as well, since it is put into a page.
-pub(super) struct Text<'a>(pub(super) &'a str);
+pub(crate) struct Text<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Text<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -80,7 +80,7 @@ fn list<'a, T>(entries: &'a [T], each: impl Fn(&'a T) -> String + Clone) -> Stri
     List(entries.iter().map(each)).to_string()
 }
 
-pub(super) fn page(run: &Run) -> String {
+pub(crate) fn page(run: &Run) -> String {
     PAGE.replacen(PLACE, &data(run), 1)
 }
 
@@ -191,7 +191,7 @@ fn what(run: &Run, piece: &Piece) -> String {
 
 /// The trace: tests as threads of their processes, services as threads of a process of their own, and the critical path as another.
 /// On one thread, slices lie within each other or side by side, as Perfetto wants them.
-pub(super) fn trace(run: &Run) -> String {
+pub(crate) fn trace(run: &Run) -> String {
     let mut trace = Trace::default();
     trace.name(PATH, None, "critical path");
     trace.name(PATH, Some(1), "critical path");

@@ -4,6 +4,8 @@ use std::time::{Duration, Instant};
 
 use once_cell::sync::Lazy;
 
+use crate::util::say::say;
+
 /// A point in time until which something may take.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
@@ -47,7 +49,7 @@ pub(crate) fn scaled(timeout: Duration) -> Duration {
     static SCALE: Lazy<f64> = Lazy::new(|| {
         let text = std::env::var_os(VARIABLE).map(|text| text.to_string_lossy().into_owned());
         scale(text.as_deref()).unwrap_or_else(|| {
-            crate::observe::progress::say(&format!(
+            say(&format!(
                 "{VARIABLE} is `{}`, which is no positive number: timeouts stay as they are",
                 text.unwrap_or_default()
             ));

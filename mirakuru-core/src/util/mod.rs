@@ -1,3 +1,7 @@
 //! Small things that many folders need.
 
+pub(crate) mod backoff;
 pub(crate) mod deadline;
+pub(crate) mod hash;
+pub(crate) mod say;
+pub(crate) mod text;

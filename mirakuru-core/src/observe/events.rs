@@ -1,0 +1,520 @@
+//! Where the time of a run of tests went: with `MIRAKURU_TIMELINE=path.html`, a page that shows it; with `path.json`, a trace in
+//! Chrome's format, which [Perfetto](https://ui.perfetto.dev) opens.
+//!
+//! ```text
+//!   test A ──┐  one write(2) an event                        read, understood, written beside it
+//!   test B ──┼───────────────────────▶ RUN-DIR/timeline-HASH ───────────────────────────────────▶ path.html
+//!   test C ──┘  O_APPEND, a line                             and renamed: always whole
+//! ```
+//!
+//! All processes of a run append to one file, which is in the run's private directory and goes with that. A process that belongs to no
+//! run is one by itself. The page is made anew by whichever process finds it older than a second, and at the end of each process that is
+//! the only one that is left: nobody can know which is the last. So what a process tells before it is killed is lost only if that
+//! was less than a second after the last page, and no other process of the run makes another one.
+//!
+//! Times are CLOCK_MONOTONIC, which is the same for all processes. Without the variable all of this is one look at a static.
+//!
+//! What the events mean, and what the critical path is: [`model`](crate::timeline::model).
+
+use std::cell::Cell;
+use std::ffi::OsStr;
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use once_cell::sync::{Lazy, OnceCell};
+
+use crate::run::{self, Run};
+use crate::service_dir;
+use crate::sys::{self, Exit};
+use crate::timeline::{model, render};
+use crate::util::say::say;
+
+const VARIABLE: &str = "MIRAKURU_TIMELINE";
+
+/// The page is never older than this while events come.
+const FRESH: Duration = Duration::from_secs(1);
+/// How long the last process waits for one that is writing the page.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// A turn that is had at once was not waited for.
+const NO_WAIT: u64 = 500_000;
+/// What a line holds of one text at most, in bytes: a line is one write, of less than PIPE_BUF.
+const TEXT: usize = 600;
+
+/// What the timeline is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Format {
+    Page,
+    Trace,
+}
+
+struct Timeline {
+    target: PathBuf,
+    format: Format,
+    events: PathBuf,
+    file: File,
+    /// See [`make_last`](Timeline::make_last). Until the end.
+    alive: Mutex<Option<File>>,
+    /// The directory of a run that is this process alone.
+    own: Option<PathBuf>,
+    /// The process that has introduced itself: a fork is another one.
+    introduced: AtomicU32,
+}
+
+static TIMELINE: OnceCell<Option<Timeline>> = OnceCell::new();
+
+/// The timeline, if one is wanted and can be had.
+fn wanted() -> Option<&'static Timeline> {
+    static IS_SET: Lazy<bool> = Lazy::new(|| std::env::var_os(VARIABLE).is_some_and(|path| !path.is_empty()));
+    if !*IS_SET {
+        return None;
+    }
+    TIMELINE.get_or_init(Timeline::open).as_ref()
+}
+
+/// The time, if a timeline is wanted.
+#[doc(hidden)]
+pub fn timeline_now() -> Option<u64> {
+    wanted().map(|_| sys::clock_ns())
+}
+
+fn format_of(path: &Path) -> Option<Format> {
+    match path.extension().and_then(OsStr::to_str) {
+        Some("html" | "htm") => Some(Format::Page),
+        Some("json") => Some(Format::Trace),
+        _ => None,
+    }
+}
+
+impl Timeline {
+    fn open() -> Option<Timeline> {
+        let given = PathBuf::from(std::env::var_os(VARIABLE)?);
+        let run = Run::current();
+        // Those who are left of a run that was killed have nothing to tell.
+        if run::is_over() {
+            return None;
+        }
+        let (dir, runner) = Run::dir_or_own(run);
+        let base = dir.parent().unwrap_or(Path::new("/"));
+        let made = service_dir::private_dir(base, false).and_then(|()| service_dir::private_dir(&dir, false));
+        let target = absolute(&given, runner);
+        let name = format!("timeline-{:016x}", run::hash(0, &target.to_string_lossy()));
+        let refuse = |reason: &str| {
+            // Once in a run, not once in each of its processes.
+            let told = made.is_ok() && File::create_new(dir.join(format!("{name}-refused"))).is_err();
+            if !told {
+                say(&format!(
+                    "no timeline is written, because {VARIABLE} is `{}`: {reason}",
+                    given.display()
+                ));
+            }
+            None
+        };
+        let Some(format) = format_of(&target) else {
+            return refuse(
+                "its name must end in `.html`, for a page, or in `.json`, for a trace that Perfetto opens",
+            );
+        };
+        match Timeline::open_in(&dir, &name, target, format, run.is_none()) {
+            Ok(timeline) => Some(timeline),
+            Err(error) => refuse(&error.to_string()),
+        }
+    }
+
+    fn open_in(dir: &Path, name: &str, target: PathBuf, format: Format, alone: bool) -> io::Result<Timeline> {
+        let parent = target.parent().unwrap_or(Path::new("/"));
+        fs::create_dir_all(parent)
+            .map_err(|e| io::Error::new(e.kind(), format!("`{}`: {e}", parent.display())))?;
+        let events = dir.join(name);
+        let file = OpenOptions::new()
+            .append(true)
+            .create(true)
+            .mode(0o600)
+            .custom_flags(sys::files::NO_FOLLOW)
+            .open(&events)?;
+        let alive = open_alive(&events)?;
+        // This takes the lock, unless another process is alone and at its end, which is not to be waited for.
+        let _ = sys::files::is_locked(alive.as_fd());
+        sys::at_exit(at_exit);
+        let timeline = Timeline {
+            target,
+            format,
+            events,
+            file,
+            alive: Mutex::new(Some(alive)),
+            own: alone.then(|| dir.to_owned()),
+            introduced: AtomicU32::new(0),
+        };
+        timeline.introduce();
+        Ok(timeline)
+    }
+
+    /// Appends an event, one line, with one write.
+    fn put(&self, kind: char, at: u64, thread: u32, fields: &[&str]) {
+        let pid = std::process::id();
+        if self.introduced.load(Ordering::Relaxed) != pid {
+            // A fork.
+            self.introduce();
+        }
+        self.write(&line(kind, pid, at, thread, fields));
+    }
+
+    /// Says which process this is, before it says anything else.
+    fn introduce(&self) {
+        let (pid, started) = service_dir::this_process();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let program = std::env::current_exe().ok();
+        let program = program.as_deref().and_then(Path::file_name).unwrap_or_default();
+        let fields = [
+            &*program.to_string_lossy(),
+            &started.to_string(),
+            &now.as_millis().to_string(),
+        ];
+        self.write(&line('P', pid, sys::clock_ns(), 0, &fields));
+        self.introduced.store(pid, Ordering::Relaxed);
+    }
+
+    fn write(&self, line: &str) {
+        // Should the disk be full, the timeline is what can be done without.
+        let _ = (&self.file).write_all(line.as_bytes());
+    }
+
+    /// Makes the page anew, if it has not been for a while.
+    fn refresh(&self) {
+        let written = fs::metadata(&self.target).and_then(|metadata| metadata.modified());
+        let age = written
+            .ok()
+            .and_then(|at| SystemTime::now().duration_since(at).ok());
+        if age.is_none_or(|age| age > FRESH) {
+            self.make(Duration::ZERO);
+        }
+    }
+
+    /// Makes the page, unless another process is doing it for longer than this. Gives how many bytes of events are in it.
+    fn make(&self, patience: Duration) -> Option<u64> {
+        let began = Instant::now();
+        let lock = File::open(&self.events).ok()?;
+        while !matches!(sys::files::try_flock(lock.as_fd()), Ok(true)) {
+            if began.elapsed() >= patience {
+                return None;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        let events = fs::read(&self.events).ok()?;
+        let run = model::Run::of(&String::from_utf8_lossy(&events), service_dir::is_alive);
+        let text = match self.format {
+            Format::Page => render::page(&run),
+            Format::Trace => render::trace(&run),
+        };
+        let name = self.target.file_name().unwrap_or_default().to_string_lossy();
+        let staged = self
+            .target
+            .with_file_name(format!(".{name}.{}", std::process::id()));
+        if fs::write(&staged, text)
+            .and_then(|()| fs::rename(&staged, &self.target))
+            .is_err()
+        {
+            let _ = fs::remove_file(&staged);
+            return None;
+        }
+        Some(events.len() as u64)
+    }
+
+    fn end(&self) {
+        let ended = sys::clock_ns();
+        let began = sys::exit_began().unwrap_or(ended);
+        self.put('X', began, 0, &[&ended.to_string()]);
+        self.make_last();
+        if let Some(dir) = &self.own {
+            let _ = fs::remove_dir_all(dir);
+        }
+    }
+
+    /// Makes the page, unless there are processes that will yet end: each has a shared lock, and who can get the exclusive one is alone.
+    ///
+    /// Nobody's last word is lost. Whoever does not get the lock has appended all of its events before it tried. If it failed because
+    /// another one has a shared lock, that one is yet to come here. (Of two that come at the same time, each gives up its shared lock in
+    /// trying, so that one succeeds.) If it failed because another one is past that point, that one looks once more whether there are
+    /// new events after it has given up its lock, and from then on nobody fails because of it.
+    fn make_last(&self) {
+        // Never waits: nobody else has it at this time, or there is nothing to be done.
+        let Some(mut alive) = self.alive.try_lock().ok().and_then(|mut alive| alive.take()) else {
+            return;
+        };
+        let began = Instant::now();
+        let is_news = |made| fs::metadata(&self.events).is_ok_and(|events| Some(events.len()) != made);
+        let mut made = None;
+        while matches!(sys::files::try_flock(alive.as_fd()), Ok(true)) {
+            if is_news(made) {
+                // Shared again while it is made, so that those who begin meanwhile can say that they live.
+                let _ = sys::files::is_locked(alive.as_fd());
+                made = self.make(PATIENCE);
+                if made.is_none() || began.elapsed() > PATIENCE {
+                    return;
+                }
+                continue;
+            }
+            drop(alive);
+            match open_alive(&self.events) {
+                Ok(again) if is_news(made) => alive = again,
+                _ => return,
+            }
+        }
+        self.refresh();
+    }
+}
+
+/// The file whose shared lock is held by all processes that will yet end.
+fn open_alive(events: &Path) -> io::Result<File> {
+    sys::files::open_lock(&events.with_extension("alive"), true)
+}
+
+/// At the normal end of the process, after its services have ended.
+extern "C" fn at_exit() {
+    // Another thread may be in the middle of opening it: `get` does not wait. And a panic must not leave this function.
+    let _ = std::panic::catch_unwind(|| {
+        let ours = |timeline: &&Timeline| timeline.introduced.load(Ordering::Relaxed) == std::process::id();
+        if let Some(timeline) = TIMELINE.get().and_then(Option::as_ref).filter(ours) {
+            timeline.end();
+        }
+    });
+}
+
+/// A path that is not absolute is relative to where the runner was started: the tests of each package run in the package's own
+/// directory.
+fn absolute(path: &Path, runner: u32) -> PathBuf {
+    let dir = match path.is_absolute() {
+        true => None,
+        false => crate::sys::procfs::current_dir(runner),
+    };
+    let dir = dir.or_else(|| std::env::current_dir().ok());
+    dir.unwrap_or_default().join(path)
+}
+
+/// An event as a line: its kind, the process, the time, the thread, and what else there is to it.
+fn line(kind: char, pid: u32, at: u64, thread: u32, fields: &[&str]) -> String {
+    let mut line = format!("{kind}\t{pid}\t{at}\t{thread}");
+    for field in fields {
+        line.push('\t');
+        let short = match field.len() > TEXT {
+            true => field.get(..char_boundary(field)).unwrap_or_default(),
+            false => field,
+        };
+        // The fields of an event have no need of control characters.
+        line.extend(short.chars().map(|c| if c.is_control() { ' ' } else { c }));
+        if short.len() < field.len() {
+            line.push('…');
+        }
+    }
+    line.push('\n');
+    line
+}
+
+/// Where a long text may be cut.
+fn char_boundary(text: &str) -> usize {
+    (0..=TEXT)
+        .rev()
+        .find(|at| text.is_char_boundary(*at))
+        .unwrap_or(0)
+}
+
+// ---- threads ------------------------------------------------------------------------------------------------------------
+
+/// A thread that has done something with a service: a test, as a rule. Its end is the test's.
+struct Thread {
+    number: Cell<u32>,
+}
+
+impl Thread {
+    /// The number of this thread in this process, which is introduced with its name.
+    fn number(&self, timeline: &Timeline) -> u32 {
+        static NEXT: AtomicU32 = AtomicU32::new(1);
+        if self.number.get() == 0 {
+            self.number.set(NEXT.fetch_add(1, Ordering::Relaxed));
+            let thread = thread::current();
+            let name = thread.name().unwrap_or_default();
+            timeline.put('T', sys::clock_ns(), self.number.get(), &[name]);
+        }
+        self.number.get()
+    }
+}
+
+impl Drop for Thread {
+    fn drop(&mut self) {
+        if let Some(timeline) = TIMELINE.get().and_then(Option::as_ref) {
+            if self.number.get() != 0 {
+                timeline.put('E', sys::clock_ns(), self.number.get(), &[]);
+            }
+        }
+    }
+}
+
+thread_local! {
+    static THREAD: Thread = const { Thread { number: Cell::new(0) } };
+}
+
+fn put(timeline: &Timeline, kind: char, at: u64, fields: &[&str]) {
+    // At the end of a thread there may be nowhere to look it up.
+    let number = THREAD.try_with(|thread| thread.number(timeline)).unwrap_or(0);
+    timeline.put(kind, at, number, fields);
+}
+
+// ---- what happens -------------------------------------------------------------------------------------------------------
+
+/// A test begins on this thread.
+pub(crate) fn test_begins() {
+    if let Some(timeline) = wanted() {
+        put(timeline, 'N', sys::clock_ns(), &[]);
+    }
+}
+
+/// Turns for fixed ports and paths were waited for, by services with these ids.
+pub(crate) fn endpoint_lock(began: Option<u64>, ids: &[String]) {
+    let (Some(timeline), Some(began)) = (wanted(), began) else {
+        return;
+    };
+    let now = sys::clock_ns();
+    if now.saturating_sub(began) >= NO_WAIT {
+        put(timeline, 'W', began, &[&now.to_string(), &ids.join(" ")]);
+    }
+}
+
+/// A start begins, of a service that wants these endpoints for itself.
+pub(crate) fn begins(id: &str, name: &str, command: &str, endpoints: impl FnOnce() -> Vec<String>) {
+    if let Some(timeline) = wanted() {
+        let endpoints = endpoints().join(" ");
+        put(timeline, 'B', sys::clock_ns(), &[id, name, command, &endpoints]);
+    }
+}
+
+/// It was executed.
+pub(crate) fn spawned(id: &str, pid: u32) {
+    if let Some(timeline) = wanted() {
+        put(timeline, 'S', sys::clock_ns(), &[id, &pid.to_string()]);
+    }
+}
+
+/// It is ready.
+pub(crate) fn ready(id: &str) {
+    if let Some(timeline) = wanted() {
+        put(timeline, 'R', sys::clock_ns(), &[id]);
+        timeline.refresh();
+    }
+}
+
+/// Its start has failed. The error may have many lines, of which the first says it all.
+pub(crate) fn failed(id: &str, error: impl FnOnce() -> String) {
+    if let Some(timeline) = wanted() {
+        let error = error();
+        put(
+            timeline,
+            'F',
+            sys::clock_ns(),
+            &[id, error.lines().next().unwrap_or_default()],
+        );
+        timeline.refresh();
+    }
+}
+
+/// It belongs to the run now.
+pub(crate) fn published(id: &str) {
+    if let Some(timeline) = wanted() {
+        put(timeline, 'L', sys::clock_ns(), &[id]);
+    }
+}
+
+/// A service of the run was attached to. Until then it was waited for.
+pub(crate) fn attached(began: Option<u64>, id: &str, name: &str, command: &str) {
+    if let (Some(timeline), Some(began)) = (wanted(), began) {
+        put(
+            timeline,
+            'A',
+            began,
+            &[&sys::clock_ns().to_string(), id, name, command],
+        );
+        timeline.refresh();
+    }
+}
+
+/// Another thread of this process has started it, and this one has waited.
+pub(crate) fn waited(began: u64, id: &str) {
+    if let Some(timeline) = wanted() {
+        put(timeline, 'V', began, &[&sys::clock_ns().to_string(), id]);
+    }
+}
+
+/// The test on this thread uses it, from then on.
+pub(crate) fn used(since: u64, id: &str) {
+    if let Some(timeline) = wanted() {
+        put(timeline, 'U', since, &[id]);
+        timeline.refresh();
+    }
+}
+
+/// Its end begins.
+pub(crate) fn stops(id: &str) {
+    if let Some(timeline) = wanted() {
+        put(timeline, 'K', sys::clock_ns(), &[id]);
+    }
+}
+
+/// Nothing of it is left.
+pub(crate) fn gone(id: &str, exit: Option<Exit>) {
+    if let Some(timeline) = wanted() {
+        let mut at = String::new();
+        let mut status = String::new();
+        if let Some(exit) = exit {
+            let _ = write!(at, "{}", exit.at);
+            let _ = write!(status, "{}", crate::error::Ended(exit.status));
+        }
+        put(timeline, 'G', sys::clock_ns(), &[id, &at, &status]);
+        timeline.refresh();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn the_name_says_what_it_is() {
+        assert_eq!(format_of(Path::new("/a/b.html")), Some(Format::Page));
+        assert_eq!(format_of(Path::new("b.json")), Some(Format::Trace));
+        for other in ["b", "b.txt", "html", ".html", "b.html.gz", ""] {
+            assert_eq!(format_of(Path::new(other)), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_relative_path_is_relative_to_the_runner() {
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(absolute(Path::new("/x.html"), 0), Path::new("/x.html"));
+        assert_eq!(
+            absolute(Path::new("x.html"), std::process::id()),
+            here.join("x.html")
+        );
+        assert_eq!(absolute(Path::new("x.html"), 0), here.join("x.html"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn an_event_is_one_short_line_whatever_is_in_it(fields in proptest::collection::vec(".*|[\\PC\n\t]{900}", 0..4)) {
+            let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
+            let line = line('B', u32::MAX, u64::MAX, u32::MAX, &fields);
+            prop_assert!(line.len() < 4096);
+            prop_assert_eq!(line.matches('\n').count(), 1);
+            prop_assert!(line.ends_with('\n'));
+            prop_assert_eq!(line.matches('\t').count(), 3 + fields.len());
+        }
+    }
+}
