@@ -29,7 +29,8 @@ use crate::observe::progress::{self, Progress};
 use crate::observe::trace;
 use crate::outcome::shared_use;
 use crate::outcome::test_has_failed;
-use crate::output::logs::{Cursor, Logs, OutputReader};
+use crate::output::logs::Logs;
+use crate::output::reader::{Cursor, OutputReader};
 use crate::ports::activation::Listen;
 use crate::ports::holder;
 use crate::ports::lock::{self, Endpoint, EndpointLock};
@@ -47,6 +48,7 @@ use crate::recipe::program;
 use crate::recipe::signal::Signal;
 use crate::run::State;
 use crate::service_dir::{self, ServiceDir};
+use crate::sys::log_record::Record;
 use crate::sys::{self, Exit, Plan, RunPlan, Service, SpawnFailure, StopPolicy};
 use crate::util::deadline::{Deadline, scaled};
 
@@ -2179,12 +2181,9 @@ fn append(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// A record of kind 3 in the index: from here on it is the output of another start.
+/// Says in the index that from here on it is the output of another start.
 fn mark_start(index: &Path, now: u64) -> io::Result<()> {
-    let mut record = [0; 16];
-    record[4..8].copy_from_slice(&3_u32.to_le_bytes());
-    record[8..].copy_from_slice(&now.to_le_bytes());
-    append(index)?.write_all(&record)
+    append(index)?.write_all(&Record::start(now).encode())
 }
 
 /// Ends what killed test processes have left behind, and removes their directories: once in each process.

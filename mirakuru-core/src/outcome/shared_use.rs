@@ -19,7 +19,7 @@ use std::thread;
 
 use crate::error::report::{TAIL_LINES, Tail, coloured, print};
 use crate::observe::events as timeline;
-use crate::output::logs::{Cursor, OutputReader};
+use crate::output::reader::{Cursor, OutputReader};
 use crate::sys;
 
 /// The services that one shared fixture is made of. Cheap to clone.

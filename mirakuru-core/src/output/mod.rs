@@ -1,3 +1,8 @@
 //! The output of a service: how it is stored, read and shown.
 
 pub(crate) mod logs;
+pub(crate) mod reader;
+#[cfg(test)]
+pub(crate) mod test_writer;
+#[cfg(test)]
+mod tests;

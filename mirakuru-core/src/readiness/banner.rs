@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::{Prepare, Probe, Readiness};
 use crate::error::Error;
-use crate::output::logs::Stream;
+use crate::output::reader::Stream;
 use crate::readiness::line_watch::{Found, LineWatch, expand_pattern};
 use crate::util::text::printable;
 

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::output::logs::{Cursor, Logs, OutputReader};
+use crate::output::logs::Logs;
+use crate::output::reader::{Cursor, OutputReader};
 use crate::ports::values::Values;
 use crate::recipe::command::Command;
 

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use super::{Prepare, Probe, Readiness};
 use crate::error::Error;
-use crate::output::logs::test_writer::LogWriter;
-use crate::output::logs::{Cursor, OutputReader};
+use crate::output::reader::{Cursor, OutputReader};
+use crate::output::test_writer::LogWriter;
 use crate::ports::values::Values;
 pub(crate) use crate::sys::tests::TestDir;
 

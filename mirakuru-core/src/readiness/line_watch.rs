@@ -11,7 +11,7 @@ use std::io;
 
 use regex::bytes::{Captures, Regex, RegexBuilder};
 
-use crate::output::logs::{Cursor, OutputReader, Piece, Stream};
+use crate::output::reader::{Cursor, OutputReader, Piece, Stream};
 use crate::util::text::printable;
 
 /// How much of an unfinished line is kept. When it is longer, half of it is given up, so that a match of up to half of
@@ -324,7 +324,7 @@ fn placeholder(text: &str) -> Option<usize> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::logs::test_writer::LogWriter;
+    use crate::output::test_writer::LogWriter;
     use crate::readiness::harness::TestDir;
 
     fn lines(watch: &mut LineWatch, reader: &OutputReader) -> Vec<String> {

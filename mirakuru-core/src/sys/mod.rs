@@ -22,6 +22,7 @@ mod process;
 
 pub(crate) use io::file_watch;
 pub(crate) use io::files::{self, egid, euid};
+pub(crate) use io::log_record;
 pub(crate) use io::terminal::columns;
 pub(crate) use io::wait::wait_readable;
 pub(crate) use net::Socket;
@@ -47,7 +48,10 @@ pub(crate) fn clock_ns() -> u64 {
     };
     // SAFETY: writes into a local variable.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
-    (time.tv_sec as u64) * 1_000_000_000 + time.tv_nsec as u64
+    // The supervisor calls this after a fork, where nothing may panic.
+    (time.tv_sec as u64)
+        .wrapping_mul(1_000_000_000)
+        .wrapping_add(time.tv_nsec as u64)
 }
 
 /// The error number of a file whose format the kernel does not execute.

@@ -13,9 +13,7 @@ use super::back_end::os;
 use super::message::{
     FAILED, STAGE_CURRENT_DIR, STAGE_EXEC, STAGE_GID, STAGE_GROUPS, STAGE_SUPERVISOR, STAGE_UID, send,
 };
-
-/// Set in a record's kind: the bytes are not in the log.
-const LOST: u32 = 1 << 31;
+use crate::sys::log_record::Record;
 
 pub(super) fn errno() -> i32 {
     nix::errno::errno()
@@ -99,7 +97,7 @@ impl Output {
             }
             if written > 0 {
                 self.record_loss(stream);
-                self.record(stream, written as u32, 0);
+                self.record(Record::output(stream, written as u32, now_ns() as u64));
             }
             if written < len {
                 if let Some(lost) = self.lost.get_mut(stream) {
@@ -116,24 +114,16 @@ impl Output {
             return;
         };
         // SAFETY: as `record`.
-        if unsafe { self.record(stream, lost, LOST) } {
+        if unsafe { self.record(Record::lost(stream, lost, now_ns() as u64)) } {
             if let Some(lost) = self.lost.get_mut(stream) {
                 *lost = 0;
             }
         }
     }
 
-    /// One record: `u32 len, u32 kind, u64 time`, see `logs.rs`.
-    unsafe fn record(&mut self, stream: usize, len: u32, flags: u32) -> bool {
-        let kind = (stream as u32).wrapping_add(1) | flags;
-        let time = now_ns();
-        let record: [u32; 4] = [
-            len.to_le(),
-            kind.to_le(),
-            (time as u32).to_le(),
-            ((time >> 32) as u32).to_le(),
-        ];
-        let size = mem::size_of_val(&record);
+    unsafe fn record(&mut self, record: Record) -> bool {
+        let record = record.encode();
+        let size = record.len();
         // SAFETY: a plain array.
         unsafe {
             if libc::write(self.index, record.as_ptr().cast(), size) == size as isize {
@@ -342,14 +332,7 @@ pub(super) unsafe fn null_standard_streams() {
 }
 
 pub(super) fn now_ns() -> i64 {
-    // SAFETY: writes into a local variable.
-    unsafe {
-        let mut time: libc::timespec = mem::zeroed();
-        libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time);
-        (time.tv_sec as i64)
-            .wrapping_mul(1_000_000_000)
-            .wrapping_add(time.tv_nsec as i64)
-    }
+    crate::sys::clock_ns() as i64
 }
 
 pub(super) fn now_ms() -> i64 {

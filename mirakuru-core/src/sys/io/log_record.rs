@@ -1,0 +1,96 @@
+//! The record of a log's index: the one place that knows its format. The supervisor writes it, `output/` reads it.
+//!
+//! A record is 16 bytes, little endian: `u32` length, `u32` kind, `u64` nanoseconds of the monotonic clock.
+
+/// The length of a record in bytes.
+pub(crate) const SIZE: usize = 16;
+
+const STDERR: u32 = 2;
+const START: u32 = 3;
+/// Set in the kind when the bytes could not be written: they are not in the log.
+const LOST: u32 = 1 << 31;
+
+/// One record of the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    /// How many bytes were printed.
+    pub(crate) length: u32,
+    kind: u32,
+    /// When, in nanoseconds of the monotonic clock.
+    pub(crate) time: u64,
+}
+
+impl Record {
+    /// Bytes that are in the log. Stream 0 is standard output, 1 standard error.
+    pub(crate) const fn output(stream: usize, length: u32, time: u64) -> Record {
+        Record {
+            length,
+            kind: (stream as u32).wrapping_add(1),
+            time,
+        }
+    }
+
+    /// Bytes that were printed and could not be kept: the disk was full.
+    pub(crate) const fn lost(stream: usize, length: u32, time: u64) -> Record {
+        let output = Record::output(stream, length, time);
+        Record {
+            kind: output.kind | LOST,
+            ..output
+        }
+    }
+
+    /// The service was started, or started again.
+    pub(crate) const fn start(time: u64) -> Record {
+        Record {
+            length: 0,
+            kind: START,
+            time,
+        }
+    }
+
+    /// The bytes of the record. The supervisor calls this after a fork: it must not allocate or panic.
+    pub(crate) const fn encode(self) -> [u8; SIZE] {
+        (self.length as u128 | (self.kind as u128) << 32 | (self.time as u128) << 64).to_le_bytes()
+    }
+
+    /// A record from its bytes; bytes that are missing count as 0.
+    pub(crate) fn decode(bytes: &[u8]) -> Record {
+        let bytes = bytes.first_chunk().copied().unwrap_or_default();
+        let word = u128::from_le_bytes(bytes);
+        Record {
+            length: word as u32,
+            kind: (word >> 32) as u32,
+            time: (word >> 64) as u64,
+        }
+    }
+
+    pub(crate) const fn is_start(self) -> bool {
+        self.kind & !LOST == START
+    }
+
+    pub(crate) const fn is_stderr(self) -> bool {
+        self.kind & !LOST == STDERR
+    }
+
+    pub(crate) const fn is_lost(self) -> bool {
+        self.kind & LOST != 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_record_is_read_as_it_was_written() {
+        let record = Record::lost(1, 0x0102_0304, 0x0506_0708_090a_0b0c);
+        assert_eq!(
+            record.encode(),
+            [4, 3, 2, 1, 2, 0, 0, 0x80, 12, 11, 10, 9, 8, 7, 6, 5]
+        );
+        assert_eq!(Record::decode(&record.encode()), record);
+        assert!(record.is_lost() && record.is_stderr() && !record.is_start());
+        assert!(Record::start(1).is_start());
+        assert!(!Record::output(0, 1, 1).is_stderr());
+    }
+}
