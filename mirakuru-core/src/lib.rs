@@ -52,6 +52,8 @@ pub mod __private {
     pub use crate::error::report::coloured;
     pub use crate::executor::{Endpoints, SharedLock, Startable, start_together, stop_together};
     pub use crate::observe::events::timeline_now;
+    pub use crate::recipe::builder::unprivileged_user;
+    pub use crate::recipe::placeholder::literal;
     pub use crate::run::lease::Lease;
     pub use crate::run::{Run, RunSlot, SlotState, StartPermit, hash};
     pub use crate::service_dir::{random_id, spread};

@@ -239,6 +239,23 @@ mod tests {
     }
 
     #[test]
+    fn a_literal_text_expands_to_itself() {
+        for text in [
+            "/tmp/{port}/x",
+            "{{port}}",
+            "${dir}",
+            "{{{name}}}",
+            "{port}{dir}",
+            "a{b",
+            "{x:{port}}",
+            "{}",
+        ] {
+            let escaped = crate::recipe::placeholder::literal(text).into_string().unwrap();
+            assert_eq!(expand(&escaped), text, "{escaped}");
+        }
+    }
+
+    #[test]
     fn known_words_get_their_values() {
         assert_eq!(expand("{name} in {dir}/data"), "redis in /home/of/it/data");
         let path = std::env::var("PATH").unwrap();

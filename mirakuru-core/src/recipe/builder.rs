@@ -276,7 +276,9 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Removes an environment variable, whether set before or inherited.
+    /// Removes an environment variable, whether set before or inherited. A name that ends with `*`
+    /// removes every variable that begins so: after `env_remove("PG*")` the service does not see
+    /// the developer's `PGHOST` and `PGDATA`.
     pub fn env_remove(mut self, key: impl AsRef<OsStr>) -> Self {
         self.spec.env.push((key.as_ref().to_owned(), None));
         self
@@ -471,9 +473,12 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Where the tests run as root, as they do in many a CI, runs the service as the first of these users that the machine has, with that
-    /// user's group: for servers that refuse to run as root, or should not. Where the tests are somebody else already, or none of
-    /// the users exists, this does nothing.
+    /// Runs the service as the first of these users that the machine has, with that user's group,
+    /// where the tests run as root: for servers that refuse to run as root, or should not.
+    ///
+    /// It does nothing where the tests do not run as root, and where no such user exists. It also
+    /// does nothing where root may not become another user: in a container without `CAP_SETUID`,
+    /// `CAP_SETGID` or `CAP_CHOWN`, and in a user namespace that lacks the user.
     ///
     /// ```
     /// # use mirakuru_core::Executor;
@@ -481,16 +486,12 @@ impl<R> ExecutorBuilder<R> {
     /// # let _ = recipe;
     /// ```
     ///
-    /// The private directory, `{dir}`, belongs to that user; other files that the service needs must be readable to it.
+    /// The private directory, `{dir}`, belongs to that user; other files that the service needs
+    /// must be readable to it.
     pub fn unprivileged<S: AsRef<str>>(mut self, users: impl IntoIterator<Item = S>) -> Self {
-        if crate::sys::euid() == 0 {
-            let known = users
-                .into_iter()
-                .find_map(|user| crate::sys::files::user(user.as_ref()));
-            if let Some((uid, gid)) = known {
-                self.spec.uid = Some(uid);
-                self.spec.gid = Some(gid);
-            }
+        if let Some(Ok((uid, gid))) = unprivileged_user(users) {
+            self.spec.uid = Some(uid);
+            self.spec.gid = Some(gid);
         }
         self
     }
@@ -514,6 +515,24 @@ impl<R> ExecutorBuilder<R> {
             readiness,
         }
     }
+}
+
+/// The user and group that [`unprivileged`](ExecutorBuilder::unprivileged) chooses. `None` where the
+/// tests do not run as root, or no such user exists.
+///
+/// # Errors
+///
+/// The reason why root may not become that user here.
+pub fn unprivileged_user<S: AsRef<str>>(
+    users: impl IntoIterator<Item = S>,
+) -> Option<Result<(u32, u32), String>> {
+    if crate::sys::euid() != 0 {
+        return None;
+    }
+    let (uid, gid) = users
+        .into_iter()
+        .find_map(|user| crate::sys::files::user(user.as_ref()))?;
+    Some(crate::sys::proc::may_become(uid, gid).map(|()| (uid, gid)))
 }
 
 impl<R: Readiness> ExecutorBuilder<R> {

@@ -13,7 +13,9 @@
 //! `{{port}}` (a brace, an escape, a brace), and `{"x":{port}}` gives `{"x":6379}`. Values are not looked at
 //! again.
 
+use std::ffi::{OsStr, OsString};
 use std::io;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 use crate::error::Error;
 use crate::error::secrets::mask_urls;
@@ -127,4 +129,29 @@ fn escape_at(text: &[u8]) -> Option<&[u8]> {
     let inner = text.strip_prefix(b"{")?;
     let len = placeholder_at(inner)?.len;
     (inner.get(len) == Some(&b'}')).then(|| &inner[..len])
+}
+
+/// A text that expands to this one: each placeholder in it is escaped. For real paths and passwords
+/// in a recipe.
+#[must_use]
+pub fn literal(text: impl AsRef<OsStr>) -> OsString {
+    let text = text.as_ref().as_bytes();
+    let mut out = Vec::with_capacity(text.len());
+    let mut at = 0;
+    while let Some(byte) = text.get(at) {
+        match placeholder_at(&text[at..]) {
+            Some(found) => {
+                let end = at + found.len;
+                out.push(b'{');
+                out.extend_from_slice(&text[at..end]);
+                out.push(b'}');
+                at = end;
+            }
+            None => {
+                out.push(*byte);
+                at += 1;
+            }
+        }
+    }
+    OsString::from_vec(out)
 }

@@ -22,10 +22,15 @@ pub(crate) fn environment(
         BTreeMap::new()
     };
     for (key, value) in changes {
-        match value {
-            Some(value) => environment.insert(key.clone(), value.clone()),
-            None => environment.remove(key),
-        };
+        match (value, key.as_bytes().strip_suffix(b"*")) {
+            (Some(value), _) => {
+                environment.insert(key.clone(), value.clone());
+            }
+            (None, Some(prefix)) => environment.retain(|name, _| !name.as_bytes().starts_with(prefix)),
+            (None, None) => {
+                environment.remove(key);
+            }
+        }
     }
     environment.insert("MIRAKURU_ID".into(), id.into());
     environment
@@ -95,6 +100,19 @@ mod tests {
             entries,
             [(Some("B"), Some("2")), (Some("MIRAKURU_ID"), Some("id7"))]
         );
+    }
+
+    #[test]
+    fn a_star_removes_every_variable_that_begins_so_and_none_that_is_set_later() {
+        let changes = [
+            ("PGHOST".into(), Some("far".into())),
+            ("APG".into(), Some("2".into())),
+            ("PG*".into(), None),
+            ("PGDATA".into(), Some("3".into())),
+        ];
+        let environment = environment(false, &changes, "id7");
+        let names: Vec<_> = environment.keys().map(|key| key.to_str().unwrap()).collect();
+        assert_eq!(names, ["APG", "MIRAKURU_ID", "PGDATA"]);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //!
 //! The kernel gives the lock back when its holder ends, however it ends. So a number is never lost.
 
-use std::fs::{DirBuilder, File};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
@@ -22,7 +22,11 @@ pub struct Lease {
 }
 
 impl Lease {
-    /// The lowest number below `limit` that is free, or `None` when all are taken. The directory is made where it is missing.
+    /// A number below `limit` that is free, or `None` when all are taken. The directory is made
+    /// where it is missing.
+    ///
+    /// The numbers rotate: the search begins after the number that was leased last. So a client
+    /// that outlives its lease meets the next holder of that number as late as possible.
     ///
     /// # Errors
     ///
@@ -32,10 +36,18 @@ impl Lease {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
             _ => {}
         }
-        for number in 0..limit {
+        let next = dir.join("next");
+        // Only a hint: two processes that read the same one still get different locks.
+        let first = fs::read_to_string(&next)
+            .ok()
+            .and_then(|text| text.parse().ok())
+            .filter(|first| *first < limit)
+            .unwrap_or(0);
+        for number in (first..limit).chain(0..first) {
             let path = dir.join(number.to_string());
             let lock = open_lock(&path, true)?;
             if try_flock(lock.as_fd())? && is_at(&lock, &path)? {
+                let _ = fs::write(&next, (number + 1).to_string());
                 return Ok(Some(Lease {
                     number,
                     lock,
@@ -83,6 +95,9 @@ mod tests {
         let again = take();
         drop(copy);
         assert_eq!(number(&again), Some(1));
+        // The numbers rotate: 2 follows, although 1 was given back as well.
+        drop((again, three));
+        assert_eq!(number(&take()), Some(2));
         std::fs::remove_dir_all(dir).expect("it is ours");
     }
 }

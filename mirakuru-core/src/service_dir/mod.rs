@@ -39,6 +39,8 @@ use std::time::{Duration, SystemTime};
 use crate::error::Error;
 use crate::sys;
 
+/// The temp dir that is used where the one that `TMPDIR` names will not do.
+const FALLBACK: &str = "/tmp";
 /// The longest path that a socket address holds on Linux, without the final NUL. (103 on macOS and the BSDs.)
 const SOCKET_PATH_MAX: usize = if cfg!(any(target_os = "linux", target_os = "android")) {
     107
@@ -77,7 +79,11 @@ impl ServiceDir {
     ///
     /// [`Error::System`] when the base directory is not safe to use or not to be had.
     pub(crate) fn create(owner: Option<(u32, u32)>) -> Result<ServiceDir, Error> {
-        let base = base_in(&std::env::temp_dir());
+        let mut base = base_in(&std::env::temp_dir());
+        let other = owner.filter(|(uid, _)| *uid != sys::files::euid());
+        if other.is_some_and(|other| !may_reach(&base, other)) {
+            base = base_in(Path::new(FALLBACK));
+        }
         ServiceDir::create_in(&base, owner)
     }
 
@@ -363,11 +369,14 @@ pub(crate) fn sweep() -> Vec<Stale> {
     }
     let base = base_in(&std::env::temp_dir());
     let runs = crate::run::runs_base();
-    let mut stale = sweep_in(&base);
-    if runs != base {
-        stale.extend(sweep_in(&runs));
+    let mut bases = vec![base, runs];
+    if sys::files::euid() == 0 {
+        // Services of other users may be there: see `ServiceDir::create`.
+        bases.push(base_in(Path::new(FALLBACK)));
     }
-    stale
+    bases.sort();
+    bases.dedup();
+    bases.iter().flat_map(|base| sweep_in(base)).collect()
 }
 
 fn sweep_in(base: &Path) -> Vec<Stale> {
@@ -543,16 +552,31 @@ fn remove_what_can_be(dir: &Path) {
     let _ = fs::remove_dir(dir);
 }
 
-/// The base for this temp dir; in `/tmp` where sockets in it would get too long a path.
+/// The base for this temp dir. It is in `/tmp` where `TMPDIR` is empty, and where a socket in the temp
+/// dir would get too long a path.
 pub(crate) fn base_in(temp: &Path) -> PathBuf {
     let name = format!("mirakuru-{}", sys::files::euid());
-    let base = std::path::absolute(temp)
-        .unwrap_or_else(|_| temp.to_owned())
-        .join(&name);
-    if base.as_os_str().as_bytes().len() + ROOM_BELOW_BASE > SOCKET_PATH_MAX {
-        return Path::new("/tmp").join(name);
+    match std::path::absolute(temp).map(|temp| temp.join(&name)) {
+        Ok(base) if base.as_os_str().as_bytes().len() + ROOM_BELOW_BASE <= SOCKET_PATH_MAX => base,
+        _ => Path::new(FALLBACK).join(name),
     }
-    base
+}
+
+/// Whether this user and group may enter every directory above this one. (Not so in a temp dir that
+/// is root's alone, as `libpam-tmpdir` makes it.)
+fn may_reach(path: &Path, (uid, gid): (u32, u32)) -> bool {
+    let may_enter = |dir: &Path| {
+        // What is missing is reported when it is used.
+        dir.metadata().map_or(true, |dir| {
+            let shift = match (dir.uid() == uid, dir.gid() == gid) {
+                (true, _) => 6,
+                (_, true) => 3,
+                _ => 0,
+            };
+            dir.mode() & (0o1 << shift) != 0
+        })
+    };
+    path.ancestors().skip(1).all(may_enter)
 }
 
 /// Makes a directory of ours that nobody else can write to, or checks that it is one. `loose` lets other users pass
@@ -900,11 +924,33 @@ mod tests {
     }
 
     #[test]
+    fn a_temp_dir_that_only_root_can_enter_is_not_for_others() {
+        let temp = Temp::new();
+        let inside = temp.0.join("private/mirakuru-0");
+        fs::create_dir_all(&inside).unwrap();
+        let mode = |mode| fs::set_permissions(temp.0.join("private"), Permissions::from_mode(mode)).unwrap();
+        fs::set_permissions(&temp.0, Permissions::from_mode(0o755)).unwrap();
+        let (us, stranger) = ((sys::files::euid(), sys::files::egid()), (54_321, 54_321));
+        mode(0o700);
+        assert!(may_reach(&inside, us));
+        assert!(!may_reach(&inside, stranger));
+        mode(0o711);
+        assert!(may_reach(&inside, stranger));
+        mode(0o770);
+        assert!(may_reach(&inside, (54_321, us.1)));
+    }
+
+    #[test]
     fn socket_paths_stay_short() {
         let name = format!("mirakuru-{}", sys::files::euid());
         assert_eq!(base_in(Path::new("/var/tmp")), Path::new("/var/tmp").join(&name));
         let long = PathBuf::from(format!("/{}", "x".repeat(60)));
         assert_eq!(base_in(&long), Path::new("/tmp").join(&name));
+        assert_eq!(
+            base_in(Path::new("")),
+            Path::new("/tmp").join(&name),
+            "TMPDIR is empty"
+        );
         let room = ROOM_BELOW_BASE - "/".len() - ID_LENGTH - "/d/".len();
         assert!(room >= 40, "{room}");
     }

@@ -221,6 +221,41 @@ pub(crate) fn command_line(pid: u32) -> Vec<Vec<u8>> {
     line.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
 }
 
+/// Whether this process, which is root's, may run a service as this user and group. Where `/proc`
+/// does not tell, it may.
+///
+/// # Errors
+///
+/// The reason why it may not.
+pub(crate) fn may_become(uid: u32, gid: u32) -> Result<(), String> {
+    const NEEDED: [(u32, &str); 3] = [(0, "CAP_CHOWN"), (6, "CAP_SETGID"), (7, "CAP_SETUID")];
+    let text = |name: &str| {
+        let bytes = read(&format!("self/{name}")).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    };
+    let status = text("status");
+    let capabilities = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    if let Some(held) = capabilities.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()) {
+        let missing = NEEDED.iter().find(|(bit, _)| held & (1 << bit) == 0);
+        if let Some((_, name)) = missing {
+            return Err(format!("this root lacks the capability {name}"));
+        }
+    }
+    for (map, id, kind) in [("uid_map", uid, "user"), ("gid_map", gid, "group")] {
+        let map = text(map);
+        // First id inside, first id outside, how many.
+        let mut ranges = map.lines().filter_map(|line| {
+            let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().ok());
+            let (first, _, count) = (numbers.next()??, numbers.next()??, numbers.next()??);
+            Some(first..first + count)
+        });
+        if !map.is_empty() && !ranges.any(|range| range.contains(&u64::from(id))) {
+            return Err(format!("the user namespace of this process has no {kind} {id}"));
+        }
+    }
+    Ok(())
+}
+
 /// The effective user id of a process.
 pub(crate) fn user(pid: u32) -> Option<u32> {
     let status = read(&format!("{pid}/status")).ok()?;
