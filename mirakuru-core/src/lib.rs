@@ -15,6 +15,7 @@ mod readiness;
 mod recipe;
 mod run;
 mod service_dir;
+mod share;
 mod sys;
 mod timeline;
 mod util;
@@ -55,8 +56,10 @@ pub mod __private {
     pub use crate::recipe::builder::unprivileged_user;
     pub use crate::recipe::placeholder::literal;
     pub use crate::run::lease::Lease;
-    pub use crate::run::{Run, RunSlot, SlotState, StartPermit, hash};
-    pub use crate::service_dir::{random_id, spread};
+    pub use crate::run::{Run, hash};
+    pub use crate::service_dir::base::spread;
+    pub use crate::service_dir::random_id;
+    pub use crate::share::slot::{RunSlot, SlotState, StartPermit};
     pub use crate::sys::files::release_segment;
 
     /// Whether this process is root's.

@@ -103,7 +103,8 @@ impl Timeline {
         }
         let (dir, runner) = Run::dir_or_own(run);
         let base = dir.parent().unwrap_or(Path::new("/"));
-        let made = service_dir::private_dir(base, false).and_then(|()| service_dir::private_dir(&dir, false));
+        let made = service_dir::base::private_dir(base, false)
+            .and_then(|()| service_dir::base::private_dir(&dir, false));
         let target = absolute(&given, runner);
         let name = format!("timeline-{:016x}", run::hash(0, &target.to_string_lossy()));
         let refuse = |reason: &str| {

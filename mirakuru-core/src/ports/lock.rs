@@ -331,7 +331,7 @@ fn try_lock(path: &Path) -> io::Result<Option<File>> {
         }
         // Between opening and locking a cleaner may have removed the file, and somebody else may have made and locked
         // another one under its name.
-        if service_dir::is_at(&lock, path)? {
+        if service_dir::base::is_at(&lock, path)? {
             return Ok(Some(lock));
         }
     }
@@ -340,10 +340,10 @@ fn try_lock(path: &Path) -> io::Result<Option<File>> {
 fn turns_dir() -> io::Result<PathBuf> {
     let euid = sys::files::euid();
     let make = |temp: &Path| -> io::Result<PathBuf> {
-        let base = service_dir::base_in(temp);
-        service_dir::private_dir(&base, false)?;
+        let base = service_dir::base::base_in(temp);
+        service_dir::base::private_dir(&base, false)?;
         let endpoint_locks = base.join("turns");
-        service_dir::private_dir(&endpoint_locks, false)?;
+        service_dir::base::private_dir(&endpoint_locks, false)?;
         Ok(endpoint_locks)
     };
     make(Path::new("/tmp"))

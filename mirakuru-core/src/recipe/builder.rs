@@ -8,14 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::Error;
-use crate::executor::Executor;
-use crate::readiness::Readiness;
-use crate::readiness::no_wait::NoWait;
-use crate::recipe::command::{Command, IntoCommand};
+use crate::recipe::command::Command;
 use crate::recipe::signal::Signal;
 
-/// How to start a service: a recipe, made with [`Executor::builder`].
+/// How to start a service: a recipe, made with [`Executor::builder`](crate::executor::Executor::builder).
 ///
 /// The setters take and give the recipe by value, and mirror [`std::process::Command`] word for word where they mean
 /// the same. The recipe is [`Clone`]: nothing runs until [`start`](ExecutorBuilder::start). The usual variable name
@@ -74,6 +70,24 @@ impl<R> fmt::Debug for ExecutorBuilder<R> {
     }
 }
 
+/// Ready as soon as the program has been executed. What a recipe has without
+/// [`wait_for`](crate::recipe::builder::ExecutorBuilder::wait_for).
+///
+/// The program has replaced its starter by then, so that a missing one is an error, but it may not have done anything
+/// yet, and may fail at once: use it for programs that need no wait, or to wait by
+/// [`Executor::wait_until`](crate::executor::Executor::wait_until) later.
+///
+/// ```
+/// # use mirakuru_core as mirakuru;
+/// use mirakuru::{Executor, NoWait, SimpleExecutor};
+///
+/// let mut sleeper: SimpleExecutor = Executor::builder("sleep 60").wait_for(NoWait).start()?;
+/// sleeper.stop()?;
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct NoWait;
+
 /// Everything in a recipe but the readiness: what the non-generic inside works with. `Debug` has all of it, and is what the
 /// services of a run are known by.
 #[derive(Clone, Debug)]
@@ -105,6 +119,34 @@ pub(crate) struct Spec {
 }
 
 impl Spec {
+    /// A recipe for this command, with the defaults that the setters of [`ExecutorBuilder`] name.
+    pub(crate) fn new(command: Command) -> Spec {
+        Spec {
+            command,
+            env: Vec::new(),
+            env_clear: false,
+            current_dir: None,
+            stdin: Stdio::null(),
+            stdout: Stdio::piped(),
+            stderr: Stdio::piped(),
+            shell: false,
+            name: None,
+            timeout: Duration::from_secs(60),
+            stop_signal: Signal::Term,
+            stop_timeout: Duration::from_secs(10),
+            kill_signal: Signal::Kill,
+            expected_exit: None,
+            fail_on: Vec::new(),
+            files: Vec::new(),
+            listen: Vec::new(),
+            queue: false,
+            uid: None,
+            gid: None,
+            groups: None,
+            umask: None,
+        }
+    }
+
     /// The user and group that the service runs as, if the recipe says so.
     pub(crate) fn owner(&self) -> Option<(u32, u32)> {
         match (self.uid, self.gid) {
@@ -196,52 +238,6 @@ impl<R> ExecutorBuilder<R> {
             || [stdin, stdout, stderr]
                 .iter()
                 .any(|stdio| matches!(stdio.0, StdioKind::Inherit))
-    }
-}
-
-impl Executor<NoWait> {
-    /// Begins a recipe for a command: one string, which is split into words as a shell would but run without one, or a
-    /// list of the program and its arguments.
-    ///
-    /// ```
-    /// # use mirakuru_core as mirakuru;
-    /// use mirakuru::Executor;
-    /// let mut one = Executor::builder("sleep '60'").start()?;
-    /// let mut two = Executor::builder(["sleep", "60"]).start()?;
-    /// one.stop()?;
-    /// two.stop()?;
-    /// # Ok::<(), mirakuru_core::Error>(())
-    /// ```
-    ///
-    /// The words are looked at when the executor is built: see [`ExecutorBuilder::build`] for the errors.
-    pub fn builder(command: impl IntoCommand) -> ExecutorBuilder<NoWait> {
-        ExecutorBuilder {
-            spec: Spec {
-                command: command.into_command(),
-                env: Vec::new(),
-                env_clear: false,
-                current_dir: None,
-                stdin: Stdio::null(),
-                stdout: Stdio::piped(),
-                stderr: Stdio::piped(),
-                shell: false,
-                name: None,
-                timeout: Duration::from_secs(60),
-                stop_signal: Signal::Term,
-                stop_timeout: Duration::from_secs(10),
-                kill_signal: Signal::Kill,
-                expected_exit: None,
-                fail_on: Vec::new(),
-                files: Vec::new(),
-                listen: Vec::new(),
-                queue: false,
-                uid: None,
-                gid: None,
-                groups: None,
-                umask: None,
-            },
-            readiness: NoWait,
-        }
     }
 }
 
@@ -453,7 +449,7 @@ impl<R> ExecutorBuilder<R> {
     }
 
     /// What a start does while another service of mirakuru's has the same fixed port or socket path: wait for its
-    /// turn (`true`, what the attribute asks for), or fail at once with [`Error::AlreadyRunning`] (`false`,
+    /// turn (`true`, what the attribute asks for), or fail at once with [`Error::AlreadyRunning`](crate::error::Error::AlreadyRunning) (`false`,
     /// the default). Waiting for one's turn does not count towards the [timeout](ExecutorBuilder::timeout).
     pub fn queue(mut self, queue: bool) -> Self {
         self.spec.queue = queue;
@@ -507,14 +503,6 @@ impl<R> ExecutorBuilder<R> {
         self.spec.umask = Some(umask);
         self
     }
-
-    /// Sets what must hold before [`start`](ExecutorBuilder::start) returns. The default is [`NoWait`].
-    pub fn wait_for<R2: Readiness>(self, readiness: R2) -> ExecutorBuilder<R2> {
-        ExecutorBuilder {
-            spec: self.spec,
-            readiness,
-        }
-    }
 }
 
 /// The user and group that [`unprivileged`](ExecutorBuilder::unprivileged) chooses. `None` where the
@@ -533,29 +521,4 @@ pub fn unprivileged_user<S: AsRef<str>>(
         .into_iter()
         .find_map(|user| crate::sys::files::user(user.as_ref()))?;
     Some(crate::sys::proc::may_become(uid, gid).map(|()| (uid, gid)))
-}
-
-impl<R: Readiness> ExecutorBuilder<R> {
-    /// Makes the executor without starting it: fills in the placeholders, reserves ports, makes the private
-    /// directory.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::InvalidCommand`] when the command is empty, has unbalanced quotes or an unknown placeholder;
-    /// [`Error::InvalidReadiness`] when the condition makes no sense; [`Error::System`] when there is no port or
-    /// no directory to be had.
-    pub fn build(self) -> Result<Executor<R>, Error> {
-        Executor::new(self)
-    }
-
-    /// Makes the executor and starts it: returns once it is ready.
-    ///
-    /// # Errors
-    ///
-    /// Those of [`build`](ExecutorBuilder::build) and of [`Executor::start`].
-    pub fn start(self) -> Result<Executor<R>, Error> {
-        let mut executor = self.build()?;
-        executor.start()?;
-        Ok(executor)
-    }
 }

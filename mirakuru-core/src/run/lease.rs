@@ -9,7 +9,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process;
 
-use crate::service_dir::is_at;
+use crate::service_dir::base::is_at;
 use crate::sys::files::{open_lock, try_flock, unlock};
 
 /// A number below some limit that nobody else has, in this process or another, until this is dropped.

@@ -65,7 +65,7 @@ pub(crate) enum TreeSignal {
 }
 
 /// How the main process ended.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Exit {
     pub(crate) status: ExitStatus,
     /// CLOCK_MONOTONIC, in nanoseconds, when the supervisor saw it.

@@ -1,0 +1,227 @@
+//! A service of the run: published by the process that started it, and attached to by the others.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::executor::Executor;
+use crate::executor::process::{Core, Observed, Owned, Process, name};
+use crate::executor::wait::{Pause, UNTOLD_PAUSE};
+use crate::observe::events as timeline;
+use crate::outcome::shared_use;
+use crate::output::reader::OutputReader;
+use crate::ports::lock::EndpointLock;
+use crate::ports::values::Values;
+use crate::readiness::Readiness;
+use crate::recipe::builder::ExecutorBuilder;
+use crate::run::state::State;
+use crate::service_dir::ServiceDir;
+use crate::sys::{self, Exit, RunPlan};
+
+/// A service that belongs to the run: this process cannot stop it.
+pub(super) struct Attached {
+    state: State,
+    published: PathBuf,
+    /// Of the process that started it: lets its other tests see that nobody will give the endpoints back.
+    _endpoint_lock: Option<Arc<Mutex<EndpointLock>>>,
+}
+
+impl Attached {
+    pub(super) fn addr(&self) -> Option<SocketAddr> {
+        self.state.addr
+    }
+
+    pub(super) fn url(&self) -> Option<&str> {
+        self.state.url.as_deref()
+    }
+
+    pub(super) fn path(&self) -> Option<&Path> {
+        self.state.path.as_deref()
+    }
+
+    /// The published state as it is now: it changes when the service ends, and goes when the run does.
+    fn now(&self) -> Option<State> {
+        State::read(&self.published).ok().flatten()
+    }
+}
+
+impl Observed for Attached {
+    fn supervisor(&self) -> u32 {
+        self.state.supervisor
+    }
+
+    fn is_running(&self) -> bool {
+        self.now().is_some_and(|state| state.is_running())
+    }
+
+    fn ended(&self) -> Option<Option<Exit>> {
+        match self.now() {
+            Some(state) if state.is_running() => None,
+            Some(state) => Some(state.settle(&self.published).exit),
+            None => Some(None),
+        }
+    }
+
+    fn exit(&self) -> Option<Exit> {
+        self.now().and_then(|state| state.exit)
+    }
+
+    fn arm_output(&mut self) {}
+
+    fn sync_output(&self) {}
+
+    fn wait_event(&mut self, pause: &Pause) {
+        sys::wait_readable(&pause.events, pause.time.min(UNTOLD_PAUSE));
+    }
+
+    fn addrs(&self) -> &[SocketAddr] {
+        &[]
+    }
+
+    fn started_ns(&self) -> Option<u64> {
+        None
+    }
+}
+
+impl<R: Readiness> Executor<R> {
+    /// Attaches to a service of the run that another process has started.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::FailedBefore`] when it could not be started; [`Error::Died`] when it has ended.
+    pub(crate) fn attach(
+        recipe: ExecutorBuilder<R>,
+        state: State,
+        published: PathBuf,
+    ) -> Result<Executor<R>, Error> {
+        let ExecutorBuilder { spec, readiness } = recipe;
+        if let Some(report) = state.failed {
+            return Err(Error::FailedBefore {
+                report,
+                process: state.process,
+            });
+        }
+        let state = state.settle(&published);
+        let service_dir = ServiceDir::attach(state.service_dir.clone());
+        let (log, index) = (service_dir.log(), service_dir.index());
+        let output = match OutputReader::open(&log, &index) {
+            Ok(output) => output,
+            // Its supervisor was killed, and a test process has swept the directory.
+            Err(_) if !state.is_running() => {
+                return Err(Error::Died {
+                    command: spec.command.display(),
+                    status: state.exit.map(|exit| exit.status),
+                    evidence: Box::default(),
+                });
+            }
+            Err(source) => {
+                return Err(Error::System {
+                    attempt: format!("read the log of the run's service `{}`", log.display()),
+                    source,
+                });
+            }
+        };
+        let values = Values::known(name(&spec), service_dir.dir().to_owned(), state.ports.clone());
+        let mut core = Core::with(spec, service_dir, values, output);
+        core.readiness_env = state.env.clone();
+        core.pid = state.pid;
+        core.resolve_command()?;
+        shared_use::started(&core.command, core.service_dir.log(), core.service_dir.index());
+        let mut attached = Attached {
+            state,
+            published,
+            _endpoint_lock: None,
+        };
+        if !attached.state.is_running() {
+            let died = core.exit_error(&mut attached, &readiness, None);
+            return Err(match died {
+                Some(died) => core.masked(died),
+                None => core.not_running("attach to it"),
+            });
+        }
+        Ok(Executor {
+            core,
+            process: Process::Attached(Box::new(attached)),
+            readiness,
+        })
+    }
+
+    /// For the timeline: since when it was waited for.
+    pub(crate) fn note_attached(&self, asked: Option<u64>) {
+        let core = &self.core;
+        timeline::attached(asked, core.service_dir.id(), core.values.name(), &core.command);
+    }
+
+    /// Lets the service become the run's once it has been started.
+    pub(crate) fn for_run(&mut self, plan: RunPlan) {
+        if let Process::Own(own) = &mut self.process {
+            own.run = Some(plan);
+        }
+    }
+
+    /// Everything that others need to attach to the service.
+    pub(crate) fn state(&self) -> State {
+        let core = &self.core;
+        let ports = core.values.ports();
+        State {
+            failed: None,
+            process: crate::run::this_process(),
+            pid: core.pid,
+            supervisor: self.process.observed().supervisor(),
+            service_dir: core.service_dir.path().to_owned(),
+            ports: ports.map(|(name, port)| (name.to_owned(), port)).collect(),
+            addr: self.process.addr(core, &self.readiness),
+            url: self.readiness.url().map(str::to_owned),
+            path: self.readiness.path().map(Path::to_owned),
+            env: core.readiness_env.clone(),
+            exit: None,
+        }
+    }
+
+    /// Makes a running service the run's, and this executor one that is attached to it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Exited`] when it has ended meanwhile; [`Error::System`] when it cannot be published. It is
+    /// still this process's own then.
+    pub(crate) fn publish(&mut self, state: State, published: PathBuf) -> Result<(), Error> {
+        let core = &mut self.core;
+        let action = "share it with the run";
+        let Owned { core, own } = self.process.owned(core, action)?;
+        if let Some(endpoint_lock) = &own.endpoint_lock {
+            endpoint_lock
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .for_run();
+        }
+        let Some(service) = own.service() else {
+            return Err(core.not_running(action));
+        };
+        if let Err(source) = service.publish() {
+            if let Some(Some(exit)) = own.ended() {
+                return Err(Error::Exited {
+                    command: core.command.clone(),
+                    awaited: "other test processes could attach to it".to_owned(),
+                    elapsed: Duration::from_nanos(exit.at.saturating_sub(own.started_ns)),
+                    status: exit.status,
+                    evidence: core.evidence(own, None),
+                });
+            }
+            return Err(Error::System {
+                attempt: "share the service with the run".to_owned(),
+                source,
+            });
+        }
+        timeline::published(core.service_dir.id());
+        core.service_dir.give_away();
+        let _endpoint_lock = own.endpoint_lock.take();
+        self.process = Process::Attached(Box::new(Attached {
+            state,
+            published,
+            _endpoint_lock,
+        }));
+        Ok(())
+    }
+}

@@ -1,0 +1,178 @@
+//! The endpoints that services need for themselves: locked before a start, so that two tests take turns.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::executor::Executor;
+use crate::executor::process::{Core, Own, Process};
+use crate::observe::events::{self as timeline, timeline_now};
+use crate::ports::holder;
+use crate::ports::lock::{self, Endpoint, EndpointLock};
+use crate::readiness::Readiness;
+use crate::util::deadline::scaled;
+
+/// How long a start waits for a lock at most.
+const LOCK_LIMIT: Duration = Duration::from_secs(600);
+
+/// What a service, or several fixtures of one test, need for themselves.
+///
+/// Whoever needs several fixtures takes the turn for all of their claims at once: taken one after the other, in whatever order
+/// the fixtures stand, two tests could wait for each other for ever.
+#[doc(hidden)]
+#[derive(Clone, Debug, Default)]
+pub struct Endpoints {
+    command: String,
+    name: String,
+    /// Of the services, where there is a timeline.
+    ids: Vec<String>,
+    addrs: Vec<SocketAddr>,
+    paths: Vec<PathBuf>,
+}
+
+impl Endpoints {
+    pub(super) fn of(core: &Core, own: &Own) -> Endpoints {
+        Endpoints {
+            command: core.command.clone(),
+            name: core.values.name().to_owned(),
+            ids: timeline_now().map_or_else(Vec::new, |_| vec![core.service_dir.id().to_owned()]),
+            addrs: own.addrs.clone(),
+            paths: own.paths.clone(),
+        }
+    }
+
+    /// Those of both.
+    #[must_use]
+    pub fn and(mut self, other: Endpoints) -> Endpoints {
+        for (ours, theirs) in [(&mut self.command, other.command), (&mut self.name, other.name)] {
+            if !ours.is_empty() {
+                ours.push_str(" and ");
+            }
+            ours.push_str(&theirs);
+        }
+        self.ids.extend(other.ids);
+        self.addrs.extend(other.addrs);
+        self.paths.extend(other.paths);
+        self
+    }
+
+    /// Takes the turn for all, waiting for others to be done with them.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::AlreadyRunning`] when that takes more than ten minutes, or would never end.
+    pub fn queue(self) -> Result<SharedLock, Error> {
+        self.lock_endpoints(true).map(SharedLock)
+    }
+
+    pub(super) fn lock_endpoints(&self, queue: bool) -> Result<Arc<Mutex<EndpointLock>>, Error> {
+        let addrs = self.addrs.iter().map(|addr| Endpoint::from(*addr));
+        let endpoints: Vec<Endpoint> = addrs
+            .chain(self.paths.iter().map(|path| Endpoint::from(path.as_path())))
+            .collect();
+        let asked = timeline_now();
+        let taken = match queue {
+            true => EndpointLock::take(&endpoints, &self.name, scaled(LOCK_LIMIT)),
+            false => EndpointLock::try_take(&endpoints, &self.name),
+        };
+        timeline::endpoint_lock(asked, &self.ids);
+        match taken {
+            Ok(Some(endpoint_lock)) => Ok(Arc::new(Mutex::new(endpoint_lock))),
+            Ok(None) => Err(self.busy(endpoints.iter().find_map(lock::holder))),
+            Err(error) if error.kind() == io::ErrorKind::Deadlock => Err(self.busy(Some(error.to_string()))),
+            Err(source) => Err(Error::System {
+                attempt: "take a turn at a fixed port or socket".to_owned(),
+                source,
+            }),
+        }
+    }
+
+    /// Names who has it: the process that can be seen there, and what its lock says.
+    fn busy(&self, note: Option<String>) -> Error {
+        let path_is_busy = self
+            .paths
+            .iter()
+            .find_map(|path| holder::check_path_free(path).err());
+        let busy = path_is_busy.or_else(|| holder::check_free(&self.addrs).err());
+        match busy.map(|busy| busy.into_error(&self.command)) {
+            Some(Error::AlreadyRunning {
+                command,
+                endpoint,
+                holder,
+                mut evidence,
+            }) => {
+                // Where the process can be seen it is the holder, and what the lock says is the rest.
+                let (holder, note) = match holder {
+                    Some(holder) => (Some(holder), note),
+                    None => (note, None),
+                };
+                evidence.about = match (evidence.about.take(), note) {
+                    (Some(about), Some(note)) => Some(format!("{about}\n{note}")),
+                    (about, note) => about.or(note),
+                };
+                Error::AlreadyRunning {
+                    command,
+                    endpoint,
+                    holder,
+                    evidence,
+                }
+            }
+            // It has the lock, but does not listen yet, or not any more.
+            _ => {
+                let addrs = self.addrs.iter().map(|addr| format!("port {}", addr.port()));
+                let paths = self.paths.iter().map(|path| format!("socket {}", path.display()));
+                let endpoint = addrs.chain(paths).next().unwrap_or_default();
+                Error::AlreadyRunning {
+                    command: self.command.clone(),
+                    endpoint,
+                    holder: note,
+                    evidence: Box::default(),
+                }
+            }
+        }
+    }
+}
+
+/// The turn of several fixtures.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct SharedLock(Arc<Mutex<EndpointLock>>);
+
+impl Drop for SharedLock {
+    /// All have started: from now on the locks are the supervisors' alone, and free when they are gone.
+    fn drop(&mut self) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).hand_over();
+    }
+}
+
+impl<R: Readiness> Executor<R> {
+    /// The endpoints that the service needs for itself.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn __endpoints(&self) -> Endpoints {
+        let own = self.process.own();
+        own.map_or_else(Endpoints::default, |own| Endpoints::of(&self.core, own))
+    }
+
+    /// Gives it a lock that was taken for several.
+    #[doc(hidden)]
+    pub fn __give_lock(&mut self, endpoint_lock: &SharedLock) {
+        if let Process::Own(own) = &mut self.process {
+            own.endpoint_lock = Some(Arc::clone(&endpoint_lock.0));
+        }
+    }
+
+    /// The service lives as long as the process: a wait in this process for its endpoints would never end.
+    #[doc(hidden)]
+    pub fn __for_process(&mut self) {
+        if let Some(endpoint_lock) = self.process.own().and_then(|own| own.endpoint_lock.as_ref()) {
+            endpoint_lock
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .for_process();
+        }
+    }
+}

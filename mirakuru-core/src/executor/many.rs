@@ -1,0 +1,174 @@
+//! Several services at once: all are launched before any is waited for, and all are asked to end before
+//! any is waited for. No thread is involved.
+
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::executor::Executor;
+use crate::executor::wait::Pause;
+use crate::readiness::Readiness;
+use crate::sys::{self, Plan, Service, SpawnFailure};
+
+/// An executor that is started together with others, whatever its readiness.
+#[doc(hidden)]
+pub trait Startable {
+    /// All that comes before its supervisor is forked. `None` when it runs already.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Executor::start`].
+    fn plan_start(&mut self) -> Result<Option<Planned>, Error>;
+
+    /// Its supervisor has been forked, or not.
+    fn launched(&mut self, launched: Launched);
+
+    /// One look at whether it is ready, and if not, what to wait for before the next one.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Executor::start`].
+    fn step_start(&mut self) -> Result<Option<Pause>, Error>;
+
+    /// What becomes readable when something happens to it; `None` when something already has.
+    fn events(&self) -> Option<i32>;
+
+    /// Asks it to stop, without waiting for that.
+    fn begin_stop(&mut self);
+
+    /// As [`Executor::stop`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Executor::stop`].
+    fn end_stop(&mut self) -> Result<(), Error>;
+}
+
+/// A service that is about to be launched.
+#[doc(hidden)]
+pub struct Planned(Plan);
+
+/// What became of it.
+#[doc(hidden)]
+pub struct Launched(Result<Service, SpawnFailure>);
+
+impl<R: Readiness> Startable for Executor<R> {
+    fn plan_start(&mut self) -> Result<Option<Planned>, Error> {
+        if self.is_running() {
+            return Ok(None);
+        }
+        let plan = self
+            .process
+            .owned(&mut self.core, "start")?
+            .plan_start(&mut self.readiness);
+        match plan {
+            Ok(plan) => Ok(Some(Planned(plan))),
+            Err(error) => Err(self.core.masked(error)),
+        }
+    }
+
+    fn launched(&mut self, launched: Launched) {
+        if let Ok(mut owned) = self.process.owned(&mut self.core, "start") {
+            owned.launched(launched.0);
+        }
+    }
+
+    fn step_start(&mut self) -> Result<Option<Pause>, Error> {
+        let Ok(mut owned) = self.process.owned(&mut self.core, "start") else {
+            return Ok(None);
+        };
+        let step = owned.step_start(&mut self.readiness);
+        step.map_err(|error| self.core.masked(error))
+    }
+
+    fn events(&self) -> Option<i32> {
+        self.process.own()?.lock().as_ref().and_then(Service::events)
+    }
+
+    fn begin_stop(&mut self) {
+        if let Ok(mut owned) = self.process.owned(&mut self.core, "stop") {
+            let policy = owned.policy();
+            owned.begin_end(policy);
+        }
+    }
+
+    fn end_stop(&mut self) -> Result<(), Error> {
+        self.stop()
+    }
+}
+
+/// Stops several services at once: all are asked to end before any is waited for. No thread is involved.
+///
+/// # Errors
+///
+/// Those of [`Executor::stop`], of the first of them that has one. All have been stopped then as well.
+#[doc(hidden)]
+pub fn stop_together(services: &mut [&mut dyn Startable]) -> Result<(), Error> {
+    for service in services.iter_mut() {
+        service.begin_stop();
+    }
+    let mut result = Ok(());
+    for service in services {
+        result = result.and(service.end_stop());
+    }
+    result
+}
+
+/// So many are launched at one go. More of them would need many descriptors at once, and none would start before all are planned.
+const AT_ONE_GO: usize = 8;
+
+/// Starts several services at once: all are launched, in this order, before any is waited for, and what takes longest is all that it
+/// takes. No thread is involved.
+///
+/// # Errors
+///
+/// Those of [`Executor::start`], of the first that fails, with its place in the list. The others may be running, or starting: the caller
+/// drops them.
+#[doc(hidden)]
+pub fn start_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize, Error)> {
+    for (chunk, services) in services.chunks_mut(AT_ONE_GO).enumerate() {
+        let (mut planned, mut plans) = (Vec::new(), Vec::new());
+        for (at, service) in services.iter_mut().enumerate() {
+            let plan = service.plan_start();
+            if let Some(plan) = plan.map_err(|error| (chunk * AT_ONE_GO + at, error))? {
+                planned.push(at);
+                plans.push(plan.0);
+            }
+        }
+        for (at, launched) in planned.into_iter().zip(Service::launch(plans)) {
+            services[at].launched(Launched(launched));
+        }
+    }
+    let mut waiting: Vec<usize> = (0..services.len()).collect();
+    loop {
+        let mut time = Duration::MAX;
+        let mut events = Vec::new();
+        let mut failure = None;
+        waiting.retain(|at| match services[*at].step_start() {
+            Ok(None) => false,
+            Ok(Some(pause)) => {
+                time = time.min(pause.time);
+                events.extend(pause.events);
+                true
+            }
+            Err(error) => {
+                failure.get_or_insert((*at, error));
+                false
+            }
+        });
+        if let Some(failure) = failure {
+            return Err(failure);
+        }
+        if waiting.is_empty() {
+            return Ok(());
+        }
+        let services: Option<Vec<i32>> = waiting.iter().map(|at| services[*at].events()).collect();
+        match services {
+            Some(services) => {
+                events.extend(services);
+                sys::wait_readable(&events, time);
+            }
+            // Something has happened to one of them. At most a millisecond: a supervisor that is gone says so for ever.
+            None => std::thread::sleep(time.min(Duration::from_millis(1))),
+        }
+    }
+}

@@ -1,0 +1,466 @@
+//! A service from the inside: the facts that every service has, and the two kinds of it.
+//!
+//! A service is this process's [own](Own), with a supervisor that this process talks to; or it belongs to
+//! the run of tests, and this process is [attached](Attached) to it. [`Core`] holds what both have.
+
+use std::ffi::{OsStr, OsString};
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::os::unix::ffi::OsStringExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::error::Error;
+use crate::error::secrets::{is_secret_name, mask_urls};
+use crate::executor::attach::Attached;
+use crate::executor::start::Starting;
+use crate::executor::wait::{Pause, UNTOLD_PAUSE};
+use crate::output::reader::{Cursor, OutputReader};
+use crate::ports::activation::Listen;
+use crate::ports::lock::EndpointLock;
+use crate::ports::values::Values;
+use crate::readiness::Readiness;
+use crate::readiness::context::Prepare;
+use crate::readiness::line_watch::{LineWatch, expand_pattern};
+use crate::recipe::builder::Spec;
+use crate::service_dir::{self, ServiceDir};
+use crate::sys::{Exit, RunPlan, Service, TreeSignal};
+
+/// What every service has, whoever started it.
+pub(super) struct Core {
+    pub(super) spec: Spec,
+    pub(super) service_dir: ServiceDir,
+    pub(super) values: Values,
+    pub(super) argv: Vec<OsString>,
+    /// The command as a person would type it.
+    pub(super) command: String,
+    /// The changes that the recipe makes in the environment, with placeholders filled in.
+    pub(super) env: Vec<(OsString, Option<OsString>)>,
+    /// The variables that the readiness condition adds to them.
+    pub(super) readiness_env: Vec<(String, String)>,
+    pub(super) current_dir: Option<PathBuf>,
+    pub(super) output: OutputReader,
+    /// Where the output of the last start begins.
+    pub(super) since: Cursor,
+    pub(super) pid: u32,
+}
+
+/// Who controls a service.
+pub(super) enum Process {
+    Own(Box<Own>),
+    Attached(Box<Attached>),
+}
+
+/// A service that this process starts and stops.
+#[derive(Default)]
+pub(super) struct Own {
+    /// The patterns as they were given, and what searches for them, always cloned before use.
+    pub(super) fail_on: Vec<(String, LineWatch)>,
+    /// The sockets that the service inherits.
+    pub(super) listen: Listen,
+    /// Files in the private directory and their texts, with placeholders filled in.
+    pub(super) files: Vec<(PathBuf, Vec<u8>)>,
+    /// Fixed endpoints that the service needs for itself.
+    pub(super) addrs: Vec<SocketAddr>,
+    pub(super) paths: Vec<PathBuf>,
+    /// Kept as long as the service runs. The other fixtures of a test may share it.
+    pub(super) endpoint_lock: Option<Arc<Mutex<EndpointLock>>>,
+    pub(super) stdin: Option<File>,
+    /// CLOCK_MONOTONIC when the service was executed.
+    pub(super) started_ns: u64,
+    pub(super) last_exit: Option<Exit>,
+    pub(super) paused: bool,
+    /// A start that has begun and has not ended.
+    pub(super) starting: Option<Starting>,
+    /// Whether it had ended by itself when it was asked to end, as long as nobody has waited for that end.
+    pub(super) asked_to_end: Option<bool>,
+    /// For a service that is going to belong to the run.
+    pub(super) run: Option<RunPlan>,
+    /// Behind a lock only so that `is_running` can take `&self`.
+    service: Mutex<Option<Service>>,
+}
+
+/// One's own service with the facts about it: the receiver of the verbs that change it.
+pub(super) struct Owned<'a> {
+    pub(super) core: &'a mut Core,
+    pub(super) own: &'a mut Own,
+}
+
+/// What a wait can ask of either kind of service.
+pub(super) trait Observed {
+    /// The root of its process tree; 0 when there is none.
+    fn supervisor(&self) -> u32;
+
+    /// Whether the main process runs, or any process of a service that made itself a daemon.
+    fn is_running(&self) -> bool;
+
+    /// `None` while it runs (a daemon counts as running); else how the main process ended, if that is known.
+    fn ended(&self) -> Option<Option<Exit>>;
+
+    /// How the main process ended, if it did.
+    fn exit(&self) -> Option<Exit>;
+
+    /// Asks to be woken by new output, once.
+    fn arm_output(&mut self);
+
+    /// Waits until everything that the service has printed so far is in the log.
+    fn sync_output(&self);
+
+    /// Sleeps until something happens to the service, or to what the condition waits for, but no
+    /// longer than the pause.
+    fn wait_event(&mut self, pause: &Pause);
+
+    /// Fixed endpoints that the service needs for itself.
+    fn addrs(&self) -> &[SocketAddr];
+
+    /// CLOCK_MONOTONIC at the last start, if this process made it.
+    fn started_ns(&self) -> Option<u64>;
+}
+
+impl Process {
+    pub(super) fn observed(&self) -> &dyn Observed {
+        match self {
+            Process::Own(own) => &**own,
+            Process::Attached(attached) => &**attached,
+        }
+    }
+
+    pub(super) fn observed_mut(&mut self) -> &mut dyn Observed {
+        match self {
+            Process::Own(own) => &mut **own,
+            Process::Attached(attached) => &mut **attached,
+        }
+    }
+
+    pub(super) fn own(&self) -> Option<&Own> {
+        match self {
+            Process::Own(own) => Some(own),
+            Process::Attached(_) => None,
+        }
+    }
+
+    pub(super) fn attached(&self) -> Option<&Attached> {
+        match self {
+            Process::Own(_) => None,
+            Process::Attached(attached) => Some(attached),
+        }
+    }
+
+    /// The service as one's own.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] when it belongs to the run, and so may not be changed by one test.
+    pub(super) fn owned<'a>(&'a mut self, core: &'a mut Core, action: &str) -> Result<Owned<'a>, Error> {
+        match self {
+            Process::Own(own) => Ok(Owned { core, own }),
+            Process::Attached(_) => Err(Error::System {
+                attempt: format!("{action} `{}`", core.command),
+                source: io::Error::other("the service is shared by the whole run; use one of the test's own"),
+            }),
+        }
+    }
+
+    pub(super) fn addr(&self, core: &Core, readiness: &dyn Readiness) -> Option<SocketAddr> {
+        let published = self.attached().and_then(Attached::addr);
+        let inherited = || self.own().and_then(|own| own.listen.addrs().next());
+        let chosen = || {
+            let port = core.values.port("");
+            port.map(|port| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+        };
+        published
+            .or_else(|| readiness.addr())
+            .or_else(inherited)
+            .or_else(chosen)
+    }
+}
+
+impl Observed for Own {
+    fn supervisor(&self) -> u32 {
+        self.lock().as_ref().map_or(0, Service::supervisor)
+    }
+
+    fn is_running(&self) -> bool {
+        let mut service = self.lock();
+        let Some(service) = service.as_mut() else {
+            return false;
+        };
+        match service.exit() {
+            None => !service.is_gone(),
+            Some(exit) => exit.is_daemonised() && !service.is_gone(),
+        }
+    }
+
+    fn ended(&self) -> Option<Option<Exit>> {
+        let mut service = self.lock();
+        let service = service.as_mut()?;
+        // In this order: the news of its exit comes before the news that nothing is left, so that who
+        // has heard the second has the first. Asked the other way round, both may come in between.
+        let is_gone = service.is_gone();
+        match service.exit() {
+            Some(exit) if exit.is_daemonised() && !is_gone => None,
+            Some(exit) => Some(Some(exit)),
+            None => is_gone.then_some(None),
+        }
+    }
+
+    fn exit(&self) -> Option<Exit> {
+        self.lock().as_mut().and_then(Service::exit).or(self.last_exit)
+    }
+
+    fn arm_output(&mut self) {
+        if let Some(service) = self.service() {
+            service.arm_output();
+        }
+    }
+
+    fn sync_output(&self) {
+        if let Some(service) = self.lock().as_mut() {
+            service.sync_output();
+        }
+    }
+
+    fn wait_event(&mut self, pause: &Pause) {
+        match self.service() {
+            Some(service) => service.wait_event(&pause.events, pause.time),
+            // Nothing is left of it that could tell anything.
+            None => crate::sys::wait_readable(&pause.events, pause.time.min(UNTOLD_PAUSE)),
+        }
+    }
+
+    fn addrs(&self) -> &[SocketAddr] {
+        &self.addrs
+    }
+
+    fn started_ns(&self) -> Option<u64> {
+        Some(self.started_ns)
+    }
+}
+
+impl Own {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Option<Service>> {
+        // A panic of another thread while it held the lock does no harm to the service behind it.
+        self.service.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn service(&mut self) -> Option<&mut Service> {
+        self.service
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_mut()
+    }
+
+    pub(super) fn signal_tree(&mut self, signal: TreeSignal) {
+        if let Some(service) = self.service() {
+            service.signal_tree(signal);
+        }
+    }
+
+    pub(super) fn has_ended(&self) -> bool {
+        let mut service = self.lock();
+        service.as_mut().is_some_and(|service| service.exit().is_some())
+    }
+}
+
+impl Core {
+    /// The facts about a service that is going to be this process's own.
+    pub(super) fn new(spec: Spec) -> Result<Core, Error> {
+        let service_dir = ServiceDir::create(spec.owner())?;
+        let values = Values::new(name(&spec), service_dir.dir().to_owned());
+        let output = open_log(&service_dir)?;
+        Ok(Core {
+            command: mask_urls(&spec.command.display()).into_owned(),
+            since: output.end(),
+            ..Core::with(spec, service_dir, values, output)
+        })
+    }
+
+    pub(super) fn with(spec: Spec, service_dir: ServiceDir, values: Values, output: OutputReader) -> Core {
+        Core {
+            spec,
+            service_dir,
+            values,
+            argv: Vec::new(),
+            command: String::new(),
+            env: Vec::new(),
+            readiness_env: Vec::new(),
+            current_dir: None,
+            output,
+            since: Cursor::START,
+            pid: 0,
+        }
+    }
+
+    pub(super) fn resolve_command(&mut self) -> Result<(), Error> {
+        let written = self.spec.command.display();
+        self.argv = {
+            let values = &mut self.values;
+            self.spec
+                .command
+                .resolve(&mut |word| values.expand_os(word), self.spec.shell)?
+        };
+        self.env = Vec::with_capacity(self.spec.env.len());
+        for (key, value) in &self.spec.env {
+            let value = match value {
+                Some(value) => Some(self.values.expand_os(value).map_err(|e| e.in_command(&written))?),
+                None => None,
+            };
+            if let Some(value) = value
+                .as_deref()
+                .filter(|_| is_secret_name(&key.to_string_lossy()))
+            {
+                self.values.hide(value);
+            }
+            self.env.push((key.clone(), value));
+        }
+        self.command = self.shown_command()?;
+        self.current_dir = match &self.spec.current_dir {
+            Some(dir) => {
+                let dir = self
+                    .values
+                    .expand_os(dir.as_os_str())
+                    .map_err(|e| e.in_command(&written))?;
+                Some(dir.into())
+            }
+            None => None,
+        };
+        Ok(())
+    }
+
+    /// The command as a person would type it, without secrets.
+    fn shown_command(&mut self) -> Result<String, Error> {
+        let Core { spec, values, .. } = self;
+        let argv = values.for_show(|values| {
+            spec.command
+                .resolve(&mut |word| values.expand_os(word), spec.shell)
+        })?;
+        let shown = match argv.get(2) {
+            // The script, without the shell that runs it.
+            Some(script) if spec.shell => script.to_string_lossy().into_owned(),
+            _ => crate::recipe::command::display(&argv),
+        };
+        Ok(values.mask(&shown))
+    }
+
+    /// The error without secrets.
+    pub(super) fn masked(&self, error: Error) -> Error {
+        error.map_texts(|text| self.values.mask(text))
+    }
+
+    pub(super) fn prepare(&mut self, readiness: &mut dyn Readiness) -> Result<Prepared, Error> {
+        let mut cx = Prepare {
+            values: &mut self.values,
+            addrs: Vec::new(),
+            paths: Vec::new(),
+            env: Vec::new(),
+        };
+        readiness.prepare(&mut cx)?;
+        let Prepare {
+            addrs, paths, env, ..
+        } = cx;
+        Ok(Prepared { addrs, paths, env })
+    }
+
+    /// All changes of the environment.
+    pub(super) fn changes(&self) -> Vec<(OsString, Option<OsString>)> {
+        let added = self
+            .readiness_env
+            .iter()
+            .map(|(key, value)| (key.into(), Some(value.into())));
+        self.env.iter().cloned().chain(added).collect()
+    }
+
+    pub(super) fn program(&self) -> String {
+        let program = self.argv.first().map(|program| program.to_string_lossy());
+        program.unwrap_or_default().into_owned()
+    }
+
+    /// The error of a verb that needs the service to be running.
+    pub(super) fn not_running(&self, action: &str) -> Error {
+        Error::NotRunning {
+            command: self.command.clone(),
+            action: action.to_owned(),
+        }
+    }
+}
+
+impl Owned<'_> {
+    /// Fills in the placeholders, of the command first, so that its `{port}` is the first port.
+    pub(super) fn resolve(&mut self, readiness: &mut dyn Readiness) -> Result<(), Error> {
+        let Owned { core, own } = self;
+        core.resolve_command()?;
+        own.listen = Listen::of(&core.spec.listen, &mut core.values, &core.command)?;
+        own.files.clear();
+        for (path, text) in &core.spec.files {
+            let written = core.spec.command.display();
+            let path: PathBuf = core
+                .values
+                .expand_os(path.as_os_str())
+                .map_err(|e| e.in_command(&written))?
+                .into();
+            service_dir::check_within(&path).map_err(|reason| Error::InvalidCommand {
+                command: written.clone(),
+                reason,
+            })?;
+            let text = core
+                .values
+                .expand_os(OsStr::new(text))
+                .map_err(|e| e.in_command(&written))?;
+            own.files.push((path, text.into_vec()));
+        }
+        own.fail_on.clear();
+        for given in &core.spec.fail_on {
+            let pattern = expand_pattern(given, |text| {
+                core.values.expand(text).map_err(|e| e.in_readiness(given))
+            })?;
+            let watch = LineWatch::new(&pattern, None).map_err(|reason| Error::InvalidReadiness {
+                readiness: given.clone(),
+                reason,
+            })?;
+            own.fail_on.push((given.clone(), watch));
+        }
+        let prepared = core.prepare(readiness)?;
+        own.addrs = prepared.addrs;
+        let chosen: Vec<u16> = core.values.ports().map(|(_, port)| port).collect();
+        own.addrs
+            .extend(own.listen.addrs().filter(|addr| !chosen.contains(&addr.port())));
+        own.paths = prepared.paths;
+        core.readiness_env = prepared.env;
+        Ok(())
+    }
+}
+
+/// What a readiness condition needs.
+pub(super) struct Prepared {
+    addrs: Vec<SocketAddr>,
+    paths: Vec<PathBuf>,
+    pub(super) env: Vec<(String, String)>,
+}
+
+/// The service's name: the recipe's, or the program's file name.
+pub(super) fn name(spec: &Spec) -> String {
+    let name = spec.name.clone();
+    name.unwrap_or_else(|| spec.command.program_name(spec.shell))
+}
+
+/// Makes the log and its index, both private.
+fn open_log(service_dir: &ServiceDir) -> Result<OutputReader, Error> {
+    let (log, index) = (service_dir.log(), service_dir.index());
+    let open = append(&log)
+        .and_then(|_| append(&index))
+        .and_then(|_| OutputReader::open(&log, &index));
+    open.map_err(|source| Error::System {
+        attempt: format!("make the log `{}`", log.display()),
+        source,
+    })
+}
+
+pub(super) fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+}

@@ -1,0 +1,391 @@
+//! The start of a service: plan, launch, wait. A chosen port that has been taken is replaced.
+
+use std::ffi::{CString, OsString};
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError};
+use std::time::Instant;
+
+use crate::error::Error;
+use crate::executor::endpoints::Endpoints;
+use crate::executor::hint;
+use crate::executor::launch;
+use crate::executor::process::{Observed, Owned, append};
+use crate::executor::wait::{Pause, Wait};
+use crate::observe::events as timeline;
+use crate::observe::trace;
+use crate::outcome::shared_use;
+use crate::ports::holder;
+use crate::readiness::Readiness;
+use crate::recipe::program::{c_environment, c_string, candidates, environment};
+use crate::sys::log_record::Record;
+use crate::sys::{self, Plan, Service, SpawnFailure};
+use crate::util::deadline::Deadline;
+
+/// How often a start is tried with other ports when the chosen ones turn out to be taken.
+const PORT_RETRIES: u32 = 5;
+
+impl Owned<'_> {
+    pub(super) fn start(&mut self, readiness: &mut dyn Readiness) -> Result<(), Error> {
+        let plan = self.plan_start(readiness)?;
+        self.launch(plan);
+        while let Some(pause) = self.step_start(readiness)? {
+            self.own.wait_event(&pause);
+        }
+        Ok(())
+    }
+
+    /// The first step of a start: everything before the fork. The service does not run.
+    pub(super) fn plan_start(&mut self, readiness: &mut dyn Readiness) -> Result<Plan, Error> {
+        self.own.starting = None;
+        if self.own.service().is_some() {
+            // A crash may have left descendants behind.
+            let _ = self.end(self.policy());
+        }
+        let _span = trace::start(self.core.values.name(), &self.core.command);
+        timeline::begins(
+            self.core.service_dir.id(),
+            self.core.values.name(),
+            &self.core.command,
+            || {
+                let addrs = self.own.addrs.iter().map(|addr| format!("port-{}", addr.port()));
+                addrs
+                    .chain(self.own.paths.iter().map(|path| path.display().to_string()))
+                    .collect()
+            },
+        );
+        self.try_to_plan(readiness, PORT_RETRIES)
+    }
+
+    /// The second step, of one that is started alone.
+    fn launch(&mut self, plan: Plan) {
+        for launched in Service::launch(vec![plan]) {
+            self.launched(launched);
+        }
+    }
+
+    /// The end of the second step: its supervisor has been forked, or not.
+    pub(super) fn launched(&mut self, launched: Result<Service, SpawnFailure>) {
+        match launched {
+            Ok(service) => {
+                if let Some(endpoint_lock) = &self.own.endpoint_lock {
+                    // The locks are the supervisor's now, so that they are free exactly when the tree is gone. Those of a turn that is
+                    // shared stay until all have started (`together`).
+                    if Arc::strong_count(endpoint_lock) == 1 {
+                        endpoint_lock
+                            .lock()
+                            .unwrap_or_else(PoisonError::into_inner)
+                            .hand_over();
+                    }
+                }
+                *self.own.lock() = Some(service);
+            }
+            Err(failure) => {
+                if let Some(starting) = &mut self.own.starting {
+                    starting.failure = Some(failure);
+                }
+            }
+        }
+    }
+
+    /// The last step, a look at a time: `None` when the service is ready, else how long to wait for an event until the next look.
+    /// After an error nothing of it is left.
+    pub(super) fn step_start(&mut self, readiness: &mut dyn Readiness) -> Result<Option<Pause>, Error> {
+        let Some(mut starting) = self.own.starting.take() else {
+            return Ok(None);
+        };
+        let polled = match self.has_been_executed(&mut starting) {
+            Ok(true) => self.core.poll(self.own, readiness, &mut starting.wait),
+            Ok(false) => Ok(Some(Pause::until_something_happens())),
+            Err(error) => Err(error),
+        };
+        if !matches!(polled, Ok(Some(_))) {
+            readiness.wait_is_over();
+        }
+        match polled {
+            Ok(Some(pause)) => {
+                self.own.starting = Some(starting);
+                Ok(Some(pause))
+            }
+            Ok(None) => {
+                trace::ready(self.core.pid, starting.wait.deadline.elapsed());
+                timeline::ready(self.core.service_dir.id());
+                shared_use::started(
+                    &self.core.command,
+                    self.core.service_dir.log(),
+                    self.core.service_dir.index(),
+                );
+                Ok(None)
+            }
+            Err(error) => {
+                let retries = self.after_failure(error, starting.retries, readiness)?;
+                let plan = self.try_to_plan(readiness, retries)?;
+                self.launch(plan);
+                Ok(Some(Pause::default()))
+            }
+        }
+    }
+
+    /// Whether the service has been executed. An error when it could not be.
+    fn has_been_executed(&mut self, starting: &mut Starting) -> Result<bool, Error> {
+        let Some(launch) = &mut starting.launch else {
+            return Ok(true);
+        };
+        let failure = match starting.failure.take() {
+            Some(failure) => failure,
+            None => match self.own.service().map(Service::has_started) {
+                Some(Ok(false)) | None => return Ok(false),
+                Some(Ok(true)) => {
+                    self.own.stdin = launch.stdin.take();
+                    self.core.pid = self.own.service().map_or(0, |service| service.pid());
+                    starting.launch = None;
+                    trace::spawned(self.core.pid);
+                    timeline::spawned(self.core.service_dir.id(), self.core.pid);
+                    return Ok(true);
+                }
+                Some(Err(failure)) => failure,
+            },
+        };
+        // There is nothing to be stopped.
+        *self.own.lock() = None;
+        Err(launch::explain(
+            failure,
+            &self.core.command,
+            &self.core.spec,
+            &self.core.argv,
+            &launch.tried,
+            self.core.current_dir.as_deref(),
+        ))
+    }
+
+    /// Makes all ready, with other ports where those that were chosen turn out to be taken, at most so many times.
+    fn try_to_plan(&mut self, readiness: &mut dyn Readiness, mut retries: u32) -> Result<Plan, Error> {
+        loop {
+            match self.plan_once(readiness) {
+                Ok((plan, launch, wait)) => {
+                    self.own.starting = Some(Starting {
+                        retries,
+                        launch: Some(launch),
+                        failure: None,
+                        wait,
+                    });
+                    return Ok(plan);
+                }
+                Err(error) => retries = self.after_failure(error, retries, readiness)?,
+            }
+        }
+    }
+
+    /// Ends what there is after a failure; says how many tries are left, or gives the error back if another one makes no sense.
+    fn after_failure(
+        &mut self,
+        error: Error,
+        retries: u32,
+        readiness: &mut dyn Readiness,
+    ) -> Result<u32, Error> {
+        let _ = self.end(self.policy());
+        if retries == 0 || !self.port_was_taken(&error) {
+            if self.core.pid != 0 {
+                self.core.service_dir.keep();
+            }
+            trace::failed(&error);
+            timeline::failed(self.core.service_dir.id(), || {
+                self.core.values.mask(&error.to_string())
+            });
+            return Err(error);
+        }
+        trace::other_port(&error);
+        // First the same port, held more loosely: some services cannot bind over our reservation. Then another one.
+        if !self.core.values.loosen() {
+            self.core.values.new_ports();
+            self.resolve(readiness)?;
+        }
+        Ok(retries - 1)
+    }
+
+    fn plan_once(&mut self, readiness: &mut dyn Readiness) -> Result<(Plan, Launch, Wait), Error> {
+        self.lock_endpoints()?;
+        // Forgets what the last start left behind, and checks the claims again.
+        let prepared = self.core.prepare(readiness)?;
+        self.core.readiness_env = prepared.env;
+        for path in &self.own.paths {
+            holder::check_path_free(path).map_err(|busy| busy.into_error(&self.core.command))?;
+            // A killed service leaves its socket behind, and most servers refuse to begin where one is.
+            let _ = holder::remove_stale_socket(path);
+        }
+        holder::check_free(&self.own.addrs).map_err(|busy| busy.into_error(&self.core.command))?;
+        for (path, text) in &self.own.files {
+            self.core
+                .service_dir
+                .write(path, text, self.core.spec.owner())
+                .map_err(|source| Error::System {
+                    attempt: format!(
+                        "write the service's file `{}`",
+                        self.core.service_dir.dir().join(path).display()
+                    ),
+                    source,
+                })?;
+        }
+        let deadline = Deadline::after(self.core.spec.timeout);
+        let (plan, launch) = self.plan()?;
+        Ok((plan, launch, Wait::new(deadline, self.own.fail_on.clone())))
+    }
+
+    fn lock_endpoints(&mut self) -> Result<(), Error> {
+        if self.own.endpoint_lock.is_none() {
+            let began = Instant::now();
+            self.own.endpoint_lock =
+                Some(Endpoints::of(self.core, self.own).lock_endpoints(self.core.spec.queue)?);
+            trace::endpoints_locked(began.elapsed());
+        }
+        Ok(())
+    }
+
+    fn plan(&mut self) -> Result<(Plan, Launch), Error> {
+        let system = |attempt: &str, source| Error::System {
+            attempt: attempt.to_owned(),
+            source,
+        };
+        let mut environment = environment(
+            !self.core.spec.env_clear,
+            &self.core.changes(),
+            self.core.service_dir.id(),
+        );
+        self.own.listen.announce(&mut environment);
+        let tried = match self.core.argv.first() {
+            Some(program) => candidates(program, &environment),
+            None => Vec::new(),
+        };
+        let text = |text: &OsString| c_string(text, &self.core.command);
+        let stdin =
+            launch::stream(&self.core.spec.stdin, 0).map_err(|e| system("set up standard input", e))?;
+        let stdout =
+            launch::stream(&self.core.spec.stdout, 1).map_err(|e| system("set up standard output", e))?;
+        let stderr =
+            launch::stream(&self.core.spec.stderr, 2).map_err(|e| system("set up standard error", e))?;
+        let mut keep = vec![
+            self.core
+                .service_dir
+                .lock_fd()
+                .map_err(|e| system("lock the private directory", e))?,
+        ];
+        if let Some(endpoint_lock) = &self.own.endpoint_lock {
+            let endpoint_lock = endpoint_lock.lock().unwrap_or_else(PoisonError::into_inner);
+            for fd in endpoint_lock.fds() {
+                keep.push(
+                    fd.try_clone_to_owned()
+                        .map_err(|e| system("hand a lock to the supervisor", e))?,
+                );
+            }
+        }
+        let run = match &self.own.run {
+            Some(run) => {
+                let run = run
+                    .try_clone()
+                    .map_err(|e| system("hand a lock to the supervisor", e))?;
+                keep.push(
+                    run.start_lock
+                        .try_clone()
+                        .map_err(|e| system("hand a lock to the supervisor", e))?,
+                );
+                Some(run)
+            }
+            None => None,
+        };
+        let groups = match (&self.core.spec.groups, self.core.spec.uid) {
+            (Some(groups), _) => Some(groups.clone()),
+            // Root's groups must not go to somebody else.
+            (None, Some(_)) => Some(Vec::new()),
+            (None, None) => None,
+        };
+        let plan = Plan {
+            candidates: tried
+                .iter()
+                .map(|path| text(&path.clone().into_os_string()))
+                .collect::<Result<_, _>>()?,
+            argv: self.core.argv.iter().map(text).collect::<Result<_, _>>()?,
+            envp: c_environment(&environment, &self.core.command)?,
+            current_dir: match &self.core.current_dir {
+                Some(dir) => Some(text(&dir.clone().into_os_string())?),
+                None => None,
+            },
+            stdin: stdin.0,
+            stdout: stdout.0,
+            stderr: stderr.0,
+            uid: self.core.spec.uid,
+            gid: self.core.spec.gid,
+            groups,
+            umask: self.core.spec.umask,
+            stop: self.policy(),
+            log: append(&self.core.service_dir.log())
+                .map_err(|e| system("open the log", e))?
+                .into(),
+            index: append(&self.core.service_dir.index())
+                .map_err(|e| system("open the log's index", e))?
+                .into(),
+            keep,
+            listen: self.own.listen.open(&self.core.command)?,
+            id: self.core.service_dir.id().to_owned(),
+            run,
+            private_dir: self
+                .core
+                .service_dir
+                .dir()
+                .parent()
+                .and_then(|dir| CString::new(dir.as_os_str().as_bytes()).ok()),
+        };
+        self.core.since = self.core.output.end();
+        self.own.last_exit = None;
+        self.own.started_ns = sys::clock_ns();
+        mark_start(&self.core.service_dir.index(), self.own.started_ns)
+            .map_err(|e| system("write to the log's index", e))?;
+        let stdin = stdin.1.map(File::from);
+        Ok((plan, Launch { tried, stdin }))
+    }
+
+    /// Whether a start failed because a port that we had chosen was in use.
+    fn port_was_taken(&self, error: &Error) -> bool {
+        if self.core.values.ports().next().is_none() {
+            return false;
+        }
+        match error {
+            Error::Exited { evidence, .. } | Error::FailureLine { evidence, .. } => {
+                evidence.tail.iter().any(|line| hint::says_in_use(line))
+            }
+            Error::WrongListener { .. } => true,
+            // The sockets that it was to inherit could not be opened.
+            Error::AlreadyRunning { endpoint, .. } => self
+                .core
+                .values
+                .ports()
+                .any(|(_, port)| *endpoint == format!("port {port}")),
+            _ => false,
+        }
+    }
+}
+
+/// A start under way.
+pub(super) struct Starting {
+    /// How many more times it is tried with other ports.
+    retries: u32,
+    /// Until the program has been executed.
+    launch: Option<Launch>,
+    /// Why there is no supervisor.
+    failure: Option<SpawnFailure>,
+    wait: Wait,
+}
+
+/// What is needed of a start once the program has been executed, or could not be.
+pub(super) struct Launch {
+    /// The files that were to be tried.
+    tried: Vec<PathBuf>,
+    /// This side's end of a piped standard input.
+    stdin: Option<File>,
+}
+
+/// Notes in the index that from here on it is the output of another start.
+fn mark_start(index: &Path, now: u64) -> io::Result<()> {
+    append(index)?.write_all(&Record::start(now).encode())
+}

@@ -1,0 +1,151 @@
+//! The end of a service: asked for, waited for, judged.
+
+use std::process::ExitStatus;
+
+use crate::error::report::{TAIL_LINES, Tail, coloured, print};
+use crate::error::{Ended, Error, Span};
+use crate::executor::Executor;
+use crate::executor::process::{Observed, Owned};
+use crate::observe::events as timeline;
+use crate::observe::trace;
+use crate::outcome::test_has_failed;
+use crate::sys::{self, Exit, StopPolicy, signals};
+use crate::util::deadline::{Deadline, scaled};
+
+impl Owned<'_> {
+    pub(super) fn policy(&self) -> StopPolicy {
+        StopPolicy {
+            signal: self.core.spec.stop_signal.number(),
+            grace: scaled(self.core.spec.stop_timeout),
+            kill_signal: self.core.spec.kill_signal.number(),
+        }
+    }
+
+    pub(super) fn stop(&mut self) -> Result<(), Error> {
+        let had_ended = self.own.asked_to_end.unwrap_or_else(|| self.own.has_ended());
+        let Some(exit) = self.end(self.policy())? else {
+            return Ok(());
+        };
+        let (signal, expected) = (self.core.spec.stop_signal, self.core.spec.expected_exit);
+        let fine = exit.status.success()
+            || exit.status.code().is_some_and(|code| expected == Some(code))
+            || signals::is_death_by(exit.status, signal.number());
+        if fine {
+            return Ok(());
+        }
+        let mut evidence = self.core.evidence(self.own, None);
+        if had_ended {
+            evidence.hint = Some("it had ended by itself before it was asked to".to_owned());
+        } else if signals::is_death_by(exit.status, self.core.spec.kill_signal.number()) {
+            evidence.hint = Some(format!(
+                "it did not end within {} of {signal}; a longer `stop_timeout` or another `stop_signal` may help",
+                Span(scaled(self.core.spec.stop_timeout)),
+            ));
+        }
+        let code = expected
+            .map(|code| format!("status {code}, "))
+            .unwrap_or_default();
+        let expected = format!("{code}status 0 or death by {signal}");
+        Err(Error::BadExit {
+            command: self.core.command.clone(),
+            status: exit.status,
+            expected,
+            evidence,
+        })
+    }
+
+    /// Asks for the end of the service, and leaves it to [`end`](Owned::end) to wait for it.
+    pub(super) fn begin_end(&mut self, policy: StopPolicy) {
+        let had_ended = self.own.has_ended();
+        if self.own.asked_to_end.is_some() || self.own.service().is_none() {
+            return;
+        }
+        self.own.asked_to_end = Some(had_ended);
+        if std::mem::take(&mut self.own.paused) {
+            // A paused tree cannot hear the stop signal.
+            self.own.signal_tree(sys::TreeSignal::Continue);
+        }
+        timeline::stops(self.core.service_dir.id());
+        if let Some(service) = self.own.service() {
+            service.ask_to_stop(policy);
+        }
+    }
+
+    /// Ends what there is of the service, and says how its main process ended if there was one.
+    pub(super) fn end(&mut self, policy: StopPolicy) -> Result<Option<Exit>, Error> {
+        self.own.stdin = None;
+        self.begin_end(policy);
+        self.own.asked_to_end = None;
+        let Some(mut service) = self.own.lock().take() else {
+            self.own.endpoint_lock = None;
+            return Ok(None);
+        };
+        let _span = trace::stop(self.core.values.name(), self.core.pid);
+        let result = service.stop(policy);
+        self.own.last_exit = service.exit();
+        trace::stopped(
+            self.own
+                .last_exit
+                .map(|exit| Ended(exit.status))
+                .as_ref()
+                .map(|e| e as _),
+        );
+        drop(service);
+        timeline::gone(self.core.service_dir.id(), self.own.last_exit);
+        self.own.endpoint_lock = None;
+        self.core.values.hold_again();
+        result.map_err(|source| Error::System {
+            attempt: format!("stop `{}`", self.core.command),
+            source,
+        })?;
+        Ok(self.own.last_exit)
+    }
+
+    pub(super) fn wait(&mut self, deadline: Deadline) -> Result<ExitStatus, Error> {
+        loop {
+            // Before the look at the exit, which is told first: both may come between two looks.
+            let is_gone = self.own.service().is_none_or(|service| service.is_gone());
+            let exit = self.own.exit();
+            if let Some(exit) = exit {
+                return Ok(exit.status);
+            }
+            if is_gone {
+                return Err(self.core.not_running("wait for its end"));
+            }
+            if deadline.is_over() {
+                return Err(Error::Timeout {
+                    command: self.core.command.clone(),
+                    awaited: "it ended by itself".to_owned(),
+                    elapsed: deadline.elapsed(),
+                    evidence: self.core.evidence(self.own, None),
+                });
+            }
+            if let Some(service) = self.own.service() {
+                service.wait_event(&[], deadline.remaining());
+            }
+        }
+    }
+}
+
+impl<R> Drop for Executor<R> {
+    fn drop(&mut self) {
+        let core = &mut self.core;
+        if test_has_failed() && core.pid != 0 {
+            let lines = core.output.tail(TAIL_LINES, core.since);
+            if !lines.is_empty() {
+                core.keep_log();
+                let tail = Tail {
+                    command: &core.command,
+                    lines: &lines,
+                    log: &core.service_dir.log(),
+                    of_test: false,
+                };
+                print(coloured(&tail));
+            }
+        }
+        if let Ok(mut owned) = self.process.owned(core, "stop") {
+            let policy = owned.policy();
+            let _ = owned.end(policy);
+        }
+    }
+}

@@ -1,0 +1,293 @@
+//! Waits for a condition: polls it whenever something happens, until it holds, the service ends, or the
+//! time is over. An error takes the evidence with it.
+
+use std::io;
+use std::time::Duration;
+
+use crate::error::report::TAIL_LINES;
+use crate::error::{Ended, Error, Evidence};
+use crate::executor::hint;
+use crate::executor::process::{Core, Observed};
+use crate::observe::progress::{self, Progress};
+use crate::observe::trace;
+use crate::ports::owner::WrongListener;
+use crate::readiness::Readiness;
+use crate::readiness::Wake;
+use crate::readiness::context::Probe;
+use crate::readiness::line_watch::LineWatch;
+use crate::util::deadline::Deadline;
+
+/// The longest pause where nobody tells what the service does: another process has started it.
+pub(super) const UNTOLD_PAUSE: Duration = Duration::from_millis(10);
+/// A probe that times out with less time than this left says less than the probe before it.
+const CUT_SHORT: Duration = Duration::from_millis(100);
+
+impl Core {
+    /// Polls until the condition holds, the service ends, it prints that it has failed, or the time is over.
+    pub(super) fn await_ready(
+        &mut self,
+        process: &mut dyn Observed,
+        readiness: &mut dyn Readiness,
+        deadline: Deadline,
+    ) -> Result<(), Error> {
+        let mut wait = Wait::new(deadline, Vec::new());
+        let held = loop {
+            match self.poll(process, readiness, &mut wait) {
+                Ok(None) => break Ok(()),
+                Ok(Some(pause)) => process.wait_event(&pause),
+                Err(error) => break Err(error),
+            }
+        };
+        readiness.wait_is_over();
+        held
+    }
+
+    /// Polls once: `None` when the condition holds, else how long to pause before the next poll.
+    pub(super) fn poll(
+        &mut self,
+        process: &mut dyn Observed,
+        readiness: &mut dyn Readiness,
+        wait: &mut Wait,
+    ) -> Result<Option<Pause>, Error> {
+        let supervisor = process.supervisor();
+        loop {
+            // Before the looks: all that it ever printed is in the log by now, so that what they find is final.
+            let ended = process.ended().is_some();
+            let wants_output = wakes(readiness, Duration::ZERO).output || !wait.fail_on.is_empty();
+            if wants_output {
+                // Before the look at the output, so that nothing that comes in between is missed.
+                process.arm_output();
+            }
+            let failed = wait.fail_on.iter_mut().find_map(|(pattern, watch)| {
+                let line = watch.first(&self.output, self.since).ok().flatten()?;
+                Some((pattern.clone(), line))
+            });
+            if let Some((pattern, line)) = failed {
+                let evidence = self.evidence(process, wait.last_probe.take());
+                let elapsed = wait.deadline.elapsed();
+                let command = self.command.clone();
+                return Err(Error::FailureLine {
+                    command,
+                    line,
+                    pattern,
+                    elapsed,
+                    evidence,
+                });
+            }
+            // What was printed was printed while it ran, and stays true; for anything else it is too late now.
+            let stays_true = readiness.is_immediate() || readiness.waits_for_output();
+            if stays_true || !ended {
+                let remaining = wait.deadline.remaining();
+                let probe = Probe {
+                    values: &self.values,
+                    pid: self.pid,
+                    supervisor,
+                    elapsed: wait.deadline.elapsed(),
+                    remaining,
+                    output: &self.output,
+                    since: self.since,
+                };
+                match readiness.probe(&probe) {
+                    // A look that succeeded because of something else than the service (a file that it left, a
+                    // stranger) must not count when the service is gone.
+                    Ok(true) if stays_true || process.ended().is_none() => {
+                        return Ok(None);
+                    }
+                    Ok(_) => {}
+                    Err(error) if error.kind() == io::ErrorKind::InvalidInput => {
+                        let readiness = readiness.describe();
+                        return Err(Error::InvalidReadiness {
+                            readiness,
+                            reason: error.to_string(),
+                        });
+                    }
+                    Err(error) => {
+                        if let Some(wrong_listener) = WrongListener::of(&error) {
+                            // Its own exit, which is often the reason, says more.
+                            if let Some(error) = self.exit_error(process, readiness, None) {
+                                return Err(error);
+                            }
+                            let mut evidence = self.evidence(process, None);
+                            evidence.about = wrong_listener.holder.about();
+                            evidence.hint = Some(wrong_listener.remedy());
+                            return Err(Error::WrongListener {
+                                command: self.command.clone(),
+                                endpoint: wrong_listener.endpoint.to_string(),
+                                holder: wrong_listener.holder.to_string(),
+                                evidence,
+                            });
+                        }
+                        let text = error.to_string();
+                        trace::not_ready(&text);
+                        // Begun when there was hardly any time left, it says less than the one before it.
+                        let cut_short = error.kind() == io::ErrorKind::TimedOut && remaining < CUT_SHORT;
+                        if !(cut_short && wait.last_probe.is_some()) {
+                            wait.last_probe = Some(text);
+                        }
+                    }
+                }
+            }
+            if ended {
+                if let Some(error) = self.exit_error(process, readiness, wait.last_probe.take()) {
+                    return Err(error);
+                }
+            }
+            if process.ended().is_some() {
+                continue;
+            }
+            let deadline = wait.deadline.at_least(readiness.extended());
+            if deadline.is_over() {
+                let mut evidence = self.evidence(process, wait.last_probe.take());
+                let elsewhere = || hint::listens_elsewhere(readiness.addr(), supervisor);
+                evidence.hint = evidence.hint.take().or_else(elsewhere);
+                return Err(Error::Timeout {
+                    command: self.command.clone(),
+                    awaited: readiness.describe(),
+                    elapsed: deadline.elapsed(),
+                    evidence,
+                });
+            }
+            let wake = wakes(readiness, deadline.elapsed());
+            if wake.output && !wants_output {
+                // Only since this look (the other half of an `And` held in it): nobody was asked to tell of output that came
+                // meanwhile, so there may be nothing to be woken by. Once more, from the top.
+                continue;
+            }
+            wait.progress.tell(|elapsed| self.standing(elapsed, readiness));
+            let time = wake.pause.min(deadline.remaining());
+            return Ok(Some(Pause {
+                time: time.min(wait.progress.patience()),
+                events: wake.events,
+            }));
+        }
+    }
+
+    /// How a start stands that takes long: what is awaited, and what the service printed last.
+    fn standing(&self, elapsed: &dyn std::fmt::Display, readiness: &dyn Readiness) -> String {
+        let name = progress::short(self.values.name());
+        let awaited = progress::short(&self.values.mask(&readiness.describe()));
+        let last = self.output.tail(1, self.since).pop();
+        let last = last.map_or("it has printed nothing yet".to_owned(), |line| {
+            format!("its last line: {}", progress::short(&line))
+        });
+        format!("{name} is not ready after {elapsed}; awaited: {awaited}; {last}")
+    }
+
+    /// The error that tells how the service ended, if it did.
+    pub(super) fn exit_error(
+        &mut self,
+        process: &mut dyn Observed,
+        readiness: &dyn Readiness,
+        last_probe: Option<String>,
+    ) -> Option<Error> {
+        let exit = process.ended()?;
+        let Some(started_ns) = process.started_ns() else {
+            return Some(Error::Died {
+                command: self.command.clone(),
+                status: exit.map(|exit| exit.status),
+                evidence: self.evidence(process, last_probe),
+            });
+        };
+        let Some(exit) = exit else {
+            return Some(Error::System {
+                attempt: format!("keep `{}` under supervision", self.command),
+                source: io::Error::other("its supervisor was killed, and the service with it"),
+            });
+        };
+        Some(Error::Exited {
+            command: self.command.clone(),
+            awaited: readiness.describe(),
+            elapsed: Duration::from_nanos(exit.at.saturating_sub(started_ns)),
+            status: exit.status,
+            evidence: self.evidence(process, last_probe),
+        })
+    }
+
+    /// Everything that an error says about the service besides its own words.
+    pub(super) fn evidence(&mut self, process: &dyn Observed, last_probe: Option<String>) -> Box<Evidence> {
+        process.sync_output();
+        let exit = process.exit();
+        let mut timeline = Vec::new();
+        // A service of the run was started by another process, and a while ago.
+        if let Some(started_ns) = process.started_ns() {
+            let at = |ns: u64| Duration::from_nanos(ns.saturating_sub(started_ns));
+            timeline.push((Duration::ZERO, "spawned".to_owned()));
+            if let Some(first) = self.output.first_output(self.since) {
+                timeline.push((at(first), "first output".to_owned()));
+            }
+            if let Some(exit) = exit {
+                timeline.push((at(exit.at), Ended(exit.status).to_string()));
+            }
+        }
+        let tail = self.output.tail(TAIL_LINES, self.since);
+        let hint = hint::of(&hint::Symptoms {
+            tail: &tail,
+            exit: exit.map(|exit| exit.status),
+            program: &self.values.mask(&self.program()),
+            shell: self.spec.shell,
+            addrs: process.addrs(),
+            root: process.supervisor(),
+        });
+        self.keep_log();
+        Box::new(Evidence {
+            last_probe,
+            timeline,
+            tail,
+            log: Some(self.service_dir.log()),
+            lost: self.output.lost(self.since),
+            about: None,
+            hint,
+        })
+    }
+
+    /// Keeps the log for a day after the service. Not that of a run that is over: the supervisor is removing it.
+    pub(super) fn keep_log(&mut self) {
+        if self.service_dir.is_ours() || !crate::run::is_over() {
+            self.service_dir.keep();
+        }
+    }
+}
+
+/// A wait for a condition.
+pub(super) struct Wait {
+    pub(super) deadline: Deadline,
+    /// Patterns as they were given, and what looks for them.
+    fail_on: Vec<(String, LineWatch)>,
+    last_probe: Option<String>,
+    progress: Progress,
+}
+
+impl Wait {
+    pub(super) fn new(deadline: Deadline, fail_on: Vec<(String, LineWatch)>) -> Wait {
+        Wait {
+            deadline,
+            fail_on,
+            last_probe: None,
+            progress: Progress::new(),
+        }
+    }
+}
+
+/// What to wait for before the next look: until one of the descriptors is readable or something happens to the service itself, and no
+/// longer than the time. The descriptors are the condition's, and open until it is looked at again.
+#[derive(Debug, Default)]
+pub struct Pause {
+    pub(super) time: Duration,
+    pub(super) events: Vec<i32>,
+}
+
+impl Pause {
+    pub(super) fn until_something_happens() -> Pause {
+        Pause {
+            time: Duration::MAX,
+            events: Vec::new(),
+        }
+    }
+}
+
+/// When a condition wants to be looked at again, so long after the start.
+fn wakes(readiness: &dyn Readiness, elapsed: Duration) -> Wake {
+    let mut wake = Wake::new(elapsed);
+    readiness.wakes(&mut wake);
+    wake
+}

@@ -1,0 +1,212 @@
+//! What is published of a service of the run, so that other processes can attach to it.
+
+use std::fs;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::service_dir::ServiceDir;
+use crate::sys::{self, Exit};
+
+/// How long it may take a busy machine until the end of a service is recorded: its supervisor is there, and will do it.
+const RECORDED_WITHIN: Duration = Duration::from_secs(30);
+
+/// What is published of a service. In the file: `key=value` entries, each with a zero byte at its end.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct State {
+    /// The report of a start that failed. Then there is nothing else but the process.
+    pub(crate) failed: Option<String>,
+    /// Who started it, for people.
+    pub(crate) process: String,
+    pub(crate) pid: u32,
+    pub(crate) supervisor: u32,
+    pub(crate) service_dir: PathBuf,
+    pub(crate) ports: Vec<(String, u16)>,
+    pub(crate) addr: Option<SocketAddr>,
+    pub(crate) url: Option<String>,
+    pub(crate) path: Option<PathBuf>,
+    /// What its readiness condition added to its environment.
+    pub(crate) env: Vec<(String, String)>,
+    /// How its main process ended.
+    pub(crate) exit: Option<Exit>,
+}
+
+impl State {
+    /// `None` when nothing is published. Half a file cannot be: it is renamed into place, and what is appended later is one
+    /// write.
+    pub(crate) fn read(path: &Path) -> io::Result<Option<State>> {
+        let mut bytes = Vec::new();
+        let file = fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(sys::files::NO_FOLLOW)
+            .open(path);
+        match file.and_then(|file| file.take(1 << 20).read_to_end(&mut bytes)) {
+            Ok(_) => Ok(Some(State::parse(&bytes))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    fn parse(bytes: &[u8]) -> State {
+        let mut state = State::default();
+        for entry in bytes.split(|byte| *byte == 0) {
+            let Some(at) = entry.iter().position(|byte| *byte == b'=') else {
+                continue;
+            };
+            let (key, value) = (&entry[..at], &entry[at + 1..]);
+            let text = String::from_utf8_lossy(value);
+            let path = || PathBuf::from(std::ffi::OsString::from_vec(value.to_vec()));
+            match key {
+                b"failed" => state.failed = Some(text.into_owned()),
+                b"process" => state.process = text.into_owned(),
+                b"pid" => state.pid = text.parse().unwrap_or(0),
+                b"supervisor" => state.supervisor = text.parse().unwrap_or(0),
+                b"home" => state.service_dir = path(),
+                b"port" => {
+                    if let Some((port, name)) = text.split_once(' ') {
+                        state
+                            .ports
+                            .extend(port.parse().ok().map(|port| (name.to_owned(), port)));
+                    }
+                }
+                b"addr" => state.addr = text.parse().ok(),
+                b"url" => state.url = Some(text.into_owned()),
+                b"path" => state.path = Some(path()),
+                b"env" => {
+                    if let Some((key, value)) = text.split_once('=') {
+                        state.env.push((key.to_owned(), value.to_owned()));
+                    }
+                }
+                // Written by the supervisor: `STATUS,LEFT,NS`.
+                b"exit" => {
+                    let numbers: Vec<i64> = text.split(',').map_while(|n| n.parse().ok()).collect();
+                    if let [status, left, at] = numbers[..] {
+                        state.exit = Some(Exit {
+                            status: ExitStatus::from_raw(status as i32),
+                            at: at.unsigned_abs(),
+                            left_descendants: left != 0,
+                        });
+                    }
+                }
+                _ => {}
+            }
+        }
+        state
+    }
+
+    fn format(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let mut put = |key: &str, value: &[u8]| {
+            bytes.extend_from_slice(key.as_bytes());
+            bytes.push(b'=');
+            bytes.extend(value.iter().copied().filter(|byte| *byte != 0));
+            bytes.push(0);
+        };
+        if let Some(report) = &self.failed {
+            put("failed", report.as_bytes());
+        }
+        put("process", self.process.as_bytes());
+        put("pid", self.pid.to_string().as_bytes());
+        put("supervisor", self.supervisor.to_string().as_bytes());
+        put("home", self.service_dir.as_os_str().as_bytes());
+        for (name, port) in &self.ports {
+            put("port", format!("{port} {name}").as_bytes());
+        }
+        if let Some(addr) = self.addr {
+            put("addr", addr.to_string().as_bytes());
+        }
+        if let Some(url) = &self.url {
+            put("url", url.as_bytes());
+        }
+        if let Some(path) = &self.path {
+            put("path", path.as_os_str().as_bytes());
+        }
+        for (key, value) in &self.env {
+            put("env", format!("{key}={value}").as_bytes());
+        }
+        bytes
+    }
+
+    pub(crate) fn write(&self, path: &Path) -> io::Result<()> {
+        let mut options = fs::OpenOptions::new();
+        let mut file = options
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .custom_flags(sys::files::NO_FOLLOW)
+            .open(path)?;
+        file.write_all(&self.format())
+    }
+
+    /// Whether the service is there: its supervisor is, and its main process has not ended (or was not to stay).
+    pub(crate) fn is_running(&self) -> bool {
+        let main_has_ended = match self.exit {
+            // Perhaps not recorded yet.
+            None => !sys::files::process_lives(self.pid),
+            Some(exit) => !exit.is_daemonised(),
+        };
+        !main_has_ended && ServiceDir::is_supervised(&self.service_dir)
+    }
+
+    /// A service that has just ended may not have its end recorded yet: waits for that, a moment. Its supervisor does it within
+    /// microseconds, unless it was killed as well.
+    pub(crate) fn settle(self, path: &Path) -> State {
+        let began = Instant::now();
+        let mut state = self;
+        while state.failed.is_none()
+            && state.exit.is_none()
+            && !sys::files::process_lives(state.pid)
+            && ServiceDir::is_supervised(&state.service_dir)
+            && began.elapsed() < RECORDED_WITHIN
+        {
+            thread::sleep(Duration::from_micros(200));
+            match State::read(path) {
+                Ok(Some(now)) => state = now,
+                _ => break,
+            }
+        }
+        state
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_state_survives_the_file() {
+        let state = State {
+            failed: None,
+            process: "tests-1 (pid 8)".to_owned(),
+            pid: 9,
+            supervisor: 10,
+            service_dir: PathBuf::from("/tmp/a b=c"),
+            ports: vec![(String::new(), 4000), ("admin port".to_owned(), 4001)],
+            addr: "[::1]:4000".parse().ok(),
+            url: Some("http://localhost:4000/?a=b".to_owned()),
+            path: Some(PathBuf::from("/tmp/x=y")),
+            env: vec![("NOTIFY_SOCKET".to_owned(), "/tmp/a=b".to_owned())],
+            exit: None,
+        };
+        assert_eq!(State::parse(&state.format()), state);
+        let mut bytes = state.format();
+        bytes.extend_from_slice(b"exit=256,0,77\0");
+        let exit = State::parse(&bytes).exit.expect("it is there");
+        assert_eq!(
+            (exit.status.code(), exit.left_descendants, exit.at),
+            (Some(1), false, 77)
+        );
+        let failed = State {
+            failed: Some("a\nb".to_owned()),
+            ..State::default()
+        };
+        assert_eq!(State::parse(&failed.format()), failed);
+    }
+}

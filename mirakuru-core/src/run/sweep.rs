@@ -1,0 +1,205 @@
+//! Removes the leftovers of killed test processes: their services, directories, and logs that are too old.
+//!
+//! This stands with the run, and not with the service directory, because a run's directory is swept as well.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, SystemTime};
+
+use crate::run::{is_in_use, runner_of, runs_base};
+use crate::service_dir::base::{FALLBACK, base_in, check_private, is_at};
+use crate::service_dir::remove::{clear, remove_tree};
+use crate::service_dir::{is_alive, is_id};
+use crate::sys;
+
+/// How long the log of a service that failed is kept.
+const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+/// The number of kept logs above which the oldest stay only [`MANY_KEPT_FOR`]: each costs every test
+/// process two system calls.
+const MANY_KEPT: usize = 200;
+const MANY_KEPT_FOR: Duration = Duration::from_secs(60 * 60);
+/// A service directory takes a fraction of a millisecond to make. One that is this old and unfinished never will be.
+const MAKING_TAKES_AT_MOST: Duration = Duration::from_secs(60);
+
+/// A service directory whose creator and supervisor are gone. Dropping it removes the service directory.
+///
+/// Kill the processes that carry its mark first: once it is gone, nobody else will look for them.
+#[derive(Debug)]
+pub(crate) struct Stale {
+    id: String,
+    path: PathBuf,
+    kept: bool,
+    /// Keeps the other sweepers away. Closed after `drop` has removed the service directory.
+    _lock: File,
+}
+
+impl Stale {
+    /// The id that its processes carry as `MIRAKURU_ID`.
+    pub(crate) fn id(&self) -> &str {
+        &self.id
+    }
+}
+
+impl Drop for Stale {
+    fn drop(&mut self) {
+        clear(&self.path, self.kept);
+    }
+}
+
+/// Ends the processes that killed test processes have left behind, and removes their directories: once in
+/// each process.
+pub(crate) fn sweep() {
+    static SWEPT: AtomicBool = AtomicBool::new(false);
+    if SWEPT.swap(true, Ordering::Relaxed) {
+        return;
+    }
+    let base = base_in(&std::env::temp_dir());
+    let mut bases = vec![base, runs_base()];
+    if sys::files::euid() == 0 {
+        // Services of other users may be there: see `ServiceDir::create`.
+        bases.push(base_in(Path::new(FALLBACK)));
+    }
+    bases.sort();
+    bases.dedup();
+    let stale: Vec<Stale> = bases.iter().flat_map(|base| sweep_in(base)).collect();
+    let ids: Vec<&str> = stale.iter().map(Stale::id).collect();
+    sys::kill_marked(&ids);
+}
+
+fn sweep_in(base: &Path) -> Vec<Stale> {
+    // Somebody else's base is not ours to clean; `create` will say what is wrong with it.
+    let Ok(()) = check_private(base) else {
+        return Vec::new();
+    };
+    let Ok(entries) = fs::read_dir(base) else {
+        return Vec::new();
+    };
+    let mut logs = Vec::new();
+    let stale = entries
+        .filter_map(Result::ok)
+        .filter_map(|entry| {
+            let name = entry.file_name();
+            let name = name.to_str()?;
+            if is_id(name) {
+                if let Some(kept_at) = only_the_log_is_left(&entry.path()) {
+                    logs.push((kept_at, entry.path()));
+                    return None;
+                }
+                examine(&entry.path(), name)
+            } else {
+                if let Some((pid, started)) = runner_of(name) {
+                    // Its services end with the runner, by themselves, and remove it. Here nobody was left to do that.
+                    if !is_alive(pid, started) && !is_in_use(&entry.path()) {
+                        remove_tree(&entry.path());
+                    }
+                } else if let Some((pid, started, namespace)) = unfinished_by(name) {
+                    // Of another namespace's processes we know nothing.
+                    let is_dead = !is_alive(pid, started)
+                        && (namespace == sys::procfs::pid_namespace()
+                            || is_older(&entry.path(), MAKING_TAKES_AT_MOST));
+                    if is_dead {
+                        remove_tree(&entry.path());
+                    }
+                }
+                None
+            }
+        })
+        .collect();
+    // The oldest first.
+    logs.sort();
+    let too_many = logs.len().saturating_sub(MANY_KEPT);
+    for (at, (kept_at, path)) in logs.iter().enumerate() {
+        let limit = if at < too_many { MANY_KEPT_FOR } else { KEPT_FOR };
+        if is_past(*kept_at, limit) {
+            remove_tree(path);
+        }
+    }
+    stale
+}
+
+/// Of a service directory whose executor is gone, and which is there for its log alone: when that was kept. Its `lock` went last.
+fn only_the_log_is_left(path: &Path) -> Option<SystemTime> {
+    let kept_at = path
+        .join("kept")
+        .symlink_metadata()
+        .and_then(|marker| marker.modified())
+        .ok()?;
+    let lock = path.join("lock").symlink_metadata();
+    lock.is_err_and(|e| e.kind() == io::ErrorKind::NotFound)
+        .then_some(kept_at)
+}
+
+/// Decides about one service directory. Each look is made *after* the ones that it relies on: a keeper writes `kept` before it
+/// removes anything, and a process that we have seen dead writes nothing more.
+fn examine(path: &Path, id: &str) -> Option<Stale> {
+    if let Ok((pid, started)) = read_owner(path) {
+        if is_alive(pid, started) {
+            return None;
+        }
+    }
+    match sys::files::open_lock(&path.join("lock"), false) {
+        Ok(lock) => {
+            if !matches!(sys::files::try_flock(lock.as_fd()), Ok(true)) {
+                return None;
+            }
+            // Whoever removed the service directory between our opening the file and locking it has finished with it.
+            if !matches!(is_at(&lock, &path.join("lock")), Ok(true)) {
+                return None;
+            }
+            let kept = is_kept(path);
+            Some(Stale {
+                id: id.to_owned(),
+                path: path.to_owned(),
+                kept,
+                _lock: lock,
+            })
+        }
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {
+            if !is_kept(path) {
+                remove_tree(path);
+            }
+            None
+        }
+        Err(_) => None,
+    }
+}
+
+fn is_kept(path: &Path) -> bool {
+    let marker = path.join("kept");
+    marker.symlink_metadata().is_ok() && !is_older(&marker, KEPT_FOR)
+}
+
+/// Whether a file was last written longer ago than this. One from the future was not.
+fn is_older(path: &Path, age: Duration) -> bool {
+    let written = path.symlink_metadata().and_then(|metadata| metadata.modified());
+    written.is_ok_and(|at| is_past(at, age))
+}
+
+fn is_past(at: SystemTime, age: Duration) -> bool {
+    SystemTime::now()
+        .duration_since(at)
+        .is_ok_and(|passed| passed > age)
+}
+
+fn unfinished_by(name: &str) -> Option<(u32, u64, u64)> {
+    let mut parts = name.strip_prefix("new-")?.split('-');
+    let mut number = || parts.next()?.parse::<u64>().ok();
+    Some((u32::try_from(number()?).ok()?, number()?, number()?))
+}
+
+fn read_owner(service_dir: &Path) -> io::Result<(u32, u64)> {
+    let text = fs::read_link(service_dir.join("owner"))?;
+    let text = text.to_str().unwrap_or_default();
+    let mut words = text.split_whitespace();
+    let mut number = || words.next().and_then(|word| word.parse::<u64>().ok());
+    match (number(), number()) {
+        (Some(pid), Some(started)) => Ok((pid as u32, started)),
+        _ => Err(io::ErrorKind::InvalidData.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests;

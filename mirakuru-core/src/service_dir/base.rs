@@ -1,0 +1,116 @@
+//! The base directory of everything that mirakuru writes: private, and with a short path.
+
+use std::fs::{DirBuilder, File, Permissions};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::sys;
+
+/// The temp dir that is used where the one that `TMPDIR` names will not do.
+pub(crate) const FALLBACK: &str = "/tmp";
+/// The longest path that a socket address holds on Linux, without the final NUL. (103 on macOS and the BSDs.)
+const SOCKET_PATH_MAX: usize = if cfg!(any(target_os = "linux", target_os = "android")) {
+    107
+} else {
+    103
+};
+/// The room that a socket path may need after the base: the id, `d`, and 44 for a name of the user's.
+pub(super) const ROOM_BELOW_BASE: usize = 60;
+
+/// The base for this temp dir. It is in `/tmp` where `TMPDIR` is empty, and where a socket in the temp
+/// dir would get too long a path.
+pub(crate) fn base_in(temp: &Path) -> PathBuf {
+    let name = format!("mirakuru-{}", sys::files::euid());
+    match std::path::absolute(temp).map(|temp| temp.join(&name)) {
+        Ok(base) if base.as_os_str().as_bytes().len() + ROOM_BELOW_BASE <= SOCKET_PATH_MAX => base,
+        _ => Path::new(FALLBACK).join(name),
+    }
+}
+
+/// Whether this user and group may enter every directory above this one. (Not so in a temp dir that
+/// is root's alone, as `libpam-tmpdir` makes it.)
+pub(crate) fn may_reach(path: &Path, (uid, gid): (u32, u32)) -> bool {
+    let may_enter = |dir: &Path| {
+        // What is missing is reported when it is used.
+        dir.metadata().map_or(true, |dir| {
+            let shift = match (dir.uid() == uid, dir.gid() == gid) {
+                (true, _) => 6,
+                (_, true) => 3,
+                _ => 0,
+            };
+            dir.mode() & (0o1 << shift) != 0
+        })
+    };
+    path.ancestors().skip(1).all(may_enter)
+}
+
+/// Makes a directory of ours that nobody else can write to, or checks that it is one. `loose` lets other users pass
+/// through (0711), which needs a name that they were told.
+pub(crate) fn private_dir(path: &Path, loose: bool) -> io::Result<()> {
+    match DirBuilder::new().mode(0o700).create(path) {
+        Ok(()) => {}
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+        Err(e) => {
+            let remedy = "make that directory, or let TMPDIR name one that you can write to";
+            return Err(io::Error::new(e.kind(), format!("{e}; {remedy}")));
+        }
+    }
+    check_private(path)?;
+    if loose {
+        // Through a descriptor that was not reached by way of a link. It is never made tighter again: another executor
+        // may still need it.
+        let dir = sys::files::open_dir(path)?;
+        let mode = dir.metadata()?.mode();
+        if mode & 0o011 != 0o011 {
+            dir.set_permissions(Permissions::from_mode((mode & 0o777) | 0o711))?;
+        }
+    }
+    Ok(())
+}
+
+/// Looks at what is there, through no link: ours, a directory, writable to us alone.
+pub(crate) fn check_private(path: &Path) -> io::Result<()> {
+    let metadata = path.symlink_metadata()?;
+    let refuse = |problem: String| {
+        let remedy = "remove it, or let TMPDIR name another directory";
+        Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            format!("{problem}; {remedy}"),
+        ))
+    };
+    if metadata.is_symlink() {
+        return refuse("it is a symbolic link, which somebody may have planted".to_owned());
+    }
+    if !metadata.is_dir() {
+        return refuse("it is not a directory".to_owned());
+    }
+    let (owner, us) = (metadata.uid(), sys::files::euid());
+    if owner != us {
+        return refuse(format!("it belongs to user {owner} and not to us, user {us}"));
+    }
+    let mode = metadata.mode() & 0o777;
+    if mode & 0o022 != 0 {
+        return refuse(format!("other users may write to it (mode {mode:04o})"));
+    }
+    Ok(())
+}
+
+/// Whether this open file is still the one with this name.
+pub(crate) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
+    let ours = file.metadata()?;
+    match path.symlink_metadata() {
+        Ok(theirs) => Ok((theirs.dev(), theirs.ino()) == (ours.dev(), ours.ino())),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Asks the file system to keep what is made in the subdirectories of this one apart: it then makes files faster where many
+/// come and go. A request, which not every file system knows.
+pub fn spread(dir: &Path) {
+    if let Ok(dir) = sys::files::open_dir(dir) {
+        sys::files::spread(&dir);
+    }
+}

@@ -1,0 +1,273 @@
+//! The slot of one service in a run: empty, being filled, or published.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::executor::Executor;
+use crate::observe::events::timeline_now;
+use crate::readiness::Readiness;
+use crate::recipe::builder::ExecutorBuilder;
+use crate::run::state::State;
+use crate::run::{Run, hash, this_process};
+use crate::service_dir;
+use crate::share::key::key_text;
+use crate::sys;
+use crate::util::backoff::Pauses;
+use crate::util::deadline::scaled;
+
+/// How long one waits for another process to start the service, beyond what the recipe allows for that. It is not known how long
+/// the set-up of a service may take.
+const PATIENCE: Duration = Duration::from_secs(900);
+
+impl Run {
+    /// The place in this run for a service: known by its recipe, by the type that made the recipe, and by the name of its
+    /// fixture.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] when the run's directory is not to be had, or the runner has ended: whatever is left of the run then must
+    /// not start anything more.
+    pub fn slot<R: Readiness>(
+        &self,
+        name: &str,
+        kind: &str,
+        recipe: &ExecutorBuilder<R>,
+    ) -> Result<RunSlot, Error> {
+        let text = key_text(name, kind, recipe);
+        let key = format!("{:016x}{:016x}", hash(0, &text), hash(1, &text));
+        let slot = RunSlot {
+            published: self.dir.join(format!("{key}.state")),
+            lock: self.dir.join(format!("{key}.lock")),
+            dir: self.dir.clone(),
+            runner: self.runner,
+            runner_started: self.started,
+        };
+        slot.check_runner().map_err(|source| slot.error(source))?;
+        slot.make_dir().map_err(|source| slot.error(source))?;
+        Ok(slot)
+    }
+}
+
+/// The place of one service in a run.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct RunSlot {
+    dir: PathBuf,
+    published: PathBuf,
+    lock: PathBuf,
+    runner: u32,
+    runner_started: u64,
+}
+
+/// What is in a berth.
+#[doc(hidden)]
+#[derive(Debug)]
+pub enum SlotState<R> {
+    /// A service that runs.
+    Running(Box<Executor<R>>),
+    /// Nothing: the caller is the one to start it, by the recipe that it gave.
+    Vacant(StartPermit, Box<ExecutorBuilder<R>>),
+}
+
+/// The right to start the service of a berth, given up when dropped.
+#[doc(hidden)]
+#[derive(Debug)]
+pub struct StartPermit {
+    slot: RunSlot,
+    lock: File,
+}
+
+impl RunSlot {
+    /// Attaches to the service, or gives the right to start it. While another process is starting it, waits.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::FailedBefore`] when it could not be started in this run; [`Error::Died`] when it has ended; [`Error::System`]
+    /// when the run's files cannot be used, or the runner has ended.
+    pub fn enter<R: Readiness>(self, recipe: ExecutorBuilder<R>) -> Result<SlotState<R>, Error> {
+        let asked = timeline_now();
+        let allowed = recipe.spec.timeout.saturating_add(recipe.spec.stop_timeout);
+        let patience = PATIENCE.saturating_add(scaled(allowed));
+        let mut pauses = Pauses::new();
+        loop {
+            if let Some(state) = State::read(&self.published).map_err(|e| self.error(e))? {
+                return self.attach(recipe, state, asked);
+            }
+            if let Some(lock) = self.try_lock().map_err(|e| self.error(e))? {
+                let permit = StartPermit { slot: self, lock };
+                return permit.endpoint(recipe, asked);
+            }
+            // Those who are left of a run that was killed are not to wait for each other.
+            self.check_runner().map_err(|e| self.error(e))?;
+            if pauses.elapsed() > patience {
+                return Err(self.error(io::Error::new(
+                    io::ErrorKind::TimedOut,
+                    format!(
+                        "another process has been starting it for {} s",
+                        patience.as_secs()
+                    ),
+                )));
+            }
+            pauses.sleep(Duration::MAX);
+        }
+    }
+
+    fn attach<R: Readiness>(
+        &self,
+        recipe: ExecutorBuilder<R>,
+        state: State,
+        asked: Option<u64>,
+    ) -> Result<SlotState<R>, Error> {
+        match Executor::attach(recipe, state, self.published.clone()) {
+            Ok(executor) => {
+                executor.note_attached(asked);
+                Ok(SlotState::Running(Box::new(executor)))
+            }
+            // That it is gone is news only while the run goes on.
+            Err(error) => Err(self.check_runner().map_or_else(|e| self.error(e), |()| error)),
+        }
+    }
+
+    fn error(&self, source: io::Error) -> Error {
+        Error::System {
+            attempt: "use a service of this run of tests".to_owned(),
+            source,
+        }
+    }
+
+    /// An error when the runner has ended. Its services do as well then, and who comes late must not start them again.
+    fn check_runner(&self) -> io::Result<()> {
+        if service_dir::is_alive(self.runner, self.runner_started) {
+            return Ok(());
+        }
+        let runner = match self.runner {
+            0 => "the runner".to_owned(),
+            pid => format!("the runner (pid {pid})"),
+        };
+        Err(io::Error::other(format!(
+            "{runner} has ended, and the services of the run with it"
+        )))
+    }
+
+    fn make_dir(&self) -> io::Result<()> {
+        for dir in [self.dir.parent().unwrap_or(Path::new("/")), &self.dir] {
+            service_dir::base::private_dir(dir, false)
+                .map_err(|e| io::Error::new(e.kind(), format!("`{}`: {e}", dir.display())))?;
+        }
+        Ok(())
+    }
+
+    fn try_lock(&self) -> io::Result<Option<File>> {
+        let lock = match sys::files::open_lock(&self.lock, true) {
+            // Somebody has removed the directory. If the runner has ended, that is told when the lock is ours.
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                self.make_dir()?;
+                sys::files::open_lock(&self.lock, true)
+            }
+            opened => opened,
+        };
+        let lock = lock.map_err(|e| io::Error::new(e.kind(), format!("`{}`: {e}", self.lock.display())))?;
+        if !sys::files::try_flock(lock.as_fd())? {
+            return Ok(None);
+        }
+        // It may be a file that was removed meanwhile: then others lock a new one.
+        let is_it = service_dir::base::is_at(&lock, &self.lock)?;
+        Ok(is_it.then_some(lock))
+    }
+
+    fn staged(&self) -> PathBuf {
+        let (pid, started) = service_dir::this_process();
+        self.published.with_extension(format!("new-{pid}-{started}"))
+    }
+}
+
+impl StartPermit {
+    /// With the lock taken: is it really vacant?
+    fn endpoint<R: Readiness>(
+        self,
+        recipe: ExecutorBuilder<R>,
+        asked: Option<u64>,
+    ) -> Result<SlotState<R>, Error> {
+        if let Err(error) = self.slot.check_runner() {
+            // Nobody is left who would remove this.
+            let _ = fs::remove_file(&self.slot.lock);
+            let _ = fs::remove_dir(&self.slot.dir);
+            return Err(self.slot.error(error));
+        }
+        // It may have been published between the look and the lock.
+        match State::read(&self.slot.published).map_err(|e| self.slot.error(e))? {
+            None => Ok(SlotState::Vacant(self, Box::new(recipe))),
+            Some(state) => self.slot.attach(recipe, state, asked),
+        }
+    }
+
+    /// What the supervisor needs to make the service the run's.
+    fn plan(&self) -> io::Result<sys::RunPlan> {
+        let slot = &self.slot;
+        let runner = sys::pidfd(slot.runner);
+        // In this order: what the descriptor refers to is the runner if that is still alive now.
+        slot.check_runner()?;
+        let c_string = |path: &Path| Ok::<_, io::Error>(CString::new(path.as_os_str().as_bytes())?);
+        Ok(sys::RunPlan {
+            runner: runner?,
+            start_lock: self.lock.try_clone()?.into(),
+            staged: c_string(&slot.staged())?,
+            published: c_string(&slot.published)?,
+            dir: c_string(&slot.dir)?,
+        })
+    }
+
+    /// Makes the executor that is to be started. Until it is [published](StartPermit::publish) it is this process's own.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`ExecutorBuilder::build`]; [`Error::System`] when the runner has ended.
+    pub fn build<R: Readiness>(&self, recipe: ExecutorBuilder<R>) -> Result<Executor<R>, Error> {
+        let plan = self.plan().map_err(|source| self.slot.error(source))?;
+        let mut executor = recipe.build()?;
+        executor.for_run(plan);
+        Ok(executor)
+    }
+
+    /// Makes a service that has been started and set up the run's.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] when that fails, [`Error::Exited`] when it has ended meanwhile. It is still the caller's then.
+    pub fn publish<R: Readiness>(&self, executor: &mut Executor<R>) -> Result<(), Error> {
+        let state = executor.state();
+        let staged = self.slot.staged();
+        let result = match state.write(&staged) {
+            Ok(()) => executor.publish(state, self.slot.published.clone()),
+            Err(source) => Err(self.slot.error(source)),
+        };
+        if result.is_err() {
+            let _ = fs::remove_file(&staged);
+        }
+        result
+    }
+
+    /// Lets all others know that the service cannot be started, so that they fail at once.
+    pub fn failed(self, error: &Error) {
+        // That the runner has ended is no failure of the service, and nobody would remove the report.
+        if self.slot.check_runner().is_err() {
+            return;
+        }
+        let state = State {
+            failed: Some(error.to_string()),
+            process: this_process(),
+            ..State::default()
+        };
+        let staged = self.slot.staged();
+        // Not being able to tell means that others try as well.
+        let _ = state
+            .write(&staged)
+            .and_then(|()| fs::rename(&staged, &self.slot.published));
+    }
+}
