@@ -2,6 +2,8 @@
 //!
 //! One mistake a file, named after the mistake. What rustc prints changes with its version: the expected output is that of the
 //! version in CI.
+//!
+//! A binary of its own: it runs cargo, and trybuild takes the whole directory of the package.
 #![cfg(all(feature = "http", feature = "rstest"))]
 
 #[test]

@@ -3,6 +3,8 @@
 //!
 //! The versions are those of this repository's Cargo.lock, so that the figure changes only with a change here, and no
 //! network is needed.
+//!
+//! A binary of its own: it runs cargo.
 
 use std::fs;
 use std::path::{Path, PathBuf};

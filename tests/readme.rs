@@ -2,6 +2,8 @@
 //! are shown anywhere: those of the guide, of the README and of `examples/suite`, in one crate.
 //!
 //! A doctest compiles what is shown, but leaves out what is marked `#[test]`: so here it is run.
+//!
+//! A binary of its own: it runs cargo, for minutes, and the README's first test has a fixed port.
 
 mod common;
 

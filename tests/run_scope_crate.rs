@@ -1,5 +1,7 @@
 //! The scope `run` as users have it: a crate of its own, five test binaries, one `static` in `tests/common/mod.rs`, and the real
 //! runners.
+//!
+//! A binary of its own: it runs cargo and nextest, for minutes, and it must not run twice.
 
 mod common;
 

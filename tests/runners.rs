@@ -1,15 +1,17 @@
 //! The runners: `cargo test` and `cargo nextest run`, each interrupted, timed out, with one thread, and two at a time. Whatever they do
 //! to the test processes, nothing of the services stays.
 //!
-//! What they run are crates that depend on this one as a user's do (`teardown/runners/`, see `teardown/fresh.rs`).
+//! What they run are crates that depend on this one as a user's do (`runners/`, see `common/fresh.rs`).
 //! nextest is optional: where it is not installed, each test says aloud what it leaves out.
+//!
+//! A binary of its own: it runs cargo, and its services are counted in the whole system.
 #![cfg(target_os = "linux")]
 
 mod common;
 
-#[path = "teardown/fresh.rs"]
+#[path = "common/fresh.rs"]
 mod fresh;
-#[path = "teardown/proof.rs"]
+#[path = "common/proof.rs"]
 mod proof;
 
 use std::collections::BTreeSet;
@@ -37,7 +39,7 @@ use Runner::{CargoTest, Nextest};
 
 /// The crate that the runners run, built.
 fn runners_crate() -> PathBuf {
-    let mut two_hundred = include_str!("teardown/runners/two_hundred.rs").to_owned();
+    let mut two_hundred = include_str!("runners/two_hundred.rs").to_owned();
     for n in 0..200 {
         two_hundred += &format!("#[test]\nfn t{n:03}() {{\n    visit();\n}}\n");
     }
@@ -46,13 +48,10 @@ fn runners_crate() -> PathBuf {
         "[dev-dependencies]\nmirakuru = { path = \"{root}\" }\n",
         &[
             ("src/lib.rs", ""),
-            ("tests/endless.rs", include_str!("teardown/runners/endless.rs")),
-            ("tests/ordinary.rs", include_str!("teardown/runners/ordinary.rs")),
+            ("tests/endless.rs", include_str!("runners/endless.rs")),
+            ("tests/ordinary.rs", include_str!("runners/ordinary.rs")),
             ("tests/two_hundred.rs", &two_hundred),
-            (
-                ".config/nextest.toml",
-                include_str!("teardown/runners/nextest.toml"),
-            ),
+            (".config/nextest.toml", include_str!("runners/nextest.toml")),
         ],
     );
     static BUILT: Once = Once::new();
@@ -364,7 +363,7 @@ fn the_three_forms_pass_in_a_fresh_crate() {
         "[dev-dependencies]\nmirakuru = { path = \"{root}\" }\nrstest = { version = \"0.29\", default-features = false }\n",
         &[
             ("src/lib.rs", ""),
-            ("tests/forms.rs", include_str!("teardown/runners/forms.rs")),
+            ("tests/forms.rs", include_str!("runners/forms.rs")),
         ],
     );
     let scratch = Scratch::new();

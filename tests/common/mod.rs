@@ -335,14 +335,45 @@ pub(crate) fn entries(path: &str) -> usize {
 
 // ---- victims ----------------------------------------------------------------------------------------------------------
 
-const VICTIM: &str = "MIRAKURU_TEST_VICTIM";
+/// Tells a process that it is a victim, and which directory is its own.
+pub(crate) const VICTIM: &str = "MIRAKURU_TEST_VICTIM";
 
-/// The `#[ignore]`d test of this name of this very binary, as a process of its own. Its [`victim_dir`] is `dir`, and so is its
-/// temporary directory.
+/// The name of a test as the harness of this binary knows it, from the test's path in this module:
+/// `test_name!(failing::a_panic)`. A test that is gone does not compile.
+#[allow(unused_macros)]
+macro_rules! test_name {
+    ($($part:ident)::+) => {{
+        let _ = &$($part)::+;
+        $crate::common::without_the_crate(concat!(module_path!() $(, "::", stringify!($part))+))
+    }};
+}
+#[allow(unused_imports)]
+pub(crate) use test_name;
+
+/// `it::ports::racer` is `ports::racer` for the harness.
+pub(crate) fn without_the_crate(path: &'static str) -> &'static str {
+    path.split_once("::").map_or(path, |(_, name)| name)
+}
+
+/// The `#[ignore]`d test of this name ([`test_name`]) of this very binary, as a process of its own. Its [`victim_dir`] is
+/// `dir`, and so is its temporary directory.
 pub(crate) fn victim(name: &str, dir: &Path) -> Command {
+    let mut command = captured_victim(name, dir);
+    command.args(["--nocapture", "--test-threads=1"]);
+    command
+}
+
+/// A [`victim`] whose output the harness captures, as a person would run it.
+pub(crate) fn captured_victim(name: &str, dir: &Path) -> Command {
+    victims(&[name], dir)
+}
+
+/// Several, in one process.
+pub(crate) fn victims(names: &[&str], dir: &Path) -> Command {
     let mut command = Command::new(env::current_exe().expect("this binary"));
     command
-        .args(["--exact", name, "--ignored", "--nocapture", "--test-threads=1"])
+        .args(["--exact", "--ignored"])
+        .args(names)
         .env(VICTIM, dir)
         .env("TMPDIR", dir);
     command
@@ -388,8 +419,9 @@ pub(crate) fn fixed_port() -> u16 {
     loop {
         let n = NEXT.fetch_add(1, Ordering::SeqCst);
         assert!(n < 500, "no free port");
-        let window = (std::process::id() % 750) as u16;
-        let port = 20_000 + window * 16 + n % 16;
+        // More ports than the tests of a binary take, so that none is given away twice.
+        let window = (std::process::id() % 180) as u16;
+        let port = 20_000 + window * 64 + n % 64;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             // A process that another test makes in this moment listens as well, until it executes its program.
             assert!(wait_until(

@@ -10,7 +10,8 @@ use proptest::prelude::*;
 use crate::output::logs::{Logs, SNAPSHOT, TAIL_LINE};
 use crate::output::reader::{Cursor, ORPHANED, OutputReader, Stream};
 use crate::output::test_writer::LogWriter;
-use crate::readiness::harness::{TestDir, is_alone, run_alone};
+use crate::readiness::harness::TestDir;
+use crate::util::own_process::{is_alone, run_alone, test_name};
 use crate::util::text::printable;
 
 fn pair(reader: &OutputReader, cursor: &mut Cursor) -> [Vec<u8>; 2] {
@@ -237,7 +238,7 @@ fn memory_stays_flat() {
     }
     // In a process of its own: other tests' memory would be counted otherwise.
     if !is_alone() {
-        return run_alone("output::tests::memory_stays_flat", &[]);
+        return run_alone(test_name!(memory_stays_flat), &[]);
     }
     let dir = TestDir::new();
     let mut log = LogWriter::create(dir.path());

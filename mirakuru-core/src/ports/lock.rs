@@ -386,6 +386,7 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+    use crate::util::own_process::{process_of, test_name};
 
     /// Longer than any of these tests takes; where it passes, something waits for ever.
     const LONG: Duration = Duration::from_secs(30);
@@ -621,15 +622,9 @@ mod tests {
     #[test]
     fn a_killed_process_has_no_turn() {
         use std::io::{BufRead, BufReader};
-        use std::process::{Command, Stdio};
+        use std::process::Stdio;
         let temp = Temp::new();
-        let mut victim = Command::new(std::env::current_exe().unwrap())
-            .args([
-                "--exact",
-                "ports::lock::tests::victim",
-                "--ignored",
-                "--nocapture",
-            ])
+        let mut victim = process_of(test_name!(victim))
             .env("MIRAKURU_TEST_TURNS", &temp.0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

@@ -453,6 +453,7 @@ mod tests {
     use super::*;
     use crate::sys::sockets::tests::{listen_v6, tcp};
     use crate::sys::tests::in_time;
+    use crate::util::own_process::test_name;
 
     fn v4(port: u16) -> SocketAddr {
         SocketAddr::from((Ipv4Addr::LOCALHOST, port))
@@ -792,7 +793,7 @@ ctypes.CDLL(None).pthread_exit(None)
             let mut command = Command::new(&copy);
             command
                 .args(["--exact", "--nocapture"])
-                .arg("ports::owner::tests::a_tree_of_another_user_gets_the_benefit_of_the_doubt")
+                .arg(test_name!(a_tree_of_another_user_gets_the_benefit_of_the_doubt))
                 .env("MIRAKURU_TEST_LOOK", what)
                 .current_dir("/")
                 .uid(NOBODY)

@@ -114,10 +114,11 @@ mod tests {
     use std::collections::HashSet;
     use std::io::{BufRead, BufReader, Write};
     use std::net::{IpAddr, SocketAddr, SocketAddrV4, TcpListener, TcpStream};
-    use std::process::{Child, Command, Stdio};
+    use std::process::{Child, Stdio};
 
     use super::*;
     use crate::sys::tests::in_time;
+    use crate::util::own_process::{process_of, test_name};
 
     fn firm() -> Reservation {
         Reservation::new(HoldLevel::Firm, &[]).unwrap()
@@ -274,13 +275,7 @@ mod tests {
     fn processes_that_race_for_ports_never_get_the_same() {
         const PROCESSES: usize = 60;
         let spawn = || -> Child {
-            Command::new(std::env::current_exe().unwrap())
-                .args([
-                    "--exact",
-                    "ports::reserve::tests::racer",
-                    "--ignored",
-                    "--nocapture",
-                ])
+            process_of(test_name!(racer))
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()

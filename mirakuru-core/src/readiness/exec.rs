@@ -401,8 +401,9 @@ fn how(status: ExitStatus) -> String {
 mod tests {
     use std::thread;
 
-    use super::super::harness::{Harness, is_alone, run_alone};
+    use super::super::harness::Harness;
     use super::*;
+    use crate::util::own_process::{is_alone, run_alone, test_name};
 
     fn sh(script: &str) -> Exec {
         Exec::succeeds(["sh", "-c", script])
@@ -598,7 +599,7 @@ mod tests {
     #[test]
     fn no_descriptor_and_no_zombie_is_left() {
         if !is_alone() {
-            return run_alone("readiness::exec::tests::no_descriptor_and_no_zombie_is_left", &[]);
+            return run_alone(test_name!(no_descriptor_and_no_zombie_is_left), &[]);
         }
         let harness = Harness::new();
         let descriptors = || std::fs::read_dir("/proc/self/fd").unwrap().count();

@@ -16,25 +16,6 @@ use crate::output::test_writer::LogWriter;
 use crate::ports::values::Values;
 pub(crate) use crate::sys::tests::TestDir;
 
-/// Runs one test of this binary in a process of its own, where no other test opens, allocates or forks anything.
-pub(crate) fn run_alone(test: &str, env: &[(&str, &str)]) {
-    let output = std::process::Command::new(std::env::current_exe().expect("this binary has a path"))
-        .envs(env.iter().copied())
-        .env(ALONE, "1")
-        .args(["--exact", test, "--test-threads=1"])
-        .output()
-        .expect("this binary can be executed");
-    let text = String::from_utf8_lossy(&output.stdout);
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
-}
-
-/// Whether this process was made by [`run_alone`].
-pub(crate) fn is_alone() -> bool {
-    std::env::var_os(ALONE).is_some()
-}
-
-const ALONE: &str = "MIRAKURU_UNIT_TEST_ALONE";
-
 /// One look of a condition that reads no output, at the process tree below `root`.
 pub(crate) fn poll(readiness: &mut dyn Readiness, root: u32, elapsed: Duration) -> io::Result<bool> {
     let dir = TestDir::new();

@@ -911,9 +911,10 @@ mod tests {
     use std::sync::{Arc, mpsc};
     use std::thread;
 
-    use super::super::harness::{Harness, run_alone};
+    use super::super::harness::Harness;
     use super::*;
     use crate::sys::tests::in_time;
+    use crate::util::own_process::{run_alone, test_name};
 
     /// A server that hands each connection to a function, together with the request that it has read, until it is
     /// dropped.
@@ -1404,10 +1405,9 @@ mod tests {
     #[test]
     fn proxies_of_the_environment_are_not_used() {
         // In a process of its own, since the environment is everybody's. The proxy would be a port where nobody is.
-        let name = "readiness::http::tests::a_success_is_ready_and_the_request_is_as_given";
         let proxy = |name| (name, "http://127.0.0.1:1");
         run_alone(
-            name,
+            test_name!(a_success_is_ready_and_the_request_is_as_given),
             &["http_proxy", "HTTP_PROXY", "ALL_PROXY", "all_proxy"].map(proxy),
         );
     }

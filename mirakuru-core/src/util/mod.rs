@@ -3,5 +3,7 @@
 pub(crate) mod backoff;
 pub(crate) mod deadline;
 pub(crate) mod hash;
+#[cfg(test)]
+pub(crate) mod own_process;
 pub(crate) mod say;
 pub(crate) mod text;

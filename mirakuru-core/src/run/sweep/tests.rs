@@ -1,11 +1,12 @@
 use std::collections::HashSet;
 use std::os::unix::fs::{PermissionsExt, chown, symlink};
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::Instant;
 
 use super::*;
 use crate::service_dir::tests::{Temp, orphan, refused, set_age};
 use crate::service_dir::{ServiceDir, this_process};
+use crate::util::own_process::{process_of, test_name};
 
 /// Sweeps until something is found, because processes that other tests have just forked hold copies of all locks.
 fn sweep_one(temp: &Temp) -> Stale {
@@ -208,8 +209,7 @@ fn processes_that_create_and_sweep_side_by_side_do_each_other_no_harm() {
     let temp = Temp::new();
     let racers: Vec<_> = (0..PROCESSES)
         .map(|_| {
-            Command::new(std::env::current_exe().unwrap())
-                .args(["--exact", "run::sweep::tests::racer", "--ignored", "--nocapture"])
+            process_of(test_name!(racer))
                 .env(BASE, temp.base())
                 .stdin(Stdio::null())
                 .stdout(Stdio::piped())

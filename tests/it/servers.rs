@@ -1,15 +1,14 @@
 //! Real servers: Redis, nginx, PostgreSQL, and Python's http.server. `tests/run` installs them.
 
-mod common;
-
 use std::fs;
+use std::net::TcpStream;
 use std::os::unix::fs::chown;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use common::{LONG, Scratch, alive, ask, descendants, fixed_port, is_root, require, wait_until};
+use crate::common::{self, LONG, Scratch, alive, ask, descendants, fixed_port, is_root, require, wait_until};
 use mirakuru::{
     Banner, Error, Exec, Executor, HttpExecutor, OutputExecutor, PidExecutor, PidFile, Signal, Tcp,
     TcpExecutor, UnixSocket, UnixSocketExecutor,
@@ -419,6 +418,78 @@ fn postgres_by_its_pid_file_and_by_pg_isready() {
         wait_until(|| !Path::new(&file).exists(), LONG),
         "postgres removes its pid file"
     );
+}
+
+/// A connection that comes to nothing is a line in PostgreSQL's log. The look at the port makes none.
+#[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end cannot ask who listens without making a connection"
+)]
+fn postgresql_sees_no_connection_of_a_probe() {
+    let Some(bin) =
+        require("initdb").and_then(|initdb| Some(initdb.canonicalize().ok()?.parent()?.to_owned()))
+    else {
+        return;
+    };
+    let scratch = Scratch::new();
+    let data = scratch.file("data");
+    let owner = is_root().then(|| postgres_user().expect("the user of the package"));
+    let as_owner = |command: &mut Command| {
+        if let Some((uid, gid)) = owner {
+            command.uid(uid).gid(gid);
+        }
+    };
+    if let Some((uid, gid)) = owner {
+        chown(scratch.path(), Some(uid), Some(gid)).unwrap();
+    }
+    let mut initdb = Command::new(bin.join("initdb"));
+    initdb
+        .args(["--no-sync", "--auth=trust", "--username=postgres", "-D", &data])
+        .current_dir("/");
+    as_owner(&mut initdb);
+    let output = initdb.output().unwrap();
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let mut recipe = Executor::builder([bin.join("postgres")])
+        .args(["-D", &data, "-p", "{port}", "-F", "-k"])
+        .arg(scratch.path())
+        .args(["-c", "listen_addresses=127.0.0.1", "-c", "log_connections=on"])
+        .current_dir("/")
+        .stop_signal(mirakuru::Signal::Int)
+        .timeout(LONG);
+    if let Some((uid, gid)) = owner {
+        recipe = recipe.uid(uid).gid(gid);
+    }
+    let mut postgres = recipe.wait_for(Tcp::addr("127.0.0.1:{port}")).start().unwrap();
+    // Some more looks, at a server that is up for certain.
+    for _ in 0..20 {
+        postgres.wait_until(Tcp::addr("127.0.0.1:{port}"), LONG).unwrap();
+    }
+    postgres
+        .wait_until(Banner::matching("ready to accept connections"), LONG)
+        .unwrap();
+    let connected =
+        |text: &str| text.contains("connection received") || text.contains("incomplete startup packet");
+    assert!(!connected(&postgres.logs().to_string()), "{}", postgres.logs());
+    // And it would have been seen: this is one.
+    drop(TcpStream::connect(postgres.addr()).unwrap());
+    assert!(
+        wait_until(|| connected(&postgres.logs().to_string()), LONG),
+        "{}",
+        postgres.logs()
+    );
+    postgres.stop().unwrap();
+}
+
+fn postgres_user() -> Option<(u32, u32)> {
+    let passwd = fs::read_to_string("/etc/passwd").ok()?;
+    let line = passwd.lines().find(|line| line.starts_with("postgres:"))?;
+    let mut fields = line.split(':').skip(2);
+    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
 // ---- Python -----------------------------------------------------------------------------------------------------------

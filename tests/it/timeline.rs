@@ -2,8 +2,6 @@
 //!
 //! The runner is this binary again ([`runner`]), and so are the test processes: the ignored tests of a module below.
 
-mod common;
-
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +9,10 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use common::{LONG, ODD, SIGKILL, Scratch, fixed_port, odd, require, send, victim, victim_dir, wait_until};
+use crate::common::{
+    LONG, ODD, SIGKILL, Scratch, VICTIM, fixed_port, odd, require, send, test_name, victim, victim_dir,
+    victims, wait_until,
+};
 use mirakuru::{Executor, ExecutorBuilder, SimpleExecutor, Tcp, TcpExecutor};
 
 // ---- what the test processes use --------------------------------------------------------------------------------------
@@ -46,7 +47,7 @@ mod first_binary {
 
     #[test]
     #[ignore = "a part of other tests"]
-    fn starts_the_shared_one() {
+    pub(super) fn starts_the_shared_one() {
         if victim_dir().is_none() {
             return;
         }
@@ -57,7 +58,7 @@ mod first_binary {
 
     #[test]
     #[ignore = "a part of other tests"]
-    fn uses_the_shared_one() {
+    pub(super) fn uses_the_shared_one() {
         if victim_dir().is_none() {
             return;
         }
@@ -68,13 +69,13 @@ mod first_binary {
 
     #[test]
     #[ignore = "a part of other tests"]
-    fn takes_its_turn() {
+    pub(super) fn takes_its_turn() {
         turn();
     }
 
     #[test]
     #[ignore = "a part of other tests"]
-    fn takes_its_turn_as_well() {
+    pub(super) fn takes_its_turn_as_well() {
         turn();
     }
 
@@ -93,7 +94,7 @@ mod second_binary {
 
     #[test]
     #[ignore = "a part of other tests"]
-    fn uses_it_from_another_process() {
+    pub(super) fn uses_it_from_another_process() {
         if victim_dir().is_none() {
             return;
         }
@@ -103,7 +104,7 @@ mod second_binary {
 
     #[test]
     #[ignore = "a part of other tests"]
-    fn has_one_of_its_own() {
+    pub(super) fn has_one_of_its_own() {
         if victim_dir().is_none() {
             return;
         }
@@ -127,7 +128,7 @@ mod third_binary {
 
     #[test]
     #[ignore = "a part of other tests"]
-    fn is_killed() {
+    pub(super) fn is_killed() {
         if victim_dir().is_none() {
             return;
         }
@@ -144,7 +145,7 @@ mod fourth_binary {
 
     #[test]
     #[ignore = "a part of other tests"]
-    fn is_quick() {
+    pub(super) fn is_quick() {
         if victim_dir().is_none() {
             return;
         }
@@ -166,7 +167,7 @@ fn runner_of_many() {
         for _ in 0..4 {
             scope.spawn(|| {
                 for _ in 0..MANY / 4 {
-                    let status = victim("fourth_binary::is_quick", &dir)
+                    let status = victim(test_name!(fourth_binary::is_quick), &dir)
                         .env("NEXTEST_RUN_ID", &id)
                         .stdin(Stdio::null())
                         .stdout(Stdio::null())
@@ -186,30 +187,27 @@ fn runner() {
     let Some(dir) = victim_dir() else { return };
     let port = fixed_port().to_string();
     let id = format!("timeline-of-{}", std::process::id());
-    let begin = |module: &str| {
-        // What `victim` does, for a whole module.
-        let mut command = victim("", &dir);
-        let mut tests = Command::new(command.get_program());
-        tests.envs(command.get_envs().filter_map(|(key, value)| Some((key, value?))));
-        tests
-            .args([&format!("{module}::"), "--ignored", "--test-threads=4"])
+    let begin = |tests: &[&str]| {
+        let mut command = victims(tests, &dir);
+        command
+            .arg("--test-threads=4")
             .env("NEXTEST_RUN_ID", &id)
             .env("PORT", &port)
             .stdin(Stdio::null())
-            .stdout(Stdio::null());
-        command = tests;
-        command.spawn().expect("it starts")
+            .stdout(Stdio::null())
+            .spawn()
+            .expect("it starts")
     };
-    let (mut first, mut third) = (begin("first_binary"), begin("third_binary"));
+    let (mut first, mut third) = (begin(&tests()[..4]), begin(&tests()[6..]));
     assert!(!third.wait().expect("a child").success());
-    let mut second = begin("second_binary");
+    let mut second = begin(&tests()[4..6]);
     assert!(second.wait().expect("a child").success());
     assert!(first.wait().expect("a child").success());
 }
 
 /// Makes a run, and gives what it printed.
 fn run(scratch: &Scratch, timeline: &str) -> String {
-    let output = victim("runner", scratch.path())
+    let output = victim(test_name!(runner), scratch.path())
         .env_remove("NEXTEST_RUN_ID")
         .env_remove("MIRAKURU_SESSION_ID")
         .env_remove("XDG_RUNTIME_DIR")
@@ -237,15 +235,17 @@ fn only_file(dir: &Path) -> PathBuf {
     files[0].clone()
 }
 
-const TESTS: [&str; 7] = [
-    "first_binary::starts_the_shared_one",
-    "first_binary::uses_the_shared_one",
-    "first_binary::takes_its_turn",
-    "first_binary::takes_its_turn_as_well",
-    "second_binary::uses_it_from_another_process",
-    "second_binary::has_one_of_its_own",
-    "third_binary::is_killed",
-];
+fn tests() -> [&'static str; 7] {
+    [
+        test_name!(first_binary::starts_the_shared_one),
+        test_name!(first_binary::uses_the_shared_one),
+        test_name!(first_binary::takes_its_turn),
+        test_name!(first_binary::takes_its_turn_as_well),
+        test_name!(second_binary::uses_it_from_another_process),
+        test_name!(second_binary::has_one_of_its_own),
+        test_name!(third_binary::is_killed),
+    ]
+}
 
 // ---- the trace --------------------------------------------------------------------------------------------------------
 
@@ -314,7 +314,7 @@ fn a_run_leaves_a_trace() {
         String::from_utf8_lossy(&read.stderr)
     );
     let seen = String::from_utf8_lossy(&read.stdout);
-    for test in TESTS {
+    for test in tests() {
         assert!(seen.contains(&format!("test|{test}|{test}")), "{test}:\n{seen}");
     }
     for line in [
@@ -324,9 +324,6 @@ fn a_run_leaves_a_trace() {
         "stop|of-the-process|stop of-the-process",
         "start|<i>\"own\"</i> & co|start <i>\"own\"</i> & co",
         "start|broken-service|start broken-service|",
-        "use|first_binary::uses_the_shared_one|shared-service in use",
-        "use|second_binary::uses_it_from_another_process|shared-service in use",
-        "use|third_binary::is_killed|shared-service in use",
         "waits for its turn: fixed-port",
         "waits for shared-service",
         "exited with status 3",
@@ -336,8 +333,19 @@ fn a_run_leaves_a_trace() {
     ] {
         assert!(seen.contains(line), "no `{line}`:\n{seen}");
     }
+    for user in [
+        test_name!(first_binary::uses_the_shared_one),
+        test_name!(second_binary::uses_it_from_another_process),
+        test_name!(third_binary::is_killed),
+    ] {
+        assert!(
+            seen.contains(&format!("use|{user}|shared-service in use")),
+            "{user}:\n{seen}"
+        );
+    }
     // One of the two had to wait; and the shared service was started once.
-    assert!(seen.contains("turn|first_binary::takes_its_turn"), "{seen}");
+    let waits = format!("turn|{}", test_name!(first_binary::takes_its_turn));
+    assert!(seen.contains(&waits), "{seen}");
     assert_eq!(seen.matches("|start shared-service|").count(), 1, "{seen}");
     assert!(!text.contains("hunter2"), "{text}");
 }
@@ -426,9 +434,10 @@ fn a_run_leaves_a_page_that_a_browser_shows() {
 
     // What a person sees: each test and each service has its row, and slices in it.
     let (chart, shown) = text_of(&dom, "rows", "<p");
-    for test in TESTS {
+    for test in tests() {
         // The name of the module is another element.
-        assert!(shown.contains(&test.replace("::", ":: ")), "{test}: {shown}");
+        let (module, test) = test.rsplit_once("::").expect("a module");
+        assert!(shown.contains(&format!("{module}:: {test}")), "{test}: {shown}");
     }
     for service in [
         "shared-service",
@@ -444,7 +453,10 @@ fn a_run_leaves_a_page_that_a_browser_shows() {
         "aria-label=\"shared-service: ready, for the whole run: ",
         "aria-label=\"broken-service: start failed: ",
         "aria-label=\"of-the-process: stop: ",
-        "aria-label=\"second_binary::uses_it_from_another_process: ",
+        &format!(
+            "aria-label=\"{}: ",
+            test_name!(second_binary::uses_it_from_another_process)
+        ),
     ] {
         assert!(chart.contains(slice), "{slice}\n{chart}");
     }
@@ -469,7 +481,7 @@ fn a_run_leaves_a_page_that_a_browser_shows() {
     assert!(services.contains("redis://user:***@host"), "{services}");
     let (_, tests) = text_of(&dom, "tests", "</table>");
     assert!(
-        tests.contains("third_binary::is_killed") && tests.contains("killed"),
+        tests.contains(test_name!(third_binary::is_killed)) && tests.contains("killed"),
         "{tests}"
     );
     assert!(!dom.contains("hunter2"));
@@ -493,7 +505,7 @@ fn a_name_that_says_nothing_gets_a_message_once_and_no_timeline() {
 fn nobodys_last_word_is_lost() {
     let scratch = Scratch::new();
     let file = scratch.path().join("many.json");
-    let output = victim("runner_of_many", scratch.path())
+    let output = victim(test_name!(runner_of_many), scratch.path())
         .env_remove("NEXTEST_RUN_ID")
         .env_remove("MIRAKURU_SESSION_ID")
         .env_remove("XDG_RUNTIME_DIR")
@@ -512,6 +524,7 @@ fn nobodys_last_word_is_lost() {
 fn a_process_alone_has_a_timeline_of_its_own() {
     let scratch = Scratch::new();
     let file = scratch.path().join("own").join("alone.json");
+    let alone = test_name!(second_binary::has_one_of_its_own);
     // An orphan in a session of its own, which begins when its parent is gone.
     let status = Command::new("setsid")
         .args([
@@ -522,10 +535,10 @@ fn a_process_alone_has_a_timeline_of_its_own() {
         ])
         .arg(scratch.path().join("go"))
         .arg(env::current_exe().expect("this binary"))
-        .args(["second_binary::has_one_of_its_own", "--exact", "--ignored"])
+        .args([alone, "--exact", "--ignored"])
         .env_remove("NEXTEST_RUN_ID")
         .env_remove("MIRAKURU_SESSION_ID")
-        .env("MIRAKURU_TEST_VICTIM", scratch.path())
+        .env(VICTIM, scratch.path())
         .env("TMPDIR", scratch.path())
         .env_remove("XDG_RUNTIME_DIR")
         .env("MIRAKURU_TIMELINE", &file)
@@ -536,7 +549,7 @@ fn a_process_alone_has_a_timeline_of_its_own() {
     assert!(status.success());
     fs::write(scratch.path().join("go"), "").expect("a writable directory");
     let text = || fs::read_to_string(&file).unwrap_or_default();
-    let all = || text().contains("second_binary::has_one_of_its_own") && text().contains("broken-service");
+    let all = || text().contains(alone) && text().contains("broken-service");
     assert!(wait_until(all, LONG), "{}", text());
     let runs = || {
         let bases = fs::read_dir(scratch.path())

@@ -104,9 +104,9 @@ pub(crate) fn succeed(command: &mut Command) -> String {
     text
 }
 
-/// The victim of `teardown/cell.rs` as a program that is built with `panic = "abort"`.
+/// The victim of `tests/it/teardown/cell.rs` as a program that is built with `panic = "abort"`.
 pub(crate) fn built_with_abort() -> PathBuf {
-    let cell = root().join("tests/teardown/cell.rs");
+    let cell = root().join("tests/it/teardown/cell.rs");
     let main =
         format!("#[path = {cell:?}]\n#[allow(dead_code)]\nmod cell;\n\nfn main() {{\n    cell::run();\n}}\n");
     let dir = package(

@@ -2,21 +2,14 @@
 //! happens when the supervisors themselves are killed or stopped, and when the test process is killed in the middle of a start.
 //!
 //! Every cell is a process of its own: a *victim*, an `#[ignore]`d test of this binary under its own libtest (see
-//! `teardown/cell.rs`). What it leaves is judged by `teardown/proof.rs`. The services live far longer than anything here waits:
+//! `teardown/cell.rs`). What it leaves is judged by `common/proof.rs`. The services live far longer than anything here waits:
 //! one that ends by itself within the wait proves nothing.
 //!
 //! `MIRAKURU_MATRIX_REPEATS` says how often each cell is run (10 with `CI=true`, else once), `MIRAKURU_KILL_ROUNDS` how often a start
 //! is interrupted (1000 with `CI=true`, else 100 times).
 #![cfg(target_os = "linux")]
 
-mod common;
-
-#[path = "teardown/cell.rs"]
 mod cell;
-#[path = "teardown/fresh.rs"]
-mod fresh;
-#[path = "teardown/proof.rs"]
-mod proof;
 
 use std::fs::{self, File};
 use std::hash::{BuildHasher, Hasher, RandomState};
@@ -27,11 +20,13 @@ use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use common::{
-    LONG, ODD, SIGINT, SIGKILL, SIGTERM, Scratch, fixed_port, numbers, send, stat, supervisors, wait_until,
+use crate::common::{
+    self, LONG, ODD, SIGINT, SIGKILL, SIGTERM, Scratch, fixed_port, numbers, send, stat, supervisors,
+    test_name, wait_until,
 };
+use crate::fresh;
+use crate::proof::{self, Lifeline, Process, homes, marked};
 use mirakuru::{Executor, Shared, SimpleExecutor, Tcp, TcpExecutor};
-use proof::{Lifeline, Process, homes, marked};
 
 const SIGHUP: i32 = 1;
 const SIGQUIT: i32 = 3;
@@ -127,7 +122,7 @@ fn prepare(command: &mut Command, dir: &Path, death: &str, kind: &Kind, address:
 
 /// The cell as a test of this binary.
 fn under_libtest(dir: &Path) -> Command {
-    common::victim("victim", dir)
+    common::victim(test_name!(victim), dir)
 }
 
 #[test]
@@ -749,7 +744,7 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
 // ---- figures ----------------------------------------------------------------------------------------------------------
 
 /// What the README's table says. Run by hand, on an idle machine:
-/// `cargo test --release --test teardown figures -- --ignored --nocapture`
+/// `cargo test --release --test it teardown::figures -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement"]
 fn figures() {

@@ -1,7 +1,5 @@
 //! The verbs of an executor, and what is left of a service after each of them: nothing.
 
-mod common;
-
 use std::fs;
 use std::net::TcpStream;
 use std::os::unix::process::ExitStatusExt;
@@ -9,9 +7,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::{
-    LONG, Scratch, alive, assert_gone, entries, error_of, numbers, odd, rss_kb, stat, victim, victim_dir,
-    wait_until,
+use crate::common::{
+    self, LONG, Scratch, alive, assert_gone, entries, error_of, numbers, odd, rss_kb, stat, test_name,
+    victim, victim_dir, wait_until,
 };
 use mirakuru::{Banner, Error, Executor, ExecutorBuilder, PidFile, Signal, Tcp, TcpExecutor};
 
@@ -361,7 +359,7 @@ fn each_failed_restart_is_told_as_what_it_is() {
 #[test]
 fn stopped_reports_a_failed_restart_after_a_panic_too() {
     let scratch = Scratch::new();
-    let output = victim("panic_while_the_restart_fails", scratch.path())
+    let output = victim(test_name!(panic_while_the_restart_fails), scratch.path())
         .output()
         .unwrap();
     assert!(!output.status.success());
@@ -462,7 +460,9 @@ fn nothing_of_any_tree_survives_a_panic() {
 #[test]
 fn a_panicking_test_shows_the_log_and_keeps_the_file() {
     let scratch = Scratch::new();
-    let output = victim("panic_with_a_service", scratch.path()).output().unwrap();
+    let output = victim(test_name!(panic_with_a_service), scratch.path())
+        .output()
+        .unwrap();
     assert!(!output.status.success());
     let text =
         String::from_utf8_lossy(&output.stderr).into_owned() + &String::from_utf8_lossy(&output.stdout);
@@ -545,7 +545,9 @@ fn bytes_under(dir: &Path) -> u64 {
 #[test]
 fn a_thousand_cycles_leave_nothing() {
     let scratch = Scratch::new();
-    let output = victim("a_thousand_cycles", scratch.path()).output().unwrap();
+    let output = victim(test_name!(a_thousand_cycles), scratch.path())
+        .output()
+        .unwrap();
     assert!(
         output.status.success(),
         "{}",
@@ -591,7 +593,7 @@ fn a_thousand_cycles() {
 #[test]
 fn a_flood_after_readiness_never_blocks_and_costs_no_memory() {
     let scratch = Scratch::new();
-    let output = victim("flooded", scratch.path()).output().unwrap();
+    let output = victim(test_name!(flooded), scratch.path()).output().unwrap();
     assert!(
         output.status.success(),
         "{}",

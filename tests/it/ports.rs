@@ -1,7 +1,5 @@
 //! Ports: chosen ones that never collide, fixed ones that are taken in turns, and ports that somebody else has.
 
-mod common;
-
 use std::collections::HashSet;
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -11,9 +9,9 @@ use std::sync::{Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{
-    LONG, Scratch, Stranger, alive, error_of, fixed_port, numbers, odd, victim, victim_dir, wait_until,
-    who_answers,
+use crate::common::{
+    self, LONG, Scratch, Stranger, alive, error_of, fixed_port, numbers, odd, test_name, victim, victim_dir,
+    wait_until, who_answers,
 };
 use mirakuru::{Error, ExecutorBuilder, Tcp, TcpExecutor, UnixSocket};
 
@@ -52,7 +50,7 @@ fn test_processes_side_by_side_get_different_ports() {
     let dir = scratch.path();
     let mut processes: Vec<_> = (0..4)
         .map(|_| {
-            victim("takes_twenty_ports", dir)
+            victim(test_name!(takes_twenty_ports), dir)
                 .stdin(Stdio::piped())
                 .stdout(Stdio::null())
                 .spawn()
@@ -305,7 +303,7 @@ fn test_processes_take_turns_on_a_fixed_port() {
     fs::write(scratch.file("port"), port.to_string()).unwrap();
     let processes: Vec<_> = (0..6)
         .map(|_| {
-            victim("takes_five_turns", scratch.path())
+            victim(test_name!(takes_five_turns), scratch.path())
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap()
@@ -338,7 +336,7 @@ fn a_killed_test_process_gives_its_turn_back() {
     let scratch = Scratch::new();
     let port = fixed_port();
     fs::write(scratch.file("port"), port.to_string()).unwrap();
-    let mut holder = victim("holds_the_port", scratch.path())
+    let mut holder = victim(test_name!(holds_the_port), scratch.path())
         .stdout(Stdio::null())
         .spawn()
         .unwrap();

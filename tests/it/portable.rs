@@ -3,8 +3,6 @@
 //! `docs/guide/limits.md` has the list.
 #![cfg(mirakuru_portable)]
 
-mod common;
-
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::ExitStatusExt;
@@ -13,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use common::{
-    LONG, SIGKILL, Scratch, alive, assert_gone, error_of, numbers, odd, send, supervisors, victim,
+use crate::common::{
+    LONG, SIGKILL, Scratch, alive, assert_gone, error_of, numbers, odd, send, supervisors, test_name, victim,
     victim_dir, wait_until,
 };
 use mirakuru::{Error, Executor, PidFile, Tcp};
@@ -59,7 +57,7 @@ fn a_daemon_is_not_found() {
 fn the_end_of_the_test_process_is_noticed_without_its_socket() {
     let scratch = Scratch::new();
     let pids = scratch.file("pids");
-    let mut process = victim("dies_and_leaves_a_fork", scratch.path())
+    let mut process = victim(test_name!(dies_and_leaves_a_fork), scratch.path())
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null())
@@ -140,7 +138,9 @@ fn a_descriptor_with_a_high_number_does_not_leak() {
 #[test]
 fn somebody_else_may_wait_for_the_supervisor() {
     let scratch = Scratch::new();
-    let output = victim("waits_for_every_child", scratch.path()).output().unwrap();
+    let output = victim(test_name!(waits_for_every_child), scratch.path())
+        .output()
+        .unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && text.contains("1 passed"), "{text}");
     assert_gone(&scratch, &scratch.file("pids"), Duration::ZERO);

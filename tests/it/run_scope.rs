@@ -5,8 +5,6 @@
 //! tests.) The test processes are this binary as well ([`test_process`]), and use the statics below as any test would. Real
 //! runners and a real crate are in `tests/run_scope_crate.rs`.
 
-mod common;
-
 use std::collections::BTreeMap;
 use std::env;
 use std::fs;
@@ -19,9 +17,9 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{
-    ODD, SIGKILL, Scratch, alive, fixed_port, is_root, numbers, say, send, skip_without_root, stat, victim,
-    victim_dir, wait_until,
+use crate::common::{
+    self, ODD, SIGKILL, Scratch, alive, fixed_port, is_root, numbers, say, send, skip_without_root, stat,
+    test_name, victim, victim_dir, wait_until,
 };
 use mirakuru::{
     And, Error, Executor, ExecutorBuilder, HttpExecutor, Prepare, Probe, Readiness, Recipe, SdNotify, Shared,
@@ -204,7 +202,7 @@ fn runner() {
         let mut words = line.split('\t');
         let number = words.next().expect("a number").to_owned();
         let output = fs::File::create(dir.join(format!("out-{number}"))).expect("a writable directory");
-        let mut command = victim("test_process", &dir);
+        let mut command = victim(test_name!(test_process), &dir);
         for (key, value) in words.filter_map(|word| word.split_once('=')) {
             command.env(key, value);
         }
@@ -347,7 +345,7 @@ impl Run {
             std::process::id(),
             NEXT.fetch_add(1, Ordering::SeqCst)
         );
-        let mut command = victim("runner", scratch.path());
+        let mut command = victim(test_name!(runner), scratch.path());
         command
             .env_remove("NEXTEST_RUN_ID")
             .env_remove("MIRAKURU_SESSION_ID")
@@ -687,7 +685,7 @@ fn without_a_runner_it_is_the_process_s_own() {
         .map(|number| {
             let output =
                 fs::File::create(scratch.file(&format!("out-{number}"))).expect("a writable directory");
-            let command = victim("test_process", scratch.path());
+            let command = victim(test_name!(test_process), scratch.path());
             // The shell ends at once, and with it all that would lead to the cargo that runs this.
             let mut shell = Command::new("sh");
             shell
@@ -806,7 +804,7 @@ fn a_failure_is_told_to_all_at_once() {
             };
             assert!(told["error"].contains(said), "{told:?}");
             if kind == "FailedBefore" {
-                assert!(told["error"].contains("(so it went in run_scope-"), "{told:?}");
+                assert!(told["error"].contains("(so it went in it-"), "{told:?}");
                 before += 1;
             }
         }
@@ -1095,7 +1093,9 @@ fn orphans_start_nothing_and_hang_nowhere() {
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn orphans_that_are_adopted_within_their_session() {
     let scratch = Scratch::new();
-    let output = victim("adopter", scratch.path()).output().expect("it starts");
+    let output = victim(test_name!(adopter), scratch.path())
+        .output()
+        .expect("it starts");
     assert!(
         output.status.success(),
         "{}{}",

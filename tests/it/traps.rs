@@ -1,10 +1,5 @@
 //! The traps that bit others, one test each: it fails if the trap is open.
 
-mod common;
-
-#[path = "teardown/proof.rs"]
-mod proof;
-
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
@@ -14,10 +9,11 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{
-    LONG, ODD, SIGKILL, SIGTERM, Scratch, Stranger, alive, assert_gone, error_of, fixed_port, numbers, odd,
-    processes_with, send, supervisors, victim, victim_dir, wait_until, who_answers,
+use crate::common::{
+    self, LONG, ODD, SIGKILL, SIGTERM, Scratch, Stranger, alive, assert_gone, error_of, fixed_port, numbers,
+    odd, processes_with, send, supervisors, test_name, victim, victim_dir, wait_until, who_answers,
 };
+use crate::proof;
 use mirakuru::{Banner, Error, Executor, ExecutorBuilder, Http, PidFile, Signal, Tcp, UnixSocket};
 
 fn listening<const N: usize>(args: [&str; N]) -> ExecutorBuilder<Tcp> {
@@ -65,7 +61,7 @@ fn nothing_survives_the_test_process_however_it_ends() {
         let scratch = Scratch::new();
         let pids = scratch.file("pids");
         fs::write(scratch.file("end"), end).unwrap();
-        let mut command = victim("meets_its_end", scratch.path());
+        let mut command = victim(test_name!(meets_its_end), scratch.path());
         proof::obeys_signals(&mut command);
         let mut process = command
             .stdin(Stdio::null())
@@ -143,7 +139,7 @@ fn nothing_survives_a_death_in_the_middle_of_a_start() {
     let pids = scratch.file("pids");
     let mut one_start = Duration::ZERO;
     for round in 0..rounds {
-        let mut process = victim("starts_forever", scratch.path())
+        let mut process = victim(test_name!(starts_forever), scratch.path())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
@@ -558,7 +554,9 @@ fn when_stop_and_kill_return_it_is_over() {
 #[test]
 fn reaping_does_not_race() {
     let scratch = Scratch::new();
-    let output = victim("reaps_everything", scratch.path()).output().unwrap();
+    let output = victim(test_name!(reaps_everything), scratch.path())
+        .output()
+        .unwrap();
     assert!(
         output.status.success(),
         "{}",
@@ -622,7 +620,9 @@ fn reaps_everything() {
 #[test]
 fn an_ignored_sigchld_changes_nothing() {
     let scratch = Scratch::new();
-    let output = victim("ignores_sigchld", scratch.path()).output().unwrap();
+    let output = victim(test_name!(ignores_sigchld), scratch.path())
+        .output()
+        .unwrap();
     assert!(
         output.status.success(),
         "{}",

@@ -1,0 +1,37 @@
+//! The integration tests: one binary, because each more has to be linked, and one module a topic.
+//!
+//! Tests that need a process, a directory or an environment of their own are binaries beside this one; the head of each
+//! says why. `cargo test --test it ports::` runs one topic.
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/fresh.rs"]
+mod fresh;
+#[path = "../common/proof.rs"]
+mod proof;
+mod reports;
+
+mod api;
+mod attribute;
+mod diagnostics;
+mod executors;
+mod failing_tests;
+mod full_disk;
+mod https;
+mod inherited_sockets;
+mod lifecycle;
+mod portable;
+mod ports;
+mod progress;
+mod readiness;
+mod rstest_fixtures;
+mod run_scope;
+mod secrets;
+mod servers;
+// Public, so that `missing_docs` looks at what the attribute makes of a public `static`.
+pub mod shared;
+mod teardown;
+mod timeline;
+mod timeout_scale;
+mod traps;
+mod wrong_listener;

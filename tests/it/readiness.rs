@@ -1,0 +1,489 @@
+//! What a service can be waited for, and what an end before it tells.
+
+use std::fs;
+use std::io::{self};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use crate::common::{
+    self, LONG, Scratch, alive, error_of, mode, monotonic, odd, stamped, test_name, victim, victim_dir,
+    wait_until,
+};
+use mirakuru::{
+    Banner, Check, Error, Exec, Executor, Http, HttpExecutor, NoWait, PidFile, Prepare, Probe, Readiness,
+    SdNotify, Tcp, UnixSocket,
+};
+
+// ---- HTTP -------------------------------------------------------------------------------------------------------------
+
+/// The log once it holds a text: what is on its way from the service into the log is there a moment later.
+fn log_with<R: Readiness>(service: &Executor<R>, text: &str) -> String {
+    let there = wait_until(
+        || {
+            service
+                .logs()
+                .to_string()
+                .to_lowercase()
+                .contains(&text.to_lowercase())
+        },
+        LONG,
+    );
+    let log = service.logs().to_string();
+    assert!(there, "no `{text}` in\n{log}");
+    log
+}
+
+#[test]
+fn an_http_executor_is_ready_when_it_answers_2xx_to_head() {
+    let mut service: HttpExecutor = odd(["--delay", "50", "--http", "127.0.0.1:{port}"])
+        .wait_for(Http::head("http://127.0.0.1:{port}/health?deep=1&x=%20"))
+        .start()
+        .unwrap();
+    assert_eq!(
+        service.url(),
+        format!("http://127.0.0.1:{}/health?deep=1&x=%20", service.port())
+    );
+    log_with(&service, "request: HEAD /health?deep=1&x=%20 -> 200");
+    service.stop().unwrap();
+}
+
+#[test]
+fn an_http_request_is_sent_as_it_was_described() {
+    let url = "http://127.0.0.1:{port}/x";
+    let cases: [(Http, &[&str]); 5] = [
+        (Http::get(url), &["request: GET /x -> 200"]),
+        (
+            Http::get(url).method("PUT").body("raw bytes"),
+            &["request: PUT /x -> 200", "body: raw bytes"],
+        ),
+        (Http::get(url).method("OPTIONS"), &["request: OPTIONS /x -> 200"]),
+        (
+            Http::post(url).form([("name", "a b"), ("sign", "&=")]),
+            &[
+                "request: POST /x -> 200",
+                "header: content-type: application/x-www-form-urlencoded",
+                "body: name=a",
+                "sign=%26%3d",
+            ],
+        ),
+        (
+            Http::head(url)
+                .header("X-Token", "open sesame")
+                .header("Accept", "text/odd"),
+            &["header: x-token: open sesame", "header: accept: text/odd"],
+        ),
+    ];
+    for (readiness, wanted) in cases {
+        let mut service = odd(["--http", "127.0.0.1:{port}"])
+            .wait_for(readiness)
+            .start()
+            .unwrap();
+        for text in wanted {
+            log_with(&service, text);
+        }
+        service.stop().unwrap();
+    }
+}
+
+#[test]
+fn an_http_executor_waits_until_the_status_is_right() {
+    let mut service = odd([
+        "--http",
+        "127.0.0.1:{port}",
+        "--http-status",
+        "503",
+        "--http-status-after",
+        "3:204",
+    ])
+    .wait_for(Http::get("http://127.0.0.1:{port}/").status(204))
+    .start()
+    .unwrap();
+    let log = log_with(&service, "-> 204");
+    assert_eq!(log.matches("-> 503").count(), 3, "{log}");
+    assert_eq!(log.matches("-> 204").count(), 1, "{log}");
+    service.stop().unwrap();
+}
+
+#[test]
+fn the_status_that_was_seen_stands_in_the_error() {
+    let service = odd(["--http", "127.0.0.1:{port}", "--http-status", "418"])
+        .wait_for(Http::head("http://127.0.0.1:{port}/"))
+        .timeout(Duration::from_secs(2));
+    let error = error_of(service.start());
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    assert!(error.to_string().contains("418"), "{error}");
+}
+
+// ---- other conditions -------------------------------------------------------------------------------------------------
+
+#[test]
+fn conditions_combine() {
+    let scratch = Scratch::new();
+    let stamp = scratch.file("stamp");
+    let mut service = odd([
+        "--delay",
+        "100",
+        "--listen",
+        "127.0.0.1:{port}",
+        "--ready-line",
+        "up",
+        "--stamp",
+        &stamp,
+    ])
+    .wait_for(Tcp::addr("127.0.0.1:{port}").and(Banner::matching("^up$")))
+    .start()
+    .unwrap();
+    assert!(service.logs().stdout().contains("up"));
+    assert_eq!(common::who_answers(service.addr()), service.pid());
+    service.stop().unwrap();
+
+    let either = || Banner::matching("never printed").or(Banner::matching("^up$"));
+    let mut service = odd(["--ready-line", "up"]).wait_for(either()).start().unwrap();
+    service.stop().unwrap();
+
+    let both = Banner::matching("never printed").and(Banner::matching("^up$"));
+    let never = odd(["--ready-line", "up"])
+        .wait_for(both)
+        .timeout(Duration::from_millis(300));
+    assert!(matches!(error_of(never.start()), Error::Timeout { .. }));
+}
+
+/// The second half of a pair is not waited for as output is, until somebody was asked to tell of output.
+#[test]
+fn output_that_follows_another_condition_is_noticed_at_once() {
+    let scratch = Scratch::new();
+    // Otherwise the line that tells of a long start would wake it.
+    let status = victim(test_name!(waits_for_output_after_something_else), scratch.path())
+        .env("MIRAKURU_QUIET", "1")
+        .status()
+        .unwrap();
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+#[ignore = "a victim"]
+fn waits_for_output_after_something_else() {
+    if victim_dir().is_none() {
+        return;
+    }
+    let mut service = odd(["--delay", "100", "--ready-line", "up", "--exit-after", "20000"])
+        .wait_for(Check::new("nothing was asked for", |_| Ok(true)).and(Banner::matching("^up$")))
+        .start()
+        .unwrap();
+    assert!(
+        service.is_running(),
+        "the line was noticed only when the service had ended"
+    );
+    service.stop().unwrap();
+}
+
+#[test]
+fn a_program_can_be_asked() {
+    let mut service = odd(["--delay", "100", "--pid-file", "{dir}/p"])
+        .wait_for(Exec::succeeds("test -s {dir}/p"))
+        .start()
+        .unwrap();
+    assert!(service.dir().join("p").exists());
+    service.stop().unwrap();
+}
+
+#[test]
+fn the_service_can_say_so_itself() {
+    let scratch = Scratch::new();
+    let stamp = scratch.file("stamp");
+    let mut service = odd(["--delay", "100", "--sd-notify", "--stamp", &stamp])
+        .wait_for(SdNotify::new())
+        .start()
+        .unwrap();
+    assert!(stamped(&stamp, "ready").is_some(), "it was not ready");
+    service.restart().unwrap();
+    service.stop().unwrap();
+}
+
+#[test]
+fn what_is_told_by_a_descriptor_is_noticed_when_it_comes() {
+    let scratch = Scratch::new();
+    // Otherwise the line that tells of a long start would wake them.
+    let status = victim(test_name!(waits_for_notifications), scratch.path())
+        .env("MIRAKURU_QUIET", "1")
+        .status()
+        .unwrap();
+    assert!(status.success(), "{status}");
+}
+
+/// Nothing polls here. What is not waited for would be noticed only at the end of the service, too late.
+#[test]
+#[ignore = "a victim"]
+fn waits_for_notifications() {
+    if victim_dir().is_none() {
+        return;
+    }
+    let notifying = |delay| odd(["--delay", delay, "--sd-notify", "--exit-after", "20000"]);
+    let started = Check::new("nothing was asked for", |_| Ok(true));
+    let alone = notifying("100").wait_for(SdNotify::new());
+    let second = notifying("50").wait_for(started.and(SdNotify::new()));
+    let either = notifying("150").wait_for(SdNotify::new().or(Banner::matching("never")));
+    drop(mirakuru::start_all((alone.clone(), second, either)).unwrap());
+    drop(alone.start().unwrap());
+}
+
+#[test]
+fn a_closure_can_be_asked() {
+    let mut service = odd(["--delay", "50", "--listen", "127.0.0.1:{port}"])
+        .wait_for(Check::new("it answered PING", |cx| {
+            let port = cx.port().ok_or_else(|| io::Error::other("no port"))?;
+            Ok(common::ask(("127.0.0.1", port), "PING")?.starts_with("PONG"))
+        }))
+        .start()
+        .unwrap();
+    assert_eq!(common::who_answers(("127.0.0.1", service.port())), service.pid());
+    service.stop().unwrap();
+
+    let never = odd([])
+        .wait_for(Check::new("the moon was full", |_| {
+            Err(io::Error::other("it is waning"))
+        }))
+        .timeout(Duration::from_millis(200));
+    let text = error_of(never.start()).to_string();
+    assert!(
+        text.contains("the moon was full") && text.contains("it is waning"),
+        "{text}"
+    );
+}
+
+/// A condition of the user's own.
+#[derive(Clone)]
+struct Written(String);
+
+impl Readiness for Written {
+    fn describe(&self) -> String {
+        format!("{} was written", self.0)
+    }
+    fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {
+        self.0 = cx.expand(&self.0)?;
+        Ok(())
+    }
+    fn probe(&mut self, _: &Probe<'_>) -> io::Result<bool> {
+        Path::new(&self.0).try_exists()
+    }
+    fn path(&self) -> Option<&Path> {
+        Some(Path::new(&self.0))
+    }
+}
+
+#[test]
+fn the_trait_is_open() {
+    let mut service: Executor<Written> = odd(["--delay", "50", "--pid-file", "{dir}/file"])
+        .wait_for(Written("{dir}/file".to_owned()))
+        .start()
+        .unwrap();
+    assert_eq!(service.path(), service.dir().join("file"));
+    assert!(service.path().exists());
+    service.stop().unwrap();
+}
+
+#[test]
+fn a_line_can_mean_failure() {
+    let scratch = Scratch::new();
+    let pids = scratch.file("pids");
+    let recipe = odd([
+        "--line-err",
+        "FATAL: no space left",
+        "--pids",
+        &pids,
+        "--ready-line",
+        "never mind",
+    ])
+    .fail_on("^FATAL: .*")
+    .wait_for(Banner::matching("nothing like it"));
+    let begin = Instant::now();
+    let error = error_of(recipe.start());
+    let Error::FailureLine { line, pattern, .. } = &error else {
+        panic!("{error}");
+    };
+    assert_eq!(line, "FATAL: no space left");
+    assert_eq!(pattern, "^FATAL: .*");
+    assert!(begin.elapsed() < LONG, "it waited for the time-out");
+    assert!(numbers_are_gone(&pids));
+}
+
+fn numbers_are_gone(pids: &str) -> bool {
+    wait_until(
+        || common::numbers(pids).into_iter().all(|pid| !alive(pid)),
+        Duration::from_secs(5),
+    )
+}
+
+/// A service that ends before it is ready is noticed at once, whatever is awaited.
+fn exits_before(readiness: impl Readiness + Clone) {
+    for code in [0, 7] {
+        let scratch = Scratch::new();
+        let stamp = scratch.file("stamp");
+        let number = code.to_string();
+        let recipe = odd([
+            "--line",
+            "its last words",
+            "--delay",
+            "30",
+            "--exit-before-ready",
+            &number,
+            "--stamp",
+            &stamp,
+        ])
+        .env("MK_SECRET", "correct-horse-battery")
+        .wait_for(readiness.clone());
+        let error = error_of(recipe.start());
+        let now = monotonic();
+        let Error::Exited {
+            status,
+            awaited,
+            command,
+            evidence,
+            ..
+        } = &error
+        else {
+            panic!("{error}");
+        };
+        assert_eq!(status.code(), Some(code), "{error}");
+        assert!(
+            evidence.tail.iter().any(|line| line.contains("its last words")),
+            "{error}"
+        );
+        assert!(command.contains("mirakuru-odd-service"), "{command}");
+        let text = error.to_string();
+        assert!(!awaited.is_empty() && text.contains(awaited.as_str()), "{text}");
+        assert!(text.contains("its last words"), "{text}");
+        assert!(!text.contains("correct-horse-battery"), "{text}");
+        // It takes milliseconds; the bound is for a machine that is busy with other tests.
+        let lag = now.saturating_sub(stamped(&stamp, "exit").expect("a stamp"));
+        assert!(lag < Duration::from_secs(5), "noticed {lag:?} after the exit");
+        // What is kept after a failure is private too.
+        let log = evidence.log.as_deref().expect("the log is kept");
+        assert_eq!(mode(log), 0o600);
+        let _ = fs::remove_file(log);
+    }
+}
+
+#[test]
+fn an_exit_before_tcp_is_noticed() {
+    exits_before(Tcp::addr("127.0.0.1:{port}"));
+}
+
+#[test]
+fn an_exit_before_http_is_noticed() {
+    exits_before(Http::head("http://127.0.0.1:{port}/"));
+}
+
+#[test]
+fn an_exit_before_a_unix_socket_is_noticed() {
+    exits_before(UnixSocket::path("{dir}/socket"));
+}
+
+#[test]
+fn an_exit_before_a_pid_file_is_noticed() {
+    exits_before(PidFile::path("{dir}/pid"));
+}
+
+#[test]
+fn an_exit_before_a_banner_is_noticed() {
+    exits_before(Banner::matching("never printed"));
+}
+
+#[test]
+fn an_exit_before_a_program_is_satisfied_is_noticed() {
+    exits_before(Exec::succeeds("false"));
+}
+
+#[test]
+fn an_exit_before_a_slow_program_has_answered_is_noticed() {
+    exits_before(Exec::succeeds("sleep 100"));
+}
+
+#[test]
+fn an_exit_before_a_check_is_satisfied_is_noticed() {
+    exits_before(Check::new("never", |_| Ok(false)));
+}
+
+#[test]
+fn an_exit_before_a_notification_is_noticed() {
+    exits_before(SdNotify::new());
+}
+
+#[test]
+fn an_exit_before_a_combination_is_noticed() {
+    exits_before(Tcp::addr("127.0.0.1:{port}").and(Banner::matching("never")));
+    exits_before(Tcp::addr("127.0.0.1:{port}").or(PidFile::path("{dir}/pid")));
+}
+
+/// However soon: in the middle of whatever the start is doing then.
+#[test]
+fn an_exit_at_any_moment_of_the_start_is_told_as_one() {
+    for round in 0..150 {
+        let script = format!("for i in $(seq {}); do :; done; exit 9", round % 15 * 100);
+        let recipe = Executor::builder(script).shell(true).timeout(LONG);
+        let error = if round % 2 == 0 {
+            error_of(recipe.wait_for(Banner::matching("never")).start())
+        } else {
+            error_of(recipe.wait_for(Tcp::addr("127.0.0.1:{port}")).start())
+        };
+        let Error::Exited { status, .. } = &error else {
+            panic!("round {round}: {error}")
+        };
+        assert_eq!(status.code(), Some(9));
+    }
+}
+
+#[test]
+fn a_death_by_a_signal_is_told_as_one() {
+    use std::os::unix::process::ExitStatusExt;
+    let recipe = odd(["--die-before-ready", "11"]).wait_for(Banner::matching("never"));
+    let error = error_of(recipe.start());
+    let Error::Exited { status, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(status.signal(), Some(11), "{error}");
+}
+
+#[test]
+fn a_timeout_tells_all() {
+    let recipe = odd(["--line", "still thinking"])
+        .env("MK_SECRET", "correct-horse-battery")
+        .wait_for(Tcp::addr("127.0.0.1:{port}"))
+        .timeout(Duration::from_millis(300));
+    let error = error_of(recipe.start());
+    let Error::Timeout {
+        command,
+        awaited,
+        elapsed,
+        evidence,
+        ..
+    } = &error
+    else {
+        panic!("{error}");
+    };
+    assert!(*elapsed >= Duration::from_millis(300), "{elapsed:?}");
+    assert!(
+        evidence.tail.iter().any(|line| line.contains("still thinking")),
+        "{error}"
+    );
+    let text = error.to_string();
+    assert!(
+        text.contains(command.as_str()) && text.contains(awaited.as_str()),
+        "{text}"
+    );
+    assert!(
+        text.contains("still thinking") && !text.contains("correct-horse-battery"),
+        "{text}"
+    );
+    assert!(!text.lines().next().unwrap_or("").ends_with('.'), "{text}");
+}
+
+#[test]
+fn a_no_wait_executor_takes_its_conditions_afterwards() {
+    let mut service: Executor<NoWait> = odd(["--delay", "100", "--ready-line", "up"]).start().unwrap();
+    service.wait_until(Banner::matching("^up$"), LONG).unwrap();
+    let error = error_of(service.wait_until(Banner::matching("never"), Duration::from_millis(100)));
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    assert!(service.is_running(), "only the waiting has failed");
+    service.stop().unwrap();
+}

@@ -1,0 +1,71 @@
+//! Reading reports: an error with what differs from run to run replaced, compared line by line.
+
+use std::time::Duration;
+
+use crate::common::error_of;
+use mirakuru::{Error, Readiness};
+
+pub(crate) const SHORT: Duration = Duration::from_millis(400);
+
+/// A report with what differs from run to run replaced: times by `[time]`, the log's path by `[log]`.
+pub(crate) fn report(error: &Error) -> String {
+    let text = error.to_string();
+    println!("{text}\n");
+    assert_eq!(format!("{error:?}"), text, "`unwrap` shows the same");
+    assert!(text.lines().all(|line| line.trim_end() == line), "{text:?}");
+    normal(&text)
+}
+
+pub(crate) fn normal(text: &str) -> String {
+    let lines: Vec<String> = text.lines().map(normal_line).collect();
+    lines.join("\n")
+}
+
+pub(crate) fn normal_line(line: &str) -> String {
+    let mut words: Vec<String> = line.split(' ').map(str::to_owned).collect();
+    for at in 0..words.len() {
+        let unit = words.get(at + 1).cloned().unwrap_or_default();
+        let unit = unit.trim_end_matches([',', ':', ';', ')']);
+        if words[at].parse::<f64>().is_ok() && ["µs", "ms", "s", "min", "h"].contains(&unit) {
+            let rest = words[at + 1][unit.len()..].to_owned();
+            words[at] = format!("[time]{rest}");
+            words[at + 1] = "\0".to_owned();
+        } else if words[at].starts_with('/')
+            && words[at].contains("/mirakuru-")
+            && words[at].ends_with("/log")
+        {
+            words[at] = "[log]".to_owned();
+        }
+    }
+    words.retain(|word| word != "\0");
+    words.join(" ")
+}
+
+/// Compares a report with what it is to be. The lines of the expected text that are `..` stand for any number of lines.
+#[track_caller]
+pub(crate) fn reads(error: &Error, expected: &str) {
+    let text = report(error);
+    let mut lines = text.lines();
+    let mut gap = false;
+    for wanted in expected.lines() {
+        if wanted.trim() == ".." {
+            gap = true;
+            continue;
+        }
+        let found = if gap {
+            lines.any(|line| line == wanted)
+        } else {
+            lines.next() == Some(wanted)
+        };
+        assert!(
+            found,
+            "no line `{wanted}` where it is to be in\n{text}\nwhich is to read\n{expected}"
+        );
+        gap = false;
+    }
+    assert!(gap || lines.next().is_none(), "more than\n{expected}\nin\n{text}");
+}
+
+pub(crate) fn start<R: Readiness>(recipe: mirakuru::ExecutorBuilder<R>) -> Error {
+    error_of(recipe.start())
+}
