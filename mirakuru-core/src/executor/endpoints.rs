@@ -10,7 +10,7 @@ use crate::error::Error;
 use crate::executor::Executor;
 use crate::executor::process::{Core, Own, Process};
 use crate::observe::events::{self as timeline, timeline_now};
-use crate::ports::holder;
+use crate::ports::free;
 use crate::ports::lock::{self, Endpoint, EndpointLock};
 use crate::readiness::Readiness;
 use crate::util::deadline::scaled;
@@ -95,8 +95,8 @@ impl Endpoints {
         let path_is_busy = self
             .paths
             .iter()
-            .find_map(|path| holder::check_path_free(path).err());
-        let busy = path_is_busy.or_else(|| holder::check_free(&self.addrs).err());
+            .find_map(|path| free::check_path_free(path).err());
+        let busy = path_is_busy.or_else(|| free::check_free(&self.addrs).err());
         match busy.map(|busy| busy.into_error(&self.command)) {
             Some(Error::AlreadyRunning {
                 command,

@@ -17,7 +17,7 @@ use crate::executor::wait::{Pause, Wait};
 use crate::observe::events as timeline;
 use crate::observe::trace;
 use crate::outcome::shared_use;
-use crate::ports::holder;
+use crate::ports::free;
 use crate::readiness::Readiness;
 use crate::recipe::program::{c_environment, c_string, candidates, environment};
 use crate::sys::log_record::Record;
@@ -211,11 +211,11 @@ impl Owned<'_> {
         let prepared = self.core.prepare(readiness)?;
         self.core.readiness_env = prepared.env;
         for path in &self.own.paths {
-            holder::check_path_free(path).map_err(|busy| busy.into_error(&self.core.command))?;
+            free::check_path_free(path).map_err(|busy| busy.into_error(&self.core.command))?;
             // A killed service leaves its socket behind, and most servers refuse to begin where one is.
-            let _ = holder::remove_stale_socket(path);
+            let _ = free::remove_stale_socket(path);
         }
-        holder::check_free(&self.own.addrs).map_err(|busy| busy.into_error(&self.core.command))?;
+        free::check_free(&self.own.addrs).map_err(|busy| busy.into_error(&self.core.command))?;
         for (path, text) in &self.own.files {
             self.core
                 .service_dir

@@ -8,7 +8,8 @@ use std::os::fd::OwnedFd;
 
 use crate::error::Error;
 use crate::ports::address::resolve;
-use crate::ports::holder::{self, Busy};
+use crate::ports::free::Busy;
+use crate::ports::holder;
 use crate::ports::values::Values;
 use crate::sys;
 

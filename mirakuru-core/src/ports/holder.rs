@@ -1,19 +1,16 @@
-//! Who has the port, the socket or the pid file that a service needs: found before anything is started, and named.
+//! The process that has a port, a socket or a pid file that a service needs: its name, its user, and
+//! the way to end it.
 //!
-//! What is looked through here is every process of the machine, a few milliseconds' work. It is done only when something is in the way already.
+//! Finding it takes a few milliseconds, as every process of the machine is searched. That is done
+//! only when something is in the way already.
 
 use std::fmt;
 use std::fs;
-use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
-use crate::error::Error;
-use crate::error::Evidence;
-use crate::ports::owner;
+use crate::ports::table;
 use crate::sys::procfs::{self, Closely};
 use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 
@@ -191,54 +188,10 @@ fn name_in(passwd: &str, uid: u32) -> Option<String> {
     })
 }
 
-/// Something that a service needs and somebody else has.
-///
-/// Displays as `port 6379 is already in use by redis-server (pid 812)`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Busy {
-    /// What: `port 6379`, `socket /run/x.sock`.
-    pub(crate) endpoint: String,
-    /// Who, as far as it can be seen.
-    pub(crate) holder: Option<Holder>,
-}
-
-impl Busy {
-    pub(crate) fn into_error(self, command: impl Into<String>) -> Error {
-        let is_port = self.endpoint.starts_with("port ");
-        let remedy = self.holder.as_ref().and_then(Holder::remedy);
-        let hint = match (remedy, is_port) {
-            (Some(remedy), true) => format!("{remedy}, or let a free port be chosen with `{{port}}`"),
-            (Some(remedy), false) => format!("{remedy}, or use a path in `{{dir}}`, which is private"),
-            (None, true) => "let a free port be chosen with `{port}`".to_owned(),
-            (None, false) => "use a path in `{dir}`, which is private".to_owned(),
-        };
-        Error::AlreadyRunning {
-            command: command.into(),
-            endpoint: self.endpoint,
-            evidence: Box::new(Evidence {
-                about: self.holder.as_ref().and_then(Holder::about),
-                hint: Some(hint),
-                ..Evidence::default()
-            }),
-            holder: self.holder.map(|holder| holder.to_string()),
-        }
-    }
-}
-
-impl fmt::Display for Busy {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} is already in use", self.endpoint)?;
-        match &self.holder {
-            Some(holder) => write!(f, " by {holder}"),
-            None => Ok(()),
-        }
-    }
-}
-
 /// Who is in the way of a server on this TCP address: whoever listens there or on a wildcard address that covers it, else
 /// whoever is bound to it.
 pub(crate) fn holder_of_port(addr: SocketAddr) -> Option<Holder> {
-    let sockets = owner::in_the_way(addr);
+    let sockets = table::in_the_way(addr);
     let inodes: Vec<u64> = sockets
         .iter()
         .map(|socket| socket.inode)
@@ -253,7 +206,7 @@ pub(crate) fn holder_of_port(addr: SocketAddr) -> Option<Holder> {
 
 /// Who else listens on this TCP address, beside the processes below `root`.
 pub(crate) fn listener_beside(addr: SocketAddr, root: u32) -> Option<Holder> {
-    let sockets = owner::listeners_in_the_way(addr);
+    let sockets = table::listeners_in_the_way(addr);
     let inodes: Vec<u64> = sockets.iter().map(|socket| socket.inode).collect();
     let mut found = procfs::search(&procfs::pids(), &inodes, Closely::Process).found;
     found.retain(|(_, pid)| root == 0 || !procfs::descends(*pid, root));
@@ -278,248 +231,9 @@ pub(crate) fn holder_of_path(path: &Path) -> Option<Holder> {
         })
 }
 
-const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
-
-/// How many more looks a holder gets that may have the port for a moment only.
-///
-/// Whatever this process has open, a fork of it has as well, until that executes a program or is done with closing: a port
-/// that a test has just given back may be there for that moment still, and longer on a busy machine. It may also be closed by the time
-/// that its holder is looked for.
-fn patience_with(holder: Option<&Holder>) -> u32 {
-    match holder.and_then(|holder| holder.pid) {
-        None => 20,
-        Some(pid) if is_fork_of_ours(pid) => 500,
-        Some(_) => 0,
-    }
-}
-
-/// Whether it is a child of this process that executes the same program, and so most likely has executed none of its own yet; or none
-/// any more, because it is ending.
-fn is_fork_of_ours(pid: u32) -> bool {
-    let me = std::process::id();
-    let is_same = procfs::program(pid).is_none_or(|program| procfs::program(me) == Some(program));
-    is_same && procfs::stat(pid).is_some_and(|stat| stat.parent == me)
-}
-
-/// Finds that a server could not listen on one of these addresses, before it is started.
-///
-/// Addresses that are not this machine's are passed over, and ports that we have no right to bind are looked up only: the service may have it.
-/// A port that is held for a service to come (bound with SO_REUSEADDR, not listening) counts as free, and stays held.
-pub(crate) fn check_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
-    for &addr in addrs {
-        if !owner::is_local(addr.ip()) {
-            continue;
-        }
-        // Of those who were seen, and of those who were not.
-        let mut polls = [0; 2];
-        // The look before the bind: a bind, however short, could be in the way of a server that is starting just now.
-        while owner::is_taken(addr)
-            || sockets::try_bind(addr).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
-        {
-            let holder = holder_of_port(addr);
-            let is_seen = holder.as_ref().is_some_and(|holder| holder.pid.is_some());
-            let polls = &mut polls[usize::from(is_seen)];
-            if *polls >= patience_with(holder.as_ref()) {
-                return Err(Busy {
-                    endpoint: format!("port {}", addr.port()),
-                    holder,
-                });
-            }
-            *polls += 1;
-            thread::sleep(BETWEEN_LOOKS);
-        }
-    }
-    Ok(())
-}
-
-/// Finds that a server could not make a socket or a pid file at this path, before it is started: somebody accepts connections there, or
-/// it is a pid file whose process lives.
-///
-/// A socket that nobody answers on counts as free; see [`remove_stale_socket`]. So does whatever cannot be looked at: the
-/// service may have rights that we have not, and will say so if it has not.
-pub(crate) fn check_path_free(path: &Path) -> Result<(), Busy> {
-    if let Some(pid) = living_pid_in(path) {
-        return Err(Busy {
-            endpoint: format!("pid file {}", path.display()),
-            holder: Some(Holder::of_pid(pid)),
-        });
-    }
-    let is_taken = match sockets::try_connect_unix(path, UnixKind::Stream) {
-        Ok(UnixAnswer::Accepted(_) | UnixAnswer::Full) => true,
-        Err(error) => sockets::is_another_kind(&error),
-    };
-    if is_taken {
-        return Err(Busy {
-            endpoint: format!("socket {}", path.display()),
-            holder: holder_of_path(path),
-        });
-    }
-    Ok(())
-}
-
-/// The process that a pid file names, if it lives and can be the one that is meant.
-///
-/// A number is given out again after a while: a process that was started after the file was written is another one.
-fn living_pid_in(path: &Path) -> Option<u32> {
-    /// Pid files begin with the number; PostgreSQL's goes on for some lines.
-    const LONGEST: u64 = 4096;
-    /// The start of a process is known to a hundredth of a second, and clocks are set now and then.
-    const SLACK: Duration = Duration::from_secs(1);
-    let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
-    if metadata.len() > LONGEST {
-        return None;
-    }
-    let pid = first_number(&fs::read(path).ok()?)?;
-    let stat = procfs::stat(pid).filter(procfs::Stat::is_alive)?;
-    let written: SystemTime = metadata.modified().ok()?;
-    (stat.started()? <= written + SLACK).then_some(pid)
-}
-
-/// The number that a pid file begins with, on a line of its own.
-pub(crate) fn first_number(content: &[u8]) -> Option<u32> {
-    let line = content.split(|byte| *byte == b'\n').next()?;
-    let pid = std::str::from_utf8(line).ok()?.trim().parse().ok()?;
-    (pid != 0).then_some(pid)
-}
-
-/// Removes a Unix socket that a server left behind when it was killed, and says whether there was one.
-///
-/// Most servers end with "address in use" when they find one (Redis and PostgreSQL remove it themselves), and a service that was killed, even by
-/// us, cannot have removed it. To be called with the path claimed, right before a start. Nothing is removed but a socket, of this process's own user, on
-/// which a connection is refused.
-pub(crate) fn remove_stale_socket(path: &Path) -> io::Result<bool> {
-    let metadata = match fs::symlink_metadata(path) {
-        Ok(metadata) => metadata,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-        Err(error) => return Err(error),
-    };
-    if !metadata.file_type().is_socket() || metadata.uid() != sockets::user() {
-        return Ok(false);
-    }
-    match sockets::try_connect_unix(path, UnixKind::Stream) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            fs::remove_file(path)?;
-            Ok(true)
-        }
-        _ => Ok(false),
-    }
-}
-
-#[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]
+#[cfg(test)]
 mod tests {
-    use std::net::TcpListener;
-    use std::os::unix::net::UnixListener;
-    use std::path::PathBuf;
-    use std::process::{Child, Command, Stdio};
-
     use super::*;
-    use crate::sys::sockets::tests::{Made, listen_v6, tcp, unix};
-    use crate::sys::tests::in_time;
-
-    #[test]
-    fn a_fork_that_closes_the_port_in_a_moment_is_waited_for() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let addr = listener.local_addr().unwrap();
-        let child = crate::sys::tests::fork_with(&listener, Duration::from_millis(20));
-        drop(listener);
-        assert!(patience_with(Some(&Holder::of_pid(child.pid()))) > 0);
-        assert_eq!(check_free(&[addr]), Ok(()));
-    }
-
-    #[test]
-    fn a_stranger_is_told_at_once() {
-        assert_eq!(patience_with(Some(&Holder::of_pid(1))), 0);
-        let ourselves = Holder::of_pid(std::process::id());
-        assert_eq!(patience_with(Some(&ourselves)), 0);
-    }
-
-    /// A directory of a test's own, gone with it.
-    struct Dir(PathBuf);
-
-    impl Dir {
-        fn new(name: &str) -> Dir {
-            let dir = std::env::temp_dir().join(format!("mk-holder-{name}-{}", std::process::id()));
-            let _ = fs::remove_dir_all(&dir);
-            fs::create_dir_all(&dir).unwrap();
-            Dir(dir)
-        }
-    }
-
-    impl Drop for Dir {
-        fn drop(&mut self) {
-            let _ = fs::remove_dir_all(&self.0);
-        }
-    }
-
-    struct Kill(Child);
-
-    impl Drop for Kill {
-        fn drop(&mut self) {
-            let _ = self.0.kill();
-            let _ = self.0.wait();
-        }
-    }
-
-    /// A python that listens on a port, which it prints.
-    fn server(environment: &[(&str, &str)]) -> (Kill, SocketAddr) {
-        use std::io::BufRead;
-        let script = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); \
-             print(s.getsockname()[1], flush=True); time.sleep(60)";
-        let mut child = Command::new("python3")
-            .args(["-c", script])
-            .envs(environment.iter().copied())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let mut line = String::new();
-        io::BufReader::new(child.stdout.as_mut().unwrap())
-            .read_line(&mut line)
-            .unwrap();
-        let addr = SocketAddr::from(([127, 0, 0, 1], line.trim().parse().unwrap()));
-        (Kill(child), addr)
-    }
-
-    #[test]
-    fn a_busy_port_names_its_holder() {
-        let (child, addr) = server(&[]);
-        let pid = child.0.id();
-        let busy = check_free(&[addr]).unwrap_err();
-        let holder = busy.holder.clone().unwrap();
-        assert_eq!(holder.pid, Some(pid));
-        assert!(!holder.marked && !holder.ourselves);
-        assert!(holder.age.unwrap() < Duration::from_secs(3600));
-        let text = busy.to_string();
-        let begin = format!("port {} is already in use by python3", addr.port());
-        assert!(text.starts_with(&begin), "{text}");
-        assert!(text.ends_with(&format!(" (pid {pid})")), "{text}");
-        let about = holder.about().unwrap();
-        let user = holder.user.unwrap();
-        assert!(
-            about.starts_with("started ") && about.ends_with(&format!(" ago by user {user}")),
-            "{about}"
-        );
-        // A server on any address could not have it either; one on another address could.
-        assert!(check_free(&[SocketAddr::from(([0, 0, 0, 0], addr.port()))]).is_err());
-        check_free(&[SocketAddr::from(([127, 0, 0, 2], addr.port()))]).unwrap();
-        drop(child);
-        check_free(&[addr]).unwrap();
-    }
-
-    #[test]
-    fn what_mirakuru_left_is_known_by_its_mark() {
-        let (child, addr) = server(&[("MIRAKURU_ID", "some-run")]);
-        let pid = child.0.id();
-        let holder = check_free(&[addr]).unwrap_err().holder.unwrap();
-        let about = holder.about().unwrap();
-        assert!(
-            about.ends_with(", left behind by an earlier run of mirakuru"),
-            "{about}"
-        );
-        assert_eq!(holder.remedy().unwrap(), format!("end it with `kill {pid}`"));
-        // The name alone, in another variable, is no mark.
-        let (_child, addr) = server(&[("NOT_MIRAKURU_ID", "MIRAKURU_ID=1")]);
-        assert!(!holder_of_port(addr).unwrap().marked);
-    }
 
     #[test]
     fn a_service_that_is_looked_after_was_not_left_behind() {
@@ -566,146 +280,5 @@ mod tests {
         assert_eq!(text(3 * 3600), "3 h");
         assert_eq!(text(3 * 86_400), "3 days");
         assert_eq!(Rough(Duration::from_millis(12)).to_string(), "12 ms");
-    }
-
-    #[test]
-    fn this_process_as_holder() {
-        let listener = TcpListener::bind("[::1]:0").unwrap();
-        let busy = check_free(&[listener.local_addr().unwrap()]).unwrap_err();
-        let Error::AlreadyRunning {
-            endpoint,
-            holder,
-            evidence,
-            ..
-        } = busy.into_error("x")
-        else {
-            panic!()
-        };
-        assert!(endpoint.starts_with("port "));
-        assert!(
-            holder
-                .unwrap()
-                .ends_with(&format!(" (pid {})", std::process::id()))
-        );
-        assert!(evidence.about.unwrap().contains("this very test process"));
-        assert!(evidence.hint.unwrap().starts_with("drop what has it"));
-    }
-
-    #[test]
-    fn bound_without_listening_is_busy_unless_it_is_held_for_a_service() {
-        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-        let (_bound, port) = tcp(loopback, false, false, None, false).unwrap();
-        let addr = SocketAddr::from(([127, 0, 0, 1], port));
-        assert!(check_free(&[addr]).is_err());
-        let (_held, port) = tcp("[::]:0".parse().unwrap(), true, true, Some(false), false).unwrap();
-        for addr in [
-            format!("127.0.0.1:{port}"),
-            format!("[::1]:{port}"),
-            format!("0.0.0.0:{port}"),
-        ] {
-            check_free(&[addr.parse().unwrap()]).unwrap();
-        }
-    }
-
-    #[test]
-    fn a_wildcard_listener_is_in_the_way_of_its_families_only() {
-        let (_only, port) = listen_v6(true);
-        check_free(&[SocketAddr::from(([127, 0, 0, 1], port))]).unwrap();
-        let v6 = SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port));
-        assert_eq!(
-            check_free(&[v6]).unwrap_err().holder.unwrap().pid,
-            Some(std::process::id())
-        );
-        let (_dual, port) = listen_v6(false);
-        assert!(check_free(&[SocketAddr::from(([127, 0, 0, 1], port))]).is_err());
-    }
-
-    #[test]
-    fn what_is_not_ours_to_bind_is_passed_over() {
-        let (_everywhere, port) = listen_v6(false);
-        for ip in ["192.0.2.1", "2001:db8::1"] {
-            check_free(&[SocketAddr::new(ip.parse().unwrap(), port)]).unwrap();
-        }
-    }
-
-    #[test]
-    fn a_socket_on_which_somebody_accepts_is_busy() {
-        let dir = Dir::new("accepts");
-        let path = dir.0.join("a b.sock");
-        check_path_free(&path).unwrap();
-        let listener = UnixListener::bind(&path).unwrap();
-        let busy = check_path_free(&path).unwrap_err();
-        assert_eq!(busy.endpoint, format!("socket {}", path.display()));
-        assert_eq!(busy.holder.unwrap().pid, Some(std::process::id()));
-        // By another name: a link to it.
-        let link = dir.0.join("link");
-        std::os::unix::fs::symlink(&path, &link).unwrap();
-        assert_eq!(
-            check_path_free(&link).unwrap_err().holder.unwrap().pid,
-            Some(std::process::id())
-        );
-        assert!(!remove_stale_socket(&path).unwrap());
-        drop(listener);
-        in_time(|| check_path_free(&path).is_ok());
-        assert!(path.exists());
-        assert!(remove_stale_socket(&path).unwrap());
-        assert!(!path.exists());
-        assert!(!remove_stale_socket(&path).unwrap());
-    }
-
-    #[test]
-    fn other_kinds_and_full_ones_are_busy_and_never_removed() {
-        let dir = Dir::new("kinds");
-        for made in [Made::Datagram, Made::SeqPacket, Made::Stream] {
-            let path = dir.0.join(format!("{made:?}"));
-            let _held = unix(&path, made, 0);
-            // Fills the backlog of the one that has connections of this kind.
-            for _ in 0..3 {
-                let _ = sockets::try_connect_unix(&path, UnixKind::Stream);
-            }
-            assert!(check_path_free(&path).is_err(), "{made:?}");
-            assert!(!remove_stale_socket(&path).unwrap(), "{made:?}");
-        }
-        let file = dir.0.join("file");
-        fs::write(&file, "text").unwrap();
-        check_path_free(&file).unwrap();
-        assert!(!remove_stale_socket(&file).unwrap());
-        assert!(file.exists());
-    }
-
-    #[test]
-    fn an_abstract_name_is_busy_while_somebody_listens() {
-        let name = PathBuf::from(format!("@mk-holder-{}", std::process::id()));
-        let held = unix(&name, Made::Stream, 1);
-        let holder = check_path_free(&name).unwrap_err().holder.unwrap();
-        assert_eq!(holder.pid, Some(std::process::id()));
-        drop(held);
-        in_time(|| check_path_free(&name).is_ok());
-    }
-
-    #[test]
-    fn a_pid_file_is_busy_while_its_process_lives() {
-        let dir = Dir::new("pid");
-        let path = dir.0.join("x.pid");
-        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
-        let pid = child.id();
-        fs::write(&path, format!("{pid}\n/var/lib/postgresql\n")).unwrap();
-        let busy = check_path_free(&path).unwrap_err();
-        assert_eq!(busy.endpoint, format!("pid file {}", path.display()));
-        assert_eq!(busy.holder.unwrap().pid, Some(pid));
-        // Written before the process was started: the number was given out again.
-        let yesterday = SystemTime::now() - Duration::from_secs(86_400);
-        fs::File::options()
-            .write(true)
-            .open(&path)
-            .unwrap()
-            .set_modified(yesterday)
-            .unwrap();
-        check_path_free(&path).unwrap();
-        child.kill().unwrap();
-        child.wait().unwrap();
-        fs::write(&path, format!("{pid}\n")).unwrap();
-        check_path_free(&path).unwrap();
-        assert!(path.exists());
     }
 }

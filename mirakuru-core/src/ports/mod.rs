@@ -2,8 +2,10 @@
 
 pub(crate) mod activation;
 pub(crate) mod address;
+pub(crate) mod free;
 pub(crate) mod holder;
 pub(crate) mod lock;
 pub(crate) mod owner;
 pub(crate) mod reserve;
+pub(crate) mod table;
 pub(crate) mod values;

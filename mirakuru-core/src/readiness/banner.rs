@@ -1,12 +1,13 @@
 //! [`Banner`]: a line that the service prints when it is ready.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use super::{Prepare, Probe, Readiness};
 use crate::error::Error;
 use crate::output::reader::Stream;
+use crate::ports::address::{self, host_addrs, reachable};
 use crate::readiness::line_watch::{Found, LineWatch, expand_pattern};
 use crate::util::text::printable;
 
@@ -225,11 +226,9 @@ fn address(found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
         "" | "*" | "localhost" => IpAddr::V4(Ipv4Addr::LOCALHOST),
         bare => match bare.parse() {
             Ok(ip) => ip,
-            Err(_) => (bare, port)
-                .to_socket_addrs()
+            Err(_) => host_addrs(bare, port)
                 .ok()
-                .and_then(|mut all| all.next())
-                .map(|addr| addr.ip())
+                .and_then(|all| Some(all.first()?.ip()))
                 .ok_or_else(|| format!("it printed `{}`, whose host `{bare}` is not known", found.line()))?,
         },
     };
@@ -250,21 +249,12 @@ fn join(whole: &str, port: Option<&str>, found: &Found<'_>) -> Result<Option<Soc
 }
 
 fn port_number(text: &str, found: &Found<'_>) -> Result<u16, String> {
-    text.parse().ok().filter(|port| *port != 0).ok_or_else(|| {
+    address::port_number(text).ok_or_else(|| {
         format!(
             "it printed `{}`, whose port `{text}` is not a TCP port",
             found.line()
         )
     })
-}
-
-/// Where clients reach a service that listens on this address.
-fn reachable(ip: IpAddr) -> IpAddr {
-    match ip {
-        IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
-        IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
-        ip => ip,
-    }
 }
 
 #[cfg(test)]

@@ -13,6 +13,9 @@ use crate::output::logs::Logs;
 use crate::output::reader::{Cursor, OutputReader};
 use crate::ports::values::Values;
 use crate::recipe::command::Command;
+#[cfg(feature = "http")]
+use crate::util::backoff::FIRST_POLL;
+use crate::util::backoff::{fallback_poll_pause, poll_pause};
 
 /// What [`Readiness::prepare`](crate::readiness::Readiness::prepare) gets: the placeholders' values, and a place to say what
 /// the service needs for itself.
@@ -165,30 +168,6 @@ impl Probe<'_> {
     }
 }
 
-/// The first pause between two looks. Later ones grow in proportion to the time waited, so that what is lost is a
-/// small part of it.
-const FIRST_PAUSE: Duration = Duration::from_micros(100);
-/// No pause is longer, so that a service that takes minutes is still noticed in time.
-const LONGEST_PAUSE: Duration = Duration::from_millis(100);
-/// The pause as a part of the time already waited: one fiftieth, so that the mean loss is 1 % and the worst 2 %; and for services that are
-/// up soon, half of that, up to half a millisecond less.
-const PAUSE_DIVISOR: u32 = 50;
-const LESS: Duration = Duration::from_micros(500);
-/// The same where an event is told, and the pause is for one that was missed.
-const SELDOM_DIVISOR: u32 = 10;
-const FIRST_SELDOM: Duration = Duration::from_millis(1);
-
-/// How long to wait after a look when this much time has passed in vain.
-pub(crate) fn pause_after(waited: Duration) -> Duration {
-    long_pause_after(waited).min(LONGEST_PAUSE)
-}
-
-/// The same for a look that is dear, without an upper bound.
-pub(crate) fn long_pause_after(waited: Duration) -> Duration {
-    let pause = waited / PAUSE_DIVISOR;
-    (pause - LESS.min(pause / 2)).max(FIRST_PAUSE)
-}
-
 /// What a condition that does not hold yet says about the next look at it: whatever comes first of all that is said here.
 ///
 /// Not public: [`Readiness::wakes`](crate::readiness::Readiness::wakes) is hidden, and this has no name outside the crate.
@@ -227,19 +206,19 @@ impl Wake {
 
     /// Nobody tells: a look after a pause in proportion to the time already waited.
     pub(crate) fn with_back_off(&mut self) {
-        self.within(pause_after(self.elapsed));
+        self.within(poll_pause(self.elapsed));
     }
 
     /// The same, but sooner by so much: for a condition whose look that succeeds takes that long.
     #[cfg(feature = "http")]
-    pub(crate) fn by_and_by_but(&mut self, sooner: Duration) {
-        let pause = pause_after(self.elapsed).saturating_sub(sooner).max(FIRST_PAUSE);
+    pub(crate) fn with_back_off_but(&mut self, sooner: Duration) {
+        let pause = poll_pause(self.elapsed).saturating_sub(sooner).max(FIRST_POLL);
         self.within(pause);
     }
 
     /// As there is an event that tells, a look only in case that it was missed.
     pub(crate) fn fallback_poll(&mut self) {
-        self.within((self.elapsed / SELDOM_DIVISOR).clamp(FIRST_SELDOM, LONGEST_PAUSE));
+        self.within(fallback_poll_pause(self.elapsed));
     }
 
     /// A look at this time since the start.
@@ -250,29 +229,5 @@ impl Wake {
     /// A look after this time.
     pub(crate) fn within(&mut self, pause: Duration) {
         self.pause = self.pause.min(pause);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pause_is_a_small_part_of_the_time_waited() {
-        assert_eq!(pause_after(Duration::ZERO), FIRST_PAUSE);
-        let mut before = Duration::ZERO;
-        for millis in [1, 5, 10, 20, 50, 100, 200, 1000, 4000, 5000, 60_000] {
-            let waited = Duration::from_millis(millis);
-            let pause = pause_after(waited);
-            assert!(pause >= before && pause <= LONGEST_PAUSE, "{waited:?}: {pause:?}");
-            assert!(pause <= (waited / 50).max(FIRST_PAUSE), "{waited:?}: {pause:?}");
-            assert!(
-                millis > 50 || pause <= (waited / 100).max(FIRST_PAUSE),
-                "{waited:?}"
-            );
-            before = pause;
-        }
-        assert_eq!(before, LONGEST_PAUSE);
-        assert!(long_pause_after(Duration::from_secs(60)) > Duration::from_secs(1));
     }
 }

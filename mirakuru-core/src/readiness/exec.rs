@@ -11,11 +11,11 @@ use std::time::{Duration, Instant};
 
 use super::{Prepare, Probe, Readiness, Wake};
 use crate::error::Error;
-use crate::readiness::context::{long_pause_after, pause_after};
 use crate::recipe::command::{self, IntoCommand};
 use crate::recipe::program;
 use crate::recipe::signal::Signal;
 use crate::sys::probe_command as sys;
+use crate::util::backoff::{poll_pause, unbounded_poll_pause};
 use crate::util::deadline::scaled;
 use crate::util::text::printable;
 
@@ -162,7 +162,7 @@ impl Exec {
     /// The next run is after a pause.
     fn pause(&mut self, now: Duration, took: Duration) {
         let beyond = took.saturating_sub(UNAVOIDABLE).min(now / LONG_PAUSE_PART);
-        self.next = now + long_pause_after(now).max(beyond);
+        self.next = now + unbounded_poll_pause(now).max(beyond);
     }
 
     fn not_executed(&self, error: &io::Error) -> io::Error {
@@ -242,7 +242,7 @@ impl Readiness for Exec {
         match &run.event {
             Some(event) => wake.on(event.as_fd()),
             // Nobody tells of its end, only of that of its output, which may come sooner or later.
-            None => wake.within(pause_after(time)),
+            None => wake.within(poll_pause(time)),
         }
     }
 

@@ -12,6 +12,7 @@ use std::io;
 use regex::bytes::{Captures, Regex, RegexBuilder};
 
 use crate::output::reader::{Cursor, OutputReader, Piece, Stream};
+use crate::recipe::placeholder::{Token, tokens};
 use crate::util::text::printable;
 
 /// How much of an unfinished line is kept. When it is longer, half of it is given up, so that a match of up to half of
@@ -266,59 +267,24 @@ fn wants_line_feed(pattern: &str) -> bool {
     })
 }
 
-/// Fills in the placeholders of a pattern with their values *escaped*: a directory with a dot in its name
-/// stands for itself. Regular expressions have braces of their own. Those with digits and capitals (`a{2,3}`,
-/// `\p{Lu}`) are no placeholders anyway, a brace after a backslash is not one either, and `\p{{greek}}` gives `\p{greek}`.
+/// Fills in the placeholders of a pattern with their values *escaped*: a directory with a dot in its
+/// name stands for itself. Regular expressions have braces of their own. Those with digits and
+/// capitals (`a{2,3}`, `\p{Lu}`) are no placeholders anyway, and `\p{{greek}}` gives `\p{greek}`.
 pub(crate) fn expand_pattern<E>(
     pattern: &str,
     mut expand: impl FnMut(&str) -> Result<String, E>,
 ) -> Result<String, E> {
     let mut expanded = String::new();
-    let mut rest = pattern;
-    let mut before = ' ';
-    let mut escaped = false;
-    while let Some(c) = rest.chars().next() {
-        if c == '{' && !escaped {
-            // A placeholder in one more pair of braces gives its own text.
-            let doubled = placeholder(&rest[1..]).filter(|length| rest[1 + length..].starts_with('}'));
-            if let Some(length) = doubled {
-                expanded.push_str(&rest[1..1 + length]);
-                rest = &rest[length + 2..];
-                before = '}';
-                continue;
-            }
-            if let Some(length) = placeholder(rest).filter(|_| before != '$') {
-                let value = expand(&rest[..length])?;
+    for token in tokens(pattern.as_bytes(), true) {
+        match token {
+            Token::Text(text) => expanded.push_str(&String::from_utf8_lossy(text)),
+            Token::Placeholder(found) => {
+                let value = expand(&found.to_string())?;
                 expanded.push_str(&regex::escape(&value));
-                rest = &rest[length..];
-                before = '}';
-                continue;
             }
         }
-        escaped = !escaped && c == '\\';
-        before = c;
-        expanded.push(c);
-        rest = &rest[c.len_utf8()..];
     }
     Ok(expanded)
-}
-
-/// The length of the placeholder that the text begins with: the grammar is that of [`crate::recipe::placeholder`].
-fn placeholder(text: &str) -> Option<usize> {
-    let inside = text.strip_prefix('{')?;
-    let end = inside.find(['{', '}'])?;
-    let (word, argument) = match inside[..end].split_once(':') {
-        Some((word, argument)) => (word, Some(argument)),
-        None => (&inside[..end], None),
-    };
-    let is_word = word.starts_with(|c: char| c.is_ascii_lowercase())
-        && word
-            .bytes()
-            .all(|b| matches!(b, b'a'..=b'z' | b'0'..=b'9' | b'_'));
-    let is_argument = argument.is_none_or(|argument| {
-        !argument.is_empty() && !argument.contains(|c: char| c.is_whitespace() || matches!(c, '"' | '\''))
-    });
-    (is_word && is_argument && inside[end..].starts_with('}')).then_some(end + 2)
 }
 
 #[cfg(test)]

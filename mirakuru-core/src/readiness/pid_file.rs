@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use super::unix_socket::{claim_path, expand_path};
 use super::{Prepare, Probe, Readiness, Wake};
 use crate::error::Error;
-use crate::ports::holder::first_number;
+use crate::ports::free::first_number;
 use crate::sys::file_watch::Watching;
 use crate::sys::{self, procfs};
 

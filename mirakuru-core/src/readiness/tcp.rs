@@ -1,13 +1,13 @@
 //! [`Tcp`]: ready when the service accepts TCP connections.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::{Prepare, Probe, Readiness};
 use crate::error::Error;
-use crate::ports::address::{ZERO, resolve};
-use crate::ports::owner;
+use crate::ports::address::{self, Place, ZERO, resolve};
+use crate::ports::table;
 use crate::util::deadline::scaled;
 
 /// A connection to another machine is given this long.
@@ -52,7 +52,7 @@ struct Resolved {
     /// As it is told: `localhost:6379`.
     text: String,
     /// Where to look, and whether that is on this machine.
-    places: Vec<(SocketAddr, bool)>,
+    places: Vec<Place>,
     /// Which of them answered.
     answered: Option<SocketAddr>,
 }
@@ -116,25 +116,15 @@ impl Readiness for Tcp {
                 (text, addrs)
             }
             Wanted::Port(0) => return Err(cx.invalid("port 0", ZERO)),
-            Wanted::Port(port) => (
-                format!("port {port}"),
-                vec![
-                    SocketAddr::from((Ipv4Addr::LOCALHOST, *port)),
-                    SocketAddr::from((Ipv6Addr::LOCALHOST, *port)),
-                ],
-            ),
+            Wanted::Port(port) => (format!("port {port}"), address::loopback(*port)),
         };
-        let mut places: Vec<(SocketAddr, bool)> = Vec::new();
-        for addr in addrs {
-            let is_local = owner::is_local(addr.ip());
-            if is_local && !cx.is_chosen(addr.port()) {
-                cx.claim_addr(addr);
-            }
-            let place = (owner::canonical(addr), is_local);
-            if !places.contains(&place) {
-                places.push(place);
+        // As they are given: a server on `0.0.0.0` excludes more than one on loopback.
+        for addr in &addrs {
+            if address::is_local(addr.ip()) && !cx.is_chosen(addr.port()) {
+                cx.claim_addr(*addr);
             }
         }
+        let places = Place::all(&addrs);
         self.resolved = Resolved {
             text,
             places,
@@ -146,14 +136,14 @@ impl Readiness for Tcp {
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let mut answered = None;
         let mut last = None;
-        for &(addr, is_local) in &self.resolved.places {
+        for &Place { addr, is_local } in &self.resolved.places {
             if is_local {
                 // Every address is looked at, also after one that answers: a stranger on another one is an error.
                 if cx.listens_on(addr)? {
                     answered.get_or_insert(addr);
                 }
             } else if answered.is_none() {
-                match owner::connect(
+                match table::connect(
                     addr,
                     cx.remaining()
                         .clamp(Duration::from_millis(1), scaled(REMOTE_CONNECT)),
@@ -174,7 +164,7 @@ impl Readiness for Tcp {
                     .resolved
                     .places
                     .iter()
-                    .map(|(addr, _)| addr.to_string())
+                    .map(|place| place.addr.to_string())
                     .collect();
                 Err(io::Error::new(
                     io::ErrorKind::ConnectionRefused,
@@ -185,7 +175,7 @@ impl Readiness for Tcp {
     }
 
     fn addr(&self) -> Option<SocketAddr> {
-        let first = self.resolved.places.first().map(|(addr, _)| *addr);
+        let first = self.resolved.places.first().map(|place| place.addr);
         self.resolved.answered.or(first)
     }
 }
@@ -328,7 +318,7 @@ mod tests {
         let mut both = Tcp::port(port);
         prepare(&mut both).unwrap();
         assert!(probe(&mut both, me).unwrap());
-        assert_eq!(both.addr(), Some(SocketAddr::from((Ipv6Addr::LOCALHOST, port))));
+        assert_eq!(both.addr(), Some(address::loopback(port)[1]));
         drop(held);
         let (_held, port) = tcp("127.0.0.1:0".parse().unwrap(), true, false, None, true).unwrap();
         let mut v4 = Tcp::addr(format!("localhost:{port}"));
@@ -384,7 +374,7 @@ mod tests {
         let addr = listener.local_addr().unwrap();
         let mut readiness = Tcp::addr(addr.to_string());
         prepare(&mut readiness).unwrap();
-        readiness.resolved.places[0].1 = false;
+        readiness.resolved.places[0].is_local = false;
         assert!(probe(&mut readiness, 1).unwrap());
         listener.accept().unwrap();
         drop(listener);

@@ -9,11 +9,11 @@ use std::time::Duration;
 
 use super::{Prepare, Probe, Readiness, Wake};
 use crate::error::Error;
-use crate::ports::holder;
+use crate::ports::free;
 use crate::ports::owner::{self, Owner};
-use crate::readiness::context::pause_after;
 use crate::sys::file_watch::Watching;
 use crate::sys::sockets::{self, UnixAnswer, UnixKind};
+use crate::util::backoff::poll_pause;
 
 /// `sun_path` has 108 bytes, of which one is the NUL at the end (of a path) or in front (of an abstract name).
 const LONGEST: usize = 107;
@@ -80,7 +80,7 @@ impl Readiness for UnixSocket {
         if path.starts_with(cx.dir()) {
             // Nobody else's, and the service is not running: what is there was left by a service that was killed. Most servers would
             // refuse to start because of it. (One that cannot be removed is the service's affair.)
-            let _ = holder::remove_stale_socket(&path);
+            let _ = free::remove_stale_socket(&path);
         }
         claim_path(cx, &path);
         self.path = path;
@@ -111,7 +111,7 @@ impl Readiness for UnixSocket {
             Err(error) => {
                 // Most servers listen a moment after they have bound the socket: in proportion to the time since then.
                 let since = *self.there.get_or_insert(cx.elapsed());
-                self.next = cx.elapsed() + pause_after(cx.elapsed() - since);
+                self.next = cx.elapsed() + poll_pause(cx.elapsed() - since);
                 return Err(explain(path, error));
             }
         };
@@ -294,21 +294,21 @@ mod tests {
         let dir = TestDir::new();
         let path = dir.path().join("x.sock");
         let mut readiness = UnixSocket::path(&path);
-        let mut pause_after_look = |seconds| {
+        let mut pause_after_poll = |seconds| {
             let elapsed = Duration::from_secs(seconds);
             let _ = poll(&mut readiness, 1, elapsed);
             let mut wake = Wake::new(elapsed);
             readiness.wakes(&mut wake);
             wake.pause
         };
-        let absent = pause_after_look(10);
+        let absent = pause_after_poll(10);
         drop(UnixListener::bind(&path).unwrap());
         // Bound, and nobody listens yet: soon, and then in proportion to the time since then.
-        let bound = pause_after_look(11);
+        let bound = pause_after_poll(11);
         assert!(bound < absent / 100, "{bound:?}, {absent:?}");
-        assert!(pause_after_look(13) > bound * 100);
+        assert!(pause_after_poll(13) > bound * 100);
         fs::remove_file(&path).unwrap();
-        assert_eq!(pause_after_look(14), absent);
+        assert_eq!(pause_after_poll(14), absent);
     }
 
     #[test]

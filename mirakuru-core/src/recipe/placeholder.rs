@@ -14,6 +14,7 @@
 //! again.
 
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
@@ -63,45 +64,78 @@ pub(crate) type PushValue<'a> = &'a mut dyn FnMut(&Placeholder<'_>, &mut Vec<u8>
 /// Replaces each placeholder of a text by the bytes that `push_value` appends for it.
 pub(crate) fn expand_bytes(text: &[u8], push_value: PushValue<'_>) -> Result<Vec<u8>, ExpandError> {
     let mut out = Vec::with_capacity(text.len());
-    let mut at = 0;
-    while let Some(brace) = text[at..]
-        .iter()
-        .position(|byte| *byte == b'{')
-        .map(|skip| at + skip)
-    {
-        out.extend_from_slice(&text[at..brace]);
-        let here = &text[brace..];
-        if let Some(inner) = escape_at(here) {
-            out.extend_from_slice(inner);
-            at = brace + inner.len() + 2;
-            continue;
-        }
-        let foreign = brace > 0 && text[brace - 1] == b'$';
-        match placeholder_at(here).filter(|_| !foreign) {
-            Some(found) => {
-                push_value(&found, &mut out)?;
-                at = brace + found.len;
-            }
-            None => {
-                out.push(b'{');
-                at = brace + 1;
-            }
+    for token in tokens(text, false) {
+        match token {
+            Token::Text(text) => out.extend_from_slice(text),
+            Token::Placeholder(found) => push_value(&found, &mut out)?,
         }
     }
-    out.extend_from_slice(&text[at..]);
     Ok(out)
+}
+
+/// A part of a text with placeholders.
+pub(crate) enum Token<'a> {
+    /// Stands for itself. An escape is here without its outer braces.
+    Text(&'a [u8]),
+    Placeholder(Placeholder<'a>),
+}
+
+/// The parts of a text, from left to right. In a regular expression a brace after a backslash begins
+/// neither an escape nor a placeholder.
+pub(crate) fn tokens(text: &[u8], is_regex: bool) -> impl Iterator<Item = Token<'_>> {
+    let mut at = 0;
+    std::iter::from_fn(move || {
+        let start = at;
+        let is_own = |brace: usize| {
+            let backslashes = text[..brace].iter().rev().take_while(|byte| **byte == b'\\');
+            !is_regex || backslashes.count() % 2 == 0
+        };
+        while at < text.len() {
+            let here = &text[at..];
+            let found = match here[0] == b'{' && is_own(at) {
+                true => escape_at(here)
+                    .map(|inner| (Token::Text(inner), inner.len() + 2))
+                    .or_else(|| {
+                        let is_foreign = at > 0 && text[at - 1] == b'$';
+                        let found = placeholder_at(here).filter(|_| !is_foreign)?;
+                        let len = found.len;
+                        Some((Token::Placeholder(found), len))
+                    }),
+                false => None,
+            };
+            match found {
+                // The text before it comes first.
+                Some(_) if at > start => return Some(Token::Text(&text[start..at])),
+                Some((token, len)) => {
+                    at += len;
+                    return Some(token);
+                }
+                None => at += 1,
+            }
+        }
+        (at > start).then(|| Token::Text(&text[start..]))
+    })
 }
 
 /// A placeholder in a text.
 pub(crate) struct Placeholder<'a> {
     pub(crate) word: &'a str,
     pub(crate) argument: Option<&'a [u8]>,
-    /// Of the whole, both braces included.
+    /// The length of the whole, both braces included.
     pub(crate) len: usize,
 }
 
+impl fmt::Display for Placeholder<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.argument {
+            Some(argument) => write!(f, "{{{}:{}}}", self.word, String::from_utf8_lossy(argument)),
+            None => write!(f, "{{{}}}", self.word),
+        }
+    }
+}
+
 /// The placeholder that a text begins with.
-pub(crate) fn placeholder_at(text: &[u8]) -> Option<Placeholder<'_>> {
+fn placeholder_at(text: &[u8]) -> Option<Placeholder<'_>> {
     let inside = text.strip_prefix(b"{")?;
     let inside = &inside[..inside.iter().position(|byte| *byte == b'}')?];
     let (word, argument) = match inside.iter().position(|byte| *byte == b':') {

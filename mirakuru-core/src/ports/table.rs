@@ -1,0 +1,323 @@
+//! Who listens on a TCP port of this machine: asked of the kernel, without making a connection.
+//!
+//! A plain `connect` would be noticed by the service: PostgreSQL logs an incomplete startup packet
+//! for each connection that comes to nothing.
+//!
+//! The kernel prefers the more particular socket (`127.0.0.1` to `0.0.0.0`, that to a `[::]` that
+//! serves IPv4 too), so only the most particular ones get connections.
+//!
+//! Where the kernel cannot be asked (no `tcp_diag` module, a sandbox, not Linux), a connection shows
+//! whether somebody listens, and `/proc/net/tcp` shows who.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::time::Duration;
+
+use crate::ports::address::canonical;
+use crate::sys::Socket;
+use crate::sys::procfs;
+#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
+use crate::sys::sock_diag::{self, States};
+use crate::util::deadline::scaled;
+
+/// A connection to this machine is answered, or refused, at once; this is for a listener with a full backlog.
+const LOCAL_CONNECT: Duration = Duration::from_millis(500);
+
+/// Whether anybody listens on this address of this machine.
+pub(crate) fn listening(addr: SocketAddr) -> io::Result<bool> {
+    let addr = canonical(addr);
+    #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
+    match sock_diag::listener(addr) {
+        Ok(Some(_)) => return Ok(true),
+        Ok(None) if diag_works() => return Ok(false),
+        _ => {}
+    }
+    Ok(connect(addr, scaled(LOCAL_CONNECT)).is_ok())
+}
+
+/// Makes a connection, and makes sure that it is one.
+///
+/// A connect to a port of this machine that nobody listens on, and that is in the range of ephemeral ports, can be given this very port for
+/// its own end, and then reaches itself.
+pub(crate) fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+    not_itself(TcpStream::connect_timeout(&addr, timeout)?)
+}
+
+fn not_itself(stream: TcpStream) -> io::Result<TcpStream> {
+    let addr = stream.peer_addr()?;
+    if stream.local_addr()? == addr {
+        return Err(io::Error::new(
+            io::ErrorKind::ConnectionRefused,
+            format!("nobody listens on {addr}: the connection reached itself"),
+        ));
+    }
+    Ok(stream)
+}
+
+/// Whether "there is no such socket" can be believed. A kernel without the `tcp_diag` module says it of every socket, so it
+/// is asked once about one of our own.
+#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
+fn diag_works() -> bool {
+    use std::sync::atomic::{AtomicU8, Ordering};
+    static KNOWN: AtomicU8 = AtomicU8::new(UNKNOWN);
+    const UNKNOWN: u8 = 0;
+    const YES: u8 = 1;
+    const NO: u8 = 2;
+    match KNOWN.load(Ordering::Relaxed) {
+        YES => true,
+        NO => false,
+        _ => {
+            let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+            // Out of descriptors, say: that tells nothing.
+            let Ok(addr) = listener
+                .as_ref()
+                .map_err(drop)
+                .and_then(|l| l.local_addr().map_err(drop))
+            else {
+                return false;
+            };
+            let works = matches!(sock_diag::listener(addr), Ok(Some(_)));
+            KNOWN.store(if works { YES } else { NO }, Ordering::Relaxed);
+            works
+        }
+    }
+}
+
+/// The sockets that a connection to this address could reach: the most particular ones. `None` where the kernel does not tell.
+pub(crate) fn answering(addr: SocketAddr) -> Option<Vec<Socket>> {
+    let all = all_listeners(addr.port())?;
+    Some(most_particular(all, addr))
+}
+
+fn most_particular(all: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
+    let best = all.iter().filter_map(|socket| particularity(socket, addr)).max();
+    all.into_iter()
+        .filter(|socket| best.is_some() && particularity(socket, addr) == best)
+        .collect()
+}
+
+/// All sockets that listen on a port (0: any), asked of the kernel or, where that does not work, read from its table.
+pub(crate) fn all_listeners(port: u16) -> Option<Vec<Socket>> {
+    #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
+    {
+        match sock_diag::on_port(port, States::Listening) {
+            Ok(found) if !found.is_empty() || diag_works() => Some(found),
+            _ => procfs::tcp_listeners(port),
+        }
+    }
+    #[cfg(any(not(target_os = "linux"), mirakuru_portable))]
+    procfs::tcp_listeners(port)
+}
+
+/// The sockets that are, or stand, in the way of a server that wants this address: listeners first, else what is bound to it
+/// or connected from it.
+pub(crate) fn in_the_way(addr: SocketAddr) -> Vec<Socket> {
+    let found = listeners_in_the_way(addr);
+    if !found.is_empty() {
+        return found;
+    }
+    #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
+    let found = overlapping(
+        sock_diag::on_port(addr.port(), States::Any).unwrap_or_default(),
+        addr,
+    );
+    found
+}
+
+/// The listening ones of them.
+pub(crate) fn listeners_in_the_way(addr: SocketAddr) -> Vec<Socket> {
+    overlapping(all_listeners(addr.port()).unwrap_or_default(), addr)
+}
+
+fn overlapping(sockets: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
+    sockets
+        .into_iter()
+        .filter(|socket| overlaps(socket, addr))
+        .collect()
+}
+
+/// Whether somebody listens on this address, or on another that a server on this one would exclude.
+pub(crate) fn is_taken(addr: SocketAddr) -> bool {
+    all_listeners(addr.port())
+        .unwrap_or_default()
+        .iter()
+        .any(|socket| overlaps(socket, addr))
+}
+
+/// How particularly a listener serves an address: `None`, not at all. Of several, the kernel picks the highest.
+fn particularity(socket: &Socket, addr: SocketAddr) -> Option<u8> {
+    let (here, wanted) = (socket.addr.ip(), addr.ip());
+    let is_its_scope = match (socket.addr, addr) {
+        (SocketAddr::V6(here), SocketAddr::V6(wanted)) => {
+            here.scope_id() == 0 || wanted.scope_id() == 0 || here.scope_id() == wanted.scope_id()
+        }
+        _ => true,
+    };
+    match (here, wanted) {
+        (here, wanted) if here == wanted && is_its_scope => Some(4),
+        // ::ffff:127.0.0.1
+        (here, wanted) if here.to_canonical() == wanted => Some(3),
+        (IpAddr::V4(here), IpAddr::V4(_)) if here.is_unspecified() => Some(2),
+        // [::], which serves IPv4 too, unless it says that it does not.
+        (IpAddr::V6(here), IpAddr::V4(_)) if here.is_unspecified() && socket.v6_only != Some(true) => Some(1),
+        (IpAddr::V6(here), IpAddr::V6(_)) if here.is_unspecified() && is_its_scope => Some(1),
+        _ => None,
+    }
+}
+
+/// Whether a socket and a server on this address exclude each other.
+fn overlaps(socket: &Socket, addr: SocketAddr) -> bool {
+    let wanted = SocketAddr::new(addr.ip().to_canonical(), addr.port());
+    let same_family = socket.addr.ip().to_canonical().is_ipv4() == wanted.is_ipv4();
+    particularity(socket, wanted).is_some() || (wanted.ip().is_unspecified() && same_family)
+}
+
+#[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]
+mod tests {
+    use std::net::{Ipv6Addr, TcpListener};
+
+    use super::*;
+    use crate::ports::owner::owned_by_tree;
+    use crate::sys::sockets::tests::{listen_v6, tcp};
+
+    fn v4(port: u16) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::LOCALHOST, port))
+    }
+
+    fn v6(port: u16) -> SocketAddr {
+        SocketAddr::from((Ipv6Addr::LOCALHOST, port))
+    }
+
+    fn any(port: u16) -> SocketAddr {
+        SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))
+    }
+
+    /// Every answer three ways: the exact lookup, the dump, and a connection that is really made.
+    #[track_caller]
+    fn check(addr: SocketAddr, expected: bool) {
+        assert_eq!(listening(addr).unwrap(), expected, "lookup of {addr}");
+        let addr = canonical(addr);
+        assert_eq!(!answering(addr).unwrap().is_empty(), expected, "dump for {addr}");
+        assert_eq!(
+            connect(addr, Duration::from_secs(5)).is_ok(),
+            expected,
+            "connection to {addr}"
+        );
+    }
+
+    #[test]
+    fn an_address_is_served_by_its_own_listener_only() {
+        let (_held, port) = tcp(v4(0), true, false, None, true).unwrap();
+        check(v4(port), true);
+        check(SocketAddr::from(([127, 0, 0, 2], port)), false);
+        check(v6(port), false);
+        check(any(port), true);
+    }
+
+    #[test]
+    fn a_wildcard_serves_every_address_of_its_family() {
+        let (_held, port) = tcp(any(0), true, false, None, true).unwrap();
+        check(v4(port), true);
+        check(SocketAddr::from(([127, 1, 2, 3], port)), true);
+        check(v6(port), false);
+    }
+
+    #[test]
+    fn dual_stack_serves_both_and_v6_only_does_not() {
+        let (_dual, port) = listen_v6(false);
+        check(v4(port), true);
+        check(v6(port), true);
+        let (_only, port) = listen_v6(true);
+        check(v4(port), false);
+        check(v6(port), true);
+    }
+
+    #[test]
+    fn a_mapped_address_is_the_ipv4_address() {
+        let mapped = "[::ffff:127.0.0.1]:0".parse().unwrap();
+        let (_held, port) = tcp(mapped, true, false, Some(false), true).unwrap();
+        check(v4(port), true);
+        check(SocketAddr::new("::ffff:127.0.0.1".parse().unwrap(), port), true);
+        check(v6(port), false);
+    }
+
+    #[test]
+    fn bound_is_not_listening() {
+        let (_held, port) = tcp(v4(0), true, false, None, false).unwrap();
+        check(v4(port), false);
+    }
+
+    #[test]
+    fn a_full_backlog_listens() {
+        let (_held, port) = tcp(v4(0), true, false, None, true).unwrap();
+        // The backlog is one: the third connection is not answered any more.
+        let waiting: Vec<_> = (0..6)
+            .map(|_| connect(v4(port), Duration::from_millis(100)))
+            .collect();
+        assert!(waiting.iter().any(Result::is_err));
+        assert!(listening(v4(port)).unwrap());
+        assert!(owned_by_tree(v4(port), std::process::id()).unwrap());
+    }
+
+    #[test]
+    fn time_wait_is_nobody() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        let client = connect(addr, Duration::from_secs(5)).unwrap();
+        drop(listener.accept().unwrap());
+        drop((client, listener));
+        check(addr, false);
+    }
+
+    #[test]
+    fn the_tables_say_what_the_kernel_says() {
+        let (_held, port) = tcp(v4(0), true, false, None, true).unwrap();
+        let asked = all_listeners(port).unwrap();
+        assert_eq!(procfs::tcp_listeners(port).unwrap(), asked);
+        let (_held, port) = listen_v6(true);
+        let mut asked = all_listeners(port).unwrap();
+        asked[0].v6_only = None;
+        assert_eq!(procfs::tcp_listeners(port).unwrap(), asked);
+    }
+
+    #[test]
+    fn the_more_particular_listener_is_the_one_that_answers() {
+        let socket = |addr: &str, v6_only, inode| Socket {
+            addr: addr.parse().unwrap(),
+            v6_only,
+            listening: true,
+            uid: 0,
+            inode,
+        };
+        let all = vec![
+            socket("[::]:80", Some(false), 1),
+            socket("0.0.0.0:80", None, 2),
+            socket("[::ffff:127.0.0.1]:80", Some(false), 3),
+            socket("127.0.0.1:80", None, 4),
+            socket("127.0.0.2:80", None, 5),
+            socket("127.0.0.1:80", None, 6),
+        ];
+        let answering = |all: &[Socket], addr: &str| -> Vec<u64> {
+            most_particular(all.to_vec(), addr.parse().unwrap())
+                .iter()
+                .map(|socket| socket.inode)
+                .collect()
+        };
+        assert_eq!(answering(&all, "127.0.0.1:80"), [4, 6]);
+        assert_eq!(answering(&all, "127.0.0.2:80"), [5]);
+        assert_eq!(answering(&all, "127.0.0.3:80"), [2]);
+        assert_eq!(answering(&all[..3], "127.0.0.1:80"), [3]);
+        assert_eq!(answering(&all[..1], "127.0.0.1:80"), [1]);
+        assert_eq!(answering(&all, "[::1]:80"), [1]);
+        assert_eq!(answering(&[socket("[::]:80", Some(true), 1)], "127.0.0.1:80"), []);
+    }
+
+    #[test]
+    fn a_connection_to_itself_is_none() {
+        let own = crate::sys::sockets::tests::connected_to_itself();
+        let addr = own.local_addr().unwrap();
+        assert_eq!(own.peer_addr().unwrap(), addr);
+        assert!(!listening(addr).unwrap());
+        assert!(not_itself(own).is_err());
+    }
+}

@@ -1,0 +1,228 @@
+//! One HTTP request and its answer, and the reason why an answer is not good enough.
+
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+use ureq::http as types;
+
+use super::Http;
+use super::target::{Target, show, without_query};
+use crate::readiness::Probe;
+use crate::util::text::printable;
+
+/// How much of an answer's body is read, and for how long: so that a server is not cut off in the middle of a short one.
+const BODY: u64 = 64 * 1024;
+const BODY_TIME: Duration = Duration::from_millis(50);
+
+impl Http {
+    /// The method and the path, without the query.
+    fn request(&self, target: &Target) -> String {
+        format!("{} {}", self.method, printable(without_query(&target.path), 200))
+    }
+
+    pub(super) fn ask(&mut self, target: &Target, cx: &Probe<'_>) -> io::Result<bool> {
+        // Not less than a moment, or the last request before the end could not succeed at all.
+        let limit = self.limit.min(cx.remaining()).max(Duration::from_millis(1));
+        let answer = send(&self.method, target, limit);
+        let request = self.request(target);
+        let answer = match answer {
+            Ok(answer) => answer,
+            Err(error) => return Err(self.explain(error, target, &request, limit)),
+        };
+        self.first_bytes = None;
+        if target.accepts.accepts(answer.status) {
+            return Ok(true);
+        }
+        let mut text = format!("answered {}", answer.status);
+        if let Some(reason) = answer.reason {
+            text = format!("{text} {reason}");
+        }
+        text = format!("{text} to {request}, wanted {}", self.wanted);
+        if self.method == "HEAD" && matches!(answer.status, 405 | 501) {
+            text.push_str(" (it does not know HEAD; use `Http::get`)");
+        } else if let Some(location) = &answer.location {
+            text = format!(
+                "{text} (redirects are not followed; this one is to {})",
+                show(location)
+            );
+        } else if answer.status == 400 && answer.line.contains("HTTPS") {
+            text.push_str(&format!(" (the port speaks TLS{TLS_REMEDY})"));
+        } else if !answer.line.is_empty() {
+            text = format!("{text}: {}", answer.line);
+        }
+        Err(io::Error::other(text))
+    }
+
+    fn explain(&mut self, error: ureq::Error, target: &Target, request: &str, limit: Duration) -> io::Error {
+        use io::ErrorKind;
+
+        let addr = target.addr;
+        let (kind, text) = match error {
+            ureq::Error::Timeout(reason) => {
+                self.limit = self.limit.saturating_mul(2);
+                let text = match reason {
+                    ureq::Timeout::Connect | ureq::Timeout::Resolve => {
+                        format!("{addr} did not accept the connection within {limit:.0?}")
+                    }
+                    _ => format!("accepted the connection but did not answer {request} within {limit:.0?}"),
+                };
+                (ErrorKind::TimedOut, text)
+            }
+            ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..) => {
+                let seen = self.first_bytes.get_or_insert_with(|| first_bytes(addr, limit));
+                (
+                    ErrorKind::InvalidData,
+                    format!("what answered {request} on {addr} is not HTTP{seen}"),
+                )
+            }
+            ureq::Error::Io(error) if target.tls && error.kind() == ErrorKind::InvalidData => (
+                ErrorKind::InvalidData,
+                format!("{addr} did not agree on TLS for {request}: {error}"),
+            ),
+            ureq::Error::Io(error) => match error.kind() {
+                ErrorKind::ConnectionRefused => (
+                    ErrorKind::ConnectionRefused,
+                    format!("{addr} refused the connection"),
+                ),
+                ErrorKind::ConnectionReset
+                | ErrorKind::ConnectionAborted
+                | ErrorKind::BrokenPipe
+                | ErrorKind::UnexpectedEof => {
+                    let text = format!(
+                        "closed the connection without an answer to {request} (a port that speaks TLS may do this)"
+                    );
+                    (error.kind(), text)
+                }
+                // An error of ours must not end the wait by its kind.
+                _ => (ErrorKind::Other, format!("{request} on {addr}: {error}")),
+            },
+            // Its text could show the URL; the variant's name is enough for what cannot happen.
+            ureq::Error::BadUri(_) => (ErrorKind::Other, format!("{request} on {addr}: not a URL")),
+            other => (ErrorKind::Other, format!("{request} on {addr}: {other}")),
+        };
+        io::Error::new(kind, text)
+    }
+}
+
+struct Answer {
+    status: u16,
+    reason: Option<&'static str>,
+    location: Option<String>,
+    /// The first line of the body, when it is short text.
+    line: String,
+}
+
+/// What to do about a port that speaks TLS, as the end of a sentence.
+const TLS_REMEDY: &str = if cfg!(feature = "tls") {
+    "; use `https://`, or the port for plain HTTP"
+} else {
+    "; use the port for plain HTTP, or `https://` with mirakuru's feature `tls`"
+};
+
+fn scheme(tls: bool) -> &'static str {
+    if tls { "https" } else { "http" }
+}
+
+/// Sends the request to the target's address, on a connection of its own.
+fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::Error> {
+    // A limit for each phase and none for the whole: with a limit for the whole, ureq resolves names in a thread of its
+    // own, even where there is nothing to resolve. Connecting and sending take no time on a local port.
+    let phase = Some(limit);
+    let config = ureq::Agent::config_builder();
+    #[cfg(feature = "tls")]
+    let config = config.tls_config(
+        ureq::tls::TlsConfig::builder()
+            .disable_verification(true)
+            .use_sni(false)
+            .build(),
+    );
+    let agent = config
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .max_redirects_will_error(false)
+        .max_idle_connections(0)
+        .allow_non_standard_methods(true)
+        .proxy(None)
+        // Filled with zeros for each request. A head of 64 KiB, which is the limit, fits into the first.
+        .input_buffer_size(72 * 1024)
+        .output_buffer_size(32 * 1024)
+        .user_agent(concat!("mirakuru/", env!("CARGO_PKG_VERSION")))
+        .timeout_connect(phase)
+        .timeout_send_request(phase)
+        .timeout_await_100(phase)
+        .timeout_send_body(phase)
+        .timeout_recv_response(phase)
+        .timeout_recv_body(Some(BODY_TIME.min(limit)))
+        .build()
+        .new_agent();
+    // The name stands in the Host header; the address is the one that was looked at.
+    let mut request = types::Request::builder()
+        .method(method)
+        .uri(format!("{}://{}{}", scheme(target.tls), target.addr, target.path))
+        .body(())?;
+    *request.headers_mut() = target.headers.clone();
+    let needs_body = matches!(method, "POST" | "PUT" | "PATCH");
+    let mut response = match &target.body {
+        // A body makes ureq send it, whatever the method.
+        Some(body) => agent.run(request.map(|()| body.as_slice()))?,
+        // Without one these methods would be sent with an empty chunked body, which not every server takes.
+        None if needs_body => agent.run(request.map(|()| [].as_slice()))?,
+        None => agent.run(request)?,
+    };
+    let status = response.status();
+    let location = response
+        .headers()
+        .get(types::header::LOCATION)
+        .filter(|_| status.is_redirection())
+        .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned());
+    let is_text = response
+        .headers()
+        .get(types::header::CONTENT_TYPE)
+        .and_then(|value| value.to_str().ok())
+        .is_none_or(|kind| kind.starts_with("text/plain") || kind.contains("json"));
+    // Reading the body is politeness; that it cannot be read changes nothing.
+    let mut body = Vec::new();
+    let _ = response.body_mut().as_reader().take(BODY).read_to_end(&mut body);
+    let text = String::from_utf8_lossy(&body);
+    let line = match text.lines().find(|line| !line.trim().is_empty()) {
+        Some(line) if is_text => printable(line.trim(), 120),
+        _ => String::new(),
+    };
+    Ok(Answer {
+        status: status.as_u16(),
+        reason: status.canonical_reason(),
+        location,
+        line,
+    })
+}
+
+/// What a port says to a request that any HTTP server understands: the end of a sentence, for the case that it is not
+/// HTTP.
+fn first_bytes(addr: SocketAddr, limit: Duration) -> String {
+    let poll = || -> io::Result<Vec<u8>> {
+        let limit = limit.min(Duration::from_millis(500));
+        let mut stream = TcpStream::connect_timeout(&addr, limit)?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.set_write_timeout(Some(limit))?;
+        stream.write_all(b"HEAD / HTTP/1.0\r\n\r\n")?;
+        let mut bytes = vec![0; 64];
+        let n = stream.read(&mut bytes)?;
+        bytes.truncate(n);
+        Ok(bytes)
+    };
+    match poll() {
+        // An alert or a handshake of TLS: its type, then the major version.
+        Ok(bytes) if matches!(bytes.as_slice(), [0x15 | 0x16, 0x03, ..]) => {
+            format!(": it speaks TLS{TLS_REMEDY}")
+        }
+        Ok(bytes) if !bytes.is_empty() => {
+            let text = String::from_utf8_lossy(&bytes);
+            format!(
+                ": it begins with `{}`",
+                printable(text.lines().next().unwrap_or(""), 60)
+            )
+        }
+        _ => String::new(),
+    }
+}

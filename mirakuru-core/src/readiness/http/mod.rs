@@ -1,0 +1,373 @@
+//! [`Http`]: the service answers an HTTP request with the right status.
+//!
+//! `target.rs` turns the URL and the settings into a request, `exchange.rs` sends it and reads the answer.
+
+mod exchange;
+mod target;
+#[cfg(test)]
+mod tests;
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
+
+use regex::bytes::{Regex, RegexBuilder};
+
+use self::target::{Target, show};
+use super::{Prepare, Probe, Readiness, Wake};
+use crate::error::Error;
+use crate::ports::address::Place;
+use crate::util::backoff::poll_pause;
+use crate::util::deadline::scaled;
+use crate::util::text::printable;
+
+/// How long a request may take at first. Doubles each time that is not enough.
+const FIRST_LIMIT: Duration = Duration::from_secs(1);
+
+/// Ready when the service answers an HTTP request with the right status: 2xx, unless [`status`](Http::status) says
+/// otherwise.
+///
+/// ```no_run
+/// # use mirakuru_core as mirakuru;
+/// use mirakuru::{Executor, Http, HttpExecutor};
+///
+/// let server: HttpExecutor = Executor::builder("python3 -m http.server {port} --bind 127.0.0.1")
+///     .wait_for(Http::get("http://127.0.0.1:{port}/").status(200))
+///     .start()?;
+/// assert!(server.url().ends_with("/"));
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
+///
+/// # What is asked
+///
+/// First whether the service listens on the port at all, which makes no connection; then the request is sent, to exactly
+/// the address at which the service was found: `localhost` in the URL is each address that it resolves to, and a
+/// stranger on one of them is never asked. A new connection is made for each request, and closed after it. Proxy
+/// settings of the environment are not used, and redirects are not followed: a 301 is an answer like any other.
+///
+/// Once it listens it is asked again and again, with pauses of a fiftieth of the time since then, 0.1 ms at least.
+/// A request has 1 s, the next one after it was not enough 2 s, and so on, so that a server that
+/// accepts connections and never answers does not hang the start, and a slow one is not asked in vain for ever.
+///
+/// The URL is one of `http://`, whose port is 80 where it names none, or with the feature `tls` of `https://` and 443. A server's
+/// certificate is not checked, since that of a test is rarely one to be trusted, and no server name is sent; that the port is the
+/// service's own is known anyway, on this machine. Path and query are sent as they are given. A
+/// user and password (`http://user:password@host/`) are sent as basic authentication, and never shown in errors.
+///
+/// Placeholders are filled in in the URL, in the values of headers and forms, and in a body that is UTF-8.
+#[derive(Clone)]
+pub struct Http {
+    method: String,
+    given_url: String,
+    wanted: Wanted,
+    given_headers: Vec<(String, String)>,
+    given_body: Body,
+    target: Option<Target>,
+    limit: Duration,
+    /// Since when there is somebody to ask, and when to ask again, since the start of the service.
+    listens: Option<Duration>,
+    next: Duration,
+    /// Why the last request that was answered, or had its whole time, was not enough.
+    last_error: Option<String>,
+    /// What a plain look at the port showed when its answer was not HTTP.
+    first_bytes: Option<String>,
+}
+
+#[derive(Clone)]
+enum Body {
+    None,
+    Bytes(Vec<u8>),
+    Form(Vec<(String, String)>),
+}
+
+/// The status that is wanted.
+#[derive(Clone, Debug)]
+#[doc(hidden)]
+pub struct Wanted(WantedKind);
+
+#[derive(Clone, Debug)]
+enum WantedKind {
+    Success,
+    Code(i64),
+    Pattern(String),
+}
+
+/// What [`Http::status`] takes: a number, or a regular expression for the whole code. The trait is sealed: it is implemented for `u16`,
+/// `i32`, `&str` and `String`.
+pub trait IntoStatus {
+    #[doc(hidden)]
+    fn into_status(self) -> Wanted;
+}
+
+impl IntoStatus for u16 {
+    fn into_status(self) -> Wanted {
+        Wanted(WantedKind::Code(self.into()))
+    }
+}
+
+impl IntoStatus for i32 {
+    fn into_status(self) -> Wanted {
+        Wanted(WantedKind::Code(self.into()))
+    }
+}
+
+impl IntoStatus for &str {
+    fn into_status(self) -> Wanted {
+        Wanted(WantedKind::Pattern(self.to_owned()))
+    }
+}
+
+impl IntoStatus for String {
+    fn into_status(self) -> Wanted {
+        Wanted(WantedKind::Pattern(self))
+    }
+}
+
+impl Wanted {
+    fn compile(&self) -> Result<Accepts, String> {
+        match &self.0 {
+            WantedKind::Success => Ok(Accepts::Success),
+            WantedKind::Code(code) => match u16::try_from(*code) {
+                Ok(code) if (100..=999).contains(&code) => Ok(Accepts::Code(code)),
+                _ => Err(format!("{code} is not an HTTP status; they have three digits")),
+            },
+            WantedKind::Pattern(pattern) => {
+                // Once by itself, so that the error speaks of what was written.
+                let build = |pattern: &str| RegexBuilder::new(pattern).unicode(false).build();
+                build(pattern)
+                    .and_then(|_| build(&format!("^(?:{pattern})$")))
+                    .map(Accepts::Pattern)
+                    .map_err(|error| format!("the status `{pattern}`: {error}"))
+            }
+        }
+    }
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.0 {
+            WantedKind::Success => f.write_str("2xx"),
+            WantedKind::Code(code) => write!(f, "{code}"),
+            WantedKind::Pattern(pattern) => f.write_str(&printable(pattern, 100)),
+        }
+    }
+}
+
+#[derive(Clone)]
+enum Accepts {
+    Success,
+    Code(u16),
+    Pattern(Regex),
+}
+
+impl Accepts {
+    fn accepts(&self, status: u16) -> bool {
+        match self {
+            Accepts::Success => (200..300).contains(&status),
+            Accepts::Code(code) => status == *code,
+            Accepts::Pattern(pattern) => pattern.is_match(status.to_string().as_bytes()),
+        }
+    }
+}
+
+impl Http {
+    /// A HEAD request, the cheapest: the answer has no body. Some servers do not know it.
+    pub fn head(url: impl Into<String>) -> Http {
+        Http::new("HEAD", url.into())
+    }
+
+    /// A GET request.
+    pub fn get(url: impl Into<String>) -> Http {
+        Http::new("GET", url.into())
+    }
+
+    /// A POST request, with an empty body unless [`form`](Http::form) or [`body`](Http::body) gives one.
+    pub fn post(url: impl Into<String>) -> Http {
+        Http::new("POST", url.into())
+    }
+
+    fn new(method: &str, given_url: String) -> Http {
+        Http {
+            method: method.to_owned(),
+            given_url,
+            wanted: Wanted(WantedKind::Success),
+            given_headers: Vec::new(),
+            given_body: Body::None,
+            target: None,
+            limit: FIRST_LIMIT,
+            listens: None,
+            next: Duration::ZERO,
+            last_error: None,
+            first_bytes: None,
+        }
+    }
+
+    /// Sets the method: `PUT`, `OPTIONS`, `PROPFIND`.
+    pub fn method(mut self, method: impl Into<String>) -> Http {
+        self.method = method.into();
+        self
+    }
+
+    /// Sets the status that means ready: a number, or a regular expression that the whole code must match, such as
+    /// `"(200|404)"` or `"[23].."`. The default is any 2xx.
+    pub fn status(mut self, status: impl IntoStatus) -> Http {
+        self.wanted = status.into_status();
+        self
+    }
+
+    /// Adds a header.
+    pub fn header(mut self, name: impl Into<String>, value: impl Into<String>) -> Http {
+        self.given_headers.push((name.into(), value.into()));
+        self
+    }
+
+    /// Adds fields to a form, which is sent as the body (`application/x-www-form-urlencoded`).
+    pub fn form<K: Into<String>, V: Into<String>>(
+        mut self,
+        fields: impl IntoIterator<Item = (K, V)>,
+    ) -> Http {
+        let mut form = match self.given_body {
+            Body::Form(form) => form,
+            _ => Vec::new(),
+        };
+        form.extend(fields.into_iter().map(|(k, v)| (k.into(), v.into())));
+        self.given_body = Body::Form(form);
+        self
+    }
+
+    /// Sets the body. What it is should be said with a `Content-Type` [`header`](Http::header).
+    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Http {
+        self.given_body = Body::Bytes(body.into());
+        self
+    }
+}
+
+impl fmt::Debug for Http {
+    /// Without headers, body, user and query: they may be secrets.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "Http({} {}, wanted {})",
+            self.method,
+            show(&self.given_url),
+            self.wanted
+        )
+    }
+}
+
+impl Readiness for Http {
+    fn describe(&self) -> String {
+        let url = match &self.target {
+            Some(target) => target.shown_url.clone(),
+            None => show(&self.given_url),
+        };
+        format!(
+            "it answered {} {url} with {}",
+            printable(&self.method, 40),
+            self.wanted
+        )
+    }
+
+    fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {
+        self.target = None;
+        self.target = Some(self.resolve(cx)?);
+        self.limit = scaled(FIRST_LIMIT);
+        self.listens = None;
+        self.next = Duration::ZERO;
+        self.last_error = None;
+        self.first_bytes = None;
+        Ok(())
+    }
+
+    fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
+        if cx.elapsed() < self.next {
+            // Woken by something that is not this condition's.
+            return match &self.last_error {
+                Some(text) => Err(io::Error::other(text.clone())),
+                None => Ok(false),
+            };
+        }
+        let Some(mut target) = self.target.take() else {
+            return Ok(false);
+        };
+        let begun = Instant::now();
+        let result = match find(&target.places, cx) {
+            Ok(addr) => {
+                target.addr = addr;
+                let listens = *self.listens.get_or_insert(cx.elapsed());
+                let is_cut_short = cx.remaining() < self.limit;
+                let answer = self.ask(&target, cx);
+                // It listens: the first good answer is near, however long it took to come so far.
+                let now = cx.elapsed() + begun.elapsed();
+                self.next = now + poll_pause(now - listens);
+                match (answer, &self.last_error) {
+                    // By the end of the wait: what the one before told says more.
+                    (Err(error), Some(last)) if is_cut_short && error.kind() == io::ErrorKind::TimedOut => {
+                        Err(io::Error::other(last.clone()))
+                    }
+                    (result, _) => {
+                        self.last_error = result.as_ref().err().map(io::Error::to_string);
+                        result
+                    }
+                }
+            }
+            Err(error) => {
+                self.listens = None;
+                Err(error)
+            }
+        };
+        self.target = Some(target);
+        result
+    }
+
+    fn wakes(&self, wake: &mut Wake) {
+        match self.listens {
+            Some(_) => wake.at(self.next),
+            None => wake.with_back_off_but(REQUEST),
+        }
+    }
+
+    fn addr(&self) -> Option<SocketAddr> {
+        self.target.as_ref().map(|target| target.addr)
+    }
+
+    fn url(&self) -> Option<&str> {
+        self.target.as_ref().map(|target| target.url.as_str())
+    }
+}
+
+/// What a request and its answer take, on loopback: the look for who listens is to be as much quicker, so that both together are no
+/// later than it alone is with `Tcp`.
+const REQUEST: Duration = Duration::from_micros(400);
+
+/// The address at which to ask the service. The error says why there is none yet.
+fn find(places: &[Place], cx: &Probe<'_>) -> io::Result<SocketAddr> {
+    let mut found = None;
+    let mut last_error = None;
+    for place in places {
+        if !place.is_local {
+            found = found.or(Some(place.addr));
+            continue;
+        }
+        // Every address is checked, also after one that is the service's: clients of the URL may
+        // reach any of them, so that another process's listener on one is an error.
+        match cx.listens_on(place.addr) {
+            Ok(true) => found = found.or(Some(place.addr)),
+            Ok(false) => {}
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => return Err(error),
+            Err(error) => last_error = Some(error),
+        }
+    }
+    match (found, last_error) {
+        (Some(addr), _) => Ok(addr),
+        (None, Some(error)) => Err(error),
+        (None, None) => {
+            let all: Vec<_> = places.iter().map(|place| place.addr.to_string()).collect();
+            Err(io::Error::new(
+                io::ErrorKind::ConnectionRefused,
+                format!("it does not listen on {}", all.join(" or ")),
+            ))
+        }
+    }
+}
