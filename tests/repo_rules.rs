@@ -1,6 +1,7 @@
 //! The rules of this repository that a compiler does not check.
 //!
-//! A binary of its own: it needs nothing but the files, so it is built and run in a second while one writes.
+//! A binary of its own: it needs nothing but the files, so it is built and run in a second while
+//! one writes.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -37,7 +38,8 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// The code without comments, and without what stands in string and character literals; lines are kept.
+/// The code without comments, and without what stands in string and character literals; lines are
+/// kept.
 fn bare_code(source: &str) -> String {
     let mut bare = String::new();
     let mut rest = source;
@@ -192,7 +194,8 @@ fn system_calls_are_under_sys_alone() {
     );
 }
 
-/// What users compile and must not see: a new major version of one of these is not to be one of ours.
+/// What users compile and must not see: a new major version of one of these is not to be one of
+/// ours.
 const FOREIGN: [&str; 7] = [
     "libc",
     "nix",
@@ -203,8 +206,9 @@ const FOREIGN: [&str; 7] = [
     "ureq",
 ];
 
-/// The parts of a file that the interface is made of: what is `pub`, with the bodies of enums and traits, and for which types
-/// traits are implemented. (`unreachable_pub` sees to it that what is `pub` is meant to be seen.)
+/// The parts of a file that the interface is made of: what is `pub`, with the bodies of enums and
+/// traits, and for which types traits are implemented. (`unreachable_pub` sees to it that what is
+/// `pub` is meant to be seen.)
 fn interface(code: &str) -> Vec<String> {
     let mut parts = Vec::new();
     let mut lines = code.lines().map(str::trim);
@@ -271,7 +275,8 @@ fn a_foreign_type_in_the_interface_is_seen() {
     ));
 }
 
-/// The one crate that is re-exported, `rstest`, is there for the attribute's expansion: `docs/api.md`.
+/// The one crate that is re-exported, `rstest`, is there for the attribute's expansion:
+/// `docs/api.md`.
 #[test]
 fn no_foreign_type_stands_in_the_interface() {
     if !in_workspace() {
@@ -453,21 +458,28 @@ fn code_that_is_not_run_says_why() {
     let mut pages = chapters();
     pages.push(("README".to_owned(), read("README.md")));
     for (name, text) in pages {
-        let mut before = "";
+        // The first line of what stands above without an empty line between.
+        let mut above = None;
         for line in text.lines() {
             let unrun = ["no_run", "ignore", "compile_fail", "should_panic"]
                 .iter()
                 .any(|word| line.contains(word));
             assert!(
-                !(line.starts_with("```rust") && unrun) || before.starts_with("<!-- Not "),
+                !(line.starts_with("```rust") && unrun)
+                    || above.is_some_and(|line: &str| line.starts_with("<!-- Not ")),
                 "{name}.md: `{line}` without a comment above it that says why"
             );
-            before = line;
+            above = if line.is_empty() {
+                None
+            } else {
+                above.or(Some(line))
+            };
         }
     }
 }
 
-/// The reasons why tests do not hold on the back end for other Unixes, each with the files that have such tests.
+/// The reasons why tests do not hold on the back end for other Unixes, each with the files that
+/// have such tests.
 fn left_out_on_the_portable_back_end() -> BTreeMap<String, Vec<String>> {
     let mut left_out: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for folder in [
@@ -515,7 +527,8 @@ fn left_out_on_the_portable_back_end() -> BTreeMap<String, Vec<String>> {
     left_out
 }
 
-/// Nobody has to search for what does not hold on the back end for other Unixes: it is in a table, with how many tests say so.
+/// Nobody has to search for what does not hold on the back end for other Unixes: it is in a table,
+/// with how many tests say so.
 #[test]
 fn what_the_portable_back_end_leaves_out_is_listed() {
     if !in_workspace() {
