@@ -1,17 +1,21 @@
-//! What supervision occupies: memory, threads, and processor time while one waits and while the service runs.
+//! What supervision occupies: memory, threads, and processor time while one waits and while the
+//! service runs.
 //!
-//! - **memory**: of what supervises one service, from a test process of 10 and of 200 MB that goes on writing to its memory. That is
-//!   two processes in one memory, which is counted once; whether it is one is asked (`KCMP_VM`). `Pss_Dirty` shares a page
-//!   among the memories that have it, so that half of what the test process has in any case (relocated constants, most of it) is
-//!   charged to the supervision; `Private_Dirty` leaves that out. *More for both* is `Pss_Dirty` of the test process and of the
-//!   supervision, less that of the test process before: what the machine has to give. What was just written to disk counts as dirty until it is written back, and the programs
-//!   here were just built; so `sync` comes first.
+//! - **memory**: of what supervises one service, from a test process of 10 and of 200 MB that goes
+//!   on writing to its memory. That is two processes in one memory, which is counted once; whether
+//!   it is one is asked (`KCMP_VM`). `Pss_Dirty` shares a page among the memories that have it, so
+//!   that half of what the test process has in any case (relocated constants, most of it) is
+//!   charged to the supervision; `Private_Dirty` leaves that out. *More for both* is `Pss_Dirty` of
+//!   the test process and of the supervision, less that of the test process before: what the
+//!   machine has to give. What was just written to disk counts as dirty until it is written back,
+//!   and the programs here were just built; so `sync` comes first.
 //! - **threads** that a test process has more for each service.
-//! - **waiting**: processor time of a start that takes 1,000 ms, of the test process and of the supervisor. Against: by hand,
-//!   with a look every 50 µs, every millisecond and every 100 ms.
+//! - **waiting**: processor time of a start that takes 1,000 ms, of the test process and of the
+//!   supervisor. Against: by hand, with a look every 50 µs, every millisecond and every 100 ms.
 //! - **running**: processor time of the supervisor of a service that has been idle for a second.
 //!
-//! There is no harness, because none of it is the time that a call takes; half of it is about other processes.
+//! There is no harness, because none of it is the time that a call takes; half of it is about other
+//! processes.
 //!
 //! `cargo bench --bench footprint` prints tables, in half a minute.
 
@@ -44,7 +48,7 @@ fn main() {
     println!("\n{}", table::foot(begin.elapsed()));
 }
 
-// ---- memory -----------------------------------------------------------------------------------------------------------------
+// ---- memory -------------------------------------------------------------------------------------
 
 fn memory() {
     let mut rows = vec![
@@ -84,7 +88,8 @@ fn memory_of(megabytes: u64) {
     sync();
     let before = kib_of(me, "Pss_Dirty:");
     let service = Executor::builder("sleep 60").start().expect("sleep");
-    // As tests do: this process goes on writing to its memory, which the supervisor must not hold copies of.
+    // As tests do: this process goes on writing to its memory, which the supervisor must not hold
+    // copies of.
     ballast.fill(2);
     std::hint::black_box(&ballast);
     sync();
@@ -116,7 +121,8 @@ fn have_one_memory(pid: u32, other: u32) -> bool {
     }
     const KCMP: c_long = if cfg!(target_arch = "x86_64") { 312 } else { 272 };
     const VM: c_int = 1;
-    // SAFETY: kcmp only compares. (The numbers are those of x86-64, and of all newer architectures.)
+    // SAFETY: kcmp only compares. (The numbers are those of x86-64, and of all newer
+    // architectures.)
     unsafe { syscall(KCMP, pid, other, VM, 0 as c_ulong, 0 as c_ulong) == 0 }
 }
 
@@ -132,7 +138,7 @@ fn kib_of(pid: u32, figure: &str) -> i64 {
     number.and_then(|n| n.parse().ok()).expect("a number")
 }
 
-// ---- threads ----------------------------------------------------------------------------------------------------------------
+// ---- threads ------------------------------------------------------------------------------------
 
 fn threads() {
     let before = entries("/proc/self/task");
@@ -152,7 +158,7 @@ fn threads() {
     );
 }
 
-// ---- processor --------------------------------------------------------------------------------------------------------------
+// ---- processor ----------------------------------------------------------------------------------
 
 const WAIT: &str = "1000";
 
@@ -260,7 +266,8 @@ fn burnt_by_hand(manner: Manner) -> f64 {
     burnt
 }
 
-/// Processor time of another process so far. The scheduler's own account: `stat` counts in ticks of 10 ms.
+/// Processor time of another process so far. The scheduler's own account: `stat` counts in ticks of
+/// 10 ms.
 fn on_cpu(pid: u32) -> f64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).expect("its account");
     let nanos = text.split_whitespace().next().and_then(|n| n.parse::<f64>().ok());

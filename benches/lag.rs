@@ -1,23 +1,26 @@
-//! How much later than the service itself one knows that it is ready, and that it is gone; for each readiness.
+//! How much later than the service itself one knows that it is ready, and that it is gone; for each
+//! readiness.
 //!
-//! - **ready lag**: from the moment at which the helper service stamps CLOCK_MONOTONIC, right after it *is* ready, until
-//!   `start` returns; for services that take 0 to 1,000 ms to start.
+//! - **ready lag**: from the moment at which the helper service stamps CLOCK_MONOTONIC, right after
+//!   it *is* ready, until `start` returns; for services that take 0 to 1,000 ms to start.
 //! - **stop lag**: from the helper's stamp right before it dies until `stop` returns.
 //!
-//! Against: the same by hand, in turns with ours, as good as it gets without supervision: spawned by `std`, a look every 50 µs
-//! (for `Banner` and `SdNotify` a blocking read), `waitpid` for the end. That costs two fifths of a core while it waits; see
-//! `footprint`.
+//! Against: the same by hand, in turns with ours, as good as it gets without supervision: spawned
+//! by `std`, a look every 50 µs (for `Banner` and `SdNotify` a blocking read), `waitpid` for the
+//! end. That costs two fifths of a core while it waits; see `footprint`.
 //!
-//! `And` is of `Tcp` and `Banner`. Negative lags are real: `start` has returned before the helper had taken its time stamp. `NoWait` has no lag, and is
-//! in `start`.
+//! `And` is of `Tcp` and `Banner`. Negative lags are real: `start` has returned before the helper
+//! had taken its time stamp. `NoWait` has no lag, and is in `start`.
 //!
-//! `Exec` asks by a program, here `test -e`, and cannot know before the first run that began after the service was ready has ended, or one
-//! that asked just in time. So for it the program's own time is added to the target; it is measured as well, and
-//! printed. By hand one run follows the other at once.
+//! `Exec` asks by a program, here `test -e`, and cannot know before the first run that began after
+//! the service was ready has ended, or one that asked just in time. So for it the program's own
+//! time is added to the target; it is measured as well, and printed. By hand one run follows the
+//! other at once.
 //!
-//! There is no harness, because a harness times a call. Here the time begins with a stamp that *another process* has taken,
-//! somewhere within the call. `cargo bench --bench lag` prints tables of medians, in about two minutes; nothing is
-//! asserted. With `-- --worker` this is the part of `benches/compare/run` that is in Rust.
+//! There is no harness, because a harness times a call. Here the time begins with a stamp that
+//! *another process* has taken, somewhere within the call. `cargo bench --bench lag` prints tables
+//! of medians, in about two minutes; nothing is asserted. With `-- --worker` this is the part of
+//! `benches/compare/run` that is in Rust.
 
 mod common;
 #[path = "../tests/common/mod.rs"]
@@ -117,13 +120,14 @@ fn cell(ours: f64, by_hand: f64, met: bool) -> String {
     format!("{emphasis}{}{emphasis} ({})", number(ours), number(by_hand))
 }
 
-// ---- the comparison ---------------------------------------------------------------------------------------------------------
+// ---- the comparison -----------------------------------------------------------------------------
 
 /// Does what each line of the input says, and answers with a line of milliseconds:
 ///
 /// - `cycle WHO KIND DELAY`: ready lag, stop lag, the whole life;
 /// - `redis WHO`, `together WHO COUNT DELAY`: the whole of it;
-/// - `overhead MB`: our start, and the bare spawn of the same program, medians from a process of that size.
+/// - `overhead MB`: our start, and the bare spawn of the same program, medians from a process of
+///   that size.
 fn work() {
     for line in std::io::stdin().lock().lines() {
         let line = line.expect("the input");

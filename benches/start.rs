@@ -1,12 +1,15 @@
 //! What a start costs beyond the bare spawn of the same program, and what a whole life costs.
 //!
-//! - `spawn`: until the program has been executed. `executor` is `Executor::builder("sleep 60").start()`, its supervisor included;
-//!   `command` is `std::process::Command::spawn` of the same. From a test process of 10 and of 200 MB: a fork would grow with
-//!   it. The target is the difference, at most 1.5 and 3 ms.
+//! - `spawn`: until the program has been executed. `executor` is
+//!   `Executor::builder("sleep 60").start()`, its supervisor included; `command` is
+//!   `std::process::Command::spawn` of the same. From a test process of 10 and of 200 MB: a fork
+//!   would grow with it. The target is the difference, at most 1.5 and 3 ms.
 //! - `life`: start *and* stop of the same, with SIGTERM. By hand: spawn, `kill`, `waitpid`.
-//! - `ready`: start, ready and stop of the helper, which is ready at once, for each readiness. By hand: a look every 50 µs, and `waitpid`.
-//! - `redis`: the same of a Redis with `--hz 500`, since Redis looks for SIGTERM only that often. By hand as above, and with
-//!   a poll of 1 and of 100 ms. The target is at most 1.25 times `by_hand`.
+//! - `ready`: start, ready and stop of the helper, which is ready at once, for each readiness. By
+//!   hand: a look every 50 µs, and `waitpid`.
+//! - `redis`: the same of a Redis with `--hz 500`, since Redis looks for SIGTERM only that often.
+//!   By hand as above, and with a poll of 1 and of 100 ms. The target is at most 1.25 times
+//!   `by_hand`.
 //!
 //! `cargo bench --bench start`; read the medians, and on a busy machine the fastest.
 

@@ -1,11 +1,13 @@
 //! From SIGKILL of a test process until nothing of its service is left.
 //!
-//! The helper obeys SIGTERM, so that no grace is waited out: alone, and as a tree of three and of five processes. The clock runs
-//! from the `kill` until the last of them is dead, which a `pidfd` of each tells without polling. Against: the test process's
-//! own end, which nobody can be faster than.
+//! The helper obeys SIGTERM, so that no grace is waited out: alone, and as a tree of three and of
+//! five processes. The clock runs from the `kill` until the last of them is dead, which a `pidfd`
+//! of each tells without polling. Against: the test process's own end, which nobody can be faster
+//! than.
 //!
-//! There is no harness, because what is timed happens in three other processes: the victim, its supervisor, the service. Each
-//! sample needs a new victim, which takes a hundred times as long to start as to die.
+//! There is no harness, because what is timed happens in three other processes: the victim, its
+//! supervisor, the service. Each sample needs a new victim, which takes a hundred times as long to
+//! start as to die.
 //!
 //! `cargo bench --bench teardown` prints a table of medians, in a few seconds.
 

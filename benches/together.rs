@@ -1,8 +1,9 @@
 //! Many services at once: all ready before the first is stopped; until the last is gone.
 //!
-//! `executor` is `start_all` and `stop_all` of `TcpExecutor`s on `{port}`, which need no thread; `on_threads` starts and stops each on a
-//! thread of its own. `poll_1_ms` is by hand, on as many threads: spawn, a connection tried every millisecond, SIGTERM,
-//! `try_wait` every millisecond. The helper is up after 0 and after 20 ms. The target: 50 of them in at most 1.5 times the poll's
+//! `executor` is `start_all` and `stop_all` of `TcpExecutor`s on `{port}`, which need no thread;
+//! `on_threads` starts and stops each on a thread of its own. `poll_1_ms` is by hand, on as many
+//! threads: spawn, a connection tried every millisecond, SIGTERM, `try_wait` every millisecond. The
+//! helper is up after 0 and after 20 ms. The target: 50 of them in at most 1.5 times the poll's
 //! time.
 //!
 //! `cargo bench --bench together`.

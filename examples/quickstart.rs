@@ -4,9 +4,10 @@
 //! cargo run --example quickstart
 //! ```
 //!
-//! The server is this very program, run again with an argument. It listens on a port only after 300 ms, as real servers do.
-//! It is started, talked to, stopped, and shown to be gone; then one start fails, one test process is killed, and, where
-//! `redis-server` is on the PATH, the same is done with Redis.
+//! The server is this very program, run again with an argument. It listens on a port only after 300
+//! ms, as real servers do. It is started, talked to, stopped, and shown to be gone; then one start
+//! fails, one test process is killed, and, where `redis-server` is on the PATH, the same is done
+//! with Redis.
 
 use std::env;
 use std::error::Error;
@@ -114,7 +115,8 @@ fn act(
     let answer = ask(addr)?;
     screen.timed("answered", begin.elapsed(), &format!("\u{201c}{answer}\u{201d}"));
 
-    // How does your code take an outage? The service is started again after the closure, even if it panics.
+    // How does your code take an outage? The service is started again after the closure, even if it
+    // panics.
     let begin = Instant::now();
     server.stopped(|| TcpStream::connect(addr).expect_err("nobody is there"))?;
     let text = format!(
@@ -149,7 +151,7 @@ fn hold() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-// ---- the server -------------------------------------------------------------------------------------------------------
+// ---- the server ---------------------------------------------------------------------------------
 
 fn serve(addr: &str) -> Result<(), Box<dyn Error>> {
     println!("heating the water");
@@ -158,7 +160,8 @@ fn serve(addr: &str) -> Result<(), Box<dyn Error>> {
     println!("open");
     for (guest, stream) in listener.incoming().enumerate() {
         let mut stream = stream?;
-        // All of the head: a connection that is closed with something unread is reset, and the guest may lose the answer.
+        // All of the head: a connection that is closed with something unread is reset, and the
+        // guest may lose the answer.
         let lines = BufReader::new(&stream).lines().map_while(Result::ok);
         let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
         let Some(request) = head.first() else { continue };
@@ -183,7 +186,7 @@ fn serve_from(menu: &str) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-// ---- its clients ------------------------------------------------------------------------------------------------------
+// ---- its clients --------------------------------------------------------------------------------
 
 /// The body of an HTTP answer.
 fn get(addr: SocketAddr, path: &str) -> io::Result<String> {
@@ -206,7 +209,7 @@ fn redis_says(addr: SocketAddr, command: &str) -> io::Result<String> {
     Ok(answer.trim_end().trim_start_matches('+').to_owned())
 }
 
-// ---- looks at the system ----------------------------------------------------------------------------------------------
+// ---- looks at the system ------------------------------------------------------------------------
 
 /// Whether there is no such process, not even a zombie.
 fn gone(pid: u32) -> bool {
@@ -238,7 +241,7 @@ fn on_path(program: &str) -> bool {
     dirs.iter().any(|dir| dir.join(program).is_file())
 }
 
-// ---- the screen -------------------------------------------------------------------------------------------------------
+// ---- the screen ---------------------------------------------------------------------------------
 
 /// Prints rows of a label, a time and a text; in colour on a terminal, unless NO_COLOR is set.
 struct Screen {

@@ -1,4 +1,5 @@
-//! The guide: short chapters, in the order in which one needs them. All code in them is compiled and run by mirakuru's own tests.
+//! The guide: short chapters, in the order in which one needs them. All code in them is compiled
+//! and run by mirakuru's own tests.
 //!
 //! | chapter | |
 //! | --- | --- |
@@ -15,8 +16,9 @@
 //! | [Coming from Testcontainers](from_testcontainers) | what is the same, what is not, when to stay |
 //! | [Limits](limits) | honestly |
 
-/// The chapters are read on a code forge as well, where links go to files and to docs.rs. Of two definitions of a link the first
-/// counts: so these lead to the items here. `tests/repo_rules.rs` sees to it that none is missing.
+/// The chapters are read on a code forge as well, where links go to files and to docs.rs. Of two
+/// definitions of a link the first counts: so these lead to the items here. `tests/repo_rules.rs`
+/// sees to it that none is missing.
 macro_rules! chapters {
     ($($name:ident)*) => {$(
         #[doc = "[`Executor`]: crate::Executor"]

@@ -1,4 +1,5 @@
-//! Start real services for your tests, wait until they are really ready, and be sure they are gone afterwards.
+//! Start real services for your tests, wait until they are really ready, and be sure they are gone
+//! afterwards.
 //!
 //! ```
 //! use mirakuru::{TcpExecutor, fixture};
@@ -14,8 +15,9 @@
 //! # // A doctest is no test build: shown here, run in `tests/`.
 //! ```
 //!
-//! When the body begins, the server accepts connections. When the test ends, however it ends, the server is gone, and so is
-//! everything that it ever forked. A start takes about 1 ms longer than a bare [`Command::spawn`](std::process::Command::spawn).
+//! When the body begins, the server accepts connections. When the test ends, however it ends, the
+//! server is gone, and so is everything that it ever forked. A start takes about 1 ms longer than a
+//! bare [`Command::spawn`](std::process::Command::spawn).
 //!
 //! # Choosing
 //!
@@ -28,10 +30,11 @@
 //! | a program that is no test, or full control | [`Executor::builder`], below |
 //! | a service that needs more than a command: a schema, a connection string | a [`Recipe`] of your own |
 //!
-//! The [guide] goes through all of that, a page for each: a [first test](guide::first_test), [choosing a
-//! readiness](guide::readiness), [sharing](guide::sharing), [nextest](guide::nextest), [async](guide::async_tests),
-//! [CI](guide::ci), [resistance tests](guide::resistance), [presets of your own](guide::writing_a_preset), and [what to do when a
-//! start hangs](guide::debugging); coming [from Python mirakuru](guide::from_python) or [from
+//! The [guide] goes through all of that, a page for each: a [first test](guide::first_test),
+//! [choosing a readiness](guide::readiness), [sharing](guide::sharing), [nextest](guide::nextest),
+//! [async](guide::async_tests), [CI](guide::ci), [resistance tests](guide::resistance), [presets of
+//! your own](guide::writing_a_preset), and [what to do when a start hangs](guide::debugging);
+//! coming [from Python mirakuru](guide::from_python) or [from
 //! Testcontainers](guide::from_testcontainers); and the [limits](guide::limits).
 //!
 //! # Executors
@@ -57,8 +60,8 @@
 //! # Ok::<(), mirakuru::Error>(())
 //! ```
 //!
-//! A *recipe*, [`ExecutorBuilder`], is plain data that says how to start a service. An *executor*, [`Executor`], is the running
-//! (or stopped) service. When it counts as ready is part of its type:
+//! A *recipe*, [`ExecutorBuilder`], is plain data that says how to start a service. An *executor*,
+//! [`Executor`], is the running (or stopped) service. When it counts as ready is part of its type:
 //!
 //! | executor | ready when |
 //! | --- | --- |
@@ -73,34 +76,39 @@
 //! | `Executor<Check>` | a closure says so |
 //! | `Executor<R>` | your own type says so: implement [`Readiness`] |
 //!
-//! Conditions combine, and commands, paths and addresses may hold placeholders such as `{port}` (a free port): see
-//! [`ExecutorBuilder`].
+//! Conditions combine, and commands, paths and addresses may hold placeholders such as `{port}` (a
+//! free port): see [`ExecutorBuilder`].
 //!
 //! # The guarantee
 //!
-//! However the test process ends (the end of a test, a panic, [`std::process::exit`], Ctrl-C, an abort, a crash, `SIGKILL`), nothing
-//! of the service survives: no child, no grandchild, no daemon. Each service has a tiny supervising process that outlives the test
-//! process just long enough for that.
+//! However the test process ends (the end of a test, a panic, [`std::process::exit`], Ctrl-C, an
+//! abort, a crash, `SIGKILL`), nothing of the service survives: no child, no grandchild, no daemon.
+//! Each service has a tiny supervising process that outlives the test process just long enough for
+//! that.
 //!
 //! # Limits
 //!
-//! - Linux is where the guarantee holds. Other Unixes have a back end on POSIX calls alone, which was tested on Linux and never run on
-//!   a real macOS or BSD. It ends the service's process group, and does not find what leaves that, as daemons do; a supervisor that
-//!   is killed leaves the service, unless the test process is still there; listening sockets are not checked for their owner; and a
-//!   shared service is its test process's own, not the run's.
-//! - A service that is shared is never stopped by a test: that takes `&mut`, and sharing hands out `&`.
-//! - `#[should_panic]` tests never take the failure of a start for the panic that they expect; the report is then in the
-//!   test's output.
+//! - Linux is where the guarantee holds. Other Unixes have a back end on POSIX calls alone, which
+//!   was tested on Linux and never run on a real macOS or BSD. It ends the service's process group,
+//!   and does not find what leaves that, as daemons do; a supervisor that is killed leaves the
+//!   service, unless the test process is still there; listening sockets are not checked for their
+//!   owner; and a shared service is its test process's own, not the run's.
+//! - A service that is shared is never stopped by a test: that takes `&mut`, and sharing hands out
+//!   `&`.
+//! - `#[should_panic]` tests never take the failure of a start for the panic that they expect; the
+//!   report is then in the test's output.
 //!
 //! # When something goes wrong
 //!
-//! An [`Error`] is a report: its first line says it all, and what follows is the evidence (the last probe's own error, what
-//! happened when, the end of the log and its file, who has the port) and, where the cause is known, what to do. Values of the
-//! environment and passwords in URLs are never in it; only what the service itself prints is shown as it is.
+//! An [`Error`] is a report: its first line says it all, and what follows is the evidence (the last
+//! probe's own error, what happened when, the end of the log and its file, who has the port) and,
+//! where the cause is known, what to do. Values of the environment and passwords in URLs are never
+//! in it; only what the service itself prints is shown as it is.
 //!
-//! When a test fails, the end of its services' logs is in the test's output; of a shared service, only what it printed since the
-//! test first used it. (For a test that panics. One that returns `Err` is seen where the attribute stands on it; and what a task on
-//! another thread has used is shown when that task panics.)
+//! When a test fails, the end of its services' logs is in the test's output; of a shared service,
+//! only what it printed since the test first used it. (For a test that panics. One that returns
+//! `Err` is seen where the attribute stands on it; and what a task on another thread has used is
+//! shown when that task panics.)
 //!
 //! | environment variable | |
 //! | --- | --- |
@@ -111,15 +119,17 @@
 //!
 //! # Where the time goes
 //!
-//! `MIRAKURU_TIMELINE=timeline.html cargo test` writes a page that shows what became of the run's time: when each service was
-//! started, ready, used by which tests, and stopped, over all processes of the run, and which chain of these made the run as long as it
-//! was. With a name in `.json` it is a trace in Chrome's format, which <https://ui.perfetto.dev> opens. A relative path is relative to
-//! where the runner was started. It works with `cargo nextest run` as well; the file is always whole, and may be looked at while
-//! the run goes on.
+//! `MIRAKURU_TIMELINE=timeline.html cargo test` writes a page that shows what became of the run's
+//! time: when each service was started, ready, used by which tests, and stopped, over all processes
+//! of the run, and which chain of these made the run as long as it was. With a name in `.json` it
+//! is a trace in Chrome's format, which <https://ui.perfetto.dev> opens. A relative path is
+//! relative to where the runner was started. It works with `cargo nextest run` as well; the file is
+//! always whole, and may be looked at while the run goes on.
 //!
-//! A test begins where it first asks for a service, and ends with its thread. A service of the whole run ends with the runner, when no
-//! test is left that could write it down: it is drawn to the end. Of a process that is killed, what happened less than a second before
-//! is missing if no other process of the run comes after it.
+//! A test begins where it first asks for a service, and ends with its thread. A service of the
+//! whole run ends with the runner, when no test is left that could write it down: it is drawn to
+//! the end. Of a process that is killed, what happened less than a second before is missing if no
+//! other process of the run comes after it.
 //!
 //! # Features
 //!
@@ -189,22 +199,27 @@ pub use mirakuru_fixtures::{Recipe, Shared, StartAll, StopAll, start_all, stop_a
 /// }
 /// ```
 ///
-/// - The test attribute below may be `#[test]`, `#[rstest]` with its cases, or one for async tests, such as `#[tokio::test]`. The
-///   test may return a `Result`, and carry `#[should_panic]` or `#[ignore]`.
-/// - Attributes stack. Each binds the first parameter that is still free and has no attribute of its own, or the one that
-///   `name = parameter` names, or with `name = _` none. What is left over is rstest's.
-/// - Services are started together, so that it takes as long as the slowest, and the one of the last attribute ends first. Services
-///   that want the same fixed port, in this test binary or in another, take turns.
-/// - Below `#[test]` it works where there is no parameter: the compiler looks at the signature first.
+/// - The test attribute below may be `#[test]`, `#[rstest]` with its cases, or one for async tests,
+///   such as `#[tokio::test]`. The test may return a `Result`, and carry `#[should_panic]` or
+///   `#[ignore]`.
+/// - Attributes stack. Each binds the first parameter that is still free and has no attribute of
+///   its own, or the one that `name = parameter` names, or with `name = _` none. What is left over
+///   is rstest's.
+/// - Services are started together, so that it takes as long as the slowest, and the one of the
+///   last attribute ends first. Services that want the same fixed port, in this test binary or in
+///   another, take turns.
+/// - Below `#[test]` it works where there is no parameter: the compiler looks at the signature
+///   first.
 ///
 /// # On a static
 ///
-/// The service is shared: started at first use, once, while others wait. The static is a [`Shared<T>`](Shared), which dereferences
-/// to `T`.
+/// The service is shared: started at first use, once, while others wait. The static is a
+/// [`Shared<T>`](Shared), which dereferences to `T`.
 ///
-/// It is shared by the whole run: by all processes of a `cargo nextest run`, and by all test binaries of a `cargo test`, as long as
-/// that runs. So **tests must not rely on its being empty**: others have used it, and use it at the same time. Give each a
-/// database, a key prefix or a topic of its own. With `scope = "process"` each process has its own service.
+/// It is shared by the whole run: by all processes of a `cargo nextest run`, and by all test
+/// binaries of a `cargo test`, as long as that runs. So **tests must not rely on its being empty**:
+/// others have used it, and use it at the same time. Give each a database, a key prefix or a topic
+/// of its own. With `scope = "process"` each process has its own service.
 ///
 /// ```
 /// # use mirakuru::TcpExecutor;
@@ -220,8 +235,9 @@ pub use mirakuru_fixtures::{Recipe, Shared, StartAll, StopAll, start_all, stop_a
 ///
 /// # On any other function
 ///
-/// The function becomes an rstest fixture (feature `rstest`). Without a body it gives the executor. With one, its first parameter
-/// receives the service, ready, and the body makes of it what it likes; further parameters are rstest's.
+/// The function becomes an rstest fixture (feature `rstest`). Without a body it gives the executor.
+/// With one, its first parameter receives the service, ready, and the body makes of it what it
+/// likes; further parameters are rstest's.
 ///
 /// ```
 /// # #[cfg(feature = "rstest")] mod tests {
@@ -258,10 +274,11 @@ pub use mirakuru_fixtures::{Recipe, Shared, StartAll, StopAll, start_all, stop_a
 /// # }
 /// ```
 ///
-/// `#[rstest]` is yours, or ours: `use mirakuru::rstest::rstest;`, and `use mirakuru::rstest::{self, rstest};` where a case's value is
-/// text that rstest is to parse. (If another crate of your workspace uses rstest with its
-/// default features, `#[rstest]` must come from your own manifest: its feature `crate-name` looks there.) An `async fn` is an
-/// async fixture. A fixture hides a crate of its name in its module: rather `redis_server` than `redis`.
+/// `#[rstest]` is yours, or ours: `use mirakuru::rstest::rstest;`, and
+/// `use mirakuru::rstest::{self, rstest};` where a case's value is text that rstest is to parse.
+/// (If another crate of your workspace uses rstest with its default features, `#[rstest]` must come
+/// from your own manifest: its feature `crate-name` looks there.) An `async fn` is an async
+/// fixture. A fixture hides a crate of its name in its module: rather `redis_server` than `redis`.
 ///
 /// # Keys
 ///
@@ -279,13 +296,14 @@ pub use mirakuru_fixtures::{Recipe, Shared, StartAll, StopAll, start_all, stop_a
 /// | `name = parameter` | the parameter that it is given to |
 /// | `scope` | for what is shared: `"run"` (the default: one service for a `cargo test` or `cargo nextest run`) or `"process"` |
 ///
-/// One of `cmd` and `bin` is needed, and at most one of the readiness keys, without which a service is ready once it is executed.
-/// Every other `key = value` is the method of [`ExecutorBuilder`] of that name: `timeout = Duration::from_secs(5)`,
-/// `args = ["-v"]`, `env = ("NAME", "value")`, `stop_signal = Signal::Int`, `name = "text"`, and `env_clear` alone. `arg`, `env`,
-/// `env_remove` and `fail_on` may be repeated.
+/// One of `cmd` and `bin` is needed, and at most one of the readiness keys, without which a service
+/// is ready once it is executed. Every other `key = value` is the method of [`ExecutorBuilder`] of
+/// that name: `timeout = Duration::from_secs(5)`, `args = ["-v"]`, `env = ("NAME", "value")`,
+/// `stop_signal = Signal::Int`, `name = "text"`, and `env_clear` alone. `arg`, `env`, `env_remove`
+/// and `fail_on` may be repeated.
 ///
-/// Instead of keys, an expression that makes a recipe, which is anything that implements [`Recipe`]; only `name = parameter` and
-/// `scope` may follow:
+/// Instead of keys, an expression that makes a recipe, which is anything that implements
+/// [`Recipe`]; only `name = parameter` and `scope` may follow:
 ///
 /// ```
 /// use mirakuru::{Executor, ExecutorBuilder, Tcp, TcpExecutor};
@@ -302,8 +320,8 @@ pub use mirakuru_fixtures::{Recipe, Shared, StartAll, StopAll, start_all, stop_a
 /// ```
 pub use mirakuru_macros::fixture;
 
-/// The rstest that fixture functions are made with, for crates that do not name it in their own manifest:
-/// `use mirakuru::rstest::rstest;`.
+/// The rstest that fixture functions are made with, for crates that do not name it in their own
+/// manifest: `use mirakuru::rstest::rstest;`.
 #[cfg(feature = "rstest")]
 pub use mirakuru_fixtures::rstest;
 

@@ -1,7 +1,7 @@
 //! Each mistake is one error, on the token that is wrong, and says what would be right.
 //!
-//! One mistake a file, named after the mistake. What rustc prints changes with its version: the expected output is that of the
-//! version in CI.
+//! One mistake a file, named after the mistake. What rustc prints changes with its version: the
+//! expected output is that of the version in CI.
 //!
 //! A binary of its own: it runs cargo, and trybuild takes the whole directory of the package.
 #![cfg(all(feature = "http", feature = "rstest"))]

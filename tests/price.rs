@@ -1,8 +1,9 @@
-//! What this crate costs its users' builds: how many packages stand in the Cargo.lock of a crate that depends on it and
-//! on nothing else. All of them count: the crate itself, the four of this repository, and build scripts' dependencies.
+//! What this crate costs its users' builds: how many packages stand in the Cargo.lock of a crate
+//! that depends on it and on nothing else. All of them count: the crate itself, the four of this
+//! repository, and build scripts' dependencies.
 //!
-//! The versions are those of this repository's Cargo.lock, so that the figure changes only with a change here, and no
-//! network is needed.
+//! The versions are those of this repository's Cargo.lock, so that the figure changes only with a
+//! change here, and no network is needed.
 //!
 //! A binary of its own: it runs cargo.
 
@@ -28,7 +29,8 @@ fn without_default_features_they_are_far_fewer() {
 fn stays_within(limit: usize, name: &str, features: &str) {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     if !root.join("mirakuru-core/Cargo.toml").is_file() {
-        // A package that was unpacked by itself has its siblings in the registry, in whatever version.
+        // A package that was unpacked by itself has its siblings in the registry, in whatever
+        // version.
         return;
     }
     let packages = packages_of_a_user(root, name, features);

@@ -1,5 +1,6 @@
-//! The first test of the README, pasted into a fresh crate that depends on this one, as a newcomer does it; and all other tests that
-//! are shown anywhere: those of the guide, of the README and of `examples/suite`, in one crate.
+//! The first test of the README, pasted into a fresh crate that depends on this one, as a newcomer
+//! does it; and all other tests that are shown anywhere: those of the guide, of the README and of
+//! `examples/suite`, in one crate.
 //!
 //! A doctest compiles what is shown, but leaves out what is marked `#[test]`: so here it is run.
 //!
@@ -26,8 +27,8 @@ fn first_test() -> String {
     rest.split_once("```").expect("its end").0.to_owned()
 }
 
-/// A crate with one test, and mirakuru as its only dependency. Each has a name of its own: cargo, with one target directory for
-/// both, would take them for the same.
+/// A crate with one test, and mirakuru as its only dependency. Each has a name of its own: cargo,
+/// with one target directory for both, would take them for the same.
 fn fresh_crate(scratch: &Scratch, name: &str, test: &str) -> PathBuf {
     let dir = scratch.path().join("fresh");
     fs::create_dir_all(dir.join("src")).unwrap();
@@ -94,7 +95,8 @@ fn the_first_test_of_the_readme_passes_in_a_fresh_crate() {
     assert!(!text(&output).contains("LEAK"), "{}", text(&output));
 }
 
-/// The blocks of Rust in a page that are to be compiled: the words after the fence, and the code, with what rustdoc hides.
+/// The blocks of Rust in a page that are to be compiled: the words after the fence, and the code,
+/// with what rustdoc hides.
 fn rust_blocks(page: &str) -> Vec<(String, String)> {
     let mut blocks = Vec::new();
     let mut lines = page.lines();
@@ -114,7 +116,8 @@ fn rust_blocks(page: &str) -> Vec<(String, String)> {
     blocks
 }
 
-/// The tests that the pages show, each block in a module of its own, and the names of those modules that have to be seen running.
+/// The tests that the pages show, each block in a module of its own, and the names of those modules
+/// that have to be seen running.
 fn shown_tests() -> (String, Vec<String>) {
     let mut pages = vec![("readme".to_owned(), root().join("README.md"))];
     let guide = fs::read_dir(root().join("docs/guide")).expect("the guide");
@@ -211,7 +214,8 @@ fn every_test_that_is_shown_passes() {
     assert!(modules.len() > 10, "where is the guide? {modules:?}");
     write(&dir.join("tests/shown.rs"), &file);
 
-    // As `cargo run --example quickstart` is here, but for the dependencies of these tests, which nobody has to build for that.
+    // As `cargo run --example quickstart` is here, but for the dependencies of these tests, which
+    // nobody has to build for that.
     fs::create_dir_all(dir.join("examples")).unwrap();
     let quickstart = fs::read_to_string(root().join("examples/quickstart.rs")).unwrap();
     write(&dir.join("examples/quickstart.rs"), &quickstart);

@@ -1,5 +1,5 @@
-//! The scope `run` as users have it: a crate of its own, five test binaries, one `static` in `tests/common/mod.rs`, and the real
-//! runners.
+//! The scope `run` as users have it: a crate of its own, five test binaries, one `static` in
+//! `tests/common/mod.rs`, and the real runners.
 //!
 //! A binary of its own: it runs cargo and nextest, for minutes, and it must not run twice.
 
@@ -172,7 +172,8 @@ impl Run {
         let status = self.child.wait().expect("a child");
         let services = self.services();
         let began = Instant::now();
-        // It takes milliseconds, or as long as Redis takes to look at its signals. This is for a machine that is busy with other things.
+        // It takes milliseconds, or as long as Redis takes to look at its signals. This is for a
+        // machine that is busy with other things.
         let gone = wait_until(|| !services.iter().any(|pid| alive(*pid)), 2 * LONG);
         assert!(gone, "after the runner the services are still there");
         (status.success(), began.elapsed())

@@ -1,8 +1,9 @@
-//! The runners: `cargo test` and `cargo nextest run`, each interrupted, timed out, with one thread, and two at a time. Whatever they do
-//! to the test processes, nothing of the services stays.
+//! The runners: `cargo test` and `cargo nextest run`, each interrupted, timed out, with one thread,
+//! and two at a time. Whatever they do to the test processes, nothing of the services stays.
 //!
-//! What they run are crates that depend on this one as a user's do (`runners/`, see `common/fresh.rs`).
-//! nextest is optional: where it is not installed, each test says aloud what it leaves out.
+//! What they run are crates that depend on this one as a user's do (`runners/`, see
+//! `common/fresh.rs`). nextest is optional: where it is not installed, each test says aloud what it
+//! leaves out.
 //!
 //! A binary of its own: it runs cargo, and its services are counted in the whole system.
 #![cfg(target_os = "linux")]
@@ -26,7 +27,8 @@ use std::time::Duration;
 use common::{LONG, ODD, SIGINT, Scratch, numbers, require, supervisors, wait_until};
 use proof::{Process, homes, marked};
 
-/// From the end of the runner until everything must be gone; far less than the 120 s that the services live.
+/// From the end of the runner until everything must be gone; far less than the 120 s that the
+/// services live.
 const BOUND: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -73,7 +75,8 @@ impl Runner {
         }
     }
 
-    /// The runner on one test binary. All that it starts has the directory in its environment. `temp` is for temporary files.
+    /// The runner on one test binary. All that it starts has the directory in its environment.
+    /// `temp` is for temporary files.
     fn command(self, binary: &str, dir: &Path, temp: &Path) -> Command {
         let mut command = fresh::cargo(&runners_crate());
         match self {
@@ -111,7 +114,7 @@ fn words(path: &str) -> Vec<Vec<String>> {
         .collect()
 }
 
-// ---- a runner that is interrupted -------------------------------------------------------------------------------------
+// ---- a runner that is interrupted ---------------------------------------------------------------
 
 /// A runner whose one test is in the middle of its work.
 struct Endless {
@@ -263,8 +266,8 @@ fn slow_timeout_of_nextest() {
     }
 }
 
-/// Two runs of the same tests, with the same recipes and the same directory for temporary files: each has its own services, and
-/// the end of the one is nothing to the other.
+/// Two runs of the same tests, with the same recipes and the same directory for temporary files:
+/// each has its own services, and the end of the one is nothing to the other.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -293,10 +296,11 @@ fn two_runs_side_by_side() {
     }
 }
 
-// ---- runs that come to their end --------------------------------------------------------------------------------------
+// ---- runs that come to their end ----------------------------------------------------------------
 
-/// Passing tests: no service holds up a runner, no LEAK, with as many threads as there are processors and with one. The shared service
-/// outlives the test and the thread that have started it.
+/// Passing tests: no service holds up a runner, no LEAK, with as many threads as there are
+/// processors and with one. The shared service outlives the test and the thread that have started
+/// it.
 #[test]
 fn ordinary_runs() {
     for runner in Runner::all("ordinary runs") {
@@ -352,7 +356,8 @@ fn two_hundred_tests_share_one_redis() {
     }
 }
 
-/// The design's three forms of the attribute, pasted into a fresh crate that has mirakuru and rstest and nothing else.
+/// The design's three forms of the attribute, pasted into a fresh crate that has mirakuru and
+/// rstest and nothing else.
 #[test]
 fn the_three_forms_pass_in_a_fresh_crate() {
     if !fresh::in_workspace() || require("redis-server").is_none() {

@@ -1,4 +1,5 @@
-//! What people write by hand today: spawn, poll until it is ready, send SIGTERM, wait. No supervision, no log, no timeout.
+//! What people write by hand today: spawn, poll until it is ready, send SIGTERM, wait. No
+//! supervision, no log, no timeout.
 
 use std::io::{BufRead, BufReader};
 #[cfg(feature = "http")]
@@ -12,14 +13,16 @@ use std::time::Duration;
 
 use crate::processes::{SIGTERM, send};
 
-/// How often it looks whether it is ready and, `None` being "the kernel says so", whether it is gone.
+/// How often it looks whether it is ready and, `None` being "the kernel says so", whether it is
+/// gone.
 #[derive(Clone, Copy)]
 pub(crate) struct Manner {
     pub(crate) ready: Duration,
     pub(crate) gone: Option<Duration>,
 }
 
-/// As good as it gets without a supervisor: `waitpid` for the end, and a retry after 50 µs (which takes about 100).
+/// As good as it gets without a supervisor: `waitpid` for the end, and a retry after 50 µs (which
+/// takes about 100).
 pub(crate) const IDEAL: Manner = Manner {
     ready: Duration::from_micros(50),
     gone: None,
@@ -34,7 +37,8 @@ pub(crate) const fn poll(milliseconds: u64) -> Manner {
     }
 }
 
-/// A program that runs with its output thrown away; `posix_spawn`, since nothing is asked for that needs a fork.
+/// A program that runs with its output thrown away; `posix_spawn`, since nothing is asked for that
+/// needs a fork.
 pub(crate) fn spawn(program: &str, args: &[String]) -> Child {
     spawn_with(Command::new(program).args(args).stdout(Stdio::null()))
 }

@@ -49,7 +49,8 @@ pub(crate) struct Life {
     pub(crate) whole: f64,
 }
 
-/// A way of knowing that the helper is ready, and the same by hand. Both are told how many milliseconds the helper takes.
+/// A way of knowing that the helper is ready, and the same by hand. Both are told how many
+/// milliseconds the helper takes.
 pub(crate) struct Kind {
     pub(crate) name: &'static str,
     ours: fn(u64) -> Life,
@@ -67,7 +68,8 @@ impl Kind {
 
 const LINE: &str = "Ready to accept connections";
 
-/// Each readiness but `NoWait`, which waits for nothing, and a user's own types. `And` is `Tcp` and `Banner`; `Or` is as fast as the faster of its two.
+/// Each readiness but `NoWait`, which waits for nothing, and a user's own types. `And` is `Tcp` and
+/// `Banner`; `Or` is as fast as the faster of its two.
 pub(crate) const KINDS: &[Kind] = &[
     Kind {
         name: "Tcp",
@@ -266,14 +268,15 @@ fn await_stamp(stamps: &str, event: &str) -> Duration {
     }
 }
 
-// ---- Redis ------------------------------------------------------------------------------------------------------------------
+// ---- Redis --------------------------------------------------------------------------------------
 
 /// Whether it is installed. Says so aloud when not.
 pub(crate) fn has_redis() -> bool {
     require("redis-server").is_some()
 }
 
-/// A life of Redis in milliseconds, with `--hz 500`: it looks for SIGTERM only that often, and ten times a second without.
+/// A life of Redis in milliseconds, with `--hz 500`: it looks for SIGTERM only that often, and ten
+/// times a second without.
 pub(crate) fn redis(who: Who) -> f64 {
     let scratch = Scratch::new();
     let dir = scratch.path().to_str().expect("a path in UTF-8");
@@ -300,10 +303,10 @@ pub(crate) fn redis(who: Who) -> f64 {
     ms(begin.elapsed())
 }
 
-// ---- many at once -------------------------------------------------------------------------------------------------------------
+// ---- many at once -------------------------------------------------------------------------------
 
-/// As many services, which are up after `delay` milliseconds; all are ready before the first is stopped. By this crate with
-/// `start_all` and `stop_all`, by hand on as many threads.
+/// As many services, which are up after `delay` milliseconds; all are ready before the first is
+/// stopped. By this crate with `start_all` and `stop_all`, by hand on as many threads.
 pub(crate) fn together(who: Who, count: usize, delay: u64) -> f64 {
     match who {
         Who::Mirakuru => {

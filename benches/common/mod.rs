@@ -13,7 +13,8 @@ use std::time::Duration;
 
 use crate::processes::rss_kb;
 
-/// The middle of what was measured. Lags may be negative: the helper takes its time stamp a moment *after* it is ready.
+/// The middle of what was measured. Lags may be negative: the helper takes its time stamp a moment
+/// *after* it is ready.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     assert!(!values.is_empty(), "nothing was measured");
     values.sort_by(f64::total_cmp);
@@ -40,9 +41,10 @@ pub(crate) fn is_asked_for() -> bool {
     env::args().any(|arg| arg == "--bench")
 }
 
-// ---- processes of their own -----------------------------------------------------------------------------------------------
+// ---- processes of their own ---------------------------------------------------------------------
 
-/// Some figures need a process of their own: the benchmark's binary again, told by this variable what to be.
+/// Some figures need a process of their own: the benchmark's binary again, told by this variable
+/// what to be.
 const ROLE: &str = "MIRAKURU_BENCH_ROLE";
 
 /// What this process is to be, and the rest of it; `None` for the benchmark itself.

@@ -1,4 +1,5 @@
-//! The engine of [mirakuru](https://docs.rs/mirakuru): recipes, executors, readiness and the supervisor.
+//! The engine of [mirakuru](https://docs.rs/mirakuru): recipes, executors, readiness and the
+//! supervisor.
 //!
 //! Use the facade crate `mirakuru`; this crate is one of its parts.
 

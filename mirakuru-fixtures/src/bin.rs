@@ -1,6 +1,7 @@
 //! Programs of the user's own package, whose paths cargo tells.
 
-/// A command for this path. Braces in the path are the path's own: what would be read as a placeholder is doubled.
+/// A command for this path. Braces in the path are the path's own: what would be read as a
+/// placeholder is doubled.
 pub fn bin(path: &str) -> [String; 1] {
     [escape(path)]
 }

@@ -4,9 +4,10 @@
 //!
 //! # One service for a whole run
 //!
-//! A shared fixture (`static`, or a function that gives `&'static T`) has the scope `run`, unless it says `scope = "process"`:
-//! however many processes the tests of one `cargo test` or `cargo nextest run` are spread over, all of them use one
-//! service. Nothing of this needs a daemon, a configuration file, or a setting of the runner.
+//! A shared fixture (`static`, or a function that gives `&'static T`) has the scope `run`, unless
+//! it says `scope = "process"`: however many processes the tests of one `cargo test` or
+//! `cargo nextest run` are spread over, all of them use one service. Nothing of this needs a
+//! daemon, a configuration file, or a setting of the runner.
 //!
 //! ```text
 //!  cargo nextest run          the runner: forks the tests, and knows nothing of all this
@@ -37,24 +38,27 @@
 //!  $TMPDIR/mirakuru-UID/k3v7q2mxw5ha/      the service's own: its log, `{dir}`, and a lock that guard and worker hold
 //! ```
 //!
-//! **Tests that share a service must not rely on its being empty.** Others have used it before them, and use it at the same
-//! time. Give each test something of its own in it (a database, a key prefix, a topic; presets hand out a database for
-//! each test), or, where a test needs the whole service, a service of its own: the attribute on the test.
+//! **Tests that share a service must not rely on its being empty.** Others have used it before
+//! them, and use it at the same time. Give each test something of its own in it (a database, a key
+//! prefix, a topic; presets hand out a database for each test), or, where a test needs the whole
+//! service, a service of its own: the attribute on the test.
 //!
-//! - *It starts* when the first test needs it, once. If that fails, every test that needs it fails at once, with the same
-//!   report. If the process that starts it is killed, the next one does.
-//! - *It ends* when the runner does, however that ends, and not before, even if nobody uses it for a while. Each
-//!   run has its own, also beside another run.
-//! - *If it dies* in the middle of a run, tests that attach later fail with its exit status and the end of its log. It
-//!   is not started again behind the back of tests that have used the first one.
-//! - *It is the same* for the same recipe under the same name, in whatever test binary: the fixture in
-//!   `tests/common/mod.rs` is one service. The working directory is a part of the recipe, so packages of a workspace have
-//!   one each.
-//! - *The run* is known by the environment variable `MIRAKURU_SESSION_ID`, else by nextest's `NEXTEST_RUN_ID`; the runner is the
-//!   nearest ancestor that has not got it itself. Without either, it is the nearest `cargo`. A binary that is run by hand or
-//!   by an IDE has no runner: there the service is the process's own. So is one that needs a stream of its process:
+//! - *It starts* when the first test needs it, once. If that fails, every test that needs it fails
+//!   at once, with the same report. If the process that starts it is killed, the next one does.
+//! - *It ends* when the runner does, however that ends, and not before, even if nobody uses it for
+//!   a while. Each run has its own, also beside another run.
+//! - *If it dies* in the middle of a run, tests that attach later fail with its exit status and the
+//!   end of its log. It is not started again behind the back of tests that have used the first one.
+//! - *It is the same* for the same recipe under the same name, in whatever test binary: the fixture
+//!   in `tests/common/mod.rs` is one service. The working directory is a part of the recipe, so
+//!   packages of a workspace have one each.
+//! - *The run* is known by the environment variable `MIRAKURU_SESSION_ID`, else by nextest's
+//!   `NEXTEST_RUN_ID`; the runner is the nearest ancestor that has not got it itself. Without
+//!   either, it is the nearest `cargo`. A binary that is run by hand or by an IDE has no runner:
+//!   there the service is the process's own. So is one that needs a stream of its process:
 //!   `stdin = Stdio::piped()`, or anything inherited.
-//! - *What is done once in a run* is [`Recipe::set_up`]. The body of a fixture function is called in each process.
+//! - *What is done once in a run* is [`Recipe::set_up`]. The body of a fixture function is called
+//!   in each process.
 
 // Which feature an item needs, on docs.rs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -77,7 +81,8 @@ pub use recipe::Recipe;
 pub use shared::Shared;
 pub use together::{StartAll, StopAll, start_all, stop_all};
 
-/// What the attribute's expansion calls. No part of the public interface: it changes without notice.
+/// What the attribute's expansion calls. No part of the public interface: it changes without
+/// notice.
 #[doc(hidden)]
 pub mod __private {
     #[cfg(feature = "rstest")]

@@ -9,12 +9,14 @@ use once_cell::sync::OnceCell;
 
 /// What is behind [`Shared`](crate::Shared), and behind fixture functions that are shared.
 ///
-/// The first thread to ask makes the value while others wait. An error is kept and given to all who ask. A panic is not: it
-/// goes to the thread that was making the value, and the next one to ask tries again.
+/// The first thread to ask makes the value while others wait. An error is kept and given to all who
+/// ask. A panic is not: it goes to the thread that was making the value, and the next one to ask
+/// tries again.
 pub struct Once<T> {
     name: &'static str,
     value: OnceCell<Result<T, Error>>,
-    /// The thread that is making the value: `OnceCell` would wait for ever for a thread that waits for itself.
+    /// The thread that is making the value: `OnceCell` would wait for ever for a thread that waits
+    /// for itself.
     maker: Mutex<Option<ThreadId>>,
     /// The error of a value that needs itself, which has to live somewhere to be borrowed.
     cycle: OnceCell<Error>,

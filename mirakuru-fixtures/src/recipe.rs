@@ -4,8 +4,9 @@ use mirakuru_core::{Error, Executor, ExecutorBuilder, Readiness};
 
 /// Something that can be started: what stands in `#[mirakuru::fixture(..)]` in place of keys.
 ///
-/// Every [`ExecutorBuilder`] is one, and its handle is the [`Executor`]. Implement it for a type of your own to give tests
-/// more than an executor: a connection string, a client, a database with its schema.
+/// Every [`ExecutorBuilder`] is one, and its handle is the [`Executor`]. Implement it for a type of
+/// your own to give tests more than an executor: a connection string, a client, a database with its
+/// schema.
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -42,9 +43,10 @@ use mirakuru_core::{Error, Executor, ExecutorBuilder, Readiness};
 /// # Ok::<(), Error>(())
 /// ```
 ///
-/// The steps are apart because a service that is shared by a whole run is started by one process and used by many:
-/// [`prepare`](Recipe::prepare) and [`set_up`](Recipe::set_up) are for the one that starts it, [`executor`](Recipe::executor) and
-/// [`handle`](Recipe::handle) are called in each.
+/// The steps are apart because a service that is shared by a whole run is started by one process
+/// and used by many: [`prepare`](Recipe::prepare) and [`set_up`](Recipe::set_up) are for the one
+/// that starts it, [`executor`](Recipe::executor) and [`handle`](Recipe::handle) are called in
+/// each.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be started",
     label = "not a recipe",
@@ -58,18 +60,20 @@ pub trait Recipe: Sized {
     /// What the fixture gives to a test.
     type Handle;
 
-    /// How to start the service. The processes of a run know the service that they share by what this returns, so it must
-    /// be the same in each; what `set_up` does differently from one fixture to the next must show in it, as a name or a variable.
+    /// How to start the service. The processes of a run know the service that they share by what
+    /// this returns, so it must be the same in each; what `set_up` does differently from one
+    /// fixture to the next must show in it, as a name or a variable.
     ///
     /// # Errors
     ///
-    /// When the recipe makes no sense, or what it needs cannot be found, for example the program. [`Error::other`] takes
-    /// any error.
+    /// When the recipe makes no sense, or what it needs cannot be found, for example the program.
+    /// [`Error::other`] takes any error.
     fn executor(&self) -> Result<ExecutorBuilder<Self::Readiness>, Error>;
 
-    /// Prepares what the service needs before its first start: a data directory, a password, in [`Executor::dir`]. Called by
-    /// whoever starts the service, once; ports are known by now. All that is in the directory afterwards is given to the user that the service
-    /// runs as. The default does nothing. (A configuration is simpler as an [`ExecutorBuilder::file`].)
+    /// Prepares what the service needs before its first start: a data directory, a password, in
+    /// [`Executor::dir`]. Called by whoever starts the service, once; ports are known by now. All
+    /// that is in the directory afterwards is given to the user that the service runs as. The
+    /// default does nothing. (A configuration is simpler as an [`ExecutorBuilder::file`].)
     ///
     /// # Errors
     ///
@@ -79,8 +83,9 @@ pub trait Recipe: Sized {
         Ok(())
     }
 
-    /// Prepares the service for use, once, right after it is ready: creates the schema, loads the data. Called by whoever
-    /// started the service, before anybody gets a handle. The default does nothing.
+    /// Prepares the service for use, once, right after it is ready: creates the schema, loads the
+    /// data. Called by whoever started the service, before anybody gets a handle. The default does
+    /// nothing.
     ///
     /// # Errors
     ///
@@ -97,8 +102,8 @@ pub trait Recipe: Sized {
     /// Any error ends the service: the start has failed. [`Error::other`] takes any error.
     fn handle(self, executor: Executor<Self::Readiness>) -> Result<Self::Handle, Error>;
 
-    /// Does all of it, without the attribute: starts the service, sets it up, gives its handle. Not to be overridden: the
-    /// attribute does not call it.
+    /// Does all of it, without the attribute: starts the service, sets it up, gives its handle. Not
+    /// to be overridden: the attribute does not call it.
     ///
     /// # Errors
     ///

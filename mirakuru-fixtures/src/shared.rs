@@ -7,8 +7,9 @@ use mirakuru_core::Error;
 
 use crate::once::Once;
 
-/// A service that is started when it is first used, once, and that everybody who uses it shares: what
-/// `#[mirakuru::fixture(..)]` makes of a `static`. Usually named in capitals, after the service.
+/// A service that is started when it is first used, once, and that everybody who uses it shares:
+/// what `#[mirakuru::fixture(..)]` makes of a `static`. Usually named in capitals, after the
+/// service.
 ///
 /// It dereferences to what it holds, and the first use starts it:
 ///
@@ -26,11 +27,13 @@ use crate::once::Once;
 /// ```
 ///
 /// - While one thread starts it, others that need it wait.
-/// - A start that failed is not tried again: everybody who needs the service gets the same error at once.
-/// - It hands out `&T`. Stopping a service takes `&mut T`, so one test cannot stop it under another: that does not compile. A
-///   test that stops or restarts its service uses one of its own.
-/// - A static is never dropped. The service ends when the process does, however that ends; one that the attribute has made, when
-///   the whole run of tests does. Tests that share a service must not rely on its being empty.
+/// - A start that failed is not tried again: everybody who needs the service gets the same error at
+///   once.
+/// - It hands out `&T`. Stopping a service takes `&mut T`, so one test cannot stop it under
+///   another: that does not compile. A test that stops or restarts its service uses one of its own.
+/// - A static is never dropped. The service ends when the process does, however that ends; one that
+///   the attribute has made, when the whole run of tests does. Tests that share a service must not
+///   rely on its being empty.
 pub struct Shared<T> {
     cell: Once<T>,
     start: fn() -> Result<T, Error>,
@@ -53,7 +56,8 @@ impl<T> Shared<T> {
 
     /// The service, started if this is its first use. Dereferencing does the same.
     ///
-    /// This and [`try_get`](Shared::try_get) are no methods, so that they hide none of the service's handle.
+    /// This and [`try_get`](Shared::try_get) are no methods, so that they hide none of the
+    /// service's handle.
     ///
     /// ```
     /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -67,7 +71,8 @@ impl<T> Shared<T> {
     ///
     /// # Panics
     ///
-    /// When the service could not be started, with the error's report, at the caller's line. So does every later call.
+    /// When the service could not be started, with the error's report, at the caller's line. So
+    /// does every later call.
     #[track_caller]
     pub fn get(this: &Shared<T>) -> &T {
         this.cell.get_or_start(this.start)
@@ -86,8 +91,8 @@ impl<T> Shared<T> {
     ///
     /// # Errors
     ///
-    /// What the start returned, the same to everybody. If the start uses the service that it is to start, that use gets an
-    /// [`Error::System`] that says so.
+    /// What the start returned, the same to everybody. If the start uses the service that it is to
+    /// start, that use gets an [`Error::System`] that says so.
     pub fn try_get(this: &Shared<T>) -> Result<&T, &Error> {
         this.cell.try_get_or_start(this.start)
     }
@@ -163,7 +168,8 @@ mod tests {
 
         let panic = |line: u32, poll: fn() -> u32| {
             let (sender, receiver) = std::sync::mpsc::channel();
-            // The hook is the whole process's, and other tests panic too: listen to this thread alone.
+            // The hook is the whole process's, and other tests panic too: listen to this thread
+            // alone.
             let me = thread::current().id();
             let earlier = std::panic::take_hook();
             std::panic::set_hook(Box::new(move |info| {

@@ -1,8 +1,10 @@
-//! The start of what a test, a static or a fixture function needs: what the attribute's expansion calls.
+//! The start of what a test, a static or a fixture function needs: what the attribute's expansion
+//! calls.
 //!
-//! The fixtures of one function come as a list, `(a, (b, ()))`, and are started together: that takes as long as the slowest of them, and
-//! turns for fixed ports can be taken in one order for all tests. (Two tests that stack the same two ports in different orders
-//! must not each wait for the other.)
+//! The fixtures of one function come as a list, `(a, (b, ()))`, and are started together: that
+//! takes as long as the slowest of them, and turns for fixed ports can be taken in one order for
+//! all tests. (Two tests that stack the same two ports in different orders must not each wait for
+//! the other.)
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
@@ -15,8 +17,8 @@ use crate::Recipe;
 
 /// One fixture that is to be started: a recipe whose type is not seen any more, only what it gives.
 ///
-/// (Were the recipe's type still there, an expression that is no recipe would be reported where the fixture is made, and again
-/// where it is started.)
+/// (Were the recipe's type still there, an expression that is no recipe would be reported where the
+/// fixture is made, and again where it is started.)
 pub struct Fixture<'a, H> {
     name: &'static str,
     queue: bool,
@@ -36,7 +38,8 @@ pub fn fixture<'a, R: Recipe + 'a>(name: &'static str, recipe: R) -> Fixture<'a,
 }
 
 impl<H> Fixture<'_, H> {
-    /// The key `queue` is there: it decides whether to wait for a port that another fixture has, as fixtures do otherwise.
+    /// The key `queue` is there: it decides whether to wait for a port that another fixture has, as
+    /// fixtures do otherwise.
     pub fn queue_as_the_recipe_says(mut self) -> Self {
         self.queue = false;
         self
@@ -76,7 +79,8 @@ impl<H> Fixture<'_, H> {
     }
 }
 
-/// The stages of a start, in this order: all fixtures of a function go through one before any goes into the next.
+/// The stages of a start, in this order: all fixtures of a function go through one before any goes
+/// into the next.
 trait Start<H> {
     /// Makes the executor, from which it can be seen which fixed ports and paths it wants.
     fn build(&mut self, queue: bool) -> Result<(), Error>;
@@ -331,7 +335,8 @@ impl<H> Fixtures for Vec<Fixture<'_, H>> {
     }
 }
 
-/// Starts all of them: together, so that it takes as long as the slowest. Where one fails, the others end.
+/// Starts all of them: together, so that it takes as long as the slowest. Where one fails, the
+/// others end.
 pub(crate) fn start_fixtures<F: Fixtures>(mut fixtures: F) -> Result<F::Handles, Failure> {
     fixtures.build()?;
     // For all of them at once, and so in one order for all tests. Kept until all have started.
@@ -365,8 +370,8 @@ pub fn start<F: Fixtures>(fixtures: F) -> F::Handles {
     }
 }
 
-/// The same for a test that should panic: a panic of ours would be taken for the one that is expected, so the report is printed
-/// instead, and the test returns and so fails.
+/// The same for a test that should panic: a panic of ours would be taken for the one that is
+/// expected, so the report is printed instead, and the test returns and so fails.
 pub fn start_or_report<F: Fixtures>(fixtures: F) -> Option<F::Handles> {
     test_begins();
     match start_fixtures(fixtures) {

@@ -6,7 +6,8 @@ use mirakuru_core::{Error, Executor, Readiness};
 use crate::Recipe;
 use crate::start::{Fixture, Fixtures, fixture, start_fixtures};
 
-/// Starts several services at once: it takes as long as the slowest of them, and not as long as all together.
+/// Starts several services at once: it takes as long as the slowest of them, and not as long as all
+/// together.
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -23,8 +24,9 @@ use crate::start::{Fixture, Fixtures, fixture, start_fixtures};
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// They are launched in the order in which they stand, and waited for together. What a service needs of another one that
-/// is ready, such as its port, is not there yet: start that one before. The fixtures of one test are started in this way anyway.
+/// They are launched in the order in which they stand, and waited for together. What a service
+/// needs of another one that is ready, such as its port, is not there yet: start that one before.
+/// The fixtures of one test are started in this way anyway.
 ///
 /// # Errors
 ///
@@ -33,7 +35,8 @@ pub fn start_all<S: StartAll>(recipes: S) -> Result<S::Handles, Error> {
     recipes.start_all()
 }
 
-/// Recipes that [`start_all`] takes: a tuple of up to eight, a `Vec`, or an array. The trait is sealed.
+/// Recipes that [`start_all`] takes: a tuple of up to eight, a `Vec`, or an array. The trait is
+/// sealed.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no list of recipes",
     label = "expected a tuple, a `Vec` or an array of recipes",
@@ -53,8 +56,9 @@ mod sealed {
     pub trait Stop {}
 }
 
-/// Stops several services at once: all are asked to end before any is waited for, so that it takes as long as the slowest of them. (A
-/// drop of each, one after the other, takes as long as all together.)
+/// Stops several services at once: all are asked to end before any is waited for, so that it takes
+/// as long as the slowest of them. (A drop of each, one after the other, takes as long as all
+/// together.)
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -69,7 +73,8 @@ mod sealed {
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// It takes executors, and so what [`start_all`] makes of recipes; the handles of presets stop their services when they are dropped.
+/// It takes executors, and so what [`start_all`] makes of recipes; the handles of presets stop
+/// their services when they are dropped.
 ///
 /// # Errors
 ///
@@ -78,8 +83,8 @@ pub fn stop_all<S: StopAll>(services: S) -> Result<(), Error> {
     services.stop_all()
 }
 
-/// Executors that [`stop_all`] takes: a tuple of up to eight, a `Vec`, an array, or a reference to several of one type. The trait is
-/// sealed.
+/// Executors that [`stop_all`] takes: a tuple of up to eight, a `Vec`, an array, or a reference to
+/// several of one type. The trait is sealed.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no list of executors",
     label = "expected a tuple, a `Vec`, an array or a `&mut` slice of executors"
@@ -130,7 +135,8 @@ impl<R: Readiness, const N: usize> StopAll for [Executor<R>; N] {
     }
 }
 
-/// One that does not wait for its turn unless the recipe says so, as with every start that no attribute makes.
+/// One that does not wait for its turn unless the recipe says so, as with every start that no
+/// attribute makes.
 fn plain<'a, R: Recipe + 'a>(recipe: R) -> Fixture<'a, R::Handle> {
     fixture("", recipe).queue_as_the_recipe_says()
 }
@@ -213,7 +219,8 @@ mod tests {
 
     use super::*;
 
-    /// Ready once all of them have been executed: who waits for one before executing the next waits for ever.
+    /// Ready once all of them have been executed: who waits for one before executing the next waits
+    /// for ever.
     fn ready_when_all_are_there(dir: &std::path::Path, number: u32, of: usize) -> ExecutorBuilder<Check> {
         let (path, all) = (dir.join(number.to_string()), dir.to_owned());
         Executor::builder("sleep 60")
@@ -271,7 +278,8 @@ mod tests {
     #[test]
     fn they_stop_together() {
         let scratch = Scratch::new("stop");
-        // Ends once both have been asked to: who waits for one before asking the next waits until the kill.
+        // Ends once both have been asked to: who waits for one before asking the next waits until
+        // the kill.
         let one = |number: u32| {
             let dir = scratch.0.display();
             Executor::builder(format!(

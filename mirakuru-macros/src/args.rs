@@ -1,4 +1,5 @@
-//! What stands in the attribute's parentheses: keys, or one expression that makes a recipe, perhaps followed by keys.
+//! What stands in the attribute's parentheses: keys, or one expression that makes a recipe, perhaps
+//! followed by keys.
 //!
 //! Parsing only: whether a key exists and what it may hold is looked at in `check`.
 
@@ -15,7 +16,8 @@ pub(crate) const PROGRAM: &[&str] = &["cmd", "bin"];
 /// Keys that say when the service is ready, at most one of which is allowed.
 pub(crate) const READINESS: &[&str] = &["tcp", "http", "unix", "pid_file", "banner", "exec", "wait_for"];
 
-/// Methods of the recipe that are keys under their own names. `name` with an identifier is [`Target::Named`].
+/// Methods of the recipe that are keys under their own names. `name` with an identifier is
+/// [`Target::Named`].
 pub(crate) const SETTERS: &[&str] = &[
     "arg",
     "args",
@@ -72,7 +74,8 @@ pub(crate) fn known() -> impl Iterator<Item = &'static str> {
 
 /// One attribute of ours.
 pub(crate) struct Args {
-    /// The attribute's path, for what is missing in it. That of the outermost is not known: it is the compiler's "call site".
+    /// The attribute's path, for what is missing in it. That of the outermost is not known: it is
+    /// the compiler's "call site".
     pub(crate) path: Option<Path>,
     /// An expression that makes a recipe, in place of keys.
     pub(crate) expr: Option<Expr>,
@@ -169,9 +172,9 @@ pub(crate) fn literal(expr: &Expr) -> Option<&LitStr> {
     }
 }
 
-/// All attributes of ours on an item: the outermost, whose tokens the compiler has handed to us, and those below it, which
-/// are taken out of the item's attributes. They are expanded together, so that the runtime sees all that a test needs before
-/// it starts anything.
+/// All attributes of ours on an item: the outermost, whose tokens the compiler has handed to us,
+/// and those below it, which are taken out of the item's attributes. They are expanded together, so
+/// that the runtime sees all that a test needs before it starts anything.
 pub(crate) fn stacked(outermost: TokenStream, attrs: &mut Vec<Attribute>, errors: &mut Errors) -> Vec<Args> {
     let mut all = vec![(None, Args::outermost(outermost))];
     let (ours, others): (Vec<_>, Vec<_>) = std::mem::take(attrs).into_iter().partition(is_ours);
@@ -189,8 +192,8 @@ pub(crate) fn stacked(outermost: TokenStream, attrs: &mut Vec<Attribute>, errors
     all.into_iter().map(one).collect()
 }
 
-/// Whether an attribute is another `#[mirakuru::fixture(..)]`, under whatever path it was imported. A bare `#[fixture]` is
-/// rstest's: ours never stands without parentheses.
+/// Whether an attribute is another `#[mirakuru::fixture(..)]`, under whatever path it was imported.
+/// A bare `#[fixture]` is rstest's: ours never stands without parentheses.
 fn is_ours(attr: &Attribute) -> bool {
     let path = attr.path();
     let fixture = path.segments.last().is_some_and(|last| last.ident == "fixture");
@@ -244,8 +247,8 @@ fn separator(input: ParseStream<'_>) -> syn::Result<()> {
 }
 
 impl Entry {
-    /// Whether keys begin here and not an expression. A known key that is followed by something else than `=` is a mistake in
-    /// a key, not an expression.
+    /// Whether keys begin here and not an expression. A known key that is followed by something
+    /// else than `=` is a mistake in a key, not an expression.
     fn is_next(input: ParseStream<'_>) -> bool {
         let fork = input.fork();
         let Ok(word) = Ident::parse_any(&fork) else {

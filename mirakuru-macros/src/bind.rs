@@ -9,11 +9,13 @@ use crate::item::Function;
 /// For each fixture, in the order of the attributes, the index of its parameter, if it has one.
 pub(crate) struct Bindings {
     parameters: Vec<Option<usize>>,
-    /// A name could not be resolved, which has been reported: a parameter is left over because of that.
+    /// A name could not be resolved, which has been reported: a parameter is left over because of
+    /// that.
     incomplete: bool,
 }
 
-/// Gives parameters to fixtures: first to those that name theirs, then each of the others takes the first that is free.
+/// Gives parameters to fixtures: first to those that name theirs, then each of the others takes the
+/// first that is free.
 pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors) -> Bindings {
     let mut bindings = Bindings {
         parameters: vec![None; fixtures.len()],
@@ -109,7 +111,8 @@ pub(crate) fn parameter_name(parameter: &PatType) -> Option<&syn::Ident> {
     }
 }
 
-/// Whether an attribute says where the value comes from, as rstest's do. One for the compiler's lints says nothing of that.
+/// Whether an attribute says where the value comes from, as rstest's do. One for the compiler's
+/// lints says nothing of that.
 fn has_attribute_of_its_own(parameter: &PatType) -> bool {
     let about_the_value = |attr: &Attribute| {
         let path = attr.path();

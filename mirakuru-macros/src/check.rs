@@ -1,5 +1,6 @@
-//! Every mistake that can be seen without types: a list of small checks, each of which reports all that it finds, on the token
-//! that is wrong, and says what would be right. What needs types is left to rustc, on the user's own tokens.
+//! Every mistake that can be seen without types: a list of small checks, each of which reports all
+//! that it finds, on the token that is wrong, and says what would be right. What needs types is
+//! left to rustc, on the user's own tokens.
 
 use syn::spanned::Spanned;
 use syn::{Expr, ExprCall, ExprMethodCall, ExprPath, Lit, LitStr, Type};
@@ -388,8 +389,8 @@ fn placeholders_exist(fixture: &Args, errors: &mut Errors) {
     }
 }
 
-/// The literals that are surely texts of ours: the value itself, and those in lists and tuples. What stands in a macro or in a
-/// call of the user's is theirs.
+/// The literals that are surely texts of ours: the value itself, and those in lists and tuples.
+/// What stands in a macro or in a call of the user's is theirs.
 fn placeholders_in(value: &Expr, errors: &mut Errors) {
     if let Some(text) = literal(value) {
         return placeholders_in_literal(text, errors);
@@ -450,7 +451,8 @@ fn makes_readiness(func: &Expr) -> bool {
 
 fn placeholders_in_literal(text: &LitStr, errors: &mut Errors) {
     if let Some(mistake) = placeholder::check(&text.value()) {
-        // The place within the literal can be told where the compiler offers it and the literal has no escapes.
+        // The place within the literal can be told where the compiler offers it and the literal has
+        // no escapes.
         let token = text.token();
         let source = token.to_string();
         let offset = source.find(&text.value());
@@ -539,8 +541,8 @@ impl Function {
         matches!(&self.sig.output, syn::ReturnType::Type(_, ty) if behind_static(ty).is_some())
     }
 
-    /// Whether nothing but fixtures can give parameters their values: no attribute of this test is one that does so, or that we
-    /// do not know (it may be our own under another name).
+    /// Whether nothing but fixtures can give parameters their values: no attribute of this test is
+    /// one that does so, or that we do not know (it may be our own under another name).
     pub(crate) fn takes_fixtures_only(&self) -> bool {
         self.form() == Form::Test
             && self

@@ -1,8 +1,9 @@
-//! The code that is written: for each fixture one builder chain, for all of a function's together one call into the runtime,
-//! and bindings in front of the user's own body. The user's tokens keep their spans, so that rustc speaks about them.
+//! The code that is written: for each fixture one builder chain, for all of a function's together
+//! one call into the runtime, and bindings in front of the user's own body. The user's tokens keep
+//! their spans, so that rustc speaks about them.
 //!
-//! After a mistake the same code is written with `unreachable!()` in place of what could not be made: the item is there and has
-//! its types, and rustc has nothing to add.
+//! After a mistake the same code is written with `unreachable!()` in place of what could not be
+//! made: the item is there and has its types, and rustc has nothing to add.
 
 use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
@@ -14,7 +15,8 @@ use crate::bind::{Bindings, parameter_name};
 use crate::errors::Errors;
 use crate::item::{Form, Function, Gives, Static, behind_static};
 
-/// `static NAME: T;` becomes a static of type `Shared<T>`, and nothing beside it: a second item could hide a crate of its name.
+/// `static NAME: T;` becomes a static of type `Shared<T>`, and nothing beside it: a second item
+/// could hide a crate of its name.
 pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &Errors) -> TokenStream {
     let Static {
         attrs,
@@ -52,12 +54,13 @@ pub(crate) fn on_test(
     let services = services(item, fixtures, bindings);
     let value = ours("_value");
     let run = match item.gives() {
-        // With an item behind it the body is no tail expression, whose temporaries would outlive the services before edition
-        // 2024; and an item, unlike a statement, may stand behind a body that never ends.
+        // With an item behind it the body is no tail expression, whose temporaries would outlive
+        // the services before edition 2024; and an item, unlike a statement, may stand behind a
+        // body that never ends.
         Gives::Nothing => quote!(#body const _: () = ();),
         Gives::Unnameable => quote!(#body),
-        // The closure is there to see an `Err` that `?` or `return` gives, while the services still run: they
-        // are told that the test has failed.
+        // The closure is there to see an `Err` that `?` or `return` gives, while the services still
+        // run: they are told that the test has failed.
         Gives::Type(ty) => {
             let (asyncness, run) = match &item.sig.asyncness {
                 Some(asyncness) => (quote!(#asyncness), quote!(.await)),
@@ -81,7 +84,8 @@ pub(crate) fn on_test(
     }
 }
 
-/// A fixture function: rstest's own attribute makes a fixture of it, and its body begins with the start of the services.
+/// A fixture function: rstest's own attribute makes a fixture of it, and its body begins with the
+/// start of the services.
 pub(crate) fn on_fixture(
     item: &Function,
     fixtures: &[Args],
@@ -179,8 +183,8 @@ fn shared_fixture(item: &Function, ty: &Type, fixtures: &[Args], bindings: &Bind
     }
 }
 
-/// A block that gives `Result<T, Error>` from an expression that gives the same for whatever the recipe's handle is: where that
-/// is another type, rustc says so on `T`.
+/// A block that gives `Result<T, Error>` from an expression that gives the same for whatever the
+/// recipe's handle is: where that is another type, rustc says so on `T`.
 fn shared_value(ty: &Type, started: &TokenStream) -> TokenStream {
     let (service, value) = (handle(0), ours("_value"));
     let found = located(&service, ty);
@@ -238,8 +242,9 @@ fn broken(item: &Function, bindings: &Bindings) -> TokenStream {
 
 /// The start of a function's services, and the parameters that they are given to.
 ///
-/// Each service is moved into a variable of its own, in the order of the attributes, by value or beside the reference to it: so
-/// the last one started is the first one dropped, whatever the parameters look like.
+/// Each service is moved into a variable of its own, in the order of the attributes, by value or
+/// beside the reference to it: so the last one started is the first one dropped, whatever the
+/// parameters look like.
 fn services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
     let parameter = |index: usize| bindings.of(index).and_then(|index| item.parameter(index));
     let is_shared = |index: usize| parameter(index).is_some_and(|it| behind_static(&it.ty).is_some());
@@ -298,7 +303,8 @@ fn service_shared(item: &Function, fixture: &Args, bindings: &Bindings, index: u
     }
 }
 
-/// A parameter as a variable. What it is bound to stands where its type does, so that a wrong type is reported there.
+/// A parameter as a variable. What it is bound to stands where its type does, so that a wrong type
+/// is reported there.
 fn binding(parameter: &PatType, service: &Ident) -> TokenStream {
     let PatType { attrs, pat, ty, .. } = parameter;
     let value = located(service, ty);
@@ -319,7 +325,8 @@ fn binding(parameter: &PatType, service: &Ident) -> TokenStream {
     }
 }
 
-/// `fixture("name", recipe)`, in which `recipe` is the user's expression or the builder chain that the keys make.
+/// `fixture("name", recipe)`, in which `recipe` is the user's expression or the builder chain that
+/// the keys make.
 fn fixture(args: &Args, name: &str) -> TokenStream {
     let place = Place::of(args);
     let recipe = recipe(args, &place);
@@ -329,8 +336,9 @@ fn fixture(args: &Args, name: &str) -> TokenStream {
     quote!(#path #arguments #queue)
 }
 
-/// Where the code for one fixture is said to stand. Where an expression of the user's must implement a trait, the compiler misses
-/// the implementation at more than one place; if all of them are exactly where that expression is, it says so once.
+/// Where the code for one fixture is said to stand. Where an expression of the user's must
+/// implement a trait, the compiler misses the implementation at more than one place; if all of them
+/// are exactly where that expression is, it says so once.
 struct Place {
     first: Span,
     last: Span,
@@ -443,7 +451,8 @@ fn readiness(entry: &Entry, place: &Place) -> TokenStream {
     quote!(.wait_for(#condition))
 }
 
-/// The name of a fixture in messages: its parameter's, the function's for a fixture function, none for a test's.
+/// The name of a fixture in messages: its parameter's, the function's for a fixture function, none
+/// for a test's.
 fn name_of(item: &Function, bindings: &Bindings, index: usize) -> String {
     let parameter = bindings.of(index).and_then(|index| item.parameter(index));
     match parameter.and_then(parameter_name) {
@@ -484,7 +493,8 @@ fn located(variable: &Ident, ty: &Type) -> Ident {
     Ident::new(&variable.to_string(), variable.span().located_at(place))
 }
 
-/// The user's body, braces marked as ours: otherwise rustc calls those of a one-line body unnecessary in their new place.
+/// The user's body, braces marked as ours: otherwise rustc calls those of a one-line body
+/// unnecessary in their new place.
 fn relocated(body: &Group) -> Group {
     let mut group = Group::new(body.delimiter(), body.stream());
     group.set_span(Span::mixed_site().located_at(body.span()));

@@ -1,8 +1,8 @@
-//! What the attribute stands on: a function with or without a body, a `static` without a value, or something that it cannot
-//! stand on.
+//! What the attribute stands on: a function with or without a body, a `static` without a value, or
+//! something that it cannot stand on.
 //!
-//! The two forms without a body or a value are legal input for an attribute but nothing that the language itself knows, so
-//! items are parsed by hand. A function's body is never looked into.
+//! The two forms without a body or a value are legal input for an attribute but nothing that the
+//! language itself knows, so items are parsed by hand. A function's body is never looked into.
 
 use proc_macro2::{Group, Ident, Span, TokenStream, TokenTree};
 use syn::ext::IdentExt;
@@ -127,8 +127,8 @@ fn parse_function(
     })
 }
 
-/// `#![..]` at the head of a body is about the function: it becomes `#[..]` on it, because the body is moved into a place where
-/// it could not stand.
+/// `#![..]` at the head of a body is about the function: it becomes `#[..]` on it, because the body
+/// is moved into a place where it could not stand.
 fn split_inner_attributes(input: ParseStream<'_>) -> syn::Result<(Vec<Attribute>, TokenStream)> {
     let mut inner = input.call(Attribute::parse_inner)?;
     for attr in &mut inner {
@@ -138,8 +138,8 @@ fn split_inner_attributes(input: ParseStream<'_>) -> syn::Result<(Vec<Attribute>
 }
 
 impl Function {
-    /// With a test attribute, or standing below one (which `#[test]` does not show: it leaves a function without parameters and
-    /// without itself), it is a test.
+    /// With a test attribute, or standing below one (which `#[test]` does not show: it leaves a
+    /// function without parameters and without itself), it is a test.
     pub(crate) fn form(&self) -> Form {
         let parameters_none = self.sig.inputs.is_empty();
         let like_a_test = self.test_attrs().next().is_some() || (parameters_none && self.gives_like_a_test());
@@ -163,7 +163,8 @@ impl Function {
         }
     }
 
-    /// Whether the return type is one that tests have: none, a `Result` under whatever name, an `ExitCode`.
+    /// Whether the return type is one that tests have: none, a `Result` under whatever name, an
+    /// `ExitCode`.
     fn gives_like_a_test(&self) -> bool {
         match self.gives() {
             Gives::Nothing | Gives::Unnameable => true,
@@ -200,7 +201,8 @@ pub(crate) fn is_plain_test(attr: &Attribute) -> bool {
             && path.ends_with("::test")
 }
 
-/// Whether a test attribute gives no parameter to the function. Others (`rstest`, `sqlx::test`, ...) may.
+/// Whether a test attribute gives no parameter to the function. Others (`rstest`, `sqlx::test`,
+/// ...) may.
 pub(crate) fn takes_no_parameters(attr: &Attribute) -> bool {
     is_plain_test(attr)
         || [

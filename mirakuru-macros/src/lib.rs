@@ -1,9 +1,11 @@
-//! The attribute macro of [mirakuru](https://docs.rs/mirakuru), where it is documented: this crate is one of its parts.
+//! The attribute macro of [mirakuru](https://docs.rs/mirakuru), where it is documented: this crate
+//! is one of its parts.
 //!
-//! The way of an attribute through this crate: `args` and `item` parse, `bind` gives parameters to fixtures, `check`
-//! finds every mistake, `expand` writes the code. All policy is in the runtime functions of `mirakuru-fixtures`; what is
-//! written here is one builder chain for each fixture and one call. After a mistake `expand` still writes a plausible
-//! item, so that rustc does not report what only follows from it.
+//! The way of an attribute through this crate: `args` and `item` parse, `bind` gives parameters to
+//! fixtures, `check` finds every mistake, `expand` writes the code. All policy is in the runtime
+//! functions of `mirakuru-fixtures`; what is written here is one builder chain for each fixture and
+//! one call. After a mistake `expand` still writes a plausible item, so that rustc does not report
+//! what only follows from it.
 
 mod args;
 mod bind;

@@ -32,8 +32,8 @@ pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
     (distance <= (word.len() / 3).max(1)).then_some(best)
 }
 
-/// How many letters must be inserted, left out, replaced, or swapped with their neighbour to get from one word to the
-/// other.
+/// How many letters must be inserted, left out, replaced, or swapped with their neighbour to get
+/// from one word to the other.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];

@@ -1,10 +1,13 @@
-//! Placeholders in the literals of the attribute: the same rules as in mirakuru-core, applied before anything runs.
+//! Placeholders in the literals of the attribute: the same rules as in mirakuru-core, applied
+//! before anything runs.
 //!
-//! A placeholder is `{`, a word (a lower-case letter, then those, digits and `_`), perhaps `:` and an argument without braces,
-//! quotes or white space, and `}`, with no `$` before it. `{{word}}` gives `{word}`. Every other brace stands for itself. The
-//! text is scanned from the left, and at each place the doubled form is tried first.
+//! A placeholder is `{`, a word (a lower-case letter, then those, digits and `_`), perhaps `:` and
+//! an argument without braces, quotes or white space, and `}`, with no `$` before it. `{{word}}`
+//! gives `{word}`. Every other brace stands for itself. The text is scanned from the left, and at
+//! each place the doubled form is tried first.
 //!
-//! One thing is stricter here: a known word with an empty argument, `{port:}`, is not text but a mistake.
+//! One thing is stricter here: a known word with an empty argument, `{port:}`, is not text but a
+//! mistake.
 
 use std::ops::Range;
 

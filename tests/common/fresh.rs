@@ -1,5 +1,6 @@
-//! Crates that depend on this one as a user's do: written into the target directory, built offline with the versions of our lock
-//! file, and kept from one run to the next, so that only the first has to build the dependencies.
+//! Crates that depend on this one as a user's do: written into the target directory, built offline
+//! with the versions of our lock file, and kept from one run to the next, so that only the first
+//! has to build the dependencies.
 
 // Each test binary uses a part of it.
 #![allow(dead_code)]
@@ -16,7 +17,8 @@ pub(crate) fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
-/// A package that was unpacked on its own has its siblings nowhere: then there is nothing to depend on.
+/// A package that was unpacked on its own has its siblings nowhere: then there is nothing to depend
+/// on.
 pub(crate) fn in_workspace() -> bool {
     root().join("mirakuru-core").is_dir()
 }
@@ -32,7 +34,8 @@ pub(crate) fn package(name: &str, manifest: &str, files: &[(&str, &str)]) -> Pat
     for (file, text) in files {
         write(&dir.join(file), text);
     }
-    // The versions that are tested, and downloaded. cargo leaves out of it what is not needed, and that is no reason to begin anew.
+    // The versions that are tested, and downloaded. cargo leaves out of it what is not needed, and
+    // that is no reason to begin anew.
     let ours = fs::read_to_string(root().join("Cargo.lock")).unwrap_or_default();
     let origin = dir.join("Cargo.lock.origin");
     if fs::read_to_string(&origin).ok().as_ref() != Some(&ours) {
@@ -42,8 +45,8 @@ pub(crate) fn package(name: &str, manifest: &str, files: &[(&str, &str)]) -> Pat
     dir
 }
 
-/// Leaves a file alone that is as it should be, so that nothing is built again; and otherwise puts it into place in one step, since
-/// another test may be doing the same.
+/// Leaves a file alone that is as it should be, so that nothing is built again; and otherwise puts
+/// it into place in one step, since another test may be doing the same.
 fn write(path: &Path, text: &str) {
     if fs::read_to_string(path).is_ok_and(|old| old == text) {
         return;
@@ -63,7 +66,8 @@ pub(crate) fn cargo(dir: &Path) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(dir);
     build_as_a_user(&mut command);
-    // What our own runner, or the person who runs these tests, has told us is not for the one in there.
+    // What our own runner, or the person who runs these tests, has told us is not for the one in
+    // there.
     for (key, _) in env::vars_os() {
         if is_ours(&key) {
             command.env_remove(key);

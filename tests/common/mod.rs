@@ -1,7 +1,8 @@
 //! What the integration tests share: the helper service, looks at processes by pid, and victims.
 //!
-//! A *victim* is a test process that is to die, or that must be alone to be measured: an `#[ignore]`d test of the same
-//! binary, run as a process of its own by [`victim`]. Run by hand without its directory, it does nothing.
+//! A *victim* is a test process that is to die, or that must be alone to be measured: an
+//! `#[ignore]`d test of the same binary, run as a process of its own by [`victim`]. Run by hand
+//! without its directory, it does nothing.
 
 // Each test binary uses a part of it.
 #![allow(dead_code)]
@@ -64,7 +65,8 @@ impl Drop for Stranger {
     }
 }
 
-/// Whether a text names a process: `redis-server (pid 812)`, perhaps with more about it in the parentheses.
+/// Whether a text names a process: `redis-server (pid 812)`, perhaps with more about it in the
+/// parentheses.
 pub(crate) fn names_pid(text: &str, pid: u32) -> bool {
     text.contains(&format!("(pid {pid})")) || text.contains(&format!("(pid {pid},"))
 }
@@ -78,7 +80,7 @@ pub(crate) fn error_of<T>(result: Result<T, Error>) -> Error {
     }
 }
 
-// ---- files ------------------------------------------------------------------------------------------------------------
+// ---- files --------------------------------------------------------------------------------------
 
 /// A directory that is removed at the end, unless the test fails.
 pub(crate) struct Scratch(PathBuf);
@@ -119,8 +121,8 @@ impl Drop for Scratch {
     }
 }
 
-/// Whether the kind of tree that the helper makes with these flags is found to its last process. What is not is left out, aloud: the
-/// portable back end knows of the process group alone.
+/// Whether the kind of tree that the helper makes with these flags is found to its last process.
+/// What is not is left out, aloud: the portable back end knows of the process group alone.
 pub(crate) fn is_found(flags: &[&str]) -> bool {
     let leaves_the_group = flags
         .iter()
@@ -160,7 +162,7 @@ pub(crate) fn stamped(path: &str, event: &str) -> Option<Duration> {
     })
 }
 
-// ---- time -------------------------------------------------------------------------------------------------------------
+// ---- time ---------------------------------------------------------------------------------------
 
 /// Waits until a condition holds; says whether it did within the bound.
 #[must_use]
@@ -194,7 +196,7 @@ pub(crate) fn monotonic() -> Duration {
     Duration::new(now.sec as u64, now.nsec as u32)
 }
 
-// ---- processes --------------------------------------------------------------------------------------------------------
+// ---- processes ----------------------------------------------------------------------------------
 
 /// A process's state letter and its parent; `None` when there is no such process.
 pub(crate) fn stat(pid: u32) -> Option<(char, u32)> {
@@ -218,8 +220,8 @@ pub(crate) fn all_pids() -> Vec<u32> {
         .collect()
 }
 
-/// The living processes whose command line holds this text: a scratch directory's path, say. It finds forked children
-/// too, which have their parent's command line.
+/// The living processes whose command line holds this text: a scratch directory's path, say. It
+/// finds forked children too, which have their parent's command line.
 pub(crate) fn processes_with(text: &str) -> Vec<u32> {
     let me = std::process::id();
     let mut pids = all_pids();
@@ -230,8 +232,8 @@ pub(crate) fn processes_with(text: &str) -> Vec<u32> {
     pids
 }
 
-/// Fails unless every process that recorded its pid in `pids` is gone, and every process with the scratch directory's
-/// path in its command line as well. `bound` is how long it may take.
+/// Fails unless every process that recorded its pid in `pids` is gone, and every process with the
+/// scratch directory's path in its command line as well. `bound` is how long it may take.
 #[track_caller]
 pub(crate) fn assert_gone(scratch: &Scratch, pids: &str, bound: Duration) {
     let recorded = numbers(pids);
@@ -255,8 +257,8 @@ pub(crate) fn assert_gone(scratch: &Scratch, pids: &str, bound: Duration) {
     }
 }
 
-/// All living descendants of a process, by who is whose parent: for servers whose helpers have titles of their own. (A
-/// daemon has another parent.)
+/// All living descendants of a process, by who is whose parent: for servers whose helpers have
+/// titles of their own. (A daemon has another parent.)
 pub(crate) fn descendants(root: u32) -> Vec<u32> {
     let parents: Vec<(u32, u32)> = all_pids()
         .into_iter()
@@ -333,7 +335,7 @@ pub(crate) fn entries(path: &str) -> usize {
     fs::read_dir(path).map_or(0, Iterator::count)
 }
 
-// ---- victims ----------------------------------------------------------------------------------------------------------
+// ---- victims ------------------------------------------------------------------------------------
 
 /// Tells a process that it is a victim, and which directory is its own.
 pub(crate) const VICTIM: &str = "MIRAKURU_TEST_VICTIM";
@@ -355,8 +357,8 @@ pub(crate) fn without_the_crate(path: &'static str) -> &'static str {
     path.split_once("::").map_or(path, |(_, name)| name)
 }
 
-/// The `#[ignore]`d test of this name ([`test_name`]) of this very binary, as a process of its own. Its [`victim_dir`] is
-/// `dir`, and so is its temporary directory.
+/// The `#[ignore]`d test of this name ([`test_name`]) of this very binary, as a process of its own.
+/// Its [`victim_dir`] is `dir`, and so is its temporary directory.
 pub(crate) fn victim(name: &str, dir: &Path) -> Command {
     let mut command = captured_victim(name, dir);
     command.args(["--nocapture", "--test-threads=1"]);
@@ -384,18 +386,19 @@ pub(crate) fn victim_dir() -> Option<PathBuf> {
     env::var_os(VICTIM).map(PathBuf::from)
 }
 
-// ---- crates of others -------------------------------------------------------------------------------------------------
+// ---- crates of others ---------------------------------------------------------------------------
 
-/// Where crates that depend on this one as a user's do are built. It is kept from one run to the next, so that only the first has to
-/// build the dependencies.
+/// Where crates that depend on this one as a user's do are built. It is kept from one run to the
+/// next, so that only the first has to build the dependencies.
 pub(crate) const FRESH_TARGET: &str = if cfg!(mirakuru_portable) {
     concat!(env!("CARGO_TARGET_TMPDIR"), "/fresh-portable")
 } else {
     concat!(env!("CARGO_TARGET_TMPDIR"), "/readme")
 };
 
-/// For a cargo that builds such a crate: there, offline, without what only a debugger needs, and with the back end of these tests. However they
-/// got theirs, a crate that is no member of this workspace gets it by RUSTFLAGS alone.
+/// For a cargo that builds such a crate: there, offline, without what only a debugger needs, and
+/// with the back end of these tests. However they got theirs, a crate that is no member of this
+/// workspace gets it by RUSTFLAGS alone.
 pub(crate) fn build_as_a_user(command: &mut Command) {
     command
         .stdin(Stdio::null())
@@ -410,10 +413,10 @@ pub(crate) fn build_as_a_user(command: &mut Command) {
     }
 }
 
-// ---- the network ------------------------------------------------------------------------------------------------------
+// ---- the network --------------------------------------------------------------------------------
 
-/// A free port for tests that need a *fixed* one: below the range that the kernel gives away, and from a window that other
-/// test processes do not use.
+/// A free port for tests that need a *fixed* one: below the range that the kernel gives away, and
+/// from a window that other test processes do not use.
 pub(crate) fn fixed_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     loop {
@@ -423,7 +426,8 @@ pub(crate) fn fixed_port() -> u16 {
         let window = (std::process::id() % 180) as u16;
         let port = 20_000 + window * 64 + n % 64;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            // A process that another test makes in this moment listens as well, until it executes its program.
+            // A process that another test makes in this moment listens as well, until it executes
+            // its program.
             assert!(wait_until(
                 || TcpStream::connect(("127.0.0.1", port)).is_err(),
                 LONG
@@ -453,15 +457,15 @@ pub(crate) fn who_answers(addr: impl ToSocketAddrs) -> u32 {
     pid.parse().expect("a pid")
 }
 
-// ---- programs ---------------------------------------------------------------------------------------------------------
+// ---- programs -----------------------------------------------------------------------------------
 
 /// Prints past the capture of the test harness, which hides what a passing test prints.
 pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Where a program of a Debian package is. When it is not installed this prints so aloud and gives `None` (the test then returns);
-/// with `CI=true` in the environment the test fails.
+/// Where a program of a Debian package is. When it is not installed this prints so aloud and gives
+/// `None` (the test then returns); with `CI=true` in the environment the test fails.
 #[track_caller]
 pub(crate) fn require(program: &str) -> Option<PathBuf> {
     let found = find(program);
@@ -480,7 +484,8 @@ pub(crate) fn require(program: &str) -> Option<PathBuf> {
 fn find(program: &str) -> Option<PathBuf> {
     let mut dirs: Vec<PathBuf> = env::split_paths(&env::var_os("PATH")?).collect();
     dirs.push("/usr/sbin".into());
-    // Debian keeps each version of PostgreSQL in a folder of its own, off PATH. The newest comes first.
+    // Debian keeps each version of PostgreSQL in a folder of its own, off PATH. The newest comes
+    // first.
     let mut versions: Vec<PathBuf> = fs::read_dir("/usr/lib/postgresql")
         .into_iter()
         .flatten()

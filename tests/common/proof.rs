@@ -1,12 +1,14 @@
-//! How the tests of teardown know that a tree of processes is gone: not by looking for it, but by two proofs.
+//! How the tests of teardown know that a tree of processes is gone: not by looking for it, but by
+//! two proofs.
 //!
-//! - A [`Lifeline`], a FIFO that every process of a tree holds open for writing, because each inherits its standard input from
-//!   the first. It reads as ended exactly when all of them are gone: daemons, orphans, links of a chain that forks
-//!   faster than one can look.
-//! - A [`Process`] is a process id *and* its start time, so that another process that got the number is no survivor, and so
-//!   that a zombie, which holds no files, is told from a process.
+//! - A [`Lifeline`], a FIFO that every process of a tree holds open for writing, because each
+//!   inherits its standard input from the first. It reads as ended exactly when all of them are
+//!   gone: daemons, orphans, links of a chain that forks faster than one can look.
+//! - A [`Process`] is a process id *and* its start time, so that another process that got the
+//!   number is no survivor, and so that a zombie, which holds no files, is told from a process.
 //!
-//! What has hold of no lifeline (the supervisors) and did not tell its process id is found by [`marked`], in environments.
+//! What has hold of no lifeline (the supervisors) and did not tell its process id is found by
+//! [`marked`], in environments.
 
 // Each test binary uses a part of it.
 #![allow(dead_code)]
@@ -108,8 +110,8 @@ impl Process {
     }
 }
 
-/// For a command whose process is to die by signals. A shell's background job, which these tests may be, ignores SIGINT and
-/// SIGQUIT, and hands that down.
+/// For a command whose process is to die by signals. A shell's background job, which these tests
+/// may be, ignores SIGINT and SIGQUIT, and hands that down.
 pub(crate) fn obeys_signals(command: &mut Command) {
     unsafe extern "C" {
         fn signal(signal: c_int, handler: usize) -> usize;
@@ -126,7 +128,8 @@ pub(crate) fn obeys_signals(command: &mut Command) {
     unsafe { command.pre_exec(to_default) };
 }
 
-/// What the kernel has to say of a process that should have ended: its state, and what it does with signals.
+/// What the kernel has to say of a process that should have ended: its state, and what it does with
+/// signals.
 pub(crate) fn why_alive(pid: u32) -> String {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let wanted = [
@@ -138,8 +141,8 @@ pub(crate) fn why_alive(pid: u32) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The living processes with this directory, or a path in it, in the environment that they were executed with. A supervisor, a
-/// fork of the test process, has that of the test process.
+/// The living processes with this directory, or a path in it, in the environment that they were
+/// executed with. A supervisor, a fork of the test process, has that of the test process.
 pub(crate) fn marked(dir: &Path) -> Vec<u32> {
     let me = std::process::id();
     let dir = dir.as_os_str().as_bytes();

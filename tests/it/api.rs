@@ -1,5 +1,6 @@
-//! What the public interface promises and no other test would notice if it went: above all the traits that its types implement. Most
-//! of this fails to compile when it fails. That no type of a dependency stands in the interface is looked at in `repo_rules`.
+//! What the public interface promises and no other test would notice if it went: above all the
+//! traits that its types implement. Most of this fails to compile when it fails. That no type of a
+//! dependency stands in the interface is looked at in `repo_rules`.
 
 use std::error::Error as StdError;
 use std::fmt::{Debug, Display};
@@ -130,7 +131,8 @@ fn every_recipe_starts_in_the_same_way() {
     starts(<presets::RedisRecipe as Recipe>::start);
 }
 
-/// Every name at the facade's root, those that are used above apart: `cargo semver-checks` does not look behind re-exports.
+/// Every name at the facade's root, those that are used above apart: `cargo semver-checks` does not
+/// look behind re-exports.
 #[test]
 fn every_name_is_where_it_was() {
     use mirakuru::{

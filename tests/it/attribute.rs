@@ -1,6 +1,8 @@
-//! `#[mirakuru::fixture(..)]` on test functions: every form of parameter, test attribute and return type.
+//! `#[mirakuru::fixture(..)]` on test functions: every form of parameter, test attribute and return
+//! type.
 //!
-//! A test that must look at what is left after another test calls that one as the function that it is.
+//! A test that must look at what is left after another test calls that one as the function that it
+//! is.
 #![deny(warnings, clippy::pedantic)]
 #![forbid(unsafe_code)]
 #![allow(unnameable_test_items)]
@@ -311,7 +313,8 @@ fn around_the_test_attribute(sleeper: &SimpleExecutor, server: &TcpExecutor) {
     assert!(sleeper.is_running() && server.is_running());
 }
 
-/// When the attribute hides behind another name it is not recognised as one of ours, and expands on its own.
+/// When the attribute hides behind another name it is not recognised as one of ours, and expands on
+/// its own.
 mod nested {
     use mirakuru::fixture as service;
     use mirakuru::{SimpleExecutor, TcpExecutor};

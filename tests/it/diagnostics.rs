@@ -13,7 +13,7 @@ use crate::common::{LONG, ODD, Scratch, ask, error_of, is_root, odd, require};
 use crate::reports::{SHORT, reads, report, start};
 use mirakuru::{Banner, Error, Executor, Http, PidFile, Tcp, UnixSocket};
 
-// ---- the program cannot be executed -------------------------------------------------------------------------------------
+// ---- the program cannot be executed -------------------------------------------------------------
 
 #[test]
 fn the_program_is_missing() {
@@ -27,7 +27,8 @@ fn the_program_is_missing() {
         "rediss-server --port 6379: failed to execute `rediss-server`: no such file or directory\n  \
          hint:       no directory on PATH has `rediss-server`; did you mean `redis-serve`?",
     );
-    // Of a server that many tests use, the package is known; unless it is there, where PATH does not lead.
+    // Of a server that many tests use, the package is known; unless it is there, where PATH does
+    // not lead.
     let error = start(Executor::builder("beanstalkd").env("PATH", "/nowhere"));
     let text = report(&error);
     assert!(
@@ -76,7 +77,7 @@ fn the_user_cannot_be_taken_on() {
     assert!(text.contains("takes root"), "{text}");
 }
 
-// ---- the program ends ---------------------------------------------------------------------------------------------------
+// ---- the program ends ---------------------------------------------------------------------------
 
 #[test]
 fn a_bad_flag() {
@@ -269,7 +270,7 @@ fn a_line_that_means_failure() {
     );
 }
 
-// ---- it does not become ready -------------------------------------------------------------------------------------------
+// ---- it does not become ready -------------------------------------------------------------------
 
 #[test]
 fn it_hangs() {
@@ -430,7 +431,7 @@ fn causes_that_the_output_tells() {
     }
 }
 
-// ---- what a service says itself -----------------------------------------------------------------------------------------
+// ---- what a service says itself -----------------------------------------------------------------
 
 #[test]
 fn the_status_that_a_service_reports_is_shown() {

@@ -23,7 +23,7 @@ fn done() -> Banner {
     Banner::matching("^done$").stdout()
 }
 
-// ---- the seven --------------------------------------------------------------------------------------------------------
+// ---- the seven ----------------------------------------------------------------------------------
 
 #[test]
 fn a_simple_executor_is_ready_once_it_has_been_executed() {
@@ -156,7 +156,8 @@ fn a_unix_socket_executor_is_ready_when_it_accepts() {
         .unwrap();
     assert_eq!(service.path(), service.dir().join("socket"));
     UnixStream::connect(service.path()).unwrap();
-    // The file is not enough: a killed service leaves it behind, and is not ready until it has bound it anew.
+    // The file is not enough: a killed service leaves it behind, and is not ready until it has
+    // bound it anew.
     service.kill().unwrap();
     assert!(
         service.path().exists(),
@@ -174,7 +175,8 @@ fn a_socket_file_that_nobody_serves_is_not_ready() {
     let path = scratch.file("socket");
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     assert!(Path::new(&path).exists());
-    // A process that another test makes in this moment serves it as well, until it executes its program.
+    // A process that another test makes in this moment serves it as well, until it executes its
+    // program.
     assert!(wait_until(|| UnixStream::connect(&path).is_err(), LONG));
     let service = odd([])
         .wait_for(UnixSocket::path(path.as_str()))
@@ -226,7 +228,7 @@ fn a_daemon_that_wrote_its_pid_file_is_running_until_it_is_stopped() {
     assert!(!alive(daemon));
 }
 
-// ---- what a recipe can say --------------------------------------------------------------------------------------------
+// ---- what a recipe can say ----------------------------------------------------------------------
 
 #[test]
 fn the_environment() {
@@ -511,7 +513,7 @@ fn a_recipe_can_be_used_many_times() {
     assert_eq!(common::who_answers(second.addr()), second.pid());
 }
 
-// ---- placeholders -----------------------------------------------------------------------------------------------------
+// ---- placeholders -------------------------------------------------------------------------------
 
 #[test]
 fn placeholders_are_filled_in_and_other_braces_left_alone() {
@@ -570,7 +572,7 @@ fn a_placeholder_that_is_not_known_is_an_error_that_lists_the_known_ones() {
     assert!(matches!(error, Error::InvalidReadiness { .. }), "{error}");
 }
 
-// ---- errors -----------------------------------------------------------------------------------------------------------
+// ---- errors -------------------------------------------------------------------------------------
 
 #[test]
 fn an_error_can_be_sent_anywhere_and_prints_the_same_either_way() {
@@ -647,7 +649,8 @@ fn spawn_failures_are_told_apart() {
     );
     assert!(!not_found.contains("working directory"), "{not_found}");
 
-    // A relative path is looked for from the service's working directory, and PATH is not searched for it.
+    // A relative path is looked for from the service's working directory, and PATH is not searched
+    // for it.
     let error = error_of(
         Executor::builder("./no-such-program")
             .current_dir(scratch.path())

@@ -1,4 +1,5 @@
-//! A test that fails shows the output of its services: under each harness, on a terminal, and for a shared service.
+//! A test that fails shows the output of its services: under each harness, on a terminal, and for a
+//! shared service.
 
 use std::env;
 use std::fs;
@@ -133,7 +134,8 @@ mod failing {
     }
 }
 
-/// Runs failing tests as a person would, with the harness's capture, one after the other: what it printed for each.
+/// Runs failing tests as a person would, with the harness's capture, one after the other: what it
+/// printed for each.
 fn run_failing(filter: &[&str]) -> (String, String) {
     let scratch = Scratch::new();
     let mut command = Command::new(env::current_exe().unwrap());
@@ -257,7 +259,8 @@ fn nextest_shows_it_too() {
     }
 }
 
-/// A `Shared` costs nothing to use: the bar is 1 µs, in an optimised build; here the bound is a generous one.
+/// A `Shared` costs nothing to use: the bar is 1 µs, in an optimised build; here the bound is a
+/// generous one.
 #[test]
 fn the_use_of_a_shared_service_costs_next_to_nothing() {
     let _ = Shared::get(&SHARED);

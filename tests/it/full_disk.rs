@@ -17,7 +17,8 @@ fn fills_the_disk() {
     println!("{}", start(recipe));
 }
 
-/// With a file system of its own that is full, where this is root; and with a limit for files, which everybody may set.
+/// With a file system of its own that is full, where this is root; and with a limit for files,
+/// which everybody may set.
 #[test]
 fn a_full_disk_loses_output_and_says_so() {
     let scratch = Scratch::new();

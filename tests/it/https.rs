@@ -1,4 +1,5 @@
-//! `Http` and TLS: `https://` is asked over TLS, and a server that speaks TLS on a plain port is told as one.
+//! `Http` and TLS: `https://` is asked over TLS, and a server that speaks TLS on a plain port is
+//! told as one.
 
 use std::process::Command;
 use std::time::Duration;

@@ -43,7 +43,8 @@ fn a_service_inherits_sockets_that_listen_already() {
 
 #[test]
 fn inherited_sockets_are_in_order_whatever_is_open() {
-    // So many that the places where they go are taken by others of them; and a program that opens nothing itself.
+    // So many that the places where they go are taken by others of them; and a program that opens
+    // nothing itself.
     let mut recipe = Executor::builder("sleep 60");
     for n in 0..20 {
         recipe = recipe.listen_as(format!("n{n}"), format!("127.0.0.1:{{port:n{n}}}"));

@@ -295,7 +295,7 @@ fn another_kill_signal_is_followed_by_sigkill() {
     assert_gone(&scratch, &pids, Duration::ZERO);
 }
 
-// ---- stopped() --------------------------------------------------------------------------------------------------------
+// ---- stopped() ----------------------------------------------------------------------------------
 
 #[test]
 fn stopped_runs_the_closure_without_the_service() {
@@ -338,7 +338,8 @@ fn stopped_reports_a_failed_restart() {
     assert!(!service.is_running());
 }
 
-/// An executor that is started again and again looks at the exit of its present service, not of an earlier one.
+/// An executor that is started again and again looks at the exit of its present service, not of an
+/// earlier one.
 #[test]
 fn each_failed_restart_is_told_as_what_it_is() {
     let scratch = Scratch::new();
@@ -399,7 +400,7 @@ fn needs_a_file(scratch: &Scratch) -> (Executor<Banner>, String) {
     (service, needed)
 }
 
-// ---- every kind of tree, every end ------------------------------------------------------------------------------------
+// ---- every kind of tree, every end --------------------------------------------------------------
 
 /// What a service may leave behind, and whether it needs the grace to be over.
 const TREES: [(&str, &[&str]); 7] = [
@@ -487,7 +488,7 @@ fn panic_with_a_service() {
     panic!("on purpose");
 }
 
-// ---- what is left in the test process ---------------------------------------------------------------------------------
+// ---- what is left in the test process -----------------------------------------------------------
 
 /// What must not grow with the number of services that came and went.
 #[derive(Debug, PartialEq)]
@@ -570,7 +571,8 @@ fn a_thousand_cycles() {
         assert!(service.is_running());
         service.stop().unwrap();
     };
-    // What is made once (caches, the log's directory, the allocator's arenas) is not what is looked for.
+    // What is made once (caches, the log's directory, the allocator's arenas) is not what is looked
+    // for.
     for _ in 0..50 {
         cycle();
     }
@@ -622,7 +624,8 @@ fn flooded() {
         // The test does not help: it only waits.
         let done = wait_until(|| common::stamped(&stamp, "flooded").is_some(), 2 * LONG);
         assert!(done, "the service hangs in its own output");
-        // What it has printed last may be in a pipe still. (The victim's directory is where everything temporary is, the log included.)
+        // What it has printed last may be in a pipe still. (The victim's directory is where
+        // everything temporary is, the log included.)
         let all = bytes.parse().unwrap();
         assert!(wait_until(|| bytes_under(&dir) >= all, LONG), "the last of it");
         let printed = bytes_under(&dir);

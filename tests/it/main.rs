@@ -1,7 +1,7 @@
 //! The integration tests: one binary, because each more has to be linked, and one module a topic.
 //!
-//! Tests that need a process, a directory or an environment of their own are binaries beside this one; the head of each
-//! says why. `cargo test --test it ports::` runs one topic.
+//! Tests that need a process, a directory or an environment of their own are binaries beside this
+//! one; the head of each says why. `cargo test --test it ports::` runs one topic.
 
 #[path = "../common/mod.rs"]
 mod common;

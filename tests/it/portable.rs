@@ -1,5 +1,6 @@
-//! What the back end for other Unixes does in place of what it cannot do, on Linux with `RUSTFLAGS="--cfg mirakuru_portable"`. All other
-//! tests run on it as well; those of what it does not do carry the reason (`#[cfg_attr(mirakuru_portable, ignore = "..")]`), and
+//! What the back end for other Unixes does in place of what it cannot do, on Linux with
+//! `RUSTFLAGS="--cfg mirakuru_portable"`. All other tests run on it as well; those of what it does
+//! not do carry the reason (`#[cfg_attr(mirakuru_portable, ignore = "..")]`), and
 //! `docs/guide/limits.md` has the list.
 #![cfg(mirakuru_portable)]
 
@@ -26,8 +27,8 @@ unsafe extern "C" {
     fn _exit(status: i32) -> !;
 }
 
-/// What the tests of daemons assert on Linux is another thing here: the start of one fails, and the report does not claim that
-/// nothing is left.
+/// What the tests of daemons assert on Linux is another thing here: the start of one fails, and the
+/// report does not claim that nothing is left.
 #[test]
 fn a_daemon_is_not_found() {
     let scratch = Scratch::new();
@@ -52,7 +53,8 @@ fn a_daemon_is_not_found() {
     assert_gone(&scratch, &pids, LONG);
 }
 
-/// A fork of the test process, which lives on, holds a copy of the socket whose end of file tells of the test process's end.
+/// A fork of the test process, which lives on, holds a copy of the socket whose end of file tells
+/// of the test process's end.
 #[test]
 fn the_end_of_the_test_process_is_noticed_without_its_socket() {
     let scratch = Scratch::new();
@@ -117,7 +119,8 @@ fn a_descriptor_with_a_high_number_does_not_leak() {
     let path = scratch.file("held");
     let file = fs::File::create(&path).unwrap();
     const HIGH: i32 = 3000;
-    // SAFETY: nobody else in this process has so many, and the copy, which programs inherit, is closed below.
+    // SAFETY: nobody else in this process has so many, and the copy, which programs inherit, is
+    // closed below.
     assert_eq!(unsafe { dup2(file.as_raw_fd(), HIGH) }, HIGH);
     let mut service = Executor::builder("sleep 100").start().unwrap();
     let mut holders = supervisors(service.pid());

@@ -1,4 +1,5 @@
-//! Ports: chosen ones that never collide, fixed ones that are taken in turns, and ports that somebody else has.
+//! Ports: chosen ones that never collide, fixed ones that are taken in turns, and ports that
+//! somebody else has.
 
 use std::collections::HashSet;
 use std::fs;
@@ -23,7 +24,7 @@ fn fixed(port: u16) -> ExecutorBuilder<Tcp> {
     odd(["--listen", &format!("127.0.0.1:{port}")]).wait_for(Tcp::port(port))
 }
 
-// ---- chosen ports -----------------------------------------------------------------------------------------------------
+// ---- chosen ports -------------------------------------------------------------------------------
 
 #[test]
 fn a_hundred_executors_side_by_side_get_a_hundred_ports() {
@@ -155,7 +156,7 @@ fn a_chosen_port_that_was_taken_in_between_is_replaced() {
     assert!(numbers(&pids).into_iter().all(|pid| !alive(pid)));
 }
 
-// ---- ports that somebody has ------------------------------------------------------------------------------------------
+// ---- ports that somebody has --------------------------------------------------------------------
 
 /// The error must name the port and the process, and nothing may have been started.
 #[track_caller]
@@ -207,7 +208,8 @@ fn a_fixed_port_of_another_executor_is_refused_and_the_holder_named() {
     ignore = "the portable back end cannot see whose a socket is"
 )]
 fn a_stranger_on_the_port_is_refused_whatever_it_does_there() {
-    // What is bound and does not listen is in the way only of those that do not share, which nobody can know beforehand.
+    // What is bound and does not listen is in the way only of those that do not share, which nobody
+    // can know beforehand.
     let ways: [&[&str]; 4] = [
         &["--listen"],
         &["--no-reuseaddr", "--listen"],
@@ -262,7 +264,7 @@ fn a_port_full_of_closed_connections_is_free() {
     }
 }
 
-// ---- turns ------------------------------------------------------------------------------------------------------------
+// ---- turns --------------------------------------------------------------------------------------
 
 #[test]
 fn forty_threads_take_turns_on_a_fixed_port() {

@@ -14,9 +14,10 @@ use mirakuru::{
     SdNotify, Tcp, UnixSocket,
 };
 
-// ---- HTTP -------------------------------------------------------------------------------------------------------------
+// ---- HTTP ---------------------------------------------------------------------------------------
 
-/// The log once it holds a text: what is on its way from the service into the log is there a moment later.
+/// The log once it holds a text: what is on its way from the service into the log is there a moment
+/// later.
 fn log_with<R: Readiness>(service: &Executor<R>, text: &str) -> String {
     let there = wait_until(
         || {
@@ -114,7 +115,7 @@ fn the_status_that_was_seen_stands_in_the_error() {
     assert!(error.to_string().contains("418"), "{error}");
 }
 
-// ---- other conditions -------------------------------------------------------------------------------------------------
+// ---- other conditions ---------------------------------------------------------------------------
 
 #[test]
 fn conditions_combine() {
@@ -148,7 +149,8 @@ fn conditions_combine() {
     assert!(matches!(error_of(never.start()), Error::Timeout { .. }));
 }
 
-/// The second half of a pair is not waited for as output is, until somebody was asked to tell of output.
+/// The second half of a pair is not waited for as output is, until somebody was asked to tell of
+/// output.
 #[test]
 fn output_that_follows_another_condition_is_noticed_at_once() {
     let scratch = Scratch::new();
@@ -211,7 +213,8 @@ fn what_is_told_by_a_descriptor_is_noticed_when_it_comes() {
     assert!(status.success(), "{status}");
 }
 
-/// Nothing polls here. What is not waited for would be noticed only at the end of the service, too late.
+/// Nothing polls here. What is not waited for would be noticed only at the end of the service, too
+/// late.
 #[test]
 #[ignore = "a victim"]
 fn waits_for_notifications() {

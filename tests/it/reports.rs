@@ -7,7 +7,8 @@ use mirakuru::{Error, Readiness};
 
 pub(crate) const SHORT: Duration = Duration::from_millis(400);
 
-/// A report with what differs from run to run replaced: times by `[time]`, the log's path by `[log]`.
+/// A report with what differs from run to run replaced: times by `[time]`, the log's path by
+/// `[log]`.
 pub(crate) fn report(error: &Error) -> String {
     let text = error.to_string();
     println!("{text}\n");
@@ -41,7 +42,8 @@ pub(crate) fn normal_line(line: &str) -> String {
     words.join(" ")
 }
 
-/// Compares a report with what it is to be. The lines of the expected text that are `..` stand for any number of lines.
+/// Compares a report with what it is to be. The lines of the expected text that are `..` stand for
+/// any number of lines.
 #[track_caller]
 pub(crate) fn reads(error: &Error, expected: &str) {
     let text = report(error);

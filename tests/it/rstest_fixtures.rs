@@ -1,4 +1,5 @@
-//! `#[mirakuru::fixture(..)]` on functions that become rstest fixtures, and on tests beside rstest's own attributes.
+//! `#[mirakuru::fixture(..)]` on functions that become rstest fixtures, and on tests beside
+//! rstest's own attributes.
 #![cfg(feature = "rstest")]
 #![deny(warnings, clippy::pedantic)]
 #![forbid(unsafe_code)]
@@ -251,7 +252,8 @@ fn recipe() -> ExecutorBuilder<Tcp> {
     Executor::builder("redis-server --port {port} --save ''").wait_for(Tcp::addr("127.0.0.1:{port}"))
 }
 
-/// What a fixture gives can be any type that a recipe's handle makes, and the attribute of rstest may be there already.
+/// What a fixture gives can be any type that a recipe's handle makes, and the attribute of rstest
+/// may be there already.
 #[mirakuru::fixture(recipe())]
 #[fixture]
 fn address(server: &'static TcpExecutor) -> SocketAddr {

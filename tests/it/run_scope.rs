@@ -1,9 +1,11 @@
-//! The scope `run`: one service for all the processes of a run of tests, whoever starts it, and however any of them ends.
+//! The scope `run`: one service for all the processes of a run of tests, whoever starts it, and
+//! however any of them ends.
 //!
-//! The runner here is a process of ours ([`Run`]): this binary again, which starts test processes on demand, with
-//! `NEXTEST_RUN_ID` in their environment and not in its own. (Without the variable they would find the `cargo` that runs *these*
-//! tests.) The test processes are this binary as well ([`test_process`]), and use the statics below as any test would. Real
-//! runners and a real crate are in `tests/run_scope_crate.rs`.
+//! The runner here is a process of ours ([`Run`]): this binary again, which starts test processes
+//! on demand, with `NEXTEST_RUN_ID` in their environment and not in its own. (Without the variable
+//! they would find the `cargo` that runs *these* tests.) The test processes are this binary as well
+//! ([`test_process`]), and use the statics below as any test would. Real runners and a real crate
+//! are in `tests/run_scope_crate.rs`.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -26,14 +28,15 @@ use mirakuru::{
     SimpleExecutor, Tcp, TcpExecutor, UnixSocketExecutor,
 };
 
-/// The bound on what is waited for. It takes milliseconds; but where the kernel schedules by session (`sched_autogroup_enabled`), and
-/// other tests fork as fast as they can, a supervisor, which has a session of its own, was seen to wait for the processor for half a
-/// minute.
+/// The bound on what is waited for. It takes milliseconds; but where the kernel schedules by
+/// session (`sched_autogroup_enabled`), and other tests fork as fast as they can, a supervisor,
+/// which has a session of its own, was seen to wait for the processor for half a minute.
 const BOUND: Duration = Duration::from_secs(120);
 
-// ---- what the test processes use --------------------------------------------------------------------------------------
+// ---- what the test processes use ----------------------------------------------------------------
 
-/// The helper, which cannot run twice at a time: the second would end with status 77, and with it the start that it was for.
+/// The helper, which cannot run twice at a time: the second would end with status 77, and with it
+/// the start that it was for.
 fn alone() -> ExecutorBuilder<Tcp> {
     let dir = victim_dir().expect("only in test processes");
     let extra = env::var("EXTRA").unwrap_or_default();
@@ -114,8 +117,8 @@ impl Readiness for Starting {
     }
 }
 
-/// A recipe that counts what is done with it in files, kills the process that starts it, fails, and panics: as the environment
-/// says.
+/// A recipe that counts what is done with it in files, kills the process that starts it, fails, and
+/// panics: as the environment says.
 struct Eventful;
 
 type EventfulExecutor = Executor<And<Starting, Tcp>>;
@@ -159,7 +162,8 @@ impl Recipe for Eventful {
 #[mirakuru::fixture(Eventful)]
 static EVENTFUL: EventfulExecutor;
 
-/// Kills this process so many microseconds later as the variable says: the first of its round that comes here, and no other.
+/// Kills this process so many microseconds later as the variable says: the first of its round that
+/// comes here, and no other.
 fn die_if_doomed(variable: &str) {
     let Ok(micros) = env::var(variable) else { return };
     let delay = Duration::from_micros(micros.parse().expect("a number"));
@@ -189,9 +193,10 @@ fn count(file: &str) {
         .expect("a writable file");
 }
 
-// ---- the runner and its test processes --------------------------------------------------------------------------------
+// ---- the runner and its test processes ----------------------------------------------------------
 
-/// Starts a test process for each line of its input: its number, and then `KEY=VALUE`s with tabs between them. Ends with its input.
+/// Starts a test process for each line of its input: its number, and then `KEY=VALUE`s with tabs
+/// between them. Ends with its input.
 #[test]
 #[ignore = "a part of other tests"]
 fn runner() {
@@ -232,7 +237,8 @@ fn runner() {
     }
 }
 
-/// What a test does: `USE` names the static, and `AFTER` a file to wait for; it goes on until the file `UNTIL` is there.
+/// What a test does: `USE` names the static, and `AFTER` a file to wait for; it goes on until the
+/// file `UNTIL` is there.
 #[test]
 #[ignore = "a part of other tests"]
 fn test_process() {
@@ -523,7 +529,7 @@ fn services(scratch: &Scratch) -> Vec<u32> {
     numbers(&scratch.file("services"))
 }
 
-// ---- one service, for all, until the runner ends ----------------------------------------------------------------------
+// ---- one service, for all, until the runner ends ------------------------------------------------
 
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
@@ -624,7 +630,8 @@ fn what_makes_it_another_one() {
     assert_ne!(x, with(&b, "x"));
     let all = [sleeper, twin, one, two, x];
     assert!(all.iter().all(|pid| alive(*pid)));
-    // The same but for the variable: it wants the same lock, and so fails, which shows that it is another.
+    // The same but for the variable: it wants the same lock, and so fails, which shows that it is
+    // another.
     let y = run.test(&[
         ("USE", "WITH_VARIABLE"),
         ("MIRAKURU_TEST_VICTIM", &a),
@@ -668,7 +675,8 @@ fn another_binary_attaches_to_it() {
     );
     let first = run.test(&[]);
     first.ended();
-    // Through a wrapper, as tests under cargo's `runner` are, which carries the variable as they do.
+    // Through a wrapper, as tests under cargo's `runner` are, which carries the variable as they
+    // do.
     let second = run.test(&[("COPY", &copy)]);
     second.ended();
     assert_eq!(first.service(), second.service());
@@ -773,7 +781,7 @@ fn it_is_set_up_once_in_a_run() {
     assert_nothing_left(&scratch, &pids);
 }
 
-// ---- what goes wrong ----------------------------------------------------------------------------------------------------
+// ---- what goes wrong ----------------------------------------------------------------------------
 
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
@@ -938,7 +946,7 @@ fn the_supervisor_can_be_killed() {
     }
 }
 
-// ---- who starts it may die ----------------------------------------------------------------------------------------------
+// ---- who starts it may die ----------------------------------------------------------------------
 
 /// Killed while it waits for readiness, and while it sets up: others who wait take over.
 #[test]
@@ -991,7 +999,8 @@ fn it_stays_when_the_starter_is_killed_afterwards() {
     assert_nothing_left(&scratch, &[service]);
 }
 
-/// A hundred processes want it at once, and the one that gets to start it is killed at a random moment.
+/// A hundred processes want it at once, and the one that gets to start it is killed at a random
+/// moment.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_hundred_race_to_be_first_and_the_winner_is_killed() {
@@ -1002,7 +1011,8 @@ fn a_hundred_race_to_be_first_and_the_winner_is_killed() {
         seed ^= seed << 13;
         seed ^= seed >> 7;
         seed ^= seed << 17;
-        // A start takes some milliseconds, and some tens of them while a hundred processes want the processor.
+        // A start takes some milliseconds, and some tens of them while a hundred processes want the
+        // processor.
         let doomed_at = ["DOOM", "DOOM", "DOOM", "DOOM_EARLY"][round as usize % 4];
         let doom = (seed % [5_000, 60_000, 300_000][round as usize % 3]).to_string();
         let scratch = Scratch::new();
@@ -1061,7 +1071,8 @@ fn a_hundred_race_to_be_first_and_the_winner_is_killed() {
         );
         let is_clean = || left_in(scratch.path()).is_empty();
         if !wait_until(is_clean, Duration::from_secs(1)) {
-            // Of a process that was killed before it had a supervisor: whoever is the next to start anything sweeps it.
+            // Of a process that was killed before it had a supervisor: whoever is the next to start
+            // anything sweeps it.
             let mut next = Run::begin(&scratch);
             let sweeps = next.test(&[("USE", "SLEEPER")]);
             all.push(sweeps.service());
@@ -1079,16 +1090,18 @@ fn a_hundred_race_to_be_first_and_the_winner_is_killed() {
     ));
 }
 
-// ---- the runner ends ------------------------------------------------------------------------------------------------------
+// ---- the runner ends ----------------------------------------------------------------------------
 
-/// What a killed runner leaves behind runs on for a moment. It must not start what nobody would end.
+/// What a killed runner leaves behind runs on for a moment. It must not start what nobody would
+/// end.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn orphans_start_nothing_and_hang_nowhere() {
     orphans();
 }
 
-/// The same where the process that adopts them looks like any other parent: it is in their own session.
+/// The same where the process that adopts them looks like any other parent: it is in their own
+/// session.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn orphans_that_are_adopted_within_their_session() {
@@ -1188,7 +1201,7 @@ fn a_session_is_its_givers() {
     assert_nothing_left(&scratch, &all);
 }
 
-// ---- fixed ports ----------------------------------------------------------------------------------------------------------
+// ---- fixed ports --------------------------------------------------------------------------------
 
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
@@ -1216,7 +1229,7 @@ fn a_fixed_port_of_the_run_is_not_waited_for_by_its_own_tests() {
     assert_nothing_left(&scratch, &pids);
 }
 
-// ---- files ------------------------------------------------------------------------------------------------------------------
+// ---- files --------------------------------------------------------------------------------------
 
 #[test]
 fn its_files_are_private_and_their_paths_short() {
@@ -1318,7 +1331,8 @@ fn the_runtime_directory_is_used_where_it_is_safe() {
     }
 }
 
-/// What a machine left that lost its power: by the process id *and* the start time, and never what somebody uses.
+/// What a machine left that lost its power: by the process id *and* the start time, and never what
+/// somebody uses.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn stale_directories_are_swept_by_the_next_run() {
@@ -1422,7 +1436,7 @@ fn a_directory_that_is_removed_is_made_again() {
     assert_nothing_left(&scratch, &all);
 }
 
-// ---- what it costs --------------------------------------------------------------------------------------------------------
+// ---- what it costs ------------------------------------------------------------------------------
 
 /// `MIRAKURU_TEST_ATTACHES=200` for a figure worth quoting.
 #[test]

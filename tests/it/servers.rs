@@ -14,7 +14,7 @@ use mirakuru::{
     TcpExecutor, UnixSocket, UnixSocketExecutor,
 };
 
-// ---- Redis ------------------------------------------------------------------------------------------------------------
+// ---- Redis --------------------------------------------------------------------------------------
 
 #[test]
 fn redis_over_tcp_on_a_port_that_was_chosen() {
@@ -64,7 +64,8 @@ fn redis_over_tcp_on_a_fixed_port() {
     assert_eq!(redis.port(), port);
     assert_eq!(ask(("127.0.0.1", port), "PING").unwrap(), "+PONG");
 
-    // A second one on the same port is refused before anything is started, and the first one is named.
+    // A second one on the same port is refused before anything is started, and the first one is
+    // named.
     let second = Executor::builder(format!("redis-server --port {port} --save ''"))
         .wait_for(Tcp::port(port))
         .start();
@@ -106,9 +107,10 @@ fn redis_over_its_unix_socket() {
     assert!(std::os::unix::net::UnixStream::connect(&path).is_err());
 }
 
-// ---- nginx ------------------------------------------------------------------------------------------------------------
+// ---- nginx --------------------------------------------------------------------------------------
 
-/// nginx with workers and a location for each status, its configuration file, and the directory that all of it lies in.
+/// nginx with workers and a location for each status, its configuration file, and the directory
+/// that all of it lies in.
 fn nginx(program: &Path) -> (Nginx, PathBuf, Scratch) {
     let scratch = Scratch::new();
     let port = fixed_port();
@@ -261,9 +263,10 @@ fn nginx_with_a_mistake_in_its_configuration() {
     );
 }
 
-// ---- PostgreSQL -------------------------------------------------------------------------------------------------------
+// ---- PostgreSQL ---------------------------------------------------------------------------------
 
-/// A database cluster in a directory of its own. `postgres` refuses to run as root: then it is another user's.
+/// A database cluster in a directory of its own. `postgres` refuses to run as root: then it is
+/// another user's.
 struct Cluster {
     bin: PathBuf,
     scratch: Scratch,
@@ -420,7 +423,8 @@ fn postgres_by_its_pid_file_and_by_pg_isready() {
     );
 }
 
-/// A connection that comes to nothing is a line in PostgreSQL's log. The look at the port makes none.
+/// A connection that comes to nothing is a line in PostgreSQL's log. The look at the port makes
+/// none.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -492,7 +496,7 @@ fn postgres_user() -> Option<(u32, u32)> {
     Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
-// ---- Python -----------------------------------------------------------------------------------------------------------
+// ---- Python -------------------------------------------------------------------------------------
 
 #[test]
 fn the_http_server_of_python() {

@@ -65,7 +65,8 @@ fn it_need_not_be_at_the_top_level() {
     assert!(LOCAL.is_running());
 }
 
-/// The static beside the crate of its name, and a module of it: nothing is hidden, since nothing else is defined.
+/// The static beside the crate of its name, and a module of it: nothing is hidden, since nothing
+/// else is defined.
 mod names {
     #[allow(non_upper_case_globals)]
     #[mirakuru::fixture(cmd = "sleep 60")]

@@ -1,12 +1,14 @@
-//! The guarantee of teardown, cell by cell: each way in which a test process can end, with each kind of tree under it. Then what
-//! happens when the supervisors themselves are killed or stopped, and when the test process is killed in the middle of a start.
+//! The guarantee of teardown, cell by cell: each way in which a test process can end, with each
+//! kind of tree under it. Then what happens when the supervisors themselves are killed or stopped,
+//! and when the test process is killed in the middle of a start.
 //!
-//! Every cell is a process of its own: a *victim*, an `#[ignore]`d test of this binary under its own libtest (see
-//! `teardown/cell.rs`). What it leaves is judged by `common/proof.rs`. The services live far longer than anything here waits:
-//! one that ends by itself within the wait proves nothing.
+//! Every cell is a process of its own: a *victim*, an `#[ignore]`d test of this binary under its
+//! own libtest (see `teardown/cell.rs`). What it leaves is judged by `common/proof.rs`. The
+//! services live far longer than anything here waits: one that ends by itself within the wait
+//! proves nothing.
 //!
-//! `MIRAKURU_MATRIX_REPEATS` says how often each cell is run (10 with `CI=true`, else once), `MIRAKURU_KILL_ROUNDS` how often a start
-//! is interrupted (1000 with `CI=true`, else 100 times).
+//! `MIRAKURU_MATRIX_REPEATS` says how often each cell is run (10 with `CI=true`, else once),
+//! `MIRAKURU_KILL_ROUNDS` how often a start is interrupted (1000 with `CI=true`, else 100 times).
 #![cfg(target_os = "linux")]
 
 mod cell;
@@ -34,13 +36,14 @@ const SIGABRT: i32 = 6;
 const SIGSEGV: i32 = 11;
 const SIGSTOP: i32 = 19;
 
-/// From the end of the test process until everything must be gone. It takes milliseconds; this is for a machine that is busy
-/// with other things, and well below the 20 s that the chains of `--keep-forking` live, and the 120 s of all others.
+/// From the end of the test process until everything must be gone. It takes milliseconds; this is
+/// for a machine that is busy with other things, and well below the 20 s that the chains of
+/// `--keep-forking` live, and the 120 s of all others.
 const BOUND: Duration = Duration::from_secs(10);
 /// What deaf trees are given: short, since they do not use it.
 const GRACE: Duration = Duration::from_millis(120);
 
-// ---- kinds of tree ----------------------------------------------------------------------------------------------------
+// ---- kinds of tree ------------------------------------------------------------------------------
 
 struct Kind {
     name: &'static str,
@@ -84,7 +87,7 @@ fn kinds() -> Vec<&'static Kind> {
         .collect()
 }
 
-// ---- victims ----------------------------------------------------------------------------------------------------------
+// ---- victims ------------------------------------------------------------------------------------
 
 /// A victim and its service, from the moment when the service is up.
 struct Victim {
@@ -287,7 +290,7 @@ fn setting(name: &str, ci: u32, otherwise: u32) -> u32 {
     if in_ci { ci } else { otherwise }
 }
 
-// ---- the table --------------------------------------------------------------------------------------------------------
+// ---- the table ----------------------------------------------------------------------------------
 
 /// How a test process ends.
 #[derive(Clone, Copy)]
@@ -414,8 +417,9 @@ table! {
     sigkill: Death::by(SIGKILL);
 }
 
-/// A program built with `panic = "abort"`: nothing unwinds, no destructor runs. (For tests cargo ignores that setting, so that it is no
-/// test but a program, which also has a `main` of its own to end.)
+/// A program built with `panic = "abort"`: nothing unwinds, no destructor runs. (For tests cargo
+/// ignores that setting, so that it is no test but a program, which also has a `main` of its own to
+/// end.)
 #[test]
 fn panic_is_abort() {
     if !fresh::in_workspace() {
@@ -430,9 +434,10 @@ fn panic_is_abort() {
     });
 }
 
-// ---- the supervisors themselves ---------------------------------------------------------------------------------------
+// ---- the supervisors themselves -----------------------------------------------------------------
 
-/// A service of this very process, with a lifeline that this process does *not* hold: a shell opens it and becomes the service.
+/// A service of this very process, with a lifeline that this process does *not* hold: a shell opens
+/// it and becomes the service.
 struct Supervised {
     service: TcpExecutor,
     lifeline: Lifeline,
@@ -490,7 +495,8 @@ impl Supervised {
     }
 }
 
-/// Whichever of the two supervisors is killed, the other one finishes its work, while the test process looks on.
+/// Whichever of the two supervisors is killed, the other one finishes its work, while the test
+/// process looks on.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -516,8 +522,8 @@ fn one_supervisor_killed() {
     }
 }
 
-/// Kills both supervisors so that neither can react to the other's death: a stopped process is killed without running again.
-/// The guard is stopped first, because it continues a stopped worker.
+/// Kills both supervisors so that neither can react to the other's death: a stopped process is
+/// killed without running again. The guard is stopped first, because it continues a stopped worker.
 fn kill_both(worker: &Process, guard: &Process) {
     for process in [guard, worker] {
         send(process.pid, SIGSTOP);
@@ -532,13 +538,14 @@ fn kill_both(worker: &Process, guard: &Process) {
     }
 }
 
-/// Both killed in the same instant: the kernel ends the main process (PDEATHSIG), the test process ends what carries the
-/// service's mark.
+/// Both killed in the same instant: the kernel ends the main process (PDEATHSIG), the test process
+/// ends what carries the service's mark.
 ///
-/// What remains possible: a descendant that has *cleared its environment* survives this, if it is not the main process. No process
-/// is left that knows of it, and nothing about it says whose it was; only a cgroup could hold it. It takes two SIGKILLs
-/// to two processes with names and command lines of their own, within less than a millisecond. (The chains that fork without end
-/// belong to the others: each link has the mark, but a search can be too slow for them.)
+/// What remains possible: a descendant that has *cleared its environment* survives this, if it is
+/// not the main process. No process is left that knows of it, and nothing about it says whose it
+/// was; only a cgroup could hold it. It takes two SIGKILLs to two processes with names and command
+/// lines of their own, within less than a millisecond. (The chains that fork without end belong to
+/// the others: each link has the mark, but a search can be too slow for them.)
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -576,7 +583,8 @@ fn both_supervisors_of_a_static_killed() {
     }
 }
 
-/// Both and the test process as well: the next run finds what is left by its mark, and removes the files.
+/// Both and the test process as well: the next run finds what is left by its mark, and removes the
+/// files.
 ///
 /// What remains possible is what the test above says, and that there is no next run.
 #[test]
@@ -596,7 +604,8 @@ fn both_supervisors_and_the_test_process_killed() {
         first.end().unwrap();
         let main = &first.tree[0];
         assert!(wait_until(|| !main.is_alive(), BOUND), "{}", kind.name);
-        // (A group that nobody is left to continue is ended by the kernel, if one of it is stopped.)
+        // (A group that nobody is left to continue is ended by the kernel, if one of it is
+        // stopped.)
         if !kind.stopped && kind.recorded > 1 {
             assert!(first.lifeline.is_held(), "nothing is left that could be swept");
         }
@@ -608,11 +617,11 @@ fn both_supervisors_and_the_test_process_killed() {
     }
 }
 
-/// A supervisor that somebody has stopped (SIGSTOP) holds up nothing: the guard continues the worker, the test process and the
-/// worker continue the guard.
+/// A supervisor that somebody has stopped (SIGSTOP) holds up nothing: the guard continues the
+/// worker, the test process and the worker continue the guard.
 ///
-/// What remains possible: with both stopped *and* the test process killed, the service stays until one of them is continued; then it
-/// ends.
+/// What remains possible: with both stopped *and* the test process killed, the service stays until
+/// one of them is continued; then it ends.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -654,10 +663,10 @@ fn stopped_supervisors() {
     }
 }
 
-// ---- killed in the middle of a start ----------------------------------------------------------------------------------
+// ---- killed in the middle of a start ------------------------------------------------------------
 
-/// The test process is killed at a random moment of a start, many times. Nothing is left: no process, no lock, and no file that
-/// the next run does not sweep.
+/// The test process is killed at a random moment of a start, many times. Nothing is left: no
+/// process, no lock, and no file that the next run does not sweep.
 #[test]
 fn killed_in_the_middle_of_a_start() {
     const SIDE_BY_SIDE: u32 = 4;
@@ -741,7 +750,7 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
     assert_eq!(homes(scratch.path()), [""; 0]);
 }
 
-// ---- figures ----------------------------------------------------------------------------------------------------------
+// ---- figures ------------------------------------------------------------------------------------
 
 /// What the README's table says. Run by hand, on an idle machine:
 /// `cargo test --release --test it teardown::figures -- --ignored --nocapture`

@@ -1,6 +1,8 @@
-//! `MIRAKURU_TIMELINE`: what a run of several processes writes, as a trace and as a page, which is looked at in a real browser.
+//! `MIRAKURU_TIMELINE`: what a run of several processes writes, as a trace and as a page, which is
+//! looked at in a real browser.
 //!
-//! The runner is this binary again ([`runner`]), and so are the test processes: the ignored tests of a module below.
+//! The runner is this binary again ([`runner`]), and so are the test processes: the ignored tests
+//! of a module below.
 
 use std::env;
 use std::fs;
@@ -15,7 +17,7 @@ use crate::common::{
 };
 use mirakuru::{Executor, ExecutorBuilder, SimpleExecutor, Tcp, TcpExecutor};
 
-// ---- what the test processes use --------------------------------------------------------------------------------------
+// ---- what the test processes use ----------------------------------------------------------------
 
 fn listens(name: &str, addr: &str, delay: u64) -> ExecutorBuilder<Tcp> {
     Executor::builder([ODD, "--listen", addr, "--delay", &delay.to_string()])
@@ -247,7 +249,7 @@ fn tests() -> [&'static str; 7] {
     ]
 }
 
-// ---- the trace --------------------------------------------------------------------------------------------------------
+// ---- the trace ----------------------------------------------------------------------------------
 
 /// Reads a trace as strictly as Perfetto does, and prints what is in it, a line each.
 const READER: &str = r#"
@@ -350,7 +352,7 @@ fn a_run_leaves_a_trace() {
     assert!(!text.contains("hunter2"), "{text}");
 }
 
-// ---- the page ---------------------------------------------------------------------------------------------------------
+// ---- the page -----------------------------------------------------------------------------------
 
 /// What is on the page once its script has made it.
 fn browse(chromium: &Path, scratch: &Scratch, page: &Path) -> String {

@@ -28,13 +28,14 @@ fn a_service_outlives_the_thread_that_started_it() {
     let service = thread::spawn(|| listening(["--fork", "1"]).start().unwrap())
         .join()
         .unwrap();
-    // The signal would come with the thread's end, which `join` has waited for; give it time to do harm all the same.
+    // The signal would come with the thread's end, which `join` has waited for; give it time to do
+    // harm all the same.
     thread::sleep(Duration::from_millis(300));
     assert!(service.is_running());
     assert_eq!(who_answers(service.addr()), service.pid());
 }
 
-// ---- clean-up that the end of the test process skips ------------------------------------------------------------------
+// ---- clean-up that the end of the test process skips --------------------------------------------
 
 const TREES: [&[&str]; 4] = [
     &["--fork", "2"],
@@ -111,7 +112,8 @@ fn meets_its_end() {
         "forgotten" => std::mem::forget(services),
         "panic" => panic!("on purpose"),
         "abort" => std::process::abort(),
-        // The first one only takes back the handler that Rust has installed against stack overflows.
+        // The first one only takes back the handler that Rust has installed against stack
+        // overflows.
         "segv" => loop {
             send(std::process::id(), 11);
         },
@@ -179,7 +181,7 @@ fn starts_forever() {
     }
 }
 
-// ---- output -----------------------------------------------------------------------------------------------------------
+// ---- output -------------------------------------------------------------------------------------
 
 /// An undrained pipe holds 64 kB: a service that prints more before it listens hangs.
 #[test]
@@ -212,7 +214,7 @@ fn a_banner_after_a_flood_is_seen() {
     service.stop().unwrap();
 }
 
-// ---- taken for alive, taken for ready ---------------------------------------------------------------------------------
+// ---- taken for alive, taken for ready -----------------------------------------------------------
 
 /// Exit 0 is an exit. Nobody waits out a time-out for a dead process.
 #[test]
@@ -291,7 +293,8 @@ fn localhost_is_every_address_that_it_resolves_to() {
     }
 }
 
-/// A stranger on `::1` is who a client of `localhost` may get, while the service listens on `127.0.0.1`.
+/// A stranger on `::1` is who a client of `localhost` may get, while the service listens on
+/// `127.0.0.1`.
 #[test]
 fn a_stranger_on_the_other_localhost_is_an_error() {
     if !localhost_has_v6() {
@@ -343,7 +346,8 @@ fn the_exit_of_a_server_that_never_answers_is_noticed() {
     assert!(begin.elapsed() < LONG, "it waited");
 }
 
-/// A service is ready only when the socket is its own. This stranger takes the port while the service gets ready.
+/// A service is ready only when the socket is its own. This stranger takes the port while the
+/// service gets ready.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -380,7 +384,7 @@ fn a_service_that_is_ready_but_belongs_to_somebody_else() {
     }
 }
 
-// ---- pids and marks ---------------------------------------------------------------------------------------------------
+// ---- pids and marks -----------------------------------------------------------------------------
 
 /// A pid is used again. What has it now must not get the signals that were meant for the service.
 #[test]
@@ -412,7 +416,8 @@ fn a_process_that_got_the_services_pid_is_left_alone() {
     assert!(untouched, "it got a signal that was meant for the service");
 }
 
-/// A process of this pid, if the kernel lets us say which one is next. Other processes may be faster, so it tries often.
+/// A process of this pid, if the kernel lets us say which one is next. Other processes may be
+/// faster, so it tries often.
 #[cfg(target_os = "linux")]
 fn process_with_pid(pid: u32) -> Option<Child> {
     for _ in 0..200 {
@@ -432,8 +437,8 @@ fn process_with_pid(pid: u32) -> Option<Child> {
     None
 }
 
-/// A mark that is matched as a substring finds other runs' services. When the supervisors of a service are killed, what
-/// carries its mark is swept, and nothing else.
+/// A mark that is matched as a substring finds other runs' services. When the supervisors of a
+/// service are killed, what carries its mark is swept, and nothing else.
 #[test]
 #[cfg(target_os = "linux")]
 #[cfg_attr(
@@ -498,7 +503,7 @@ fn a_zombie_is_not_alive() {
     assert_eq!(service.wait(LONG).unwrap().code(), Some(0));
 }
 
-// ---- ends -------------------------------------------------------------------------------------------------------------
+// ---- ends ---------------------------------------------------------------------------------------
 
 /// The leader's exit is not the group's: what takes longer gets its grace, and is waited for.
 #[test]
@@ -550,7 +555,8 @@ fn when_stop_and_kill_return_it_is_over() {
     }
 }
 
-/// Two that reap the same child: the test's own `waitpid(-1)` must not take the services', nor mirakuru the test's.
+/// Two that reap the same child: the test's own `waitpid(-1)` must not take the services', nor
+/// mirakuru the test's.
 #[test]
 fn reaping_does_not_race() {
     let scratch = Scratch::new();
@@ -616,7 +622,8 @@ fn reaps_everything() {
     assert_eq!(status.code(), Some(7));
 }
 
-/// A user's handler-less disposition: with SIGCHLD ignored the kernel reaps by itself, and every wait fails.
+/// A user's handler-less disposition: with SIGCHLD ignored the kernel reaps by itself, and every
+/// wait fails.
 #[test]
 fn an_ignored_sigchld_changes_nothing() {
     let scratch = Scratch::new();
@@ -677,7 +684,8 @@ fn no_descriptor_of_the_test_leaks() {
     let scratch = Scratch::new();
     let path = scratch.file("lock");
     let file = fs::File::create(&path).unwrap();
-    // SAFETY: `dup` makes a new descriptor, one without close-on-exec, which is what is to be tested.
+    // SAFETY: `dup` makes a new descriptor, one without close-on-exec, which is what is to be
+    // tested.
     let leaky = unsafe { dup(file.as_raw_fd()) };
     assert!(leaky > 2);
     let mut service = odd([]).start().unwrap();
@@ -698,7 +706,8 @@ fn no_descriptor_of_the_test_leaks() {
             .collect()
     };
     let of_service = open(service.pid());
-    // 3 and 4 are the helper's own, the two ends of the pair by which its signal handler tells of signals.
+    // 3 and 4 are the helper's own, the two ends of the pair by which its signal handler tells of
+    // signals.
     let foreign: Vec<_> = of_service
         .iter()
         .filter(|(number, target)| number.parse::<i32>().unwrap() > 2 && !target.starts_with("socket:"))
@@ -757,7 +766,8 @@ fn nothing_is_left_after_a_failed_start() {
         assert!(matches!(error, Error::FailureLine { .. }), "{error}");
         assert_gone(&scratch, &pids, Duration::ZERO);
     }
-    // What was reserved is free again, and what was made is removed: the same executor can try again.
+    // What was reserved is free again, and what was made is removed: the same executor can try
+    // again.
     let scratch = Scratch::new();
     let flag = scratch.file("flag");
     let mut service = Executor::builder(format!("test -e {flag} || exit 1; echo up; exec sleep 100"))
@@ -799,7 +809,8 @@ fn drop_works_on_any_thread_and_at_its_end() {
     assert_gone(&scratch, &pids, Duration::ZERO);
 }
 
-/// A supervisor that is killed leaves no stray: the service's main process and what carries its mark go with it.
+/// A supervisor that is killed leaves no stray: the service's main process and what carries its
+/// mark go with it.
 #[test]
 #[cfg(target_os = "linux")]
 #[cfg_attr(

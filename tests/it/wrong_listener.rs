@@ -142,7 +142,8 @@ fn the_pid_file_is_another_processs() {
     );
 }
 
-/// The service waits and does not notice: the port is somebody else's by the time that it would have been ready.
+/// The service waits and does not notice: the port is somebody else's by the time that it would
+/// have been ready.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -224,7 +225,8 @@ fn the_bind_fails_because_of_a_stranger() {
     });
 }
 
-/// The bar: whenever a stranger takes the port between our look and the service's bind, the start tells the truth.
+/// The bar: whenever a stranger takes the port between our look and the service's bind, the start
+/// tells the truth.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -287,7 +289,8 @@ fn two_hundred_times_the_truth_about_a_stranger_in_the_window() {
     assert!(refused < 200 && ready < 200, "the window was never hit");
 }
 
-/// Both listen, by SO_REUSEPORT, and each gets a part of the connections: that is no service for a test.
+/// Both listen, by SO_REUSEPORT, and each gets a part of the connections: that is no service for a
+/// test.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -304,7 +307,8 @@ fn a_port_that_is_shared_with_a_stranger() {
                 assert!(wait_until(|| !common::numbers(&pids).is_empty(), LONG));
                 Stranger::start(&["--reuse-port", "--listen", &addr])
             });
-            // It listens at once, and is held ready only after the stranger is there, at the latest.
+            // It listens at once, and is held ready only after the stranger is there, at the
+            // latest.
             let recipe = odd([
                 "--pids",
                 &pids,

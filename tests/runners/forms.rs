@@ -13,7 +13,8 @@ impl Client {
     }
 }
 
-// (a) on a test: the service lives as long as the test. The parameter is optional, and is `&T`, `&mut T` or `T`.
+// (a) on a test: the service lives as long as the test. The parameter is optional, and is `&T`,
+// `&mut T` or `T`.
 #[mirakuru::fixture(tcp = "localhost:6379", cmd = "redis-server")]
 #[test]
 fn counts_visits(redis: &TcpExecutor) { /* .. */ }

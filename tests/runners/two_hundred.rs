@@ -1,4 +1,5 @@
-//! Two hundred tests that share one Redis. The tests themselves are appended by whoever generates this file.
+//! Two hundred tests that share one Redis. The tests themselves are appended by whoever generates
+//! this file.
 
 use std::env;
 use std::fs::OpenOptions;

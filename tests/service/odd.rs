@@ -1,13 +1,17 @@
-//! `mirakuru-odd-service`: a service with every bad habit that real ones have, each behind a flag, for the tests.
+//! `mirakuru-odd-service`: a service with every bad habit that real ones have, each behind a flag,
+//! for the tests.
 //!
-//! The flags compose. In every mode the program, and whatever it forks, ends by itself: each process arms a kernel timer
-//! that sends it SIGKILL (`--lifetime`, at most 120 s; 20 s for `--keep-forking`), which also reaches a process that
-//! is stopped or deaf. So a test that fails leaves nothing behind for long.
+//! The flags compose. In every mode the program, and whatever it forks, ends by itself: each
+//! process arms a kernel timer that sends it SIGKILL (`--lifetime`, at most 120 s; 20 s for
+//! `--keep-forking`), which also reaches a process that is stopped or deaf. So a test that fails
+//! leaves nothing behind for long.
 //!
-//! It depends on the standard library alone; the few system calls that std does not have are declared in `sys` below.
+//! It depends on the standard library alone; the few system calls that std does not have are
+//! declared in `sys` below.
 //!
-//! Order of events: arm the timer, print what was asked for, `--daemonise`, fork, `--flood-before`, `--delay`, the early
-//! deaths, bind and listen, pid file, ready line, stamp, `--flood-after`, then serve until a signal or `--exit-after`.
+//! Order of events: arm the timer, print what was asked for, `--daemonise`, fork, `--flood-before`,
+//! `--delay`, the early deaths, bind and listen, pid file, ready line, stamp, `--flood-after`, then
+//! serve until a signal or `--exit-after`.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
@@ -83,8 +87,9 @@ const MAX_LIFETIME: u64 = 120;
 /// Nothing that forks without end lives longer.
 const MAX_FORKING: u64 = 20;
 const MAX_CHAINS: usize = 8;
-/// How many dead links of its own a chain tolerates before it waits for them to be reaped: with the chains' number, the
-/// bound on how many processes, zombies included, `--keep-forking` can have at any moment (8 times 11 is under 100).
+/// How many dead links of its own a chain tolerates before it waits for them to be reaped: with the
+/// chains' number, the bound on how many processes, zombies included, `--keep-forking` can have at
+/// any moment (8 times 11 is under 100).
 const MAX_UNREAPED: usize = 10;
 
 /// The option that TCP sockets are bound with.
@@ -137,8 +142,8 @@ struct Options {
     deaf_daemons: usize,
     keep_forking: usize,
     pids: Option<PathBuf>,
-    /// Internal: this process is a deaf daemon, re-executed with an empty environment; the value is the descriptor on
-    /// which it says that it is settled.
+    /// Internal: this process is a deaf daemon, re-executed with an empty environment; the value is
+    /// the descriptor on which it says that it is settled.
     deaf_daemon: Option<i32>,
 }
 
@@ -302,9 +307,10 @@ fn finish(o: &Options) {
     stamp(o, "exit");
 }
 
-// ---- forking ----------------------------------------------------------------------------------------------------------
+// ---- forking ------------------------------------------------------------------------------------
 
-/// Forks everything that was asked for, and returns once each of them is what it should be and has recorded its pid.
+/// Forks everything that was asked for, and returns once each of them is what it should be and has
+/// recorded its pid.
 fn fork_all(o: &Options) {
     let (reader, writer) = sys::pipe();
     let settled = writer.as_raw_fd();
@@ -375,8 +381,9 @@ fn fork_all(o: &Options) {
 
 /// Forks and exits at full speed: whoever kills the process that it sees is too late.
 ///
-/// It holds back for one reason only: while its last ten links are zombies that nobody has reaped. That does not help a
-/// supervisor that does its work, and keeps a failed test from filling the machine's table of processes.
+/// It holds back for one reason only: while its last ten links are zombies that nobody has reaped.
+/// That does not help a supervisor that does its work, and keeps a failed test from filling the
+/// machine's table of processes.
 fn chain(end: Duration) -> ! {
     let mut links = [0; MAX_UNREAPED];
     for turn in 0.. {
@@ -417,7 +424,7 @@ fn record_pid(o: &Options) {
     }
 }
 
-// ---- listening --------------------------------------------------------------------------------------------------------
+// ---- listening ----------------------------------------------------------------------------------
 
 fn listen(o: &Arc<Options>) {
     for addr in &o.bind_only {
@@ -591,7 +598,7 @@ fn sd_notify() {
     or_die(socket.send_to(b"READY=1\n", &path), &path);
 }
 
-// ---- output -----------------------------------------------------------------------------------------------------------
+// ---- output -------------------------------------------------------------------------------------
 
 /// Prints that many bytes in lines of 64, in blocks that go to stdout and stderr by turns.
 fn flood(bytes: u64) {
@@ -634,7 +641,7 @@ fn or_die<T>(result: io::Result<T>, what: &dyn std::fmt::Display) -> T {
     })
 }
 
-// ---- options ----------------------------------------------------------------------------------------------------------
+// ---- options ------------------------------------------------------------------------------------
 
 fn options() -> Options {
     let mut o = Options {
@@ -731,8 +738,8 @@ fn pair<A: FromStr, B: FromStr>(flag: &str, text: &str, default: Option<B>) -> (
     }
 }
 
-/// The system calls that std does not have. Everything forks before the first thread is spawned, so that a child may use
-/// all of std.
+/// The system calls that std does not have. Everything forks before the first thread is spawned, so
+/// that a child may use all of std.
 mod sys {
     use super::*;
     use std::ffi::CString;
@@ -879,8 +886,8 @@ mod sys {
         Duration::new(now.sec as u64, now.nsec as u32)
     }
 
-    /// SIGKILL to itself after so many seconds. A kernel timer and not `alarm`, because SIGALRM neither ends a process
-    /// that is stopped nor one that ignores it.
+    /// SIGKILL to itself after so many seconds. A kernel timer and not `alarm`, because SIGALRM
+    /// neither ends a process that is stopped nor one that ignores it.
     #[cfg(target_os = "linux")]
     pub(crate) fn die_after(seconds: u64) {
         #[repr(C)]
@@ -918,7 +925,8 @@ mod sys {
                 nsec: 0,
             },
         };
-        // SAFETY: all pointers are to live values of the C types' layout; the event is larger than the C type.
+        // SAFETY: all pointers are to live values of the C types' layout; the event is larger than
+        // the C type.
         let failed = unsafe {
             timer_create(CLOCK_MONOTONIC, &mut event, &mut timer) != 0
                 || timer_settime(timer, 0, &spec, std::ptr::null_mut()) != 0
@@ -934,7 +942,8 @@ mod sys {
         unsafe { alarm(seconds as c_uint) };
     }
 
-    /// Ignores and blocks whatever can be ignored and blocked (but SIGALRM where it is what ends the process).
+    /// Ignores and blocks whatever can be ignored and blocked (but SIGALRM where it is what ends
+    /// the process).
     pub(crate) fn be_deaf() {
         // SAFETY: the set is live and larger than any sigset_t; SIG_IGN installs no code.
         unsafe {
@@ -1022,7 +1031,8 @@ mod sys {
     }
 
     fn open(domain: c_int, kind: c_int, addr: &[u8], reuse: Reuse) -> io::Result<OwnedFd> {
-        // SAFETY: the pointers are to live buffers, whose lengths are passed; the descriptor is ours alone.
+        // SAFETY: the pointers are to live buffers, whose lengths are passed; the descriptor is
+        // ours alone.
         unsafe {
             let fd = socket(domain, kind, 0);
             if fd < 0 {

@@ -1,4 +1,5 @@
-//! The program under test is this package's own binary. `bin` finds it where cargo has built it, in integration tests and benches.
+//! The program under test is this package's own binary. `bin` finds it where cargo has built it, in
+//! integration tests and benches.
 
 use mirakuru::{Executor, HttpExecutor, Signal, presets};
 
@@ -9,7 +10,8 @@ fn a_page_that_is_not_there(shop: &HttpExecutor) {
     assert!(shop.logs().stdout().starts_with("open at 127.0.0.1:"));
 }
 
-/// What one service needs of another, such as its port, is there once that one has started. So this one is started by hand.
+/// What one service needs of another, such as its port, is there once that one has started. So this
+/// one is started by hand.
 #[mirakuru::fixture(presets::redis())]
 #[test]
 fn it_counts_its_visits(redis: &presets::Redis) -> Result<(), Box<dyn std::error::Error>> {
@@ -23,7 +25,8 @@ fn it_counts_its_visits(redis: &presets::Redis) -> Result<(), Box<dyn std::error
     Ok(())
 }
 
-/// A program that must end in its own way when it is told to: here, by the signal, since the shop handles none.
+/// A program that must end in its own way when it is told to: here, by the signal, since the shop
+/// handles none.
 #[mirakuru::fixture(bin = "shop", args = ["127.0.0.1:{port}"], tcp = "127.0.0.1:{port}", stop_signal = Signal::Int)]
 #[test]
 fn it_ends_at_ctrl_c(mut shop: mirakuru::TcpExecutor) -> Result<(), mirakuru::Error> {

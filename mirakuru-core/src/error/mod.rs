@@ -1,8 +1,9 @@
 //! What can go wrong, told so that the reader need not investigate further.
 //!
-//! Every variant displays as one line that says it all, followed by indented evidence: the last probe's own error, a
-//! timeline, the end of the service's log and where the whole of it is, and what to do about it. `Debug` prints the same as
-//! `Display`, because `unwrap()` and `fn main() -> Result` show `Debug`. How it is laid out is in [`report`](crate::error::report).
+//! Every variant displays as one line that says it all, followed by indented evidence: the last
+//! probe's own error, a timeline, the end of the service's log and where the whole of it is, and
+//! what to do about it. `Debug` prints the same as `Display`, because `unwrap()` and
+//! `fn main() -> Result` show `Debug`. How it is laid out is in [`report`](crate::error::report).
 
 pub(crate) mod programs;
 pub(crate) mod report;
@@ -21,8 +22,9 @@ use crate::error::secrets::mask_urls;
 
 /// Why a service could not be started, or did not end as it should.
 ///
-/// `Display` and `Debug` print the same multi-line report, so that `unwrap()` and a test that returns a `Result` show it as well. Its
-/// first line says it all. Programs look at the variant and its fields:
+/// `Display` and `Debug` print the same multi-line report, so that `unwrap()` and a test that
+/// returns a `Result` show it as well. Its first line says it all. Programs look at the variant and
+/// its fields:
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -38,8 +40,8 @@ use crate::error::secrets::mask_urls;
 /// ```
 #[non_exhaustive]
 pub enum Error {
-    /// The program could not be executed at all: it was not found, is not executable, its working directory is
-    /// missing, its user may not be taken on.
+    /// The program could not be executed at all: it was not found, is not executable, its working
+    /// directory is missing, its user may not be taken on.
     #[non_exhaustive]
     Spawn {
         /// The command, as a person would type it.
@@ -51,7 +53,8 @@ pub enum Error {
         /// What to do about it, where that is known.
         hint: Option<String>,
     },
-    /// Something else already has the port, the socket path or the process id file that the service needs.
+    /// Something else already has the port, the socket path or the process id file that the service
+    /// needs.
     #[non_exhaustive]
     AlreadyRunning {
         /// The command, as a person would type it.
@@ -115,8 +118,8 @@ pub enum Error {
         /// Everything else that was seen.
         evidence: Box<Evidence>,
     },
-    /// The service was stopped, and its exit status is neither 0, nor death by the stop signal, nor what the recipe
-    /// expects.
+    /// The service was stopped, and its exit status is neither 0, nor death by the stop signal, nor
+    /// what the recipe expects.
     #[non_exhaustive]
     BadExit {
         /// The command, as a person would type it.
@@ -128,7 +131,8 @@ pub enum Error {
         /// Everything else that was seen.
         evidence: Box<Evidence>,
     },
-    /// The command cannot be understood: unbalanced quotes, nothing at all, a placeholder that does not exist.
+    /// The command cannot be understood: unbalanced quotes, nothing at all, a placeholder that does
+    /// not exist.
     #[non_exhaustive]
     InvalidCommand {
         /// The command as it was given.
@@ -144,8 +148,8 @@ pub enum Error {
         /// What is wrong with it, and what would be right.
         reason: String,
     },
-    /// A service that the whole run shares has ended. It is not started again, so that nobody mistakes the new one, which knows
-    /// nothing of what was done before, for the old one.
+    /// A service that the whole run shares has ended. It is not started again, so that nobody
+    /// mistakes the new one, which knows nothing of what was done before, for the old one.
     #[non_exhaustive]
     Died {
         /// The command, as a person would type it.
@@ -155,7 +159,8 @@ pub enum Error {
         /// Everything else that was seen.
         evidence: Box<Evidence>,
     },
-    /// A service that the whole run shares could not be started by the test process that tried first, and is not tried again.
+    /// A service that the whole run shares could not be started by the test process that tried
+    /// first, and is not tried again.
     #[non_exhaustive]
     FailedBefore {
         /// The report of that start.
@@ -182,8 +187,9 @@ pub enum Error {
 }
 
 impl Error {
-    /// An error of a [recipe](https://docs.rs/mirakuru/latest/mirakuru/trait.Recipe.html)'s own, for example of the statements that set a
-    /// database up: what was being attempted, as in "apply the migrations", and why it failed.
+    /// An error of a [recipe](https://docs.rs/mirakuru/latest/mirakuru/trait.Recipe.html)'s own,
+    /// for example of the statements that set a database up: what was being attempted, as in "apply
+    /// the migrations", and why it failed.
     ///
     /// ```
     /// # use mirakuru_core::Error;
@@ -233,16 +239,19 @@ pub struct Evidence {
     pub tail: Vec<String>,
     /// The file that has everything it printed. Kept after a failure.
     pub log: Option<PathBuf>,
-    /// How many bytes of its output are missing there, because they could not be written: the disk was full.
+    /// How many bytes of its output are missing there, because they could not be written: the disk
+    /// was full.
     pub lost: u64,
-    /// Of somebody else that is in the way, what is known of it, for example `started 3 min ago by user redis`.
+    /// Of somebody else that is in the way, what is known of it, for example
+    /// `started 3 min ago by user redis`.
     pub about: Option<String>,
     /// What to do about it, where the cause is known.
     pub hint: Option<String>,
 }
 
 impl Error {
-    /// The same error with its own texts shown as the function gives them. What the service printed stays as it is.
+    /// The same error with its own texts shown as the function gives them. What the service printed
+    /// stays as it is.
     pub(crate) fn map_texts(mut self, shown: impl Fn(&str) -> String) -> Error {
         let texts: Vec<&mut String> = match &mut self {
             Error::Spawn {
@@ -564,7 +573,8 @@ fn one_line(command: &str) -> String {
     )
 }
 
-/// An operating system's error without Rust's "(os error 2)", and in lower case as the rest of the line.
+/// An operating system's error without Rust's "(os error 2)", and in lower case as the rest of the
+/// line.
 struct Cause<'a>(&'a io::Error);
 
 impl fmt::Display for Cause<'_> {

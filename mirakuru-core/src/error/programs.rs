@@ -83,8 +83,8 @@ fn is_executable(path: &Path) -> bool {
         .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
-/// Where programs are that are often not on PATH: daemons on the PATH of root alone, and each version of PostgreSQL in a
-/// folder of its own, the newest first.
+/// Where programs are that are often not on PATH: daemons on the PATH of root alone, and each
+/// version of PostgreSQL in a folder of its own, the newest first.
 fn off_path(program: &str) -> Option<PathBuf> {
     let versions = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()

@@ -1,4 +1,5 @@
-//! How a report looks: a first line that says it all, then what is known, each under its label, then what to do.
+//! How a report looks: a first line that says it all, then what is known, each under its label,
+//! then what to do.
 //!
 //! ```text
 //! redis-server --prot 6379: exited with status 1 after 12 ms, before it accepted connections on 127.0.0.1:6379
@@ -12,7 +13,8 @@
 //!   hint:       it does not know one of its arguments: see `redis-server --help`
 //! ```
 //!
-//! A report is plain text. Colours come on top ([`coloured`]), where mirakuru prints it itself, and onto a terminal.
+//! A report is plain text. Colours come on top ([`coloured`]), where mirakuru prints it itself, and
+//! onto a terminal.
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -105,7 +107,8 @@ impl fmt::Display for Tail<'_> {
     }
 }
 
-/// Whether what this process prints is seen on a terminal that takes colours. `NO_COLOR` with any text turns them off.
+/// Whether what this process prints is seen on a terminal that takes colours. `NO_COLOR` with any
+/// text turns them off.
 fn has_colours() -> bool {
     static COLOURS: Lazy<bool> = Lazy::new(|| {
         let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
@@ -122,8 +125,9 @@ pub fn coloured(report: &dyn fmt::Display) -> String {
     if has_colours() { colour(&report) } else { report }
 }
 
-/// Prints into the output of the test on this thread, and never panics, as `eprintln!` does when nobody reads any more: that must not
-/// happen while a panic is under way, when the process would abort.
+/// Prints into the output of the test on this thread, and never panics, as `eprintln!` does when
+/// nobody reads any more: that must not happen while a panic is under way, when the process would
+/// abort.
 pub(crate) fn print(text: String) {
     // A thread inherits where the one that made it prints, and its panic is its own.
     if let Ok(printer) = std::thread::Builder::new().spawn(move || eprintln!("{text}")) {

@@ -112,8 +112,8 @@ pub(crate) struct Secrets(Vec<(String, String)>);
 impl Secrets {
     /// A value that must not be shown, and the text that stands for it.
     ///
-    /// Not everything can be looked for in a text: what has less than four letters would be found where it is not meant, and a
-    /// number of up to five digits is a port.
+    /// Not everything can be looked for in a text: what has less than four letters would be found
+    /// where it is not meant, and a number of up to five digits is a port.
     pub(crate) fn add(&mut self, value: &str, shown: &str) {
         let is_port = value.len() <= 5 && value.bytes().all(|byte| byte.is_ascii_digit());
         let value = value.trim();

@@ -24,7 +24,8 @@ use crate::sys::{self, Exit, RunPlan};
 pub(super) struct Attached {
     state: State,
     published: PathBuf,
-    /// Of the process that started it: lets its other tests see that nobody will give the endpoints back.
+    /// Of the process that started it: lets its other tests see that nobody will give the endpoints
+    /// back.
     _endpoint_lock: Option<Arc<Mutex<EndpointLock>>>,
 }
 
@@ -41,7 +42,8 @@ impl Attached {
         self.state.path.as_deref()
     }
 
-    /// The published state as it is now: it changes when the service ends, and goes when the run does.
+    /// The published state as it is now: it changes when the service ends, and goes when the run
+    /// does.
     fn now(&self) -> Option<State> {
         State::read(&self.published).ok().flatten()
     }
@@ -184,8 +186,8 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::Exited`] when it has ended meanwhile; [`Error::System`] when it cannot be published. It is
-    /// still this process's own then.
+    /// [`Error::Exited`] when it has ended meanwhile; [`Error::System`] when it cannot be
+    /// published. It is still this process's own then.
     pub(crate) fn publish(&mut self, state: State, published: PathBuf) -> Result<(), Error> {
         let core = &mut self.core;
         let action = "share it with the run";

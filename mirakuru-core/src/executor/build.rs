@@ -10,8 +10,8 @@ use crate::recipe::command::IntoCommand;
 use crate::run::sweep::sweep;
 
 impl Executor<NoWait> {
-    /// Begins a recipe for a command: one string, which is split into words as a shell would but run without one, or a
-    /// list of the program and its arguments.
+    /// Begins a recipe for a command: one string, which is split into words as a shell would but
+    /// run without one, or a list of the program and its arguments.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -23,7 +23,8 @@ impl Executor<NoWait> {
     /// # Ok::<(), mirakuru_core::Error>(())
     /// ```
     ///
-    /// The words are looked at when the executor is built: see [`ExecutorBuilder::build`] for the errors.
+    /// The words are looked at when the executor is built: see [`ExecutorBuilder::build`] for the
+    /// errors.
     pub fn builder(command: impl IntoCommand) -> ExecutorBuilder<NoWait> {
         ExecutorBuilder {
             spec: Spec::new(command.into_command()),
@@ -33,7 +34,8 @@ impl Executor<NoWait> {
 }
 
 impl<R> ExecutorBuilder<R> {
-    /// Sets what must hold before [`start`](ExecutorBuilder::start) returns. The default is [`NoWait`].
+    /// Sets what must hold before [`start`](ExecutorBuilder::start) returns. The default is
+    /// [`NoWait`].
     pub fn wait_for<R2: Readiness>(self, readiness: R2) -> ExecutorBuilder<R2> {
         ExecutorBuilder {
             spec: self.spec,
@@ -43,14 +45,14 @@ impl<R> ExecutorBuilder<R> {
 }
 
 impl<R: Readiness> ExecutorBuilder<R> {
-    /// Makes the executor without starting it: fills in the placeholders, reserves ports, makes the private
-    /// directory.
+    /// Makes the executor without starting it: fills in the placeholders, reserves ports, makes the
+    /// private directory.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidCommand`] when the command is empty, has unbalanced quotes or an unknown placeholder;
-    /// [`Error::InvalidReadiness`] when the condition makes no sense; [`Error::System`] when there is no port or
-    /// no directory to be had.
+    /// [`Error::InvalidCommand`] when the command is empty, has unbalanced quotes or an unknown
+    /// placeholder; [`Error::InvalidReadiness`] when the condition makes no sense;
+    /// [`Error::System`] when there is no port or no directory to be had.
     pub fn build(self) -> Result<Executor<R>, Error> {
         sweep();
         let ExecutorBuilder { spec, mut readiness } = self;

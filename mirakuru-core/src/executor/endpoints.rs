@@ -1,4 +1,5 @@
-//! The endpoints that services need for themselves: locked before a start, so that two tests take turns.
+//! The endpoints that services need for themselves: locked before a start, so that two tests take
+//! turns.
 
 use std::io;
 use std::net::SocketAddr;
@@ -20,8 +21,8 @@ const LOCK_LIMIT: Duration = Duration::from_secs(600);
 
 /// What a service, or several fixtures of one test, need for themselves.
 ///
-/// Whoever needs several fixtures takes the turn for all of their claims at once: taken one after the other, in whatever order
-/// the fixtures stand, two tests could wait for each other for ever.
+/// Whoever needs several fixtures takes the turn for all of their claims at once: taken one after
+/// the other, in whatever order the fixtures stand, two tests could wait for each other for ever.
 #[doc(hidden)]
 #[derive(Clone, Debug, Default)]
 pub struct Endpoints {
@@ -104,7 +105,8 @@ impl Endpoints {
                 holder,
                 mut evidence,
             }) => {
-                // Where the process can be seen it is the holder, and what the lock says is the rest.
+                // Where the process can be seen it is the holder, and what the lock says is the
+                // rest.
                 let (holder, note) = match holder {
                     Some(holder) => (Some(holder), note),
                     None => (note, None),
@@ -142,7 +144,8 @@ impl Endpoints {
 pub struct SharedLock(Arc<Mutex<EndpointLock>>);
 
 impl Drop for SharedLock {
-    /// All have started: from now on the locks are the supervisors' alone, and free when they are gone.
+    /// All have started: from now on the locks are the supervisors' alone, and free when they are
+    /// gone.
     fn drop(&mut self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).hand_over();
     }
@@ -165,7 +168,8 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// The service lives as long as the process: a wait in this process for its endpoints would never end.
+    /// The service lives as long as the process: a wait in this process for its endpoints would
+    /// never end.
     #[doc(hidden)]
     pub fn __for_process(&mut self) {
         if let Some(endpoint_lock) = self.process.own().and_then(|own| own.endpoint_lock.as_ref()) {

@@ -1,7 +1,8 @@
-//! What to do about a failure whose cause can be known: from what the service printed, how it ended, and who has its port.
+//! What to do about a failure whose cause can be known: from what the service printed, how it
+//! ended, and who has its port.
 //!
-//! A hint must be right or absent. So each is tied to a text that programs print for this one reason, and what can be looked
-//! up (who has the port, which program there is) is looked up.
+//! A hint must be right or absent. So each is tied to a text that programs print for this one
+//! reason, and what can be looked up (who has the port, which program there is) is looked up.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
@@ -35,7 +36,8 @@ pub(crate) fn of(symptoms: &Symptoms<'_>) -> Option<String> {
     from_output.or_else(|| of_exit(symptoms))
 }
 
-/// What services print when a port is taken: the C library's text for EADDRINUSE, and the names that runtimes give it.
+/// What services print when a port is taken: the C library's text for EADDRINUSE, and the names
+/// that runtimes give it.
 pub(crate) fn says_in_use(line: &str) -> bool {
     let line = line.to_ascii_lowercase();
     [

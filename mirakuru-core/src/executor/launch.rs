@@ -1,4 +1,5 @@
-//! From a recipe to a running process: its standard streams, and why its program could not be executed.
+//! From a recipe to a running process: its standard streams, and why its program could not be
+//! executed.
 
 use std::ffi::OsString;
 use std::io;
@@ -11,7 +12,8 @@ use crate::recipe::builder::{Spec, Stdio, StdioKind};
 use crate::sys::{SpawnFailure, Stage, Stream};
 use crate::util::text::distance;
 
-/// A standard stream of the recipe as the supervisor takes it; for a piped input also the end that the test writes to.
+/// A standard stream of the recipe as the supervisor takes it; for a piped input also the end that
+/// the test writes to.
 pub(crate) fn stream(stdio: &Stdio, number: i32) -> io::Result<(Stream, Option<OwnedFd>)> {
     Ok(match &stdio.0 {
         StdioKind::Null => (Stream::Null, None),
@@ -25,7 +27,8 @@ pub(crate) fn stream(stdio: &Stdio, number: i32) -> io::Result<(Stream, Option<O
     })
 }
 
-/// Turns the kernel's short word into what a person needs: which of program, interpreter and directory it is about.
+/// Turns the kernel's short word into what a person needs: which of program, interpreter and
+/// directory it is about.
 pub(crate) fn explain(
     failure: SpawnFailure,
     command: &str,

@@ -1,5 +1,5 @@
-//! Several services at once: all are launched before any is waited for, and all are asked to end before
-//! any is waited for. No thread is involved.
+//! Several services at once: all are launched before any is waited for, and all are asked to end
+//! before any is waited for. No thread is involved.
 
 use std::time::Duration;
 
@@ -96,11 +96,13 @@ impl<R: Readiness> Startable for Executor<R> {
     }
 }
 
-/// Stops several services at once: all are asked to end before any is waited for. No thread is involved.
+/// Stops several services at once: all are asked to end before any is waited for. No thread is
+/// involved.
 ///
 /// # Errors
 ///
-/// Those of [`Executor::stop`], of the first of them that has one. All have been stopped then as well.
+/// Those of [`Executor::stop`], of the first of them that has one. All have been stopped then as
+/// well.
 #[doc(hidden)]
 pub fn stop_together(services: &mut [&mut dyn Startable]) -> Result<(), Error> {
     for service in services.iter_mut() {
@@ -113,16 +115,17 @@ pub fn stop_together(services: &mut [&mut dyn Startable]) -> Result<(), Error> {
     result
 }
 
-/// So many are launched at one go. More of them would need many descriptors at once, and none would start before all are planned.
+/// So many are launched at one go. More of them would need many descriptors at once, and none would
+/// start before all are planned.
 const AT_ONE_GO: usize = 8;
 
-/// Starts several services at once: all are launched, in this order, before any is waited for, and what takes longest is all that it
-/// takes. No thread is involved.
+/// Starts several services at once: all are launched, in this order, before any is waited for, and
+/// what takes longest is all that it takes. No thread is involved.
 ///
 /// # Errors
 ///
-/// Those of [`Executor::start`], of the first that fails, with its place in the list. The others may be running, or starting: the caller
-/// drops them.
+/// Those of [`Executor::start`], of the first that fails, with its place in the list. The others
+/// may be running, or starting: the caller drops them.
 #[doc(hidden)]
 pub fn start_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize, Error)> {
     for (chunk, services) in services.chunks_mut(AT_ONE_GO).enumerate() {
@@ -167,7 +170,8 @@ pub fn start_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize,
                 events.extend(services);
                 sys::wait_readable(&events, time);
             }
-            // Something has happened to one of them. At most a millisecond: a supervisor that is gone says so for ever.
+            // Something has happened to one of them. At most a millisecond: a supervisor that is
+            // gone says so for ever.
             None => std::thread::sleep(time.min(Duration::from_millis(1))),
         }
     }

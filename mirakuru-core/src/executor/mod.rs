@@ -1,7 +1,7 @@
 //! The executor: a service under the control of a test.
 //!
-//! [`Executor<R>`] is a thin generic shell with the public verbs. What they do is in [`Core`], [`Own`] and
-//! [`Attached`], which know readiness only as a trait object.
+//! [`Executor<R>`] is a thin generic shell with the public verbs. What they do is in [`Core`],
+//! [`Own`] and [`Attached`], which know readiness only as a trait object.
 
 mod attach;
 mod build;
@@ -39,12 +39,14 @@ use crate::util::deadline::Deadline;
 pub use crate::executor::endpoints::{Endpoints, SharedLock};
 pub use crate::executor::many::{Startable, start_together, stop_together};
 
-/// A service that a test holds: running or stopped, and startable again. Made with [`Executor::builder`].
+/// A service that a test holds: running or stopped, and startable again. Made with
+/// [`Executor::builder`].
 ///
-/// What it is not: a process. A service is a process *and everything it ever forks*, and the verbs mean all of it. The usual
-/// variable name is the service's, `redis`.
+/// What it is not: a process. A service is a process *and everything it ever forks*, and the verbs
+/// mean all of it. The usual variable name is the service's, `redis`.
 ///
-/// Lifecycle verbs take `&mut self`: a shared fixture hands out `&`, so that no test can stop a service under another.
+/// Lifecycle verbs take `&mut self`: a shared fixture hands out `&`, so that no test can stop a
+/// service under another.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -60,12 +62,12 @@ pub use crate::executor::many::{Startable, start_together, stop_together};
 ///
 /// # Drop
 ///
-/// Dropping an executor ends its service as [`stop`](Executor::stop) does, and returns when nothing of it is left; only
-/// what `stop` would report as an error is ignored. When the test panics, the end of the service's log is printed
-/// into its output, and the log file is kept and named.
+/// Dropping an executor ends its service as [`stop`](Executor::stop) does, and returns when nothing
+/// of it is left; only what `stop` would report as an error is ignored. When the test panics, the
+/// end of the service's log is printed into its output, and the log file is kept and named.
 ///
-/// If the test process ends without dropping it (a signal, `abort`, `process::exit`, SIGKILL), the supervisor does the same
-/// from outside.
+/// If the test process ends without dropping it (a signal, `abort`, `process::exit`, SIGKILL), the
+/// supervisor does the same from outside.
 #[must_use = "the service is stopped when its executor is dropped"]
 pub struct Executor<R = NoWait> {
     core: Core,
@@ -88,8 +90,8 @@ impl<R: Readiness> Executor<R> {
     ///
     /// * [`Error::AlreadyRunning`]: something else has the port or the socket.
     /// * [`Error::Spawn`]: the program could not be executed.
-    /// * [`Error::Exited`], [`Error::Timeout`], [`Error::FailureLine`], [`Error::WrongListener`]: it was executed, but did not become
-    ///   ready.
+    /// * [`Error::Exited`], [`Error::Timeout`], [`Error::FailureLine`], [`Error::WrongListener`]:
+    ///   it was executed, but did not become ready.
     /// * [`Error::System`]: mirakuru itself lacked something.
     ///
     /// After an error nothing of the service is left running, and `start` may be called again.
@@ -104,8 +106,8 @@ impl<R: Readiness> Executor<R> {
         started.map_err(|error| self.core.masked(error))
     }
 
-    /// Ends the service: sends the stop signal to its process group, waits out the grace, kills what is left, and returns when
-    /// nothing of it is. Does nothing when it is not running.
+    /// Ends the service: sends the stop signal to its process group, waits out the grace, kills
+    /// what is left, and returns when nothing of it is. Does nothing when it is not running.
     ///
     /// This is the checked version of dropping the executor.
     ///
@@ -131,15 +133,15 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::BadExit`] when it ended by something else than exit code 0, the stop signal, or the recipe's
-    /// [`expected_exit`](ExecutorBuilder::expected_exit): also when it had crashed before, or had to be killed. It is gone all
-    /// the same.
+    /// [`Error::BadExit`] when it ended by something else than exit code 0, the stop signal, or the
+    /// recipe's [`expected_exit`](ExecutorBuilder::expected_exit): also when it had crashed before,
+    /// or had to be killed. It is gone all the same.
     pub fn stop(&mut self) -> Result<(), Error> {
         self.owned("stop")?.stop()
     }
 
-    /// Kills the service with the recipe's kill signal, without grace, and returns when nothing of it is left. Any exit status
-    /// is fine.
+    /// Kills the service with the recipe's kill signal, without grace, and returns when nothing of
+    /// it is left. Any exit status is fine.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -169,8 +171,8 @@ impl<R: Readiness> Executor<R> {
             .map(|_| ())
     }
 
-    /// [Stops](Executor::stop) the service and [starts](Executor::start) it again: on the same ports, in the same
-    /// directory.
+    /// [Stops](Executor::stop) the service and [starts](Executor::start) it again: on the same
+    /// ports, in the same directory.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -183,14 +185,16 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// Those of `stop` and `start`. After a [`Error::BadExit`] it is started all the same, and the error is returned then.
+    /// Those of `stop` and `start`. After a [`Error::BadExit`] it is started all the same, and the
+    /// error is returned then.
     pub fn restart(&mut self) -> Result<(), Error> {
         let stopped = self.stop();
         self.start()?;
         stopped
     }
 
-    /// Runs the closure while the service is stopped, and starts it again: to test how something bears the loss of it.
+    /// Runs the closure while the service is stopped, and starts it again: to test how something
+    /// bears the loss of it.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -206,13 +210,13 @@ impl<R: Readiness> Executor<R> {
     /// # Ok::<(), mirakuru_core::Error>(())
     /// ```
     ///
-    /// The service is started again also after a panic in the closure, which then goes on. Should that start fail, the
-    /// failure is printed, since a panic can have no second reason.
+    /// The service is started again also after a panic in the closure, which then goes on. Should
+    /// that start fail, the failure is printed, since a panic can have no second reason.
     ///
     /// # Errors
     ///
-    /// Those of [`stop`](Executor::stop) and [`start`](Executor::start). If the service did not stop well, the closure is not
-    /// run, and the service is started again.
+    /// Those of [`stop`](Executor::stop) and [`start`](Executor::start). If the service did not
+    /// stop well, the closure is not run, and the service is started again.
     pub fn stopped<T>(&mut self, closure: impl FnOnce() -> T) -> Result<T, Error> {
         if let Err(error) = self.stop() {
             self.start()?;
@@ -232,7 +236,8 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// Stops every process of the service with SIGSTOP, where it stands: it keeps its connections and answers nothing.
+    /// Stops every process of the service with SIGSTOP, where it stands: it keeps its connections
+    /// and answers nothing.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -290,7 +295,8 @@ impl<R: Readiness> Executor<R> {
         Ok(())
     }
 
-    /// Waits until a further condition holds, looking at what happens from the service's last start on.
+    /// Waits until a further condition holds, looking at what happens from the service's last start
+    /// on.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -307,9 +313,9 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::NotRunning`] when the service is not running; [`Error::Timeout`] when the condition does not hold in time;
-    /// [`Error::Exited`] when the service ends before; [`Error::InvalidReadiness`] when the condition makes no sense. The
-    /// service is left as it is.
+    /// [`Error::NotRunning`] when the service is not running; [`Error::Timeout`] when the condition
+    /// does not hold in time; [`Error::Exited`] when the service ends before;
+    /// [`Error::InvalidReadiness`] when the condition makes no sense. The service is left as it is.
     pub fn wait_until(&mut self, mut readiness: impl Readiness, timeout: Duration) -> Result<(), Error> {
         if !self.is_running() {
             return Err(self.core.not_running("wait for a condition"));
@@ -333,12 +339,14 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] when it has not ended in time; [`Error::NotRunning`] when it was never started.
+    /// [`Error::Timeout`] when it has not ended in time; [`Error::NotRunning`] when it was never
+    /// started.
     pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus, Error> {
         self.owned("wait for the end of")?.wait(Deadline::after(timeout))
     }
 
-    /// Whether the service is running: its main process, or for a service that made itself a daemon, any of its processes.
+    /// Whether the service is running: its main process, or for a service that made itself a
+    /// daemon, any of its processes.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.process.observed().is_running()
@@ -373,8 +381,8 @@ impl<R: Readiness> Executor<R> {
         self.core.pid
     }
 
-    /// The address at which clients reach the service: the one that its readiness condition found it at, else 127.0.0.1 with the
-    /// port that was chosen for `{port}`.
+    /// The address at which clients reach the service: the one that its readiness condition found
+    /// it at, else 127.0.0.1 with the port that was chosen for `{port}`.
     ///
     /// # Panics
     ///
@@ -467,8 +475,8 @@ impl<R: Readiness> Executor<R> {
         panic!("`{}` has no {what}: {remedy}", self.core.values.name())
     }
 
-    /// A snapshot of what the service has printed so far, over all its starts. (Of a service that another process of the run has
-    /// started, what it printed in the last instant may be missing.)
+    /// A snapshot of what the service has printed so far, over all its starts. (Of a service that
+    /// another process of the run has started, what it printed in the last instant may be missing.)
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -487,8 +495,8 @@ impl<R: Readiness> Executor<R> {
         self.core.output.snapshot()
     }
 
-    /// The environment variables that the recipe sets, with placeholders filled in. Those that the service inherits are not
-    /// among them.
+    /// The environment variables that the recipe sets, with placeholders filled in. Those that the
+    /// service inherits are not among them.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -503,8 +511,8 @@ impl<R: Readiness> Executor<R> {
         set.into_iter().filter(|(key, _)| key != "MIRAKURU_ID").collect()
     }
 
-    /// The command with placeholders filled in, as a person would type it, and as errors show it: `{env:VAR}` is left as it is,
-    /// and passwords in URLs are `***`.
+    /// The command with placeholders filled in, as a person would type it, and as errors show it:
+    /// `{env:VAR}` is left as it is, and passwords in URLs are `***`.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -523,7 +531,8 @@ impl<R: Readiness> Executor<R> {
         self.core.values.name()
     }
 
-    /// The service's private directory, the value of `{dir}`. It is removed when the executor is dropped.
+    /// The service's private directory, the value of `{dir}`. It is removed when the executor is
+    /// dropped.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -537,7 +546,8 @@ impl<R: Readiness> Executor<R> {
         self.core.service_dir.dir().to_owned()
     }
 
-    /// Lets a recipe fill the private directory before the first start: everything in it is the service's user's afterwards.
+    /// Lets a recipe fill the private directory before the first start: everything in it is the
+    /// service's user's afterwards.
     #[doc(hidden)]
     pub fn __prepare(
         &mut self,
@@ -556,8 +566,9 @@ impl<R: Readiness> Executor<R> {
         self.core.service_dir.hand_over(owner).map_err(system)
     }
 
-    /// The writer to the service's standard input, if the recipe says [`Stdio::piped`](crate::recipe::builder::Stdio::piped): once for each
-    /// start. Dropping it is the end of the input.
+    /// The writer to the service's standard input, if the recipe says
+    /// [`Stdio::piped`](crate::recipe::builder::Stdio::piped): once for each start. Dropping it is
+    /// the end of the input.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -594,8 +605,8 @@ impl<R> std::fmt::Debug for Executor<R> {
 
 /// The end of a pipe that leads to a service's standard input: see [`Executor::take_stdin`].
 ///
-/// Of the standard library's [`ChildStdin`](std::process::ChildStdin) it has what others build on: it is a [`Write`], and its descriptor
-/// can be borrowed, or taken out for an async runtime.
+/// Of the standard library's [`ChildStdin`](std::process::ChildStdin) it has what others build on:
+/// it is a [`Write`], and its descriptor can be borrowed, or taken out for an async runtime.
 #[derive(Debug)]
 pub struct StdinPipe(File);
 

@@ -1,7 +1,8 @@
 //! A service from the inside: the facts that every service has, and the two kinds of it.
 //!
-//! A service is this process's [own](Own), with a supervisor that this process talks to; or it belongs to
-//! the run of tests, and this process is [attached](Attached) to it. [`Core`] holds what both have.
+//! A service is this process's [own](Own), with a supervisor that this process talks to; or it
+//! belongs to the run of tests, and this process is [attached](Attached) to it. [`Core`] holds what
+//! both have.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
@@ -74,7 +75,8 @@ pub(super) struct Own {
     pub(super) paused: bool,
     /// A start that has begun and has not ended.
     pub(super) starting: Option<Starting>,
-    /// Whether it had ended by itself when it was asked to end, as long as nobody has waited for that end.
+    /// Whether it had ended by itself when it was asked to end, as long as nobody has waited for
+    /// that end.
     pub(super) asked_to_end: Option<bool>,
     /// For a service that is going to belong to the run.
     pub(super) run: Option<RunPlan>,
@@ -96,7 +98,8 @@ pub(super) trait Observed {
     /// Whether the main process runs, or any process of a service that made itself a daemon.
     fn is_running(&self) -> bool;
 
-    /// `None` while it runs (a daemon counts as running); else how the main process ended, if that is known.
+    /// `None` while it runs (a daemon counts as running); else how the main process ended, if that
+    /// is known.
     fn ended(&self) -> Option<Option<Exit>>;
 
     /// How the main process ended, if it did.
@@ -196,8 +199,9 @@ impl Observed for Own {
     fn ended(&self) -> Option<Option<Exit>> {
         let mut service = self.lock();
         let service = service.as_mut()?;
-        // In this order: the news of its exit comes before the news that nothing is left, so that who
-        // has heard the second has the first. Asked the other way round, both may come in between.
+        // In this order: the news of its exit comes before the news that nothing is left, so that
+        // who has heard the second has the first. Asked the other way round, both may come in
+        // between.
         let is_gone = service.is_gone();
         match service.exit() {
             Some(exit) if exit.is_daemonised() && !is_gone => None,

@@ -71,8 +71,9 @@ impl Owned<'_> {
         match launched {
             Ok(service) => {
                 if let Some(endpoint_lock) = &self.own.endpoint_lock {
-                    // The locks are the supervisor's now, so that they are free exactly when the tree is gone. Those of a turn that is
-                    // shared stay until all have started (`together`).
+                    // The locks are the supervisor's now, so that they are free exactly when the
+                    // tree is gone. Those of a turn that is shared stay until all have started
+                    // (`together`).
                     if Arc::strong_count(endpoint_lock) == 1 {
                         endpoint_lock
                             .lock()
@@ -90,8 +91,8 @@ impl Owned<'_> {
         }
     }
 
-    /// The last step, a look at a time: `None` when the service is ready, else how long to wait for an event until the next look.
-    /// After an error nothing of it is left.
+    /// The last step, a look at a time: `None` when the service is ready, else how long to wait for
+    /// an event until the next look. After an error nothing of it is left.
     pub(super) fn step_start(&mut self, readiness: &mut dyn Readiness) -> Result<Option<Pause>, Error> {
         let Some(mut starting) = self.own.starting.take() else {
             return Ok(None);
@@ -160,7 +161,8 @@ impl Owned<'_> {
         ))
     }
 
-    /// Makes all ready, with other ports where those that were chosen turn out to be taken, at most so many times.
+    /// Makes all ready, with other ports where those that were chosen turn out to be taken, at most
+    /// so many times.
     fn try_to_plan(&mut self, readiness: &mut dyn Readiness, mut retries: u32) -> Result<Plan, Error> {
         loop {
             match self.plan_once(readiness) {
@@ -178,7 +180,8 @@ impl Owned<'_> {
         }
     }
 
-    /// Ends what there is after a failure; says how many tries are left, or gives the error back if another one makes no sense.
+    /// Ends what there is after a failure; says how many tries are left, or gives the error back if
+    /// another one makes no sense.
     fn after_failure(
         &mut self,
         error: Error,
@@ -197,7 +200,8 @@ impl Owned<'_> {
             return Err(error);
         }
         trace::other_port(&error);
-        // First the same port, held more loosely: some services cannot bind over our reservation. Then another one.
+        // First the same port, held more loosely: some services cannot bind over our reservation.
+        // Then another one.
         if !self.core.values.loosen() {
             self.core.values.new_ports();
             self.resolve(readiness)?;
@@ -212,7 +216,8 @@ impl Owned<'_> {
         self.core.readiness_env = prepared.env;
         for path in &self.own.paths {
             free::check_path_free(path).map_err(|busy| busy.into_error(&self.core.command))?;
-            // A killed service leaves its socket behind, and most servers refuse to begin where one is.
+            // A killed service leaves its socket behind, and most servers refuse to begin where one
+            // is.
             let _ = free::remove_stale_socket(path);
         }
         free::check_free(&self.own.addrs).map_err(|busy| busy.into_error(&self.core.command))?;

@@ -1,5 +1,5 @@
-//! Waits for a condition: polls it whenever something happens, until it holds, the service ends, or the
-//! time is over. An error takes the evidence with it.
+//! Waits for a condition: polls it whenever something happens, until it holds, the service ends, or
+//! the time is over. An error takes the evidence with it.
 
 use std::io;
 use std::time::Duration;
@@ -23,7 +23,8 @@ pub(super) const UNTOLD_PAUSE: Duration = Duration::from_millis(10);
 const CUT_SHORT: Duration = Duration::from_millis(100);
 
 impl Core {
-    /// Polls until the condition holds, the service ends, it prints that it has failed, or the time is over.
+    /// Polls until the condition holds, the service ends, it prints that it has failed, or the time
+    /// is over.
     pub(super) fn await_ready(
         &mut self,
         process: &mut dyn Observed,
@@ -51,7 +52,8 @@ impl Core {
     ) -> Result<Option<Pause>, Error> {
         let supervisor = process.supervisor();
         loop {
-            // Before the looks: all that it ever printed is in the log by now, so that what they find is final.
+            // Before the looks: all that it ever printed is in the log by now, so that what they
+            // find is final.
             let ended = process.ended().is_some();
             let wants_output = wakes(readiness, Duration::ZERO).output || !wait.fail_on.is_empty();
             if wants_output {
@@ -74,7 +76,8 @@ impl Core {
                     evidence,
                 });
             }
-            // What was printed was printed while it ran, and stays true; for anything else it is too late now.
+            // What was printed was printed while it ran, and stays true; for anything else it is
+            // too late now.
             let stays_true = readiness.is_immediate() || readiness.waits_for_output();
             if stays_true || !ended {
                 let remaining = wait.deadline.remaining();
@@ -88,8 +91,8 @@ impl Core {
                     since: self.since,
                 };
                 match readiness.probe(&probe) {
-                    // A look that succeeded because of something else than the service (a file that it left, a
-                    // stranger) must not count when the service is gone.
+                    // A look that succeeded because of something else than the service (a file that
+                    // it left, a stranger) must not count when the service is gone.
                     Ok(true) if stays_true || process.ended().is_none() => {
                         return Ok(None);
                     }
@@ -119,7 +122,8 @@ impl Core {
                         }
                         let text = error.to_string();
                         trace::not_ready(&text);
-                        // Begun when there was hardly any time left, it says less than the one before it.
+                        // Begun when there was hardly any time left, it says less than the one
+                        // before it.
                         let cut_short = error.kind() == io::ErrorKind::TimedOut && remaining < CUT_SHORT;
                         if !(cut_short && wait.last_probe.is_some()) {
                             wait.last_probe = Some(text);
@@ -149,8 +153,9 @@ impl Core {
             }
             let wake = wakes(readiness, deadline.elapsed());
             if wake.output && !wants_output {
-                // Only since this look (the other half of an `And` held in it): nobody was asked to tell of output that came
-                // meanwhile, so there may be nothing to be woken by. Once more, from the top.
+                // Only since this look (the other half of an `And` held in it): nobody was asked to
+                // tell of output that came meanwhile, so there may be nothing to be woken by. Once
+                // more, from the top.
                 continue;
             }
             wait.progress.tell(|elapsed| self.standing(elapsed, readiness));
@@ -240,7 +245,8 @@ impl Core {
         })
     }
 
-    /// Keeps the log for a day after the service. Not that of a run that is over: the supervisor is removing it.
+    /// Keeps the log for a day after the service. Not that of a run that is over: the supervisor is
+    /// removing it.
     pub(super) fn keep_log(&mut self) {
         if self.service_dir.is_ours() || !crate::run::is_over() {
             self.service_dir.keep();
@@ -268,8 +274,9 @@ impl Wait {
     }
 }
 
-/// What to wait for before the next look: until one of the descriptors is readable or something happens to the service itself, and no
-/// longer than the time. The descriptors are the condition's, and open until it is looked at again.
+/// What to wait for before the next look: until one of the descriptors is readable or something
+/// happens to the service itself, and no longer than the time. The descriptors are the condition's,
+/// and open until it is looked at again.
 #[derive(Debug, Default)]
 pub struct Pause {
     pub(super) time: Duration,

@@ -1,5 +1,5 @@
-//! Where the time of a run of tests went: with `MIRAKURU_TIMELINE=path.html`, a page that shows it; with `path.json`, a trace in
-//! Chrome's format, which [Perfetto](https://ui.perfetto.dev) opens.
+//! Where the time of a run of tests went: with `MIRAKURU_TIMELINE=path.html`, a page that shows it;
+//! with `path.json`, a trace in Chrome's format, which [Perfetto](https://ui.perfetto.dev) opens.
 //!
 //! ```text
 //!   test A ──┐  one write(2) an event                        read, understood, written beside it
@@ -7,12 +7,15 @@
 //!   test C ──┘  O_APPEND, a line                             and renamed: always whole
 //! ```
 //!
-//! All processes of a run append to one file, which is in the run's private directory and goes with that. A process that belongs to no
-//! run is one by itself. The page is made anew by whichever process finds it older than a second, and at the end of each process that is
-//! the only one that is left: nobody can know which is the last. So what a process tells before it is killed is lost only if that
-//! was less than a second after the last page, and no other process of the run makes another one.
+//! All processes of a run append to one file, which is in the run's private directory and goes with
+//! that. A process that belongs to no run is one by itself. The page is made anew by whichever
+//! process finds it older than a second, and at the end of each process that is the only one that
+//! is left: nobody can know which is the last. So what a process tells before it is killed is lost
+//! only if that was less than a second after the last page, and no other process of the run makes
+//! another one.
 //!
-//! Times are CLOCK_MONOTONIC, which is the same for all processes. Without the variable all of this is one look at a static.
+//! Times are CLOCK_MONOTONIC, which is the same for all processes. Without the variable all of this
+//! is one look at a static.
 //!
 //! What the events mean, and what the critical path is: [`model`](crate::timeline::model).
 
@@ -141,7 +144,8 @@ impl Timeline {
             .custom_flags(sys::files::NO_FOLLOW)
             .open(&events)?;
         let alive = open_alive(&events)?;
-        // This takes the lock, unless another process is alone and at its end, which is not to be waited for.
+        // This takes the lock, unless another process is alone and at its end, which is not to be
+        // waited for.
         let _ = sys::files::is_locked(alive.as_fd());
         sys::at_exit(at_exit);
         let timeline = Timeline {
@@ -198,7 +202,8 @@ impl Timeline {
         }
     }
 
-    /// Makes the page, unless another process is doing it for longer than this. Gives how many bytes of events are in it.
+    /// Makes the page, unless another process is doing it for longer than this. Gives how many
+    /// bytes of events are in it.
     fn make(&self, patience: Duration) -> Option<u64> {
         let began = Instant::now();
         let lock = File::open(&self.events).ok()?;
@@ -238,12 +243,15 @@ impl Timeline {
         }
     }
 
-    /// Makes the page, unless there are processes that will yet end: each has a shared lock, and who can get the exclusive one is alone.
+    /// Makes the page, unless there are processes that will yet end: each has a shared lock, and
+    /// who can get the exclusive one is alone.
     ///
-    /// Nobody's last word is lost. Whoever does not get the lock has appended all of its events before it tried. If it failed because
-    /// another one has a shared lock, that one is yet to come here. (Of two that come at the same time, each gives up its shared lock in
-    /// trying, so that one succeeds.) If it failed because another one is past that point, that one looks once more whether there are
-    /// new events after it has given up its lock, and from then on nobody fails because of it.
+    /// Nobody's last word is lost. Whoever does not get the lock has appended all of its events
+    /// before it tried. If it failed because another one has a shared lock, that one is yet to come
+    /// here. (Of two that come at the same time, each gives up its shared lock in trying, so that
+    /// one succeeds.) If it failed because another one is past that point, that one looks once more
+    /// whether there are new events after it has given up its lock, and from then on nobody fails
+    /// because of it.
     fn make_last(&self) {
         // Never waits: nobody else has it at this time, or there is nothing to be done.
         let Some(mut alive) = self.alive.try_lock().ok().and_then(|mut alive| alive.take()) else {
@@ -254,7 +262,8 @@ impl Timeline {
         let mut made = None;
         while matches!(sys::files::try_flock(alive.as_fd()), Ok(true)) {
             if is_news(made) {
-                // Shared again while it is made, so that those who begin meanwhile can say that they live.
+                // Shared again while it is made, so that those who begin meanwhile can say that
+                // they live.
                 let _ = sys::files::is_locked(alive.as_fd());
                 made = self.make(PATIENCE);
                 if made.is_none() || began.elapsed() > PATIENCE {
@@ -279,7 +288,8 @@ fn open_alive(events: &Path) -> io::Result<File> {
 
 /// At the normal end of the process, after its services have ended.
 extern "C" fn at_exit() {
-    // Another thread may be in the middle of opening it: `get` does not wait. And a panic must not leave this function.
+    // Another thread may be in the middle of opening it: `get` does not wait. And a panic must not
+    // leave this function.
     let _ = std::panic::catch_unwind(|| {
         let ours = |timeline: &&Timeline| timeline.introduced.load(Ordering::Relaxed) == std::process::id();
         if let Some(timeline) = TIMELINE.get().and_then(Option::as_ref).filter(ours) {
@@ -288,8 +298,8 @@ extern "C" fn at_exit() {
     });
 }
 
-/// A path that is not absolute is relative to where the runner was started: the tests of each package run in the package's own
-/// directory.
+/// A path that is not absolute is relative to where the runner was started: the tests of each
+/// package run in the package's own directory.
 fn absolute(path: &Path, runner: u32) -> PathBuf {
     let dir = match path.is_absolute() {
         true => None,
@@ -326,7 +336,7 @@ fn char_boundary(text: &str) -> usize {
         .unwrap_or(0)
 }
 
-// ---- threads ------------------------------------------------------------------------------------------------------------
+// ---- threads ------------------------------------------------------------------------------------
 
 /// A thread that has done something with a service: a test, as a rule. Its end is the test's.
 struct Thread {
@@ -367,7 +377,7 @@ fn put(timeline: &Timeline, kind: char, at: u64, fields: &[&str]) {
     timeline.put(kind, at, number, fields);
 }
 
-// ---- what happens -------------------------------------------------------------------------------------------------------
+// ---- what happens -------------------------------------------------------------------------------
 
 /// A test begins on this thread.
 pub(crate) fn test_begins() {

@@ -1,11 +1,13 @@
-//! What is said while a start takes long: what is awaited, how long it has been, what the service printed last.
+//! What is said while a start takes long: what is awaited, how long it has been, what the service
+//! printed last.
 //!
-//! After two seconds, once; then ever more seldom. On a terminal it is one line, which is written over again and removed at the end;
-//! elsewhere, as in CI, a plain line each time. It is written past the capture of the test harness, which would show it only when all is
-//! over. `MIRAKURU_QUIET=1` turns it off.
+//! After two seconds, once; then ever more seldom. On a terminal it is one line, which is written
+//! over again and removed at the end; elsewhere, as in CI, a plain line each time. It is written
+//! past the capture of the test harness, which would show it only when all is over.
+//! `MIRAKURU_QUIET=1` turns it off.
 //!
-//! There is no thread: whoever waits calls in between. Several who wait share the one line of the terminal, which is about the
-//! one that has waited longest.
+//! There is no thread: whoever waits calls in between. Several who wait share the one line of the
+//! terminal, which is about the one that has waited longest.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
@@ -56,7 +58,8 @@ impl Progress {
         next(self.told, terminal().is_some()).saturating_sub(self.began.elapsed())
     }
 
-    /// Says how things stand, if it is time to. The text is what comes after "mirakuru: ", with the time that it has taken.
+    /// Says how things stand, if it is time to. The text is what comes after "mirakuru: ", with the
+    /// time that it has taken.
     pub(crate) fn tell(&mut self, text: impl FnOnce(&dyn std::fmt::Display) -> String) {
         if !self.patience().is_zero() {
             return;

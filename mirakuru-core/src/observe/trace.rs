@@ -1,6 +1,7 @@
 //! Spans and events, with the feature `tracing`; without it, nothing.
 //!
-//! All have the target `mirakuru`. The names and fields are a part of the public interface, and listed in the facade's docs.
+//! All have the target `mirakuru`. The names and fields are a part of the public interface, and
+//! listed in the facade's docs.
 
 use std::fmt::Display;
 use std::net::SocketAddr;

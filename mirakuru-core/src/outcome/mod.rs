@@ -1,7 +1,8 @@
-//! Whether the test on this thread has failed, which decides if a service that ends shows the end of its log.
+//! Whether the test on this thread has failed, which decides if a service that ends shows the end
+//! of its log.
 //!
-//! A panic is seen by [`std::thread::panicking`]. A test that returns `Err` does not panic: the attribute says so here,
-//! before the test's services end.
+//! A panic is seen by [`std::thread::panicking`]. A test that returns `Err` does not panic: the
+//! attribute says so here, before the test's services end.
 
 pub(crate) mod shared_use;
 

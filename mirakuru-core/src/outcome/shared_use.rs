@@ -1,14 +1,16 @@
 //! Services that several tests share, and whose output belongs to whichever test fails.
 //!
-//! An executor that a test owns shows the end of its log when it is dropped in a failing test. One in a `static` is never
-//! dropped. So each use of it is noted for the thread that uses it, with the time of the first, and a panic on that thread
-//! shows what the service has printed since. The panic hook that does this is put in front of the one that is there when
-//! the first service is shared, and calls that one first.
+//! An executor that a test owns shows the end of its log when it is dropped in a failing test. One
+//! in a `static` is never dropped. So each use of it is noted for the thread that uses it, with the
+//! time of the first, and a panic on that thread shows what the service has printed since. The
+//! panic hook that does this is put in front of the one that is there when the first service is
+//! shared, and calls that one first.
 //!
-//! What it rests on, and where it ends: a test has a thread of its own (libtest; nextest with a process). The hook runs on the thread
-//! that panics, where the test harness captures what is printed; so a task on another thread shows what it has used itself.
-//! A test that returns `Err` does not panic: it is seen where the attribute stands on the test, and not where a bare test uses a
-//! `static`. A hook that the test installs afterwards replaces this one.
+//! What it rests on, and where it ends: a test has a thread of its own (libtest; nextest with a
+//! process). The hook runs on the thread that panics, where the test harness captures what is
+//! printed; so a task on another thread shows what it has used itself. A test that returns `Err`
+//! does not panic: it is seen where the attribute stands on the test, and not where a bare test
+//! uses a `static`. A hook that the test installs afterwards replaces this one.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
@@ -122,7 +124,8 @@ pub(crate) fn started(command: &str, log: PathBuf, index: PathBuf) {
         if services.iter().any(|service| service.log == log) {
             return;
         }
-        // With descriptors of its own, since the executor may go before this. Without a log there is nothing to show.
+        // With descriptors of its own, since the executor may go before this. Without a log there
+        // is nothing to show.
         if let Ok(output) = OutputReader::open(&log, &index) {
             services.push(Service {
                 command: command.to_owned(),
@@ -134,8 +137,8 @@ pub(crate) fn started(command: &str, log: PathBuf, index: PathBuf) {
     });
 }
 
-/// The test on this thread has failed: shows what the services that it shares have printed since it first used them, or since this was
-/// done last.
+/// The test on this thread has failed: shows what the services that it shares have printed since it
+/// first used them, or since this was done last.
 pub(crate) fn test_has_failed() {
     let now = sys::clock_ns();
     let mut texts = Vec::new();
@@ -173,7 +176,8 @@ impl Service {
         if lines.is_empty() {
             return None;
         }
-        // The log is to be read after the test, unless all that has failed is that the run was killed.
+        // The log is to be read after the test, unless all that has failed is that the run was
+        // killed.
         if !crate::run::is_over() {
             let _ = std::fs::File::create(&self.kept);
         }

@@ -13,13 +13,14 @@ const TAIL: u64 = 64 * 1024;
 /// The length at which a line of the tail is cut, in characters.
 pub(super) const TAIL_LINE: usize = 400;
 
-/// A snapshot of what a service has printed so far: made by [`Executor::logs`](crate::executor::Executor::logs), owned, and
-/// not changed by what is printed afterwards.
+/// A snapshot of what a service has printed so far: made by
+/// [`Executor::logs`](crate::executor::Executor::logs), owned, and not changed by what is printed
+/// afterwards.
 ///
-/// It holds at most the last 16 MiB; [`truncated`](Logs::truncated) says whether that cut anything off, and the
-/// [file](Logs::path) has all of it. Bytes that are not UTF-8 are replaced by U+FFFD, as
-/// [`String::from_utf8_lossy`] does; a character whose bytes were torn by the other stream is whole in
-/// [`stdout`](Logs::stdout) and [`stderr`](Logs::stderr).
+/// It holds at most the last 16 MiB; [`truncated`](Logs::truncated) says whether that cut anything
+/// off, and the [file](Logs::path) has all of it. Bytes that are not UTF-8 are replaced by U+FFFD,
+/// as [`String::from_utf8_lossy`] does; a character whose bytes were torn by the other stream is
+/// whole in [`stdout`](Logs::stdout) and [`stderr`](Logs::stderr).
 ///
 /// `Display` gives both streams as they are in the file.
 ///
@@ -51,8 +52,8 @@ pub struct Logs {
 #[derive(Clone, Debug, Default)]
 struct Text {
     text: String,
-    /// Where a line ends without a line feed, because the service was started again there, or what followed was
-    /// lost.
+    /// Where a line ends without a line feed, because the service was started again there, or what
+    /// followed was lost.
     breaks: Vec<usize>,
 }
 
@@ -69,8 +70,9 @@ impl Logs {
         &self.texts[1].text
     }
 
-    /// The lines of both streams, in the order in which they were completed, without their line ends. A line is never
-    /// torn by the other stream, as it may be in the file. Unfinished lines come last.
+    /// The lines of both streams, in the order in which they were completed, without their line
+    /// ends. A line is never torn by the other stream, as it may be in the file. Unfinished lines
+    /// come last.
     pub fn lines(&self) -> impl Iterator<Item = &str> {
         let mut streams = self.texts.each_ref().map(TextLines::new);
         self.order
@@ -78,8 +80,8 @@ impl Logs {
             .filter_map(move |&stderr| streams[usize::from(stderr)].next())
     }
 
-    /// The file that has everything that the service printed since its executor was made, over all its starts. It is
-    /// removed with the service's private directory, except after a failure.
+    /// The file that has everything that the service printed since its executor was made, over all
+    /// its starts. It is removed with the service's private directory, except after a failure.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -97,8 +99,8 @@ impl Logs {
         self.truncated
     }
 
-    /// How many bytes of the output are missing, here and in the file, because they could not be written: the disk was
-    /// full.
+    /// How many bytes of the output are missing, here and in the file, because they could not be
+    /// written: the disk was full.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost
@@ -162,8 +164,8 @@ impl OutputReader {
         self.collect(since, SNAPSHOT)
     }
 
-    /// The last lines that were printed since, fit to be shown: at most so many, of the last 64 KiB, each cut at
-    /// 400 characters, and without anything that a terminal would obey.
+    /// The last lines that were printed since, fit to be shown: at most so many, of the last 64
+    /// KiB, each cut at 400 characters, and without anything that a terminal would obey.
     pub(crate) fn tail(&self, lines: usize, since: Cursor) -> Vec<String> {
         let logs = self.collect(since, TAIL);
         let count = logs.lines().count();

@@ -1,11 +1,13 @@
 //! Reads a service's log and the index beside it while the supervisor writes them.
 //!
-//! Both files are append only, and the supervisor alone writes them. `log` has the plain bytes of standard output and
-//! standard error as they came. `log.index` has one [`Record`] for each write, which says which stream it was.
+//! Both files are append only, and the supervisor alone writes them. `log` has the plain bytes of
+//! standard output and standard error as they came. `log.index` has one [`Record`] for each write,
+//! which says which stream it was.
 //!
-//! The supervisor writes the bytes before their record. A reader may therefore find bytes without a record: for the
-//! moment between two system calls, or for good if the index could not be written. Time tells them apart: bytes that
-//! stay without a record count as standard output. If their record comes after all, nothing is given out twice.
+//! The supervisor writes the bytes before their record. A reader may therefore find bytes without a
+//! record: for the moment between two system calls, or for good if the index could not be written.
+//! Time tells them apart: bytes that stay without a record count as standard output. If their
+//! record comes after all, nothing is given out twice.
 
 use std::fs::File;
 use std::io;
@@ -47,9 +49,11 @@ pub(crate) struct Cursor {
     index: u64,
     /// Offset in the log up to which those records speak.
     covered: u64,
-    /// Offset in the log up to which bytes were given out. Beyond `covered` only for bytes without a record.
+    /// Offset in the log up to which bytes were given out. Beyond `covered` only for bytes without
+    /// a record.
     pub(super) given: u64,
-    /// Since when there are bytes without a record, and the value of `index` at which they were seen.
+    /// Since when there are bytes without a record, and the value of `index` at which they were
+    /// seen.
     orphans: Option<(u64, Instant)>,
 }
 
@@ -69,7 +73,8 @@ pub(crate) struct OutputReader {
     pub(super) path: PathBuf,
     log: File,
     index: File,
-    /// How far the index has been summed up: so that finding the end of a long log is quick the second time.
+    /// How far the index has been summed up: so that finding the end of a long log is quick the
+    /// second time.
     summed: Mutex<(u64, u64)>,
 }
 
@@ -84,11 +89,11 @@ impl OutputReader {
         })
     }
 
-    /// The place after everything that has been printed so far. Of a file that cannot be read, the place that was
-    /// known last.
+    /// The place after everything that has been printed so far. Of a file that cannot be read, the
+    /// place that was known last.
     pub(crate) fn end(&self) -> Cursor {
-        // Bytes that wait for their record wait for a moment only. A few looks, and what is then still without one
-        // is taken for what it seems to be.
+        // Bytes that wait for their record wait for a moment only. A few looks, and what is then
+        // still without one is taken for what it seems to be.
         let mut end = self.sum();
         for _ in 0..10 {
             if end.given == end.covered {
@@ -102,7 +107,8 @@ impl OutputReader {
 
     /// Adds up the index from where that was left off.
     fn sum(&self) -> Cursor {
-        // The lock guards two numbers that are only ever written together: a panic elsewhere cannot spoil them.
+        // The lock guards two numbers that are only ever written together: a panic elsewhere cannot
+        // spoil them.
         let mut summed = self.summed.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut index, mut covered) = *summed;
         let mut block = Vec::new();
@@ -126,7 +132,8 @@ impl OutputReader {
         }
     }
 
-    /// The whole records from `from` on and before `until`, a block at most. A torn last one is left alone.
+    /// The whole records from `from` on and before `until`, a block at most. A torn last one is
+    /// left alone.
     fn records<'a>(&self, block: &'a mut Vec<u8>, from: u64, until: u64) -> io::Result<&'a [u8]> {
         let wanted = usize::try_from(until.saturating_sub(from)).map_or(BUFFER, |n| n.min(BUFFER));
         block.resize(wanted, 0);
@@ -134,9 +141,11 @@ impl OutputReader {
         Ok(&block[..got - got % log_record::SIZE])
     }
 
-    /// Gives out what was printed since the cursor, and whatever else the index tells, and moves the cursor on.
+    /// Gives out what was printed since the cursor, and whatever else the index tells, and moves
+    /// the cursor on.
     ///
-    /// What is printed while this reads is left for the next time, so that it ends however fast the service is.
+    /// What is printed while this reads is left for the next time, so that it ends however fast the
+    /// service is.
     pub(crate) fn read_pieces(
         &self,
         cursor: &mut Cursor,
@@ -151,7 +160,8 @@ impl OutputReader {
         until: Option<Cursor>,
         each: &mut dyn FnMut(Piece<'_>, u64),
     ) -> io::Result<()> {
-        // Both lengths are taken once, the index's first: what its records speak of is then surely in the log.
+        // Both lengths are taken once, the index's first: what its records speak of is then surely
+        // in the log.
         let stop = match until {
             Some(end) => end.index,
             None => self.index.metadata()?.len() / log_record::SIZE as u64 * log_record::SIZE as u64,
@@ -227,7 +237,8 @@ impl OutputReader {
         lost
     }
 
-    /// The place in the log from which on everything was printed at or after a time, in nanoseconds of the monotonic clock.
+    /// The place in the log from which on everything was printed at or after a time, in nanoseconds
+    /// of the monotonic clock.
     pub(crate) fn since_time(&self, time: u64) -> Cursor {
         let end = self.end();
         let (mut index, mut covered) = (end.index, end.covered);
@@ -257,8 +268,8 @@ impl OutputReader {
         }
     }
 
-    /// When the first output since was printed, in nanoseconds of the monotonic clock, if there is any whose time is
-    /// known.
+    /// When the first output since was printed, in nanoseconds of the monotonic clock, if there is
+    /// any whose time is known.
     pub(crate) fn first_output(&self, since: Cursor) -> Option<u64> {
         let mut at = since.index;
         let mut block = Vec::new();
@@ -275,7 +286,8 @@ impl OutputReader {
         }
     }
 
-    /// The place in the log that has at most `limit` bytes between it and the end, and is not before `since`.
+    /// The place in the log that has at most `limit` bytes between it and the end, and is not
+    /// before `since`.
     pub(super) fn back_from(&self, end: Cursor, since: Cursor, limit: u64) -> io::Result<Cursor> {
         let first = end.given.saturating_sub(limit);
         if first <= since.given {
@@ -356,7 +368,8 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// Gives out the bytes between two offsets, in parts. A file that is shorter than its index says gives what it has.
+    /// Gives out the bytes between two offsets, in parts. A file that is shorter than its index
+    /// says gives what it has.
     fn each(&mut self, mut from: u64, end: u64, give: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         while from < end {
             let within = from

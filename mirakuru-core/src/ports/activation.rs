@@ -1,4 +1,5 @@
-//! Sockets that a service inherits, by systemd's protocol: see [`ExecutorBuilder::listen`](crate::recipe::builder::ExecutorBuilder::listen).
+//! Sockets that a service inherits, by systemd's protocol: see
+//! [`ExecutorBuilder::listen`](crate::recipe::builder::ExecutorBuilder::listen).
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;

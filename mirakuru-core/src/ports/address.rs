@@ -157,7 +157,8 @@ impl Place {
     }
 }
 
-/// An address as connections use it: IPv4 mapped into IPv6 is IPv4, and "any address" is the loopback one.
+/// An address as connections use it: IPv4 mapped into IPv6 is IPv4, and "any address" is the
+/// loopback one.
 pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
     let ip = reachable(addr.ip());
     let mut addr = addr;
@@ -170,7 +171,8 @@ pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
 
 /// Whether an address belongs to this machine, so that the kernel can be asked who listens there.
 pub(crate) fn is_local(ip: IpAddr) -> bool {
-    // A bind to a foreign address fails. (Not so with the sysctl `ip_nonlocal_bind`, for routers that take over addresses.)
+    // A bind to a foreign address fails. (Not so with the sysctl `ip_nonlocal_bind`, for routers
+    // that take over addresses.)
     ip.is_loopback() || ip.is_unspecified() || UdpSocket::bind((ip, 0)).is_ok()
 }
 

@@ -84,8 +84,9 @@ fn is_fork_of_ours(pid: u32) -> bool {
 
 /// Finds that a server could not listen on one of these addresses, before it is started.
 ///
-/// Addresses that are not this machine's are passed over, and ports that we have no right to bind are looked up only: the service may have it.
-/// A port that is held for a service to come (bound with SO_REUSEADDR, not listening) counts as free, and stays held.
+/// Addresses that are not this machine's are passed over, and ports that we have no right to bind
+/// are looked up only: the service may have it. A port that is held for a service to come (bound
+/// with SO_REUSEADDR, not listening) counts as free, and stays held.
 pub(crate) fn check_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
     for &addr in addrs {
         if !address::is_local(addr.ip()) {
@@ -111,11 +112,12 @@ pub(crate) fn check_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
     Ok(())
 }
 
-/// Finds that a server could not make a socket or a pid file at this path, before it is started: somebody accepts connections there, or
-/// it is a pid file whose process lives.
+/// Finds that a server could not make a socket or a pid file at this path, before it is started:
+/// somebody accepts connections there, or it is a pid file whose process lives.
 ///
-/// A socket that nobody answers on counts as free; see [`remove_stale_socket`]. So does whatever cannot be looked at: the
-/// service may have rights that we have not, and will say so if it has not.
+/// A socket that nobody answers on counts as free; see [`remove_stale_socket`]. So does whatever
+/// cannot be looked at: the service may have rights that we have not, and will say so if it has
+/// not.
 pub(crate) fn check_path_free(path: &Path) -> Result<(), Busy> {
     if let Some(pid) = living_pid_in(path) {
         return Err(Busy {
@@ -138,7 +140,8 @@ pub(crate) fn check_path_free(path: &Path) -> Result<(), Busy> {
 
 /// The process that a pid file names, if it lives and can be the one that is meant.
 ///
-/// A number is given out again after a while: a process that was started after the file was written is another one.
+/// A number is given out again after a while: a process that was started after the file was written
+/// is another one.
 fn living_pid_in(path: &Path) -> Option<u32> {
     /// Pid files begin with the number; PostgreSQL's goes on for some lines.
     const LONGEST: u64 = 4096;
@@ -161,11 +164,13 @@ pub(crate) fn first_number(content: &[u8]) -> Option<u32> {
     (pid != 0).then_some(pid)
 }
 
-/// Removes a Unix socket that a server left behind when it was killed, and says whether there was one.
+/// Removes a Unix socket that a server left behind when it was killed, and says whether there was
+/// one.
 ///
-/// Most servers end with "address in use" when they find one (Redis and PostgreSQL remove it themselves), and a service that was killed, even by
-/// us, cannot have removed it. To be called with the path claimed, right before a start. Nothing is removed but a socket, of this process's own user, on
-/// which a connection is refused.
+/// Most servers end with "address in use" when they find one (Redis and PostgreSQL remove it
+/// themselves), and a service that was killed, even by us, cannot have removed it. To be called
+/// with the path claimed, right before a start. Nothing is removed but a socket, of this process's
+/// own user, on which a connection is refused.
 pub(crate) fn remove_stale_socket(path: &Path) -> io::Result<bool> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,

@@ -1,5 +1,5 @@
-//! The process that has a port, a socket or a pid file that a service needs: its name, its user, and
-//! the way to end it.
+//! The process that has a port, a socket or a pid file that a service needs: its name, its user,
+//! and the way to end it.
 //!
 //! Finding it takes a few milliseconds, as every process of the machine is searched. That is done
 //! only when something is in the way already.
@@ -17,7 +17,8 @@ use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 /// The environment variable that marks what mirakuru started.
 const MARK: &[u8] = b"MIRAKURU_ID=";
 
-/// The names (`comm`) of a supervisor's two processes, whole: test programs may have names that begin in the same way.
+/// The names (`comm`) of a supervisor's two processes, whole: test programs may have names that
+/// begin in the same way.
 const SUPERVISOR: [&str; 2] = ["mirakuru-guard", "mirakuru-worker"];
 
 fn is_supervisor(comm: &str) -> bool {
@@ -26,7 +27,8 @@ fn is_supervisor(comm: &str) -> bool {
 
 /// A process that has what a service needs, as far as it can be seen.
 ///
-/// Displays as `redis-server (pid 812)`; [`about`](Holder::about) is what else is known, [`remedy`](Holder::remedy) what to do.
+/// Displays as `redis-server (pid 812)`; [`about`](Holder::about) is what else is known,
+/// [`remedy`](Holder::remedy) what to do.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Holder {
     pub(crate) pid: Option<u32>,
@@ -37,7 +39,8 @@ pub(crate) struct Holder {
     pub(crate) age: Option<Duration>,
     /// It carries mirakuru's mark: some test's service.
     pub(crate) marked: bool,
-    /// A supervisor still looks after it: the service of a test that is running, not one that was left behind.
+    /// A supervisor still looks after it: the service of a test that is running, not one that was
+    /// left behind.
     pub(crate) supervised: bool,
     /// It is this process, which a test may be surprised by.
     pub(crate) ourselves: bool,
@@ -72,7 +75,8 @@ impl Holder {
         }
     }
 
-    /// What is known besides its name: since when it runs, as which user, and whether it is a test's.
+    /// What is known besides its name: since when it runs, as which user, and whether it is a
+    /// test's.
     pub(crate) fn about(&self) -> Option<String> {
         self.pid?;
         let mut parts = Vec::new();
@@ -106,7 +110,8 @@ impl Holder {
         }
     }
 
-    /// The process that has a socket. A server may have several that do; then the one from which the others descend.
+    /// The process that has a socket. A server may have several that do; then the one from which
+    /// the others descend.
     pub(crate) fn of_socket(found: &[(u64, u32)], inode: u64) -> Option<Holder> {
         let pids: Vec<u32> = found
             .iter()
@@ -188,8 +193,8 @@ fn name_in(passwd: &str, uid: u32) -> Option<String> {
     })
 }
 
-/// Who is in the way of a server on this TCP address: whoever listens there or on a wildcard address that covers it, else
-/// whoever is bound to it.
+/// Who is in the way of a server on this TCP address: whoever listens there or on a wildcard
+/// address that covers it, else whoever is bound to it.
 pub(crate) fn holder_of_port(addr: SocketAddr) -> Option<Holder> {
     let sockets = table::in_the_way(addr);
     let inodes: Vec<u64> = sockets
@@ -221,7 +226,8 @@ pub(crate) fn holder_of_path(path: &Path) -> Option<Holder> {
         .iter()
         .find_map(|inode| Holder::of_socket(&found, *inode))
         .or_else(|| {
-            // Bound under another name for the same file: who called `listen` is a good guess, if it is still there.
+            // Bound under another name for the same file: who called `listen` is a good guess, if
+            // it is still there.
             match sockets::try_connect_unix(path, UnixKind::Stream) {
                 Ok(UnixAnswer::Accepted(Some(pid))) => procfs::stat(pid)
                     .is_some_and(|stat| stat.is_alive())

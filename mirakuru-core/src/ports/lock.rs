@@ -1,38 +1,44 @@
 //! Services that want the same fixed port or socket path take turns, in one test binary or in many.
 //!
-//! A turn is a set of `flock`s, one file for each endpoint, under `/tmp/mirakuru-<euid>/turns/`. The place does not depend on
-//! TMPDIR, since ports do not: two runs with different temp dirs must meet. (Only where `/tmp` cannot be used, it is the
-//! base that [`service_dir`](crate::service_dir) uses.) Other users' tests do not meet us there; to them our service is a stranger on
-//! the port, and so is theirs to us.
+//! A turn is a set of `flock`s, one file for each endpoint, under `/tmp/mirakuru-<euid>/turns/`.
+//! The place does not depend on TMPDIR, since ports do not: two runs with different temp dirs must
+//! meet. (Only where `/tmp` cannot be used, it is the base that [`service_dir`](crate::service_dir)
+//! uses.) Other users' tests do not meet us there; to them our service is a stranger on the port,
+//! and so is theirs to us.
 //!
 //! # Who holds a lock, and until when
 //!
-//! A `flock` belongs to the open file description. The test process takes it, the supervisor inherits it, the test process closes
-//! its own copy ([`EndpointLock::hand_over`]), and from then on the endpoint is free exactly when the supervisor is gone,
-//! which is when the service's tree is. A SIGKILL of anybody changes nothing about that. The service itself must not
-//! inherit the descriptors; they are closed on exec.
+//! A `flock` belongs to the open file description. The test process takes it, the supervisor
+//! inherits it, the test process closes its own copy ([`EndpointLock::hand_over`]), and from then
+//! on the endpoint is free exactly when the supervisor is gone, which is when the service's tree
+//! is. A SIGKILL of anybody changes nothing about that. The service itself must not inherit the
+//! descriptors; they are closed on exec.
 //!
 //! # No deadlock between processes
 //!
-//! All the endpoints of a turn are taken in one sorted order, and those already taken are kept while the next is waited
-//! for. Whoever needs several fixtures must claim them in *one* turn; only then is the order a total one.
+//! All the endpoints of a turn are taken in one sorted order, and those already taken are kept
+//! while the next is waited for. Whoever needs several fixtures must claim them in *one* turn; only
+//! then is the order a total one.
 //!
 //! # No waiting for oneself
 //!
-//! A test that stacks two fixtures on the same fixed port would wait for its own first fixture until the limit. So a registry
-//! in the process knows which thread holds what: a thread that claims what it already holds gets an error at once.
-//! The thread stands for the test, because libtest runs each test on a thread of its own, and thread ids are
-//! never used again in a process. An executor that was moved to another thread is still known under the thread that took its turn;
-//! should that thread claim the endpoint again it gets the error although it might have waited. A service that lives as
-//! long as the process (a `static`) is known under no thread ([`EndpointLock::for_process`]): it will
-//! not end while anybody here waits, so all threads get the error. One that lives as long as the whole run of tests
-//! ([`EndpointLock::for_run`]) says so in its lock file, for the run's other processes.
+//! A test that stacks two fixtures on the same fixed port would wait for its own first fixture
+//! until the limit. So a registry in the process knows which thread holds what: a thread that
+//! claims what it already holds gets an error at once. The thread stands for the test, because
+//! libtest runs each test on a thread of its own, and thread ids are never used again in a process.
+//! An executor that was moved to another thread is still known under the thread that took its turn;
+//! should that thread claim the endpoint again it gets the error although it might have waited. A
+//! service that lives as long as the process (a `static`) is known under no thread
+//! ([`EndpointLock::for_process`]): it will not end while anybody here waits, so all threads get
+//! the error. One that lives as long as the whole run of tests ([`EndpointLock::for_run`]) says so
+//! in its lock file, for the run's other processes.
 //!
 //! # The files stay
 //!
-//! A lock file is never removed, because a file that somebody still waits on can be removed and made anew by a third, and then two
-//! hold "the" lock. They are small, and there is one for each endpoint that was ever used. Cleaners of `/tmp` know
-//! nothing of that, so whoever gets a lock checks that it is still the file with that name.
+//! A lock file is never removed, because a file that somebody still waits on can be removed and
+//! made anew by a third, and then two hold "the" lock. They are small, and there is one for each
+//! endpoint that was ever used. Cleaners of `/tmp` know nothing of that, so whoever gets a lock
+//! checks that it is still the file with that name.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -100,8 +106,9 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// The right to use a set of endpoints. Kept as long as the service runs; dropped, it closes what it has not
-/// [handed over](EndpointLock::hand_over), and this process no longer counts as holding the endpoints.
+/// The right to use a set of endpoints. Kept as long as the service runs; dropped, it closes what
+/// it has not [handed over](EndpointLock::hand_over), and this process no longer counts as holding
+/// the endpoints.
 #[derive(Debug)]
 pub(crate) struct EndpointLock {
     locks: Vec<File>,
@@ -113,18 +120,19 @@ impl EndpointLock {
     /// Takes all of these endpoints if all are free, and none otherwise. `service` is the name that
     /// others get to see.
     ///
-    /// It insists for some milliseconds: a process that another thread has just forked has a copy of every lock until it
-    /// executes its program, be the lock's owner gone or not.
+    /// It insists for some milliseconds: a process that another thread has just forked has a copy
+    /// of every lock until it executes its program, be the lock's owner gone or not.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::Deadlock`] when this thread, or a service that lives as long as this process, holds one of
-    /// them; any other when a lock file is not to be had.
+    /// [`io::ErrorKind::Deadlock`] when this thread, or a service that lives as long as this
+    /// process, holds one of them; any other when a lock file is not to be had.
     pub(crate) fn try_take(endpoints: &[Endpoint], service: &str) -> io::Result<Option<EndpointLock>> {
         EndpointLock::take(endpoints, service, JUST_FORKED)
     }
 
-    /// Takes all of these endpoints, waiting until they are free but not longer than `limit`: then it gives `None`.
+    /// Takes all of these endpoints, waiting until they are free but not longer than `limit`: then
+    /// it gives `None`.
     ///
     /// # Errors
     ///
@@ -160,7 +168,8 @@ impl EndpointLock {
         for (endpoint, path) in endpoints.iter().zip(&paths) {
             let mut pauses = Pauses::new();
             loop {
-                // At each round, because another thread may have made its service one of the process meanwhile.
+                // At each round, because another thread may have made its service one of the
+                // process meanwhile.
                 if is_own(path) {
                     return Err(io::Error::new(
                         io::ErrorKind::Deadlock,
@@ -177,7 +186,8 @@ impl EndpointLock {
                     locks.push(lock);
                     break;
                 }
-                // Not at the first look: whoever has just got the lock may not have written the note yet.
+                // Not at the first look: whoever has just got the lock may not have written the
+                // note yet.
                 if pauses.are_long() && is_of_this_run(path) {
                     return Err(io::Error::new(
                         io::ErrorKind::Deadlock,
@@ -224,8 +234,8 @@ impl EndpointLock {
         self.locks.iter().map(AsFd::as_fd)
     }
 
-    /// Closes this process's copies: to be called once the supervisor has its own. This process goes on counting as the one
-    /// that holds the endpoints.
+    /// Closes this process's copies: to be called once the supervisor has its own. This process
+    /// goes on counting as the one that holds the endpoints.
     pub(crate) fn hand_over(&mut self) {
         self.locks.clear();
     }
@@ -249,7 +259,8 @@ impl EndpointLock {
             ours.map(|held| held.path.clone()).collect()
         });
         for path in paths {
-            // The lock itself may have been handed over. Without the note the others wait until their limit.
+            // The lock itself may have been handed over. Without the note the others wait until
+            // their limit.
             let _ = sys::files::open_lock(&path, false).and_then(|lock| lock.write_all_at(&note, 0));
         }
     }
@@ -261,8 +272,8 @@ impl Drop for EndpointLock {
     }
 }
 
-/// Who took the turn for this endpoint last, for an error after [`EndpointLock::try_take`] gave `None`:
-/// `redis-server of test process tests-1f3a (pid 812)`.
+/// Who took the turn for this endpoint last, for an error after [`EndpointLock::try_take`] gave
+/// `None`: `redis-server of test process tests-1f3a (pid 812)`.
 pub(crate) fn holder(endpoint: &Endpoint) -> Option<String> {
     holder_in(&turns_dir().ok()?, endpoint)
 }
@@ -283,12 +294,12 @@ fn holder_in(dir: &Path, endpoint: &Endpoint) -> Option<String> {
     Some(format!("{service} of test process {test} (pid {pid}{ended})"))
 }
 
-/// Always of this length, so that it is written over the one before in place: some file systems write a file that
-/// was truncated and filled again out to the disk at once.
+/// Always of this length, so that it is written over the one before in place: some file systems
+/// write a file that was truncated and filled again out to the disk at once.
 const NOTE_LENGTH: usize = 512;
 
-/// Four lines, and spaces: the holder's pid and start time, its test binary, the service, and for a service of a whole run the
-/// runner's pid and start time.
+/// Four lines, and spaces: the holder's pid and start time, its test binary, the service, and for a
+/// service of a whole run the runner's pid and start time.
 fn note(service: &str, runner: Option<(u32, u64)>) -> [u8; NOTE_LENGTH] {
     let test = std::env::current_exe().ok();
     let test = test
@@ -329,8 +340,8 @@ fn try_lock(path: &Path) -> io::Result<Option<File>> {
         if !sys::files::try_flock(lock.as_fd())? {
             return Ok(None);
         }
-        // Between opening and locking a cleaner may have removed the file, and somebody else may have made and locked
-        // another one under its name.
+        // Between opening and locking a cleaner may have removed the file, and somebody else may
+        // have made and locked another one under its name.
         if service_dir::base::is_at(&lock, path)? {
             return Ok(Some(lock));
         }
@@ -418,7 +429,8 @@ mod tests {
         fn other_takes(&self, port: u16, limit: Duration) -> Option<EndpointLock> {
             thread::scope(|s| s.spawn(|| self.take(&[port], limit).unwrap()).join().unwrap())
         }
-        /// With some patience, because processes that other tests have just forked hold copies of all locks.
+        /// With some patience, because processes that other tests have just forked hold copies of
+        /// all locks.
         fn becomes_free(&self, port: u16) -> bool {
             self.other_takes(port, LONG).is_some()
         }
@@ -565,7 +577,8 @@ mod tests {
     fn a_lock_file_that_was_removed_and_made_anew_is_not_locked_twice() {
         let temp = Temp::new();
         let _turn = temp.take(&[1], Duration::ZERO).unwrap().unwrap();
-        // A cleaner removes the file: what was locked under the name is gone for newcomers, and they agree on a new one.
+        // A cleaner removes the file: what was locked under the name is gone for newcomers, and
+        // they agree on a new one.
         fs::remove_file(temp.0.join("tcp-1")).unwrap();
         let second = temp.other_takes(1, Duration::ZERO);
         assert!(second.is_some());

@@ -1,9 +1,10 @@
 //! Whether the socket that answers on an address belongs to a service's process tree.
 //!
 //! A test that talks to the wrong server passes or fails for the wrong reason. The rule: an address
-//! belongs to a service when **every** socket that could get a connection to it is open in a process
-//! of the service's tree. If several sockets share the address (SO_REUSEPORT), the kernel deals
-//! connections out among them. So another process's socket among them is an error, like one alone.
+//! belongs to a service when **every** socket that could get a connection to it is open in a
+//! process of the service's tree. If several sockets share the address (SO_REUSEPORT), the kernel
+//! deals connections out among them. So another process's socket among them is an error, like one
+//! alone.
 //!
 //! Sockets that the service inherited, as with systemd's socket activation, are open in its tree.
 //! It does not matter which process made them.
@@ -21,8 +22,9 @@ use crate::ports::holder::Holder;
 use crate::ports::table::{all_listeners, answering, listening};
 use crate::sys::procfs::{self, Closely};
 
-/// How often the owner is looked for before a stranger is accused, and how long to wait in between: the service may fork, or
-/// hand its socket on, between the look at its processes and the look at their descriptors.
+/// How often the owner is looked for before a stranger is accused, and how long to wait in between:
+/// the service may fork, or hand its socket on, between the look at its processes and the look at
+/// their descriptors.
 const LOOKS: u32 = 3;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
@@ -33,8 +35,8 @@ pub(crate) enum Owner {
     Nobody,
     /// The service's tree has every socket that a connection could reach.
     Tree,
-    /// Somebody listens who may be the service: a part of its tree cannot be looked into (another user, and we are not root),
-    /// and nobody else was seen to have the socket.
+    /// Somebody listens who may be the service: a part of its tree cannot be looked into (another
+    /// user, and we are not root), and nobody else was seen to have the socket.
     Unseen,
     /// Somebody else gets connections.
     WrongListener(WrongListener),
@@ -96,10 +98,12 @@ impl From<WrongListener> for io::Error {
     }
 }
 
-/// Whether connections to this address of this machine are answered by a process of the tree below `root`.
+/// Whether connections to this address of this machine are answered by a process of the tree below
+/// `root`.
 ///
-/// `Ok(false)`: nobody listens. `Ok(true)`: the tree does, or it cannot be seen who does ([`owner`] tells the two apart).
-/// An error of kind `AddrInUse`, with a [`WrongListener`] inside: somebody else does.
+/// `Ok(false)`: nobody listens. `Ok(true)`: the tree does, or it cannot be seen who does ([`owner`]
+/// tells the two apart). An error of kind `AddrInUse`, with a [`WrongListener`] inside: somebody
+/// else does.
 pub(crate) fn owned_by_tree(addr: SocketAddr, root: u32) -> io::Result<bool> {
     match owner(addr, root)? {
         Owner::Nobody => Ok(false),
@@ -189,7 +193,8 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32) -> Ownership {
         };
     }
     let mut everybody = procfs::search(&procfs::pids(), &strange, Closely::Process).found;
-    // A daemon in the middle of its double fork can have been missed on the way down; on the way up it is not.
+    // A daemon in the middle of its double fork can have been missed on the way down; on the way up
+    // it is not.
     let ours: Vec<u64> = everybody
         .iter()
         .filter(|(_, pid)| procfs::descends(*pid, root))
@@ -197,7 +202,8 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32) -> Ownership {
         .collect();
     everybody.retain(|(inode, _)| !ours.contains(inode));
     if search.denied {
-        // The test process does not count here: it may have made the socket for the service to inherit.
+        // The test process does not count here: it may have made the socket for the service to
+        // inherit.
         everybody.retain(|(_, pid)| *pid != std::process::id());
         if everybody.is_empty() {
             return Ownership::Unseen;
@@ -216,7 +222,8 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32) -> Ownership {
     }
 }
 
-/// Whether the Unix socket at `path` is open in the tree below `root`. `listener` is the process that called `listen`, where the system told.
+/// Whether the Unix socket at `path` is open in the tree below `root`. `listener` is the process
+/// that called `listen`, where the system told.
 pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner {
     if listener.is_some_and(|pid| procfs::descends(pid, root)) {
         return Owner::Tree;
@@ -234,7 +241,8 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
             return Owner::Unseen;
         }
         match owner_of(&inodes, root, poll) {
-            // After a restart the table may for a moment have two sockets of one name, of which only the last can be reached.
+            // After a restart the table may for a moment have two sockets of one name, of which
+            // only the last can be reached.
             Ownership::Tree | Ownership::WrongListener { shared: true, .. } => return Owner::Tree,
             Ownership::Unseen => return Owner::Unseen,
             Ownership::WrongListener { .. } if poll < LOOKS => {}
@@ -251,8 +259,9 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
     }
 }
 
-/// The addresses on which the tree below `root` listens, in no particular order: what to tell somebody whose service listens elsewhere than
-/// where it is awaited. Empty where the kernel cannot be asked.
+/// The addresses on which the tree below `root` listens, in no particular order: what to tell
+/// somebody whose service listens elsewhere than where it is awaited. Empty where the kernel cannot
+/// be asked.
 pub(crate) fn addresses_of_tree(root: u32) -> Vec<SocketAddr> {
     let sockets = all_listeners(0).unwrap_or_default();
     let inodes: Vec<u64> = sockets.iter().map(|socket| socket.inode).collect();
@@ -375,7 +384,8 @@ mod tests {
             child: Command::new("sleep").arg("60").spawn().unwrap(),
             port: listener.local_addr().unwrap().port(),
         };
-        // `sleep` inherits nothing, the listener is close-on-exec; the first look may still see it before the exec.
+        // `sleep` inherits nothing, the listener is close-on-exec; the first look may still see it
+        // before the exec.
         while std::fs::read_link(format!("/proc/{}/exe", tree.pid())).unwrap()
             == std::env::current_exe().unwrap()
         {
@@ -408,7 +418,8 @@ mod tests {
 
     #[test]
     fn a_daemon_that_forks_all_the_time_is_never_accused() {
-        // The listener is handed from parent to child, over and over; each parent ends. The first process adopts them.
+        // The listener is handed from parent to child, over and over; each parent ends. The first
+        // process adopts them.
         let script = "
 import ctypes, os, socket, time
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
@@ -438,7 +449,8 @@ time.sleep(60)
 
     #[test]
     fn a_socket_that_only_a_late_thread_has_is_found() {
-        // The first thread ends; from then on /proc/PID/fd is empty, and the descriptors are the other thread's.
+        // The first thread ends; from then on /proc/PID/fd is empty, and the descriptors are the
+        // other thread's.
         let script = "
 import ctypes, socket, threading, time
 s = socket.create_server(('127.0.0.1', 0))
@@ -457,7 +469,8 @@ ctypes.CDLL(None).pthread_exit(None)
     fn a_tree_of_another_user_gets_the_benefit_of_the_doubt() {
         use std::os::unix::process::CommandExt;
         const NOBODY: u32 = 65534;
-        // This test runs itself once more, as a user who may not look into root's processes, and reads what that one sees.
+        // This test runs itself once more, as a user who may not look into root's processes, and
+        // reads what that one sees.
         if let Ok(what) = std::env::var("MIRAKURU_TEST_LOOK") {
             match what.split_once(' ') {
                 Some((port, root)) => println!(
@@ -496,7 +509,8 @@ ctypes.CDLL(None).pthread_exit(None)
         };
         let service = Python::listener();
         let unseen = poll(service.port, service.pid());
-        // A server of nobody's own, which nobody can see, is a stranger to root's service, which nobody cannot look into.
+        // A server of nobody's own, which nobody can see, is a stranger to root's service, which
+        // nobody cannot look into.
         let mut child = as_nobody("listen".to_owned())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

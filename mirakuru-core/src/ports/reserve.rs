@@ -1,35 +1,38 @@
 //! Free ports, reserved so that nobody else gets the same one before the service has it.
 //!
-//! "Bind to port 0, look, close" gives two processes the same port often enough to make a suite flaky. A reservation
-//! here is a *hold*: a socket that is bound to the port and does not listen. While it is open, the kernel gives the port to
-//! nobody who asks for a free one, be it for listening or for an outgoing connection; connecting to it is refused; and it
-//! goes away with its process, however that ends.
+//! "Bind to port 0, look, close" gives two processes the same port often enough to make a suite
+//! flaky. A reservation here is a *hold*: a socket that is bound to the port and does not listen.
+//! While it is open, the kernel gives the port to nobody who asks for a free one, be it for
+//! listening or for an outgoing connection; connecting to it is refused; and it goes away with its
+//! process, however that ends.
 //!
-//! The service binds over the hold. That works because both sockets set SO_REUSEADDR and neither listens when the other
-//! binds; nearly every server sets it, since without it no server could be restarted while old connections linger.
-//! One dual-stack socket is enough: Redis, nginx (IPv4, v6-only, dual-stack, `reuseport`), PostgreSQL (with
-//! another user id), Python's http.server and Rust's std bind over it on the wildcard and on loopback, in IPv4 and in
-//! IPv6. A second socket for the other family would add nothing.
+//! The service binds over the hold. That works because both sockets set SO_REUSEADDR and neither
+//! listens when the other binds; nearly every server sets it, since without it no server could be
+//! restarted while old connections linger. One dual-stack socket is enough: Redis, nginx (IPv4,
+//! v6-only, dual-stack, `reuseport`), PostgreSQL (with another user id), Python's http.server and
+//! Rust's std bind over it on the wildcard and on loopback, in IPv4 and in IPv6. A second socket
+//! for the other family would add nothing.
 //!
-//! A program that sets neither SO_REUSEADDR nor SO_REUSEPORT finds the port taken. For it the hold can be
-//! [loosened](Reservation::loosen): first to a socket on IPv6 loopback only, which still keeps the port from other
-//! holds but not from a program that binds to IPv4; then to nothing.
+//! A program that sets neither SO_REUSEADDR nor SO_REUSEPORT finds the port taken. For it the hold
+//! can be [loosened](Reservation::loosen): first to a socket on IPv6 loopback only, which still
+//! keeps the port from other holds but not from a program that binds to IPv4; then to nothing.
 //!
-//! A hold does no harm to a service that runs, and may be kept while it does: then the port is still ours when the
-//! service is stopped, without a gap.
+//! A hold does no harm to a service that runs, and may be kept while it does: then the port is
+//! still ours when the service is stopped, without a gap.
 
 use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::sys;
 
-/// How strictly a port is kept from others while the service does not have it. In this order each is looser than the
-/// one before.
+/// How strictly a port is kept from others while the service does not have it. In this order each
+/// is looser than the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HoldLevel {
     /// On every address. Services bind over it with SO_REUSEADDR or SO_REUSEPORT.
     Firm,
-    /// On IPv6 loopback: other mirakuru processes do not get the port. Services on IPv4 need no option.
+    /// On IPv6 loopback: other mirakuru processes do not get the port. Services on IPv4 need no
+    /// option.
     Beside,
     /// Not at all: somebody else may get the port before the service does.
     Open,
@@ -60,7 +63,8 @@ impl Reservation {
 
     /// Reserves a port that the kernel chooses, never one of `except`.
     pub(crate) fn new(hold_level: HoldLevel, except: &[u16]) -> io::Result<Reservation> {
-        // The holds on ports that are not wanted stay open meanwhile, so that each round gets another one.
+        // The holds on ports that are not wanted stay open meanwhile, so that each round gets
+        // another one.
         let mut unwanted = Vec::new();
         loop {
             let (hold, port) = sys::ports::hold_any()?;
@@ -80,16 +84,17 @@ impl Reservation {
         self.port
     }
 
-    /// Makes a firm hold as loose as `hold_level`. The new socket is bound before the old one is closed. One that is
-    /// already loose becomes no firmer: once it is [`HoldLevel::Open`], [`hold_again`](Reservation::hold_again)
-    /// does that.
+    /// Makes a firm hold as loose as `hold_level`. The new socket is bound before the old one is
+    /// closed. One that is already loose becomes no firmer: once it is [`HoldLevel::Open`],
+    /// [`hold_again`](Reservation::hold_again) does that.
     pub(crate) fn loosen(&mut self, hold_level: HoldLevel) {
         if self.hold.is_none() {
             return;
         }
         match hold_level {
             HoldLevel::Firm => {}
-            // Where there is neither IPv6 nor the whole of 127.0.0.0/8 there is nothing to stand on, and the port is open.
+            // Where there is neither IPv6 nor the whole of 127.0.0.0/8 there is nothing to stand
+            // on, and the port is open.
             HoldLevel::Beside => self.hold = sys::ports::stand_beside(self.port).ok(),
             HoldLevel::Open => self.hold = None,
         }
@@ -228,7 +233,8 @@ mod tests {
             ips.push([0, 0, 0, 0]);
         }
         for ip in ips {
-            // More than one try, since a loose hold does not keep another test's IPv4 listener away.
+            // More than one try, since a loose hold does not keep another test's IPv4 listener
+            // away.
             let bound = (0..20).any(|_| {
                 let mut held = firm();
                 assert!(plain_bind(ip, held.port()).is_err(), "a firm hold lets it bind");
@@ -253,13 +259,15 @@ mod tests {
 
     #[test]
     fn ports_that_are_not_wanted_are_passed_over() {
-        // Most of the range is unwanted, so that the kernel's first choice probably is, too. (It prefers odd ports.)
+        // Most of the range is unwanted, so that the kernel's first choice probably is, too. (It
+        // prefers odd ports.)
         let unwanted: Vec<u16> = (1024..=u16::MAX).filter(|port| port % 16 != 1).collect();
         let reserved = Reservation::new(HoldLevel::Open, &unwanted).unwrap();
         assert!(!unwanted.contains(&reserved.port()));
     }
 
-    /// What one process of the race does: takes ports, prints them, keeps them until its standard input ends.
+    /// What one process of the race does: takes ports, prints them, keeps them until its standard
+    /// input ends.
     #[test]
     #[ignore = "a part of the race"]
     fn racer() {

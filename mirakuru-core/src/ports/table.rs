@@ -6,8 +6,8 @@
 //! The kernel prefers the more particular socket (`127.0.0.1` to `0.0.0.0`, that to a `[::]` that
 //! serves IPv4 too), so only the most particular ones get connections.
 //!
-//! Where the kernel cannot be asked (no `tcp_diag` module, a sandbox, not Linux), a connection shows
-//! whether somebody listens, and `/proc/net/tcp` shows who.
+//! Where the kernel cannot be asked (no `tcp_diag` module, a sandbox, not Linux), a connection
+//! shows whether somebody listens, and `/proc/net/tcp` shows who.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
@@ -20,7 +20,8 @@ use crate::sys::procfs;
 use crate::sys::sock_diag::{self, States};
 use crate::util::deadline::scaled;
 
-/// A connection to this machine is answered, or refused, at once; this is for a listener with a full backlog.
+/// A connection to this machine is answered, or refused, at once; this is for a listener with a
+/// full backlog.
 const LOCAL_CONNECT: Duration = Duration::from_millis(500);
 
 /// Whether anybody listens on this address of this machine.
@@ -37,8 +38,8 @@ pub(crate) fn listening(addr: SocketAddr) -> io::Result<bool> {
 
 /// Makes a connection, and makes sure that it is one.
 ///
-/// A connect to a port of this machine that nobody listens on, and that is in the range of ephemeral ports, can be given this very port for
-/// its own end, and then reaches itself.
+/// A connect to a port of this machine that nobody listens on, and that is in the range of
+/// ephemeral ports, can be given this very port for its own end, and then reaches itself.
 pub(crate) fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     not_itself(TcpStream::connect_timeout(&addr, timeout)?)
 }
@@ -54,8 +55,8 @@ fn not_itself(stream: TcpStream) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Whether "there is no such socket" can be believed. A kernel without the `tcp_diag` module says it of every socket, so it
-/// is asked once about one of our own.
+/// Whether "there is no such socket" can be believed. A kernel without the `tcp_diag` module says
+/// it of every socket, so it is asked once about one of our own.
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 fn diag_works() -> bool {
     use std::sync::atomic::{AtomicU8, Ordering};
@@ -83,7 +84,8 @@ fn diag_works() -> bool {
     }
 }
 
-/// The sockets that a connection to this address could reach: the most particular ones. `None` where the kernel does not tell.
+/// The sockets that a connection to this address could reach: the most particular ones. `None`
+/// where the kernel does not tell.
 pub(crate) fn answering(addr: SocketAddr) -> Option<Vec<Socket>> {
     let all = all_listeners(addr.port())?;
     Some(most_particular(all, addr))
@@ -96,7 +98,8 @@ fn most_particular(all: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
         .collect()
 }
 
-/// All sockets that listen on a port (0: any), asked of the kernel or, where that does not work, read from its table.
+/// All sockets that listen on a port (0: any), asked of the kernel or, where that does not work,
+/// read from its table.
 pub(crate) fn all_listeners(port: u16) -> Option<Vec<Socket>> {
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
     {
@@ -109,8 +112,8 @@ pub(crate) fn all_listeners(port: u16) -> Option<Vec<Socket>> {
     procfs::tcp_listeners(port)
 }
 
-/// The sockets that are, or stand, in the way of a server that wants this address: listeners first, else what is bound to it
-/// or connected from it.
+/// The sockets that are, or stand, in the way of a server that wants this address: listeners first,
+/// else what is bound to it or connected from it.
 pub(crate) fn in_the_way(addr: SocketAddr) -> Vec<Socket> {
     let found = listeners_in_the_way(addr);
     if !found.is_empty() {
@@ -144,7 +147,8 @@ pub(crate) fn is_taken(addr: SocketAddr) -> bool {
         .any(|socket| overlaps(socket, addr))
 }
 
-/// How particularly a listener serves an address: `None`, not at all. Of several, the kernel picks the highest.
+/// How particularly a listener serves an address: `None`, not at all. Of several, the kernel picks
+/// the highest.
 fn particularity(socket: &Socket, addr: SocketAddr) -> Option<u8> {
     let (here, wanted) = (socket.addr.ip(), addr.ip());
     let is_its_scope = match (socket.addr, addr) {

@@ -12,7 +12,8 @@ use crate::recipe::placeholder::{ExpandError, Placeholder, expand_bytes};
 /// As they stand in errors.
 const KNOWN: &str = "`{port}`, `{port:NAME}`, `{dir}`, `{name}` and `{env:VAR}`";
 
-/// The values that placeholders have in one executor, ports being reserved when they are first asked for.
+/// The values that placeholders have in one executor, ports being reserved when they are first
+/// asked for.
 #[derive(Debug)]
 pub(crate) struct Values {
     name: String,
@@ -23,7 +24,8 @@ pub(crate) struct Values {
     spoiled: Vec<u16>,
     hold_level: HoldLevel,
     secrets: Secrets,
-    /// Whether texts are expanded for somebody to read: variables of the environment stay placeholders then.
+    /// Whether texts are expanded for somebody to read: variables of the environment stay
+    /// placeholders then.
     for_show: bool,
 }
 
@@ -52,7 +54,8 @@ impl Values {
         }
     }
 
-    /// What the closure expands is for somebody to read: variables of the environment stay placeholders.
+    /// What the closure expands is for somebody to read: variables of the environment stay
+    /// placeholders.
     pub(crate) fn for_show<T>(&mut self, expand: impl FnOnce(&mut Values) -> T) -> T {
         self.for_show = true;
         let expanded = expand(self);
@@ -110,7 +113,8 @@ impl Values {
         &self.name
     }
 
-    /// Holds the same ports again, as far as nobody else has them by now: says whether all are held.
+    /// Holds the same ports again, as far as nobody else has them by now: says whether all are
+    /// held.
     pub(crate) fn hold_again(&mut self) -> bool {
         let hold_level = self.hold_level;
         // No short cut: each one that can be held is.
@@ -126,8 +130,8 @@ impl Values {
         self.ports.clear();
     }
 
-    /// Holds the ports one step looser, for a service that found them in use although nobody but us has them: says
-    /// whether there was a step left, so that another try makes sense.
+    /// Holds the ports one step looser, for a service that found them in use although nobody but us
+    /// has them: says whether there was a step left, so that another try makes sense.
     pub(crate) fn loosen(&mut self) -> bool {
         match self.hold_level.looser() {
             Some(looser) if !self.ports.is_empty() => {

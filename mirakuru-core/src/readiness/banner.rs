@@ -25,27 +25,30 @@ use crate::util::text::printable;
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// Both streams are looked at, unless [`stdout`](Banner::stdout) or [`stderr`](Banner::stderr) picks one, and only
-/// what was printed since this start.
+/// Both streams are looked at, unless [`stdout`](Banner::stdout) or [`stderr`](Banner::stderr)
+/// picks one, and only what was printed since this start.
 ///
 /// # The pattern
 ///
-/// The syntax is that of the crate [regex](https://docs.rs/regex/latest/regex/#syntax). A pattern is looked for
-/// anywhere in a line; `^` and `$` are the ends of the line. It never reaches over a line's end, so that a `\n` in it is an error.
-/// It is matched against bytes: `.` is one byte, `\d`, `\w`, `\s`, `\b` and `(?i)` know ASCII.
+/// The syntax is that of the crate [regex](https://docs.rs/regex/latest/regex/#syntax). A pattern
+/// is looked for anywhere in a line; `^` and `$` are the ends of the line. It never reaches over a
+/// line's end, so that a `\n` in it is an error. It is matched against bytes: `.` is one byte,
+/// `\d`, `\w`, `\s`, `\b` and `(?i)` know ASCII.
 ///
-/// A line that is not finished yet is looked at as well (`ready> `). As long as what may follow could undo the match (`$`
-/// needs the line to be finished), it counts only once it has stayed as it is for 50 ms. Of a line of more than 64 KiB, a match of up to 32 KiB is found.
+/// A line that is not finished yet is looked at as well (`ready> `). As long as what may follow
+/// could undo the match (`$` needs the line to be finished), it counts only once it has stayed as
+/// it is for 50 ms. Of a line of more than 64 KiB, a match of up to 32 KiB is found.
 ///
-/// Placeholders are filled in, and stand for their values literally: `listening on {port}`, `socket in {dir}/`. Repetition
-/// such as `a{2,3}` is not a placeholder; a word in braces is one, so that `\p{greek}` must be written
-/// `\p{{greek}}`.
+/// Placeholders are filled in, and stand for their values literally: `listening on {port}`,
+/// `socket in {dir}/`. Repetition such as `a{2,3}` is not a placeholder; a word in braces is one,
+/// so that `\p{greek}` must be written `\p{{greek}}`.
 ///
 /// # The service chooses its port
 ///
-/// A named group `port` gives the executor its [address](crate::executor::Executor::addr): no port needs to be found
-/// beforehand, and nobody can take it in between. With a group `host` (or `addr`, which may hold both: `10.0.0.1:8080`) it
-/// is that address, else 127.0.0.1; where the service names all addresses (`0.0.0.0`, `[::]`, `*`), it is the loopback one.
+/// A named group `port` gives the executor its [address](crate::executor::Executor::addr): no port
+/// needs to be found beforehand, and nobody can take it in between. With a group `host` (or `addr`,
+/// which may hold both: `10.0.0.1:8080`) it is that address, else 127.0.0.1; where the service
+/// names all addresses (`0.0.0.0`, `[::]`, `*`), it is the loopback one.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -69,7 +72,8 @@ pub struct Banner {
     watch: Option<LineWatch>,
     seen: usize,
     addr: Option<SocketAddr>,
-    /// An unfinished line that matches so far: its length, and the time of the start at which it was first seen with that.
+    /// An unfinished line that matches so far: its length, and the time of the start at which it
+    /// was first seen with that.
     undecided: Option<(usize, Duration)>,
 }
 
@@ -104,8 +108,8 @@ impl Banner {
         self
     }
 
-    /// Ready at the `n`-th line that matches, 1 being the default. PostgreSQL in a container, for one, says that it is
-    /// ready twice. A line counts once, however often it matches.
+    /// Ready at the `n`-th line that matches, 1 being the default. PostgreSQL in a container, for
+    /// one, says that it is ready twice. A line counts once, however often it matches.
     pub fn times(mut self, n: usize) -> Banner {
         self.times = n;
         self
@@ -202,7 +206,8 @@ impl Readiness for Banner {
     }
 }
 
-/// The address that the line's named groups give, if there are any. The error says what is wrong with them.
+/// The address that the line's named groups give, if there are any. The error says what is wrong
+/// with them.
 fn address(found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
     let host = found.group("addr").or_else(|| found.group("host"));
     let whole: Option<SocketAddr> = host.and_then(|host| host.parse().ok());

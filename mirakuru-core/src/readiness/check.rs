@@ -8,8 +8,8 @@ use super::{Probe, Readiness};
 
 type Look = dyn Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync;
 
-/// Ready when a closure says so: for what the other conditions do not cover, where a type of one's own that implements
-/// [`Readiness`] would be too much.
+/// Ready when a closure says so: for what the other conditions do not cover, where a type of one's
+/// own that implements [`Readiness`] would be too much.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -27,10 +27,11 @@ type Look = dyn Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync;
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// The closure gets a [`Probe`], which knows the service's ports, its directory, its output and the time that is left.
-/// `Ok(false)` and an error both mean "not yet"; the last error is in the report when the service does not become ready, and one
-/// of kind [`io::ErrorKind::InvalidInput`] ends the wait. It is called again and again, ever more seldom, and
-/// must not block for long: the exit of the service is not noticed meanwhile.
+/// The closure gets a [`Probe`], which knows the service's ports, its directory, its output and the
+/// time that is left. `Ok(false)` and an error both mean "not yet"; the last error is in the report
+/// when the service does not become ready, and one of kind [`io::ErrorKind::InvalidInput`] ends the
+/// wait. It is called again and again, ever more seldom, and must not block for long: the exit of
+/// the service is not noticed meanwhile.
 #[derive(Clone)]
 pub struct Check {
     sentence: String,
@@ -38,7 +39,8 @@ pub struct Check {
 }
 
 impl Check {
-    /// A condition: what it is, in the past tense, as the end of a sentence that begins with "before", and one look at it.
+    /// A condition: what it is, in the past tense, as the end of a sentence that begins with
+    /// "before", and one look at it.
     pub fn new(
         sentence: impl Into<String>,
         poll: impl Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync + 'static,

@@ -10,8 +10,8 @@ use crate::error::Error;
 
 /// Both conditions: made with [`Readiness::and`].
 ///
-/// The second is looked at once the first holds. A condition that held is not looked at again, so an `And` is
-/// ready when each half has held once, not both at the same moment.
+/// The second is looked at once the first holds. A condition that held is not looked at again, so
+/// an `And` is ready when each half has held once, not both at the same moment.
 ///
 /// The address, URL and path of the executor are those of the first half that knows one.
 #[derive(Clone, Debug)]
@@ -60,7 +60,8 @@ impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
         Ok(self.first_held && self.second_held)
     }
 
-    /// While the first half is awaited, only if both wait for output: the second may come to hold by other means.
+    /// While the first half is awaited, only if both wait for output: the second may come to hold
+    /// by other means.
     fn waits_for_output(&self) -> bool {
         (self.first_held || self.first.waits_for_output()) && self.second.waits_for_output()
     }
@@ -98,8 +99,8 @@ impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
 
 /// Either condition: made with [`Readiness::or`].
 ///
-/// The address, URL and path of the executor are those of the half that held, if it knows one, and else those of
-/// the other.
+/// The address, URL and path of the executor are those of the half that held, if it knows one, and
+/// else those of the other.
 #[derive(Clone, Debug)]
 pub struct Or<A, B> {
     first: A,
@@ -153,7 +154,8 @@ impl<A: Readiness, B: Readiness> Readiness for Or<A, B> {
         match (first, second) {
             (_, Ok(true)) => Ok(true),
             (Ok(_), Ok(_)) => Ok(false),
-            // The kind of an error may end the wait. As long as the other half may come to hold it must not.
+            // The kind of an error may end the wait. As long as the other half may come to hold it
+            // must not.
             (Err(e), Ok(_)) | (Ok(_), Err(e)) => Err(io::Error::other(e.to_string())),
             (Err(a), Err(b)) => {
                 let kind = if a.kind() == b.kind() {

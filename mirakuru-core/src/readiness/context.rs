@@ -1,4 +1,5 @@
-//! What a readiness condition gets to see: [`Prepare`] before the start, [`Probe`] at each look, [`Wake`] between two looks.
+//! What a readiness condition gets to see: [`Prepare`] before the start, [`Probe`] at each look,
+//! [`Wake`] between two looks.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -17,8 +18,8 @@ use crate::recipe::command::Command;
 use crate::util::backoff::FIRST_POLL;
 use crate::util::backoff::{fallback_poll_pause, poll_pause};
 
-/// What [`Readiness::prepare`](crate::readiness::Readiness::prepare) gets: the placeholders' values, and a place to say what
-/// the service needs for itself.
+/// What [`Readiness::prepare`](crate::readiness::Readiness::prepare) gets: the placeholders'
+/// values, and a place to say what the service needs for itself.
 pub struct Prepare<'a> {
     pub(crate) values: &'a mut Values,
     pub(crate) addrs: Vec<SocketAddr>,
@@ -42,12 +43,14 @@ impl Prepare<'_> {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidReadiness`] when there is an unknown one; [`Error::System`] when no port is to be had.
+    /// [`Error::InvalidReadiness`] when there is an unknown one; [`Error::System`] when no port is
+    /// to be had.
     pub fn expand(&mut self, text: &str) -> Result<String, Error> {
         self.values.expand(text).map_err(|e| e.in_readiness(text))
     }
 
-    /// An [`Error::InvalidReadiness`] that says what is wrong with a condition, and what would be right.
+    /// An [`Error::InvalidReadiness`] that says what is wrong with a condition, and what would be
+    /// right.
     #[must_use]
     pub fn invalid(&self, readiness: impl Into<String>, reason: impl Into<String>) -> Error {
         Error::InvalidReadiness {
@@ -56,20 +59,20 @@ impl Prepare<'_> {
         }
     }
 
-    /// Says that the service will listen on this TCP address of this machine. Before anything is started the address is
-    /// checked to be free, and services that want the same one take turns.
+    /// Says that the service will listen on this TCP address of this machine. Before anything is
+    /// started the address is checked to be free, and services that want the same one take turns.
     pub fn claim_addr(&mut self, addr: SocketAddr) {
         self.addrs.push(addr);
     }
 
-    /// Says that the service will make this socket. Before anything is started it is checked that nobody
-    /// answers there, and services that want the same one take turns.
+    /// Says that the service will make this socket. Before anything is started it is checked that
+    /// nobody answers there, and services that want the same one take turns.
     pub fn claim_path(&mut self, path: impl Into<PathBuf>) {
         self.paths.push(path.into());
     }
 
-    /// Whether a port is one that was chosen for this service (`{port}`, `{port:NAME}`), and reserved with that; such a port need
-    /// not be claimed.
+    /// Whether a port is one that was chosen for this service (`{port}`, `{port:NAME}`), and
+    /// reserved with that; such a port need not be claimed.
     pub(crate) fn is_chosen(&self, port: u16) -> bool {
         self.values.ports().any(|(_, chosen)| chosen == port)
     }
@@ -158,19 +161,23 @@ impl Probe<'_> {
         self.output.snapshot_since(self.since)
     }
 
-    /// Whether the service's own process tree owns the socket that listens on this address of this machine.
+    /// Whether the service's own process tree owns the socket that listens on this address of this
+    /// machine.
     ///
     /// # Errors
     ///
-    /// An error says why it cannot be told; one of kind [`io::ErrorKind::AddrInUse`] that somebody else listens there, and who.
+    /// An error says why it cannot be told; one of kind [`io::ErrorKind::AddrInUse`] that somebody
+    /// else listens there, and who.
     pub fn listens_on(&self, addr: SocketAddr) -> io::Result<bool> {
         crate::ports::owner::owned_by_tree(addr, self.supervisor)
     }
 }
 
-/// What a condition that does not hold yet says about the next look at it: whatever comes first of all that is said here.
+/// What a condition that does not hold yet says about the next look at it: whatever comes first of
+/// all that is said here.
 ///
-/// Not public: [`Readiness::wakes`](crate::readiness::Readiness::wakes) is hidden, and this has no name outside the crate.
+/// Not public: [`Readiness::wakes`](crate::readiness::Readiness::wakes) is hidden, and this has no
+/// name outside the crate.
 #[derive(Debug)]
 pub struct Wake {
     /// Time since the service was started.
@@ -198,8 +205,8 @@ impl Wake {
         self.output = true;
     }
 
-    /// This descriptor, which must stay open until the next look, will be readable. Whoever looks must then take what there is to read,
-    /// or there is no pause at all.
+    /// This descriptor, which must stay open until the next look, will be readable. Whoever looks
+    /// must then take what there is to read, or there is no pause at all.
     pub(crate) fn on(&mut self, event: BorrowedFd<'_>) {
         self.events.push(event.as_raw_fd());
     }

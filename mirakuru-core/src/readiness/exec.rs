@@ -21,8 +21,8 @@ use crate::util::text::printable;
 
 /// How long a run may take at first. Doubles each time that is not enough.
 const FIRST_LIMIT: Duration = Duration::from_secs(5);
-/// A command that takes long is not run again at once: the pause is as long as the run was, beyond the millisecond that any program
-/// takes, up to this part of the time already waited.
+/// A command that takes long is not run again at once: the pause is as long as the run was, beyond
+/// the millisecond that any program takes, up to this part of the time already waited.
 const LONG_PAUSE_PART: u32 = 10;
 const UNAVOIDABLE: Duration = Duration::from_millis(1);
 /// How much of a run's output is kept: the last of it.
@@ -30,9 +30,10 @@ const KEPT: usize = 4096;
 
 /// Ready when a command exits with status 0.
 ///
-/// The command is given as [`Executor::builder`](crate::executor::Executor::builder) takes it: one string, split into words as a
-/// shell would but run without one, or a list. Placeholders are filled in. It runs in the test process's own
-/// environment and working directory, with nothing on its standard input.
+/// The command is given as [`Executor::builder`](crate::executor::Executor::builder) takes it: one
+/// string, split into words as a shell would but run without one, or a list. Placeholders are
+/// filled in. It runs in the test process's own environment and working directory, with nothing on
+/// its standard input.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -49,10 +50,12 @@ const KEPT: usize = 4096;
 ///
 /// Servers often bring such a command: `Exec::succeeds("pg_isready -h 127.0.0.1 -p {port}")`.
 ///
-/// It is run again and again until it succeeds, one run after the other, with a pause of at most a fiftieth of the time already waited, 0.1 ms at
-/// least, and longer when a run takes long. So one knows about a run's own time after the service is ready: a millisecond for a small program. Each run has 5 s, is then killed with everything in its process group, and the next has twice the time. The
-/// last line that it printed and its exit status are in the error when the service does not become ready. A program that is
-/// not found ends the wait.
+/// It is run again and again until it succeeds, one run after the other, with a pause of at most a
+/// fiftieth of the time already waited, 0.1 ms at least, and longer when a run takes long. So one
+/// knows about a run's own time after the service is ready: a millisecond for a small program. Each
+/// run has 5 s, is then killed with everything in its process group, and the next has twice the
+/// time. The last line that it printed and its exit status are in the error when the service does
+/// not become ready. A program that is not found ends the wait.
 #[derive(Clone, Debug)]
 pub struct Exec {
     command: command::Command,
@@ -220,7 +223,8 @@ impl Readiness for Exec {
         let Some(ended) = run.poll(cx.remaining().is_zero()).transpose() else {
             return self.last_answer();
         };
-        // Also after an error (somebody else has waited for the child): there is nothing more to look at.
+        // Also after an error (somebody else has waited for the child): there is nothing more to
+        // look at.
         let Some(run) = self.run.0.take() else {
             return Ok(false);
         };
@@ -293,7 +297,8 @@ struct Run {
 }
 
 impl Run {
-    /// How it ended, if it did. One that is over its time, or the whole wait's, is killed when it is dropped.
+    /// How it ended, if it did. One that is over its time, or the whole wait's, is killed when it
+    /// is dropped.
     fn poll(&mut self, is_last: bool) -> io::Result<Option<Ended>> {
         let fds = [
             self.output.as_ref().map(AsFd::as_fd),
@@ -317,12 +322,13 @@ impl Run {
     /// Its status, if it has ended.
     fn reap(&mut self, ended: bool) -> io::Result<Option<ExitStatus>> {
         if ended {
-            // It has ended and is not yet waited for, so the group's number is still its own: the moment to
-            // end what it may have left in the background.
+            // It has ended and is not yet waited for, so the group's number is still its own: the
+            // moment to end what it may have left in the background.
             sys::kill_group(self.child);
         }
         let status = sys::try_wait_for(self.child);
-        // An error is somebody else's wait for any child: then it is gone, and how it ended nobody knows.
+        // An error is somebody else's wait for any child: then it is gone, and how it ended nobody
+        // knows.
         self.ended = !matches!(status, Ok(None));
         status
     }
@@ -345,7 +351,8 @@ impl Run {
         }
     }
 
-    /// Reads what is in the pipe now. Bounded: a process that has left the group may still be writing.
+    /// Reads what is in the pipe now. Bounded: a process that has left the group may still be
+    /// writing.
     fn drain_output(&mut self) {
         for _ in 0..64 {
             let fd = self.output.as_ref().map(AsFd::as_fd);

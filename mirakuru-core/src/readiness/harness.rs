@@ -1,5 +1,5 @@
-//! What the tests of conditions need: a private directory, a log that is written as the supervisor writes it, and the
-//! contexts that an executor would give.
+//! What the tests of conditions need: a private directory, a log that is written as the supervisor
+//! writes it, and the contexts that an executor would give.
 
 use std::collections::VecDeque;
 use std::io;

@@ -1,9 +1,11 @@
-//! Looks for lines that match a regular expression in a log that grows: behind `Banner` and `fail_on`.
+//! Looks for lines that match a regular expression in a log that grows: behind `Banner` and
+//! `fail_on`.
 //!
-//! Lines are put together for each stream by itself, so that neither a line that came in several writes nor one with
-//! the other stream's output in its middle is missed. The unfinished last line is looked at as well, for servers that print
-//! `ready> ` and wait; there, a match counts at once only if nothing that may follow could undo it: `port 80` may become
-//! `port 8080`, and an unfinished line has no end for `$`. What stays as it is may be taken as finished (`settle`).
+//! Lines are put together for each stream by itself, so that neither a line that came in several
+//! writes nor one with the other stream's output in its middle is missed. The unfinished last line
+//! is looked at as well, for servers that print `ready> ` and wait; there, a match counts at once
+//! only if nothing that may follow could undo it: `port 80` may become `port 8080`, and an
+//! unfinished line has no end for `$`. What stays as it is may be taken as finished (`settle`).
 //!
 //! Memory stays bounded: of a line without an end only a window is kept.
 
@@ -15,8 +17,8 @@ use crate::output::reader::{Cursor, OutputReader, Piece, Stream};
 use crate::recipe::placeholder::{Token, tokens};
 use crate::util::text::printable;
 
-/// How much of an unfinished line is kept. When it is longer, half of it is given up, so that a match of up to half of
-/// this is found wherever it is.
+/// How much of an unfinished line is kept. When it is longer, half of it is given up, so that a
+/// match of up to half of this is found wherever it is.
 const WINDOW: usize = 64 * 1024;
 
 #[derive(Clone, Debug)]
@@ -33,7 +35,8 @@ pub(crate) struct LineWatch {
 #[derive(Clone, Debug, Default)]
 struct OpenLine {
     bytes: Vec<u8>,
-    /// Whether the beginning has been given up. The first byte is then only there so that `^` and `\b` see it.
+    /// Whether the beginning has been given up. The first byte is then only there so that `^` and
+    /// `\b` see it.
     cut: bool,
     /// Whether it has matched already. A line counts once.
     found: bool,
@@ -72,8 +75,8 @@ impl LineWatch {
                     .to_owned(),
             );
         }
-        // On bytes, since a log may hold anything: `.` is any byte, and `\d`, `\w`, `\s` and `\b` are ASCII's. Where that
-        // cannot be, as with `[äö]`, on characters.
+        // On bytes, since a log may hold anything: `.` is any byte, and `\d`, `\w`, `\s` and `\b`
+        // are ASCII's. Where that cannot be, as with `[äö]`, on characters.
         let build = |unicode| RegexBuilder::new(pattern).unicode(unicode).build();
         let regex = build(false)
             .or_else(|error| build(true).map_err(|_| error))
@@ -87,8 +90,8 @@ impl LineWatch {
         })
     }
 
-    /// Looks at what has been printed since the last call, or, at the first, since the cursor, and tells of each line
-    /// that matches.
+    /// Looks at what has been printed since the last call, or, at the first, since the cursor, and
+    /// tells of each line that matches.
     pub(crate) fn scan(
         &mut self,
         reader: &OutputReader,
@@ -120,7 +123,8 @@ impl LineWatch {
         result
     }
 
-    /// The first line that matches, fit to be shown, of what [`scan`](LineWatch::scan) would look at.
+    /// The first line that matches, fit to be shown, of what [`scan`](LineWatch::scan) would look
+    /// at.
     pub(crate) fn first(&mut self, reader: &OutputReader, since: Cursor) -> io::Result<Option<String>> {
         let mut first = None;
         self.scan(reader, since, |found| {
@@ -141,7 +145,8 @@ impl LineWatch {
         }
     }
 
-    /// Whether an unfinished line matches that may no longer do so when it is finished: then, how long it is by now.
+    /// Whether an unfinished line matches that may no longer do so when it is finished: then, how
+    /// long it is by now.
     pub(crate) fn undecided(&self) -> Option<usize> {
         self.open
             .iter()
@@ -179,7 +184,8 @@ impl Look<'_> {
         if !self.regex.is_match_at(line, start) {
             return None;
         }
-        // Assertions (`$`, `\b`, `\B`) look at the next byte, and only at whether there is one that belongs to a word.
+        // Assertions (`$`, `\b`, `\B`) look at the next byte, and only at whether there is one that
+        // belongs to a word.
         for next in [b'a', b' '] {
             line.push(next);
             let still = self.regex.is_match_at(line, start);
@@ -189,7 +195,8 @@ impl Look<'_> {
             }
         }
         if self.named {
-            // The text of a group that ends where the line ends so far may be only the first half of it.
+            // The text of a group that ends where the line ends so far may be only the first half
+            // of it.
             let captures = self.regex.captures_at(line, start)?;
             let names = self.regex.capture_names().flatten();
             let mut groups = names.filter_map(|name| captures.name(name));
@@ -255,7 +262,8 @@ fn without_return(line: &[u8]) -> &[u8] {
     line.strip_suffix(b"\r").unwrap_or(line)
 }
 
-/// Whether a pattern has a line feed in it, as a character or as `\n`. In verbose mode it is only layout.
+/// Whether a pattern has a line feed in it, as a character or as `\n`. In verbose mode it is only
+/// layout.
 fn wants_line_feed(pattern: &str) -> bool {
     let verbose =
         pattern.starts_with("(?") && pattern[2..].split(')').next().is_some_and(|f| f.contains('x'));
@@ -267,8 +275,8 @@ fn wants_line_feed(pattern: &str) -> bool {
     })
 }
 
-/// Fills in the placeholders of a pattern with their values *escaped*: a directory with a dot in its
-/// name stands for itself. Regular expressions have braces of their own. Those with digits and
+/// Fills in the placeholders of a pattern with their values *escaped*: a directory with a dot in
+/// its name stands for itself. Regular expressions have braces of their own. Those with digits and
 /// capitals (`a{2,3}`, `\p{Lu}`) are no placeholders anyway, and `\p{{greek}}` gives `\p{greek}`.
 pub(crate) fn expand_pattern<E>(
     pattern: &str,

@@ -1,4 +1,5 @@
-//! When a service counts as ready: the [`Readiness`] trait and the conditions that implement it, one a file.
+//! When a service counts as ready: the [`Readiness`] trait and the conditions that implement it,
+//! one a file.
 
 pub(crate) mod banner;
 pub(crate) mod check;
@@ -39,10 +40,11 @@ pub use crate::readiness::context::{Prepare, Probe};
 
 /// A condition that must hold before a service counts as ready.
 ///
-/// A readiness is a plain value in a recipe. [`prepare`](Readiness::prepare) is called before each start, with the
-/// placeholders' values; then [`probe`](Readiness::probe) is called until it says yes, ever more seldom (from a fraction of a
-/// millisecond on, in proportion to the time already waited), and sooner when something happens that another part of the condition waits for. The exit of the service ends the wait at once; a
-/// probe need not look for it.
+/// A readiness is a plain value in a recipe. [`prepare`](Readiness::prepare) is called before each
+/// start, with the placeholders' values; then [`probe`](Readiness::probe) is called until it says
+/// yes, ever more seldom (from a fraction of a millisecond on, in proportion to the time already
+/// waited), and sooner when something happens that another part of the condition waits for. The
+/// exit of the service ends the wait at once; a probe need not look for it.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -77,18 +79,21 @@ pub use crate::readiness::context::{Prepare, Probe};
             `SdNotify`, or implement `mirakuru::Readiness` for your own type"
 )]
 pub trait Readiness: Send + Sync + 'static {
-    /// What is awaited, in the past tense, as the end of a sentence that begins with "before": *it accepted
-    /// connections on 127.0.0.1:6379*. Called after [`prepare`](Readiness::prepare); used in errors.
+    /// What is awaited, in the past tense, as the end of a sentence that begins with "before": *it
+    /// accepted connections on 127.0.0.1:6379*. Called after [`prepare`](Readiness::prepare); used
+    /// in errors.
     fn describe(&self) -> String;
 
-    /// Called before each start: fill in placeholders with [`Prepare::expand`], check the values, forget what an
-    /// earlier start left behind, and [claim](Prepare::claim_addr) what nobody else may hold.
+    /// Called before each start: fill in placeholders with [`Prepare::expand`], check the values,
+    /// forget what an earlier start left behind, and [claim](Prepare::claim_addr) what nobody else
+    /// may hold.
     ///
     /// The default does nothing.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidReadiness`] (made with [`Prepare::invalid`]) when the values make no sense; nothing is started then.
+    /// [`Error::InvalidReadiness`] (made with [`Prepare::invalid`]) when the values make no sense;
+    /// nothing is started then.
     fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {
         let _ = cx;
         Ok(())
@@ -98,18 +103,20 @@ pub trait Readiness: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// An error means "not yet", as `Ok(false)` does; the last one is kept for the report. An error of kind
-    /// [`io::ErrorKind::InvalidInput`] ends the wait: no later look can succeed.
+    /// An error means "not yet", as `Ok(false)` does; the last one is kept for the report. An error
+    /// of kind [`io::ErrorKind::InvalidInput`] ends the wait: no later look can succeed.
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool>;
 
-    /// Whether only new output of the service can change the answer. Then probes wait for output and nothing polls.
-    /// The default is `false`. Asked again before each wait: the answer may change.
+    /// Whether only new output of the service can change the answer. Then probes wait for output
+    /// and nothing polls. The default is `false`. Asked again before each wait: the answer may
+    /// change.
     fn waits_for_output(&self) -> bool {
         false
     }
 
-    /// When to look again, after a look that said "not yet": the conditions of this crate that are told of an event by a descriptor, or
-    /// know better than the clock when the next look makes sense, say so here. Asked after each look.
+    /// When to look again, after a look that said "not yet": the conditions of this crate that are
+    /// told of an event by a descriptor, or know better than the clock when the next look makes
+    /// sense, say so here. Asked after each look.
     #[doc(hidden)]
     fn wakes(&self, wake: &mut Wake) {
         if self.waits_for_output() {
@@ -123,7 +130,8 @@ pub trait Readiness: Send + Sync + 'static {
     #[doc(hidden)]
     fn wait_is_over(&mut self) {}
 
-    /// Whether having been executed is all there is to wait for, so that even an exit comes too late to matter.
+    /// Whether having been executed is all there is to wait for, so that even an exit comes too
+    /// late to matter.
     #[doc(hidden)]
     fn is_immediate(&self) -> bool {
         false
@@ -147,14 +155,16 @@ pub trait Readiness: Send + Sync + 'static {
         None
     }
 
-    /// How long the wait may take at least, counted from the start of the service, if the service itself has asked for
-    /// more time than the recipe gives it. Asked after each look. The default is `None`.
+    /// How long the wait may take at least, counted from the start of the service, if the service
+    /// itself has asked for more time than the recipe gives it. Asked after each look. The default
+    /// is `None`.
     fn extended(&self) -> Option<Duration> {
         None
     }
 
-    /// Both this condition and another. The second is looked at once the first holds, and a condition that held is
-    /// not looked at again: so the one that is quicker to look at goes first.
+    /// Both this condition and another. The second is looked at once the first holds, and a
+    /// condition that held is not looked at again: so the one that is quicker to look at goes
+    /// first.
     ///
     /// ```
     /// # use mirakuru_core::{Readiness, NoWait, Check};

@@ -13,16 +13,18 @@ use crate::error::Error;
 use crate::util::deadline::scaled;
 use crate::util::text::printable;
 
-/// The socket's name in the private directory. Short, because the whole path must fit into 107 bytes.
+/// The socket's name in the private directory. Short, because the whole path must fit into 107
+/// bytes.
 const NAME: &str = "notify";
 /// What `sun_path` takes, without the byte that ends it.
 const PATH_MAX: usize = 107;
 
-/// Ready when the service sends `READY=1` to the socket that `$NOTIFY_SOCKET` names, as a systemd service of
-/// `Type=notify` does.
+/// Ready when the service sends `READY=1` to the socket that `$NOTIFY_SOCKET` names, as a systemd
+/// service of `Type=notify` does.
 ///
-/// The socket is made in the private directory and put into the service's environment, so that any service that
-/// knows `sd_notify` will do: PostgreSQL, MariaDB, nginx with its module, etcd, HAProxy, and scripts by `systemd-notify`.
+/// The socket is made in the private directory and put into the service's environment, so that any
+/// service that knows `sd_notify` will do: PostgreSQL, MariaDB, nginx with its module, etcd,
+/// HAProxy, and scripts by `systemd-notify`.
 ///
 /// ```no_run
 /// # use mirakuru_core as mirakuru;
@@ -32,8 +34,9 @@ const PATH_MAX: usize = 107;
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// The last `STATUS=` is in the error when it does not become ready, and so is `ERRNO=`. `EXTEND_TIMEOUT_USEC=` gives it
-/// more time. Messages of any process of the service are taken, as with `NotifyAccess=all`; those that come after `READY=1` are refused.
+/// The last `STATUS=` is in the error when it does not become ready, and so is `ERRNO=`.
+/// `EXTEND_TIMEOUT_USEC=` gives it more time. Messages of any process of the service are taken, as
+/// with `NotifyAccess=all`; those that come after `READY=1` are refused.
 #[derive(Clone, Debug, Default)]
 pub struct SdNotify {
     /// Shared between clones of a recipe that was prepared; each `prepare` makes a new one.
@@ -44,7 +47,8 @@ pub struct SdNotify {
     ready: bool,
 }
 
-/// Ready when the service sends `READY=1`: what [`SdNotify::new`] gives, for those who write the condition as its bare name.
+/// Ready when the service sends `READY=1`: what [`SdNotify::new`] gives, for those who write the
+/// condition as its bare name.
 #[allow(non_upper_case_globals)]
 pub const SdNotify: SdNotify = SdNotify::new();
 
@@ -120,8 +124,9 @@ impl Readiness for SdNotify {
         let Some(socket) = self.socket.clone() else {
             return Ok(self.ready);
         };
-        // A message is at most a page by custom; the status line may be long. Descriptors that come along are closed
-        // by the kernel, since nobody asks for them, which is what a barrier (BARRIER=1) waits for.
+        // A message is at most a page by custom; the status line may be long. Descriptors that come
+        // along are closed by the kernel, since nobody asks for them, which is what a barrier
+        // (BARRIER=1) waits for.
         let mut buffer = [0; 8192];
         // Bounded, for a service that does nothing else.
         for _ in 0..1024 {
@@ -133,8 +138,9 @@ impl Readiness for SdNotify {
             }
         }
         if self.ready {
-            // Nobody reads what comes later, such as WATCHDOG=1: from now on it is refused, which a service passes over. With the
-            // socket open, it would wait for ever once some ten messages are in the queue.
+            // Nobody reads what comes later, such as WATCHDOG=1: from now on it is refused, which a
+            // service passes over. With the socket open, it would wait for ever once some ten
+            // messages are in the queue.
             self.socket = None;
             return Ok(true);
         }

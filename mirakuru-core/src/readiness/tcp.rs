@@ -15,13 +15,16 @@ const REMOTE_CONNECT: Duration = Duration::from_secs(1);
 
 /// Ready when the service accepts TCP connections.
 ///
-/// On an address of this machine the kernel is asked, without making a connection, so that the service sees and logs nothing of it; and
-/// the listening socket must belong to the service's own processes. Somebody else who answers there is an error that
-/// names them. (If the service's processes cannot be looked into, because they run as another user and the test does not run as root,
-/// a listener whose owner is not seen is taken for the service's.) On an address of another machine a connection is made.
+/// On an address of this machine the kernel is asked, without making a connection, so that the
+/// service sees and logs nothing of it; and the listening socket must belong to the service's own
+/// processes. Somebody else who answers there is an error that names them. (If the service's
+/// processes cannot be looked into, because they run as another user and the test does not run as
+/// root, a listener whose owner is not seen is taken for the service's.) On an address of another
+/// machine a connection is made.
 ///
-/// It follows that a server which only *asks another one* to listen, such as `docker run -p`, is not ready in this
-/// sense, ever: the port belongs to Docker. Use [`Check`](super::Check) or [`Exec`](super::Exec) there.
+/// It follows that a server which only *asks another one* to listen, such as `docker run -p`, is
+/// not ready in this sense, ever: the port belongs to Docker. Use [`Check`](super::Check) or
+/// [`Exec`](super::Exec) there.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -58,15 +61,17 @@ struct Resolved {
 }
 
 impl Tcp {
-    /// An address as `host:port`: the host is a name, an IPv4 address or an IPv6 address in brackets, and either part may
-    /// hold placeholders.
+    /// An address as `host:port`: the host is a name, an IPv4 address or an IPv6 address in
+    /// brackets, and either part may hold placeholders.
     ///
-    /// A name means every address that it resolves to, when the service is started, and one on which the service
-    /// accepts connections is enough: with `localhost` it does not matter whether it uses `127.0.0.1` or `::1`. A stranger on any of
-    /// them is an error, because a client may reach the stranger. `0.0.0.0` and `[::]` are looked at through `127.0.0.1` and `::1`.
+    /// A name means every address that it resolves to, when the service is started, and one on
+    /// which the service accepts connections is enough: with `localhost` it does not matter whether
+    /// it uses `127.0.0.1` or `::1`. A stranger on any of them is an error, because a client may
+    /// reach the stranger. `0.0.0.0` and `[::]` are looked at through `127.0.0.1` and `::1`.
     ///
-    /// The port is usually `{port}`, one that is free and reserved for this service. A fixed one is claimed: if it is in use, the start
-    /// fails with [`Error::AlreadyRunning`] before anything is executed.
+    /// The port is usually `{port}`, one that is free and reserved for this service. A fixed one is
+    /// claimed: if it is in use, the start fails with [`Error::AlreadyRunning`] before anything is
+    /// executed.
     ///
     /// ```
     /// # use mirakuru_core::Tcp;
@@ -138,7 +143,8 @@ impl Readiness for Tcp {
         let mut last = None;
         for &Place { addr, is_local } in &self.resolved.places {
             if is_local {
-                // Every address is looked at, also after one that answers: a stranger on another one is an error.
+                // Every address is looked at, also after one that answers: a stranger on another
+                // one is an error.
                 if cx.listens_on(addr)? {
                     answered.get_or_insert(addr);
                 }
@@ -369,7 +375,8 @@ mod tests {
 
     #[test]
     fn a_remote_address_is_connected_to() {
-        // Remote for the sake of the test: what is asked of the kernel would say that the owner is somebody else.
+        // Remote for the sake of the test: what is asked of the kernel would say that the owner is
+        // somebody else.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let mut readiness = Tcp::addr(addr.to_string());

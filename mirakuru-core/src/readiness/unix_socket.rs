@@ -15,14 +15,16 @@ use crate::sys::file_watch::Watching;
 use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 use crate::util::backoff::poll_pause;
 
-/// `sun_path` has 108 bytes, of which one is the NUL at the end (of a path) or in front (of an abstract name).
+/// `sun_path` has 108 bytes, of which one is the NUL at the end (of a path) or in front (of an
+/// abstract name).
 const LONGEST: usize = 107;
 
 /// Ready when the service accepts connections on a Unix socket.
 ///
-/// A connection is made and closed at once; one that has to wait because the service is busy counts as well. Stream and `SOCK_SEQPACKET`
-/// sockets have connections; a datagram socket has none, and finding one ends the wait with an error.
-/// Somebody else's socket at this path is an error that names them, where it can be seen whose it is.
+/// A connection is made and closed at once; one that has to wait because the service is busy counts
+/// as well. Stream and `SOCK_SEQPACKET` sockets have connections; a datagram socket has none, and
+/// finding one ends the wait with an error. Somebody else's socket at this path is an error that
+/// names them, where it can be seen whose it is.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -43,20 +45,23 @@ pub struct UnixSocket {
     path: PathBuf,
     /// Tells when the socket is there. Connections are accepted only later, which nobody tells.
     watching: Watching,
-    /// When something was there for the first time, and when to look at it again, since the start of the service.
+    /// When something was there for the first time, and when to look at it again, since the start
+    /// of the service.
     there: Option<Duration>,
     next: Duration,
 }
 
 impl UnixSocket {
-    /// The path of the socket, in which placeholders may stand; best is one in the private directory, `{dir}/server.sock`. At most 107 bytes long.
+    /// The path of the socket, in which placeholders may stand; best is one in the private
+    /// directory, `{dir}/server.sock`. At most 107 bytes long.
     ///
-    /// A path that is not absolute is one below the *test's* current directory, as for anybody who connects from the test;
-    /// the service may have another one. On Linux a path that begins with `@` is an abstract name (`./@name` is a file).
+    /// A path that is not absolute is one below the *test's* current directory, as for anybody who
+    /// connects from the test; the service may have another one. On Linux a path that begins with
+    /// `@` is an abstract name (`./@name` is a file).
     ///
-    /// Outside `{dir}` the path is claimed: if somebody accepts connections there, the start fails with
-    /// [`Error::AlreadyRunning`] before anything is executed. A socket that a killed server left behind is not in the way: it is removed,
-    /// if it belongs to the test's user.
+    /// Outside `{dir}` the path is claimed: if somebody accepts connections there, the start fails
+    /// with [`Error::AlreadyRunning`] before anything is executed. A socket that a killed server
+    /// left behind is not in the way: it is removed, if it belongs to the test's user.
     pub fn path(path: impl Into<PathBuf>) -> Self {
         let wanted = path.into();
         Self {
@@ -78,8 +83,9 @@ impl Readiness for UnixSocket {
         let path = expand_path(cx, &self.wanted)?;
         check(&path).map_err(|reason| cx.invalid(path.to_string_lossy(), reason))?;
         if path.starts_with(cx.dir()) {
-            // Nobody else's, and the service is not running: what is there was left by a service that was killed. Most servers would
-            // refuse to start because of it. (One that cannot be removed is the service's affair.)
+            // Nobody else's, and the service is not running: what is there was left by a service
+            // that was killed. Most servers would refuse to start because of it. (One that cannot
+            // be removed is the service's affair.)
             let _ = free::remove_stale_socket(&path);
         }
         claim_path(cx, &path);
@@ -109,7 +115,8 @@ impl Readiness for UnixSocket {
                 return Ok(false);
             }
             Err(error) => {
-                // Most servers listen a moment after they have bound the socket: in proportion to the time since then.
+                // Most servers listen a moment after they have bound the socket: in proportion to
+                // the time since then.
                 let since = *self.there.get_or_insert(cx.elapsed());
                 self.next = cx.elapsed() + poll_pause(cx.elapsed() - since);
                 return Err(explain(path, error));
@@ -151,7 +158,8 @@ pub(super) fn expand_path(cx: &mut Prepare<'_>, path: &Path) -> Result<PathBuf, 
         .map_err(|error| error.in_readiness(&path.to_string_lossy()))
 }
 
-/// Endpoints a path that others could want too, by a name that does not depend on the current directory.
+/// Endpoints a path that others could want too, by a name that does not depend on the current
+/// directory.
 pub(super) fn claim_path(cx: &mut Prepare<'_>, path: &Path) {
     if sockets::abstract_name(path).is_some() {
         cx.claim_path(path);
@@ -367,7 +375,8 @@ mod tests {
     fn a_socket_handed_on_to_the_service_is_its_own() {
         let dir = TestDir::new();
         let path = dir.path().join("x.sock");
-        // The process that listens hands the socket to a child, which is the service, and keeps nothing.
+        // The process that listens hands the socket to a child, which is the service, and keeps
+        // nothing.
         let script = "
 import os, socket, subprocess, sys, time
 s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen()

@@ -1,4 +1,5 @@
-//! The recipe: plain data that says how to start a service. No process, port or file exists because of it.
+//! The recipe: plain data that says how to start a service. No process, port or file exists because
+//! of it.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -11,11 +12,12 @@ use std::time::Duration;
 use crate::recipe::command::Command;
 use crate::recipe::signal::Signal;
 
-/// How to start a service: a recipe, made with [`Executor::builder`](crate::executor::Executor::builder).
+/// How to start a service: a recipe, made with
+/// [`Executor::builder`](crate::executor::Executor::builder).
 ///
-/// The setters take and give the recipe by value, and mirror [`std::process::Command`] word for word where they mean
-/// the same. The recipe is [`Clone`]: nothing runs until [`start`](ExecutorBuilder::start). The usual variable name
-/// is `recipe`.
+/// The setters take and give the recipe by value, and mirror [`std::process::Command`] word for
+/// word where they mean the same. The recipe is [`Clone`]: nothing runs until
+/// [`start`](ExecutorBuilder::start). The usual variable name is `recipe`.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -36,8 +38,8 @@ use crate::recipe::signal::Signal;
 ///
 /// # Placeholders
 ///
-/// Commands, arguments, environment values, paths, URLs and readiness strings may hold placeholders, which get their
-/// values when the executor is built:
+/// Commands, arguments, environment values, paths, URLs and readiness strings may hold
+/// placeholders, which get their values when the executor is built:
 ///
 /// | placeholder | value |
 /// | --- | --- |
@@ -47,12 +49,13 @@ use crate::recipe::signal::Signal;
 /// | `{name}` | the service's [name](ExecutorBuilder::name) |
 /// | `{env:VAR}` | the value of the test process's environment variable VAR |
 ///
-/// A placeholder is a brace, a lower-case word, perhaps `:` and an argument, and a brace, with no `$` before it. Every other
-/// brace stands for itself. `{{port}}` gives `{port}`: write a word in braces that is meant for somebody else in this way, as in awk's
-/// `{{print}}`.
+/// A placeholder is a brace, a lower-case word, perhaps `:` and an argument, and a brace, with no
+/// `$` before it. Every other brace stands for itself. `{{port}}` gives `{port}`: write a word in
+/// braces that is meant for somebody else in this way, as in awk's `{{print}}`.
 ///
-/// A value is put in as it is. In the script of a [`shell`](ExecutorBuilder::shell) the shell then reads it: write `"$VAR"` there and not
-/// `{env:VAR}`, whose value may have quotes and dollar signs of its own.
+/// A value is put in as it is. In the script of a [`shell`](ExecutorBuilder::shell) the shell then
+/// reads it: write `"$VAR"` there and not `{env:VAR}`, whose value may have quotes and dollar signs
+/// of its own.
 #[derive(Clone)]
 #[must_use = "a recipe does nothing until it is started with `.start()`"]
 pub struct ExecutorBuilder<R = NoWait> {
@@ -73,9 +76,9 @@ impl<R> fmt::Debug for ExecutorBuilder<R> {
 /// Ready as soon as the program has been executed. What a recipe has without
 /// [`wait_for`](crate::recipe::builder::ExecutorBuilder::wait_for).
 ///
-/// The program has replaced its starter by then, so that a missing one is an error, but it may not have done anything
-/// yet, and may fail at once: use it for programs that need no wait, or to wait by
-/// [`Executor::wait_until`](crate::executor::Executor::wait_until) later.
+/// The program has replaced its starter by then, so that a missing one is an error, but it may not
+/// have done anything yet, and may fail at once: use it for programs that need no wait, or to wait
+/// by [`Executor::wait_until`](crate::executor::Executor::wait_until) later.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -88,8 +91,8 @@ impl<R> fmt::Debug for ExecutorBuilder<R> {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoWait;
 
-/// Everything in a recipe but the readiness: what the non-generic inside works with. `Debug` has all of it, and is what the
-/// services of a run are known by.
+/// Everything in a recipe but the readiness: what the non-generic inside works with. `Debug` has
+/// all of it, and is what the services of a run are known by.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
     pub(crate) command: Command,
@@ -159,8 +162,8 @@ impl Spec {
     }
 }
 
-/// Where a service's standard stream goes to or comes from: the counterpart of [`std::process::Stdio`], but `Clone`,
-/// so that a recipe can be.
+/// Where a service's standard stream goes to or comes from: the counterpart of
+/// [`std::process::Stdio`], but `Clone`, so that a recipe can be.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -191,8 +194,9 @@ impl Stdio {
         Stdio(StdioKind::Null)
     }
 
-    /// The test process's own stream. A service that inherits the output of a test can keep a test runner waiting
-    /// (nextest calls it a LEAK), its output is not in [`logs`](crate::executor::Executor::logs), and no
+    /// The test process's own stream. A service that inherits the output of a test can keep a test
+    /// runner waiting (nextest calls it a LEAK), its output is not in
+    /// [`logs`](crate::executor::Executor::logs), and no
     /// [`Banner`](crate::readiness::banner::Banner) sees it.
     #[must_use]
     pub fn inherit() -> Stdio {
@@ -200,9 +204,9 @@ impl Stdio {
     }
 
     /// For standard input, a pipe that the test writes to
-    /// ([`Executor::take_stdin`](crate::executor::Executor::take_stdin)). For standard output and error, the private log
-    /// file that [`Executor::logs`](crate::executor::Executor::logs) reads, which is their default: it is drained without the
-    /// test's help and never fills up.
+    /// ([`Executor::take_stdin`](crate::executor::Executor::take_stdin)). For standard output and
+    /// error, the private log file that [`Executor::logs`](crate::executor::Executor::logs) reads,
+    /// which is their default: it is drained without the test's help and never fills up.
     #[must_use]
     pub fn piped() -> Stdio {
         Stdio(StdioKind::Piped)
@@ -210,21 +214,24 @@ impl Stdio {
 }
 
 impl From<File> for Stdio {
-    /// The file, from its current position on. Each start of each clone of the recipe shares that position.
+    /// The file, from its current position on. Each start of each clone of the recipe shares that
+    /// position.
     fn from(file: File) -> Stdio {
         Stdio(StdioKind::File(Arc::new(file)))
     }
 }
 
 impl From<OwnedFd> for Stdio {
-    /// What the descriptor leads to: one end of a [pipe](std::io::pipe) or of a socket, for example.
+    /// What the descriptor leads to: one end of a [pipe](std::io::pipe) or of a socket, for
+    /// example.
     fn from(descriptor: OwnedFd) -> Stdio {
         File::from(descriptor).into()
     }
 }
 
 impl<R> ExecutorBuilder<R> {
-    /// Whether the service needs something of the one process that starts it: its own streams, or a pipe that ends with it.
+    /// Whether the service needs something of the one process that starts it: its own streams, or a
+    /// pipe that ends with it.
     #[doc(hidden)]
     #[must_use]
     pub fn __is_for_one_process(&self) -> bool {
@@ -280,15 +287,16 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Removes all environment variables: those set before, and those that would be inherited. What is left is the
-    /// one variable that mirakuru sets itself, `MIRAKURU_ID`.
+    /// Removes all environment variables: those set before, and those that would be inherited. What
+    /// is left is the one variable that mirakuru sets itself, `MIRAKURU_ID`.
     pub fn env_clear(mut self) -> Self {
         self.spec.env.clear();
         self.spec.env_clear = true;
         self
     }
 
-    /// Sets the working directory. The default is the test process's own; `"{dir}"` is the private directory.
+    /// Sets the working directory. The default is the test process's own; `"{dir}"` is the private
+    /// directory.
     pub fn current_dir(mut self, dir: impl AsRef<Path>) -> Self {
         self.spec.current_dir = Some(dir.as_ref().to_owned());
         self
@@ -314,8 +322,8 @@ impl<R> ExecutorBuilder<R> {
 
     /// Runs the command through `/bin/sh -c`. The default is `false`: without a shell.
     ///
-    /// A command given as one string is then the script, and further arguments are its `$1`, `$2`, ... Of a command
-    /// given as a list, the first is the script.
+    /// A command given as one string is then the script, and further arguments are its `$1`, `$2`,
+    /// ... Of a command given as a list, the first is the script.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -329,8 +337,8 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Names the service: in errors, in the names of its private directory and its supervisor, and as `{name}`. The
-    /// default is the program's file name.
+    /// Names the service: in errors, in the names of its private directory and its supervisor, and
+    /// as `{name}`. The default is the program's file name.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.spec.name = Some(name.into());
         self
@@ -342,36 +350,38 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets the signal that asks the service to end. The default is [`Signal::Term`]. It goes to the service's
-    /// process group.
+    /// Sets the signal that asks the service to end. The default is [`Signal::Term`]. It goes to
+    /// the service's process group.
     pub fn stop_signal(mut self, signal: Signal) -> Self {
         self.spec.stop_signal = signal;
         self
     }
 
-    /// Sets the grace: how long the service may take to end after the stop signal, before what is left of it is
-    /// killed. The default is 10 s.
+    /// Sets the grace: how long the service may take to end after the stop signal, before what is
+    /// left of it is killed. The default is 10 s.
     pub fn stop_timeout(mut self, timeout: Duration) -> Self {
         self.spec.stop_timeout = timeout;
         self
     }
 
-    /// Sets the signal that is sent when the grace is over, and by [`Executor::kill`](crate::executor::Executor::kill). The default is
-    /// [`Signal::Kill`]. After any other, what is left one second later gets `SIGKILL`: nothing of a service survives.
+    /// Sets the signal that is sent when the grace is over, and by
+    /// [`Executor::kill`](crate::executor::Executor::kill). The default is [`Signal::Kill`]. After
+    /// any other, what is left one second later gets `SIGKILL`: nothing of a service survives.
     pub fn kill_signal(mut self, signal: Signal) -> Self {
         self.spec.kill_signal = signal;
         self
     }
 
-    /// Sets the exit code that the service ends with when it is stopped. Without it, 0 and death by the stop
-    /// signal are fine; with it, this code is fine as well.
+    /// Sets the exit code that the service ends with when it is stopped. Without it, 0 and death by
+    /// the stop signal are fine; with it, this code is fine as well.
     pub fn expected_exit(mut self, code: i32) -> Self {
         self.spec.expected_exit = Some(code);
         self
     }
 
-    /// Adds a regular expression for a line of output that means that start-up has failed: the start then fails at once
-    /// with [`Error::FailureLine`]. It is looked for in both streams until the service is ready.
+    /// Adds a regular expression for a line of output that means that start-up has failed: the
+    /// start then fails at once with [`Error::FailureLine`]. It is looked for in both streams until
+    /// the service is ready.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -390,8 +400,9 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Puts a file into the service's private directory before each start: its configuration, with the placeholders of the text filled
-    /// in. The path is relative to that directory; the file belongs to the service's user, and nobody else can read it.
+    /// Puts a file into the service's private directory before each start: its configuration, with
+    /// the placeholders of the text filled in. The path is relative to that directory; the file
+    /// belongs to the service's user, and nobody else can read it.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -405,20 +416,23 @@ impl<R> ExecutorBuilder<R> {
     /// # Ok::<(), mirakuru_core::Error>(())
     /// ```
     ///
-    /// A path that leads out of the directory is an [`Error::InvalidCommand`](crate::error::Error::InvalidCommand) when the executor is
-    /// built. What is to be written once, or not as text, is for the `prepare` of a recipe of one's own.
+    /// A path that leads out of the directory is an
+    /// [`Error::InvalidCommand`](crate::error::Error::InvalidCommand) when the executor is built.
+    /// What is to be written once, or not as text, is for the `prepare` of a recipe of one's own.
     pub fn file(mut self, path: impl AsRef<Path>, text: impl Into<String>) -> Self {
         self.spec.files.push((path.as_ref().to_owned(), text.into()));
         self
     }
 
-    /// Listens on this TCP address of this machine before the service runs, and lets the service inherit the socket, by systemd's
-    /// protocol for socket activation: it finds the sockets, in the order of these calls, as its descriptors 3, 4 and so on,
-    /// their number in `$LISTEN_FDS`, their names in `$LISTEN_FDNAMES` and its own process id in `$LISTEN_PID`.
+    /// Listens on this TCP address of this machine before the service runs, and lets the service
+    /// inherit the socket, by systemd's protocol for socket activation: it finds the sockets, in
+    /// the order of these calls, as its descriptors 3, 4 and so on, their number in `$LISTEN_FDS`,
+    /// their names in `$LISTEN_FDNAMES` and its own process id in `$LISTEN_PID`.
     ///
-    /// Whoever connects once [`start`](ExecutorBuilder::start) has returned is served as soon as the service gets to it: nobody is
-    /// refused, and so nothing needs to be waited for. The first of these addresses is the executor's
-    /// [`addr`](crate::executor::Executor::addr), unless its readiness knows another one.
+    /// Whoever connects once [`start`](ExecutorBuilder::start) has returned is served as soon as
+    /// the service gets to it: nobody is refused, and so nothing needs to be waited for. The first
+    /// of these addresses is the executor's [`addr`](crate::executor::Executor::addr), unless its
+    /// readiness knows another one.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -433,31 +447,35 @@ impl<R> ExecutorBuilder<R> {
     /// # Ok::<(), mirakuru_core::Error>(())
     /// ```
     ///
-    /// The address is `host:port`; a host name stands for one socket for each address that it has, `[::]` for IPv6 alone. The sockets
-    /// are opened for each start, and closed with the service. `Tcp` finds such a port open before the service has done anything; to know that
-    /// it serves, wait for `Http`, a `Banner` or a program. With [`shell`](ExecutorBuilder::shell), `exec` the server: otherwise
-    /// `$LISTEN_PID` is the shell's. Every name is the service's own, unless [`listen_as`](ExecutorBuilder::listen_as) gives one.
+    /// The address is `host:port`; a host name stands for one socket for each address that it has,
+    /// `[::]` for IPv6 alone. The sockets are opened for each start, and closed with the service.
+    /// `Tcp` finds such a port open before the service has done anything; to know that it serves,
+    /// wait for `Http`, a `Banner` or a program. With [`shell`](ExecutorBuilder::shell), `exec` the
+    /// server: otherwise `$LISTEN_PID` is the shell's. Every name is the service's own, unless
+    /// [`listen_as`](ExecutorBuilder::listen_as) gives one.
     pub fn listen(mut self, addr: impl Into<String>) -> Self {
         self.spec.listen.push((None, addr.into()));
         self
     }
 
-    /// As [`listen`](ExecutorBuilder::listen), with the socket's name in `$LISTEN_FDNAMES`. It may not hold a colon.
+    /// As [`listen`](ExecutorBuilder::listen), with the socket's name in `$LISTEN_FDNAMES`. It may
+    /// not hold a colon.
     pub fn listen_as(mut self, name: impl Into<String>, addr: impl Into<String>) -> Self {
         self.spec.listen.push((Some(name.into()), addr.into()));
         self
     }
 
-    /// What a start does while another service of mirakuru's has the same fixed port or socket path: wait for its
-    /// turn (`true`, what the attribute asks for), or fail at once with [`Error::AlreadyRunning`](crate::error::Error::AlreadyRunning) (`false`,
-    /// the default). Waiting for one's turn does not count towards the [timeout](ExecutorBuilder::timeout).
+    /// What a start does while another service of mirakuru's has the same fixed port or socket
+    /// path: wait for its turn (`true`, what the attribute asks for), or fail at once with
+    /// [`Error::AlreadyRunning`](crate::error::Error::AlreadyRunning) (`false`, the default).
+    /// Waiting for one's turn does not count towards the [timeout](ExecutorBuilder::timeout).
     pub fn queue(mut self, queue: bool) -> Self {
         self.spec.queue = queue;
         self
     }
 
-    /// Runs the service as this user (numeric id). Needs the privilege to. Supplementary groups are dropped unless
-    /// [`groups`](ExecutorBuilder::groups) names some.
+    /// Runs the service as this user (numeric id). Needs the privilege to. Supplementary groups are
+    /// dropped unless [`groups`](ExecutorBuilder::groups) names some.
     pub fn uid(mut self, uid: u32) -> Self {
         self.spec.uid = Some(uid);
         self
@@ -498,15 +516,16 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets the service's file mode creation mask, for example `0o077`. The default is the test process's own.
+    /// Sets the service's file mode creation mask, for example `0o077`. The default is the test
+    /// process's own.
     pub fn umask(mut self, umask: u32) -> Self {
         self.spec.umask = Some(umask);
         self
     }
 }
 
-/// The user and group that [`unprivileged`](ExecutorBuilder::unprivileged) chooses. `None` where the
-/// tests do not run as root, or no such user exists.
+/// The user and group that [`unprivileged`](ExecutorBuilder::unprivileged) chooses. `None` where
+/// the tests do not run as root, or no such user exists.
 ///
 /// # Errors
 ///

@@ -1,8 +1,9 @@
 //! The command line of a recipe: one string of shell words, or a list.
 //!
-//! A string is split into words as a shell would, but run without one: quotes, backslashes and comments mean what they mean to
-//! `sh`, while `$VAR`, `*`, `|` and `>` are plain text. Placeholders are filled in *after* the split, so that a value
-//! with spaces in it stays one word. With `shell(true)` the string is a script and is not split at all.
+//! A string is split into words as a shell would, but run without one: quotes, backslashes and
+//! comments mean what they mean to `sh`, while `$VAR`, `*`, `|` and `>` are plain text.
+//! Placeholders are filled in *after* the split, so that a value with spaces in it stays one word.
+//! With `shell(true)` the string is a script and is not split at all.
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -15,10 +16,12 @@ use crate::recipe::placeholder::ExpandError;
 /// Fills in the placeholders of a word.
 pub(crate) type Expand<'a> = &'a mut dyn FnMut(&OsStr) -> Result<OsString, ExpandError>;
 
-/// What [`Executor::builder`](crate::executor::Executor::builder) takes: one string, or a list of the program and its arguments.
+/// What [`Executor::builder`](crate::executor::Executor::builder) takes: one string, or a list of
+/// the program and its arguments.
 ///
-/// A string is split into words as a shell would. The entries of a list are taken as they are, and need not be UTF-8;
-/// a path that may hold spaces belongs in a list. The trait is sealed: it is implemented for strings, arrays, slices and vectors.
+/// A string is split into words as a shell would. The entries of a list are taken as they are, and
+/// need not be UTF-8; a path that may hold spaces belongs in a list. The trait is sealed: it is
+/// implemented for strings, arrays, slices and vectors.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a command",
     label = "not a command",
@@ -67,13 +70,14 @@ impl Command {
 
     /// The words to execute, the program first, with all placeholders filled in.
     ///
-    /// With `shell` that is `/bin/sh -c SCRIPT sh ARGUMENT...`: the string as it is (or the first entry of the list) is the
-    /// script, what follows becomes its `$1` and so on, and `$0`, which a shell puts before its complaints, is `sh`.
+    /// With `shell` that is `/bin/sh -c SCRIPT sh ARGUMENT...`: the string as it is (or the first
+    /// entry of the list) is the script, what follows becomes its `$1` and so on, and `$0`, which a
+    /// shell puts before its complaints, is `sh`.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidCommand`] when there is no program, a quote is not closed, a word holds a NUL byte, or a placeholder
-    /// makes no sense; [`Error::System`] when no port is to be had.
+    /// [`Error::InvalidCommand`] when there is no program, a quote is not closed, a word holds a
+    /// NUL byte, or a placeholder makes no sense; [`Error::System`] when no port is to be had.
     pub(crate) fn resolve(&self, expand: Expand<'_>, shell: bool) -> Result<Vec<OsString>, Error> {
         let (mut words, what) = match &self.words {
             Words::Line(line) if shell => (vec![OsString::from(line)], "script"),
@@ -126,7 +130,8 @@ impl Command {
         text
     }
 
-    /// The service's name where the recipe gives none: the file name of the program, or what comes closest.
+    /// The service's name where the recipe gives none: the file name of the program, or what comes
+    /// closest.
     pub(crate) fn program_name(&self, shell: bool) -> String {
         let first = match &self.words {
             Words::Line(line) if shell => first_command(line),
@@ -195,7 +200,8 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// The quote that is still open at the end of a line, and its place. It looks at the line as `shell_words` does.
+/// The quote that is still open at the end of a line, and its place. It looks at the line as
+/// `shell_words` does.
 fn open_quote(line: &str) -> Option<(char, usize)> {
     let mut chars = line.char_indices();
     let mut open: Option<(char, usize)> = None;
@@ -204,7 +210,8 @@ fn open_quote(line: &str) -> Option<(char, usize)> {
         match (open, c) {
             (Some((quote, _)), _) if c == quote => open = None,
             (Some(('"', _)) | None, '\\') => {
-                // A backslash and a newline are as nothing: words are neither begun nor ended by it.
+                // A backslash and a newline are as nothing: words are neither begun nor ended by
+                // it.
                 if let Some((_, '\n')) = chars.next() {
                     continue;
                 }

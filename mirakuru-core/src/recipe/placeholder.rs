@@ -2,16 +2,18 @@
 //!
 //! # The grammar
 //!
-//! A *placeholder* is `{`, a word, perhaps `:` and an argument, and `}`. The word begins with a lower-case ASCII letter, and
-//! goes on with those, digits and `_`. The argument is not empty and holds no braces, quotes or white space: so
-//! JavaScript's `{port: 80}` is none. A `$` directly before the brace makes it somebody else's: `${port}` stays. Every
-//! brace that does not begin a placeholder stands for itself: JSON, `{1..9}`, `{a,b}` and awk need no care.
+//! A *placeholder* is `{`, a word, perhaps `:` and an argument, and `}`. The word begins with a
+//! lower-case ASCII letter, and goes on with those, digits and `_`. The argument is not empty and
+//! holds no braces, quotes or white space: so JavaScript's `{port: 80}` is none. A `$` directly
+//! before the brace makes it somebody else's: `${port}` stays. Every brace that does not begin a
+//! placeholder stands for itself: JSON, `{1..9}`, `{a,b}` and awk need no care.
 //!
-//! An *escape* is a placeholder in one more pair of braces, and gives the text of the placeholder: `{{port}}` gives `{port}`.
+//! An *escape* is a placeholder in one more pair of braces, and gives the text of the placeholder:
+//! `{{port}}` gives `{port}`.
 //!
-//! The text is read once from left to right; at each `{` an escape is tried first, then a placeholder. So `{{{port}}}` gives
-//! `{{port}}` (a brace, an escape, a brace), and `{"x":{port}}` gives `{"x":6379}`. Values are not looked at
-//! again.
+//! The text is read once from left to right; at each `{` an escape is tried first, then a
+//! placeholder. So `{{{port}}}` gives `{{port}}` (a brace, an escape, a brace), and `{"x":{port}}`
+//! gives `{"x":6379}`. Values are not looked at again.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -80,8 +82,8 @@ pub(crate) enum Token<'a> {
     Placeholder(Placeholder<'a>),
 }
 
-/// The parts of a text, from left to right. In a regular expression a brace after a backslash begins
-/// neither an escape nor a placeholder.
+/// The parts of a text, from left to right. In a regular expression a brace after a backslash
+/// begins neither an escape nor a placeholder.
 pub(crate) fn tokens(text: &[u8], is_regex: bool) -> impl Iterator<Item = Token<'_>> {
     let mut at = 0;
     std::iter::from_fn(move || {

@@ -10,7 +10,8 @@ use crate::error::Error;
 /// Where programs are looked for when the service has no `PATH`: what `execvp` of glibc does.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
-/// What the service's environment is: what it inherits, what the recipe changes, what its readiness needs, the mark.
+/// What the service's environment is: what it inherits, what the recipe changes, what its readiness
+/// needs, the mark.
 pub(crate) fn environment(
     inherit: bool,
     changes: &[(OsString, Option<OsString>)],

@@ -1,4 +1,5 @@
-//! A number that one test has for itself, of a service that many share: leased by a lock on a file in a directory that all of them know.
+//! A number that one test has for itself, of a service that many share: leased by a lock on a file
+//! in a directory that all of them know.
 //!
 //! The kernel gives the lock back when its holder ends, however it ends. So a number is never lost.
 
@@ -12,7 +13,8 @@ use std::process;
 use crate::service_dir::base::is_at;
 use crate::sys::files::{open_lock, try_flock, unlock};
 
-/// A number below some limit that nobody else has, in this process or another, until this is dropped.
+/// A number below some limit that nobody else has, in this process or another, until this is
+/// dropped.
 #[derive(Debug)]
 pub struct Lease {
     number: u32,

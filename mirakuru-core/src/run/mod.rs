@@ -1,7 +1,8 @@
 //! Which run of tests this process is a part of, and what the run knows of its services.
 //!
-//! `cargo nextest run` makes a process of each test, `cargo test` one of each test binary. The run is known
-//! by the process that runs them all, the *runner*, and has a directory that its processes share.
+//! `cargo nextest run` makes a process of each test, `cargo test` one of each test binary. The run
+//! is known by the process that runs them all, the *runner*, and has a directory that its processes
+//! share.
 
 pub(crate) mod lease;
 pub(crate) mod state;
@@ -30,9 +31,11 @@ pub struct Run {
 }
 
 impl Run {
-    /// The run that this process is a part of; `None` when it is none, and a shared service is this process's own.
+    /// The run that this process is a part of; `None` when it is none, and a shared service is this
+    /// process's own.
     ///
-    /// Decided once: when a runner is killed, its test processes live on for a moment as somebody else's children.
+    /// Decided once: when a runner is killed, its test processes live on for a moment as somebody
+    /// else's children.
     #[must_use]
     pub fn current() -> Option<&'static Run> {
         static RUN: Lazy<Option<Run>> = Lazy::new(|| {
@@ -46,17 +49,18 @@ impl Run {
         RUN.as_ref()
     }
 
-    /// The runner is the nearest ancestor that does not carry the variable that it gives to its tests; without such a
-    /// variable, the nearest one that is `cargo`. The chain begins with the process itself. Of an orphan it is not the one that
-    /// it was started by, and tells nothing.
+    /// The runner is the nearest ancestor that does not carry the variable that it gives to its
+    /// tests; without such a variable, the nearest one that is `cargo`. The chain begins with the
+    /// process itself. Of an orphan it is not the one that it was started by, and tells nothing.
     fn find(
         variables: &[(&str, String)],
         chain: &[(u32, Stat)],
         was_orphaned: bool,
         carries: impl Fn(u32, &[u8]) -> Option<bool>,
     ) -> Option<Run> {
-        // A process is in its parent's session or begins one of its own. One that is in neither has been adopted, by the first
-        // process or by another that collects orphans: nothing from there on has to do with it.
+        // A process is in its parent's session or begins one of its own. One that is in neither has
+        // been adopted, by the first process or by another that collects orphans: nothing from
+        // there on has to do with it.
         let begun = chain
             .windows(2)
             .take(if was_orphaned { 0 } else { chain.len() })
@@ -77,8 +81,8 @@ impl Run {
                 // Where a wrapper has changed the user, nobody's variables can be read.
                 is_inner || !carries(*pid, entry.as_bytes()).unwrap_or_else(|| !is_cargo(stat))
             });
-            // The first process of a machine adopts what its parent left behind: it is a runner only where it is the
-            // container's own, and then it is cargo.
+            // The first process of a machine adopts what its parent left behind: it is a runner
+            // only where it is the container's own, and then it is cargo.
             let is_real = |(pid, stat): &&(u32, Stat)| *pid != 1 || is_cargo(stat);
             if let Some((pid, stat)) = giver.filter(is_real) {
                 return Some(Run::of(*pid, stat.start(), &entry));
@@ -87,7 +91,8 @@ impl Run {
                 return Some(Run::lost());
             }
         }
-        // What is below a watcher is started by it again and again, for hours. Each time is a run of its own.
+        // What is below a watcher is started by it again and again, for hours. Each time is a run
+        // of its own.
         let (pid, stat) = ancestors
             .iter()
             .take_while(|(_, stat)| stat.comm != "cargo-watch")
@@ -112,7 +117,8 @@ impl Run {
         }
     }
 
-    /// The directory of this run, and its runner; of a process that belongs to none, one of its own, which is swept as a run's is.
+    /// The directory of this run, and its runner; of a process that belongs to none, one of its
+    /// own, which is swept as a run's is.
     pub(crate) fn dir_or_own(run: Option<&Run>) -> (PathBuf, u32) {
         match run {
             Some(run) => (run.dir.clone(), run.runner),
@@ -129,7 +135,8 @@ impl Run {
     }
 }
 
-/// Whether the run that this process is a part of is over: what its services leave behind goes with them.
+/// Whether the run that this process is a part of is over: what its services leave behind goes with
+/// them.
 pub(crate) fn is_over() -> bool {
     Run::current().is_some_and(|run| !service_dir::is_alive(run.runner, run.started))
 }
@@ -137,14 +144,15 @@ pub(crate) fn is_over() -> bool {
 const SESSION: &str = "MIRAKURU_SESSION_ID";
 const NEXTEST: &str = "NEXTEST_RUN_ID";
 
-/// `cargo`, and what calls itself like it and runs test binaries without it: `cargo-nextest`, `cargo-tarpaulin`.
+/// `cargo`, and what calls itself like it and runs test binaries without it: `cargo-nextest`,
+/// `cargo-tarpaulin`.
 fn is_cargo(stat: &Stat) -> bool {
     stat.comm == "cargo" || stat.comm.starts_with("cargo-")
 }
 
-/// Where the runs' directories are: where a system has a place for what belongs to a user and to no longer than a session, there;
-/// otherwise in the temp dir. (A service's own directory is always in the temp dir: a database may be larger than the
-/// memory that the first is made of.)
+/// Where the runs' directories are: where a system has a place for what belongs to a user and to no
+/// longer than a session, there; otherwise in the temp dir. (A service's own directory is always in
+/// the temp dir: a database may be larger than the memory that the first is made of.)
 pub(crate) fn runs_base() -> PathBuf {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let ours = |dir: &PathBuf| {
@@ -162,7 +170,8 @@ pub(crate) fn runner_of(dir: &str) -> Option<(u32, u64)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// Whether somebody still uses a run's directory although its runner is not to be seen here: in another container, say.
+/// Whether somebody still uses a run's directory although its runner is not to be seen here: in
+/// another container, say.
 pub(crate) fn is_in_use(dir: &Path) -> bool {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
@@ -182,7 +191,8 @@ pub(crate) fn this_process() -> String {
     format!("{} (pid {})", name.to_string_lossy(), std::process::id())
 }
 
-/// Whether a process was given this variable, with this value, when it began; `None` when that is not to be seen.
+/// Whether a process was given this variable, with this value, when it began; `None` when that is
+/// not to be seen.
 fn carries(pid: u32, entry: &[u8]) -> Option<bool> {
     let environ = sys::procfs::environment(pid)?;
     Some(environ.split(|b| *b == 0).any(|e| e == entry))

@@ -14,10 +14,12 @@ use std::time::{Duration, Instant};
 use crate::service_dir::ServiceDir;
 use crate::sys::{self, Exit};
 
-/// How long it may take a busy machine until the end of a service is recorded: its supervisor is there, and will do it.
+/// How long it may take a busy machine until the end of a service is recorded: its supervisor is
+/// there, and will do it.
 const RECORDED_WITHIN: Duration = Duration::from_secs(30);
 
-/// What is published of a service. In the file: `key=value` entries, each with a zero byte at its end.
+/// What is published of a service. In the file: `key=value` entries, each with a zero byte at its
+/// end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct State {
     /// The report of a start that failed. Then there is nothing else but the process.
@@ -38,8 +40,8 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// `None` when nothing is published. Half a file cannot be: it is renamed into place, and what is appended later is one
-    /// write.
+    /// `None` when nothing is published. Half a file cannot be: it is renamed into place, and what
+    /// is appended later is one write.
     pub(crate) fn read(path: &Path) -> io::Result<Option<State>> {
         let mut bytes = Vec::new();
         let file = fs::OpenOptions::new()
@@ -145,7 +147,8 @@ impl State {
         file.write_all(&self.format())
     }
 
-    /// Whether the service is there: its supervisor is, and its main process has not ended (or was not to stay).
+    /// Whether the service is there: its supervisor is, and its main process has not ended (or was
+    /// not to stay).
     pub(crate) fn is_running(&self) -> bool {
         let main_has_ended = match self.exit {
             // Perhaps not recorded yet.
@@ -155,8 +158,8 @@ impl State {
         !main_has_ended && ServiceDir::is_supervised(&self.service_dir)
     }
 
-    /// A service that has just ended may not have its end recorded yet: waits for that, a moment. Its supervisor does it within
-    /// microseconds, unless it was killed as well.
+    /// A service that has just ended may not have its end recorded yet: waits for that, a moment.
+    /// Its supervisor does it within microseconds, unless it was killed as well.
     pub(crate) fn settle(self, path: &Path) -> State {
         let began = Instant::now();
         let mut state = self;

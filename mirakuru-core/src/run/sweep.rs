@@ -1,6 +1,8 @@
-//! Removes the leftovers of killed test processes: their services, directories, and logs that are too old.
+//! Removes the leftovers of killed test processes: their services, directories, and logs that are
+//! too old.
 //!
-//! This stands with the run, and not with the service directory, because a run's directory is swept as well.
+//! This stands with the run, and not with the service directory, because a run's directory is swept
+//! as well.
 
 use std::fs::{self, File};
 use std::io;
@@ -17,14 +19,16 @@ use crate::sys;
 
 /// How long the log of a service that failed is kept.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
-/// The number of kept logs above which the oldest stay only [`MANY_KEPT_FOR`]: each costs every test
-/// process two system calls.
+/// The number of kept logs above which the oldest stay only [`MANY_KEPT_FOR`]: each costs every
+/// test process two system calls.
 const MANY_KEPT: usize = 200;
 const MANY_KEPT_FOR: Duration = Duration::from_secs(60 * 60);
-/// A service directory takes a fraction of a millisecond to make. One that is this old and unfinished never will be.
+/// A service directory takes a fraction of a millisecond to make. One that is this old and
+/// unfinished never will be.
 const MAKING_TAKES_AT_MOST: Duration = Duration::from_secs(60);
 
-/// A service directory whose creator and supervisor are gone. Dropping it removes the service directory.
+/// A service directory whose creator and supervisor are gone. Dropping it removes the service
+/// directory.
 ///
 /// Kill the processes that carry its mark first: once it is gone, nobody else will look for them.
 #[derive(Debug)]
@@ -49,8 +53,8 @@ impl Drop for Stale {
     }
 }
 
-/// Ends the processes that killed test processes have left behind, and removes their directories: once in
-/// each process.
+/// Ends the processes that killed test processes have left behind, and removes their directories:
+/// once in each process.
 pub(crate) fn sweep() {
     static SWEPT: AtomicBool = AtomicBool::new(false);
     if SWEPT.swap(true, Ordering::Relaxed) {
@@ -91,7 +95,8 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
                 examine(&entry.path(), name)
             } else {
                 if let Some((pid, started)) = runner_of(name) {
-                    // Its services end with the runner, by themselves, and remove it. Here nobody was left to do that.
+                    // Its services end with the runner, by themselves, and remove it. Here nobody
+                    // was left to do that.
                     if !is_alive(pid, started) && !is_in_use(&entry.path()) {
                         remove_tree(&entry.path());
                     }
@@ -120,7 +125,8 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
     stale
 }
 
-/// Of a service directory whose executor is gone, and which is there for its log alone: when that was kept. Its `lock` went last.
+/// Of a service directory whose executor is gone, and which is there for its log alone: when that
+/// was kept. Its `lock` went last.
 fn only_the_log_is_left(path: &Path) -> Option<SystemTime> {
     let kept_at = path
         .join("kept")
@@ -132,8 +138,9 @@ fn only_the_log_is_left(path: &Path) -> Option<SystemTime> {
         .then_some(kept_at)
 }
 
-/// Decides about one service directory. Each look is made *after* the ones that it relies on: a keeper writes `kept` before it
-/// removes anything, and a process that we have seen dead writes nothing more.
+/// Decides about one service directory. Each look is made *after* the ones that it relies on: a
+/// keeper writes `kept` before it removes anything, and a process that we have seen dead writes
+/// nothing more.
 fn examine(path: &Path, id: &str) -> Option<Stale> {
     if let Ok((pid, started)) = read_owner(path) {
         if is_alive(pid, started) {
@@ -145,7 +152,8 @@ fn examine(path: &Path, id: &str) -> Option<Stale> {
             if !matches!(sys::files::try_flock(lock.as_fd()), Ok(true)) {
                 return None;
             }
-            // Whoever removed the service directory between our opening the file and locking it has finished with it.
+            // Whoever removed the service directory between our opening the file and locking it has
+            // finished with it.
             if !matches!(is_at(&lock, &path.join("lock")), Ok(true)) {
                 return None;
             }

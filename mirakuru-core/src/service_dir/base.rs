@@ -10,17 +10,19 @@ use crate::sys;
 
 /// The temp dir that is used where the one that `TMPDIR` names will not do.
 pub(crate) const FALLBACK: &str = "/tmp";
-/// The longest path that a socket address holds on Linux, without the final NUL. (103 on macOS and the BSDs.)
+/// The longest path that a socket address holds on Linux, without the final NUL. (103 on macOS and
+/// the BSDs.)
 const SOCKET_PATH_MAX: usize = if cfg!(any(target_os = "linux", target_os = "android")) {
     107
 } else {
     103
 };
-/// The room that a socket path may need after the base: the id, `d`, and 44 for a name of the user's.
+/// The room that a socket path may need after the base: the id, `d`, and 44 for a name of the
+/// user's.
 pub(super) const ROOM_BELOW_BASE: usize = 60;
 
-/// The base for this temp dir. It is in `/tmp` where `TMPDIR` is empty, and where a socket in the temp
-/// dir would get too long a path.
+/// The base for this temp dir. It is in `/tmp` where `TMPDIR` is empty, and where a socket in the
+/// temp dir would get too long a path.
 pub(crate) fn base_in(temp: &Path) -> PathBuf {
     let name = format!("mirakuru-{}", sys::files::euid());
     match std::path::absolute(temp).map(|temp| temp.join(&name)) {
@@ -46,8 +48,8 @@ pub(crate) fn may_reach(path: &Path, (uid, gid): (u32, u32)) -> bool {
     path.ancestors().skip(1).all(may_enter)
 }
 
-/// Makes a directory of ours that nobody else can write to, or checks that it is one. `loose` lets other users pass
-/// through (0711), which needs a name that they were told.
+/// Makes a directory of ours that nobody else can write to, or checks that it is one. `loose` lets
+/// other users pass through (0711), which needs a name that they were told.
 pub(crate) fn private_dir(path: &Path, loose: bool) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => {}
@@ -59,8 +61,8 @@ pub(crate) fn private_dir(path: &Path, loose: bool) -> io::Result<()> {
     }
     check_private(path)?;
     if loose {
-        // Through a descriptor that was not reached by way of a link. It is never made tighter again: another executor
-        // may still need it.
+        // Through a descriptor that was not reached by way of a link. It is never made tighter
+        // again: another executor may still need it.
         let dir = sys::files::open_dir(path)?;
         let mode = dir.metadata()?.mode();
         if mode & 0o011 != 0o011 {
@@ -107,8 +109,8 @@ pub(crate) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     }
 }
 
-/// Asks the file system to keep what is made in the subdirectories of this one apart: it then makes files faster where many
-/// come and go. A request, which not every file system knows.
+/// Asks the file system to keep what is made in the subdirectories of this one apart: it then makes
+/// files faster where many come and go. A request, which not every file system knows.
 pub fn spread(dir: &Path) {
     if let Ok(dir) = sys::files::open_dir(dir) {
         sys::files::spread(&dir);

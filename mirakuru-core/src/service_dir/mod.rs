@@ -1,4 +1,5 @@
-//! Private directories: one for each executor, with its log, its locks, and what `{dir}` stands for.
+//! Private directories: one for each executor, with its log, its locks, and what `{dir}` stands
+//! for.
 //!
 //! ```text
 //! <temp dir>/mirakuru-<euid>/       0700; the base. 0711 once a service runs as another user
@@ -12,16 +13,20 @@
 //!     turns/                        see `endpoint_locks`
 //! ```
 //!
-//! A test process that is killed leaves its service directories behind. The next one sweeps them: a service directory is stale when the process in `owner`
-//! is gone *and* nobody holds `lock`. The first alone would not do, because a supervisor outlives the test
-//! process, and because two containers that share a temp dir do not see each other's processes; a flock is seen by both.
+//! A test process that is killed leaves its service directories behind. The next one sweeps them: a
+//! service directory is stale when the process in `owner` is gone *and* nobody holds `lock`. The
+//! first alone would not do, because a supervisor outlives the test process, and because two
+//! containers that share a temp dir do not see each other's processes; a flock is seen by both.
 //!
 //! Sweeps, creations and removals run side by side in many processes without a common lock:
 //!
-//! - A service directory gets its name by `rename` when `owner` and the locked `lock` are in it. Nobody ever sees it without.
+//! - A service directory gets its name by `rename` when `owner` and the locked `lock` are in it.
+//!   Nobody ever sees it without.
 //! - An id is random and never used twice, so what was found to be stale stays stale.
-//! - A sweeper works on a stale service directory only while it holds that service directory's lock; the others leave it to it.
-//! - `lock` goes when the rest has gone, and a lock on a file that has lost its name counts for nothing. A service directory without it is debris, or a kept log.
+//! - A sweeper works on a stale service directory only while it holds that service directory's
+//!   lock; the others leave it to it.
+//! - `lock` goes when the rest has gone, and a lock on a file that has lost its name counts for
+//!   nothing. A service directory without it is debris, or a kept log.
 
 pub(crate) mod base;
 pub(crate) mod remove;
@@ -41,8 +46,8 @@ use crate::service_dir::base::{FALLBACK, base_in, may_reach, private_dir};
 use crate::service_dir::remove::{clear, remove_tree};
 use crate::sys;
 
-/// The private directory of one executor. Dropping it removes the directory with everything in it; after
-/// [`keep`](ServiceDir::keep), with everything but the log.
+/// The private directory of one executor. Dropping it removes the directory with everything in it;
+/// after [`keep`](ServiceDir::keep), with everything but the log.
 ///
 /// A copy that a fork made of it does nothing when dropped: the directory is its creator's.
 #[derive(Debug)]
@@ -57,7 +62,8 @@ pub(crate) struct ServiceDir {
 }
 
 impl ServiceDir {
-    /// Makes a service directory. `owner` is the user and group that the service runs as, if they are not the test's own.
+    /// Makes a service directory. `owner` is the user and group that the service runs as, if they
+    /// are not the test's own.
     ///
     /// # Errors
     ///
@@ -78,7 +84,8 @@ impl ServiceDir {
             attempt: format!("use the directory `{}` for private files", base.display()),
             source,
         })?;
-        // Once more where a sweeper of another pid namespace took the unfinished service directory for debris, or all ids ever met.
+        // Once more where a sweeper of another pid namespace took the unfinished service directory
+        // for debris, or all ids ever met.
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -128,7 +135,8 @@ impl ServiceDir {
         service_dir
     }
 
-    /// The service directory of a service that somebody else sees to: dropping this leaves it alone.
+    /// The service directory of a service that somebody else sees to: dropping this leaves it
+    /// alone.
     pub(crate) fn attach(path: PathBuf) -> ServiceDir {
         let id = path
             .file_name()
@@ -156,13 +164,15 @@ impl ServiceDir {
         self.lock = None;
     }
 
-    /// Whether the supervisor that works in this service directory is still there: it keeps the lock until the service's tree is gone.
+    /// Whether the supervisor that works in this service directory is still there: it keeps the
+    /// lock until the service's tree is gone.
     pub(crate) fn is_supervised(path: &Path) -> bool {
         sys::files::open_lock(&path.join("lock"), false)
             .is_ok_and(|lock| matches!(sys::files::is_locked(lock.as_fd()), Ok(true)))
     }
 
-    /// Short, unique across processes, and made of lower-case letters and digits alone: safe in a file name or an environment variable.
+    /// Short, unique across processes, and made of lower-case letters and digits alone: safe in a
+    /// file name or an environment variable.
     pub(crate) fn id(&self) -> &str {
         &self.id
     }
@@ -182,8 +192,8 @@ impl ServiceDir {
         self.path.join("log.index")
     }
 
-    /// A descriptor that keeps this service directory from being swept, for the supervisor to keep until the service's tree is gone. Closed on
-    /// exec.
+    /// A descriptor that keeps this service directory from being swept, for the supervisor to keep
+    /// until the service's tree is gone. Closed on exec.
     pub(crate) fn lock_fd(&self) -> io::Result<OwnedFd> {
         match &self.lock {
             Some(lock) => Ok(lock.try_clone()?.into()),
@@ -225,8 +235,8 @@ impl ServiceDir {
         give(&self.dir, Some((sys::files::euid(), sys::files::egid())))
     }
 
-    /// Gives the service's directory with all that is in it to its user: the directory itself last, so that nobody can change
-    /// anything under our hands.
+    /// Gives the service's directory with all that is in it to its user: the directory itself last,
+    /// so that nobody can change anything under our hands.
     pub(crate) fn hand_over(&self, owner: (u32, u32)) -> io::Result<()> {
         fn all(dir: &Path, owner: (u32, u32)) -> io::Result<()> {
             for entry in fs::read_dir(dir)? {
@@ -242,7 +252,8 @@ impl ServiceDir {
         give(&self.dir, Some(owner))
     }
 
-    /// Whether dropping this removes the directory: this process made it, and has not given it away.
+    /// Whether dropping this removes the directory: this process made it, and has not given it
+    /// away.
     pub(crate) fn is_ours(&self) -> bool {
         self.creator != 0
     }
@@ -285,8 +296,8 @@ pub(crate) fn check_within(path: &Path) -> Result<(), String> {
 /// Fills a new service directory: everything but the name.
 fn furnish(path: &Path, foreign: Option<(u32, u32)>, loose: bool) -> io::Result<File> {
     let (pid, started) = this_process();
-    // A link's text is kept where the file system has its name. A file would need a block on the disk, and removing that
-    // takes milliseconds while others write.
+    // A link's text is kept where the file system has its name. A file would need a block on the
+    // disk, and removing that takes milliseconds while others write.
     symlink(format!("{pid} {started}"), path.join("owner"))?;
     let lock = sys::files::open_lock(&path.join("lock"), true)?;
     if !sys::files::try_flock(lock.as_fd())? {

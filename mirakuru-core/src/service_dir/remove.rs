@@ -7,7 +7,8 @@ use std::path::Path;
 
 use crate::sys;
 
-/// Removes a service directory, or all of it but the kept log. `lock` goes last: as long as it is there, somebody will finish this.
+/// Removes a service directory, or all of it but the kept log. `lock` goes last: as long as it is
+/// there, somebody will finish this.
 pub(crate) fn clear(path: &Path, kept: bool) {
     if kept {
         remove_tree(&path.join("d"));
@@ -30,9 +31,10 @@ pub(crate) fn remove_tree(path: &Path) {
         Err(e) if e.kind() == io::ErrorKind::NotFound => return,
         Err(_) => {}
     }
-    // A service may have left directories that their owner cannot write to; to root that is no hindrance. Setting a mode follows
-    // symbolic links, and somebody could put one in the place of what was a directory a moment ago: as root that
-    // would be a hole, otherwise it reaches only what is ours anyway.
+    // A service may have left directories that their owner cannot write to; to root that is no
+    // hindrance. Setting a mode follows symbolic links, and somebody could put one in the place of
+    // what was a directory a moment ago: as root that would be a hole, otherwise it reaches only
+    // what is ours anyway.
     if sys::files::euid() != 0 {
         make_writable(path);
     }
@@ -49,7 +51,8 @@ fn make_writable(dir: &Path) {
     }
 }
 
-/// [`fs::remove_dir_all`] stops at the first thing that it cannot remove. This goes on with the rest.
+/// [`fs::remove_dir_all`] stops at the first thing that it cannot remove. This goes on with the
+/// rest.
 fn remove_what_can_be(dir: &Path) {
     if fs::remove_dir_all(dir).is_ok() {
         return;

@@ -62,7 +62,8 @@ pub(crate) fn disown(service_dir: &Path) {
     symlink("4194305 1", service_dir.join("owner")).unwrap();
 }
 
-/// Makes a service directory look as if its creator had been killed: the process in `owner` never existed, and nobody has the lock.
+/// Makes a service directory look as if its creator had been killed: the process in `owner` never
+/// existed, and nobody has the lock.
 pub(crate) fn orphan(service_dir: ServiceDir) -> (String, PathBuf) {
     disown(&service_dir.path);
     let (id, path) = (service_dir.id.clone(), service_dir.path.clone());

@@ -3,7 +3,8 @@
 use crate::readiness::Readiness;
 use crate::recipe::builder::ExecutorBuilder;
 
-/// All that makes two services the same one. Ports and directories that are chosen at the start are still placeholders here.
+/// All that makes two services the same one. Ports and directories that are chosen at the start are
+/// still placeholders here.
 pub(super) fn key_text<R: Readiness>(name: &str, kind: &str, recipe: &ExecutorBuilder<R>) -> String {
     let mut text = format!(
         "{name}\n{}\n{}\n{:?}\n{}\n{:?}\n",
@@ -29,7 +30,8 @@ pub(super) fn key_text<R: Readiness>(name: &str, kind: &str, recipe: &ExecutorBu
     text
 }
 
-/// The name of a type without those of its modules: what is in a file that many test binaries include is in another crate in each.
+/// The name of a type without those of its modules: what is in a file that many test binaries
+/// include is in another crate in each.
 fn without_paths(name: &str) -> String {
     let mut short = String::new();
     let mut word = String::new();

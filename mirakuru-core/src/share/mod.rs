@@ -1,7 +1,8 @@
 //! One service for a whole run of tests, over all its processes.
 //!
-//! `cargo nextest run` makes a process of each test, `cargo test` one of each test binary. A service with the scope `run` is
-//! started by the first of them that needs it, and the others attach. It ends when the *runner* does, however that ends.
+//! `cargo nextest run` makes a process of each test, `cargo test` one of each test binary. A
+//! service with the scope `run` is started by the first of them that needs it, and the others
+//! attach. It ends when the *runner* does, however that ends.
 //!
 //! ```text
 //!   cargo nextest run ◀─────────────── pidfd ───────────────┐
@@ -19,18 +20,21 @@
 //!
 //! # Who may die when
 //!
-//! * The process that starts it, before it is published: the service is that process's own and goes with it. The lock is
-//!   free when the last who has it is gone, and that is the supervisor; then the next process starts another. Were the lock the
-//!   test process's alone, the next one could find it free while the supervisor still has the word to publish before it.
-//! * While it is published: that is one message to the worker, which renames the state into place *and* stops watching the
-//!   test process. There is no moment between the two at which anybody could see a service that is about to go, or
-//!   lose one that stays.
-//! * The service itself, later: the worker appends to the state how it ended. Whoever attaches then is told, with the end of
-//!   the log; nobody starts another behind the back of tests that have used the first.
-//! * The runner: the worker ends the service as always, and removes state and directories. Test processes that a killed runner
-//!   left behind get an error, and start nothing.
-//! * Guard and worker: either ends the service when the other is killed, and the free lock says that it is over. A worker
-//!   without a guard waits for the end of the run, to clean up; without a worker the next run does.
+//! * The process that starts it, before it is published: the service is that process's own and goes
+//!   with it. The lock is free when the last who has it is gone, and that is the supervisor; then
+//!   the next process starts another. Were the lock the test process's alone, the next one could
+//!   find it free while the supervisor still has the word to publish before it.
+//! * While it is published: that is one message to the worker, which renames the state into place
+//!   *and* stops watching the test process. There is no moment between the two at which anybody
+//!   could see a service that is about to go, or lose one that stays.
+//! * The service itself, later: the worker appends to the state how it ended. Whoever attaches then
+//!   is told, with the end of the log; nobody starts another behind the back of tests that have
+//!   used the first.
+//! * The runner: the worker ends the service as always, and removes state and directories. Test
+//!   processes that a killed runner left behind get an error, and start nothing.
+//! * Guard and worker: either ends the service when the other is killed, and the free lock says
+//!   that it is over. A worker without a guard waits for the end of the run, to clean up; without a
+//!   worker the next run does.
 
 mod key;
 pub(crate) mod slot;

@@ -21,18 +21,18 @@ use crate::sys;
 use crate::util::backoff::Pauses;
 use crate::util::deadline::scaled;
 
-/// How long one waits for another process to start the service, beyond what the recipe allows for that. It is not known how long
-/// the set-up of a service may take.
+/// How long one waits for another process to start the service, beyond what the recipe allows for
+/// that. It is not known how long the set-up of a service may take.
 const PATIENCE: Duration = Duration::from_secs(900);
 
 impl Run {
-    /// The place in this run for a service: known by its recipe, by the type that made the recipe, and by the name of its
-    /// fixture.
+    /// The place in this run for a service: known by its recipe, by the type that made the recipe,
+    /// and by the name of its fixture.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when the run's directory is not to be had, or the runner has ended: whatever is left of the run then must
-    /// not start anything more.
+    /// [`Error::System`] when the run's directory is not to be had, or the runner has ended:
+    /// whatever is left of the run then must not start anything more.
     pub fn slot<R: Readiness>(
         &self,
         name: &str,
@@ -84,12 +84,13 @@ pub struct StartPermit {
 }
 
 impl RunSlot {
-    /// Attaches to the service, or gives the right to start it. While another process is starting it, waits.
+    /// Attaches to the service, or gives the right to start it. While another process is starting
+    /// it, waits.
     ///
     /// # Errors
     ///
-    /// [`Error::FailedBefore`] when it could not be started in this run; [`Error::Died`] when it has ended; [`Error::System`]
-    /// when the run's files cannot be used, or the runner has ended.
+    /// [`Error::FailedBefore`] when it could not be started in this run; [`Error::Died`] when it
+    /// has ended; [`Error::System`] when the run's files cannot be used, or the runner has ended.
     pub fn enter<R: Readiness>(self, recipe: ExecutorBuilder<R>) -> Result<SlotState<R>, Error> {
         let asked = timeline_now();
         let allowed = recipe.spec.timeout.saturating_add(recipe.spec.stop_timeout);
@@ -141,7 +142,8 @@ impl RunSlot {
         }
     }
 
-    /// An error when the runner has ended. Its services do as well then, and who comes late must not start them again.
+    /// An error when the runner has ended. Its services do as well then, and who comes late must
+    /// not start them again.
     fn check_runner(&self) -> io::Result<()> {
         if service_dir::is_alive(self.runner, self.runner_started) {
             return Ok(());
@@ -165,7 +167,8 @@ impl RunSlot {
 
     fn try_lock(&self) -> io::Result<Option<File>> {
         let lock = match sys::files::open_lock(&self.lock, true) {
-            // Somebody has removed the directory. If the runner has ended, that is told when the lock is ours.
+            // Somebody has removed the directory. If the runner has ended, that is told when the
+            // lock is ours.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 self.make_dir()?;
                 sys::files::open_lock(&self.lock, true)
@@ -223,7 +226,8 @@ impl StartPermit {
         })
     }
 
-    /// Makes the executor that is to be started. Until it is [published](StartPermit::publish) it is this process's own.
+    /// Makes the executor that is to be started. Until it is [published](StartPermit::publish) it
+    /// is this process's own.
     ///
     /// # Errors
     ///
@@ -239,7 +243,8 @@ impl StartPermit {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when that fails, [`Error::Exited`] when it has ended meanwhile. It is still the caller's then.
+    /// [`Error::System`] when that fails, [`Error::Exited`] when it has ended meanwhile. It is
+    /// still the caller's then.
     pub fn publish<R: Readiness>(&self, executor: &mut Executor<R>) -> Result<(), Error> {
         let state = executor.state();
         let staged = self.slot.staged();
@@ -255,7 +260,8 @@ impl StartPermit {
 
     /// Lets all others know that the service cannot be started, so that they fail at once.
     pub fn failed(self, error: &Error) {
-        // That the runner has ended is no failure of the service, and nobody would remove the report.
+        // That the runner has ended is no failure of the service, and nobody would remove the
+        // report.
         if self.slot.check_runner().is_err() {
             return;
         }

@@ -1,4 +1,5 @@
-//! Everything that talks to the operating system directly: the only place for `unsafe`, `libc` and `nix`.
+//! Everything that talks to the operating system directly: the only place for `unsafe`, `libc` and
+//! `nix`.
 //!
 //! | folder | what it does |
 //! | --- | --- |
@@ -9,8 +10,9 @@
 //!
 //! Nothing here imports from a folder above `sys/`. Those use the names that this file lists.
 //!
-//! `RUSTFLAGS="--cfg mirakuru_portable"` takes the portable back end on Linux as well, so that it can be tested there. Linux's
-//! own interfaces that the product can do without (`/proc`, netlink) are then left out, too.
+//! `RUSTFLAGS="--cfg mirakuru_portable"` takes the portable back end on Linux as well, so that it
+//! can be tested there. Linux's own interfaces that the product can do without (`/proc`, netlink)
+//! are then left out, too.
 
 #[cfg(not(unix))]
 compile_error!("mirakuru supervises services on Unix only");
@@ -97,8 +99,8 @@ pub(crate) mod tests {
         }
     }
 
-    /// Waits for what holds a moment after a descriptor was closed at the latest: a process that another test makes in that moment
-    /// has the descriptor open until it executes its program.
+    /// Waits for what holds a moment after a descriptor was closed at the latest: a process that
+    /// another test makes in that moment has the descriptor open until it executes its program.
     #[track_caller]
     pub(crate) fn in_time(mut condition: impl FnMut() -> bool) {
         let end = Instant::now() + Duration::from_secs(20);

@@ -1,21 +1,23 @@
 //! What the events of a run mean.
 //!
-//! A *lane* is a thread that has done something with a service, which is a test, as a rule: from the first that is known of it to
-//! its end. Its time is divided into *pieces*: waiting for a turn, starting a service, waiting for one that somebody else starts,
-//! stopping, and what is left, the test's own. Where two starts overlap, since they go on side by side, the time is that of the one which is
-//! over last, and before the other begins that of the other. The end of a process, which stops the services of its statics, is a
-//! lane as well.
+//! A *lane* is a thread that has done something with a service, which is a test, as a rule: from
+//! the first that is known of it to its end. Its time is divided into *pieces*: waiting for a turn,
+//! starting a service, waiting for one that somebody else starts, stopping, and what is left, the
+//! test's own. Where two starts overlap, since they go on side by side, the time is that of the one
+//! which is over last, and before the other begins that of the other. The end of a process, which
+//! stops the services of its statics, is a lane as well.
 //!
 //! # The critical path
 //!
-//! The chain of pieces that explains how long the run took: no two overlap, and together they are all of it. It is found by walking back
-//! from the last end, asking each time what was waited for:
+//! The chain of pieces that explains how long the run took: no two overlap, and together they are
+//! all of it. It is found by walking back from the last end, asking each time what was waited for:
 //!
 //! - a piece of any kind: for what comes before it in its lane;
-//! - waiting for a turn: for the stop of the service that had the port, from the moment on at which that was gone;
+//! - waiting for a turn: for the stop of the service that had the port, from the moment on at which
+//!   that was gone;
 //! - waiting for a service that another test starts: for that start;
-//! - the beginning of a test: for the test of the same process that ended last before it, else of any process. What lies between
-//!   is nobody's: the runner, and tests that use no service.
+//! - the beginning of a test: for the test of the same process that ended last before it, else of
+//!   any process. What lies between is nobody's: the runner, and tests that use no service.
 
 use std::collections::HashMap;
 
@@ -161,7 +163,8 @@ impl Run {
     /// Reads the events. `is_alive` tells of a process, by its id and start time.
     pub(crate) fn of(events: &str, is_alive: fn(u32, u64) -> bool) -> Run {
         let mut reader = Reader::default();
-        // The last line may be half a line of a process that was killed: then it does not say anything.
+        // The last line may be half a line of a process that was killed: then it does not say
+        // anything.
         let whole = events.rfind('\n').map_or("", |at| &events[..at]);
         for line in whole.split('\n') {
             reader.read(line);
@@ -546,7 +549,8 @@ impl Run {
             path.push(gap(self.lanes[lane].end, at));
             at = self.lanes[lane].end;
         }
-        // Which lanes have been come to at this moment: two must not send us to each other for ever.
+        // Which lanes have been come to at this moment: two must not send us to each other for
+        // ever.
         let mut here: Vec<usize> = Vec::new();
         while at > 0 {
             let Some(piece) = self.lanes[lane].piece_before(at) else {
@@ -624,7 +628,8 @@ impl Run {
         }
     }
 
-    /// The lane that ended last before this one began: of its own process if there is one, else of any.
+    /// The lane that ended last before this one began: of its own process if there is one, else of
+    /// any.
     fn lane_before(&self, lane: usize, at: u64, not: &[usize]) -> Option<usize> {
         let process = self.lanes[lane].process;
         let before = |(index, other): &(usize, &Lane)| other.end <= at && !not.contains(index);

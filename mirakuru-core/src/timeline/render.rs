@@ -12,7 +12,8 @@ const PLACE: &str = "\"THE DATA\"";
 const SERVICES: u32 = 5_000_000;
 const PATH: u32 = 5_000_001;
 
-/// A text as JSON has it. What would mean something to HTML is escaped as well, since it is put into a page.
+/// A text as JSON has it. What would mean something to HTML is escaped as well, since it is put
+/// into a page.
 pub(crate) struct Text<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Text<'_> {
@@ -46,8 +47,9 @@ impl fmt::Display for Maybe {
 
 /// Nanoseconds as microseconds.
 ///
-/// Perfetto makes nanoseconds of them in floating point, and older versions cut off what is behind the point: 1.001 µs are then 1000 ns. Of
-/// two slices that meet, one would overlap the other, for which it is dropped. A tenth of a nanosecond more prevents that.
+/// Perfetto makes nanoseconds of them in floating point, and older versions cut off what is behind
+/// the point: 1.001 µs are then 1000 ns. Of two slices that meet, one would overlap the other, for
+/// which it is dropped. A tenth of a nanosecond more prevents that.
 struct Micros(u64);
 
 impl fmt::Display for Micros {
@@ -189,8 +191,9 @@ fn what(run: &Run, piece: &Piece) -> String {
     }
 }
 
-/// The trace: tests as threads of their processes, services as threads of a process of their own, and the critical path as another.
-/// On one thread, slices lie within each other or side by side, as Perfetto wants them.
+/// The trace: tests as threads of their processes, services as threads of a process of their own,
+/// and the critical path as another. On one thread, slices lie within each other or side by side,
+/// as Perfetto wants them.
 pub(crate) fn trace(run: &Run) -> String {
     let mut trace = Trace::default();
     trace.name(PATH, None, "critical path");

@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 pub(crate) const FIRST_POLL: Duration = Duration::from_micros(100);
 /// No pause is longer, so that a service that takes minutes is still noticed in time.
 const LONGEST_POLL: Duration = Duration::from_millis(100);
-/// The pause as a part of the time already waited: one fiftieth, so that the mean loss is 1 % and the
-/// worst 2 %. For services that are up soon it is half of that, up to half a millisecond less.
+/// The pause as a part of the time already waited: one fiftieth, so that the mean loss is 1 % and
+/// the worst 2 %. For services that are up soon it is half of that, up to half a millisecond less.
 const POLL_DIVISOR: u32 = 50;
 const LESS: Duration = Duration::from_micros(500);
 /// The same where an event tells, and the poll is for an event that was missed.
@@ -41,7 +41,8 @@ pub(crate) struct Pauses {
 
 impl Pauses {
     const FIRST: Duration = Duration::from_micros(200);
-    /// Each pause is twice the one before it, up to this or to such a part of the time already waited.
+    /// Each pause is twice the one before it, up to this or to such a part of the time already
+    /// waited.
     const LONG: Duration = Duration::from_millis(5);
     const DIVISOR: u32 = 50;
     const LONGEST: Duration = Duration::from_millis(50);

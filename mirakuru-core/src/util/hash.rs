@@ -2,8 +2,8 @@
 
 use std::hash::Hasher;
 
-/// The standard library's hashes may differ from one Rust release to the next, and test binaries of two must agree. When two
-/// paths collide, their services take turns for nothing.
+/// The standard library's hashes may differ from one Rust release to the next, and test binaries of
+/// two must agree. When two paths collide, their services take turns for nothing.
 pub(crate) struct Fnv1a(pub(crate) u64);
 
 impl Hasher for Fnv1a {

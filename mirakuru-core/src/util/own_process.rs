@@ -2,7 +2,8 @@
 
 use std::process::Command;
 
-/// The name of a test as the harness knows it, from its name in this module. A test that is gone does not compile.
+/// The name of a test as the harness knows it, from its name in this module. A test that is gone
+/// does not compile.
 macro_rules! test_name {
     ($test:ident) => {{
         let _ = &$test;

@@ -1,8 +1,9 @@
 //! Text that other programs wrote, made fit to be shown.
 
-/// Makes a line that somebody else wrote fit to be shown: without escape sequences and control characters, without
-/// characters that turn the direction of writing, and cut at `limit` characters with an ellipsis. Of a line that
-/// overwrites itself with carriage returns, what a terminal would show at the end.
+/// Makes a line that somebody else wrote fit to be shown: without escape sequences and control
+/// characters, without characters that turn the direction of writing, and cut at `limit` characters
+/// with an ellipsis. Of a line that overwrites itself with carriage returns, what a terminal would
+/// show at the end.
 pub(crate) fn printable(line: &str, limit: usize) -> String {
     let line = line
         .rsplit('\r')

@@ -1,5 +1,6 @@
-//! What is slow to make and the same each time, as the data directory of a database: made once for each machine, version and user,
-//! beside the private directories of the services, and copied from there.
+//! What is slow to make and the same each time, as the data directory of a database: made once for
+//! each machine, version and user, beside the private directories of the services, and copied from
+//! there.
 //!
 //! ```text
 //! <temp dir>/mirakuru-<euid>/cache/     0700
@@ -8,8 +9,9 @@
 //!     KEY.lock/                         the lock, which goes with its holder
 //! ```
 //!
-//! Nothing is taken that is older than a few days, because what cleans temporary directories (after ten days, as a rule) may have
-//! taken half of it; and nothing that was made before the machine went down, because nobody has flushed it to the disk.
+//! Nothing is taken that is older than a few days, because what cleans temporary directories (after
+//! ten days, as a rule) may have taken half of it; and nothing that was made before the machine
+//! went down, because nobody has flushed it to the disk.
 
 use std::fs::{self, DirBuilder};
 use std::io;
@@ -28,8 +30,9 @@ const PERIOD: u64 = 4 * 24 * 60 * 60;
 /// How long to wait for somebody else who makes the same.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The directory that `make` fills, or that it has filled before. `service` is the private directory of the service that it is for;
-/// all that `make` depends on, versions above all, must show in `key`.
+/// The directory that `make` fills, or that it has filled before. `service` is the private
+/// directory of the service that it is for; all that `make` depends on, versions above all, must
+/// show in `key`.
 pub(super) fn cached(
     service: &Path,
     key: &str,
@@ -80,7 +83,8 @@ pub(super) fn cached(
     Ok(ready)
 }
 
-/// Copies what is in one directory into another, with its permissions. Subdirectories may be there already.
+/// Copies what is in one directory into another, with its permissions. Subdirectories may be there
+/// already.
 pub(super) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     for entry in fs::read_dir(from)? {
         let entry = entry?;

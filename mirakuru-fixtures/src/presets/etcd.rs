@@ -53,7 +53,8 @@ impl Recipe for EtcdRecipe {
             ("listen-peer-urls", peer.clone()),
             ("initial-advertise-peer-urls", peer.clone()),
             ("initial-cluster", format!("mirakuru={peer}")),
-            // In milliseconds. It elects itself before it serves: with its own defaults that is a third of a second.
+            // In milliseconds. It elects itself before it serves: with its own defaults that is a
+            // third of a second.
             ("heartbeat-interval", "10".to_owned()),
             ("election-timeout", "50".to_owned()),
         ];
@@ -66,7 +67,8 @@ impl Recipe for EtcdRecipe {
             // It does not start with a flag that a variable sets as well.
             recipe = recipe.arg(format!("--{flag}={value}")).env_remove(variable(flag));
         }
-        // By a variable, because a version that does not know this flag refuses it, and ignores the variable.
+        // By a variable, because a version that does not know this flag refuses it, and ignores the
+        // variable.
         let no_fsync = variable("unsafe-no-fsync");
         recipe = match self.options.durable {
             true => recipe.env_remove(no_fsync),
@@ -92,16 +94,19 @@ impl Recipe for EtcdRecipe {
     }
 }
 
-/// A running etcd: a cluster of one member, which speaks gRPC and, below `/v3/`, JSON on the same port.
+/// A running etcd: a cluster of one member, which speaks gRPC and, below `/v3/`, JSON on the same
+/// port.
 ///
-/// [`key_prefix`](Etcd::key_prefix) gives each test keys of its own. What all tests share is what has no key: revisions, which every write
-/// of anybody raises, compaction, leases (whose numbers the server gives), alarms, the quota, and users and roles: who turns
-/// authentication on turns it on for all.
+/// [`key_prefix`](Etcd::key_prefix) gives each test keys of its own. What all tests share is what
+/// has no key: revisions, which every write of anybody raises, compaction, leases (whose numbers
+/// the server gives), alarms, the quota, and users and roles: who turns authentication on turns it
+/// on for all.
 ///
-/// It has no users to begin with, and whoever is on this machine can reach it. It elects itself within 50 ms instead of a second, so that
-/// it starts faster; the shortest lease is 1 s, too, instead of 2 s. `config("heartbeat-interval", "100")` and
-/// `config("election-timeout", "1000")` give its own defaults back. Data survives a restart. It takes 64 MB of disk for its log at once, and
-/// does not start with less.
+/// It has no users to begin with, and whoever is on this machine can reach it. It elects itself
+/// within 50 ms instead of a second, so that it starts faster; the shortest lease is 1 s, too,
+/// instead of 2 s. `config("heartbeat-interval", "100")` and `config("election-timeout", "1000")`
+/// give its own defaults back. Data survives a restart. It takes 64 MB of disk for its log at once,
+/// and does not start with less.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;

@@ -34,8 +34,9 @@ pub fn mariadb() -> MariadbRecipe {
 
 /// A MySQL, or a MariaDB where there is no MySQL: see [`Mariadb`].
 ///
-/// A `mysqld` that is another name of MariaDB's server, as Debian has it, counts as MariaDB. Ubuntu's AppArmor profile keeps the
-/// `mysqld` of its package out of every data directory but its own; there, take MariaDB.
+/// A `mysqld` that is another name of MariaDB's server, as Debian has it, counts as MariaDB.
+/// Ubuntu's AppArmor profile keeps the `mysqld` of its package out of every data directory but its
+/// own; there, take MariaDB.
 pub fn mysql() -> MariadbRecipe {
     MariadbRecipe {
         mysql: true,
@@ -56,18 +57,20 @@ pub struct MariadbRecipe {
 options!(MariadbRecipe, durable);
 
 impl MariadbRecipe {
-    /// Sets a variable of the server, over those that the preset sets: `config("max-connections", "20")`.
+    /// Sets a variable of the server, over those that the preset sets:
+    /// `config("max-connections", "20")`.
     pub fn config(mut self, variable: impl Into<String>, value: impl Into<String>) -> Self {
         self.config.push((variable.into(), value.into()));
         self
     }
 
-    /// Loads SQL into each new [`database`](Mariadb::database), after what was added before: a schema, some data. Each time, because
-    /// neither MariaDB nor MySQL can copy a database.
+    /// Loads SQL into each new [`database`](Mariadb::database), after what was added before: a
+    /// schema, some data. Each time, because neither MariaDB nor MySQL can copy a database.
     ///
-    /// The argument is the path of a file, or SQL as it is: what no file has as its name, and what has a space or a semicolon in it, is
-    /// SQL. A relative path counts from the working directory, which under `cargo test` is the package's. It goes through the server's
-    /// own command line client, which knows `DELIMITER` and `source`.
+    /// The argument is the path of a file, or SQL as it is: what no file has as its name, and what
+    /// has a space or a semicolon in it, is SQL. A relative path counts from the working directory,
+    /// which under `cargo test` is the package's. It goes through the server's own command line
+    /// client, which knows `DELIMITER` and `source`.
     pub fn load_sql(mut self, sql: impl Into<String>) -> Self {
         self.load.push(sql.into());
         self
@@ -211,7 +214,8 @@ const FAST: [(&str, &str); 5] = [
     ("sync-binlog", "0"),
 ];
 
-/// The server's first packet is its greeting, or an error. It sends none before it has read the init file.
+/// The server's first packet is its greeting, or an error. It sends none before it has read the
+/// init file.
 fn is_greeted(mut connection: Connection) -> io::Result<bool> {
     const PROTOCOL: u8 = 10;
     const ERROR: u8 = 0xff;
@@ -233,7 +237,7 @@ fn is_greeted(mut connection: Connection) -> io::Result<bool> {
     }
 }
 
-// ---- the data directory -----------------------------------------------------------------------------------------------
+// ---- the data directory -------------------------------------------------------------------------
 
 /// Fills an empty data directory: from the cache, which the first to need it fills.
 fn install(program: &Path, data: &Path) -> Result<(), Error> {
@@ -262,7 +266,8 @@ fn install(program: &Path, data: &Path) -> Result<(), Error> {
         let mut install = if is_mariadb {
             let install = Executor::builder([beside(program, &["mariadb-install-db", "mysql_install_db"])])
                 .args(["--no-defaults", "--skip-test-db", "--skip-name-resolve"])
-                // Not the files of the machine's own server, which it would give to the user that is named.
+                // Not the files of the machine's own server, which it would give to the user that
+                // is named.
                 .arg("--rpm")
                 .args(FAST.map(|(name, value)| format!("--{name}={value}")));
             match base_of(program) {
@@ -317,13 +322,13 @@ fn beside(server: &Path, programs: &[&str]) -> PathBuf {
         .unwrap_or_else(|| programs.first().copied().unwrap_or_default().into())
 }
 
-// ---- the handle -------------------------------------------------------------------------------------------------------
+// ---- the handle ---------------------------------------------------------------------------------
 
 /// A running MariaDB or MySQL.
 ///
-/// [`database`](Mariadb::database) gives each test a database of its own. What all of them share is what belongs to no database:
-/// accounts and their rights, global variables (`SET GLOBAL`), `FLUSH`, the locks of `GET_LOCK`, and the names of the databases
-/// themselves.
+/// [`database`](Mariadb::database) gives each test a database of its own. What all of them share is
+/// what belongs to no database: accounts and their rights, global variables (`SET GLOBAL`),
+/// `FLUSH`, the locks of `GET_LOCK`, and the names of the databases themselves.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -345,7 +350,8 @@ pub struct Mariadb {
 handle!(Mariadb);
 
 impl Mariadb {
-    /// The URL of the database that is there from the start, everybody's: `mysql://root:PASSWORD@127.0.0.1:PORT/test`.
+    /// The URL of the database that is there from the start, everybody's:
+    /// `mysql://root:PASSWORD@127.0.0.1:PORT/test`.
     #[must_use]
     pub fn url(&self) -> String {
         self.url_of(SHARED)
@@ -369,8 +375,8 @@ impl Mariadb {
         self.executor.dir().join("socket")
     }
 
-    /// A database for one test alone, with what the recipe [loads](MariadbRecipe::load_sql), until it is dropped. Where the test process
-    /// is killed, it goes with the server.
+    /// A database for one test alone, with what the recipe [loads](MariadbRecipe::load_sql), until
+    /// it is dropped. Where the test process is killed, it goes with the server.
     ///
     /// # Panics
     ///
@@ -385,8 +391,8 @@ impl Mariadb {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when the server's command line client, `mariadb` or `mysql`, is missing, the server does not answer, or it
-    /// refuses what the recipe loads.
+    /// [`Error::System`] when the server's command line client, `mariadb` or `mysql`, is missing,
+    /// the server does not answer, or it refuses what the recipe loads.
     pub fn try_database(&self) -> Result<MariadbDatabase, Error> {
         let attempt = "make a database";
         let name = unique_name()?;

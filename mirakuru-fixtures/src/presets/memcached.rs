@@ -14,7 +14,8 @@ pub fn memcached() -> MemcachedRecipe {
 
 /// How to start a memcached: made by [`memcached()`].
 ///
-/// It has no configuration file; all that it can be told is an argument: `arg("--memory-limit=16")` (megabytes; its own default is 64).
+/// It has no configuration file; all that it can be told is an argument: `arg("--memory-limit=16")`
+/// (megabytes; its own default is 64).
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct MemcachedRecipe {
@@ -37,7 +38,8 @@ impl Recipe for MemcachedRecipe {
             .args(["-l", "127.0.0.1", "-p", &port, "-U", "0"])
             .args(&self.options.args)
             .unprivileged(["memcache", "memcached", "nobody"])
-            // Asked to end, it waits a second for threads of its own. It has nothing to lose: all of it is memory.
+            // Asked to end, it waits a second for threads of its own. It has nothing to lose: all
+            // of it is memory.
             .stop_signal(Signal::Kill)
             .wait_for(self.options.answers("answered `version`", |mut connection| {
                 connection.send(b"version\r\n")?;
@@ -53,12 +55,14 @@ impl Recipe for MemcachedRecipe {
 
 /// A running memcached.
 ///
-/// [`key_prefix`](Memcached::key_prefix) gives each test keys of its own. Nothing else can be kept apart, for memcached has one space of
-/// keys and no users: `flush_all` empties it for all tests, `stats` counts what all of them do, and all share its memory, so that one
-/// test that fills it makes the keys of others vanish. A test that needs one of these needs a server of its own, which takes some ten
-/// milliseconds to start.
+/// [`key_prefix`](Memcached::key_prefix) gives each test keys of its own. Nothing else can be kept
+/// apart, for memcached has one space of keys and no users: `flush_all` empties it for all tests,
+/// `stats` counts what all of them do, and all share its memory, so that one test that fills it
+/// makes the keys of others vanish. A test that needs one of these needs a server of its own, which
+/// takes some ten milliseconds to start.
 ///
-/// It keeps nothing on a disk: a restart empties it. It has no user and no password, and whoever is on this machine can reach it.
+/// It keeps nothing on a disk: a restart empties it. It has no user and no password, and whoever is
+/// on this machine can reach it.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;

@@ -1,5 +1,5 @@
-//! Ready-made servers: a recipe for each, a handle that speaks the server's language, and a way for tests that share one to keep
-//! out of each other's way.
+//! Ready-made servers: a recipe for each, a handle that speaks the server's language, and a way for
+//! tests that share one to keep out of each other's way.
 //!
 //! ```no_run
 //! # use mirakuru_fixtures as mirakuru;
@@ -27,21 +27,25 @@
 //!
 //! What all of them have in common:
 //!
-//! - The server is found on `PATH` and in the usual places of the distribution; a missing one is an error that names the package. It is
-//!   a plain program of this machine: nothing is downloaded, and no container is involved.
-//! - It listens on 127.0.0.1, on a free port unless `port(..)` says otherwise, and its data is in a private directory that goes with it.
-//! - What makes a server slow in order to survive a power failure is turned off, unless `durable(true)` asks for it.
+//! - The server is found on `PATH` and in the usual places of the distribution; a missing one is an
+//!   error that names the package. It is a plain program of this machine: nothing is downloaded,
+//!   and no container is involved.
+//! - It listens on 127.0.0.1, on a free port unless `port(..)` says otherwise, and its data is in a
+//!   private directory that goes with it.
+//! - What makes a server slow in order to survive a power failure is turned off, unless
+//!   `durable(true)` asks for it.
 //! - It is ready when its own protocol answers, not when its port is open.
-//! - Where the tests run as root, the server runs as an unprivileged user. (nginx excepted: it is to read what the tests have written.)
+//! - Where the tests run as root, the server runs as an unprivileged user. (nginx excepted: it is
+//!   to read what the tests have written.)
 //! - The handle dereferences to its [`Executor`], which has the logs, the pid, and the verbs.
 //!
-//! There is none for a store that speaks S3, because Debian has no package of one (MinIO is downloaded), and none for ZooKeeper, whose
-//! Java takes a second to start.
+//! There is none for a store that speaks S3, because Debian has no package of one (MinIO is
+//! downloaded), and none for ZooKeeper, whose Java takes a second to start.
 //!
 //! # One of your own
 //!
-//! A preset is made of public parts; [`Recipe`](crate::Recipe) shows how. The smallest is a function that returns an
-//! [`ExecutorBuilder`]:
+//! A preset is made of public parts; [`Recipe`](crate::Recipe) shows how. The smallest is a
+//! function that returns an [`ExecutorBuilder`]:
 //!
 //! ```
 //! # use mirakuru_core as mirakuru;
@@ -88,7 +92,8 @@ pub use prefix::Prefix;
 pub use rabbitmq::{Rabbitmq, RabbitmqRecipe, RabbitmqVhost, rabbitmq};
 pub use redis::{Redis, RedisDatabase, RedisRecipe, redis};
 
-/// When a preset's server is ready: its port is open, by its own process, and it answers in its own protocol.
+/// When a preset's server is ready: its port is open, by its own process, and it answers in its own
+/// protocol.
 pub type Answers = And<Tcp, Check>;
 
 /// What every preset can be told.
@@ -102,8 +107,9 @@ struct Options {
 }
 
 impl Options {
-    /// The beginning of a recipe: the program at the path that was given, or the first of these that is found. If none is, the first
-    /// one's start fails, with an error that names the package.
+    /// The beginning of a recipe: the program at the path that was given, or the first of these
+    /// that is found. If none is, the first one's start fails, with an error that names the
+    /// package.
     fn executor(&self, programs: &[&str]) -> ExecutorBuilder<NoWait> {
         let found = self
             .program
@@ -132,7 +138,8 @@ impl Options {
         self.answers_in(sentence, move |connection, _| ask(connection))
     }
 
-    /// The same, where the question needs something of the private directory: a password that `prepare` has made up.
+    /// The same, where the question needs something of the private directory: a password that
+    /// `prepare` has made up.
     fn answers_in(
         &self,
         sentence: &str,
@@ -185,7 +192,8 @@ impl Connection {
     }
 }
 
-/// The setters that all presets share. (Without `durable`, for servers that keep nothing on a disk.)
+/// The setters that all presets share. (Without `durable`, for servers that keep nothing on a
+/// disk.)
 macro_rules! options {
     ($recipe:ident) => {
         impl $recipe {
@@ -195,7 +203,8 @@ macro_rules! options {
                 self
             }
 
-            /// Listens on this port, instead of a free one. Fixtures that want the same port take turns.
+            /// Listens on this port, instead of a free one. Fixtures that want the same port take
+            /// turns.
             pub fn port(mut self, port: u16) -> Self {
                 self.options.port = Some(port);
                 self
@@ -218,8 +227,8 @@ macro_rules! options {
         options!($recipe);
 
         impl $recipe {
-            /// Keeps what makes data survive a power failure, and a start, a write or a stop slower. The default is `false`: what
-            /// a test writes need not outlive it.
+            /// Keeps what makes data survive a power failure, and a start, a write or a stop
+            /// slower. The default is `false`: what a test writes need not outlive it.
             pub fn durable(mut self, durable: bool) -> Self {
                 self.options.durable = durable;
                 self
@@ -300,7 +309,8 @@ fn unique_name() -> Result<String, Error> {
     Ok(format!("t{id}"))
 }
 
-/// Writes a file that nobody but its owner can read into the private directory, for `prepare`: with a secret, which has no place in the recipe.
+/// Writes a file that nobody but its owner can read into the private directory, for `prepare`: with
+/// a secret, which has no place in the recipe.
 fn write_secret(dir: &Path, name: &str, text: &str) -> io::Result<()> {
     let mut options = OpenOptions::new();
     let mut file = options

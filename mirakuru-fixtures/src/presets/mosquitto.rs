@@ -26,9 +26,9 @@ pub struct MosquittoRecipe {
 options!(MosquittoRecipe, durable);
 
 impl MosquittoRecipe {
-    /// Adds a line to its configuration, after those of the preset, or in place of the one that has the same key:
-    /// `config("max_packet_size", "1048576")`. What belongs to a listener belongs to the preset's, unless `config("listener", ..)` has begun
-    /// another.
+    /// Adds a line to its configuration, after those of the preset, or in place of the one that has
+    /// the same key: `config("max_packet_size", "1048576")`. What belongs to a listener belongs to
+    /// the preset's, unless `config("listener", ..)` has begun another.
     pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.config.push((key.into(), value.into()));
         self
@@ -90,12 +90,14 @@ fn answers(mut connection: Connection) -> io::Result<bool> {
 
 /// A running Mosquitto.
 ///
-/// [`topic_prefix`](Mosquitto::topic_prefix) gives each test topics of its own, retained messages among them. What all tests share is what
-/// has no topic: the ids of clients, since a second client with the same id throws the first one out (make them of the prefix too, or leave
-/// them empty), a subscription to `#`, and `$SYS`.
+/// [`topic_prefix`](Mosquitto::topic_prefix) gives each test topics of its own, retained messages
+/// among them. What all tests share is what has no topic: the ids of clients, since a second client
+/// with the same id throws the first one out (make them of the prefix too, or leave them empty), a
+/// subscription to `#`, and `$SYS`.
 ///
-/// Anybody on this machine may connect, without a user or a password. For passwords make a file with `mosquitto_passwd`, and give
-/// `config("allow_anonymous", "false")` and `config("password_file", ..)`.
+/// Anybody on this machine may connect, without a user or a password. For passwords make a file
+/// with `mosquitto_passwd`, and give `config("allow_anonymous", "false")` and
+/// `config("password_file", ..)`.
 ///
 /// Sessions and retained messages are lost in a restart, unless the recipe says `durable(true)`.
 ///

@@ -15,7 +15,8 @@ use crate::Recipe;
 /// The user of the account that is everybody's.
 const EVERYBODY: &str = "everybody";
 
-/// What `handle` reads what `prepare` has made up from: the password, and how many accounts there are to lease.
+/// What `handle` reads what `prepare` has made up from: the password, and how many accounts there
+/// are to lease.
 const CREDENTIALS: &str = "credentials";
 
 /// A NATS server: see [`Nats`].
@@ -47,15 +48,17 @@ impl NatsRecipe {
         self
     }
 
-    /// Sets how many accounts there are for tests to lease at the same time. The default is twice the number of processors,
-    /// and 16 at least. With JetStream each makes the start some 2 ms longer.
+    /// Sets how many accounts there are for tests to lease at the same time. The default is twice
+    /// the number of processors, and 16 at least. With JetStream each makes the start some 2 ms
+    /// longer.
     pub fn accounts(mut self, accounts: u32) -> Self {
         self.accounts = Some(accounts);
         self
     }
 
-    /// Sets a value of its configuration, over those that the preset sets, in the syntax of that file: `config("max_payload", "8MB")`. Not
-    /// `accounts` and `authorization`, which are the preset's.
+    /// Sets a value of its configuration, over those that the preset sets, in the syntax of that
+    /// file: `config("max_payload", "8MB")`. Not `accounts` and `authorization`, which are the
+    /// preset's.
     pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.config.push((key.into(), value.into()));
         self
@@ -77,7 +80,8 @@ impl NatsRecipe {
         text
     }
 
-    /// The accounts that can be leased, and the one that is everybody's: all with the same password, which no other run has.
+    /// The accounts that can be leased, and the one that is everybody's: all with the same
+    /// password, which no other run has.
     fn accounts_text(&self, accounts: u32, password: &str) -> String {
         let jetstream = if self.jetstream {
             ", jetstream: enabled"
@@ -163,14 +167,17 @@ fn credentials(dir: &Path) -> io::Result<(String, u32)> {
 
 /// A running NATS server.
 ///
-/// [`account`](Nats::account) gives each test an account of its own: subjects, and with JetStream streams, key-value buckets and
-/// consumers, that no other account sees or can reach. They are made before the server starts, and leased, because the server need
-/// not read its configuration again for that: a lease costs a file lock and, with JetStream, a question. What all of them share are the limits
-/// of the server: its connections, its memory, its disk.
+/// [`account`](Nats::account) gives each test an account of its own: subjects, and with JetStream
+/// streams, key-value buckets and consumers, that no other account sees or can reach. They are made
+/// before the server starts, and leased, because the server need not read its configuration again
+/// for that: a lease costs a file lock and, with JetStream, a question. What all of them share are
+/// the limits of the server: its connections, its memory, its disk.
 ///
-/// The password is a new one for each server. A client must give it: the crate `async-nats` ignores the user and the password of a URL,
-/// so that they are told to it apart, as `ConnectOptions::with_user_and_password(account.user().into(), account.password().into())`. Whoever
-/// does not log in is refused, and so never is in another account than meant. There is no user of the system account, `$SYS`.
+/// The password is a new one for each server. A client must give it: the crate `async-nats` ignores
+/// the user and the password of a URL, so that they are told to it apart, as
+/// `ConnectOptions::with_user_and_password(account.user().into(), account.password().into())`.
+/// Whoever does not log in is refused, and so never is in another account than meant. There is no
+/// user of the system account, `$SYS`.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -209,12 +216,13 @@ impl Nats {
         &self.password
     }
 
-    /// An account for one test alone, without streams: leased from those of this server, over all processes that share it, until
-    /// it is dropped or its process ends.
+    /// An account for one test alone, without streams: leased from those of this server, over all
+    /// processes that share it, until it is dropped or its process ends.
     ///
     /// # Panics
     ///
-    /// When all accounts are leased, or the server does not answer: see [`try_account`](Nats::try_account).
+    /// When all accounts are leased, or the server does not answer: see
+    /// [`try_account`](Nats::try_account).
     #[must_use]
     #[track_caller]
     pub fn account(&self) -> NatsAccount {
@@ -250,8 +258,9 @@ impl Nats {
     }
 }
 
-/// One account of a [`Nats`], leased for a test. Its streams are deleted when it is dropped, and before it is leased again. Drop the
-/// clients first: one that stays connected is in the account of whoever leases it next.
+/// One account of a [`Nats`], leased for a test. Its streams are deleted when it is dropped, and
+/// before it is leased again. Drop the clients first: one that stays connected is in the account of
+/// whoever leases it next.
 pub struct NatsAccount {
     addr: SocketAddr,
     user: String,
@@ -290,7 +299,8 @@ impl NatsAccount {
         &self.password
     }
 
-    /// Deletes all streams, which are all that an account keeps: buckets are streams as well, and consumers belong to one.
+    /// Deletes all streams, which are all that an account keeps: buckets are streams as well, and
+    /// consumers belong to one.
     fn empty(&self) -> io::Result<()> {
         if !self.jetstream {
             return Ok(());
@@ -340,8 +350,8 @@ fn log_in(connection: &mut Connection, user: &str, password: &str) -> io::Result
     until(connection, "PONG").map(|_| ())
 }
 
-/// The next line that begins with this word. Others, such as questions whether we are still there, do not matter to a client
-/// that soon is not.
+/// The next line that begins with this word. Others, such as questions whether we are still there,
+/// do not matter to a client that soon is not.
 fn until(connection: &mut Connection, word: &str) -> io::Result<String> {
     loop {
         let line = connection.line()?;
@@ -367,7 +377,8 @@ fn request(connection: &mut Connection, subject: &str) -> io::Result<String> {
     String::from_utf8(text).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
-/// The names in `{"type":"..","total":2,"offset":0,"limit":1024,"streams":["A","B"]}`, or in the same with `"streams":null`.
+/// The names in
+/// `{"type":"..","total":2,"offset":0,"limit":1024,"streams":["A","B"]}`, or in the same with `"streams":null`.
 fn stream_names(answer: &str) -> io::Result<Vec<String>> {
     let unclear = || io::Error::other(format!("the names of streams are not clear: {answer}"));
     let (_, list) = answer.split_once("\"streams\":").ok_or_else(unclear)?;

@@ -9,8 +9,8 @@ use mirakuru_core::{Error, Executor, ExecutorBuilder};
 use super::{Answers, Options, handle, options};
 use crate::Recipe;
 
-/// An nginx with what this text says in its `http` block, usually a `server` or more, with `{port}` and `{dir}` as
-/// [placeholders](ExecutorBuilder): see [`Nginx`].
+/// An nginx with what this text says in its `http` block, usually a `server` or more, with `{port}`
+/// and `{dir}` as [placeholders](ExecutorBuilder): see [`Nginx`].
 ///
 /// ```
 /// # use mirakuru_fixtures::presets;
@@ -18,7 +18,8 @@ use crate::Recipe;
 /// # let _ = recipe;
 /// ```
 ///
-/// An empty text stands for one server that listens there: with [`document_root`](NginxRecipe::document_root) it serves files.
+/// An empty text stands for one server that listens there: with
+/// [`document_root`](NginxRecipe::document_root) it serves files.
 pub fn nginx(configuration: impl Into<String>) -> NginxRecipe {
     NginxRecipe {
         options: Options::default(),
@@ -32,9 +33,10 @@ pub fn nginx(configuration: impl Into<String>) -> NginxRecipe {
 
 /// How to start an nginx: made by [`nginx()`].
 ///
-/// What the preset puts around the text: one worker, in the foreground; the log of errors, from `notice` on, on its standard error,
-/// and that of accesses on its standard output, so that both are in the [logs](Executor::logs); the types of files by name, where
-/// the machine has `/etc/nginx/mime.types`; and the pid, the lock and temporary files in `{dir}`.
+/// What the preset puts around the text: one worker, in the foreground; the log of errors, from
+/// `notice` on, on its standard error, and that of accesses on its standard output, so that both
+/// are in the [logs](Executor::logs); the types of files by name, where the machine has
+/// `/etc/nginx/mime.types`; and the pid, the lock and temporary files in `{dir}`.
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct NginxRecipe {
@@ -49,30 +51,33 @@ pub struct NginxRecipe {
 options!(NginxRecipe);
 
 impl NginxRecipe {
-    /// Adds text in front of the blocks, in the context that nginx calls main: `main("load_module modules/ngx_stream_module.so;")`. An
-    /// `events` block in it takes the place of the preset's.
+    /// Adds text in front of the blocks, in the context that nginx calls main:
+    /// `main("load_module modules/ngx_stream_module.so;")`. An `events` block in it takes the place
+    /// of the preset's.
     pub fn main(mut self, text: impl AsRef<str>) -> Self {
         self.main.push_str(text.as_ref());
         self.main.push('\n');
         self
     }
 
-    /// Takes the text given to [`nginx()`] for the whole configuration file, and not for the content of `http`. Nothing is put around it;
-    /// what keeps it in the foreground is an argument, `-g "daemon off;"`, so that it must not say this itself.
+    /// Takes the text given to [`nginx()`] for the whole configuration file, and not for the
+    /// content of `http`. Nothing is put around it; what keeps it in the foreground is an argument,
+    /// `-g "daemon off;"`, so that it must not say this itself.
     pub fn raw(mut self) -> Self {
         self.raw = true;
         self
     }
 
-    /// Sets the directory whose files are served, where the text does not say otherwise: a `root` in the `http` block. A relative path begins at the
-    /// working directory, which for tests is the folder of their package. It may not hold a `$`, which nginx takes for a variable.
+    /// Sets the directory whose files are served, where the text does not say otherwise: a `root`
+    /// in the `http` block. A relative path begins at the working directory, which for tests is the
+    /// folder of their package. It may not hold a `$`, which nginx takes for a variable.
     pub fn document_root(mut self, dir: impl AsRef<Path>) -> Self {
         self.document_root = Some(dir.as_ref().to_owned());
         self
     }
 
-    /// Puts a file beside the configuration, which can name it by this relative path: a certificate, a list of users. Placeholders in its
-    /// text are filled in.
+    /// Puts a file beside the configuration, which can name it by this relative path: a
+    /// certificate, a list of users. Placeholders in its text are filled in.
     pub fn file(mut self, path: impl AsRef<Path>, text: impl Into<String>) -> Self {
         self.files.push((path.as_ref().to_owned(), text.into()));
         self
@@ -86,7 +91,8 @@ impl NginxRecipe {
         }
     }
 
-    /// The whole file. What the user wrote is in files of their own, so that nginx counts lines as the user does.
+    /// The whole file. What the user wrote is in files of their own, so that nginx counts lines as
+    /// the user does.
     fn whole(&self) -> Result<String, Error> {
         let mut text = "pid nginx.pid;\nlock_file nginx.lock;\nerror_log stderr notice;\n".to_owned();
         if is_root() {
@@ -119,7 +125,8 @@ impl NginxRecipe {
     }
 }
 
-/// A text as one word of nginx's configuration. (A dollar sign begins a variable all the same: nginx has no way to write one.)
+/// A text as one word of nginx's configuration. (A dollar sign begins a variable all the same:
+/// nginx has no way to write one.)
 fn quoted(text: &str) -> String {
     let text = text.replace('\\', "\\\\").replace('"', "\\\"");
     format!("\"{text}\"")
@@ -194,7 +201,8 @@ impl Recipe for NginxRecipe {
                 connection.send(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")?;
                 match connection.line() {
                     Ok(_) => Ok(true),
-                    // Whoever closes a connection in order is there to do so: a server may be told to (`return 444`).
+                    // Whoever closes a connection in order is there to do so: a server may be told
+                    // to (`return 444`).
                     Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(true),
                     // Or it speaks something that is no text.
                     Err(e) if e.kind() == io::ErrorKind::InvalidData => Ok(true),
@@ -211,11 +219,13 @@ impl Recipe for NginxRecipe {
 
 /// A running nginx, of version 1.19.5 or later.
 ///
-/// There is nothing to keep apart in it but files: tests may share one as long as they only read. It runs as the user that the tests run
-/// as, also where that is root, so that it can read what they have written.
+/// There is nothing to keep apart in it but files: tests may share one as long as they only read.
+/// It runs as the user that the tests run as, also where that is root, so that it can read what
+/// they have written.
 ///
-/// It is stopped by its fast shutdown, which does not wait for requests that are under way. To let it read a changed configuration, write
-/// `nginx.dir().join("http.conf")` and call `nginx.signal(Signal::Hup)`; at the next start it has the recipe's text again.
+/// It is stopped by its fast shutdown, which does not wait for requests that are under way. To let
+/// it read a changed configuration, write `nginx.dir().join("http.conf")` and call
+/// `nginx.signal(Signal::Hup)`; at the next start it has the recipe's text again.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;

@@ -28,7 +28,8 @@ use crate::Recipe;
 const USER: &str = "postgres";
 /// The database that is there from the start.
 const SHARED: &str = "postgres";
-/// The database that has what the recipe loads. Nobody can connect to it: it could not be copied then.
+/// The database that has what the recipe loads. Nobody can connect to it: it could not be copied
+/// then.
 const TEMPLATE: &str = "mirakuru_template";
 /// Who runs it where the tests are root.
 const USERS: [&str; 2] = ["postgres", "nobody"];
@@ -62,43 +63,50 @@ pub struct PostgresRecipe {
 options!(PostgresRecipe, durable);
 
 impl PostgresRecipe {
-    /// Takes this major version: `version(15)`. The default is what is on `PATH`, else the newest that is installed.
+    /// Takes this major version: `version(15)`. The default is what is on `PATH`, else the newest
+    /// that is installed.
     pub fn version(mut self, major: u32) -> Self {
         self.version = Some(major);
         self
     }
 
-    /// Sets a parameter of its configuration, over those that the preset sets: `config("log_statement", "all")`.
+    /// Sets a parameter of its configuration, over those that the preset sets:
+    /// `config("log_statement", "all")`.
     pub fn config(mut self, parameter: impl Into<String>, value: impl Into<String>) -> Self {
         self.config.push((parameter.into(), value.into()));
         self
     }
 
-    /// Loads SQL, after what was added before, into a template of which each [`database`](Postgres::database) is a copy: a schema, some
-    /// data. It is loaded once for each server.
+    /// Loads SQL, after what was added before, into a template of which each
+    /// [`database`](Postgres::database) is a copy: a schema, some data. It is loaded once for each
+    /// server.
     ///
-    /// The argument is a path, or SQL as it is: what no file or directory has as its name, and what has a space or a semicolon in
-    /// it, is SQL. A relative path counts from the working directory, which under `cargo test` is the package's.
+    /// The argument is a path, or SQL as it is: what no file or directory has as its name, and what
+    /// has a space or a semicolon in it, is SQL. A relative path counts from the working directory,
+    /// which under `cargo test` is the package's.
     ///
-    /// Of a directory, all files are loaded whose name ends with `.sql`, those of its subdirectories too, in the order of their names.
-    /// Numbers in names count as numbers (`9_x` is before `10_x`), and `down.sql` and `*.down.sql`, which undo a migration, are left out.
+    /// Of a directory, all files are loaded whose name ends with `.sql`, those of its
+    /// subdirectories too, in the order of their names. Numbers in names count as numbers (`9_x` is
+    /// before `10_x`), and `down.sql` and `*.down.sql`, which undo a migration, are left out.
     ///
-    /// It goes through `psql` where that is installed beside the server or on `PATH`, statement by statement: `CREATE INDEX CONCURRENTLY`,
-    /// `COPY .. FROM stdin`, `\i` and the dumps of `pg_dump` are fine. Without `psql`, each file is sent as one query, in which
-    /// those are errors.
+    /// It goes through `psql` where that is installed beside the server or on `PATH`, statement by
+    /// statement: `CREATE INDEX CONCURRENTLY`, `COPY .. FROM stdin`, `\i` and the dumps of
+    /// `pg_dump` are fine. Without `psql`, each file is sent as one query, in which those are
+    /// errors.
     pub fn load_sql(mut self, sql: impl Into<String>) -> Self {
         self.load.push(Load::Sql(sql.into()));
         self
     }
 
-    /// Creates an extension, and those that it needs, in the template of all databases: `extension("pg_trgm")`. It must be installed;
-    /// many come with Debian's `postgresql-contrib`.
+    /// Creates an extension, and those that it needs, in the template of all databases:
+    /// `extension("pg_trgm")`. It must be installed; many come with Debian's `postgresql-contrib`.
     pub fn extension(mut self, name: impl Into<String>) -> Self {
         self.load.push(Load::Extension(name.into()));
         self
     }
 
-    /// The server, in the directory that it really is in, where `initdb` of the same version is as well.
+    /// The server, in the directory that it really is in, where `initdb` of the same version is as
+    /// well.
     fn server(&self) -> Result<Option<PathBuf>, Error> {
         let found = match (&self.options.program, self.version) {
             (Some(program), _) => Some(program.clone()),
@@ -126,7 +134,8 @@ impl PostgresRecipe {
             ("unix_socket_directories", ".."),
             ("max_connections", "300"),
             ("shared_buffers", "64MB"),
-            // With the data, and not in `/dev/shm`, where nobody would remove it when the server is killed.
+            // With the data, and not in `/dev/shm`, where nobody would remove it when the server is
+            // killed.
             ("dynamic_shared_memory_type", "mmap"),
             ("timezone", "UTC"),
             ("log_timezone", "UTC"),
@@ -177,7 +186,8 @@ impl Recipe for PostgresRecipe {
             .args(&options.args)
             .current_dir("{dir}")
             .file("data/postgresql.conf", self.configuration())
-            // The socket is in a directory that nobody else can enter. Of passwords see `Postgres::password`.
+            // The socket is in a directory that nobody else can enter. Of passwords see
+            // `Postgres::password`.
             .file(
                 "data/pg_hba.conf",
                 "local all all trust\nhost all all 127.0.0.1/32 password\n",
@@ -224,8 +234,9 @@ impl Recipe for PostgresRecipe {
             .connect(SHARED)
             .map_err(|source| failed(attempt, source))?;
         let password = read_password(executor)?;
-        // The server checks a password by computing what it has stored of it: by default 4096 rounds, 5 to 15 ms for each
-        // connection. This one is random, and guessing it takes no fewer attempts for being quick to check.
+        // The server checks a password by computing what it has stored of it: by default 4096
+        // rounds, 5 to 15 ms for each connection. This one is random, and guessing it takes no
+        // fewer attempts for being quick to check.
         let cheap = match client.version {
             160_000.. => "SET scram_iterations = 1",
             _ => "SET password_encryption = md5",
@@ -235,8 +246,8 @@ impl Recipe for PostgresRecipe {
         client
             .query(&format!("ALTER ROLE {USER} PASSWORD '{password}'"))
             .map_err(|source| failed(attempt, source))?;
-        // A database's directory is called by its number, and the file system puts it where its name leads it: let the numbers of one
-        // server's not be those of all others.
+        // A database's directory is called by its number, and the file system puts it where its
+        // name leads it: let the numbers of one server's not be those of all others.
         let some = random_id().map_or(0, |id| hash(0, &id) % 1000);
         let skip = format!(
             "SELECT count(pg_nextoid('pg_database', 'oid', 'pg_database_oid_index')) FROM generate_series(1, {some})"
@@ -272,9 +283,10 @@ impl Recipe for PostgresRecipe {
     }
 }
 
-// ---- the programs -----------------------------------------------------------------------------------------------------
+// ---- the programs -------------------------------------------------------------------------------
 
-/// Where systems keep the versions of PostgreSQL apart, before and after the number: Debian, Red Hat, Homebrew twice, Alpine.
+/// Where systems keep the versions of PostgreSQL apart, before and after the number: Debian, Red
+/// Hat, Homebrew twice, Alpine.
 const PLACES: [(&str, &str); 5] = [
     ("/usr/lib/postgresql/", "/bin"),
     ("/usr/pgsql-", "/bin"),
@@ -333,7 +345,7 @@ fn psql_of(server: &Path) -> Option<PathBuf> {
     }
 }
 
-// ---- the data directory -----------------------------------------------------------------------------------------------
+// ---- the data directory -------------------------------------------------------------------------
 
 /// Fills `{dir}/data`: from the cache, which the first to need it fills.
 fn install(server: &Path, dir: &Path) -> Result<(), Error> {
@@ -355,8 +367,8 @@ fn install(server: &Path, dir: &Path) -> Result<(), Error> {
     })
 }
 
-/// Makes the directories that have many files in them, so that the file system keeps them apart: each database has some 300, and
-/// databases come and go.
+/// Makes the directories that have many files in them, so that the file system keeps them apart:
+/// each database has some 300, and databases come and go.
 fn lay_out(dir: &Path, template: &Path) -> io::Result<()> {
     let base = dir.join("data/base");
     let make = |path: &Path| DirBuilder::new().mode(0o700).create(path);
@@ -365,7 +377,8 @@ fn lay_out(dir: &Path, template: &Path) -> io::Result<()> {
     make(&base)?;
     spread(&base);
     for database in fs::read_dir(template.join("base"))? {
-        // Where it is put depends on the name that it is made with; by its own it would be the same place for each server.
+        // Where it is put depends on the name that it is made with; by its own it would be the same
+        // place for each server.
         let unique = base.join(random_id()?);
         make(&unique)?;
         fs::rename(&unique, base.join(database?.file_name()))?;
@@ -373,8 +386,8 @@ fn lay_out(dir: &Path, template: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// What a cluster that `initdb` makes depends on. Not by asking for the version, which takes longer than the copy: another version
-/// is another file.
+/// What a cluster that `initdb` makes depends on. Not by asking for the version, which takes longer
+/// than the copy: another version is another file.
 fn key(server: &Path, initdb: &Path) -> Result<String, Error> {
     const FORMAT: u32 = 1;
     let mut text = String::new();
@@ -391,8 +404,9 @@ fn key(server: &Path, initdb: &Path) -> Result<String, Error> {
     Ok(format!("postgres-{FORMAT}-{:016x}", hash(0, &text)))
 }
 
-/// Runs a program out of the reach of the signal that asks it to end, so that the second that it takes is always had: the servers inside
-/// of an `initdb` that is ended leave System V shared memory behind, which nobody knows of any more.
+/// Runs a program out of the reach of the signal that asks it to end, so that the second that it
+/// takes is always had: the servers inside of an `initdb` that is ended leave System V shared
+/// memory behind, which nobody knows of any more.
 const LET_IT_FINISH: &str = r#"trap '' TERM
 if command -v setsid >/dev/null; then setsid --wait "$@"; else "$@"; fi"#;
 
@@ -445,8 +459,8 @@ fn initialize(initdb: &Path) -> Result<Executor<NoWait>, Error> {
     }
 }
 
-/// Removes a quarter of a new cluster's files: the maps of free space and of visibility, which are hints, and are made again where
-/// they are needed.
+/// Removes a quarter of a new cluster's files: the maps of free space and of visibility, which are
+/// hints, and are made again where they are needed.
 fn slim(data: &Path) -> io::Result<()> {
     let mut dirs = vec![data.join("global")];
     for entry in fs::read_dir(data.join("base"))? {
@@ -465,8 +479,9 @@ fn slim(data: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Lets go of the server's one segment of System V shared memory, the lock of its data directory, with the last of its processes.
-/// Otherwise it would stay for good when the server is killed. (The server says at its end that it is not there.)
+/// Lets go of the server's one segment of System V shared memory, the lock of its data directory,
+/// with the last of its processes. Otherwise it would stay for good when the server is killed. (The
+/// server says at its end that it is not there.)
 fn release_memory(dir: &Path) {
     let file = fs::read_to_string(dir.join("data/postmaster.pid")).unwrap_or_default();
     // The seventh line: a key and a number.
@@ -480,8 +495,9 @@ fn release_memory(dir: &Path) {
     }
 }
 
-/// Lets go of the segments that the servers inside of an `initdb` leave behind when they are killed, whose number nobody knows any
-/// more. Nobody is attached to them, and who has made them is gone: whatever PostgreSQL they were of, it would do the same.
+/// Lets go of the segments that the servers inside of an `initdb` leave behind when they are
+/// killed, whose number nobody knows any more. Nobody is attached to them, and who has made them is
+/// gone: whatever PostgreSQL they were of, it would do the same.
 fn release_orphans(initdb: &Executor<NoWait>) {
     /// What such a segment takes: a header of this size on every machine of 64 bits.
     const SIZE: &str = "56";
@@ -503,7 +519,7 @@ fn release_orphans(initdb: &Executor<NoWait>) {
     }
 }
 
-// ---- what is loaded ---------------------------------------------------------------------------------------------------
+// ---- what is loaded -----------------------------------------------------------------------------
 
 #[derive(Clone, Debug)]
 enum Load {
@@ -699,13 +715,14 @@ fn run_psql(psql: &Path, script: &Script, address: &Address) -> Result<(), Failu
     Err(Failure::Sql(last_lines(&executor)))
 }
 
-// ---- the handle -------------------------------------------------------------------------------------------------------
+// ---- the handle ---------------------------------------------------------------------------------
 
 /// A running PostgreSQL, 13 or later.
 ///
-/// [`database`](Postgres::database) gives each test a database of its own, a copy of a template that has what the recipe
-/// [loads](PostgresRecipe::load_sql). What all of them share is what belongs to no database: roles, tablespaces, the
-/// configuration that `ALTER SYSTEM` writes, the 300 connections, and the names of the databases themselves.
+/// [`database`](Postgres::database) gives each test a database of its own, a copy of a template
+/// that has what the recipe [loads](PostgresRecipe::load_sql). What all of them share is what
+/// belongs to no database: roles, tablespaces, the configuration that `ALTER SYSTEM` writes, the
+/// 300 connections, and the names of the databases themselves.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -718,9 +735,10 @@ fn run_psql(psql: &Path, script: &Script, address: &Address) -> Result<(), Failu
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// `initdb` runs once for each machine and version, and what it made is copied from then on. So all clusters have the same system
-/// identifier, and the locale `C.UTF-8`, the encoding UTF-8 and the time zone UTC. Unless it is to be
-/// [`durable`](PostgresRecipe::durable), `wal_level` is `minimal`; for replication, set it and `max_wal_senders` with
+/// `initdb` runs once for each machine and version, and what it made is copied from then on. So all
+/// clusters have the same system identifier, and the locale `C.UTF-8`, the encoding UTF-8 and the
+/// time zone UTC. Unless it is to be [`durable`](PostgresRecipe::durable), `wal_level` is
+/// `minimal`; for replication, set it and `max_wal_senders` with
 /// [`config`](PostgresRecipe::config).
 pub struct Postgres {
     executor: Executor<Answers>,
@@ -731,8 +749,8 @@ pub struct Postgres {
 handle!(Postgres);
 
 impl Postgres {
-    /// The URL of the database that is there from the start, everybody's, into which nothing is loaded:
-    /// `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`.
+    /// The URL of the database that is there from the start, everybody's, into which nothing is
+    /// loaded: `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`.
     #[must_use]
     pub fn url(&self) -> String {
         self.url_of(SHARED)
@@ -744,22 +762,23 @@ impl Postgres {
         USER
     }
 
-    /// The user's password: another one for each server. It is asked for in clear text (`password` in `pg_hba.conf`), which does not
-    /// leave this machine, and costs a client in a debug build nothing.
+    /// The user's password: another one for each server. It is asked for in clear text (`password`
+    /// in `pg_hba.conf`), which does not leave this machine, and costs a client in a debug build
+    /// nothing.
     #[must_use]
     pub fn password(&self) -> &str {
         &self.password
     }
 
-    /// The directory of its Unix socket, for clients that take one as `host`. Nobody but the server's user and root can enter it,
-    /// and whoever can needs no password.
+    /// The directory of its Unix socket, for clients that take one as `host`. Nobody but the
+    /// server's user and root can enter it, and whoever can needs no password.
     #[must_use]
     pub fn socket_dir(&self) -> PathBuf {
         self.executor.dir()
     }
 
-    /// A database for one test alone, with what the recipe [loads](PostgresRecipe::load_sql), until it is dropped. Where the test
-    /// process is killed, it goes with the server.
+    /// A database for one test alone, with what the recipe [loads](PostgresRecipe::load_sql), until
+    /// it is dropped. Where the test process is killed, it goes with the server.
     ///
     /// # Panics
     ///
@@ -796,8 +815,8 @@ impl Postgres {
     }
 }
 
-/// One database of a [`Postgres`], made for a test. Dropped with all that is in it when this is, also when there are connections to
-/// it still: those are closed.
+/// One database of a [`Postgres`], made for a test. Dropped with all that is in it when this is,
+/// also when there are connections to it still: those are closed.
 #[derive(Debug)]
 pub struct PostgresDatabase {
     name: String,
@@ -831,7 +850,8 @@ impl Drop for PostgresDatabase {
 }
 
 fn create_database(name: &str, template: &str, version: u32) -> String {
-    // Its files as they are, and not page by page through the log: a quarter of the time. Older ones know nothing else.
+    // Its files as they are, and not page by page through the log: a quarter of the time. Older
+    // ones know nothing else.
     let strategy = match version {
         150_000.. => " STRATEGY file_copy",
         _ => "",
@@ -844,7 +864,7 @@ fn read_password(executor: &Executor<Answers>) -> Result<String, Error> {
     fs::read_to_string(&path).map_err(|source| failed(format!("read {}", path.display()), source))
 }
 
-// ---- the protocol, version 3 ------------------------------------------------------------------------------------------
+// ---- the protocol, version 3 --------------------------------------------------------------------
 
 /// Where the server is for us: its Unix socket, at which it asks for no password.
 #[derive(Clone, Debug)]
@@ -938,7 +958,8 @@ impl Client {
     }
 }
 
-/// "15.18 (Debian 15.18-0+deb12u1)" and "18beta1" as 150000 and 180000. That is all that is asked for here.
+/// "15.18 (Debian 15.18-0+deb12u1)" and "18beta1" as 150000 and 180000. That is all that is asked
+/// for here.
 fn version_number(text: &str) -> u32 {
     let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
     digits.parse::<u32>().unwrap_or(0).saturating_mul(10_000)

@@ -6,11 +6,12 @@ use std::ops::Deref;
 use super::unique_name;
 use mirakuru_core::Error;
 
-/// The beginning of names that are one test's alone: 60 random bits and the server's own separator, such as `tk4x2m7qzja5w/`.
-/// Letters, digits and that separator, 14 bytes.
+/// The beginning of names that are one test's alone: 60 random bits and the server's own separator,
+/// such as `tk4x2m7qzja5w/`. Letters, digits and that separator, 14 bytes.
 ///
-/// It is a text, wherever one is expected: `format!("{prefix}visits")`, `&*prefix`. Nothing is left to be given back: names with it
-/// die with the server, and nobody gets the same one again, however the test ends.
+/// It is a text, wherever one is expected: `format!("{prefix}visits")`, `&*prefix`. Nothing is left
+/// to be given back: names with it die with the server, and nobody gets the same one again, however
+/// the test ends.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Prefix(String);
 

@@ -18,7 +18,8 @@ use crate::Recipe;
 /// The only user, with a password of its own for each server.
 const USER: &str = "guest";
 
-/// The server's own script. What packages have on PATH is another one around it, for root and the user `rabbitmq` alone.
+/// The server's own script. What packages have on PATH is another one around it, for root and the
+/// user `rabbitmq` alone.
 const SCRIPTS: [&str; 1] = ["/usr/lib/rabbitmq/bin/rabbitmq-server"];
 
 /// What of the environment would be taken for this server's configuration.
@@ -42,10 +43,11 @@ const NOT_INHERITED: [&str; 17] = [
     "RABBITMQ_PLUGINS_DIR",
 ];
 
-/// What the server does for the handles, in its own language: it waits at a socket in its private directory for lines that say which virtual
-/// host to add or to delete. Started at the end of its boot. The functions are those that `rabbitmqctl` calls, which needs seconds
-/// for it; the management plugin would make each start and stop longer by as much. It also ends what would look after `epmd` each minute, and
-/// start it: see the command.
+/// What the server does for the handles, in its own language: it waits at a socket in its private
+/// directory for lines that say which virtual host to add or to delete. Started at the end of its
+/// boot. The functions are those that `rabbitmqctl` calls, which needs seconds for it; the
+/// management plugin would make each start and stop longer by as much. It also ends what would look
+/// after `epmd` each minute, and start it: see the command.
 const CLERK: &str = r#"
 Do = fun(<<"ping">>) ->
              ok;
@@ -88,8 +90,9 @@ spawn(fun() ->
 receive open -> ok after 10000 -> error(no_clerk) end.
 "#;
 
-/// Run before the boot. To find its boot steps RabbitMQ loads every module of every application that it depends on, and Erlang compiles
-/// each. There are none in Erlang's own libraries, so these have no list of their modules here, and a third less is computed.
+/// Run before the boot. To find its boot steps RabbitMQ loads every module of every application
+/// that it depends on, and Erlang compiles each. There are none in Erlang's own libraries, so these
+/// have no list of their modules here, and a third less is computed.
 const PRELUDE: &str = r#"
 [case file:consult(code:where_is_file(atom_to_list(App) ++ ".app")) of
      {ok, [{application, App, Keys}]} ->
@@ -99,8 +102,8 @@ const PRELUDE: &str = r#"
  end || App <- [asn1, compiler, crypto, inets, mnesia, os_mon, public_key, runtime_tools, ssl, syntax_tools, tools, xmerl]].
 "#;
 
-/// How long a start may take by default. It is ready after 4 s where it has two processors to itself, and after 30 s where it has to
-/// share them with ten others.
+/// How long a start may take by default. It is ready after 4 s where it has two processors to
+/// itself, and after 30 s where it has to share them with ten others.
 const READY_WITHIN: Duration = Duration::from_secs(180);
 
 /// A RabbitMQ: see [`Rabbitmq`]. The default of [`timeout`](RabbitmqRecipe::timeout) is 180 s here.
@@ -124,16 +127,19 @@ pub struct RabbitmqRecipe {
 options!(RabbitmqRecipe);
 
 impl RabbitmqRecipe {
-    /// Sets a key of its `rabbitmq.conf`, over those that the preset sets: `config("channel_max", "128")`.
+    /// Sets a key of its `rabbitmq.conf`, over those that the preset sets:
+    /// `config("channel_max", "128")`.
     pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.config.push((key.into(), value.into()));
         self
     }
 
-    /// Enables a plugin that is installed: `plugin("rabbitmq_consistent_hash_exchange")`. Those that listen want a port of their own, or
-    /// they take their standard ones: with `plugin("rabbitmq_management")` goes
-    /// `config("management.tcp.ip", "127.0.0.1").config("management.tcp.port", "{port:management}")`, and the handle's
-    /// [`port_named("management")`](Executor::port_named) knows the number. The default is none.
+    /// Enables a plugin that is installed: `plugin("rabbitmq_consistent_hash_exchange")`. Those
+    /// that listen want a port of their own, or they take their standard ones: with
+    /// `plugin("rabbitmq_management")` goes `config("management.tcp.ip",
+    /// "127.0.0.1").config("management.tcp.port",
+    /// "{port:management}")`, and the handle's [`port_named("management")`](Executor::port_named)
+    /// knows the number. The default is none.
     pub fn plugin(mut self, name: impl Into<String>) -> Self {
         self.plugins.push(name.into());
         self
@@ -189,16 +195,18 @@ impl Recipe for RabbitmqRecipe {
             .env("RABBITMQ_LOGS", "-")
             .env("RABBITMQ_PID_FILE", "{dir}/pid")
             .env("RABBITMQ_NODENAME", NODE)
-            // The script becomes the server then, instead of waiting for it to tell it about signals.
+            // The script becomes the server then, instead of waiting for it to tell it about
+            // signals.
             .env("RUNNING_UNDER_SYSTEMD", "true");
         for variable in NOT_INHERITED {
             recipe = recipe.env_remove(variable);
         }
         // Erlang takes these before the command line, and the backslashes away.
         recipe = recipe.env("ERL_AFLAGS", r#"-eval file:eval(\"prelude.erl\")"#);
-        // Erlang's part of it. Its name service, `epmd`, is one for the whole machine and outlives who starts it, and RabbitMQ
-        // would start it by a virtual machine of its own. A node that has its name from the command line is left alone,
-        // and one that is told its port needs no name service. Should one be started after all, it is at a port of its own, and ends with
+        // Erlang's part of it. Its name service, `epmd`, is one for the whole machine and outlives
+        // who starts it, and RabbitMQ would start it by a virtual machine of its own. A node that
+        // has its name from the command line is left alone, and one that is told its port needs no
+        // name service. Should one be started after all, it is at a port of its own, and ends with
         // the server.
         recipe = recipe
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
@@ -223,7 +231,8 @@ impl Recipe for RabbitmqRecipe {
             .fail_on("eaddrinuse")
             .unprivileged(["rabbitmq", "nobody"])
             .wait_for(options.answers_in("answered as AMQP 0-9-1", |connection, dir| {
-                // The clerk is there at the end of the boot. Last, because of each that is closed then there is a warning in the logs.
+                // The clerk is there at the end of the boot. Last, because of each that is closed
+                // then there is a warning in the logs.
                 Ok(ask(dir, "ping").is_ok() && speaks_amqp(connection)?)
             })))
     }
@@ -279,12 +288,14 @@ fn ask(dir: &Path, request: &str) -> io::Result<()> {
 
 /// A running RabbitMQ.
 ///
-/// [`vhost`](Rabbitmq::vhost) gives each test a virtual host of its own, with exchanges, queues, bindings and policies that nobody else
-/// sees. What all of them share is what belongs to no virtual host: users, the limits and alarms of the whole server, and plugins.
+/// [`vhost`](Rabbitmq::vhost) gives each test a virtual host of its own, with exchanges, queues,
+/// bindings and policies that nobody else sees. What all of them share is what belongs to no
+/// virtual host: users, the limits and alarms of the whole server, and plugins.
 ///
-/// Its Erlang is alone: it is part of no cluster, and `rabbitmqctl` does not find it. It is the slowest of the presets, with several
-/// seconds of computing until it is up, so share one: a `static`, with a virtual host for each test. There is no `durable(..)`: RabbitMQ writes persistent
-/// messages to the disk, and has no switch for it.
+/// Its Erlang is alone: it is part of no cluster, and `rabbitmqctl` does not find it. It is the
+/// slowest of the presets, with several seconds of computing until it is up, so share one: a
+/// `static`, with a virtual host for each test. There is no `durable(..)`: RabbitMQ writes
+/// persistent messages to the disk, and has no switch for it.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -322,8 +333,8 @@ impl Rabbitmq {
         &self.password
     }
 
-    /// A virtual host for one test alone, in which the [user](Rabbitmq::user) may do everything, until it is dropped. Where the test process
-    /// is killed, it goes with the server.
+    /// A virtual host for one test alone, in which the [user](Rabbitmq::user) may do everything,
+    /// until it is dropped. Where the test process is killed, it goes with the server.
     ///
     /// # Panics
     ///
@@ -358,8 +369,8 @@ impl Rabbitmq {
     }
 }
 
-/// One virtual host of a [`Rabbitmq`], made for a test. Deleted with all that is in it when this is dropped, and connections to it are
-/// closed.
+/// One virtual host of a [`Rabbitmq`], made for a test. Deleted with all that is in it when this is
+/// dropped, and connections to it are closed.
 #[derive(Debug)]
 pub struct RabbitmqVhost {
     name: String,

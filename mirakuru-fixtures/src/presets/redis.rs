@@ -10,8 +10,8 @@ use mirakuru_core::{Error, Executor, ExecutorBuilder};
 use super::{ANSWER_WITHIN, Answers, Connection, Options, expect, failed, handle, options};
 use crate::Recipe;
 
-/// How many numbered databases there are, unless `config("databases", ..)` says otherwise. An empty one costs the server
-/// some hundred bytes.
+/// How many numbered databases there are, unless `config("databases", ..)` says otherwise. An empty
+/// one costs the server some hundred bytes.
 const DATABASES: u32 = 1024;
 
 /// A Redis, or a Valkey where there is no Redis: see [`Redis`].
@@ -33,7 +33,8 @@ pub struct RedisRecipe {
 options!(RedisRecipe, durable);
 
 impl RedisRecipe {
-    /// Sets a directive of its configuration, over those that the preset sets: `config("maxmemory", "16mb")`.
+    /// Sets a directive of its configuration, over those that the preset sets:
+    /// `config("maxmemory", "16mb")`.
     pub fn config(mut self, directive: impl Into<String>, value: impl Into<String>) -> Self {
         self.config.push((directive.into(), value.into()));
         self
@@ -62,7 +63,8 @@ impl Recipe for RedisRecipe {
             ("unixsocketperm", "700".to_owned()),
             ("dir", "{dir}".to_owned()),
             ("databases", databases),
-            // It looks at SIGTERM from its own timer: two milliseconds until it ends, instead of a hundred.
+            // It looks at SIGTERM from its own timer: two milliseconds until it ends, instead of a
+            // hundred.
             ("hz", "500".to_owned()),
         ];
         if self.options.durable {
@@ -100,8 +102,9 @@ impl Recipe for RedisRecipe {
 
 /// A running Redis.
 ///
-/// [`database`](Redis::database) gives each test a database of its own. What all of them share is what belongs to no database: its
-/// configuration, scripts, functions, `FLUSHALL`, and the channels of `PUBLISH` and `SUBSCRIBE`.
+/// [`database`](Redis::database) gives each test a database of its own. What all of them share is
+/// what belongs to no database: its configuration, scripts, functions, `FLUSHALL`, and the channels
+/// of `PUBLISH` and `SUBSCRIBE`.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -138,12 +141,13 @@ impl Redis {
         self.executor.dir().join("socket")
     }
 
-    /// A database for one test alone, empty: leased from those of this server, over all processes that share it, until it is
-    /// dropped or its process ends.
+    /// A database for one test alone, empty: leased from those of this server, over all processes
+    /// that share it, until it is dropped or its process ends.
     ///
     /// # Panics
     ///
-    /// When all databases are leased, or the server does not answer: see [`try_database`](Redis::try_database).
+    /// When all databases are leased, or the server does not answer: see
+    /// [`try_database`](Redis::try_database).
     #[must_use]
     #[track_caller]
     pub fn database(&self) -> RedisDatabase {
@@ -182,7 +186,8 @@ impl Redis {
     }
 }
 
-/// One numbered database of a [`Redis`], leased for a test. Emptied when it is dropped, and before it is leased again.
+/// One numbered database of a [`Redis`], leased for a test. Emptied when it is dropped, and before
+/// it is leased again.
 #[derive(Debug)]
 pub struct RedisDatabase {
     addr: SocketAddr,
@@ -235,7 +240,8 @@ fn authenticate(connection: &mut Connection, password: Option<&str>) -> io::Resu
     Ok(())
 }
 
-/// Sends a command in Redis' own protocol, and takes the first line of the answer. One that begins with `-` is an error.
+/// Sends a command in Redis' own protocol, and takes the first line of the answer. One that begins
+/// with `-` is an error.
 fn ask(connection: &mut Connection, words: &[&str]) -> io::Result<String> {
     let mut request = format!("*{}\r\n", words.len());
     for word in words {

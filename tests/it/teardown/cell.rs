@@ -1,8 +1,9 @@
-//! A victim: one cell of the table of teardown. It starts a service with a certain kind of tree, says so, and ends in a certain way.
+//! A victim: one cell of the table of teardown. It starts a service with a certain kind of tree,
+//! says so, and ends in a certain way.
 //!
-//! Run by an `#[ignore]`d test, so that libtest is around it, and by a program of its own that is built with `panic = "abort"`.
-//! All it needs to know is in the environment; it does nothing where that is not set. What it says and hears goes
-//! through its standard output and input.
+//! Run by an `#[ignore]`d test, so that libtest is around it, and by a program of its own that is
+//! built with `panic = "abort"`. All it needs to know is in the environment; it does nothing where
+//! that is not set. What it says and hears goes through its standard output and input.
 
 use std::env;
 use std::fs::OpenOptions;
@@ -55,7 +56,8 @@ pub(crate) fn run() {
     let Ok(death) = env::var(DEATH) else { return };
     no_core_dumps();
     if death == "in the middle of a start" {
-        // Again and again: what is hit may also be the end of the one and the beginning of the next.
+        // Again and again: what is hit may also be the end of the one and the beginning of the
+        // next.
         for _ in 0..1000 {
             say(STARTING);
             drop(recipe().start());
@@ -71,7 +73,8 @@ pub(crate) fn run() {
     match death.as_str() {
         "scope end" => drop(service),
         "stop" => {
-            // Its main process may have been killed, and then this is an error. It has stopped all the same.
+            // Its main process may have been killed, and then this is an error. It has stopped all
+            // the same.
             let _ = service.stop();
             assert!(!service.is_running());
         }
@@ -107,7 +110,8 @@ fn say(line: &str) {
 }
 
 fn segfault() {
-    // In the first page, where nothing is ever mapped. Not the null pointer itself, which rustc's own checks find first.
+    // In the first page, where nothing is ever mapped. Not the null pointer itself, which rustc's
+    // own checks find first.
     let nowhere = black_box(std::ptr::without_provenance_mut::<u8>(8));
     // SAFETY: none; this is what is tested.
     unsafe { nowhere.write_volatile(1) };
@@ -126,6 +130,7 @@ fn no_core_dumps() {
     unsafe extern "C" {
         fn setrlimit(resource: i32, limit: *const [u64; 2]) -> i32;
     }
-    // SAFETY: the limit is a live pair of numbers, as the C type is on 64-bit machines; on others it is larger.
+    // SAFETY: the limit is a live pair of numbers, as the C type is on 64-bit machines; on others
+    // it is larger.
     unsafe { setrlimit(RLIMIT_CORE, &[0, 0]) };
 }

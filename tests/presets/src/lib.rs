@@ -22,8 +22,8 @@ fn this_test() -> String {
     thread::current().name().unwrap_or("a test").to_owned()
 }
 
-/// Whether a program is installed. When it is not, this says so aloud (the test then returns); with `CI=true` in the environment the
-/// test fails.
+/// Whether a program is installed. When it is not, this says so aloud (the test then returns); with
+/// `CI=true` in the environment the test fails.
 #[track_caller]
 #[must_use]
 pub fn require(program: &str) -> bool {
@@ -42,7 +42,8 @@ pub fn require(program: &str) -> bool {
     found
 }
 
-/// Whether this process is root's. When it is not, this says aloud that a part of the test is skipped.
+/// Whether this process is root's. When it is not, this says aloud that a part of the test is
+/// skipped.
 #[must_use]
 pub fn require_root() -> bool {
     let root = fs::metadata("/proc/self").is_ok_and(|us| us.uid() == 0);
@@ -76,8 +77,8 @@ pub fn assert_nothing_is_left<R: Readiness, H: Deref<Target = Executor<R>>>(hand
     assert!(!dir.exists(), "{} is there still", dir.display());
 }
 
-/// Has a server start on a port that this process has, and fails unless the error says who that is. (The portable back end does not see
-/// that; it is an error all the same, of the port.)
+/// Has a server start on a port that this process has, and fails unless the error says who that is.
+/// (The portable back end does not see that; it is an error all the same, of the port.)
 #[track_caller]
 pub fn assert_names_the_holder<H: Debug>(start: impl FnOnce(u16) -> Result<H, Error>) {
     let ours = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -88,11 +89,12 @@ pub fn assert_names_the_holder<H: Debug>(start: impl FnOnce(u16) -> Result<H, Er
     assert!(error.contains(&port.to_string()), "{error}");
 }
 
-// ---- another process --------------------------------------------------------------------------------------------------
+// ---- another process ----------------------------------------------------------------------------
 
 const CHILD: &str = "MIRAKURU_TEST_CHILD";
 
-/// Runs the `#[ignore]`d test of this name of this very binary in a process of its own, whose environment can be another one.
+/// Runs the `#[ignore]`d test of this name of this very binary in a process of its own, whose
+/// environment can be another one.
 #[must_use]
 pub fn in_a_child(test: &str, environment: &[(&str, &str)]) -> Output {
     Command::new(env::current_exe().expect("this binary"))
@@ -109,7 +111,8 @@ pub fn is_child() -> bool {
     env::var_os(CHILD).is_some()
 }
 
-/// Runs the `#[ignore]`d test where no directory on PATH has anything, and fails unless what it prints names this package.
+/// Runs the `#[ignore]`d test where no directory on PATH has anything, and fails unless what it
+/// prints names this package.
 #[track_caller]
 pub fn assert_names_the_package(test: &str, package: &str) {
     let output = in_a_child(test, &[("PATH", "/nonexistent")]);
@@ -121,7 +124,7 @@ pub fn assert_names_the_package(test: &str, package: &str) {
     );
 }
 
-// ---- a disk that is full ----------------------------------------------------------------------------------------------
+// ---- a disk that is full ------------------------------------------------------------------------
 
 /// A tiny file system, and gone at the end.
 pub struct TinyDisk(PathBuf);

@@ -61,7 +61,8 @@ fn killed_at_a_random_moment_nothing_is_left() {
         let mut child = Killed(scratch.child("presets_up"));
         let mut seen = BTreeSet::new();
         let begin = Instant::now();
-        // In the first round nothing is in a cache yet; the second one lets it be filled, and kills when all are up.
+        // In the first round nothing is in a cache yet; the second one lets it be filled, and kills
+        // when all are up.
         let is_time = || match round {
             1 => scratch.0.join("up").exists(),
             _ => begin.elapsed() >= moment,
@@ -211,8 +212,8 @@ impl Scratch {
         fs::read_to_string(self.0.join("log")).unwrap_or_default()
     }
 
-    /// The living processes that have to do with it: by their command line, environment or working directory. (Some overwrite the
-    /// first two.)
+    /// The living processes that have to do with it: by their command line, environment or working
+    /// directory. (Some overwrite the first two.)
     fn processes(&self) -> Vec<u32> {
         let path = self.0.to_str().unwrap();
         let mentions = |file: PathBuf| {

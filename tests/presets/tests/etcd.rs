@@ -1,5 +1,5 @@
-//! `presets::etcd()`, spoken to in JSON by the crate `ureq`: the client of the ecosystem, `etcd-client`, needs `protoc` to be
-//! built.
+//! `presets::etcd()`, spoken to in JSON by the crate `ureq`: the client of the ecosystem,
+//! `etcd-client`, needs `protoc` to be built.
 
 use std::io::Read;
 

@@ -188,7 +188,8 @@ fn it_is_configured_keeps_its_data_and_leaves_nothing() {
     assert_nothing_is_left(server);
 }
 
-/// The System V segments that a process has made and that are not marked to go with the last who uses them.
+/// The System V segments that a process has made and that are not marked to go with the last who
+/// uses them.
 fn segments_of(creator: u32) -> Vec<String> {
     let all = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
     let fields = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
@@ -363,7 +364,7 @@ fn the_disk_is_full() {
     }
 }
 
-// ---- measured ---------------------------------------------------------------------------------------------------------
+// ---- measured -----------------------------------------------------------------------------------
 
 fn median(mut times: Vec<Duration>) -> Duration {
     times.sort();

@@ -1,4 +1,5 @@
-//! Another package, the same fixture. Nextest runs each of these tests in a process of its own, and none of them starts a second Redis.
+//! Another package, the same fixture. Nextest runs each of these tests in a process of its own, and
+//! none of them starts a second Redis.
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::TcpStream;

@@ -11,7 +11,8 @@ use super::target::{Target, show, without_query};
 use crate::readiness::Probe;
 use crate::util::text::printable;
 
-/// How much of an answer's body is read, and for how long: so that a server is not cut off in the middle of a short one.
+/// How much of an answer's body is read, and for how long: so that a server is not cut off in the
+/// middle of a short one.
 const BODY: u64 = 64 * 1024;
 const BODY_TIME: Duration = Duration::from_millis(50);
 
@@ -126,8 +127,9 @@ fn scheme(tls: bool) -> &'static str {
 
 /// Sends the request to the target's address, on a connection of its own.
 fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::Error> {
-    // A limit for each phase and none for the whole: with a limit for the whole, ureq resolves names in a thread of its
-    // own, even where there is nothing to resolve. Connecting and sending take no time on a local port.
+    // A limit for each phase and none for the whole: with a limit for the whole, ureq resolves
+    // names in a thread of its own, even where there is nothing to resolve. Connecting and sending
+    // take no time on a local port.
     let phase = Some(limit);
     let config = ureq::Agent::config_builder();
     #[cfg(feature = "tls")]
@@ -144,7 +146,8 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
         .max_idle_connections(0)
         .allow_non_standard_methods(true)
         .proxy(None)
-        // Filled with zeros for each request. A head of 64 KiB, which is the limit, fits into the first.
+        // Filled with zeros for each request. A head of 64 KiB, which is the limit, fits into the
+        // first.
         .input_buffer_size(72 * 1024)
         .output_buffer_size(32 * 1024)
         .user_agent(concat!("mirakuru/", env!("CARGO_PKG_VERSION")))
@@ -166,7 +169,8 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
     let mut response = match &target.body {
         // A body makes ureq send it, whatever the method.
         Some(body) => agent.run(request.map(|()| body.as_slice()))?,
-        // Without one these methods would be sent with an empty chunked body, which not every server takes.
+        // Without one these methods would be sent with an empty chunked body, which not every
+        // server takes.
         None if needs_body => agent.run(request.map(|()| [].as_slice()))?,
         None => agent.run(request)?,
     };
@@ -197,8 +201,8 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
     })
 }
 
-/// What a port says to a request that any HTTP server understands: the end of a sentence, for the case that it is not
-/// HTTP.
+/// What a port says to a request that any HTTP server understands: the end of a sentence, for the
+/// case that it is not HTTP.
 fn first_bytes(addr: SocketAddr, limit: Duration) -> String {
     let poll = || -> io::Result<Vec<u8>> {
         let limit = limit.min(Duration::from_millis(500));

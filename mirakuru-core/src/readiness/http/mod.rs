@@ -1,6 +1,7 @@
 //! [`Http`]: the service answers an HTTP request with the right status.
 //!
-//! `target.rs` turns the URL and the settings into a request, `exchange.rs` sends it and reads the answer.
+//! `target.rs` turns the URL and the settings into a request, `exchange.rs` sends it and reads the
+//! answer.
 
 mod exchange;
 mod target;
@@ -25,8 +26,8 @@ use crate::util::text::printable;
 /// How long a request may take at first. Doubles each time that is not enough.
 const FIRST_LIMIT: Duration = Duration::from_secs(1);
 
-/// Ready when the service answers an HTTP request with the right status: 2xx, unless [`status`](Http::status) says
-/// otherwise.
+/// Ready when the service answers an HTTP request with the right status: 2xx, unless
+/// [`status`](Http::status) says otherwise.
 ///
 /// ```no_run
 /// # use mirakuru_core as mirakuru;
@@ -41,21 +42,25 @@ const FIRST_LIMIT: Duration = Duration::from_secs(1);
 ///
 /// # What is asked
 ///
-/// First whether the service listens on the port at all, which makes no connection; then the request is sent, to exactly
-/// the address at which the service was found: `localhost` in the URL is each address that it resolves to, and a
-/// stranger on one of them is never asked. A new connection is made for each request, and closed after it. Proxy
-/// settings of the environment are not used, and redirects are not followed: a 301 is an answer like any other.
+/// First whether the service listens on the port at all, which makes no connection; then the
+/// request is sent, to exactly the address at which the service was found: `localhost` in the URL
+/// is each address that it resolves to, and a stranger on one of them is never asked. A new
+/// connection is made for each request, and closed after it. Proxy settings of the environment are
+/// not used, and redirects are not followed: a 301 is an answer like any other.
 ///
-/// Once it listens it is asked again and again, with pauses of a fiftieth of the time since then, 0.1 ms at least.
-/// A request has 1 s, the next one after it was not enough 2 s, and so on, so that a server that
-/// accepts connections and never answers does not hang the start, and a slow one is not asked in vain for ever.
+/// Once it listens it is asked again and again, with pauses of a fiftieth of the time since then,
+/// 0.1 ms at least. A request has 1 s, the next one after it was not enough 2 s, and so on, so that
+/// a server that accepts connections and never answers does not hang the start, and a slow one is
+/// not asked in vain for ever.
 ///
-/// The URL is one of `http://`, whose port is 80 where it names none, or with the feature `tls` of `https://` and 443. A server's
-/// certificate is not checked, since that of a test is rarely one to be trusted, and no server name is sent; that the port is the
-/// service's own is known anyway, on this machine. Path and query are sent as they are given. A
-/// user and password (`http://user:password@host/`) are sent as basic authentication, and never shown in errors.
+/// The URL is one of `http://`, whose port is 80 where it names none, or with the feature `tls` of
+/// `https://` and 443. A server's certificate is not checked, since that of a test is rarely one to
+/// be trusted, and no server name is sent; that the port is the service's own is known anyway, on
+/// this machine. Path and query are sent as they are given. A user and password
+/// (`http://user:password@host/`) are sent as basic authentication, and never shown in errors.
 ///
-/// Placeholders are filled in in the URL, in the values of headers and forms, and in a body that is UTF-8.
+/// Placeholders are filled in in the URL, in the values of headers and forms, and in a body that is
+/// UTF-8.
 #[derive(Clone)]
 pub struct Http {
     method: String,
@@ -93,8 +98,8 @@ enum WantedKind {
     Pattern(String),
 }
 
-/// What [`Http::status`] takes: a number, or a regular expression for the whole code. The trait is sealed: it is implemented for `u16`,
-/// `i32`, `&str` and `String`.
+/// What [`Http::status`] takes: a number, or a regular expression for the whole code. The trait is
+/// sealed: it is implemented for `u16`, `i32`, `&str` and `String`.
 pub trait IntoStatus {
     #[doc(hidden)]
     fn into_status(self) -> Wanted;
@@ -182,7 +187,8 @@ impl Http {
         Http::new("GET", url.into())
     }
 
-    /// A POST request, with an empty body unless [`form`](Http::form) or [`body`](Http::body) gives one.
+    /// A POST request, with an empty body unless [`form`](Http::form) or [`body`](Http::body) gives
+    /// one.
     pub fn post(url: impl Into<String>) -> Http {
         Http::new("POST", url.into())
     }
@@ -209,8 +215,8 @@ impl Http {
         self
     }
 
-    /// Sets the status that means ready: a number, or a regular expression that the whole code must match, such as
-    /// `"(200|404)"` or `"[23].."`. The default is any 2xx.
+    /// Sets the status that means ready: a number, or a regular expression that the whole code must
+    /// match, such as `"(200|404)"` or `"[23].."`. The default is any 2xx.
     pub fn status(mut self, status: impl IntoStatus) -> Http {
         self.wanted = status.into_status();
         self
@@ -337,8 +343,8 @@ impl Readiness for Http {
     }
 }
 
-/// What a request and its answer take, on loopback: the look for who listens is to be as much quicker, so that both together are no
-/// later than it alone is with `Tcp`.
+/// What a request and its answer take, on loopback: the look for who listens is to be as much
+/// quicker, so that both together are no later than it alone is with `Tcp`.
 const REQUEST: Duration = Duration::from_micros(400);
 
 /// The address at which to ask the service. The error says why there is none yet.

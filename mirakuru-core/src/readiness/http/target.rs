@@ -1,4 +1,5 @@
-//! The request of an [`Http`] condition: its URL taken apart, its headers and its body, with everything filled in.
+//! The request of an [`Http`] condition: its URL taken apart, its headers and its body, with
+//! everything filled in.
 
 use std::net::SocketAddr;
 
@@ -33,7 +34,8 @@ pub(super) struct Target {
 
 impl Http {
     pub(super) fn resolve(&self, cx: &mut Prepare<'_>) -> Result<Target, Error> {
-        // Errors show the URL as it was written, but not the password in it, and nothing else that may be a secret.
+        // Errors show the URL as it was written, but not the password in it, and nothing else that
+        // may be a secret.
         let shown = show(&self.given_url);
         let fill = |cx: &mut Prepare<'_>, text: &str| {
             cx.expand(text).map_err(|e| match e {
@@ -231,7 +233,8 @@ fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// The value of an `Authorization` header for `user:password`, both of which may be percent-encoded.
+/// The value of an `Authorization` header for `user:password`, both of which may be
+/// percent-encoded.
 pub(super) fn basic(user: &str) -> String {
     let mut bytes: Vec<u8> = percent_decode_str(user).collect();
     if !user.contains(':') {

@@ -12,8 +12,8 @@ use crate::readiness::harness::Harness;
 use crate::sys::tests::in_time;
 use crate::util::own_process::{run_alone, test_name};
 
-/// A server that hands each connection to a function, together with the request that it has read, until it is
-/// dropped.
+/// A server that hands each connection to a function, together with the request that it has read,
+/// until it is dropped.
 struct Server {
     addr: SocketAddr,
     requests: mpsc::Receiver<String>,
@@ -218,7 +218,8 @@ fn a_server_that_never_answers_gets_more_time_each_time() {
         "accepted the connection but did not answer HEAD / within 1s"
     );
     assert_eq!(http.limit, Duration::from_secs(2));
-    // Never more than there is; and then the error is the one of the request that had its whole time.
+    // Never more than there is; and then the error is the one of the request that had its whole
+    // time.
     harness.remaining(Duration::from_millis(50));
     let begun = Instant::now();
     let text = harness.probe(&mut http).unwrap_err().to_string();
@@ -497,7 +498,8 @@ fn a_url_is_taken_apart() {
 
 #[test]
 fn proxies_of_the_environment_are_not_used() {
-    // In a process of its own, since the environment is everybody's. The proxy would be a port where nobody is.
+    // In a process of its own, since the environment is everybody's. The proxy would be a port
+    // where nobody is.
     let proxy = |name| (name, "http://127.0.0.1:1");
     run_alone(
         test_name!(a_success_is_ready_and_the_request_is_as_given),

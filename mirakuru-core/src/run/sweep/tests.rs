@@ -8,7 +8,8 @@ use crate::service_dir::tests::{Temp, orphan, refused, set_age};
 use crate::service_dir::{ServiceDir, this_process};
 use crate::util::own_process::{process_of, test_name};
 
-/// Sweeps until something is found, because processes that other tests have just forked hold copies of all locks.
+/// Sweeps until something is found, because processes that other tests have just forked hold copies
+/// of all locks.
 fn sweep_one(temp: &Temp) -> Stale {
     let until = Instant::now() + Duration::from_secs(10);
     loop {
@@ -171,8 +172,8 @@ fn debris_is_removed_and_what_is_not_ours_is_left() {
 
 const BASE: &str = "MIRAKURU_TEST_BASE";
 
-/// One process of the race: makes service directories, checks them while others sweep, and sweeps itself.
-/// Leaves one service directory with its creator dead.
+/// One process of the race: makes service directories, checks them while others sweep, and sweeps
+/// itself. Leaves one service directory with its creator dead.
 #[test]
 #[ignore = "a part of the race"]
 fn racer() {

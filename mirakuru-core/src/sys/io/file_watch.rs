@@ -1,11 +1,14 @@
-//! To be told when a file appears or changes, instead of looking again and again: inotify, where there is one.
+//! To be told when a file appears or changes, instead of looking again and again: inotify, where
+//! there is one.
 //!
-//! It is a help and never the only source of truth. A file that another machine writes, or that comes through another mount (an
-//! overlay of a container), is not told of; so whoever uses this goes on looking, but seldom.
+//! It is a help and never the only source of truth. A file that another machine writes, or that
+//! comes through another mount (an overlay of a container), is not told of; so whoever uses this
+//! goes on looking, but seldom.
 //!
-//! An inotify instance is cheap to make and to use, and dear to close: the kernel waits for a grace period of its own (5 to 20 ms
-//! were measured) until nobody can be at its watches any more. That would be many times what it saves. So the watches are removed,
-//! which takes microseconds, and the instance is kept for the next wait; and a wait that is over soon does without one, so that a
+//! An inotify instance is cheap to make and to use, and dear to close: the kernel waits for a grace
+//! period of its own (5 to 20 ms were measured) until nobody can be at its watches any more. That
+//! would be many times what it saves. So the watches are removed, which takes microseconds, and the
+//! instance is kept for the next wait; and a wait that is over soon does without one, so that a
 //! test process that ends right after it does not wait for the kernel either.
 
 use std::os::fd::BorrowedFd;
@@ -20,7 +23,8 @@ pub(crate) use nothing::FileWatch;
 /// In the first moments of a wait the pauses between two looks are so short that nothing is gained.
 const WORTHWHILE: Duration = Duration::from_millis(20);
 
-/// A watch that is taken up once a wait takes longer, and let go of when it is over: a user may have 128 of them by default.
+/// A watch that is taken up once a wait takes longer, and let go of when it is over: a user may
+/// have 128 of them by default.
 #[derive(Debug, Default)]
 pub(crate) struct Watching {
     watch: Option<FileWatch>,
@@ -31,8 +35,9 @@ pub(crate) struct Watching {
 }
 
 impl Watching {
-    /// Called right *before* each look at the file, with the time waited so far: forgets what was told, which the look will see, and
-    /// whatever comes after it is told. The file, or even its directory, need not be there; what is watched is found by name each time.
+    /// Called right *before* each look at the file, with the time waited so far: forgets what was
+    /// told, which the look will see, and whatever comes after it is told. The file, or even its
+    /// directory, need not be there; what is watched is found by name each time.
     pub(crate) fn renew(&mut self, path: &Path, waited: Duration) {
         if self.watch.is_none() && waited >= WORTHWHILE {
             self.watch = FileWatch::new();
@@ -76,7 +81,8 @@ mod linux {
 
     use nix::sys::statfs::statfs;
 
-    /// The kinds of file system on which others than this machine may make a file, whom inotify does not see.
+    /// The kinds of file system on which others than this machine may make a file, whom inotify
+    /// does not see.
     const REMOTE: [u32; 12] = [
         0x6969,      // NFS
         0x517B,      // SMB
@@ -92,8 +98,8 @@ mod linux {
         0x0BD0_0BD0, // Lustre
     ];
 
-    /// Instances without a watch, never closed: as many as there were waits at once. Each belongs to one wait at a time, since what
-    /// one has read the other would miss.
+    /// Instances without a watch, never closed: as many as there were waits at once. Each belongs
+    /// to one wait at a time, since what one has read the other would miss.
     static IDLE: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
 
     #[derive(Debug)]
@@ -136,8 +142,9 @@ mod linux {
                 // The type has another size on each architecture; all of the numbers have 32 bits.
                 statfs(dir).is_ok_and(|stat| REMOTE.contains(&(stat.filesystem_type().0 as u32)))
             };
-            // By name each time: the directory may have been removed and made again. For one that is watched already this changes
-            // nothing. That the file came to be is told by its directory; of what happens inside it, only by itself.
+            // By name each time: the directory may have been removed and made again. For one that
+            // is watched already this changes nothing. That the file came to be is told by its
+            // directory; of what happens inside it, only by itself.
             let appearance = libc::IN_CREATE | libc::IN_MOVED_TO | libc::IN_CLOSE_WRITE;
             if is_remote(dir) || !self.add(dir, appearance | libc::IN_ONLYDIR) {
                 return false;
@@ -166,7 +173,8 @@ mod linux {
             watch >= 0
         }
 
-        /// Takes what was told: of each event its kind, and the name in the directory, which is empty where it is about the file itself.
+        /// Takes what was told: of each event its kind, and the name in the directory, which is
+        /// empty where it is about the file itself.
         fn drain(&self, mut each: impl FnMut(u32, &[u8])) {
             let mut buffer = [0_u8; 4096];
             // Bounded, for a directory in which somebody makes files without end.
@@ -176,8 +184,8 @@ mod linux {
                 let Some(mut rest) = usize::try_from(got).ok().and_then(|got| buffer.get(..got)) else {
                     break;
                 };
-                // `struct inotify_event`: four numbers of 32 bits, the second the kind and the last the length of the name, which zeros
-                // follow.
+                // `struct inotify_event`: four numbers of 32 bits, the second the kind and the last
+                // the length of the name, which zeros follow.
                 while let Some((head, tail)) = rest.split_first_chunk::<16>() {
                     let number =
                         |at: usize| u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
@@ -195,8 +203,8 @@ mod linux {
     impl Drop for FileWatch {
         fn drop(&mut self) {
             for &watch in &self.watches {
-                // SAFETY: takes two numbers. Of what was removed meanwhile the watch is gone, which is an error that does not matter: the
-                // numbers are not given twice.
+                // SAFETY: takes two numbers. Of what was removed meanwhile the watch is gone, which
+                // is an error that does not matter: the numbers are not given twice.
                 unsafe { libc::inotify_rm_watch(self.fd(), watch) };
             }
             // Or the next wait would be woken by what was of interest to this one.

@@ -35,7 +35,8 @@ pub(crate) fn open_dir(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Opens a lock file for reading and writing, and makes it (mode 0600) where it is missing; never through a symbolic link.
+/// Opens a lock file for reading and writing, and makes it (mode 0600) where it is missing; never
+/// through a symbolic link.
 pub(crate) fn open_lock(path: &Path, create: bool) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -47,10 +48,12 @@ pub(crate) fn open_lock(path: &Path, create: bool) -> io::Result<File> {
         .open(path)
 }
 
-/// Takes the exclusive `flock` of an open file unless somebody else has it: says whether it is ours now.
+/// Takes the exclusive `flock` of an open file unless somebody else has it: says whether it is ours
+/// now.
 ///
-/// The lock belongs to the open file description. Copies of the descriptor, in this process or inherited, hold the
-/// same lock, and it is free once the last of them is closed, or when [`unlock`] frees it for all of them.
+/// The lock belongs to the open file description. Copies of the descriptor, in this process or
+/// inherited, hold the same lock, and it is free once the last of them is closed, or when
+/// [`unlock`] frees it for all of them.
 pub(crate) fn try_flock(file: BorrowedFd<'_>) -> io::Result<bool> {
     // SAFETY: flock takes no pointers, and the descriptor is open for as long as it is borrowed.
     if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
@@ -63,14 +66,16 @@ pub(crate) fn try_flock(file: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
-/// Gives the exclusive `flock` of a file back, whoever has copies of the descriptor: between the fork and the exec of a process that another
-/// thread starts, that process has one, and would keep the lock for a moment longer.
+/// Gives the exclusive `flock` of a file back, whoever has copies of the descriptor: between the
+/// fork and the exec of a process that another thread starts, that process has one, and would keep
+/// the lock for a moment longer.
 pub(crate) fn unlock(file: BorrowedFd<'_>) {
     // SAFETY: as above.
     unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
 }
 
-/// Whether somebody holds the exclusive `flock` of a file. Asks for a shared lock, which those who ask at the same time all get.
+/// Whether somebody holds the exclusive `flock` of a file. Asks for a shared lock, which those who
+/// ask at the same time all get.
 pub(crate) fn is_locked(file: BorrowedFd<'_>) -> io::Result<bool> {
     // SAFETY: as above.
     if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) } == 0 {
@@ -83,7 +88,8 @@ pub(crate) fn is_locked(file: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
-/// Whether a process with this id exists and has not ended. One that is another user's, and perhaps not to be seen, counts.
+/// Whether a process with this id exists and has not ended. One that is another user's, and perhaps
+/// not to be seen, counts.
 pub(crate) fn process_lives(pid: u32) -> bool {
     let exists =
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), None) != Err(nix::Error::ESRCH);
@@ -97,18 +103,19 @@ pub(crate) fn process_exists(pid: u32) -> bool {
     nix::sys::signal::kill(pid, None) != Err(nix::Error::ESRCH)
 }
 
-/// Asks the file system to keep what is made in the subdirectories of this directory apart: the attribute `T` of ext4. A request,
-/// which other file systems do not know.
+/// Asks the file system to keep what is made in the subdirectories of this directory apart: the
+/// attribute `T` of ext4. A request, which other file systems do not know.
 ///
-/// An ext4 without a journal does not take an inode again that was freed a few minutes ago, and for each new file looks through
-/// all of those in the directory's part of the disk. Where tests make and remove thousands of files, making one takes a
-/// millisecond instead of some ten microseconds.
+/// An ext4 without a journal does not take an inode again that was freed a few minutes ago, and for
+/// each new file looks through all of those in the directory's part of the disk. Where tests make
+/// and remove thousands of files, making one takes a millisecond instead of some ten microseconds.
 pub(crate) fn spread(dir: &File) {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
         const TOP_OF_HIERARCHY: libc::c_int = 0x0002_0000;
         let mut flags: libc::c_int = 0;
-        // SAFETY: both calls take the address of an `int`, whatever the names of the requests say, and the descriptor is open.
+        // SAFETY: both calls take the address of an `int`, whatever the names of the requests say,
+        // and the descriptor is open.
         unsafe {
             if libc::ioctl(dir.as_raw_fd(), libc::FS_IOC_GETFLAGS, &mut flags) == 0 {
                 flags |= TOP_OF_HIERARCHY;
@@ -120,7 +127,8 @@ pub(crate) fn spread(dir: &File) {
     let _ = dir;
 }
 
-/// Lets the kernel remove a System V shared memory segment as soon as nobody is attached to it any more.
+/// Lets the kernel remove a System V shared memory segment as soon as nobody is attached to it any
+/// more.
 ///
 /// # Errors
 ///

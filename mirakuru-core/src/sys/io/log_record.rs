@@ -1,6 +1,8 @@
-//! The record of a log's index: the one place that knows its format. The supervisor writes it, `output/` reads it.
+//! The record of a log's index: the one place that knows its format. The supervisor writes it,
+//! `output/` reads it.
 //!
-//! A record is 16 bytes, little endian: `u32` length, `u32` kind, `u64` nanoseconds of the monotonic clock.
+//! A record is 16 bytes, little endian: `u32` length, `u32` kind, `u64` nanoseconds of the
+//! monotonic clock.
 
 /// The length of a record in bytes.
 pub(crate) const SIZE: usize = 16;
@@ -48,7 +50,8 @@ impl Record {
         }
     }
 
-    /// The bytes of the record. The supervisor calls this after a fork: it must not allocate or panic.
+    /// The bytes of the record. The supervisor calls this after a fork: it must not allocate or
+    /// panic.
     pub(crate) const fn encode(self) -> [u8; SIZE] {
         (self.length as u128 | (self.kind as u128) << 32 | (self.time as u128) << 64).to_le_bytes()
     }

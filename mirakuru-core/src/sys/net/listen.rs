@@ -6,10 +6,12 @@ use std::os::fd::OwnedFd;
 
 use super::raw_socket;
 
-/// More connections wait than any test makes at once; the kernel takes less where its own limit is lower.
+/// More connections wait than any test makes at once; the kernel takes less where its own limit is
+/// lower.
 const WAITING: libc::c_int = 4096;
 
-/// Listens on a TCP address of this machine, as a server would: with SO_REUSEADDR, and on IPv6 for IPv6 alone.
+/// Listens on a TCP address of this machine, as a server would: with SO_REUSEADDR, and on IPv6 for
+/// IPv6 alone.
 pub(crate) fn listen_tcp(addr: SocketAddr) -> io::Result<OwnedFd> {
     let fd = raw_socket::socket(raw_socket::family(&addr), libc::SOCK_STREAM, 0)?;
     raw_socket::set_reuse_addr(&fd, true)?;

@@ -1,4 +1,5 @@
-//! Sockets: the kernel's tables, reservations of ports, and calls that the standard library does not have.
+//! Sockets: the kernel's tables, reservations of ports, and calls that the standard library does
+//! not have.
 
 use std::net::SocketAddr;
 
@@ -12,7 +13,8 @@ pub(crate) mod sockets;
 /// A TCP socket of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Socket {
-    /// Its local address as it was bound: `0.0.0.0`, `[::]` and IPv4 addresses mapped into IPv6 stay as they are.
+    /// Its local address as it was bound: `0.0.0.0`, `[::]` and IPv4 addresses mapped into IPv6
+    /// stay as they are.
     pub(crate) addr: SocketAddr,
     /// Whether an IPv6 socket leaves IPv4 alone. `None` where that was not told.
     pub(crate) v6_only: Option<bool>,

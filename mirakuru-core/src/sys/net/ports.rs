@@ -9,11 +9,13 @@ use super::raw_socket::{bind, family, set_reuse_addr, set_reuse_port, set_v6_onl
 /// A loopback address that no service binds to and no client comes from; see [`hold_exactly`].
 const NOBODYS_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 97, 109, 105);
 
-/// Binds a socket on every address, IPv6 and IPv4, to a port that nothing is bound to on any address.
+/// Binds a socket on every address, IPv6 and IPv4, to a port that nothing is bound to on any
+/// address.
 ///
 /// The two options are set *after* the bind. The bind itself is then an exclusive one, whatever
-/// `net.ipv4.ip_autobind_reuse` says: it neither gets nor shares a port that somebody has on any address, another
-/// hold included. From then on the kernel looks at the options as they are now, and lets a service bind over it.
+/// `net.ipv4.ip_autobind_reuse` says: it neither gets nor shares a port that somebody has on any
+/// address, another hold included. From then on the kernel looks at the options as they are now,
+/// and lets a service bind over it.
 pub(crate) fn hold_any() -> io::Result<(OwnedFd, u16)> {
     let fd = bind_everywhere(0, false)?;
     allow_sharing(&fd)?;
@@ -24,18 +26,19 @@ pub(crate) fn hold_any() -> io::Result<(OwnedFd, u16)> {
 ///
 /// # Errors
 ///
-/// [`io::ErrorKind::AddrInUse`] when somebody is bound to it, be it only with such a hold. What is left of
-/// closed connections (TIME_WAIT) does not count. Somebody who only [stands beside](stand_beside) the port is not
-/// noticed.
+/// [`io::ErrorKind::AddrInUse`] when somebody is bound to it, be it only with such a hold. What is
+/// left of closed connections (TIME_WAIT) does not count. Somebody who only [stands
+/// beside](stand_beside) the port is not noticed.
 pub(crate) fn hold_exactly(port: u16) -> io::Result<OwnedFd> {
     if let Ok(fd) = bind_everywhere(port, false) {
         allow_sharing(&fd)?;
         return Ok(fd);
     }
-    // In the way is a listener, another hold, or only TIME_WAIT. The exclusive bind above cannot tell them apart, and one
-    // with SO_REUSEADDR succeeds over another hold, so that two would hold the same port. An exclusive bind to an
-    // address of its own can tell: it conflicts with whoever is bound to the wildcard, but not with connections, which
-    // have addresses of their own. While this socket is open, nobody else can begin to hold the port.
+    // In the way is a listener, another hold, or only TIME_WAIT. The exclusive bind above cannot
+    // tell them apart, and one with SO_REUSEADDR succeeds over another hold, so that two would hold
+    // the same port. An exclusive bind to an address of its own can tell: it conflicts with whoever
+    // is bound to the wildcard, but not with connections, which have addresses of their own. While
+    // this socket is open, nobody else can begin to hold the port.
     let probe = match bind_v4(SocketAddrV4::new(NOBODYS_ADDRESS, port), false) {
         Ok(probe) => {
             allow_sharing(&probe)?;
@@ -52,9 +55,9 @@ pub(crate) fn hold_exactly(port: u16) -> io::Result<OwnedFd> {
 
 /// Binds a socket to the port on IPv6 loopback alone.
 ///
-/// It keeps the port from everyone who asks for a free port on every address, as [`hold_any`] does, and is in
-/// nobody's way who binds to any IPv4 address, with or without SO_REUSEADDR. Where there is no IPv6 it is an IPv4 loopback
-/// address that services do not use.
+/// It keeps the port from everyone who asks for a free port on every address, as [`hold_any`] does,
+/// and is in nobody's way who binds to any IPv4 address, with or without SO_REUSEADDR. Where there
+/// is no IPv6 it is an IPv4 loopback address that services do not use.
 pub(crate) fn stand_beside(port: u16) -> io::Result<OwnedFd> {
     let v6 = || bind_v6(Ipv6Addr::LOCALHOST, port, true, true);
     v6().or_else(|_| bind_v4(SocketAddrV4::new(NOBODYS_ADDRESS, port), true))
@@ -62,7 +65,8 @@ pub(crate) fn stand_beside(port: u16) -> io::Result<OwnedFd> {
 
 /// One dual-stack socket; where there is no IPv6, an IPv4 one.
 ///
-/// A conflict on IPv6 is final: the IPv4 half may be free, but then it is not the whole port that is.
+/// A conflict on IPv6 is final: the IPv4 half may be free, but then it is not the whole port that
+/// is.
 fn bind_everywhere(port: u16, sharing: bool) -> io::Result<OwnedFd> {
     match bind_v6(Ipv6Addr::UNSPECIFIED, port, false, sharing) {
         Ok(fd) => Ok(fd),
@@ -92,8 +96,8 @@ fn bind_tcp(addr: SocketAddr, v6_only: Option<bool>, sharing: bool) -> io::Resul
     Ok(fd)
 }
 
-/// SO_REUSEADDR for the services that set it (nearly all), SO_REUSEPORT for those that set only that one: each must be
-/// set on both sockets.
+/// SO_REUSEADDR for the services that set it (nearly all), SO_REUSEPORT for those that set only
+/// that one: each must be set on both sockets.
 fn allow_sharing(fd: &OwnedFd) -> io::Result<()> {
     set_reuse_addr(fd, true)?;
     set_reuse_port(fd, true)

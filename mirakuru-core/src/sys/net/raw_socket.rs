@@ -1,7 +1,7 @@
 //! The socket calls that `std` does not have, over `libc`, for the other files of this folder.
 //!
-//! `nix` has them all, but its features for sockets bring two more crates into every user's build. Every descriptor here is
-//! owned from the moment it exists, and closed when a program is executed.
+//! `nix` has them all, but its features for sockets bring two more crates into every user's build.
+//! Every descriptor here is owned from the moment it exists, and closed when a program is executed.
 
 use std::io;
 use std::mem::size_of;
@@ -120,7 +120,8 @@ pub(in crate::sys) fn peer_pid(fd: &OwnedFd) -> io::Result<libc::pid_t> {
         gid: 0,
     };
     let mut length = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes, which is the size of what is there, and any bytes make a `ucred`.
+    // SAFETY: the kernel writes at most `length` bytes, which is the size of what is there, and any
+    // bytes make a `ucred`.
     check(unsafe {
         libc::getsockopt(
             fd.as_raw_fd(),
@@ -179,11 +180,13 @@ pub(in crate::sys) struct Address {
 impl Address {
     /// # Safety
     ///
-    /// `T` is a `sockaddr_*`: they all begin with the family, fit into a `sockaddr_storage`, and any bytes make one.
+    /// `T` is a `sockaddr_*`: they all begin with the family, fit into a `sockaddr_storage`, and
+    /// any bytes make one.
     unsafe fn of<T>(fill: impl FnOnce(&mut T) -> usize) -> Address {
         // SAFETY: plain numbers, for which zeros are fine.
         let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
-        // SAFETY: large enough and aligned for every kind of address, as its purpose is; all of it is initialised.
+        // SAFETY: large enough and aligned for every kind of address, as its purpose is; all of it
+        // is initialised.
         let length = fill(unsafe { &mut *std::ptr::from_mut(&mut storage).cast::<T>() });
         Address {
             storage,
@@ -259,7 +262,8 @@ mod tests {
 
     #[test]
     fn addresses_arrive_as_they_are() {
-        // Port and address in the right byte order: who listens there is reached, from the address that was bound.
+        // Port and address in the right byte order: who listens there is reached, from the address
+        // that was bound.
         for (ip, from) in [("127.7.8.9", "127.9.8.7"), ("::1", "::1")] {
             let listener = TcpListener::bind((ip, 0)).unwrap();
             let addr = listener.local_addr().unwrap();

@@ -1,15 +1,18 @@
 //! Which TCP sockets the kernel has, asked through `NETLINK_SOCK_DIAG`.
 //!
-//! Two questions: the *exact lookup* of the one socket that an incoming connection would reach (2 to 3 µs; what a probe
-//! asks), and the *dump* of all sockets of one port (10 µs for listeners; what ownership and error messages need). Neither
-//! makes a connection, so the service never notices.
+//! Two questions: the *exact lookup* of the one socket that an incoming connection would reach (2
+//! to 3 µs; what a probe asks), and the *dump* of all sockets of one port (10 µs for listeners;
+//! what ownership and error messages need). Neither makes a connection, so the service never
+//! notices.
 //!
-//! The netlink socket is kept open, one for each thread: no lock, and it is closed when the thread ends. It is close-on-exec.
-//! A forked child has a copy of it whose answers would mix with the parent's, so the process id is kept beside it and
-//! a copy is thrown away. It sees the network namespace of the thread at its first use.
+//! The netlink socket is kept open, one for each thread: no lock, and it is closed when the thread
+//! ends. It is close-on-exec. A forked child has a copy of it whose answers would mix with the
+//! parent's, so the process id is kept beside it and a copy is thrown away. It sees the network
+//! namespace of the thread at its first use.
 //!
-//! Requests and answers are flat structs of `linux/netlink.h` and `linux/inet_diag.h`; they are put together and taken
-//! apart byte by byte, which needs no `unsafe` and cannot read past an answer that is shorter than expected.
+//! Requests and answers are flat structs of `linux/netlink.h` and `linux/inet_diag.h`; they are put
+//! together and taken apart byte by byte, which needs no `unsafe` and cannot read past an answer
+//! that is shorter than expected.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -24,7 +27,8 @@ use super::{Socket, raw_socket};
 const HEADER: usize = 16;
 /// `struct inet_diag_req_v2`: family, protocol, extensions, padding, states, socket id (48 bytes).
 const REQUEST: usize = 56;
-/// `struct inet_diag_msg`: family, state, timer, retransmissions, socket id (48 bytes), expires, queues, uid, inode.
+/// `struct inet_diag_msg`: family, state, timer, retransmissions, socket id (48 bytes), expires,
+/// queues, uid, inode.
 const ANSWER: usize = 72;
 
 const NLMSG_ERROR: u16 = 2;
@@ -35,8 +39,9 @@ const NLM_F_DUMP: u16 = 0x300;
 /// The attribute that says whether an IPv6 listener leaves IPv4 alone.
 const INET_DIAG_SKV6ONLY: u16 = 11;
 const TCP_LISTEN: u8 = 10;
-/// The loopback interface has this index in every network namespace. Connections to *any* address of this machine come in by it,
-/// so naming it finds sockets that are bound to it with `SO_BINDTODEVICE`, too.
+/// The loopback interface has this index in every network namespace. Connections to *any* address
+/// of this machine come in by it, so naming it finds sockets that are bound to it with
+/// `SO_BINDTODEVICE`, too.
 const LOOPBACK: u32 = 1;
 
 /// Which sockets a dump gives.
@@ -44,7 +49,8 @@ const LOOPBACK: u32 = 1;
 pub(crate) enum States {
     /// Those that listen: 10 µs.
     Listening,
-    /// Every one but those in TIME_WAIT, from Linux 6.8 on also those that are bound and nothing else: milliseconds.
+    /// Every one but those in TIME_WAIT, from Linux 6.8 on also those that are bound and nothing
+    /// else: milliseconds.
     Any,
 }
 
@@ -58,10 +64,11 @@ impl States {
     }
 }
 
-/// The socket that a connection to `addr` from this machine would reach, if it is one that listens. A socket whose backlog is full listens
-/// all the same.
+/// The socket that a connection to `addr` from this machine would reach, if it is one that listens.
+/// A socket whose backlog is full listens all the same.
 ///
-/// `None` is also what a kernel without the `tcp_diag` module says: see `ports/owner.rs` for the check.
+/// `None` is also what a kernel without the `tcp_diag` module says: see `ports/owner.rs` for the
+/// check.
 pub(crate) fn listener(addr: SocketAddr) -> io::Result<Option<Socket>> {
     with_socket(|diag| diag.lookup(addr))
 }
@@ -90,10 +97,11 @@ thread_local! {
     static DIAG: RefCell<Option<Diag>> = const { RefCell::new(None) };
 }
 
-/// Runs one exchange on this thread's socket. After an error the socket is not kept: an answer that nobody read would be
-/// taken for the answer to the next question.
+/// Runs one exchange on this thread's socket. After an error the socket is not kept: an answer that
+/// nobody read would be taken for the answer to the next question.
 fn with_socket<T>(exchange: impl FnOnce(&mut Diag) -> io::Result<T>) -> io::Result<T> {
-    // `try_with` and `take`: a fixture may be dropped by a thread that is ending, when its thread locals are gone already.
+    // `try_with` and `take`: a fixture may be dropped by a thread that is ending, when its thread
+    // locals are gone already.
     let kept = DIAG.try_with(RefCell::take).unwrap_or(None);
     let mut diag = match kept {
         Some(diag) if diag.process == std::process::id() => diag,
@@ -107,7 +115,8 @@ fn with_socket<T>(exchange: impl FnOnce(&mut Diag) -> io::Result<T>) -> io::Resu
 impl Diag {
     fn open() -> io::Result<Diag> {
         let fd = raw_socket::socket(libc::AF_NETLINK, libc::SOCK_DGRAM, libc::NETLINK_SOCK_DIAG)?;
-        // The kernel answers before `send` returns. A kernel look-alike may not; it must not hang a start.
+        // The kernel answers before `send` returns. A kernel look-alike may not; it must not hang a
+        // start.
         raw_socket::set_receive_timeout(&fd, 1)?;
         Ok(Diag {
             fd: fd.into(),
@@ -400,7 +409,8 @@ mod tests {
 
     #[test]
     fn a_thread_keeps_one_socket_and_closes_it_at_its_end() {
-        // As `/proc` names it: a number that is not given out again at once, unlike that of a descriptor.
+        // As `/proc` names it: a number that is not given out again at once, unlike that of a
+        // descriptor.
         let kept = || {
             on_port(1, States::Listening).unwrap();
             let fd = DIAG.with_borrow(|diag| diag.as_ref().unwrap().fd.as_raw_fd());

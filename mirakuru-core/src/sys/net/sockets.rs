@@ -1,4 +1,5 @@
-//! Sockets that `std` cannot make: a bind that does not listen, a connect to a Unix socket that cannot hang.
+//! Sockets that `std` cannot make: a bind that does not listen, a connect to a Unix socket that
+//! cannot hang.
 
 use std::ffi::OsStr;
 use std::io;
@@ -11,15 +12,18 @@ use super::raw_socket::{
     Address, bind, connect, family, set_non_blocking, set_reuse_addr, set_v6_only, socket,
 };
 
-/// Binds to a TCP address as most servers do, with SO_REUSEADDR, and lets go of it at once, without ever listening.
+/// Binds to a TCP address as most servers do, with SO_REUSEADDR, and lets go of it at once, without
+/// ever listening.
 ///
-/// `AddrInUse` where a server could not bind either. What does *not* stand in the way: connections in TIME_WAIT, and
-/// sockets with SO_REUSEADDR that are bound and do not listen, such as those that hold a port for a service to come.
+/// `AddrInUse` where a server could not bind either. What does *not* stand in the way: connections
+/// in TIME_WAIT, and sockets with SO_REUSEADDR that are bound and do not listen, such as those that
+/// hold a port for a service to come.
 pub(crate) fn try_bind(addr: SocketAddr) -> io::Result<()> {
     let fd = socket(family(&addr), libc::SOCK_STREAM, 0)?;
     set_reuse_addr(&fd, true)?;
     if addr.is_ipv6() {
-        // `[::]` with IPv4 left out: whoever has the port on IPv4 only is not in the way of a server that does the same.
+        // `[::]` with IPv4 left out: whoever has the port on IPv4 only is not in the way of a
+        // server that does the same.
         set_v6_only(&fd, true)?;
     }
     bind(&fd, &addr.into())
@@ -35,14 +39,15 @@ pub(crate) enum UnixKind {
 /// What came of a connect to a Unix socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UnixAnswer {
-    /// Somebody accepts. The process that called `listen`, where the system tells: it may have ended since, or be another than
-    /// those that have the socket now.
+    /// Somebody accepts. The process that called `listen`, where the system tells: it may have
+    /// ended since, or be another than those that have the socket now.
     Accepted(Option<u32>),
     /// Somebody listens, with as many connections waiting as they allow.
     Full,
 }
 
-/// Connects to a Unix socket, hangs up, and never waits. A path that begins with `@` is an abstract name (Linux).
+/// Connects to a Unix socket, hangs up, and never waits. A path that begins with `@` is an abstract
+/// name (Linux).
 pub(crate) fn try_connect_unix(path: &Path, kind: UnixKind) -> io::Result<UnixAnswer> {
     let addr = unix_addr(path)?;
     let kind = match kind {
@@ -157,7 +162,8 @@ pub(crate) mod tests {
     }
 
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
-    /// A connection whose two ends are one socket, as a connect to an ephemeral port of loopback can make.
+    /// A connection whose two ends are one socket, as a connect to an ephemeral port of loopback
+    /// can make.
     pub(crate) fn connected_to_itself() -> std::net::TcpStream {
         let (fd, port) = tcp(loopback(0), true, false, None, false).unwrap();
         connect(&fd, &loopback(port).into()).unwrap();
@@ -192,7 +198,8 @@ pub(crate) mod tests {
             try_bind(loopback(port)).unwrap();
             try_bind(SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port))).unwrap();
         }
-        // Still held: somebody who wants it without sharing does not get it, a server with SO_REUSEADDR does.
+        // Still held: somebody who wants it without sharing does not get it, a server with
+        // SO_REUSEADDR does.
         assert!(tcp(loopback(port), false, false, None, false).is_err());
         let server = tcp(loopback(port), true, false, None, true).unwrap();
         drop((held, server));

@@ -26,8 +26,8 @@ impl Search {
 pub(crate) enum Closely {
     /// The descriptors of the process, which threads share.
     Process,
-    /// Those of each thread: a thread may have a table of its own, and where the first thread has ended
-    /// the process's table shows nothing.
+    /// Those of each thread: a thread may have a table of its own, and where the first thread has
+    /// ended the process's table shows nothing.
     Threads,
 }
 
@@ -40,12 +40,13 @@ pub(crate) fn search(pids: &[u32], inodes: &[u64], closely: Closely) -> Search {
     search
 }
 
-/// The same among the processes of a tree, nearest first, until all are found; the root itself last: it is a supervisor, which has
-/// no socket of the service's.
+/// The same among the processes of a tree, nearest first, until all are found; the root itself
+/// last: it is a supervisor, which has no socket of the service's.
 ///
-/// Nearly always the service's main process has them, and then nothing below `task` of that process is looked up. What is
-/// looked up there has its price later: the kernel throws the entries of each thread away when the thread ends, and whoever
-/// reaps the process in that moment spins until it has.
+/// Nearly always the service's main process has them, and then nothing below `task` of that process
+/// is looked up. What is looked up there has its price later: the kernel throws the entries of each
+/// thread away when the thread ends, and whoever reaps the process in that moment spins until it
+/// has.
 pub(crate) fn search_tree(root: u32, inodes: &[u64], closely: Closely) -> Search {
     let mut search = Search::default();
     tree_until(root, |pid| {

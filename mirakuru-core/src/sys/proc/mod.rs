@@ -1,9 +1,11 @@
 //! What `/proc` tells about processes: who descends from whom, and who has which socket.
 //!
-//! Every answer is a snapshot of something that moves: a process may fork or end between two reads. Nothing here fails because of
-//! that, a process that is gone is left out. Where a verdict hangs on it, the caller looks again.
+//! Every answer is a snapshot of something that moves: a process may fork or end between two reads.
+//! Nothing here fails because of that, a process that is gone is left out. Where a verdict hangs on
+//! it, the caller looks again.
 //!
-//! On systems without `/proc` no process is seen at all; nor is any where Linux has to stand for them (`mirakuru_portable`).
+//! On systems without `/proc` no process is seen at all; nor is any where Linux has to stand for
+//! them (`mirakuru_portable`).
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -45,7 +47,8 @@ pub(crate) fn read(path: &str) -> io::Result<Vec<u8>> {
     }
 }
 
-/// `USER_HZ`: ticks a second in `/proc`, which is this on every architecture that Rust runs Linux on.
+/// `USER_HZ`: ticks a second in `/proc`, which is this on every architecture that Rust runs Linux
+/// on.
 const TICKS: u64 = 100;
 
 pub(crate) fn stat(pid: u32) -> Option<Stat> {
@@ -68,7 +71,8 @@ fn parse_stat(text: &str) -> Option<Stat> {
 }
 
 impl Stat {
-    /// Whether there is still a process that does something, not only an exit status that nobody has fetched.
+    /// Whether there is still a process that does something, not only an exit status that nobody
+    /// has fetched.
     pub(crate) fn is_alive(&self) -> bool {
         !matches!(self.state, 'Z' | 'X')
     }
@@ -84,7 +88,8 @@ impl Stat {
         }
     }
 
-    /// When it was started, in ticks since the machine was: with the process id, what no other process ever has.
+    /// When it was started, in ticks since the machine was: with the process id, what no other
+    /// process ever has.
     pub(crate) fn start(&self) -> u64 {
         self.start
     }
@@ -126,9 +131,11 @@ pub(crate) fn tree(root: u32) -> Vec<u32> {
     tree_until(root, |_| false)
 }
 
-/// The same, nearest first, until `enough` says so. It is asked about each process before that one's children are looked for.
+/// The same, nearest first, until `enough` says so. It is asked about each process before that
+/// one's children are looked for.
 fn tree_until(root: u32, enough: impl FnMut(u32) -> bool) -> Vec<u32> {
-    // A kernel without CONFIG_PROC_CHILDREN has no such file; then it is told from the parents of all processes.
+    // A kernel without CONFIG_PROC_CHILDREN has no such file; then it is told from the parents of
+    // all processes.
     static TELLS_CHILDREN: Lazy<bool> = Lazy::new(|| Path::new("/proc/thread-self/children").exists());
     if *TELLS_CHILDREN {
         walk(root, children, enough)
@@ -196,7 +203,8 @@ pub(crate) fn descends(pid: u32, root: u32) -> bool {
     ancestors(pid).any(|(ancestor, _)| ancestor == root)
 }
 
-/// When a process began, in ticks since the machine did. `None` when there is no such process, or only its zombie.
+/// When a process began, in ticks since the machine did. `None` when there is no such process, or
+/// only its zombie.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
     let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
@@ -280,7 +288,8 @@ fn link(path: &str) -> Option<PathBuf> {
         .filter(|_| IS_THERE)
 }
 
-/// Tells the pid namespace of this process from others, which may share the temporary directory. 0 where it is not known.
+/// Tells the pid namespace of this process from others, which may share the temporary directory. 0
+/// where it is not known.
 pub(crate) fn pid_namespace() -> u64 {
     fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
 }

@@ -6,8 +6,8 @@ use std::path::Path;
 use super::read;
 use crate::sys::net::Socket;
 
-/// The listeners of a port (0: of any) from `/proc/net/tcp` and `tcp6`. `None` where there are none. Takes milliseconds, since the
-/// kernel walks its whole table.
+/// The listeners of a port (0: of any) from `/proc/net/tcp` and `tcp6`. `None` where there are
+/// none. Takes milliseconds, since the kernel walks its whole table.
 pub(crate) fn tcp_listeners(port: u16) -> Option<Vec<Socket>> {
     let table = |name: &str| {
         let bytes = read(&format!("thread-self/net/{name}")).ok()?;
@@ -24,8 +24,8 @@ pub(crate) fn tcp_listeners(port: u16) -> Option<Vec<Socket>> {
     (!found.is_empty()).then_some(found)
 }
 
-/// One line of `/proc/net/tcp`: number, local address, remote address, state, queues, timer, retransmissions, user, timeout,
-/// inode.
+/// One line of `/proc/net/tcp`: number, local address, remote address, state, queues, timer,
+/// retransmissions, user, timeout, inode.
 fn parse_line(line: &str) -> Option<Socket> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
     let (ip, port) = fields.get(1)?.split_once(':')?;
@@ -50,7 +50,8 @@ fn parse_line(line: &str) -> Option<Socket> {
     })
 }
 
-/// The inodes of the Unix sockets that are bound to exactly this path (abstract: `@name`) and listen.
+/// The inodes of the Unix sockets that are bound to exactly this path (abstract: `@name`) and
+/// listen.
 pub(crate) fn unix_listeners(path: &Path) -> Vec<u64> {
     use std::os::unix::ffi::OsStrExt;
     let Ok(table) = read("thread-self/net/unix") else {
@@ -61,7 +62,8 @@ pub(crate) fn unix_listeners(path: &Path) -> Vec<u64> {
 
 fn parse_unix(table: &[u8], wanted: &[u8]) -> Vec<u64> {
     const ACCEPTS: u32 = 0x10000;
-    // Num RefCount Protocol Flags Type St Inode Path. The inode is padded with spaces, and the path may hold some.
+    // Num RefCount Protocol Flags Type St Inode Path. The inode is padded with spaces, and the path
+    // may hold some.
     let inode_of = |line: &[u8]| {
         let mut rest = line;
         let mut fields = [""; 7];

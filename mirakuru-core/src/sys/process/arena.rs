@@ -1,7 +1,8 @@
-//! The memory that the supervisor works in: one private mapping with its stacks, its buffers and the plan.
+//! The memory that the supervisor works in: one private mapping with its stacks, its buffers and
+//! the plan.
 //!
-//! It is laid out before the fork, by ordinary code, so that the supervisor never allocates. Pages that are never touched
-//! cost nothing.
+//! It is laid out before the fork, by ordinary code, so that the supervisor never allocates. Pages
+//! that are never touched cost nothing.
 
 use std::ffi::{CString, c_char, c_void};
 use std::io;
@@ -51,13 +52,15 @@ pub(super) struct Arena {
     /// All descriptors that outlive the fork, in ascending order.
     pub(super) keep: *const i32,
     pub(super) keep_count: usize,
-    /// Those of them that a supervisor keeps which has nothing else to do than to hold them, in ascending order.
+    /// Those of them that a supervisor keeps which has nothing else to do than to hold them, in
+    /// ascending order.
     pub(super) locks: *const i32,
     pub(super) lock_count: usize,
     /// The sockets that the service gets, in this order.
     pub(super) listen: *mut i32,
     pub(super) listen_count: usize,
-    /// The highest that was open just before the fork, where the system has no call that closes all.
+    /// The highest that was open just before the fork, where the system has no call that closes
+    /// all.
     pub(super) last_fd: i32,
     /// Where the digits of the service's process id go: the value of its `LISTEN_PID`. Or null.
     pub(super) listen_pid: *mut c_char,
@@ -70,8 +73,8 @@ pub(super) struct Arena {
     pub(super) args: *mut c_char,
     pub(super) args_len: usize,
     pub(super) private_dir: *const c_char,
-    /// For a service of a whole run: a pidfd of the runner, or -1; where its state is written, where it is published, and the
-    /// run's directory.
+    /// For a service of a whole run: a pidfd of the runner, or -1; where its state is written,
+    /// where it is published, and the run's directory.
     pub(super) runner_pidfd: i32,
     pub(super) staged: *const c_char,
     pub(super) published: *const c_char,
@@ -84,7 +87,8 @@ pub(super) struct Arena {
     pub(super) guard_pidfd: i32,
     pub(super) worker: i32,
     pub(super) service: i32,
-    /// How far the service came before its program could be executed: a `STAGE_*`, and the error number.
+    /// How far the service came before its program could be executed: a `STAGE_*`, and the error
+    /// number.
     pub(super) failed_stage: i32,
     pub(super) failed_errno: i32,
     pub(super) buffer: [u8; BUFFER],
@@ -162,8 +166,8 @@ impl Mapping {
         if bump.base.is_null() {
             return arena;
         }
-        // SAFETY: all of these lie in the fresh, zeroed mapping, for which all-zero is a valid `Arena`; the
-        // addresses of stacks are their upper ends, inside the mapping.
+        // SAFETY: all of these lie in the fresh, zeroed mapping, for which all-zero is a valid
+        // `Arena`; the addresses of stacks are their upper ends, inside the mapping.
         unsafe {
             let a = &mut *arena;
             a.candidates = candidates;
@@ -215,7 +219,8 @@ impl Mapping {
         keep.dedup();
         let mut locks = others.to_vec();
         locks.sort_unstable();
-        // SAFETY: `fill` left room for all of `plan.keep` and `plan.listen` and 16 more; there are at most eight besides those.
+        // SAFETY: `fill` left room for all of `plan.keep` and `plan.listen` and 16 more; there are
+        // at most eight besides those.
         unsafe {
             let a = &mut *self.arena;
             a.stdio = descriptors.stdio;

@@ -1,11 +1,13 @@
 //! Ends what still runs when the test process ends normally.
 //!
-//! The supervisors would notice by themselves, a moment later. But the next test binary may want the same ports at
-//! once; and in a container whose first process reaps nobody, a supervisor should have a parent that does.
+//! The supervisors would notice by themselves, a moment later. But the next test binary may want
+//! the same ports at once; and in a container whose first process reaps nobody, a supervisor should
+//! have a parent that does.
 //!
-//! `atexit` handlers run after the main thread returns and after `process::exit`, there beside other live threads. So: no
-//! lock (whoever holds it may wait for ever), only a list of slots that is never shortened, each of which is taken by
-//! an atomic swap by exactly one of its owner and the handler.
+//! `atexit` handlers run after the main thread returns and after `process::exit`, there beside
+//! other live threads. So: no lock (whoever holds it may wait for ever), only a list of slots that
+//! is never shortened, each of which is taken by an atomic swap by exactly one of its owner and the
+//! handler.
 
 use std::os::fd::RawFd;
 use std::ptr;
@@ -49,8 +51,8 @@ pub(super) fn register(control: RawFd, id: &str, stop: StopPolicy) -> Registrati
     static HANDLER: Once = Once::new();
     HANDLER.call_once(|| {
         PROCESS.store(std::process::id(), Ordering::SeqCst);
-        // SAFETY: the handler may run at any time after this, beside other threads. Should the C library have no room for
-        // it, the supervisors still notice the end.
+        // SAFETY: the handler may run at any time after this, beside other threads. Should the C
+        // library have no room for it, the supervisors still notice the end.
         unsafe { libc::atexit(end_all) };
     });
     let slot = free_slot();
@@ -82,8 +84,8 @@ impl Registration {
         self.slot.service.store(pid, Ordering::SeqCst);
     }
 
-    /// Takes on the duty to end the service. `false` when the handler has it already: then the socket is the handler's, and
-    /// must not be closed.
+    /// Takes on the duty to end the service. `false` when the handler has it already: then the
+    /// socket is the handler's, and must not be closed.
     pub(super) fn endpoint(&self) -> bool {
         if !self.is_ours() && self.slot.control.swap(-1, Ordering::SeqCst) >= 0 {
             self.claimed.store(true, Ordering::SeqCst);
@@ -103,7 +105,8 @@ impl Drop for Registration {
     }
 }
 
-/// A slot that nobody uses, or a new one. Slots are never freed: there are as many as services ever ran at once.
+/// A slot that nobody uses, or a new one. Slots are never freed: there are as many as services ever
+/// ran at once.
 fn free_slot() -> &'static Slot {
     let mut at = HEAD.load(Ordering::SeqCst);
     // SAFETY: slots are leaked, so that every pointer in the list stays valid.
@@ -138,8 +141,9 @@ fn free_slot() -> &'static Slot {
     }
 }
 
-/// Lets a function run at a normal end of this process, after the services have ended: if it is asked for before the first of them
-/// is started. It may run beside other threads, and must neither panic nor wait for a lock.
+/// Lets a function run at a normal end of this process, after the services have ended: if it is
+/// asked for before the first of them is started. It may run beside other threads, and must neither
+/// panic nor wait for a lock.
 pub(crate) fn at_exit(function: extern "C" fn()) {
     // SAFETY: the function may run at any time. That the C library has no room for it is no harm.
     unsafe { libc::atexit(function) };

@@ -1,8 +1,9 @@
 //! What the supervisors of both back ends do in the same way.
 //!
-//! All of this runs after a fork of a process that may have many threads. So: system calls only, no allocation, no lock, no
-//! panic (no indexing, no arithmetic that may overflow, no `unwrap`), no thread-local value but `errno`. Memory that is not
-//! in the arena, on a stack, or in a file's mapping *may not be there*.
+//! All of this runs after a fork of a process that may have many threads. So: system calls only, no
+//! allocation, no lock, no panic (no indexing, no arithmetic that may overflow, no `unwrap`), no
+//! thread-local value but `errno`. Memory that is not in the arena, on a stack, or in a file's
+//! mapping *may not be there*.
 
 use std::ffi::{c_char, c_int};
 use std::mem;
@@ -49,7 +50,8 @@ impl Output {
         }
     }
 
-    /// Moves output from a pipe into the log: what is there now, at most `reads` buffers full. Says whether there was any.
+    /// Moves output from a pipe into the log: what is there now, at most `reads` buffers full. Says
+    /// whether there was any.
     pub(super) unsafe fn relay(&mut self, buffer: &mut [u8; BUFFER], stream: usize, reads: usize) -> bool {
         let Some(pipe) = self.pipes.get(stream).copied().filter(|fd| *fd >= 0) else {
             return false;
@@ -80,8 +82,9 @@ impl Output {
         seen
     }
 
-    /// Writes the first `len` bytes of the buffer into the log, and then their record into the index: a reader that finds
-    /// a record finds its bytes. What a full disk does not take is counted as lost; the service is never held up.
+    /// Writes the first `len` bytes of the buffer into the log, and then their record into the
+    /// index: a reader that finds a record finds its bytes. What a full disk does not take is
+    /// counted as lost; the service is never held up.
     unsafe fn log(&mut self, buffer: &[u8; BUFFER], stream: usize, len: usize) {
         // SAFETY: writes from the buffer, and never more than it holds.
         unsafe {
@@ -103,7 +106,8 @@ impl Output {
                 if let Some(lost) = self.lost.get_mut(stream) {
                     *lost = lost.saturating_add(len.wrapping_sub(written) as u32);
                 }
-                // At once, so that a report tells of it. The index is short, and may still find room where the log does not.
+                // At once, so that a report tells of it. The index is short, and may still find
+                // room where the log does not.
                 self.record_loss(stream);
             }
         }
@@ -139,7 +143,8 @@ impl Output {
 
 // -------------------------------------------------------------------------------------------------------- service
 
-/// Becomes the service. Returns only where that fails: how far it came, a `STAGE_*`, and the error number.
+/// Becomes the service. Returns only where that fails: how far it came, a `STAGE_*`, and the error
+/// number.
 pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
     // SAFETY: the arena's strings, lists and descriptors are what it says they are.
     unsafe {
@@ -147,7 +152,8 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
         if a.umask >= 0 {
             libc::umask(a.umask as libc::mode_t);
         }
-        // Groups first, the user last: each step may take away the privilege that the one before needs.
+        // Groups first, the user last: each step may take away the privilege that the one before
+        // needs.
         if a.group_count >= 0 && os::set_groups(a.group_count as usize, a.groups) != 0 {
             return (STAGE_GROUPS, errno());
         }
@@ -157,7 +163,8 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
         if a.uid >= 0 && os::set_uid(a.uid as libc::uid_t) != 0 {
             return (STAGE_UID, errno());
         }
-        // After the change of user, which clears it; and with a look at the parent, which may have died before.
+        // After the change of user, which clears it; and with a look at the parent, which may have
+        // died before.
         os::tie_to_parent();
         if libc::getppid() != a.worker {
             libc::_exit(127);
@@ -171,7 +178,8 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
                 return (STAGE_SUPERVISOR, errno());
             }
         }
-        // All of these lie above the places that they go to (`lift_listeners`). The copies stay open when the program is executed.
+        // All of these lie above the places that they go to (`lift_listeners`). The copies stay
+        // open when the program is executed.
         for at in 0..a.listen_count {
             if libc::dup2(*a.listen.add(at), 3_i32.wrapping_add(at as c_int)) < 0 {
                 return (STAGE_SUPERVISOR, errno());
@@ -185,7 +193,8 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
         libc::sigemptyset(&mut nothing);
         libc::sigprocmask(libc::SIG_SETMASK, &nothing, ptr::null_mut());
 
-        // As execvp: the first directory that has it wins, and "permission denied" is remembered in case none has.
+        // As execvp: the first directory that has it wins, and "permission denied" is remembered in
+        // case none has.
         let mut denied = false;
         let mut error = libc::ENOENT;
         let mut candidate = a.candidates;
@@ -194,8 +203,8 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
             loop {
                 libc::execve(*candidate, a.argv, a.envp);
                 error = errno();
-                // A file that was only just written may still be open for writing in another process that has forked
-                // and not yet executed: that passes in a moment.
+                // A file that was only just written may still be open for writing in another
+                // process that has forked and not yet executed: that passes in a moment.
                 if error != libc::ETXTBSY || tries >= 20 {
                     break;
                 }
@@ -213,10 +222,11 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
     }
 }
 
-/// Makes the service's standard streams, all above 2: pipes for what goes into the log, `/dev/null` for what has nothing
-/// else.
+/// Makes the service's standard streams, all above 2: pipes for what goes into the log, `/dev/null`
+/// for what has nothing else.
 pub(super) unsafe fn open_streams(a: &mut Arena, pipes: &mut [i32; 2]) -> bool {
-    // SAFETY: plain system calls; the descriptors end with this process, or are handed to the service.
+    // SAFETY: plain system calls; the descriptors end with this process, or are handed to the
+    // service.
     unsafe {
         let streams = a.stdio.iter_mut().zip([None, Some(0_usize), Some(1)]);
         for (fd, output) in streams {
@@ -252,8 +262,8 @@ pub(super) unsafe fn close_streams(a: &Arena) {
     }
 }
 
-/// Moves the sockets that the service is to inherit above all places where it is to find them, so that putting one into its
-/// place never overwrites another.
+/// Moves the sockets that the service is to inherit above all places where it is to find them, so
+/// that putting one into its place never overwrites another.
 pub(super) unsafe fn lift_listeners(a: &mut Arena) -> bool {
     // SAFETY: `listen` has `listen_count` entries; the descriptors are this process's own copies.
     unsafe {
@@ -280,7 +290,8 @@ pub(super) unsafe fn close_listeners(a: &Arena) {
     }
 }
 
-/// Writes a number and a zero byte, over a value that has more bytes than any process id has digits.
+/// Writes a number and a zero byte, over a value that has more bytes than any process id has
+/// digits.
 unsafe fn write_digits(to: *mut c_char, number: i32) {
     let mut divisor = 1_000_000_000_i32;
     let mut to = to;
@@ -302,17 +313,20 @@ unsafe fn write_digits(to: *mut c_char, number: i32) {
 
 // ---------------------------------------------------------------------------------------------------------- tools
 
-/// Every signal back to its default: the service must not inherit what the test process, a shell's background job or Rust's
-/// runtime (SIGPIPE) ignore, and waiting for children needs SIGCHLD not to be ignored.
+/// Every signal back to its default: the service must not inherit what the test process, a shell's
+/// background job or Rust's runtime (SIGPIPE) ignore, and waiting for children needs SIGCHLD not to
+/// be ignored.
 pub(super) unsafe fn reset_signals() {
     for signal in 1..=64 {
-        // SAFETY: the default action has no handler. libc refuses its own two signals and SIGKILL and SIGSTOP: fine.
+        // SAFETY: the default action has no handler. libc refuses its own two signals and SIGKILL
+        // and SIGSTOP: fine.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
 }
 
-/// Puts `/dev/null` on 0, 1 and 2, where something of the test process's may still be: a runner that reads the test's
-/// output would wait for it. Descriptors that the service is to get are kept elsewhere (`Mapping::set_descriptors`).
+/// Puts `/dev/null` on 0, 1 and 2, where something of the test process's may still be: a runner
+/// that reads the test's output would wait for it. Descriptors that the service is to get are kept
+/// elsewhere (`Mapping::set_descriptors`).
 pub(super) unsafe fn null_standard_streams() {
     // SAFETY: plain system calls.
     unsafe {

@@ -1,4 +1,5 @@
-//! What the test process and a supervisor say to each other over the control socket, in either back end.
+//! What the test process and a supervisor say to each other over the control socket, in either back
+//! end.
 //!
 //! The supervisor's half runs after a fork: nothing here allocates, locks or panics.
 
@@ -20,7 +21,8 @@ pub(super) const STARTED: i32 = 1;
 pub(super) const FAILED: i32 = 2;
 /// To the test process, once for each [`ARM`]: there is new output in the log.
 pub(super) const OUTPUT: i32 = 3;
-/// To the test process: the main process has ended. Its wait status; 1 if descendants live; CLOCK_MONOTONIC in two halves.
+/// To the test process: the main process has ended. Its wait status; 1 if descendants live;
+/// CLOCK_MONOTONIC in two halves.
 pub(super) const EXITED: i32 = 4;
 /// To the test process, the last word: nothing is left of the service.
 pub(super) const EMPTY: i32 = 5;
@@ -30,7 +32,8 @@ pub(super) const PUBLISHED: i32 = 6;
 pub(super) const SYNCED: i32 = 7;
 /// To the worker: say when there is new output.
 pub(super) const ARM: i32 = 10;
-/// To the worker: end the service. The signal, the grace in ms, the kill signal; 1 to remove its private directory as well.
+/// To the worker: end the service. The signal, the grace in ms, the kill signal; 1 to remove its
+/// private directory as well.
 pub(super) const STOP: i32 = 11;
 /// To the worker: signal the service's process group. The signal.
 pub(super) const SIGNAL: i32 = 12;
@@ -48,15 +51,16 @@ pub(super) const STAGE_EXEC: i32 = 5;
 
 const SIZE: usize = mem::size_of::<Message>();
 
-/// Where `send` would raise SIGPIPE, and has no flag against it on every version, the socket has an option (`raw_socket::pair`).
+/// Where `send` would raise SIGPIPE, and has no flag against it on every version, the socket has an
+/// option (`raw_socket::pair`).
 #[cfg(not(target_vendor = "apple"))]
 const NO_SIGNAL: i32 = libc::MSG_NOSIGNAL;
 #[cfg(target_vendor = "apple")]
 const NO_SIGNAL: i32 = 0;
 
-/// Never waits for room: a test process that does not read must not hold up its service's supervision. The buffer takes many
-/// more messages than are ever sent. (Only where the socket is a stream, and took a part of a message, the rest must follow; no
-/// longer than a second.)
+/// Never waits for room: a test process that does not read must not hold up its service's
+/// supervision. The buffer takes many more messages than are ever sent. (Only where the socket is a
+/// stream, and took a part of a message, the rest must follow; no longer than a second.)
 pub(super) fn send(control: RawFd, message: Message) {
     let flags = libc::MSG_DONTWAIT | NO_SIGNAL;
     let mut sent = 0_usize;
@@ -120,8 +124,9 @@ impl Inbox {
                 }
                 Err(_) => match Errno::last() {
                     Errno::EINTR => {}
-                    // The other side ended with messages of ours unread. Linux says so once, and before what was sent is
-                    // delivered; a system that repeats it is not asked for ever.
+                    // The other side ended with messages of ours unread. Linux says so once, and
+                    // before what was sent is delivered; a system that repeats it is not asked for
+                    // ever.
                     Errno::ECONNRESET if resets < 3 => resets = resets.wrapping_add(1),
                     Errno::EAGAIN => return Received::Nothing,
                     _ => return Received::Closed,

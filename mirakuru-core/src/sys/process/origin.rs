@@ -1,7 +1,9 @@
-//! Who started this process: noted before `main`, because a parent that dies later cannot be asked for any more.
+//! Who started this process: noted before `main`, because a parent that dies later cannot be asked
+//! for any more.
 //!
-//! The kernel gives an orphan to the next process up that collects orphans, which may stand in the same session and look
-//! like any other parent. Nothing in `/proc` tells the two apart; only a look at the time when the parent was still there does.
+//! The kernel gives an orphan to the next process up that collects orphans, which may stand in the
+//! same session and look like any other parent. Nothing in `/proc` tells the two apart; only a look
+//! at the time when the parent was still there does.
 
 use std::os::unix::process::parent_id;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -16,14 +18,15 @@ extern "C" fn note_parent() {
     SELF.store(std::process::id(), Ordering::Relaxed);
 }
 
-// SAFETY: the section holds pointers to functions of this type, and this one calls nothing but `getppid` and `getpid`.
+// SAFETY: the section holds pointers to functions of this type, and this one calls nothing but
+// `getppid` and `getpid`.
 #[used]
 #[cfg_attr(target_vendor = "apple", unsafe(link_section = "__DATA,__mod_init_func"))]
 #[cfg_attr(not(target_vendor = "apple"), unsafe(link_section = ".init_array"))]
 static AT_LOAD: extern "C" fn() = note_parent;
 
-/// Whether the process that started this one has ended. (Of what was forked from this program without executing another, this is not
-/// known: no loader was called there.)
+/// Whether the process that started this one has ended. (Of what was forked from this program
+/// without executing another, this is not known: no loader was called there.)
 pub(crate) fn is_orphan() -> bool {
     SELF.load(Ordering::Relaxed) == std::process::id() && PARENT.load(Ordering::Relaxed) != parent_id()
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 /// All that is needed to start a service, made ready by ordinary code before the fork.
 pub(crate) struct Plan {
-    /// The files to try to execute, in order: one for each directory of `PATH`, or just the program.
+    /// The files to try to execute, in order: one for each directory of `PATH`, or just the
+    /// program.
     pub(crate) candidates: Vec<CString>,
     pub(crate) argv: Vec<CString>,
     pub(crate) envp: Vec<CString>,
@@ -25,8 +26,9 @@ pub(crate) struct Plan {
     pub(crate) index: OwnedFd,
     /// Descriptors that the supervisor keeps until the tree is gone: locks.
     pub(crate) keep: Vec<OwnedFd>,
-    /// Sockets that the service gets as its descriptors 3, 4 and so on. The value of its variable `LISTEN_PID`, if it has that, is
-    /// written over with its process id: it must have [`PID_DIGITS`] bytes.
+    /// Sockets that the service gets as its descriptors 3, 4 and so on. The value of its variable
+    /// `LISTEN_PID`, if it has that, is written over with its process id: it must have
+    /// [`PID_DIGITS`] bytes.
     pub(crate) listen: Vec<OwnedFd>,
     /// What the supervisor's command line ends in.
     pub(crate) id: String,
@@ -36,13 +38,14 @@ pub(crate) struct Plan {
     pub(crate) run: Option<RunPlan>,
 }
 
-/// What lets a service outlive the test process that starts it. It does so from [`Service::publish`](super::service::Service::publish) on, and until then it is
-/// that process's alone.
+/// What lets a service outlive the test process that starts it. It does so from
+/// [`Service::publish`](super::service::Service::publish) on, and until then it is that process's
+/// alone.
 pub(crate) struct RunPlan {
     /// A pidfd of the runner, at whose end the service is to end.
     pub(crate) runner: OwnedFd,
-    /// The right to start the service. The supervisor keeps it as well, so that nobody starts another before this one is
-    /// published or gone.
+    /// The right to start the service. The supervisor keeps it as well, so that nobody starts
+    /// another before this one is published or gone.
     pub(crate) start_lock: OwnedFd,
     /// The file with the service's state, and the name under which others look for it.
     pub(crate) staged: CString,

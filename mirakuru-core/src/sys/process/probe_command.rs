@@ -1,6 +1,7 @@
-//! What the standard library lacks for a short-lived command of our own, the one that an `Exec` condition runs: a pipe
-//! that can be waited for with a time limit, the death of a whole process group, and a child that costs little to make and
-//! still cannot outlive the test process when that is killed meanwhile.
+//! What the standard library lacks for a short-lived command of our own, the one that an `Exec`
+//! condition runs: a pipe that can be waited for with a time limit, the death of a whole process
+//! group, and a child that costs little to make and still cannot outlive the test process when that
+//! is killed meanwhile.
 
 use std::ffi::CString;
 use std::io;
@@ -41,15 +42,17 @@ pub(crate) struct Words {
     pub(crate) envp: Vec<CString>,
 }
 
-/// Executes the command in a process group of its own, with nothing on its standard input and its output into the pipe, and says its process
-/// id. It is killed when this thread ends before it.
+/// Executes the command in a process group of its own, with nothing on its standard input and its
+/// output into the pipe, and says its process id. It is killed when this thread ends before it.
 ///
-/// That the kernel ties it to the *thread* that forks, and not to the process, is a trap for a service, which
-/// outlives the test's thread. Here it is what is wanted: this thread waits for the command, and ends it when the wait is over.
+/// That the kernel ties it to the *thread* that forks, and not to the process, is a trap for a
+/// service, which outlives the test's thread. Here it is what is wanted: this thread waits for the
+/// command, and ends it when the wait is over.
 ///
-/// The child borrows this process's memory until it executes the program, as with `posix_spawn`, whose price does not grow with
-/// the test process; but that cannot tie it. (The standard library's `pre_exec` can, at the price of a fork, which takes 13 ms
-/// from a test process of 200 MB, for each look.)
+/// The child borrows this process's memory until it executes the program, as with `posix_spawn`,
+/// whose price does not grow with the test process; but that cannot tie it. (The standard library's
+/// `pre_exec` can, at the price of a fork, which takes 13 ms from a test process of 200 MB, for
+/// each look.)
 #[cfg(target_os = "linux")]
 pub(crate) fn spawn(words: &Words, output: OwnedFd) -> io::Result<u32> {
     linux::spawn(words, output)
@@ -106,8 +109,8 @@ mod linux {
 
     use super::Words;
 
-    /// What the child needs to know. It lies in the parent's memory, which the child has as well: the parent sleeps until the
-    /// child has executed the program or ended.
+    /// What the child needs to know. It lies in the parent's memory, which the child has as well:
+    /// the parent sleeps until the child has executed the program or ended.
     struct Child {
         parent: i32,
         stdin: i32,
@@ -115,7 +118,8 @@ mod linux {
         /// Each list ends with a null pointer.
         candidates: *const *const libc::c_char,
         argv: *const *const libc::c_char,
-        /// The same behind the name of a shell and a free place for the file, for a script that does not say who runs it.
+        /// The same behind the name of a shell and a free place for the file, for a script that
+        /// does not say who runs it.
         script: *mut *const libc::c_char,
         envp: *const *const libc::c_char,
         /// Why the program could not be executed; 0 if it was.
@@ -147,12 +151,14 @@ mod linux {
         };
         let mut stack: Vec<u128> = Vec::with_capacity(STACK / size_of::<u128>());
 
-        // Until it has executed the program no handler of the test's may run in the child, in whose memory it would be the test's.
+        // Until it has executed the program no handler of the test's may run in the child, in whose
+        // memory it would be the test's.
         let mut before = SigSet::empty();
         pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut before))?;
-        // SAFETY: the stack is this call's alone and as long as is said, and grows downwards; its end is aligned as any stack
-        // must be. `child` and what its pointers lead to live until the call returns, which it does only when the child uses this
-        // memory no more (CLONE_VFORK). What the child does is told at `run`.
+        // SAFETY: the stack is this call's alone and as long as is said, and grows downwards; its
+        // end is aligned as any stack must be. `child` and what its pointers lead to live until the
+        // call returns, which it does only when the child uses this memory no more (CLONE_VFORK).
+        // What the child does is told at `run`.
         let pid = unsafe {
             let top = stack.as_mut_ptr().add(STACK / size_of::<u128>());
             let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
@@ -192,10 +198,12 @@ mod linux {
         pointers.chain([ptr::null()]).collect()
     }
 
-    /// The child, up to the program. It shares the parent's memory, and the parent's other threads go on: so it only makes system
-    /// calls, takes no lock, allocates nothing, does not panic, and writes to its stack, `errno`, and what it was given.
+    /// The child, up to the program. It shares the parent's memory, and the parent's other threads
+    /// go on: so it only makes system calls, takes no lock, allocates nothing, does not panic, and
+    /// writes to its stack, `errno`, and what it was given.
     extern "C" fn run(child: *mut libc::c_void) -> libc::c_int {
-        // SAFETY: it is the `Child` of `spawn`, and all of its pointers are good until the parent goes on.
+        // SAFETY: it is the `Child` of `spawn`, and all of its pointers are good until the parent
+        // goes on.
         unsafe {
             let child = child.cast::<Child>();
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0);
@@ -253,12 +261,14 @@ mod linux {
     }
 }
 
-/// Waits for a child that has ended, or is about to: its status, unless somebody else has waited for it.
+/// Waits for a child that has ended, or is about to: its status, unless somebody else has waited
+/// for it.
 pub(crate) fn wait_for(child: u32) -> Option<ExitStatus> {
     status_of(child, 0).ok().flatten()
 }
 
-/// The status of a child that has ended; `None` while it has not. An error means that somebody else has waited for it.
+/// The status of a child that has ended; `None` while it has not. An error means that somebody else
+/// has waited for it.
 pub(crate) fn try_wait_for(child: u32) -> io::Result<Option<ExitStatus>> {
     status_of(child, libc::WNOHANG)
 }
@@ -278,8 +288,8 @@ fn status_of(child: u32, flags: i32) -> io::Result<Option<ExitStatus>> {
     }
 }
 
-/// Sends SIGKILL to a process group that [`spawn`] made. Its leader must not have been waited for yet, or
-/// the number may be somebody else's by now.
+/// Sends SIGKILL to a process group that [`spawn`] made. Its leader must not have been waited for
+/// yet, or the number may be somebody else's by now.
 pub(crate) fn kill_group(leader: u32) {
     if let Ok(leader) = i32::try_from(leader) {
         // ESRCH is what is wanted anyway.
@@ -302,7 +312,8 @@ pub(crate) fn exit_event(child: u32) -> Option<OwnedFd> {
         // SAFETY: the call takes two integers and touches no memory of ours.
         let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
         let fd = i32::try_from(fd).ok().filter(|fd| *fd >= 0)?;
-        // SAFETY: the call succeeded, so this is an open descriptor that nobody else has; it is close-on-exec.
+        // SAFETY: the call succeeded, so this is an open descriptor that nobody else has; it is
+        // close-on-exec.
         Some(unsafe { OwnedFd::from_raw_fd(fd) })
     }
     #[cfg(not(target_os = "linux"))]
@@ -312,7 +323,8 @@ pub(crate) fn exit_event(child: u32) -> Option<OwnedFd> {
     }
 }
 
-/// Waits until one of the descriptors can be read or is at its end, but not longer than this. Says of each whether it is.
+/// Waits until one of the descriptors can be read or is at its end, but not longer than this. Says
+/// of each whether it is.
 pub(crate) fn wait_readable<const N: usize>(
     fds: [Option<BorrowedFd<'_>>; N],
     timeout: Duration,

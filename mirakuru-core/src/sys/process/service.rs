@@ -1,4 +1,5 @@
-//! The test process's side of a service, in either back end: starts the supervisor, talks to it, and learns of the end.
+//! The test process's side of a service, in either back end: starts the supervisor, talks to it,
+//! and learns of the end.
 
 use std::io;
 use std::mem::ManuallyDrop;
@@ -19,14 +20,15 @@ use super::message::{self, Inbox, Message, Received, stop_message};
 use super::plan::{Plan, SpawnFailure, Stage, StopPolicy, Stream};
 use crate::sys::net::raw_socket;
 
-/// How long the supervisor may take beyond the grace. It needs milliseconds; what needs more is in the hands of the kernel (a
-/// process that waits for a dead disk).
+/// How long the supervisor may take beyond the grace. It needs milliseconds; what needs more is in
+/// the hands of the kernel (a process that waits for a dead disk).
 const MARGIN: Duration = Duration::from_secs(30);
 
 /// As far as 32 bits of milliseconds reach, 24 days: nobody waits that long, and nothing overflows.
 const LONGEST_GRACE: Duration = Duration::from_millis(i32::MAX as u64);
 
-/// A service under supervision. The supervisor's end of the socket is closed exactly when its worker is gone.
+/// A service under supervision. The supervisor's end of the socket is closed exactly when its
+/// worker is gone.
 pub(crate) struct Service {
     /// Closed by `drop` only if the service's end was this side's business, and not that of `exit`.
     control: ManuallyDrop<OwnedFd>,
@@ -82,8 +84,9 @@ impl Exit {
 }
 
 impl Service {
-    /// Starts a supervisor for each of these plans, and through it the service: all at one go, because what makes a fork cheap is
-    /// then paid once. Each service is executed a moment later: see [`has_started`](Service::has_started).
+    /// Starts a supervisor for each of these plans, and through it the service: all at one go,
+    /// because what makes a fork cheap is then paid once. Each service is executed a moment later:
+    /// see [`has_started`](Service::has_started).
     pub(crate) fn launch(plans: Vec<Plan>) -> Vec<Result<Service, SpawnFailure>> {
         let lost = |source: io::Error| SpawnFailure {
             stage: Stage::Supervisor,
@@ -113,7 +116,8 @@ impl Service {
             let guard = guards.next().unwrap_or(Err(Errno::EINVAL));
             Ok(launch.leave(guard.map_err(|errno| lost(errno.into()))?))
         });
-        // With the plans go this process's copies of what the supervisors have now. Above all the locks must be theirs alone.
+        // With the plans go this process's copies of what the supervisors have now. Above all the
+        // locks must be theirs alone.
         launched.collect()
     }
 
@@ -127,7 +131,8 @@ impl Service {
         Ok(service)
     }
 
-    /// Whether the program has been executed, which takes as long as the kernel takes to load it. After an error nothing is left.
+    /// Whether the program has been executed, which takes as long as the kernel takes to load it.
+    /// After an error nothing is left.
     pub(crate) fn has_started(&mut self) -> Result<bool, SpawnFailure> {
         self.pump();
         if self.pid != 0 {
@@ -185,8 +190,8 @@ impl Service {
         self.send([message::ARM, 0, 0, 0, 0, 0, 0, 0]);
     }
 
-    /// Waits until everything that the service has printed so far is in the log. That takes microseconds; a supervisor that is
-    /// stopped is not waited for.
+    /// Waits until everything that the service has printed so far is in the log. That takes
+    /// microseconds; a supervisor that is stopped is not waited for.
     pub(crate) fn sync_output(&mut self) {
         self.send([message::SYNC, 0, 0, 0, 0, 0, 0, 0]);
         let deadline = Instant::now() + Duration::from_secs(1);
@@ -200,7 +205,8 @@ impl Service {
         }
     }
 
-    /// Sleeps until something happens to the service, or one of these descriptors becomes readable, but no longer than this.
+    /// Sleeps until something happens to the service, or one of these descriptors becomes readable,
+    /// but no longer than this.
     pub(crate) fn wait_event(&mut self, others: &[RawFd], timeout: Duration) {
         if self.state.output || self.state.closed {
             if self.state.closed {
@@ -218,7 +224,8 @@ impl Service {
         self.pump();
     }
 
-    /// What becomes readable when something happens; `None` when something has happened that nobody has looked at.
+    /// What becomes readable when something happens; `None` when something has happened that nobody
+    /// has looked at.
     pub(crate) fn events(&self) -> Option<RawFd> {
         (!self.state.output && !self.state.closed).then(|| self.control.as_raw_fd())
     }
@@ -241,12 +248,13 @@ impl Service {
         self.send([message::SIGNAL, signal, 0, 0, 0, 0, 0, 0]);
     }
 
-    /// Makes the service the run's: its state file gets the name that others look for, and from that moment on it is the end
-    /// of the runner that ends it, and no longer the end of this process. Both are done by the supervisor, on one message; so
-    /// whenever this process dies, the service is either still its own, and goes, or already the run's, and stays.
+    /// Makes the service the run's: its state file gets the name that others look for, and from
+    /// that moment on it is the end of the runner that ends it, and no longer the end of this
+    /// process. Both are done by the supervisor, on one message; so whenever this process dies, the
+    /// service is either still its own, and goes, or already the run's, and stays.
     pub(crate) fn publish(&mut self) -> io::Result<()> {
-        // First of all: the end of this process, on another thread, must not end what is about to be the run's, nor
-        // wait for it.
+        // First of all: the end of this process, on another thread, must not end what is about to
+        // be the run's, nor wait for it.
         if !self.registration.endpoint() {
             return Err(io::Error::other("this process is about to end"));
         }
@@ -310,8 +318,9 @@ impl Service {
         Ok(())
     }
 
-    /// When the worker is gone: waits for the guard, which holds the locks as well and has the last proof that nothing is
-    /// left. If both were killed, what carries the service's mark is ended from here.
+    /// When the worker is gone: waits for the guard, which holds the locks as well and has the last
+    /// proof that nothing is left. If both were killed, what carries the service's mark is ended
+    /// from here.
     fn finish(&mut self) {
         let proved = self.reap_guard();
         if !proved && !self.state.empty {
@@ -410,7 +419,8 @@ impl LaunchResources<'_> {
             if fd > 2 {
                 return Ok(fd);
             }
-            // SAFETY: the descriptor is open (borrowed from `plan`, or just made); the copy is owned by `theirs`.
+            // SAFETY: the descriptor is open (borrowed from `plan`, or just made); the copy is
+            // owned by `theirs`.
             let copy = unsafe {
                 let copy = Errno::result(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3))?;
                 OwnedFd::from_raw_fd(copy)
@@ -476,7 +486,8 @@ impl LaunchResources<'_> {
 }
 
 impl Drop for Service {
-    /// What was not stopped is killed without grace: the executor stops its service itself, with grace.
+    /// What was not stopped is killed without grace: the executor stops its service itself, with
+    /// grace.
     fn drop(&mut self) {
         if !self.state.reaped {
             let policy = StopPolicy {
@@ -494,14 +505,16 @@ impl Drop for Service {
     }
 }
 
-/// A guard that somebody stopped (SIGSTOP) would be waited for in vain; and once it goes on, it continues a worker that was
-/// stopped as well. Only for a guard that has not been waited for yet: its process id is still its own.
+/// A guard that somebody stopped (SIGSTOP) would be waited for in vain; and once it goes on, it
+/// continues a worker that was stopped as well. Only for a guard that has not been waited for yet:
+/// its process id is still its own.
 fn wake(guard: Pid) {
     let _ = nix::sys::signal::kill(guard, nix::sys::signal::Signal::SIGCONT);
 }
 
-/// At the end of the process: waits until the supervisor behind this socket has finished. It does so by itself after the
-/// grace. If guard and worker were killed both, what carries the service's mark is ended from here.
+/// At the end of the process: waits until the supervisor behind this socket has finished. It does
+/// so by itself after the grace. If guard and worker were killed both, what carries the service's
+/// mark is ended from here.
 pub(super) fn await_end(control: RawFd, guard: i32, service: i32, id: &str) {
     if guard > 0 {
         wake(Pid::from_raw(guard));
@@ -747,8 +760,8 @@ mod tests {
         }
     }
 
-    /// What is promised where there is no subreaper: the group goes with its supervisor, as long as the test process is there;
-    /// what has left the group stays.
+    /// What is promised where there is no subreaper: the group goes with its supervisor, as long as
+    /// the test process is there; what has left the group stays.
     #[test]
     #[cfg(mirakuru_portable)]
     fn what_a_killed_supervisor_leaves_is_ended_by_the_test_process() {

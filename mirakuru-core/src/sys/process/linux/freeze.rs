@@ -1,8 +1,9 @@
 //! Stops and continues whole trees. Runs in the test process, as ordinary code.
 //!
-//! The service's process group is not enough: what made a session of its own is in another. So the tree is walked, from the
-//! supervisor's worker down, and each process is signalled through a pidfd after a second look at whose descendant it is. A
-//! process may fork between the look and the signal; so it is looked again until nobody new is found.
+//! The service's process group is not enough: what made a session of its own is in another. So the
+//! tree is walked, from the supervisor's worker down, and each process is signalled through a pidfd
+//! after a second look at whose descendant it is. A process may fork between the look and the
+//! signal; so it is looked again until nobody new is found.
 
 use std::collections::BTreeSet;
 
@@ -30,8 +31,8 @@ pub(super) fn signal_tree(root: u32, signal: i32) {
 }
 
 fn signal_descendant(pid: u32, root: u32, signal: i32) {
-    // SAFETY: plain system calls; the pidfd is closed again. It names one process for ever, so that what is asked of the
-    // process id after it was opened holds for what is signalled.
+    // SAFETY: plain system calls; the pidfd is closed again. It names one process for ever, so that
+    // what is asked of the process id after it was opened holds for what is signalled.
     unsafe {
         let Ok(fd) = Errno::result(libc::syscall(libc::SYS_pidfd_open, pid, 0)) else {
             return;

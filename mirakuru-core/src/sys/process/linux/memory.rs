@@ -1,21 +1,24 @@
 //! Makes the fork of the supervisor cheap, whatever the size of the test process.
 //!
-//! A fork copies the page tables of the whole process (8 ms for 200 MB) and makes each page copy-on-write (the next
-//! write to each costs a fault: 45 ms for 200 MB). The supervisor needs next to nothing of that memory. So, for
-//! the moment of the fork, all anonymous memory is marked `MADV_DONTFORK`, except what the supervisor does need:
+//! A fork copies the page tables of the whole process (8 ms for 200 MB) and makes each page
+//! copy-on-write (the next write to each costs a fault: 45 ms for 200 MB). The supervisor needs
+//! next to nothing of that memory. So, for the moment of the fork, all anonymous memory is marked
+//! `MADV_DONTFORK`, except what the supervisor does need:
 //!
 //! * its arena (stacks, buffers, the plan);
-//! * the thread-local block of the forking thread, where libc keeps `errno`, and the kernel what it tells about preemption;
-//! * the top of the forking thread's stack: from 1.2.5 on, `clone` of musl leaves something in its own frame, and has the child
-//!   read it there before it calls what it was given;
+//! * the thread-local block of the forking thread, where libc keeps `errno`, and the kernel what it
+//!   tells about preemption;
+//! * the top of the forking thread's stack: from 1.2.5 on, `clone` of musl leaves something in its
+//!   own frame, and has the child read it there before it calls what it was given;
 //! * `.bss`, which the kernel shows as an anonymous mapping behind a file's.
 //!
 //! Files' mappings (code, `.data`, `.got`) are inherited as always.
 //!
-//! Another thread that forked in that moment would make a child without its memory. `fork` of libc is therefore held
-//! back by a `pthread_atfork` handler until the marks are off again. `vfork`, `posix_spawn` and threads share memory
-//! rather than copying it and are not concerned. What is left: a raw `clone` system call without `CLONE_VM` by
-//! another thread, and a mapping moved by `mremap` within that moment, which keeps its mark.
+//! Another thread that forked in that moment would make a child without its memory. `fork` of libc
+//! is therefore held back by a `pthread_atfork` handler until the marks are off again. `vfork`,
+//! `posix_spawn` and threads share memory rather than copying it and are not concerned. What is
+//! left: a raw `clone` system call without `CLONE_VM` by another thread, and a mapping moved by
+//! `mremap` within that moment, which keeps its mark.
 
 use std::cell::UnsafeCell;
 use std::fs::File;
@@ -25,8 +28,8 @@ use std::sync::Once;
 
 use super::super::arena::page_size;
 
-/// The lock between our forks and everybody else's: a pthread mutex, because the handlers of `pthread_atfork` lock it in
-/// one function and unlock it in another.
+/// The lock between our forks and everybody else's: a pthread mutex, because the handlers of
+/// `pthread_atfork` lock it in one function and unlock it in another.
 struct ForkLock(UnsafeCell<libc::pthread_mutex_t>);
 
 // SAFETY: a pthread mutex is made to be shared between threads.
@@ -40,11 +43,13 @@ unsafe extern "C" fn lock() {
 }
 
 unsafe extern "C" fn unlock() {
-    // SAFETY: as above; it was locked by this thread (in a forked child: by the thread that it is a copy of).
+    // SAFETY: as above; it was locked by this thread (in a forked child: by the thread that it is a
+    // copy of).
     unsafe { libc::pthread_mutex_unlock(FORK_LOCK.0.get()) };
 }
 
-/// Runs `fork` for each of these ranges of memory, while all other memory but what libc needs is left out of forks.
+/// Runs `fork` for each of these ranges of memory, while all other memory but what libc needs is
+/// left out of forks.
 pub(super) fn with_little_memory<T>(own: &[Range<usize>], mut fork: impl FnMut(usize) -> T) -> Vec<T> {
     static HANDLERS: Once = Once::new();
     HANDLERS.call_once(|| {
@@ -52,7 +57,8 @@ pub(super) fn with_little_memory<T>(own: &[Range<usize>], mut fork: impl FnMut(u
         unsafe { libc::pthread_atfork(Some(lock), Some(unlock), Some(unlock)) };
     });
 
-    // SAFETY: a pair of lock and unlock on this thread, with nothing between that unwinds (see `Restore`).
+    // SAFETY: a pair of lock and unlock on this thread, with nothing between that unwinds (see
+    // `Restore`).
     unsafe { lock() };
     let first = own.first().cloned().unwrap_or(0..0);
     let restore = Restore(anonymous_memory(&[first, thread_local_block(), stack_top()]));
@@ -74,7 +80,8 @@ pub(super) fn with_little_memory<T>(own: &[Range<usize>], mut fork: impl FnMut(u
     results
 }
 
-/// Takes the marks off, then lets others fork again: in `drop`, so that an unwinding panic does it as well.
+/// Takes the marks off, then lets others fork again: in `drop`, so that an unwinding panic does it
+/// as well.
 struct Restore(Vec<Range<usize>>);
 
 impl Drop for Restore {
@@ -88,15 +95,16 @@ impl Drop for Restore {
 }
 
 fn advise(range: &Range<usize>, advice: libc::c_int) {
-    // Failure is fine: a mapping that went away meanwhile, or one of a kind that takes no advice. It costs the
-    // supervisor some memory.
-    // SAFETY: this advice changes what a fork copies, never what this process sees.
+    // Failure is fine: a mapping that went away meanwhile, or one of a kind that takes no advice.
+    // It costs the supervisor some memory. SAFETY: this advice changes what a fork copies, never
+    // what this process sees.
     unsafe { libc::madvise(range.start as *mut libc::c_void, range.len(), advice) };
 }
 
-/// How far from the thread pointer and from `errno` thread-local memory is kept: room for libc's own description of the thread
-/// (about 2.5 kB) and for the area that the kernel itself writes to at each preemption (`rseq`), on whichever side of the pointer
-/// the architecture and the version of libc put them.
+/// How far from the thread pointer and from `errno` thread-local memory is kept: room for libc's
+/// own description of the thread (about 2.5 kB) and for the area that the kernel itself writes to
+/// at each preemption (`rseq`), on whichever side of the pointer the architecture and the version
+/// of libc put them.
 const THREAD_LOCAL_REACH: usize = 32 * 1024;
 
 /// The memory in which libc keeps this thread's `errno` and its own idea of the thread.
@@ -179,8 +187,8 @@ impl Mapping {
     }
 }
 
-/// Adds `range` without the parts that are in `keep`: neighbouring mappings are one line in `maps`, so that what must
-/// stay and what must go often share one.
+/// Adds `range` without the parts that are in `keep`: neighbouring mappings are one line in `maps`,
+/// so that what must stay and what must go often share one.
 fn cut(range: Range<usize>, keep: &[Range<usize>], found: &mut Vec<Range<usize>>) {
     let Some((first, others)) = keep.split_first() else {
         if !range.is_empty() {

@@ -1,5 +1,5 @@
-//! What the code that both back ends share (`sys/forked.rs`, `sys/service.rs`) asks of Linux. All but the last part runs
-//! after a fork: no allocation, no lock, no panic.
+//! What the code that both back ends share (`sys/forked.rs`, `sys/service.rs`) asks of Linux. All
+//! but the last part runs after a fork: no allocation, no lock, no panic.
 
 use std::fs::File;
 use std::io::{self, Read};
@@ -23,7 +23,8 @@ use libc::{SYS_setgid as SYS_SETGID, SYS_setgroups as SYS_SETGROUPS, SYS_setuid 
 #[cfg(any(target_arch = "x86", target_arch = "arm"))]
 use libc::{SYS_setgid32 as SYS_SETGID, SYS_setgroups32 as SYS_SETGROUPS, SYS_setuid32 as SYS_SETUID};
 
-// As bare system calls: libc's functions want to change all threads that the *test process* had, and crash.
+// As bare system calls: libc's functions want to change all threads that the *test process* had,
+// and crash.
 
 pub(in crate::sys::process) unsafe fn set_groups(count: usize, groups: *const u32) -> i64 {
     // SAFETY: as many groups as the caller says.
@@ -51,7 +52,8 @@ pub(in crate::sys::process) unsafe fn pipe(ends: &mut [i32; 2]) -> i32 {
     unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) }
 }
 
-/// Closes every descriptor but `keep` (ascending). `true` where the kernel did that in a few calls, none of which failed.
+/// Closes every descriptor but `keep` (ascending). `true` where the kernel did that in a few calls,
+/// none of which failed.
 pub(super) unsafe fn close_all_but(keep: *const i32, count: usize) -> bool {
     // SAFETY: `keep` has `count` entries; nothing in this process uses the others.
     unsafe {
@@ -82,7 +84,8 @@ unsafe fn close_range(first: i32, last: i32) -> bool {
     }
 }
 
-/// Whatever is open is closed when a program is executed, but for the standard streams and the sockets that are handed down.
+/// Whatever is open is closed when a program is executed, but for the standard streams and the
+/// sockets that are handed down.
 pub(in crate::sys::process) unsafe fn close_at_exec(a: &Arena) {
     const CLOSE_RANGE_CLOEXEC: i32 = 4;
     let first = 3_i32.wrapping_add(a.listen_count as i32);
@@ -133,13 +136,14 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
     let own: Vec<Range<usize>> = mappings.iter().map(|mapping| mapping.range()).collect();
     memory::with_little_memory(&own, |at| {
         let mapping = &mappings[at];
-        // SAFETY: the stack and the argument lie in the mapping, of which the child has a copy; `guard` keeps
-        // to what may be done after a fork.
+        // SAFETY: the stack and the argument lie in the mapping, of which the child has a copy;
+        // `guard` keeps to what may be done after a fork.
         let clone = |signal| unsafe {
             let (stack, arena) = (mapping.guard_stack(), mapping.arena().cast());
             libc::clone(supervisor::guard, stack, signal, arena)
         };
-        // No exit signal: invisible to a `waitpid(-1)` of the test's, which gets no SIGCHLD of it either.
+        // No exit signal: invisible to a `waitpid(-1)` of the test's, which gets no SIGCHLD of it
+        // either.
         let mut pid = clone(0);
         if pid < 0 && Errno::last() == Errno::EINVAL {
             // What emulates Linux in user space may know no such child.
@@ -149,7 +153,8 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
     })
 }
 
-/// Where the kernel finds this process's command line: fields 48 and 49 of `/proc/self/stat`. Empty when it does not say.
+/// Where the kernel finds this process's command line: fields 48 and 49 of `/proc/self/stat`. Empty
+/// when it does not say.
 pub(in crate::sys::process) fn arguments() -> Range<usize> {
     static ARGUMENTS: Lazy<Range<usize>> = Lazy::new(|| {
         let mut stat = String::new();
@@ -187,8 +192,8 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
     unsafe { libc::ppoll(&mut poll, 1, time, std::ptr::null()) };
 }
 
-/// For a supervisor that was killed, both its processes in the same instant: what carries the service's mark is ended from
-/// here.
+/// For a supervisor that was killed, both its processes in the same instant: what carries the
+/// service's mark is ended from here.
 pub(in crate::sys::process) fn last_resort(id: &str, _supervisor: i32, _service: i32) {
     sweep::kill_marked(&[id]);
 }

@@ -1,5 +1,5 @@
-//! Removes a service's private directory when the test process is not there any more to do it. Runs in the supervisor, after
-//! a fork: nothing here allocates, locks or panics.
+//! Removes a service's private directory when the test process is not there any more to do it. Runs
+//! in the supervisor, after a fork: nothing here allocates, locks or panics.
 
 use std::ffi::{CStr, c_char};
 use std::mem;
@@ -7,8 +7,8 @@ use std::mem;
 /// How deep directories are followed. What lies deeper stays, and the next run sweeps it.
 const DEPTH: u32 = 24;
 
-/// Removes a directory and all in it; symbolic links are removed, not followed. With a file `kept` in it, only the
-/// subdirectory `d` goes, and the lock that marks it as in use.
+/// Removes a directory and all in it; symbolic links are removed, not followed. With a file `kept`
+/// in it, only the subdirectory `d` goes, and the lock that marks it as in use.
 ///
 /// # Safety
 ///
@@ -25,7 +25,8 @@ pub(super) unsafe fn private_dir(path: *const c_char) {
             remove_entry(dir, c"d", DEPTH);
             libc::unlinkat(dir, c"lock".as_ptr(), 0);
         } else {
-            // The lock last: as long as it is there, a later run will finish what is interrupted here.
+            // The lock last: as long as it is there, a later run will finish what is interrupted
+            // here.
             empty(dir, DEPTH, Some(c"lock"));
             libc::unlinkat(dir, c"lock".as_ptr(), 0);
             libc::rmdir(path);
@@ -36,8 +37,8 @@ pub(super) unsafe fn private_dir(path: *const c_char) {
 
 /// Removes what is in a directory, but for one name.
 unsafe fn empty(dir: i32, depth: u32, spare: Option<&CStr>) {
-    // SAFETY: the kernel fills the buffer with whole records of `linux_dirent64`: u64 inode, i64 offset, u16 length, u8
-    // type, and the name with its final zero.
+    // SAFETY: the kernel fills the buffer with whole records of `linux_dirent64`: u64 inode, i64
+    // offset, u16 length, u8 type, and the name with its final zero.
     unsafe {
         let mut buffer = [0_u64; 128];
         // Removing while reading may skip entries: read again until a pass removes nothing.

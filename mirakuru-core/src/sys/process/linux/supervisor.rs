@@ -1,32 +1,38 @@
 //! The supervisor's own code: a guard and its worker.
 //!
-//! All of this runs after a fork of a process that may have many threads. So: system calls only, no allocation, no lock, no
-//! panic (no indexing, no arithmetic that may overflow, no `unwrap`), no thread-local value but `errno`. Memory that is not
-//! in the arena, on a stack of the arena, or in a file's mapping *is not there*.
+//! All of this runs after a fork of a process that may have many threads. So: system calls only, no
+//! allocation, no lock, no panic (no indexing, no arithmetic that may overflow, no `unwrap`), no
+//! thread-local value but `errno`. Memory that is not in the arena, on a stack of the arena, or in
+//! a file's mapping *is not there*.
 //!
 //! The order in which things happen is the guarantee:
 //!
-//! 1. The guard becomes a session leader (the runner's signals to its process group and terminal do not reach it) and a
-//!    subreaper *before* there is a worker; the worker becomes a subreaper *before* there is a service. So there is no moment
-//!    at which a descendant could escape upwards.
-//! 2. The worker watches the test process through a pidfd that was opened before the fork: no moment at which the
-//!    test process could die unseen. The socket's end of file says the same, but any other fork of the test process
-//!    may hold a copy of it.
+//! 1. The guard becomes a session leader (the runner's signals to its process group and terminal do
+//!    not reach it) and a subreaper *before* there is a worker; the worker becomes a subreaper
+//!    *before* there is a service. So there is no moment at which a descendant could escape
+//!    upwards.
+//! 2. The worker watches the test process through a pidfd that was opened before the fork: no
+//!    moment at which the test process could die unseen. The socket's end of file says the same,
+//!    but any other fork of the test process may hold a copy of it.
 //! 3. The service asks for SIGKILL at its parent's death first and checks its parent second.
-//! 4. To stop: the polite signal and SIGCONT to the group; after the grace the kill, until nothing is left; then the
-//!    last words of output into the log; then the last word to the test process; then the end.
+//! 4. To stop: the polite signal and SIGCONT to the group; after the grace the kill, until nothing
+//!    is left; then the last words of output into the log; then the last word to the test process;
+//!    then the end.
 //!
-//! Guard and worker are each other's insurance: the worker polls a pidfd of the guard, the guard gets SIGCHLD for the
-//! worker (a stopped one is continued). Whichever dies, the other kills the tree.
+//! Guard and worker are each other's insurance: the worker polls a pidfd of the guard, the guard
+//! gets SIGCHLD for the worker (a stopped one is continued). Whichever dies, the other kills the
+//! tree.
 //!
-//! They are two processes in *one memory* (`CLONE_VM`): a second copy of it would take as long as the first, to make and to
-//! take down, and as much room. What follows from that:
+//! They are two processes in *one memory* (`CLONE_VM`): a second copy of it would take as long as
+//! the first, to make and to take down, and as much room. What follows from that:
 //!
-//! * A SIGKILL takes one of them, as it would without: it is processes that are killed, and each has its own descriptors and
-//!   signals. Memory that runs out is the exception: the kernel then ends whoever shares the victim's. It chooses the largest,
-//!   and this is the smallest; should it be chosen all the same, the mark is left (`sweep`).
-//! * While there is a worker, the memory is the worker's. From the moment it is made until it is gone the guard has its own
-//!   stack, reads the list of locks, which nobody writes, and makes no call that fails: `errno` is one for both.
+//! * A SIGKILL takes one of them, as it would without: it is processes that are killed, and each
+//!   has its own descriptors and signals. Memory that runs out is the exception: the kernel then
+//!   ends whoever shares the victim's. It chooses the largest, and this is the smallest; should it
+//!   be chosen all the same, the mark is left (`sweep`).
+//! * While there is a worker, the memory is the worker's. From the moment it is made until it is
+//!   gone the guard has its own stack, reads the list of locks, which nobody writes, and makes no
+//!   call that fails: `errno` is one for both.
 //! * They have one command line between them, and two names.
 
 use std::ffi::{c_char, c_int, c_void};
@@ -46,7 +52,8 @@ use super::{os, remove, tree};
 
 /// After any kill signal but SIGKILL: how long until SIGKILL.
 const SECOND_KILL_MS: i64 = 1000;
-/// How much output is taken in one turn of the loop, so that a flood does not keep the worker from its other duties.
+/// How much output is taken in one turn of the loop, so that a flood does not keep the worker from
+/// its other duties.
 const READS_PER_TURN: usize = 8;
 
 // ---------------------------------------------------------------------------------------------------------- guard
@@ -56,7 +63,8 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
     // SAFETY: the arena is mapped in this process, and nobody else has it.
     unsafe {
         let a = &mut *argument.cast::<Arena>();
-        // First of all: what a test closes in this moment, a listener or a lock, is open here as long as this takes.
+        // First of all: what a test closes in this moment, a listener or a lock, is open here as
+        // long as this takes.
         let can_share = os::close_all_but(a.keep, a.keep_count);
         libc::setsid();
         libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
@@ -87,15 +95,16 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
             );
         }
         if worker < 0 {
-            // What emulates Linux in user space may know processes and threads, and nothing between.
+            // What emulates Linux in user space may know processes and threads, and nothing
+            // between.
             worker = libc::clone(self::worker, worker_stack, libc::SIGCHLD, argument);
         }
         if worker < 0 {
             fail(control, STAGE_SUPERVISOR, errno());
             return 1;
         }
-        // The socket must be the worker's alone: its end of file tells the test process that the worker is gone. The
-        // locks stay open here as well: they are free when both are gone.
+        // The socket must be the worker's alone: its end of file tells the test process that the
+        // worker is gone. The locks stay open here as well: they are free when both are gone.
         os::close_all_but(locks, lock_count);
         let clean = guard_looks_after(worker);
         // From here on the memory is this process's alone.
@@ -104,7 +113,8 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
     }
 }
 
-/// Sleeps until the worker ends; continues it where it was stopped. Says whether it had done its work.
+/// Sleeps until the worker ends; continues it where it was stopped. Says whether it had done its
+/// work.
 unsafe fn guard_looks_after(worker: i32) -> bool {
     // SAFETY: statuses go into local variables.
     unsafe {
@@ -141,7 +151,8 @@ struct Worker<'a> {
     main_alive: bool,
     /// The test process wants to know of new output.
     armed: bool,
-    /// There has been output since it was told of any. It may have read that already; it may also have looked just before.
+    /// There has been output since it was told of any. It may have read that already; it may also
+    /// have looked just before.
     news: bool,
     /// Nobody else is there to remove the private directory.
     clean_up: bool,
@@ -166,7 +177,8 @@ enum Phase {
     },
 }
 
-/// The worker, from its first instruction to its last. Its exit status 0 tells the guard that the tree is empty.
+/// The worker, from its first instruction to its last. Its exit status 0 tells the guard that the
+/// tree is empty.
 extern "C" fn worker(argument: *mut c_void) -> c_int {
     // SAFETY: the arena is mapped in this process, and nobody else has it.
     unsafe {
@@ -182,8 +194,9 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
             return 1;
         }
 
-        // Shares memory with the worker, which sleeps until the service has executed its program or failed to: no second
-        // copy of page tables, and the reason of a failure comes back through memory.
+        // Shares memory with the worker, which sleeps until the service has executed its program or
+        // failed to: no second copy of page tables, and the reason of a failure comes back through
+        // memory.
         let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
         let pid = libc::clone(service, a.service_stack, flags, argument);
         if pid < 0 {
@@ -262,7 +275,8 @@ impl Worker<'_> {
                     self.relay(1, READS_PER_TURN);
                 }
                 if guard_seen {
-                    // The insurance is gone: end it now, without grace, while this process is still here to do it.
+                    // The insurance is gone: end it now, without grace, while this process is still
+                    // here to do it.
                     self.conclude(runner);
                     return;
                 }
@@ -347,7 +361,8 @@ impl Worker<'_> {
                     }
                     PUBLISH => self.publish(),
                     SYNC => {
-                        // Bounded: a flood never ends, and what is there now is not more than a pipe holds.
+                        // Bounded: a flood never ends, and what is there now is not more than a
+                        // pipe holds.
                         self.relay(0, 64);
                         self.relay(1, 64);
                         send(self.a.control, [SYNCED, 0, 0, 0, 0, 0, 0, 0]);
@@ -366,7 +381,8 @@ impl Worker<'_> {
         // SAFETY: the paths are strings in the arena.
         unsafe {
             let mut error = libc::EINVAL;
-            // What has ended in the meantime is the test process's to report, as a start that has failed.
+            // What has ended in the meantime is the test process's to report, as a start that has
+            // failed.
             let is_gone = self.reap() || (!self.main_alive && self.status != 0);
             if is_gone {
                 error = libc::ESRCH;
@@ -385,7 +401,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Adds to a state file how the main process has ended: `exit=STATUS,LEFT,NS` and a zero byte. The last such entry counts.
+    /// Adds to a state file how the main process has ended: `exit=STATUS,LEFT,NS` and a zero byte.
+    /// The last such entry counts.
     unsafe fn record_exit(&self, path: *const c_char, left: bool) {
         // SAFETY: the path is a string in the arena; the line is a local variable.
         unsafe {
@@ -410,8 +427,8 @@ impl Worker<'_> {
         }
     }
 
-    /// The end of the tree and of what is on the disk. A service of the run that has ended before its runner leaves its state and its
-    /// log for those who come, until the runner ends as well.
+    /// The end of the tree and of what is on the disk. A service of the run that has ended before
+    /// its runner leaves its state and its log for those who come, until the runner ends as well.
     unsafe fn conclude(&mut self, runner: i32) {
         // SAFETY: as the functions that it calls.
         unsafe {
@@ -429,15 +446,16 @@ impl Worker<'_> {
             }
             if self.clean_up {
                 if self.published {
-                    // With what failed starts and killed processes have left in it: nobody needs any of it without the runner.
+                    // With what failed starts and killed processes have left in it: nobody needs
+                    // any of it without the runner.
                     remove::private_dir(self.a.run_dir);
                 }
                 if !self.a.private_dir.is_null() {
                     remove::private_dir(self.a.private_dir);
                 }
             }
-            // A guard that somebody stopped (SIGSTOP) would stay for ever, and with it the locks that it holds: there may
-            // be no test process left to continue it.
+            // A guard that somebody stopped (SIGSTOP) would stay for ever, and with it the locks
+            // that it holds: there may be no test process left to continue it.
             libc::syscall(
                 libc::SYS_pidfd_send_signal,
                 self.a.guard_pidfd,
@@ -466,10 +484,11 @@ impl Worker<'_> {
         }
     }
 
-    /// Signals the service's group, and lets it run if it was stopped. Once the main process is gone, its process id may
-    /// be somebody else's: then each child, with its group.
+    /// Signals the service's group, and lets it run if it was stopped. Once the main process is
+    /// gone, its process id may be somebody else's: then each child, with its group.
     unsafe fn signal_everybody(&mut self, signal: i32) {
-        // SAFETY: the group exists, and is the service's, as long as its leader has not been waited for.
+        // SAFETY: the group exists, and is the service's, as long as its leader has not been waited
+        // for.
         unsafe {
             if self.main_alive {
                 libc::kill(-self.a.service, signal);
@@ -480,7 +499,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Asks each child that was adopted, once. Members of the service's own group have been asked with the group.
+    /// Asks each child that was adopted, once. Members of the service's own group have been asked
+    /// with the group.
     unsafe fn tell_orphans(&mut self, signal: i32) {
         // SAFETY: `signal_child` asks the kernel whose child it is.
         unsafe {
@@ -548,8 +568,8 @@ impl Worker<'_> {
         unsafe {
             if self.main_alive {
                 libc::kill(-self.a.service, libc::SIGKILL);
-                // Its status, before `kill_all` lets the kernel throw statuses away. A killed process is gone in
-                // well under a millisecond, unless it waits for a disk.
+                // Its status, before `kill_all` lets the kernel throw statuses away. A killed
+                // process is gone in well under a millisecond, unless it waits for a disk.
                 for _ in 0..50 {
                     let mut status = 0;
                     if libc::waitpid(self.a.service, &mut status, libc::WNOHANG | libc::__WALL)
@@ -572,7 +592,8 @@ impl Worker<'_> {
             let group = if self.main_alive { self.a.service } else { 0 };
             tree::kill_all(group, &mut self.a.pids);
             if self.main_alive {
-                // It took longer to die, on a busy machine, and `kill_all` has thrown its status away: it was this.
+                // It took longer to die, on a busy machine, and `kill_all` has thrown its status
+                // away: it was this.
                 self.main_alive = false;
                 (self.status, self.ended_at) = (libc::SIGKILL, now_ns());
                 self.tell_exit(true);
@@ -616,7 +637,8 @@ impl Worker<'_> {
 
 /// Becomes the service. Shares the worker's memory, which sleeps meanwhile.
 extern "C" fn service(argument: *mut c_void) -> c_int {
-    // SAFETY: the arena is mapped, and its other user sleeps until this process executes a program or ends.
+    // SAFETY: the arena is mapped, and its other user sleeps until this process executes a program
+    // or ends.
     unsafe {
         let a = &mut *argument.cast::<Arena>();
         (a.failed_stage, a.failed_errno) = become_service(a);
@@ -626,10 +648,11 @@ extern "C" fn service(argument: *mut c_void) -> c_int {
 
 // ---------------------------------------------------------------------------------------------------------- tools
 
-/// A name of its own, so that a `pkill` meant for the test does not hit the supervisor: for `comm` and, by writing over the
-/// arguments that were inherited, for the command line.
+/// A name of its own, so that a `pkill` meant for the test does not hit the supervisor: for `comm`
+/// and, by writing over the arguments that were inherited, for the command line.
 unsafe fn name(a: &Arena, comm: &std::ffi::CStr) {
-    // SAFETY: `args` is `args_len` bytes of this process's own stack, where the kernel put the arguments.
+    // SAFETY: `args` is `args_len` bytes of this process's own stack, where the kernel put the
+    // arguments.
     unsafe {
         libc::prctl(libc::PR_SET_NAME, comm.as_ptr(), 0, 0, 0);
         if a.args_len > 0 {

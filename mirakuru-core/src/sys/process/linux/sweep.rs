@@ -1,8 +1,9 @@
-//! The last resort, for when guard and worker were killed at the same instant: ends what carries the mark of a service in
-//! its environment.
+//! The last resort, for when guard and worker were killed at the same instant: ends what carries
+//! the mark of a service in its environment.
 //!
-//! The mark is `MIRAKURU_ID=<id>`, a whole entry compared as a whole, never a substring. What cleared its environment is not
-//! found; a subreaper's proof has no such hole, which is why there are two.
+//! The mark is `MIRAKURU_ID=<id>`, a whole entry compared as a whole, never a substring. What
+//! cleared its environment is not found; a subreaper's proof has no such hole, which is why there
+//! are two.
 
 use std::fs;
 use std::io::Read;
@@ -10,7 +11,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-/// Kills every process that carries one of these marks, until a look finds none; but for no longer than a second.
+/// Kills every process that carries one of these marks, until a look finds none; but for no longer
+/// than a second.
 pub(crate) fn kill_marked(ids: &[&str]) {
     if ids.is_empty() {
         return;
@@ -53,7 +55,8 @@ fn carries(pid: u32, ids: &[&str]) -> bool {
     })
 }
 
-/// Through a pidfd, with a second look after it was opened: the process that is killed is the one that carries the mark.
+/// Through a pidfd, with a second look after it was opened: the process that is killed is the one
+/// that carries the mark.
 fn kill(pid: u32, ids: &[&str]) -> bool {
     // SAFETY: plain system calls; the pidfd is closed again.
     unsafe {

@@ -1,13 +1,16 @@
-//! Ends process trees. Runs in the supervisor, after a fork: nothing here allocates, locks or panics.
+//! Ends process trees. Runs in the supervisor, after a fork: nothing here allocates, locks or
+//! panics.
 //!
-//! The obvious loop ("kill the children, sleep, look again") fails: chains of processes that fork and exit at full
-//! speed outrun it, and their zombies fill the machine's table of processes. What holds:
+//! The obvious loop ("kill the children, sleep, look again") fails: chains of processes that fork
+//! and exit at full speed outrun it, and their zombies fill the machine's table of processes. What
+//! holds:
 //!
-//! * `SA_NOCLDWAIT` for SIGCHLD, so that the kernel reaps what dies (from the moment of the kill only: exit
-//!   statuses are lost);
+//! * `SA_NOCLDWAIT` for SIGCHLD, so that the kernel reaps what dies (from the moment of the kill
+//!   only: exit statuses are lost);
 //! * no sleep between looks, as long as there is something new;
 //! * the group of each child as well as the child;
-//! * for each child a pidfd, and then the question "is it mine?" to the kernel, so that no recycled process id is ever hit.
+//! * for each child a pidfd, and then the question "is it mine?" to the kernel, so that no recycled
+//!   process id is ever hit.
 //!
 //! The list of children is a hint. The proof that nothing is left is `waitpid` saying ECHILD.
 
@@ -18,7 +21,8 @@ use std::ptr;
 use super::super::arena::PIDS;
 use super::super::forked::errno;
 
-/// Kills every descendant and returns when there is none: when this process, a subreaper, has no child left.
+/// Kills every descendant and returns when there is none: when this process, a subreaper, has no
+/// child left.
 ///
 /// # Safety
 ///
@@ -40,8 +44,8 @@ pub(super) unsafe fn kill_all(group: i32, pids: &mut [i32; PIDS]) {
             for pid in pids.iter().take(count) {
                 signal_child(*pid, libc::SIGKILL, true);
             }
-            // Spin while the picture changes. A tree that only waits for the kernel to take it down (or for a disk)
-            // gets a sleep.
+            // Spin while the picture changes. A tree that only waits for the kernel to take it down
+            // (or for a disk) gets a sleep.
             let now = (count, pids.first().copied().unwrap_or(0));
             quiet_looks = if now == last {
                 quiet_looks.saturating_add(1)
@@ -100,7 +104,8 @@ pub(super) unsafe fn signal_child(pid: i32, signal: i32, group: bool) -> bool {
     }
 }
 
-/// Only a parent may wait for a process: the kernel's answer cannot be wrong about a recycled process id.
+/// Only a parent may wait for a process: the kernel's answer cannot be wrong about a recycled
+/// process id.
 unsafe fn is_my_child(pidfd: i32) -> bool {
     // SAFETY: the status goes into a local variable, and WNOWAIT leaves it with the kernel.
     unsafe {
@@ -115,7 +120,8 @@ pub(super) fn children(pids: &mut [i32]) -> usize {
     // "thread-self" has the calling thread's children only; the supervisor has one thread.
     match children_file(c"/proc/thread-self/children", pids) {
         Some(count) => count,
-        // A kernel without that file: everybody is a candidate, since `signal_child` asks whose child it is.
+        // A kernel without that file: everybody is a candidate, since `signal_child` asks whose
+        // child it is.
         None => all_processes(pids),
     }
 }
@@ -180,8 +186,8 @@ impl Numbers<'_> {
 
 /// All processes of the machine.
 fn all_processes(pids: &mut [i32]) -> usize {
-    // SAFETY: the kernel fills the buffer with whole records of `linux_dirent64`: u64 inode, i64 offset, u16 length, u8
-    // type, and the name with its final zero.
+    // SAFETY: the kernel fills the buffer with whole records of `linux_dirent64`: u64 inode, i64
+    // offset, u16 length, u8 type, and the name with its final zero.
     unsafe {
         let fd = libc::open(
             c"/proc".as_ptr(),

@@ -1,5 +1,5 @@
-//! What the code that both back ends share (`sys/forked.rs`, `sys/service.rs`) asks of the system, in POSIX calls. The first part runs
-//! after a fork: no allocation, no lock, no panic.
+//! What the code that both back ends share (`sys/forked.rs`, `sys/service.rs`) asks of the system,
+//! in POSIX calls. The first part runs after a fork: no allocation, no lock, no panic.
 
 use std::io;
 use std::mem;
@@ -53,9 +53,11 @@ pub(super) unsafe fn set_close_at_exec(fd: i32) {
     unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
 }
 
-/// Closes every descriptor but those that the arena says are kept, which are closed when a program is executed.
+/// Closes every descriptor but those that the arena says are kept, which are closed when a program
+/// is executed.
 pub(super) unsafe fn close_all_but_kept(a: &Arena) {
-    // SAFETY: `keep` has `keep_count` entries, in ascending order; nothing in this process uses the others.
+    // SAFETY: `keep` has `keep_count` entries, in ascending order; nothing in this process uses the
+    // others.
     unsafe {
         let mut next = 0_i32;
         for at in 0..a.keep_count {
@@ -66,8 +68,8 @@ pub(super) unsafe fn close_all_but_kept(a: &Arena) {
             set_close_at_exec(fd);
             next = fd.wrapping_add(1);
         }
-        // Other threads may have opened more between the look at them and the fork. As the lowest free number is always given
-        // first, those follow the others closely.
+        // Other threads may have opened more between the look at them and the fork. As the lowest
+        // free number is always given first, those follow the others closely.
         let mut closed_before = 0_i32;
         while next <= a.last_fd || closed_before < MANY_IN_A_ROW {
             closed_before = match libc::close(next) {
@@ -118,8 +120,9 @@ pub(crate) fn kill_marked(_: &[&str]) {}
 pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::Result<Pid>> {
     let fork_one = |mapping: &mut &mut Mapping| {
         let arena = mapping.arena();
-        // SAFETY: the mapping is this process's alone until the fork, and its child's own copy afterwards; `supervisor` keeps to what
-        // may be done after a fork, and does not return into code that does not know of it.
+        // SAFETY: the mapping is this process's alone until the fork, and its child's own copy
+        // afterwards; `supervisor` keeps to what may be done after a fork, and does not return into
+        // code that does not know of it.
         unsafe {
             (*arena).last_fd = last_fd((*arena).control);
             let pid = Errno::result(libc::fork())?;
@@ -135,8 +138,8 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
 /// More are not closed where it cannot be seen which are open.
 const MANY: u64 = 65_536;
 
-/// The highest number of a descriptor that is open now. There is no portable call that closes all, and the limit of how many there
-/// may be is often a million. `known` is one that is open.
+/// The highest number of a descriptor that is open now. There is no portable call that closes all,
+/// and the limit of how many there may be is often a million. `known` is one that is open.
 fn last_fd(known: RawFd) -> i32 {
     let listed = std::fs::read_dir("/dev/fd").into_iter().flatten().flatten();
     let open: Vec<i32> = listed
@@ -165,14 +168,15 @@ pub(in crate::sys::process) fn arguments() -> Range<usize> {
 /// Sleeps until there is something to read, but no longer than this.
 pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration>) {
     match timeout {
-        // `poll` knows milliseconds only, which are long for a service that is ready in less. `pselect` knows low numbers only.
+        // `poll` knows milliseconds only, which are long for a service that is ready in less.
+        // `pselect` knows low numbers only.
         Some(timeout) if timeout < Duration::from_millis(10) && (fd as usize) < libc::FD_SETSIZE => {
             let time = libc::timespec {
                 tv_sec: 0,
                 tv_nsec: timeout.subsec_nanos() as _,
             };
-            // SAFETY: the set is a local variable that has room for this descriptor, as was just asked; the others are not
-            // there.
+            // SAFETY: the set is a local variable that has room for this descriptor, as was just
+            // asked; the others are not there.
             unsafe {
                 let mut set: libc::fd_set = mem::zeroed();
                 libc::FD_SET(fd, &mut set);
@@ -202,17 +206,18 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
     }
 }
 
-/// For a supervisor that was killed: its service's group is ended from here. Not what has left the group, of which nobody knows
-/// any more.
+/// For a supervisor that was killed: its service's group is ended from here. Not what has left the
+/// group, of which nobody knows any more.
 pub(in crate::sys::process) fn last_resort(_: &str, supervisor: i32, service: i32) {
     if service <= 1 {
         return;
     }
     // SAFETY: plain system calls.
     unsafe {
-        // The number is the group's as long as one of it lives. If its leader does, the session says whether it is ours: each supervisor
-        // has one of its own. If it does not, nobody else can have got the number but a group whose leader has ended as
-        // well, all within the moment since the supervisor's death.
+        // The number is the group's as long as one of it lives. If its leader does, the session
+        // says whether it is ours: each supervisor has one of its own. If it does not, nobody else
+        // can have got the number but a group whose leader has ended as well, all within the moment
+        // since the supervisor's death.
         let session = libc::getsid(service);
         if session == supervisor || session < 0 {
             libc::kill(-service, libc::SIGKILL);

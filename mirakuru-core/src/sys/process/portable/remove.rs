@@ -1,19 +1,20 @@
-//! Removes a service's private directory when the test process is not there any more to do it. Runs in the supervisor, after
-//! a fork: nothing here allocates, locks or panics.
+//! Removes a service's private directory when the test process is not there any more to do it. Runs
+//! in the supervisor, after a fork: nothing here allocates, locks or panics.
 //!
-//! POSIX has no way of reading a directory that may be used there. So `rm` does that part. Where it is not to be had, the next
-//! run removes what is left.
+//! POSIX has no way of reading a directory that may be used there. So `rm` does that part. Where it
+//! is not to be had, the next run removes what is left.
 
 use std::ffi::{CStr, c_char};
 use std::ptr;
 
 use super::super::forked::errno;
 
-/// How long the removal of what a service has left may take. Then it goes on without the supervisor.
+/// How long the removal of what a service has left may take. Then it goes on without the
+/// supervisor.
 const PATIENCE_MS: i32 = 20_000;
 
-/// Removes a directory and all in it; symbolic links are removed, not followed. With a file `kept` in it, only the
-/// subdirectory `d` goes, and the lock that marks it as in use.
+/// Removes a directory and all in it; symbolic links are removed, not followed. With a file `kept`
+/// in it, only the subdirectory `d` goes, and the lock that marks it as in use.
 ///
 /// # Safety
 ///
@@ -33,7 +34,8 @@ pub(super) unsafe fn private_dir(path: *const c_char) {
         if libc::faccessat(dir, c"kept".as_ptr(), libc::F_OK, 0) == 0 {
             libc::unlinkat(dir, c"lock".as_ptr(), 0);
         } else {
-            // The lock last: as long as it is there, a later run will finish what is interrupted here.
+            // The lock last: as long as it is there, a later run will finish what is interrupted
+            // here.
             for name in [c"log", c"log.index", c"owner", c"lock"] {
                 libc::unlinkat(dir, name.as_ptr(), 0);
             }

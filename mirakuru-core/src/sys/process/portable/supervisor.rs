@@ -1,14 +1,18 @@
-//! The supervisor's own code. After a fork, as `sys/forked.rs` explains: system calls only, no allocation, no lock, no panic.
+//! The supervisor's own code. After a fork, as `sys/forked.rs` explains: system calls only, no
+//! allocation, no lock, no panic.
 //!
 //! The order in which things happen is what the guarantee rests on, as far as it goes here:
 //!
-//! 1. The supervisor becomes a session leader (the runner's signals to its process group and terminal do not reach it) and
-//!    has all signals blocked *before* there is a service.
-//! 2. It learns of the test process's death by the end of file of the socket, which comes at once; and should somebody else hold a
-//!    copy of the other end (a fork of the test process), by its having another parent, for which it asks from time to time.
-//! 3. The service is in a group of its own before the test process learns of it: both sides see to that.
-//! 4. To stop: the polite signal and SIGCONT to the group; after the grace the kill, until the group is empty; then the last words
-//!    of output into the log; then the last word to the test process; then the end.
+//! 1. The supervisor becomes a session leader (the runner's signals to its process group and
+//!    terminal do not reach it) and has all signals blocked *before* there is a service.
+//! 2. It learns of the test process's death by the end of file of the socket, which comes at once;
+//!    and should somebody else hold a copy of the other end (a fork of the test process), by its
+//!    having another parent, for which it asks from time to time.
+//! 3. The service is in a group of its own before the test process learns of it: both sides see to
+//!    that.
+//! 4. To stop: the polite signal and SIGCONT to the group; after the grace the kill, until the
+//!    group is empty; then the last words of output into the log; then the last word to the test
+//!    process; then the end.
 
 use std::ffi::c_int;
 use std::mem;
@@ -28,20 +32,23 @@ use super::{os, remove};
 
 /// How long until the next look at who the parent is.
 const LOOK_MS: i64 = 250;
-/// How long until the next look at a group that has lost its leader: nobody tells of the end of its members.
+/// How long until the next look at a group that has lost its leader: nobody tells of the end of its
+/// members.
 const ORPHANS_MS: i64 = 20;
 /// After any kill signal but SIGKILL: how long until SIGKILL.
 const SECOND_KILL_MS: i64 = 1000;
-/// After SIGKILL: how long the members of a group that has lost its leader may still be there. What is there then is dead, and waits
-/// for a first process that is slow to fetch exit statuses (those of containers are, or never do); it cannot be told apart
-/// from what waits for a disk.
+/// After SIGKILL: how long the members of a group that has lost its leader may still be there. What
+/// is there then is dead, and waits for a first process that is slow to fetch exit statuses (those
+/// of containers are, or never do); it cannot be told apart from what waits for a disk.
 const ZOMBIES_MS: i64 = 1000;
-/// How much output is taken in one turn of the loop, so that a flood does not keep the supervisor from its other duties.
+/// How much output is taken in one turn of the loop, so that a flood does not keep the supervisor
+/// from its other duties.
 const READS_PER_TURN: usize = 8;
 /// More than a pipe holds.
 const ALL_READS: usize = 64;
 
-/// Where the handler of SIGCHLD writes to, to end a `poll`. There is no call on all systems that waits for either.
+/// Where the handler of SIGCHLD writes to, to end a `poll`. There is no call on all systems that
+/// waits for either.
 ///
 /// It runs within `Worker::poll` only, where nobody needs `errno`; elsewhere the signal is blocked.
 static WAKE: AtomicI32 = AtomicI32::new(-1);
@@ -107,8 +114,8 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
         }
         libc::fcntl(wake[0], libc::F_SETFL, libc::O_NONBLOCK);
 
-        // Closed when the program is executed; if that fails, the reason comes through it. It must lie above all places that the
-        // service's sockets go to.
+        // Closed when the program is executed; if that fails, the reason comes through it. It must
+        // lie above all places that the service's sockets go to.
         let mut report = [-1; 2];
         if os::pipe(&mut report) != 0 {
             fail(a.control, STAGE_SUPERVISOR, errno());
@@ -129,7 +136,8 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
             fail(a.control, STAGE_SUPERVISOR, failed);
             return 1;
         }
-        // Before anybody signals the group. (It fails when the program has been executed; then the child has done it.)
+        // Before anybody signals the group. (It fails when the program has been executed; then the
+        // child has done it.)
         libc::setpgid(pid, pid);
         libc::close(lifted);
         close_streams(a);
@@ -342,10 +350,11 @@ impl Worker<'_> {
 
     /// Whether there is still somebody in the group.
     ///
-    /// A number cannot be given to a process while it is that of a group with members. As long as the leader has not been waited for,
-    /// there is no question. From then on the group is asked for again and again, and never again once it was seen to
-    /// be empty; were it to become empty and the number to be given away between two looks, then there would be a *process* of
-    /// that number, which this group has not any more.
+    /// A number cannot be given to a process while it is that of a group with members. As long as
+    /// the leader has not been waited for, there is no question. From then on the group is asked
+    /// for again and again, and never again once it was seen to be empty; were it to become empty
+    /// and the number to be given away between two looks, then there would be a *process* of that
+    /// number, which this group has not any more.
     fn group_lives(&mut self) -> bool {
         if self.main_alive {
             return true;
