@@ -1,5 +1,7 @@
 //! [`Banner`]: a line that the service prints when it is ready.
 
+use crate::util::hash;
+use std::hash::Hasher;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -129,6 +131,22 @@ impl Readiness for Banner {
         } else {
             format!("it printed {} lines{stream} that match `{pattern}`", self.times)
         }
+    }
+
+    fn fingerprint(&self, hasher: &mut dyn Hasher) {
+        let Banner {
+            given,
+            stream,
+            times,
+            pattern: _,
+            watch: _,
+            seen: _,
+            addr: _,
+            undecided: _,
+        } = self;
+        hash::text(hasher, given);
+        hash::number(hasher, stream.map_or(0, |stream| stream as u64 + 1));
+        hash::number(hasher, *times as u64);
     }
 
     fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {

@@ -1,6 +1,8 @@
 //! [`Check`]: a condition given as a closure.
 
+use crate::util::hash;
 use std::fmt;
+use std::hash::Hasher;
 use std::io;
 use std::sync::Arc;
 
@@ -61,6 +63,12 @@ impl fmt::Debug for Check {
 impl Readiness for Check {
     fn describe(&self) -> String {
         self.sentence.clone()
+    }
+
+    fn fingerprint(&self, hasher: &mut dyn Hasher) {
+        // The closure is known by the sentence alone.
+        let Check { sentence, poll: _ } = self;
+        hash::text(hasher, sentence);
     }
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         (self.poll)(cx)

@@ -1,5 +1,6 @@
 //! [`And`] and [`Or`]: two conditions as one.
 
+use std::hash::Hasher;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -41,6 +42,17 @@ impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
         } else {
             join(&self.first.describe(), "and", &self.second.describe())
         }
+    }
+
+    fn fingerprint(&self, hasher: &mut dyn Hasher) {
+        let And {
+            first,
+            second,
+            first_held: _,
+            second_held: _,
+        } = self;
+        first.fingerprint(hasher);
+        second.fingerprint(hasher);
     }
 
     fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {
@@ -136,6 +148,16 @@ impl<A: Readiness, B: Readiness> Or<A, B> {
 impl<A: Readiness, B: Readiness> Readiness for Or<A, B> {
     fn describe(&self) -> String {
         join(&self.first.describe(), "or", &self.second.describe())
+    }
+
+    fn fingerprint(&self, hasher: &mut dyn Hasher) {
+        let Or {
+            first,
+            second,
+            second_held: _,
+        } = self;
+        first.fingerprint(hasher);
+        second.fingerprint(hasher);
     }
 
     fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {

@@ -1,8 +1,10 @@
 //! [`Exec`]: a command that says whether the service is ready.
 
+use crate::util::hash;
 use std::ffi::OsString;
 use std::fmt;
 use std::fs::File;
+use std::hash::Hasher;
 use std::io::{self, Read};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
@@ -184,6 +186,26 @@ impl Exec {
 impl Readiness for Exec {
     fn describe(&self) -> String {
         format!("`{}` succeeded", self.shown())
+    }
+
+    fn fingerprint(&self, hasher: &mut dyn Hasher) {
+        let Exec {
+            command,
+            limit,
+            words: _,
+            run: _,
+            next: _,
+            last_error: _,
+        } = self;
+        command.fingerprint(hasher);
+        // It is executed in the test's working directory.
+        if let Some(program) = command
+            .program()
+            .filter(|program| program.to_string_lossy().contains('/'))
+        {
+            hash::path(hasher, std::path::Path::new(&program));
+        }
+        hash::number(hasher, limit.as_nanos() as u64);
     }
 
     fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {

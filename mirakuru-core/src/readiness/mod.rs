@@ -29,6 +29,7 @@ pub use sd_notify::SdNotify;
 pub use tcp::Tcp;
 pub use unix_socket::UnixSocket;
 
+use std::hash::Hasher;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
@@ -37,6 +38,7 @@ use std::time::Duration;
 use crate::error::Error;
 pub(crate) use crate::readiness::context::Wake;
 pub use crate::readiness::context::{Prepare, Probe};
+use crate::util::hash;
 
 /// A condition that must hold before a service counts as ready.
 ///
@@ -83,6 +85,17 @@ pub trait Readiness: Send + Sync + 'static {
     /// accepted connections on 127.0.0.1:6379*. Called after [`prepare`](Readiness::prepare); used
     /// in errors.
     fn describe(&self) -> String;
+
+    /// Feeds everything that tells this condition from another one of its type to the hasher: two
+    /// recipes for the same shared service must agree in it. Called before
+    /// [`prepare`](Readiness::prepare).
+    ///
+    /// The default feeds [`describe`](Readiness::describe). Override it in a condition whose settings
+    /// are not all in that sentence, or whose sentence differs from one test process to the next. The
+    /// type's name counts anyway.
+    fn fingerprint(&self, hasher: &mut dyn Hasher) {
+        hash::text(hasher, self.describe());
+    }
 
     /// Called before each start: fill in placeholders with [`Prepare::expand`], check the values,
     /// forget what an earlier start left behind, and [claim](Prepare::claim_addr) what nobody else

@@ -1,6 +1,8 @@
 //! [`PidFile`]: ready when a file exists.
 
+use crate::util::hash;
 use std::fs::{self, Metadata};
+use std::hash::Hasher;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -116,6 +118,17 @@ impl PidFile {
 impl Readiness for PidFile {
     fn describe(&self) -> String {
         format!("it wrote {}", self.path.display())
+    }
+
+    fn fingerprint(&self, hasher: &mut dyn Hasher) {
+        let PidFile {
+            wanted,
+            path: _,
+            before: _,
+            watching: _,
+            empty: _,
+        } = self;
+        hash::path(hasher, wanted);
     }
 
     fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {

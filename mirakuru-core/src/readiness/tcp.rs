@@ -1,5 +1,7 @@
 //! [`Tcp`]: ready when the service accepts TCP connections.
 
+use crate::util::hash;
+use std::hash::Hasher;
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -110,6 +112,14 @@ impl Readiness for Tcp {
                 format!("it accepted connections on {addr}")
             }
             Wanted::Addr(_) => format!("it accepted connections on {}", self.resolved.text),
+        }
+    }
+
+    fn fingerprint(&self, hasher: &mut dyn Hasher) {
+        let Tcp { wanted, resolved: _ } = self;
+        match wanted {
+            Wanted::Addr(addr) => hash::text(hasher, addr),
+            Wanted::Port(port) => hash::number(hasher, u64::from(*port)),
         }
     }
 

@@ -1,6 +1,8 @@
 //! [`UnixSocket`]: ready when the service accepts connections on a Unix socket.
 
+use crate::util::hash;
 use std::fs;
+use std::hash::Hasher;
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileTypeExt;
@@ -77,6 +79,17 @@ impl UnixSocket {
 impl Readiness for UnixSocket {
     fn describe(&self) -> String {
         format!("it accepted connections on {}", self.path.display())
+    }
+
+    fn fingerprint(&self, hasher: &mut dyn Hasher) {
+        let UnixSocket {
+            wanted,
+            path: _,
+            watching: _,
+            there: _,
+            next: _,
+        } = self;
+        hash::path(hasher, wanted);
     }
 
     fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {

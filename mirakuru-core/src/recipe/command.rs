@@ -5,8 +5,10 @@
 //! Placeholders are filled in *after* the split, so that a value with spaces in it stays one word.
 //! With `shell(true)` the string is a script and is not split at all.
 
+use crate::util::hash;
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
+use std::hash::Hasher;
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -49,6 +51,19 @@ pub(crate) enum Words {
 }
 
 impl Command {
+    pub(crate) fn fingerprint(&self, hasher: &mut dyn Hasher) {
+        let Command { words, extra } = self;
+        let all = |hasher: &mut dyn Hasher, words: &[OsString]| {
+            hash::number(hasher, words.len() as u64);
+            words.iter().for_each(|word| hash::text(hasher, word));
+        };
+        match words {
+            Words::Line(line) => hash::text(hasher, line),
+            Words::List(list) => all(hasher, list),
+        }
+        all(hasher, extra);
+    }
+
     fn line(line: impl Into<String>) -> Command {
         Command {
             words: Words::Line(line.into()),
@@ -130,8 +145,19 @@ impl Command {
         text
     }
 
-    /// The service's name where the recipe gives none: the file name of the program, or what comes
-    /// closest.
+    /// The first word as it is written, without a shell.
+    pub(crate) fn program(&self) -> Option<OsString> {
+        match &self.words {
+            Words::Line(line) => shell_words::split(line)
+                .ok()?
+                .into_iter()
+                .next()
+                .map(OsString::from),
+            Words::List(list) => list.first().cloned(),
+        }
+    }
+
+    /// The service's name where the recipe gives none: the file name of the program, or what comes closest.
     pub(crate) fn program_name(&self, shell: bool) -> String {
         let first = match &self.words {
             Words::Line(line) if shell => first_command(line),

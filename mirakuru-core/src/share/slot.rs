@@ -14,9 +14,9 @@ use crate::observe::events::timeline_now;
 use crate::readiness::Readiness;
 use crate::recipe::builder::ExecutorBuilder;
 use crate::run::state::State;
-use crate::run::{Run, hash, this_process};
+use crate::run::{Run, this_process};
 use crate::service_dir;
-use crate::share::key::key_text;
+use crate::share::key::key;
 use crate::sys;
 use crate::util::backoff::Pauses;
 use crate::util::deadline::scaled;
@@ -39,8 +39,7 @@ impl Run {
         kind: &str,
         recipe: &ExecutorBuilder<R>,
     ) -> Result<RunSlot, Error> {
-        let text = key_text(name, kind, recipe);
-        let key = format!("{:016x}{:016x}", hash(0, &text), hash(1, &text));
+        let key = key(name, kind, recipe);
         let slot = RunSlot {
             published: self.dir.join(format!("{key}.state")),
             lock: self.dir.join(format!("{key}.lock")),

@@ -1,9 +1,12 @@
-//! The one hash for names that several processes must agree on.
+//! The one hash for names that several processes must agree on, and the order in which data goes into it.
 
+use std::ffi::OsStr;
 use std::hash::Hasher;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, absolute};
 
-/// The standard library's hashes may differ from one Rust release to the next, and test binaries of
-/// two must agree. When two paths collide, their services take turns for nothing.
+/// A hash that is the same in every build: those of the standard library may differ from one Rust
+/// release to the next, and test binaries of two must agree.
 pub(crate) struct Fnv1a(pub(crate) u64);
 
 impl Hasher for Fnv1a {
@@ -14,5 +17,38 @@ impl Hasher for Fnv1a {
     }
     fn finish(&self) -> u64 {
         self.0
+    }
+}
+
+/// A number, in the same order of bytes everywhere.
+pub(crate) fn number(hasher: &mut dyn Hasher, number: u64) {
+    hasher.write(&number.to_le_bytes());
+}
+
+/// Bytes with their length, so that two texts are never taken for another two.
+pub(crate) fn bytes(hasher: &mut dyn Hasher, bytes: &[u8]) {
+    number(hasher, bytes.len() as u64);
+    hasher.write(bytes);
+}
+
+/// A text with placeholders, and the values of the environment variables that it names. Ports and
+/// directories get their values later, and count as placeholders.
+pub(crate) fn text(hasher: &mut dyn Hasher, text: impl AsRef<OsStr>) {
+    const BEGIN: &[u8] = b"{env:";
+    let mut rest = text.as_ref().as_bytes();
+    bytes(hasher, rest);
+    while let Some(at) = rest.windows(BEGIN.len()).position(|window| window == BEGIN) {
+        rest = &rest[at + BEGIN.len()..];
+        let name = rest.split(|byte| *byte == b'}').next().unwrap_or_default();
+        let value = std::env::var_os(OsStr::from_bytes(name)).unwrap_or_default();
+        bytes(hasher, value.as_bytes());
+    }
+}
+
+/// A path with placeholders. One that is relative to the working directory counts with that directory.
+pub(crate) fn path(hasher: &mut dyn Hasher, path: &Path) {
+    match absolute(path) {
+        Ok(absolute) if !path.as_os_str().as_bytes().starts_with(b"{") => text(hasher, absolute),
+        _ => text(hasher, path),
     }
 }

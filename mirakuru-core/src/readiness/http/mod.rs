@@ -8,7 +8,9 @@ mod target;
 #[cfg(test)]
 mod tests;
 
+use crate::util::hash;
 use std::fmt;
+use std::hash::Hasher;
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -273,6 +275,43 @@ impl Readiness for Http {
             printable(&self.method, 40),
             self.wanted
         )
+    }
+
+    fn fingerprint(&self, hasher: &mut dyn Hasher) {
+        let Http {
+            method,
+            given_url,
+            wanted,
+            given_headers,
+            given_body,
+            limit,
+            target: _,
+            listens: _,
+            next: _,
+            last_error: _,
+            first_bytes: _,
+        } = self;
+        hash::text(hasher, method);
+        hash::text(hasher, given_url);
+        match &wanted.0 {
+            WantedKind::Success => hash::number(hasher, 0),
+            WantedKind::Code(code) => hash::text(hasher, code.to_string()),
+            WantedKind::Pattern(pattern) => hash::text(hasher, pattern),
+        }
+        let pairs = |hasher: &mut dyn Hasher, pairs: &[(String, String)]| {
+            hash::number(hasher, pairs.len() as u64);
+            for (key, value) in pairs {
+                hash::text(hasher, key);
+                hash::text(hasher, value);
+            }
+        };
+        pairs(hasher, given_headers);
+        match given_body {
+            Body::None => hash::number(hasher, 0),
+            Body::Bytes(bytes) => hash::bytes(hasher, bytes),
+            Body::Form(form) => pairs(hasher, form),
+        }
+        hash::number(hasher, limit.as_nanos() as u64);
     }
 
     fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {
