@@ -3,7 +3,7 @@
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, ThreadId};
 
-use mirakuru_core::__private::{SharedServices, coloured, timeline_now};
+use mirakuru_core::__private::{SharedServices, shown, timeline_now};
 use mirakuru_core::Error;
 use once_cell::sync::OnceCell;
 
@@ -83,7 +83,7 @@ impl<T> Once<T> {
     pub fn get_or_start(&self, make: impl FnOnce() -> Result<T, Error>) -> &T {
         match self.try_get_or_start(make) {
             Ok(value) => value,
-            Err(error) => panic!("{} could not be started\n{}", self.title(), coloured(error)),
+            Err(error) => panic!("{} could not be started\n{}", self.title(), shown(error)),
         }
     }
 

@@ -9,7 +9,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use mirakuru_core::__private::{
-    Endpoints, Run, SharedLock, SlotState, Startable, coloured, start_together, test_begins,
+    Endpoints, Run, SharedLock, SlotState, Startable, shown, start_together, test_begins,
 };
 use mirakuru_core::{Error, Executor, Tcp};
 
@@ -211,7 +211,7 @@ pub struct Failure {
 
 impl Failure {
     fn report(&self) -> String {
-        let error = coloured(&self.error);
+        let error = shown(&self.error);
         match self.name {
             "" => format!("the test's fixture could not be started\n{error}"),
             name => format!("the fixture `{name}` could not be started\n{error}"),

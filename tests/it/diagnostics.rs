@@ -24,7 +24,7 @@ fn the_program_is_missing() {
     let error = start(Executor::builder("rediss-server --port 6379").env("PATH", scratch.path()));
     reads(
         &error,
-        "rediss-server --port 6379: failed to execute `rediss-server`: no such file or directory\n  \
+        "failed to execute `rediss-server`: no such file or directory\n  command:    rediss-server --port 6379\n  \
          hint:       no directory on PATH has `rediss-server`; did you mean `redis-serve`?",
     );
     // Of a server that many tests use, the package is known; unless it is there, where PATH does
@@ -54,7 +54,7 @@ fn the_program_is_not_executable() {
     reads(
         &start(Executor::builder([&file])),
         &format!(
-            "{file}: failed to execute `{file}`: permission denied\n  hint:       it is not executable: `chmod +x {file}`"
+            "failed to execute `{file}`: permission denied\n  hint:       it is not executable: `chmod +x {file}`"
         ),
     );
 }
@@ -63,7 +63,7 @@ fn the_program_is_not_executable() {
 fn the_directory_is_wrong() {
     reads(
         &start(Executor::builder("sleep 60").current_dir("/no/such/place")),
-        "sleep 60: failed to change to the working directory `/no/such/place`: no such file or directory\n  \
+        "failed to change to the working directory `/no/such/place`: no such file or directory\n  command:    sleep 60\n  \
          hint:       make it before the service is started, or use \"{dir}\", which is made for it",
     );
 }
@@ -374,7 +374,7 @@ fn the_banner_never_comes() {
 }
 
 #[test]
-fn only_the_end_of_a_long_output_is_shown() {
+fn the_first_and_the_last_lines_of_a_long_output_are_shown() {
     let script = "for i in $(seq 1 500); do echo line $i; done; exit 3";
     let error = start(
         Executor::builder(script)
@@ -383,7 +383,11 @@ fn only_the_end_of_a_long_output_is_shown() {
     );
     let text = report(&error);
     assert!(
-        text.contains("\n  output:     the last 20 lines, in [log]\n    | line 481\n"),
+        text.contains("\n  output:     the first 5 and the last 20 lines, in [log]\n    | line 1\n"),
+        "{text}"
+    );
+    assert!(
+        text.contains("\n    | line 5\n    … 475 lines are not shown\n    | line 481\n"),
         "{text}"
     );
     assert!(text.ends_with("\n    | line 500"), "{text}");

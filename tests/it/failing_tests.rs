@@ -166,6 +166,62 @@ fn section<'a>(output: &'a str, test: &str) -> &'a str {
 }
 
 #[test]
+#[ignore = "a part of another test"]
+fn starts_in_no_tmpdir() {
+    println!("{}", Executor::builder("sleep 60").start().unwrap_err());
+}
+
+#[test]
+fn a_missing_temp_dir_is_reported_with_its_remedy() {
+    let output = Command::new(env::current_exe().unwrap())
+        .args([
+            "--ignored",
+            "--exact",
+            "--nocapture",
+            test_name!(starts_in_no_tmpdir),
+        ])
+        .env("TMPDIR", "/no/such/dir")
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        text.contains(
+            "no such file or directory; make that directory, or let TMPDIR name one that you can write to"
+        ),
+        "{text}"
+    );
+}
+
+/// GitLab and GitHub find the log and the error in the output of the test.
+#[test]
+fn a_failing_test_tells_a_ci_server_where_the_log_is() {
+    let run = |variable: &str| {
+        let scratch = Scratch::new();
+        let output = Command::new(env::current_exe().unwrap())
+            .args(["--exact", test_name!(failing::a_panic), "--ignored"])
+            .env("TMPDIR", scratch.path())
+            .env_remove("GITHUB_ACTIONS")
+            .env_remove("GITLAB_CI")
+            .env(variable, "true")
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let text = run("GITLAB_CI");
+    let line = text.lines().find(|line| line.starts_with("[[ATTACHMENT|"));
+    let path = line.and_then(|line| line.strip_prefix("[[ATTACHMENT|")?.strip_suffix("]]"));
+    assert!(path.is_some_and(|path| path.ends_with("/log")), "{text}");
+    assert!(!text.contains("::error"), "{text}");
+    let text = run("GITHUB_ACTIONS");
+    let error = text.lines().find(|line| line.starts_with("::error title="));
+    assert!(
+        error.is_some_and(|line| line.contains("the last words")),
+        "{text}"
+    );
+    assert!(!text.contains("[[ATTACHMENT"), "{text}");
+}
+
+#[test]
 fn a_failing_test_shows_the_end_of_its_services_log() {
     for test in [
         test_name!(failing::a_panic),

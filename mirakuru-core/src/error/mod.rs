@@ -3,22 +3,23 @@
 //! Every variant displays as one line that says it all, followed by indented evidence: the last
 //! probe's own error, a timeline, the end of the service's log and where the whole of it is, and
 //! what to do about it. `Debug` prints the same as `Display`, because `unwrap()` and
-//! `fn main() -> Result` show `Debug`. How it is laid out is in [`report`](crate::error::report).
+//! `fn main() -> Result` show `Debug`. [`report`](crate::error::report) lays it out.
 
 pub(crate) mod programs;
 pub(crate) mod report;
 pub(crate) mod secrets;
+pub(crate) mod text;
 
 use std::error::Error as StdError;
 use std::fmt;
 use std::io;
-use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use crate::error::report::Layout;
+use crate::error::report::{Printed, Report, Reported};
 use crate::error::secrets::mask_urls;
+use crate::error::text::{Bytes, Cause, Ended, Span, of_system, one_line};
 
 /// Why a service could not be started, or did not end as it should.
 ///
@@ -207,7 +208,7 @@ impl Error {
             Err(error) => io::Error::other(error),
         };
         Error::System {
-            attempt: attempt.into(),
+            attempt: mask_urls(&attempt.into()).into_owned(),
             source,
         }
     }
@@ -235,7 +236,13 @@ pub struct Evidence {
     pub last_probe: Option<String>,
     /// What happened when, counted from the start of the service.
     pub timeline: Vec<(Duration, String)>,
-    /// The last lines that the service printed.
+    /// The first lines that the service printed, at most 5, where they are not in `tail`.
+    pub head: Vec<String>,
+    /// How many lines it printed between `head` and `tail`.
+    pub left_out: u64,
+    /// The last lines that the service printed, at most 20. Of four or more lines in a row that
+    /// differ only in times and process ids, the first and the last are here, and between them the
+    /// number of the others.
     pub tail: Vec<String>,
     /// The file that has everything it printed. Kept after a failure.
     pub log: Option<PathBuf>,
@@ -329,33 +336,11 @@ impl Error {
         }
     }
 
-    /// The command, where a variant has it.
-    fn command(&self) -> Option<&str> {
-        match self {
-            Error::Spawn { command, .. }
-            | Error::AlreadyRunning { command, .. }
-            | Error::Exited { command, .. }
-            | Error::Timeout { command, .. }
-            | Error::FailureLine { command, .. }
-            | Error::WrongListener { command, .. }
-            | Error::BadExit { command, .. }
-            | Error::Died { command, .. }
-            | Error::InvalidCommand { command, .. }
-            | Error::NotRunning { command, .. } => Some(command),
-            Error::InvalidReadiness { .. } | Error::FailedBefore { .. } | Error::System { .. } => None,
-        }
-    }
-
     /// The first line, which says it all.
-    fn headline(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    fn headline(&self) -> String {
         match self {
-            Error::Spawn {
-                command,
-                attempt,
-                source,
-                ..
-            } => {
-                write!(f, "{command}: failed to {attempt}: {}", Cause(source))
+            Error::Spawn { attempt, source, .. } | Error::System { attempt, source } => {
+                format!("failed to {attempt}: {}", Cause(source))
             }
             Error::AlreadyRunning {
                 command,
@@ -363,11 +348,12 @@ impl Error {
                 holder,
                 ..
             } => {
-                write!(f, "{command}: {endpoint} is already in use")?;
-                match holder {
-                    Some(holder) => write!(f, " by {holder}"),
-                    None => Ok(()),
-                }
+                let by = holder.as_ref().map(|holder| format!(" by {holder}"));
+                format!(
+                    "{}: {endpoint} is already in use{}",
+                    one_line(command),
+                    by.unwrap_or_default()
+                )
             }
             Error::Exited {
                 command,
@@ -375,156 +361,145 @@ impl Error {
                 elapsed,
                 status,
                 ..
-            } => {
-                write!(
-                    f,
-                    "{command}: {} after {}, before {awaited}",
-                    Ended(*status),
-                    Span(*elapsed)
-                )
-            }
+            } => format!(
+                "{}: {} after {}, before {awaited}",
+                one_line(command),
+                Ended(*status),
+                Span(*elapsed)
+            ),
             Error::Timeout {
                 command,
                 awaited,
                 elapsed,
                 ..
-            } => {
-                write!(
-                    f,
-                    "{command}: timed out after {}, before {awaited}",
-                    Span(*elapsed)
-                )
-            }
+            } => format!(
+                "{}: timed out after {}, before {awaited}",
+                one_line(command),
+                Span(*elapsed)
+            ),
             Error::FailureLine {
                 command,
                 line,
                 pattern,
                 elapsed,
                 ..
-            } => {
-                write!(
-                    f,
-                    "{command}: start-up failed after {}: it printed `{line}`, which matches `{pattern}`",
-                    Span(*elapsed)
-                )
-            }
+            } => format!(
+                "{}: start-up failed after {}: it printed `{line}`, which matches `{pattern}`",
+                one_line(command),
+                Span(*elapsed)
+            ),
             Error::WrongListener {
                 command,
                 endpoint,
                 holder,
                 ..
-            } => {
-                write!(
-                    f,
-                    "{command}: {endpoint} is answered by {holder}, which is not this service"
-                )
-            }
+            } => format!(
+                "{}: {endpoint} is answered by {holder}, which is not this service",
+                one_line(command)
+            ),
             Error::BadExit {
                 command,
                 status,
                 expected,
                 ..
-            } => {
-                write!(
-                    f,
-                    "{command}: {} when it was stopped, expected {expected}",
-                    Ended(*status)
-                )
-            }
+            } => format!(
+                "{}: {} when it was stopped, expected {expected}",
+                one_line(command),
+                Ended(*status)
+            ),
             Error::Died { command, status, .. } => {
-                write!(f, "{command}: the service of this run ")?;
-                match status {
-                    Some(status) => write!(f, "{}", Ended(*status))?,
-                    None => f.write_str("was killed together with its supervisor")?,
-                }
-                f.write_str(" while tests were using it, and is not started again")
+                let how = match status {
+                    Some(status) => Ended(*status).to_string(),
+                    None => "was killed together with its supervisor".to_owned(),
+                };
+                format!(
+                    "{}: the service of this run {how} while tests were using it, and is not started again",
+                    one_line(command)
+                )
             }
             Error::FailedBefore { report, process } => {
-                write!(
-                    f,
-                    "{report}\n  (so it went in {process}; one start is tried in a run)"
-                )
+                format!("{report}\n  (so it went in {process}; one start is tried in a run)")
             }
-            Error::InvalidCommand { command, reason } => write!(f, "invalid command `{command}`: {reason}"),
+            Error::InvalidCommand { command, reason } => {
+                format!("invalid command `{}`: {reason}", one_line(command))
+            }
             Error::InvalidReadiness { readiness, reason } => {
-                write!(f, "invalid readiness `{readiness}`: {reason}")
+                format!("invalid readiness `{readiness}`: {reason}")
             }
-            Error::NotRunning { command, action } => {
-                write!(
-                    f,
-                    "{command}: failed to {action}: the service is not running, start it first"
-                )
-            }
-            Error::System { attempt, source } => write!(f, "failed to {attempt}: {}", Cause(source)),
+            Error::NotRunning { command, action } => format!(
+                "{}: failed to {action}: the service is not running, start it first",
+                one_line(command)
+            ),
         }
+    }
+}
+
+impl Reported for Error {
+    fn report(&self) -> Report {
+        let mut report = Report::default();
+        report.headline(&self.headline());
+        if let Error::Spawn { command, attempt, .. } = self {
+            // The command is long where it is not the program alone.
+            if !attempt.contains(command.as_str()) {
+                report.entry("command", &one_line(command));
+            }
+        }
+        if let Some(evidence) = self.evidence() {
+            evidence.lay_out(&mut report);
+        }
+        if let Some(hint) = self.hint() {
+            report.entry("hint", hint);
+        }
+        report
     }
 }
 
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        struct Headline<'a>(&'a Error);
-        impl fmt::Display for Headline<'_> {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                self.0.headline(f)
-            }
-        }
-        let mut layout = Layout::new(f);
-        let mut headline = Headline(self).to_string();
-        if let Some(command) = self.command() {
-            headline = headline.replacen(command, &one_line(command), 1);
-        }
-        match self {
-            // What the service printed is shown as it is.
-            Error::FailureLine { .. } => layout.headline(&headline)?,
-            // Errors of other libraries like to show the URL that they could not connect to.
-            _ => layout.headline(&mask_urls(&headline))?,
-        }
-        if let Some(evidence) = self.evidence() {
-            evidence.lay_out(&mut layout)?;
-        }
-        match self.hint() {
-            Some(hint) => layout.entry("hint", hint),
-            None => Ok(()),
-        }
+        self.report().fmt(f)
     }
 }
 
 impl Evidence {
-    fn lay_out(&self, layout: &mut Layout<'_, '_>) -> fmt::Result {
+    fn lay_out(&self, report: &mut Report) {
         if let Some(about) = &self.about {
-            layout.entry("holder", about)?;
+            report.entry("holder", about);
         }
         if let Some(probe) = &self.last_probe {
-            layout.entry("last probe", &mask_urls(probe))?;
+            report.entry("last probe", probe);
         }
         if !self.timeline.is_empty() {
             let events = self.timeline.iter().map(|(when, what)| match when.is_zero() {
                 true => what.clone(),
                 false => format!("{what} after {}", Span(*when)),
             });
-            layout.entry("timeline", &events.collect::<Vec<_>>().join(", "))?;
+            report.entry("timeline", &events.collect::<Vec<_>>().join(", "));
         }
-        layout.output(&self.tail, self.log.as_deref())?;
+        report.output(Printed {
+            head: &self.head,
+            left_out: self.left_out,
+            tail: &self.tail,
+            log: self.log.as_deref(),
+        });
         if self.lost > 0 {
             let lost = format!(
                 "{} of its output could not be written to the log, and are missing: is the disk full?",
                 Bytes(self.lost)
             );
-            layout.entry("lost", &lost)?;
+            report.entry("lost", &lost);
         }
-        Ok(())
     }
 }
 
 impl fmt::Display for Evidence {
     /// As it stands below the first line of an error.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut layout = Layout::new(f);
-        self.lay_out(&mut layout)?;
-        match &self.hint {
-            Some(hint) => layout.entry("hint", hint),
-            None => Ok(()),
+        let mut report = Report::default();
+        self.lay_out(&mut report);
+        if let Some(hint) = &self.hint {
+            report.entry("hint", hint);
         }
+        report.fmt(f)
     }
 }
 
@@ -549,134 +524,11 @@ impl StdError for Error {
     }
 }
 
-/// A command on one line, and of a script or a long list of arguments the beginning and the end.
-fn one_line(command: &str) -> String {
-    const LONGEST: usize = 200;
-    let line = if command.contains(char::is_control) {
-        let lines = command
-            .split(char::is_control)
-            .map(str::trim)
-            .filter(|line| !line.is_empty());
-        lines.collect::<Vec<_>>().join(" ⏎ ")
-    } else {
-        command.to_owned()
-    };
-    let letters: Vec<char> = line.chars().collect();
-    if letters.len() <= LONGEST {
-        return line;
-    }
-    let (begin, end) = (&letters[..LONGEST - 50], &letters[letters.len() - 40..]);
-    format!(
-        "{} ... {}",
-        begin.iter().collect::<String>(),
-        end.iter().collect::<String>()
-    )
-}
-
-/// An operating system's error without Rust's "(os error 2)", and in lower case as the rest of the
-/// line.
-struct Cause<'a>(&'a io::Error);
-
-impl fmt::Display for Cause<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = self.0.to_string();
-        let text = text
-            .rsplit_once(" (os error")
-            .map_or(text.as_str(), |(before, _)| before);
-        let mut letters = text.chars();
-        match letters.next() {
-            Some(first) if letters.clone().next().is_some_and(char::is_lowercase) => {
-                write!(f, "{}{}", first.to_lowercase(), letters.as_str())
-            }
-            _ => f.write_str(text),
-        }
-    }
-}
-
-/// What to do about an error of the operating system.
-fn of_system(source: &io::Error) -> Option<&'static str> {
-    match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(
-            "free some space (`df -h` shows where it is gone), or set TMPDIR to a directory on another disk",
-        ),
-        io::ErrorKind::ReadOnlyFilesystem => Some("set TMPDIR to a directory that can be written to"),
-        _ => match source.raw_os_error().map(crate::sys::is_out_of_descriptors) {
-            Some(true) => Some("this process may not open more files: raise the limit, `ulimit -n`"),
-            _ => None,
-        },
-    }
-}
-
-/// How a process ended, in words: `exited with status 1`, `was killed by SIGSEGV (core dumped)`.
-pub(crate) struct Ended(pub(crate) ExitStatus);
-
-impl fmt::Display for Ended {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.0.code(), self.0.signal()) {
-            (Some(code), _) => write!(f, "exited with status {code}"),
-            (None, Some(signal)) => {
-                match crate::sys::signals::name(signal) {
-                    Some(name) => write!(f, "was killed by {name}")?,
-                    None => write!(f, "was killed by signal {signal}")?,
-                }
-                if self.0.core_dumped() {
-                    f.write_str(" (core dumped)")
-                } else {
-                    Ok(())
-                }
-            }
-            (None, None) => write!(f, "ended ({})", self.0),
-        }
-    }
-}
-
-/// A number of bytes as a person would say it: `312 bytes`, `40 kB`, `1.2 MB`.
-pub(crate) struct Bytes(pub(crate) u64);
-
-impl fmt::Display for Bytes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.0 {
-            1 => f.write_str("1 byte"),
-            0..10_000 => write!(f, "{} bytes", self.0),
-            10_000..1_000_000 => write!(f, "{} kB", self.0 / 1000),
-            _ => write!(f, "{:.1} MB", self.0 as f64 / 1e6),
-        }
-    }
-}
-
-/// A duration as a person would say it: `850 µs`, `12 ms`, `1.5 s`.
-pub(crate) struct Span(pub(crate) Duration);
-
-impl fmt::Display for Span {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let seconds = self.0.as_secs_f64();
-        if seconds < 0.001 {
-            write!(f, "{} µs", self.0.as_micros())
-        } else if seconds < 1.0 {
-            write!(f, "{} ms", self.0.as_millis())
-        } else if seconds >= 60.0 {
-            write!(f, "{seconds:.0} s")
-        } else {
-            let text = format!("{seconds:.1}");
-            write!(f, "{} s", text.strip_suffix(".0").unwrap_or(&text))
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::os::unix::process::ExitStatusExt;
 
-    #[test]
-    fn spans_are_said_as_a_person_would() {
-        let said = |millis: f64| Span(Duration::from_secs_f64(millis / 1000.0)).to_string();
-        assert_eq!(said(0.85), "850 µs");
-        assert_eq!(said(12.3), "12 ms");
-        assert_eq!(said(1500.0), "1.5 s");
-        assert_eq!(said(5000.0), "5 s");
-        assert_eq!(said(3001.0), "3 s");
-        assert_eq!(said(90_400.0), "90 s");
-    }
+    use super::*;
 
     #[test]
     fn the_report_has_a_headline_and_then_the_evidence() {
@@ -691,6 +543,8 @@ mod tests {
                     (Duration::ZERO, "spawned".to_owned()),
                     (Duration::from_millis(12), "exited".to_owned()),
                 ],
+                head: Vec::new(),
+                left_out: 0,
                 tail: vec!["bind: address in use".to_owned()],
                 log: Some(PathBuf::from("/tmp/x/log")),
                 lost: 40_000,
@@ -708,19 +562,6 @@ redis-server --port 6379: exited with status 1 after 12 ms, before it accepted c
   hint:       stop it";
         assert_eq!(error.to_string(), expected);
         assert_eq!(format!("{error:?}"), expected);
-    }
-
-    #[test]
-    fn system_errors_fit_into_a_sentence() {
-        let said = |number| Cause(&io::Error::from_raw_os_error(number)).to_string();
-        assert_eq!(said(2), "no such file or directory");
-        // As glibc has it, and musl.
-        assert!(
-            ["input/output error", "I/O error"].contains(&&*said(5)),
-            "{}",
-            said(5)
-        );
-        assert_eq!(Cause(&io::Error::other("EOF seen")).to_string(), "EOF seen");
     }
 
     #[test]
@@ -748,17 +589,6 @@ redis-server --port 6379: exited with status 1 after 12 ms, before it accepted c
         assert_eq!(
             text,
             "a ***: timed out after 1 s, before it ***\n  last probe: *** failed\n  output:     1 line\n    | x"
-        );
-    }
-
-    #[test]
-    fn a_script_takes_one_line() {
-        assert_eq!(one_line("sh -c 'echo a\n\tsleep 5'"), "sh -c 'echo a ⏎ sleep 5'");
-        assert_eq!(one_line("a  b"), "a  b");
-        let long = one_line(&format!("start {} end", "x".repeat(5000)));
-        assert!(
-            long.starts_with("start xx") && long.ends_with("xx end") && long.len() < 220,
-            "{long}"
         );
     }
 

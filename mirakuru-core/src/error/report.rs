@@ -1,5 +1,5 @@
-//! How a report looks: a first line that says it all, then what is known, each under its label,
-//! then what to do.
+//! How a report looks: a first line that says it all, then the evidence, each item under its label,
+//! then the hint.
 //!
 //! ```text
 //! redis-server --prot 6379: exited with status 1 after 12 ms, before it accepted connections on 127.0.0.1:6379
@@ -13,200 +13,357 @@
 //!   hint:       it does not know one of its arguments: see `redis-server --help`
 //! ```
 //!
-//! A report is plain text. Colours come on top ([`coloured`]), where mirakuru prints it itself, and
-//! onto a terminal.
+//! A [`Report`] is made of lines with a meaning. `Display` prints them plain. [`shown`] prints them
+//! as mirakuru does itself: in colours on a terminal, and with the lines that a CI server looks
+//! for.
 
 use std::fmt;
 use std::io::IsTerminal;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use once_cell::sync::Lazy;
 
-/// How many lines of output a report shows.
+/// The most lines that a report shows from the end of the output.
 pub(crate) const TAIL_LINES: usize = 20;
+/// The most lines that a report shows from the beginning of the output, where that is not in the
+/// end.
+pub(crate) const HEAD_LINES: usize = 5;
 /// Where the text after a label begins.
 const COLUMN: usize = 12;
 
-/// Lays out a report, line by line.
-pub(crate) struct Layout<'a, 'b> {
-    f: &'a mut fmt::Formatter<'b>,
-    begun: bool,
+/// A report, laid out and not yet printed.
+#[derive(Debug, Default)]
+pub struct Report {
+    lines: Vec<Line>,
+    log: Option<PathBuf>,
 }
 
-impl<'a, 'b> Layout<'a, 'b> {
-    pub(crate) fn new(f: &'a mut fmt::Formatter<'b>) -> Layout<'a, 'b> {
-        Layout { f, begun: false }
-    }
+#[derive(Debug)]
+enum Line {
+    Headline(String),
+    /// The label, which is empty for a further line of the same entry.
+    Entry(&'static str, String),
+    /// A line that the service printed.
+    Output(String),
+    /// Lines of the output that are not shown.
+    Gap(String),
+    /// A line of a report that another process has made.
+    Other(String),
+}
 
-    fn next_line(&mut self) -> fmt::Result {
-        match std::mem::replace(&mut self.begun, true) {
-            true => self.f.write_str("\n"),
-            false => Ok(()),
+/// Something that mirakuru reports.
+pub trait Reported {
+    fn report(&self) -> Report;
+}
+
+/// The part of a service's output that a report shows.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Printed<'a> {
+    /// The first lines, where they are not among the last.
+    pub(crate) head: &'a [String],
+    /// How many lines stand between the first and the last.
+    pub(crate) left_out: u64,
+    pub(crate) tail: &'a [String],
+    /// The file that has all of them.
+    pub(crate) log: Option<&'a Path>,
+}
+
+impl Report {
+    pub(super) fn headline(&mut self, text: &str) {
+        for (number, line) in text.lines().enumerate() {
+            self.lines.push(match number {
+                0 => Line::Headline(line.to_owned()),
+                _ => Line::Other(line.to_owned()),
+            });
         }
     }
 
-    pub(crate) fn headline(&mut self, headline: &dyn fmt::Display) -> fmt::Result {
-        self.next_line()?;
-        write!(self.f, "{headline}")
+    /// A label and its text; further lines of the text stand below the first.
+    pub(super) fn entry(&mut self, label: &'static str, text: &str) {
+        for (number, line) in text.lines().enumerate() {
+            let label = if number == 0 { label } else { "" };
+            self.lines.push(Line::Entry(label, line.to_owned()));
+        }
     }
 
-    /// A label and what is known; further lines of it stand below the first.
-    pub(crate) fn entry(&mut self, label: &str, text: &str) -> fmt::Result {
-        for (number, line) in text.lines().enumerate() {
-            self.next_line()?;
-            match number {
-                0 => write!(self.f, "  {:COLUMN$}{line}", format!("{label}:"))?,
-                _ => write!(self.f, "  {:COLUMN$}{line}", "")?,
+    /// The first and the last lines that a service printed, and where all of them are.
+    pub(super) fn output(&mut self, printed: Printed<'_>) {
+        self.log = printed.log.map(Path::to_owned);
+        let (head, tail) = match printed.head {
+            [] => (printed.head, without_empty(printed.tail)),
+            head => (without_empty(head), printed.tail),
+        };
+        let lines = match (head.len(), tail.len()) {
+            (0, 0) if printed.log.is_none() => return,
+            (0, 0) => "none".to_owned(),
+            (0, 1) => "1 line".to_owned(),
+            (0, n) if n < TAIL_LINES => format!("{n} lines"),
+            (0, n) => format!("the last {n} lines"),
+            (first, last) => format!("the first {first} and the last {last} lines"),
+        };
+        match printed.log {
+            Some(log) if !(head.is_empty() && tail.is_empty()) => {
+                self.entry("output", &format!("{lines}, in {}", log.display()));
+            }
+            _ => self.entry("output", &lines),
+        }
+        let output = |line: &String| Line::Output(line.clone());
+        self.lines.extend(head.iter().map(output));
+        if !head.is_empty() && printed.left_out > 0 {
+            self.lines
+                .push(Line::Gap(format!("{} lines are not shown", printed.left_out)));
+        }
+        self.lines.extend(tail.iter().map(output));
+    }
+
+    fn render(&self, f: &mut fmt::Formatter<'_>, paint: Paint) -> fmt::Result {
+        let Paint {
+            bold,
+            dim,
+            green,
+            off,
+        } = paint;
+        for (number, line) in self.lines.iter().enumerate() {
+            if number > 0 {
+                f.write_str("\n")?;
+            }
+            match line {
+                Line::Headline(text) => write!(f, "{bold}{text}{off}")?,
+                Line::Entry("", text) => write!(f, "  {:COLUMN$}{text}", "")?,
+                Line::Entry(label, text) => {
+                    let colour = if *label == "hint" { green } else { dim };
+                    let space = COLUMN.saturating_sub(label.len() + 1);
+                    write!(f, "{colour}  {label}:{off}{:space$}{text}", "")?;
+                }
+                Line::Output(text) if text.trim_end().is_empty() => write!(f, "    {dim}|{off}")?,
+                Line::Output(text) => write!(f, "    {dim}|{off} {}", text.trim_end())?,
+                Line::Gap(text) => write!(f, "    {dim}\u{2026} {text}{off}")?,
+                Line::Other(text) => f.write_str(text)?,
             }
         }
         Ok(())
     }
 
-    /// The last lines that a service printed, and where all of them are.
-    pub(crate) fn output(&mut self, tail: &[String], log: Option<&Path>) -> fmt::Result {
-        // Banners like to begin with an empty line, which tells nothing.
-        let first = tail.iter().position(|line| !line.trim().is_empty());
-        let tail = tail.get(first.unwrap_or(tail.len())..).unwrap_or_default();
-        let lines = match tail.len() {
-            0 if log.is_none() => return Ok(()),
-            0 => return self.entry("output", "none"),
-            1 => "1 line".to_owned(),
-            n if n < TAIL_LINES => format!("{n} lines"),
-            n => format!("the last {n} lines"),
-        };
-        match log {
-            Some(log) => self.entry("output", &format!("{lines}, in {}", log.display()))?,
-            None => self.entry("output", &lines)?,
+    /// The first line alone.
+    fn first(&self) -> &str {
+        match self.lines.first() {
+            Some(Line::Headline(text) | Line::Entry(_, text) | Line::Output(text)) => text,
+            _ => "",
         }
-        for line in tail {
-            self.next_line()?;
-            write!(self.f, "    {}", format!("| {line}").trim_end())?;
-        }
-        Ok(())
     }
 }
 
-/// The end of a service's log, for a test that fails while the service is fine.
+/// The lines without empty ones at the beginning: banners like to begin with one, and it tells
+/// nothing.
+fn without_empty(lines: &[String]) -> &[String] {
+    let first = lines.iter().position(|line| !line.trim().is_empty());
+    lines.get(first.unwrap_or(lines.len())..).unwrap_or_default()
+}
+
+/// The sequences that turn colours on and off.
+#[derive(Clone, Copy, Default)]
+struct Paint {
+    bold: &'static str,
+    dim: &'static str,
+    green: &'static str,
+    off: &'static str,
+}
+
+const COLOURS: Paint = Paint {
+    bold: "\u{1b}[1m",
+    dim: "\u{1b}[2m",
+    green: "\u{1b}[32m",
+    off: "\u{1b}[0m",
+};
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.render(f, Paint::default())
+    }
+}
+
+struct Coloured<'a>(&'a Report);
+
+impl fmt::Display for Coloured<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.render(f, COLOURS)
+    }
+}
+
+/// The output of a service, for a test that fails while the service is fine.
 pub(crate) struct Tail<'a> {
     pub(crate) command: &'a str,
-    pub(crate) lines: &'a [String],
-    pub(crate) log: &'a Path,
+    pub(crate) printed: Printed<'a>,
     /// Whether the lines are only those of one test.
     pub(crate) of_test: bool,
 }
 
-impl fmt::Display for Tail<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let mut layout = Layout::new(f);
+impl Reported for Tail<'_> {
+    fn report(&self) -> Report {
         let when = match self.of_test {
             true => "printed during this test",
             false => "printed",
         };
-        layout.headline(&format_args!("what `{}` {when}:", self.command))?;
-        layout.output(self.lines, Some(self.log))
+        let mut report = Report::default();
+        report.headline(&format!("what `{}` {when}:", self.command));
+        report.output(self.printed);
+        report
     }
+}
+
+fn is_set(name: &str) -> bool {
+    std::env::var_os(name).is_some_and(|value| !value.is_empty())
 }
 
 /// Whether what this process prints is seen on a terminal that takes colours. `NO_COLOR` with any
 /// text turns them off.
-fn has_colours() -> bool {
+pub(crate) fn has_colours() -> bool {
     static COLOURS: Lazy<bool> = Lazy::new(|| {
-        let set = |name| std::env::var_os(name).is_some_and(|value| !value.is_empty());
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
         // A test's captured output comes out of standard output, whatever it was printed to.
-        !set("NO_COLOR") && !dumb && std::io::stderr().is_terminal() && std::io::stdout().is_terminal()
+        !is_set("NO_COLOR") && !dumb && std::io::stderr().is_terminal() && std::io::stdout().is_terminal()
     });
     *COLOURS
 }
 
-/// A report as mirakuru prints it itself: with colours where somebody sees them.
-pub fn coloured(report: &dyn fmt::Display) -> String {
-    let report = report.to_string();
-    if has_colours() { colour(&report) } else { report }
+/// A report as mirakuru prints it itself: in colours on a terminal, and with the lines that a CI
+/// server looks for.
+pub fn shown(reported: &dyn Reported) -> String {
+    let report = reported.report();
+    let text = match has_colours() {
+        true => Coloured(&report).to_string(),
+        false => report.to_string(),
+    };
+    text + &for_ci(&report, |name| std::env::var(name).unwrap_or_default())
 }
 
-/// Prints into the output of the test on this thread, and never panics, as `eprintln!` does when
-/// nobody reads any more: that must not happen while a panic is under way, when the process would
-/// abort.
+/// Lines after a report: `[[ATTACHMENT|path]]`, by which GitLab and Jenkins attach the log to the
+/// test, and `::error`, which GitHub shows beside the change.
+fn for_ci(report: &Report, variable: impl Fn(&str) -> String) -> String {
+    let set = |name| !variable(name).is_empty();
+    let mut lines = String::new();
+    if let Some(log) = report
+        .log
+        .as_ref()
+        .filter(|_| set("JUNIT_ATTACHMENTS") || set("GITLAB_CI"))
+    {
+        // The line has to be alone on its line.
+        lines.push_str(&format!("\n[[ATTACHMENT|{}]]", log.display()));
+    }
+    if variable("GITHUB_ACTIONS") == "true" {
+        let message = escape_command(&report.to_string());
+        let title = escape_command(report.first())
+            .replace(':', "%3A")
+            .replace(',', "%2C");
+        lines.push_str(&format!("\n::error title={title}::{message}"));
+    }
+    lines
+}
+
+/// The text as part of a workflow command of GitHub, which is one line.
+fn escape_command(text: &str) -> String {
+    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+}
+
+/// Prints into the output of the test on this thread. Unlike `eprintln!`, never panics when nobody
+/// reads any more: while a panic is under way, another one would abort the process.
 pub(crate) fn print(text: String) {
-    // A thread inherits where the one that made it prints, and its panic is its own.
+    // A thread inherits the place where its maker prints, and its panic is its own.
     if let Ok(printer) = std::thread::Builder::new().spawn(move || eprintln!("{text}")) {
         let _ = printer.join();
     }
-}
-
-fn colour(report: &str) -> String {
-    const BOLD: &str = "\u{1b}[1m";
-    const DIM: &str = "\u{1b}[2m";
-    const GREEN: &str = "\u{1b}[32m";
-    const OFF: &str = "\u{1b}[0m";
-    let paint_line = |(number, line): (usize, &str)| {
-        if number == 0 {
-            return format!("{BOLD}{line}{OFF}");
-        }
-        if let Some(output) = line.strip_prefix("    | ") {
-            return format!("    {DIM}|{OFF} {output}");
-        }
-        match line.split_once(": ") {
-            Some((label, text)) if label.starts_with("  ") && label.len() <= COLUMN => {
-                let colour = if label.trim() == "hint" { GREEN } else { DIM };
-                format!("{colour}{label}:{OFF} {text}")
-            }
-            _ => line.to_owned(),
-        }
-    };
-    let lines: Vec<String> = report.lines().enumerate().map(paint_line).collect();
-    lines.join("\n")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    struct Report;
-
-    impl fmt::Display for Report {
-        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            let mut layout = Layout::new(f);
-            layout.headline(&"it: failed")?;
-            layout.entry("last probe", "one\ntwo")?;
-            layout.output(&["  a: b".to_owned()], Some(Path::new("/log")))?;
-            layout.entry("hint", "do it")
-        }
+    fn report() -> Report {
+        let mut report = Report::default();
+        report.headline("it: failed");
+        report.entry("last probe", "one\ntwo");
+        report.output(Printed {
+            tail: &["  a: b".to_owned()],
+            log: Some(Path::new("/log")),
+            ..Printed::default()
+        });
+        report.entry("hint", "do it");
+        report
     }
 
     #[test]
     fn labels_have_a_column() {
         let expected = "it: failed\n  last probe: one\n              two\n  output:     1 line, in /log\n    |   a: b\n  \
                         hint:       do it";
-        assert_eq!(Report.to_string(), expected);
+        assert_eq!(report().to_string(), expected);
     }
 
     #[test]
     fn silence_is_told() {
-        struct Silent(Option<&'static Path>);
-        impl fmt::Display for Silent {
-            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                Layout::new(f).output(&[], self.0)
-            }
-        }
-        assert_eq!(Silent(Some(Path::new("/log"))).to_string(), "  output:     none");
-        assert_eq!(Silent(None).to_string(), "");
+        let silent = |log: Option<&'static str>| {
+            let mut report = Report::default();
+            report.output(Printed {
+                log: log.map(Path::new),
+                ..Printed::default()
+            });
+            report.to_string()
+        };
+        assert_eq!(silent(Some("/log")), "  output:     none");
+        assert_eq!(silent(None), "");
     }
 
     #[test]
-    fn paint_changes_no_letter() {
-        let coloured = colour(&Report.to_string());
+    fn the_first_lines_stand_above_the_last() {
+        let lines = |text: &str| text.split(' ').map(str::to_owned).collect::<Vec<_>>();
+        let mut report = Report::default();
+        report.output(Printed {
+            head: &lines("1 2"),
+            left_out: 7,
+            tail: &lines("10 11"),
+            log: Some(Path::new("/log")),
+        });
+        assert_eq!(
+            report.to_string(),
+            "  output:     the first 2 and the last 2 lines, in /log\n    | 1\n    | 2\n    … 7 lines are not shown\n    \
+             | 10\n    | 11"
+        );
+    }
+
+    #[test]
+    fn colours_change_no_letter() {
+        let coloured = Coloured(&report()).to_string();
         let mut plain = coloured.clone();
         for code in ["1", "2", "32", "0"] {
             plain = plain.replace(&format!("\u{1b}[{code}m"), "");
         }
-        assert_eq!(plain, Report.to_string());
+        assert_eq!(plain, report().to_string());
         assert!(
             coloured.starts_with("\u{1b}[1mit: failed\u{1b}[0m\n"),
             "{coloured:?}"
         );
         assert!(coloured.contains("\u{1b}[2m|\u{1b}[0m   a: b"), "{coloured:?}");
         assert!(coloured.contains("\u{1b}[32m  hint:"), "{coloured:?}");
+    }
+
+    #[test]
+    fn ci_servers_get_their_lines() {
+        let lines = |set: &'static str, value: &'static str| {
+            for_ci(&report(), move |name| {
+                if name == set {
+                    value.to_owned()
+                } else {
+                    String::new()
+                }
+            })
+        };
+        assert_eq!(lines("NONE", "1"), "");
+        assert_eq!(lines("GITLAB_CI", "true"), "\n[[ATTACHMENT|/log]]");
+        assert_eq!(lines("JUNIT_ATTACHMENTS", "1"), "\n[[ATTACHMENT|/log]]");
+        let github = lines("GITHUB_ACTIONS", "true");
+        assert!(
+            github.starts_with("\n::error title=it%3A failed::it: failed%0A  last probe: one%0A"),
+            "{github:?}"
+        );
+        assert_eq!(github.lines().count(), 2);
     }
 }

@@ -2,8 +2,9 @@
 
 use std::process::ExitStatus;
 
-use crate::error::report::{TAIL_LINES, Tail, coloured, print};
-use crate::error::{Ended, Error, Span};
+use crate::error::Error;
+use crate::error::report::{HEAD_LINES, Printed, TAIL_LINES, Tail, print, shown};
+use crate::error::text::{Ended, Span};
 use crate::executor::Executor;
 use crate::executor::process::{Observed, Owned};
 use crate::observe::events as timeline;
@@ -131,16 +132,20 @@ impl<R> Drop for Executor<R> {
     fn drop(&mut self) {
         let core = &mut self.core;
         if test_has_failed() && core.pid != 0 {
-            let lines = core.output.tail(TAIL_LINES, core.since);
-            if !lines.is_empty() {
+            let printed = core.output.excerpt(core.since, HEAD_LINES, TAIL_LINES);
+            if !printed.tail.is_empty() {
                 core.keep_log();
                 let tail = Tail {
                     command: &core.command,
-                    lines: &lines,
-                    log: &core.service_dir.log(),
+                    printed: Printed {
+                        head: &printed.head,
+                        left_out: printed.left_out,
+                        tail: &printed.tail,
+                        log: Some(&core.service_dir.log()),
+                    },
                     of_test: false,
                 };
-                print(coloured(&tail));
+                print(shown(&tail));
             }
         }
         if let Ok(mut owned) = self.process.owned(core, "stop") {

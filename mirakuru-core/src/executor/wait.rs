@@ -4,8 +4,9 @@
 use std::io;
 use std::time::Duration;
 
-use crate::error::report::TAIL_LINES;
-use crate::error::{Ended, Error, Evidence};
+use crate::error::report::{HEAD_LINES, TAIL_LINES};
+use crate::error::text::Ended;
+use crate::error::{Error, Evidence};
 use crate::executor::hint;
 use crate::executor::process::{Core, Observed};
 use crate::observe::progress::{self, Progress};
@@ -224,9 +225,9 @@ impl Core {
                 timeline.push((at(exit.at), Ended(exit.status).to_string()));
             }
         }
-        let tail = self.output.tail(TAIL_LINES, self.since);
+        let printed = self.output.excerpt(self.since, HEAD_LINES, TAIL_LINES);
         let hint = hint::of(&hint::Symptoms {
-            tail: &tail,
+            tail: &[printed.head.as_slice(), &printed.tail].concat(),
             exit: exit.map(|exit| exit.status),
             program: &self.values.mask(&self.program()),
             shell: self.spec.shell,
@@ -237,7 +238,9 @@ impl Core {
         Box::new(Evidence {
             last_probe,
             timeline,
-            tail,
+            head: printed.head,
+            left_out: printed.left_out,
+            tail: printed.tail,
             log: Some(self.service_dir.log()),
             lost: self.output.lost(self.since),
             about: None,

@@ -483,7 +483,7 @@ pub(crate) fn gone(id: &str, exit: Option<Exit>) {
         let mut status = String::new();
         if let Some(exit) = exit {
             let _ = write!(at, "{}", exit.at);
-            let _ = write!(status, "{}", crate::error::Ended(exit.status));
+            let _ = write!(status, "{}", crate::error::text::Ended(exit.status));
         }
         put(timeline, 'G', sys::clock_ns(), &[id, &at, &status]);
         timeline.refresh();

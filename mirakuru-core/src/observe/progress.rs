@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 
 use once_cell::sync::Lazy;
 
-use crate::error::Span;
+use crate::error::text::Span;
 use crate::sys;
 use crate::util::say::{is_quiet, say};
 use crate::util::text::printable;

@@ -155,7 +155,7 @@ mod tests {
             "span stop: service=\"sleeper\" pid=",
             "stopped: status=\"was killed by SIGTERM\"",
             "span start: service=\"no-such-program-at-all\"",
-            "failed: error=\"no-such-program-at-all: failed to execute `no-such-program-at-all`: no such file or directory\"",
+            "failed: error=\"failed to execute `no-such-program-at-all`: no such file or directory\"",
         ];
         let places: Vec<usize> = order
             .iter()

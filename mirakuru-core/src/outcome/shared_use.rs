@@ -19,7 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Once};
 use std::thread;
 
-use crate::error::report::{TAIL_LINES, Tail, coloured, print};
+use crate::error::report::{HEAD_LINES, Printed, TAIL_LINES, Tail, print, shown};
 use crate::observe::events as timeline;
 use crate::output::reader::{Cursor, OutputReader};
 use crate::sys;
@@ -172,8 +172,8 @@ impl Service {
 
     fn tail(&self, since: u64) -> Option<String> {
         let since: Cursor = self.output.since_time(since);
-        let lines = self.output.tail(TAIL_LINES, since);
-        if lines.is_empty() {
+        let printed = self.output.excerpt(since, HEAD_LINES, TAIL_LINES);
+        if printed.tail.is_empty() {
             return None;
         }
         // The log is to be read after the test, unless all that has failed is that the run was
@@ -181,10 +181,14 @@ impl Service {
         if !crate::run::is_over() {
             let _ = std::fs::File::create(&self.kept);
         }
-        Some(coloured(&Tail {
+        Some(shown(&Tail {
             command: &self.command,
-            lines: &lines,
-            log: &self.log,
+            printed: Printed {
+                head: &printed.head,
+                left_out: printed.left_out,
+                tail: &printed.tail,
+                log: Some(&self.log),
+            },
             of_test: true,
         }))
     }

@@ -10,6 +10,8 @@ use crate::util::text::printable;
 pub(super) const SNAPSHOT: u64 = 16 * 1024 * 1024;
 /// How much of the log is looked at for the last lines.
 const TAIL: u64 = 64 * 1024;
+/// How much of the log is looked at for the lines of a report.
+const EXCERPT: u64 = 1024 * 1024;
 /// The length at which a line of the tail is cut, in characters.
 pub(super) const TAIL_LINE: usize = 400;
 
@@ -185,6 +187,75 @@ impl OutputReader {
             .collect()
     }
 
+    /// The first and the last lines that were printed since, fit to be shown. Lines in a row that
+    /// differ only in their times and process ids are folded: a client that knocks a hundred times
+    /// does not push everything else out.
+    pub(crate) fn excerpt(&self, since: Cursor, first: usize, last: usize) -> Excerpt {
+        let end = self.end();
+        let logs = self.collect(since, EXCERPT);
+        let mut folded = fold(logs.lines().map(|line| printable(line, TAIL_LINE)));
+        if logs.truncated {
+            if let Some((line, _)) = folded.first_mut() {
+                // It begins somewhere in its middle.
+                line.insert(0, '\u{2026}');
+            }
+        } else if folded.len() <= last {
+            return Excerpt {
+                head: Vec::new(),
+                left_out: 0,
+                tail: folded.into_iter().map(|(line, _)| line).collect(),
+            };
+        }
+        let at = folded.len().saturating_sub(last);
+        let tail = folded.split_off(at);
+        let (total, mut head) = match logs.truncated {
+            false => (logs.order.len() as u64, folded),
+            true => (
+                self.count_lines(since, end),
+                fold(
+                    self.beginning(since, end)
+                        .lines()
+                        .map(|line| printable(line, TAIL_LINE)),
+                ),
+            ),
+        };
+        head.truncate(first);
+        let shown: u64 = head.iter().chain(&tail).map(|(_, count)| count).sum();
+        let texts = |lines: Vec<(String, u64)>| lines.into_iter().map(|(line, _)| line).collect();
+        Excerpt {
+            left_out: total.saturating_sub(shown),
+            head: texts(head),
+            tail: texts(tail),
+        }
+    }
+
+    /// The beginning of what was printed since, for a log that is longer than that.
+    fn beginning(&self, since: Cursor, end: Cursor) -> Logs {
+        let mut assembly = Assembly::default();
+        let mut cursor = since;
+        let mut length = 0;
+        let _ = self.walk(&mut cursor, Some(end), &mut |piece, _| {
+            if length < TAIL_LINE * 20 {
+                if let Piece::Output(_, bytes) = piece {
+                    length += bytes.len();
+                }
+                assembly.add(piece);
+            }
+        });
+        assembly.finish(self.path.clone(), false)
+    }
+
+    fn count_lines(&self, since: Cursor, end: Cursor) -> u64 {
+        let mut count = 0;
+        let mut cursor = since;
+        let _ = self.walk(&mut cursor, Some(end), &mut |piece, _| {
+            if let Piece::Output(_, bytes) = piece {
+                count += bytes.iter().filter(|&&byte| byte == b'\n').count() as u64;
+            }
+        });
+        count
+    }
+
     fn collect(&self, since: Cursor, limit: u64) -> Logs {
         let end = self.end();
         let mut assembly = Assembly::default();
@@ -194,6 +265,58 @@ impl OutputReader {
         let _ = self.walk(&mut cursor, Some(end), &mut |piece, _| assembly.add(piece));
         assembly.finish(self.path.clone(), start.given > since.given)
     }
+}
+
+/// The part of a log that a report shows.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Excerpt {
+    /// The first lines, where they are not among the last.
+    pub(crate) head: Vec<String>,
+    /// How many lines stand between the two.
+    pub(crate) left_out: u64,
+    pub(crate) tail: Vec<String>,
+}
+
+/// The lines, each with the number of lines that it stands for. Of four or more in a row that
+/// differ only in their times and process ids, the first and the last stay, with a line between
+/// them that counts the others.
+fn fold(lines: impl Iterator<Item = String>) -> Vec<(String, u64)> {
+    let mut folded: Vec<(String, u64)> = Vec::new();
+    let mut pattern = String::new();
+    // How many lines like the last one there are.
+    let mut alike = 0;
+    for line in lines {
+        let same = without_time(&line);
+        if same == pattern && !pattern.is_empty() {
+            alike += 1;
+        } else {
+            pattern = same;
+            alike = 1;
+        }
+        if alike < 4 {
+            folded.push((line, 1));
+            continue;
+        }
+        let at = folded.len();
+        folded[at - 1] = (line, 1);
+        folded[at - 2] = (format!("({} more lines like this)", alike - 2), alike - 2);
+    }
+    folded
+}
+
+/// The line without the digits of its times, dates and process ids, which differ where the rest
+/// says the same.
+fn without_time(line: &str) -> String {
+    let words = line.split_whitespace().map(|word| {
+        let count = |c| word.matches(c).count();
+        let number = word.trim_matches(['[', ']', '(', ')', ':', ',']);
+        let is_id = number.len() < word.len() && number.bytes().all(|byte| byte.is_ascii_digit());
+        match is_id || count(':') >= 2 || count('-') >= 2 || count('/') >= 2 {
+            true => word.chars().filter(|c| !c.is_ascii_digit()).collect(),
+            false => word.to_owned(),
+        }
+    });
+    words.collect::<Vec<_>>().join(" ")
 }
 
 /// Puts a snapshot together, piece by piece.

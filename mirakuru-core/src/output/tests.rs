@@ -174,6 +174,65 @@ fn the_tail_is_short_and_harmless() {
 }
 
 #[test]
+fn lines_that_repeat_do_not_push_out_the_first_ones() {
+    let dir = TestDir::new();
+    let mut log = LogWriter::create(dir.path());
+    let reader = log.reader();
+    log.stdout("version 7\nlistening\n");
+    for number in 0..100 {
+        log.stderr(format!("12:00:{number:02} [77{number}] FATAL: starting up\n"));
+    }
+    log.stdout("bye\n");
+    let excerpt = reader.excerpt(Cursor::START, 5, 20);
+    assert_eq!(
+        excerpt.tail,
+        [
+            "version 7",
+            "listening",
+            "12:00:00 [770] FATAL: starting up",
+            "(98 more lines like this)",
+            "12:00:99 [7799] FATAL: starting up",
+            "bye"
+        ]
+    );
+    assert!(excerpt.head.is_empty() && excerpt.left_out == 0);
+    // Three lines are shown as they are, and so are lines without a letter in common.
+    let since = reader.end();
+    log.stdout("1\n2\n3\n4\na\nb\na\nt 1\nt 2\nt 3\n");
+    assert_eq!(
+        reader.excerpt(since, 5, 20).tail,
+        ["1", "2", "3", "4", "a", "b", "a", "t 1", "t 2", "t 3"]
+    );
+}
+
+#[test]
+fn the_first_lines_are_shown_beside_the_last() {
+    let words = |from: u32, to: u32| {
+        let word = |n: u32| {
+            (0..5)
+                .rev()
+                .map(|d| char::from(b'a' + (n >> (4 * d) & 15) as u8))
+                .collect::<String>()
+        };
+        (from..to).map(word).collect::<Vec<_>>()
+    };
+    let dir = TestDir::new();
+    let mut log = LogWriter::create(dir.path());
+    let reader = log.reader();
+    log.stdout(words(0, 50).join("\n") + "\n");
+    let excerpt = reader.excerpt(Cursor::START, 5, 20);
+    assert_eq!(excerpt.head, words(0, 5));
+    assert_eq!(excerpt.left_out, 25);
+    assert_eq!(excerpt.tail, words(30, 50));
+    // The same of a log that is longer than a report looks at.
+    log.stdout(words(50, 300_000).join("\n") + "\n");
+    let excerpt = reader.excerpt(Cursor::START, 5, 20);
+    assert_eq!(excerpt.head, words(0, 5));
+    assert_eq!(excerpt.left_out, 300_000 - 25);
+    assert_eq!(excerpt.tail, words(299_980, 300_000));
+}
+
+#[test]
 fn a_snapshot_is_the_last_16_mib() {
     let dir = TestDir::new();
     let mut log = LogWriter::create(dir.path());
