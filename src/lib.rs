@@ -162,7 +162,7 @@
 #![allow(clippy::test_attr_in_doctest)]
 
 pub use mirakuru_core::{
-    And, Banner, Check, Error, Evidence, Exec, Executor, ExecutorBuilder, IntoCommand, Logs, NoWait, Or,
+    And, Banner, Bin, Check, Error, Evidence, Exec, Executor, ExecutorBuilder, IntoCommand, Logs, NoWait, Or,
     OutputExecutor, PidExecutor, PidFile, Prepare, Probe, Readiness, SdNotify, Signal, SimpleExecutor,
     StdinPipe, Stdio, Tcp, TcpExecutor, UnixSocket, UnixSocketExecutor,
 };

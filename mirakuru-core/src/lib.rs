@@ -20,6 +20,7 @@ mod share;
 mod sys;
 mod timeline;
 mod util;
+mod workspace;
 
 pub use error::{Error, Evidence};
 pub use executor::{Executor, StdinPipe};
@@ -32,6 +33,7 @@ pub use readiness::{Http, IntoStatus};
 pub use recipe::builder::{ExecutorBuilder, Stdio};
 pub use recipe::command::IntoCommand;
 pub use recipe::signal::Signal;
+pub use workspace::Bin;
 
 /// A service that counts as ready once it has been executed.
 pub type SimpleExecutor = Executor<NoWait>;

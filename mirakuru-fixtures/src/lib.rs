@@ -63,7 +63,6 @@
 // Which feature an item needs, on docs.rs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-mod bin;
 mod once;
 mod outcome;
 #[cfg(feature = "presets")]
@@ -90,7 +89,6 @@ pub mod __private {
 
     pub use mirakuru_core::__private::test_has_failed;
 
-    pub use crate::bin::bin;
     pub use crate::once::Once;
     pub use crate::outcome::{AnyOutcome, Outcome};
     pub use crate::start::tcp::tcp;

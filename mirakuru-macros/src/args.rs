@@ -11,7 +11,10 @@ use syn::{Attribute, Expr, ExprLit, ExprPath, Ident, Lit, LitStr, Meta, Path, To
 use crate::errors::Errors;
 
 /// Keys that say what to start, exactly one of which is needed.
-pub(crate) const PROGRAM: &[&str] = &["cmd", "bin"];
+pub(crate) const PROGRAM: &[&str] = &["cmd", "bin", "example"];
+
+/// Keys that say how a program of the workspace is built: methods of `Bin`.
+pub(crate) const BUILD: &[&str] = &["features", "profile"];
 
 /// Keys that say when the service is ready, at most one of which is allowed.
 pub(crate) const READINESS: &[&str] = &["tcp", "http", "unix", "pid_file", "banner", "exec", "wait_for"];
@@ -66,6 +69,7 @@ pub(crate) const FLAG: &str = "env_clear";
 pub(crate) fn known() -> impl Iterator<Item = &'static str> {
     PROGRAM
         .iter()
+        .chain(BUILD)
         .chain(READINESS)
         .chain(SETTERS)
         .chain(&["scope"])

@@ -5,7 +5,9 @@
 use syn::spanned::Spanned;
 use syn::{Expr, ExprCall, ExprMethodCall, ExprPath, Lit, LitStr, Type};
 
-use crate::args::{Args, Entry, FLAG, PROGRAM, READINESS, REPEATABLE, SETTERS, Target, known, literal};
+use crate::args::{
+    Args, BUILD, Entry, FLAG, PROGRAM, READINESS, REPEATABLE, SETTERS, Target, known, literal,
+};
 use crate::bind::{Bindings, parameter_name};
 use crate::errors::Errors;
 use crate::item::{
@@ -22,6 +24,7 @@ pub(crate) fn args(fixtures: &[Args], errors: &mut Errors) {
             keys_are_known,
             keys_stand_once,
             one_program,
+            a_build_has_a_program,
             one_readiness,
             only_keys_of_ours_after_an_expression,
             expression_is_no_literal,
@@ -189,7 +192,7 @@ fn something_is_to_be_started(fixture: &Args, errors: &mut Errors) {
         "say what to start, as in `#[mirakuru::fixture(tcp = \"127.0.0.1:{port}\", cmd = \"redis-server --port {port}\")]`"
     } else {
         "`cmd` is missing: say what to start, as in `cmd = \"redis-server --port {port}\"`, or `bin = \"name\"` for a \
-         program of this package"
+         program of this workspace"
     };
     errors.on_attribute(fixture, message);
 }
@@ -238,6 +241,27 @@ fn one_program(fixture: &Args, errors: &mut Errors) {
         "there are two programs to start",
         errors,
     );
+}
+
+fn a_build_has_a_program(fixture: &Args, errors: &mut Errors) {
+    let is_built = ["bin", "example"].iter().any(|key| fixture.entry(key).is_some());
+    if is_built || fixture.expr.is_some() {
+        return;
+    }
+    for entry in fixture
+        .entries
+        .iter()
+        .filter(|entry| BUILD.iter().any(|key| entry.key == key))
+    {
+        let key = &entry.key;
+        errors.at(
+            key.span(),
+            format!(
+                "`{key}` says how cargo builds a program of the workspace: it stands beside `bin = \"name\"` or \
+                 `example = \"name\"`"
+            ),
+        );
+    }
 }
 
 fn one_readiness(fixture: &Args, errors: &mut Errors) {
@@ -292,6 +316,16 @@ fn expression_is_no_literal(fixture: &Args, errors: &mut Errors) {
     }
 }
 
+/// A name as cargo takes it, perhaps after the name of a package.
+fn is_program_name(name: &str) -> bool {
+    let is_word =
+        |word: &str| !word.is_empty() && !word.contains(['/', ':']) && !word.contains(char::is_whitespace);
+    match name.split_once(':') {
+        Some((package, name)) => is_word(package) && is_word(name),
+        None => is_word(name),
+    }
+}
+
 fn values_have_the_right_form(fixture: &Args, errors: &mut Errors) {
     for entry in &fixture.entries {
         let Some(value) = &entry.value else {
@@ -319,6 +353,7 @@ fn values_have_the_right_form(fixture: &Args, errors: &mut Errors) {
                 ("http", _) => Some("`http` is a URL: `http = \"http://127.0.0.1:{port}/\"`"),
                 ("unix" | "pid_file", _) => Some("this is a path: `\"{dir}/name\"`"),
                 ("banner", _) => Some("`banner` is a regular expression: `banner = \"ready to accept\"`"),
+                ("profile", _) => Some("`profile` is the name of one of cargo's: `profile = \"release\"`"),
                 ("exec", _) => Some("`exec` is a command: `exec = \"pg_isready -p {port}\"`"),
                 _ => None,
             },
@@ -328,8 +363,18 @@ fn values_have_the_right_form(fixture: &Args, errors: &mut Errors) {
             errors.on(value, message);
         }
         match &*key {
-            "bin" if literal(value).is_none() => {
-                errors.on(value, "`bin` is the name of a program of this package, as a string: `bin = \"name\"`");
+            "bin" | "example" if !literal(value).is_some_and(|name| is_program_name(&name.value())) => {
+                let kind = if key == "bin" { "a binary" } else { "an example" };
+                errors.on(
+                    value,
+                    format!(
+                        "`{key}` names {kind} of this workspace, as a string: `{key} = \"name\"` or \
+                         `{key} = \"package:name\"`"
+                    ),
+                );
+            }
+            "features" if matches!(value, Expr::Lit(_)) => {
+                errors.on(value, "`features` is a list: `features = [\"name\"]`");
             }
             "scope" if !matches!(literal(value).map(LitStr::value).as_deref(), Some("run" | "process")) => errors.on(
                 value,
@@ -607,6 +652,8 @@ mod tests {
                 env_clear,
                 tcp = 80
             ),
+            quote!(bin = "shop:server", features = FEATURES, profile = "release"),
+            quote!(example = "server", features = ["a", "b"]),
             quote!(presets::redis(), name = cache, scope = "run"),
             quote!(cmd = COMMAND, tcp = ADDRESS, args = arguments()),
             quote!(cmd = "x", wait_for = my("{prot}").and(format("{prot}"))),
@@ -622,10 +669,16 @@ mod tests {
             "unknown key `timout`: did you mean `timeout`?",
         );
         one(quote!(command = "x"), "did you mean `cmd`?");
-        one(quote!(cmd = "x", colour = 5), "the keys are cmd, bin, tcp");
+        one(
+            quote!(cmd = "x", colour = 5),
+            "the keys are cmd, bin, example, features, profile, tcp",
+        );
         one(quote!(cmd = "x", cmd = "y"), "`cmd` stands here twice");
         one(quote!(cmd = "x", tcp = 1, tcp = 2), "`tcp` stands here twice");
         one(quote!(cmd = "x", bin = "y"), "`bin` beside `cmd`");
+        one(quote!(bin = "x", example = "y"), "`example` beside `bin`");
+        one(quote!(cmd = "x", features = ["y"]), "it stands beside `bin");
+        one(quote!(cmd = "x", profile = "release"), "it stands beside `bin");
         one(quote!(cmd = "x", tcp = 1, unix = "y"), "`unix` beside `tcp`");
         one(quote!(tcp = 1), "`cmd` is missing");
         one(quote!(), "say what to start");
@@ -647,6 +700,11 @@ mod tests {
         one(quote!(cmd = "x", env = "y"), "`env` is a name and a value");
         one(quote!(cmd = "x", env_clear = true), "no value");
         one(quote!(bin = NAME), "as a string");
+        one(quote!(bin = "target/debug/x"), "as a string");
+        one(quote!(bin = "a:b:c"), "`bin = \"package:name\"`");
+        one(quote!(example = ""), "names an example");
+        one(quote!(bin = "x", features = "y"), "`features` is a list");
+        one(quote!(bin = "x", profile = 1), "`profile` is the name");
         one(quote!(cmd = "x", scope = "test"), "`scope` is \"run\"");
     }
 

@@ -10,7 +10,7 @@ use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::punctuated::Punctuated;
 use syn::{Expr, ExprTuple, PatType, ReturnType, Signature, Type};
 
-use crate::args::{Args, Entry, is_rstest_fixture, literal};
+use crate::args::{Args, BUILD, Entry, is_rstest_fixture, literal};
 use crate::bind::{Bindings, parameter_name};
 use crate::errors::Errors;
 use crate::item::{Form, Function, Gives, Static, behind_static};
@@ -377,7 +377,7 @@ fn recipe(args: &Args, place: &Place) -> TokenStream {
     if let Some(expr) = &args.expr {
         return expr.to_token_stream();
     }
-    let program = args.entries.iter().find_map(program);
+    let program = args.entries.iter().find_map(|entry| program(args, entry));
     let setters = args.entries.iter().filter(|entry| entry.is_setter()).map(setter);
     let readiness = args.entries.iter().find(|entry| entry.is_readiness());
     let readiness = readiness.map(|entry| self::readiness(entry, place));
@@ -385,35 +385,40 @@ fn recipe(args: &Args, place: &Place) -> TokenStream {
     quote!(#builder(#program) #(#setters)* #readiness)
 }
 
-fn program(entry: &Entry) -> Option<TokenStream> {
+fn program(args: &Args, entry: &Entry) -> Option<TokenStream> {
     let value = entry.value.as_ref()?;
     if entry.key == "cmd" {
         return Some(value.to_token_stream());
     }
-    let name = literal(value).filter(|_| entry.key == "bin")?;
-    let variable = format!("CARGO_BIN_EXE_{}", name.value());
-    let message = no_such_program(&name.value());
-    let path = quote_spanned!(name.span()=> ::core::env!(#variable, #message));
-    Some(quote!(::mirakuru::__private::bin(#path)))
+    let kind = match &*entry.key.to_string() {
+        "bin" => quote!(new),
+        "example" => quote!(example),
+        _ => return None,
+    };
+    let name = literal(value)?;
+    let bin = quote_spanned!(name.span()=> ::mirakuru::Bin::#kind(#name));
+    let build = args
+        .entries
+        .iter()
+        .filter(|entry| BUILD.iter().any(|key| entry.key == key));
+    let build = build.map(setter);
+    let path = path_of_bin(entry, &name.value());
+    Some(quote!(#bin.__compiled(#path, ::core::env!("CARGO_MANIFEST_DIR")) #(#build)*))
 }
 
-/// What rustc says where cargo has not set the variable.
-fn no_such_program(name: &str) -> String {
-    let mut others: Vec<String> = std::env::vars_os()
-        .filter_map(|(key, _)| {
-            key.into_string()
-                .ok()?
-                .strip_prefix("CARGO_BIN_EXE_")
-                .map(|name| format!("`{name}`"))
-        })
-        .collect();
-    others.sort_unstable();
-    let there_are = match others.len() {
-        0 => "none can be seen from here: integration tests (`tests/`) and benches see them, unit tests and examples do not"
-            .to_owned(),
-        _ => format!("there is {}", others.join(", ")),
-    };
-    format!("this package has no program `{name}`: {there_are}")
+/// Where cargo puts a binary of the package that is compiled now. It tells integration tests and
+/// benches alone.
+fn path_of_bin(entry: &Entry, name: &str) -> TokenStream {
+    let (package, name) = name
+        .split_once(':')
+        .map_or((None, name), |(package, name)| (Some(package), name));
+    let is_own =
+        package.is_none_or(|package| std::env::var("CARGO_PKG_NAME").is_ok_and(|own| own == package));
+    if entry.key != "bin" || !is_own {
+        return quote!(::core::option::Option::None);
+    }
+    let variable = format!("CARGO_BIN_EXE_{name}");
+    quote!(::core::option_env!(#variable))
 }
 
 fn setter(entry: &Entry) -> TokenStream {

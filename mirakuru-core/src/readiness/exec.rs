@@ -88,6 +88,7 @@ impl Exec {
             match &self.command.words {
                 command::Words::Line(line) => return line.clone(),
                 command::Words::List(list) => list.iter().map(|w| w.to_string_lossy()).collect(),
+                command::Words::Program(program) => vec![program.name().into()],
             }
         } else {
             self.words.iter().map(|w| w.to_string_lossy()).collect()

@@ -5,15 +5,17 @@
 //! Placeholders are filled in *after* the split, so that a value with spaces in it stays one word.
 //! With `shell(true)` the string is a script and is not split at all.
 
-use crate::util::hash;
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
+use std::fmt;
 use std::hash::Hasher;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::error::Error;
 use crate::recipe::placeholder::ExpandError;
+use crate::util::hash;
 
 /// Fills in the placeholders of a word.
 pub(crate) type Expand<'a> = &'a mut dyn FnMut(&OsStr) -> Result<OsString, ExpandError>;
@@ -48,6 +50,17 @@ pub struct Command {
 pub(crate) enum Words {
     Line(String),
     List(Vec<OsString>),
+    Program(Arc<dyn Program>),
+}
+
+/// A program whose path is known only when an executor is made: it may have to be built. `Debug`
+/// tells it from others, and is the same in all processes.
+pub(crate) trait Program: fmt::Debug + Send + Sync {
+    /// Its name, for people.
+    fn name(&self) -> &str;
+
+    /// Where it is. Asked for more than once.
+    fn path(&self) -> Result<PathBuf, Error>;
 }
 
 impl Command {
@@ -60,6 +73,11 @@ impl Command {
         match words {
             Words::Line(line) => hash::text(hasher, line),
             Words::List(list) => all(hasher, list),
+            Words::Program(program) => {
+                hash::bytes(hasher, format!("{program:?}").as_bytes());
+                let path = program.path().unwrap_or_default();
+                hash::bytes(hasher, path.as_os_str().as_bytes());
+            }
         }
         all(hasher, extra);
     }
@@ -76,6 +94,25 @@ impl Command {
         Command {
             words: Words::List(list),
             extra: Vec::new(),
+        }
+    }
+
+    pub(crate) fn of_program(program: Arc<dyn Program>) -> Command {
+        Command {
+            words: Words::Program(program),
+            extra: Vec::new(),
+        }
+    }
+
+    /// Has a program that must be found or built ready: what depends on its file can be asked then.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`Program::path`].
+    pub(crate) fn find_program(&self) -> Result<(), Error> {
+        match &self.words {
+            Words::Program(program) => program.path().map(drop),
+            _ => Ok(()),
         }
     }
 
@@ -99,6 +136,13 @@ impl Command {
             Words::Line(line) => (self.split(line)?, "program"),
             Words::List(list) if shell => (list.clone(), "script"),
             Words::List(list) => (list.clone(), "program"),
+            Words::Program(program) if shell => {
+                let name = program.name();
+                return Err(self.invalid(format!(
+                    "`shell` takes a script, and `{name}` is a program; leave `shell` out"
+                )));
+            }
+            Words::Program(program) => (vec![program.path()?.into_os_string()], "program"),
         };
         words.extend_from_slice(&self.extra);
         let is_blank = |word: &OsString| word.as_bytes().trim_ascii().is_empty();
@@ -106,13 +150,19 @@ impl Command {
         let given = match &self.words {
             Words::Line(line) => !line.trim().is_empty(),
             Words::List(list) => !list.is_empty(),
+            Words::Program(_) => true,
         };
+        // The path of a program that was found is no text of the user's.
+        let is_found = matches!(self.words, Words::Program(_));
         if !given || words.is_empty() {
             return Err(self.invalid(format!("the command is empty; it begins with the {what} to run")));
         }
         let mut argv = Vec::with_capacity(words.len() + 3);
         for (index, word) in words.iter().enumerate() {
-            let word = expand(word).map_err(|error| error.in_command(&self.display()))?;
+            let word = match index == 0 && is_found {
+                true => word.clone(),
+                false => expand(word).map_err(|error| error.in_command(&self.display()))?,
+            };
             if index == 0 && is_blank(&word) {
                 return Err(self.invalid(format!(
                     "the {what} has an empty name; the first word, with its placeholders filled in, must name it"
@@ -138,6 +188,7 @@ impl Command {
         let mut text = match &self.words {
             Words::Line(line) => line.trim().to_owned(),
             Words::List(list) => display(list),
+            Words::Program(program) => quoted(program.name()),
         };
         if !self.extra.is_empty() {
             text = format!("{text} {}", display(&self.extra));
@@ -154,6 +205,7 @@ impl Command {
                 .next()
                 .map(OsString::from),
             Words::List(list) => list.first().cloned(),
+            Words::Program(program) => program.path().ok().map(PathBuf::into_os_string),
         }
     }
 
@@ -168,6 +220,7 @@ impl Command {
                 .first()
                 .and_then(|script| first_command(&script.to_string_lossy())),
             Words::List(list) => list.first().map(|program| program.to_string_lossy().into_owned()),
+            Words::Program(program) => return program.name().to_owned(),
         };
         let first = first.unwrap_or_default();
         let name = Path::new(&first)

@@ -2,8 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
@@ -48,6 +50,19 @@ pub(crate) fn candidates(program: &OsStr, environment: &BTreeMap<OsString, OsStr
     std::env::split_paths(path).map(|dir| dir.join(program)).collect()
 }
 
+/// What tells a file from every other, also from one that has come in its place since.
+pub(crate) fn file_identity(path: &Path) -> io::Result<String> {
+    let file = path.metadata()?;
+    Ok(format!(
+        "{} {} {}.{:09} {}",
+        file.dev(),
+        file.ino(),
+        file.mtime(),
+        file.mtime_nsec(),
+        file.len()
+    ))
+}
+
 /// A text as the kernel takes it.
 pub(crate) fn c_string(text: &OsStr, command: &str) -> Result<CString, Error> {
     CString::new(text.as_bytes()).map_err(|_| Error::InvalidCommand {
@@ -81,8 +96,6 @@ pub(crate) fn c_environment(
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
 
     #[test]

@@ -10,6 +10,7 @@ pub(crate) mod sweep;
 
 use std::fs;
 use std::hash::Hasher;
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -135,6 +136,15 @@ impl Run {
     }
 }
 
+/// Makes a run's directory, and the one that it stands in.
+pub(crate) fn make_dir(run_dir: &Path) -> io::Result<()> {
+    for dir in [run_dir.parent().unwrap_or(Path::new("/")), run_dir] {
+        service_dir::base::private_dir(dir, false)
+            .map_err(|e| io::Error::new(e.kind(), format!("`{}`: {e}", dir.display())))?;
+    }
+    Ok(())
+}
+
 /// Whether the run that this process is a part of is over: what its services leave behind goes with
 /// them.
 pub(crate) fn is_over() -> bool {
@@ -146,7 +156,7 @@ const NEXTEST: &str = "NEXTEST_RUN_ID";
 
 /// `cargo`, and what calls itself like it and runs test binaries without it: `cargo-nextest`,
 /// `cargo-tarpaulin`.
-fn is_cargo(stat: &Stat) -> bool {
+pub(crate) fn is_cargo(stat: &Stat) -> bool {
     stat.comm == "cargo" || stat.comm.starts_with("cargo-")
 }
 

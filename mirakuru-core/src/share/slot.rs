@@ -14,7 +14,7 @@ use crate::observe::events::timeline_now;
 use crate::readiness::Readiness;
 use crate::recipe::builder::ExecutorBuilder;
 use crate::run::state::State;
-use crate::run::{Run, this_process};
+use crate::run::{Run, make_dir, this_process};
 use crate::service_dir;
 use crate::share::key::key;
 use crate::sys;
@@ -39,6 +39,7 @@ impl Run {
         kind: &str,
         recipe: &ExecutorBuilder<R>,
     ) -> Result<RunSlot, Error> {
+        recipe.spec.command.find_program()?;
         let key = key(name, kind, recipe);
         let slot = RunSlot {
             published: self.dir.join(format!("{key}.state")),
@@ -157,11 +158,7 @@ impl RunSlot {
     }
 
     fn make_dir(&self) -> io::Result<()> {
-        for dir in [self.dir.parent().unwrap_or(Path::new("/")), &self.dir] {
-            service_dir::base::private_dir(dir, false)
-                .map_err(|e| io::Error::new(e.kind(), format!("`{}`: {e}", dir.display())))?;
-        }
-        Ok(())
+        make_dir(&self.dir)
     }
 
     fn try_lock(&self) -> io::Result<Option<File>> {

@@ -1,0 +1,540 @@
+//! Has cargo build a program of the workspace, once in a run.
+//!
+//! The build must be the one that the user would get by hand, and must disturb none of his own:
+//!
+//! - The profile, the target and the flags are those of this crate. A build script has baked them
+//!   in, because cargo tells a test process nothing of them.
+//! - The environment is that of the cargo or nextest that runs the tests, and not that of the test.
+//!   Many build scripts run again when a variable changes that cargo sets for tests alone, and then
+//!   each of the two builds would undo the other's work.
+//! - The *target directory* is one of our own, and the *build directory* is that of the tests. The
+//!   compiled crates are in the latter, so they are shared. The finished programs are in the
+//!   former, so `target/debug/NAME` and all that cargo has said about it stay as they are.
+//! - The finished file is linked into a directory of the run. A later build replaces the file while
+//!   tests may still use it.
+//!
+//! ```text
+//! <build directory of the tests>/mirakuru/
+//!     debug/shop-server                cargo's
+//!     run-812-99120-5f0c-4026531836/   the run's, with its pid namespace; removed by a later run
+//!         6f0a91c2d3e4b5a6/shop-server a link to the file; the number is of its identity
+//! <directory of the run>/program-KEY.lock       held by the one process that asks cargo
+//! <directory of the run>/program-KEY.built      what came of it
+//! ```
+
+use std::ffi::{OsStr, OsString};
+use std::fs;
+use std::io::{self, BufRead, BufReader, Read};
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use once_cell::sync::Lazy;
+
+use crate::error::Error;
+use crate::observe::progress::{Progress, short};
+use crate::recipe::program::file_identity;
+use crate::run::{self, Run, hash};
+use crate::service_dir;
+use crate::sys;
+use crate::sys::procfs;
+use crate::util::backoff::Pauses;
+use crate::util::say::say;
+use crate::util::text::distance;
+use crate::workspace::Bin;
+use crate::workspace::json::Json;
+
+/// What cargo says when another cargo is at work in the same directory.
+const BLOCKED: &str = "Blocking waiting for file lock";
+/// A link whose run cannot be seen from this pid namespace is removed after this time.
+const FOREIGN_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// How this crate, and so the test, was built.
+#[derive(Debug, PartialEq, Eq)]
+struct Built {
+    build_dir: PathBuf,
+    profile: String,
+    /// Where it was given to cargo.
+    target: Option<String>,
+    /// As cargo takes them in `CARGO_ENCODED_RUSTFLAGS`.
+    flags: &'static str,
+}
+
+impl Built {
+    fn baked() -> Option<Built> {
+        Some(Built {
+            flags: env!("MIRAKURU_BUILT_WITH_CARGO_ENCODED_RUSTFLAGS"),
+            ..Built::of(Path::new(env!("OUT_DIR")), env!("MIRAKURU_BUILT_WITH_TARGET"))?
+        })
+    }
+
+    /// From the directory that cargo gives to a build script:
+    /// `BUILD_DIR/[TARGET/]PROFILE/build/..`.
+    fn of(out_dir: &Path, target: &str) -> Option<Built> {
+        let build = out_dir.ancestors().find(|dir| dir.ends_with("build"))?;
+        let profile_dir = build.parent()?;
+        let profile = profile_dir.file_name()?.to_str()?;
+        let parent = profile_dir.parent()?;
+        // A build directory may itself have the name of a target. Only in the real one cargo has
+        // this file.
+        let given = parent.ends_with(target) && !parent.join(".rustc_info.json").exists();
+        Some(Built {
+            build_dir: if given { parent.parent()? } else { parent }.to_owned(),
+            profile: if profile == "debug" { "dev" } else { profile }.to_owned(),
+            target: given.then(|| target.to_owned()),
+            flags: "",
+        })
+    }
+}
+
+/// The nearest cargo, or program like it, that this process descends from: who runs the tests.
+fn runner() -> Option<(u32, u64)> {
+    static RUNNER: Lazy<Option<(u32, u64)>> = Lazy::new(|| {
+        let mut ancestors = procfs::ancestors(std::process::id()).skip(1);
+        let (pid, stat) = ancestors.find(|(_, stat)| run::is_cargo(stat))?;
+        Some((pid, stat.start()))
+    });
+    *RUNNER
+}
+
+/// Where the runner was started: cargo has read its configuration from there.
+pub(crate) fn runner_dir() -> PathBuf {
+    let of_runner = runner().and_then(|(pid, _)| procfs::current_dir(pid));
+    of_runner
+        .or_else(|| std::env::current_dir().ok())
+        .unwrap_or_default()
+}
+
+/// The program's file. Cargo has been asked for it once in this run, by this process or by another.
+///
+/// # Errors
+///
+/// [`Error::System`]: see [`Bin::path`].
+pub(crate) fn built(bin: &Bin) -> Result<PathBuf, Error> {
+    static KNOWN: Mutex<Vec<(Bin, Result<PathBuf, String>)>> = Mutex::new(Vec::new());
+    // Held over the build: the other threads of this process wait for it as other processes do.
+    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    let outcome = match known.iter().find(|(other, _)| other == bin) {
+        Some((_, outcome)) => outcome.clone(),
+        None => {
+            let outcome = built_in_run(bin);
+            known.push((bin.clone(), outcome.clone()));
+            outcome
+        }
+    };
+    outcome.map_err(|reason| bin.error(reason))
+}
+
+fn built_in_run(bin: &Bin) -> Result<PathBuf, String> {
+    let built = Built::baked().ok_or_else(|| {
+        let out_dir = env!("OUT_DIR");
+        by_variable(
+            bin,
+            &format!("mirakuru was built in `{out_dir}`, which is no directory of cargo's"),
+        )
+    })?;
+    check_is_beside(&built).map_err(|reason| by_variable(bin, &reason))?;
+    let (run_dir, _) = Run::dir_or_own(Run::current().filter(|run| run.runner().0 != 0));
+    let key = hash(0, &format!("{built:?} {bin:?}"));
+    let record = Record {
+        file: run_dir.join(format!("program-{key:016x}.built")),
+        runner: runner().unwrap_or_else(service_dir::this_process),
+    };
+    let in_run_dir = |e: io::Error| format!("`{}`: {e}", run_dir.display());
+    run::make_dir(&run_dir).map_err(in_run_dir)?;
+    let lock = run_dir.join(format!("program-{key:016x}.lock"));
+    let lock = sys::files::open_lock(&lock, true).map_err(in_run_dir)?;
+    let mut pauses = Pauses::new();
+    let mut progress = Progress::new();
+    loop {
+        if let Some(outcome) = record.read() {
+            return outcome;
+        }
+        if sys::files::try_flock(lock.as_fd()).map_err(in_run_dir)? {
+            break;
+        }
+        progress.tell(|elapsed| {
+            format!(
+                "{}: waiting for another test's `cargo build` of it for {elapsed}",
+                bin.name
+            )
+        });
+        pauses.sleep(Duration::MAX);
+    }
+    // It may have come between the look and the lock.
+    if let Some(outcome) = record.read() {
+        return outcome;
+    }
+    let run_name = run_dir.file_name().unwrap_or_default();
+    let outcome = build(bin, &built).and_then(|file| link(&file, &built, Path::new(run_name)));
+    record.write(&outcome).map_err(in_run_dir)?;
+    outcome
+}
+
+/// The text of an error that only the user's word can mend.
+fn by_variable(bin: &Bin, reason: &str) -> String {
+    format!("{reason}; set {} to the program's path", bin.variable())
+}
+
+/// Whether this process can know what cargo would build: it stands where cargo has put it.
+fn check_is_beside(built: &Built) -> Result<(), String> {
+    let exe = std::env::current_exe()
+        .and_then(fs::canonicalize)
+        .unwrap_or_default();
+    let build_dir = fs::canonicalize(&built.build_dir).unwrap_or_default();
+    // A doctest is compiled into a temporary directory.
+    let is_doctest = || {
+        procfs::ancestors(std::process::id())
+            .nth(1)
+            .is_some_and(|(_, stat)| stat.comm == "rustdoc")
+    };
+    if build_dir.is_absolute() && (exe.starts_with(&build_dir) || is_doctest()) {
+        return Ok(());
+    }
+    Err(format!(
+        "this test was built in `{}`, and runs as `{}`, as one from an archive does: cargo cannot build for it",
+        built.build_dir.display(),
+        exe.display()
+    ))
+}
+
+/// What one process of the run leaves for the others.
+struct Record {
+    file: PathBuf,
+    /// A session may last over many runs of cargo, each of which may find changed sources.
+    runner: (u32, u64),
+}
+
+impl Record {
+    fn read(&self) -> Option<Result<PathBuf, String>> {
+        let text = fs::read_to_string(&self.file).ok()?;
+        let (runner, rest) = text.split_once('\n')?;
+        let (outcome, text) = rest.split_once('\n')?;
+        if runner != self.head() {
+            return None;
+        }
+        match outcome {
+            // Somebody may have cleaned the target directory.
+            "built" => Some(PathBuf::from(text)).filter(|path| path.is_file()).map(Ok),
+            _ => Some(Err(text.to_owned())),
+        }
+    }
+
+    fn write(&self, outcome: &Result<PathBuf, String>) -> io::Result<()> {
+        let (word, text) = match outcome {
+            Ok(path) => ("built", path.to_string_lossy().into_owned()),
+            Err(reason) => ("failed", reason.clone()),
+        };
+        // Complete before it has its name, since others read it without the lock.
+        let new = self.file.with_extension(format!("new-{}", std::process::id()));
+        fs::write(&new, format!("{}\n{word}\n{text}", self.head()))?;
+        fs::rename(&new, &self.file)
+    }
+
+    fn head(&self) -> String {
+        let (pid, started) = self.runner;
+        format!("{pid} {started}")
+    }
+}
+
+/// Builds the program and says where cargo has put it.
+fn build(bin: &Bin, built: &Built) -> Result<PathBuf, String> {
+    let manifest = manifest(bin)?;
+    let package = package(bin, built, &manifest)?;
+    let quoted_dir = quoted(&built.build_dir)?;
+    let mut cargo = cargo(built);
+    cargo
+        .args([
+            "build",
+            "--locked",
+            "--message-format=json-render-diagnostics",
+            "--color=never",
+            "--manifest-path",
+        ])
+        .arg(&manifest)
+        .args(["--package", &package, &format!("--{}", bin.kind()), &bin.name])
+        .args(["--profile", bin.profile.as_deref().unwrap_or(&built.profile)])
+        .arg("--target-dir")
+        .arg(built.build_dir.join("mirakuru"))
+        .args(["--config", &format!("build.build-dir={quoted_dir}")]);
+    if let Some(target) = &built.target {
+        cargo.args(["--target", target]);
+    }
+    if !bin.features.is_empty() {
+        cargo.args(["--features", &bin.features.join(",")]);
+    }
+    let said = run_cargo(cargo, bin)?;
+    let mut executable = said.out.lines().filter_map(Json::parse).filter_map(|message| {
+        let target = message.get("target")?;
+        let is_it = message.text("reason")? == "compiler-artifact"
+            && target.text("name")? == bin.name
+            && target.list("kind").contains(&Json::Text(bin.kind().to_owned()));
+        message.text("executable").filter(|_| is_it).map(PathBuf::from)
+    });
+    executable
+        .next_back()
+        .ok_or_else(|| format!("cargo has built it, and not said where\n{}", said.err.trim_end()))
+}
+
+/// The manifest of the test's package. Any of the workspace would do.
+fn manifest(bin: &Bin) -> Result<PathBuf, String> {
+    let exe = std::env::current_exe().ok();
+    let dirs = [
+        std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from),
+        bin.compiled_in.map(PathBuf::from),
+        std::env::current_dir().ok(),
+    ];
+    let dirs = dirs.into_iter().flatten();
+    // Of a test that is started by hand: the target directory usually stands in the workspace.
+    let above = exe.iter().flat_map(|exe| exe.ancestors().map(Path::to_owned));
+    dirs.chain(above)
+        .map(|dir| dir.join("Cargo.toml"))
+        .find(|manifest| manifest.is_file())
+        .ok_or_else(|| {
+            let reason = "nothing tells which workspace this test belongs to: it was not started by cargo, and there is no \
+                          `Cargo.toml` in its working directory";
+            by_variable(bin, reason)
+        })
+}
+
+/// The package that has the program, as cargo knows it.
+fn package(bin: &Bin, built: &Built, manifest: &Path) -> Result<String, String> {
+    let mut metadata = cargo(built);
+    metadata.args([
+        "metadata",
+        "--no-deps",
+        "--format-version=1",
+        "--color=never",
+        "--manifest-path",
+    ]);
+    metadata.arg(manifest);
+    let said = run_cargo(metadata, bin)?;
+    let metadata = Json::parse(&said.out).ok_or("cargo's metadata is not JSON")?;
+    let mut all: Vec<(&str, &str, &str)> = Vec::new();
+    for package in metadata.list("packages") {
+        let of_kind = |target: &&Json| target.list("kind").contains(&Json::Text(bin.kind().to_owned()));
+        for target in package.list("targets").iter().filter(of_kind) {
+            if let (Some(id), Some(name), Some(program)) =
+                (package.text("id"), package.text("name"), target.text("name"))
+            {
+                all.push((id, name, program));
+            }
+        }
+    }
+    let is_wanted = |package: &str| bin.package.as_deref().is_none_or(|wanted| wanted == package);
+    let found: Vec<_> = all
+        .iter()
+        .filter(|(_, package, name)| *name == bin.name && is_wanted(package))
+        .collect();
+    match found.as_slice() {
+        [(id, _, _)] => Ok((*id).to_owned()),
+        [] => {
+            // The nearest first; of equal ones, as cargo has them.
+            all.sort_by_key(|(_, package, name)| (distance(name, &bin.name), !is_wanted(package)));
+            let names = all.iter().map(|(_, package, name)| format!("`{package}:{name}`"));
+            Err(format!(
+                "there is none of this name; {}",
+                listed(names, bin.kind())
+            ))
+        }
+        several => {
+            let names = several
+                .iter()
+                .map(|(_, package, name)| format!("`{package}:{name}`"));
+            let names = names.collect::<Vec<_>>().join(" and ");
+            Err(format!("there is more than one of this name: write {names}").replacen(" and ", " or ", 1))
+        }
+    }
+}
+
+/// The programs that there are, ten at most.
+fn listed(names: impl ExactSizeIterator<Item = String>, kind: &str) -> String {
+    let kind = if kind == "bin" { "programs" } else { "examples" };
+    match names.len() {
+        0 => format!("the workspace has no {kind}"),
+        count => {
+            let more = if count > 10 { ", .." } else { "" };
+            let names: Vec<_> = names.take(10).collect();
+            format!("the workspace's {kind} are {}{more}", names.join(", "))
+        }
+    }
+}
+
+/// A path as a string of TOML.
+fn quoted(path: &Path) -> Result<String, String> {
+    let text = path
+        .to_str()
+        .ok_or("the build directory's path is not UTF-8, and cargo takes no other here")?;
+    Ok(format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")))
+}
+
+/// Cargo, as the runner would start it.
+fn cargo(built: &Built) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    let of_runner = runner().and_then(|(pid, _)| procfs::environment(pid));
+    let environment = match of_runner.filter(|text| !text.is_empty()) {
+        Some(text) => variables(&text).collect(),
+        None => std::env::vars_os().collect::<Vec<_>>(),
+    };
+    cargo.env_clear().envs(environment.iter().cloned());
+    cargo.current_dir(runner_dir());
+    // They tell of descriptors that this process has not got.
+    for name in ["MAKEFLAGS", "MFLAGS", "CARGO_MAKEFLAGS"] {
+        cargo.env_remove(name);
+    }
+    let given = |name: &str| {
+        let (_, value) = environment.iter().find(|(key, _)| key == name)?;
+        value.to_str().map(str::to_owned)
+    };
+    let given = given("CARGO_ENCODED_RUSTFLAGS").or_else(|| {
+        let flags = given("RUSTFLAGS")?;
+        Some(flags.split_ascii_whitespace().collect::<Vec<_>>().join("\u{1f}"))
+    });
+    // Where they come from the environment or from a file, cargo finds them again. Build scripts
+    // may look at the variable.
+    if given.unwrap_or_default() != built.flags {
+        cargo.env("CARGO_ENCODED_RUSTFLAGS", built.flags);
+    }
+    cargo
+}
+
+/// What a process's environment is made of.
+fn variables(environment: &[u8]) -> impl Iterator<Item = (OsString, OsString)> {
+    environment.split(|byte| *byte == 0).filter_map(|entry| {
+        let equals = entry.iter().position(|byte| *byte == b'=').filter(|at| *at > 0)?;
+        let text = |bytes| OsStr::from_bytes(bytes).to_owned();
+        Some((text(&entry[..equals]), text(&entry[equals + 1..])))
+    })
+}
+
+struct Said {
+    out: String,
+    err: String,
+}
+
+/// Runs cargo to its end. Nothing of it is inherited: a runner may read this process's output, and
+/// waits for its end.
+fn run_cargo(mut cargo: Command, bin: &Bin) -> Result<Said, String> {
+    cargo
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let program = cargo.get_program().to_string_lossy().into_owned();
+    let mut child = cargo
+        .spawn()
+        .map_err(|e| by_variable(bin, &format!("failed to execute `{program}`: {e}")))?;
+    let said = listen(&mut child, bin);
+    let status = child
+        .wait()
+        .map_err(|e| format!("failed to wait for cargo: {e}"))?;
+    let said = said?;
+    match status.success() {
+        true => Ok(said),
+        false => Err(format!("cargo ended with {status}\n{}", said.err.trim_end())),
+    }
+}
+
+/// Reads all that cargo says. What takes long is told.
+fn listen(child: &mut Child, bin: &Bin) -> Result<Said, String> {
+    let (Some(mut stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
+        return Err("cargo has no output".to_owned());
+    };
+    let (sender, lines) = mpsc::channel();
+    let err = thread::spawn(move || {
+        let mut err = String::new();
+        for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).into_owned();
+            err.extend([&line, "\n"]);
+            // Nobody listens any more once standard output has ended.
+            let _ = sender.send(line);
+        }
+        err
+    });
+    let out = thread::spawn(move || {
+        let mut out = Vec::new();
+        stdout
+            .read_to_end(&mut out)
+            .map(|_| String::from_utf8_lossy(&out).into_owned())
+    });
+    let mut progress = Progress::new();
+    let mut last = String::new();
+    loop {
+        match lines.recv_timeout(progress.patience()) {
+            Ok(line) if line.contains(BLOCKED) => say(&format!("{}: {}", bin.name, line.trim())),
+            Ok(line) => last = line,
+            Err(RecvTimeoutError::Timeout) => {}
+            Err(RecvTimeoutError::Disconnected) => break,
+        }
+        progress.tell(|elapsed| {
+            format!(
+                "{}: building it for {elapsed}; cargo says: {}",
+                bin.name,
+                short(last.trim())
+            )
+        });
+    }
+    let err = err.join().map_err(|_| "a thread panicked")?;
+    let out = out.join().map_err(|_| "a thread panicked")?;
+    let out = out.map_err(|e| format!("failed to read cargo's output: {e}"))?;
+    Ok(Said { out, err })
+}
+
+/// Gives the file a name that stays its own while this run lasts.
+fn link(file: &Path, built: &Built, run_name: &Path) -> Result<PathBuf, String> {
+    let base = built.build_dir.join("mirakuru");
+    sweep(&base);
+    let link = || -> io::Result<PathBuf> {
+        let namespace = procfs::pid_namespace();
+        let identity = hash(0, &file_identity(file)?);
+        let dir = base
+            .join(format!("{}-{namespace}", run_name.display()))
+            .join(format!("{identity:016x}"));
+        fs::create_dir_all(&dir)?;
+        let link = dir.join(file.file_name().unwrap_or_default());
+        if link.exists() {
+            return Ok(link);
+        }
+        // Not every file system has links. A copy is as good, once it is complete.
+        fs::hard_link(file, &link).or_else(|_| {
+            let new = dir.join("new");
+            fs::copy(file, &new)?;
+            fs::rename(new, &link)
+        })?;
+        Ok(link)
+    };
+    link().map_err(|e| {
+        format!(
+            "failed to link `{}` into `{}`: {e}",
+            file.display(),
+            base.display()
+        )
+    })
+}
+
+/// Removes the links of runs that are over.
+fn sweep(base: &Path) {
+    for entry in fs::read_dir(base).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let Some((run, namespace)) = name.to_str().and_then(|name| name.rsplit_once('-')) else {
+            continue;
+        };
+        let Some((pid, started)) = run::runner_of(run) else {
+            continue;
+        };
+        let is_over = match namespace.parse() == Ok(procfs::pid_namespace()) {
+            true => !service_dir::is_alive(pid, started),
+            false => {
+                let modified = entry.metadata().and_then(|metadata| metadata.modified());
+                modified.is_ok_and(|time| time.elapsed().is_ok_and(|age| age > FOREIGN_FOR))
+            }
+        };
+        if is_over {
+            let _ = fs::remove_dir_all(entry.path());
+        }
+    }
+}

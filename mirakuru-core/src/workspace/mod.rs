@@ -1,0 +1,256 @@
+//! A program of the user's own workspace: where it is, or how it comes to be there.
+
+mod cargo;
+mod json;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use crate::error::Error;
+use crate::recipe::command::{Command, IntoCommand, Program};
+
+/// A program of the workspace that the test belongs to: one of its own package's, or of any other
+/// package's.
+///
+/// It stands in the place of a command, and is what the attribute's key `bin` makes:
+///
+/// ```no_run
+/// # use mirakuru_core as mirakuru;
+/// use mirakuru::{Bin, Executor, Tcp};
+///
+/// let server = Executor::builder(Bin::new("shop-server"))
+///     .args(["--listen", "127.0.0.1:{port}"])
+///     .wait_for(Tcp::addr("127.0.0.1:{port}"))
+///     .start()?;
+/// # Ok::<(), mirakuru::Error>(())
+/// ```
+///
+/// The program is found or built when the executor is made, before its time-out begins. These
+/// places are looked at, in this order:
+///
+/// 1. the environment variable `MIRAKURU_BIN_SHOP_SERVER`: a path, relative to where the runner was
+///    started;
+/// 2. for a program of the test's own package: `NEXTEST_BIN_EXE_shop-server`, which nextest sets,
+///    and `CARGO_BIN_EXE_shop-server`, which cargo sets;
+/// 3. a `cargo build` of that program, with the profile, the target and the flags of the test.
+///    Cargo is asked once in a run, however many tests and processes need the program, so that it
+///    is never stale. The file in the target directory of the tests stays as it is.
+///
+/// The guide's page on programs says how that goes with each runner.
+#[derive(Clone, PartialEq, Eq)]
+#[must_use = "it is only a name until a recipe is made of it, or `path` is asked for"]
+pub struct Bin {
+    package: Option<String>,
+    name: String,
+    is_example: bool,
+    features: Vec<String>,
+    profile: Option<String>,
+    /// Where cargo has said it would be, when the test was compiled.
+    known: Option<&'static str>,
+    /// The directory of the package of the test, as it was when that was compiled.
+    compiled_in: Option<&'static str>,
+}
+
+impl Bin {
+    /// A binary by its name. Where several packages of the workspace have one of this name, by
+    /// both: `"package:name"`.
+    pub fn new(name: impl Into<String>) -> Bin {
+        let name = name.into();
+        let (package, name) = match name.split_once(':') {
+            Some((package, name)) => (Some(package.to_owned()), name.to_owned()),
+            None => (None, name),
+        };
+        Bin {
+            package,
+            name,
+            is_example: false,
+            features: Vec::new(),
+            profile: None,
+            known: None,
+            compiled_in: None,
+        }
+    }
+
+    /// An example by its name, or by `"package:name"`. It is always built, because cargo tells no
+    /// test where one is.
+    pub fn example(name: impl Into<String>) -> Bin {
+        Bin {
+            is_example: true,
+            ..Bin::new(name)
+        }
+    }
+
+    /// Builds it with these features of its package, beside the default ones.
+    pub fn features<S: Into<String>>(mut self, features: impl IntoIterator<Item = S>) -> Bin {
+        self.features.extend(features.into_iter().map(Into::into));
+        self
+    }
+
+    /// Builds it with this profile, such as `"release"`. The default is the profile of the test.
+    pub fn profile(mut self, profile: impl Into<String>) -> Bin {
+        self.profile = Some(profile.into());
+        self
+    }
+
+    /// Where the program is. It is built if it must be.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] when there is no such program in the workspace, when it does not compile,
+    /// and when cargo cannot be asked: the error then says which variable to set.
+    pub fn path(&self) -> Result<PathBuf, Error> {
+        if let Some(path) = self.overridden()? {
+            return Ok(path);
+        }
+        match self.told_by_cargo() {
+            Some(path) => Ok(path),
+            None => cargo::built(self),
+        }
+    }
+
+    /// What the compiler knows where the attribute stands.
+    #[doc(hidden)]
+    pub fn __compiled(mut self, known: Option<&'static str>, package_dir: &'static str) -> Bin {
+        self.known = known;
+        self.compiled_in = Some(package_dir);
+        self
+    }
+
+    /// The environment variable that comes before everything else.
+    fn variable(&self) -> String {
+        let word = |c: char| {
+            if c.is_ascii_alphanumeric() {
+                c.to_ascii_uppercase()
+            } else {
+                '_'
+            }
+        };
+        format!("MIRAKURU_BIN_{}", self.name.chars().map(word).collect::<String>())
+    }
+
+    fn overridden(&self) -> Result<Option<PathBuf>, Error> {
+        let variable = self.variable();
+        let Some(path) = std::env::var_os(&variable).filter(|path| !path.is_empty()) else {
+            return Ok(None);
+        };
+        let path = cargo::runner_dir().join(path);
+        match path.metadata() {
+            Ok(metadata) if metadata.is_file() => Ok(Some(path)),
+            Ok(_) => Err(self.error(format!(
+                "{variable} leads to `{}`, which is no file",
+                path.display()
+            ))),
+            Err(e) => Err(self.error(format!("{variable} leads to `{}`: {e}", path.display()))),
+        }
+    }
+
+    /// Where it is by the word of cargo or nextest, who have then built it as well: only in the
+    /// default way, and for tests of the same package alone.
+    fn told_by_cargo(&self) -> Option<PathBuf> {
+        if self.is_example || !self.features.is_empty() || self.profile.is_some() {
+            return None;
+        }
+        let is_own = self.package.is_none() || self.package == std::env::var("CARGO_PKG_NAME").ok();
+        let variable = |prefix: &str| std::env::var_os(format!("{prefix}_BIN_EXE_{}", self.name));
+        let at_run_time = ["NEXTEST", "CARGO"]
+            .into_iter()
+            .filter_map(variable)
+            .filter(|_| is_own);
+        let known = at_run_time
+            .map(PathBuf::from)
+            .chain(self.known.map(PathBuf::from));
+        known.into_iter().find(|path| path.is_file())
+    }
+
+    /// As it is written in the attribute.
+    fn shown(&self) -> String {
+        match &self.package {
+            Some(package) => format!("{package}:{}", self.name),
+            None => self.name.clone(),
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        if self.is_example { "example" } else { "bin" }
+    }
+
+    fn error(&self, reason: impl Into<String>) -> Error {
+        let kind = if self.is_example { "example" } else { "program" };
+        Error::other(
+            format!("find or build the {kind} `{}` of the workspace", self.shown()),
+            reason.into(),
+        )
+    }
+}
+
+impl fmt::Debug for Bin {
+    /// The same in every test binary of a run, wherever cargo has told one of them that the program
+    /// is.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Bin")
+            .field(self.kind(), &self.shown())
+            .field("features", &self.features)
+            .field("profile", &self.profile)
+            .finish()
+    }
+}
+
+impl Program for Bin {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn path(&self) -> Result<PathBuf, Error> {
+        Bin::path(self)
+    }
+}
+
+impl IntoCommand for Bin {
+    fn into_command(self) -> Command {
+        Command::of_program(Arc::new(self))
+    }
+}
+
+impl IntoCommand for &Bin {
+    fn into_command(self) -> Command {
+        self.clone().into_command()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::executor::Executor;
+
+    #[test]
+    fn the_variable_of_a_name() {
+        assert_eq!(Bin::new("shop-server").variable(), "MIRAKURU_BIN_SHOP_SERVER");
+        assert_eq!(Bin::new("pkg:a.b_c2").variable(), "MIRAKURU_BIN_A_B_C2");
+    }
+
+    #[test]
+    fn a_recipe_shows_the_name_and_a_path_is_taken_as_it_is() {
+        let dir = std::env::temp_dir().join(format!("mirakuru-{{port}}-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("a writable temp dir");
+        let path = dir.join("sleep");
+        let sleep = crate::error::programs::find_program("sleep").expect("there is a `sleep`");
+        std::fs::copy(sleep, &path).expect("a program can be copied");
+        let known: &'static str = path.to_str().expect("plain text").to_owned().leak();
+        let bin = Bin::new("mirakuru-no-such-program").__compiled(Some(known), "/");
+        assert_eq!(bin.path().expect("it is there"), path);
+        let recipe = Executor::builder(&bin).arg("60");
+        assert!(
+            format!("{recipe:?}").contains("\"mirakuru-no-such-program 60\""),
+            "{recipe:?}"
+        );
+        let executor = recipe.start().expect("`sleep` starts");
+        assert_eq!(executor.name(), "mirakuru-no-such-program");
+        assert!(executor.command().contains("{port}"), "{}", executor.command());
+        drop(executor);
+        std::fs::remove_dir_all(&dir).expect("it is ours");
+        // What cargo tells holds for the default build alone.
+        assert_eq!(bin.clone().features(["x"]).told_by_cargo(), None);
+        assert_eq!(bin.told_by_cargo(), None, "the file is gone");
+    }
+}

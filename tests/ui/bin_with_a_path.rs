@@ -1,0 +1,5 @@
+#[mirakuru::fixture(bin = "target/debug/shop-server")]
+#[test]
+fn test() {}
+
+fn main() {}

@@ -1,0 +1,5 @@
+#[mirakuru::fixture(cmd = "redis-server", features = ["tls"])]
+#[test]
+fn test() {}
+
+fn main() {}

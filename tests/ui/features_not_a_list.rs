@@ -1,0 +1,5 @@
+#[mirakuru::fixture(bin = "shop-server", features = "vip")]
+#[test]
+fn test() {}
+
+fn main() {}

@@ -1,0 +1,5 @@
+#[mirakuru::fixture(example = "shop", profile = 1)]
+#[test]
+fn test() {}
+
+fn main() {}
