@@ -3,8 +3,8 @@
 //! One mistake a file, named after the mistake. What rustc prints changes with its version: the
 //! expected output is that of the version in CI.
 //!
-//! A binary of its own: it runs cargo, and trybuild takes the whole directory of the package.
-#![cfg(all(feature = "http", feature = "rstest"))]
+//! A package of its own: trybuild builds all that the package depends on once more, with the
+//! features that the test is built with. Here these are the defaults, and no TLS.
 
 #[test]
 fn each_mistake_is_one_error() {
