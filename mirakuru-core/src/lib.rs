@@ -54,7 +54,7 @@ pub type PidExecutor = Executor<PidFile>;
 pub mod __private {
     pub use crate::error::programs::{find_program, not_found};
     pub use crate::error::report::shown;
-    pub use crate::executor::{Endpoints, SharedLock, Startable, start_together, stop_together};
+    pub use crate::executor::{Endpoints, SharedLock, Startable, await_any, launch_together, stop_together};
     pub use crate::observe::events::timeline_now;
     pub use crate::recipe::builder::unprivileged_user;
     pub use crate::recipe::placeholder::literal;

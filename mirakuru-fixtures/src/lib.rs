@@ -70,6 +70,7 @@ pub mod presets;
 mod recipe;
 mod shared;
 mod start;
+mod system;
 mod together;
 
 /// What fixture functions are made with.
@@ -92,5 +93,6 @@ pub mod __private {
     pub use crate::once::Once;
     pub use crate::outcome::{AnyOutcome, Outcome};
     pub use crate::start::tcp::tcp;
-    pub use crate::start::{Fixture, Scope, fixture, start, start_or_report, start_shared};
+    pub use crate::start::{Scope, start_shared};
+    pub use crate::system::{Plan, System};
 }

@@ -2,6 +2,9 @@
 
 use mirakuru_core::{Error, Executor, ExecutorBuilder, Readiness};
 
+use crate::start::{join, start_plain};
+use crate::system::{Joining, Slot, System};
+
 /// Something that can be started: what stands in `#[mirakuru::fixture(..)]` in place of keys.
 ///
 /// Every [`ExecutorBuilder`] is one, and its handle is the [`Executor`]. Implement it for a type of
@@ -109,11 +112,17 @@ pub trait Recipe: Sized {
     ///
     /// Those of [`Executor::start`], and those of the other methods.
     fn start(self) -> Result<Self::Handle, Error> {
-        let mut executor = self.executor()?.build()?;
-        executor.__prepare(|executor| self.prepare(executor))?;
-        executor.start()?;
-        self.set_up(&mut executor)?;
-        self.handle(executor)
+        start_plain(self)
+    }
+
+    /// Adds the services of this recipe to those that are started together. No part of the public
+    /// interface.
+    #[doc(hidden)]
+    fn __join<'a>(self, system: &mut System<'a>, joining: Joining) -> Slot<Self::Handle>
+    where
+        Self: 'a,
+    {
+        join(self, system, joining)
     }
 }
 

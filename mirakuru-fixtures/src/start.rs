@@ -1,384 +1,135 @@
-//! The start of what a test, a static or a fixture function needs: what the attribute's expansion
-//! calls.
-//!
-//! The fixtures of one function come as a list, `(a, (b, ()))`, and are started together: that
-//! takes as long as the slowest of them, and turns for fixed ports can be taken in one order for
-//! all tests. (Two tests that stack the same two ports in different orders must not each wait for
-//! the other.)
+//! One service on its way from its recipe to its handle, and what the attribute's expansion calls
+//! to start what is shared.
 
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::any::type_name;
+use std::cell::RefCell;
+use std::rc::Rc;
 
-use mirakuru_core::__private::{
-    Endpoints, Run, SharedLock, SlotState, Startable, shown, start_together, test_begins,
-};
+use mirakuru_core::__private::{Endpoints, Run, SharedLock, SlotState, StartPermit, Startable};
 use mirakuru_core::{Error, Executor, Tcp};
 
-use crate::Recipe;
+use crate::recipe::Recipe;
+use crate::system::{Joining, Reach, Service, Slot, System};
 
-/// One fixture that is to be started: a recipe whose type is not seen any more, only what it gives.
-///
-/// (Were the recipe's type still there, an expression that is no recipe would be reported where the
-/// fixture is made, and again where it is started.)
-pub struct Fixture<'a, H> {
-    name: &'static str,
-    queue: bool,
-    recipe: Box<dyn Start<H> + 'a>,
-}
-
-/// Prepares the start of a recipe. The name is for messages, and may be empty.
-pub fn fixture<'a, R: Recipe + 'a>(name: &'static str, recipe: R) -> Fixture<'a, R::Handle> {
-    Fixture {
-        name,
-        queue: true,
-        recipe: Box::new(Stages {
-            recipe,
-            executor: None,
-        }),
-    }
-}
-
-impl<H> Fixture<'_, H> {
-    /// The key `queue` is there: it decides whether to wait for a port that another fixture has, as
-    /// fixtures do otherwise.
-    pub fn queue_as_the_recipe_says(mut self) -> Self {
-        self.queue = false;
-        self
-    }
-
-    fn build(&mut self) -> Result<(), Failure> {
-        let name = self.name;
-        self.recipe
-            .build(self.queue)
-            .map_err(|error| Failure { name, error })
-    }
-
-    /// What it wants for itself alone, if it is to wait for that.
-    fn endpoints(&self) -> Option<Endpoints> {
-        self.queue.then(|| self.recipe.endpoints()).flatten()
-    }
-
-    fn give_lock(&mut self, endpoint_lock: &SharedLock) {
-        if self.queue {
-            self.recipe.give_lock(endpoint_lock);
-        }
-    }
-
-    fn startable(&mut self) -> Option<(&'static str, &mut dyn Startable)> {
-        let name = self.name;
-        self.recipe.startable().map(|executor| (name, executor))
-    }
-
-    fn prepare(&mut self) -> Result<(), Failure> {
-        let name = self.name;
-        self.recipe.prepare().map_err(|error| Failure { name, error })
-    }
-
-    fn finish(self) -> Result<H, Failure> {
-        let name = self.name;
-        self.recipe.finish().map_err(|error| Failure { name, error })
-    }
-}
-
-/// The stages of a start, in this order: all fixtures of a function go through one before any goes
-/// into the next.
-trait Start<H> {
-    /// Makes the executor, from which it can be seen which fixed ports and paths it wants.
-    fn build(&mut self, queue: bool) -> Result<(), Error>;
-
-    /// What it wants for itself alone, once it is built.
-    fn endpoints(&self) -> Option<Endpoints>;
-
-    /// Gives it the turn that was taken for all.
-    fn give_lock(&mut self, endpoint_lock: &SharedLock);
-
-    /// Makes ready what it needs before it is started.
-    fn prepare(&mut self) -> Result<(), Error>;
-
-    /// What is to be started, together with that of the others.
-    fn startable(&mut self) -> Option<&mut dyn Startable>;
-
-    /// Sets up what has been started, and wraps it.
-    fn finish(self: Box<Self>) -> Result<H, Error>;
-
-    /// All of these stages, for a service that lives as long as the process.
-    fn start_in_process(self: Box<Self>, queue: bool) -> Result<H, Error>;
-
-    /// Attaches to the one of the run, or is the one to start it.
-    fn start_in_run(self: Box<Self>, run: &Run, name: &str, queue: bool) -> Result<H, Error>;
-}
-
-struct Stages<R: Recipe> {
+/// Adds the service of a recipe with one executor to a system.
+pub(crate) fn join<'a, R: Recipe + 'a>(
     recipe: R,
+    system: &mut System<'a>,
+    joining: Joining,
+) -> Slot<R::Handle> {
+    let slot = Slot::new();
+    let service = Single {
+        recipe: Some(recipe),
+        queue: joining.queue,
+        reach: system.reach(),
+        executor: None,
+        permit: None,
+        is_attached: false,
+        slot: slot.clone(),
+    };
+    system.add(joining.name, Rc::new(RefCell::new(service)));
+    slot
+}
+
+/// A service with one executor.
+struct Single<R: Recipe> {
+    recipe: Option<R>,
+    queue: bool,
+    reach: Reach,
     executor: Option<Executor<R::Readiness>>,
+    /// The right to start it for the run.
+    permit: Option<StartPermit>,
+    /// It is the run's, and another process has started it.
+    is_attached: bool,
+    slot: Slot<R::Handle>,
 }
 
-impl<R: Recipe> Stages<R> {
-    fn built(&self, queue: bool) -> Result<Executor<R::Readiness>, Error> {
-        let recipe = self.recipe.executor()?;
-        if queue { recipe.queue(true) } else { recipe }.build()
-    }
-
-    /// Starts what has been built, and sets it up.
-    fn start_for_process(recipe: &R, executor: &mut Executor<R::Readiness>) -> Result<(), Error> {
-        executor.__prepare(|executor| recipe.prepare(executor))?;
-        executor.start()?;
-        executor.__for_process();
-        recipe.set_up(executor)
-    }
+fn too_early<T>() -> Result<T, Error> {
+    Err(Error::other(
+        "start it",
+        "the stages of its start are out of order",
+    ))
 }
 
-impl<R: Recipe> Start<R::Handle> for Stages<R> {
-    fn build(&mut self, queue: bool) -> Result<(), Error> {
-        self.executor = Some(self.built(queue)?);
+impl<R: Recipe> Service for Single<R> {
+    fn build(&mut self, name: &str) -> Result<(), Error> {
+        let Some(recipe) = &self.recipe else {
+            return too_early();
+        };
+        let builder = recipe.executor()?;
+        let builder = if self.queue { builder.queue(true) } else { builder };
+        let executor = match self.reach {
+            Reach::Run(run) if !builder.__is_for_one_process() => {
+                match run.slot(name, type_name::<R>(), &builder)?.enter(builder)? {
+                    SlotState::Running(executor) => {
+                        self.is_attached = true;
+                        *executor
+                    }
+                    SlotState::Vacant(permit, builder) => {
+                        let executor = permit.build(*builder);
+                        self.permit = Some(permit);
+                        executor?
+                    }
+                }
+            }
+            _ => builder.build()?,
+        };
+        self.executor = Some(executor);
         Ok(())
     }
 
     fn endpoints(&self) -> Option<Endpoints> {
-        self.executor.as_ref().map(Executor::__endpoints)
+        let waits = self.queue && !self.is_attached;
+        self.executor
+            .as_ref()
+            .filter(|_| waits)
+            .map(Executor::__endpoints)
     }
 
-    fn give_lock(&mut self, endpoint_lock: &SharedLock) {
-        if let Some(executor) = &mut self.executor {
-            executor.__give_lock(endpoint_lock);
+    fn give_lock(&mut self, lock: &SharedLock) {
+        if let Some(executor) = self.executor.as_mut().filter(|_| self.queue && !self.is_attached) {
+            executor.__give_lock(lock);
         }
     }
 
     fn prepare(&mut self) -> Result<(), Error> {
-        match &mut self.executor {
-            Some(executor) => executor.__prepare(|executor| self.recipe.prepare(executor)),
-            None => Ok(()),
+        match (&mut self.executor, &self.recipe) {
+            (Some(executor), Some(recipe)) if !self.is_attached => {
+                executor.__prepare(|executor| recipe.prepare(executor))
+            }
+            _ => Ok(()),
         }
     }
 
     fn startable(&mut self) -> Option<&mut dyn Startable> {
-        self.executor.as_mut().map(|executor| executor as _)
+        let executor = self.executor.as_mut().filter(|_| !self.is_attached);
+        executor.map(|executor| executor as _)
     }
 
-    fn finish(self: Box<Self>) -> Result<R::Handle, Error> {
-        let Some(mut executor) = self.executor else {
-            return Err(Error::other("start it", "it was not built before"));
+    fn finish(&mut self) -> Result<(), Error> {
+        let (Some(executor), Some(recipe)) = (&mut self.executor, &self.recipe) else {
+            return too_early();
         };
-        self.recipe.set_up(&mut executor)?;
-        self.recipe.handle(executor)
-    }
-
-    fn start_in_process(self: Box<Self>, queue: bool) -> Result<R::Handle, Error> {
-        let mut executor = self.built(queue)?;
-        Self::start_for_process(&self.recipe, &mut executor)?;
-        self.recipe.handle(executor)
-    }
-
-    fn start_in_run(self: Box<Self>, run: &Run, name: &str, queue: bool) -> Result<R::Handle, Error> {
-        let recipe = self.recipe.executor()?;
-        let recipe = if queue { recipe.queue(true) } else { recipe };
-        if recipe.__is_for_one_process() {
-            return self.start_in_process(queue);
-        }
-        let slot = run.slot(name, std::any::type_name::<R>(), &recipe)?;
-        let (permit, recipe) = match slot.enter(recipe)? {
-            SlotState::Running(executor) => return self.recipe.handle(*executor),
-            SlotState::Vacant(permit, recipe) => (permit, recipe),
-        };
-        let start = || -> Result<_, Error> {
-            let mut executor = permit.build(*recipe)?;
-            Self::start_for_process(&self.recipe, &mut executor)?;
-            permit.publish(&mut executor)?;
-            Ok(executor)
-        };
-        // A panic, of the set-up for example, is a failure like any other for those who wait.
-        match catch_unwind(AssertUnwindSafe(start)) {
-            Ok(Ok(executor)) => self.recipe.handle(executor),
-            Ok(Err(error)) => {
-                permit.failed(&error);
-                Err(error)
+        if !self.is_attached {
+            if !matches!(self.reach, Reach::Handle) {
+                executor.__for_process();
             }
-            Err(panic) => {
-                let message = panic.downcast_ref::<String>().map(String::as_str);
-                let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
-                let message = message.unwrap_or("with something that is no text");
-                permit.failed(&Error::other("start it", format!("it panicked: {message}")));
-                resume_unwind(panic)
+            recipe.set_up(executor)?;
+            if let Some(permit) = &self.permit {
+                permit.publish(executor)?;
             }
+            self.permit = None;
         }
-    }
-}
-
-/// Which fixture failed, and why.
-pub struct Failure {
-    name: &'static str,
-    pub(crate) error: Error,
-}
-
-impl Failure {
-    fn report(&self) -> String {
-        let error = shown(&self.error);
-        match self.name {
-            "" => format!("the test's fixture could not be started\n{error}"),
-            name => format!("the fixture `{name}` could not be started\n{error}"),
+        match (self.executor.take(), self.recipe.take()) {
+            (Some(executor), Some(recipe)) => self.slot.fill(recipe.handle(executor)?),
+            _ => return too_early(),
         }
-    }
-}
-
-/// The fixtures of one function: `()`, or one and the rest of them.
-pub trait Fixtures {
-    /// Their handles, in the same shape.
-    type Handles;
-
-    /// The first stage, for all of them.
-    fn build(&mut self) -> Result<(), Failure>;
-
-    /// What they want for themselves alone.
-    fn endpoints(&self) -> Option<Endpoints>;
-
-    /// Gives each the turn that was taken for all.
-    fn give_lock(&mut self, endpoint_lock: &SharedLock);
-
-    /// Makes ready what each needs before it is started.
-    fn prepare(&mut self) -> Result<(), Failure>;
-
-    /// What is to be started together, with the names for messages.
-    fn startables<'a>(&'a mut self, list: &mut Vec<(&'static str, &'a mut dyn Startable)>);
-
-    /// The last stage, one after the other, of what has been started.
-    fn finish(self) -> Result<Self::Handles, Failure>;
-}
-
-impl Fixtures for () {
-    type Handles = ();
-
-    fn build(&mut self) -> Result<(), Failure> {
         Ok(())
     }
 
-    fn endpoints(&self) -> Option<Endpoints> {
-        None
-    }
-
-    fn give_lock(&mut self, _: &SharedLock) {}
-
-    fn prepare(&mut self) -> Result<(), Failure> {
-        Ok(())
-    }
-
-    fn startables<'a>(&'a mut self, _: &mut Vec<(&'static str, &'a mut dyn Startable)>) {}
-
-    fn finish(self) -> Result<(), Failure> {
-        Ok(())
-    }
-}
-
-impl<H, Rest: Fixtures> Fixtures for (Fixture<'_, H>, Rest) {
-    type Handles = (H, Rest::Handles);
-
-    fn build(&mut self) -> Result<(), Failure> {
-        self.0.build()?;
-        self.1.build()
-    }
-
-    fn endpoints(&self) -> Option<Endpoints> {
-        match (self.0.endpoints(), self.1.endpoints()) {
-            (Some(ours), Some(others)) => Some(ours.and(others)),
-            (ours, others) => ours.or(others),
-        }
-    }
-
-    fn give_lock(&mut self, endpoint_lock: &SharedLock) {
-        self.0.give_lock(endpoint_lock);
-        self.1.give_lock(endpoint_lock);
-    }
-
-    fn prepare(&mut self) -> Result<(), Failure> {
-        self.0.prepare()?;
-        self.1.prepare()
-    }
-
-    fn startables<'a>(&'a mut self, list: &mut Vec<(&'static str, &'a mut dyn Startable)>) {
-        list.extend(self.0.startable());
-        self.1.startables(list);
-    }
-
-    fn finish(self) -> Result<Self::Handles, Failure> {
-        let first = self.0.finish()?;
-        let rest = self.1.finish()?;
-        Ok((first, rest))
-    }
-}
-
-/// Any number of one kind.
-impl<H> Fixtures for Vec<Fixture<'_, H>> {
-    type Handles = Vec<H>;
-
-    fn build(&mut self) -> Result<(), Failure> {
-        self.iter_mut().try_for_each(Fixture::build)
-    }
-
-    fn endpoints(&self) -> Option<Endpoints> {
-        self.iter().filter_map(Fixture::endpoints).reduce(Endpoints::and)
-    }
-
-    fn give_lock(&mut self, endpoint_lock: &SharedLock) {
-        for fixture in self {
-            fixture.give_lock(endpoint_lock);
-        }
-    }
-
-    fn prepare(&mut self) -> Result<(), Failure> {
-        self.iter_mut().try_for_each(Fixture::prepare)
-    }
-
-    fn startables<'a>(&'a mut self, list: &mut Vec<(&'static str, &'a mut dyn Startable)>) {
-        list.extend(self.iter_mut().filter_map(Fixture::startable));
-    }
-
-    fn finish(self) -> Result<Self::Handles, Failure> {
-        self.into_iter().map(Fixture::finish).collect()
-    }
-}
-
-/// Starts all of them: together, so that it takes as long as the slowest. Where one fails, the
-/// others end.
-pub(crate) fn start_fixtures<F: Fixtures>(mut fixtures: F) -> Result<F::Handles, Failure> {
-    fixtures.build()?;
-    // For all of them at once, and so in one order for all tests. Kept until all have started.
-    let endpoint_lock = fixtures.endpoints().map(Endpoints::queue).transpose();
-    let endpoint_lock = endpoint_lock.map_err(|error| Failure { name: "", error })?;
-    if let Some(endpoint_lock) = &endpoint_lock {
-        fixtures.give_lock(endpoint_lock);
-    }
-    fixtures.prepare()?;
-    let mut list = Vec::new();
-    fixtures.startables(&mut list);
-    let (names, mut services): (Vec<_>, Vec<_>) = list.into_iter().unzip();
-    start_together(&mut services).map_err(|(at, error)| Failure {
-        name: names[at],
-        error,
-    })?;
-    fixtures.finish()
-}
-
-/// Starts the fixtures of a test or of a fixture function.
-///
-/// # Panics
-///
-/// When one could not be started, with its error's report, at the attribute.
-#[track_caller]
-pub fn start<F: Fixtures>(fixtures: F) -> F::Handles {
-    test_begins();
-    match start_fixtures(fixtures) {
-        Ok(handles) => handles,
-        Err(failure) => panic!("{}", failure.report()),
-    }
-}
-
-/// The same for a test that should panic: a panic of ours would be taken for the one that is
-/// expected, so the report is printed instead, and the test returns and so fails.
-pub fn start_or_report<F: Fixtures>(fixtures: F) -> Option<F::Handles> {
-    test_begins();
-    match start_fixtures(fixtures) {
-        Ok(handles) => Some(handles),
-        Err(failure) => {
-            eprintln!("{}", failure.report());
-            None
+    fn failed(&mut self, error: &Error) {
+        if let Some(permit) = self.permit.take() {
+            permit.failed(error);
         }
     }
 }
@@ -392,16 +143,37 @@ pub enum Scope {
     Run,
 }
 
-/// Starts a fixture that is shared. Its name is told by whoever holds it.
+/// Starts what is shared. The closure adds it to the system, and gives the one that takes the
+/// handles. Whoever holds the fixture tells its name.
 ///
 /// # Errors
 ///
 /// Those of the start.
-pub fn start_shared<H>(fixture: Fixture<'_, H>, scope: Scope) -> Result<H, Error> {
-    if let Some(run) = (scope == Scope::Run).then(Run::current).flatten() {
-        return fixture.recipe.start_in_run(run, fixture.name, fixture.queue);
-    }
-    fixture.recipe.start_in_process(fixture.queue)
+pub fn start_shared<'a, T, Take: FnOnce() -> T>(
+    scope: Scope,
+    add: impl FnOnce(&mut System<'a>) -> Take,
+) -> Result<T, Error> {
+    let run = (scope == Scope::Run).then(Run::current).flatten();
+    let mut system = System::with_reach(run.map_or(Reach::Process, Reach::Run));
+    let take = add(&mut system);
+    system.run(take).map_err(|failure| failure.error)
+}
+
+/// Starts one recipe in plain code.
+pub(crate) fn start_plain<R: Recipe>(recipe: R) -> Result<R::Handle, Error> {
+    let mut system = System::new();
+    let slot = plain(recipe, &mut system);
+    system.run(|| slot.take()).map_err(|failure| failure.error)
+}
+
+/// Adds a service that waits for fixed ports only if its recipe says so, as wherever no attribute
+/// starts it.
+pub(crate) fn plain<'a, R: Recipe + 'a>(recipe: R, system: &mut System<'a>) -> Slot<R::Handle> {
+    let joining = Joining {
+        name: String::new(),
+        queue: false,
+    };
+    recipe.__join(system, joining)
 }
 
 /// The key `tcp` with an expression, which may be an address or a port.

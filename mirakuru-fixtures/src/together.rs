@@ -3,8 +3,9 @@
 use mirakuru_core::__private::{Startable, stop_together};
 use mirakuru_core::{Error, Executor, Readiness};
 
-use crate::Recipe;
-use crate::start::{Fixture, Fixtures, fixture, start_fixtures};
+use crate::recipe::Recipe;
+use crate::start::plain;
+use crate::system::{Slot, System};
 
 /// Starts several services at once: it takes as long as the slowest of them, and not as long as all
 /// together.
@@ -135,22 +136,6 @@ impl<R: Readiness, const N: usize> StopAll for [Executor<R>; N] {
     }
 }
 
-/// One that does not wait for its turn unless the recipe says so, as with every start that no
-/// attribute makes.
-fn plain<'a, R: Recipe + 'a>(recipe: R) -> Fixture<'a, R::Handle> {
-    fixture("", recipe).queue_as_the_recipe_says()
-}
-
-fn start<F: Fixtures>(fixtures: F) -> Result<F::Handles, Error> {
-    start_fixtures(fixtures).map_err(|failure| failure.error)
-}
-
-/// Names as a list of pairs, as a pattern or as an expression.
-macro_rules! list {
-    () => { () };
-    ($first:ident $($rest:ident)*) => { ($first, list!($($rest)*)) };
-}
-
 macro_rules! tuple {
     ($($recipe:ident)+) => {
         impl<$($recipe: Recipe),+> sealed::Start for ($($recipe,)+) {}
@@ -170,9 +155,9 @@ macro_rules! tuple {
             #[allow(non_snake_case)]
             fn start_all(self) -> Result<Self::Handles, Error> {
                 let ($($recipe,)+) = self;
-                $(let $recipe = plain($recipe);)+
-                let list!($($recipe)+) = start(list!($($recipe)+))?;
-                Ok(($($recipe,)+))
+                let mut system = System::new();
+                $(let $recipe = plain($recipe, &mut system);)+
+                system.run(|| ($($recipe.take(),)+)).map_err(|failure| failure.error)
             }
         }
     };
@@ -193,7 +178,13 @@ impl<R: Recipe> StartAll for Vec<R> {
     type Handles = Vec<R::Handle>;
 
     fn start_all(self) -> Result<Self::Handles, Error> {
-        start(self.into_iter().map(plain).collect::<Vec<_>>())
+        let mut system = System::new();
+        let slots: Vec<_> = self
+            .into_iter()
+            .map(|recipe| plain(recipe, &mut system))
+            .collect();
+        let handles = system.run(|| slots.into_iter().map(Slot::take).collect());
+        handles.map_err(|failure| failure.error)
     }
 }
 
@@ -203,8 +194,7 @@ impl<R: Recipe, const N: usize> StartAll for [R; N] {
     type Handles = [R::Handle; N];
 
     fn start_all(self) -> Result<Self::Handles, Error> {
-        let handles = start(self.into_iter().map(plain).collect::<Vec<_>>())?;
-        match handles.try_into() {
+        match Vec::from(self).start_all()?.try_into() {
             Ok(handles) => Ok(handles),
             Err(_) => unreachable!("as many handles as recipes"),
         }

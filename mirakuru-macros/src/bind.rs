@@ -1,10 +1,11 @@
 //! Which parameter of the function gets which fixture.
 
-use syn::{Attribute, FnArg, Pat, PatType};
+use syn::{Attribute, FnArg, Ident, Pat, PatType};
 
 use crate::args::{Args, Target};
 use crate::errors::Errors;
 use crate::item::Function;
+use crate::names::{self, Needs};
 
 /// For each fixture, in the order of the attributes, the index of its parameter, if it has one.
 pub(crate) struct Bindings {
@@ -12,6 +13,10 @@ pub(crate) struct Bindings {
     /// A name could not be resolved, which has been reported: a parameter is left over because of
     /// that.
     incomplete: bool,
+    /// The names under which fixtures are known to those below: of their parameters, or given by
+    /// their attributes.
+    names: Vec<Option<Ident>>,
+    needs: Needs,
 }
 
 /// Gives parameters to fixtures: first to those that name theirs, then each of the others takes the
@@ -20,12 +25,21 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
     let mut bindings = Bindings {
         parameters: vec![None; fixtures.len()],
         incomplete: false,
+        names: vec![None; fixtures.len()],
+        needs: vec![Vec::new(); fixtures.len()],
     };
     if item.body.is_none() {
         return bindings;
     }
     for (index, fixture) in fixtures.iter().enumerate() {
         if let Target::Named(name) = fixture.target() {
+            if !has_parameter(item, name)
+                && fixtures[index + 1..]
+                    .iter()
+                    .any(|below| names::uses_name(below, name))
+            {
+                continue; // A name for those below.
+            }
             match named(item, name, &bindings) {
                 Ok(parameter) => bindings.parameters[index] = Some(parameter),
                 Err(message) => {
@@ -45,10 +59,26 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
             });
         }
     }
+    let name = |(index, fixture): (usize, &Args)| match fixture.target() {
+        Target::Named(name) => Some(name.clone()),
+        _ => bindings
+            .of(index)
+            .and_then(|index| parameter_name(item.parameter(index)?))
+            .cloned(),
+    };
+    bindings.names = fixtures.iter().enumerate().map(name).collect();
+    let parameters = (0..item.sig.inputs.len()).filter_map(|index| item.parameter(index));
+    let parameters: Vec<&Ident> = parameters.filter_map(parameter_name).collect();
+    bindings.needs = names::needs(fixtures, &bindings.names, &parameters, errors);
     bindings
 }
 
-fn named(item: &Function, name: &syn::Ident, bindings: &Bindings) -> Result<usize, String> {
+fn has_parameter(item: &Function, name: &Ident) -> bool {
+    let mut parameters = (0..item.sig.inputs.len()).filter_map(|index| item.parameter(index));
+    parameters.any(|parameter| parameter_name(parameter) == Some(name))
+}
+
+fn named(item: &Function, name: &Ident, bindings: &Bindings) -> Result<usize, String> {
     let all = 0..item.sig.inputs.len();
     let names: Vec<String> = all
         .clone()
@@ -85,6 +115,12 @@ impl Bindings {
         self.parameters.get(fixture).copied().flatten()
     }
 
+    /// The fixtures that this one needs, with the names under which it knows them.
+    pub(crate) fn needs(&self, fixture: usize) -> impl Iterator<Item = (usize, &Ident)> {
+        let needs = self.needs.get(fixture).into_iter().flatten();
+        needs.filter_map(|&other| Some((other, self.names[other].as_ref()?)))
+    }
+
     pub(crate) fn are_incomplete(&self) -> bool {
         self.incomplete
     }
@@ -104,7 +140,7 @@ impl Function {
 }
 
 /// The name of a parameter, if it is a plain one (`redis`, `mut redis`).
-pub(crate) fn parameter_name(parameter: &PatType) -> Option<&syn::Ident> {
+pub(crate) fn parameter_name(parameter: &PatType) -> Option<&Ident> {
     match &*parameter.pat {
         Pat::Ident(ident) => Some(&ident.ident),
         _ => None,

@@ -30,7 +30,8 @@ pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &Errors) -> To
     let init = if errors.any() {
         quote!(::core::unreachable!())
     } else {
-        shared_value(ty, &started_shared(&fixtures[0], &name))
+        let members = [Member::alone(&fixtures[0], &name)];
+        shared_value(ty, &started_shared(&members))
     };
     quote! {
         #(#attrs)*
@@ -51,7 +52,7 @@ pub(crate) fn on_test(
         return broken(item, bindings);
     }
     let signature = without_bound(item, bindings);
-    let services = services(item, fixtures, bindings);
+    let services = own_services(item, fixtures, bindings);
     let value = ours("_value");
     let run = match item.gives() {
         // With an item behind it the body is no tail expression, whose temporaries would outlive
@@ -120,7 +121,7 @@ fn rstest_attribute(item: &Function) -> Option<TokenStream> {
 
 /// Each test has its own.
 fn own_fixture(item: &Function, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
-    let services = services(item, fixtures, bindings);
+    let services = own_services(item, fixtures, bindings);
     let value = ours("_value");
     match (&item.body, item.gives()) {
         (None, Gives::Type(ty)) => {
@@ -149,29 +150,16 @@ fn own_fixture(item: &Function, fixtures: &[Args], bindings: &Bindings) -> Token
 fn shared_fixture(item: &Function, ty: &Type, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
     let name = item.sig.ident.to_string();
     let value = match &item.body {
-        None => shared_value(ty, &started_shared(&fixtures[0], &name)),
+        None => shared_value(ty, &started_shared(&[Member::alone(&fixtures[0], &name)])),
         Some(body) => {
             let body = relocated(body);
-            let bound = fixtures.iter().enumerate().map(|(index, fixture)| {
-                let started = started_shared(fixture, &name_of(item, bindings, index));
-                match bindings.of(index).and_then(|parameter| item.parameter(parameter)) {
-                    Some(parameter) if behind_static(&parameter.ty).is_some() => {
-                        service_shared(item, fixture, bindings, index)
-                    }
-                    Some(parameter) => {
-                        let service = handle(index);
-                        let binding = binding(parameter, &service);
-                        quote!(let #service = #started?; #binding)
-                    }
-                    None => {
-                        let service = handle(index);
-                        quote!(let #service = #started?;)
-                    }
-                }
+            let services = services(item, fixtures, bindings, |members| {
+                let started = started_shared(members);
+                quote!(#started?)
             });
             let value = ours("_value");
             quote!({
-                #(#bound)*
+                #services
                 let #value: #ty = (move || -> #ty #body)();
                 ::core::result::Result::Ok(#value)
             })
@@ -189,7 +177,7 @@ fn shared_value(ty: &Type, started: &TokenStream) -> TokenStream {
     let (service, value) = (handle(0), ours("_value"));
     let found = located(&service, ty);
     quote!({
-        let #service = #started?;
+        let (#service,) = #started?;
         let #value: #ty = #found;
         ::core::result::Result::Ok(#value)
     })
@@ -240,38 +228,42 @@ fn broken(item: &Function, bindings: &Bindings) -> TokenStream {
     }
 }
 
-/// The start of a function's services, and the parameters that they are given to.
+/// The start of a function's services, and the parameters that they are given to. `start` writes
+/// the expression that starts the members of one system and gives the tuple of their handles.
 ///
 /// Each service is moved into a variable of its own, in the order of the attributes, by value or
-/// beside the reference to it: so the last one started is the first one dropped, whatever the
-/// parameters look like.
-fn services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
+/// beside the reference to it. So the last one is dropped first, whatever the parameters look like,
+/// and a service ends before those that it needs.
+fn services(
+    item: &Function,
+    fixtures: &[Args],
+    bindings: &Bindings,
+    start: impl FnOnce(&[Member<'_>]) -> TokenStream,
+) -> TokenStream {
     let parameter = |index: usize| bindings.of(index).and_then(|index| item.parameter(index));
     let is_shared = |index: usize| parameter(index).is_some_and(|it| behind_static(&it.ty).is_some());
     let shared = (0..fixtures.len())
         .filter(|index| is_shared(*index))
         .map(|index| service_shared(item, &fixtures[index], bindings, index));
     let own: Vec<usize> = (0..fixtures.len()).filter(|index| !is_shared(*index)).collect();
-
-    let list = own.iter().rev().fold(quote!(()), |rest, &index| {
-        let fixture = fixture(&fixtures[index], &name_of(item, bindings, index));
-        quote!((#fixture, #rest))
+    let members = own.iter().map(|&index| Member {
+        fixture: &fixtures[index],
+        name: name_of(item, bindings, index),
+        slot: handle(index),
+        // A shared one is a variable already.
+        needs: bindings
+            .needs(index)
+            .filter(|(other, _)| !is_shared(*other))
+            .map(|(other, name)| (handle(other), name))
+            .collect(),
     });
-    let handles = own.iter().rev().fold(quote!(()), |rest, &index| {
-        let handle = handle(index);
-        quote!((#handle, #rest))
-    });
+    let members: Vec<Member<'_>> = members.collect();
     let start = if own.is_empty() {
         quote!()
-    } else if item.has_attr("should_panic") {
-        // A panic would be taken for the one that is expected.
-        quote! {
-            let ::core::option::Option::Some(#handles) = ::mirakuru::__private::start_or_report(#list) else {
-                return;
-            };
-        }
     } else {
-        quote!(let #handles = ::mirakuru::__private::start(#list);)
+        let handles = members.iter().map(|member| &member.slot).rev();
+        let started = start(&members);
+        quote!(let (#(#handles,)*) = #started;)
     };
     let lets = own.iter().map(|&index| {
         let service = handle(index);
@@ -284,6 +276,27 @@ fn services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> TokenStr
     quote!(#(#shared)* #start #(#lets)*)
 }
 
+/// The services of one test, started for it alone.
+fn own_services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
+    services(item, fixtures, bindings, |members| {
+        let (system, add, take) = (ours("system"), add(members), take(members));
+        let start = if item.has_attr("should_panic") {
+            // A panic would be taken for the one that is expected.
+            quote!(match #system.start_or_report(#take) {
+                ::core::option::Option::Some(handles) => handles,
+                ::core::option::Option::None => return,
+            })
+        } else {
+            quote!(#system.start(#take))
+        };
+        quote!({
+            let mut #system = ::mirakuru::__private::System::new();
+            #add
+            #start
+        })
+    })
+}
+
 /// A parameter `&'static T`: the service is shared, though what the function gives is not.
 fn service_shared(item: &Function, fixture: &Args, bindings: &Bindings, index: usize) -> TokenStream {
     let Some(parameter) = bindings.of(index).and_then(|index| item.parameter(index)) else {
@@ -294,7 +307,7 @@ fn service_shared(item: &Function, fixture: &Args, bindings: &Bindings, index: u
     };
     let name = name_of(item, bindings, index);
     let cell = format_ident!("__MIRAKURU_SERVICE_{index}");
-    let value = shared_value(ty, &started_shared(fixture, &name));
+    let value = shared_value(ty, &started_shared(&[Member::alone(fixture, &name)]));
     let PatType { attrs, pat, .. } = parameter;
     quote! {
         static #cell: ::mirakuru::__private::Once<#ty> = ::mirakuru::__private::Once::new(#name);
@@ -325,15 +338,71 @@ fn binding(parameter: &PatType, service: &Ident) -> TokenStream {
     }
 }
 
-/// `fixture("name", recipe)`, in which `recipe` is the user's expression or the builder chain that
-/// the keys make.
-fn fixture(args: &Args, name: &str) -> TokenStream {
-    let place = Place::of(args);
-    let recipe = recipe(args, &place);
-    let path = quote_spanned!(place.first=> ::mirakuru::__private::fixture);
-    let arguments = place.parenthesised(quote!(#name, #recipe));
-    let queue = args.entry("queue").map(|_| quote!(.queue_as_the_recipe_says()));
-    quote!(#path #arguments #queue)
+/// One service of a system that is started together.
+struct Member<'a> {
+    fixture: &'a Args,
+    /// For messages.
+    name: String,
+    /// The variable of its slot, and then of its handle.
+    slot: Ident,
+    /// The slots of services that it needs, and the names under which its recipe knows them.
+    needs: Vec<(Ident, &'a Ident)>,
+}
+
+impl<'a> Member<'a> {
+    fn alone(fixture: &'a Args, name: &str) -> Member<'a> {
+        Member {
+            fixture,
+            name: name.to_owned(),
+            slot: handle(0),
+            needs: Vec::new(),
+        }
+    }
+}
+
+/// Statements that add services to the variable `system`, such as `let db = system.service("db",
+/// recipe);`. A recipe that is made from the handles of others is in a closure.
+fn add(members: &[Member<'_>]) -> TokenStream {
+    let lets = members.iter().map(|member| {
+        let Member {
+            fixture,
+            name,
+            slot,
+            needs,
+        } = member;
+        let place = Place::of(fixture);
+        let recipe = recipe(fixture, &place);
+        let queue = if fixture.entry("queue").is_some() {
+            "_with_queue"
+        } else {
+            ""
+        };
+        let method = if needs.is_empty() { "service" } else { "after" };
+        let method = format_ident!("{method}{queue}", span = place.first);
+        let arguments = if needs.is_empty() {
+            quote!(#name, #recipe)
+        } else {
+            let slots: Vec<&Ident> = needs.iter().map(|(slot, _)| slot).collect();
+            let names = needs.iter().map(|(_, name)| name);
+            quote!(#name, (#(#slots.clone(),)*), |(#(#slots,)*)| {
+                #[allow(unused_variables)]
+                let (#(#names,)*) = (#(#slots.get(),)*);
+                #recipe
+            })
+        };
+        let arguments = place.parenthesised(arguments);
+        let system = ours("system");
+        let system = Ident::new("system", system.span().located_at(place.first));
+        let call = quote_spanned!(place.first=> #system.#method #arguments);
+        quote!(let #slot = #call;)
+    });
+    quote!(#(#lets)*)
+}
+
+/// A closure that takes the handles of services that have started, the last one first.
+fn take(members: &[Member<'_>]) -> TokenStream {
+    let slots = members.iter().map(|member| &member.slot).rev();
+    quote!(|| (#(#slots.take(),)*))
 }
 
 /// Where the code for one fixture is said to stand. Where an expression of the user's must
@@ -363,14 +432,19 @@ impl Place {
     }
 }
 
-/// The same, started for all: an expression of type `Result<Handle, Error>`.
-fn started_shared(args: &Args, name: &str) -> TokenStream {
-    let fixture = fixture(args, name);
-    let scope = match args.entry("scope").and_then(Entry::literal) {
-        Some(scope) if scope.value() == "process" => quote!(Process),
-        _ => quote!(Run),
+/// The services, started for all: an expression of type `Result<(Handle, ..), Error>`.
+fn started_shared(members: &[Member<'_>]) -> TokenStream {
+    let of_the_process = |member: &Member<'_>| {
+        let scope = member.fixture.entry("scope").and_then(Entry::literal);
+        scope.is_some_and(|scope| scope.value() == "process")
     };
-    quote!(::mirakuru::__private::start_shared(#fixture, ::mirakuru::__private::Scope::#scope))
+    let scope = if members.iter().any(of_the_process) {
+        quote!(Process)
+    } else {
+        quote!(Run)
+    };
+    let (system, add, take) = (ours("system"), add(members), take(members));
+    quote!(::mirakuru::__private::start_shared(::mirakuru::__private::Scope::#scope, |#system| { #add #take }))
 }
 
 fn recipe(args: &Args, place: &Place) -> TokenStream {

@@ -13,6 +13,7 @@ mod check;
 mod errors;
 mod expand;
 mod item;
+mod names;
 mod nearest;
 mod placeholder;
 

@@ -25,6 +25,11 @@ pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
     if let Some((_, meant)) = synonym {
         return Some(meant);
     }
+    closest(word, known)
+}
+
+/// The same without synonyms.
+pub(crate) fn closest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let (distance, best) = known
         .map(|candidate| (distance(word, candidate), candidate))
         .min_by_key(|(distance, _)| *distance)?;

@@ -30,6 +30,7 @@ mod secrets;
 mod servers;
 // Public, so that `missing_docs` looks at what the attribute makes of a public `static`.
 pub mod shared;
+mod systems;
 mod teardown;
 mod timeline;
 mod timeout_scale;

@@ -1,7 +1,7 @@
 //! Several services at once: all are launched before any is waited for, and all are asked to end
 //! before any is waited for. No thread is involved.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::executor::Executor;
@@ -22,7 +22,7 @@ pub trait Startable {
     /// Its supervisor has been forked, or not.
     fn launched(&mut self, launched: Launched);
 
-    /// One look at whether it is ready, and if not, what to wait for before the next one.
+    /// One poll of whether it is ready. If not, says what to wait for before the next one.
     ///
     /// # Errors
     ///
@@ -119,15 +119,14 @@ pub fn stop_together(services: &mut [&mut dyn Startable]) -> Result<(), Error> {
 /// start before all are planned.
 const AT_ONE_GO: usize = 8;
 
-/// Starts several services at once: all are launched, in this order, before any is waited for, and
-/// what takes longest is all that it takes. No thread is involved.
+/// Launches several services at once, in this order, and waits for none: [`await_any`] does that.
 ///
 /// # Errors
 ///
 /// Those of [`Executor::start`], of the first that fails, with its place in the list. The others
-/// may be running, or starting: the caller drops them.
+/// may be starting: the caller drops them.
 #[doc(hidden)]
-pub fn start_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize, Error)> {
+pub fn launch_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize, Error)> {
     for (chunk, services) in services.chunks_mut(AT_ONE_GO).enumerate() {
         let (mut planned, mut plans) = (Vec::new(), Vec::new());
         for (at, service) in services.iter_mut().enumerate() {
@@ -141,33 +140,40 @@ pub fn start_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize,
             services[at].launched(Launched(launched));
         }
     }
-    let mut waiting: Vec<usize> = (0..services.len()).collect();
+    Ok(())
+}
+
+/// Waits until at least one of these services is ready, but not longer than `limit`. Gives the
+/// places of those that are.
+///
+/// # Errors
+///
+/// Those of [`Executor::start`], of the first that fails, with its place in the list.
+#[doc(hidden)]
+pub fn await_any(services: &mut [&mut dyn Startable], limit: Duration) -> Result<Vec<usize>, (usize, Error)> {
+    let began = Instant::now();
     loop {
         let mut time = Duration::MAX;
         let mut events = Vec::new();
-        let mut failure = None;
-        waiting.retain(|at| match services[*at].step_start() {
-            Ok(None) => false,
-            Ok(Some(pause)) => {
-                time = time.min(pause.time);
-                events.extend(pause.events);
-                true
+        let mut ready = Vec::new();
+        for (at, service) in services.iter_mut().enumerate() {
+            match service.step_start().map_err(|error| (at, error))? {
+                None => ready.push(at),
+                Some(pause) => {
+                    time = time.min(pause.time);
+                    events.extend(pause.events);
+                }
             }
-            Err(error) => {
-                failure.get_or_insert((*at, error));
-                false
-            }
-        });
-        if let Some(failure) = failure {
-            return Err(failure);
         }
-        if waiting.is_empty() {
-            return Ok(());
+        let left = limit.saturating_sub(began.elapsed());
+        if !ready.is_empty() || left.is_zero() {
+            return Ok(ready);
         }
-        let services: Option<Vec<i32>> = waiting.iter().map(|at| services[*at].events()).collect();
-        match services {
-            Some(services) => {
-                events.extend(services);
+        let time = time.min(left);
+        let own: Option<Vec<i32>> = services.iter().map(|service| service.events()).collect();
+        match own {
+            Some(own) => {
+                events.extend(own);
                 sys::wait_readable(&events, time);
             }
             // Something has happened to one of them. At most a millisecond: a supervisor that is

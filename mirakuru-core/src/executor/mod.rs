@@ -37,7 +37,7 @@ use crate::sys::{self, StopPolicy};
 use crate::util::deadline::Deadline;
 
 pub use crate::executor::endpoints::{Endpoints, SharedLock};
-pub use crate::executor::many::{Startable, start_together, stop_together};
+pub use crate::executor::many::{Startable, await_any, launch_together, stop_together};
 
 /// A service that a test holds: running or stopped, and startable again. Made with
 /// [`Executor::builder`].

@@ -1,0 +1,675 @@
+//! [`System`]: services that are started together, each as soon as those that it needs are ready.
+//!
+//! The stacked attributes of a test, the fields of a struct and the nodes of a cluster all become
+//! members of one list. A member that needs nobody starts at once. A member that needs others waits
+//! until they are ready, because its recipe is made from their handles. A recipe of several
+//! services, such as [`Plan`], adds its own services to the list of whoever starts it, so that
+//! systems in systems start together, too.
+//!
+//! No thread is involved: the list is gone through again whenever a service has become ready.
+
+use std::any::type_name;
+use std::cell::{OnceCell, RefCell, RefMut};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::rc::{Rc, Weak};
+use std::time::Duration;
+
+use mirakuru_core::__private::{
+    Endpoints, Run, SharedLock, Startable, await_any, launch_together, shown, test_begins,
+};
+use mirakuru_core::{Error, Executor, ExecutorBuilder, NoWait};
+
+use crate::recipe::Recipe;
+
+/// Services that are to be started. Usually named `system`.
+pub struct System<'a> {
+    members: Vec<Member<'a>>,
+    reach: Reach,
+    /// Begins the names of members that are added now.
+    prefix: String,
+    /// What has been added to the plan that is being added.
+    added: Vec<Weak<dyn Need + 'a>>,
+    /// Held until all have started, so that fixed ports are locked in one order for all tests.
+    locks: Vec<SharedLock>,
+}
+
+/// How long the services of a system live, and who uses them.
+#[derive(Clone, Copy)]
+pub(crate) enum Reach {
+    /// As long as their handles.
+    Handle,
+    /// As long as this process.
+    Process,
+    /// As long as the run: one process starts a service, and many use it.
+    Run(&'static Run),
+}
+
+/// The place that a service's handle comes into once it is ready. A clone is the same place.
+pub struct Slot<H>(Rc<OnceCell<H>>);
+
+impl<H> Clone for Slot<H> {
+    fn clone(&self) -> Slot<H> {
+        Slot(Rc::clone(&self.0))
+    }
+}
+
+impl<H> Slot<H> {
+    pub(crate) fn new() -> Slot<H> {
+        Slot(Rc::new(OnceCell::new()))
+    }
+
+    pub(crate) fn fill(&self, handle: H) {
+        let filled = self.0.set(handle).is_ok();
+        debug_assert!(filled, "a service becomes ready once");
+    }
+
+    /// The handle, for a recipe that is made from it.
+    ///
+    /// # Panics
+    ///
+    /// When the service is not ready: recipes are made later.
+    #[must_use]
+    pub fn get(&self) -> &H {
+        self.0.get().expect("the service is ready")
+    }
+
+    /// The handle, once all have started.
+    ///
+    /// # Panics
+    ///
+    /// When the service is not ready, or there is a clone of the slot.
+    #[must_use]
+    pub fn take(self) -> H {
+        let handle = Rc::into_inner(self.0).and_then(OnceCell::into_inner);
+        handle.expect("the service is ready, and nobody else takes its handle")
+    }
+}
+
+/// Something that a member waits for.
+pub trait Need {
+    /// Whether it is there.
+    fn is_there(&self) -> bool;
+}
+
+impl<H> Need for OnceCell<H> {
+    fn is_there(&self) -> bool {
+        self.get().is_some()
+    }
+}
+
+impl<H> Slot<H> {
+    /// The slot as something to wait for.
+    pub(crate) fn need<'a>(&self) -> Weak<dyn Need + 'a>
+    where
+        H: 'a,
+    {
+        let place: Weak<OnceCell<H>> = Rc::downgrade(&self.0);
+        place
+    }
+}
+
+/// Slots whose handles a recipe is made from: one, or a tuple of them.
+pub trait Needs<'a> {
+    /// Adds what is waited for.
+    #[doc(hidden)]
+    fn list(&self, needs: &mut Vec<Weak<dyn Need + 'a>>);
+}
+
+impl<'a, H: 'a> Needs<'a> for Slot<H> {
+    fn list(&self, needs: &mut Vec<Weak<dyn Need + 'a>>) {
+        needs.push(self.need());
+    }
+}
+
+macro_rules! needs {
+    ($($name:ident)+) => {
+        impl<'a, $($name: Needs<'a>),+> Needs<'a> for ($($name,)+) {
+            #[allow(non_snake_case)]
+            fn list(&self, needs: &mut Vec<Weak<dyn Need + 'a>>) {
+                let ($($name,)+) = self;
+                $($name.list(needs);)+
+            }
+        }
+    };
+}
+
+needs!(A);
+needs!(A B);
+needs!(A B C);
+needs!(A B C D);
+needs!(A B C D E);
+needs!(A B C D E F);
+needs!(A B C D E F G);
+needs!(A B C D E F G H);
+
+/// One service on its way from its recipe to its handle, whatever these are. The stages come in
+/// this order. Services that start together all go through one of them before any goes into the
+/// next.
+pub(crate) trait Service {
+    /// Makes the executor, or attaches to the run's. From then on its fixed ports and paths are
+    /// known.
+    fn build(&mut self, name: &str) -> Result<(), Error>;
+
+    /// The ports and paths that it needs for itself, if it waits for them.
+    fn endpoints(&self) -> Option<Endpoints>;
+
+    /// Gives it the lock that was taken for all.
+    fn give_lock(&mut self, lock: &SharedLock);
+
+    /// Prepares what it needs before it is started.
+    fn prepare(&mut self) -> Result<(), Error>;
+
+    /// What is started. `None` where it runs already.
+    fn startable(&mut self) -> Option<&mut dyn Startable>;
+
+    /// Sets up what has been started, and fills its slot.
+    fn finish(&mut self) -> Result<(), Error>;
+
+    /// Tells the other processes of the run that it could not be started.
+    fn failed(&mut self, error: &Error);
+}
+
+struct Member<'a> {
+    name: String,
+    needs: Vec<Weak<dyn Need + 'a>>,
+    stage: Stage<'a>,
+}
+
+type Waiting<'a> = dyn FnOnce(&mut System<'a>) -> Result<(), Error> + 'a;
+
+enum Stage<'a> {
+    /// A service whose recipe is made when its needs are there.
+    Recipe(Box<Waiting<'a>>),
+    /// Something else that waits for its needs.
+    Waits(Box<Waiting<'a>>),
+    #[allow(dead_code)] // For clusters.
+    /// Is called again and again once its needs are there, until it says `true`. It may block for
+    /// some milliseconds.
+    Polls(Box<dyn FnMut() -> Result<bool, Error> + 'a>),
+    New(Rc<RefCell<dyn Service + 'a>>),
+    Starting(Rc<RefCell<dyn Service + 'a>>),
+    Ready,
+    Over,
+}
+
+/// Which service failed, why, and how far the others were.
+pub(crate) struct Failure {
+    name: String,
+    pub(crate) error: Error,
+    others: Vec<String>,
+}
+
+impl Failure {
+    fn report(&self) -> String {
+        let error = shown(&self.error);
+        let mut report = match &*self.name {
+            "" => format!("the test's fixture could not be started\n{error}"),
+            name => format!("the fixture `{name}` could not be started\n{error}"),
+        };
+        for other in &self.others {
+            report.push_str("\n  ");
+            report.push_str(other);
+        }
+        report
+    }
+}
+
+impl<'a> System<'a> {
+    pub(crate) fn with_reach(reach: Reach) -> System<'a> {
+        System {
+            members: Vec::new(),
+            reach,
+            prefix: String::new(),
+            added: Vec::new(),
+            locks: Vec::new(),
+        }
+    }
+
+    /// No services yet. They will live as long as their handles.
+    #[allow(clippy::new_without_default)] // It is made by the attribute's expansion alone.
+    #[must_use]
+    pub fn new() -> System<'a> {
+        System::with_reach(Reach::Handle)
+    }
+
+    pub(crate) fn reach(&self) -> Reach {
+        self.reach
+    }
+
+    /// Adds what a recipe starts. The name is for messages, and may be empty. The service waits for
+    /// fixed ports and paths that another fixture has.
+    pub fn service<R: Recipe + 'a>(&mut self, name: &str, recipe: R) -> Slot<R::Handle> {
+        self.queue(name, true, recipe)
+    }
+
+    /// The same for an attribute with the key `queue`, which says whether the service waits.
+    pub fn service_with_queue<R: Recipe + 'a>(&mut self, name: &str, recipe: R) -> Slot<R::Handle> {
+        self.queue(name, false, recipe)
+    }
+
+    fn queue<R: Recipe + 'a>(&mut self, name: &str, queue: bool, recipe: R) -> Slot<R::Handle> {
+        let name = format!("{}{name}", self.prefix);
+        let slot = recipe.__join(self, Joining { name, queue });
+        self.added.push(slot.need());
+        slot
+    }
+
+    /// Adds a service whose recipe is made from the handles of others, as soon as these are ready.
+    pub fn after<N: Needs<'a> + 'a, R: Recipe + 'a>(
+        &mut self,
+        name: &str,
+        needs: N,
+        recipe: impl FnOnce(&N) -> R + 'a,
+    ) -> Slot<R::Handle> {
+        self.queue_after(name, true, needs, recipe)
+    }
+
+    /// The same for an attribute with the key `queue`, which says whether the service waits for its
+    /// ports.
+    pub fn after_with_queue<N: Needs<'a> + 'a, R: Recipe + 'a>(
+        &mut self,
+        name: &str,
+        needs: N,
+        recipe: impl FnOnce(&N) -> R + 'a,
+    ) -> Slot<R::Handle> {
+        self.queue_after(name, false, needs, recipe)
+    }
+
+    fn queue_after<N: Needs<'a> + 'a, R: Recipe + 'a>(
+        &mut self,
+        name: &str,
+        queue: bool,
+        needs: N,
+        recipe: impl FnOnce(&N) -> R + 'a,
+    ) -> Slot<R::Handle> {
+        let slot = Slot::new();
+        let name = format!("{}{name}", self.prefix);
+        let joining = Joining {
+            name: name.clone(),
+            queue,
+        };
+        let mut list = Vec::new();
+        needs.list(&mut list);
+        let outer = slot.clone();
+        let stage = Stage::Recipe(Box::new(move |system| {
+            let recipe = recipe(&needs);
+            // Nobody else has the handles when they are taken.
+            drop(needs);
+            let inner = recipe.__join(system, joining);
+            let need = inner.need();
+            let forward = Stage::Waits(Box::new(move |_| {
+                outer.fill(inner.take());
+                Ok(())
+            }));
+            system.push(String::new(), vec![need], forward);
+            Ok(())
+        }));
+        self.push(name, list, stage);
+        self.added.push(slot.need());
+        slot
+    }
+
+    /// Makes one handle of all that has been added to this plan.
+    pub fn join<H: 'a>(&mut self, make: impl FnOnce() -> H + 'a) -> Slot<H> {
+        let slot = Slot::new();
+        let place = slot.clone();
+        let needs = self.added.clone();
+        let stage = Stage::Waits(Box::new(move |_| {
+            place.fill(make());
+            Ok(())
+        }));
+        self.push(String::new(), needs, stage);
+        slot
+    }
+
+    /// Adds a service that is on its way.
+    pub(crate) fn add(&mut self, name: String, service: Rc<RefCell<dyn Service + 'a>>) {
+        self.push(name, Vec::new(), Stage::New(service));
+    }
+
+    #[allow(dead_code)] // For clusters.
+    /// Adds something that is called again and again once its needs are there, until it says
+    /// `true`.
+    pub(crate) fn poll(
+        &mut self,
+        name: String,
+        needs: Vec<Weak<dyn Need + 'a>>,
+        poll: impl FnMut() -> Result<bool, Error> + 'a,
+    ) {
+        self.push(name, needs, Stage::Polls(Box::new(poll)));
+    }
+
+    fn push(&mut self, name: String, needs: Vec<Weak<dyn Need + 'a>>, stage: Stage<'a>) {
+        self.members.push(Member { name, needs, stage });
+    }
+
+    /// Starts all services of a test or of a fixture function. Then the closure takes their
+    /// handles: first those of services that need others, so that they end first where a start
+    /// fails.
+    ///
+    /// # Panics
+    ///
+    /// When one could not be started, with its error's report, at the attribute.
+    #[track_caller]
+    pub fn start<T>(self, take: impl FnOnce() -> T) -> T {
+        test_begins();
+        match self.run(take) {
+            Ok(handles) => handles,
+            Err(failure) => panic!("{}", failure.report()),
+        }
+    }
+
+    /// The same for a test that should panic: a panic of ours would be taken for the one that is
+    /// expected. The report is printed instead, and the test returns and so fails.
+    #[must_use]
+    pub fn start_or_report<T>(self, take: impl FnOnce() -> T) -> Option<T> {
+        test_begins();
+        match self.run(take) {
+            Ok(handles) => Some(handles),
+            Err(failure) => {
+                eprintln!("{}", failure.report());
+                None
+            }
+        }
+    }
+
+    /// Starts all, each as soon as what it needs is ready. Where one fails, the others end.
+    pub(crate) fn run<T>(mut self, take: impl FnOnce() -> T) -> Result<T, Box<Failure>> {
+        let mut at = 0;
+        // A panic, in a set-up for example, is a failure like any other for processes that wait for
+        // the service.
+        let run = catch_unwind(AssertUnwindSafe(|| self.run_all(&mut at)));
+        let (result, panic) = match run {
+            Ok(result) => (result, None),
+            Err(panic) => {
+                let message = panic.downcast_ref::<String>().map(String::as_str);
+                let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
+                let message = message.unwrap_or("with something that is no text");
+                let error = Error::other("start it", format!("it panicked: {message}"));
+                (Err(error), Some(panic))
+            }
+        };
+        let error = match result {
+            Ok(()) => {
+                drop(self);
+                return Ok(take());
+            }
+            Err(error) => error,
+        };
+        if let Some(Stage::New(service) | Stage::Starting(service)) =
+            self.members.get(at).map(|member| &member.stage)
+        {
+            if let Ok(mut service) = service.try_borrow_mut() {
+                service.failed(&error);
+            }
+        }
+        let failure = Failure {
+            name: self
+                .members
+                .get(at)
+                .map_or_else(String::new, |member| member.name.clone()),
+            error,
+            others: self.others(at),
+        };
+        // Whoever needs others ends before them.
+        while self.members.pop().is_some() {}
+        match panic {
+            Some(panic) => resume_unwind(panic),
+            None => Err(Box::new(failure)),
+        }
+    }
+
+    /// How far each service was, but for the one that failed.
+    fn others(&self, failed: usize) -> Vec<String> {
+        let others = self.members.iter().enumerate().filter(|(at, _)| *at != failed);
+        let lines = others.filter_map(|(_, member)| {
+            let name = Some(&member.name).filter(|name| !name.is_empty())?;
+            Some(match &member.stage {
+                Stage::Ready => format!("`{name}` was ready"),
+                Stage::Starting(_) => format!("`{name}` was starting"),
+                Stage::New(_) | Stage::Recipe(_) => format!("`{name}` was not started"),
+                Stage::Waits(_) | Stage::Polls(_) | Stage::Over => return None,
+            })
+        });
+        lines.collect()
+    }
+
+    /// After an error, `at` is the place of the member that it belongs to.
+    fn run_all(&mut self, at: &mut usize) -> Result<(), Error> {
+        loop {
+            while let Some(next) = self.next_that_waits() {
+                *at = next;
+                match std::mem::replace(&mut self.members[next].stage, Stage::Over) {
+                    Stage::Recipe(run) | Stage::Waits(run) => run(self)?,
+                    other => self.members[next].stage = other,
+                }
+            }
+            self.launch(at)?;
+            let polls = self.poll_all(at)?;
+            let is_over = |member: &Member<'_>| matches!(member.stage, Stage::Ready | Stage::Over);
+            if self.members.iter().all(is_over) {
+                return Ok(());
+            }
+            self.finish_ready(at, polls)?;
+        }
+    }
+
+    fn next_that_waits(&self) -> Option<usize> {
+        self.members.iter().position(|member| {
+            matches!(member.stage, Stage::Recipe(_) | Stage::Waits(_)) && member.has_its_needs()
+        })
+    }
+
+    /// Launches all that are new, without waiting for them.
+    fn launch(&mut self, at: &mut usize) -> Result<(), Error> {
+        let new: Vec<(usize, Rc<RefCell<dyn Service + 'a>>)> = self.all(|stage| match stage {
+            Stage::New(service) => Some(service),
+            _ => None,
+        });
+        if new.is_empty() {
+            return Ok(());
+        }
+        for (index, service) in &new {
+            *at = *index;
+            service.borrow_mut().build(&self.members[*index].name)?;
+        }
+        // Of all of them at once, and so in one order for all tests.
+        let endpoints = new.iter().filter_map(|(_, service)| service.borrow().endpoints());
+        if let Some(endpoints) = endpoints.reduce(Endpoints::and) {
+            *at = new[0].0;
+            let lock = endpoints.queue()?;
+            for (_, service) in &new {
+                service.borrow_mut().give_lock(&lock);
+            }
+            self.locks.push(lock);
+        }
+        for (index, service) in &new {
+            *at = *index;
+            service.borrow_mut().prepare()?;
+        }
+        with_startables(&new, launch_together).map_err(|(index, error)| {
+            *at = index;
+            error
+        })?;
+        for (index, service) in new {
+            self.members[index].stage = Stage::Starting(service);
+        }
+        Ok(())
+    }
+
+    /// Waits until at least one service is ready, and finishes those that are. Where something else
+    /// is polled, does not wait.
+    fn finish_ready(&mut self, at: &mut usize, polls: bool) -> Result<(), Error> {
+        let starting = self.all(|stage| match stage {
+            Stage::Starting(service) => Some(service),
+            _ => None,
+        });
+        let running = starting
+            .iter()
+            .filter(|(_, service)| service.borrow_mut().startable().is_none());
+        let mut ready: Vec<usize> = running.map(|(index, _)| *index).collect();
+        if !starting.is_empty() {
+            let limit = if polls || !ready.is_empty() {
+                Duration::ZERO
+            } else {
+                Duration::MAX
+            };
+            let mut started = Vec::new();
+            let waited = with_startables(&starting, |list| {
+                started = await_any(list, limit)?;
+                Ok(())
+            });
+            waited.map_err(|(index, error)| {
+                *at = index;
+                error
+            })?;
+            let launched: Vec<usize> = starting
+                .iter()
+                .map(|(index, _)| *index)
+                .filter(|index| !ready.contains(index))
+                .collect();
+            ready.extend(started.into_iter().map(|place| launched[place]));
+        } else if !polls {
+            return Err(Error::other("start it", "it needs something that nobody starts"));
+        }
+        ready.sort_unstable();
+        for (index, service) in starting {
+            if ready.contains(&index) {
+                *at = index;
+                service.borrow_mut().finish()?;
+                self.members[index].stage = Stage::Ready;
+            }
+        }
+        Ok(())
+    }
+
+    /// Says whether something is left to be polled.
+    fn poll_all(&mut self, at: &mut usize) -> Result<bool, Error> {
+        let mut left = false;
+        for (index, member) in self.members.iter_mut().enumerate() {
+            let has_its_needs = member.has_its_needs();
+            if let Stage::Polls(poll) = &mut member.stage {
+                *at = index;
+                if has_its_needs && poll()? {
+                    member.stage = Stage::Over;
+                } else {
+                    left |= has_its_needs;
+                }
+            }
+        }
+        Ok(left)
+    }
+
+    fn all(
+        &self,
+        of: impl for<'s> Fn(&'s Stage<'a>) -> Option<&'s Rc<RefCell<dyn Service + 'a>>>,
+    ) -> Vec<(usize, Rc<RefCell<dyn Service + 'a>>)> {
+        let members = self.members.iter().enumerate();
+        members
+            .filter_map(|(index, member)| Some((index, Rc::clone(of(&member.stage)?))))
+            .collect()
+    }
+}
+
+/// Calls a function of the core with those of the services that are started, and gives an error the
+/// place of its service in the list of members.
+fn with_startables(
+    services: &[(usize, Rc<RefCell<dyn Service + '_>>)],
+    function: impl FnOnce(&mut [&mut dyn Startable]) -> Result<(), (usize, Error)>,
+) -> Result<(), (usize, Error)> {
+    let mut borrowed: Vec<(usize, RefMut<'_, dyn Service + '_>)> = services
+        .iter()
+        .map(|(index, service)| (*index, service.borrow_mut()))
+        .collect();
+    let (places, mut list): (Vec<usize>, Vec<&mut dyn Startable>) = borrowed
+        .iter_mut()
+        .filter_map(|(index, service)| Some((*index, service.startable()?)))
+        .unzip();
+    function(&mut list).map_err(|(at, error)| (places[at], error))
+}
+
+impl Member<'_> {
+    fn has_its_needs(&self) -> bool {
+        // Where a slot is gone, its handle has been taken.
+        self.needs
+            .iter()
+            .all(|need| need.upgrade().is_none_or(|need| need.is_there()))
+    }
+}
+
+/// How a recipe joins a system.
+pub struct Joining {
+    /// The name of its fixture, which may be empty.
+    pub(crate) name: String,
+    /// Whether it waits for its fixed ports and paths, whatever the recipe says.
+    pub(crate) queue: bool,
+}
+
+/// A recipe whose handle `S` is made of several services: what `#[mirakuru::fixture]` makes of a
+/// struct, under the struct's name.
+pub struct Plan<S> {
+    add: Adds<S>,
+}
+
+type Adds<S> = for<'a> fn(&mut System<'a>) -> Slot<S>;
+
+impl<S> Plan<S> {
+    /// The function adds the services, and says how the handle is made of theirs.
+    #[must_use]
+    pub const fn new(add: Adds<S>) -> Plan<S> {
+        Plan { add }
+    }
+}
+
+impl<S> Clone for Plan<S> {
+    fn clone(&self) -> Plan<S> {
+        *self
+    }
+}
+
+impl<S> Copy for Plan<S> {}
+
+impl<S> fmt::Debug for Plan<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Plan<{}>", type_name::<S>())
+    }
+}
+
+impl<S> Recipe for Plan<S> {
+    type Readiness = NoWait;
+    type Handle = S;
+
+    fn executor(&self) -> Result<ExecutorBuilder<NoWait>, Error> {
+        several()
+    }
+
+    fn handle(self, _: Executor<NoWait>) -> Result<S, Error> {
+        several()
+    }
+
+    fn __join<'a>(self, system: &mut System<'a>, joining: Joining) -> Slot<S>
+    where
+        Self: 'a,
+    {
+        let prefix = match &*joining.name {
+            "" => String::new(),
+            name => format!("{name}."),
+        };
+        let outer = (
+            std::mem::replace(&mut system.prefix, prefix),
+            std::mem::take(&mut system.added),
+        );
+        let slot = (self.add)(system);
+        (system.prefix, system.added) = outer;
+        slot
+    }
+}
+
+/// What a recipe of several services answers where one executor is asked for.
+pub(crate) fn several<T>() -> Result<T, Error> {
+    Err(Error::other(
+        "make an executor of this recipe",
+        "it starts several services; start it with `Recipe::start`, `start_all` or the attribute",
+    ))
+}

@@ -1,0 +1,172 @@
+//! Which services a recipe is made from: the names of other fixtures that stand in its expressions.
+//!
+//! Tokens are looked at, inside macros and closures, too, and not what they mean: a variable of the
+//! same name that an expression declares for itself counts as the name. Then the service starts
+//! later than it could, and nothing else.
+
+use std::collections::HashSet;
+
+use proc_macro2::{Delimiter, Ident, Spacing, TokenStream, TokenTree};
+use quote::ToTokens;
+
+use crate::args::{Args, Target};
+use crate::errors::Errors;
+use crate::nearest::closest;
+
+/// For each fixture, those that it needs, as places in the list. Each stands above it.
+pub(crate) type Needs = Vec<Vec<usize>>;
+
+/// Finds the needs of fixtures with these names, of which some have none. `others` are variables
+/// that are in scope besides.
+pub(crate) fn needs(
+    fixtures: &[Args],
+    names: &[Option<Ident>],
+    others: &[&Ident],
+    errors: &mut Errors,
+) -> Needs {
+    let used: Vec<Vec<Use>> = fixtures.iter().map(uses).collect();
+    let place = |name: &Ident| names.iter().position(|known| known.as_ref() == Some(name));
+    let mut needs = vec![Vec::new(); fixtures.len()];
+    for (at, uses) in used.iter().enumerate() {
+        let declared = declared(&fixtures[at]);
+        for Use { name, is_receiver } in uses {
+            let Some(other) = place(name) else {
+                let is_known = !is_receiver || others.contains(&name) || declared.contains(&name.to_string());
+                if let Some(meant) = (!is_known).then(|| mistyped(name, &names[..at])).flatten() {
+                    let message = format!("no service above is called `{name}`: did you mean `{meant}`?");
+                    errors.at(name.span(), message);
+                }
+                continue;
+            };
+            if other < at {
+                if !needs[at].contains(&other) {
+                    needs[at].push(other);
+                }
+                continue;
+            }
+            let is_used = |service: usize, name: &Ident| used[service].iter().any(|used| used.name == *name);
+            let message = match &names[at] {
+                _ if other == at => format!("`{name}` needs itself: its recipe is made before it starts"),
+                Some(own) if is_used(other, own) => format!(
+                    "`{own}` needs `{name}`, and `{name}` needs `{own}`: one of the two must start without the other"
+                ),
+                _ => format!("`{name}` stands below: move it above the service that needs it"),
+            };
+            errors.at(name.span(), message);
+            // One mistake for each service, and of a cycle only the service that stands above.
+            break;
+        }
+    }
+    needs
+}
+
+/// An identifier in an expression that may be a variable.
+struct Use {
+    name: Ident,
+    /// A method or a field of it is used, so that it is a variable.
+    is_receiver: bool,
+}
+
+/// Whether an attribute's expressions use this name.
+pub(crate) fn uses_name(args: &Args, name: &Ident) -> bool {
+    uses(args).iter().any(|used| used.name == *name)
+}
+
+fn uses(args: &Args) -> Vec<Use> {
+    let mut found = Vec::new();
+    for expr in expressions(args) {
+        collect(expr, &mut found);
+    }
+    found
+}
+
+fn expressions(args: &Args) -> impl Iterator<Item = TokenStream> {
+    let values = args
+        .entries
+        .iter()
+        .filter(|entry| matches!(entry.target(), Target::Free));
+    let values = values.filter_map(|entry| entry.value.as_ref());
+    args.expr.iter().chain(values).map(ToTokens::to_token_stream)
+}
+
+fn collect(tokens: TokenStream, found: &mut Vec<Use>) {
+    let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+    let is = |at: Option<usize>, wanted: char| match at.and_then(|at| tokens.get(at)) {
+        Some(TokenTree::Punct(punct)) => punct.as_char() == wanted,
+        _ => false,
+    };
+    for (at, token) in tokens.iter().enumerate() {
+        match token {
+            TokenTree::Group(group) => collect(group.stream(), found),
+            TokenTree::Ident(name) => {
+                let (before, two_before) = (at.checked_sub(1), at.checked_sub(2));
+                // `x.name`, but not the range `x..name`.
+                let is_field = is(before, '.') && !is(two_before, '.');
+                let is_lifetime = is(before, '\'');
+                let ends_a_path = is(before, ':') && is(two_before, ':');
+                // A path goes on (`name::`), or a field is given its value (`name: value`).
+                let goes_on = is(Some(at + 1), ':');
+                let is_macro = is(Some(at + 1), '!') && !is(Some(at + 2), '=');
+                let is_called = matches!(
+                    tokens.get(at + 1),
+                    Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Parenthesis
+                );
+                if !(is_field || is_lifetime || ends_a_path || goes_on || is_macro || is_called) {
+                    let is_receiver = is(Some(at + 1), '.') && !is(Some(at + 2), '.');
+                    let name = name.clone();
+                    found.push(Use { name, is_receiver });
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Names that an attribute's expressions declare themselves, by `let`, as a parameter of a closure,
+/// or in a pattern.
+fn declared(args: &Args) -> HashSet<String> {
+    let mut declared = HashSet::new();
+    for expr in expressions(args) {
+        declarations(expr, &mut declared);
+    }
+    declared
+}
+
+fn declarations(tokens: TokenStream, declared: &mut HashSet<String>) {
+    let mut in_bars = false;
+    let mut after_keyword = false;
+    for token in tokens {
+        match token {
+            TokenTree::Group(group) => {
+                if in_bars || after_keyword {
+                    let mut inside = Vec::new();
+                    collect(group.stream(), &mut inside);
+                    declared.extend(inside.iter().map(|inside: &Use| inside.name.to_string()));
+                }
+                declarations(group.stream(), declared);
+            }
+            TokenTree::Ident(ident) if ident == "let" || ident == "for" || ident == "match" => {
+                after_keyword = true
+            }
+            TokenTree::Ident(ident) => {
+                if in_bars || after_keyword {
+                    declared.insert(ident.to_string());
+                }
+            }
+            TokenTree::Punct(punct) => {
+                in_bars ^= punct.as_char() == '|' && punct.spacing() == Spacing::Alone;
+                after_keyword &= !matches!(punct.as_char(), '=' | ';');
+            }
+            TokenTree::Literal(_) => {}
+        }
+    }
+}
+
+/// The service that was meant by a name that is used as one, if the name is nearly a service's.
+fn mistyped(variable: &Ident, above: &[Option<Ident>]) -> Option<String> {
+    let known: Vec<String> = above.iter().flatten().map(Ident::to_string).collect();
+    let word = variable.to_string();
+    // Of one letter, any other would be close.
+    let meant = (word.len() > 1).then(|| closest(&word, known.iter().map(String::as_str)));
+    meant.flatten().map(str::to_owned)
+}
