@@ -14,11 +14,7 @@ use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
-use common::{LONG, Scratch, fixed_port, require, say, wait_until};
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
+use common::{LONG, Scratch, fixed_port, require, root, say, wait_until};
 
 /// The first block of Rust.
 fn first_test() -> String {
@@ -65,14 +61,9 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }
 
-fn workspace_and_redis() -> bool {
-    // A package that was unpacked on its own has its siblings nowhere.
-    root().join("mirakuru-core").is_dir() && require("redis-server").is_some()
-}
-
 #[test]
 fn the_first_test_of_the_readme_passes_in_a_fresh_crate() {
-    if !workspace_and_redis() {
+    if require("redis-server").is_none() {
         return;
     }
     let scratch = Scratch::new();
@@ -200,7 +191,7 @@ fn pids<'a>(output: &'a str, package: &str) -> BTreeSet<&'a str> {
 
 #[test]
 fn every_test_that_is_shown_passes() {
-    if !workspace_and_redis() || require("python3").is_none() {
+    if require("redis-server").is_none() || require("python3").is_none() {
         return;
     }
     // Always the same place: what has not changed is not built again.
@@ -286,7 +277,7 @@ impl Drop for Other {
     ignore = "the portable back end cannot see whose a socket is"
 )]
 fn with_another_redis_on_the_port_its_error_names_it() {
-    if !workspace_and_redis() {
+    if require("redis-server").is_none() {
         return;
     }
     let scratch = Scratch::new();

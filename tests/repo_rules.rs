@@ -10,17 +10,15 @@ use std::path::{Path, PathBuf};
 const CRATES: [&str; 4] = [".", "mirakuru-core", "mirakuru-macros", "mirakuru-fixtures"];
 
 fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("this package is a folder of it")
+        .to_owned()
 }
 
 fn read(path: impl AsRef<Path>) -> String {
     let path = root().join(path);
     fs::read_to_string(&path).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
-}
-
-/// In a package that was unpacked on its own there is no workspace to look at.
-fn in_workspace() -> bool {
-    root().join("mirakuru-core/Cargo.toml").is_file()
 }
 
 /// All Rust files below a folder.
@@ -164,9 +162,6 @@ fn the_scanner_sees_code_and_only_code() {
 /// `unsafe`, `nix` and `libc` have one place, where somebody looks at each line.
 #[test]
 fn system_calls_are_under_sys_alone() {
-    if !in_workspace() {
-        return;
-    }
     let sys = root().join("mirakuru-core/src/sys");
     let mut offences = Vec::new();
     let mut seen = 0;
@@ -279,9 +274,6 @@ fn a_foreign_type_in_the_interface_is_seen() {
 /// `docs/api.md`.
 #[test]
 fn no_foreign_type_stands_in_the_interface() {
-    if !in_workspace() {
-        return;
-    }
     let sys = root().join("mirakuru-core/src/sys");
     let (mut offences, mut seen) = (Vec::new(), 0);
     for folder in [".", "mirakuru-core", "mirakuru-fixtures"] {
@@ -325,9 +317,6 @@ fn value(manifest: &str, section: &str, key: &str) -> Option<String> {
 
 #[test]
 fn versions_agree() {
-    if !in_workspace() {
-        return;
-    }
     let manifest = read("Cargo.toml");
     let version = value(&manifest, "workspace.package", "version").expect("the workspace's version");
     let version = version.trim_matches('"');
@@ -373,9 +362,6 @@ fn versions_agree() {
 /// What is published carries its licences, and they are the same.
 #[test]
 fn every_crate_has_both_licences() {
-    if !in_workspace() {
-        return;
-    }
     for licence in ["LICENSE-MIT", "LICENSE-APACHE"] {
         let text = read(licence);
         for folder in CRATES {
@@ -531,9 +517,6 @@ fn left_out_on_the_portable_back_end() -> BTreeMap<String, Vec<String>> {
 /// with how many tests say so.
 #[test]
 fn what_the_portable_back_end_leaves_out_is_listed() {
-    if !in_workspace() {
-        return;
-    }
     let left_out = left_out_on_the_portable_back_end();
     assert!(left_out.len() > 3, "where are the attributes? {left_out:?}");
     let mut expected = String::from("| it | tests | where |\n| --- | ---: | --- |\n");
@@ -554,9 +537,6 @@ fn what_the_portable_back_end_leaves_out_is_listed() {
 /// One script for everyone: what CI runs is what a developer runs.
 #[test]
 fn ci_runs_the_test_script_and_nothing_else() {
-    if !in_workspace() {
-        return;
-    }
     let ci = read(".ci/run");
     assert!(ci.starts_with("#!/usr/bin/env bash\n"), "{ci}");
     assert!(

@@ -14,7 +14,7 @@ use std::sync::Mutex;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::{LONG, Scratch, alive, require, say, wait_until};
+use common::{LONG, Scratch, alive, require, root, say, wait_until};
 
 /// What the five test binaries share.
 const COMMON: &str = r#"
@@ -69,10 +69,6 @@ const TESTS: usize = 40;
 fn tests(of: &str, line: &str) -> String {
     let test = |n: usize| format!("\n#[test]\nfn {of}_{n}() {{\n    {line}\n}}\n");
     (0..TESTS).map(test).collect()
-}
-
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
 /// A crate with these test files, and mirakuru as its only dependency.
@@ -211,18 +207,13 @@ fn runners(scratch: &Scratch, dir: &Path) -> Vec<(&'static str, Vec<&'static str
     runners
 }
 
-fn is_possible() -> bool {
-    // A package that was unpacked on its own has its siblings nowhere.
-    root().join("mirakuru-core").is_dir() && require("redis-server").is_some()
-}
-
 /// Both build in one target directory, and one of them measures.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn five_binaries_with_forty_tests_share_one_redis() {
-    if !is_possible() {
+    if require("redis-server").is_none() {
         return;
     }
     let _one = ONE_AT_A_TIME.lock();

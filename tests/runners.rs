@@ -66,9 +66,6 @@ fn runners_crate() -> PathBuf {
 impl Runner {
     /// Those that can be used here.
     fn all(what: &str) -> Vec<Runner> {
-        if !fresh::in_workspace() {
-            return Vec::new();
-        }
         match fresh::nextest(what) {
             true => vec![CargoTest, Nextest],
             false => vec![CargoTest],
@@ -251,7 +248,7 @@ fn ctrl_c() {
     ignore = "the portable back end does not find what leaves the process group"
 )]
 fn slow_timeout_of_nextest() {
-    if !fresh::in_workspace() || !fresh::nextest("slow-timeout") {
+    if !fresh::nextest("slow-timeout") {
         return;
     }
     let runs: Vec<Endless> = ["slow", "ruthless"]
@@ -360,7 +357,7 @@ fn two_hundred_tests_share_one_redis() {
 /// rstest and nothing else.
 #[test]
 fn the_three_forms_pass_in_a_fresh_crate() {
-    if !fresh::in_workspace() || require("redis-server").is_none() {
+    if require("redis-server").is_none() {
         return;
     }
     let dir = fresh::package(

@@ -13,15 +13,7 @@ use std::process::{Command, Output};
 
 use super::common::{FRESH_TARGET, build_as_a_user, say};
 
-pub(crate) fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
-
-/// A package that was unpacked on its own has its siblings nowhere: then there is nothing to depend
-/// on.
-pub(crate) fn in_workspace() -> bool {
-    root().join("mirakuru-core").is_dir()
-}
+pub(crate) use super::common::root;
 
 /// Writes a package, and gives its folder. `manifest` is what follows the section `package`.
 pub(crate) fn package(name: &str, manifest: &str, files: &[(&str, &str)]) -> PathBuf {

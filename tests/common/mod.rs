@@ -24,6 +24,13 @@ use mirakuru::{Error, Executor, ExecutorBuilder, NoWait};
 /// The service with every bad habit: see `tests/service/odd.rs`, or its `--help`.
 pub(crate) const ODD: &str = env!("CARGO_BIN_EXE_mirakuru-odd-service");
 
+/// The root of the repository.
+pub(crate) fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .parent()
+        .expect("this package is a folder of it")
+}
+
 /// "It should have happened long ago": the bound on everything that a test waits for.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 

@@ -422,9 +422,6 @@ table! {
 /// end.)
 #[test]
 fn panic_is_abort() {
-    if !fresh::in_workspace() {
-        return;
-    }
     let program = fresh::built_with_abort();
     row(Death::own("panic", Status::Signal(SIGABRT)), |_| {
         Command::new(&program)
