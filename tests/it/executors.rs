@@ -6,7 +6,9 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-use crate::common::{self, LONG, ODD, Scratch, alive, error_of, is_root, mode, odd, wait_until};
+use crate::common::{
+    self, LONG, ODD, Scratch, alive, error_of, is_root, mode, odd, test_name, victim, victim_dir, wait_until,
+};
 use mirakuru::{
     Banner, Error, Executor, Http, OutputExecutor, PidExecutor, PidFile, Readiness, SimpleExecutor, Stdio,
     Tcp, TcpExecutor, UnixSocket, UnixSocketExecutor,
@@ -277,6 +279,46 @@ fn the_environment() {
     names.sort_unstable();
     assert_eq!(names, ["MIRAKURU_ID", "MK_AFTER"]);
     service.stop().unwrap();
+}
+
+#[test]
+#[ignore = "a part of another test"]
+fn clears_the_environment() {
+    let Some(dir) = victim_dir() else { return };
+    let clear = || Executor::builder("/usr/bin/env").env_clear();
+    let others = clear().env_remove("LLVM_PROFILE_FILE");
+    let own = clear().env("LLVM_PROFILE_FILE", "mine");
+    let printed = [clear(), others, own].map(|recipe| {
+        let mut job = recipe.start().unwrap();
+        job.wait(LONG).unwrap();
+        let logs = job.logs();
+        let profile = logs
+            .stdout()
+            .lines()
+            .find(|line| line.starts_with("LLVM_PROFILE_FILE"));
+        profile.unwrap_or("none").to_owned()
+    });
+    std::fs::write(dir.join("printed"), printed.join("\n")).unwrap();
+}
+
+/// A program that is built for coverage writes its profile into its working directory without it.
+#[test]
+fn a_cleared_environment_keeps_the_place_of_the_coverage_profile() {
+    let scratch = Scratch::new();
+    let output = victim(test_name!(clears_the_environment), scratch.path())
+        .env("LLVM_PROFILE_FILE", "/tmp/x-%p.profraw")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let printed = std::fs::read_to_string(scratch.path().join("printed")).unwrap();
+    assert_eq!(
+        printed.lines().collect::<Vec<_>>(),
+        [
+            "LLVM_PROFILE_FILE=/tmp/x-%p.profraw",
+            "none",
+            "LLVM_PROFILE_FILE=mine"
+        ]
+    );
 }
 
 #[test]

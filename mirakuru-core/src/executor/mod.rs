@@ -507,7 +507,7 @@ impl<R: Readiness> Executor<R> {
     /// ```
     #[must_use]
     pub fn envs(&self) -> BTreeMap<OsString, OsString> {
-        let set = environment(false, &self.core.changes(), self.core.service_dir.id());
+        let set = environment([], &self.core.changes(), self.core.service_dir.id());
         set.into_iter().filter(|(key, _)| key != "MIRAKURU_ID").collect()
     }
 

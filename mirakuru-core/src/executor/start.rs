@@ -19,7 +19,7 @@ use crate::observe::trace;
 use crate::outcome::shared_use;
 use crate::ports::free;
 use crate::readiness::Readiness;
-use crate::recipe::program::{c_environment, c_string, candidates, environment};
+use crate::recipe::program::{c_environment, c_string, candidates, environment, inherited};
 use crate::sys::log_record::Record;
 use crate::sys::{self, Plan, Service, SpawnFailure};
 use crate::util::deadline::Deadline;
@@ -254,7 +254,7 @@ impl Owned<'_> {
             source,
         };
         let mut environment = environment(
-            !self.core.spec.env_clear,
+            inherited(self.core.spec.env_clear),
             &self.core.changes(),
             self.core.service_dir.id(),
         );

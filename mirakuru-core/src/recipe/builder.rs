@@ -287,8 +287,9 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Removes all environment variables: those set before, and those that would be inherited. What
-    /// is left is the one variable that mirakuru sets itself, `MIRAKURU_ID`.
+    /// Removes all environment variables: those set before, and those that would be inherited. Two
+    /// are left: `MIRAKURU_ID`, which mirakuru sets itself, and under a coverage tool
+    /// `LLVM_PROFILE_FILE`. `.env_remove("LLVM_PROFILE_FILE")` after it removes that as well.
     pub fn env_clear(mut self) -> Self {
         self.spec.env.clear();
         self.spec.env_clear = true;

@@ -12,18 +12,24 @@ use crate::error::Error;
 /// Where programs are looked for when the service has no `PATH`: what `execvp` of glibc does.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
+/// Where a program that is built for coverage writes its profile. Without it, it writes into its
+/// working directory, where nobody looks.
+const PROFILE: &str = "LLVM_PROFILE_FILE";
+
+/// What a service inherits of the test's environment: all, or after `env_clear` nothing but
+/// [`PROFILE`].
+pub(crate) fn inherited(clear: bool) -> impl Iterator<Item = (OsString, OsString)> {
+    std::env::vars_os().filter(move |(key, _)| !clear || key == PROFILE)
+}
+
 /// What the service's environment is: what it inherits, what the recipe changes, what its readiness
 /// needs, the mark.
 pub(crate) fn environment(
-    inherit: bool,
+    inherited: impl IntoIterator<Item = (OsString, OsString)>,
     changes: &[(OsString, Option<OsString>)],
     id: &str,
 ) -> BTreeMap<OsString, OsString> {
-    let mut environment: BTreeMap<OsString, OsString> = if inherit {
-        std::env::vars_os().collect()
-    } else {
-        BTreeMap::new()
-    };
+    let mut environment: BTreeMap<OsString, OsString> = inherited.into_iter().collect();
     for (key, value) in changes {
         match (value, key.as_bytes().strip_suffix(b"*")) {
             (Some(value), _) => {
@@ -105,7 +111,7 @@ mod tests {
             ("B".into(), Some("2".into())),
             ("A".into(), None),
         ];
-        let environment = environment(false, &changes, "id7");
+        let environment = environment([], &changes, "id7");
         let entries: Vec<_> = environment
             .iter()
             .map(|(key, value)| (key.to_str(), value.to_str()))
@@ -124,14 +130,14 @@ mod tests {
             ("PG*".into(), None),
             ("PGDATA".into(), Some("3".into())),
         ];
-        let environment = environment(false, &changes, "id7");
+        let environment = environment([], &changes, "id7");
         let names: Vec<_> = environment.keys().map(|key| key.to_str().unwrap()).collect();
         assert_eq!(names, ["APG", "MIRAKURU_ID", "PGDATA"]);
     }
 
     #[test]
     fn the_services_own_path_counts() {
-        let environment = environment(false, &[("PATH".into(), Some("/a:/b".into()))], "");
+        let environment = environment([], &[("PATH".into(), Some("/a:/b".into()))], "");
         assert_eq!(
             candidates("x".as_ref(), &environment),
             [Path::new("/a/x"), Path::new("/b/x")]

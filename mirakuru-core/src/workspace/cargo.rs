@@ -187,11 +187,10 @@ fn check_is_beside(built: &Built) -> Result<(), String> {
         .and_then(fs::canonicalize)
         .unwrap_or_default();
     let build_dir = fs::canonicalize(&built.build_dir).unwrap_or_default();
-    // A doctest is compiled into a temporary directory.
+    // A doctest is compiled into a temporary directory, and starts itself again.
     let is_doctest = || {
-        procfs::ancestors(std::process::id())
-            .nth(1)
-            .is_some_and(|(_, stat)| stat.comm == "rustdoc")
+        let mut ancestors = procfs::ancestors(std::process::id()).take(4);
+        ancestors.any(|(_, stat)| stat.comm == "rustdoc")
     };
     if build_dir.is_absolute() && (exe.starts_with(&build_dir) || is_doctest()) {
         return Ok(());
