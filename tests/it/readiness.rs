@@ -202,6 +202,93 @@ fn the_service_can_say_so_itself() {
     service.stop().unwrap();
 }
 
+/// As `systemd-notify --ready` does: a barrier comes after READY=1, and its sender waits until the
+/// descriptor in it is closed.
+const BARRIER: &str = "
+import array, os, select, socket, time
+s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); s.connect(os.environ['NOTIFY_SOCKET'])
+s.send(b'READY=1')
+for wait in (0, .2):
+    time.sleep(wait)
+    r, w = os.pipe()
+    s.sendmsg([b'BARRIER=1'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array('i', [w]))])
+    os.close(w)
+    p = select.poll(); p.register(r, select.POLLHUP)
+    if not p.poll(20000): raise SystemExit('the barrier stays closed')
+for n in range(100): s.send(b'WATCHDOG=1')
+print('serving', flush=True)
+time.sleep(60)
+";
+
+#[test]
+fn a_service_may_go_on_notifying_after_it_is_ready() {
+    let mut service = Executor::builder(["python3", "-c", BARRIER])
+        .wait_for(SdNotify::new())
+        .start()
+        .unwrap();
+    for _ in 0..2 {
+        service.wait_until(Banner::matching("serving"), LONG).unwrap();
+        service.restart().unwrap();
+    }
+    service.stop().unwrap();
+}
+
+#[test]
+fn the_runners_service_manager_is_not_the_services() {
+    let scratch = Scratch::new();
+    let status = victim(test_name!(has_a_service_manager), scratch.path())
+        .envs([
+            ("NOTIFY_SOCKET", "@runner"),
+            ("LISTEN_FDS", "1"),
+            ("LISTEN_PID", "1"),
+            ("WATCHDOG_USEC", "1000000"),
+            ("=C:", "x"),
+        ])
+        .status()
+        .unwrap();
+    assert!(status.success(), "{status}");
+}
+
+#[test]
+#[ignore = "a victim"]
+fn has_a_service_manager() {
+    if victim_dir().is_none() {
+        return;
+    }
+    let print = Executor::builder(["sh", "-c", "env; echo done; exec sleep 60"]);
+    let mut service = print.wait_for(Banner::matching("^done$")).start().unwrap();
+    let printed = service.logs().stdout().to_string();
+    for name in ["NOTIFY_SOCKET", "LISTEN_", "WATCHDOG_"] {
+        assert!(!printed.contains(name), "{printed}");
+    }
+    service.stop().unwrap();
+    // A recipe's own variable is the recipe's.
+    let own = print_one("NOTIFY_SOCKET").env("NOTIFY_SOCKET", "mine");
+    let mut service = own.wait_for(Banner::matching("^<mine>$")).start().unwrap();
+    service.stop().unwrap();
+}
+
+fn print_one(variable: &str) -> mirakuru::ExecutorBuilder<NoWait> {
+    Executor::builder(["sh", "-c", &format!("echo \"<${variable}>\"; exec sleep 60")])
+}
+
+#[test]
+fn a_coloured_line_is_matched_as_it_is_shown() {
+    let coloured = r"printf '\033[31merror\033[0m\033[1m: cannot bind\033[0m\n'; exec sleep 60";
+    let script = || Executor::builder(coloured).shell(true);
+    let error = script()
+        .wait_for(Banner::matching("never"))
+        .fail_on("^error: cannot bind$")
+        .start()
+        .unwrap_err();
+    assert!(matches!(error, Error::FailureLine { .. }), "{error}");
+    let mut service = script()
+        .wait_for(Banner::matching(r"\x1b\[0m\x1b\[1m: cannot").raw())
+        .start()
+        .unwrap();
+    service.stop().unwrap();
+}
+
 #[test]
 fn what_is_told_by_a_descriptor_is_noticed_when_it_comes() {
     let scratch = Scratch::new();

@@ -8,6 +8,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -354,17 +355,21 @@ impl Core {
     }
 
     pub(super) fn prepare(&mut self, readiness: &mut dyn Readiness) -> Result<Prepared, Error> {
-        let mut cx = Prepare {
-            values: &mut self.values,
-            addrs: Vec::new(),
-            paths: Vec::new(),
-            env: Vec::new(),
-        };
+        let mut cx = Prepare::new(&mut self.values);
         readiness.prepare(&mut cx)?;
         let Prepare {
-            addrs, paths, env, ..
+            addrs,
+            paths,
+            env,
+            keep,
+            ..
         } = cx;
-        Ok(Prepared { addrs, paths, env })
+        Ok(Prepared {
+            addrs,
+            paths,
+            env,
+            keep,
+        })
     }
 
     /// All changes of the environment.
@@ -441,6 +446,7 @@ pub(super) struct Prepared {
     addrs: Vec<SocketAddr>,
     paths: Vec<PathBuf>,
     pub(super) env: Vec<(String, String)>,
+    pub(super) keep: Vec<OwnedFd>,
 }
 
 /// The service's name: the recipe's, or the program's file name.

@@ -234,7 +234,8 @@ impl Owned<'_> {
                 })?;
         }
         let deadline = Deadline::after(self.core.spec.timeout);
-        let (plan, launch) = self.plan()?;
+        let (mut plan, launch) = self.plan()?;
+        plan.keep.extend(prepared.keep);
         Ok((plan, launch, Wait::new(deadline, self.own.fail_on.clone())))
     }
 

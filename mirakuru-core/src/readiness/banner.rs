@@ -37,6 +37,10 @@ use crate::util::text::printable;
 /// line's end, so that a `\n` in it is an error. It is matched against bytes: `.` is one byte,
 /// `\d`, `\w`, `\s`, `\b` and `(?i)` know ASCII.
 ///
+/// A line is matched as a report shows it: escape sequences (colours, links) are taken out, and so
+/// is the text that a carriage return overwrites. [`raw`](Banner::raw) is for those who want the
+/// bytes.
+///
 /// A line that is not finished yet is looked at as well (`ready> `). As long as what may follow
 /// could undo the match (`$` needs the line to be finished), it counts only once it has stayed as
 /// it is for 50 ms. Of a line of more than 64 KiB, a match of up to 32 KiB is found.
@@ -69,6 +73,7 @@ pub struct Banner {
     given: String,
     stream: Option<Stream>,
     times: usize,
+    raw: bool,
     /// With the placeholders filled in.
     pattern: String,
     watch: Option<LineWatch>,
@@ -91,6 +96,7 @@ impl Banner {
             given,
             stream: None,
             times: 1,
+            raw: false,
             watch: None,
             seen: 0,
             addr: None,
@@ -107,6 +113,13 @@ impl Banner {
     /// Looks at standard error only. The default is both streams.
     pub fn stderr(mut self) -> Banner {
         self.stream = Some(Stream::Stderr);
+        self
+    }
+
+    /// Matches the bytes of a line as the service printed them, with escape sequences and carriage
+    /// returns. The default is the line as a report shows it.
+    pub fn raw(mut self) -> Banner {
+        self.raw = true;
         self
     }
 
@@ -138,6 +151,7 @@ impl Readiness for Banner {
             given,
             stream,
             times,
+            raw,
             pattern: _,
             watch: _,
             seen: _,
@@ -147,6 +161,7 @@ impl Readiness for Banner {
         hash::text(hasher, given);
         hash::number(hasher, stream.map_or(0, |stream| stream as u64 + 1));
         hash::number(hasher, *times as u64);
+        hash::number(hasher, u64::from(*raw));
     }
 
     fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {
@@ -155,7 +170,7 @@ impl Readiness for Banner {
         }
         self.pattern = expand_pattern(&self.given, |text| cx.expand(text))?;
         let watch = LineWatch::new(&self.pattern, self.stream).map_err(|why| cx.invalid(&self.given, why))?;
-        self.watch = Some(watch);
+        self.watch = Some(watch.raw(self.raw));
         self.seen = 0;
         self.addr = None;
         self.undecided = None;

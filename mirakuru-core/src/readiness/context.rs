@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,6 +25,8 @@ pub struct Prepare<'a> {
     pub(crate) addrs: Vec<SocketAddr>,
     pub(crate) paths: Vec<PathBuf>,
     pub(crate) env: Vec<(String, String)>,
+    /// Descriptors that stay open until nothing is left of the service.
+    pub(crate) keep: Vec<OwnedFd>,
 }
 
 impl fmt::Debug for Prepare<'_> {
@@ -35,6 +37,18 @@ impl fmt::Debug for Prepare<'_> {
             .field("addrs", &self.addrs)
             .field("paths", &self.paths)
             .finish_non_exhaustive()
+    }
+}
+
+impl<'a> Prepare<'a> {
+    pub(crate) fn new(values: &'a mut Values) -> Prepare<'a> {
+        Prepare {
+            values,
+            addrs: Vec::new(),
+            paths: Vec::new(),
+            env: Vec::new(),
+            keep: Vec::new(),
+        }
     }
 }
 

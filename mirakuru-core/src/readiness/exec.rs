@@ -100,7 +100,7 @@ impl Exec {
     fn begin(&self, cx: &Probe<'_>) -> io::Result<Run> {
         let limit = self.limit.min(cx.remaining());
         let begun = Instant::now();
-        let environment = std::env::vars_os().collect();
+        let environment = program::inherited(false).collect();
         let invalid = |error: Error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
         let program = self
             .words

@@ -85,12 +85,7 @@ impl Harness {
     /// As before a start.
     pub(crate) fn prepare(&self, readiness: &mut impl Readiness) -> Result<(), Error> {
         let mut values = Values::new("unit".to_owned(), self.dir.path().to_owned());
-        let mut cx = Prepare {
-            values: &mut values,
-            addrs: Vec::new(),
-            paths: Vec::new(),
-            env: Vec::new(),
-        };
+        let mut cx = Prepare::new(&mut values);
         let result = readiness.prepare(&mut cx);
         *self.env.lock().unwrap() = cx.env;
         *self.claimed.lock().unwrap() = cx.addrs;

@@ -1,21 +1,24 @@
-//! Looks for lines that match a regular expression in a log that grows: behind `Banner` and
-//! `fail_on`.
+//! Finds the lines of a growing log that match a regular expression: behind `Banner` and `fail_on`.
 //!
-//! Lines are put together for each stream by itself, so that neither a line that came in several
-//! writes nor one with the other stream's output in its middle is missed. The unfinished last line
-//! is looked at as well, for servers that print `ready> ` and wait; there, a match counts at once
-//! only if nothing that may follow could undo it: `port 80` may become `port 8080`, and an
-//! unfinished line has no end for `$`. What stays as it is may be taken as finished (`settle`).
+//! Each stream has its own lines. So a line is found although it came in several writes, or with
+//! the other stream's output in its middle. A pattern is matched against the line as a report shows
+//! it: without escape sequences and without the parts that carriage returns overwrite.
+//!
+//! The unfinished last line is matched as well, for servers that print `ready> ` and wait. There a
+//! match counts at once only if nothing that may follow could undo it: `port 80` may become `port
+//! 8080`, and an unfinished line has no end for `$`. A line that stays as it is may be taken as
+//! finished (`settle`).
 //!
 //! Memory stays bounded: of a line without an end only a window is kept.
 
+use std::borrow::Cow;
 use std::io;
 
 use regex::bytes::{Captures, Regex, RegexBuilder};
 
 use crate::output::reader::{Cursor, OutputReader, Piece, Stream};
 use crate::recipe::placeholder::{Token, tokens};
-use crate::util::text::printable;
+use crate::util::text::{plain, printable};
 
 /// How much of an unfinished line is kept. When it is longer, half of it is given up, so that a
 /// match of up to half of this is found wherever it is.
@@ -27,6 +30,7 @@ pub(crate) struct LineWatch {
     /// Whether the regex has named groups, whose text is wanted.
     named: bool,
     stream: Option<Stream>,
+    raw: bool,
     cursor: Option<Cursor>,
     open: [OpenLine; 2],
 }
@@ -40,8 +44,8 @@ struct OpenLine {
     cut: bool,
     /// Whether it has matched already. A line counts once.
     found: bool,
-    /// How long it was when it was last looked at.
-    polled: usize,
+    /// How long it was when it was last matched.
+    matched_to: usize,
     /// Whether it matches now, but may not when it is finished.
     undecided: bool,
 }
@@ -85,9 +89,15 @@ impl LineWatch {
             named: regex.capture_names().any(|name| name.is_some()),
             regex,
             stream,
+            raw: false,
             cursor: None,
             open: Default::default(),
         })
+    }
+
+    /// Matches the bytes of a line, with the escape sequences and carriage returns in them.
+    pub(crate) fn raw(self, raw: bool) -> LineWatch {
+        LineWatch { raw, ..self }
     }
 
     /// Looks at what has been printed since the last call, or, at the first, since the cursor, and
@@ -102,15 +112,20 @@ impl LineWatch {
             regex,
             named,
             stream: wanted,
+            raw,
             cursor,
             open,
         } = self;
-        let poll = Look { regex, named: *named };
+        let pattern = Pattern {
+            regex,
+            named: *named,
+            raw: *raw,
+        };
         let found: &mut dyn FnMut(&Found<'_>) = &mut found;
         let result = reader.read_pieces(cursor.get_or_insert(since), |piece, _| match piece {
             Piece::Output(stream, bytes) => {
                 if wanted.is_none_or(|wanted| wanted == stream) {
-                    open[stream as usize].feed(poll, bytes, found);
+                    open[stream as usize].feed(pattern, bytes, found);
                 }
             }
             // What follows is not the rest of the same line.
@@ -118,7 +133,7 @@ impl LineWatch {
             Piece::Start => *open = Default::default(),
         });
         for line in open {
-            line.look_unfinished(poll, found);
+            line.match_unfinished(pattern, found);
         }
         result
     }
@@ -135,13 +150,14 @@ impl LineWatch {
 
     /// Takes the unfinished lines that match as finished.
     pub(crate) fn settle(&mut self, mut found: impl FnMut(&Found<'_>)) {
-        let poll = Look {
+        let pattern = Pattern {
             regex: &self.regex,
             named: self.named,
+            raw: self.raw,
         };
         for line in self.open.iter_mut().filter(|line| line.undecided) {
             line.undecided = false;
-            line.found = poll.at(&line.bytes, usize::from(line.cut), &mut found);
+            line.found = pattern.tell(&line.bytes, usize::from(line.cut), &mut found);
         }
     }
 
@@ -156,14 +172,25 @@ impl LineWatch {
 }
 
 #[derive(Clone, Copy)]
-struct Look<'a> {
+struct Pattern<'a> {
     regex: &'a Regex,
     named: bool,
+    raw: bool,
 }
 
-impl Look<'_> {
-    /// Looks at a line from `start` on, and tells if it matches.
-    fn at(self, line: &[u8], start: usize, found: &mut dyn FnMut(&Found<'_>)) -> bool {
+impl Pattern<'_> {
+    /// The line that the pattern is matched against.
+    fn text<'l>(self, line: &'l [u8]) -> Cow<'l, [u8]> {
+        match self.raw {
+            true => Cow::Borrowed(without_return(line)),
+            false => plain(line),
+        }
+    }
+
+    /// Calls `found` if a line matches from `start` on. Says whether it does.
+    fn tell(self, line: &[u8], start: usize, found: &mut dyn FnMut(&Found<'_>)) -> bool {
+        let line = &*self.text(line);
+        let start = start.min(line.len());
         let captures = if self.named {
             let captures = self.regex.captures_at(line, start);
             if captures.is_none() {
@@ -179,17 +206,19 @@ impl Look<'_> {
         true
     }
 
-    /// Whether the line matches, and whether it will whatever follows.
-    fn holds(self, line: &mut Vec<u8>, start: usize) -> Option<bool> {
-        if !self.regex.is_match_at(line, start) {
+    /// Whether an unfinished line matches: `Some(true)` if it will, whatever follows.
+    fn holds(self, line: &[u8], start: usize) -> Option<bool> {
+        let mut line = self.text(line);
+        let start = start.min(line.len());
+        if !self.regex.is_match_at(&line, start) {
             return None;
         }
-        // Assertions (`$`, `\b`, `\B`) look at the next byte, and only at whether there is one that
-        // belongs to a word.
+        // Assertions (`$`, `\b`, `\B`) depend on the next byte, and only on whether there is one
+        // that belongs to a word.
         for next in [b'a', b' '] {
-            line.push(next);
-            let still = self.regex.is_match_at(line, start);
-            line.pop();
+            line.to_mut().push(next);
+            let still = self.regex.is_match_at(&line, start);
+            line.to_mut().pop();
             if !still {
                 return Some(false);
             }
@@ -197,7 +226,7 @@ impl Look<'_> {
         if self.named {
             // The text of a group that ends where the line ends so far may be only the first half
             // of it.
-            let captures = self.regex.captures_at(line, start)?;
+            let captures = self.regex.captures_at(&line, start)?;
             let names = self.regex.capture_names().flatten();
             let mut groups = names.filter_map(|name| captures.name(name));
             return Some(groups.all(|group| group.end() < line.len()));
@@ -207,17 +236,17 @@ impl Look<'_> {
 }
 
 impl OpenLine {
-    fn feed(&mut self, poll: Look<'_>, bytes: &[u8], found: &mut dyn FnMut(&Found<'_>)) {
+    fn feed(&mut self, pattern: Pattern<'_>, bytes: &[u8], found: &mut dyn FnMut(&Found<'_>)) {
         let mut rest = bytes;
         while let Some(end) = rest.iter().position(|&b| b == b'\n') {
             let (line, after) = (&rest[..end], &rest[end + 1..]);
             if self.bytes.is_empty() {
                 // The whole line at once, as nearly always: nothing is copied.
-                poll.at(without_return(line), 0, found);
+                pattern.tell(line, 0, found);
             } else {
-                self.push(poll, line, found);
+                self.push(pattern, line, found);
                 if !self.found {
-                    poll.at(without_return(&self.bytes), usize::from(self.cut), found);
+                    pattern.tell(&self.bytes, usize::from(self.cut), found);
                 }
             }
             *self = OpenLine {
@@ -228,30 +257,30 @@ impl OpenLine {
             rest = after;
         }
         if !rest.is_empty() {
-            self.push(poll, rest, found);
+            self.push(pattern, rest, found);
         }
     }
 
-    fn push(&mut self, poll: Look<'_>, bytes: &[u8], found: &mut dyn FnMut(&Found<'_>)) {
+    fn push(&mut self, pattern: Pattern<'_>, bytes: &[u8], found: &mut dyn FnMut(&Found<'_>)) {
         self.bytes.extend_from_slice(bytes);
         if self.bytes.len() > WINDOW {
-            self.look_unfinished(poll, found);
+            self.match_unfinished(pattern, found);
             let surplus = self.bytes.len() - WINDOW / 2;
             self.bytes.drain(..surplus);
             self.cut = true;
-            self.polled = 0;
+            self.matched_to = 0;
         }
     }
 
-    fn look_unfinished(&mut self, poll: Look<'_>, found: &mut dyn FnMut(&Found<'_>)) {
-        if self.found || self.polled == self.bytes.len() {
+    fn match_unfinished(&mut self, pattern: Pattern<'_>, found: &mut dyn FnMut(&Found<'_>)) {
+        if self.found || self.matched_to == self.bytes.len() {
             return;
         }
-        self.polled = self.bytes.len();
+        self.matched_to = self.bytes.len();
         let start = usize::from(self.cut);
         self.undecided = false;
-        match poll.holds(&mut self.bytes, start) {
-            Some(true) => self.found = poll.at(&self.bytes, start, found),
+        match pattern.holds(&self.bytes, start) {
+            Some(true) => self.found = pattern.tell(&self.bytes, start, found),
             Some(false) => self.undecided = true,
             None => {}
         }
@@ -365,6 +394,28 @@ mod tests {
             watch.scan(&reader, Cursor::START, found).unwrap();
         }
         assert_eq!(ports, ["5432", "1"]);
+    }
+
+    #[test]
+    fn a_line_is_matched_as_it_is_shown() {
+        let dir = TestDir::new();
+        let mut log = LogWriter::create(dir.path());
+        log.stdout("\u{1b}[2m12:00\u{1b}[0m \u{1b}[32m INFO\u{1b}[0m app: \u{1b}[3mport\u{1b}[0m\u{1b}[2m=\u{1b}[0m80\n");
+        log.stdout("10%\r100%\r\n");
+        log.stderr("\u{1b}[1mready> \u{1b}[");
+        let matches = |pattern: &str| lines(&mut watch(pattern), &log.reader());
+        assert_eq!(
+            matches(r"^12:00  INFO app: port=80$"),
+            ["12:00  INFO app: port=80"]
+        );
+        assert_eq!(matches("^100%$"), ["100%"]);
+        assert!(matches("10%").is_empty(), "the terminal shows it no more");
+        assert_eq!(matches("^ready> "), ["ready> "]);
+        let raw = |pattern: &str| lines(&mut watch(pattern).raw(true), &log.reader()).len();
+        assert_eq!(
+            (raw("port=80"), raw(r"\x1b\[2m=\x1b"), raw(r"10%\r100%")),
+            (0, 1, 1)
+        );
     }
 
     #[test]

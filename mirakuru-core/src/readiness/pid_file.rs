@@ -252,12 +252,7 @@ mod tests {
     fn prepare(path: &Path) -> Result<(PidFile, Vec<PathBuf>), Error> {
         let mut readiness = PidFile::path(path);
         let mut values = Values::new("test".to_owned(), PathBuf::from("/tmp/private"));
-        let mut cx = Prepare {
-            values: &mut values,
-            addrs: Vec::new(),
-            paths: Vec::new(),
-            env: Vec::new(),
-        };
+        let mut cx = Prepare::new(&mut values);
         readiness.prepare(&mut cx)?;
         let paths = cx.paths;
         Ok((readiness, paths))

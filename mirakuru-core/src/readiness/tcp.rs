@@ -215,12 +215,7 @@ mod tests {
 
     fn prepare(tcp: &mut Tcp) -> Result<Vec<SocketAddr>, Error> {
         let mut values = values();
-        let mut cx = Prepare {
-            values: &mut values,
-            addrs: Vec::new(),
-            paths: Vec::new(),
-            env: Vec::new(),
-        };
+        let mut cx = Prepare::new(&mut values);
         tcp.prepare(&mut cx)?;
         Ok(cx.addrs)
     }

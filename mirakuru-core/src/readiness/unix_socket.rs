@@ -255,12 +255,7 @@ mod tests {
 
     fn prepare(readiness: &mut UnixSocket, dir: &Path) -> Result<Vec<PathBuf>, Error> {
         let mut values = Values::new("test".to_owned(), dir.to_owned());
-        let mut cx = Prepare {
-            values: &mut values,
-            addrs: Vec::new(),
-            paths: Vec::new(),
-            env: Vec::new(),
-        };
+        let mut cx = Prepare::new(&mut values);
         readiness.prepare(&mut cx)?;
         Ok(cx.paths)
     }

@@ -16,14 +16,33 @@ const DEFAULT_PATH: &str = "/bin:/usr/bin";
 /// working directory, where nobody looks.
 const PROFILE: &str = "LLVM_PROFILE_FILE";
 
-/// What a service inherits of the test's environment: all, or after `env_clear` nothing but
-/// [`PROFILE`].
+/// Variables by which the service manager of the test runner talks to the runner. They are not for
+/// the services that a test starts.
+const SERVICE_MANAGER: [&str; 7] = [
+    "NOTIFY_SOCKET",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "LISTEN_PID",
+    "LISTEN_PIDFDID",
+    "WATCHDOG_PID",
+    "WATCHDOG_USEC",
+];
+
+/// The variables of this process that a child gets: all, or after `env_clear` nothing but
+/// [`PROFILE`]. A name that no program could set, such as `=C:`, is left out.
 pub(crate) fn inherited(clear: bool) -> impl Iterator<Item = (OsString, OsString)> {
-    std::env::vars_os().filter(move |(key, _)| !clear || key == PROFILE)
+    std::env::vars_os().filter(move |(key, _)| match clear {
+        true => key == PROFILE,
+        false => is_name(key) && !SERVICE_MANAGER.iter().any(|name| key == name),
+    })
 }
 
-/// What the service's environment is: what it inherits, what the recipe changes, what its readiness
-/// needs, the mark.
+fn is_name(key: &OsStr) -> bool {
+    !key.is_empty() && !key.as_bytes().contains(&b'=')
+}
+
+/// The service's environment: the inherited variables, the changes of the recipe and of its
+/// readiness, and the mark.
 pub(crate) fn environment(
     inherited: impl IntoIterator<Item = (OsString, OsString)>,
     changes: &[(OsString, Option<OsString>)],
@@ -83,7 +102,7 @@ pub(crate) fn c_environment(
     command: &str,
 ) -> Result<Vec<CString>, Error> {
     let entry = |(key, value): (&OsString, &OsString)| {
-        if key.is_empty() || key.as_bytes().contains(&b'=') {
+        if !is_name(key) {
             return Err(Error::InvalidCommand {
                 command: command.to_owned(),
                 reason: format!(

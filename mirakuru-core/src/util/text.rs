@@ -1,60 +1,80 @@
-//! Text that other programs wrote, made fit to be shown.
+//! Text of other programs, made fit to be shown.
 
-/// Makes a line that somebody else wrote fit to be shown: without escape sequences and control
+use std::borrow::Cow;
+use std::ops::RangeInclusive;
+
+/// Makes a line of another program fit to be shown: without escape sequences and control
 /// characters, without characters that turn the direction of writing, and cut at `limit` characters
-/// with an ellipsis. Of a line that overwrites itself with carriage returns, what a terminal would
-/// show at the end.
+/// with an ellipsis. If carriage returns overwrite the line, the rest is what a terminal shows at
+/// the end.
 pub(crate) fn printable(line: &str, limit: usize) -> String {
-    let line = line
-        .rsplit('\r')
-        .find(|part| !part.is_empty())
-        .unwrap_or_default();
+    let plain = plain(line.as_bytes());
     let mut shown = String::new();
-    let mut count = 0;
-    let mut chars = line.chars().peekable();
-    while let Some(c) = chars.next() {
-        let c = match c {
-            '\u{1b}' => {
-                match chars.next() {
-                    // A control sequence: parameters, then one final byte.
-                    Some('[') => {
-                        while chars.next_if(|c| ('\u{20}'..='\u{3f}').contains(c)).is_some() {}
-                        chars.next_if(|c| ('\u{40}'..='\u{7e}').contains(c));
-                    }
-                    // A string for the terminal: a title, a link. Ends with BEL or ESC \.
-                    Some(']' | 'P' | 'X' | '^' | '_') => {
-                        while let Some(c) = chars.next() {
-                            if c == '\u{7}' {
-                                break;
-                            }
-                            if c == '\u{1b}' {
-                                chars.next_if_eq(&'\\');
-                                break;
-                            }
-                        }
-                    }
-                    // Any other: intermediate bytes, then one final byte, which may be this one.
-                    Some(c) if ('\u{20}'..='\u{2f}').contains(&c) => {
-                        while chars.next_if(|c| ('\u{20}'..='\u{2f}').contains(c)).is_some() {}
-                        chars.next();
-                    }
-                    _ => {}
-                }
-                continue;
-            }
-            '\t' => ' ',
-            c if c.is_control() => '\u{fffd}',
-            '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
-            c => c,
-        };
+    for (count, c) in String::from_utf8_lossy(&plain).chars().enumerate() {
         if count == limit {
             shown.push('\u{2026}');
             break;
         }
-        shown.push(c);
-        count += 1;
+        shown.push(match c {
+            '\t' => ' ',
+            c if c.is_control() => '\u{fffd}',
+            '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' => '\u{fffd}',
+            c => c,
+        });
     }
     shown
+}
+
+const ESCAPE: u8 = 0x1b;
+const BELL: u8 = 7;
+
+/// A line as a terminal shows it: without escape sequences, and without the parts that a carriage
+/// return overwrites.
+pub(crate) fn plain(line: &[u8]) -> Cow<'_, [u8]> {
+    let line = match line.contains(&b'\r') {
+        true => line
+            .rsplit(|byte| *byte == b'\r')
+            .find(|part| !part.is_empty())
+            .unwrap_or_default(),
+        false => line,
+    };
+    if !line.contains(&ESCAPE) {
+        return Cow::Borrowed(line);
+    }
+    let mut plain = Vec::with_capacity(line.len());
+    let mut rest = line;
+    while let Some(at) = rest.iter().position(|byte| *byte == ESCAPE) {
+        plain.extend_from_slice(&rest[..at]);
+        rest = after_escape(&rest[at + 1..]);
+    }
+    plain.extend_from_slice(rest);
+    Cow::Owned(plain)
+}
+
+/// The text after an escape sequence, whose first byte has been read already.
+fn after_escape(text: &[u8]) -> &[u8] {
+    /// The text from the first byte on that is not in the range.
+    fn skip(text: &[u8], range: RangeInclusive<u8>) -> &[u8] {
+        let skipped = text.iter().take_while(|byte| range.contains(byte)).count();
+        &text[skipped..]
+    }
+    match text {
+        // A control sequence: parameters, then one final byte.
+        [b'[', text @ ..] => match skip(text, 0x20..=0x3f) {
+            [0x40..=0x7e, text @ ..] | text => text,
+        },
+        // A string for the terminal, such as a title or a link. Ends with BEL or ESC \.
+        [b']' | b'P' | b'X' | b'^' | b'_', text @ ..] => {
+            let end = text.iter().position(|byte| matches!(*byte, BELL | ESCAPE));
+            match end.map_or(&text[text.len()..], |end| &text[end..]) {
+                [ESCAPE, b'\\', text @ ..] | [_, text @ ..] | text => text,
+            }
+        }
+        // Any other: intermediate bytes, then one final byte, which may be the first one.
+        text => match skip(text, 0x20..=0x2f) {
+            [0..0x80, text @ ..] | text => text,
+        },
+    }
 }
 
 /// How many letters must be added, removed or replaced to make one of the other.

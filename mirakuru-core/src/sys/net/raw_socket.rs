@@ -95,7 +95,12 @@ pub(in crate::sys) fn set_receive_timeout(fd: &OwnedFd, seconds: i32) -> io::Res
 /// # Safety
 ///
 /// The kernel reads the value as what the option takes: `T` must be that type.
-unsafe fn set_option<T>(fd: &OwnedFd, level: c_int, option: c_int, value: &T) -> io::Result<()> {
+pub(in crate::sys) unsafe fn set_option<T>(
+    fd: &impl AsRawFd,
+    level: c_int,
+    option: c_int,
+    value: &T,
+) -> io::Result<()> {
     let length = size_of::<T>() as libc::socklen_t;
     // SAFETY: as many bytes as are said lie at the address, for the length of the call.
     let result = unsafe {

@@ -4,7 +4,7 @@
 use std::ffi::OsStr;
 use std::io;
 use std::net::SocketAddr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
@@ -27,6 +27,42 @@ pub(crate) fn try_bind(addr: SocketAddr) -> io::Result<()> {
         set_v6_only(&fd, true)?;
     }
     bind(&fd, &addr.into())
+}
+
+/// Whether a datagram socket keeps the messages that it is sent.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Messages {
+    Keep,
+    /// The kernel throws each message away, with the descriptors in it. The sender sees a success.
+    Discard,
+}
+
+/// Sets a filter for the messages that come from now on.
+pub(crate) fn filter_messages(socket: BorrowedFd<'_>, messages: Messages) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        // "Return this many bytes of the message": all of them, or none.
+        let mut program = [libc::sock_filter {
+            code: (libc::BPF_RET | libc::BPF_K) as u16,
+            jt: 0,
+            jf: 0,
+            k: match messages {
+                Messages::Keep => u32::MAX,
+                Messages::Discard => 0,
+            },
+        }];
+        let filter = libc::sock_fprog {
+            len: 1,
+            filter: program.as_mut_ptr(),
+        };
+        // SAFETY: this option takes a `sock_fprog`, whose program lives for the length of the call.
+        unsafe { super::raw_socket::set_option(&socket, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &filter) }
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (socket, messages);
+        Err(io::ErrorKind::Unsupported.into())
+    }
 }
 
 /// The kinds of Unix socket that have connections.
