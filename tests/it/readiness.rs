@@ -190,6 +190,34 @@ fn a_program_can_be_asked() {
 }
 
 #[test]
+fn a_program_that_is_asked_dies_with_the_test() {
+    let scratch = Scratch::new();
+    let pids = scratch.path().join("pids");
+    let mut test = victim(test_name!(asks_a_program), scratch.path())
+        .spawn()
+        .unwrap();
+    let written = || fs::read_to_string(&pids).is_ok_and(|text| text.lines().count() == 2);
+    let was_written = wait_until(written, LONG);
+    test.kill().unwrap();
+    test.wait().unwrap();
+    assert!(was_written, "the program was not run");
+    for pid in fs::read_to_string(&pids).unwrap().lines() {
+        let pid: u32 = pid.parse().unwrap();
+        assert!(wait_until(|| !alive(pid), LONG), "{pid} is left");
+    }
+}
+
+#[test]
+#[ignore = "a victim"]
+fn asks_a_program() {
+    let Some(dir) = victim_dir() else { return };
+    // Its children, one of them in a session of its own. The test is killed meanwhile.
+    let script = "sleep 300 & echo $! >> pids; setsid sh -c 'echo $$ >> pids; exec sleep 300' & wait";
+    let asked = Exec::succeeds(["sh", "-c", &format!("cd '{}'; {script}", dir.display())]);
+    let _ = odd(["--delay", "0"]).wait_for(asked).start();
+}
+
+#[test]
 fn the_service_can_say_so_itself() {
     let scratch = Scratch::new();
     let stamp = scratch.file("stamp");

@@ -1,13 +1,17 @@
 //! [`Exec`]: a command that says whether the service is ready.
+//!
+//! Each run has a supervisor of its own, as a service has. So nothing that the command starts
+//! outlives the run, the test process or the supervisor, not even in a session of its own.
 
 use crate::util::hash;
 use std::ffi::OsString;
 use std::fmt;
-use std::fs::File;
+use std::fs::{self, File};
 use std::hash::Hasher;
 use std::io::{self, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
@@ -16,8 +20,9 @@ use crate::error::Error;
 use crate::recipe::command::{self, IntoCommand};
 use crate::recipe::program;
 use crate::recipe::signal::Signal;
-use crate::sys::probe_command as sys;
-use crate::util::backoff::{poll_pause, unbounded_poll_pause};
+use crate::service_dir::random_id;
+use crate::sys;
+use crate::util::backoff::unbounded_poll_pause;
 use crate::util::deadline::scaled;
 use crate::util::text::printable;
 
@@ -27,6 +32,7 @@ const FIRST_LIMIT: Duration = Duration::from_secs(5);
 /// the millisecond that any program takes, up to this part of the time already waited.
 const LONG_PAUSE_PART: u32 = 10;
 const UNAVOIDABLE: Duration = Duration::from_millis(1);
+const SHELL: &str = "/bin/sh";
 /// How much of a run's output is kept: the last of it.
 const KEPT: usize = 4096;
 
@@ -53,11 +59,15 @@ const KEPT: usize = 4096;
 /// Servers often bring such a command: `Exec::succeeds("pg_isready -h 127.0.0.1 -p {port}")`.
 ///
 /// It is run again and again until it succeeds, one run after the other, with a pause of at most a
-/// fiftieth of the time already waited, 0.1 ms at least, and longer when a run takes long. So one
-/// knows about a run's own time after the service is ready: a millisecond for a small program. Each
-/// run has 5 s, is then killed with everything in its process group, and the next has twice the
-/// time. The last line that it printed and its exit status are in the error when the service does
-/// not become ready. A program that is not found ends the wait.
+/// fiftieth of the time already waited, 0.1 ms at least, and longer when a run takes long. So the
+/// start returns about a run's own time after the service is ready: two milliseconds for a small
+/// program. Each run has 5 s, is then killed, and the next has twice the time.
+///
+/// A run ends together with everything that it started, also a process in a session of its own.
+/// Nothing of it outlives the test process, however that ends.
+///
+/// If the service does not become ready, the error has the last line that the last run printed, and
+/// its exit status. A program that is not found ends the wait.
 #[derive(Clone, Debug)]
 pub struct Exec {
     command: command::Command,
@@ -100,7 +110,8 @@ impl Exec {
     fn begin(&self, cx: &Probe<'_>) -> io::Result<Run> {
         let limit = self.limit.min(cx.remaining());
         let begun = Instant::now();
-        let environment = program::inherited(false).collect();
+        let id = random_id()?;
+        let environment = program::environment(program::inherited(false), &[], &id);
         let invalid = |error: Error| io::Error::new(io::ErrorKind::InvalidInput, error.to_string());
         let program = self
             .words
@@ -108,24 +119,52 @@ impl Exec {
             .ok_or_else(|| io::Error::new(io::ErrorKind::InvalidInput, "the command is empty"))?;
         let shown = self.shown();
         let text = |text: &OsString| program::c_string(text, &shown).map_err(invalid);
-        let candidates = program::candidates(program, &environment);
-        let words = sys::Words {
-            candidates: candidates
-                .into_iter()
-                .map(|path| text(&path.into_os_string()))
-                .collect::<io::Result<_>>()?,
-            argv: self.words.iter().map(text).collect::<io::Result<_>>()?,
-            envp: program::c_environment(&environment, &shown).map_err(invalid)?,
+        let candidates = program::candidates(program, &environment)
+            .into_iter()
+            .map(|path| text(&path.into_os_string()))
+            .collect::<io::Result<_>>()?;
+        let argv = self.words.iter().map(text).collect::<io::Result<_>>()?;
+        let envp = program::c_environment(&environment, &shown).map_err(invalid)?;
+        // Only the command has the write end, so that the output has an end.
+        let (output, write) = sys::pipe()?;
+        let null = || {
+            fs::OpenOptions::new()
+                .write(true)
+                .open("/dev/null")
+                .map(OwnedFd::from)
         };
-        // The end to write to is the command's alone: only then is there an end to what is read.
-        let (output, output_end) = sys::pipe()?;
-        let child = sys::spawn(&words, output_end).map_err(|e| self.not_executed(&e))?;
+        let plan = sys::Plan {
+            candidates,
+            argv,
+            envp,
+            current_dir: None,
+            stdin: sys::Stream::Null,
+            stdout: sys::Stream::Fd(write.try_clone()?),
+            stderr: sys::Stream::Fd(write),
+            uid: None,
+            gid: None,
+            groups: None,
+            umask: None,
+            stop: sys::StopPolicy {
+                signal: Signal::Kill.number(),
+                grace: Duration::ZERO,
+                kill_signal: Signal::Kill.number(),
+            },
+            log: null()?,
+            index: null()?,
+            keep: Vec::new(),
+            listen: Vec::new(),
+            id,
+            private_dir: None,
+            run: None,
+        };
+        let service = sys::Service::launch(vec![plan])
+            .pop()
+            .ok_or(io::ErrorKind::Other)?;
         Ok(Run {
-            event: sys::exit_event(child),
-            child,
+            service: service.map_err(|failure| self.not_executed(&failure.source))?,
             output: Some(File::from(output)),
             kept: Vec::new(),
-            ended: false,
             begun,
             limit,
         })
@@ -136,6 +175,14 @@ impl Exec {
         let limit = run.limit;
         let last_line = run.last_line();
         match ended {
+            Ended::NotExecuted(error) => match self.script(&error) {
+                // The next run is by a shell, as `execvp` does it.
+                Some(script) => {
+                    self.words.splice(0..1, [SHELL.into(), script.into()]);
+                    self.last_answer()
+                }
+                None => Err(self.not_executed(&error)),
+            },
             Ended::Status(status) if status.success() => Ok(true),
             Ended::Status(status) => {
                 let mut text = format!("`{}` {}", self.shown(), how(status));
@@ -169,6 +216,16 @@ impl Exec {
     fn pause(&mut self, now: Duration, took: Duration) {
         let beyond = took.saturating_sub(UNAVOIDABLE).min(now / LONG_PAUSE_PART);
         self.next = now + unbounded_poll_pause(now).max(beyond);
+    }
+
+    /// The file, if the kernel refused to execute it because its first line names no interpreter.
+    fn script(&self, error: &io::Error) -> Option<PathBuf> {
+        let program = self.words.first().filter(|program| *program != SHELL)?;
+        if error.raw_os_error() != Some(sys::ENOEXEC) {
+            return None;
+        }
+        let candidates = program::candidates(program, &program::inherited(false).collect());
+        candidates.into_iter().find(|path| path.is_file())
     }
 
     fn not_executed(&self, error: &io::Error) -> io::Error {
@@ -243,15 +300,13 @@ impl Readiness for Exec {
                 }
             };
         };
-        let Some(ended) = run.poll(cx.remaining().is_zero()).transpose() else {
+        let Some(ended) = run.poll(cx.remaining().is_zero()) else {
             return self.last_answer();
         };
-        // Also after an error (somebody else has waited for the child): there is nothing more to
-        // look at.
         let Some(run) = self.run.0.take() else {
             return Ok(false);
         };
-        let result = ended.and_then(|ended| self.judge(&run, ended));
+        let result = self.judge(&run, ended);
         self.pause(cx.elapsed(), run.begun.elapsed());
         self.last_error = result.as_ref().err().map(io::Error::to_string);
         result
@@ -266,10 +321,9 @@ impl Readiness for Exec {
         if let Some(output) = &run.output {
             wake.on(output.as_fd());
         }
-        match &run.event {
-            Some(event) => wake.on(event.as_fd()),
-            // Nobody tells of its end, only of that of its output, which may come sooner or later.
-            None => wake.within(poll_pause(time)),
+        match run.service.events() {
+            Some(event) => wake.events.push(event),
+            None => wake.within(Duration::ZERO),
         }
     }
 
@@ -280,6 +334,7 @@ impl Readiness for Exec {
 
 /// How a run ended.
 enum Ended {
+    NotExecuted(io::Error),
     Status(ExitStatus),
     OverTime,
 }
@@ -304,56 +359,39 @@ impl fmt::Debug for Running {
     }
 }
 
-/// A run of the command. It is dead and waited for once this is dropped, whatever happens.
+/// A run of the command. A supervisor ends it together with everything that it started: when it has
+/// exited, when this is dropped, and when the test process is gone.
 struct Run {
-    child: u32,
-    /// Readable once the child has ended.
-    event: Option<std::os::fd::OwnedFd>,
+    service: sys::Service,
     output: Option<File>,
     /// The last of its output.
     kept: Vec<u8>,
-    /// Whether it has been waited for. Its process id may then be somebody else's.
-    ended: bool,
     begun: Instant,
     /// How long it may take.
     limit: Duration,
 }
 
 impl Run {
-    /// How it ended, if it did. One that is over its time, or the whole wait's, is killed when it
+    /// How it ended, if it did. A run that is over its time, or the whole wait's, is killed when it
     /// is dropped.
-    fn poll(&mut self, is_last: bool) -> io::Result<Option<Ended>> {
-        let fds = [
-            self.output.as_ref().map(AsFd::as_fd),
-            self.event.as_ref().map(AsFd::as_fd),
-        ];
-        let [printed, ended] = sys::wait_readable(fds, Duration::ZERO)?;
-        if printed {
-            self.read_output();
-        }
-        if ended || self.event.is_none() {
-            if let Some(status) = self.reap(ended)? {
-                // What it printed last is in the pipe by now.
-                self.drain_output();
-                return Ok(Some(Ended::Status(status)));
+    fn poll(&mut self, is_last: bool) -> Option<Ended> {
+        self.drain_output();
+        match self.service.has_started() {
+            Err(failure) => return Some(Ended::NotExecuted(failure.source)),
+            Ok(true) => {
+                if let Some(exit) = self.service.exit() {
+                    // All that it printed is in the pipe by now.
+                    self.drain_output();
+                    return Some(Ended::Status(exit.status));
+                }
+                if self.service.is_gone() {
+                    return Some(Ended::NotExecuted(io::Error::other("its supervisor was killed")));
+                }
             }
+            Ok(false) => {}
         }
         let is_over_time = is_last || self.begun.elapsed() >= self.limit;
-        Ok(is_over_time.then_some(Ended::OverTime))
-    }
-
-    /// Its status, if it has ended.
-    fn reap(&mut self, ended: bool) -> io::Result<Option<ExitStatus>> {
-        if ended {
-            // It has ended and is not yet waited for, so the group's number is still its own: the
-            // moment to end what it may have left in the background.
-            sys::kill_group(self.child);
-        }
-        let status = sys::try_wait_for(self.child);
-        // An error is somebody else's wait for any child: then it is gone, and how it ended nobody
-        // knows.
-        self.ended = !matches!(status, Ok(None));
-        status
+        is_over_time.then_some(Ended::OverTime)
     }
 
     /// Reads once. The pipe must be readable or at its end.
@@ -374,15 +412,13 @@ impl Run {
         }
     }
 
-    /// Reads what is in the pipe now. Bounded: a process that has left the group may still be
-    /// writing.
+    /// Reads the text that is in the pipe now. Bounded: a child of the command may go on writing.
     fn drain_output(&mut self) {
         for _ in 0..64 {
-            let fd = self.output.as_ref().map(AsFd::as_fd);
-            if fd.is_none() || !matches!(sys::wait_readable([fd], Duration::ZERO), Ok([true])) {
-                break;
+            match &self.output {
+                Some(output) if sys::is_readable(output.as_fd()) => self.read_output(),
+                _ => break,
             }
-            self.read_output();
         }
     }
 
@@ -392,17 +428,6 @@ impl Run {
             .rev()
             .map(|line| printable(line, 200))
             .find(|line| !line.trim().is_empty())
-    }
-}
-
-impl Drop for Run {
-    fn drop(&mut self) {
-        if !self.ended {
-            sys::kill_group(self.child);
-            // For the case that it has made itself a group of its own.
-            sys::kill_process(self.child);
-            sys::wait_for(self.child);
-        }
     }
 }
 
@@ -530,7 +555,7 @@ mod tests {
         let pids = harness.dir().join("pids");
         let mut exec = prepared(
             &harness,
-            sh(&format!("sleep 300 & echo $! > '{}'", pids.display())),
+            sh(&format!("setsid sleep 300 & echo $! > '{}'", pids.display())),
         );
         // The background process keeps the output open: that must not be waited for.
         assert!(run(&harness, &mut exec).unwrap());
@@ -545,28 +570,13 @@ mod tests {
         for _ in 0..1000 {
             assert!(!harness.probe(&mut exec).unwrap());
         }
-        let pid = exec.run.0.as_ref().unwrap().child.to_string();
+        let pid = exec.run.0.as_ref().unwrap().service.supervisor().to_string();
         assert!(exec.clone().run.0.is_none(), "it is the original's");
         exec.wait_is_over();
         assert!(
             !std::path::Path::new("/proc").join(pid).exists(),
             "not even a zombie"
         );
-    }
-
-    #[test]
-    fn a_run_that_somebody_else_has_waited_for_is_followed_by_another() {
-        let harness = Harness::new();
-        let path = harness.dir().join("second");
-        let script = format!("test -e '{0}' || {{ touch '{0}'; exit 3; }}", path.display());
-        let mut exec = prepared(&harness, sh(&script));
-        assert!(!harness.probe(&mut exec).unwrap());
-        // As a test does that reaps all of its children.
-        sys::wait_for(exec.run.0.as_ref().unwrap().child).unwrap();
-        let error = run(&harness, &mut exec).unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(10), "no child: {error}");
-        harness.elapsed(Duration::from_secs(60));
-        assert!(run(&harness, &mut exec).unwrap());
     }
 
     #[test]
@@ -594,7 +604,11 @@ mod tests {
         assert!(error.to_string().contains("Permission denied"), "{error}");
         let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&path, permissions).unwrap();
-        let error = run(&harness, &mut prepared(&harness, Exec::succeeds(command))).unwrap_err();
+        let mut exec = prepared(&harness, Exec::succeeds(command));
+        // The kernel refuses it, so a shell is next.
+        assert!(!run(&harness, &mut exec).unwrap());
+        harness.elapsed(Duration::from_secs(1));
+        let error = run(&harness, &mut exec).unwrap_err();
         let expected = format!("status 7: word {}", path.display());
         assert!(error.to_string().ends_with(&expected), "{error}");
     }

@@ -25,6 +25,7 @@ mod process;
 pub(crate) use io::file_watch;
 pub(crate) use io::files::{self, egid, euid};
 pub(crate) use io::log_record;
+pub(crate) use io::pipe::{is_readable, pipe};
 pub(crate) use io::terminal::columns;
 pub(crate) use io::wait::wait_readable;
 pub(crate) use net::Socket;
@@ -37,7 +38,7 @@ pub(crate) use proc as procfs;
 pub(crate) use process::exit::{at_exit, exit_began};
 pub(crate) use process::origin;
 pub(crate) use process::plan::{PID_DIGITS, Plan, RunPlan, SpawnFailure, Stage, StopPolicy, Stream};
-pub(crate) use process::probe_command::{self, pipe};
+
 pub(crate) use process::service::{Exit, Service, TreeSignal};
 pub(crate) use process::signals;
 pub(crate) use process::{LOSES_DAEMONS, kill_marked, pidfd};

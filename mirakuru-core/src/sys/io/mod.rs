@@ -3,5 +3,6 @@
 pub(crate) mod file_watch;
 pub(crate) mod files;
 pub(crate) mod log_record;
+pub(crate) mod pipe;
 pub(crate) mod terminal;
 pub(crate) mod wait;

@@ -14,7 +14,6 @@ pub(crate) mod origin;
 pub(crate) mod plan;
 #[cfg(any(not(target_os = "linux"), mirakuru_portable))]
 mod portable;
-pub(crate) mod probe_command;
 pub(crate) mod service;
 pub(crate) mod signals;
 
