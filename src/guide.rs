@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | [A first test](first_test) | the attribute, `{port}`, presets, your own program, more than one service |
 //! | [Choosing a readiness](readiness) | what to wait for, and why not always for the port |
+//! | [Programs of the workspace](programs) | `bin`: another package's daemon, its features, runners, coverage |
 //! | [Sharing and scopes](sharing) | one service for many tests, and how they keep out of each other's way |
 //! | [Nextest](nextest) | what a process for each test means here |
 //! | [Async tests](async_tests) | tokio and others |
@@ -29,6 +30,7 @@ macro_rules! chapters {
         #[doc = "[start_all]: crate::start_all"]
         #[doc = "[stop_all]: crate::stop_all"]
         #[doc = "[limits]: crate::guide::limits"]
+        #[doc = "[programs]: crate::guide::programs"]
         #[doc = "[readiness]: crate::guide::readiness"]
         #[doc = "[sharing]: crate::guide::sharing"]
         #[doc = "[writing_a_preset]: crate::guide::writing_a_preset"]
@@ -39,5 +41,5 @@ macro_rules! chapters {
 }
 
 chapters! {
-    first_test readiness sharing nextest async_tests ci resistance writing_a_preset debugging from_python from_testcontainers limits
+    first_test readiness programs sharing nextest async_tests ci resistance writing_a_preset debugging from_python from_testcontainers limits
 }

@@ -31,11 +31,12 @@
 //! | a service that needs more than a command: a schema, a connection string | a [`Recipe`] of your own |
 //!
 //! The [guide] goes through all of that, a page for each: a [first test](guide::first_test),
-//! [choosing a readiness](guide::readiness), [sharing](guide::sharing), [nextest](guide::nextest),
-//! [async](guide::async_tests), [CI](guide::ci), [resistance tests](guide::resistance), [presets of
-//! your own](guide::writing_a_preset), and [what to do when a start hangs](guide::debugging);
-//! coming [from Python mirakuru](guide::from_python) or [from
-//! Testcontainers](guide::from_testcontainers); and the [limits](guide::limits).
+//! [choosing a readiness](guide::readiness), [programs of the workspace](guide::programs),
+//! [sharing](guide::sharing), [nextest](guide::nextest), [async](guide::async_tests),
+//! [CI](guide::ci), [resistance tests](guide::resistance), [presets of your
+//! own](guide::writing_a_preset), and [what to do when a start hangs](guide::debugging); coming
+//! [from Python mirakuru](guide::from_python) or [from Testcontainers](guide::from_testcontainers);
+//! and the [limits](guide::limits).
 //!
 //! # Executors
 //!
@@ -285,7 +286,8 @@ pub use mirakuru_fixtures::{Recipe, Shared, StartAll, StopAll, start_all, stop_a
 /// | key | |
 /// | --- | --- |
 /// | `cmd` | the command: a string of shell words, or a list |
-/// | `bin` | instead: a program of your own package, by name, for integration tests and benches; with `args` |
+/// | `bin`, `example` | instead: a program of your workspace, by name, see [`Bin`]; with `args` |
+/// | `features`, `profile` | how cargo builds that program: `features = ["metrics"]`, `profile = "release"` |
 /// | `tcp` | ready when it accepts connections: `"127.0.0.1:{port}"`, or a port |
 /// | `http` | ready when it answers a HEAD request with a 2xx status: a URL |
 /// | `unix` | ready when it accepts connections on a Unix socket: a path |
@@ -296,11 +298,11 @@ pub use mirakuru_fixtures::{Recipe, Shared, StartAll, StopAll, start_all, stop_a
 /// | `name = parameter` | the parameter that it is given to |
 /// | `scope` | for what is shared: `"run"` (the default: one service for a `cargo test` or `cargo nextest run`) or `"process"` |
 ///
-/// One of `cmd` and `bin` is needed, and at most one of the readiness keys, without which a service
-/// is ready once it is executed. Every other `key = value` is the method of [`ExecutorBuilder`] of
-/// that name: `timeout = Duration::from_secs(5)`, `args = ["-v"]`, `env = ("NAME", "value")`,
-/// `stop_signal = Signal::Int`, `name = "text"`, and `env_clear` alone. `arg`, `env`, `env_remove`
-/// and `fail_on` may be repeated.
+/// One of `cmd`, `bin` and `example` is needed, and at most one of the readiness keys, without
+/// which a service is ready once it is executed. Every other `key = value` is the method of
+/// [`ExecutorBuilder`] of that name: `timeout = Duration::from_secs(5)`, `args = ["-v"]`, `env =
+/// ("NAME", "value")`, `stop_signal = Signal::Int`, `name = "text"`, and `env_clear` alone. `arg`,
+/// `env`, `env_remove` and `fail_on` may be repeated.
 ///
 /// Instead of keys, an expression that makes a recipe, which is anything that implements
 /// [`Recipe`]; only `name = parameter` and `scope` may follow:

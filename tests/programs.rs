@@ -225,6 +225,7 @@ fn the_daemon_of_another_package_is_built_and_never_stale() {
 }
 
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_shared_service_of_an_older_program_is_another_one() {
     if !fresh::in_workspace() {
         return;
@@ -251,6 +252,7 @@ fn a_shared_service_of_an_older_program_is_another_one() {
 }
 
 #[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_hundred_processes_build_once() {
     if !fresh::in_workspace() || !fresh::nextest("programs of the workspace") {
         return;
