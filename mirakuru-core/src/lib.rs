@@ -60,7 +60,6 @@ pub mod __private {
     pub use crate::recipe::placeholder::literal;
     pub use crate::run::lease::Lease;
     pub use crate::run::{Run, hash};
-    pub use crate::service_dir::base::spread;
     pub use crate::service_dir::random_id;
     pub use crate::share::slot::{RunSlot, SlotState, StartPermit};
     pub use crate::sys::files::release_segment;

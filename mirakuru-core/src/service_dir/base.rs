@@ -108,11 +108,3 @@ pub(crate) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
         Err(e) => Err(e),
     }
 }
-
-/// Asks the file system to keep what is made in the subdirectories of this one apart: it then makes
-/// files faster where many come and go. A request, which not every file system knows.
-pub fn spread(dir: &Path) {
-    if let Ok(dir) = sys::files::open_dir(dir) {
-        sys::files::spread(&dir);
-    }
-}

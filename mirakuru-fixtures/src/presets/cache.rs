@@ -1,21 +1,20 @@
-//! What is slow to make and the same each time, as the data directory of a database: made once for
-//! each machine, version and user, beside the private directories of the services, and copied from
-//! there.
+//! A cache of directories that are slow to make and the same each time, such as the data directory
+//! of a database. Each is made once for each machine, version and user, and copied from there.
 //!
 //! ```text
 //! <temp dir>/mirakuru-<euid>/cache/     0700
 //!     KEY.BOOT.PERIOD/                  complete: it gets its name by `rename`
-//!     KEY.BOOT.PERIOD.new/              being made, by whoever has the lock
+//!     KEY.BOOT.PERIOD.new/              being made, by the process that has the lock
 //!     KEY.lock/                         the lock, which goes with its holder
 //! ```
 //!
-//! Nothing is taken that is older than a few days, because what cleans temporary directories (after
-//! ten days, as a rule) may have taken half of it; and nothing that was made before the machine
-//! went down, because nobody has flushed it to the disk.
+//! A directory that is older than a few days is not taken, because programs that clean temporary
+//! directories (after ten days, as a rule) may have removed half of it. A directory that was made
+//! before the machine went down is not taken either, because nothing flushed it to the disk.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -24,15 +23,16 @@ use mirakuru_core::__private::Lease;
 use mirakuru_core::Error;
 
 use super::failed;
+use super::server::limit;
 
-/// How long one is used, in seconds.
+/// How long a directory is used, in seconds.
 const PERIOD: u64 = 4 * 24 * 60 * 60;
-/// How long to wait for somebody else who makes the same.
+/// How long to wait for another process that makes the same.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// The directory that `make` fills, or that it has filled before. `service` is the private
-/// directory of the service that it is for; all that `make` depends on, versions above all, must
-/// show in `key`.
+/// The directory that `make` fills, or has filled before. `service` is the private directory of the
+/// service that it is for. Everything that `make` depends on, versions above all, must show in
+/// `key`.
 pub(super) fn cached(
     service: &Path,
     key: &str,
@@ -70,7 +70,7 @@ pub(super) fn cached(
     if ready.is_dir() {
         return Ok(ready);
     }
-    // Of one who was killed at it.
+    // Left by a process that was killed at it.
     let unfinished = cache.join(format!("{name}.new"));
     let _ = fs::remove_dir_all(&unfinished);
     private_dir(&unfinished).map_err(failed)?;
@@ -83,15 +83,27 @@ pub(super) fn cached(
     Ok(ready)
 }
 
-/// Copies what is in one directory into another, with its permissions. Subdirectories may be there
-/// already.
+/// Copies the content of one directory into another, with its permissions. Subdirectories may be
+/// there already.
 pub(super) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+    copy_files(from, to, limit("Max file size").unwrap_or(u64::MAX))
+}
+
+fn copy_files(from: &Path, to: &Path, limit: u64) -> io::Result<()> {
+    private_dir(to)?;
     for entry in fs::read_dir(from)? {
         let entry = entry?;
         let target = to.join(entry.file_name());
-        if entry.file_type()?.is_dir() {
-            private_dir(&target)?;
-            copy_tree(&entry.path(), &target)?;
+        let metadata = entry.metadata()?;
+        if metadata.is_dir() {
+            copy_files(&entry.path(), &target, limit)?;
+        } else if metadata.len() > limit {
+            // A write past the limit would be the end of this process.
+            let (name, length) = (entry.path(), metadata.len());
+            return Err(io::Error::other(format!(
+                "{} has {length} bytes, and this process may write {limit} into a file: raise `ulimit -f`",
+                name.display()
+            )));
         } else {
             // Shares the blocks where the file system can.
             fs::copy(entry.path(), &target)?;
@@ -100,10 +112,12 @@ pub(super) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn private_dir(path: &Path) -> io::Result<()> {
+/// Makes a directory of mode 0700, whatever the process's umask is.
+pub(super) fn private_dir(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
-        _ => Ok(()),
+        Ok(()) => fs::set_permissions(path, Permissions::from_mode(0o700)),
+        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
+        Err(e) => Err(e),
     }
 }
 
@@ -114,7 +128,7 @@ fn lock(path: &Path) -> io::Result<Lease> {
             return Ok(lease);
         }
         if waited > PATIENCE {
-            let problem = format!("somebody else has been making it for {} s", waited.as_secs());
+            let problem = format!("another process has been making it for {} s", waited.as_secs());
             return Err(io::Error::new(io::ErrorKind::TimedOut, problem));
         }
         let pause = Duration::from_millis(5);
@@ -123,19 +137,19 @@ fn lock(path: &Path) -> io::Result<Lease> {
     }
 }
 
-/// When something was made.
+/// The time at which a directory was made.
 struct Age {
     boot: String,
     period: u64,
 }
 
-/// What tells this run of the machine from those before it, where that can be known.
+/// A text that tells this run of the machine from those before it, where that can be known.
 fn boot() -> String {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     id.chars().filter(char::is_ascii_alphanumeric).take(12).collect()
 }
 
-/// Removes what nobody has looked for since the period before this one.
+/// Removes the directories of this key that no process has made since the period before this one.
 fn remove_old(cache: &Path, key: &str, now: &Age) {
     let entries = fs::read_dir(cache).into_iter().flatten().flatten();
     for entry in entries {

@@ -2,14 +2,23 @@
 
 use mirakuru_core::{Error, Executor, ExecutorBuilder};
 
-use super::{Answers, Options, Prefix, expect, handle, options};
+use super::server::{AsRoot, Options, Server, handle, options};
+use super::{Answers, Prefix, expect};
 use crate::Recipe;
+
+const SERVER: Server = Server {
+    name: "etcd",
+    programs: &["etcd"],
+    users: &["etcd", "nobody"],
+    // A flag can be a variable, too. It does not start with a flag that a variable sets as well.
+    variables: &["ETCD"],
+    as_root: AsRoot::With(&[]),
+};
 
 /// An etcd, a cluster of one: see [`Etcd`].
 pub fn etcd() -> EtcdRecipe {
     EtcdRecipe {
         options: Options::default(),
-        config: Vec::new(),
     }
 }
 
@@ -18,7 +27,6 @@ pub fn etcd() -> EtcdRecipe {
 #[must_use = "a recipe does nothing until it is started"]
 pub struct EtcdRecipe {
     options: Options,
-    config: Vec<(String, String)>,
 }
 
 options!(EtcdRecipe, durable);
@@ -26,14 +34,9 @@ options!(EtcdRecipe, durable);
 impl EtcdRecipe {
     /// Sets a flag, over those that the preset sets: `config("quota-backend-bytes", "16777216")`.
     pub fn config(mut self, flag: impl Into<String>, value: impl Into<String>) -> Self {
-        self.config.push((flag.into(), value.into()));
+        self.options.config.push((flag.into(), value.into()));
         self
     }
-}
-
-/// The environment variable that etcd takes a flag from.
-fn variable(flag: &str) -> String {
-    format!("ETCD_{}", flag.to_ascii_uppercase().replace('-', "_"))
 }
 
 // Not in the list of recipes that an error gives: it is long enough.
@@ -53,32 +56,23 @@ impl Recipe for EtcdRecipe {
             ("listen-peer-urls", peer.clone()),
             ("initial-advertise-peer-urls", peer.clone()),
             ("initial-cluster", format!("mirakuru={peer}")),
-            // In milliseconds. It elects itself before it serves: with its own defaults that is a
-            // third of a second.
+            // In milliseconds. It elects itself before it serves, which takes a third of a second
+            // with its own defaults.
             ("heartbeat-interval", "10".to_owned()),
             ("election-timeout", "50".to_owned()),
         ];
-        let given = self
-            .config
-            .iter()
-            .map(|(flag, value)| (flag.as_str(), value.clone()));
-        let mut recipe = self.options.executor(&["etcd"]);
-        for (flag, value) in settings.into_iter().chain(given) {
-            // It does not start with a flag that a variable sets as well.
-            recipe = recipe.arg(format!("--{flag}={value}")).env_remove(variable(flag));
+        let args = self
+            .options
+            .settings(settings)
+            .map(|(flag, value)| format!("--{flag}={value}"));
+        let mut recipe = self.options.recipe(&SERVER, args)?;
+        if !self.options.durable && self.options.setting("unsafe-no-fsync").is_none() {
+            // By a variable, because a version that does not know this flag refuses it, and ignores
+            // the variable.
+            recipe = recipe.env("ETCD_UNSAFE_NO_FSYNC", "true");
         }
-        // By a variable, because a version that does not know this flag refuses it, and ignores the
-        // variable.
-        let no_fsync = variable("unsafe-no-fsync");
-        recipe = match self.options.durable {
-            true => recipe.env_remove(no_fsync),
-            false if self.config.iter().any(|(flag, _)| flag == "unsafe-no-fsync") => recipe,
-            false => recipe.env(no_fsync, "true"),
-        };
-        Ok(recipe
-            .args(&self.options.args)
-            .unprivileged(["etcd", "nobody"])
-            .wait_for(self.options.answers("said that it is healthy", |mut connection| {
+        Ok(
+            recipe.wait_for(self.options.answers("said that it is healthy", |mut connection| {
                 connection.send(b"GET /health HTTP/1.0\r\n\r\n")?;
                 loop {
                     let line = connection.line()?;
@@ -86,7 +80,8 @@ impl Recipe for EtcdRecipe {
                         return Ok(line.contains("\"health\":\"true\""));
                     }
                 }
-            })))
+            })),
+        )
     }
 
     fn handle(self, executor: Executor<Answers>) -> Result<Etcd, Error> {
@@ -97,12 +92,12 @@ impl Recipe for EtcdRecipe {
 /// A running etcd: a cluster of one member, which speaks gRPC and, below `/v3/`, JSON on the same
 /// port.
 ///
-/// [`key_prefix`](Etcd::key_prefix) gives each test keys of its own. What all tests share is what
-/// has no key: revisions, which every write of anybody raises, compaction, leases (whose numbers
-/// the server gives), alarms, the quota, and users and roles: who turns authentication on turns it
-/// on for all.
+/// [`key_prefix`](Etcd::key_prefix) gives each test keys of its own. The tests share everything
+/// that has no key: revisions, which every write raises, compaction, leases (whose numbers the
+/// server gives), alarms, the quota, and users and roles. A test that turns authentication on turns
+/// it on for all.
 ///
-/// It has no users to begin with, and whoever is on this machine can reach it. It elects itself
+/// It has no users to begin with, and every user of this machine can reach it. It elects itself
 /// within 50 ms instead of a second, so that it starts faster; the shortest lease is 1 s, too,
 /// instead of 2 s. `config("heartbeat-interval", "100")` and `config("election-timeout", "1000")`
 /// give its own defaults back. Data survives a restart. It takes 64 MB of disk for its log at once,
@@ -142,7 +137,7 @@ impl Etcd {
         expect(self.try_key_prefix())
     }
 
-    /// The same, for those who want the error.
+    /// The same, with the error.
     ///
     /// # Errors
     ///

@@ -2,8 +2,20 @@
 
 use mirakuru_core::{Error, Executor, ExecutorBuilder, Signal};
 
-use super::{Answers, Options, Prefix, expect, handle, options};
+use super::server::{AsRoot, Options, Server, handle, limit, options};
+use super::{Answers, Prefix, expect};
 use crate::Recipe;
+
+const SERVER: Server = Server {
+    name: "memcached",
+    programs: &["memcached"],
+    users: &["memcache", "memcached", "nobody"],
+    variables: &["MEMCACHED", "T_MEMD"],
+    as_root: AsRoot::With(&["-u", "root"]),
+};
+
+/// How many connections it takes by its own default.
+const CONNECTIONS: u64 = 1024;
 
 /// A memcached: see [`Memcached`].
 pub fn memcached() -> MemcachedRecipe {
@@ -14,7 +26,7 @@ pub fn memcached() -> MemcachedRecipe {
 
 /// How to start a memcached: made by [`memcached()`].
 ///
-/// It has no configuration file; all that it can be told is an argument: `arg("--memory-limit=16")`
+/// It has no configuration file. All its settings are arguments: `arg("--memory-limit=16")`
 /// (megabytes; its own default is 64).
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
@@ -31,19 +43,21 @@ impl Recipe for MemcachedRecipe {
     type Handle = Memcached;
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
-        let port = self.options.port();
+        let mut args: Vec<String> = ["-l", "127.0.0.1", "-U", "0", "-p"].map(str::to_owned).into();
+        args.push(self.options.port());
+        // It does not start where it may not open as many files.
+        if let Some(files) = limit("Max open files").filter(|files| *files < CONNECTIONS) {
+            args.extend(["-c".to_owned(), files.to_string()]);
+        }
         Ok(self
             .options
-            .executor(&["memcached"])
-            .args(["-l", "127.0.0.1", "-p", &port, "-U", "0"])
-            .args(&self.options.args)
-            .unprivileged(["memcache", "memcached", "nobody"])
+            .recipe(&SERVER, args)?
             // Asked to end, it waits a second for threads of its own. It has nothing to lose: all
             // of it is memory.
             .stop_signal(Signal::Kill)
             .wait_for(self.options.answers("answered `version`", |mut connection| {
                 connection.send(b"version\r\n")?;
-                // One that wants a password answers with a `CLIENT_ERROR`.
+                // If it wants a password, it answers with a `CLIENT_ERROR`.
                 connection.line().map(|answer| !answer.is_empty())
             })))
     }
@@ -56,13 +70,13 @@ impl Recipe for MemcachedRecipe {
 /// A running memcached.
 ///
 /// [`key_prefix`](Memcached::key_prefix) gives each test keys of its own. Nothing else can be kept
-/// apart, for memcached has one space of keys and no users: `flush_all` empties it for all tests,
-/// `stats` counts what all of them do, and all share its memory, so that one test that fills it
+/// apart, because memcached has one space of keys and no users. `flush_all` empties it for all
+/// tests, and `stats` counts all tests together. They share its memory, so a test that fills it
 /// makes the keys of others vanish. A test that needs one of these needs a server of its own, which
 /// takes some ten milliseconds to start.
 ///
-/// It keeps nothing on a disk: a restart empties it. It has no user and no password, and whoever is
-/// on this machine can reach it.
+/// It keeps nothing on a disk: a restart empties it. It has no user and no password, and every user
+/// of this machine can reach it.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -98,7 +112,7 @@ impl Memcached {
         expect(self.try_key_prefix())
     }
 
-    /// The same, for those who want the error.
+    /// The same, with the error.
     ///
     /// # Errors
     ///

@@ -4,14 +4,23 @@ use std::io::{self, Read};
 
 use mirakuru_core::{Error, Executor, ExecutorBuilder};
 
-use super::{Answers, Connection, Options, Prefix, expect, handle, options};
+use super::connection::Connection;
+use super::server::{AsRoot, Options, Server, handle, options};
+use super::{Answers, Prefix, expect};
 use crate::Recipe;
+
+const SERVER: Server = Server {
+    name: "Mosquitto",
+    programs: &["mosquitto"],
+    users: &["mosquitto", "nobody"],
+    variables: &["MOSQUITTO"],
+    as_root: AsRoot::With(&[]),
+};
 
 /// A Mosquitto: see [`Mosquitto`].
 pub fn mosquitto() -> MosquittoRecipe {
     MosquittoRecipe {
         options: Options::default(),
-        config: Vec::new(),
     }
 }
 
@@ -20,17 +29,16 @@ pub fn mosquitto() -> MosquittoRecipe {
 #[must_use = "a recipe does nothing until it is started"]
 pub struct MosquittoRecipe {
     options: Options,
-    config: Vec<(String, String)>,
 }
 
 options!(MosquittoRecipe, durable);
 
 impl MosquittoRecipe {
     /// Adds a line to its configuration, after those of the preset, or in place of the one that has
-    /// the same key: `config("max_packet_size", "1048576")`. What belongs to a listener belongs to
-    /// the preset's, unless `config("listener", ..)` has begun another.
+    /// the same key: `config("max_packet_size", "1048576")`. Settings of a listener are for the
+    /// preset's listener, unless `config("listener", ..)` has begun another.
     pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
-        self.config.push((key.into(), value.into()));
+        self.options.config.push((key.into(), value.into()));
         self
     }
 
@@ -43,12 +51,12 @@ impl MosquittoRecipe {
             ("persistence", self.options.durable.to_string()),
             ("persistence_location", "{dir}/".to_owned()),
         ];
-        lines.retain(|(key, _)| *key == "listener" || self.config.iter().all(|(given, _)| given != key));
-        let given = self
-            .config
-            .iter()
-            .map(|(key, value)| (key.as_str(), value.clone()));
-        let lines = lines.into_iter().chain(given);
+        if SERVER.stays_root().is_some() {
+            // It would become another user.
+            lines.push(("user", "root".to_owned()));
+        }
+        lines.retain(|(key, _)| *key == "listener" || self.options.setting(key).is_none());
+        let lines = self.options.settings(lines);
         lines.map(|(key, value)| format!("{key} {value}\n")).collect()
     }
 }
@@ -62,11 +70,8 @@ impl Recipe for MosquittoRecipe {
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
         Ok(self
             .options
-            .executor(&["mosquitto"])
-            .args(["-c", "{dir}/mosquitto.conf"])
-            .args(&self.options.args)
+            .recipe(&SERVER, ["-c", "{dir}/mosquitto.conf"])?
             .file("mosquitto.conf", self.text())
-            .unprivileged(["mosquitto", "nobody"])
             .wait_for(self.options.answers("answered CONNECT", answers)))
     }
 
@@ -75,7 +80,7 @@ impl Recipe for MosquittoRecipe {
     }
 }
 
-/// Whether it answers in MQTT 3.1.1, if only that we are not let in.
+/// Whether it answers in MQTT 3.1.1. A refusal is an answer, too.
 fn answers(mut connection: Connection) -> io::Result<bool> {
     const CONNECT: &[u8] = b"\x10\x0c\0\x04MQTT\x04\x02\0\x3c\0\0";
     const CONNACK: [u8; 2] = [0x20, 2];
@@ -91,12 +96,12 @@ fn answers(mut connection: Connection) -> io::Result<bool> {
 /// A running Mosquitto.
 ///
 /// [`topic_prefix`](Mosquitto::topic_prefix) gives each test topics of its own, retained messages
-/// among them. What all tests share is what has no topic: the ids of clients, since a second client
-/// with the same id throws the first one out (make them of the prefix too, or leave them empty), a
-/// subscription to `#`, and `$SYS`.
+/// among them. The tests share everything that has no topic: a subscription to `#`, `$SYS`, and the
+/// ids of clients. A second client with the same id throws the first one out, so make ids of the
+/// prefix too, or leave them empty.
 ///
-/// Anybody on this machine may connect, without a user or a password. For passwords make a file
-/// with `mosquitto_passwd`, and give `config("allow_anonymous", "false")` and
+/// Every user of this machine may connect, without a name or a password. For passwords, make a file
+/// with `mosquitto_passwd` and give `config("allow_anonymous", "false")` and
 /// `config("password_file", ..)`.
 ///
 /// Sessions and retained messages are lost in a restart, unless the recipe says `durable(true)`.
@@ -135,7 +140,7 @@ impl Mosquitto {
         expect(self.try_topic_prefix())
     }
 
-    /// The same, for those who want the error.
+    /// The same, with the error.
     ///
     /// # Errors
     ///
@@ -150,7 +155,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_given_takes_the_place_of_the_presets() {
+    fn a_given_line_takes_the_place_of_the_presets() {
         let text = mosquitto()
             .durable(true)
             .config("allow_anonymous", "false")

@@ -5,25 +5,35 @@ use std::fs;
 use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::Duration;
 
-use mirakuru_core::__private::{Lease, random_id};
+use mirakuru_core::__private::Lease;
 use mirakuru_core::{Error, Executor, ExecutorBuilder, Signal};
 
-use super::{ANSWER_WITHIN, Answers, Connection, Options, expect, failed, handle, options, write_secret};
+use super::connection::{ANSWER_WITHIN, Connection, TIDY_WITHIN, tidied};
+use super::server::{AsRoot, Options, Server, handle, new_password, options, write_secret};
+use super::{Answers, expect, failed};
 use crate::Recipe;
+
+const SERVER: Server = Server {
+    name: "NATS",
+    programs: &["nats-server"],
+    users: &["nats", "nobody"],
+    variables: &["NATS"],
+    as_root: AsRoot::With(&[]),
+};
 
 /// The user of the account that is everybody's.
 const EVERYBODY: &str = "everybody";
 
-/// What `handle` reads what `prepare` has made up from: the password, and how many accounts there
-/// are to lease.
+/// The file in which `prepare` keeps two things for `handle`: the password, and the number of
+/// accounts.
 const CREDENTIALS: &str = "credentials";
 
 /// A NATS server: see [`Nats`].
 pub fn nats() -> NatsRecipe {
     NatsRecipe {
         options: Options::default(),
-        config: Vec::new(),
         jetstream: false,
         accounts: None,
     }
@@ -34,7 +44,6 @@ pub fn nats() -> NatsRecipe {
 #[must_use = "a recipe does nothing until it is started"]
 pub struct NatsRecipe {
     options: Options,
-    config: Vec<(String, String)>,
     jetstream: bool,
     accounts: Option<u32>,
 }
@@ -48,33 +57,31 @@ impl NatsRecipe {
         self
     }
 
-    /// Sets how many accounts there are for tests to lease at the same time. The default is twice
-    /// the number of processors, and 16 at least. With JetStream each makes the start some 2 ms
-    /// longer.
+    /// Sets how many accounts tests can lease at the same time. The default is twice the number of
+    /// processors, and at least 16. With JetStream each makes the start some 2 ms longer.
     pub fn accounts(mut self, accounts: u32) -> Self {
         self.accounts = Some(accounts);
         self
     }
 
     /// Sets a value of its configuration, over those that the preset sets, in the syntax of that
-    /// file: `config("max_payload", "8MB")`. Not `accounts` and `authorization`, which are the
-    /// preset's.
+    /// file: `config("max_payload", "8MB")`. `accounts` and `authorization` are the preset's.
     pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
-        self.config.push((key.into(), value.into()));
+        self.options.config.push((key.into(), value.into()));
         self
     }
 
     fn text(&self) -> String {
         let mut text = format!("listen: \"127.0.0.1:{}\"\n", self.options.port());
         if self.jetstream {
-            text.push_str("jetstream { store_dir: \"{dir}/jetstream\" }\n");
+            text.push_str("jetstream: enabled\n");
         }
         if let Some(accounts) = self.accounts {
-            // Other processes know the service that they share by this text.
+            // Other processes find the service that they share by this text.
             text.push_str(&format!("# {accounts} accounts\n"));
         }
         text.push_str("include accounts.conf\n");
-        for (key, value) in &self.config {
+        for (key, value) in &self.options.config {
             text.push_str(&format!("{key}: {value}\n"));
         }
         text
@@ -111,25 +118,25 @@ impl Recipe for NatsRecipe {
     type Handle = Nats;
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
+        let mut args = vec!["--config", "{dir}/nats.conf"];
+        if self.jetstream {
+            // By the command line, on which every character of a path stands for itself.
+            args.extend(["--store_dir", "{dir}/jetstream"]);
+        }
         Ok(self
             .options
-            .executor(&["nats-server"])
-            .args(["--config", "{dir}/nats.conf"])
-            .args(&self.options.args)
+            .recipe(&SERVER, args)?
             .file("nats.conf", self.text())
-            .unprivileged(["nats", "nobody"])
-            // It takes both for an orderly end, but exits with 1 after SIGTERM.
+            // Both signals are an orderly end for it, but after SIGTERM it exits with 1.
             .stop_signal(Signal::Int)
-            .wait_for(self.options.answers_in("answered PING", |mut connection, dir| {
-                let (password, _) = credentials(dir)?;
-                log_in(&mut connection, EVERYBODY, &password).map(|()| true)
+            .wait_for(self.options.answers_in("answered PING", |question| {
+                let (password, _) = credentials(question.dir)?;
+                log_in(&mut question.connect()?, EVERYBODY, &password).map(|()| true)
             })))
     }
 
     fn prepare(&self, executor: &mut Executor<Answers>) -> Result<(), Error> {
-        let attempt = "make the accounts of NATS";
-        let random = || random_id().map_err(|source| failed(attempt, source));
-        let password = random()? + &random()?;
+        let password = new_password()?;
         let accounts = self.accounts.unwrap_or_else(|| {
             let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
             u32::try_from(2 * processors).unwrap_or(u32::MAX).max(16)
@@ -140,7 +147,7 @@ impl Recipe for NatsRecipe {
             (CREDENTIALS, format!("{password} {accounts}")),
         ];
         for (name, text) in files {
-            write_secret(&dir, name, &text).map_err(|source| failed(attempt, source))?;
+            write_secret(&dir, name, &text)?;
         }
         Ok(())
     }
@@ -167,17 +174,17 @@ fn credentials(dir: &Path) -> io::Result<(String, u32)> {
 
 /// A running NATS server.
 ///
-/// [`account`](Nats::account) gives each test an account of its own: subjects, and with JetStream
-/// streams, key-value buckets and consumers, that no other account sees or can reach. They are made
-/// before the server starts, and leased, because the server need not read its configuration again
-/// for that: a lease costs a file lock and, with JetStream, a question. What all of them share are
-/// the limits of the server: its connections, its memory, its disk.
+/// [`account`](Nats::account) gives each test an account of its own. It has its own subjects and,
+/// with JetStream, its own streams, key-value buckets and consumers, which no other account can
+/// reach. The accounts are in the configuration from the start, so a lease costs a file lock and,
+/// with JetStream, a question. The tests share the limits of the server: its connections, its
+/// memory, its disk.
 ///
-/// The password is a new one for each server. A client must give it: the crate `async-nats` ignores
-/// the user and the password of a URL, so that they are told to it apart, as
-/// `ConnectOptions::with_user_and_password(account.user().into(), account.password().into())`.
-/// Whoever does not log in is refused, and so never is in another account than meant. There is no
-/// user of the system account, `$SYS`.
+/// Each server has a new password, and a client must give it. The crate `async-nats` ignores the
+/// user and the password of a URL: use
+/// `ConnectOptions::with_user_and_password(account.user().into(), account.password().into())`. A
+/// client that does not log in is refused, and so is never in a wrong account. There is no user of
+/// the system account, `$SYS`.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -198,7 +205,7 @@ pub struct Nats {
 handle!(Nats);
 
 impl Nats {
-    /// The URL of the account that is everybody's: `nats://everybody:SECRET@127.0.0.1:PORT`.
+    /// The URL of the account that all share: `nats://everybody:SECRET@127.0.0.1:PORT`.
     #[must_use]
     pub fn url(&self) -> String {
         url(self.executor.addr(), EVERYBODY, &self.password)
@@ -216,8 +223,8 @@ impl Nats {
         &self.password
     }
 
-    /// An account for one test alone, without streams: leased from those of this server, over all
-    /// processes that share it, until it is dropped or its process ends.
+    /// An account for one test alone, without streams. It is leased from those of this server, over
+    /// all processes that share it, until it is dropped or its process ends.
     ///
     /// # Panics
     ///
@@ -229,7 +236,7 @@ impl Nats {
         expect(self.try_account())
     }
 
-    /// The same, for those who want the error.
+    /// The same, with the error.
     ///
     /// # Errors
     ///
@@ -252,21 +259,25 @@ impl Nats {
             jetstream: self.jetstream,
             _lease: lease,
         };
-        // Whoever had it before may have been killed.
-        account.empty().map_err(|source| failed(attempt, source))?;
+        // The process that had it before may have been killed.
+        account
+            .empty(ANSWER_WITHIN)
+            .map_err(|source| failed(attempt, source))?;
         Ok(account)
     }
 }
 
 /// One account of a [`Nats`], leased for a test. Its streams are deleted when it is dropped, and
-/// before it is leased again. Drop the clients first: one that stays connected is in the account of
-/// whoever leases it next.
+/// before it is leased again.
+///
+/// Drop the clients first. The accounts rotate, but a client that stays connected can meet a later
+/// test in its account, because this server has no way to disconnect it.
 pub struct NatsAccount {
     addr: SocketAddr,
     user: String,
     password: String,
     jetstream: bool,
-    // The last field: given back when all is done.
+    // The last field: given back when everything is done.
     _lease: Lease,
 }
 
@@ -301,11 +312,11 @@ impl NatsAccount {
 
     /// Deletes all streams, which are all that an account keeps: buckets are streams as well, and
     /// consumers belong to one.
-    fn empty(&self) -> io::Result<()> {
+    fn empty(&self, within: Duration) -> io::Result<()> {
         if !self.jetstream {
             return Ok(());
         }
-        let mut connection = Connection::open(self.addr, ANSWER_WITHIN)?;
+        let mut connection = Connection::open(self.addr, within)?;
         log_in(&mut connection, &self.user, &self.password)?;
         connection.send(format!("SUB {INBOX} 1\r\n").as_bytes())?;
         loop {
@@ -325,8 +336,11 @@ impl NatsAccount {
 
 impl Drop for NatsAccount {
     fn drop(&mut self) {
-        // A server that is gone has nothing left; and the next one to lease it empties it as well.
-        let _ = self.empty();
+        // The next one to lease it empties it as well.
+        tidied(
+            &format!("empty the account {} of NATS", self.user),
+            self.empty(TIDY_WITHIN),
+        );
     }
 }
 
@@ -337,7 +351,7 @@ fn url(addr: SocketAddr, user: &str, password: &str) -> String {
 /// Where answers to requests go. The account is ours alone.
 const INBOX: &str = "_INBOX.mirakuru";
 
-/// What a server says at first is who it is; then whether it lets us in.
+/// Reads the server's greeting, and logs in.
 fn log_in(connection: &mut Connection, user: &str, password: &str) -> io::Result<()> {
     let greeting = connection.line()?;
     if !greeting.starts_with("INFO ") {
@@ -350,8 +364,8 @@ fn log_in(connection: &mut Connection, user: &str, password: &str) -> io::Result
     until(connection, "PONG").map(|_| ())
 }
 
-/// The next line that begins with this word. Others, such as questions whether we are still there,
-/// do not matter to a client that soon is not.
+/// The next line that begins with this word. Others, such as a PING, do not matter to a client that
+/// is gone soon.
 fn until(connection: &mut Connection, word: &str) -> io::Result<String> {
     loop {
         let line = connection.line()?;
@@ -377,8 +391,8 @@ fn request(connection: &mut Connection, subject: &str) -> io::Result<String> {
     String::from_utf8(text).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
-/// The names in
-/// `{"type":"..","total":2,"offset":0,"limit":1024,"streams":["A","B"]}`, or in the same with `"streams":null`.
+/// The names in `{"type":"..","total":2,"offset":0,"limit":1024,"streams":["A","B"]}`, or in the
+/// same with `"streams":null`.
 fn stream_names(answer: &str) -> io::Result<Vec<String>> {
     let unclear = || io::Error::other(format!("the names of streams are not clear: {answer}"));
     let (_, list) = answer.split_once("\"streams\":").ok_or_else(unclear)?;

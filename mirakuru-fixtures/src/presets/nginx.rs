@@ -3,14 +3,25 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use mirakuru_core::__private::is_root;
+use mirakuru_core::__private::{is_root, literal};
 use mirakuru_core::{Error, Executor, ExecutorBuilder};
 
-use super::{Answers, Options, handle, options};
+use super::Answers;
+use super::server::{AsRoot, Options, Server, handle, options};
 use crate::Recipe;
 
-/// An nginx with what this text says in its `http` block, usually a `server` or more, with `{port}`
-/// and `{dir}` as [placeholders](ExecutorBuilder): see [`Nginx`].
+const SERVER: Server = Server {
+    name: "nginx",
+    programs: &["nginx"],
+    // Where the tests run as root, so does nginx: it is to read the files of the tests.
+    users: &[],
+    // `NGINX` names sockets that it would inherit.
+    variables: &["NGINX"],
+    as_root: AsRoot::With(&[]),
+};
+
+/// An nginx with this text in its `http` block, usually one `server` or more: see [`Nginx`].
+/// `{port}` and `{dir}` in it are [placeholders](ExecutorBuilder).
 ///
 /// ```
 /// # use mirakuru_fixtures::presets;
@@ -27,16 +38,21 @@ pub fn nginx(configuration: impl Into<String>) -> NginxRecipe {
         main: String::new(),
         raw: false,
         document_root: None,
-        files: Vec::new(),
     }
 }
 
 /// How to start an nginx: made by [`nginx()`].
 ///
-/// What the preset puts around the text: one worker, in the foreground; the log of errors, from
-/// `notice` on, on its standard error, and that of accesses on its standard output, so that both
-/// are in the [logs](Executor::logs); the types of files by name, where the machine has
-/// `/etc/nginx/mime.types`; and the pid, the lock and temporary files in `{dir}`.
+/// The preset puts around the text:
+///
+/// - one worker, in the foreground;
+/// - the log of errors, from `notice` on, on its standard error, and the log of accesses on its
+///   standard output, so that both are in the [logs](Executor::logs);
+/// - the types of files by name, where the machine has `/etc/nginx/mime.types`;
+/// - the pid, the lock and temporary files in `{dir}`.
+///
+/// A [`file`](NginxRecipe::file) stands beside the configuration, which can name it by its relative
+/// path.
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct NginxRecipe {
@@ -45,24 +61,22 @@ pub struct NginxRecipe {
     main: String,
     raw: bool,
     document_root: Option<PathBuf>,
-    files: Vec<(PathBuf, String)>,
 }
 
 options!(NginxRecipe);
 
 impl NginxRecipe {
-    /// Adds text in front of the blocks, in the context that nginx calls main:
-    /// `main("load_module modules/ngx_stream_module.so;")`. An `events` block in it takes the place
-    /// of the preset's.
+    /// Adds text in front of the blocks, in the context that nginx calls main: `main("load_module
+    /// modules/ngx_stream_module.so;")`. An `events` block in it takes the place of the preset's.
     pub fn main(mut self, text: impl AsRef<str>) -> Self {
         self.main.push_str(text.as_ref());
         self.main.push('\n');
         self
     }
 
-    /// Takes the text given to [`nginx()`] for the whole configuration file, and not for the
-    /// content of `http`. Nothing is put around it; what keeps it in the foreground is an argument,
-    /// `-g "daemon off;"`, so that it must not say this itself.
+    /// Takes the text given to [`nginx()`] as the whole configuration file, and not as the content
+    /// of `http`. Nothing is put around it. An argument, `-g "daemon off;"`, keeps it in the
+    /// foreground, so the text must not say this itself.
     pub fn raw(mut self) -> Self {
         self.raw = true;
         self
@@ -76,14 +90,7 @@ impl NginxRecipe {
         self
     }
 
-    /// Puts a file beside the configuration, which can name it by this relative path: a
-    /// certificate, a list of users. Placeholders in its text are filled in.
-    pub fn file(mut self, path: impl AsRef<Path>, text: impl Into<String>) -> Self {
-        self.files.push((path.as_ref().to_owned(), text.into()));
-        self
-    }
-
-    /// The text as the file is to have it.
+    /// The text with the port, if that is fixed.
     fn placed(&self, text: &str) -> String {
         match self.options.port {
             Some(port) => with_port(text, port),
@@ -91,12 +98,12 @@ impl NginxRecipe {
         }
     }
 
-    /// The whole file. What the user wrote is in files of their own, so that nginx counts lines as
+    /// The whole file. The user's texts are in files of their own, so that nginx counts lines as
     /// the user does.
     fn whole(&self) -> Result<String, Error> {
         let mut text = "pid nginx.pid;\nlock_file nginx.lock;\nerror_log stderr notice;\n".to_owned();
         if is_root() {
-            // Its workers are to be able to read what the tests have written.
+            // So that its workers can read the files of the tests.
             text.push_str("user root;\n");
         }
         text.push_str("include main.conf;\n");
@@ -118,7 +125,10 @@ impl NginxRecipe {
                 .as_deref()
                 .and_then(Path::to_str)
                 .ok_or_else(|| Error::other("configure nginx", "`document_root` is not a path in UTF-8"))?;
-            text.push_str(&format!("    root {};\n", quoted(root)));
+            text.push_str(&format!(
+                "    root {};\n",
+                literal(quoted(root)).to_string_lossy()
+            ));
         }
         text.push_str("    include http.conf;\n}\n");
         Ok(text)
@@ -170,20 +180,21 @@ impl Recipe for NginxRecipe {
                  or name the port that it does listen on with `port(..)`",
             ));
         }
-        let mut recipe = self
-            .options
-            .executor(&["nginx"])
-            .args([
-                "-e",
-                "stderr",
-                "-p",
-                "{dir}",
-                "-c",
-                "nginx.conf",
-                "-g",
-                "daemon off;",
-            ])
-            .args(&self.options.args);
+        let mut options = self.options.clone();
+        for (_, text) in &mut options.files {
+            *text = self.placed(text);
+        }
+        let args = [
+            "-e",
+            "stderr",
+            "-p",
+            "{dir}",
+            "-c",
+            "nginx.conf",
+            "-g",
+            "daemon off;",
+        ];
+        let mut recipe = options.recipe(&SERVER, args)?;
         if self.raw {
             recipe = recipe.file("nginx.conf", self.placed(configuration));
         } else {
@@ -192,19 +203,15 @@ impl Recipe for NginxRecipe {
                 .file("main.conf", self.placed(&self.main))
                 .file("http.conf", self.placed(configuration));
         }
-        for (path, text) in &self.files {
-            recipe = recipe.file(path, self.placed(text));
-        }
         Ok(
             recipe.wait_for(self.options.answers("answered in HTTP", |mut connection| {
-                // Without a host it is refused by nginx itself, so that nobody behind it is asked.
+                // Without a host, nginx itself refuses the request, and asks no server behind it.
                 connection.send(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")?;
                 match connection.line() {
                     Ok(_) => Ok(true),
-                    // Whoever closes a connection in order is there to do so: a server may be told
-                    // to (`return 444`).
+                    // A server that closes a connection in order is there to do so (`return 444`).
                     Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(true),
-                    // Or it speaks something that is no text.
+                    // Its protocol may be no text.
                     Err(e) if e.kind() == io::ErrorKind::InvalidData => Ok(true),
                     Err(e) => Err(e),
                 }
@@ -220,12 +227,12 @@ impl Recipe for NginxRecipe {
 /// A running nginx, of version 1.19.5 or later.
 ///
 /// There is nothing to keep apart in it but files: tests may share one as long as they only read.
-/// It runs as the user that the tests run as, also where that is root, so that it can read what
-/// they have written.
+/// It runs as the user that the tests run as, also where that is root, so that it can read their
+/// files.
 ///
-/// It is stopped by its fast shutdown, which does not wait for requests that are under way. To let
-/// it read a changed configuration, write `nginx.dir().join("http.conf")` and call
-/// `nginx.signal(Signal::Hup)`; at the next start it has the recipe's text again.
+/// It is stopped by its fast shutdown, which does not wait for open requests. To change its
+/// configuration, write `nginx.dir().join("http.conf")` and call `nginx.signal(Signal::Hup)`. At
+/// the next start it has the recipe's text again.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;

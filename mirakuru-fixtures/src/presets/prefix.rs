@@ -1,17 +1,18 @@
-//! [`Prefix`]: what keeps tests apart on a server that has one space of names for all.
+//! [`Prefix`], which keeps tests apart on a server that has one space of names for all.
 
 use std::fmt;
 use std::ops::Deref;
 
-use super::unique_name;
 use mirakuru_core::Error;
 
+use super::server::unique_name;
+
 /// The beginning of names that are one test's alone: 60 random bits and the server's own separator,
-/// such as `tk4x2m7qzja5w/`. Letters, digits and that separator, 14 bytes.
+/// such as `tk4x2m7qzja5w/`. It has 14 bytes: letters, digits and that separator.
 ///
-/// It is a text, wherever one is expected: `format!("{prefix}visits")`, `&*prefix`. Nothing is left
-/// to be given back: names with it die with the server, and nobody gets the same one again, however
-/// the test ends.
+/// It is a text, wherever one is expected: `format!("{prefix}visits")`, `&*prefix`. There is
+/// nothing to give back: names with it go with the server, and no other test gets the same prefix,
+/// however this one ends.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Prefix(String);
 
@@ -26,7 +27,7 @@ impl Prefix {
         &self.0
     }
 
-    /// The prefix and this name after it: a whole key, topic, ...
+    /// The prefix and this name after it: a whole key or topic.
     #[must_use]
     pub fn join(&self, name: &str) -> String {
         format!("{}{name}", self.0)

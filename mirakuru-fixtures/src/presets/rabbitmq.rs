@@ -1,53 +1,45 @@
 //! RabbitMQ.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::symlink;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mirakuru_core::__private::random_id;
 use mirakuru_core::{Error, Executor, ExecutorBuilder};
 
-use super::{
-    ANSWER_WITHIN, Answers, Connection, Options, expect, failed, handle, options, percent_encoded,
-    unique_name, write_secret,
+use super::cache::private_dir;
+use super::connection::{ANSWER_WITHIN, Connection, TIDY_WITHIN, tidied};
+use super::server::{
+    AsRoot, Options, Server, handle, new_password, options, read_password, unique_name, write_password,
+    write_secret,
 };
+use super::{Answers, expect, failed, percent_encoded};
 use crate::Recipe;
+
+const SERVER: Server = Server {
+    name: "RabbitMQ",
+    programs: &["rabbitmq-server"],
+    users: &["rabbitmq", "nobody"],
+    // Of Erlang as well.
+    variables: &["RABBITMQ", "ERL_", "EPMD", "USE_LONGNAME"],
+    as_root: AsRoot::With(&[]),
+};
 
 /// The only user, with a password of its own for each server.
 const USER: &str = "guest";
 
-/// The server's own script. What packages have on PATH is another one around it, for root and the
+/// The server's own script. The one that packages have on `PATH` is a wrapper, for root and the
 /// user `rabbitmq` alone.
 const SCRIPTS: [&str; 1] = ["/usr/lib/rabbitmq/bin/rabbitmq-server"];
 
-/// What of the environment would be taken for this server's configuration.
-const NOT_INHERITED: [&str; 17] = [
-    "ERL_FLAGS",
-    "ERL_LIBS",
-    "ERL_ZFLAGS",
-    "NOTIFY_SOCKET",
-    "RABBITMQ_CONFIG_FILES",
-    "RABBITMQ_DEFAULT_PASS",
-    "RABBITMQ_DEFAULT_USER",
-    "RABBITMQ_DEFAULT_VHOST",
-    "RABBITMQ_DIST_PORT",
-    "RABBITMQ_FEATURE_FLAGS",
-    "RABBITMQ_NODE_IP_ADDRESS",
-    "RABBITMQ_NODE_PORT",
-    "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS",
-    "RABBITMQ_SERVER_ERL_ARGS",
-    "RABBITMQ_SERVER_START_ARGS",
-    "RABBITMQ_USE_LONGNAME",
-    "RABBITMQ_PLUGINS_DIR",
-];
-
-/// What the server does for the handles, in its own language: it waits at a socket in its private
-/// directory for lines that say which virtual host to add or to delete. Started at the end of its
-/// boot. The functions are those that `rabbitmqctl` calls, which needs seconds for it; the
-/// management plugin would make each start and stop longer by as much. It also ends what would look
-/// after `epmd` each minute, and start it: see the command.
+/// A helper in the server's own language, for the handles. It waits at a socket in the private
+/// directory for lines that name a virtual host to add or to delete. It is started at the end of
+/// the boot, and calls the functions that `rabbitmqctl` calls. `rabbitmqctl` itself needs seconds,
+/// and the management plugin would make each start and stop longer by as much. The helper also ends
+/// the process that would look after `epmd` each minute, and start it: see the command.
 const CLERK: &str = r#"
 Do = fun(<<"ping">>) ->
              ok;
@@ -90,9 +82,9 @@ spawn(fun() ->
 receive open -> ok after 10000 -> error(no_clerk) end.
 "#;
 
-/// Run before the boot. To find its boot steps RabbitMQ loads every module of every application
-/// that it depends on, and Erlang compiles each. There are none in Erlang's own libraries, so these
-/// have no list of their modules here, and a third less is computed.
+/// Run before the boot. To find its boot steps, RabbitMQ loads every module of every application
+/// that it depends on. Erlang's own libraries have none, so they get an empty list of modules here.
+/// That saves a third of the computing.
 const PRELUDE: &str = r#"
 [case file:consult(code:where_is_file(atom_to_list(App) ++ ".app")) of
      {ok, [{application, App, Keys}]} ->
@@ -102,15 +94,14 @@ const PRELUDE: &str = r#"
  end || App <- [asn1, compiler, crypto, inets, mnesia, os_mon, public_key, runtime_tools, ssl, syntax_tools, tools, xmerl]].
 "#;
 
-/// How long a start may take by default. It is ready after 4 s where it has two processors to
-/// itself, and after 30 s where it has to share them with ten others.
+/// How long a start may take by default. It is ready after 2.5 s where it has two processors to
+/// itself, and after 20 s where it shares them with ten others.
 const READY_WITHIN: Duration = Duration::from_secs(180);
 
 /// A RabbitMQ: see [`Rabbitmq`]. The default of [`timeout`](RabbitmqRecipe::timeout) is 180 s here.
 pub fn rabbitmq() -> RabbitmqRecipe {
     RabbitmqRecipe {
         options: Options::default(),
-        config: Vec::new(),
         plugins: Vec::new(),
     }
 }
@@ -120,30 +111,113 @@ pub fn rabbitmq() -> RabbitmqRecipe {
 #[must_use = "a recipe does nothing until it is started"]
 pub struct RabbitmqRecipe {
     options: Options,
-    config: Vec<(String, String)>,
     plugins: Vec<String>,
 }
 
 options!(RabbitmqRecipe);
 
 impl RabbitmqRecipe {
-    /// Sets a key of its `rabbitmq.conf`, over those that the preset sets:
-    /// `config("channel_max", "128")`.
+    /// Sets a key of its `rabbitmq.conf`, over those that the preset sets: `config("channel_max",
+    /// "128")`.
     pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
-        self.config.push((key.into(), value.into()));
+        self.options.config.push((key.into(), value.into()));
         self
     }
 
-    /// Enables a plugin that is installed: `plugin("rabbitmq_consistent_hash_exchange")`. Those
-    /// that listen want a port of their own, or they take their standard ones: with
+    /// Enables a plugin that is installed: `plugin("rabbitmq_consistent_hash_exchange")`. The
+    /// default is none, and the start fails if there is no such plugin.
+    ///
+    /// A plugin that listens takes its standard port unless it is given one: with
     /// `plugin("rabbitmq_management")` goes `config("management.tcp.ip",
-    /// "127.0.0.1").config("management.tcp.port",
-    /// "{port:management}")`, and the handle's [`port_named("management")`](Executor::port_named)
-    /// knows the number. The default is none.
+    /// "127.0.0.1").config("management.tcp.port", "{port:management}")`, and the handle's
+    /// [`port_named("management")`](Executor::port_named) knows the number.
     pub fn plugin(mut self, name: impl Into<String>) -> Self {
         self.plugins.push(name.into());
         self
     }
+
+    fn script(&self) -> Option<PathBuf> {
+        let usual = || SCRIPTS.iter().map(PathBuf::from).find(|path| path.is_file());
+        self.options
+            .program
+            .clone()
+            .or_else(usual)
+            .or_else(|| SERVER.find())
+    }
+
+    /// The plugins that the server needs, and those that the recipe asks for.
+    fn needed(&self) -> Result<Vec<PathBuf>, Error> {
+        match self.script().as_deref().and_then(Plugins::of) {
+            Some(plugins) => plugins.needed(&self.plugins),
+            None => Ok(Vec::new()),
+        }
+    }
+}
+
+/// The plugins of an installed server: `NAME-VERSION`, a folder each.
+struct Plugins(BTreeMap<String, PathBuf>);
+
+impl Plugins {
+    /// Those beside the folder of the script. `None` where the server has another layout, or
+    /// archives.
+    fn of(script: &Path) -> Option<Plugins> {
+        let script = fs::canonicalize(script).ok()?;
+        let mut found = BTreeMap::new();
+        for entry in fs::read_dir(script.parent()?.parent()?.join("plugins"))
+            .ok()?
+            .flatten()
+        {
+            let name = entry.file_name().into_string().ok()?;
+            if name.ends_with(".ez") {
+                return None;
+            }
+            if let Some((name, _)) = name.rsplit_once('-').filter(|_| entry.path().is_dir()) {
+                found.insert(name.to_owned(), entry.path());
+            }
+        }
+        found.contains_key("rabbit").then_some(Plugins(found))
+    }
+
+    /// The folders of the server, of these plugins, and of everything that they depend on. The
+    /// start looks at each plugin that is there, so it is faster with as few as possible.
+    fn needed(&self, asked: &[String]) -> Result<Vec<PathBuf>, Error> {
+        let mut needed = BTreeMap::new();
+        let mut open = vec!["rabbit".to_owned()];
+        for name in asked {
+            if !self.0.contains_key(name) {
+                let known = self.0.keys().filter(|name| name.starts_with("rabbitmq_"));
+                let known: Vec<&str> = known.map(String::as_str).collect();
+                return Err(Error::other(
+                    format!("enable the plugin {name} of RabbitMQ"),
+                    format!("it is not installed; installed are {}", known.join(", ")),
+                ));
+            }
+            open.push(name.clone());
+        }
+        while let Some(name) = open.pop() {
+            // Others are libraries of Erlang itself.
+            let Some(path) = self.0.get(&name).filter(|_| !needed.contains_key(&name)) else {
+                continue;
+            };
+            let file = path.join(format!("ebin/{name}.app"));
+            let text = fs::read_to_string(&file)
+                .map_err(|source| failed(format!("read {}", file.display()), source))?;
+            open.extend(applications(&text));
+            needed.insert(name, path.clone());
+        }
+        Ok(needed.into_values().collect())
+    }
+}
+
+/// The names in `{applications, [kernel, stdlib, ranch]}`.
+fn applications(app: &str) -> Vec<String> {
+    let list = app
+        .split_once("{applications")
+        .and_then(|(_, rest)| Some(rest.split_once('[')?.1.split_once(']')?.0));
+    let names = list.unwrap_or_default().split(',');
+    names
+        .map(|name| name.trim().trim_matches('\'').to_owned())
+        .collect()
 }
 
 // Not in the list of recipes that an error gives: it is long enough.
@@ -154,20 +228,15 @@ impl Recipe for RabbitmqRecipe {
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
         let mut options = self.options.clone();
-        if options.program.is_none() {
-            options.program = SCRIPTS.iter().map(PathBuf::from).find(|path| path.is_file());
-        }
+        options.program = self.script();
+        options.timeout = options.timeout.or(Some(READY_WITHIN));
         let settings = [
             ("listeners.tcp.1", format!("127.0.0.1:{}", options.port())),
             ("log.console", "true".to_owned()),
-            // It blocks those who publish when the disk has less: 50 MB by default.
+            // It blocks publishers when the disk has less: 50 MB by default.
             ("disk_free_limit.absolute", "1MB".to_owned()),
         ];
-        let given = self
-            .config
-            .iter()
-            .map(|(key, value)| (key.as_str(), value.clone()));
-        let settings: Vec<(&str, String)> = settings.into_iter().chain(given).collect();
+        let settings: Vec<(&str, String)> = self.options.settings(settings).collect();
         let mut conf = String::new();
         for (number, (key, value)) in settings.iter().enumerate() {
             // The last of those with the same key.
@@ -175,43 +244,11 @@ impl Recipe for RabbitmqRecipe {
                 conf.push_str(&format!("{key} = {value}\n"));
             }
         }
-        options.timeout = options.timeout.or(Some(READY_WITHIN));
-        let mut recipe = options
-            .executor(&["rabbitmq-server"])
-            .current_dir("{dir}")
-            .file("rabbitmq.conf", conf)
-            .file("enabled_plugins", format!("[{}].\n", self.plugins.join(", ")))
-            .file("prelude.erl", PRELUDE)
-            .file("clerk.erl", CLERK)
-            // What of it is in files of the machine, or of its user, is not for this server.
-            .env("HOME", "{dir}")
-            .env("RABBITMQ_CONF_ENV_FILE", "{dir}/rabbitmq-env.conf")
-            .env("RABBITMQ_CONFIG_FILE", "{dir}/rabbitmq.conf")
-            .env("RABBITMQ_ADVANCED_CONFIG_FILE", "{dir}/advanced.config")
-            .env("RABBITMQ_ENABLED_PLUGINS_FILE", "{dir}/enabled_plugins")
-            .env("RABBITMQ_MNESIA_BASE", "{dir}/data")
-            .env("RABBITMQ_GENERATED_CONFIG_DIR", "{dir}/config")
-            .env("RABBITMQ_LOG_BASE", "{dir}/log")
-            .env("RABBITMQ_LOGS", "-")
-            .env("RABBITMQ_PID_FILE", "{dir}/pid")
-            .env("RABBITMQ_NODENAME", NODE)
-            // The script becomes the server then, instead of waiting for it to tell it about
-            // signals.
-            .env("RUNNING_UNDER_SYSTEMD", "true");
-        for variable in NOT_INHERITED {
-            recipe = recipe.env_remove(variable);
-        }
-        // Erlang takes these before the command line, and the backslashes away.
-        recipe = recipe.env("ERL_AFLAGS", r#"-eval file:eval(\"prelude.erl\")"#);
-        // Erlang's part of it. Its name service, `epmd`, is one for the whole machine and outlives
-        // who starts it, and RabbitMQ would start it by a virtual machine of its own. A node that
-        // has its name from the command line is left alone, and one that is told its port needs no
-        // name service. Should one be started after all, it is at a port of its own, and ends with
-        // the server.
-        recipe = recipe
-            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
-            .env("ERL_EPMD_PORT", "{port:epmd}");
-        recipe = recipe.args([
+        // Erlang's name service, `epmd`, is one for the whole machine and outlives the server that
+        // starts it, and RabbitMQ would start it with a virtual machine of its own. It leaves a
+        // node alone that has its name from the command line, and a node that is told its port
+        // needs no name service.
+        let args = [
             "-sname",
             NODE,
             "-start_epmd",
@@ -223,39 +260,73 @@ impl Recipe for RabbitmqRecipe {
             "{127,0,0,1}",
             "-eval",
             r#"ok = file:eval("clerk.erl")"#,
-        ]);
+        ];
+        let mut recipe = options
+            .recipe(&SERVER, args)?
+            // The script needs no other, and the files below are named relative to it.
+            .current_dir("{dir}")
+            .file("rabbitmq.conf", conf)
+            .file("enabled_plugins", format!("[{}].\n", self.plugins.join(", ")))
+            .file("prelude.erl", PRELUDE)
+            .file("clerk.erl", CLERK)
+            // Files of the machine, and of its user, are not for this server.
+            .env("HOME", "{dir}")
+            .env("RABBITMQ_CONF_ENV_FILE", "{dir}/rabbitmq-env.conf")
+            .env("RABBITMQ_CONFIG_FILE", "{dir}/rabbitmq.conf")
+            .env("RABBITMQ_ADVANCED_CONFIG_FILE", "{dir}/advanced.config")
+            .env("RABBITMQ_ENABLED_PLUGINS_FILE", "{dir}/enabled_plugins")
+            .env("RABBITMQ_MNESIA_BASE", "{dir}/data")
+            .env("RABBITMQ_GENERATED_CONFIG_DIR", "{dir}/config")
+            .env("RABBITMQ_LOG_BASE", "{dir}/log")
+            .env("RABBITMQ_LOGS", "-")
+            .env("RABBITMQ_PID_FILE", "{dir}/pid")
+            .env("RABBITMQ_NODENAME", NODE)
+            // The script then becomes the server, instead of passing signals on to it.
+            .env("RUNNING_UNDER_SYSTEMD", "true")
+            // Erlang takes these before the command line, and removes the backslashes.
+            .env("ERL_AFLAGS", r#"-eval file:eval(\"prelude.erl\")"#)
+            // Should an `epmd` be started after all, it is at a port of its own, and ends with the
+            // server.
+            .env("ERL_EPMD_ADDRESS", "127.0.0.1")
+            .env("ERL_EPMD_PORT", "{port:epmd}");
+        if !self.needed()?.is_empty() {
+            recipe = recipe.env("RABBITMQ_PLUGINS_DIR", "{dir}/plugins");
+        }
         Ok(recipe
-            .args(&options.args)
-            // Before Erlang has printed what it thinks of that, at length.
+            // Before Erlang has printed its long report of the error.
             .fail_on("^Error during startup:")
             .fail_on("eaddrinuse")
-            .unprivileged(["rabbitmq", "nobody"])
-            .wait_for(options.answers_in("answered as AMQP 0-9-1", |connection, dir| {
-                // The clerk is there at the end of the boot. Last, because of each that is closed
-                // then there is a warning in the logs.
-                Ok(ask(dir, "ping").is_ok() && speaks_amqp(connection)?)
+            .wait_for(options.answers_in("answered as AMQP 0-9-1", |question| {
+                // The clerk is there at the end of the boot. A connection that is closed without a
+                // login is a warning in the log, so there is one only after that.
+                Ok(ask(question.dir, "ping", ANSWER_WITHIN).is_ok() && speaks_amqp(question.connect()?)?)
             })))
     }
 
     fn prepare(&self, executor: &mut Executor<Answers>) -> Result<(), Error> {
         let dir = executor.dir();
-        let secret = random_id().map_err(|source| failed("make a password", source))?;
-        // Read when it has no data yet.
+        let secret = new_password()?;
+        // Read while it has no data yet.
         let config = format!(
             "[{{rabbit, [{{default_user, <<\"{USER}\">>}}, {{default_pass, <<\"{secret}\">>}}]}}].\n"
         );
-        for (name, text) in [("password", &secret), ("advanced.config", &config)] {
-            write_secret(&dir, name, text)
-                .map_err(|source| failed(format!("write {}", dir.join(name).display()), source))?;
+        write_password(&dir, &secret)?;
+        write_secret(&dir, "advanced.config", &config)?;
+        let failed = |source| failed("link the plugins of RabbitMQ", source);
+        let plugins = dir.join("plugins");
+        private_dir(&plugins).map_err(failed)?;
+        for path in self.needed()? {
+            let name = path.file_name().unwrap_or_default();
+            symlink(&path, plugins.join(name)).map_err(failed)?;
         }
         Ok(())
     }
 
     fn handle(self, executor: Executor<Answers>) -> Result<Rabbitmq, Error> {
-        let path = executor.dir().join("password");
-        let password =
-            fs::read_to_string(&path).map_err(|source| failed(format!("read {}", path.display()), source))?;
-        Ok(Rabbitmq { executor, password })
+        Ok(Rabbitmq {
+            password: read_password(&executor.dir())?,
+            executor,
+        })
     }
 }
 
@@ -272,10 +343,10 @@ fn speaks_amqp(mut connection: Connection) -> io::Result<bool> {
 }
 
 /// Asks the clerk for something: see [`CLERK`].
-fn ask(dir: &Path, request: &str) -> io::Result<()> {
+fn ask(dir: &Path, request: &str, within: Duration) -> io::Result<()> {
     let mut socket = UnixStream::connect(dir.join("clerk"))?;
-    socket.set_read_timeout(Some(ANSWER_WITHIN))?;
-    socket.set_write_timeout(Some(ANSWER_WITHIN))?;
+    socket.set_read_timeout(Some(within))?;
+    socket.set_write_timeout(Some(within))?;
     socket.write_all(format!("{request}\n").as_bytes())?;
     let mut answer = String::new();
     BufReader::new(socket).read_line(&mut answer)?;
@@ -289,13 +360,13 @@ fn ask(dir: &Path, request: &str) -> io::Result<()> {
 /// A running RabbitMQ.
 ///
 /// [`vhost`](Rabbitmq::vhost) gives each test a virtual host of its own, with exchanges, queues,
-/// bindings and policies that nobody else sees. What all of them share is what belongs to no
+/// bindings and policies that nobody else sees. The tests share everything that belongs to no
 /// virtual host: users, the limits and alarms of the whole server, and plugins.
 ///
 /// Its Erlang is alone: it is part of no cluster, and `rabbitmqctl` does not find it. It is the
-/// slowest of the presets, with several seconds of computing until it is up, so share one: a
-/// `static`, with a virtual host for each test. There is no `durable(..)`: RabbitMQ writes
-/// persistent messages to the disk, and has no switch for it.
+/// slowest of the presets, with seconds of computing until it is up, so share one: a `static`, with
+/// a virtual host for each test. There is no `durable(..)`: RabbitMQ writes persistent messages to
+/// the disk, and has no switch for it.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -315,7 +386,8 @@ pub struct Rabbitmq {
 handle!(Rabbitmq);
 
 impl Rabbitmq {
-    /// The URL of the virtual host `/`, everybody's: `amqp://guest:PASSWORD@127.0.0.1:PORT/%2F`.
+    /// The URL of the virtual host `/`, which all share:
+    /// `amqp://guest:PASSWORD@127.0.0.1:PORT/%2F`.
     #[must_use]
     pub fn url(&self) -> String {
         self.url_of("/")
@@ -334,7 +406,7 @@ impl Rabbitmq {
     }
 
     /// A virtual host for one test alone, in which the [user](Rabbitmq::user) may do everything,
-    /// until it is dropped. Where the test process is killed, it goes with the server.
+    /// until it is dropped. If the test process is killed, the virtual host goes with the server.
     ///
     /// # Panics
     ///
@@ -345,7 +417,7 @@ impl Rabbitmq {
         expect(self.try_vhost())
     }
 
-    /// The same, for those who want the error.
+    /// The same, with the error.
     ///
     /// # Errors
     ///
@@ -354,7 +426,7 @@ impl Rabbitmq {
         let attempt = "make a virtual host of RabbitMQ";
         let name = unique_name()?;
         let dir = self.executor.dir();
-        ask(&dir, &format!("add {name}")).map_err(|source| failed(attempt, source))?;
+        ask(&dir, &format!("add {name}"), ANSWER_WITHIN).map_err(|source| failed(attempt, source))?;
         Ok(RabbitmqVhost {
             url: self.url_of(&name),
             name,
@@ -369,8 +441,8 @@ impl Rabbitmq {
     }
 }
 
-/// One virtual host of a [`Rabbitmq`], made for a test. Deleted with all that is in it when this is
-/// dropped, and connections to it are closed.
+/// One virtual host of a [`Rabbitmq`], made for a test. Dropping this deletes it with everything in
+/// it, and closes the connections to it.
 #[derive(Debug)]
 pub struct RabbitmqVhost {
     name: String,
@@ -394,7 +466,63 @@ impl RabbitmqVhost {
 
 impl Drop for RabbitmqVhost {
     fn drop(&mut self) {
-        // A server that is gone has nothing left.
-        let _ = ask(&self.dir, &format!("delete {}", self.name));
+        let request = format!("delete {}", self.name);
+        tidied(
+            &format!("delete the virtual host {}", self.name),
+            ask(&self.dir, &request, TIDY_WITHIN),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dependencies_are_read_from_the_app_file() {
+        let app = "{application, a,\n [{vsn,\"1\"},\n  {applications, [kernel, 'stdlib',\n ranch]}]}.";
+        assert_eq!(applications(app), ["kernel", "stdlib", "ranch"]);
+    }
+
+    #[test]
+    fn a_plugin_comes_with_its_dependencies_and_a_missing_one_is_named() {
+        let dir = std::env::temp_dir().join(format!("mirakuru-unit-{}-plugins", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        for (name, needs) in [
+            ("rabbit", "ranch"),
+            ("ranch", "ssl"),
+            ("rabbitmq_a", "rabbit, b"),
+            ("b", ""),
+            ("c", ""),
+        ] {
+            let ebin = dir.join("plugins").join(format!("{name}-1.0")).join("ebin");
+            fs::create_dir_all(&ebin).unwrap();
+            fs::write(
+                ebin.join(format!("{name}.app")),
+                format!("{{applications,[kernel,{needs}]}}"),
+            )
+            .unwrap();
+        }
+        fs::create_dir(dir.join("sbin")).unwrap();
+        fs::write(dir.join("sbin/rabbitmq-server"), "").unwrap();
+        let plugins = Plugins::of(&dir.join("sbin/rabbitmq-server")).unwrap();
+        let names = |asked: &[&str]| -> Vec<String> {
+            let asked: Vec<String> = asked.iter().map(|name| (*name).to_owned()).collect();
+            let found = plugins.needed(&asked).unwrap().into_iter();
+            found
+                .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+                .collect()
+        };
+        assert_eq!(names(&[]), ["rabbit-1.0", "ranch-1.0"]);
+        assert_eq!(
+            names(&["rabbitmq_a"]),
+            ["b-1.0", "rabbit-1.0", "rabbitmq_a-1.0", "ranch-1.0"]
+        );
+        let error = plugins.needed(&["no_such".to_owned()]).unwrap_err().to_string();
+        assert!(
+            error.contains("no_such") && error.contains("rabbitmq_a"),
+            "{error}"
+        );
+        fs::remove_dir_all(&dir).unwrap();
     }
 }

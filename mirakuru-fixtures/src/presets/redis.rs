@@ -1,14 +1,25 @@
-//! Redis, and Valkey, which is the same to those who use it.
+//! Redis, and Valkey, which is the same to its clients.
 
-use std::io;
+use std::io::{self, Read};
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::time::Duration;
 
-use mirakuru_core::__private::Lease;
+use mirakuru_core::__private::{Lease, literal};
 use mirakuru_core::{Error, Executor, ExecutorBuilder};
 
-use super::{ANSWER_WITHIN, Answers, Connection, Options, expect, failed, handle, options};
+use super::connection::{ANSWER_WITHIN, Connection, TIDY_WITHIN, tidied};
+use super::server::{AsRoot, Options, Server, handle, options};
+use super::{Answers, expect, failed};
 use crate::Recipe;
+
+const SERVER: Server = Server {
+    name: "Redis",
+    programs: &["redis-server", "valkey-server"],
+    users: &["redis", "valkey", "nobody"],
+    variables: &["REDIS", "VALKEY"],
+    as_root: AsRoot::With(&[]),
+};
 
 /// How many numbered databases there are, unless `config("databases", ..)` says otherwise. An empty
 /// one costs the server some hundred bytes.
@@ -18,7 +29,6 @@ const DATABASES: u32 = 1024;
 pub fn redis() -> RedisRecipe {
     RedisRecipe {
         options: Options::default(),
-        config: Vec::new(),
     }
 }
 
@@ -27,25 +37,69 @@ pub fn redis() -> RedisRecipe {
 #[must_use = "a recipe does nothing until it is started"]
 pub struct RedisRecipe {
     options: Options,
-    config: Vec<(String, String)>,
 }
 
 options!(RedisRecipe, durable);
 
 impl RedisRecipe {
-    /// Sets a directive of its configuration, over those that the preset sets:
-    /// `config("maxmemory", "16mb")`.
+    /// Sets a directive of its configuration, over those that the preset sets: `config("maxmemory",
+    /// "16mb")`.
+    ///
+    /// The value is written as it stands in `redis.conf`. So a directive may have several
+    /// arguments, as in `config("save", "900 1")` and `config("user", "alice on >secret ~*
+    /// +@all")`, and quotes keep an argument with spaces together. Placeholders are filled in. The
+    /// values of `requirepass`, `masterauth` and `user` are secrets, so they have no placeholders;
+    /// the first two are one argument, whatever is in them.
+    ///
+    /// With `config("cluster-enabled", "yes")` the port of the cluster's bus is a free one, which
+    /// takes Redis 7 or later.
     pub fn config(mut self, directive: impl Into<String>, value: impl Into<String>) -> Self {
-        self.config.push((directive.into(), value.into()));
+        self.options.config.push((directive.into(), value.into()));
         self
     }
 
-    /// The last value of a directive that was set.
-    fn setting(&self, directive: &str) -> Option<&str> {
-        let settings = self.config.iter().rev();
-        let mut found = settings.filter(|(name, _)| name.eq_ignore_ascii_case(directive));
-        found.next().map(|(_, value)| value.as_str())
+    fn is_cluster(&self) -> bool {
+        self.options
+            .setting("cluster-enabled")
+            .is_some_and(|value| value.eq_ignore_ascii_case("yes"))
     }
+
+    fn configuration(&self) -> String {
+        let mut settings = vec![
+            ("port", self.options.port()),
+            ("bind", "127.0.0.1".to_owned()),
+            ("unixsocketperm", "700".to_owned()),
+            // It looks at SIGTERM from a timer: two milliseconds until it ends, instead of a
+            // hundred.
+            ("hz", "500".to_owned()),
+        ];
+        if self.is_cluster() {
+            // By default it is the port and ten thousand, which may be taken, or no port at all.
+            settings.push(("cluster-port", "{port:bus}".to_owned()));
+        } else {
+            settings.push(("databases", DATABASES.to_string()));
+        }
+        settings.push(match self.options.durable {
+            true => ("appendonly", "yes".to_owned()),
+            false => ("save", String::new()),
+        });
+        let lines = self.options.settings(settings);
+        lines.map(|(name, value)| line(name, &value)).collect()
+    }
+}
+
+/// A line of `redis.conf`.
+fn line(directive: &str, value: &str) -> String {
+    let value = match directive.to_ascii_lowercase().as_str() {
+        _ if value.is_empty() => "\"\"".to_owned(),
+        "requirepass" | "masterauth" => {
+            let value = value.replace('\\', "\\\\").replace('"', "\\\"");
+            format!("\"{}\"", literal(value).to_string_lossy())
+        }
+        "user" => literal(value).to_string_lossy().into_owned(),
+        _ => value.to_owned(),
+    };
+    format!("{directive} {value}\n")
 }
 
 // Not in the list of recipes that an error gives: it is long enough.
@@ -55,55 +109,55 @@ impl Recipe for RedisRecipe {
     type Handle = Redis;
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
-        let databases = DATABASES.to_string();
-        let mut settings = vec![
-            ("port", self.options.port()),
-            ("bind", "127.0.0.1".to_owned()),
-            ("unixsocket", "{dir}/socket".to_owned()),
-            ("unixsocketperm", "700".to_owned()),
-            ("dir", "{dir}".to_owned()),
-            ("databases", databases),
-            // It looks at SIGTERM from its own timer: two milliseconds until it ends, instead of a
-            // hundred.
-            ("hz", "500".to_owned()),
-        ];
-        if self.options.durable {
-            settings.push(("appendonly", "yes".to_owned()));
-        } else {
-            settings.push(("save", String::new()));
+        let mut args = vec!["{dir}/redis.conf"];
+        // By the command line, on which every character of a path stands for itself.
+        for (directive, path) in [("dir", "{dir}"), ("unixsocket", "{dir}/socket")] {
+            if self.options.setting(directive).is_none() {
+                args.extend([
+                    if directive == "dir" {
+                        "--dir"
+                    } else {
+                        "--unixsocket"
+                    },
+                    path,
+                ]);
+            }
         }
-        let given = self
-            .config
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.clone()));
-        let mut recipe = self.options.executor(&["redis-server", "valkey-server"]);
-        for (name, value) in settings.into_iter().chain(given) {
-            recipe = recipe.arg(format!("--{name}")).arg(value);
-        }
-        let password = self.setting("requirepass").map(str::to_owned);
-        Ok(recipe
-            .args(&self.options.args)
-            .unprivileged(["redis", "valkey", "nobody"])
+        let password = self.options.setting("requirepass").map(str::to_owned);
+        Ok(self
+            .options
+            .recipe(&SERVER, args)?
+            .file("redis.conf", self.configuration())
             .wait_for(self.options.answers("answered PING", move |mut connection| {
                 authenticate(&mut connection, password.as_deref())?;
-                ask(&mut connection, &["PING"]).map(|answer| answer == "+PONG")
+                match ask(&mut connection, &["PING"]) {
+                    Ok(answer) => Ok(answer == "+PONG"),
+                    // A user may have turned the default user off: `config("user", "default off")`.
+                    Err(e) if e.to_string().starts_with("NOAUTH") => Ok(true),
+                    Err(e) => Err(e),
+                }
             })))
     }
 
     fn handle(self, executor: Executor<Answers>) -> Result<Redis, Error> {
-        let databases = self.setting("databases").and_then(|number| number.parse().ok());
+        let databases = self.options.setting("databases");
         Ok(Redis {
             executor,
-            password: self.setting("requirepass").map(str::to_owned),
-            databases: databases.unwrap_or(DATABASES),
+            password: self.options.setting("requirepass").map(str::to_owned),
+            databases: match self.is_cluster() {
+                true => 1,
+                false => databases
+                    .and_then(|number| number.trim().parse().ok())
+                    .unwrap_or(DATABASES),
+            },
         })
     }
 }
 
 /// A running Redis.
 ///
-/// [`database`](Redis::database) gives each test a database of its own. What all of them share is
-/// what belongs to no database: its configuration, scripts, functions, `FLUSHALL`, and the channels
+/// [`database`](Redis::database) gives each test a database of its own. The tests share everything
+/// that belongs to no database: the configuration, scripts, functions, `FLUSHALL`, and the channels
 /// of `PUBLISH` and `SUBSCRIBE`.
 ///
 /// ```no_run
@@ -141,8 +195,8 @@ impl Redis {
         self.executor.dir().join("socket")
     }
 
-    /// A database for one test alone, empty: leased from those of this server, over all processes
-    /// that share it, until it is dropped or its process ends.
+    /// An empty database for one test alone. It is leased from those of this server, over all
+    /// processes that share it, until it is dropped or its process ends.
     ///
     /// # Panics
     ///
@@ -154,23 +208,26 @@ impl Redis {
         expect(self.try_database())
     }
 
-    /// The same, for those who want the error.
+    /// The same, with the error.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when all databases are leased, or the server does not answer.
+    /// [`Error::System`] when all databases are leased, the server is part of a cluster (which has
+    /// one database), or it does not answer.
     pub fn try_database(&self) -> Result<RedisDatabase, Error> {
         let attempt = "lease a database of Redis";
         // The first one is everybody's.
-        let lease = Lease::take(
-            &self.executor.dir().join("leases"),
-            self.databases.saturating_sub(1),
-        )
-        .map_err(|source| failed(attempt, source))?;
+        let limit = self.databases.saturating_sub(1);
+        if limit == 0 {
+            let reason = "it has only the database 0: a cluster has no other, and `config(\"databases\", \"1\")` allows no other; \
+                          give each test keys with a prefix of its own";
+            return Err(Error::other(attempt, reason));
+        }
+        let lease = Lease::take(&self.executor.dir().join("leases"), limit)
+            .map_err(|source| failed(attempt, source))?;
         let lease = lease.ok_or_else(|| {
             let reason = format!(
-                "all {} are leased: drop those that are not needed, or raise `config(\"databases\", ..)`",
-                self.databases.saturating_sub(1)
+                "all {limit} are leased: drop those that are not needed, or raise `config(\"databases\", ..)`"
             );
             Error::other(attempt, reason)
         })?;
@@ -180,20 +237,26 @@ impl Redis {
             number: lease.number() + 1,
             _lease: lease,
         };
-        // Whoever had it before may have been killed.
-        database.flush().map_err(|source| failed(attempt, source))?;
+        // The process that had it before may have been killed.
+        database
+            .empty(ANSWER_WITHIN)
+            .map_err(|source| failed(attempt, source))?;
         Ok(database)
     }
 }
 
-/// One numbered database of a [`Redis`], leased for a test. Emptied when it is dropped, and before
-/// it is leased again.
+/// One numbered database of a [`Redis`], leased for a test. When it is dropped, and before it is
+/// leased again, it is emptied and the clients that use it are disconnected.
+///
+/// The numbers rotate. A client that connects again after the end of its test (a pool in a
+/// `static`) can still write into the database, and meets the next test there only after all other
+/// numbers.
 #[derive(Debug)]
 pub struct RedisDatabase {
     addr: SocketAddr,
     password: Option<String>,
     number: u32,
-    // The last field: given back when all is done.
+    // The last field: given back when everything is done.
     _lease: Lease,
 }
 
@@ -210,19 +273,46 @@ impl RedisDatabase {
         self.number
     }
 
-    fn flush(&self) -> io::Result<()> {
-        let mut connection = Connection::open(self.addr, ANSWER_WITHIN)?;
+    /// Disconnects its clients, then removes its keys.
+    fn empty(&self, within: Duration) -> io::Result<()> {
+        let mut connection = Connection::open(self.addr, within)?;
         authenticate(&mut connection, self.password.as_deref())?;
+        for id in self.clients(&mut connection)? {
+            // It may have gone by itself.
+            let _ = ask(&mut connection, &["CLIENT", "KILL", "ID", &id]);
+        }
         ask(&mut connection, &["SELECT", &self.number.to_string()])?;
         ask(&mut connection, &["FLUSHDB"])?;
         Ok(())
+    }
+
+    /// The ids of the clients that use it: `id=7 addr=127.0.0.1:40000 .. db=3 ..`, a line each.
+    fn clients(&self, connection: &mut Connection) -> io::Result<Vec<String>> {
+        let length = match ask(connection, &["CLIENT", "LIST"]) {
+            Ok(answer) => answer
+                .strip_prefix('$')
+                .and_then(|length| length.parse::<usize>().ok()),
+            // The command may have been taken away with `rename-command`.
+            Err(e) if e.kind() == io::ErrorKind::Other => return Ok(Vec::new()),
+            Err(e) => return Err(e),
+        };
+        let mut text = vec![0; length.ok_or(io::ErrorKind::InvalidData)? + "\r\n".len()];
+        connection.0.read_exact(&mut text)?;
+        let db = format!("db={}", self.number);
+        let text = String::from_utf8_lossy(&text);
+        let ours = text.lines().filter(|line| line.split(' ').any(|word| word == db));
+        let ids = ours.filter_map(|line| line.split(' ').next()?.strip_prefix("id="));
+        Ok(ids.map(str::to_owned).collect())
     }
 }
 
 impl Drop for RedisDatabase {
     fn drop(&mut self) {
-        // A server that is gone has nothing left; and the next one to lease it empties it as well.
-        let _ = self.flush();
+        // The next one to lease it empties it as well.
+        tidied(
+            &format!("empty the database {} of Redis", self.number),
+            self.empty(TIDY_WITHIN),
+        );
     }
 }
 
@@ -252,5 +342,25 @@ fn ask(connection: &mut Connection, words: &[&str]) -> io::Result<String> {
     match answer.strip_prefix('-') {
         Some(error) => Err(io::Error::other(error.to_owned())),
         None => Ok(answer),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn directives_are_lines_and_passwords_are_one_argument() {
+        assert_eq!(line("save", ""), "save \"\"\n");
+        assert_eq!(line("save", "900 1"), "save 900 1\n");
+        assert_eq!(
+            line("rename-command", "CONFIG \"\""),
+            "rename-command CONFIG \"\"\n"
+        );
+        assert_eq!(
+            line("requirepass", "a \"{port}"),
+            "requirepass \"a \\\"{{port}}\"\n"
+        );
+        assert_eq!(line("user", "u on >{dir} ~*"), "user u on >{{dir}} ~*\n");
     }
 }

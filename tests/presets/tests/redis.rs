@@ -1,5 +1,7 @@
 //! `presets::redis()`, spoken to by the crate `redis`.
 
+use std::time::{Duration, Instant};
+
 use mirakuru::presets::{self, Redis};
 use redis::Commands;
 
@@ -43,7 +45,7 @@ fn it_is_configured(server: &Redis) {
     connect(&database.url()).set::<_, _, ()>("x", 1).unwrap();
 }
 
-#[mirakuru::fixture(presets::redis())]
+#[mirakuru::fixture(presets::redis().config("databases", "4"))]
 #[test]
 fn databases_are_leased_emptied_and_given_back(server: &Redis) {
     let first = server.database();
@@ -51,10 +53,14 @@ fn databases_are_leased_emptied_and_given_back(server: &Redis) {
     connect(&first.url()).set::<_, _, ()>("x", 1).unwrap();
     let second = server.database();
     assert_ne!(second.number(), number);
+    let late = connect(&first.url());
     drop(first);
-    let again = server.database();
+    // The numbers rotate, and the two others come first.
+    let (third, again) = (server.database(), server.database());
+    assert_ne!(third.number(), number);
     assert_eq!(again.number(), number);
     assert!(!connect(&again.url()).exists::<_, bool>("x").unwrap());
+    drop(late);
     let socket = format!("unix://{}", server.socket().display());
     assert_eq!(connect(&socket).ping::<String>().unwrap(), "PONG");
 }
@@ -65,4 +71,77 @@ fn when_all_are_leased_it_says_so(server: &Redis) {
     let _two = [server.database(), server.database()];
     let error = server.try_database().unwrap_err().to_string();
     assert!(error.contains("all 2 are leased"), "{error}");
+}
+
+#[mirakuru::fixture(presets::redis())]
+#[test]
+fn a_client_that_outlives_its_lease_is_cut_off(server: &Redis) {
+    let first = server.database();
+    let mut late = connect(&first.url());
+    late.set::<_, _, ()>("x", 1).unwrap();
+    let mut other = connect(&server.url());
+    drop(first);
+    assert!(late.set::<_, _, ()>("late", 1).is_err());
+    assert_eq!(
+        other.ping::<String>().unwrap(),
+        "PONG",
+        "a client of another database stays"
+    );
+}
+
+#[mirakuru::fixture(presets::redis()
+    .config("save", "900 1")
+    .config("rename-command", "DEBUG \"\"")
+    .config("user", "alice on >a{port}b ~* +@all"))]
+#[test]
+fn a_directive_may_have_several_arguments(server: &Redis) {
+    let mut client = connect(&server.url());
+    let (_, save): (String, String) = redis::cmd("CONFIG")
+        .arg("GET")
+        .arg("save")
+        .query(&mut client)
+        .unwrap();
+    assert_eq!(save, "900 1");
+    let error = redis::cmd("DEBUG")
+        .arg("SLEEP")
+        .arg(0)
+        .query::<()>(&mut client)
+        .unwrap_err();
+    assert!(error.to_string().contains("unknown command"), "{error}");
+    let url = format!("redis://alice:a%7Bport%7Db@{}/0", server.addr());
+    assert_eq!(connect(&url).ping::<String>().unwrap(), "PONG");
+}
+
+#[mirakuru::fixture(presets::redis().config("requirepass", "a \"{port}\\"))]
+#[test]
+fn a_password_is_taken_as_it_is(server: &Redis) {
+    assert_eq!(server.password(), Some("a \"{port}\\"));
+    assert_eq!(connect(&server.url()).ping::<String>().unwrap(), "PONG");
+}
+
+/// The bus of a cluster listens at the port and ten thousand by default: not every port has such a
+/// neighbour.
+#[mirakuru::fixture(presets::redis().port(59_876).config("cluster-enabled", "yes"))]
+#[test]
+fn a_member_of_a_cluster_starts_at_any_port(server: &Redis) {
+    let mut client = connect(&server.url());
+    let slots = redis::cmd("CLUSTER")
+        .arg("ADDSLOTSRANGE")
+        .arg(0)
+        .arg(16383)
+        .query::<String>(&mut client);
+    assert_eq!(slots.unwrap(), "OK");
+    let error = server.try_database().unwrap_err().to_string();
+    assert!(error.contains("only the database 0"), "{error}");
+}
+
+#[mirakuru::fixture(presets::redis())]
+#[test]
+fn a_paused_server_does_not_hold_up_the_end_of_a_test(server: &mut Redis) {
+    let database = server.database();
+    server.pause().unwrap();
+    let begun = Instant::now();
+    drop(database);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    server.resume().unwrap();
 }

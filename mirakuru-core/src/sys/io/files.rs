@@ -103,30 +103,6 @@ pub(crate) fn process_exists(pid: u32) -> bool {
     nix::sys::signal::kill(pid, None) != Err(nix::Error::ESRCH)
 }
 
-/// Asks the file system to keep what is made in the subdirectories of this directory apart: the
-/// attribute `T` of ext4. A request, which other file systems do not know.
-///
-/// An ext4 without a journal does not take an inode again that was freed a few minutes ago, and for
-/// each new file looks through all of those in the directory's part of the disk. Where tests make
-/// and remove thousands of files, making one takes a millisecond instead of some ten microseconds.
-pub(crate) fn spread(dir: &File) {
-    #[cfg(any(target_os = "linux", target_os = "android"))]
-    {
-        const TOP_OF_HIERARCHY: libc::c_int = 0x0002_0000;
-        let mut flags: libc::c_int = 0;
-        // SAFETY: both calls take the address of an `int`, whatever the names of the requests say,
-        // and the descriptor is open.
-        unsafe {
-            if libc::ioctl(dir.as_raw_fd(), libc::FS_IOC_GETFLAGS, &mut flags) == 0 {
-                flags |= TOP_OF_HIERARCHY;
-                libc::ioctl(dir.as_raw_fd(), libc::FS_IOC_SETFLAGS, &flags);
-            }
-        }
-    }
-    #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    let _ = dir;
-}
-
 /// Lets the kernel remove a System V shared memory segment as soon as nobody is attached to it any
 /// more.
 ///

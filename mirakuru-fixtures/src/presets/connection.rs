@@ -1,0 +1,60 @@
+//! Connections of the presets to their servers: none of them waits for ever.
+
+use std::io::{self, BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::time::Duration;
+
+/// How long a server may take to answer a question.
+pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+
+/// How long tidying up may take: a database is dropped, a number is given back. A server that is
+/// paused or overloaded must not hold up the end of a test. The rest goes with the server.
+pub(super) const TIDY_WITHIN: Duration = Duration::from_secs(1);
+
+/// A TCP connection to a server, with a limit for each read and write.
+pub(super) struct Connection(pub(crate) BufReader<TcpStream>);
+
+impl Connection {
+    pub(crate) fn open(addr: SocketAddr, within: Duration) -> io::Result<Connection> {
+        let within = within.clamp(Duration::from_millis(10), ANSWER_WITHIN);
+        let stream = TcpStream::connect_timeout(&addr, within)?;
+        stream.set_read_timeout(Some(within))?;
+        stream.set_write_timeout(Some(within))?;
+        stream.set_nodelay(true)?;
+        Ok(Connection(BufReader::new(stream)))
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.0.get_mut().write_all(bytes)
+    }
+
+    /// The next line, without its end.
+    pub(crate) fn line(&mut self) -> io::Result<String> {
+        let mut line = String::new();
+        if self.0.read_line(&mut line)? == 0 {
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the server closed the connection without an answer",
+            ));
+        }
+        line.truncate(line.trim_end_matches(['\r', '\n']).len());
+        Ok(line)
+    }
+}
+
+/// Reports that something could not be tidied up. A server that is gone has nothing left, so that
+/// needs no word.
+pub(super) fn tidied(attempt: &str, result: io::Result<()>) {
+    use io::ErrorKind::{
+        BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, TimedOut, UnexpectedEof, WouldBlock,
+    };
+    let Err(error) = result else { return };
+    match error.kind() {
+        BrokenPipe | ConnectionRefused | ConnectionReset | NotFound | UnexpectedEof => {}
+        TimedOut | WouldBlock => eprintln!(
+            "mirakuru: could not {attempt} within {} s; it goes with the server",
+            TIDY_WITHIN.as_secs()
+        ),
+        _ => eprintln!("mirakuru: could not {attempt}: {error}; it goes with the server"),
+    }
+}

@@ -1,0 +1,541 @@
+//! MariaDB, and MySQL, which is the same to most of its clients.
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::thread;
+use std::time::Duration;
+
+use mirakuru_core::__private::{find_program, literal, not_found};
+use mirakuru_core::{Error, Executor, ExecutorBuilder};
+
+use self::protocol::{Client, is_greeted};
+use super::cache::{cached, copy_tree, private_dir};
+use super::connection::{ANSWER_WITHIN, TIDY_WITHIN, tidied};
+use super::server::{
+    AsRoot, Options, Server, handle, is_shim, last_lines, new_password, options, read_password, unique_name,
+    write_password, write_secret,
+};
+use super::sql::{self, Dialect, Script};
+use super::{Answers, expect, failed};
+use crate::Recipe;
+
+mod protocol;
+
+const SERVER: Server = Server {
+    name: "MariaDB",
+    programs: &["mariadbd", "mysqld"],
+    users: &["mysql", "nobody"],
+    variables: &["MYSQL", "MARIADB", "UMASK"],
+    as_root: AsRoot::With(&["--user=root"]),
+};
+
+/// How long the installation of a data directory may take, on a slow disk of a busy machine.
+const INSTALLED_WITHIN: Duration = Duration::from_secs(300);
+/// The database that is there from the start, everybody's.
+const SHARED: &str = "test";
+/// The user of our own connections. It has no password, and can come by the Unix socket alone,
+/// which is in a directory that nobody else can enter.
+const OURS: &str = "mirakuru";
+
+/// A MariaDB, or a MySQL where there is no MariaDB: see [`Mariadb`].
+pub fn mariadb() -> MariadbRecipe {
+    MariadbRecipe {
+        options: Options::default(),
+        mysql: false,
+        load: Vec::new(),
+    }
+}
+
+/// A MySQL, or a MariaDB where there is no MySQL: see [`Mariadb`].
+///
+/// A `mysqld` that is another name of MariaDB's server, as Debian has it, counts as MariaDB.
+/// Ubuntu's AppArmor profile keeps the `mysqld` of its package out of every data directory but its
+/// own; there, take MariaDB.
+pub fn mysql() -> MariadbRecipe {
+    MariadbRecipe {
+        mysql: true,
+        ..mariadb()
+    }
+}
+
+/// How to start a MariaDB or a MySQL: made by [`mariadb()`] and [`mysql()`].
+#[derive(Clone, Debug)]
+#[must_use = "a recipe does nothing until it is started"]
+pub struct MariadbRecipe {
+    options: Options,
+    mysql: bool,
+    load: Vec<String>,
+}
+
+options!(MariadbRecipe, durable);
+
+impl MariadbRecipe {
+    /// Sets a variable of the server, over those that the preset sets: `config("max-connections",
+    /// "20")`.
+    pub fn config(mut self, variable: impl Into<String>, value: impl Into<String>) -> Self {
+        self.options.config.push((variable.into(), value.into()));
+        self
+    }
+
+    /// Loads SQL into each new [`database`](Mariadb::database), after the SQL that was added
+    /// before: a schema, some data. It is loaded each time, because neither MariaDB nor MySQL can
+    /// copy a database.
+    ///
+    /// The argument is a path, or SQL itself: a text with a semicolon, a line break or a space in
+    /// it. A text that begins like a path or ends with `.sql` is a path. A relative path counts
+    /// from the working directory, which under `cargo test` is the package's. Of a directory, all
+    /// files are loaded whose name ends with `.sql`, as
+    /// [PostgreSQL's](super::PostgresRecipe::load_sql) are.
+    ///
+    /// It goes through the server's own command line client, which knows `DELIMITER` and `source`.
+    /// The start fails, and names the line, where SQL would not get into the database: at `USE`,
+    /// which `mariadb-dump --databases` writes, and at a transaction that is not committed.
+    pub fn load_sql(mut self, sql: impl Into<String>) -> Self {
+        self.load.push(sql.into());
+        self
+    }
+
+    /// The server that was given, or else the one that is found.
+    fn server(&self) -> Option<PathBuf> {
+        if self.options.program.is_some() {
+            return self.options.program.clone();
+        }
+        let mariadb = find_program("mariadbd");
+        let mysql = find_program("mysqld");
+        if self.mysql {
+            // Not a link to the other one.
+            mysql
+                .filter(|path| fs::canonicalize(path).is_ok_and(|real| real.ends_with("mysqld")))
+                .or(mariadb)
+        } else {
+            mariadb.or(mysql)
+        }
+    }
+
+    fn scripts(&self) -> Result<Vec<Script>, Error> {
+        let mut scripts = Vec::new();
+        for given in &self.load {
+            sql::find(given, &mut scripts)?;
+        }
+        Ok(scripts)
+    }
+}
+
+// Not in the list of recipes that an error gives: it is long enough.
+#[diagnostic::do_not_recommend]
+impl Recipe for MariadbRecipe {
+    type Readiness = Answers;
+    type Handle = Mariadb;
+
+    fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
+        // A missing file is an error of the start, and not of the first database.
+        self.scripts()?;
+        let first = if self.mysql { "mysqld" } else { "mariadbd" };
+        let options = Options {
+            program: self.server().or_else(|| Some(first.into())),
+            ..self.options.clone()
+        };
+        // A setting that only one of the two knows begins with `loose-`: the other prints a
+        // warning.
+        let mut settings = vec![
+            ("port", options.port()),
+            ("bind-address", "127.0.0.1".to_owned()),
+            ("socket", "{dir}/socket".to_owned()),
+            ("pid-file", "{dir}/pid".to_owned()),
+            ("datadir", "{dir}/data".to_owned()),
+            ("tmpdir", "{dir}/tmp".to_owned()),
+            // Read before the first connection is accepted.
+            ("init-file", "{dir}/init.sql".to_owned()),
+            // `root@localhost` comes by the socket, `root@%` by the port.
+            ("skip-name-resolve", "1".to_owned()),
+            ("character-set-server", "utf8mb4".to_owned()),
+            ("default-time-zone", "+00:00".to_owned()),
+            // MySQL's second port.
+            ("loose-mysqlx", "0".to_owned()),
+            ("loose-performance-schema", "0".to_owned()),
+            ("innodb-buffer-pool-size", "64M".to_owned()),
+            ("innodb-buffer-pool-load-at-startup", "0".to_owned()),
+            ("innodb-buffer-pool-dump-at-shutdown", "0".to_owned()),
+        ];
+        settings.extend(INSTALLED.map(|(name, value)| (name, value.to_owned())));
+        if !options.durable {
+            settings.extend(FAST.map(|(name, value)| (name, value.to_owned())));
+        }
+        let args = options
+            .settings(settings)
+            .map(|(name, value)| format!("--{name}={value}"));
+        // Not the configuration of this machine's own server. It must be the first argument.
+        let args = ["--no-defaults".to_owned()].into_iter().chain(args);
+        Ok(options
+            .recipe(&SERVER, args)?
+            .wait_for(options.answers("sent its greeting", is_greeted)))
+    }
+
+    fn prepare(&self, executor: &mut Executor<Answers>) -> Result<(), Error> {
+        let dir = executor.dir();
+        let secret = new_password()?;
+        // Read again at each start.
+        let init = format!(
+            "CREATE USER IF NOT EXISTS 'root'@'%' IDENTIFIED BY '{secret}';\n\
+             ALTER USER 'root'@'localhost' IDENTIFIED BY '{secret}', 'root'@'%' IDENTIFIED BY '{secret}';\n\
+             GRANT ALL PRIVILEGES ON *.* TO 'root'@'%' WITH GRANT OPTION;\n\
+             CREATE USER IF NOT EXISTS '{OURS}'@'localhost';\n\
+             GRANT ALL PRIVILEGES ON *.* TO '{OURS}'@'localhost';\n\
+             CREATE DATABASE IF NOT EXISTS {SHARED};\n"
+        );
+        let client = format!("[client]\nuser=root\npassword={secret}\ndefault-character-set=utf8mb4\n");
+        write_password(&dir, &secret)?;
+        write_secret(&dir, "init.sql", &init)?;
+        write_secret(&dir, "client.cnf", &client)?;
+        for name in ["data", "tmp"] {
+            let path = dir.join(name);
+            private_dir(&path).map_err(|source| failed(format!("make {}", path.display()), source))?;
+        }
+        match self.server() {
+            Some(program) => install(&program, &dir.join("data")),
+            // The start has the better error.
+            None => Ok(()),
+        }
+    }
+
+    fn set_up(&self, _executor: &mut Executor<Answers>) -> Result<(), Error> {
+        for script in self.scripts()? {
+            script.read(Dialect::Mysql)?;
+        }
+        Ok(())
+    }
+
+    fn handle(self, executor: Executor<Answers>) -> Result<Mariadb, Error> {
+        let programs: &[&str] = match self.mysql {
+            true => &["mysql", "mariadb"],
+            false => &["mariadb", "mysql"],
+        };
+        Ok(Mariadb {
+            client: beside(&self.server().unwrap_or_default(), programs),
+            scripts: self.scripts()?,
+            password: read_password(&executor.dir())?,
+            executor,
+        })
+    }
+}
+
+/// Settings of the data directory: the server must be started with those that it was made with.
+const INSTALLED: [(&str, &str); 2] = [
+    // Half a dozen times as large by default, each of which is copied.
+    ("innodb-log-file-size", "16M"),
+    ("skip-log-bin", "1"),
+];
+
+/// Settings under which a crash of the server loses nothing, and a crash of the machine may lose
+/// all: every commit is written to the log, and nothing is flushed to the disk.
+const FAST: [(&str, &str); 5] = [
+    ("innodb-flush-log-at-trx-commit", "2"),
+    ("innodb-flush-method", "nosync"),
+    ("innodb-doublewrite", "0"),
+    ("loose-debug-no-sync", "1"),
+    ("sync-binlog", "0"),
+];
+
+// ---- the data directory --------------------------------------------------------------------------
+
+/// Fills an empty data directory from the cache. The first to need it fills the cache.
+fn install(program: &Path, data: &Path) -> Result<(), Error> {
+    let service = data.parent().unwrap_or(data);
+    // For a program that is not there the start has the better error.
+    let Ok(metadata) = fs::metadata(program) else {
+        return Ok(());
+    };
+    // Its size and time stand for its version: asking it takes a tenth of a start.
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    let key = format!(
+        "{name}-{}-{}-{}",
+        metadata.size(),
+        metadata.mtime(),
+        metadata.ino()
+    );
+    let template = cached(service, &key, |template| {
+        let mut version = Command::new(program);
+        SERVER.clean(&mut version);
+        let version = version
+            .args(["--no-defaults", "--version"])
+            .output()
+            .map_err(|source| failed(format!("run {}", program.display()), source))?;
+        let is_mariadb = String::from_utf8_lossy(&version.stdout).contains("MariaDB");
+        // A service like any other, so that it does not go on alone when this process is killed.
+        let mut install = if is_mariadb {
+            SERVER
+                .program(&beside(program, &["mariadb-install-db", "mysql_install_db"]))
+                .args(["--no-defaults", "--skip-test-db", "--skip-name-resolve"])
+                // Otherwise it gives files of the machine's own server to the user that is named.
+                .arg("--rpm")
+                .args(FAST.map(|(name, value)| format!("--{name}={value}")))
+        } else {
+            SERVER
+                .program(program)
+                .args(["--no-defaults", "--initialize-insecure"])
+        };
+        if let Some(base) = base_of(program).filter(|_| is_mariadb) {
+            install = install.arg(path_arg("--basedir=", &base));
+        }
+        install = install
+            .args(INSTALLED.map(|(name, value)| format!("--{name}={value}")))
+            .arg(path_arg("--datadir=", template));
+        if !is_shim(program) {
+            install = install.current_dir("{dir}");
+        }
+        // The server refuses to run as root unless it is told to. In a form that the script hands
+        // on: with `--user` it would stumble over a space in the path.
+        if template.metadata().is_ok_and(|metadata| metadata.uid() == 0) {
+            install = install.arg("--loose-user=root");
+        }
+        let mut install = install.start()?;
+        if install.wait(INSTALLED_WITHIN)?.success() {
+            return Ok(());
+        }
+        Err(Error::other(
+            format!("make a data directory with `{}`", install.command()),
+            last_lines(&install),
+        ))
+    })?;
+    copy_tree(&template, data).map_err(|source| {
+        failed(
+            format!("copy {} to {}", template.display(), data.display()),
+            source,
+        )
+    })
+}
+
+/// An option with a real path, in which no brace means anything.
+fn path_arg(option: &str, path: &Path) -> OsString {
+    let mut arg = OsString::from(option);
+    arg.push(literal(path));
+    arg
+}
+
+/// The folder of a server that was unpacked by hand: it has the server's `bin` or `sbin`.
+fn base_of(program: &Path) -> Option<PathBuf> {
+    let real = fs::canonicalize(program).ok()?;
+    let base = real.ancestors().nth(2)?;
+    let is_system = ["/", "/usr", "/usr/local"]
+        .iter()
+        .any(|dir| base == Path::new(dir));
+    (!is_system).then(|| base.to_owned())
+}
+
+/// The first of these programs in the places that belong to the server, or else anywhere.
+fn beside(server: &Path, programs: &[&str]) -> PathBuf {
+    let mut own = base_of(server).into_iter().flat_map(|base| {
+        let dirs = ["bin", "scripts", "sbin"].map(|dir| base.join(dir));
+        dirs.into_iter()
+            .flat_map(|dir| programs.iter().map(move |program| dir.join(program)))
+    });
+    own.find(|path| path.is_file())
+        .or_else(|| programs.iter().find_map(|program| find_program(program)))
+        .unwrap_or_else(|| programs.first().copied().unwrap_or_default().into())
+}
+
+// ---- the handle ----------------------------------------------------------------------------------
+
+/// A running MariaDB or MySQL.
+///
+/// [`database`](Mariadb::database) gives each test a database of its own. The tests share
+/// everything that belongs to no database: accounts and their rights, global variables (`SET
+/// GLOBAL`), `FLUSH`, the locks of `GET_LOCK`, and the names of the databases themselves.
+///
+/// The time zone is UTC and the character set `utf8mb4`, whatever the environment of the tests
+/// says. Committed data survives a crash of the server, such as [`kill`](Executor::kill) and a
+/// start after it. For data that survives a crash of the machine, say
+/// [`durable(true)`](MariadbRecipe::durable).
+///
+/// ```no_run
+/// # use mirakuru_fixtures as mirakuru;
+/// use mirakuru::{Recipe, presets};
+///
+/// let server = presets::mariadb().config("max-connections", "20").start()?;
+/// let database = server.database();
+/// // mysql://root:e5bq7kdw3xta..@127.0.0.1:41873/tm2vay7kq4zbo
+/// println!("{}", database.url());
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
+pub struct Mariadb {
+    executor: Executor<Answers>,
+    client: PathBuf,
+    password: String,
+    scripts: Vec<Script>,
+}
+
+handle!(Mariadb);
+
+impl Mariadb {
+    /// The URL of the database that is there from the start and that all share:
+    /// `mysql://root:PASSWORD@127.0.0.1:PORT/test`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.url_of(SHARED)
+    }
+
+    /// The user, who may do everything: `root`.
+    #[must_use]
+    pub fn user(&self) -> &'static str {
+        "root"
+    }
+
+    /// The user's password: another one for each server.
+    #[must_use]
+    pub fn password(&self) -> &str {
+        &self.password
+    }
+
+    /// Its Unix socket.
+    #[must_use]
+    pub fn socket(&self) -> PathBuf {
+        self.executor.dir().join("socket")
+    }
+
+    /// A database for one test alone, with the SQL that the recipe
+    /// [loads](MariadbRecipe::load_sql), until it is dropped. If the test process is killed, the
+    /// database goes with the server.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be made: see [`try_database`](Mariadb::try_database).
+    #[must_use]
+    #[track_caller]
+    pub fn database(&self) -> MariadbDatabase {
+        expect(self.try_database())
+    }
+
+    /// The same, with the error.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] when the server does not answer, or refuses the SQL of the recipe, or its
+    /// command line client, `mariadb` or `mysql`, is missing, which loads it.
+    pub fn try_database(&self) -> Result<MariadbDatabase, Error> {
+        let name = unique_name()?;
+        Client::connect(&self.socket(), ANSWER_WITHIN)
+            .and_then(|mut client| client.query(&format!("CREATE DATABASE {name}")))
+            .map_err(|source| failed("make a database", source))?;
+        let database = MariadbDatabase {
+            url: self.url_of(&name),
+            name,
+            socket: self.socket(),
+        };
+        for script in &self.scripts {
+            self.load(script, &database.name)
+                .map_err(|source| failed(script.attempt(), source))?;
+        }
+        Ok(database)
+    }
+
+    /// Runs a script in a database, with the server's own client.
+    fn load(&self, script: &Script, database: &str) -> io::Result<()> {
+        let option = |name: &str, path: &Path| {
+            let mut option = OsString::from(name);
+            option.push(path);
+            option
+        };
+        let mut command = Command::new(&self.client);
+        SERVER.clean(&mut command);
+        command
+            .arg(option(
+                "--defaults-file=",
+                &self.executor.dir().join("client.cnf"),
+            ))
+            .arg(option("--socket=", &self.socket()))
+            .args(["--batch", database]);
+        let input = match script {
+            Script::File(path) => {
+                command.stdin(File::open(path)?);
+                None
+            }
+            Script::Text(text) => Some(text.as_bytes()),
+        };
+        run(&mut command, input).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => io::Error::new(e.kind(), not_found("mariadb", &[])),
+            _ => e,
+        })
+    }
+
+    fn url_of(&self, database: &str) -> String {
+        let Self {
+            executor, password, ..
+        } = self;
+        format!("mysql://root:{password}@127.0.0.1:{}/{database}", executor.port())
+    }
+}
+
+/// One database of a [`Mariadb`], made for a test. Dropping this drops the database with everything
+/// in it, and ends the connections to it, with their transactions. A server that does not finish
+/// this within a second is not waited for: the database then goes with the server.
+#[derive(Debug)]
+pub struct MariadbDatabase {
+    name: String,
+    url: String,
+    socket: PathBuf,
+}
+
+impl MariadbDatabase {
+    /// Its URL: `mysql://root:PASSWORD@127.0.0.1:PORT/NAME`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.url.clone()
+    }
+
+    /// Its name, which no other database of the server has.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        let name = &self.name;
+        let mut client = Client::connect(&self.socket, TIDY_WITHIN)?;
+        // A connection with another default database may hold a lock here, too.
+        client.query("SET lock_wait_timeout = 1")?;
+        let connections = format!("SELECT id FROM information_schema.processlist WHERE db = '{name}'");
+        for id in client.query(&connections)? {
+            // It may have gone by itself.
+            let _ = client.query(&format!("KILL {id}"));
+        }
+        client.query(&format!("DROP DATABASE IF EXISTS {name}")).map(drop)
+    }
+}
+
+impl Drop for MariadbDatabase {
+    fn drop(&mut self) {
+        tidied(&format!("drop the database {}", self.name), self.remove());
+    }
+}
+
+/// Runs a program to its end, with this input if it has no other. The error of a program that fails
+/// is its last output.
+fn run(command: &mut Command, input: Option<&[u8]>) -> io::Result<()> {
+    const TAIL: usize = 20;
+    if input.is_some() {
+        command.stdin(Stdio::piped());
+    }
+    let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
+    let stdin = child.stdin.take();
+    let output = thread::scope(|scope| {
+        // Beside the reading, so that neither fills a pipe.
+        scope.spawn(move || stdin.zip(input).map(|(mut stdin, input)| stdin.write_all(input)));
+        child.wait_with_output()
+    })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    // Standard error has the reason; standard output has it where the other is empty.
+    let mut texts = [output.stderr, output.stdout].into_iter();
+    let printed = texts.find(|text| !text.is_empty()).unwrap_or_default();
+    let printed = String::from_utf8_lossy(&printed);
+    let lines: Vec<&str> = printed.lines().filter(|line| !line.trim().is_empty()).collect();
+    Err(io::Error::other(match lines.is_empty() {
+        true => format!("it ended with {}", output.status),
+        false => lines[lines.len().saturating_sub(TAIL)..].join("\n"),
+    }))
+}

@@ -1,0 +1,222 @@
+//! PostgreSQL's programs, and its data directory: made by `initdb` once for each machine and
+//! version, and copied from then on.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use mirakuru_core::__private::{find_program, hash, literal, release_segment};
+use mirakuru_core::{Error, Executor, NoWait};
+
+use super::{SERVER, USER};
+use crate::presets::cache::{cached, copy_tree};
+use crate::presets::failed;
+use crate::presets::server::{is_shim, last_lines};
+
+/// How long `initdb` may take, on a slow disk of a busy machine.
+const INITDB_WITHIN: Duration = Duration::from_secs(300);
+
+/// The folders in which systems keep the versions of PostgreSQL apart, before and after the number:
+/// Debian, Red Hat, Homebrew twice, Alpine.
+const PLACES: [(&str, &str); 5] = [
+    ("/usr/lib/postgresql/", "/bin"),
+    ("/usr/pgsql-", "/bin"),
+    ("/opt/homebrew/opt/postgresql@", "/bin"),
+    ("/usr/local/opt/postgresql@", "/bin"),
+    ("/usr/libexec/postgresql", ""),
+];
+
+/// The server of this major version.
+pub(super) fn of_version(major: u32) -> Result<PathBuf, Error> {
+    let mut places = PLACES
+        .iter()
+        .map(|(before, after)| PathBuf::from(format!("{before}{major}{after}/postgres")));
+    if let Some(found) = places.find(|path| path.is_file()) {
+        return Ok(found);
+    }
+    // `postgres` on PATH, if it is of this version, as its other programs beside it then are.
+    let on_path = find_program("postgres").filter(|path| {
+        let output = std::process::Command::new(path).arg("--version").output();
+        // "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)", "postgres (PostgreSQL) 18beta1"
+        let text = output.map(|output| String::from_utf8_lossy(&output.stdout).into_owned());
+        text.ok()
+            .and_then(|text| {
+                let number = text
+                    .split_whitespace()
+                    .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))?;
+                let digits: String = number.chars().take_while(char::is_ascii_digit).collect();
+                digits.parse::<u32>().ok()
+            })
+            .is_some_and(|found| found == major)
+    });
+    on_path.ok_or_else(|| {
+        let installed = fs::read_dir("/usr/lib/postgresql")
+            .into_iter()
+            .flatten()
+            .flatten();
+        let mut installed: Vec<String> = installed
+            .map(|entry| entry.file_name().to_string_lossy().into_owned())
+            .collect();
+        installed.sort();
+        let mut reason =
+            format!("it is not installed; on Debian it comes with `apt-get install postgresql-{major}`");
+        if !installed.is_empty() {
+            reason = format!("{reason}; installed are {}", installed.join(", "));
+        }
+        Error::other(format!("find PostgreSQL {major}"), reason)
+    })
+}
+
+/// The server in the directory that it really is in, where `initdb` of the same version is as well.
+/// A version manager's stand-in stays where it is.
+pub(super) fn real_path(program: PathBuf) -> PathBuf {
+    if is_shim(&program) {
+        return program;
+    }
+    fs::canonicalize(&program).unwrap_or(program)
+}
+
+/// The `psql` beside the server, where there is a choice: the one on `PATH` may be a wrapper that
+/// looks for the machine's own clusters.
+pub(super) fn psql_of(server: &Path) -> Option<PathBuf> {
+    let beside = server.with_file_name("psql");
+    if beside.is_file() {
+        Some(beside)
+    } else {
+        find_program("psql")
+    }
+}
+
+/// Fills `{dir}/data` from the cache. The first to need it fills the cache.
+pub(super) fn install(server: &Path, args: &[String], dir: &Path) -> Result<(), Error> {
+    let initdb = server.with_file_name("initdb");
+    let key = key(server, &initdb, args)?;
+    let template = cached(dir, &key, |template| {
+        let cluster = initialize(&initdb, args)?;
+        let made = cluster.dir().join("data");
+        let copied = slim(&made).and_then(|()| copy_tree(&made, template));
+        copied.map_err(|source| failed("keep the cluster that `initdb` has made", source))
+    })?;
+    let data = dir.join("data");
+    copy_tree(&template, &data).map_err(|source| {
+        failed(
+            format!("copy {} to {}", template.display(), data.display()),
+            source,
+        )
+    })
+}
+
+/// Everything that the result of `initdb` depends on. Not the version: to ask for it takes longer
+/// than the copy, and another version is another file.
+fn key(server: &Path, initdb: &Path, args: &[String]) -> Result<String, Error> {
+    const FORMAT: u32 = 2;
+    let mut text = format!("{args:?}\n");
+    if is_shim(server) {
+        // The same file stands for all versions; the working directory decides.
+        text.push_str(&format!("{:?}\n", std::env::current_dir().ok()));
+    }
+    for path in [server, initdb] {
+        let metadata = fs::metadata(path).map_err(|source| {
+            failed(
+                format!("use `{}`, which belongs to the server", path.display()),
+                source,
+            )
+        })?;
+        let (size, seconds, nanoseconds) = (metadata.size(), metadata.mtime(), metadata.mtime_nsec());
+        text.push_str(&format!("{}\n{size} {seconds}.{nanoseconds}\n", path.display()));
+    }
+    Ok(format!("postgres-{FORMAT}-{:016x}", hash(0, &text)))
+}
+
+/// Runs a program that ignores the signal that asks it to end, for the second that it takes. The
+/// servers inside of an `initdb` that is killed would leave System V shared memory behind for good.
+const LET_IT_FINISH: &str = r#"trap '' TERM
+if command -v setsid >/dev/null; then setsid --wait "$@"; else "$@"; fi"#;
+
+/// Makes a new cluster, in the private directory of the executor that is returned.
+fn initialize(initdb: &Path, args: &[String]) -> Result<Executor<NoWait>, Error> {
+    let run = |locale: &str| -> Result<(Executor<NoWait>, bool), Error> {
+        let mut recipe = SERVER
+            .program(Path::new("sh"))
+            .args(["-c", LET_IT_FINISH, "sh"])
+            .arg(literal(initdb))
+            .args(["-D", "{dir}/data", "--username", USER, "--auth", "trust"])
+            .args(["--encoding", "UTF8", "--locale", locale])
+            .args(["--no-sync", "--no-instructions", "--wal-segsize", "1"])
+            .args(args)
+            .name("initdb")
+            .stop_timeout(INITDB_WITHIN);
+        if !is_shim(initdb) {
+            recipe = recipe.current_dir("{dir}");
+        }
+        let mut executor = SERVER.unprivileged(recipe)?.start()?;
+        let status = executor.wait(INITDB_WITHIN)?;
+        Ok((executor, status.success()))
+    };
+    let (mut executor, mut done) = run("C.UTF-8")?;
+    if !done && executor.logs().to_string().contains("invalid locale") {
+        (executor, done) = run("C")?;
+    }
+    if done {
+        return Ok(executor);
+    }
+    let mut reason = last_lines(&executor);
+    if reason.contains("could not look up effective user ID") {
+        reason.push_str(
+            "\ngive this user an entry in /etc/passwd, or run the tests as a user that has one: `initdb` needs it",
+        );
+    }
+    Err(Error::other(
+        format!("make a database cluster with `{}`", initdb.display()),
+        reason,
+    ))
+}
+
+/// Removes a quarter of a new cluster's files: the maps of free space and of visibility. They are
+/// hints, and the server makes them again where it needs them.
+fn slim(data: &Path) -> io::Result<()> {
+    let mut dirs = vec![data.join("global")];
+    for entry in fs::read_dir(data.join("base"))? {
+        dirs.push(entry?.path());
+    }
+    for dir in dirs {
+        for entry in fs::read_dir(dir)? {
+            let entry = entry?;
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            if name.ends_with("_fsm") || name.ends_with("_vm") {
+                fs::remove_file(entry.path())?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Marks the server's one segment of System V shared memory, the lock of its data directory, so
+/// that the kernel removes it with the last of the server's processes. Otherwise it would stay for
+/// good when the server is killed. (The server says at its end that the segment is not there.)
+pub(super) fn release_memory(dir: &Path) {
+    // The seventh line has a key and a number.
+    let line = postmaster_line(dir, 6);
+    let number = line
+        .split_whitespace()
+        .nth(1)
+        .and_then(|number| number.parse().ok());
+    if let Some(number) = number {
+        // A user who may not do this leaves the segment as it is.
+        let _ = release_segment(number);
+    }
+}
+
+/// Whether the server says, in its file and not in its log, that it takes clients.
+pub(super) fn is_ready(dir: &Path) -> bool {
+    postmaster_line(dir, 7).trim() == "ready"
+}
+
+/// A line of the file that the server keeps about itself.
+fn postmaster_line(dir: &Path, number: usize) -> String {
+    let file = fs::read_to_string(dir.join("data/postmaster.pid")).unwrap_or_default();
+    file.lines().nth(number).unwrap_or_default().to_owned()
+}

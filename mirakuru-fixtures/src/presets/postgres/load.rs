@@ -1,0 +1,111 @@
+//! The SQL of a recipe, loaded into the template of all databases; and the settings of the
+//! template, which `CREATE DATABASE` does not copy.
+
+use std::io::{self, Write};
+use std::path::Path;
+use std::time::Duration;
+
+use mirakuru_core::__private::literal;
+use mirakuru_core::{Error, Stdio};
+
+use super::protocol::{Address, Client};
+use super::{SERVER, TEMPLATE, USER};
+use crate::presets::failed;
+use crate::presets::server::last_lines;
+use crate::presets::sql::{Dialect, Script};
+
+/// How long one script may take.
+const LOAD_WITHIN: Duration = Duration::from_secs(900);
+
+/// Loads scripts into the template: through `psql`, or without it each as one query.
+pub(super) fn load(scripts: &[Script], psql: Option<&Path>, address: &Address) -> Result<(), Error> {
+    for script in scripts {
+        let text = script.read(Dialect::Psql)?;
+        match psql {
+            Some(psql) => run_psql(psql, script, &text, address)?,
+            None => {
+                let run = || -> io::Result<()> {
+                    let mut client = address.connect(TEMPLATE)?;
+                    client.within(LOAD_WITHIN)?;
+                    client.query(&String::from_utf8_lossy(&text)).map(drop)
+                };
+                run().map_err(|source| failed(script.attempt(), source))?;
+            }
+        }
+    }
+    Ok(())
+}
+
+fn run_psql(psql: &Path, script: &Script, text: &[u8], address: &Address) -> Result<(), Error> {
+    let port = address.port.to_string();
+    let mut recipe = SERVER
+        .program(psql)
+        .args(["--no-psqlrc", "--quiet", "--no-password"])
+        .args(["--set", "ON_ERROR_STOP=1", "--host"])
+        .arg(literal(&address.dir))
+        .args(["--port", &port, "--username", USER])
+        .args(["--dbname", TEMPLATE, "--file"])
+        .env("PGCLIENTENCODING", "UTF8")
+        .env("PGOPTIONS", "-c client_min_messages=warning");
+    recipe = match script {
+        // By its name, for messages, and for the files that it includes.
+        Script::File(path) => recipe.arg(literal(path)),
+        Script::Text(_) => recipe.arg("-").stdin(Stdio::piped()),
+    };
+    let mut psql = recipe.start()?;
+    if let Some(mut stdin) = psql.take_stdin() {
+        // A `psql` that has ended gives the reason in its output.
+        let _ = stdin.write_all(text);
+    }
+    match psql.wait(LOAD_WITHIN)?.success() {
+        true => Ok(()),
+        false => Err(Error::other(script.attempt(), last_lines(&psql))),
+    }
+}
+
+/// The statement that makes a database a copy of another.
+pub(super) fn create_database(name: &str, template: &str, owner: Option<&str>, version: u32) -> String {
+    // The files as they are, and not page by page through the log: a quarter of the time. Older
+    // versions know nothing else.
+    let strategy = match version {
+        150_000.. => " STRATEGY file_copy",
+        _ => "",
+    };
+    let owner = owner.map_or_else(String::new, |owner| format!(" OWNER {owner}"));
+    format!("CREATE DATABASE {name} TEMPLATE {template}{owner}{strategy}")
+}
+
+/// The owner of the template, where it is another one; and whether it has settings, grants or a
+/// comment of its own.
+pub(super) fn extras(client: &mut Client) -> io::Result<(Option<String>, bool)> {
+    let owner = client.query(&format!(
+        "SELECT quote_ident(rolname) FROM pg_database d JOIN pg_roles r ON r.oid = datdba \
+         WHERE datname = '{TEMPLATE}' AND rolname <> '{USER}'"
+    ))?;
+    let found = client.query(&format!(
+        "SELECT 1 FROM pg_database d WHERE datname = '{TEMPLATE}' AND (datacl IS NOT NULL \
+         OR EXISTS (SELECT FROM pg_db_role_setting WHERE setdatabase = d.oid) \
+         OR EXISTS (SELECT FROM pg_shdescription WHERE objoid = d.oid AND classoid = 'pg_database'::regclass))"
+    ))?;
+    Ok((owner.into_iter().next(), !found.is_empty()))
+}
+
+/// Copies the settings, grants and comment of the template to a database that was made from it. By
+/// the catalogs, because no statement writes each kind of value as it was.
+pub(super) fn copy_extras(name: &str) -> String {
+    let ids = format!(
+        "(SELECT oid FROM pg_database WHERE datname = '{TEMPLATE}') t (old), \
+         (SELECT oid FROM pg_database WHERE datname = '{name}') n (new)"
+    );
+    let is_database = "'pg_database'::regclass";
+    format!(
+        "INSERT INTO pg_db_role_setting SELECT new, setrole, setconfig FROM pg_db_role_setting, {ids} \
+         WHERE setdatabase = old;\n\
+         UPDATE pg_database d SET datacl = o.datacl FROM pg_database o \
+         WHERE o.datname = '{TEMPLATE}' AND d.datname = '{name}' AND o.datacl IS NOT NULL;\n\
+         INSERT INTO pg_shdepend SELECT dbid, classid, new, objsubid, refclassid, refobjid, deptype \
+         FROM pg_shdepend, {ids} WHERE classid = {is_database} AND objid = old AND deptype = 'a';\n\
+         INSERT INTO pg_shdescription SELECT new, classoid, description FROM pg_shdescription, {ids} \
+         WHERE classoid = {is_database} AND objoid = old;"
+    )
+}

@@ -1,0 +1,511 @@
+//! PostgreSQL.
+//!
+//! Three layers make it fast enough for a test, each a copy of the one before:
+//!
+//! ```text
+//! initdb, once for each machine ──▶ the cluster in `{dir}/data` ──▶ a template with the recipe's SQL
+//!                   copied as files           started, once a run                  │
+//!                                                     CREATE DATABASE .. TEMPLATE  ▼
+//!                                                                a database for each test
+//! ```
+
+use std::io;
+use std::path::PathBuf;
+
+use mirakuru_core::{Error, Executor, ExecutorBuilder, Signal};
+
+use self::cluster::{install, is_ready, of_version, psql_of, real_path, release_memory};
+use self::load::{copy_extras, create_database, extras, load};
+use self::protocol::{Address, takes_clients};
+use super::connection::{TIDY_WITHIN, tidied};
+use super::server::{
+    AsRoot, Options, Server, handle, new_password, options, read_password, unique_name, write_password,
+    write_secret,
+};
+use super::sql::{self, Script};
+use super::{Answers, expect, failed, percent_encoded};
+use crate::Recipe;
+
+mod cluster;
+mod load;
+mod protocol;
+
+const SERVER: Server = Server {
+    name: "PostgreSQL",
+    programs: &["postgres"],
+    users: &["postgres", "nobody"],
+    variables: &["PG", "POSTGRES"],
+    as_root: AsRoot::Never,
+};
+
+/// The user, who may do everything.
+const USER: &str = "postgres";
+/// The database that is there from the start.
+const SHARED: &str = "postgres";
+/// The database that has the SQL of the recipe. Nobody can connect to it: it could not be copied
+/// then.
+const TEMPLATE: &str = "mirakuru_template";
+/// The file in the private directory that says how databases are copied: the owner's name, and
+/// whether the template has settings of its own.
+const EXTRAS: &str = "extras";
+
+/// A PostgreSQL: see [`Postgres`].
+pub fn postgres() -> PostgresRecipe {
+    PostgresRecipe {
+        options: Options::default(),
+        version: None,
+        initdb: Vec::new(),
+        load: Vec::new(),
+    }
+}
+
+/// How to start a PostgreSQL: made by [`postgres()`].
+#[derive(Clone, Debug)]
+#[must_use = "a recipe does nothing until it is started"]
+pub struct PostgresRecipe {
+    options: Options,
+    version: Option<u32>,
+    initdb: Vec<String>,
+    load: Vec<Load>,
+}
+
+#[derive(Clone, Debug)]
+enum Load {
+    /// Or a path.
+    Sql(String),
+    Extension(String),
+}
+
+options!(PostgresRecipe, durable);
+
+impl PostgresRecipe {
+    /// Takes this major version: `version(15)`. The default is the `postgres` on `PATH`, else the
+    /// newest that is installed.
+    pub fn version(mut self, major: u32) -> Self {
+        self.version = Some(major);
+        self
+    }
+
+    /// Sets a parameter of its configuration, over those that the preset sets:
+    /// `config("log_statement", "all")`.
+    pub fn config(mut self, parameter: impl Into<String>, value: impl Into<String>) -> Self {
+        self.options.config.push((parameter.into(), value.into()));
+        self
+    }
+
+    /// Adds an argument for `initdb`, which makes the data directory:
+    /// `initdb_arg("--locale=pl_PL.UTF-8")`, `initdb_arg("--data-checksums")`. The default is the
+    /// locale `C.UTF-8` and the encoding UTF-8.
+    pub fn initdb_arg(mut self, arg: impl Into<String>) -> Self {
+        self.initdb.push(arg.into());
+        self
+    }
+
+    /// Loads SQL into a template, after the SQL that was added before: a schema, some data. Each
+    /// [`database`](Postgres::database) is a copy of the template, with its owner, `ALTER DATABASE
+    /// .. SET`, grants and comment. It is loaded once for each server.
+    ///
+    /// The argument is a path, or SQL itself: a text with a semicolon, a line break or a space in
+    /// it. A text that begins like a path or ends with `.sql` is a path. A relative path counts
+    /// from the working directory, which under `cargo test` is the package's.
+    ///
+    /// Of a directory and its subdirectories, all files are loaded whose name ends with `.sql`, in
+    /// the order of their names. Numbers in names count as numbers (`9_x` is before `10_x`).
+    /// `down.sql` and `*.down.sql`, which undo a migration, are left out.
+    ///
+    /// It goes through `psql` where that is installed beside the server or on `PATH`, statement by
+    /// statement: `CREATE INDEX CONCURRENTLY`, `COPY .. FROM stdin`, `\i` and the dumps of
+    /// `pg_dump` are fine. Without `psql`, each file is sent as one query, in which those are
+    /// errors.
+    ///
+    /// The start fails, and names the line, where SQL would not get into the template: at
+    /// `\connect`, which `pg_dump --create` writes, and at a `BEGIN` without a `COMMIT`.
+    pub fn load_sql(mut self, sql: impl Into<String>) -> Self {
+        self.load.push(Load::Sql(sql.into()));
+        self
+    }
+
+    /// Creates an extension, and those that it needs, in the template of all databases:
+    /// `extension("pg_trgm")`. It must be installed; many come with Debian's `postgresql-contrib`.
+    pub fn extension(mut self, name: impl Into<String>) -> Self {
+        self.load.push(Load::Extension(name.into()));
+        self
+    }
+
+    fn server(&self) -> Result<Option<PathBuf>, Error> {
+        let found = match (&self.options.program, self.version) {
+            (Some(program), _) => Some(program.clone()),
+            (None, Some(major)) => Some(of_version(major)?),
+            (None, None) => SERVER.find(),
+        };
+        Ok(found.map(real_path))
+    }
+
+    fn scripts(&self) -> Result<Vec<Script>, Error> {
+        let mut scripts = Vec::new();
+        for load in &self.load {
+            match load {
+                Load::Sql(given) => sql::find(given, &mut scripts)?,
+                Load::Extension(name) => {
+                    let name = name.replace('"', "\"\"");
+                    let statement = format!("CREATE EXTENSION IF NOT EXISTS \"{name}\" CASCADE;");
+                    scripts.push(Script::Text(statement));
+                }
+            }
+        }
+        Ok(scripts)
+    }
+
+    fn configuration(&self) -> String {
+        let mut settings = vec![
+            ("port", self.options.port()),
+            ("listen_addresses", "127.0.0.1".to_owned()),
+            // The private directory: relative to `data`.
+            ("unix_socket_directories", "..".to_owned()),
+        ];
+        settings.extend(FIXED.map(|(name, value)| (name, value.to_owned())));
+        if !self.options.durable {
+            settings.extend(FAST.map(|(name, value)| (name, value.to_owned())));
+        }
+        // Of two settings of the same parameter the last one counts.
+        let lines = self
+            .options
+            .settings(settings)
+            .map(|(name, value)| format!("{name} = '{}'\n", value.replace('\\', "\\\\").replace('\'', "''")));
+        lines.collect()
+    }
+}
+
+const FIXED: [(&str, &str); 11] = [
+    ("max_connections", "300"),
+    ("shared_buffers", "64MB"),
+    // With the data, and not in `/dev/shm`, where nobody would remove it when the server is killed.
+    ("dynamic_shared_memory_type", "mmap"),
+    ("timezone", "UTC"),
+    ("log_timezone", "UTC"),
+    ("datestyle", "ISO, MDY"),
+    ("lc_messages", "C"),
+    ("default_text_search_config", "pg_catalog.english"),
+    // There are two for each database that is made.
+    ("log_checkpoints", "off"),
+    // A little more than is made at once.
+    ("max_wal_size", "256MB"),
+    ("min_wal_size", "32MB"),
+];
+
+/// Settings under which a crash of the server loses nothing, and a crash of the machine may lose
+/// all: every commit is in the log that the kernel holds, which is not flushed to the disk.
+const FAST: [(&str, &str); 4] = [
+    ("fsync", "off"),
+    ("full_page_writes", "off"),
+    ("wal_level", "minimal"),
+    ("max_wal_senders", "0"),
+];
+
+// Not in the list of recipes that an error gives: it is long enough.
+#[diagnostic::do_not_recommend]
+impl Recipe for PostgresRecipe {
+    type Readiness = Answers;
+    type Handle = Postgres;
+
+    fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
+        let options = Options {
+            program: self.server()?,
+            ..self.options.clone()
+        };
+        let mut recipe = options
+            .recipe(&SERVER, ["-D", "{dir}/data"])?
+            .file("data/postgresql.conf", self.configuration())
+            // The socket is in a directory that nobody else can enter. On passwords see
+            // `Postgres::password`.
+            .file(
+                "data/pg_hba.conf",
+                "local all all trust\nhost all all 127.0.0.1/32 password\n",
+            )
+            // Its fast shutdown. After SIGTERM it would wait for all clients to leave.
+            .stop_signal(Signal::Int);
+        let scripts = self.scripts()?;
+        if !scripts.is_empty() {
+            // So that servers with other contents are other servers.
+            recipe = recipe.env("MIRAKURU_SQL", sql::digest(&scripts));
+        }
+        if !self.initdb.is_empty() {
+            recipe = recipe.env("MIRAKURU_INITDB", self.initdb.join(" "));
+        }
+        Ok(
+            recipe.wait_for(options.answers_in("it took a client", |question| {
+                // A client that it refuses while it starts up would be a line in its log.
+                if !is_ready(question.dir) {
+                    return Ok(false);
+                }
+                let taken = takes_clients(question.connect()?)?;
+                if taken {
+                    release_memory(question.dir);
+                }
+                Ok(taken)
+            })),
+        )
+    }
+
+    fn prepare(&self, executor: &mut Executor<Answers>) -> Result<(), Error> {
+        let dir = executor.dir();
+        write_password(&dir, &new_password()?)?;
+        match self.server()? {
+            Some(program) if program.is_file() => install(&program, &self.initdb, &dir),
+            // The start has the better error.
+            _ => Ok(()),
+        }
+    }
+
+    fn set_up(&self, executor: &mut Executor<Answers>) -> Result<(), Error> {
+        let failed = |source| failed("set PostgreSQL up", source);
+        let address = Address::of(executor);
+        let mut client = address.connect(SHARED).map_err(failed)?;
+        let password = read_password(&address.dir)?;
+        // The server checks a password with its stored form: by default 4096 rounds, 5 to 15 ms for
+        // each connection. This password is random, so quick checks do not help to guess it.
+        let cheap = match client.version {
+            160_000.. => "SET scram_iterations = 1",
+            _ => "SET password_encryption = md5",
+        };
+        // Where cryptography is restricted, MD5 is an error.
+        let _ = client.query(cheap);
+        client
+            .query(&format!("ALTER ROLE {USER} PASSWORD '{password}'"))
+            .map_err(failed)?;
+        let scripts = self.scripts()?;
+        if scripts.is_empty() {
+            return Ok(());
+        }
+        client
+            .query(&create_database(TEMPLATE, "template0", None, client.version))
+            .map_err(failed)?;
+        let psql = self.server()?.and_then(|server| psql_of(&server));
+        load(&scripts, psql.as_deref(), &address)?;
+        let (owner, has_settings) = extras(&mut client).map_err(failed)?;
+        let text = format!("{has_settings} {}", owner.unwrap_or_default());
+        write_secret(&address.dir, EXTRAS, &text)?;
+        client
+            .query(&format!(
+                "ALTER DATABASE {TEMPLATE} WITH IS_TEMPLATE true ALLOW_CONNECTIONS false"
+            ))
+            .map_err(failed)?;
+        Ok(())
+    }
+
+    fn handle(self, executor: Executor<Answers>) -> Result<Postgres, Error> {
+        let dir = executor.dir();
+        let template = match self.load.is_empty() {
+            true => None,
+            false => Some(Template::read(&dir)?),
+        };
+        Ok(Postgres {
+            password: read_password(&dir)?,
+            executor,
+            template,
+        })
+    }
+}
+
+/// How a database is made from the template.
+#[derive(Clone, Debug)]
+struct Template {
+    has_settings: bool,
+    owner: Option<String>,
+}
+
+impl Template {
+    fn read(dir: &std::path::Path) -> Result<Template, Error> {
+        let path = dir.join(EXTRAS);
+        let text = std::fs::read_to_string(&path)
+            .map_err(|source| failed(format!("read {}", path.display()), source))?;
+        let (has_settings, owner) = text.split_once(' ').unwrap_or_default();
+        Ok(Template {
+            has_settings: has_settings == "true",
+            owner: (!owner.is_empty()).then(|| owner.to_owned()),
+        })
+    }
+}
+
+/// A running PostgreSQL, 13 or later.
+///
+/// [`database`](Postgres::database) gives each test a database of its own, a copy of a template
+/// with the SQL that the recipe [loads](PostgresRecipe::load_sql). The tests share everything that
+/// belongs to no database: roles, tablespaces, the configuration that `ALTER SYSTEM` writes, the
+/// 300 connections, and the names of the databases themselves.
+///
+/// ```no_run
+/// # use mirakuru_fixtures as mirakuru;
+/// use mirakuru::{Recipe, presets};
+///
+/// let server = presets::postgres().load_sql("CREATE TABLE visits (who TEXT)").start()?;
+/// let database = server.database();
+/// // postgresql://postgres:e5bq7kdw..@127.0.0.1:41873/tm2vay7kq4zbo
+/// println!("{}", database.url());
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
+///
+/// `initdb` runs once for each machine and version, and its result is copied from then on. So all
+/// clusters have the same system identifier. The locale is `C.UTF-8`, the encoding UTF-8, the time
+/// zone UTC and the date style ISO, whatever the environment of the tests says.
+///
+/// Committed data survives a crash of the server, such as [`kill`](Executor::kill) and a start
+/// after it. For data that survives a crash of the machine, say
+/// [`durable(true)`](PostgresRecipe::durable). Without that, `wal_level` is `minimal`; for
+/// replication, set it and `max_wal_senders` with [`config`](PostgresRecipe::config).
+pub struct Postgres {
+    executor: Executor<Answers>,
+    password: String,
+    template: Option<Template>,
+}
+
+handle!(Postgres);
+
+impl Postgres {
+    /// The URL of the database that is there from the start and that all share. Nothing is loaded
+    /// into it: `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.url_of(SHARED)
+    }
+
+    /// The user, who may do everything: `postgres`.
+    #[must_use]
+    pub fn user(&self) -> &'static str {
+        USER
+    }
+
+    /// The user's password: another one for each server. The server asks for it in clear text
+    /// (`password` in `pg_hba.conf`). It does not leave this machine, and that costs a client in a
+    /// debug build nothing.
+    #[must_use]
+    pub fn password(&self) -> &str {
+        &self.password
+    }
+
+    /// The directory of its Unix socket, for clients that take one as `host`. Only the server's
+    /// user and root can enter it, and they need no password.
+    #[must_use]
+    pub fn socket_dir(&self) -> PathBuf {
+        self.executor.dir()
+    }
+
+    /// A database for one test alone, a copy of the template that the recipe
+    /// [loads](PostgresRecipe::load_sql), until it is dropped. If the test process is killed, the
+    /// database goes with the server.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot be made: see [`try_database`](Postgres::try_database).
+    #[must_use]
+    #[track_caller]
+    pub fn database(&self) -> PostgresDatabase {
+        expect(self.try_database())
+    }
+
+    /// The same, with the error. While the server recovers from a crash of one of its processes,
+    /// this waits for up to 10 s.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] when the server does not answer, or has no connection left.
+    pub fn try_database(&self) -> Result<PostgresDatabase, Error> {
+        let name = unique_name()?;
+        let address = Address::of(&self.executor);
+        let create = || -> io::Result<()> {
+            let mut client = address.connect(SHARED)?;
+            // After a crash it has another segment.
+            release_memory(&address.dir);
+            let Some(template) = &self.template else {
+                client.query(&create_database(&name, "template0", None, client.version))?;
+                return Ok(());
+            };
+            let owner = template.owner.as_deref();
+            client.query(&create_database(&name, TEMPLATE, owner, client.version))?;
+            if template.has_settings {
+                client.query(&copy_extras(&name))?;
+            }
+            Ok(())
+        };
+        create().map_err(|source| failed("make a database", source))?;
+        Ok(PostgresDatabase {
+            url: self.url_of(&name),
+            name,
+            address,
+        })
+    }
+
+    fn url_of(&self, database: &str) -> String {
+        let (password, port) = (percent_encoded(&self.password), self.executor.port());
+        format!("postgresql://{USER}:{password}@127.0.0.1:{port}/{database}")
+    }
+}
+
+/// One database of a [`Postgres`], made for a test. Dropping this drops the database with
+/// everything in it, and closes the connections to it. A server that does not answer within a
+/// second is not waited for: the database then goes with the server.
+#[derive(Debug)]
+pub struct PostgresDatabase {
+    name: String,
+    url: String,
+    address: Address,
+}
+
+impl PostgresDatabase {
+    /// Its URL: `postgresql://postgres:PASSWORD@127.0.0.1:PORT/NAME`.
+    #[must_use]
+    pub fn url(&self) -> String {
+        self.url.clone()
+    }
+
+    /// Its name, which no other database of the server has.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+}
+
+impl Drop for PostgresDatabase {
+    fn drop(&mut self) {
+        let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
+        // The server finishes the statement even if we stop waiting for it.
+        let dropped = self
+            .address
+            .connect_within(SHARED, TIDY_WITHIN)
+            .and_then(|mut client| client.query(&statement));
+        tidied(&format!("drop the database {}", self.name), dropped.map(drop));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_psql_a_script_is_one_query() {
+        if SERVER.find().is_none() {
+            eprintln!("SKIPPED: PostgreSQL is not installed");
+            return;
+        }
+        let server = postgres().load_sql("CREATE TABLE a (b INT)").start().unwrap();
+        let address = Address::of(&server.executor);
+        let mut client = address.connect(SHARED).unwrap();
+        assert!(client.version >= 130_000, "{}", client.version);
+        client
+            .query(&format!("ALTER DATABASE {TEMPLATE} WITH ALLOW_CONNECTIONS true"))
+            .unwrap();
+        let run = |text: &str| {
+            let script = Script::Text(text.to_owned());
+            load(&[script], None, &address).map_err(|error| error.to_string())
+        };
+        run("INSERT INTO a VALUES (1);\nINSERT INTO a VALUES (2);").unwrap();
+        let error = run("SELECT 1;\nSELECT c FROM a;").unwrap_err();
+        assert!(
+            error.contains("line 2: ERROR: column \"c\" does not exist"),
+            "{error}"
+        );
+        let error = run("COPY a FROM stdin;").unwrap_err();
+        assert!(error.contains("takes `psql`"), "{error}");
+        assert!(address.connect("no_such").is_err());
+    }
+}

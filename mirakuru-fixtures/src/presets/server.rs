@@ -1,0 +1,422 @@
+//! The parts that every preset is made of: the facts about a program ([`Server`]), the settings
+//! that all recipes have ([`Options`]), and the setters and handles that are the same for all.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use mirakuru_core::__private::{find_program, is_root, literal, random_id, unprivileged_user};
+use mirakuru_core::{Check, Error, Executor, ExecutorBuilder, NoWait, Probe, Readiness, Tcp};
+
+use super::connection::Connection;
+use super::{Answers, failed};
+
+/// The facts about a server's program.
+pub(super) struct Server {
+    /// The name in error messages.
+    pub(crate) name: &'static str,
+    /// The program under its names. The first that is found is taken.
+    pub(crate) programs: &'static [&'static str],
+    /// The users that it may run as where the tests run as root. Without any, it runs as root.
+    pub(crate) users: &'static [&'static str],
+    /// The beginnings of the names of the environment variables that it, or a client of it, reads.
+    pub(crate) variables: &'static [&'static str],
+    pub(crate) as_root: AsRoot,
+}
+
+/// How a server runs where the tests run as root, and root may not become another user.
+pub(super) enum AsRoot {
+    /// It refuses to.
+    Never,
+    /// With these arguments more.
+    With(&'static [&'static str]),
+}
+
+/// Variables that change a program by their meaning: locale, time zone, temporary files, proxies,
+/// and the messages of a service manager.
+const MEANINGFUL: [&str; 21] = [
+    "LC_*",
+    "LANG",
+    "LANGUAGE",
+    "TZ",
+    "TZDIR",
+    "TMP",
+    "TEMP",
+    "TEMPDIR",
+    "TMPDIR",
+    "http_proxy",
+    "https_proxy",
+    "all_proxy",
+    "no_proxy",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "NOTIFY_SOCKET",
+    "LISTEN_*",
+    "WATCHDOG_*",
+    "JOURNAL_STREAM",
+];
+
+impl Server {
+    /// The program, on `PATH` or in the usual places.
+    pub(crate) fn find(&self) -> Option<PathBuf> {
+        self.programs.iter().find_map(|program| find_program(program))
+    }
+
+    /// A program of this server, in an environment that has nothing meant for another one: UTC,
+    /// UTF-8, and temporary files in the private directory.
+    pub(crate) fn program(&self, program: &Path) -> ExecutorBuilder<NoWait> {
+        let mut recipe = Executor::builder([literal(program)]);
+        for name in MEANINGFUL {
+            recipe = recipe.env_remove(name);
+        }
+        for prefix in self.variables {
+            recipe = recipe.env_remove(format!("{prefix}*"));
+        }
+        recipe
+            .env("TZ", "UTC")
+            .env("LC_ALL", "C.UTF-8")
+            .env("TMPDIR", "{dir}")
+            .umask(0o077)
+    }
+
+    /// Gives a client the same environment.
+    pub(crate) fn clean(&self, command: &mut Command) {
+        for (name, _) in std::env::vars_os() {
+            let text = name.to_string_lossy();
+            let is_known = MEANINGFUL.iter().any(|known| match known.strip_suffix('*') {
+                Some(prefix) => text.starts_with(prefix),
+                None => text == *known,
+            });
+            if is_known || self.variables.iter().any(|prefix| text.starts_with(prefix)) {
+                command.env_remove(&name);
+            }
+        }
+        command.env("TZ", "UTC").env("LC_ALL", "C.UTF-8");
+    }
+
+    /// The same program as a user that it may run as.
+    ///
+    /// # Errors
+    ///
+    /// When it refuses to run as root, and root may not become another user here.
+    pub(crate) fn unprivileged(
+        &self,
+        recipe: ExecutorBuilder<NoWait>,
+    ) -> Result<ExecutorBuilder<NoWait>, Error> {
+        match (self.stays_root(), &self.as_root) {
+            (None, _) => Ok(recipe.unprivileged(self.users)),
+            (Some(_), AsRoot::With(args)) => Ok(recipe.args(*args)),
+            (Some(reason), AsRoot::Never) => Err(Error::other(
+                format!("run {} as another user than root", self.name),
+                format!(
+                    "it refuses to run as root, and {reason}; run the tests as an ordinary user, or let root become another \
+                     user (in a container, `--cap-add SETUID --cap-add SETGID --cap-add CHOWN`)"
+                ),
+            )),
+        }
+    }
+
+    /// The reason why it runs as root where other users are wanted, if it does.
+    pub(crate) fn stays_root(&self) -> Option<String> {
+        match unprivileged_user(self.users) {
+            Some(Ok(_)) => None,
+            Some(Err(reason)) => Some(reason),
+            None if is_root() && !self.users.is_empty() => {
+                Some(format!("this machine has no user {}", self.users.join(" or ")))
+            }
+            None => None,
+        }
+    }
+}
+
+/// The settings that every preset has.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Options {
+    pub(crate) program: Option<PathBuf>,
+    pub(crate) port: Option<u16>,
+    pub(crate) args: Vec<String>,
+    pub(crate) config: Vec<(String, String)>,
+    pub(crate) files: Vec<(PathBuf, String)>,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) durable: bool,
+}
+
+impl Options {
+    /// A recipe for the program at the path that was given, else the one that is found, with these
+    /// arguments and those that the user has added. If there is no program, the start fails with an
+    /// error that names the package.
+    pub(crate) fn recipe<A: AsRef<str>>(
+        &self,
+        server: &Server,
+        args: impl IntoIterator<Item = A>,
+    ) -> Result<ExecutorBuilder<NoWait>, Error> {
+        let found = self.program.clone().or_else(|| server.find());
+        let program = found.unwrap_or_else(|| server.programs.first().copied().unwrap_or_default().into());
+        let mut recipe = server.program(&program);
+        // The directory of the tests tells a version manager which version to run.
+        recipe = match std::env::current_dir() {
+            Ok(dir) if is_shim(&program) => recipe.current_dir(literal(&dir)),
+            _ => recipe.current_dir("{dir}"),
+        };
+        for arg in args {
+            recipe = recipe.arg(arg.as_ref());
+        }
+        for (path, text) in &self.files {
+            recipe = recipe.file(path, text);
+        }
+        if let Some(timeout) = self.timeout {
+            recipe = recipe.timeout(timeout);
+        }
+        server.unprivileged(recipe.args(&self.args))
+    }
+
+    /// The settings of the preset, then those of the user.
+    pub(crate) fn settings<'a>(
+        &'a self,
+        preset: impl IntoIterator<Item = (&'a str, String)>,
+    ) -> impl Iterator<Item = (&'a str, String)> {
+        let given = self.config.iter();
+        let given = given.map(|(name, value)| (name.as_str(), value.clone()));
+        preset.into_iter().chain(given)
+    }
+
+    /// The value that the user has set last for this name.
+    pub(crate) fn setting(&self, name: &str) -> Option<&str> {
+        let mut settings = self.config.iter().rev();
+        let found = settings.find(|(known, _)| known.eq_ignore_ascii_case(name));
+        found.map(|(_, value)| value.as_str())
+    }
+
+    /// The port as it stands in commands and files.
+    pub(crate) fn port(&self) -> String {
+        self.port
+            .map_or_else(|| "{port}".to_owned(), |port| port.to_string())
+    }
+
+    /// The condition that the port is open and that `ask` gets the right answer there.
+    pub(crate) fn answers(
+        &self,
+        sentence: &str,
+        ask: impl Fn(Connection) -> io::Result<bool> + Send + Sync + 'static,
+    ) -> Answers {
+        self.answers_in(sentence, move |probe| ask(probe.connect()?))
+    }
+
+    /// The same, for a question that needs something of the private directory.
+    pub(crate) fn answers_in(
+        &self,
+        sentence: &str,
+        ask: impl Fn(Question<'_>) -> io::Result<bool> + Send + Sync + 'static,
+    ) -> Answers {
+        let fixed = self.port;
+        let check = Check::new(sentence, move |cx: &Probe<'_>| {
+            let port = fixed.or_else(|| cx.port()).ok_or(io::ErrorKind::InvalidInput)?;
+            ask(Question {
+                port,
+                within: cx.remaining(),
+                dir: cx.dir(),
+            })
+        });
+        Tcp::addr(format!("127.0.0.1:{}", self.port())).and(check)
+    }
+}
+
+/// One probe of a server that starts.
+pub(super) struct Question<'a> {
+    port: u16,
+    within: Duration,
+    /// The private directory.
+    pub(crate) dir: &'a Path,
+}
+
+impl Question<'_> {
+    pub(crate) fn connect(&self) -> io::Result<Connection> {
+        Connection::open(([127, 0, 0, 1], self.port).into(), self.within)
+    }
+}
+
+/// The hard limit of this process with this name, as `ulimit` sets it. `None` is no limit.
+pub(super) fn limit(name: &str) -> Option<u64> {
+    let limits = fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
+    // The soft limit, then the hard one.
+    line.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// Whether this is the stand-in of a version manager (asdf, mise, pyenv): a script, or a program in
+/// a folder `shims`, that looks in the working directory for the version to run.
+pub(super) fn is_shim(program: &Path) -> bool {
+    let mut start = [0; 2];
+    let is_script =
+        File::open(program).is_ok_and(|mut file| file.read_exact(&mut start).is_ok()) && start == *b"#!";
+    is_script || program.parent().is_some_and(|dir| dir.ends_with("shims"))
+}
+
+/// The last lines that a failed program has printed: usually the reason.
+pub(super) fn last_lines<R: Readiness>(executor: &Executor<R>) -> String {
+    const TAIL: usize = 20;
+    let logs = executor.logs();
+    // Standard error has the reason; standard output has it where the other is empty.
+    let text = match logs.stderr().trim() {
+        "" => logs.to_string(),
+        text => text.to_owned(),
+    };
+    let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
+    match lines.is_empty() {
+        true => "it printed nothing".to_owned(),
+        false => lines[lines.len().saturating_sub(TAIL)..].join("\n"),
+    }
+}
+
+/// A name that nobody else has: 13 lower-case letters and digits, the first of them a letter.
+pub(super) fn unique_name() -> Result<String, Error> {
+    let id = random_id().map_err(|source| failed("make a unique name", source))?;
+    Ok(format!("t{id}"))
+}
+
+/// A password of 120 random bits.
+pub(super) fn new_password() -> Result<String, Error> {
+    let random = || random_id().map_err(|source| failed("make a password", source));
+    Ok(random()? + &random()?)
+}
+
+/// The file in the private directory that has the password of the server.
+const PASSWORD: &str = "password";
+
+/// Keeps the password for the processes that share the server.
+pub(super) fn write_password(dir: &Path, password: &str) -> Result<(), Error> {
+    write_secret(dir, PASSWORD, password)
+}
+
+pub(super) fn read_password(dir: &Path) -> Result<String, Error> {
+    let path = dir.join(PASSWORD);
+    fs::read_to_string(&path).map_err(|source| failed(format!("read {}", path.display()), source))
+}
+
+/// Writes a file that only its owner can read into the private directory. For `prepare`: a secret
+/// has no place in the recipe.
+pub(super) fn write_secret(dir: &Path, name: &str, text: &str) -> Result<(), Error> {
+    let path = dir.join(name);
+    let mut options = OpenOptions::new();
+    let file = options.write(true).create_new(true).mode(0o600).open(&path);
+    file.and_then(|mut file| file.write_all(text.as_bytes()))
+        .map_err(|source| failed(format!("write {}", path.display()), source))
+}
+
+/// The setters that all presets share. (Without `durable`, for servers that keep nothing on a
+/// disk.)
+macro_rules! options {
+    ($recipe:ident) => {
+        impl $recipe {
+            /// Uses the program at this path, instead of the one that is found.
+            pub fn program(mut self, path: impl Into<::std::path::PathBuf>) -> Self {
+                self.options.program = Some(path.into());
+                self
+            }
+
+            /// Listens on this port, instead of a free one. Fixtures that want the same port take
+            /// turns.
+            pub fn port(mut self, port: u16) -> Self {
+                self.options.port = Some(port);
+                self
+            }
+
+            /// Adds an argument to the server's command, after those of the preset.
+            pub fn arg(mut self, arg: impl Into<String>) -> Self {
+                self.options.args.push(arg.into());
+                self
+            }
+
+            /// Puts a file into the private directory, `{dir}`: a key, a certificate, a list of
+            /// users. The file belongs to the server's user, and nobody else can read it.
+            /// Placeholders in the text are filled in. The path is relative to that directory, and
+            /// `"{dir}/PATH"` names the file in [`arg`](Self::arg) and in settings.
+            pub fn file(mut self, path: impl AsRef<::std::path::Path>, text: impl Into<String>) -> Self {
+                self.options
+                    .files
+                    .push((path.as_ref().to_owned(), text.into()));
+                self
+            }
+
+            /// Sets how long the start may take until the server answers. The default is 60 s.
+            pub fn timeout(mut self, timeout: ::std::time::Duration) -> Self {
+                self.options.timeout = Some(timeout);
+                self
+            }
+        }
+    };
+    ($recipe:ident, durable) => {
+        $crate::presets::server::options!($recipe);
+
+        impl $recipe {
+            /// Keeps data safe from a power failure, which makes a start, a write and a stop
+            /// slower. The default is `false`: committed data then survives a crash of the server,
+            /// such as [`kill`](::mirakuru_core::Executor::kill), but no crash of the machine.
+            pub fn durable(mut self, durable: bool) -> Self {
+                self.options.durable = durable;
+                self
+            }
+        }
+    };
+}
+pub(super) use options;
+
+/// The parts that all handles have: the executor behind them, a host, and a `Debug` without
+/// secrets.
+macro_rules! handle {
+    ($handle:ident) => {
+        impl $handle {
+            /// The host at which the server is reached: `127.0.0.1`.
+            #[must_use]
+            pub fn host(&self) -> &'static str {
+                "127.0.0.1"
+            }
+        }
+
+        impl ::std::ops::Deref for $handle {
+            type Target = ::mirakuru_core::Executor<$crate::presets::Answers>;
+            fn deref(&self) -> &Self::Target {
+                &self.executor
+            }
+        }
+
+        impl ::std::ops::DerefMut for $handle {
+            fn deref_mut(&mut self) -> &mut Self::Target {
+                &mut self.executor
+            }
+        }
+
+        impl ::std::fmt::Debug for $handle {
+            fn fmt(&self, f: &mut ::std::fmt::Formatter<'_>) -> ::std::fmt::Result {
+                f.debug_tuple(stringify!($handle))
+                    .field(&self.executor)
+                    .finish()
+            }
+        }
+    };
+}
+pub(super) use handle;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_script_and_a_program_among_shims_are_shims() {
+        let dir = std::env::temp_dir().join(format!("mirakuru-unit-{}-shims", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(dir.join("shims")).unwrap();
+        fs::write(dir.join("script"), "#!/bin/sh\n").unwrap();
+        fs::write(dir.join("shims/server"), "\x7fELF").unwrap();
+        fs::write(dir.join("server"), "\x7fELF").unwrap();
+        assert!(is_shim(&dir.join("script")));
+        assert!(is_shim(&dir.join("shims/server")));
+        assert!(!is_shim(&dir.join("server")));
+        fs::remove_dir_all(&dir).unwrap();
+    }
+}
