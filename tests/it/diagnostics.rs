@@ -245,7 +245,7 @@ fn a_crash_after_readiness() {
     reads(
         &error_of(service.stop()),
         &format!(
-            "{ODD} --ready-line up --exit-after 30:7: exited with status 7 when it was stopped, expected status 0 or death by SIGTERM\n  \
+            "{ODD} --ready-line up --exit-after 30:7: exited with status 7 when it was stopped, expected status 0, status 143 or death by SIGTERM\n  \
                timeline:   spawned, first output after [time], exited with status 7 after [time]\n  \
                output:     1 line, in [log]\n    \
                  | up\n  \

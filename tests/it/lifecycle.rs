@@ -358,6 +358,92 @@ fn each_failed_restart_is_told_as_what_it_is() {
 }
 
 #[test]
+fn stopped_runs_its_closure_after_a_bad_exit_and_reports_it_afterwards() {
+    let mut service = listening(["--exit-on-term", "3"]).start().unwrap();
+    let address = service.addr();
+    let mut was_down = false;
+    let error = error_of(service.stopped(|| was_down = TcpStream::connect(address).is_err()));
+    assert!(
+        matches!(&error, Error::BadExit { status, .. } if status.code() == Some(3)),
+        "{error}"
+    );
+    assert!(was_down);
+    assert_eq!(
+        common::who_answers(address),
+        service.pid(),
+        "it was started again"
+    );
+    service.kill().unwrap();
+}
+
+#[test]
+fn a_status_of_128_and_the_stop_signal_is_a_good_end() {
+    let mut service = listening(["--exit-on-term", "143"]).start().unwrap();
+    service.restart().unwrap();
+    service.stopped(|| ()).unwrap();
+    service.stop().unwrap();
+    let mut service = listening(["--exit-on-term", "130"]).start().unwrap();
+    let error = error_of(service.stop());
+    assert!(error.to_string().contains("status 143"), "{error}");
+    let mut service = listening(["--exit-on-term", "130"])
+        .stop_signal(Signal::Int)
+        .start()
+        .unwrap();
+    service.stop().unwrap();
+}
+
+#[test]
+fn a_line_that_was_printed_counts_although_the_service_has_ended() {
+    let script = "trap 'echo bye; exit 5' TERM; echo up; while :; do sleep 0.005; done";
+    for _ in 0..20 {
+        let mut service = Executor::builder(script)
+            .shell(true)
+            .wait_for(Banner::matching("up"))
+            .start()
+            .unwrap();
+        service.signal(Signal::Term).unwrap();
+        service.wait_until(Banner::matching("bye"), LONG).unwrap();
+        service.wait(LONG).unwrap();
+        service.wait_until(Banner::matching("bye"), LONG).unwrap();
+        let error = error_of(service.wait_until(Banner::matching("hello"), LONG));
+        assert!(
+            matches!(&error, Error::Exited { status, .. } if status.code() == Some(5)),
+            "{error}"
+        );
+        let error = error_of(service.wait_until(Tcp::port(common::fixed_port()), LONG));
+        assert!(
+            matches!(&error, Error::Exited { status, .. } if status.code() == Some(5)),
+            "{error}"
+        );
+        let _ = service.stop();
+        service.wait_until(Banner::matching("bye"), LONG).unwrap();
+    }
+}
+
+#[test]
+fn odd_inherited_variables_do_not_fail_a_start() {
+    let scratch = Scratch::new();
+    let output = victim(test_name!(starts_with_odd_variables), scratch.path())
+        .env("=C:", "x")
+        .env("with space", "x")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+#[test]
+#[ignore = "a victim"]
+fn starts_with_odd_variables() {
+    if victim_dir().is_none() {
+        return;
+    }
+    assert_eq!(std::env::var("=C:").as_deref(), Ok("x"));
+    listening([]).start().unwrap().stop().unwrap();
+    let error = error_of(listening([]).env("A=B", "x").start());
+    assert!(matches!(error, Error::InvalidCommand { .. }), "{error}");
+}
+
+#[test]
 fn stopped_reports_a_failed_restart_after_a_panic_too() {
     let scratch = Scratch::new();
     let output = victim(test_name!(panic_while_the_restart_fails), scratch.path())

@@ -3,6 +3,7 @@
 
 use std::collections::HashSet;
 use std::fs;
+use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +15,7 @@ use crate::common::{
     self, LONG, Scratch, Stranger, alive, error_of, fixed_port, numbers, odd, test_name, victim, victim_dir,
     wait_until, who_answers,
 };
-use mirakuru::{Error, ExecutorBuilder, Tcp, TcpExecutor, UnixSocket};
+use mirakuru::{Error, Executor, ExecutorBuilder, Tcp, TcpExecutor, UnixSocket};
 
 fn chosen() -> ExecutorBuilder<Tcp> {
     odd(["--listen", "127.0.0.1:{port}"]).wait_for(Tcp::addr("127.0.0.1:{port}"))
@@ -154,6 +155,92 @@ fn a_chosen_port_that_was_taken_in_between_is_replaced() {
     drop(taken);
     assert!(numbers(&pids).len() >= 2, "it was started again");
     assert!(numbers(&pids).into_iter().all(|pid| !alive(pid)));
+}
+
+/// Leaves a connection in TIME_WAIT on the service's port: its side closes first, as it is stopped.
+fn linger(service: &mut TcpExecutor) {
+    let mut clients: Vec<TcpStream> = (0..3)
+        .map(|_| TcpStream::connect(service.addr()).unwrap())
+        .collect();
+    for client in &mut clients {
+        client.write_all(b"PING\n").unwrap();
+        assert_ne!(client.read(&mut [0; 64]).unwrap(), 0);
+    }
+    service.stop().unwrap();
+}
+
+#[test]
+fn a_restart_keeps_its_port_although_closed_connections_linger() {
+    let mut service = odd(["--no-reuseaddr", "--listen", "127.0.0.1:{port}"])
+        .wait_for(Tcp::addr("127.0.0.1:{port}"))
+        .start()
+        .unwrap();
+    let address = service.addr();
+    for _ in 0..5 {
+        linger(&mut service);
+        service.start().unwrap_or_else(|error| panic!("{error}"));
+        assert_eq!(service.addr(), address);
+        assert_eq!(who_answers(address), service.pid());
+    }
+    // A fixed port as well.
+    let port = fixed_port();
+    let mut service = odd(["--no-reuseaddr", "--listen", &format!("127.0.0.1:{port}")])
+        .wait_for(Tcp::port(port))
+        .start()
+        .unwrap();
+    for _ in 0..5 {
+        linger(&mut service);
+        service.start().unwrap_or_else(|error| panic!("{error}"));
+    }
+}
+
+#[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end cannot see whose a socket is"
+)]
+fn a_restart_whose_port_cannot_be_had_says_why() {
+    let mut service = odd(["--no-reuseaddr", "--listen", "127.0.0.1:{port}"])
+        .wait_for(Tcp::addr("127.0.0.1:{port}"))
+        .start()
+        .unwrap();
+    let address = service.addr();
+    // The client keeps its end open.
+    let client = TcpStream::connect(address).unwrap();
+    assert_eq!(who_answers(address), service.pid());
+    let error = error_of(service.restart()).to_string();
+    assert_eq!(service.addr(), address);
+    assert!(
+        error.contains("TIME_WAIT") && error.contains("SO_REUSEADDR"),
+        "{error}"
+    );
+    drop(client);
+    service.start().unwrap_or_else(|error| panic!("{error}"));
+    assert_eq!(service.addr(), address);
+
+    service.stop().unwrap();
+    let stranger = Stranger::start(&["--listen", &address.to_string()]);
+    let error = error_of(service.start());
+    assert_already_running(&error, address.port(), stranger.pid());
+    assert!(error.to_string().contains("a restart keeps the port"), "{error}");
+}
+
+#[test]
+fn output_that_speaks_of_something_in_use_starts_nothing_again() {
+    let scratch = Scratch::new();
+    let starts = scratch.file("starts");
+    let script = format!(
+        "echo start >> {starts}; echo 'FATAL: the database may be already in use: a.db is locked'; exit 1"
+    );
+    let error = error_of(
+        Executor::builder(script)
+            .shell(true)
+            .wait_for(Tcp::addr("127.0.0.1:{port}"))
+            .start(),
+    );
+    assert!(matches!(error, Error::Exited { .. }), "{error}");
+    assert!(!error.to_string().contains("the port"), "{error}");
+    assert_eq!(fs::read_to_string(&starts).unwrap().lines().count(), 1);
 }
 
 // ---- ports that somebody has --------------------------------------------------------------------

@@ -11,6 +11,7 @@ use std::process::ExitStatus;
 
 use crate::ports::holder;
 use crate::ports::owner;
+use crate::ports::time_wait;
 
 /// What is known of a service that failed.
 pub(crate) struct Symptoms<'a> {
@@ -23,6 +24,8 @@ pub(crate) struct Symptoms<'a> {
     pub(crate) shell: bool,
     /// The addresses that it was to have, but for ports that were chosen.
     pub(crate) addrs: &'a [SocketAddr],
+    /// The ports that were chosen for it.
+    pub(crate) chosen: Vec<u16>,
     /// The root of its process tree, while it is there.
     pub(crate) root: u32,
 }
@@ -30,7 +33,9 @@ pub(crate) struct Symptoms<'a> {
 /// What to do, if the cause can be told.
 pub(crate) fn of(symptoms: &Symptoms<'_>) -> Option<String> {
     if symptoms.tail.iter().any(|line| says_in_use(line)) {
-        return Some(in_use(symptoms));
+        if let Some(hint) = in_use(symptoms) {
+            return Some(hint);
+        }
     }
     let from_output = symptoms.tail.iter().find_map(|line| of_line(line, symptoms));
     from_output.or_else(|| of_exit(symptoms))
@@ -40,23 +45,18 @@ pub(crate) fn of(symptoms: &Symptoms<'_>) -> Option<String> {
 /// that runtimes give it.
 pub(crate) fn says_in_use(line: &str) -> bool {
     let line = line.to_ascii_lowercase();
-    [
-        "address already in use",
-        "address in use",
-        "addrinuse",
-        "already in use",
-    ]
-    .iter()
-    .any(|text| line.contains(text))
+    ["address already in use", "address in use", "addrinuse"]
+        .iter()
+        .any(|text| line.contains(text))
 }
 
-/// Names who has the port, if anybody has it still.
-fn in_use(symptoms: &Symptoms<'_>) -> String {
+/// Says what has the port. The line of output is the occasion, and the kernel has the answer.
+fn in_use(symptoms: &Symptoms<'_>) -> Option<String> {
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let printed = symptoms.tail.iter().filter(|line| says_in_use(line));
     let printed = printed.flat_map(|line| ports_in(line)).map(loopback);
-    let candidates = symptoms.addrs.iter().copied().chain(printed);
-    for addr in candidates {
+    let candidates: Vec<SocketAddr> = symptoms.addrs.iter().copied().chain(printed).collect();
+    for addr in candidates.iter().copied() {
         let Some(holder) = holder::listener_beside(addr, symptoms.root) else {
             continue;
         };
@@ -65,10 +65,12 @@ fn in_use(symptoms: &Symptoms<'_>) -> String {
             text = format!("{text}, {about}");
         }
         let remedy = holder.remedy().unwrap_or_else(|| "end that process".to_owned());
-        return format!("{text}\n{remedy}, or let a free port be chosen with `{{port}}`");
+        return Some(format!(
+            "{text}\n{remedy}, or let a free port be chosen with `{{port}}`"
+        ));
     }
-    "the port was taken, and is not any more; with the placeholder `{port}` a free one is chosen and kept from others"
-        .to_owned()
+    let chosen = symptoms.chosen.iter().copied().map(loopback);
+    candidates.into_iter().chain(chosen).find_map(time_wait::hint)
 }
 
 /// The numbers in a line that may be a port: after a colon, or after the word.
@@ -239,6 +241,7 @@ mod tests {
             program: "/opt/bin/server",
             shell: false,
             addrs: &[],
+            chosen: Vec::new(),
             root: 0,
         })
     }
@@ -271,7 +274,6 @@ mod tests {
                 "open() \"/var/log/x.log\" failed (13: Permission denied)",
                 "needs the right to",
             ),
-            ("bind: Address already in use", "the port was taken"),
         ] {
             let hint = hint(line).unwrap_or_else(|| panic!("{line}"));
             assert!(hint.contains(part), "{line}: {hint}");
@@ -285,6 +287,8 @@ mod tests {
             "running as root",
             "loaded 3 options",
             "key not found",
+            "FATAL: the database may be already in use",
+            "bind: Address already in use",
         ] {
             assert_eq!(hint(line), None, "{line}");
         }

@@ -133,9 +133,10 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::BadExit`] when it ended by something else than exit code 0, the stop signal, or the
-    /// recipe's [`expected_exit`](ExecutorBuilder::expected_exit): also when it had crashed before,
-    /// or had to be killed. It is gone all the same.
+    /// [`Error::BadExit`] when it crashed before, had to be killed, or ended with another status. Good
+    /// ends are exit code 0, death by the stop signal, 128 plus that signal's number (a JVM or a
+    /// shell that handles SIGTERM exits with 143), and the recipe's
+    /// [`expected_exit`](ExecutorBuilder::expected_exit). The service is gone all the same.
     pub fn stop(&mut self) -> Result<(), Error> {
         self.owned("stop")?.stop()
     }
@@ -185,7 +186,8 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// Those of `stop` and `start`. After a [`Error::BadExit`] it is started all the same, and the
+    /// Those of `stop` and `start`. A restart never changes a port: if another process has taken it,
+    /// the error is [`Error::AlreadyRunning`] and names that process. After a [`Error::BadExit`] it is started all the same, and the
     /// error is returned then.
     pub fn restart(&mut self) -> Result<(), Error> {
         let stopped = self.stop();
@@ -215,17 +217,23 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// Those of [`stop`](Executor::stop) and [`start`](Executor::start). If the service did not
-    /// stop well, the closure is not run, and the service is started again.
+    /// Those of [`stop`](Executor::stop) and [`start`](Executor::start). After an
+    /// [`Error::BadExit`] the service is down as well: the closure is run, the service is started
+    /// again, and the error is returned then.
     pub fn stopped<T>(&mut self, closure: impl FnOnce() -> T) -> Result<T, Error> {
-        if let Err(error) = self.stop() {
-            self.start()?;
-            return Err(error);
-        }
+        let stopped = match self.stop() {
+            // It is down, however it went down.
+            Err(error @ Error::BadExit { .. }) => Err(error),
+            Err(error) => {
+                self.start()?;
+                return Err(error);
+            }
+            Ok(()) => Ok(()),
+        };
         match catch_unwind(AssertUnwindSafe(closure)) {
             Ok(value) => {
                 self.start()?;
-                Ok(value)
+                stopped.map(|()| value)
             }
             Err(panic) => {
                 if let Err(error) = self.start() {
@@ -313,11 +321,13 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::NotRunning`] when the service is not running; [`Error::Timeout`] when the condition
-    /// does not hold in time; [`Error::Exited`] when the service ends before;
+    /// [`Error::NotRunning`] when the service was never started; [`Error::Timeout`] when the
+    /// condition does not hold in time; [`Error::Exited`] when the service has ended, or ends before;
     /// [`Error::InvalidReadiness`] when the condition makes no sense. The service is left as it is.
+    ///
+    /// Output is searched first: a line that was printed counts, although the service has ended since.
     pub fn wait_until(&mut self, mut readiness: impl Readiness, timeout: Duration) -> Result<(), Error> {
-        if !self.is_running() {
+        if self.core.pid == 0 {
             return Err(self.core.not_running("wait for a condition"));
         }
         self.core.prepare(&mut readiness)?;

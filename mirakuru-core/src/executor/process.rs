@@ -74,6 +74,8 @@ pub(super) struct Own {
     pub(super) started_ns: u64,
     pub(super) last_exit: Option<Exit>,
     pub(super) paused: bool,
+    /// It has been ready once: clients know its ports.
+    pub(super) was_ready: bool,
     /// A start that has begun and has not ended.
     pub(super) starting: Option<Starting>,
     /// Whether it had ended by itself when it was asked to end, as long as nobody has waited for
@@ -199,7 +201,10 @@ impl Observed for Own {
 
     fn ended(&self) -> Option<Option<Exit>> {
         let mut service = self.lock();
-        let service = service.as_mut()?;
+        let Some(service) = service.as_mut() else {
+            // It has been stopped, or could not be executed.
+            return Some(self.last_exit);
+        };
         // In this order: the news of its exit comes before the news that nothing is left, so that
         // who has heard the second has the first. Asked the other way round, both may come in
         // between.

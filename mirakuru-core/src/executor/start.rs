@@ -3,6 +3,7 @@
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, Write};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
@@ -18,6 +19,7 @@ use crate::observe::events as timeline;
 use crate::observe::trace;
 use crate::outcome::shared_use;
 use crate::ports::free;
+use crate::ports::time_wait;
 use crate::readiness::Readiness;
 use crate::recipe::program::{c_environment, c_string, candidates, environment, inherited};
 use crate::sys::log_record::Record;
@@ -111,6 +113,7 @@ impl Owned<'_> {
                 Ok(Some(pause))
             }
             Ok(None) => {
+                self.own.was_ready = true;
                 trace::ready(self.core.pid, starting.wait.deadline.elapsed());
                 timeline::ready(self.core.service_dir.id());
                 shared_use::started(
@@ -189,7 +192,11 @@ impl Owned<'_> {
         readiness: &mut dyn Readiness,
     ) -> Result<u32, Error> {
         let _ = self.end(self.policy());
-        if retries == 0 || !self.port_was_taken(&error) {
+        let other_try = match retries {
+            0 => None,
+            _ => self.other_try(&error),
+        };
+        let Some(other_try) = other_try else {
             if self.core.pid != 0 {
                 self.core.service_dir.keep();
             }
@@ -198,15 +205,70 @@ impl Owned<'_> {
                 self.core.values.mask(&error.to_string())
             });
             return Err(error);
-        }
+        };
         trace::other_port(&error);
-        // First the same port, held more loosely: some services cannot bind over our reservation.
-        // Then another one.
-        if !self.core.values.loosen() {
+        if let OtherTry::NewPorts = other_try {
             self.core.values.new_ports();
             self.resolve(readiness)?;
         }
         Ok(retries - 1)
+    }
+
+    /// Whether another try can help after this error. The kernel is asked, and not the service: its
+    /// output counts only where the kernel cannot know.
+    fn other_try(&mut self, error: &Error) -> Option<OtherTry> {
+        let (is_about_port, tail) = match error {
+            Error::Exited { evidence, .. } | Error::FailureLine { evidence, .. } => {
+                (true, &evidence.tail[..])
+            }
+            // The second where the sockets that it was to inherit could not be opened.
+            Error::WrongListener { .. } | Error::AlreadyRunning { .. } => (true, &[][..]),
+            _ => (false, &[][..]),
+        };
+        if !is_about_port {
+            return None;
+        }
+        let chosen: Vec<SocketAddr> = self.chosen().collect();
+        if free::check_free(&chosen).is_err() {
+            // Clients know the ports of a service that has been ready: those never change.
+            return (!self.own.was_ready).then_some(OtherTry::NewPorts);
+        }
+        // Nobody has the ports but us. A service without SO_REUSEADDR cannot bind over our hold, which
+        // no table of the kernel's tells.
+        let cannot_bind = tail.iter().any(|line| hint::says_in_use(line));
+        (cannot_bind && self.core.values.loosen()).then_some(OtherTry::LooserHold)
+    }
+
+    /// The addresses of the chosen ports.
+    fn chosen(&self) -> impl Iterator<Item = SocketAddr> {
+        let ports = self.core.values.ports();
+        ports.map(|(_, port)| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
+    }
+
+    /// Makes the endpoints free that nothing can take the place of: fixed ones, and the chosen ports of a
+    /// service that has been ready, which clients know.
+    fn make_free(&self) -> Result<(), Error> {
+        let mut addrs = self.own.addrs.clone();
+        if self.own.was_ready {
+            addrs.extend(self.chosen());
+        }
+        let Err(busy) = time_wait::make_free(&addrs) else {
+            return Ok(());
+        };
+        let mut error = busy.into_error(&self.core.command);
+        if let Error::AlreadyRunning {
+            endpoint, evidence, ..
+        } = &mut error
+        {
+            let is_it = |addr: &SocketAddr| *endpoint == format!("port {}", addr.port());
+            if let Some(hint) = addrs.iter().copied().filter(is_it).find_map(time_wait::hint) {
+                evidence.hint = Some(hint);
+            } else if self.chosen().any(|addr| is_it(&addr)) {
+                evidence.hint =
+                    Some("end that process: a restart keeps the port, because clients know it".to_owned());
+            }
+        }
+        Err(error)
     }
 
     fn plan_once(&mut self, readiness: &mut dyn Readiness) -> Result<(Plan, Launch, Wait), Error> {
@@ -220,7 +282,7 @@ impl Owned<'_> {
             // is.
             let _ = free::remove_stale_socket(path);
         }
-        free::check_free(&self.own.addrs).map_err(|busy| busy.into_error(&self.core.command))?;
+        self.make_free()?;
         for (path, text) in &self.own.files {
             self.core
                 .service_dir
@@ -350,26 +412,13 @@ impl Owned<'_> {
         let stdin = stdin.1.map(File::from);
         Ok((plan, Launch { tried, stdin }))
     }
+}
 
-    /// Whether a start failed because a port that we had chosen was in use.
-    fn port_was_taken(&self, error: &Error) -> bool {
-        if self.core.values.ports().next().is_none() {
-            return false;
-        }
-        match error {
-            Error::Exited { evidence, .. } | Error::FailureLine { evidence, .. } => {
-                evidence.tail.iter().any(|line| hint::says_in_use(line))
-            }
-            Error::WrongListener { .. } => true,
-            // The sockets that it was to inherit could not be opened.
-            Error::AlreadyRunning { endpoint, .. } => self
-                .core
-                .values
-                .ports()
-                .any(|(_, port)| *endpoint == format!("port {port}")),
-            _ => false,
-        }
-    }
+/// How a start is tried again.
+enum OtherTry {
+    /// On the same ports, which are held less firmly.
+    LooserHold,
+    NewPorts,
 }
 
 /// A start under way.

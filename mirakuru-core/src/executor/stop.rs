@@ -30,6 +30,8 @@ impl Owned<'_> {
         let (signal, expected) = (self.core.spec.stop_signal, self.core.spec.expected_exit);
         let fine = exit.status.success()
             || exit.status.code().is_some_and(|code| expected == Some(code))
+            // A shell and a JVM turn the signal into this status.
+            || exit.status.code() == Some(128 + signal.number())
             || signals::is_death_by(exit.status, signal.number());
         if fine {
             return Ok(());
@@ -46,7 +48,8 @@ impl Owned<'_> {
         let code = expected
             .map(|code| format!("status {code}, "))
             .unwrap_or_default();
-        let expected = format!("{code}status 0 or death by {signal}");
+        let after_signal = 128 + signal.number();
+        let expected = format!("{code}status 0, status {after_signal} or death by {signal}");
         Err(Error::BadExit {
             command: self.core.command.clone(),
             status: exit.status,

@@ -232,6 +232,7 @@ impl Core {
             program: &self.values.mask(&self.program()),
             shell: self.spec.shell,
             addrs: process.addrs(),
+            chosen: self.values.ports().map(|(_, port)| port).collect(),
             root: process.supervisor(),
         });
         self.keep_log();

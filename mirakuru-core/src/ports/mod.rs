@@ -8,4 +8,5 @@ pub(crate) mod lock;
 pub(crate) mod owner;
 pub(crate) mod reserve;
 pub(crate) mod table;
+pub(crate) mod time_wait;
 pub(crate) mod values;

@@ -373,8 +373,9 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets the exit code that the service ends with when it is stopped. Without it, 0 and death by
-    /// the stop signal are fine; with it, this code is fine as well.
+    /// Sets the exit code that the service ends with when it is stopped. Without it, 0,
+    /// death by the stop signal and 128 plus that signal's number are fine; with it, this code is
+    /// fine as well.
     pub fn expected_exit(mut self, code: i32) -> Self {
         self.spec.expected_exit = Some(code);
         self

@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 
 use crate::readiness::Readiness;
 use crate::recipe::builder::{ExecutorBuilder, Spec, Stdio, StdioKind};
-use crate::recipe::program::candidates;
+use crate::recipe::program::{candidates, file_identity};
 use crate::sys;
 use crate::util::hash::{self, Fnv1a};
 
@@ -137,13 +137,7 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
     });
     if let Some(file) = program_file(spec) {
         hash::path(key, &file);
-        if let Ok(file) = file.metadata() {
-            for number in [file.dev(), file.ino(), file.size()] {
-                hash::number(key, number);
-            }
-            hash::number(key, file.mtime() as u64);
-            hash::number(key, file.mtime_nsec() as u64);
-        }
+        hash::text(key, file_identity(&file).unwrap_or_default());
     }
 }
 

@@ -34,6 +34,7 @@ pub(crate) use net::ports;
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 pub(crate) use net::sock_diag;
 pub(crate) use net::sockets;
+pub(crate) use net::time_wait;
 pub(crate) use proc as procfs;
 pub(crate) use process::exit::{at_exit, exit_began};
 pub(crate) use process::origin;

@@ -9,6 +9,7 @@ pub(crate) mod raw_socket;
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 pub(crate) mod sock_diag;
 pub(crate) mod sockets;
+pub(crate) mod time_wait;
 
 /// A TCP socket of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]

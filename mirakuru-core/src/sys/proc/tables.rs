@@ -24,11 +24,42 @@ pub(crate) fn tcp_listeners(port: u16) -> Option<Vec<Socket>> {
     (!found.is_empty()).then_some(found)
 }
 
+/// The connections that this side of a local port has closed, and that linger there: the local
+/// address and the remote one of each. Takes milliseconds.
+pub(crate) fn tcp_lingering(port: u16) -> Vec<(SocketAddr, SocketAddr)> {
+    /// FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING.
+    const CLOSED: [&str; 5] = ["04", "05", "06", "09", "0B"];
+    let parse = |line: &str| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let local = parse_address(fields.get(1)?)?;
+        let lingers = CLOSED.contains(fields.get(3)?) && local.port() == port;
+        let canonical = |addr: SocketAddr| SocketAddr::new(addr.ip().to_canonical(), addr.port());
+        Some((canonical(local), canonical(parse_address(fields.get(2)?)?))).filter(|_| lingers)
+    };
+    let tables = ["thread-self/net/tcp", "thread-self/net/tcp6"].map(|table| read(table).unwrap_or_default());
+    let tables = tables.map(|table| String::from_utf8_lossy(&table).into_owned());
+    tables
+        .iter()
+        .flat_map(|table| table.lines())
+        .filter_map(parse)
+        .collect()
+}
+
 /// One line of `/proc/net/tcp`: number, local address, remote address, state, queues, timer,
 /// retransmissions, user, timeout, inode.
 fn parse_line(line: &str) -> Option<Socket> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-    let (ip, port) = fields.get(1)?.split_once(':')?;
+    Some(Socket {
+        addr: parse_address(fields.get(1)?)?,
+        v6_only: None,
+        listening: *fields.get(3)? == "0A",
+        uid: fields.get(7)?.parse().ok()?,
+        inode: fields.get(9)?.parse().ok()?,
+    })
+}
+
+fn parse_address(field: &str) -> Option<SocketAddr> {
+    let (ip, port) = field.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
     // Words of four bytes in network order, each printed as a number of this machine's order.
     let mut bytes = Vec::new();
@@ -41,13 +72,7 @@ fn parse_line(line: &str) -> Option<Socket> {
         16 => IpAddr::from(<[u8; 16]>::try_from(bytes).ok()?),
         _ => return None,
     };
-    Some(Socket {
-        addr: SocketAddr::new(ip, port),
-        v6_only: None,
-        listening: *fields.get(3)? == "0A",
-        uid: fields.get(7)?.parse().ok()?,
-        inode: fields.get(9)?.parse().ok()?,
-    })
+    Some(SocketAddr::new(ip, port))
 }
 
 /// The inodes of the Unix sockets that are bound to exactly this path (abstract: `@name`) and

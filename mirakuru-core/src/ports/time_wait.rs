@@ -1,0 +1,107 @@
+//! A port is had back at once, although connections of the service's last start linger on it.
+//!
+//! The side that closes a connection first keeps its addresses for a minute (TIME_WAIT). A server that
+//! binds with SO_REUSEADDR does not notice. One without it cannot bind until the minute is over, and
+//! nobody else can. So the remnants are removed, where the other end was on this machine.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use crate::ports::address;
+use crate::ports::free::{Busy, check_free};
+use crate::sys::{proc, time_wait};
+use crate::util::backoff::Pauses;
+
+/// How long a start waits for a port on which connections linger that cannot be removed, such as one
+/// whose other end has not closed it yet.
+const SHORT_WAIT: Duration = Duration::from_secs(2);
+/// More remnants than this are left alone: each costs some system calls.
+const MANY: usize = 2_000;
+
+/// Finds that a server could not listen on one of these addresses, as [`check_free`] does, but removes
+/// closed connections that are in its way.
+pub(crate) fn make_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
+    let mut pauses = Pauses::new();
+    loop {
+        let Err(busy) = check_free(addrs) else {
+            return Ok(());
+        };
+        let lingering: Vec<_> = addrs.iter().flat_map(|addr| lingering(*addr)).collect();
+        if lingering.is_empty() || pauses.elapsed() > SHORT_WAIT {
+            return Err(busy);
+        }
+        for (local, remote) in lingering.into_iter().take(MANY) {
+            if address::is_local(remote.ip()) {
+                // What cannot be removed is waited for.
+                let _ = time_wait::remove(local, remote);
+            }
+        }
+        pauses.sleep(SHORT_WAIT);
+    }
+}
+
+/// The closed connections that linger on an address: its own end and the other one of each.
+pub(crate) fn lingering(addr: SocketAddr) -> Vec<(SocketAddr, SocketAddr)> {
+    let ip = addr.ip().to_canonical();
+    proc::tcp_lingering(addr.port())
+        .into_iter()
+        .filter(|(local, _)| ip.is_unspecified() || local.ip() == ip)
+        .collect()
+}
+
+/// What to do about them, if there are any: for errors.
+pub(crate) fn hint(addr: SocketAddr) -> Option<String> {
+    let (_, client) = lingering(addr).into_iter().next()?;
+    Some(format!(
+        "an old connection from {client} lingers on port {} (TIME_WAIT) for up to 60 s\n\
+         let the server set SO_REUSEADDR before it binds, or let clients close their connections before it stops",
+        addr.port()
+    ))
+}
+
+#[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]
+mod tests {
+    use std::io::Read;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+    use crate::sys::sockets::tests::tcp;
+    use crate::sys::tests::in_time;
+
+    /// A port on which closed connections of a server without SO_REUSEADDR linger.
+    fn lingering_port(ip: &str) -> SocketAddr {
+        let any = SocketAddr::new(ip.parse().expect("an address"), 0);
+        let listener = TcpListener::from(tcp(any, false, false, None, true).expect("a free port").0);
+        let addr = listener.local_addr().expect("it is bound");
+        for _ in 0..20 {
+            let mut client = TcpStream::connect(addr).expect("it listens");
+            // The server closes first, and so has the TIME_WAIT.
+            drop(listener.accept().expect("there is one"));
+            assert_eq!(client.read(&mut [0]).expect("the end"), 0);
+        }
+        addr
+    }
+
+    #[test]
+    fn a_port_is_free_again_although_connections_lingered() {
+        for ip in ["127.0.0.1", "::1"] {
+            let addr = lingering_port(ip);
+            assert!(lingering(addr).len() >= 20, "{addr}");
+            assert!(hint(addr).is_some_and(|hint| hint.contains("TIME_WAIT")));
+            // A process that another test has just forked may have the listener open.
+            in_time(|| make_free(&[addr]).is_ok());
+            assert!(lingering(addr).is_empty(), "{addr}");
+            tcp(addr, false, false, None, true).expect("it is free without any option");
+        }
+    }
+
+    #[test]
+    fn the_port_of_a_running_server_is_left_alone() {
+        let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+        let addr = listener.local_addr().expect("it is bound");
+        assert!(make_free(&[addr]).is_err());
+        let mut client = TcpStream::connect(addr).expect("it listens");
+        drop(listener.accept().expect("there is one"));
+        assert_eq!(client.read(&mut [0]).expect("the end"), 0);
+    }
+}
