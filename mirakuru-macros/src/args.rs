@@ -49,6 +49,7 @@ pub(crate) const SETTERS: &[&str] = &[
     "gid",
     "groups",
     "umask",
+    "on_end",
 ];
 
 /// Methods that add to what is there, so that a second one is no mistake.

@@ -44,7 +44,7 @@ pub(crate) fn check(text: &str) -> Option<Mistake> {
     None
 }
 
-const KNOWN: [&str; 4] = ["port", "dir", "name", "env"];
+const KNOWN: [&str; 5] = ["port", "dir", "name", "id", "env"];
 
 struct Found<'a> {
     word: &'a str,
@@ -62,12 +62,12 @@ impl Found<'_> {
             ("env", None) => {
                 Some("the placeholder `{env}` lacks the variable's name: write `{env:NAME}`".to_owned())
             }
-            ("dir" | "name", Some(_)) => Some(format!(
+            ("dir" | "name" | "id", Some(_)) => Some(format!(
                 "the placeholder `{{{word}}}` takes no argument: write `{{{word}}}`"
             )),
-            ("port" | "env" | "dir" | "name", _) => None,
+            ("port" | "env" | "dir" | "name" | "id", _) => None,
             _ => Some(format!(
-                "unknown placeholder `{{{word}}}`: there are `{{port}}`, `{{port:NAME}}`, `{{dir}}`, `{{name}}` and \
+                "unknown placeholder `{{{word}}}`: there are `{{port}}`, `{{port:NAME}}`, `{{dir}}`, `{{name}}`, `{{id}}` and \
                  `{{env:VAR}}`; braces that are meant literally are doubled, `{{{{{word}}}}}`"
             )),
         }

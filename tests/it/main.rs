@@ -12,6 +12,7 @@ mod proof;
 mod reports;
 
 mod api;
+mod at_the_end;
 mod attribute;
 mod diagnostics;
 mod executors;

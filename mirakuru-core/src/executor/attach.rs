@@ -129,7 +129,9 @@ impl<R: Readiness> Executor<R> {
         let mut core = Core::with(spec, service_dir, values, output);
         core.readiness_env = state.env.clone();
         core.pid = state.pid;
+        let attached_at = (state.addr, state.path.as_deref());
         core.resolve_command()?;
+        core.note_for_others(attached_at.0, attached_at.1);
         shared_use::started(&core.command, core.service_dir.log(), core.service_dir.index());
         let mut attached = Attached {
             state,

@@ -41,9 +41,15 @@ pub(crate) fn explain(
         .first()
         .map(|program| program.to_string_lossy().into_owned())
         .unwrap_or_default();
-    let SpawnFailure { stage, source } = failure;
+    let SpawnFailure { stage, call, source } = failure;
     let (attempt, hint) = match stage {
-        Stage::Supervisor => ("start the supervisor".to_owned(), None),
+        Stage::Supervisor => match call {
+            Some(call) => (
+                format!("start the supervisor: {}", call.attempt()),
+                call.remedy(&source),
+            ),
+            None => ("start the supervisor".to_owned(), None),
+        },
         Stage::Groups => ("set the supplementary groups".to_owned(), Some(privilege())),
         Stage::Gid => (
             format!("become group {}", spec.gid.unwrap_or_default()),

@@ -9,6 +9,7 @@ mod endpoints;
 mod hint;
 mod launch;
 mod many;
+mod needs;
 mod process;
 mod start;
 mod stop;
@@ -21,7 +22,7 @@ use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
@@ -336,6 +337,16 @@ impl<R: Readiness> Executor<R> {
             .core
             .await_ready(self.process.observed_mut(), &mut readiness, deadline);
         held.map_err(|error| self.core.masked(error))
+    }
+
+    /// Says that this service needs another one, which is known by its [`dir`](Executor::dir). When
+    /// a test process or a run ends, however it ends, the other one ends after this one. For the
+    /// starts from now on.
+    #[doc(hidden)]
+    pub fn __needs(&mut self, dir: &Path) {
+        if let (Process::Own(own), Some(private)) = (&mut self.process, dir.parent()) {
+            own.needs.push(private.to_owned());
+        }
     }
 
     /// Waits for the main process to end by itself, and says how it did.

@@ -17,6 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use crate::error::Error;
 use crate::error::secrets::{is_secret_name, mask_urls};
 use crate::executor::attach::Attached;
+use crate::executor::needs;
 use crate::executor::start::Starting;
 use crate::executor::wait::{Pause, UNTOLD_PAUSE};
 use crate::output::reader::{Cursor, OutputReader};
@@ -38,6 +39,8 @@ pub(super) struct Core {
     pub(super) argv: Vec<OsString>,
     /// The command as a person would type it.
     pub(super) command: String,
+    /// The command at the end, with placeholders filled in.
+    pub(super) on_end: Option<Vec<OsString>>,
     /// The changes that the recipe makes in the environment, with placeholders filled in.
     pub(super) env: Vec<(OsString, Option<OsString>)>,
     /// The variables that the readiness condition adds to them.
@@ -81,6 +84,8 @@ pub(super) struct Own {
     /// Whether it had ended by itself when it was asked to end, as long as nobody has waited for
     /// that end.
     pub(super) asked_to_end: Option<bool>,
+    /// The private directories of the services that this one needs.
+    pub(super) needs: Vec<PathBuf>,
     /// For a service that is going to belong to the run.
     pub(super) run: Option<RunPlan>,
     /// Behind a lock only so that `is_running` can take `&self`.
@@ -293,6 +298,7 @@ impl Core {
             service_dir,
             values,
             argv: Vec::new(),
+            on_end: None,
             command: String::new(),
             env: Vec::new(),
             readiness_env: Vec::new(),
@@ -325,6 +331,13 @@ impl Core {
             }
             self.env.push((key.clone(), value));
         }
+        self.on_end = match &self.spec.on_end {
+            Some(command) => {
+                let values = &mut self.values;
+                Some(command.resolve(&mut |word| values.expand_os(word), false)?)
+            }
+            None => None,
+        };
         self.command = self.shown_command()?;
         self.current_dir = match &self.spec.current_dir {
             Some(dir) => {
@@ -337,6 +350,18 @@ impl Core {
             None => None,
         };
         Ok(())
+    }
+
+    /// Lets services that are started later need this one.
+    pub(super) fn note_for_others(&self, addr: Option<SocketAddr>, path: Option<&Path>) {
+        let ports = self.values.ports().map(|(_, port)| port);
+        let ports = ports.chain(addr.map(|addr| addr.port())).collect();
+        let paths = [Some(self.service_dir.dir()), path].into_iter().flatten();
+        needs::note(
+            self.service_dir.path(),
+            ports,
+            paths.map(Path::to_owned).collect(),
+        );
     }
 
     /// The command as a person would type it, without secrets.

@@ -13,6 +13,7 @@ use crate::error::Error;
 use crate::executor::endpoints::Endpoints;
 use crate::executor::hint;
 use crate::executor::launch;
+use crate::executor::needs;
 use crate::executor::process::{Observed, Owned, append};
 use crate::executor::wait::{Pause, Wait};
 use crate::observe::events as timeline;
@@ -23,7 +24,7 @@ use crate::ports::time_wait;
 use crate::readiness::Readiness;
 use crate::recipe::program::{c_environment, c_string, candidates, environment, inherited};
 use crate::sys::log_record::Record;
-use crate::sys::{self, Plan, Service, SpawnFailure};
+use crate::sys::{self, CommandPlan, Plan, Service, SpawnFailure};
 use crate::util::deadline::Deadline;
 
 /// How often a start is tried with other ports when the chosen ones turn out to be taken.
@@ -116,6 +117,7 @@ impl Owned<'_> {
                 self.own.was_ready = true;
                 trace::ready(self.core.pid, starting.wait.deadline.elapsed());
                 timeline::ready(self.core.service_dir.id());
+                self.core.note_for_others(readiness.addr(), readiness.path());
                 shared_use::started(
                     &self.core.command,
                     self.core.service_dir.log(),
@@ -327,6 +329,12 @@ impl Owned<'_> {
             None => Vec::new(),
         };
         let text = |text: &OsString| c_string(text, &self.core.command);
+        let paths = |paths: &[PathBuf]| {
+            let paths = paths
+                .iter()
+                .map(|path| c_string(path.as_os_str(), &self.core.command));
+            paths.collect::<Result<Vec<_>, _>>()
+        };
         let stdin =
             launch::stream(&self.core.spec.stdin, 0).map_err(|e| system("set up standard input", e))?;
         let stdout =
@@ -362,6 +370,12 @@ impl Owned<'_> {
             }
             None => None,
         };
+        let texts = self.core.argv.iter().map(|word| word.as_bytes());
+        let values = self.core.env.iter().filter_map(|(_, value)| value.as_ref());
+        let texts = texts.chain(values.map(|value| value.as_bytes()));
+        let texts = texts.chain(self.own.files.iter().map(|(_, text)| text.as_slice()));
+        let mut needs = needs::named_in(texts, self.core.service_dir.path());
+        needs.extend(self.own.needs.iter().cloned());
         let groups = match (&self.core.spec.groups, self.core.spec.uid) {
             (Some(groups), _) => Some(groups.clone()),
             // Root's groups must not go to somebody else.
@@ -369,11 +383,21 @@ impl Owned<'_> {
             (None, None) => None,
         };
         let plan = Plan {
-            candidates: tried
-                .iter()
-                .map(|path| text(&path.clone().into_os_string()))
-                .collect::<Result<_, _>>()?,
-            argv: self.core.argv.iter().map(text).collect::<Result<_, _>>()?,
+            program: CommandPlan {
+                candidates: paths(&tried)?,
+                argv: self.core.argv.iter().map(text).collect::<Result<_, _>>()?,
+            },
+            on_end: match &self.core.on_end {
+                Some(argv) => Some(CommandPlan {
+                    candidates: match argv.first() {
+                        Some(program) => paths(&candidates(program, &environment))?,
+                        None => Vec::new(),
+                    },
+                    argv: argv.iter().map(text).collect::<Result<_, _>>()?,
+                }),
+                None => None,
+            },
+            needs,
             envp: c_environment(&environment, &self.core.command)?,
             current_dir: match &self.core.current_dir {
                 Some(dir) => Some(text(&dir.clone().into_os_string())?),

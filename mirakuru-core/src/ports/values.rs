@@ -10,7 +10,7 @@ use crate::ports::reserve::{HoldLevel, Reservation};
 use crate::recipe::placeholder::{ExpandError, Placeholder, expand_bytes};
 
 /// As they stand in errors.
-const KNOWN: &str = "`{port}`, `{port:NAME}`, `{dir}`, `{name}` and `{env:VAR}`";
+const KNOWN: &str = "`{port}`, `{port:NAME}`, `{dir}`, `{name}`, `{id}` and `{env:VAR}`";
 
 /// The values that placeholders have in one executor, ports being reserved when they are first
 /// asked for.
@@ -108,6 +108,12 @@ impl Values {
         &self.dir
     }
 
+    /// The value of `{id}`: the name of the private directory, in which `{dir}` is.
+    fn id(&self) -> &OsStr {
+        let private = self.dir.parent().and_then(Path::file_name);
+        private.unwrap_or_default()
+    }
+
     /// The value of `{name}`.
     pub(crate) fn name(&self) -> &str {
         &self.name
@@ -163,6 +169,7 @@ impl Values {
                 out.extend_from_slice(port.to_string().as_bytes());
             }
             ("dir", None) => out.extend_from_slice(self.dir.as_os_str().as_bytes()),
+            ("id", None) => out.extend_from_slice(self.id().as_bytes()),
             ("name", None) => out.extend_from_slice(self.name.as_bytes()),
             ("env", Some(variable)) => {
                 let bytes = found.argument.unwrap_or_default();
@@ -184,7 +191,7 @@ impl Values {
                     }
                 }
             }
-            (word @ ("dir" | "name"), Some(argument)) => {
+            (word @ ("dir" | "name" | "id"), Some(argument)) => {
                 return Err(ExpandError::Text(format!(
                     "`{{{word}:{argument}}}`: `{word}` takes no argument; write `{{{word}}}`"
                 )));

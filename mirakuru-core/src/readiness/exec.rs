@@ -134,8 +134,9 @@ impl Exec {
                 .map(OwnedFd::from)
         };
         let plan = sys::Plan {
-            candidates,
-            argv,
+            program: sys::CommandPlan { candidates, argv },
+            on_end: None,
+            needs: Vec::new(),
             envp,
             current_dir: None,
             stdin: sys::Stream::Null,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::recipe::command::Command;
+use crate::recipe::command::{Command, IntoCommand};
 use crate::recipe::signal::Signal;
 
 /// How to start a service: a recipe, made with
@@ -47,6 +47,7 @@ use crate::recipe::signal::Signal;
 /// | `{port:NAME}` | another one, known as NAME |
 /// | `{dir}` | a private directory (mode 0700), removed at the end |
 /// | `{name}` | the service's [name](ExecutorBuilder::name) |
+/// | `{id}` | twelve letters and digits that no other service has; the same ones again on restart |
 /// | `{env:VAR}` | the value of the test process's environment variable VAR |
 ///
 /// A placeholder is a brace, a lower-case word, perhaps `:` and an argument, and a brace, with no
@@ -119,6 +120,7 @@ pub(crate) struct Spec {
     pub(crate) gid: Option<u32>,
     pub(crate) groups: Option<Vec<u32>>,
     pub(crate) umask: Option<u32>,
+    pub(crate) on_end: Option<Command>,
 }
 
 impl Spec {
@@ -147,6 +149,7 @@ impl Spec {
             gid: None,
             groups: None,
             umask: None,
+            on_end: None,
         }
     }
 
@@ -522,6 +525,32 @@ impl<R> ExecutorBuilder<R> {
     /// process's own.
     pub fn umask(mut self, umask: u32) -> Self {
         self.spec.umask = Some(umask);
+        self
+    }
+
+    /// Sets a command that cleans up after the service, for what is no descendant of it: a
+    /// container of a daemon, a unit of systemd, a record in a server that others share. The
+    /// default is none.
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// let recipe = mirakuru::Executor::builder("docker run --rm --name mk-{id} redis:7")
+    ///     .on_end("docker rm -f mk-{id}");
+    /// # let _ = recipe;
+    /// ```
+    ///
+    /// The supervisor runs it each time the service has ended, however that came about, also when
+    /// the test process was killed: once every process of the service is gone, and before its
+    /// directory is removed. It runs without a shell, as the test's own user, in the service's
+    /// environment and working directory, and its output goes to the service's log. It may take 10
+    /// s; then it is killed. Half a second later it runs once more, because a daemon may still have
+    /// been busy with the last request of a client that was killed: so it must do no harm when
+    /// there is nothing left to clean up. A failure is noted in the log and nowhere else.
+    ///
+    /// It is clean-up and not the guarantee: if both processes of the supervisor are killed, nobody
+    /// is left to run it.
+    pub fn on_end(mut self, command: impl IntoCommand) -> Self {
+        self.spec.on_end = Some(command.into_command());
         self
     }
 }

@@ -75,8 +75,10 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
         gid,
         groups,
         umask,
+        on_end,
     } = spec;
     command.fingerprint(key);
+    option(key, on_end.as_ref(), |key, command| command.fingerprint(key));
     hash::number(key, env.len() as u64);
     for (name, value) in env {
         hash::text(key, name);

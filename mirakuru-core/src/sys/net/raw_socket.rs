@@ -21,6 +21,12 @@ const NEW: c_int = libc::SOCK_CLOEXEC;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 const NEW: c_int = 0;
 
+/// Ends the talk over a socket in both directions, whoever has copies of the descriptor.
+pub(in crate::sys) fn hang_up(fd: &OwnedFd) {
+    // SAFETY: takes no pointers.
+    unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) };
+}
+
 /// A socket of a family (`AF_INET`), type (`SOCK_STREAM`) and protocol (0: the usual one).
 pub(in crate::sys) fn socket(family: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
     // SAFETY: takes no pointers.

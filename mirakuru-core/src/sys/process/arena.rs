@@ -9,8 +9,9 @@ use std::io;
 use std::ops::Range;
 use std::ptr;
 
+use super::ending::NEEDED;
 use super::message::milliseconds;
-use super::plan::{PID_DIGITS, Plan, Stream};
+use super::plan::{CommandPlan, PID_DIGITS, Plan, Stream};
 
 const STACK: usize = 64 * 1024;
 /// What one read of the service's output takes at most.
@@ -25,6 +26,14 @@ pub(super) const PIDS: usize = 1024;
 /// How many descendants are remembered as having been asked to end.
 pub(super) const TOLD: usize = 256;
 
+/// A program to execute. The lists end with null pointers.
+#[repr(C)]
+pub(super) struct Words {
+    /// The files to try, in order.
+    pub(super) candidates: *const *const c_char,
+    pub(super) argv: *const *const c_char,
+}
+
 /// What the supervisor finds in its memory. The pointers lead to other parts of the same mapping.
 ///
 /// `i64` with -1 for "not set", so that no value of the kernel's own types is lost.
@@ -32,8 +41,9 @@ pub(super) const TOLD: usize = 256;
 // The portable supervisor is one process without a name of its own, and needs a part of it.
 #[cfg_attr(any(not(target_os = "linux"), mirakuru_portable), allow(dead_code))]
 pub(super) struct Arena {
-    pub(super) candidates: *const *const c_char,
-    pub(super) argv: *const *const c_char,
+    pub(super) program: Words,
+    /// The command that runs at the end; without candidates if there is none.
+    pub(super) on_end: Words,
     pub(super) envp: *const *const c_char,
     pub(super) current_dir: *const c_char,
     pub(super) groups: *const u32,
@@ -73,6 +83,11 @@ pub(super) struct Arena {
     pub(super) args: *mut c_char,
     pub(super) args_len: usize,
     pub(super) private_dir: *const c_char,
+    /// The FIFO that those have open who need this service; see `ending.rs`.
+    pub(super) needed: *const c_char,
+    /// The FIFOs of the services that this one needs.
+    pub(super) needs: *const i32,
+    pub(super) needs_count: usize,
     /// For a service of a whole run: a pidfd of the runner, or -1; where its state is written,
     /// where it is published, and the run's directory.
     pub(super) runner_pidfd: i32,
@@ -91,6 +106,8 @@ pub(super) struct Arena {
     /// number.
     pub(super) failed_stage: i32,
     pub(super) failed_errno: i32,
+    /// Where the output of the command at the end goes.
+    pub(super) on_end_output: i32,
     pub(super) buffer: [u8; BUFFER],
     pub(super) pids: [i32; PIDS],
     pub(super) told: [i32; TOLD],
@@ -139,8 +156,8 @@ impl Mapping {
 
     /// Puts the plan into the mapping; with a null base, only counts how much that takes.
     fn fill(bump: &mut Bump, plan: &Plan, title: &CString, args: &Range<usize>) -> *mut Arena {
-        let candidates = bump.strings(&plan.candidates);
-        let argv = bump.strings(&plan.argv);
+        let program = bump.words(&plan.program);
+        let on_end = plan.on_end.as_ref().map(|command| bump.words(command));
         let envp = bump.strings(&plan.envp);
         let current_dir = plan
             .current_dir
@@ -150,6 +167,10 @@ impl Mapping {
             .private_dir
             .as_ref()
             .map_or(ptr::null(), |dir| bump.string(dir));
+        let needed = plan.private_dir.as_ref().map_or(ptr::null(), |dir| {
+            let path = [dir.as_bytes(), b"/", NEEDED.as_bytes()].concat();
+            bump.string(&CString::new(path).unwrap_or_default())
+        });
         let run = plan.run.as_ref();
         let run_paths = [
             run.map(|run| bump.string(&run.staged)),
@@ -160,8 +181,9 @@ impl Mapping {
         let title_text = bump.string(title).cast();
         let arena = bump.place::<Arena>(1);
         // The descriptors are filled in later (`set_descriptors`); their number is known.
-        let keep = bump.place::<i32>(plan.keep.len() + plan.listen.len() + 16);
-        let locks = bump.place::<i32>(plan.keep.len());
+        let keep = bump.place::<i32>(plan.keep.len() + plan.needs.len() + plan.listen.len() + 16);
+        let locks = bump.place::<i32>(plan.keep.len() + plan.needs.len() + 2);
+        let needs = bump.place::<i32>(plan.needs.len());
         let listen = bump.place::<i32>(plan.listen.len());
         if bump.base.is_null() {
             return arena;
@@ -170,11 +192,15 @@ impl Mapping {
         // `Arena`; the addresses of stacks are their upper ends, inside the mapping.
         unsafe {
             let a = &mut *arena;
-            a.candidates = candidates;
-            a.argv = argv;
+            a.program = program;
+            if let Some(on_end) = on_end {
+                a.on_end = on_end;
+            }
             a.envp = envp;
             a.current_dir = current_dir;
             a.private_dir = private_dir;
+            a.needed = needed;
+            a.needs = needs;
             [a.staged, a.published, a.run_dir] = run_paths.map(|path| path.unwrap_or(ptr::null()));
             a.groups = groups;
             a.group_count = plan.groups.as_ref().map_or(-1, |groups| groups.len() as i64);
@@ -208,19 +234,24 @@ impl Mapping {
     }
 
     /// Says which descriptors the supervisor keeps.
-    pub(super) fn set_descriptors(&mut self, descriptors: &Descriptors, others: &[i32], listen: &[i32]) {
+    pub(super) fn set_descriptors(&mut self, descriptors: &Descriptors, lists: &Lists) {
+        let Lists { locks, needs, listen } = lists;
         let mut keep: Vec<i32> = descriptors
             .all()
-            .chain(others.iter().copied())
-            .chain(listen.iter().copied())
+            .chain([locks, needs, listen].into_iter().flatten().copied())
             .filter(|fd| *fd >= 0)
             .collect();
         keep.sort_unstable();
         keep.dedup();
-        let mut locks = others.to_vec();
+        let mut locks: Vec<i32> = locks.iter().chain(needs).copied().collect();
+        // SAFETY: the arena is still this process's alone.
+        if unsafe { !(*self.arena).on_end.candidates.is_null() } {
+            // A guard that runs the command at the end writes its output into the log.
+            locks.extend([descriptors.log, descriptors.index]);
+        }
         locks.sort_unstable();
-        // SAFETY: `fill` left room for all of `plan.keep` and `plan.listen` and 16 more; there are
-        // at most eight besides those.
+        // SAFETY: `fill` left room for all of the lists and 16 more in `keep`, and 2 in `locks`;
+        // there are at most eight descriptors besides those of the lists.
         unsafe {
             let a = &mut *self.arena;
             a.stdio = descriptors.stdio;
@@ -233,6 +264,8 @@ impl Mapping {
             a.keep_count = keep.len();
             ptr::copy_nonoverlapping(locks.as_ptr(), a.locks.cast_mut(), locks.len());
             a.lock_count = locks.len();
+            ptr::copy_nonoverlapping(needs.as_ptr(), a.needs.cast_mut(), needs.len());
+            a.needs_count = needs.len();
             let count = listen.len().min(a.listen_count);
             ptr::copy_nonoverlapping(listen.as_ptr(), a.listen, count);
             a.listen_count = count;
@@ -275,6 +308,13 @@ fn listen_pid(envp: &[CString]) -> Option<usize> {
 pub(super) fn page_size() -> usize {
     // SAFETY: sysconf only reads.
     usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+/// The descriptors of a plan, by what they are for.
+pub(super) struct Lists {
+    pub(super) locks: Vec<i32>,
+    pub(super) needs: Vec<i32>,
+    pub(super) listen: Vec<i32>,
 }
 
 /// The descriptors with a meaning of their own.
@@ -324,6 +364,13 @@ impl Bump {
 
     fn string(&mut self, text: &CString) -> *const c_char {
         self.slice(text.as_bytes_with_nul()).cast()
+    }
+
+    fn words(&mut self, command: &CommandPlan) -> Words {
+        Words {
+            candidates: self.strings(&command.candidates),
+            argv: self.strings(&command.argv),
+        }
     }
 
     /// A null-terminated list of strings.

@@ -17,7 +17,8 @@ pub(super) type Message = [i32; MESSAGE];
 
 /// To the test process: the service was executed. Its process id; the worker's.
 pub(super) const STARTED: i32 = 1;
-/// To the test process: it could not be executed. A `STAGE_*`; the error number.
+/// To the test process: it could not be executed. A `STAGE_*`; the error number; for
+/// `STAGE_SUPERVISOR` the `Call`.
 pub(super) const FAILED: i32 = 2;
 /// To the test process, once for each [`ARM`]: there is new output in the log.
 pub(super) const OUTPUT: i32 = 3;
@@ -32,8 +33,9 @@ pub(super) const PUBLISHED: i32 = 6;
 pub(super) const SYNCED: i32 = 7;
 /// To the worker: say when there is new output.
 pub(super) const ARM: i32 = 10;
-/// To the worker: end the service. The signal, the grace in ms, the kill signal; 1 to remove its
-/// private directory as well.
+/// To the worker: end the service. The signal, the grace in ms, the kill signal; 1 if nobody has
+/// ordered that for this one service: this process ends. Then the supervisor waits for those that
+/// need the service, and removes its private directory.
 pub(super) const STOP: i32 = 11;
 /// To the worker: signal the service's process group. The signal.
 pub(super) const SIGNAL: i32 = 12;
@@ -58,21 +60,35 @@ const NO_SIGNAL: i32 = libc::MSG_NOSIGNAL;
 #[cfg(target_vendor = "apple")]
 const NO_SIGNAL: i32 = 0;
 
-/// Never waits for room: a test process that does not read must not hold up its service's
-/// supervision. The buffer takes many more messages than are ever sent. (Only where the socket is a
-/// stream, and took a part of a message, the rest must follow; no longer than a second.)
-pub(super) fn send(control: RawFd, message: Message) {
+/// How often a message is sent again that the kernel did not take.
+const TRIES: u32 = 50;
+
+/// Sends a message, and says whether it was taken.
+///
+/// Waits for room, or for memory of the kernel's, for an instant only: a test process that does not
+/// read must not hold up its service's supervision. The buffer takes many more messages than are
+/// ever sent. Only where the socket is a stream, and took a part of a message, the rest must
+/// follow.
+pub(super) fn send(control: RawFd, message: Message) -> bool {
     let flags = libc::MSG_DONTWAIT | NO_SIGNAL;
     let mut sent = 0_usize;
-    for _ in 0..100 {
+    for _ in 0..TRIES {
         // SAFETY: sends what is left of a plain array.
         let got = unsafe {
             let rest = message.as_ptr().cast::<u8>().add(sent).cast();
             libc::send(control, rest, SIZE.wrapping_sub(sent), flags)
         };
-        sent = sent.wrapping_add(usize::try_from(got).unwrap_or(0));
-        if sent == 0 || sent >= SIZE {
-            return;
+        match usize::try_from(got) {
+            Ok(got) => sent = sent.wrapping_add(got),
+            Err(_) => match Errno::last() {
+                Errno::EINTR => continue,
+                Errno::EAGAIN | Errno::ENOMEM | Errno::ENOBUFS => {}
+                // The other side is gone, or the call is forbidden.
+                _ => return false,
+            },
+        }
+        if sent >= SIZE {
+            return true;
         }
         // SAFETY: one descriptor.
         unsafe {
@@ -82,8 +98,13 @@ pub(super) fn send(control: RawFd, message: Message) {
                 revents: 0,
             };
             libc::poll(&mut room, 1, 10);
+            if room.revents != 0 {
+                // There is room, and yet the kernel took nothing: it lacks memory.
+                libc::usleep(1000);
+            }
         }
     }
+    false
 }
 
 /// What [`Inbox::receive`] has found.
@@ -128,7 +149,8 @@ impl Inbox {
                     // before what was sent is delivered; a system that repeats it is not asked for
                     // ever.
                     Errno::ECONNRESET if resets < 3 => resets = resets.wrapping_add(1),
-                    Errno::EAGAIN => return Received::Nothing,
+                    // Memory that the kernel lacks now says nothing about the other side.
+                    Errno::EAGAIN | Errno::ENOMEM | Errno::ENOBUFS => return Received::Nothing,
                     _ => return Received::Closed,
                 },
             }

@@ -5,17 +5,23 @@
 //! both share. Nothing outside this folder knows how a service is supervised.
 
 mod arena;
+pub(crate) mod calls;
+// The portable back end asks for less.
+#[cfg_attr(any(not(target_os = "linux"), mirakuru_portable), allow(dead_code))]
+mod ending;
 pub(crate) mod exit;
-mod forked;
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 mod linux;
 mod message;
 pub(crate) mod origin;
+mod output;
 pub(crate) mod plan;
 #[cfg(any(not(target_os = "linux"), mirakuru_portable))]
 mod portable;
 pub(crate) mod service;
 pub(crate) mod signals;
+mod spawn;
+mod tools;
 
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 use linux as back_end;

@@ -2,14 +2,26 @@
 
 use std::ffi::CString;
 use std::os::fd::{OwnedFd, RawFd};
+use std::path::PathBuf;
 use std::time::Duration;
 
-/// All that is needed to start a service, made ready by ordinary code before the fork.
-pub(crate) struct Plan {
+use super::calls::Call;
+
+/// A command, ready to be executed.
+#[derive(Clone, Debug)]
+pub(crate) struct CommandPlan {
     /// The files to try to execute, in order: one for each directory of `PATH`, or just the
     /// program.
     pub(crate) candidates: Vec<CString>,
     pub(crate) argv: Vec<CString>,
+}
+
+/// All that is needed to start a service, made ready by ordinary code before the fork.
+pub(crate) struct Plan {
+    pub(crate) program: CommandPlan,
+    /// Runs in the service's environment and working directory when the tree is gone, as this
+    /// process's user.
+    pub(crate) on_end: Option<CommandPlan>,
     pub(crate) envp: Vec<CString>,
     pub(crate) current_dir: Option<CString>,
     pub(crate) stdin: Stream,
@@ -24,6 +36,9 @@ pub(crate) struct Plan {
     /// The log and its index, both opened for appending.
     pub(crate) log: OwnedFd,
     pub(crate) index: OwnedFd,
+    /// The private directories of the services that this one needs. When a process or a run ends,
+    /// they end after this one.
+    pub(crate) needs: Vec<PathBuf>,
     /// Descriptors that the supervisor keeps until the tree is gone: locks.
     pub(crate) keep: Vec<OwnedFd>,
     /// Sockets that the service gets as its descriptors 3, 4 and so on. The value of its variable
@@ -104,5 +119,7 @@ pub(crate) enum Stage {
 #[derive(Debug)]
 pub(crate) struct SpawnFailure {
     pub(crate) stage: Stage,
+    /// The system call, where it is one that the guarantee rests on.
+    pub(crate) call: Option<Call>,
     pub(crate) source: std::io::Error,
 }

@@ -1,23 +1,31 @@
 //! The test process's side of a service, in either back end: starts the supervisor, talks to it,
 //! and learns of the end.
 
+use std::fs::OpenOptions;
 use std::io;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::sys::signal::{SigSet, SigmaskHow};
-use nix::sys::wait::{WaitStatus, waitpid};
+use nix::sys::stat::Mode;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-use super::arena::{Descriptors, Mapping};
+use super::arena::{Descriptors, Lists, Mapping};
 use super::back_end::os;
+use super::calls::Call;
+use super::ending::NEEDED;
 use super::exit::{self, Registration};
 use super::message::{self, Inbox, Message, Received, stop_message};
 use super::plan::{Plan, SpawnFailure, Stage, StopPolicy, Stream};
+use super::spawn::ON_END_TAKES_MS;
 use crate::sys::net::raw_socket;
 
 /// How long the supervisor may take beyond the grace. It needs milliseconds; what needs more is in
@@ -38,6 +46,8 @@ pub(crate) struct Service {
     id: String,
     worker: u32,
     pid: u32,
+    /// How long the recipe's command at the end may take.
+    slow_end: Duration,
     registration: Registration,
     inbox: Inbox,
     state: State,
@@ -45,8 +55,8 @@ pub(crate) struct Service {
 
 #[derive(Default)]
 struct State {
-    /// Why the program could not be executed: how far it came, and the error number.
-    failed: Option<[i32; 2]>,
+    /// Why the program could not be executed: how far it came, the error number, and the call.
+    failed: Option<[i32; 3]>,
     exit: Option<Exit>,
     /// The worker's last word: nothing is left.
     empty: bool,
@@ -88,11 +98,7 @@ impl Service {
     /// because what makes a fork cheap is then paid once. Each service is executed a moment later:
     /// see [`has_started`](Service::has_started).
     pub(crate) fn launch(plans: Vec<Plan>) -> Vec<Result<Service, SpawnFailure>> {
-        let lost = |source: io::Error| SpawnFailure {
-            stage: Stage::Supervisor,
-            source,
-        };
-        let mut launches: Vec<io::Result<LaunchResources<'_>>> =
+        let mut launches: Vec<Result<LaunchResources<'_>, SpawnFailure>> =
             plans.iter().map(LaunchResources::new).collect();
         let mut mappings: Vec<&mut Mapping> = launches
             .iter_mut()
@@ -112,9 +118,9 @@ impl Service {
                 .unwrap_or_else(|errno| mappings.iter().map(|_| Err(errno)).collect());
         let mut guards = guards.into_iter();
         let launched = launches.into_iter().map(|launch| {
-            let launch = launch.map_err(lost)?;
+            let launch = launch?;
             let guard = guards.next().unwrap_or(Err(Errno::EINVAL));
-            Ok(launch.leave(guard.map_err(|errno| lost(errno.into()))?))
+            Ok(launch.leave(guard.map_err(|errno| Call::Clone.failed(errno.into()))?))
         });
         // With the plans go this process's copies of what the supervisors have now. Above all the
         // locks must be theirs alone.
@@ -139,7 +145,7 @@ impl Service {
             return Ok(true);
         }
         let failure = match self.state.failed {
-            Some([stage, errno]) => SpawnFailure {
+            Some([stage, errno, call]) => SpawnFailure {
                 stage: match stage {
                     message::STAGE_GROUPS => Stage::Groups,
                     message::STAGE_GID => Stage::Gid,
@@ -148,16 +154,21 @@ impl Service {
                     message::STAGE_EXEC => Stage::Exec,
                     _ => Stage::Supervisor,
                 },
+                call: (stage == message::STAGE_SUPERVISOR)
+                    .then(|| Call::of(call))
+                    .flatten(),
                 source: io::Error::from_raw_os_error(errno),
             },
             None if self.state.closed => SpawnFailure {
                 stage: Stage::Supervisor,
+                call: None,
                 source: io::Error::other("the supervisor was killed before it could start the service"),
             },
             None => return Ok(false),
         };
         if self.registration.endpoint() {
-            self.finish();
+            // The failure of the start is the better story.
+            let _ = self.finish();
         }
         Err(failure)
     }
@@ -299,46 +310,75 @@ impl Service {
         }
         // Where it has been asked before, that does no harm: it can only become shorter.
         self.ask_to_stop(policy);
-        let deadline = Instant::now() + policy.grace.min(LONGEST_GRACE) + MARGIN;
+        let deadline = Instant::now() + policy.grace.min(LONGEST_GRACE) + MARGIN + self.slow_end;
         while !self.state.closed {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
-                return Err(io::Error::new(
-                    io::ErrorKind::TimedOut,
-                    format!(
-                        "the supervisor (pid {}) has not finished within {MARGIN:?} after the grace",
-                        self.worker
-                    ),
-                ));
+                return Err(self.takes_too_long());
             }
             self.poll(Some(left));
             self.pump();
         }
-        self.finish();
-        Ok(())
+        self.finish()
     }
 
     /// When the worker is gone: waits for the guard, which holds the locks as well and has the last
-    /// proof that nothing is left. If both were killed, what carries the service's mark is ended
-    /// from here.
-    fn finish(&mut self) {
-        let proved = self.reap_guard();
-        if !proved && !self.state.empty {
-            os::last_resort(&self.id, self.guard.as_raw(), self.pid as i32);
-        }
-        self.state.empty = true;
+    /// proof that nothing is left. If both were killed, processes that carry the service's mark are
+    /// ended from here.
+    fn finish(&mut self) -> io::Result<()> {
+        let empty = std::mem::replace(&mut self.state.empty, true);
         self.state.closed = true;
         self.state.reaped = true;
+        if !empty {
+            // The worker may live, and only the talk with it be at an end: then this tells it to end.
+            raw_socket::hang_up(&self.control);
+        }
+        match self.reap_guard(empty) {
+            _ if empty => Ok(()),
+            Some(WaitStatus::Exited(_, os::UNPROVED)) => Err(io::Error::other(
+                "the kernel refuses to say whether a process of the service is left: `wait4` fails in the supervisor",
+            )),
+            Some(WaitStatus::Exited(..)) => Ok(()),
+            Some(_) => {
+                os::last_resort(&self.id, self.guard.as_raw(), self.pid as i32);
+                Ok(())
+            }
+            None => Err(self.takes_too_long()),
+        }
     }
 
-    /// `true` when the guard ended by itself, which it does only when it has no child left.
-    fn reap_guard(&mut self) -> bool {
+    fn takes_too_long(&self) -> io::Error {
+        io::Error::new(
+            io::ErrorKind::TimedOut,
+            format!(
+                "the supervisor (pid {}) has not finished within {MARGIN:?} after the grace",
+                self.worker
+            ),
+        )
+    }
+
+    /// How the guard ended, which it does by itself only when it has no child left. `None` when it
+    /// has not within a time that is more than enough.
+    fn reap_guard(&mut self, soon: bool) -> Option<WaitStatus> {
         wake(self.guard);
+        let deadline = Instant::now() + MARGIN + self.slow_end;
+        let flags = if soon {
+            os::WAIT
+        } else {
+            os::WAIT | WaitPidFlag::WNOHANG
+        };
+        let mut pause = Duration::from_micros(50);
         loop {
-            match waitpid(self.guard, Some(os::WAIT)) {
+            match waitpid(self.guard, Some(flags)) {
                 Err(Errno::EINTR) => {}
-                Ok(WaitStatus::Exited(..)) => return true,
-                _ => return false,
+                Ok(WaitStatus::StillAlive) if Instant::now() < deadline => {
+                    std::thread::sleep(pause);
+                    pause = (pause * 2).min(Duration::from_millis(10));
+                }
+                Ok(WaitStatus::StillAlive) => return None,
+                Ok(status) => return Some(status),
+                // Somebody else has waited for it, or the call is forbidden.
+                Err(_) => return Some(WaitStatus::StillAlive),
             }
         }
     }
@@ -356,7 +396,7 @@ impl Service {
                 self.worker = worker.unsigned_abs();
                 self.registration.set_service(pid);
             }
-            [message::FAILED, stage, errno, ..] => self.state.failed = Some([stage, errno]),
+            [message::FAILED, stage, errno, call, ..] => self.state.failed = Some([stage, errno, call]),
             [message::EXITED, status, left, high, low, ..] => {
                 let at = (u64::from(high as u32) << 32) | u64::from(low as u32);
                 let status = ExitStatus::from_raw(status);
@@ -410,20 +450,21 @@ struct LaunchResources<'a> {
 }
 
 impl LaunchResources<'_> {
-    fn new(plan: &Plan) -> io::Result<LaunchResources<'_>> {
-        let (ours, control) = raw_socket::pair(os::CONTROL)?;
-        let this_process = os::this_process()?;
+    fn new(plan: &Plan) -> Result<LaunchResources<'_>, SpawnFailure> {
+        let failed = |call: Call| move |source| call.failed(source);
+        let (ours, control) = raw_socket::pair(os::CONTROL).map_err(failed(Call::Socketpair))?;
+        let this_process = os::this_process().map_err(failed(Call::PidfdOpen))?;
         let mut theirs = Vec::new();
-        // Whatever the supervisor is to keep must lie above 2, where it puts /dev/null.
-        let mut lift = |fd: RawFd| -> io::Result<RawFd> {
+        // The supervisor puts /dev/null on 0 to 2, so all that it keeps must lie above.
+        let mut lift = |fd: RawFd| -> Result<RawFd, SpawnFailure> {
             if fd > 2 {
                 return Ok(fd);
             }
             // SAFETY: the descriptor is open (borrowed from `plan`, or just made); the copy is
             // owned by `theirs`.
             let copy = unsafe {
-                let copy = Errno::result(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3))?;
-                OwnedFd::from_raw_fd(copy)
+                let copy = Errno::result(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3));
+                OwnedFd::from_raw_fd(copy.map_err(|errno| Call::Duplicate.failed(errno.into()))?)
             };
             let number = copy.as_raw_fd();
             theirs.push(copy);
@@ -449,15 +490,21 @@ impl LaunchResources<'_> {
                 None => -1,
             },
         };
-        let mut lifted = |fds: &[OwnedFd]| -> io::Result<Vec<RawFd>> {
+        let needs = needs(&plan.needs).map_err(failed(Call::Fifo))?;
+        let mut lifted = |fds: &[OwnedFd]| -> Result<Vec<RawFd>, SpawnFailure> {
             fds.iter().map(|fd| lift(fd.as_raw_fd())).collect()
         };
-        let (others, listen) = (lifted(&plan.keep)?, lifted(&plan.listen)?);
+        let lists = Lists {
+            locks: lifted(&plan.keep)?,
+            needs: lifted(&needs)?,
+            listen: lifted(&plan.listen)?,
+        };
 
-        let mut mapping = Mapping::new(plan, os::arguments())?;
-        mapping.set_descriptors(&descriptors, &others, &listen);
+        let mut mapping = Mapping::new(plan, os::arguments()).map_err(failed(Call::Memory))?;
+        mapping.set_descriptors(&descriptors, &lists);
         theirs.push(control);
         theirs.extend(this_process);
+        theirs.extend(needs);
         Ok(LaunchResources {
             plan,
             mapping,
@@ -478,11 +525,40 @@ impl LaunchResources<'_> {
             id: self.plan.id.clone(),
             worker: 0,
             pid: 0,
+            slow_end: match self.plan.on_end {
+                Some(_) => Duration::from_millis(ON_END_TAKES_MS),
+                None => Duration::ZERO,
+            },
             registration: self.registration,
             inbox: Inbox::default(),
             state: State::default(),
         }
     }
+}
+
+/// Opens the FIFO of each needed service, and makes it where this is the first service that needs
+/// it. See `ending.rs`.
+fn needs(dirs: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
+    let mut fds = Vec::new();
+    for dir in dirs {
+        let path = dir.join(NEEDED);
+        match nix::unistd::mkfifo(&path, Mode::S_IRUSR | Mode::S_IWUSR) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            // The service is gone, and its directory with it.
+            Err(Errno::ENOENT) => continue,
+            Err(errno) => return Err(errno.into()),
+        }
+        // For both directions: a FIFO that nobody reads cannot be opened for writing alone without
+        // waiting.
+        let options = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(options.bits())
+            .open(&path)?;
+        fds.push(file.into());
+    }
+    Ok(fds)
 }
 
 impl Drop for Service {
@@ -522,8 +598,13 @@ pub(super) fn await_end(control: RawFd, guard: i32, service: i32, id: &str) {
     let mut empty = false;
     let mut inbox = Inbox::default();
     // Should another thread close the socket meanwhile, this ends with an error.
-    while let Received::Message(message) = inbox.receive(control, true) {
-        empty |= message[0] == message::EMPTY;
+    loop {
+        match inbox.receive(control, true) {
+            Received::Message(message) => empty |= message[0] == message::EMPTY,
+            // The kernel lacks memory.
+            Received::Nothing => std::thread::sleep(Duration::from_millis(1)),
+            Received::Closed => break,
+        }
     }
     if guard > 0 {
         let killed = matches!(
@@ -539,6 +620,7 @@ pub(super) fn await_end(control: RawFd, guard: i32, service: i32, id: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::sys::process::plan::CommandPlan;
     use std::ffi::CString;
     use std::path::{Path, PathBuf};
 
@@ -554,8 +636,12 @@ mod tests {
                 .into()
         };
         Plan {
-            candidates: vec![text("/nonexistent/sh"), text("/bin/sh")],
-            argv: vec![text("sh"), text("-c"), text(script)],
+            program: CommandPlan {
+                candidates: vec![text("/nonexistent/sh"), text("/bin/sh")],
+                argv: vec![text("sh"), text("-c"), text(script)],
+            },
+            on_end: None,
+            needs: Vec::new(),
             envp: vec![text("PATH=/usr/bin:/bin"), text("MIRAKURU_ID=unit-test")],
             current_dir: None,
             stdin: Stream::Null,
@@ -687,14 +773,14 @@ mod tests {
     fn what_cannot_be_executed_is_told_apart() {
         let dir = scratch("exec");
         let mut missing = plan("", &dir);
-        missing.candidates = vec![CString::new("/nonexistent/program").expect("no zero byte")];
+        missing.program.candidates = vec![CString::new("/nonexistent/program").expect("no zero byte")];
         let failure = Service::spawn(missing).map(|_| ()).expect_err("it is not there");
         assert_eq!(
             (failure.stage, failure.source.raw_os_error()),
             (Stage::Exec, Some(libc::ENOENT))
         );
         let mut denied = plan("", &dir);
-        denied.candidates = vec![CString::new("/etc/passwd").expect("no zero byte")];
+        denied.program.candidates = vec![CString::new("/etc/passwd").expect("no zero byte")];
         let failure = Service::spawn(denied)
             .map(|_| ())
             .expect_err("it is not executable");

@@ -1,10 +1,13 @@
-//! What the code that both back ends share (`sys/forked.rs`, `sys/service.rs`) asks of Linux. All
-//! but the last part runs after a fork: no allocation, no lock, no panic.
+//! What the code that both back ends share (`spawn.rs`, `service.rs`) asks of Linux. All but the
+//! last part runs after a fork: no allocation, no lock, no panic.
 
+use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::io::{self, Read};
+use std::mem;
 use std::ops::Range;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::ptr;
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -39,6 +42,12 @@ pub(in crate::sys::process) unsafe fn set_gid(gid: libc::gid_t) -> i64 {
 pub(in crate::sys::process) unsafe fn set_uid(uid: libc::uid_t) -> i64 {
     // SAFETY: plain system call.
     unsafe { libc::syscall(SYS_SETUID, uid) as i64 }
+}
+
+/// A session of the service's own, and so a process group.
+pub(in crate::sys::process) unsafe fn own_group() {
+    // SAFETY: plain system call. It cannot fail: a new process leads no group.
+    unsafe { libc::setsid() };
 }
 
 /// The service dies with its parent, which has one thread.
@@ -84,11 +93,9 @@ unsafe fn close_range(first: i32, last: i32) -> bool {
     }
 }
 
-/// Whatever is open is closed when a program is executed, but for the standard streams and the
-/// sockets that are handed down.
-pub(in crate::sys::process) unsafe fn close_at_exec(a: &Arena) {
+/// Every descriptor from this one on is closed when a program is executed.
+pub(in crate::sys::process) unsafe fn close_at_exec(first: i32) {
     const CLOSE_RANGE_CLOEXEC: i32 = 4;
-    let first = 3_i32.wrapping_add(a.listen_count as i32);
     // SAFETY: plain system calls.
     unsafe {
         if libc::syscall(libc::SYS_close_range, first, i32::MAX, CLOSE_RANGE_CLOEXEC) != 0 {
@@ -100,6 +107,25 @@ pub(in crate::sys::process) unsafe fn close_at_exec(a: &Arena) {
     }
 }
 
+/// Makes a child that runs this function with the arena, on the service's stack. It shares the
+/// caller's memory, and the caller sleeps until the child has executed a program or ended: no copy
+/// of page tables, and the child's word comes back through memory.
+pub(in crate::sys::process) unsafe fn spawn(
+    child: unsafe extern "C" fn(*mut c_void) -> c_int,
+    a: &mut Arena,
+) -> i32 {
+    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    // SAFETY: a `fn` that is unsafe to call is represented as one that is safe to call. The stack
+    // is nobody else's.
+    unsafe {
+        let child = mem::transmute::<
+            unsafe extern "C" fn(*mut c_void) -> c_int,
+            extern "C" fn(*mut c_void) -> c_int,
+        >(child);
+        libc::clone(child, a.service_stack, flags, ptr::from_mut(a).cast())
+    }
+}
+
 // ------------------------------------------------------------------------------------------- in the test process
 
 /// Packets, and an end of file that cannot be missed.
@@ -107,6 +133,9 @@ pub(in crate::sys::process) const CONTROL: i32 = libc::SOCK_SEQPACKET;
 
 /// Whatever a service makes of itself is found.
 pub(crate) const LOSES_DAEMONS: bool = false;
+
+/// The exit status of a supervisor that has not proved that nothing is left.
+pub(in crate::sys::process) const UNPROVED: i32 = 2;
 
 /// For `waitpid`: a child without an exit signal is seen by those who ask for it alone.
 pub(in crate::sys::process) const WAIT: WaitPidFlag = WaitPidFlag::__WALL;

@@ -8,16 +8,18 @@
 //! The order in which things happen is the guarantee:
 //!
 //! 1. The guard becomes a session leader (the runner's signals to its process group and terminal do
-//!    not reach it) and a subreaper *before* there is a worker; the worker becomes a subreaper
-//!    *before* there is a service. So there is no moment at which a descendant could escape
-//!    upwards.
+//!    not reach it) and a subreaper *before* there is a worker; the worker becomes both *before*
+//!    there is a service. So there is no moment at which a descendant could escape upwards. Each of
+//!    the three has a session of its own, so that no signal to a process group reaches two of them.
 //! 2. The worker watches the test process through a pidfd that was opened before the fork: no
 //!    moment at which the test process could die unseen. The socket's end of file says the same,
 //!    but any other fork of the test process may hold a copy of it.
 //! 3. The service asks for SIGKILL at its parent's death first and checks its parent second.
-//! 4. To stop: the polite signal and SIGCONT to the group; after the grace the kill, until nothing
-//!    is left; then the last words of output into the log; then the last word to the test process;
-//!    then the end.
+//! 4. To stop: the phases of `ending.rs`; then the kill, until nothing is left; then the last words
+//!    of output into the log; then the recipe's command at the end; then the last word to the test
+//!    process; then the end.
+//! 5. Each call that this rests on is checked, or tried once, before there is a service
+//!    (`calls.rs`). A start fails where one of them does.
 //!
 //! Guard and worker are each other's insurance: the worker polls a pidfd of the guard, the guard
 //! gets SIGCHLD for the worker (a stopped one is continued). Whichever dies, the other kills the
@@ -40,21 +42,18 @@ use std::mem;
 use std::ptr;
 
 use super::super::arena::Arena;
-use super::super::forked::{
-    Output, become_service, close_listeners, close_streams, errno, fail, lift_listeners, now_ms, now_ns,
-    null_standard_streams, open_streams, reset_signals,
-};
+use super::super::calls::Call;
+use super::super::ending::{Ending, Order, Step};
 use super::super::message::{
-    ARM, EMPTY, EXITED, Inbox, OUTPUT, PUBLISH, PUBLISHED, Received, SIGNAL, STAGE_SUPERVISOR, STARTED, STOP,
-    SYNC, SYNCED, send,
+    ARM, EMPTY, EXITED, Inbox, PUBLISH, PUBLISHED, Received, SIGNAL, STARTED, STOP, SYNC, SYNCED, send,
 };
+use super::super::output::Output;
+use super::super::spawn::{
+    become_service, close_listeners, close_streams, lift_listeners, null_standard_streams, open_streams,
+    reset_signals, run_on_end,
+};
+use super::super::tools::{errno, fail, fail_call, now_ns};
 use super::{os, remove, tree};
-
-/// After any kill signal but SIGKILL: how long until SIGKILL.
-const SECOND_KILL_MS: i64 = 1000;
-/// How much output is taken in one turn of the loop, so that a flood does not keep the worker from
-/// its other duties.
-const READS_PER_TURN: usize = 8;
 
 // ---------------------------------------------------------------------------------------------------------- guard
 
@@ -63,19 +62,11 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
     // SAFETY: the arena is mapped in this process, and nobody else has it.
     unsafe {
         let a = &mut *argument.cast::<Arena>();
-        // First of all: what a test closes in this moment, a listener or a lock, is open here as
-        // long as this takes.
+        // First of all: a listener or a lock that a test closes in this moment is open here as long
+        // as this takes.
         let can_share = os::close_all_but(a.keep, a.keep_count);
-        libc::setsid();
-        libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
-        reset_signals();
-        null_standard_streams();
-        name(a, c"mirakuru-guard");
-        a.guard = libc::getpid();
-        // The worker inherits this; opened here because here it cannot be somebody else's.
-        a.guard_pidfd = libc::syscall(libc::SYS_pidfd_open, a.guard, 0) as i32;
-        if a.guard_pidfd < 0 {
-            fail(a.control, STAGE_SUPERVISOR, errno());
+        if let Err(call) = prepare_guard(a) {
+            fail_call(a.control, call, errno());
             return 1;
         }
         let Arena {
@@ -95,12 +86,11 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
             );
         }
         if worker < 0 {
-            // What emulates Linux in user space may know processes and threads, and nothing
-            // between.
+            // Emulators of Linux in user space may know processes and threads, and nothing between.
             worker = libc::clone(self::worker, worker_stack, libc::SIGCHLD, argument);
         }
         if worker < 0 {
-            fail(control, STAGE_SUPERVISOR, errno());
+            fail_call(control, Call::Clone, errno());
             return 1;
         }
         // The socket must be the worker's alone: its end of file tells the test process that the
@@ -108,14 +98,60 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
         os::close_all_but(locks, lock_count);
         let clean = guard_looks_after(worker);
         // From here on the memory is this process's alone.
-        tree::kill_all(0, &mut (*argument.cast::<Arena>()).pids);
-        c_int::from(!clean)
+        let a = &mut *argument.cast::<Arena>();
+        let mut proved = tree::kill_all(0, &mut a.pids);
+        if !clean && a.service != 0 {
+            a.control = -1;
+            let mut output = Output::new(a, [-1; 2]);
+            run_on_end(a, &mut output, kill_children);
+            proved = tree::kill_all(0, &mut a.pids);
+        }
+        match (proved, clean) {
+            (true, true) => 0,
+            (true, false) => 1,
+            (false, _) => os::UNPROVED,
+        }
     }
+}
+
+/// All that must hold before there is a worker.
+unsafe fn prepare_guard(a: &mut Arena) -> Result<(), Call> {
+    // SAFETY: plain system calls.
+    unsafe {
+        check(libc::setsid(), Call::Session)?;
+        check(
+            libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0),
+            Call::Subreaper,
+        )?;
+        reset_signals();
+        null_standard_streams();
+        name(a, c"mirakuru-guard");
+        a.guard = libc::getpid();
+        // The worker inherits this; opened here because here it cannot be somebody else's.
+        a.guard_pidfd = libc::syscall(libc::SYS_pidfd_open, a.guard, 0) as i32;
+        check(a.guard_pidfd, Call::PidfdOpen)?;
+        // Calls that are first needed when it is too late to report a failure.
+        let nobody = tree::has_children();
+        check(if nobody == Some(false) { 0 } else { -1 }, Call::Wait)
+    }
+}
+
+fn check(result: c_int, call: Call) -> Result<(), Call> {
+    match result {
+        0.. => Ok(()),
+        _ => Err(call),
+    }
+}
+
+unsafe fn kill_children(a: &mut Arena) {
+    // SAFETY: all children of this process are of the service.
+    unsafe { tree::kill_all(0, &mut a.pids) };
 }
 
 /// Sleeps until the worker ends; continues it where it was stopped. Says whether it had done its
 /// work.
 unsafe fn guard_looks_after(worker: i32) -> bool {
+    let mut errors = 0_u32;
     // SAFETY: statuses go into local variables.
     unsafe {
         loop {
@@ -126,7 +162,12 @@ unsafe fn guard_looks_after(worker: i32) -> bool {
                 if errno() == libc::EINTR {
                     continue;
                 }
-                return false;
+                errors = errors.saturating_add(1);
+                if errno() == libc::ECHILD || errors > 100 {
+                    return false;
+                }
+                libc::poll(ptr::null_mut(), 0, 1);
+                continue;
             }
             match info.si_code {
                 libc::CLD_STOPPED | libc::CLD_TRAPPED => {
@@ -146,14 +187,9 @@ struct Worker<'a> {
     a: &'a mut Arena,
     inbox: Inbox,
     output: Output,
-    phase: Phase,
+    ending: Ending,
     /// Its main process has not been waited for yet.
     main_alive: bool,
-    /// The test process wants to know of new output.
-    armed: bool,
-    /// There has been output since it was told of any. It may have read that already; it may also
-    /// have looked just before.
-    news: bool,
     /// Nobody else is there to remove the private directory.
     clean_up: bool,
     /// It is the run's: it does not end with the test process, but with the runner.
@@ -163,44 +199,23 @@ struct Worker<'a> {
     ended_at: i64,
 }
 
-#[derive(Clone, Copy, PartialEq)]
-enum Phase {
-    Running,
-    /// Asked to end; killed at this time (CLOCK_MONOTONIC in ms).
-    Polite {
-        until: i64,
-        kill_signal: i32,
-    },
-    /// Sent a kill signal of the user's choice; SIGKILL at this time.
-    Killing {
-        until: i64,
-    },
-}
-
 /// The worker, from its first instruction to its last. Its exit status 0 tells the guard that the
 /// tree is empty.
 extern "C" fn worker(argument: *mut c_void) -> c_int {
     // SAFETY: the arena is mapped in this process, and nobody else has it.
     unsafe {
         let a = &mut *argument.cast::<Arena>();
-        libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0);
-        // Never the command line, which the guard has written: see there.
-        libc::prctl(libc::PR_SET_NAME, c"mirakuru-worker".as_ptr(), 0, 0, 0);
-        a.worker = libc::getpid();
-        let events = signalfd();
         let mut pipes = [-1; 2];
-        if events < 0 || !open_streams(a, &mut pipes) || !lift_listeners(a) {
-            fail(a.control, STAGE_SUPERVISOR, errno());
-            return 1;
-        }
-
-        // Shares memory with the worker, which sleeps until the service has executed its program or
-        // failed to: no second copy of page tables, and the reason of a failure comes back through
-        // memory.
-        let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
-        let pid = libc::clone(service, a.service_stack, flags, argument);
+        let events = match prepare_worker(a, &mut pipes) {
+            Ok(events) => events,
+            Err(call) => {
+                fail_call(a.control, call, errno());
+                return 1;
+            }
+        };
+        let pid = os::spawn(service, a);
         if pid < 0 {
-            fail(a.control, STAGE_SUPERVISOR, errno());
+            fail_call(a.control, Call::Clone, errno());
             return 0;
         }
         close_streams(a);
@@ -208,40 +223,80 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
         close_listeners(a);
         // Written by the service, through the memory that was shared.
         if ptr::read_volatile(&raw const a.failed_stage) >= 0 {
+            a.service = 0;
             tree::kill_all(0, &mut a.pids);
             fail(a.control, a.failed_stage, a.failed_errno);
             return 0;
         }
         a.service = pid;
-        send(a.control, [STARTED, pid, a.worker, 0, 0, 0, 0, 0]);
+        // A test process that never learns of its service cannot stop it.
+        let told = send(a.control, [STARTED, pid, a.worker, 0, 0, 0, 0, 0]);
 
         let output = Output::new(a, pipes);
         let mut worker = Worker {
             a,
             inbox: Inbox::default(),
             output,
-            phase: Phase::Running,
+            ending: Ending::new(),
             main_alive: true,
-            armed: false,
-            news: false,
             clean_up: false,
             published: false,
             status: libc::SIGKILL,
             ended_at: 0,
         };
-        worker.run(events);
-        0
+        match if told {
+            worker.run(events)
+        } else {
+            worker.conclude(-1)
+        } {
+            true => 0,
+            false => os::UNPROVED,
+        }
+    }
+}
+
+/// All that must hold before there is a service. Gives a descriptor that tells of ended children.
+unsafe fn prepare_worker(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<i32, Call> {
+    // SAFETY: plain system calls.
+    unsafe {
+        check(libc::setsid(), Call::Session)?;
+        check(
+            libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0),
+            Call::Subreaper,
+        )?;
+        // Never the command line, which the guard has written: see there.
+        libc::prctl(libc::PR_SET_NAME, c"mirakuru-worker".as_ptr(), 0, 0, 0);
+        a.worker = libc::getpid();
+        let events = signalfd();
+        check(events, Call::Signalfd)?;
+        // Calls that are first needed when it is too late to report a failure. Signal 0 does
+        // nothing.
+        check(
+            libc::syscall(
+                libc::SYS_pidfd_send_signal,
+                a.guard_pidfd,
+                0,
+                ptr::null::<libc::siginfo_t>(),
+                0,
+            ) as c_int,
+            Call::PidfdSend,
+        )?;
+        check(libc::kill(a.guard, 0), Call::Kill)?;
+        open_streams(a, pipes)?;
+        lift_listeners(a)?;
+        Ok(events)
     }
 }
 
 impl Worker<'_> {
-    /// Until nothing is left of the service.
-    unsafe fn run(&mut self, events: i32) {
+    /// Until nothing is left of the service, of which it gives the proof.
+    unsafe fn run(&mut self, events: i32) -> bool {
         // SAFETY: plain system calls on descriptors of our own.
         unsafe {
             let [mut control, mut test] = [self.a.control, self.a.test_pidfd];
             let guard = self.a.guard_pidfd;
             let mut runner = self.a.runner_pidfd;
+            let mut errors = 0_u32;
             loop {
                 let poll = |fd| libc::pollfd {
                     fd,
@@ -256,32 +311,43 @@ impl Worker<'_> {
                     poll(self.output.pipes[0]),
                     poll(self.output.pipes[1]),
                     poll(if self.published { runner } else { -1 }),
+                    poll(self.ending.needed),
                 ];
-                libc::poll(fds.as_mut_ptr(), 7, self.patience());
+                let polled = libc::poll(fds.as_mut_ptr(), 8, self.ending.patience());
                 let [
-                    events_seen,
-                    control_seen,
+                    mut events_seen,
+                    mut control_seen,
                     test_seen,
-                    guard_seen,
-                    out_seen,
-                    err_seen,
+                    mut guard_seen,
+                    mut out_seen,
+                    mut err_seen,
                     runner_seen,
+                    _,
                 ] = fds.map(|fd| fd.revents != 0);
+                if polled >= 0 {
+                    errors = 0;
+                } else if errno() != libc::EINTR {
+                    // Without its help: look at everything, a thousand times a second, for a
+                    // second.
+                    errors = errors.saturating_add(1);
+                    guard_seen = errors > 1000 || libc::getppid() != self.a.guard;
+                    [events_seen, control_seen, out_seen, err_seen] = [true; 4];
+                    libc::usleep(1000);
+                }
 
                 if out_seen {
-                    self.relay(0, READS_PER_TURN);
+                    self.output.take_turn(&mut self.a.buffer, 0);
                 }
                 if err_seen {
-                    self.relay(1, READS_PER_TURN);
+                    self.output.take_turn(&mut self.a.buffer, 1);
                 }
                 if guard_seen {
                     // The insurance is gone: end it now, without grace, while this process is still
                     // here to do it.
-                    self.conclude(runner);
-                    return;
+                    return self.conclude(runner);
                 }
                 let mut owner_is_gone = false;
-                if control_seen && !self.listen() {
+                if control >= 0 && control_seen && !self.listen() {
                     control = -1;
                     owner_is_gone |= !self.published;
                 }
@@ -299,49 +365,44 @@ impl Worker<'_> {
                 }
                 if owner_is_gone {
                     self.clean_up = true;
-                    self.ask_to_end(self.a.stop_signal, self.a.grace_ms, self.a.kill_signal);
+                    let step = self.ending.order_in_turn(self.a, Order::of_recipe(self.a));
+                    self.take(step);
                 }
                 if events_seen {
                     drain_signalfd(events);
                 }
                 if self.reap() {
-                    self.conclude(runner);
-                    return;
+                    return self.conclude(runner);
                 }
-                match self.phase {
-                    Phase::Polite { until, kill_signal } if now_ms() >= until => {
-                        if kill_signal == libc::SIGKILL {
-                            self.conclude(runner);
-                            return;
-                        }
-                        self.signal_everybody(kill_signal);
-                        self.phase = Phase::Killing {
-                            until: now_ms().wrapping_add(SECOND_KILL_MS),
-                        };
-                    }
-                    Phase::Killing { until } if now_ms() >= until => {
-                        self.conclude(runner);
-                        return;
-                    }
-                    _ => {}
+                let step = self.ending.step(self.a);
+                if !self.take(step) {
+                    return self.conclude(runner);
                 }
             }
         }
     }
 
-    /// How long to sleep at most, for `poll`.
-    fn patience(&self) -> c_int {
-        match self.phase {
-            Phase::Running => -1,
-            Phase::Polite { until, .. } | Phase::Killing { until } => {
-                until.wrapping_sub(now_ms()).clamp(0, 60_000) as c_int
+    /// `false` when it is time for the kill.
+    unsafe fn take(&mut self, step: Step) -> bool {
+        // SAFETY: signals to processes of the tree only.
+        unsafe {
+            match step {
+                Step::Nothing => {}
+                Step::Ask(signal) => self.signal_group(signal),
+                Step::AskRest(signal) => self.tell_descendants(signal, true),
+                Step::Kill(signal) => {
+                    self.signal_group(signal);
+                    self.tell_descendants(signal, false);
+                }
+                Step::Conclude => return false,
             }
         }
+        true
     }
 
     /// Takes the test process's messages. `false` when it has closed its end.
     unsafe fn listen(&mut self) -> bool {
-        // SAFETY: signals to the service's own group only.
+        // SAFETY: signals to processes of the tree only.
         unsafe {
             loop {
                 let message = match self.inbox.receive(self.a.control, false) {
@@ -350,26 +411,31 @@ impl Worker<'_> {
                     Received::Closed => return false,
                 };
                 match message[0] {
-                    ARM => {
-                        self.armed = true;
-                        self.tell_news();
-                    }
+                    ARM => self.output.arm(),
                     // What is the run's is not the test process's to end.
                     STOP if !self.published => {
-                        self.clean_up |= message[4] == 1;
-                        self.ask_to_end(message[1], i64::from(message[2]), message[3]);
+                        let order = Order {
+                            signal: message[1],
+                            grace_ms: i64::from(message[2]),
+                            kill_signal: message[3],
+                        };
+                        let step = if message[4] == 1 {
+                            self.clean_up = true;
+                            self.ending.order_in_turn(self.a, order)
+                        } else {
+                            self.ending.order(self.a, order)
+                        };
+                        self.take(step);
                     }
                     PUBLISH => self.publish(),
                     SYNC => {
-                        // Bounded: a flood never ends, and what is there now is not more than a
-                        // pipe holds.
-                        self.relay(0, 64);
-                        self.relay(1, 64);
+                        self.output.take_rest(&mut self.a.buffer);
                         send(self.a.control, [SYNCED, 0, 0, 0, 0, 0, 0, 0]);
                     }
                     SIGNAL if self.main_alive => {
                         libc::kill(-self.a.service, message[1]);
                     }
+                    SIGNAL => self.tell_descendants(message[1], false),
                     _ => {}
                 }
             }
@@ -381,12 +447,12 @@ impl Worker<'_> {
         // SAFETY: the paths are strings in the arena.
         unsafe {
             let mut error = libc::EINVAL;
-            // What has ended in the meantime is the test process's to report, as a start that has
-            // failed.
+            // A service that has ended in the meantime is the test process's to report, as a start
+            // that has failed.
             let is_gone = self.reap() || (!self.main_alive && self.status != 0);
             if is_gone {
                 error = libc::ESRCH;
-            } else if !self.a.staged.is_null() && self.a.runner_pidfd >= 0 && self.phase == Phase::Running {
+            } else if !self.a.staged.is_null() && self.a.runner_pidfd >= 0 && !self.ending.has_begun() {
                 if !self.main_alive {
                     // It has made itself a daemon.
                     self.record_exit(self.a.staged, true);
@@ -427,12 +493,17 @@ impl Worker<'_> {
         }
     }
 
-    /// The end of the tree and of what is on the disk. A service of the run that has ended before
-    /// its runner leaves its state and its log for those who come, until the runner ends as well.
-    unsafe fn conclude(&mut self, runner: i32) {
+    /// The end of the tree and of its files. A service of the run that has ended before its runner
+    /// leaves its state and its log for those who come, until the runner ends as well. Says whether
+    /// it is proved that nothing is left.
+    unsafe fn conclude(&mut self, runner: i32) -> bool {
         // SAFETY: as the functions that it calls.
         unsafe {
-            self.end();
+            let mut proved = self.end();
+            if proved {
+                run_on_end(self.a, &mut self.output, kill_children);
+                proved = tree::kill_all(0, &mut self.a.pids);
+            }
             if self.published && !self.clean_up {
                 // Again, for a daemon, and for what was killed here.
                 self.record_exit(self.a.published, false);
@@ -441,13 +512,17 @@ impl Worker<'_> {
                     events: libc::POLLIN,
                     revents: 0,
                 };
-                while libc::poll(&mut poll, 1, -1) <= 0 {}
+                while libc::poll(&mut poll, 1, -1) <= 0 {
+                    if errno() != libc::EINTR {
+                        libc::usleep(10_000);
+                    }
+                }
                 self.clean_up = true;
             }
             if self.clean_up {
                 if self.published {
-                    // With what failed starts and killed processes have left in it: nobody needs
-                    // any of it without the runner.
+                    // With all that failed starts and killed processes have left in it: nobody
+                    // needs it without the runner.
                     remove::private_dir(self.a.run_dir);
                 }
                 if !self.a.private_dir.is_null() {
@@ -463,30 +538,16 @@ impl Worker<'_> {
                 ptr::null::<libc::siginfo_t>(),
                 0,
             );
-            send(self.a.control, [EMPTY, 0, 0, 0, 0, 0, 0, 0]);
-        }
-    }
-
-    /// The polite phase. Asked again, it can only become shorter.
-    unsafe fn ask_to_end(&mut self, signal: i32, grace_ms: i64, kill_signal: i32) {
-        let until = now_ms().wrapping_add(grace_ms);
-        match self.phase {
-            Phase::Running => {
-                // SAFETY: signals to processes of the tree only.
-                unsafe { self.signal_everybody(signal) };
-                self.a.stop_signal = signal;
-                self.phase = Phase::Polite { until, kill_signal };
+            if proved {
+                send(self.a.control, [EMPTY, 0, 0, 0, 0, 0, 0, 0]);
             }
-            Phase::Polite { until: earlier, .. } if until < earlier => {
-                self.phase = Phase::Polite { until, kill_signal };
-            }
-            _ => {}
+            proved
         }
     }
 
     /// Signals the service's group, and lets it run if it was stopped. Once the main process is
-    /// gone, its process id may be somebody else's: then each child, with its group.
-    unsafe fn signal_everybody(&mut self, signal: i32) {
+    /// gone, its process id may be somebody else's: then each child.
+    unsafe fn signal_group(&mut self, signal: i32) {
         // SAFETY: the group exists, and is the service's, as long as its leader has not been waited
         // for.
         unsafe {
@@ -504,30 +565,55 @@ impl Worker<'_> {
     unsafe fn tell_orphans(&mut self, signal: i32) {
         // SAFETY: `signal_child` asks the kernel whose child it is.
         unsafe {
-            let count = tree::children(&mut self.a.pids);
+            let count = tree::children(&mut self.a.pids, false);
             for at in 0..count {
                 let Some(pid) = self.a.pids.get(at).copied() else {
                     break;
                 };
-                let told = self.a.told.get(..self.a.told_count).unwrap_or(&[]);
-                if told.contains(&pid) {
-                    continue;
-                }
-                if let Some(slot) = self.a.told.get_mut(self.a.told_count) {
-                    *slot = pid;
-                    self.a.told_count = self.a.told_count.wrapping_add(1);
-                }
-                if self.phase != Phase::Running && libc::getpgid(pid) == self.a.service {
-                    continue;
-                }
-                if tree::signal_child(pid, signal, false) {
+                let in_group = self.ending.was_asked() && libc::getpgid(pid) == self.a.service;
+                if self.note_told(pid) && !in_group && tree::signal_child(pid, signal, false) {
                     tree::signal_child(pid, libc::SIGCONT, false);
                 }
             }
         }
     }
 
-    /// Waits for what has died. `true` when nothing is left.
+    /// Signals the descendants. With `ask`, only those that the group's signal has not reached, and
+    /// nobody twice: they are asked to end, and let run if they were stopped.
+    unsafe fn tell_descendants(&mut self, signal: i32, ask: bool) {
+        // SAFETY: `signal_descendant` signals no other process.
+        unsafe {
+            let count = tree::descendants(&mut self.a.pids);
+            for at in 0..count {
+                let Some(pid) = self.a.pids.get(at).copied() else {
+                    break;
+                };
+                if ask && (libc::getpgid(pid) == self.a.service || !self.note_told(pid)) {
+                    continue;
+                }
+                tree::signal_descendant(pid, signal);
+                if ask {
+                    tree::signal_descendant(pid, libc::SIGCONT);
+                }
+            }
+        }
+    }
+
+    /// Whether a process has not been asked before. When the list is full nobody is asked any more.
+    fn note_told(&mut self, pid: i32) -> bool {
+        let told = self.a.told.get(..self.a.told_count).unwrap_or(&[]);
+        if told.contains(&pid) {
+            return false;
+        }
+        let Some(slot) = self.a.told.get_mut(self.a.told_count) else {
+            return false;
+        };
+        *slot = pid;
+        self.a.told_count = self.a.told_count.wrapping_add(1);
+        true
+    }
+
+    /// Waits for children that have died. `true` when nothing is left.
     unsafe fn reap(&mut self) -> bool {
         // SAFETY: statuses go into local variables.
         unsafe {
@@ -548,22 +634,24 @@ impl Worker<'_> {
             };
             if has_ended {
                 // Its last words come before the news of its death.
-                self.relay(0, usize::MAX);
-                self.relay(1, usize::MAX);
+                self.output.take_rest(&mut self.a.buffer);
                 self.tell_exit(!empty);
                 if self.published && !self.clean_up {
                     self.record_exit(self.a.published, !empty);
                 }
             }
-            if !self.main_alive && !empty && self.phase != Phase::Running {
-                self.tell_orphans(self.a.stop_signal);
+            if !self.main_alive && !empty {
+                if let Some(signal) = self.ending.signal() {
+                    self.tell_orphans(signal);
+                }
             }
             empty
         }
     }
 
-    /// The kill, if anything is left; the rest of the output.
-    unsafe fn end(&mut self) {
+    /// The kill, if anything is left; the rest of the output. Says whether it is proved that
+    /// nothing is left.
+    unsafe fn end(&mut self) -> bool {
         // SAFETY: this process is a subreaper, and all its children belong to the service.
         unsafe {
             if self.main_alive {
@@ -577,8 +665,7 @@ impl Worker<'_> {
                     {
                         self.main_alive = false;
                         (self.status, self.ended_at) = (status, now_ns());
-                        self.relay(0, 256);
-                        self.relay(1, 256);
+                        self.output.take_rest(&mut self.a.buffer);
                         self.tell_exit(true);
                         break;
                     }
@@ -590,7 +677,7 @@ impl Worker<'_> {
                 }
             }
             let group = if self.main_alive { self.a.service } else { 0 };
-            tree::kill_all(group, &mut self.a.pids);
+            let proved = tree::kill_all(group, &mut self.a.pids);
             if self.main_alive {
                 // It took longer to die, on a busy machine, and `kill_all` has thrown its status
                 // away: it was this.
@@ -598,11 +685,8 @@ impl Worker<'_> {
                 (self.status, self.ended_at) = (libc::SIGKILL, now_ns());
                 self.tell_exit(true);
             }
-            self.relay(0, usize::MAX);
-            self.relay(1, usize::MAX);
-            for stream in [0, 1] {
-                self.output.record_loss(stream);
-            }
+            self.output.finish(&mut self.a.buffer);
+            proved
         }
     }
 
@@ -615,32 +699,19 @@ impl Worker<'_> {
             [EXITED, self.status, i32::from(left), high, low, 0, 0, 0],
         );
     }
-
-    /// Moves output from a pipe into the log: what is there now, at most `reads` buffers full.
-    unsafe fn relay(&mut self, stream: usize, reads: usize) {
-        // SAFETY: as `Output::relay`.
-        if unsafe { self.output.relay(&mut self.a.buffer, stream, reads) } {
-            self.news = true;
-            self.tell_news();
-        }
-    }
-
-    fn tell_news(&mut self) {
-        if self.armed && self.news {
-            (self.armed, self.news) = (false, false);
-            send(self.a.control, [OUTPUT, 0, 0, 0, 0, 0, 0, 0]);
-        }
-    }
 }
 
 // -------------------------------------------------------------------------------------------------------- service
 
 /// Becomes the service. Shares the worker's memory, which sleeps meanwhile.
-extern "C" fn service(argument: *mut c_void) -> c_int {
+unsafe extern "C" fn service(argument: *mut c_void) -> c_int {
     // SAFETY: the arena is mapped, and its other user sleeps until this process executes a program
     // or ends.
     unsafe {
         let a = &mut *argument.cast::<Arena>();
+        // Should the worker be killed before it goes on, the guard learns from this that there is a
+        // service.
+        a.service = libc::getpid();
         (a.failed_stage, a.failed_errno) = become_service(a);
         127
     }

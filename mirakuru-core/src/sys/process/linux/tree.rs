@@ -1,11 +1,11 @@
-//! Ends process trees. Runs in the supervisor, after a fork: nothing here allocates, locks or
-//! panics.
+//! Finds, signals and ends process trees. Runs in the supervisor, after a fork: nothing here
+//! allocates, locks or panics.
 //!
 //! The obvious loop ("kill the children, sleep, look again") fails: chains of processes that fork
 //! and exit at full speed outrun it, and their zombies fill the machine's table of processes. What
 //! holds:
 //!
-//! * `SA_NOCLDWAIT` for SIGCHLD, so that the kernel reaps what dies (from the moment of the kill
+//! * `SA_NOCLDWAIT` for SIGCHLD, so that the kernel reaps the dead (from the moment of the kill
 //!   only: exit statuses are lost);
 //! * no sleep between looks, as long as there is something new;
 //! * the group of each child as well as the child;
@@ -13,21 +13,34 @@
 //!   process id is ever hit.
 //!
 //! The list of children is a hint. The proof that nothing is left is `waitpid` saying ECHILD.
+//!
+//! The list comes from `/proc`. Where that is missing, or is another pid namespace's, the kernel is
+//! asked about one process id after the other: a parent may ask about its children by number.
 
 use std::ffi::CStr;
 use std::mem;
 use std::ptr;
 
 use super::super::arena::PIDS;
-use super::super::forked::errno;
+use super::super::tools::errno;
+
+/// Where the numbers of processes end, on every kernel with 64 bits.
+const PID_LIMIT: i32 = 1 << 22;
+/// How far behind this process its descendants are looked for first.
+const NEAR: i32 = 4096;
+/// After so many looks that showed no child, while there is one, the kernel is asked about every
+/// number.
+const BLIND_LOOKS: u32 = 50;
+/// So many errors of `waitpid` in a row are no accident.
+const TOO_MANY_ERRORS: u32 = 2000;
 
 /// Kills every descendant and returns when there is none: when this process, a subreaper, has no
-/// child left.
+/// child left. `false` where the kernel does not say so.
 ///
 /// # Safety
 ///
 /// Only for a single-threaded process that is a child subreaper and whose children may all die.
-pub(super) unsafe fn kill_all(group: i32, pids: &mut [i32; PIDS]) {
+pub(super) unsafe fn kill_all(group: i32, pids: &mut [i32; PIDS]) -> bool {
     // SAFETY: plain system calls on values of our own.
     unsafe {
         let mut action: libc::sigaction = mem::zeroed();
@@ -38,9 +51,24 @@ pub(super) unsafe fn kill_all(group: i32, pids: &mut [i32; PIDS]) {
             libc::kill(-group, libc::SIGKILL);
         }
         let mut quiet_looks = 0_u32;
+        let mut blind_looks = 0_u32;
+        let mut errors = 0_u32;
         let mut last = (0, 0);
-        while has_children() {
-            let count = children(pids);
+        loop {
+            match has_children() {
+                Some(false) => return true,
+                Some(true) => errors = 0,
+                None => errors = errors.saturating_add(1),
+            }
+            if errors > TOO_MANY_ERRORS {
+                return false;
+            }
+            let count = children(pids, blind_looks > BLIND_LOOKS);
+            blind_looks = if count == 0 {
+                blind_looks.saturating_add(1)
+            } else {
+                0
+            };
             for pid in pids.iter().take(count) {
                 signal_child(*pid, libc::SIGKILL, true);
             }
@@ -53,7 +81,7 @@ pub(super) unsafe fn kill_all(group: i32, pids: &mut [i32; PIDS]) {
                 0
             };
             last = now;
-            if quiet_looks > 200 {
+            if quiet_looks > 200 || errors > 0 {
                 libc::poll(ptr::null_mut(), 0, 1);
             } else {
                 libc::sched_yield();
@@ -62,11 +90,15 @@ pub(super) unsafe fn kill_all(group: i32, pids: &mut [i32; PIDS]) {
     }
 }
 
-/// Whether this process has children, dead ones included. Reaps one dead one.
-pub(super) fn has_children() -> bool {
+/// Whether this process has children, dead ones included. Reaps one dead one. `None` where the
+/// kernel does not say.
+pub(super) fn has_children() -> Option<bool> {
     // SAFETY: no status is asked for.
-    unsafe {
-        libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG | libc::__WALL) != -1 || errno() != libc::ECHILD
+    let result = unsafe { libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG | libc::__WALL) };
+    match (result, errno()) {
+        (-1, libc::ECHILD) => Some(false),
+        (-1, _) => None,
+        _ => Some(true),
     }
 }
 
@@ -82,77 +114,251 @@ pub(super) unsafe fn signal_child(pid: i32, signal: i32, group: bool) -> bool {
         if fd < 0 {
             return false;
         }
-        let mine = is_my_child(fd);
+        let mine = is_my_child(pid);
         if mine {
             if group {
                 // Asked while the child is known to be ours, and used only if it still is.
                 let group = libc::getpgid(pid);
-                if group > 1 && group != libc::getpgid(0) && is_my_child(fd) {
+                if group > 1 && group != libc::getpgid(0) && is_my_child(pid) {
                     libc::kill(-group, signal);
                 }
             }
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                fd,
-                signal,
-                ptr::null::<libc::siginfo_t>(),
-                0,
-            );
+            send(fd, signal);
         }
         libc::close(fd);
         mine
     }
 }
 
-/// Only a parent may wait for a process: the kernel's answer cannot be wrong about a recycled
-/// process id.
-unsafe fn is_my_child(pidfd: i32) -> bool {
+unsafe fn send(pidfd: i32, signal: i32) {
+    // SAFETY: plain system call.
+    unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd,
+            signal,
+            ptr::null::<libc::siginfo_t>(),
+            0,
+        );
+    }
+}
+
+/// Whether a process is a child of this one. Only a parent may wait for a process, so the kernel's
+/// answer is right at this moment.
+///
+/// It holds for a pidfd of the same process id that was opened before: either that is this child's;
+/// or the process that it is of has ended since, and a signal through it reaches nobody.
+fn is_my_child(pid: i32) -> bool {
     // SAFETY: the status goes into a local variable, and WNOWAIT leaves it with the kernel.
     unsafe {
         let mut info: libc::siginfo_t = mem::zeroed();
         let flags = libc::WNOHANG | libc::WNOWAIT | libc::WEXITED | libc::__WALL;
-        libc::waitid(libc::P_PIDFD, pidfd as libc::id_t, &mut info, flags) == 0
+        libc::waitid(libc::P_PID, pid as libc::id_t, &mut info, flags) == 0
     }
 }
 
-/// Fills `pids` with the children of this process, as many as fit, and says how many.
-pub(super) fn children(pids: &mut [i32]) -> usize {
+/// Fills `pids` with the children of this process, as many as fit, and says how many. With
+/// `thorough`, a child is found if there is one, whatever `/proc` shows; that may take half a
+/// second.
+pub(super) fn children(pids: &mut [i32], thorough: bool) -> usize {
+    let mut found = Numbers::into(pids);
     // "thread-self" has the calling thread's children only; the supervisor has one thread.
-    match children_file(c"/proc/thread-self/children", pids) {
-        Some(count) => count,
-        // A kernel without that file: everybody is a candidate, since `signal_child` asks whose
-        // child it is.
-        None => all_processes(pids),
+    let is_shown = found.read_file(libc::AT_FDCWD, c"/proc/thread-self/children")
+        // A kernel without that file: everybody is a candidate.
+        || found.read_dir(libc::AT_FDCWD, c"/proc");
+    let count = found.count;
+    let mut mine = 0_usize;
+    for at in 0..count {
+        let Some(pid) = pids.get(at).copied().filter(|pid| is_my_child(*pid)) else {
+            continue;
+        };
+        if let Some(slot) = pids.get_mut(mine) {
+            *slot = pid;
+            mine = mine.wrapping_add(1);
+        }
+    }
+    // None of those that are shown: they have all ended just now, or are another namespace's
+    // numbers.
+    let is_usable = is_shown && (count == 0 || mine > 0);
+    if mine > 0 || (is_usable && !thorough) || has_children() != Some(true) {
+        return mine;
+    }
+    // SAFETY: plain system call.
+    let me = unsafe { libc::getpid() };
+    let near = me..me.saturating_add(NEAR);
+    let count = ask_about(near.clone(), pids);
+    if count > 0 || !thorough {
+        return count;
+    }
+    match ask_about(near.end..PID_LIMIT, pids) {
+        0 => ask_about(1..me, pids),
+        count => count,
     }
 }
 
-/// Reads a `children` file: decimal numbers with spaces between.
-fn children_file(path: &CStr, pids: &mut [i32]) -> Option<usize> {
-    // SAFETY: the buffer is a local variable; the descriptor is closed again.
-    unsafe {
-        let fd = libc::open(path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
-        if fd < 0 {
-            return None;
+/// Asks the kernel about one process id after the other.
+fn ask_about(range: std::ops::Range<i32>, pids: &mut [i32]) -> usize {
+    let mut found = Numbers::into(pids);
+    for pid in range {
+        if is_my_child(pid) {
+            found.add(pid);
         }
-        let mut numbers = Numbers {
-            pids,
-            count: 0,
-            current: 0,
+        if found.is_full() {
+            break;
+        }
+    }
+    found.count
+}
+
+/// Fills `pids` with the descendants of this process that can be found, nearest first.
+pub(super) fn descendants(pids: &mut [i32]) -> usize {
+    let mut count = children(pids, false);
+    let mut at = 0_usize;
+    while at < count {
+        let Some(pid) = pids.get(at).copied() else {
+            break;
         };
-        let mut buffer = [0_u8; 1024];
-        loop {
-            let got = libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len());
-            if got <= 0 {
+        at = at.wrapping_add(1);
+        let path = Path::of(pid, b"/task");
+        let mut threads = [0; 256];
+        let mut tids = Numbers::into(&mut threads);
+        // SAFETY: plain system calls; the descriptor is closed again.
+        unsafe {
+            let dir = libc::open(
+                path.text.as_ptr().cast(),
+                libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC,
+            );
+            if dir < 0 {
+                continue;
+            }
+            tids.read_open_dir(dir);
+            // Each thread has children of its own.
+            for tid in tids.pids.iter().take(tids.count) {
+                let file = Path::relative(*tid, b"/children");
+                let mut found = Numbers {
+                    pids: &mut *pids,
+                    count,
+                    current: 0,
+                };
+                found.read_file(dir, file.as_c_str());
+                count = found.count;
+            }
+            libc::close(dir);
+        }
+    }
+    count
+}
+
+/// Signals a process if it descends from this one.
+///
+/// # Safety
+///
+/// As [`kill_all`].
+pub(super) unsafe fn signal_descendant(pid: i32, signal: i32) {
+    // SAFETY: plain system calls; the pidfd is closed again. It names one process for ever, so that
+    // what is asked of the process id after it was opened holds for the process that is signalled.
+    unsafe {
+        let fd = libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32;
+        if fd >= 0 {
+            if is_my_child(pid) || descends(pid) {
+                send(fd, signal);
+            }
+            libc::close(fd);
+        }
+    }
+}
+
+/// Whether this process is among the ancestors of another. A chain that is read while it changes
+/// could turn in a circle, so its length has a bound.
+fn descends(pid: i32) -> bool {
+    // SAFETY: plain system call.
+    let me = unsafe { libc::getpid() };
+    let mut at = pid;
+    for _ in 0..100 {
+        at = parent(at);
+        if at == me {
+            return true;
+        }
+        if at <= 1 {
+            return false;
+        }
+    }
+    false
+}
+
+/// The parent of a process, or 0.
+fn parent(pid: i32) -> i32 {
+    let path = Path::of(pid, b"/stat");
+    let mut text = [0_u8; 512];
+    // SAFETY: reads into a local buffer; the descriptor is closed again.
+    let got = unsafe {
+        let fd = libc::open(path.text.as_ptr().cast(), libc::O_RDONLY | libc::O_CLOEXEC);
+        if fd < 0 {
+            return 0;
+        }
+        let got = libc::read(fd, text.as_mut_ptr().cast(), text.len());
+        libc::close(fd);
+        got
+    };
+    // PID (NAME) STATE PARENT: the name may hold anything.
+    let text = text.get(..usize::try_from(got).unwrap_or(0)).unwrap_or(&[]);
+    let end = text.iter().rposition(|byte| *byte == b')').unwrap_or(0);
+    let rest = text.get(end..).unwrap_or(&[]);
+    let digits = rest.iter().skip_while(|byte| !byte.is_ascii_digit());
+    digits
+        .take_while(|byte| byte.is_ascii_digit())
+        .fold(0_i32, |number, digit| {
+            number
+                .wrapping_mul(10)
+                .wrapping_add(i32::from(digit.wrapping_sub(b'0')))
+        })
+}
+
+/// A path with a number in it, and a final zero.
+struct Path {
+    text: [u8; 48],
+}
+
+impl Path {
+    /// `/proc/NUMBER` and what follows.
+    fn of(number: i32, end: &[u8]) -> Path {
+        Path::put_together(&[b"/proc/"], number, end)
+    }
+
+    fn relative(number: i32, end: &[u8]) -> Path {
+        Path::put_together(&[], number, end)
+    }
+
+    fn put_together(start: &[&[u8]], number: i32, end: &[u8]) -> Path {
+        let mut digits = [0_u8; 10];
+        let mut first = digits.len();
+        let mut rest = number.unsigned_abs();
+        while first > 0 {
+            first = first.wrapping_sub(1);
+            if let Some(digit) = digits.get_mut(first) {
+                *digit = b'0'.wrapping_add((rest % 10) as u8);
+            }
+            rest /= 10;
+            if rest == 0 {
                 break;
             }
-            numbers.feed(buffer.get(..got as usize).unwrap_or(&[]));
         }
-        libc::close(fd);
-        numbers.end();
-        Some(numbers.count)
+        let mut text = [0; 48];
+        let start = start.iter().copied().flatten();
+        let bytes = start.chain(digits.iter().skip(first)).chain(end);
+        // The last byte stays zero.
+        for (slot, byte) in text.iter_mut().take(47).zip(bytes) {
+            *slot = *byte;
+        }
+        Path { text }
+    }
+
+    fn as_c_str(&self) -> &CStr {
+        CStr::from_bytes_until_nul(&self.text).unwrap_or(c"")
     }
 }
 
+/// A list of numbers that is being filled.
 struct Numbers<'a> {
     pids: &'a mut [i32],
     count: usize,
@@ -160,6 +366,25 @@ struct Numbers<'a> {
 }
 
 impl Numbers<'_> {
+    fn into(pids: &mut [i32]) -> Numbers<'_> {
+        Numbers {
+            pids,
+            count: 0,
+            current: 0,
+        }
+    }
+
+    fn add(&mut self, number: i32) {
+        if let Some(slot) = self.pids.get_mut(self.count) {
+            *slot = number;
+            self.count = self.count.wrapping_add(1);
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.count >= self.pids.len()
+    }
+
     fn feed(&mut self, text: &[u8]) {
         for byte in text {
             if byte.is_ascii_digit() {
@@ -175,101 +400,152 @@ impl Numbers<'_> {
 
     fn end(&mut self) {
         if self.current > 0 {
-            if let Some(slot) = self.pids.get_mut(self.count) {
-                *slot = self.current;
-                self.count = self.count.wrapping_add(1);
-            }
+            self.add(self.current);
         }
         self.current = 0;
     }
-}
 
-/// All processes of the machine.
-fn all_processes(pids: &mut [i32]) -> usize {
-    // SAFETY: the kernel fills the buffer with whole records of `linux_dirent64`: u64 inode, i64
-    // offset, u16 length, u8 type, and the name with its final zero.
-    unsafe {
-        let fd = libc::open(
-            c"/proc".as_ptr(),
-            libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC,
-        );
-        if fd < 0 {
-            return 0;
-        }
-        let mut numbers = Numbers {
-            pids,
-            count: 0,
-            current: 0,
-        };
-        let mut buffer = [0_u64; 512];
-        loop {
-            let got = libc::syscall(
-                libc::SYS_getdents64,
-                fd,
-                buffer.as_mut_ptr(),
-                mem::size_of_val(&buffer),
-            );
-            if got <= 0 {
-                break;
+    /// Adds the decimal numbers of a file. `false` where there is none.
+    fn read_file(&mut self, dir: i32, path: &CStr) -> bool {
+        // SAFETY: the buffer is a local variable; the descriptor is closed again.
+        unsafe {
+            let fd = libc::openat(dir, path.as_ptr(), libc::O_RDONLY | libc::O_CLOEXEC);
+            if fd < 0 {
+                return false;
             }
-            let start = buffer.as_ptr().cast::<u8>();
-            let mut at = 0_usize;
-            while at < got as usize {
-                let record = start.add(at);
-                let length = usize::from(record.add(16).cast::<u16>().read_unaligned());
-                let name = CStr::from_ptr(record.add(19).cast()).to_bytes();
-                if name.first().is_some_and(u8::is_ascii_digit) {
-                    numbers.feed(name);
-                    numbers.end();
-                }
-                if length == 0 {
+            let mut buffer = [0_u8; 1024];
+            loop {
+                let got = libc::read(fd, buffer.as_mut_ptr().cast(), buffer.len());
+                if got <= 0 {
                     break;
                 }
-                at = at.wrapping_add(length);
+                self.feed(buffer.get(..got as usize).unwrap_or(&[]));
+            }
+            libc::close(fd);
+        }
+        self.end();
+        true
+    }
+
+    /// Adds the entries of a directory that are numbers. `false` where there is no directory.
+    fn read_dir(&mut self, dir: i32, path: &CStr) -> bool {
+        // SAFETY: plain system calls; the descriptor is closed again.
+        unsafe {
+            let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
+            let fd = libc::openat(dir, path.as_ptr(), flags);
+            if fd >= 0 {
+                self.read_open_dir(fd);
+                libc::close(fd);
+            }
+            fd >= 0
+        }
+    }
+
+    fn read_open_dir(&mut self, fd: i32) {
+        // SAFETY: the kernel fills the buffer with whole records of `linux_dirent64`: u64 inode,
+        // i64 offset, u16 length, u8 type, and the name with its final zero.
+        unsafe {
+            let mut buffer = [0_u64; 256];
+            loop {
+                let size = mem::size_of_val(&buffer);
+                let got = libc::syscall(libc::SYS_getdents64, fd, buffer.as_mut_ptr(), size);
+                if got <= 0 {
+                    break;
+                }
+                let start = buffer.as_ptr().cast::<u8>();
+                let mut at = 0_usize;
+                while at < got as usize {
+                    let record = start.add(at);
+                    let length = usize::from(record.add(16).cast::<u16>().read_unaligned());
+                    let name = CStr::from_ptr(record.add(19).cast()).to_bytes();
+                    if name.first().is_some_and(u8::is_ascii_digit) {
+                        self.feed(name);
+                        self.end();
+                    }
+                    if length == 0 {
+                        break;
+                    }
+                    at = at.wrapping_add(length);
+                }
             }
         }
-        libc::close(fd);
-        numbers.count
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::process::{Command, Stdio};
+    use std::process::{Child, Command, Stdio};
 
-    fn with_child(test: impl FnOnce(i32)) {
-        let mut child = Command::new("sleep")
-            .arg("30")
-            .stdin(Stdio::null())
-            .spawn()
-            .expect("sleep starts");
-        test(child.id() as i32);
-        child.kill().expect("it is still there");
-        child.wait().expect("it is ours");
+    /// Ended when it is dropped.
+    struct Sleeper(Child);
+
+    impl Sleeper {
+        fn new() -> Sleeper {
+            let mut command = Command::new("sleep");
+            Sleeper(
+                command
+                    .arg("30")
+                    .stdin(Stdio::null())
+                    .spawn()
+                    .expect("sleep starts"),
+            )
+        }
+
+        fn pid(&self) -> i32 {
+            self.0.id() as i32
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
     }
 
     #[test]
-    fn finds_a_child_in_either_way() {
-        with_child(|child| {
-            let mut pids = [0; PIDS];
-            let count = children(&mut pids);
-            assert!(pids[..count].contains(&child), "{:?}", &pids[..count]);
-            let mut many = [0; 1 << 16];
-            let count = all_processes(&mut many);
-            assert!(many[..count].contains(&child));
-            assert!(many[..count].contains(&(std::process::id() as i32)));
-        });
+    fn finds_a_child_in_each_way() {
+        let child = Sleeper::new();
+        let mut pids = [0; PIDS];
+        let count = children(&mut pids, true);
+        assert!(pids[..count].contains(&child.pid()), "{:?}", &pids[..count]);
+        let mut many = vec![0; 1 << 16];
+        let mut all = Numbers::into(&mut many);
+        all.read_dir(libc::AT_FDCWD, c"/proc");
+        let count = all.count;
+        assert!(many[..count].contains(&child.pid()));
+        assert!(many[..count].contains(&(std::process::id() as i32)));
+        // Without /proc.
+        let count = ask_about(1..PID_LIMIT, &mut pids);
+        assert!(pids[..count].contains(&child.pid()), "{:?}", &pids[..count]);
+    }
+
+    #[test]
+    fn finds_the_parent_of_a_process_and_who_descends_from_this_one() {
+        let child = Sleeper::new();
+        let me = std::process::id() as i32;
+        assert_eq!(parent(child.pid()), me);
+        assert!(descends(child.pid()));
+        assert!(!descends(1) && !descends(me));
+        let mut pids = [0; PIDS];
+        let count = descendants(&mut pids);
+        assert!(pids[..count].contains(&child.pid()), "{:?}", &pids[..count]);
     }
 
     #[test]
     fn signals_its_own_children_only() {
-        with_child(|child| {
-            // SAFETY: signal 0 does nothing but ask.
-            unsafe {
-                assert!(signal_child(child, 0, false));
-                assert!(!signal_child(1, 0, false));
-            }
-        });
+        let child = Sleeper::new();
+        // SAFETY: signal 0 does nothing but ask.
+        unsafe {
+            assert!(signal_child(child.pid(), 0, false));
+            assert!(!signal_child(1, 0, false));
+        }
+    }
+
+    #[test]
+    fn a_path_with_a_number_ends_in_a_zero() {
+        assert_eq!(Path::of(4_194_303, b"/task").as_c_str(), c"/proc/4194303/task");
+        assert_eq!(Path::relative(7, b"/children").as_c_str(), c"7/children");
     }
 }

@@ -1,6 +1,7 @@
-//! What the code that both back ends share (`sys/forked.rs`, `sys/service.rs`) asks of the system,
-//! in POSIX calls. The first part runs after a fork: no allocation, no lock, no panic.
+//! What the code that both back ends share (`spawn.rs`, `service.rs`) asks of the system, in POSIX
+//! calls. The first part runs after a fork: no allocation, no lock, no panic.
 
+use std::ffi::{c_int, c_void};
 use std::io;
 use std::mem;
 use std::ops::Range;
@@ -30,6 +31,13 @@ pub(in crate::sys::process) unsafe fn set_gid(gid: libc::gid_t) -> i32 {
 pub(in crate::sys::process) unsafe fn set_uid(uid: libc::uid_t) -> i32 {
     // SAFETY: plain system call.
     unsafe { libc::setuid(uid) }
+}
+
+/// A process group of the service's own, in the supervisor's session, by which `last_resort` knows
+/// it.
+pub(in crate::sys::process) unsafe fn own_group() {
+    // SAFETY: plain system call.
+    unsafe { libc::setpgid(0, 0) };
 }
 
 /// There is no such thing.
@@ -85,7 +93,22 @@ pub(super) unsafe fn close_all_but_kept(a: &Arena) {
 const MANY_IN_A_ROW: i32 = 1024;
 
 /// Nothing is open in the supervisor that is not so marked.
-pub(in crate::sys::process) unsafe fn close_at_exec(_: &Arena) {}
+pub(in crate::sys::process) unsafe fn close_at_exec(_: i32) {}
+
+/// Makes a child that runs this function with the arena, and ends with its result.
+pub(in crate::sys::process) unsafe fn spawn(
+    child: unsafe extern "C" fn(*mut c_void) -> c_int,
+    a: &mut Arena,
+) -> i32 {
+    // SAFETY: the supervisor has one thread, and the child keeps to what may be done after a fork.
+    unsafe {
+        let pid = libc::fork();
+        if pid == 0 {
+            libc::_exit(child(ptr::from_mut(a).cast()));
+        }
+        pid
+    }
+}
 
 // ------------------------------------------------------------------------------------------- in the test process
 
@@ -94,6 +117,9 @@ pub(in crate::sys::process) const CONTROL: i32 = libc::SOCK_STREAM;
 
 /// Whatever leaves the process group is lost.
 pub(crate) const LOSES_DAEMONS: bool = true;
+
+/// The exit status of a supervisor that has not proved that nothing is left.
+pub(in crate::sys::process) const UNPROVED: i32 = 2;
 
 /// For `waitpid`.
 pub(in crate::sys::process) const WAIT: WaitPidFlag = WaitPidFlag::empty();

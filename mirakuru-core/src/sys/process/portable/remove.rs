@@ -7,7 +7,7 @@
 use std::ffi::{CStr, c_char};
 use std::ptr;
 
-use super::super::forked::errno;
+use super::super::tools::errno;
 
 /// How long the removal of what a service has left may take. Then it goes on without the
 /// supervisor.
@@ -36,7 +36,7 @@ pub(super) unsafe fn private_dir(path: *const c_char) {
         } else {
             // The lock last: as long as it is there, a later run will finish what is interrupted
             // here.
-            for name in [c"log", c"log.index", c"owner", c"lock"] {
+            for name in [c"log", c"log.index", c"owner", c"needed", c"lock"] {
                 libc::unlinkat(dir, name.as_ptr(), 0);
             }
             libc::rmdir(path);

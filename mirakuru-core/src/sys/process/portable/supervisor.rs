@@ -1,4 +1,4 @@
-//! The supervisor's own code. After a fork, as `sys/forked.rs` explains: system calls only, no
+//! The supervisor's own code. After a fork, as `spawn.rs` explains: system calls only, no
 //! allocation, no lock, no panic.
 //!
 //! The order in which things happen is what the guarantee rests on, as far as it goes here:
@@ -20,33 +20,30 @@ use std::ptr;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use super::super::arena::Arena;
-use super::super::forked::{
-    Output, become_service, close_listeners, close_streams, errno, fail, lift_listeners, now_ms, now_ns,
-    null_standard_streams, open_streams, reset_signals,
-};
+use super::super::calls::Call;
+use super::super::ending::{Ending, Order, Step};
 use super::super::message::{
-    ARM, EMPTY, EXITED, Inbox, OUTPUT, PUBLISH, PUBLISHED, Received, SIGNAL, STAGE_SUPERVISOR, STARTED, STOP,
-    SYNC, SYNCED, send,
+    ARM, EMPTY, EXITED, Inbox, PUBLISH, PUBLISHED, Received, SIGNAL, STARTED, STOP, SYNC, SYNCED, send,
 };
+use super::super::output::Output;
+use super::super::spawn::{
+    become_service, close_listeners, close_streams, lift_listeners, null_standard_streams, open_streams,
+    reset_signals, run_on_end,
+};
+use super::super::tools::{errno, fail, fail_call, now_ms, now_ns};
 use super::{os, remove};
 
 /// How long until the next look at who the parent is.
-const LOOK_MS: i64 = 250;
+const LOOK_MS: c_int = 250;
 /// How long until the next look at a group that has lost its leader: nobody tells of the end of its
 /// members.
-const ORPHANS_MS: i64 = 20;
-/// After any kill signal but SIGKILL: how long until SIGKILL.
-const SECOND_KILL_MS: i64 = 1000;
+const ORPHANS_MS: c_int = 20;
+/// How long until the next look at the services that need this one.
+const WAIT_MS: c_int = 2;
 /// After SIGKILL: how long the members of a group that has lost its leader may still be there. What
 /// is there then is dead, and waits for a first process that is slow to fetch exit statuses (those
 /// of containers are, or never do); it cannot be told apart from what waits for a disk.
 const ZOMBIES_MS: i64 = 1000;
-/// How much output is taken in one turn of the loop, so that a flood does not keep the supervisor
-/// from its other duties.
-const READS_PER_TURN: usize = 8;
-/// More than a pipe holds.
-const ALL_READS: usize = 64;
-
 /// Where the handler of SIGCHLD writes to, to end a `poll`. There is no call on all systems that
 /// waits for either.
 ///
@@ -64,31 +61,13 @@ struct Worker<'a> {
     parent: i32,
     inbox: Inbox,
     output: Output,
-    phase: Phase,
+    ending: Ending,
     /// Its main process has not been waited for yet.
     main_alive: bool,
     /// The group has been seen to be empty: its number may be somebody else's from then on.
     group_is_empty: bool,
-    /// The test process wants to know of new output.
-    armed: bool,
-    /// There has been output since it was told of any.
-    news: bool,
     /// Nobody else is there to remove the private directory.
     clean_up: bool,
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Phase {
-    Running,
-    /// Asked to end; killed at this time (CLOCK_MONOTONIC in ms).
-    Polite {
-        until: i64,
-        kill_signal: i32,
-    },
-    /// Sent a kill signal of the user's choice; SIGKILL at this time.
-    Killing {
-        until: i64,
-    },
 }
 
 /// The supervisor, from its first instruction to its last. All signals are blocked.
@@ -104,21 +83,16 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
         let mut wake = [-1; 2];
         let mut pipes = [-1; 2];
         let above = 3_i32.wrapping_add(a.listen_count as c_int);
-        if os::pipe(&mut wake) != 0
-            || !watch_children(wake[1])
-            || !open_streams(a, &mut pipes)
-            || !lift_listeners(a)
-        {
-            fail(a.control, STAGE_SUPERVISOR, errno());
+        if let Err(call) = prepare(a, &mut wake, &mut pipes) {
+            fail_call(a.control, call, errno());
             return 1;
         }
-        libc::fcntl(wake[0], libc::F_SETFL, libc::O_NONBLOCK);
 
         // Closed when the program is executed; if that fails, the reason comes through it. It must
         // lie above all places that the service's sockets go to.
         let mut report = [-1; 2];
         if os::pipe(&mut report) != 0 {
-            fail(a.control, STAGE_SUPERVISOR, errno());
+            fail_call(a.control, Call::Pipe, errno());
             return 1;
         }
         let lifted = libc::fcntl(report[1], libc::F_DUPFD_CLOEXEC, above);
@@ -132,8 +106,10 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
             libc::_exit(127);
         }
         if pid < 0 {
-            let failed = if lifted < 0 { failed } else { errno() };
-            fail(a.control, STAGE_SUPERVISOR, failed);
+            match lifted {
+                0.. => fail_call(a.control, Call::Clone, errno()),
+                _ => fail_call(a.control, Call::Duplicate, failed),
+            }
             return 1;
         }
         // Before anybody signals the group. (It fails when the program has been executed; then the
@@ -150,7 +126,8 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
         }
         libc::close(report[0]);
         a.service = pid;
-        send(a.control, [STARTED, pid, a.worker, 0, 0, 0, 0, 0]);
+        // A test process that never learns of its service cannot stop it.
+        let told = send(a.control, [STARTED, pid, a.worker, 0, 0, 0, 0, 0]);
 
         let output = Output::new(a, pipes);
         let mut worker = Worker {
@@ -158,15 +135,39 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
             parent,
             inbox: Inbox::default(),
             output,
-            phase: Phase::Running,
+            ending: Ending::new(),
             main_alive: true,
             group_is_empty: false,
-            armed: false,
-            news: false,
             clean_up: false,
         };
-        worker.run(wake[0]);
+        if told {
+            worker.run(wake[0]);
+        } else {
+            worker.conclude(wake[0]);
+        }
         0
+    }
+}
+
+/// All that must hold before there is a service.
+unsafe fn prepare(a: &mut Arena, wake: &mut [i32; 2], pipes: &mut [i32; 2]) -> Result<(), Call> {
+    // SAFETY: plain system calls.
+    unsafe {
+        if os::pipe(wake) != 0 {
+            return Err(Call::Pipe);
+        }
+        if libc::fcntl(wake[0], libc::F_SETFL, libc::O_NONBLOCK) != 0 {
+            return Err(Call::Nonblock);
+        }
+        if !watch_children(wake[1]) {
+            return Err(Call::Handler);
+        }
+        // Needed later, when it is too late to report a failure.
+        if libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG) != -1 || errno() != libc::ECHILD {
+            return Err(Call::Wait);
+        }
+        open_streams(a, pipes)?;
+        lift_listeners(a)
     }
 }
 
@@ -208,8 +209,8 @@ impl Worker<'_> {
             let mut owner_is_gone = false;
             loop {
                 self.sleep(wake, control);
-                self.relay(0, READS_PER_TURN);
-                self.relay(1, READS_PER_TURN);
+                self.output.take_turn(&mut self.a.buffer, 0);
+                self.output.take_turn(&mut self.a.buffer, 1);
                 if control >= 0 && !self.listen() {
                     control = -1;
                     owner_is_gone = true;
@@ -217,31 +218,43 @@ impl Worker<'_> {
                 owner_is_gone |= libc::getppid() != self.parent;
                 if owner_is_gone {
                     self.clean_up = true;
-                    self.ask_to_end(self.a.stop_signal, self.a.grace_ms, self.a.kill_signal);
+                    let step = self.ending.order_in_turn(self.a, Order::of_recipe(self.a));
+                    self.take(step);
                 }
                 self.reap();
-                if !self.main_alive && !self.group_lives() {
+                let step = self.ending.step(self.a);
+                if (!self.main_alive && !self.group_lives()) || !self.take(step) {
                     break;
                 }
-                match self.phase {
-                    Phase::Polite { until, kill_signal } if now_ms() >= until => {
-                        if kill_signal == libc::SIGKILL {
-                            break;
-                        }
-                        self.signal_group(kill_signal);
-                        self.phase = Phase::Killing {
-                            until: now_ms().wrapping_add(SECOND_KILL_MS),
-                        };
-                    }
-                    Phase::Killing { until } if now_ms() >= until => break,
-                    _ => {}
+            }
+            self.conclude(wake);
+        }
+    }
+
+    /// `false` when it is time for the kill.
+    unsafe fn take(&mut self, step: Step) -> bool {
+        // SAFETY: signals to the service's own group only.
+        unsafe {
+            match step {
+                // Descendants outside the group are not found.
+                Step::Nothing | Step::AskRest(_) => {}
+                Step::Ask(signal) | Step::Kill(signal) => {
+                    self.signal_group(signal);
+                    self.signal_group(libc::SIGCONT);
                 }
+                Step::Conclude => return false,
             }
+        }
+        true
+    }
+
+    /// The end of the group and of its files.
+    unsafe fn conclude(&mut self, wake: i32) {
+        // SAFETY: as the functions that it calls.
+        unsafe {
             self.kill(wake);
-            for stream in [0, 1] {
-                self.relay(stream, ALL_READS);
-                self.output.record_loss(stream);
-            }
+            self.output.finish(&mut self.a.buffer);
+            run_on_end(self.a, &mut self.output, kill_nobody);
             if self.clean_up && !self.a.private_dir.is_null() {
                 remove::private_dir(self.a.private_dir);
             }
@@ -252,14 +265,17 @@ impl Worker<'_> {
     /// Until something happens, or it is time for a look at what nobody tells of.
     unsafe fn sleep(&self, wake: i32, control: i32) {
         let mut patience = if self.main_alive { LOOK_MS } else { ORPHANS_MS };
-        if let Phase::Polite { until, .. } | Phase::Killing { until } = self.phase {
-            if !self.main_alive {
-                patience = 1;
-            }
-            patience = patience.min(until.wrapping_sub(now_ms())).max(0);
+        if let ms @ 0.. = self.ending.patience() {
+            // The end of a group without a leader, as that of a service that needs this one, is not
+            // told on every system.
+            let look = if self.main_alive { patience } else { 1 };
+            patience = look.min(ms);
+        }
+        if self.ending.needed >= 0 {
+            patience = patience.min(WAIT_MS);
         }
         // SAFETY: as many descriptors as are said.
-        unsafe { self.poll(wake, control, patience as c_int) };
+        unsafe { self.poll(wake, control, patience) };
     }
 
     unsafe fn poll(&self, wake: i32, control: i32, ms: c_int) {
@@ -292,56 +308,39 @@ impl Worker<'_> {
                 Received::Closed => return false,
             };
             match message[0] {
-                ARM => {
-                    self.armed = true;
-                    self.tell_news();
-                }
+                ARM => self.output.arm(),
                 // SAFETY: signals to the service's own group only.
                 STOP => unsafe {
-                    self.clean_up |= message[4] == 1;
-                    self.ask_to_end(message[1], i64::from(message[2]), message[3]);
+                    let order = Order {
+                        signal: message[1],
+                        grace_ms: i64::from(message[2]),
+                        kill_signal: message[3],
+                    };
+                    let step = if message[4] == 1 {
+                        self.clean_up = true;
+                        self.ending.order_in_turn(self.a, order)
+                    } else {
+                        self.ending.order(self.a, order)
+                    };
+                    self.take(step);
                 },
-                // SAFETY: as `relay`.
+                // SAFETY: as `Output::take_rest`.
                 SYNC => unsafe {
-                    self.relay(0, ALL_READS);
-                    self.relay(1, ALL_READS);
+                    self.output.take_rest(&mut self.a.buffer);
                     send(self.a.control, [SYNCED, 0, 0, 0, 0, 0, 0, 0]);
                 },
                 // SAFETY: as above.
-                SIGNAL => unsafe { self.signal_group_only(message[1]) },
+                SIGNAL => unsafe { self.signal_group(message[1]) },
                 // It cannot be: nothing here would end it with the runner.
-                PUBLISH => send(self.a.control, [PUBLISHED, libc::ENOTSUP, 0, 0, 0, 0, 0, 0]),
+                PUBLISH => {
+                    send(self.a.control, [PUBLISHED, libc::ENOTSUP, 0, 0, 0, 0, 0, 0]);
+                }
                 _ => {}
             }
         }
     }
 
-    /// The polite phase. Asked again, it can only become shorter.
-    unsafe fn ask_to_end(&mut self, signal: i32, grace_ms: i64, kill_signal: i32) {
-        let until = now_ms().wrapping_add(grace_ms);
-        match self.phase {
-            Phase::Running => {
-                // SAFETY: as `signal_group`.
-                unsafe { self.signal_group(signal) };
-                self.phase = Phase::Polite { until, kill_signal };
-            }
-            Phase::Polite { until: earlier, .. } if until < earlier => {
-                self.phase = Phase::Polite { until, kill_signal };
-            }
-            _ => {}
-        }
-    }
-
-    /// Signals the service's group, and lets it run if it was stopped.
     unsafe fn signal_group(&mut self, signal: i32) {
-        // SAFETY: as `signal_group_only`.
-        unsafe {
-            self.signal_group_only(signal);
-            self.signal_group_only(libc::SIGCONT);
-        }
-    }
-
-    unsafe fn signal_group_only(&mut self, signal: i32) {
         if self.group_lives() {
             // SAFETY: the number is the service's group's.
             unsafe { libc::kill(-self.a.service, signal) };
@@ -384,11 +383,10 @@ impl Worker<'_> {
         let at = now_ns();
         self.main_alive = false;
         let [high, low] = [(at >> 32) as i32, at as i32];
-        // SAFETY: as `relay`.
+        // SAFETY: as `Output::take_rest`.
         unsafe {
             // Its last words come before the news of its death.
-            self.relay(0, ALL_READS);
-            self.relay(1, ALL_READS);
+            self.output.take_rest(&mut self.a.buffer);
         }
         let left = i32::from(self.group_lives());
         send(self.a.control, [EXITED, status, left, high, low, 0, 0, 0]);
@@ -401,11 +399,11 @@ impl Worker<'_> {
         // SAFETY: as the functions that it calls.
         unsafe {
             while self.group_lives() {
-                self.signal_group_only(libc::SIGKILL);
+                self.signal_group(libc::SIGKILL);
                 // No longer: most die within microseconds.
                 self.poll(wake, -1, 1);
-                self.relay(0, READS_PER_TURN);
-                self.relay(1, READS_PER_TURN);
+                self.output.take_turn(&mut self.a.buffer, 0);
+                self.output.take_turn(&mut self.a.buffer, 1);
                 self.reap();
                 if self.main_alive {
                     alone_since = now_ms();
@@ -415,19 +413,7 @@ impl Worker<'_> {
             }
         }
     }
-
-    unsafe fn relay(&mut self, stream: usize, reads: usize) {
-        // SAFETY: as `Output::relay`.
-        if unsafe { self.output.relay(&mut self.a.buffer, stream, reads) } {
-            self.news = true;
-            self.tell_news();
-        }
-    }
-
-    fn tell_news(&mut self) {
-        if self.armed && self.news {
-            (self.armed, self.news) = (false, false);
-            send(self.a.control, [OUTPUT, 0, 0, 0, 0, 0, 0, 0]);
-        }
-    }
 }
+
+/// What a command has started in groups of its own is not found.
+unsafe fn kill_nobody(_: &mut Arena) {}

@@ -1,145 +1,21 @@
-//! What the supervisors of both back ends do in the same way.
+//! How a supervisor starts programs, in both back ends: the service, and the command that runs at
+//! its end.
 //!
 //! All of this runs after a fork of a process that may have many threads. So: system calls only, no
 //! allocation, no lock, no panic (no indexing, no arithmetic that may overflow, no `unwrap`), no
 //! thread-local value but `errno`. Memory that is not in the arena, on a stack, or in a file's
 //! mapping *may not be there*.
 
-use std::ffi::{c_char, c_int};
+use std::ffi::{c_char, c_int, c_void};
 use std::mem;
 use std::ptr;
 
-use super::arena::{Arena, BUFFER};
+use super::arena::{Arena, Words};
 use super::back_end::os;
-use super::message::{
-    FAILED, STAGE_CURRENT_DIR, STAGE_EXEC, STAGE_GID, STAGE_GROUPS, STAGE_SUPERVISOR, STAGE_UID, send,
-};
-use crate::sys::log_record::Record;
-
-pub(super) fn errno() -> i32 {
-    nix::errno::errno()
-}
-
-pub(super) fn fail(control: i32, stage: i32, errno: i32) {
-    send(control, [FAILED, stage, errno, 0, 0, 0, 0, 0]);
-}
-
-// --------------------------------------------------------------------------------------------------------- output
-
-/// What the service prints, on its way into the log.
-pub(super) struct Output {
-    /// Readable ends of the pipes that are the service's standard output and error, or -1.
-    pub(super) pipes: [i32; 2],
-    log: i32,
-    index: i32,
-    /// Index bytes written; always a multiple of a record's length.
-    index_len: i64,
-    /// Output that could not be written, by stream, and has no record yet.
-    lost: [u32; 2],
-}
-
-impl Output {
-    pub(super) unsafe fn new(a: &Arena, pipes: [i32; 2]) -> Output {
-        Output {
-            pipes,
-            log: a.log,
-            index: a.index,
-            // SAFETY: plain system call.
-            index_len: unsafe { libc::lseek(a.index, 0, libc::SEEK_END) }.max(0),
-            lost: [0; 2],
-        }
-    }
-
-    /// Moves output from a pipe into the log: what is there now, at most `reads` buffers full. Says
-    /// whether there was any.
-    pub(super) unsafe fn relay(&mut self, buffer: &mut [u8; BUFFER], stream: usize, reads: usize) -> bool {
-        let Some(pipe) = self.pipes.get(stream).copied().filter(|fd| *fd >= 0) else {
-            return false;
-        };
-        let mut seen = false;
-        // SAFETY: reads into the buffer, and never more than it holds.
-        unsafe {
-            for _ in 0..reads {
-                let got = libc::read(pipe, buffer.as_mut_ptr().cast(), buffer.len());
-                if got < 0 && errno() == libc::EINTR {
-                    continue;
-                }
-                if got < 0 {
-                    break; // nothing there now
-                }
-                if got == 0 {
-                    // All writers are gone.
-                    libc::close(pipe);
-                    if let Some(slot) = self.pipes.get_mut(stream) {
-                        *slot = -1;
-                    }
-                    break;
-                }
-                self.log(buffer, stream, got as usize);
-                seen = true;
-            }
-        }
-        seen
-    }
-
-    /// Writes the first `len` bytes of the buffer into the log, and then their record into the
-    /// index: a reader that finds a record finds its bytes. What a full disk does not take is
-    /// counted as lost; the service is never held up.
-    unsafe fn log(&mut self, buffer: &[u8; BUFFER], stream: usize, len: usize) {
-        // SAFETY: writes from the buffer, and never more than it holds.
-        unsafe {
-            let mut written = 0_usize;
-            while written < len {
-                let rest = buffer.as_ptr().add(written).cast();
-                let got = libc::write(self.log, rest, len.wrapping_sub(written));
-                if got > 0 {
-                    written = written.wrapping_add(got as usize);
-                } else if errno() != libc::EINTR {
-                    break;
-                }
-            }
-            if written > 0 {
-                self.record_loss(stream);
-                self.record(Record::output(stream, written as u32, now_ns() as u64));
-            }
-            if written < len {
-                if let Some(lost) = self.lost.get_mut(stream) {
-                    *lost = lost.saturating_add(len.wrapping_sub(written) as u32);
-                }
-                // At once, so that a report tells of it. The index is short, and may still find
-                // room where the log does not.
-                self.record_loss(stream);
-            }
-        }
-    }
-
-    pub(super) unsafe fn record_loss(&mut self, stream: usize) {
-        let Some(lost) = self.lost.get(stream).copied().filter(|lost| *lost > 0) else {
-            return;
-        };
-        // SAFETY: as `record`.
-        if unsafe { self.record(Record::lost(stream, lost, now_ns() as u64)) } {
-            if let Some(lost) = self.lost.get_mut(stream) {
-                *lost = 0;
-            }
-        }
-    }
-
-    unsafe fn record(&mut self, record: Record) -> bool {
-        let record = record.encode();
-        let size = record.len();
-        // SAFETY: a plain array.
-        unsafe {
-            if libc::write(self.index, record.as_ptr().cast(), size) == size as isize {
-                self.index_len = self.index_len.wrapping_add(size as i64);
-                return true;
-            }
-            // Half a record would put all later ones out of step.
-            libc::ftruncate(self.index, self.index_len);
-            false
-        }
-    }
-}
+use super::calls::Call;
+use super::message::{STAGE_CURRENT_DIR, STAGE_EXEC, STAGE_GID, STAGE_GROUPS, STAGE_SUPERVISOR, STAGE_UID};
+use super::output::Output;
+use super::tools::{errno, now_ms, write_digits};
 
 // -------------------------------------------------------------------------------------------------------- service
 
@@ -148,7 +24,7 @@ impl Output {
 pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
     // SAFETY: the arena's strings, lists and descriptors are what it says they are.
     unsafe {
-        libc::setpgid(0, 0);
+        os::own_group();
         if a.umask >= 0 {
             libc::umask(a.umask as libc::mode_t);
         }
@@ -185,23 +61,36 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
                 return (STAGE_SUPERVISOR, errno());
             }
         }
-        os::close_at_exec(a);
+        os::close_at_exec(3_i32.wrapping_add(a.listen_count as c_int));
         if !a.listen_pid.is_null() {
             write_digits(a.listen_pid, libc::getpid());
         }
+        unblock_signals();
+        (STAGE_EXEC, execute(&a.program, a.envp))
+    }
+}
+
+unsafe fn unblock_signals() {
+    // SAFETY: the set is a local variable.
+    unsafe {
         let mut nothing: libc::sigset_t = mem::zeroed();
         libc::sigemptyset(&mut nothing);
         libc::sigprocmask(libc::SIG_SETMASK, &nothing, ptr::null_mut());
+    }
+}
 
-        // As execvp: the first directory that has it wins, and "permission denied" is remembered in
-        // case none has.
+/// Executes a program as `execvp` does: the first directory that has it wins, and "permission
+/// denied" is the error only if none has. Returns where that fails, with the error number.
+unsafe fn execute(words: &Words, envp: *const *const c_char) -> i32 {
+    // SAFETY: the lists end with null pointers, and the strings with zero bytes.
+    unsafe {
         let mut denied = false;
         let mut error = libc::ENOENT;
-        let mut candidate = a.candidates;
+        let mut candidate = words.candidates;
         while !(*candidate).is_null() {
             let mut tries = 0;
             loop {
-                libc::execve(*candidate, a.argv, a.envp);
+                libc::execve(*candidate, words.argv, envp);
                 error = errno();
                 // A file that was only just written may still be open for writing in another
                 // process that has forked and not yet executed: that passes in a moment.
@@ -214,42 +103,45 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
             match error {
                 libc::EACCES => denied = true,
                 libc::ENOENT | libc::ENOTDIR => {}
-                _ => return (STAGE_EXEC, error),
+                _ => return error,
             }
             candidate = candidate.add(1);
         }
-        (STAGE_EXEC, if denied { libc::EACCES } else { error })
+        if denied { libc::EACCES } else { error }
     }
 }
 
 /// Makes the service's standard streams, all above 2: pipes for what goes into the log, `/dev/null`
 /// for what has nothing else.
-pub(super) unsafe fn open_streams(a: &mut Arena, pipes: &mut [i32; 2]) -> bool {
+pub(super) unsafe fn open_streams(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<(), Call> {
     // SAFETY: plain system calls; the descriptors end with this process, or are handed to the
     // service.
     unsafe {
         let streams = a.stdio.iter_mut().zip([None, Some(0_usize), Some(1)]);
         for (fd, output) in streams {
             if *fd >= 0 {
-                continue; // handed down by the test process, and above 2 (`Service::fork`)
+                continue; // handed down by the test process, and above 2 (`LaunchResources::new`)
             } else if let Some(relay) = output.filter(|at| a.relay.get(*at) == Some(&true)) {
                 let mut ends = [-1; 2];
                 if os::pipe(&mut ends) != 0 {
-                    return false;
+                    return Err(Call::Pipe);
                 }
-                libc::fcntl(ends[0], libc::F_SETFL, libc::O_NONBLOCK);
+                // A supervisor that waited for output would do nothing else.
+                if libc::fcntl(ends[0], libc::F_SETFL, libc::O_NONBLOCK) != 0 {
+                    return Err(Call::Nonblock);
+                }
                 if let Some(slot) = pipes.get_mut(relay) {
                     *slot = ends[0];
                 }
                 *fd = ends[1];
             } else {
                 *fd = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
-            }
-            if *fd < 0 {
-                return false;
+                if *fd < 0 {
+                    return Err(Call::Null);
+                }
             }
         }
-        true
+        Ok(())
     }
 }
 
@@ -264,7 +156,7 @@ pub(super) unsafe fn close_streams(a: &Arena) {
 
 /// Moves the sockets that the service is to inherit above all places where it is to find them, so
 /// that putting one into its place never overwrites another.
-pub(super) unsafe fn lift_listeners(a: &mut Arena) -> bool {
+pub(super) unsafe fn lift_listeners(a: &mut Arena) -> Result<(), Call> {
     // SAFETY: `listen` has `listen_count` entries; the descriptors are this process's own copies.
     unsafe {
         let above = 3_i32.wrapping_add(a.listen_count as c_int);
@@ -272,12 +164,12 @@ pub(super) unsafe fn lift_listeners(a: &mut Arena) -> bool {
             let slot = a.listen.add(at);
             let lifted = libc::fcntl(*slot, libc::F_DUPFD_CLOEXEC, above);
             if lifted < 0 {
-                return false;
+                return Err(Call::Duplicate);
             }
             libc::close(*slot);
             *slot = lifted;
         }
-        true
+        Ok(())
     }
 }
 
@@ -290,24 +182,115 @@ pub(super) unsafe fn close_listeners(a: &Arena) {
     }
 }
 
-/// Writes a number and a zero byte, over a value that has more bytes than any process id has
-/// digits.
-unsafe fn write_digits(to: *mut c_char, number: i32) {
-    let mut divisor = 1_000_000_000_i32;
-    let mut to = to;
-    let mut begun = false;
-    // SAFETY: at most ten digits, and the byte that ended the longer value before.
+// --------------------------------------------------------------------------------------------------------- at the end
+
+/// How long one run of the command at the end may take.
+const ON_END_MS: i64 = 10_000;
+/// Between the two runs.
+const ON_END_AGAIN_MS: i64 = 500;
+/// How long both can take, for those who wait.
+pub(super) const ON_END_TAKES_MS: u64 = 2 * ON_END_MS as u64 + ON_END_AGAIN_MS as u64 + 500;
+
+/// Runs the recipe's command at the end of the service, if there is one: when the tree is gone, and
+/// before its directory is removed. It cleans up after a service that has made something that is no
+/// descendant, such as a container of a daemon.
+///
+/// Runs it twice. A daemon may still work on the last request of a client that was killed, so that
+/// the first run finds nothing yet.
+///
+/// The kernel must keep exit statuses again; `kill` ends what the command has started.
+pub(super) unsafe fn run_on_end(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Arena)) {
+    if a.on_end.candidates.is_null() {
+        return;
+    }
+    // SAFETY: as the functions that it calls; all children of this process are of the service.
     unsafe {
-        while divisor > 0 {
-            let digit = number.wrapping_div(divisor).wrapping_rem(10);
-            begun |= digit != 0 || divisor == 1;
-            if begun {
-                *to = (b'0' as c_char).wrapping_add(digit as c_char);
-                to = to.add(1);
+        for run in 0..2 {
+            if run > 0 {
+                libc::poll(ptr::null_mut(), 0, ON_END_AGAIN_MS as c_int);
             }
-            divisor = divisor.wrapping_div(10);
+            libc::signal(libc::SIGCHLD, libc::SIG_DFL);
+            if let Some(problem) = run_once(a, output, kill) {
+                let text = b"mirakuru: the command at the end ";
+                for part in [text, problem, b"\n"] {
+                    output.write(part, 1, part.len());
+                }
+            }
         }
-        *to = 0;
+    }
+}
+
+/// Says what went wrong, if anything did.
+unsafe fn run_once(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Arena)) -> Option<&'static [u8]> {
+    // SAFETY: as above.
+    unsafe {
+        let mut ends = [-1; 2];
+        if os::pipe(&mut ends) != 0 {
+            return Some(b"had no pipe for its output");
+        }
+        libc::fcntl(ends[0], libc::F_SETFL, libc::O_NONBLOCK);
+        output.pipes = [-1, ends[0]];
+        a.on_end_output = ends[1];
+        let pid = os::spawn(at_end, a);
+        libc::close(ends[1]);
+        if pid < 0 {
+            libc::close(ends[0]);
+            output.pipes = [-1; 2];
+            return Some(b"could not be forked");
+        }
+        let until = now_ms().wrapping_add(ON_END_MS);
+        let mut status = 0;
+        let problem: Option<&'static [u8]> = loop {
+            let mut fd = libc::pollfd {
+                fd: ends[0],
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            // A descendant may keep the pipe open, or the command close it: neither says that it
+            // has ended.
+            let pipe_is_open = output.pipes[1] >= 0;
+            libc::poll(&mut fd, libc::nfds_t::from(pipe_is_open), 2);
+            output.take_turn(&mut a.buffer, 1);
+            let got = libc::waitpid(pid, &mut status, libc::WNOHANG);
+            if got == pid {
+                break match status {
+                    0 => None,
+                    _ => Some(b"failed"),
+                };
+            }
+            if got < 0 && errno() != libc::EINTR {
+                break Some(b"could not be waited for");
+            }
+            if now_ms() >= until {
+                libc::kill(-pid, libc::SIGKILL);
+                break Some(b"took longer than 10 s and was killed");
+            }
+        };
+        kill(a);
+        output.finish(&mut a.buffer);
+        if output.pipes[1] >= 0 {
+            libc::close(output.pipes[1]);
+        }
+        output.pipes = [-1; 2];
+        problem
+    }
+}
+
+/// Becomes the command at the end. The supervisor sleeps meanwhile, or has a copy of this memory.
+unsafe extern "C" fn at_end(argument: *mut c_void) -> c_int {
+    // SAFETY: the arena's strings and descriptors are what it says they are.
+    unsafe {
+        let a = &*argument.cast::<Arena>();
+        libc::setsid();
+        if !a.current_dir.is_null() {
+            libc::chdir(a.current_dir);
+        }
+        libc::dup2(a.on_end_output, 1);
+        libc::dup2(a.on_end_output, 2);
+        os::close_at_exec(3);
+        unblock_signals();
+        execute(&a.on_end, a.envp);
+        libc::_exit(127)
     }
 }
 
@@ -343,12 +326,4 @@ pub(super) unsafe fn null_standard_streams() {
             libc::close(null);
         }
     }
-}
-
-pub(super) fn now_ns() -> i64 {
-    crate::sys::clock_ns() as i64
-}
-
-pub(super) fn now_ms() -> i64 {
-    now_ns() / 1_000_000
 }

@@ -1,0 +1,109 @@
+//! The system calls that the guarantee rests on: what each is for, and what to do where it fails.
+//!
+//! A supervisor that cannot make one of them fails the start of its service. So no service runs
+//! whose end cannot be promised.
+
+use std::io;
+
+use super::plan::{SpawnFailure, Stage};
+
+macro_rules! calls {
+    ($($(#[$doc:meta])* $call:ident = $name:literal, $purpose:literal;)*) => {
+        /// A system call, or one use of it.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(i32)]
+        pub(crate) enum Call {
+            $($(#[$doc])* $call,)*
+        }
+
+        impl Call {
+            const ALL: &'static [Call] = &[$(Call::$call,)*];
+
+            /// As the kernel's manual pages have it.
+            fn name(self) -> &'static str {
+                match self {
+                    $(Call::$call => $name,)*
+                }
+            }
+
+            fn purpose(self) -> &'static str {
+                match self {
+                    $(Call::$call => $purpose,)*
+                }
+            }
+        }
+    };
+}
+
+calls! {
+    Socketpair = "socketpair", "talk to the supervisor";
+    PidfdOpen = "pidfd_open", "notice the end of a process";
+    PidfdSend = "pidfd_send_signal", "signal a process that is surely the service's";
+    Kill = "kill", "signal the service";
+    Wait = "wait4", "prove that no process is left";
+    Subreaper = "prctl(PR_SET_CHILD_SUBREAPER)", "adopt each descendant of the service";
+    ParentDeath = "prctl(PR_SET_PDEATHSIG)", "tie the service to its supervisor";
+    Clone = "clone", "make the supervisor's processes";
+    Session = "setsid", "keep signals for the test runner away from the supervisor";
+    Signalfd = "signalfd", "notice the end of a child";
+    Signals = "rt_sigprocmask", "block signals while the supervisor is made";
+    Handler = "rt_sigaction", "notice the end of a child";
+    Pipe = "pipe", "read the service's output";
+    Null = "open(\"/dev/null\")", "give the service its standard streams";
+    Nonblock = "fcntl(O_NONBLOCK)", "read the service's output without waiting for it";
+    Duplicate = "fcntl(F_DUPFD)", "hand descriptors down";
+    Dup2 = "dup2", "give the service its standard streams";
+    Close = "close_range", "keep descriptors from the service";
+    Memory = "mmap", "give the supervisor its memory";
+    Fifo = "mkfifo", "end services in the order in which they need each other";
+}
+
+impl Call {
+    /// From its place in a message.
+    pub(super) fn of(number: i32) -> Option<Call> {
+        Call::ALL.iter().copied().find(|call| *call as i32 == number)
+    }
+
+    pub(crate) fn failed(self, source: io::Error) -> SpawnFailure {
+        SpawnFailure {
+            stage: Stage::Supervisor,
+            call: Some(self),
+            source,
+        }
+    }
+
+    /// What could not be done, for the sentence "failed to ..".
+    pub(crate) fn attempt(self) -> String {
+        format!("{} with `{}`", self.purpose(), self.name())
+    }
+
+    /// What may help, as a command to the reader.
+    pub(crate) fn remedy(self, error: &io::Error) -> Option<String> {
+        let name = self.name();
+        let since = match self {
+            Call::PidfdOpen => Some("5.3"),
+            Call::PidfdSend => Some("5.1"),
+            _ => None,
+        };
+        Some(match error.raw_os_error()? {
+            libc::ENOSYS => match since {
+                Some(version) => format!(
+                    "use Linux {version} or later; if this kernel is, let the container's seccomp filter allow `{name}`"
+                ),
+                None => format!("let the container's seccomp filter allow `{name}`"),
+            },
+            libc::EPERM | libc::EACCES => {
+                format!("let the container's seccomp filter or security module allow `{name}`")
+            }
+            libc::EMFILE => {
+                "raise the limit of open files (`ulimit -n`), or keep fewer services at a time".to_owned()
+            }
+            libc::ENFILE => "raise the machine's limit of open files (`sysctl fs.file-max`)".to_owned(),
+            libc::EAGAIN if self == Call::Clone => {
+                "raise the limit of processes (`ulimit -u`, or the container's pids limit)".to_owned()
+            }
+            libc::ENOMEM => "give the machine or the container more memory".to_owned(),
+            _ => return None,
+        })
+    }
+}

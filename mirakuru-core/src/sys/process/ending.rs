@@ -1,0 +1,254 @@
+//! The phases of a stop, in the supervisors of both back ends.
+//!
+//! 1. *Waiting*, if this service is needed: its supervisor waits until the services that need it
+//!    are gone.
+//! 2. *Polite*: everybody in the tree has got the stop signal, and has the grace to end.
+//! 3. *Killing*, if the recipe's kill signal can be caught: SIGKILL follows a second later.
+//! 4. The kill.
+//!
+//! How a supervisor knows that its service is needed: the private directory of a needed service
+//! holds a FIFO, `needed`. The supervisor of each service that needs it has that FIFO open until
+//! its own tree is gone, so the FIFO has a writer as long as a dependent lives, however that one
+//! ends. At the start of its own stop, a dependent's supervisor writes into the FIFO how long that
+//! stop may take. So the waits along a chain of services add up.
+//!
+//! Only an end that nobody ordered for this one service waits: the end of the test process or of
+//! the run. A test that stops one service of several wants exactly that, an outage.
+//!
+//! Runs after a fork: see the head of `spawn.rs`.
+
+use std::ffi::c_int;
+use std::mem;
+
+use super::arena::Arena;
+use super::tools::{errno, now_ms};
+
+/// After a kill signal other than SIGKILL: how long until SIGKILL.
+const SECOND_KILL_MS: i64 = 1000;
+/// How long a needed service waits for word of a dependent that still lives. Word comes at once:
+/// the event that ends this service ends that one as well.
+const WORD_MS: i64 = 5000;
+/// How much longer than its grace a stop may take: the kill, and the removal of files.
+const AFTER_GRACE_MS: i64 = 1000;
+/// How long a stop runs before its signal goes to descendants outside the service's process group.
+/// Most services are gone by then, and to find those descendants takes a look at every process of
+/// the tree.
+const REST_AFTER_MS: i64 = 30;
+
+/// An order to end the service.
+#[derive(Clone, Copy)]
+pub(super) struct Order {
+    pub(super) signal: i32,
+    pub(super) grace_ms: i64,
+    pub(super) kill_signal: i32,
+}
+
+impl Order {
+    /// The recipe's own.
+    pub(super) fn of_recipe(a: &Arena) -> Order {
+        Order {
+            signal: a.stop_signal,
+            grace_ms: a.grace_ms,
+            kill_signal: a.kill_signal,
+        }
+    }
+}
+
+/// All times are CLOCK_MONOTONIC in ms.
+#[derive(Clone, Copy)]
+enum Phase {
+    Running,
+    Waiting { until: i64, order: Order },
+    Polite { until: i64, rest_at: i64, order: Order },
+    Killing { until: i64, order: Order },
+}
+
+/// What the supervisor does next.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Step {
+    Nothing,
+    /// Send the stop signal to the service's group.
+    Ask(i32),
+    /// Send it to the descendants that are outside the group.
+    AskRest(i32),
+    /// Send a kill signal that can be caught to everybody.
+    Kill(i32),
+    /// Kill what is left.
+    Conclude,
+}
+
+pub(super) struct Ending {
+    phase: Phase,
+    /// The FIFO, while this service waits for those that need it; or -1.
+    pub(super) needed: i32,
+}
+
+impl Ending {
+    pub(super) fn new() -> Ending {
+        Ending {
+            phase: Phase::Running,
+            needed: -1,
+        }
+    }
+
+    pub(super) fn has_begun(&self) -> bool {
+        !matches!(self.phase, Phase::Running)
+    }
+
+    /// The stop signal has been sent.
+    pub(super) fn was_asked(&self) -> bool {
+        self.signal().is_some()
+    }
+
+    /// The stop signal, once it has been sent.
+    pub(super) fn signal(&self) -> Option<i32> {
+        match self.phase {
+            Phase::Polite { order, .. } | Phase::Killing { order, .. } => Some(order.signal),
+            _ => None,
+        }
+    }
+
+    /// Begins the end, without waiting for those that need the service. A second order can only
+    /// make it shorter.
+    pub(super) unsafe fn order(&mut self, a: &Arena, order: Order) -> Step {
+        let until = now_ms().wrapping_add(order.grace_ms);
+        match &mut self.phase {
+            Phase::Running | Phase::Waiting { .. } => {
+                // SAFETY: as `announce`.
+                unsafe { announce(a, order.grace_ms) };
+                self.ask(order)
+            }
+            Phase::Polite {
+                until: earlier,
+                order: old,
+                ..
+            } if until < *earlier => {
+                *earlier = until;
+                old.kill_signal = order.kill_signal;
+                Step::Nothing
+            }
+            _ => Step::Nothing,
+        }
+    }
+
+    /// Begins the end, after that of the services that need this one.
+    pub(super) unsafe fn order_in_turn(&mut self, a: &Arena, order: Order) -> Step {
+        // SAFETY: as the functions that it calls; a null path is never opened.
+        unsafe {
+            if !matches!(self.phase, Phase::Running) {
+                return Step::Nothing;
+            }
+            if !a.needed.is_null() {
+                let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOFOLLOW;
+                self.needed = libc::open(a.needed, flags);
+            }
+            let until = now_ms().wrapping_add(WORD_MS);
+            self.phase = Phase::Waiting { until, order };
+            if self.needed < 0 || !self.hear(a) {
+                return self.order(a, order);
+            }
+            announce(a, WORD_MS.wrapping_add(order.grace_ms));
+            Step::Nothing
+        }
+    }
+
+    /// Reads the words of the dependents. `false` when none of them is left.
+    unsafe fn hear(&mut self, a: &Arena) -> bool {
+        let Phase::Waiting { until, order } = &mut self.phase else {
+            return true;
+        };
+        loop {
+            let mut ms = 0_i32;
+            // SAFETY: reads into a local variable. A word is shorter than a pipe takes in one
+            // piece.
+            let got = unsafe { libc::read(self.needed, (&raw mut ms).cast(), mem::size_of::<i32>()) };
+            if got == mem::size_of::<i32>() as isize {
+                let then = now_ms().wrapping_add(i64::from(ms));
+                if then > *until {
+                    *until = then;
+                    // SAFETY: as `announce`.
+                    unsafe { announce(a, i64::from(ms).wrapping_add(order.grace_ms)) };
+                }
+                continue;
+            }
+            if got < 0 && errno() == libc::EINTR {
+                continue;
+            }
+            // No word now: the others live. The end of the file, or an error: there is nobody to
+            // wait for.
+            return got < 0 && errno() == libc::EAGAIN;
+        }
+    }
+
+    fn ask(&mut self, order: Order) -> Step {
+        if self.needed >= 0 {
+            // SAFETY: this process's own descriptor.
+            unsafe { libc::close(self.needed) };
+            self.needed = -1;
+        }
+        let now = now_ms();
+        self.phase = Phase::Polite {
+            until: now.wrapping_add(order.grace_ms),
+            rest_at: now.wrapping_add(REST_AFTER_MS),
+            order,
+        };
+        Step::Ask(order.signal)
+    }
+
+    /// What it is time for.
+    pub(super) unsafe fn step(&mut self, a: &Arena) -> Step {
+        let now = now_ms();
+        // SAFETY: as `hear`.
+        if matches!(self.phase, Phase::Waiting { .. }) && !unsafe { self.hear(a) } {
+            if let Phase::Waiting { order, .. } = self.phase {
+                return self.ask(order);
+            }
+        }
+        match &mut self.phase {
+            Phase::Waiting { until, order } if now >= *until => {
+                let order = *order;
+                self.ask(order)
+            }
+            Phase::Polite { until, order, .. } if now >= *until => {
+                if order.kill_signal == libc::SIGKILL {
+                    return Step::Conclude;
+                }
+                let order = *order;
+                self.phase = Phase::Killing {
+                    until: now.wrapping_add(SECOND_KILL_MS),
+                    order,
+                };
+                Step::Kill(order.kill_signal)
+            }
+            Phase::Polite { rest_at, order, .. } if now >= *rest_at => {
+                *rest_at = i64::MAX;
+                Step::AskRest(order.signal)
+            }
+            Phase::Killing { until, .. } if now >= *until => Step::Conclude,
+            _ => Step::Nothing,
+        }
+    }
+
+    /// How long to sleep at most, for `poll`: -1 is for ever.
+    pub(super) fn patience(&self) -> c_int {
+        let until = match self.phase {
+            Phase::Running => return -1,
+            Phase::Waiting { until, .. } | Phase::Killing { until, .. } => until,
+            Phase::Polite { until, rest_at, .. } => until.min(rest_at),
+        };
+        until.wrapping_sub(now_ms()).clamp(0, 60_000) as c_int
+    }
+}
+
+/// Tells the services that this one needs how long its end may take.
+unsafe fn announce(a: &Arena, ms: i64) {
+    let ms = i32::try_from(ms.saturating_add(AFTER_GRACE_MS)).unwrap_or(i32::MAX);
+    for at in 0..a.needs_count {
+        // SAFETY: the list has `needs_count` entries; writes from a local variable. The descriptors
+        // never block.
+        unsafe { libc::write(*a.needs.add(at), (&raw const ms).cast(), mem::size_of::<i32>()) };
+    }
+}
+
+/// The name of the FIFO in a private directory.
+pub(super) const NEEDED: &str = "needed";

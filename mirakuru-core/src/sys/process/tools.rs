@@ -1,0 +1,63 @@
+//! Small things that the supervisors need. They run after a fork: see the head of `spawn.rs`.
+
+use std::ffi::c_char;
+use std::mem;
+
+use super::calls::Call;
+use super::message::{FAILED, STAGE_SUPERVISOR, send};
+
+pub(super) fn errno() -> i32 {
+    nix::errno::errno()
+}
+
+/// Tells the test process that the service could not be started: how far it came, a `STAGE_*`, and
+/// the error number.
+pub(super) fn fail(control: i32, stage: i32, errno: i32) {
+    send(control, [FAILED, stage, errno, 0, 0, 0, 0, 0]);
+}
+
+/// The same of a call of the supervisor's own.
+pub(super) fn fail_call(control: i32, call: Call, errno: i32) {
+    send(
+        control,
+        [FAILED, STAGE_SUPERVISOR, errno, call as i32, 0, 0, 0, 0],
+    );
+}
+
+/// CLOCK_MONOTONIC in nanoseconds.
+pub(super) fn now_ns() -> i64 {
+    // SAFETY: writes into a local variable.
+    unsafe {
+        let mut time: libc::timespec = mem::zeroed();
+        libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time);
+        (time.tv_sec as i64)
+            .wrapping_mul(1_000_000_000)
+            .wrapping_add(time.tv_nsec as i64)
+    }
+}
+
+/// The same in milliseconds.
+pub(super) fn now_ms() -> i64 {
+    now_ns() / 1_000_000
+}
+
+/// Writes a number and a zero byte, over a value that has more bytes than any process id has
+/// digits.
+pub(super) unsafe fn write_digits(to: *mut c_char, number: i32) {
+    let mut divisor = 1_000_000_000_i32;
+    let mut to = to;
+    let mut begun = false;
+    // SAFETY: at most ten digits, and the byte that ended the longer value before.
+    unsafe {
+        while divisor > 0 {
+            let digit = number.wrapping_div(divisor).wrapping_rem(10);
+            begun |= digit != 0 || divisor == 1;
+            if begun {
+                *to = (b'0' as c_char).wrapping_add(digit as c_char);
+                to = to.add(1);
+            }
+            divisor = divisor.wrapping_div(10);
+        }
+        *to = 0;
+    }
+}

@@ -1,0 +1,463 @@
+//! The end of a service that has relations: it ends before the services that it needs, and its
+//! command at the end cleans up whatever is no descendant of it.
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mirakuru::{Banner, Executor, OutputExecutor, SimpleExecutor};
+
+use crate::common::{
+    LONG, SIGINT, SIGKILL, SIGTERM, Scratch, descendants, send, stat, supervisors, test_name, victim,
+    victim_dir, wait_until,
+};
+
+/// How a victim is to end.
+const DEATH: &str = "MIRAKURU_AT_THE_END_DEATH";
+/// The file into which each service writes its name when it ends.
+const ORDER: &str = "MIRAKURU_AT_THE_END_ORDER";
+
+const DATABASE: &str = "trap 'echo database >>\"$1\"; exit 0' TERM; echo up; while :; do sleep 0.01; done";
+/// Takes its time to end.
+const APPLICATION: &str =
+    "trap 'sleep 0.3; echo application >>\"$1\"; exit 0' TERM; echo up; while :; do sleep 0.01; done";
+
+/// A database and an application that is told where the database is.
+fn start_two(order: &Path) -> (OutputExecutor, OutputExecutor) {
+    let start = |script: &str, told: Option<&Path>| {
+        Executor::builder(["sh", "-c", script, "sh"])
+            .arg(order)
+            .args(told)
+            .wait_for(Banner::matching("up"))
+            .start()
+            .expect("it starts")
+    };
+    let database = start(DATABASE, None);
+    let application = start(APPLICATION, Some(&database.dir()));
+    (database, application)
+}
+
+fn say_and_wait() -> bool {
+    use std::io::{BufRead, Write};
+    println!("\nup {}", std::process::id());
+    std::io::stdout().flush().expect("a reader");
+    let mut word = String::new();
+    std::io::stdin()
+        .lock()
+        .read_line(&mut word)
+        .is_ok_and(|read| read > 0)
+}
+
+#[test]
+#[ignore = "a victim"]
+fn has_an_application_and_its_database() {
+    let Some(dir) = victim_dir() else { return };
+    let two = start_two(&dir.join("order"));
+    say_and_wait();
+    match std::env::var(DEATH).expect("a death").as_str() {
+        "process::exit" => std::process::exit(3),
+        "abort" => std::process::abort(),
+        "forget" => std::mem::forget(two),
+        death => panic!("no such death: {death}"),
+    }
+}
+
+/// Starts a victim and waits until its services are up.
+fn start(command: &mut Command) -> Child {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the victim starts");
+    use std::io::{BufRead, BufReader};
+    let mut lines = BufReader::new(child.stdout.as_mut().expect("its output")).lines();
+    assert!(
+        lines.any(|line| line.is_ok_and(|line| line.starts_with("up "))),
+        "the victim's services are up"
+    );
+    child
+}
+
+fn assert_order(dir: &Path, case: &str) {
+    let order = dir.join("order");
+    let read = || fs::read_to_string(&order).unwrap_or_default();
+    assert!(
+        wait_until(|| read().lines().count() == 2, LONG),
+        "{case}: not both have ended: {:?}",
+        read()
+    );
+    assert_eq!(read(), "application\ndatabase\n", "{case}");
+}
+
+#[test]
+fn a_needed_service_ends_last_however_the_test_process_ends() {
+    for death in ["process::exit", "abort", "forget", "SIGKILL", "SIGTERM", "SIGINT"] {
+        let scratch = Scratch::new();
+        let mut command = victim(test_name!(has_an_application_and_its_database), scratch.path());
+        crate::proof::obeys_signals(&mut command);
+        let mut child = start(command.env(DEATH, death));
+        match death {
+            "SIGKILL" => send(child.id(), SIGKILL),
+            "SIGTERM" => send(child.id(), SIGTERM),
+            "SIGINT" => send(child.id(), SIGINT),
+            // The end of its input.
+            _ => drop(child.stdin.take()),
+        }
+        child.wait().expect("it ends");
+        assert_order(scratch.path(), death);
+    }
+}
+
+#[mirakuru::fixture(banner = "up", cmd = ["sh", "-c", DATABASE, "sh", "{env:MIRAKURU_AT_THE_END_ORDER}"])]
+static RUN_DATABASE: OutputExecutor;
+
+#[mirakuru::fixture(
+    banner = "up",
+    cmd = ["sh", "-c", APPLICATION, "sh", "{env:MIRAKURU_AT_THE_END_ORDER}"],
+    env = ("DATABASE", RUN_DATABASE.dir())
+)]
+static RUN_APPLICATION: OutputExecutor;
+
+#[test]
+#[ignore = "a victim"]
+fn uses_an_application_of_the_run() {
+    if victim_dir().is_none() {
+        return;
+    }
+    assert!(RUN_APPLICATION.is_running());
+    say_and_wait();
+}
+
+/// A runner of one test.
+#[test]
+#[ignore = "a victim"]
+fn runs_a_test() {
+    let Some(dir) = victim_dir() else { return };
+    let mut test = start(
+        victim(test_name!(uses_an_application_of_the_run), &dir)
+            .env("NEXTEST_RUN_ID", format!("at-the-end-{}", std::process::id())),
+    );
+    drop(test.stdin.take());
+    assert!(test.wait().expect("the test ends").success());
+    say_and_wait();
+}
+
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
+#[test]
+fn a_needed_service_of_the_run_ends_last() {
+    for death in ["end", "SIGKILL"] {
+        let scratch = Scratch::new();
+        let mut command = victim(test_name!(runs_a_test), scratch.path());
+        command
+            .env_remove("NEXTEST_RUN_ID")
+            .env_remove("MIRAKURU_SESSION_ID")
+            .env_remove("XDG_RUNTIME_DIR")
+            .env(ORDER, scratch.path().join("order"));
+        let mut runner = start(&mut command);
+        match death {
+            "SIGKILL" => send(runner.id(), SIGKILL),
+            _ => drop(runner.stdin.take()),
+        }
+        runner.wait().expect("it ends");
+        assert_order(scratch.path(), death);
+    }
+}
+
+#[test]
+fn an_outage_of_a_needed_service_waits_for_nobody() {
+    let scratch = Scratch::new();
+    let (mut database, application) = start_two(&scratch.path().join("order"));
+    let begin = Instant::now();
+    database
+        .stopped(|| assert!(application.is_running()))
+        .expect("it starts again");
+    assert!(begin.elapsed() < Duration::from_secs(4), "{:?}", begin.elapsed());
+    assert!(application.is_running());
+}
+
+#[test]
+fn a_dependent_that_hangs_delays_a_needed_service_by_its_grace_only() {
+    let scratch = Scratch::new();
+    let mut child = start(&mut victim(
+        test_name!(has_a_dependent_that_hangs),
+        scratch.path(),
+    ));
+    let begin = Instant::now();
+    send(child.id(), SIGKILL);
+    child.wait().expect("it ends");
+    let order = scratch.path().join("order");
+    assert!(wait_until(|| order.exists(), LONG), "the database has ended");
+    // The grace of 0.4 s, and the second that the kill may take.
+    let took = begin.elapsed();
+    assert!(
+        took > Duration::from_millis(350) && took < Duration::from_secs(4),
+        "{took:?}"
+    );
+}
+
+#[test]
+#[ignore = "a victim"]
+fn has_a_dependent_that_hangs() {
+    let Some(dir) = victim_dir() else { return };
+    let database = Executor::builder(["sh", "-c", DATABASE, "sh"])
+        .arg(dir.join("order"))
+        .wait_for(Banner::matching("up"))
+        .start()
+        .expect("it starts");
+    let _deaf = Executor::builder([
+        "sh",
+        "-c",
+        "trap '' TERM; echo up; while :; do sleep 0.01; done",
+        "sh",
+    ])
+    .arg(database.dir())
+    .stop_timeout(Duration::from_millis(400))
+    .wait_for(Banner::matching("up"))
+    .start()
+    .expect("it starts");
+    say_and_wait();
+}
+
+// ---- the command at the end ---------------------------------------------------------------------
+
+/// A daemon that makes a record for each request, late, whether the client still lives or not.
+fn run_daemon<T>(dir: &Path, test: impl FnOnce() -> T) -> T {
+    const LATE: Duration = Duration::from_millis(200);
+    let (requests, records) = (dir.join("requests"), dir.join("records"));
+    fs::create_dir_all(&requests).unwrap();
+    fs::create_dir_all(&records).unwrap();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let mut pending: Vec<(Instant, std::ffi::OsString)> = Vec::new();
+            while !is_over.load(Ordering::SeqCst) {
+                for request in fs::read_dir(&requests).unwrap().flatten() {
+                    if fs::remove_file(request.path()).is_ok() {
+                        pending.push((Instant::now(), request.file_name()));
+                    }
+                }
+                pending.retain(|(since, name)| {
+                    let is_due = since.elapsed() > LATE;
+                    if is_due {
+                        fs::write(records.join(name), "").unwrap();
+                    }
+                    !is_due
+                });
+                thread::sleep(Duration::from_millis(2));
+            }
+        });
+        let result = test();
+        is_over.store(true, Ordering::SeqCst);
+        result
+    })
+}
+
+/// A client of that daemon, as `docker run` is of Docker's.
+fn client(dir: &Path) -> mirakuru::ExecutorBuilder {
+    let dir = dir.display();
+    let remove = format!("echo mk-{{id}} >>{dir}/calls; rm -f {dir}/records/mk-{{id}}");
+    Executor::builder(["sh", "-c"])
+        .arg(format!("touch {dir}/requests/mk-{{id}}; exec sleep 60"))
+        .on_end(["sh", "-c", &remove])
+        .stop_timeout(Duration::from_millis(300))
+}
+
+fn calls(dir: &Path) -> usize {
+    fs::read_to_string(dir.join("calls")).map_or(0, |calls| calls.lines().count())
+}
+
+fn records(dir: &Path) -> usize {
+    fs::read_dir(dir.join("records")).map_or(0, Iterator::count)
+}
+
+#[test]
+fn the_command_at_the_end_runs_twice_before_the_stop_returns() {
+    let scratch = Scratch::new();
+    run_daemon(scratch.path(), || {
+        let mut service = client(scratch.path()).start().expect("it starts");
+        let id = service.dir().parent().unwrap().file_name().unwrap().to_owned();
+        let asked = scratch
+            .path()
+            .join("requests")
+            .join(format!("mk-{}", id.to_str().unwrap()));
+        assert!(wait_until(|| asked.exists() || records(scratch.path()) > 0, LONG));
+        service.stop().expect("it stops");
+        assert_eq!(calls(scratch.path()), 2);
+        assert_eq!(records(scratch.path()), 0);
+        service.start().expect("it starts again");
+        service.kill().expect("it is killed");
+        assert_eq!(calls(scratch.path()), 4);
+        thread::sleep(Duration::from_millis(300));
+        assert_eq!(records(scratch.path()), 0);
+    });
+}
+
+#[test]
+fn a_failure_of_the_command_at_the_end_and_its_output_are_in_the_log() {
+    let mut service: SimpleExecutor = Executor::builder("sleep 60")
+        .on_end(["sh", "-c", "echo no such container; exit 3"])
+        .start()
+        .expect("it starts");
+    service.stop().expect("it stops all the same");
+    let log = service.logs().stderr().to_owned();
+    assert_eq!(
+        log,
+        "no such container\nmirakuru: the command at the end failed\n".repeat(2)
+    );
+    let mut service = Executor::builder("sleep 60")
+        .on_end("/no/such/program")
+        .start()
+        .expect("it starts");
+    service.stop().expect("it stops all the same");
+    assert!(service.logs().stderr().contains("the command at the end failed"));
+}
+
+#[test]
+fn a_service_that_was_never_executed_has_no_command_at_its_end() {
+    let scratch = Scratch::new();
+    let mark = scratch.file("mark");
+    let started = Executor::builder("/no/such/program")
+        .on_end(["touch", &mark])
+        .start();
+    assert!(started.is_err());
+    assert!(!Path::new(&mark).exists());
+}
+
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
+)]
+#[test]
+fn the_command_at_the_end_runs_when_the_worker_was_killed_first() {
+    let scratch = Scratch::new();
+    run_daemon(scratch.path(), || {
+        let mut service = client(scratch.path()).start().expect("it starts");
+        let [worker, ..] = supervisors(service.pid())[..] else {
+            panic!("no supervisor");
+        };
+        assert!(wait_until(|| records(scratch.path()) > 0, LONG));
+        send(worker, SIGKILL);
+        assert!(wait_until(|| !service.is_running(), LONG));
+        let _ = service.stop();
+        assert!(calls(scratch.path()) >= 1);
+        assert_eq!(records(scratch.path()), 0);
+    });
+}
+
+#[test]
+#[ignore = "a victim"]
+fn has_a_client_of_a_daemon() {
+    let Some(dir) = victim_dir() else { return };
+    loop {
+        let service = client(&dir).start().expect("it starts");
+        say(&service);
+        thread::sleep(Duration::from_millis(30));
+        drop(service);
+    }
+}
+
+fn say(service: &SimpleExecutor) {
+    use std::io::Write;
+    println!("\nup {}", service.pid());
+    std::io::stdout().flush().expect("a reader");
+}
+
+/// `MIRAKURU_KILL_ROUNDS` says how often.
+#[test]
+fn killed_at_any_moment_no_record_stays() {
+    let rounds: usize = std::env::var("MIRAKURU_KILL_ROUNDS").map_or(8, |n| n.parse().expect("a number"));
+    let scratch = Scratch::new();
+    let left = AtomicBool::new(false);
+    run_daemon(scratch.path(), || {
+        let next = std::sync::atomic::AtomicUsize::new(0);
+        thread::scope(|scope| {
+            for _ in 0..4 {
+                scope.spawn(|| {
+                    while next.fetch_add(1, Ordering::SeqCst) < rounds {
+                        left.fetch_or(!killed_once(scratch.path()), Ordering::SeqCst);
+                    }
+                });
+            }
+        });
+        // The daemon's last work.
+        thread::sleep(Duration::from_millis(400));
+        assert_eq!(records(scratch.path()), 0);
+    });
+    assert!(!left.load(Ordering::SeqCst), "a supervisor has not ended");
+}
+
+/// Says whether the supervisors have ended in time.
+fn killed_once(dir: &Path) -> bool {
+    let random = {
+        use std::hash::{BuildHasher, Hasher, RandomState};
+        RandomState::new().build_hasher().finish()
+    };
+    let mut child = start(&mut victim(test_name!(has_a_client_of_a_daemon), dir));
+    thread::sleep(Duration::from_micros(random % 700_000));
+    let tree = descendants(child.id());
+    send(child.id(), SIGKILL);
+    child.wait().expect("it ends");
+    let is_gone = |pid: &u32| stat(*pid).is_none_or(|(state, _)| state == 'Z');
+    wait_until(|| tree.iter().all(is_gone), LONG)
+}
+
+// ---- signals to the whole tree ------------------------------------------------------------------
+
+/// Writes its name when it gets SIGTERM, in a session of its own.
+fn in_a_session_of_its_own(name: &str) -> String {
+    format!(
+        "setsid sh -c 'trap \"echo {name} >>$0; exit\" TERM; echo {name} is up; while :; do sleep 0.01; done' \"$1\""
+    )
+}
+
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not find what leaves the process group"
+)]
+#[test]
+fn the_stop_signal_reaches_a_descendant_in_a_session_of_its_own() {
+    let scratch = Scratch::new();
+    let heard = scratch.file("heard");
+    // The main process ends when its descendant has.
+    let script = format!(
+        "trap : TERM; {} & while kill -0 $!; do wait $!; done; exit 0",
+        in_a_session_of_its_own("session")
+    );
+    let mut service = Executor::builder(["sh", "-c", &script, "sh", &heard])
+        .wait_for(Banner::matching("session is up"))
+        .start()
+        .expect("it starts");
+    let begin = Instant::now();
+    service.stop().expect("it stops by itself");
+    assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
+    assert_eq!(fs::read_to_string(&heard).unwrap_or_default(), "session\n");
+}
+
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not find what leaves the process group"
+)]
+#[test]
+fn a_signal_reaches_the_tree_when_the_main_process_is_gone() {
+    let scratch = Scratch::new();
+    let heard = scratch.file("heard");
+    let script = format!("{} & sleep 0.1", in_a_session_of_its_own("daemon"));
+    let mut service = Executor::builder(["sh", "-c", &script, "sh", &heard])
+        .wait_for(Banner::matching("daemon is up"))
+        .start()
+        .expect("it starts");
+    let main = service.pid();
+    assert!(wait_until(|| stat(main).is_none(), LONG), "the main process ends");
+    service
+        .signal(mirakuru::Signal::Term)
+        .expect("a daemon is running");
+    assert!(
+        wait_until(|| Path::new(&heard).exists(), LONG),
+        "it was signalled"
+    );
+}
