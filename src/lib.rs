@@ -163,9 +163,9 @@
 #![allow(clippy::test_attr_in_doctest)]
 
 pub use mirakuru_core::{
-    And, Banner, Bin, Check, Error, Evidence, Exec, Executor, ExecutorBuilder, IntoCommand, Logs, NoWait, Or,
-    OutputExecutor, PidExecutor, PidFile, Prepare, Probe, Readiness, SdNotify, Signal, SimpleExecutor,
-    StdinPipe, Stdio, Tcp, TcpExecutor, UnixSocket, UnixSocketExecutor,
+    And, Banner, Bin, Check, Error, Evidence, Exec, Executor, ExecutorBuilder, IntoCommand, Line, Lines,
+    Logs, Mark, NoWait, Or, OutputExecutor, PidExecutor, PidFile, Prepare, Probe, Readiness, SdNotify,
+    Signal, SimpleExecutor, StdinPipe, Stdio, Tcp, TcpExecutor, UnixSocket, UnixSocketExecutor,
 };
 #[cfg(feature = "http")]
 pub use mirakuru_core::{Http, HttpExecutor, IntoStatus};

@@ -25,6 +25,8 @@ mod workspace;
 pub use error::{Error, Evidence};
 pub use executor::{Executor, StdinPipe};
 pub use output::logs::Logs;
+pub use output::mark::Mark;
+pub use readiness::lines::{Line, Lines};
 pub use readiness::{
     And, Banner, Check, Exec, NoWait, Or, PidFile, Prepare, Probe, Readiness, SdNotify, Tcp, UnixSocket,
 };

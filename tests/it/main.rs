@@ -21,6 +21,7 @@ mod full_disk;
 mod https;
 mod inherited_sockets;
 mod lifecycle;
+mod lines;
 mod portable;
 mod ports;
 mod progress;

@@ -128,18 +128,19 @@ impl<R: Readiness> Executor<R> {
         let values = Values::known(name(&spec), service_dir.dir().to_owned(), state.ports.clone());
         let mut core = Core::with(spec, service_dir, values, output);
         core.readiness_env = state.env.clone();
+        core.captured = state.captured.clone();
         core.pid = state.pid;
         let attached_at = (state.addr, state.path.as_deref());
         core.resolve_command()?;
         core.note_for_others(attached_at.0, attached_at.1);
         shared_use::started(&core.command, core.service_dir.log(), core.service_dir.index());
-        let mut attached = Attached {
+        let attached = Attached {
             state,
             published,
             _endpoint_lock: None,
         };
         if !attached.state.is_running() {
-            let died = core.exit_error(&mut attached, &readiness, None);
+            let died = core.exit_error(&attached, &readiness, None);
             return Err(match died {
                 Some(died) => core.masked(died),
                 None => core.not_running("attach to it"),
@@ -180,6 +181,7 @@ impl<R: Readiness> Executor<R> {
             url: self.readiness.url().map(str::to_owned),
             path: self.readiness.path().map(Path::to_owned),
             env: core.readiness_env.clone(),
+            captured: core.captured.clone(),
             exit: None,
         }
     }

@@ -8,6 +8,7 @@ mod build;
 mod endpoints;
 mod hint;
 mod launch;
+mod lines;
 mod many;
 mod needs;
 mod process;
@@ -30,6 +31,7 @@ use crate::error::Error;
 use crate::executor::attach::Attached;
 use crate::executor::process::{Core, Observed, Own, Owned, Process};
 use crate::output::logs::Logs;
+use crate::output::mark::Mark;
 use crate::readiness::Readiness;
 use crate::readiness::no_wait::NoWait;
 use crate::recipe::program::environment;
@@ -512,8 +514,7 @@ impl<R: Readiness> Executor<R> {
     /// ```
     #[must_use]
     pub fn logs(&self) -> Logs {
-        self.process.observed().sync_output();
-        self.core.output.snapshot()
+        self.logs_since(&Mark::START)
     }
 
     /// The environment variables that the recipe sets, with placeholders filled in. Those that the

@@ -20,12 +20,13 @@ use crate::executor::attach::Attached;
 use crate::executor::needs;
 use crate::executor::start::Starting;
 use crate::executor::wait::{Pause, UNTOLD_PAUSE};
-use crate::output::reader::{Cursor, OutputReader};
+use crate::output::mark::Mark;
+use crate::output::reader::OutputReader;
 use crate::ports::activation::Listen;
 use crate::ports::lock::EndpointLock;
 use crate::ports::values::Values;
 use crate::readiness::Readiness;
-use crate::readiness::context::Prepare;
+use crate::readiness::context::{Notes, Prepare};
 use crate::readiness::line_watch::{LineWatch, expand_pattern};
 use crate::recipe::builder::Spec;
 use crate::service_dir::{self, ServiceDir};
@@ -47,8 +48,14 @@ pub(super) struct Core {
     pub(super) readiness_env: Vec<(String, String)>,
     pub(super) current_dir: Option<PathBuf>,
     pub(super) output: OutputReader,
-    /// Where the output of the last start begins.
-    pub(super) since: Cursor,
+    /// Files that the service logs to, with placeholders filled in.
+    pub(super) log_files: Vec<PathBuf>,
+    /// Where the logs of the last start begin.
+    pub(super) since: Mark,
+    /// What conditions have noted since the last start.
+    pub(super) notes: Mutex<Notes>,
+    /// The named groups of the lines that a [`Banner`](crate::Banner) waited for.
+    pub(super) captured: Vec<(String, String)>,
     pub(super) pid: u32,
 }
 
@@ -287,7 +294,7 @@ impl Core {
         let output = open_log(&service_dir)?;
         Ok(Core {
             command: mask_urls(&spec.command.display()).into_owned(),
-            since: output.end(),
+            since: Mark::now(&output, &[]),
             ..Core::with(spec, service_dir, values, output)
         })
     }
@@ -304,7 +311,10 @@ impl Core {
             readiness_env: Vec::new(),
             current_dir: None,
             output,
-            since: Cursor::START,
+            log_files: Vec::new(),
+            since: Mark::START,
+            notes: Mutex::default(),
+            captured: Vec::new(),
             pid: 0,
         }
     }
@@ -349,6 +359,12 @@ impl Core {
             }
             None => None,
         };
+        self.log_files = Vec::with_capacity(self.spec.log_files.len());
+        for path in &self.spec.log_files {
+            let path = self.values.expand_os(path.as_os_str());
+            self.log_files
+                .push(path.map_err(|e| e.in_command(&written))?.into());
+        }
         Ok(())
     }
 

@@ -428,7 +428,8 @@ impl Owned<'_> {
                 .parent()
                 .and_then(|dir| CString::new(dir.as_os_str().as_bytes()).ok()),
         };
-        self.core.since = self.core.output.end();
+        self.core.since = self.core.mark();
+        self.core.notes = Default::default();
         self.own.last_exit = None;
         self.own.started_ns = sys::clock_ns();
         mark_start(&self.core.service_dir.index(), self.own.started_ns)

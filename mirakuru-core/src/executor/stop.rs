@@ -135,7 +135,7 @@ impl<R> Drop for Executor<R> {
     fn drop(&mut self) {
         let core = &mut self.core;
         if test_has_failed() && core.pid != 0 {
-            let printed = core.output.excerpt(core.since, HEAD_LINES, TAIL_LINES);
+            let printed = core.output.excerpt(core.since.output, HEAD_LINES, TAIL_LINES);
             if !printed.tail.is_empty() {
                 core.keep_log();
                 let tail = Tail {

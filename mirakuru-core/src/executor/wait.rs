@@ -2,6 +2,7 @@
 //! the time is over. An error takes the evidence with it.
 
 use std::io;
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use crate::error::report::{HEAD_LINES, TAIL_LINES};
@@ -62,7 +63,7 @@ impl Core {
                 process.arm_output();
             }
             let failed = wait.fail_on.iter_mut().find_map(|(pattern, watch)| {
-                let line = watch.first(&self.output, self.since).ok().flatten()?;
+                let line = watch.first(&self.output, self.since.output).ok().flatten()?;
                 Some((pattern.clone(), line))
             });
             if let Some((pattern, line)) = failed {
@@ -89,12 +90,17 @@ impl Core {
                     elapsed: wait.deadline.elapsed(),
                     remaining,
                     output: &self.output,
-                    since: self.since,
+                    since: &self.since,
+                    log_files: &self.log_files,
+                    is_over: ended,
+                    notes: &self.notes,
                 };
                 match readiness.probe(&probe) {
                     // A look that succeeded because of something else than the service (a file that
                     // it left, a stranger) must not count when the service is gone.
                     Ok(true) if stays_true || process.ended().is_none() => {
+                        let notes = self.notes.get_mut().unwrap_or_else(PoisonError::into_inner);
+                        self.captured.clone_from(&notes.captured);
                         return Ok(None);
                     }
                     Ok(_) => {}
@@ -172,7 +178,7 @@ impl Core {
     fn standing(&self, elapsed: &dyn std::fmt::Display, readiness: &dyn Readiness) -> String {
         let name = progress::short(self.values.name());
         let awaited = progress::short(&self.values.mask(&readiness.describe()));
-        let last = self.output.tail(1, self.since).pop();
+        let last = self.output.tail(1, self.since.output).pop();
         let last = last.map_or("it has printed nothing yet".to_owned(), |line| {
             format!("its last line: {}", progress::short(&line))
         });
@@ -181,8 +187,8 @@ impl Core {
 
     /// The error that tells how the service ended, if it did.
     pub(super) fn exit_error(
-        &mut self,
-        process: &mut dyn Observed,
+        &self,
+        process: &dyn Observed,
         readiness: &dyn Readiness,
         last_probe: Option<String>,
     ) -> Option<Error> {
@@ -210,7 +216,7 @@ impl Core {
     }
 
     /// Everything that an error says about the service besides its own words.
-    pub(super) fn evidence(&mut self, process: &dyn Observed, last_probe: Option<String>) -> Box<Evidence> {
+    pub(super) fn evidence(&self, process: &dyn Observed, last_probe: Option<String>) -> Box<Evidence> {
         process.sync_output();
         let exit = process.exit();
         let mut timeline = Vec::new();
@@ -218,14 +224,14 @@ impl Core {
         if let Some(started_ns) = process.started_ns() {
             let at = |ns: u64| Duration::from_nanos(ns.saturating_sub(started_ns));
             timeline.push((Duration::ZERO, "spawned".to_owned()));
-            if let Some(first) = self.output.first_output(self.since) {
+            if let Some(first) = self.output.first_output(self.since.output) {
                 timeline.push((at(first), "first output".to_owned()));
             }
             if let Some(exit) = exit {
                 timeline.push((at(exit.at), Ended(exit.status).to_string()));
             }
         }
-        let printed = self.output.excerpt(self.since, HEAD_LINES, TAIL_LINES);
+        let printed = self.output.excerpt(self.since.output, HEAD_LINES, TAIL_LINES);
         let hint = hint::of(&hint::Symptoms {
             tail: &[printed.head.as_slice(), &printed.tail].concat(),
             exit: exit.map(|exit| exit.status),
@@ -243,7 +249,7 @@ impl Core {
             left_out: printed.left_out,
             tail: printed.tail,
             log: Some(self.service_dir.log()),
-            lost: self.output.lost(self.since),
+            lost: self.output.lost(self.since.output),
             about: None,
             hint,
         })
@@ -251,7 +257,7 @@ impl Core {
 
     /// Keeps the log for a day after the service. Not that of a run that is over: the supervisor is
     /// removing it.
-    pub(super) fn keep_log(&mut self) {
+    pub(super) fn keep_log(&self) {
         if self.service_dir.is_ours() || !crate::run::is_over() {
             self.service_dir.keep();
         }

@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::output::log_file::LogFile;
+use crate::output::mark::Mark;
 use crate::output::reader::{Cursor, OutputReader, Piece, Stream};
 use crate::util::text::printable;
 
@@ -45,6 +47,8 @@ pub struct Logs {
     texts: [Text; 2],
     /// For each line that was completed, in that order: whether it is standard error's.
     order: Vec<bool>,
+    /// The log files of the recipe, each with its text.
+    files: Vec<(PathBuf, String)>,
     path: PathBuf,
     lost: u64,
     truncated: bool,
@@ -77,9 +81,39 @@ impl Logs {
     /// come last.
     pub fn lines(&self) -> impl Iterator<Item = &str> {
         let mut streams = self.texts.each_ref().map(TextLines::new);
+        let files = self.files.iter().flat_map(|(_, text)| text.lines());
         self.order
             .iter()
             .filter_map(move |&stderr| streams[usize::from(stderr)].next())
+            .chain(files)
+    }
+
+    /// The text of one of the recipe's [log files](crate::recipe::builder::ExecutorBuilder::log_file), by its
+    /// path or its file name. Empty if the service has not written to it.
+    #[must_use]
+    pub fn file(&self, name: impl AsRef<Path>) -> &str {
+        let name = name.as_ref();
+        let file = self.files.iter().find(|(path, _)| path.ends_with(name));
+        file.map_or("", |(_, text)| text)
+    }
+
+    /// Everything that was logged since the mark, to the output and to the files.
+    pub(crate) fn since(output: &OutputReader, files: &[PathBuf], mark: &Mark) -> Logs {
+        let mut logs = output.snapshot_since(mark.output);
+        for (number, path) in files.iter().enumerate() {
+            let mut bytes = Vec::new();
+            // A file that cannot be read is as good as the part that could be.
+            let _ = LogFile::new(path, mark.file(number)).read(&mut |part| {
+                bytes.extend_from_slice(part);
+                let surplus = bytes.len().saturating_sub(2 * SNAPSHOT as usize);
+                bytes.drain(..surplus);
+            });
+            let surplus = bytes.len().saturating_sub(SNAPSHOT as usize);
+            logs.truncated |= surplus > 0;
+            let text = String::from_utf8_lossy(&bytes[surplus..]).into_owned();
+            logs.files.push((path.clone(), text));
+        }
+        logs
     }
 
     /// The file that has everything that the service printed since its executor was made, over all
@@ -92,7 +126,7 @@ impl Logs {
     /// Whether nothing has been printed.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.all.is_empty()
+        self.all.is_empty() && self.files.iter().all(|(_, text)| text.is_empty())
     }
 
     /// Whether more than 16 MiB were printed, so that the beginning is missing here.
@@ -157,6 +191,7 @@ impl<'a> TextLines<'a> {
 
 impl OutputReader {
     /// Everything that was printed so far, or the last 16 MiB of it.
+    #[cfg(test)]
     pub(crate) fn snapshot(&self) -> Logs {
         self.snapshot_since(Cursor::START)
     }
@@ -407,6 +442,7 @@ impl Assembly {
             all,
             texts,
             order: self.order,
+            files: Vec::new(),
             path,
             lost: self.lost,
             truncated,

@@ -1,6 +1,8 @@
 //! The output of a service: how it is stored, read and shown.
 
+pub(crate) mod log_file;
 pub(crate) mod logs;
+pub(crate) mod mark;
 pub(crate) mod reader;
 #[cfg(test)]
 pub(crate) mod test_writer;

@@ -4,13 +4,17 @@ use crate::util::hash;
 use std::hash::Hasher;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::{Prepare, Probe, Readiness};
 use crate::error::Error;
+use crate::output::log_file::LogFile;
+use crate::output::mark::Mark;
 use crate::output::reader::Stream;
 use crate::ports::address::{self, host_addrs, reachable};
 use crate::readiness::line_watch::{Found, LineWatch, expand_pattern};
+use crate::readiness::lines::Line;
 use crate::util::text::printable;
 
 /// Ready when the service prints a line that matches a regular expression.
@@ -77,7 +81,15 @@ pub struct Banner {
     /// With the placeholders filled in.
     pattern: String,
     watch: Option<LineWatch>,
+    /// From where on lines count, if not from the start of the service on.
+    since: Option<Mark>,
+    /// The service's log files, once they have been looked at.
+    files: Option<Vec<(LogFile, LineWatch)>>,
+    /// How many lines must match; more than `times` if earlier waits have found some of them.
+    wanted: usize,
     seen: usize,
+    /// The last line that matched.
+    line: Option<Line>,
     addr: Option<SocketAddr>,
     /// An unfinished line that matches so far: its length, and the time of the start at which it
     /// was first seen with that.
@@ -98,7 +110,11 @@ impl Banner {
             times: 1,
             raw: false,
             watch: None,
+            since: None,
+            files: None,
+            wanted: 1,
             seen: 0,
+            line: None,
             addr: None,
             undecided: None,
         }
@@ -129,6 +145,52 @@ impl Banner {
         self.times = n;
         self
     }
+
+    /// Lines count from this [mark](crate::executor::Executor::mark) on. The default is from the last start of
+    /// the service on.
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// use std::time::Duration;
+    /// use mirakuru::{Banner, Executor, Signal};
+    ///
+    /// let script = "trap 'echo reloaded' HUP; echo up; while :; do sleep 0.01; done";
+    /// let mut service = Executor::builder(script)
+    ///     .shell(true)
+    ///     .wait_for(Banner::matching("up"))
+    ///     .start()?;
+    /// let mark = service.mark();
+    /// service.signal(Signal::Hup)?;
+    /// service.wait_until(Banner::matching("reloaded").since(&mark), Duration::from_secs(5))?;
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    pub fn since(mut self, mark: &Mark) -> Banner {
+        self.since = Some(mark.clone());
+        self
+    }
+
+    /// Whether nothing but a new line can change the answer.
+    pub(crate) fn is_decided(&self) -> bool {
+        self.undecided.is_none()
+    }
+
+    /// The last line that matched.
+    pub(crate) fn into_line(self) -> Option<Line> {
+        self.line
+    }
+}
+
+/// A pattern stands for the first line that matches it, on either stream.
+impl From<&str> for Banner {
+    fn from(pattern: &str) -> Banner {
+        Banner::matching(pattern)
+    }
+}
+
+impl From<String> for Banner {
+    fn from(pattern: String) -> Banner {
+        Banner::matching(pattern)
+    }
 }
 
 impl Readiness for Banner {
@@ -154,6 +216,10 @@ impl Readiness for Banner {
             raw,
             pattern: _,
             watch: _,
+            since: _,
+            files: _,
+            wanted: _,
+            line: _,
             seen: _,
             addr: _,
             undecided: _,
@@ -171,6 +237,9 @@ impl Readiness for Banner {
         self.pattern = expand_pattern(&self.given, |text| cx.expand(text))?;
         let watch = LineWatch::new(&self.pattern, self.stream).map_err(|why| cx.invalid(&self.given, why))?;
         self.watch = Some(watch.raw(self.raw));
+        self.files = None;
+        self.wanted = 0;
+        self.line = None;
         self.seen = 0;
         self.addr = None;
         self.undecided = None;
@@ -181,8 +250,19 @@ impl Readiness for Banner {
         let Some(watch) = &mut self.watch else {
             return Ok(false);
         };
-        let (seen, addr, times) = (&mut self.seen, &mut self.addr, self.times);
+        // A line satisfies one wait only: the next wait for the same line is for a later one.
+        let key = (self.pattern.clone(), self.stream);
+        if self.wanted == 0 {
+            let earlier = if self.since.is_none() {
+                cx.lines_found(&key)
+            } else {
+                0
+            };
+            self.wanted = earlier + self.times;
+        }
+        let (seen, addr, line, times) = (&mut self.seen, &mut self.addr, &mut self.line, self.wanted);
         let mut error = None;
+        let names = watch.names();
         let mut count = |found: &Found<'_>| {
             if *seen == times {
                 return;
@@ -191,11 +271,26 @@ impl Readiness for Banner {
                 Ok(address) => {
                     *seen += 1;
                     *addr = address.or(*addr);
+                    *line = Some(Line::new(found, &names));
                 }
                 Err(text) => error = Some(text),
             }
         };
-        watch.scan(cx.output, cx.since, &mut count)?;
+        let since = self.since.as_ref().unwrap_or(cx.since);
+        let files = self.files.get_or_insert_with(|| {
+            let follow = |(number, path): (usize, &PathBuf)| {
+                let from = since.file(number);
+                (LogFile::new(path, from), watch.clone())
+            };
+            match self.stream {
+                None => cx.log_files.iter().enumerate().map(follow).collect(),
+                Some(_) => Vec::new(),
+            }
+        });
+        watch.scan(cx.output, since.output, &mut count)?;
+        for (file, watch) in files {
+            file.read(&mut |bytes| watch.feed(bytes, &mut count))?;
+        }
         match watch.undecided() {
             None => self.undecided = None,
             Some(length) => {
@@ -205,13 +300,16 @@ impl Readiness for Banner {
                     .filter(|(known, _)| *known == length)
                     .map_or(now, |(_, since)| since);
                 self.undecided = Some((length, since));
-                if now.saturating_sub(since) >= SETTLED {
+                if cx.is_over || now.saturating_sub(since) >= SETTLED {
                     self.undecided = None;
                     watch.settle(&mut count);
                 }
             }
         }
         if *seen == times {
+            if let Some(line) = line {
+                cx.found(key, times, line.groups());
+            }
             return Ok(true);
         }
         if let Some(text) = error {
@@ -224,14 +322,17 @@ impl Readiness for Banner {
         }
         if *seen > 0 {
             return Err(io::Error::other(format!(
-                "{seen} of {times} lines matched so far"
+                "{} of {} lines matched so far",
+                (*seen + self.times).saturating_sub(times),
+                self.times
             )));
         }
         Ok(false)
     }
 
     fn waits_for_output(&self) -> bool {
-        self.undecided.is_none()
+        // Nobody tells of a new line in a log file.
+        self.undecided.is_none() && self.files.as_ref().is_none_or(Vec::is_empty)
     }
 
     fn addr(&self) -> Option<SocketAddr> {

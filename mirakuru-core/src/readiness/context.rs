@@ -7,11 +7,13 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::error::Error;
 use crate::output::logs::Logs;
-use crate::output::reader::{Cursor, OutputReader};
+use crate::output::mark::Mark;
+use crate::output::reader::{OutputReader, Stream};
 use crate::ports::values::Values;
 use crate::recipe::command::Command;
 #[cfg(feature = "http")]
@@ -118,8 +120,24 @@ pub struct Probe<'a> {
     pub(crate) remaining: Duration,
     pub(crate) output: &'a OutputReader,
     /// The end of the log when the service was started.
-    pub(crate) since: Cursor,
+    pub(crate) since: &'a Mark,
+    pub(crate) log_files: &'a [PathBuf],
+    /// Whether the service has ended, so that everything that it will ever print is in the log.
+    pub(crate) is_over: bool,
+    pub(crate) notes: &'a Mutex<Notes>,
 }
+
+/// What conditions note about one start of a service.
+#[derive(Debug, Default)]
+pub(crate) struct Notes {
+    /// For each pattern and stream, how many lines have satisfied a wait.
+    found: Vec<(LineKey, usize)>,
+    /// The named groups of lines that satisfied a wait.
+    pub(crate) captured: Vec<(String, String)>,
+}
+
+/// A pattern, and the one stream that it is for.
+pub(crate) type LineKey = (String, Option<Stream>);
 
 impl fmt::Debug for Probe<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -172,7 +190,25 @@ impl Probe<'_> {
     /// What the service has printed since it was started, or the last 16 MiB of it.
     #[must_use]
     pub fn logs(&self) -> Logs {
-        self.output.snapshot_since(self.since)
+        Logs::since(self.output, self.log_files, self.since)
+    }
+
+    /// How many lines that match have satisfied earlier waits of this start.
+    pub(crate) fn lines_found(&self, key: &LineKey) -> usize {
+        let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = notes.found.iter().find(|(known, _)| known == key);
+        found.map_or(0, |(_, count)| *count)
+    }
+
+    /// A wait is satisfied by this many lines that match; the last one has these groups.
+    pub(crate) fn found(&self, key: LineKey, count: usize, groups: &[(String, String)]) {
+        let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
+        notes.found.retain(|(known, _)| *known != key);
+        notes.found.push((key, count));
+        for (name, text) in groups {
+            notes.captured.retain(|(known, _)| known != name);
+            notes.captured.push((name.clone(), text.clone()));
+        }
     }
 
     /// Whether the service's own process tree owns the socket that listens on this address of this

@@ -11,9 +11,11 @@ use std::time::Duration;
 
 use super::{Prepare, Probe, Readiness};
 use crate::error::Error;
-use crate::output::reader::{Cursor, OutputReader};
+use crate::output::mark::Mark;
+use crate::output::reader::OutputReader;
 use crate::output::test_writer::LogWriter;
 use crate::ports::values::Values;
+use crate::readiness::context::Notes;
 pub(crate) use crate::sys::tests::TestDir;
 
 /// One look of a condition that reads no output, at the process tree below `root`.
@@ -27,7 +29,10 @@ pub(crate) fn poll(readiness: &mut dyn Readiness, root: u32, elapsed: Duration) 
         elapsed,
         remaining: Duration::from_secs(5),
         output: &reader,
-        since: Cursor::START,
+        since: &Mark::START,
+        log_files: &[],
+        is_over: false,
+        notes: &Mutex::default(),
     })
 }
 
@@ -35,7 +40,8 @@ pub(crate) fn poll(readiness: &mut dyn Readiness, root: u32, elapsed: Duration) 
 pub(crate) struct Harness {
     pub(crate) log: Mutex<LogWriter>,
     reader: OutputReader,
-    since: Mutex<Cursor>,
+    since: Mutex<Mark>,
+    notes: Mutex<Notes>,
     remaining: Mutex<Duration>,
     elapsed: Mutex<Duration>,
     env: Mutex<Vec<(String, String)>>,
@@ -50,7 +56,8 @@ impl Harness {
         Harness {
             reader: log.reader(),
             log: Mutex::new(log),
-            since: Mutex::new(Cursor::START),
+            since: Mutex::new(Mark::START),
+            notes: Mutex::default(),
             remaining: Mutex::new(Duration::from_secs(60)),
             elapsed: Mutex::new(Duration::ZERO),
             env: Mutex::new(Vec::new()),
@@ -89,7 +96,8 @@ impl Harness {
         let result = readiness.prepare(&mut cx);
         *self.env.lock().unwrap() = cx.env;
         *self.claimed.lock().unwrap() = cx.addrs;
-        *self.since.lock().unwrap() = self.reader.end();
+        *self.since.lock().unwrap() = Mark::now(&self.reader, &[]);
+        *self.notes.lock().unwrap() = Notes::default();
         result
     }
 
@@ -98,7 +106,7 @@ impl Harness {
         let values = Values::new("unit".to_owned(), self.dir.path().to_owned());
         let remaining = *self.remaining.lock().unwrap();
         let elapsed = *self.elapsed.lock().unwrap();
-        let since = *self.since.lock().unwrap();
+        let since = self.since.lock().unwrap().clone();
         readiness.probe(&Probe {
             values: &values,
             pid: std::process::id(),
@@ -106,7 +114,10 @@ impl Harness {
             elapsed,
             remaining,
             output: &self.reader,
-            since,
+            since: &since,
+            log_files: &[],
+            is_over: false,
+            notes: &self.notes,
         })
     }
 

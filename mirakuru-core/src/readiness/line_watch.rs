@@ -62,6 +62,11 @@ impl Found<'_> {
         printable(&String::from_utf8_lossy(self.line), 400)
     }
 
+    /// The line as it was matched.
+    pub(crate) fn text(&self) -> String {
+        String::from_utf8_lossy(self.line).into_owned()
+    }
+
     /// The text of a named group.
     pub(crate) fn group(&self, name: &str) -> Option<&str> {
         let group = self.captures.as_ref()?.name(name)?;
@@ -146,6 +151,33 @@ impl LineWatch {
             first.get_or_insert_with(|| found.line());
         })?;
         Ok(first)
+    }
+
+    /// Matches the next bytes of a log file, which is a stream of its own.
+    pub(crate) fn feed(&mut self, bytes: &[u8], mut found: impl FnMut(&Found<'_>)) {
+        let pattern = Pattern {
+            regex: &self.regex,
+            named: self.named,
+            raw: self.raw,
+        };
+        self.open[0].feed(pattern, bytes, &mut found);
+        self.open[0].match_unfinished(pattern, &mut found);
+    }
+
+    /// Whether a whole line matches.
+    pub(crate) fn matches(&self, line: &[u8], found: &mut dyn FnMut(&Found<'_>)) -> bool {
+        let pattern = Pattern {
+            regex: &self.regex,
+            named: self.named,
+            raw: self.raw,
+        };
+        pattern.tell(line, 0, found)
+    }
+
+    /// The names of the pattern's groups.
+    pub(crate) fn names(&self) -> Vec<String> {
+        let names = self.regex.capture_names().flatten();
+        names.map(str::to_owned).collect()
     }
 
     /// Takes the unfinished lines that match as finished.

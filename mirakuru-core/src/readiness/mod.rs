@@ -11,6 +11,7 @@ pub(crate) mod harness;
 #[cfg(feature = "http")]
 pub(crate) mod http;
 pub(crate) mod line_watch;
+pub(crate) mod lines;
 pub(crate) mod no_wait;
 pub(crate) mod pid_file;
 pub(crate) mod sd_notify;

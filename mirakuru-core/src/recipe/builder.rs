@@ -111,6 +111,8 @@ pub(crate) struct Spec {
     pub(crate) kill_signal: Signal,
     pub(crate) expected_exit: Option<i32>,
     pub(crate) fail_on: Vec<String>,
+    /// Files that the service logs to.
+    pub(crate) log_files: Vec<PathBuf>,
     /// Files in the private directory, with what is to be in them.
     pub(crate) files: Vec<(PathBuf, String)>,
     /// Addresses to listen on, perhaps with the sockets' names.
@@ -142,6 +144,7 @@ impl Spec {
             kill_signal: Signal::Kill,
             expected_exit: None,
             fail_on: Vec::new(),
+            log_files: Vec::new(),
             files: Vec::new(),
             listen: Vec::new(),
             queue: false,
@@ -402,6 +405,32 @@ impl<R> ExecutorBuilder<R> {
     /// ```
     pub fn fail_on(mut self, pattern: impl Into<String>) -> Self {
         self.spec.fail_on.push(pattern.into());
+        self
+    }
+
+    /// Adds a file that the service logs to, with placeholders: a further source of lines beside its output.
+    ///
+    /// The file is followed by its name, also when the service moves it away and begins another one. It need
+    /// not be there yet. [`wait_for_line`](crate::executor::Executor::wait_for_line),
+    /// [`logs`](crate::executor::Executor::logs) and [`Banner`](crate::Banner) see its lines; a report of a
+    /// failure shows the output alone.
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// use std::time::Duration;
+    /// use mirakuru::Executor;
+    ///
+    /// let service = Executor::builder("sleep 0.05; echo 'user 7 logs in' >> {dir}/app.log; exec sleep 60")
+    ///     .shell(true)
+    ///     .log_file("{dir}/app.log")
+    ///     .start()?;
+    /// let mark = service.mark();
+    /// let line = service.wait_for_line(&mark, r"user (?<id>\d+)", Duration::from_secs(5))?;
+    /// assert_eq!(line.get("id"), Some("7"));
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    pub fn log_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.spec.log_files.push(path.into());
         self
     }
 

@@ -35,6 +35,8 @@ pub(crate) struct State {
     pub(crate) path: Option<PathBuf>,
     /// What its readiness condition added to its environment.
     pub(crate) env: Vec<(String, String)>,
+    /// The named groups of the lines that made it ready.
+    pub(crate) captured: Vec<(String, String)>,
     /// How its main process ended.
     pub(crate) exit: Option<Exit>,
 }
@@ -80,11 +82,8 @@ impl State {
                 b"addr" => state.addr = text.parse().ok(),
                 b"url" => state.url = Some(text.into_owned()),
                 b"path" => state.path = Some(path()),
-                b"env" => {
-                    if let Some((key, value)) = text.split_once('=') {
-                        state.env.push((key.to_owned(), value.to_owned()));
-                    }
-                }
+                b"env" => state.env.extend(pair(&text)),
+                b"captured" => state.captured.extend(pair(&text)),
                 // Written by the supervisor: `STATUS,LEFT,NS`.
                 b"exit" => {
                     let numbers: Vec<i64> = text.split(',').map_while(|n| n.parse().ok()).collect();
@@ -131,6 +130,9 @@ impl State {
         }
         for (key, value) in &self.env {
             put("env", format!("{key}={value}").as_bytes());
+        }
+        for (key, value) in &self.captured {
+            put("captured", format!("{key}={value}").as_bytes());
         }
         bytes
     }
@@ -179,6 +181,11 @@ impl State {
     }
 }
 
+fn pair(text: &str) -> Option<(String, String)> {
+    let (key, value) = text.split_once('=')?;
+    Some((key.to_owned(), value.to_owned()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -196,6 +203,7 @@ mod tests {
             url: Some("http://localhost:4000/?a=b".to_owned()),
             path: Some(PathBuf::from("/tmp/x=y")),
             env: vec![("NOTIFY_SOCKET".to_owned(), "/tmp/a=b".to_owned())],
+            captured: vec![("key".to_owned(), "a = b".to_owned())],
             exit: None,
         };
         assert_eq!(State::parse(&state.format()), state);

@@ -40,6 +40,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, fc
 use std::path::{Component, Path, PathBuf};
 use std::process;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::Error;
 use crate::service_dir::base::{FALLBACK, base_in, may_reach, private_dir};
@@ -57,7 +58,7 @@ pub(crate) struct ServiceDir {
     dir: PathBuf,
     /// Until the service directory is somebody else's to see to.
     lock: Option<File>,
-    kept: bool,
+    kept: AtomicBool,
     creator: u32,
 }
 
@@ -125,7 +126,7 @@ impl ServiceDir {
                 path,
                 id,
                 lock: Some(lock),
-                kept: false,
+                kept: AtomicBool::new(false),
                 creator: pid,
             })
         });
@@ -148,7 +149,7 @@ impl ServiceDir {
             path,
             id,
             lock: None,
-            kept: false,
+            kept: AtomicBool::new(false),
             creator: 0,
         }
     }
@@ -259,16 +260,18 @@ impl ServiceDir {
     }
 
     /// From now on the log (and its index) outlives this executor, for a day.
-    pub(crate) fn keep(&mut self) {
+    pub(crate) fn keep(&self) {
         // At once, so that it holds when the test process is killed as well.
-        self.kept = File::create(self.path.join("kept")).is_ok();
+        if File::create(self.path.join("kept")).is_ok() {
+            self.kept.store(true, Ordering::Relaxed);
+        }
     }
 }
 
 impl Drop for ServiceDir {
     fn drop(&mut self) {
         if self.creator == process::id() {
-            clear(&self.path, self.kept);
+            clear(&self.path, *self.kept.get_mut());
         }
     }
 }

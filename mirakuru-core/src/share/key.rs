@@ -68,6 +68,7 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
         kill_signal,
         expected_exit,
         fail_on,
+        log_files,
         files,
         listen,
         queue: _,
@@ -116,6 +117,8 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
     });
     hash::number(key, fail_on.len() as u64);
     fail_on.iter().for_each(|pattern| hash::text(key, pattern));
+    hash::number(key, log_files.len() as u64);
+    log_files.iter().for_each(|path| hash::path(key, path));
     hash::number(key, files.len() as u64);
     for (path, text) in files {
         hash::text(key, path);

@@ -28,7 +28,7 @@ fn sweep_one(temp: &Temp) -> Stale {
 #[test]
 fn a_kept_log_is_all_that_stays() {
     let temp = Temp::new();
-    let mut service_dir = temp.service_dir();
+    let service_dir = temp.service_dir();
     let (log, dir) = (service_dir.log(), service_dir.dir().to_owned());
     fs::write(&log, "why").unwrap();
     service_dir.keep();
@@ -47,7 +47,7 @@ fn of_many_kept_logs_the_newest_stay() {
     let temp = Temp::new();
     let logs: Vec<PathBuf> = (0..MANY_KEPT + 5)
         .map(|number| {
-            let mut service_dir = temp.service_dir();
+            let service_dir = temp.service_dir();
             let log = service_dir.log();
             fs::write(&log, "why").unwrap();
             service_dir.keep();
@@ -135,7 +135,7 @@ fn a_dead_process_s_home_stays_while_the_supervisor_has_its_lock() {
 #[test]
 fn a_log_that_was_to_be_kept_survives_the_death_of_its_process() {
     let temp = Temp::new();
-    let mut service_dir = temp.service_dir();
+    let service_dir = temp.service_dir();
     let log = service_dir.log();
     fs::write(&log, "why").unwrap();
     service_dir.keep();

@@ -1,0 +1,188 @@
+//! A log file that the service writes itself, followed by its name: also after the service has moved it
+//! away and begun another one, or has made it shorter.
+
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+/// How much is read at a time.
+const BLOCK: usize = 64 * 1024;
+
+/// A place in a log file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Place {
+    /// The device and the inode; `None` for the beginning of whatever file comes first.
+    file: Option<(u64, u64)>,
+    offset: u64,
+}
+
+impl Place {
+    /// The end of the file as it is now.
+    pub(crate) fn end_of(path: &Path) -> Place {
+        path.metadata().map_or_else(
+            |_| Place::default(),
+            |metadata| Place {
+                file: Some(identity(&metadata)),
+                offset: metadata.len(),
+            },
+        )
+    }
+}
+
+fn identity(metadata: &Metadata) -> (u64, u64) {
+    (metadata.dev(), metadata.ino())
+}
+
+/// Reads a log file while it grows.
+#[derive(Debug)]
+pub(crate) struct LogFile {
+    path: PathBuf,
+    at: Place,
+    open: Option<File>,
+    /// Whether the last byte that was read ends a line.
+    at_line_start: bool,
+}
+
+/// A copy reads from the same place on, with a descriptor of its own.
+impl Clone for LogFile {
+    fn clone(&self) -> LogFile {
+        LogFile::new(&self.path, self.at)
+    }
+}
+
+impl LogFile {
+    pub(crate) fn new(path: &Path, from: Place) -> LogFile {
+        LogFile {
+            path: path.to_owned(),
+            at: from,
+            open: None,
+            at_line_start: true,
+        }
+    }
+
+    /// Gives out everything that was written since the last call. A file that is not there is an empty
+    /// one. The rest of a file that was moved away comes before the file that took its name.
+    pub(crate) fn read(&mut self, each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        loop {
+            if self.open.is_none() {
+                let file = match File::open(&self.path) {
+                    Ok(file) => file,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+                    Err(error) => return Err(error),
+                };
+                let metadata = file.metadata()?;
+                if self.at.file != Some(identity(&metadata)) {
+                    self.at = Place {
+                        file: Some(identity(&metadata)),
+                        offset: 0,
+                    };
+                }
+                self.open = Some(file);
+            }
+            // Before the rest is read: the service writes no more to a file that has lost its name.
+            let named = self.path.metadata().ok().map(|metadata| identity(&metadata));
+            self.read_rest(each)?;
+            if named == self.at.file || named.is_none() {
+                return Ok(());
+            }
+            self.open = None;
+            self.end_line(each);
+        }
+    }
+
+    fn read_rest(&mut self, each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        let Some(file) = &self.open else {
+            return Ok(());
+        };
+        let length = file.metadata()?.len();
+        if length < self.at.offset {
+            // Somebody has emptied it.
+            self.at.offset = 0;
+            if !self.at_line_start {
+                self.at_line_start = true;
+                each(b"\n");
+            }
+        }
+        let mut block = vec![0; BLOCK];
+        // Not beyond the length of now, so that this ends however fast the service writes.
+        while self.at.offset < length {
+            let wanted = usize::try_from(length - self.at.offset).map_or(BLOCK, |rest| rest.min(BLOCK));
+            match file.read_at(&mut block[..wanted], self.at.offset) {
+                Ok(0) => break,
+                Ok(got) => {
+                    each(&block[..got]);
+                    self.at.offset += got as u64;
+                    self.at_line_start = block[got - 1] == b'\n';
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    }
+
+    /// The next file is not the rest of the same line.
+    fn end_line(&mut self, each: &mut dyn FnMut(&[u8])) {
+        if !std::mem::replace(&mut self.at_line_start, true) {
+            each(b"\n");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::io::Write;
+
+    use super::*;
+    use crate::readiness::harness::TestDir;
+
+    fn read(file: &mut LogFile) -> String {
+        let mut bytes = Vec::new();
+        file.read(&mut |part| bytes.extend_from_slice(part)).unwrap();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    #[test]
+    fn a_file_is_followed_by_its_name() {
+        let dir = TestDir::new();
+        let path = dir.path().join("app.log");
+        let mut follower = LogFile::new(&path, Place::default());
+        assert_eq!(read(&mut follower), "");
+        let mut file = File::create(&path).unwrap();
+        file.write_all(b"one\ntw").unwrap();
+        assert_eq!(read(&mut follower), "one\ntw");
+        file.write_all(b"o\n").unwrap();
+        let end = Place::end_of(&path);
+        assert_eq!(read(&mut follower), "o\n");
+        // Moved away with a line that nobody has read yet, and begun anew.
+        file.write_all(b"the old fil").unwrap();
+        fs::rename(&path, dir.path().join("app.log.1")).unwrap();
+        let mut file = File::create(&path).unwrap();
+        file.write_all(b"the new file\n").unwrap();
+        assert_eq!(read(&mut follower), "the old fil\nthe new file\n");
+        assert_eq!(read(&mut follower), "");
+        // Emptied, as `copytruncate` does.
+        file.set_len(0).unwrap();
+        file.write_at(b"short\n", 0).unwrap();
+        assert_eq!(read(&mut follower), "short\n");
+        // From a place in a file that has gone, everything in the new one.
+        assert_eq!(read(&mut LogFile::new(&path, end)), "short\n");
+        fs::remove_file(&path).unwrap();
+        assert_eq!(read(&mut follower), "");
+    }
+
+    #[test]
+    fn a_copy_and_a_place_go_on_where_they_were_made() {
+        let dir = TestDir::new();
+        let path = dir.path().join("app.log");
+        fs::write(&path, "before\n").unwrap();
+        let mut first = LogFile::new(&path, Place::end_of(&path));
+        let mut file = fs::OpenOptions::new().append(true).open(&path).unwrap();
+        file.write_all(b"after\n").unwrap();
+        let mut copy = first.clone();
+        assert_eq!(read(&mut first), "after\n");
+        assert_eq!(read(&mut copy), "after\n");
+    }
+}
