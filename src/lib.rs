@@ -206,9 +206,13 @@ pub use mirakuru_fixtures::{Recipe, Shared, StartAll, StopAll, start_all, stop_a
 /// - Attributes stack. Each binds the first parameter that is still free and has no attribute of
 ///   its own, or the one that `name = parameter` names, or with `name = _` none. What is left over
 ///   is rstest's.
-/// - Services are started together, so that it takes as long as the slowest, and the one of the
-///   last attribute ends first. Services that want the same fixed port, in this test binary or in
-///   another, take turns.
+/// - A fixture is in scope in the attributes below it, as `&T`, by the name of its parameter or by
+///   `name = ident`: `env = ("DATABASE_URL", db.url())`.
+/// - Services start together, so that it takes as long as the slowest. One that names others starts
+///   when these are ready. The one of the last attribute ends first. Services that want the same
+///   fixed port, in this test binary or in another, take turns.
+/// - The name of a `static` with the attribute may stand in place of a recipe:
+///   `#[mirakuru::fixture(SHOP)]` gives `&'static T`.
 /// - Below `#[test]` it works where there is no parameter: the compiler looks at the signature
 ///   first.
 ///
@@ -233,6 +237,41 @@ pub use mirakuru_fixtures::{Recipe, Shared, StartAll, StopAll, start_all, stop_a
 ///     // ...
 /// }
 /// ```
+///
+/// # On a struct
+///
+/// The struct is a system: each field is a service, and says itself what starts it. The name of the
+/// struct is then a recipe like any other: for a test, a `static`, a fixture function, a field of
+/// another system, [`start_all`].
+///
+/// ```
+/// # mod tests {
+/// # use mirakuru::TcpExecutor;
+/// #[mirakuru::fixture]
+/// pub struct Shop {
+///     #[fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port}")]
+///     pub cache: TcpExecutor,
+///     #[fixture(tcp = "127.0.0.1:{port}", cmd = "shop-server --listen 127.0.0.1:{port}",
+///               env = ("CACHE", cache.addr().to_string()))]
+///     pub server: TcpExecutor,
+/// }
+///
+/// #[mirakuru::fixture(Shop)]
+/// #[test]
+/// fn survives_an_outage(mut shop: Shop) {
+///     shop.cache.stopped(|| { /* .. */ }).unwrap();
+/// }
+///
+/// #[mirakuru::fixture(Shop)]
+/// static SHOP: Shop; // One for the run.
+/// # }
+/// ```
+///
+/// - A field is in scope in the attributes below it, by its name, as `&T`. Services start as soon as
+///   those that they name are ready. They end in the reverse order. (So the macro turns the order
+///   of the fields round, as a struct drops its first field first.)
+/// - The recipe of a generic struct is named with its parameters where they cannot be inferred,
+///   `#[mirakuru::fixture(Farm::<3>)]`. Outside the attribute it is `Farm::<3>()`.
 ///
 /// # On any other function
 ///

@@ -49,7 +49,7 @@ impl<T> Once<T> {
         if *self.maker.lock().unwrap_or_else(PoisonError::into_inner) == Some(thread::current().id()) {
             return Err(self.cycle.get_or_init(|| {
                 Error::other(
-                    format!("start {}", self.title()),
+                    self.attempt(),
                     "its own start uses it, which would wait for ever: use what the start is given instead",
                 )
             }));
@@ -85,6 +85,11 @@ impl<T> Once<T> {
             Ok(value) => value,
             Err(error) => panic!("{} could not be started\n{}", self.title(), shown(error)),
         }
+    }
+
+    /// What was tried, in an error.
+    pub(crate) fn attempt(&self) -> String {
+        format!("start {}", self.title())
     }
 
     fn title(&self) -> String {

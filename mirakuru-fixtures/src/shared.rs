@@ -3,9 +3,11 @@
 use std::fmt;
 use std::ops::Deref;
 
-use mirakuru_core::Error;
+use mirakuru_core::{Error, Executor, ExecutorBuilder, NoWait};
 
 use crate::once::Once;
+use crate::recipe::Recipe;
+use crate::system::{AsItIs, Joining, Slot, System, several};
 
 /// A service that is started when it is first used, once, and that everybody who uses it shares:
 /// what `#[mirakuru::fixture(..)]` makes of a `static`. Usually named in capitals, after the
@@ -96,6 +98,74 @@ impl<T> Shared<T> {
     pub fn try_get(this: &Shared<T>) -> Result<&T, &Error> {
         this.cell.try_get_or_start(this.start)
     }
+}
+
+/// A fixture in a static as a recipe: its handle is a reference to the fixture.
+pub struct InStatic<T: 'static>(&'static Shared<T>);
+
+#[diagnostic::do_not_recommend]
+impl<T: 'static> Recipe for InStatic<T> {
+    type Readiness = NoWait;
+    type Handle = &'static T;
+
+    fn executor(&self) -> Result<ExecutorBuilder<NoWait>, Error> {
+        several()
+    }
+
+    fn handle(self, _: Executor<NoWait>) -> Result<&'static T, Error> {
+        several()
+    }
+
+    fn __join<'a>(self, system: &mut System<'a>, joining: Joining) -> Slot<&'static T>
+    where
+        Self: 'a,
+    {
+        system.make(joining, move || {
+            Shared::try_get(self.0).map_err(|error| Error::other(self.0.cell.attempt(), error.to_string()))
+        })
+    }
+}
+
+/// A static holds the fixture.
+pub struct Held;
+
+/// What a name in capital letters is the name of: a static, or a constant with a recipe. (`How` tells
+/// the two apart.)
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be started",
+    label = "neither a static of a fixture nor a recipe",
+    note = "a name in capital letters is that of a `static` with `#[mirakuru::fixture(..)]`, or of a constant whose \
+            type implements `mirakuru::Recipe` and `Clone`"
+)]
+pub trait Named<'s, How> {
+    /// What starts it.
+    type Recipe: Recipe;
+
+    /// What starts it.
+    fn recipe(&'s self) -> Self::Recipe;
+}
+
+#[diagnostic::do_not_recommend]
+impl<T: 'static> Named<'static, Held> for Shared<T> {
+    type Recipe = InStatic<T>;
+
+    fn recipe(&'static self) -> InStatic<T> {
+        InStatic(self)
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<'s, R: Recipe + Clone> Named<'s, AsItIs> for R {
+    type Recipe = R;
+
+    fn recipe(&'s self) -> R {
+        self.clone()
+    }
+}
+
+/// The recipe that a name in capital letters stands for.
+pub fn recipe_in_static<'s, How, N: Named<'s, How>>(named: &'s N) -> N::Recipe {
+    named.recipe()
 }
 
 impl<T> Deref for Shared<T> {

@@ -323,6 +323,22 @@ impl<'a> System<'a> {
         slot
     }
 
+    /// Adds something that is there once the function has been called.
+    pub(crate) fn make<H: 'a>(
+        &mut self,
+        joining: Joining,
+        make: impl FnOnce() -> Result<H, Error> + 'a,
+    ) -> Slot<H> {
+        let slot = Slot::new();
+        let place = slot.clone();
+        let stage = Stage::Recipe(Box::new(move |_| {
+            place.fill(make()?);
+            Ok(())
+        }));
+        self.push(joining.name, Vec::new(), stage);
+        slot
+    }
+
     /// Adds a service that is on its way.
     pub(crate) fn add(&mut self, name: String, service: Rc<RefCell<dyn Service + 'a>>) {
         self.push(name, Vec::new(), Stage::New(service));
@@ -636,6 +652,7 @@ impl<S> fmt::Debug for Plan<S> {
     }
 }
 
+#[diagnostic::do_not_recommend]
 impl<S> Recipe for Plan<S> {
     type Readiness = NoWait;
     type Handle = S;
@@ -664,6 +681,51 @@ impl<S> Recipe for Plan<S> {
         (system.prefix, system.added) = outer;
         slot
     }
+}
+
+/// What the name of a type stands for in the attribute: a recipe, or a function that gives the
+/// recipe of a generic struct. (`How` tells the two apart.)
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be started",
+    label = "not a recipe",
+    note = "a recipe is the name of a struct with `#[mirakuru::fixture]`, what `Executor::builder(..)` makes (without \
+            `.start()`), a preset, or a type of your own that implements `mirakuru::Recipe`"
+)]
+pub trait IntoRecipe<How> {
+    /// What it stands for.
+    type Recipe: Recipe;
+
+    /// What it stands for.
+    fn into_recipe(self) -> Self::Recipe;
+}
+
+/// It is a recipe.
+pub struct AsItIs;
+
+/// It makes one.
+pub struct Called;
+
+#[diagnostic::do_not_recommend]
+impl<R: Recipe> IntoRecipe<AsItIs> for R {
+    type Recipe = R;
+
+    fn into_recipe(self) -> R {
+        self
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<F: FnOnce() -> Plan<S>, S> IntoRecipe<Called> for F {
+    type Recipe = Plan<S>;
+
+    fn into_recipe(self) -> Plan<S> {
+        self()
+    }
+}
+
+/// The recipe that the name of a type stands for.
+pub fn recipe<How, R: IntoRecipe<How>>(name: R) -> R::Recipe {
+    name.into_recipe()
 }
 
 /// What a recipe of several services answers where one executor is asked for.

@@ -120,6 +120,11 @@ impl Args {
             .unwrap_or(Target::Free)
     }
 
+    /// Whether it names a static, which holds what is shared.
+    pub(crate) fn is_static(&self) -> bool {
+        self.expr.as_ref().and_then(name) == Some(Name::Static)
+    }
+
     /// The attribute on top, whose parentheses come as tokens of their own.
     fn outermost(tokens: TokenStream) -> syn::Result<Args> {
         Args::parse.parse2(tokens)
@@ -165,6 +170,33 @@ impl Entry {
     }
 }
 
+/// What a name alone, in place of keys, is the name of, as its letters say.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub(crate) enum Name {
+    /// `SHOP`: a static, or a recipe in a constant.
+    Static,
+    /// `Shop`: a struct with the attribute, or a recipe.
+    Type,
+}
+
+/// What an expression is the name of, if it is one and has capital letters.
+pub(crate) fn name(expr: &Expr) -> Option<Name> {
+    let Expr::Path(ExprPath {
+        qself: None, path, ..
+    }) = expr
+    else {
+        return None;
+    };
+    let last = path.segments.last()?.ident.to_string();
+    let first = last.trim_start_matches("r#").chars().next()?;
+    let has_small = last.chars().any(char::is_lowercase);
+    match first.is_uppercase() {
+        true if has_small => Some(Name::Type),
+        true => Some(Name::Static),
+        false => None,
+    }
+}
+
 /// The string literal that an expression is.
 pub(crate) fn literal(expr: &Expr) -> Option<&LitStr> {
     match expr {
@@ -195,6 +227,29 @@ pub(crate) fn stacked(outermost: TokenStream, attrs: &mut Vec<Attribute>, errors
         }
     };
     all.into_iter().map(one).collect()
+}
+
+/// The attributes of ours on a field of a struct, which are taken out of the field's attributes.
+pub(crate) fn on_field(attrs: &mut Vec<Attribute>, errors: &mut Errors) -> Vec<Args> {
+    let is_fixture = |attr: &Attribute| is_ours(attr) || is_rstest_fixture(attr);
+    let (ours, others): (Vec<_>, Vec<_>) = std::mem::take(attrs).into_iter().partition(is_fixture);
+    *attrs = others;
+    let one = |attr: Attribute| {
+        let path = Some(attr.path().clone());
+        let parsed = match &attr.meta {
+            Meta::List(_) => attr.parse_args_with(Args::parse),
+            // A word alone, in which everything is missing.
+            _ => Args::outermost(TokenStream::new()),
+        };
+        match parsed {
+            Ok(args) => Args { path, ..args },
+            Err(error) => {
+                errors.push(error);
+                Args::broken(path)
+            }
+        }
+    };
+    ours.into_iter().map(one).collect()
 }
 
 /// Whether an attribute is another `#[mirakuru::fixture(..)]`, under whatever path it was imported.

@@ -69,7 +69,8 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
     bindings.names = fixtures.iter().enumerate().map(name).collect();
     let parameters = (0..item.sig.inputs.len()).filter_map(|index| item.parameter(index));
     let parameters: Vec<&Ident> = parameters.filter_map(parameter_name).collect();
-    bindings.needs = names::needs(fixtures, &bindings.names, &parameters, errors);
+    let fixtures: Vec<&Args> = fixtures.iter().collect();
+    bindings.needs = names::needs(&fixtures, &bindings.names, &parameters, errors);
     bindings
 }
 

@@ -3,16 +3,18 @@
 //! left to rustc, on the user's own tokens.
 
 use syn::spanned::Spanned;
-use syn::{Expr, ExprCall, ExprMethodCall, ExprPath, Lit, LitStr, Type};
+use syn::{Expr, ExprCall, ExprMethodCall, ExprPath, Fields, Lit, LitStr, Type};
 
 use crate::args::{
     Args, BUILD, Entry, FLAG, PROGRAM, READINESS, REPEATABLE, SETTERS, Target, known, literal,
 };
 use crate::bind::{Bindings, parameter_name};
 use crate::errors::Errors;
+use crate::fields::System;
 use crate::item::{
     Form, Function, Gives, Static, behind_static, is_built_in, is_plain_test, takes_no_parameters,
 };
+use crate::names;
 use crate::nearest::nearest;
 use crate::placeholder;
 
@@ -59,14 +61,54 @@ pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &mut Errors) {
     no_parameter_is_named(fixtures, "a static has none", errors);
 }
 
+/// What holds for a struct whose fields are services.
+pub(crate) fn on_struct(system: &System, errors: &mut Errors) {
+    if !system.arguments.is_empty() {
+        errors.on(
+            &system.arguments,
+            "each field says itself what starts it: write `#[mirakuru::fixture]` alone above the struct, and \
+             `#[fixture(..)]` above its fields",
+        );
+    }
+    if !matches!(system.item.fields, Fields::Named(_)) || system.item.fields.is_empty() {
+        let name = &system.item.ident;
+        errors.at(
+            name.span(),
+            format!(
+                "a system has a field with a name for each service, as in `struct {name} {{ #[fixture(..)] db: Postgres }}`"
+            ),
+        );
+        return;
+    }
+    for (field, fixtures) in system.fields().zip(&system.fixtures) {
+        let Some(name) = &field.ident else { continue };
+        if fixtures.is_empty() {
+            errors.at(
+                name.span(),
+                format!("nothing starts `{name}`: say what does, as in `#[fixture(cmd = \"..\")]`"),
+            );
+        }
+        for other in fixtures.iter().skip(1) {
+            errors.on_attribute(other, "one fixture attribute too many: a field is one service");
+        }
+        args(fixtures, errors);
+        no_parameter_is_named(fixtures, "a field has its own name", errors);
+        no_scope(
+            fixtures,
+            "write it on the `static` that holds the whole struct",
+            errors,
+        );
+    }
+}
+
 /// What holds for a test function.
 pub(crate) fn on_test(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: &mut Errors) {
     no_method(item, errors);
     no_scope(fixtures, "a test's own service lives as long as the test", errors);
     async_needs_an_async_test_attribute(item, errors);
     no_parameter_is_left_over(item, bindings, errors);
-    for parameter in bound(item, bindings) {
-        if behind_static(&parameter.ty).is_some() {
+    for (fixture, parameter) in bound(item, fixtures, bindings) {
+        if behind_static(&parameter.ty).is_some() && !fixture.is_static() {
             errors.on(
                 &parameter.ty,
                 "a test's own service ends with the test: take it as `&T`, `&mut T` or `T`; a service that is shared is a \
@@ -150,9 +192,9 @@ fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: 
             );
         }
     }
-    for parameter in bound(item, bindings) {
+    for (fixture, parameter) in bound(item, fixtures, bindings) {
         shared |= behind_static(&parameter.ty).is_some();
-        if behind_static(&parameter.ty).is_none() {
+        if behind_static(&parameter.ty).is_none() && !fixture.is_static() {
             if let Type::Reference(_) = &*parameter.ty {
                 let misplaced = match item.gives() {
                     Gives::Type(_) => "",
@@ -163,6 +205,22 @@ fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: 
                     format!(
                         "a service that is only borrowed ends when the fixture returns: take `T`, and keep it in what \
                          the fixture gives, or `&'static T`, one that is shared{misplaced}"
+                    ),
+                );
+            }
+        }
+    }
+    for (index, fixture) in fixtures.iter().enumerate() {
+        let of_parameter = |index| bindings.of(index).and_then(|index| item.parameter(index));
+        let is_shared = |index| of_parameter(index).is_some_and(|it| behind_static(&it.ty).is_some());
+        if !item.is_shared() && is_shared(index) && !fixture.is_static() {
+            for (_, name) in bindings.needs(index).filter(|(other, _)| !is_shared(*other)) {
+                let uses = names::place_of_use(fixture, name).unwrap_or_else(|| name.span());
+                errors.at(
+                    uses,
+                    format!(
+                        "`{name}` is each test's own, and the service that is made from it is shared: take both as \
+                         `&'static T`, or both as `T`"
                     ),
                 );
             }
@@ -509,11 +567,14 @@ fn placeholders_in_literal(text: &LitStr, errors: &mut Errors) {
 
 // What several kinds of item have in common.
 
-/// The parameters that fixtures are given to.
-fn bound<'a>(item: &'a Function, bindings: &'a Bindings) -> impl Iterator<Item = &'a syn::PatType> {
-    let all = 0..item.sig.inputs.len();
-    all.filter(|index| bindings.is_bound(*index))
-        .filter_map(|index| item.parameter(index))
+/// Fixtures with the parameters that they are given to.
+fn bound<'a>(
+    item: &'a Function,
+    fixtures: &'a [Args],
+    bindings: &'a Bindings,
+) -> impl Iterator<Item = (&'a Args, &'a syn::PatType)> {
+    let all = fixtures.iter().enumerate();
+    all.filter_map(|(index, fixture)| Some((fixture, item.parameter(bindings.of(index)?)?)))
 }
 
 fn one_attribute_only(fixtures: &[Args], remedy: &str, errors: &mut Errors) {

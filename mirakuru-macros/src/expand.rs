@@ -8,11 +8,12 @@
 use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::punctuated::Punctuated;
-use syn::{Expr, ExprTuple, PatType, ReturnType, Signature, Type};
+use syn::{Expr, ExprTuple, Fields, ItemStruct, PatType, ReturnType, Signature, Type};
 
-use crate::args::{Args, BUILD, Entry, is_rstest_fixture, literal};
+use crate::args::{self, Args, BUILD, Entry, Name, is_rstest_fixture, literal};
 use crate::bind::{Bindings, parameter_name};
 use crate::errors::Errors;
+use crate::fields::System;
 use crate::item::{Form, Function, Gives, Static, behind_static};
 
 /// `static NAME: T;` becomes a static of type `Shared<T>`, and nothing beside it: a second item
@@ -36,6 +37,106 @@ pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &Errors) -> To
     quote! {
         #(#attrs)*
         #vis #static_token #ident: ::mirakuru::Shared<#ty> = ::mirakuru::Shared::named(#name, || #init);
+    }
+}
+
+/// A struct whose fields are services becomes the struct, and under the same name a recipe of it.
+pub(crate) fn on_struct(system: &System, errors: &Errors) -> TokenStream {
+    let ItemStruct {
+        attrs,
+        vis,
+        ident,
+        generics,
+        ..
+    } = &system.item;
+    let item = in_order_of_drop(system);
+    if !matches!(item.fields, Fields::Named(_)) {
+        // A mistake. The struct's name is that of a function or of a constant already.
+        return item.to_token_stream();
+    }
+    let (_, type_generics, _) = generics.split_for_impl();
+    let handle = quote!(#ident #type_generics);
+    let plan = if errors.any() {
+        quote!(::mirakuru::__private::Plan::new(|_| ::core::unreachable!()))
+    } else {
+        plan(system)
+    };
+    let cfgs = attrs.iter().filter(|attr| attr.path().is_ident("cfg"));
+    let doc = format!("The recipe of [`{ident}`](struct@{ident}).");
+    // There are no generic constants, so that the recipe of a generic struct is what a function
+    // gives.
+    let recipe = if generics.params.is_empty() {
+        quote! {
+            #[allow(non_upper_case_globals)]
+            #vis const #ident: ::mirakuru::__private::Plan<#handle> = #plan;
+        }
+    } else {
+        let mut bounded = generics.clone();
+        let types: Vec<Ident> = generics
+            .type_params()
+            .map(|parameter| parameter.ident.clone())
+            .collect();
+        let bounds = &mut bounded.make_where_clause().predicates;
+        bounds.extend(
+            types
+                .iter()
+                .map(|ty| -> syn::WherePredicate { syn::parse_quote!(#ty: 'static) }),
+        );
+        let (parameters, _, bounds) = bounded.split_for_impl();
+        quote! {
+            #[allow(non_snake_case, clippy::multiple_bound_locations)]
+            #vis fn #ident #parameters () -> ::mirakuru::__private::Plan<#handle> #bounds { #plan }
+        }
+    };
+    quote! {
+        #item
+        #(#cfgs)*
+        #[doc = #doc]
+        #recipe
+    }
+}
+
+/// The struct with its fields the other way round: they are dropped in the order of their
+/// declaration, and a service has to end before those that it needs, which stand above it.
+fn in_order_of_drop(system: &System) -> ItemStruct {
+    let mut item = system.item.clone();
+    if let Fields::Named(fields) = &mut item.fields {
+        let reversed = fields.named.iter().rev().cloned();
+        fields.named = reversed.collect();
+    }
+    item
+}
+
+fn plan(system: &System) -> TokenStream {
+    let slot = |name: &Ident| Ident::new(&name.to_string(), Span::mixed_site());
+    let fields = system.fields().zip(&system.fixtures).enumerate();
+    let members = fields.filter_map(|(index, (field, fixtures))| {
+        let name = field.ident.as_ref()?;
+        let needs = system.needs.get(index)?.iter();
+        Some(Member {
+            fixture: fixtures.first()?,
+            name: name.to_string(),
+            slot: slot(name),
+            needs: needs
+                .filter_map(|&other| Some((slot(system.name(other)?), system.name(other)?)))
+                .collect(),
+        })
+    });
+    let members: Vec<Member<'_>> = members.collect();
+    let add = add(&members);
+    let ident = &system.item.ident;
+    let values = system.fields().rev().filter_map(|field| {
+        let name = field.ident.as_ref()?;
+        // A wrong type is reported where the field's type stands.
+        let value = located(&slot(name), &field.ty);
+        Some(quote_spanned!(value.span()=> #name: #value.take()))
+    });
+    let system = ours("system");
+    quote! {
+        ::mirakuru::__private::Plan::new(|#system| {
+            #add
+            #system.join(|| #ident { #(#values),* })
+        })
     }
 }
 
@@ -241,7 +342,10 @@ fn services(
     start: impl FnOnce(&[Member<'_>]) -> TokenStream,
 ) -> TokenStream {
     let parameter = |index: usize| bindings.of(index).and_then(|index| item.parameter(index));
-    let is_shared = |index: usize| parameter(index).is_some_and(|it| behind_static(&it.ty).is_some());
+    let is_shared = |index: usize| {
+        let behind_static = parameter(index).and_then(|it| behind_static(&it.ty));
+        behind_static.is_some() && !fixtures[index].is_static()
+    };
     let shared = (0..fixtures.len())
         .filter(|index| is_shared(*index))
         .map(|index| service_shared(item, &fixtures[index], bindings, index));
@@ -449,7 +553,16 @@ fn started_shared(members: &[Member<'_>]) -> TokenStream {
 
 fn recipe(args: &Args, place: &Place) -> TokenStream {
     if let Some(expr) = &args.expr {
-        return expr.to_token_stream();
+        let (of_name, ampersand) = match args::name(expr) {
+            None => return expr.to_token_stream(),
+            Some(Name::Type) => ("recipe", None),
+            // It cannot be moved out of a static.
+            Some(Name::Static) => ("recipe_in_static", Some(quote_spanned!(place.first=> &))),
+        };
+        let of_name = Ident::new(of_name, place.first);
+        let path = quote_spanned!(place.first=> ::mirakuru::__private::#of_name);
+        let argument = place.parenthesised(quote!(#ampersand #expr));
+        return quote!(#path #argument);
     }
     let program = args.entries.iter().find_map(|entry| program(args, entry));
     let setters = args.entries.iter().filter(|entry| entry.is_setter()).map(setter);

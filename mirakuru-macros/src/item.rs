@@ -7,13 +7,14 @@
 use proc_macro2::{Group, Ident, Span, TokenStream, TokenTree};
 use syn::ext::IdentExt;
 use syn::parse::{ParseStream, Parser};
-use syn::{Attribute, Expr, ReturnType, Signature, Token, Type, Visibility};
+use syn::{Attribute, Expr, ItemStruct, ReturnType, Signature, Token, Type, Visibility};
 
 use crate::args::is_rstest_fixture;
 
 pub(crate) enum Item {
     Fn(Function),
     Static(Static),
+    Struct(ItemStruct),
     Other(Other),
 }
 
@@ -70,6 +71,10 @@ fn parse_item(input: ParseStream<'_>) -> syn::Result<Item> {
     let vis: Visibility = input.parse()?;
     if input.peek(Token![static]) {
         return parse_static(attrs, vis, input).map(Item::Static);
+    }
+    if input.peek(Token![struct]) {
+        input.parse::<TokenStream>()?;
+        return syn::parse2(all).map(Item::Struct);
     }
     if input.fork().parse::<Signature>().is_ok() {
         return parse_function(attrs, vis, input).map(Item::Fn);
@@ -275,7 +280,7 @@ impl Other {
     pub(crate) fn unsupported(&self) -> syn::Error {
         let keyword = self.keyword.to_string();
         let what = match &*keyword {
-            "struct" | "union" | "trait" | "use" | "mod" | "static" | "type" => format!("a `{keyword}`"),
+            "union" | "trait" | "use" | "mod" | "static" | "type" => format!("a `{keyword}`"),
             "enum" | "impl" | "extern" => format!("an `{keyword}`"),
             "const" => "a `const`, which cannot hold what starts later; a `static` can".to_owned(),
             _ => "this".to_owned(),
@@ -283,7 +288,8 @@ impl Other {
         syn::Error::new(
             self.span(),
             format!(
-                "`#[mirakuru::fixture]` stands on a test function, on `static NAME: T;` or on a fixture function, not on {what}"
+                "`#[mirakuru::fixture]` stands on a test function, on `static NAME: T;`, on a fixture function or on a struct, \
+                 not on {what}"
             ),
         )
     }
@@ -408,9 +414,9 @@ mod tests {
         for (tokens, what) in [
             (
                 quote!(
-                    struct S;
+                    enum E {}
                 ),
-                "a `struct`",
+                "an `enum`",
             ),
             (
                 quote!(

@@ -12,6 +12,7 @@ mod bind;
 mod check;
 mod errors;
 mod expand;
+mod fields;
 mod item;
 mod names;
 mod nearest;
@@ -60,6 +61,11 @@ fn dispatch(args: TokenStream, tokens: TokenStream) -> TokenStream {
                     expand::on_fixture(&item, &fixtures, &bindings, &errors)
                 }
             }
+        }
+        Item::Struct(item) => {
+            let system = fields::parse(args, item, &mut errors);
+            check::on_struct(&system, &mut errors);
+            expand::on_struct(&system, &errors)
         }
         Item::Other(other) => {
             errors.push(other.unsupported());

@@ -6,7 +6,7 @@
 
 use std::collections::HashSet;
 
-use proc_macro2::{Delimiter, Ident, Spacing, TokenStream, TokenTree};
+use proc_macro2::{Delimiter, Ident, Spacing, Span, TokenStream, TokenTree};
 use quote::ToTokens;
 
 use crate::args::{Args, Target};
@@ -19,16 +19,16 @@ pub(crate) type Needs = Vec<Vec<usize>>;
 /// Finds the needs of fixtures with these names, of which some have none. `others` are variables
 /// that are in scope besides.
 pub(crate) fn needs(
-    fixtures: &[Args],
+    fixtures: &[&Args],
     names: &[Option<Ident>],
     others: &[&Ident],
     errors: &mut Errors,
 ) -> Needs {
-    let used: Vec<Vec<Use>> = fixtures.iter().map(uses).collect();
+    let used: Vec<Vec<Use>> = fixtures.iter().map(|fixture| uses(fixture)).collect();
     let place = |name: &Ident| names.iter().position(|known| known.as_ref() == Some(name));
     let mut needs = vec![Vec::new(); fixtures.len()];
     for (at, uses) in used.iter().enumerate() {
-        let declared = declared(&fixtures[at]);
+        let declared = declared(fixtures[at]);
         for Use { name, is_receiver } in uses {
             let Some(other) = place(name) else {
                 let is_known = !is_receiver || others.contains(&name) || declared.contains(&name.to_string());
@@ -69,7 +69,14 @@ struct Use {
 
 /// Whether an attribute's expressions use this name.
 pub(crate) fn uses_name(args: &Args, name: &Ident) -> bool {
-    uses(args).iter().any(|used| used.name == *name)
+    place_of_use(args, name).is_some()
+}
+
+/// Where an attribute's expressions use this name first.
+pub(crate) fn place_of_use(args: &Args, name: &Ident) -> Option<Span> {
+    let uses = uses(args);
+    let mut places = uses.iter().filter(|used| used.name == *name);
+    places.next().map(|used| used.name.span())
 }
 
 fn uses(args: &Args) -> Vec<Use> {

@@ -1,5 +1,7 @@
 //! Services that need each other: stacked attributes, structs, statics, plain code.
 
+#![allow(unnameable_test_items)]
+
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -119,4 +121,205 @@ thread_local! {
 
 fn file_of(executor: &OutputExecutor) -> std::path::PathBuf {
     executor.command().rsplit(' ').next().unwrap().into()
+}
+
+/// Three services: the server needs the other two.
+#[mirakuru::fixture]
+struct Shop {
+    #[fixture(ready_after(20).name("db"))]
+    db: OutputExecutor,
+    #[fixture(cmd = "sleep 60", name = "cache")]
+    cache: SimpleExecutor,
+    #[fixture(cmd = "sleep 60", env = ("NEEDS", format!("{} {}", db.pid(), cache.pid())))]
+    server: SimpleExecutor,
+}
+
+impl Shop {
+    #[track_caller]
+    fn check(&self) {
+        assert_eq!(
+            needs(&self.server),
+            format!("{} {}", self.db.pid(), self.cache.pid())
+        );
+    }
+}
+
+#[mirakuru::fixture(Shop)]
+#[test]
+fn a_struct_is_a_system(mut shop: Shop) {
+    shop.check();
+    shop.cache.stopped(|| ()).unwrap();
+    let Shop { db, cache, server } = shop;
+    drop((server, cache, db));
+}
+
+#[mirakuru::fixture(Shop, name = shop)]
+#[mirakuru::fixture(cmd = "sleep 60", env = ("NEEDS", shop.server.pid().to_string()))]
+#[test]
+fn a_system_is_in_scope_below(shop: &Shop, probe: &SimpleExecutor) {
+    assert_eq!(needs(probe), shop.server.pid().to_string());
+}
+
+mod nested {
+    use super::*;
+
+    /// A system in a system, which needs another field and is needed by a third.
+    #[mirakuru::fixture]
+    pub(super) struct Mall {
+        #[fixture(cmd = "sleep 60", name = "street")]
+        street: SimpleExecutor,
+        #[fixture({ let _ = street; Shop })]
+        shop: Shop,
+        #[fixture(cmd = "sleep 60", env = ("NEEDS", shop.server.pid().to_string()))]
+        pub(super) guard: SimpleExecutor,
+    }
+
+    impl Mall {
+        pub(super) fn check(&self) {
+            self.shop.check();
+            assert!(self.street.is_running());
+            assert_eq!(needs(&self.guard), self.shop.server.pid().to_string());
+        }
+    }
+}
+
+#[mirakuru::fixture(nested::Mall)]
+#[test]
+fn a_system_in_a_system(mall: &nested::Mall) {
+    assert!(mall.guard.is_running());
+    mall.check();
+}
+
+#[mirakuru::fixture]
+struct Farm<const N: usize, R: mirakuru::Readiness + Default + Clone> {
+    #[fixture(Executor::builder("sleep 60").env("NEEDS", N.to_string()).wait_for(R::default()))]
+    worker: Executor<R>,
+}
+
+#[derive(Clone, Default)]
+struct Now;
+
+impl mirakuru::Readiness for Now {
+    fn describe(&self) -> String {
+        "it was looked at".to_owned()
+    }
+    fn probe(&mut self, _: &mirakuru::Probe<'_>) -> std::io::Result<bool> {
+        Ok(true)
+    }
+}
+
+#[mirakuru::fixture(Farm::<7, Now>)]
+#[mirakuru::fixture(Farm)]
+#[test]
+fn a_generic_system(given: &Farm<7, Now>, inferred: Farm<8, Now>) {
+    assert_eq!(needs(&given.worker), "7");
+    assert_eq!(needs(&inferred.worker), "8");
+}
+
+#[mirakuru::fixture(Shop, scope = "process")]
+static PROCESS: Shop;
+
+#[mirakuru::fixture(Shop)]
+static RUN: Shop;
+
+#[test]
+fn a_system_in_a_static() {
+    PROCESS.check();
+    RUN.check();
+    assert_ne!(PROCESS.db.pid(), RUN.db.pid());
+}
+
+#[mirakuru::fixture(PROCESS)]
+#[mirakuru::fixture(RUN, name = run)]
+#[mirakuru::fixture(cmd = "sleep 60", env = ("NEEDS", format!("{} {}", process.db.pid(), run.db.pid())))]
+#[test]
+fn a_static_is_named_in_an_attribute(process: &Shop, run: &'static Shop, needy: &SimpleExecutor) {
+    assert!(std::ptr::eq(process, mirakuru::Shared::get(&PROCESS)));
+    assert_eq!(needs(needy), format!("{} {}", process.db.pid(), run.db.pid()));
+}
+
+#[mirakuru::fixture(Shop)]
+fn shop() -> Shop;
+
+#[mirakuru::fixture(Shop)]
+fn database(shop: Shop) -> OutputExecutor {
+    shop.db
+}
+
+#[mirakuru::fixture(RUN)]
+fn pid_of_the_run(shop: &'static Shop) -> u32 {
+    shop.db.pid()
+}
+
+#[mirakuru::fixture(Shop)]
+fn shared() -> &'static Shop;
+
+#[rstest::rstest]
+fn systems_are_fixtures_of_rstest(
+    shop: Shop,
+    database: OutputExecutor,
+    pid_of_the_run: u32,
+    shared: &'static Shop,
+) {
+    shop.check();
+    shared.check();
+    assert!(database.is_running());
+    assert_eq!(pid_of_the_run, RUN.db.pid());
+}
+
+#[test]
+fn a_system_is_a_recipe_like_any_other() {
+    use mirakuru::Recipe as _;
+    Shop.start().unwrap().check();
+    let (shop, sleeper) = mirakuru::start_all((Shop, Executor::builder("sleep 60"))).unwrap();
+    shop.check();
+    assert!(sleeper.is_running());
+    for shop in mirakuru::start_all(vec![Shop; 2]).unwrap() {
+        shop.check();
+    }
+}
+
+#[test]
+fn a_start_that_fails_names_the_field_and_says_how_far_the_others_were() {
+    #[mirakuru::fixture]
+    struct Broken {
+        #[fixture(cmd = "sleep 60")]
+        fine: SimpleExecutor,
+        #[fixture(Executor::builder("exit 3").shell(true).wait_for(Banner::matching(fine.name())))]
+        fails: OutputExecutor,
+        #[fixture(cmd = "sleep 60", name = fails.name())]
+        last: SimpleExecutor,
+    }
+
+    #[mirakuru::fixture(Broken)]
+    #[test]
+    fn test(system: &Broken) {
+        let _ = (&system.fine, &system.fails, &system.last);
+    }
+
+    let payload = std::panic::catch_unwind(test).unwrap_err();
+    let message = payload.downcast_ref::<String>().unwrap();
+    assert!(
+        message.starts_with("the fixture `system.fails` could not be started"),
+        "{message}"
+    );
+    assert!(message.contains("`system.fine` was ready"), "{message}");
+    assert!(message.contains("`system.last` was not started"), "{message}");
+}
+
+#[test]
+fn fields_end_in_the_reverse_order_of_need() {
+    #[mirakuru::fixture]
+    struct Noting {
+        #[fixture(notes_its_end("database", &FILE.with_borrow(Clone::clone)))]
+        database: OutputExecutor,
+        #[fixture(notes_its_end("server", &file_of(database)))]
+        server: OutputExecutor,
+    }
+    let scratch = Scratch::new("fields");
+    FILE.set(scratch.file());
+    let system: Noting = mirakuru::Recipe::start(Noting).unwrap();
+    assert!(system.server.is_running() && system.database.is_running());
+    drop(system);
+    assert_eq!(scratch.ends(), "server\ndatabase\n");
 }

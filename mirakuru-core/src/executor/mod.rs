@@ -478,6 +478,35 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
+    /// The URL at which the service begins: [`url`](Executor::url) without path, query and fragment,
+    /// and without a `/` at its end.
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// # #[cfg(feature = "http")] {
+    /// use mirakuru::{Executor, Http};
+    ///
+    /// let server = Executor::builder("python3 -m http.server {port} --bind 127.0.0.1")
+    ///     .wait_for(Http::get("http://127.0.0.1:{port}/?ready=1"))
+    ///     .build()?;
+    /// assert_eq!(server.base_url(), format!("http://127.0.0.1:{}", server.port()));
+    /// # }
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// If its readiness condition knows no URL, as only `Http` does.
+    #[must_use]
+    #[track_caller]
+    pub fn base_url(&self) -> String {
+        let mut url = self.url();
+        let host = url.find("://").map_or(0, |scheme| scheme + "://".len());
+        let end = url[host..].find(['/', '?', '#']).map(|length| host + length);
+        url.truncate(end.unwrap_or(url.len()));
+        url
+    }
+
     /// The socket or the file that its readiness condition is about.
     ///
     /// # Panics

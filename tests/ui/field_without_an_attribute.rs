@@ -1,0 +1,10 @@
+#[mirakuru::fixture]
+struct Shop {
+    #[fixture(cmd = "sleep 60")]
+    server: mirakuru::SimpleExecutor,
+    worker: mirakuru::SimpleExecutor,
+}
+
+fn main() {
+    let _ = |shop: Shop| (shop.server.pid(), shop.worker.pid());
+}

@@ -1,0 +1,9 @@
+#[mirakuru::fixture(cmd = "sleep 60")]
+struct Shop {
+    #[fixture(cmd = "sleep 60")]
+    server: mirakuru::SimpleExecutor,
+}
+
+fn main() {
+    let _ = |shop: Shop| shop.server.pid();
+}

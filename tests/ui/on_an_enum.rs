@@ -1,0 +1,8 @@
+#[mirakuru::fixture]
+enum Shop {
+    Open,
+}
+
+fn main() {
+    let _ = Shop::Open;
+}

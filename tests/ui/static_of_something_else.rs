@@ -1,0 +1,6 @@
+static SHOP: u8 = 7;
+
+#[mirakuru::fixture(SHOP)]
+fn test() {}
+
+fn main() {}

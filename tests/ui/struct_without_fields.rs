@@ -1,0 +1,6 @@
+#[mirakuru::fixture]
+struct Shop;
+
+fn main() {
+    let _ = Shop;
+}

@@ -1,0 +1,6 @@
+struct Shop;
+
+#[mirakuru::fixture(Shop)]
+fn test() {}
+
+fn main() {}
