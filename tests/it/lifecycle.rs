@@ -57,6 +57,34 @@ fn restart_keeps_the_port() {
 }
 
 #[test]
+fn restart_with_another_recipe_keeps_ports_and_directory() {
+    let scratch = Scratch::new();
+    let other = scratch.file("other-version");
+    let command = odd([""; 0]).build().unwrap().command().to_owned();
+    std::os::unix::fs::symlink(command.trim(), &other).unwrap();
+    let mut service = listening([]).start().unwrap();
+    let (address, dir) = (service.addr(), service.dir());
+    fs::write(dir.join("data"), "kept").unwrap();
+    service
+        .restart_with(|recipe| recipe.program(&other).env("VERSION", "2").arg("--print-env"))
+        .unwrap();
+    assert_eq!((service.addr(), service.dir()), (address, dir.clone()));
+    assert_eq!(common::who_answers(address), service.pid());
+    assert!(service.command().starts_with(&other), "{}", service.command());
+    assert!(service.logs().to_string().contains("VERSION=2"));
+    assert_eq!(fs::read_to_string(dir.join("data")).unwrap(), "kept");
+    service.restart().unwrap();
+    assert!(service.command().starts_with(&other), "the change stays");
+
+    // A change that makes no sense changes nothing.
+    let pid = service.pid();
+    let error = error_of(service.restart_with(|recipe| recipe.arg("{no_such}")));
+    assert!(matches!(error, Error::InvalidCommand { .. }), "{error}");
+    assert!(service.is_running() && service.pid() == pid);
+    service.restart().unwrap();
+}
+
+#[test]
 fn kill_does_not_ask() {
     let scratch = Scratch::new();
     let (pids, stamp) = (scratch.file("pids"), scratch.file("stamp"));

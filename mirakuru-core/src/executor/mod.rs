@@ -34,6 +34,7 @@ use crate::output::logs::Logs;
 use crate::output::mark::Mark;
 use crate::readiness::Readiness;
 use crate::readiness::no_wait::NoWait;
+use crate::recipe::builder::ExecutorBuilder;
 use crate::recipe::program::environment;
 use crate::recipe::signal::Signal;
 use crate::sys::{self, StopPolicy};
@@ -194,6 +195,63 @@ impl<R: Readiness> Executor<R> {
     /// error is returned then.
     pub fn restart(&mut self) -> Result<(), Error> {
         let stopped = self.stop();
+        self.start()?;
+        stopped
+    }
+
+    /// [Restarts](Executor::restart) the service by a changed recipe: another program, or other
+    /// settings, on the same ports and with the same directory. For tests of an upgrade.
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// use mirakuru::{Executor, Tcp};
+    ///
+    /// let mut server = Executor::builder("python3 -m http.server {port} -b 127.0.0.1")
+    ///     .wait_for(Tcp::addr("127.0.0.1:{port}"))
+    ///     .start()?;
+    /// let address = server.addr();
+    /// server.restart_with(|recipe| recipe.args(["--protocol", "HTTP/1.1"]).env("VERSION", "2"))?;
+    /// assert_eq!(server.addr(), address);
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    ///
+    /// The closure gets the recipe as it was last, and later starts use the changed one. The name of
+    /// the service stays.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`restart`](Executor::restart). If the changed recipe makes no sense
+    /// ([`Error::InvalidCommand`], [`Error::InvalidReadiness`]), the service goes on as it was.
+    pub fn restart_with(
+        &mut self,
+        change: impl FnOnce(ExecutorBuilder<R>) -> ExecutorBuilder<R>,
+    ) -> Result<(), Error>
+    where
+        R: Clone,
+    {
+        let Owned { core, own } = self.process.owned(&mut self.core, "change")?;
+        let changed = change(ExecutorBuilder {
+            spec: core.spec.clone(),
+            readiness: self.readiness.clone(),
+        });
+        let old_owner = core.spec.owner();
+        let before = ExecutorBuilder {
+            spec: std::mem::replace(&mut core.spec, changed.spec),
+            readiness: std::mem::replace(&mut self.readiness, changed.readiness),
+        };
+        let mut owned = Owned { core, own };
+        if let Err(error) = owned.resolve(&mut self.readiness) {
+            let error = owned.core.masked(error);
+            owned.core.spec = before.spec;
+            self.readiness = before.readiness;
+            owned.resolve(&mut self.readiness)?;
+            return Err(error);
+        }
+        let stopped = self.stop();
+        let owner = self.core.spec.owner();
+        if owner != old_owner {
+            self.core.hand_over(owner)?;
+        }
         self.start()?;
         stopped
     }
@@ -604,17 +662,14 @@ impl<R: Readiness> Executor<R> {
         &mut self,
         fill: impl FnOnce(&mut Executor<R>) -> Result<(), Error>,
     ) -> Result<(), Error> {
-        let Some(owner) = self.core.spec.owner() else {
+        let owner = self.core.spec.owner();
+        if owner.is_none() {
             return fill(self);
-        };
-        let system = |source| Error::System {
-            attempt: format!("hand the directory over to user {}, group {}", owner.0, owner.1),
-            source,
-        };
+        }
         // Ours for the time being, so that that user can put no link into our way.
-        self.core.service_dir.take_back().map_err(system)?;
+        self.core.take_back()?;
         fill(self)?;
-        self.core.service_dir.hand_over(owner).map_err(system)
+        self.core.hand_over(owner)
     }
 
     /// The writer to the service's standard input, if the recipe says
@@ -684,7 +739,6 @@ impl Write for StdinPipe {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::recipe::builder::ExecutorBuilder;
 
     #[test]
     fn executors_travel_between_threads() {

@@ -30,7 +30,7 @@ use crate::readiness::context::{Notes, Prepare};
 use crate::readiness::line_watch::{LineWatch, expand_pattern};
 use crate::recipe::builder::Spec;
 use crate::service_dir::{self, ServiceDir};
-use crate::sys::{Exit, RunPlan, Service, TreeSignal};
+use crate::sys::{self, Exit, RunPlan, Service, TreeSignal};
 
 /// What every service has, whoever started it.
 pub(super) struct Core {
@@ -430,6 +430,23 @@ impl Core {
     pub(super) fn program(&self) -> String {
         let program = self.argv.first().map(|program| program.to_string_lossy());
         program.unwrap_or_default().into_owned()
+    }
+
+    /// Makes the service's directory our own, and closed to its user.
+    pub(super) fn take_back(&self) -> Result<(), Error> {
+        self.service_dir.take_back().map_err(|source| Error::System {
+            attempt: format!("take the directory `{}` back", self.service_dir.dir().display()),
+            source,
+        })
+    }
+
+    /// Gives the service's directory, with everything in it, to the user and group that it runs as.
+    pub(super) fn hand_over(&self, owner: Option<(u32, u32)>) -> Result<(), Error> {
+        let owner = owner.unwrap_or_else(|| (sys::euid(), sys::egid()));
+        self.service_dir.hand_over(owner).map_err(|source| Error::System {
+            attempt: format!("hand the directory over to user {}, group {}", owner.0, owner.1),
+            source,
+        })
     }
 
     /// The error of a verb that needs the service to be running.

@@ -255,6 +255,21 @@ impl<R> ExecutorBuilder<R> {
 }
 
 impl<R> ExecutorBuilder<R> {
+    /// Replaces the program and keeps its arguments: another version of a server, for example. It is
+    /// one word, whatever is in it. With [`shell`](ExecutorBuilder::shell) it replaces the script.
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// let recipe = mirakuru::Executor::builder("server --port {port}").program("/opt/server-2/server");
+    /// let service = recipe.build()?;
+    /// assert_eq!(service.command(), format!("/opt/server-2/server --port {}", service.port()));
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    pub fn program(mut self, program: impl AsRef<OsStr>) -> Self {
+        self.spec.command.set_program(program.as_ref(), self.spec.shell);
+        self
+    }
+
     /// Adds an argument. It is one argument, whatever is in it: it is not split into words.
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
         self.spec.command.push(arg.as_ref());

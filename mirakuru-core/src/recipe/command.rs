@@ -82,6 +82,21 @@ impl Command {
         all(hasher, extra);
     }
 
+    /// Replaces the first word; with a shell, the script.
+    pub(crate) fn set_program(&mut self, program: &OsStr, shell: bool) {
+        let mut words: Vec<OsString> = match &self.words {
+            Words::Line(line) if !shell => match shell_words::split(line) {
+                Ok(words) => words.into_iter().map(OsString::from).collect(),
+                // The mistake is reported when the executor is built.
+                Err(_) => return,
+            },
+            Words::List(list) => list.clone(),
+            Words::Line(_) | Words::Program(_) => Vec::new(),
+        };
+        words.splice(..1.min(words.len()), [program.to_owned()]);
+        self.words = Words::List(words);
+    }
+
     fn line(line: impl Into<String>) -> Command {
         Command {
             words: Words::Line(line.into()),
