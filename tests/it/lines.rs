@@ -187,6 +187,11 @@ fn a_dead_service_has_said_it() {
     assert_eq!(service.wait_for_line(&mark, "last", LONG).unwrap(), "last words");
     assert!(matches!(
         service.wait_for_line(&mark, "never", LONG),
+        Err(Error::Exited { .. })
+    ));
+    let never_started = recipe("echo up").build().unwrap();
+    assert!(matches!(
+        never_started.wait_for_line(&mark, "never", LONG),
         Err(Error::NotRunning { .. })
     ));
 }

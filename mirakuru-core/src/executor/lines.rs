@@ -132,7 +132,10 @@ impl<R: Readiness> Executor<R> {
                 Err(error) => Some(error.to_string()),
             };
             if is_over {
-                let error = core.exit_error(process, &banner, last_probe);
+                let error = match core.pid {
+                    0 => None,
+                    _ => core.exit_error(process, &banner, last_probe),
+                };
                 return Err(error.unwrap_or_else(|| core.not_running("wait for a line")));
             }
             if deadline.is_over() {
