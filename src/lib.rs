@@ -70,6 +70,7 @@
 //! | [`TcpExecutor`], `Executor<Tcp>` | it accepts connections on host and port |
 //! | [`HttpExecutor`](type@HttpExecutor), `Executor<Http>` | it answers an HTTP request with the right status |
 //! | [`UnixSocketExecutor`], `Executor<UnixSocket>` | it accepts connections on a path |
+//! | `Executor<Udp>` | it has bound a UDP port |
 //! | [`OutputExecutor`], `Executor<Banner>` | a regular expression matches what it prints |
 //! | [`PidExecutor`], `Executor<PidFile>` | the file exists |
 //! | `Executor<SdNotify>` | it sends `READY=1`, as systemd's services do |
@@ -164,8 +165,8 @@
 
 pub use mirakuru_core::{
     And, Banner, Bin, Check, Error, Evidence, Exec, Executor, ExecutorBuilder, IntoCommand, Line, Lines,
-    Logs, Mark, NoWait, Or, OutputExecutor, PidExecutor, PidFile, Prepare, Probe, Readiness, SdNotify,
-    Signal, SimpleExecutor, StdinPipe, Stdio, Tcp, TcpExecutor, UnixSocket, UnixSocketExecutor,
+    Logs, Mark, NoWait, Or, OutputExecutor, PidExecutor, PidFile, Port, Prepare, Probe, Readiness, SdNotify,
+    Signal, SimpleExecutor, StdinPipe, Stdio, Tcp, TcpExecutor, Udp, UnixSocket, UnixSocketExecutor,
 };
 #[cfg(feature = "http")]
 pub use mirakuru_core::{Http, HttpExecutor, IntoStatus};

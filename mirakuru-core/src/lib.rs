@@ -26,9 +26,10 @@ pub use error::{Error, Evidence};
 pub use executor::{Executor, StdinPipe};
 pub use output::logs::Logs;
 pub use output::mark::Mark;
+pub use ports::port::Port;
 pub use readiness::lines::{Line, Lines};
 pub use readiness::{
-    And, Banner, Check, Exec, NoWait, Or, PidFile, Prepare, Probe, Readiness, SdNotify, Tcp, UnixSocket,
+    And, Banner, Check, Exec, NoWait, Or, PidFile, Prepare, Probe, Readiness, SdNotify, Tcp, Udp, UnixSocket,
 };
 #[cfg(feature = "http")]
 pub use readiness::{Http, IntoStatus};

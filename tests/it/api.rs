@@ -9,7 +9,8 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use mirakuru::{
     And, Banner, Check, Error, Evidence, Exec, Executor, ExecutorBuilder, Http, Logs, NoWait, Or, PidFile,
-    Prepare, Probe, Readiness, Recipe, SdNotify, Shared, Signal, StdinPipe, Stdio, Tcp, UnixSocket, presets,
+    Prepare, Probe, Readiness, Recipe, SdNotify, Shared, Signal, StdinPipe, Stdio, Tcp, Udp, UnixSocket,
+    presets,
 };
 
 fn travels<T: Send + Sync + Debug>() {}
@@ -24,6 +25,7 @@ fn recipes_and_conditions_are_plain_values() {
     is_a_value::<Tcp>();
     is_a_value::<Http>();
     is_a_value::<UnixSocket>();
+    is_a_value::<Udp>();
     is_a_value::<PidFile>();
     is_a_value::<Banner>();
     is_a_value::<Exec>();

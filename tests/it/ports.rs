@@ -4,7 +4,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{TcpListener, TcpStream};
+use std::net::{TcpListener, TcpStream, UdpSocket};
 use std::process::Stdio;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Barrier, Mutex};
@@ -15,7 +15,7 @@ use crate::common::{
     self, LONG, Scratch, Stranger, alive, error_of, fixed_port, numbers, odd, test_name, victim, victim_dir,
     wait_until, who_answers,
 };
-use mirakuru::{Error, Executor, ExecutorBuilder, Tcp, TcpExecutor, UnixSocket};
+use mirakuru::{Error, Executor, ExecutorBuilder, Port, Tcp, TcpExecutor, Udp, UnixSocket};
 
 fn chosen() -> ExecutorBuilder<Tcp> {
     odd(["--listen", "127.0.0.1:{port}"]).wait_for(Tcp::addr("127.0.0.1:{port}"))
@@ -44,6 +44,121 @@ fn a_hundred_executors_side_by_side_get_a_hundred_ports() {
     let up = up.into_inner().unwrap_or_else(|e| e.into_inner());
     let ports: HashSet<u16> = up.iter().map(TcpExecutor::port).collect();
     assert_eq!(ports.len(), 100);
+}
+
+/// A server that binds UDP without any option, after a while, and answers each datagram with its pid.
+fn udp_server(addr: &str) -> ExecutorBuilder<Udp> {
+    let script = "
+import os, socket, sys, time
+host, port = sys.argv[1].rsplit(':', 1)
+time.sleep(.02)
+s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM); s.bind((host, int(port)))
+while True: s.sendto(str(os.getpid()).encode(), s.recvfrom(10)[1])
+";
+    Executor::builder(["python3", "-c", script, addr]).wait_for(Udp::addr(addr))
+}
+
+fn who_answers_udp(addr: std::net::SocketAddr) -> u32 {
+    let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+    client.set_read_timeout(Some(LONG)).unwrap();
+    client.send_to(b"?", addr).unwrap();
+    let mut answer = [0; 10];
+    let length = client.recv(&mut answer).unwrap();
+    std::str::from_utf8(&answer[..length]).unwrap().parse().unwrap()
+}
+
+#[test]
+fn a_udp_server_is_ready_when_it_has_bound_its_port() {
+    for addr in ["127.0.0.1:{port}", "0.0.0.0:{port}"] {
+        let mut service = udp_server(addr).start().unwrap();
+        let port = service.port();
+        assert_eq!(who_answers_udp(service.addr()), service.pid());
+        service.restart().unwrap();
+        assert_eq!(service.port(), port);
+        assert_eq!(who_answers_udp(service.addr()), service.pid());
+        service.stop().unwrap();
+    }
+}
+
+#[test]
+fn udp_servers_keep_their_ports_beside_many_who_ask_for_any_port() {
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    thread::scope(|scope| {
+        for address in ["127.0.0.1:0", "0.0.0.0:0"] {
+            let stop = &stop;
+            scope.spawn(move || {
+                let mut held = std::collections::VecDeque::new();
+                while !stop.load(Ordering::Relaxed) {
+                    held.push_back(UdpSocket::bind(address).unwrap());
+                    held.drain(..held.len().saturating_sub(300));
+                }
+            });
+        }
+        let started: Vec<_> = (0..10).map(|_| udp_server("127.0.0.1:{port}").start()).collect();
+        stop.store(true, Ordering::Relaxed);
+        for service in started {
+            let service = service.unwrap();
+            assert_eq!(who_answers_udp(service.addr()), service.pid());
+        }
+    });
+}
+
+#[test]
+fn a_fixed_udp_port_in_use_names_its_holder() {
+    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let addr = format!("127.0.0.1:{port}");
+    let error = udp_server(&addr).start().unwrap_err();
+    let Error::AlreadyRunning { endpoint, holder, .. } = &error else {
+        panic!("{error}")
+    };
+    assert_eq!(*endpoint, format!("UDP port {port}"));
+    assert!(
+        holder
+            .as_ref()
+            .unwrap()
+            .contains(&format!("(pid {})", std::process::id())),
+        "{error}"
+    );
+    // TCP on the same number is another port.
+    let tcp = TcpListener::bind(&addr).unwrap();
+    drop(taken);
+    let mut started = udp_server(&addr).start();
+    let _ = wait_until(
+        || {
+            // A fork of this process may have the socket for a moment.
+            if started.is_err() {
+                started = udp_server(&addr).start();
+            }
+            started.is_ok()
+        },
+        LONG,
+    );
+    started.unwrap().stop().unwrap();
+    drop(tcp);
+}
+
+#[test]
+fn a_port_can_be_chosen_below_50000() {
+    let mut service = chosen().low_ports(true).start().unwrap();
+    assert!((20_000..50_000).contains(&service.port()), "{}", service.port());
+    assert_eq!(who_answers(service.addr()), service.pid());
+    service.stop().unwrap();
+}
+
+#[test]
+fn a_reserved_port_is_for_a_server_in_the_test_itself() {
+    let port = Port::reserve().unwrap();
+    let addr = port.addr();
+    assert_eq!(addr.port(), port.number());
+    // No service gets it meanwhile.
+    let other = chosen().start().unwrap();
+    assert_ne!(other.port(), port.number());
+    let listener = port.into_listener();
+    TcpStream::connect(addr).unwrap();
+    assert_eq!(listener.local_addr().unwrap(), addr);
+    let port = Port::reserve().unwrap();
+    assert_eq!(port.addr(), port.into_udp_socket().local_addr().unwrap());
 }
 
 #[test]

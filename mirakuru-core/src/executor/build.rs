@@ -56,7 +56,7 @@ impl<R: Readiness> ExecutorBuilder<R> {
     pub fn build(self) -> Result<Executor<R>, Error> {
         sweep();
         let ExecutorBuilder { spec, mut readiness } = self;
-        let (mut core, mut own) = (Core::new(spec)?, Own::default());
+        let (mut core, mut own) = (Core::new(spec, &readiness)?, Own::default());
         let resolved = Owned {
             core: &mut core,
             own: &mut own,

@@ -31,6 +31,7 @@ pub struct Endpoints {
     /// Of the services, where there is a timeline.
     ids: Vec<String>,
     addrs: Vec<SocketAddr>,
+    udp_addrs: Vec<SocketAddr>,
     paths: Vec<PathBuf>,
 }
 
@@ -41,6 +42,7 @@ impl Endpoints {
             name: core.values.name().to_owned(),
             ids: timeline_now().map_or_else(Vec::new, |_| vec![core.service_dir.id().to_owned()]),
             addrs: own.addrs.clone(),
+            udp_addrs: own.udp_addrs.clone(),
             paths: own.paths.clone(),
         }
     }
@@ -56,6 +58,7 @@ impl Endpoints {
         }
         self.ids.extend(other.ids);
         self.addrs.extend(other.addrs);
+        self.udp_addrs.extend(other.udp_addrs);
         self.paths.extend(other.paths);
         self
     }
@@ -70,7 +73,8 @@ impl Endpoints {
     }
 
     pub(super) fn lock_endpoints(&self, queue: bool) -> Result<Arc<Mutex<EndpointLock>>, Error> {
-        let addrs = self.addrs.iter().map(|addr| Endpoint::from(*addr));
+        let addrs = self.addrs.iter().chain(&self.udp_addrs);
+        let addrs = addrs.map(|addr| Endpoint::from(*addr));
         let endpoints: Vec<Endpoint> = addrs
             .chain(self.paths.iter().map(|path| Endpoint::from(path.as_path())))
             .collect();
@@ -97,7 +101,9 @@ impl Endpoints {
             .paths
             .iter()
             .find_map(|path| free::check_path_free(path).err());
-        let busy = path_is_busy.or_else(|| free::check_free(&self.addrs).err());
+        let busy = path_is_busy
+            .or_else(|| free::check_free(&self.addrs).err())
+            .or_else(|| free::check_udp_free(&self.udp_addrs).err());
         match busy.map(|busy| busy.into_error(&self.command)) {
             Some(Error::AlreadyRunning {
                 command,
@@ -126,7 +132,11 @@ impl Endpoints {
             _ => {
                 let addrs = self.addrs.iter().map(|addr| format!("port {}", addr.port()));
                 let paths = self.paths.iter().map(|path| format!("socket {}", path.display()));
-                let endpoint = addrs.chain(paths).next().unwrap_or_default();
+                let udp = self
+                    .udp_addrs
+                    .iter()
+                    .map(|addr| format!("UDP port {}", addr.port()));
+                let endpoint = addrs.chain(udp).chain(paths).next().unwrap_or_default();
                 Error::AlreadyRunning {
                     command: self.command.clone(),
                     endpoint,

@@ -24,6 +24,7 @@ use crate::output::mark::Mark;
 use crate::output::reader::OutputReader;
 use crate::ports::activation::Listen;
 use crate::ports::lock::EndpointLock;
+use crate::ports::reserve::Range;
 use crate::ports::values::Values;
 use crate::readiness::Readiness;
 use crate::readiness::context::{Notes, Prepare};
@@ -76,6 +77,7 @@ pub(super) struct Own {
     pub(super) files: Vec<(PathBuf, Vec<u8>)>,
     /// Fixed endpoints that the service needs for itself.
     pub(super) addrs: Vec<SocketAddr>,
+    pub(super) udp_addrs: Vec<SocketAddr>,
     pub(super) paths: Vec<PathBuf>,
     /// Kept as long as the service runs. The other fixtures of a test may share it.
     pub(super) endpoint_lock: Option<Arc<Mutex<EndpointLock>>>,
@@ -288,9 +290,12 @@ impl Own {
 
 impl Core {
     /// The facts about a service that is going to be this process's own.
-    pub(super) fn new(spec: Spec) -> Result<Core, Error> {
+    pub(super) fn new(spec: Spec, readiness: &dyn Readiness) -> Result<Core, Error> {
         let service_dir = ServiceDir::create(spec.owner())?;
-        let values = Values::new(name(&spec), service_dir.dir().to_owned());
+        let mut values = Values::new(name(&spec), service_dir.dir().to_owned());
+        if spec.low_ports || readiness.wants_low_ports() {
+            values.set_range(Range::Low);
+        }
         let output = open_log(&service_dir)?;
         Ok(Core {
             command: mask_urls(&spec.command.display()).into_owned(),
@@ -405,6 +410,7 @@ impl Core {
         readiness.prepare(&mut cx)?;
         let Prepare {
             addrs,
+            udp_addrs,
             paths,
             env,
             keep,
@@ -412,6 +418,7 @@ impl Core {
         } = cx;
         Ok(Prepared {
             addrs,
+            udp_addrs,
             paths,
             env,
             keep,
@@ -495,6 +502,7 @@ impl Owned<'_> {
         }
         let prepared = core.prepare(readiness)?;
         own.addrs = prepared.addrs;
+        own.udp_addrs = prepared.udp_addrs;
         let chosen: Vec<u16> = core.values.ports().map(|(_, port)| port).collect();
         own.addrs
             .extend(own.listen.addrs().filter(|addr| !chosen.contains(&addr.port())));
@@ -507,6 +515,7 @@ impl Owned<'_> {
 /// What a readiness condition needs.
 pub(super) struct Prepared {
     addrs: Vec<SocketAddr>,
+    udp_addrs: Vec<SocketAddr>,
     paths: Vec<PathBuf>,
     pub(super) env: Vec<(String, String)>,
     pub(super) keep: Vec<OwnedFd>,

@@ -285,6 +285,7 @@ impl Owned<'_> {
             let _ = free::remove_stale_socket(path);
         }
         self.make_free()?;
+        free::check_udp_free(&self.own.udp_addrs).map_err(|busy| busy.into_error(&self.core.command))?;
         for (path, text) in &self.own.files {
             self.core
                 .service_dir

@@ -58,7 +58,7 @@ impl Listen {
             sys::listen_tcp(addr).map_err(|source| match source.kind() {
                 io::ErrorKind::AddrInUse => Busy {
                     endpoint: format!("port {}", addr.port()),
-                    holder: holder::holder_of_port(addr),
+                    holder: holder::holder_of_port(sys::Protocol::Tcp, addr),
                 }
                 .into_error(command),
                 _ => Error::System {

@@ -13,6 +13,7 @@ use crate::error::Evidence;
 use crate::ports::address;
 use crate::ports::holder::{Holder, holder_of_path, holder_of_port};
 use crate::ports::table;
+use crate::sys::Protocol;
 use crate::sys::procfs;
 use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 use crate::util::backoff::Pauses;
@@ -30,7 +31,7 @@ pub(crate) struct Busy {
 
 impl Busy {
     pub(crate) fn into_error(self, command: impl Into<String>) -> Error {
-        let is_port = self.endpoint.starts_with("port ");
+        let is_port = self.endpoint.starts_with("port ") || self.endpoint.starts_with("UDP port ");
         let remedy = self.holder.as_ref().and_then(Holder::remedy);
         let hint = match (remedy, is_port) {
             (Some(remedy), true) => format!("{remedy}, or let a free port be chosen with `{{port}}`"),
@@ -84,10 +85,19 @@ fn is_fork_of_ours(pid: u32) -> bool {
 
 /// Finds that a server could not listen on one of these addresses, before it is started.
 ///
-/// Addresses that are not this machine's are passed over, and ports that we have no right to bind
-/// are looked up only: the service may have it. A port that is held for a service to come (bound
-/// with SO_REUSEADDR, not listening) counts as free, and stays held.
+/// Addresses that are not this machine's are passed over. A port that this process has no right to
+/// bind is only asked about: the service may have the right. A port that is held for a service to come
+/// (bound with SO_REUSEADDR, not listening) counts as free, and stays held.
 pub(crate) fn check_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
+    check(Protocol::Tcp, addrs)
+}
+
+/// The same for UDP.
+pub(crate) fn check_udp_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
+    check(Protocol::Udp, addrs)
+}
+
+fn check(protocol: Protocol, addrs: &[SocketAddr]) -> Result<(), Busy> {
     for &addr in addrs {
         if !address::is_local(addr.ip()) {
             continue;
@@ -95,14 +105,17 @@ pub(crate) fn check_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
         let mut pauses = Pauses::new();
         // The kernel is asked before the bind: a bind, however short, could be in the way of a
         // server that is starting just now.
-        while table::is_taken(addr)
-            || sockets::try_bind(addr).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+        while table::is_taken(protocol, addr)
+            || sockets::try_bind(protocol, addr).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
         {
-            let holder = holder_of_port(addr);
+            let holder = holder_of_port(protocol, addr);
             let patience = patience_with(holder.as_ref());
             if pauses.elapsed() >= patience {
                 return Err(Busy {
-                    endpoint: format!("port {}", addr.port()),
+                    endpoint: match protocol {
+                        Protocol::Tcp => format!("port {}", addr.port()),
+                        Protocol::Udp => format!("UDP port {}", addr.port()),
+                    },
                     holder,
                 });
             }
@@ -261,6 +274,19 @@ mod tests {
         assert_eq!(patience_with(Some(&Holder::of_pid(1))), Duration::ZERO);
         let ourselves = Holder::of_pid(std::process::id());
         assert_eq!(patience_with(Some(&ourselves)), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_busy_udp_port_names_its_holder() {
+        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+        let addr = socket.local_addr().unwrap();
+        let busy = check_udp_free(&[addr]).unwrap_err();
+        assert_eq!(busy.endpoint, format!("UDP port {}", addr.port()));
+        assert_eq!(busy.holder.unwrap().pid, Some(std::process::id()));
+        // Each protocol has ports of its own.
+        check_free(&[addr]).unwrap();
+        drop(socket);
+        in_time(|| check_udp_free(&[addr]).is_ok());
     }
 
     #[test]
@@ -442,6 +468,6 @@ mod tests {
         assert_eq!(holder.remedy().unwrap(), format!("end it with `kill {pid}`"));
         // The name alone, in another variable, is no mark.
         let (_child, addr) = server(&[("NOT_MIRAKURU_ID", "MIRAKURU_ID=1")]);
-        assert!(!holder_of_port(addr).unwrap().marked);
+        assert!(!holder_of_port(Protocol::Tcp, addr).unwrap().marked);
     }
 }

@@ -11,6 +11,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use crate::ports::table;
+use crate::sys::Protocol;
 use crate::sys::procfs::{self, Closely};
 use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 
@@ -195,8 +196,8 @@ fn name_in(passwd: &str, uid: u32) -> Option<String> {
 
 /// Who is in the way of a server on this TCP address: whoever listens there or on a wildcard
 /// address that covers it, else whoever is bound to it.
-pub(crate) fn holder_of_port(addr: SocketAddr) -> Option<Holder> {
-    let sockets = table::in_the_way(addr);
+pub(crate) fn holder_of_port(protocol: Protocol, addr: SocketAddr) -> Option<Holder> {
+    let sockets = table::in_the_way(protocol, addr);
     let inodes: Vec<u64> = sockets
         .iter()
         .map(|socket| socket.inode)
@@ -211,7 +212,7 @@ pub(crate) fn holder_of_port(addr: SocketAddr) -> Option<Holder> {
 
 /// Who else listens on this TCP address, beside the processes below `root`.
 pub(crate) fn listener_beside(addr: SocketAddr, root: u32) -> Option<Holder> {
-    let sockets = table::listeners_in_the_way(addr);
+    let sockets = table::listeners_in_the_way(Protocol::Tcp, addr);
     let inodes: Vec<u64> = sockets.iter().map(|socket| socket.inode).collect();
     let mut found = procfs::search(&procfs::pids(), &inodes, Closely::Process).found;
     found.retain(|(_, pid)| root == 0 || !procfs::descends(*pid, root));

@@ -6,6 +6,7 @@ pub(crate) mod free;
 pub(crate) mod holder;
 pub(crate) mod lock;
 pub(crate) mod owner;
+pub(crate) mod port;
 pub(crate) mod reserve;
 pub(crate) mod table;
 pub(crate) mod time_wait;

@@ -20,6 +20,7 @@ use crate::observe::trace;
 use crate::ports::address::canonical;
 use crate::ports::holder::Holder;
 use crate::ports::table::{all_listeners, answering, listening};
+use crate::sys::Protocol;
 use crate::sys::procfs::{self, Closely};
 
 /// How often the owner is looked for before a stranger is accused, and how long to wait in between:
@@ -104,8 +105,8 @@ impl From<WrongListener> for io::Error {
 /// `Ok(false)`: nobody listens. `Ok(true)`: the tree does, or it cannot be seen who does ([`owner`]
 /// tells the two apart). An error of kind `AddrInUse`, with a [`WrongListener`] inside: somebody
 /// else does.
-pub(crate) fn owned_by_tree(addr: SocketAddr, root: u32) -> io::Result<bool> {
-    match owner(addr, root)? {
+pub(crate) fn owned_by_tree(protocol: Protocol, addr: SocketAddr, root: u32) -> io::Result<bool> {
+    match owner(protocol, addr, root)? {
         Owner::Nobody => Ok(false),
         Owner::Tree => Ok(true),
         Owner::Unseen => {
@@ -117,15 +118,15 @@ pub(crate) fn owned_by_tree(addr: SocketAddr, root: u32) -> io::Result<bool> {
 }
 
 /// To whom this address of this machine belongs, seen from the tree below `root`.
-pub(crate) fn owner(addr: SocketAddr, root: u32) -> io::Result<Owner> {
+pub(crate) fn owner(protocol: Protocol, addr: SocketAddr, root: u32) -> io::Result<Owner> {
     let addr = canonical(addr);
     // The cheap question first: for most of a start its answer is no.
-    if !listening(addr)? {
+    if !listening(protocol, addr)? {
         return Ok(Owner::Nobody);
     }
     let mut poll = 1;
     loop {
-        let sockets = match answering(addr) {
+        let sockets = match answering(protocol, addr) {
             // It has stopped listening since.
             Some(sockets) if sockets.is_empty() => return Ok(Owner::Nobody),
             Some(sockets) => sockets,
@@ -263,7 +264,7 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
 /// somebody whose service listens elsewhere than where it is awaited. Empty where the kernel cannot
 /// be asked.
 pub(crate) fn addresses_of_tree(root: u32) -> Vec<SocketAddr> {
-    let sockets = all_listeners(0).unwrap_or_default();
+    let sockets = all_listeners(Protocol::Tcp, 0).unwrap_or_default();
     let inodes: Vec<u64> = sockets.iter().map(|socket| socket.inode).collect();
     let search = procfs::search(&procfs::tree(root), &inodes, Closely::Process);
     sockets
@@ -338,17 +339,17 @@ mod tests {
     fn own_listener_belongs_to_the_tree() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
-        assert!(owned_by_tree(addr, std::process::id()).unwrap());
+        assert!(owned_by_tree(Protocol::Tcp, addr, std::process::id()).unwrap());
         assert!(addresses_of_tree(std::process::id()).contains(&addr));
         drop(listener);
-        in_time(|| !owned_by_tree(addr, std::process::id()).unwrap());
+        in_time(|| !owned_by_tree(Protocol::Tcp, addr, std::process::id()).unwrap());
     }
 
     #[test]
     fn a_listener_of_a_child_belongs_to_the_parents_tree() {
         let child = Python::listener();
-        assert!(owned_by_tree(v4(child.port), std::process::id()).unwrap());
-        assert!(owned_by_tree(v4(child.port), child.pid()).unwrap());
+        assert!(owned_by_tree(Protocol::Tcp, v4(child.port), std::process::id()).unwrap());
+        assert!(owned_by_tree(Protocol::Tcp, v4(child.port), child.pid()).unwrap());
         assert_eq!(addresses_of_tree(child.pid()), [v4(child.port)]);
     }
 
@@ -358,7 +359,7 @@ mod tests {
         // The tree of a process that has nothing to do with it.
         let tree = Command::new("sleep").arg("60").spawn().unwrap();
         let mut tree = Python { child: tree, port: 0 };
-        let error = owned_by_tree(v4(wrong_listener.port), tree.pid()).unwrap_err();
+        let error = owned_by_tree(Protocol::Tcp, v4(wrong_listener.port), tree.pid()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
         let inside = WrongListener::of(&error).unwrap();
         assert_eq!(inside.holder.pid, Some(wrong_listener.pid()));
@@ -374,7 +375,7 @@ mod tests {
         // A tree whose root is gone has nobody.
         tree.child.kill().unwrap();
         tree.child.wait().unwrap();
-        assert!(owned_by_tree(v4(wrong_listener.port), tree.pid()).is_err());
+        assert!(owned_by_tree(Protocol::Tcp, v4(wrong_listener.port), tree.pid()).is_err());
     }
 
     #[test]
@@ -391,7 +392,9 @@ mod tests {
         {
             thread::sleep(Duration::from_millis(1));
         }
-        let error = owned_by_tree(v4(tree.port), tree.pid()).unwrap_err().to_string();
+        let error = owned_by_tree(Protocol::Tcp, v4(tree.port), tree.pid())
+            .unwrap_err()
+            .to_string();
         assert!(
             error.contains(&format!("(pid {})", std::process::id())),
             "{error}"
@@ -408,8 +411,8 @@ mod tests {
              print({port}, flush=True); time.sleep(60)"
         ));
         // Both are ours, seen from this process; one only, seen from the python.
-        assert!(owned_by_tree(v4(port), std::process::id()).unwrap());
-        let Owner::WrongListener(seen) = owner(v4(port), wrong_listener.pid()).unwrap() else {
+        assert!(owned_by_tree(Protocol::Tcp, v4(port), std::process::id()).unwrap());
+        let Owner::WrongListener(seen) = owner(Protocol::Tcp, v4(port), wrong_listener.pid()).unwrap() else {
             panic!("not noticed")
         };
         assert!(seen.shared);
@@ -441,7 +444,7 @@ time.sleep(60)
         let begin = std::time::Instant::now();
         let mut polls = 0;
         while begin.elapsed() < Duration::from_millis(1500) {
-            assert!(owned_by_tree(v4(tree.port), tree.pid()).unwrap());
+            assert!(owned_by_tree(Protocol::Tcp, v4(tree.port), tree.pid()).unwrap());
             polls += 1;
         }
         assert!(polls > 10, "{polls} looks");
@@ -462,7 +465,7 @@ threading.Thread(target=run).start()
 ctypes.CDLL(None).pthread_exit(None)
 ";
         let tree = Python::run(script);
-        assert!(owned_by_tree(v4(tree.port), tree.pid()).unwrap());
+        assert!(owned_by_tree(Protocol::Tcp, v4(tree.port), tree.pid()).unwrap());
     }
 
     #[test]
@@ -475,7 +478,7 @@ ctypes.CDLL(None).pthread_exit(None)
             match what.split_once(' ') {
                 Some((port, root)) => println!(
                     "SEEN {:?}",
-                    owner(v4(port.parse().unwrap()), root.parse().unwrap())
+                    owner(Protocol::Tcp, v4(port.parse().unwrap()), root.parse().unwrap())
                 ),
                 None => {
                     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -17,13 +17,28 @@
 //! can be [loosened](Reservation::loosen): first to a socket on IPv6 loopback only, which still
 //! keeps the port from other holds but not from a program that binds to IPv4; then to nothing.
 //!
+//! UDP has no such hold: few UDP servers set SO_REUSEADDR, so one could not bind over it. A port is
+//! free for UDP when it is reserved, and other reservations keep off it. A service that says that it
+//! uses UDP gets a [low](Range::Low) port, which the kernel gives to nobody who asks for any port.
+//!
 //! A hold does no harm to a service that runs, and may be kept while it does: then the port is
 //! still ours when the service is stopped, without a gap.
 
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
 use std::os::fd::OwnedFd;
 
 use crate::sys;
+
+/// Which ports a reservation takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Range {
+    /// The kernel chooses.
+    #[default]
+    Any,
+    /// Below 50000, so that a server can add to it, and outside of the kernel's own choice.
+    Low,
+}
 
 /// How strictly a port is kept from others while the service does not have it. In this order each
 /// is looser than the one before.
@@ -48,6 +63,13 @@ impl HoldLevel {
     }
 }
 
+/// Above the ports of most servers, and below 50000.
+const LOW: std::ops::Range<u16> = 20_000..50_000;
+/// Ports in that range that servers have by default, which another test may want.
+const WELL_KNOWN: [u16; 10] = [
+    25_565, 25_672, 26_257, 26_379, 27_017, 27_018, 27_019, 28_015, 32_400, 33_060,
+];
+
 /// A port that was free on every address when it was reserved.
 #[derive(Debug)]
 pub(crate) struct Reservation {
@@ -61,23 +83,60 @@ impl Reservation {
         Reservation { port, hold: None }
     }
 
-    /// Reserves a port that the kernel chooses, never one of `except`.
-    pub(crate) fn new(hold_level: HoldLevel, except: &[u16]) -> io::Result<Reservation> {
+    /// Reserves a port that is free for TCP and UDP, never one of `except`.
+    pub(crate) fn new(range: Range, hold_level: HoldLevel, except: &[u16]) -> io::Result<Reservation> {
+        let is_wanted = |port: u16| !except.contains(&port) && sys::ports::udp_is_free(port);
+        let mut reservation = match range {
+            Range::Any => Reservation::any(is_wanted)?,
+            Range::Low => Reservation::low(is_wanted)?,
+        };
+        reservation.loosen(hold_level);
+        Ok(reservation)
+    }
+
+    fn any(is_wanted: impl Fn(u16) -> bool) -> io::Result<Reservation> {
         // The holds on ports that are not wanted stay open meanwhile, so that each round gets
         // another one.
         let mut unwanted = Vec::new();
         loop {
             let (hold, port) = sys::ports::hold_any()?;
-            let mut reservation = Reservation {
+            let reservation = Reservation {
                 port,
                 hold: Some(hold),
             };
-            if !except.contains(&port) {
-                reservation.loosen(hold_level);
+            if is_wanted(port) {
                 return Ok(reservation);
             }
             unwanted.push(reservation);
         }
+    }
+
+    fn low(is_wanted: impl Fn(u16) -> bool) -> io::Result<Reservation> {
+        let ephemeral = sys::ports::ephemeral().unwrap_or(32_768..=60_999);
+        let outside: Vec<u16> = LOW.filter(|port| !ephemeral.contains(port)).collect();
+        // Where the kernel chooses from nearly all ports, there are not enough outside.
+        let ports: Vec<u16> = match outside.len() {
+            0..1000 => LOW.collect(),
+            _ => outside,
+        };
+        // Each process begins somewhere else, so that few try the same port.
+        let begin = RandomState::new().build_hasher().finish() as usize % ports.len();
+        let (after, before) = (&ports[begin..], &ports[..begin]);
+        for &port in after
+            .iter()
+            .chain(before)
+            .filter(|port| !WELL_KNOWN.contains(port))
+        {
+            if let Ok(hold) = sys::ports::hold_exactly(port) {
+                if is_wanted(port) {
+                    return Ok(Reservation {
+                        port,
+                        hold: Some(hold),
+                    });
+                }
+            }
+        }
+        Err(io::ErrorKind::AddrInUse.into())
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -126,7 +185,7 @@ mod tests {
     use crate::util::own_process::{process_of, test_name};
 
     fn firm() -> Reservation {
-        Reservation::new(HoldLevel::Firm, &[]).unwrap()
+        Reservation::new(Range::Any, HoldLevel::Firm, &[]).unwrap()
     }
 
     /// The wildcard and loopback, in the families that this machine has.
@@ -249,7 +308,7 @@ mod tests {
     #[test]
     fn a_loose_hold_keeps_other_holds_away() {
         let loose: Vec<_> = (0..150)
-            .map(|_| Reservation::new(HoldLevel::Beside, &[]).unwrap())
+            .map(|_| Reservation::new(Range::Any, HoldLevel::Beside, &[]).unwrap())
             .collect();
         let ports: HashSet<u16> = loose.iter().map(Reservation::port).collect();
         for _ in 0..5000 {
@@ -262,8 +321,41 @@ mod tests {
         // Most of the range is unwanted, so that the kernel's first choice probably is, too. (It
         // prefers odd ports.)
         let unwanted: Vec<u16> = (1024..=u16::MAX).filter(|port| port % 16 != 1).collect();
-        let reserved = Reservation::new(HoldLevel::Open, &unwanted).unwrap();
+        let reserved = Reservation::new(Range::Any, HoldLevel::Open, &unwanted).unwrap();
         assert!(!unwanted.contains(&reserved.port()));
+    }
+
+    #[test]
+    fn a_port_that_a_udp_socket_has_is_not_taken() {
+        // Were UDP not looked at, many of these would be the same: the kernel fills both tables alike.
+        let sockets: Vec<_> = (0..300)
+            .map(|n| std::net::UdpSocket::bind((["127.0.0.1", "0.0.0.0"][n % 2], 0)).unwrap())
+            .collect();
+        let theirs: HashSet<u16> = sockets
+            .iter()
+            .map(|socket| socket.local_addr().unwrap().port())
+            .collect();
+        for _ in 0..3000 {
+            assert!(!theirs.contains(&firm().port()));
+        }
+    }
+
+    #[test]
+    fn low_ports_are_below_50000_and_given_to_nobody_who_asks_for_any() {
+        let low: Vec<_> = (0..100)
+            .map(|_| Reservation::new(Range::Low, HoldLevel::Firm, &[]).unwrap())
+            .collect();
+        let ports: HashSet<u16> = low.iter().map(Reservation::port).collect();
+        assert_eq!(ports.len(), low.len());
+        assert!(ports.iter().all(|port| (20_000..50_000).contains(port)));
+        let ephemeral = sys::ports::ephemeral().unwrap_or(0..=0);
+        if *ephemeral.start() > 21_000 {
+            assert!(ports.iter().all(|port| !ephemeral.contains(port)));
+        }
+        // Free for UDP without any option, on each address.
+        for reserved in &low {
+            std::net::UdpSocket::bind(at("0.0.0.0", reserved.port())).unwrap();
+        }
     }
 
     /// What one process of the race does: takes ports, prints them, keeps them until its standard

@@ -1,4 +1,5 @@
-//! Who listens on a TCP port of this machine: asked of the kernel, without making a connection.
+//! The sockets on a TCP or UDP port of this machine: asked of the kernel, without making a
+//! connection.
 //!
 //! A plain `connect` would be noticed by the service: PostgreSQL logs an incomplete startup packet
 //! for each connection that comes to nothing.
@@ -14,26 +15,29 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use crate::ports::address::canonical;
-use crate::sys::Socket;
 use crate::sys::procfs;
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 use crate::sys::sock_diag::{self, States};
+use crate::sys::{Protocol, Socket};
 use crate::util::deadline::scaled;
 
 /// A connection to this machine is answered, or refused, at once; this is for a listener with a
 /// full backlog.
 const LOCAL_CONNECT: Duration = Duration::from_millis(500);
 
-/// Whether anybody listens on this address of this machine.
-pub(crate) fn listening(addr: SocketAddr) -> io::Result<bool> {
+/// Whether any process listens on this address of this machine, or takes datagrams there.
+pub(crate) fn listening(protocol: Protocol, addr: SocketAddr) -> io::Result<bool> {
     let addr = canonical(addr);
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
-    match sock_diag::listener(addr) {
+    match sock_diag::listener(protocol, addr) {
         Ok(Some(_)) => return Ok(true),
-        Ok(None) if diag_works() => return Ok(false),
+        Ok(None) if diag_works(protocol) => return Ok(false),
         _ => {}
     }
-    Ok(connect(addr, scaled(LOCAL_CONNECT)).is_ok())
+    match protocol {
+        Protocol::Tcp => Ok(connect(addr, scaled(LOCAL_CONNECT)).is_ok()),
+        Protocol::Udp => Ok(answering(protocol, addr).is_some_and(|found| !found.is_empty())),
+    }
 }
 
 /// Makes a connection, and makes sure that it is one.
@@ -58,27 +62,33 @@ fn not_itself(stream: TcpStream) -> io::Result<TcpStream> {
 /// Whether "there is no such socket" can be believed. A kernel without the `tcp_diag` module says
 /// it of every socket, so it is asked once about one of our own.
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
-fn diag_works() -> bool {
+fn diag_works(protocol: Protocol) -> bool {
+    use std::net::{TcpListener, UdpSocket};
+    use std::os::fd::OwnedFd;
     use std::sync::atomic::{AtomicU8, Ordering};
-    static KNOWN: AtomicU8 = AtomicU8::new(UNKNOWN);
+    static KNOWN: [AtomicU8; 2] = [const { AtomicU8::new(UNKNOWN) }; 2];
+    let known = &KNOWN[protocol as usize];
     const UNKNOWN: u8 = 0;
     const YES: u8 = 1;
     const NO: u8 = 2;
-    match KNOWN.load(Ordering::Relaxed) {
+    match known.load(Ordering::Relaxed) {
         YES => true,
         NO => false,
         _ => {
-            let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0));
+            let any = (Ipv4Addr::LOCALHOST, 0);
+            let own = match protocol {
+                Protocol::Tcp => TcpListener::bind(any)
+                    .and_then(|socket| Ok((socket.local_addr()?, OwnedFd::from(socket)))),
+                Protocol::Udp => {
+                    UdpSocket::bind(any).and_then(|socket| Ok((socket.local_addr()?, OwnedFd::from(socket))))
+                }
+            };
             // Out of descriptors, say: that tells nothing.
-            let Ok(addr) = listener
-                .as_ref()
-                .map_err(drop)
-                .and_then(|l| l.local_addr().map_err(drop))
-            else {
+            let Ok((addr, _socket)) = own else {
                 return false;
             };
-            let works = matches!(sock_diag::listener(addr), Ok(Some(_)));
-            KNOWN.store(if works { YES } else { NO }, Ordering::Relaxed);
+            let works = matches!(sock_diag::listener(protocol, addr), Ok(Some(_)));
+            known.store(if works { YES } else { NO }, Ordering::Relaxed);
             works
         }
     }
@@ -86,8 +96,8 @@ fn diag_works() -> bool {
 
 /// The sockets that a connection to this address could reach: the most particular ones. `None`
 /// where the kernel does not tell.
-pub(crate) fn answering(addr: SocketAddr) -> Option<Vec<Socket>> {
-    let all = all_listeners(addr.port())?;
+pub(crate) fn answering(protocol: Protocol, addr: SocketAddr) -> Option<Vec<Socket>> {
+    let all = all_listeners(protocol, addr.port())?;
     Some(most_particular(all, addr))
 }
 
@@ -100,36 +110,36 @@ fn most_particular(all: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
 
 /// All sockets that listen on a port (0: any), asked of the kernel or, where that does not work,
 /// read from its table.
-pub(crate) fn all_listeners(port: u16) -> Option<Vec<Socket>> {
+pub(crate) fn all_listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>> {
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
     {
-        match sock_diag::on_port(port, States::Listening) {
-            Ok(found) if !found.is_empty() || diag_works() => Some(found),
-            _ => procfs::tcp_listeners(port),
+        match sock_diag::on_port(protocol, port, States::Listening) {
+            Ok(found) if !found.is_empty() || diag_works(protocol) => Some(found),
+            _ => procfs::listeners(protocol, port),
         }
     }
     #[cfg(any(not(target_os = "linux"), mirakuru_portable))]
-    procfs::tcp_listeners(port)
+    procfs::listeners(protocol, port)
 }
 
 /// The sockets that are, or stand, in the way of a server that wants this address: listeners first,
 /// else what is bound to it or connected from it.
-pub(crate) fn in_the_way(addr: SocketAddr) -> Vec<Socket> {
-    let found = listeners_in_the_way(addr);
+pub(crate) fn in_the_way(protocol: Protocol, addr: SocketAddr) -> Vec<Socket> {
+    let found = listeners_in_the_way(protocol, addr);
     if !found.is_empty() {
         return found;
     }
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
     let found = overlapping(
-        sock_diag::on_port(addr.port(), States::Any).unwrap_or_default(),
+        sock_diag::on_port(protocol, addr.port(), States::Any).unwrap_or_default(),
         addr,
     );
     found
 }
 
 /// The listening ones of them.
-pub(crate) fn listeners_in_the_way(addr: SocketAddr) -> Vec<Socket> {
-    overlapping(all_listeners(addr.port()).unwrap_or_default(), addr)
+pub(crate) fn listeners_in_the_way(protocol: Protocol, addr: SocketAddr) -> Vec<Socket> {
+    overlapping(all_listeners(protocol, addr.port()).unwrap_or_default(), addr)
 }
 
 fn overlapping(sockets: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
@@ -140,8 +150,8 @@ fn overlapping(sockets: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
 }
 
 /// Whether somebody listens on this address, or on another that a server on this one would exclude.
-pub(crate) fn is_taken(addr: SocketAddr) -> bool {
-    all_listeners(addr.port())
+pub(crate) fn is_taken(protocol: Protocol, addr: SocketAddr) -> bool {
+    all_listeners(protocol, addr.port())
         .unwrap_or_default()
         .iter()
         .any(|socket| overlaps(socket, addr))
@@ -199,9 +209,17 @@ mod tests {
     /// Every answer three ways: the exact lookup, the dump, and a connection that is really made.
     #[track_caller]
     fn check(addr: SocketAddr, expected: bool) {
-        assert_eq!(listening(addr).unwrap(), expected, "lookup of {addr}");
+        assert_eq!(
+            listening(Protocol::Tcp, addr).unwrap(),
+            expected,
+            "lookup of {addr}"
+        );
         let addr = canonical(addr);
-        assert_eq!(!answering(addr).unwrap().is_empty(), expected, "dump for {addr}");
+        assert_eq!(
+            !answering(Protocol::Tcp, addr).unwrap().is_empty(),
+            expected,
+            "dump for {addr}"
+        );
         assert_eq!(
             connect(addr, Duration::from_secs(5)).is_ok(),
             expected,
@@ -259,8 +277,8 @@ mod tests {
             .map(|_| connect(v4(port), Duration::from_millis(100)))
             .collect();
         assert!(waiting.iter().any(Result::is_err));
-        assert!(listening(v4(port)).unwrap());
-        assert!(owned_by_tree(v4(port), std::process::id()).unwrap());
+        assert!(listening(Protocol::Tcp, v4(port)).unwrap());
+        assert!(owned_by_tree(Protocol::Tcp, v4(port), std::process::id()).unwrap());
     }
 
     #[test]
@@ -276,12 +294,12 @@ mod tests {
     #[test]
     fn the_tables_say_what_the_kernel_says() {
         let (_held, port) = tcp(v4(0), true, false, None, true).unwrap();
-        let asked = all_listeners(port).unwrap();
-        assert_eq!(procfs::tcp_listeners(port).unwrap(), asked);
+        let asked = all_listeners(Protocol::Tcp, port).unwrap();
+        assert_eq!(procfs::listeners(Protocol::Tcp, port).unwrap(), asked);
         let (_held, port) = listen_v6(true);
-        let mut asked = all_listeners(port).unwrap();
+        let mut asked = all_listeners(Protocol::Tcp, port).unwrap();
         asked[0].v6_only = None;
-        assert_eq!(procfs::tcp_listeners(port).unwrap(), asked);
+        assert_eq!(procfs::listeners(Protocol::Tcp, port).unwrap(), asked);
     }
 
     #[test]
@@ -321,7 +339,7 @@ mod tests {
         let own = crate::sys::sockets::tests::connected_to_itself();
         let addr = own.local_addr().unwrap();
         assert_eq!(own.peer_addr().unwrap(), addr);
-        assert!(!listening(addr).unwrap());
+        assert!(!listening(Protocol::Tcp, addr).unwrap());
         assert!(not_itself(own).is_err());
     }
 }

@@ -6,7 +6,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::secrets::Secrets;
-use crate::ports::reserve::{HoldLevel, Reservation};
+use crate::ports::reserve::{HoldLevel, Range, Reservation};
 use crate::recipe::placeholder::{ExpandError, Placeholder, expand_bytes};
 
 /// As they stand in errors.
@@ -23,6 +23,7 @@ pub(crate) struct Values {
     /// Ports that failed: not to be taken again.
     spoiled: Vec<u16>,
     hold_level: HoldLevel,
+    range: Range,
     secrets: Secrets,
     /// Whether texts are expanded for somebody to read: variables of the environment stay
     /// placeholders then.
@@ -37,9 +38,15 @@ impl Values {
             ports: Vec::new(),
             spoiled: Vec::new(),
             hold_level: HoldLevel::Firm,
+            range: Range::Any,
             secrets: Secrets::default(),
             for_show: false,
         }
+    }
+
+    /// Chooses ports of this range from now on.
+    pub(crate) fn set_range(&mut self, range: Range) {
+        self.range = range;
     }
 
     /// The values of a service that runs already.
@@ -215,7 +222,7 @@ impl Values {
         if let Some(port) = self.port(name) {
             return Ok(port);
         }
-        let reservation = Reservation::new(self.hold_level, &self.spoiled)?;
+        let reservation = Reservation::new(self.range, self.hold_level, &self.spoiled)?;
         let port = reservation.port();
         self.ports.push((name.to_owned(), reservation));
         Ok(port)

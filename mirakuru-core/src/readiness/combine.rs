@@ -87,6 +87,10 @@ impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
         }
     }
 
+    fn wants_low_ports(&self) -> bool {
+        self.first.wants_low_ports() || self.second.wants_low_ports()
+    }
+
     fn wait_is_over(&mut self) {
         self.first.wait_is_over();
         self.second.wait_is_over();
@@ -199,6 +203,10 @@ impl<A: Readiness, B: Readiness> Readiness for Or<A, B> {
     fn wakes(&self, wake: &mut Wake) {
         self.first.wakes(wake);
         self.second.wakes(wake);
+    }
+
+    fn wants_low_ports(&self) -> bool {
+        self.first.wants_low_ports() || self.second.wants_low_ports()
     }
 
     fn wait_is_over(&mut self) {

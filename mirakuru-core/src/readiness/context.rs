@@ -14,8 +14,11 @@ use crate::error::Error;
 use crate::output::logs::Logs;
 use crate::output::mark::Mark;
 use crate::output::reader::{OutputReader, Stream};
+use crate::ports::address::{self, Place};
+use crate::ports::owner::owned_by_tree;
 use crate::ports::values::Values;
 use crate::recipe::command::Command;
+use crate::sys::Protocol;
 #[cfg(feature = "http")]
 use crate::util::backoff::FIRST_POLL;
 use crate::util::backoff::{fallback_poll_pause, poll_pause};
@@ -25,6 +28,7 @@ use crate::util::backoff::{fallback_poll_pause, poll_pause};
 pub struct Prepare<'a> {
     pub(crate) values: &'a mut Values,
     pub(crate) addrs: Vec<SocketAddr>,
+    pub(crate) udp_addrs: Vec<SocketAddr>,
     pub(crate) paths: Vec<PathBuf>,
     pub(crate) env: Vec<(String, String)>,
     /// Descriptors that stay open until nothing is left of the service.
@@ -47,6 +51,7 @@ impl<'a> Prepare<'a> {
         Prepare {
             values,
             addrs: Vec::new(),
+            udp_addrs: Vec::new(),
             paths: Vec::new(),
             env: Vec::new(),
             keep: Vec::new(),
@@ -87,9 +92,24 @@ impl Prepare<'_> {
         self.paths.push(path.into());
     }
 
+    /// The places of a condition's `host:port`, each as clients use it. Those of this machine are
+    /// claimed as they are given, but for the ports that were chosen for this service.
+    pub(crate) fn places(&mut self, protocol: Protocol, addrs: &[SocketAddr]) -> Vec<Place> {
+        for addr in addrs {
+            if address::is_local(addr.ip()) && !self.is_chosen(addr.port()) {
+                // As it is given: a server on `0.0.0.0` excludes more than one on loopback.
+                match protocol {
+                    Protocol::Tcp => self.addrs.push(*addr),
+                    Protocol::Udp => self.udp_addrs.push(*addr),
+                }
+            }
+        }
+        Place::all(addrs)
+    }
+
     /// Whether a port is one that was chosen for this service (`{port}`, `{port:NAME}`), and
     /// reserved with that; such a port need not be claimed.
-    pub(crate) fn is_chosen(&self, port: u16) -> bool {
+    fn is_chosen(&self, port: u16) -> bool {
         self.values.ports().any(|(_, chosen)| chosen == port)
     }
 
@@ -219,7 +239,16 @@ impl Probe<'_> {
     /// An error says why it cannot be told; one of kind [`io::ErrorKind::AddrInUse`] that somebody
     /// else listens there, and who.
     pub fn listens_on(&self, addr: SocketAddr) -> io::Result<bool> {
-        crate::ports::owner::owned_by_tree(addr, self.supervisor)
+        owned_by_tree(Protocol::Tcp, addr, self.supervisor)
+    }
+
+    /// Whether the service's own process tree has bound this UDP address of this machine.
+    ///
+    /// # Errors
+    ///
+    /// As of [`listens_on`](Probe::listens_on).
+    pub fn binds_udp(&self, addr: SocketAddr) -> io::Result<bool> {
+        owned_by_tree(Protocol::Udp, addr, self.supervisor)
     }
 }
 

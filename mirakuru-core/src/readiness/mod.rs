@@ -16,6 +16,7 @@ pub(crate) mod no_wait;
 pub(crate) mod pid_file;
 pub(crate) mod sd_notify;
 pub(crate) mod tcp;
+pub(crate) mod udp;
 pub(crate) mod unix_socket;
 
 pub use banner::Banner;
@@ -28,6 +29,7 @@ pub use no_wait::NoWait;
 pub use pid_file::PidFile;
 pub use sd_notify::SdNotify;
 pub use tcp::Tcp;
+pub use udp::Udp;
 pub use unix_socket::UnixSocket;
 
 use std::hash::Hasher;
@@ -78,7 +80,7 @@ use crate::util::hash;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a readiness condition",
     label = "not a readiness condition",
-    note = "use one of `NoWait`, `Tcp`, `Http`, `UnixSocket`, `PidFile`, `Banner`, `Exec`, `Check`, \
+    note = "use one of `NoWait`, `Tcp`, `Udp`, `Http`, `UnixSocket`, `PidFile`, `Banner`, `Exec`, `Check`, \
             `SdNotify`, or implement `mirakuru::Readiness` for your own type"
 )]
 pub trait Readiness: Send + Sync + 'static {
@@ -143,6 +145,13 @@ pub trait Readiness: Send + Sync + 'static {
     /// The wait is over, whether it held or not: what was needed for looking only is let go of.
     #[doc(hidden)]
     fn wait_is_over(&mut self) {}
+
+    /// Whether the chosen ports must be low: outside of the range that the kernel gives to those who
+    /// ask for any port. Asked before the placeholders are filled in.
+    #[doc(hidden)]
+    fn wants_low_ports(&self) -> bool {
+        false
+    }
 
     /// Whether having been executed is all there is to wait for, so that even an exit comes too
     /// late to matter.

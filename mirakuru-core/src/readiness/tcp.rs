@@ -10,6 +10,7 @@ use super::{Prepare, Probe, Readiness};
 use crate::error::Error;
 use crate::ports::address::{self, Place, ZERO, resolve};
 use crate::ports::table;
+use crate::sys::Protocol;
 use crate::util::deadline::scaled;
 
 /// A connection to another machine is given this long.
@@ -133,13 +134,7 @@ impl Readiness for Tcp {
             Wanted::Port(0) => return Err(cx.invalid("port 0", ZERO)),
             Wanted::Port(port) => (format!("port {port}"), address::loopback(*port)),
         };
-        // As they are given: a server on `0.0.0.0` excludes more than one on loopback.
-        for addr in &addrs {
-            if address::is_local(addr.ip()) && !cx.is_chosen(addr.port()) {
-                cx.claim_addr(*addr);
-            }
-        }
-        let places = Place::all(&addrs);
+        let places = cx.places(Protocol::Tcp, &addrs);
         self.resolved = Resolved {
             text,
             places,

@@ -118,6 +118,7 @@ pub(crate) struct Spec {
     /// Addresses to listen on, perhaps with the sockets' names.
     pub(crate) listen: Vec<(Option<String>, String)>,
     pub(crate) queue: bool,
+    pub(crate) low_ports: bool,
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
     pub(crate) groups: Option<Vec<u32>>,
@@ -148,6 +149,7 @@ impl Spec {
             files: Vec::new(),
             listen: Vec::new(),
             queue: false,
+            low_ports: false,
             uid: None,
             gid: None,
             groups: None,
@@ -520,6 +522,16 @@ impl<R> ExecutorBuilder<R> {
     /// Waiting for one's turn does not count towards the [timeout](ExecutorBuilder::timeout).
     pub fn queue(mut self, queue: bool) -> Self {
         self.spec.queue = queue;
+        self
+    }
+
+    /// Chooses `{port}` and `{port:NAME}` from 20000 to 49999 (`true`), and outside of the range that
+    /// the kernel uses for outgoing connections where that leaves enough. The default is `false`: the
+    /// kernel chooses.
+    ///
+    /// For a server that derives other ports from its own, such as a Redis cluster, which adds 10000.
+    pub fn low_ports(mut self, low: bool) -> Self {
+        self.spec.low_ports = low;
         self
     }
 

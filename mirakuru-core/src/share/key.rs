@@ -72,6 +72,7 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
         files,
         listen,
         queue: _,
+        low_ports,
         uid,
         gid,
         groups,
@@ -129,6 +130,7 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
         option(key, name.as_ref(), |key, name| hash::text(key, name));
         hash::text(key, addr);
     }
+    hash::number(key, u64::from(*low_ports));
     for number in [uid, gid, umask] {
         option(key, number.as_ref(), |key, number| {
             hash::number(key, u64::from(*number));
@@ -201,7 +203,7 @@ mod tests {
 
     use super::*;
     use crate::executor::Executor;
-    use crate::readiness::{Banner, Check, Exec, NoWait, PidFile, Tcp, UnixSocket};
+    use crate::readiness::{Banner, Check, Exec, NoWait, PidFile, Tcp, Udp, UnixSocket};
     use crate::recipe::signal::Signal;
 
     fn key_of<R: Readiness>(recipe: &ExecutorBuilder<R>) -> String {
@@ -256,6 +258,7 @@ mod tests {
             recipe().uid(1),
             recipe().gid(1),
             recipe().umask(1),
+            recipe().low_ports(true),
             recipe().groups([]),
             recipe().groups([1]),
         ];
@@ -278,6 +281,7 @@ mod tests {
         let keys = [
             key_of(&recipe()),
             key_of(&recipe().wait_for(Tcp::port(1))),
+            key_of(&recipe().wait_for(Udp::addr("127.0.0.1:1"))),
             key_of(&recipe().wait_for(Tcp::port(2))),
             key_of(&recipe().wait_for(Tcp::addr("127.0.0.1:{port}"))),
             key_of(&recipe().wait_for(UnixSocket::path("{dir}/s"))),

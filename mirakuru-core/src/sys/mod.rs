@@ -28,13 +28,13 @@ pub(crate) use io::log_record;
 pub(crate) use io::pipe::{is_readable, pipe};
 pub(crate) use io::terminal::columns;
 pub(crate) use io::wait::wait_readable;
-pub(crate) use net::Socket;
 pub(crate) use net::listen::listen_tcp;
 pub(crate) use net::ports;
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 pub(crate) use net::sock_diag;
 pub(crate) use net::sockets;
 pub(crate) use net::time_wait;
+pub(crate) use net::{Protocol, Socket};
 pub(crate) use proc as procfs;
 pub(crate) use process::exit::{at_exit, exit_began};
 pub(crate) use process::origin;

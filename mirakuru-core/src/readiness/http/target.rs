@@ -12,6 +12,7 @@ use super::{Accepts, Body, Http};
 use crate::error::Error;
 use crate::ports::address::{self, Place};
 use crate::readiness::Prepare;
+use crate::sys::Protocol;
 use crate::util::text::printable;
 
 /// A request with everything filled in.
@@ -112,12 +113,7 @@ impl Http {
         }
 
         let addrs = address::host_addrs(parts.host, parts.port).map_err(|why| cx.invalid(&shown, why))?;
-        let places = Place::all(&addrs);
-        for place in places.iter().filter(|place| place.is_local) {
-            if !cx.is_chosen(parts.port) {
-                cx.claim_addr(place.addr);
-            }
-        }
+        let places = cx.places(Protocol::Tcp, &addrs);
         Ok(Target {
             shown_url: show(&url),
             path: parts.path,

@@ -11,7 +11,14 @@ pub(crate) mod sock_diag;
 pub(crate) mod sockets;
 pub(crate) mod time_wait;
 
-/// A TCP socket of this machine.
+/// What a port belongs to: each protocol has ports of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protocol {
+    Tcp,
+    Udp,
+}
+
+/// A TCP or UDP socket of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Socket {
     /// Its local address as it was bound: `0.0.0.0`, `[::]` and IPv4 addresses mapped into IPv6
@@ -19,6 +26,7 @@ pub(crate) struct Socket {
     pub(crate) addr: SocketAddr,
     /// Whether an IPv6 socket leaves IPv4 alone. `None` where that was not told.
     pub(crate) v6_only: Option<bool>,
+    /// A TCP socket that listens, or a UDP socket that takes datagrams of everybody.
     pub(crate) listening: bool,
     /// Effective user of the process that made it.
     pub(crate) uid: u32,

@@ -1,7 +1,8 @@
 //! The sockets behind `ports/reserve.rs`: bound, never listening, closed on exec.
 
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6, TcpListener};
+use std::ops::RangeInclusive;
 use std::os::fd::OwnedFd;
 
 use super::raw_socket::{bind, family, set_reuse_addr, set_reuse_port, set_v6_only, socket};
@@ -61,6 +62,31 @@ pub(crate) fn hold_exactly(port: u16) -> io::Result<OwnedFd> {
 pub(crate) fn stand_beside(port: u16) -> io::Result<OwnedFd> {
     let v6 = || bind_v6(Ipv6Addr::LOCALHOST, port, true, true);
     v6().or_else(|_| bind_v4(SocketAddrV4::new(NOBODYS_ADDRESS, port), true))
+}
+
+/// Whether no socket has this UDP port on any address.
+pub(crate) fn udp_is_free(port: u16) -> bool {
+    let bind = |ip: IpAddr| {
+        let addr = SocketAddr::new(ip, port);
+        let fd = socket(family(&addr), libc::SOCK_DGRAM, 0)?;
+        if ip.is_ipv6() {
+            set_v6_only(&fd, false)?;
+        }
+        bind(&fd, &addr.into())
+    };
+    match bind(Ipv6Addr::UNSPECIFIED.into()) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => false,
+        Ok(()) => true,
+        // Without IPv6.
+        Err(_) => bind(Ipv4Addr::UNSPECIFIED.into()).is_ok(),
+    }
+}
+
+/// The ports that the kernel gives to those who ask for any port. `None` where it does not tell.
+pub(crate) fn ephemeral() -> Option<RangeInclusive<u16>> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
+    let mut ends = text.split_ascii_whitespace().map(str::parse);
+    Some(ends.next()?.ok()?..=ends.next()?.ok()?)
 }
 
 /// One dual-stack socket; where there is no IPv6, an IPv4 one.

@@ -1,4 +1,4 @@
-//! Which TCP sockets the kernel has, asked through `NETLINK_SOCK_DIAG`.
+//! Which TCP and UDP sockets the kernel has, asked through `NETLINK_SOCK_DIAG`.
 //!
 //! Two questions: the *exact lookup* of the one socket that an incoming connection would reach (2
 //! to 3 µs; what a probe asks), and the *dump* of all sockets of one port (10 µs for listeners;
@@ -21,7 +21,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 
 use libc::{AF_INET, AF_INET6, c_int};
 
-use super::{Socket, raw_socket};
+use super::{Protocol, Socket, raw_socket};
 
 /// `struct nlmsghdr`: length, type, flags, sequence, port id.
 const HEADER: usize = 16;
@@ -39,6 +39,8 @@ const NLM_F_DUMP: u16 = 0x300;
 /// The attribute that says whether an IPv6 listener leaves IPv4 alone.
 const INET_DIAG_SKV6ONLY: u16 = 11;
 const TCP_LISTEN: u8 = 10;
+/// The state of a UDP socket that is bound and not connected.
+const UDP_BOUND: u8 = 7;
 /// The loopback interface has this index in every network namespace. Connections to *any* address
 /// of this machine come in by it, so naming it finds sockets that are bound to it with
 /// `SO_BINDTODEVICE`, too.
@@ -47,7 +49,7 @@ const LOOPBACK: u32 = 1;
 /// Which sockets a dump gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum States {
-    /// Those that listen: 10 µs.
+    /// Those that listen, or take datagrams: 10 µs for TCP.
     Listening,
     /// Every one but those in TIME_WAIT, from Linux 6.8 on also those that are bound and nothing
     /// else: milliseconds.
@@ -55,30 +57,32 @@ pub(crate) enum States {
 }
 
 impl States {
-    fn mask(self) -> u32 {
+    fn mask(self, protocol: Protocol) -> u32 {
         const TIME_WAIT: u32 = 6;
-        match self {
-            States::Listening => 1 << TCP_LISTEN,
-            States::Any => !(1 << TIME_WAIT),
+        match (self, protocol) {
+            (States::Listening, Protocol::Tcp) => 1 << TCP_LISTEN,
+            (States::Listening, Protocol::Udp) => 1 << UDP_BOUND,
+            (States::Any, Protocol::Tcp) => !(1 << TIME_WAIT),
+            (States::Any, Protocol::Udp) => u32::MAX,
         }
     }
 }
 
-/// The socket that a connection to `addr` from this machine would reach, if it is one that listens.
-/// A socket whose backlog is full listens all the same.
+/// The socket that a connection or a datagram to `addr` from this machine would reach. A TCP socket
+/// counts only if it listens; one whose backlog is full listens all the same.
 ///
-/// `None` is also what a kernel without the `tcp_diag` module says: see `ports/owner.rs` for the
+/// `None` is also what a kernel without the `tcp_diag` or `udp_diag` module says: see `ports/owner.rs` for the
 /// check.
-pub(crate) fn listener(addr: SocketAddr) -> io::Result<Option<Socket>> {
-    with_socket(|diag| diag.lookup(addr))
+pub(crate) fn listener(protocol: Protocol, addr: SocketAddr) -> io::Result<Option<Socket>> {
+    with_socket(|diag| diag.lookup(protocol, addr))
 }
 
 /// The sockets of one local port (0: of every port), IPv4 and IPv6.
-pub(crate) fn on_port(port: u16, states: States) -> io::Result<Vec<Socket>> {
+pub(crate) fn on_port(protocol: Protocol, port: u16, states: States) -> io::Result<Vec<Socket>> {
     with_socket(|diag| {
         let mut found = Vec::new();
         for family in [AF_INET, AF_INET6] {
-            diag.dump(family, port, states, &mut found)?;
+            diag.dump(protocol, family, port, states, &mut found)?;
         }
         Ok(found)
     })
@@ -126,19 +130,20 @@ impl Diag {
         })
     }
 
-    fn lookup(&mut self, addr: SocketAddr) -> io::Result<Option<Socket>> {
+    fn lookup(&mut self, protocol: Protocol, addr: SocketAddr) -> io::Result<Option<Socket>> {
         let interface = match addr {
             SocketAddr::V6(v6) if v6.scope_id() != 0 => v6.scope_id(),
             _ => LOOPBACK,
         };
-        self.ask(
-            raw_socket::family(&addr),
-            0,
-            u32::MAX,
-            addr.port(),
-            Some(addr.ip()),
+        self.ask(Question {
+            protocol,
+            family: raw_socket::family(&addr),
+            flags: 0,
+            states: u32::MAX,
+            port: addr.port(),
+            addr: Some(addr.ip()),
             interface,
-        )?;
+        })?;
         loop {
             let length = self.receive()?;
             let answer = &self.buffer[..length];
@@ -154,7 +159,7 @@ impl Diag {
                         };
                     }
                     SOCK_DIAG_BY_FAMILY => {
-                        let socket = parse(message.body).ok_or_else(malformed)?;
+                        let socket = parse(protocol, message.body).ok_or_else(malformed)?;
                         return Ok(Some(socket).filter(|socket| socket.listening));
                     }
                     _ => {}
@@ -163,8 +168,23 @@ impl Diag {
         }
     }
 
-    fn dump(&mut self, family: c_int, port: u16, states: States, found: &mut Vec<Socket>) -> io::Result<()> {
-        self.ask(family, NLM_F_DUMP, states.mask(), port, None, 0)?;
+    fn dump(
+        &mut self,
+        protocol: Protocol,
+        family: c_int,
+        port: u16,
+        states: States,
+        found: &mut Vec<Socket>,
+    ) -> io::Result<()> {
+        self.ask(Question {
+            protocol,
+            family,
+            flags: NLM_F_DUMP,
+            states: states.mask(protocol),
+            port,
+            addr: None,
+            interface: 0,
+        })?;
         loop {
             let length = self.receive()?;
             for message in Messages(&self.buffer[..length]) {
@@ -181,7 +201,7 @@ impl Diag {
                         };
                     }
                     SOCK_DIAG_BY_FAMILY => {
-                        let socket = parse(message.body).ok_or_else(malformed)?;
+                        let socket = parse(protocol, message.body).ok_or_else(malformed)?;
                         // Asked for already, but a kernel look-alike may give more.
                         if port == 0 || socket.addr.port() == port {
                             found.push(socket);
@@ -193,15 +213,16 @@ impl Diag {
         }
     }
 
-    fn ask(
-        &mut self,
-        family: c_int,
-        flags: u16,
-        states: u32,
-        port: u16,
-        addr: Option<IpAddr>,
-        interface: u32,
-    ) -> io::Result<()> {
+    fn ask(&mut self, question: Question) -> io::Result<()> {
+        let Question {
+            protocol,
+            family,
+            flags,
+            states,
+            port,
+            addr,
+            interface,
+        } = question;
         self.sequence = self.sequence.wrapping_add(1);
         let mut request = [0u8; HEADER + REQUEST];
         let mut at = 0;
@@ -214,19 +235,31 @@ impl Diag {
         put(&(NLM_F_REQUEST | flags).to_ne_bytes());
         put(&self.sequence.to_ne_bytes());
         put(&0u32.to_ne_bytes());
-        put(&[family as u8, libc::IPPROTO_TCP as u8, 0, 0]);
+        let number = match protocol {
+            Protocol::Tcp => libc::IPPROTO_TCP,
+            Protocol::Udp => libc::IPPROTO_UDP,
+        };
+        put(&[family as u8, number as u8, 0, 0]);
         put(&states.to_ne_bytes());
-        // The socket id: our side first, as a listener sees it, and nobody (0) at the other end.
-        put(&port.to_be_bytes());
-        put(&0u16.to_be_bytes());
+        // The socket id: the socket's own side first, and nobody (0) at the other end. In the lookup
+        // of a UDP socket the two change places, and each dump is by the socket's own port.
+        let mut ports = [port.to_be_bytes(), [0; 2]];
+        let is_swapped = protocol == Protocol::Udp && addr.is_some();
+        if is_swapped {
+            ports.swap(0, 1);
+        }
+        put(&ports.concat());
         let mut source = [0u8; 16];
         match addr {
             Some(IpAddr::V4(v4)) => source[..4].copy_from_slice(&v4.octets()),
             Some(IpAddr::V6(v6)) => source = v6.octets(),
             None => {}
         }
-        put(&source);
-        put(&[0u8; 16]);
+        let mut sides = [source, [0; 16]];
+        if is_swapped {
+            sides.swap(0, 1);
+        }
+        put(&sides.concat());
         put(&interface.to_ne_bytes());
         // INET_DIAG_NOCOOKIE: whichever socket it is.
         put(&[0xff; 8]);
@@ -244,6 +277,18 @@ impl Diag {
             }
         }
     }
+}
+
+/// Which sockets to tell of.
+struct Question {
+    protocol: Protocol,
+    family: c_int,
+    flags: u16,
+    states: u32,
+    port: u16,
+    /// For a lookup.
+    addr: Option<IpAddr>,
+    interface: u32,
 }
 
 fn malformed() -> io::Error {
@@ -286,7 +331,7 @@ fn get<const N: usize>(bytes: &[u8], at: usize) -> Option<[u8; N]> {
     bytes.get(at..at + N)?.try_into().ok()
 }
 
-fn parse(body: &[u8]) -> Option<Socket> {
+fn parse(protocol: Protocol, body: &[u8]) -> Option<Socket> {
     let [family, state] = get(body, 0)?;
     let port = u16::from_be_bytes(get(body, 4)?);
     let addr = match i32::from(family) {
@@ -316,7 +361,11 @@ fn parse(body: &[u8]) -> Option<Socket> {
     Some(Socket {
         addr,
         v6_only,
-        listening: state == TCP_LISTEN,
+        listening: state
+            == match protocol {
+                Protocol::Tcp => TCP_LISTEN,
+                Protocol::Udp => UDP_BOUND,
+            },
         uid,
         inode,
     })
@@ -334,20 +383,20 @@ mod tests {
     fn finds_the_listener_and_only_while_it_listens() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
-        let found = super::listener(addr).unwrap().expect("a listener");
+        let found = super::listener(Protocol::Tcp, addr).unwrap().expect("a listener");
         assert_eq!(found.addr, addr);
         assert!(found.listening);
         assert_ne!(found.inode, 0);
         // Others may have the same port on other addresses.
         let dumped = || {
-            let mut dumped = on_port(addr.port(), States::Listening).unwrap();
+            let mut dumped = on_port(Protocol::Tcp, addr.port(), States::Listening).unwrap();
             dumped.retain(|socket| socket.addr == addr);
             dumped
         };
         assert_eq!(dumped().len(), 1);
         assert_eq!(dumped()[0].inode, found.inode);
         drop(listener);
-        in_time(|| super::listener(addr).unwrap().is_none() && dumped().is_empty());
+        in_time(|| super::listener(Protocol::Tcp, addr).unwrap().is_none() && dumped().is_empty());
     }
 
     #[test]
@@ -357,15 +406,34 @@ mod tests {
             let mut tries = (0..100).map(|_| crate::sys::sockets::tests::listen_v6(only));
             let (_held, port, dumped) = tries
                 .find_map(|(held, port)| {
-                    let dumped = on_port(port, States::Listening).unwrap();
+                    let dumped = on_port(Protocol::Tcp, port, States::Listening).unwrap();
                     (dumped.len() == 1).then_some((held, port, dumped))
                 })
                 .expect("a port that is this test's alone");
             assert_eq!(dumped[0].v6_only, Some(only));
             let v4 = SocketAddr::from(([127, 0, 0, 1], port));
-            assert_eq!(super::listener(v4).unwrap().is_some(), !only);
+            assert_eq!(super::listener(Protocol::Tcp, v4).unwrap().is_some(), !only);
             let v6 = SocketAddr::from((Ipv6Addr::LOCALHOST, port));
-            assert!(super::listener(v6).unwrap().is_some());
+            assert!(super::listener(Protocol::Tcp, v6).unwrap().is_some());
+        }
+    }
+
+    #[test]
+    fn finds_a_udp_socket() {
+        for ip in ["127.0.0.1", "::1"] {
+            let Ok(socket) = std::net::UdpSocket::bind((ip, 0)) else {
+                continue; // A machine without IPv6.
+            };
+            let addr = socket.local_addr().unwrap();
+            let found = super::listener(Protocol::Udp, addr)
+                .unwrap()
+                .expect("it is bound");
+            assert_eq!((found.addr, found.listening), (addr, true));
+            let mut dumped = on_port(Protocol::Udp, addr.port(), States::Listening).unwrap();
+            dumped.retain(|socket| socket.addr == addr);
+            assert_eq!(dumped, [found]);
+            drop(socket);
+            in_time(|| super::listener(Protocol::Udp, addr).unwrap().is_none());
         }
     }
 
@@ -375,7 +443,7 @@ mod tests {
         let held: Vec<_> = (0..500)
             .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
             .collect();
-        let ports: std::collections::HashSet<u16> = on_port(0, States::Listening)
+        let ports: std::collections::HashSet<u16> = on_port(Protocol::Tcp, 0, States::Listening)
             .unwrap()
             .iter()
             .map(|socket| socket.addr.port())
@@ -392,12 +460,12 @@ mod tests {
         whole[ANSWER] = 5;
         whole[ANSWER + 2] = INET_DIAG_SKV6ONLY as u8;
         whole[ANSWER + 4] = 1;
-        assert_eq!(parse(&whole).unwrap().v6_only, Some(true));
+        assert_eq!(parse(Protocol::Tcp, &whole).unwrap().v6_only, Some(true));
         for length in 0..ANSWER {
-            assert_eq!(parse(&whole[..length]), None);
+            assert_eq!(parse(Protocol::Tcp, &whole[..length]), None);
         }
         for length in ANSWER..whole.len() {
-            let _ = parse(&whole[..length]);
+            let _ = parse(Protocol::Tcp, &whole[..length]);
         }
         // A message that says it is longer, or shorter, than it is.
         for said in [0u32, 3, 15, 17, 1 << 20, u32::MAX] {
@@ -412,7 +480,7 @@ mod tests {
         // As `/proc` names it: a number that is not given out again at once, unlike that of a
         // descriptor.
         let kept = || {
-            on_port(1, States::Listening).unwrap();
+            on_port(Protocol::Tcp, 1, States::Listening).unwrap();
             let fd = DIAG.with_borrow(|diag| diag.as_ref().unwrap().fd.as_raw_fd());
             std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap()
         };
@@ -433,14 +501,14 @@ mod tests {
     #[test]
     fn a_copy_of_another_process_is_not_used() {
         std::thread::spawn(|| {
-            on_port(1, States::Listening).unwrap();
+            on_port(Protocol::Tcp, 1, States::Listening).unwrap();
             // As in a child after a fork.
             let other = DIAG.with_borrow_mut(|diag| {
                 let diag = diag.as_mut().unwrap();
                 diag.process += 1;
                 diag.process
             });
-            on_port(1, States::Listening).unwrap();
+            on_port(Protocol::Tcp, 1, States::Listening).unwrap();
             let now = DIAG.with_borrow(|diag| diag.as_ref().unwrap().process);
             assert_eq!((now, other), (std::process::id(), std::process::id() + 1));
         })
@@ -451,10 +519,10 @@ mod tests {
     #[test]
     fn an_error_leaves_no_socket_behind() {
         std::thread::spawn(|| {
-            on_port(1, States::Listening).unwrap();
+            on_port(Protocol::Tcp, 1, States::Listening).unwrap();
             with_socket(|_| Err::<(), _>(malformed())).unwrap_err();
             assert!(DIAG.with_borrow(Option::is_none));
-            on_port(1, States::Listening).unwrap();
+            on_port(Protocol::Tcp, 1, States::Listening).unwrap();
         })
         .join()
         .unwrap();

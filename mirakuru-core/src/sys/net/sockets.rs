@@ -8,19 +8,23 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
+use super::Protocol;
 use super::raw_socket::{
     Address, bind, connect, family, set_non_blocking, set_reuse_addr, set_v6_only, socket,
 };
 
-/// Binds to a TCP address as most servers do, with SO_REUSEADDR, and lets go of it at once, without
-/// ever listening.
+/// Binds to an address as most servers do, and lets go of it at once, without ever listening: TCP
+/// with SO_REUSEADDR, UDP without.
 ///
 /// `AddrInUse` where a server could not bind either. What does *not* stand in the way: connections
 /// in TIME_WAIT, and sockets with SO_REUSEADDR that are bound and do not listen, such as those that
 /// hold a port for a service to come.
-pub(crate) fn try_bind(addr: SocketAddr) -> io::Result<()> {
-    let fd = socket(family(&addr), libc::SOCK_STREAM, 0)?;
-    set_reuse_addr(&fd, true)?;
+pub(crate) fn try_bind(protocol: Protocol, addr: SocketAddr) -> io::Result<()> {
+    let fd = match protocol {
+        Protocol::Tcp => socket(family(&addr), libc::SOCK_STREAM, 0)?,
+        Protocol::Udp => socket(family(&addr), libc::SOCK_DGRAM, 0)?,
+    };
+    set_reuse_addr(&fd, protocol == Protocol::Tcp)?;
     if addr.is_ipv6() {
         // `[::]` with IPv4 left out: whoever has the port on IPv4 only is not in the way of a
         // server that does the same.
@@ -213,16 +217,16 @@ pub(crate) mod tests {
     #[test]
     fn a_listener_is_in_the_way() {
         let (_held, port) = tcp(loopback(0), true, false, None, true).unwrap();
-        let error = try_bind(loopback(port)).unwrap_err();
+        let error = try_bind(Protocol::Tcp, loopback(port)).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
-        try_bind(SocketAddr::from(([127, 0, 0, 2], port))).unwrap();
+        try_bind(Protocol::Tcp, SocketAddr::from(([127, 0, 0, 2], port))).unwrap();
     }
 
     #[test]
     fn a_bound_socket_without_reuse_is_in_the_way() {
         let (_held, port) = tcp(loopback(0), false, false, None, false).unwrap();
         assert_eq!(
-            try_bind(loopback(port)).unwrap_err().kind(),
+            try_bind(Protocol::Tcp, loopback(port)).unwrap_err().kind(),
             io::ErrorKind::AddrInUse
         );
     }
@@ -231,8 +235,12 @@ pub(crate) mod tests {
     fn a_held_port_is_neither_in_the_way_nor_disturbed() {
         let (held, port) = tcp("[::]:0".parse().unwrap(), true, true, Some(false), false).unwrap();
         for _ in 0..3 {
-            try_bind(loopback(port)).unwrap();
-            try_bind(SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port))).unwrap();
+            try_bind(Protocol::Tcp, loopback(port)).unwrap();
+            try_bind(
+                Protocol::Tcp,
+                SocketAddr::from((std::net::Ipv6Addr::LOCALHOST, port)),
+            )
+            .unwrap();
         }
         // Still held: somebody who wants it without sharing does not get it, a server with
         // SO_REUSEADDR does.
@@ -256,6 +264,6 @@ pub(crate) mod tests {
             "the port is not in TIME_WAIT"
         );
         // Another test's child may listen on it for a moment more.
-        in_time(|| try_bind(addr).is_ok());
+        in_time(|| try_bind(Protocol::Tcp, addr).is_ok());
     }
 }

@@ -20,7 +20,7 @@ mod fds;
 mod tables;
 
 pub(crate) use fds::{Closely, search, search_tree};
-pub(crate) use tables::{tcp_lingering, tcp_listeners, unix_listeners};
+pub(crate) use tables::{listeners, tcp_lingering, unix_listeners};
 
 /// Part of `/proc/PID/stat`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,20 +4,24 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 
 use super::read;
-use crate::sys::net::Socket;
+use crate::sys::net::{Protocol, Socket};
 
-/// The listeners of a port (0: of any) from `/proc/net/tcp` and `tcp6`. `None` where there are
-/// none. Takes milliseconds, since the kernel walks its whole table.
-pub(crate) fn tcp_listeners(port: u16) -> Option<Vec<Socket>> {
+/// The listeners of a port (0: of any) from `/proc/net/tcp` and `tcp6`, or for UDP the bound sockets
+/// from `udp` and `udp6`. `None` where there are none. Takes milliseconds, since the kernel walks its whole table.
+pub(crate) fn listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>> {
     let table = |name: &str| {
         let bytes = read(&format!("thread-self/net/{name}")).ok()?;
         Some(String::from_utf8_lossy(&bytes).into_owned())
     };
-    let v4 = table("tcp")?;
-    let v6 = table("tcp6").unwrap_or_default();
+    let (v4, v6, state) = match protocol {
+        Protocol::Tcp => ("tcp", "tcp6", "0A"),
+        Protocol::Udp => ("udp", "udp6", "07"),
+    };
+    let v4 = table(v4)?;
+    let v6 = table(v6).unwrap_or_default();
     let lines = v4.lines().chain(v6.lines());
     let found: Vec<Socket> = lines
-        .filter_map(parse_line)
+        .filter_map(|line| parse_line(line, state))
         .filter(|socket| socket.listening && (port == 0 || socket.addr.port() == port))
         .collect();
     // Sandboxes have such tables that are always empty.
@@ -47,12 +51,12 @@ pub(crate) fn tcp_lingering(port: u16) -> Vec<(SocketAddr, SocketAddr)> {
 
 /// One line of `/proc/net/tcp`: number, local address, remote address, state, queues, timer,
 /// retransmissions, user, timeout, inode.
-fn parse_line(line: &str) -> Option<Socket> {
+fn parse_line(line: &str, listening: &str) -> Option<Socket> {
     let fields: Vec<&str> = line.split_ascii_whitespace().collect();
     Some(Socket {
         addr: parse_address(fields.get(1)?)?,
         v6_only: None,
-        listening: *fields.get(3)? == "0A",
+        listening: *fields.get(3)? == listening,
         uid: fields.get(7)?.parse().ok()?,
         inode: fields.get(9)?.parse().ok()?,
     })

@@ -1,0 +1,126 @@
+//! [`Port`]: a reserved port for a server inside the test process.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, UdpSocket};
+
+use crate::error::Error;
+use crate::ports::reserve::{HoldLevel, Range, Reservation};
+
+/// A port on 127.0.0.1 that is reserved for a server inside the test process.
+///
+/// It is the reservation behind `{port}`: free for TCP and UDP, and kept from everybody who asks for
+/// a free port, in this process and in others. Nobody is connected to it before
+/// [`into_listener`](Port::into_listener). Dropping it gives the port back.
+///
+/// Usual variable name: `port`.
+///
+/// ```
+/// # use mirakuru_core as mirakuru;
+/// let port = mirakuru::Port::reserve()?;
+/// let config = format!("upstream = {}", port.addr()); // Known before anything listens.
+/// let listener = port.into_listener();
+/// assert!(config.ends_with(&listener.local_addr().unwrap().to_string()));
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Port {
+    reservation: Reservation,
+    udp: UdpSocket,
+}
+
+impl Port {
+    /// Reserves a port that is free for TCP and UDP.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] if the system has no port to give.
+    pub fn reserve() -> Result<Port, Error> {
+        let mut taken = Vec::new();
+        loop {
+            let reservation = Reservation::new(Range::Any, HoldLevel::Firm, &taken)
+                .map_err(|source| system("reserve a free port".to_owned(), source))?;
+            // Another process may have taken the UDP port since the check.
+            match UdpSocket::bind((Ipv4Addr::LOCALHOST, reservation.port())) {
+                Ok(udp) => return Ok(Port { reservation, udp }),
+                Err(source) if taken.len() > 100 => {
+                    return Err(system("reserve a free UDP port".to_owned(), source));
+                }
+                Err(_) => taken.push(reservation.port()),
+            }
+        }
+    }
+
+    /// The number of the port.
+    #[must_use]
+    pub fn number(&self) -> u16 {
+        self.reservation.port()
+    }
+
+    /// The address of the port: 127.0.0.1 and the number.
+    #[must_use]
+    pub fn addr(&self) -> SocketAddr {
+        (Ipv4Addr::LOCALHOST, self.number()).into()
+    }
+
+    /// A TCP listener on the port. From now on connections are accepted.
+    ///
+    /// # Panics
+    ///
+    /// When another process has taken this very port by its number meanwhile, which no reservation can
+    /// prevent.
+    #[must_use]
+    #[track_caller]
+    pub fn into_listener(self) -> TcpListener {
+        let addr = self.addr();
+        // The hold is closed only after the listener is there.
+        match TcpListener::bind(addr) {
+            Ok(listener) => listener,
+            Err(error) => panic!("cannot listen on the reserved address {addr}: {error}"),
+        }
+    }
+
+    /// A UDP socket that is bound to the port. It has been bound since the reservation, so that it
+    /// has every datagram that came since then.
+    #[must_use]
+    pub fn into_udp_socket(self) -> UdpSocket {
+        self.udp
+    }
+}
+
+fn system(attempt: String, source: std::io::Error) -> Error {
+    Error::System { attempt, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpStream;
+
+    use super::*;
+
+    #[test]
+    fn a_port_is_kept_until_a_server_takes_it() {
+        let port = Port::reserve().unwrap();
+        let addr = port.addr();
+        assert_eq!(
+            (addr.ip(), addr.port()),
+            (Ipv4Addr::LOCALHOST.into(), port.number())
+        );
+        assert!(TcpStream::connect(addr).is_err(), "nobody listens yet");
+        assert!(UdpSocket::bind(addr).is_err(), "nobody else gets the UDP port");
+        let listener = port.into_listener();
+        TcpStream::connect(addr).unwrap();
+        assert_eq!(listener.local_addr().unwrap(), addr);
+    }
+
+    #[test]
+    fn datagrams_are_kept_from_the_reservation_on() {
+        let port = Port::reserve().unwrap();
+        let client = UdpSocket::bind("127.0.0.1:0").unwrap();
+        client.send_to(b"early", port.addr()).unwrap();
+        let mut buffer = [0; 10];
+        let (length, from) = port.into_udp_socket().recv_from(&mut buffer).unwrap();
+        assert_eq!(
+            (&buffer[..length], from),
+            (&b"early"[..], client.local_addr().unwrap())
+        );
+    }
+}
