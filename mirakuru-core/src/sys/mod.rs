@@ -26,6 +26,7 @@ pub(crate) use io::file_watch;
 pub(crate) use io::files::{self, egid, euid};
 pub(crate) use io::log_record;
 pub(crate) use io::pipe::{is_readable, pipe};
+pub(crate) use io::remove::{remove_service_dir, remove_tree};
 pub(crate) use io::terminal::columns;
 pub(crate) use io::wait::wait_readable;
 pub(crate) use net::listen::listen_tcp;
@@ -57,6 +58,11 @@ pub(crate) fn clock_ns() -> u64 {
     (time.tv_sec as u64)
         .wrapping_mul(1_000_000_000)
         .wrapping_add(time.tv_nsec as u64)
+}
+
+/// The error number of the last call that failed.
+fn errno() -> i32 {
+    nix::errno::errno()
 }
 
 /// The error number of a file whose format the kernel does not execute.

@@ -5,10 +5,7 @@ use std::mem;
 
 use super::calls::Call;
 use super::message::{FAILED, STAGE_SUPERVISOR, send};
-
-pub(super) fn errno() -> i32 {
-    nix::errno::errno()
-}
+pub(super) use crate::sys::errno;
 
 /// Tells the test process that the service could not be started: how far it came, a `STAGE_*`, and
 /// the error number.

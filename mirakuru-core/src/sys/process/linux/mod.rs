@@ -27,7 +27,6 @@
 pub(super) mod freeze;
 mod memory;
 pub(super) mod os;
-mod remove;
 mod supervisor;
 pub(super) mod sweep;
 mod tree;

@@ -53,7 +53,8 @@ use super::super::spawn::{
     reset_signals, run_on_end,
 };
 use super::super::tools::{errno, fail, fail_call, now_ns};
-use super::{os, remove, tree};
+use super::{os, tree};
+use crate::sys::io::remove::remove_private_dir;
 
 // ---------------------------------------------------------------------------------------------------------- guard
 
@@ -523,10 +524,10 @@ impl Worker<'_> {
                 if self.published {
                     // With all that failed starts and killed processes have left in it: nobody
                     // needs it without the runner.
-                    remove::private_dir(self.a.run_dir);
+                    remove_private_dir(self.a.run_dir);
                 }
                 if !self.a.private_dir.is_null() {
-                    remove::private_dir(self.a.private_dir);
+                    remove_private_dir(self.a.private_dir);
                 }
             }
             // A guard that somebody stopped (SIGSTOP) would stay for ever, and with it the locks

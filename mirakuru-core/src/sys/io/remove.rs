@@ -1,0 +1,491 @@
+//! Removes directories that a service could write to, whatever it has made of them.
+//!
+//! * Every step is relative to an open directory, and no symbolic link is followed. So nobody can
+//!   lead the removal elsewhere by putting a link in the place of a directory.
+//! * The directory that holds the one to be removed must be closed to others. In a
+//!   temporary directory that others can write to, somebody may have put another one in its place.
+//! * A directory that something is mounted on is left, with everything in it.
+//! * There is no recursion. A nested directory is first moved up beside the one that it was in. So
+//!   the depth of a tree costs neither stack nor descriptors, and `..` is never followed down a
+//!   tree that somebody may be moving.
+//!
+//! On Linux the supervisor uses this as well, after a fork: nothing here allocates, locks or panics
+//! there.
+
+use std::ffi::{CStr, CString, c_char};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use crate::sys::errno;
+
+const DIRECTORY: i32 = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+
+/// Removes a directory with everything in it. Says whether nothing of it is left.
+pub(crate) fn remove_tree(path: &Path) -> bool {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
+        return false;
+    };
+    // SAFETY: a string that ends in a zero byte.
+    unsafe { Place::find(path.as_ptr()).is_some_and(|place| place.remove(None)) }
+}
+
+/// Removes a service directory. With `kept`, its log stays. `lock` goes last: as long as it is
+/// there, somebody will finish this. Says whether everything is gone that had to go.
+pub(crate) fn remove_service_dir(path: &Path, kept: bool) -> bool {
+    let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
+        return false;
+    };
+    // SAFETY: as above.
+    unsafe { Place::find(path.as_ptr()).is_some_and(|place| place.remove_service(kept)) }
+}
+
+/// The same for the supervisor, which looks whether the log is to be kept.
+///
+/// # Safety
+///
+/// The path must be a string that ends in a zero byte.
+#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
+pub(in crate::sys) unsafe fn remove_private_dir(path: *const c_char) {
+    // SAFETY: plain system calls.
+    unsafe {
+        if let Some(place) = Place::find(path) {
+            let kept = libc::faccessat(place.dir, c"kept".as_ptr(), libc::F_OK, 0) == 0;
+            place.remove_service(kept);
+        }
+    }
+}
+
+/// A directory, and the directory that it is in.
+struct Place {
+    parent: i32,
+    dir: i32,
+    name: *const c_char,
+}
+
+impl Place {
+    /// `None` where there is no such directory, or somebody else could have put it there.
+    unsafe fn find(path: *const c_char) -> Option<Place> {
+        const LONGEST: usize = 4096;
+        // SAFETY: reads the string to its zero byte; the path of the parent is built in a local
+        // buffer.
+        unsafe {
+            let bytes = CStr::from_ptr(path).to_bytes();
+            let slash = bytes.iter().rposition(|byte| *byte == b'/')?;
+            let mut parent = [0_u8; LONGEST];
+            let before = bytes.get(..slash.max(1))?;
+            // One byte stays for the zero.
+            parent
+                .get_mut(..LONGEST - 1)?
+                .get_mut(..before.len())?
+                .copy_from_slice(before);
+            let parent = libc::open(parent.as_ptr().cast(), DIRECTORY);
+            if parent < 0 {
+                return None;
+            }
+            let name = path.add(slash.saturating_add(1));
+            // Nobody else can rename our entry: the directory is closed to others, or "sticky".
+            let is_safe = status(parent).is_some_and(|status| {
+                let is_ours = status.st_uid == libc::geteuid() || status.st_uid == 0;
+                is_ours && (status.st_mode & 0o022 == 0 || status.st_mode & 0o1000 != 0)
+            });
+            let dir = if is_safe { enter(parent, name) } else { -1 };
+            if dir < 0 {
+                libc::close(parent);
+                return None;
+            }
+            Some(Place { parent, dir, name })
+        }
+    }
+
+    unsafe fn remove_service(self, kept: bool) -> bool {
+        // SAFETY: plain system calls.
+        unsafe {
+            if !kept {
+                return self.remove(Some(c"lock"));
+            }
+            let mut names = Names(0);
+            let gone = remove_entry(self.dir, c"d", &mut names) != Entry::Left && empty(self.dir, &is_log);
+            libc::unlinkat(self.dir, c"lock".as_ptr(), 0);
+            self.close();
+            gone
+        }
+    }
+
+    /// Removes the directory; the entry `last` after all others.
+    unsafe fn remove(self, last: Option<&CStr>) -> bool {
+        // SAFETY: plain system calls.
+        unsafe {
+            empty(self.dir, &|name| Some(name) == last);
+            if let Some(last) = last {
+                libc::unlinkat(self.dir, last.as_ptr(), 0);
+            }
+            let gone =
+                libc::unlinkat(self.parent, self.name, libc::AT_REMOVEDIR) == 0 || errno() == libc::ENOENT;
+            self.close();
+            gone
+        }
+    }
+
+    unsafe fn close(self) {
+        // SAFETY: both are this value's own.
+        unsafe {
+            libc::close(self.dir);
+            libc::close(self.parent);
+        }
+    }
+}
+
+/// What stays of a service directory whose log is kept.
+fn is_log(name: &CStr) -> bool {
+    [c"log", c"log.index", c"kept", c"owner", c"lock"].contains(&name)
+}
+
+/// Names for directories that are moved up.
+struct Names(u32);
+
+impl Names {
+    /// `removed-` and seven letters, with the final zero.
+    fn next(&mut self) -> [u8; 16] {
+        let mut name = *b"removed-aaaaaaa\0";
+        let mut rest = self.0;
+        self.0 = self.0.wrapping_add(1);
+        for letter in name.iter_mut().rev().skip(1).take(7) {
+            *letter = b'a'.wrapping_add((rest % 16) as u8);
+            rest /= 16;
+        }
+        name
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Entry {
+    Gone,
+    /// Something of it is gone.
+    Less,
+    Left,
+}
+
+/// Removes the entries of a directory, but those that are spared. Says whether the others are gone.
+unsafe fn empty(top: i32, is_spared: &dyn Fn(&CStr) -> bool) -> bool {
+    let mut names = Names(0);
+    loop {
+        let (mut progress, mut left) = (false, false);
+        let mut visit = |name: &CStr| {
+            if is_spared(name) {
+                return;
+            }
+            // SAFETY: plain system calls.
+            match unsafe { remove_entry(top, name, &mut names) } {
+                Entry::Gone | Entry::Less => progress = true,
+                Entry::Left => left = true,
+            }
+        };
+        // SAFETY: as above.
+        unsafe { each_entry(top, &mut visit) };
+        // Removing while reading may skip entries, and directories have been moved up.
+        if !progress {
+            return !left;
+        }
+    }
+}
+
+/// Removes an entry of `top`. The directories in it are moved up into `top`.
+unsafe fn remove_entry(top: i32, name: &CStr, names: &mut Names) -> Entry {
+    // SAFETY: plain system calls; descriptors are closed again.
+    unsafe {
+        if remove_plain(top, name) {
+            return Entry::Gone;
+        }
+        let sub = enter(top, name.as_ptr());
+        if sub < 0 {
+            return match errno() {
+                libc::ENOENT => Entry::Gone,
+                _ => Entry::Left,
+            };
+        }
+        // A service may have left a directory that its owner cannot write to.
+        libc::fchmod(sub, 0o700);
+        let mut result = Entry::Left;
+        loop {
+            let mut progress = false;
+            each_entry(sub, &mut |inner| {
+                progress |= remove_plain(sub, inner) || move_up(sub, inner, top, names);
+            });
+            if !progress {
+                break;
+            }
+            result = Entry::Less;
+        }
+        libc::close(sub);
+        if libc::unlinkat(top, name.as_ptr(), libc::AT_REMOVEDIR) == 0 {
+            result = Entry::Gone;
+        }
+        result
+    }
+}
+
+/// Removes a file, a link, or an empty directory. A mount is none of them.
+unsafe fn remove_plain(dir: i32, name: &CStr) -> bool {
+    // SAFETY: plain system calls.
+    unsafe {
+        libc::unlinkat(dir, name.as_ptr(), 0) == 0
+            || libc::unlinkat(dir, name.as_ptr(), libc::AT_REMOVEDIR) == 0
+    }
+}
+
+/// Moves a directory up. The kernel refuses that for a directory that something is mounted on.
+unsafe fn move_up(dir: i32, name: &CStr, top: i32, names: &mut Names) -> bool {
+    // SAFETY: plain system calls.
+    unsafe {
+        let mut is_writable = false;
+        for _ in 0..16 {
+            let new = names.next();
+            if libc::renameat(dir, name.as_ptr(), top, new.as_ptr().cast()) == 0 {
+                return true;
+            }
+            match errno() {
+                // Somebody has made one of this name.
+                libc::ENOTEMPTY | libc::EEXIST | libc::ENOTDIR | libc::EISDIR => {}
+                // Root needs no permission. For others a link leads only to what is theirs anyway.
+                libc::EACCES | libc::EPERM if !is_writable && libc::geteuid() != 0 => {
+                    libc::fchmodat(dir, name.as_ptr(), 0o700, 0);
+                    is_writable = true;
+                }
+                _ => return false,
+            }
+        }
+        false
+    }
+}
+
+/// Opens a directory, neither through a link nor one that something is mounted on.
+unsafe fn enter(dir: i32, name: *const c_char) -> i32 {
+    // SAFETY: plain system calls.
+    unsafe {
+        let mut sub = open_here(dir, name);
+        if sub < 0 && errno() == libc::EACCES && libc::geteuid() != 0 {
+            // As in `move_up`.
+            libc::fchmodat(dir, name, 0o700, 0);
+            sub = open_here(dir, name);
+        }
+        sub
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+unsafe fn open_here(dir: i32, name: *const c_char) -> i32 {
+    /// `struct open_how` of `linux/openat2.h`.
+    #[repr(C)]
+    struct How {
+        flags: u64,
+        mode: u64,
+        resolve: u64,
+    }
+    const NO_MOUNTS_AND_NO_LINKS: u64 = 0x01 | 0x04;
+    let how = How {
+        flags: DIRECTORY as u64,
+        mode: 0,
+        resolve: NO_MOUNTS_AND_NO_LINKS,
+    };
+    // SAFETY: the name ends in a zero byte, and the size is that of the struct.
+    unsafe {
+        let size = std::mem::size_of::<How>();
+        let opened = libc::syscall(libc::SYS_openat2, dir, name, &raw const how, size) as i32;
+        if opened >= 0 || !matches!(errno(), libc::ENOSYS | libc::EPERM) {
+            return opened;
+        }
+        // Before Linux 5.6, or where it is forbidden.
+        open_on_same_device(dir, name)
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+unsafe fn open_here(dir: i32, name: *const c_char) -> i32 {
+    // SAFETY: as the caller's.
+    unsafe { open_on_same_device(dir, name) }
+}
+
+/// The same as far as other calls tell: a mount of another part of the same file system is not
+/// seen.
+unsafe fn open_on_same_device(dir: i32, name: *const c_char) -> i32 {
+    // SAFETY: plain system calls.
+    unsafe {
+        let sub = libc::openat(dir, name, DIRECTORY);
+        if sub < 0 {
+            return sub;
+        }
+        let device = |fd| status(fd).map(|status| status.st_dev);
+        if device(sub) == device(dir) {
+            return sub;
+        }
+        libc::close(sub);
+        -1
+    }
+}
+
+unsafe fn status(fd: i32) -> Option<libc::stat> {
+    // SAFETY: any bytes make a `stat`, which the call fills in.
+    unsafe {
+        let mut status: libc::stat = std::mem::zeroed();
+        (libc::fstat(fd, &mut status) == 0).then_some(status)
+    }
+}
+
+/// Shows each entry of a directory, from the first one on. Names that come and go meanwhile may be
+/// shown or not.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+unsafe fn each_entry(dir: i32, visit: &mut dyn FnMut(&CStr)) {
+    // SAFETY: the kernel fills the buffer with whole records of `linux_dirent64`: u64 inode, i64
+    // offset, u16 length, u8 type, and the name with its final zero.
+    unsafe {
+        let mut buffer = [0_u64; 256];
+        libc::lseek(dir, 0, libc::SEEK_SET);
+        loop {
+            let size = std::mem::size_of_val(&buffer);
+            let got = libc::syscall(libc::SYS_getdents64, dir, buffer.as_mut_ptr(), size);
+            if got <= 0 {
+                return;
+            }
+            let start = buffer.as_ptr().cast::<u8>();
+            let mut at = 0_usize;
+            while at < got as usize {
+                let record = start.add(at);
+                let length = usize::from(record.add(16).cast::<u16>().read_unaligned());
+                let name = CStr::from_ptr(record.add(19).cast());
+                if name != c"." && name != c".." {
+                    visit(name);
+                }
+                if length == 0 {
+                    return;
+                }
+                at = at.wrapping_add(length);
+            }
+        }
+    }
+}
+
+/// Allocates: not for a supervisor.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+unsafe fn each_entry(dir: i32, visit: &mut dyn FnMut(&CStr)) {
+    // SAFETY: the stream has a descriptor of its own and is closed again; an entry is good until
+    // the next one is read.
+    unsafe {
+        let copy = libc::openat(dir, c".".as_ptr(), DIRECTORY);
+        let stream = libc::fdopendir(copy);
+        if stream.is_null() {
+            if copy >= 0 {
+                libc::close(copy);
+            }
+            return;
+        }
+        loop {
+            let entry = libc::readdir(stream);
+            if entry.is_null() {
+                break;
+            }
+            let name = CStr::from_ptr((*entry).d_name.as_ptr());
+            if name != c"." && name != c".." {
+                visit(name);
+            }
+        }
+        libc::closedir(stream);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::os::unix::fs::{PermissionsExt, symlink};
+
+    use super::*;
+    use crate::sys::tests::TestDir;
+
+    /// A service directory in a directory of the test's own, beside which lies a file `outside`.
+    fn scratch() -> TestDir {
+        let dir = TestDir::new();
+        let path = dir.path();
+        fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("it is ours");
+        fs::create_dir_all(path.join("home/d/deep/deeper")).expect("the temp directory is writable");
+        for file in [
+            "home/log",
+            "home/lock",
+            "home/owner",
+            "home/d/deep/data",
+            "outside",
+        ] {
+            fs::write(path.join(file), "x").expect("the temp directory is writable");
+        }
+        for number in 0..500 {
+            fs::write(path.join(format!("home/d/deep/deeper/{number}")), "").expect("as above");
+        }
+        symlink(path.join("outside"), path.join("home/d/link")).expect("as above");
+        symlink(path, path.join("home/d/up")).expect("as above");
+        dir
+    }
+
+    #[test]
+    fn removes_everything_and_follows_no_link() {
+        let dir = scratch();
+        let read_only = fs::Permissions::from_mode(0o500);
+        fs::set_permissions(dir.path().join("home/d/deep/deeper"), read_only).expect("it is ours");
+        assert!(remove_service_dir(&dir.path().join("home"), false));
+        assert!(!dir.path().join("home").exists());
+        assert!(dir.path().join("outside").exists());
+    }
+
+    #[test]
+    fn a_kept_log_stays() {
+        let dir = scratch();
+        fs::write(dir.path().join("home/kept"), "").expect("it is ours");
+        assert!(remove_service_dir(&dir.path().join("home"), true));
+        assert!(dir.path().join("home/log").exists());
+        assert!(!dir.path().join("home/d").exists() && !dir.path().join("home/lock").exists());
+    }
+
+    #[test]
+    fn a_directory_that_is_not_there_does_no_harm() {
+        let dir = scratch();
+        remove_tree(&dir.path().join("nothing"));
+        assert!(dir.path().join("home/log").exists());
+    }
+
+    #[test]
+    fn a_tree_may_be_deeper_than_any_stack() {
+        let dir = scratch();
+        // Deeper than a path can name: each level is moved into the next one.
+        let home = dir.path().join("home/d");
+        fs::create_dir(home.join("0")).expect("it is ours");
+        for level in 1..20_000_u32 {
+            let (inner, outer) = (home.join((level - 1).to_string()), home.join(level.to_string()));
+            fs::create_dir(&outer).expect("it is ours");
+            fs::rename(inner, outer.join("in")).expect("it is ours");
+        }
+        let remove = std::thread::Builder::new().stack_size(256 * 1024).spawn({
+            let home = dir.path().join("home");
+            move || remove_service_dir(&home, false)
+        });
+        assert!(remove.expect("a thread").join().expect("no overflow"));
+        assert!(!dir.path().join("home").exists());
+    }
+
+    #[test]
+    fn nothing_is_removed_where_somebody_else_may_have_put_it() {
+        let dir = scratch();
+        // A link in the place of the base.
+        symlink(dir.path(), dir.path().join("link")).expect("it is ours");
+        remove_service_dir(&dir.path().join("link/home"), false);
+        assert!(dir.path().join("home/log").exists());
+        // A base that others can write to.
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("it is ours");
+        remove_service_dir(&dir.path().join("home"), false);
+        assert!(dir.path().join("home/log").exists());
+    }
+
+    #[test]
+    fn each_directory_that_is_moved_gets_a_name_of_its_own() {
+        let mut names = Names(0);
+        let all: std::collections::HashSet<_> = (0..100).map(|_| names.next()).collect();
+        assert_eq!(all.len(), 100);
+        assert!(all.iter().all(|name| CStr::from_bytes_with_nul(name).is_ok()));
+    }
+}
