@@ -111,6 +111,8 @@ fn kill_does_not_ask() {
     assert_gone(&scratch, &pids, Duration::ZERO);
     assert_eq!(common::stamped(&stamp, "signal"), None, "it got no stop signal");
     service.start().unwrap();
+    // Or its drop would wait for the service.
+    service.kill().unwrap();
 }
 
 #[test]

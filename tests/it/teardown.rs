@@ -7,8 +7,8 @@
 //! services live far longer than anything here waits: one that ends by itself within the wait
 //! proves nothing.
 //!
-//! `MIRAKURU_MATRIX_REPEATS` says how often each cell is run (10 with `CI=true`, else once),
-//! `MIRAKURU_KILL_ROUNDS` how often a start is interrupted (1000 with `CI=true`, else 100 times).
+//! `MIRAKURU_MATRIX_REPEATS` says how often each cell is run (once), `MIRAKURU_KILL_ROUNDS` how often
+//! a start is interrupted (100 times). `tests/run --long` raises both tenfold.
 #![cfg(target_os = "linux")]
 
 mod cell;
@@ -281,13 +281,12 @@ fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-fn setting(name: &str, ci: u32, otherwise: u32) -> u32 {
-    if let Some(value) = std::env::var_os(name) {
-        let number = value.to_str().and_then(|value| value.parse().ok());
-        return number.unwrap_or_else(|| panic!("{name} is no number: {value:?}"));
-    }
-    let in_ci = std::env::var_os("CI").is_some_and(|value| value == "true");
-    if in_ci { ci } else { otherwise }
+fn setting(name: &str, otherwise: u32) -> u32 {
+    let Some(value) = std::env::var_os(name) else {
+        return otherwise;
+    };
+    let number = value.to_str().and_then(|value| value.parse().ok());
+    number.unwrap_or_else(|| panic!("{name} is no number: {value:?}"))
 }
 
 // ---- the table ----------------------------------------------------------------------------------
@@ -359,7 +358,7 @@ fn cell(command: Command, scratch: &Scratch, death: Death, kind: &Kind) -> Resul
 
 /// One row of the table, as often as wanted: all kinds of tree side by side.
 fn row(death: Death, command: impl Fn(&Path) -> Command + Sync) {
-    let repeats = setting("MIRAKURU_MATRIX_REPEATS", 10, 1);
+    let repeats = setting("MIRAKURU_MATRIX_REPEATS", 1);
     let failures: Vec<String> = thread::scope(|scope| {
         let threads: Vec<_> = kinds()
             .into_iter()
@@ -667,7 +666,7 @@ fn stopped_supervisors() {
 #[test]
 fn killed_in_the_middle_of_a_start() {
     const SIDE_BY_SIDE: u32 = 4;
-    let rounds = setting("MIRAKURU_KILL_ROUNDS", 1000, 100);
+    let rounds = setting("MIRAKURU_KILL_ROUNDS", 100);
     thread::scope(|scope| {
         for lane in 0..SIDE_BY_SIDE {
             scope.spawn(move || interrupt_starts(rounds.div_ceil(SIDE_BY_SIDE), lane % 2 == 0));
