@@ -22,6 +22,7 @@ mod https;
 mod inherited_sockets;
 mod lifecycle;
 mod lines;
+mod looking_on;
 mod portable;
 mod ports;
 mod progress;

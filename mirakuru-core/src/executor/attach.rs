@@ -134,6 +134,7 @@ impl<R: Readiness> Executor<R> {
         core.resolve_command()?;
         core.note_for_others(attached_at.0, attached_at.1);
         shared_use::started(&core.command, core.service_dir.log(), core.service_dir.index());
+        core.show_live(false);
         let attached = Attached {
             state,
             published,

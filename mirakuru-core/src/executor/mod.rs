@@ -7,6 +7,7 @@ mod attach;
 mod build;
 mod endpoints;
 mod hint;
+mod keep;
 mod launch;
 mod lines;
 mod many;

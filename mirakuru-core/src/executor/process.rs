@@ -20,6 +20,7 @@ use crate::executor::attach::Attached;
 use crate::executor::needs;
 use crate::executor::start::Starting;
 use crate::executor::wait::{Pause, UNTOLD_PAUSE};
+use crate::output::live;
 use crate::output::mark::Mark;
 use crate::output::reader::OutputReader;
 use crate::ports::activation::Listen;
@@ -398,6 +399,12 @@ impl Core {
             _ => crate::recipe::command::display(&argv),
         };
         Ok(values.mask(&shown))
+    }
+
+    /// Shows the output while the service runs, if the environment asks for it.
+    pub(super) fn show_live(&self, all: bool) {
+        let dir = &self.service_dir;
+        live::follow(self.values.name(), &dir.log(), &dir.index(), all);
     }
 
     /// The error without secrets.

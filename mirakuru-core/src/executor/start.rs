@@ -59,6 +59,7 @@ impl Owned<'_> {
                     .collect()
             },
         );
+        self.prepare_to_keep();
         self.try_to_plan(readiness, PORT_RETRIES)
     }
 
@@ -149,6 +150,7 @@ impl Owned<'_> {
                     starting.launch = None;
                     trace::spawned(self.core.pid);
                     timeline::spawned(self.core.service_dir.id(), self.core.pid);
+                    self.core.show_live(true);
                     return Ok(true);
                 }
                 Some(Err(failure)) => failure,

@@ -10,6 +10,7 @@ use crate::executor::process::{Observed, Owned};
 use crate::observe::events as timeline;
 use crate::observe::trace;
 use crate::outcome::test_has_failed;
+use crate::output::live;
 use crate::sys::{self, Exit, StopPolicy, signals};
 use crate::util::deadline::{Deadline, scaled};
 
@@ -96,6 +97,7 @@ impl Owned<'_> {
         );
         drop(service);
         timeline::gone(self.core.service_dir.id(), self.own.last_exit);
+        live::catch_up(&self.core.service_dir.log());
         self.own.endpoint_lock = None;
         self.core.values.hold_again();
         result.map_err(|source| Error::System {
@@ -152,8 +154,12 @@ impl<R> Drop for Executor<R> {
             }
         }
         if let Ok(mut owned) = self.process.owned(core, "stop") {
+            if test_has_failed() {
+                owned.keep_after_failure();
+            }
             let policy = owned.policy();
             let _ = owned.end(policy);
         }
+        live::forget(&self.core.service_dir.log());
     }
 }

@@ -1,5 +1,6 @@
 //! The output of a service: how it is stored, read and shown.
 
+pub(crate) mod live;
 pub(crate) mod log_file;
 pub(crate) mod logs;
 pub(crate) mod mark;

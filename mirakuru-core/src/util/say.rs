@@ -15,7 +15,11 @@ pub(crate) fn say(text: &str) {
 
 /// Whether `MIRAKURU_QUIET` is set, and is not `0`.
 pub(crate) fn is_quiet() -> bool {
-    static QUIETLY: Lazy<bool> =
-        Lazy::new(|| std::env::var_os(QUIET).is_some_and(|value| !value.is_empty() && value != "0"));
+    static QUIETLY: Lazy<bool> = Lazy::new(|| is_set(QUIET));
     *QUIETLY
+}
+
+/// Whether a variable of the environment is set, and is neither empty nor `0`.
+pub(crate) fn is_set(name: &str) -> bool {
+    std::env::var_os(name).is_some_and(|value| !value.is_empty() && value != "0")
 }

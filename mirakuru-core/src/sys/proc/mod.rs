@@ -47,6 +47,17 @@ pub(crate) fn read(path: &str) -> io::Result<Vec<u8>> {
     }
 }
 
+/// The file behind another process's standard error, for appending. Fails for a socket, and for the
+/// terminal of another user.
+pub(crate) fn stderr_of(pid: u32) -> io::Result<fs::File> {
+    match IS_THERE {
+        true => fs::OpenOptions::new()
+            .append(true)
+            .open(format!("/proc/{pid}/fd/2")),
+        false => Err(io::ErrorKind::NotFound.into()),
+    }
+}
+
 /// `USER_HZ`: ticks a second in `/proc`, which is this on every architecture that Rust runs Linux
 /// on.
 const TICKS: u64 = 100;

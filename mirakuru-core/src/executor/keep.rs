@@ -1,0 +1,143 @@
+//! `MIRAKURU_KEEP=1`: the services of a failed test stay, so that a person can look at them.
+//!
+//! On a terminal, the end of the first service waits for a key. Elsewhere the service becomes the
+//! run's: its supervisor ends it when the runner has ended.
+
+use std::cell::Cell;
+use std::ffi::CString;
+use std::fs::File;
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+use crate::executor::process::{Observed, Owned};
+use crate::output::live;
+use crate::run::state::State;
+use crate::run::{self, Run};
+use crate::sys::{self, RunPlan};
+use crate::util::say::is_set;
+
+fn is_wanted() -> bool {
+    is_set("MIRAKURU_KEEP")
+}
+
+/// Whether somebody can press a key.
+fn has_keys() -> bool {
+    io::stdin().is_terminal() && io::stderr().is_terminal()
+}
+
+thread_local! {
+    /// Whether this thread's test has waited for a key: one is enough for all of its services.
+    static WAITED: Cell<bool> = const { Cell::new(false) };
+}
+
+impl Owned<'_> {
+    /// Before a start: lets the service become the run's, if it is going to be kept.
+    pub(super) fn prepare_to_keep(&mut self) {
+        if self.own.run.is_none() && is_wanted() && !has_keys() {
+            // Without a runner there is nobody to keep it for.
+            self.own.run = Run::current().and_then(|run| self.plan_to_keep(run).ok());
+        }
+    }
+
+    fn plan_to_keep(&self, run: &Run) -> io::Result<RunPlan> {
+        run::make_dir(&run.dir)?;
+        let (staged, published) = self.kept_in(&run.dir);
+        let c_string = |path: PathBuf| Ok::<_, io::Error>(CString::new(path.as_os_str().as_bytes())?);
+        Ok(RunPlan {
+            runner: sys::pidfd(run.runner().0)?,
+            // Nobody else starts this service.
+            start_lock: File::open("/dev/null")?.into(),
+            staged: c_string(staged)?,
+            published: c_string(published)?,
+            dir: c_string(run.dir.clone())?,
+        })
+    }
+
+    /// The names of the service's state in the run's directory, before and after it is published.
+    fn kept_in(&self, dir: &Path) -> (PathBuf, PathBuf) {
+        let id = self.core.service_dir.id();
+        (dir.join(format!("kept-{id}.new")), dir.join(format!("kept-{id}")))
+    }
+
+    /// Keeps a running service of a failed test, if that is wanted.
+    pub(super) fn keep_after_failure(&mut self) {
+        if !is_wanted() || !self.own.is_running() {
+            return;
+        }
+        if has_keys() {
+            if !WAITED.replace(true) {
+                wait_for_key(&self.description());
+            }
+            return;
+        }
+        let description = self.description();
+        let until = match self.make_the_runs() {
+            Ok(()) => "it stays until the runner ends".to_owned(),
+            Err(error) => format!("it cannot be kept: {error}"),
+        };
+        live::print(&format!("mirakuru: the test has failed; {until}\n{description}"));
+    }
+
+    fn make_the_runs(&mut self) -> io::Result<()> {
+        let Some(run) = Run::current().filter(|_| self.own.run.is_some()) else {
+            return Err(io::Error::other("no runner is known"));
+        };
+        let (staged, _) = self.kept_in(&run.dir);
+        let state = State {
+            process: run::this_process(),
+            pid: self.core.pid,
+            supervisor: self.own.supervisor(),
+            service_dir: self.core.service_dir.path().to_owned(),
+            ..State::default()
+        };
+        state.write(&staged)?;
+        if let Some(endpoint_lock) = &self.own.endpoint_lock {
+            endpoint_lock
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .for_run();
+        }
+        match self.own.service() {
+            Some(service) => service.publish()?,
+            None => return Err(io::Error::other("it has ended")),
+        }
+        *self.own.lock() = None;
+        self.core.service_dir.give_away();
+        Ok(())
+    }
+
+    /// Everything that a person needs to look at the service.
+    fn description(&self) -> String {
+        let core = &self.core;
+        let ports = core.values.ports().map(|(name, port)| match name {
+            "" => format!("127.0.0.1:{port}"),
+            name => format!("127.0.0.1:{port} ({name})"),
+        });
+        let addrs = self.own.addrs.iter().map(ToString::to_string);
+        let paths = self.own.paths.iter().map(|path| path.display().to_string());
+        let addresses: Vec<String> = ports.chain(addrs).chain(paths).collect();
+        let mut lines = vec![
+            format!("  service:    {} (pid {})", core.command, core.pid),
+            format!("  directory:  {}", core.service_dir.dir().display()),
+            format!("  log:        {}", core.service_dir.log().display()),
+            format!("  debugger:   gdb -p {}", core.pid),
+        ];
+        if !addresses.is_empty() {
+            lines.insert(1, format!("  addresses:  {}", addresses.join(", ")));
+        }
+        lines.join("\n")
+    }
+}
+
+/// Shows the service, and waits until somebody presses Enter. One test at a time.
+fn wait_for_key(description: &str) {
+    static ASKING: Mutex<()> = Mutex::new(());
+    let _one = ASKING.lock().unwrap_or_else(PoisonError::into_inner);
+    live::print(&format!(
+        "mirakuru: the test has failed; press Enter to end its services\n{description}"
+    ));
+    let _ = io::stderr().flush();
+    let _ = io::stdin().lock().read_line(&mut String::new());
+}

@@ -1,0 +1,179 @@
+//! `MIRAKURU_LIVE=1`: shows the output of services while they run, past the capture of the test
+//! harness and of nextest.
+//!
+//! One thread reads the logs of all services. Several processes may use one shared service; a lock on
+//! its log lets one of them at a time show it.
+
+use std::fs::File;
+use std::hash::Hasher;
+use std::io::{self, IsTerminal, Write};
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use once_cell::sync::Lazy;
+
+use crate::output::reader::{Cursor, OutputReader, Piece};
+use crate::sys;
+use crate::util::hash::Fnv1a;
+use crate::util::say::is_set;
+use crate::util::text::printable;
+
+/// How often the logs are read.
+const INTERVAL: Duration = Duration::from_millis(20);
+/// The most characters of a line that are shown.
+const LONGEST: usize = 2_000;
+/// The colours of the names, in the order of the terminal's palette.
+const COLOURS: [u8; 6] = [36, 33, 32, 35, 34, 31];
+
+/// A service whose output is shown.
+struct Followed {
+    name: String,
+    log: PathBuf,
+    reader: OutputReader,
+    cursor: Cursor,
+    /// Lines of standard output and standard error that are not finished.
+    open: [Vec<u8>; 2],
+    /// Held by the process that shows the service.
+    lock: Option<File>,
+}
+
+static FOLLOWED: Mutex<Vec<Followed>> = Mutex::new(Vec::new());
+
+/// Shows the output of a service, if that is wanted: all of it, or for a service that another process
+/// has started, what comes from now on. Called again for the same log, it does nothing.
+pub(crate) fn follow(name: &str, log: &Path, index: &Path, all: bool) {
+    static WANTED: Lazy<bool> = Lazy::new(|| is_set("MIRAKURU_LIVE"));
+    if !*WANTED {
+        return;
+    }
+    let mut followed = FOLLOWED.lock().unwrap_or_else(PoisonError::into_inner);
+    if followed.iter().any(|service| service.log == log) {
+        return;
+    }
+    let Ok(reader) = OutputReader::open(log, index) else {
+        return;
+    };
+    followed.push(Followed {
+        name: name.to_owned(),
+        log: log.to_owned(),
+        cursor: if all { Cursor::START } else { reader.end() },
+        reader,
+        open: Default::default(),
+        lock: None,
+    });
+    static THREAD: Lazy<bool> = Lazy::new(|| {
+        let thread = thread::Builder::new().name("mirakuru-live".to_owned());
+        let read = || loop {
+            thread::sleep(INTERVAL);
+            show(|_| true);
+        };
+        thread.spawn(read).is_ok()
+    });
+    let _ = *THREAD;
+}
+
+/// Shows everything that a service has printed, at once: it has ended.
+pub(crate) fn catch_up(log: &Path) {
+    show(|service| service.log == log);
+}
+
+/// Shows the rest of a service, whose log is going to be removed.
+pub(crate) fn forget(log: &Path) {
+    catch_up(log);
+    let mut followed = FOLLOWED.lock().unwrap_or_else(PoisonError::into_inner);
+    for service in followed.iter_mut().filter(|service| service.log == log) {
+        let rest: Vec<u8> = service.open.concat();
+        if !rest.is_empty() && service.lock.is_some() {
+            print(&service.line(&rest));
+        }
+    }
+    followed.retain(|service| service.log != log);
+}
+
+fn show(which: impl Fn(&Followed) -> bool) {
+    let mut followed = FOLLOWED.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut text = String::new();
+    for service in followed.iter_mut().filter(|service| which(service)) {
+        service.read(&mut text);
+    }
+    if !text.is_empty() {
+        print(text.trim_end_matches('\n'));
+    }
+}
+
+impl Followed {
+    /// Adds each new line to the text, or passes over it while another process shows them.
+    fn read(&mut self, text: &mut String) {
+        if self.lock.is_none() {
+            self.lock = File::open(&self.log)
+                .ok()
+                .filter(|file| sys::files::try_flock(file.as_fd()).unwrap_or(false));
+        }
+        let mut lines = Vec::new();
+        let open = &mut self.open;
+        let _ = self.reader.read_pieces(&mut self.cursor, |piece, _| {
+            if let Piece::Output(stream, bytes) = piece {
+                let open = &mut open[stream as usize];
+                for part in bytes.split_inclusive(|byte| *byte == b'\n') {
+                    open.extend_from_slice(part);
+                    if open.last() == Some(&b'\n') {
+                        lines.push(std::mem::take(open));
+                    }
+                }
+            }
+        });
+        if self.lock.is_some() {
+            for line in lines {
+                text.push_str(&self.line(line.trim_ascii_end()));
+                text.push('\n');
+            }
+        }
+    }
+
+    fn line(&self, line: &[u8]) -> String {
+        let line = printable(&String::from_utf8_lossy(line), LONGEST);
+        match TERMINAL.colours {
+            true => {
+                let mut hash = Fnv1a(0);
+                hash.write(self.name.as_bytes());
+                let colour = COLOURS[hash.finish() as usize % COLOURS.len()];
+                format!("\u{1b}[{colour}m{} |\u{1b}[0m {line}", self.name)
+            }
+            false => format!("{} | {line}", self.name),
+        }
+    }
+}
+
+/// The place where the person who runs the tests reads.
+struct Terminal {
+    /// The runner's standard error, where the runner captures that of its tests.
+    runner: Option<File>,
+    colours: bool,
+}
+
+static TERMINAL: Lazy<Terminal> = Lazy::new(|| {
+    let runner = match is_set("NEXTEST") {
+        true => sys::proc::stderr_of(std::os::unix::process::parent_id()).ok(),
+        false => None,
+    };
+    let is_terminal = match &runner {
+        Some(file) => file.is_terminal(),
+        None => io::stderr().is_terminal(),
+    };
+    Terminal {
+        runner,
+        colours: is_terminal && !is_set("NO_COLOR"),
+    }
+});
+
+/// Prints lines past the capture, in one write.
+pub(crate) fn print(text: &str) {
+    let text = format!("{text}\n");
+    let _ = match &TERMINAL.runner {
+        Some(file) => { file }.write_all(text.as_bytes()),
+        None => io::stderr().lock().write_all(text.as_bytes()),
+    };
+}
