@@ -311,6 +311,8 @@ fn furnish(path: &Path, foreign: Option<(u32, u32)>, loose: bool) -> io::Result<
     let dir = path.join("d");
     DirBuilder::new().mode(0o700).create(&dir)?;
     if let Some((uid, gid)) = foreign {
+        // Whatever the umask has left of it: unlike root, this user needs it.
+        fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
         chown(&dir, Some(uid), Some(gid)).map_err(|e| {
             io::Error::new(
                 e.kind(),

@@ -10,8 +10,6 @@ const SERVER: Server = Server {
     name: "etcd",
     programs: &["etcd"],
     users: &["etcd", "nobody"],
-    // A flag can be a variable, too. It does not start with a flag that a variable sets as well.
-    variables: &["ETCD"],
     as_root: AsRoot::With(&[]),
 };
 

@@ -10,7 +10,6 @@ const SERVER: Server = Server {
     name: "memcached",
     programs: &["memcached"],
     users: &["memcache", "memcached", "nobody"],
-    variables: &["MEMCACHED", "T_MEMD"],
     as_root: AsRoot::With(&["-u", "root"]),
 };
 

@@ -13,7 +13,6 @@ const SERVER: Server = Server {
     name: "Mosquitto",
     programs: &["mosquitto"],
     users: &["mosquitto", "nobody"],
-    variables: &["MOSQUITTO"],
     as_root: AsRoot::With(&[]),
 };
 

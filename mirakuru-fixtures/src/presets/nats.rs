@@ -19,7 +19,6 @@ const SERVER: Server = Server {
     name: "NATS",
     programs: &["nats-server"],
     users: &["nats", "nobody"],
-    variables: &["NATS"],
     as_root: AsRoot::With(&[]),
 };
 

@@ -15,8 +15,6 @@ const SERVER: Server = Server {
     programs: &["nginx"],
     // Where the tests run as root, so does nginx: it is to read the files of the tests.
     users: &[],
-    // `NGINX` names sockets that it would inherit.
-    variables: &["NGINX"],
     as_root: AsRoot::With(&[]),
 };
 

@@ -23,8 +23,6 @@ const SERVER: Server = Server {
     name: "RabbitMQ",
     programs: &["rabbitmq-server"],
     users: &["rabbitmq", "nobody"],
-    // Of Erlang as well.
-    variables: &["RABBITMQ", "ERL_", "EPMD", "USE_LONGNAME"],
     as_root: AsRoot::With(&[]),
 };
 
@@ -275,7 +273,7 @@ impl Recipe for RabbitmqRecipe {
             .env("RABBITMQ_CONFIG_FILE", "{dir}/rabbitmq.conf")
             .env("RABBITMQ_ADVANCED_CONFIG_FILE", "{dir}/advanced.config")
             .env("RABBITMQ_ENABLED_PLUGINS_FILE", "{dir}/enabled_plugins")
-            .env("RABBITMQ_MNESIA_BASE", "{dir}/data")
+            .env("RABBITMQ_MNESIA_BASE", DATA)
             .env("RABBITMQ_GENERATED_CONFIG_DIR", "{dir}/config")
             .env("RABBITMQ_LOG_BASE", "{dir}/log")
             .env("RABBITMQ_LOGS", "-")
@@ -329,6 +327,14 @@ impl Recipe for RabbitmqRecipe {
         })
     }
 }
+
+/// The data directory. RabbitMQ puts its absolute path into a command for a shell, between quotes, and hangs
+/// if a quote in the path ends them. On Linux there is a path without the name of the private directory.
+const DATA: &str = if cfg!(target_os = "linux") {
+    "/proc/self/cwd/data"
+} else {
+    "{dir}/data"
+};
 
 /// Each server's name: there is no name service that would know two of them.
 const NODE: &str = "rabbit@localhost";

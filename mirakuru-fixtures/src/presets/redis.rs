@@ -17,7 +17,6 @@ const SERVER: Server = Server {
     name: "Redis",
     programs: &["redis-server", "valkey-server"],
     users: &["redis", "valkey", "nobody"],
-    variables: &["REDIS", "VALKEY"],
     as_root: AsRoot::With(&[]),
 };
 

@@ -22,8 +22,6 @@ pub(super) struct Server {
     pub(crate) programs: &'static [&'static str],
     /// The users that it may run as where the tests run as root. Without any, it runs as root.
     pub(crate) users: &'static [&'static str],
-    /// The beginnings of the names of the environment variables that it, or a client of it, reads.
-    pub(crate) variables: &'static [&'static str],
     pub(crate) as_root: AsRoot,
 }
 
@@ -35,9 +33,10 @@ pub(super) enum AsRoot {
     With(&'static [&'static str]),
 }
 
-/// Variables that change a program by their meaning: locale, time zone, temporary files, proxies,
-/// and the messages of a service manager.
-const MEANINGFUL: [&str; 21] = [
+/// Variables that no server and no client of a preset sees. First come those that change any
+/// program: locale, time zone, temporary files, proxies, the messages of a service manager. The
+/// others are for servers, by the beginnings of their names.
+const NOT_INHERITED: [&str; 38] = [
     "LC_*",
     "LANG",
     "LANGUAGE",
@@ -47,6 +46,7 @@ const MEANINGFUL: [&str; 21] = [
     "TEMP",
     "TEMPDIR",
     "TMPDIR",
+    "UMASK*",
     "http_proxy",
     "https_proxy",
     "all_proxy",
@@ -59,6 +59,22 @@ const MEANINGFUL: [&str; 21] = [
     "LISTEN_*",
     "WATCHDOG_*",
     "JOURNAL_STREAM",
+    "ETCD*",
+    "MARIADB*",
+    "MEMCACHED*",
+    "T_MEMD*",
+    "MOSQUITTO*",
+    "MYSQL*",
+    "NATS*",
+    "NGINX*",
+    "PG*",
+    "POSTGRES*",
+    "RABBITMQ*",
+    "ERL_*",
+    "EPMD*",
+    "USE_LONGNAME",
+    "REDIS*",
+    "VALKEY*",
 ];
 
 impl Server {
@@ -67,39 +83,7 @@ impl Server {
         self.programs.iter().find_map(|program| find_program(program))
     }
 
-    /// A program of this server, in an environment that has nothing meant for another one: UTC,
-    /// UTF-8, and temporary files in the private directory.
-    pub(crate) fn program(&self, program: &Path) -> ExecutorBuilder<NoWait> {
-        let mut recipe = Executor::builder([literal(program)]);
-        for name in MEANINGFUL {
-            recipe = recipe.env_remove(name);
-        }
-        for prefix in self.variables {
-            recipe = recipe.env_remove(format!("{prefix}*"));
-        }
-        recipe
-            .env("TZ", "UTC")
-            .env("LC_ALL", "C.UTF-8")
-            .env("TMPDIR", "{dir}")
-            .umask(0o077)
-    }
-
-    /// Gives a client the same environment.
-    pub(crate) fn clean(&self, command: &mut Command) {
-        for (name, _) in std::env::vars_os() {
-            let text = name.to_string_lossy();
-            let is_known = MEANINGFUL.iter().any(|known| match known.strip_suffix('*') {
-                Some(prefix) => text.starts_with(prefix),
-                None => text == *known,
-            });
-            if is_known || self.variables.iter().any(|prefix| text.starts_with(prefix)) {
-                command.env_remove(&name);
-            }
-        }
-        command.env("TZ", "UTC").env("LC_ALL", "C.UTF-8");
-    }
-
-    /// The same program as a user that it may run as.
+    /// A recipe for the server, as a user that it may run as.
     ///
     /// # Errors
     ///
@@ -134,6 +118,35 @@ impl Server {
     }
 }
 
+/// A program in an environment that has nothing meant for another one: UTC,
+/// UTF-8, and temporary files in the private directory.
+pub(super) fn clean_program(program: &Path) -> ExecutorBuilder<NoWait> {
+    let mut recipe = Executor::builder([literal(program)]);
+    for name in NOT_INHERITED {
+        recipe = recipe.env_remove(name);
+    }
+    recipe
+        .env("TZ", "UTC")
+        .env("LC_ALL", "C.UTF-8")
+        .env("TMPDIR", "{dir}")
+        .umask(0o077)
+}
+
+/// Gives a client the same environment.
+pub(super) fn clean(command: &mut Command) {
+    for (name, _) in std::env::vars_os() {
+        let text = name.to_string_lossy();
+        let is_known = NOT_INHERITED.iter().any(|known| match known.strip_suffix('*') {
+            Some(prefix) => text.starts_with(prefix),
+            None => text == *known,
+        });
+        if is_known {
+            command.env_remove(&name);
+        }
+    }
+    command.env("TZ", "UTC").env("LC_ALL", "C.UTF-8");
+}
+
 /// The settings that every preset has.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Options {
@@ -157,7 +170,7 @@ impl Options {
     ) -> Result<ExecutorBuilder<NoWait>, Error> {
         let found = self.program.clone().or_else(|| server.find());
         let program = found.unwrap_or_else(|| server.programs.first().copied().unwrap_or_default().into());
-        let mut recipe = server.program(&program);
+        let mut recipe = clean_program(&program);
         // The directory of the tests tells a version manager which version to run.
         recipe = match std::env::current_dir() {
             Ok(dir) if is_shim(&program) => recipe.current_dir(literal(&dir)),

@@ -160,6 +160,8 @@ pub(super) enum Dialect {
 #[derive(Default)]
 struct Statement {
     line: usize,
+    /// Where in the text it begins.
+    at: usize,
     /// The first three, in upper case.
     words: Vec<String>,
     last_word: String,
@@ -167,10 +169,10 @@ struct Statement {
 }
 
 impl Statement {
-    fn add(&mut self, word: &[u8], line: usize) {
+    fn add(&mut self, word: &[u8], at: usize, line: usize) {
         let word = String::from_utf8_lossy(word).to_ascii_uppercase();
         if self.words.is_empty() {
-            self.line = line;
+            (self.at, self.line) = (at, line);
         }
         if word == "STDIN" && self.last_word == "FROM" {
             self.copies_from_stdin = self.words.first().is_some_and(|first| first == "COPY");
@@ -208,7 +210,7 @@ fn check(text: &[u8], dialect: Dialect) -> Result<(), (usize, String)> {
         if rest.starts_with(&delimiter) {
             length = delimiter.len();
             let ended = std::mem::take(&mut statement);
-            judge(&ended, dialect, &mut open_since)?;
+            judge(&ended, text, dialect, &mut open_since)?;
             if ended.copies_from_stdin && !mysql {
                 length += data_of_copy(&rest[length..]);
             }
@@ -231,16 +233,16 @@ fn check(text: &[u8], dialect: Dialect) -> Result<(), (usize, String)> {
             }
             // `\g`, `\gexec`, `\gset` and `\gx` end a statement as a semicolon does.
             if name.starts_with(b"g") {
-                judge(&std::mem::take(&mut statement), dialect, &mut open_since)?;
+                judge(&std::mem::take(&mut statement), text, dialect, &mut open_since)?;
             }
         } else if is_word(rest[0]) {
             length = rest.iter().position(|byte| !is_word(*byte)).unwrap_or(rest.len());
-            statement.add(&rest[..length], line);
+            statement.add(&rest[..length], at, line);
         }
         line += rest[..length].iter().filter(|byte| **byte == b'\n').count();
         at += length;
     }
-    judge(&statement, dialect, &mut open_since)?;
+    judge(&statement, text, dialect, &mut open_since)?;
     match open_since {
         None => Ok(()),
         Some(line) => Err((
@@ -254,13 +256,15 @@ fn check(text: &[u8], dialect: Dialect) -> Result<(), (usize, String)> {
 /// Follows a statement that has ended: into a transaction, out of it, or into another database.
 fn judge(
     statement: &Statement,
+    text: &[u8],
     dialect: Dialect,
     open_since: &mut Option<usize>,
 ) -> Result<(), (usize, String)> {
     let words: Vec<&str> = statement.words.iter().map(String::as_str).collect();
     match words[..] {
         ["USE", ..] if dialect == Dialect::Mysql => {
-            return Err((statement.line, elsewhere(words.join(" ").as_bytes(), dialect)));
+            let rest = &text[statement.at..];
+            return Err((statement.line, elsewhere(&rest[..end_of_line(rest)], dialect)));
         }
         ["BEGIN", "NOT", ..] => {}
         ["BEGIN", ..] | ["START", "TRANSACTION", ..] | ["SET", "AUTOCOMMIT", "0" | "OFF"] => {
@@ -284,7 +288,7 @@ fn elsewhere(command: &[u8], dialect: Dialect) -> String {
     format!(
         "`{}` leads to another database, and no test's database would have the statements after it: remove the line, or dump \
          with {option}",
-        command.trim()
+        command.trim().trim_end_matches(';')
     )
 }
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use mirakuru::Recipe;
 use mirakuru::presets::{self, Mariadb};
@@ -216,4 +217,83 @@ fn the_disk_is_full() {
     if is_child() {
         println!("{}", presets::mariadb().start().unwrap_err());
     }
+}
+
+// ---- crashes, clients that stay, mistakes -------------------------------------------------------
+
+#[mirakuru::fixture(presets::mariadb())]
+#[test]
+fn committed_data_survives_a_kill(server: &mut Mariadb) {
+    let mut client = connect(&server.url());
+    client.query_drop("CREATE TABLE k (x INT)").unwrap();
+    for x in 0..50 {
+        client.exec_drop("INSERT INTO k VALUES (?)", (x,)).unwrap();
+    }
+    server.kill().unwrap();
+    server.start().unwrap();
+    let found: Option<u32> = connect(&server.url())
+        .query_first("SELECT COUNT(*) FROM k")
+        .unwrap();
+    assert_eq!(found, Some(50));
+}
+
+#[mirakuru::fixture(presets::mariadb().load_sql(SCHEMA))]
+#[test]
+fn a_database_is_dropped_in_spite_of_an_open_transaction(server: &Mariadb) {
+    let database = server.database();
+    let mut client = connect(&database.url());
+    client.query_drop("BEGIN").unwrap();
+    client
+        .query_drop("INSERT INTO visits (who) VALUES ('me')")
+        .unwrap();
+    let (name, begun) = (database.name().to_owned(), Instant::now());
+    drop(database);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    let left: Vec<String> = connect(&server.url())
+        .query(format!("SHOW DATABASES LIKE '{name}'"))
+        .unwrap();
+    assert!(left.is_empty(), "{left:?}");
+}
+
+#[mirakuru::fixture(presets::mariadb())]
+#[test]
+fn a_paused_server_does_not_hold_up_the_end_of_a_test(server: &mut Mariadb) {
+    let database = server.database();
+    server.pause().unwrap();
+    let begun = Instant::now();
+    drop(database);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    server.resume().unwrap();
+}
+
+#[test]
+fn sql_that_would_not_be_in_the_databases_is_refused_with_its_line() {
+    if !require("mariadbd") {
+        return;
+    }
+    let path = std::env::temp_dir().join(format!("mkt-my-{} dump.sql", std::process::id()));
+    let file = path.to_str().unwrap();
+    let start = || presets::mariadb().load_sql(file).start().unwrap_err().to_string();
+    let error = start();
+    assert!(error.contains(file) && error.contains("no such file"), "{error}");
+    for (sql, line, word) in [
+        (
+            "CREATE DATABASE app;\nUSE `app`;\nCREATE TABLE x (y INT);\n",
+            "line 2",
+            "USE `app`",
+        ),
+        (
+            "SET autocommit = 0;\nINSERT INTO x VALUES (1);\n",
+            "line 1",
+            "COMMIT",
+        ),
+    ] {
+        fs::write(&path, sql).unwrap();
+        let error = start();
+        assert!(
+            error.contains(file) && error.contains(line) && error.contains(word),
+            "{error}"
+        );
+    }
+    fs::remove_file(&path).unwrap();
 }

@@ -459,3 +459,148 @@ fn what_it_costs() {
         begin.elapsed()
     ));
 }
+
+// ---- crashes, settings, mistakes ----------------------------------------------------------------
+
+#[mirakuru::fixture(presets::postgres())]
+#[test]
+fn committed_data_survives_a_kill(server: &mut Postgres) {
+    let mut client = connect(&server.url());
+    client.batch_execute("CREATE TABLE k (x INT)").unwrap();
+    for x in 0..50 {
+        client.execute("INSERT INTO k VALUES ($1)", &[&x]).unwrap();
+    }
+    server.kill().unwrap();
+    server.start().unwrap();
+    assert_eq!(count(&mut connect(&server.url()), "SELECT count(*) FROM k"), 50);
+}
+
+#[mirakuru::fixture(presets::postgres())]
+#[test]
+fn a_database_can_be_had_right_after_a_backend_has_crashed(server: Postgres) {
+    let mut client = connect(&server.url());
+    let backend: i32 = client.query_one("SELECT pg_backend_pid()", &[]).unwrap().get(0);
+    let killed = std::process::Command::new("kill")
+        .args(["-9", &backend.to_string()])
+        .status();
+    assert!(killed.unwrap().success());
+    // The server ends all other backends, and then refuses clients until it has recovered.
+    while client.simple_query("SELECT 1").is_ok() {
+        thread::yield_now();
+    }
+    let database = server.database();
+    assert_eq!(
+        count(
+            &mut connect(&database.url()),
+            "SELECT count(*) FROM pg_database WHERE datistemplate"
+        ),
+        2
+    );
+    drop(database);
+    let creator = server.pid();
+    drop(server);
+    assert!(segments_of(creator).is_empty());
+}
+
+#[mirakuru::fixture(presets::postgres())]
+#[test]
+fn a_paused_server_does_not_hold_up_the_end_of_a_test(server: &mut Postgres) {
+    let database = server.database();
+    server.pause().unwrap();
+    let begun = Instant::now();
+    drop(database);
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    server.resume().unwrap();
+}
+
+const SETTINGS: &str = "
+CREATE SCHEMA app;
+CREATE TABLE app.visits (who TEXT);
+CREATE ROLE boss;
+CREATE ROLE reader LOGIN PASSWORD 'x';
+DO $$ BEGIN
+  EXECUTE format('ALTER DATABASE %I OWNER TO boss', current_database());
+  EXECUTE format('ALTER DATABASE %I SET search_path = app, public', current_database());
+  EXECUTE format('ALTER ROLE reader IN DATABASE %I SET timezone = %L', current_database(), 'Europe/Warsaw');
+  EXECUTE format('REVOKE CONNECT ON DATABASE %I FROM PUBLIC', current_database());
+  EXECUTE format('GRANT CREATE ON DATABASE %I TO reader', current_database());
+END $$;
+";
+
+#[mirakuru::fixture(presets::postgres().load_sql(SETTINGS))]
+#[test]
+fn each_database_has_the_owner_the_settings_and_the_grants_of_the_template(server: &Postgres) {
+    for database in [server.database(), server.database()] {
+        let mut client = connect(&database.url());
+        let mut text = |query: &str| -> String { client.query_one(query, &[]).unwrap().get(0) };
+        assert_eq!(text("SHOW search_path"), "app, public");
+        let owner = "SELECT rolname::text FROM pg_database JOIN pg_roles r ON r.oid = datdba \
+                     WHERE datname = current_database()";
+        assert_eq!(text(owner), "boss");
+        let may = |right: &str| {
+            format!("SELECT has_database_privilege('reader', current_database(), '{right}')::text")
+        };
+        assert_eq!([text(&may("CONNECT")), text(&may("CREATE"))], ["false", "true"]);
+        let zone = "SELECT setconfig[1] FROM pg_db_role_setting s JOIN pg_database d ON d.oid = setdatabase \
+                    WHERE datname = current_database() AND setrole <> 0";
+        assert_eq!(text(zone), "TimeZone=Europe/Warsaw");
+        // The grant counts as a use of the role.
+        let error = client.batch_execute("DROP ROLE reader").unwrap_err();
+        let error = error.as_db_error().unwrap();
+        assert!(
+            error.detail().unwrap_or_default().contains("database"),
+            "{error:?}"
+        );
+    }
+}
+
+#[test]
+fn sql_that_would_not_be_in_the_copies_is_refused_with_its_line() {
+    if !is_installed() {
+        return;
+    }
+    let path = std::env::temp_dir().join(format!("mkt-pg-{} dump.sql", std::process::id()));
+    let file = path.to_str().unwrap();
+    let start = || {
+        presets::postgres()
+            .load_sql(file)
+            .start()
+            .unwrap_err()
+            .to_string()
+    };
+    let error = start();
+    assert!(error.contains(file) && error.contains("no such file"), "{error}");
+    for (sql, line, word) in [
+        (
+            "CREATE DATABASE app;\n\\connect app\nCREATE TABLE x (y INT);\n",
+            "line 2",
+            "\\connect app",
+        ),
+        (
+            "CREATE TABLE x (y INT);\n\nBEGIN;\nINSERT INTO x VALUES (1);\n",
+            "line 3",
+            "COMMIT",
+        ),
+    ] {
+        fs::write(&path, sql).unwrap();
+        let error = start();
+        assert!(
+            error.contains(file) && error.contains(line) && error.contains(word),
+            "{error}"
+        );
+    }
+    fs::remove_file(&path).unwrap();
+}
+
+#[mirakuru::fixture(presets::postgres().initdb_arg("--locale=C").initdb_arg("--encoding=LATIN1"))]
+#[test]
+fn initdb_can_be_told_more(server: &Postgres) {
+    let database = server.database();
+    let row = connect(&database.url())
+        .query_one(
+            "SELECT pg_encoding_to_char(encoding)::text FROM pg_database WHERE datname = current_database()",
+            &[],
+        )
+        .unwrap();
+    assert_eq!(row.get::<_, String>(0), "LATIN1");
+}

@@ -196,3 +196,19 @@ fn the_disk_is_full() {
         println!("{}", presets::rabbitmq().start().unwrap_err());
     }
 }
+
+#[test]
+fn a_plugin_that_is_not_installed_is_an_error() {
+    if !require("rabbitmq-server") {
+        return;
+    }
+    let error = presets::rabbitmq()
+        .plugin("no_such")
+        .start()
+        .unwrap_err()
+        .to_string();
+    assert!(
+        error.contains("no_such") && error.contains("rabbitmq_management"),
+        "{error}"
+    );
+}

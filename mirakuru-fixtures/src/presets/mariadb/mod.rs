@@ -16,8 +16,8 @@ use self::protocol::{Client, is_greeted};
 use super::cache::{cached, copy_tree, private_dir};
 use super::connection::{ANSWER_WITHIN, TIDY_WITHIN, tidied};
 use super::server::{
-    AsRoot, Options, Server, handle, is_shim, last_lines, new_password, options, read_password, unique_name,
-    write_password, write_secret,
+    AsRoot, Options, Server, clean, clean_program, handle, is_shim, last_lines, new_password, options,
+    read_password, unique_name, write_password, write_secret,
 };
 use super::sql::{self, Dialect, Script};
 use super::{Answers, expect, failed};
@@ -29,7 +29,6 @@ const SERVER: Server = Server {
     name: "MariaDB",
     programs: &["mariadbd", "mysqld"],
     users: &["mysql", "nobody"],
-    variables: &["MYSQL", "MARIADB", "UMASK"],
     as_root: AsRoot::With(&["--user=root"]),
 };
 
@@ -249,17 +248,18 @@ fn install(program: &Path, data: &Path) -> Result<(), Error> {
     let Ok(metadata) = fs::metadata(program) else {
         return Ok(());
     };
+    const FORMAT: u32 = 2;
     // Its size and time stand for its version: asking it takes a tenth of a start.
     let name = program.file_name().unwrap_or_default().to_string_lossy();
     let key = format!(
-        "{name}-{}-{}-{}",
+        "{name}-{FORMAT}-{}-{}-{}",
         metadata.size(),
         metadata.mtime(),
         metadata.ino()
     );
     let template = cached(service, &key, |template| {
         let mut version = Command::new(program);
-        SERVER.clean(&mut version);
+        clean(&mut version);
         let version = version
             .args(["--no-defaults", "--version"])
             .output()
@@ -267,16 +267,13 @@ fn install(program: &Path, data: &Path) -> Result<(), Error> {
         let is_mariadb = String::from_utf8_lossy(&version.stdout).contains("MariaDB");
         // A service like any other, so that it does not go on alone when this process is killed.
         let mut install = if is_mariadb {
-            SERVER
-                .program(&beside(program, &["mariadb-install-db", "mysql_install_db"]))
+            clean_program(&beside(program, &["mariadb-install-db", "mysql_install_db"]))
                 .args(["--no-defaults", "--skip-test-db", "--skip-name-resolve"])
                 // Otherwise it gives files of the machine's own server to the user that is named.
                 .arg("--rpm")
                 .args(FAST.map(|(name, value)| format!("--{name}={value}")))
         } else {
-            SERVER
-                .program(program)
-                .args(["--no-defaults", "--initialize-insecure"])
+            clean_program(program).args(["--no-defaults", "--initialize-insecure"])
         };
         if let Some(base) = base_of(program).filter(|_| is_mariadb) {
             install = install.arg(path_arg("--basedir=", &base));
@@ -440,7 +437,7 @@ impl Mariadb {
             option
         };
         let mut command = Command::new(&self.client);
-        SERVER.clean(&mut command);
+        clean(&mut command);
         command
             .arg(option(
                 "--defaults-file=",

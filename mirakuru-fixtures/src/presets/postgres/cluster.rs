@@ -13,7 +13,7 @@ use mirakuru_core::{Error, Executor, NoWait};
 use super::{SERVER, USER};
 use crate::presets::cache::{cached, copy_tree};
 use crate::presets::failed;
-use crate::presets::server::{is_shim, last_lines};
+use crate::presets::server::{clean_program, is_shim, last_lines};
 
 /// How long `initdb` may take, on a slow disk of a busy machine.
 const INITDB_WITHIN: Duration = Duration::from_secs(300);
@@ -138,8 +138,7 @@ if command -v setsid >/dev/null; then setsid --wait "$@"; else "$@"; fi"#;
 /// Makes a new cluster, in the private directory of the executor that is returned.
 fn initialize(initdb: &Path, args: &[String]) -> Result<Executor<NoWait>, Error> {
     let run = |locale: &str| -> Result<(Executor<NoWait>, bool), Error> {
-        let mut recipe = SERVER
-            .program(Path::new("sh"))
+        let mut recipe = clean_program(Path::new("sh"))
             .args(["-c", LET_IT_FINISH, "sh"])
             .arg(literal(initdb))
             .args(["-D", "{dir}/data", "--username", USER, "--auth", "trust"])

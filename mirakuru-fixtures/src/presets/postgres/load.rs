@@ -9,9 +9,9 @@ use mirakuru_core::__private::literal;
 use mirakuru_core::{Error, Stdio};
 
 use super::protocol::{Address, Client};
-use super::{SERVER, TEMPLATE, USER};
+use super::{TEMPLATE, USER};
 use crate::presets::failed;
-use crate::presets::server::last_lines;
+use crate::presets::server::{clean_program, last_lines};
 use crate::presets::sql::{Dialect, Script};
 
 /// How long one script may take.
@@ -38,8 +38,7 @@ pub(super) fn load(scripts: &[Script], psql: Option<&Path>, address: &Address) -
 
 fn run_psql(psql: &Path, script: &Script, text: &[u8], address: &Address) -> Result<(), Error> {
     let port = address.port.to_string();
-    let mut recipe = SERVER
-        .program(psql)
+    let mut recipe = clean_program(psql)
         .args(["--no-psqlrc", "--quiet", "--no-password"])
         .args(["--set", "ON_ERROR_STOP=1", "--host"])
         .arg(literal(&address.dir))

@@ -34,7 +34,6 @@ const SERVER: Server = Server {
     name: "PostgreSQL",
     programs: &["postgres"],
     users: &["postgres", "nobody"],
-    variables: &["PG", "POSTGRES"],
     as_root: AsRoot::Never,
 };
 

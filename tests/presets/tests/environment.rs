@@ -1,0 +1,297 @@
+//! Presets in unusual environments: variables of the developer, odd temp dirs, users that may do
+//! little, version managers.
+
+use std::env;
+use std::fs;
+use std::ops::Deref;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+use mirakuru::{Executor, Readiness, Recipe, presets};
+use mirakuru_preset_tests::{in_a_child, is_child, require, require_root, say};
+
+const SCHEMA: &str = "CREATE TABLE visits (who TEXT)";
+
+/// Whether this preset's server is installed and chosen: `MIRAKURU_TEST_ONLY` names the presets of
+/// a child.
+fn chosen(preset: &str, program: &str) -> bool {
+    let only = env::var("MIRAKURU_TEST_ONLY").unwrap_or_default();
+    let is_chosen = only.is_empty() || only.split(' ').any(|name| name == preset);
+    is_chosen && (Path::new("/usr/lib/postgresql").is_dir() && preset == "postgres" || require(program))
+}
+
+/// Starts each preset, uses it a little, and shows its process.
+fn start_all(look: impl Fn(&str, u32)) {
+    fn pid<R: Readiness, H: Deref<Target = Executor<R>>>(handle: &H) -> u32 {
+        handle.pid()
+    }
+    macro_rules! each {
+        ($($preset:ident, $program:literal, $recipe:expr, $use:expr;)*) => {$(
+            if chosen(stringify!($preset), $program) {
+                let server = $recipe.start().unwrap_or_else(|e| panic!("{e}"));
+                look(stringify!($preset), pid(&server));
+                #[allow(clippy::redundant_closure_call, reason = "the uses differ")]
+                ($use)(&server);
+            }
+        )*};
+    }
+    each! {
+        redis, "redis-server", presets::redis(), |server: &presets::Redis| drop(server.database());
+        postgres, "postgres", presets::postgres().load_sql(SCHEMA), |server: &presets::Postgres| {
+            let database = server.database();
+            let mut client = postgres::Client::connect(&database.url(), postgres::NoTls).unwrap();
+            client.execute("INSERT INTO visits VALUES ('żółć')", &[]).unwrap();
+            for (name, value) in [("timezone", "UTC"), ("datestyle", "ISO, MDY"), ("server_encoding", "UTF8")] {
+                let row = client.query_one(&format!("SHOW {name}"), &[]).unwrap();
+                assert_eq!(row.get::<_, String>(0), value, "{name}");
+            }
+        };
+        mariadb, "mariadbd", presets::mariadb().load_sql(SCHEMA), |server: &presets::Mariadb| {
+            use mysql::prelude::Queryable;
+            let database = server.database();
+            let mut client = mysql::Conn::new(database.url().as_str()).unwrap();
+            client.query_drop("INSERT INTO visits VALUES ('żółć')").unwrap();
+            let zone: Option<String> = client.query_first("SELECT TIMEDIFF(NOW(), UTC_TIMESTAMP())").unwrap();
+            assert_eq!(zone.as_deref(), Some("00:00:00"));
+        };
+        memcached, "memcached", presets::memcached(), |_: &presets::Memcached| ();
+        nats, "nats-server", presets::nats().jetstream(true), |server: &presets::Nats| drop(server.account());
+        mosquitto, "mosquitto", presets::mosquitto().durable(true), |_: &presets::Mosquitto| ();
+        etcd, "etcd", presets::etcd(), |_: &presets::Etcd| ();
+        nginx, "nginx", presets::nginx("").document_root(env::temp_dir()), |_: &presets::Nginx| ();
+        rabbitmq, "rabbitmq-server", presets::rabbitmq(), |server: &presets::Rabbitmq| drop(server.vhost());
+    }
+}
+
+/// A directory for one test, removed at its end.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Scratch {
+        let path = env::temp_dir().join(format!("mkt-env-{}-{name}", std::process::id()));
+        let _ = fs::remove_dir_all(&path);
+        fs::create_dir(&path).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o1777)).unwrap();
+        Scratch(path)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// This binary's test of this name, as `child`, with a command such as `setpriv` before it.
+fn child_under(wrapper: &[&str], test: &str, only: &str, temp: &Path) -> Output {
+    let mut command = Command::new(wrapper[0]);
+    command
+        .args(&wrapper[1..])
+        .arg(env::current_exe().unwrap())
+        .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
+        .env("MIRAKURU_TEST_CHILD", "1")
+        .env("MIRAKURU_TEST_ONLY", only)
+        .env("TMPDIR", temp)
+        .env_remove("XDG_RUNTIME_DIR");
+    command.output().unwrap()
+}
+
+#[track_caller]
+fn assert_passes(output: &Output) {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    assert!(
+        output.status.success(),
+        "{}{}",
+        text(&output.stdout),
+        text(&output.stderr)
+    );
+}
+
+#[track_caller]
+fn assert_says(output: &Output, words: &[&str]) {
+    let text = [&output.stdout[..], &output.stderr].concat();
+    let text = String::from_utf8_lossy(&text);
+    for word in words {
+        assert!(text.contains(word), "{word} is not in {text}");
+    }
+}
+
+// ---- variables ----------------------------------------------------------------------------------
+
+const HOSTILE: [(&str, &str); 19] = [
+    ("PGHOST", "192.0.2.1"),
+    ("PGDATESTYLE", "German"),
+    ("PGTZ", "Asia/Tokyo"),
+    ("PGCLIENTENCODING", "LATIN1"),
+    ("MYSQL_HOST", "192.0.2.1"),
+    ("MARIADB_UNIX_PORT", "/nonexistent"),
+    ("MYSQL_PWD", "wrong"),
+    ("ETCD_WAL_DIR", "/nonexistent/wal"),
+    ("ETCD_LISTEN_METRICS_URLS", "http://192.0.2.1:1"),
+    ("RABBITMQ_MNESIA_DIR", "/nonexistent/mnesia"),
+    ("RABBITMQ_PLUGINS_DIR", "/nonexistent/plugins"),
+    ("ERL_FLAGS", "-no_such_module"),
+    ("NGINX", "77;"),
+    ("MEMCACHED_PORT_FILENAME", "/nonexistent/port"),
+    ("LC_ALL", "tr_TR.UTF-8"),
+    ("LANG", "xx"),
+    ("TZ", "Asia/Tokyo"),
+    ("NOTIFY_SOCKET", "/nonexistent/notify"),
+    ("http_proxy", "http://192.0.2.1:1"),
+];
+
+#[test]
+fn no_server_sees_the_developers_environment() {
+    assert_passes(&in_a_child("among_hostile_variables", &HOSTILE));
+}
+
+#[test]
+#[ignore = "for the test above"]
+fn among_hostile_variables() {
+    if !is_child() {
+        return;
+    }
+    start_all(|preset, pid| {
+        let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
+        let environment = String::from_utf8_lossy(&environment);
+        let variables: Vec<&str> = environment.split('\0').collect();
+        for (name, value) in HOSTILE {
+            let hostile = format!("{name}={value}");
+            assert!(!variables.contains(&hostile.as_str()), "{preset} sees {hostile}");
+        }
+        // Some servers overwrite their environment with their title.
+        if variables.iter().any(|variable| variable.starts_with("PATH=")) {
+            assert!(variables.contains(&"TZ=UTC"), "{preset}: {variables:?}");
+        }
+    });
+}
+
+// ---- temp dirs ----------------------------------------------------------------------------------
+
+#[test]
+fn a_temp_dir_may_have_any_name() {
+    let scratch = Scratch::new("odd");
+    for name in ["a b's \"c\\d", "{port}#;x", "ż%d"] {
+        let temp = scratch.0.join(name);
+        fs::create_dir(&temp).unwrap();
+        fs::set_permissions(&temp, fs::Permissions::from_mode(0o1777)).unwrap();
+        assert_passes(&child_under(&["env"], "all_presets", "", &temp));
+    }
+}
+
+#[test]
+#[ignore = "for the tests around it"]
+fn all_presets() {
+    if is_child() {
+        start_all(|_, _| ());
+    }
+}
+
+#[test]
+fn a_temp_dir_may_be_roots_alone() {
+    if !require_root() {
+        return;
+    }
+    let scratch = Scratch::new("root");
+    fs::set_permissions(&scratch.0, fs::Permissions::from_mode(0o700)).unwrap();
+    assert_passes(&child_under(
+        &["env"],
+        "all_presets",
+        "redis postgres nats",
+        &scratch.0,
+    ));
+}
+
+// ---- users --------------------------------------------------------------------------------------
+
+#[test]
+fn root_that_may_not_become_another_user_runs_a_server_itself_or_says_why_not() {
+    if !require_root() || !require("setpriv") {
+        return;
+    }
+    let scratch = Scratch::new("caps");
+    let wrapper = ["setpriv", "--bounding-set=-setuid,-setgid,-chown"];
+    let willing = "redis mariadb memcached nats mosquitto etcd nginx";
+    assert_passes(&child_under(&wrapper, "all_presets", willing, &scratch.0));
+    let refused = child_under(&wrapper, "all_presets", "postgres", &scratch.0);
+    assert_says(
+        &refused,
+        &["refuses to run as root", "CAP_CHOWN", "ordinary user"],
+    );
+}
+
+#[test]
+fn a_user_without_an_entry_in_passwd_runs_servers_or_learns_what_is_missing() {
+    if !require_root() || !require("setpriv") {
+        return;
+    }
+    let scratch = Scratch::new("uid");
+    let wrapper = ["setpriv", "--reuid=54321", "--regid=54321", "--clear-groups"];
+    let binary = env::current_exe().unwrap();
+    let test = |path: &Path| {
+        Command::new("setpriv")
+            .args(&wrapper[1..])
+            .args(["test", "-x"])
+            .arg(path)
+            .status()
+    };
+    if !test(&binary).is_ok_and(|status| status.success()) {
+        say("\n*** SKIPPED: another user cannot execute this test ***\n");
+        return;
+    }
+    let willing = "redis mariadb memcached nats mosquitto etcd nginx";
+    assert_passes(&child_under(&wrapper, "all_presets", willing, &scratch.0));
+    let refused = child_under(&wrapper, "all_presets", "postgres", &scratch.0);
+    assert_says(&refused, &["/etc/passwd"]);
+}
+
+#[mirakuru::fixture(presets::redis().file("tls/server.key", "secret {port}"))]
+#[test]
+fn a_file_is_the_servers_and_nobody_elses(server: &presets::Redis) {
+    let path = server.dir().join("tls/server.key");
+    let (file, dir) = (path.metadata().unwrap(), server.dir().metadata().unwrap());
+    assert_eq!(file.mode() & 0o777, 0o600);
+    assert_eq!(file.uid(), dir.uid());
+    assert_eq!(
+        fs::read_to_string(&path).unwrap(),
+        format!("secret {}", server.port())
+    );
+}
+
+// ---- version managers ---------------------------------------------------------------------------
+
+#[test]
+fn a_version_managers_stand_in_looks_in_the_directory_of_the_tests() {
+    let Some(real) = fs::read_dir("/usr/lib/postgresql")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path().join("bin"))
+        .find(|bin| bin.join("postgres").is_file())
+    else {
+        say("\n*** SKIPPED: PostgreSQL is not installed in Debian's place ***\n");
+        return;
+    };
+    let scratch = Scratch::new("shims");
+    let (shims, project) = (scratch.0.join("shims"), scratch.0.join("project"));
+    fs::create_dir(&shims).unwrap();
+    fs::create_dir(&project).unwrap();
+    symlink(&real, project.join(".the-version")).unwrap();
+    for program in ["postgres", "initdb", "psql"] {
+        let path = shims.join(program);
+        let script = format!("#!/bin/sh\nexec \"$PWD/.the-version/{program}\" \"$@\"\n");
+        fs::write(&path, script).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let path = format!("{}:{}", shims.display(), env::var("PATH").unwrap());
+    let output = Command::new(env::current_exe().unwrap())
+        .args(["--exact", "all_presets", "--ignored", "--nocapture"])
+        .env("MIRAKURU_TEST_CHILD", "1")
+        .env("MIRAKURU_TEST_ONLY", "postgres")
+        .env("PATH", path)
+        .current_dir(&project)
+        .output()
+        .unwrap();
+    assert_passes(&output);
+}
