@@ -16,7 +16,7 @@ use mirakuru_core::{Error, Executor, ExecutorBuilder, Signal};
 
 use self::cluster::{install, is_ready, of_version, psql_of, real_path, release_memory};
 use self::load::{copy_extras, create_database, extras, load};
-use self::protocol::{Address, takes_clients};
+use self::protocol::{Address, Client, takes_clients};
 use super::connection::{TIDY_WITHIN, tidied};
 use super::server::{
     AsRoot, Options, Server, handle, new_password, options, read_password, unique_name, write_password,
@@ -409,24 +409,25 @@ impl Postgres {
     ///
     /// [`Error::System`] when the server does not answer, or has no connection left.
     pub fn try_database(&self) -> Result<PostgresDatabase, Error> {
-        let name = unique_name()?;
         let address = Address::of(&self.executor);
-        let create = || -> io::Result<()> {
-            let mut client = address.connect(SHARED)?;
+        let create = |client: &mut Client| -> io::Result<String> {
+            let name = unique_name().map_err(io::Error::other)?;
             // After a crash it has another segment.
             release_memory(&address.dir);
             let Some(template) = &self.template else {
                 client.query(&create_database(&name, "template0", None, client.version))?;
-                return Ok(());
+                return Ok(name);
             };
             let owner = template.owner.as_deref();
             client.query(&create_database(&name, TEMPLATE, owner, client.version))?;
             if template.has_settings {
                 client.query(&copy_extras(&name))?;
             }
-            Ok(())
+            Ok(name)
         };
-        create().map_err(|source| failed("make a database", source))?;
+        let name = address
+            .retry(SHARED, create)
+            .map_err(|source| failed("make a database", source))?;
         Ok(PostgresDatabase {
             url: self.url_of(&name),
             name,

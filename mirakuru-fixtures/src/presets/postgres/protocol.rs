@@ -32,12 +32,27 @@ impl Address {
         }
     }
 
-    /// A connection, as soon as the server has recovered if one of its processes has crashed.
     pub(crate) fn connect(&self, database: &str) -> io::Result<Client> {
+        self.connect_within(database, STATEMENT_WITHIN)
+    }
+
+    /// Does something on a new connection, and again on another while the server recovers from a
+    /// crash of one of its processes: it then ends all connections, and refuses new ones.
+    pub(crate) fn retry<T>(
+        &self,
+        database: &str,
+        mut run: impl FnMut(&mut Client) -> io::Result<T>,
+    ) -> io::Result<T> {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, ResourceBusy, UnexpectedEof};
         let begun = Instant::now();
         loop {
-            match self.connect_within(database, STATEMENT_WITHIN) {
-                Err(e) if e.kind() == io::ErrorKind::ResourceBusy && begun.elapsed() < RECOVERS_WITHIN => {
+            match self.connect(database).and_then(|mut client| run(&mut client)) {
+                Err(e)
+                    if matches!(
+                        e.kind(),
+                        BrokenPipe | ConnectionReset | ResourceBusy | UnexpectedEof
+                    ) && begun.elapsed() < RECOVERS_WITHIN =>
+                {
                     thread::sleep(Duration::from_millis(5));
                 }
                 result => return result,
@@ -94,8 +109,10 @@ impl Client {
                     let fields = Fields(&body);
                     let severity = fields.get(b'V').or(fields.get(b'S'));
                     let error = match fields.get(b'C').as_deref() {
-                        // It starts up, shuts down or recovers.
-                        Some("57P03") => io::Error::new(io::ErrorKind::ResourceBusy, fields.report(sql)),
+                        // It ends connections, or refuses them for a while.
+                        Some("57P01" | "57P02" | "57P03") => {
+                            io::Error::new(io::ErrorKind::ResourceBusy, fields.report(sql))
+                        }
                         _ => io::Error::other(fields.report(sql)),
                     };
                     // After it the server hangs up.
