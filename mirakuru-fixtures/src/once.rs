@@ -22,6 +22,8 @@ pub struct Once<T> {
     cycle: OnceCell<Error>,
     /// What its services print is shown by the tests that use it and fail.
     services: OnceCell<SharedServices>,
+    /// The error of a value whose service has ended.
+    died: OnceCell<Error>,
 }
 
 impl<T> Once<T> {
@@ -33,6 +35,7 @@ impl<T> Once<T> {
             maker: Mutex::new(None),
             cycle: OnceCell::new(),
             services: OnceCell::new(),
+            died: OnceCell::new(),
         }
     }
 
@@ -43,8 +46,7 @@ impl<T> Once<T> {
 
     pub(crate) fn try_get_or_start(&self, make: impl FnOnce() -> Result<T, Error>) -> Result<&T, &Error> {
         if let Some(value) = self.peek() {
-            self.note_use();
-            return value;
+            return self.note_use().and(value);
         }
         if *self.maker.lock().unwrap_or_else(PoisonError::into_inner) == Some(thread::current().id()) {
             return Err(self.cycle.get_or_init(|| {
@@ -68,13 +70,14 @@ impl<T> Once<T> {
         if let (Some(asked), Some(services), false) = (asked, self.services.get(), is_ours) {
             services.waited_since(asked);
         }
-        self.note_use();
-        made.as_ref()
+        self.note_use().and(made.as_ref())
     }
 
-    fn note_use(&self) {
-        if let Some(services) = self.services.get() {
-            services.used();
+    /// Fails in a test that begins to use the value when one of its services has ended.
+    fn note_use(&self) -> Result<(), &Error> {
+        match self.services.get().map(SharedServices::used) {
+            Some(Err(died)) => Err(self.died.get_or_init(|| died)),
+            _ => Ok(()),
         }
     }
 
@@ -83,6 +86,7 @@ impl<T> Once<T> {
     pub fn get_or_start(&self, make: impl FnOnce() -> Result<T, Error>) -> &T {
         match self.try_get_or_start(make) {
             Ok(value) => value,
+            Err(error @ Error::Died { .. }) => panic!("{} has ended\n{}", self.title(), shown(error)),
             Err(error) => panic!("{} could not be started\n{}", self.title(), shown(error)),
         }
     }

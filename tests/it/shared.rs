@@ -51,6 +51,28 @@ fn it_survives_the_thread_that_started_it() {
     assert_eq!(common::SLEEPER.name(), "sleeper");
 }
 
+#[mirakuru::fixture(cmd = "sleep 61", scope = "process")]
+static KILLED: SimpleExecutor;
+
+#[mirakuru::fixture(cmd = "sleep 62")]
+static KILLED_OF_THE_RUN: SimpleExecutor;
+
+#[test]
+fn tests_that_begin_to_use_a_killed_service_are_told_how_it_ended() {
+    for shared in [&KILLED, &KILLED_OF_THE_RUN] {
+        // Each test has a thread of its own.
+        let first_use = || thread::spawn(|| Shared::try_get(shared).map_err(ToString::to_string));
+        let pid = first_use().join().unwrap().unwrap().pid();
+        crate::common::send(pid, crate::common::SIGKILL);
+        assert!(crate::common::wait_until(
+            || !crate::common::alive(pid),
+            crate::common::LONG
+        ));
+        let error = first_use().join().unwrap().unwrap_err();
+        assert!(error.contains("SIGKILL") && error.contains("sleep 6"), "{error}");
+    }
+}
+
 #[test]
 fn it_can_be_borrowed_for_ever_and_handed_to_threads() {
     let redis: &'static TcpExecutor = Shared::get(&REDIS);

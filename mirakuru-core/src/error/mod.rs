@@ -410,10 +410,10 @@ impl Error {
             Error::Died { command, status, .. } => {
                 let how = match status {
                     Some(status) => Ended(*status).to_string(),
-                    None => "was killed together with its supervisor".to_owned(),
+                    None => "has ended, and nobody saw how".to_owned(),
                 };
                 format!(
-                    "{}: the service of this run {how} while tests were using it, and is not started again",
+                    "{}: the service that tests share {how} while they were using it, and is not started again",
                     one_line(command)
                 )
             }

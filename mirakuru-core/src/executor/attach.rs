@@ -10,7 +10,7 @@ use crate::executor::Executor;
 use crate::executor::process::{Core, Observed, Owned, Process, name};
 use crate::executor::wait::{Pause, UNTOLD_PAUSE};
 use crate::observe::events as timeline;
-use crate::outcome::shared_use;
+use crate::outcome::shared_use::{self, HowItEnded};
 use crate::output::reader::OutputReader;
 use crate::ports::lock::EndpointLock;
 use crate::ports::values::Values;
@@ -87,6 +87,11 @@ impl Observed for Attached {
     }
 }
 
+/// How the service's main process ended, asked later on.
+fn how_it_ended(published: PathBuf) -> HowItEnded {
+    Box::new(move || State::read(&published).ok().flatten()?.settle(&published).exit)
+}
+
 impl<R: Readiness> Executor<R> {
     /// Attaches to a service of the run that another process has started.
     ///
@@ -133,7 +138,7 @@ impl<R: Readiness> Executor<R> {
         let attached_at = (state.addr, state.path.as_deref());
         core.resolve_command()?;
         core.note_for_others(attached_at.0, attached_at.1);
-        shared_use::started(&core.command, core.service_dir.log(), core.service_dir.index());
+        core.note_start(how_it_ended(published.clone()));
         core.show_live(false);
         let attached = Attached {
             state,
@@ -203,10 +208,11 @@ impl<R: Readiness> Executor<R> {
                 .unwrap_or_else(PoisonError::into_inner)
                 .for_run();
         }
-        let Some(service) = own.service() else {
-            return Err(core.not_running(action));
+        let published_by = match own.lock().as_mut() {
+            Some(service) => service.publish(),
+            None => return Err(core.not_running(action)),
         };
-        if let Err(source) = service.publish() {
+        if let Err(source) = published_by {
             if let Some(Some(exit)) = own.ended() {
                 return Err(Error::Exited {
                     command: core.command.clone(),
@@ -223,6 +229,7 @@ impl<R: Readiness> Executor<R> {
         }
         timeline::published(core.service_dir.id());
         core.service_dir.give_away();
+        shared_use::published(&core.service_dir.log(), how_it_ended(published.clone()));
         let _endpoint_lock = own.endpoint_lock.take();
         self.process = Process::Attached(Box::new(Attached {
             state,

@@ -99,7 +99,7 @@ impl Owned<'_> {
                 .unwrap_or_else(PoisonError::into_inner)
                 .for_run();
         }
-        match self.own.service() {
+        match self.own.lock().as_mut() {
             Some(service) => service.publish()?,
             None => return Err(io::Error::other("it has ended")),
         }

@@ -359,7 +359,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// [`Error::NotRunning`] when it is not running.
     pub fn signal(&mut self, signal: Signal) -> Result<(), Error> {
-        if let Some(service) = self.running("signal")?.service() {
+        if let Some(service) = self.running("signal")?.lock().as_mut() {
             service.signal(signal.number());
         }
         Ok(())

@@ -20,6 +20,7 @@ use crate::executor::attach::Attached;
 use crate::executor::needs;
 use crate::executor::start::Starting;
 use crate::executor::wait::{Pause, UNTOLD_PAUSE};
+use crate::outcome::shared_use::HowItEnded;
 use crate::output::live;
 use crate::output::mark::Mark;
 use crate::output::reader::OutputReader;
@@ -98,8 +99,8 @@ pub(super) struct Own {
     pub(super) needs: Vec<PathBuf>,
     /// For a service that is going to belong to the run.
     pub(super) run: Option<RunPlan>,
-    /// Behind a lock only so that `is_running` can take `&self`.
-    service: Mutex<Option<Service>>,
+    /// Behind a lock so that `is_running` can take `&self`, and shared with the reports of tests.
+    service: Arc<Mutex<Option<Service>>>,
 }
 
 /// One's own service with the facts about it: the receiver of the verbs that change it.
@@ -236,7 +237,7 @@ impl Observed for Own {
     }
 
     fn arm_output(&mut self) {
-        if let Some(service) = self.service() {
+        if let Some(service) = self.lock().as_mut() {
             service.arm_output();
         }
     }
@@ -248,7 +249,7 @@ impl Observed for Own {
     }
 
     fn wait_event(&mut self, pause: &Pause) {
-        match self.service() {
+        match self.lock().as_mut() {
             Some(service) => service.wait_event(&pause.events, pause.time),
             // Nothing is left of it that could tell anything.
             None => crate::sys::wait_readable(&pause.events, pause.time.min(UNTOLD_PAUSE)),
@@ -270,17 +271,19 @@ impl Own {
         self.service.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn service(&mut self) -> Option<&mut Service> {
-        self.service
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_mut()
-    }
-
     pub(super) fn signal_tree(&mut self, signal: TreeSignal) {
-        if let Some(service) = self.service() {
+        if let Some(service) = self.lock().as_mut() {
             service.signal_tree(signal);
         }
+    }
+
+    /// How the service's main process ended, asked later on.
+    pub(super) fn how_it_ended(&self) -> HowItEnded {
+        let service = Arc::clone(&self.service);
+        Box::new(move || {
+            // Another thread that has the lock is about to say so itself.
+            service.try_lock().ok()?.as_mut().and_then(Service::exit)
+        })
     }
 
     pub(super) fn has_ended(&self) -> bool {

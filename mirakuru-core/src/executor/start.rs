@@ -18,7 +18,6 @@ use crate::executor::process::{Observed, Owned, append};
 use crate::executor::wait::{Pause, Wait};
 use crate::observe::events as timeline;
 use crate::observe::trace;
-use crate::outcome::shared_use;
 use crate::ports::free;
 use crate::ports::time_wait;
 use crate::readiness::Readiness;
@@ -43,7 +42,7 @@ impl Owned<'_> {
     /// The first step of a start: everything before the fork. The service does not run.
     pub(super) fn plan_start(&mut self, readiness: &mut dyn Readiness) -> Result<Plan, Error> {
         self.own.starting = None;
-        if self.own.service().is_some() {
+        if self.own.lock().is_some() {
             // A crash may have left descendants behind.
             let _ = self.end(self.policy());
         }
@@ -119,11 +118,7 @@ impl Owned<'_> {
                 trace::ready(self.core.pid, starting.wait.deadline.elapsed());
                 timeline::ready(self.core.service_dir.id());
                 self.core.note_for_others(readiness.addr(), readiness.path());
-                shared_use::started(
-                    &self.core.command,
-                    self.core.service_dir.log(),
-                    self.core.service_dir.index(),
-                );
+                self.core.note_start(self.own.how_it_ended());
                 Ok(None)
             }
             Err(error) => {
@@ -140,13 +135,14 @@ impl Owned<'_> {
         let Some(launch) = &mut starting.launch else {
             return Ok(true);
         };
+        let has_started = self.own.lock().as_mut().map(Service::has_started);
         let failure = match starting.failure.take() {
             Some(failure) => failure,
-            None => match self.own.service().map(Service::has_started) {
+            None => match has_started {
                 Some(Ok(false)) | None => return Ok(false),
                 Some(Ok(true)) => {
                     self.own.stdin = launch.stdin.take();
-                    self.core.pid = self.own.service().map_or(0, |service| service.pid());
+                    self.core.pid = self.own.lock().as_ref().map_or(0, Service::pid);
                     starting.launch = None;
                     trace::spawned(self.core.pid);
                     timeline::spawned(self.core.service_dir.id(), self.core.pid);

@@ -11,7 +11,7 @@ use crate::observe::events as timeline;
 use crate::observe::trace;
 use crate::outcome::test_has_failed;
 use crate::output::live;
-use crate::sys::{self, Exit, StopPolicy, signals};
+use crate::sys::{self, Exit, Service, StopPolicy, signals};
 use crate::util::deadline::{Deadline, scaled};
 
 impl Owned<'_> {
@@ -62,7 +62,7 @@ impl Owned<'_> {
     /// Asks for the end of the service, and leaves it to [`end`](Owned::end) to wait for it.
     pub(super) fn begin_end(&mut self, policy: StopPolicy) {
         let had_ended = self.own.has_ended();
-        if self.own.asked_to_end.is_some() || self.own.service().is_none() {
+        if self.own.asked_to_end.is_some() || self.own.lock().is_none() {
             return;
         }
         self.own.asked_to_end = Some(had_ended);
@@ -71,7 +71,7 @@ impl Owned<'_> {
             self.own.signal_tree(sys::TreeSignal::Continue);
         }
         timeline::stops(self.core.service_dir.id());
-        if let Some(service) = self.own.service() {
+        if let Some(service) = self.own.lock().as_mut() {
             service.ask_to_stop(policy);
         }
     }
@@ -110,7 +110,7 @@ impl Owned<'_> {
     pub(super) fn wait(&mut self, deadline: Deadline) -> Result<ExitStatus, Error> {
         loop {
             // Before the look at the exit, which is told first: both may come between two looks.
-            let is_gone = self.own.service().is_none_or(|service| service.is_gone());
+            let is_gone = self.own.lock().as_mut().is_none_or(Service::is_gone);
             let exit = self.own.exit();
             if let Some(exit) = exit {
                 return Ok(exit.status);
@@ -126,7 +126,7 @@ impl Owned<'_> {
                     evidence: self.core.evidence(self.own, None),
                 });
             }
-            if let Some(service) = self.own.service() {
+            if let Some(service) = self.own.lock().as_mut() {
                 service.wait_event(&[], deadline.remaining());
             }
         }

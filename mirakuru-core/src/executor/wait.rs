@@ -12,6 +12,7 @@ use crate::executor::hint;
 use crate::executor::process::{Core, Observed};
 use crate::observe::progress::{self, Progress};
 use crate::observe::trace;
+use crate::outcome::shared_use::{self, HowItEnded};
 use crate::ports::owner::WrongListener;
 use crate::readiness::Readiness;
 use crate::readiness::Wake;
@@ -54,9 +55,12 @@ impl Core {
     ) -> Result<Option<Pause>, Error> {
         let supervisor = process.supervisor();
         loop {
-            // Before the looks: all that it ever printed is in the log by now, so that what they
-            // find is final.
+            // Before the polls: everything that it ever printed is in the log then, and what they find
+            // is final.
             let ended = process.ended().is_some();
+            if ended {
+                process.sync_output();
+            }
             let wants_output = wakes(readiness, Duration::ZERO).output || !wait.fail_on.is_empty();
             if wants_output {
                 // Before the look at the output, so that nothing that comes in between is missed.
@@ -253,6 +257,12 @@ impl Core {
             about: None,
             hint,
         })
+    }
+
+    /// Tells the fixture that is being made, if one is, that it has this service.
+    pub(super) fn note_start(&self, how_it_ended: HowItEnded) {
+        let (log, index) = (self.service_dir.log(), self.service_dir.index());
+        shared_use::started(&self.command, self.pid, log, index, how_it_ended);
     }
 
     /// Keeps the log for a day after the service. Not that of a run that is over: the supervisor is

@@ -16,33 +16,39 @@ use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread;
 
 use crate::error::report::{HEAD_LINES, Printed, TAIL_LINES, Tail, print, shown};
+use crate::error::{Error, Evidence};
 use crate::observe::events as timeline;
 use crate::output::reader::{Cursor, OutputReader};
-use crate::sys;
+use crate::service_dir;
+use crate::sys::{self, Exit};
 
 /// The services that one shared fixture is made of. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct SharedServices(Arc<Inner>);
 
-#[derive(Debug)]
 struct Inner {
     /// Never 0.
     id: u64,
     services: Vec<Service>,
 }
 
-#[derive(Debug)]
 struct Service {
     command: String,
     log: PathBuf,
     output: OutputReader,
     /// Says that the log is to outlive its executor.
     kept: PathBuf,
+    /// Its main process and when that began; `None` for one that had made itself a daemon.
+    main: Option<(u32, u64)>,
+    how_it_ended: Mutex<HowItEnded>,
 }
+
+/// Tells how a service's main process ended, as far as that is known.
+pub(crate) type HowItEnded = Box<dyn Fn() -> Option<Exit> + Send>;
 
 thread_local! {
     /// What is started on this thread while a shared fixture is made.
@@ -80,11 +86,22 @@ impl SharedServices {
     }
 
     /// The test on this thread uses it. Costs some nanoseconds.
-    pub fn used(&self) {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Died`] when this is the first use in this test, and one of the services has ended
+    /// before: the test's client could only say "connection refused".
+    pub fn used(&self) -> Result<(), Error> {
         // At the end of a thread there may be nowhere to note it, and no test either.
         let known = LATEST.try_with(|latest| latest.replace(self.0.id) == self.0.id);
-        if !known.unwrap_or(true) {
-            self.used_since(sys::clock_ns());
+        let is_first = !known.unwrap_or(true) && self.used_since(sys::clock_ns());
+        // A second panic would end the whole process.
+        if !is_first || thread::panicking() {
+            return Ok(());
+        }
+        match self.0.services.iter().find(|service| service.has_died()) {
+            Some(service) => Err(service.died()),
+            None => Ok(()),
         }
     }
 
@@ -95,11 +112,12 @@ impl SharedServices {
         }
     }
 
-    fn used_since(&self, since: u64) {
+    /// Whether this is the first use in this test.
+    fn used_since(&self, since: u64) -> bool {
         if self.0.services.is_empty() {
-            return;
+            return false;
         }
-        let _ = USED.try_with(|used| {
+        let is_first = USED.try_with(|used| {
             // Borrowed already only while a panic is reported, on this thread.
             if let Ok(mut used) = used.try_borrow_mut() {
                 if !used.iter().any(|(known, _)| known.0.id == self.0.id) {
@@ -108,14 +126,17 @@ impl SharedServices {
                         .services
                         .iter()
                         .for_each(|service| timeline::used(since, service.id()));
+                    return true;
                 }
             }
+            false
         });
+        is_first.unwrap_or(false)
     }
 }
 
 /// A service was started: if that is for a shared fixture, it is watched from now on.
-pub(crate) fn started(command: &str, log: PathBuf, index: PathBuf) {
+pub(crate) fn started(command: &str, pid: u32, log: PathBuf, index: PathBuf, how_it_ended: HowItEnded) {
     let _ = MAKING.try_with(|making| {
         let Some(services) = &mut *making.borrow_mut() else {
             return;
@@ -132,7 +153,20 @@ pub(crate) fn started(command: &str, log: PathBuf, index: PathBuf) {
                 kept: log.with_file_name("kept"),
                 log,
                 output,
+                main: sys::procfs::start_time(pid).map(|started| (pid, started)),
+                how_it_ended: Mutex::new(how_it_ended),
             });
+        }
+    });
+}
+
+/// A service that was started on this thread belongs to the run from now on.
+pub(crate) fn published(log: &Path, how_it_ended: HowItEnded) {
+    let _ = MAKING.try_with(|making| {
+        let mut making = making.borrow_mut();
+        let mut services = making.iter_mut().flatten();
+        if let Some(service) = services.find(|service| service.log == log) {
+            service.how_it_ended = Mutex::new(how_it_ended);
         }
     });
 }
@@ -170,17 +204,45 @@ impl Service {
         dir.and_then(OsStr::to_str).unwrap_or_default()
     }
 
+    /// Whether it has ended, and not as a job does that has done its work.
+    fn has_died(&self) -> bool {
+        let has_ended = self
+            .main
+            .is_some_and(|(pid, started)| !service_dir::is_alive(pid, started));
+        has_ended && self.exit().is_none_or(|exit| !exit.status.success())
+    }
+
+    fn exit(&self) -> Option<Exit> {
+        let how_it_ended = self.how_it_ended.lock().unwrap_or_else(PoisonError::into_inner);
+        how_it_ended()
+    }
+
+    /// The error for tests that begin to use it after its end.
+    fn died(&self) -> Error {
+        let tail = self.output.tail(TAIL_LINES, Cursor::START);
+        Error::Died {
+            command: self.command.clone(),
+            status: self.exit().map(|exit| exit.status),
+            evidence: Box::new(Evidence {
+                tail,
+                log: Some(self.log.clone()),
+                ..Evidence::default()
+            }),
+        }
+    }
+
     fn tail(&self, since: u64) -> Option<String> {
+        if self.has_died() {
+            // The reason for whatever the test's client says.
+            self.keep();
+            return Some(shown(&self.died()));
+        }
         let since: Cursor = self.output.since_time(since);
         let printed = self.output.excerpt(since, HEAD_LINES, TAIL_LINES);
         if printed.tail.is_empty() {
             return None;
         }
-        // The log is to be read after the test, unless all that has failed is that the run was
-        // killed.
-        if !crate::run::is_over() {
-            let _ = std::fs::File::create(&self.kept);
-        }
+        self.keep();
         Some(shown(&Tail {
             command: &self.command,
             printed: Printed {
@@ -191,6 +253,15 @@ impl Service {
             },
             of_test: true,
         }))
+    }
+}
+
+impl Service {
+    /// The log is read after the test, unless the run was killed and nothing else has failed.
+    fn keep(&self) {
+        if !crate::run::is_over() {
+            let _ = std::fs::File::create(&self.kept);
+        }
     }
 }
 
