@@ -172,7 +172,9 @@ pub use mirakuru_core::{
 pub use mirakuru_core::{Http, HttpExecutor, IntoStatus};
 #[cfg(feature = "presets")]
 pub use mirakuru_fixtures::presets;
-pub use mirakuru_fixtures::{Recipe, Shared, StartAll, StopAll, start_all, stop_all};
+pub use mirakuru_fixtures::{
+    Cluster, ClusterRecipe, Node, Recipe, Shared, StartAll, StopAll, cluster, start_all, stop_all,
+};
 
 /// Makes a fixture: a service for a test, for all tests, or for rstest.
 ///

@@ -59,6 +59,7 @@ pub mod __private {
     pub use crate::error::report::shown;
     pub use crate::executor::{Endpoints, SharedLock, Startable, await_any, launch_together, stop_together};
     pub use crate::observe::events::timeline_now;
+    pub use crate::ports::identity::Identity;
     pub use crate::recipe::builder::unprivileged_user;
     pub use crate::recipe::placeholder::literal;
     pub use crate::run::lease::Lease;
@@ -66,6 +67,8 @@ pub mod __private {
     pub use crate::service_dir::random_id;
     pub use crate::share::slot::{RunSlot, SlotState, StartPermit};
     pub use crate::sys::files::release_segment;
+
+    pub use crate::util::deadline::scaled;
 
     /// Whether this process is root's.
     #[must_use]

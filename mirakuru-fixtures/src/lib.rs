@@ -63,6 +63,7 @@
 // Which feature an item needs, on docs.rs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod cluster;
 mod once;
 mod outcome;
 #[cfg(feature = "presets")]
@@ -77,6 +78,7 @@ mod together;
 #[cfg(feature = "rstest")]
 pub use rstest;
 
+pub use cluster::{Cluster, ClusterRecipe, Node, cluster};
 pub use recipe::Recipe;
 pub use shared::Shared;
 pub use together::{StartAll, StopAll, start_all, stop_all};

@@ -129,8 +129,8 @@ impl<T: 'static> Recipe for InStatic<T> {
 /// A static holds the fixture.
 pub struct Held;
 
-/// What a name in capital letters is the name of: a static, or a constant with a recipe. (`How` tells
-/// the two apart.)
+/// What a name in capital letters is the name of: a static, or a constant with a recipe. (`How`
+/// tells the two apart.)
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be started",
     label = "neither a static of a fixture nor a recipe",

@@ -3,11 +3,13 @@
 
 use std::any::type_name;
 use std::cell::RefCell;
+use std::path::PathBuf;
 use std::rc::Rc;
 
 use mirakuru_core::__private::{Endpoints, Run, SharedLock, SlotState, StartPermit, Startable};
-use mirakuru_core::{Error, Executor, Tcp};
+use mirakuru_core::{Error, Executor, ExecutorBuilder, Tcp};
 
+use crate::cluster::Node;
 use crate::recipe::Recipe;
 use crate::system::{Joining, Reach, Service, Slot, System};
 
@@ -17,31 +19,90 @@ pub(crate) fn join<'a, R: Recipe + 'a>(
     system: &mut System<'a>,
     joining: Joining,
 ) -> Slot<R::Handle> {
-    let slot = Slot::new();
-    let service = Single {
-        recipe: Some(recipe),
-        queue: joining.queue,
-        reach: system.reach(),
-        executor: None,
-        permit: None,
-        is_attached: false,
-        slot: slot.clone(),
-    };
+    let service = Single::new(recipe, joining.queue, system);
+    let slot = service.slot.clone();
     system.add(joining.name, Rc::new(RefCell::new(service)));
     slot
 }
 
 /// A service with one executor.
-struct Single<R: Recipe> {
+pub(crate) struct Single<R: Recipe> {
     recipe: Option<R>,
     queue: bool,
     reach: Reach,
+    /// The directories of services that it needs.
+    needs: Vec<PathBuf>,
     executor: Option<Executor<R::Readiness>>,
     /// The right to start it for the run.
     permit: Option<StartPermit>,
     /// It is the run's, and another process has started it.
     is_attached: bool,
     slot: Slot<R::Handle>,
+    /// Of a node of a cluster.
+    member: Option<ClusterMember>,
+}
+
+/// What a node of a cluster has besides.
+pub(crate) struct ClusterMember {
+    pub(crate) node: Node,
+    /// Filled when the service is ready by itself. The cluster hands it out when it is ready as a
+    /// whole.
+    pub(crate) is_up: Slot<()>,
+}
+
+impl<R: Recipe> Single<R> {
+    fn new(recipe: R, queue: bool, system: &System<'_>) -> Single<R> {
+        Single {
+            recipe: Some(recipe),
+            queue,
+            reach: system.reach(),
+            needs: system.needs(),
+            executor: None,
+            permit: None,
+            is_attached: false,
+            slot: Slot::new(),
+            member: None,
+        }
+    }
+
+    /// A node of a cluster, with the right to start it if the cluster is the run's.
+    pub(crate) fn node(
+        recipe: R,
+        joining: &Joining,
+        system: &System<'_>,
+        member: ClusterMember,
+        permit: Option<StartPermit>,
+    ) -> Single<R> {
+        Single {
+            permit,
+            member: Some(member),
+            ..Single::new(recipe, joining.queue, system)
+        }
+    }
+
+    /// How to start it.
+    pub(crate) fn builder(recipe: &R, queue: bool) -> Result<ExecutorBuilder<R::Readiness>, Error> {
+        let builder = recipe.executor()?;
+        Ok(if queue { builder.queue(true) } else { builder })
+    }
+
+    pub(crate) fn executor(&mut self) -> Option<&mut Executor<R::Readiness>> {
+        self.executor.as_mut()
+    }
+
+    /// Publishes what has been started for the run, and gives the handle to whoever waits for it.
+    pub(crate) fn hand_out(&mut self) -> Result<Slot<R::Handle>, Error> {
+        let (Some(mut executor), Some(recipe)) = (self.executor.take(), self.recipe.take()) else {
+            return too_early();
+        };
+        if let Some(permit) = &self.permit {
+            permit.publish(&mut executor)?;
+        }
+        self.permit = None;
+        let dirs = vec![executor.dir()];
+        self.slot.fill(recipe.handle(executor)?, dirs);
+        Ok(self.slot.clone())
+    }
 }
 
 fn too_early<T>() -> Result<T, Error> {
@@ -56,9 +117,14 @@ impl<R: Recipe> Service for Single<R> {
         let Some(recipe) = &self.recipe else {
             return too_early();
         };
-        let builder = recipe.executor()?;
-        let builder = if self.queue { builder.queue(true) } else { builder };
+        let builder = Self::builder(recipe, self.queue)?;
+        let identity = self.member.as_ref().map(|member| member.node.identity());
         let executor = match self.reach {
+            _ if self.permit.is_some() || identity.is_some() => match (&self.permit, identity) {
+                (Some(permit), identity) => permit.build(builder, identity)?,
+                (None, Some(identity)) => builder.__build_as(identity)?,
+                (None, None) => return too_early(),
+            },
             Reach::Run(run) if !builder.__is_for_one_process() => {
                 match run.slot(name, type_name::<R>(), &builder)?.enter(builder)? {
                     SlotState::Running(executor) => {
@@ -66,7 +132,7 @@ impl<R: Recipe> Service for Single<R> {
                         *executor
                     }
                     SlotState::Vacant(permit, builder) => {
-                        let executor = permit.build(*builder);
+                        let executor = permit.build(*builder, None);
                         self.permit = Some(permit);
                         executor?
                     }
@@ -95,6 +161,9 @@ impl<R: Recipe> Service for Single<R> {
     fn prepare(&mut self) -> Result<(), Error> {
         match (&mut self.executor, &self.recipe) {
             (Some(executor), Some(recipe)) if !self.is_attached => {
+                for dir in &self.needs {
+                    executor.__needs(dir);
+                }
                 executor.__prepare(|executor| recipe.prepare(executor))
             }
             _ => Ok(()),
@@ -115,14 +184,10 @@ impl<R: Recipe> Service for Single<R> {
                 executor.__for_process();
             }
             recipe.set_up(executor)?;
-            if let Some(permit) = &self.permit {
-                permit.publish(executor)?;
-            }
-            self.permit = None;
         }
-        match (self.executor.take(), self.recipe.take()) {
-            (Some(executor), Some(recipe)) => self.slot.fill(recipe.handle(executor)?),
-            _ => return too_early(),
+        match &self.member {
+            Some(member) => member.is_up.fill((), Vec::new()),
+            None => drop(self.hand_out()?),
         }
         Ok(())
     }

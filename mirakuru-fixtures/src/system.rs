@@ -12,6 +12,7 @@ use std::any::type_name;
 use std::cell::{OnceCell, RefCell, RefMut};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::path::PathBuf;
 use std::rc::{Rc, Weak};
 use std::time::Duration;
 
@@ -30,6 +31,8 @@ pub struct System<'a> {
     prefix: String,
     /// What has been added to the plan that is being added.
     added: Vec<Weak<dyn Need + 'a>>,
+    /// The directories of services that everything that is added now needs.
+    needs: Vec<PathBuf>,
     /// Held until all have started, so that fixed ports are locked in one order for all tests.
     locks: Vec<SharedLock>,
 }
@@ -46,7 +49,13 @@ pub(crate) enum Reach {
 }
 
 /// The place that a service's handle comes into once it is ready. A clone is the same place.
-pub struct Slot<H>(Rc<OnceCell<H>>);
+pub struct Slot<H>(Rc<Place<H>>);
+
+struct Place<H> {
+    handle: OnceCell<H>,
+    /// The directories of the services that the handle is made of.
+    dirs: RefCell<Vec<PathBuf>>,
+}
 
 impl<H> Clone for Slot<H> {
     fn clone(&self) -> Slot<H> {
@@ -56,12 +65,21 @@ impl<H> Clone for Slot<H> {
 
 impl<H> Slot<H> {
     pub(crate) fn new() -> Slot<H> {
-        Slot(Rc::new(OnceCell::new()))
+        Slot(Rc::new(Place {
+            handle: OnceCell::new(),
+            dirs: RefCell::default(),
+        }))
     }
 
-    pub(crate) fn fill(&self, handle: H) {
-        let filled = self.0.set(handle).is_ok();
+    /// Gives the handle, which is made of the services with these directories.
+    pub(crate) fn fill(&self, handle: H, dirs: Vec<PathBuf>) {
+        self.0.dirs.replace(dirs);
+        let filled = self.0.handle.set(handle).is_ok();
         debug_assert!(filled, "a service becomes ready once");
+    }
+
+    pub(crate) fn dirs(&self) -> Vec<PathBuf> {
+        self.0.dirs.borrow().clone()
     }
 
     /// The handle, for a recipe that is made from it.
@@ -71,7 +89,7 @@ impl<H> Slot<H> {
     /// When the service is not ready: recipes are made later.
     #[must_use]
     pub fn get(&self) -> &H {
-        self.0.get().expect("the service is ready")
+        self.0.handle.get().expect("the service is ready")
     }
 
     /// The handle, once all have started.
@@ -81,7 +99,7 @@ impl<H> Slot<H> {
     /// When the service is not ready, or there is a clone of the slot.
     #[must_use]
     pub fn take(self) -> H {
-        let handle = Rc::into_inner(self.0).and_then(OnceCell::into_inner);
+        let handle = Rc::into_inner(self.0).and_then(|place| place.handle.into_inner());
         handle.expect("the service is ready, and nobody else takes its handle")
     }
 }
@@ -90,11 +108,18 @@ impl<H> Slot<H> {
 pub trait Need {
     /// Whether it is there.
     fn is_there(&self) -> bool;
+
+    /// The directories of its services.
+    fn dirs(&self) -> Vec<PathBuf>;
 }
 
-impl<H> Need for OnceCell<H> {
+impl<H> Need for Place<H> {
     fn is_there(&self) -> bool {
-        self.get().is_some()
+        self.handle.get().is_some()
+    }
+
+    fn dirs(&self) -> Vec<PathBuf> {
+        self.dirs.borrow().clone()
     }
 }
 
@@ -104,7 +129,7 @@ impl<H> Slot<H> {
     where
         H: 'a,
     {
-        let place: Weak<OnceCell<H>> = Rc::downgrade(&self.0);
+        let place: Weak<Place<H>> = Rc::downgrade(&self.0);
         place
     }
 }
@@ -173,6 +198,8 @@ pub(crate) trait Service {
 struct Member<'a> {
     name: String,
     needs: Vec<Weak<dyn Need + 'a>>,
+    /// The directories of services that are needed by whatever it is a part of.
+    inherited: Vec<PathBuf>,
     stage: Stage<'a>,
 }
 
@@ -183,7 +210,6 @@ enum Stage<'a> {
     Recipe(Box<Waiting<'a>>),
     /// Something else that waits for its needs.
     Waits(Box<Waiting<'a>>),
-    #[allow(dead_code)] // For clusters.
     /// Is called again and again once its needs are there, until it says `true`. It may block for
     /// some milliseconds.
     Polls(Box<dyn FnMut() -> Result<bool, Error> + 'a>),
@@ -193,25 +219,19 @@ enum Stage<'a> {
     Over,
 }
 
-/// Which service failed, why, and how far the others were.
+/// Which service failed, and why.
 pub(crate) struct Failure {
     name: String,
     pub(crate) error: Error,
-    others: Vec<String>,
 }
 
 impl Failure {
     fn report(&self) -> String {
         let error = shown(&self.error);
-        let mut report = match &*self.name {
+        match &*self.name {
             "" => format!("the test's fixture could not be started\n{error}"),
             name => format!("the fixture `{name}` could not be started\n{error}"),
-        };
-        for other in &self.others {
-            report.push_str("\n  ");
-            report.push_str(other);
         }
-        report
     }
 }
 
@@ -222,6 +242,7 @@ impl<'a> System<'a> {
             reach,
             prefix: String::new(),
             added: Vec::new(),
+            needs: Vec::new(),
             locks: Vec::new(),
         }
     }
@@ -235,6 +256,11 @@ impl<'a> System<'a> {
 
     pub(crate) fn reach(&self) -> Reach {
         self.reach
+    }
+
+    /// The directories of services that a service that is added now needs.
+    pub(crate) fn needs(&self) -> Vec<PathBuf> {
+        self.needs.clone()
     }
 
     /// Adds what a recipe starts. The name is for messages, and may be empty. The service waits for
@@ -299,7 +325,8 @@ impl<'a> System<'a> {
             let inner = recipe.__join(system, joining);
             let need = inner.need();
             let forward = Stage::Waits(Box::new(move |_| {
-                outer.fill(inner.take());
+                let dirs = inner.dirs();
+                outer.fill(inner.take(), dirs);
                 Ok(())
             }));
             system.push(String::new(), vec![need], forward);
@@ -315,8 +342,14 @@ impl<'a> System<'a> {
         let slot = Slot::new();
         let place = slot.clone();
         let needs = self.added.clone();
+        let parts = needs.clone();
         let stage = Stage::Waits(Box::new(move |_| {
-            place.fill(make());
+            let dirs = parts
+                .iter()
+                .filter_map(Weak::upgrade)
+                .flat_map(|part| part.dirs());
+            let dirs = dirs.collect();
+            place.fill(make(), dirs);
             Ok(())
         }));
         self.push(String::new(), needs, stage);
@@ -332,7 +365,7 @@ impl<'a> System<'a> {
         let slot = Slot::new();
         let place = slot.clone();
         let stage = Stage::Recipe(Box::new(move |_| {
-            place.fill(make()?);
+            place.fill(make()?, Vec::new());
             Ok(())
         }));
         self.push(joining.name, Vec::new(), stage);
@@ -344,7 +377,15 @@ impl<'a> System<'a> {
         self.push(name, Vec::new(), Stage::New(service));
     }
 
-    #[allow(dead_code)] // For clusters.
+    /// Adds something that runs now, and may fail.
+    pub(crate) fn run_now(
+        &mut self,
+        name: String,
+        run: impl FnOnce(&mut System<'a>) -> Result<(), Error> + 'a,
+    ) {
+        self.push(name, Vec::new(), Stage::Recipe(Box::new(run)));
+    }
+
     /// Adds something that is called again and again once its needs are there, until it says
     /// `true`.
     pub(crate) fn poll(
@@ -357,7 +398,13 @@ impl<'a> System<'a> {
     }
 
     fn push(&mut self, name: String, needs: Vec<Weak<dyn Need + 'a>>, stage: Stage<'a>) {
-        self.members.push(Member { name, needs, stage });
+        let inherited = self.needs.clone();
+        self.members.push(Member {
+            name,
+            needs,
+            inherited,
+            stage,
+        });
     }
 
     /// Starts all services of a test or of a fixture function. Then the closure takes their
@@ -425,8 +472,7 @@ impl<'a> System<'a> {
                 .members
                 .get(at)
                 .map_or_else(String::new, |member| member.name.clone()),
-            error,
-            others: self.others(at),
+            error: error.__in_system(self.others(at)),
         };
         // Whoever needs others ends before them.
         while self.members.pop().is_some() {}
@@ -436,19 +482,21 @@ impl<'a> System<'a> {
         }
     }
 
-    /// How far each service was, but for the one that failed.
+    /// How far each service was, where there are several. Those without a name are left out.
     fn others(&self, failed: usize) -> Vec<String> {
-        let others = self.members.iter().enumerate().filter(|(at, _)| *at != failed);
-        let lines = others.filter_map(|(_, member)| {
+        let lines = self.members.iter().enumerate().filter_map(|(at, member)| {
             let name = Some(&member.name).filter(|name| !name.is_empty())?;
-            Some(match &member.stage {
-                Stage::Ready => format!("`{name}` was ready"),
-                Stage::Starting(_) => format!("`{name}` was starting"),
-                Stage::New(_) | Stage::Recipe(_) => format!("`{name}` was not started"),
+            let state = match &member.stage {
+                _ if at == failed => "failed",
+                Stage::Ready => "was ready",
+                Stage::Starting(_) => "was starting",
+                Stage::New(_) | Stage::Recipe(_) => "was not started",
                 Stage::Waits(_) | Stage::Polls(_) | Stage::Over => return None,
-            })
+            };
+            Some(format!("`{name}` {state}"))
         });
-        lines.collect()
+        let lines: Vec<String> = lines.collect();
+        if lines.len() > 1 { lines } else { Vec::new() }
     }
 
     /// After an error, `at` is the place of the member that it belongs to.
@@ -457,17 +505,23 @@ impl<'a> System<'a> {
             while let Some(next) = self.next_that_waits() {
                 *at = next;
                 match std::mem::replace(&mut self.members[next].stage, Stage::Over) {
-                    Stage::Recipe(run) | Stage::Waits(run) => run(self)?,
+                    Stage::Recipe(run) | Stage::Waits(run) => {
+                        self.needs = self.members[next].dirs_of_needs();
+                        run(self)?;
+                        self.needs.clear();
+                    }
                     other => self.members[next].stage = other,
                 }
             }
             self.launch(at)?;
-            let polls = self.poll_all(at)?;
+            let Polled { is_news, polls } = self.poll_all(at)?;
             let is_over = |member: &Member<'_>| matches!(member.stage, Stage::Ready | Stage::Over);
             if self.members.iter().all(is_over) {
                 return Ok(());
             }
-            self.finish_ready(at, polls)?;
+            if !is_news {
+                self.finish_ready(at, polls)?;
+            }
         }
     }
 
@@ -560,21 +614,21 @@ impl<'a> System<'a> {
         Ok(())
     }
 
-    /// Says whether something is left to be polled.
-    fn poll_all(&mut self, at: &mut usize) -> Result<bool, Error> {
-        let mut left = false;
+    fn poll_all(&mut self, at: &mut usize) -> Result<Polled, Error> {
+        let mut polled = Polled::default();
         for (index, member) in self.members.iter_mut().enumerate() {
             let has_its_needs = member.has_its_needs();
             if let Stage::Polls(poll) = &mut member.stage {
                 *at = index;
                 if has_its_needs && poll()? {
                     member.stage = Stage::Over;
+                    polled.is_news = true;
                 } else {
-                    left |= has_its_needs;
+                    polled.polls |= has_its_needs;
                 }
             }
         }
-        Ok(left)
+        Ok(polled)
     }
 
     fn all(
@@ -586,6 +640,14 @@ impl<'a> System<'a> {
             .filter_map(|(index, member)| Some((index, Rc::clone(of(&member.stage)?))))
             .collect()
     }
+}
+
+#[derive(Default)]
+struct Polled {
+    /// Something has become ready, for which others may wait.
+    is_news: bool,
+    /// Something is left to be polled.
+    polls: bool,
 }
 
 /// Calls a function of the core with those of the services that are started, and gives an error the
@@ -606,6 +668,12 @@ fn with_startables(
 }
 
 impl Member<'_> {
+    fn dirs_of_needs(&self) -> Vec<PathBuf> {
+        let needs = self.needs.iter().filter_map(Weak::upgrade);
+        let dirs = needs.flat_map(|need| need.dirs());
+        self.inherited.iter().cloned().chain(dirs).collect()
+    }
+
     fn has_its_needs(&self) -> bool {
         // Where a slot is gone, its handle has been taken.
         self.needs

@@ -63,6 +63,34 @@ static SLEEPER: SimpleExecutor;
 #[mirakuru::fixture(cmd = "sleep 100")]
 static TWIN: SimpleExecutor;
 
+/// A system of which a field needs another.
+#[mirakuru::fixture]
+struct System {
+    #[fixture(cmd = ["sleep", "100"], env = ("PORT", "{port}"))]
+    database: SimpleExecutor,
+    #[fixture(cmd = "sleep 100", env = ("DATABASE", database.port().to_string()))]
+    server: SimpleExecutor,
+}
+
+#[mirakuru::fixture(System)]
+static SYSTEM: System;
+
+/// Nodes with the ports of each other.
+#[mirakuru::fixture(mirakuru::cluster(3, |node| {
+    let peers: Vec<String> = node.peers().map(|peer| peer.port().to_string()).collect();
+    let line = format!("node {} of {}, at {{port}}", node.index(), node.nodes().count());
+    Executor::builder([ODD, "--listen", "127.0.0.1:{port}", "--line"])
+        .arg(line)
+        .env("PEERS", peers.join(" "))
+        .env("PLACE", node.dir())
+        .wait_for(Tcp::addr("127.0.0.1:{port}"))
+        .timeout(BOUND)
+})
+.ready_when(mirakuru::Check::new("it had said who it is", |node| {
+    Ok(node.logs().stdout().contains("of 3, at"))
+})))]
+static NODES: mirakuru::Cluster<TcpExecutor>;
+
 #[mirakuru::fixture(cmd = "sleep 100", scope = "process")]
 static OF_THE_PROCESS: SimpleExecutor;
 
@@ -257,6 +285,26 @@ fn test_process() {
         "SLEEPER" => tell(Shared::try_get(&SLEEPER), began),
         "TWIN" => tell(Shared::try_get(&TWIN), began),
         "OF_THE_PROCESS" => tell(Shared::try_get(&OF_THE_PROCESS), began),
+        "SYSTEM" => {
+            tell(Shared::try_get(&SYSTEM).map(|system| &system.server), began);
+            told("database", SYSTEM.database.pid());
+            assert_eq!(
+                SYSTEM.server.envs()[std::ffi::OsStr::new("DATABASE")],
+                *SYSTEM.database.port().to_string()
+            );
+        }
+        "NODES" => {
+            tell(Shared::try_get(&NODES).map(|nodes| &nodes[0]), began);
+            for (index, node) in NODES.iter().enumerate() {
+                told(&format!("node {index}"), node.pid());
+                assert_eq!(node.name(), format!("node-{index}"));
+                let peers = NODES.iter().filter(|peer| peer.pid() != node.pid());
+                let peers: Vec<String> = peers.map(|peer| peer.port().to_string()).collect();
+                assert_eq!(node.envs()[std::ffi::OsStr::new("PEERS")], *peers.join(" "));
+                assert_eq!(node.envs()[std::ffi::OsStr::new("PLACE")], *node.dir());
+                assert!(std::net::TcpStream::connect(node.addr()).is_ok());
+            }
+        }
         "READER" => tell(Shared::try_get(&READER), began),
         "HTTP" => {
             tell(Shared::try_get(&HTTP), began);
@@ -724,6 +772,37 @@ fn without_a_runner_it_is_the_process_s_own() {
     assert_ne!(pids[0], pids[1]);
     touch(&scratch, "end");
     let all: Vec<u32> = tests.iter().map(|test| test.pid).chain(pids).collect();
+    assert_nothing_left(&scratch, &all);
+}
+
+#[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
+fn a_system_and_a_cluster_are_started_once_in_a_run() {
+    let scratch = Scratch::new();
+    let mut run = Run::begin(&scratch);
+    let mut all: Vec<u32> = Vec::new();
+    for (name, keys) in [
+        ("SYSTEM", &["pid", "database"][..]),
+        ("NODES", &["node 0", "node 1", "node 2"]),
+    ] {
+        // All at once, and one that comes late.
+        let tests: Vec<Test> = (0..6)
+            .map(|_| run.test(&[("USE", name), ("AFTER", name)]))
+            .collect();
+        touch(&scratch, name);
+        tests.iter().for_each(Test::ended);
+        let late = run.test(&[("USE", name)]);
+        late.ended();
+        let late = late.told();
+        all.extend(keys.iter().map(|key| late[*key].parse::<u32>().expect("a pid")));
+        for test in &tests {
+            let told = test.told();
+            for key in keys {
+                assert_eq!(told[*key], late[*key], "{name}: {key}");
+            }
+        }
+    }
+    run.end(true);
     assert_nothing_left(&scratch, &all);
 }
 

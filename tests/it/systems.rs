@@ -323,3 +323,156 @@ fn fields_end_in_the_reverse_order_of_need() {
     drop(system);
     assert_eq!(scratch.ends(), "server\ndatabase\n");
 }
+
+mod clusters {
+    use std::collections::HashSet;
+
+    use super::*;
+    use mirakuru::{Check, Cluster, Error, Recipe, Tcp, TcpExecutor, cluster};
+
+    /// Nodes that listen, and know the ports of their peers.
+    fn nodes() -> impl Recipe<Handle = Cluster<TcpExecutor>> {
+        cluster(3, |node| {
+            Executor::builder([crate::common::ODD, "--listen", "127.0.0.1:{port}"])
+                .env("OTHER", "{port:other}")
+                .env(
+                    "NEEDS",
+                    node.peers()
+                        .map(|peer| format!("{}/{}", peer.port(), peer.port_named("other")))
+                        .collect::<Vec<_>>()
+                        .join(" "),
+                )
+                .wait_for(Tcp::addr("127.0.0.1:{port}"))
+        })
+    }
+
+    #[mirakuru::fixture(nodes())]
+    #[test]
+    fn nodes_know_each_others_ports_before_they_start(mut nodes: Cluster<TcpExecutor>) {
+        for node in &nodes {
+            let peers = nodes.iter().filter(|peer| peer.pid() != node.pid());
+            let peers: Vec<String> = peers
+                .map(|peer| format!("{}/{}", peer.port(), peer.port_named("other")))
+                .collect();
+            assert_eq!(needs(node), peers.join(" "));
+        }
+        let ports: HashSet<u16> = nodes.iter().map(|node| node.port()).collect();
+        assert_eq!((nodes.len(), ports.len()), (3, 3));
+
+        let port = nodes[1].port();
+        nodes[1].kill().unwrap();
+        assert!(nodes[0].is_running() && !nodes[1].is_running() && nodes[2].is_running());
+        nodes[1].start().unwrap();
+        assert_eq!(nodes[1].port(), port);
+        for node in &mut nodes {
+            node.stop().unwrap();
+        }
+        assert_eq!(nodes.into_iter().count(), 3);
+    }
+
+    #[test]
+    fn a_node_has_its_number_its_name_and_its_directory() {
+        let recipe = cluster(2, |node| {
+            let peers: Vec<String> = node
+                .peers()
+                .map(|peer| peer.dir().display().to_string())
+                .collect();
+            assert_eq!(node.nodes().nth(node.index()).unwrap().port(), node.port());
+            Executor::builder("sleep 60")
+                .env(
+                    "NEEDS",
+                    format!("{} {{name}} {{dir}} {}", node.index(), peers.join(" ")),
+                )
+                // By number, and not by a placeholder.
+                .env("PORT", node.port().to_string())
+        });
+        let nodes = recipe.clone().start().unwrap();
+        for (index, node) in nodes.iter().enumerate() {
+            let (own, peer) = (node.dir(), nodes[1 - index].dir());
+            assert!(own.is_dir());
+            let expected = format!("{index} node-{index} {} {}", own.display(), peer.display());
+            assert_eq!(needs(node), expected);
+            assert_eq!(
+                node.envs()[std::ffi::OsStr::new("PORT")],
+                *node.port().to_string()
+            );
+        }
+        assert_ne!(recipe.start().unwrap()[0].dir(), nodes[0].dir());
+    }
+
+    #[test]
+    fn it_is_ready_when_the_condition_holds_for_every_node() {
+        let recipe = cluster(3, |node| {
+            let seconds = f64::from(u32::try_from(node.index()).unwrap()) / 10.0;
+            Executor::builder(format!("sleep {seconds}; echo joined; exec sleep 60")).shell(true)
+        });
+        let joined = Check::new("it had joined", |node| {
+            Ok(node.logs().stdout().contains("joined"))
+        });
+        let nodes = recipe.clone().ready_when(joined).start().unwrap();
+        for node in &nodes {
+            assert_eq!(node.logs().stdout(), "joined\n");
+        }
+
+        let never = recipe
+            .ready_when(Check::new("there was a leader", |_| Ok(false)))
+            .timeout(std::time::Duration::from_millis(300))
+            .start();
+        let Err(Error::Timeout {
+            awaited,
+            elapsed,
+            evidence,
+            ..
+        }) = never
+        else {
+            panic!("it was ready");
+        };
+        assert_eq!(awaited, "there was a leader");
+        assert!(elapsed.as_millis() >= 300, "{elapsed:?}");
+        assert_eq!(evidence.system.len(), 3, "{:?}", evidence.system);
+    }
+
+    #[test]
+    fn a_node_that_fails_is_named_and_the_others_are_told_of() {
+        let recipe = cluster(3, |node| match node.index() {
+            1 => Executor::builder("exit 3")
+                .shell(true)
+                .wait_for(Banner::matching("never")),
+            _ => ready_after(0),
+        });
+        let Err(error) = recipe.start() else {
+            panic!("it started")
+        };
+        assert!(matches!(error, Error::Exited { .. }), "{error}");
+        let report = error.to_string();
+        assert!(report.contains("`node-1` failed"), "{report}");
+        for other in ["`node-0` was", "`node-2` was"] {
+            assert!(report.contains(other), "{report}");
+        }
+    }
+
+    /// A cluster in a system, whose client has the ports of all nodes.
+    #[mirakuru::fixture]
+    struct Queue {
+        #[fixture(nodes())]
+        nodes: Cluster<TcpExecutor>,
+        #[fixture(cmd = "sleep 60", env = ("NEEDS", nodes.iter().map(|node| node.port().to_string()).collect::<String>()))]
+        client: SimpleExecutor,
+    }
+
+    #[mirakuru::fixture(Queue)]
+    #[test]
+    fn a_cluster_in_a_system(queue: &Queue) {
+        let ports: String = queue.nodes.iter().map(|node| node.port().to_string()).collect();
+        assert_eq!(needs(&queue.client), ports);
+    }
+
+    #[mirakuru::fixture(nodes())]
+    static SHARED: Cluster<TcpExecutor>;
+
+    #[mirakuru::fixture(SHARED)]
+    #[test]
+    fn a_cluster_in_a_static(nodes: &Cluster<TcpExecutor>) {
+        assert!(nodes.iter().all(|node| node.is_running()));
+    }
+}

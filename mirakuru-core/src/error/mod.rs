@@ -252,6 +252,9 @@ pub struct Evidence {
     /// Of somebody else that is in the way, what is known of it, for example
     /// `started 3 min ago by user redis`.
     pub about: Option<String>,
+    /// Where it is one of several services that start together, how far each of them was, for example
+    /// `` `node-0` was ready ``.
+    pub system: Vec<String>,
     /// What to do about it, where the cause is known.
     pub hint: Option<String>,
 }
@@ -297,6 +300,26 @@ impl Error {
             .and_then(|evidence| evidence.last_probe.as_mut())
         {
             *probe = shown(probe);
+        }
+        self
+    }
+
+    /// The same error of a service that is one of several, with how far each of them was.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn __in_system(mut self, services: Vec<String>) -> Error {
+        if let Some(evidence) = self.evidence_mut() {
+            evidence.system = services;
+        }
+        self
+    }
+
+    /// The same error, after a longer wait of which it ended the last part.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn __after(mut self, waited: Duration) -> Error {
+        if let Error::Timeout { elapsed, .. } = &mut self {
+            *elapsed = waited;
         }
         self
     }
@@ -475,6 +498,9 @@ impl Evidence {
             });
             report.entry("timeline", &events.collect::<Vec<_>>().join(", "));
         }
+        for service in &self.system {
+            report.entry("system", service);
+        }
         report.output(Printed {
             head: &self.head,
             left_out: self.left_out,
@@ -549,6 +575,7 @@ mod tests {
                 log: Some(PathBuf::from("/tmp/x/log")),
                 lost: 40_000,
                 about: None,
+                system: Vec::new(),
                 hint: Some("stop it".to_owned()),
             }),
         };

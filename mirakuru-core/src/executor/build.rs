@@ -3,6 +3,7 @@
 use crate::error::Error;
 use crate::executor::Executor;
 use crate::executor::process::{Core, Own, Owned, Process};
+use crate::ports::identity::Identity;
 use crate::readiness::Readiness;
 use crate::readiness::no_wait::NoWait;
 use crate::recipe::builder::{ExecutorBuilder, Spec};
@@ -54,9 +55,19 @@ impl<R: Readiness> ExecutorBuilder<R> {
     /// placeholder; [`Error::InvalidReadiness`] when the condition makes no sense;
     /// [`Error::System`] when there is no port or no directory to be had.
     pub fn build(self) -> Result<Executor<R>, Error> {
+        self.build_as(None)
+    }
+
+    /// The same for a service whose directory and ports others have been told of.
+    #[doc(hidden)]
+    pub fn __build_as(self, identity: &Identity) -> Result<Executor<R>, Error> {
+        self.build_as(Some(identity))
+    }
+
+    pub(crate) fn build_as(self, identity: Option<&Identity>) -> Result<Executor<R>, Error> {
         sweep();
         let ExecutorBuilder { spec, mut readiness } = self;
-        let (mut core, mut own) = (Core::new(spec, &readiness)?, Own::default());
+        let (mut core, mut own) = (Core::new(spec, &readiness, identity)?, Own::default());
         let resolved = Owned {
             core: &mut core,
             own: &mut own,

@@ -522,6 +522,14 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
+    /// All chosen ports with their names, `{port}` having the empty one.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn __ports(&self) -> Vec<(String, u16)> {
+        let ports = self.core.values.ports();
+        ports.map(|(name, port)| (name.to_owned(), port)).collect()
+    }
+
     /// The URL at which clients reach the service.
     ///
     /// # Panics

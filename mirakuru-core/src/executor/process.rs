@@ -25,6 +25,7 @@ use crate::output::live;
 use crate::output::mark::Mark;
 use crate::output::reader::OutputReader;
 use crate::ports::activation::Listen;
+use crate::ports::identity::Identity;
 use crate::ports::lock::EndpointLock;
 use crate::ports::reserve::Range;
 use crate::ports::values::Values;
@@ -294,10 +295,25 @@ impl Own {
 
 impl Core {
     /// The facts about a service that is going to be this process's own.
-    pub(super) fn new(spec: Spec, readiness: &dyn Readiness) -> Result<Core, Error> {
-        let service_dir = ServiceDir::create(spec.owner())?;
-        let mut values = Values::new(name(&spec), service_dir.dir().to_owned());
-        if spec.low_ports || readiness.wants_low_ports() {
+    pub(super) fn new(
+        spec: Spec,
+        readiness: &dyn Readiness,
+        identity: Option<&Identity>,
+    ) -> Result<Core, Error> {
+        let (service_dir, mut values) = match identity {
+            None => {
+                let service_dir = ServiceDir::create(spec.owner())?;
+                let values = Values::new(name(&spec), service_dir.dir().to_owned());
+                (service_dir, values)
+            }
+            Some(identity) => {
+                let name = spec.name.clone().unwrap_or_else(|| identity.name().to_owned());
+                let service_dir = identity.take_dir(spec.owner())?;
+                let values = Values::given(name, service_dir.dir().to_owned(), identity.take_ports());
+                (service_dir, values)
+            }
+        };
+        if spec.low_ports || readiness.wants_low_ports() || identity.is_some() {
             values.set_range(Range::Low);
         }
         let output = open_log(&service_dir)?;
@@ -518,6 +534,7 @@ impl Owned<'_> {
             .extend(own.listen.addrs().filter(|addr| !chosen.contains(&addr.port())));
         own.paths = prepared.paths;
         core.readiness_env = prepared.env;
+        core.values.take_given();
         Ok(())
     }
 }

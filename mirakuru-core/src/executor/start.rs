@@ -230,8 +230,10 @@ impl Owned<'_> {
         }
         let chosen: Vec<SocketAddr> = self.chosen().collect();
         if free::check_free(&chosen).is_err() {
-            // Clients know the ports of a service that has been ready: those never change.
-            return (!self.own.was_ready).then_some(OtherTry::NewPorts);
+            // Clients know the ports of a service that has been ready, and the nodes of a cluster
+            // know those of each other: these never change.
+            let are_known = self.own.was_ready || self.core.values.are_known();
+            return (!are_known).then_some(OtherTry::NewPorts);
         }
         // Nobody has the ports but us. A service without SO_REUSEADDR cannot bind over our hold, which
         // no table of the kernel's tells.

@@ -255,6 +255,7 @@ impl Core {
             log: Some(self.service_dir.log()),
             lost: self.output.lost(self.since.output),
             about: None,
+            system: Vec::new(),
             hint,
         })
     }

@@ -4,6 +4,7 @@ pub(crate) mod activation;
 pub(crate) mod address;
 pub(crate) mod free;
 pub(crate) mod holder;
+pub(crate) mod identity;
 pub(crate) mod lock;
 pub(crate) mod owner;
 pub(crate) mod port;

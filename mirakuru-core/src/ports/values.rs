@@ -20,6 +20,10 @@ pub(crate) struct Values {
     dir: PathBuf,
     /// By name, `{port}` having the empty one, in the order in which they were first asked for.
     ports: Vec<(String, Reservation)>,
+    /// Ports that others have been told of. They are in `ports` once a text has asked for them.
+    given: Vec<(String, Reservation)>,
+    /// Whether others know the ports, so that they never change.
+    are_known: bool,
     /// Ports that failed: not to be taken again.
     spoiled: Vec<u16>,
     hold_level: HoldLevel,
@@ -36,6 +40,8 @@ impl Values {
             name,
             dir,
             ports: Vec::new(),
+            given: Vec::new(),
+            are_known: false,
             spoiled: Vec::new(),
             hold_level: HoldLevel::Firm,
             range: Range::Any,
@@ -47,6 +53,25 @@ impl Values {
     /// Chooses ports of this range from now on.
     pub(crate) fn set_range(&mut self, range: Range) {
         self.range = range;
+    }
+
+    /// The values of a service whose ports others have been told of.
+    pub(crate) fn given(name: String, dir: PathBuf, given: Vec<(String, Reservation)>) -> Values {
+        Values {
+            given,
+            are_known: true,
+            ..Values::new(name, dir)
+        }
+    }
+
+    /// Whether other services have been told of the ports.
+    pub(crate) fn are_known(&self) -> bool {
+        self.are_known
+    }
+
+    /// Holds the ports that others have been told of and no text has asked for, after all others.
+    pub(crate) fn take_given(&mut self) {
+        self.ports.append(&mut self.given);
     }
 
     /// The values of a service that runs already.
@@ -222,7 +247,10 @@ impl Values {
         if let Some(port) = self.port(name) {
             return Ok(port);
         }
-        let reservation = Reservation::new(self.range, self.hold_level, &self.spoiled)?;
+        let reservation = match self.given.iter().position(|(given, _)| given == name) {
+            Some(given) => self.given.remove(given).1,
+            None => Reservation::new(self.range, self.hold_level, &self.spoiled)?,
+        };
         let port = reservation.port();
         self.ports.push((name.to_owned(), reservation));
         Ok(port)

@@ -254,6 +254,13 @@ impl<R> ExecutorBuilder<R> {
                 .iter()
                 .any(|stdio| matches!(stdio.0, StdioKind::Inherit))
     }
+
+    /// Whether [`name`](ExecutorBuilder::name) has been called.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn __has_a_name(&self) -> bool {
+        self.spec.name.is_some()
+    }
 }
 
 impl<R> ExecutorBuilder<R> {

@@ -253,6 +253,25 @@ impl ServiceDir {
         give(&self.dir, Some(owner))
     }
 
+    /// Gives the directory of a service that is known by now to its user.
+    pub(crate) fn give_to(&self, owner: (u32, u32)) -> Result<(), Error> {
+        if owner == (sys::files::euid(), sys::files::egid()) {
+            return Ok(());
+        }
+        let loose = |dir: &Path| fs::set_permissions(dir, Permissions::from_mode(0o711));
+        let is_other_user = owner.0 != sys::files::euid();
+        let given = match self.path.parent() {
+            Some(base) if is_other_user => loose(base).and_then(|()| loose(&self.path)),
+            _ => Ok(()),
+        };
+        given
+            .and_then(|()| self.hand_over(owner))
+            .map_err(|source| Error::System {
+                attempt: format!("hand the directory over to user {}, group {}", owner.0, owner.1),
+                source,
+            })
+    }
+
     /// Whether dropping this removes the directory: this process made it, and has not given it
     /// away.
     pub(crate) fn is_ours(&self) -> bool {

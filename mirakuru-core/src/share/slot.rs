@@ -11,6 +11,7 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::executor::Executor;
 use crate::observe::events::timeline_now;
+use crate::ports::identity::Identity;
 use crate::readiness::Readiness;
 use crate::recipe::builder::ExecutorBuilder;
 use crate::run::state::State;
@@ -223,14 +224,18 @@ impl StartPermit {
     }
 
     /// Makes the executor that is to be started. Until it is [published](StartPermit::publish) it
-    /// is this process's own.
+    /// is this process's own. Others may have been told of its directory and ports.
     ///
     /// # Errors
     ///
     /// Those of [`ExecutorBuilder::build`]; [`Error::System`] when the runner has ended.
-    pub fn build<R: Readiness>(&self, recipe: ExecutorBuilder<R>) -> Result<Executor<R>, Error> {
+    pub fn build<R: Readiness>(
+        &self,
+        recipe: ExecutorBuilder<R>,
+        identity: Option<&Identity>,
+    ) -> Result<Executor<R>, Error> {
         let plan = self.plan().map_err(|source| self.slot.error(source))?;
-        let mut executor = recipe.build()?;
+        let mut executor = recipe.build_as(identity)?;
         executor.for_run(plan);
         Ok(executor)
     }

@@ -45,7 +45,7 @@ const VARIABLE: &str = "MIRAKURU_TIMEOUT_SCALE";
 
 /// A timeout, multiplied by the environment variable `MIRAKURU_TIMEOUT_SCALE` (a positive number,
 /// default 1) for slow machines.
-pub(crate) fn scaled(timeout: Duration) -> Duration {
+pub fn scaled(timeout: Duration) -> Duration {
     static SCALE: Lazy<f64> = Lazy::new(|| {
         let text = std::env::var_os(VARIABLE).map(|text| text.to_string_lossy().into_owned());
         scale(text.as_deref()).unwrap_or_else(|| {

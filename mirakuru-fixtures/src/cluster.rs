@@ -1,0 +1,476 @@
+//! [`cluster`]: services of one kind that know each other before the first of them starts.
+
+use std::any::type_name;
+use std::cell::RefCell;
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::{Deref, DerefMut};
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use mirakuru_core::__private::{Identity, Run, SlotState, StartPermit, scaled};
+use mirakuru_core::{Check, Error, Executor, ExecutorBuilder, NoWait};
+
+use crate::recipe::Recipe;
+use crate::start::{ClusterMember, Single};
+use crate::system::{Joining, Reach, Slot, System, several};
+
+/// A recipe for `size` services that know each other: the closure makes the recipe of each node,
+/// and can ask for the ports and directories of all. They start together.
+///
+/// ```
+/// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
+/// use mirakuru::{Cluster, Executor, Recipe, SimpleExecutor, cluster};
+///
+/// let recipe = cluster(3, |node| {
+///     let peers: Vec<String> = node.peers().map(|peer| peer.port().to_string()).collect();
+///     Executor::builder("sleep 60")
+///         .env("LISTEN", "127.0.0.1:{port}")
+///         .env("PEERS", peers.join(","))
+/// });
+/// let mut nodes: Cluster<SimpleExecutor> = recipe.start()?;
+/// assert_ne!(nodes[0].port(), nodes[1].port());
+/// nodes[0].kill()?;
+/// assert!(nodes[1].is_running());
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
+///
+/// The closure may return any recipe of one service: a builder, a preset, a type of your own. It
+/// only makes the recipe, and may be called more than once for a node. The name of a node, also for
+/// `{name}`, is [`Node::name`], unless its recipe has one.
+///
+/// A cluster is ready when all its nodes are, and what [`ready_when`](ClusterRecipe::ready_when)
+/// says holds. In a `static` it is shared by the run like any other fixture. The ports of the nodes
+/// do not change when a start fails because one is in use: the start fails then, and says so.
+pub fn cluster<R: Recipe, F: Fn(&Node) -> R>(size: usize, node: F) -> ClusterRecipe<R, F> {
+    ClusterRecipe {
+        size,
+        node,
+        checks: Vec::new(),
+        timeout: Duration::from_secs(60),
+        recipe: PhantomData,
+    }
+}
+
+/// A recipe for a cluster: what [`cluster`] makes.
+#[must_use = "a recipe starts nothing by itself"]
+pub struct ClusterRecipe<R, F> {
+    size: usize,
+    node: F,
+    checks: Vec<Check>,
+    timeout: Duration,
+    recipe: PhantomData<fn() -> R>,
+}
+
+impl<R, F> ClusterRecipe<R, F> {
+    /// What must hold besides for the cluster to be ready, when each node is: that there is a
+    /// leader, that all have joined. It is asked of every node, whose
+    /// [`Probe`](mirakuru_core::Probe) it gets, and must hold for each.
+    ///
+    /// ```
+    /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
+    /// use mirakuru::{Check, Executor, Recipe, cluster};
+    ///
+    /// let nodes = cluster(2, |node| {
+    ///     let peers = node.peers().count();
+    ///     Executor::builder(format!("sleep 0.1; echo '{peers} peers'; exec sleep 60")).shell(true)
+    /// })
+    /// .ready_when(Check::new("it knew its peers", |node| {
+    ///     Ok(node.logs().stdout().contains("1 peers"))
+    /// }))
+    /// .start()?;
+    /// assert_eq!(nodes.len(), 2);
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    pub fn ready_when(mut self, check: Check) -> ClusterRecipe<R, F> {
+        self.checks.push(check);
+        self
+    }
+
+    /// How long [`ready_when`](ClusterRecipe::ready_when) may take, from when each node is ready.
+    /// Default: 60 seconds.
+    pub fn timeout(mut self, timeout: Duration) -> ClusterRecipe<R, F> {
+        self.timeout = timeout;
+        self
+    }
+}
+
+impl<R, F: Clone> Clone for ClusterRecipe<R, F> {
+    fn clone(&self) -> ClusterRecipe<R, F> {
+        ClusterRecipe {
+            size: self.size,
+            node: self.node.clone(),
+            checks: self.checks.clone(),
+            timeout: self.timeout,
+            recipe: PhantomData,
+        }
+    }
+}
+
+impl<R, F> fmt::Debug for ClusterRecipe<R, F> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClusterRecipe")
+            .field("size", &self.size)
+            .field("checks", &self.checks)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A node of a cluster before it starts, of which its number, its ports and its directory are
+/// known. Cheap to clone.
+#[derive(Clone)]
+pub struct Node {
+    all: Arc<[Identity]>,
+    index: usize,
+}
+
+impl Node {
+    fn all(identities: Vec<Identity>) -> Vec<Node> {
+        let all: Arc<[Identity]> = identities.into();
+        let node = |index| Node {
+            all: Arc::clone(&all),
+            index,
+        };
+        (0..all.len()).map(node).collect()
+    }
+
+    pub(crate) fn identity(&self) -> &Identity {
+        &self.all[self.index]
+    }
+
+    /// Its place among the nodes, from 0.
+    #[must_use]
+    pub fn index(&self) -> usize {
+        self.index
+    }
+
+    /// Its name: `node-0`, `node-1`, ...
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.identity().name()
+    }
+
+    /// The number that `{port}` has in its recipe.
+    ///
+    /// # Panics
+    ///
+    /// When the system has no port to give.
+    #[must_use]
+    #[track_caller]
+    pub fn port(&self) -> u16 {
+        self.port_named("")
+    }
+
+    /// The number that `{port:NAME}` has in its recipe.
+    ///
+    /// # Panics
+    ///
+    /// When the system has no port to give.
+    #[must_use]
+    #[track_caller]
+    pub fn port_named(&self, name: &str) -> u16 {
+        match self.identity().port(name) {
+            Ok(port) => port,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// What `{dir}` stands for in its recipe: its private directory.
+    ///
+    /// # Panics
+    ///
+    /// When the directory cannot be made.
+    #[must_use]
+    #[track_caller]
+    pub fn dir(&self) -> PathBuf {
+        match self.identity().dir() {
+            Ok(dir) => dir,
+            Err(error) => panic!("{error}"),
+        }
+    }
+
+    /// The other nodes.
+    pub fn peers(&self) -> impl Iterator<Item = Node> + use<> {
+        let own = self.index;
+        self.nodes().filter(move |node| node.index != own)
+    }
+
+    /// All nodes, this one among them.
+    pub fn nodes(&self) -> impl Iterator<Item = Node> + use<> {
+        let all = Arc::clone(&self.all);
+        (0..all.len()).map(move |index| Node {
+            all: Arc::clone(&all),
+            index,
+        })
+    }
+}
+
+impl fmt::Debug for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Node").field(&self.index).finish()
+    }
+}
+
+/// The running nodes of a cluster: a slice of their handles. When it is dropped, they end, the
+/// first one first.
+#[derive(Debug)]
+pub struct Cluster<H> {
+    nodes: Vec<H>,
+}
+
+impl<H> Deref for Cluster<H> {
+    type Target = [H];
+
+    fn deref(&self) -> &[H] {
+        &self.nodes
+    }
+}
+
+impl<H> DerefMut for Cluster<H> {
+    fn deref_mut(&mut self) -> &mut [H] {
+        &mut self.nodes
+    }
+}
+
+impl<H> IntoIterator for Cluster<H> {
+    type Item = H;
+    type IntoIter = std::vec::IntoIter<H>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.nodes.into_iter()
+    }
+}
+
+impl<'a, H> IntoIterator for &'a Cluster<H> {
+    type Item = &'a H;
+    type IntoIter = std::slice::Iter<'a, H>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.nodes.iter()
+    }
+}
+
+impl<'a, H> IntoIterator for &'a mut Cluster<H> {
+    type Item = &'a mut H;
+    type IntoIter = std::slice::IterMut<'a, H>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.nodes.iter_mut()
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<R: Recipe, F: Fn(&Node) -> R> Recipe for ClusterRecipe<R, F> {
+    type Readiness = NoWait;
+    type Handle = Cluster<R::Handle>;
+
+    fn executor(&self) -> Result<ExecutorBuilder<NoWait>, Error> {
+        several()
+    }
+
+    fn handle(self, _: Executor<NoWait>) -> Result<Self::Handle, Error> {
+        several()
+    }
+
+    fn __join<'a>(self, system: &mut System<'a>, joining: Joining) -> Slot<Self::Handle>
+    where
+        Self: 'a,
+    {
+        let slot = Slot::new();
+        let place = slot.clone();
+        let name = joining.name.clone();
+        system.run_now(name, move |system| self.add(system, &joining, place));
+        slot
+    }
+}
+
+/// The name of a node in messages and in the run.
+fn full_name(joining: &Joining, node: &Node) -> String {
+    match &*joining.name {
+        "" => node.name().to_owned(),
+        cluster => format!("{cluster}[{}]", node.index),
+    }
+}
+
+fn name(index: usize) -> String {
+    format!("node-{index}")
+}
+
+impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
+    /// Adds the nodes to a system, or attaches to those of the run.
+    fn add<'a>(
+        self,
+        system: &mut System<'a>,
+        joining: &Joining,
+        place: Slot<Cluster<R::Handle>>,
+    ) -> Result<(), Error>
+    where
+        Self: 'a,
+    {
+        let mut permits = Vec::new();
+        if let Reach::Run(run) = system.reach() {
+            match self.enter(run, joining)? {
+                Entered::Running(handles, dirs) => {
+                    place.fill(Cluster { nodes: handles }, dirs);
+                    return Ok(());
+                }
+                Entered::Vacant(given) => permits = given,
+                Entered::NotShared => {}
+            }
+        }
+        let nodes = Node::all((0..self.size).map(|index| Identity::new(name(index))).collect());
+        // All recipes before the first is built: what one says of the others is theirs by then.
+        let recipes: Vec<R> = nodes.iter().map(|node| (self.node)(node)).collect();
+        let mut permits = permits.into_iter();
+        let (mut services, mut needs) = (Vec::new(), Vec::new());
+        for (node, recipe) in nodes.into_iter().zip(recipes) {
+            let name = full_name(joining, &node);
+            let is_up = Slot::new();
+            needs.push(is_up.need());
+            let member = ClusterMember { node, is_up };
+            let service = Single::node(recipe, joining, system, member, permits.next());
+            let service = Rc::new(RefCell::new(service));
+            system.add(name, Rc::clone(&service) as _);
+            services.push(service);
+        }
+        let mut forming = Forming {
+            services,
+            checks: self.checks,
+            timeout: scaled(self.timeout),
+            began: None,
+            held: 0,
+        };
+        system.poll(joining.name.clone(), needs, move || {
+            let is_ready = forming.is_ready()?;
+            if is_ready {
+                let (nodes, dirs) = forming.hand_out()?;
+                place.fill(Cluster { nodes }, dirs);
+            }
+            Ok(is_ready)
+        });
+        Ok(())
+    }
+
+    /// The nodes of the run if they are there, or the right to start them.
+    ///
+    /// Node 0 is published last, and so says whether all are there. The key of a node is made of a
+    /// recipe with invented ports, the same in each process.
+    fn enter(&self, run: &Run, joining: &Joining) -> Result<Entered<R>, Error> {
+        let invented = |index| Identity::known(name(index), format!("/node-{index}").into(), Vec::new());
+        let nodes = Node::all((0..self.size).map(invented).collect());
+        let mut found: Vec<Executor<R::Readiness>> = Vec::new();
+        let mut permits = Vec::new();
+        let builder = |node: &Node| {
+            let builder = Single::builder(&(self.node)(node), joining.queue)?;
+            let is_named = builder.__has_a_name();
+            Ok::<_, Error>(if is_named {
+                builder
+            } else {
+                builder.name(node.name())
+            })
+        };
+        for node in &nodes {
+            let key = builder(node)?;
+            if key.__is_for_one_process() {
+                return Ok(Entered::NotShared);
+            }
+            let slot = run.slot(&full_name(joining, node), type_name::<R>(), &key)?;
+            match slot.enter(key)? {
+                SlotState::Running(executor) if permits.is_empty() => found.push(*executor),
+                SlotState::Vacant(permit, _) if found.is_empty() => permits.push(permit),
+                _ => {
+                    return Err(Error::other(
+                        format!("use the cluster `{}` of this run of tests", joining.name),
+                        "the process that started it was killed in between, and a part of its nodes is left",
+                    ));
+                }
+            }
+        }
+        if found.is_empty() {
+            return Ok(Entered::Vacant(permits));
+        }
+        let known = found.iter().enumerate();
+        let known = known.map(|(index, node)| Identity::known(name(index), node.dir(), node.__ports()));
+        let real = Node::all(known.collect());
+        let (mut handles, mut dirs) = (Vec::new(), Vec::new());
+        for (node, key) in real.iter().zip(&nodes) {
+            let slot = run.slot(&full_name(joining, node), type_name::<R>(), &builder(key)?)?;
+            let SlotState::Running(executor) = slot.enter(builder(node)?)? else {
+                return Err(Error::other("use the run's cluster", "it is gone"));
+            };
+            dirs.push(executor.dir());
+            handles.push((self.node)(node).handle(*executor)?);
+        }
+        Ok(Entered::Running(handles, dirs))
+    }
+}
+
+/// What is in the run's slots for the nodes.
+enum Entered<R: Recipe> {
+    Running(Vec<R::Handle>, Vec<PathBuf>),
+    Vacant(Vec<StartPermit>),
+    /// The nodes need something of their process.
+    NotShared,
+}
+
+/// The nodes, each ready by itself, until the cluster is.
+struct Forming<R: Recipe> {
+    services: Vec<Rc<RefCell<Single<R>>>>,
+    checks: Vec<Check>,
+    timeout: Duration,
+    began: Option<Instant>,
+    /// How many pairs of a check and a node have held.
+    held: usize,
+}
+
+impl<R: Recipe> Forming<R> {
+    /// One look at the checks, which takes some milliseconds where one does not hold.
+    fn is_ready(&mut self) -> Result<bool, Error> {
+        let began = *self.began.get_or_insert_with(Instant::now);
+        while let Some(check) = self.checks.get(self.held / self.services.len().max(1)) {
+            let service = &self.services[self.held % self.services.len()];
+            let elapsed = began.elapsed();
+            // As for any condition: the longer it has taken, the less often one looks.
+            let slice = Duration::from_millis(5).max(elapsed / 50);
+            let mut service = service.borrow_mut();
+            let Some(executor) = service.executor() else {
+                return Ok(false);
+            };
+            match executor.wait_until(check.clone(), slice) {
+                Ok(()) => self.held += 1,
+                Err(Error::Timeout { .. }) if elapsed < self.timeout => return Ok(false),
+                Err(error) => {
+                    let error = error.__after(elapsed);
+                    drop(service);
+                    return Err(self.failed(error));
+                }
+            }
+        }
+        Ok(true)
+    }
+
+    /// Publishes the nodes for the run, the first one last, and gives their handles.
+    fn hand_out(&mut self) -> Result<(Vec<R::Handle>, Vec<PathBuf>), Error> {
+        let (mut handles, mut dirs) = (Vec::new(), Vec::new());
+        for service in std::mem::take(&mut self.services).into_iter().rev() {
+            let slot = service.borrow_mut().hand_out();
+            drop(service);
+            let slot = slot?;
+            dirs.extend(slot.dirs());
+            handles.push(slot.take());
+        }
+        handles.reverse();
+        Ok((handles, dirs))
+    }
+
+    /// Tells the other processes of the run.
+    fn failed(&self, error: Error) -> Error {
+        use crate::system::Service as _;
+        if let Some(first) = self.services.first() {
+            first.borrow_mut().failed(&error);
+        }
+        error
+    }
+}
