@@ -46,7 +46,8 @@ fn a_hundred_executors_side_by_side_get_a_hundred_ports() {
     assert_eq!(ports.len(), 100);
 }
 
-/// A server that binds UDP without any option, after a while, and answers each datagram with its pid.
+/// A server that binds UDP without any option, after a while, and answers each datagram with its
+/// pid.
 fn udp_server(addr: &str) -> ExecutorBuilder<Udp> {
     let script = "
 import os, socket, sys, time

@@ -7,8 +7,8 @@
 //! services live far longer than anything here waits: one that ends by itself within the wait
 //! proves nothing.
 //!
-//! `MIRAKURU_MATRIX_REPEATS` says how often each cell is run (once), `MIRAKURU_KILL_ROUNDS` how often
-//! a start is interrupted (100 times). `tests/run --long` raises both tenfold.
+//! `MIRAKURU_MATRIX_REPEATS` says how often each cell is run (once), `MIRAKURU_KILL_ROUNDS` how
+//! often a start is interrupted (100 times). `tests/run --long` raises both tenfold.
 #![cfg(target_os = "linux")]
 
 mod cell;

@@ -1,5 +1,5 @@
-//! Lines that a service logs while a test runs: the verbs that take `&self`, so that tests that share a
-//! service have them as well.
+//! Lines that a service logs while a test runs: the verbs that take `&self`, so that tests that
+//! share a service have them as well.
 
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
@@ -24,8 +24,9 @@ use crate::util::deadline::Deadline;
 const END_NOTICED: Duration = Duration::from_millis(20);
 
 impl<R: Readiness> Executor<R> {
-    /// The end of everything that the service has logged so far, for [`logs_since`](Executor::logs_since),
-    /// [`wait_for_line`](Executor::wait_for_line) and [`Banner::since`].
+    /// The end of everything that the service has logged so far, for
+    /// [`logs_since`](Executor::logs_since), [`wait_for_line`](Executor::wait_for_line) and
+    /// [`Banner::since`].
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -48,18 +49,21 @@ impl<R: Readiness> Executor<R> {
         self.core.mark()
     }
 
-    /// A snapshot of everything that the service has logged since the mark, or the last 16 MiB of it.
+    /// A snapshot of everything that the service has logged since the mark, or the last 16 MiB of
+    /// it.
     #[must_use]
     pub fn logs_since(&self, mark: &Mark) -> Logs {
         self.process.observed().sync_output();
         Logs::since(&self.core.output, &self.core.log_files, mark)
     }
 
-    /// Waits until the service logs a line that matches, and returns the first one since the mark. A line that
-    /// was logged before this call counts, and so does one of a service that has ended since.
+    /// Waits until the service logs a line that matches, and returns the first one since the mark.
+    /// A line that was logged before this call counts, and so does one of a service that has ended
+    /// since.
     ///
-    /// The pattern is a regular expression, or a [`Banner`] that says more: `Banner::matching("done").stderr()`,
-    /// `.times(3)` for the third such line. [`Line::get`] is the text of a named group.
+    /// The pattern is a regular expression, or a [`Banner`] that says more:
+    /// `Banner::matching("done").stderr()`, `.times(3)` for the third such line. [`Line::get`] is
+    /// the text of a named group.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -79,8 +83,8 @@ impl<R: Readiness> Executor<R> {
     /// # Errors
     ///
     /// [`Error::Timeout`] when there is no such line in time; [`Error::Exited`], [`Error::Died`] or
-    /// [`Error::NotRunning`] when there is none and the service has ended; [`Error::InvalidReadiness`] when
-    /// the pattern makes no sense.
+    /// [`Error::NotRunning`] when there is none and the service has ended;
+    /// [`Error::InvalidReadiness`] when the pattern makes no sense.
     pub fn wait_for_line(
         &self,
         mark: &Mark,
@@ -163,9 +167,9 @@ impl<R: Readiness> Executor<R> {
             .ok_or_else(|| core.not_running("wait for a line"))
     }
 
-    /// The text of a named group of the line that made the service ready: for a value that the service prints at
-    /// its start. Groups of later [waits](Executor::wait_until) for a [`Banner`] are there as well. `None` if no
-    /// pattern has such a group.
+    /// The text of a named group of the line that made the service ready: for a value that the
+    /// service prints at its start. Groups of later [waits](Executor::wait_until) for a [`Banner`]
+    /// are there as well. `None` if no pattern has such a group.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;

@@ -138,9 +138,9 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::BadExit`] when it crashed before, had to be killed, or ended with another status. Good
-    /// ends are exit code 0, death by the stop signal, 128 plus that signal's number (a JVM or a
-    /// shell that handles SIGTERM exits with 143), and the recipe's
+    /// [`Error::BadExit`] when it crashed before, had to be killed, or ended with another status.
+    /// Good ends are exit code 0, death by the stop signal, 128 plus that signal's number (a JVM or
+    /// a shell that handles SIGTERM exits with 143), and the recipe's
     /// [`expected_exit`](ExecutorBuilder::expected_exit). The service is gone all the same.
     pub fn stop(&mut self) -> Result<(), Error> {
         self.owned("stop")?.stop()
@@ -191,9 +191,9 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// Those of `stop` and `start`. A restart never changes a port: if another process has taken it,
-    /// the error is [`Error::AlreadyRunning`] and names that process. After a [`Error::BadExit`] it is started all the same, and the
-    /// error is returned then.
+    /// Those of `stop` and `start`. A restart never changes a port: if another process has taken
+    /// it, the error is [`Error::AlreadyRunning`] and names that process. After a
+    /// [`Error::BadExit`] it is started all the same, and the error is returned then.
     pub fn restart(&mut self) -> Result<(), Error> {
         let stopped = self.stop();
         self.start()?;
@@ -216,8 +216,8 @@ impl<R: Readiness> Executor<R> {
     /// # Ok::<(), mirakuru_core::Error>(())
     /// ```
     ///
-    /// The closure gets the recipe as it was last, and later starts use the changed one. The name of
-    /// the service stays.
+    /// The closure gets the recipe as it was last, and later starts use the changed one. The name
+    /// of the service stays.
     ///
     /// # Errors
     ///
@@ -384,10 +384,12 @@ impl<R: Readiness> Executor<R> {
     /// # Errors
     ///
     /// [`Error::NotRunning`] when the service was never started; [`Error::Timeout`] when the
-    /// condition does not hold in time; [`Error::Exited`] when the service has ended, or ends before;
-    /// [`Error::InvalidReadiness`] when the condition makes no sense. The service is left as it is.
+    /// condition does not hold in time; [`Error::Exited`] when the service has ended, or ends
+    /// before; [`Error::InvalidReadiness`] when the condition makes no sense. The service is left
+    /// as it is.
     ///
-    /// Output is searched first: a line that was printed counts, although the service has ended since.
+    /// Output is searched first: a line that was printed counts, although the service has ended
+    /// since.
     pub fn wait_until(&mut self, mut readiness: impl Readiness, timeout: Duration) -> Result<(), Error> {
         if self.core.pid == 0 {
             return Err(self.core.not_running("wait for a condition"));
@@ -545,8 +547,8 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// The URL at which the service begins: [`url`](Executor::url) without path, query and fragment,
-    /// and without a `/` at its end.
+    /// The URL at which the service begins: [`url`](Executor::url) without path, query and
+    /// fragment, and without a `/` at its end.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;

@@ -235,8 +235,8 @@ impl Owned<'_> {
             let are_known = self.own.was_ready || self.core.values.are_known();
             return (!are_known).then_some(OtherTry::NewPorts);
         }
-        // Nobody has the ports but us. A service without SO_REUSEADDR cannot bind over our hold, which
-        // no table of the kernel's tells.
+        // Nobody has the ports but us. A service without SO_REUSEADDR cannot bind over our hold,
+        // which no table of the kernel's tells.
         let cannot_bind = tail.iter().any(|line| hint::says_in_use(line));
         (cannot_bind && self.core.values.loosen()).then_some(OtherTry::LooserHold)
     }
@@ -247,8 +247,8 @@ impl Owned<'_> {
         ports.map(|(_, port)| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
     }
 
-    /// Makes the endpoints free that nothing can take the place of: fixed ones, and the chosen ports of a
-    /// service that has been ready, which clients know.
+    /// Makes the endpoints free that nothing can take the place of: fixed ones, and the chosen
+    /// ports of a service that has been ready, which clients know.
     fn make_free(&self) -> Result<(), Error> {
         let mut addrs = self.own.addrs.clone();
         if self.own.was_ready {

@@ -1,5 +1,5 @@
-//! A log file that the service writes itself, followed by its name: also after the service has moved it
-//! away and begun another one, or has made it shorter.
+//! A log file that the service writes itself, followed by its name: also after the service has
+//! moved it away and begun another one, or has made it shorter.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -61,8 +61,8 @@ impl LogFile {
         }
     }
 
-    /// Gives out everything that was written since the last call. A file that is not there is an empty
-    /// one. The rest of a file that was moved away comes before the file that took its name.
+    /// Gives out everything that was written since the last call. A file that is not there is an
+    /// empty one. The rest of a file that was moved away comes before the file that took its name.
     pub(crate) fn read(&mut self, each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         loop {
             if self.open.is_none() {

@@ -88,8 +88,9 @@ impl Logs {
             .chain(files)
     }
 
-    /// The text of one of the recipe's [log files](crate::recipe::builder::ExecutorBuilder::log_file), by its
-    /// path or its file name. Empty if the service has not written to it.
+    /// The text of one of the recipe's [log
+    /// files](crate::recipe::builder::ExecutorBuilder::log_file), by its path or its file name.
+    /// Empty if the service has not written to it.
     #[must_use]
     pub fn file(&self, name: impl AsRef<Path>) -> &str {
         let name = name.as_ref();

@@ -86,8 +86,8 @@ fn is_fork_of_ours(pid: u32) -> bool {
 /// Finds that a server could not listen on one of these addresses, before it is started.
 ///
 /// Addresses that are not this machine's are passed over. A port that this process has no right to
-/// bind is only asked about: the service may have the right. A port that is held for a service to come
-/// (bound with SO_REUSEADDR, not listening) counts as free, and stays held.
+/// bind is only asked about: the service may have the right. A port that is held for a service to
+/// come (bound with SO_REUSEADDR, not listening) counts as free, and stays held.
 pub(crate) fn check_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
     check(Protocol::Tcp, addrs)
 }

@@ -18,8 +18,9 @@
 //! keeps the port from other holds but not from a program that binds to IPv4; then to nothing.
 //!
 //! UDP has no such hold: few UDP servers set SO_REUSEADDR, so one could not bind over it. A port is
-//! free for UDP when it is reserved, and other reservations keep off it. A service that says that it
-//! uses UDP gets a [low](Range::Low) port, which the kernel gives to nobody who asks for any port.
+//! free for UDP when it is reserved, and other reservations keep off it. A service that says that
+//! it uses UDP gets a [low](Range::Low) port, which the kernel gives to nobody who asks for any
+//! port.
 //!
 //! A hold does no harm to a service that runs, and may be kept while it does: then the port is
 //! still ours when the service is stopped, without a gap.
@@ -327,7 +328,8 @@ mod tests {
 
     #[test]
     fn a_port_that_a_udp_socket_has_is_not_taken() {
-        // Were UDP not looked at, many of these would be the same: the kernel fills both tables alike.
+        // Were UDP not looked at, many of these would be the same: the kernel fills both tables
+        // alike.
         let sockets: Vec<_> = (0..300)
             .map(|n| std::net::UdpSocket::bind((["127.0.0.1", "0.0.0.0"][n % 2], 0)).unwrap())
             .collect();

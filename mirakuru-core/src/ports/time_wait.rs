@@ -1,8 +1,8 @@
 //! A port is had back at once, although connections of the service's last start linger on it.
 //!
-//! The side that closes a connection first keeps its addresses for a minute (TIME_WAIT). A server that
-//! binds with SO_REUSEADDR does not notice. One without it cannot bind until the minute is over, and
-//! nobody else can. So the remnants are removed, where the other end was on this machine.
+//! The side that closes a connection first keeps its addresses for a minute (TIME_WAIT). A server
+//! that binds with SO_REUSEADDR does not notice. One without it cannot bind until the minute is
+//! over, and nobody else can. So the remnants are removed, where the other end was on this machine.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use crate::ports::free::{Busy, check_free};
 use crate::sys::{proc, time_wait};
 use crate::util::backoff::Pauses;
 
-/// How long a start waits for a port on which connections linger that cannot be removed, such as one
-/// whose other end has not closed it yet.
+/// How long a start waits for a port on which connections linger that cannot be removed, such as
+/// one whose other end has not closed it yet.
 const SHORT_WAIT: Duration = Duration::from_secs(2);
 /// More remnants than this are left alone: each costs some system calls.
 const MANY: usize = 2_000;
 
-/// Finds that a server could not listen on one of these addresses, as [`check_free`] does, but removes
-/// closed connections that are in its way.
+/// Finds that a server could not listen on one of these addresses, as [`check_free`] does, but
+/// removes closed connections that are in its way.
 pub(crate) fn make_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
     let mut pauses = Pauses::new();
     loop {

@@ -146,8 +146,8 @@ impl Banner {
         self
     }
 
-    /// Lines count from this [mark](crate::executor::Executor::mark) on. The default is from the last start of
-    /// the service on.
+    /// Lines count from this [mark](crate::executor::Executor::mark) on. The default is from the
+    /// last start of the service on.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;

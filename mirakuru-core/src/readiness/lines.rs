@@ -40,8 +40,8 @@ impl Line {
         }
     }
 
-    /// The text of the pattern's group `(?<name>..)`. `None` if the pattern has no such group, or if the
-    /// group did not take part in the match.
+    /// The text of the pattern's group `(?<name>..)`. `None` if the pattern has no such group, or
+    /// if the group did not take part in the match.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
         let group = self.groups.iter().find(|(known, _)| known == name);
@@ -91,8 +91,8 @@ impl PartialEq<&str> for Line {
     }
 }
 
-/// Lines of a log that match a pattern, in their order: made by [`Logs::matching`]. It dereferences to a
-/// slice of [`Line`]s.
+/// Lines of a log that match a pattern, in their order: made by [`Logs::matching`]. It dereferences
+/// to a slice of [`Line`]s.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lines {
     pattern: String,
@@ -168,7 +168,8 @@ impl<'a> IntoIterator for &'a Lines {
 }
 
 impl Logs {
-    /// The [lines](Logs::lines) that match a regular expression, as [`Banner`](crate::Banner) matches them.
+    /// The [lines](Logs::lines) that match a regular expression, as [`Banner`](crate::Banner)
+    /// matches them.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;

@@ -93,9 +93,9 @@ pub trait Readiness: Send + Sync + 'static {
     /// recipes for the same shared service must agree in it. Called before
     /// [`prepare`](Readiness::prepare).
     ///
-    /// The default feeds [`describe`](Readiness::describe). Override it in a condition whose settings
-    /// are not all in that sentence, or whose sentence differs from one test process to the next. The
-    /// type's name counts anyway.
+    /// The default feeds [`describe`](Readiness::describe). Override it in a condition whose
+    /// settings are not all in that sentence, or whose sentence differs from one test process to
+    /// the next. The type's name counts anyway.
     fn fingerprint(&self, hasher: &mut dyn Hasher) {
         hash::text(hasher, self.describe());
     }
@@ -146,8 +146,8 @@ pub trait Readiness: Send + Sync + 'static {
     #[doc(hidden)]
     fn wait_is_over(&mut self) {}
 
-    /// Whether the chosen ports must be low: outside of the range that the kernel gives to those who
-    /// ask for any port. Asked before the placeholders are filled in.
+    /// Whether the chosen ports must be low: outside of the range that the kernel gives to those
+    /// who ask for any port. Asked before the placeholders are filled in.
     #[doc(hidden)]
     fn wants_low_ports(&self) -> bool {
         false

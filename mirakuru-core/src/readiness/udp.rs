@@ -13,11 +13,11 @@ use crate::util::hash;
 /// Ready when the service has bound a UDP port of this machine.
 ///
 /// The kernel is asked, and nothing is sent: UDP has no connection that could be made. The socket
-/// must belong to the service's own processes. Another process's socket there is an error that names
-/// the process.
+/// must belong to the service's own processes. Another process's socket there is an error that
+/// names the process.
 ///
-/// That a port is bound does not mean that the server answers. Where that matters, combine it with a
-/// question in the server's own protocol: `Udp::addr(..).and(Check::new(..))`.
+/// That a port is bound does not mean that the server answers. Where that matters, combine it with
+/// a question in the server's own protocol: `Udp::addr(..).and(Check::new(..))`.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -44,8 +44,8 @@ pub struct Udp {
 }
 
 impl Udp {
-    /// An address as `host:port`, as [`Tcp::addr`](super::Tcp::addr) takes it. It must be one of this
-    /// machine.
+    /// An address as `host:port`, as [`Tcp::addr`](super::Tcp::addr) takes it. It must be one of
+    /// this machine.
     ///
     /// With a name, one of its addresses is enough. The port is usually `{port}`, which is free for
     /// TCP and UDP. A fixed one is claimed: if it is in use, the start fails with

@@ -264,8 +264,9 @@ impl<R> ExecutorBuilder<R> {
 }
 
 impl<R> ExecutorBuilder<R> {
-    /// Replaces the program and keeps its arguments: another version of a server, for example. It is
-    /// one word, whatever is in it. With [`shell`](ExecutorBuilder::shell) it replaces the script.
+    /// Replaces the program and keeps its arguments: another version of a server, for example. It
+    /// is one word, whatever is in it. With [`shell`](ExecutorBuilder::shell) it replaces the
+    /// script.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -432,12 +433,13 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Adds a file that the service logs to, with placeholders: a further source of lines beside its output.
+    /// Adds a file that the service logs to, with placeholders: a further source of lines beside
+    /// its output.
     ///
-    /// The file is followed by its name, also when the service moves it away and begins another one. It need
-    /// not be there yet. [`wait_for_line`](crate::executor::Executor::wait_for_line),
-    /// [`logs`](crate::executor::Executor::logs) and [`Banner`](crate::Banner) see its lines; a report of a
-    /// failure shows the output alone.
+    /// The file is followed by its name, also when the service moves it away and begins another
+    /// one. It need not be there yet. [`wait_for_line`](crate::executor::Executor::wait_for_line),
+    /// [`logs`](crate::executor::Executor::logs) and [`Banner`](crate::Banner) see its lines; a
+    /// report of a failure shows the output alone.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -532,11 +534,12 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Chooses `{port}` and `{port:NAME}` from 20000 to 49999 (`true`), and outside of the range that
-    /// the kernel uses for outgoing connections where that leaves enough. The default is `false`: the
-    /// kernel chooses.
+    /// Chooses `{port}` and `{port:NAME}` from 20000 to 49999 (`true`), and outside of the range
+    /// that the kernel uses for outgoing connections where that leaves enough. The default is
+    /// `false`: the kernel chooses.
     ///
-    /// For a server that derives other ports from its own, such as a Redis cluster, which adds 10000.
+    /// For a server that derives other ports from its own, such as a Redis cluster, which
+    /// adds 10000.
     pub fn low_ports(mut self, low: bool) -> Self {
         self.spec.low_ports = low;
         self

@@ -224,7 +224,8 @@ impl Command {
         }
     }
 
-    /// The service's name where the recipe gives none: the file name of the program, or what comes closest.
+    /// The service's name where the recipe gives none: the file name of the program, or what comes
+    /// closest.
     pub(crate) fn program_name(&self, shell: bool) -> String {
         let first = match &self.words {
             Words::Line(line) if shell => first_command(line),

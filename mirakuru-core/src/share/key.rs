@@ -1,7 +1,7 @@
 //! When two services of a run are the same one: when their recipes have the same key.
 //!
-//! The key is a hash of the recipe's data. Each type that a recipe is made of is taken apart into all its
-//! fields, so that a new field does not compile until somebody decides whether it counts.
+//! The key is a hash of the recipe's data. Each type that a recipe is made of is taken apart into
+//! all its fields, so that a new field does not compile until somebody decides whether it counts.
 //!
 //! | counts | does not count |
 //! | --- | --- |
@@ -178,7 +178,8 @@ fn program_file(spec: &Spec) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// The name of a type without those of its modules: what is in a file that many test binaries include is in another crate in each.
+/// The name of a type without those of its modules: what is in a file that many test binaries
+/// include is in another crate in each.
 fn without_paths(name: &str) -> String {
     let mut short = String::new();
     let mut word = String::new();

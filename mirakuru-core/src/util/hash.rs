@@ -1,4 +1,5 @@
-//! The one hash for names that several processes must agree on, and the order in which data goes into it.
+//! The one hash for names that several processes must agree on, and the order in which data goes
+//! into it.
 
 use std::ffi::OsStr;
 use std::hash::Hasher;
@@ -45,7 +46,8 @@ pub(crate) fn text(hasher: &mut dyn Hasher, text: impl AsRef<OsStr>) {
     }
 }
 
-/// A path with placeholders. One that is relative to the working directory counts with that directory.
+/// A path with placeholders. One that is relative to the working directory counts with that
+/// directory.
 pub(crate) fn path(hasher: &mut dyn Hasher, path: &Path) {
     match absolute(path) {
         Ok(absolute) if !path.as_os_str().as_bytes().starts_with(b"{") => text(hasher, absolute),

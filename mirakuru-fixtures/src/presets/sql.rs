@@ -147,7 +147,7 @@ pub(super) fn digest(scripts: &[Script]) -> String {
     format!("{:016x}{:016x}", hash(0, &text), hash(1, &text))
 }
 
-// ---- statements that would be lost ---------------------------------------------------------------
+// ---- statements that would be lost --------------------------------------------------------------
 
 /// The program that reads the SQL.
 #[derive(Clone, Copy, Debug, PartialEq)]

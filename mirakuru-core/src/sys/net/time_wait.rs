@@ -10,8 +10,8 @@ use super::raw_socket::{bind, connect, family, set_non_blocking, set_reuse_addr,
 ///
 /// A connection that is asked for between the same two addresses, while nobody listens, is answered
 /// by the remnant; the kernel finds that answer unacceptable and resets the remnant, which is its
-/// end (RFC 1337 calls it "TIME-WAIT assassination"; the sysctl `tcp_rfc1337` forbids it, and is off).
-/// On loopback all of that happens during the call.
+/// end (RFC 1337 calls it "TIME-WAIT assassination"; the sysctl `tcp_rfc1337` forbids it, and is
+/// off). On loopback all of that happens during the call.
 ///
 /// # Errors
 ///

@@ -305,8 +305,8 @@ pub(crate) fn pid_namespace() -> u64 {
     fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
 }
 
-/// Tells the network namespace of this process from others: a port of one is not reached from another.
-/// 0 where it is not known.
+/// Tells the network namespace of this process from others: a port of one is not reached from
+/// another. 0 where it is not known.
 pub(crate) fn net_namespace() -> u64 {
     fs::metadata("/proc/self/ns/net").map_or(0, |namespace| namespace.ino())
 }

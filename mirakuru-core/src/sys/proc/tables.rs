@@ -6,8 +6,9 @@ use std::path::Path;
 use super::read;
 use crate::sys::net::{Protocol, Socket};
 
-/// The listeners of a port (0: of any) from `/proc/net/tcp` and `tcp6`, or for UDP the bound sockets
-/// from `udp` and `udp6`. `None` where there are none. Takes milliseconds, since the kernel walks its whole table.
+/// The listeners of a port (0: of any) from `/proc/net/tcp` and `tcp6`, or for UDP the bound
+/// sockets from `udp` and `udp6`. `None` where there are none. Takes milliseconds, since the kernel
+/// walks its whole table.
 pub(crate) fn listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>> {
     let table = |name: &str| {
         let bytes = read(&format!("thread-self/net/{name}")).ok()?;

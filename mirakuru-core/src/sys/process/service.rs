@@ -330,7 +330,8 @@ impl Service {
         self.state.closed = true;
         self.state.reaped = true;
         if !empty {
-            // The worker may live, and only the talk with it be at an end: then this tells it to end.
+            // The worker may live, and only the talk with it be at an end: then this tells it to
+            // end.
             raw_socket::hang_up(&self.control);
         }
         match self.reap_guard(empty) {

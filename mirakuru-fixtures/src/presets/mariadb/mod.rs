@@ -239,7 +239,7 @@ const FAST: [(&str, &str); 5] = [
     ("sync-binlog", "0"),
 ];
 
-// ---- the data directory --------------------------------------------------------------------------
+// ---- the data directory -------------------------------------------------------------------------
 
 /// Fills an empty data directory from the cache. The first to need it fills the cache.
 fn install(program: &Path, data: &Path) -> Result<(), Error> {
@@ -335,7 +335,7 @@ fn beside(server: &Path, programs: &[&str]) -> PathBuf {
         .unwrap_or_else(|| programs.first().copied().unwrap_or_default().into())
 }
 
-// ---- the handle ----------------------------------------------------------------------------------
+// ---- the handle ---------------------------------------------------------------------------------
 
 /// A running MariaDB or MySQL.
 ///
