@@ -37,8 +37,10 @@ fn stays_within(limit: usize, name: &str, features: &str) {
     );
     assert!(
         packages.len() <= limit,
-        "a crate that depends on mirakuru alone ({name} features) has {} packages in its Cargo.lock, and {limit} are \
-         promised. `cargo tree -e normal,build -i PACKAGE` says who brings one in; turn a feature off, or do without. \
+        "a crate that depends on mirakuru alone ({name} features) has {} packages in its Cargo.lock, and \
+            {limit} are \
+         promised. `cargo tree -e normal,build -i PACKAGE` says who brings one in; turn a feature off, or do \
+         without. \
          The packages: {}",
         packages.len(),
         packages.join(" ")

@@ -91,8 +91,10 @@ impl Workspace {
         workspace.write(
             "Cargo.toml",
             &format!(
-                "[workspace]\nmembers = [\"daemon\", \"e2e\", \"lib\"]\ndefault-members = [\"e2e\"]\nresolver = \"3\"\n\n\
-                 [workspace.dependencies]\nmirakuru = {{ path = {root:?} }}\n{name}-lib = {{ path = \"lib\" }}\n\n\
+                "[workspace]\nmembers = [\"daemon\", \"e2e\", \"lib\"]\ndefault-members = \
+                    [\"e2e\"]\nresolver = \"3\"\n\n\
+                 [workspace.dependencies]\nmirakuru = {{ path = {root:?} }}\n{name}-lib = {{ path = \"lib\" \
+                 }}\n\n\
                  [profile.ci]\ninherits = \"dev\"\n"
             ),
         );
@@ -350,9 +352,11 @@ fn misspelt() {
     };
     let output = run("misspelt", &|_| {});
     for expected in [
-        "failed to find or build the program `failing-sever` of the workspace: there is none of this name; the workspace's \
+        "failed to find or build the program `failing-sever` of the workspace: there is none of this name; \
+            the workspace's \
          programs are `failing-daemon:failing-server`",
-        "`lib:failing-server` of the workspace: there is none of this name; the workspace's programs are `failing-daemon:",
+        "`lib:failing-server` of the workspace: there is none of this name; the workspace's programs are \
+            `failing-daemon:",
     ] {
         assert!(output.contains(expected), "{output}");
     }

@@ -30,7 +30,8 @@ fn fresh_crate(scratch: &Scratch, name: &str, test: &str) -> PathBuf {
     fs::create_dir_all(dir.join("src")).unwrap();
     fs::create_dir_all(dir.join("tests")).unwrap();
     let manifest = format!(
-        "[package]\nname = \"{name}\"\nedition = \"2024\"\n\n[dev-dependencies]\nmirakuru = {{ path = {:?} }}\n\n[workspace]\n",
+        "[package]\nname = \"{name}\"\nedition = \"2024\"\n\n[dev-dependencies]\nmirakuru = {{ path = {:?} \
+            }}\n\n[workspace]\n",
         root()
     );
     fs::write(dir.join("Cargo.toml"), manifest).unwrap();

@@ -142,7 +142,8 @@ fn has_word(line: &str, word: &str) -> bool {
 
 #[test]
 fn the_scanner_sees_code_and_only_code() {
-    let source = "let a = \"unsafe\"; // unsafe\n/* unsafe /* nix::x */ */ let b = '\"'; let c: &'static str = r#\"\"nix::\"#;\n\
+    let source = "let a = \"unsafe\"; // unsafe\n/* unsafe /* nix::x */ */ let b = '\"'; let c: &'static str \
+        = r#\"\"nix::\"#;\n\
                   unsafe { libc::kill(1, '\\'' as i32) } // nix::y\nlet unsafe_code = 1;";
     let bare = bare_code(source);
     let lines: Vec<&str> = bare.lines().collect();
@@ -266,7 +267,8 @@ fn a_foreign_type_in_the_interface_is_seen() {
     assert!(seen("impl From<ureq::Error> for Error {\n}"));
     assert!(seen("pub use once_cell::sync::Lazy;"));
     assert!(!seen(
-        "use regex::Regex;\npub struct A {\n    b: Regex,\n}\npub fn f() -> bool {\n    Regex::new()\n}\npub(crate) fn g(r: Regex) {}"
+        "use regex::Regex;\npub struct A {\n    b: Regex,\n}\npub fn f() -> bool {\n    \
+            Regex::new()\n}\npub(crate) fn g(r: Regex) {}"
     ));
 }
 
@@ -486,7 +488,8 @@ fn left_out_on_the_portable_back_end() -> BTreeMap<String, Vec<String>> {
             if folder == "tests" {
                 assert!(
                     !code.contains(concat!("not(", "mirakuru_portable)")),
-                    "{}: left out in silence. Give each test `#[cfg_attr(mirakuru_portable, ignore = \"..\")]`",
+                    "{}: left out in silence. Give each test `#[cfg_attr(mirakuru_portable, ignore = \
+                        \"..\")]`",
                     path.display()
                 );
             }

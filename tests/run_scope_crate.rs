@@ -77,7 +77,8 @@ fn fresh_crate(scratch: &Scratch, name: &str, files: &[(String, String)]) -> Pat
     fs::create_dir_all(dir.join("src")).expect("a writable directory");
     fs::create_dir_all(dir.join("tests/common")).expect("a writable directory");
     let manifest = format!(
-        "[package]\nname = \"{name}\"\nedition = \"2024\"\n\n[dev-dependencies]\nmirakuru = {{ path = {:?} }}\n\n[workspace]\n",
+        "[package]\nname = \"{name}\"\nedition = \"2024\"\n\n[dev-dependencies]\nmirakuru = {{ path = {:?} \
+            }}\n\n[workspace]\n",
         root()
     );
     fs::write(dir.join("Cargo.toml"), manifest).expect("a writable directory");
@@ -253,7 +254,8 @@ fn five_binaries_with_forty_tests_share_one_redis() {
         let mut took = run.column(3);
         took.sort_unstable();
         say(&format!(
-            "{name}: {processes} processes, {} tests, one Redis, gone {} ms after the runner; first use {} µs in the median, {} µs at most",
+            "{name}: {processes} processes, {} tests, one Redis, gone {} ms after the runner; first use {} \
+                µs in the median, {} µs at most",
             BINARIES * TESTS,
             gone.as_millis(),
             took[took.len() / 2],
@@ -358,11 +360,13 @@ fn forty_tests_on_postgres() {
     let bin = initdb.parent().and_then(Path::to_str).expect("a directory");
     let scratch = Scratch::new();
     let setting = POSTGRES.replace("BIN", bin);
-    let shared = "mod common;\n#[mirakuru::fixture(common::postgres())]\nstatic SERVER: mirakuru::Executor<mirakuru::Exec>;\n";
+    let shared = "mod common;\n#[mirakuru::fixture(common::postgres())]\nstatic SERVER: \
+        mirakuru::Executor<mirakuru::Exec>;\n";
     let own = "mod common;\n";
     let of_its_own = |n: usize| {
         format!(
-            "\n#[mirakuru::fixture(common::postgres())]\n#[test]\nfn own_{n}(server: &mirakuru::Executor<mirakuru::Exec>) {{\n    common::ask(server.port());\n}}\n"
+            "\n#[mirakuru::fixture(common::postgres())]\n#[test]\nfn own_{n}(server: \
+                &mirakuru::Executor<mirakuru::Exec>) {{\n    common::ask(server.port());\n}}\n"
         )
     };
     let dir = fresh_crate(

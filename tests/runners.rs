@@ -362,7 +362,8 @@ fn the_three_forms_pass_in_a_fresh_crate() {
     }
     let dir = fresh::package(
         "forms",
-        "[dev-dependencies]\nmirakuru = { path = \"{root}\" }\nrstest = { version = \"0.29\", default-features = false }\n",
+        "[dev-dependencies]\nmirakuru = { path = \"{root}\" }\nrstest = { version = \"0.29\", \
+            default-features = false }\n",
         &[
             ("src/lib.rs", ""),
             ("tests/forms.rs", include_str!("runners/forms.rs")),

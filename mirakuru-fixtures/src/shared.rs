@@ -134,7 +134,8 @@ pub struct Held;
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be started",
     label = "neither a static of a fixture nor a recipe",
-    note = "a name in capital letters is that of a `static` with `#[mirakuru::fixture(..)]`, or of a constant whose \
+    note = "a name in capital letters is that of a `static` with `#[mirakuru::fixture(..)]`, or of a \
+        constant whose \
             type implements `mirakuru::Recipe` and `Clone`"
 )]
 pub trait Named<'s, How> {

@@ -756,7 +756,8 @@ impl<S> Recipe for Plan<S> {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be started",
     label = "not a recipe",
-    note = "a recipe is the name of a struct with `#[mirakuru::fixture]`, what `Executor::builder(..)` makes (without \
+    note = "a recipe is the name of a struct with `#[mirakuru::fixture]`, what `Executor::builder(..)` makes \
+        (without \
             `.start()`), a preset, or a type of your own that implements `mirakuru::Recipe`"
 )]
 pub trait IntoRecipe<How> {

@@ -41,7 +41,8 @@ pub fn start_all<S: StartAll>(recipes: S) -> Result<S::Handles, Error> {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no list of recipes",
     label = "expected a tuple, a `Vec` or an array of recipes",
-    note = "a recipe is what `Executor::builder(..)` makes (without `.start()`), a preset, or a type of your own that implements `Recipe`"
+    note = "a recipe is what `Executor::builder(..)` makes (without `.start()`), a preset, or a type of your \
+        own that implements `Recipe`"
 )]
 pub trait StartAll: sealed::Start {
     /// What has been started, in the same shape.
@@ -273,7 +274,8 @@ mod tests {
         let one = |number: u32| {
             let dir = scratch.0.display();
             Executor::builder(format!(
-                "trap 'touch {dir}/{number}; until [ -e {dir}/1 ] && [ -e {dir}/2 ]; do sleep 0.01; done; exit 0' TERM; \
+                "trap 'touch {dir}/{number}; until [ -e {dir}/1 ] && [ -e {dir}/2 ]; do sleep 0.01; done; \
+                    exit 0' TERM; \
                  echo ready; while :; do sleep 0.01; done"
             ))
             .shell(true)

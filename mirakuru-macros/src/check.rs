@@ -43,7 +43,8 @@ pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &mut Errors) {
     if let Some(mutability) = &item.mutability {
         errors.at(
             mutability.span,
-            "a shared fixture cannot be `static mut`: write `static`; a test that stops or restarts its service uses one of \
+            "a shared fixture cannot be `static mut`: write `static`; a test that stops or restarts its \
+                service uses one of \
              its own",
         );
     }
@@ -75,7 +76,8 @@ pub(crate) fn on_struct(system: &System, errors: &mut Errors) {
         errors.at(
             name.span(),
             format!(
-                "a system has a field with a name for each service, as in `struct {name} {{ #[fixture(..)] db: Postgres }}`"
+                "a system has a field with a name for each service, as in `struct {name} {{ #[fixture(..)] \
+                    db: Postgres }}`"
             ),
         );
         return;
@@ -111,7 +113,8 @@ pub(crate) fn on_test(item: &Function, fixtures: &[Args], bindings: &Bindings, e
         if behind_static(&parameter.ty).is_some() && !fixture.is_static() {
             errors.on(
                 &parameter.ty,
-                "a test's own service ends with the test: take it as `&T`, `&mut T` or `T`; a service that is shared is a \
+                "a test's own service ends with the test: take it as `&T`, `&mut T` or `T`; a service that \
+                    is shared is a \
                  `static`",
             );
         }
@@ -123,7 +126,8 @@ pub(crate) fn on_fixture(item: &Function, fixtures: &[Args], bindings: &Bindings
     if !cfg!(feature = "rstest") {
         errors.at(
             item.sig.ident.span(),
-            "fixture functions need mirakuru's feature `rstest`, which is turned off: turn it on, or use a `static` or put the \
+            "fixture functions need mirakuru's feature `rstest`, which is turned off: turn it on, or use a \
+                `static` or put the \
              attribute on a test",
         );
         return;
@@ -203,7 +207,8 @@ fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: 
                 errors.on(
                     &parameter.ty,
                     format!(
-                        "a service that is only borrowed ends when the fixture returns: take `T`, and keep it in what \
+                        "a service that is only borrowed ends when the fixture returns: take `T`, and keep \
+                            it in what \
                          the fixture gives, or `&'static T`, one that is shared{misplaced}"
                     ),
                 );
@@ -219,7 +224,8 @@ fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: 
                 errors.at(
                     uses,
                     format!(
-                        "`{name}` is each test's own, and the service that is made from it is shared: take both as \
+                        "`{name}` is each test's own, and the service that is made from it is shared: take \
+                            both as \
                          `&'static T`, or both as `T`"
                     ),
                 );
@@ -229,7 +235,8 @@ fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: 
     if !shared {
         no_scope(
             fixtures,
-            "this fixture starts one for each test; it is shared where the service is taken, or the result given, as \
+            "this fixture starts one for each test; it is shared where the service is taken, or the result \
+                given, as \
              `&'static T`",
             errors,
         );
@@ -247,9 +254,11 @@ fn something_is_to_be_started(fixture: &Args, errors: &mut Errors) {
         return; // A mistyped `cmd`: that is the mistake.
     }
     let message = if fixture.entries.is_empty() {
-        "say what to start, as in `#[mirakuru::fixture(tcp = \"127.0.0.1:{port}\", cmd = \"redis-server --port {port}\")]`"
+        "say what to start, as in `#[mirakuru::fixture(tcp = \"127.0.0.1:{port}\", cmd = \"redis-server \
+            --port {port}\")]`"
     } else {
-        "`cmd` is missing: say what to start, as in `cmd = \"redis-server --port {port}\"`, or `bin = \"name\"` for a \
+        "`cmd` is missing: say what to start, as in `cmd = \"redis-server --port {port}\"`, or `bin = \
+            \"name\"` for a \
          program of this workspace"
     };
     errors.on_attribute(fixture, message);
@@ -315,7 +324,8 @@ fn a_build_has_a_program(fixture: &Args, errors: &mut Errors) {
         errors.at(
             key.span(),
             format!(
-                "`{key}` says how cargo builds a program of the workspace: it stands beside `bin = \"name\"` or \
+                "`{key}` says how cargo builds a program of the workspace: it stands beside `bin = \"name\"` \
+                    or \
                  `example = \"name\"`"
             ),
         );
@@ -369,7 +379,8 @@ fn expression_is_no_literal(fixture: &Args, errors: &mut Errors) {
     if let Some(expr @ Expr::Lit(_)) = &fixture.expr {
         errors.on(
             expr,
-            "this is no recipe: a command is written `cmd = \"..\"`, and an expression is one that makes a recipe",
+            "this is no recipe: a command is written `cmd = \"..\"`, and an expression is one that makes a \
+                recipe",
         );
     }
 }
@@ -401,7 +412,8 @@ fn values_have_the_right_form(fixture: &Args, errors: &mut Errors) {
                         "`args` is a list: `args = [\"--port\", \"{port}\"]`; one argument is `arg = \"..\"`"
                     }
                     _ => {
-                        "`envs` is a list: `envs = [(\"NAME\", \"value\")]`; one is `env = (\"NAME\", \"value\")`"
+                        "`envs` is a list: `envs = [(\"NAME\", \"value\")]`; one is `env = (\"NAME\", \
+                            \"value\")`"
                     }
                 }),
                 (_, Lit::Str(_)) => None,
@@ -434,18 +446,28 @@ fn values_have_the_right_form(fixture: &Args, errors: &mut Errors) {
             "features" if matches!(value, Expr::Lit(_)) => {
                 errors.on(value, "`features` is a list: `features = [\"name\"]`");
             }
-            "scope" if !matches!(literal(value).map(LitStr::value).as_deref(), Some("run" | "process")) => errors.on(
-                value,
-                "`scope` is \"run\" (one service for a whole `cargo test` or `cargo nextest run`) or \"process\" (one for each \
+            "scope"
+                if !matches!(
+                    literal(value).map(LitStr::value).as_deref(),
+                    Some("run" | "process")
+                ) =>
+            {
+                errors.on(
+                    value,
+                    "`scope` is \"run\" (one service for a whole `cargo test` or `cargo nextest run`) or \
+                    \"process\" (one for each \
                  test binary)",
-            ),
+                )
+            }
             "env" if !matches!(value, Expr::Tuple(pair) if pair.elems.len() == 2) => errors.on(
                 value,
-                "`env` is a name and a value: `env = (\"NAME\", \"value\")`; several are `envs = [(\"NAME\", \"value\")]`",
+                "`env` is a name and a value: `env = (\"NAME\", \"value\")`; several are `envs = [(\"NAME\", \
+                    \"value\")]`",
             ),
             "file" if !matches!(value, Expr::Tuple(pair) if pair.elems.len() == 2) => errors.on(
                 value,
-                "`file` is a path in the private directory and a text: `file = (\"server.conf\", \"port {port}\")`",
+                "`file` is a path in the private directory and a text: `file = (\"server.conf\", \"port \
+                    {port}\")`",
             ),
             "listen_as" if !matches!(value, Expr::Tuple(pair) if pair.elems.len() == 2) => errors.on(
                 value,
@@ -454,7 +476,8 @@ fn values_have_the_right_form(fixture: &Args, errors: &mut Errors) {
             FLAG => errors.on(value, "`env_clear` has no value: write the word alone"),
             "http" if !cfg!(feature = "http") => errors.at(
                 entry.key.span(),
-                "the key `http` needs mirakuru's feature `http`, which is turned off: turn it on, or wait for `tcp`",
+                "the key `http` needs mirakuru's feature `http`, which is turned off: turn it on, or wait \
+                    for `tcp`",
             ),
             _ => {}
         }
@@ -591,7 +614,10 @@ fn no_parameter_is_named(fixtures: &[Args], why: &str, errors: &mut Errors) {
     {
         errors.on(
             &entry.value,
-            format!("`name = ident` names a parameter, and {why}: a name for the service is a string, `name = \"..\"`"),
+            format!(
+                "`name = ident` names a parameter, and {why}: a name for the service is a string, `name \
+                = \"..\"`"
+            ),
         );
     }
 }
@@ -618,7 +644,8 @@ fn async_needs_an_async_test_attribute(item: &Function, errors: &mut Errors) {
     if let Some(span) = item.lacks_an_async_test_attribute() {
         errors.at(
             span,
-            "an `async fn` needs an async test attribute below this one, such as `#[tokio::test]`, which `#[test]` and \
+            "an `async fn` needs an async test attribute below this one, such as `#[tokio::test]`, which \
+                `#[test]` and \
              `#[rstest]` alone are not",
         );
     }
@@ -632,7 +659,8 @@ fn no_parameter_is_left_over(item: &Function, bindings: &Bindings, errors: &mut 
         let Some(parameter) = item.parameter(index).filter(|_| !bindings.is_bound(index)) else {
             continue;
         };
-        let message = "nothing gives this parameter its value: add a `#[mirakuru::fixture(..)]` for it, or remove it; \
+        let message = "nothing gives this parameter its value: add a `#[mirakuru::fixture(..)]` for it, or \
+            remove it; \
                        values other than fixtures need `#[rstest]` in place of `#[test]`";
         match parameter_name(parameter) {
             Some(name) => errors.at(name.span(), message),

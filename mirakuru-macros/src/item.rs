@@ -288,7 +288,8 @@ impl Other {
         syn::Error::new(
             self.span(),
             format!(
-                "`#[mirakuru::fixture]` stands on a test function, on `static NAME: T;`, on a fixture function or on a struct, \
+                "`#[mirakuru::fixture]` stands on a test function, on `static NAME: T;`, on a fixture \
+                    function or on a struct, \
                  not on {what}"
             ),
         )

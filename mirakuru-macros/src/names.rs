@@ -48,7 +48,8 @@ pub(crate) fn needs(
             let message = match &names[at] {
                 _ if other == at => format!("`{name}` needs itself: its recipe is made before it starts"),
                 Some(own) if is_used(other, own) => format!(
-                    "`{own}` needs `{name}`, and `{name}` needs `{own}`: one of the two must start without the other"
+                    "`{own}` needs `{name}`, and `{name}` needs `{own}`: one of the two must start without \
+                        the other"
                 ),
                 _ => format!("`{name}` stands below: move it above the service that needs it"),
             };

@@ -67,7 +67,8 @@ impl Found<'_> {
             )),
             ("port" | "env" | "dir" | "name" | "id", _) => None,
             _ => Some(format!(
-                "unknown placeholder `{{{word}}}`: there are `{{port}}`, `{{port:NAME}}`, `{{dir}}`, `{{name}}`, `{{id}}` and \
+                "unknown placeholder `{{{word}}}`: there are `{{port}}`, `{{port:NAME}}`, `{{dir}}`, \
+                    `{{name}}`, `{{id}}` and \
                  `{{env:VAR}}`; braces that are meant literally are doubled, `{{{{{word}}}}}`"
             )),
         }

@@ -411,7 +411,8 @@ fn killed_once(dir: &Path) -> bool {
 /// Writes its name when it gets SIGTERM, in a session of its own.
 fn in_a_session_of_its_own(name: &str) -> String {
     format!(
-        "setsid sh -c 'trap \"echo {name} >>$0; exit\" TERM; echo {name} is up; while :; do sleep 0.01; done' \"$1\""
+        "setsid sh -c 'trap \"echo {name} >>$0; exit\" TERM; echo {name} is up; while :; do sleep 0.01; \
+            done' \"$1\""
     )
 }
 

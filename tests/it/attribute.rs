@@ -86,7 +86,8 @@ fn a_lint_attribute_is_no_attribute_of_its_own(#[allow(unused_variables)] sleepe
 
 const MARK: &str = "marked";
 
-#[mirakuru::fixture(cmd = "touch there && exec sleep 60", shell = true, current_dir = "{dir}", wait_for = Exec::succeeds("test -e {dir}/there"))]
+#[mirakuru::fixture(cmd = "touch there && exec sleep \
+    60", shell = true, current_dir = "{dir}", wait_for = Exec::succeeds("test -e {dir}/there"))]
 #[test]
 fn no_parameter() {
     assert_eq!(MARK, "marked");
@@ -108,7 +109,8 @@ fn below_the_test_attribute_with_a_result() -> Result<(), Error> {
 #[cfg(feature = "http")]
 #[mirakuru::fixture(
     cmd = ["sh", "-c"],
-    args = ["test \"$A$B$C\" = 123 && exec python3 -m http.server --bind 127.0.0.1 --directory \"$0\" \"$1\""],
+    args = ["test \"$A$B$C\" = 123 && exec python3 -m http.server --bind 127.0.0.1 --directory \"$0\" \
+        \"$1\""],
     arg = "{dir}",
     arg = "{port:web}",
     env_clear,
@@ -165,7 +167,8 @@ fn the_key_banner(redis: &mirakuru::OutputExecutor) {
     assert!(redis.logs().stdout().contains("Ready to accept connections"));
 }
 
-#[mirakuru::fixture(cmd = LISTENER, exec = "python3 -c 'import socket; socket.create_connection((\"127.0.0.1\", {port}))'")]
+#[mirakuru::fixture(cmd = LISTENER, exec = "python3 -c 'import socket; \
+    socket.create_connection((\"127.0.0.1\", {port}))'")]
 #[test]
 fn the_key_exec(server: &Executor<Exec>) {
     assert!(server.is_running());

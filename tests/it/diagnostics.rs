@@ -24,7 +24,8 @@ fn the_program_is_missing() {
     let error = start(Executor::builder("rediss-server --port 6379").env("PATH", scratch.path()));
     reads(
         &error,
-        "failed to execute `rediss-server`: no such file or directory\n  command:    rediss-server --port 6379\n  \
+        "failed to execute `rediss-server`: no such file or directory\n  command:    rediss-server --port \
+            6379\n  \
          hint:       no directory on PATH has `rediss-server`; did you mean `redis-serve`?",
     );
     // Of a server that many tests use, the package is known; unless it is there, where PATH does
@@ -54,7 +55,8 @@ fn the_program_is_not_executable() {
     reads(
         &start(Executor::builder([&file])),
         &format!(
-            "failed to execute `{file}`: permission denied\n  hint:       it is not executable: `chmod +x {file}`"
+            "failed to execute `{file}`: permission denied\n  hint:       it is not executable: `chmod +x \
+                {file}`"
         ),
     );
 }
@@ -63,7 +65,8 @@ fn the_program_is_not_executable() {
 fn the_directory_is_wrong() {
     reads(
         &start(Executor::builder("sleep 60").current_dir("/no/such/place")),
-        "failed to change to the working directory `/no/such/place`: no such file or directory\n  command:    sleep 60\n  \
+        "failed to change to the working directory `/no/such/place`: no such file or directory\n  \
+            command:    sleep 60\n  \
          hint:       make it before the service is started, or use \"{dir}\", which is made for it",
     );
 }
@@ -85,7 +88,8 @@ fn a_bad_flag() {
     reads(
         &error,
         &format!(
-            "{ODD} --prot 6379: exited with status 2 after [time], before it printed a line that matches `never`\n  \
+            "{ODD} --prot 6379: exited with status 2 after [time], before it printed a line that matches \
+                `never`\n  \
                timeline:   spawned, first output after [time], exited with status 2 after [time]\n  \
                output:     1 line, in [log]\n    \
                  | mirakuru-odd-service: unknown option --prot; see --help\n  \
@@ -111,18 +115,21 @@ fn exit_0() {
     let port = port.lines().next().unwrap().rsplit(':').next().unwrap();
     let hint = match cfg!(mirakuru_portable) {
         false => {
-            "it ended well, and left nothing running: a program that goes into the background needs its option to stay in the \
+            "it ended well, and left nothing running: a program that goes into the background needs its \
+                option to stay in the \
              foreground"
         }
         true => {
-            "it ended well: a program that goes into the background is not found on this system, and may still be there; it needs \
+            "it ended well: a program that goes into the background is not found on this system, and may \
+                still be there; it needs \
              its option to stay in the foreground"
         }
     };
     reads(
         &error,
         &format!(
-            "{ODD} --line bye --exit-before-ready 0: exited with status 0 after [time], before it accepted connections on 127.0.0.1:{port}\n\
+            "{ODD} --line bye --exit-before-ready 0: exited with status 0 after [time], before it accepted \
+                connections on 127.0.0.1:{port}\n\
                ..\n  \
                timeline:   spawned, first output after [time], exited with status 0 after [time]\n  \
                output:     1 line, in [log]\n    \
@@ -141,7 +148,8 @@ fn exit_1() {
     let headline = lines.next().unwrap();
     assert!(
         headline.starts_with(&format!(
-            "{ODD} --exit-before-ready 1 --delay 50: exited with status 1 after [time], before it accepted connections on 127.0.0.1:"
+            "{ODD} --exit-before-ready 1 --delay 50: exited with status 1 after [time], before it accepted \
+                connections on 127.0.0.1:"
         )),
         "{text}"
     );
@@ -228,9 +236,12 @@ fn a_library_is_missing() {
             "{file}: exited with status 127 after [time], before it printed a line that matches `ready`\n  \
                timeline:   spawned, first output after [time], exited with status 127 after [time]\n  \
                output:     1 line, in [log]\n    \
-                 | {file}: error while loading shared libraries: libgcc_s.so.7: cannot open shared object file: No such file or directory\n  \
-               hint:       the library `libgcc_s.so.7` is not installed or not found: `ldd` lists what the program needs, \
-             `apt-file search libgcc_s.so.7` the package that has it, and LD_LIBRARY_PATH says where else to look"
+                 | {file}: error while loading shared libraries: libgcc_s.so.7: cannot open shared object \
+                 file: No such file or directory\n  \
+               hint:       the library `libgcc_s.so.7` is not installed or not found: `ldd` lists what the \
+               program needs, \
+             `apt-file search libgcc_s.so.7` the package that has it, and LD_LIBRARY_PATH says where else to \
+             look"
         ),
     );
 }
@@ -245,7 +256,8 @@ fn a_crash_after_readiness() {
     reads(
         &error_of(service.stop()),
         &format!(
-            "{ODD} --ready-line up --exit-after 30:7: exited with status 7 when it was stopped, expected status 0, status 143 or death by SIGTERM\n  \
+            "{ODD} --ready-line up --exit-after 30:7: exited with status 7 when it was stopped, expected \
+                status 0, status 143 or death by SIGTERM\n  \
                timeline:   spawned, first output after [time], exited with status 7 after [time]\n  \
                output:     1 line, in [log]\n    \
                  | up\n  \
@@ -262,7 +274,8 @@ fn a_line_that_means_failure() {
     reads(
         &start(recipe),
         &format!(
-            "{ODD} --line 'FATAL: no licence': start-up failed after [time]: it printed `FATAL: no licence`, which matches `^FATAL`\n  \
+            "{ODD} --line 'FATAL: no licence': start-up failed after [time]: it printed `FATAL: no licence`, \
+                which matches `^FATAL`\n  \
                timeline:   spawned, first output after [time]\n  \
                output:     1 line, in [log]\n    \
                  | FATAL: no licence"
@@ -313,7 +326,8 @@ fn it_listens_elsewhere() {
     let (its, ours) = (executor.port_named("its"), executor.port_named(""));
     assert!(
         text.ends_with(&format!(
-            "  hint:       it listens on 127.0.0.1:{its}, and not on 127.0.0.1:{ours}: does the command tell it the port?"
+            "  hint:       it listens on 127.0.0.1:{its}, and not on 127.0.0.1:{ours}: does the command tell \
+                it the port?"
         )),
         "{text}"
     );
@@ -364,7 +378,8 @@ fn the_banner_never_comes() {
     reads(
         &start(recipe),
         &format!(
-            "{ODD} --line one --line-err two: timed out after [time], before it printed 2 lines that match `ready \\d`\n  \
+            "{ODD} --line one --line-err two: timed out after [time], before it printed 2 lines that match \
+                `ready \\d`\n  \
                timeline:   spawned, first output after [time]\n  \
                output:     2 lines, in [log]\n    \
                  | one\n    \
@@ -404,7 +419,8 @@ fn a_unix_path_is_too_long() {
     reads(
         &start(odd(["--unix", &path]).wait_for(UnixSocket::path(&path))),
         &format!(
-            "invalid readiness `{path}`: the path has 125 bytes, and a Unix socket's cannot have more than 107; use one in \
+            "invalid readiness `{path}`: the path has 125 bytes, and a Unix socket's cannot have more than \
+                107; use one in \
              `{{dir}}`, which is short, or set TMPDIR to a shorter directory"
         ),
     );

@@ -94,7 +94,8 @@ fn a_disk_that_is_full_from_the_beginning() {
     }
     let scratch = Scratch::new();
     let victim = victim(test_name!(has_no_room_at_all), scratch.path());
-    let fill = "mount -t tmpfs -o size=16k,nr_inodes=4 none \"$TMPDIR\" && touch \"$TMPDIR/a\" \"$TMPDIR/b\" \"$TMPDIR/c\" && exec \"$@\"";
+    let fill = "mount -t tmpfs -o size=16k,nr_inodes=4 none \"$TMPDIR\" && touch \"$TMPDIR/a\" \"$TMPDIR/b\" \
+        \"$TMPDIR/c\" && exec \"$@\"";
     let mut command = Command::new("unshare");
     command
         .args(["-m", "sh", "-c", fill, "sh"])

@@ -1163,8 +1163,10 @@ fn a_hundred_race_to_be_first_and_the_winner_is_killed() {
         assert!(took < 2 * BOUND, "round {round}: {took:?}");
     }
     say(&format!(
-        "{rounds} rounds of a hundred processes, one of them killed: {attached} times the others attached to what it had \
-         started, {took_over} times the next one took over, {no_start} times it had not begun to; {swept} times the next run \
+        "{rounds} rounds of a hundred processes, one of them killed: {attached} times the others attached to \
+            what it had \
+         started, {took_over} times the next one took over, {no_start} times it had not begun to; {swept} \
+         times the next run \
          removed a directory that it had not finished"
     ));
 }

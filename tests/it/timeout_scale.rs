@@ -59,7 +59,10 @@ fn timeouts_are_stretched_for_slow_machines() {
     assert!(waited >= 100, "{waited}");
     assert_ne!(stop, "stop Ok(())");
     assert!(
-        stderr.contains("mirakuru: MIRAKURU_TIMEOUT_SCALE is `quick`, which is no positive number: timeouts stay as they are"),
+        stderr.contains(
+            "mirakuru: MIRAKURU_TIMEOUT_SCALE is `quick`, which is no positive number: timeouts \
+            stay as they are"
+        ),
         "{stderr}"
     );
 }

@@ -402,7 +402,8 @@ fn a_process_that_got_the_services_pid_is_left_alone() {
     assert!(wait_until(|| !alive(pid), LONG));
     let Some(mut other) = process_with_pid(pid) else {
         common::say(&format!(
-            "*** a_process_that_got_the_services_pid_is_left_alone: SKIPPED in part, pid {pid} cannot be had again ***"
+            "*** a_process_that_got_the_services_pid_is_left_alone: SKIPPED in part, pid {pid} cannot be had \
+                again ***"
         ));
         return;
     };
@@ -516,7 +517,8 @@ fn the_end_of_the_leader_is_not_the_end_of_the_group() {
     let (pids, stamp) = (scratch.file("pids"), scratch.file("stamp"));
     // The slow one is in the background; the leader ends at the first signal.
     let script = format!(
-        "'{ODD}' --stop-delay 400 --exit-on-term 0 --stamp {stamp} --pids {pids} --listen 127.0.0.1:{{port}} & \
+        "'{ODD}' --stop-delay 400 --exit-on-term 0 --stamp {stamp} --pids {pids} --listen 127.0.0.1:{{port}} \
+            & \
          exec '{ODD}' --pids {pids}"
     );
     let mut service = Executor::builder(script)

@@ -135,7 +135,8 @@ fn the_pid_file_is_another_processs() {
     reads(
         &start(odd(["--pid-file", &path]).wait_for(PidFile::path(&path))),
         &format!(
-            "{ODD} --pid-file {path}: pid file {path} is already in use by mirakuru-odd-service (pid {pid})\n  \
+            "{ODD} --pid-file {path}: pid file {path} is already in use by mirakuru-odd-service (pid \
+                {pid})\n  \
                holder:     started [time] ago by user {user}\n  \
                hint:       end it with `kill {pid}`, or use a path in `{{dir}}`, which is private"
         ),
@@ -166,11 +167,13 @@ fn a_stranger_takes_the_port_during_the_start() {
     reads(
         &error,
         &format!(
-            "{ODD} --pids {pids}: {addr} is answered by mirakuru-odd-service (pid {pid}), which is not this service\n  \
+            "{ODD} --pids {pids}: {addr} is answered by mirakuru-odd-service (pid {pid}), which is not this \
+                service\n  \
                holder:     started [time] ago by user {user}\n  \
                timeline:   spawned\n  \
                output:     none\n  \
-               hint:       it has what this service was to have: end it with `kill {pid}`, or let a free port be chosen with `{{port}}`"
+               hint:       it has what this service was to have: end it with `kill {pid}`, or let a free \
+               port be chosen with `{{port}}`"
         ),
     );
 }
@@ -213,7 +216,10 @@ fn the_bind_fails_because_of_a_stranger() {
             "{text}"
         );
         assert!(
-            text.contains(&format!("\n  hint:       port {port} is held by mirakuru-odd-service (pid {pid}), started [time] ago by user ")),
+            text.contains(&format!(
+                "\n  hint:       port {port} is held by mirakuru-odd-service (pid {pid}), \
+                started [time] ago by user "
+            )),
             "{text}"
         );
         assert!(

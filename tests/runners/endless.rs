@@ -11,7 +11,8 @@ static SHARED: TcpExecutor;
 
 #[mirakuru::fixture(
     tcp = "127.0.0.1:{port}",
-    cmd = "{env:RUNNERS_SERVICE} --listen 127.0.0.1:{port} --pids {env:RUNNERS_DIR}/pids --fork 2 --deaf-daemons 1",
+    cmd = "{env:RUNNERS_SERVICE} --listen 127.0.0.1:{port} --pids {env:RUNNERS_DIR}/pids --fork 2 \
+        --deaf-daemons 1",
     stop_timeout = Duration::from_millis(150),
 )]
 #[test]

@@ -7,7 +7,8 @@ use std::{env, thread};
 
 use mirakuru::TcpExecutor;
 
-#[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "{env:RUNNERS_SERVICE} --listen 127.0.0.1:{port} --fork 1")]
+#[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "{env:RUNNERS_SERVICE} --listen 127.0.0.1:{port} --fork \
+    1")]
 static SHARED: TcpExecutor;
 
 /// Whose process answers there.

@@ -39,7 +39,8 @@ Where it listens (each may be given several times; a port 0 is chosen by the ker
   --bind-only ADDR         TCP: binds and never listens
   --no-reuseaddr           bind TCP without SO_REUSEADDR (std always sets it)
   --reuse-port             bind TCP with SO_REUSEPORT: several processes may listen on one port
-  --inherited              the sockets of $LISTEN_FDS, as --listen; prints their number and $LISTEN_FDNAMES as `inherited:`
+  --inherited              the sockets of $LISTEN_FDS, as --listen; prints their number and $LISTEN_FDNAMES \
+  as `inherited:`
   --http-status CODE       the status of HTTP answers (200)
   --http-status-after N:C  status C from the request number N + 1 on
 
@@ -576,7 +577,8 @@ fn answer_http(mut stream: TcpStream, o: &Options, requests: &AtomicUsize) -> io
     };
     // In one piece: `write!` would send each part by itself, and the kernel holds back small ones.
     let answer = format!(
-        "HTTP/1.1 {status} Odd\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{text}",
+        "HTTP/1.1 {status} Odd\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: \
+            close\r\n\r\n{text}",
         text.len()
     );
     stream.write_all(answer.as_bytes())

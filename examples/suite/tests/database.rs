@@ -4,7 +4,8 @@ use std::process::Command;
 
 use mirakuru::presets;
 
-#[mirakuru::fixture(presets::postgres().load_sql("CREATE TABLE orders (id SERIAL PRIMARY KEY, tea TEXT NOT NULL)"))]
+#[mirakuru::fixture(presets::postgres().load_sql("CREATE TABLE orders (id SERIAL PRIMARY KEY, tea TEXT NOT \
+    NULL)"))]
 static POSTGRES: presets::Postgres;
 
 /// What a client would do: any that takes a URL.

@@ -615,7 +615,8 @@ redis-server --port 6379: exited with status 1 after 12 ms, before it accepted c
         let text = error.map_texts(|text| text.replace('x', "***")).to_string();
         assert_eq!(
             text,
-            "a ***: timed out after 1 s, before it ***\n  last probe: *** failed\n  output:     1 line\n    | x"
+            "a ***: timed out after 1 s, before it ***\n  last probe: *** failed\n  output:     1 line\n    \
+                | x"
         );
     }
 

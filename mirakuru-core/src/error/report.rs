@@ -293,7 +293,8 @@ mod tests {
 
     #[test]
     fn labels_have_a_column() {
-        let expected = "it: failed\n  last probe: one\n              two\n  output:     1 line, in /log\n    |   a: b\n  \
+        let expected = "it: failed\n  last probe: one\n              two\n  output:     1 line, in /log\n    \
+            |   a: b\n  \
                         hint:       do it";
         assert_eq!(report().to_string(), expected);
     }
@@ -324,7 +325,8 @@ mod tests {
         });
         assert_eq!(
             report.to_string(),
-            "  output:     the first 2 and the last 2 lines, in /log\n    | 1\n    | 2\n    … 7 lines are not shown\n    \
+            "  output:     the first 2 and the last 2 lines, in /log\n    | 1\n    | 2\n    … 7 lines are \
+                not shown\n    \
              | 10\n    | 11"
         );
     }

@@ -104,7 +104,9 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
         "not", "cannot", "can't", "refus", "must", "don't", "unsafe", "please",
     ]) {
         return Some(
-            "it refuses to run as root: give it another user with `.uid(..)` and `.gid(..)`, to whom its files belong".to_owned(),
+            "it refuses to run as root: give it another user with `.uid(..)` and `.gid(..)`, to whom its \
+                files belong"
+                .to_owned(),
         );
     }
     if has(&["error while loading shared libraries", "library not loaded"]) {
@@ -116,7 +118,8 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
         return Some(match library {
             Some(library) => format!(
                 "the library `{library}` is not installed or not found: `ldd` lists what the program needs, \
-                 `apt-file search {library}` the package that has it, and LD_LIBRARY_PATH says where else to look"
+                 `apt-file search {library}` the package that has it, and LD_LIBRARY_PATH says where else to \
+                 look"
             ),
             None => "a library that it needs is not installed, or not found: see `ldd`".to_owned(),
         });
@@ -128,7 +131,9 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
         "disk quota exceeded",
     ]) {
         return Some(
-            "the disk is full: `df -h` shows which; private directories are in TMPDIR, which may be another one".to_owned(),
+            "the disk is full: `df -h` shows which; private directories are in TMPDIR, which may be another \
+                one"
+            .to_owned(),
         );
     }
     if has(&[
@@ -141,7 +146,8 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
         "locale::facet::_s_create_c_locale",
     ]) {
         return Some(
-            "the locale that it is given does not exist here (`locale -a` lists those that do): `.env(\"LC_ALL\", \"C.UTF-8\")`"
+            "the locale that it is given does not exist here (`locale -a` lists those that do): \
+                `.env(\"LC_ALL\", \"C.UTF-8\")`"
                 .to_owned(),
         );
     }
@@ -178,7 +184,8 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     }
     if has(&["permission denied", "eacces", "operation not permitted"]) {
         return Some(
-            "it may not do what that line says: its user needs the right to, or another path; files in `{dir}` belong to it, \
+            "it may not do what that line says: its user needs the right to, or another path; files in \
+                `{dir}` belong to it, \
              and ports below 1024 are root's"
                 .to_owned(),
         );
@@ -212,19 +219,23 @@ fn of_exit(symptoms: &Symptoms<'_>) -> Option<String> {
     let exit = symptoms.exit?;
     match (exit.code(), exit.signal()) {
         (Some(0), _) if crate::sys::LOSES_DAEMONS => Some(
-            "it ended well: a program that goes into the background is not found on this system, and may still be there; it needs \
+            "it ended well: a program that goes into the background is not found on this system, and may \
+                still be there; it needs \
              its option to stay in the foreground"
                 .to_owned(),
         ),
         (Some(0), _) => Some(
-            "it ended well, and left nothing running: a program that goes into the background needs its option to stay in the \
+            "it ended well, and left nothing running: a program that goes into the background needs its \
+                option to stay in the \
              foreground"
                 .to_owned(),
         ),
         (_, Some(SIGKILL)) => Some(
-            "nothing here sent that signal: it may have been the kernel, for want of memory (`dmesg` tells), or a person".to_owned(),
+            "nothing here sent that signal: it may have been the kernel, for want of memory (`dmesg` tells), \
+                or a person".to_owned(),
         ),
-        (_, Some(SIGILL)) => Some("the program may be built for a newer processor than this machine has".to_owned()),
+        (_, Some(SIGILL)) => Some("the program may be built for a newer processor than this machine \
+            has".to_owned()),
         _ => None,
     }
 }

@@ -93,7 +93,8 @@ fn exec_hint(source: &io::Error, program: &str, tried: &[PathBuf], dir: Option<&
     let existing = tried.iter().map(from).find(|path| path.exists());
     match (source.kind(), existing) {
         (io::ErrorKind::NotFound, Some(path)) => Some(format!(
-            "`{}` is there, but what it needs to run is not: the interpreter of its first line, or its dynamic loader",
+            "`{}` is there, but what it needs to run is not: the interpreter of its first line, or its \
+                dynamic loader",
             path.display()
         )),
         (io::ErrorKind::NotFound, None) if program.contains('/') => Some(

@@ -42,7 +42,8 @@ impl Owned<'_> {
             evidence.hint = Some("it had ended by itself before it was asked to".to_owned());
         } else if signals::is_death_by(exit.status, self.core.spec.kill_signal.number()) {
             evidence.hint = Some(format!(
-                "it did not end within {} of {signal}; a longer `stop_timeout` or another `stop_signal` may help",
+                "it did not end within {} of {signal}; a longer `stop_timeout` or another `stop_signal` may \
+                    help",
                 Span(scaled(self.core.spec.stop_timeout)),
             ));
         }

@@ -174,7 +174,8 @@ impl EndpointLock {
                     return Err(io::Error::new(
                         io::ErrorKind::Deadlock,
                         format!(
-                            "{endpoint} is held by another fixture of the same test or of this whole process, \
+                            "{endpoint} is held by another fixture of the same test or of this whole \
+                                process, \
                              and waiting for it would never end; share one fixture, or give each a port \
                              of its own with {{port}}"
                         ),
@@ -192,7 +193,8 @@ impl EndpointLock {
                     return Err(io::Error::new(
                         io::ErrorKind::Deadlock,
                         format!(
-                            "{endpoint} is held by a fixture that this whole run of tests shares, and waiting for it \
+                            "{endpoint} is held by a fixture that this whole run of tests shares, and \
+                                waiting for it \
                              would never end; use that one, or give each a port of its own with {{port}}"
                         ),
                     ));

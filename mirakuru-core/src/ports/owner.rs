@@ -83,7 +83,8 @@ impl fmt::Display for WrongListener {
         if *shared {
             write!(
                 f,
-                "{endpoint} is shared with {holder}, which is not this service and gets a part of its connections"
+                "{endpoint} is shared with {holder}, which is not this service and gets a part of its \
+                    connections"
             )
         } else {
             write!(f, "{endpoint} is answered by {holder}, which is not this service")
@@ -407,7 +408,8 @@ mod tests {
         let (_ours, port) = tcp(v4(0), false, true, None, true).unwrap();
         let wrong_listener = Python::run(&format!(
             "import socket, time; s = socket.socket(); \
-             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); s.bind(('127.0.0.1', {port})); s.listen(); \
+             s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1); s.bind(('127.0.0.1', {port})); \
+             s.listen(); \
              print({port}, flush=True); time.sleep(60)"
         ));
         // Both are ours, seen from this process; one only, seen from the python.

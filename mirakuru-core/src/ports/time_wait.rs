@@ -54,7 +54,8 @@ pub(crate) fn hint(addr: SocketAddr) -> Option<String> {
     let (_, client) = lingering(addr).into_iter().next()?;
     Some(format!(
         "an old connection from {client} lingers on port {} (TIME_WAIT) for up to 60 s\n\
-         let the server set SO_REUSEADDR before it binds, or let clients close their connections before it stops",
+         let the server set SO_REUSEADDR before it binds, or let clients close their connections before it \
+         stops",
         addr.port()
     ))
 }

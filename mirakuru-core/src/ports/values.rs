@@ -217,7 +217,8 @@ impl Values {
                     }
                     None => {
                         return Err(ExpandError::Text(format!(
-                            "the environment variable `{variable}` is not set, and `{{env:{variable}}}` asks for it; set it for the \
+                            "the environment variable `{variable}` is not set, and `{{env:{variable}}}` asks \
+                                for it; set it for the \
                              test process"
                         )));
                     }
@@ -235,7 +236,8 @@ impl Values {
             }
             _ => {
                 return Err(ExpandError::Text(format!(
-                    "unknown placeholder `{found}`; the known ones are {KNOWN}, and `{{{found}}}` gives the text \
+                    "unknown placeholder `{found}`; the known ones are {KNOWN}, and `{{{found}}}` gives the \
+                        text \
                      `{found}` itself"
                 )));
             }

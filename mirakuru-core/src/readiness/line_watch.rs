@@ -432,7 +432,10 @@ mod tests {
     fn a_line_is_matched_as_it_is_shown() {
         let dir = TestDir::new();
         let mut log = LogWriter::create(dir.path());
-        log.stdout("\u{1b}[2m12:00\u{1b}[0m \u{1b}[32m INFO\u{1b}[0m app: \u{1b}[3mport\u{1b}[0m\u{1b}[2m=\u{1b}[0m80\n");
+        log.stdout(
+            "\u{1b}[2m12:00\u{1b}[0m \u{1b}[32m INFO\u{1b}[0m app: \
+            \u{1b}[3mport\u{1b}[0m\u{1b}[2m=\u{1b}[0m80\n",
+        );
         log.stdout("10%\r100%\r\n");
         log.stderr("\u{1b}[1mready> \u{1b}[");
         let matches = |pattern: &str| lines(&mut watch(pattern), &log.reader());

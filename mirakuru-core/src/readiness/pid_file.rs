@@ -200,7 +200,8 @@ impl Readiness for PidFile {
         Err(io::Error::new(
             io::ErrorKind::AlreadyExists,
             format!(
-                "{}{names} was there before the start and has not changed since; remove it if the service does not",
+                "{}{names} was there before the start and has not changed since; remove it if the service \
+                    does not",
                 path.display()
             ),
         ))

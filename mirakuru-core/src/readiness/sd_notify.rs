@@ -122,7 +122,8 @@ impl Readiness for SdNotify {
         let path = cx.dir().join(NAME);
         let Some(text) = path.to_str().filter(|text| text.len() <= PATH_MAX) else {
             let reason = format!(
-                "the socket's path `{}` is longer than {PATH_MAX} bytes or not UTF-8; set TMPDIR to a shorter one",
+                "the socket's path `{}` is longer than {PATH_MAX} bytes or not UTF-8; set TMPDIR to a \
+                    shorter one",
                 path.display()
             );
             return Err(cx.invalid("SdNotify", reason));

@@ -223,7 +223,8 @@ fn explain(path: &Path, error: io::Error) -> io::Error {
         return io::Error::new(
             io::ErrorKind::InvalidInput,
             format!(
-                "{shown} is a datagram socket, which accepts no connections; use `Check`, or `PidFile` for its mere existence"
+                "{shown} is a datagram socket, which accepts no connections; use `Check`, or `PidFile` for \
+                    its mere existence"
             ),
         );
     }
@@ -366,7 +367,8 @@ mod tests {
     fn a_strangers_socket_is_an_error_that_names_them() {
         let dir = TestDir::new();
         let path = dir.path().join("x.sock");
-        let script = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print(flush=True); time.sleep(60)";
+        let script = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); \
+            s.listen(); print(flush=True); time.sleep(60)";
         let wrong_listener = python(script, &path);
         let bystander = Kill(Command::new("sleep").arg("60").spawn().unwrap());
         let error = probe(&path, bystander.0.id()).unwrap_err();

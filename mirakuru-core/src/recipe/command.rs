@@ -29,7 +29,8 @@ pub(crate) type Expand<'a> = &'a mut dyn FnMut(&OsStr) -> Result<OsString, Expan
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a command",
     label = "not a command",
-    note = "a command is one string (`\"redis-server --port 6379\"`), or a list of the program and its arguments \
+    note = "a command is one string (`\"redis-server --port 6379\"`), or a list of the program and its \
+        arguments \
             (`[\"redis-server\", \"--port\", \"6379\"]`); put a path into a list: `[path]`"
 )]
 pub trait IntoCommand {
@@ -180,13 +181,15 @@ impl Command {
             };
             if index == 0 && is_blank(&word) {
                 return Err(self.invalid(format!(
-                    "the {what} has an empty name; the first word, with its placeholders filled in, must name it"
+                    "the {what} has an empty name; the first word, with its placeholders filled in, must \
+                        name it"
                 )));
             }
             if word.as_bytes().contains(&0) {
                 let word = word.as_bytes().escape_ascii();
                 return Err(self.invalid(format!(
-                    "the word `{word}` holds a NUL byte, which no argument can; remove it, or hand the data over in a file"
+                    "the word `{word}` holds a NUL byte, which no argument can; remove it, or hand the data \
+                        over in a file"
                 )));
             }
             argv.push(word);
@@ -257,9 +260,14 @@ impl Command {
                 Some((quote, at)) => {
                     let name = if quote == '"' { "double" } else { "single" };
                     let from: String = line[at..].chars().take(20).collect();
-                    let more = if line[at..].chars().count() > 20 { "..." } else { "" };
+                    let more = if line[at..].chars().count() > 20 {
+                        "..."
+                    } else {
+                        ""
+                    };
                     format!(
-                        "the {name} quote at {} is never closed (`{from}{more}`); close it, write `\\{quote}` for the character itself, \
+                        "the {name} quote at {} is never closed (`{from}{more}`); close it, write \
+                            `\\{quote}` for the character itself, \
                          or give the command as a list",
                         position(line, at)
                     )

@@ -330,7 +330,8 @@ mod tests {
 
     use super::*;
 
-    const EVENTS: &str = "P\t7\t0\t0\ttests\t5\t1000\nT\t7\t100\t1\t<a> \"test\"\nB\t7\t100\t1\tid\tredis\tredis --x </script>\t\n\
+    const EVENTS: &str = "P\t7\t0\t0\ttests\t5\t1000\nT\t7\t100\t1\t<a> \
+        \"test\"\nB\t7\t100\t1\tid\tredis\tredis --x </script>\t\n\
                           S\t7\t1500\t1\tid\t812\nR\t7\t2100\t1\tid\nK\t7\t5000\t1\tid\nG\t7\t6000\t1\tid\t5900\texited\nE\t7\t7100\t1\n";
 
     /// Reads a JSON text back, by the book (RFC 8259), and refuses what is none.

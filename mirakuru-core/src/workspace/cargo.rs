@@ -196,7 +196,8 @@ fn check_is_beside(built: &Built) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "this test was built in `{}`, and runs as `{}`, as one from an archive does: cargo cannot build for it",
+        "this test was built in `{}`, and runs as `{}`, as one from an archive does: cargo cannot build for \
+            it",
         built.build_dir.display(),
         exe.display()
     ))
@@ -295,7 +296,8 @@ fn manifest(bin: &Bin) -> Result<PathBuf, String> {
         .map(|dir| dir.join("Cargo.toml"))
         .find(|manifest| manifest.is_file())
         .ok_or_else(|| {
-            let reason = "nothing tells which workspace this test belongs to: it was not started by cargo, and there is no \
+            let reason = "nothing tells which workspace this test belongs to: it was not started by cargo, \
+                and there is no \
                           `Cargo.toml` in its working directory";
             by_variable(bin, reason)
         })

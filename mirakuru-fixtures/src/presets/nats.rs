@@ -357,7 +357,8 @@ fn log_in(connection: &mut Connection, user: &str, password: &str) -> io::Result
         return Err(io::Error::other(format!("it does not speak NATS: {greeting}")));
     }
     let hello = format!(
-        "CONNECT {{\"verbose\":false,\"pedantic\":false,\"user\":\"{user}\",\"pass\":\"{password}\"}}\r\nPING\r\n"
+        "CONNECT \
+            {{\"verbose\":false,\"pedantic\":false,\"user\":\"{user}\",\"pass\":\"{password}\"}}\r\nPING\r\n"
     );
     connection.send(hello.as_bytes())?;
     until(connection, "PONG").map(|_| ())

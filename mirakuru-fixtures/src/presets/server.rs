@@ -98,7 +98,8 @@ impl Server {
             (Some(reason), AsRoot::Never) => Err(Error::other(
                 format!("run {} as another user than root", self.name),
                 format!(
-                    "it refuses to run as root, and {reason}; run the tests as an ordinary user, or let root become another \
+                    "it refuses to run as root, and {reason}; run the tests as an ordinary user, or let root \
+                        become another \
                      user (in a container, `--cap-add SETUID --cap-add SETGID --cap-add CHOWN`)"
                 ),
             )),

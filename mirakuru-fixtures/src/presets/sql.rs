@@ -247,7 +247,8 @@ fn check(text: &[u8], dialect: Dialect) -> Result<(), (usize, String)> {
         None => Ok(()),
         Some(line) => Err((
             line,
-            "this transaction is not committed at the end of the file, so its statements would be lost: add `COMMIT;`"
+            "this transaction is not committed at the end of the file, so its statements would be lost: add \
+                `COMMIT;`"
                 .to_owned(),
         )),
     }
@@ -286,7 +287,8 @@ fn elsewhere(command: &[u8], dialect: Dialect) -> String {
         Dialect::Mysql => "`mariadb-dump` without `--databases`",
     };
     format!(
-        "`{}` leads to another database, and no test's database would have the statements after it: remove the line, or dump \
+        "`{}` leads to another database, and no test's database would have the statements after it: remove \
+            the line, or dump \
          with {option}",
         command.trim().trim_end_matches(';')
     )

@@ -91,7 +91,8 @@ impl Http {
                 | ErrorKind::BrokenPipe
                 | ErrorKind::UnexpectedEof => {
                     let text = format!(
-                        "closed the connection without an answer to {request} (a port that speaks TLS may do this)"
+                        "closed the connection without an answer to {request} (a port that speaks TLS may do \
+                            this)"
                     );
                     (error.kind(), text)
                 }

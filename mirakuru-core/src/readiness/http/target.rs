@@ -156,7 +156,8 @@ impl<'a> Parts<'a> {
             "https" if cfg!(feature = "tls") => true,
             "https" => {
                 return Err(
-                    "`https://` needs mirakuru's feature `tls`, which is turned off; turn it on, or use `http://` where the service \
+                    "`https://` needs mirakuru's feature `tls`, which is turned off; turn it on, or use \
+                        `http://` where the service \
                      has a plain port"
                         .to_owned(),
                 );

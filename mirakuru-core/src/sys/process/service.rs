@@ -337,7 +337,8 @@ impl Service {
         match self.reap_guard(empty) {
             _ if empty => Ok(()),
             Some(WaitStatus::Exited(_, os::UNPROVED)) => Err(io::Error::other(
-                "the kernel refuses to say whether a process of the service is left: `wait4` fails in the supervisor",
+                "the kernel refuses to say whether a process of the service is left: `wait4` fails in the \
+                    supervisor",
             )),
             Some(WaitStatus::Exited(..)) => Ok(()),
             Some(_) => {
@@ -810,7 +811,8 @@ mod tests {
         for kill_guard in [true, false] {
             let dir = scratch(if kill_guard { "guard" } else { "worker" });
             let script = format!(
-                "(env -i setsid sh -c 'echo $$ > {}/pid; trap \"\" TERM INT HUP; while :; do sleep 30; done' &) ; \
+                "(env -i setsid sh -c 'echo $$ > {}/pid; trap \"\" TERM INT HUP; while :; do sleep 30; done' \
+                    &) ; \
                  while :; do sleep 30; done",
                 dir.display()
             );

@@ -164,7 +164,8 @@ fn initialize(initdb: &Path, args: &[String]) -> Result<Executor<NoWait>, Error>
     let mut reason = last_lines(&executor);
     if reason.contains("could not look up effective user ID") {
         reason.push_str(
-            "\ngive this user an entry in /etc/passwd, or run the tests as a user that has one: `initdb` needs it",
+            "\ngive this user an entry in /etc/passwd, or run the tests as a user that has one: `initdb` \
+                needs it",
         );
     }
     Err(Error::other(

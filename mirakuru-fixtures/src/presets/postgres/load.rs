@@ -84,7 +84,8 @@ pub(super) fn extras(client: &mut Client) -> io::Result<(Option<String>, bool)> 
     let found = client.query(&format!(
         "SELECT 1 FROM pg_database d WHERE datname = '{TEMPLATE}' AND (datacl IS NOT NULL \
          OR EXISTS (SELECT FROM pg_db_role_setting WHERE setdatabase = d.oid) \
-         OR EXISTS (SELECT FROM pg_shdescription WHERE objoid = d.oid AND classoid = 'pg_database'::regclass))"
+         OR EXISTS (SELECT FROM pg_shdescription WHERE objoid = d.oid AND classoid = \
+         'pg_database'::regclass))"
     ))?;
     Ok((owner.into_iter().next(), !found.is_empty()))
 }
