@@ -41,5 +41,6 @@ macro_rules! chapters {
 }
 
 chapters! {
-    first_test readiness programs sharing nextest async_tests ci resistance writing_a_preset debugging from_python from_testcontainers limits
+    first_test readiness programs sharing nextest async_tests ci resistance writing_a_preset
+    debugging from_python from_testcontainers limits
 }

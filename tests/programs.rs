@@ -283,7 +283,13 @@ fn everything_else_that_can_be_built() {
     let workspace = Workspace::new(
         "kinds",
         r#"
-#[fixture(bin = "kinds-daemon:kinds-server", features = ["vip"], profile = "ci", args = ["127.0.0.1:{port}"], tcp = "127.0.0.1:{port}")]
+#[fixture(
+    bin = "kinds-daemon:kinds-server",
+    features = ["vip"],
+    profile = "ci",
+    args = ["127.0.0.1:{port}"],
+    tcp = "127.0.0.1:{port}"
+)]
 #[test]
 fn a_with_a_feature(shop: &TcpExecutor) { ask(shop); }
 #[fixture(example = "kinds-example", args = ["127.0.0.1:{port}"], tcp = "127.0.0.1:{port}")]

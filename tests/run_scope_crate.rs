@@ -57,7 +57,8 @@ pub fn visit() {
     let slow = std::env::var("SLOW").map_or(0, |ms| ms.parse().unwrap());
     std::thread::sleep(Duration::from_millis(slow));
     let line = format!("{} {} {} {}\n", std::process::id(), REDIS.pid(), MINE.pid(), took.as_micros());
-    let mut file = std::fs::OpenOptions::new().append(true).create(true).open(std::env::var("USES").unwrap()).unwrap();
+    let uses = std::env::var("USES").unwrap();
+    let mut file = std::fs::OpenOptions::new().append(true).create(true).open(uses).unwrap();
     file.write_all(line.as_bytes()).unwrap();
 }
 "#;

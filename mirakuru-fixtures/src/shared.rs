@@ -280,9 +280,10 @@ mod tests {
     #[test]
     fn a_start_that_uses_itself_is_an_error_and_no_deadlock() {
         static SHARED: Shared<u32> = Shared::named("SERVICE", || {
-            assert!(
-                matches!(Shared::try_get(&SHARED), Err(Error::System { attempt, .. }) if attempt.contains("`SERVICE`"))
-            );
+            assert!(matches!(
+                Shared::try_get(&SHARED),
+                Err(Error::System { attempt, .. }) if attempt.contains("`SERVICE`")
+            ));
             assert!(catch_unwind(AssertUnwindSafe(|| *SHARED)).is_err());
             Ok(7)
         });

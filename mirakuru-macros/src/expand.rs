@@ -548,7 +548,9 @@ fn started_shared(members: &[Member<'_>]) -> TokenStream {
         quote!(Run)
     };
     let (system, add, take) = (ours("system"), add(members), take(members));
-    quote!(::mirakuru::__private::start_shared(::mirakuru::__private::Scope::#scope, |#system| { #add #take }))
+    quote! {
+        ::mirakuru::__private::start_shared(::mirakuru::__private::Scope::#scope, |#system| { #add #take })
+    }
 }
 
 fn recipe(args: &Args, place: &Place) -> TokenStream {

@@ -342,7 +342,10 @@ fn an_expression(sleeper: &SimpleExecutor) {
     assert!(sleeper.is_running());
 }
 
-#[mirakuru::fixture(Executor::builder(LISTENER).wait_for(Tcp::addr("127.0.0.1:{port}").and(Exec::succeeds("true"))), name = server)]
+#[mirakuru::fixture(
+    Executor::builder(LISTENER).wait_for(Tcp::addr("127.0.0.1:{port}").and(Exec::succeeds("true"))),
+    name = server
+)]
 #[test]
 fn a_chain_and_a_name(server: &Executor<And<Tcp, Exec>>) {
     assert!(server.is_running());

@@ -28,7 +28,8 @@ static REDIS: TcpExecutor;
 fn redis() -> TcpExecutor;
 
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port}")]
-fn client(server: TcpExecutor) -> Client { Client::connect(server) }   // a body runs once the service is ready
+// A body runs once the service is ready.
+fn client(server: TcpExecutor) -> Client { Client::connect(server) }
 
 #[rstest]
 #[case(1)]

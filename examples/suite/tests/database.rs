@@ -4,14 +4,16 @@ use std::process::Command;
 
 use mirakuru::presets;
 
-#[mirakuru::fixture(presets::postgres().load_sql("CREATE TABLE orders (id SERIAL PRIMARY KEY, tea TEXT NOT \
-    NULL)"))]
+#[mirakuru::fixture(
+    presets::postgres().load_sql("CREATE TABLE orders (id SERIAL PRIMARY KEY, tea TEXT NOT NULL)")
+)]
 static POSTGRES: presets::Postgres;
 
 /// What a client would do: any that takes a URL.
 fn psql(database: &presets::PostgresDatabase, statement: &str) -> String {
     let output = Command::new("psql")
-        .args([&database.url(), "--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--command", statement])
+        .arg(database.url())
+        .args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--command", statement])
         .output()
         .expect("psql comes with PostgreSQL");
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

@@ -27,7 +27,12 @@ fn it_counts_its_visits(redis: &presets::Redis) -> Result<(), Box<dyn std::error
 
 /// A program that must end in its own way when it is told to: here, by the signal, since the shop
 /// handles none.
-#[mirakuru::fixture(bin = "shop", args = ["127.0.0.1:{port}"], tcp = "127.0.0.1:{port}", stop_signal = Signal::Int)]
+#[mirakuru::fixture(
+    bin = "shop",
+    args = ["127.0.0.1:{port}"],
+    tcp = "127.0.0.1:{port}",
+    stop_signal = Signal::Int
+)]
 #[test]
 fn it_ends_at_ctrl_c(mut shop: mirakuru::TcpExecutor) -> Result<(), mirakuru::Error> {
     shop.stop()?;

@@ -519,7 +519,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
-        fn an_event_is_one_short_line_whatever_is_in_it(fields in proptest::collection::vec(".*|[\\PC\n\t]{900}", 0..4)) {
+        fn an_event_is_one_short_line_whatever_is_in_it(
+            fields in proptest::collection::vec(".*|[\\PC\n\t]{900}", 0..4)
+        ) {
             let fields: Vec<&str> = fields.iter().map(String::as_str).collect();
             let line = line('B', u32::MAX, u64::MAX, u32::MAX, &fields);
             prop_assert!(line.len() < 4096);

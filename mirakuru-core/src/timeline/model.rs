@@ -933,7 +933,10 @@ mod tests {
     proptest! {
         #[test]
         fn the_path_is_all_of_the_time_and_no_two_of_its_steps_overlap(
-            events in proptest::collection::vec((0..14_usize, 1..4_u32, 1..4_u32, 0..100_u64, 0..40_u64, 0..4_u8), 0..80)
+            events in proptest::collection::vec(
+                (0..14_usize, 1..4_u32, 1..4_u32, 0..100_u64, 0..40_u64, 0..4_u8),
+                0..80,
+            )
         ) {
             let mut text = String::from("P\t1\t0\t0\ta\t5\t9\nP\t2\t0\t0\tb\t5\t9\nP\t3\t0\t0\tc\t5\t9\n");
             for (kind, pid, thread, at, more, id) in events {

@@ -111,7 +111,8 @@ fn data(run: &Run) -> String {
     };
     let start = |start: &Start| {
         format!(
-            "{{\"begin\":{},\"spawned\":{},\"ready\":{},\"stop\":{},\"end\":{},\"died\":{},\"tries\":{},\"ended\":{},\"status\":{},\"error\":{}}}",
+            "{{\"begin\":{},\"spawned\":{},\"ready\":{},\"stop\":{},\"end\":{},\
+             \"died\":{},\"tries\":{},\"ended\":{},\"status\":{},\"error\":{}}}",
             start.begin,
             Maybe(start.spawned),
             Maybe(start.ready),
@@ -267,7 +268,8 @@ impl Trace {
         args: &str,
     ) {
         self.events.push(format!(
-            "{{\"name\":{},\"cat\":\"{category}\",\"ph\":\"X\",\"ts\":{},\"dur\":{},\"pid\":{pid},\"tid\":{tid},\"args\":{{{args}}}}}",
+            "{{\"name\":{},\"cat\":\"{category}\",\"ph\":\"X\",\"ts\":{},\"dur\":{},\
+             \"pid\":{pid},\"tid\":{tid},\"args\":{{{args}}}}}",
             Text(name),
             Micros(begin),
             Micros(end.saturating_sub(begin)),
@@ -313,7 +315,8 @@ impl Trace {
             let test = lane_name(run, &run.lanes[*lane]);
             for (phase, at) in [("b", begin), ("e", end)] {
                 self.events.push(format!(
-                    "{{\"name\":{},\"cat\":\"use\",\"ph\":\"{phase}\",\"id\":{},\"ts\":{},\"pid\":{SERVICES},\"tid\":{thread},\"args\":{{\"test\":{}}}}}",
+                    "{{\"name\":{},\"cat\":\"use\",\"ph\":\"{phase}\",\"id\":{},\"ts\":{},\
+                     \"pid\":{SERVICES},\"tid\":{thread},\"args\":{{\"test\":{}}}}}",
                     Text(&format!("{name} in use")),
                     self.uses,
                     Micros(*at),
@@ -332,7 +335,8 @@ mod tests {
 
     const EVENTS: &str = "P\t7\t0\t0\ttests\t5\t1000\nT\t7\t100\t1\t<a> \
         \"test\"\nB\t7\t100\t1\tid\tredis\tredis --x </script>\t\n\
-                          S\t7\t1500\t1\tid\t812\nR\t7\t2100\t1\tid\nK\t7\t5000\t1\tid\nG\t7\t6000\t1\tid\t5900\texited\nE\t7\t7100\t1\n";
+                          S\t7\t1500\t1\tid\t812\nR\t7\t2100\t1\tid\nK\t7\t5000\t1\tid\n\
+                          G\t7\t6000\t1\tid\t5900\texited\nE\t7\t7100\t1\n";
 
     /// Reads a JSON text back, by the book (RFC 8259), and refuses what is none.
     fn read(json: &str) -> Option<String> {
