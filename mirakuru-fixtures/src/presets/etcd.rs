@@ -11,6 +11,12 @@ const SERVER: Server = Server {
     programs: &["etcd"],
     users: &["etcd", "nobody"],
     as_root: AsRoot::With(&[]),
+    needs: &[
+        ("Max open files", 151, "-n"),
+        ("Max file size", 64 << 20, "-f"),
+        // It maps its database, which may grow to 10 GiB.
+        ("Max address space", 11 << 30, "-v"),
+    ],
 };
 
 /// An etcd, a cluster of one: see [`Etcd`].

@@ -11,6 +11,7 @@ const SERVER: Server = Server {
     programs: &["memcached"],
     users: &["memcache", "memcached", "nobody"],
     as_root: AsRoot::With(&["-u", "root"]),
+    needs: &[],
 };
 
 /// How many connections it takes by its own default.

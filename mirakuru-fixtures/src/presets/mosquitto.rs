@@ -14,6 +14,7 @@ const SERVER: Server = Server {
     programs: &["mosquitto"],
     users: &["mosquitto", "nobody"],
     as_root: AsRoot::With(&[]),
+    needs: &[],
 };
 
 /// A Mosquitto: see [`Mosquitto`].

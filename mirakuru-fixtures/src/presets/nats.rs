@@ -20,6 +20,7 @@ const SERVER: Server = Server {
     programs: &["nats-server"],
     users: &["nats", "nobody"],
     as_root: AsRoot::With(&[]),
+    needs: &[],
 };
 
 /// The user of the account that is everybody's.

@@ -16,6 +16,7 @@ const SERVER: Server = Server {
     // Where the tests run as root, so does nginx: it is to read the files of the tests.
     users: &[],
     as_root: AsRoot::With(&[]),
+    needs: &[],
 };
 
 /// An nginx with this text in its `http` block, usually one `server` or more: see [`Nginx`].

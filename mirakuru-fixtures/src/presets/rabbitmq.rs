@@ -24,6 +24,11 @@ const SERVER: Server = Server {
     programs: &["rabbitmq-server"],
     users: &["rabbitmq", "nobody"],
     as_root: AsRoot::With(&[]),
+    needs: &[
+        ("Max open files", 128, "-n"),
+        ("Max file size", 32 << 20, "-f"),
+        ("Max address space", 3_000_000 << 10, "-v"),
+    ],
 };
 
 /// The only user, with a password of its own for each server.

@@ -18,6 +18,7 @@ const SERVER: Server = Server {
     programs: &["redis-server", "valkey-server"],
     users: &["redis", "valkey", "nobody"],
     as_root: AsRoot::With(&[]),
+    needs: &[],
 };
 
 /// How many numbered databases there are, unless `config("databases", ..)` says otherwise. An empty

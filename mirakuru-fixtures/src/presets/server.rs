@@ -23,7 +23,12 @@ pub(super) struct Server {
     /// The users that it may run as where the tests run as root. Without any, it runs as root.
     pub(crate) users: &'static [&'static str],
     pub(crate) as_root: AsRoot,
+    /// The limits of a process below which it does not run, or does not say why it does not.
+    pub(crate) needs: &'static [Limit],
 }
+
+/// A limit of a process: its name in `/proc/self/limits`, the least amount, the option of `ulimit`.
+pub(super) type Limit = (&'static str, u64, &'static str);
 
 /// How a server runs where the tests run as root, and root may not become another user.
 pub(super) enum AsRoot {
@@ -185,6 +190,17 @@ impl Options {
         }
         if let Some(timeout) = self.timeout {
             recipe = recipe.timeout(timeout);
+        }
+        for (name, least, option) in server.needs {
+            if let Some(amount) = limit(name).filter(|amount| amount < least) {
+                return Err(Error::other(
+                    format!("start {}", server.name),
+                    format!(
+                        "it needs a limit `{}` of at least {least}, and this process has {amount}: raise it with `ulimit {option}`",
+                        name.to_lowercase()
+                    ),
+                ));
+            }
         }
         server.unprivileged(recipe.args(&self.args))
     }

@@ -259,6 +259,51 @@ fn a_file_is_the_servers_and_nobody_elses(server: &presets::Redis) {
     );
 }
 
+#[test]
+fn a_limit_that_a_server_cannot_live_with_is_named() {
+    let scratch = Scratch::new("limits");
+    for (preset, program, limit) in [
+        ("etcd", "etcd", "-n 64"),
+        ("etcd", "etcd", "-v 2000000"),
+        ("rabbitmq", "rabbitmq-server", "-n 64"),
+        ("rabbitmq", "rabbitmq-server", "-f 1024"),
+        ("mariadb", "mariadbd", "-f 1024"),
+        ("postgres", "postgres", "-s 256"),
+    ] {
+        if !chosen(preset, program) {
+            continue;
+        }
+        let script = format!("ulimit {limit}; exec \"$@\"");
+        let refused = child_under(&["sh", "-c", &script, "sh"], "all_presets", preset, &scratch.0);
+        assert!(!refused.status.success(), "{preset} with {limit}");
+        let option = format!("`ulimit {}`", &limit[..2]);
+        assert_says(&refused, &[&option]);
+    }
+    // memcached takes as many connections as it may open files.
+    let script = "ulimit -n 256; exec \"$@\"";
+    assert_passes(&child_under(
+        &["sh", "-c", script, "sh"],
+        "all_presets",
+        "memcached",
+        &scratch.0,
+    ));
+}
+
+#[test]
+fn an_odd_umask_does_not_shut_a_server_out() {
+    let scratch = Scratch::new("umask");
+    let script = "umask 0277; exec \"$@\"";
+    let presets = "redis postgres mariadb nats mosquitto etcd nginx";
+    if require_root() {
+        assert_passes(&child_under(
+            &["sh", "-c", script, "sh"],
+            "all_presets",
+            presets,
+            &scratch.0,
+        ));
+    }
+}
+
 // ---- version managers ---------------------------------------------------------------------------
 
 #[test]

@@ -35,6 +35,10 @@ const SERVER: Server = Server {
     programs: &["postgres"],
     users: &["postgres", "nobody"],
     as_root: AsRoot::Never,
+    needs: &[
+        ("Max file size", 16 << 20, "-f"),
+        ("Max stack size", 1 << 20, "-s"),
+    ],
 };
 
 /// The user, who may do everything.
