@@ -64,6 +64,7 @@
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod cluster;
+mod lease;
 mod once;
 mod outcome;
 #[cfg(feature = "presets")]

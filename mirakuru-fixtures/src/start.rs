@@ -2,14 +2,17 @@
 //! to start what is shared.
 
 use std::any::type_name;
+use std::borrow::BorrowMut;
 use std::cell::RefCell;
+use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::rc::Rc;
 
 use mirakuru_core::__private::{Endpoints, Run, SharedLock, SlotState, StartPermit, Startable};
-use mirakuru_core::{Error, Executor, ExecutorBuilder, Tcp};
+use mirakuru_core::{Error, Executor, ExecutorBuilder, Readiness, Tcp};
 
 use crate::cluster::Node;
+use crate::lease;
 use crate::recipe::Recipe;
 use crate::system::{Joining, Reach, Service, Slot, System};
 
@@ -220,7 +223,10 @@ pub fn start_shared<'a, T, Take: FnOnce() -> T>(
 ) -> Result<T, Error> {
     let run = (scope == Scope::Run).then(Run::current).flatten();
     let mut system = System::with_reach(run.map_or(Reach::Process, Reach::Run));
-    let take = add(&mut system);
+    let take = match run {
+        Some(_) => lease::forbidden(|| add(&mut system))?,
+        None => add(&mut system),
+    };
     system.run(take).map_err(|failure| failure.error)
 }
 
@@ -239,6 +245,59 @@ pub(crate) fn plain<'a, R: Recipe + 'a>(recipe: R, system: &mut System<'a>) -> S
         queue: false,
     };
     recipe.__join(system, joining)
+}
+
+/// An executor that is built.
+struct Built<R, E> {
+    executor: Option<E>,
+    slot: Slot<E>,
+    readiness: PhantomData<fn() -> R>,
+}
+
+impl<R: Readiness, E: BorrowMut<Executor<R>>> Service for Built<R, E> {
+    fn build(&mut self, _: &str) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn endpoints(&self) -> Option<Endpoints> {
+        None
+    }
+
+    fn give_lock(&mut self, _: &SharedLock) {}
+
+    fn prepare(&mut self) -> Result<(), Error> {
+        Ok(())
+    }
+
+    fn startable(&mut self) -> Option<&mut dyn Startable> {
+        self.executor.as_mut().map(|executor| executor.borrow_mut() as _)
+    }
+
+    fn finish(&mut self) -> Result<(), Error> {
+        let Some(executor) = self.executor.take() else {
+            return too_early();
+        };
+        let dirs = vec![executor.borrow().dir()];
+        self.slot.fill(executor, dirs);
+        Ok(())
+    }
+
+    fn failed(&mut self, _: &Error) {}
+}
+
+/// Adds an executor that is built.
+pub(crate) fn built<'a, R: Readiness + 'a, E: BorrowMut<Executor<R>> + 'a>(
+    executor: E,
+    system: &mut System<'a>,
+) -> Slot<E> {
+    let slot = Slot::new();
+    let service = Built {
+        executor: Some(executor),
+        slot: slot.clone(),
+        readiness: PhantomData,
+    };
+    system.add(String::new(), Rc::new(RefCell::new(service)));
+    slot
 }
 
 /// The key `tcp` with an expression, which may be an address or a port.

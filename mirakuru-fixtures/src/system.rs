@@ -21,6 +21,7 @@ use mirakuru_core::__private::{
 };
 use mirakuru_core::{Error, Executor, ExecutorBuilder, NoWait};
 
+use crate::lease;
 use crate::recipe::Recipe;
 
 /// Services that are to be started. Usually named `system`.
@@ -442,7 +443,7 @@ impl<'a> System<'a> {
         let mut at = 0;
         // A panic, in a set-up for example, is a failure like any other for processes that wait for
         // the service.
-        let run = catch_unwind(AssertUnwindSafe(|| self.run_all(&mut at)));
+        let run = catch_unwind(AssertUnwindSafe(|| lease::allowed(|| self.run_all(&mut at))));
         let (result, panic) = match run {
             Ok(result) => (result, None),
             Err(panic) => {
@@ -507,7 +508,10 @@ impl<'a> System<'a> {
                 match std::mem::replace(&mut self.members[next].stage, Stage::Over) {
                     Stage::Recipe(run) | Stage::Waits(run) => {
                         self.needs = self.members[next].dirs_of_needs();
-                        run(self)?;
+                        match self.reach {
+                            Reach::Run(_) => lease::forbidden(|| run(self))??,
+                            Reach::Handle | Reach::Process => run(self)?,
+                        }
                         self.needs.clear();
                     }
                     other => self.members[next].stage = other,

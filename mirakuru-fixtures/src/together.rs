@@ -4,7 +4,7 @@ use mirakuru_core::__private::{Startable, stop_together};
 use mirakuru_core::{Error, Executor, Readiness};
 
 use crate::recipe::Recipe;
-use crate::start::plain;
+use crate::start::{built, plain};
 use crate::system::{Slot, System};
 
 /// Starts several services at once: it takes as long as the slowest of them, and not as long as all
@@ -25,9 +25,25 @@ use crate::system::{Slot, System};
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// They are launched in the order in which they stand, and waited for together. What a service
-/// needs of another one that is ready, such as its port, is not there yet: start that one before.
-/// The fixtures of one test are started in this way anyway.
+/// They are launched in the order in which they stand, and waited for together. A recipe may be a
+/// system or a [`cluster`](crate::cluster), too.
+///
+/// A service that needs another one's port does not need it ready: build both, which chooses the
+/// ports, and start them together.
+///
+/// ```
+/// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
+/// use mirakuru::{Executor, start_all};
+///
+/// let database = Executor::builder("sleep 60").env("PORT", "{port}").build()?;
+/// let server = Executor::builder("sleep 60").env("DATABASE", database.port().to_string()).build()?;
+/// let (database, server) = start_all((database, server))?;
+/// assert!(database.is_running() && server.is_running());
+/// # Ok::<(), mirakuru_core::Error>(())
+/// ```
+///
+/// A service that needs another one *ready* is started after it. The attribute on a struct finds
+/// out itself what starts when.
 ///
 /// # Errors
 ///
@@ -36,11 +52,11 @@ pub fn start_all<S: StartAll>(recipes: S) -> Result<S::Handles, Error> {
     recipes.start_all()
 }
 
-/// Recipes that [`start_all`] takes: a tuple of up to eight, a `Vec`, or an array. The trait is
-/// sealed.
+/// Recipes, or executors that are built, that [`start_all`] takes: a tuple of up to eight, a `Vec`,
+/// or an array. The trait is sealed.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no list of recipes",
-    label = "expected a tuple, a `Vec` or an array of recipes",
+    label = "expected a tuple, a `Vec` or an array of recipes or of executors",
     note = "a recipe is what `Executor::builder(..)` makes (without `.start()`), a preset, or a type of your \
         own that implements `Recipe`"
 )]
@@ -50,6 +66,59 @@ pub trait StartAll: sealed::Start {
 
     #[doc(hidden)]
     fn start_all(self) -> Result<Self::Handles, Error>;
+}
+
+/// One of the services that [`start_all`] starts: a recipe, an executor, or a reference to an
+/// executor.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be started",
+    label = "neither a recipe nor an executor",
+    note = "a recipe is what `Executor::builder(..)` makes, a preset, or a type of your own that \
+        implements `Recipe`"
+)]
+pub trait ToStart {
+    /// What has been started.
+    type Handle;
+
+    #[doc(hidden)]
+    fn add<'a>(self, system: &mut System<'a>) -> Slot<Self::Handle>
+    where
+        Self: 'a;
+}
+
+impl<R: Recipe> ToStart for R {
+    type Handle = R::Handle;
+
+    fn add<'a>(self, system: &mut System<'a>) -> Slot<R::Handle>
+    where
+        R: 'a,
+    {
+        plain(self, system)
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<R: Readiness> ToStart for Executor<R> {
+    type Handle = Executor<R>;
+
+    fn add<'a>(self, system: &mut System<'a>) -> Slot<Executor<R>>
+    where
+        Executor<R>: 'a,
+    {
+        built(self, system)
+    }
+}
+
+#[diagnostic::do_not_recommend]
+impl<'e, R: Readiness> ToStart for &'e mut Executor<R> {
+    type Handle = &'e mut Executor<R>;
+
+    fn add<'a>(self, system: &mut System<'a>) -> Slot<&'e mut Executor<R>>
+    where
+        'e: 'a,
+    {
+        built(self, system)
+    }
 }
 
 /// So that a shape can be added without a look at everybody else's.
@@ -139,7 +208,7 @@ impl<R: Readiness, const N: usize> StopAll for [Executor<R>; N] {
 
 macro_rules! tuple {
     ($($recipe:ident)+) => {
-        impl<$($recipe: Recipe),+> sealed::Start for ($($recipe,)+) {}
+        impl<$($recipe: ToStart),+> sealed::Start for ($($recipe,)+) {}
         impl<$($recipe: Readiness),+> sealed::Stop for ($(Executor<$recipe>,)+) {}
 
         impl<$($recipe: Readiness),+> StopAll for ($(Executor<$recipe>,)+) {
@@ -150,14 +219,14 @@ macro_rules! tuple {
             }
         }
 
-        impl<$($recipe: Recipe),+> StartAll for ($($recipe,)+) {
+        impl<$($recipe: ToStart),+> StartAll for ($($recipe,)+) {
             type Handles = ($($recipe::Handle,)+);
 
             #[allow(non_snake_case)]
             fn start_all(self) -> Result<Self::Handles, Error> {
                 let ($($recipe,)+) = self;
                 let mut system = System::new();
-                $(let $recipe = plain($recipe, &mut system);)+
+                $(let $recipe = $recipe.add(&mut system);)+
                 system.run(|| ($($recipe.take(),)+)).map_err(|failure| failure.error)
             }
         }
@@ -173,25 +242,22 @@ tuple!(A B C D E F);
 tuple!(A B C D E F G);
 tuple!(A B C D E F G H);
 
-impl<R: Recipe> sealed::Start for Vec<R> {}
+impl<R: ToStart> sealed::Start for Vec<R> {}
 
-impl<R: Recipe> StartAll for Vec<R> {
+impl<R: ToStart> StartAll for Vec<R> {
     type Handles = Vec<R::Handle>;
 
     fn start_all(self) -> Result<Self::Handles, Error> {
         let mut system = System::new();
-        let slots: Vec<_> = self
-            .into_iter()
-            .map(|recipe| plain(recipe, &mut system))
-            .collect();
+        let slots: Vec<_> = self.into_iter().map(|recipe| recipe.add(&mut system)).collect();
         let handles = system.run(|| slots.into_iter().map(Slot::take).collect());
         handles.map_err(|failure| failure.error)
     }
 }
 
-impl<R: Recipe, const N: usize> sealed::Start for [R; N] {}
+impl<R: ToStart, const N: usize> sealed::Start for [R; N] {}
 
-impl<R: Recipe, const N: usize> StartAll for [R; N] {
+impl<R: ToStart, const N: usize> StartAll for [R; N] {
     type Handles = [R::Handle; N];
 
     fn start_all(self) -> Result<Self::Handles, Error> {

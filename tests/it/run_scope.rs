@@ -91,6 +91,29 @@ static SYSTEM: System;
 })))]
 static NODES: mirakuru::Cluster<TcpExecutor>;
 
+#[cfg(feature = "presets")]
+#[mirakuru::fixture(mirakuru::presets::redis())]
+static REDIS: mirakuru::presets::Redis;
+
+/// Made from a lease of a test.
+#[cfg(feature = "presets")]
+#[mirakuru::fixture(cmd = "sleep 100", env = ("URL", REDIS.database().url()))]
+static LEASED: SimpleExecutor;
+
+/// In the expressions of its own members.
+#[cfg(feature = "presets")]
+#[mirakuru::fixture]
+struct LeasedSystem {
+    #[fixture(mirakuru::presets::redis())]
+    redis: mirakuru::presets::Redis,
+    #[fixture(cmd = "sleep 100", env = ("URL", redis.database().url()))]
+    server: SimpleExecutor,
+}
+
+#[cfg(feature = "presets")]
+#[mirakuru::fixture(LeasedSystem)]
+static LEASED_SYSTEM: LeasedSystem;
+
 #[mirakuru::fixture(cmd = "sleep 100", scope = "process")]
 static OF_THE_PROCESS: SimpleExecutor;
 
@@ -285,6 +308,14 @@ fn test_process() {
         "SLEEPER" => tell(Shared::try_get(&SLEEPER), began),
         "TWIN" => tell(Shared::try_get(&TWIN), began),
         "OF_THE_PROCESS" => tell(Shared::try_get(&OF_THE_PROCESS), began),
+        #[cfg(feature = "presets")]
+        "LEASED" => tell(Shared::try_get(&LEASED), began),
+        #[cfg(feature = "presets")]
+        "LEASED_SYSTEM" => {
+            let system = Shared::try_get(&LEASED_SYSTEM);
+            assert!(system.is_err() || LEASED_SYSTEM.redis.is_running());
+            tell(system.map(|system| &system.server), began);
+        }
         "SYSTEM" => {
             tell(Shared::try_get(&SYSTEM).map(|system| &system.server), began);
             told("database", SYSTEM.database.pid());
@@ -804,6 +835,27 @@ fn a_system_and_a_cluster_are_started_once_in_a_run() {
     }
     run.end(true);
     assert_nothing_left(&scratch, &all);
+}
+
+#[test]
+#[cfg(feature = "presets")]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
+fn a_service_of_the_run_is_not_made_from_a_lease_of_a_test() {
+    if Command::new("redis-server").arg("--version").output().is_err() {
+        return say("skipped: there is no redis-server");
+    }
+    let scratch = Scratch::new();
+    let mut run = Run::begin(&scratch);
+    for name in ["LEASED", "LEASED_SYSTEM"] {
+        for _ in 0..2 {
+            let test = run.test(&[("USE", name)]);
+            test.ended();
+            let (kind, error) = test.error();
+            assert_eq!(kind, "System", "{error}");
+            assert!(error.contains("leased for one test"), "{error}");
+        }
+    }
+    run.end(false);
 }
 
 #[test]

@@ -280,6 +280,23 @@ fn a_system_is_a_recipe_like_any_other() {
 }
 
 #[test]
+fn executors_that_are_built_are_started_together() {
+    let database = ready_after(0).env("PORT", "{port}").build().unwrap();
+    let server = Executor::builder("sleep 60").env("NEEDS", database.port().to_string());
+    let mut server = server.build().unwrap();
+    let (database, server, sleeper) =
+        mirakuru::start_all((database, &mut server, Executor::builder("sleep 60"))).unwrap();
+    assert!(database.is_running() && sleeper.is_running());
+    assert_eq!(needs(server), database.port().to_string());
+    server.stop().unwrap();
+    let two = [
+        Executor::builder("sleep 60").build().unwrap(),
+        Executor::builder("sleep 60").build().unwrap(),
+    ];
+    assert!(mirakuru::start_all(two).unwrap().iter().all(Executor::is_running));
+}
+
+#[test]
 fn a_start_that_fails_names_the_field_and_says_how_far_the_others_were() {
     #[mirakuru::fixture]
     struct Broken {

@@ -12,6 +12,7 @@ use super::connection::{ANSWER_WITHIN, Connection, TIDY_WITHIN, tidied};
 use super::server::{AsRoot, Options, Server, handle, options};
 use super::{Answers, expect, failed};
 use crate::Recipe;
+use crate::lease;
 
 const SERVER: Server = Server {
     name: "Redis",
@@ -215,6 +216,7 @@ impl Redis {
     /// [`Error::System`] when all databases are leased, the server is part of a cluster (which has
     /// one database), or it does not answer.
     pub fn try_database(&self) -> Result<RedisDatabase, Error> {
+        lease::taken();
         let attempt = "lease a database of Redis";
         // The first one is everybody's.
         let limit = self.databases.saturating_sub(1);

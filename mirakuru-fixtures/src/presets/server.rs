@@ -13,6 +13,7 @@ use mirakuru_core::{Check, Error, Executor, ExecutorBuilder, NoWait, Probe, Read
 
 use super::connection::Connection;
 use super::{Answers, failed};
+use crate::lease;
 
 /// The facts about a server's program.
 pub(super) struct Server {
@@ -303,8 +304,9 @@ pub(super) fn last_lines<R: Readiness>(executor: &Executor<R>) -> String {
     }
 }
 
-/// A name that nobody else has: 13 lower-case letters and digits, the first of them a letter.
+/// A name for one test, which nobody else has: 13 lower-case letters and digits, the first of them a letter.
 pub(super) fn unique_name() -> Result<String, Error> {
+    lease::taken();
     let id = random_id().map_err(|source| failed("make a unique name", source))?;
     Ok(format!("t{id}"))
 }

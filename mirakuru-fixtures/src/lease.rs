@@ -1,0 +1,55 @@
+//! A service that is shared must not be made from what is leased for one test, such as a database.
+//!
+//! The lease ends with its test or process, while the service and other tests go on using it. And
+//! where each lease has another name, the recipe is another one in each process, so that nothing is
+//! shared.
+
+use std::cell::Cell;
+
+use mirakuru_core::Error;
+
+thread_local! {
+    /// While the recipe of a shared service is made on this thread: whether something was leased.
+    static LEASED: Cell<Option<bool>> = const { Cell::new(None) };
+}
+
+/// Notes that a part of a server was leased for a test.
+#[cfg(feature = "presets")]
+pub(crate) fn taken() {
+    LEASED.set(LEASED.get().map(|_| true));
+}
+
+/// Sets what is noted for the time of a call.
+fn with<T>(leased: Option<bool>, call: impl FnOnce() -> T) -> (T, Option<bool>) {
+    struct Restore(Option<bool>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            LEASED.set(self.0);
+        }
+    }
+    let _restore = Restore(LEASED.replace(leased));
+    let value = call();
+    (value, LEASED.get())
+}
+
+/// Makes the recipe of a service that the run shares.
+///
+/// # Errors
+///
+/// When something was leased for it.
+pub(crate) fn forbidden<T>(make: impl FnOnce() -> T) -> Result<T, Error> {
+    match with(Some(false), make) {
+        (_, Some(true)) => Err(Error::other(
+            "start a service for the whole run",
+            "its recipe uses what `database()`, `vhost()` or a prefix leased for one test; the lease ends with this \
+             process, and the service does not; use what lasts as long as the run, such as the server's `url()`, or \
+             put the attribute on the test",
+        )),
+        (made, _) => Ok(made),
+    }
+}
+
+/// Does what may lease something: a recipe that is not shared, or the start itself.
+pub(crate) fn allowed<T>(call: impl FnOnce() -> T) -> T {
+    with(None, call).0
+}
