@@ -1,5 +1,6 @@
 //! Facts in words: spans of time, numbers of bytes, how a process ended, why a system call failed.
 
+use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 use std::os::unix::process::ExitStatusExt;
@@ -38,7 +39,16 @@ pub(super) struct Cause<'a>(pub(super) &'a io::Error);
 
 impl fmt::Display for Cause<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let text = self.0.to_string();
+        let mut text = self.0.to_string();
+        // Many libraries say "db error" and leave the rest to the source.
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            let more = error.to_string();
+            if !text.contains(&more) {
+                text = format!("{text}: {more}");
+            }
+            source = error.source();
+        }
         // Other libraries like to show the URL that they could not connect to.
         let text = without_number(&mask_urls(&text));
         let mut letters = text.chars();
@@ -165,6 +175,24 @@ mod tests {
             said(5)
         );
         assert_eq!(Cause(&io::Error::other("EOF seen")).to_string(), "EOF seen");
+    }
+
+    #[test]
+    fn the_sources_of_an_error_are_told() {
+        #[derive(Debug)]
+        struct Outer(io::Error);
+        impl fmt::Display for Outer {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("db error")
+            }
+        }
+        impl StdError for Outer {
+            fn source(&self) -> Option<&(dyn StdError + 'static)> {
+                Some(&self.0)
+            }
+        }
+        let error = io::Error::other(Outer(io::Error::other("no such table")));
+        assert_eq!(Cause(&error).to_string(), "db error: no such table");
     }
 
     #[test]

@@ -42,7 +42,8 @@ struct Service {
     output: OutputReader,
     /// Says that the log is to outlive its executor.
     kept: PathBuf,
-    /// Its main process and when that began; `None` for one that had made itself a daemon.
+    /// Its main process and when that began; `None` for one that had made itself a daemon, and for a
+    /// job that was done when the fixture was made.
     main: Option<(u32, u64)>,
     how_it_ended: Mutex<HowItEnded>,
 }
@@ -72,7 +73,13 @@ impl SharedServices {
         let began = sys::clock_ns();
         let mut restore = Restore(MAKING.replace(Some(Vec::new())));
         let made = make();
-        let services = MAKING.replace(restore.0.take()).unwrap_or_default();
+        let mut services = MAKING.replace(restore.0.take()).unwrap_or_default();
+        // A program that has done its work by now, such as a client that loads a schema, has not died.
+        for service in &mut services {
+            service.main = service
+                .main
+                .filter(|(pid, started)| service_dir::is_alive(*pid, *started));
+        }
         std::mem::forget(restore);
         if !services.is_empty() {
             install_hook();

@@ -27,8 +27,14 @@ use super::server::limit;
 
 /// How long a directory is used, in seconds.
 const PERIOD: u64 = 4 * 24 * 60 * 60;
-/// How long to wait for another process that makes the same.
-const PATIENCE: Duration = Duration::from_secs(60);
+/// How long to wait for another process that makes the same. It may run a user's migrations; its lock
+/// goes with it.
+const PATIENCE: Duration = Duration::from_secs(900);
+/// The most directories, and the most bytes in them, that stay. Those that were used last stay.
+const MOST: usize = 24;
+const MOST_BYTES: u64 = 2 << 30;
+/// A directory that was used this recently stays in any case: somebody may be copying it.
+const IN_USE: Duration = Duration::from_secs(600);
 
 /// The directory that `make` fills, or has filled before. `service` is the private directory of the
 /// service that it is for. Everything that `make` depends on, versions above all, must show in
@@ -64,10 +70,12 @@ pub(super) fn cached(
     let name = format!("{key}.{}.{}", age.boot, age.period);
     let ready = cache.join(&name);
     if ready.is_dir() {
+        note_use(&ready);
         return Ok(ready);
     }
     let _lock = lock(&cache.join(format!("{key}.lock"))).map_err(failed)?;
     if ready.is_dir() {
+        note_use(&ready);
         return Ok(ready);
     }
     // Left by a process that was killed at it.
@@ -79,7 +87,8 @@ pub(super) fn cached(
         let _ = fs::remove_dir_all(&unfinished);
         return Err(error);
     }
-    remove_old(&cache, &key, &age);
+    remove_old(&cache, &age);
+    bound(&cache);
     Ok(ready)
 }
 
@@ -149,20 +158,63 @@ fn boot() -> String {
     id.chars().filter(char::is_ascii_alphanumeric).take(12).collect()
 }
 
-/// Removes the directories of this key that no process has made since the period before this one.
-fn remove_old(cache: &Path, key: &str, now: &Age) {
-    let entries = fs::read_dir(cache).into_iter().flatten().flatten();
-    for entry in entries {
+/// Removes the directories that no process has made since the period before this one.
+fn remove_old(cache: &Path, now: &Age) {
+    for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
         let name = entry.file_name();
         let age = name.to_str().and_then(|name| {
-            let rest = name.strip_prefix(key)?.strip_prefix('.')?;
-            let (boot, period) = rest.trim_end_matches(".new").split_once('.')?;
-            Some((boot, period.parse::<u64>().ok()?))
+            let mut parts = name.trim_end_matches(".new").rsplitn(3, '.');
+            let period = parts.next()?.parse::<u64>().ok()?;
+            Some((parts.next()?.to_owned(), period))
         });
         if age.is_some_and(|(boot, period)| boot != now.boot || period + 1 < now.period) {
             let _ = fs::remove_dir_all(entry.path());
         }
     }
+}
+
+/// Says that a directory is in use: its time of change is the time of its last use.
+fn note_use(dir: &Path) {
+    let _ = fs::File::open(dir).and_then(|dir| dir.set_modified(SystemTime::now()));
+}
+
+/// Removes the directories that were not used for the longest time, until the rest is within the bounds.
+fn bound(cache: &Path) {
+    let mut dirs: Vec<(SystemTime, u64, PathBuf)> = fs::read_dir(cache)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.is_dir() && path.extension().is_none_or(|end| end != "new" && end != "lock"))
+        .filter_map(|path| Some((path.metadata().ok()?.modified().ok()?, size(&path), path)))
+        .collect();
+    dirs.sort();
+    let mut bytes: u64 = dirs.iter().map(|(_, size, _)| size).sum();
+    let mut count = dirs.len();
+    for (used, size, path) in dirs {
+        let is_idle = used.elapsed().is_ok_and(|idle| idle > IN_USE);
+        if (count > MOST || bytes > MOST_BYTES) && is_idle {
+            // Under another name first: nobody finds half of it.
+            let going = path.with_extension("new");
+            if fs::rename(&path, &going).is_ok() {
+                let _ = fs::remove_dir_all(&going);
+                count -= 1;
+                bytes -= size;
+            }
+        }
+    }
+}
+
+/// The bytes of all files below a directory.
+fn size(dir: &Path) -> u64 {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| Some((entry.metadata().ok()?, entry.path())))
+        .map(|(metadata, path)| match metadata.is_dir() {
+            true => size(&path),
+            false => metadata.len(),
+        })
+        .sum()
 }
 
 #[cfg(test)]
@@ -216,14 +268,40 @@ mod tests {
             format!("k.{boot}.3"),
             format!("k.{boot}.9.new"),
             "k.x.99999999".into(),
+            format!("other.{boot}.3"),
         ];
-        let others = [format!("k.{boot}.99999999"), format!("other.{boot}.3")];
+        let others = [format!("k.{boot}.99999999"), format!("other.{boot}.99999999")];
         for name in old.iter().chain(&others) {
             fs::create_dir_all(cache.join(name)).unwrap();
         }
         cached(&base.join("id/d"), "k", |_| Ok(())).unwrap();
         assert!(old.iter().all(|name| !cache.join(name).exists()));
         assert!(others.iter().all(|name| cache.join(name).exists()));
+        fs::remove_dir_all(&base).unwrap();
+    }
+
+    #[test]
+    fn directories_that_nobody_uses_go_when_there_are_many() {
+        let base = std::env::temp_dir().join(format!("mirakuru-unit-{}-bound", std::process::id()));
+        let _ = fs::remove_dir_all(&base);
+        let cache = base.join("cache");
+        let (boot, now) = (boot(), SystemTime::now());
+        let name = |number: u32| cache.join(format!("k{number}.{boot}.99999999"));
+        for number in 0..MOST as u32 + 5 {
+            fs::create_dir_all(name(number)).unwrap();
+            // The first ones were used last.
+            let used = now - IN_USE - Duration::from_secs(60 * u64::from(number + 1));
+            fs::File::open(name(number)).unwrap().set_modified(used).unwrap();
+        }
+        // Was idle for long, and is used now.
+        note_use(&name(28));
+        bound(&cache);
+        let left: Vec<u32> = (0..MOST as u32 + 5)
+            .filter(|number| name(*number).exists())
+            .collect();
+        assert_eq!(left.len(), MOST);
+        assert!(left.contains(&28) && left.contains(&0), "{left:?}");
+        assert!(!left.contains(&27), "{left:?}");
         fs::remove_dir_all(&base).unwrap();
     }
 }

@@ -84,6 +84,7 @@ mod postgres;
 mod prefix;
 mod rabbitmq;
 mod redis;
+mod seed;
 mod server;
 mod sql;
 
@@ -97,6 +98,7 @@ pub use postgres::{Postgres, PostgresDatabase, PostgresRecipe, postgres};
 pub use prefix::Prefix;
 pub use rabbitmq::{Rabbitmq, RabbitmqRecipe, RabbitmqVhost, rabbitmq};
 pub use redis::{Redis, RedisDatabase, RedisRecipe, redis};
+pub use seed::hash_of_dir;
 
 /// When a preset's server is ready: its port is open, by its own process, and it answers in its own
 /// protocol.

@@ -604,3 +604,85 @@ fn initdb_can_be_told_more(server: &Postgres) {
         .unwrap();
     assert_eq!(row.get::<_, String>(0), "LATIN1");
 }
+
+/// A key that no run before has used.
+fn new_key(text: &str) -> String {
+    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos();
+    format!("{text} {now} {}", std::process::id())
+}
+
+/// As an application does at its start: a table of its own says which migrations have run.
+fn migrate(url: &str) -> Result<bool, postgres::Error> {
+    let mut client = Client::connect(url, NoTls)?;
+    client.batch_execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY)")?;
+    let new = client.execute("INSERT INTO migrations VALUES ('1') ON CONFLICT DO NOTHING", &[])?;
+    if new == 1 {
+        client.batch_execute("CREATE TABLE visits (who TEXT REFERENCES users (name))")?;
+    }
+    Ok(new == 1)
+}
+
+#[test]
+fn a_seed_runs_once_for_a_key_over_servers_and_runs() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    if !is_installed() {
+        return;
+    }
+    let runs = Arc::new(AtomicU32::new(0));
+    let recipe = |key: &str| {
+        let runs = Arc::clone(&runs);
+        presets::postgres().load_sql(SCHEMA).seed(key, move |url| {
+            runs.fetch_add(1, Ordering::Relaxed);
+            migrate(url).map(drop)
+        })
+    };
+    let key = new_key("once");
+    // Two at once make one seed.
+    let servers: Vec<Postgres> = thread::scope(|scope| {
+        let starts = [0, 1].map(|_| scope.spawn(|| recipe(&key).start().unwrap()));
+        starts.into_iter().map(|start| start.join().unwrap()).collect()
+    });
+    assert_eq!(runs.load(Ordering::Relaxed), 1);
+    for server in &servers {
+        let (one, other) = (server.database(), server.database());
+        // Nothing is left to migrate, and each test has a database of its own.
+        assert!(!migrate(&one.url()).unwrap());
+        let mut client = connect(&one.url());
+        client
+            .batch_execute("INSERT INTO users (name) VALUES ('a'); INSERT INTO visits VALUES ('a')")
+            .unwrap();
+        assert_eq!(
+            count(&mut connect(&other.url()), "SELECT count(*) FROM visits"),
+            0
+        );
+    }
+    drop(servers);
+    recipe(&key).start().unwrap();
+    assert_eq!(runs.load(Ordering::Relaxed), 1);
+    recipe(&new_key("another")).start().unwrap();
+    assert_eq!(runs.load(Ordering::Relaxed), 2, "a changed key is another seed");
+}
+
+#[test]
+fn a_seed_that_fails_is_named_and_not_kept() {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static RUNS: AtomicU32 = AtomicU32::new(0);
+    if !is_installed() {
+        return;
+    }
+    let key = new_key("fails");
+    for round in 1..=2 {
+        let recipe = presets::postgres().seed(&*key, |url| {
+            RUNS.fetch_add(1, Ordering::Relaxed);
+            connect(url).batch_execute("SELECT * FROM nowhere")
+        });
+        let error = recipe.start().map(drop).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("failed to run the seed `{key}`: ")),
+            "{error}"
+        );
+        assert!(error.contains("nowhere"), "{error}");
+        assert_eq!(RUNS.load(Ordering::Relaxed), round);
+    }
+}

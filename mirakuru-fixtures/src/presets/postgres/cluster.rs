@@ -108,6 +108,11 @@ pub(super) fn install(server: &Path, args: &[String], dir: &Path) -> Result<(), 
     })
 }
 
+/// Everything that an empty cluster of this server depends on.
+pub(super) fn key_of(server: &Path, args: &[String]) -> Result<String, Error> {
+    key(server, &server.with_file_name("initdb"), args)
+}
+
 /// Everything that the result of `initdb` depends on. Not the version: to ask for it takes longer
 /// than the copy, and another version is another file.
 fn key(server: &Path, initdb: &Path, args: &[String]) -> Result<String, Error> {

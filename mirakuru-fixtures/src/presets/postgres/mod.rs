@@ -10,14 +10,17 @@
 //! ```
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use mirakuru_core::__private::hash;
 use mirakuru_core::{Error, Executor, ExecutorBuilder, Signal};
 
 use self::cluster::{install, is_ready, of_version, psql_of, real_path, release_memory};
 use self::load::{copy_extras, create_database, extras, load};
 use self::protocol::{Address, Client, takes_clients};
+use super::cache::{cached, copy_tree};
 use super::connection::{TIDY_WITHIN, tidied};
+use super::seed::{self, Seed};
 use super::server::{
     AsRoot, Options, Server, handle, new_password, options, read_password, unique_name, write_password,
     write_secret,
@@ -59,6 +62,8 @@ pub fn postgres() -> PostgresRecipe {
         version: None,
         initdb: Vec::new(),
         load: Vec::new(),
+        seeds: Vec::new(),
+        fills_seeds: false,
     }
 }
 
@@ -70,6 +75,9 @@ pub struct PostgresRecipe {
     version: Option<u32>,
     initdb: Vec<String>,
     load: Vec<Load>,
+    seeds: Vec<Seed>,
+    /// Whether its seeds run, so that the result can be kept. Else the result is copied.
+    fills_seeds: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -133,6 +141,78 @@ impl PostgresRecipe {
     pub fn extension(mut self, name: impl Into<String>) -> Self {
         self.load.push(Load::Extension(name.into()));
         self
+    }
+
+    /// Runs code on the template of all databases, after everything that is
+    /// [loaded](PostgresRecipe::load_sql): the application's own migrations. It gets the URL of the
+    /// template.
+    ///
+    /// The code runs once for a key, and the result is kept over runs: the second run copies it. The
+    /// code itself cannot be compared, so the key must be another one when the code does something
+    /// else. For a directory of migrations, [`hash_of_dir`](super::hash_of_dir) makes such a key. The
+    /// server's version, the recipe's other settings and everything that is loaded count, too.
+    ///
+    /// It runs on a thread of its own, where `block_on` is fine. An error is the error of the start,
+    /// names the key, and is not kept.
+    ///
+    /// ```no_run
+    /// # use mirakuru_fixtures as mirakuru;
+    /// # fn migrate(url: &str) -> Result<(), std::io::Error> { Ok(()) }
+    /// use mirakuru::{Recipe, presets};
+    ///
+    /// let key = presets::hash_of_dir("migrations")?;
+    /// let server = presets::postgres().seed(key, |url| migrate(url)).start()?;
+    /// let database = server.database(); // Has been migrated.
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn seed<E>(
+        mut self,
+        key: impl Into<String>,
+        fill: impl Fn(&str) -> Result<(), E> + Send + Sync + 'static,
+    ) -> Self
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.seeds.push(Seed::new(key, fill));
+        self
+    }
+
+    /// Fills `{dir}/data` with a cluster whose template has been seeded. The first to need it makes it:
+    /// starts a server, runs the seeds, stops it.
+    fn install_seeded(&self, program: &Path, dir: &Path) -> Result<(), Error> {
+        let scripts = self.scripts()?;
+        let recipe = format!(
+            "{}\n{}\n{}\n{:?}\n{:?}\n{}",
+            cluster::key_of(program, &self.initdb)?,
+            sql::digest(&scripts),
+            seed::digest(&self.seeds),
+            self.options.config,
+            self.options.args,
+            self.options.durable,
+        );
+        let key = format!("postgres-seed-{:016x}", hash(0, &recipe));
+        let kept = cached(dir, &key, |target| {
+            let maker = PostgresRecipe {
+                fills_seeds: true,
+                options: Options {
+                    // The server that this one is made for may hold it.
+                    port: None,
+                    ..self.options.clone()
+                },
+                ..self.clone()
+            };
+            let mut made = maker.start()?;
+            let from = made.executor.dir();
+            // A cluster is copied when nobody writes to it.
+            made.executor.stop()?;
+            copy_seeded(&from, target).map_err(|source| failed("keep the result of a seed", source))
+        })?;
+        copy_seeded(&kept, dir).map_err(|source| failed("copy the result of a seed", source))
+    }
+
+    /// Whether this server begins with the kept result of its seeds.
+    fn is_seeded(&self) -> bool {
+        !self.seeds.is_empty() && !self.fills_seeds
     }
 
     fn server(&self) -> Result<Option<PathBuf>, Error> {
@@ -232,6 +312,9 @@ impl Recipe for PostgresRecipe {
             // So that servers with other contents are other servers.
             recipe = recipe.env("MIRAKURU_SQL", sql::digest(&scripts));
         }
+        if !self.seeds.is_empty() {
+            recipe = recipe.env("MIRAKURU_SEED", seed::digest(&self.seeds));
+        }
         if !self.initdb.is_empty() {
             recipe = recipe.env("MIRAKURU_INITDB", self.initdb.join(" "));
         }
@@ -254,6 +337,7 @@ impl Recipe for PostgresRecipe {
         let dir = executor.dir();
         write_password(&dir, &new_password()?)?;
         match self.server()? {
+            Some(program) if program.is_file() && self.is_seeded() => self.install_seeded(&program, &dir),
             Some(program) if program.is_file() => install(&program, &self.initdb, &dir),
             // The start has the better error.
             _ => Ok(()),
@@ -277,7 +361,7 @@ impl Recipe for PostgresRecipe {
             .query(&format!("ALTER ROLE {USER} PASSWORD '{password}'"))
             .map_err(failed)?;
         let scripts = self.scripts()?;
-        if scripts.is_empty() {
+        if (scripts.is_empty() && self.seeds.is_empty()) || self.is_seeded() {
             return Ok(());
         }
         client
@@ -285,6 +369,11 @@ impl Recipe for PostgresRecipe {
             .map_err(failed)?;
         let psql = self.server()?.and_then(|server| psql_of(&server));
         load(&scripts, psql.as_deref(), &address)?;
+        let url = format!(
+            "postgresql://{USER}:{password}@127.0.0.1:{}/{TEMPLATE}",
+            address.port
+        );
+        self.seeds.iter().try_for_each(|seed| seed.run(&url))?;
         let (owner, has_settings) = extras(&mut client).map_err(failed)?;
         let text = format!("{has_settings} {}", owner.unwrap_or_default());
         write_secret(&address.dir, EXTRAS, &text)?;
@@ -298,7 +387,7 @@ impl Recipe for PostgresRecipe {
 
     fn handle(self, executor: Executor<Answers>) -> Result<Postgres, Error> {
         let dir = executor.dir();
-        let template = match self.load.is_empty() {
+        let template = match self.load.is_empty() && self.seeds.is_empty() {
             true => None,
             false => Some(Template::read(&dir)?),
         };
@@ -308,6 +397,12 @@ impl Recipe for PostgresRecipe {
             template,
         })
     }
+}
+
+/// Copies the cluster and the facts about its template.
+fn copy_seeded(from: &Path, to: &Path) -> io::Result<()> {
+    copy_tree(&from.join("data"), &to.join("data"))?;
+    std::fs::copy(from.join(EXTRAS), to.join(EXTRAS)).map(drop)
 }
 
 /// How a database is made from the template.

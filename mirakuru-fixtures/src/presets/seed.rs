@@ -1,0 +1,140 @@
+//! Data that code makes: [`seed`](super::PostgresRecipe::seed) runs once for a key, and its result is
+//! kept over runs.
+
+use std::fmt;
+use std::fs;
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::panic;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+
+use mirakuru_core::__private::hash;
+use mirakuru_core::Error;
+
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+type Fill = dyn Fn(&str) -> Result<(), Failure> + Send + Sync;
+
+/// Code that fills a database, and the key that stands for it.
+#[derive(Clone)]
+pub(super) struct Seed {
+    key: String,
+    fill: Arc<Fill>,
+}
+
+impl fmt::Debug for Seed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Seed").field(&self.key).finish()
+    }
+}
+
+impl Seed {
+    pub(super) fn new<E>(
+        key: impl Into<String>,
+        fill: impl Fn(&str) -> Result<(), E> + Send + Sync + 'static,
+    ) -> Seed
+    where
+        E: Into<Failure>,
+    {
+        Seed {
+            key: key.into(),
+            fill: Arc::new(move |url| fill(url).map_err(Into::into)),
+        }
+    }
+
+    /// Runs the code, on a thread of its own: it may start a runtime there, although the test has one.
+    pub(super) fn run(&self, url: &str) -> Result<(), Error> {
+        let ran = thread::scope(|scope| scope.spawn(|| (self.fill)(url)).join());
+        match ran {
+            Ok(filled) => {
+                filled.map_err(|source| Error::other(format!("run the seed `{}`", self.key), source))
+            }
+            Err(payload) => panic::resume_unwind(payload),
+        }
+    }
+}
+
+/// A text that is another one for other seeds, or for the same ones in another order.
+pub(super) fn digest(seeds: &[Seed]) -> String {
+    let keys: Vec<String> = seeds
+        .iter()
+        .map(|seed| format!("{} {}", seed.key.len(), seed.key))
+        .collect();
+    format!("{:016x}", hash(0, &keys.join("\n")))
+}
+
+/// A key for the files in a directory and its subdirectories: another one when a file is added, removed,
+/// renamed or changed. For [`seed`](super::PostgresRecipe::seed) with a directory of migrations.
+///
+/// ```
+/// # use mirakuru_fixtures as mirakuru;
+/// let key = mirakuru::presets::hash_of_dir("src")?;
+/// assert_eq!(key.len(), 16);
+/// # Ok::<(), std::io::Error>(())
+/// ```
+///
+/// # Errors
+///
+/// Those of reading the directory and its files.
+pub fn hash_of_dir(path: impl AsRef<Path>) -> io::Result<String> {
+    let mut text = Vec::new();
+    add_dir(path.as_ref(), Path::new(""), &mut text)?;
+    // Bytes as text, each as one character: the hash takes a text.
+    let text: String = text.into_iter().map(char::from).collect();
+    Ok(format!("{:016x}", hash(0, &text)))
+}
+
+fn add_dir(root: &Path, below: &Path, text: &mut Vec<u8>) -> io::Result<()> {
+    let mut entries = fs::read_dir(root.join(below))?.collect::<io::Result<Vec<_>>>()?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries {
+        let name = below.join(entry.file_name());
+        if entry.path().is_dir() {
+            add_dir(root, &name, text)?;
+            continue;
+        }
+        let content = fs::read(entry.path())?;
+        text.extend_from_slice(name.as_os_str().as_bytes());
+        text.extend_from_slice(format!("\n{}\n", content.len()).as_bytes());
+        text.extend_from_slice(&content);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_hash_of_a_directory_changes_with_each_file() {
+        let dir = std::env::temp_dir().join(format!("mirakuru-unit-{}-hash", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(dir.join("sub")).unwrap();
+        let mut seen = Vec::new();
+        let mut changed = |what: &str| {
+            let hash = hash_of_dir(&dir).unwrap();
+            assert!(!seen.contains(&hash), "{what}");
+            assert_eq!(hash, hash_of_dir(&dir).unwrap());
+            seen.push(hash);
+        };
+        changed("empty");
+        fs::write(dir.join("1.sql"), "a").unwrap();
+        changed("added");
+        fs::write(dir.join("1.sql"), "b").unwrap();
+        changed("changed");
+        fs::rename(dir.join("1.sql"), dir.join("2.sql")).unwrap();
+        changed("renamed");
+        fs::rename(dir.join("2.sql"), dir.join("sub/2.sql")).unwrap();
+        changed("moved");
+        fs::remove_dir_all(&dir).unwrap();
+        assert!(hash_of_dir(&dir).is_err());
+    }
+
+    #[test]
+    fn an_error_names_the_key() {
+        let seed = Seed::new("v7", |_: &str| Err::<(), _>("no such table"));
+        let error = seed.run("x://").unwrap_err();
+        assert_eq!(error.to_string(), "failed to run the seed `v7`: no such table");
+    }
+}
