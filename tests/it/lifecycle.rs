@@ -8,8 +8,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    self, LONG, Scratch, alive, assert_gone, entries, error_of, numbers, odd, rss_kb, stat, test_name,
-    victim, victim_dir, wait_until,
+    self, LONG, Scratch, alive, assert_gone, entries, error_of, numbers, odd, processes_with, rss_kb, stat,
+    test_name, victim, victim_dir, wait_until,
 };
 use mirakuru::{Banner, Error, Executor, ExecutorBuilder, PidFile, Signal, Tcp, TcpExecutor};
 
@@ -754,4 +754,39 @@ fn flooded() {
     let grown = rss_kb().saturating_sub(memory);
     assert!(printed >= 100_000_000, "{printed} bytes in the log");
     assert!(grown < 2_000, "memory grew by {grown} kB");
+}
+
+/// Holds the file that is its argument in such a way that whoever opens it waits for 45 s.
+const LEASE: &str = "
+import fcntl, signal, sys, time
+signal.signal(signal.SIGIO, signal.SIG_IGN)
+file = open(sys.argv[1], 'r+b')
+fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+print('held', flush=True)
+time.sleep(60)
+";
+
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end waits for the kernel")]
+#[test]
+fn a_start_whose_program_does_not_load_times_out_and_leaves_nothing() {
+    let scratch = Scratch::new();
+    let program = scratch.file("program");
+    fs::copy("/bin/sleep", &program).expect("a program");
+    let _lease = Executor::builder(["python3", "-c", LEASE, &program])
+        .wait_for(Banner::matching("held"))
+        .start()
+        .expect("python starts");
+    let begin = Instant::now();
+    let error = error_of(
+        Executor::builder([program.as_str(), "60"])
+            .timeout(Duration::from_millis(1200))
+            .start(),
+    );
+    assert!(begin.elapsed() < Duration::from_secs(10), "{:?}", begin.elapsed());
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    assert!(error.to_string().contains("it was executed"), "{error}");
+    assert!(
+        wait_until(|| processes_with(&program).len() == 1, LONG),
+        "only python is left"
+    );
 }

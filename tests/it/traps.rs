@@ -864,3 +864,144 @@ fn supervisors_have_a_command_line_of_their_own() {
         assert!(!alike.contains(&guard), "its command line is the test's");
     }
 }
+
+/// The wrapper program and its arguments, for a victim that is started under it.
+fn under(program: &Path, args: &[&str], victim: &Command) -> Command {
+    let mut command = Command::new(program);
+    command
+        .args(args)
+        .arg(victim.get_program())
+        .args(victim.get_args());
+    for (key, value) in victim.get_envs() {
+        match value {
+            Some(value) => command.env(key, value),
+            None => command.env_remove(key),
+        };
+    }
+    command
+}
+
+#[test]
+#[ignore = "a victim"]
+fn has_ten_services() {
+    if victim_dir().is_none() {
+        return;
+    }
+    for _ in 0..10 {
+        let mut service = odd(["--deaf-daemons", "1", "--listen", "127.0.0.1:{port}"])
+            .wait_for(Tcp::addr("127.0.0.1:{port}"))
+            .stop_timeout(Duration::from_millis(20))
+            .start()
+            .unwrap();
+        service.kill().unwrap();
+    }
+}
+
+/// A preloaded library runs in the supervisor, too, and needs its own data there.
+#[test]
+fn services_start_under_preloaded_libraries() {
+    for (package, args) in [("eatmydata", &[][..]), ("faketime", &["-f", "-1d"])] {
+        let Some(program) = common::require(package) else {
+            continue;
+        };
+        let scratch = Scratch::new();
+        let output = under(
+            &program,
+            args,
+            &victim(test_name!(has_ten_services), scratch.path()),
+        )
+        .output()
+        .expect("it runs");
+        assert!(output.status.success(), "{package}: {output:?}");
+        assert!(proof::marked(scratch.path()).is_empty(), "{package}");
+    }
+}
+
+/// What is mounted in a service's directory is not the service's.
+#[test]
+fn a_mount_in_the_private_directory_is_left_alone() {
+    if !common::is_root() {
+        common::skip_without_root();
+        return;
+    }
+    let scratch = Scratch::new();
+    let precious = scratch.path().join("precious");
+    fs::create_dir(&precious).unwrap();
+    fs::write(precious.join("file"), "important").unwrap();
+    // A mount namespace of its own: the mount is gone when the victim's last process is.
+    let victim = victim(test_name!(leaves_a_mount), scratch.path());
+    let output = under(
+        Path::new("unshare"),
+        &["--mount", "--propagation", "private"],
+        &victim,
+    )
+    .output()
+    .expect("it runs");
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(fs::read_to_string(precious.join("file")).unwrap(), "important");
+    assert!(
+        String::from_utf8_lossy(&output.stderr).contains("something is mounted in it"),
+        "{output:?}"
+    );
+}
+
+#[test]
+#[ignore = "a victim"]
+fn leaves_a_mount() {
+    let Some(dir) = victim_dir() else { return };
+    let script = "mkdir \"$1/m\" && mount --bind \"$0/precious\" \"$1/m\" && echo mounted && exec sleep 60";
+    let service = Executor::builder(["sh", "-c", script])
+        .arg(&dir)
+        .arg("{dir}")
+        .wait_for(Banner::matching("mounted"))
+        .start()
+        .unwrap();
+    drop(service);
+}
+
+/// Without `/proc` the kernel is asked for each process by its number.
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not find what leaves the process group"
+)]
+#[test]
+fn a_deaf_daemon_is_ended_where_there_is_no_proc() {
+    if !common::is_root() {
+        common::skip_without_root();
+        return;
+    }
+    let scratch = Scratch::new();
+    let victim = victim(test_name!(has_a_deaf_daemon), scratch.path());
+    let script = "mount -t tmpfs none /proc && exec \"$@\"";
+    let begin = Instant::now();
+    let output = under(
+        Path::new("unshare"),
+        &["--mount", "--propagation", "private", "sh", "-c", script, "sh"],
+        &victim,
+    )
+    .output()
+    .expect("it runs");
+    assert!(output.status.success(), "{output:?}");
+    assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
+    assert_gone(&scratch, &scratch.file("pids"), LONG);
+}
+
+#[test]
+#[ignore = "a victim"]
+fn has_a_deaf_daemon() {
+    let Some(dir) = victim_dir() else { return };
+    let pids = dir.join("pids");
+    let service = odd([
+        "--deaf-daemons",
+        "2",
+        "--ready-line",
+        "up",
+        "--pids",
+        pids.to_str().unwrap(),
+    ])
+    .wait_for(Banner::matching("up"))
+    .stop_timeout(Duration::from_millis(100))
+    .start()
+    .unwrap();
+    drop(service);
+}

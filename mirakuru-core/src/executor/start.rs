@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::error::Error;
 use crate::executor::endpoints::Endpoints;
@@ -21,6 +21,7 @@ use crate::observe::trace;
 use crate::ports::free;
 use crate::ports::time_wait;
 use crate::readiness::Readiness;
+use crate::readiness::no_wait::NoWait;
 use crate::recipe::program::{c_environment, c_string, candidates, environment, inherited};
 use crate::sys::log_record::Record;
 use crate::sys::{self, CommandPlan, Plan, Service, SpawnFailure};
@@ -28,6 +29,8 @@ use crate::util::deadline::Deadline;
 
 /// How often a start is tried with other ports when the chosen ones turn out to be taken.
 const PORT_RETRIES: u32 = 5;
+/// A time-out that is shorter than this leaves the kernel time all the same to load the program.
+const EXECUTION_TAKES_AT_MOST: Duration = Duration::from_secs(1);
 
 impl Owned<'_> {
     pub(super) fn start(&mut self, readiness: &mut dyn Readiness) -> Result<(), Error> {
@@ -102,7 +105,7 @@ impl Owned<'_> {
         };
         let polled = match self.has_been_executed(&mut starting) {
             Ok(true) => self.core.poll(self.own, readiness, &mut starting.wait),
-            Ok(false) => Ok(Some(Pause::until_something_happens())),
+            Ok(false) => self.await_execution(&starting),
             Err(error) => Err(error),
         };
         if !matches!(polled, Ok(Some(_))) {
@@ -130,6 +133,25 @@ impl Owned<'_> {
         }
     }
 
+    /// Until the program has been executed: it counts for the time-out, too.
+    fn await_execution(&self, starting: &Starting) -> Result<Option<Pause>, Error> {
+        let deadline = starting.wait.deadline.at_least(Some(EXECUTION_TAKES_AT_MOST));
+        if !deadline.is_over() {
+            return Ok(Some(Pause::of(deadline.remaining())));
+        }
+        let mut evidence = self.core.evidence(self.own, None);
+        evidence.hint = Some(
+            "see that the file system of the program answers, and that nothing traces or stops the supervisor"
+                .to_owned(),
+        );
+        Err(Error::Timeout {
+            command: self.core.command.clone(),
+            awaited: NoWait.describe(),
+            elapsed: deadline.elapsed(),
+            evidence,
+        })
+    }
+
     /// Whether the service has been executed. An error when it could not be.
     fn has_been_executed(&mut self, starting: &mut Starting) -> Result<bool, Error> {
         let Some(launch) = &mut starting.launch else {
@@ -144,7 +166,7 @@ impl Owned<'_> {
                     self.own.stdin = launch.stdin.take();
                     self.core.pid = self.own.lock().as_ref().map_or(0, Service::pid);
                     starting.launch = None;
-                    trace::spawned(self.core.pid);
+                    trace::spawned(self.core.pid, sys::forks_whole_because());
                     timeline::spawned(self.core.service_dir.id(), self.core.pid);
                     self.core.show_live(true);
                     return Ok(true);

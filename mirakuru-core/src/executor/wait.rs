@@ -305,9 +305,10 @@ pub struct Pause {
 }
 
 impl Pause {
-    pub(super) fn until_something_happens() -> Pause {
+    /// Until something happens to the service, but no longer than this.
+    pub(super) fn of(time: Duration) -> Pause {
         Pause {
-            time: Duration::MAX,
+            time,
             events: Vec::new(),
         }
     }

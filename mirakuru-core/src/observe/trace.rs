@@ -48,8 +48,10 @@ mod names {
         event!(DEBUG, waited_ms = milliseconds(waited), "turn taken");
     }
 
-    pub(crate) fn spawned(pid: u32) {
-        event!(DEBUG, pid, "spawned");
+    /// With the reason why the supervisor got a copy of all memory, where it did.
+    pub(crate) fn spawned(pid: u32, whole: Option<&'static str>) {
+        let whole = whole.unwrap_or("no");
+        event!(DEBUG, pid, whole, "spawned");
     }
 
     pub(crate) fn not_ready(probe: &str) {

@@ -172,7 +172,8 @@ fn walk(root: u32, children: impl Fn(u32) -> Vec<u32>, mut enough: impl FnMut(u3
     found
 }
 
-fn children(pid: u32) -> Vec<u32> {
+/// The children of a process.
+pub(crate) fn children(pid: u32) -> Vec<u32> {
     // Each thread has its own children.
     let tasks = format!("/proc/{pid}/task");
     numbers(&tasks)

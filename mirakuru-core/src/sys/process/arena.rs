@@ -9,6 +9,7 @@ use std::io;
 use std::ops::Range;
 use std::ptr;
 
+use super::back_end::os;
 use super::ending::NEEDED;
 use super::message::milliseconds;
 use super::plan::{CommandPlan, PID_DIGITS, Plan, Stream};
@@ -94,6 +95,8 @@ pub(super) struct Arena {
     pub(super) staged: *const c_char,
     pub(super) published: *const c_char,
     pub(super) run_dir: *const c_char,
+    /// Guard and worker may be two processes in one memory.
+    pub(super) may_share: bool,
     pub(super) worker_stack: *mut c_void,
     pub(super) service_stack: *mut c_void,
 
@@ -227,6 +230,7 @@ impl Mapping {
             a.args = args.start as *mut c_char;
             a.args_len = args.len();
             a.failed_stage = -1;
+            a.may_share = os::may_share();
             a.worker_stack = bump.base.add(2 * STACK).cast();
             a.service_stack = bump.base.add(3 * STACK).cast();
         }

@@ -46,6 +46,8 @@ pub(crate) struct Service {
     id: String,
     worker: u32,
     pid: u32,
+    /// For another try, should the supervisor die before its first word.
+    plan: Option<Box<Plan>>,
     /// How long the recipe's command at the end may take.
     slow_end: Duration,
     registration: Registration,
@@ -122,9 +124,39 @@ impl Service {
             let guard = guards.next().unwrap_or(Err(Errno::EINVAL));
             Ok(launch.leave(guard.map_err(|errno| Call::Clone.failed(errno.into()))?))
         });
-        // With the plans go this process's copies of what the supervisors have now. Above all the
-        // locks must be theirs alone.
-        launched.collect()
+        let launched: Vec<Result<Service, SpawnFailure>> = launched.collect();
+        // With the plans go this process's copies of the supervisors' descriptors: above all the locks
+        // must be theirs alone. A plan is kept until the supervisor has said a word, if it might die
+        // before that.
+        let may_die = os::forks_are_lean();
+        let services = plans.into_iter().zip(launched);
+        services
+            .map(|(plan, launched)| {
+                launched.map(|mut service| {
+                    service.plan = may_die.then(|| Box::new(plan));
+                    service
+                })
+            })
+            .collect()
+    }
+
+    /// The supervisor died without a word. Where it was forked without most of this process's memory,
+    /// it may have needed that: the dynamic linker, a preloaded library or a sanitizer has data
+    /// anywhere. Then this start, and all later ones, fork everything.
+    fn start_whole(&mut self) -> Option<Result<(), SpawnFailure>> {
+        let plan = self.plan.take()?;
+        if !self.registration.endpoint() {
+            return None;
+        }
+        let _ = self.finish();
+        os::fork_whole("the supervisor died when it was forked without it");
+        Some(match Service::launch(vec![*plan]).pop()? {
+            Ok(service) => {
+                *self = service;
+                Ok(())
+            }
+            Err(failure) => Err(failure),
+        })
     }
 
     /// Starts one, and returns when its program has been executed.
@@ -142,7 +174,15 @@ impl Service {
     pub(crate) fn has_started(&mut self) -> Result<bool, SpawnFailure> {
         self.pump();
         if self.pid != 0 {
+            self.plan = None;
             return Ok(true);
+        }
+        if self.state.closed && self.state.failed.is_none() {
+            match self.start_whole() {
+                Some(Ok(())) => return Ok(false),
+                Some(Err(failure)) => return Err(failure),
+                None => {}
+            }
         }
         let failure = match self.state.failed {
             Some([stage, errno, call]) => SpawnFailure {
@@ -310,6 +350,11 @@ impl Service {
         }
         // Where it has been asked before, that does no harm: it can only become shorter.
         self.ask_to_stop(policy);
+        self.pump();
+        if self.pid == 0 && !self.state.closed {
+            // The worker waits until the kernel has loaded the program, and hears nothing.
+            os::abort_start(self.guard.as_raw());
+        }
         let deadline = Instant::now() + policy.grace.min(LONGEST_GRACE) + MARGIN + self.slow_end;
         while !self.state.closed {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -527,6 +572,7 @@ impl LaunchResources<'_> {
             id: self.plan.id.clone(),
             worker: 0,
             pid: 0,
+            plan: None,
             slow_end: match self.plan.on_end {
                 Some(_) => Duration::from_millis(ON_END_TAKES_MS),
                 None => Duration::ZERO,

@@ -14,6 +14,11 @@
 //!
 //! Files' mappings (code, `.data`, `.got`) are inherited as always.
 //!
+//! That rests on the supervisor running our own code and the simplest calls of libc alone. A
+//! preloaded library, a sanitizer or a dynamic linker that binds lazily runs code of its own in
+//! between, and has its data anywhere. Where the process shows such a thing, or a supervisor has
+//! died before its first word, forks take everything: see [`needs_all`].
+//!
 //! Another thread that forked in that moment would make a child without its memory. `fork` of libc
 //! is therefore held back by a `pthread_atfork` handler until the marks are off again. `vfork`,
 //! `posix_spawn` and threads share memory rather than copying it and are not concerned. What is
@@ -21,10 +26,14 @@
 //! `mremap` within that moment, which keeps its mark.
 
 use std::cell::UnsafeCell;
+use std::ffi::{CStr, c_int, c_void};
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
-use std::sync::Once;
+use std::path::Path;
+use std::sync::{Once, OnceLock};
+
+use once_cell::sync::Lazy;
 
 use super::super::arena::page_size;
 
@@ -48,9 +57,111 @@ unsafe extern "C" fn unlock() {
     unsafe { libc::pthread_mutex_unlock(FORK_LOCK.0.get()) };
 }
 
-/// Runs `fork` for each of these ranges of memory, while all other memory but what libc needs is
-/// left out of forks.
-pub(super) fn with_little_memory<T>(own: &[Range<usize>], mut fork: impl FnMut(usize) -> T) -> Vec<T> {
+/// valgrind is one of the preloaded libraries, as far as the process can see.
+pub(super) const VALGRIND: &str = "it runs under valgrind";
+
+/// Set once a lean fork has died.
+static DIED: OnceLock<&'static str> = OnceLock::new();
+
+/// Why supervisors must get all of the memory, if they must: where other code than ours runs after
+/// the fork, it may need any of it.
+pub(super) fn needs_all() -> Option<&'static str> {
+    static SHOWN: Lazy<Option<&'static str>> = Lazy::new(|| {
+        let preloads = std::env::var_os("LD_PRELOAD").unwrap_or_default();
+        let preloads = preloads.as_encoded_bytes();
+        if preloads
+            .windows(b"vgpreload".len())
+            .any(|part| part == b"vgpreload")
+        {
+            Some(VALGRIND)
+        } else if !preloads.is_empty() || Path::new("/etc/ld.so.preload").exists() {
+            Some("a library is preloaded")
+        } else if has_sanitizer() {
+            Some("it is built with a sanitizer")
+        } else if binds_lazily() {
+            Some("its calls are bound lazily (partial RELRO)")
+        } else {
+            None
+        }
+    });
+    SHOWN.or_else(|| DIED.get().copied())
+}
+
+/// From now on supervisors get all of it.
+pub(super) fn note_need(reason: &'static str) {
+    let _ = DIED.set(reason);
+}
+
+fn has_sanitizer() -> bool {
+    let names = [c"__asan_init", c"__tsan_init", c"__msan_init", c"__hwasan_init"];
+    // SAFETY: looks for a name and calls nothing.
+    let is_there = |name: &CStr| unsafe { !libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()).is_null() };
+    names.into_iter().any(is_there)
+}
+
+/// Whether the first call of a function of another library goes through the dynamic linker, which
+/// has its data in anonymous memory.
+#[cfg(target_env = "gnu")]
+fn binds_lazily() -> bool {
+    /// One entry of the dynamic section.
+    #[repr(C)]
+    struct Entry {
+        tag: usize,
+        value: usize,
+    }
+    const RELOCATIONS_OF_CALLS: usize = 23;
+    const BIND_NOW: usize = 24;
+    const FLAGS: usize = 30;
+    const FLAGS_1: usize = 0x6fff_fffb;
+
+    /// Called for each object; ends with 1 at the one that this code is in.
+    unsafe extern "C" fn look(info: *mut libc::dl_phdr_info, _: usize, lazy: *mut c_void) -> c_int {
+        // SAFETY: the linker gives the headers of an object that is loaded; `lazy` is a `bool`.
+        unsafe {
+            let info = &*info;
+            let base = info.dlpi_addr as usize;
+            let headers = std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum));
+            let here = look as *const () as usize;
+            let is_ours = headers.iter().any(|header| {
+                let start = base.wrapping_add(header.p_vaddr as usize);
+                header.p_type == libc::PT_LOAD && (start..start + header.p_memsz as usize).contains(&here)
+            });
+            if !is_ours {
+                return 0;
+            }
+            let dynamic = headers.iter().find(|header| header.p_type == libc::PT_DYNAMIC);
+            let Some(dynamic) = dynamic else { return 1 };
+            let (mut has_calls, mut now) = (false, false);
+            let mut entry = base.wrapping_add(dynamic.p_vaddr as usize) as *const Entry;
+            while (*entry).tag != 0 {
+                match (*entry).tag {
+                    RELOCATIONS_OF_CALLS => has_calls = true,
+                    BIND_NOW => now = true,
+                    FLAGS => now |= (*entry).value & 8 != 0,
+                    FLAGS_1 => now |= (*entry).value & 1 != 0,
+                    _ => {}
+                }
+                entry = entry.add(1);
+            }
+            *lazy.cast::<bool>() = has_calls && !now;
+            1
+        }
+    }
+    let mut lazy = false;
+    // SAFETY: the function is called before this one returns.
+    unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut lazy).cast()) };
+    lazy && std::env::var_os("LD_BIND_NOW").is_none_or(|value| value.is_empty())
+}
+
+/// musl binds everything at the start.
+#[cfg(not(target_env = "gnu"))]
+fn binds_lazily() -> bool {
+    false
+}
+
+/// Runs `fork` for each of these ranges of memory. With `little`, all other memory but the parts
+/// that libc needs is left out of forks meanwhile.
+pub(super) fn with_memory<T>(little: bool, own: &[Range<usize>], mut fork: impl FnMut(usize) -> T) -> Vec<T> {
     static HANDLERS: Once = Once::new();
     HANDLERS.call_once(|| {
         // SAFETY: the handlers only lock and unlock a mutex.
@@ -61,7 +172,10 @@ pub(super) fn with_little_memory<T>(own: &[Range<usize>], mut fork: impl FnMut(u
     // `Restore`).
     unsafe { lock() };
     let first = own.first().cloned().unwrap_or(0..0);
-    let restore = Restore(anonymous_memory(&[first, thread_local_block(), stack_top()]));
+    let restore = Restore(match little {
+        false => Vec::new(),
+        true => anonymous_memory(&[first, thread_local_block(), stack_top()]),
+    });
     for range in &restore.0 {
         advise(range, libc::MADV_DONTFORK);
     }
@@ -89,7 +203,7 @@ impl Drop for Restore {
         for range in &self.0 {
             advise(range, libc::MADV_DOFORK);
         }
-        // SAFETY: locked by `with_little_memory` on this thread.
+        // SAFETY: locked by `with_memory` on this thread.
         unsafe { unlock() };
     }
 }
@@ -248,7 +362,7 @@ c000-d000 rw-p 00000000 00:00 0 [anon: mine]
         assert!(inside(&anonymous_memory(&[])));
         let page = address / 4096 * 4096..address + 4096;
         assert!(!inside(&anonymous_memory(std::slice::from_ref(&page))));
-        with_little_memory(&[0..0], |_| ());
+        with_memory(true, &[0..0], |_| ());
         // SAFETY: the child only reads memory and ends.
         let status = unsafe {
             let child = libc::fork();

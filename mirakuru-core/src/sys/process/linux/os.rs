@@ -163,7 +163,8 @@ pub(in crate::sys::process) fn signal_tree(supervisor: u32, signal: i32) -> bool
 /// Makes a supervisor for each of these. All signals are blocked.
 pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::Result<Pid>> {
     let own: Vec<Range<usize>> = mappings.iter().map(|mapping| mapping.range()).collect();
-    memory::with_little_memory(&own, |at| {
+    let whole = memory::needs_all();
+    memory::with_memory(whole.is_none(), &own, |at| {
         let mapping = &mappings[at];
         // SAFETY: the stack and the argument lie in the mapping, of which the child has a copy;
         // `guard` keeps to what may be done after a fork.
@@ -173,13 +174,39 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
         };
         // No exit signal: invisible to a `waitpid(-1)` of the test's, which gets no SIGCHLD of it
         // either.
-        let mut pid = clone(0);
+        let mut pid = match whole {
+            // It knows forks, and ends a process that makes another kind of child.
+            Some(memory::VALGRIND) => clone(libc::SIGCHLD),
+            _ => clone(0),
+        };
         if pid < 0 && Errno::last() == Errno::EINVAL {
             // What emulates Linux in user space may know no such child.
             pid = clone(libc::SIGCHLD);
         }
         Errno::result(pid).map(Pid::from_raw)
     })
+}
+
+/// Whether supervisors are forked without most of this process's memory, which may turn out to be a
+/// mistake.
+pub(in crate::sys::process) fn forks_are_lean() -> bool {
+    memory::needs_all().is_none()
+}
+
+/// Whether guard and worker may be two processes in one memory. valgrind ends a process that makes
+/// such a child.
+pub(in crate::sys::process) fn may_share() -> bool {
+    memory::needs_all() != Some(memory::VALGRIND)
+}
+
+/// From now on they get all of it.
+pub(in crate::sys::process) fn fork_whole(reason: &'static str) {
+    memory::note_need(reason);
+}
+
+/// Why they get all of it, if they do.
+pub(crate) fn forks_whole_because() -> Option<&'static str> {
+    memory::needs_all()
 }
 
 /// Where the kernel finds this process's command line: fields 48 and 49 of `/proc/self/stat`. Empty
@@ -219,6 +246,16 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
     let time = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
     // SAFETY: one descriptor, and a time or none.
     unsafe { libc::ppoll(&mut poll, 1, time, std::ptr::null()) };
+}
+
+/// Ends a start that hangs, by killing the worker. The guard then kills the child that was going to
+/// be the service.
+pub(in crate::sys::process) fn abort_start(guard: i32) {
+    for pid in crate::sys::proc::children(guard.unsigned_abs()) {
+        // SAFETY: plain system call. A guard has no child but its worker, and reaps it only at its
+        // own end.
+        unsafe { libc::kill(pid as i32, libc::SIGKILL) };
+    }
 }
 
 /// For a supervisor that was killed, both its processes in the same instant: what carries the

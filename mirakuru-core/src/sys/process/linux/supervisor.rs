@@ -65,7 +65,7 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
         let a = &mut *argument.cast::<Arena>();
         // First of all: a listener or a lock that a test closes in this moment is open here as long
         // as this takes.
-        let can_share = os::close_all_but(a.keep, a.keep_count);
+        let can_share = os::close_all_but(a.keep, a.keep_count) && a.may_share;
         if let Err(call) = prepare_guard(a) {
             fail_call(a.control, call, errno());
             return 1;

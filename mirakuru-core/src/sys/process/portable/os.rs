@@ -161,6 +161,22 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
     mappings.iter_mut().map(fork_one).collect()
 }
 
+/// Supervisors always get all of this process's memory.
+pub(in crate::sys::process) fn forks_are_lean() -> bool {
+    false
+}
+
+/// There is one process.
+pub(in crate::sys::process) fn may_share() -> bool {
+    false
+}
+
+pub(in crate::sys::process) fn fork_whole(_: &'static str) {}
+
+pub(crate) fn forks_whole_because() -> Option<&'static str> {
+    None
+}
+
 /// More are not closed where it cannot be seen which are open.
 const MANY: u64 = 65_536;
 
@@ -231,6 +247,9 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
         }
     }
 }
+
+/// Nobody knows the child that was going to be the service.
+pub(in crate::sys::process) fn abort_start(_: i32) {}
 
 /// For a supervisor that was killed: its service's group is ended from here. Not what has left the
 /// group, of which nobody knows any more.
