@@ -277,10 +277,11 @@ const FIXED: [(&str, &str); 11] = [
 ];
 
 /// Settings under which a crash of the server loses nothing, and a crash of the machine may lose
-/// all: every commit is in the log that the kernel holds, which is not flushed to the disk.
-const FAST: [(&str, &str); 4] = [
+/// all: every commit is in the log that the kernel holds, which is not flushed to the disk. Whole
+/// pages stay in the log, because SIGKILL may cut the write of a page in two. That costs nothing
+/// measurable.
+const FAST: [(&str, &str); 3] = [
     ("fsync", "off"),
-    ("full_page_writes", "off"),
     ("wal_level", "minimal"),
     ("max_wal_senders", "0"),
 ];
