@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use crate::error::report::{HEAD_LINES, Printed, TAIL_LINES, Tail, print, shown};
 use crate::error::{Error, Evidence};
@@ -25,6 +26,9 @@ use crate::observe::events as timeline;
 use crate::output::reader::{Cursor, OutputReader};
 use crate::service_dir;
 use crate::sys::{self, Exit};
+
+/// How long a supervisor on a busy machine may take to tell how its service ended.
+const TOLD_WITHIN: Duration = Duration::from_secs(1);
 
 /// The services that one shared fixture is made of. Cheap to clone.
 #[derive(Clone)]
@@ -219,9 +223,17 @@ impl Service {
         has_ended && self.exit().is_none_or(|exit| !exit.status.success())
     }
 
+    /// How it ended. The process is gone a moment before its supervisor tells how.
     fn exit(&self) -> Option<Exit> {
         let how_it_ended = self.how_it_ended.lock().unwrap_or_else(PoisonError::into_inner);
-        how_it_ended()
+        let began = Instant::now();
+        loop {
+            let exit = how_it_ended();
+            if exit.is_some() || began.elapsed() > TOLD_WITHIN {
+                return exit;
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// The error for tests that begin to use it after its end.
