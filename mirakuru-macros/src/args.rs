@@ -43,6 +43,9 @@ pub(crate) const SETTERS: &[&str] = &[
     "file",
     "listen",
     "listen_as",
+    "log_file",
+    "low_ports",
+    "program",
     "queue",
     "unprivileged",
     "uid",
@@ -61,6 +64,7 @@ pub(crate) const REPEATABLE: &[&str] = &[
     "file",
     "listen",
     "listen_as",
+    "log_file",
 ];
 
 /// The one method without a value, which is a key without one.

@@ -1,6 +1,8 @@
 //! Which parameter of the function gets which fixture.
 
-use syn::{Attribute, FnArg, Ident, Pat, PatType};
+use proc_macro2::{TokenStream, TokenTree};
+use quote::ToTokens;
+use syn::{Attribute, FnArg, Ident, Pat, PatType, Type};
 
 use crate::args::{Args, Target};
 use crate::errors::Errors;
@@ -55,7 +57,7 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
                 let free = !bindings.parameters.contains(&Some(parameter));
                 free && item
                     .parameter(parameter)
-                    .is_some_and(|it| !has_attribute_of_its_own(it))
+                    .is_some_and(|it| !has_attribute_of_its_own(it) && !is_context(item, it))
             });
         }
     }
@@ -141,6 +143,31 @@ impl Function {
     }
 }
 
+/// Whether a parameter is the context of `#[test_context(Type)]`, which is known by its type.
+fn is_context(item: &Function, parameter: &PatType) -> bool {
+    let ty = match &*parameter.ty {
+        Type::Reference(reference) => &*reference.elem,
+        ty => ty,
+    };
+    let ty = ty.to_token_stream().to_string();
+    item.attrs.iter().any(|attr| {
+        let is_it = attr
+            .path()
+            .segments
+            .last()
+            .is_some_and(|last| last.ident == "test_context");
+        let arguments = attr.meta.require_list().ok().filter(|_| is_it);
+        arguments.is_some_and(|list| {
+            let before_comma = list
+                .tokens
+                .clone()
+                .into_iter()
+                .take_while(|token| !matches!(token, TokenTree::Punct(punct) if punct.as_char() == ','));
+            before_comma.collect::<TokenStream>().to_string() == ty
+        })
+    })
+}
+
 /// The name of a parameter, if it is a plain one (`redis`, `mut redis`).
 pub(crate) fn parameter_name(parameter: &PatType) -> Option<&Ident> {
     match &*parameter.pat {
@@ -163,7 +190,6 @@ fn has_attribute_of_its_own(parameter: &PatType) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use proc_macro2::TokenStream;
     use quote::quote;
 
     use super::*;
@@ -192,6 +218,24 @@ mod tests {
         );
         assert_eq!(bindings, [Some(1), Some(2)]);
         assert!(errors.is_empty());
+    }
+
+    #[test]
+    fn the_context_of_a_test_is_no_fixtures() {
+        let bind = |attr: TokenStream| {
+            let attributes = [quote!(a()), quote!(b())];
+            let function = quote!(
+                #attr
+                fn f(ctx: &mut my::Context, a: A) {}
+            );
+            bind(&attributes, function).0
+        };
+        assert_eq!(bind(quote!(#[test_context(my::Context)])), [Some(1), None]);
+        assert_eq!(
+            bind(quote!(#[test_context::test_context(my::Context, skip_teardown)])),
+            [Some(1), None]
+        );
+        assert_eq!(bind(quote!(#[other(my::Context)])), [Some(0), Some(1)]);
     }
 
     #[test]

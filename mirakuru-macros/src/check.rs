@@ -6,7 +6,8 @@ use syn::spanned::Spanned;
 use syn::{Expr, ExprCall, ExprMethodCall, ExprPath, Fields, Lit, LitStr, Type};
 
 use crate::args::{
-    Args, BUILD, Entry, FLAG, PROGRAM, READINESS, REPEATABLE, SETTERS, Target, known, literal,
+    Args, BUILD, Entry, FLAG, PROGRAM, READINESS, REPEATABLE, SETTERS, Target, is_rstest_fixture, known,
+    literal,
 };
 use crate::bind::{Bindings, parameter_name};
 use crate::errors::Errors;
@@ -176,7 +177,29 @@ fn without_a_body(item: &Function, fixtures: &[Args], errors: &mut Errors) {
     }
 }
 
+/// Whether a function is a test that lacks the attribute: its services would end when it returns.
+fn lacks_a_test_attribute(item: &Function, fixtures: &[Args], bindings: &Bindings) -> bool {
+    let is_own = |fixture: &Args, ty: &Type| behind_static(ty).is_none() && !fixture.is_static();
+    let mut own = bound(item, fixtures, bindings).filter(|(fixture, it)| is_own(fixture, &it.ty));
+    let ends_at_once = match item.gives() {
+        Gives::Nothing => own.next().is_some(),
+        _ => own.any(|(_, parameter)| matches!(*parameter.ty, Type::Reference(_))),
+    };
+    ends_at_once
+        && item.sig.receiver().is_none()
+        && item.gives_like_a_test()
+        && !item.attrs.iter().any(is_rstest_fixture)
+}
+
 fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: &mut Errors) {
+    if lacks_a_test_attribute(item, fixtures, bindings) {
+        errors.at(
+            item.sig.ident.span(),
+            "`#[test]` is missing: write it below this attribute; a function without it is a fixture, and says what it \
+             gives: `-> T`",
+        );
+        return;
+    }
     let mut shared = item.is_shared();
     if shared {
         if let Some(asyncness) = &item.sig.asyncness {
@@ -505,6 +528,9 @@ fn placeholders_exist(fixture: &Args, errors: &mut Errors) {
                     "file",
                     "listen",
                     "listen_as",
+                    "log_file",
+                    "on_end",
+                    "program",
                 ]
                 .iter(),
             )

@@ -170,7 +170,7 @@ impl Function {
 
     /// Whether the return type is one that tests have: none, a `Result` under whatever name, an
     /// `ExitCode`.
-    fn gives_like_a_test(&self) -> bool {
+    pub(crate) fn gives_like_a_test(&self) -> bool {
         match self.gives() {
             Gives::Nothing | Gives::Unnameable => true,
             Gives::Type(Type::Path(path)) => path.path.segments.last().is_some_and(|last| {

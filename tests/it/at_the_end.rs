@@ -66,6 +66,32 @@ fn has_an_application_and_its_database() {
     }
 }
 
+/// The same two, of which the second knows nothing of the first but its name.
+#[mirakuru::fixture]
+struct System {
+    #[fixture(banner = "up", name = "database", cmd = ["sh", "-c", DATABASE, "sh"], arg = order())]
+    database: OutputExecutor,
+    #[fixture(banner = "up", cmd = ["sh", "-c", APPLICATION, "sh"], arg = order(),
+              env = ("NEEDS", database.name()))]
+    application: OutputExecutor,
+}
+
+fn order() -> std::path::PathBuf {
+    victim_dir().expect("only in victims").join("order")
+}
+
+#[test]
+#[ignore = "a victim"]
+fn has_a_system() {
+    if victim_dir().is_none() {
+        return;
+    }
+    let system = mirakuru::Recipe::start(System).expect("it starts");
+    assert!(system.application.is_running() && system.database.is_running());
+    say_and_wait();
+    std::process::exit(3);
+}
+
 /// Starts a victim and waits until its services are up.
 fn start(command: &mut Command) -> Child {
     let mut child = command
@@ -106,6 +132,23 @@ fn a_needed_service_ends_last_however_the_test_process_ends() {
             "SIGTERM" => send(child.id(), SIGTERM),
             "SIGINT" => send(child.id(), SIGINT),
             // The end of its input.
+            _ => drop(child.stdin.take()),
+        }
+        child.wait().expect("it ends");
+        assert_order(scratch.path(), death);
+    }
+}
+
+#[test]
+fn a_field_of_a_system_ends_before_those_that_it_names() {
+    for death in ["process::exit", "SIGKILL", "SIGTERM"] {
+        let scratch = Scratch::new();
+        let mut command = victim(test_name!(has_a_system), scratch.path());
+        crate::proof::obeys_signals(&mut command);
+        let mut child = start(&mut command);
+        match death {
+            "SIGKILL" => send(child.id(), SIGKILL),
+            "SIGTERM" => send(child.id(), SIGTERM),
             _ => drop(child.stdin.take()),
         }
         child.wait().expect("it ends");
