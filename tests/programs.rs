@@ -308,7 +308,8 @@ fn c_without_the_attribute() {
     );
     let unit = format!(
         "{ASK}\n#[cfg(test)]\n{}\n#[test]\nfn in_a_unit_test(shop: &mirakuru::TcpExecutor) {{ ask(shop); }}\n\
-         /// ```\n/// let bin = mirakuru::Bin::new(\"kinds-server\");\n/// assert!(bin.path().unwrap().is_file());\n/// ```\n\
+         /// ```\n/// let bin = mirakuru::Bin::new(\"kinds-server\");\n\
+         /// assert!(bin.path().unwrap().is_file());\n/// ```\n\
          pub fn documented() {{}}\n",
         ATTRIBUTE.replace("{name}", "kinds")
     );

@@ -3,7 +3,7 @@
 //! A binary of its own: it needs nothing but the files, so it is built and run in a second while
 //! one writes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -23,12 +23,18 @@ fn read(path: impl AsRef<Path>) -> String {
 
 /// All Rust files below a folder.
 fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    files_of(folder, "rs")
+}
+
+/// All files below a folder whose names end so.
+fn files_of(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
         let path = entry.path();
-        if path.is_dir() {
-            files.extend(rust_files(&path));
-        } else if path.extension().is_some_and(|e| e == "rs") {
+        // `tests/compile_fail/tests/ui` is a link to `tests/ui`.
+        if path.is_dir() && !path.is_symlink() {
+            files.extend(files_of(&path, extension));
+        } else if path.extension().is_some_and(|e| e == extension) {
             files.push(path);
         }
     }
@@ -39,7 +45,12 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
 /// The code without comments, and without what stands in string and character literals; lines are
 /// kept.
 fn bare_code(source: &str) -> String {
-    let mut bare = String::new();
+    scan(source).0
+}
+
+/// The bare code, and the numbers of the lines on which a raw string stands.
+fn scan(source: &str) -> (String, BTreeSet<usize>) {
+    let (mut bare, mut raw) = (String::new(), BTreeSet::new());
     let mut rest = source;
     while let Some(first) = rest.chars().next() {
         let taken = if rest.starts_with("//") {
@@ -51,6 +62,8 @@ fn bare_code(source: &str) -> String {
             literal(rest)
         } else if let Some(length) = raw_string(rest, &bare) {
             bare.push('"');
+            let line = bare.matches('\n').count();
+            raw.extend(line..=line + rest[..length].matches('\n').count());
             length
         } else if let Some(length) = char_literal(rest) {
             bare.push('\'');
@@ -63,7 +76,7 @@ fn bare_code(source: &str) -> String {
         bare.extend(rest[..taken].chars().filter(|&c| c == '\n'));
         rest = &rest[taken..];
     }
-    bare
+    (bare, raw)
 }
 
 fn block_comment(text: &str) -> usize {
@@ -189,6 +202,224 @@ fn system_calls_are_under_sys_alone() {
         offences.join("\n")
     );
 }
+
+// ---- imports ------------------------------------------------------------------------------------
+
+/// The folders of the core, from the bottom up, as the map at the head of its `lib.rs` has them.
+fn folders() -> Vec<String> {
+    let lib = read("mirakuru-core/src/lib.rs");
+    let names = lib.lines().filter_map(|line| line.strip_prefix("//! - `"));
+    names
+        .filter_map(|line| Some(line.split_once("/`")?.0.to_owned()))
+        .collect()
+}
+
+/// The part of a group of imports, `{a::{b, c}, d}`, that stands between its commas.
+fn members(group: &str) -> Vec<&str> {
+    let (mut depth, mut begin, mut members) = (0, 1, Vec::new());
+    for (at, c) in group.char_indices() {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 || depth == 1 && c == ',' {
+            members.push(group[begin..at].trim());
+            begin = at + 1;
+        }
+        if depth == 0 {
+            break;
+        }
+    }
+    members
+}
+
+/// What a file imports or names from the root of its crate: the first name of each such path. The
+/// file is `depth` modules below the root, so that as many `super::` lead there.
+fn names_from_the_root(code: &str, depth: usize) -> Vec<String> {
+    let up = "super::".repeat(depth);
+    let mut names = Vec::new();
+    for root in ["crate::", up.as_str()] {
+        for (at, _) in code.match_indices(root) {
+            // A longer name, or one more `super`.
+            if code[..at].ends_with(|c: char| c.is_alphanumeric() || "_$:".contains(c)) {
+                continue;
+            }
+            let path = &code[at + root.len()..];
+            let first = |path: &str| -> String {
+                let name = path.chars().take_while(|c| c.is_alphanumeric() || *c == '_');
+                name.collect()
+            };
+            match path.starts_with('{') {
+                true => names.extend(members(path).into_iter().map(first)),
+                false => names.push(first(path)),
+            }
+        }
+    }
+    names.retain(|name| !name.is_empty());
+    names
+}
+
+/// The code of a file without its tests: a module `tests` at its end.
+fn without_tests(code: &str) -> &str {
+    code.split("\nmod tests {").next().unwrap_or_default()
+}
+
+#[test]
+fn imports_are_seen_through_groups_and_supers() {
+    let code = "use crate::{error::Error, sys::{files, net}, Tcp};\nfn f() { crate::run::lease(); \
+        super::super::util::x(); \
+                a::crate_::y(); super::z() }\n#[cfg(test)]\nmod tests {\n    use crate::timeline;\n}\n";
+    let mut names = names_from_the_root(without_tests(code), 2);
+    names.sort();
+    assert_eq!(names, ["Tcp", "error", "run", "sys", "util"]);
+}
+
+/// A folder of the core imports from those above it in the map, and from files, not through the
+/// root's re-exports: these hide where something comes from. What tests import is free.
+#[test]
+fn no_import_of_the_core_runs_upward() {
+    let folders = folders();
+    let src = root().join("mirakuru-core/src");
+    let modules: BTreeSet<String> = fs::read_dir(&src)
+        .expect("the core")
+        .flatten()
+        .filter(|entry| entry.path().is_dir())
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .collect();
+    assert_eq!(
+        folders.iter().cloned().collect::<BTreeSet<_>>(),
+        modules,
+        "the map"
+    );
+    let (mut offences, mut seen) = (Vec::new(), 0);
+    for (place, folder) in folders.iter().enumerate() {
+        for file in rust_files(&src.join(folder)) {
+            let path = file.strip_prefix(&src).expect("it is below");
+            // Declared with `#[cfg(test)]`.
+            if ["tests", "harness", "test_writer", "own_process"]
+                .iter()
+                .any(|name| path.file_stem().is_some_and(|stem| stem == *name))
+            {
+                continue;
+            }
+            let depth = path.iter().count() - usize::from(path.ends_with("mod.rs"));
+            let code = bare_code(&fs::read_to_string(&file).expect("a file"));
+            for name in names_from_the_root(without_tests(&code), depth) {
+                seen += 1;
+                if folders
+                    .iter()
+                    .position(|other| *other == name)
+                    .is_none_or(|other| other > place)
+                {
+                    offences.push(format!("{}: crate::{name}", path.display()));
+                }
+            }
+        }
+    }
+    assert!(seen > 100, "where are the imports? {seen}");
+    assert!(
+        offences.is_empty(),
+        "these run upward, or through the root:\n{}",
+        offences.join("\n")
+    );
+}
+
+// ---- widths -------------------------------------------------------------------------------------
+
+/// The lines of a file that are too wide: 110 columns for code, 100 for comments and for the prose
+/// of Markdown. Tables, addresses and raw strings cannot be broken.
+fn too_wide(path: &Path, text: &str) -> Vec<String> {
+    let markdown = path.extension().is_some_and(|extension| extension == "md");
+    let raw = if markdown { BTreeSet::new() } else { scan(text).1 };
+    let (mut wide, mut in_code) = (Vec::new(), false);
+    for (number, line) in text.lines().enumerate() {
+        let bare = line.trim_start();
+        let comment = bare.starts_with("//") && !raw.contains(&number);
+        let prose = if markdown {
+            bare
+        } else {
+            bare.trim_start_matches(['/', '!']).trim_start()
+        };
+        if (markdown || comment) && prose.starts_with("```") {
+            in_code = !in_code;
+        }
+        in_code &= markdown || comment;
+        let limit = if (markdown || comment) && !in_code {
+            100
+        } else {
+            110
+        };
+        let unbreakable = raw.contains(&number)
+            || (markdown || comment) && (prose.starts_with('|') || line.contains("://"));
+        if line.chars().count() > limit && !unbreakable {
+            wide.push(format!("{}:{}: {line}", path.display(), number + 1));
+        }
+    }
+    wide
+}
+
+#[test]
+fn a_wide_line_is_seen() {
+    let wide = |path: &str, text: String| too_wide(Path::new(path), &text).len();
+    let (words, long) = ("word ".repeat(20), "word ".repeat(22));
+    assert_eq!(wide("a.rs", format!("// {words}x\n")), 1);
+    assert_eq!(wide("a.rs", format!("let {words}x;\nlet {long}x;\n")), 1);
+    assert_eq!(
+        wide("a.rs", format!("/// ```\n/// {words}x\n/// ```\n/// {words}x\n")),
+        1
+    );
+    assert_eq!(
+        wide(
+            "a.rs",
+            format!("let a = r#\"{long}\n// {words}x\"#;\n/// | {words}x\n")
+        ),
+        0
+    );
+    assert_eq!(
+        wide(
+            "a.md",
+            format!("{words}x\n| {words}x\n```\n{words}x\n{long}x\n```\n")
+        ),
+        2
+    );
+}
+
+/// Narrow lines can be read, and compared side by side.
+#[test]
+fn no_line_is_too_wide() {
+    let mut files = Vec::new();
+    for folder in [
+        "mirakuru-core",
+        "mirakuru-fixtures",
+        "mirakuru-macros",
+        "src",
+        "tests",
+        "benches",
+        "examples",
+    ] {
+        files.extend(files_of(&root().join(folder), "rs"));
+    }
+    for folder in ["docs", "examples"] {
+        files.extend(files_of(&root().join(folder), "md"));
+    }
+    files.extend(
+        ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "ARCHITECTURE.md"].map(|page| root().join(page)),
+    );
+    assert!(files.len() > 150, "where are the files? {}", files.len());
+    let mut wide = Vec::new();
+    for file in files {
+        let path = file.strip_prefix(root()).expect("it is below").to_owned();
+        wide.extend(too_wide(&path, &read(&path)));
+    }
+    assert!(
+        wide.is_empty(),
+        "wider than 100 columns, or 110 of code:\n{}",
+        wide.join("\n")
+    );
+}
+
+// ---- the interface ------------------------------------------------------------------------------
 
 /// What users compile and must not see: a new major version of one of these is not to be one of
 /// ours.
@@ -535,6 +766,25 @@ fn what_the_portable_back_end_leaves_out_is_listed() {
         read("docs/guide/limits.md").contains(&format!("\n{expected}\n")),
         "docs/guide/limits.md does not have this table:\n\n{expected}"
     );
+}
+
+/// A file that nothing names is not compiled, and its tests are lost without a word.
+#[test]
+fn every_file_of_tests_is_run() {
+    let (binaries, modules) = (read("tests/Cargo.toml"), read("tests/it/main.rs"));
+    for (folder, list, entry) in [
+        ("tests", binaries, "path = \"NAME.rs\""),
+        ("tests/it", modules, "mod NAME;"),
+    ] {
+        for file in fs::read_dir(root().join(folder)).expect("the tests").flatten() {
+            let path = file.path();
+            let name = path.file_stem().expect("a name").to_string_lossy().into_owned();
+            if path.extension().is_some_and(|extension| extension == "rs") && name != "main" {
+                let entry = entry.replace("NAME", &name);
+                assert!(list.contains(&entry), "{folder}/{name}.rs: `{entry}` is missing");
+            }
+        }
+    }
 }
 
 /// One script for everyone: what CI runs is what a developer runs.

@@ -2,6 +2,28 @@
 //! supervisor.
 //!
 //! Use the facade crate `mirakuru`; this crate is one of its parts.
+//!
+//! # Map
+//!
+//! Each folder is one sentence of the design. A folder imports only from those above it in this
+//! list, so that one can read it without the rest, and replace `sys/` for another system. A test
+//! (`tests/repo_rules.rs`) reads the order here.
+//!
+//! - `sys/` talks to the operating system, and has all the `unsafe`.
+//! - `util/` holds small things that many need: one back-off, one hash, one edit distance.
+//! - `error/` lets a failure explain itself: errors, their layout, secrets.
+//! - `recipe/` says how to start a service, as plain data.
+//! - `service_dir/` makes the private directory of a service, and removes it.
+//! - `run/` knows which run of tests this is, and what the run knows of its services.
+//! - `observe/` shows a start while it goes on: progress, traces.
+//! - `ports/` makes a port or socket path ours alone: reservation, locks, who listens there.
+//! - `output/` keeps and reads what a service prints.
+//! - `readiness/` decides when a service is ready, one condition a file.
+//! - `timeline/` records where the time of a run goes, and draws the page that shows it.
+//! - `outcome/` says whether the test on this thread has failed.
+//! - `executor/` is what a test holds: start, wait, stop, attach, hints.
+//! - `share/` makes one service of many processes' requests.
+//! - `workspace/` builds and finds programs of the user's own workspace.
 
 // Which feature an item needs, on docs.rs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -58,7 +80,6 @@ pub mod __private {
     pub use crate::error::programs::{find_program, not_found};
     pub use crate::error::report::shown;
     pub use crate::executor::{Endpoints, SharedLock, Startable, await_any, launch_together, stop_together};
-    pub use crate::observe::events::timeline_now;
     pub use crate::ports::identity::Identity;
     pub use crate::recipe::builder::unprivileged_user;
     pub use crate::recipe::placeholder::literal;
@@ -67,6 +88,7 @@ pub mod __private {
     pub use crate::service_dir::random_id;
     pub use crate::share::slot::{RunSlot, SlotState, StartPermit};
     pub use crate::sys::files::release_segment;
+    pub use crate::timeline::events::timeline_now;
 
     pub use crate::util::deadline::scaled;
 

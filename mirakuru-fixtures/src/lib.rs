@@ -31,11 +31,11 @@
 //!   └─▶ test C┘   the same; if it attaches after the service has died, it is told how
 //!
 //!  $XDG_RUNTIME_DIR/mirakuru-UID/run-…/    or in the temp dir; the run's, mode 0700, removed by the worker
-//!    KEY.lock     locked by test A while it starts REDIS, and by guard and worker, so that no second one is started
-//!                 before the first is published or gone
+//!    KEY.lock     locked by test A while it starts REDIS, and by guard and worker, so that no second one
+//!                 is started before the first is published or gone
 //!    KEY.state    process ids, ports, paths: written by test A, put in place by the worker, in one step with
 //!                 forgetting test A; how it ended is added by the worker
-//!  $TMPDIR/mirakuru-UID/k3v7q2mxw5ha/      the service's own: its log, `{dir}`, and a lock that guard and worker hold
+//!  $TMPDIR/mirakuru-UID/k3v7q2mxw5ha/      the service's own: log, `{dir}`, a lock of guard and worker
 //! ```
 //!
 //! **Tests that share a service must not rely on its being empty.** Others have used it before

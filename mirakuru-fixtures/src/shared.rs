@@ -20,8 +20,8 @@ use crate::system::{AsItIs, Joining, Slot, System, several};
 /// use mirakuru::{Executor, SimpleExecutor};
 /// use mirakuru::Shared;
 ///
-/// // Written by hand. `#[mirakuru::fixture(cmd = "sleep 60")] static SLEEPER: SimpleExecutor;` is the same, and adds the
-/// // scope of a whole run.
+/// // Written by hand. `#[mirakuru::fixture(cmd = "sleep 60")] static SLEEPER: SimpleExecutor;`
+/// // is the same, and adds the scope of a whole run.
 /// static SLEEPER: Shared<SimpleExecutor> = Shared::new(|| Executor::builder("sleep 60").start());
 ///
 /// let pid = SLEEPER.pid(); // Started here.

@@ -15,7 +15,8 @@ use crate::system::{Slot, System};
 /// use mirakuru::{Executor, Tcp};
 /// use mirakuru::start_all;
 ///
-/// let recipe = Executor::builder("python3 -m http.server --bind 127.0.0.1 {port}").wait_for(Tcp::addr("127.0.0.1:{port}"));
+/// let recipe = Executor::builder("python3 -m http.server --bind 127.0.0.1 {port}")
+///     .wait_for(Tcp::addr("127.0.0.1:{port}"));
 /// let (server, sleeper) = start_all((recipe.clone(), Executor::builder("sleep 60")))?;
 /// assert!(server.is_running() && sleeper.is_running());
 ///

@@ -196,7 +196,7 @@ fn a_dead_service_has_said_it() {
     ));
 }
 
-// ----------------------------------------------------------------------------------------------------
+// -------------------------------------------------------------------------------------------------
 
 fn panic_of(closure: impl FnOnce()) -> String {
     let panic = std::panic::catch_unwind(std::panic::AssertUnwindSafe(closure)).unwrap_err();

@@ -473,7 +473,8 @@ mod clusters {
     struct Queue {
         #[fixture(nodes())]
         nodes: Cluster<TcpExecutor>,
-        #[fixture(cmd = "sleep 60", env = ("NEEDS", nodes.iter().map(|node| node.port().to_string()).collect::<String>()))]
+        #[fixture(cmd = "sleep \
+            60", env = ("NEEDS", nodes.iter().map(|node| node.port().to_string()).collect::<String>()))]
         client: SimpleExecutor,
     }
 

@@ -252,8 +252,8 @@ pub struct Evidence {
     /// Of somebody else that is in the way, what is known of it, for example
     /// `started 3 min ago by user redis`.
     pub about: Option<String>,
-    /// Where it is one of several services that start together, how far each of them was, for example
-    /// `` `node-0` was ready ``.
+    /// Where it is one of several services that start together, how far each of them was, for
+    /// example `` `node-0` was ready ``.
     pub system: Vec<String>,
     /// What to do about it, where the cause is known.
     pub hint: Option<String>,
@@ -436,7 +436,8 @@ impl Error {
                     None => "has ended, and nobody saw how".to_owned(),
                 };
                 format!(
-                    "{}: the service that tests share {how} while they were using it, and is not started again",
+                    "{}: the service that tests share {how} while they were using it, and is not started \
+                        again",
                     one_line(command)
                 )
             }

@@ -2,7 +2,7 @@
 //! then the hint.
 //!
 //! ```text
-//! redis-server --prot 6379: exited with status 1 after 12 ms, before it accepted connections on 127.0.0.1:6379
+//! redis-server --prot 6379: exited with status 1 after 12 ms, before it accepted connections on …
 //!   last probe: nobody listens on 127.0.0.1:6379
 //!   timeline:   spawned, first output after 3 ms, exited with status 1 after 12 ms
 //!   output:     4 lines, in /tmp/mirakuru-1000/k3v7q2mxw5ha/log

@@ -9,7 +9,6 @@ use crate::error::Error;
 use crate::executor::Executor;
 use crate::executor::process::{Core, Observed, Owned, Process, name};
 use crate::executor::wait::{Pause, UNTOLD_PAUSE};
-use crate::observe::events as timeline;
 use crate::outcome::shared_use::{self, HowItEnded};
 use crate::output::reader::OutputReader;
 use crate::ports::lock::EndpointLock;
@@ -19,6 +18,7 @@ use crate::recipe::builder::ExecutorBuilder;
 use crate::run::state::State;
 use crate::service_dir::ServiceDir;
 use crate::sys::{self, Exit, RunPlan};
+use crate::timeline::events as timeline;
 
 /// A service that belongs to the run: this process cannot stop it.
 pub(super) struct Attached {

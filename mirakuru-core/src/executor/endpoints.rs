@@ -10,10 +10,10 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::executor::Executor;
 use crate::executor::process::{Core, Own, Process};
-use crate::observe::events::{self as timeline, timeline_now};
 use crate::ports::free;
 use crate::ports::lock::{self, Endpoint, EndpointLock};
 use crate::readiness::Readiness;
+use crate::timeline::events::{self as timeline, timeline_now};
 use crate::util::deadline::scaled;
 
 /// How long a start waits for a lock at most.

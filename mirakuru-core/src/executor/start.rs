@@ -16,7 +16,6 @@ use crate::executor::launch;
 use crate::executor::needs;
 use crate::executor::process::{Observed, Owned, append};
 use crate::executor::wait::{Pause, Wait};
-use crate::observe::events as timeline;
 use crate::observe::trace;
 use crate::ports::free;
 use crate::ports::time_wait;
@@ -25,6 +24,7 @@ use crate::readiness::no_wait::NoWait;
 use crate::recipe::program::{c_environment, c_string, candidates, environment, inherited};
 use crate::sys::log_record::Record;
 use crate::sys::{self, CommandPlan, Plan, Service, SpawnFailure};
+use crate::timeline::events as timeline;
 use crate::util::deadline::Deadline;
 
 /// How often a start is tried with other ports when the chosen ones turn out to be taken.

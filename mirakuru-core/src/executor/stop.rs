@@ -7,11 +7,11 @@ use crate::error::report::{HEAD_LINES, Printed, TAIL_LINES, Tail, print, shown};
 use crate::error::text::{Ended, Span};
 use crate::executor::Executor;
 use crate::executor::process::{Observed, Owned};
-use crate::observe::events as timeline;
 use crate::observe::trace;
 use crate::outcome::test_has_failed;
 use crate::output::live;
 use crate::sys::{self, Exit, Service, StopPolicy, signals};
+use crate::timeline::events as timeline;
 use crate::util::deadline::{Deadline, scaled};
 
 impl Owned<'_> {

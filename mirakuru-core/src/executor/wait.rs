@@ -55,8 +55,8 @@ impl Core {
     ) -> Result<Option<Pause>, Error> {
         let supervisor = process.supervisor();
         loop {
-            // Before the polls: everything that it ever printed is in the log then, and what they find
-            // is final.
+            // Before the polls: everything that it ever printed is in the log then, and what they
+            // find is final.
             let ended = process.ended().is_some();
             if ended {
                 process.sync_output();

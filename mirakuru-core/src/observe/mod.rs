@@ -1,5 +1,4 @@
 //! How a run is seen while it goes on.
 
-pub(crate) mod events;
 pub(crate) mod progress;
 pub(crate) mod trace;

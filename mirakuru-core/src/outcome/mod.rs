@@ -15,7 +15,7 @@ thread_local! {
 /// A test begins on this thread.
 pub fn test_begins() {
     ERR_RETURNED.set(false);
-    crate::observe::events::test_begins();
+    crate::timeline::events::test_begins();
 }
 
 /// The test on this thread returns an error.

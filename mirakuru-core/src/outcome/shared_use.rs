@@ -22,10 +22,10 @@ use std::time::{Duration, Instant};
 
 use crate::error::report::{HEAD_LINES, Printed, TAIL_LINES, Tail, print, shown};
 use crate::error::{Error, Evidence};
-use crate::observe::events as timeline;
 use crate::output::reader::{Cursor, OutputReader};
 use crate::service_dir;
 use crate::sys::{self, Exit};
+use crate::timeline::events as timeline;
 
 /// How long a supervisor on a busy machine may take to tell how its service ended.
 const TOLD_WITHIN: Duration = Duration::from_secs(1);

@@ -1,8 +1,8 @@
 //! `MIRAKURU_LIVE=1`: shows the output of services while they run, past the capture of the test
 //! harness and of nextest.
 //!
-//! One thread reads the logs of all services. Several processes may use one shared service; a lock on
-//! its log lets one of them at a time show it.
+//! One thread reads the logs of all services. Several processes may use one shared service; a lock
+//! on its log lets one of them at a time show it.
 
 use std::fs::File;
 use std::hash::Hasher;
@@ -42,8 +42,8 @@ struct Followed {
 
 static FOLLOWED: Mutex<Vec<Followed>> = Mutex::new(Vec::new());
 
-/// Shows the output of a service, if that is wanted: all of it, or for a service that another process
-/// has started, what comes from now on. Called again for the same log, it does nothing.
+/// Shows the output of a service, if that is wanted: all of it, or for a service that another
+/// process has started, what comes from now on. Called again for the same log, it does nothing.
 pub(crate) fn follow(name: &str, log: &Path, index: &Path, all: bool) {
     static WANTED: Lazy<bool> = Lazy::new(|| is_set("MIRAKURU_LIVE"));
     if !*WANTED {

@@ -1,5 +1,5 @@
-//! What is known of a service before its recipe is: its private directory, and ports that it is going
-//! to have. The nodes of a cluster are told of each other in this way.
+//! What is known of a service before its recipe is: its private directory, and ports that it is
+//! going to have. The nodes of a cluster are told of each other in this way.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -23,7 +23,8 @@ use crate::util::text::printable;
 /// # use mirakuru_core as mirakuru;
 /// use mirakuru::{Banner, Executor, OutputExecutor};
 ///
-/// let mut server: OutputExecutor = Executor::builder("echo starting; echo 'ready for 12 clients'; exec sleep 60")
+/// let script = "echo starting; echo 'ready for 12 clients'; exec sleep 60";
+/// let mut server: OutputExecutor = Executor::builder(script)
 ///     .shell(true)
 ///     .wait_for(Banner::matching(r"ready for \d+ clients"))
 ///     .start()?;

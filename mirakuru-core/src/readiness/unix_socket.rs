@@ -32,7 +32,8 @@ const LONGEST: usize = 107;
 /// # use mirakuru_core as mirakuru;
 /// use mirakuru::{Executor, UnixSocket, UnixSocketExecutor};
 ///
-/// # let script = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); time.sleep(60)";
+/// # let script = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); \
+/// #     s.bind(sys.argv[1]); s.listen(); time.sleep(60)";
 /// let mut server: UnixSocketExecutor = Executor::builder(["python3", "-c", script, "{dir}/server.sock"])
 ///     .wait_for(UnixSocket::path("{dir}/server.sock"))
 ///     .start()?;

@@ -359,7 +359,10 @@ impl<R> ExecutorBuilder<R> {
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
-    /// let mut job = mirakuru::Executor::builder(r#"echo "$1" | tr a-z A-Z"#).shell(true).arg("hello").start()?;
+    /// let mut job = mirakuru::Executor::builder(r#"echo "$1" | tr a-z A-Z"#)
+    ///     .shell(true)
+    ///     .arg("hello")
+    ///     .start()?;
     /// job.wait(std::time::Duration::from_secs(5))?;
     /// assert_eq!(job.logs().stdout(), "HELLO\n");
     /// # Ok::<(), mirakuru_core::Error>(())
@@ -468,9 +471,11 @@ impl<R> ExecutorBuilder<R> {
     /// # use mirakuru_core as mirakuru;
     /// use mirakuru::{Executor, Tcp};
     ///
+    /// let script = "import http.server as h\n\
+    ///     h.test(h.SimpleHTTPRequestHandler, port={port}, bind='127.0.0.1')";
     /// let server = Executor::builder("python3 server.py")
     ///     .current_dir("{dir}")
-    ///     .file("server.py", "import http.server as h\nh.test(h.SimpleHTTPRequestHandler, port={port}, bind='127.0.0.1')")
+    ///     .file("server.py", script)
     ///     .wait_for(Tcp::addr("127.0.0.1:{port}"))
     ///     .start()?;
     /// # Ok::<(), mirakuru_core::Error>(())
@@ -498,7 +503,8 @@ impl<R> ExecutorBuilder<R> {
     /// # use mirakuru_core as mirakuru;
     /// use mirakuru::Executor;
     ///
-    /// # let script = "import os, socket\ns = socket.socket(fileno=3)\nc, _ = s.accept()\nc.sendall(b'hello')";
+    /// # let script = "import os, socket\ns = socket.socket(fileno=3)\n\
+    /// #     c, _ = s.accept()\nc.sendall(b'hello')";
     /// let server = Executor::builder(["python3", "-c", script]).listen("127.0.0.1:{port}").start()?;
     /// let mut greeting = String::new();
     /// # use std::io::Read;

@@ -9,7 +9,9 @@
 //!         log, log.index            made by the log's own code, 0600
 //!         kept                      there when the log is to outlive its executor
 //!         d/                        0700, the service's: `{dir}`
-//!     new-812-99120-4026531836-k3v7q2mxw5ha/   a service directory that is being made: by whom, and in which pid namespace
+//!     new-812-99120-4026531836-k3v7q2mxw5ha/
+//!                               a service directory that is being made: by which process, and in
+//!                               which pid namespace
 //!     turns/                        see `endpoint_locks`
 //! ```
 //!

@@ -11,7 +11,7 @@
 //!     ├─ test B ─── reads KEY.state ── connects ──▶ redis-server
 //!     └─ test C ─── reads KEY.state ── connects ──▶ redis-server
 //!
-//!   /tmp/mirakuru-UID/run-PID-START-HASH/     of the runner; mode 0700; in XDG_RUNTIME_DIR where there is one
+//!   /tmp/mirakuru-UID/run-PID-START-HASH/     of the runner, 0700; in XDG_RUNTIME_DIR if there is one
 //!       KEY.lock     held (flock) by the one process that is starting the service, and by guard and worker
 //!       KEY.state    how to reach it; renamed into place by the worker, which appends how it ended
 //!   /tmp/mirakuru-UID/ID/                     of the service

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::executor::Executor;
-use crate::observe::events::timeline_now;
 use crate::ports::identity::Identity;
 use crate::readiness::Readiness;
 use crate::recipe::builder::ExecutorBuilder;
@@ -19,6 +18,7 @@ use crate::run::{Run, make_dir, this_process};
 use crate::service_dir;
 use crate::share::key::key;
 use crate::sys;
+use crate::timeline::events::timeline_now;
 use crate::util::backoff::Pauses;
 use crate::util::deadline::scaled;
 

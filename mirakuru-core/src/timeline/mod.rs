@@ -1,4 +1,5 @@
-//! The page that shows where the time of a run went.
+//! Where the time of a run went: what its processes record, and the page that is drawn of it.
 
+pub(crate) mod events;
 pub(crate) mod model;
 pub(crate) mod render;

@@ -333,8 +333,9 @@ impl Recipe for RabbitmqRecipe {
     }
 }
 
-/// The data directory. RabbitMQ puts its absolute path into a command for a shell, between quotes, and hangs
-/// if a quote in the path ends them. On Linux there is a path without the name of the private directory.
+/// The data directory. RabbitMQ puts its absolute path into a command for a shell, between quotes,
+/// and hangs if a quote in the path ends them. On Linux there is a path without the name of the
+/// private directory.
 const DATA: &str = if cfg!(target_os = "linux") {
     "/proc/self/cwd/data"
 } else {

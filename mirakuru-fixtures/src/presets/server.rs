@@ -197,7 +197,8 @@ impl Options {
                 return Err(Error::other(
                     format!("start {}", server.name),
                     format!(
-                        "it needs a limit `{}` of at least {least}, and this process has {amount}: raise it with `ulimit {option}`",
+                        "it needs a limit `{}` of at least {least}, and this process has {amount}: raise it \
+                            with `ulimit {option}`",
                         name.to_lowercase()
                     ),
                 ));

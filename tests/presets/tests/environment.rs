@@ -42,7 +42,8 @@ fn start_all(look: impl Fn(&str, u32)) {
             let database = server.database();
             let mut client = postgres::Client::connect(&database.url(), postgres::NoTls).unwrap();
             client.execute("INSERT INTO visits VALUES ('żółć')", &[]).unwrap();
-            for (name, value) in [("timezone", "UTC"), ("datestyle", "ISO, MDY"), ("server_encoding", "UTF8")] {
+            for (name, value) in [("timezone", "UTC"), ("datestyle", "ISO, \
+                MDY"), ("server_encoding", "UTF8")] {
                 let row = client.query_one(&format!("SHOW {name}"), &[]).unwrap();
                 assert_eq!(row.get::<_, String>(0), value, "{name}");
             }

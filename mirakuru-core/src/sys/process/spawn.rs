@@ -17,7 +17,7 @@ use super::message::{STAGE_CURRENT_DIR, STAGE_EXEC, STAGE_GID, STAGE_GROUPS, STA
 use super::output::Output;
 use super::tools::{errno, now_ms, write_digits};
 
-// -------------------------------------------------------------------------------------------------------- service
+// ----------------------------------------------------------------------------------------- service
 
 /// Becomes the service. Returns only where that fails: how far it came, a `STAGE_*`, and the error
 /// number.
@@ -182,7 +182,7 @@ pub(super) unsafe fn close_listeners(a: &Arena) {
     }
 }
 
-// --------------------------------------------------------------------------------------------------------- at the end
+// -------------------------------------------------------------------------------------- at the end
 
 /// How long one run of the command at the end may take.
 const ON_END_MS: i64 = 10_000;
@@ -294,7 +294,7 @@ unsafe extern "C" fn at_end(argument: *mut c_void) -> c_int {
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------- tools
+// ------------------------------------------------------------------------------------------- tools
 
 /// Every signal back to its default: the service must not inherit what the test process, a shell's
 /// background job or Rust's runtime (SIGPIPE) ignore, and waiting for children needs SIGCHLD not to

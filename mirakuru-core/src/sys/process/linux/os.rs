@@ -126,7 +126,7 @@ pub(in crate::sys::process) unsafe fn spawn(
     }
 }
 
-// ------------------------------------------------------------------------------------------- in the test process
+// ----------------------------------------------------------------------------- in the test process
 
 /// Packets, and an end of file that cannot be missed.
 pub(in crate::sys::process) const CONTROL: i32 = libc::SOCK_SEQPACKET;

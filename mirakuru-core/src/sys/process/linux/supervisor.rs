@@ -56,7 +56,7 @@ use super::super::tools::{errno, fail, fail_call, now_ns};
 use super::{os, tree};
 use crate::sys::io::remove::remove_private_dir;
 
-// ---------------------------------------------------------------------------------------------------------- guard
+// ------------------------------------------------------------------------------------------- guard
 
 /// The guard, from its first instruction to its last. All signals are blocked.
 pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
@@ -181,7 +181,7 @@ unsafe fn guard_looks_after(worker: i32) -> bool {
     }
 }
 
-// --------------------------------------------------------------------------------------------------------- worker
+// ------------------------------------------------------------------------------------------ worker
 
 /// What the worker knows of the service.
 struct Worker<'a> {
@@ -702,7 +702,7 @@ impl Worker<'_> {
     }
 }
 
-// -------------------------------------------------------------------------------------------------------- service
+// ----------------------------------------------------------------------------------------- service
 
 /// Becomes the service. Shares the worker's memory, which sleeps meanwhile.
 unsafe extern "C" fn service(argument: *mut c_void) -> c_int {
@@ -718,7 +718,7 @@ unsafe extern "C" fn service(argument: *mut c_void) -> c_int {
     }
 }
 
-// ---------------------------------------------------------------------------------------------------------- tools
+// ------------------------------------------------------------------------------------------- tools
 
 /// A name of its own, so that a `pkill` meant for the test does not hit the supervisor: for `comm`
 /// and, by writing over the arguments that were inherited, for the command line.

@@ -110,7 +110,7 @@ pub(in crate::sys::process) unsafe fn spawn(
     }
 }
 
-// ------------------------------------------------------------------------------------------- in the test process
+// ----------------------------------------------------------------------------- in the test process
 
 /// Not every system has packets between Unix sockets that also have an end of file.
 pub(in crate::sys::process) const CONTROL: i32 = libc::SOCK_STREAM;
