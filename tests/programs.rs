@@ -184,9 +184,6 @@ fn pids(output: &str) -> Vec<&str> {
 
 #[test]
 fn the_daemon_of_another_package_is_built_and_never_stale() {
-    if !fresh::in_workspace() {
-        return;
-    }
     let workspace = Workspace::new(
         "edited",
         "ATTRIBUTE\n#[test]\nfn sells(shop: &TcpExecutor) { ask(shop); }\n\
@@ -229,9 +226,6 @@ fn the_daemon_of_another_package_is_built_and_never_stale() {
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_shared_service_of_an_older_program_is_another_one() {
-    if !fresh::in_workspace() {
-        return;
-    }
     let workspace = Workspace::new(
         "shared",
         "ATTRIBUTE\nstatic SHOP: TcpExecutor;\n#[test]\nfn sells() { ask(&SHOP); }\n",
@@ -277,9 +271,6 @@ fn a_hundred_processes_build_once() {
 
 #[test]
 fn everything_else_that_can_be_built() {
-    if !fresh::in_workspace() {
-        return;
-    }
     let workspace = Workspace::new(
         "kinds",
         r#"
@@ -327,9 +318,6 @@ fn c_without_the_attribute() {
 
 #[test]
 fn a_program_that_cannot_be_had_says_why() {
-    if !fresh::in_workspace() {
-        return;
-    }
     let workspace = Workspace::new(
         "failing",
         r#"
@@ -401,9 +389,6 @@ fn misspelt() {
 
 #[test]
 fn a_test_that_is_started_by_hand() {
-    if !fresh::in_workspace() {
-        return;
-    }
     let workspace = Workspace::new(
         "direct",
         "ATTRIBUTE\n#[test]\nfn sells(shop: &TcpExecutor) { ask(shop); }\n",
