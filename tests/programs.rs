@@ -250,7 +250,7 @@ fn a_shared_service_of_an_older_program_is_another_one() {
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_hundred_processes_build_once() {
-    if !fresh::in_workspace() || !fresh::nextest("programs of the workspace") {
+    if !fresh::nextest("programs of the workspace") {
         return;
     }
     let test = |n: usize| format!("ATTRIBUTE\n#[test]\nfn sells_{n}(shop: &TcpExecutor) {{ ask(shop); }}\n");

@@ -46,8 +46,8 @@ struct Service {
     output: OutputReader,
     /// Says that the log is to outlive its executor.
     kept: PathBuf,
-    /// Its main process and when that began; `None` for one that had made itself a daemon, and for a
-    /// job that was done when the fixture was made.
+    /// Its main process and when that began; `None` for one that had made itself a daemon, and for
+    /// a job that was done when the fixture was made.
     main: Option<(u32, u64)>,
     how_it_ended: Mutex<HowItEnded>,
 }
@@ -78,7 +78,8 @@ impl SharedServices {
         let mut restore = Restore(MAKING.replace(Some(Vec::new())));
         let made = make();
         let mut services = MAKING.replace(restore.0.take()).unwrap_or_default();
-        // A program that has done its work by now, such as a client that loads a schema, has not died.
+        // A program that has done its work by now, such as a client that loads a schema, has not
+        // died.
         for service in &mut services {
             service.main = service
                 .main

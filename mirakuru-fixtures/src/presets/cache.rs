@@ -27,8 +27,8 @@ use super::server::limit;
 
 /// How long a directory is used, in seconds.
 const PERIOD: u64 = 4 * 24 * 60 * 60;
-/// How long to wait for another process that makes the same. It may run a user's migrations; its lock
-/// goes with it.
+/// How long to wait for another process that makes the same. It may run a user's migrations; its
+/// lock goes with it.
 const PATIENCE: Duration = Duration::from_secs(900);
 /// The most directories, and the most bytes in them, that stay. Those that were used last stay.
 const MOST: usize = 24;
@@ -178,7 +178,8 @@ fn note_use(dir: &Path) {
     let _ = fs::File::open(dir).and_then(|dir| dir.set_modified(SystemTime::now()));
 }
 
-/// Removes the directories that were not used for the longest time, until the rest is within the bounds.
+/// Removes the directories that were not used for the longest time, until the rest is within the
+/// bounds.
 fn bound(cache: &Path) {
     let mut dirs: Vec<(SystemTime, u64, PathBuf)> = fs::read_dir(cache)
         .into_iter()

@@ -1,5 +1,5 @@
-//! Data that code makes: [`seed`](super::PostgresRecipe::seed) runs once for a key, and its result is
-//! kept over runs.
+//! Data that code makes: [`seed`](super::PostgresRecipe::seed) runs once for a key, and its result
+//! is kept over runs.
 
 use std::fmt;
 use std::fs;
@@ -43,7 +43,8 @@ impl Seed {
         }
     }
 
-    /// Runs the code, on a thread of its own: it may start a runtime there, although the test has one.
+    /// Runs the code, on a thread of its own: it may start a runtime there, although the test has
+    /// one.
     pub(super) fn run(&self, url: &str) -> Result<(), Error> {
         let ran = thread::scope(|scope| scope.spawn(|| (self.fill)(url)).join());
         match ran {
@@ -64,8 +65,9 @@ pub(super) fn digest(seeds: &[Seed]) -> String {
     format!("{:016x}", hash(0, &keys.join("\n")))
 }
 
-/// A key for the files in a directory and its subdirectories: another one when a file is added, removed,
-/// renamed or changed. For [`seed`](super::PostgresRecipe::seed) with a directory of migrations.
+/// A key for the files in a directory and its subdirectories: another one when a file is added,
+/// removed, renamed or changed. For [`seed`](super::PostgresRecipe::seed) with a directory of
+/// migrations.
 ///
 /// ```
 /// # use mirakuru_fixtures as mirakuru;

@@ -305,7 +305,8 @@ pub(super) fn last_lines<R: Readiness>(executor: &Executor<R>) -> String {
     }
 }
 
-/// A name for one test, which nobody else has: 13 lower-case letters and digits, the first of them a letter.
+/// A name for one test, which nobody else has: 13 lower-case letters and digits, the first of them
+/// a letter.
 pub(super) fn unique_name() -> Result<String, Error> {
     lease::taken();
     let id = random_id().map_err(|source| failed("make a unique name", source))?;

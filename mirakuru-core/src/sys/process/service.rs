@@ -125,9 +125,9 @@ impl Service {
             Ok(launch.leave(guard.map_err(|errno| Call::Clone.failed(errno.into()))?))
         });
         let launched: Vec<Result<Service, SpawnFailure>> = launched.collect();
-        // With the plans go this process's copies of the supervisors' descriptors: above all the locks
-        // must be theirs alone. A plan is kept until the supervisor has said a word, if it might die
-        // before that.
+        // With the plans go this process's copies of the supervisors' descriptors: above all the
+        // locks must be theirs alone. A plan is kept until the supervisor has said a word, if it
+        // might die before that.
         let may_die = os::forks_are_lean();
         let services = plans.into_iter().zip(launched);
         services
@@ -140,9 +140,9 @@ impl Service {
             .collect()
     }
 
-    /// The supervisor died without a word. Where it was forked without most of this process's memory,
-    /// it may have needed that: the dynamic linker, a preloaded library or a sanitizer has data
-    /// anywhere. Then this start, and all later ones, fork everything.
+    /// The supervisor died without a word. Where it was forked without most of this process's
+    /// memory, it may have needed that: the dynamic linker, a preloaded library or a sanitizer has
+    /// data anywhere. Then this start, and all later ones, fork everything.
     fn start_whole(&mut self) -> Option<Result<(), SpawnFailure>> {
         let plan = self.plan.take()?;
         if !self.registration.endpoint() {

@@ -147,13 +147,14 @@ impl PostgresRecipe {
     /// [loaded](PostgresRecipe::load_sql): the application's own migrations. It gets the URL of the
     /// template.
     ///
-    /// The code runs once for a key, and the result is kept over runs: the second run copies it. The
-    /// code itself cannot be compared, so the key must be another one when the code does something
-    /// else. For a directory of migrations, [`hash_of_dir`](super::hash_of_dir) makes such a key. The
-    /// server's version, the recipe's other settings and everything that is loaded count, too.
+    /// The code runs once for a key, and the result is kept over runs: the second run copies it.
+    /// The code itself cannot be compared, so the key must be another one when the code does
+    /// something else. For a directory of migrations, [`hash_of_dir`](super::hash_of_dir) makes
+    /// such a key. The server's version, the recipe's other settings and everything that is loaded
+    /// count, too.
     ///
-    /// It runs on a thread of its own, where `block_on` is fine. An error is the error of the start,
-    /// names the key, and is not kept.
+    /// It runs on a thread of its own, where `block_on` is fine. An error is the error of the
+    /// start, names the key, and is not kept.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -177,8 +178,8 @@ impl PostgresRecipe {
         self
     }
 
-    /// Fills `{dir}/data` with a cluster whose template has been seeded. The first to need it makes it:
-    /// starts a server, runs the seeds, stops it.
+    /// Fills `{dir}/data` with a cluster whose template has been seeded. The first to need it makes
+    /// it: starts a server, runs the seeds, stops it.
     fn install_seeded(&self, program: &Path, dir: &Path) -> Result<(), Error> {
         let scripts = self.scripts()?;
         let recipe = format!(
