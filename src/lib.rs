@@ -117,6 +117,8 @@
 //! | `MIRAKURU_TIMEOUT_SCALE` | a number by which all timeouts are multiplied, for slow machines |
 //! | `MIRAKURU_QUIET` | `1`: says nothing of starts that take more than two seconds |
 //! | `MIRAKURU_TIMELINE` | `path.html` or `path.json`: a timeline of the run is written there, see below |
+//! | `MIRAKURU_MISSING` | `skip` or `fail`: what becomes of tests whose program is not on this machine, see [CI](guide::ci) |
+//! | `MIRAKURU_BIN_NAME` | the path of a program of the workspace, see [`Bin`] |
 //! | `NO_COLOR` | any text: no colours, which are for terminals anyway |
 //!
 //! # Where the time goes
@@ -165,8 +167,9 @@
 
 pub use mirakuru_core::{
     And, Banner, Bin, Check, Error, Evidence, Exec, Executor, ExecutorBuilder, IntoCommand, Line, Lines,
-    Logs, Mark, NoWait, Or, OutputExecutor, PidExecutor, PidFile, Port, Prepare, Probe, Readiness, SdNotify,
-    Signal, SimpleExecutor, StdinPipe, Stdio, Tcp, TcpExecutor, Udp, UnixSocket, UnixSocketExecutor,
+    Logs, Mark, Missing, NoWait, Or, OutputExecutor, PidExecutor, PidFile, Port, Prepare, Probe, Readiness,
+    SdNotify, Signal, SimpleExecutor, StdinPipe, Stdio, Tcp, TcpExecutor, Udp, UnixSocket,
+    UnixSocketExecutor,
 };
 #[cfg(feature = "http")]
 pub use mirakuru_core::{Http, HttpExecutor, IntoStatus};
@@ -337,6 +340,7 @@ pub use mirakuru_fixtures::{
 /// | `banner` | ready when it prints what matches: a regular expression |
 /// | `exec` | ready when the command succeeds |
 /// | `wait_for` | ready when: any [`Readiness`], for example `Tcp::port(80).and(Exec::succeeds("check"))` |
+/// | `optional` | the test is skipped where the program is not on this machine, see [CI](guide::ci); also behind an expression |
 /// | `name = parameter` | the parameter that it is given to |
 /// | `scope` | for what is shared: `"run"` (the default: one service for a `cargo test` or `cargo nextest run`) or `"process"` |
 ///
@@ -347,7 +351,7 @@ pub use mirakuru_fixtures::{
 /// `env`, `env_remove` and `fail_on` may be repeated.
 ///
 /// Instead of keys, an expression that makes a recipe, which is anything that implements
-/// [`Recipe`]; only `name = parameter` and `scope` may follow:
+/// [`Recipe`]; only `name = parameter`, `scope` and `optional` may follow:
 ///
 /// ```
 /// use mirakuru::{Executor, ExecutorBuilder, Tcp, TcpExecutor};

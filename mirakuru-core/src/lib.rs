@@ -44,7 +44,7 @@ mod timeline;
 mod util;
 mod workspace;
 
-pub use error::{Error, Evidence};
+pub use error::{Error, Evidence, Missing};
 pub use executor::{Executor, StdinPipe};
 pub use output::logs::Logs;
 pub use output::mark::Mark;
@@ -77,18 +77,27 @@ pub type PidExecutor = Executor<PidFile>;
 /// What the other crates of mirakuru use. No part of the public interface.
 #[doc(hidden)]
 pub mod __private {
-    pub use crate::error::programs::{find_program, not_found};
+    pub use crate::error::programs::{System, find_program, not_found, system};
     pub use crate::error::report::shown;
     pub use crate::executor::{Endpoints, SharedLock, Startable, await_any, launch_together, stop_together};
     pub use crate::ports::identity::Identity;
     pub use crate::recipe::builder::unprivileged_user;
     pub use crate::recipe::placeholder::literal;
     pub use crate::run::lease::Lease;
+    pub use crate::run::make_run_dir;
     pub use crate::run::{Run, hash};
     pub use crate::service_dir::random_id;
     pub use crate::share::slot::{RunSlot, SlotState, StartPermit};
     pub use crate::sys::files::release_segment;
+    pub use crate::sys::files::{append_to_stderr_of, locked};
     pub use crate::timeline::events::timeline_now;
+    pub use crate::workspace::skipped_list;
+
+    /// Lets a function run at a normal end of this process. It must neither panic nor wait for a
+    /// lock.
+    pub fn at_exit(function: extern "C" fn()) {
+        crate::sys::at_exit(function);
+    }
 
     pub use crate::util::deadline::scaled;
 

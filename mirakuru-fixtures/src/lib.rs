@@ -65,6 +65,7 @@
 
 mod cluster;
 mod lease;
+mod missing;
 mod once;
 mod outcome;
 #[cfg(feature = "presets")]
@@ -93,6 +94,7 @@ pub mod __private {
 
     pub use mirakuru_core::__private::test_has_failed;
 
+    pub use crate::missing::{AnySkip, Skip};
     pub use crate::once::Once;
     pub use crate::outcome::{AnyOutcome, Outcome};
     pub use crate::shared::recipe_in_static;

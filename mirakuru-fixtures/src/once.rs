@@ -7,6 +7,8 @@ use mirakuru_core::__private::{SharedServices, shown, timeline_now};
 use mirakuru_core::Error;
 use once_cell::sync::OnceCell;
 
+use crate::missing::skips;
+
 /// What is behind [`Shared`](crate::Shared), and behind fixture functions that are shared.
 ///
 /// The first thread to ask makes the value while others wait. An error is kept and given to all who
@@ -87,7 +89,16 @@ impl<T> Once<T> {
         match self.try_get_or_start(make) {
             Ok(value) => value,
             Err(error @ Error::Died { .. }) => panic!("{} has ended\n{}", self.title(), shown(error)),
-            Err(error) => panic!("{} could not be started\n{}", self.title(), shown(error)),
+            Err(error) => {
+                let how = match skips(error) {
+                    Some(_) => {
+                        "\n  (a test that uses it in its body cannot be skipped: name it in an attribute on the test, \
+                                `#[mirakuru::fixture(NAME)]`)"
+                    }
+                    None => "",
+                };
+                panic!("{} could not be started\n{}{how}", self.title(), shown(error))
+            }
         }
     }
 

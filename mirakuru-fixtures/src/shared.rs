@@ -101,7 +101,18 @@ impl<T> Shared<T> {
 }
 
 /// A fixture in a static as a recipe: its handle is a reference to the fixture.
-pub struct InStatic<T: 'static>(&'static Shared<T>);
+pub struct InStatic<T: 'static> {
+    shared: &'static Shared<T>,
+    optional: bool,
+}
+
+impl<T> InStatic<T> {
+    /// Lets a test be skipped where the program is missing.
+    pub fn optional(mut self) -> Self {
+        self.optional = true;
+        self
+    }
+}
 
 #[diagnostic::do_not_recommend]
 impl<T: 'static> Recipe for InStatic<T> {
@@ -121,7 +132,10 @@ impl<T: 'static> Recipe for InStatic<T> {
         Self: 'a,
     {
         system.make(joining, move || {
-            Shared::try_get(self.0).map_err(|error| Error::other(self.0.cell.attempt(), error.to_string()))
+            Shared::try_get(self.shared).map_err(|error| match error.__missing_again() {
+                Some(missing) => missing.__optional(self.optional),
+                None => Error::other(self.shared.cell.attempt(), error.to_string()),
+            })
         })
     }
 }
@@ -151,7 +165,10 @@ impl<T: 'static> Named<'static, Held> for Shared<T> {
     type Recipe = InStatic<T>;
 
     fn recipe(&'static self) -> InStatic<T> {
-        InStatic(self)
+        InStatic {
+            shared: self,
+            optional: false,
+        }
     }
 }
 

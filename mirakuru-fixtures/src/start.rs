@@ -196,7 +196,8 @@ impl<R: Recipe> Service for Single<R> {
     }
 
     fn failed(&mut self, error: &Error) {
-        if let Some(permit) = self.permit.take() {
+        // That something is missing, others find for themselves.
+        if let Some(permit) = self.permit.take().filter(|_| error.missing().is_none()) {
             permit.failed(error);
         }
     }

@@ -22,6 +22,7 @@ use mirakuru_core::__private::{
 use mirakuru_core::{Error, Executor, ExecutorBuilder, NoWait};
 
 use crate::lease;
+use crate::missing::{skip, skips};
 use crate::recipe::Recipe;
 
 /// Services that are to be started. Usually named `system`.
@@ -420,18 +421,56 @@ impl<'a> System<'a> {
         test_begins();
         match self.run(take) {
             Ok(handles) => handles,
-            Err(failure) => panic!("{}", failure.report()),
+            Err(failure) => {
+                let how = match skips(&failure.error) {
+                    Some(_) => {
+                        "\n  (a test cannot be skipped from here: put the attribute on the test itself)"
+                    }
+                    None => "",
+                };
+                panic!("{}{how}", failure.report())
+            }
+        }
+    }
+
+    /// The same for a test. `None` when it is skipped, because something is missing.
+    ///
+    /// # Panics
+    ///
+    /// When one could not be started for another reason.
+    #[must_use]
+    #[track_caller]
+    pub fn start_or_skip<T>(self, take: impl FnOnce() -> T) -> Option<T> {
+        test_begins();
+        match self.run(take) {
+            Ok(handles) => Some(handles),
+            Err(failure) => match skips(&failure.error) {
+                Some(missing) => {
+                    eprintln!("{}", skip(missing));
+                    None
+                }
+                None => panic!("{}", failure.report()),
+            },
         }
     }
 
     /// The same for a test that should panic: a panic of ours would be taken for the one that is
-    /// expected. The report is printed instead, and the test returns and so fails.
+    /// expected. The report is printed instead, and the test returns and so fails. `expected` is the
+    /// text of the panic that is expected.
+    ///
+    /// # Panics
+    ///
+    /// When the test is skipped, with that text.
     #[must_use]
-    pub fn start_or_report<T>(self, take: impl FnOnce() -> T) -> Option<T> {
+    pub fn start_or_report<T>(self, take: impl FnOnce() -> T, expected: &str) -> Option<T> {
         test_begins();
         match self.run(take) {
             Ok(handles) => Some(handles),
             Err(failure) => {
+                if let Some(missing) = skips(&failure.error) {
+                    // Such a test passes by a panic alone.
+                    panic!("{} ({expected})", skip(missing));
+                }
                 eprintln!("{}", failure.report());
                 None
             }

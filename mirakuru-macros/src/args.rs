@@ -47,6 +47,7 @@ pub(crate) const SETTERS: &[&str] = &[
     "low_ports",
     "program",
     "queue",
+    "optional",
     "unprivileged",
     "uid",
     "gid",
@@ -67,8 +68,8 @@ pub(crate) const REPEATABLE: &[&str] = &[
     "log_file",
 ];
 
-/// The one method without a value, which is a key without one.
-pub(crate) const FLAG: &str = "env_clear";
+/// The methods without a value, which are keys without one.
+pub(crate) const FLAGS: &[&str] = &["env_clear", "optional"];
 
 /// Every key.
 pub(crate) fn known() -> impl Iterator<Item = &'static str> {
@@ -332,7 +333,7 @@ impl Parse for Entry {
         }
         let key = Ident::parse_any(input)?;
         let ends = input.is_empty() || input.peek(Token![,]);
-        if ends && key == FLAG {
+        if ends && FLAGS.iter().any(|flag| key == flag) {
             return Ok(Entry { key, value: None });
         }
         if !input.peek(Token![=]) {

@@ -6,7 +6,7 @@ use syn::spanned::Spanned;
 use syn::{Expr, ExprCall, ExprMethodCall, ExprPath, Fields, Lit, LitStr, Type};
 
 use crate::args::{
-    Args, BUILD, Entry, FLAG, PROGRAM, READINESS, REPEATABLE, SETTERS, Target, is_rstest_fixture, known,
+    Args, BUILD, Entry, FLAGS, PROGRAM, READINESS, REPEATABLE, SETTERS, Target, is_rstest_fixture, known,
     literal,
 };
 use crate::bind::{Bindings, parameter_name};
@@ -383,7 +383,7 @@ fn only_keys_of_ours_after_an_expression(fixture: &Args, errors: &mut Errors) {
     }
     for entry in fixture.entries.iter().filter(|entry| !is_unknown(entry)) {
         let key = &entry.key;
-        if is_target(entry) || key == "scope" {
+        if is_target(entry) || key == "scope" || key == "optional" {
             continue;
         }
         let remedy = if SETTERS.iter().any(|setter| key == setter) {
@@ -393,7 +393,7 @@ fn only_keys_of_ours_after_an_expression(fixture: &Args, errors: &mut Errors) {
         };
         errors.at(
             key.span(),
-            format!("only `name = parameter` and `scope` may follow an expression: {remedy}"),
+            format!("only `name = parameter`, `scope` and `optional` may follow an expression: {remedy}"),
         );
     }
 }
@@ -496,7 +496,9 @@ fn values_have_the_right_form(fixture: &Args, errors: &mut Errors) {
                 value,
                 "`listen_as` is a name and an address: `listen_as = (\"web\", \"127.0.0.1:{port}\")`",
             ),
-            FLAG => errors.on(value, "`env_clear` has no value: write the word alone"),
+            flag if FLAGS.contains(&flag) => {
+                errors.on(value, format!("`{flag}` has no value: write the word alone"));
+            }
             "http" if !cfg!(feature = "http") => errors.at(
                 entry.key.span(),
                 "the key `http` needs mirakuru's feature `http`, which is turned off: turn it on, or wait \

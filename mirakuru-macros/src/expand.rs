@@ -384,14 +384,30 @@ fn services(
 fn own_services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
     services(item, fixtures, bindings, |members| {
         let (system, add, take) = (ours("system"), add(members), take(members));
-        let start = if item.has_attr("should_panic") {
+        let skip = match item.gives() {
+            _ if item.form() != Form::Test => None,
+            Gives::Nothing => Some(quote!(return)),
+            Gives::Type(ty) => Some(quote!({
+                #[allow(unused_imports)]
+                use ::mirakuru::__private::AnySkip as _;
+                return ::mirakuru::__private::Skip::<#ty>(::core::marker::PhantomData).value();
+            })),
+            Gives::Unnameable => None,
+        };
+        let start = match skip {
             // A panic would be taken for the one that is expected.
-            quote!(match #system.start_or_report(#take) {
+            _ if item.has_attr("should_panic") => {
+                let expected = item.expected_panic();
+                quote!(match #system.start_or_report(#take, #expected) {
+                    ::core::option::Option::Some(handles) => handles,
+                    ::core::option::Option::None => return,
+                })
+            }
+            Some(skip) => quote!(match #system.start_or_skip(#take) {
                 ::core::option::Option::Some(handles) => handles,
-                ::core::option::Option::None => return,
-            })
-        } else {
-            quote!(#system.start(#take))
+                ::core::option::Option::None => #skip,
+            }),
+            None => quote!(#system.start(#take)),
         };
         quote!({
             let mut #system = ::mirakuru::__private::System::new();
@@ -555,8 +571,9 @@ fn started_shared(members: &[Member<'_>]) -> TokenStream {
 
 fn recipe(args: &Args, place: &Place) -> TokenStream {
     if let Some(expr) = &args.expr {
+        let optional = args.entry("optional").map(setter);
         let (of_name, ampersand) = match args::name(expr) {
-            None => return expr.to_token_stream(),
+            None => return quote!(#expr #optional),
             Some(Name::Type) => ("recipe", None),
             // It cannot be moved out of a static.
             Some(Name::Static) => ("recipe_in_static", Some(quote_spanned!(place.first=> &))),
@@ -564,7 +581,7 @@ fn recipe(args: &Args, place: &Place) -> TokenStream {
         let of_name = Ident::new(of_name, place.first);
         let path = quote_spanned!(place.first=> ::mirakuru::__private::#of_name);
         let argument = place.parenthesised(quote!(#ampersand #expr));
-        return quote!(#path #argument);
+        return quote!(#path #argument #optional);
     }
     let program = args.entries.iter().find_map(|entry| program(args, entry));
     let setters = args.entries.iter().filter(|entry| entry.is_setter()).map(setter);

@@ -193,6 +193,22 @@ impl Function {
         })
     }
 
+    /// The text that `#[should_panic(expected = "..")]` wants, or an empty one.
+    pub(crate) fn expected_panic(&self) -> String {
+        let attr = self
+            .attrs
+            .iter()
+            .find(|attr| attr.path().is_ident("should_panic"));
+        let mut text = String::new();
+        let _ = attr.map(|attr| {
+            attr.parse_nested_meta(|meta| {
+                text = meta.value()?.parse::<syn::LitStr>()?.value();
+                Ok(())
+            })
+        });
+        text
+    }
+
     pub(crate) fn has_attr(&self, name: &str) -> bool {
         self.attrs.iter().any(|attr| attr.path().is_ident(name))
     }

@@ -53,6 +53,8 @@ pub enum Error {
         source: io::Error,
         /// What to do about it, where that is known.
         hint: Option<String>,
+        /// What is not on this machine, where that is the reason.
+        missing: Option<Box<Missing>>,
     },
     /// Something else already has the port, the socket path or the process id file that the service
     /// needs.
@@ -211,6 +213,115 @@ impl Error {
             attempt: mask_urls(&attempt.into()).into_owned(),
             source,
         }
+    }
+}
+
+/// Something that a service needs, and that is not on this machine. See [`Error::missing`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Missing {
+    /// What it is, for example `redis-server` or `PostgreSQL 17`.
+    pub what: String,
+    /// The command that installs it on this machine, where that is known.
+    pub install: Option<String>,
+    /// Whether the recipe says that a test may be skipped for it.
+    optional: bool,
+}
+
+impl Missing {
+    /// Something that comes with the package of this program.
+    pub(crate) fn of(what: impl Into<String>, program: &str) -> Missing {
+        Missing {
+            what: what.into(),
+            install: programs::install(program),
+            optional: false,
+        }
+    }
+
+    /// With the word of the recipe.
+    pub(crate) fn optional(self, optional: bool) -> Missing {
+        Missing { optional, ..self }
+    }
+
+    /// Whether the recipe says that a test may be skipped for it.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn __is_optional(&self) -> bool {
+        self.optional
+    }
+}
+
+impl Error {
+    /// What is not on this machine, where that is the reason of this error: a program, or the
+    /// version of it that a preset needs. A start that failed for another reason has nothing here.
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// let error = mirakuru::Executor::builder("memcashed -p {port}").start().unwrap_err();
+    /// assert_eq!(error.missing().unwrap().what, "memcashed");
+    /// ```
+    #[must_use]
+    pub fn missing(&self) -> Option<&Missing> {
+        match self {
+            Error::Spawn { missing, .. } => missing.as_deref(),
+            _ => None,
+        }
+    }
+
+    /// The error of a preset whose program is there, but not in the version that it needs.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn __version_is_missing(what: &str, install: Option<String>, reason: String) -> Error {
+        Error::Spawn {
+            command: what.to_owned(),
+            attempt: format!("find {what}"),
+            source: io::Error::new(io::ErrorKind::NotFound, reason),
+            hint: install
+                .as_ref()
+                .map(|install| format!("install it with `{install}`")),
+            missing: Some(Box::new(Missing {
+                what: what.to_owned(),
+                install,
+                optional: false,
+            })),
+        }
+    }
+
+    /// Notes what the recipe says about something that is missing.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn __optional(mut self, is_optional: bool) -> Error {
+        if let Error::Spawn {
+            missing: Some(missing),
+            ..
+        } = &mut self
+        {
+            missing.optional |= is_optional;
+        }
+        self
+    }
+
+    /// The same error for one more test, where it is one of something that is missing.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn __missing_again(&self) -> Option<Error> {
+        let Error::Spawn {
+            command,
+            attempt,
+            source,
+            hint,
+            missing: missing @ Some(_),
+        } = self
+        else {
+            return None;
+        };
+        Some(Error::Spawn {
+            command: command.clone(),
+            attempt: attempt.clone(),
+            source: io::Error::new(source.kind(), source.to_string()),
+            hint: hint.clone(),
+            missing: missing.clone(),
+        })
     }
 }
 

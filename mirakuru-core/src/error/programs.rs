@@ -3,6 +3,8 @@
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
+use once_cell::sync::Lazy;
+
 /// The Debian packages of servers that tests like to start, and of programs that ask them.
 const PACKAGES: [(&str, &str); 44] = [
     ("redis-server", "redis-server"),
@@ -51,6 +53,30 @@ const PACKAGES: [(&str, &str); 44] = [
     ("python3", "python3"),
 ];
 
+/// The packages of the presets' servers on Fedora, on Arch Linux, on Alpine and of Homebrew. An empty
+/// name is one that is not known for certain.
+const ELSEWHERE: [(&str, [&str; 4]); 10] = [
+    ("redis-server", ["redis", "valkey", "redis", "redis"]),
+    (
+        "postgres",
+        ["postgresql-server", "postgresql", "postgresql", "postgresql@17"],
+    ),
+    (
+        "psql",
+        ["postgresql", "postgresql-libs", "postgresql-client", "libpq"],
+    ),
+    ("mariadbd", ["mariadb-server", "mariadb", "mariadb", "mariadb"]),
+    (
+        "rabbitmq-server",
+        ["rabbitmq-server", "rabbitmq", "rabbitmq-server", "rabbitmq"],
+    ),
+    ("memcached", ["memcached", "memcached", "memcached", "memcached"]),
+    ("nginx", ["nginx", "nginx", "nginx", "nginx"]),
+    ("mosquitto", ["mosquitto", "mosquitto", "mosquitto", "mosquitto"]),
+    ("nats-server", ["", "nats-server", "nats-server", "nats-server"]),
+    ("etcd", ["etcd", "", "", "etcd"]),
+];
+
 /// What to do about a program that no directory on PATH has.
 #[must_use]
 pub fn not_found(program: &str, similar: &[String]) -> String {
@@ -61,11 +87,101 @@ pub fn not_found(program: &str, similar: &[String]) -> String {
     if !similar.is_empty() {
         text = format!("{text}; did you mean {}?", similar.join(" or "));
     }
-    match PACKAGES.iter().find(|(name, _)| *name == program) {
-        Some((_, package)) => format!("{text}; on Debian it comes with `apt-get install {package}`"),
+    match install(program) {
+        Some(install) => format!("{text}; on {} it comes with `{install}`", system().name()),
         None if similar.is_empty() => format!("{text}; is the package that has it installed?"),
         None => text,
     }
+}
+
+/// A system by the way in which it installs packages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum System {
+    /// Debian, Ubuntu and others like them; also every system that is not known.
+    Debian,
+    /// Fedora, and others with `dnf`.
+    Fedora,
+    /// Arch Linux, and others like it.
+    Arch,
+    /// Alpine.
+    Alpine,
+    /// macOS, where Homebrew is what most people have.
+    Homebrew,
+}
+
+impl System {
+    fn name(self) -> &'static str {
+        match self {
+            System::Debian => "Debian",
+            System::Fedora => "Fedora",
+            System::Arch => "Arch Linux",
+            System::Alpine => "Alpine",
+            System::Homebrew => "macOS",
+        }
+    }
+
+    /// The command that installs a package.
+    #[must_use]
+    pub fn install(self, package: &str) -> String {
+        let command = match self {
+            System::Debian => "apt-get install",
+            System::Fedora => "dnf install",
+            System::Arch => "pacman -S",
+            System::Alpine => "apk add",
+            System::Homebrew => "brew install",
+        };
+        format!("{command} {package}")
+    }
+
+    /// The package that has a program, where it is known.
+    fn package(self, program: &str) -> Option<&'static str> {
+        let debian = PACKAGES.iter().find(|(name, _)| *name == program);
+        let other = ELSEWHERE.iter().find(|(name, _)| *name == program);
+        let package = match (self, other) {
+            (System::Debian, _) => debian?.1,
+            (System::Fedora, Some((_, [fedora, ..]))) => fedora,
+            (System::Arch, Some((_, [_, arch, ..]))) => arch,
+            (System::Alpine, Some((_, [_, _, alpine, _]))) => alpine,
+            (System::Homebrew, Some((_, [.., homebrew]))) => homebrew,
+            (_, None) => return None,
+        };
+        (!package.is_empty()).then_some(package)
+    }
+
+    /// From the text of `/etc/os-release`.
+    fn of(os_release: &str) -> System {
+        let value = |name: &str| {
+            let line = os_release
+                .lines()
+                .find_map(|line| line.strip_prefix(name)?.strip_prefix('='));
+            line.unwrap_or_default().trim_matches('"').to_owned()
+        };
+        let ids = format!("{} {}", value("ID"), value("ID_LIKE"));
+        let found = ids.split_whitespace().find_map(|id| match id {
+            "debian" | "ubuntu" => Some(System::Debian),
+            "fedora" | "rhel" | "centos" => Some(System::Fedora),
+            "arch" | "archlinux" => Some(System::Arch),
+            "alpine" => Some(System::Alpine),
+            _ => None,
+        });
+        found.unwrap_or(System::Debian)
+    }
+}
+
+/// The system of this machine.
+#[must_use]
+pub fn system() -> System {
+    static SYSTEM: Lazy<System> = Lazy::new(|| match cfg!(target_os = "macos") {
+        true => System::Homebrew,
+        false => System::of(&std::fs::read_to_string("/etc/os-release").unwrap_or_default()),
+    });
+    *SYSTEM
+}
+
+/// The command that installs a program on this machine, where its package is known.
+pub(crate) fn install(program: &str) -> Option<String> {
+    let system = system();
+    system.package(program).map(|package| system.install(package))
 }
 
 /// Where a program is: on PATH, or in the places that are often not on it.
@@ -106,6 +222,38 @@ fn off_path(program: &str) -> Option<PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_package_is_that_of_the_system() {
+        let of = |release: &str, program| {
+            let system = System::of(release);
+            system.package(program).map(|package| system.install(package))
+        };
+        let debian = "NAME=\"Debian GNU/Linux\"\nVERSION_ID=\"12\"\nID=debian\n";
+        assert_eq!(
+            of(debian, "mariadbd").as_deref(),
+            Some("apt-get install mariadb-server")
+        );
+        let mint = "ID=linuxmint\nID_LIKE=\"ubuntu debian\"\n";
+        assert_eq!(of(mint, "etcd").as_deref(), Some("apt-get install etcd-server"));
+        let rocky = "ID=\"rocky\"\nID_LIKE=\"rhel centos fedora\"\n";
+        assert_eq!(
+            of(rocky, "postgres").as_deref(),
+            Some("dnf install postgresql-server")
+        );
+        assert_eq!(of("ID=arch", "redis-server").as_deref(), Some("pacman -S valkey"));
+        assert_eq!(
+            of("ID=alpine", "rabbitmq-server").as_deref(),
+            Some("apk add rabbitmq-server")
+        );
+        // What is not known for certain is not said.
+        assert_eq!(of("ID=alpine", "etcd"), None);
+        assert_eq!(of("ID=arch", "beanstalkd"), None);
+        let homebrew = System::Homebrew
+            .package("postgres")
+            .map(|package| System::Homebrew.install(package));
+        assert_eq!(homebrew.as_deref(), Some("brew install postgresql@17"));
+    }
 
     #[test]
     fn packages_are_named() {

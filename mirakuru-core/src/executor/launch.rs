@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use crate::error::Error;
+use crate::error::{Error, Missing};
 use crate::recipe::builder::{Spec, Stdio, StdioKind};
 use crate::sys::{SpawnFailure, Stage, Stream};
 use crate::util::text::distance;
@@ -42,6 +42,7 @@ pub(crate) fn explain(
         .map(|program| program.to_string_lossy().into_owned())
         .unwrap_or_default();
     let SpawnFailure { stage, call, source } = failure;
+    let mut missing = None;
     let (attempt, hint) = match stage {
         Stage::Supervisor => match call {
             Some(call) => (
@@ -66,16 +67,29 @@ pub(crate) fn explain(
                 directory_hint(&source),
             )
         }
-        Stage::Exec => (
-            format!("execute `{program}`"),
-            exec_hint(&source, &program, tried, dir),
-        ),
+        Stage::Exec => {
+            // What is given by a relative path belongs to the project, and is no program of the
+            // machine.
+            let is_of_project = program.contains('/') && !program.starts_with('/');
+            if source.kind() == io::ErrorKind::NotFound
+                && existing(tried, dir).is_none()
+                && !is_of_project
+                && !spec.shell
+            {
+                missing = Some(Box::new(Missing::of(&program, &program).optional(spec.optional)));
+            }
+            (
+                format!("execute `{program}`"),
+                exec_hint(&source, &program, tried, dir),
+            )
+        }
     };
     Error::Spawn {
         command: command.to_owned(),
         attempt,
         source,
         hint,
+        missing,
     }
 }
 
@@ -88,10 +102,14 @@ fn directory_hint(source: &io::Error) -> Option<String> {
         .then(|| "make it before the service is started, or use \"{dir}\", which is made for it".to_owned())
 }
 
-fn exec_hint(source: &io::Error, program: &str, tried: &[PathBuf], dir: Option<&Path>) -> Option<String> {
+/// The first of the files that were tried which is there.
+fn existing(tried: &[PathBuf], dir: Option<&Path>) -> Option<PathBuf> {
     let from = |path: &PathBuf| dir.map_or_else(|| path.clone(), |dir| dir.join(path));
-    let existing = tried.iter().map(from).find(|path| path.exists());
-    match (source.kind(), existing) {
+    tried.iter().map(from).find(|path| path.exists())
+}
+
+fn exec_hint(source: &io::Error, program: &str, tried: &[PathBuf], dir: Option<&Path>) -> Option<String> {
+    match (source.kind(), existing(tried, dir)) {
         (io::ErrorKind::NotFound, Some(path)) => Some(format!(
             "`{}` is there, but what it needs to run is not: the interpreter of its first line, or its \
                 dynamic loader",

@@ -119,6 +119,7 @@ pub(crate) struct Spec {
     pub(crate) listen: Vec<(Option<String>, String)>,
     pub(crate) queue: bool,
     pub(crate) low_ports: bool,
+    pub(crate) optional: bool,
     pub(crate) uid: Option<u32>,
     pub(crate) gid: Option<u32>,
     pub(crate) groups: Option<Vec<u32>>,
@@ -150,6 +151,7 @@ impl Spec {
             listen: Vec::new(),
             queue: false,
             low_ports: false,
+            optional: false,
             uid: None,
             gid: None,
             groups: None,
@@ -548,6 +550,19 @@ impl<R> ExecutorBuilder<R> {
     /// adds 10000.
     pub fn low_ports(mut self, low: bool) -> Self {
         self.spec.low_ports = low;
+        self
+    }
+
+    /// Lets a test be skipped where the program is not on this machine. Without it, and where the
+    /// variable `CI` is set, the test fails.
+    ///
+    /// A test whose attribute starts this recipe is skipped aloud, and counted at the end of the
+    /// run; `MIRAKURU_MISSING=skip` does the same for all recipes, and `MIRAKURU_MISSING=fail` for
+    /// none. [`start`](ExecutorBuilder::start) gives an error whose
+    /// [`missing`](crate::error::Error::missing) tells what to install. A start that fails for
+    /// another reason is never a skip.
+    pub fn optional(mut self) -> Self {
+        self.spec.optional = true;
         self
     }
 

@@ -145,6 +145,19 @@ pub(crate) fn make_dir(run_dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes the directory of this run. Gives it, and the process id of the runner.
+///
+/// # Errors
+///
+/// What the operating system said. Also when there is no runner any more.
+pub fn make_run_dir(run: &Run) -> io::Result<(PathBuf, u32)> {
+    if run.runner == 0 {
+        return Err(io::ErrorKind::NotFound.into());
+    }
+    make_dir(&run.dir)?;
+    Ok((run.dir.clone(), run.runner))
+}
+
 /// Whether the run that this process is a part of is over: what its services leave behind goes with
 /// them.
 pub(crate) fn is_over() -> bool {

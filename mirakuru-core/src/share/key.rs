@@ -6,7 +6,7 @@
 //! | counts | does not count |
 //! | --- | --- |
 //! | the fixture's name, the types of the recipe and of its condition, without their modules | the modules: a file that many test binaries include is another module in each |
-//! | every setter of the recipe and of its condition | `queue`: it says how this process waits |
+//! | every setter of the recipe and of its condition | `queue`, `optional`: they say what this process does meanwhile, or instead |
 //! | the value of `{env:VAR}` | the variables that the service inherits |
 //! | the program's file: path, inode, size and time of change | files that the service reads |
 //! | the working directory, unless the recipe sets an absolute one or `"{dir}"` | ports, `{dir}`, `{id}`: they are chosen at the start |
@@ -73,6 +73,7 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
         listen,
         queue: _,
         low_ports,
+        optional: _,
         uid,
         gid,
         groups,
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn every_setter_but_queue_changes_the_key() {
+    fn every_setter_that_makes_another_service_changes_the_key() {
         let file = || File::open("/dev/null").expect("it is always there");
         let recipes = [
             recipe(),
@@ -270,6 +271,7 @@ mod tests {
             }
         }
         assert_eq!(key_of(&recipe().queue(true)), keys[0]);
+        assert_eq!(key_of(&recipe().optional()), keys[0]);
         assert_eq!(
             key_of(&recipe().stdin(file())),
             key_of(&recipe().stdin(file())),

@@ -110,6 +110,23 @@ pub(crate) fn runner_dir() -> PathBuf {
         .unwrap_or_default()
 }
 
+/// The file for the list of tests that were skipped, and the first line of the list of this run.
+/// `None` where the build directory is not there.
+#[must_use]
+pub fn skipped_list() -> Option<(PathBuf, String)> {
+    let dir = Built::baked()?.build_dir;
+    if !dir.is_dir() {
+        return None;
+    }
+    let dir = dir.join("mirakuru");
+    fs::create_dir_all(&dir).ok()?;
+    let (pid, started) = runner().unwrap_or_else(service_dir::this_process);
+    Some((
+        dir.join("skipped.tsv"),
+        format!("# run {pid}-{started}: test, missing, install"),
+    ))
+}
+
 /// The program's file. Cargo has been asked for it once in this run, by this process or by another.
 ///
 /// # Errors

@@ -10,6 +10,8 @@ use std::sync::Arc;
 use crate::error::Error;
 use crate::recipe::command::{Command, IntoCommand, Program};
 
+pub use self::cargo::skipped_list;
+
 /// A program of the workspace that the test belongs to: one of its own package's, or of any other
 /// package's.
 ///

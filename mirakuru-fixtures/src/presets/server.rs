@@ -164,6 +164,7 @@ pub(super) struct Options {
     pub(crate) files: Vec<(PathBuf, String)>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) durable: bool,
+    pub(crate) optional: bool,
 }
 
 impl Options {
@@ -177,6 +178,7 @@ impl Options {
     ) -> Result<ExecutorBuilder<NoWait>, Error> {
         let found = self.program.clone().or_else(|| server.find());
         let program = found.unwrap_or_else(|| server.programs.first().copied().unwrap_or_default().into());
+        let is_there = program.is_file();
         let mut recipe = clean_program(&program);
         // The directory of the tests tells a version manager which version to run.
         recipe = match std::env::current_dir() {
@@ -204,7 +206,15 @@ impl Options {
                 ));
             }
         }
-        server.unprivileged(recipe.args(&self.args))
+        if self.optional {
+            recipe = recipe.optional();
+        }
+        let recipe = recipe.args(&self.args);
+        match is_there {
+            true => server.unprivileged(recipe),
+            // Its user is not there, either. The start has the better error.
+            false => Ok(recipe),
+        }
     }
 
     /// The settings of the preset, then those of the user.
@@ -374,6 +384,13 @@ macro_rules! options {
                 self.options
                     .files
                     .push((path.as_ref().to_owned(), text.into()));
+                self
+            }
+
+            /// Lets a test be skipped where the server is not on this machine, as
+            /// [`ExecutorBuilder::optional`](::mirakuru_core::ExecutorBuilder::optional) does.
+            pub fn optional(mut self) -> Self {
+                self.options.optional = true;
                 self
             }
 

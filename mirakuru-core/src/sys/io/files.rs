@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
@@ -72,6 +72,34 @@ pub(crate) fn try_flock(file: BorrowedFd<'_>) -> io::Result<bool> {
 pub(crate) fn unlock(file: BorrowedFd<'_>) {
     // SAFETY: as above.
     unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
+}
+
+/// Does something while the exclusive `flock` of a file is held.
+///
+/// # Errors
+///
+/// Those of the function, and of the lock.
+pub fn locked<T>(file: &File, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
+    // SAFETY: as above.
+    if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let done = f();
+    unlock(file.as_fd());
+    done
+}
+
+/// The standard error of another process, to append to it. A pipe without a reader is an error here,
+/// and so is a socket.
+///
+/// # Errors
+///
+/// What the operating system said.
+pub fn append_to_stderr_of(pid: u32) -> io::Result<File> {
+    OpenOptions::new()
+        .append(true)
+        .custom_flags((OFlag::O_NONBLOCK | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).bits())
+        .open(format!("/proc/{pid}/fd/2"))
 }
 
 /// Whether somebody holds the exclusive `flock` of a file. Asks for a shared lock, which those who

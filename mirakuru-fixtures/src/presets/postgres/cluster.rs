@@ -7,7 +7,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use mirakuru_core::__private::{find_program, hash, literal, release_segment};
+use mirakuru_core::__private::{System, find_program, hash, literal, release_segment, system};
 use mirakuru_core::{Error, Executor, NoWait};
 
 use super::{SERVER, USER};
@@ -60,12 +60,18 @@ pub(super) fn of_version(major: u32) -> Result<PathBuf, Error> {
             .map(|entry| entry.file_name().to_string_lossy().into_owned())
             .collect();
         installed.sort();
-        let mut reason =
-            format!("it is not installed; on Debian it comes with `apt-get install postgresql-{major}`");
-        if !installed.is_empty() {
-            reason = format!("{reason}; installed are {}", installed.join(", "));
-        }
-        Error::other(format!("find PostgreSQL {major}"), reason)
+        let reason = match installed.is_empty() {
+            true => "it is not installed".to_owned(),
+            false => format!("it is not installed; installed are {}", installed.join(", ")),
+        };
+        let install = match system() {
+            System::Debian => Some(format!("postgresql-{major}")),
+            System::Homebrew => Some(format!("postgresql@{major}")),
+            // They have one version each.
+            System::Fedora | System::Arch | System::Alpine => None,
+        };
+        let install = install.map(|package| system().install(&package));
+        Error::__version_is_missing(&format!("PostgreSQL {major}"), install, reason)
     })
 }
 

@@ -219,7 +219,10 @@ impl PostgresRecipe {
     fn server(&self) -> Result<Option<PathBuf>, Error> {
         let found = match (&self.options.program, self.version) {
             (Some(program), _) => Some(program.clone()),
-            (None, Some(major)) => Some(of_version(major)?),
+            (None, Some(major)) => {
+                let found = of_version(major);
+                Some(found.map_err(|error| error.__optional(self.options.optional))?)
+            }
             (None, None) => SERVER.find(),
         };
         Ok(found.map(real_path))

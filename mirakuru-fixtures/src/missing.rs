@@ -1,0 +1,327 @@
+//! A service that is not on this machine: whether its test fails or is skipped, and how that is
+//! said.
+//!
+//! A skip that nobody sees is a test that has not run for months. So each is said three times: in
+//! the output of the test, in one summary at the end, and in a file for programs.
+//!
+//! ```text
+//! cargo test            the summary is written when the test binary ends, after "test result"
+//! cargo nextest run     each test is a process of its own, whose output is captured. A service of
+//!                       the run, the *keeper*, holds the runner's standard error, and writes the
+//!                       summary there when the runner ends
+//! <run's directory>/skipped          the skipped tests, one a line
+//! <run's directory>/summary          what the keeper writes
+//! <build directory>/mirakuru/skipped.tsv   the same list, for programs
+//! ```
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, Write};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use mirakuru_core::__private::{Run, append_to_stderr_of, at_exit, locked, make_run_dir, skipped_list};
+use mirakuru_core::{Banner, Error, Executor, Missing, OutputExecutor};
+use once_cell::sync::OnceCell;
+
+use crate::start::{Scope, start_shared};
+
+/// The keeper's script. It opens the summary before anybody can remove it. At the end of the run it
+/// gets SIGTERM. Complaints of the shell about its own children do not belong into the output.
+const KEEPER: &str = r#"exec 3<"$1" 4>&2 2>/dev/null
+trap 'cat <&3 >&4; exit 0' TERM
+echo kept
+while :; do sleep 3600 & wait $!; done"#;
+
+/// What is missing, if that is the reason of this error, and the test is skipped for it.
+pub(crate) fn skips(error: &Error) -> Option<&Missing> {
+    let missing = error.missing()?;
+    let variable = |name| std::env::var(name).unwrap_or_default();
+    let is_ci = !matches!(&*variable("CI"), "" | "0" | "false");
+    let is_skipped = match &*variable("MIRAKURU_MISSING") {
+        "" => missing.__is_optional(),
+        "skip" => true,
+        _ => false,
+    };
+    (is_skipped && !is_ci).then_some(missing)
+}
+
+/// One test that was skipped.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Skipped {
+    test: String,
+    what: String,
+    install: String,
+}
+
+impl Skipped {
+    fn of(missing: &Missing) -> Skipped {
+        // Nextest tells the name of the test, whose thread is the main one.
+        let by_nextest = std::env::var("NEXTEST_TEST_NAME").ok();
+        let test = by_nextest.or_else(|| thread::current().name().map(str::to_owned));
+        Skipped {
+            test: format!("{} {}", binary(), test.unwrap_or_default()),
+            what: missing.what.clone(),
+            install: missing.install.clone().unwrap_or_default(),
+        }
+    }
+
+    fn line(&self) -> String {
+        let fields = [&self.test, &self.what, &self.install].map(|field| field.replace(['\t', '\n'], " "));
+        fields.join("\t") + "\n"
+    }
+
+    fn parse(line: &str) -> Option<Skipped> {
+        let mut fields = line.split('\t').map(str::to_owned);
+        Some(Skipped {
+            test: fields.next()?,
+            what: fields.next()?,
+            install: fields.next()?,
+        })
+    }
+}
+
+/// The name of this test binary, without cargo's hash.
+fn binary() -> String {
+    let exe = std::env::current_exe().ok();
+    let name = exe.as_deref().and_then(Path::file_stem).unwrap_or_default();
+    let name = name.to_string_lossy().into_owned();
+    match name.rsplit_once('-') {
+        Some((name, hash)) if hash.len() == 16 => name.to_owned(),
+        _ => name,
+    }
+}
+
+/// Says that this test is skipped: now, at the end, and in the file. Gives the text for the test's
+/// output.
+pub(crate) fn skip(missing: &Missing) -> String {
+    let install = missing
+        .install
+        .as_ref()
+        .map(|install| format!("; install it with `{install}`"));
+    let text = format!(
+        "mirakuru: this test is skipped, because {} is not on this machine{}",
+        missing.what,
+        install.unwrap_or_default()
+    );
+    let skipped = Skipped::of(missing);
+    let list = skipped_list();
+    // What cannot be written does not make a test fail; the test's output has it.
+    if let Some((path, head)) = &list {
+        let _ = for_programs(path, head, &skipped);
+    }
+    let kept = std::env::var_os("NEXTEST").is_some()
+        && Run::current().is_some_and(|run| keep(run, &skipped).is_ok());
+    if !kept {
+        at_end_of_process(skipped);
+    }
+    text
+}
+
+/// Adds a line to the list of the last run.
+fn for_programs(path: &Path, head: &str, skipped: &Skipped) -> io::Result<()> {
+    let mut options = OpenOptions::new();
+    let file = options.read(true).append(true).create(true).open(path)?;
+    locked(&file, || {
+        let mut text = String::new();
+        (&file).read_to_string(&mut text)?;
+        let mut new = String::new();
+        if text.lines().next() != Some(head) {
+            file.set_len(0)?;
+            new = format!("{head}\n");
+        }
+        (&file).write_all((new + &skipped.line()).as_bytes())
+    })
+}
+
+/// Lets the keeper know of a test, and begins it where this is the first.
+fn keep(run: &'static Run, skipped: &Skipped) -> Result<(), Error> {
+    static HELD: OnceCell<OutputExecutor> = OnceCell::new();
+    let failed = |e: io::Error| Error::other("note that a test was skipped", e);
+    let (dir, runner) = make_run_dir(run).map_err(failed)?;
+    let summary = dir.join("summary");
+    let note = || -> io::Result<()> {
+        let mut options = OpenOptions::new();
+        let list = options
+            .read(true)
+            .append(true)
+            .create(true)
+            .open(dir.join("skipped"))?;
+        locked(&list, || {
+            let mut text = String::new();
+            (&list).read_to_string(&mut text)?;
+            (&list).write_all(skipped.line().as_bytes())?;
+            let mut all: BTreeSet<Skipped> = text.lines().filter_map(Skipped::parse).collect();
+            all.insert(skipped.clone());
+            // The same file each time, because the keeper has it open.
+            let mut options = OpenOptions::new();
+            let mut file = options.write(true).create(true).truncate(false).open(&summary)?;
+            let text = format!("\n{}", self::summary(&all));
+            file.set_len(0)?;
+            file.rewind()?;
+            file.write_all(text.as_bytes())
+        })
+    };
+    note().map_err(failed)?;
+    HELD.get_or_try_init(|| {
+        let stderr: File = append_to_stderr_of(runner).map_err(failed)?;
+        let keeper = Executor::builder(KEEPER)
+            .shell(true)
+            .arg(&summary)
+            .name("mirakuru-skipped")
+            .current_dir("/")
+            .stderr(stderr)
+            .wait_for(Banner::matching("^kept$").stdout());
+        start_shared(Scope::Run, |system| {
+            let slot = system.service("", keeper);
+            move || slot.take()
+        })
+    })?;
+    Ok(())
+}
+
+/// The tests of this process that were skipped.
+static SKIPPED: Mutex<BTreeSet<Skipped>> = Mutex::new(BTreeSet::new());
+
+fn at_end_of_process(skipped: Skipped) {
+    static ASKED: AtomicBool = AtomicBool::new(false);
+    extern "C" fn tell() {
+        // At this time nobody holds it but a thread that the end of the process has overtaken.
+        if let Ok(skipped) = SKIPPED.try_lock() {
+            let _ = io::stderr().write_all(summary(&skipped).as_bytes());
+        }
+    }
+    SKIPPED
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .insert(skipped);
+    if !ASKED.swap(true, Ordering::SeqCst) {
+        at_exit(tell);
+    }
+}
+
+/// What was skipped, by what is missing, the most first.
+fn summary(all: &BTreeSet<Skipped>) -> String {
+    let tests: BTreeSet<&str> = all.iter().map(|skipped| &*skipped.test).collect();
+    let mut by_cause: Vec<((&str, &str), usize)> = Vec::new();
+    for skipped in all {
+        let cause = (&*skipped.what, &*skipped.install);
+        match by_cause.iter_mut().find(|(known, _)| *known == cause) {
+            Some((_, count)) => *count += 1,
+            None => by_cause.push((cause, 1)),
+        }
+    }
+    by_cause.sort_by_key(|(cause, count)| (std::cmp::Reverse(*count), *cause));
+    let (count, were) = match tests.len() {
+        1 => ("1 test".to_owned(), "was"),
+        n => (format!("{n} tests"), "were"),
+    };
+    let mut text = format!("mirakuru: {count} {were} skipped, because something is not on this machine:\n");
+    for ((what, install), count) in by_cause {
+        let _ = match install {
+            "" => writeln!(text, "  {count} for {what}"),
+            _ => writeln!(text, "  {count} for {what}: {install}"),
+        };
+    }
+    if let Some((path, _)) = skipped_list().filter(|(path, _)| fs::exists(path).unwrap_or(false)) {
+        let _ = writeln!(text, "  (the list is in {})", path.display());
+    }
+    text
+}
+
+/// What a skipped test returns.
+pub struct Skip<T>(pub std::marker::PhantomData<T>);
+
+impl Skip<()> {
+    /// The value of a test that passes.
+    pub fn value(self) {}
+}
+
+impl<T: Default, E> Skip<Result<T, E>> {
+    /// The value of a test that passes.
+    ///
+    /// # Errors
+    ///
+    /// Never.
+    pub fn value(self) -> Result<T, E> {
+        Ok(T::default())
+    }
+}
+
+impl Skip<std::process::ExitCode> {
+    /// The value of a test that passes.
+    #[must_use]
+    pub fn value(self) -> std::process::ExitCode {
+        std::process::ExitCode::SUCCESS
+    }
+}
+
+/// Every other type that a test may return.
+pub trait AnySkip<T> {
+    /// Nobody knows which value passes.
+    fn value(self) -> T;
+}
+
+impl<T> AnySkip<T> for Skip<T> {
+    #[track_caller]
+    fn value(self) -> T {
+        panic!(
+            "this test cannot be skipped, because a value of `{}` cannot be made; let it return nothing, a `Result` or an \
+             `ExitCode`",
+            std::any::type_name::<T>()
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn skipped(test: &str, what: &str, install: &str) -> Skipped {
+        Skipped {
+            test: test.to_owned(),
+            what: what.to_owned(),
+            install: install.to_owned(),
+        }
+    }
+
+    #[test]
+    fn the_summary_counts_tests_and_causes() {
+        let all = BTreeSet::from([
+            skipped("a", "mariadbd", "apt-get install mariadb-server"),
+            skipped("b", "own-server", ""),
+            skipped("c", "own-server", ""),
+        ]);
+        let text = summary(&all);
+        let lines: Vec<&str> = text.lines().take(3).collect();
+        assert_eq!(
+            lines,
+            [
+                "mirakuru: 3 tests were skipped, because something is not on this machine:",
+                "  2 for own-server",
+                "  1 for mariadbd: apt-get install mariadb-server",
+            ]
+        );
+        let one = BTreeSet::from([skipped("a", "mariadbd", "")]);
+        assert!(summary(&one).starts_with("mirakuru: 1 test was skipped,"));
+    }
+
+    #[test]
+    fn a_line_of_the_list_is_read_as_it_was_written() {
+        let one = skipped("suite tests::a", "PostgreSQL 17", "");
+        assert_eq!(Skipped::parse(one.line().trim_end_matches('\n')), Some(one));
+    }
+
+    #[test]
+    fn a_skipped_test_returns_what_passes() {
+        Skip::<()>(Default::default()).value();
+        let result = Skip::<Result<u8, Error>>(Default::default()).value();
+        assert!(matches!(result, Ok(0)));
+        let other: Result<String, _> =
+            std::panic::catch_unwind(|| Skip::<String>(Default::default()).value());
+        assert!(other.is_err());
+    }
+}

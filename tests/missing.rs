@@ -1,0 +1,258 @@
+//! Servers that are not on this machine: tests are skipped aloud, or fail, and the end of the run
+//! says how many.
+//!
+//! A binary of its own: it runs cargo and nextest, and it must not run twice.
+
+mod common;
+#[path = "common/fresh.rs"]
+mod fresh;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use common::{FRESH_TARGET, Scratch, require};
+
+/// Thirty tests that need a server, of which two are missing, and more that are never skipped.
+fn suite() -> (MutexGuard<'static, ()>, PathBuf) {
+    // One at a time: the list for programs is that of the last run.
+    static ALONE: Mutex<()> = Mutex::new(());
+    let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
+    let test = |n: usize, attribute: &str, rest: &str| {
+        format!("#[mirakuru::fixture({attribute})]\n#[test]\nfn needs_{n}() {rest}\n")
+    };
+    let mut tests = String::from("use mirakuru::*;\n");
+    for n in 0..10 {
+        tests += &test(n, "cmd = \"sleep 60\"", "{}");
+        tests += &test(
+            n + 10,
+            "cmd = \"mk-no-such-server --port 1\", optional",
+            "{ unreachable!() }",
+        );
+        let returns = "-> Result<(), String> { Err(\"it has run\".into()) }";
+        tests += &test(
+            n + 20,
+            "presets::memcached().program(\"/mk/no-such-memcached\").optional()",
+            returns,
+        );
+    }
+    tests += r#"
+#[mirakuru::fixture(cmd = "mk-no-such-server", optional)]
+static SERVER: SimpleExecutor;
+#[mirakuru::fixture(SERVER)]
+#[test]
+#[ignore]
+fn shared_in_an_attribute() { unreachable!() }
+#[test]
+#[ignore]
+fn shared_in_the_body() { println!("{}", SERVER.pid()); }
+#[mirakuru::fixture(cmd = "mk-no-such-server", optional)]
+#[test]
+#[ignore]
+#[should_panic(expected = "out of stock")]
+fn should_panic() {}
+#[mirakuru::fixture(cmd = "mk-no-such-server")]
+#[test]
+#[ignore]
+fn not_optional() { unreachable!() }
+#[mirakuru::fixture(cmd = "./mk-no-such-server", optional)]
+#[test]
+#[ignore]
+fn of_the_project() {}
+#[mirakuru::fixture(cmd = ["sh", "-c", "mk-no-such-server; exit 1"], tcp = "127.0.0.1:{port}", optional)]
+#[test]
+#[ignore]
+fn there_and_does_not_start() {}
+#[mirakuru::fixture(presets::postgres().version(7), optional)]
+#[test]
+#[ignore]
+fn too_old() { unreachable!() }
+"#;
+    let manifest = "[dev-dependencies]\nmirakuru = { path = \"{root}\" }\n";
+    let dir = fresh::package(
+        "missing",
+        manifest,
+        &[("src/lib.rs", ""), ("tests/needs.rs", &tests)],
+    );
+    (alone, dir)
+}
+
+fn cargo(dir: &Path, scratch: &Scratch, args: &[&str]) -> Command {
+    let mut command = fresh::cargo(dir);
+    command
+        .args(args)
+        .env_remove("CI")
+        .env_remove("XDG_RUNTIME_DIR")
+        .env("TMPDIR", scratch.path());
+    command
+}
+
+/// Runs a command on a terminal of its own, and gives what it shows. Its status is 0 or the output
+/// says otherwise.
+fn on_a_terminal(command: &Command) -> String {
+    let script = "import os, pty, sys\nsys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
+    let mut terminal = Command::new("python3");
+    terminal
+        .args(["-c", script])
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => terminal.env(name, value),
+            None => terminal.env_remove(name),
+        };
+    }
+    terminal.current_dir(command.get_current_dir().expect("the package"));
+    let output = terminal.output().expect("python3");
+    assert!(output.status.success(), "{}", fresh::text(&output));
+    fresh::text(&output)
+}
+
+/// The one summary in this output.
+#[track_caller]
+fn assert_summary(output: &str) {
+    let text = output.replace('\r', "");
+    let summary = "mirakuru: 20 tests were skipped, because something is not on this machine:\n";
+    assert_eq!(text.matches(summary).count(), 1, "{text}");
+    let rest = text.split(summary).nth(1).expect("it is there");
+    let causes: Vec<&str> = rest.lines().take(2).collect();
+    let expected = ["  10 for /mk/no-such-memcached", "  10 for mk-no-such-server"];
+    assert_eq!(causes, expected, "{text}");
+    assert!(rest.contains("(the list is in "), "{text}");
+    assert!(
+        !text.contains("Terminated"),
+        "a word of the keeper's shell: {text}"
+    );
+}
+
+#[test]
+fn what_is_missing_is_skipped_aloud() {
+    let ((_alone, dir), scratch) = (suite(), Scratch::new());
+    let with = |args: &[&str], name: &str, value: &str| -> Output {
+        let mut command = cargo(&dir, &scratch, &[&["test", "--test", "needs"], args].concat());
+        command.env(name, value).output().expect("cargo")
+    };
+    let text = |output: &Output| fresh::text(output);
+
+    // Standard error is the summary's, past the capture.
+    let output = with(&[], "MK", "");
+    assert!(output.status.success(), "{}", text(&output));
+    assert!(
+        text(&output).contains("30 passed; 0 failed; 7 ignored"),
+        "{}",
+        text(&output)
+    );
+    assert_summary(&String::from_utf8_lossy(&output.stderr));
+    let list = Path::new(FRESH_TARGET).join("mirakuru/skipped.tsv");
+    let list = fs::read_to_string(list).expect("the list for programs");
+    let lines: Vec<&str> = list.lines().collect();
+    assert_eq!(lines.len(), 21, "{list}");
+    assert!(lines.contains(&"needs needs_13\tmk-no-such-server\t"), "{list}");
+
+    if require("python3").is_some() {
+        assert_summary(&on_a_terminal(&cargo(
+            &dir,
+            &scratch,
+            &["test", "--test", "needs"],
+        )));
+    }
+
+    // The test's own output says it, too.
+    let output = with(&["--", "--exact", "needs_10", "--show-output"], "MK", "");
+    let said = "mirakuru: this test is skipped, because mk-no-such-server is not on this machine";
+    assert!(text(&output).contains(said), "{}", text(&output));
+
+    for (name, value) in [("CI", "true"), ("MIRAKURU_MISSING", "fail")] {
+        let output = with(&[], name, value);
+        assert!(!output.status.success());
+        assert!(
+            text(&output).contains("10 passed; 20 failed"),
+            "{}",
+            text(&output)
+        );
+        assert!(!text(&output).contains("skipped, because"), "{}", text(&output));
+    }
+}
+
+#[test]
+fn some_are_skipped_and_others_never() {
+    let ((_alone, dir), scratch) = (suite(), Scratch::new());
+    let run = |missing: &str| {
+        let args = [
+            "test",
+            "--test",
+            "needs",
+            "--no-fail-fast",
+            "--",
+            "--ignored",
+            "--show-output",
+        ];
+        let mut command = cargo(&dir, &scratch, &args);
+        fresh::text(&command.env("MIRAKURU_MISSING", missing).output().expect("cargo"))
+    };
+    let output = run("");
+    for (test, outcome) in [
+        ("shared_in_an_attribute", "ok"),
+        ("shared_in_the_body", "FAILED"),
+        ("should_panic - should panic", "ok"),
+        ("not_optional", "FAILED"),
+        ("of_the_project", "FAILED"),
+        ("there_and_does_not_start", "FAILED"),
+        ("too_old", "ok"),
+    ] {
+        assert!(
+            output.contains(&format!("test {test} ... {outcome}")),
+            "{test}: {output}"
+        );
+    }
+    assert!(
+        output.contains("name it in an attribute on the test, `#[mirakuru::fixture(NAME)]`"),
+        "{output}"
+    );
+    assert!(output.contains("PostgreSQL 7 is not on this machine"), "{output}");
+    let output = run("skip");
+    assert!(output.contains("test not_optional ... ok"), "{output}");
+    assert!(
+        output.contains("test there_and_does_not_start ... FAILED"),
+        "{output}"
+    );
+}
+
+#[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
+fn nextest_says_it_once_after_its_own_summary() {
+    if !fresh::nextest("tests whose server is missing") {
+        return;
+    }
+    let ((_alone, dir), scratch) = (suite(), Scratch::new());
+    let file = scratch.path().join("output");
+    let log = || fs::File::create(&file).expect("a writable directory");
+    let args = ["nextest", "run", "--no-fail-fast", "--color=never"];
+
+    let log = log();
+    let mut command = cargo(&dir, &scratch, &args);
+    command.stdout(log.try_clone().expect("a descriptor")).stderr(log);
+    let status = command.status().expect("cargo");
+    let read = || fs::read_to_string(&file).unwrap_or_default();
+    assert!(
+        common::wait_until(|| read().contains("the list is in"), common::LONG),
+        "{}",
+        read()
+    );
+    let output = read();
+    assert!(status.success(), "{output}");
+    assert_summary(&output);
+    let (before, _) = output.split_once("mirakuru: 20 tests").expect("it is there");
+    assert!(before.contains("30 tests run: 30 passed"), "{output}");
+    assert!(!output.contains("LEAK"), "{output}");
+
+    // A reader of the pipe is not kept waiting, and sees all.
+    let output = cargo(&dir, &scratch, &args).output().expect("cargo");
+    assert_summary(&String::from_utf8_lossy(&output.stderr));
+
+    let mut command = cargo(&dir, &scratch, &args);
+    let output = fresh::text(&command.env("CI", "true").output().expect("cargo"));
+    assert!(output.contains("10 passed, 20 failed"), "{output}");
+    assert!(!output.contains("were skipped"), "{output}");
+}

@@ -1,0 +1,5 @@
+#[mirakuru::fixture(cmd = "redis-server", optional = true)]
+#[test]
+fn test() {}
+
+fn main() {}
