@@ -7,6 +7,9 @@
 //! | [Choosing a readiness](readiness) | what to wait for, and why not always for the port |
 //! | [Programs of the workspace](programs) | `bin`: another package's daemon, its features, runners, coverage |
 //! | [Sharing and scopes](sharing) | one service for many tests, and how they keep out of each other's way |
+//! | [Lines of a log](logs) | wait for the next line, capture a value, check that no error was logged |
+//! | [Looking on](looking_on) | live output, services that stay, the environment variables |
+//! | [Migrations in code](migrations) | run your own migrations once, and keep the result |
 //! | [Nextest](nextest) | what a process for each test means here |
 //! | [Async tests](async_tests) | tokio and others |
 //! | [CI](ci) | GitHub Actions, GitLab, slow machines, root |
@@ -41,6 +44,6 @@ macro_rules! chapters {
 }
 
 chapters! {
-    first_test readiness programs sharing nextest async_tests ci resistance writing_a_preset
-    debugging from_python from_testcontainers limits
+    first_test readiness programs sharing logs looking_on migrations nextest async_tests ci
+    resistance writing_a_preset debugging from_python from_testcontainers limits
 }
