@@ -5,6 +5,7 @@ use mirakuru_core::{Error, Executor, ExecutorBuilder};
 use super::server::{AsRoot, Options, Server, handle, options};
 use super::{Answers, Prefix, expect};
 use crate::Recipe;
+use crate::cluster::{ClusterRecipe, Node, cluster};
 
 const SERVER: Server = Server {
     name: "etcd",
@@ -23,6 +24,7 @@ const SERVER: Server = Server {
 pub fn etcd() -> EtcdRecipe {
     EtcdRecipe {
         options: Options::default(),
+        member: None,
     }
 }
 
@@ -31,6 +33,8 @@ pub fn etcd() -> EtcdRecipe {
 #[must_use = "a recipe does nothing until it is started"]
 pub struct EtcdRecipe {
     options: Options,
+    /// The own name, and the names and peer URLs of all members.
+    member: Option<(String, String)>,
 }
 
 options!(EtcdRecipe, durable);
@@ -40,6 +44,28 @@ impl EtcdRecipe {
     pub fn config(mut self, flag: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.config.push((flag.into(), value.into()));
         self
+    }
+
+    /// A cluster of so many members, each on ports of its own: ready when there is a leader.
+    ///
+    /// ```no_run
+    /// # use mirakuru_fixtures as mirakuru;
+    /// use mirakuru::{Recipe, presets};
+    ///
+    /// let mut members = presets::etcd().cluster(3).start()?;
+    /// members[0].kill()?; // The two others go on.
+    /// println!("{}", members[1].url());
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    pub fn cluster(self, members: usize) -> ClusterRecipe<EtcdRecipe, impl Fn(&Node) -> EtcdRecipe + Clone> {
+        cluster(members, move |node| {
+            let url = |node: &Node| format!("{}=http://127.0.0.1:{}", node.name(), node.port_named("peer"));
+            let all: Vec<String> = node.nodes().map(|node| url(&node)).collect();
+            EtcdRecipe {
+                member: Some((node.name().to_owned(), all.join(","))),
+                ..self.clone()
+            }
+        })
     }
 }
 
@@ -52,18 +78,22 @@ impl Recipe for EtcdRecipe {
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
         let client = format!("http://127.0.0.1:{}", self.options.port());
         let peer = "http://127.0.0.1:{port:peer}".to_owned();
+        let (name, members, election) = match &self.member {
+            Some((name, members)) => (name.clone(), members.clone(), "100"),
+            None => ("mirakuru".to_owned(), format!("mirakuru={peer}"), "50"),
+        };
         let settings = [
-            ("name", "mirakuru".to_owned()),
+            ("name", name),
             ("data-dir", "{dir}/data".to_owned()),
             ("listen-client-urls", client.clone()),
             ("advertise-client-urls", client),
             ("listen-peer-urls", peer.clone()),
             ("initial-advertise-peer-urls", peer.clone()),
-            ("initial-cluster", format!("mirakuru={peer}")),
+            ("initial-cluster", members),
             // In milliseconds. It elects itself before it serves, which takes a third of a second
             // with its own defaults.
             ("heartbeat-interval", "10".to_owned()),
-            ("election-timeout", "50".to_owned()),
+            ("election-timeout", election.to_owned()),
         ];
         let args = self
             .options

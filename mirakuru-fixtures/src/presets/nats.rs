@@ -14,6 +14,7 @@ use super::connection::{ANSWER_WITHIN, Connection, TIDY_WITHIN, tidied};
 use super::server::{AsRoot, Options, Server, handle, new_password, options, write_secret};
 use super::{Answers, expect, failed};
 use crate::Recipe;
+use crate::lease;
 
 const SERVER: Server = Server {
     name: "NATS",
@@ -242,6 +243,7 @@ impl Nats {
     ///
     /// [`Error::System`] when all accounts are leased, or the server does not answer.
     pub fn try_account(&self) -> Result<NatsAccount, Error> {
+        lease::taken();
         let attempt = "lease an account of NATS";
         let lease = Lease::take(&self.executor.dir().join("leases"), self.accounts)
             .map_err(|source| failed(attempt, source))?;

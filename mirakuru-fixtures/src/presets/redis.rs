@@ -12,6 +12,7 @@ use super::connection::{ANSWER_WITHIN, Connection, TIDY_WITHIN, tidied};
 use super::server::{AsRoot, Options, Server, handle, options};
 use super::{Answers, expect, failed};
 use crate::Recipe;
+use crate::cluster::{ClusterRecipe, Node, cluster};
 use crate::lease;
 
 const SERVER: Server = Server {
@@ -57,6 +58,38 @@ impl RedisRecipe {
     pub fn config(mut self, directive: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.config.push((directive.into(), value.into()));
         self
+    }
+
+    /// A master and so many replicas: ready when each replica has the master's data and follows it.
+    /// The first node is the master.
+    ///
+    /// ```no_run
+    /// # use mirakuru_fixtures as mirakuru;
+    /// use mirakuru::{Recipe, presets};
+    ///
+    /// let nodes = presets::redis().replicas(1).start()?;
+    /// let (master, replica) = (&nodes[0], &nodes[1]);
+    /// println!("write to {}, read from {}", master.url(), replica.url());
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    pub fn replicas(
+        self,
+        replicas: usize,
+    ) -> ClusterRecipe<RedisRecipe, impl Fn(&Node) -> RedisRecipe + Clone> {
+        // By default the master waits five seconds for more replicas.
+        let node = self.config("repl-diskless-sync-delay", "0");
+        cluster(1 + replicas, move |place| {
+            let Some(master) = place.nodes().next().filter(|_| place.index() > 0) else {
+                return node.clone();
+            };
+            let replica = node
+                .clone()
+                .config("replicaof", format!("127.0.0.1 {}", master.port()));
+            match node.options.setting("requirepass") {
+                Some(password) => replica.config("masterauth", password),
+                None => replica,
+            }
+        })
     }
 
     fn is_cluster(&self) -> bool {
@@ -125,12 +158,17 @@ impl Recipe for RedisRecipe {
             }
         }
         let password = self.options.setting("requirepass").map(str::to_owned);
+        let follows = self.options.setting("replicaof").is_some();
         Ok(self
             .options
             .recipe(&SERVER, args)?
             .file("redis.conf", self.configuration())
             .wait_for(self.options.answers("answered PING", move |mut connection| {
                 authenticate(&mut connection, password.as_deref())?;
+                if follows {
+                    let state = bulk(&mut connection, &["INFO", "replication"])?;
+                    return Ok(state.contains("master_link_status:up"));
+                }
                 match ask(&mut connection, &["PING"]) {
                     Ok(answer) => Ok(answer == "+PONG"),
                     // A user may have turned the default user off: `config("user", "default off")`.
@@ -291,18 +329,13 @@ impl RedisDatabase {
 
     /// The ids of the clients that use it: `id=7 addr=127.0.0.1:40000 .. db=3 ..`, a line each.
     fn clients(&self, connection: &mut Connection) -> io::Result<Vec<String>> {
-        let length = match ask(connection, &["CLIENT", "LIST"]) {
-            Ok(answer) => answer
-                .strip_prefix('$')
-                .and_then(|length| length.parse::<usize>().ok()),
+        let text = match bulk(connection, &["CLIENT", "LIST"]) {
+            Ok(text) => text,
             // The command may have been taken away with `rename-command`.
             Err(e) if e.kind() == io::ErrorKind::Other => return Ok(Vec::new()),
             Err(e) => return Err(e),
         };
-        let mut text = vec![0; length.ok_or(io::ErrorKind::InvalidData)? + "\r\n".len()];
-        connection.0.read_exact(&mut text)?;
         let db = format!("db={}", self.number);
-        let text = String::from_utf8_lossy(&text);
         let ours = text.lines().filter(|line| line.split(' ').any(|word| word == db));
         let ids = ours.filter_map(|line| line.split(' ').next()?.strip_prefix("id="));
         Ok(ids.map(str::to_owned).collect())
@@ -346,6 +379,17 @@ fn ask(connection: &mut Connection, words: &[&str]) -> io::Result<String> {
         Some(error) => Err(io::Error::other(error.to_owned())),
         None => Ok(answer),
     }
+}
+
+/// The same, for a command whose answer is a text.
+fn bulk(connection: &mut Connection, words: &[&str]) -> io::Result<String> {
+    let answer = ask(connection, words)?;
+    let length = answer
+        .strip_prefix('$')
+        .and_then(|length| length.parse::<usize>().ok());
+    let mut text = vec![0; length.ok_or(io::ErrorKind::InvalidData)? + "\r\n".len()];
+    connection.0.read_exact(&mut text)?;
+    Ok(String::from_utf8_lossy(&text).into_owned())
 }
 
 #[cfg(test)]

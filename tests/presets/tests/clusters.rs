@@ -1,0 +1,74 @@
+//! Presets of several servers: clusters, and replicas of one server.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mirakuru::presets::{self, Etcd, Redis};
+use mirakuru::{Cluster, Recipe};
+use mirakuru_preset_tests::require;
+use redis::Commands;
+
+/// What must come true soon.
+#[track_caller]
+fn soon(mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < Duration::from_secs(30), "it did not come true");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The last line of the answer to a call of etcd's JSON interface. Keys and values are base64.
+fn call(etcd: &Etcd, method: &str, body: &str) -> String {
+    let mut stream = TcpStream::connect(etcd.addr()).unwrap();
+    let length = body.len();
+    write!(
+        stream,
+        "POST /v3/{method} HTTP/1.0\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
+    .unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    text.lines().last().unwrap_or_default().to_owned()
+}
+
+#[test]
+fn members_of_an_etcd_go_on_without_one() {
+    if !require("etcd") {
+        return;
+    }
+    let mut members: Cluster<Etcd> = presets::etcd().cluster(3).start().unwrap();
+    assert_eq!(members.len(), 3);
+    call(&members[0], "kv/put", r#"{"key":"Zm9v","value":"YmFy"}"#);
+    for member in &members {
+        assert!(call(member, "kv/range", r#"{"key":"Zm9v"}"#).contains("YmFy"));
+        let list = call(member, "cluster/member/list", "{}");
+        assert_eq!(list.matches("\"peerURLs\"").count(), 3, "{list}");
+    }
+    members[0].kill().unwrap();
+    soon(|| call(&members[1], "kv/put", r#"{"key":"Zm9v","value":"YmF6"}"#).contains("revision"));
+    members[0].start().unwrap();
+    soon(|| call(&members[0], "kv/range", r#"{"key":"Zm9v"}"#).contains("YmF6"));
+}
+
+#[test]
+fn a_replica_of_redis_has_the_masters_data() {
+    if !require("redis-server") {
+        return;
+    }
+    let recipe = presets::redis().config("requirepass", "p@ss").replicas(1);
+    let nodes: Cluster<Redis> = recipe.start().unwrap();
+    let connect = |node: &Redis| {
+        let client = redis::Client::open(node.url()).unwrap();
+        client.get_connection().unwrap()
+    };
+    let (mut master, mut replica) = (connect(&nodes[0]), connect(&nodes[1]));
+    master.set::<_, _, ()>("x", 7).unwrap();
+    let acknowledged: u32 = redis::cmd("WAIT").arg(1).arg(10_000).query(&mut master).unwrap();
+    assert_eq!(acknowledged, 1);
+    assert_eq!(replica.get::<_, u32>("x").unwrap(), 7);
+    let error = replica.set::<_, _, ()>("x", 8).unwrap_err();
+    assert_eq!(error.code(), Some("READONLY"), "{error}");
+}
