@@ -115,14 +115,13 @@ fn exit_0() {
     let port = port.lines().next().unwrap().rsplit(':').next().unwrap();
     let hint = match cfg!(mirakuru_portable) {
         false => {
-            "it ended well, and left nothing running: a program that goes into the background needs its \
-                option to stay in the \
-             foreground"
+            "it exited with status 0 and left no process running: if it goes into the background, give it \
+             its option to stay in the foreground; if it ends at the end of its input, \
+             which is empty (/dev/null), keep the input open with `.stdin(Stdio::piped())`"
         }
         true => {
-            "it ended well: a program that goes into the background is not found on this system, and may \
-                still be there; it needs \
-             its option to stay in the foreground"
+            "it exited with status 0: a program that goes into the background is not found on this system, \
+             and may still run; give it its option to stay in the foreground"
         }
     };
     reads(
@@ -326,8 +325,8 @@ fn it_listens_elsewhere() {
     let (its, ours) = (executor.port_named("its"), executor.port_named(""));
     assert!(
         text.ends_with(&format!(
-            "  hint:       it listens on 127.0.0.1:{its}, and not on 127.0.0.1:{ours}: does the command tell \
-                it the port?"
+            "  hint:       it listens on 127.0.0.1:{its}, and not on 127.0.0.1:{ours}: \
+             tell it the port in its command"
         )),
         "{text}"
     );

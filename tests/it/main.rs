@@ -18,6 +18,7 @@ mod diagnostics;
 mod executors;
 mod failing_tests;
 mod full_disk;
+mod hints;
 mod https;
 mod inherited_sockets;
 mod lifecycle;

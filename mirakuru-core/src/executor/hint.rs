@@ -10,7 +10,6 @@ use std::path::Path;
 use std::process::ExitStatus;
 
 use crate::ports::holder;
-use crate::ports::owner;
 use crate::ports::time_wait;
 
 /// What is known of a service that failed.
@@ -22,6 +21,10 @@ pub(crate) struct Symptoms<'a> {
     pub(crate) program: &'a str,
     /// Whether the program is a shell's script.
     pub(crate) shell: bool,
+    /// What in its command only a shell would understand, and what to do about it.
+    pub(crate) shell_syntax: Option<String>,
+    /// Whether its standard input is empty.
+    pub(crate) reads_nothing: bool,
     /// The addresses that it was to have, but for ports that were chosen.
     pub(crate) addrs: &'a [SocketAddr],
     /// The ports that were chosen for it.
@@ -38,7 +41,9 @@ pub(crate) fn of(symptoms: &Symptoms<'_>) -> Option<String> {
         }
     }
     let from_output = symptoms.tail.iter().find_map(|line| of_line(line, symptoms));
-    from_output.or_else(|| of_exit(symptoms))
+    from_output
+        .or_else(|| symptoms.shell_syntax.clone())
+        .or_else(|| of_exit(symptoms))
 }
 
 /// What services print when a port is taken: the C library's text for EADDRINUSE, and the names
@@ -196,22 +201,6 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     None
 }
 
-/// Of a service that runs, and is not found where it is awaited: where it listens instead.
-pub(crate) fn listens_elsewhere(awaited: Option<SocketAddr>, root: u32) -> Option<String> {
-    let awaited = awaited?;
-    let mut found = owner::addresses_of_tree(root);
-    found.sort();
-    found.dedup();
-    if found.is_empty() || found.iter().any(|addr| addr.port() == awaited.port()) {
-        return None;
-    }
-    let found: Vec<String> = found.iter().take(5).map(SocketAddr::to_string).collect();
-    Some(format!(
-        "it listens on {}, and not on {awaited}: does the command tell it the port?",
-        found.join(", ")
-    ))
-}
-
 /// What the exit alone tells.
 fn of_exit(symptoms: &Symptoms<'_>) -> Option<String> {
     const SIGKILL: i32 = 9;
@@ -219,17 +208,21 @@ fn of_exit(symptoms: &Symptoms<'_>) -> Option<String> {
     let exit = symptoms.exit?;
     match (exit.code(), exit.signal()) {
         (Some(0), _) if crate::sys::LOSES_DAEMONS => Some(
-            "it ended well: a program that goes into the background is not found on this system, and may \
-                still be there; it needs \
-             its option to stay in the foreground"
+            "it exited with status 0: a program that goes into the background is not found on this system, \
+             and may still run; give it its option to stay in the foreground"
                 .to_owned(),
         ),
-        (Some(0), _) => Some(
-            "it ended well, and left nothing running: a program that goes into the background needs its \
-                option to stay in the \
-             foreground"
-                .to_owned(),
-        ),
+        (Some(0), _) => Some(format!(
+            "it exited with status 0 and left no process running: if it goes into the background, give it \
+             its option to stay in the foreground{}",
+            match symptoms.reads_nothing {
+                true => {
+                    "; if it ends at the end of its input, which is empty (/dev/null), keep the input \
+                     open with `.stdin(Stdio::piped())`"
+                }
+                false => "",
+            }
+        )),
         (_, Some(SIGKILL)) => Some(
             "nothing here sent that signal: it may have been the kernel, for want of memory (`dmesg` tells), \
                 or a person".to_owned(),
@@ -251,6 +244,8 @@ mod tests {
             exit: Some(ExitStatus::from_raw(1 << 8)),
             program: "/opt/bin/server",
             shell: false,
+            shell_syntax: None,
+            reads_nothing: true,
             addrs: &[],
             chosen: Vec::new(),
             root: 0,

@@ -68,6 +68,7 @@ pub(crate) fn explain(
             )
         }
         Stage::Exec => {
+            let syntax = spec.shell_syntax().filter(|hint| hint.contains(&program));
             // What is given by a relative path belongs to the project, and is no program of the
             // machine.
             let is_of_project = program.contains('/') && !program.starts_with('/');
@@ -75,12 +76,13 @@ pub(crate) fn explain(
                 && existing(tried, dir).is_none()
                 && !is_of_project
                 && !spec.shell
+                && syntax.is_none()
             {
                 missing = Some(Box::new(Missing::of(&program, &program).optional(spec.optional)));
             }
             (
                 format!("execute `{program}`"),
-                exec_hint(&source, &program, tried, dir),
+                syntax.or_else(|| exec_hint(&source, &program, tried, dir)),
             )
         }
     };

@@ -87,18 +87,7 @@ impl Core {
             let stays_true = readiness.is_immediate() || readiness.waits_for_output();
             if stays_true || !ended {
                 let remaining = wait.deadline.remaining();
-                let probe = Probe {
-                    values: &self.values,
-                    pid: self.pid,
-                    supervisor,
-                    elapsed: wait.deadline.elapsed(),
-                    remaining,
-                    output: &self.output,
-                    since: &self.since,
-                    log_files: &self.log_files,
-                    is_over: ended,
-                    notes: &self.notes,
-                };
+                let probe = self.probe(supervisor, wait.deadline, ended);
                 match readiness.probe(&probe) {
                     // A look that succeeded because of something else than the service (a file that
                     // it left, a stranger) must not count when the service is gone.
@@ -153,8 +142,10 @@ impl Core {
             let deadline = wait.deadline.at_least(readiness.extended());
             if deadline.is_over() {
                 let mut evidence = self.evidence(process, wait.last_probe.take());
-                let elsewhere = || hint::listens_elsewhere(readiness.addr(), supervisor);
-                evidence.hint = evidence.hint.take().or_else(elsewhere);
+                if evidence.hint.is_none() {
+                    let probe = self.probe(supervisor, deadline, ended);
+                    evidence.hint = readiness.hint(&probe);
+                }
                 return Err(Error::Timeout {
                     command: self.command.clone(),
                     awaited: readiness.describe(),
@@ -175,6 +166,21 @@ impl Core {
                 time: time.min(wait.progress.patience()),
                 events: wake.events,
             }));
+        }
+    }
+
+    fn probe(&self, supervisor: u32, deadline: Deadline, is_over: bool) -> Probe<'_> {
+        Probe {
+            values: &self.values,
+            pid: self.pid,
+            supervisor,
+            elapsed: deadline.elapsed(),
+            remaining: deadline.remaining(),
+            output: &self.output,
+            since: &self.since,
+            log_files: &self.log_files,
+            is_over,
+            notes: &self.notes,
         }
     }
 
@@ -238,8 +244,13 @@ impl Core {
         let printed = self.output.excerpt(self.since.output, HEAD_LINES, TAIL_LINES);
         let hint = hint::of(&hint::Symptoms {
             tail: &[printed.head.as_slice(), &printed.tail].concat(),
-            exit: exit.map(|exit| exit.status),
+            // A daemon's first process has ended, and the service has not.
+            exit: exit
+                .filter(|exit| !exit.is_daemonised() || process.ended().is_some())
+                .map(|exit| exit.status),
             program: &self.values.mask(&self.program()),
+            shell_syntax: self.spec.shell_syntax(),
+            reads_nothing: self.spec.reads_nothing(),
             shell: self.spec.shell,
             addrs: process.addrs(),
             chosen: self.values.ports().map(|(_, port)| port).collect(),

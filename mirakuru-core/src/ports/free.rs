@@ -33,7 +33,11 @@ impl Busy {
     pub(crate) fn into_error(self, command: impl Into<String>) -> Error {
         let is_port = self.endpoint.starts_with("port ") || self.endpoint.starts_with("UDP port ");
         let remedy = self.holder.as_ref().and_then(Holder::remedy);
+        let is_pid_file = self.endpoint.starts_with("pid file ");
         let hint = match (remedy, is_port) {
+            (None, _) if is_pid_file => {
+                "remove the file, which a service that is gone left, or use a path in `{dir}`".to_owned()
+            }
             (Some(remedy), true) => format!("{remedy}, or let a free port be chosen with `{{port}}`"),
             (Some(remedy), false) => format!("{remedy}, or use a path in `{{dir}}`, which is private"),
             (None, true) => "let a free port be chosen with `{port}`".to_owned(),

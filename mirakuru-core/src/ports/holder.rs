@@ -47,6 +47,11 @@ pub(crate) struct Holder {
     pub(crate) ourselves: bool,
     /// This process's user may end it.
     pub(crate) may_be_signalled: bool,
+    /// It is a process that nobody ends for a test: the first one of the machine or container, or one
+    /// that this test runs in.
+    pub(crate) essential: bool,
+    /// The systemd unit that it belongs to, which would start it again.
+    pub(crate) unit: Option<Box<str>>,
 }
 
 impl Holder {
@@ -65,6 +70,8 @@ impl Holder {
                 .any(|(_, stat)| stat.is_alive() && is_supervisor(&stat.comm)),
             ourselves: pid == std::process::id(),
             may_be_signalled: sockets::user() == 0 || uid == Some(sockets::user()),
+            essential: pid == 1 || procfs::ancestors(std::process::id()).any(|(above, _)| above == pid),
+            unit: procfs::cgroup(pid).as_deref().and_then(unit_in),
         }
     }
 
@@ -104,10 +111,14 @@ impl Holder {
             Some("drop what has it, in this test or in another one of this binary".to_owned())
         } else if self.marked && self.supervised {
             Some("wait for that test with `.queue(true)`".to_owned())
+        } else if self.essential {
+            None
         } else {
-            let may = self.may_be_signalled;
-            let command = if may { "kill" } else { "sudo kill" };
-            Some(format!("end it with `{command} {pid}`"))
+            let sudo = if self.may_be_signalled { "" } else { "sudo " };
+            Some(match &self.unit {
+                Some(unit) => format!("stop its systemd unit with `{sudo}systemctl stop {unit}`"),
+                None => format!("end it with `{sudo}kill {pid}`"),
+            })
         }
     }
 
@@ -178,6 +189,15 @@ fn is_marked(pid: u32) -> bool {
             .split(|byte| *byte == 0)
             .any(|entry| entry.starts_with(MARK))
     })
+}
+
+/// The system's unit in the text of `/proc/PID/cgroup`, as systemd names it.
+fn unit_in(cgroup: &str) -> Option<Box<str>> {
+    let (_, path) = cgroup
+        .lines()
+        .find_map(|line| line.split_once("/system.slice/"))?;
+    let unit = path.split('/').find(|part| part.ends_with(".service"))?;
+    Some(unit.strip_suffix(".service").unwrap_or(unit).into())
 }
 
 /// The name of a user, as `/etc/passwd` has it.
@@ -265,6 +285,27 @@ mod tests {
         };
         assert_eq!(wrong_listener.about(), None);
         assert_eq!(wrong_listener.remedy().unwrap(), "end it with `sudo kill 812`");
+    }
+
+    #[test]
+    fn the_remedy_depends_on_the_process() {
+        let of = |holder: Holder| holder.remedy();
+        let other = || Holder {
+            pid: Some(812),
+            may_be_signalled: true,
+            ..Holder::default()
+        };
+        assert_eq!(of(other()).unwrap(), "end it with `kill 812`");
+        let cgroup = "0::/system.slice/system-redis.slice/redis-server.service\n";
+        let unit = unit_in(cgroup);
+        assert_eq!(
+            of(Holder { unit, ..other() }).unwrap(),
+            "stop its systemd unit with `systemctl stop redis-server`"
+        );
+        assert_eq!(unit_in("0::/user.slice/user-1000.slice/session-2.scope\n"), None);
+        // Nobody is told to end the first process, or the runner of this test.
+        assert_eq!(Holder::of_pid(1).remedy(), None);
+        assert_eq!(Holder::of_pid(std::os::unix::process::parent_id()).remedy(), None);
     }
 
     #[test]

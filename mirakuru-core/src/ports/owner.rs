@@ -176,6 +176,9 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32) -> Ownership {
         1 => Closely::Process,
         _ => Closely::Threads,
     };
+    if !procfs::is_usable() {
+        return Ownership::Unseen;
+    }
     let search = procfs::search_tree(root, inodes, closely);
     let strange: Vec<u64> = inodes
         .iter()
@@ -232,15 +235,17 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
     }
     let mut poll = 1;
     loop {
-        let mut inodes = procfs::unix_listeners(path);
-        if let Ok(absolute) = std::path::absolute(path) {
-            if absolute != path {
-                inodes.extend(procfs::unix_listeners(&absolute));
-            }
-        }
+        let mut names = vec![path.to_owned()];
+        names.extend(std::path::absolute(path));
+        // Through links.
+        names.extend(std::fs::canonicalize(path));
+        names.dedup();
+        let inodes: Vec<u64> = names
+            .iter()
+            .flat_map(|name| procfs::unix_listeners(name))
+            .collect();
         if inodes.is_empty() {
-            // Bound under another name (a relative one, a link): then it cannot be told.
-            return Owner::Unseen;
+            return unnamed_owner(path, listener, root);
         }
         match owner_of(&inodes, root, poll) {
             // After a restart the table may for a moment have two sockets of one name, of which
@@ -259,6 +264,22 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
         poll += 1;
         thread::sleep(BETWEEN_LOOKS);
     }
+}
+
+/// The same for a socket that was bound under another name for the same file, such as a relative one.
+/// It may be the service's if its tree has a socket that listens.
+fn unnamed_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner {
+    let listening = procfs::unix_listening();
+    let search = procfs::search_tree(root, &listening, Closely::Threads);
+    if search.denied || !search.found.is_empty() || listening.is_empty() || !procfs::is_usable() {
+        return Owner::Unseen;
+    }
+    let listener = listener.filter(|pid| procfs::stat(*pid).is_some_and(|stat| stat.is_alive()));
+    Owner::WrongListener(WrongListener {
+        endpoint: path.display().to_string(),
+        holder: listener.map_or_else(|| Holder::unseen(None), Holder::of_pid),
+        shared: false,
+    })
 }
 
 /// The addresses on which the tree below `root` listens, in no particular order: what to tell

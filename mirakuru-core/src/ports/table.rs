@@ -11,7 +11,7 @@
 //! shows whether somebody listens, and `/proc/net/tcp` shows who.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use crate::ports::address::canonical;
@@ -40,6 +40,27 @@ pub(crate) fn listening(protocol: Protocol, addr: SocketAddr) -> io::Result<bool
     }
 }
 
+/// Fails if this process cannot send to an address of this machine, as where the loopback interface
+/// is down. Nothing is sent.
+pub(crate) fn check_route(addr: SocketAddr) -> io::Result<()> {
+    let any = match addr {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    };
+    // Connecting a UDP socket only asks for the way.
+    let Ok(socket) = UdpSocket::bind(any) else {
+        return Ok(());
+    };
+    socket.connect(addr).map_err(|error| {
+        let text = format!("it listens on {addr}, but this process cannot reach it: {error}");
+        let remedy = match addr.ip().is_loopback() {
+            true => "; is the loopback interface up (`ip link set lo up`)?",
+            false => "",
+        };
+        io::Error::new(io::ErrorKind::NetworkUnreachable, text + remedy)
+    })
+}
+
 /// Makes a connection, and makes sure that it is one.
 ///
 /// A connect to a port of this machine that nobody listens on, and that is in the range of
@@ -63,7 +84,7 @@ fn not_itself(stream: TcpStream) -> io::Result<TcpStream> {
 /// it of every socket, so it is asked once about one of our own.
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 fn diag_works(protocol: Protocol) -> bool {
-    use std::net::{TcpListener, UdpSocket};
+    use std::net::TcpListener;
     use std::os::fd::OwnedFd;
     use std::sync::atomic::{AtomicU8, Ordering};
     static KNOWN: [AtomicU8; 2] = [const { AtomicU8::new(UNKNOWN) }; 2];
@@ -188,7 +209,7 @@ fn overlaps(socket: &Socket, addr: SocketAddr) -> bool {
 
 #[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]
 mod tests {
-    use std::net::{Ipv6Addr, TcpListener};
+    use std::net::TcpListener;
 
     use super::*;
     use crate::ports::owner::owned_by_tree;

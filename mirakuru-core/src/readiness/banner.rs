@@ -15,7 +15,7 @@ use crate::output::reader::Stream;
 use crate::ports::address::{self, host_addrs, reachable};
 use crate::readiness::line_watch::{Found, LineWatch, expand_pattern};
 use crate::readiness::lines::Line;
-use crate::util::text::printable;
+use crate::util::text::{distance_within, printable};
 
 /// Ready when the service prints a line that matches a regular expression.
 ///
@@ -331,6 +331,29 @@ impl Readiness for Banner {
         Ok(false)
     }
 
+    fn hint(&self, cx: &Probe<'_>) -> Option<String> {
+        let logs = cx.logs();
+        let other = match self.stream {
+            Some(Stream::Stdout) => Some((Stream::Stderr, logs.stderr(), "standard error")),
+            Some(Stream::Stderr) => Some((Stream::Stdout, logs.stdout(), "standard output")),
+            None => None,
+        };
+        if let Some((stream, _, name)) = &other {
+            let watch = LineWatch::new(&self.pattern, Some(*stream)).ok()?;
+            let found = watch.raw(self.raw).first(cx.output, cx.since.output).ok()?;
+            if let Some(line) = found {
+                return Some(format!("a line that matches is on {name}: `{line}`"));
+            }
+        }
+        let text = logs.to_string();
+        let (line, exact) = nearest(&self.pattern, text.lines())?;
+        let line = printable(line, 200);
+        Some(match exact {
+            true => format!("the closest line has a part of the pattern: `{line}`"),
+            false => format!("the closest line is `{line}`"),
+        })
+    }
+
     fn waits_for_output(&self) -> bool {
         // Nobody tells of a new line in a log file.
         self.undecided.is_none() && self.files.as_ref().is_none_or(Vec::is_empty)
@@ -339,6 +362,45 @@ impl Readiness for Banner {
     fn addr(&self) -> Option<SocketAddr> {
         self.addr
     }
+}
+
+/// The line that is most like a pattern, if one is much like it, and whether it has the pattern's
+/// longest plain text whole.
+fn nearest<'a>(pattern: &str, lines: impl Iterator<Item = &'a str>) -> Option<(&'a str, bool)> {
+    /// Shorter texts are in too many lines.
+    const LEAST: usize = 4;
+    // Only the end of a long log, and of a long line, so that this takes milliseconds.
+    const LINES: usize = 500;
+    const LENGTH: usize = 300;
+    let plain = longest_plain(pattern).to_lowercase();
+    if plain.chars().count() < LEAST {
+        return None;
+    }
+    let lines: Vec<&str> = lines.filter(|line| !line.trim().is_empty()).collect();
+    let near = lines.iter().rev().take(LINES).map(|line| {
+        let start: String = line.to_lowercase().chars().take(LENGTH).collect();
+        (distance_within(&plain, &start), *line)
+    });
+    let (distance, line) = near.min_by_key(|(distance, _)| *distance)?;
+    (distance <= plain.chars().count() / 4).then_some((line, distance == 0))
+}
+
+/// The longest part of a regular expression that stands for itself.
+fn longest_plain(pattern: &str) -> String {
+    let mut parts = vec![String::new()];
+    let mut chars = pattern.chars().peekable();
+    while let Some(c) = chars.next() {
+        let plain = match c {
+            '\\' => chars.next().filter(|c| !c.is_ascii_alphanumeric()),
+            '.' | '^' | '$' | '*' | '+' | '?' | '(' | ')' | '[' | ']' | '{' | '}' | '|' => None,
+            c => Some(c),
+        };
+        match plain {
+            Some(c) => parts.last_mut().into_iter().for_each(|part| part.push(c)),
+            None => parts.push(String::new()),
+        }
+    }
+    parts.into_iter().max_by_key(String::len).unwrap_or_default()
 }
 
 /// The address that the line's named groups give, if there are any. The error says what is wrong
@@ -418,6 +480,33 @@ mod tests {
             Ok(false) => Err("no match".to_owned()),
             Err(e) => Err(e.to_string()),
         }
+    }
+
+    #[test]
+    fn the_closest_line_is_a_hint() {
+        let hint = |banner: Banner, output: &str| {
+            let (harness, banner) = prepared(banner);
+            let mut log = harness.log.lock().unwrap();
+            log.stdout(output);
+            log.stderr("on the other stream\n");
+            drop(log);
+            harness.with_probe(|cx| banner.hint(cx))
+        };
+        let log = "starting up\nServer Ready on port 80\nanything else\n";
+        for pattern in [
+            "^server ready",
+            "server redy on",
+            r"Server Ready on port (?<port>8080)",
+        ] {
+            let hint = hint(Banner::matching(pattern), log).unwrap();
+            assert!(hint.contains("`Server Ready on port 80`"), "{pattern}: {hint}");
+        }
+        assert_eq!(hint(Banner::matching("accepting connections"), log), None);
+        let hint = hint(Banner::matching("other stream$").stdout(), log).unwrap();
+        assert_eq!(
+            hint,
+            "a line that matches is on standard error: `on the other stream`"
+        );
     }
 
     #[test]

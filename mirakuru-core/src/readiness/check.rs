@@ -6,9 +6,10 @@ use std::hash::Hasher;
 use std::io;
 use std::sync::Arc;
 
-use super::{Probe, Readiness};
+use super::{Prepare, Probe, Readiness};
+use crate::error::Error;
 
-type Look = dyn Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync;
+type Closure = dyn Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync;
 
 /// Ready when a closure says so: for what the other conditions do not cover, where a type of one's
 /// own that implements [`Readiness`] would be too much.
@@ -30,19 +31,24 @@ type Look = dyn Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync;
 /// ```
 ///
 /// The closure gets a [`Probe`], which knows the service's ports, its directory, its output and the
-/// time that is left. `Ok(false)` and an error both mean "not yet"; the last error is in the report
-/// when the service does not become ready, and one of kind [`io::ErrorKind::InvalidInput`] ends the
-/// wait. It is called again and again, ever more seldom, and must not block for long: the exit of
+/// time that is left. `Ok(false)` and an error both mean "not yet". An error is for a reason:
+/// `Err(io::Error::other("2 of 3 nodes have joined"))`. If the service does not become ready, the
+/// report has the last reason, or says how often the closure returned false. An error of kind
+/// [`io::ErrorKind::InvalidInput`] ends the wait.
+///
+/// The closure is called again and again, ever more seldom, and must not block for long: the exit of
 /// the service is not noticed meanwhile.
 #[derive(Clone)]
 pub struct Check {
     sentence: String,
-    poll: Arc<Look>,
+    poll: Arc<Closure>,
+    /// How often it returned false since the start.
+    refusals: u32,
 }
 
 impl Check {
-    /// A condition: what it is, in the past tense, as the end of a sentence that begins with
-    /// "before", and one look at it.
+    /// A condition and the closure that polls it. The sentence is in the past tense, as the end of one
+    /// that begins with "before".
     pub fn new(
         sentence: impl Into<String>,
         poll: impl Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync + 'static,
@@ -50,6 +56,7 @@ impl Check {
         Check {
             sentence: sentence.into(),
             poll: Arc::new(poll),
+            refusals: 0,
         }
     }
 }
@@ -67,11 +74,28 @@ impl Readiness for Check {
 
     fn fingerprint(&self, hasher: &mut dyn Hasher) {
         // The closure is known by the sentence alone.
-        let Check { sentence, poll: _ } = self;
+        let Check {
+            sentence,
+            poll: _,
+            refusals: _,
+        } = self;
         hash::text(hasher, sentence);
     }
+
+    fn prepare(&mut self, _: &mut Prepare<'_>) -> Result<(), Error> {
+        self.refusals = 0;
+        Ok(())
+    }
+
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
-        (self.poll)(cx)
+        if (self.poll)(cx)? {
+            return Ok(true);
+        }
+        self.refusals += 1;
+        Err(io::Error::other(match self.refusals {
+            1 => "the check returned false".to_owned(),
+            times => format!("the check returned false, {times} times"),
+        }))
     }
 }
 
@@ -90,7 +114,10 @@ mod tests {
         });
         harness.prepare(&mut check).unwrap();
         assert_eq!(check.describe(), "it said so");
-        assert!(!harness.probe(&mut check).unwrap());
+        let refusal = harness.probe(&mut check).unwrap_err().to_string();
+        assert_eq!(refusal, "the check returned false");
+        let refusal = harness.probe(&mut check).unwrap_err().to_string();
+        assert_eq!(refusal, "the check returned false, 2 times");
         harness.log.lock().unwrap().stdout("so\n");
         assert!(harness.probe(&mut check).unwrap());
     }

@@ -87,6 +87,11 @@ impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
         }
     }
 
+    fn hint(&self, cx: &Probe<'_>) -> Option<String> {
+        let first = (!self.first_held).then(|| self.first.hint(cx)).flatten();
+        first.or_else(|| (!self.second_held).then(|| self.second.hint(cx)).flatten())
+    }
+
     fn wants_low_ports(&self) -> bool {
         self.first.wants_low_ports() || self.second.wants_low_ports()
     }
@@ -203,6 +208,10 @@ impl<A: Readiness, B: Readiness> Readiness for Or<A, B> {
     fn wakes(&self, wake: &mut Wake) {
         self.first.wakes(wake);
         self.second.wakes(wake);
+    }
+
+    fn hint(&self, cx: &Probe<'_>) -> Option<String> {
+        self.first.hint(cx).or_else(|| self.second.hint(cx))
     }
 
     fn wants_low_ports(&self) -> bool {

@@ -8,17 +8,17 @@ use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::error::Error;
 use crate::output::logs::Logs;
 use crate::output::mark::Mark;
 use crate::output::reader::{OutputReader, Stream};
 use crate::ports::address::{self, Place};
-use crate::ports::owner::owned_by_tree;
+use crate::ports::owner::{self, owned_by_tree};
 use crate::ports::values::Values;
 use crate::recipe::command::Command;
-use crate::sys::Protocol;
+use crate::sys::{Protocol, procfs};
 #[cfg(feature = "http")]
 use crate::util::backoff::FIRST_POLL;
 use crate::util::backoff::{fallback_poll_pause, poll_pause};
@@ -240,6 +240,53 @@ impl Probe<'_> {
     /// else listens there, and who.
     pub fn listens_on(&self, addr: SocketAddr) -> io::Result<bool> {
         owned_by_tree(Protocol::Tcp, addr, self.supervisor)
+    }
+
+    /// Where the service listens, if that is not the awaited address, and what to do about it.
+    pub(crate) fn listens_elsewhere(&self, awaited: SocketAddr) -> Option<String> {
+        let mut found = owner::addresses_of_tree(self.supervisor);
+        found.sort();
+        found.dedup();
+        let serves = |addr: &SocketAddr| {
+            addr.port() == awaited.port() && (addr.ip() == awaited.ip() || addr.ip().is_unspecified())
+        };
+        if found.is_empty() || found.iter().any(serves) {
+            return None;
+        }
+        let remedy = match found.iter().find(|addr| addr.port() == awaited.port()) {
+            Some(_) => format!(
+                "await `localhost:{}`, or let it bind {}",
+                awaited.port(),
+                awaited.ip()
+            ),
+            None => "tell it the port in its command".to_owned(),
+        };
+        let found: Vec<String> = found.iter().take(5).map(SocketAddr::to_string).collect();
+        Some(format!(
+            "it listens on {}, and not on {awaited}: {remedy}",
+            found.join(", ")
+        ))
+    }
+
+    /// A file of this kind that the service made elsewhere than where it is awaited: in the same
+    /// directory, in its private one, or in its working directory.
+    pub(crate) fn made_elsewhere(&self, awaited: &Path, is_kind: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+        let since = SystemTime::now().checked_sub(self.elapsed)?;
+        let is_new = |path: &Path| {
+            let changed = path.symlink_metadata().and_then(|metadata| metadata.modified());
+            changed.is_ok_and(|changed| changed >= since)
+        };
+        let parent = awaited.parent().map(Path::to_owned);
+        let dirs = [parent, Some(self.dir().to_owned()), procfs::current_dir(self.pid)];
+        let entries = dirs
+            .into_iter()
+            .flatten()
+            .filter_map(|dir| std::fs::read_dir(dir).ok());
+        // A directory such as `/tmp` may have thousands.
+        let mut paths = entries
+            .flat_map(|entries| entries.take(1000).flatten())
+            .map(|entry| entry.path());
+        paths.find(|path| path != awaited && is_new(path) && is_kind(path))
     }
 
     /// Whether the service's own process tree has bound this UDP address of this machine.

@@ -103,11 +103,15 @@ impl Harness {
 
     /// One look, in a process tree whose root is this process.
     pub(crate) fn probe(&self, readiness: &mut impl Readiness) -> io::Result<bool> {
+        self.with_probe(|cx| readiness.probe(cx))
+    }
+
+    pub(crate) fn with_probe<T>(&self, ask: impl FnOnce(&Probe<'_>) -> T) -> T {
         let values = Values::new("unit".to_owned(), self.dir.path().to_owned());
         let remaining = *self.remaining.lock().unwrap();
         let elapsed = *self.elapsed.lock().unwrap();
         let since = self.since.lock().unwrap().clone();
-        readiness.probe(&Probe {
+        ask(&Probe {
             values: &values,
             pid: std::process::id(),
             supervisor: std::process::id(),

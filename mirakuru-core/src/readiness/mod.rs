@@ -146,8 +146,15 @@ pub trait Readiness: Send + Sync + 'static {
     #[doc(hidden)]
     fn wait_is_over(&mut self) {}
 
-    /// Whether the chosen ports must be low: outside of the range that the kernel gives to those
-    /// who ask for any port. Asked before the placeholders are filled in.
+    /// What to do after a wait in vain, if the reason can be known. The default tells where the
+    /// service listens instead of at its [address](Readiness::addr).
+    #[doc(hidden)]
+    fn hint(&self, cx: &Probe<'_>) -> Option<String> {
+        cx.listens_elsewhere(self.addr()?)
+    }
+
+    /// Whether the chosen ports must be low: outside of the range that the kernel gives to those who
+    /// ask for any port. Asked before the placeholders are filled in.
     #[doc(hidden)]
     fn wants_low_ports(&self) -> bool {
         false

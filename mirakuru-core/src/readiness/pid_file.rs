@@ -220,6 +220,20 @@ impl Readiness for PidFile {
         }
     }
 
+    fn hint(&self, cx: &Probe<'_>) -> Option<String> {
+        // A pid file is one that names a process of the service.
+        let names_it = |path: &Path| {
+            let metadata = fs::metadata(path).ok().filter(|metadata| metadata.len() < READ);
+            let pid = metadata.and_then(|metadata| first_number(&content(path, &metadata)));
+            pid.is_some_and(|pid| pid == cx.pid || procfs::descends(pid, cx.supervisor))
+        };
+        let found = cx.made_elsewhere(&self.path, names_it)?;
+        Some(format!(
+            "it wrote its process id to `{}`: await that path, or give it the awaited one",
+            found.display()
+        ))
+    }
+
     fn wait_is_over(&mut self) {
         self.watching = Watching::default();
         self.empty = None;

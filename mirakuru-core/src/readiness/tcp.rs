@@ -166,6 +166,7 @@ impl Readiness for Tcp {
         }
         match (answered, last) {
             (Some(addr), _) => {
+                table::check_route(addr)?;
                 self.resolved.answered = Some(addr);
                 Ok(true)
             }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::recipe::command::{Command, IntoCommand};
+use crate::recipe::command::{Command, IntoCommand, Words, shell_syntax};
 use crate::recipe::signal::Signal;
 
 /// How to start a service: a recipe, made with
@@ -161,6 +161,20 @@ impl Spec {
     }
 
     /// The user and group that the service runs as, if the recipe says so.
+    /// What in the command only a shell would understand, and what to do about it. In a list each
+    /// word is meant as it is.
+    pub(crate) fn shell_syntax(&self) -> Option<String> {
+        match &self.command.words {
+            Words::Line(line) if !self.shell => shell_syntax(line),
+            _ => None,
+        }
+    }
+
+    /// Whether the service's standard input is empty.
+    pub(crate) fn reads_nothing(&self) -> bool {
+        matches!(self.stdin.0, StdioKind::Null)
+    }
+
     pub(crate) fn owner(&self) -> Option<(u32, u32)> {
         match (self.uid, self.gid) {
             (None, None) => None,

@@ -419,6 +419,56 @@ impl<S: AsRef<OsStr>> IntoCommand for &Vec<S> {
     }
 }
 
+/// The first thing in a command line that only a shell would understand, and what to do about it.
+pub(crate) fn shell_syntax(line: &str) -> Option<String> {
+    let is_name = |text: &str| {
+        text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    // Quoted text is meant as it is.
+    let mut quote = None;
+    let unquoted: String = line
+        .chars()
+        .map(|c| match quote {
+            Some(open) => {
+                quote = Some(open).filter(|open| *open != c);
+                '_'
+            }
+            None => {
+                quote = Some(c).filter(|c| matches!(c, '\'' | '"'));
+                c
+            }
+        })
+        .collect();
+    let mut words = unquoted.split_whitespace();
+    let first = words.next()?;
+    if let Some((name, value)) = first.split_once('=').filter(|(name, _)| is_name(name)) {
+        return Some(format!(
+            "`{name}={value}` sets a variable only in a shell: write `.env(\"{name}\", \"{value}\")`, or add \
+             `.shell(true)`"
+        ));
+    }
+    let found = std::iter::once(first).chain(words).find(|word| {
+        let variable = word.strip_prefix('$').map(|rest| rest.trim_matches(['{', '}']));
+        let redirects = |word: &str| {
+            let word = word.trim_start_matches(|c: char| c.is_ascii_digit());
+            word.starts_with('>') || word == "<"
+        };
+        matches!(*word, "|" | "||" | "&&" | "&" | ";")
+            || word.starts_with("~/")
+            || redirects(word)
+            || variable
+                .is_some_and(|rest| is_name(rest.split('/').next().unwrap_or_default().trim_end_matches('}')))
+    })?;
+    let remedy = match found.starts_with('$') {
+        true => "use the placeholder `{env:VAR}`, or add `.shell(true)`",
+        false => "add `.shell(true)`",
+    };
+    Some(format!(
+        "the command runs without a shell, and `{found}` means something only to one: {remedy}"
+    ))
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::PathBuf;
@@ -470,6 +520,35 @@ mod tests {
             .split('\0')
             .map(str::to_owned)
             .collect()
+    }
+
+    #[test]
+    fn what_only_a_shell_understands_is_found() {
+        for (line, part) in [
+            ("PORT=80 server", "`.env(\"PORT\", \"80\")`"),
+            ("~/bin/server --port 80", "`~/bin/server`"),
+            ("server > log", "`>`"),
+            ("server 2>&1", "`2>&1`"),
+            ("server >/dev/null", "`>/dev/null`"),
+            ("server --data $HOME/data", "`{env:VAR}`"),
+            ("server --data ${HOME}", "`{env:VAR}`"),
+            ("server | tee log", "`|`"),
+            ("migrate && server", "`&&`"),
+            ("server &", "`&`"),
+        ] {
+            let hint = shell_syntax(line).unwrap_or_else(|| panic!("{line}"));
+            assert!(hint.contains(part), "{line}: {hint}");
+        }
+        for line in [
+            "server --set a=b",
+            "awk '{print $1}'",
+            "server --url http://h/?a=1&b=2",
+            "server -e 'a | b' 'x>y' -",
+            "server --price $1",
+            "{dir}/server",
+        ] {
+            assert_eq!(shell_syntax(line), None, "{line}");
+        }
     }
 
     #[test]

@@ -93,6 +93,23 @@ pub(crate) fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
+/// The least [`distance`] of a text to any part of another.
+pub(crate) fn distance_within(text: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    // As there, but a match may begin and end anywhere.
+    let mut row = vec![0; other.len() + 1];
+    for (i, letter) in text.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, found) in other.iter().enumerate() {
+            let replaced = diagonal + usize::from(letter != *found);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row.into_iter().min().unwrap_or_default()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -121,5 +138,7 @@ mod tests {
         assert_eq!(distance("redis-sever", "redis-server"), 1);
         assert_eq!(distance("", "abc"), 3);
         assert_eq!(distance("kitten", "sitting"), 3);
+        assert_eq!(distance_within("kitten", "two sittings"), 2);
+        assert_eq!(distance_within("abc", ""), 3);
     }
 }

@@ -20,7 +20,7 @@ mod fds;
 mod tables;
 
 pub(crate) use fds::{Closely, search, search_tree};
-pub(crate) use tables::{listeners, tcp_lingering, unix_listeners};
+pub(crate) use tables::{listeners, tcp_lingering, unix_listeners, unix_listening};
 
 /// Part of `/proc/PID/stat`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -287,6 +287,16 @@ pub(crate) fn user(pid: u32) -> Option<u32> {
 /// The file that a process executes.
 pub(crate) fn program(pid: u32) -> Option<PathBuf> {
     link(&format!("{pid}/exe"))
+}
+
+/// The control groups of a process, as the kernel lists them.
+pub(crate) fn cgroup(pid: u32) -> Option<String> {
+    fs::read_to_string(format!("/proc/{pid}/cgroup")).ok()
+}
+
+/// Whether `/proc` shows the processes of this process's own pid namespace.
+pub(crate) fn is_usable() -> bool {
+    fs::read_link("/proc/self").is_ok_and(|target| target.to_str() == Some(&std::process::id().to_string()))
 }
 
 /// The working directory of a process.

@@ -87,10 +87,15 @@ pub(crate) fn unix_listeners(path: &Path) -> Vec<u64> {
     let Ok(table) = read("thread-self/net/unix") else {
         return Vec::new();
     };
-    parse_unix(&table, path.as_os_str().as_bytes())
+    parse_unix(&table, Some(path.as_os_str().as_bytes()))
 }
 
-fn parse_unix(table: &[u8], wanted: &[u8]) -> Vec<u64> {
+/// The inodes of all Unix sockets that listen.
+pub(crate) fn unix_listening() -> Vec<u64> {
+    read("thread-self/net/unix").map_or_else(|_| Vec::new(), |table| parse_unix(&table, None))
+}
+
+fn parse_unix(table: &[u8], wanted: Option<&[u8]>) -> Vec<u64> {
     const ACCEPTS: u32 = 0x10000;
     // Num RefCount Protocol Flags Type St Inode Path. The inode is padded with spaces, and the path
     // may hold some.
@@ -105,7 +110,8 @@ fn parse_unix(table: &[u8], wanted: &[u8]) -> Vec<u64> {
         }
         let accepts = u32::from_str_radix(fields[3], 16).ok()? & ACCEPTS != 0;
         let inode = fields[6].parse().ok()?;
-        (accepts && rest.strip_prefix(b" ")? == wanted).then_some(inode)
+        let is_wanted = wanted.is_none_or(|wanted| rest.strip_prefix(b" ") == Some(wanted));
+        (accepts && is_wanted).then_some(inode)
     };
     table.split(|byte| *byte == b'\n').filter_map(inode_of).collect()
 }
@@ -122,8 +128,9 @@ mod tests {
             0000000000000000: 00000003 00000000 00000000 0001 03    13 /tmp/a b.sock\n\
             0000000000000000: 00000002 00000000 00010000 0001 01    14 @name\n\
             0000000000000000: 00000002 00000000 00010000 0001 01    15\n";
-        assert_eq!(parse_unix(table, b"/tmp/a b.sock"), [11]);
-        assert_eq!(parse_unix(table, b"b.sock"), []);
-        assert_eq!(parse_unix(table, b"@name"), [14]);
+        assert_eq!(parse_unix(table, Some(b"/tmp/a b.sock")), [11]);
+        assert_eq!(parse_unix(table, Some(b"b.sock")), []);
+        assert_eq!(parse_unix(table, Some(b"@name")), [14]);
+        assert_eq!(parse_unix(table, None), [11, 12, 14, 15]);
     }
 }
