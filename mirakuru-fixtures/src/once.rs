@@ -92,8 +92,8 @@ impl<T> Once<T> {
             Err(error) => {
                 let how = match skips(error) {
                     Some(_) => {
-                        "\n  (a test that uses it in its body cannot be skipped: name it in an attribute on the test, \
-                                `#[mirakuru::fixture(NAME)]`)"
+                        "\n  (a test that uses it in its body cannot be skipped: name it in an \
+                         attribute on the test, `#[mirakuru::fixture(NAME)]`)"
                     }
                     None => "",
                 };

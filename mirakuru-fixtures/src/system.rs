@@ -455,8 +455,8 @@ impl<'a> System<'a> {
     }
 
     /// The same for a test that should panic: a panic of ours would be taken for the one that is
-    /// expected. The report is printed instead, and the test returns and so fails. `expected` is the
-    /// text of the panic that is expected.
+    /// expected. The report is printed instead, and the test returns and so fails. `expected` is
+    /// the text of the panic that is expected.
     ///
     /// # Panics
     ///

@@ -195,7 +195,8 @@ fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: 
     if lacks_a_test_attribute(item, fixtures, bindings) {
         errors.at(
             item.sig.ident.span(),
-            "`#[test]` is missing: write it below this attribute; a function without it is a fixture, and says what it \
+            "`#[test]` is missing: write it below this attribute; a function without it is a fixture, and \
+             says what it \
              gives: `-> T`",
         );
         return;

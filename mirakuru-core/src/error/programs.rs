@@ -53,8 +53,8 @@ const PACKAGES: [(&str, &str); 44] = [
     ("python3", "python3"),
 ];
 
-/// The packages of the presets' servers on Fedora, on Arch Linux, on Alpine and of Homebrew. An empty
-/// name is one that is not known for certain.
+/// The packages of the presets' servers on Fedora, on Arch Linux, on Alpine and of Homebrew. An
+/// empty name is one that is not known for certain.
 const ELSEWHERE: [(&str, [&str; 4]); 10] = [
     ("redis-server", ["redis", "valkey", "redis", "redis"]),
     (

@@ -89,8 +89,8 @@ pub fn locked<T>(file: &File, f: impl FnOnce() -> io::Result<T>) -> io::Result<T
     done
 }
 
-/// The standard error of another process, to append to it. A pipe without a reader is an error here,
-/// and so is a socket.
+/// The standard error of another process, to append to it. A pipe without a reader is an error
+/// here, and so is a socket.
 ///
 /// # Errors
 ///
