@@ -99,13 +99,13 @@ fn data(run: &Run) -> String {
     };
     let lane = |lane: &Lane| {
         format!(
-            "{{\"name\":{},\"process\":{},\"begin\":{},\"end\":{},\"ended\":{},\"exit\":{},\"pieces\":{}}}",
+            "{{\"name\":{},\"process\":{},\"begin\":{},\"end\":{},\"ended\":{},\"test\":{},\"pieces\":{}}}",
             Text(&lane_name(run, lane)),
             lane.process,
             lane.begin,
             lane.end,
             Text(lane.ended.name()),
-            lane.is_exit,
+            lane.is_test(),
             list(&lane.pieces, piece)
         )
     };
@@ -220,7 +220,11 @@ pub(crate) fn trace(run: &Run) -> String {
         let track = (pid, lane.thread);
         let name = lane_name(run, lane);
         trace.name(pid, Some(lane.thread), &name);
-        let category = if lane.is_exit { "exit" } else { "test" };
+        let category = match lane.is_test() {
+            true => "test",
+            false if lane.is_exit => "exit",
+            false => "thread",
+        };
         let args = format!("\"ended\":{}", Text(lane.ended.name()));
         trace.slice(track, category, &name, (lane.begin, lane.end), &args);
         for piece in lane.pieces.iter().filter(|piece| piece.kind != Kind::Body) {
