@@ -47,6 +47,10 @@
 //! - The handle dereferences to its [`Executor`](mirakuru_core::Executor), which has the logs, the
 //!   pid, and the verbs.
 //!
+//! Several servers at once are a [`Cluster`](crate::Cluster):
+//! [`etcd().cluster(3)`](EtcdRecipe::cluster), [`redis().replicas(1)`](RedisRecipe::replicas),
+//! [`postgres().replicas(1)`](PostgresRecipe::replicas).
+//!
 //! There is none for a store that speaks S3, because Debian has no package of one (MinIO is
 //! downloaded), and none for ZooKeeper, whose Java takes a second to start.
 //!

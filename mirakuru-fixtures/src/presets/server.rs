@@ -270,7 +270,7 @@ impl Options {
 
 /// One probe of a server that starts.
 pub(super) struct Question<'a> {
-    port: u16,
+    pub(crate) port: u16,
     within: Duration,
     /// The private directory.
     pub(crate) dir: &'a Path,

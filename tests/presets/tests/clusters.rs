@@ -5,7 +5,7 @@ use std::net::TcpStream;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mirakuru::presets::{self, Etcd, Redis};
+use mirakuru::presets::{self, Etcd, Postgres, Redis};
 use mirakuru::{Cluster, Recipe};
 use mirakuru_preset_tests::require;
 use redis::Commands;
@@ -71,4 +71,46 @@ fn a_replica_of_redis_has_the_masters_data() {
     assert_eq!(replica.get::<_, u32>("x").unwrap(), 7);
     let error = replica.set::<_, _, ()>("x", 8).unwrap_err();
     assert_eq!(error.code(), Some("READONLY"), "{error}");
+}
+
+#[test]
+fn a_replica_of_postgres_has_the_databases_of_the_primary() {
+    let is_installed = std::path::Path::new("/usr/lib/postgresql").is_dir();
+    if !is_installed && !require("postgres") {
+        return;
+    }
+    let schema = "CREATE TABLE visits (who TEXT); INSERT INTO visits VALUES ('me')";
+    let recipe = presets::postgres().load_sql(schema).replicas(1);
+    let mut nodes: Cluster<Postgres> = recipe.start().unwrap();
+    let connect = |url: &str| postgres::Client::connect(url, postgres::NoTls);
+    let database = nodes[0].database();
+    let replica_url = nodes[1].url();
+    let url = format!("{}/{}", replica_url.rsplit_once('/').unwrap().0, database.name());
+    // It arrives a moment later.
+    soon(|| connect(&url).is_ok());
+    let mut replica = connect(&url).unwrap();
+    let who = |client: &mut postgres::Client| -> Vec<String> {
+        let rows = client.query("SELECT who FROM visits", &[]).unwrap();
+        rows.iter().map(|row| row.get(0)).collect()
+    };
+    assert_eq!(who(&mut replica), ["me"]);
+    let error = replica.execute("DELETE FROM visits", &[]).unwrap_err();
+    assert!(
+        error.as_db_error().unwrap().message().contains("read-only"),
+        "{error:?}"
+    );
+    connect(&database.url())
+        .unwrap()
+        .execute("INSERT INTO visits VALUES ('you')", &[])
+        .unwrap();
+    soon(|| who(&mut replica) == ["me", "you"]);
+    // A replica that was away catches up.
+    drop(replica);
+    nodes[1].stop().unwrap();
+    connect(&database.url())
+        .unwrap()
+        .execute("DELETE FROM visits", &[])
+        .unwrap();
+    nodes[1].start().unwrap();
+    soon(|| connect(&url).is_ok_and(|mut client| who(&mut client).is_empty()));
 }

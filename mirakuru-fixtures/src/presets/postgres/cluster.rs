@@ -223,7 +223,7 @@ pub(super) fn release_memory(dir: &Path) {
 
 /// Whether the server says, in its file and not in its log, that it takes clients.
 pub(super) fn is_ready(dir: &Path) -> bool {
-    postmaster_line(dir, 7).trim() == "ready"
+    matches!(postmaster_line(dir, 7).trim(), "ready" | "standby")
 }
 
 /// A line of the file that the server keeps about itself.

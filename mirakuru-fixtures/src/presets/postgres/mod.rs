@@ -12,7 +12,7 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use mirakuru_core::__private::hash;
+use mirakuru_core::__private::{hash, literal};
 use mirakuru_core::{Error, Executor, ExecutorBuilder, Signal};
 
 use self::cluster::{install, is_ready, of_version, psql_of, real_path, release_memory};
@@ -28,6 +28,7 @@ use super::server::{
 use super::sql::{self, Script};
 use super::{Answers, expect, failed, percent_encoded};
 use crate::Recipe;
+use crate::cluster::{ClusterRecipe, Node};
 
 mod cluster;
 mod load;
@@ -64,6 +65,7 @@ pub fn postgres() -> PostgresRecipe {
         load: Vec::new(),
         seeds: Vec::new(),
         fills_seeds: false,
+        primary: None,
     }
 }
 
@@ -78,6 +80,8 @@ pub struct PostgresRecipe {
     seeds: Vec<Seed>,
     /// Whether its seeds run, so that the result can be kept. Else the result is copied.
     fills_seeds: bool,
+    /// The directory and the port of the primary that it follows.
+    primary: Option<(PathBuf, u16)>,
 }
 
 #[derive(Clone, Debug)]
@@ -216,6 +220,43 @@ impl PostgresRecipe {
         !self.seeds.is_empty() && !self.fills_seeds
     }
 
+    /// A primary and so many replicas: ready when each replica streams from the primary. The first
+    /// node is the primary, and makes the databases. They arrive at the replicas, from which
+    /// clients can only read.
+    ///
+    /// ```no_run
+    /// # use mirakuru_fixtures as mirakuru;
+    /// use mirakuru::{Recipe, presets};
+    ///
+    /// let nodes = presets::postgres().replicas(1).start()?;
+    /// let (primary, replica) = (&nodes[0], &nodes[1]);
+    /// println!("write to {}, read from {}", primary.url(), replica.url());
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    pub fn replicas(
+        self,
+        replicas: usize,
+    ) -> ClusterRecipe<PostgresRecipe, impl Fn(&Node) -> PostgresRecipe + Clone> {
+        let mut recipe = self;
+        let wanted = [
+            ("wal_level", "replica"),
+            ("max_wal_senders", "10"),
+            ("wal_keep_size", "64MB"),
+            // A replica that starts before the primary tries again soon.
+            ("wal_retrieve_retry_interval", "50ms"),
+        ];
+        // Before the settings of the user, which count.
+        let wanted = wanted.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        recipe.options.config.splice(0..0, wanted);
+        crate::cluster(1 + replicas, move |node| {
+            let primary = node.nodes().next().filter(|_| node.index() > 0);
+            PostgresRecipe {
+                primary: primary.map(|primary| (primary.dir(), primary.port())),
+                ..recipe.clone()
+            }
+        })
+    }
+
     fn server(&self) -> Result<Option<PathBuf>, Error> {
         let found = match (&self.options.program, self.version) {
             (Some(program), _) => Some(program.clone()),
@@ -253,6 +294,14 @@ impl PostgresRecipe {
         settings.extend(FIXED.map(|(name, value)| (name, value.to_owned())));
         if !self.options.durable {
             settings.extend(FAST.map(|(name, value)| (name, value.to_owned())));
+        }
+        if let Some((dir, port)) = &self.primary {
+            let dir = dir.to_string_lossy().replace('\\', "\\\\").replace('\'', "\\'");
+            let address = format!("host='{dir}' port={port} user={USER}");
+            settings.push((
+                "primary_conninfo",
+                literal(address).to_string_lossy().into_owned(),
+            ));
         }
         // Of two settings of the same parameter the last one counts.
         let lines = self
@@ -308,7 +357,7 @@ impl Recipe for PostgresRecipe {
             // `Postgres::password`.
             .file(
                 "data/pg_hba.conf",
-                "local all all trust\nhost all all 127.0.0.1/32 password\n",
+                "local all,replication all trust\nhost all,replication all 127.0.0.1/32 password\n",
             )
             // Its fast shutdown. After SIGTERM it would wait for all clients to leave.
             .stop_signal(Signal::Int);
@@ -320,11 +369,15 @@ impl Recipe for PostgresRecipe {
         if !self.seeds.is_empty() {
             recipe = recipe.env("MIRAKURU_SEED", seed::digest(&self.seeds));
         }
+        let follows = self.primary.is_some();
+        if follows {
+            recipe = recipe.file("data/standby.signal", "");
+        }
         if !self.initdb.is_empty() {
             recipe = recipe.env("MIRAKURU_INITDB", self.initdb.join(" "));
         }
         Ok(
-            recipe.wait_for(options.answers_in("it took a client", |question| {
+            recipe.wait_for(options.answers_in("it took a client", move |question| {
                 // A client that it refuses while it starts up would be a line in its log.
                 if !is_ready(question.dir) {
                     return Ok(false);
@@ -332,6 +385,11 @@ impl Recipe for PostgresRecipe {
                 let taken = takes_clients(question.connect()?)?;
                 if taken {
                     release_memory(question.dir);
+                }
+                if taken && follows {
+                    let (dir, port) = (question.dir.to_owned(), question.port);
+                    let mut client = Address { dir, port }.connect(SHARED)?;
+                    return Ok(client.query("SELECT status FROM pg_stat_wal_receiver")? == ["streaming"]);
                 }
                 Ok(taken)
             })),
@@ -350,6 +408,9 @@ impl Recipe for PostgresRecipe {
     }
 
     fn set_up(&self, executor: &mut Executor<Answers>) -> Result<(), Error> {
+        if self.primary.is_some() {
+            return Ok(());
+        }
         let failed = |source| failed("set PostgreSQL up", source);
         let address = Address::of(executor);
         let mut client = address.connect(SHARED).map_err(failed)?;
@@ -391,7 +452,11 @@ impl Recipe for PostgresRecipe {
     }
 
     fn handle(self, executor: Executor<Answers>) -> Result<Postgres, Error> {
-        let dir = executor.dir();
+        // A replica has the passwords of its primary.
+        let dir = match &self.primary {
+            Some((dir, _)) => dir.clone(),
+            None => executor.dir(),
+        };
         let template = match self.load.is_empty() && self.seeds.is_empty() {
             true => None,
             false => Some(Template::read(&dir)?),
