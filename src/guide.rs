@@ -6,6 +6,7 @@
 //! | [A first test](first_test) | the attribute, `{port}`, presets, your own program, more than one service |
 //! | [Choosing a readiness](readiness) | what to wait for, and why not always for the port |
 //! | [Programs of the workspace](programs) | `bin`: another package's daemon, its features, runners, coverage |
+//! | [Systems](systems) | services that need each other, clusters, upgrades |
 //! | [Sharing and scopes](sharing) | one service for many tests, and how they keep out of each other's way |
 //! | [Lines of a log](logs) | wait for the next line, capture a value, check that no error was logged |
 //! | [Looking on](looking_on) | live output, services that stay, the environment variables |
@@ -36,6 +37,8 @@ macro_rules! chapters {
         #[doc = "[programs]: crate::guide::programs"]
         #[doc = "[readiness]: crate::guide::readiness"]
         #[doc = "[sharing]: crate::guide::sharing"]
+        #[doc = "[systems]: crate::guide::systems"]
+        #[doc = "[cluster]: struct@crate::Cluster"]
         #[doc = "[writing_a_preset]: crate::guide::writing_a_preset"]
         #[doc = ""]
         #[doc = include_str!(concat!("../docs/guide/", stringify!($name), ".md"))]
@@ -44,6 +47,6 @@ macro_rules! chapters {
 }
 
 chapters! {
-    first_test readiness programs sharing logs looking_on migrations nextest async_tests ci
-    resistance writing_a_preset debugging from_python from_testcontainers limits
+    first_test readiness programs systems sharing logs looking_on migrations nextest async_tests
+    ci resistance writing_a_preset debugging from_python from_testcontainers limits
 }

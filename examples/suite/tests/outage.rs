@@ -3,15 +3,19 @@
 use std::io;
 use std::time::{Duration, Instant};
 
-use mirakuru::{Error, Http, Executor, presets};
+use mirakuru::{Error, HttpExecutor, presets};
 
 #[mirakuru::fixture(presets::redis())]
+#[mirakuru::fixture(
+    bin = "shop",
+    args = ["127.0.0.1:{port}".to_owned(), redis.addr().to_string()],
+    http = "http://127.0.0.1:{port}/health"
+)]
 #[test]
-fn the_shop_bears_the_loss_of_redis(mut redis: presets::Redis) -> Result<(), Box<dyn std::error::Error>> {
-    let shop = Executor::builder([env!("CARGO_BIN_EXE_shop")])
-        .args(["127.0.0.1:{port}".to_owned(), redis.addr().to_string()])
-        .wait_for(Http::get("http://127.0.0.1:{port}/health"))
-        .start()?;
+fn the_shop_bears_the_loss_of_redis(
+    mut redis: presets::Redis,
+    shop: HttpExecutor,
+) -> Result<(), Box<dyn std::error::Error>> {
     let visits = || shop::get(shop.addr(), "/visits");
     assert_eq!(visits()?, (200, "1".to_owned()));
 

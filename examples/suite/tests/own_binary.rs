@@ -1,7 +1,7 @@
 //! The program under test is this package's own binary. `bin` finds it where cargo has built it, in
 //! integration tests and benches.
 
-use mirakuru::{Executor, HttpExecutor, Signal, presets};
+use mirakuru::{HttpExecutor, Signal, presets};
 
 #[mirakuru::fixture(bin = "shop", args = ["127.0.0.1:{port}"], http = "http://127.0.0.1:{port}/health")]
 #[test]
@@ -10,15 +10,15 @@ fn a_page_that_is_not_there(shop: &HttpExecutor) {
     assert!(shop.logs().stdout().starts_with("open at 127.0.0.1:"));
 }
 
-/// What one service needs of another, such as its port, is there once that one has started. So this
-/// one is started by hand.
-#[mirakuru::fixture(presets::redis())]
+/// A fixture that stands above is in scope below: the shop starts when its Redis is ready.
+#[mirakuru::fixture(presets::redis(), name = redis)]
+#[mirakuru::fixture(
+    bin = "shop",
+    args = ["127.0.0.1:{port}".to_owned(), redis.addr().to_string()],
+    http = "http://127.0.0.1:{port}/health"
+)]
 #[test]
-fn it_counts_its_visits(redis: &presets::Redis) -> Result<(), Box<dyn std::error::Error>> {
-    let mut shop = Executor::builder([env!("CARGO_BIN_EXE_shop")])
-        .args(["127.0.0.1:{port}".to_owned(), redis.addr().to_string()])
-        .wait_for(mirakuru::Http::get("http://127.0.0.1:{port}/health"))
-        .start()?;
+fn it_counts_its_visits(mut shop: HttpExecutor) -> Result<(), Box<dyn std::error::Error>> {
     assert_eq!(shop::get(shop.addr(), "/visits")?, (200, "1".to_owned()));
     assert_eq!(shop::get(shop.addr(), "/visits")?, (200, "2".to_owned()));
     shop.stop()?; // Checked: a crash that nobody has noticed is an error here.
