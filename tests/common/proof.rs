@@ -161,16 +161,43 @@ pub(crate) fn marked(dir: &Path) -> Vec<u32> {
 
 /// What mirakuru has in this directory for temporary files, besides the locks of turns, which stay.
 pub(crate) fn homes(temp: &Path) -> Vec<String> {
+    in_the_base(temp, false)
+}
+
+/// The directories in which nothing but a log is left.
+pub(crate) fn kept_logs(temp: &Path) -> Vec<String> {
+    in_the_base(temp, true)
+}
+
+fn in_the_base(temp: &Path, kept: bool) -> Vec<String> {
     let mut found = Vec::new();
     for base in fs::read_dir(temp).into_iter().flatten().flatten() {
         if !base.file_name().to_string_lossy().starts_with("mirakuru-") {
             continue;
         }
         for entry in fs::read_dir(base.path()).into_iter().flatten().flatten() {
-            if entry.file_name() != "turns" {
+            // The list of kept logs is mirakuru's own.
+            let is_own = entry.file_name() == "turns" || entry.file_name() == "kept-logs";
+            if !is_own && is_kept_log(&entry.path()) == kept {
                 found.push(entry.path().display().to_string());
             }
         }
     }
     found
+}
+
+/// Whether a service's directory holds a kept log and nothing else.
+pub(crate) fn is_kept_log(dir: &Path) -> bool {
+    let entries: Vec<_> = fs::read_dir(dir)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.file_name())
+        .collect();
+    let is_log = |name: &std::ffi::OsString| {
+        ["kept", "log", "log.index", "owner"]
+            .iter()
+            .any(|log| name == log)
+    };
+    entries.iter().any(|name| name == "kept") && entries.iter().all(is_log)
 }

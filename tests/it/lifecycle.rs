@@ -450,6 +450,62 @@ fn a_line_that_was_printed_counts_although_the_service_has_ended() {
     }
 }
 
+/// A test that hangs until its runner kills it, ends the process, or outlives the end of the harness
+/// (as after rstest's `#[timeout]`): nobody says that all went well.
+#[test]
+fn the_log_is_kept_when_nobody_says_that_all_went_well() {
+    let scratch = Scratch::new();
+    for end in ["killed", "exit", "left behind", "well"] {
+        let temp = scratch.path().join(end);
+        fs::create_dir(&temp).unwrap();
+        let mut child = victim(test_name!(prints_and_ends), scratch.path())
+            .env("MIRAKURU_TEST_END", end)
+            .env("TMPDIR", &temp)
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        if end == "killed" {
+            let up = temp.join("up");
+            assert!(wait_until(|| up.exists(), LONG));
+            common::send(child.id(), common::SIGKILL);
+        }
+        child.wait().unwrap();
+        let logs = || crate::proof::kept_logs(&temp);
+        assert!(
+            wait_until(|| crate::proof::homes(&temp).is_empty(), LONG),
+            "{end}"
+        );
+        assert_eq!(logs().len(), usize::from(end != "well"), "{end}");
+        if let Some(log) = logs().first() {
+            let text = fs::read_to_string(Path::new(log).join("log")).unwrap();
+            assert!(text.contains("the only clue"), "{end}: {text}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "a victim"]
+fn prints_and_ends() {
+    if victim_dir().is_none() {
+        return;
+    }
+    let service = listening(["--line", "the only clue"]).start().unwrap();
+    fs::write(std::env::temp_dir().join("up"), "").unwrap();
+    match std::env::var("MIRAKURU_TEST_END").unwrap().as_str() {
+        "killed" => std::thread::sleep(LONG),
+        "exit" => std::process::exit(3),
+        "left behind" => {
+            std::thread::spawn(move || {
+                let _service = service;
+                std::thread::sleep(LONG);
+            });
+            panic!("as a time-out does");
+        }
+        _ => drop(service),
+    }
+}
+
 #[test]
 fn odd_inherited_variables_do_not_fail_a_start() {
     let scratch = Scratch::new();

@@ -568,7 +568,8 @@ fn left_in(dir: &Path) -> Vec<String> {
         if base.file_name().to_string_lossy().starts_with("mirakuru-") {
             // The log of what has failed is kept, and only that.
             let is_log = |path: &Path| {
-                path.join("kept").exists() && !path.join("d").exists() && !path.join("lock").exists()
+                let is_kept = path.join("kept").exists() && !path.join("d").exists();
+                path.ends_with("kept-logs") || (is_kept && !path.join("lock").exists())
             };
             let entries = fs::read_dir(base.path()).into_iter().flatten().flatten();
             let entries = entries.filter(|entry| !is_log(&entry.path()));

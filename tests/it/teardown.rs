@@ -27,7 +27,7 @@ use crate::common::{
     test_name, wait_until,
 };
 use crate::fresh;
-use crate::proof::{self, Lifeline, Process, homes, marked};
+use crate::proof::{self, Lifeline, Process, homes, kept_logs, marked};
 use mirakuru::{Executor, Shared, SimpleExecutor, Tcp, TcpExecutor};
 
 const SIGHUP: i32 = 1;
@@ -323,9 +323,9 @@ impl Death {
         }
     }
 
-    /// The log of a service whose test has panicked is kept for a day.
+    /// The log of a service whose test did not end well is kept for a day.
     fn keeps_the_log(&self) -> bool {
-        self.name == "panic" && self.status == Status::Code(101)
+        self.status != Status::Code(0)
     }
 }
 
@@ -348,11 +348,16 @@ fn cell(command: Command, scratch: &Scratch, death: Death, kind: &Kind) -> Resul
         ));
     }
     victim.leaves_nothing(scratch)?;
-    let homes = homes(scratch.path());
-    if homes.is_empty() || death.keeps_the_log() {
+    let (homes, logs) = (homes(scratch.path()), kept_logs(scratch.path()));
+    // It prints that it was asked to end; before that, at a panic, it has printed nothing.
+    let killed = death.keeps_the_log() && death.status != Status::Code(101);
+    if logs.is_empty() && killed && kind.name == PLAIN.name {
+        return Err("the log is lost".to_owned());
+    }
+    if homes.is_empty() && (logs.is_empty() || death.keeps_the_log()) {
         Ok(())
     } else {
-        Err(format!("files are left: {homes:?}"))
+        Err(format!("files are left: {homes:?}, and logs: {logs:?}"))
     }
 }
 
@@ -740,6 +745,10 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
     let old = SystemTime::now() - Duration::from_secs(120);
     for home in homes(scratch.path()) {
         let _ = File::open(&home).and_then(|home| home.set_modified(old));
+    }
+    // The killed ones have left their logs, which are not this one's.
+    for log in kept_logs(scratch.path()) {
+        fs::remove_dir_all(log).unwrap();
     }
     let scope_end = Death::own("scope end", Status::Code(0));
     cell(under_libtest(scratch.path()), &scratch, scope_end, &PLAIN).unwrap();

@@ -4,8 +4,10 @@
 //! This stands with the run, and not with the service directory, because a run's directory is swept
 //! as well.
 
+use std::collections::HashSet;
+use std::fmt::Write as _;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -22,6 +24,11 @@ const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 /// The number of kept logs above which the oldest stay only [`MANY_KEPT_FOR`]: each costs every
 /// test process two system calls.
 const MANY_KEPT: usize = 200;
+const MOST_KEPT: usize = 1_000;
+/// The size of all kept logs together: beyond it the oldest go.
+const MOST_BYTES: u64 = 1 << 30;
+/// How often all kept logs are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(10 * 60);
 const MANY_KEPT_FOR: Duration = Duration::from_secs(60 * 60);
 /// A service directory takes a fraction of a millisecond to make. One that is this old and
 /// unfinished never will be.
@@ -81,14 +88,20 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
     let Ok(entries) = fs::read_dir(base) else {
         return Vec::new();
     };
+    let known = KeptLogs::read(base);
     let mut logs = Vec::new();
+    let mut new = String::new();
     let stale = entries
         .filter_map(Result::ok)
         .filter_map(|entry| {
             let name = entry.file_name();
             let name = name.to_str()?;
             if is_id(name) {
+                if known.have(name) {
+                    return None;
+                }
                 if let Some(kept_at) = only_the_log_is_left(&entry.path()) {
+                    let _ = writeln!(new, "{name}");
                     logs.push((kept_at, entry.path()));
                     return None;
                 }
@@ -113,16 +126,66 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
             }
         })
         .collect();
-    // The oldest first.
-    logs.sort();
-    let too_many = logs.len().saturating_sub(MANY_KEPT);
-    for (at, (kept_at, path)) in logs.iter().enumerate() {
-        let limit = if at < too_many { MANY_KEPT_FOR } else { KEPT_FOR };
-        if is_past(*kept_at, limit) {
-            remove_tree(path);
+    known.update(logs, &new);
+    stale
+}
+
+/// The kept logs of a base, so that a sweep need not look at each: a file with their names, which is made
+/// anew now and then. Then the old ones go.
+struct KeptLogs {
+    list: PathBuf,
+    /// Empty when all are to be looked at.
+    names: HashSet<String>,
+    is_fresh: bool,
+}
+
+impl KeptLogs {
+    fn read(base: &Path) -> KeptLogs {
+        let list = base.join("kept-logs");
+        let is_fresh = list.exists() && !is_older(&list, LOOK_EVERY);
+        let text = match is_fresh {
+            true => fs::read_to_string(&list).unwrap_or_default(),
+            false => String::new(),
+        };
+        KeptLogs {
+            list,
+            names: text.lines().map(str::to_owned).collect(),
+            is_fresh,
         }
     }
-    stale
+
+    fn have(&self, name: &str) -> bool {
+        self.names.contains(name)
+    }
+
+    /// Notes new ones; in a sweep that has looked at all, removes those that are too old, too many or too
+    /// large.
+    fn update(&self, mut logs: Vec<(SystemTime, PathBuf)>, new: &str) {
+        if self.is_fresh {
+            if !new.is_empty() {
+                let list = fs::OpenOptions::new().append(true).open(&self.list);
+                // A name that cannot be noted is looked at again.
+                let _ = list.and_then(|mut list| list.write_all(new.as_bytes()));
+            }
+            return;
+        }
+        // The newest first.
+        logs.sort_by(|one, other| other.cmp(one));
+        let (mut size, mut names) = (0, String::new());
+        for (at, (kept_at, path)) in logs.iter().enumerate() {
+            size += path.join("log").symlink_metadata().map_or(0, |log| log.len());
+            let limit = if at < MANY_KEPT { KEPT_FOR } else { MANY_KEPT_FOR };
+            if is_past(*kept_at, limit) || at >= MOST_KEPT || (at > 0 && size > MOST_BYTES) {
+                remove_tree(path);
+            } else if let Some(name) = path.file_name().and_then(|name| name.to_str()) {
+                let _ = writeln!(names, "{name}");
+            }
+        }
+        let _ = match names.is_empty() {
+            true => fs::remove_file(&self.list),
+            false => fs::write(&self.list, names),
+        };
+    }
 }
 
 /// Of a service directory whose executor is gone, and which is there for its log alone: when that

@@ -240,7 +240,9 @@ impl Scratch {
         let entries = bases.flat_map(|base| fs::read_dir(base.path()).unwrap().flatten());
         entries
             .map(|entry| entry.path())
-            .filter(|path| !path.ends_with("cache") && !path.ends_with("turns"))
+            .filter(|path| {
+                !path.ends_with("cache") && !path.ends_with("turns") && !path.ends_with("kept-logs")
+            })
             .collect()
     }
 }

@@ -37,6 +37,12 @@ fn a_kept_log_is_all_that_stays() {
     assert!(!dir.exists());
     assert_eq!(sweep_in(&temp.base()).len(), 0);
     assert!(log.exists(), "a sweep removed it at once");
+    assert_eq!(sweep_in(&temp.base()).len(), 0);
+    assert!(log.exists(), "a sweep that knew it removed it");
+    set_age(
+        &temp.base().join("kept-logs"),
+        LOOK_EVERY + Duration::from_secs(60),
+    );
     set_age(&log.with_file_name("kept"), KEPT_FOR + Duration::from_secs(60));
     assert_eq!(sweep_in(&temp.base()).len(), 0);
     assert_eq!(temp.names(), [""; 0]);
@@ -63,6 +69,33 @@ fn of_many_kept_logs_the_newest_stay() {
     let left: Vec<bool> = logs.iter().map(|log| log.exists()).collect();
     assert_eq!(left.iter().filter(|left| **left).count(), MANY_KEPT + 2);
     assert!(left[..3].iter().all(|left| !left), "the old ones go");
+}
+
+#[test]
+fn kept_logs_are_bounded_in_size() {
+    let temp = Temp::new();
+    let log_of = |size: u64, age: u64| {
+        let service_dir = temp.service_dir();
+        let log = service_dir.log();
+        // A file with a hole takes no space.
+        File::create(&log).unwrap().set_len(size).unwrap();
+        service_dir.keep();
+        drop(service_dir);
+        set_age(&log.with_file_name("kept"), Duration::from_secs(age));
+        log
+    };
+    let (newest, middle, oldest) = (log_of(10, 0), log_of(MOST_BYTES - 20, 60), log_of(20, 120));
+    assert_eq!(sweep_in(&temp.base()).len(), 0);
+    assert!(newest.exists() && middle.exists() && !oldest.exists());
+    // One that is too large alone is the only one that is left.
+    let large = log_of(MOST_BYTES + 1, 0);
+    set_age(
+        &temp.base().join("kept-logs"),
+        LOOK_EVERY + Duration::from_secs(60),
+    );
+    set_age(&newest.with_file_name("kept"), Duration::from_secs(30));
+    assert_eq!(sweep_in(&temp.base()).len(), 0);
+    assert!(large.exists() && !newest.exists());
 }
 
 #[test]

@@ -55,6 +55,42 @@ pub(in crate::sys) unsafe fn remove_private_dir(path: *const c_char) {
     }
 }
 
+/// Marks the log of a service as one to be kept, unless it is empty.
+///
+/// # Safety
+///
+/// As [`remove_private_dir`].
+#[cfg(all(target_os = "linux", not(mirakuru_portable)))]
+pub(in crate::sys) unsafe fn keep_log(path: *const c_char) {
+    // SAFETY: plain system calls.
+    unsafe {
+        if let Some(place) = Place::find(path) {
+            keep_log_in(place.dir);
+            place.close();
+        }
+    }
+}
+
+/// The same in an open directory.
+///
+/// # Safety
+///
+/// Makes plain system calls only.
+pub(in crate::sys) unsafe fn keep_log_in(dir: i32) {
+    // SAFETY: an all-zero `stat` is one, and the calls read strings that end in a zero byte.
+    unsafe {
+        let mut log: libc::stat = std::mem::zeroed();
+        let flags = libc::AT_SYMLINK_NOFOLLOW;
+        if libc::fstatat(dir, c"log".as_ptr(), &mut log, flags) == 0 && log.st_size > 0 {
+            let flags = libc::O_WRONLY | libc::O_CREAT | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+            let kept = libc::openat(dir, c"kept".as_ptr(), flags, 0o600);
+            if kept >= 0 {
+                libc::close(kept);
+            }
+        }
+    }
+}
+
 /// A directory, and the directory that it is in.
 struct Place {
     parent: i32,

@@ -14,7 +14,7 @@ use std::ptr;
 use std::sync::Once;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
 
-use super::message::{send, stop_message};
+use super::message::{Message, STOP_IN_A_TEST, send, stop_message};
 use super::plan::StopPolicy;
 use super::service;
 
@@ -51,9 +51,7 @@ pub(super) fn register(control: RawFd, id: &str, stop: StopPolicy) -> Registrati
     static HANDLER: Once = Once::new();
     HANDLER.call_once(|| {
         PROCESS.store(std::process::id(), Ordering::SeqCst);
-        // SAFETY: the handler may run at any time after this, beside other threads. Should the C
-        // library have no room for it, the supervisors still notice the end.
-        unsafe { libc::atexit(end_all) };
+        install();
     });
     let slot = free_slot();
     for (place, value) in slot.message.iter().zip(stop_message(stop, true)) {
@@ -154,22 +152,62 @@ pub(crate) fn exit_began() -> Option<u64> {
     Some(BEGAN.load(Ordering::SeqCst)).filter(|began| *began != 0)
 }
 
+#[cfg(any(target_os = "linux", target_os = "android"))]
+fn is_main_thread() -> bool {
+    // SAFETY: both calls only give numbers.
+    unsafe { libc::syscall(libc::SYS_gettid) == libc::c_long::from(libc::getpid()) }
+}
+
+/// Elsewhere there is no portable way to ask.
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+fn is_main_thread() -> bool {
+    true
+}
+
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn install() {
+    use libc::{c_int, c_void};
+    unsafe extern "C" {
+        /// `atexit` with the status, which the `libc` crate does not declare.
+        fn on_exit(handler: extern "C" fn(c_int, *mut c_void), argument: *mut c_void) -> c_int;
+    }
+    extern "C" fn handler(status: c_int, _: *mut c_void) {
+        end_all(status != 0);
+    }
+    // SAFETY: declared as in `stdlib.h`. The handler may run at any time after this, beside other
+    // threads. Should the C library have no room for it, the supervisors still notice the end.
+    unsafe { on_exit(handler, ptr::null_mut()) };
+}
+
+#[cfg(not(all(target_os = "linux", target_env = "gnu")))]
+fn install() {
+    extern "C" fn handler() {
+        end_all(false);
+    }
+    // SAFETY: as above.
+    unsafe { libc::atexit(handler) };
+}
+
 /// Tells all services to end, then waits for all: they end side by side.
-extern "C" fn end_all() {
+fn end_all(failed: bool) {
     if PROCESS.load(Ordering::SeqCst) != std::process::id() {
         return;
     }
     BEGAN.store(crate::sys::clock_ns(), Ordering::SeqCst);
+    // A test failed and did not end its service, such as one that hung; or a test ended the process. (The
+    // harness returns from the main thread, and runs tests on others.)
+    let in_a_test = failed || !is_main_thread();
     let mut ending = Vec::new();
     let mut at = HEAD.load(Ordering::SeqCst);
     // SAFETY: as in `free_slot`.
     while let Some(slot) = unsafe { at.as_ref() } {
         let control = slot.control.swap(-1, Ordering::SeqCst);
         if control >= 0 {
-            send(
-                control,
-                std::array::from_fn(|i| slot.message[i].load(Ordering::SeqCst)),
-            );
+            let mut message: Message = std::array::from_fn(|i| slot.message[i].load(Ordering::SeqCst));
+            if in_a_test {
+                message[4] = STOP_IN_A_TEST;
+            }
+            send(control, message);
             let words = slot.id.each_ref().map(|word| word.load(Ordering::SeqCst));
             let pids = [&slot.guard, &slot.service].map(|pid| pid.load(Ordering::SeqCst));
             ending.push((control, pids, words));

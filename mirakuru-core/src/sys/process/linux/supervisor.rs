@@ -45,7 +45,8 @@ use super::super::arena::Arena;
 use super::super::calls::Call;
 use super::super::ending::{Ending, Order, Step};
 use super::super::message::{
-    ARM, EMPTY, EXITED, Inbox, PUBLISH, PUBLISHED, Received, SIGNAL, STARTED, STOP, SYNC, SYNCED, send,
+    ARM, EMPTY, EXITED, Inbox, PUBLISH, PUBLISHED, Received, SIGNAL, STARTED, STOP, STOP_IN_A_TEST, SYNC,
+    SYNCED, send,
 };
 use super::super::output::Output;
 use super::super::spawn::{
@@ -54,7 +55,7 @@ use super::super::spawn::{
 };
 use super::super::tools::{errno, fail, fail_call, now_ns};
 use super::{os, tree};
-use crate::sys::io::remove::remove_private_dir;
+use crate::sys::io::remove::{keep_log, remove_private_dir};
 
 // ------------------------------------------------------------------------------------------- guard
 
@@ -193,6 +194,8 @@ struct Worker<'a> {
     main_alive: bool,
     /// Nobody else is there to remove the private directory.
     clean_up: bool,
+    /// The test process ended in the middle of a test: nobody said that all went well.
+    keep_log: bool,
     /// It is the run's: it does not end with the test process, but with the runner.
     published: bool,
     /// How the main process ended, and when; killed, as long as nobody has seen it.
@@ -241,6 +244,7 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
             ending: Ending::new(),
             main_alive: true,
             clean_up: false,
+            keep_log: false,
             published: false,
             status: libc::SIGKILL,
             ended_at: 0,
@@ -366,6 +370,7 @@ impl Worker<'_> {
                 }
                 if owner_is_gone {
                     self.clean_up = true;
+                    self.keep_log |= !self.published;
                     let step = self.ending.order_in_turn(self.a, Order::of_recipe(self.a));
                     self.take(step);
                 }
@@ -420,8 +425,9 @@ impl Worker<'_> {
                             grace_ms: i64::from(message[2]),
                             kill_signal: message[3],
                         };
-                        let step = if message[4] == 1 {
+                        let step = if message[4] != 0 {
                             self.clean_up = true;
+                            self.keep_log |= message[4] == STOP_IN_A_TEST;
                             self.ending.order_in_turn(self.a, order)
                         } else {
                             self.ending.order(self.a, order)
@@ -527,6 +533,9 @@ impl Worker<'_> {
                     remove_private_dir(self.a.run_dir);
                 }
                 if !self.a.private_dir.is_null() {
+                    if self.keep_log {
+                        keep_log(self.a.private_dir);
+                    }
                     remove_private_dir(self.a.private_dir);
                 }
             }

@@ -8,24 +8,28 @@ use std::ffi::{CStr, c_char};
 use std::ptr;
 
 use super::super::tools::errno;
+use crate::sys::io::remove::keep_log_in;
 
 /// How long the removal of what a service has left may take. Then it goes on without the
 /// supervisor.
 const PATIENCE_MS: i32 = 20_000;
 
 /// Removes a directory and all in it; symbolic links are removed, not followed. With a file `kept`
-/// in it, only the subdirectory `d` goes, and the lock that marks it as in use.
+/// in it, which `keep_log` makes, only the subdirectory `d` goes, and the lock that marks it as in use.
 ///
 /// # Safety
 ///
 /// The path must be a string that ends in a zero byte.
-pub(super) unsafe fn private_dir(path: *const c_char) {
+pub(super) unsafe fn private_dir(path: *const c_char, keep_log: bool) {
     // SAFETY: plain system calls; the descriptor is closed again.
     unsafe {
         let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
         let dir = libc::open(path, flags);
         if dir < 0 {
             return;
+        }
+        if keep_log {
+            keep_log_in(dir);
         }
         // Most services leave it empty.
         if libc::unlinkat(dir, c"d".as_ptr(), libc::AT_REMOVEDIR) != 0 && errno() != libc::ENOENT {

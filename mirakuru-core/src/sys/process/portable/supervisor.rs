@@ -23,7 +23,8 @@ use super::super::arena::Arena;
 use super::super::calls::Call;
 use super::super::ending::{Ending, Order, Step};
 use super::super::message::{
-    ARM, EMPTY, EXITED, Inbox, PUBLISH, PUBLISHED, Received, SIGNAL, STARTED, STOP, SYNC, SYNCED, send,
+    ARM, EMPTY, EXITED, Inbox, PUBLISH, PUBLISHED, Received, SIGNAL, STARTED, STOP, STOP_IN_A_TEST, SYNC,
+    SYNCED, send,
 };
 use super::super::output::Output;
 use super::super::spawn::{
@@ -68,6 +69,8 @@ struct Worker<'a> {
     group_is_empty: bool,
     /// Nobody else is there to remove the private directory.
     clean_up: bool,
+    /// The test process ended in the middle of a test: nobody said that all went well.
+    keep_log: bool,
 }
 
 /// The supervisor, from its first instruction to its last. All signals are blocked.
@@ -139,6 +142,7 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
             main_alive: true,
             group_is_empty: false,
             clean_up: false,
+            keep_log: false,
         };
         if told {
             worker.run(wake[0]);
@@ -218,6 +222,7 @@ impl Worker<'_> {
                 owner_is_gone |= libc::getppid() != self.parent;
                 if owner_is_gone {
                     self.clean_up = true;
+                    self.keep_log = true;
                     let step = self.ending.order_in_turn(self.a, Order::of_recipe(self.a));
                     self.take(step);
                 }
@@ -256,7 +261,7 @@ impl Worker<'_> {
             self.output.finish(&mut self.a.buffer);
             run_on_end(self.a, &mut self.output, kill_nobody);
             if self.clean_up && !self.a.private_dir.is_null() {
-                remove::private_dir(self.a.private_dir);
+                remove::private_dir(self.a.private_dir, self.keep_log);
             }
             send(self.a.control, [EMPTY, 0, 0, 0, 0, 0, 0, 0]);
         }
@@ -316,8 +321,9 @@ impl Worker<'_> {
                         grace_ms: i64::from(message[2]),
                         kill_signal: message[3],
                     };
-                    let step = if message[4] == 1 {
+                    let step = if message[4] != 0 {
                         self.clean_up = true;
+                        self.keep_log |= message[4] == STOP_IN_A_TEST;
                         self.ending.order_in_turn(self.a, order)
                     } else {
                         self.ending.order(self.a, order)
