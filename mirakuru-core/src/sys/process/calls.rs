@@ -41,6 +41,7 @@ calls! {
     PidfdSend = "pidfd_send_signal", "signal a process that is surely the service's";
     Kill = "kill", "signal the service";
     Wait = "wait4", "prove that no process is left";
+    WaitId = "waitid", "know its own children";
     Subreaper = "prctl(PR_SET_CHILD_SUBREAPER)", "adopt each descendant of the service";
     ParentDeath = "prctl(PR_SET_PDEATHSIG)", "tie the service to its supervisor";
     Clone = "clone", "make the supervisor's processes";

@@ -123,7 +123,12 @@ pub(super) enum Received {
 pub(super) struct Inbox {
     message: Message,
     filled: usize,
+    /// How often in a row the kernel had no memory for a message.
+    starved: u32,
 }
+
+/// As often as that takes about two seconds.
+const STARVED: u32 = 2000;
 
 impl Inbox {
     /// The next message; does not wait for one unless it is told to.
@@ -139,6 +144,7 @@ impl Inbox {
             match usize::try_from(got) {
                 Ok(0) => return Received::Closed,
                 Ok(got) => {
+                    self.starved = 0;
                     self.filled = self.filled.wrapping_add(got);
                     if self.filled >= SIZE {
                         self.filled = 0;
@@ -151,8 +157,15 @@ impl Inbox {
                     // before what was sent is delivered; a system that repeats it is not asked for
                     // ever.
                     Errno::ECONNRESET if resets < 3 => resets = resets.wrapping_add(1),
-                    // Memory that the kernel lacks now says nothing about the other side.
-                    Errno::EAGAIN | Errno::ENOMEM | Errno::ENOBUFS => return Received::Nothing,
+                    Errno::EAGAIN => return Received::Nothing,
+                    // Memory that the kernel lacks now says nothing about the other side, unless it
+                    // lacks it for ever.
+                    Errno::ENOMEM | Errno::ENOBUFS if self.starved < STARVED => {
+                        self.starved = self.starved.wrapping_add(1);
+                        // SAFETY: plain system call.
+                        unsafe { libc::usleep(1000) };
+                        return Received::Nothing;
+                    }
                     _ => return Received::Closed,
                 },
             }

@@ -134,7 +134,9 @@ unsafe fn prepare_guard(a: &mut Arena) -> Result<(), Call> {
         check(a.guard_pidfd, Call::PidfdOpen)?;
         // Calls that are first needed when it is too late to report a failure.
         let nobody = tree::has_children();
-        check(if nobody == Some(false) { 0 } else { -1 }, Call::Wait)
+        check(if nobody == Some(false) { 0 } else { -1 }, Call::Wait)?;
+        let not_mine = !tree::is_my_child(a.guard) && errno() == libc::ECHILD;
+        check(if not_mine { 0 } else { -1 }, Call::WaitId)
     }
 }
 

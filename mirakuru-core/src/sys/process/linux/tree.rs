@@ -148,7 +148,7 @@ unsafe fn send(pidfd: i32, signal: i32) {
 ///
 /// It holds for a pidfd of the same process id that was opened before: either that is this child's;
 /// or the process that it is of has ended since, and a signal through it reaches nobody.
-fn is_my_child(pid: i32) -> bool {
+pub(super) fn is_my_child(pid: i32) -> bool {
     // SAFETY: the status goes into a local variable, and WNOWAIT leaves it with the kernel.
     unsafe {
         let mut info: libc::siginfo_t = mem::zeroed();
