@@ -26,8 +26,11 @@ const SAYS: &str = "trap 'n=$((n+1)); echo \"job $n done\"; echo \"warn $n\" >&2
 
 #[test]
 fn waits_for_a_line() {
-    let service = script("echo up; sleep 0.05; echo 'user 7 logs in'; exec sleep 60");
+    let mut service = recipe("echo up; sleep 0.05; echo 'user 7 logs in'; exec sleep 60")
+        .build()
+        .unwrap();
     let mark = service.mark();
+    service.start().unwrap();
     let line = service.wait_for_line(&mark, "logs in", LONG).unwrap();
     assert_eq!(line, "user 7 logs in");
 }
@@ -91,8 +94,7 @@ fn captures_a_value() {
     assert_eq!(service.captured("where"), Some("127.0.0.1:80"));
     assert_eq!(service.captured("other"), None);
     let line = service
-        .wait_for_line(&service.mark(), r"token (?<token>\w+)", LONG)
-        .or_else(|_| service.wait_for_line(&Mark::default(), r"token (?<token>\w+)", LONG))
+        .wait_for_line(&Mark::default(), r"token (?<token>\w+)", LONG)
         .unwrap();
     assert_eq!(line.get("token"), Some("t0"));
     assert_eq!(line.get("key"), None);
@@ -115,7 +117,8 @@ fn one_stream_only() {
 #[test]
 fn a_log_file_is_a_source() {
     let service = Executor::builder(
-        "echo 'in the file' > {dir}/app.log; echo up; sleep 0.05; mv {dir}/app.log {dir}/app.log.1; \
+        "echo 'in the file' > {dir}/app.log; echo up; \
+         until [ -e {dir}/go ]; do sleep 0.01; done; mv {dir}/app.log {dir}/app.log.1; \
          echo 'in the next file, key k' > {dir}/app.log; exec sleep 60",
     )
     .shell(true)
@@ -123,8 +126,9 @@ fn a_log_file_is_a_source() {
     .wait_for(Banner::matching("in the file"))
     .start()
     .unwrap();
+    fs::write(service.dir().join("go"), "").unwrap();
     let line = service
-        .wait_for_line(&service.mark(), r"next file, key (?<key>\w)", LONG)
+        .wait_for_line(&Mark::default(), r"next file, key (?<key>\w)", LONG)
         .unwrap();
     assert_eq!(line.get("key"), Some("k"));
     assert_eq!(service.logs().file("app.log"), "in the next file, key k\n");
@@ -134,7 +138,7 @@ fn a_log_file_is_a_source() {
 
 #[test]
 fn a_timeout_reports_the_pattern_and_the_output() {
-    let service = script("echo up; echo 'last words'; exec sleep 60");
+    let service = script("echo 'last words'; echo up; exec sleep 60");
     let mark = service.mark();
     let error = service
         .wait_for_line(&mark, "never", Duration::from_millis(50))
@@ -153,7 +157,7 @@ fn a_shared_service_has_lines() {
     static SHARED: Shared<OutputExecutor> =
         Shared::new(|| recipe("echo up; sleep 0.05; echo more; exec sleep 60").start());
     let service: &OutputExecutor = Shared::get(&SHARED);
-    let mark = service.mark();
+    let mark = Mark::default();
     std::thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| service.wait_for_line(&mark, "more", LONG).unwrap());

@@ -21,7 +21,7 @@ fn two_services_talk() {
     let _one = talk("one", "echo first; echo up; exec sleep 60");
     let _two = talk(
         "two",
-        "echo 'to stderr' >&2; echo up; printf unfinished; exec sleep 60",
+        "echo 'to stderr' >&2; printf unfinished >&2; echo up; exec sleep 60",
     );
 }
 

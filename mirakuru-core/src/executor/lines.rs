@@ -33,7 +33,7 @@ impl<R: Readiness> Executor<R> {
     /// use std::time::Duration;
     /// use mirakuru::{Banner, Executor};
     ///
-    /// let service = Executor::builder("echo up; sleep 0.05; echo job done; exec sleep 60")
+    /// let service = Executor::builder("echo up; sleep 0.5; echo job done; exec sleep 60")
     ///     .shell(true)
     ///     .wait_for(Banner::matching("up"))
     ///     .start()?;
@@ -70,7 +70,7 @@ impl<R: Readiness> Executor<R> {
     /// use std::time::Duration;
     /// use mirakuru::{Banner, Executor};
     ///
-    /// let service = Executor::builder("echo up; sleep 0.05; echo user 7 logs in; exec sleep 60")
+    /// let service = Executor::builder("echo up; sleep 0.5; echo user 7 logs in; exec sleep 60")
     ///     .shell(true)
     ///     .wait_for(Banner::matching("up"))
     ///     .start()?;

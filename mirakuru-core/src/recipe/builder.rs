@@ -465,7 +465,7 @@ impl<R> ExecutorBuilder<R> {
     /// use std::time::Duration;
     /// use mirakuru::Executor;
     ///
-    /// let service = Executor::builder("sleep 0.05; echo 'user 7 logs in' >> {dir}/app.log; exec sleep 60")
+    /// let service = Executor::builder("sleep 0.5; echo 'user 7 logs in' >> {dir}/app.log; exec sleep 60")
     ///     .shell(true)
     ///     .log_file("{dir}/app.log")
     ///     .start()?;
