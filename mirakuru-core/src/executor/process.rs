@@ -348,9 +348,13 @@ impl Core {
         let written = self.spec.command.display();
         self.argv = {
             let values = &mut self.values;
-            self.spec
-                .command
-                .resolve(&mut |word| values.expand_os(word), self.spec.shell)?
+            // The first word of a shell's command is its script.
+            let mut is_script = self.spec.shell;
+            let mut expand = |word: &OsStr| match std::mem::take(&mut is_script) {
+                true => values.expand_script(word),
+                false => values.expand_os(word),
+            };
+            self.spec.command.resolve(&mut expand, self.spec.shell)?
         };
         self.env = Vec::with_capacity(self.spec.env.len());
         for (key, value) in &self.spec.env {

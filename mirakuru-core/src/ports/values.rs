@@ -32,6 +32,8 @@ pub(crate) struct Values {
     /// Whether texts are expanded for somebody to read: variables of the environment stay
     /// placeholders then.
     for_show: bool,
+    /// Whether a shell reads the text, so that `{dir}` is quoted where it needs that.
+    for_shell: bool,
 }
 
 impl Values {
@@ -47,6 +49,7 @@ impl Values {
             range: Range::Any,
             secrets: Secrets::default(),
             for_show: false,
+            for_shell: false,
         }
     }
 
@@ -119,6 +122,14 @@ impl Values {
     /// The same for a text that need not be UTF-8.
     pub(crate) fn expand_os(&mut self, text: &OsStr) -> Result<OsString, ExpandError> {
         self.expand_bytes(text.as_bytes()).map(OsString::from_vec)
+    }
+
+    /// The same for a shell's script. `{dir}` is one word there, also with a space in it.
+    pub(crate) fn expand_script(&mut self, script: &OsStr) -> Result<OsString, ExpandError> {
+        self.for_shell = true;
+        let expanded = self.expand_os(script);
+        self.for_shell = false;
+        expanded
     }
 
     /// The number of `{port:NAME}`, or with an empty name of `{port}`, if some text had it.
@@ -200,6 +211,7 @@ impl Values {
                     .map_err(ExpandError::Port)?;
                 out.extend_from_slice(port.to_string().as_bytes());
             }
+            ("dir", None) if self.for_shell => push_quoted(self.dir.as_os_str().as_bytes(), out),
             ("dir", None) => out.extend_from_slice(self.dir.as_os_str().as_bytes()),
             ("id", None) => out.extend_from_slice(self.id().as_bytes()),
             ("name", None) => out.extend_from_slice(self.name.as_bytes()),
@@ -256,6 +268,38 @@ impl Values {
         let port = reservation.port();
         self.ports.push((name.to_owned(), reservation));
         Ok(port)
+    }
+}
+
+/// Appends a text to the beginning of a shell's script, so that it stands for itself there: within
+/// double quotes, within single ones, or without any.
+fn push_quoted(text: &[u8], script: &mut Vec<u8>) {
+    let mut quote = None;
+    let mut bytes = script.iter();
+    while let Some(byte) = bytes.next() {
+        match (quote, byte) {
+            (None | Some(b'"'), b'\\') => {
+                bytes.next();
+            }
+            (None, b'"' | b'\'') => quote = Some(*byte),
+            (Some(open), byte) if open == *byte => quote = None,
+            _ => {}
+        }
+    }
+    for byte in text {
+        let needs_backslash = match quote {
+            Some(b'\'') if *byte == b'\'' => {
+                script.extend_from_slice(b"'\\''");
+                continue;
+            }
+            Some(b'\'') => false,
+            Some(_) => b"\"$`\\".contains(byte),
+            None => byte.is_ascii() && !byte.is_ascii_alphanumeric() && !b"/._-+:,=@%".contains(byte),
+        };
+        if needs_backslash {
+            script.push(b'\\');
+        }
+        script.push(*byte);
     }
 }
 
@@ -334,6 +378,30 @@ mod tests {
         values.new_ports();
         let other = values.expand("{port}").unwrap();
         assert!(other != first.to_string() && other != second.to_string());
+    }
+
+    #[test]
+    fn a_directory_with_odd_characters_is_one_word_of_a_script() {
+        let dir = r#"/tmp/a b's "c" $HOME `x` \;#&"#;
+        for script in [
+            "printf '<%s>' {dir}/x",
+            "printf '<%s>' \"{dir}/x\"",
+            "printf '<%s>' '{dir}'/x",
+            "printf '<%s>' \\'\"it's\"'\"' > /dev/null; printf '<%s>' {dir}/x",
+        ] {
+            let mut values = Values::new(String::new(), PathBuf::from(dir));
+            let script = values.expand_script(OsStr::new(script)).unwrap();
+            let output = std::process::Command::new("sh")
+                .arg("-c")
+                .arg(&script)
+                .output()
+                .unwrap();
+            let printed = String::from_utf8(output.stdout).unwrap();
+            assert_eq!(printed, format!("<{dir}/x>"), "{script:?}");
+        }
+        // Elsewhere it is what it is.
+        let mut values = Values::new(String::new(), PathBuf::from(dir));
+        assert_eq!(values.expand("{dir}").unwrap(), dir);
     }
 
     #[test]

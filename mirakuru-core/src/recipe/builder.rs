@@ -371,7 +371,8 @@ impl<R> ExecutorBuilder<R> {
     /// Runs the command through `/bin/sh -c`. The default is `false`: without a shell.
     ///
     /// A command given as one string is then the script, and further arguments are its `$1`, `$2`,
-    /// ... Of a command given as a list, the first is the script.
+    /// ... Of a command given as a list, the first is the script. In the script `{dir}` is quoted where
+    /// that is needed, with or without quotes around it: it is always part of one word.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;

@@ -27,6 +27,16 @@ pub(crate) fn unbounded_poll_pause(waited: Duration) -> Duration {
     (pause - LESS.min(pause / 2)).max(FIRST_POLL)
 }
 
+/// The pause after a poll that the service notices, and perhaps logs: fewer polls, with a mean loss of
+/// 2.5 %.
+#[cfg(feature = "http")]
+pub(crate) fn quiet_poll_pause(waited: Duration) -> Duration {
+    const DIVISOR: u32 = 20;
+    const FIRST: Duration = Duration::from_millis(1);
+    const LONGEST: Duration = Duration::from_millis(250);
+    (waited / DIVISOR).clamp(FIRST, LONGEST)
+}
+
 /// The pause before a poll that an event makes unnecessary, unless the event was missed.
 pub(crate) fn fallback_poll_pause(waited: Duration) -> Duration {
     (waited / FALLBACK_DIVISOR).clamp(FIRST_FALLBACK, LONGEST_POLL)

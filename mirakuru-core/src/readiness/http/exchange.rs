@@ -11,6 +11,8 @@ use super::target::{Target, show, without_query};
 use crate::readiness::Probe;
 use crate::util::text::printable;
 
+/// How long the head of an answer may be.
+const HEAD: usize = 256 * 1024;
 /// How much of an answer's body is read, and for how long: so that a server is not cut off in the
 /// middle of a short one.
 const BODY: u64 = 64 * 1024;
@@ -35,6 +37,7 @@ impl Http {
         if target.accepts.accepts(answer.status) {
             return Ok(true);
         }
+        self.answers = true;
         let mut text = format!("answered {}", answer.status);
         if let Some(reason) = answer.reason {
             text = format!("{text} {reason}");
@@ -70,7 +73,16 @@ impl Http {
                 };
                 (ErrorKind::TimedOut, text)
             }
-            ureq::Error::Protocol(_) | ureq::Error::LargeResponseHeader(..) => {
+            ureq::Error::LargeResponseHeader(..) => (
+                ErrorKind::InvalidData,
+                format!("the head of the answer to {request} is longer than {HEAD} bytes"),
+            ),
+            // The crate's own error cannot be named here.
+            ureq::Error::Protocol(error) if error.to_string().contains("too many headers") => (
+                ErrorKind::InvalidData,
+                format!("the answer to {request} has more headers than are read; ask a URL with fewer"),
+            ),
+            ureq::Error::Protocol(_) => {
                 let seen = self.first_bytes.get_or_insert_with(|| first_bytes(addr, limit));
                 (
                     ErrorKind::InvalidData,
@@ -147,9 +159,9 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
         .max_idle_connections(0)
         .allow_non_standard_methods(true)
         .proxy(None)
-        // Filled with zeros for each request. A head of 64 KiB, which is the limit, fits into the
-        // first.
-        .input_buffer_size(72 * 1024)
+        // Filled with zeros for each request. The longest head fits into it.
+        .input_buffer_size(HEAD + 8 * 1024)
+        .max_response_header_size(HEAD)
         .output_buffer_size(32 * 1024)
         .user_agent(concat!("mirakuru/", env!("CARGO_PKG_VERSION")))
         .timeout_connect(phase)

@@ -21,7 +21,7 @@ use self::target::{Target, show};
 use super::{Prepare, Probe, Readiness, Wake};
 use crate::error::Error;
 use crate::ports::address::Place;
-use crate::util::backoff::poll_pause;
+use crate::util::backoff::{poll_pause, quiet_poll_pause};
 use crate::util::deadline::scaled;
 use crate::util::text::printable;
 
@@ -51,9 +51,10 @@ const FIRST_LIMIT: Duration = Duration::from_secs(1);
 /// not used, and redirects are not followed: a 301 is an answer like any other.
 ///
 /// Once it listens it is asked again and again, with pauses of a fiftieth of the time since then,
-/// 0.1 ms at least. A request has 1 s, the next one after it was not enough 2 s, and so on, so that
-/// a server that accepts connections and never answers does not hang the start, and a slow one is
-/// not asked in vain for ever.
+/// 0.1 ms at least. If it answers, with a status that is not enough, the pauses are a twentieth, 1
+/// ms at least, so that its log does not fill with requests. A request has 1 s, the next one after
+/// it was not enough 2 s, and so on, so that a server that accepts connections and never answers
+/// does not hang the start, and a slow one is not asked in vain for ever.
 ///
 /// The URL is one of `http://`, whose port is 80 where it names none, or with the feature `tls` of
 /// `https://` and 443. A server's certificate is not checked, since that of a test is rarely one to
@@ -75,6 +76,8 @@ pub struct Http {
     /// Since when there is somebody to ask, and when to ask again, since the start of the service.
     listens: Option<Duration>,
     next: Duration,
+    /// Whether a request was answered, with a status that was not enough.
+    answers: bool,
     /// Why the last request that was answered, or had its whole time, was not enough.
     last_error: Option<String>,
     /// What a plain look at the port showed when its answer was not HTTP.
@@ -206,6 +209,7 @@ impl Http {
             limit: FIRST_LIMIT,
             listens: None,
             next: Duration::ZERO,
+            answers: false,
             last_error: None,
             first_bytes: None,
         }
@@ -290,6 +294,7 @@ impl Readiness for Http {
             next: _,
             last_error: _,
             first_bytes: _,
+            answers: _,
         } = self;
         hash::text(hasher, method);
         hash::text(hasher, given_url);
@@ -320,6 +325,7 @@ impl Readiness for Http {
         self.limit = scaled(FIRST_LIMIT);
         self.listens = None;
         self.next = Duration::ZERO;
+        self.answers = false;
         self.last_error = None;
         self.first_bytes = None;
         Ok(())
@@ -345,7 +351,12 @@ impl Readiness for Http {
                 let answer = self.ask(&target, cx);
                 // It listens: the first good answer is near, however long it took to come so far.
                 let now = cx.elapsed() + begun.elapsed();
-                self.next = now + poll_pause(now - listens);
+                // A server that answers logs each request: it is asked more seldom.
+                self.next = now
+                    + match self.answers {
+                        true => quiet_poll_pause(now - listens),
+                        false => poll_pause(now - listens),
+                    };
                 match (answer, &self.last_error) {
                     // By the end of the wait: what the one before told says more.
                     (Err(error), Some(last)) if is_cut_short && error.kind() == io::ErrorKind::TimedOut => {

@@ -324,6 +324,50 @@ fn what_is_not_http_is_said() {
 }
 
 #[test]
+fn a_head_may_be_long_and_an_endless_one_is_called_so() {
+    let long = format!("HTTP/1.1 200 OK\r\nX-Long: {}\r\n\r\n", "x".repeat(200_000));
+    let server = Server::new(move |stream| stream.write_all(long.as_bytes()).unwrap());
+    assert!(probe(Http::get(server.url("/"))).unwrap());
+    let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "X-Many: 1\r\n".repeat(1000));
+    let server = Server::new(move |stream| {
+        let _ = stream.write_all(many.as_bytes());
+    });
+    let text = error(Http::get(server.url("/")));
+    assert!(
+        text.starts_with("the answer to GET / has more headers than are read"),
+        "{text}"
+    );
+    let endless = format!("HTTP/1.1 200 OK\r\nX-Endless: {}", "x".repeat(400_000));
+    let server = Server::new(move |stream| {
+        let _ = stream.write_all(endless.as_bytes());
+    });
+    let text = error(Http::get(server.url("/")));
+    assert!(
+        text.starts_with("the head of the answer to GET / is longer than"),
+        "{text}"
+    );
+}
+
+#[test]
+fn a_server_that_answers_is_asked_seldom() {
+    let server = Server::answering("HTTP/1.1 503 Odd\r\nContent-Length: 0\r\n\r\n");
+    let harness = Harness::new();
+    let mut http = Http::get(server.url("/"));
+    harness.prepare(&mut http).unwrap();
+    // As an executor does, without the real pauses, for ten seconds.
+    let (mut now, mut requests) = (Duration::from_secs(1), 0);
+    while now < Duration::from_secs(11) {
+        harness.elapsed(now);
+        harness.probe(&mut http).unwrap_err();
+        requests += 1;
+        let mut wake = Wake::new(now);
+        http.wakes(&mut wake);
+        now += wake.pause.max(Duration::from_micros(1));
+    }
+    assert!(requests < 160, "{requests} requests");
+}
+
+#[test]
 fn nobody_there() {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let addr = listener.local_addr().unwrap();
