@@ -157,12 +157,13 @@ pub(crate) fn check_path_free(path: &Path) -> Result<(), Busy> {
 
 /// The process that a pid file names, if it lives and can be the one that is meant.
 ///
-/// A number is given out again after a while: a process that was started after the file was written
-/// is another one.
+/// A number is given out again after a while: a process that was started after the file was
+/// written is another one.
 fn living_pid_in(path: &Path) -> Option<u32> {
     /// Pid files begin with the number; PostgreSQL's goes on for some lines.
     const LONGEST: u64 = 4096;
-    /// The start of a process is known to a hundredth of a second, and clocks are set now and then.
+    /// The start of a process is known to a hundredth of a second, and clocks are set now and
+    /// then.
     const SLACK: Duration = Duration::from_secs(1);
     let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
     if metadata.len() > LONGEST {
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_is_told_at_once() {
+    fn another_process_is_told_at_once() {
         assert_eq!(patience_with(Some(&Holder::of_pid(1))), Duration::ZERO);
         let ourselves = Holder::of_pid(std::process::id());
         assert_eq!(patience_with(Some(&ourselves)), Duration::ZERO);

@@ -47,8 +47,8 @@ pub(crate) struct Holder {
     pub(crate) ourselves: bool,
     /// This process's user may end it.
     pub(crate) may_be_signalled: bool,
-    /// It is a process that nobody ends for a test: the first one of the machine or container, or one
-    /// that this test runs in.
+    /// It is a process that nobody ends for a test: the first one of the machine or container, or
+    /// one that this test runs in.
     pub(crate) essential: bool,
     /// The systemd unit that it belongs to, which would start it again.
     pub(crate) unit: Option<Box<str>>,

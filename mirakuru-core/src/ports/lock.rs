@@ -1,10 +1,11 @@
-//! Services that want the same fixed port or socket path take turns, in one test binary or in many.
+//! Services that want the same fixed port or socket path take turns, in one test binary or in
+//! many.
 //!
-//! A turn is a set of `flock`s, one file for each endpoint, under `/tmp/mirakuru-<euid>/turns/`.
+//! A lock is a set of `flock`s, one file for each endpoint, under `/tmp/mirakuru-<euid>/turns/`.
 //! The place does not depend on TMPDIR, since ports do not: two runs with different temp dirs must
-//! meet. (Only where `/tmp` cannot be used, it is the base that [`service_dir`](crate::service_dir)
-//! uses.) Other users' tests do not meet us there; to them our service is a stranger on the port,
-//! and so is theirs to us.
+//! meet. (Only where `/tmp` cannot be used, it is the base that
+//! [`service_dir`](crate::service_dir) uses.) Other users' tests do not meet us there; each
+//! finds the other's service on the port and names it.
 //!
 //! # Who holds a lock, and until when
 //!
@@ -16,19 +17,19 @@
 //!
 //! # No deadlock between processes
 //!
-//! All the endpoints of a turn are taken in one sorted order, and those already taken are kept
-//! while the next is waited for. Whoever needs several fixtures must claim them in *one* turn; only
-//! then is the order a total one.
+//! All the endpoints of a lock are taken in one sorted order, and those already taken are kept
+//! while the next is waited for. Whoever needs several fixtures must claim them in *one* turn;
+//! only then is the order a total one.
 //!
 //! # No waiting for oneself
 //!
 //! A test that stacks two fixtures on the same fixed port would wait for its own first fixture
 //! until the limit. So a registry in the process knows which thread holds what: a thread that
 //! claims what it already holds gets an error at once. The thread stands for the test, because
-//! libtest runs each test on a thread of its own, and thread ids are never used again in a process.
-//! An executor that was moved to another thread is still known under the thread that took its turn;
-//! should that thread claim the endpoint again it gets the error although it might have waited. A
-//! service that lives as long as the process (a `static`) is known under no thread
+//! libtest runs each test on a thread of its own, and thread ids are never used again in a
+//! process. An executor that was moved to another thread is still known under the thread that took
+//! its turn; should that thread claim the endpoint again it gets the error although it might have
+//! waited. A service that lives as long as the process (a `static`) is known under no thread
 //! ([`EndpointLock::for_process`]): it will not end while anybody here waits, so all threads get
 //! the error. One that lives as long as the whole run of tests ([`EndpointLock::for_run`]) says so
 //! in its lock file, for the run's other processes.
@@ -117,8 +118,8 @@ pub(crate) struct EndpointLock {
 }
 
 impl EndpointLock {
-    /// Takes all of these endpoints if all are free, and none otherwise. `service` is the name that
-    /// others get to see.
+    /// Takes all of these endpoints if all are free, and none otherwise. `service` is the name
+    /// that others get to see.
     ///
     /// It insists for some milliseconds: a process that another thread has just forked has a copy
     /// of every lock until it executes its program, be the lock's owner gone or not.
@@ -251,7 +252,8 @@ impl EndpointLock {
         });
     }
 
-    /// The service lives as long as this run of tests: no process of it can wait for the endpoints.
+    /// The service lives as long as this run of tests: no process of it can wait for the
+    /// endpoints.
     pub(crate) fn for_run(&mut self) {
         self.for_process();
         let Some(run) = Run::current() else { return };
@@ -300,8 +302,8 @@ fn holder_in(dir: &Path, endpoint: &Endpoint) -> Option<String> {
 /// write a file that was truncated and filled again out to the disk at once.
 const NOTE_LENGTH: usize = 512;
 
-/// Four lines, and spaces: the holder's pid and start time, its test binary, the service, and for a
-/// service of a whole run the runner's pid and start time.
+/// Four lines, and spaces: the holder's pid and start time, its test binary, the service, and for
+/// a service of a whole run the runner's pid and start time.
 fn note(service: &str, runner: Option<(u32, u64)>) -> [u8; NOTE_LENGTH] {
     let test = std::env::current_exe().ok();
     let test = test

@@ -1,10 +1,10 @@
 //! Whether the socket that answers on an address belongs to a service's process tree.
 //!
-//! A test that talks to the wrong server passes or fails for the wrong reason. The rule: an address
-//! belongs to a service when **every** socket that could get a connection to it is open in a
-//! process of the service's tree. If several sockets share the address (SO_REUSEPORT), the kernel
-//! deals connections out among them. So another process's socket among them is an error, like one
-//! alone.
+//! A test that talks to the wrong server passes or fails for the wrong reason. The rule: an
+//! address belongs to a service when **every** socket that could get a connection to it is open in
+//! a process of the service's tree. If several sockets share the address (SO_REUSEPORT), the
+//! kernel deals connections out among them. So another process's socket among them is an error,
+//! like one alone.
 //!
 //! Sockets that the service inherited, as with systemd's socket activation, are open in its tree.
 //! It does not matter which process made them.
@@ -23,9 +23,9 @@ use crate::ports::table::{all_listeners, answering, listening};
 use crate::sys::Protocol;
 use crate::sys::procfs::{self, Closely};
 
-/// How often the owner is looked for before a stranger is accused, and how long to wait in between:
-/// the service may fork, or hand its socket on, between the look at its processes and the look at
-/// their descriptors.
+/// How often the owner is looked for before another process is accused, and how long to wait in
+/// between: the service may fork, or hand its socket on, between the look at its processes and the
+/// look at their descriptors.
 const LOOKS: u32 = 3;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 
@@ -103,9 +103,9 @@ impl From<WrongListener> for io::Error {
 /// Whether connections to this address of this machine are answered by a process of the tree below
 /// `root`.
 ///
-/// `Ok(false)`: nobody listens. `Ok(true)`: the tree does, or it cannot be seen who does ([`owner`]
-/// tells the two apart). An error of kind `AddrInUse`, with a [`WrongListener`] inside: somebody
-/// else does.
+/// `Ok(false)`: nobody listens. `Ok(true)`: the tree does, or it cannot be seen who does
+/// ([`owner`] tells the two apart). An error of kind `AddrInUse`, with a [`WrongListener`] inside:
+/// somebody else does.
 pub(crate) fn owned_by_tree(protocol: Protocol, addr: SocketAddr, root: u32) -> io::Result<bool> {
     match owner(protocol, addr, root)? {
         Owner::Nobody => Ok(false),
@@ -198,8 +198,8 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32) -> Ownership {
         };
     }
     let mut everybody = procfs::search(&procfs::pids(), &strange, Closely::Process).found;
-    // A daemon in the middle of its double fork can have been missed on the way down; on the way up
-    // it is not.
+    // A daemon in the middle of its double fork can have been missed on the way down; on the way
+    // up it is not.
     let ours: Vec<u64> = everybody
         .iter()
         .filter(|(_, pid)| procfs::descends(*pid, root))
@@ -266,8 +266,8 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
     }
 }
 
-/// The same for a socket that was bound under another name for the same file, such as a relative one.
-/// It may be the service's if its tree has a socket that listens.
+/// The same for a socket that was bound under another name for the same file, such as a relative
+/// one. It may be the service's if its tree has a socket that listens.
 fn unnamed_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner {
     let listening = procfs::unix_listening();
     let search = procfs::search_tree(root, &listening, Closely::Threads);
@@ -283,8 +283,8 @@ fn unnamed_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner {
 }
 
 /// The addresses on which the tree below `root` listens, in no particular order: what to tell
-/// somebody whose service listens elsewhere than where it is awaited. Empty where the kernel cannot
-/// be asked.
+/// somebody whose service listens elsewhere than where it is awaited. Empty where the kernel
+/// cannot be asked.
 pub(crate) fn addresses_of_tree(root: u32) -> Vec<SocketAddr> {
     let sockets = all_listeners(Protocol::Tcp, 0).unwrap_or_default();
     let inodes: Vec<u64> = sockets.iter().map(|socket| socket.inode).collect();
@@ -376,7 +376,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_is_named() {
+    fn another_process_is_named() {
         let wrong_listener = Python::listener();
         // The tree of a process that has nothing to do with it.
         let tree = Command::new("sleep").arg("60").spawn().unwrap();
@@ -401,7 +401,7 @@ mod tests {
     }
 
     #[test]
-    fn this_process_can_be_the_stranger() {
+    fn this_process_can_be_the_wrong_one() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let mut tree = Python {
             child: Command::new("sleep").arg("60").spawn().unwrap(),
@@ -425,7 +425,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_shared_with_a_stranger_is_not_ours() {
+    fn a_port_shared_with_another_process_is_not_ours() {
         let (_ours, port) = tcp(v4(0), false, true, None, true).unwrap();
         let wrong_listener = Python::run(&format!(
             "import socket, time; s = socket.socket(); \
@@ -535,8 +535,8 @@ ctypes.CDLL(None).pthread_exit(None)
         };
         let service = Python::listener();
         let unseen = poll(service.port, service.pid());
-        // A server of nobody's own, which nobody can see, is a stranger to root's service, which
-        // nobody cannot look into.
+        // A server of nobody's own, which nobody can see, is another process than root's service,
+        // which nobody cannot look into.
         let mut child = as_nobody("listen".to_owned())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

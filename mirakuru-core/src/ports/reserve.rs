@@ -17,10 +17,10 @@
 //! can be [loosened](Reservation::loosen): first to a socket on IPv6 loopback only, which still
 //! keeps the port from other holds but not from a program that binds to IPv4; then to nothing.
 //!
-//! UDP has no such hold: few UDP servers set SO_REUSEADDR, so one could not bind over it. A port is
-//! free for UDP when it is reserved, and other reservations keep off it. A service that says that
-//! it uses UDP gets a [low](Range::Low) port, which the kernel gives to nobody who asks for any
-//! port.
+//! UDP has no such hold: few UDP servers set SO_REUSEADDR, so one could not bind over it. A port
+//! is free for UDP when it is reserved, and other reservations keep off it. A service that says
+//! that it uses UDP gets a [low](Range::Low) port, which the kernel gives to nobody who asks for
+//! any port.
 //!
 //! A hold does no harm to a service that runs, and may be kept while it does: then the port is
 //! still ours when the service is stopped, without a gap.

@@ -40,8 +40,8 @@ pub(crate) fn listening(protocol: Protocol, addr: SocketAddr) -> io::Result<bool
     }
 }
 
-/// Fails if this process cannot send to an address of this machine, as where the loopback interface
-/// is down. Nothing is sent.
+/// Fails if this process cannot send to an address of this machine, as where the loopback
+/// interface is down. Nothing is sent.
 pub(crate) fn check_route(addr: SocketAddr) -> io::Result<()> {
     let any = match addr {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
@@ -143,8 +143,8 @@ pub(crate) fn all_listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>
     procfs::listeners(protocol, port)
 }
 
-/// The sockets that are, or stand, in the way of a server that wants this address: listeners first,
-/// else what is bound to it or connected from it.
+/// The sockets that are, or stand, in the way of a server that wants this address: listeners
+/// first, else what is bound to it or connected from it.
 pub(crate) fn in_the_way(protocol: Protocol, addr: SocketAddr) -> Vec<Socket> {
     let found = listeners_in_the_way(protocol, addr);
     if !found.is_empty() {
@@ -170,7 +170,8 @@ fn overlapping(sockets: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
         .collect()
 }
 
-/// Whether somebody listens on this address, or on another that a server on this one would exclude.
+/// Whether somebody listens on this address, or on another that a server on this one would
+/// exclude.
 pub(crate) fn is_taken(protocol: Protocol, addr: SocketAddr) -> bool {
     all_listeners(protocol, addr.port())
         .unwrap_or_default()

@@ -179,19 +179,19 @@ impl Values {
         self.ports.clear();
     }
 
-    /// Holds the ports one step looser, for a service that found them in use although nobody but us
-    /// has them: says whether there was a step left, so that another try makes sense.
+    /// Holds the ports one step looser, for a service that found them in use although nobody but
+    /// us has them: says whether there was a step left, so that another try makes sense.
     pub(crate) fn loosen(&mut self) -> bool {
         match self.hold_level.looser() {
             Some(looser) if !self.ports.is_empty() => {
-                self.set_grip(looser);
+                self.set_hold_level(looser);
                 true
             }
             _ => false,
         }
     }
 
-    fn set_grip(&mut self, hold_level: HoldLevel) {
+    fn set_hold_level(&mut self, hold_level: HoldLevel) {
         self.hold_level = hold_level;
         for (_, reservation) in &mut self.ports {
             reservation.loosen(hold_level);
@@ -367,8 +367,8 @@ mod tests {
             values.ports().collect::<Vec<_>>(),
             [("", first), ("admin", second)]
         );
-        values.set_grip(HoldLevel::Open);
-        values.set_grip(HoldLevel::Firm);
+        values.set_hold_level(HoldLevel::Open);
+        values.set_hold_level(HoldLevel::Firm);
         in_time(|| values.hold_again());
         assert_eq!(
             values.expand("{port}").unwrap(),
@@ -414,7 +414,7 @@ mod tests {
         assert!(values.loosen());
         assert!(!values.loosen());
         assert_eq!(values.port(""), Some(port));
-        values.set_grip(HoldLevel::Firm);
+        values.set_hold_level(HoldLevel::Firm);
         in_time(|| values.hold_again());
         TcpListener::bind(("127.0.0.1", port)).unwrap();
     }

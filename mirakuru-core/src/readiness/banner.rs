@@ -57,9 +57,9 @@ use crate::util::text::{distance_within, printable};
 /// # The service chooses its port
 ///
 /// A named group `port` gives the executor its [address](crate::executor::Executor::addr): no port
-/// needs to be found beforehand, and nobody can take it in between. With a group `host` (or `addr`,
-/// which may hold both: `10.0.0.1:8080`) it is that address, else 127.0.0.1; where the service
-/// names all addresses (`0.0.0.0`, `[::]`, `*`), it is the loopback one.
+/// needs to be found beforehand, and nobody can take it in between. With a group `host` (or
+/// `addr`, which may hold both: `10.0.0.1:8080`) it is that address, else 127.0.0.1; where the
+/// service names all addresses (`0.0.0.0`, `[::]`, `*`), it is the loopback one.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -97,7 +97,8 @@ pub struct Banner {
     undecided: Option<(usize, Duration)>,
 }
 
-/// How long an unfinished line must stay as it is to count as finished: a prompt such as `login: `.
+/// How long an unfinished line must stay as it is to count as finished, such as the prompt
+/// `login: `.
 const SETTLED: Duration = Duration::from_millis(50);
 
 impl Banner {

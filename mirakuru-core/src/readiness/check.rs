@@ -30,14 +30,14 @@ type Closure = dyn Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync;
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// The closure gets a [`Probe`], which knows the service's ports, its directory, its output and the
-/// time that is left. `Ok(false)` and an error both mean "not yet". An error is for a reason:
+/// The closure gets a [`Probe`], which knows the service's ports, its directory, its output and
+/// the time that is left. `Ok(false)` and an error both mean "not yet". An error is for a reason:
 /// `Err(io::Error::other("2 of 3 nodes have joined"))`. If the service does not become ready, the
 /// report has the last reason, or says how often the closure returned false. An error of kind
 /// [`io::ErrorKind::InvalidInput`] ends the wait.
 ///
-/// The closure is called again and again, ever more seldom, and must not block for long: the exit of
-/// the service is not noticed meanwhile.
+/// The closure is called again and again, ever more seldom, and must not block for long: the exit
+/// of the service is not noticed meanwhile.
 #[derive(Clone)]
 pub struct Check {
     sentence: String,
@@ -47,8 +47,8 @@ pub struct Check {
 }
 
 impl Check {
-    /// A condition and the closure that polls it. The sentence is in the past tense, as the end of one
-    /// that begins with "before".
+    /// A condition and the closure that polls it. The sentence is in the past tense, as the end of
+    /// one that begins with "before".
     pub fn new(
         sentence: impl Into<String>,
         poll: impl Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync + 'static,

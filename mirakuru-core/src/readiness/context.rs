@@ -81,13 +81,14 @@ impl Prepare<'_> {
     }
 
     /// Says that the service will listen on this TCP address of this machine. Before anything is
-    /// started the address is checked to be free, and services that want the same one take turns.
+    /// started the address is checked to be free. Services that want the same one wait for each
+    /// other.
     pub fn claim_addr(&mut self, addr: SocketAddr) {
         self.addrs.push(addr);
     }
 
     /// Says that the service will make this socket. Before anything is started it is checked that
-    /// nobody answers there, and services that want the same one take turns.
+    /// nobody answers there. Services that want the same one wait for each other.
     pub fn claim_path(&mut self, path: impl Into<PathBuf>) {
         self.paths.push(path.into());
     }

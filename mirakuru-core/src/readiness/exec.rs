@@ -66,8 +66,8 @@ const KEPT: usize = 4096;
 /// A run ends together with everything that it started, also a process in a session of its own.
 /// Nothing of it outlives the test process, however that ends.
 ///
-/// If the service does not become ready, the error has the last line that the last run printed, and
-/// its exit status. A program that is not found ends the wait.
+/// If the service does not become ready, the error has the last line that the last run printed,
+/// and its exit status. A program that is not found ends the wait.
 #[derive(Clone, Debug)]
 pub struct Exec {
     command: command::Command,
@@ -360,8 +360,8 @@ impl fmt::Debug for Running {
     }
 }
 
-/// A run of the command. A supervisor ends it together with everything that it started: when it has
-/// exited, when this is dropped, and when the test process is gone.
+/// A run of the command. A supervisor ends it together with everything that it started: when it
+/// has exited, when this is dropped, and when the test process is gone.
 struct Run {
     service: sys::Service,
     output: Option<File>,
@@ -373,8 +373,8 @@ struct Run {
 }
 
 impl Run {
-    /// How it ended, if it did. A run that is over its time, or the whole wait's, is killed when it
-    /// is dropped.
+    /// How it ended, if it did. A run that is over its time, or the whole wait's, is killed when
+    /// it is dropped.
     fn poll(&mut self, is_last: bool) -> Option<Ended> {
         self.drain_output();
         match self.service.has_started() {

@@ -1,8 +1,9 @@
-//! Finds the lines of a growing log that match a regular expression: behind `Banner` and `fail_on`.
+//! Finds the lines of a growing log that match a regular expression: behind `Banner` and
+//! `fail_on`.
 //!
 //! Each stream has its own lines. So a line is found although it came in several writes, or with
-//! the other stream's output in its middle. A pattern is matched against the line as a report shows
-//! it: without escape sequences and without the parts that carriage returns overwrite.
+//! the other stream's output in its middle. A pattern is matched against the line as a report
+//! shows it: without escape sequences and without the parts that carriage returns overwrite.
 //!
 //! The unfinished last line is matched as well, for servers that print `ready> ` and wait. There a
 //! match counts at once only if nothing that may follow could undo it: `port 80` may become `port

@@ -119,8 +119,8 @@ pub trait Readiness: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// An error means "not yet", as `Ok(false)` does; the last one is kept for the report. An error
-    /// of kind [`io::ErrorKind::InvalidInput`] ends the wait: no later look can succeed.
+    /// An error means "not yet", as `Ok(false)` does; the last one is kept for the report. An
+    /// error of kind [`io::ErrorKind::InvalidInput`] ends the wait: no later look can succeed.
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool>;
 
     /// Whether only new output of the service can change the answer. Then probes wait for output
@@ -153,8 +153,8 @@ pub trait Readiness: Send + Sync + 'static {
         cx.listens_elsewhere(self.addr()?)
     }
 
-    /// Whether the chosen ports must be low: outside of the range that the kernel gives to those who
-    /// ask for any port. Asked before the placeholders are filled in.
+    /// Whether the chosen ports must be low: outside of the range that the kernel gives to those
+    /// who ask for any port. Asked before the placeholders are filled in.
     #[doc(hidden)]
     fn wants_low_ports(&self) -> bool {
         false

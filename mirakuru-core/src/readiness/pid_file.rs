@@ -18,9 +18,9 @@ use crate::sys::{self, procfs};
 /// What is compared of a file's content.
 const READ: u64 = 4096;
 
-/// A file that was just made and is still empty is one that is being written, and whoever waits for
-/// a pid file may want to read it. It counts when something is in it or its writer has closed it,
-/// and if that is not told, after so long (in case that nobody would tell).
+/// A file that was just made and is still empty is one that is being written, and whoever waits
+/// for a pid file may want to read it. It counts when something is in it or its writer has closed
+/// it, and if that is not told, after so long (in case that nobody would tell).
 const SETTLED: Duration = Duration::from_millis(10);
 const SETTLED_UNTOLD: Duration = Duration::from_millis(1);
 
@@ -30,10 +30,10 @@ const TICK: Duration = Duration::from_millis(50);
 /// Ready when the service has written its process id file, or any other file of that name.
 ///
 /// That the file exists is enough; what is in it does not matter. (One that is empty and still
-/// being written is given a moment, so that it can be read when the start returns.) But a file that
-/// was there before the service was started says nothing about it. So one that is left over from an
-/// earlier run counts only once it has changed: written to, touched or replaced. Nothing removes
-/// it; a service that refuses to start because of it says so itself.
+/// being written is given a moment, so that it can be read when the start returns.) But a file
+/// that was there before the service was started says nothing about it. So one that is left over
+/// from an earlier run counts only once it has changed: written to, touched or replaced. Nothing
+/// removes it; a service that refuses to start because of it says so itself.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -98,8 +98,8 @@ fn content(path: &Path, metadata: &Metadata) -> Vec<u8> {
 }
 
 impl PidFile {
-    /// The path of the file, in which placeholders may stand. One that is not absolute is below the
-    /// *test's* current directory, which need not be the service's.
+    /// The path of the file, in which placeholders may stand. One that is not absolute is below
+    /// the *test's* current directory, which need not be the service's.
     ///
     /// Outside `{dir}` the path is claimed: if it is a pid file whose process lives, the start
     /// fails with [`Error::AlreadyRunning`] before anything is executed.
@@ -173,7 +173,7 @@ impl Readiness for PidFile {
         let now = Fingerprint::of(path, &metadata);
         let pid = first_number(&now.content);
         // It can also have appeared between the look before the start and the start, while another
-        // service with the same file had its turn.
+        // service with the same file ran.
         if self.before.as_ref() != Some(&now)
             && (!is_older_than_start(&now, cx.elapsed())
                 || pid.is_some_and(|pid| pid == cx.pid || procfs::descends(pid, cx.supervisor)))

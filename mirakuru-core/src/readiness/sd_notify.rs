@@ -41,8 +41,8 @@ const PATH_MAX: usize = 107;
 /// with `NotifyAccess=all`.
 ///
 /// The socket stays open as long as the service lives. Messages that come after `READY=1`, such as
-/// `WATCHDOG=1`, are accepted and thrown away. Descriptors that come with one, as with `BARRIER=1`,
-/// are closed at once.
+/// `WATCHDOG=1`, are accepted and thrown away. Descriptors that come with one, as with
+/// `BARRIER=1`, are closed at once.
 #[derive(Clone, Debug, Default)]
 pub struct SdNotify {
     /// Shared between clones of a recipe that was prepared; each `prepare` makes a new one.
@@ -156,8 +156,8 @@ impl Readiness for SdNotify {
         let Some(socket) = self.socket.clone() else {
             return Ok(self.ready);
         };
-        // A message is at most a page by custom; the status line may be long. Descriptors that come
-        // along are closed by the kernel, since nobody asks for them, which is what a barrier
+        // A message is at most a page by custom; the status line may be long. Descriptors that
+        // come along are closed by the kernel, since nobody asks for them, which is what a barrier
         // (BARRIER=1) waits for.
         let mut buffer = [0; 8192];
         // Bounded, for a service that does nothing else.

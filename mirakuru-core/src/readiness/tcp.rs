@@ -68,13 +68,14 @@ impl Tcp {
     /// brackets, and either part may hold placeholders.
     ///
     /// A name means every address that it resolves to, when the service is started, and one on
-    /// which the service accepts connections is enough: with `localhost` it does not matter whether
-    /// it uses `127.0.0.1` or `::1`. A stranger on any of them is an error, because a client may
-    /// reach the stranger. `0.0.0.0` and `[::]` are looked at through `127.0.0.1` and `::1`.
+    /// which the service accepts connections is enough: with `localhost` it does not matter
+    /// whether it uses `127.0.0.1` or `::1`. Another process on any of them is an error, because a
+    /// client may reach it. `0.0.0.0` and `[::]` are looked at through `127.0.0.1` and
+    /// `::1`.
     ///
-    /// The port is usually `{port}`, one that is free and reserved for this service. A fixed one is
-    /// claimed: if it is in use, the start fails with [`Error::AlreadyRunning`] before anything is
-    /// executed.
+    /// The port is usually `{port}`, one that is free and reserved for this service. A fixed one
+    /// is claimed: if it is in use, the start fails with [`Error::AlreadyRunning`] before anything
+    /// is executed.
     ///
     /// ```
     /// # use mirakuru_core::Tcp;
@@ -148,8 +149,8 @@ impl Readiness for Tcp {
         let mut last = None;
         for &Place { addr, is_local } in &self.resolved.places {
             if is_local {
-                // Every address is looked at, also after one that answers: a stranger on another
-                // one is an error.
+                // Every address is checked, also after one that answers: another process on
+                // another one is an error.
                 if cx.listens_on(addr)? {
                     answered.get_or_insert(addr);
                 }
@@ -351,8 +352,8 @@ mod tests {
         mirakuru_portable,
         ignore = "the portable back end cannot see whose a socket is"
     )]
-    fn a_stranger_on_one_address_spoils_the_other() {
-        // This process listens on both, and is a stranger to the bystander.
+    fn another_process_on_one_address_spoils_the_other() {
+        // This process listens on both, and is not of the tree of the bystander.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let bystander = Bystander::new();

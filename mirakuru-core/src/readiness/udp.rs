@@ -47,8 +47,8 @@ impl Udp {
     /// An address as `host:port`, as [`Tcp::addr`](super::Tcp::addr) takes it. It must be one of
     /// this machine.
     ///
-    /// With a name, one of its addresses is enough. The port is usually `{port}`, which is free for
-    /// TCP and UDP. A fixed one is claimed: if it is in use, the start fails with
+    /// With a name, one of its addresses is enough. The port is usually `{port}`, which is free
+    /// for TCP and UDP. A fixed one is claimed: if it is in use, the start fails with
     /// [`Error::AlreadyRunning`] before anything is executed.
     pub fn addr(addr: impl Into<String>) -> Udp {
         let given = addr.into();

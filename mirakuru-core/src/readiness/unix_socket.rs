@@ -23,10 +23,10 @@ const LONGEST: usize = 107;
 
 /// Ready when the service accepts connections on a Unix socket.
 ///
-/// A connection is made and closed at once; one that has to wait because the service is busy counts
-/// as well. Stream and `SOCK_SEQPACKET` sockets have connections; a datagram socket has none, and
-/// finding one ends the wait with an error. Somebody else's socket at this path is an error that
-/// names them, where it can be seen whose it is.
+/// A connection is made and closed at once; one that has to wait because the service is busy
+/// counts as well. Stream and `SOCK_SEQPACKET` sockets have connections; a datagram socket has
+/// none, and finding one ends the wait with an error. Somebody else's socket at this path is an
+/// error that names them, where it can be seen whose it is.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -375,7 +375,7 @@ mod tests {
         mirakuru_portable,
         ignore = "the portable back end cannot see whose a socket is"
     )]
-    fn a_strangers_socket_is_an_error_that_names_them() {
+    fn another_processs_socket_is_an_error_that_names_it() {
         let dir = TestDir::new();
         let path = dir.path().join("x.sock");
         let script = "import socket, sys, time; s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); \

@@ -1,5 +1,5 @@
-//! The recipe: plain data that says how to start a service. No process, port or file exists because
-//! of it.
+//! The recipe: plain data that says how to start a service. No process, port or file exists
+//! because of it.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -55,8 +55,8 @@ use crate::recipe::signal::Signal;
 /// braces that is meant for somebody else in this way, as in awk's `{{print}}`.
 ///
 /// A value is put in as it is. In the script of a [`shell`](ExecutorBuilder::shell) the shell then
-/// reads it: write `"$VAR"` there and not `{env:VAR}`, whose value may have quotes and dollar signs
-/// of its own.
+/// reads it: write `"$VAR"` there and not `{env:VAR}`, whose value may have quotes and dollar
+/// signs of its own.
 #[derive(Clone)]
 #[must_use = "a recipe does nothing until it is started with `.start()`"]
 pub struct ExecutorBuilder<R = NoWait> {
@@ -254,8 +254,8 @@ impl From<OwnedFd> for Stdio {
 }
 
 impl<R> ExecutorBuilder<R> {
-    /// Whether the service needs something of the one process that starts it: its own streams, or a
-    /// pipe that ends with it.
+    /// Whether the service needs something of the one process that starts it: its own streams, or
+    /// a pipe that ends with it.
     #[doc(hidden)]
     #[must_use]
     pub fn __is_for_one_process(&self) -> bool {
@@ -371,8 +371,8 @@ impl<R> ExecutorBuilder<R> {
     /// Runs the command through `/bin/sh -c`. The default is `false`: without a shell.
     ///
     /// A command given as one string is then the script, and further arguments are its `$1`, `$2`,
-    /// ... Of a command given as a list, the first is the script. In the script `{dir}` is quoted where
-    /// that is needed, with or without quotes around it: it is always part of one word.
+    /// ... Of a command given as a list, the first is the script. In the script `{dir}` is quoted
+    /// where that is needed, with or without quotes around it: it is always part of one word.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -433,8 +433,8 @@ impl<R> ExecutorBuilder<R> {
     }
 
     /// Adds a regular expression for a line of output that means that start-up has failed: the
-    /// start then fails at once with [`Error::FailureLine`]. It is looked for in both streams until
-    /// the service is ready.
+    /// start then fails at once with [`Error::FailureLine`]. It is looked for in both streams
+    /// until the service is ready.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -533,8 +533,8 @@ impl<R> ExecutorBuilder<R> {
     /// The address is `host:port`; a host name stands for one socket for each address that it has,
     /// `[::]` for IPv6 alone. The sockets are opened for each start, and closed with the service.
     /// `Tcp` finds such a port open before the service has done anything; to know that it serves,
-    /// wait for `Http`, a `Banner` or a program. With [`shell`](ExecutorBuilder::shell), `exec` the
-    /// server: otherwise `$LISTEN_PID` is the shell's. Every name is the service's own, unless
+    /// wait for `Http`, a `Banner` or a program. With [`shell`](ExecutorBuilder::shell), `exec`
+    /// the server: otherwise `$LISTEN_PID` is the shell's. Every name is the service's own, unless
     /// [`listen_as`](ExecutorBuilder::listen_as) gives one.
     pub fn listen(mut self, addr: impl Into<String>) -> Self {
         self.spec.listen.push((None, addr.into()));
@@ -581,8 +581,8 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Runs the service as this user (numeric id). Needs the privilege to. Supplementary groups are
-    /// dropped unless [`groups`](ExecutorBuilder::groups) names some.
+    /// Runs the service as this user (numeric id). Needs the privilege to. Supplementary groups
+    /// are dropped unless [`groups`](ExecutorBuilder::groups) names some.
     pub fn uid(mut self, uid: u32) -> Self {
         self.spec.uid = Some(uid);
         self
@@ -645,12 +645,12 @@ impl<R> ExecutorBuilder<R> {
     /// the test process was killed: once every process of the service is gone, and before its
     /// directory is removed. It runs without a shell, as the test's own user, in the service's
     /// environment and working directory, and its output goes to the service's log. It may take 10
-    /// s; then it is killed. Half a second later it runs once more, because a daemon may still have
-    /// been busy with the last request of a client that was killed: so it must do no harm when
-    /// there is nothing left to clean up. A failure is noted in the log and nowhere else.
+    /// s; then it is killed. Half a second later it runs once more, because a daemon may still
+    /// have been busy with the last request of a client that was killed: so it must do no harm
+    /// when there is nothing left to clean up. A failure is noted in the log and nowhere else.
     ///
-    /// It is clean-up and not the guarantee: if both processes of the supervisor are killed, nobody
-    /// is left to run it.
+    /// It is clean-up and not the guarantee: if both processes of the supervisor are killed,
+    /// nobody is left to run it.
     pub fn on_end(mut self, command: impl IntoCommand) -> Self {
         self.spec.on_end = Some(command.into_command());
         self

@@ -120,7 +120,8 @@ impl Command {
         }
     }
 
-    /// Has a program that must be found or built ready: what depends on its file can be asked then.
+    /// Has a program that must be found or built ready: what depends on its file can be asked
+    /// then.
     ///
     /// # Errors
     ///
@@ -139,8 +140,8 @@ impl Command {
     /// The words to execute, the program first, with all placeholders filled in.
     ///
     /// With `shell` that is `/bin/sh -c SCRIPT sh ARGUMENT...`: the string as it is (or the first
-    /// entry of the list) is the script, what follows becomes its `$1` and so on, and `$0`, which a
-    /// shell puts before its complaints, is `sh`.
+    /// entry of the list) is the script, what follows becomes its `$1` and so on, and `$0`, which
+    /// a shell puts before its complaints, is `sh`.
     ///
     /// # Errors
     ///

@@ -167,8 +167,8 @@ fn escape_at(text: &[u8]) -> Option<&[u8]> {
     (inner.get(len) == Some(&b'}')).then(|| &inner[..len])
 }
 
-/// A text that expands to this one: each placeholder in it is escaped. For real paths and passwords
-/// in a recipe.
+/// A text that expands to this one: each placeholder in it is escaped. For real paths and
+/// passwords in a recipe.
 #[must_use]
 pub fn literal(text: impl AsRef<OsStr>) -> OsString {
     let text = text.as_ref().as_bytes();

@@ -27,8 +27,8 @@ pub(crate) fn unbounded_poll_pause(waited: Duration) -> Duration {
     (pause - LESS.min(pause / 2)).max(FIRST_POLL)
 }
 
-/// The pause after a poll that the service notices, and perhaps logs: fewer polls, with a mean loss of
-/// 2.5 %.
+/// The pause after a poll that the service notices, and perhaps logs: fewer polls, with a mean
+/// loss of 2.5 %.
 #[cfg(feature = "http")]
 pub(crate) fn quiet_poll_pause(waited: Duration) -> Duration {
     const DIVISOR: u32 = 20;

@@ -4,9 +4,9 @@ use std::borrow::Cow;
 use std::ops::RangeInclusive;
 
 /// Makes a line of another program fit to be shown: without escape sequences and control
-/// characters, without characters that turn the direction of writing, and cut at `limit` characters
-/// with an ellipsis. If carriage returns overwrite the line, the rest is what a terminal shows at
-/// the end.
+/// characters, without characters that turn the direction of writing, and cut at `limit`
+/// characters with an ellipsis. If carriage returns overwrite the line, the rest is what a
+/// terminal shows at the end.
 pub(crate) fn printable(line: &str, limit: usize) -> String {
     let plain = plain(line.as_bytes());
     let mut shown = String::new();

@@ -46,7 +46,7 @@ const FIRST_LIMIT: Duration = Duration::from_secs(1);
 ///
 /// First whether the service listens on the port at all, which makes no connection; then the
 /// request is sent, to exactly the address at which the service was found: `localhost` in the URL
-/// is each address that it resolves to, and a stranger on one of them is never asked. A new
+/// is each address that it resolves to, and another process on one of them is never asked. A new
 /// connection is made for each request, and closed after it. Proxy settings of the environment are
 /// not used, and redirects are not followed: a 301 is an answer like any other.
 ///
@@ -57,13 +57,13 @@ const FIRST_LIMIT: Duration = Duration::from_secs(1);
 /// does not hang the start, and a slow one is not asked in vain for ever.
 ///
 /// The URL is one of `http://`, whose port is 80 where it names none, or with the feature `tls` of
-/// `https://` and 443. A server's certificate is not checked, since that of a test is rarely one to
-/// be trusted, and no server name is sent; that the port is the service's own is known anyway, on
-/// this machine. Path and query are sent as they are given. A user and password
+/// `https://` and 443. A server's certificate is not checked, since that of a test is rarely one
+/// to be trusted, and no server name is sent; that the port is the service's own is known anyway,
+/// on this machine. Path and query are sent as they are given. A user and password
 /// (`http://user:password@host/`) are sent as basic authentication, and never shown in errors.
 ///
-/// Placeholders are filled in in the URL, in the values of headers and forms, and in a body that is
-/// UTF-8.
+/// Placeholders are filled in in the URL, in the values of headers and forms, and in a body that
+/// is UTF-8.
 #[derive(Clone)]
 pub struct Http {
     method: String,
@@ -192,8 +192,8 @@ impl Http {
         Http::new("GET", url.into())
     }
 
-    /// A POST request, with an empty body unless [`form`](Http::form) or [`body`](Http::body) gives
-    /// one.
+    /// A POST request, with an empty body unless [`form`](Http::form) or [`body`](Http::body)
+    /// gives one.
     pub fn post(url: impl Into<String>) -> Http {
         Http::new("POST", url.into())
     }
@@ -221,8 +221,8 @@ impl Http {
         self
     }
 
-    /// Sets the status that means ready: a number, or a regular expression that the whole code must
-    /// match, such as `"(200|404)"` or `"[23].."`. The default is any 2xx.
+    /// Sets the status that means ready: a number, or a regular expression that the whole code
+    /// must match, such as `"(200|404)"` or `"[23].."`. The default is any 2xx.
     pub fn status(mut self, status: impl IntoStatus) -> Http {
         self.wanted = status.into_status();
         self
