@@ -343,6 +343,11 @@ fn fields_end_in_the_reverse_order_of_need() {
 
 mod clusters {
     use std::collections::HashSet;
+    use std::net::{TcpListener, TcpStream, UdpSocket};
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::thread;
+    use std::time::Duration;
 
     use super::*;
     use mirakuru::{Check, Cluster, Error, Recipe, Tcp, TcpExecutor, cluster};
@@ -465,6 +470,54 @@ mod clusters {
         assert!(report.contains("`node-1` failed"), "{report}");
         for other in ["`node-0` was", "`node-2` was"] {
             assert!(report.contains(other), "{report}");
+        }
+    }
+
+    /// Threads that take free ports, for TCP and for UDP, and give them back, as long as it is there.
+    struct Storm(Arc<AtomicBool>, Vec<thread::JoinHandle<()>>);
+
+    impl Storm {
+        fn begin() -> Storm {
+            let is_over = Arc::new(AtomicBool::new(false));
+            let storm = |is_over: Arc<AtomicBool>| {
+                while !is_over.load(Ordering::Relaxed) {
+                    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+                    let _udp = UdpSocket::bind("127.0.0.1:0").unwrap();
+                    let _stream = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+                    thread::sleep(Duration::from_millis(1));
+                }
+            };
+            let begin = |_| {
+                thread::spawn({
+                    let is_over = Arc::clone(&is_over);
+                    move || storm(is_over)
+                })
+            };
+            let threads = (0..4).map(begin).collect();
+            Storm(is_over, threads)
+        }
+    }
+
+    impl Drop for Storm {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+            self.1.drain(..).for_each(|thread| thread.join().unwrap());
+        }
+    }
+
+    /// 300 times if `MIRAKURU_CLUSTER_STARTS` says so.
+    #[test]
+    fn clusters_start_beside_a_storm_of_port_users() {
+        let starts = std::env::var("MIRAKURU_CLUSTER_STARTS").map_or(10, |starts| starts.parse().unwrap());
+        let _storm = Storm::begin();
+        for round in 0..starts {
+            let nodes = nodes()
+                .start()
+                .unwrap_or_else(|error| panic!("start {round}: {error}"));
+            for node in &nodes {
+                // The port that nobody listens at is free for UDP.
+                UdpSocket::bind(("127.0.0.1", node.port_named("other"))).unwrap();
+            }
         }
     }
 

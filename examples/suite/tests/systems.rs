@@ -1,15 +1,16 @@
-//! Services that need each other: the whole shop, a cluster that loses its leader, and a server that
-//! gets another setting without losing its data.
+//! Services that need each other: the whole shop, a cluster that loses its leader, and a server
+//! that gets another setting without losing its data.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use mirakuru::{
-    And, Banner, Check, Cluster, Error, Executor, HttpExecutor, OutputExecutor, Readiness, Recipe, Tcp, TcpExecutor, presets,
+    And, Banner, Check, Cluster, Error, Executor, HttpExecutor, OutputExecutor, Readiness, Recipe, Tcp,
+    TcpExecutor, presets,
 };
 
-/// Database and cache start together, the server when both are ready, the worker when the server is. They
-/// end the other way round.
+/// Database and cache start together, the server when both are ready, the worker when the server
+/// is. They end the other way round.
 #[mirakuru::fixture]
 struct Shop {
     #[fixture(presets::postgres())]
@@ -98,7 +99,9 @@ fn another_leader_is_elected(mut nodes: Cluster<TcpExecutor>) -> Result<(), Erro
     wait_for = Tcp::addr("127.0.0.1:{port}").and(Banner::matching("Ready to accept connections"))
 )]
 #[test]
-fn an_upgrade_keeps_the_data(redis: &mut Executor<And<Tcp, Banner>>) -> Result<(), Box<dyn std::error::Error>> {
+fn an_upgrade_keeps_the_data(
+    redis: &mut Executor<And<Tcp, Banner>>,
+) -> Result<(), Box<dyn std::error::Error>> {
     assert_eq!(shop::count_visit(redis.addr(), 0)?, 1);
     let before = redis.port();
     redis.restart_with(|recipe| recipe.args(["--maxmemory", "100mb"]))?;
