@@ -73,6 +73,37 @@ fn tests_that_begin_to_use_a_killed_service_are_told_how_it_ended() {
     }
 }
 
+/// A tracer waits for every process that it traces, and so for a service that waits for the runner.
+#[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
+fn under_a_tracer_a_service_of_the_run_ends_with_its_process() {
+    use std::process::{Command, Stdio};
+    let test = crate::common::test_name!(it_is_started_at_first_use_and_dereferences);
+    let Ok(child) = Command::new("strace")
+        .args(["-f", "-qq", "-o", "/dev/null"])
+        .arg(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env("NEXTEST_RUN_ID", format!("traced-{}", std::process::id()))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+    else {
+        eprintln!("skipped: there is no strace");
+        return;
+    };
+    let pid = child.id();
+    let ended = thread::spawn(move || child.wait_with_output().unwrap());
+    if !crate::common::wait_until(|| ended.is_finished(), crate::common::LONG) {
+        crate::common::send(pid, crate::common::SIGKILL);
+        panic!("the tracer waits for ever");
+    }
+    let output = ended.join().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{text}");
+    assert!(text.contains("traces this test process"), "{text}");
+}
+
 #[test]
 fn it_can_be_borrowed_for_ever_and_handed_to_threads() {
     let redis: &'static TcpExecutor = Shared::get(&REDIS);

@@ -21,6 +21,7 @@ use crate::service_dir;
 use crate::sys;
 use crate::sys::procfs::{self, Stat};
 use crate::util::hash::Fnv1a;
+use crate::util::say::say;
 
 /// A run of tests: known by the process at whose end it ends.
 #[doc(hidden)]
@@ -45,7 +46,17 @@ impl Run {
                 .into_iter()
                 .filter_map(|name| Some((name, std::env::var(name).ok().filter(|value| !value.is_empty())?)))
                 .collect();
-            Run::find(&variables, &chain, sys::origin::is_orphan(), carries)
+            let run = Run::find(&variables, &chain, sys::origin::is_orphan(), carries)?;
+            // A tracer waits for everything that it traces. The service would wait for the runner, which
+            // waits for the tracer.
+            if let Some(tracer) = procfs::tracer() {
+                let name = procfs::stat(tracer).map_or_else(|| "a process".to_owned(), |stat| stat.comm);
+                say(&format!(
+                    "{name} (pid {tracer}) traces this test process; shared services end with it, not with the run"
+                ));
+                return None;
+            }
+            Some(run)
         });
         RUN.as_ref()
     }

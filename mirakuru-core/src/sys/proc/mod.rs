@@ -316,6 +316,14 @@ pub(crate) fn pid_namespace() -> u64 {
     fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
 }
 
+/// The process that traces this one, such as a debugger or `strace`.
+pub(crate) fn tracer() -> Option<u32> {
+    let status = read("self/status").ok()?;
+    let status = String::from_utf8_lossy(&status);
+    let pid = status.lines().find_map(|line| line.strip_prefix("TracerPid:"))?;
+    pid.trim().parse().ok().filter(|pid| *pid != 0)
+}
+
 /// Tells the network namespace of this process from others: a port of one is not reached from
 /// another. 0 where it is not known.
 pub(crate) fn net_namespace() -> u64 {
