@@ -64,6 +64,10 @@ fn of_the_project() {}
 #[test]
 #[ignore]
 fn there_and_does_not_start() {}
+#[mirakuru::fixture(presets::redis())]
+#[test]
+#[ignore]
+fn chosen(redis: &presets::Redis) { println!("runs {}", redis.command()); }
 #[mirakuru::fixture(presets::postgres().version(7), optional)]
 #[test]
 #[ignore]
@@ -139,7 +143,7 @@ fn what_is_missing_is_skipped_aloud() {
     let output = with(&[], "MK", "");
     assert!(output.status.success(), "{}", text(&output));
     assert!(
-        text(&output).contains("30 passed; 0 failed; 7 ignored"),
+        text(&output).contains("30 passed; 0 failed; 8 ignored"),
         "{}",
         text(&output)
     );
@@ -173,6 +177,45 @@ fn what_is_missing_is_skipped_aloud() {
         );
         assert!(!text(&output).contains("skipped, because"), "{}", text(&output));
     }
+}
+
+#[test]
+fn a_variable_picks_another_installation_of_a_preset() {
+    let Some(server) = require("redis-server") else {
+        return;
+    };
+    let ((_alone, dir), scratch) = (suite(), Scratch::new());
+    let other = scratch.path().join("redis-7");
+    fs::create_dir_all(other.join("bin")).expect("a writable directory");
+    std::os::unix::fs::symlink(server, other.join("bin/redis-server")).expect("a writable directory");
+    let run = |program: &Path| {
+        let args = [
+            "test",
+            "--test",
+            "needs",
+            "--",
+            "--exact",
+            "chosen",
+            "--ignored",
+            "--show-output",
+        ];
+        let mut command = cargo(&dir, &scratch, &args);
+        command.env("MIRAKURU_REDIS_PROGRAM", program);
+        fresh::text(&command.output().expect("cargo"))
+    };
+    let program = other.join("bin/redis-server");
+    for given in [&other, &program] {
+        let output = run(given);
+        assert!(
+            output.contains(&format!("runs {}", program.display())),
+            "{output}"
+        );
+    }
+    let output = run(Path::new("/mk/no-such-directory"));
+    assert!(
+        output.contains("failed to execute `/mk/no-such-directory`"),
+        "{output}"
+    );
 }
 
 #[test]

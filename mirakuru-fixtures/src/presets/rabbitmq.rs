@@ -144,6 +144,7 @@ impl RabbitmqRecipe {
         self.options
             .program
             .clone()
+            .or_else(|| SERVER.chosen())
             .or_else(usual)
             .or_else(|| SERVER.find())
     }

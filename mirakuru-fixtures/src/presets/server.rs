@@ -84,9 +84,35 @@ const NOT_INHERITED: [&str; 38] = [
 ];
 
 impl Server {
-    /// The program, on `PATH` or in the usual places.
+    /// The program that `MIRAKURU_REDIS_PROGRAM` (and so on) names, else the one on `PATH` or in
+    /// the usual places.
     pub(crate) fn find(&self) -> Option<PathBuf> {
-        self.programs.iter().find_map(|program| find_program(program))
+        let found = || self.programs.iter().find_map(|program| find_program(program));
+        self.chosen().or_else(found)
+    }
+
+    /// The program that the preset's variable names.
+    pub(crate) fn chosen(&self) -> Option<PathBuf> {
+        let name = match self.name {
+            "PostgreSQL" => "POSTGRES".to_owned(),
+            name => name.to_ascii_uppercase(),
+        };
+        let path = std::env::var_os(format!("MIRAKURU_{name}_PROGRAM"))?;
+        (!path.is_empty()).then(|| self.program_at(Path::new(&path)))
+    }
+
+    /// The program at a path: the path itself, or the program below a directory where it was
+    /// installed. If there is none, the path that it would have, whose start has the better error.
+    fn program_at(&self, path: &Path) -> PathBuf {
+        if !path.is_dir() {
+            return path.to_owned();
+        }
+        let dirs = ["", "bin", "sbin"].map(|dir| path.join(dir));
+        let mut files = dirs
+            .iter()
+            .flat_map(|dir| self.programs.iter().map(move |program| dir.join(program)));
+        let first = path.join(self.programs.first().copied().unwrap_or_default());
+        files.find(|file| file.is_file()).unwrap_or(first)
     }
 
     /// A recipe for the server, as a user that it may run as.
@@ -456,6 +482,27 @@ pub(super) use handle;
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_directory_stands_for_the_program_in_it() {
+        let server = Server {
+            name: "Sleeper",
+            programs: &["no-such-sleep", "sleep"],
+            users: &[],
+            as_root: AsRoot::Never,
+            needs: &[],
+        };
+        let dir = std::env::temp_dir().join(format!("mirakuru-unit-{}-chosen", std::process::id()));
+        let _ = fs::remove_dir_all(&dir);
+        fs::create_dir_all(dir.join("sbin")).unwrap();
+        assert_eq!(server.program_at(&dir), dir.join("no-such-sleep"));
+        fs::write(dir.join("sbin/sleep"), "").unwrap();
+        assert_eq!(server.program_at(&dir), dir.join("sbin/sleep"));
+        fs::write(dir.join("sleep"), "").unwrap();
+        assert_eq!(server.program_at(&dir), dir.join("sleep"));
+        assert_eq!(server.program_at(&dir.join("other")), dir.join("other"));
+        fs::remove_dir_all(&dir).unwrap();
+    }
 
     #[test]
     fn a_script_and_a_program_among_shims_are_shims() {

@@ -104,6 +104,9 @@ impl MariadbRecipe {
         if self.options.program.is_some() {
             return self.options.program.clone();
         }
+        if let Some(chosen) = SERVER.chosen() {
+            return Some(chosen);
+        }
         let mariadb = find_program("mariadbd");
         let mysql = find_program("mysqld");
         if self.mysql {
