@@ -649,7 +649,9 @@ fn every_chapter_of_the_guide_is_found_and_tested() {
             "src/guide.rs does not list {name}.md"
         );
         assert!(
-            readme.contains(&format!("(docs/guide/{name}.md)")),
+            readme.contains(&format!(
+                "(https://docs.rs/mirakuru/latest/mirakuru/guide/{name}/)"
+            )),
             "README.md does not link to {name}.md"
         );
         // What leads to a file, or to docs.rs, has to lead somewhere in rustdoc's pages as well.

@@ -196,8 +196,7 @@ fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: 
         errors.at(
             item.sig.ident.span(),
             "`#[test]` is missing: write it below this attribute; a function without it is a fixture, and \
-             says what it \
-             gives: `-> T`",
+             says what it gives: `-> T`",
         );
         return;
     }
