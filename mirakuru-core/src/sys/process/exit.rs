@@ -194,8 +194,8 @@ fn end_all(failed: bool) {
         return;
     }
     BEGAN.store(crate::sys::clock_ns(), Ordering::SeqCst);
-    // A test failed and did not end its service, such as one that hung; or a test ended the process. (The
-    // harness returns from the main thread, and runs tests on others.)
+    // A test failed and did not end its service, such as one that hung; or a test ended the
+    // process. (The harness returns from the main thread, and runs tests on others.)
     let in_a_test = failed || !is_main_thread();
     let mut ending = Vec::new();
     let mut at = HEAD.load(Ordering::SeqCst);

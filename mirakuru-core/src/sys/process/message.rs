@@ -33,9 +33,9 @@ pub(super) const PUBLISHED: i32 = 6;
 pub(super) const SYNCED: i32 = 7;
 /// To the worker: say when there is new output.
 pub(super) const ARM: i32 = 10;
-/// To the worker: end the service. The signal, the grace in ms, the kill signal; not 0 if nobody has
-/// ordered that for this one service: this process ends. Then the supervisor waits for those that
-/// need the service, and removes its private directory.
+/// To the worker: end the service. The signal, the grace in ms, the kill signal; not 0 if nobody
+/// has ordered that for this one service: this process ends. Then the supervisor waits for those
+/// that need the service, and removes its private directory.
 pub(super) const STOP: i32 = 11;
 /// The same, and a test made the process end: the supervisor keeps the log.
 pub(super) const STOP_IN_A_TEST: i32 = 2;

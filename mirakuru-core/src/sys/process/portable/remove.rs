@@ -15,7 +15,8 @@ use crate::sys::io::remove::keep_log_in;
 const PATIENCE_MS: i32 = 20_000;
 
 /// Removes a directory and all in it; symbolic links are removed, not followed. With a file `kept`
-/// in it, which `keep_log` makes, only the subdirectory `d` goes, and the lock that marks it as in use.
+/// in it, which `keep_log` makes, only the subdirectory `d` goes, and the lock that marks it as in
+/// use.
 ///
 /// # Safety
 ///
