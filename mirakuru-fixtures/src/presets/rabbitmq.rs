@@ -97,8 +97,8 @@ const PRELUDE: &str = r#"
  end || App <- [asn1, compiler, crypto, inets, mnesia, os_mon, public_key, runtime_tools, ssl, syntax_tools, tools, xmerl]].
 "#;
 
-/// How long a start may take by default. It is ready after 2.5 s where it has two processors to
-/// itself, and after 20 s where it shares them with ten others.
+/// How long a start may take by default. It is ready after some 4 s where it has two processors to
+/// itself, and after 30 s where it shares them with ten others.
 const READY_WITHIN: Duration = Duration::from_secs(180);
 
 /// A RabbitMQ: see [`Rabbitmq`]. The default of [`timeout`](RabbitmqRecipe::timeout) is 180 s here.
