@@ -3,6 +3,7 @@
 use mirakuru_core::__private::{Startable, stop_together};
 use mirakuru_core::{Error, Executor, Readiness};
 
+use crate::cluster::Cluster;
 use crate::recipe::Recipe;
 use crate::start::{built, plain};
 use crate::system::{Slot, System};
@@ -180,6 +181,22 @@ impl<R: Readiness> sealed::Stop for &mut Vec<Executor<R>> {}
 impl<R: Readiness> StopAll for &mut Vec<Executor<R>> {
     fn stop_all(self) -> Result<(), Error> {
         self.as_mut_slice().stop_all()
+    }
+}
+
+impl<R: Readiness> sealed::Stop for &mut Cluster<Executor<R>> {}
+
+impl<R: Readiness> StopAll for &mut Cluster<Executor<R>> {
+    fn stop_all(self) -> Result<(), Error> {
+        (&mut **self).stop_all()
+    }
+}
+
+impl<R: Readiness> sealed::Stop for Cluster<Executor<R>> {}
+
+impl<R: Readiness> StopAll for Cluster<Executor<R>> {
+    fn stop_all(mut self) -> Result<(), Error> {
+        (&mut *self).stop_all()
     }
 }
 

@@ -123,6 +123,22 @@ fn file_of(executor: &OutputExecutor) -> std::path::PathBuf {
     executor.command().rsplit(' ').next().unwrap().into()
 }
 
+/// A service that no test looks at is no dead code.
+#[deny(dead_code)]
+#[mirakuru::fixture]
+struct Unseen {
+    #[fixture(cmd = "sleep 60")]
+    seen: SimpleExecutor,
+    #[fixture(cmd = "sleep 60")]
+    unseen: SimpleExecutor,
+}
+
+#[mirakuru::fixture(Unseen)]
+#[test]
+fn a_field_that_no_test_reads(unseen: Unseen) {
+    assert!(unseen.seen.is_running());
+}
+
 /// Three services: the server needs the other two.
 #[mirakuru::fixture]
 struct Shop {
@@ -386,9 +402,8 @@ mod clusters {
         assert!(nodes[0].is_running() && !nodes[1].is_running() && nodes[2].is_running());
         nodes[1].start().unwrap();
         assert_eq!(nodes[1].port(), port);
-        for node in &mut nodes {
-            node.stop().unwrap();
-        }
+        mirakuru::stop_all(&mut nodes).unwrap();
+        assert!(nodes.iter().all(|node| !node.is_running()));
         assert_eq!(nodes.into_iter().count(), 3);
     }
 
