@@ -450,8 +450,8 @@ fn a_line_that_was_printed_counts_although_the_service_has_ended() {
     }
 }
 
-/// A test that hangs until its runner kills it, ends the process, or outlives the end of the harness
-/// (as after rstest's `#[timeout]`): nobody says that all went well.
+/// A test that hangs until its runner kills it, ends the process, or outlives the end of the
+/// harness (as after rstest's `#[timeout]`): nobody says that all went well.
 #[test]
 fn the_log_is_kept_when_nobody_says_that_all_went_well() {
     let scratch = Scratch::new();

@@ -13,17 +13,31 @@ static POSTGRES: presets::Postgres;
 fn psql(database: &presets::PostgresDatabase, statement: &str) -> String {
     let output = Command::new("psql")
         .arg(database.url())
-        .args(["--no-psqlrc", "--quiet", "--tuples-only", "--no-align", "--command", statement])
+        .args([
+            "--no-psqlrc",
+            "--quiet",
+            "--tuples-only",
+            "--no-align",
+            "--command",
+            statement,
+        ])
         .output()
         .expect("psql comes with PostgreSQL");
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 
 #[test]
 fn the_first_order() {
     let database = POSTGRES.database(); // A copy of the template, in milliseconds; gone when it is dropped.
-    let id = psql(&database, "INSERT INTO orders (tea) VALUES ('sencha') RETURNING id");
+    let id = psql(
+        &database,
+        "INSERT INTO orders (tea) VALUES ('sencha') RETURNING id",
+    );
     assert_eq!(id, "1");
 }
 
@@ -31,6 +45,9 @@ fn the_first_order() {
 fn no_order_of_anybody_else() {
     let database = POSTGRES.database();
     assert_eq!(psql(&database, "SELECT count(*) FROM orders"), "0");
-    psql(&database, "INSERT INTO orders (tea) VALUES ('assam'), ('lapsang')");
+    psql(
+        &database,
+        "INSERT INTO orders (tea) VALUES ('assam'), ('lapsang')",
+    );
     assert_eq!(psql(&database, "SELECT count(*) FROM orders"), "2");
 }

@@ -38,7 +38,10 @@ fn a_redis_that_hangs_costs_no_more_than_its_time_out(redis: &mut presets::Redis
     let took = begin.elapsed();
     redis.resume()?;
 
-    assert!(matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut), "{error}");
+    assert!(
+        matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut),
+        "{error}"
+    );
     assert!(took < shop::PATIENCE + Duration::from_secs(5), "{took:?}");
 
     // What it was asked while it hung it has done all the same: the visit was counted.

@@ -28,7 +28,9 @@ struct Shop {
 #[test]
 fn the_worker_bears_an_outage_of_the_cache(mut shop: Shop) -> Result<(), Box<dyn std::error::Error>> {
     assert!(shop.db.is_running());
-    let during = shop.cache.stopped(|| shop::get(shop.server.addr(), "/visits"))??;
+    let during = shop
+        .cache
+        .stopped(|| shop::get(shop.server.addr(), "/visits"))??;
     assert_eq!(during.0, 503);
     // The cache is empty after its restart. The worker goes on.
     let is_counting = Check::new("the worker had visited again", {
@@ -57,7 +59,12 @@ fn nats() -> impl Recipe<Handle = Cluster<TcpExecutor>> {
     mirakuru::cluster(3, |node| {
         let route = |peer: mirakuru::Node| format!("nats://127.0.0.1:{}", peer.port_named("route"));
         Executor::builder("nats-server -a 127.0.0.1 -p {port} -m {port:monitor} --name {name} -js -sd {dir}")
-            .args(["--cluster_name", "shop", "--cluster", "nats://127.0.0.1:{port:route}"])
+            .args([
+                "--cluster_name",
+                "shop",
+                "--cluster",
+                "nats://127.0.0.1:{port:route}",
+            ])
             .args(["--routes", &node.peers().map(route).collect::<Vec<_>>().join(",")])
             .wait_for(Tcp::addr("127.0.0.1:{port}"))
     })
@@ -70,15 +77,23 @@ fn nats() -> impl Recipe<Handle = Cluster<TcpExecutor>> {
 /// The name of the node that a node takes for the leader.
 fn leader(monitor: u16) -> std::io::Result<Option<String>> {
     let (_, body) = shop::get(SocketAddr::from(([127, 0, 0, 1], monitor)), "/jsz")?;
-    let leader = body.split("\"leader\": \"").nth(1).and_then(|rest| rest.split('"').next());
+    let leader = body
+        .split("\"leader\": \"")
+        .nth(1)
+        .and_then(|rest| rest.split('"').next());
     Ok(leader.filter(|name| !name.is_empty()).map(str::to_owned))
 }
 
 #[mirakuru::fixture(nats())]
 #[test]
 fn another_leader_is_elected(mut nodes: Cluster<TcpExecutor>) -> Result<(), Error> {
-    let name = leader(nodes[0].port_named("monitor")).unwrap().expect("there is a leader");
-    let old = nodes.iter().position(|node| node.name() == name).expect("it is one of the nodes");
+    let name = leader(nodes[0].port_named("monitor"))
+        .unwrap()
+        .expect("there is a leader");
+    let old = nodes
+        .iter()
+        .position(|node| node.name() == name)
+        .expect("it is one of the nodes");
     nodes[old].kill()?;
 
     let other = (old + 1) % nodes.len();

@@ -10,7 +10,9 @@ fn redis_server() -> presets::Redis;
 /// What a test needs may be more than a service. The body runs once the service is ready.
 #[mirakuru::fixture(presets::redis())]
 fn busy_shop(server: presets::Redis) -> (presets::Redis, u64) {
-    let visits = (1..=10).map(|_| shop::count_visit(server.addr(), 0).unwrap()).last();
+    let visits = (1..=10)
+        .map(|_| shop::count_visit(server.addr(), 0).unwrap())
+        .last();
     (server, visits.unwrap())
 }
 

@@ -130,8 +130,8 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
     stale
 }
 
-/// The kept logs of a base, so that a sweep need not look at each: a file with their names, which is made
-/// anew now and then. Then the old ones go.
+/// The kept logs of a base, so that a sweep need not look at each: a file with their names, which
+/// is made anew now and then. Then the old ones go.
 struct KeptLogs {
     list: PathBuf,
     /// Empty when all are to be looked at.
@@ -158,8 +158,8 @@ impl KeptLogs {
         self.names.contains(name)
     }
 
-    /// Notes new ones; in a sweep that has looked at all, removes those that are too old, too many or too
-    /// large.
+    /// Notes new ones; in a sweep that has looked at all, removes those that are too old, too many
+    /// or too large.
     fn update(&self, mut logs: Vec<(SystemTime, PathBuf)>, new: &str) {
         if self.is_fresh {
             if !new.is_empty() {

@@ -663,8 +663,8 @@ const WORKERS: [&str; 6] = [
 ];
 
 impl Lane {
-    /// Whether it is a test: not the end of a process, nor a thread that a test or a runtime has made.
-    /// The harness names the thread of a test.
+    /// Whether it is a test: not the end of a process, nor a thread that a test or a runtime has
+    /// made. The harness names the thread of a test.
     pub(crate) fn is_test(&self) -> bool {
         let is_worker = WORKERS.iter().any(|worker| self.name.starts_with(worker));
         !self.is_exit && !is_worker && !self.name.is_empty()
