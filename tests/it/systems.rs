@@ -488,7 +488,8 @@ mod clusters {
         }
     }
 
-    /// Threads that take free ports, for TCP and for UDP, and give them back, as long as it is there.
+    /// Threads that take free ports, for TCP and for UDP, and give them back, as long as it is
+    /// there.
     struct Storm(Arc<AtomicBool>, Vec<thread::JoinHandle<()>>);
 
     impl Storm {

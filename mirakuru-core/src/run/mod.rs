@@ -47,12 +47,13 @@ impl Run {
                 .filter_map(|name| Some((name, std::env::var(name).ok().filter(|value| !value.is_empty())?)))
                 .collect();
             let run = Run::find(&variables, &chain, sys::origin::is_orphan(), carries)?;
-            // A tracer waits for everything that it traces. The service would wait for the runner, which
-            // waits for the tracer.
+            // A tracer waits for everything that it traces. The service would wait for the runner,
+            // which waits for the tracer.
             if let Some(tracer) = procfs::tracer() {
                 let name = procfs::stat(tracer).map_or_else(|| "a process".to_owned(), |stat| stat.comm);
                 say(&format!(
-                    "{name} (pid {tracer}) traces this test process; shared services end with it, not with the run"
+                    "{name} (pid {tracer}) traces this test process; shared services end with it, not with \
+                        the run"
                 ));
                 return None;
             }
