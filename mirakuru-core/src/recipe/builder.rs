@@ -433,7 +433,8 @@ impl<R> ExecutorBuilder<R> {
     }
 
     /// Adds a regular expression for a line of output that means that start-up has failed: the
-    /// start then fails at once with [`Error::FailureLine`]. It is looked for in both streams
+    /// start then fails at once with
+    /// [`Error::FailureLine`](crate::error::Error::FailureLine). It is looked for in both streams
     /// until the service is ready.
     ///
     /// ```
