@@ -122,7 +122,18 @@ fn a_fixed_udp_port_in_use_names_its_holder() {
         "{error}"
     );
     // TCP on the same number is another port.
-    let tcp = TcpListener::bind(&addr).unwrap();
+    let mut tcp = TcpListener::bind(&addr);
+    let _ = wait_until(
+        || {
+            // A fork of this process may have the socket that chose the port for a moment.
+            tcp.is_ok() || {
+                tcp = TcpListener::bind(&addr);
+                false
+            }
+        },
+        LONG,
+    );
+    let tcp = tcp.unwrap();
     drop(taken);
     let mut started = udp_server(&addr).start();
     let _ = wait_until(

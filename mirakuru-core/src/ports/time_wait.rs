@@ -96,6 +96,24 @@ mod tests {
         }
     }
 
+    /// The kernel gives a client's port to another client, too, when that one goes elsewhere.
+    #[test]
+    fn a_port_is_free_again_although_a_client_has_the_address_of_the_old_one() {
+        for ip in ["127.0.0.1", "::1"] {
+            let addr = lingering_port(ip);
+            let elsewhere = TcpListener::bind((ip, 0)).expect("a free port");
+            let there = elsewhere.local_addr().expect("it is bound");
+            let mut clients = Vec::new();
+            for (_, client) in lingering(addr) {
+                let taken = crate::sys::time_wait::connect_from(client, there).expect("it listens");
+                clients.push((taken, elsewhere.accept().expect("there is one")));
+            }
+            in_time(|| make_free(&[addr]).is_ok());
+            assert!(lingering(addr).is_empty(), "{addr}");
+            assert!(clients.len() >= 20, "{addr}");
+        }
+    }
+
     #[test]
     fn the_port_of_a_running_server_is_left_alone() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");

@@ -3,8 +3,11 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 
 use super::raw_socket::{bind, connect, family, set_non_blocking, set_reuse_addr, socket};
+#[cfg(any(target_os = "linux", target_os = "android"))]
+use super::raw_socket::{set_flag, set_option};
 
 /// Removes one remnant, whose other end is on this machine, too.
 ///
@@ -15,13 +18,49 @@ use super::raw_socket::{bind, connect, family, set_non_blocking, set_reuse_addr,
 ///
 /// # Errors
 ///
-/// When somebody has the other end's address by now. The remnant stays then.
+/// When somebody has bound the other end's address by now. The remnant stays then.
 pub(crate) fn remove(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
     let client = socket(family(&remote), libc::SOCK_STREAM, 0)?;
     set_reuse_addr(&client, true)?;
     set_non_blocking(&client)?;
-    bind(&client, &remote.into())?;
+    if let Err(error) = bind(&client, &remote.into()) {
+        choose_at_connect(&client, remote).map_err(|_| error)?;
+    }
     // Nobody accepts it, and nobody waits for it.
     let _ = connect(&client, &local.into());
     Ok(())
+}
+
+/// Lets the connect choose this address. Another connection from it, open or lingering, makes a
+/// bind fail; a connect minds it only if it goes to the same place.
+///
+/// # Errors
+///
+/// Before Linux 6.3, and on other systems.
+fn choose_at_connect(client: &OwnedFd, addr: SocketAddr) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        /// Of `linux/in.h`: the upper half is the highest port, the lower half the lowest.
+        const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
+        let port = u32::from(addr.port());
+        let range = port << 16 | port;
+        // SAFETY: an integer lives at this address for the length of the call.
+        unsafe { set_option(client, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, &range)? };
+        set_flag(client, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, true)?;
+        bind(client, &SocketAddr::new(addr.ip(), 0).into())
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "android")))]
+    {
+        let _ = (client, addr);
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// A connection from this address, which may lead to another place as well.
+#[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]
+pub(crate) fn connect_from(here: SocketAddr, there: SocketAddr) -> io::Result<OwnedFd> {
+    let client = socket(family(&here), libc::SOCK_STREAM, 0)?;
+    choose_at_connect(&client, here)?;
+    connect(&client, &there.into())?;
+    Ok(client)
 }

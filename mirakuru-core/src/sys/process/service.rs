@@ -603,8 +603,13 @@ fn needs(dirs: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
             .read(true)
             .write(true)
             .custom_flags(options.bits())
-            .open(&path)?;
-        fds.push(file.into());
+            .open(&path);
+        match file {
+            Ok(file) => fds.push(file.into()),
+            // Its directory was removed in between.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
     }
     Ok(fds)
 }
