@@ -6,7 +6,7 @@
 //!
 //! The server is this very program, run again with an argument. It listens on a port only after 300
 //! ms, as real servers do. It is started, talked to, stopped, and shown to be gone; then one start
-//! fails, one test process is killed, and, where `redis-server` is on the PATH, the same is done
+//! fails, two test processes are killed, and, where `redis-server` is on the PATH, the same is done
 //! with Redis.
 
 use std::env;
@@ -19,7 +19,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mirakuru::{Executor, ExecutorBuilder, Tcp, TcpExecutor};
+use mirakuru::{Banner, Executor, ExecutorBuilder, Tcp, TcpExecutor};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = env::args().skip(1).collect();
@@ -28,6 +28,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         ["serve", addr] => serve(addr),
         ["serve", _, menu] => serve_from(menu),
         ["hold"] => hold(),
+        ["hold-daemon"] => hold_daemon(),
         _ => Err("the quickstart takes no arguments".into()),
     }
 }
@@ -81,6 +82,7 @@ fn tour(screen: &Screen) -> Result<(), Box<dyn Error>> {
     test.wait()?;
     until("the server is gone", || gone(pid))?;
     screen.timed("gone", begin.elapsed(), "the server went with the test");
+    daemon(screen)?;
 
     screen.title("The same with Redis");
     if on_path("redis-server") {
@@ -100,6 +102,39 @@ fn tour(screen: &Screen) -> Result<(), Box<dyn Error>> {
     }
 
     println!("\nNow a test of your own: see README.md");
+    Ok(())
+}
+
+/// The same with a service that leaves a daemon behind. `ps` tells of it, which knows nothing of
+/// mirakuru.
+fn daemon(screen: &Screen) -> Result<(), Box<dyn Error>> {
+    screen.title("A test that is killed takes a daemon along, too: ask `ps`");
+    if !cfg!(target_os = "linux") || !on_path("setsid") || !on_path("ps") {
+        screen.row("skipped", "it takes Linux, and `setsid` and `ps` on the PATH");
+        return Ok(());
+    }
+    let mut test = Command::new(env::current_exe()?)
+        .arg("hold-daemon")
+        .stdout(Stdio::piped())
+        .spawn()?;
+    let mut pid = String::new();
+    BufReader::new(test.stdout.take().ok_or("no output")?).read_line(&mut pid)?;
+    let ps = || -> io::Result<String> {
+        let output = Command::new("ps")
+            .args(["-o", "pid=,ppid=,sid=,args=", "-p", pid.trim()])
+            .output()?;
+        Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+    };
+    let before = ps()?;
+    if !before.contains("sleep") {
+        return Err("the daemon does not run".into());
+    }
+    screen.row("ps says", &format!("{before}   (pid, parent, session, command)"));
+    let begin = Instant::now();
+    test.kill()?;
+    test.wait()?;
+    until("the daemon is gone", || ps().is_ok_and(|text| text.is_empty()))?;
+    screen.timed("ps says", begin.elapsed(), "there is no such process");
     Ok(())
 }
 
@@ -147,6 +182,18 @@ fn act(
 fn hold() -> Result<(), Box<dyn Error>> {
     let server = teahouse()?.start()?;
     println!("{}", server.pid());
+    thread::sleep(Duration::from_secs(60));
+    Ok(())
+}
+
+/// The same with a service that has made a daemon: in a session of its own, and without its parent.
+fn hold_daemon() -> Result<(), Box<dyn Error>> {
+    let script = "(setsid sleep 3600 > {dir}/out 2>&1 & echo daemon $!); exec sleep 3600";
+    let service = Executor::builder(script)
+        .shell(true)
+        .wait_for(Banner::matching(r"^daemon (?<pid>\d+)$"))
+        .start()?;
+    println!("{}", service.captured("pid").ok_or("no pid")?);
     thread::sleep(Duration::from_secs(60));
     Ok(())
 }
