@@ -1,7 +1,8 @@
 //! What a service can be waited for, and what an end before it tells.
 
 use std::fs;
-use std::io::{self};
+use std::io::{self, Read};
+use std::net::TcpStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -604,4 +605,37 @@ fn a_no_wait_executor_takes_its_conditions_afterwards() {
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
     assert!(service.is_running(), "only the waiting has failed");
     service.stop().unwrap();
+}
+
+#[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end cannot see whose a socket is"
+)]
+fn a_server_that_listens_for_a_moment_to_check_its_port_is_not_ready() {
+    let script = "import socket, sys, time
+address = ('127.0.0.1', int(sys.argv[1]))
+check = socket.create_server(address)
+time.sleep(0.02)
+check.close()
+time.sleep(0.02)
+server = socket.create_server(address)
+while True:
+    client, _ = server.accept()
+    client.sendall(b'server')
+    client.close()
+";
+    for _ in 0..5 {
+        let mut service = Executor::builder("python3 -c")
+            .arg(script)
+            .arg("{port}")
+            .wait_for(Tcp::addr("127.0.0.1:{port}"))
+            .start()
+            .unwrap();
+        let mut answer = String::new();
+        let mut client = TcpStream::connect(service.addr()).unwrap();
+        client.read_to_string(&mut answer).unwrap();
+        assert_eq!(answer, "server");
+        service.stop().unwrap();
+    }
 }

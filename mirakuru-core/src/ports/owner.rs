@@ -14,7 +14,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::observe::trace;
 use crate::ports::address::canonical;
@@ -280,6 +280,48 @@ fn unnamed_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner {
         holder: listener.map_or_else(|| Holder::unseen(None), Holder::of_pid),
         shared: false,
     })
+}
+
+/// A server that listens to check that it can have the port is seen through for this long.
+const CHECK_TAKES: Duration = Duration::from_millis(50);
+
+/// The sockets that answer on an address, and when they were first seen.
+#[derive(Clone, Debug)]
+pub(crate) struct FirstSeen {
+    inodes: Vec<u64>,
+    at: Instant,
+}
+
+/// Whether the sockets of the tree below `root` that answer on this address are there to stay.
+///
+/// Some servers listen for a moment, to check that they can have the port, and listen in earnest
+/// later. So the process that has the socket must wait for something, such as connections; where
+/// it runs or sleeps, the same socket must have been there for [`CHECK_TAKES`]. At the end the
+/// socket must still be there. `seen` is what the look before has left.
+pub(crate) fn stays(addr: SocketAddr, root: u32, seen: &mut Option<FirstSeen>) -> bool {
+    let addr = canonical(addr);
+    let inodes = || {
+        let sockets = answering(Protocol::Tcp, addr)?;
+        Some(sockets.iter().map(|socket| socket.inode).collect::<Vec<u64>>())
+    };
+    // Where the kernel does not tell, the look that found a listener must do.
+    let Some(before) = inodes() else { return true };
+    let first = match seen.take() {
+        Some(first) if first.inodes == before => first,
+        _ => FirstSeen {
+            inodes: before,
+            at: Instant::now(),
+        },
+    };
+    let first = seen.insert(first);
+    if first.at.elapsed() < CHECK_TAKES {
+        let search = procfs::search_tree(root, &first.inodes, Closely::Process);
+        let mut holders = search.found.iter().map(|(_, pid)| *pid);
+        if holders.any(procfs::is_between_calls) {
+            return false;
+        }
+    }
+    !first.inodes.is_empty() && inodes().as_ref() == Some(&first.inodes)
 }
 
 /// The addresses on which the tree below `root` listens, in no particular order: what to tell

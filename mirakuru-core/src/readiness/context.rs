@@ -15,7 +15,7 @@ use crate::output::logs::Logs;
 use crate::output::mark::Mark;
 use crate::output::reader::{OutputReader, Stream};
 use crate::ports::address::{self, Place};
-use crate::ports::owner::{self, owned_by_tree};
+use crate::ports::owner::{self, FirstSeen, owned_by_tree};
 use crate::ports::values::Values;
 use crate::recipe::command::Command;
 use crate::sys::{Protocol, procfs};
@@ -241,6 +241,11 @@ impl Probe<'_> {
     /// else listens there, and who.
     pub fn listens_on(&self, addr: SocketAddr) -> io::Result<bool> {
         owned_by_tree(Protocol::Tcp, addr, self.supervisor)
+    }
+
+    /// Whether the socket for which [`listens_on`](Probe::listens_on) said yes is there to stay.
+    pub(crate) fn stays_on(&self, addr: SocketAddr, seen: &mut Option<FirstSeen>) -> bool {
+        owner::stays(addr, self.supervisor, seen)
     }
 
     /// Where the service listens, if that is not the awaited address, and what to do about it.

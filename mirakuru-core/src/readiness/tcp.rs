@@ -6,24 +6,28 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use super::{Prepare, Probe, Readiness};
+use super::{Prepare, Probe, Readiness, Wake};
 use crate::error::Error;
 use crate::ports::address::{self, Place, ZERO, resolve};
+use crate::ports::owner::FirstSeen;
 use crate::ports::table;
 use crate::sys::Protocol;
 use crate::util::deadline::scaled;
 
 /// A connection to another machine is given this long.
 const REMOTE_CONNECT: Duration = Duration::from_secs(1);
+/// A server that listens is about to wait for connections.
+const SOON: Duration = Duration::from_millis(1);
 
 /// Ready when the service accepts TCP connections.
 ///
 /// On an address of this machine the kernel is asked, without making a connection, so that the
 /// service sees and logs nothing of it; and the listening socket must belong to the service's own
-/// processes. Somebody else who answers there is an error that names them. (If the service's
-/// processes cannot be looked into, because they run as another user and the test does not run as
-/// root, a listener whose owner is not seen is taken for the service's.) On an address of another
-/// machine a connection is made.
+/// processes. If the process that has the socket runs or sleeps, it may only check that the port is
+/// free: then the socket counts when it has been there for 50 ms. Somebody else who answers there
+/// is an error that names them. (If the service's processes cannot be looked into, because they run
+/// as another user and the test does not run as root, a listener whose owner is not seen is taken
+/// for the service's.) On an address of another machine a connection is made.
 ///
 /// It follows that a server which only *asks another one* to listen, such as `docker run -p`, is
 /// not ready in this sense, ever: the port belongs to Docker. Use [`Check`](super::Check) or
@@ -61,6 +65,8 @@ struct Resolved {
     places: Vec<Place>,
     /// Which of them answered.
     answered: Option<SocketAddr>,
+    /// A listener that may have been there only to check that the port is free.
+    seen: Option<FirstSeen>,
 }
 
 impl Tcp {
@@ -140,6 +146,7 @@ impl Readiness for Tcp {
             text,
             places,
             answered: None,
+            seen: None,
         };
         Ok(())
     }
@@ -167,6 +174,13 @@ impl Readiness for Tcp {
         }
         match (answered, last) {
             (Some(addr), _) => {
+                let is_local = |place: &Place| place.addr == addr && place.is_local;
+                if self.resolved.places.iter().any(is_local) && !cx.stays_on(addr, &mut self.resolved.seen) {
+                    return Err(io::Error::new(
+                        io::ErrorKind::WouldBlock,
+                        format!("it listened on {addr}, and did not wait for connections yet"),
+                    ));
+                }
                 table::check_route(addr)?;
                 self.resolved.answered = Some(addr);
                 Ok(true)
@@ -179,11 +193,19 @@ impl Readiness for Tcp {
                     .iter()
                     .map(|place| place.addr.to_string())
                     .collect();
+                self.resolved.seen = None;
                 Err(io::Error::new(
                     io::ErrorKind::ConnectionRefused,
                     format!("nobody listens on {}", places.join(" or ")),
                 ))
             }
+        }
+    }
+
+    fn wakes(&self, wake: &mut Wake) {
+        wake.with_back_off();
+        if self.resolved.seen.is_some() {
+            wake.within(SOON);
         }
     }
 

@@ -22,6 +22,27 @@ mod tables;
 pub(crate) use fds::{Closely, search, search_tree};
 pub(crate) use tables::{listeners, tcp_lingering, unix_listeners, unix_listening};
 
+/// Whether this process, which has a socket that listens, is about to do something else than to
+/// wait for connections: its first thread runs, or it sleeps for a time and no other thread waits
+/// for anything. `false` where that cannot be seen.
+///
+/// Threads are looked at only where the first one sleeps: see [`search_tree`] for the price.
+pub(crate) fn is_between_calls(pid: u32) -> bool {
+    let place = |path: String| read(&path).map(|text| String::from_utf8_lossy(&text).into_owned());
+    match place(format!("{pid}/wchan")).as_deref() {
+        // It is told of nobody who runs, and of nobody at all if we may not know.
+        Ok("0" | "") => stat(pid).is_some_and(|stat| stat.state == 'R'),
+        Ok(place_of_first) if place_of_first.contains("nanosleep") => {
+            let tasks = numbers(format!("/proc/{pid}/task"));
+            let mut places = tasks
+                .into_iter()
+                .filter_map(|task| place(format!("{pid}/task/{task}/wchan")).ok());
+            places.all(|place| place == "0" || place.contains("nanosleep"))
+        }
+        _ => false,
+    }
+}
+
 /// Part of `/proc/PID/stat`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
