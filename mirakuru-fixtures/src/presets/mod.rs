@@ -48,8 +48,15 @@
 //!   pid, and the verbs.
 //!
 //! Several servers at once are a [`Cluster`](crate::Cluster):
-//! [`etcd().cluster(3)`](EtcdRecipe::cluster), [`redis().replicas(1)`](RedisRecipe::replicas),
-//! [`postgres().replicas(1)`](PostgresRecipe::replicas).
+//!
+//! | recipe | ready when |
+//! | --- | --- |
+//! | [`etcd().cluster(3)`](EtcdRecipe::cluster) | there is a leader |
+//! | [`nats().cluster(3)`](NatsRecipe::cluster) | all know each other, and JetStream has a leader |
+//! | [`redis().cluster(3)`](RedisRecipe::cluster) | all say `cluster_state:ok`, with all slots and nodes |
+//! | [`redis().cluster_with_replicas(3, 1)`](RedisRecipe::cluster_with_replicas) | the same, and the replicas have the data |
+//! | [`redis().replicas(1)`](RedisRecipe::replicas) | the replica follows the master |
+//! | [`postgres().replicas(1)`](PostgresRecipe::replicas) | the replica streams from the primary |
 //!
 //! There is none for a store that speaks S3, because Debian has no package of one (MinIO is
 //! downloaded), and none for ZooKeeper, whose Java takes a second to start.

@@ -4,16 +4,17 @@ use std::fmt;
 use std::fs;
 use std::io::{self, Read};
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mirakuru_core::__private::Lease;
-use mirakuru_core::{Error, Executor, ExecutorBuilder, Signal};
+use mirakuru_core::{Check, Error, Executor, ExecutorBuilder, Probe, Signal};
 
 use super::connection::{ANSWER_WITHIN, Connection, TIDY_WITHIN, tidied};
 use super::server::{AsRoot, Options, Server, handle, new_password, options, write_secret};
 use super::{Answers, expect, failed};
 use crate::Recipe;
+use crate::cluster::{ClusterRecipe, Node, cluster};
 use crate::lease;
 
 const SERVER: Server = Server {
@@ -35,8 +36,9 @@ const CREDENTIALS: &str = "credentials";
 pub fn nats() -> NatsRecipe {
     NatsRecipe {
         options: Options::default(),
-        jetstream: false,
+        jetstream: None,
         accounts: None,
+        node: None,
     }
 }
 
@@ -45,16 +47,19 @@ pub fn nats() -> NatsRecipe {
 #[must_use = "a recipe does nothing until it is started"]
 pub struct NatsRecipe {
     options: Options,
-    jetstream: bool,
+    jetstream: Option<bool>,
     accounts: Option<u32>,
+    /// Its place in a cluster, and the ports for routes of all nodes.
+    node: Option<(Node, Vec<u16>)>,
 }
 
 options!(NatsRecipe);
 
 impl NatsRecipe {
-    /// Turns JetStream on, in all accounts. The default is `false`. Its streams survive a restart.
+    /// Turns JetStream on, in all accounts. The default is `false`, and `true` in a
+    /// [cluster](NatsRecipe::cluster). Its streams survive a restart.
     pub fn jetstream(mut self, jetstream: bool) -> Self {
-        self.jetstream = jetstream;
+        self.jetstream = Some(jetstream);
         self
     }
 
@@ -72,9 +77,56 @@ impl NatsRecipe {
         self
     }
 
+    /// A cluster of so many nodes, with JetStream unless
+    /// [`jetstream(false)`](NatsRecipe::jetstream) says otherwise. It is ready when every node
+    /// knows all nodes, and JetStream answers on every node, for which it needs a leader.
+    ///
+    /// All nodes have the same accounts and the same password. They lease accounts from one list:
+    /// an account that [`account`](Nats::account) of one node returns is nobody else's on the other
+    /// nodes, too. A node that starts again is ready when it answers.
+    ///
+    /// ```no_run
+    /// # use mirakuru_fixtures as mirakuru;
+    /// use mirakuru::{Recipe, presets};
+    ///
+    /// let mut nodes = presets::nats().cluster(3).start()?;
+    /// let account = nodes[1].account();
+    /// nodes[0].kill()?; // The two others go on.
+    /// println!("{}", account.url());
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    pub fn cluster(
+        mut self,
+        nodes: usize,
+    ) -> ClusterRecipe<NatsRecipe, impl Fn(&Node) -> NatsRecipe + Clone> {
+        let jetstream = *self.jetstream.get_or_insert(true);
+        let sentence = match jetstream {
+            true => "knew all nodes, and JetStream answered",
+            false => "knew all nodes",
+        };
+        let formed = Check::new(sentence, move |probe| knows_all(probe, nodes, jetstream));
+        cluster(nodes, move |node| NatsRecipe {
+            node: Some((
+                node.clone(),
+                node.nodes().map(|node| node.port_named("route")).collect(),
+            )),
+            ..self.clone()
+        })
+        .ready_when(formed)
+    }
+
+    /// The node of the cluster whose directory has the leases of all nodes.
+    fn first(&self) -> Option<Node> {
+        self.node.as_ref().and_then(|(node, _)| node.nodes().next())
+    }
+
+    fn has_jetstream(&self) -> bool {
+        self.jetstream.unwrap_or_default()
+    }
+
     fn text(&self) -> String {
         let mut text = format!("listen: \"127.0.0.1:{}\"\n", self.options.port());
-        if self.jetstream {
+        if self.has_jetstream() {
             text.push_str("jetstream: enabled\n");
         }
         if let Some(accounts) = self.accounts {
@@ -82,6 +134,16 @@ impl NatsRecipe {
             text.push_str(&format!("# {accounts} accounts\n"));
         }
         text.push_str("include accounts.conf\n");
+        if let Some((node, _)) = &self.node {
+            // The number of nodes is for the other processes, as above.
+            text.push_str(&format!(
+                "server_name: {} # of {}\n",
+                node.name(),
+                node.nodes().count()
+            ));
+            text.push_str("cluster {\n  name: mirakuru\n  listen: \"127.0.0.1:{port:route}\"\n");
+            text.push_str("  include routes.conf\n}\n");
+        }
         for (key, value) in &self.options.config {
             text.push_str(&format!("{key}: {value}\n"));
         }
@@ -91,7 +153,7 @@ impl NatsRecipe {
     /// The accounts that can be leased, and the one that is everybody's: all with the same
     /// password, which no other run has.
     fn accounts_text(&self, accounts: u32, password: &str) -> String {
-        let jetstream = if self.jetstream {
+        let jetstream = if self.has_jetstream() {
             ", jetstream: enabled"
         } else {
             ""
@@ -108,6 +170,17 @@ impl NatsRecipe {
     }
 }
 
+/// The routes to all nodes. They have the password, too: a node of another cluster that finds a
+/// port of this one must not join it.
+fn routes_text(ports: &[u16], password: &str) -> String {
+    let mut text = format!("authorization {{ user: route, password: \"{password}\" }}\nroutes: [\n");
+    for port in ports {
+        text.push_str(&format!("  \"nats://route:{password}@127.0.0.1:{port}\"\n"));
+    }
+    text.push_str("]\n");
+    text
+}
+
 fn user(number: u32) -> String {
     format!("test{number}")
 }
@@ -120,7 +193,7 @@ impl Recipe for NatsRecipe {
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
         let mut args = vec!["--config", "{dir}/nats.conf"];
-        if self.jetstream {
+        if self.has_jetstream() {
             // By the command line, on which every character of a path stands for itself.
             args.extend(["--store_dir", "{dir}/jetstream"]);
         }
@@ -132,21 +205,25 @@ impl Recipe for NatsRecipe {
             .stop_signal(Signal::Int)
             .wait_for(self.options.answers_in("answered PING", |question| {
                 let (password, _) = credentials(question.dir)?;
-                log_in(&mut question.connect()?, EVERYBODY, &password).map(|()| true)
+                log_in(&mut question.connect()?, EVERYBODY, &password).map(|_| true)
             })))
     }
 
     fn prepare(&self, executor: &mut Executor<Answers>) -> Result<(), Error> {
-        let password = new_password()?;
-        let accounts = self.accounts.unwrap_or_else(|| {
-            let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
-            u32::try_from(2 * processors).unwrap_or(u32::MAX).max(16)
-        });
+        let first = self.first();
+        let (password, accounts) = match first.filter(|first| first.dir() != executor.dir()) {
+            // It has been prepared before this one.
+            Some(first) => credentials(&first.dir()).map_err(no_password)?,
+            None => (new_password()?, self.accounts.unwrap_or_else(default_accounts)),
+        };
         let dir = executor.dir();
-        let files = [
+        let mut files = vec![
             ("accounts.conf", self.accounts_text(accounts, &password)),
             (CREDENTIALS, format!("{password} {accounts}")),
         ];
+        if let Some((_, ports)) = &self.node {
+            files.push(("routes.conf", routes_text(ports, &password)));
+        }
         for (name, text) in files {
             write_secret(&dir, name, &text)?;
         }
@@ -154,15 +231,52 @@ impl Recipe for NatsRecipe {
     }
 
     fn handle(self, executor: Executor<Answers>) -> Result<Nats, Error> {
-        let (password, accounts) =
-            credentials(&executor.dir()).map_err(|source| failed("read the password of NATS", source))?;
+        let (password, accounts) = credentials(&executor.dir()).map_err(no_password)?;
+        let first = self.first();
         Ok(Nats {
+            leases: first
+                .map_or_else(|| executor.dir(), |first| first.dir())
+                .join("leases"),
             executor,
             password,
             accounts,
-            jetstream: self.jetstream,
+            jetstream: self.has_jetstream(),
         })
     }
+}
+
+fn default_accounts() -> u32 {
+    let processors = std::thread::available_parallelism().map_or(1, |n| n.get());
+    u32::try_from(2 * processors).unwrap_or(u32::MAX).max(16)
+}
+
+fn no_password(source: io::Error) -> Error {
+    failed("read the password of NATS", source)
+}
+
+/// Whether a node of a cluster has routes to all nodes, and JetStream a leader.
+fn knows_all(probe: &Probe<'_>, nodes: usize, jetstream: bool) -> io::Result<bool> {
+    // Without a leader JetStream does not answer.
+    const LOOK: Duration = Duration::from_millis(20);
+    let port = probe.port().ok_or(io::ErrorKind::InvalidInput)?;
+    let (password, _) = credentials(probe.dir())?;
+    let mut connection = Connection::open(([127, 0, 0, 1], port).into(), LOOK.max(probe.remaining()))?;
+    let greeting = log_in(&mut connection, EVERYBODY, &password)?;
+    if addresses(&greeting) < nodes {
+        return Ok(false);
+    }
+    if !jetstream {
+        return Ok(true);
+    }
+    connection.send(format!("SUB {INBOX} 1\r\n").as_bytes())?;
+    Ok(!request(&mut connection, "INFO")?.contains("\"error\":"))
+}
+
+/// How many nodes a greeting knows: `INFO {.., "connect_urls":["127.0.0.1:4222", ..]}`.
+fn addresses(greeting: &str) -> usize {
+    let list = greeting.split_once("\"connect_urls\":[").map(|(_, rest)| rest);
+    let list = list.and_then(|rest| rest.split(']').next()).unwrap_or_default();
+    list.split(',').filter(|address| !address.is_empty()).count()
 }
 
 fn credentials(dir: &Path) -> io::Result<(String, u32)> {
@@ -201,6 +315,8 @@ pub struct Nats {
     password: String,
     accounts: u32,
     jetstream: bool,
+    /// The directory of the leases.
+    leases: PathBuf,
 }
 
 handle!(Nats);
@@ -245,8 +361,7 @@ impl Nats {
     pub fn try_account(&self) -> Result<NatsAccount, Error> {
         lease::taken();
         let attempt = "lease an account of NATS";
-        let lease = Lease::take(&self.executor.dir().join("leases"), self.accounts)
-            .map_err(|source| failed(attempt, source))?;
+        let lease = Lease::take(&self.leases, self.accounts).map_err(|source| failed(attempt, source))?;
         let lease = lease.ok_or_else(|| {
             let reason = format!(
                 "all {} are leased: drop those that are not needed, or raise `accounts(..)`",
@@ -353,8 +468,8 @@ fn url(addr: SocketAddr, user: &str, password: &str) -> String {
 /// Where answers to requests go. The account is ours alone.
 const INBOX: &str = "_INBOX.mirakuru";
 
-/// Reads the server's greeting, and logs in.
-fn log_in(connection: &mut Connection, user: &str, password: &str) -> io::Result<()> {
+/// Reads the server's greeting, logs in, and returns the greeting.
+fn log_in(connection: &mut Connection, user: &str, password: &str) -> io::Result<String> {
     let greeting = connection.line()?;
     if !greeting.starts_with("INFO ") {
         return Err(io::Error::other(format!("it does not speak NATS: {greeting}")));
@@ -364,7 +479,7 @@ fn log_in(connection: &mut Connection, user: &str, password: &str) -> io::Result
             {{\"verbose\":false,\"pedantic\":false,\"user\":\"{user}\",\"pass\":\"{password}\"}}\r\nPING\r\n"
     );
     connection.send(hello.as_bytes())?;
-    until(connection, "PONG").map(|_| ())
+    until(connection, "PONG").map(|_| greeting)
 }
 
 /// The next line that begins with this word. Others, such as a PING, do not matter to a client that
@@ -437,6 +552,16 @@ fn json_string(rest: &mut std::str::Chars<'_>) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_nodes_in_a_greeting_are_counted() {
+        assert_eq!(addresses("INFO {\"port\":1}"), 0);
+        assert_eq!(addresses("INFO {\"connect_urls\":[],\"a\":[1,2]}"), 0);
+        assert_eq!(
+            addresses("INFO {\"connect_urls\":[\"h:1\",\"h:2\"],\"a\":[1,2]}"),
+            2
+        );
+    }
 
     #[test]
     fn names_of_streams_are_read() {

@@ -60,10 +60,6 @@ fn a_replica_of_redis_has_the_masters_data() {
     }
     let recipe = presets::redis().config("requirepass", "p@ss").replicas(1);
     let nodes: Cluster<Redis> = recipe.start().unwrap();
-    let connect = |node: &Redis| {
-        let client = redis::Client::open(node.url()).unwrap();
-        client.get_connection().unwrap()
-    };
     let (mut master, mut replica) = (connect(&nodes[0]), connect(&nodes[1]));
     master.set::<_, _, ()>("x", 7).unwrap();
     let acknowledged: u32 = redis::cmd("WAIT").arg(1).arg(10_000).query(&mut master).unwrap();
@@ -71,6 +67,69 @@ fn a_replica_of_redis_has_the_masters_data() {
     assert_eq!(replica.get::<_, u32>("x").unwrap(), 7);
     let error = replica.set::<_, _, ()>("x", 8).unwrap_err();
     assert_eq!(error.code(), Some("READONLY"), "{error}");
+}
+
+fn connect(node: &Redis) -> redis::Connection {
+    let client = redis::Client::open(node.url()).unwrap();
+    client.get_connection().unwrap()
+}
+
+/// A key of each master's slots, found by asking: a node refuses the keys of the others.
+fn keys_of(nodes: &[Redis]) -> Vec<String> {
+    let has = |node: &Redis, key: &String| connect(node).set::<_, _, ()>(key, 7).is_ok();
+    let key = |node: &Redis| (0..1000).map(|n| format!("key{n}")).find(|key| has(node, key));
+    nodes.iter().map(|node| key(node).unwrap()).collect()
+}
+
+#[mirakuru::fixture(presets::redis().config("requirepass", "p@ss").cluster(3))]
+#[test]
+fn masters_of_redis_share_the_slots(mut nodes: Cluster<Redis>) {
+    for node in &nodes {
+        let info: String = redis::cmd("CLUSTER")
+            .arg("INFO")
+            .query(&mut connect(node))
+            .unwrap();
+        for wanted in [
+            "cluster_state:ok",
+            "cluster_slots_ok:16384",
+            "cluster_known_nodes:3",
+            "cluster_size:3",
+        ] {
+            assert!(info.lines().any(|line| line == wanted), "{wanted}: {info}");
+        }
+    }
+    let keys = keys_of(&nodes);
+    let error = connect(&nodes[1]).get::<_, u32>(&keys[0]).unwrap_err();
+    assert_eq!(error.code(), Some("MOVED"), "{error}");
+    assert!(
+        error.to_string().contains(&nodes[0].addr().to_string()),
+        "{error}"
+    );
+    // A node that starts again is ready when the cluster is.
+    nodes[0].kill().unwrap();
+    nodes[0].start().unwrap();
+    connect(&nodes[0]).set::<_, _, ()>(&keys[0], 8).unwrap();
+    assert_eq!(connect(&nodes[0]).get::<_, u32>(&keys[0]).unwrap(), 8);
+    assert!(nodes[0].try_database().is_err(), "a cluster has one database");
+}
+
+#[mirakuru::fixture(presets::redis().config("cluster-node-timeout", "500").cluster_with_replicas(3, 1))]
+#[test]
+fn a_replica_in_a_cluster_of_redis_takes_over(mut nodes: Cluster<Redis>) {
+    assert_eq!(nodes.len(), 6);
+    let key = keys_of(&nodes[..1]).remove(0);
+    let mut master = connect(&nodes[0]);
+    // `WAIT` counts the acknowledged writes of its own connection.
+    master.set::<_, _, ()>(&key, 7).unwrap();
+    let acknowledged: u32 = redis::cmd("WAIT").arg(1).arg(10_000).query(&mut master).unwrap();
+    assert_eq!(acknowledged, 1);
+    nodes[0].kill().unwrap();
+    // With the value that its master had.
+    soon(|| {
+        connect(&nodes[3])
+            .incr::<_, _, u32>(&key, 1)
+            .is_ok_and(|value| value == 8)
+    });
 }
 
 #[test]

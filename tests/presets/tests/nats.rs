@@ -6,8 +6,8 @@ use std::time::Duration;
 use async_nats::jetstream::{self, stream};
 use async_nats::{Client, ConnectError, ConnectOptions};
 use futures_util::StreamExt;
-use mirakuru::Recipe;
 use mirakuru::presets::{self, Nats, NatsAccount};
+use mirakuru::{Cluster, Recipe};
 use mirakuru_preset_tests::{
     assert_names_the_holder, assert_names_the_package, assert_nothing_is_left, in_a_child, is_child, require,
 };
@@ -198,6 +198,90 @@ async fn without_jetstream_there_are_accounts_too() {
             .url()
             .contains(&format!("{}:{}@", server.user(), server.password()))
     );
+}
+
+fn replicated() -> stream::Config {
+    stream::Config {
+        num_replicas: 3,
+        ..orders()
+    }
+}
+
+#[tokio::test]
+async fn nodes_of_a_cluster_go_on_without_one() {
+    if !require("nats-server") {
+        return;
+    }
+    let mut nodes: Cluster<Nats> = presets::nats().accounts(2).cluster(3).start().unwrap();
+    assert!(nodes.iter().all(|node| node.password() == nodes[0].password()));
+    // Each is of the same list, whichever node is asked.
+    let (one, other) = (nodes[0].account(), nodes[1].account());
+    assert_ne!(one.user(), other.user());
+    assert!(nodes[2].try_account().is_err());
+    drop(one);
+
+    let client = connect(other.user(), other.password(), &nodes[2].url())
+        .await
+        .unwrap();
+    let mut subscriber = client.subscribe("visits").await.unwrap();
+    client.flush().await.unwrap();
+    let jetstream = jetstream::new(connect_to(&other).await);
+    jetstream.create_stream(replicated()).await.unwrap();
+    let stored = jetstream.publish("orders.new", "one".into()).await.unwrap();
+    assert_eq!(stored.await.unwrap().sequence, 1);
+
+    nodes[0].kill().unwrap();
+    // A new leader takes a moment.
+    let again = async {
+        loop {
+            let stored = jetstream.publish("orders.new", "two".into()).await.unwrap();
+            if let Ok(stored) = stored.await {
+                break stored.sequence;
+            }
+        }
+    };
+    assert!(timeout(Duration::from_secs(60), again).await.unwrap() > 1);
+    let account = connect_to(&other).await;
+    account.publish("visits", "from node 1".into()).await.unwrap();
+    account.flush().await.unwrap();
+    let message = timeout(Duration::from_secs(30), subscriber.next()).await;
+    let message = message.expect("a message in time").expect("a message");
+    assert_eq!(message.payload, "from node 1");
+
+    nodes[0].start().unwrap();
+    let back = connect(other.user(), other.password(), &nodes[0].url())
+        .await
+        .unwrap();
+    let found = async {
+        let jetstream = jetstream::new(back);
+        loop {
+            if let Ok(stream) = jetstream.get_stream("ORDERS").await {
+                break stream.get_raw_message(1).await.unwrap().payload;
+            }
+        }
+    };
+    assert_eq!(timeout(Duration::from_secs(60), found).await.unwrap(), "one");
+}
+
+#[mirakuru::fixture(presets::nats().jetstream(false).cluster(2))]
+#[tokio::test]
+async fn a_cluster_without_jetstream_knows_its_nodes(nodes: &Cluster<Nats>) {
+    let connect = async |node: &Nats| connect(node.user(), node.password(), &node.url()).await.unwrap();
+    let (one, two) = (connect(&nodes[0]).await, connect(&nodes[1]).await);
+    let mut theirs = two.subscribe("x").await.unwrap();
+    two.flush().await.unwrap();
+    // The other node hears of the subscription a moment later.
+    let arrives = async {
+        loop {
+            one.publish("x", "".into()).await.unwrap();
+            one.flush().await.unwrap();
+            if timeout(Duration::from_millis(20), theirs.next()).await.is_ok() {
+                break;
+            }
+        }
+    };
+    timeout(Duration::from_secs(30), arrives).await.unwrap();
+    assert!(jetstream::new(one).create_stream(orders()).await.is_err());
 }
 
 #[test]

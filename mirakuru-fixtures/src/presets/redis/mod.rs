@@ -9,11 +9,15 @@ use mirakuru_core::__private::{Lease, literal};
 use mirakuru_core::{Error, Executor, ExecutorBuilder};
 
 use super::connection::{ANSWER_WITHIN, Connection, TIDY_WITHIN, tidied};
-use super::server::{AsRoot, Options, Server, handle, options};
+use super::server::{AsRoot, Options, Server, handle, options, write_secret};
 use super::{Answers, expect, failed};
 use crate::Recipe;
 use crate::cluster::{ClusterRecipe, Node, cluster};
 use crate::lease;
+
+mod cluster;
+
+use self::cluster::Place;
 
 const SERVER: Server = Server {
     name: "Redis",
@@ -31,6 +35,7 @@ const DATABASES: u32 = 1024;
 pub fn redis() -> RedisRecipe {
     RedisRecipe {
         options: Options::default(),
+        place: None,
     }
 }
 
@@ -39,6 +44,8 @@ pub fn redis() -> RedisRecipe {
 #[must_use = "a recipe does nothing until it is started"]
 pub struct RedisRecipe {
     options: Options,
+    /// Its place in a cluster.
+    place: Option<Place>,
 }
 
 options!(RedisRecipe, durable);
@@ -82,14 +89,85 @@ impl RedisRecipe {
             let Some(master) = place.nodes().next().filter(|_| place.index() > 0) else {
                 return node.clone();
             };
-            let replica = node
-                .clone()
-                .config("replicaof", format!("127.0.0.1 {}", master.port()));
-            match node.options.setting("requirepass") {
-                Some(password) => replica.config("masterauth", password),
-                None => replica,
-            }
+            let replica = node.clone().authenticated();
+            replica.config("replicaof", format!("127.0.0.1 {}", master.port()))
         })
+    }
+
+    /// A Redis cluster of so many masters, which takes Redis 7 or later. It is ready when every
+    /// node says `cluster_state:ok`, has all 16384 slots, and knows all nodes.
+    ///
+    /// A node takes another one for dead after two seconds; `config("cluster-node-timeout", ..)`,
+    /// in milliseconds, changes that. A node that starts again is ready when the cluster is, two
+    /// seconds later, and so needs the other masters.
+    ///
+    /// ```no_run
+    /// # use mirakuru_fixtures as mirakuru;
+    /// use mirakuru::{Recipe, presets};
+    ///
+    /// let nodes = presets::redis().cluster(3).start()?;
+    /// let urls: Vec<String> = nodes.iter().map(|node| node.url()).collect();
+    /// println!("a client that knows clusters takes {urls:?}");
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// When the system has no port to give.
+    pub fn cluster(
+        self,
+        masters: usize,
+    ) -> ClusterRecipe<RedisRecipe, impl Fn(&Node) -> RedisRecipe + Clone> {
+        self.cluster_with_replicas(masters, 0)
+    }
+
+    /// The same, with so many replicas of each master. The masters are the first nodes. The
+    /// replicas of the first master, the second and so on come next, one of each in turn. It is
+    /// ready when besides each replica has its master's data.
+    ///
+    /// A replica takes over when its master is dead, which the nodes see after
+    /// `cluster-node-timeout`.
+    ///
+    /// ```no_run
+    /// # use mirakuru_fixtures as mirakuru;
+    /// use mirakuru::{Recipe, presets};
+    ///
+    /// let mut nodes = presets::redis().cluster_with_replicas(3, 1).start()?;
+    /// nodes[0].kill()?; // nodes[3] takes over from it.
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// When the system has no port to give.
+    pub fn cluster_with_replicas(
+        self,
+        masters: usize,
+        replicas: usize,
+    ) -> ClusterRecipe<RedisRecipe, impl Fn(&Node) -> RedisRecipe + Clone> {
+        let nodes = masters * (1 + replicas);
+        let steps = cluster::ready(masters, nodes, self.options.setting("requirepass"));
+        let mut recipe = self.authenticated().config("cluster-enabled", "yes");
+        // Before the settings of the user, which count.
+        let wanted = [
+            ("cluster-node-timeout", "2000"),
+            ("repl-diskless-sync-delay", "0"),
+        ];
+        let wanted = wanted.map(|(name, value)| (name.to_owned(), value.to_owned()));
+        recipe.options.config.splice(0..0, wanted);
+        let cluster = cluster(nodes, move |node| RedisRecipe {
+            place: Some(Place::new(node, masters)),
+            ..recipe.clone()
+        });
+        steps.into_iter().fold(cluster, ClusterRecipe::ready_when)
+    }
+
+    /// As a replica, it gives its master the password that clients give.
+    fn authenticated(self) -> RedisRecipe {
+        match self.options.setting("requirepass").map(str::to_owned) {
+            Some(password) => self.config("masterauth", password),
+            None => self,
+        }
     }
 
     fn is_cluster(&self) -> bool {
@@ -118,7 +196,12 @@ impl RedisRecipe {
             false => ("save", String::new()),
         });
         let lines = self.options.settings(settings);
-        lines.map(|(name, value)| line(name, &value)).collect()
+        let mut text: String = lines.map(|(name, value)| line(name, &value)).collect();
+        if let Some(place) = &self.place {
+            // Other processes find the service that they share by this text.
+            text.push_str(&format!("# {} masters\n", place.masters));
+        }
+        text
     }
 }
 
@@ -159,12 +242,20 @@ impl Recipe for RedisRecipe {
         }
         let password = self.options.setting("requirepass").map(str::to_owned);
         let follows = self.options.setting("replicaof").is_some();
+        let is_member = self.place.is_some();
+        let sentence = match is_member {
+            true => "said `cluster_state:ok`",
+            false => "answered PING",
+        };
         Ok(self
             .options
             .recipe(&SERVER, args)?
             .file("redis.conf", self.configuration())
-            .wait_for(self.options.answers("answered PING", move |mut connection| {
+            .wait_for(self.options.answers(sentence, move |mut connection| {
                 authenticate(&mut connection, password.as_deref())?;
+                if is_member {
+                    return cluster::is_up(&mut connection);
+                }
                 if follows {
                     let state = bulk(&mut connection, &["INFO", "replication"])?;
                     return Ok(state.contains("master_link_status:up"));
@@ -176,6 +267,13 @@ impl Recipe for RedisRecipe {
                     Err(e) => Err(e),
                 }
             })))
+    }
+
+    fn prepare(&self, executor: &mut Executor<Answers>) -> Result<(), Error> {
+        match &self.place {
+            Some(place) => write_secret(&executor.dir(), "nodes.conf", &place.nodes_conf()),
+            None => Ok(()),
+        }
     }
 
     fn handle(self, executor: Executor<Answers>) -> Result<Redis, Error> {

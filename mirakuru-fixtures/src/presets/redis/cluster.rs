@@ -1,0 +1,192 @@
+//! A Redis cluster that forms in a fraction of a second.
+//!
+//! A master that joins a cluster refuses commands for two seconds. A replica that takes over from
+//! its master does not. So every node begins as a replica of a *phantom*: a master that has slots,
+//! and an address at which nobody listens. When all nodes run, the masters take over from the
+//! phantoms, and every node forgets the phantoms. [`ready`] has the steps in their
+//! order. A step that comes too late costs the two seconds, and does no other harm.
+
+use std::io;
+use std::path::Path;
+use std::time::Duration;
+
+use mirakuru_core::__private::hash;
+use mirakuru_core::{Check, Probe};
+
+use super::{ask, authenticate, bulk};
+use crate::cluster::Node;
+use crate::presets::connection::Connection;
+
+const SLOTS: usize = 16384;
+
+/// The first digit of a node's id says how the node begins.
+const MASTER: char = 'a';
+const REPLICA: char = 'b';
+const PHANTOM: char = 'f';
+
+/// A node's place in the cluster.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    node: Node,
+    pub(super) masters: usize,
+    /// The ports of all nodes, for clients and for the bus.
+    ports: Vec<(u16, u16)>,
+}
+
+impl Place {
+    pub(super) fn new(node: &Node, masters: usize) -> Place {
+        let ports = node.nodes().map(|node| (node.port(), node.port_named("bus")));
+        Place {
+            node: node.clone(),
+            masters,
+            ports: ports.collect(),
+        }
+    }
+
+    /// The file `nodes.conf`, in which a node keeps its view of the cluster. Ids come from the
+    /// private directories, so no other cluster has them.
+    pub(super) fn nodes_conf(&self) -> String {
+        let masters = self.masters;
+        let dirs: Vec<_> = self.node.nodes().map(|node| node.dir()).collect();
+        let phantom = |index: usize| id(PHANTOM, index, &dirs[0]);
+        let mut text = String::new();
+        for index in 0..masters {
+            let (from, to) = (index * SLOTS / masters, (index + 1) * SLOTS / masters - 1);
+            let (id, epoch) = (phantom(index), index + 1);
+            text.push_str(&format!(
+                "{id} 127.0.0.1:1@1 master - 0 0 {epoch} connected {from}-{to}\n"
+            ));
+        }
+        for (index, (dir, (port, bus))) in dirs.iter().zip(&self.ports).enumerate() {
+            let id = id(if index < masters { MASTER } else { REPLICA }, index, dir);
+            let flags = match index == self.node.index() {
+                true => "myself,slave",
+                false => "slave",
+            };
+            let (master, epoch) = (phantom(index % masters), index % masters + 1);
+            text.push_str(&format!(
+                "{id} 127.0.0.1:{port}@{bus} {flags} {master} 0 0 {epoch} connected\n"
+            ));
+        }
+        text + &format!("vars currentEpoch {masters} lastVoteEpoch 0\n")
+    }
+}
+
+/// An id of 40 digits.
+fn id(kind: char, index: usize, dir: &Path) -> String {
+    let dir = dir.to_string_lossy();
+    format!("{kind}{index:07x}{:016x}{:016x}", hash(0, &dir), hash(1, &dir))
+}
+
+/// Whether a node is ready by itself: it serves its cluster, or waits for the cluster to form.
+pub(super) fn is_up(connection: &mut Connection) -> io::Result<bool> {
+    Ok(is_ok(connection)? || view(connection)?.lines().any(is_phantom))
+}
+
+/// The steps in which a cluster of so many masters and nodes becomes ready.
+pub(super) fn ready(masters: usize, nodes: usize, password: Option<&str>) -> [Check; 3] {
+    let check = |sentence: &str, step: fn(&mut Connection, usize, usize) -> io::Result<bool>| {
+        let password = password.map(str::to_owned);
+        Check::new(sentence, move |probe: &Probe<'_>| {
+            const LOOK: Duration = Duration::from_millis(100);
+            let port = probe.port().ok_or(io::ErrorKind::InvalidInput)?;
+            let within = LOOK.max(probe.remaining());
+            let mut connection = Connection::open(([127, 0, 0, 1], port).into(), within)?;
+            authenticate(&mut connection, password.as_deref())?;
+            step(&mut connection, masters, nodes)
+        })
+    };
+    [
+        check("took over its slots", |connection, _, _| take_over(connection)),
+        check("knew the masters of all slots", |connection, masters, _| {
+            Ok(knows_masters(&view(connection)?, masters))
+        }),
+        check(
+            "said `cluster_state:ok`, with all slots and all nodes",
+            |connection, _, nodes| is_whole(connection, nodes),
+        ),
+    ]
+}
+
+fn take_over(connection: &mut Connection) -> io::Result<bool> {
+    let view = view(connection)?;
+    let own = view.lines().find(|line| line.contains(" myself,"));
+    let own = own.ok_or(io::ErrorKind::InvalidData)?;
+    if !own.starts_with(MASTER) || own.contains("myself,master") {
+        return Ok(true);
+    }
+    // On a slow machine the nodes may have missed the phantoms already.
+    let misses_phantoms = view.lines().any(|line| is_phantom(line) && line.contains("fail"));
+    if !is_ok(connection)? && !misses_phantoms {
+        return Ok(false);
+    }
+    ask(connection, &["CLUSTER", "FAILOVER", "TAKEOVER"]).map(|_| true)
+}
+
+/// Whether no phantom has slots or replicas any more, and so many masters have slots.
+fn knows_masters(view: &str, masters: usize) -> bool {
+    let nodes = || view.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+    // id, address, flags, master, ping, pong, epoch, link; then slots
+    let has_slots = |node: &[&str]| node.len() > 8;
+    let is_over = |node: Vec<&str>| match node[..] {
+        [id, ..] if is_phantom(id) => !has_slots(&node),
+        [_, _, _, master, ..] => !is_phantom(master),
+        _ => true,
+    };
+    let real = nodes().filter(|node| has_slots(node) && node[2].contains("master"));
+    nodes().all(is_over) && real.count() == masters
+}
+
+/// Forgets the phantoms. Whether the node then has all slots and nodes and, as a replica, the data
+/// of its master.
+fn is_whole(connection: &mut Connection, nodes: usize) -> io::Result<bool> {
+    let known = view(connection)?;
+    for phantom in known.lines().filter(|line| is_phantom(line)) {
+        let id = phantom.split(' ').next().unwrap_or_default();
+        ask(connection, &["CLUSTER", "FORGET", id])?;
+    }
+    let info = bulk(connection, &["CLUSTER", "INFO"])?;
+    let says = |wanted: &str| info.lines().any(|line| line == wanted);
+    if !says("cluster_state:ok")
+        || !says(&format!("cluster_slots_ok:{SLOTS}"))
+        || !says(&format!("cluster_known_nodes:{nodes}"))
+    {
+        return Ok(false);
+    }
+    let replication = bulk(connection, &["INFO", "replication"])?;
+    Ok(replication.contains("role:master") || replication.contains("master_link_status:up"))
+}
+
+fn is_ok(connection: &mut Connection) -> io::Result<bool> {
+    Ok(bulk(connection, &["CLUSTER", "INFO"])?.contains("cluster_state:ok"))
+}
+
+fn view(connection: &mut Connection) -> io::Result<String> {
+    bulk(connection, &["CLUSTER", "NODES"])
+}
+
+/// Whether this is the id of a phantom, or a line that begins with one.
+fn is_phantom(id: &str) -> bool {
+    id.starts_with(PHANTOM)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_masters_are_known_when_no_phantom_has_slots_or_replicas() {
+        let real = "a0 127.0.0.1:7000@7001 myself,master - 0 0 4 connected 0-16383\n";
+        let phantom = "f0 127.0.0.1:1@1 master - 0 0 1 connected";
+        let replica = "b1 127.0.0.1:7002@7003 slave";
+        assert!(knows_masters(real, 1));
+        assert!(!knows_masters(real, 2));
+        assert!(knows_masters(&format!("{real}{phantom}\n"), 1));
+        assert!(!knows_masters(&format!("{real}{phantom} 5-6\n"), 1));
+        assert!(knows_masters(&format!("{real}{replica} a0 0 0 4 connected\n"), 1));
+        assert!(!knows_masters(
+            &format!("{real}{replica} f0 0 0 4 connected\n"),
+            1
+        ));
+    }
+}
