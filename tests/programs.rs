@@ -8,9 +8,10 @@ mod common;
 mod fresh;
 
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use common::{FRESH_TARGET, Scratch};
 
@@ -62,6 +63,20 @@ fn main() {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/builds");
     let file = std::fs::OpenOptions::new().append(true).create(true).open(file);
     writeln!(file.expect("a writable directory"), "built").expect("a writable directory");
+}
+"#;
+
+/// A test that asks for the program once a hundred processes are there to ask.
+const MEET: &str = r#"
+pub fn ask(n: usize) {
+    let dir = concat!(env!("CARGO_MANIFEST_DIR"), "/met");
+    std::fs::write(format!("{dir}/{n}"), "").expect("a writable directory");
+    let begun = std::time::Instant::now();
+    while std::fs::read_dir(dir).expect("a directory").count() < 100 {
+        assert!(begun.elapsed().as_secs() < 60, "the others have not come");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    assert!(mirakuru::Bin::new("counted-server").path().expect("it is built").is_file());
 }
 "#;
 
@@ -253,15 +268,17 @@ fn a_hundred_processes_build_once() {
     if !fresh::nextest("programs of the workspace") {
         return;
     }
-    let test = |n: usize| format!("ATTRIBUTE\n#[test]\nfn sells_{n}(shop: &TcpExecutor) {{ ask(shop); }}\n");
+    let test = |n: usize| format!("#[test]\nfn asks_{n}() {{ ask({n}); }}\n");
     let workspace = Workspace::new("counted", &(0..100).map(test).collect::<String>());
     workspace.write("daemon/build.rs", COUNT);
+    workspace.write("e2e/src/lib.rs", MEET);
+    fs::create_dir(workspace.dir.join("e2e/met")).expect("the target directory");
     let output = fresh::succeed(&mut workspace.cargo(&[
         "nextest",
         "run",
         "--package",
         "counted-e2e",
-        "--test-threads=20",
+        "--test-threads=100",
         "--color=never",
     ]));
     assert!(output.contains("100 passed"), "{output}");
@@ -393,6 +410,9 @@ fn a_test_that_is_started_by_hand() {
         "direct",
         "ATTRIBUTE\n#[test]\nfn sells(shop: &TcpExecutor) { ask(shop); }\n",
     );
+    // Cargo reads it, and rustup its own, in the directory in which it is started and above.
+    workspace.write(".cargo/config.toml", "[env]\nDIRECT_VERSION = \"ONE\"\n");
+    workspace.edit("\"ONE\"", "env!(\"DIRECT_VERSION\")");
     let messages = fresh::succeed(&mut workspace.cargo(&[
         "test",
         "--package",
@@ -408,21 +428,35 @@ fn a_test_that_is_started_by_hand() {
         .find(|path| path.contains("/direct_tests-"))
         .expect("cargo says where it is");
     let start = |executable: &Path| {
-        let mut command = Command::new(executable);
-        // As a debugger does it: nothing is known of cargo.
-        command.env_clear().envs(std::env::vars_os().filter(|(key, _)| {
-            ["PATH", "HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"]
-                .iter()
-                .any(|name| key == name)
-        }));
+        // As a debugger does it: nothing is known of cargo. The shell has ended before the test
+        // begins, so no cargo is among the test's ancestors.
+        let mut command = Command::new("sh");
         command
+            .args([
+                "-c",
+                r#"{ { read -r _; exec "$0" --nocapture 2>&1 </dev/null; } <&3 3<&- & } 3<&0"#,
+            ])
+            .arg(executable)
+            .env_clear()
+            .envs(std::env::vars_os().filter(|(key, _)| {
+                ["PATH", "HOME", "CARGO_HOME", "RUSTUP_HOME", "RUSTUP_TOOLCHAIN"]
+                    .iter()
+                    .any(|name| key == name)
+            }))
             .env("CARGO_NET_OFFLINE", "true")
-            .env("CARGO_PROFILE_DEV_DEBUG", "0");
-        command
+            .env("CARGO_PROFILE_DEV_DEBUG", "0")
             .env("TMPDIR", workspace.scratch.path())
             .current_dir(workspace.scratch.path())
-            .arg("--nocapture");
-        fresh::text(&command.output().expect("it can be executed"))
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
+        let mut shell = command.spawn().expect("there is a shell");
+        let (gate, stdout) = (shell.stdin.take(), shell.stdout.take());
+        shell.wait().expect("it is our child");
+        drop(gate);
+        let mut output = String::new();
+        let read = stdout.expect("it is piped").read_to_string(&mut output);
+        read.expect("text");
+        output
     };
     let output = start(Path::new(executable));
     assert_eq!(answers(&output), ["version ONE plain"], "{output}");

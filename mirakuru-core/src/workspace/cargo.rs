@@ -102,12 +102,10 @@ fn runner() -> Option<(u32, u64)> {
     *RUNNER
 }
 
-/// Where the runner was started: cargo has read its configuration from there.
-pub(crate) fn runner_dir() -> PathBuf {
-    let of_runner = runner().and_then(|(pid, _)| procfs::current_dir(pid));
-    of_runner
-        .or_else(|| std::env::current_dir().ok())
-        .unwrap_or_default()
+/// Where the runner was started: cargo has read its configuration from there. `None` if this test
+/// was started by hand.
+pub(crate) fn runner_dir() -> Option<PathBuf> {
+    runner().and_then(|(pid, _)| procfs::current_dir(pid))
 }
 
 /// The file for the list of tests that were skipped, and the first line of the list of this run.
@@ -263,8 +261,7 @@ impl Record {
 fn build(bin: &Bin, built: &Built) -> Result<PathBuf, String> {
     let manifest = manifest(bin)?;
     let package = package(bin, built, &manifest)?;
-    let quoted_dir = quoted(&built.build_dir)?;
-    let mut cargo = cargo(built);
+    let mut cargo = cargo(built, &manifest);
     cargo
         .args([
             "build",
@@ -277,8 +274,10 @@ fn build(bin: &Bin, built: &Built) -> Result<PathBuf, String> {
         .args(["--package", &package, &format!("--{}", bin.kind()), &bin.name])
         .args(["--profile", bin.profile.as_deref().unwrap_or(&built.profile)])
         .arg("--target-dir")
-        .arg(built.build_dir.join("mirakuru"))
-        .args(["--config", &format!("build.build-dir={quoted_dir}")]);
+        .arg(built.build_dir.join("mirakuru"));
+    if let Some(dir) = build_dir(&built.build_dir, cargo.get_current_dir())? {
+        cargo.args(["--config", &format!("build.build-dir={dir}")]);
+    }
     if let Some(target) = &built.target {
         cargo.args(["--target", target]);
     }
@@ -322,7 +321,7 @@ fn manifest(bin: &Bin) -> Result<PathBuf, String> {
 
 /// The package that has the program, as cargo knows it.
 fn package(bin: &Bin, built: &Built, manifest: &Path) -> Result<String, String> {
-    let mut metadata = cargo(built);
+    let mut metadata = cargo(built, manifest);
     metadata.args([
         "metadata",
         "--no-deps",
@@ -383,16 +382,34 @@ fn listed(names: impl ExactSizeIterator<Item = String>, kind: &str) -> String {
     }
 }
 
-/// A path as a string of TOML.
-fn quoted(path: &Path) -> Result<String, String> {
+/// The build directory as a string of TOML, for a cargo that is started in `dir`.
+///
+/// Cargo replaces names in braces there, and knows no other braces. So the path counts from `dir`
+/// if that has them; otherwise it is `None`, and cargo compiles all crates once more.
+fn build_dir(path: &Path, dir: Option<&Path>) -> Result<Option<String>, String> {
     let text = path
         .to_str()
         .ok_or("the build directory's path is not UTF-8, and cargo takes no other here")?;
-    Ok(format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\"")))
+    let has_braces = |text: &str| text.contains(['{', '}']);
+    let text = match has_braces(text) {
+        false => text,
+        true => {
+            let below = dir.and_then(|dir| path.strip_prefix(dir).ok()?.to_str());
+            match below.filter(|text| !text.is_empty() && !has_braces(text)) {
+                Some(below) => below,
+                None => return Ok(None),
+            }
+        }
+    };
+    Ok(Some(format!(
+        "\"{}\"",
+        text.replace('\\', "\\\\").replace('"', "\\\"")
+    )))
 }
 
-/// Cargo, as the runner would start it.
-fn cargo(built: &Built) -> Command {
+/// Cargo, as the runner would start it. Without a runner, it is started beside the manifest: cargo
+/// and rustup look for their configuration from there on upwards.
+fn cargo(built: &Built, manifest: &Path) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     let of_runner = runner().and_then(|(pid, _)| procfs::environment(pid));
     let environment = match of_runner.filter(|text| !text.is_empty()) {
@@ -400,7 +417,8 @@ fn cargo(built: &Built) -> Command {
         None => std::env::vars_os().collect::<Vec<_>>(),
     };
     cargo.env_clear().envs(environment.iter().cloned());
-    cargo.current_dir(runner_dir());
+    let dir = runner_dir().or_else(|| manifest.parent().map(Path::to_owned));
+    cargo.current_dir(dir.unwrap_or_default());
     // They tell of descriptors that this process has not got.
     for name in ["MAKEFLAGS", "MFLAGS", "CARGO_MAKEFLAGS"] {
         cargo.env_remove(name);
@@ -554,5 +572,46 @@ fn sweep(base: &Path) {
         if is_over {
             let _ = fs::remove_dir_all(entry.path());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_build_directory_as_cargo_takes_it() {
+        let given = |path: &str, dir: &str| build_dir(Path::new(path), Some(Path::new(dir)));
+        let is = |text: &str| Ok(Some(text.to_owned()));
+        assert_eq!(given("/shop/target", "/shop"), is("\"/shop/target\""));
+        assert_eq!(given("/a \"b\\/target", "/"), is("\"/a \\\"b\\\\/target\""));
+        // Braces are the names of other paths to cargo.
+        assert_eq!(given("/{shop}/target", "/{shop}"), is("\"target\""));
+        assert_eq!(given("/{shop}/target", "/other"), Ok(None));
+        assert_eq!(given("/{shop}", "/{shop}"), Ok(None));
+        assert_eq!(given("/shop/{target}", "/shop"), Ok(None));
+    }
+
+    #[test]
+    fn how_a_build_directory_tells_profile_and_target() {
+        let of = |out_dir: &str| {
+            let built = Built::of(Path::new(out_dir), "x86_64-unknown-linux-gnu").expect("it is cargo's");
+            (built.build_dir, built.profile, built.target.is_some())
+        };
+        let triple = "/t/x86_64-unknown-linux-gnu";
+        assert_eq!(
+            of("/t/debug/build/core-1/out"),
+            ("/t".into(), "dev".into(), false)
+        );
+        assert_eq!(of("/t/ci/build/core-1/out"), ("/t".into(), "ci".into(), false));
+        assert_eq!(
+            of("/build/t/release/build/core/1/out"),
+            ("/build/t".into(), "release".into(), false)
+        );
+        assert_eq!(
+            of(&format!("{triple}/debug/build/core-1/out")),
+            ("/t".into(), "dev".into(), true)
+        );
+        assert_eq!(Built::of(Path::new("/usr/lib/out"), "x"), None);
     }
 }

@@ -136,7 +136,8 @@ impl Bin {
         let Some(path) = std::env::var_os(&variable).filter(|path| !path.is_empty()) else {
             return Ok(None);
         };
-        let path = cargo::runner_dir().join(path);
+        let from = cargo::runner_dir().or_else(|| std::env::current_dir().ok());
+        let path = from.unwrap_or_default().join(path);
         match path.metadata() {
             Ok(metadata) if metadata.is_file() => Ok(Some(path)),
             Ok(_) => Err(self.error(format!(
