@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use crate::error::report::{HEAD_LINES, Printed, TAIL_LINES, Tail, print, shown};
 use crate::error::{Error, Evidence};
 use crate::output::reader::{Cursor, OutputReader};
+use crate::run;
 use crate::service_dir;
 use crate::sys::{self, Exit};
 use crate::timeline::events as timeline;
@@ -224,13 +225,14 @@ impl Service {
         has_ended && self.exit().is_none_or(|exit| !exit.status.success())
     }
 
-    /// How it ended. The process is gone a moment before its supervisor tells how.
+    /// How it ended. The process is gone a moment before its supervisor tells how. At the end of
+    /// the run nothing is told: the supervisor removes what it would tell it in.
     fn exit(&self) -> Option<Exit> {
         let how_it_ended = self.how_it_ended.lock().unwrap_or_else(PoisonError::into_inner);
         let began = Instant::now();
         loop {
             let exit = how_it_ended();
-            if exit.is_some() || began.elapsed() > TOLD_WITHIN {
+            if exit.is_some() || began.elapsed() > TOLD_WITHIN || run::is_over() {
                 return exit;
             }
             thread::sleep(Duration::from_millis(1));
@@ -279,7 +281,7 @@ impl Service {
 impl Service {
     /// The log is read after the test, unless the run was killed and nothing else has failed.
     fn keep(&self) {
-        if !crate::run::is_over() {
+        if !run::is_over() {
             let _ = std::fs::File::create(&self.kept);
         }
     }

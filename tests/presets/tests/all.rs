@@ -231,7 +231,8 @@ impl Scratch {
             .collect()
     }
 
-    /// What there is of private directories: all but the cache.
+    /// The directories of services, but for those in which nothing but a kept log is left: the
+    /// log of a service whose test was killed is kept.
     fn private_dirs(&self) -> Vec<PathBuf> {
         let bases = fs::read_dir(&self.0)
             .unwrap()
@@ -241,7 +242,12 @@ impl Scratch {
         entries
             .map(|entry| entry.path())
             .filter(|path| {
-                !path.ends_with("cache") && !path.ends_with("turns") && !path.ends_with("kept-logs")
+                let is_own = ["cache", "turns", "kept-logs"]
+                    .iter()
+                    .any(|name| path.ends_with(name));
+                let is_kept_log =
+                    path.join("kept").exists() && !path.join("d").exists() && !path.join("lock").exists();
+                !is_own && !is_kept_log
             })
             .collect()
     }
