@@ -50,8 +50,8 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
@@ -218,10 +218,12 @@ impl EndpointLock {
     fn register(service: &str, paths: &[PathBuf], locks: Vec<File>) -> EndpointLock {
         static NEXT: AtomicU64 = AtomicU64::new(0);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
-        let thread = Some(thread::current().id());
+        let thread = thread::current();
         let held = paths.iter().map(|path| Held {
             path: path.clone(),
-            thread,
+            thread: Some(thread.id()),
+            thread_name: thread.name().map(str::to_owned),
+            life: life_of_thread(),
             endpoint_lock: id,
         });
         with_registry(|registry| registry.extend(held));
@@ -295,7 +297,34 @@ fn holder_in(dir: &Path, endpoint: &Endpoint) -> Option<String> {
     } else {
         ", which has ended"
     };
-    Some(format!("{service} of test process {test} (pid {pid}{ended})"))
+    let starter = match pid == u64::from(std::process::id()) {
+        true => starter(&dir.join(&endpoint.file)).unwrap_or_default(),
+        false => String::new(),
+    };
+    Some(format!(
+        "{service} of test process {test} (pid {pid}{ended}){starter}"
+    ))
+}
+
+/// Which thread of this process took the lock on this file. A thread of libtest has the name of its
+/// test.
+fn starter(path: &Path) -> Option<String> {
+    with_registry(|registry| {
+        let held = registry.iter().find(|held| held.path == path)?;
+        held.thread?;
+        let has_ended = held.life.strong_count() == 0;
+        Some(match (&held.thread_name, has_ended) {
+            (Some(name), false) => format!(", started by `{name}`"),
+            (Some(name), true) => format!(
+                ", started by `{name}`, which is over; a thread of it has the service still, as after \
+                    `#[timeout]`"
+            ),
+            (None, _) => {
+                ", started by a thread without a name, perhaps of a test that `#[timeout]` has ended"
+                    .to_owned()
+            }
+        })
+    })
 }
 
 /// Always of this length, so that it is written over the one before in place: some file systems
@@ -375,7 +404,19 @@ struct Held {
     path: PathBuf,
     /// `None`: the whole process.
     thread: Option<ThreadId>,
+    /// Of the thread that took the lock.
+    thread_name: Option<String>,
+    /// Dead when that thread has ended.
+    life: Weak<()>,
     endpoint_lock: u64,
+}
+
+/// A reference that is dead when this thread has ended.
+fn life_of_thread() -> Weak<()> {
+    thread_local! {
+        static LIFE: Arc<()> = Arc::new(());
+    }
+    LIFE.try_with(Arc::downgrade).unwrap_or_default()
 }
 
 fn with_registry<T>(f: impl FnOnce(&mut Vec<Held>) -> T) -> T {
@@ -396,11 +437,11 @@ fn is_own(path: &Path) -> bool {
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;
-    use std::sync::Arc;
     use std::sync::atomic::AtomicBool;
     use std::sync::mpsc;
 
     use super::*;
+    use crate::sys::tests::in_time;
     use crate::util::own_process::{process_of, test_name};
 
     /// Longer than any of these tests takes; where it passes, something waits for ever.
@@ -559,8 +600,9 @@ mod tests {
             .unwrap();
         let holder = holder_in(&temp.0, &endpoint(1)).unwrap();
         assert!(holder.starts_with("re dis of test process "), "{holder}");
+        let started = "started by `ports::lock::tests::others_are_told_who_holds_it`";
         assert!(
-            holder.ends_with(&format!("(pid {})", std::process::id())),
+            holder.ends_with(&format!("(pid {}), {started}", std::process::id())),
             "{holder}"
         );
         let long = "s".repeat(300);
@@ -575,6 +617,46 @@ mod tests {
             holder,
             "redis of test process some-tests (pid 4194305, which has ended)"
         );
+    }
+
+    /// rstest's `#[timeout]` ends the test, and leaves the thread of its body with the service.
+    #[test]
+    fn a_holder_whose_test_is_over_is_told_as_such() {
+        let temp = Temp::new();
+        let take = |port: u16, name: Option<&str>| {
+            let mut builder = thread::Builder::new();
+            if let Some(name) = name {
+                builder = builder.name(name.to_owned());
+            }
+            thread::scope(|s| {
+                let taker = builder.spawn_scoped(s, || temp.take(&[port], LONG).unwrap().unwrap());
+                taker.unwrap().join().unwrap()
+            })
+        };
+        let _of_test = take(1, Some("shop::opens"));
+        in_time(|| {
+            let holder = holder_in(&temp.0, &endpoint(1)).unwrap();
+            holder.contains("started by `shop::opens`, which is over;") && holder.contains("`#[timeout]`")
+        });
+        let _of_body = take(2, None);
+        let holder = holder_in(&temp.0, &endpoint(2)).unwrap();
+        assert!(holder.contains("a thread without a name"), "{holder}");
+        // Nobody is over here.
+        let (ends, end) = mpsc::channel::<()>();
+        thread::scope(|s| {
+            let (has, had) = mpsc::channel();
+            let temp = &temp;
+            let living = thread::Builder::new().name("shop::closes".to_owned());
+            let living = living.spawn_scoped(s, move || {
+                has.send(temp.take(&[3], LONG).unwrap().unwrap()).unwrap();
+                let _ = end.recv();
+            });
+            let _lock = had.recv().unwrap();
+            let holder = holder_in(&temp.0, &endpoint(3)).unwrap();
+            assert!(holder.ends_with(", started by `shop::closes`"), "{holder}");
+            drop(ends);
+            living.unwrap().join().unwrap();
+        });
     }
 
     #[test]
