@@ -361,8 +361,10 @@ mod tests {
     impl Python {
         fn run(script: &str) -> Python {
             use std::io::BufRead;
+            use std::os::unix::process::CommandExt;
             let mut child = Command::new("python3")
                 .args(["-c", script])
+                .process_group(0)
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap();
@@ -388,12 +390,12 @@ mod tests {
 
     impl Drop for Python {
         fn drop(&mut self) {
-            for pid in procfs::tree(self.child.id()).into_iter().skip(1) {
-                let _ = Command::new("kill")
-                    .args(["-9", &pid.to_string()])
-                    .stderr(Stdio::null())
-                    .status();
-            }
+            // The group at once: of a tree that forks all the time, a list is out of date when it has
+            // been made.
+            let _ = Command::new("kill")
+                .args(["-9", "--", &format!("-{}", self.child.id())])
+                .stderr(Stdio::null())
+                .status();
             let _ = self.child.kill();
             let _ = self.child.wait();
         }
