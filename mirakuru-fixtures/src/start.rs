@@ -222,7 +222,7 @@ pub fn start_shared<'a, T, Take: FnOnce() -> T>(
     scope: Scope,
     add: impl FnOnce(&mut System<'a>) -> Take,
 ) -> Result<T, Error> {
-    let run = (scope == Scope::Run).then(Run::current).flatten();
+    let run = (scope == Scope::Run).then(Run::for_services).flatten();
     let mut system = System::with_reach(run.map_or(Reach::Process, Reach::Run));
     let take = match run {
         Some(_) => lease::forbidden(|| add(&mut system))?,

@@ -741,6 +741,24 @@ fn the_scope_of_a_process_ends_with_it() {
 }
 
 #[test]
+fn a_variable_lets_the_services_of_the_run_end_with_their_process() {
+    let scratch = Scratch::new();
+    let mut run = Run::begin_with(&scratch, &[("MIRAKURU_SCOPE", "process")]);
+    let tests = [
+        run.test(&[("USE", "SLEEPER"), ("UNTIL", "end")]),
+        run.test(&[("USE", "SLEEPER"), ("UNTIL", "end")]),
+    ];
+    let pids: Vec<u32> = tests.iter().map(Test::service).collect();
+    assert_ne!(pids[0], pids[1]);
+    touch(&scratch, "end");
+    tests.iter().for_each(Test::ended);
+    // The runner is still there.
+    assert!(pids.iter().all(|pid| !alive(*pid)), "{pids:?}");
+    run.end(false);
+    assert_nothing_left(&scratch, &pids);
+}
+
+#[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn another_binary_attaches_to_it() {
     let scratch = Scratch::new();

@@ -62,6 +62,24 @@ impl Run {
         RUN.as_ref()
     }
 
+    /// The run whose processes share services. `None` where [`current`](Run::current) is, and where
+    /// `MIRAKURU_SCOPE=process` lets shared services end with their test process.
+    #[must_use]
+    pub fn for_services() -> Option<&'static Run> {
+        static IS_PROCESS: Lazy<bool> = Lazy::new(|| {
+            let scope = std::env::var_os(SCOPE).unwrap_or_default();
+            let is_process = scope == "process";
+            if !is_process && !scope.is_empty() && scope != "run" {
+                say(&format!(
+                    "{SCOPE} is `{}`, and has no effect; write `process` or `run`",
+                    scope.to_string_lossy()
+                ));
+            }
+            is_process
+        });
+        if *IS_PROCESS { None } else { Run::current() }
+    }
+
     /// The runner is the nearest ancestor that does not carry the variable that it gives to its
     /// tests; without such a variable, the nearest one that is `cargo`. The chain begins with the
     /// process itself. Of an orphan it is not the one that it was started by, and tells nothing.
@@ -177,6 +195,7 @@ pub(crate) fn is_over() -> bool {
 }
 
 const SESSION: &str = "MIRAKURU_SESSION_ID";
+const SCOPE: &str = "MIRAKURU_SCOPE";
 const NEXTEST: &str = "NEXTEST_RUN_ID";
 
 /// `cargo`, and what calls itself like it and runs test binaries without it: `cargo-nextest`,
