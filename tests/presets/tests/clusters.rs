@@ -2,12 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mirakuru::presets::{self, Etcd, Postgres, Redis};
+use mirakuru::presets::{self, Etcd, Nats, Postgres, Redis};
 use mirakuru::{Cluster, Recipe};
-use mirakuru_preset_tests::require;
+use mirakuru_preset_tests::{in_a_child, is_child, require};
 use redis::Commands;
 
 /// What must come true soon.
@@ -130,6 +131,42 @@ fn a_replica_in_a_cluster_of_redis_takes_over(mut nodes: Cluster<Redis>) {
             .incr::<_, _, u32>(&key, 1)
             .is_ok_and(|value| value == 8)
     });
+}
+
+#[mirakuru::fixture(presets::nats().accounts(2).cluster(2))]
+static NATS: Cluster<Nats>;
+
+#[mirakuru::fixture(presets::redis().cluster(3))]
+static REDIS: Cluster<Redis>;
+
+#[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
+fn processes_of_a_run_share_their_clusters() {
+    if !require("nats-server") || !require("redis-server") {
+        return;
+    }
+    let run = [("MIRAKURU_SESSION_ID", &*format!("clusters-{}", process::id()))];
+    let said = [(), ()].map(|()| {
+        let output = in_a_child("it_uses_the_clusters_of_the_run", &run);
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let said = text.lines().find_map(|line| line.split_once("the nodes are "));
+        said.unwrap_or_else(|| panic!("{text}")).1.to_owned()
+    });
+    assert_eq!(said[0], said[1]);
+}
+
+#[test]
+#[ignore = "for the test above"]
+fn it_uses_the_clusters_of_the_run() {
+    if is_child() {
+        let accounts = [NATS[0].account(), NATS[1].account()];
+        assert_ne!(accounts[0].user(), accounts[1].user());
+        assert!(NATS[1].try_account().is_err(), "both are leased");
+        assert_eq!(keys_of(&REDIS).len(), 3);
+        let nats = NATS.iter().map(|node| node.pid());
+        let pids: Vec<u32> = nats.chain(REDIS.iter().map(|node| node.pid())).collect();
+        println!("the nodes are {pids:?} of {}", NATS[0].password());
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Redis, and Valkey, which is the same to its clients.
 
 use std::io::{self, Read};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -36,6 +36,7 @@ pub fn redis() -> RedisRecipe {
     RedisRecipe {
         options: Options::default(),
         place: None,
+        master: None,
     }
 }
 
@@ -46,6 +47,8 @@ pub struct RedisRecipe {
     options: Options,
     /// Its place in a cluster.
     place: Option<Place>,
+    /// The port of the master that it follows.
+    master: Option<u16>,
 }
 
 options!(RedisRecipe, durable);
@@ -89,8 +92,10 @@ impl RedisRecipe {
             let Some(master) = place.nodes().next().filter(|_| place.index() > 0) else {
                 return node.clone();
             };
-            let replica = node.clone().authenticated();
-            replica.config("replicaof", format!("127.0.0.1 {}", master.port()))
+            RedisRecipe {
+                master: Some(master.port()),
+                ..node.clone().authenticated()
+            }
         })
     }
 
@@ -197,6 +202,10 @@ impl RedisRecipe {
         });
         let lines = self.options.settings(settings);
         let mut text: String = lines.map(|(name, value)| line(name, &value)).collect();
+        if let Some(master) = self.master {
+            // By this text the replica is known to need its master, and ends before it.
+            text.push_str(&format!("# follows 127.0.0.1:{master}\n"));
+        }
         if let Some(place) = &self.place {
             // Other processes find the service that they share by this text.
             text.push_str(&format!("# {} masters\n", place.masters));
@@ -242,7 +251,7 @@ impl Recipe for RedisRecipe {
         }
         let password = self.options.setting("requirepass").map(str::to_owned);
         let follows = self.options.setting("replicaof").is_some();
-        let is_member = self.place.is_some();
+        let (is_member, master) = (self.place.is_some(), self.master);
         let sentence = match is_member {
             true => "said `cluster_state:ok`",
             false => "answered PING",
@@ -256,8 +265,15 @@ impl Recipe for RedisRecipe {
                 if is_member {
                     return cluster::is_up(&mut connection);
                 }
-                if follows {
+                if follows || master.is_some() {
                     let state = bulk(&mut connection, &["INFO", "replication"])?;
+                    if let Some(master) = master.filter(|_| state.contains("role:master")) {
+                        // A replica that does not reach its master tries again a second later. So
+                        // it is told of its master when that one accepts connections.
+                        TcpStream::connect(("127.0.0.1", master))?;
+                        ask(&mut connection, &["REPLICAOF", "127.0.0.1", &master.to_string()])?;
+                        return Ok(false);
+                    }
                     return Ok(state.contains("master_link_status:up"));
                 }
                 match ask(&mut connection, &["PING"]) {
