@@ -390,8 +390,8 @@ mod tests {
 
     impl Drop for Python {
         fn drop(&mut self) {
-            // The group at once: of a tree that forks all the time, a list is out of date when it has
-            // been made.
+            // The group at once: a list of a tree that forks all the time is out of date when it
+            // has been made.
             let _ = Command::new("kill")
                 .args(["-9", "--", &format!("-{}", self.child.id())])
                 .stderr(Stdio::null())
