@@ -42,6 +42,16 @@ pub fn require(program: &str) -> bool {
     found
 }
 
+/// A key for a seed that no other test and no other run has.
+#[must_use]
+pub fn new_key(text: &str) -> String {
+    let now = std::time::SystemTime::UNIX_EPOCH
+        .elapsed()
+        .unwrap_or_default()
+        .as_nanos();
+    format!("{text} {now} {}", process::id())
+}
+
 /// Whether this process is root's. When it is not, this says aloud that a part of the test is
 /// skipped.
 #[must_use]

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 use mirakuru::Recipe;
 use mirakuru::presets::{self, Mariadb};
 use mirakuru_preset_tests::{
-    TinyDisk, assert_names_the_holder, assert_nothing_is_left, in_a_child, is_child, require, require_root,
+    TinyDisk, assert_names_the_holder, assert_nothing_is_left, in_a_child, is_child, new_key, require,
+    require_root,
 };
 use mysql::Conn;
 use mysql::prelude::Queryable;
@@ -296,4 +297,95 @@ fn sql_that_would_not_be_in_the_databases_is_refused_with_its_line() {
         );
     }
     fs::remove_file(&path).unwrap();
+}
+
+const USERS: &str = "CREATE TABLE users (id INT PRIMARY KEY); INSERT INTO users VALUES (1);";
+
+/// As an application does at its start. Gives whether there was something to do.
+fn migrate(url: &str) -> Result<bool, mysql::Error> {
+    let mut client = Conn::new(url)?;
+    client.query_drop("CREATE TABLE IF NOT EXISTS migrations (name VARCHAR(9) PRIMARY KEY)")?;
+    client.query_drop("INSERT IGNORE INTO migrations VALUES ('1')")?;
+    let is_new = client.affected_rows() == 1;
+    if is_new {
+        client.query_drop("ALTER DATABASE CHARACTER SET latin1 COLLATE latin1_bin")?;
+        client.query_drop("CREATE TABLE visits (who VARBINARY(9), user INT REFERENCES users (id))")?;
+        client.query_drop("INSERT INTO visits VALUES (x'00ff27', 1)")?;
+        client.query_drop("CREATE VIEW everybody AS SELECT who FROM visits")?;
+        client.query_drop("CREATE PROCEDURE visit() INSERT INTO visits VALUES ('b', 1)")?;
+    }
+    Ok(is_new)
+}
+
+#[test]
+fn a_seed_runs_once_for_a_key_and_each_database_begins_with_it() {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    if !require("mariadbd") {
+        return;
+    }
+    let runs = Arc::new(AtomicU32::new(0));
+    let recipe = |key: &str| {
+        let runs = Arc::clone(&runs);
+        presets::mariadb().load_sql(USERS).seed(key, move |url| {
+            runs.fetch_add(1, Ordering::Relaxed);
+            migrate(url).map(drop)
+        })
+    };
+    let key = new_key("once");
+    let start = || recipe(&key).start().unwrap();
+    let servers: Vec<Mariadb> = std::thread::scope(|scope| {
+        let starts = [scope.spawn(start), scope.spawn(start)];
+        starts.into_iter().map(|start| start.join().unwrap()).collect()
+    });
+    assert_eq!(runs.load(Ordering::Relaxed), 1, "two at once make one seed");
+    for server in &servers {
+        let (one, other) = (server.database(), server.database());
+        assert!(!migrate(&one.url()).unwrap(), "nothing is left to migrate");
+        let mut client = connect(&one.url());
+        client.query_drop("CALL visit()").unwrap();
+        let all: Vec<Vec<u8>> = client.query("SELECT who FROM everybody ORDER BY who").unwrap();
+        assert_eq!(all, [&b"\x00\xff'"[..], b"b"]);
+        let collation: Option<String> = client.query_first("SELECT @@collation_database").unwrap();
+        assert_eq!(collation.unwrap(), "latin1_bin");
+        let count: Option<u32> = connect(&other.url())
+            .query_first("SELECT count(*) FROM everybody")
+            .unwrap();
+        assert_eq!(count, Some(1), "each test has a database of its own");
+    }
+    drop(servers);
+    recipe(&key).start().unwrap();
+    assert_eq!(runs.load(Ordering::Relaxed), 1, "it is kept");
+    recipe(&new_key("another")).start().unwrap();
+    assert_eq!(runs.load(Ordering::Relaxed), 2, "a changed key is another seed");
+}
+
+#[mirakuru::fixture(presets::mariadb().load_sql(USERS).seed("shared 1", |url| migrate(url).map(drop)))]
+static SEEDED: Mariadb;
+
+#[test]
+fn a_shared_server_may_have_a_seed() {
+    if require("mariadbd") {
+        assert!(!migrate(&SEEDED.database().url()).unwrap());
+    }
+}
+
+#[test]
+fn a_seed_that_fails_is_named_and_not_kept() {
+    use std::sync::atomic::{AtomicU32, Ordering};
+    static RUNS: AtomicU32 = AtomicU32::new(0);
+    if !require("mariadbd") {
+        return;
+    }
+    let key = new_key("fails");
+    for round in 1..=2 {
+        let recipe = presets::mariadb().seed(&*key, |url| {
+            RUNS.fetch_add(1, Ordering::Relaxed);
+            Conn::new(url)?.query_drop("SELECT * FROM nowhere")
+        });
+        let error = recipe.start().map(drop).unwrap_err().to_string();
+        assert!(error.contains(&format!("run the seed `{key}`: ")), "{error}");
+        assert!(error.contains("nowhere' doesn't exist"), "{error}");
+        assert_eq!(RUNS.load(Ordering::Relaxed), round);
+    }
 }

@@ -11,7 +11,7 @@ use mirakuru::Recipe;
 use mirakuru::presets::{self, Postgres};
 use mirakuru_preset_tests::{
     TinyDisk, assert_names_the_holder, assert_names_the_package, assert_nothing_is_left, in_a_child,
-    is_child, require, require_root, say,
+    is_child, new_key, require, require_root, say,
 };
 use postgres::{Client, NoTls};
 
@@ -603,12 +603,6 @@ fn initdb_can_be_told_more(server: &Postgres) {
         )
         .unwrap();
     assert_eq!(row.get::<_, String>(0), "LATIN1");
-}
-
-/// A key that no run before has used.
-fn new_key(text: &str) -> String {
-    let now = std::time::SystemTime::UNIX_EPOCH.elapsed().unwrap().as_nanos();
-    format!("{text} {now} {}", std::process::id())
 }
 
 /// As an application does at its start: a table of its own says which migrations have run.

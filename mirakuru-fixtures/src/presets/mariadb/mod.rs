@@ -9,12 +9,13 @@ use std::process::{Command, Stdio};
 use std::thread;
 use std::time::Duration;
 
-use mirakuru_core::__private::{find_program, literal, not_found};
+use mirakuru_core::__private::{find_program, hash, literal, not_found};
 use mirakuru_core::{Error, Executor, ExecutorBuilder};
 
 use self::protocol::{Client, is_greeted};
 use super::cache::{cached, copy_tree, private_dir};
 use super::connection::{ANSWER_WITHIN, TIDY_WITHIN, tidied};
+use super::seed::{self, Seed};
 use super::server::{
     AsRoot, Options, Server, clean, clean_program, handle, is_shim, last_lines, new_password, options,
     read_password, unique_name, write_password, write_secret,
@@ -22,6 +23,7 @@ use super::server::{
 use super::sql::{self, Dialect, Script};
 use super::{Answers, expect, failed};
 use crate::Recipe;
+use crate::lease;
 
 mod protocol;
 
@@ -40,6 +42,8 @@ const SHARED: &str = "test";
 /// The user of our own connections. It has no password, and can come by the Unix socket alone,
 /// which is in a directory that nobody else can enter.
 const OURS: &str = "mirakuru";
+/// The file in the private directory with the result of the seeds, as SQL.
+const SEED: &str = "seed.sql";
 
 /// A MariaDB, or a MySQL where there is no MariaDB: see [`Mariadb`].
 pub fn mariadb() -> MariadbRecipe {
@@ -47,6 +51,7 @@ pub fn mariadb() -> MariadbRecipe {
         options: Options::default(),
         mysql: false,
         load: Vec::new(),
+        seeds: Vec::new(),
     }
 }
 
@@ -69,6 +74,7 @@ pub struct MariadbRecipe {
     options: Options,
     mysql: bool,
     load: Vec<String>,
+    seeds: Vec<Seed>,
 }
 
 options!(MariadbRecipe, durable);
@@ -97,6 +103,73 @@ impl MariadbRecipe {
     pub fn load_sql(mut self, sql: impl Into<String>) -> Self {
         self.load.push(sql.into());
         self
+    }
+
+    /// Runs code on a database with everything that is [loaded](MariadbRecipe::load_sql): the
+    /// application's own migrations. It gets the URL of that database, and each
+    /// [`database`](Mariadb::database) begins with the result.
+    ///
+    /// As with [PostgreSQL's](super::PostgresRecipe::seed), the code runs once for a key, and the
+    /// result is kept over runs. It is kept as SQL, and each database loads it: tables, views,
+    /// routines and events, but no accounts and no rights. That takes `mariadb-dump` or
+    /// `mysqldump`, which comes with the command line client.
+    ///
+    /// ```no_run
+    /// # use mirakuru_fixtures as mirakuru;
+    /// # fn migrate(url: &str) -> Result<(), std::io::Error> { Ok(()) }
+    /// use mirakuru::{Recipe, presets};
+    ///
+    /// let key = presets::hash_of_dir("migrations")?;
+    /// let server = presets::mariadb().seed(key, |url| migrate(url)).start()?;
+    /// let database = server.database(); // Has been migrated.
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn seed<E>(
+        mut self,
+        key: impl Into<String>,
+        fill: impl Fn(&str) -> Result<(), E> + Send + Sync + 'static,
+    ) -> Self
+    where
+        E: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        self.seeds.push(Seed::new(key, fill));
+        self
+    }
+
+    /// Puts the result of the seeds into the private directory. The first to need it makes it:
+    /// starts a server, runs the seeds on a database of it, dumps that.
+    fn install_seed(&self, program: &Path, dir: &Path) -> Result<(), Error> {
+        let Some(version) = version_of(program).filter(|_| !self.seeds.is_empty()) else {
+            return Ok(());
+        };
+        let recipe = format!(
+            "{version}\n{}\n{}\n{:?}\n{:?}",
+            sql::digest(&self.scripts()?),
+            seed::digest(&self.seeds),
+            self.options.config,
+            self.options.args,
+        );
+        let key = format!("mariadb-seed-{:016x}", hash(0, &recipe));
+        let kept = cached(dir, &key, |target| {
+            let maker = MariadbRecipe {
+                seeds: Vec::new(),
+                options: Options {
+                    // The server that this one is made for may hold it.
+                    port: None,
+                    ..self.options.clone()
+                },
+                ..self.clone()
+            };
+            let made = maker.start()?;
+            // Not a test's database, which a shared server must not be made of.
+            let database = lease::allowed(|| made.try_database())?;
+            self.seeds.iter().try_for_each(|seed| seed.run(&database.url))?;
+            made.dump(&database.name, program, &target.join(SEED))
+                .map_err(|source| failed("keep the result of a seed", source))
+        })?;
+        fs::copy(kept.join(SEED), dir.join(SEED))
+            .map(drop)
+            .map_err(|source| failed("copy the result of a seed", source))
     }
 
     /// The server that was given, or else the one that is found.
@@ -136,7 +209,7 @@ impl Recipe for MariadbRecipe {
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
         // A missing file is an error of the start, and not of the first database.
-        self.scripts()?;
+        let scripts = self.scripts()?;
         let first = if self.mysql { "mysqld" } else { "mariadbd" };
         let options = Options {
             program: self.server().or_else(|| Some(first.into())),
@@ -173,9 +246,13 @@ impl Recipe for MariadbRecipe {
             .map(|(name, value)| format!("--{name}={value}"));
         // Not the configuration of this machine's own server. It must be the first argument.
         let args = ["--no-defaults".to_owned()].into_iter().chain(args);
-        Ok(options
-            .recipe(&SERVER, args)?
-            .wait_for(options.answers("sent its greeting", is_greeted)))
+        let mut recipe = options.recipe(&SERVER, args)?;
+        if !self.seeds.is_empty() {
+            // So that servers with other contents are other servers.
+            let contents = format!("{} {}", sql::digest(&scripts), seed::digest(&self.seeds));
+            recipe = recipe.env("MIRAKURU_SEED", contents);
+        }
+        Ok(recipe.wait_for(options.answers("sent its greeting", is_greeted)))
     }
 
     fn prepare(&self, executor: &mut Executor<Answers>) -> Result<(), Error> {
@@ -199,7 +276,10 @@ impl Recipe for MariadbRecipe {
             private_dir(&path).map_err(|source| failed(format!("make {}", path.display()), source))?;
         }
         match self.server() {
-            Some(program) => install(&program, &dir.join("data")),
+            Some(program) => {
+                install(&program, &dir.join("data"))?;
+                self.install_seed(&program, &dir)
+            }
             // The start has the better error.
             None => Ok(()),
         }
@@ -219,7 +299,10 @@ impl Recipe for MariadbRecipe {
         };
         Ok(Mariadb {
             client: beside(&self.server().unwrap_or_default(), programs),
-            scripts: self.scripts()?,
+            scripts: match self.seeds.is_empty() {
+                true => self.scripts()?,
+                false => vec![Script::File(executor.dir().join(SEED))],
+            },
             password: read_password(&executor.dir())?,
             executor,
         })
@@ -250,18 +333,11 @@ const FAST: [(&str, &str); 4] = [
 fn install(program: &Path, data: &Path) -> Result<(), Error> {
     let service = data.parent().unwrap_or(data);
     // For a program that is not there the start has the better error.
-    let Ok(metadata) = fs::metadata(program) else {
+    let Some(version) = version_of(program) else {
         return Ok(());
     };
     const FORMAT: u32 = 3;
-    // Its size and time stand for its version: asking it takes a tenth of a start.
-    let name = program.file_name().unwrap_or_default().to_string_lossy();
-    let key = format!(
-        "{name}-{FORMAT}-{}-{}-{}",
-        metadata.size(),
-        metadata.mtime(),
-        metadata.ino()
-    );
+    let key = format!("{version}-{FORMAT}");
     let template = cached(service, &key, |template| {
         let mut version = Command::new(program);
         clean(&mut version);
@@ -309,6 +385,15 @@ fn install(program: &Path, data: &Path) -> Result<(), Error> {
             source,
         )
     })
+}
+
+/// A text that stands for a server's version, if it is there. Its size and time do: asking it takes
+/// a tenth of a start.
+fn version_of(program: &Path) -> Option<String> {
+    let metadata = fs::metadata(program).ok()?;
+    let name = program.file_name().unwrap_or_default().to_string_lossy();
+    let (size, time, inode) = (metadata.size(), metadata.mtime(), metadata.ino());
+    Some(format!("{name}-{size}-{time}-{inode}"))
 }
 
 /// An option with a real path, in which no brace means anything.
@@ -434,22 +519,55 @@ impl Mariadb {
         Ok(database)
     }
 
-    /// Runs a script in a database, with the server's own client.
-    fn load(&self, script: &Script, database: &str) -> io::Result<()> {
+    /// A client program of the server, as root.
+    fn client(&self, program: &Path) -> Command {
         let option = |name: &str, path: &Path| {
             let mut option = OsString::from(name);
             option.push(path);
             option
         };
-        let mut command = Command::new(&self.client);
+        let mut command = Command::new(program);
         clean(&mut command);
+        let config = self.executor.dir().join("client.cnf");
         command
-            .arg(option(
-                "--defaults-file=",
-                &self.executor.dir().join("client.cnf"),
-            ))
-            .arg(option("--socket=", &self.socket()))
-            .args(["--batch", database]);
+            .arg(option("--defaults-file=", &config))
+            .arg(option("--socket=", &self.socket()));
+        command
+    }
+
+    /// Writes everything that is in a database into a file of SQL that names no database.
+    fn dump(&self, database: &str, server: &Path, file: &Path) -> io::Result<()> {
+        let mut command = self.client(&beside(server, &["mariadb-dump", "mysqldump"]));
+        let mut result = OsString::from("--result-file=");
+        result.push(file);
+        command
+            .args([
+                "--routines",
+                "--events",
+                "--hex-blob",
+                "--skip-comments",
+                "--no-tablespaces",
+            ])
+            .arg(result)
+            .arg(database);
+        run(&mut command, None).map_err(|e| match e.kind() {
+            io::ErrorKind::NotFound => io::Error::new(e.kind(), not_found("mariadb-dump", &[])),
+            _ => e,
+        })?;
+        // The defaults for tables that come later: only a dump that names the database has them.
+        let defaults = format!(
+            "SELECT CONCAT('ALTER DATABASE CHARACTER SET ', default_character_set_name, ' COLLATE ', \
+             default_collation_name, ';') FROM information_schema.schemata WHERE schema_name = '{database}'"
+        );
+        let lines = Client::connect(&self.socket(), ANSWER_WITHIN)?.query(&defaults)?;
+        let mut file = File::options().append(true).open(file)?;
+        lines.iter().try_for_each(|line| writeln!(file, "{line}"))
+    }
+
+    /// Runs a script in a database, with the server's own client.
+    fn load(&self, script: &Script, database: &str) -> io::Result<()> {
+        let mut command = self.client(&self.client);
+        command.args(["--batch", database]);
         let input = match script {
             Script::File(path) => {
                 command.stdin(File::open(path)?);
