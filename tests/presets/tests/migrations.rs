@@ -1,0 +1,132 @@
+//! An application's own migrations, with sqlx: they run once, on the template of all databases.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::thread;
+
+use mirakuru::Recipe;
+use mirakuru::presets::{self, Postgres, PostgresRecipe};
+use mirakuru_preset_tests::{new_key, require};
+use sqlx::{Connection, PgConnection};
+
+/// As in the guide.
+fn migrate(url: &str, dir: &Path) -> Result<(), sqlx::Error> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(async {
+        let mut connection = PgConnection::connect(url).await?;
+        let migrations = sqlx::migrate::Migrator::new(dir).await?;
+        Ok(migrations.run(&mut connection).await?)
+    })
+}
+
+fn text(url: &str, query: &str) -> String {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let mut connection = PgConnection::connect(url).await.unwrap();
+        sqlx::query_scalar(query)
+            .fetch_one(&mut connection)
+            .await
+            .unwrap()
+    })
+}
+
+/// A directory of migrations that is removed in the end.
+struct Migrations(PathBuf);
+
+impl Migrations {
+    fn new(name: &str) -> Migrations {
+        let dir = std::env::temp_dir().join(new_key(name).replace(' ', "-"));
+        fs::create_dir(&dir).unwrap();
+        let migrations = Migrations(dir);
+        // No other run has this text, so that the cache cannot have its result.
+        migrations.add(
+            "1_users.sql",
+            &format!("CREATE TABLE users (name TEXT); -- {}", new_key("")),
+        );
+        migrations
+    }
+
+    fn add(&self, name: &str, sql: &str) {
+        fs::write(self.0.join(name), sql).unwrap();
+    }
+
+    /// The recipe of an application, and a count of the runs of its migrations.
+    fn recipe(&self, runs: &Arc<AtomicU32>) -> PostgresRecipe {
+        let (dir, runs) = (self.0.clone(), Arc::clone(runs));
+        let key = presets::hash_of_dir(&dir).unwrap();
+        presets::postgres()
+            .load_sql("CREATE TABLE loaded (x INT)")
+            .seed(key, move |url| {
+                runs.fetch_add(1, Ordering::Relaxed);
+                migrate(url, &dir)
+            })
+    }
+}
+
+impl Drop for Migrations {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn migrations_of_sqlx_run_once_until_they_change() {
+    if !require("psql") {
+        return;
+    }
+    let migrations = Migrations::new("once");
+    let runs = Arc::new(AtomicU32::new(0));
+    let start = || migrations.recipe(&runs).start().unwrap();
+    let two: Vec<Postgres> = thread::scope(|scope| {
+        let starts = [scope.spawn(start), scope.spawn(start)];
+        starts.into_iter().map(|start| start.join().unwrap()).collect()
+    });
+    assert_eq!(runs.load(Ordering::Relaxed), 1, "two at once make one seed");
+    drop(two);
+
+    let server = start();
+    assert_eq!(
+        runs.load(Ordering::Relaxed),
+        1,
+        "the second run runs no migration"
+    );
+    let database = server.database();
+    let state = "SELECT count(*) || ' ' || max(installed_on) FROM _sqlx_migrations";
+    let before = text(&database.url(), state);
+    assert!(before.starts_with("1 "), "{before}");
+    // The application, at its start.
+    migrate(&database.url(), &migrations.0).unwrap();
+    assert_eq!(text(&database.url(), state), before, "nothing is left to migrate");
+    let both = "SELECT concat((SELECT count(*) FROM loaded), ' ', (SELECT count(*) FROM users))";
+    assert_eq!(text(&database.url(), both), "0 0");
+
+    migrations.add("2_more.sql", "INSERT INTO users VALUES ('ada')");
+    let changed = start();
+    assert_eq!(runs.load(Ordering::Relaxed), 2, "a changed migration runs");
+    assert_eq!(text(&changed.database().url(), "SELECT name FROM users"), "ada");
+}
+
+#[test]
+fn a_migration_that_fails_is_named_and_runs_again() {
+    if !require("psql") {
+        return;
+    }
+    let migrations = Migrations::new("fails");
+    migrations.add("2_wrong.sql", "INSERT INTO nowhere VALUES (1)");
+    let runs = Arc::new(AtomicU32::new(0));
+    for round in 1..=2 {
+        let error = migrations.recipe(&runs).start().map(drop).unwrap_err();
+        let message = error.to_string();
+        let key = presets::hash_of_dir(&migrations.0).unwrap();
+        assert!(message.contains(&format!("run the seed `{key}`: ")), "{message}");
+        assert!(message.contains("\"nowhere\" does not exist"), "{message}");
+        assert_eq!(runs.load(Ordering::Relaxed), round, "an error is not kept");
+    }
+}
