@@ -39,6 +39,7 @@ macro_rules! chapters {
         #[doc = "[sharing]: crate::guide::sharing"]
         #[doc = "[systems]: crate::guide::systems"]
         #[doc = "[cluster]: struct@crate::Cluster"]
+        #[doc = "[ci]: crate::guide::ci"]
         #[doc = "[writing_a_preset]: crate::guide::writing_a_preset"]
         #[doc = ""]
         #[doc = include_str!(concat!("../docs/guide/", stringify!($name), ".md"))]
