@@ -11,11 +11,11 @@ use std::time::{Duration, SystemTime};
 use crate::error::Error;
 use crate::error::Evidence;
 use crate::ports::address;
-use crate::ports::holder::{Holder, holder_of_path, holder_of_port};
+use crate::ports::holder::{Holder, holder_of_path, holder_of_port, user_name};
 use crate::ports::table;
-use crate::sys::Protocol;
 use crate::sys::procfs;
 use crate::sys::sockets::{self, UnixAnswer, UnixKind};
+use crate::sys::{self, Protocol};
 use crate::util::backoff::Pauses;
 
 /// Something that a service needs and somebody else has.
@@ -70,12 +70,15 @@ impl fmt::Display for Busy {
 ///
 /// A fork of this process has everything open that this process has, until the fork executes a
 /// program or has closed it. So it may still have a port that a test has just given back, and
-/// longer on a busy machine. A holder that is not seen may have closed the port meanwhile.
+/// longer on a busy machine. A holder that is not seen may have closed the port meanwhile. If the
+/// socket is this user's and no process has it, a process that ends is about to close it.
 fn patience_with(holder: Option<&Holder>) -> Duration {
-    match holder.and_then(|holder| holder.pid) {
-        None => Duration::from_millis(50),
-        Some(pid) if is_fork_of_ours(pid) => Duration::from_secs(1),
-        Some(_) => Duration::ZERO,
+    let is_ours = |holder: &Holder| holder.user == Some(user_name(sys::euid()));
+    match holder.map(|holder| (holder.pid, holder)) {
+        Some((Some(pid), _)) if is_fork_of_ours(pid) => Duration::from_secs(1),
+        Some((Some(_), _)) => Duration::ZERO,
+        Some((None, holder)) if is_ours(holder) => Duration::from_secs(1),
+        _ => Duration::from_millis(50),
     }
 }
 

@@ -201,7 +201,7 @@ fn unit_in(cgroup: &str) -> Option<Box<str>> {
 }
 
 /// The name of a user, as `/etc/passwd` has it.
-fn user_name(uid: u32) -> String {
+pub(crate) fn user_name(uid: u32) -> String {
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
     name_in(&passwd, uid).unwrap_or_else(|| format!("uid {uid}"))
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mirakuru_core::__private::{System, find_program, hash, literal, release_segment, system};
-use mirakuru_core::{Error, Executor, NoWait};
+use mirakuru_core::{Error, Executor, NoWait, Signal};
 
 use super::{SERVER, USER};
 use crate::presets::cache::{cached, copy_tree};
@@ -141,10 +141,10 @@ fn key(server: &Path, initdb: &Path, args: &[String]) -> Result<String, Error> {
     Ok(format!("postgres-{FORMAT}-{:016x}", hash(0, &text)))
 }
 
-/// Runs a program that ignores the signal that asks it to end, for the second that it takes. The
-/// servers inside of an `initdb` that is killed would leave System V shared memory behind for good.
-const LET_IT_FINISH: &str = r#"trap '' TERM
-if command -v setsid >/dev/null; then setsid --wait "$@"; else "$@"; fi"#;
+/// Runs a program under which the stop signal is ignored, for the second that the program takes.
+/// `initdb` and the servers in it set no handler that ends them at SIGUSR1, as they do at SIGTERM. If
+/// they were ended, they would leave System V shared memory behind for good.
+const LET_IT_FINISH: &str = r#"trap '' USR1; exec "$@""#;
 
 /// Makes a new cluster, in the private directory of the executor that is returned.
 fn initialize(initdb: &Path, args: &[String]) -> Result<Executor<NoWait>, Error> {
@@ -157,6 +157,7 @@ fn initialize(initdb: &Path, args: &[String]) -> Result<Executor<NoWait>, Error>
             .args(["--no-sync", "--no-instructions", "--wal-segsize", "1"])
             .args(args)
             .name("initdb")
+            .stop_signal(Signal::Usr1)
             .stop_timeout(INITDB_WITHIN);
         if !is_shim(initdb) {
             recipe = recipe.current_dir("{dir}");
