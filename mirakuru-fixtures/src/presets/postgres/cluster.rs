@@ -142,7 +142,7 @@ fn key(server: &Path, initdb: &Path, args: &[String]) -> Result<String, Error> {
 }
 
 /// Runs a program under which the stop signal is ignored, for the second that the program takes.
-/// `initdb` and the servers in it set no handler that ends them at SIGUSR1, as they do at SIGTERM. If
+/// `initdb` and the servers in it end at SIGTERM, and set no handler that ends them at SIGUSR1. If
 /// they were ended, they would leave System V shared memory behind for good.
 const LET_IT_FINISH: &str = r#"trap '' USR1; exec "$@""#;
 
