@@ -458,8 +458,9 @@ fn a_stranger_on_every_address_is_refused_too() {
     ignore = "the portable back end cannot see whose a socket is"
 )]
 fn a_listener_of_the_test_itself_is_a_stranger_too() {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = listener.local_addr().unwrap().port();
+    // Not one that the kernel gives away: it would be another client's when it is free again.
+    let port = fixed_port();
+    let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
     assert_already_running(&error_of(fixed(port).start()), port, std::process::id());
     drop(listener);
     fixed(port).start().unwrap().stop().unwrap();
