@@ -334,14 +334,12 @@ fn furnish(path: &Path, foreign: Option<(u32, u32)>, loose: bool) -> io::Result<
     if let Some((uid, gid)) = foreign {
         // Whatever the umask has left of it: unlike root, this user needs it.
         fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
-        chown(&dir, Some(uid), Some(gid)).map_err(|e| {
-            io::Error::new(
-                e.kind(),
-                format!(
-                    "{e}; running a service as another user or group takes root, or leave `uid` and `gid` out"
-                ),
-            )
-        })?;
+        match chown(&dir, Some(uid), Some(gid)) {
+            // A process that may not give files away may not become that user either. The start
+            // fails at that, and says that it takes root.
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+            given => given?,
+        }
     }
     if loose {
         fs::set_permissions(path, Permissions::from_mode(0o711))?;

@@ -66,9 +66,12 @@ impl Search {
         let mut mine = HashSet::new();
         let polled = match closely {
             Closely::Process => poll(&format!("/proc/{pid}/fd"), inodes, &mut mine),
+            // Every thread is looked at: the descriptors of a first thread that has ended may not
+            // be read, except by root, and another thread has them all.
             Closely::Threads => numbers(format!("/proc/{pid}/task"))
                 .into_iter()
-                .try_for_each(|task| poll(&format!("/proc/{pid}/task/{task}/fd"), inodes, &mut mine)),
+                .map(|task| poll(&format!("/proc/{pid}/task/{task}/fd"), inodes, &mut mine))
+                .fold(Ok(()), Result::and),
         };
         self.found.extend(mine.into_iter().map(|inode| (inode, pid)));
         // A zombie's descriptors may not be read either, but it has none.
