@@ -84,7 +84,7 @@ impl Registration {
 
     /// Takes on the duty to end the service. `false` when the handler has it already: then the
     /// socket is the handler's, and must not be closed.
-    pub(super) fn endpoint(&self) -> bool {
+    pub(super) fn claim(&self) -> bool {
         if !self.is_ours() && self.slot.control.swap(-1, Ordering::SeqCst) >= 0 {
             self.claimed.store(true, Ordering::SeqCst);
         }
@@ -98,7 +98,7 @@ impl Registration {
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.endpoint();
+        self.claim();
         self.slot.used.store(false, Ordering::SeqCst);
     }
 }

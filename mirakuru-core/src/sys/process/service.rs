@@ -145,7 +145,7 @@ impl Service {
     /// data anywhere. Then this start, and all later ones, fork everything.
     fn start_whole(&mut self) -> Option<Result<(), SpawnFailure>> {
         let plan = self.plan.take()?;
-        if !self.registration.endpoint() {
+        if !self.registration.claim() {
             return None;
         }
         let _ = self.finish();
@@ -206,7 +206,7 @@ impl Service {
             },
             None => return Ok(false),
         };
-        if self.registration.endpoint() {
+        if self.registration.claim() {
             // The failure of the start is the better story.
             let _ = self.finish();
         }
@@ -306,7 +306,7 @@ impl Service {
     pub(crate) fn publish(&mut self) -> io::Result<()> {
         // First of all: the end of this process, on another thread, must not end what is about to
         // be the run's, nor wait for it.
-        if !self.registration.endpoint() {
+        if !self.registration.claim() {
             return Err(io::Error::other("this process is about to end"));
         }
         self.send([message::PUBLISH, 0, 0, 0, 0, 0, 0, 0]);
@@ -330,7 +330,7 @@ impl Service {
 
     /// Asks for the end of the service without waiting for it, which [`stop`](Service::stop) does.
     pub(crate) fn ask_to_stop(&mut self, policy: StopPolicy) {
-        if self.owner == std::process::id() && !self.state.reaped && self.registration.endpoint() {
+        if self.owner == std::process::id() && !self.state.reaped && self.registration.claim() {
             self.send(stop_message(policy, false));
             wake(self.guard);
         }
@@ -338,7 +338,7 @@ impl Service {
 
     /// Ends the service, and returns when nothing is left of it.
     pub(crate) fn stop(&mut self, policy: StopPolicy) -> io::Result<()> {
-        if self.owner != std::process::id() || !self.registration.endpoint() {
+        if self.owner != std::process::id() || !self.registration.claim() {
             // A fork's copy; or the process is at its end, and `exit` does this already.
             self.state.closed = true;
             self.state.empty = true;
@@ -626,7 +626,7 @@ impl Drop for Service {
             };
             let _ = self.stop(policy);
         }
-        self.registration.endpoint();
+        self.registration.claim();
         if self.registration.is_ours() || self.owner != std::process::id() {
             // SAFETY: dropped here and nowhere else, and not used again.
             unsafe { ManuallyDrop::drop(&mut self.control) };
