@@ -114,7 +114,7 @@ mod tests {
     fn remove(path: &Path) {
         let path = CString::new(path.as_os_str().as_bytes()).expect("no zero byte");
         // SAFETY: a path of this test's own.
-        unsafe { private_dir(path.as_ptr()) };
+        unsafe { private_dir(path.as_ptr(), false) };
     }
 
     #[test]
