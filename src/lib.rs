@@ -151,7 +151,7 @@
 //! | --- | --- | --- |
 //! | span `start`, info | a start, from its first look to its end | `service`, `command` |
 //! | span `stop`, debug | a stop of any kind | `service`, `pid` |
-//! | event `turn taken`, debug | fixed ports and paths are this service's now | `waited_ms` |
+//! | event `lock taken`, debug | fixed ports and paths are this service's now | `waited_ms` |
 //! | event `spawned`, debug | the program was executed | `pid` |
 //! | event `not ready`, trace | a look that failed | `probe` |
 //! | event `ready`, info | the start is over | `pid`, `elapsed_ms` |

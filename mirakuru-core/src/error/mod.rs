@@ -406,11 +406,10 @@ impl Error {
         for text in texts {
             *text = shown(text);
         }
-        if let Some(probe) = self
-            .evidence_mut()
-            .and_then(|evidence| evidence.last_probe.as_mut())
-        {
-            *probe = shown(probe);
+        if let Some(Evidence { last_probe, hint, .. }) = self.evidence_mut() {
+            for text in [last_probe, hint].into_iter().flatten() {
+                *text = shown(text);
+            }
         }
         self
     }

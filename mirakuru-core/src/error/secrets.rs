@@ -1,8 +1,13 @@
-//! What must not be shown: passwords in URLs, and values of environment variables.
+//! Masks secrets: passwords in URLs, and values of environment variables.
 //!
 //! It concerns every text that mirakuru makes itself. What a service prints is shown as it is.
+//!
+//! Inside the executor an error is an [`Unmasked`]. Each verb masks it on its way out
+//! (`Core::masked`); without that the verb does not compile.
 
 use std::borrow::Cow;
+
+use crate::error::Error;
 
 /// What stands for a secret.
 const STARS: &str = "***";
@@ -139,6 +144,21 @@ impl Secrets {
             }
         }
         mask_urls(&text).into_owned()
+    }
+
+    /// The error as it may be shown. What the service printed stays as it is.
+    pub(crate) fn mask_error(&self, error: Unmasked) -> Error {
+        error.0.map_texts(|text| self.mask(text))
+    }
+}
+
+/// An error whose texts may hold secrets. [`Secrets::mask_error`] alone takes the error out, and no
+/// `?` turns this type into an [`Error`]: an error that was not masked does not reach a user.
+pub(crate) struct Unmasked(Error);
+
+impl From<Error> for Unmasked {
+    fn from(error: Error) -> Unmasked {
+        Unmasked(error)
     }
 }
 

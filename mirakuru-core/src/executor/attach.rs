@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::error::secrets::Unmasked;
 use crate::executor::Executor;
 use crate::executor::process::{Core, Observed, Owned, Process, name};
 use crate::executor::wait::{Pause, UNTOLD_PAUSE};
@@ -136,7 +137,8 @@ impl<R: Readiness> Executor<R> {
         core.captured = state.captured.clone();
         core.pid = state.pid;
         let attached_at = (state.addr, state.path.as_deref());
-        core.resolve_command()?;
+        let resolved = core.resolve_command();
+        core.masked(resolved)?;
         core.note_for_others(attached_at.0, attached_at.1);
         core.note_start(how_it_ended(published.clone()));
         core.show_live(false);
@@ -147,10 +149,7 @@ impl<R: Readiness> Executor<R> {
         };
         if !attached.state.is_running() {
             let died = core.exit_error(&attached, &readiness, None);
-            return Err(match died {
-                Some(died) => core.masked(died),
-                None => core.not_running("attach to it"),
-            });
+            core.masked(Err(died.unwrap_or_else(|| core.not_running("attach to it"))))?;
         }
         Ok(Executor {
             core,
@@ -199,6 +198,11 @@ impl<R: Readiness> Executor<R> {
     /// [`Error::Exited`] when it has ended meanwhile; [`Error::System`] when it cannot be
     /// published. It is still this process's own then.
     pub(crate) fn publish(&mut self, state: State, published: PathBuf) -> Result<(), Error> {
+        let done = self.try_to_publish(state, published);
+        self.core.masked(done)
+    }
+
+    fn try_to_publish(&mut self, state: State, published: PathBuf) -> Result<(), Unmasked> {
         let core = &mut self.core;
         let action = "share it with the run";
         let Owned { core, own } = self.process.owned(core, action)?;
@@ -220,12 +224,14 @@ impl<R: Readiness> Executor<R> {
                     elapsed: Duration::from_nanos(exit.at.saturating_sub(own.started_ns)),
                     status: exit.status,
                     evidence: core.evidence(own, None),
-                });
+                }
+                .into());
             }
             return Err(Error::System {
                 attempt: "share the service with the run".to_owned(),
                 source,
-            });
+            }
+            .into());
         }
         timeline::published(core.service_dir.id());
         core.service_dir.give_away();

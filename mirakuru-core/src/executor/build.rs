@@ -73,14 +73,12 @@ impl<R: Readiness> ExecutorBuilder<R> {
             own: &mut own,
         }
         .resolve(&mut readiness);
-        match resolved {
-            Ok(()) => Ok(Executor {
-                core,
-                process: Process::Own(Box::new(own)),
-                readiness,
-            }),
-            Err(error) => Err(core.masked(error)),
-        }
+        core.masked(resolved)?;
+        Ok(Executor {
+            core,
+            process: Process::Own(Box::new(own)),
+            readiness,
+        })
     }
 
     /// Makes the executor and starts it: returns once it is ready.

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::error::secrets::Unmasked;
 use crate::executor::Executor;
 use crate::executor::process::Core;
 use crate::output::logs::Logs;
@@ -93,10 +94,10 @@ impl<R: Readiness> Executor<R> {
     ) -> Result<Line, Error> {
         let banner = pattern.into().since(mark);
         let line = self.await_line(banner, Deadline::after(timeout));
-        line.map_err(|error| self.core.masked(error))
+        self.core.masked(line)
     }
 
-    fn await_line(&self, mut banner: Banner, deadline: Deadline) -> Result<Line, Error> {
+    fn await_line(&self, mut banner: Banner, deadline: Deadline) -> Result<Line, Unmasked> {
         let (core, process) = (&self.core, self.process.observed());
         let (name, dir) = (core.values.name().to_owned(), core.values.dir().to_owned());
         let ports = core.values.ports().map(|(name, port)| (name.to_owned(), port));
@@ -148,7 +149,8 @@ impl<R: Readiness> Executor<R> {
                     awaited: banner.describe(),
                     elapsed: waited,
                     evidence: core.evidence(process, last_probe),
-                });
+                }
+                .into());
             }
             let events: Vec<i32> = watching
                 .iter()

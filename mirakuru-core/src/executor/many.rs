@@ -56,14 +56,9 @@ impl<R: Readiness> Startable for Executor<R> {
         if self.is_running() {
             return Ok(None);
         }
-        let plan = self
-            .process
-            .owned(&mut self.core, "start")?
-            .plan_start(&mut self.readiness);
-        match plan {
-            Ok(plan) => Ok(Some(Planned(plan))),
-            Err(error) => Err(self.core.masked(error)),
-        }
+        self.verb("start", |mut owned, readiness| {
+            Ok(Some(Planned(owned.plan_start(readiness)?)))
+        })
     }
 
     fn launched(&mut self, launched: Launched) {
@@ -77,7 +72,7 @@ impl<R: Readiness> Startable for Executor<R> {
             return Ok(None);
         };
         let step = owned.step_start(&mut self.readiness);
-        step.map_err(|error| self.core.masked(error))
+        self.core.masked(step)
     }
 
     fn events(&self) -> Option<i32> {

@@ -29,6 +29,7 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use crate::error::Error;
+use crate::error::secrets::Unmasked;
 use crate::executor::attach::Attached;
 use crate::executor::process::{Core, Observed, Own, Owned, Process};
 use crate::output::logs::Logs;
@@ -104,11 +105,7 @@ impl<R: Readiness> Executor<R> {
         if self.is_running() {
             return Ok(());
         }
-        let started = self
-            .process
-            .owned(&mut self.core, "start")?
-            .start(&mut self.readiness);
-        started.map_err(|error| self.core.masked(error))
+        self.verb("start", |mut owned, readiness| owned.start(readiness))
     }
 
     /// Ends the service: sends the stop signal to its process group, waits out the grace, kills
@@ -143,7 +140,7 @@ impl<R: Readiness> Executor<R> {
     /// a shell that handles SIGTERM exits with 143), and the recipe's
     /// [`expected_exit`](ExecutorBuilder::expected_exit). The service is gone all the same.
     pub fn stop(&mut self) -> Result<(), Error> {
-        self.owned("stop")?.stop()
+        self.verb("stop", |mut owned, _| owned.stop())
     }
 
     /// Kills the service with the recipe's kill signal, without grace, and returns when nothing of
@@ -166,15 +163,15 @@ impl<R: Readiness> Executor<R> {
     ///
     /// [`Error::System`] when the supervisor could not finish.
     pub fn kill(&mut self) -> Result<(), Error> {
-        let mut owned = self.owned("kill")?;
-        let signal = owned.core.spec.kill_signal.number();
-        owned
-            .end(StopPolicy {
+        self.verb("kill", |mut owned, _| {
+            let signal = owned.core.spec.kill_signal.number();
+            owned.end(StopPolicy {
                 signal,
                 grace: Duration::ZERO,
                 kill_signal: signal,
-            })
-            .map(|_| ())
+            })?;
+            Ok(())
+        })
     }
 
     /// [Stops](Executor::stop) the service and [starts](Executor::start) it again: on the same
@@ -230,24 +227,24 @@ impl<R: Readiness> Executor<R> {
     where
         R: Clone,
     {
-        let Owned { core, own } = self.process.owned(&mut self.core, "change")?;
-        let changed = change(ExecutorBuilder {
-            spec: core.spec.clone(),
-            readiness: self.readiness.clone(),
-        });
-        let old_owner = core.spec.owner();
-        let before = ExecutorBuilder {
-            spec: std::mem::replace(&mut core.spec, changed.spec),
-            readiness: std::mem::replace(&mut self.readiness, changed.readiness),
-        };
-        let mut owned = Owned { core, own };
-        if let Err(error) = owned.resolve(&mut self.readiness) {
-            let error = owned.core.masked(error);
-            owned.core.spec = before.spec;
-            self.readiness = before.readiness;
-            owned.resolve(&mut self.readiness)?;
-            return Err(error);
-        }
+        let old_owner = self.core.spec.owner();
+        self.verb("change", |mut owned, readiness| {
+            let changed = change(ExecutorBuilder {
+                spec: owned.core.spec.clone(),
+                readiness: readiness.clone(),
+            });
+            let before = ExecutorBuilder {
+                spec: std::mem::replace(&mut owned.core.spec, changed.spec),
+                readiness: std::mem::replace(readiness, changed.readiness),
+            };
+            let resolved = owned.resolve(readiness);
+            if resolved.is_err() {
+                owned.core.spec = before.spec;
+                *readiness = before.readiness;
+                owned.resolve(readiness)?;
+            }
+            resolved
+        })?;
         let stopped = self.stop();
         let owner = self.core.spec.owner();
         if owner != old_owner {
@@ -322,10 +319,10 @@ impl<R: Readiness> Executor<R> {
     ///
     /// [`Error::NotRunning`] when it is not running.
     pub fn pause(&mut self) -> Result<(), Error> {
-        let own = self.running("pause")?;
-        own.paused = true;
-        own.signal_tree(sys::TreeSignal::Stop);
-        Ok(())
+        self.verb_of_running("pause", |own| {
+            own.paused = true;
+            own.signal_tree(sys::TreeSignal::Stop);
+        })
     }
 
     /// Lets a [paused](Executor::pause) service go on.
@@ -334,10 +331,10 @@ impl<R: Readiness> Executor<R> {
     ///
     /// [`Error::NotRunning`] when it is not running.
     pub fn resume(&mut self) -> Result<(), Error> {
-        let own = self.running("resume")?;
-        own.paused = false;
-        own.signal_tree(sys::TreeSignal::Continue);
-        Ok(())
+        self.verb_of_running("resume", |own| {
+            own.paused = false;
+            own.signal_tree(sys::TreeSignal::Continue);
+        })
     }
 
     /// Sends a signal to the service's process group.
@@ -359,10 +356,11 @@ impl<R: Readiness> Executor<R> {
     ///
     /// [`Error::NotRunning`] when it is not running.
     pub fn signal(&mut self, signal: Signal) -> Result<(), Error> {
-        if let Some(service) = self.running("signal")?.lock().as_mut() {
-            service.signal(signal.number());
-        }
-        Ok(())
+        self.verb_of_running("signal", |own| {
+            if let Some(service) = own.lock().as_mut() {
+                service.signal(signal.number());
+            }
+        })
     }
 
     /// Waits until a further condition holds, looking at what happens from the service's last start
@@ -391,15 +389,15 @@ impl<R: Readiness> Executor<R> {
     /// Output is searched first: a line that was printed counts, although the service has ended
     /// since.
     pub fn wait_until(&mut self, mut readiness: impl Readiness, timeout: Duration) -> Result<(), Error> {
-        if self.core.pid == 0 {
-            return Err(self.core.not_running("wait for a condition"));
-        }
-        self.core.prepare(&mut readiness)?;
-        let deadline = Deadline::after(timeout);
-        let held = self
-            .core
-            .await_ready(self.process.observed_mut(), &mut readiness, deadline);
-        held.map_err(|error| self.core.masked(error))
+        let core = &mut self.core;
+        let held = match core.pid {
+            0 => Err(core.not_running("wait for a condition")),
+            _ => core.prepare(&mut readiness).and_then(|_| {
+                let deadline = Deadline::after(timeout);
+                core.await_ready(self.process.observed_mut(), &mut readiness, deadline)
+            }),
+        };
+        core.masked(held)
     }
 
     /// Says that this service needs another one, which is known by its [`dir`](Executor::dir). When
@@ -426,7 +424,9 @@ impl<R: Readiness> Executor<R> {
     /// [`Error::Timeout`] when it has not ended in time; [`Error::NotRunning`] when it was never
     /// started.
     pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus, Error> {
-        self.owned("wait for the end of")?.wait(Deadline::after(timeout))
+        self.verb("wait for the end of", |mut owned, _| {
+            owned.wait(Deadline::after(timeout))
+        })
     }
 
     /// Whether the service is running: its main process, or for a service that made itself a
@@ -436,17 +436,26 @@ impl<R: Readiness> Executor<R> {
         self.process.observed().is_running()
     }
 
-    fn owned(&mut self, action: &str) -> Result<Owned<'_>, Error> {
-        self.process.owned(&mut self.core, action)
+    /// A verb of this process's own service.
+    fn verb<T>(
+        &mut self,
+        action: &str,
+        act: impl FnOnce(Owned<'_>, &mut R) -> Result<T, Unmasked>,
+    ) -> Result<T, Error> {
+        let owned = self.process.owned(&mut self.core, action);
+        let done = owned.and_then(|owned| act(owned, &mut self.readiness));
+        self.core.masked(done)
     }
 
-    /// One's own service, which is running.
-    fn running(&mut self, action: &str) -> Result<&mut Own, Error> {
-        let Owned { core, own } = self.process.owned(&mut self.core, action)?;
-        if !own.is_running() {
-            return Err(core.not_running(&format!("{action} it")));
-        }
-        Ok(own)
+    /// A verb of this process's own service, which must be running.
+    fn verb_of_running(&mut self, action: &str, act: impl FnOnce(&mut Own)) -> Result<(), Error> {
+        self.verb(action, |Owned { core, own }, _| match own.is_running() {
+            true => {
+                act(own);
+                Ok(())
+            }
+            false => Err(core.not_running(&format!("{action} it"))),
+        })
     }
 
     /// The process id of its main process, also after that has ended.

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::error::Error;
-use crate::error::secrets::{is_secret_name, mask_urls};
+use crate::error::secrets::{Unmasked, is_secret_name, mask_urls};
 use crate::executor::attach::Attached;
 use crate::executor::needs;
 use crate::executor::start::Starting;
@@ -176,13 +176,14 @@ impl Process {
     /// # Errors
     ///
     /// [`Error::System`] when it belongs to the run, and so may not be changed by one test.
-    pub(super) fn owned<'a>(&'a mut self, core: &'a mut Core, action: &str) -> Result<Owned<'a>, Error> {
+    pub(super) fn owned<'a>(&'a mut self, core: &'a mut Core, action: &str) -> Result<Owned<'a>, Unmasked> {
         match self {
             Process::Own(own) => Ok(Owned { core, own }),
             Process::Attached(_) => Err(Error::System {
                 attempt: format!("{action} `{}`", core.command),
                 source: io::Error::other("the service is shared by the whole run; use one of the test's own"),
-            }),
+            }
+            .into()),
         }
     }
 
@@ -344,7 +345,7 @@ impl Core {
         }
     }
 
-    pub(super) fn resolve_command(&mut self) -> Result<(), Error> {
+    pub(super) fn resolve_command(&mut self) -> Result<(), Unmasked> {
         let written = self.spec.command.display();
         self.argv = {
             let values = &mut self.values;
@@ -410,7 +411,7 @@ impl Core {
     }
 
     /// The command as a person would type it, without secrets.
-    fn shown_command(&mut self) -> Result<String, Error> {
+    fn shown_command(&mut self) -> Result<String, Unmasked> {
         let Core { spec, values, .. } = self;
         let argv = values.for_show(|values| {
             spec.command
@@ -430,12 +431,12 @@ impl Core {
         live::follow(self.values.name(), &dir.log(), &dir.index(), all);
     }
 
-    /// The error without secrets.
-    pub(super) fn masked(&self, error: Error) -> Error {
-        error.map_texts(|text| self.values.mask(text))
+    /// The exit of every verb: an error leaves it without secrets.
+    pub(super) fn masked<T>(&self, done: Result<T, Unmasked>) -> Result<T, Error> {
+        done.map_err(|error| self.values.mask_error(error))
     }
 
-    pub(super) fn prepare(&mut self, readiness: &mut dyn Readiness) -> Result<Prepared, Error> {
+    pub(super) fn prepare(&mut self, readiness: &mut dyn Readiness) -> Result<Prepared, Unmasked> {
         let mut cx = Prepare::new(&mut self.values);
         readiness.prepare(&mut cx)?;
         let Prepare {
@@ -487,17 +488,15 @@ impl Core {
     }
 
     /// The error of a verb that needs the service to be running.
-    pub(super) fn not_running(&self, action: &str) -> Error {
-        Error::NotRunning {
-            command: self.command.clone(),
-            action: action.to_owned(),
-        }
+    pub(super) fn not_running(&self, action: &str) -> Unmasked {
+        let (command, action) = (self.command.clone(), action.to_owned());
+        Error::NotRunning { command, action }.into()
     }
 }
 
 impl Owned<'_> {
     /// Fills in the placeholders, of the command first, so that its `{port}` is the first port.
-    pub(super) fn resolve(&mut self, readiness: &mut dyn Readiness) -> Result<(), Error> {
+    pub(super) fn resolve(&mut self, readiness: &mut dyn Readiness) -> Result<(), Unmasked> {
         let Owned { core, own } = self;
         core.resolve_command()?;
         own.listen = Listen::of(&core.spec.listen, &mut core.values, &core.command)?;

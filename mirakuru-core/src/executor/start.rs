@@ -10,6 +10,7 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::error::Error;
+use crate::error::secrets::Unmasked;
 use crate::executor::endpoints::Endpoints;
 use crate::executor::hint;
 use crate::executor::launch;
@@ -33,7 +34,7 @@ const PORT_RETRIES: u32 = 5;
 const EXECUTION_TAKES_AT_MOST: Duration = Duration::from_secs(1);
 
 impl Owned<'_> {
-    pub(super) fn start(&mut self, readiness: &mut dyn Readiness) -> Result<(), Error> {
+    pub(super) fn start(&mut self, readiness: &mut dyn Readiness) -> Result<(), Unmasked> {
         let plan = self.plan_start(readiness)?;
         self.launch(plan);
         while let Some(pause) = self.step_start(readiness)? {
@@ -43,7 +44,7 @@ impl Owned<'_> {
     }
 
     /// The first step of a start: everything before the fork. The service does not run.
-    pub(super) fn plan_start(&mut self, readiness: &mut dyn Readiness) -> Result<Plan, Error> {
+    pub(super) fn plan_start(&mut self, readiness: &mut dyn Readiness) -> Result<Plan, Unmasked> {
         self.own.starting = None;
         if self.own.lock().is_some() {
             // A crash may have left descendants behind.
@@ -99,7 +100,7 @@ impl Owned<'_> {
 
     /// The last step, a look at a time: `None` when the service is ready, else how long to wait for
     /// an event until the next look. After an error nothing of it is left.
-    pub(super) fn step_start(&mut self, readiness: &mut dyn Readiness) -> Result<Option<Pause>, Error> {
+    pub(super) fn step_start(&mut self, readiness: &mut dyn Readiness) -> Result<Option<Pause>, Unmasked> {
         let Some(mut starting) = self.own.starting.take() else {
             return Ok(None);
         };
@@ -134,7 +135,7 @@ impl Owned<'_> {
     }
 
     /// Until the program has been executed: it counts for the time-out, too.
-    fn await_execution(&self, starting: &Starting) -> Result<Option<Pause>, Error> {
+    fn await_execution(&self, starting: &Starting) -> Result<Option<Pause>, Unmasked> {
         let deadline = starting.wait.deadline.at_least(Some(EXECUTION_TAKES_AT_MOST));
         if !deadline.is_over() {
             return Ok(Some(Pause::of(deadline.remaining())));
@@ -149,11 +150,12 @@ impl Owned<'_> {
             awaited: NoWait.describe(),
             elapsed: deadline.elapsed(),
             evidence,
-        })
+        }
+        .into())
     }
 
     /// Whether the service has been executed. An error when it could not be.
-    fn has_been_executed(&mut self, starting: &mut Starting) -> Result<bool, Error> {
+    fn has_been_executed(&mut self, starting: &mut Starting) -> Result<bool, Unmasked> {
         let Some(launch) = &mut starting.launch else {
             return Ok(true);
         };
@@ -183,12 +185,13 @@ impl Owned<'_> {
             &self.core.argv,
             &launch.tried,
             self.core.current_dir.as_deref(),
-        ))
+        )
+        .into())
     }
 
     /// Makes all ready, with other ports where those that were chosen turn out to be taken, at most
     /// so many times.
-    fn try_to_plan(&mut self, readiness: &mut dyn Readiness, mut retries: u32) -> Result<Plan, Error> {
+    fn try_to_plan(&mut self, readiness: &mut dyn Readiness, mut retries: u32) -> Result<Plan, Unmasked> {
         loop {
             match self.plan_once(readiness) {
                 Ok((plan, launch, wait)) => {
@@ -209,10 +212,11 @@ impl Owned<'_> {
     /// another one makes no sense.
     fn after_failure(
         &mut self,
-        error: Error,
+        error: Unmasked,
         retries: u32,
         readiness: &mut dyn Readiness,
-    ) -> Result<u32, Error> {
+    ) -> Result<u32, Unmasked> {
+        let error = self.core.values.mask_error(error);
         let _ = self.end(self.policy());
         let other_try = match retries {
             0 => None,
@@ -223,10 +227,8 @@ impl Owned<'_> {
                 self.core.service_dir.keep();
             }
             trace::failed(&error);
-            timeline::failed(self.core.service_dir.id(), || {
-                self.core.values.mask(&error.to_string())
-            });
-            return Err(error);
+            timeline::failed(self.core.service_dir.id(), || error.to_string());
+            return Err(error.into());
         };
         trace::other_port(&error);
         if let OtherTry::NewPorts = other_try {
@@ -271,7 +273,7 @@ impl Owned<'_> {
 
     /// Makes the endpoints free that nothing can take the place of: fixed ones, and the chosen
     /// ports of a service that has been ready, which clients know.
-    fn make_free(&self) -> Result<(), Error> {
+    fn make_free(&self) -> Result<(), Unmasked> {
         let mut addrs = self.own.addrs.clone();
         if self.own.was_ready {
             addrs.extend(self.chosen());
@@ -292,10 +294,10 @@ impl Owned<'_> {
                     Some("end that process: a restart keeps the port, because clients know it".to_owned());
             }
         }
-        Err(error)
+        Err(error.into())
     }
 
-    fn plan_once(&mut self, readiness: &mut dyn Readiness) -> Result<(Plan, Launch, Wait), Error> {
+    fn plan_once(&mut self, readiness: &mut dyn Readiness) -> Result<(Plan, Launch, Wait), Unmasked> {
         self.lock_endpoints()?;
         // Forgets what the last start left behind, and checks the claims again.
         let prepared = self.core.prepare(readiness)?;
@@ -326,7 +328,7 @@ impl Owned<'_> {
         Ok((plan, launch, Wait::new(deadline, self.own.fail_on.clone())))
     }
 
-    fn lock_endpoints(&mut self) -> Result<(), Error> {
+    fn lock_endpoints(&mut self) -> Result<(), Unmasked> {
         if self.own.endpoint_lock.is_none() {
             let began = Instant::now();
             self.own.endpoint_lock =
@@ -336,7 +338,7 @@ impl Owned<'_> {
         Ok(())
     }
 
-    fn plan(&mut self) -> Result<(Plan, Launch), Error> {
+    fn plan(&mut self) -> Result<(Plan, Launch), Unmasked> {
         let system = |attempt: &str, source| Error::System {
             attempt: attempt.to_owned(),
             source,

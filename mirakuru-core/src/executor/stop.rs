@@ -4,6 +4,7 @@ use std::process::ExitStatus;
 
 use crate::error::Error;
 use crate::error::report::{HEAD_LINES, Printed, TAIL_LINES, Tail, print, shown};
+use crate::error::secrets::Unmasked;
 use crate::error::text::{Ended, Span};
 use crate::executor::Executor;
 use crate::executor::process::{Observed, Owned};
@@ -23,7 +24,7 @@ impl Owned<'_> {
         }
     }
 
-    pub(super) fn stop(&mut self) -> Result<(), Error> {
+    pub(super) fn stop(&mut self) -> Result<(), Unmasked> {
         let had_ended = self.own.asked_to_end.unwrap_or_else(|| self.own.has_ended());
         let Some(exit) = self.end(self.policy())? else {
             return Ok(());
@@ -57,7 +58,8 @@ impl Owned<'_> {
             status: exit.status,
             expected,
             evidence,
-        })
+        }
+        .into())
     }
 
     /// Asks for the end of the service, and leaves it to [`end`](Owned::end) to wait for it.
@@ -78,7 +80,7 @@ impl Owned<'_> {
     }
 
     /// Ends what there is of the service, and says how its main process ended if there was one.
-    pub(super) fn end(&mut self, policy: StopPolicy) -> Result<Option<Exit>, Error> {
+    pub(super) fn end(&mut self, policy: StopPolicy) -> Result<Option<Exit>, Unmasked> {
         self.own.stdin = None;
         self.begin_end(policy);
         self.own.asked_to_end = None;
@@ -108,7 +110,7 @@ impl Owned<'_> {
         Ok(self.own.last_exit)
     }
 
-    pub(super) fn wait(&mut self, deadline: Deadline) -> Result<ExitStatus, Error> {
+    pub(super) fn wait(&mut self, deadline: Deadline) -> Result<ExitStatus, Unmasked> {
         loop {
             // Before the look at the exit, which is told first: both may come between two looks.
             let is_gone = self.own.lock().as_mut().is_none_or(Service::is_gone);
@@ -125,7 +127,8 @@ impl Owned<'_> {
                     awaited: "it ended by itself".to_owned(),
                     elapsed: deadline.elapsed(),
                     evidence: self.core.evidence(self.own, None),
-                });
+                }
+                .into());
             }
             if let Some(service) = self.own.lock().as_mut() {
                 service.wait_event(&[], deadline.remaining());

@@ -6,6 +6,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 use crate::error::report::{HEAD_LINES, TAIL_LINES};
+use crate::error::secrets::Unmasked;
 use crate::error::text::Ended;
 use crate::error::{Error, Evidence};
 use crate::executor::hint;
@@ -33,7 +34,7 @@ impl Core {
         process: &mut dyn Observed,
         readiness: &mut dyn Readiness,
         deadline: Deadline,
-    ) -> Result<(), Error> {
+    ) -> Result<(), Unmasked> {
         let mut wait = Wait::new(deadline, Vec::new());
         let held = loop {
             match self.poll(process, readiness, &mut wait) {
@@ -52,7 +53,7 @@ impl Core {
         process: &mut dyn Observed,
         readiness: &mut dyn Readiness,
         wait: &mut Wait,
-    ) -> Result<Option<Pause>, Error> {
+    ) -> Result<Option<Pause>, Unmasked> {
         let supervisor = process.supervisor();
         loop {
             // Before the polls: everything that it ever printed is in the log then, and what they
@@ -80,7 +81,8 @@ impl Core {
                     pattern,
                     elapsed,
                     evidence,
-                });
+                }
+                .into());
             }
             // What was printed was printed while it ran, and stays true; for anything else it is
             // too late now.
@@ -102,7 +104,8 @@ impl Core {
                         return Err(Error::InvalidReadiness {
                             readiness,
                             reason: error.to_string(),
-                        });
+                        }
+                        .into());
                     }
                     Err(error) => {
                         if let Some(wrong_listener) = WrongListener::of(&error) {
@@ -118,9 +121,10 @@ impl Core {
                                 endpoint: wrong_listener.endpoint.to_string(),
                                 holder: wrong_listener.holder.to_string(),
                                 evidence,
-                            });
+                            }
+                            .into());
                         }
-                        let text = error.to_string();
+                        let text = self.values.mask(&error.to_string());
                         trace::not_ready(&text);
                         // Begun when there was hardly any time left, it says less than the one
                         // before it.
@@ -151,7 +155,8 @@ impl Core {
                     awaited: readiness.describe(),
                     elapsed: deadline.elapsed(),
                     evidence,
-                });
+                }
+                .into());
             }
             let wake = wakes(readiness, deadline.elapsed());
             if wake.output && !wants_output {
@@ -201,28 +206,37 @@ impl Core {
         process: &dyn Observed,
         readiness: &dyn Readiness,
         last_probe: Option<String>,
-    ) -> Option<Error> {
+    ) -> Option<Unmasked> {
         let exit = process.ended()?;
         let Some(started_ns) = process.started_ns() else {
-            return Some(Error::Died {
-                command: self.command.clone(),
-                status: exit.map(|exit| exit.status),
-                evidence: self.evidence(process, last_probe),
-            });
+            return Some(
+                Error::Died {
+                    command: self.command.clone(),
+                    status: exit.map(|exit| exit.status),
+                    evidence: self.evidence(process, last_probe),
+                }
+                .into(),
+            );
         };
         let Some(exit) = exit else {
-            return Some(Error::System {
-                attempt: format!("keep `{}` under supervision", self.command),
-                source: io::Error::other("its supervisor was killed, and the service with it"),
-            });
+            return Some(
+                Error::System {
+                    attempt: format!("keep `{}` under supervision", self.command),
+                    source: io::Error::other("its supervisor was killed, and the service with it"),
+                }
+                .into(),
+            );
         };
-        Some(Error::Exited {
-            command: self.command.clone(),
-            awaited: readiness.describe(),
-            elapsed: Duration::from_nanos(exit.at.saturating_sub(started_ns)),
-            status: exit.status,
-            evidence: self.evidence(process, last_probe),
-        })
+        Some(
+            Error::Exited {
+                command: self.command.clone(),
+                awaited: readiness.describe(),
+                elapsed: Duration::from_nanos(exit.at.saturating_sub(started_ns)),
+                status: exit.status,
+                evidence: self.evidence(process, last_probe),
+            }
+            .into(),
+        )
     }
 
     /// Everything that an error says about the service besides its own words.

@@ -45,7 +45,7 @@ mod names {
     }
 
     pub(crate) fn endpoints_locked(waited: Duration) {
-        event!(DEBUG, waited_ms = milliseconds(waited), "turn taken");
+        event!(DEBUG, waited_ms = milliseconds(waited), "lock taken");
     }
 
     /// With the reason why the supervisor got a copy of all memory, where it did.
@@ -95,8 +95,10 @@ mod tests {
     use tracing::span::{Attributes, Id, Record};
     use tracing::{Event, Metadata, Subscriber};
 
+    use super::*;
     use crate::executor::Executor;
     use crate::readiness::banner::Banner;
+    use crate::readiness::exec::Exec;
 
     /// Writes down what it is told of our target.
     #[derive(Clone, Default)]
@@ -151,7 +153,7 @@ mod tests {
         let begin = |text: &str| notes.iter().position(|note| note.starts_with(text));
         let order = [
             "span start: service=\"sleeper\" command=\"echo up; exec sleep 60\"",
-            "turn taken: waited_ms=",
+            "lock taken: waited_ms=",
             "spawned: pid=",
             "ready: pid=",
             "span stop: service=\"sleeper\" pid=",
@@ -164,5 +166,27 @@ mod tests {
             .map(|text| begin(text).unwrap_or_else(|| panic!("no {text} in {notes:#?}")))
             .collect();
         assert!(places.is_sorted(), "{notes:#?}");
+    }
+
+    #[test]
+    fn no_event_shows_a_secret() {
+        let notes = Notes::default();
+        tracing::subscriber::with_default(notes.clone(), || {
+            let recipe = Executor::builder("sleep 60")
+                .env("MK_PASSWORD", "swordfish")
+                .timeout(Duration::from_millis(300));
+            let probe = ["sh", "-c", "echo swordfish; exit 1"];
+            recipe
+                .clone()
+                .wait_for(Exec::succeeds(probe))
+                .start()
+                .unwrap_err();
+            recipe.current_dir("/nowhere/swordfish").start().unwrap_err();
+        });
+        let notes = notes.0.lock().unwrap();
+        for told in ["not ready: probe=\"", "failed: error=\"failed to change to"] {
+            assert!(notes.iter().any(|note| note.starts_with(told)), "{notes:#?}");
+        }
+        assert!(!notes.iter().any(|note| note.contains("swordfish")), "{notes:#?}");
     }
 }

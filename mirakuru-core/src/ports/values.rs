@@ -5,7 +5,8 @@ use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::{Path, PathBuf};
 
-use crate::error::secrets::Secrets;
+use crate::error::Error;
+use crate::error::secrets::{Secrets, Unmasked};
 use crate::ports::reserve::{HoldLevel, Range, Reservation};
 use crate::recipe::placeholder::{ExpandError, Placeholder, expand_bytes};
 
@@ -106,6 +107,11 @@ impl Values {
     /// A text without what must not be shown: values of the environment, and passwords in URLs.
     pub(crate) fn mask(&self, text: &str) -> String {
         self.secrets.mask(text)
+    }
+
+    /// The error without secrets.
+    pub(crate) fn mask_error(&self, error: Unmasked) -> Error {
+        self.secrets.mask_error(error)
     }
 
     /// Fills in the placeholders of a text.
