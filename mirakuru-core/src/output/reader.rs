@@ -52,9 +52,18 @@ pub(crate) struct Cursor {
     /// Offset in the log up to which bytes were given out. Beyond `covered` only for bytes without
     /// a record.
     pub(super) given: u64,
-    /// Since when there are bytes without a record, and the value of `index` at which they were
-    /// seen.
-    orphans: Option<(u64, Instant)>,
+    /// Bytes that were seen without a record.
+    orphans: Option<Orphans>,
+}
+
+/// Bytes that may be without a record for good.
+#[derive(Clone, Copy, Debug)]
+struct Orphans {
+    /// The value of the cursor's `index` at which they were seen.
+    index: u64,
+    /// The offset in the log at which they end. Later bytes have a time of their own.
+    end: u64,
+    since: Instant,
 }
 
 impl Cursor {
@@ -112,6 +121,8 @@ impl OutputReader {
         let mut summed = self.summed.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut index, mut covered) = *summed;
         let mut block = Vec::new();
+        // Before the index is read: the supervisor may write much more, and its records, meanwhile.
+        let length = self.log.metadata().map_or(covered, |m| m.len());
         // An error is no reason to lose what is known.
         while let Ok(records) = self.records(&mut block, index, u64::MAX) {
             if records.is_empty() {
@@ -123,7 +134,6 @@ impl OutputReader {
             index += records.len() as u64;
         }
         *summed = (index, covered);
-        let length = self.log.metadata().map_or(covered, |m| m.len());
         Cursor {
             index,
             covered,
@@ -160,6 +170,9 @@ impl OutputReader {
         until: Option<Cursor>,
         each: &mut dyn FnMut(Piece<'_>, u64),
     ) -> io::Result<()> {
+        // Before the lengths: bytes whose record was not there at this time are orphans, if they
+        // were old enough then. This process may be held up between any two lines.
+        let now = Instant::now();
         // Both lengths are taken once, the index's first: what its records speak of is then surely
         // in the log.
         let stop = match until {
@@ -201,19 +214,23 @@ impl OutputReader {
         }
 
         if length > cursor.given {
-            let since = match cursor.orphans {
-                Some((index, since)) if index == cursor.index => since,
-                _ => {
-                    let now = Instant::now();
-                    cursor.orphans = Some((cursor.index, now));
-                    now
-                }
+            let orphans = cursor.orphans.filter(|orphans| orphans.index == cursor.index);
+            let end = match orphans {
+                _ if until.is_some() => length,
+                Some(Orphans { end, since, .. }) if now.duration_since(since) >= ORPHANED => end,
+                _ => cursor.given,
             };
-            if until.is_some() || since.elapsed() >= ORPHANED {
-                window.each(cursor.given, length, &mut |bytes| {
-                    each(Piece::Output(Stream::Stdout, bytes), 0);
-                })?;
-                cursor.given = length;
+            window.each(cursor.given, end, &mut |bytes| {
+                each(Piece::Output(Stream::Stdout, bytes), 0);
+            })?;
+            let begins_anew = end > cursor.given || orphans.is_none();
+            cursor.given = end;
+            if begins_anew {
+                cursor.orphans = Some(Orphans {
+                    index: cursor.index,
+                    end: length,
+                    since: Instant::now(),
+                });
             }
         }
         Ok(())

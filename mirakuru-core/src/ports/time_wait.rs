@@ -62,12 +62,12 @@ pub(crate) fn hint(addr: SocketAddr) -> Option<String> {
 
 #[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]
 mod tests {
-    use std::io::Read;
+    use std::io::{self, Read};
     use std::net::{TcpListener, TcpStream};
 
     use super::*;
     use crate::sys::sockets::tests::tcp;
-    use crate::sys::tests::in_time;
+    use crate::sys::tests::{in_time, in_time_some};
 
     /// A port on which closed connections of a server without SO_REUSEADDR linger.
     fn lingering_port(ip: &str) -> SocketAddr {
@@ -100,14 +100,23 @@ mod tests {
     #[test]
     fn a_port_is_free_again_although_a_client_has_the_address_of_the_old_one() {
         for ip in ["127.0.0.1", "::1"] {
-            let addr = lingering_port(ip);
             let elsewhere = TcpListener::bind((ip, 0)).expect("a free port");
             let there = elsewhere.local_addr().expect("it is bound");
-            let mut clients = Vec::new();
-            for (_, client) in lingering(addr) {
-                let taken = crate::sys::time_wait::connect_from(client, there).expect("it listens");
-                clients.push((taken, elsewhere.accept().expect("there is one")));
-            }
+            // The kernel refuses a number to which any process has bound a socket meanwhile.
+            let (addr, clients) = in_time_some(|| {
+                let addr = lingering_port(ip);
+                let mut clients = Vec::new();
+                for (_, client) in lingering(addr) {
+                    match crate::sys::time_wait::connect_from(client, there) {
+                        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => return None,
+                        taken => {
+                            let taken = taken.expect("it listens");
+                            clients.push((taken, elsewhere.accept().expect("there is one")));
+                        }
+                    }
+                }
+                Some((addr, clients))
+            });
             in_time(|| make_free(&[addr]).is_ok());
             assert!(lingering(addr).is_empty(), "{addr}");
             assert!(clients.len() >= 20, "{addr}");

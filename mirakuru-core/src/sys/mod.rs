@@ -112,9 +112,18 @@ pub(crate) mod tests {
     /// another test makes in that moment has the descriptor open until it executes its program.
     #[track_caller]
     pub(crate) fn in_time(mut condition: impl FnMut() -> bool) {
+        in_time_some(|| condition().then_some(()));
+    }
+
+    /// The same, for a value.
+    #[track_caller]
+    pub(crate) fn in_time_some<T>(mut value: impl FnMut() -> Option<T>) -> T {
         let end = Instant::now() + Duration::from_secs(20);
-        while !condition() {
-            assert!(Instant::now() < end, "not within 20 s");
+        loop {
+            match value() {
+                Some(value) => return value,
+                None => assert!(Instant::now() < end, "not within 20 s"),
+            }
             std::thread::sleep(Duration::from_millis(1));
         }
     }
