@@ -149,11 +149,11 @@
 //!
 //! | name | what | fields |
 //! | --- | --- | --- |
-//! | span `start`, info | a start, from its first look to its end | `service`, `command` |
+//! | span `start`, info | a start, from its first step to its end | `service`, `command` |
 //! | span `stop`, debug | a stop of any kind | `service`, `pid` |
 //! | event `lock taken`, debug | fixed ports and paths are this service's now | `waited_ms` |
 //! | event `spawned`, debug | the program was executed | `pid` |
-//! | event `not ready`, trace | a look that failed | `probe` |
+//! | event `not ready`, trace | a probe that failed | `probe` |
 //! | event `ready`, info | the start is over | `pid`, `elapsed_ms` |
 //! | event `other port`, info | a chosen port was taken, and the start is tried again | `error` |
 //! | event `failed`, warn | the start has failed | `error`, its first line |
@@ -216,7 +216,7 @@ pub use mirakuru_fixtures::{
 ///   `name = ident`: `env = ("DATABASE_URL", db.url())`.
 /// - Services start together, so that it takes as long as the slowest. One that names others starts
 ///   when these are ready. The one of the last attribute ends first. Services that want the same
-///   fixed port, in this test binary or in another, take turns.
+///   fixed port, in this test binary or in another, wait for each other.
 /// - The name of a `static` with the attribute may stand in place of a recipe:
 ///   `#[mirakuru::fixture(SHOP)]` gives `&'static T`.
 /// - Below `#[test]` it works where there is no parameter: the compiler looks at the signature

@@ -426,13 +426,13 @@ struct Forming<R: Recipe> {
 }
 
 impl<R: Recipe> Forming<R> {
-    /// One look at the checks, which takes some milliseconds where one does not hold.
+    /// Runs the checks once, which takes some milliseconds where one does not hold.
     fn is_ready(&mut self) -> Result<bool, Error> {
         let began = *self.began.get_or_insert_with(Instant::now);
         while let Some(check) = self.checks.get(self.held / self.services.len().max(1)) {
             let service = &self.services[self.held % self.services.len()];
             let elapsed = began.elapsed();
-            // As for any condition: the longer it has taken, the less often one looks.
+            // Backs off, as the wait for any condition does.
             let slice = Duration::from_millis(5).max(elapsed / 50);
             let mut service = service.borrow_mut();
             let Some(executor) = service.executor() else {

@@ -39,12 +39,12 @@ pub(crate) fn odd<const N: usize>(args: [&str; N]) -> ExecutorBuilder<NoWait> {
     Executor::builder([ODD]).args(args).timeout(LONG)
 }
 
-/// The helper service as a stranger: started without mirakuru, killed at the end.
-pub(crate) struct Stranger(Child);
+/// The helper service as another server: started without mirakuru, killed at the end.
+pub(crate) struct OtherServer(Child);
 
-impl Stranger {
+impl OtherServer {
     /// Returns when it listens, or does whatever else it was asked for.
-    pub(crate) fn start(args: &[&str]) -> Stranger {
+    pub(crate) fn start(args: &[&str]) -> OtherServer {
         let mut child = Command::new(ODD)
             .args(args)
             .args(["--ready-line", "ready"])
@@ -52,12 +52,12 @@ impl Stranger {
             .spawn()
             .expect("the helper starts");
         let output = child.stdout.take().expect("its output");
-        let stranger = Stranger(child);
+        let other = OtherServer(child);
         let ready = BufReader::new(output)
             .lines()
             .any(|line| line.is_ok_and(|line| line == "ready"));
         assert!(ready, "the helper has failed");
-        stranger
+        other
     }
 
     pub(crate) fn pid(&self) -> u32 {
@@ -65,7 +65,7 @@ impl Stranger {
     }
 }
 
-impl Drop for Stranger {
+impl Drop for OtherServer {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();

@@ -1,5 +1,5 @@
-//! Ports: chosen ones that never collide, fixed ones that are taken in turns, and ports that
-//! somebody else has.
+//! Ports: chosen ones that never collide, fixed ones that one test after another gets, and ports
+//! that somebody else has.
 
 use std::collections::HashSet;
 use std::fs;
@@ -12,8 +12,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    self, LONG, Scratch, Stranger, alive, error_of, fixed_port, numbers, odd, test_name, victim, victim_dir,
-    wait_until, who_answers,
+    self, LONG, OtherServer, Scratch, alive, error_of, fixed_port, numbers, odd, test_name, victim,
+    victim_dir, wait_until, who_answers,
 };
 use mirakuru::{Error, Executor, ExecutorBuilder, Port, Tcp, TcpExecutor, Udp, UnixSocket};
 
@@ -346,9 +346,9 @@ fn a_restart_whose_port_cannot_be_had_says_why() {
     assert_eq!(service.addr(), address);
 
     service.stop().unwrap();
-    let stranger = Stranger::start(&["--listen", &address.to_string()]);
+    let other = OtherServer::start(&["--listen", &address.to_string()]);
     let error = error_of(service.start());
-    assert_already_running(&error, address.port(), stranger.pid());
+    assert_already_running(&error, address.port(), other.pid());
     assert!(error.to_string().contains("a restart keeps the port"), "{error}");
 }
 
@@ -421,7 +421,7 @@ fn a_fixed_port_of_another_executor_is_refused_and_the_holder_named() {
     mirakuru_portable,
     ignore = "the portable back end cannot see whose a socket is"
 )]
-fn a_stranger_on_the_port_is_refused_whatever_it_does_there() {
+fn another_server_on_the_port_is_refused_whatever_it_does_there() {
     // What is bound and does not listen is in the way only of those that do not share, which nobody
     // can know beforehand.
     let ways: [&[&str]; 4] = [
@@ -432,11 +432,11 @@ fn a_stranger_on_the_port_is_refused_whatever_it_does_there() {
     ];
     for how in ways {
         let port = fixed_port();
-        let stranger = Stranger::start(&[how, &[&format!("127.0.0.1:{port}")]].concat());
-        // Queueing is for services of ours. A stranger is an error at once.
+        let other = OtherServer::start(&[how, &[&format!("127.0.0.1:{port}")]].concat());
+        // Queueing is for services of ours. Another server is an error at once.
         for queue in [false, true] {
             let error = error_of(fixed(port).queue(queue).start());
-            assert_already_running(&error, port, stranger.pid());
+            assert_already_running(&error, port, other.pid());
         }
     }
 }
@@ -446,10 +446,10 @@ fn a_stranger_on_the_port_is_refused_whatever_it_does_there() {
     mirakuru_portable,
     ignore = "the portable back end cannot see whose a socket is"
 )]
-fn a_stranger_on_every_address_is_refused_too() {
+fn another_server_on_every_address_is_refused_too() {
     let port = fixed_port();
-    let stranger = Stranger::start(&["--listen", &format!("0.0.0.0:{port}")]);
-    assert_already_running(&error_of(fixed(port).start()), port, stranger.pid());
+    let other = OtherServer::start(&["--listen", &format!("0.0.0.0:{port}")]);
+    assert_already_running(&error_of(fixed(port).start()), port, other.pid());
 }
 
 #[test]
@@ -457,7 +457,7 @@ fn a_stranger_on_every_address_is_refused_too() {
     mirakuru_portable,
     ignore = "the portable back end cannot see whose a socket is"
 )]
-fn a_listener_of_the_test_itself_is_a_stranger_too() {
+fn a_listener_of_the_test_itself_is_another_server_too() {
     // Not one that the kernel gives away: it would be another client's when it is free again.
     let port = fixed_port();
     let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
@@ -479,10 +479,10 @@ fn a_port_full_of_closed_connections_is_free() {
     }
 }
 
-// ---- turns --------------------------------------------------------------------------------------
+// ---- locks --------------------------------------------------------------------------------------
 
 #[test]
-fn forty_threads_take_turns_on_a_fixed_port() {
+fn forty_threads_share_a_fixed_port_one_after_another() {
     let port = fixed_port();
     let inside = AtomicUsize::new(0);
     let most = AtomicUsize::new(0);
@@ -502,7 +502,7 @@ fn forty_threads_take_turns_on_a_fixed_port() {
 }
 
 #[test]
-fn a_turn_does_not_count_towards_the_timeout() {
+fn a_wait_for_the_port_does_not_count_towards_the_timeout() {
     let port = fixed_port();
     let mut first = fixed(port).start().unwrap();
     thread::scope(|scope| {
@@ -514,13 +514,13 @@ fn a_turn_does_not_count_towards_the_timeout() {
 }
 
 #[test]
-fn test_processes_take_turns_on_a_fixed_port() {
+fn test_processes_share_a_fixed_port_one_after_another() {
     let scratch = Scratch::new();
     let port = fixed_port();
     fs::write(scratch.file("port"), port.to_string()).unwrap();
     let processes: Vec<_> = (0..6)
         .map(|_| {
-            victim(test_name!(takes_five_turns), scratch.path())
+            victim(test_name!(uses_the_port_five_times), scratch.path())
                 .stdout(Stdio::piped())
                 .spawn()
                 .unwrap()
@@ -538,7 +538,7 @@ fn test_processes_take_turns_on_a_fixed_port() {
 
 #[test]
 #[ignore = "a victim"]
-fn takes_five_turns() {
+fn uses_the_port_five_times() {
     let Some(dir) = victim_dir() else { return };
     let port = numbers(dir.join("port").to_str().unwrap())[0] as u16;
     for _ in 0..5 {
@@ -549,7 +549,7 @@ fn takes_five_turns() {
 }
 
 #[test]
-fn a_killed_test_process_gives_its_turn_back() {
+fn a_killed_test_process_gives_its_port_back() {
     let scratch = Scratch::new();
     let port = fixed_port();
     fs::write(scratch.file("port"), port.to_string()).unwrap();
@@ -581,7 +581,7 @@ fn holds_the_port() {
 }
 
 #[test]
-fn services_on_the_same_socket_path_take_turns_as_well() {
+fn services_on_the_same_socket_path_wait_for_each_other_as_well() {
     let scratch = Scratch::new();
     let path = scratch.file("socket");
     let recipe = odd(["--unix", &path]).wait_for(UnixSocket::path(path.as_str()));

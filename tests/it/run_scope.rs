@@ -1368,7 +1368,7 @@ fn a_fixed_port_of_the_run_is_not_waited_for_by_its_own_tests() {
     let (kind, error) = own.error();
     assert_eq!(kind, "AlreadyRunning");
     assert!(error.contains("whole run of tests shares"), "{error}");
-    // Another run waits for its turn.
+    // Another run waits for the port.
     let mut other = Run::begin(&scratch);
     let waits = other.test(&envs("OWN_FIXED"));
     thread::sleep(Duration::from_millis(300));

@@ -71,21 +71,24 @@ mod first_binary {
 
     #[test]
     #[ignore = "a part of other tests"]
-    pub(super) fn takes_its_turn() {
-        turn();
+    pub(super) fn waits_for_its_port() {
+        on_the_port();
     }
 
     #[test]
     #[ignore = "a part of other tests"]
-    pub(super) fn takes_its_turn_as_well() {
-        turn();
+    pub(super) fn waits_for_its_port_as_well() {
+        on_the_port();
     }
 
-    fn turn() {
+    fn on_the_port() {
         if victim_dir().is_none() {
             return;
         }
-        let _server = on_a_fixed_port().queue(true).start().expect("its turn comes");
+        let _server = on_a_fixed_port()
+            .queue(true)
+            .start()
+            .expect("its port becomes free");
         works(80);
     }
 }
@@ -241,8 +244,8 @@ fn tests() -> [&'static str; 7] {
     [
         test_name!(first_binary::starts_the_shared_one),
         test_name!(first_binary::uses_the_shared_one),
-        test_name!(first_binary::takes_its_turn),
-        test_name!(first_binary::takes_its_turn_as_well),
+        test_name!(first_binary::waits_for_its_port),
+        test_name!(first_binary::waits_for_its_port_as_well),
         test_name!(second_binary::uses_it_from_another_process),
         test_name!(second_binary::has_one_of_its_own),
         test_name!(third_binary::is_killed),
@@ -326,7 +329,7 @@ fn a_run_leaves_a_trace() {
         "stop|of-the-process|stop of-the-process",
         "start|<i>\"own\"</i> & co|start <i>\"own\"</i> & co",
         "start|broken-service|start broken-service|",
-        "waits for its turn: fixed-port",
+        "waits for its port: fixed-port",
         "waits for shared-service",
         "exited with status 3",
         "redis://user:***@host",
@@ -346,7 +349,7 @@ fn a_run_leaves_a_trace() {
         );
     }
     // One of the two had to wait; and the shared service was started once.
-    let waits = format!("turn|{}", test_name!(first_binary::takes_its_turn));
+    let waits = format!("lock|{}", test_name!(first_binary::waits_for_its_port));
     assert!(seen.contains(&waits), "{seen}");
     assert_eq!(seen.matches("|start shared-service|").count(), 1, "{seen}");
     assert!(!text.contains("hunter2"), "{text}");

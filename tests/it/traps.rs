@@ -10,8 +10,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    self, LONG, ODD, SIGKILL, SIGTERM, Scratch, Stranger, alive, assert_gone, error_of, fixed_port, numbers,
-    odd, processes_with, send, supervisors, test_name, victim, victim_dir, wait_until, who_answers,
+    self, LONG, ODD, OtherServer, SIGKILL, SIGTERM, Scratch, alive, assert_gone, error_of, fixed_port,
+    numbers, odd, processes_with, send, supervisors, test_name, victim, victim_dir, wait_until, who_answers,
 };
 use crate::proof;
 use mirakuru::{Banner, Error, Executor, ExecutorBuilder, Http, PidFile, Signal, Tcp, UnixSocket};
@@ -262,11 +262,11 @@ fn exit_0_of_a_daemon_is_no_error_until_the_daemon_ends() {
 fn a_port_that_is_bound_and_does_not_listen_is_not_free() {
     let port = fixed_port();
     let address = format!("127.0.0.1:{port}");
-    let stranger = Stranger::start(&["--no-reuseaddr", "--bind-only", &address]);
+    let other = OtherServer::start(&["--no-reuseaddr", "--bind-only", &address]);
     assert!(TcpStream::connect(&address).is_err(), "a connection sees nothing");
     let error = error_of(odd(["--listen", &address]).wait_for(Tcp::port(port)).start());
     assert!(matches!(error, Error::AlreadyRunning { .. }), "{error}");
-    assert!(common::names_pid(&error.to_string(), stranger.pid()), "{error}");
+    assert!(common::names_pid(&error.to_string(), other.pid()), "{error}");
 }
 
 fn localhost_has_v6() -> bool {
@@ -293,26 +293,26 @@ fn localhost_is_every_address_that_it_resolves_to() {
     }
 }
 
-/// A stranger on `::1` is who a client of `localhost` may get, while the service listens on
+/// Another server on `::1` is who a client of `localhost` may get, while the service listens on
 /// `127.0.0.1`.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
     ignore = "the portable back end cannot see whose a socket is"
 )]
-fn a_stranger_on_the_other_localhost_is_an_error() {
+fn another_server_on_the_other_localhost_is_an_error() {
     if !localhost_has_v6() {
         common::say(
-            "*** a_stranger_on_the_other_localhost_is_an_error: SKIPPED, localhost has no ::1 here ***",
+            "*** another_server_on_the_other_localhost_is_an_error: SKIPPED, localhost has no ::1 here ***",
         );
         return;
     }
     let port = fixed_port();
-    let stranger = Stranger::start(&["--listen", &format!("[::1]:{port}")]);
+    let other = OtherServer::start(&["--listen", &format!("[::1]:{port}")]);
     let recipe =
         odd(["--listen", &format!("127.0.0.1:{port}")]).wait_for(Tcp::addr(format!("localhost:{port}")));
     let error = error_of(recipe.start());
-    assert!(common::names_pid(&error.to_string(), stranger.pid()), "{error}");
+    assert!(common::names_pid(&error.to_string(), other.pid()), "{error}");
 }
 
 /// A probe without a time-out waits for ever for a server that accepts and never answers.
@@ -350,7 +350,7 @@ fn the_exit_of_a_server_that_never_answers_is_noticed() {
     assert!(begin.elapsed() < LONG, "it waited");
 }
 
-/// A service is ready only when the socket is its own. This stranger takes the port while the
+/// A service is ready only when the socket is its own. This other server takes the port while the
 /// service gets ready.
 #[test]
 #[cfg_attr(
@@ -362,11 +362,11 @@ fn a_service_that_is_ready_but_belongs_to_somebody_else() {
         let port = fixed_port();
         let scratch = Scratch::new();
         let pids = scratch.file("pids");
-        let stranger = thread::scope(|scope| {
-            let stranger = scope.spawn(|| {
+        let other = thread::scope(|scope| {
+            let other = scope.spawn(|| {
                 assert!(wait_until(|| !numbers(&pids).is_empty(), LONG));
                 let flag = if http { "--http" } else { "--listen" };
-                Stranger::start(&[flag, &format!("127.0.0.1:{port}")])
+                OtherServer::start(&[flag, &format!("127.0.0.1:{port}")])
             });
             let recipe = odd(["--pids", &pids]);
             let error = if http {
@@ -378,12 +378,12 @@ fn a_service_that_is_ready_but_belongs_to_somebody_else() {
             } else {
                 error_of(recipe.wait_for(Tcp::port(port)).start())
             };
-            let stranger = stranger.join().unwrap();
+            let other = other.join().unwrap();
             assert!(matches!(error, Error::WrongListener { .. }), "{error}");
-            assert!(common::names_pid(&error.to_string(), stranger.pid()), "{error}");
-            stranger
+            assert!(common::names_pid(&error.to_string(), other.pid()), "{error}");
+            other
         });
-        assert!(alive(stranger.pid()), "the stranger is nobody's to stop");
+        assert!(alive(other.pid()), "the other server is nobody's to stop");
         assert_gone(&scratch, &pids, Duration::ZERO);
     }
 }

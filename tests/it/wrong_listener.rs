@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use crate::common::{self, LONG, ODD, Scratch, Stranger, fixed_port, odd, wait_until};
+use crate::common::{self, LONG, ODD, OtherServer, Scratch, fixed_port, odd, wait_until};
 use crate::reports::{reads, report, start};
 use mirakuru::{Banner, Error, PidFile, Readiness, Tcp, UnixSocket};
 
@@ -17,10 +17,10 @@ use mirakuru::{Banner, Error, PidFile, Readiness, Tcp, UnixSocket};
     mirakuru_portable,
     ignore = "the portable back end cannot see whose a socket is"
 )]
-fn the_port_is_taken_by_a_stranger() {
+fn the_port_is_taken_by_another_server() {
     let port = fixed_port();
-    let stranger = Stranger::start(&["--listen", &format!("127.0.0.1:{port}")]);
-    let pid = stranger.pid();
+    let other = OtherServer::start(&["--listen", &format!("127.0.0.1:{port}")]);
+    let pid = other.pid();
     let addr = format!("127.0.0.1:{port}");
     let user = user();
     reads(
@@ -110,8 +110,8 @@ fn the_port_is_taken_by_what_an_earlier_run_left() {
 fn the_socket_is_taken() {
     let scratch = Scratch::new();
     let path = scratch.file("server.sock");
-    let stranger = Stranger::start(&["--unix", &path]);
-    let (pid, user) = (stranger.pid(), user());
+    let other = OtherServer::start(&["--unix", &path]);
+    let (pid, user) = (other.pid(), user());
     reads(
         &start(odd(["--unix", &path]).wait_for(UnixSocket::path(&path))),
         &format!(
@@ -130,8 +130,8 @@ fn the_socket_is_taken() {
 fn the_pid_file_is_another_processs() {
     let scratch = Scratch::new();
     let path = scratch.file("server.pid");
-    let stranger = Stranger::start(&["--pid-file", &path]);
-    let (pid, user) = (stranger.pid(), user());
+    let other = OtherServer::start(&["--pid-file", &path]);
+    let (pid, user) = (other.pid(), user());
     reads(
         &start(odd(["--pid-file", &path]).wait_for(PidFile::path(&path))),
         &format!(
@@ -150,18 +150,18 @@ fn the_pid_file_is_another_processs() {
     mirakuru_portable,
     ignore = "the portable back end cannot see whose a socket is"
 )]
-fn a_stranger_takes_the_port_during_the_start() {
+fn another_server_takes_the_port_during_the_start() {
     let port = fixed_port();
     let addr = format!("127.0.0.1:{port}");
     let scratch = Scratch::new();
     let pids = scratch.file("pids");
     let (error, pid) = thread::scope(|scope| {
-        let stranger = scope.spawn(|| {
+        let other = scope.spawn(|| {
             assert!(wait_until(|| !common::numbers(&pids).is_empty(), LONG));
-            Stranger::start(&["--listen", &addr])
+            OtherServer::start(&["--listen", &addr])
         });
         let error = start(odd(["--pids", &pids]).wait_for(Tcp::addr(&addr)));
-        (error, stranger.join().unwrap().pid())
+        (error, other.join().unwrap().pid())
     });
     let user = user();
     reads(
@@ -184,7 +184,7 @@ fn a_stranger_takes_the_port_during_the_start() {
     mirakuru_portable,
     ignore = "the portable back end cannot see whose a socket is"
 )]
-fn the_bind_fails_because_of_a_stranger() {
+fn the_bind_fails_because_of_another_server() {
     let port = fixed_port();
     let addr = format!("127.0.0.1:{port}");
     let scratch = Scratch::new();
@@ -192,11 +192,11 @@ fn the_bind_fails_because_of_a_stranger() {
     let taken = AtomicBool::new(false);
     let taken = &taken;
     thread::scope(|scope| {
-        let stranger = scope.spawn(|| {
+        let other = scope.spawn(|| {
             assert!(wait_until(|| !common::numbers(&pids).is_empty(), LONG));
-            let stranger = Stranger::start(&["--listen", &addr]);
+            let other = OtherServer::start(&["--listen", &addr]);
             taken.store(true, Ordering::SeqCst);
-            stranger
+            other
         });
         // It takes its time to bind; the condition is one that does not look at the port.
         let recipe = odd(["--pids", &pids, "--delay", "1500", "--listen", &addr])
@@ -206,7 +206,7 @@ fn the_bind_fails_because_of_a_stranger() {
             taken.load(Ordering::SeqCst),
             "too slow a machine for this test: {error}"
         );
-        let pid = stranger.join().unwrap().pid();
+        let pid = other.join().unwrap().pid();
         let text = report(&error);
         assert!(
             text.lines()
@@ -231,14 +231,14 @@ fn the_bind_fails_because_of_a_stranger() {
     });
 }
 
-/// The bar: whenever a stranger takes the port between our look and the service's bind, the start
-/// tells the truth.
+/// The bar: whenever another server takes the port between our look and the service's bind, the
+/// start tells the truth.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
     ignore = "the portable back end cannot see whose a socket is"
 )]
-fn two_hundred_times_the_truth_about_a_stranger_in_the_window() {
+fn two_hundred_times_the_truth_about_another_server_in_the_window() {
     let me = std::process::id();
     let (mut ready, mut refused, mut ended, mut strange) = (0, 0, 0, 0);
     for n in 0..200_u64 {
@@ -248,7 +248,7 @@ fn two_hundred_times_the_truth_about_a_stranger_in_the_window() {
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
             let over = &over;
-            let stranger = scope.spawn(move || {
+            let other = scope.spawn(move || {
                 // All over the window: before the look, before the fork, before the bind, after it.
                 thread::sleep(Duration::from_micros(n * 40));
                 while !over.load(Ordering::SeqCst) {
@@ -275,7 +275,7 @@ fn two_hundred_times_the_truth_about_a_stranger_in_the_window() {
                     let report = error.to_string();
                     assert!(
                         report.contains(&format!("(pid {me})")),
-                        "the stranger is not named:\n{report}"
+                        "the other server is not named:\n{report}"
                     );
                     match error {
                         Error::AlreadyRunning { .. } => refused += 1,
@@ -287,10 +287,10 @@ fn two_hundred_times_the_truth_about_a_stranger_in_the_window() {
             }
             over.store(true, Ordering::SeqCst);
             drop(started);
-            stranger.join().unwrap();
+            other.join().unwrap();
         });
     }
-    println!("{ready} ready, {refused} refused, {ended} ended, {strange} with a stranger");
+    println!("{ready} ready, {refused} refused, {ended} ended, {strange} with another server");
     assert_eq!(ready + refused + ended + strange, 200);
     assert!(refused < 200 && ready < 200, "the window was never hit");
 }
@@ -302,18 +302,18 @@ fn two_hundred_times_the_truth_about_a_stranger_in_the_window() {
     mirakuru_portable,
     ignore = "the portable back end cannot see whose a socket is"
 )]
-fn a_port_that_is_shared_with_a_stranger() {
+fn a_port_that_is_shared_with_another_server() {
     for n in 0..10_u64 {
         let port = fixed_port();
         let addr = format!("127.0.0.1:{port}");
         let scratch = Scratch::new();
         let pids = scratch.file("pids");
         thread::scope(|scope| {
-            let stranger = scope.spawn(|| {
+            let other = scope.spawn(|| {
                 assert!(wait_until(|| !common::numbers(&pids).is_empty(), LONG));
-                Stranger::start(&["--reuse-port", "--listen", &addr])
+                OtherServer::start(&["--reuse-port", "--listen", &addr])
             });
-            // It listens at once, and is held ready only after the stranger is there, at the
+            // It listens at once, and is held ready only after the other server is there, at the
             // latest.
             let recipe = odd([
                 "--pids",
@@ -326,7 +326,7 @@ fn a_port_that_is_shared_with_a_stranger() {
             ])
             .wait_for(Check::there_are_two(&addr).and(Tcp::addr(&addr)));
             let error = start(recipe);
-            let pid = stranger.join().unwrap().pid();
+            let pid = other.join().unwrap().pid();
             let text = report(&error);
             assert!(matches!(error, Error::WrongListener { .. }), "{text}");
             assert!(text.starts_with(&format!("{ODD} --pids {pids}")), "{text}");

@@ -1,5 +1,5 @@
-//! The endpoints that services need for themselves: locked before a start, so that two tests take
-//! turns.
+//! The endpoints that services need for themselves. They are locked before a start, so that the
+//! second of two tests waits for the first.
 
 use std::io;
 use std::net::SocketAddr;
@@ -21,8 +21,8 @@ const LOCK_LIMIT: Duration = Duration::from_secs(600);
 
 /// What a service, or several fixtures of one test, need for themselves.
 ///
-/// Whoever needs several fixtures takes the turn for all of their claims at once: taken one after
-/// the other, in whatever order the fixtures stand, two tests could wait for each other for ever.
+/// A test with several fixtures takes all of their locks at once. If it took them one after the
+/// other, in the order of its fixtures, two tests could wait for each other for ever.
 #[doc(hidden)]
 #[derive(Clone, Debug, Default)]
 pub struct Endpoints {
@@ -63,7 +63,7 @@ impl Endpoints {
         self
     }
 
-    /// Takes the turn for all, waiting for others to be done with them.
+    /// Takes the locks of all, waiting until others are done with them.
     ///
     /// # Errors
     ///
@@ -89,7 +89,7 @@ impl Endpoints {
             Ok(None) => Err(self.busy(endpoints.iter().find_map(lock::holder))),
             Err(error) if error.kind() == io::ErrorKind::Deadlock => Err(self.busy(Some(error.to_string()))),
             Err(source) => Err(Error::System {
-                attempt: "take a turn at a fixed port or socket".to_owned(),
+                attempt: "take the lock of a fixed port or socket".to_owned(),
                 source,
             }),
         }
@@ -148,7 +148,7 @@ impl Endpoints {
     }
 }
 
-/// The turn of several fixtures.
+/// The locks of several fixtures.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct SharedLock(Arc<Mutex<EndpointLock>>);

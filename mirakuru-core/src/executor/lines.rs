@@ -108,7 +108,7 @@ impl<R: Readiness> Executor<R> {
         watching.resize_with(1 + core.log_files.len(), Watching::default);
         loop {
             let waited = deadline.elapsed();
-            // Before the looks, so that nothing that comes in between is missed.
+            // Before the polls, so that nothing that comes in between is missed.
             for (watch, path) in watching
                 .iter_mut()
                 .zip([&index].into_iter().chain(&core.log_files))

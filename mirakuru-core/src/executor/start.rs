@@ -79,7 +79,7 @@ impl Owned<'_> {
             Ok(service) => {
                 if let Some(endpoint_lock) = &self.own.endpoint_lock {
                     // The locks are the supervisor's now, so that they are free exactly when the
-                    // tree is gone. Those of a turn that is shared stay until all have started
+                    // tree is gone. Locks that several fixtures share stay until all have started
                     // (`together`).
                     if Arc::strong_count(endpoint_lock) == 1 {
                         endpoint_lock
@@ -98,8 +98,8 @@ impl Owned<'_> {
         }
     }
 
-    /// The last step, a look at a time: `None` when the service is ready, else how long to wait for
-    /// an event until the next look. After an error nothing of it is left.
+    /// The last step, one poll. `None`: the service is ready. Else how long to wait for an event
+    /// before the next poll. After an error nothing of the service is left.
     pub(super) fn step_start(&mut self, readiness: &mut dyn Readiness) -> Result<Option<Pause>, Unmasked> {
         let Some(mut starting) = self.own.starting.take() else {
             return Ok(None);
@@ -299,7 +299,7 @@ impl Owned<'_> {
 
     fn plan_once(&mut self, readiness: &mut dyn Readiness) -> Result<(Plan, Launch, Wait), Unmasked> {
         self.lock_endpoints()?;
-        // Forgets what the last start left behind, and checks the claims again.
+        // Forgets what the last start left behind, and asks again for what the service needs.
         let prepared = self.core.prepare(readiness)?;
         self.core.readiness_env = prepared.env;
         for path in &self.own.paths {

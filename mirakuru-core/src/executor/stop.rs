@@ -112,7 +112,7 @@ impl Owned<'_> {
 
     pub(super) fn wait(&mut self, deadline: Deadline) -> Result<ExitStatus, Unmasked> {
         loop {
-            // Before the look at the exit, which is told first: both may come between two looks.
+            // Asked before the exit, which is told first: both may come between the two questions.
             let is_gone = self.own.lock().as_mut().is_none_or(Service::is_gone);
             let exit = self.own.exit();
             if let Some(exit) = exit {

@@ -64,7 +64,7 @@ impl Core {
             }
             let wants_output = wakes(readiness, Duration::ZERO).output || !wait.fail_on.is_empty();
             if wants_output {
-                // Before the look at the output, so that nothing that comes in between is missed.
+                // Before the output is searched, so that nothing that comes in between is missed.
                 process.arm_output();
             }
             let failed = wait.fail_on.iter_mut().find_map(|(pattern, watch)| {
@@ -91,8 +91,8 @@ impl Core {
                 let remaining = wait.deadline.remaining();
                 let probe = self.probe(supervisor, wait.deadline, ended);
                 match readiness.probe(&probe) {
-                    // A look that succeeded because of something else than the service (a file that
-                    // it left, a stranger) must not count when the service is gone.
+                    // A probe may succeed because of something else: a file that the service left,
+                    // or another process. It does not count when the service is gone.
                     Ok(true) if stays_true || process.ended().is_none() => {
                         let notes = self.notes.get_mut().unwrap_or_else(PoisonError::into_inner);
                         self.captured.clone_from(&notes.captured);
@@ -160,9 +160,8 @@ impl Core {
             }
             let wake = wakes(readiness, deadline.elapsed());
             if wake.output && !wants_output {
-                // Only since this look (the other half of an `And` held in it): nobody was asked to
-                // tell of output that came meanwhile, so there may be nothing to be woken by. Once
-                // more, from the top.
+                // It wants output only since this poll: the other half of an `And` held in it. The
+                // watch was not armed meanwhile, so output may have come unnoticed. Poll again.
                 continue;
             }
             wait.progress.tell(|elapsed| self.standing(elapsed, readiness));
@@ -320,9 +319,8 @@ impl Wait {
     }
 }
 
-/// What to wait for before the next look: until one of the descriptors is readable or something
-/// happens to the service itself, and no longer than the time. The descriptors are the condition's,
-/// and open until it is looked at again.
+/// A pause before the next poll: it ends when a descriptor is readable, when something happens to
+/// the service, or when the time is over. The condition keeps the descriptors open until then.
 #[derive(Debug, Default)]
 pub struct Pause {
     pub(super) time: Duration,
@@ -339,7 +337,7 @@ impl Pause {
     }
 }
 
-/// When a condition wants to be looked at again, so long after the start.
+/// When a condition wants to be polled again, so long after the start.
 fn wakes(readiness: &dyn Readiness, elapsed: Duration) -> Wake {
     let mut wake = Wake::new(elapsed);
     readiness.wakes(&mut wake);

@@ -101,7 +101,7 @@ impl OutputReader {
     /// The place after everything that has been printed so far. Of a file that cannot be read, the
     /// place that was known last.
     pub(crate) fn end(&self) -> Cursor {
-        // Bytes that wait for their record wait for a moment only. A few looks, and what is then
+        // Bytes that wait for their record wait for a moment only. A few reads, and what is then
         // still without one is taken for what it seems to be.
         let mut end = self.sum();
         for _ in 0..10 {

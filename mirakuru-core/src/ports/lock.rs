@@ -1,7 +1,7 @@
-//! Services that want the same fixed port or socket path take turns, in one test binary or in
-//! many.
+//! Locks on fixed ports and socket paths: services that want the same one run one after another,
+//! in one test binary or in many.
 //!
-//! A lock is a set of `flock`s, one file for each endpoint, under `/tmp/mirakuru-<euid>/turns/`.
+//! A lock is a set of `flock`s, one file for each endpoint, under `/tmp/mirakuru-<euid>/locks/`.
 //! The place does not depend on TMPDIR, since ports do not: two runs with different temp dirs must
 //! meet. (Only where `/tmp` cannot be used, it is the base that
 //! [`service_dir`](crate::service_dir) uses.) Other users' tests do not meet us there; each
@@ -18,17 +18,17 @@
 //! # No deadlock between processes
 //!
 //! All the endpoints of a lock are taken in one sorted order, and those already taken are kept
-//! while the next is waited for. Whoever needs several fixtures must claim them in *one* turn;
-//! only then is the order a total one.
+//! while the next is waited for. A test that needs several fixtures must take all of their locks
+//! at once; only then is the order a total one.
 //!
 //! # No waiting for oneself
 //!
 //! A test that stacks two fixtures on the same fixed port would wait for its own first fixture
-//! until the limit. So a registry in the process knows which thread holds what: a thread that
-//! claims what it already holds gets an error at once. The thread stands for the test, because
-//! libtest runs each test on a thread of its own, and thread ids are never used again in a
+//! until the limit. So a registry in the process knows which thread holds which lock: a thread that
+//! takes a lock that it already holds gets an error at once. The thread stands for the test,
+//! because libtest runs each test on a thread of its own, and thread ids are never used again in a
 //! process. An executor that was moved to another thread is still known under the thread that took
-//! its turn; should that thread claim the endpoint again it gets the error although it might have
+//! its lock. If that thread takes the endpoint again, it gets the error although it might have
 //! waited. A service that lives as long as the process (a `static`) is known under no thread
 //! ([`EndpointLock::for_process`]): it will not end while anybody here waits, so all threads get
 //! the error. One that lives as long as the whole run of tests ([`EndpointLock::for_run`]) says so
@@ -188,7 +188,7 @@ impl EndpointLock {
                     locks.push(lock);
                     break;
                 }
-                // Not at the first look: whoever has just got the lock may not have written the
+                // Not at the first check: whoever has just got the lock may not have written the
                 // note yet.
                 if pauses.are_long() && is_of_this_run(path) {
                     return Err(io::Error::new(
@@ -207,7 +207,7 @@ impl EndpointLock {
                 progress.tell(|elapsed| {
                     let holder = holder_in(dir, endpoint);
                     let holder = holder.map_or(String::new(), |holder| format!("; it is with {holder}"));
-                    format!("{service} has been waiting for its turn at {endpoint} for {elapsed}{holder}")
+                    format!("{service} has been waiting for {endpoint} for {elapsed}{holder}")
                 });
                 pauses.sleep(left);
             }
@@ -278,7 +278,7 @@ impl Drop for EndpointLock {
     }
 }
 
-/// Who took the turn for this endpoint last, for an error after [`EndpointLock::try_take`] gave
+/// The last holder of this endpoint's lock, for an error after [`EndpointLock::try_take`] gave
 /// `None`: `redis-server of test process tests-1f3a (pid 812)`.
 pub(crate) fn holder(endpoint: &Endpoint) -> Option<String> {
     holder_in(&turns_dir().ok()?, endpoint)
@@ -386,7 +386,7 @@ fn turns_dir() -> io::Result<PathBuf> {
     let make = |temp: &Path| -> io::Result<PathBuf> {
         let base = service_dir::base::base_in(temp);
         service_dir::base::private_dir(&base, false)?;
-        let endpoint_locks = base.join("turns");
+        let endpoint_locks = base.join("locks");
         service_dir::base::private_dir(&endpoint_locks, false)?;
         Ok(endpoint_locks)
     };
@@ -395,7 +395,7 @@ fn turns_dir() -> io::Result<PathBuf> {
         .map_err(|e| {
             io::Error::new(
                 e.kind(),
-                format!("no directory for locks at `/tmp/mirakuru-{euid}/turns`: {e}"),
+                format!("no directory for locks at `/tmp/mirakuru-{euid}/locks`: {e}"),
             )
         })
 }
@@ -453,7 +453,7 @@ mod tests {
         fn new() -> Temp {
             static NEXT: AtomicU64 = AtomicU64::new(0);
             let unique = format!(
-                "mirakuru-turns-{}-{}",
+                "mirakuru-locks-{}-{}",
                 std::process::id(),
                 NEXT.fetch_add(1, Ordering::Relaxed)
             );
@@ -706,7 +706,7 @@ mod tests {
         });
     }
 
-    /// What a process of the next test does: takes the turn, says so, and waits to be killed.
+    /// What a process of the next test does: takes the lock, says so, and waits to be killed.
     #[test]
     #[ignore = "a part of another test"]
     fn victim() {

@@ -24,7 +24,7 @@ use crate::sys::Protocol;
 use crate::sys::procfs::{self, Closely};
 
 /// How often the owner is looked for before another process is accused, and how long to wait in
-/// between: the service may fork, or hand its socket on, between the look at its processes and the
+/// between: the service may fork, or hand its socket on, between the check of its processes and the
 /// look at their descriptors.
 const LOOKS: u32 = 3;
 const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
@@ -171,7 +171,7 @@ enum Ownership {
 
 /// Whether all of these sockets are open in the tree below `root`.
 fn owner_of(inodes: &[u64], root: u32, poll: u32) -> Ownership {
-    // The first look is the one that nearly always suffices; the others leave no descriptor out.
+    // The first check is the one that nearly always suffices; the others leave no descriptor out.
     let closely = match poll {
         1 => Closely::Process,
         _ => Closely::Threads,
@@ -297,14 +297,14 @@ pub(crate) struct FirstSeen {
 /// Some servers listen for a moment, to check that they can have the port, and listen in earnest
 /// later. So the process that has the socket must wait for something, such as connections; where
 /// it runs or sleeps, the same socket must have been there for [`CHECK_TAKES`]. At the end the
-/// socket must still be there. `seen` is what the look before has left.
+/// socket must still be there. `seen` is what the check before has left.
 pub(crate) fn stays(addr: SocketAddr, root: u32, seen: &mut Option<FirstSeen>) -> bool {
     let addr = canonical(addr);
     let inodes = || {
         let sockets = answering(Protocol::Tcp, addr)?;
         Some(sockets.iter().map(|socket| socket.inode).collect::<Vec<u64>>())
     };
-    // Where the kernel does not tell, the look that found a listener must do.
+    // Where the kernel does not tell, the check that found a listener must do.
     let Some(before) = inodes() else { return true };
     let first = match seen.take() {
         Some(first) if first.inodes == before => first,
@@ -451,7 +451,7 @@ mod tests {
             child: Command::new("sleep").arg("60").spawn().unwrap(),
             port: listener.local_addr().unwrap().port(),
         };
-        // `sleep` inherits nothing, the listener is close-on-exec; the first look may still see it
+        // `sleep` inherits nothing, the listener is close-on-exec; the first check may still see it
         // before the exec.
         while std::fs::read_link(format!("/proc/{}/exe", tree.pid())).unwrap()
             == std::env::current_exe().unwrap()

@@ -1,5 +1,5 @@
-//! What a readiness condition gets to see: [`Prepare`] before the start, [`Probe`] at each look,
-//! [`Wake`] between two looks.
+//! What a readiness condition gets to see: [`Prepare`] before the start, [`Probe`] at each poll,
+//! [`Wake`] between two polls.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -131,7 +131,7 @@ impl Prepare<'_> {
     }
 }
 
-/// What [`Readiness::probe`](crate::readiness::Readiness::probe) gets at each look.
+/// What [`Readiness::probe`](crate::readiness::Readiness::probe) gets at each poll.
 pub struct Probe<'a> {
     pub(crate) values: &'a Values,
     pub(crate) pid: u32,
@@ -305,7 +305,7 @@ impl Probe<'_> {
     }
 }
 
-/// What a condition that does not hold yet says about the next look at it: whatever comes first of
+/// What a condition that does not hold yet says about its next poll: whatever comes first of
 /// all that is said here.
 ///
 /// Not public: [`Readiness::wakes`](crate::readiness::Readiness::wakes) is hidden, and this has no
@@ -337,13 +337,13 @@ impl Wake {
         self.output = true;
     }
 
-    /// This descriptor, which must stay open until the next look, will be readable. Whoever looks
+    /// This descriptor, which must stay open until the next poll, will be readable. Whoever looks
     /// must then take what there is to read, or there is no pause at all.
     pub(crate) fn on(&mut self, event: BorrowedFd<'_>) {
         self.events.push(event.as_raw_fd());
     }
 
-    /// Nobody tells: a look after a pause in proportion to the time already waited.
+    /// No event tells: a poll after a pause in proportion to the time already waited.
     pub(crate) fn with_back_off(&mut self) {
         self.within(poll_pause(self.elapsed));
     }
@@ -355,17 +355,17 @@ impl Wake {
         self.within(pause);
     }
 
-    /// As there is an event that tells, a look only in case that it was missed.
+    /// A fallback poll, in case that the event was missed.
     pub(crate) fn fallback_poll(&mut self) {
         self.within(fallback_poll_pause(self.elapsed));
     }
 
-    /// A look at this time since the start.
+    /// A poll at this time since the start.
     pub(crate) fn at(&mut self, time: Duration) {
         self.within(time.saturating_sub(self.elapsed));
     }
 
-    /// A look after this time.
+    /// A poll after this time.
     pub(crate) fn within(&mut self, pause: Duration) {
         self.pause = self.pause.min(pause);
     }

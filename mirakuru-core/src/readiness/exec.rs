@@ -282,7 +282,7 @@ impl Readiness for Exec {
         Ok(())
     }
 
-    /// Never waits: a run goes on between two looks, and its end is what the next one waits for.
+    /// Never waits: a run goes on between two polls, and its end is what the next one waits for.
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let Some(run) = &mut self.run.0 else {
             if cx.elapsed() < self.next {

@@ -18,7 +18,7 @@ use crate::ports::values::Values;
 use crate::readiness::context::Notes;
 pub(crate) use crate::sys::tests::TestDir;
 
-/// One look of a condition that reads no output, at the process tree below `root`.
+/// One poll of a condition that reads no output, for the process tree below `root`.
 pub(crate) fn poll(readiness: &mut dyn Readiness, root: u32, elapsed: Duration) -> io::Result<bool> {
     let dir = TestDir::new();
     let reader = LogWriter::create(dir.path()).reader();
@@ -101,7 +101,7 @@ impl Harness {
         result
     }
 
-    /// One look, in a process tree whose root is this process.
+    /// One poll, in a process tree whose root is this process.
     pub(crate) fn probe(&self, readiness: &mut impl Readiness) -> io::Result<bool> {
         self.with_probe(|cx| readiness.probe(cx))
     }

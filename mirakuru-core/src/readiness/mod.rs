@@ -115,7 +115,7 @@ pub trait Readiness: Send + Sync + 'static {
         Ok(())
     }
 
-    /// One look: is the service ready?
+    /// One poll: is the service ready?
     ///
     /// # Errors
     ///
@@ -130,9 +130,9 @@ pub trait Readiness: Send + Sync + 'static {
         false
     }
 
-    /// When to look again, after a look that said "not yet": the conditions of this crate that are
-    /// told of an event by a descriptor, or know better than the clock when the next look makes
-    /// sense, say so here. Asked after each look.
+    /// When to look again, after a poll that said "not yet": the conditions of this crate that are
+    /// told of an event by a descriptor, or know better than the clock when the next poll makes
+    /// sense, say so here. Asked after each poll.
     #[doc(hidden)]
     fn wakes(&self, wake: &mut Wake) {
         if self.waits_for_output() {
@@ -186,7 +186,7 @@ pub trait Readiness: Send + Sync + 'static {
     }
 
     /// How long the wait may take at least, counted from the start of the service, if the service
-    /// itself has asked for more time than the recipe gives it. Asked after each look. The default
+    /// itself has asked for more time than the recipe gives it. Asked after each poll. The default
     /// is `None`.
     fn extended(&self) -> Option<Duration> {
         None

@@ -155,7 +155,7 @@ impl Readiness for PidFile {
 
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let path = &self.path;
-        // Before the look, so that nothing that comes in between is missed.
+        // Before the poll, so that nothing that comes in between is missed.
         self.watching.renew(path, cx.elapsed());
         let metadata = match fs::metadata(path) {
             Ok(metadata) => metadata,
@@ -172,7 +172,7 @@ impl Readiness for PidFile {
         };
         let now = Fingerprint::of(path, &metadata);
         let pid = first_number(&now.content);
-        // It can also have appeared between the look before the start and the start, while another
+        // It can also have appeared between the check before the start and the start, while another
         // service with the same file ran.
         if self.before.as_ref() != Some(&now)
             && (!is_older_than_start(&now, cx.elapsed())
@@ -377,7 +377,7 @@ mod tests {
         assert!(probe_of(&mut readiness, Duration::from_secs(60), u32::MAX).unwrap());
     }
 
-    /// What the wait goes by after a look that was in vain: how many descriptors, and the pause.
+    /// What the wait goes by after a poll that was in vain: how many descriptors, and the pause.
     fn wakes(readiness: &PidFile) -> (usize, Duration) {
         let mut wake = Wake::new(Duration::from_secs(1));
         readiness.wakes(&mut wake);

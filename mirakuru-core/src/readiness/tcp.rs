@@ -239,7 +239,7 @@ mod tests {
         Ok(cx.addrs)
     }
 
-    /// One look, at the tree below `root`.
+    /// One poll, for the tree below `root`.
     fn probe(tcp: &mut Tcp, root: u32) -> io::Result<bool> {
         poll(tcp, root, Duration::ZERO)
     }

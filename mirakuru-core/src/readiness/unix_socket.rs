@@ -111,7 +111,7 @@ impl Readiness for UnixSocket {
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let path = &self.path;
         if sockets::abstract_name(path).is_none() {
-            // Before the look, so that nothing that comes in between is missed.
+            // Before the poll, so that nothing that comes in between is missed.
             self.watching.renew(path, cx.elapsed());
         }
         let answer = match sockets::try_connect_unix(path, UnixKind::Stream) {

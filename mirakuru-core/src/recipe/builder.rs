@@ -550,9 +550,9 @@ impl<R> ExecutorBuilder<R> {
     }
 
     /// What a start does while another service of mirakuru's has the same fixed port or socket
-    /// path: wait for its turn (`true`, what the attribute asks for), or fail at once with
+    /// path: wait until it is free (`true`, what the attribute asks for), or fail at once with
     /// [`Error::AlreadyRunning`](crate::error::Error::AlreadyRunning) (`false`, the default).
-    /// Waiting for one's turn does not count towards the [timeout](ExecutorBuilder::timeout).
+    /// That wait does not count towards the [timeout](ExecutorBuilder::timeout).
     pub fn queue(mut self, queue: bool) -> Self {
         self.spec.queue = queue;
         self

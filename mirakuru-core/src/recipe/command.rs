@@ -346,7 +346,7 @@ fn position(text: &str, at: usize) -> String {
     }
 }
 
-/// The name of what a script runs first, as far as a look without a shell can tell.
+/// The name of what a script runs first, as far as a check without a shell can tell.
 fn first_command(script: &str) -> Option<String> {
     let words =
         shell_words::split(script).unwrap_or_else(|_| script.split_whitespace().map(str::to_owned).collect());

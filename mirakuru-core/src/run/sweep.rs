@@ -201,7 +201,7 @@ fn only_the_log_is_left(path: &Path) -> Option<SystemTime> {
         .then_some(kept_at)
 }
 
-/// Decides about one service directory. Each look is made *after* the ones that it relies on: a
+/// Decides about one service directory. Each check is made *after* the ones that it relies on: a
 /// keeper writes `kept` before it removes anything, and a process that we have seen dead writes
 /// nothing more.
 fn examine(path: &Path, id: &str) -> Option<Stale> {

@@ -12,7 +12,7 @@
 //!     new-812-99120-4026531836-k3v7q2mxw5ha/
 //!                               a service directory that is being made: by which process, and in
 //!                               which pid namespace
-//!     turns/                        see `endpoint_locks`
+//!     locks/                        locks of ports and paths: `ports/lock.rs`
 //! ```
 //!
 //! A test process that is killed leaves its service directories behind. The next one sweeps them: a

@@ -139,12 +139,12 @@ fn a_temp_dir_that_only_root_can_enter_is_not_for_others() {
     fs::create_dir_all(&inside).unwrap();
     let mode = |mode| fs::set_permissions(temp.0.join("private"), Permissions::from_mode(mode)).unwrap();
     fs::set_permissions(&temp.0, Permissions::from_mode(0o755)).unwrap();
-    let (us, stranger) = ((sys::files::euid(), sys::files::egid()), (54_321, 54_321));
+    let (us, another) = ((sys::files::euid(), sys::files::egid()), (54_321, 54_321));
     mode(0o700);
     assert!(may_reach(&inside, us));
-    assert!(!may_reach(&inside, stranger));
+    assert!(!may_reach(&inside, another));
     mode(0o711);
-    assert!(may_reach(&inside, stranger));
+    assert!(may_reach(&inside, another));
     mode(0o770);
     assert!(may_reach(&inside, (54_321, us.1)));
 }

@@ -200,7 +200,7 @@ impl StartPermit {
             let _ = fs::remove_dir(&self.slot.dir);
             return Err(self.slot.error(error));
         }
-        // It may have been published between the look and the lock.
+        // It may have been published between the check and the lock.
         match State::read(&self.slot.published).map_err(|e| self.slot.error(e))? {
             None => Ok(SlotState::Vacant(self, Box::new(recipe))),
             Some(state) => self.slot.attach(recipe, state, asked),

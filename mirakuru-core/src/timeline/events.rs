@@ -15,7 +15,7 @@
 //! another one.
 //!
 //! Times are CLOCK_MONOTONIC, which is the same for all processes. Without the variable all of this
-//! is one look at a static.
+//! is one read of a static.
 //!
 //! What the events mean, and what the critical path is: [`model`](crate::timeline::model).
 
@@ -46,7 +46,7 @@ const VARIABLE: &str = "MIRAKURU_TIMELINE";
 const FRESH: Duration = Duration::from_secs(1);
 /// How long the last process waits for one that is writing the page.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// A turn that is had at once was not waited for.
+/// A lock that is had at once was not waited for.
 const NO_WAIT: u64 = 500_000;
 /// What a line holds of one text at most, in bytes: a line is one write, of less than PIPE_BUF.
 const TEXT: usize = 600;
@@ -249,7 +249,7 @@ impl Timeline {
     /// Nobody's last word is lost. Whoever does not get the lock has appended all of its events
     /// before it tried. If it failed because another one has a shared lock, that one is yet to come
     /// here. (Of two that come at the same time, each gives up its shared lock in trying, so that
-    /// one succeeds.) If it failed because another one is past that point, that one looks once more
+    /// one succeeds.) If it failed because another one is past that point, that one polls once more
     /// whether there are new events after it has given up its lock, and from then on nobody fails
     /// because of it.
     fn make_last(&self) {
@@ -386,7 +386,7 @@ pub(crate) fn test_begins() {
     }
 }
 
-/// Turns for fixed ports and paths were waited for, by services with these ids.
+/// Services with these ids waited for fixed ports and paths.
 pub(crate) fn endpoint_lock(began: Option<u64>, ids: &[String]) {
     let (Some(timeline), Some(began)) = (wanted(), began) else {
         return;

@@ -1,7 +1,7 @@
 //! What the events of a run mean.
 //!
 //! A *lane* is a thread that has done something with a service, which is a test, as a rule: from
-//! the first that is known of it to its end. Its time is divided into *pieces*: waiting for a turn,
+//! the first that is known of it to its end. Its time is divided into *pieces*: waiting for a port,
 //! starting a service, waiting for one that somebody else starts, stopping, and what is left, the
 //! test's own. Where two starts overlap, since they go on side by side, the time is that of the one
 //! which is over last, and before the other begins that of the other. The end of a process, which
@@ -13,7 +13,7 @@
 //! all of it. It is found by walking back from the last end, asking each time what was waited for:
 //!
 //! - a piece of any kind: for what comes before it in its lane;
-//! - waiting for a turn: for the stop of the service that had the port, from the moment on at which
+//! - waiting for a port: for the stop of the service that had the port, from the moment on at which
 //!   that was gone;
 //! - waiting for a service that another test starts: for that start;
 //! - the beginning of a test: for the test of the same process that ended last before it, else of
@@ -39,7 +39,7 @@ pub(crate) enum Kind {
 impl Kind {
     pub(crate) fn name(self) -> &'static str {
         match self {
-            Kind::EndpointLock => "turn",
+            Kind::EndpointLock => "lock",
             Kind::Start => "start",
             Kind::Wait => "wait",
             Kind::Body => "body",
@@ -54,7 +54,7 @@ pub(crate) struct Piece {
     pub(crate) kind: Kind,
     pub(crate) begin: u64,
     pub(crate) end: u64,
-    /// What it is about. There may be several where turns were waited for.
+    /// What it is about. There may be several where ports were waited for.
     pub(crate) services: Vec<usize>,
 }
 

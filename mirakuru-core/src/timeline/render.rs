@@ -183,7 +183,7 @@ fn what(run: &Run, piece: &Piece) -> String {
         .collect();
     let names = names.join(" and ");
     match piece.kind {
-        Kind::EndpointLock => format!("waits for its turn: {names}"),
+        Kind::EndpointLock => format!("waits for its port: {names}"),
         Kind::Start => format!("starts {names}"),
         Kind::Wait => format!("waits for {names}"),
         Kind::Body => "test".to_owned(),

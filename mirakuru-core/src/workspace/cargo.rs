@@ -181,7 +181,7 @@ fn built_in_run(bin: &Bin) -> Result<PathBuf, String> {
         });
         pauses.sleep(Duration::MAX);
     }
-    // It may have come between the look and the lock.
+    // It may have come between the check and the lock.
     if let Some(outcome) = record.read() {
         return outcome;
     }

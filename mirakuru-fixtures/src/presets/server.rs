@@ -389,8 +389,8 @@ macro_rules! options {
                 self
             }
 
-            /// Listens on this port, instead of a free one. Fixtures that want the same port take
-            /// turns.
+            /// Listens on this port, instead of a free one. Fixtures that want the same port wait
+            /// for each other.
             pub fn port(mut self, port: u16) -> Self {
                 self.options.port = Some(port);
                 self

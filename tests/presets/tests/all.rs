@@ -242,7 +242,7 @@ impl Scratch {
         entries
             .map(|entry| entry.path())
             .filter(|path| {
-                let is_own = ["cache", "turns", "kept-logs"]
+                let is_own = ["cache", "locks", "kept-logs"]
                     .iter()
                     .any(|name| path.ends_with(name));
                 let is_kept_log =

@@ -80,7 +80,7 @@ pub struct Http {
     answers: bool,
     /// Why the last request that was answered, or had its whole time, was not enough.
     last_error: Option<String>,
-    /// What a plain look at the port showed when its answer was not HTTP.
+    /// The first bytes that the port answered, when they were not HTTP.
     first_bytes: Option<String>,
 }
 
@@ -393,7 +393,7 @@ impl Readiness for Http {
     }
 }
 
-/// What a request and its answer take, on loopback: the look for who listens is to be as much
+/// What a request and its answer take, on loopback: the poll for who listens is to be as much
 /// quicker, so that both together are no later than it alone is with `Tcp`.
 const REQUEST: Duration = Duration::from_micros(400);
 

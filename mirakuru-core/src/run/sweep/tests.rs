@@ -192,7 +192,7 @@ fn debris_is_removed_and_what_is_not_ours_is_left() {
     let (dead_new, dead_old) = ("new-4194305-1-1-a", "new-4194305-1-1-b");
     let dead_here = format!("new-4194305-1-{}-c", sys::procfs::pid_namespace());
     let debris = ["abcdefghijkl", dead_old, &dead_here];
-    let others = ["ABCDEFGHIJKL", "turns", "new-x", dead_new, alive.as_str()];
+    let others = ["ABCDEFGHIJKL", "locks", "new-x", dead_new, alive.as_str()];
     for name in debris.iter().chain(&others) {
         make(name);
     }

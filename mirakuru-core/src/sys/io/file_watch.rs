@@ -20,7 +20,8 @@ pub(crate) use linux::FileWatch;
 #[cfg(any(not(target_os = "linux"), mirakuru_portable))]
 pub(crate) use nothing::FileWatch;
 
-/// In the first moments of a wait the pauses between two looks are so short that nothing is gained.
+/// In the first moments of a wait the pauses between two checks are so short that nothing is
+/// gained.
 const WORTHWHILE: Duration = Duration::from_millis(20);
 
 /// A watch that is taken up once a wait takes longer, and let go of when it is over: a user may
@@ -35,8 +36,8 @@ pub(crate) struct Watching {
 }
 
 impl Watching {
-    /// Called right *before* each look at the file, with the time waited so far: forgets what was
-    /// told, which the look will see, and whatever comes after it is told. The file, or even its
+    /// Called right *before* each check of the file, with the time waited so far: forgets what was
+    /// told, which the check will see, and whatever comes after it is told. The file, or even its
     /// directory, need not be there; what is watched is found by name each time.
     pub(crate) fn renew(&mut self, path: &Path, waited: Duration) {
         if self.watch.is_none() && waited >= WORTHWHILE {

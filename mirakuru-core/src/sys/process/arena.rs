@@ -22,7 +22,7 @@ pub(super) const BUFFER: usize = 32 * 1024;
 const NO_RESERVE: i32 = libc::MAP_NORESERVE;
 #[cfg(not(target_os = "linux"))]
 const NO_RESERVE: i32 = 0;
-/// How many children one look at a process tree takes in; a later look finds the others.
+/// How many children one walk of a process tree takes in; a later walk finds the others.
 pub(super) const PIDS: usize = 1024;
 /// How many descendants are remembered as having been asked to end.
 pub(super) const TOLD: usize = 256;

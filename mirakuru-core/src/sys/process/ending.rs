@@ -31,7 +31,7 @@ const WORD_MS: i64 = 5000;
 /// How much longer than its grace a stop may take: the kill, and the removal of files.
 const AFTER_GRACE_MS: i64 = 1000;
 /// How long a stop runs before its signal goes to descendants outside the service's process group.
-/// Most services are gone by then, and to find those descendants takes a look at every process of
+/// Most services are gone by then, and to find those descendants takes a walk over every process of
 /// the tree.
 const REST_AFTER_MS: i64 = 30;
 

@@ -2,8 +2,8 @@
 //! for any more.
 //!
 //! The kernel gives an orphan to the next process up that collects orphans, which may stand in the
-//! same session and look like any other parent. Nothing in `/proc` tells the two apart; only a look
-//! at the time when the parent was still there does.
+//! same session and look like any other parent. Nothing in `/proc` tells the two apart; only a
+//! check at the time when the parent was still there does.
 
 use std::os::unix::process::parent_id;
 use std::sync::atomic::{AtomicU32, Ordering};

@@ -39,7 +39,7 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
         if a.uid >= 0 && os::set_uid(a.uid as libc::uid_t) != 0 {
             return (STAGE_UID, errno());
         }
-        // After the change of user, which clears it; and with a look at the parent, which may have
+        // After the change of user, which clears it; and with a check of the parent, which may have
         // died before.
         os::tie_to_parent();
         if libc::getppid() != a.worker {

@@ -112,7 +112,7 @@ fn whoever_waits_for_a_turn_has_the_path_of_who_had_it() {
             "start first 0..20",
             "body first 20..50",
             "stop first 50..60",
-            "turn second 60..61",
+            "lock second 60..61",
             "start second 61..80",
             "body second 80..100"
         ]

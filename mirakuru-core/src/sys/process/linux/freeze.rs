@@ -2,7 +2,7 @@
 //!
 //! The service's process group is not enough: what made a session of its own is in another. So the
 //! tree is walked, from the supervisor's worker down, and each process is signalled through a pidfd
-//! after a second look at whose descendant it is. A process may fork between the look and the
+//! after a second check of whose descendant it is. A process may fork between the check and the
 //! signal; so it is looked again until nobody new is found.
 
 use std::collections::BTreeSet;

@@ -11,8 +11,8 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 
-/// Kills every process that carries one of these marks, until a look finds none; but for no longer
-/// than a second.
+/// Kills every process that carries one of these marks, until a search finds none; but for no
+/// longer than a second.
 pub(crate) fn kill_marked(ids: &[&str]) {
     if ids.is_empty() {
         return;
@@ -55,7 +55,7 @@ fn carries(pid: u32, ids: &[&str]) -> bool {
     })
 }
 
-/// Through a pidfd, with a second look after it was opened: the process that is killed is the one
+/// Through a pidfd, with a second check after it was opened: the process that is killed is the one
 /// that carries the mark.
 fn kill(pid: u32, ids: &[&str]) -> bool {
     // SAFETY: plain system calls; the pidfd is closed again.

@@ -7,7 +7,7 @@
 //!
 //! * `SA_NOCLDWAIT` for SIGCHLD, so that the kernel reaps the dead (from the moment of the kill
 //!   only: exit statuses are lost);
-//! * no sleep between looks, as long as there is something new;
+//! * no sleep between walks, as long as there is something new;
 //! * the group of each child as well as the child;
 //! * for each child a pidfd, and then the question "is it mine?" to the kernel, so that no recycled
 //!   process id is ever hit.
@@ -28,7 +28,7 @@ use super::super::tools::errno;
 const PID_LIMIT: i32 = 1 << 22;
 /// How far behind this process its descendants are looked for first.
 const NEAR: i32 = 4096;
-/// After so many looks that showed no child, while there is one, the kernel is asked about every
+/// After so many walks that showed no child, while there is one, the kernel is asked about every
 /// number.
 const BLIND_LOOKS: u32 = 50;
 /// So many errors of `waitpid` in a row are no accident.

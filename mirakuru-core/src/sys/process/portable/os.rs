@@ -76,7 +76,7 @@ pub(super) unsafe fn close_all_but_kept(a: &Arena) {
             set_close_at_exec(fd);
             next = fd.wrapping_add(1);
         }
-        // Other threads may have opened more between the look at them and the fork. As the lowest
+        // Other threads may have opened more between the check of them and the fork. As the lowest
         // free number is always given first, those follow the others closely.
         let mut closed_before = 0_i32;
         while next <= a.last_fd || closed_before < MANY_IN_A_ROW {

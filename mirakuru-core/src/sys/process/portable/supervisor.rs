@@ -34,12 +34,12 @@ use super::super::spawn::{
 use super::super::tools::{errno, fail, fail_call, now_ms, now_ns};
 use super::{os, remove};
 
-/// How long until the next look at who the parent is.
+/// How long until the next check of who the parent is.
 const LOOK_MS: c_int = 250;
-/// How long until the next look at a group that has lost its leader: nobody tells of the end of its
+/// How long until the next check of a group that has lost its leader: no event tells the end of its
 /// members.
 const ORPHANS_MS: c_int = 20;
-/// How long until the next look at the services that need this one.
+/// How long until the next check of the services that need this one.
 const WAIT_MS: c_int = 2;
 /// After SIGKILL: how long the members of a group that has lost its leader may still be there. What
 /// is there then is dead, and waits for a first process that is slow to fetch exit statuses (those
@@ -267,7 +267,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Until something happens, or it is time for a look at what nobody tells of.
+    /// Until something happens, or it is time for a check that no event announces.
     unsafe fn sleep(&self, wake: i32, control: i32) {
         let mut patience = if self.main_alive { LOOK_MS } else { ORPHANS_MS };
         if let ms @ 0.. = self.ending.patience() {
@@ -358,7 +358,7 @@ impl Worker<'_> {
     /// A number cannot be given to a process while it is that of a group with members. As long as
     /// the leader has not been waited for, there is no question. From then on the group is asked
     /// for again and again, and never again once it was seen to be empty; were it to become empty
-    /// and the number to be given away between two looks, then there would be a *process* of that
+    /// and the number to be given away between two checks, then there would be a *process* of that
     /// number, which this group has not any more.
     fn group_lives(&mut self) -> bool {
         if self.main_alive {
