@@ -34,6 +34,7 @@ macro_rules! chapters {
         #[doc = "[start_all]: crate::start_all"]
         #[doc = "[stop_all]: crate::stop_all"]
         #[doc = "[limits]: crate::guide::limits"]
+        #[doc = "[migrations]: crate::guide::migrations"]
         #[doc = "[programs]: crate::guide::programs"]
         #[doc = "[readiness]: crate::guide::readiness"]
         #[doc = "[sharing]: crate::guide::sharing"]

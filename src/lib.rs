@@ -176,7 +176,8 @@ pub use mirakuru_core::{Http, HttpExecutor, IntoStatus};
 #[cfg(feature = "presets")]
 pub use mirakuru_fixtures::presets;
 pub use mirakuru_fixtures::{
-    Cluster, ClusterRecipe, Node, Recipe, Shared, StartAll, StopAll, cluster, start_all, stop_all,
+    Cluster, ClusterRecipe, Node, Recipe, Shared, StartAll, StopAll, cluster, prepare_once, start_all,
+    stop_all,
 };
 
 /// Makes a fixture: a service for a test, for all tests, or for rstest.

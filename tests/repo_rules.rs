@@ -789,6 +789,76 @@ fn every_file_of_tests_is_run() {
     }
 }
 
+/// Names of environment variables in the code of a file, outside its tests and comments.
+fn variables_of(code: &str) -> BTreeSet<String> {
+    // Cargo's own are about the build of this repository.
+    const OF_OTHERS: [&str; 9] = [
+        "NEXTEST",
+        "CARGO",
+        "RUSTFLAGS",
+        "GITHUB_",
+        "GITLAB_",
+        "JUNIT_",
+        "XDG_",
+        "LD_",
+        "LLVM_",
+    ];
+    const WHOLE: [&str; 5] = ["CI", "NO_COLOR", "TERM", "TMPDIR", "PATH"];
+    let code = without_tests(code)
+        .lines()
+        .filter(|line| !line.trim_start().starts_with("//"))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let is_name = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_';
+    let mut found = BTreeSet::new();
+    for (at, _) in code.match_indices('"') {
+        let rest = &code[at + 1..];
+        let name = &rest[..rest.find(|c| !is_name(c)).unwrap_or(rest.len())];
+        let is_read = code[..at].ends_with("var_os(") || code[..at].ends_with("env::var(");
+        let is_ours = name.starts_with("MIRAKURU_") && !name.starts_with("MIRAKURU_BUILT_WITH");
+        let is_whole = rest[name.len()..].starts_with('"');
+        let is_others = OF_OTHERS.iter().any(|start| name.starts_with(start)) || WHOLE.contains(&name);
+        if is_ours || (is_whole && (is_read || is_others)) {
+            found.insert(name.to_owned());
+        }
+    }
+    found
+}
+
+#[test]
+fn variables_are_seen_in_code_alone() {
+    let code = "const A: &str = \"MIRAKURU_A\"; // \"no\"\n/// \"MIRAKURU_B\"\nenv::var(\"C\"); \
+        var_os(format!(\"MIRAKURU_{name}\")); (\"MIRAKURU_BUILT_WITH_X\", \"NEXTEST_D\", \"E\")\n\
+        #[cfg(test)]\nmod tests {\n    env::var(\"F\");\n}\n";
+    let found: Vec<String> = variables_of(code).into_iter().collect();
+    assert_eq!(found, ["C", "MIRAKURU_", "MIRAKURU_A", "NEXTEST_D"]);
+}
+
+/// Whoever wonders what changes the behaviour finds it on one page.
+#[test]
+fn every_variable_of_the_environment_is_in_the_guide() {
+    // Removed for the cargo that is started, and never read; the version in a user agent.
+    const NOT_READ: [&str; 2] = ["CARGO_MAKEFLAGS", "CARGO_PKG_VERSION"];
+    let page = read("docs/guide/looking_on.md");
+    let (_, section) = page.split_once("## The environment").expect("the section");
+    let mut seen = BTreeSet::new();
+    for folder in CRATES {
+        for file in rust_files(&root().join(folder).join("src")) {
+            let code = fs::read_to_string(&file).expect("a file of ours");
+            if !file.ends_with("own_process.rs") && !file.ends_with("tests.rs") {
+                seen.extend(variables_of(&code));
+            }
+        }
+    }
+    assert!(seen.len() > 20, "{seen:?}");
+    let missing: Vec<&String> = seen
+        .iter()
+        .filter(|name| !NOT_READ.contains(&name.as_str()))
+        .filter(|name| !section.contains(&format!("`{name}")))
+        .collect();
+    assert!(missing.is_empty(), "not in docs/guide/looking_on.md: {missing:?}");
+}
+
 /// One script for everyone: what CI runs is what a developer runs.
 #[test]
 fn ci_runs_the_test_script_and_nothing_else() {

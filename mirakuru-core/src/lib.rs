@@ -87,6 +87,7 @@ pub mod __private {
     pub use crate::run::make_run_dir;
     pub use crate::run::{Run, hash};
     pub use crate::service_dir::random_id;
+    pub use crate::share::key::recipe_key;
     pub use crate::share::slot::{RunSlot, SlotState, StartPermit};
     pub use crate::sys::files::release_segment;
     pub use crate::sys::files::{append_to_stderr_of, locked};

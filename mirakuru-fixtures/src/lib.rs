@@ -63,6 +63,7 @@
 // Which feature an item needs, on docs.rs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod cache;
 mod cluster;
 mod lease;
 mod missing;
@@ -80,6 +81,7 @@ mod together;
 #[cfg(feature = "rstest")]
 pub use rstest;
 
+pub use cache::prepare_once;
 pub use cluster::{Cluster, ClusterRecipe, Node, cluster};
 pub use recipe::Recipe;
 pub use shared::Shared;

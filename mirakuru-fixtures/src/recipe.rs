@@ -98,6 +98,28 @@ pub trait Recipe: Sized {
         Ok(())
     }
 
+    /// A key under which the result of [`prepare`](Recipe::prepare) and [`set_up`](Recipe::set_up)
+    /// is kept over runs. The default is `None`: both are done at each start.
+    ///
+    /// With a key, the first start does both, stops the service, keeps a copy of
+    /// [`Executor::dir`], and starts the service. Later starts begin with the copy, and call
+    /// neither. So everything that `set_up` changes must be in the directory when the service has
+    /// stopped, and no file in it may name a port. (An [`ExecutorBuilder::file`] may: it is
+    /// written before each start.)
+    ///
+    /// The code cannot be compared, so the key must be another one when `set_up` would do something
+    /// else: a number that you count up, a hash of the files that it loads
+    /// (`presets::hash_of_dir`). The rest counts anyway: the type, everything that
+    /// [`executor`](Recipe::executor) returns, and the program's file. A service whose recipe has
+    /// the URL of another service in it is another one in each run, and is not found again.
+    ///
+    /// Two processes at once make one copy: the second one waits for the first. An error of
+    /// `set_up` names the key, and nothing is kept. [`prepare_once`](crate::prepare_once) tells how
+    /// long a copy stays. A node of a cluster is set up at each start.
+    fn seed_key(&self) -> Option<String> {
+        None
+    }
+
     /// Wraps the executor of a service that is ready and set up.
     ///
     /// # Errors

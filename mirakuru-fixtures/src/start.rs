@@ -11,6 +11,7 @@ use std::rc::Rc;
 use mirakuru_core::__private::{Endpoints, Run, SharedLock, SlotState, StartPermit, Startable};
 use mirakuru_core::{Error, Executor, ExecutorBuilder, Readiness, Tcp};
 
+use crate::cache;
 use crate::cluster::Node;
 use crate::lease;
 use crate::recipe::Recipe;
@@ -40,6 +41,8 @@ pub(crate) struct Single<R: Recipe> {
     permit: Option<StartPermit>,
     /// It is the run's, and another process has started it.
     is_attached: bool,
+    /// Its set-up has been done, in this run or before.
+    is_seeded: bool,
     slot: Slot<R::Handle>,
     /// Of a node of a cluster.
     member: Option<ClusterMember>,
@@ -63,6 +66,7 @@ impl<R: Recipe> Single<R> {
             executor: None,
             permit: None,
             is_attached: false,
+            is_seeded: false,
             slot: Slot::new(),
             member: None,
         }
@@ -167,7 +171,13 @@ impl<R: Recipe> Service for Single<R> {
                 for dir in &self.needs {
                     executor.__needs(dir);
                 }
-                executor.__prepare(|executor| recipe.prepare(executor))
+                match recipe.seed_key().filter(|_| self.member.is_none()) {
+                    Some(key) => {
+                        self.is_seeded = true;
+                        cache::seed(recipe, &key, executor)
+                    }
+                    None => executor.__prepare(|executor| recipe.prepare(executor)),
+                }
             }
             _ => Ok(()),
         }
@@ -186,7 +196,9 @@ impl<R: Recipe> Service for Single<R> {
             if !matches!(self.reach, Reach::Handle) {
                 executor.__for_process();
             }
-            recipe.set_up(executor)?;
+            if !self.is_seeded {
+                recipe.set_up(executor)?;
+            }
         }
         match &self.member {
             Some(member) => member.is_up.fill((), Vec::new()),

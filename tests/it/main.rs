@@ -31,6 +31,7 @@ mod readiness;
 mod rstest_fixtures;
 mod run_scope;
 mod secrets;
+mod seeds;
 mod servers;
 // Public, so that `missing_docs` looks at what the attribute makes of a public `static`.
 pub mod shared;

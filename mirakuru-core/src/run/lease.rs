@@ -9,9 +9,11 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::process;
+use std::time::Duration;
 
 use crate::service_dir::base::is_at;
 use crate::sys::files::{open_lock, try_flock, unlock};
+use crate::util::backoff::Pauses;
 
 /// A number below some limit that nobody else has, in this process or another, until this is
 /// dropped.
@@ -58,6 +60,23 @@ impl Lease {
             }
         }
         Ok(None)
+    }
+
+    /// Waits for the only number of a directory: a lock that nobody else has. `None` when the
+    /// patience is over.
+    ///
+    /// # Errors
+    ///
+    /// When the directory or the files in it cannot be used.
+    pub fn wait(dir: &Path, patience: Duration) -> io::Result<Option<Lease>> {
+        let mut pauses = Pauses::new();
+        loop {
+            let lease = Lease::take(dir, 1)?;
+            if lease.is_some() || pauses.elapsed() > patience {
+                return Ok(lease);
+            }
+            pauses.sleep(patience);
+        }
     }
 
     /// The number.

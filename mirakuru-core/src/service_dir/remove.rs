@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use crate::sys;
+use crate::util::say::is_quiet;
 
 /// Removes a service directory, or all of it but the kept log. `lock` goes last: as long as it is
 /// there, somebody will finish this.
@@ -21,7 +22,7 @@ pub(crate) fn remove_tree(path: &Path) {
 
 /// Names the directory that was left.
 fn tell(path: &Path) {
-    if path.symlink_metadata().is_ok() && std::env::var_os("MIRAKURU_QUIET").is_none() {
+    if path.symlink_metadata().is_ok() && !is_quiet() {
         eprintln!(
             "mirakuru: left `{}`: something is mounted in it, or somebody else may have put it there",
             path.display()

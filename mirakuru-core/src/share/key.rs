@@ -25,8 +25,9 @@ use crate::recipe::program::{candidates, file_identity};
 use crate::sys;
 use crate::util::hash::{self, Fnv1a};
 
-/// Everything that makes two services the same one, as a name for files.
-pub(super) fn key<R: Readiness>(name: &str, kind: &str, recipe: &ExecutorBuilder<R>) -> String {
+/// Everything that makes two services the same one, as a name for files. `kind` is the type of the
+/// recipe.
+pub fn recipe_key<R: Readiness>(name: &str, kind: &str, recipe: &ExecutorBuilder<R>) -> String {
     let ExecutorBuilder { spec, readiness } = recipe;
     let mut key = Key([Fnv1a(0xcbf2_9ce4_8422_2325), Fnv1a(0x6c62_272e_07bb_0142)]);
     hash::text(&mut key, name);
@@ -203,6 +204,7 @@ mod tests {
     use std::fs::File;
     use std::time::Duration;
 
+    use super::recipe_key as key;
     use super::*;
     use crate::executor::Executor;
     use crate::readiness::{Banner, Check, Exec, NoWait, PidFile, Tcp, Udp, UnixSocket};

@@ -36,5 +36,5 @@
 //!   that it is over. A worker without a guard waits for the end of the run, to clean up; without a
 //!   worker the next run does.
 
-mod key;
+pub(crate) mod key;
 pub(crate) mod slot;

@@ -16,7 +16,7 @@ use crate::recipe::builder::ExecutorBuilder;
 use crate::run::state::State;
 use crate::run::{Run, make_dir, this_process};
 use crate::service_dir;
-use crate::share::key::key;
+use crate::share::key::recipe_key;
 use crate::sys;
 use crate::timeline::events::timeline_now;
 use crate::util::backoff::Pauses;
@@ -41,7 +41,7 @@ impl Run {
         recipe: &ExecutorBuilder<R>,
     ) -> Result<RunSlot, Error> {
         recipe.spec.command.find_program()?;
-        let key = key(name, kind, recipe);
+        let key = recipe_key(name, kind, recipe);
         let slot = RunSlot {
             published: self.dir.join(format!("{key}.state")),
             lock: self.dir.join(format!("{key}.lock")),

@@ -2,9 +2,10 @@
 
 use mirakuru_core::{Error, Executor, ExecutorBuilder, Signal};
 
-use super::server::{AsRoot, Options, Server, handle, limit, options};
+use super::server::{AsRoot, Options, Server, handle, options};
 use super::{Answers, Prefix, expect};
 use crate::Recipe;
+use crate::cache::limit;
 
 const SERVER: Server = Server {
     name: "memcached",

@@ -83,7 +83,6 @@ use std::io;
 use mirakuru_core::{And, Check, Error, Tcp};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
-mod cache;
 mod connection;
 mod etcd;
 mod mariadb;

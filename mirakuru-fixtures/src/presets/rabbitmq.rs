@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use mirakuru_core::{Error, Executor, ExecutorBuilder};
 
-use super::cache::private_dir;
 use super::connection::{ANSWER_WITHIN, Connection, TIDY_WITHIN, tidied};
 use super::server::{
     AsRoot, Options, Server, handle, new_password, options, read_password, unique_name, write_password,
@@ -18,6 +17,7 @@ use super::server::{
 };
 use super::{Answers, expect, failed, percent_encoded};
 use crate::Recipe;
+use crate::cache::private_dir;
 
 const SERVER: Server = Server {
     name: "RabbitMQ",

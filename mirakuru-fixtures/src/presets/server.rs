@@ -13,6 +13,7 @@ use mirakuru_core::{Check, Error, Executor, ExecutorBuilder, NoWait, Probe, Read
 
 use super::connection::Connection;
 use super::{Answers, failed};
+use crate::cache::limit;
 use crate::lease;
 
 /// The facts about a server's program.
@@ -306,14 +307,6 @@ impl Question<'_> {
     pub(crate) fn connect(&self) -> io::Result<Connection> {
         Connection::open(([127, 0, 0, 1], self.port).into(), self.within)
     }
-}
-
-/// The hard limit of this process with this name, as `ulimit` sets it. `None` is no limit.
-pub(super) fn limit(name: &str) -> Option<u64> {
-    let limits = fs::read_to_string("/proc/self/limits").ok()?;
-    let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
-    // The soft limit, then the hard one.
-    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 /// Whether this is the stand-in of a version manager (asdf, mise, pyenv): a script, or a program in

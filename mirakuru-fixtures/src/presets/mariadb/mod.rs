@@ -13,7 +13,6 @@ use mirakuru_core::__private::{find_program, hash, literal, not_found};
 use mirakuru_core::{Error, Executor, ExecutorBuilder};
 
 use self::protocol::{Client, is_greeted};
-use super::cache::{cached, copy_tree, private_dir};
 use super::connection::{ANSWER_WITHIN, TIDY_WITHIN, tidied};
 use super::seed::{self, Seed};
 use super::server::{
@@ -23,6 +22,7 @@ use super::server::{
 use super::sql::{self, Dialect, Script};
 use super::{Answers, expect, failed};
 use crate::Recipe;
+use crate::cache::{fill, private_dir};
 use crate::lease;
 
 mod protocol;
@@ -150,7 +150,7 @@ impl MariadbRecipe {
             self.options.args,
         );
         let key = format!("mariadb-seed-{:016x}", hash(0, &recipe));
-        let kept = cached(dir, &key, |target| {
+        fill(dir, &key, |kept| {
             let maker = MariadbRecipe {
                 seeds: Vec::new(),
                 options: Options {
@@ -164,12 +164,9 @@ impl MariadbRecipe {
             // Not a test's database, which a shared server must not be made of.
             let database = lease::allowed(|| made.try_database())?;
             self.seeds.iter().try_for_each(|seed| seed.run(&database.url))?;
-            made.dump(&database.name, program, &target.join(SEED))
+            made.dump(&database.name, program, &kept.join(SEED))
                 .map_err(|source| failed("keep the result of a seed", source))
-        })?;
-        fs::copy(kept.join(SEED), dir.join(SEED))
-            .map(drop)
-            .map_err(|source| failed("copy the result of a seed", source))
+        })
     }
 
     /// The server that was given, or else the one that is found.
@@ -277,7 +274,7 @@ impl Recipe for MariadbRecipe {
         }
         match self.server() {
             Some(program) => {
-                install(&program, &dir.join("data"))?;
+                install(&program, &dir)?;
                 self.install_seed(&program, &dir)
             }
             // The start has the better error.
@@ -330,15 +327,16 @@ const FAST: [(&str, &str); 4] = [
 // ---- the data directory -------------------------------------------------------------------------
 
 /// Fills an empty data directory from the cache. The first to need it fills the cache.
-fn install(program: &Path, data: &Path) -> Result<(), Error> {
-    let service = data.parent().unwrap_or(data);
+fn install(program: &Path, dir: &Path) -> Result<(), Error> {
     // For a program that is not there the start has the better error.
     let Some(version) = version_of(program) else {
         return Ok(());
     };
-    const FORMAT: u32 = 3;
+    const FORMAT: u32 = 4;
     let key = format!("{version}-{FORMAT}");
-    let template = cached(service, &key, |template| {
+    fill(dir, &key, |kept| {
+        let data = kept.join("data");
+        private_dir(&data).map_err(|source| failed(format!("make {}", data.display()), source))?;
         let mut version = Command::new(program);
         clean(&mut version);
         let version = version
@@ -361,13 +359,13 @@ fn install(program: &Path, data: &Path) -> Result<(), Error> {
         }
         install = install
             .args(INSTALLED.map(|(name, value)| format!("--{name}={value}")))
-            .arg(path_arg("--datadir=", template));
+            .arg(path_arg("--datadir=", &data));
         if !is_shim(program) {
             install = install.current_dir("{dir}");
         }
         // The server refuses to run as root unless it is told to. In a form that the script hands
         // on: with `--user` it would stumble over a space in the path.
-        if template.metadata().is_ok_and(|metadata| metadata.uid() == 0) {
+        if data.metadata().is_ok_and(|metadata| metadata.uid() == 0) {
             install = install.arg("--loose-user=root");
         }
         let mut install = install.start()?;
@@ -378,12 +376,6 @@ fn install(program: &Path, data: &Path) -> Result<(), Error> {
             format!("make a data directory with `{}`", install.command()),
             last_lines(&install),
         ))
-    })?;
-    copy_tree(&template, data).map_err(|source| {
-        failed(
-            format!("copy {} to {}", template.display(), data.display()),
-            source,
-        )
     })
 }
 

@@ -11,7 +11,7 @@ use mirakuru_core::__private::{System, find_program, hash, literal, release_segm
 use mirakuru_core::{Error, Executor, NoWait, Signal};
 
 use super::{SERVER, USER};
-use crate::presets::cache::{cached, copy_tree};
+use crate::cache::{copy_tree, fill};
 use crate::presets::failed;
 use crate::presets::server::{clean_program, is_shim, last_lines};
 
@@ -99,18 +99,11 @@ pub(super) fn psql_of(server: &Path) -> Option<PathBuf> {
 pub(super) fn install(server: &Path, args: &[String], dir: &Path) -> Result<(), Error> {
     let initdb = server.with_file_name("initdb");
     let key = key(server, &initdb, args)?;
-    let template = cached(dir, &key, |template| {
+    fill(dir, &key, |kept| {
         let cluster = initialize(&initdb, args)?;
         let made = cluster.dir().join("data");
-        let copied = slim(&made).and_then(|()| copy_tree(&made, template));
+        let copied = slim(&made).and_then(|()| copy_tree(&made, &kept.join("data")));
         copied.map_err(|source| failed("keep the cluster that `initdb` has made", source))
-    })?;
-    let data = dir.join("data");
-    copy_tree(&template, &data).map_err(|source| {
-        failed(
-            format!("copy {} to {}", template.display(), data.display()),
-            source,
-        )
     })
 }
 
@@ -122,7 +115,7 @@ pub(super) fn key_of(server: &Path, args: &[String]) -> Result<String, Error> {
 /// Everything that the result of `initdb` depends on. Not the version: to ask for it takes longer
 /// than the copy, and another version is another file.
 fn key(server: &Path, initdb: &Path, args: &[String]) -> Result<String, Error> {
-    const FORMAT: u32 = 2;
+    const FORMAT: u32 = 3;
     let mut text = format!("{args:?}\n");
     if is_shim(server) {
         // The same file stands for all versions; the working directory decides.

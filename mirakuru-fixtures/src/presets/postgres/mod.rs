@@ -18,7 +18,6 @@ use mirakuru_core::{Error, Executor, ExecutorBuilder, Signal};
 use self::cluster::{install, is_ready, of_version, psql_of, real_path, release_memory};
 use self::load::{copy_extras, create_database, extras, load};
 use self::protocol::{Address, Client, takes_clients};
-use super::cache::{cached, copy_tree};
 use super::connection::{TIDY_WITHIN, tidied};
 use super::seed::{self, Seed};
 use super::server::{
@@ -28,6 +27,7 @@ use super::server::{
 use super::sql::{self, Script};
 use super::{Answers, expect, failed, percent_encoded};
 use crate::Recipe;
+use crate::cache::{copy_tree, fill};
 use crate::cluster::{ClusterRecipe, Node};
 
 mod cluster;
@@ -196,7 +196,7 @@ impl PostgresRecipe {
             self.options.durable,
         );
         let key = format!("postgres-seed-{:016x}", hash(0, &recipe));
-        let kept = cached(dir, &key, |target| {
+        fill(dir, &key, |kept| {
             let maker = PostgresRecipe {
                 fills_seeds: true,
                 options: Options {
@@ -210,9 +210,12 @@ impl PostgresRecipe {
             let from = made.executor.dir();
             // A cluster is copied when nobody writes to it.
             made.executor.stop()?;
-            copy_seeded(&from, target).map_err(|source| failed("keep the result of a seed", source))
-        })?;
-        copy_seeded(&kept, dir).map_err(|source| failed("copy the result of a seed", source))
+            // The cluster, and the facts about its template.
+            copy_tree(&from.join("data"), &kept.join("data"))
+                .and_then(|()| std::fs::copy(from.join(EXTRAS), kept.join(EXTRAS)))
+                .map(drop)
+                .map_err(|source| failed("keep the result of a seed", source))
+        })
     }
 
     /// Whether this server begins with the kept result of its seeds.
@@ -467,12 +470,6 @@ impl Recipe for PostgresRecipe {
             template,
         })
     }
-}
-
-/// Copies the cluster and the facts about its template.
-fn copy_seeded(from: &Path, to: &Path) -> io::Result<()> {
-    copy_tree(&from.join("data"), &to.join("data"))?;
-    std::fs::copy(from.join(EXTRAS), to.join(EXTRAS)).map(drop)
 }
 
 /// How a database is made from the template.

@@ -1,5 +1,7 @@
 //! A cache of directories that are slow to make and the same each time, such as the data directory
-//! of a database. Each is made once for each machine, version and user, and copied from there.
+//! of a database. Each is made once for each machine, version and user, and copied from there. The
+//! presets use it, and recipes of users: by [`prepare_once`], and by
+//! [`Recipe::seed_key`](crate::Recipe::seed_key).
 //!
 //! ```text
 //! <temp dir>/mirakuru-<euid>/cache/     0700
@@ -12,18 +14,18 @@
 //! directories (after ten days, as a rule) may have removed half of it. A directory that was made
 //! before the machine went down is not taken either, because nothing flushed it to the disk.
 
+use std::any::type_name;
+use std::error::Error as StdError;
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use mirakuru_core::__private::Lease;
-use mirakuru_core::Error;
+use mirakuru_core::__private::{Lease, hash, recipe_key};
+use mirakuru_core::{Error, Executor, Readiness};
 
-use super::failed;
-use super::server::limit;
+use crate::recipe::Recipe;
 
 /// How long a directory is used, in seconds.
 const PERIOD: u64 = 4 * 24 * 60 * 60;
@@ -36,15 +38,112 @@ const MOST_BYTES: u64 = 2 << 30;
 /// A directory that was used this recently stays in any case: somebody may be copying it.
 const IN_USE: Duration = Duration::from_secs(600);
 
+/// Fills the private directory of a service with data that is slow to make and the same each time:
+/// `make` runs once for a key, and the result is kept over runs. For
+/// [`Recipe::prepare`], in which it is what `initdb` is to PostgreSQL. (For data that the service
+/// itself must take in, see [`Recipe::seed_key`].)
+///
+/// `make` gets an empty directory of mode 0700. Its content is then copied into
+/// [`Executor::dir`], over files of the same names. The key must be another one when `make` would
+/// do something else: the version of a program, a hash of the files that it reads, as
+/// `presets::hash_of_dir` makes. Each user of the machine has a cache of their own. Two processes
+/// at once make one: the second one waits for the first, for 15 minutes at most.
+///
+/// The cache is `mirakuru-UID/cache` in the temporary directory. The 24 directories and 2 GiB that
+/// were used last stay in it. A directory is made anew after four to eight days, and after each
+/// start of the machine.
+///
+/// ```
+/// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
+/// # use std::path::Path;
+/// # fn build_index(file: &Path) -> std::io::Result<()> { std::fs::write(file, "") }
+/// use mirakuru::{Error, Executor, ExecutorBuilder, NoWait, Recipe};
+///
+/// struct Search;
+///
+/// impl Recipe for Search {
+///     type Readiness = NoWait;
+///     type Handle = Executor<NoWait>;
+///
+///     fn executor(&self) -> Result<ExecutorBuilder<NoWait>, Error> {
+///         Ok(Executor::builder("tail -f {dir}/index"))
+///     }
+///
+///     fn prepare(&self, executor: &mut Executor<NoWait>) -> Result<(), Error> {
+///         mirakuru::prepare_once(executor, "search-index-v3", |dir| build_index(&dir.join("index")))
+///     }
+///
+///     fn handle(self, executor: Executor<NoWait>) -> Result<Executor<NoWait>, Error> {
+///         Ok(executor)
+///     }
+/// }
+///
+/// let search = Search.start()?;
+/// assert!(search.dir().join("index").is_file());
+/// # Ok::<(), Error>(())
+/// ```
+///
+/// # Errors
+///
+/// The error of `make`, with the key; nothing is kept then. Otherwise those of the file system.
+pub fn prepare_once<R: Readiness, E>(
+    executor: &Executor<R>,
+    key: &str,
+    make: impl FnOnce(&Path) -> Result<(), E>,
+) -> Result<(), Error>
+where
+    E: Into<Box<dyn StdError + Send + Sync>>,
+{
+    fill(&executor.dir(), key, |dir| {
+        make(dir).map_err(|source| Error::other(format!("make `{key}`"), source))
+    })
+}
+
+/// Prepares and sets up a service that is not running. What it has in its directory then is kept
+/// under a key; from then on it is copied.
+pub(crate) fn seed<R: Recipe>(
+    recipe: &R,
+    key: &str,
+    executor: &mut Executor<R::Readiness>,
+) -> Result<(), Error> {
+    let name = format!("seed-{}", recipe_key(key, type_name::<R>(), &recipe.executor()?));
+    let mut is_made = false;
+    let kept = cached(&executor.dir(), &name, |kept| {
+        executor.__prepare(|executor| recipe.prepare(executor))?;
+        executor.start()?;
+        recipe
+            .set_up(executor)
+            .map_err(|source| Error::other(format!("run the seed `{key}`"), source))?;
+        // A directory is copied when nobody writes to it.
+        executor.stop()?;
+        is_made = true;
+        copy_tree(&executor.dir(), kept)
+            .map_err(|source| Error::other(format!("keep the result of the seed `{key}`"), source))
+    })?;
+    if is_made {
+        return Ok(());
+    }
+    executor.__prepare(|executor| copy(&kept, &executor.dir()))
+}
+
+/// Fills the private directory of a service with the content that `make` makes, or has made before.
+/// Everything that `make` depends on, versions above all, must show in the key.
+pub(crate) fn fill(
+    dir: &Path,
+    key: &str,
+    make: impl FnOnce(&Path) -> Result<(), Error>,
+) -> Result<(), Error> {
+    copy(&cached(dir, key, make)?, dir)
+}
+
 /// The directory that `make` fills, or has filled before. `service` is the private directory of the
-/// service that it is for. Everything that `make` depends on, versions above all, must show in
-/// `key`.
-pub(super) fn cached(
+/// service that it is for.
+fn cached(
     service: &Path,
     key: &str,
     make: impl FnOnce(&Path) -> Result<(), Error>,
 ) -> Result<PathBuf, Error> {
-    let failed = |source| failed(format!("use the cache for {key}"), source);
+    let failed = |source: io::Error| Error::other(format!("use the cache for {key}"), source);
     // `<base>/<id>/d`: the base has been found to be ours alone.
     let base = service
         .ancestors()
@@ -52,16 +151,7 @@ pub(super) fn cached(
         .ok_or_else(|| failed(io::ErrorKind::NotFound.into()))?;
     let cache = base.join("cache");
     private_dir(&cache).map_err(failed)?;
-    let key: String = key
-        .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || c == '-' {
-                c
-            } else {
-                '_'
-            }
-        })
-        .collect();
+    let key = file_name(key);
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let age = Age {
         boot: boot(),
@@ -92,10 +182,34 @@ pub(super) fn cached(
     Ok(ready)
 }
 
-/// Copies the content of one directory into another, with its permissions. Subdirectories may be
+/// A name for files that is another one for another key.
+fn file_name(key: &str) -> String {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
+    if key.len() <= 64 && key.chars().all(is_plain) {
+        return key.to_owned();
+    }
+    let start: String = key.chars().filter(|c| is_plain(*c)).take(40).collect();
+    format!("{start}-{:016x}", hash(0, key))
+}
+
+fn copy(from: &Path, to: &Path) -> Result<(), Error> {
+    copy_tree(from, to)
+        .map_err(|source| Error::other(format!("copy {} to {}", from.display(), to.display()), source))
+}
+
+/// Copies the content of one directory into another: files with their permissions, links as links.
+/// Sockets and pipes are left out, since they belong to processes. Subdirectories and files may be
 /// there already.
-pub(super) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     copy_files(from, to, limit("Max file size").unwrap_or(u64::MAX))
+}
+
+/// The hard limit of this process with this name, as `ulimit` sets it. `None` is no limit.
+pub(crate) fn limit(name: &str) -> Option<u64> {
+    let limits = fs::read_to_string("/proc/self/limits").ok()?;
+    let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
+    // The soft limit, then the hard one.
+    line.split_whitespace().nth(1)?.parse().ok()
 }
 
 fn copy_files(from: &Path, to: &Path, limit: u64) -> io::Result<()> {
@@ -106,6 +220,13 @@ fn copy_files(from: &Path, to: &Path, limit: u64) -> io::Result<()> {
         let metadata = entry.metadata()?;
         if metadata.is_dir() {
             copy_files(&entry.path(), &target, limit)?;
+        } else if metadata.is_symlink() {
+            match fs::remove_file(&target) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => symlink(fs::read_link(entry.path())?, &target)?,
+            }
+        } else if !metadata.is_file() {
+            continue;
         } else if metadata.len() > limit {
             // A write past the limit would be the end of this process.
             let (name, length) = (entry.path(), metadata.len());
@@ -122,7 +243,7 @@ fn copy_files(from: &Path, to: &Path, limit: u64) -> io::Result<()> {
 }
 
 /// Makes a directory of mode 0700, whatever the process's umask is.
-pub(super) fn private_dir(path: &Path) -> io::Result<()> {
+pub(crate) fn private_dir(path: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(path) {
         Ok(()) => fs::set_permissions(path, Permissions::from_mode(0o700)),
         Err(e) if e.kind() == io::ErrorKind::AlreadyExists => Ok(()),
@@ -131,19 +252,11 @@ pub(super) fn private_dir(path: &Path) -> io::Result<()> {
 }
 
 fn lock(path: &Path) -> io::Result<Lease> {
-    let mut waited = Duration::ZERO;
-    loop {
-        if let Some(lease) = Lease::take(path, 1)? {
-            return Ok(lease);
-        }
-        if waited > PATIENCE {
-            let problem = format!("another process has been making it for {} s", waited.as_secs());
-            return Err(io::Error::new(io::ErrorKind::TimedOut, problem));
-        }
-        let pause = Duration::from_millis(5);
-        thread::sleep(pause);
-        waited += pause;
-    }
+    Lease::wait(path, PATIENCE)?.ok_or_else(|| {
+        let seconds = PATIENCE.as_secs();
+        let problem = format!("another process has been making it for {seconds} s");
+        io::Error::new(io::ErrorKind::TimedOut, problem)
+    })
 }
 
 /// The time at which a directory was made.
@@ -158,7 +271,8 @@ fn boot() -> String {
     id.chars().filter(char::is_ascii_alphanumeric).take(12).collect()
 }
 
-/// Removes the directories that no process has made since the period before this one.
+/// Removes the directories that no process has made since the period before this one, and the locks
+/// that no process has taken since.
 fn remove_old(cache: &Path, now: &Age) {
     for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -169,6 +283,16 @@ fn remove_old(cache: &Path, now: &Age) {
         });
         if age.is_some_and(|(boot, period)| boot != now.boot || period + 1 < now.period) {
             let _ = fs::remove_dir_all(entry.path());
+        }
+        let lock = entry.path();
+        let taken = |lock: &Path| lock.join("next").metadata().and_then(|file| file.modified());
+        if lock.extension().is_some_and(|end| end == "lock")
+            && taken(&lock).is_ok_and(|taken| taken.elapsed().is_ok_and(|idle| idle.as_secs() > 2 * PERIOD))
+        {
+            // A process that has opened the file already finds that it is gone, and makes another.
+            if let Ok(Some(_held)) = Lease::take(&lock, 1) {
+                let _ = fs::remove_dir_all(&lock);
+            }
         }
     }
 }
@@ -195,8 +319,10 @@ fn bound(cache: &Path) {
     for (used, size, path) in dirs {
         let is_idle = used.elapsed().is_ok_and(|idle| idle > IN_USE);
         if (count > MOST || bytes > MOST_BYTES) && is_idle {
-            // Under another name first: nobody finds half of it.
-            let going = path.with_extension("new");
+            // Under another name first: nobody finds half of it. `remove_old` takes that name for
+            // an old one, and removes the rest after a kill.
+            let mut going = path.clone().into_os_string();
+            going.push(format!(".{}.new", std::process::id()));
             if fs::rename(&path, &going).is_ok() {
                 let _ = fs::remove_dir_all(&going);
                 count -= 1;
@@ -221,6 +347,7 @@ fn size(dir: &Path) -> u64 {
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
+    use std::thread;
 
     use super::*;
 
@@ -260,6 +387,46 @@ mod tests {
     }
 
     #[test]
+    fn a_copy_has_links_as_links_and_neither_sockets_nor_pipes() {
+        let base = std::env::temp_dir().join(format!("mirakuru-unit-{}-copy", std::process::id()));
+        let _ = fs::remove_dir_all(&base);
+        let (from, to) = (base.join("from"), base.join("to"));
+        fs::create_dir_all(&from).unwrap();
+        fs::create_dir_all(&to).unwrap();
+        fs::write(from.join("file"), "text").unwrap();
+        symlink("file", from.join("link")).unwrap();
+        symlink("nowhere", from.join("dangling")).unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(from.join("socket")).unwrap();
+        let pipe = std::process::Command::new("mkfifo")
+            .arg(from.join("pipe"))
+            .status();
+        assert!(pipe.unwrap().success());
+        // Twice: files and links may be there.
+        for _ in 0..2 {
+            copy_tree(&from, &to).unwrap();
+        }
+        let mut names: Vec<_> = fs::read_dir(&to)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["dangling", "file", "link"]);
+        assert_eq!(fs::read_link(to.join("dangling")).unwrap(), Path::new("nowhere"));
+        assert_eq!(fs::read_to_string(to.join("link")).unwrap(), "text");
+        fs::remove_dir_all(&base).unwrap();
+    }
+
+    #[test]
+    fn keys_that_differ_are_other_files() {
+        let long = "x".repeat(300);
+        let keys = ["a/b", "a_b", "a b", "a-b", "", &long, &format!("{long}y")];
+        let names: std::collections::BTreeSet<String> = keys.iter().map(|key| file_name(key)).collect();
+        assert_eq!(names.len(), keys.len(), "{names:?}");
+        assert!(names.iter().all(|name| name.len() < 80 && !name.contains('/')));
+        assert_eq!(file_name("postgres-3-0f"), "postgres-3-0f");
+    }
+
+    #[test]
     fn what_is_old_goes_when_something_new_is_made() {
         let base = std::env::temp_dir().join(format!("mirakuru-unit-{}-old", std::process::id()));
         let _ = fs::remove_dir_all(&base);
@@ -275,9 +442,17 @@ mod tests {
         for name in old.iter().chain(&others) {
             fs::create_dir_all(cache.join(name)).unwrap();
         }
+        let locks = ["old.lock", "new.lock"].map(|name| cache.join(name));
+        for (lock, days) in locks.iter().zip([9, 7]) {
+            drop(Lease::take(lock, 1).unwrap());
+            let taken = SystemTime::now() - Duration::from_secs(days * 24 * 60 * 60);
+            let next = fs::File::options().write(true).open(lock.join("next")).unwrap();
+            next.set_modified(taken).unwrap();
+        }
         cached(&base.join("id/d"), "k", |_| Ok(())).unwrap();
         assert!(old.iter().all(|name| !cache.join(name).exists()));
         assert!(others.iter().all(|name| cache.join(name).exists()));
+        assert_eq!(locks.map(|lock| lock.exists()), [false, true]);
         fs::remove_dir_all(&base).unwrap();
     }
 
