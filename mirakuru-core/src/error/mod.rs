@@ -1,9 +1,9 @@
-//! What can go wrong, told so that the reader need not investigate further.
+//! Errors that explain themselves, so that the reader need not investigate further.
 //!
-//! Every variant displays as one line that says it all, followed by indented evidence: the last
-//! probe's own error, a timeline, the end of the service's log and where the whole of it is, and
-//! what to do about it. `Debug` prints the same as `Display`, because `unwrap()` and
-//! `fn main() -> Result` show `Debug`. [`report`](crate::error::report) lays it out.
+//! Every variant displays as one line with the whole message, followed by indented evidence: the
+//! last probe's own error, a timeline, the end of the service's log and its place, and the remedy.
+//! `Debug` prints the same as `Display`, because `unwrap()` and `fn main() -> Result` show `Debug`.
+//! [`report`](crate::error::report) lays it out.
 
 pub(crate) mod programs;
 pub(crate) mod report;
@@ -47,13 +47,13 @@ pub enum Error {
     Spawn {
         /// The command, as a person would type it.
         command: String,
-        /// What was being attempted, for example ``execute `redis-server` ``.
+        /// The step that failed, for example ``execute `redis-server` ``.
         attempt: String,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
-        /// What to do about it, where that is known.
+        /// The remedy, where one is known.
         hint: Option<String>,
-        /// What is not on this machine, where that is the reason.
+        /// The program or feature that this machine lacks, if that is the reason.
         missing: Option<Box<Missing>>,
     },
     /// Something else already has the port, the socket path or the process id file that the service
@@ -62,11 +62,11 @@ pub enum Error {
     AlreadyRunning {
         /// The command, as a person would type it.
         command: String,
-        /// What is taken, for example `port 6379`.
+        /// The endpoint that is taken, for example `port 6379`.
         endpoint: String,
-        /// Who has it, for example `redis-server (pid 812)`, where that can be seen.
+        /// The process that has it, for example `redis-server (pid 812)`, if it can be seen.
         holder: Option<String>,
-        /// What else is known of the holder.
+        /// Further facts about the holder.
         evidence: Box<Evidence>,
     },
     /// The service ended before it was ready.
@@ -74,7 +74,7 @@ pub enum Error {
     Exited {
         /// The command, as a person would type it.
         command: String,
-        /// What was awaited, as the end of "before ...".
+        /// The awaited condition, as the end of "before ...".
         awaited: String,
         /// Time from the start of the service until its exit.
         elapsed: Duration,
@@ -88,7 +88,7 @@ pub enum Error {
     Timeout {
         /// The command, as a person would type it.
         command: String,
-        /// What was awaited, as the end of "before ...".
+        /// The awaited condition, as the end of "before ...".
         awaited: String,
         /// How long it was waited for.
         elapsed: Duration,
@@ -109,27 +109,27 @@ pub enum Error {
         /// Everything else that was seen.
         evidence: Box<Evidence>,
     },
-    /// Somebody else answers where the service should.
+    /// Another process answers where the service should.
     #[non_exhaustive]
     WrongListener {
         /// The command, as a person would type it.
         command: String,
         /// Where, for example `127.0.0.1:6379`.
         endpoint: String,
-        /// Who, for example `redis-server (pid 812)`.
+        /// The process, for example `redis-server (pid 812)`.
         holder: String,
         /// Everything else that was seen.
         evidence: Box<Evidence>,
     },
-    /// The service was stopped, and its exit status is neither 0, nor death by the stop signal, nor
-    /// what the recipe expects.
+    /// The service was stopped, and its exit status is none of these: 0, death by the stop signal,
+    /// the status that the recipe expects.
     #[non_exhaustive]
     BadExit {
         /// The command, as a person would type it.
         command: String,
         /// How it ended.
         status: ExitStatus,
-        /// What would have been fine, in words.
+        /// The good ends, in words.
         expected: String,
         /// Everything else that was seen.
         evidence: Box<Evidence>,
@@ -140,7 +140,7 @@ pub enum Error {
     InvalidCommand {
         /// The command as it was given.
         command: String,
-        /// What is wrong with it, and what would be right.
+        /// The mistake and its remedy.
         reason: String,
     },
     /// The readiness condition cannot be understood: a bad address, URL, pattern or path.
@@ -148,11 +148,11 @@ pub enum Error {
     InvalidReadiness {
         /// The condition as it was given.
         readiness: String,
-        /// What is wrong with it, and what would be right.
+        /// The mistake and its remedy.
         reason: String,
     },
-    /// A service that the whole run shares has ended. It is not started again, so that nobody
-    /// mistakes the new one, which knows nothing of what was done before, for the old one.
+    /// A service that the whole run shares has ended. It is not started again: tests could take the
+    /// new one, which has lost the data of the old one, for the old one.
     #[non_exhaustive]
     Died {
         /// The command, as a person would type it.
@@ -171,28 +171,28 @@ pub enum Error {
         /// The test process that tried, as `tests-1f3a (pid 812)`.
         process: String,
     },
-    /// The service is not running, and what was asked needs it to be.
+    /// The service is not running, and the verb needs it to be.
     #[non_exhaustive]
     NotRunning {
         /// The command, as a person would type it.
         command: String,
-        /// What was asked.
+        /// The verb.
         action: String,
     },
-    /// What mirakuru itself needs (a directory, a socket, a process) was not to be had.
+    /// mirakuru itself could not get a directory, a socket or a process that it needs.
     #[non_exhaustive]
     System {
-        /// What was being attempted.
+        /// The step that failed.
         attempt: String,
-        /// What the operating system said.
+        /// The error of the operating system.
         source: io::Error,
     },
 }
 
 impl Error {
     /// An error of a [recipe](https://docs.rs/mirakuru/latest/mirakuru/trait.Recipe.html)'s own,
-    /// for example of the statements that set a database up: what was being attempted, as in "apply
-    /// the migrations", and why it failed.
+    /// for example of the statements that set a database up: the step that failed, as in "apply the
+    /// migrations", and the reason.
     ///
     /// ```
     /// # use mirakuru_core::Error;
@@ -204,7 +204,7 @@ impl Error {
         attempt: impl Into<String>,
         source: impl Into<Box<dyn StdError + Send + Sync + 'static>>,
     ) -> Error {
-        // One of the operating system stays what it is: there may be a remedy for it.
+        // An error of the operating system stays as it is, because it may have a remedy.
         let source = match source.into().downcast::<io::Error>() {
             Ok(error) => *error,
             Err(error) => io::Error::other(error),
@@ -220,7 +220,7 @@ impl Error {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Missing {
-    /// What it is, for example `redis-server` or `PostgreSQL 17`.
+    /// The program, for example `redis-server` or `PostgreSQL 17`.
     pub what: String,
     /// The command that installs it on this machine, where that is known.
     pub install: Option<String>,
@@ -252,8 +252,8 @@ impl Missing {
 }
 
 impl Error {
-    /// What is not on this machine, where that is the reason of this error: a program, or the
-    /// version of it that a preset needs. A start that failed for another reason has nothing here.
+    /// The program, or the version of it that a preset needs, if this machine lacks it and that is
+    /// the reason of this error. A start that failed for another reason has nothing here.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -287,7 +287,7 @@ impl Error {
         }
     }
 
-    /// Notes what the recipe says about something that is missing.
+    /// Notes whether the recipe is `optional`.
     #[doc(hidden)]
     #[must_use]
     pub fn __optional(mut self, is_optional: bool) -> Error {
@@ -325,7 +325,7 @@ impl Error {
     }
 }
 
-/// What was seen of a service up to an error.
+/// The facts about a service up to an error.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -345,33 +345,33 @@ impl Error {
 pub struct Evidence {
     /// The last probe's own error.
     pub last_probe: Option<String>,
-    /// What happened when, counted from the start of the service.
+    /// Events and their times, counted from the start of the service.
     pub timeline: Vec<(Duration, String)>,
     /// The first lines that the service printed, at most 5, where they are not in `tail`.
     pub head: Vec<String>,
     /// How many lines it printed between `head` and `tail`.
     pub left_out: u64,
-    /// The last lines that the service printed, at most 20. Of four or more lines in a row that
-    /// differ only in times and process ids, the first and the last are here, and between them the
-    /// number of the others.
+    /// The last lines that the service printed, at most 20. If four or more lines in a row differ
+    /// only in times and process ids, the first and the last are here, and between them the number
+    /// of the others.
     pub tail: Vec<String>,
     /// The file that has everything it printed. Kept after a failure.
     pub log: Option<PathBuf>,
     /// How many bytes of its output are missing there, because they could not be written: the disk
     /// was full.
     pub lost: u64,
-    /// Of somebody else that is in the way, what is known of it, for example
-    /// `started 3 min ago by user redis`.
+    /// Facts about another process that is in the way, for example `started 3 min ago by user
+    /// redis`.
     pub about: Option<String>,
     /// Where it is one of several services that start together, how far each of them was, for
     /// example `` `node-0` was ready ``.
     pub system: Vec<String>,
-    /// What to do about it, where the cause is known.
+    /// The remedy, if the cause is known.
     pub hint: Option<String>,
 }
 
 impl Error {
-    /// The same error with its own texts shown as the function gives them. What the service printed
+    /// The same error with its own texts replaced by the function's results. The service's output
     /// stays as it is.
     pub(crate) fn map_texts(mut self, shown: impl Fn(&str) -> String) -> Error {
         let texts: Vec<&mut String> = match &mut self {
@@ -414,7 +414,7 @@ impl Error {
         self
     }
 
-    /// The same error of a service that is one of several, with how far each of them was.
+    /// The same error of one service of several, with a line about each of the others.
     #[doc(hidden)]
     #[must_use]
     pub fn __in_system(mut self, services: Vec<String>) -> Error {

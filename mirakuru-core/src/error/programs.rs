@@ -77,7 +77,7 @@ const ELSEWHERE: [(&str, [&str; 4]); 10] = [
     ("etcd", ["etcd", "", "", "etcd"]),
 ];
 
-/// What to do about a program that no directory on PATH has.
+/// The remedy for a program that no directory on PATH has.
 #[must_use]
 pub fn not_found(program: &str, similar: &[String]) -> String {
     let mut text = format!("no directory on PATH has `{program}`");

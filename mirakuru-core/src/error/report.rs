@@ -25,8 +25,8 @@ use once_cell::sync::Lazy;
 
 /// The most lines that a report shows from the end of the output.
 pub(crate) const TAIL_LINES: usize = 20;
-/// The most lines that a report shows from the beginning of the output, where that is not in the
-/// end.
+/// The most lines that a report shows from the beginning of the output, if they are not among the
+/// last ones.
 pub(crate) const HEAD_LINES: usize = 5;
 /// Where the text after a label begins.
 const COLUMN: usize = 12;
@@ -215,12 +215,13 @@ fn is_set(name: &str) -> bool {
     std::env::var_os(name).is_some_and(|value| !value.is_empty())
 }
 
-/// Whether what this process prints is seen on a terminal that takes colours. `NO_COLOR` with any
+/// Whether the output of this process goes to a terminal that shows colours. `NO_COLOR` with any
 /// text turns them off.
 pub(crate) fn has_colours() -> bool {
     static COLOURS: Lazy<bool> = Lazy::new(|| {
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
-        // A test's captured output comes out of standard output, whatever it was printed to.
+        // The harness prints a test's captured output to standard output, also the part that went
+        // to standard error.
         !is_set("NO_COLOR") && !dumb && std::io::stderr().is_terminal() && std::io::stdout().is_terminal()
     });
     *COLOURS
@@ -265,8 +266,8 @@ fn escape_command(text: &str) -> String {
     text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
-/// Prints into the output of the test on this thread. Unlike `eprintln!`, never panics when nobody
-/// reads any more: while a panic is under way, another one would abort the process.
+/// Prints into the output of the test on this thread. Unlike `eprintln!`, it never panics when the
+/// output is closed: during a panic another one would abort the process.
 pub(crate) fn print(text: String) {
     // A thread inherits the place where its maker prints, and its panic is its own.
     if let Ok(printer) = std::thread::Builder::new().spawn(move || eprintln!("{text}")) {

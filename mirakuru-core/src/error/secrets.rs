@@ -1,6 +1,6 @@
 //! Masks secrets: passwords in URLs, and values of environment variables.
 //!
-//! It concerns every text that mirakuru makes itself. What a service prints is shown as it is.
+//! This covers every text that mirakuru makes itself. The output of a service is shown as it is.
 //!
 //! Inside the executor an error is an [`Unmasked`]. Each verb masks it on its way out
 //! (`Core::masked`); without that the verb does not compile.
@@ -9,7 +9,7 @@ use std::borrow::Cow;
 
 use crate::error::Error;
 
-/// What stands for a secret.
+/// The text that replaces a secret.
 const STARS: &str = "***";
 
 /// Parameters of URLs that are secrets wherever they stand: `postgresql://host/db?password=...`.
@@ -26,7 +26,7 @@ const PARAMETERS: [&str; 10] = [
     "apikey",
 ];
 
-/// The parts of a variable's name that say that its value is a secret.
+/// A variable whose name contains one of these parts holds a secret.
 const NAMES: [&str; 9] = [
     "PASS",
     "PWD",
@@ -69,7 +69,7 @@ fn ends_a_url(c: char) -> bool {
     c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'' | '`' | '<' | '>')
 }
 
-/// What follows a URL's scheme, without the password before its host.
+/// The text after a URL's scheme, without the password before its host.
 fn mask_user(url: &str) -> Cow<'_, str> {
     let authority = url.split(['/', '?', '#']).next().unwrap_or_default();
     let at = match (authority.rfind('@'), authority.split_once(':')) {
@@ -110,15 +110,15 @@ fn mask_parameters(url: &str, shown: &mut String) {
     }
 }
 
-/// The secrets of one service, and what is shown in their place.
+/// The secrets of one service, and the texts that replace them.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Secrets(Vec<(String, String)>);
 
 impl Secrets {
     /// A value that must not be shown, and the text that stands for it.
     ///
-    /// Not everything can be looked for in a text: what has less than four letters would be found
-    /// where it is not meant, and a number of up to five digits is a port.
+    /// Short values and ports are not masked. A text of less than four letters would also be found
+    /// in other words, and a number of up to five digits is a port.
     pub(crate) fn add(&mut self, value: &str, shown: &str) {
         let is_port = value.len() <= 5 && value.bytes().all(|byte| byte.is_ascii_digit());
         let value = value.trim();
@@ -146,7 +146,7 @@ impl Secrets {
         mask_urls(&text).into_owned()
     }
 
-    /// The error as it may be shown. What the service printed stays as it is.
+    /// The error as it may be shown. The service's output stays as it is.
     pub(crate) fn mask_error(&self, error: Unmasked) -> Error {
         error.0.map_texts(|text| self.mask(text))
     }

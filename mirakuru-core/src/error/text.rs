@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::error::secrets::mask_urls;
 
-/// A command on one line, and of a script or a long list of arguments the beginning and the end.
+/// A command on one line. A script or a long list of arguments keeps its beginning and its end.
 pub(super) fn one_line(command: &str) -> String {
     const LONGEST: usize = 200;
     let line = if command.contains(char::is_control) {
@@ -79,7 +79,7 @@ fn without_number(text: &str) -> String {
     shown + rest
 }
 
-/// What to do about an error of the operating system.
+/// The remedy for an error of the operating system.
 pub(super) fn of_system(source: &io::Error) -> Option<&'static str> {
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(

@@ -25,8 +25,8 @@ use crate::timeline::events as timeline;
 pub(super) struct Attached {
     state: State,
     published: PathBuf,
-    /// Of the process that started it: lets its other tests see that nobody will give the endpoints
-    /// back.
+    /// The lock of the process that started it. It shows that process's other tests that the
+    /// endpoints will not become free.
     _endpoint_lock: Option<Arc<Mutex<EndpointLock>>>,
 }
 
@@ -195,8 +195,8 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::Exited`] when it has ended meanwhile; [`Error::System`] when it cannot be
-    /// published. It is still this process's own then.
+    /// [`Error::Exited`] when it has ended since; [`Error::System`] when it cannot be published. It
+    /// is still this process's own then.
     pub(crate) fn publish(&mut self, state: State, published: PathBuf) -> Result<(), Error> {
         let done = self.try_to_publish(state, published);
         self.core.masked(done)

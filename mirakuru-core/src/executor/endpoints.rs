@@ -19,7 +19,7 @@ use crate::util::deadline::scaled;
 /// How long a start waits for a lock at most.
 const LOCK_LIMIT: Duration = Duration::from_secs(600);
 
-/// What a service, or several fixtures of one test, need for themselves.
+/// The endpoints that a service, or several fixtures of one test, need for themselves.
 ///
 /// A test with several fixtures takes all of their locks at once. If it took them one after the
 /// other, in the order of its fixtures, two tests could wait for each other for ever.
@@ -28,7 +28,7 @@ const LOCK_LIMIT: Duration = Duration::from_secs(600);
 pub struct Endpoints {
     command: String,
     name: String,
-    /// Of the services, where there is a timeline.
+    /// The ids of the services, where there is a timeline.
     ids: Vec<String>,
     addrs: Vec<SocketAddr>,
     udp_addrs: Vec<SocketAddr>,
@@ -95,7 +95,7 @@ impl Endpoints {
         }
     }
 
-    /// Names who has it: the process that can be seen there, and what its lock says.
+    /// Names the holder: the process that can be seen there, and the note in its lock.
     fn busy(&self, note: Option<String>) -> Error {
         let path_is_busy = self
             .paths
@@ -111,8 +111,7 @@ impl Endpoints {
                 holder,
                 mut evidence,
             }) => {
-                // Where the process can be seen it is the holder, and what the lock says is the
-                // rest.
+                // A visible process is the holder, and the note in the lock is further evidence.
                 let (holder, note) = match holder {
                     Some(holder) => (Some(holder), note),
                     None => (note, None),

@@ -1,8 +1,9 @@
-//! What to do about a failure whose cause can be known: from what the service printed, how it
-//! ended, and who has its port.
+//! The remedy for a failure whose cause can be known: from the service's output, from its exit, and
+//! from the process that has its port.
 //!
 //! A hint must be right or absent. So each is tied to a text that programs print for this one
-//! reason, and what can be looked up (who has the port, which program there is) is looked up.
+//! reason. Facts that can be looked up (the process on the port, the programs that exist) are
+//! looked up.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
@@ -12,7 +13,7 @@ use std::process::ExitStatus;
 use crate::ports::holder;
 use crate::ports::time_wait;
 
-/// What is known of a service that failed.
+/// The facts about a service that failed.
 pub(crate) struct Symptoms<'a> {
     /// The last lines that it printed.
     pub(crate) tail: &'a [String],
@@ -21,7 +22,7 @@ pub(crate) struct Symptoms<'a> {
     pub(crate) program: &'a str,
     /// Whether the program is a shell's script.
     pub(crate) shell: bool,
-    /// What in its command only a shell would understand, and what to do about it.
+    /// A part of its command that only a shell would understand, and the remedy.
     pub(crate) shell_syntax: Option<String>,
     /// Whether its standard input is empty.
     pub(crate) reads_nothing: bool,
@@ -33,7 +34,7 @@ pub(crate) struct Symptoms<'a> {
     pub(crate) root: u32,
 }
 
-/// What to do, if the cause can be told.
+/// The remedy, if the cause is known.
 pub(crate) fn of(symptoms: &Symptoms<'_>) -> Option<String> {
     if symptoms.tail.iter().any(|line| says_in_use(line)) {
         if let Some(hint) = in_use(symptoms) {
@@ -46,7 +47,7 @@ pub(crate) fn of(symptoms: &Symptoms<'_>) -> Option<String> {
         .or_else(|| of_exit(symptoms))
 }
 
-/// What services print when a port is taken: the C library's text for EADDRINUSE, and the names
+/// The messages of services whose port is taken: the C library's text for EADDRINUSE, and the names
 /// that runtimes give it.
 pub(crate) fn says_in_use(line: &str) -> bool {
     let line = line.to_ascii_lowercase();
@@ -55,7 +56,7 @@ pub(crate) fn says_in_use(line: &str) -> bool {
         .any(|text| line.contains(text))
 }
 
-/// Says what has the port. The line of output is the occasion, and the kernel has the answer.
+/// Names the process on the port. The line of output is the occasion; the kernel has the answer.
 fn in_use(symptoms: &Symptoms<'_>) -> Option<String> {
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let printed = symptoms.tail.iter().filter(|line| says_in_use(line));
@@ -93,7 +94,7 @@ fn ports_in(line: &str) -> Vec<u16> {
     ports.collect()
 }
 
-/// What a line of output tells.
+/// The hint for a line of output.
 fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     let lower = line.to_ascii_lowercase();
     let has = |texts: &[&str]| texts.iter().any(|text| lower.contains(text));
@@ -201,7 +202,7 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     None
 }
 
-/// What the exit alone tells.
+/// The hint for the exit status alone.
 fn of_exit(symptoms: &Symptoms<'_>) -> Option<String> {
     const SIGKILL: i32 = 9;
     const SIGILL: i32 = 4;

@@ -1,4 +1,4 @@
-//! `MIRAKURU_KEEP=1`: the services of a failed test stay, so that a person can look at them.
+//! `MIRAKURU_KEEP=1`: the services of a failed test stay, so that a person can inspect them.
 //!
 //! On a terminal, the end of the first service waits for a key. Elsewhere the service becomes the
 //! run's: its supervisor ends it when the runner has ended.
@@ -22,7 +22,7 @@ fn is_wanted() -> bool {
     is_set("MIRAKURU_KEEP")
 }
 
-/// Whether somebody can press a key.
+/// Whether there is a terminal on which a person can press a key.
 fn has_keys() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }
@@ -36,7 +36,7 @@ impl Owned<'_> {
     /// Before a start: lets the service become the run's, if it is going to be kept.
     pub(super) fn prepare_to_keep(&mut self) {
         if self.own.run.is_none() && is_wanted() && !has_keys() {
-            // Without a runner there is nobody to keep it for.
+            // Without a runner the service cannot be kept.
             self.own.run = Run::current().and_then(|run| self.plan_to_keep(run).ok());
         }
     }
@@ -47,7 +47,7 @@ impl Owned<'_> {
         let c_string = |path: PathBuf| Ok::<_, io::Error>(CString::new(path.as_os_str().as_bytes())?);
         Ok(RunPlan {
             runner: sys::pidfd(run.runner().0)?,
-            // Nobody else starts this service.
+            // No other process starts this service.
             start_lock: File::open("/dev/null")?.into(),
             staged: c_string(staged)?,
             published: c_string(published)?,
@@ -131,7 +131,7 @@ impl Owned<'_> {
     }
 }
 
-/// Shows the service, and waits until somebody presses Enter. One test at a time.
+/// Shows the service, and waits for Enter. One test at a time.
 fn wait_for_key(description: &str) {
     static ASKING: Mutex<()> = Mutex::new(());
     let _one = ASKING.lock().unwrap_or_else(PoisonError::into_inner);

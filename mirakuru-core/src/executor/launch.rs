@@ -27,8 +27,8 @@ pub(crate) fn stream(stdio: &Stdio, number: i32) -> io::Result<(Stream, Option<O
     })
 }
 
-/// Turns the kernel's short word into what a person needs: which of program, interpreter and
-/// directory it is about.
+/// Explains the kernel's short error: whether it is about the program, its interpreter or a
+/// directory.
 pub(crate) fn explain(
     failure: SpawnFailure,
     command: &str,
@@ -69,8 +69,7 @@ pub(crate) fn explain(
         }
         Stage::Exec => {
             let syntax = spec.shell_syntax().filter(|hint| hint.contains(&program));
-            // What is given by a relative path belongs to the project, and is no program of the
-            // machine.
+            // A program given by a relative path belongs to the project, and not to the machine.
             let is_of_project = program.contains('/') && !program.starts_with('/');
             if source.kind() == io::ErrorKind::NotFound
                 && existing(tried, dir).is_none()
@@ -104,7 +103,7 @@ fn directory_hint(source: &io::Error) -> Option<String> {
         .then(|| "make it before the service is started, or use \"{dir}\", which is made for it".to_owned())
 }
 
-/// The first of the files that were tried which is there.
+/// The first of the tried files that exists.
 fn existing(tried: &[PathBuf], dir: Option<&Path>) -> Option<PathBuf> {
     let from = |path: &PathBuf| dir.map_or_else(|| path.clone(), |dir| dir.join(path));
     tried.iter().map(from).find(|path| path.exists())

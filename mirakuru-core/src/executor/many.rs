@@ -22,14 +22,15 @@ pub trait Startable {
     /// Its supervisor has been forked, or not.
     fn launched(&mut self, launched: Launched);
 
-    /// One poll of whether it is ready. If not, says what to wait for before the next one.
+    /// Polls once whether it is ready. If not, returns the pause before the next poll.
     ///
     /// # Errors
     ///
     /// Those of [`Executor::start`].
     fn step_start(&mut self) -> Result<Option<Pause>, Error>;
 
-    /// What becomes readable when something happens to it; `None` when something already has.
+    /// The descriptor that becomes readable when something happens to it; `None` when something
+    /// already has.
     fn events(&self) -> Option<i32>;
 
     /// Asks it to stop, without waiting for that.
@@ -47,7 +48,7 @@ pub trait Startable {
 #[doc(hidden)]
 pub struct Planned(Plan);
 
-/// What became of it.
+/// The result of its launch.
 #[doc(hidden)]
 pub struct Launched(Result<Service, SpawnFailure>);
 
@@ -96,7 +97,7 @@ impl<R: Readiness> Startable for Executor<R> {
 ///
 /// # Errors
 ///
-/// Those of [`Executor::stop`], of the first of them that has one. All have been stopped then as
+/// The error of [`Executor::stop`] of the first service that has one. All have been stopped then as
 /// well.
 #[doc(hidden)]
 pub fn stop_together(services: &mut [&mut dyn Startable]) -> Result<(), Error> {
@@ -118,8 +119,8 @@ const AT_ONE_GO: usize = 8;
 ///
 /// # Errors
 ///
-/// Those of [`Executor::start`], of the first that fails, with its place in the list. The others
-/// may be starting: the caller drops them.
+/// The error of [`Executor::start`] of the first service that fails, with its place in the list.
+/// The others may be starting: the caller drops them.
 #[doc(hidden)]
 pub fn launch_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize, Error)> {
     for (chunk, services) in services.chunks_mut(AT_ONE_GO).enumerate() {
@@ -143,7 +144,7 @@ pub fn launch_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize
 ///
 /// # Errors
 ///
-/// Those of [`Executor::start`], of the first that fails, with its place in the list.
+/// The error of [`Executor::start`] of the first service that fails, with its place in the list.
 #[doc(hidden)]
 pub fn await_any(services: &mut [&mut dyn Startable], limit: Duration) -> Result<Vec<usize>, (usize, Error)> {
     let began = Instant::now();

@@ -1,7 +1,7 @@
 //! The executor: a service under the control of a test.
 //!
-//! [`Executor<R>`] is a thin generic shell with the public verbs. What they do is in [`Core`],
-//! [`Own`] and [`Attached`], which know readiness only as a trait object.
+//! [`Executor<R>`] is a thin generic shell with the public verbs. [`Core`], [`Own`] and
+//! [`Attached`] do the work; they know readiness only as a trait object.
 
 mod attach;
 mod build;
@@ -48,8 +48,8 @@ pub use crate::executor::many::{Startable, await_any, launch_together, stop_toge
 /// A service that a test holds: running or stopped, and startable again. Made with
 /// [`Executor::builder`].
 ///
-/// What it is not: a process. A service is a process *and everything it ever forks*, and the verbs
-/// mean all of it. The usual variable name is the service's, `redis`.
+/// An executor is more than a process: a service is a process *and everything it ever forks*, and
+/// the verbs mean all of it. The usual variable name is the service's, `redis`.
 ///
 /// Lifecycle verbs take `&mut self`: a shared fixture hands out `&`, so that no test can stop a
 /// service under another.
@@ -69,8 +69,8 @@ pub use crate::executor::many::{Startable, await_any, launch_together, stop_toge
 /// # Drop
 ///
 /// Dropping an executor ends its service as [`stop`](Executor::stop) does, and returns when nothing
-/// of it is left; only what `stop` would report as an error is ignored. When the test panics, the
-/// end of the service's log is printed into its output, and the log file is kept and named.
+/// of it is left, but ignores the errors of `stop`. When the test panics, the end of the service's
+/// log is printed into its output, and the log file is kept and named.
 ///
 /// If the test process ends without dropping it (a signal, `abort`, `process::exit`, SIGKILL), the
 /// supervisor does the same from outside.
@@ -109,7 +109,8 @@ impl<R: Readiness> Executor<R> {
     }
 
     /// Ends the service: sends the stop signal to its process group, waits out the grace, kills
-    /// what is left, and returns when nothing of it is. Does nothing when it is not running.
+    /// every process of it that is left, and returns when none is. Does nothing when the service is
+    /// not running.
     ///
     /// This is the checked version of dropping the executor.
     ///
@@ -363,8 +364,7 @@ impl<R: Readiness> Executor<R> {
         })
     }
 
-    /// Waits until a further condition holds, looking at what happens from the service's last start
-    /// on.
+    /// Waits until a further condition holds. It sees everything since the service's last start.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -605,8 +605,8 @@ impl<R: Readiness> Executor<R> {
         panic!("`{}` has no {what}: {remedy}", self.core.values.name())
     }
 
-    /// A snapshot of what the service has printed so far, over all its starts. (Of a service that
-    /// another process of the run has started, what it printed in the last instant may be missing.)
+    /// A snapshot of the service's output so far, over all its starts. (If another process of the
+    /// run has started the service, the output of the last instant may be missing.)
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -654,7 +654,7 @@ impl<R: Readiness> Executor<R> {
         &self.core.command
     }
 
-    /// The service's name: what the recipe says, or the program's file name.
+    /// The service's name: the recipe's, or the program's file name.
     #[must_use]
     pub fn name(&self) -> &str {
         self.core.values.name()
@@ -731,8 +731,8 @@ impl<R> std::fmt::Debug for Executor<R> {
 
 /// The end of a pipe that leads to a service's standard input: see [`Executor::take_stdin`].
 ///
-/// Of the standard library's [`ChildStdin`](std::process::ChildStdin) it has what others build on:
-/// it is a [`Write`], and its descriptor can be borrowed, or taken out for an async runtime.
+/// It has two things of the standard library's [`ChildStdin`](std::process::ChildStdin): it is a
+/// [`Write`], and its descriptor can be borrowed, or taken out for an async runtime.
 #[derive(Debug)]
 pub struct StdinPipe(File);
 

@@ -1,8 +1,8 @@
-//! Which services a service needs: those of this process whose port or directory its command, its
-//! environment or its files name. At the end of the process or of the run, they end after it.
+//! The services that a service needs: those of this process whose port or directory its command,
+//! its environment or its files name. At the end of the process or of the run, they end after it.
 //!
-//! So an application that is given the address of its database is stopped before the database,
-//! whoever put the two together. A wrong guess only makes one end wait for another.
+//! So an application that is given the address of its database stops before the database, in every
+//! combination. A wrong guess only makes one end wait for another.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};

@@ -36,7 +36,7 @@ use crate::recipe::builder::Spec;
 use crate::service_dir::{self, ServiceDir};
 use crate::sys::{self, Exit, RunPlan, Service, TreeSignal};
 
-/// What every service has, whoever started it.
+/// The data of every service, one's own or attached.
 pub(super) struct Core {
     pub(super) spec: Spec,
     pub(super) service_dir: ServiceDir,
@@ -54,9 +54,9 @@ pub(super) struct Core {
     pub(super) output: OutputReader,
     /// Files that the service logs to, with placeholders filled in.
     pub(super) log_files: Vec<PathBuf>,
-    /// Where the logs of the last start begin.
+    /// The place in the logs where the last start begins.
     pub(super) since: Mark,
-    /// What conditions have noted since the last start.
+    /// The notes of the conditions since the last start.
     pub(super) notes: Mutex<Notes>,
     /// The named groups of the lines that a [`Banner`](crate::Banner) waited for.
     pub(super) captured: Vec<(String, String)>,
@@ -110,7 +110,7 @@ pub(super) struct Owned<'a> {
     pub(super) own: &'a mut Own,
 }
 
-/// What a wait can ask of either kind of service.
+/// The questions of a wait to either kind of service.
 pub(super) trait Observed {
     /// The root of its process tree; 0 when there is none.
     fn supervisor(&self) -> u32;
@@ -131,8 +131,8 @@ pub(super) trait Observed {
     /// Waits until everything that the service has printed so far is in the log.
     fn sync_output(&self);
 
-    /// Sleeps until something happens to the service, or to what the condition waits for, but no
-    /// longer than the pause.
+    /// Sleeps until something happens to the service or a descriptor of the pause is readable, but
+    /// no longer than the pause.
     fn wait_event(&mut self, pause: &Pause);
 
     /// Fixed endpoints that the service needs for itself.
@@ -223,9 +223,9 @@ impl Observed for Own {
             // It has been stopped, or could not be executed.
             return Some(self.last_exit);
         };
-        // In this order: the news of its exit comes before the news that nothing is left, so that
-        // who has heard the second has the first. Asked the other way round, both may come in
-        // between.
+        // The order matters: the supervisor reports the exit before it reports that nothing is
+        // left, so a process that has the second message has the first. In the other order, both
+        // may come in between.
         let is_gone = service.is_gone();
         match service.exit() {
             Some(exit) if exit.is_daemonised() && !is_gone => None,
@@ -542,7 +542,7 @@ impl Owned<'_> {
     }
 }
 
-/// What a readiness condition needs.
+/// The needs of a readiness condition.
 pub(super) struct Prepared {
     addrs: Vec<SocketAddr>,
     udp_addrs: Vec<SocketAddr>,

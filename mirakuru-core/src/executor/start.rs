@@ -189,8 +189,8 @@ impl Owned<'_> {
         .into())
     }
 
-    /// Makes all ready, with other ports where those that were chosen turn out to be taken, at most
-    /// so many times.
+    /// Prepares the launch. If a chosen port has been taken, picks new ports and tries again, up to
+    /// `retries` times.
     fn try_to_plan(&mut self, readiness: &mut dyn Readiness, mut retries: u32) -> Result<Plan, Unmasked> {
         loop {
             match self.plan_once(readiness) {
@@ -208,8 +208,8 @@ impl Owned<'_> {
         }
     }
 
-    /// Ends what there is after a failure; says how many tries are left, or gives the error back if
-    /// another one makes no sense.
+    /// Ends the service after a failure. Returns how many tries are left, or the error if another
+    /// try makes no sense.
     fn after_failure(
         &mut self,
         error: Unmasked,
@@ -259,8 +259,8 @@ impl Owned<'_> {
             let are_known = self.own.was_ready || self.core.values.are_known();
             return (!are_known).then_some(OtherTry::NewPorts);
         }
-        // Nobody has the ports but us. A service without SO_REUSEADDR cannot bind over our hold,
-        // which no table of the kernel's tells.
+        // No process has the ports but this one. A service without SO_REUSEADDR cannot bind over
+        // our hold, and no table of the kernel shows that.
         let cannot_bind = tail.iter().any(|line| hint::says_in_use(line));
         (cannot_bind && self.core.values.loosen()).then_some(OtherTry::LooserHold)
     }
@@ -271,8 +271,8 @@ impl Owned<'_> {
         ports.map(|(_, port)| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
     }
 
-    /// Makes the endpoints free that nothing can take the place of: fixed ones, and the chosen
-    /// ports of a service that has been ready, which clients know.
+    /// Frees the endpoints that cannot be replaced: fixed ones, and the chosen ports of a service
+    /// that has been ready, which clients know.
     fn make_free(&self) -> Result<(), Unmasked> {
         let mut addrs = self.own.addrs.clone();
         if self.own.was_ready {
@@ -299,7 +299,8 @@ impl Owned<'_> {
 
     fn plan_once(&mut self, readiness: &mut dyn Readiness) -> Result<(Plan, Launch, Wait), Unmasked> {
         self.lock_endpoints()?;
-        // Forgets what the last start left behind, and asks again for what the service needs.
+        // Forgets the last start, and asks the condition again for the endpoints that the service
+        // needs.
         let prepared = self.core.prepare(readiness)?;
         self.core.readiness_env = prepared.env;
         for path in &self.own.paths {
@@ -403,7 +404,7 @@ impl Owned<'_> {
         needs.extend(self.own.needs.iter().cloned());
         let groups = match (&self.core.spec.groups, self.core.spec.uid) {
             (Some(groups), _) => Some(groups.clone()),
-            // Root's groups must not go to somebody else.
+            // Root's groups must not go to another user.
             (None, Some(_)) => Some(Vec::new()),
             (None, None) => None,
         };
@@ -482,7 +483,7 @@ pub(super) struct Starting {
     wait: Wait,
 }
 
-/// What is needed of a start once the program has been executed, or could not be.
+/// The data of a start until the program has been executed.
 pub(super) struct Launch {
     /// The files that were to be tried.
     tried: Vec<PathBuf>,

@@ -79,7 +79,7 @@ impl Owned<'_> {
         }
     }
 
-    /// Ends what there is of the service, and says how its main process ended if there was one.
+    /// Ends the service, and returns how its main process ended, if there was one.
     pub(super) fn end(&mut self, policy: StopPolicy) -> Result<Option<Exit>, Unmasked> {
         self.own.stdin = None;
         self.begin_end(policy);

@@ -21,7 +21,8 @@ use crate::readiness::context::Probe;
 use crate::readiness::line_watch::LineWatch;
 use crate::util::deadline::Deadline;
 
-/// The longest pause where nobody tells what the service does: another process has started it.
+/// The longest pause where no event tells about the service, because another process has started
+/// it.
 pub(super) const UNTOLD_PAUSE: Duration = Duration::from_millis(10);
 /// A probe that times out with less time than this left says less than the probe before it.
 const CUT_SHORT: Duration = Duration::from_millis(100);
@@ -56,8 +57,8 @@ impl Core {
     ) -> Result<Option<Pause>, Unmasked> {
         let supervisor = process.supervisor();
         loop {
-            // Before the polls: everything that it ever printed is in the log then, and what they
-            // find is final.
+            // Synchronised before the poll: all of its output is in the log then, and the result of
+            // the poll is final.
             let ended = process.ended().is_some();
             if ended {
                 process.sync_output();
@@ -84,8 +85,8 @@ impl Core {
                 }
                 .into());
             }
-            // What was printed was printed while it ran, and stays true; for anything else it is
-            // too late now.
+            // Output of a running service stays true after its end. Any other condition no longer
+            // counts.
             let stays_true = readiness.is_immediate() || readiness.waits_for_output();
             if stays_true || !ended {
                 let remaining = wait.deadline.remaining();
@@ -188,7 +189,7 @@ impl Core {
         }
     }
 
-    /// How a start stands that takes long: what is awaited, and what the service printed last.
+    /// The progress of a start that takes long: the awaited condition, and the service's last line.
     fn standing(&self, elapsed: &dyn std::fmt::Display, readiness: &dyn Readiness) -> String {
         let name = progress::short(self.values.name());
         let awaited = progress::short(&self.values.mask(&readiness.describe()));
@@ -290,7 +291,7 @@ impl Core {
         shared_use::started(&self.command, self.pid, log, index, how_it_ended);
     }
 
-    /// Keeps the log for a day after the service. Not that of a run that is over: the supervisor is
+    /// Keeps the log for a day after the service, unless the run is over: the supervisor is then
     /// removing it.
     pub(super) fn keep_log(&self) {
         if self.service_dir.is_ours() || !crate::run::is_over() {
@@ -302,7 +303,7 @@ impl Core {
 /// A wait for a condition.
 pub(super) struct Wait {
     pub(super) deadline: Deadline,
-    /// Patterns as they were given, and what looks for them.
+    /// Patterns as they were given, and their matchers.
     fail_on: Vec<(String, LineWatch)>,
     last_probe: Option<String>,
     progress: Progress,

@@ -1,13 +1,13 @@
-//! What is said while a start takes long: what is awaited, how long it has been, what the service
-//! printed last.
+//! Tells about a start that takes long: the awaited condition, the time so far, and the service's
+//! last line.
 //!
-//! After two seconds, once; then ever more seldom. On a terminal it is one line, which is written
-//! over again and removed at the end; elsewhere, as in CI, a plain line each time. It is written
-//! past the capture of the test harness, which would show it only when all is over.
-//! `MIRAKURU_QUIET=1` turns it off.
+//! The first line comes after two seconds, the others with growing pauses. On a terminal it is one
+//! line, which is overwritten each time and removed at the end; elsewhere, as in CI, it is a plain
+//! line each time. It bypasses the capture of the test harness, which would show it only at the
+//! end. `MIRAKURU_QUIET=1` turns it off.
 //!
-//! There is no thread: whoever waits calls in between. Several who wait share the one line of the
-//! terminal, which is about the one that has waited longest.
+//! There is no thread: each wait calls in between. Several waits share the one line of the
+//! terminal, and it tells about the longest one.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
@@ -26,9 +26,9 @@ const FIRST: Duration = Duration::from_secs(2);
 const PLAIN: [Duration; 3] = [FIRST, Duration::from_secs(10), Duration::from_secs(30)];
 /// How often the line of a terminal is written.
 const REWRITTEN: Duration = Duration::from_secs(1);
-/// What is shown of a text at most, in characters.
+/// The longest text that is shown, in characters.
 const TEXT: usize = 120;
-/// The width of a terminal that does not tell.
+/// The width of a terminal that reports none.
 const WIDTH: usize = 80;
 
 /// A wait that may become a long one. Dropped, it takes its line away.
@@ -58,8 +58,8 @@ impl Progress {
         next(self.told, terminal().is_some()).saturating_sub(self.began.elapsed())
     }
 
-    /// Says how things stand, if it is time to. The text is what comes after "mirakuru: ", with the
-    /// time that it has taken.
+    /// Prints the state of the wait, if it is time to. The text stands after "mirakuru: ", and gets
+    /// the time that the wait has taken.
     pub(crate) fn tell(&mut self, text: impl FnOnce(&dyn std::fmt::Display) -> String) {
         if !self.patience().is_zero() {
             return;
@@ -101,7 +101,7 @@ fn next(told: u32, rewritten: bool) -> Duration {
     }
 }
 
-/// What the waits under way say, the longest one first.
+/// The texts of the waits under way, the longest wait first.
 #[derive(Default)]
 struct Board {
     texts: Vec<(u64, String)>,
@@ -151,7 +151,7 @@ fn line(text: &str, others: usize, width: usize) -> String {
     format!("mirakuru: {shown}{others}")
 }
 
-/// A text of somebody else's, cut to what a line bears.
+/// A text of another program, cut to fit a line.
 pub(crate) fn short(text: &str) -> String {
     printable(text, TEXT)
 }

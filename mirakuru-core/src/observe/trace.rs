@@ -1,7 +1,7 @@
 //! Spans and events, with the feature `tracing`; without it, nothing.
 //!
-//! All have the target `mirakuru`. The names and fields are a part of the public interface, and
-//! listed in the facade's docs.
+//! All have the target `mirakuru`. The names and fields are part of the public interface; the
+//! facade's docs list them.
 
 use std::fmt::Display;
 use std::net::SocketAddr;
@@ -13,7 +13,7 @@ pub(crate) struct Entered {
     _span: tracing::span::EnteredSpan,
 }
 
-/// What the macros of `tracing` make of their arguments, or nothing.
+/// The macros of `tracing`, or nothing without the feature.
 macro_rules! event {
     ($level:ident, $($rest:tt)+) => {
         #[cfg(feature = "tracing")]

@@ -1,16 +1,15 @@
 //! Services that several tests share, and whose output belongs to whichever test fails.
 //!
 //! An executor that a test owns shows the end of its log when it is dropped in a failing test. One
-//! in a `static` is never dropped. So each use of it is noted for the thread that uses it, with the
-//! time of the first, and a panic on that thread shows what the service has printed since. The
-//! panic hook that does this is put in front of the one that is there when the first service is
-//! shared, and calls that one first.
+//! in a `static` is never dropped. So each thread notes its uses of such a service, with the time
+//! of the first, and a panic on that thread shows the output since then. A panic hook does this. It
+//! is installed when the first service is shared, and calls the hook that was there before first.
 //!
-//! What it rests on, and where it ends: a test has a thread of its own (libtest; nextest with a
-//! process). The hook runs on the thread that panics, where the test harness captures what is
-//! printed; so a task on another thread shows what it has used itself. A test that returns `Err`
-//! does not panic: it is seen where the attribute stands on the test, and not where a bare test
-//! uses a `static`. A hook that the test installs afterwards replaces this one.
+//! It rests on one thing: a test has a thread of its own (libtest; nextest with a process). The
+//! hook runs on the thread that panics, whose output the test harness captures. A task on another
+//! thread shows only the services that this thread has used. A test that returns `Err` does not
+//! panic: the attribute notices it, a bare test that uses a `static` does not. A hook that the test
+//! installs afterwards replaces this one.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
@@ -57,9 +56,9 @@ struct Service {
 pub(crate) type HowItEnded = Box<dyn Fn() -> Option<Exit> + Send>;
 
 thread_local! {
-    /// What is started on this thread while a shared fixture is made.
+    /// The services that are started on this thread while a shared fixture is made.
     static MAKING: RefCell<Option<Vec<Service>>> = const { RefCell::new(None) };
-    /// What the test on this thread has used, and since when.
+    /// The services that the test on this thread has used, and since when.
     static USED: RefCell<Vec<(SharedServices, u64)>> = const { RefCell::new(Vec::new()) };
     /// The one that was used last: nearly always the one that is used next.
     static LATEST: Cell<u64> = const { Cell::new(0) };
@@ -184,8 +183,8 @@ pub(crate) fn published(log: &Path, how_it_ended: HowItEnded) {
     });
 }
 
-/// The test on this thread has failed: shows what the services that it shares have printed since it
-/// first used them, or since this was done last.
+/// The test on this thread has failed. Shows the output of its shared services since it first used
+/// them, or since this was last called.
 pub(crate) fn test_has_failed() {
     let now = sys::clock_ns();
     let mut texts = Vec::new();
@@ -225,8 +224,8 @@ impl Service {
         has_ended && self.exit().is_none_or(|exit| !exit.status.success())
     }
 
-    /// How it ended. The process is gone a moment before its supervisor tells how. At the end of
-    /// the run nothing is told: the supervisor removes what it would tell it in.
+    /// How it ended. The supervisor tells it a moment after the process is gone. At the end of the
+    /// run it tells nothing, because it removes the file that would hold it.
     fn exit(&self) -> Option<Exit> {
         let how_it_ended = self.how_it_ended.lock().unwrap_or_else(PoisonError::into_inner);
         let began = Instant::now();
@@ -255,7 +254,7 @@ impl Service {
 
     fn tail(&self, since: u64) -> Option<String> {
         if self.has_died() {
-            // The reason for whatever the test's client says.
+            // The reason for the error of the test's client.
             self.keep();
             return Some(shown(&self.died()));
         }

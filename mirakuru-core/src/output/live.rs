@@ -42,8 +42,8 @@ struct Followed {
 
 static FOLLOWED: Mutex<Vec<Followed>> = Mutex::new(Vec::new());
 
-/// Shows the output of a service, if that is wanted: all of it, or for a service that another
-/// process has started, what comes from now on. Called again for the same log, it does nothing.
+/// Shows the output of a service, if the environment asks for it: all of it, or if another process
+/// has started the service, the output from now on. A second call for the same log does nothing.
 pub(crate) fn follow(name: &str, log: &Path, index: &Path, all: bool) {
     static WANTED: Lazy<bool> = Lazy::new(|| is_set("MIRAKURU_LIVE"));
     if !*WANTED {
@@ -147,7 +147,7 @@ impl Followed {
     }
 }
 
-/// The place where the person who runs the tests reads.
+/// The stream that the person who runs the tests reads.
 struct Terminal {
     /// The runner's standard error, where the runner captures that of its tests.
     runner: Option<File>,

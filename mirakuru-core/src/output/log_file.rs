@@ -12,7 +12,7 @@ const BLOCK: usize = 64 * 1024;
 /// A place in a log file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// The device and the inode; `None` for the beginning of whatever file comes first.
+    /// The device and the inode; `None` for the beginning of the first file.
     file: Option<(u64, u64)>,
     offset: u64,
 }
@@ -61,8 +61,8 @@ impl LogFile {
         }
     }
 
-    /// Gives out everything that was written since the last call. A file that is not there is an
-    /// empty one. The rest of a file that was moved away comes before the file that took its name.
+    /// Returns everything that was written since the last call. A missing file counts as empty. The
+    /// rest of a file that was moved away comes before the file that took its name.
     pub(crate) fn read(&mut self, each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         loop {
             if self.open.is_none() {
@@ -97,7 +97,7 @@ impl LogFile {
         };
         let length = file.metadata()?.len();
         if length < self.at.offset {
-            // Somebody has emptied it.
+            // Another program has emptied it.
             self.at.offset = 0;
             if !self.at_line_start {
                 self.at_line_start = true;
@@ -122,7 +122,7 @@ impl LogFile {
         Ok(())
     }
 
-    /// The next file is not the rest of the same line.
+    /// The next file does not continue the same line.
     fn end_line(&mut self, each: &mut dyn FnMut(&[u8])) {
         if !std::mem::replace(&mut self.at_line_start, true) {
             each(b"\n");

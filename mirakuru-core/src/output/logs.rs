@@ -1,4 +1,4 @@
-//! A snapshot of what a service printed: the public [`Logs`].
+//! A snapshot of a service's output: the public [`Logs`].
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -10,16 +10,16 @@ use crate::util::text::printable;
 
 /// How much of the log a snapshot holds at most: the last 16 MiB.
 pub(super) const SNAPSHOT: u64 = 16 * 1024 * 1024;
-/// How much of the log is looked at for the last lines.
+/// How much of the log is searched for the last lines.
 const TAIL: u64 = 64 * 1024;
-/// How much of the log is looked at for the lines of a report.
+/// How much of the log is searched for the lines of a report.
 const EXCERPT: u64 = 1024 * 1024;
 /// The length at which a line of the tail is cut, in characters.
 pub(super) const TAIL_LINE: usize = 400;
 
-/// A snapshot of what a service has printed so far: made by
-/// [`Executor::logs`](crate::executor::Executor::logs), owned, and not changed by what is printed
-/// afterwards.
+/// A snapshot of a service's output so far, made by
+/// [`Executor::logs`](crate::executor::Executor::logs). It owns its text, and later output does not
+/// change it.
 ///
 /// It holds at most the last 16 MiB; [`truncated`](Logs::truncated) says whether that cut anything
 /// off, and the [file](Logs::path) has all of it. Bytes that are not UTF-8 are replaced by U+FFFD,
@@ -54,12 +54,12 @@ pub struct Logs {
     truncated: bool,
 }
 
-/// What one stream printed.
+/// The output of one stream.
 #[derive(Clone, Debug, Default)]
 struct Text {
     text: String,
-    /// Where a line ends without a line feed, because the service was started again there, or what
-    /// followed was lost.
+    /// The places where a line ends without a line feed, because the service was started again
+    /// there, or because the rest was lost.
     breaks: Vec<usize>,
 }
 
@@ -202,8 +202,8 @@ impl OutputReader {
         self.collect(since, SNAPSHOT)
     }
 
-    /// The last lines that were printed since, fit to be shown: at most so many, of the last 64
-    /// KiB, each cut at 400 characters, and without anything that a terminal would obey.
+    /// The last lines since, fit to be shown: at most so many, of the last 64 KiB, each cut at 400
+    /// characters, and without sequences that a terminal would obey.
     pub(crate) fn tail(&self, lines: usize, since: Cursor) -> Vec<String> {
         let logs = self.collect(since, TAIL);
         let count = logs.lines().count();
@@ -265,7 +265,7 @@ impl OutputReader {
         }
     }
 
-    /// The beginning of what was printed since, for a log that is longer than that.
+    /// The beginning of the output since, for a log that is longer than that.
     fn beginning(&self, since: Cursor, end: Cursor) -> Logs {
         let mut assembly = Assembly::default();
         let mut cursor = since;
@@ -297,7 +297,7 @@ impl OutputReader {
         let mut assembly = Assembly::default();
         let start = self.back_from(end, since, limit).unwrap_or(since);
         let mut cursor = start;
-        // A log that cannot be read is as good as what could be read of it.
+        // A log that cannot be read counts as the part that was read.
         let _ = self.walk(&mut cursor, Some(end), &mut |piece, _| assembly.add(piece));
         assembly.finish(self.path.clone(), start.given > since.given)
     }
@@ -368,7 +368,7 @@ struct Assembly {
 #[derive(Default)]
 struct Open {
     done: Text,
-    /// What is not text yet, because its last character may not be complete.
+    /// Bytes that are not text yet, because the last character may be incomplete.
     bytes: Vec<u8>,
     /// Whether there is an unfinished line.
     line: bool,

@@ -98,11 +98,10 @@ impl OutputReader {
         })
     }
 
-    /// The place after everything that has been printed so far. Of a file that cannot be read, the
-    /// place that was known last.
+    /// The end of the output so far. If the file cannot be read, the end that was known last.
     pub(crate) fn end(&self) -> Cursor {
-        // Bytes that wait for their record wait for a moment only. A few reads, and what is then
-        // still without one is taken for what it seems to be.
+        // Bytes wait for their record for a moment only. After a few reads, bytes without a record
+        // count as orphans.
         let mut end = self.sum();
         for _ in 0..10 {
             if end.given == end.covered {
@@ -121,9 +120,9 @@ impl OutputReader {
         let mut summed = self.summed.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut index, mut covered) = *summed;
         let mut block = Vec::new();
-        // Before the index is read: the supervisor may write much more, and its records, meanwhile.
+        // Read before the index: the supervisor may write much more, and its records, in between.
         let length = self.log.metadata().map_or(covered, |m| m.len());
-        // An error is no reason to lose what is known.
+        // An error keeps the known state.
         while let Ok(records) = self.records(&mut block, index, u64::MAX) {
             if records.is_empty() {
                 break;
@@ -151,11 +150,11 @@ impl OutputReader {
         Ok(&block[..got - got % log_record::SIZE])
     }
 
-    /// Gives out what was printed since the cursor, and whatever else the index tells, and moves
-    /// the cursor on.
+    /// Returns the output since the cursor, and the other records of the index, and moves the
+    /// cursor on.
     ///
-    /// What is printed while this reads is left for the next time, so that it ends however fast the
-    /// service is.
+    /// Output that comes during the call is left for the next one, so that the call ends however
+    /// fast the service is.
     pub(crate) fn read_pieces(
         &self,
         cursor: &mut Cursor,
@@ -173,8 +172,8 @@ impl OutputReader {
         // Before the lengths: bytes whose record was not there at this time are orphans, if they
         // were old enough then. This process may be held up between any two lines.
         let now = Instant::now();
-        // Both lengths are taken once, the index's first: what its records speak of is then surely
-        // in the log.
+        // Both lengths are read once, the index's first: the bytes of its records are surely in the
+        // log then.
         let stop = match until {
             Some(end) => end.index,
             None => self.index.metadata()?.len() / log_record::SIZE as u64 * log_record::SIZE as u64,
@@ -254,13 +253,13 @@ impl OutputReader {
         lost
     }
 
-    /// The place in the log from which on everything was printed at or after a time, in nanoseconds
-    /// of the monotonic clock.
+    /// The place in the log from which all output came at or after a time, in nanoseconds of the
+    /// monotonic clock.
     pub(crate) fn since_time(&self, time: u64) -> Cursor {
         let end = self.end();
         let (mut index, mut covered) = (end.index, end.covered);
         let mut block = Vec::new();
-        // Backwards, since it is about what was printed last.
+        // Searches backwards, since the answer is near the end.
         'blocks: while index > 0 {
             let from = index.saturating_sub(BUFFER as u64);
             let Ok(records) = self.records(&mut block, from, index) else {
@@ -285,8 +284,7 @@ impl OutputReader {
         }
     }
 
-    /// When the first output since was printed, in nanoseconds of the monotonic clock, if there is
-    /// any whose time is known.
+    /// The time of the first output since, in nanoseconds of the monotonic clock, if it is known.
     pub(crate) fn first_output(&self, since: Cursor) -> Option<u64> {
         let mut at = since.index;
         let mut block = Vec::new();
@@ -346,7 +344,7 @@ impl Record {
         }
     }
 
-    /// What it tells, without the bytes.
+    /// Its content, without the bytes.
     fn piece(self) -> Piece<'static> {
         if self.is_start() {
             return Piece::Start;
@@ -385,8 +383,8 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// Gives out the bytes between two offsets, in parts. A file that is shorter than its index
-    /// says gives what it has.
+    /// Returns the bytes between two offsets, in parts. If the file is shorter than its index says,
+    /// only the bytes that it has.
     fn each(&mut self, mut from: u64, end: u64, give: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         while from < end {
             let within = from

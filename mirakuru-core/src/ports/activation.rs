@@ -14,14 +14,14 @@ use crate::ports::holder;
 use crate::ports::values::Values;
 use crate::sys;
 
-/// What the sockets of one service are to be.
+/// The sockets of one service.
 #[derive(Debug, Default)]
 pub(crate) struct Listen {
     sockets: Vec<(String, SocketAddr)>,
 }
 
 impl Listen {
-    /// Fills in the placeholders of what the recipe says.
+    /// Fills in the placeholders of the recipe's sockets.
     pub(crate) fn of(
         wanted: &[(Option<String>, String)],
         values: &mut Values,

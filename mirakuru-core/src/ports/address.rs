@@ -5,8 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket}
 pub(crate) const ZERO: &str =
     "with port 0 the service chooses a port that nobody else knows; let one be chosen for it with `{port}`";
 
-/// The addresses that `host:port` stands for. The error says what is wrong with the text, and what
-/// would be right.
+/// The addresses that `host:port` stands for. The error names the mistake in the text and its
+/// remedy.
 pub(crate) fn resolve(text: &str) -> Result<Vec<SocketAddr>, String> {
     if let Some((scheme, rest)) = text.split_once("://") {
         let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -138,7 +138,7 @@ fn no_port(text: &str) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) addr: SocketAddr,
-    /// Whether the address belongs to this machine, so that the kernel tells who listens there.
+    /// Whether the address belongs to this machine. If so, the kernel knows its listeners.
     pub(crate) is_local: bool,
 }
 
@@ -169,7 +169,7 @@ pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
     addr
 }
 
-/// Whether an address belongs to this machine, so that the kernel can be asked who listens there.
+/// Whether an address belongs to this machine. If so, the kernel knows its listeners.
 pub(crate) fn is_local(ip: IpAddr) -> bool {
     // A bind to a foreign address fails. (Not so with the sysctl `ip_nonlocal_bind`, for routers
     // that take over addresses.)

@@ -18,14 +18,14 @@ use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 use crate::sys::{self, Protocol};
 use crate::util::backoff::Pauses;
 
-/// Something that a service needs and somebody else has.
+/// An endpoint that a service needs and another process has.
 ///
 /// Displays as `port 6379 is already in use by redis-server (pid 812)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Busy {
-    /// What: `port 6379`, `socket /run/x.sock`.
+    /// The endpoint: `port 6379`, `socket /run/x.sock`.
     pub(crate) endpoint: String,
-    /// Who, as far as it can be seen.
+    /// The process, as far as it can be seen.
     pub(crate) holder: Option<Holder>,
 }
 
@@ -68,10 +68,10 @@ impl fmt::Display for Busy {
 
 /// How long a port may stay taken by a holder that may have it for a moment only.
 ///
-/// A fork of this process has everything open that this process has, until the fork executes a
-/// program or has closed it. So it may still have a port that a test has just given back, and
-/// longer on a busy machine. A holder that is not seen may have closed the port meanwhile. If the
-/// socket is this user's and no process has it, a process that ends is about to close it.
+/// A fork of this process has copies of all its descriptors, until the fork executes a program or
+/// closes them. So it may still have a port that a test has just given back, and longer on a busy
+/// machine. A holder that is not visible may have closed the port since. If the socket is this
+/// user's and no process has it, a process that is ending is about to close it.
 fn patience_with(holder: Option<&Holder>) -> Duration {
     let is_ours = |holder: &Holder| holder.user == Some(user_name(sys::euid()));
     match holder.map(|holder| (holder.pid, holder)) {
@@ -110,8 +110,8 @@ fn check(protocol: Protocol, addrs: &[SocketAddr]) -> Result<(), Busy> {
             continue;
         }
         let mut pauses = Pauses::new();
-        // The kernel is asked before the bind: a bind, however short, could be in the way of a
-        // server that is starting just now.
+        // Asks the kernel before it binds: even a short bind could be in the way of a server that
+        // is just starting.
         while table::is_taken(protocol, addr)
             || sockets::try_bind(protocol, addr).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
         {
@@ -132,12 +132,12 @@ fn check(protocol: Protocol, addrs: &[SocketAddr]) -> Result<(), Busy> {
     Ok(())
 }
 
-/// Finds that a server could not make a socket or a pid file at this path, before it is started:
-/// somebody accepts connections there, or it is a pid file whose process lives.
+/// Fails if a server could not make a socket or a pid file at this path: if a process accepts
+/// connections there, or if it is the pid file of a living process.
 ///
-/// A socket that nobody answers on counts as free; see [`remove_stale_socket`]. So does whatever
-/// cannot be looked at: the service may have rights that we have not, and will say so if it has
-/// not.
+/// A socket on which nothing answers counts as free; see [`remove_stale_socket`]. So does a path
+/// that cannot be inspected: the service may have more rights than this process, and reports it if
+/// it has not.
 pub(crate) fn check_path_free(path: &Path) -> Result<(), Busy> {
     if let Some(pid) = living_pid_in(path) {
         return Err(Busy {

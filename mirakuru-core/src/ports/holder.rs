@@ -1,8 +1,8 @@
 //! The process that has a port, a socket or a pid file that a service needs: its name, its user,
 //! and the way to end it.
 //!
-//! Finding it takes a few milliseconds, as every process of the machine is searched. That is done
-//! only when something is in the way already.
+//! Finding it takes a few milliseconds, because every process of the machine is searched. This is
+//! done only when something is in the way already.
 
 use std::fmt;
 use std::fs;
@@ -15,7 +15,7 @@ use crate::sys::Protocol;
 use crate::sys::procfs::{self, Closely};
 use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 
-/// The environment variable that marks what mirakuru started.
+/// The environment variable that marks every process that mirakuru starts.
 const MARK: &[u8] = b"MIRAKURU_ID=";
 
 /// The names (`comm`) of a supervisor's two processes, whole: test programs may have names that
@@ -26,10 +26,10 @@ fn is_supervisor(comm: &str) -> bool {
     SUPERVISOR.contains(&comm)
 }
 
-/// A process that has what a service needs, as far as it can be seen.
+/// A process that has an endpoint that a service needs, as far as it can be seen.
 ///
-/// Displays as `redis-server (pid 812)`; [`about`](Holder::about) is what else is known,
-/// [`remedy`](Holder::remedy) what to do.
+/// Displays as `redis-server (pid 812)`. [`about`](Holder::about) gives further facts,
+/// [`remedy`](Holder::remedy) the way to end it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Holder {
     pub(crate) pid: Option<u32>,
@@ -40,22 +40,22 @@ pub(crate) struct Holder {
     pub(crate) age: Option<Duration>,
     /// It carries mirakuru's mark: some test's service.
     pub(crate) marked: bool,
-    /// A supervisor still looks after it: the service of a test that is running, not one that was
+    /// A supervisor still looks after it: it is the service of a running test, and not one that was
     /// left behind.
     pub(crate) supervised: bool,
     /// It is this process, which a test may be surprised by.
     pub(crate) ourselves: bool,
     /// This process's user may end it.
     pub(crate) may_be_signalled: bool,
-    /// It is a process that nobody ends for a test: the first one of the machine or container, or
-    /// one that this test runs in.
+    /// No test may ask to end it: it is the first process of the machine or container, or an
+    /// ancestor of this test.
     pub(crate) essential: bool,
     /// The systemd unit that it belongs to, which would start it again.
     pub(crate) unit: Option<Box<str>>,
 }
 
 impl Holder {
-    /// What can be told of a process.
+    /// The facts about a process.
     pub(crate) fn of_pid(pid: u32) -> Holder {
         let stat = procfs::stat(pid);
         let uid = procfs::user(pid);
@@ -83,8 +83,7 @@ impl Holder {
         }
     }
 
-    /// What is known besides its name: since when it runs, as which user, and whether it is a
-    /// test's.
+    /// Facts besides its name: since when it runs, as which user, and whether it is a test's.
     pub(crate) fn about(&self) -> Option<String> {
         self.pid?;
         let mut parts = Vec::new();
@@ -104,7 +103,7 @@ impl Holder {
         (!parts.is_empty()).then(|| parts.join(", "))
     }
 
-    /// What to do about it, as the first half of a sentence.
+    /// The way to end it, as the first half of a sentence.
     pub(crate) fn remedy(&self) -> Option<String> {
         let pid = self.pid?;
         if self.ourselves {
@@ -214,8 +213,8 @@ fn name_in(passwd: &str, uid: u32) -> Option<String> {
     })
 }
 
-/// Who is in the way of a server on this TCP address: whoever listens there or on a wildcard
-/// address that covers it, else whoever is bound to it.
+/// The process in the way of a server on this TCP address: one that listens there or on a wildcard
+/// address that covers it, else one that is bound to it.
 pub(crate) fn holder_of_port(protocol: Protocol, addr: SocketAddr) -> Option<Holder> {
     let sockets = table::in_the_way(protocol, addr);
     let inodes: Vec<u64> = sockets
@@ -230,7 +229,7 @@ pub(crate) fn holder_of_port(protocol: Protocol, addr: SocketAddr) -> Option<Hol
         .or_else(|| Some(Holder::unseen(Some(sockets.first()?.uid))))
 }
 
-/// Who else listens on this TCP address, beside the processes below `root`.
+/// A process that listens on this TCP address and is not below `root`.
 pub(crate) fn listener_beside(addr: SocketAddr, root: u32) -> Option<Holder> {
     let sockets = table::listeners_in_the_way(Protocol::Tcp, addr);
     let inodes: Vec<u64> = sockets.iter().map(|socket| socket.inode).collect();
@@ -239,7 +238,7 @@ pub(crate) fn listener_beside(addr: SocketAddr, root: u32) -> Option<Holder> {
     inodes.iter().find_map(|inode| Holder::of_socket(&found, *inode))
 }
 
-/// Who accepts connections on a Unix socket.
+/// The process that accepts connections on a Unix socket.
 pub(crate) fn holder_of_path(path: &Path) -> Option<Holder> {
     let inodes = procfs::unix_listeners(path);
     let found = procfs::search(&procfs::pids(), &inodes, Closely::Process).found;
@@ -247,8 +246,8 @@ pub(crate) fn holder_of_path(path: &Path) -> Option<Holder> {
         .iter()
         .find_map(|inode| Holder::of_socket(&found, *inode))
         .or_else(|| {
-            // Bound under another name for the same file: who called `listen` is a good guess, if
-            // it is still there.
+            // Bound under another name for the same file. The process that called `listen` is a
+            // good guess, if it is still there.
             match sockets::try_connect_unix(path, UnixKind::Stream) {
                 Ok(UnixAnswer::Accepted(Some(pid))) => procfs::stat(pid)
                     .is_some_and(|stat| stat.is_alive())

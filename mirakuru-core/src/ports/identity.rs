@@ -1,5 +1,5 @@
-//! What is known of a service before its recipe is: its private directory, and ports that it is
-//! going to have. The nodes of a cluster are told of each other in this way.
+//! The private directory and the ports of a service that is not built yet. So the nodes of a
+//! cluster can know each other before they start.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -27,14 +27,14 @@ struct Inner {
 }
 
 impl Identity {
-    /// Of a service that is going to be built. The directory is made, and ports are reserved, when
-    /// they are first asked for.
+    /// Belongs to a service that is going to be built. The directory is made, and ports are
+    /// reserved, when they are first asked for.
     #[must_use]
     pub fn new(name: String) -> Identity {
         Identity::with(name, false, None, Vec::new())
     }
 
-    /// Of a service whose directory and ports are known.
+    /// Belongs to a service whose directory and ports are known.
     #[must_use]
     pub fn known(name: String, dir: PathBuf, ports: Vec<(String, u16)>) -> Identity {
         let ports = ports
@@ -74,7 +74,7 @@ impl Identity {
             return Ok(reservation.port());
         }
         let reservation = if inner.is_fixed {
-            // Nothing is started with it: the same number whoever asks.
+            // No service is started with it: every caller gets the same number.
             Reservation::known(1 + u16::try_from(inner.ports.len()).unwrap_or(0))
         } else {
             // It is not known whether the service uses UDP, or derives another port from this one.
@@ -106,7 +106,7 @@ impl Identity {
         Ok(dir)
     }
 
-    /// The directory, for the service that is built now. Where nobody has asked for it, it is made
+    /// The directory, for the service that is built now. If no caller has asked for it, it is made
     /// for the service's user.
     pub(crate) fn take_dir(&self, owner: Option<(u32, u32)>) -> Result<ServiceDir, Error> {
         let mut inner = self.inner();
@@ -121,7 +121,7 @@ impl Identity {
         Ok(service_dir)
     }
 
-    /// The ports that somebody has asked for, for the service that is built now. Their numbers stay
+    /// The ports that callers have asked for, for the service that is built now. Their numbers stay
     /// known here.
     pub(crate) fn take_ports(&self) -> Vec<(String, Reservation)> {
         let mut inner = self.inner();

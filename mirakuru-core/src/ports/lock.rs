@@ -17,9 +17,9 @@
 //!
 //! # No deadlock between processes
 //!
-//! All the endpoints of a lock are taken in one sorted order, and those already taken are kept
-//! while the next is waited for. A test that needs several fixtures must take all of their locks
-//! at once; only then is the order a total one.
+//! A lock takes its endpoints in one sorted order, and keeps those already taken while it waits for
+//! the next. A test that needs several fixtures must take all of their locks at once; only then is
+//! the order a total one.
 //!
 //! # No waiting for oneself
 //!
@@ -36,10 +36,10 @@
 //!
 //! # The files stay
 //!
-//! A lock file is never removed, because a file that somebody still waits on can be removed and
-//! made anew by a third, and then two hold "the" lock. They are small, and there is one for each
-//! endpoint that was ever used. Cleaners of `/tmp` know nothing of that, so whoever gets a lock
-//! checks that it is still the file with that name.
+//! A lock file is never removed. If it were, a process could wait on the removed file while a third
+//! one makes the file anew, and then two would hold "the" lock. The files are small, and there is
+//! one for each endpoint that was ever used. Cleaners of `/tmp` do not know this rule, so each
+//! process that gets a lock checks that it is still the file with that name.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -107,9 +107,9 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// The right to use a set of endpoints. Kept as long as the service runs; dropped, it closes what
-/// it has not [handed over](EndpointLock::hand_over), and this process no longer counts as holding
-/// the endpoints.
+/// The right to use a set of endpoints, kept as long as the service runs. Dropping it closes the
+/// locks that it has not [handed over](EndpointLock::hand_over); this process then no longer counts
+/// as their holder.
 #[derive(Debug)]
 pub(crate) struct EndpointLock {
     locks: Vec<File>,
@@ -169,8 +169,8 @@ impl EndpointLock {
         for (endpoint, path) in endpoints.iter().zip(&paths) {
             let mut pauses = Pauses::new();
             loop {
-                // At each round, because another thread may have made its service one of the
-                // process meanwhile.
+                // Checked in each round, because another thread may have made its service one of
+                // the process since.
                 if is_own(path) {
                     return Err(io::Error::new(
                         io::ErrorKind::Deadlock,
@@ -188,8 +188,8 @@ impl EndpointLock {
                     locks.push(lock);
                     break;
                 }
-                // Not at the first check: whoever has just got the lock may not have written the
-                // note yet.
+                // Skipped in the first round: the holder may have just got the lock, and not have
+                // written the note yet.
                 if pauses.are_long() && is_of_this_run(path) {
                     return Err(io::Error::new(
                         io::ErrorKind::Deadlock,
@@ -234,7 +234,8 @@ impl EndpointLock {
         }
     }
 
-    /// What the supervisor must inherit, and keep open until the service's tree is gone.
+    /// The descriptors that the supervisor must inherit, and keep open until the service's tree is
+    /// gone.
     pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.locks.iter().map(AsFd::as_fd)
     }
@@ -359,7 +360,7 @@ fn note(service: &str, runner: Option<(u32, u64)>) -> [u8; NOTE_LENGTH] {
     note
 }
 
-/// Whether who holds this lock is shared by the run of tests that this process is a part of.
+/// Whether the holder of this lock is a service that the whole run of this process shares.
 fn is_of_this_run(path: &Path) -> bool {
     let Some(run) = Run::current() else { return false };
     let (pid, started) = run.runner();
@@ -373,8 +374,8 @@ fn try_lock(path: &Path) -> io::Result<Option<File>> {
         if !sys::files::try_flock(lock.as_fd())? {
             return Ok(None);
         }
-        // Between opening and locking a cleaner may have removed the file, and somebody else may
-        // have made and locked another one under its name.
+        // Between opening and locking, a cleaner may have removed the file, and another process may
+        // have made and locked a new one under its name.
         if service_dir::base::is_at(&lock, path)? {
             return Ok(Some(lock));
         }
@@ -421,7 +422,7 @@ fn life_of_thread() -> Weak<()> {
 
 fn with_registry<T>(f: impl FnOnce(&mut Vec<Held>) -> T) -> T {
     static REGISTRY: Mutex<Vec<Held>> = Mutex::new(Vec::new());
-    // What a panicking test leaves in it is still true.
+    // Its content is valid also after a test has panicked.
     f(&mut REGISTRY.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
 }
 

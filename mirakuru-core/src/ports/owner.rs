@@ -32,19 +32,19 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
 /// To whom an address belongs.
 #[derive(Clone, Debug)]
 pub(crate) enum Owner {
-    /// Nobody listens there.
+    /// No process listens there.
     Nobody,
     /// The service's tree has every socket that a connection could reach.
     Tree,
-    /// Somebody listens who may be the service: a part of its tree cannot be looked into (another
-    /// user, and we are not root), and nobody else was seen to have the socket.
+    /// A process listens that may be the service: a part of its tree cannot be inspected (another
+    /// user, and this process is not root), and no other process was seen to have the socket.
     Unseen,
-    /// Somebody else gets connections.
+    /// Another process gets connections.
     WrongListener(WrongListener),
 }
 
-/// Somebody who answers where the service should. The inside of the error of kind `AddrInUse` that
-/// [`owned_by_tree`] and the Unix socket's readiness give.
+/// Another process that answers where the service should. The inside of the error of kind
+/// `AddrInUse` from [`owned_by_tree`] and from the Unix socket's readiness.
 #[derive(Clone, Debug)]
 pub(crate) struct WrongListener {
     /// Where: `127.0.0.1:6379`, or a path.
@@ -55,7 +55,7 @@ pub(crate) struct WrongListener {
 }
 
 impl WrongListener {
-    /// What to do about it.
+    /// The remedy.
     pub(crate) fn remedy(&self) -> String {
         let what = match self.shared {
             true => "both listen there (SO_REUSEPORT), and each gets a part of the connections",
@@ -103,9 +103,9 @@ impl From<WrongListener> for io::Error {
 /// Whether connections to this address of this machine are answered by a process of the tree below
 /// `root`.
 ///
-/// `Ok(false)`: nobody listens. `Ok(true)`: the tree does, or it cannot be seen who does
-/// ([`owner`] tells the two apart). An error of kind `AddrInUse`, with a [`WrongListener`] inside:
-/// somebody else does.
+/// `Ok(false)`: no process listens. `Ok(true)`: the tree does, or the listener's owner cannot be
+/// seen ([`owner`] tells the two apart). An error of kind `AddrInUse`, with a [`WrongListener`]
+/// inside: another process does.
 pub(crate) fn owned_by_tree(protocol: Protocol, addr: SocketAddr, root: u32) -> io::Result<bool> {
     match owner(protocol, addr, root)? {
         Owner::Nobody => Ok(false),
@@ -190,7 +190,7 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32) -> Ownership {
     };
     let shared = strange.len() < inodes.len();
     if poll < LOOKS && !search.denied {
-        // To look again is cheaper than to look through all processes of the machine.
+        // A second query is cheaper than a search through all processes of the machine.
         return Ownership::WrongListener {
             inode: first,
             holder: None,
@@ -294,10 +294,10 @@ pub(crate) struct FirstSeen {
 
 /// Whether the sockets of the tree below `root` that answer on this address are there to stay.
 ///
-/// Some servers listen for a moment, to check that they can have the port, and listen in earnest
-/// later. So the process that has the socket must wait for something, such as connections; where
-/// it runs or sleeps, the same socket must have been there for [`CHECK_TAKES`]. At the end the
-/// socket must still be there. `seen` is what the check before has left.
+/// Some servers listen for a moment, to check that they can have the port, and again later to
+/// serve. So the process that has the socket must wait for something, such as connections. If it
+/// runs or sleeps, the same socket must have been there for [`CHECK_TAKES`]. At the end the socket
+/// must still be there. `seen` is the result of the check before.
 pub(crate) fn stays(addr: SocketAddr, root: u32, seen: &mut Option<FirstSeen>) -> bool {
     let addr = canonical(addr);
     let inodes = || {
@@ -324,9 +324,8 @@ pub(crate) fn stays(addr: SocketAddr, root: u32, seen: &mut Option<FirstSeen>) -
     !first.inodes.is_empty() && inodes().as_ref() == Some(&first.inodes)
 }
 
-/// The addresses on which the tree below `root` listens, in no particular order: what to tell
-/// somebody whose service listens elsewhere than where it is awaited. Empty where the kernel
-/// cannot be asked.
+/// The addresses on which the tree below `root` listens, in no particular order, for an error about
+/// a service that listens elsewhere. Empty where the kernel cannot be asked.
 pub(crate) fn addresses_of_tree(root: u32) -> Vec<SocketAddr> {
     let sockets = all_listeners(Protocol::Tcp, 0).unwrap_or_default();
     let inodes: Vec<u64> = sockets.iter().map(|socket| socket.inode).collect();

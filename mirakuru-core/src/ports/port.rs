@@ -7,8 +7,8 @@ use crate::ports::reserve::{HoldLevel, Range, Reservation};
 
 /// A port on 127.0.0.1 that is reserved for a server inside the test process.
 ///
-/// It is the reservation behind `{port}`: free for TCP and UDP, and kept from everybody who asks
-/// for a free port, in this process and in others. Nobody is connected to it before
+/// It is the reservation behind `{port}`: free for TCP and UDP, and kept from every program that
+/// asks for a free port, in this process and in others. Connections are refused before
 /// [`into_listener`](Port::into_listener). Dropping it gives the port back.
 ///
 /// Usual variable name: `port`.
@@ -65,8 +65,8 @@ impl Port {
     ///
     /// # Panics
     ///
-    /// When another process has taken this very port by its number meanwhile, which no reservation
-    /// can prevent.
+    /// When another process has since bound this very port by its number, which no reservation can
+    /// prevent.
     #[must_use]
     #[track_caller]
     pub fn into_listener(self) -> TcpListener {

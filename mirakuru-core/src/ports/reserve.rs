@@ -1,10 +1,10 @@
-//! Free ports, reserved so that nobody else gets the same one before the service has it.
+//! Free ports, reserved so that no other program gets the same one before the service has it.
 //!
-//! "Bind to port 0, look, close" gives two processes the same port often enough to make a suite
-//! flaky. A reservation here is a *hold*: a socket that is bound to the port and does not listen.
-//! While it is open, the kernel gives the port to nobody who asks for a free one, be it for
-//! listening or for an outgoing connection; connecting to it is refused; and it goes away with its
-//! process, however that ends.
+//! "Bind to port 0, read the number, close" gives two processes the same port often enough to make
+//! a suite flaky. A reservation here is a *hold*: a socket that is bound to the port and does not
+//! listen. While it is open, the kernel does not choose the port for any other socket, neither for
+//! listening nor for an outgoing connection, and connections to it are refused. The hold goes away
+//! with its process, however that ends.
 //!
 //! The service binds over the hold. That works because both sockets set SO_REUSEADDR and neither
 //! listens when the other binds; nearly every server sets it, since without it no server could be
@@ -17,10 +17,9 @@
 //! can be [loosened](Reservation::loosen): first to a socket on IPv6 loopback only, which still
 //! keeps the port from other holds but not from a program that binds to IPv4; then to nothing.
 //!
-//! UDP has no such hold: few UDP servers set SO_REUSEADDR, so one could not bind over it. A port
-//! is free for UDP when it is reserved, and other reservations keep off it. A service that says
-//! that it uses UDP gets a [low](Range::Low) port, which the kernel gives to nobody who asks for
-//! any port.
+//! UDP has no such hold: few UDP servers set SO_REUSEADDR, so one could not bind over it. A port is
+//! free for UDP when it is reserved, and other reservations keep off it. A service that says that
+//! it uses UDP gets a [low](Range::Low) port, which the kernel never chooses by itself.
 //!
 //! A hold does no harm to a service that runs, and may be kept while it does: then the port is
 //! still ours when the service is stopped, without a gap.
@@ -50,7 +49,7 @@ pub(crate) enum HoldLevel {
     /// On IPv6 loopback: other mirakuru processes do not get the port. Services on IPv4 need no
     /// option.
     Beside,
-    /// Not at all: somebody else may get the port before the service does.
+    /// Not held: another process may get the port before the service does.
     Open,
 }
 
@@ -79,7 +78,7 @@ pub(crate) struct Reservation {
 }
 
 impl Reservation {
-    /// A port that somebody else sees to.
+    /// A port that another value keeps.
     pub(crate) fn known(port: u16) -> Reservation {
         Reservation { port, hold: None }
     }
@@ -96,8 +95,7 @@ impl Reservation {
     }
 
     fn any(is_wanted: impl Fn(u16) -> bool) -> io::Result<Reservation> {
-        // The holds on ports that are not wanted stay open meanwhile, so that each round gets
-        // another one.
+        // The holds on unwanted ports stay open until the end, so that each round gets another one.
         let mut unwanted = Vec::new();
         loop {
             let (hold, port) = sys::ports::hold_any()?;
@@ -164,7 +162,7 @@ impl Reservation {
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::AddrInUse`] when somebody else has it by now. TIME_WAIT is no hindrance.
+    /// [`io::ErrorKind::AddrInUse`] when another process has it by now. TIME_WAIT is no hindrance.
     pub(crate) fn hold_again(&mut self, hold_level: HoldLevel) -> io::Result<()> {
         if self.hold.is_none() && hold_level != HoldLevel::Open {
             self.hold = Some(sys::ports::hold_exactly(self.port)?);

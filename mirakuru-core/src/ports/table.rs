@@ -1,5 +1,5 @@
-//! The sockets on a TCP or UDP port of this machine: asked of the kernel, without making a
-//! connection.
+//! The sockets on a TCP or UDP port of this machine. The kernel is asked, and no connection is
+//! made.
 //!
 //! A plain `connect` would be noticed by the service: PostgreSQL logs an incomplete startup packet
 //! for each connection that comes to nothing.
@@ -8,7 +8,7 @@
 //! serves IPv4 too), so only the most particular ones get connections.
 //!
 //! Where the kernel cannot be asked (no `tcp_diag` module, a sandbox, not Linux), a connection
-//! shows whether somebody listens, and `/proc/net/tcp` shows who.
+//! shows whether a process listens, and `/proc/net/tcp` shows which.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -63,8 +63,8 @@ pub(crate) fn check_route(addr: SocketAddr) -> io::Result<()> {
 
 /// Makes a connection, and makes sure that it is one.
 ///
-/// A connect to a port of this machine that nobody listens on, and that is in the range of
-/// ephemeral ports, can be given this very port for its own end, and then reaches itself.
+/// A connection to an ephemeral port of this machine on which nothing listens can reach itself: the
+/// kernel may choose that very port for its own end.
 pub(crate) fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     not_itself(TcpStream::connect_timeout(&addr, timeout)?)
 }
@@ -129,8 +129,8 @@ fn most_particular(all: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
         .collect()
 }
 
-/// All sockets that listen on a port (0: any), asked of the kernel or, where that does not work,
-/// read from its table.
+/// All sockets that listen on a port (0: any). The kernel is asked; if that fails, its table is
+/// read.
 pub(crate) fn all_listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>> {
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
     {
@@ -143,8 +143,8 @@ pub(crate) fn all_listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>
     procfs::listeners(protocol, port)
 }
 
-/// The sockets that are, or stand, in the way of a server that wants this address: listeners
-/// first, else what is bound to it or connected from it.
+/// The sockets that are in the way of a server that wants this address: listeners first, else
+/// sockets that are bound to it or connected from it.
 pub(crate) fn in_the_way(protocol: Protocol, addr: SocketAddr) -> Vec<Socket> {
     let found = listeners_in_the_way(protocol, addr);
     if !found.is_empty() {
@@ -170,7 +170,7 @@ fn overlapping(sockets: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
         .collect()
 }
 
-/// Whether somebody listens on this address, or on another that a server on this one would
+/// Whether a process listens on this address, or on another that a server on this one would
 /// exclude.
 pub(crate) fn is_taken(protocol: Protocol, addr: SocketAddr) -> bool {
     all_listeners(protocol, addr.port())

@@ -1,8 +1,8 @@
-//! A port is had back at once, although connections of the service's last start linger on it.
+//! Frees a port at once, although connections of the service's last start linger on it.
 //!
 //! The side that closes a connection first keeps its addresses for a minute (TIME_WAIT). A server
 //! that binds with SO_REUSEADDR does not notice. One without it cannot bind until the minute is
-//! over, and nobody else can. So the remnants are removed, where the other end was on this machine.
+//! over. So these remnants are removed if the other end was on this machine.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub(crate) fn make_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
         }
         for (local, remote) in lingering.into_iter().take(MANY) {
             if address::is_local(remote.ip()) {
-                // What cannot be removed is waited for.
+                // Waits for the remnants that cannot be removed.
                 let _ = time_wait::remove(local, remote);
             }
         }
@@ -49,7 +49,7 @@ pub(crate) fn lingering(addr: SocketAddr) -> Vec<(SocketAddr, SocketAddr)> {
         .collect()
 }
 
-/// What to do about them, if there are any: for errors.
+/// The remedy for them, if there are any, for errors.
 pub(crate) fn hint(addr: SocketAddr) -> Option<String> {
     let (_, client) = lingering(addr).into_iter().next()?;
     Some(format!(

@@ -30,8 +30,7 @@ pub(crate) struct Values {
     hold_level: HoldLevel,
     range: Range,
     secrets: Secrets,
-    /// Whether texts are expanded for somebody to read: variables of the environment stay
-    /// placeholders then.
+    /// Whether texts are expanded for display. Variables of the environment stay placeholders then.
     for_show: bool,
     /// Whether a shell reads the text, so that `{dir}` is quoted where it needs that.
     for_shell: bool,
@@ -59,7 +58,7 @@ impl Values {
         self.range = range;
     }
 
-    /// The values of a service whose ports others have been told of.
+    /// The values of a service whose ports other services know.
     pub(crate) fn given(name: String, dir: PathBuf, given: Vec<(String, Reservation)>) -> Values {
         Values {
             given,
@@ -68,7 +67,7 @@ impl Values {
         }
     }
 
-    /// Whether other services have been told of the ports.
+    /// Whether other services know the ports.
     pub(crate) fn are_known(&self) -> bool {
         self.are_known
     }
@@ -90,8 +89,7 @@ impl Values {
         }
     }
 
-    /// What the closure expands is for somebody to read: variables of the environment stay
-    /// placeholders.
+    /// The closure expands for display: variables of the environment stay placeholders.
     pub(crate) fn for_show<T>(&mut self, expand: impl FnOnce(&mut Values) -> T) -> T {
         self.for_show = true;
         let expanded = expand(self);
@@ -104,7 +102,7 @@ impl Values {
         self.secrets.add_secret(&value.to_string_lossy());
     }
 
-    /// A text without what must not be shown: values of the environment, and passwords in URLs.
+    /// A text with its secrets masked: values of the environment, and passwords in URLs.
     pub(crate) fn mask(&self, text: &str) -> String {
         self.secrets.mask(text)
     }
@@ -168,8 +166,8 @@ impl Values {
         &self.name
     }
 
-    /// Holds the same ports again, as far as nobody else has them by now: says whether all are
-    /// held.
+    /// Holds the same ports again, except those that another process has by now. Returns whether
+    /// all are held.
     pub(crate) fn hold_again(&mut self) -> bool {
         let hold_level = self.hold_level;
         // No short cut: each one that can be held is.
@@ -185,8 +183,9 @@ impl Values {
         self.ports.clear();
     }
 
-    /// Holds the ports one step looser, for a service that found them in use although nobody but
-    /// us has them: says whether there was a step left, so that another try makes sense.
+    /// Holds the ports one step looser, for a service that found them in use although no process
+    /// but this one has them. Returns whether there was a step left, so that another try makes
+    /// sense.
     pub(crate) fn loosen(&mut self) -> bool {
         match self.hold_level.looser() {
             Some(looser) if !self.ports.is_empty() => {
@@ -277,8 +276,8 @@ impl Values {
     }
 }
 
-/// Appends a text to the beginning of a shell's script, so that it stands for itself there: within
-/// double quotes, within single ones, or without any.
+/// Appends a text to the beginning of a shell's script, quoted for its place: within double quotes,
+/// within single ones, or without any.
 fn push_quoted(text: &[u8], script: &mut Vec<u8>) {
     let mut quote = None;
     let mut bytes = script.iter();

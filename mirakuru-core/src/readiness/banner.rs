@@ -32,23 +32,23 @@ use crate::util::text::{distance_within, printable};
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// Both streams are looked at, unless [`stdout`](Banner::stdout) or [`stderr`](Banner::stderr)
-/// picks one, and only what was printed since this start.
+/// Searches both streams, unless [`stdout`](Banner::stdout) or [`stderr`](Banner::stderr) picks
+/// one, and only the output since this start.
 ///
 /// # The pattern
 ///
-/// The syntax is that of the crate [regex](https://docs.rs/regex/latest/regex/#syntax). A pattern
-/// is looked for anywhere in a line; `^` and `$` are the ends of the line. It never reaches over a
-/// line's end, so that a `\n` in it is an error. It is matched against bytes: `.` is one byte,
-/// `\d`, `\w`, `\s`, `\b` and `(?i)` know ASCII.
+/// The syntax is that of the crate [regex](https://docs.rs/regex/latest/regex/#syntax). The pattern
+/// may match anywhere in a line; `^` and `$` are the ends of the line. It never reaches over a
+/// line's end: a `\n` in it is an error. It matches bytes: `.` is one byte, `\d`, `\w`, `\s`, `\b`
+/// and `(?i)` know ASCII.
 ///
-/// A line is matched as a report shows it: escape sequences (colours, links) are taken out, and so
-/// is the text that a carriage return overwrites. [`raw`](Banner::raw) is for those who want the
-/// bytes.
+/// The pattern matches a line as a report shows it, without escape sequences (colours, links) and
+/// without the text that a carriage return overwrites. [`raw`](Banner::raw) matches the bytes as
+/// they are.
 ///
-/// A line that is not finished yet is looked at as well (`ready> `). As long as what may follow
-/// could undo the match (`$` needs the line to be finished), it counts only once it has stayed as
-/// it is for 50 ms. Of a line of more than 64 KiB, a match of up to 32 KiB is found.
+/// An unfinished line may match too (`ready> `). If later output could undo the match (`$` needs
+/// the line to be finished), the line counts once it has not changed for 50 ms. In a line of more
+/// than 64 KiB, a match of up to 32 KiB is found.
 ///
 /// Placeholders are filled in, and stand for their values literally: `listening on {port}`,
 /// `socket in {dir}/`. Repetition such as `a{2,3}` is not a placeholder; a word in braces is one,
@@ -56,10 +56,10 @@ use crate::util::text::{distance_within, printable};
 ///
 /// # The service chooses its port
 ///
-/// A named group `port` gives the executor its [address](crate::executor::Executor::addr): no port
-/// needs to be found beforehand, and nobody can take it in between. With a group `host` (or
-/// `addr`, which may hold both: `10.0.0.1:8080`) it is that address, else 127.0.0.1; where the
-/// service names all addresses (`0.0.0.0`, `[::]`, `*`), it is the loopback one.
+/// A named group `port` gives the executor its [address](crate::executor::Executor::addr). The
+/// service then chooses its port itself, and no other process can take it in between. With a group
+/// `host` (or `addr`, which may hold both: `10.0.0.1:8080`) it is that address, else 127.0.0.1. If
+/// the service names all addresses (`0.0.0.0`, `[::]`, `*`), it is the loopback one.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -82,7 +82,7 @@ pub struct Banner {
     /// With the placeholders filled in.
     pattern: String,
     watch: Option<LineWatch>,
-    /// From where on lines count, if not from the start of the service on.
+    /// The position in the log from which lines count. `None`: the start of the service.
     since: Option<Mark>,
     /// The service's log files, once they have been looked at.
     files: Option<Vec<(LogFile, LineWatch)>>,
@@ -92,8 +92,8 @@ pub struct Banner {
     /// The last line that matched.
     line: Option<Line>,
     addr: Option<SocketAddr>,
-    /// An unfinished line that matches so far: its length, and the time of the start at which it
-    /// was first seen with that.
+    /// The length of an unfinished line that matches, and the time, since the start, at which it
+    /// first had that length.
     undecided: Option<(usize, Duration)>,
 }
 
@@ -148,8 +148,8 @@ impl Banner {
         self
     }
 
-    /// Lines count from this [mark](crate::executor::Executor::mark) on. The default is from the
-    /// last start of the service on.
+    /// Counts lines from this [mark](crate::executor::Executor::mark) on. The default is from the
+    /// service's last start on.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -356,7 +356,7 @@ impl Readiness for Banner {
     }
 
     fn waits_for_output(&self) -> bool {
-        // Nobody tells of a new line in a log file.
+        // No event announces a new line in a log file.
         self.undecided.is_none() && self.files.as_ref().is_none_or(Vec::is_empty)
     }
 
@@ -370,7 +370,7 @@ impl Readiness for Banner {
 fn nearest<'a>(pattern: &str, lines: impl Iterator<Item = &'a str>) -> Option<(&'a str, bool)> {
     /// Shorter texts are in too many lines.
     const LEAST: usize = 4;
-    // Only the end of a long log, and of a long line, so that this takes milliseconds.
+    // Searches only the end of a long log and of a long line, so that this takes milliseconds.
     const LINES: usize = 500;
     const LENGTH: usize = 300;
     let plain = longest_plain(pattern).to_lowercase();
@@ -386,7 +386,7 @@ fn nearest<'a>(pattern: &str, lines: impl Iterator<Item = &'a str>) -> Option<(&
     (distance <= plain.chars().count() / 4).then_some((line, distance == 0))
 }
 
-/// The longest part of a regular expression that stands for itself.
+/// The longest literal part of a regular expression.
 fn longest_plain(pattern: &str) -> String {
     let mut parts = vec![String::new()];
     let mut chars = pattern.chars().peekable();
@@ -404,8 +404,7 @@ fn longest_plain(pattern: &str) -> String {
     parts.into_iter().max_by_key(String::len).unwrap_or_default()
 }
 
-/// The address that the line's named groups give, if there are any. The error says what is wrong
-/// with them.
+/// The address in the line's named groups, if it has any. The error names the mistake in them.
 fn address(found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
     let host = found.group("addr").or_else(|| found.group("host"));
     let whole: Option<SocketAddr> = host.and_then(|host| host.parse().ok());
@@ -438,7 +437,7 @@ fn address(found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
     Ok(Some(SocketAddr::new(reachable(ip), port)))
 }
 
-/// The address of a group that holds a whole one; a port of its own has the last word.
+/// The address from a group that holds host and port. A group `port` overrides its port.
 fn join(whole: &str, port: Option<&str>, found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
     let Ok(mut addr) = whole.parse::<SocketAddr>() else {
         return Ok(None);

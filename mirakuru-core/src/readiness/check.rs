@@ -11,8 +11,8 @@ use crate::error::Error;
 
 type Closure = dyn Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync;
 
-/// Ready when a closure says so: for what the other conditions do not cover, where a type of one's
-/// own that implements [`Readiness`] would be too much.
+/// Ready when a closure says so. For cases that no other condition covers, and for which a type
+/// that implements [`Readiness`] would be too much.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -36,8 +36,8 @@ type Closure = dyn Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync;
 /// report has the last reason, or says how often the closure returned false. An error of kind
 /// [`io::ErrorKind::InvalidInput`] ends the wait.
 ///
-/// The closure is called again and again, ever more seldom, and must not block for long: the exit
-/// of the service is not noticed meanwhile.
+/// The closure is called again and again, with growing pauses. It must not block for long: the wait
+/// does not notice the exit of the service while the closure runs.
 #[derive(Clone)]
 pub struct Check {
     sentence: String,

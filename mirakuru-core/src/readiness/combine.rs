@@ -35,7 +35,7 @@ impl<A, B> And<A, B> {
 }
 
 impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
-    /// What is still awaited: both halves at first, then the one that does not hold yet.
+    /// The halves that do not hold yet: both at first.
     fn describe(&self) -> String {
         if self.first_held && !self.second_held {
             self.second.describe()
@@ -140,7 +140,7 @@ impl<A, B> Or<A, B> {
 }
 
 impl<A: Readiness, B: Readiness> Or<A, B> {
-    /// What one half knows, the one that held being asked first.
+    /// The value that one half knows. The half that held is asked first.
     fn know<'a, T>(
         &'a self,
         first: impl FnOnce(&'a A) -> Option<T>,
@@ -240,7 +240,7 @@ impl<A: Readiness, B: Readiness> Readiness for Or<A, B> {
     }
 }
 
-/// Two halves of a sentence as one: the same thing once, and the subject "it" once.
+/// Joins two halves of a sentence: the same text once, and the subject "it" once.
 fn join(first: &str, word: &str, second: &str) -> String {
     if first == second {
         return first.to_owned();

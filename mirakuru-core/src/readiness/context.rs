@@ -1,5 +1,5 @@
-//! What a readiness condition gets to see: [`Prepare`] before the start, [`Probe`] at each poll,
-//! [`Wake`] between two polls.
+//! The arguments of a readiness condition's methods: [`Prepare`] before the start, [`Probe`] at
+//! each poll, [`Wake`] between two polls.
 
 use std::ffi::OsString;
 use std::fmt;
@@ -23,20 +23,20 @@ use crate::sys::{Protocol, procfs};
 use crate::util::backoff::FIRST_POLL;
 use crate::util::backoff::{fallback_poll_pause, poll_pause};
 
-/// What [`Readiness::prepare`](crate::readiness::Readiness::prepare) gets: the placeholders'
-/// values, and a place to say what the service needs for itself.
+/// The argument of [`Readiness::prepare`](crate::readiness::Readiness::prepare): it has the
+/// placeholders' values, and takes the endpoints that the service needs for itself.
 pub struct Prepare<'a> {
     pub(crate) values: &'a mut Values,
     pub(crate) addrs: Vec<SocketAddr>,
     pub(crate) udp_addrs: Vec<SocketAddr>,
     pub(crate) paths: Vec<PathBuf>,
     pub(crate) env: Vec<(String, String)>,
-    /// Descriptors that stay open until nothing is left of the service.
+    /// Descriptors that stay open until no process of the service is left.
     pub(crate) keep: Vec<OwnedFd>,
 }
 
 impl fmt::Debug for Prepare<'_> {
-    /// What was asked for. Not the values, among which are secrets.
+    /// The names that were asked for. It leaves the values out, because some are secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Prepare")
             .field("dir", &self.dir())
@@ -64,14 +64,13 @@ impl Prepare<'_> {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidReadiness`] when there is an unknown one; [`Error::System`] when no port is
-    /// to be had.
+    /// [`Error::InvalidReadiness`] when there is an unknown one; [`Error::System`] when the system
+    /// has no free port.
     pub fn expand(&mut self, text: &str) -> Result<String, Error> {
         self.values.expand(text).map_err(|e| e.in_readiness(text))
     }
 
-    /// An [`Error::InvalidReadiness`] that says what is wrong with a condition, and what would be
-    /// right.
+    /// An [`Error::InvalidReadiness`] that names the mistake in a condition and its remedy.
     #[must_use]
     pub fn invalid(&self, readiness: impl Into<String>, reason: impl Into<String>) -> Error {
         Error::InvalidReadiness {
@@ -87,14 +86,14 @@ impl Prepare<'_> {
         self.addrs.push(addr);
     }
 
-    /// Says that the service will make this socket. Before anything is started it is checked that
-    /// nobody answers there. Services that want the same one wait for each other.
+    /// Says that the service will make this socket. The start fails if another process accepts
+    /// connections there. Services that want the same socket wait for each other.
     pub fn claim_path(&mut self, path: impl Into<PathBuf>) {
         self.paths.push(path.into());
     }
 
-    /// The places of a condition's `host:port`, each as clients use it. Those of this machine are
-    /// claimed as they are given, but for the ports that were chosen for this service.
+    /// The addresses of a condition's `host:port`, each as clients use it. The service needs those
+    /// of this machine for itself, except for ports that were chosen for it.
     pub(crate) fn places(&mut self, protocol: Protocol, addrs: &[SocketAddr]) -> Vec<Place> {
         for addr in addrs {
             if address::is_local(addr.ip()) && !self.is_chosen(addr.port()) {
@@ -131,11 +130,11 @@ impl Prepare<'_> {
     }
 }
 
-/// What [`Readiness::probe`](crate::readiness::Readiness::probe) gets at each poll.
+/// The argument of [`Readiness::probe`](crate::readiness::Readiness::probe).
 pub struct Probe<'a> {
     pub(crate) values: &'a Values,
     pub(crate) pid: u32,
-    /// Root of the process tree that the service and its descendants are in.
+    /// Root of the process tree of the service and its descendants.
     pub(crate) supervisor: u32,
     pub(crate) elapsed: Duration,
     pub(crate) remaining: Duration,
@@ -148,7 +147,7 @@ pub struct Probe<'a> {
     pub(crate) notes: &'a Mutex<Notes>,
 }
 
-/// What conditions note about one start of a service.
+/// Notes of the conditions about one start of a service.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
     /// For each pattern and stream, how many lines have satisfied a wait.
@@ -202,13 +201,13 @@ impl Probe<'_> {
         self.elapsed
     }
 
-    /// Time that is left of the recipe's timeout. A probe that may block must give up before.
+    /// Time left of the recipe's timeout. A probe that may block must give up before.
     #[must_use]
     pub fn remaining(&self) -> Duration {
         self.remaining
     }
 
-    /// What the service has printed since it was started, or the last 16 MiB of it.
+    /// The output of the service since its start, or the last 16 MiB of it.
     #[must_use]
     pub fn logs(&self) -> Logs {
         Logs::since(self.output, self.log_files, self.since)
@@ -237,8 +236,8 @@ impl Probe<'_> {
     ///
     /// # Errors
     ///
-    /// An error says why it cannot be told; one of kind [`io::ErrorKind::AddrInUse`] that somebody
-    /// else listens there, and who.
+    /// The error says why this cannot be known. An error of kind [`io::ErrorKind::AddrInUse`] names
+    /// another process that listens there.
     pub fn listens_on(&self, addr: SocketAddr) -> io::Result<bool> {
         owned_by_tree(Protocol::Tcp, addr, self.supervisor)
     }
@@ -248,7 +247,7 @@ impl Probe<'_> {
         owner::stays(addr, self.supervisor, seen)
     }
 
-    /// Where the service listens, if that is not the awaited address, and what to do about it.
+    /// The address on which the service listens instead of the awaited one, and the remedy.
     pub(crate) fn listens_elsewhere(&self, awaited: SocketAddr) -> Option<String> {
         let mut found = owner::addresses_of_tree(self.supervisor);
         found.sort();
@@ -305,8 +304,8 @@ impl Probe<'_> {
     }
 }
 
-/// What a condition that does not hold yet says about its next poll: whatever comes first of
-/// all that is said here.
+/// The next poll of a condition that does not hold yet: the earliest of all the moments and events
+/// that the condition names here.
 ///
 /// Not public: [`Readiness::wakes`](crate::readiness::Readiness::wakes) is hidden, and this has no
 /// name outside the crate.
@@ -332,13 +331,13 @@ impl Wake {
         }
     }
 
-    /// New output is to be looked at.
+    /// Poll at new output.
     pub(crate) fn on_output(&mut self) {
         self.output = true;
     }
 
-    /// This descriptor, which must stay open until the next poll, will be readable. Whoever looks
-    /// must then take what there is to read, or there is no pause at all.
+    /// Poll when this descriptor is readable. It must stay open until the next poll, which must
+    /// read from it, or there is no pause at all.
     pub(crate) fn on(&mut self, event: BorrowedFd<'_>) {
         self.events.push(event.as_raw_fd());
     }

@@ -28,12 +28,12 @@ use crate::util::text::printable;
 
 /// How long a run may take at first. Doubles each time that is not enough.
 const FIRST_LIMIT: Duration = Duration::from_secs(5);
-/// A command that takes long is not run again at once: the pause is as long as the run was, beyond
-/// the millisecond that any program takes, up to this part of the time already waited.
+/// A slow command is not run again at once. The pause is as long as the run was, less the
+/// millisecond that any program takes, up to this part of the time already waited.
 const LONG_PAUSE_PART: u32 = 10;
 const UNAVOIDABLE: Duration = Duration::from_millis(1);
 const SHELL: &str = "/bin/sh";
-/// How much of a run's output is kept: the last of it.
+/// How much of a run's output is kept: the end of it.
 const KEPT: usize = 4096;
 
 /// Ready when a command exits with status 0.
@@ -58,10 +58,10 @@ const KEPT: usize = 4096;
 ///
 /// Servers often bring such a command: `Exec::succeeds("pg_isready -h 127.0.0.1 -p {port}")`.
 ///
-/// It is run again and again until it succeeds, one run after the other, with a pause of at most a
-/// fiftieth of the time already waited, 0.1 ms at least, and longer when a run takes long. So the
-/// start returns about a run's own time after the service is ready: two milliseconds for a small
-/// program. Each run has 5 s, is then killed, and the next has twice the time.
+/// The command runs again and again until it succeeds, one run after the other. The pause is at
+/// most a fiftieth of the time already waited, at least 0.1 ms, and longer after a slow run. So the
+/// start returns about one run after the service is ready: two milliseconds for a small program. A
+/// run is killed after 5 s, and the next one has twice the time.
 ///
 /// A run ends together with everything that it started, also a process in a session of its own.
 /// Nothing of it outlives the test process, however that ends.
@@ -73,7 +73,7 @@ pub struct Exec {
     command: command::Command,
     words: Vec<OsString>,
     limit: Duration,
-    /// The run that is under way, or when the next one begins, since the start of the service.
+    /// The run under way, or the time of the next one, since the start of the service.
     run: Running,
     next: Duration,
     last_error: Option<String>,
@@ -171,7 +171,7 @@ impl Exec {
         })
     }
 
-    /// What the end of a run tells.
+    /// The message of a run that has ended.
     fn judge(&mut self, run: &Run, ended: Ended) -> io::Result<bool> {
         let limit = run.limit;
         let last_line = run.last_line();
@@ -192,7 +192,7 @@ impl Exec {
                 }
                 Err(io::Error::other(text))
             }
-            // Cut short by the end of the wait: what the one before told says more.
+            // The end of the wait cut this run short: the message of the run before says more.
             Ended::OverTime if limit < self.limit && self.last_error.is_some() => self.last_answer(),
             Ended::OverTime => {
                 self.limit = self.limit.saturating_mul(2);
@@ -205,7 +205,7 @@ impl Exec {
         }
     }
 
-    /// What the run before this one told.
+    /// The message of the run before this one.
     fn last_answer(&self) -> io::Result<bool> {
         match &self.last_error {
             Some(text) => Err(io::Error::other(text.clone())),
@@ -282,7 +282,7 @@ impl Readiness for Exec {
         Ok(())
     }
 
-    /// Never waits: a run goes on between two polls, and its end is what the next one waits for.
+    /// Never waits: a run goes on between two polls, and its end wakes the next poll.
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let Some(run) = &mut self.run.0 else {
             if cx.elapsed() < self.next {
@@ -340,7 +340,7 @@ enum Ended {
     OverTime,
 }
 
-/// The run that is under way. A copy of a condition has none.
+/// The run under way. A copy of a condition has none.
 #[derive(Default)]
 struct Running(Option<Run>);
 
@@ -360,8 +360,8 @@ impl fmt::Debug for Running {
     }
 }
 
-/// A run of the command. A supervisor ends it together with everything that it started: when it
-/// has exited, when this is dropped, and when the test process is gone.
+/// A run of the command. Its supervisor ends it with all its children: when it has exited, when
+/// this value is dropped, and when the test process is gone.
 struct Run {
     service: sys::Service,
     output: Option<File>,
@@ -413,7 +413,8 @@ impl Run {
         }
     }
 
-    /// Reads the text that is in the pipe now. Bounded: a child of the command may go on writing.
+    /// Reads the text that is in the pipe now, up to a limit: a child of the command may write
+    /// without end.
     fn drain_output(&mut self) {
         for _ in 0..64 {
             match &self.output {

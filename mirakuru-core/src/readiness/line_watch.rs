@@ -1,5 +1,4 @@
-//! Finds the lines of a growing log that match a regular expression: behind `Banner` and
-//! `fail_on`.
+//! Finds the lines of a growing log that match a regular expression, for `Banner` and `fail_on`.
 //!
 //! Each stream has its own lines. So a line is found although it came in several writes, or with
 //! the other stream's output in its middle. A pattern is matched against the line as a report
@@ -10,7 +9,7 @@
 //! 8080`, and an unfinished line has no end for `$`. A line that stays as it is may be taken as
 //! finished (`settle`).
 //!
-//! Memory stays bounded: of a line without an end only a window is kept.
+//! Memory stays bounded: only a window of a line without end is kept.
 
 use std::borrow::Cow;
 use std::io;
@@ -76,7 +75,7 @@ impl Found<'_> {
 }
 
 impl LineWatch {
-    /// Watches one stream or both. The error is the explanation of what is wrong with the pattern.
+    /// Watches one stream or both. The error explains the mistake in the pattern.
     pub(crate) fn new(pattern: &str, stream: Option<Stream>) -> Result<LineWatch, String> {
         if wants_line_feed(pattern) {
             return Err(
@@ -106,8 +105,8 @@ impl LineWatch {
         LineWatch { raw, ..self }
     }
 
-    /// Looks at what has been printed since the last call, or, at the first, since the cursor, and
-    /// tells of each line that matches.
+    /// Searches the output since the last call, or at the first call since the cursor. Reports each
+    /// line that matches.
     pub(crate) fn scan(
         &mut self,
         reader: &OutputReader,
@@ -134,7 +133,7 @@ impl LineWatch {
                     open[stream as usize].feed(pattern, bytes, found);
                 }
             }
-            // What follows is not the rest of the same line.
+            // The next bytes do not continue the same line.
             Piece::Lost(stream, _) => open[stream as usize] = OpenLine::default(),
             Piece::Start => *open = Default::default(),
         });
@@ -144,8 +143,7 @@ impl LineWatch {
         result
     }
 
-    /// The first line that matches, fit to be shown, of what [`scan`](LineWatch::scan) would look
-    /// at.
+    /// The first line that [`scan`](LineWatch::scan) would report, fit to be shown.
     pub(crate) fn first(&mut self, reader: &OutputReader, since: Cursor) -> io::Result<Option<String>> {
         let mut first = None;
         self.scan(reader, since, |found| {
@@ -239,7 +237,7 @@ impl Pattern<'_> {
         true
     }
 
-    /// Whether an unfinished line matches: `Some(true)` if it will, whatever follows.
+    /// Whether an unfinished line matches. `Some(true)`: it will, with any further output.
     fn holds(self, line: &[u8], start: usize) -> Option<bool> {
         let mut line = self.text(line);
         let start = start.min(line.len());
@@ -257,8 +255,8 @@ impl Pattern<'_> {
             }
         }
         if self.named {
-            // The text of a group that ends where the line ends so far may be only the first half
-            // of it.
+            // A group that ends where the unfinished line ends may hold only the first half of its
+            // text.
             let captures = self.regex.captures_at(&line, start)?;
             let names = self.regex.capture_names().flatten();
             let mut groups = names.filter_map(|name| captures.name(name));

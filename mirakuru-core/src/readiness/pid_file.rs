@@ -15,12 +15,12 @@ use crate::ports::free::first_number;
 use crate::sys::file_watch::Watching;
 use crate::sys::{self, procfs};
 
-/// What is compared of a file's content.
+/// The part of a file's content that is compared.
 const READ: u64 = 4096;
 
-/// A file that was just made and is still empty is one that is being written, and whoever waits
-/// for a pid file may want to read it. It counts when something is in it or its writer has closed
-/// it, and if that is not told, after so long (in case that nobody would tell).
+/// An empty file has just been made and is being written, and the test may want to read it. It
+/// counts once it has content, or once its writer has closed it. If no event tells that, it counts
+/// after this time.
 const SETTLED: Duration = Duration::from_millis(10);
 const SETTLED_UNTOLD: Duration = Duration::from_millis(1);
 
@@ -29,11 +29,10 @@ const TICK: Duration = Duration::from_millis(50);
 
 /// Ready when the service has written its process id file, or any other file of that name.
 ///
-/// That the file exists is enough; what is in it does not matter. (One that is empty and still
-/// being written is given a moment, so that it can be read when the start returns.) But a file
-/// that was there before the service was started says nothing about it. So one that is left over
-/// from an earlier run counts only once it has changed: written to, touched or replaced. Nothing
-/// removes it; a service that refuses to start because of it says so itself.
+/// The file must exist; its content does not matter. (An empty one gets a moment, so that it can be
+/// read when the start returns.) A file from before the start says nothing about this service: it
+/// counts only once it has changed, that is, was written to, touched or replaced. mirakuru does not
+/// remove it. A service that refuses to start because of it says so itself.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -56,12 +55,12 @@ pub struct PidFile {
     before: Option<Fingerprint>,
     /// Tells when to look.
     watching: Watching,
-    /// Since when it is there and empty, and when that no longer matters, since the start of the
-    /// service.
+    /// Since when the file is there and empty, and when that no longer matters. Both count from the
+    /// start of the service.
     empty: Option<(Duration, Duration)>,
 }
 
-/// What changes when a file is written to, touched or replaced.
+/// The attributes that change when a file is written to, touched or replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Fingerprint {
     device: u64,
@@ -221,7 +220,7 @@ impl Readiness for PidFile {
     }
 
     fn hint(&self, cx: &Probe<'_>) -> Option<String> {
-        // A pid file is one that names a process of the service.
+        // Whether a pid file names a process of the service.
         let names_it = |path: &Path| {
             let metadata = fs::metadata(path).ok().filter(|metadata| metadata.len() < READ);
             let pid = metadata.and_then(|metadata| first_number(&content(path, &metadata)));
@@ -244,7 +243,7 @@ impl Readiness for PidFile {
     }
 }
 
-/// Whether the last change of a file came before the start of the service.
+/// Whether the file last changed before the start of the service.
 fn is_older_than_start(fingerprint: &Fingerprint, elapsed: Duration) -> bool {
     let (Ok(seconds), Ok(nanos)) = (
         u64::try_from(fingerprint.changed.0),

@@ -18,7 +18,7 @@ use crate::util::text::printable;
 /// The socket's name in the private directory. Short, because the whole path must fit into 107
 /// bytes.
 const NAME: &str = "notify";
-/// What `sun_path` takes, without the byte that ends it.
+/// The longest path in `sun_path`, without the byte that ends it.
 const PATH_MAX: usize = 107;
 
 /// Ready when the service sends `READY=1` to the socket that `$NOTIFY_SOCKET` names, as a systemd
@@ -53,8 +53,7 @@ pub struct SdNotify {
     ready: bool,
 }
 
-/// Ready when the service sends `READY=1`: what [`SdNotify::new`] gives, for those who write the
-/// condition as its bare name.
+/// Ready when the service sends `READY=1`: [`SdNotify::new`] under the condition's bare name.
 #[allow(non_upper_case_globals)]
 pub const SdNotify: SdNotify = SdNotify::new();
 
@@ -70,9 +69,9 @@ impl SdNotify {
         }
     }
 
-    /// From now on nobody reads the socket. The kernel accepts each message and throws it away,
-    /// with the descriptors in it. Where it cannot, the socket is closed: a service that gets
-    /// "connection refused" goes on, but one that finds a full queue waits for ever.
+    /// From now on no one reads the socket. The kernel accepts each message and discards it, with
+    /// the descriptors in it. Where the kernel cannot do that, the socket is closed: a service that
+    /// gets "connection refused" goes on, but one that finds a full queue waits for ever.
     fn discard_the_rest(&mut self, socket: &UnixDatagram) {
         if sockets::filter_messages(socket.as_fd(), Messages::Discard).is_ok() {
             // The queue still has the messages that came before the filter.
@@ -128,12 +127,12 @@ impl Readiness for SdNotify {
             );
             return Err(cx.invalid("SdNotify", reason));
         };
-        // Messages of an earlier start went to a socket that nobody reads any more.
+        // Messages of an earlier start went to a socket that is no longer read.
         let _ = fs::remove_file(&path);
         let bind = || -> io::Result<UnixDatagram> {
             let socket = UnixDatagram::bind(&path)?;
             socket.set_nonblocking(true)?;
-            // The service may run as another user. Who gets at it is decided by the directory.
+            // The service may run as another user. The directory's permissions decide who can send.
             fs::set_permissions(&path, Permissions::from_mode(0o666))?;
             Ok(socket)
         };
@@ -156,9 +155,9 @@ impl Readiness for SdNotify {
         let Some(socket) = self.socket.clone() else {
             return Ok(self.ready);
         };
-        // A message is at most a page by custom; the status line may be long. Descriptors that
-        // come along are closed by the kernel, since nobody asks for them, which is what a barrier
-        // (BARRIER=1) waits for.
+        // A message is at most a page by custom; the status line may be long. The kernel closes
+        // descriptors that come along, because this call does not ask for them. A barrier
+        // (BARRIER=1) waits for that.
         let mut buffer = [0; 8192];
         // Bounded, for a service that does nothing else.
         for _ in 0..1024 {

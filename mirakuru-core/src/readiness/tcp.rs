@@ -21,13 +21,13 @@ const SOON: Duration = Duration::from_millis(1);
 
 /// Ready when the service accepts TCP connections.
 ///
-/// On an address of this machine the kernel is asked, without making a connection, so that the
-/// service sees and logs nothing of it; and the listening socket must belong to the service's own
-/// processes. If the process that has the socket runs or sleeps, it may only check that the port is
-/// free: then the socket counts when it has been there for 50 ms. Somebody else who answers there
-/// is an error that names them. (If the service's processes cannot be looked into, because they run
-/// as another user and the test does not run as root, a listener whose owner is not seen is taken
-/// for the service's.) On an address of another machine a connection is made.
+/// On an address of this machine the kernel is asked, without a connection, so that the service
+/// sees and logs nothing. The listening socket must belong to the service's own processes. If the
+/// process that has the socket runs or sleeps, it may only check that the port is free: then the
+/// socket counts when it has been there for 50 ms. If another process listens there, the error
+/// names it. (If the service runs as another user and the test does not run as root, its processes
+/// cannot be inspected. Then a listener without a visible owner is taken for the service's.) On an
+/// address of another machine a connection is made.
 ///
 /// It follows that a server which only *asks another one* to listen, such as `docker run -p`, is
 /// not ready in this sense, ever: the port belongs to Docker. Use [`Check`](super::Check) or
@@ -47,7 +47,7 @@ const SOON: Duration = Duration::from_millis(1);
 #[derive(Clone, Debug)]
 pub struct Tcp {
     wanted: Wanted,
-    /// What [`Readiness::prepare`] makes of it.
+    /// The result of [`Readiness::prepare`].
     resolved: Resolved,
 }
 

@@ -23,10 +23,10 @@ const LONGEST: usize = 107;
 
 /// Ready when the service accepts connections on a Unix socket.
 ///
-/// A connection is made and closed at once; one that has to wait because the service is busy
-/// counts as well. Stream and `SOCK_SEQPACKET` sockets have connections; a datagram socket has
-/// none, and finding one ends the wait with an error. Somebody else's socket at this path is an
-/// error that names them, where it can be seen whose it is.
+/// A connection is made and closed at once. One that has to wait because the service is busy counts
+/// as well. Stream and `SOCK_SEQPACKET` sockets have connections; a datagram socket has none, and
+/// ends the wait with an error. If another process has the socket at this path and can be seen, the
+/// error names it.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -46,25 +46,26 @@ pub struct UnixSocket {
     wanted: PathBuf,
     /// With the placeholders filled in.
     path: PathBuf,
-    /// Tells when the socket is there. Connections are accepted only later, which nobody tells.
+    /// Tells when the socket is there. The service accepts connections only later, and no event
+    /// tells that.
     watching: Watching,
-    /// When something was there for the first time, and when to look at it again, since the start
-    /// of the service.
+    /// When something was there for the first time, and when to poll again, since the start of the
+    /// service.
     there: Option<Duration>,
     next: Duration,
 }
 
 impl UnixSocket {
-    /// The path of the socket, in which placeholders may stand; best is one in the private
-    /// directory, `{dir}/server.sock`. At most 107 bytes long.
+    /// The path of the socket, at most 107 bytes long. It may have placeholders; best is one in the
+    /// private directory, `{dir}/server.sock`.
     ///
-    /// A path that is not absolute is one below the *test's* current directory, as for anybody who
-    /// connects from the test; the service may have another one. On Linux a path that begins with
-    /// `@` is an abstract name (`./@name` is a file).
+    /// A path that is not absolute counts from the *test's* current directory, as for a client in
+    /// the test; the service may have another one. On Linux a path that begins with `@` is an
+    /// abstract name (`./@name` is a file).
     ///
-    /// Outside `{dir}` the path is claimed: if somebody accepts connections there, the start fails
-    /// with [`Error::AlreadyRunning`] before anything is executed. A socket that a killed server
-    /// left behind is not in the way: it is removed, if it belongs to the test's user.
+    /// A path outside `{dir}` must be free. If another process accepts connections there, the start
+    /// fails with [`Error::AlreadyRunning`] before anything is executed. A socket that a killed
+    /// server left behind is removed, if it belongs to the test's user.
     pub fn path(path: impl Into<PathBuf>) -> Self {
         let wanted = path.into();
         Self {
@@ -97,9 +98,8 @@ impl Readiness for UnixSocket {
         let path = expand_path(cx, &self.wanted)?;
         check(&path).map_err(|reason| cx.invalid(path.to_string_lossy(), reason))?;
         if path.starts_with(cx.dir()) {
-            // Nobody else's, and the service is not running: what is there was left by a service
-            // that was killed. Most servers would refuse to start because of it. (One that cannot
-            // be removed is the service's affair.)
+            // A service that was killed has left this socket, and most servers refuse to start
+            // where one is. (If it cannot be removed, the service reports it.)
             let _ = free::remove_stale_socket(&path);
         }
         claim_path(cx, &path);
@@ -174,7 +174,7 @@ impl Readiness for UnixSocket {
     }
 }
 
-/// Fills in the placeholders of a path, which may be of bytes that are no text.
+/// Fills in the placeholders of a path, whose bytes need not be text.
 pub(super) fn expand_path(cx: &mut Prepare<'_>, path: &Path) -> Result<PathBuf, Error> {
     cx.values
         .expand_os(path.as_os_str())
@@ -192,7 +192,7 @@ pub(super) fn claim_path(cx: &mut Prepare<'_>, path: &Path) {
     }
 }
 
-/// What is wrong with a path, and what would be right.
+/// The mistake in a path, and its remedy.
 fn check(path: &Path) -> Result<(), String> {
     let bytes = path.as_os_str().as_bytes();
     if bytes.is_empty() {

@@ -51,8 +51,8 @@ use crate::recipe::signal::Signal;
 /// | `{env:VAR}` | the value of the test process's environment variable VAR |
 ///
 /// A placeholder is a brace, a lower-case word, perhaps `:` and an argument, and a brace, with no
-/// `$` before it. Every other brace stands for itself. `{{port}}` gives `{port}`: write a word in
-/// braces that is meant for somebody else in this way, as in awk's `{{print}}`.
+/// `$` before it. Every other brace stands for itself. `{{port}}` gives `{port}`: escape a word in
+/// braces in this way if another program is to read it, as in awk's `{{print}}`.
 ///
 /// A value is put in as it is. In the script of a [`shell`](ExecutorBuilder::shell) the shell then
 /// reads it: write `"$VAR"` there and not `{env:VAR}`, whose value may have quotes and dollar
@@ -74,7 +74,7 @@ impl<R> fmt::Debug for ExecutorBuilder<R> {
     }
 }
 
-/// Ready as soon as the program has been executed. What a recipe has without
+/// Ready as soon as the program has been executed. The condition of a recipe without
 /// [`wait_for`](crate::recipe::builder::ExecutorBuilder::wait_for).
 ///
 /// The program has replaced its starter by then, so that a missing one is an error, but it may not
@@ -113,7 +113,7 @@ pub(crate) struct Spec {
     pub(crate) fail_on: Vec<String>,
     /// Files that the service logs to.
     pub(crate) log_files: Vec<PathBuf>,
-    /// Files in the private directory, with what is to be in them.
+    /// Files in the private directory, with their content.
     pub(crate) files: Vec<(PathBuf, String)>,
     /// Addresses to listen on, perhaps with the sockets' names.
     pub(crate) listen: Vec<(Option<String>, String)>,
@@ -219,7 +219,7 @@ impl Stdio {
     }
 
     /// The test process's own stream. A service that inherits the output of a test can keep a test
-    /// runner waiting (nextest calls it a LEAK), its output is not in
+    /// runner waiting (nextest calls it a LEAK). Its output is not in
     /// [`logs`](crate::executor::Executor::logs), and no
     /// [`Banner`](crate::readiness::banner::Banner) sees it.
     #[must_use]
@@ -246,8 +246,7 @@ impl From<File> for Stdio {
 }
 
 impl From<OwnedFd> for Stdio {
-    /// What the descriptor leads to: one end of a [pipe](std::io::pipe) or of a socket, for
-    /// example.
+    /// An open descriptor: for example one end of a [pipe](std::io::pipe) or of a socket.
     fn from(descriptor: OwnedFd) -> Stdio {
         File::from(descriptor).into()
     }
@@ -280,8 +279,8 @@ impl<R> ExecutorBuilder<R> {
 }
 
 impl<R> ExecutorBuilder<R> {
-    /// Replaces the program and keeps its arguments: another version of a server, for example. It
-    /// is one word, whatever is in it. With [`shell`](ExecutorBuilder::shell) it replaces the
+    /// Replaces the program and keeps its arguments: another version of a server, for example. The
+    /// text is one word and is not split. With [`shell`](ExecutorBuilder::shell) it replaces the
     /// script.
     ///
     /// ```
@@ -296,7 +295,7 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Adds an argument. It is one argument, whatever is in it: it is not split into words.
+    /// Adds an argument. The text is one argument and is not split into words.
     pub fn arg(mut self, arg: impl AsRef<OsStr>) -> Self {
         self.spec.command.push(arg.as_ref());
         self
@@ -371,7 +370,7 @@ impl<R> ExecutorBuilder<R> {
     /// Runs the command through `/bin/sh -c`. The default is `false`: without a shell.
     ///
     /// A command given as one string is then the script, and further arguments are its `$1`, `$2`,
-    /// ... Of a command given as a list, the first is the script. In the script `{dir}` is quoted
+    /// ... If the command is a list, its first entry is the script. In the script `{dir}` is quoted
     /// where that is needed, with or without quotes around it: it is always part of one word.
     ///
     /// ```
@@ -409,8 +408,8 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets the grace: how long the service may take to end after the stop signal, before what is
-    /// left of it is killed. The default is 10 s.
+    /// Sets the grace: how long the service may take to end after the stop signal. Then every
+    /// process of it that is left is killed. The default is 10 s.
     pub fn stop_timeout(mut self, timeout: Duration) -> Self {
         self.spec.stop_timeout = timeout;
         self
@@ -418,7 +417,8 @@ impl<R> ExecutorBuilder<R> {
 
     /// Sets the signal that is sent when the grace is over, and by
     /// [`Executor::kill`](crate::executor::Executor::kill). The default is [`Signal::Kill`]. After
-    /// any other, what is left one second later gets `SIGKILL`: nothing of a service survives.
+    /// any other signal, every process that is left one second later gets `SIGKILL`: nothing of a
+    /// service survives.
     pub fn kill_signal(mut self, signal: Signal) -> Self {
         self.spec.kill_signal = signal;
         self
@@ -482,8 +482,8 @@ impl<R> ExecutorBuilder<R> {
     }
 
     /// Puts a file into the service's private directory before each start: its configuration, with
-    /// the placeholders of the text filled in. The path is relative to that directory; the file
-    /// belongs to the service's user, and nobody else can read it.
+    /// the placeholders of the text filled in. The path is relative to that directory. The file
+    /// belongs to the service's user, and no other user can read it.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -501,7 +501,8 @@ impl<R> ExecutorBuilder<R> {
     ///
     /// A path that leads out of the directory is an
     /// [`Error::InvalidCommand`](crate::error::Error::InvalidCommand) when the executor is built.
-    /// What is to be written once, or not as text, is for the `prepare` of a recipe of one's own.
+    /// Write a file that is not text, or that is written only once, in the `prepare` of a recipe of
+    /// your own.
     pub fn file(mut self, path: impl AsRef<Path>, text: impl Into<String>) -> Self {
         self.spec.files.push((path.as_ref().to_owned(), text.into()));
         self
@@ -512,10 +513,10 @@ impl<R> ExecutorBuilder<R> {
     /// the order of these calls, as its descriptors 3, 4 and so on, their number in `$LISTEN_FDS`,
     /// their names in `$LISTEN_FDNAMES` and its own process id in `$LISTEN_PID`.
     ///
-    /// Whoever connects once [`start`](ExecutorBuilder::start) has returned is served as soon as
-    /// the service gets to it: nobody is refused, and so nothing needs to be waited for. The first
-    /// of these addresses is the executor's [`addr`](crate::executor::Executor::addr), unless its
-    /// readiness knows another one.
+    /// Once [`start`](ExecutorBuilder::start) has returned, each connection is accepted by the
+    /// kernel and served when the service gets to it. None is refused, so the start waits for
+    /// nothing. The first of these addresses is the executor's
+    /// [`addr`](crate::executor::Executor::addr), unless its readiness knows another one.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -549,10 +550,10 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// What a start does while another service of mirakuru's has the same fixed port or socket
-    /// path: wait until it is free (`true`, what the attribute asks for), or fail at once with
-    /// [`Error::AlreadyRunning`](crate::error::Error::AlreadyRunning) (`false`, the default).
-    /// That wait does not count towards the [timeout](ExecutorBuilder::timeout).
+    /// Sets whether a start waits while another service of mirakuru has the same fixed port or
+    /// socket path (`true`, as the attribute does), or fails at once with
+    /// [`Error::AlreadyRunning`](crate::error::Error::AlreadyRunning) (`false`, the default). The
+    /// wait does not count towards the [timeout](ExecutorBuilder::timeout).
     pub fn queue(mut self, queue: bool) -> Self {
         self.spec.queue = queue;
         self
@@ -572,11 +573,11 @@ impl<R> ExecutorBuilder<R> {
     /// Lets a test be skipped where the program is not on this machine. Without it, and where the
     /// variable `CI` is set, the test fails.
     ///
-    /// A test whose attribute starts this recipe is skipped aloud, and counted at the end of the
-    /// run; `MIRAKURU_MISSING=skip` does the same for all recipes, and `MIRAKURU_MISSING=fail` for
-    /// none. [`start`](ExecutorBuilder::start) gives an error whose
-    /// [`missing`](crate::error::Error::missing) tells what to install. A start that fails for
-    /// another reason is never a skip.
+    /// A test whose attribute starts this recipe is skipped, says so, and is counted at the end of
+    /// the run. `MIRAKURU_MISSING=skip` does the same for all recipes, and `MIRAKURU_MISSING=fail`
+    /// for none. [`start`](ExecutorBuilder::start) returns an error whose
+    /// [`missing`](crate::error::Error::missing) tells how to install the program. A start that
+    /// fails for another reason is never a skip.
     pub fn optional(mut self) -> Self {
         self.spec.optional = true;
         self
@@ -631,9 +632,9 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets a command that cleans up after the service, for what is no descendant of it: a
-    /// container of a daemon, a unit of systemd, a record in a server that others share. The
-    /// default is none.
+    /// Sets a command that cleans up after the service: it removes things that are not its
+    /// descendants, such as a container of a daemon, a unit of systemd, or a record in a server
+    /// that others share. The default is none.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -642,16 +643,16 @@ impl<R> ExecutorBuilder<R> {
     /// # let _ = recipe;
     /// ```
     ///
-    /// The supervisor runs it each time the service has ended, however that came about, also when
-    /// the test process was killed: once every process of the service is gone, and before its
-    /// directory is removed. It runs without a shell, as the test's own user, in the service's
-    /// environment and working directory, and its output goes to the service's log. It may take 10
-    /// s; then it is killed. Half a second later it runs once more, because a daemon may still
-    /// have been busy with the last request of a client that was killed: so it must do no harm
-    /// when there is nothing left to clean up. A failure is noted in the log and nowhere else.
+    /// The supervisor runs it each time the service has ended, in every way, also when the test
+    /// process was killed: once every process of the service is gone, and before its directory is
+    /// removed. It runs without a shell, as the test's own user, in the service's environment and
+    /// working directory, and its output goes to the service's log. It may take 10 s; then it is
+    /// killed. Half a second later it runs once more, because a daemon may still have been busy
+    /// with the last request of a client that was killed: so it must do no harm when there is
+    /// nothing left to clean up. A failure is noted in the log and nowhere else.
     ///
-    /// It is clean-up and not the guarantee: if both processes of the supervisor are killed,
-    /// nobody is left to run it.
+    /// It is clean-up and not a guarantee: if both processes of the supervisor are killed, it does
+    /// not run.
     pub fn on_end(mut self, command: impl IntoCommand) -> Self {
         self.spec.on_end = Some(command.into_command());
         self

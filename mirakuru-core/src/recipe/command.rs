@@ -20,8 +20,8 @@ use crate::util::hash;
 /// Fills in the placeholders of a word.
 pub(crate) type Expand<'a> = &'a mut dyn FnMut(&OsStr) -> Result<OsString, ExpandError>;
 
-/// What [`Executor::builder`](crate::executor::Executor::builder) takes: one string, or a list of
-/// the program and its arguments.
+/// The command of [`Executor::builder`](crate::executor::Executor::builder): one string, or a list
+/// of the program and its arguments.
 ///
 /// A string is split into words as a shell would. The entries of a list are taken as they are, and
 /// need not be UTF-8; a path that may hold spaces belongs in a list. The trait is sealed: it is
@@ -43,7 +43,7 @@ pub trait IntoCommand {
 #[doc(hidden)]
 pub struct Command {
     pub(crate) words: Words,
-    /// What `arg` and `args` added.
+    /// The arguments that `arg` and `args` added.
     pub(crate) extra: Vec<OsString>,
 }
 
@@ -120,8 +120,7 @@ impl Command {
         }
     }
 
-    /// Has a program that must be found or built ready: what depends on its file can be asked
-    /// then.
+    /// Has a program that must be found or built ready. Its file can be asked for then.
     ///
     /// # Errors
     ///
@@ -139,14 +138,15 @@ impl Command {
 
     /// The words to execute, the program first, with all placeholders filled in.
     ///
-    /// With `shell` that is `/bin/sh -c SCRIPT sh ARGUMENT...`: the string as it is (or the first
-    /// entry of the list) is the script, what follows becomes its `$1` and so on, and `$0`, which
-    /// a shell puts before its complaints, is `sh`.
+    /// With `shell` that is `/bin/sh -c SCRIPT sh ARGUMENT...`. The script is the string as it is,
+    /// or the first entry of the list. The other entries become its `$1` and so on. `$0`, which a
+    /// shell puts before its complaints, is `sh`.
     ///
     /// # Errors
     ///
     /// [`Error::InvalidCommand`] when there is no program, a quote is not closed, a word holds a
-    /// NUL byte, or a placeholder makes no sense; [`Error::System`] when no port is to be had.
+    /// NUL byte, or a placeholder makes no sense; [`Error::System`] when the system has no free
+    /// port.
     pub(crate) fn resolve(&self, expand: Expand<'_>, shell: bool) -> Result<Vec<OsString>, Error> {
         let (mut words, what) = match &self.words {
             Words::Line(line) if shell => (vec![OsString::from(line)], "script"),
@@ -228,8 +228,8 @@ impl Command {
         }
     }
 
-    /// The service's name where the recipe gives none: the file name of the program, or what comes
-    /// closest.
+    /// The service's name where the recipe gives none: the file name of the program, or the nearest
+    /// thing to it.
     pub(crate) fn program_name(&self, shell: bool) -> String {
         let first = match &self.words {
             Words::Line(line) if shell => first_command(line),
@@ -247,7 +247,7 @@ impl Command {
             .file_name()
             .map(|name| name.to_string_lossy().into_owned());
         match name {
-            // What is left of a placeholder such as `{env:SERVER}` is no name.
+            // The rest of a placeholder such as `{env:SERVER}` is no name.
             Some(name) if !name.contains(['{', '}']) => name,
             _ if shell => "sh".to_owned(),
             _ => "service".to_owned(),
@@ -304,7 +304,7 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// The quote that is still open at the end of a line, and its place. It looks at the line as
+/// The quote that is still open at the end of a line, and its place. It reads the line as
 /// `shell_words` does.
 fn open_quote(line: &str) -> Option<(char, usize)> {
     let mut chars = line.char_indices();
@@ -346,7 +346,7 @@ fn position(text: &str, at: usize) -> String {
     }
 }
 
-/// The name of what a script runs first, as far as a check without a shell can tell.
+/// The name of the program that a script runs first, as far as it can be read without a shell.
 fn first_command(script: &str) -> Option<String> {
     let words =
         shell_words::split(script).unwrap_or_else(|_| script.split_whitespace().map(str::to_owned).collect());
@@ -420,7 +420,7 @@ impl<S: AsRef<OsStr>> IntoCommand for &Vec<S> {
     }
 }
 
-/// The first thing in a command line that only a shell would understand, and what to do about it.
+/// The first thing in a command line that only a shell would understand, and the remedy.
 pub(crate) fn shell_syntax(line: &str) -> Option<String> {
     let is_name = |text: &str| {
         text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')

@@ -26,7 +26,7 @@ use crate::error::secrets::mask_urls;
 /// Why a text could not be expanded.
 #[derive(Debug)]
 pub(crate) enum ExpandError {
-    /// The text is wrong: what is, and what would be right.
+    /// The text is wrong: the mistake and its remedy.
     Text(String),
     /// The system has no port to give.
     Port(io::Error),

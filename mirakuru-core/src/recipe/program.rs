@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
-/// Where programs are looked for when the service has no `PATH`: what `execvp` of glibc does.
+/// The directories that are searched when the service has no `PATH`, as `execvp` of glibc does.
 const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
-/// Where a program that is built for coverage writes its profile. Without it, it writes into its
-/// working directory, where nobody looks.
+/// The variable that names the profile of a program that is built for coverage. Without it, the
+/// program writes into its working directory, where no tool looks for it.
 const PROFILE: &str = "LLVM_PROFILE_FILE";
 
 /// Variables by which the service manager of the test runner talks to the runner. They are not for
@@ -75,7 +75,7 @@ pub(crate) fn candidates(program: &OsStr, environment: &BTreeMap<OsString, OsStr
     std::env::split_paths(path).map(|dir| dir.join(program)).collect()
 }
 
-/// What tells a file from every other, also from one that has come in its place since.
+/// The data that tells a file from every other, also from one that has replaced it since.
 pub(crate) fn file_identity(path: &Path) -> io::Result<String> {
     let file = path.metadata()?;
     Ok(format!(

@@ -18,7 +18,7 @@ use crate::sys::signals;
 pub enum Signal {
     /// `SIGTERM`, the polite request to end: the default stop signal.
     Term,
-    /// `SIGINT`, what Ctrl-C sends. PostgreSQL's "fast shutdown".
+    /// `SIGINT`, sent by Ctrl-C. PostgreSQL's "fast shutdown".
     Int,
     /// `SIGQUIT`. nginx takes it as "finish what you are doing, then end".
     Quit,

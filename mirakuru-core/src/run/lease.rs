@@ -1,5 +1,5 @@
-//! A number that one test has for itself, of a service that many share: leased by a lock on a file
-//! in a directory that all of them know.
+//! A number that one test has for itself, of a service that many share. It is leased by a lock on a
+//! file in a directory that all of them know.
 //!
 //! The kernel gives the lock back when its holder ends, however it ends. So a number is never lost.
 
@@ -15,13 +15,13 @@ use crate::service_dir::base::is_at;
 use crate::sys::files::{open_lock, try_flock, unlock};
 use crate::util::backoff::Pauses;
 
-/// A number below some limit that nobody else has, in this process or another, until this is
+/// A number below some limit that no other lease has, in this process or another, until this is
 /// dropped.
 #[derive(Debug)]
 pub struct Lease {
     number: u32,
     lock: File,
-    /// Whoever forks from that process has a copy of this, and may not give it back.
+    /// A fork of that process has a copy of this, and may not give it back.
     holder: u32,
 }
 

@@ -1,4 +1,4 @@
-//! Which run of tests this process is a part of, and what the run knows of its services.
+//! The run of tests that this process is part of, and its directory.
 //!
 //! `cargo nextest run` makes a process of each test, `cargo test` one of each test binary. The run
 //! is known by the process that runs them all, the *runner*, and has a directory that its processes
@@ -36,8 +36,8 @@ impl Run {
     /// The run that this process is a part of; `None` when it is none, and a shared service is this
     /// process's own.
     ///
-    /// Decided once: when a runner is killed, its test processes live on for a moment as somebody
-    /// else's children.
+    /// Decided once: when a runner is killed, another process adopts its test processes, which live
+    /// on for a moment.
     #[must_use]
     pub fn current() -> Option<&'static Run> {
         static RUN: Lazy<Option<Run>> = Lazy::new(|| {
@@ -109,7 +109,7 @@ impl Run {
             let giver = ancestors.iter().find(|(pid, stat)| {
                 // A `cargo test` that a test under nextest has started is a run of its own.
                 let is_inner = *name == NEXTEST && stat.comm == "cargo";
-                // Where a wrapper has changed the user, nobody's variables can be read.
+                // If a wrapper has changed the user, no process's variables can be read.
                 is_inner || !carries(*pid, entry.as_bytes()).unwrap_or_else(|| !is_cargo(stat))
             });
             // The first process of a machine adopts what its parent left behind: it is a runner
@@ -122,8 +122,8 @@ impl Run {
                 return Some(Run::lost());
             }
         }
-        // What is below a watcher is started by it again and again, for hours. Each time is a run
-        // of its own.
+        // A watcher starts the same runner again and again, for hours. Each time is a run of its
+        // own.
         let (pid, stat) = ancestors
             .iter()
             .take_while(|(_, stat)| stat.comm != "cargo-watch")
@@ -148,8 +148,8 @@ impl Run {
         }
     }
 
-    /// The directory of this run, and its runner; of a process that belongs to none, one of its
-    /// own, which is swept as a run's is.
+    /// The directory of this run, and its runner. A process without a runner gets a directory of
+    /// its own, which is swept like a run's.
     pub(crate) fn dir_or_own(run: Option<&Run>) -> (PathBuf, u32) {
         match run {
             Some(run) => (run.dir.clone(), run.runner),
@@ -179,7 +179,7 @@ pub(crate) fn make_dir(run_dir: &Path) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// What the operating system said. Also when there is no runner any more.
+/// The error of the operating system, also when the runner has ended.
 pub fn make_run_dir(run: &Run) -> io::Result<(PathBuf, u32)> {
     if run.runner == 0 {
         return Err(io::ErrorKind::NotFound.into());
@@ -188,8 +188,7 @@ pub fn make_run_dir(run: &Run) -> io::Result<(PathBuf, u32)> {
     Ok((run.dir.clone(), run.runner))
 }
 
-/// Whether the run that this process is a part of is over: what its services leave behind goes with
-/// them.
+/// Whether the run of this process is over. Its services then remove all their files.
 pub(crate) fn is_over() -> bool {
     Run::current().is_some_and(|run| !service_dir::is_alive(run.runner, run.started))
 }
@@ -198,15 +197,15 @@ const SESSION: &str = "MIRAKURU_SESSION_ID";
 const SCOPE: &str = "MIRAKURU_SCOPE";
 const NEXTEST: &str = "NEXTEST_RUN_ID";
 
-/// `cargo`, and what calls itself like it and runs test binaries without it: `cargo-nextest`,
+/// `cargo`, and programs with names like it that run test binaries by themselves: `cargo-nextest`,
 /// `cargo-tarpaulin`.
 pub(crate) fn is_cargo(stat: &Stat) -> bool {
     stat.comm == "cargo" || stat.comm.starts_with("cargo-")
 }
 
-/// Where the runs' directories are: where a system has a place for what belongs to a user and to no
-/// longer than a session, there; otherwise in the temp dir. (A service's own directory is always in
-/// the temp dir: a database may be larger than the memory that the first is made of.)
+/// The folder of the runs' directories: the system's place for files of one user's session, where
+/// it has one; otherwise the temp dir. (A service's own directory is always in the temp dir: a
+/// database may be larger than the memory behind the first.)
 pub(crate) fn runs_base() -> PathBuf {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let ours = |dir: &PathBuf| {
@@ -224,14 +223,14 @@ pub(crate) fn runner_of(dir: &str) -> Option<(u32, u64)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// Whether somebody still uses a run's directory although its runner is not to be seen here: in
-/// another container, say.
+/// Whether a run's directory is in use although its runner is not visible here: in another
+/// container, for example.
 pub(crate) fn is_in_use(dir: &Path) -> bool {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
         .map(|entry| entry.path())
         .any(|path| match path.extension() {
-            // Kept by those who start a service, and by its supervisor from then on.
+            // Held by each process that starts a service, and by its supervisor from then on.
             Some(kind) if kind == "lock" => sys::files::open_lock(&path, false)
                 .is_ok_and(|lock| matches!(sys::files::is_locked(lock.as_fd()), Ok(true))),
             _ => false,

@@ -1,4 +1,4 @@
-//! What is published of a service of the run, so that other processes can attach to it.
+//! The published state of a service of the run, so that other processes can attach to it.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -14,17 +14,17 @@ use std::time::{Duration, Instant};
 use crate::service_dir::ServiceDir;
 use crate::sys::{self, Exit};
 
-/// How long it may take a busy machine until the end of a service is recorded: its supervisor is
-/// there, and will do it.
+/// How long a busy machine may take to record the end of a service. Its supervisor is there, and
+/// will do it.
 const RECORDED_WITHIN: Duration = Duration::from_secs(30);
 
-/// What is published of a service. In the file: `key=value` entries, each with a zero byte at its
+/// The published state of a service. In the file: `key=value` entries, each with a zero byte at its
 /// end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct State {
-    /// The report of a start that failed. Then there is nothing else but the process.
+    /// The report of a start that failed. The other fields but `process` are empty then.
     pub(crate) failed: Option<String>,
-    /// Who started it, for people.
+    /// The process that started it, for people.
     pub(crate) process: String,
     pub(crate) pid: u32,
     pub(crate) supervisor: u32,
@@ -33,7 +33,7 @@ pub(crate) struct State {
     pub(crate) addr: Option<SocketAddr>,
     pub(crate) url: Option<String>,
     pub(crate) path: Option<PathBuf>,
-    /// What its readiness condition added to its environment.
+    /// The variables that its readiness condition added to its environment.
     pub(crate) env: Vec<(String, String)>,
     /// The named groups of the lines that made it ready.
     pub(crate) captured: Vec<(String, String)>,
@@ -42,8 +42,8 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// `None` when nothing is published. Half a file cannot be: it is renamed into place, and what
-    /// is appended later is one write.
+    /// `None` when nothing is published. The file is never half written: it is renamed into place,
+    /// and later additions are one write.
     pub(crate) fn read(path: &Path) -> io::Result<Option<State>> {
         let mut bytes = Vec::new();
         let file = fs::OpenOptions::new()

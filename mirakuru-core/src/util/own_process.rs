@@ -14,7 +14,7 @@ macro_rules! test_name {
 }
 pub(crate) use test_name;
 
-/// A process that runs the test of this name, which may be ignored, and shows what it prints.
+/// A process that runs the test of this name, also an ignored one, and shows its output.
 pub(crate) fn process_of(test: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("this binary has a path"));
     command.args(["--exact", test, "--include-ignored", "--nocapture"]);

@@ -13,7 +13,7 @@ use crate::util::text::printable;
 
 /// How long the head of an answer may be.
 const HEAD: usize = 256 * 1024;
-/// How much of an answer's body is read, and for how long: so that a server is not cut off in the
+/// How much of an answer's body is read, and for how long, so that a server is not cut off in the
 /// middle of a short one.
 const BODY: u64 = 64 * 1024;
 const BODY_TIME: Duration = Duration::from_millis(50);
@@ -111,7 +111,8 @@ impl Http {
                 // An error of ours must not end the wait by its kind.
                 _ => (ErrorKind::Other, format!("{request} on {addr}: {error}")),
             },
-            // Its text could show the URL; the variant's name is enough for what cannot happen.
+            // Its text could show the URL. The variant's name is enough for a case that cannot
+            // happen.
             ureq::Error::BadUri(_) => (ErrorKind::Other, format!("{request} on {addr}: not a URL")),
             other => (ErrorKind::Other, format!("{request} on {addr}: {other}")),
         };
@@ -127,7 +128,7 @@ struct Answer {
     line: String,
 }
 
-/// What to do about a port that speaks TLS, as the end of a sentence.
+/// The remedy for a port that speaks TLS, as the end of a sentence.
 const TLS_REMEDY: &str = if cfg!(feature = "tls") {
     "; use `https://`, or the port for plain HTTP"
 } else {
@@ -180,7 +181,7 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
     *request.headers_mut() = target.headers.clone();
     let needs_body = matches!(method, "POST" | "PUT" | "PATCH");
     let mut response = match &target.body {
-        // A body makes ureq send it, whatever the method.
+        // With a body, ureq sends it for every method.
         Some(body) => agent.run(request.map(|()| body.as_slice()))?,
         // Without one these methods would be sent with an empty chunked body, which not every
         // server takes.
@@ -214,8 +215,8 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
     })
 }
 
-/// What a port says to a request that any HTTP server understands: the end of a sentence, for the
-/// case that it is not HTTP.
+/// The first bytes that a port answers to a plain request, as the end of a sentence, if they are
+/// not HTTP.
 fn first_bytes(addr: SocketAddr, limit: Duration) -> String {
     let poll = || -> io::Result<Vec<u8>> {
         let limit = limit.min(Duration::from_millis(500));

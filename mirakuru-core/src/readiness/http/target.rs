@@ -106,7 +106,7 @@ impl Http {
                 Err(_) => bytes.clone(),
             }),
         };
-        // Whatever else a request line may not have.
+        // Catches all other characters that a request line cannot have.
         if let Err(error) = types::Uri::try_from(format!("http://h{}", parts.path)) {
             let text = format!("the path or query cannot be sent as it is: {error}; percent-encode it");
             return Err(cx.invalid(&shown, text));
@@ -141,7 +141,7 @@ pub(super) struct Parts<'a> {
 }
 
 impl<'a> Parts<'a> {
-    /// The error says what is wrong, without showing any part that may be a secret.
+    /// The error names the mistake, and shows no part that may be a secret.
     pub(super) fn of(url: &'a str) -> Result<Parts<'a>, String> {
         if let Some(c) = url.chars().find(|c| c.is_whitespace() || c.is_control()) {
             return Err(format!(
@@ -202,7 +202,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// A URL fit to be shown: without user and password, and without what the query says.
+/// A URL fit to be shown: without user, password and query text.
 pub(super) fn show(url: &str) -> String {
     let url = url.split('#').next().unwrap_or_default();
     let plain = without_query(url);
