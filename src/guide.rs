@@ -13,6 +13,7 @@
 //! | [Migrations in code](migrations) | run your own migrations once, and keep the result |
 //! | [Nextest](nextest) | what a process for each test means here |
 //! | [Async tests](async_tests) | tokio and others |
+//! | [Containers](containers) | `podman run` and `docker run` as recipes, and the command at the end |
 //! | [CI](ci) | GitHub Actions, GitLab, slow machines, root |
 //! | [Resistance tests](resistance) | what your code does while a service is down, or hangs |
 //! | [Writing a preset](writing_a_preset) | a service of your own, with a handle of its own |
@@ -41,6 +42,7 @@ macro_rules! chapters {
         #[doc = "[systems]: crate::guide::systems"]
         #[doc = "[cluster]: struct@crate::Cluster"]
         #[doc = "[ci]: crate::guide::ci"]
+        #[doc = "[containers]: crate::guide::containers"]
         #[doc = "[writing_a_preset]: crate::guide::writing_a_preset"]
         #[doc = ""]
         #[doc = include_str!(concat!("../docs/guide/", stringify!($name), ".md"))]
@@ -50,5 +52,5 @@ macro_rules! chapters {
 
 chapters! {
     first_test readiness programs systems sharing logs looking_on migrations nextest async_tests
-    ci resistance writing_a_preset debugging from_python from_testcontainers limits
+    containers ci resistance writing_a_preset debugging from_python from_testcontainers limits
 }

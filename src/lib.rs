@@ -33,9 +33,9 @@
 //! The [guide] goes through all of that, a page for each: a [first test](guide::first_test),
 //! [choosing a readiness](guide::readiness), [programs of the workspace](guide::programs),
 //! [systems](guide::systems), [sharing](guide::sharing), [nextest](guide::nextest),
-//! [async](guide::async_tests), [CI](guide::ci), [resistance tests](guide::resistance), [presets of
-//! your own](guide::writing_a_preset), and [what to do when a start hangs](guide::debugging);
-//! coming [from Python mirakuru](guide::from_python) or [from
+//! [async](guide::async_tests), [containers](guide::containers), [CI](guide::ci), [resistance
+//! tests](guide::resistance), [presets of your own](guide::writing_a_preset), and [what to do when
+//! a start hangs](guide::debugging); coming [from Python mirakuru](guide::from_python) or [from
 //! Testcontainers](guide::from_testcontainers); and the [limits](guide::limits).
 //!
 //! # Executors

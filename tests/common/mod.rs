@@ -9,6 +9,7 @@
 
 use std::env;
 use std::fs;
+use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::os::unix::fs::PermissionsExt;
@@ -315,6 +316,10 @@ pub(crate) fn send(pid: u32, signal: i32) {
     unsafe { kill(pid as i32, signal) };
 }
 
+pub(crate) fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}
+
 /// Whether this process may do what root may.
 pub(crate) fn is_root() -> bool {
     unsafe extern "C" {
@@ -488,7 +493,7 @@ pub(crate) fn require(program: &str) -> Option<PathBuf> {
     found
 }
 
-fn find(program: &str) -> Option<PathBuf> {
+pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let mut dirs: Vec<PathBuf> = env::split_paths(&env::var_os("PATH")?).collect();
     dirs.push("/usr/sbin".into());
     // Debian keeps each version of PostgreSQL in a folder of its own, off PATH. The newest comes

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use mirakuru::{Banner, Executor, OutputExecutor, SimpleExecutor};
 
 use crate::common::{
-    LONG, SIGINT, SIGKILL, SIGTERM, Scratch, descendants, send, stat, supervisors, test_name, victim,
+    LONG, SIGINT, SIGKILL, SIGTERM, Scratch, descendants, random, send, stat, supervisors, test_name, victim,
     victim_dir, wait_until,
 };
 
@@ -93,7 +93,7 @@ fn has_a_system() {
 }
 
 /// Starts a victim and waits until its services are up.
-fn start(command: &mut Command) -> Child {
+pub(crate) fn start(command: &mut Command) -> Child {
     let mut child = command
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -305,13 +305,21 @@ fn client(dir: &Path) -> mirakuru::ExecutorBuilder {
     let dir = dir.display();
     let remove = format!("echo mk-{{id}} >>{dir}/calls; rm -f {dir}/records/mk-{{id}}");
     Executor::builder(["sh", "-c"])
-        .arg(format!("touch {dir}/requests/mk-{{id}}; exec sleep 60"))
+        .arg(format!(
+            "echo mk-{{id}} >>{dir}/asked; touch {dir}/requests/mk-{{id}}; exec sleep 60"
+        ))
         .on_end(["sh", "-c", &remove])
         .stop_timeout(Duration::from_millis(300))
 }
 
+/// The names for which the command at the end was run, once for each run.
+fn cleaned(dir: &Path) -> Vec<String> {
+    let calls = fs::read_to_string(dir.join("calls")).unwrap_or_default();
+    calls.lines().map(str::to_owned).collect()
+}
+
 fn calls(dir: &Path) -> usize {
-    fs::read_to_string(dir.join("calls")).map_or(0, |calls| calls.lines().count())
+    cleaned(dir).len()
 }
 
 fn records(dir: &Path) -> usize {
@@ -421,8 +429,13 @@ fn killed_at_any_moment_no_record_stays() {
         thread::scope(|scope| {
             for _ in 0..4 {
                 scope.spawn(|| {
-                    while next.fetch_add(1, Ordering::SeqCst) < rounds {
-                        left.fetch_or(!killed_once(scratch.path()), Ordering::SeqCst);
+                    loop {
+                        let round = next.fetch_add(1, Ordering::SeqCst);
+                        if round >= rounds {
+                            break;
+                        }
+                        let worker_first = round % 2 == 1;
+                        left.fetch_or(!killed_once(scratch.path(), worker_first), Ordering::SeqCst);
                     }
                 });
             }
@@ -432,17 +445,31 @@ fn killed_at_any_moment_no_record_stays() {
         assert_eq!(records(scratch.path()), 0);
     });
     assert!(!left.load(Ordering::SeqCst), "a supervisor has not ended");
+    let asked = fs::read_to_string(scratch.path().join("asked")).expect("clients have run");
+    let cleaned = cleaned(scratch.path());
+    assert!(asked.lines().count() >= rounds);
+    for name in asked.lines() {
+        assert!(
+            cleaned.iter().any(|cleaned| cleaned == name),
+            "{name} was not cleaned up"
+        );
+    }
 }
 
+/// Kills the test process, and where `worker_first` says so, the worker of a service before it.
 /// Says whether the supervisors have ended in time.
-fn killed_once(dir: &Path) -> bool {
-    let random = {
-        use std::hash::{BuildHasher, Hasher, RandomState};
-        RandomState::new().build_hasher().finish()
-    };
+fn killed_once(dir: &Path, worker_first: bool) -> bool {
+    let random = random();
     let mut child = start(&mut victim(test_name!(has_a_client_of_a_daemon), dir));
     thread::sleep(Duration::from_micros(random % 700_000));
     let tree = descendants(child.id());
+    // The guard is the test process's child, and the worker is the guard's.
+    let parent = |pid: u32| stat(pid).map(|(_, parent)| parent);
+    let is_worker = |pid: &&u32| parent(**pid).and_then(parent) == Some(child.id());
+    if let Some(worker) = tree.iter().find(is_worker).filter(|_| worker_first) {
+        send(*worker, SIGKILL);
+        thread::sleep(Duration::from_micros(random / 700_000 % 50_000));
+    }
     send(child.id(), SIGKILL);
     child.wait().expect("it ends");
     let is_gone = |pid: &u32| stat(*pid).is_none_or(|(state, _)| state == 'Z');
@@ -480,6 +507,22 @@ fn the_stop_signal_reaches_a_descendant_in_a_session_of_its_own() {
     service.stop().expect("it stops by itself");
     assert!(begin.elapsed() < Duration::from_secs(5), "{:?}", begin.elapsed());
     assert_eq!(fs::read_to_string(&heard).unwrap_or_default(), "session\n");
+}
+
+#[test]
+fn a_process_that_the_service_starts_at_its_end_may_finish() {
+    let scratch = Scratch::new();
+    let done = scratch.file("done");
+    // The clean-up begins after the stop signal, in a session of its own, and takes longer than the
+    // pause after which the signal goes to sessions of their own.
+    let script = "trap 'sleep 0.02; setsid sh -c \"sleep 0.3; touch $1\"; exit 0' TERM; echo up; \
+                  while :; do sleep 0.005; done";
+    let mut service = Executor::builder(["sh", "-c", script, "sh", &done])
+        .wait_for(Banner::matching("up"))
+        .start()
+        .expect("it starts");
+    service.stop().expect("it stops by itself");
+    assert!(Path::new(&done).exists());
 }
 
 #[cfg_attr(

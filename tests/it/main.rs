@@ -14,6 +14,7 @@ mod reports;
 mod api;
 mod at_the_end;
 mod attribute;
+mod containers;
 mod diagnostics;
 mod executors;
 mod failing_tests;

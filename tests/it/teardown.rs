@@ -14,7 +14,6 @@
 mod cell;
 
 use std::fs::{self, File};
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
@@ -23,7 +22,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::common::{
-    self, LONG, ODD, SIGINT, SIGKILL, SIGTERM, Scratch, fixed_port, numbers, send, stat, supervisors,
+    self, LONG, ODD, SIGINT, SIGKILL, SIGTERM, Scratch, fixed_port, numbers, random, send, stat, supervisors,
     test_name, wait_until,
 };
 use crate::fresh;
@@ -275,10 +274,6 @@ impl Drop for Victim {
 fn line_with(output: &mut BufReader<ChildStdout>, text: &str) -> Option<String> {
     let mut lines = output.lines();
     lines.find_map(|line| line.ok().filter(|line| line.contains(text)))
-}
-
-fn random() -> u64 {
-    RandomState::new().build_hasher().finish()
 }
 
 fn setting(name: &str, otherwise: u32) -> u32 {

@@ -192,6 +192,8 @@ struct Worker<'a> {
     inbox: Inbox,
     output: Output,
     ending: Ending,
+    /// When the stop signal was sent, in the kernel's ticks.
+    asked_at: i64,
     /// Its main process has not been waited for yet.
     main_alive: bool,
     /// Nobody else is there to remove the private directory.
@@ -244,6 +246,7 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
             inbox: Inbox::default(),
             output,
             ending: Ending::new(),
+            asked_at: 0,
             main_alive: true,
             clean_up: false,
             keep_log: false,
@@ -396,7 +399,10 @@ impl Worker<'_> {
         unsafe {
             match step {
                 Step::Nothing => {}
-                Step::Ask(signal) => self.signal_group(signal),
+                Step::Ask(signal) => {
+                    self.asked_at = tree::now_ticks();
+                    self.signal_group(signal);
+                }
                 Step::AskRest(signal) => self.tell_descendants(signal, true),
                 Step::Kill(signal) => {
                     self.signal_group(signal);
@@ -591,7 +597,9 @@ impl Worker<'_> {
     }
 
     /// Signals the descendants. With `ask`, only those that the group's signal has not reached, and
-    /// nobody twice: they are asked to end, and let run if they were stopped.
+    /// nobody twice: they are asked to end, and let run if they were stopped. A process that was
+    /// started after the stop signal is not asked: it may do the service's last work, as podman's
+    /// clean-up does.
     unsafe fn tell_descendants(&mut self, signal: i32, ask: bool) {
         // SAFETY: `signal_descendant` signals no other process.
         unsafe {
@@ -600,7 +608,8 @@ impl Worker<'_> {
                 let Some(pid) = self.a.pids.get(at).copied() else {
                     break;
                 };
-                if ask && (libc::getpgid(pid) == self.a.service || !self.note_told(pid)) {
+                let is_spared = libc::getpgid(pid) == self.a.service || tree::is_younger(pid, self.asked_at);
+                if ask && (is_spared || !self.note_told(pid)) {
                     continue;
                 }
                 tree::signal_descendant(pid, signal);

@@ -288,6 +288,30 @@ fn descends(pid: i32) -> bool {
 
 /// The parent of a process, or 0.
 fn parent(pid: i32) -> i32 {
+    stat_field(pid, 1) as i32
+}
+
+/// The kernel's clock, in the unit in which it tells when a process was started.
+pub(super) fn now_ticks() -> i64 {
+    // SAFETY: writes into a local variable.
+    unsafe {
+        let mut time: libc::timespec = mem::zeroed();
+        libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time);
+        let per_second = libc::sysconf(libc::_SC_CLK_TCK).max(1);
+        let nanoseconds = 1_000_000_000 / per_second;
+        (time.tv_sec as i64)
+            .wrapping_mul(per_second)
+            .wrapping_add((time.tv_nsec as i64).wrapping_div(nanoseconds.max(1)))
+    }
+}
+
+/// Whether a process was started after this moment of [`now_ticks`].
+pub(super) fn is_younger(pid: i32, ticks: i64) -> bool {
+    stat_field(pid, 19) > ticks
+}
+
+/// A number of `/proc/PID/stat`, counted from the state, which is 0. It is 0 where there is none.
+fn stat_field(pid: i32, index: usize) -> i64 {
     let path = Path::of(pid, b"/stat");
     let mut text = [0_u8; 512];
     // SAFETY: reads into a local buffer; the descriptor is closed again.
@@ -300,18 +324,16 @@ fn parent(pid: i32) -> i32 {
         libc::close(fd);
         got
     };
-    // PID (NAME) STATE PARENT: the name may hold anything.
+    // PID (NAME) STATE PARENT ..: the name may hold anything.
     let text = text.get(..usize::try_from(got).unwrap_or(0)).unwrap_or(&[]);
     let end = text.iter().rposition(|byte| *byte == b')').unwrap_or(0);
-    let rest = text.get(end..).unwrap_or(&[]);
-    let digits = rest.iter().skip_while(|byte| !byte.is_ascii_digit());
-    digits
-        .take_while(|byte| byte.is_ascii_digit())
-        .fold(0_i32, |number, digit| {
-            number
-                .wrapping_mul(10)
-                .wrapping_add(i32::from(digit.wrapping_sub(b'0')))
-        })
+    let rest = text.get(end.wrapping_add(2)..).unwrap_or(&[]);
+    let digits = rest.split(|byte| *byte == b' ').nth(index).unwrap_or(&[]);
+    digits.iter().fold(0_i64, |number, digit| {
+        number
+            .wrapping_mul(10)
+            .wrapping_add(i64::from(digit.wrapping_sub(b'0')))
+    })
 }
 
 /// A path with a number in it, and a final zero.
@@ -528,6 +550,8 @@ mod tests {
         assert_eq!(parent(child.pid()), me);
         assert!(descends(child.pid()));
         assert!(!descends(1) && !descends(me));
+        let now = now_ticks();
+        assert!(is_younger(child.pid(), now - 100) && !is_younger(child.pid(), now));
         let mut pids = [0; PIDS];
         let count = descendants(&mut pids);
         assert!(pids[..count].contains(&child.pid()), "{:?}", &pids[..count]);
