@@ -72,7 +72,17 @@ fn chosen(redis: &presets::Redis) { println!("runs {}", redis.command()); }
 #[test]
 #[ignore]
 fn too_old() { unreachable!() }
-"#;
+#[mirakuru::fixture(cmd = "sleep 60", optional)]
+#[test]
+#[ignore]
+fn on_any_kernel() { println!("runs on this kernel"); }
+#[mirakuru::fixture(cmd = "{odd} --listen [::1]:{port}", tcp = "[::1]:{port}", optional)]
+#[test]
+#[ignore]
+fn on_ipv6() { println!("runs on IPv6"); }
+"#
+    .replace("{odd}", common::ODD)
+    .as_str();
     let manifest = "[dev-dependencies]\nmirakuru = { path = \"{root}\" }\n";
     let dir = fresh::package(
         "missing",
@@ -143,7 +153,7 @@ fn what_is_missing_is_skipped_aloud() {
     let output = with(&[], "MK", "");
     assert!(output.status.success(), "{}", text(&output));
     assert!(
-        text(&output).contains("30 passed; 0 failed; 8 ignored"),
+        text(&output).contains("30 passed; 0 failed; 10 ignored"),
         "{}",
         text(&output)
     );
@@ -262,6 +272,90 @@ fn some_are_skipped_and_others_never() {
     );
 }
 
+/// One ignored test of the suite, under a program that changes what the kernel has.
+fn under(dir: &Path, scratch: &Scratch, wrapper: &[&str], test: &str) -> Output {
+    let args = [
+        "test",
+        "--test",
+        "needs",
+        "--",
+        "--exact",
+        test,
+        "--ignored",
+        "--show-output",
+    ];
+    let cargo = cargo(dir, scratch, &args);
+    let mut command = Command::new(wrapper[0]);
+    command
+        .args(&wrapper[1..])
+        .arg(cargo.get_program())
+        .args(cargo.get_args());
+    for (name, value) in cargo.get_envs() {
+        match value {
+            Some(value) => command.env(name, value),
+            None => command.env_remove(name),
+        };
+    }
+    command.current_dir(dir).output().expect("the wrapper")
+}
+
+#[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does without that system call"
+)]
+fn a_kernel_without_a_needed_system_call_is_missing_it() {
+    if require("strace").is_none() {
+        return;
+    }
+    let ((_alone, dir), scratch) = (suite(), Scratch::new());
+    let trace = [
+        "strace",
+        "-f",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        "trace=pidfd_open",
+        "-e",
+    ];
+    for (error, outcome) in [("ENOSYS", "ok"), ("EPERM", "ok"), ("EMFILE", "FAILED")] {
+        let inject = format!("inject=pidfd_open:error={error}");
+        let wrapper = [&trace[..], &[&inject]].concat();
+        let output = fresh::text(&under(&dir, &scratch, &wrapper, "on_any_kernel"));
+        assert!(
+            output.contains(&format!("test on_any_kernel ... {outcome}")),
+            "{error}: {output}"
+        );
+        let said = "this test is skipped, because the kernel's `pidfd_open` is not on this machine";
+        assert_eq!(output.contains(said), outcome == "ok", "{error}: {output}");
+        assert!(!output.contains("runs on this kernel"), "{error}: {output}");
+    }
+}
+
+#[test]
+fn a_machine_without_ipv6_is_missing_it() {
+    let ((_alone, dir), scratch) = (suite(), Scratch::new());
+    // A network of its own, whose loopback device is down, has no address of IPv6.
+    let wrapper = ["unshare", "--map-root-user", "--net"];
+    if !Command::new(wrapper[0])
+        .args(&wrapper[1..])
+        .arg("true")
+        .status()
+        .is_ok_and(|status| status.success())
+    {
+        common::say("\n*** a_machine_without_ipv6_is_missing_it: SKIPPED, no network of its own here ***\n");
+        return;
+    }
+    let output = fresh::text(&under(&dir, &scratch, &wrapper, "on_ipv6"));
+    let said = "this test is skipped, because IPv6 is not on this machine";
+    assert!(
+        output.contains("test on_ipv6 ... ok") && output.contains(said),
+        "{output}"
+    );
+    assert!(!output.contains("runs on IPv6"), "{output}");
+}
+
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn nextest_says_it_once_after_its_own_summary() {
@@ -294,8 +388,14 @@ fn nextest_says_it_once_after_its_own_summary() {
     let output = cargo(&dir, &scratch, &args).output().expect("cargo");
     assert_summary(&String::from_utf8_lossy(&output.stderr));
 
+    if require("python3").is_some() {
+        assert_summary(&on_a_terminal(&cargo(&dir, &scratch, &args)));
+    }
+
     let mut command = cargo(&dir, &scratch, &args);
-    let output = fresh::text(&command.env("CI", "true").output().expect("cargo"));
+    let output = command.env("CI", "true").output().expect("cargo");
+    assert!(!output.status.success());
+    let output = fresh::text(&output);
     assert!(output.contains("10 passed, 20 failed"), "{output}");
     assert!(!output.contains("were skipped"), "{output}");
 }

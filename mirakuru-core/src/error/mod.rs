@@ -220,7 +220,7 @@ impl Error {
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Missing {
-    /// The program, for example `redis-server` or `PostgreSQL 17`.
+    /// The program or feature, for example `redis-server`, `PostgreSQL 17` or `IPv6`.
     pub what: String,
     /// The command that installs it on this machine, where that is known.
     pub install: Option<String>,
@@ -234,6 +234,15 @@ impl Missing {
         Missing {
             what: what.into(),
             install: programs::install(program),
+            optional: false,
+        }
+    }
+
+    /// Something of the kernel, which no package installs.
+    pub(crate) fn feature(what: impl Into<String>) -> Missing {
+        Missing {
+            what: what.into(),
+            install: None,
             optional: false,
         }
     }
@@ -252,8 +261,9 @@ impl Missing {
 }
 
 impl Error {
-    /// The program, or the version of it that a preset needs, if this machine lacks it and that is
-    /// the reason of this error. A start that failed for another reason has nothing here.
+    /// The program, the version of it that a preset needs, or the feature of the kernel (a system
+    /// call that the supervisor needs, IPv6), if this machine lacks it and that is the reason of
+    /// this error. A start that failed for another reason has nothing here.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;

@@ -45,10 +45,15 @@ pub(crate) fn explain(
     let mut missing = None;
     let (attempt, hint) = match stage {
         Stage::Supervisor => match call {
-            Some(call) => (
-                format!("start the supervisor: {}", call.attempt()),
-                call.remedy(&source),
-            ),
+            Some(call) => {
+                if call.is_absent(&source) {
+                    missing = Some(Box::new(Missing::feature(call.feature()).optional(spec.optional)));
+                }
+                (
+                    format!("start the supervisor: {}", call.attempt()),
+                    call.remedy(&source),
+                )
+            }
             None => ("start the supervisor".to_owned(), None),
         },
         Stage::Groups => ("set the supplementary groups".to_owned(), Some(privilege())),

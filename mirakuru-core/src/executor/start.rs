@@ -3,14 +3,14 @@
 use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, Write};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::error::Error;
 use crate::error::secrets::Unmasked;
+use crate::error::{Error, Missing};
 use crate::executor::endpoints::Endpoints;
 use crate::executor::hint;
 use crate::executor::launch;
@@ -303,6 +303,7 @@ impl Owned<'_> {
         // needs.
         let prepared = self.core.prepare(readiness)?;
         self.core.readiness_env = prepared.env;
+        self.check_ipv6(readiness)?;
         for path in &self.own.paths {
             free::check_path_free(path).map_err(|busy| busy.into_error(&self.core.command))?;
             // A killed service leaves its socket behind, and most servers refuse to begin where one
@@ -327,6 +328,26 @@ impl Owned<'_> {
         let (mut plan, launch) = self.plan()?;
         plan.keep.extend(prepared.keep);
         Ok((plan, launch, Wait::new(deadline, self.own.fail_on.clone())))
+    }
+
+    /// Refuses a service on IPv6 loopback where the kernel has none: no server could start there.
+    fn check_ipv6(&self, readiness: &dyn Readiness) -> Result<(), Error> {
+        let is_loopback = |addr: SocketAddr| addr.ip() == Ipv6Addr::LOCALHOST;
+        // A name may have addresses of both kinds.
+        if !readiness.addr().is_some_and(is_loopback) || !readiness.describe().contains("[::1]") {
+            return Ok(());
+        }
+        let Some(source) = sys::ports::ipv6_is_absent() else {
+            return Ok(());
+        };
+        let missing = Missing::feature("IPv6").optional(self.core.spec.optional);
+        Err(Error::Spawn {
+            command: self.core.command.clone(),
+            attempt: "use an address of IPv6".to_owned(),
+            source,
+            hint: Some("enable IPv6 on this machine, or let the service use 127.0.0.1".to_owned()),
+            missing: Some(Box::new(missing)),
+        })
     }
 
     fn lock_endpoints(&mut self) -> Result<(), Unmasked> {

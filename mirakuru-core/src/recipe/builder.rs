@@ -570,8 +570,8 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Lets a test be skipped where the program is not on this machine. Without it, and where the
-    /// variable `CI` is set, the test fails.
+    /// Lets a test be skipped where the program, or a feature of the kernel that the service needs,
+    /// is not on this machine. Without it, and where the variable `CI` is set, the test fails.
     ///
     /// A test whose attribute starts this recipe is skipped, says so, and is counted at the end of
     /// the run. `MIRAKURU_MISSING=skip` does the same for all recipes, and `MIRAKURU_MISSING=fail`

@@ -64,6 +64,16 @@ pub(crate) fn stand_beside(port: u16) -> io::Result<OwnedFd> {
     v6().or_else(|_| bind_v4(SocketAddrV4::new(NOBODYS_ADDRESS, port), true))
 }
 
+/// The error of a machine without IPv6, or whose loopback device has none.
+pub(crate) fn ipv6_is_absent() -> Option<io::Error> {
+    let error = bind_v6(Ipv6Addr::LOCALHOST, 0, true, true).err()?;
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT)
+    )
+    .then_some(error)
+}
+
 /// Whether no socket has this UDP port on any address.
 pub(crate) fn udp_is_free(port: u16) -> bool {
     let bind = |ip: IpAddr| {

@@ -78,6 +78,24 @@ impl Call {
         format!("{} with `{}`", self.purpose(), self.name())
     }
 
+    /// Whether this error says that the kernel, or the sandbox around this process, does not have
+    /// the call at all. Of some calls the manual knows no EPERM: there a sandbox says it.
+    pub(crate) fn is_absent(self, error: &io::Error) -> bool {
+        match error.raw_os_error() {
+            Some(libc::ENOSYS) => true,
+            Some(libc::EPERM) => matches!(
+                self,
+                Call::PidfdOpen | Call::Subreaper | Call::ParentDeath | Call::Signalfd | Call::Close
+            ),
+            _ => false,
+        }
+    }
+
+    /// As a part of the kernel, for the sentence ".. is not on this machine".
+    pub(crate) fn feature(self) -> String {
+        format!("the kernel's `{}`", self.name())
+    }
+
     /// What may help, as a command to the reader.
     pub(crate) fn remedy(self, error: &io::Error) -> Option<String> {
         let name = self.name();
