@@ -79,7 +79,9 @@ pub type PidExecutor = Executor<PidFile>;
 pub mod __private {
     pub use crate::error::programs::{System, find_program, not_found, system};
     pub use crate::error::report::shown;
-    pub use crate::executor::{Endpoints, SharedLock, Startable, await_any, launch_together, stop_together};
+    pub use crate::executor::{
+        Endpoints, Polled, SharedLock, Startable, launch_together, poll_together, stop_together,
+    };
     pub use crate::ports::identity::Identity;
     pub use crate::recipe::builder::unprivileged_user;
     pub use crate::recipe::placeholder::literal;
@@ -92,6 +94,7 @@ pub mod __private {
     pub use crate::sys::files::release_segment;
     pub use crate::sys::files::{append_to_stderr_of, locked};
     pub use crate::timeline::events::timeline_now;
+    pub use crate::util::wakeup::Wakeup;
     pub use crate::workspace::skipped_list;
 
     /// Lets a function run at a normal end of this process. It must neither panic nor wait for a

@@ -8,16 +8,17 @@
 //!
 //! No thread is involved: the list is gone through again whenever a service has become ready.
 
-use std::any::type_name;
+use std::any::{Any, type_name};
 use std::cell::{OnceCell, RefCell, RefMut};
 use std::fmt;
+use std::future::poll_fn;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
 use std::rc::{Rc, Weak};
-use std::time::Duration;
+use std::task::Poll;
 
 use mirakuru_core::__private::{
-    Endpoints, Run, SharedLock, Startable, await_any, launch_together, shown, test_begins,
+    Endpoints, Polled, Run, SharedLock, Startable, launch_together, poll_together, shown, test_begins,
 };
 use mirakuru_core::{Error, Executor, ExecutorBuilder, NoWait};
 
@@ -412,94 +413,62 @@ impl<'a> System<'a> {
     /// Starts all services of a test or of a fixture function. Then the closure takes their
     /// handles: first those of services that need others, so that they end first where a start
     /// fails.
-    ///
-    /// # Panics
-    ///
-    /// When one could not be started, with its error's report, at the attribute.
-    #[track_caller]
-    pub fn start<T>(self, take: impl FnOnce() -> T) -> T {
+    pub fn start<T>(self, take: impl FnOnce() -> T) -> Started<T> {
         test_begins();
-        match self.run(take) {
-            Ok(handles) => handles,
-            Err(failure) => {
-                let how = match skips(&failure.error) {
-                    Some(_) => {
-                        "\n  (a test cannot be skipped from here: put the attribute on the test itself)"
-                    }
-                    None => "",
-                };
-                panic!("{}{how}", failure.report())
-            }
-        }
+        Started(self.run(take))
     }
 
-    /// The same for a test. `None` when it is skipped, because something is missing.
-    ///
-    /// # Panics
-    ///
-    /// When one could not be started for another reason.
-    #[must_use]
-    #[track_caller]
-    pub fn start_or_skip<T>(self, take: impl FnOnce() -> T) -> Option<T> {
+    /// The same as a future. If it is dropped before it is complete, all that it has started ends.
+    pub async fn start_async<T>(mut self, take: impl FnOnce() -> T) -> Started<T> {
         test_begins();
-        match self.run(take) {
-            Ok(handles) => Some(handles),
-            Err(failure) => match skips(&failure.error) {
-                Some(missing) => {
-                    eprintln!("{}", skip(missing));
-                    None
-                }
-                None => panic!("{}", failure.report()),
-            },
-        }
-    }
-
-    /// The same for a test that should panic: a panic of ours would be taken for the one that is
-    /// expected. The report is printed instead, and the test returns and so fails. `expected` is
-    /// the text of the panic that is expected.
-    ///
-    /// # Panics
-    ///
-    /// When the test is skipped, with that text.
-    #[must_use]
-    pub fn start_or_report<T>(self, take: impl FnOnce() -> T, expected: &str) -> Option<T> {
-        test_begins();
-        match self.run(take) {
-            Ok(handles) => Some(handles),
-            Err(failure) => {
-                if let Some(missing) = skips(&failure.error) {
-                    // Such a test passes by a panic alone.
-                    panic!("{} ({expected})", skip(missing));
-                }
-                eprintln!("{}", failure.report());
-                None
+        let mut at = 0;
+        loop {
+            match self.step(&mut at) {
+                Ok(Step::Over) => break,
+                Ok(Step::Again) => yield_now().await,
+                Ok(Step::Wait(polled)) => polled.wakeup().await,
+                Err(stopped) => return Started(Err(self.fail(at, stopped))),
             }
         }
+        drop(self);
+        Started(Ok(take()))
     }
 
     /// Starts all, each as soon as what it needs is ready. Where one fails, the others end.
     pub(crate) fn run<T>(mut self, take: impl FnOnce() -> T) -> Result<T, Box<Failure>> {
         let mut at = 0;
-        // A panic, in a set-up for example, is a failure like any other for processes that wait for
-        // the service.
-        let run = catch_unwind(AssertUnwindSafe(|| lease::allowed(|| self.run_all(&mut at))));
-        let (result, panic) = match run {
-            Ok(result) => (result, None),
+        loop {
+            match self.step(&mut at) {
+                Ok(Step::Over) => break,
+                Ok(Step::Again) => {}
+                Ok(Step::Wait(polled)) => polled.wait(),
+                Err(stopped) => return Err(self.fail(at, stopped)),
+            }
+        }
+        drop(self);
+        Ok(take())
+    }
+
+    /// The next step of the start. A panic, in a set-up for example, is a failure like any other
+    /// for processes that wait for the service.
+    fn step(&mut self, at: &mut usize) -> Result<Step, Stopped> {
+        let stepped = catch_unwind(AssertUnwindSafe(|| lease::allowed(|| self.try_step(at))));
+        match stepped {
+            Ok(stepped) => stepped.map_err(|error| Stopped { error, panic: None }),
             Err(panic) => {
                 let message = panic.downcast_ref::<String>().map(String::as_str);
                 let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
                 let message = message.unwrap_or("with something that is no text");
                 let error = Error::other("start it", format!("it panicked: {message}"));
-                (Err(error), Some(panic))
+                let panic = Some(panic);
+                Err(Stopped { error, panic })
             }
-        };
-        let error = match result {
-            Ok(()) => {
-                drop(self);
-                return Ok(take());
-            }
-            Err(error) => error,
-        };
+        }
+    }
+
+    /// Ends all, after the failure of the member at this place.
+    fn fail(self, at: usize, stopped: Stopped) -> Box<Failure> {
+        let Stopped { error, panic } = stopped;
         if let Some(Stage::New(service) | Stage::Starting(service)) =
             self.members.get(at).map(|member| &member.stage)
         {
@@ -514,11 +483,10 @@ impl<'a> System<'a> {
                 .map_or_else(String::new, |member| member.name.clone()),
             error: error.__in_system(self.others(at)),
         };
-        // Whoever needs others ends before them.
-        while self.members.pop().is_some() {}
+        drop(self);
         match panic {
             Some(panic) => resume_unwind(panic),
-            None => Err(Box::new(failure)),
+            None => Box::new(failure),
         }
     }
 
@@ -540,32 +508,31 @@ impl<'a> System<'a> {
     }
 
     /// After an error, `at` is the place of the member that it belongs to.
-    fn run_all(&mut self, at: &mut usize) -> Result<(), Error> {
-        loop {
-            while let Some(next) = self.next_that_waits() {
-                *at = next;
-                match std::mem::replace(&mut self.members[next].stage, Stage::Over) {
-                    Stage::Recipe(run) | Stage::Waits(run) => {
-                        self.needs = self.members[next].dirs_of_needs();
-                        match self.reach {
-                            Reach::Run(_) => lease::forbidden(|| run(self))??,
-                            Reach::Handle | Reach::Process => run(self)?,
-                        }
-                        self.needs.clear();
+    fn try_step(&mut self, at: &mut usize) -> Result<Step, Error> {
+        while let Some(next) = self.next_that_waits() {
+            *at = next;
+            match std::mem::replace(&mut self.members[next].stage, Stage::Over) {
+                Stage::Recipe(run) | Stage::Waits(run) => {
+                    self.needs = self.members[next].dirs_of_needs();
+                    match self.reach {
+                        Reach::Run(_) => lease::forbidden(|| run(self))??,
+                        Reach::Handle | Reach::Process => run(self)?,
                     }
-                    other => self.members[next].stage = other,
+                    self.needs.clear();
                 }
-            }
-            self.launch(at)?;
-            let Polled { is_news, polls } = self.poll_all(at)?;
-            let is_over = |member: &Member<'_>| matches!(member.stage, Stage::Ready | Stage::Over);
-            if self.members.iter().all(is_over) {
-                return Ok(());
-            }
-            if !is_news {
-                self.finish_ready(at, polls)?;
+                other => self.members[next].stage = other,
             }
         }
+        self.launch(at)?;
+        let Polls { is_news, are_left } = self.poll_all(at)?;
+        let is_over = |member: &Member<'_>| matches!(member.stage, Stage::Ready | Stage::Over);
+        if self.members.iter().all(is_over) {
+            return Ok(Step::Over);
+        }
+        if is_news {
+            return Ok(Step::Again);
+        }
+        self.finish_ready(at, are_left)
     }
 
     fn next_that_waits(&self) -> Option<usize> {
@@ -613,7 +580,7 @@ impl<'a> System<'a> {
 
     /// Waits until at least one service is ready, and finishes those that are. Where something else
     /// is polled, does not wait.
-    fn finish_ready(&mut self, at: &mut usize, polls: bool) -> Result<(), Error> {
+    fn finish_ready(&mut self, at: &mut usize, polls_are_left: bool) -> Result<Step, Error> {
         let starting = self.all(|stage| match stage {
             Stage::Starting(service) => Some(service),
             _ => None,
@@ -622,18 +589,9 @@ impl<'a> System<'a> {
             .iter()
             .filter(|(_, service)| service.borrow_mut().startable().is_none());
         let mut ready: Vec<usize> = running.map(|(index, _)| *index).collect();
+        let mut step = Step::Again;
         if !starting.is_empty() {
-            let limit = if polls || !ready.is_empty() {
-                Duration::ZERO
-            } else {
-                Duration::MAX
-            };
-            let mut started = Vec::new();
-            let waited = with_startables(&starting, |list| {
-                started = await_any(list, limit)?;
-                Ok(())
-            });
-            waited.map_err(|(index, error)| {
+            let polled = with_startables(&starting, poll_together).map_err(|(index, error)| {
                 *at = index;
                 error
             })?;
@@ -642,8 +600,11 @@ impl<'a> System<'a> {
                 .map(|(index, _)| *index)
                 .filter(|index| !ready.contains(index))
                 .collect();
-            ready.extend(started.into_iter().map(|place| launched[place]));
-        } else if !polls {
+            ready.extend(polled.ready.iter().map(|place| launched[*place]));
+            if ready.is_empty() && !polls_are_left {
+                step = Step::Wait(polled);
+            }
+        } else if !polls_are_left {
             return Err(Error::other("start it", "it needs something that nobody starts"));
         }
         ready.sort_unstable();
@@ -654,11 +615,11 @@ impl<'a> System<'a> {
                 self.members[index].stage = Stage::Ready;
             }
         }
-        Ok(())
+        Ok(step)
     }
 
-    fn poll_all(&mut self, at: &mut usize) -> Result<Polled, Error> {
-        let mut polled = Polled::default();
+    fn poll_all(&mut self, at: &mut usize) -> Result<Polls, Error> {
+        let mut polled = Polls::default();
         for (index, member) in self.members.iter_mut().enumerate() {
             let has_its_needs = member.has_its_needs();
             if let Stage::Polls(poll) = &mut member.stage {
@@ -667,7 +628,7 @@ impl<'a> System<'a> {
                     member.stage = Stage::Over;
                     polled.is_news = true;
                 } else {
-                    polled.polls |= has_its_needs;
+                    polled.are_left |= has_its_needs;
                 }
             }
         }
@@ -685,20 +646,123 @@ impl<'a> System<'a> {
     }
 }
 
+impl Drop for System<'_> {
+    /// Services that need others end before them.
+    fn drop(&mut self) {
+        while self.members.pop().is_some() {}
+    }
+}
+
+/// A step of a start.
+enum Step {
+    Over,
+    Again,
+    /// Nothing can be done until something happens.
+    Wait(Polled),
+}
+
+/// Why a start has stopped.
+struct Stopped {
+    error: Error,
+    panic: Option<Box<dyn Any + Send>>,
+}
+
 #[derive(Default)]
-struct Polled {
+struct Polls {
     /// Something has become ready, for which others may wait.
     is_news: bool,
     /// Something is left to be polled.
-    polls: bool,
+    are_left: bool,
+}
+
+/// Lets a runtime do something else.
+async fn yield_now() {
+    let mut has_yielded = false;
+    poll_fn(|cx| match std::mem::replace(&mut has_yielded, true) {
+        true => Poll::Ready(()),
+        false => {
+            cx.waker().wake_by_ref();
+            Poll::Pending
+        }
+    })
+    .await;
+}
+
+/// A start that is over: the handles, or why there are none.
+#[must_use]
+pub struct Started<T>(Result<T, Box<Failure>>);
+
+impl<T> Started<T> {
+    /// The handles, for a test or a fixture function.
+    ///
+    /// # Panics
+    ///
+    /// When a service could not be started, with its error's report, at the attribute.
+    #[track_caller]
+    pub fn or_panic(self) -> T {
+        match self.0 {
+            Ok(handles) => handles,
+            Err(failure) => {
+                let how = match skips(&failure.error) {
+                    Some(_) => {
+                        "\n  (a test cannot be skipped from here: put the attribute on the test itself)"
+                    }
+                    None => "",
+                };
+                panic!("{}{how}", failure.report())
+            }
+        }
+    }
+
+    /// The same for a test. `None` when it is skipped, because something is missing.
+    ///
+    /// # Panics
+    ///
+    /// When one could not be started for another reason.
+    #[must_use]
+    #[track_caller]
+    pub fn or_skip(self) -> Option<T> {
+        match self.0 {
+            Ok(handles) => Some(handles),
+            Err(failure) => match skips(&failure.error) {
+                Some(missing) => {
+                    eprintln!("{}", skip(missing));
+                    None
+                }
+                None => panic!("{}", failure.report()),
+            },
+        }
+    }
+
+    /// The same for a test that should panic: a panic of ours would be taken for the one that is
+    /// expected. The report is printed instead, and the test returns and so fails. `expected` is
+    /// the text of the panic that is expected.
+    ///
+    /// # Panics
+    ///
+    /// When the test is skipped, with that text.
+    #[must_use]
+    pub fn or_report(self, expected: &str) -> Option<T> {
+        match self.0 {
+            Ok(handles) => Some(handles),
+            Err(failure) => {
+                if let Some(missing) = skips(&failure.error) {
+                    // Such a test passes by a panic alone.
+                    panic!("{} ({expected})", skip(missing));
+                }
+                eprintln!("{}", failure.report());
+                None
+            }
+        }
+    }
 }
 
 /// Calls a function of the core with those of the services that are started, and gives an error the
 /// place of its service in the list of members.
-fn with_startables(
+fn with_startables<T>(
     services: &[(usize, Rc<RefCell<dyn Service + '_>>)],
-    function: impl FnOnce(&mut [&mut dyn Startable]) -> Result<(), (usize, Error)>,
-) -> Result<(), (usize, Error)> {
+    function: impl FnOnce(&mut [&mut dyn Startable]) -> Result<T, (usize, Error)>,
+) -> Result<T, (usize, Error)> {
     let mut borrowed: Vec<(usize, RefMut<'_, dyn Service + '_>)> = services
         .iter()
         .map(|(index, service)| (*index, service.borrow_mut()))

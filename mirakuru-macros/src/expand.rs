@@ -400,20 +400,24 @@ fn own_services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> Toke
             })),
             Gives::Unnameable => None,
         };
+        let started = match item.sig.asyncness {
+            Some(_) => quote!(#system.start_async(#take).await),
+            None => quote!(#system.start(#take)),
+        };
         let start = match skip {
             // A panic would be taken for the one that is expected.
             _ if item.has_attr("should_panic") => {
                 let expected = item.expected_panic();
-                quote!(match #system.start_or_report(#take, #expected) {
+                quote!(match #started.or_report(#expected) {
                     ::core::option::Option::Some(handles) => handles,
                     ::core::option::Option::None => return,
                 })
             }
-            Some(skip) => quote!(match #system.start_or_skip(#take) {
+            Some(skip) => quote!(match #started.or_skip() {
                 ::core::option::Option::Some(handles) => handles,
                 ::core::option::Option::None => #skip,
             }),
-            None => quote!(#system.start(#take)),
+            None => quote!(#started.or_panic()),
         };
         quote!({
             let mut #system = ::mirakuru::__private::System::new();

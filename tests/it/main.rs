@@ -12,6 +12,7 @@ mod proof;
 mod reports;
 
 mod api;
+mod asynchronous;
 mod at_the_end;
 mod attribute;
 mod containers;

@@ -20,6 +20,7 @@ use crate::run::state::State;
 use crate::service_dir::ServiceDir;
 use crate::sys::{self, Exit, RunPlan};
 use crate::timeline::events as timeline;
+use crate::util::wakeup::Wakeup;
 
 /// A service that belongs to the run: this process cannot stop it.
 pub(super) struct Attached {
@@ -77,6 +78,10 @@ impl Observed for Attached {
 
     fn wait_event(&mut self, pause: &Pause) {
         sys::wait_readable(&pause.events, pause.time.min(UNTOLD_PAUSE));
+    }
+
+    fn wakeup(&self, pause: Pause) -> Wakeup {
+        Wakeup::new(pause.time.min(UNTOLD_PAUSE), pause.events)
     }
 
     fn addrs(&self) -> &[SocketAddr] {

@@ -1,13 +1,14 @@
 //! Several services at once: all are launched before any is waited for, and all are asked to end
 //! before any is waited for. No thread is involved.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use crate::error::Error;
 use crate::executor::Executor;
 use crate::executor::wait::Pause;
 use crate::readiness::Readiness;
 use crate::sys::{self, Plan, Service, SpawnFailure};
+use crate::util::wakeup::Wakeup;
 
 /// An executor that is started together with others, whatever its readiness.
 #[doc(hidden)]
@@ -54,7 +55,7 @@ pub struct Launched(Result<Service, SpawnFailure>);
 
 impl<R: Readiness> Startable for Executor<R> {
     fn plan_start(&mut self) -> Result<Option<Planned>, Error> {
-        if self.is_running() {
+        if self.runs_on() {
             return Ok(None);
         }
         self.verb("start", |mut owned, readiness| {
@@ -115,7 +116,7 @@ pub fn stop_together(services: &mut [&mut dyn Startable]) -> Result<(), Error> {
 /// start before all are planned.
 const AT_ONE_GO: usize = 8;
 
-/// Launches several services at once, in this order, and waits for none: [`await_any`] does that.
+/// Launches several services at once, in this order, and waits for none: see [`poll_together`].
 ///
 /// # Errors
 ///
@@ -139,42 +140,56 @@ pub fn launch_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize
     Ok(())
 }
 
-/// Waits until at least one of these services is ready, but not longer than `limit`. Gives the
-/// places of those that are.
+/// How services stand that are being started.
+#[doc(hidden)]
+pub struct Polled {
+    /// The places in the list of those that are ready.
+    pub ready: Vec<usize>,
+    /// How long to wait for the others until the next poll.
+    time: Duration,
+    events: Vec<i32>,
+}
+
+impl Polled {
+    /// Waits until something happens.
+    pub fn wait(self) {
+        sys::wait_readable(&self.events, self.time);
+    }
+
+    /// The same as a future.
+    pub fn wakeup(self) -> Wakeup {
+        Wakeup::new(self.time, self.events)
+    }
+}
+
+/// Polls once whether these services are ready.
 ///
 /// # Errors
 ///
 /// The error of [`Executor::start`] of the first service that fails, with its place in the list.
 #[doc(hidden)]
-pub fn await_any(services: &mut [&mut dyn Startable], limit: Duration) -> Result<Vec<usize>, (usize, Error)> {
-    let began = Instant::now();
-    loop {
-        let mut time = Duration::MAX;
-        let mut events = Vec::new();
-        let mut ready = Vec::new();
-        for (at, service) in services.iter_mut().enumerate() {
-            match service.step_start().map_err(|error| (at, error))? {
-                None => ready.push(at),
-                Some(pause) => {
-                    time = time.min(pause.time);
-                    events.extend(pause.events);
-                }
+pub fn poll_together(services: &mut [&mut dyn Startable]) -> Result<Polled, (usize, Error)> {
+    let mut polled = Polled {
+        ready: Vec::new(),
+        time: Duration::MAX,
+        events: Vec::new(),
+    };
+    for (at, service) in services.iter_mut().enumerate() {
+        match service.step_start().map_err(|error| (at, error))? {
+            None => polled.ready.push(at),
+            Some(pause) => {
+                polled.time = polled.time.min(pause.time);
+                polled.events.extend(pause.events);
             }
-        }
-        let left = limit.saturating_sub(began.elapsed());
-        if !ready.is_empty() || left.is_zero() {
-            return Ok(ready);
-        }
-        let time = time.min(left);
-        let own: Option<Vec<i32>> = services.iter().map(|service| service.events()).collect();
-        match own {
-            Some(own) => {
-                events.extend(own);
-                sys::wait_readable(&events, time);
-            }
-            // Something has happened to one of them. At most a millisecond: a supervisor that is
-            // gone says so for ever.
-            None => std::thread::sleep(time.min(Duration::from_millis(1))),
         }
     }
+    for service in services {
+        match service.events() {
+            Some(event) => polled.events.push(event),
+            // Something has happened to one of them. At most a millisecond: a supervisor that is
+            // gone says so for ever.
+            None => polled.time = polled.time.min(Duration::from_millis(1)),
+        }
+    }
+    Ok(polled)
 }

@@ -3,6 +3,7 @@
 //! [`Executor<R>`] is a thin generic shell with the public verbs. [`Core`], [`Own`] and
 //! [`Attached`] do the work; they know readiness only as a trait object.
 
+mod asynchronous;
 mod attach;
 mod build;
 mod endpoints;
@@ -43,7 +44,7 @@ use crate::sys::{self, StopPolicy};
 use crate::util::deadline::Deadline;
 
 pub use crate::executor::endpoints::{Endpoints, SharedLock};
-pub use crate::executor::many::{Startable, await_any, launch_together, stop_together};
+pub use crate::executor::many::{Polled, Startable, launch_together, poll_together, stop_together};
 
 /// A service that a test holds: running or stopped, and startable again. Made with
 /// [`Executor::builder`].
@@ -102,7 +103,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// After an error nothing of the service is left running, and `start` may be called again.
     pub fn start(&mut self) -> Result<(), Error> {
-        if self.is_running() {
+        if self.runs_on() {
             return Ok(());
         }
         self.verb("start", |mut owned, readiness| owned.start(readiness))
@@ -434,6 +435,12 @@ impl<R: Readiness> Executor<R> {
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.process.observed().is_running()
+    }
+
+    /// Whether the service is running and has not been asked to end.
+    fn runs_on(&self) -> bool {
+        let own = self.process.own();
+        self.is_running() && own.is_none_or(|own| own.asked_to_end.is_none())
     }
 
     /// A verb of this process's own service.

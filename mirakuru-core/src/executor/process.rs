@@ -13,12 +13,13 @@ use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use crate::error::Error;
 use crate::error::secrets::{Unmasked, is_secret_name, mask_urls};
 use crate::executor::attach::Attached;
 use crate::executor::needs;
-use crate::executor::start::Starting;
+use crate::executor::start::{Failing, Starting};
 use crate::executor::wait::{Pause, UNTOLD_PAUSE};
 use crate::outcome::shared_use::HowItEnded;
 use crate::output::live;
@@ -35,6 +36,7 @@ use crate::readiness::line_watch::{LineWatch, expand_pattern};
 use crate::recipe::builder::Spec;
 use crate::service_dir::{self, ServiceDir};
 use crate::sys::{self, Exit, RunPlan, Service, TreeSignal};
+use crate::util::wakeup::Wakeup;
 
 /// The data of every service, one's own or attached.
 pub(super) struct Core {
@@ -93,6 +95,8 @@ pub(super) struct Own {
     pub(super) was_ready: bool,
     /// A start that has begun and has not ended.
     pub(super) starting: Option<Starting>,
+    /// A start that has failed, as long as the service has not ended.
+    pub(super) failing: Option<Failing>,
     /// Whether it had ended by itself when it was asked to end, as long as nobody has waited for
     /// that end.
     pub(super) asked_to_end: Option<bool>,
@@ -134,6 +138,9 @@ pub(super) trait Observed {
     /// Sleeps until something happens to the service or a descriptor of the pause is readable, but
     /// no longer than the pause.
     fn wait_event(&mut self, pause: &Pause);
+
+    /// The same as a future.
+    fn wakeup(&self, pause: Pause) -> Wakeup;
 
     /// Fixed endpoints that the service needs for itself.
     fn addrs(&self) -> &[SocketAddr];
@@ -256,6 +263,16 @@ impl Observed for Own {
             // Nothing is left of it that could tell anything.
             None => crate::sys::wait_readable(&pause.events, pause.time.min(UNTOLD_PAUSE)),
         }
+    }
+
+    fn wakeup(&self, mut pause: Pause) -> Wakeup {
+        match self.lock().as_ref().map(Service::events) {
+            Some(Some(fd)) => pause.events.push(fd),
+            // Something has happened to it. A supervisor that is gone says so for ever.
+            Some(None) => pause.time = pause.time.min(Duration::from_millis(1)),
+            None => pause.time = pause.time.min(UNTOLD_PAUSE),
+        }
+        Wakeup::new(pause.time, pause.events)
     }
 
     fn addrs(&self) -> &[SocketAddr] {

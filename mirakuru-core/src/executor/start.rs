@@ -38,14 +38,18 @@ impl Owned<'_> {
         let plan = self.plan_start(readiness)?;
         self.launch(plan);
         while let Some(pause) = self.step_start(readiness)? {
-            self.own.wait_event(&pause);
+            match self.own.failing {
+                // News of its output would end each wait for its end.
+                Some(_) => sys::wait_readable(&pause.events, pause.time),
+                None => self.own.wait_event(&pause),
+            }
         }
         Ok(())
     }
 
     /// The first step of a start: everything before the fork. The service does not run.
     pub(super) fn plan_start(&mut self, readiness: &mut dyn Readiness) -> Result<Plan, Unmasked> {
-        self.own.starting = None;
+        (self.own.starting, self.own.failing) = (None, None);
         if self.own.lock().is_some() {
             // A crash may have left descendants behind.
             let _ = self.end(self.policy());
@@ -101,6 +105,16 @@ impl Owned<'_> {
     /// The last step, one poll. `None`: the service is ready. Else how long to wait for an event
     /// before the next poll. After an error nothing of the service is left.
     pub(super) fn step_start(&mut self, readiness: &mut dyn Readiness) -> Result<Option<Pause>, Unmasked> {
+        if let Some(failing) = self.own.failing.take() {
+            if let Some(pause) = self.pause_of_end(&failing.limit) {
+                self.own.failing = Some(failing);
+                return Ok(Some(pause));
+            }
+            let retries = self.after_failure(failing.error, failing.retries, readiness)?;
+            let plan = self.try_to_plan(readiness, retries)?;
+            self.launch(plan);
+            return Ok(Some(Pause::default()));
+        }
         let Some(mut starting) = self.own.starting.take() else {
             return Ok(None);
         };
@@ -126,9 +140,14 @@ impl Owned<'_> {
                 Ok(None)
             }
             Err(error) => {
-                let retries = self.after_failure(error, starting.retries, readiness)?;
-                let plan = self.try_to_plan(readiness, retries)?;
-                self.launch(plan);
+                // Others may start in the meantime.
+                let policy = self.policy();
+                self.begin_end(policy);
+                self.own.failing = Some(Failing {
+                    error,
+                    retries: starting.retries,
+                    limit: Deadline::after_scaled(policy.grace),
+                });
                 Ok(Some(Pause::default()))
             }
         }
@@ -502,6 +521,15 @@ pub(super) struct Starting {
     /// Why there is no supervisor.
     failure: Option<SpawnFailure>,
     wait: Wait,
+}
+
+/// A start that has failed. Its service is ending.
+pub(super) struct Failing {
+    error: Unmasked,
+    /// How many more times it is tried with other ports.
+    retries: u32,
+    /// Its grace.
+    limit: Deadline,
 }
 
 /// The data of a start until the program has been executed.

@@ -8,6 +8,7 @@ use crate::error::secrets::Unmasked;
 use crate::error::text::{Ended, Span};
 use crate::executor::Executor;
 use crate::executor::process::{Observed, Owned};
+use crate::executor::wait::Pause;
 use crate::observe::trace;
 use crate::outcome::test_has_failed;
 use crate::output::live;
@@ -77,6 +78,19 @@ impl Owned<'_> {
         if let Some(service) = self.own.lock().as_mut() {
             service.ask_to_stop(policy);
         }
+    }
+
+    /// How to wait for the end that has been asked for, as long as that end is to be waited for:
+    /// [`end`](Owned::end) takes a moment then.
+    pub(super) fn pause_of_end(&self, limit: &Deadline) -> Option<Pause> {
+        let mut service = self.own.lock();
+        let service = service.as_mut().filter(|_| !limit.is_over())?;
+        // One that has not been executed hears nothing, and is ended at once.
+        let is_over = service.is_gone() || service.pid() == 0;
+        (!is_over).then(|| Pause {
+            time: limit.remaining(),
+            events: vec![service.control()],
+        })
     }
 
     /// Ends the service, and returns how its main process ended, if there was one.

@@ -28,7 +28,7 @@ pub(crate) use io::log_record;
 pub(crate) use io::pipe::{is_readable, pipe};
 pub(crate) use io::remove::{remove_service_dir, remove_tree};
 pub(crate) use io::terminal::columns;
-pub(crate) use io::wait::wait_readable;
+pub(crate) use io::wait::{readable, wait_readable};
 pub(crate) use net::listen::listen_tcp;
 pub(crate) use net::ports;
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]

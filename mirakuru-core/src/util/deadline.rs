@@ -22,6 +22,14 @@ impl Deadline {
         }
     }
 
+    /// `timeout` from now on, which has been stretched already.
+    pub(crate) fn after_scaled(timeout: Duration) -> Deadline {
+        Deadline {
+            started: Instant::now(),
+            timeout,
+        }
+    }
+
     /// The same deadline, or a later one for a service that has asked for more time.
     pub(crate) fn at_least(self, timeout: Option<Duration>) -> Deadline {
         let timeout = timeout.map_or(self.timeout, |timeout| self.timeout.max(timeout));

@@ -7,3 +7,4 @@ pub(crate) mod hash;
 pub(crate) mod own_process;
 pub(crate) mod say;
 pub(crate) mod text;
+pub(crate) mod wakeup;

@@ -5,6 +5,18 @@ use std::time::Duration;
 
 /// Waits until one of the descriptors can be read or is at its end, but not longer than this.
 pub(crate) fn wait_readable(fds: &[RawFd], timeout: Duration) {
+    poll(fds, timeout);
+}
+
+/// The same, and says which of them have something to tell. A descriptor that is closed counts.
+pub(crate) fn readable(fds: &[RawFd], timeout: Duration) -> Vec<RawFd> {
+    let told = poll(fds, timeout)
+        .into_iter()
+        .filter(|polled| polled.revents != 0);
+    told.map(|polled| polled.fd).collect()
+}
+
+fn poll(fds: &[RawFd], timeout: Duration) -> Vec<libc::pollfd> {
     let mut polled: Vec<libc::pollfd> = fds
         .iter()
         .map(|fd| libc::pollfd {
@@ -15,22 +27,27 @@ pub(crate) fn wait_readable(fds: &[RawFd], timeout: Duration) {
         .collect();
     let count = polled.len() as libc::nfds_t;
     #[cfg(target_os = "linux")]
-    {
+    let result = {
         let time = libc::timespec {
             // (Its type is not named: libc calls musl's deprecated, since that was once another.)
             tv_sec: timeout.as_secs().try_into().unwrap_or(i32::MAX.into()),
             tv_nsec: timeout.subsec_nanos() as _,
         };
         // SAFETY: the pointers are to a live list of so many entries, and to a live time.
-        unsafe { libc::ppoll(polled.as_mut_ptr(), count, &time, std::ptr::null()) };
-    }
+        unsafe { libc::ppoll(polled.as_mut_ptr(), count, &time, std::ptr::null()) }
+    };
     #[cfg(not(target_os = "linux"))]
-    {
+    let result = {
         // Rounded up, or the last millisecond would be spent spinning.
         let millis = i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
         // SAFETY: the pointer is to a live list of so many entries.
-        unsafe { libc::poll(polled.as_mut_ptr(), count, millis) };
+        unsafe { libc::poll(polled.as_mut_ptr(), count, millis) }
+    };
+    if result <= 0 {
+        // After an error the kernel has filled in nothing.
+        polled.clear();
     }
+    polled
 }
 
 #[cfg(test)]

@@ -281,6 +281,11 @@ impl Service {
         (!self.state.output && !self.state.closed).then(|| self.control.as_raw_fd())
     }
 
+    /// What becomes readable when the supervisor tells something, also when news wait already.
+    pub(crate) fn control(&self) -> RawFd {
+        self.control.as_raw_fd()
+    }
+
     /// Stops or continues the whole tree, as far as it can be found.
     pub(crate) fn signal_tree(&mut self, signal: TreeSignal) {
         let number = match signal {

@@ -1,0 +1,252 @@
+//! The verbs that wait, as futures of any runtime. The work of each poll is done where the future is
+//! polled; one thread for all of them waits for what happens in between.
+
+use std::future::{Future, poll_fn};
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use crate::error::Error;
+use crate::executor::Executor;
+use crate::executor::many::{Startable, launch_together, poll_together};
+use crate::executor::wait::Wait;
+use crate::readiness::Readiness;
+use crate::recipe::builder::ExecutorBuilder;
+use crate::util::deadline::Deadline;
+use crate::util::wakeup::Wakeup;
+
+impl<R: Readiness> ExecutorBuilder<R> {
+    /// [`start`](ExecutorBuilder::start) as a future: see [`Executor::start_async`].
+    ///
+    /// # Errors
+    ///
+    /// Those of [`start`](ExecutorBuilder::start).
+    pub async fn start_async(self) -> Result<Executor<R>, Error> {
+        let mut executor = self.build()?;
+        executor.start_async().await?;
+        Ok(executor)
+    }
+}
+
+/// # Without blocking a runtime
+///
+/// These are futures for any runtime (tokio, async-std, smol, a `block_on`), and need none: while
+/// they wait, other tasks of the same thread go on. A single poll takes as long as one look at the
+/// condition. That is short, except for a [`Check`](crate::Check) that blocks, and for `Http` with a
+/// server that accepts and does not answer, which is given up after a second at first.
+impl<R: Readiness> Executor<R> {
+    /// [`start`](Executor::start) as a future.
+    ///
+    /// If the future is dropped before it is complete, the service is stopped, and the drop returns
+    /// when nothing of it is left.
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// # use std::{future::Future, pin::pin, task::{Context, Poll, Waker}, time::Duration};
+    /// # fn block_on<T>(future: impl Future<Output = T>) -> T {
+    /// #     let mut future = pin!(future);
+    /// #     loop {
+    /// #         match future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+    /// #             Poll::Ready(value) => break value,
+    /// #             Poll::Pending => std::thread::sleep(Duration::from_millis(1)),
+    /// #         }
+    /// #     }
+    /// # }
+    /// # block_on(async {
+    /// let mut service = mirakuru::Executor::builder("sleep 60").build()?;
+    /// service.start_async().await?;
+    /// assert!(service.is_running());
+    /// service.stop_async().await?;
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// # }).unwrap();
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`start`](Executor::start).
+    pub async fn start_async(&mut self) -> Result<(), Error> {
+        if self.runs_on() {
+            return Ok(());
+        }
+        // It may have been asked to end, by a future that was dropped.
+        self.end_asked_for().await;
+        let mut starting = EndsOnDrop(Some(self));
+        let result = starting.run().await;
+        starting.0 = None;
+        result
+    }
+
+    /// [`stop`](Executor::stop) as a future.
+    ///
+    /// If the future is dropped before it is complete, the service goes on ending. The next verb
+    /// waits for that end.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`stop`](Executor::stop).
+    pub async fn stop_async(&mut self) -> Result<(), Error> {
+        self.begin_stop();
+        self.end_asked_for().await;
+        self.stop()
+    }
+
+    /// [`restart`](Executor::restart) as a future. If it is dropped before it is complete, the
+    /// service does not run: it was ending, or its start is undone.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`restart`](Executor::restart).
+    pub async fn restart_async(&mut self) -> Result<(), Error> {
+        let stopped = self.stop_async().await;
+        self.start_async().await?;
+        stopped
+    }
+
+    /// [`wait_until`](Executor::wait_until) as a future. If it is dropped before it is complete,
+    /// the service is left as it is.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`wait_until`](Executor::wait_until).
+    pub async fn wait_until_async(
+        &mut self,
+        mut readiness: impl Readiness,
+        timeout: Duration,
+    ) -> Result<(), Error> {
+        let prepared = match self.core.pid {
+            0 => Err(self.core.not_running("wait for a condition")),
+            _ => self.core.prepare(&mut readiness),
+        };
+        self.core.masked(prepared)?;
+        let mut readiness = IsOverOnDrop(readiness);
+        let mut wait = Wait::new(Deadline::after(timeout), Vec::new());
+        loop {
+            let process = self.process.observed_mut();
+            let polled = self.core.poll(process, &mut readiness.0, &mut wait);
+            let Some(pause) = self.core.masked(polled)? else {
+                return Ok(());
+            };
+            let wakeup = self.process.observed().wakeup(pause);
+            wakeup.await;
+        }
+    }
+
+    /// [`stopped`](Executor::stopped) as a future, with a closure that gives one: stops the
+    /// service, awaits the closure's future, and starts the service again.
+    ///
+    /// The service is started again also after a panic in the closure or its future. If the whole
+    /// future is dropped before it is complete, the service does not run.
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// # use mirakuru::{Error, TcpExecutor};
+    /// async fn an_outage(redis: &mut TcpExecutor) -> Result<(), Error> {
+    ///     let address = redis.addr();
+    ///     redis
+    ///         .stopped_async(|| async move {
+    ///             // What does your code do now?
+    ///             assert!(std::net::TcpStream::connect(address).is_err());
+    ///         })
+    ///         .await
+    /// }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// Those of [`stopped`](Executor::stopped).
+    pub async fn stopped_async<T, F: Future<Output = T>>(
+        &mut self,
+        closure: impl FnOnce() -> F,
+    ) -> Result<T, Error> {
+        let stopped = match self.stop_async().await {
+            // It is down, however it went down.
+            Err(error @ Error::BadExit { .. }) => Err(error),
+            Err(error) => {
+                self.start_async().await?;
+                return Err(error);
+            }
+            Ok(()) => Ok(()),
+        };
+        let outcome = {
+            let mut future = pin!(async move { closure().await });
+            poll_fn(|cx| {
+                let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
+                polled.map_or_else(|panic| Poll::Ready(Err(panic)), |polled| polled.map(Ok))
+            })
+            .await
+        };
+        let started = self.start_async().await;
+        match outcome {
+            Ok(value) => {
+                started?;
+                stopped.map(|()| value)
+            }
+            Err(panic) => {
+                if let Err(error) = started {
+                    eprintln!("the service could not be started again after a panic:\n{error}");
+                }
+                resume_unwind(panic)
+            }
+        }
+    }
+
+    /// Waits for the end that the service has been asked for, if it has been.
+    async fn end_asked_for(&mut self) {
+        let Ok(owned) = self.process.owned(&mut self.core, "stop") else {
+            return;
+        };
+        if owned.own.asked_to_end.is_none() {
+            return;
+        }
+        let limit = Deadline::after_scaled(owned.policy().grace);
+        while let Some(pause) = owned.pause_of_end(&limit) {
+            let wakeup = Wakeup::new(pause.time, pause.events);
+            wakeup.await;
+        }
+    }
+}
+
+/// A start that is given up when this is dropped.
+struct EndsOnDrop<'e, R: Readiness>(Option<&'e mut Executor<R>>);
+
+impl<R: Readiness> EndsOnDrop<'_, R> {
+    async fn run(&mut self) -> Result<(), Error> {
+        let Some(executor) = &mut self.0 else {
+            return Ok(());
+        };
+        let launched = launch_together(&mut [&mut **executor]);
+        launched.map_err(|(_, error)| error)?;
+        loop {
+            let polled = poll_together(&mut [&mut **executor]);
+            let polled = polled.map_err(|(_, error)| error)?;
+            if !polled.ready.is_empty() {
+                return Ok(());
+            }
+            polled.wakeup().await;
+        }
+    }
+}
+
+impl<R: Readiness> Drop for EndsOnDrop<'_, R> {
+    fn drop(&mut self) {
+        let Some(executor) = self.0.take() else {
+            return;
+        };
+        executor.readiness.wait_is_over();
+        if let Ok(mut owned) = executor.process.owned(&mut executor.core, "stop") {
+            (owned.own.starting, owned.own.failing) = (None, None);
+            let policy = owned.policy();
+            let _ = owned.end(policy);
+        }
+    }
+}
+
+/// A condition that is told at its drop that nobody waits for it.
+struct IsOverOnDrop<R: Readiness>(R);
+
+impl<R: Readiness> Drop for IsOverOnDrop<R> {
+    fn drop(&mut self) {
+        self.0.wait_is_over();
+    }
+}

@@ -1,0 +1,185 @@
+//! [`Wakeup`]: waits for descriptors and a time, as a future of any runtime.
+//!
+//! One thread waits for all of them. It begins with the first wait, and ends when there has been
+//! none for a while.
+
+use std::fs::File;
+use std::future::Future;
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, RawFd};
+use std::pin::Pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::sys;
+
+/// How long the thread stays when nobody waits.
+const LINGERS: Duration = Duration::from_millis(200);
+/// A wait takes no longer than this, so that a clock can hold its end. Who waits looks again then.
+const LONGEST: Duration = Duration::from_secs(60);
+
+/// Completes when one of the descriptors can be read, or after the time. The descriptors must stay
+/// open as long as it exists. It may complete too early: look, and wait again.
+#[derive(Debug)]
+#[must_use = "a future does nothing until it is awaited"]
+pub struct Wakeup {
+    until: Instant,
+    fds: Vec<RawFd>,
+    /// Its number among those that the thread waits for.
+    id: Option<u64>,
+}
+
+impl Wakeup {
+    pub(crate) fn new(time: Duration, fds: Vec<RawFd>) -> Wakeup {
+        Wakeup {
+            until: Instant::now() + time.min(LONGEST),
+            fds,
+            id: None,
+        }
+    }
+}
+
+impl Future for Wakeup {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let mut waits = WAITS.lock();
+        if let Some(id) = self.id {
+            let Some(entry) = waits.entries.iter_mut().find(|entry| entry.id == id) else {
+                return Poll::Ready(());
+            };
+            entry.waker.clone_from(cx.waker());
+            return Poll::Pending;
+        }
+        if !waits.has_thread() {
+            // No thread or no descriptor can be had: slower, but it goes on.
+            drop(waits);
+            thread::sleep(Duration::from_millis(1));
+            return Poll::Ready(());
+        }
+        let id = waits.next;
+        waits.next += 1;
+        waits.entries.push(Entry {
+            id,
+            until: self.until,
+            fds: self.fds.clone(),
+            waker: cx.waker().clone(),
+        });
+        waits.interrupt();
+        self.id = Some(id);
+        Poll::Pending
+    }
+}
+
+impl Drop for Wakeup {
+    fn drop(&mut self) {
+        if let Some(id) = self.id {
+            let mut waits = WAITS.lock();
+            waits.entries.retain(|entry| entry.id != id);
+        }
+    }
+}
+
+struct Entry {
+    id: u64,
+    until: Instant,
+    fds: Vec<RawFd>,
+    waker: Waker,
+}
+
+/// All waits, and the thread that does them.
+struct Waits {
+    entries: Vec<Entry>,
+    next: u64,
+    /// The process in which the thread runs: a fork has none.
+    runs_in: u32,
+    /// A pipe that interrupts the thread, and whether there is a byte in it.
+    pipe: Option<(File, File)>,
+    is_interrupted: bool,
+}
+
+struct Locked(Mutex<Waits>);
+
+static WAITS: Locked = Locked(Mutex::new(Waits {
+    entries: Vec::new(),
+    next: 0,
+    runs_in: 0,
+    pipe: None,
+    is_interrupted: false,
+}));
+
+impl Locked {
+    fn lock(&self) -> MutexGuard<'_, Waits> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waits {
+    /// Whether there is a thread, which is begun if necessary.
+    fn has_thread(&mut self) -> bool {
+        let me = std::process::id();
+        if self.runs_in == me {
+            return true;
+        }
+        let Ok((reader, writer)) = sys::pipe() else {
+            return false;
+        };
+        (self.pipe, self.is_interrupted) = (Some((reader.into(), writer.into())), false);
+        let begun = thread::Builder::new()
+            .name("mirakuru-wakeup".to_owned())
+            .spawn(run);
+        if begun.is_ok() {
+            self.runs_in = me;
+        }
+        begun.is_ok()
+    }
+
+    fn interrupt(&mut self) {
+        if let Some((_, writer)) = self.pipe.as_mut().filter(|_| !self.is_interrupted) {
+            self.is_interrupted = writer.write_all(&[1]).is_ok();
+        }
+    }
+
+    fn end_interruption(&mut self) {
+        if let Some((reader, _)) = self.pipe.as_mut().filter(|_| self.is_interrupted) {
+            let _ = reader.read_exact(&mut [0]);
+        }
+        self.is_interrupted = false;
+    }
+}
+
+/// What the thread does.
+fn run() {
+    let mut idle_since = Instant::now();
+    loop {
+        let mut waits = WAITS.lock();
+        waits.end_interruption();
+        let now = Instant::now();
+        if !waits.entries.is_empty() {
+            idle_since = now;
+        } else if now.duration_since(idle_since) >= LINGERS {
+            (waits.runs_in, waits.pipe) = (0, None);
+            return;
+        }
+        let until = waits.entries.iter().map(|entry| entry.until).min();
+        let until = until.unwrap_or(idle_since + LINGERS);
+        let mut fds: Vec<RawFd> = waits.pipe.iter().map(|(reader, _)| reader.as_raw_fd()).collect();
+        fds.extend(waits.entries.iter().flat_map(|entry| entry.fds.iter().copied()));
+        drop(waits);
+
+        let told = sys::readable(&fds, until.saturating_duration_since(now));
+
+        let mut waits = WAITS.lock();
+        let now = Instant::now();
+        let is_over = |entry: &Entry| entry.until <= now || entry.fds.iter().any(|fd| told.contains(fd));
+        let (over, rest) = std::mem::take(&mut waits.entries).into_iter().partition(is_over);
+        waits.entries = rest;
+        drop(waits);
+        let over: Vec<Entry> = over;
+        for entry in over {
+            entry.waker.wake();
+        }
+    }
+}
