@@ -19,6 +19,7 @@ mod containers;
 mod diagnostics;
 mod executors;
 mod failing_tests;
+mod flush;
 mod full_disk;
 mod hints;
 mod https;

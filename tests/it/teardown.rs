@@ -11,7 +11,7 @@
 //! often a start is interrupted (100 times). `tests/run --long` raises both tenfold.
 #![cfg(target_os = "linux")]
 
-mod cell;
+pub(crate) mod cell;
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Write};

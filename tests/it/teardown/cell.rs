@@ -78,6 +78,14 @@ pub(crate) fn run() {
             let _ = service.stop();
             assert!(!service.is_running());
         }
+        other => die(other),
+    }
+}
+
+/// Ends this process.
+pub(crate) fn die(death: &str) {
+    no_core_dumps();
+    match death {
         "panic" => panic!("on purpose"),
         "process::exit" => process::exit(EXIT_CODE),
         "abort" => process::abort(),

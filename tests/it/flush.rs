@@ -1,0 +1,336 @@
+//! A service that writes into its database when it is told to stop finds the database there, in
+//! every way in which a test process, or the runner of a run, can end.
+//!
+//! `MIRAKURU_FLUSH_REPEATS` says how often each way is taken. Without it, a few of the ways are taken
+//! once. `tests/run --long` sets it.
+#![cfg(target_os = "linux")]
+
+use std::fs;
+use std::io::{BufRead, BufReader};
+use std::os::unix::process::ExitStatusExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+
+use mirakuru::{Executor, ExecutorBuilder, Recipe, Tcp, TcpExecutor};
+
+use crate::common::{
+    LONG, SIGINT, SIGKILL, SIGTERM, Scratch, require, send, test_name, victim, victim_dir, wait_until,
+};
+use crate::proof::obeys_signals;
+use crate::teardown::cell;
+
+/// How a victim is to end.
+const DEATH: &str = "MIRAKURU_FLUSH_DEATH";
+
+/// Keeps what it is sent in a file, until it is told to stop.
+const DATABASE: &str = r#"
+import socket, sys
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+while True:
+    client = server.accept()[0]
+    text = client.recv(100)
+    if text:
+        open(sys.argv[2], "ab").write(text)
+        client.sendall(b"kept")
+    client.close()
+"#;
+
+/// Takes its time to stop, and then sends something to its database.
+const APPLICATION: &str = r#"
+import os, signal, socket, sys, time
+def flush(*_):
+    time.sleep(.05)
+    try:
+        database = socket.create_connection(("127.0.0.1", int(sys.argv[2])), 5)
+        database.sendall(b"flushed")
+        assert database.recv(10) == b"kept"
+    except Exception as error:
+        open(sys.argv[3], "w").write("LOST: %r" % error)
+    os._exit(0)
+signal.signal(signal.SIGTERM, flush)
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+while True:
+    time.sleep(1)
+"#;
+
+fn python(script: &str) -> ExecutorBuilder<Tcp> {
+    Executor::builder(["python3", "-ISc", script, "{port}"])
+        .timeout(LONG)
+        .wait_for(Tcp::addr("127.0.0.1:{port}"))
+}
+
+/// Where the database keeps it, or the application says that it could not.
+fn kept() -> PathBuf {
+    victim_dir().expect("only in victims").join("kept")
+}
+
+fn database() -> ExecutorBuilder<Tcp> {
+    python(DATABASE).arg(kept())
+}
+
+fn application(database: &TcpExecutor) -> ExecutorBuilder<Tcp> {
+    python(APPLICATION).arg(database.port().to_string()).arg(kept())
+}
+
+#[mirakuru::fixture]
+struct System {
+    #[fixture(database())]
+    database: TcpExecutor,
+    #[fixture(application(database))]
+    application: TcpExecutor,
+}
+
+#[mirakuru::fixture(database(), scope = "process")]
+static DATABASE_OF_PROCESS: TcpExecutor;
+
+#[mirakuru::fixture(application(&DATABASE_OF_PROCESS), scope = "process")]
+static APPLICATION_OF_PROCESS: TcpExecutor;
+
+#[mirakuru::fixture(System)]
+static SYSTEM_OF_RUN: System;
+
+#[mirakuru::fixture(database())]
+static DATABASE_OF_RUN: TcpExecutor;
+
+#[mirakuru::fixture(application(&DATABASE_OF_RUN))]
+static APPLICATION_OF_RUN: TcpExecutor;
+
+/// Says that the services are up, and waits for the end of the input.
+fn say_and_wait() {
+    println!("\nup {}", std::process::id());
+    std::io::Write::flush(&mut std::io::stdout()).expect("a reader");
+    let _ = std::io::stdin().lock().read_line(&mut String::new());
+}
+
+fn end(services: impl Sized, stop: impl FnOnce()) {
+    say_and_wait();
+    match std::env::var(DEATH).expect("a death").as_str() {
+        "scope end" => {}
+        "stop" => stop(),
+        death => cell::die(death),
+    }
+    drop(services);
+}
+
+#[test]
+#[ignore = "a victim"]
+fn has_two_executors() {
+    if victim_dir().is_none() {
+        return;
+    }
+    let mut database = database().start().expect("it starts");
+    let mut application = application(&database).start().expect("it starts");
+    end((), || {
+        application.stop().expect("it stops");
+        database.stop().expect("it stops");
+    });
+}
+
+#[mirakuru::fixture(database())]
+#[mirakuru::fixture(application(&database))]
+#[test]
+#[ignore = "a victim"]
+fn has_stacked_attributes(database: TcpExecutor, application: TcpExecutor) {
+    // Parameters end in the reverse order, too.
+    let (_database, _application) = (database, application);
+    end((), || {});
+}
+
+#[test]
+#[ignore = "a victim"]
+fn has_a_system() {
+    if victim_dir().is_none() {
+        return;
+    }
+    let mut system = System.start().expect("it starts");
+    end((), || {
+        system.application.stop().expect("it stops");
+        system.database.stop().expect("it stops");
+    });
+}
+
+#[test]
+#[ignore = "a victim"]
+fn has_statics() {
+    if victim_dir().is_none() {
+        return;
+    }
+    assert!(APPLICATION_OF_PROCESS.is_running());
+    end((), || {});
+}
+
+#[test]
+#[ignore = "a victim"]
+fn uses_a_run() {
+    if victim_dir().is_none() {
+        return;
+    }
+    assert!(APPLICATION_OF_RUN.is_running());
+    end((), || {});
+}
+
+#[test]
+#[ignore = "a victim"]
+fn uses_a_system_of_a_run() {
+    if victim_dir().is_none() {
+        return;
+    }
+    assert!(SYSTEM_OF_RUN.application.is_running() && SYSTEM_OF_RUN.database.is_running());
+    end((), || {});
+}
+
+/// A runner of two test processes, one after the other, of which the first is killed.
+fn runs_tests(name: &str) {
+    let Some(dir) = victim_dir() else { return };
+    let run = format!("flush-{}", std::process::id());
+    for death in ["SIGKILL", "scope end"] {
+        let mut command = victim(name, &dir);
+        command.env("NEXTEST_RUN_ID", &run).env(DEATH, death);
+        kill(start(&mut command), death);
+    }
+    end((), || {});
+}
+
+#[test]
+#[ignore = "a victim"]
+fn runs_tests_with_two_statics() {
+    runs_tests(test_name!(uses_a_run));
+}
+
+#[test]
+#[ignore = "a victim"]
+fn runs_tests_with_a_system() {
+    runs_tests(test_name!(uses_a_system_of_a_run));
+}
+
+fn start(command: &mut Command) -> Child {
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the victim starts");
+    let mut lines = BufReader::new(child.stdout.as_mut().expect("its output")).lines();
+    assert!(
+        lines.any(|line| line.is_ok_and(|line| line.starts_with("up "))),
+        "the victim's services are up"
+    );
+    child
+}
+
+/// Ends the victim from outside, or lets it end itself.
+fn kill(mut child: Child, death: &str) -> std::process::ExitStatus {
+    let signal = match death {
+        "SIGHUP" => 1,
+        "SIGINT" => SIGINT,
+        "SIGQUIT" => 3,
+        "SIGTERM" => SIGTERM,
+        "SIGKILL" => SIGKILL,
+        _ => 0,
+    };
+    match signal {
+        0 => drop(child.stdin.take()),
+        signal => send(child.id(), signal),
+    }
+    let status = child.wait().expect("it ends");
+    if signal != 0 {
+        assert_eq!(status.signal(), Some(signal), "{death}");
+    }
+    status
+}
+
+/// The ways that are taken when nobody asks for all.
+const USUAL: [&str; 5] = ["scope end", "panic", "process::exit", "SIGTERM", "SIGKILL"];
+
+/// Takes the victim through these deaths.
+fn assert_flushes(name: &str, deaths: &[&str]) {
+    if require("python3").is_none() {
+        return;
+    }
+    let repeats = std::env::var("MIRAKURU_FLUSH_REPEATS").ok();
+    let wanted = |death: &&&str| repeats.is_some() || USUAL.contains(death);
+    for _ in 0..repeats
+        .as_ref()
+        .map_or(1, |repeats| repeats.parse().expect("a number"))
+    {
+        for death in deaths.iter().filter(wanted) {
+            let scratch = Scratch::new();
+            let mut command = victim(name, scratch.path());
+            obeys_signals(&mut command);
+            command
+                .env(DEATH, death)
+                .env("RUST_BACKTRACE", "0")
+                .env_remove("NEXTEST_RUN_ID")
+                .env_remove("MIRAKURU_SESSION_ID")
+                .env_remove("XDG_RUNTIME_DIR");
+            kill(start(&mut command), death);
+            let file = scratch.path().join("kept");
+            let read = || fs::read_to_string(&file).unwrap_or_default();
+            assert!(
+                wait_until(|| !read().is_empty(), LONG),
+                "{death}: nothing was flushed"
+            );
+            assert_eq!(read(), "flushed", "{death}");
+            assert_nothing_stays(scratch.path(), death);
+        }
+    }
+}
+
+fn assert_nothing_stays(dir: &Path, death: &str) {
+    let left = || crate::proof::marked(dir);
+    assert!(
+        wait_until(|| left().is_empty(), LONG),
+        "{death}: {:?} are left",
+        left()
+    );
+}
+
+const OF_A_PROCESS: &[&str] = &[
+    "scope end",
+    "stop",
+    "panic",
+    "process::exit",
+    "SIGINT",
+    "SIGTERM",
+    "SIGHUP",
+    "SIGQUIT",
+    "abort",
+    "SIGSEGV",
+    "stack overflow",
+    "SIGKILL",
+];
+
+#[test]
+fn an_executor_flushes_into_another() {
+    assert_flushes(test_name!(has_two_executors), OF_A_PROCESS);
+}
+
+#[test]
+fn a_fixture_flushes_into_the_one_above_it() {
+    assert_flushes(test_name!(has_stacked_attributes), OF_A_PROCESS);
+}
+
+#[test]
+fn a_field_of_a_system_flushes_into_another() {
+    assert_flushes(test_name!(has_a_system), OF_A_PROCESS);
+}
+
+#[test]
+fn a_static_flushes_into_another() {
+    assert_flushes(test_name!(has_statics), OF_A_PROCESS);
+}
+
+/// The ends of a runner. Signals that a runner passes on are the business of `runners.rs`.
+const OF_A_RUNNER: &[&str] = &["scope end", "SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGKILL"];
+
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
+#[test]
+fn a_static_of_the_run_flushes_into_another() {
+    assert_flushes(test_name!(runs_tests_with_two_statics), OF_A_RUNNER);
+}
+
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
+#[test]
+fn a_field_of_a_system_of_the_run_flushes_into_another() {
+    assert_flushes(test_name!(runs_tests_with_a_system), OF_A_RUNNER);
+}
