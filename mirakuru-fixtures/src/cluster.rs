@@ -48,6 +48,7 @@ pub fn cluster<R: Recipe, F: Fn(&Node) -> R>(size: usize, node: F) -> ClusterRec
     ClusterRecipe {
         size,
         node,
+        order: None,
         checks: Vec::new(),
         timeout: Duration::from_secs(60),
         recipe: PhantomData,
@@ -59,12 +60,22 @@ pub fn cluster<R: Recipe, F: Fn(&Node) -> R>(size: usize, node: F) -> ClusterRec
 pub struct ClusterRecipe<R, F> {
     size: usize,
     node: F,
+    /// What a node, which need not be ready, must meet before the next one is launched.
+    order: Option<Check>,
     checks: Vec<Check>,
     timeout: Duration,
     recipe: PhantomData<fn() -> R>,
 }
 
 impl<R, F> ClusterRecipe<R, F> {
+    /// Launches each node only when the one before it meets the condition, which is asked while
+    /// that one is still starting.
+    #[cfg(feature = "presets")]
+    pub(crate) fn launched_in_turn(mut self, check: Check) -> ClusterRecipe<R, F> {
+        self.order = Some(check);
+        self
+    }
+
     /// What must hold besides for the cluster to be ready, when each node is: that there is a
     /// leader, that all have joined. It is asked of every node, whose
     /// [`Probe`](mirakuru_core::Probe) it gets, and must hold for each.
@@ -102,6 +113,7 @@ impl<R, F: Clone> Clone for ClusterRecipe<R, F> {
         ClusterRecipe {
             size: self.size,
             node: self.node.clone(),
+            order: self.order.clone(),
             checks: self.checks.clone(),
             timeout: self.timeout,
             recipe: PhantomData,
@@ -332,7 +344,12 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
             let member = ClusterMember { node, is_up };
             let service = Single::node(recipe, joining, system, member, permits.next());
             let service = Rc::new(RefCell::new(service));
-            system.add(name, Rc::clone(&service) as _);
+            match self.order.clone().zip(services.last()) {
+                Some((check, previous)) => {
+                    add_after(system, name, &service, Rc::clone(previous), check);
+                }
+                None => system.add(name, Rc::clone(&service) as _),
+            }
             services.push(service);
         }
         let mut forming = Forming {
@@ -408,6 +425,35 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
 }
 
 /// What is in the run's slots for the nodes.
+/// Launches a node once the one before it, which may still be starting, meets the condition.
+fn add_after<'a, R: Recipe + 'a>(
+    system: &mut System<'a>,
+    name: String,
+    node: &Rc<RefCell<Single<R>>>,
+    previous: Rc<RefCell<Single<R>>>,
+    check: Check,
+) {
+    let may_start = Slot::new();
+    let need = may_start.need();
+    system.poll(String::new(), Vec::new(), move || {
+        let mut previous = previous.borrow_mut();
+        let held = previous
+            .executor()
+            .map(|executor| executor.wait_until(check.clone(), Duration::from_millis(2)));
+        // If it fails, its own start says so.
+        let holds = matches!(held, Some(Ok(())));
+        if holds {
+            may_start.fill((), Vec::new());
+        }
+        Ok(holds)
+    });
+    let node = Rc::clone(node);
+    system.run_later(need, move |system| {
+        system.add(name, node as _);
+        Ok(())
+    });
+}
+
 enum Entered<R: Recipe> {
     Running(Vec<R::Handle>, Vec<PathBuf>),
     Vacant(Vec<StartPermit>),

@@ -389,6 +389,15 @@ impl<'a> System<'a> {
         self.push(name, Vec::new(), Stage::Recipe(Box::new(run)));
     }
 
+    /// Adds something that runs once its need is there, and may fail.
+    pub(crate) fn run_later(
+        &mut self,
+        need: Weak<dyn Need + 'a>,
+        run: impl FnOnce(&mut System<'a>) -> Result<(), Error> + 'a,
+    ) {
+        self.push(String::new(), vec![need], Stage::Waits(Box::new(run)));
+    }
+
     /// Adds something that is called again and again once its needs are there, until it says
     /// `true`.
     pub(crate) fn poll(

@@ -1,7 +1,8 @@
 //! etcd.
 
-use mirakuru_core::{Error, Executor, ExecutorBuilder};
+use mirakuru_core::{Check, Error, Executor, ExecutorBuilder};
 
+use super::connection::Connection;
 use super::server::{AsRoot, Options, Server, handle, options};
 use super::{Answers, Prefix, expect};
 use crate::Recipe;
@@ -66,6 +67,13 @@ impl EtcdRecipe {
                 ..self.clone()
             }
         })
+        // A member that finds no other tries again after a second.
+        .launched_in_turn(Check::new("its peers could reach it", |member| {
+            let port = member.port_named("peer").unwrap_or_default();
+            let mut connection = Connection::open(([127, 0, 0, 1], port).into(), member.remaining())?;
+            connection.send(b"GET /version HTTP/1.0\r\n\r\n")?;
+            Ok(connection.line()?.contains(" 200 "))
+        }))
     }
 }
 
