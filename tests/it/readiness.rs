@@ -4,6 +4,8 @@ use std::fs;
 use std::io::{self, Read};
 use std::net::TcpStream;
 use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use crate::common::{
@@ -638,4 +640,24 @@ while True:
         assert_eq!(answer, "server");
         service.stop().unwrap();
     }
+}
+
+#[test]
+fn a_condition_is_asked_at_its_own_pace_whatever_the_service_prints() {
+    let asked = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&asked);
+    let never = Check::new("never", move |_| {
+        count.fetch_add(1, Ordering::SeqCst);
+        Ok(false)
+    });
+    // Its banner has asked for news of the output, and more comes after it.
+    let mut service = Executor::builder("echo up; sleep 0.05; echo more; exec sleep 60")
+        .shell(true)
+        .wait_for(Banner::matching("up"))
+        .start()
+        .unwrap();
+    let error = error_of(service.wait_until(never, Duration::from_millis(400)));
+    assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    let asked = asked.load(Ordering::SeqCst);
+    assert!(asked < 600, "asked {asked} times");
 }

@@ -74,6 +74,8 @@ impl Observed for Attached {
 
     fn arm_output(&mut self) {}
 
+    fn forget_output(&mut self) {}
+
     fn sync_output(&self) {}
 
     fn wait_event(&mut self, pause: &Pause) {

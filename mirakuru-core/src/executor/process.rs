@@ -132,6 +132,9 @@ pub(super) trait Observed {
     /// Asks to be woken by new output, once.
     fn arm_output(&mut self);
 
+    /// Forgets new output, so that it ends no wait.
+    fn forget_output(&mut self);
+
     /// Waits until everything that the service has printed so far is in the log.
     fn sync_output(&self);
 
@@ -248,6 +251,12 @@ impl Observed for Own {
     fn arm_output(&mut self) {
         if let Some(service) = self.lock().as_mut() {
             service.arm_output();
+        }
+    }
+
+    fn forget_output(&mut self) {
+        if let Some(service) = self.lock().as_mut() {
+            service.forget_output();
         }
     }
 

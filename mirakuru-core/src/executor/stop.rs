@@ -145,6 +145,7 @@ impl Owned<'_> {
                 .into());
             }
             if let Some(service) = self.own.lock().as_mut() {
+                service.forget_output();
                 service.wait_event(&[], deadline.remaining());
             }
         }

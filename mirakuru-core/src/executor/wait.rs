@@ -67,6 +67,8 @@ impl Core {
             if wants_output {
                 // Before the output is searched, so that nothing that comes in between is missed.
                 process.arm_output();
+            } else {
+                process.forget_output();
             }
             let failed = wait.fail_on.iter_mut().find_map(|(pattern, watch)| {
                 let line = watch.first(&self.output, self.since.output).ok().flatten()?;

@@ -1,5 +1,7 @@
 //! etcd.
 
+use std::time::Duration;
+
 use mirakuru_core::{Check, Error, Executor, ExecutorBuilder};
 
 use super::connection::Connection;
@@ -70,7 +72,7 @@ impl EtcdRecipe {
         // A member that finds no other tries again after a second.
         .launched_in_turn(Check::new("its peers could reach it", |member| {
             let port = member.port_named("peer").unwrap_or_default();
-            let mut connection = Connection::open(([127, 0, 0, 1], port).into(), member.remaining())?;
+            let mut connection = Connection::open(([127, 0, 0, 1], port).into(), Duration::from_secs(1))?;
             connection.send(b"GET /version HTTP/1.0\r\n\r\n")?;
             Ok(connection.line()?.contains(" 200 "))
         }))

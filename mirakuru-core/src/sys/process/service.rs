@@ -241,6 +241,11 @@ impl Service {
         self.send([message::ARM, 0, 0, 0, 0, 0, 0, 0]);
     }
 
+    /// Forgets that there was new output: an earlier wait asked for it.
+    pub(crate) fn forget_output(&mut self) {
+        self.state.output = false;
+    }
+
     /// Waits until everything that the service has printed so far is in the log. That takes
     /// microseconds; a supervisor that is stopped is not waited for.
     pub(crate) fn sync_output(&mut self) {
