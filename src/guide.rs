@@ -15,6 +15,7 @@
 //! | [Async tests](async_tests) | tokio and others |
 //! | [Containers](containers) | `podman run` and `docker run` as recipes, and the command at the end |
 //! | [CI](ci) | GitHub Actions, GitLab, slow machines, root |
+//! | [Servers that are there already](external_servers) | use a service container, a colleague's Docker |
 //! | [Resistance tests](resistance) | what your code does while a service is down, or hangs |
 //! | [Writing a preset](writing_a_preset) | a service of your own, with a handle of its own |
 //! | [When a start hangs or fails](debugging) | how to read a report, and what to look at |
@@ -52,5 +53,6 @@ macro_rules! chapters {
 
 chapters! {
     first_test readiness programs systems sharing logs looking_on migrations nextest async_tests
-    containers ci resistance writing_a_preset debugging from_python from_testcontainers limits
+    containers ci external_servers resistance writing_a_preset debugging from_python
+    from_testcontainers limits
 }

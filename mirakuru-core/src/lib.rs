@@ -87,6 +87,7 @@ pub mod __private {
     pub use crate::recipe::placeholder::literal;
     pub use crate::run::lease::Lease;
     pub use crate::run::make_run_dir;
+    pub use crate::run::owner::Owner;
     pub use crate::run::{Run, hash};
     pub use crate::service_dir::random_id;
     pub use crate::share::key::recipe_key;
@@ -110,6 +111,7 @@ pub mod __private {
     pub fn is_root() -> bool {
         crate::sys::euid() == 0
     }
+    pub use crate::__before_main as before_main;
     pub use crate::outcome::shared_use::SharedServices;
     pub use crate::outcome::{test_begins, test_has_failed, test_returns_err};
 }

@@ -449,7 +449,7 @@ impl<R: Readiness> Executor<R> {
         action: &str,
         act: impl FnOnce(Owned<'_>, &mut R) -> Result<T, Unmasked>,
     ) -> Result<T, Error> {
-        let owned = self.process.owned(&mut self.core, action);
+        let owned = self.process.ours(&mut self.core, action);
         let done = owned.and_then(|owned| act(owned, &mut self.readiness));
         self.core.masked(done)
     }

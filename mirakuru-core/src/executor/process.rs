@@ -197,6 +197,25 @@ impl Process {
         }
     }
 
+    /// The same, for a verb of a test.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] also when somebody else has started the server.
+    pub(super) fn ours<'a>(&'a mut self, core: &'a mut Core, action: &str) -> Result<Owned<'a>, Unmasked> {
+        match &core.spec.not_ours {
+            Some(variable) if action != "start" => Err(Error::System {
+                attempt: format!("{action} `{}`", core.values.name()),
+                source: io::Error::other(format!(
+                    "the server is at {variable} and not ours; unset the variable for one of the test's own"
+                )),
+            }
+            .into()),
+            // The stand-in itself is started like any service.
+            _ => self.owned(core, action),
+        }
+    }
+
     pub(super) fn addr(&self, core: &Core, readiness: &dyn Readiness) -> Option<SocketAddr> {
         let published = self.attached().and_then(Attached::addr);
         let inherited = || self.own().and_then(|own| own.listen.addrs().next());

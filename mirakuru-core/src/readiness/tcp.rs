@@ -55,6 +55,8 @@ pub struct Tcp {
 enum Wanted {
     Addr(String),
     Port(u16),
+    /// Of a server that is no process of the service's.
+    External(String),
 }
 
 #[derive(Clone, Debug, Default)]
@@ -103,6 +105,12 @@ impl Tcp {
         Self::new(Wanted::Port(port))
     }
 
+    /// The address of a server that somebody else has started. A connection is made.
+    #[doc(hidden)]
+    pub fn __external(addr: impl Into<String>) -> Self {
+        Self::new(Wanted::External(addr.into()))
+    }
+
     fn new(wanted: Wanted) -> Self {
         Self {
             wanted,
@@ -116,24 +124,26 @@ impl Readiness for Tcp {
         match &self.wanted {
             Wanted::Port(port) => format!("it accepted connections on port {port}"),
             // Not prepared.
-            Wanted::Addr(addr) if self.resolved.text.is_empty() => {
+            Wanted::Addr(addr) | Wanted::External(addr) if self.resolved.text.is_empty() => {
                 format!("it accepted connections on {addr}")
             }
-            Wanted::Addr(_) => format!("it accepted connections on {}", self.resolved.text),
+            Wanted::Addr(_) | Wanted::External(_) => {
+                format!("it accepted connections on {}", self.resolved.text)
+            }
         }
     }
 
     fn fingerprint(&self, hasher: &mut dyn Hasher) {
         let Tcp { wanted, resolved: _ } = self;
         match wanted {
-            Wanted::Addr(addr) => hash::text(hasher, addr),
+            Wanted::Addr(addr) | Wanted::External(addr) => hash::text(hasher, addr),
             Wanted::Port(port) => hash::number(hasher, u64::from(*port)),
         }
     }
 
     fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {
         let (text, addrs) = match &self.wanted {
-            Wanted::Addr(addr) => {
+            Wanted::Addr(addr) | Wanted::External(addr) => {
                 let text = cx.expand(addr)?.trim().to_owned();
                 let addrs = resolve(&text).map_err(|reason| cx.invalid(&text, reason))?;
                 (text, addrs)
@@ -141,7 +151,17 @@ impl Readiness for Tcp {
             Wanted::Port(0) => return Err(cx.invalid("port 0", ZERO)),
             Wanted::Port(port) => (format!("port {port}"), address::loopback(*port)),
         };
-        let places = cx.places(Protocol::Tcp, &addrs);
+        let places = match &self.wanted {
+            // It is in use, and its owner is nobody that we know.
+            Wanted::External(_) => addrs
+                .iter()
+                .map(|addr| Place {
+                    addr: *addr,
+                    is_local: false,
+                })
+                .collect(),
+            _ => cx.places(Protocol::Tcp, &addrs),
+        };
         self.resolved = Resolved {
             text,
             places,

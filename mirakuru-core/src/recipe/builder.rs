@@ -125,6 +125,8 @@ pub(crate) struct Spec {
     pub(crate) groups: Option<Vec<u32>>,
     pub(crate) umask: Option<u32>,
     pub(crate) on_end: Option<Command>,
+    /// The variable that names the server, where somebody else has started it.
+    pub(crate) not_ours: Option<String>,
 }
 
 impl Spec {
@@ -157,6 +159,7 @@ impl Spec {
             groups: None,
             umask: None,
             on_end: None,
+            not_ours: None,
         }
     }
 
@@ -655,6 +658,15 @@ impl<R> ExecutorBuilder<R> {
     /// not run.
     pub fn on_end(mut self, command: impl IntoCommand) -> Self {
         self.spec.on_end = Some(command.into_command());
+        self
+    }
+
+    /// Says that the command stands in for a server that somebody else has started, which this
+    /// variable names: tests cannot stop it. The file of the command does not count as a part of
+    /// the recipe.
+    #[doc(hidden)]
+    pub fn __not_ours(mut self, variable: &str) -> Self {
+        self.spec.not_ours = Some(variable.to_owned());
         self
     }
 }

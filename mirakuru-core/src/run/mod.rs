@@ -5,6 +5,7 @@
 //! share.
 
 pub(crate) mod lease;
+pub(crate) mod owner;
 pub(crate) mod state;
 pub(crate) mod sweep;
 

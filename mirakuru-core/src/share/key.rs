@@ -80,6 +80,7 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
         groups,
         umask,
         on_end,
+        not_ours,
     } = spec;
     command.fingerprint(key);
     option(key, on_end.as_ref(), |key, command| command.fingerprint(key));
@@ -144,7 +145,8 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
             .iter()
             .for_each(|group| hash::number(key, u64::from(*group)));
     });
-    if let Some(file) = program_file(spec) {
+    option(key, not_ours.as_ref(), |key, variable| hash::text(key, variable));
+    if let Some(file) = program_file(spec).filter(|_| not_ours.is_none()) {
         hash::path(key, &file);
         hash::text(key, file_identity(&file).unwrap_or_default());
     }

@@ -21,6 +21,7 @@ const SERVER: Server = Server {
         // It maps its database, which may grow to 10 GiB.
         ("Max address space", 11 << 30, "-v"),
     ],
+    external: None,
 };
 
 /// An etcd, a cluster of one: see [`Etcd`].

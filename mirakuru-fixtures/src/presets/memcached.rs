@@ -13,6 +13,7 @@ const SERVER: Server = Server {
     users: &["memcache", "memcached", "nobody"],
     as_root: AsRoot::With(&["-u", "root"]),
     needs: &[],
+    external: None,
 };
 
 /// How many connections it takes by its own default.

@@ -85,6 +85,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 mod connection;
 mod etcd;
+mod external;
 mod mariadb;
 mod memcached;
 mod mosquitto;

@@ -15,6 +15,7 @@ const SERVER: Server = Server {
     users: &["mosquitto", "nobody"],
     as_root: AsRoot::With(&[]),
     needs: &[],
+    external: None,
 };
 
 /// A Mosquitto: see [`Mosquitto`].

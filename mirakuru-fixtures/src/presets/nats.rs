@@ -23,6 +23,7 @@ const SERVER: Server = Server {
     users: &["nats", "nobody"],
     as_root: AsRoot::With(&[]),
     needs: &[],
+    external: None,
 };
 
 /// The user of the account that is everybody's.

@@ -17,6 +17,7 @@ const SERVER: Server = Server {
     users: &[],
     as_root: AsRoot::With(&[]),
     needs: &[],
+    external: None,
 };
 
 /// An nginx with this text in its `http` block, usually one `server` or more: see [`Nginx`].

@@ -29,6 +29,7 @@ const SERVER: Server = Server {
         ("Max file size", 32 << 20, "-f"),
         ("Max address space", 3_000_000 << 10, "-v"),
     ],
+    external: None,
 };
 
 /// The only user, with a password of its own for each server.

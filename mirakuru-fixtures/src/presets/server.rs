@@ -12,6 +12,7 @@ use mirakuru_core::__private::{find_program, is_root, literal, random_id, unpriv
 use mirakuru_core::{Check, Error, Executor, ExecutorBuilder, NoWait, Probe, Readiness, Tcp};
 
 use super::connection::Connection;
+use super::external::Protocol;
 use super::{Answers, failed};
 use crate::cache::limit;
 use crate::lease;
@@ -27,6 +28,8 @@ pub(super) struct Server {
     pub(crate) as_root: AsRoot,
     /// The limits of a process below which it does not run, or does not say why it does not.
     pub(crate) needs: &'static [Limit],
+    /// How a server is used that somebody else has started.
+    pub(crate) external: Option<&'static Protocol>,
 }
 
 /// A limit of a process: its name in `/proc/self/limits`, the least amount, the option of `ulimit`.
@@ -94,12 +97,17 @@ impl Server {
 
     /// The program that the preset's variable names.
     pub(crate) fn chosen(&self) -> Option<PathBuf> {
+        let path = std::env::var_os(self.variable("PROGRAM"))?;
+        (!path.is_empty()).then(|| self.program_at(Path::new(&path)))
+    }
+
+    /// The name of a variable for this preset, such as `MIRAKURU_REDIS_PROGRAM`.
+    pub(crate) fn variable(&self, about: &str) -> String {
         let name = match self.name {
             "PostgreSQL" => "POSTGRES".to_owned(),
             name => name.to_ascii_uppercase(),
         };
-        let path = std::env::var_os(format!("MIRAKURU_{name}_PROGRAM"))?;
-        (!path.is_empty()).then(|| self.program_at(Path::new(&path)))
+        format!("MIRAKURU_{name}_{about}")
     }
 
     /// The program at a path: the path itself, or the program below a directory where it was
@@ -192,6 +200,8 @@ pub(super) struct Options {
     pub(crate) timeout: Option<Duration>,
     pub(crate) durable: bool,
     pub(crate) optional: bool,
+    /// It is for a node of a cluster, and never for an external server.
+    pub(crate) is_member: bool,
 }
 
 impl Options {
@@ -438,13 +448,25 @@ pub(super) use options;
 
 /// The parts that all handles have: the executor behind them, a host, and a `Debug` without
 /// secrets.
+///
+/// With `external`, the handle has a field of this name: an `Option<External>`.
 macro_rules! handle {
     ($handle:ident) => {
+        $crate::presets::server::handle!($handle, |_| None::<&str>);
+    };
+    ($handle:ident, external) => {
+        $crate::presets::server::handle!($handle, |handle: &$handle| {
+            handle.external.as_ref().map(|external| &*external.host)
+        });
+    };
+    ($handle:ident, $host:expr) => {
         impl $handle {
-            /// The host at which the server is reached: `127.0.0.1`.
+            /// The host at which the server is reached: `127.0.0.1`, or that of the preset's
+            /// `MIRAKURU_*_URL`.
             #[must_use]
-            pub fn host(&self) -> &'static str {
-                "127.0.0.1"
+            pub fn host(&self) -> &str {
+                let external: fn(&$handle) -> Option<&str> = $host;
+                external(self).unwrap_or("127.0.0.1")
             }
         }
 
@@ -484,6 +506,7 @@ mod tests {
             users: &[],
             as_root: AsRoot::Never,
             needs: &[],
+            external: None,
         };
         let dir = std::env::temp_dir().join(format!("mirakuru-unit-{}-chosen", std::process::id()));
         let _ = fs::remove_dir_all(&dir);

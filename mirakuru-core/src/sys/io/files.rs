@@ -125,7 +125,6 @@ pub(crate) fn process_lives(pid: u32) -> bool {
 }
 
 /// Whether a process with this id exists. One that is not ours to signal counts.
-#[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) fn process_exists(pid: u32) -> bool {
     let pid = nix::unistd::Pid::from_raw(pid as i32);
     nix::sys::signal::kill(pid, None) != Err(nix::Error::ESRCH)

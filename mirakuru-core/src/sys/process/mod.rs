@@ -8,6 +8,7 @@ mod arena;
 pub(crate) mod calls;
 // The portable back end asks for less.
 #[cfg_attr(any(not(target_os = "linux"), mirakuru_portable), allow(dead_code))]
+mod early;
 mod ending;
 pub(crate) mod exit;
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]

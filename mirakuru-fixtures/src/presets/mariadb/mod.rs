@@ -33,6 +33,7 @@ const SERVER: Server = Server {
     users: &["mysql", "nobody"],
     as_root: AsRoot::With(&["--user=root"]),
     needs: &[("Max file size", 16 << 20, "-f")],
+    external: None,
 };
 
 /// How long the installation of a data directory may take, on a slow disk of a busy machine.

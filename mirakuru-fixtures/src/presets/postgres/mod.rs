@@ -43,6 +43,7 @@ const SERVER: Server = Server {
         ("Max file size", 16 << 20, "-f"),
         ("Max stack size", 1 << 20, "-s"),
     ],
+    external: None,
 };
 
 /// The user, who may do everything.

@@ -92,7 +92,7 @@ pub(super) fn ready(masters: usize, nodes: usize, password: Option<&str>) -> [Ch
             let port = probe.port().ok_or(io::ErrorKind::InvalidInput)?;
             let within = LOOK.max(probe.remaining());
             let mut connection = Connection::open(([127, 0, 0, 1], port).into(), within)?;
-            authenticate(&mut connection, password.as_deref())?;
+            authenticate(&mut connection, None, password.as_deref())?;
             step(&mut connection, masters, nodes)
         })
     };

@@ -9,6 +9,7 @@ use mirakuru_core::__private::{Lease, literal};
 use mirakuru_core::{Error, Executor, ExecutorBuilder};
 
 use super::connection::{ANSWER_WITHIN, Connection, TIDY_WITHIN, tidied};
+use super::external::External;
 use super::server::{AsRoot, Options, Server, handle, options, write_secret};
 use super::{Answers, expect, failed};
 use crate::Recipe;
@@ -16,15 +17,17 @@ use crate::cluster::{ClusterRecipe, Node, cluster};
 use crate::lease;
 
 mod cluster;
+mod external;
 
 use self::cluster::Place;
 
-const SERVER: Server = Server {
+pub(super) const SERVER: Server = Server {
     name: "Redis",
     programs: &["redis-server", "valkey-server"],
     users: &["redis", "valkey", "nobody"],
     as_root: AsRoot::With(&[]),
     needs: &[],
+    external: Some(&external::PROTOCOL),
 };
 
 /// How many numbered databases there are, unless `config("databases", ..)` says otherwise. An empty
@@ -87,7 +90,7 @@ impl RedisRecipe {
         replicas: usize,
     ) -> ClusterRecipe<RedisRecipe, impl Fn(&Node) -> RedisRecipe + Clone> {
         // By default the master waits five seconds for more replicas.
-        let node = self.config("repl-diskless-sync-delay", "0");
+        let node = self.member().config("repl-diskless-sync-delay", "0");
         cluster(1 + replicas, move |place| {
             let Some(master) = place.nodes().next().filter(|_| place.index() > 0) else {
                 return node.clone();
@@ -152,7 +155,7 @@ impl RedisRecipe {
     ) -> ClusterRecipe<RedisRecipe, impl Fn(&Node) -> RedisRecipe + Clone> {
         let nodes = masters * (1 + replicas);
         let steps = cluster::ready(masters, nodes, self.options.setting("requirepass"));
-        let mut recipe = self.authenticated().config("cluster-enabled", "yes");
+        let mut recipe = self.member().authenticated().config("cluster-enabled", "yes");
         // Before the settings of the user, which count.
         let wanted = [
             ("cluster-node-timeout", "2000"),
@@ -165,6 +168,11 @@ impl RedisRecipe {
             ..recipe.clone()
         });
         steps.into_iter().fold(cluster, ClusterRecipe::ready_when)
+    }
+
+    fn member(mut self) -> RedisRecipe {
+        self.options.is_member = true;
+        self
     }
 
     /// As a replica, it gives its master the password that clients give.
@@ -235,6 +243,9 @@ impl Recipe for RedisRecipe {
     type Handle = Redis;
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
+        if let Some(external) = self.options.external(&SERVER)? {
+            return external.executor(&self.options);
+        }
         let mut args = vec!["{dir}/redis.conf"];
         // By the command line, on which every character of a path stands for itself.
         for (directive, path) in [("dir", "{dir}"), ("unixsocket", "{dir}/socket")] {
@@ -261,7 +272,7 @@ impl Recipe for RedisRecipe {
             .recipe(&SERVER, args)?
             .file("redis.conf", self.configuration())
             .wait_for(self.options.answers(sentence, move |mut connection| {
-                authenticate(&mut connection, password.as_deref())?;
+                authenticate(&mut connection, None, password.as_deref())?;
                 if is_member {
                     return cluster::is_up(&mut connection);
                 }
@@ -286,6 +297,9 @@ impl Recipe for RedisRecipe {
     }
 
     fn prepare(&self, executor: &mut Executor<Answers>) -> Result<(), Error> {
+        if let Some(external) = self.options.external(&SERVER)? {
+            return external.prepare();
+        }
         match &self.place {
             Some(place) => write_secret(&executor.dir(), "nodes.conf", &place.nodes_conf()),
             None => Ok(()),
@@ -294,15 +308,21 @@ impl Recipe for RedisRecipe {
 
     fn handle(self, executor: Executor<Answers>) -> Result<Redis, Error> {
         let databases = self.options.setting("databases");
+        let external = self.options.external(&SERVER)?;
+        let password = match &external {
+            Some(external) => external.password.clone(),
+            None => self.options.setting("requirepass").map(str::to_owned),
+        };
         Ok(Redis {
             executor,
-            password: self.options.setting("requirepass").map(str::to_owned),
+            password,
             databases: match self.is_cluster() {
                 true => 1,
                 false => databases
                     .and_then(|number| number.trim().parse().ok())
                     .unwrap_or(DATABASES),
             },
+            external,
         })
     }
 }
@@ -325,26 +345,45 @@ pub struct Redis {
     executor: Executor<Answers>,
     password: Option<String>,
     databases: u32,
+    external: Option<External>,
 }
 
-handle!(Redis);
+handle!(Redis, external);
 
 impl Redis {
     /// The URL of its first database: `redis://127.0.0.1:PORT/0`.
     #[must_use]
     pub fn url(&self) -> String {
-        url(self.executor.addr(), self.password.as_deref(), 0)
+        let external = self.external.as_ref();
+        let number = external.map_or(0, external::own_number);
+        self.access().url(number)
     }
 
-    /// The password, where `config("requirepass", ..)` has set one.
+    fn access(&self) -> Access {
+        Access {
+            addr: self.executor.addr(),
+            password: self.password.clone(),
+            external: self.external.clone(),
+        }
+    }
+
+    /// The password, where `config("requirepass", ..)` or `MIRAKURU_REDIS_URL` has set one.
     #[must_use]
     pub fn password(&self) -> Option<&str> {
         self.password.as_deref()
     }
 
     /// Its Unix socket.
+    ///
+    /// # Panics
+    ///
+    /// When the server is at `MIRAKURU_REDIS_URL`.
     #[must_use]
+    #[track_caller]
     pub fn socket(&self) -> PathBuf {
+        if let Some(external) = &self.external {
+            external.has_no("socket");
+        }
         self.executor.dir().join("socket")
     }
 
@@ -370,6 +409,16 @@ impl Redis {
     pub fn try_database(&self) -> Result<RedisDatabase, Error> {
         lease::taken();
         let attempt = "lease a database of Redis";
+        if let Some(external) = &self.external {
+            let owner = external.owner(&self.executor.dir())?;
+            let (number, token) =
+                external::lease(external, &owner).map_err(|source| failed(attempt, source))?;
+            return Ok(RedisDatabase {
+                access: self.access(),
+                number,
+                lease: Leased::OnServer(token),
+            });
+        }
         // The first one is everybody's.
         let limit = self.databases.saturating_sub(1);
         if limit == 0 {
@@ -387,10 +436,9 @@ impl Redis {
             Error::other(attempt, reason)
         })?;
         let database = RedisDatabase {
-            addr: self.executor.addr(),
-            password: self.password.clone(),
+            access: self.access(),
             number: lease.number() + 1,
-            _lease: lease,
+            lease: Leased::Here(lease),
         };
         // The process that had it before may have been killed.
         database
@@ -408,18 +456,58 @@ impl Redis {
 /// numbers.
 #[derive(Debug)]
 pub struct RedisDatabase {
-    addr: SocketAddr,
-    password: Option<String>,
+    access: Access,
     number: u32,
     // The last field: given back when everything is done.
-    _lease: Lease,
+    lease: Leased,
+}
+
+#[derive(Debug)]
+enum Leased {
+    /// By a lock on a file.
+    Here(#[allow(dead_code, reason = "its drop gives it back")] Lease),
+    /// By this text on the server, which others use as well.
+    OnServer(String),
+}
+
+/// How a server is reached.
+#[derive(Debug)]
+struct Access {
+    addr: SocketAddr,
+    password: Option<String>,
+    external: Option<External>,
+}
+
+impl Access {
+    fn connect(&self, within: Duration) -> io::Result<Connection> {
+        if let Some(external) = &self.external {
+            return external::connect(external, within);
+        }
+        let mut connection = Connection::open(self.addr, within)?;
+        authenticate(&mut connection, None, self.password.as_deref())?;
+        Ok(connection)
+    }
+
+    fn url(&self, database: u32) -> String {
+        match (&self.external, &self.password) {
+            (Some(external), _) => external.url(&database.to_string()),
+            (None, Some(password)) => {
+                format!(
+                    "redis://:{}@{}/{database}",
+                    super::percent_encoded(password),
+                    self.addr
+                )
+            }
+            (None, None) => format!("redis://{}/{database}", self.addr),
+        }
+    }
 }
 
 impl RedisDatabase {
     /// Its URL: `redis://127.0.0.1:PORT/NUMBER`.
     #[must_use]
     pub fn url(&self) -> String {
-        url(self.addr, self.password.as_deref(), self.number)
+        self.access.url(self.number)
     }
 
     /// Its number, for `SELECT`.
@@ -430,30 +518,39 @@ impl RedisDatabase {
 
     /// Disconnects its clients, then removes its keys.
     fn empty(&self, within: Duration) -> io::Result<()> {
-        let mut connection = Connection::open(self.addr, within)?;
-        authenticate(&mut connection, self.password.as_deref())?;
-        for id in self.clients(&mut connection)? {
-            // It may have gone by itself.
-            let _ = ask(&mut connection, &["CLIENT", "KILL", "ID", &id]);
+        let mut connection = self.access.connect(within)?;
+        disconnect_clients(&mut connection, self.number)?;
+        match &self.lease {
+            Leased::Here(_) => {
+                ask(&mut connection, &["SELECT", &self.number.to_string()])?;
+                ask(&mut connection, &["FLUSHDB"]).map(drop)
+            }
+            Leased::OnServer(token) => external::give_back(&mut connection, token),
         }
-        ask(&mut connection, &["SELECT", &self.number.to_string()])?;
-        ask(&mut connection, &["FLUSHDB"])?;
-        Ok(())
     }
+}
 
-    /// The ids of the clients that use it: `id=7 addr=127.0.0.1:40000 .. db=3 ..`, a line each.
-    fn clients(&self, connection: &mut Connection) -> io::Result<Vec<String>> {
-        let text = match bulk(connection, &["CLIENT", "LIST"]) {
-            Ok(text) => text,
-            // The command may have been taken away with `rename-command`.
-            Err(e) if e.kind() == io::ErrorKind::Other => return Ok(Vec::new()),
-            Err(e) => return Err(e),
-        };
-        let db = format!("db={}", self.number);
-        let ours = text.lines().filter(|line| line.split(' ').any(|word| word == db));
-        let ids = ours.filter_map(|line| line.split(' ').next()?.strip_prefix("id="));
-        Ok(ids.map(str::to_owned).collect())
+/// Disconnects the clients that use a database.
+fn disconnect_clients(connection: &mut Connection, number: u32) -> io::Result<()> {
+    for id in clients(connection, number)? {
+        // It may have gone by itself.
+        let _ = ask(connection, &["CLIENT", "KILL", "ID", &id]);
     }
+    Ok(())
+}
+
+/// The ids of the clients that use a database: `id=7 addr=127.0.0.1:40000 .. db=3 ..`, a line each.
+fn clients(connection: &mut Connection, number: u32) -> io::Result<Vec<String>> {
+    let text = match bulk(connection, &["CLIENT", "LIST"]) {
+        Ok(text) => text,
+        // The command may have been taken away with `rename-command`.
+        Err(e) if e.kind() == io::ErrorKind::Other => return Ok(Vec::new()),
+        Err(e) => return Err(e),
+    };
+    let db = format!("db={number}");
+    let ours = text.lines().filter(|line| line.split(' ').any(|word| word == db));
+    let ids = ours.filter_map(|line| line.split(' ').next()?.strip_prefix("id="));
+    Ok(ids.map(str::to_owned).collect())
 }
 
 impl Drop for RedisDatabase {
@@ -466,16 +563,10 @@ impl Drop for RedisDatabase {
     }
 }
 
-fn url(addr: SocketAddr, password: Option<&str>, database: u32) -> String {
-    match password {
-        Some(password) => format!("redis://:{}@{addr}/{database}", super::percent_encoded(password)),
-        None => format!("redis://{addr}/{database}"),
-    }
-}
-
-fn authenticate(connection: &mut Connection, password: Option<&str>) -> io::Result<()> {
+fn authenticate(connection: &mut Connection, user: Option<&str>, password: Option<&str>) -> io::Result<()> {
     if let Some(password) = password {
-        ask(connection, &["AUTH", password])?;
+        let words: Vec<&str> = ["AUTH"].into_iter().chain(user).chain([password]).collect();
+        ask(connection, &words)?;
     }
     Ok(())
 }
@@ -498,7 +589,26 @@ fn ask(connection: &mut Connection, words: &[&str]) -> io::Result<String> {
 /// The same, for a command whose answer is a text.
 fn bulk(connection: &mut Connection, words: &[&str]) -> io::Result<String> {
     let answer = ask(connection, words)?;
-    let length = answer
+    text(connection, &answer)
+}
+
+/// The same, for a command whose answer is a list of texts.
+fn texts(connection: &mut Connection, words: &[&str]) -> io::Result<Vec<String>> {
+    let answer = ask(connection, words)?;
+    let count = answer
+        .strip_prefix('*')
+        .and_then(|count| count.parse::<usize>().ok());
+    let mut texts = Vec::new();
+    for _ in 0..count.ok_or(io::ErrorKind::InvalidData)? {
+        let length = connection.line()?;
+        texts.push(text(connection, &length)?.trim_end().to_owned());
+    }
+    Ok(texts)
+}
+
+/// The text that follows its length.
+fn text(connection: &mut Connection, length: &str) -> io::Result<String> {
+    let length = length
         .strip_prefix('$')
         .and_then(|length| length.parse::<usize>().ok());
     let mut text = vec![0; length.ok_or(io::ErrorKind::InvalidData)? + "\r\n".len()];

@@ -1,0 +1,140 @@
+//! [`Owner`]: who has made something on a server that others use as well.
+//!
+//! The names of such things begin with their owner. So the next run can tell the things that a run
+//! has left behind, and removes them.
+
+use std::fmt;
+use std::fs;
+use std::path::Path;
+use std::process;
+use std::time::{Duration, SystemTime};
+
+use crate::run::hash;
+use crate::service_dir::is_alive;
+use crate::sys;
+
+/// A process, as a text that names on servers can begin with: `mk5f3a91c2p1a2fs3b9ac9t69268f10`.
+/// It has at most 41 characters, all of them lower-case letters and digits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owner {
+    /// The boot of the machine and the namespace of process ids.
+    host: u32,
+    pid: u32,
+    /// When it began, in ticks.
+    start: u64,
+    /// The time of this name, in seconds since 1970.
+    made: u64,
+}
+
+impl Owner {
+    /// This process.
+    #[must_use]
+    pub fn this_process() -> Owner {
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        Owner {
+            host: this_host(),
+            pid: process::id(),
+            start: sys::procfs::start_time(process::id()).unwrap_or(0),
+            made: now.as_secs(),
+        }
+    }
+
+    /// The owner with this text.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Owner> {
+        let (host, rest) = text.strip_prefix("mk")?.split_once('p')?;
+        let (pid, rest) = rest.split_once('s')?;
+        let (start, made) = rest.split_once('t')?;
+        let owner = Owner {
+            host: u32::from_str_radix(host, 16).ok()?,
+            pid: u32::from_str_radix(pid, 16).ok()?,
+            start: u64::from_str_radix(start, 16).ok()?,
+            made: u64::from_str_radix(made, 16).ok()?,
+        };
+        // Not one that only looks like it.
+        (owner.to_string() == text).then_some(owner)
+    }
+
+    /// Whether the process has ended. `None` when it was one of another machine or container,
+    /// where that cannot be seen.
+    #[must_use]
+    pub fn has_ended(&self) -> Option<bool> {
+        (self.host == this_host()).then(|| {
+            let is_seen = Path::new("/proc").join(self.pid.to_string()).exists();
+            // Of other users' processes `/proc` may show nothing.
+            let is_hidden = !is_seen && sys::files::process_exists(self.pid);
+            !is_alive(self.pid, self.start) && !is_hidden
+        })
+    }
+
+    /// The time since the name was made.
+    #[must_use]
+    pub fn age(&self) -> Duration {
+        let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
+        now.saturating_sub(Duration::from_secs(self.made))
+    }
+}
+
+impl fmt::Display for Owner {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Owner {
+            host,
+            pid,
+            start,
+            made,
+        } = self;
+        write!(f, "mk{host:x}p{pid:x}s{start:x}t{made:x}")
+    }
+}
+
+fn this_host() -> u32 {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    hash(0, &format!("{boot} {}", sys::procfs::pid_namespace())) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_owner_is_read_as_it_was_written_and_nothing_else_is() {
+        let us = Owner::this_process();
+        assert_eq!(Owner::parse(&us.to_string()), Some(us));
+        let most = Owner {
+            host: u32::MAX,
+            pid: u32::MAX,
+            start: u64::MAX >> 16,
+            made: u64::from(u32::MAX),
+        };
+        assert!(most.to_string().len() <= 41, "{most}");
+        for text in [
+            "",
+            "mk",
+            "mk1p2s3",
+            "mk1p2s3t",
+            "mk01p2s3t4",
+            "mk1p2s3t4_x",
+            "MK1p2s3t4",
+            "mk1p+2s3t4",
+        ] {
+            assert_eq!(Owner::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn it_has_ended_when_its_process_has() {
+        let us = Owner::this_process();
+        assert_eq!(us.has_ended(), Some(false));
+        assert!(us.age() < Duration::from_secs(60));
+        let before = Owner {
+            start: us.start + 1,
+            ..us
+        };
+        assert_eq!(before.has_ended(), Some(true));
+        let elsewhere = Owner {
+            host: us.host ^ 1,
+            ..us
+        };
+        assert_eq!(elsewhere.has_ended(), None);
+    }
+}

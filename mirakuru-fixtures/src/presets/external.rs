@@ -1,0 +1,484 @@
+//! A server that somebody else has started: `MIRAKURU_REDIS_URL`, and so on for each preset.
+//!
+//! Its handle has the same type as that of a server of ours. The service behind the handle's
+//! executor is a *stand-in*: the test binary once more, which this file takes over before `main`.
+//!
+//! | who | does |
+//! | --- | --- |
+//! | [`External::prepare`] | connects, checks version and rights, removes the leftovers of runs that have ended |
+//! | the stand-in | is the [owner](Owner) of everything that the tests make on the server, and lives as long as a server of ours would |
+//! | the command at the end | the test binary again: removes everything of that owner. The supervisor runs it when the stand-in has ended, however that came about |
+//!
+//! To let a preset use such a server:
+//!
+//! 1. Write its [`Protocol`], name it in its `Server`, and add the `Server` to [`SERVERS`].
+//! 2. Begin `executor`, `prepare`, `set_up` and `handle` with `self.options.external(&SERVER)?`.
+//! 3. Let the names of all parts begin with [`External::owner`] or [`External::unique_name`].
+//! 4. Set [`Options::is_member`] in the recipes of clusters: those are always servers of ours.
+
+use std::env;
+use std::fmt;
+use std::fs;
+use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
+use std::path::{Path, PathBuf};
+use std::process;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mirakuru_core::__private::{Owner, before_main, literal};
+use mirakuru_core::{Check, Error, Executor, ExecutorBuilder, Readiness, Tcp};
+use percent_encoding::percent_decode_str;
+
+use super::connection::Connection;
+use super::server::{Options, Server, unique_name};
+use super::{Answers, failed, percent_encoded, redis};
+
+/// The presets that can use an external server.
+const SERVERS: [&Server; 1] = [&redis::SERVER];
+
+/// How long a server may refuse connections because it is about to start.
+const STARTS_WITHIN: Duration = Duration::from_secs(5);
+/// How often the stand-in renews its claim.
+const RENEWED_EVERY: Duration = Duration::from_secs(60);
+/// The age at which parts count as left behind, if their owner is on another machine.
+const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// The variable by which the test binary knows that it is a stand-in.
+const STAND_IN: &str = "MIRAKURU_STAND_IN";
+const CLEAN_UP: &str = "clean up";
+/// Files in the private directory: the owner, and a sign that it is known to the server.
+const OWNER: &str = "owner";
+const READY: &str = "ready";
+
+/// How a preset speaks to an external server.
+pub(super) struct Protocol {
+    /// The schemes of its URLs.
+    pub(crate) schemes: &'static [&'static str],
+    /// The default port.
+    pub(crate) port: u16,
+    /// Fails if the server is too old, or refuses the rights that the preset needs.
+    pub(crate) check: fn(&External) -> io::Result<()>,
+    /// The owners of all parts that are on the server, where the names begin with them. Others may
+    /// be among them.
+    pub(crate) owners: fn(&External) -> io::Result<Vec<String>>,
+    /// Makes this owner known to the server, again and again. For servers on which a part cannot
+    /// have a name.
+    pub(crate) renew: fn(&External, &str) -> io::Result<()>,
+    /// Removes all parts of this owner. It is called more than once, also when there is nothing.
+    pub(crate) remove: fn(&External, &str) -> io::Result<()>,
+}
+
+impl Protocol {
+    /// For [`Protocol::renew`], where names are enough.
+    #[allow(dead_code, reason = "most presets name their parts")]
+    pub(crate) const NO_RENEWAL: fn(&External, &str) -> io::Result<()> = |_, _| Ok(());
+}
+
+/// An external server: the parts of its URL.
+#[derive(Clone)]
+pub(super) struct External {
+    /// As `MIRAKURU_REDIS_URL`.
+    variable: String,
+    /// As `Redis`.
+    name: &'static str,
+    protocol: &'static Protocol,
+    /// The whole URL.
+    given: String,
+    scheme: String,
+    pub(crate) user: Option<String>,
+    pub(crate) password: Option<String>,
+    /// A name or an address, without brackets.
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    /// The path without its first `/`, if there is any.
+    pub(crate) path: Option<String>,
+    /// The rest, with its `?`.
+    query: String,
+}
+
+impl fmt::Debug for External {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("External").field(&self.to_string()).finish()
+    }
+}
+
+/// For messages: without the user and the password.
+impl fmt::Display for External {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "the {} at {} ({}:{})",
+            self.name, self.variable, self.host, self.port
+        )
+    }
+}
+
+impl Options {
+    /// The server that the preset's variable names, if it does.
+    ///
+    /// # Errors
+    ///
+    /// When the URL is none of the preset's, or the recipe has settings, which such a server
+    /// cannot be given.
+    pub(crate) fn external(&self, server: &Server) -> Result<Option<External>, Error> {
+        let variable = server.variable("URL");
+        let (Some(url), Some(protocol)) = (env::var_os(&variable), server.external) else {
+            return Ok(None);
+        };
+        if url.is_empty() || self.is_member {
+            return Ok(None);
+        }
+        let attempt = format!("use the {} at {variable}", server.name);
+        let url = url.into_string();
+        let url = url.map_err(|_| Error::other(&attempt, "the URL is no UTF-8"))?;
+        let external = External::parse(&url, variable, server.name, protocol);
+        let external = external.map_err(|reason| Error::other(&attempt, reason))?;
+        let setters = [
+            ("program", self.program.is_some()),
+            ("port", self.port.is_some()),
+            ("arg", !self.args.is_empty()),
+            ("file", !self.files.is_empty()),
+            ("config", !self.config.is_empty()),
+        ];
+        setters
+            .into_iter()
+            .try_for_each(|(name, is_used)| external.refuse(name, is_used))?;
+        Ok(Some(external))
+    }
+}
+
+impl External {
+    fn parse(
+        url: &str,
+        variable: String,
+        name: &'static str,
+        protocol: &'static Protocol,
+    ) -> Result<External, String> {
+        let wanted = || {
+            format!(
+                "the URL must begin with `{}://`",
+                protocol.schemes.join("://` or `")
+            )
+        };
+        let (scheme, rest) = url.split_once("://").ok_or_else(wanted)?;
+        if !protocol.schemes.contains(&scheme) {
+            return Err(wanted());
+        }
+        let (rest, query) = rest.split_at(rest.find(['?', '#']).unwrap_or(rest.len()));
+        let (authority, path) = match rest.split_once('/') {
+            Some((authority, path)) => (authority, Some(path)),
+            None => (rest, None),
+        };
+        let (login, address) = match authority.rsplit_once('@') {
+            Some((login, address)) => (login, address),
+            None => ("", authority),
+        };
+        let (user, password) = match login.split_once(':') {
+            Some((user, password)) => (user, Some(password)),
+            None => (login, None),
+        };
+        let (host, port) = match address.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((host, port)) => (host, port.strip_prefix(':')),
+            None => match address.split_once(':') {
+                Some((host, port)) => (host, Some(port)),
+                None => (address, None),
+            },
+        };
+        let port = match port {
+            None => protocol.port,
+            Some(port) => port
+                .parse()
+                .map_err(|_| "the URL's port is no number up to 65535".to_owned())?,
+        };
+        let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
+        let some = |text: &str| (!text.is_empty()).then(|| decoded(text));
+        Ok(External {
+            variable,
+            name,
+            protocol,
+            given: url.to_owned(),
+            scheme: scheme.to_owned(),
+            user: some(user),
+            password: password.and_then(some),
+            host: some(host).ok_or("the URL has no host")?,
+            port,
+            path: path.and_then(some),
+            query: query.to_owned(),
+        })
+    }
+
+    /// The URL with this path. The user's own parameters stay.
+    pub(crate) fn url(&self, path: &str) -> String {
+        let user = self.user.as_deref().map_or_else(String::new, percent_encoded);
+        let password = self.password.as_ref();
+        let password = password.map_or_else(String::new, |word| format!(":{}", percent_encoded(word)));
+        let at = if user.len() + password.len() > 0 { "@" } else { "" };
+        let (scheme, query) = (&self.scheme, &self.query);
+        format!(
+            "{scheme}://{user}{password}{at}{}/{path}{query}",
+            self.authority()
+        )
+    }
+
+    /// The host and the port, as they stand in URLs.
+    fn authority(&self) -> String {
+        match self.host.contains(':') {
+            true => format!("[{}]:{}", self.host, self.port),
+            false => format!("{}:{}", self.host, self.port),
+        }
+    }
+
+    /// A value of the URL's parameters.
+    #[allow(dead_code, reason = "not every preset has parameters")]
+    pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
+        let query = self.query.trim_start_matches('?');
+        let mut parameters = query.split('&').filter_map(|parameter| parameter.split_once('='));
+        parameters
+            .find(|(known, _)| *known == name)
+            .map(|(_, value)| value)
+    }
+
+    pub(crate) fn failed(&self, source: io::Error) -> Error {
+        failed(format!("use {self}"), source)
+    }
+
+    /// Fails if the recipe has used a setter that such a server cannot obey.
+    pub(crate) fn refuse(&self, setter: &str, is_used: bool) -> Result<(), Error> {
+        let variable = &self.variable;
+        let reason = format!(
+            "the recipe says `{setter}(..)`, and the server is at {variable} and not ours; unset the \
+             variable for a server of the test's own"
+        );
+        match is_used {
+            true => Err(Error::other(format!("use {self}"), reason)),
+            false => Ok(()),
+        }
+    }
+
+    /// Fails in a test that asks for something that only a server of ours has.
+    #[track_caller]
+    pub(crate) fn has_no(&self, thing: &str) -> ! {
+        panic!("{self} is not ours: its {thing} is not known")
+    }
+
+    fn addrs(&self) -> io::Result<impl Iterator<Item = SocketAddr>> {
+        (&*self.host, self.port).to_socket_addrs()
+    }
+
+    /// A connection, to the first of the host's addresses that accepts one.
+    pub(crate) fn connect(&self, within: Duration) -> io::Result<Connection> {
+        let mut result = Err(io::ErrorKind::NotFound.into());
+        for addr in self.addrs()? {
+            result = Connection::open(addr, within);
+            if result.is_ok() {
+                break;
+            }
+        }
+        result
+    }
+
+    /// The recipe of the stand-in.
+    ///
+    /// # Errors
+    ///
+    /// When the host is not known.
+    pub(crate) fn executor(&self, options: &Options) -> Result<ExecutorBuilder<Answers>, Error> {
+        self.addrs().map(drop).map_err(|source| self.failed(source))?;
+        // The supervisor is a fork of this process: the same program, although its file may have
+        // gone. Others in the run have the same recipe by this path.
+        let magic = Path::new("/proc/self/exe");
+        let program = match magic.exists() {
+            true => magic.to_owned(),
+            false => env::current_exe().map_or_else(|_| PathBuf::new(), |path| literal(&path).into()),
+        };
+        let text = format!("stand in for {self}");
+        let mut recipe = Executor::builder([program.as_os_str(), literal(&text).as_os_str()])
+            .name(format!("{} at {}", self.name, self.variable))
+            .__not_ours(&self.variable)
+            .current_dir("{dir}")
+            .env(STAND_IN, self.name)
+            // It tells servers apart as well.
+            .env(&self.variable, literal(&self.given))
+            .on_end([program.as_os_str(), CLEAN_UP.as_ref()]);
+        if let Some(timeout) = options.timeout {
+            recipe = recipe.timeout(timeout);
+        }
+        let is_there = Check::new("its stand-in was there", |cx| Ok(cx.dir().join(READY).is_file()));
+        Ok(recipe.wait_for(Tcp::__external(self.authority()).and(is_there)))
+    }
+
+    /// Connects, checks the server, and removes the leftovers of runs that have ended.
+    ///
+    /// # Errors
+    ///
+    /// When the server cannot be used.
+    pub(crate) fn prepare(&self) -> Result<(), Error> {
+        use io::ErrorKind::{ConnectionRefused, ConnectionReset, ResourceBusy, UnexpectedEof};
+        let begun = Instant::now();
+        let starts = |e: &io::Error| {
+            matches!(
+                e.kind(),
+                ConnectionRefused | ConnectionReset | ResourceBusy | UnexpectedEof
+            ) && begun.elapsed() < STARTS_WITHIN
+        };
+        let mut checked = (self.protocol.check)(self);
+        while checked.as_ref().is_err_and(starts) {
+            thread::sleep(Duration::from_millis(50));
+            checked = (self.protocol.check)(self);
+        }
+        let owners = checked.and_then(|()| (self.protocol.owners)(self));
+        for owner in owners.map_err(|source| self.failed(source))? {
+            if is_forgotten(&owner) {
+                // Another run may be at it, too.
+                let _ = (self.protocol.remove)(self, &owner);
+            }
+        }
+        Ok(())
+    }
+
+    /// The owner of everything that is made through this executor.
+    ///
+    /// # Errors
+    ///
+    /// When the stand-in has gone.
+    pub(crate) fn owner(&self, dir: &Path) -> Result<String, Error> {
+        fs::read_to_string(dir.join(OWNER)).map_err(|source| self.failed(source))
+    }
+
+    /// A name that nobody else has, of at most 56 lower-case letters, digits and `_`. It begins
+    /// with its owner.
+    #[allow(dead_code, reason = "not every preset names its parts")]
+    pub(crate) fn unique_name(&self, dir: &Path) -> Result<String, Error> {
+        Ok(format!("{}_{}", self.owner(dir)?, unique_name()?))
+    }
+}
+
+/// Whether the owner has ended and left its parts behind. A text that is no owner is none of ours.
+fn is_forgotten(owner: &str) -> bool {
+    let Some(owner) = Owner::parse(owner) else {
+        return false;
+    };
+    owner.has_ended().unwrap_or_else(|| owner.age() > FORGOTTEN_AFTER)
+}
+
+// ---- the stand-in -------------------------------------------------------------------------------
+
+before_main!(stand_in);
+
+/// Takes this process over if it is a stand-in.
+fn stand_in() {
+    let Some(name) = env::var_os(STAND_IN) else { return };
+    let server = SERVERS.into_iter().find(|server| name == server.name);
+    let external = server.map(|server| Options::default().external(server));
+    let result = match external {
+        Some(Ok(Some(external))) => run(&external),
+        Some(Err(error)) => Err(error),
+        _ => Err(Error::other("stand in for a server", "its preset is not known")),
+    };
+    if let Err(error) = result {
+        eprintln!("{error}");
+        process::exit(1);
+    }
+    process::exit(0);
+}
+
+fn run(external: &External) -> Result<(), Error> {
+    let protocol = external.protocol;
+    let dir = env::current_dir().map_err(|source| external.failed(source))?;
+    if second_argument() == CLEAN_UP.as_bytes() {
+        // For a start after this.
+        let _ = fs::remove_file(dir.join(READY));
+        return match external.owner(&dir) {
+            Ok(owner) => (protocol.remove)(external, &owner).map_err(|source| external.failed(source)),
+            // It has made nothing.
+            Err(_) => Ok(()),
+        };
+    }
+    let owner = Owner::this_process().to_string();
+    let begin = || -> io::Result<()> {
+        fs::write(dir.join(OWNER), &owner)?;
+        (protocol.renew)(external, &owner)?;
+        println!("{external} is not ours: its output is not here");
+        fs::write(dir.join(READY), "")
+    };
+    begin().map_err(|source| external.failed(source))?;
+    loop {
+        thread::sleep(RENEWED_EVERY);
+        if let Err(error) = (protocol.renew)(external, &owner) {
+            eprintln!("{}", external.failed(error));
+        }
+    }
+}
+
+/// Before `main`, not every C library has told the standard library the arguments.
+fn second_argument() -> Vec<u8> {
+    let line = fs::read("/proc/self/cmdline").unwrap_or_default();
+    match line.split(|byte| *byte == 0).nth(1) {
+        Some(argument) => argument.to_owned(),
+        None => env::args().nth(1).unwrap_or_default().into_bytes(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROTOCOL: Protocol = Protocol {
+        schemes: &["redis", "valkey"],
+        port: 6379,
+        check: |_| Ok(()),
+        owners: |_| Ok(Vec::new()),
+        renew: Protocol::NO_RENEWAL,
+        remove: Protocol::NO_RENEWAL,
+    };
+
+    fn parse(url: &str) -> Result<External, String> {
+        External::parse(url, "MIRAKURU_X_URL".to_owned(), "X", &PROTOCOL)
+    }
+
+    #[test]
+    fn a_url_is_taken_apart_and_made_again() {
+        let whole = parse("redis://us%40er:p%2Fw@db.example:1/7?a=b&c=d").unwrap();
+        assert_eq!(whole.user.as_deref(), Some("us@er"));
+        assert_eq!(whole.password.as_deref(), Some("p/w"));
+        assert_eq!((&*whole.host, whole.port), ("db.example", 1));
+        assert_eq!(whole.path.as_deref(), Some("7"));
+        assert_eq!(whole.parameter("c"), Some("d"));
+        assert_eq!(whole.url("x"), "redis://us%40er:p%2Fw@db.example:1/x?a=b&c=d");
+        assert_eq!(whole.to_string(), "the X at MIRAKURU_X_URL (db.example:1)");
+        let six = parse("valkey://[::1]").unwrap();
+        assert_eq!((&*six.host, six.port, six.path.as_deref()), ("::1", 6379, None));
+        assert_eq!(six.url(""), "valkey://[::1]:6379/");
+        assert_eq!(
+            parse("redis://:a:b@h/").unwrap().url(""),
+            "redis://:a%3Ab@h:6379/"
+        );
+    }
+
+    #[test]
+    fn a_wrong_url_is_an_error_that_does_not_show_it() {
+        for (url, part) in [
+            ("localhost:6379", "must begin with `redis://` or `valkey://`"),
+            ("postgres://u:secret@h/", "must begin with"),
+            ("redis://u:secret@h:x/", "port"),
+            ("redis://u:secret@/", "has no host"),
+        ] {
+            let reason = parse(url).unwrap_err();
+            assert!(reason.contains(part) && !reason.contains("secret"), "{reason}");
+        }
+    }
+
+    #[test]
+    fn only_what_an_owner_that_has_ended_made_is_left_over() {
+        let us = Owner::this_process().to_string();
+        assert!(!is_forgotten(&us));
+        assert!(!is_forgotten("orders"));
+        // Of another machine: young, and of 1970.
+        let (_, rest) = us.split_once('p').unwrap();
+        let (_, made) = us.split_once('t').unwrap();
+        assert!(!is_forgotten(&format!("mk0p{rest}")));
+        assert!(is_forgotten("mk0p1s1t1"));
+        assert!(!is_forgotten(&format!("mk0p1s1t{made}")));
+    }
+}

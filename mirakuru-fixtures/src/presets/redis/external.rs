@@ -1,0 +1,276 @@
+//! A Redis at `MIRAKURU_REDIS_URL`: databases are leased on the server itself, over all processes,
+//! users and machines that share it.
+//!
+//! Two hashes in its database 0 say who has what. They are there only as long as somebody has
+//! something:
+//!
+//! | key | field | value |
+//! | --- | --- | --- |
+//! | `mirakuru:leases` | the number of a database | its token: number, owner, process, random text |
+//! | `mirakuru:runs` | the owner | the server's time when its stand-in was last heard of |
+
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mirakuru_core::__private::{Owner, random_id};
+
+use super::{ask, authenticate, bulk, disconnect_clients, texts};
+use crate::presets::connection::{ANSWER_WITHIN, Connection};
+use crate::presets::external::{External, Protocol};
+
+pub(super) const PROTOCOL: Protocol = Protocol {
+    schemes: &["redis", "valkey"],
+    port: 6379,
+    check,
+    owners,
+    renew,
+    remove,
+};
+
+/// Scripts that write after `TIME`, and `SELECT` in scripts, are older.
+const OLDEST: u32 = 5;
+/// In this time, in seconds, the stand-in renews its claim ten times.
+const SILENT_AFTER: u64 = 600;
+/// How long to wait for another test to give a database back: most servers have 16.
+const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(10);
+
+/// Leases a database that is empty, or one that its owner has left.
+///
+/// Arguments: the step at which to begin, the end of the token, the time before which an owner has
+/// been silent for too long, the number of the arguments that follow next, numbers that are not
+/// leased, tokens whose processes have ended. The answer is the token; a text without a space says
+/// why there is none.
+const LEASE: &str = "
+local first, token, silent, kept = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local is_kept, has_ended = {}, {}
+for at = 5, #ARGV do
+  if at < 5 + kept then is_kept[ARGV[at]] = true else has_ended[ARGV[at]] = true end
+end
+local last = 0
+while last < 65535 and not redis.pcall('SELECT', last + 1).err do last = last + 1 end
+if last == 0 then return 'one' end
+for step = 0, last - 1 do
+  local number = (first + step) % last + 1
+  redis.call('SELECT', 0)
+  local held = redis.call('HGET', 'mirakuru:leases', number)
+  local is_free = false
+  if held then
+    local heard = redis.call('HGET', 'mirakuru:runs', string.match(held, '^%d+ (%w+) ') or '')
+    is_free = has_ended[held] or not heard or tonumber(heard) < silent
+  elseif not is_kept[tostring(number)] then
+    redis.call('SELECT', number)
+    is_free = redis.call('DBSIZE') == 0
+  end
+  if is_free then
+    redis.call('SELECT', number)
+    redis.call('FLUSHDB')
+    redis.call('SELECT', 0)
+    redis.call('HSET', 'mirakuru:leases', number, number .. ' ' .. token)
+    return number .. ' ' .. token
+  end
+end
+return 'all'
+";
+
+/// Empties a database and gives it back, if this token still is that of its lease.
+const GIVE_BACK: &str = "
+local number = string.match(ARGV[1], '^%d+')
+redis.call('SELECT', 0)
+if redis.call('HGET', 'mirakuru:leases', number) == ARGV[1] then
+  redis.call('SELECT', number)
+  redis.call('FLUSHDB')
+  redis.call('SELECT', 0)
+  redis.call('HDEL', 'mirakuru:leases', number)
+end
+return 'done'
+";
+
+/// The parts of a token.
+struct Token<'a> {
+    number: u32,
+    owner: &'a str,
+    process: &'a str,
+}
+
+impl Token<'_> {
+    fn parse(text: &str) -> Option<Token<'_>> {
+        let mut words = text.split(' ');
+        Some(Token {
+            number: words.next()?.parse().ok()?,
+            owner: words.next()?,
+            process: words.next()?,
+        })
+    }
+
+    /// Whether the test process that has it is known to have ended.
+    fn has_ended(text: &str) -> bool {
+        let process = Token::parse(text).and_then(|token| Owner::parse(token.process));
+        process.is_some_and(|process| process.has_ended() == Some(true))
+    }
+}
+
+/// The number of the database that the URL names, which is everybody's.
+pub(super) fn own_number(external: &External) -> u32 {
+    external
+        .path
+        .as_deref()
+        .and_then(|path| path.parse().ok())
+        .unwrap_or(0)
+}
+
+pub(super) fn connect(external: &External, within: Duration) -> io::Result<Connection> {
+    let mut connection = external.connect(within)?;
+    authenticate(
+        &mut connection,
+        external.user.as_deref(),
+        external.password.as_deref(),
+    )?;
+    Ok(connection)
+}
+
+fn check(external: &External) -> io::Result<()> {
+    if external
+        .path
+        .as_deref()
+        .is_some_and(|path| path.parse::<u32>().is_err())
+    {
+        return Err(io::Error::other(
+            "the path of the URL must be the number of a database",
+        ));
+    }
+    let mut connection = connect(external, ANSWER_WITHIN)?;
+    let info = bulk(&mut connection, &["INFO", "server"])?;
+    let value = |name: &str| {
+        info.lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap_or_default()
+    };
+    let version = value("redis_version:");
+    let major = version.split('.').next().and_then(|major| major.parse().ok());
+    if major.is_some_and(|major: u32| major < OLDEST) {
+        let problem = format!("it is version {version}, and this takes {OLDEST} or later");
+        return Err(io::Error::other(problem));
+    }
+    if value("redis_mode:") == "cluster" {
+        let problem = "it is part of a cluster, which has one database; its tests would share that";
+        return Err(io::Error::other(problem));
+    }
+    ask(&mut connection, &["SELECT", &own_number(external).to_string()])?;
+    // Whether we may do what a lease takes.
+    let trial = "redis.call('SELECT', 0); redis.call('HSET', 'mirakuru:runs', 'trial', 1); \
+                 return redis.call('HDEL', 'mirakuru:runs', 'trial')";
+    ask(&mut connection, &["EVAL", trial, "0"]).map(drop)
+}
+
+fn all_tokens(connection: &mut Connection) -> io::Result<Vec<String>> {
+    texts(connection, &["HVALS", "mirakuru:leases"])
+}
+
+fn server_time(connection: &mut Connection) -> io::Result<u64> {
+    let time = texts(connection, &["TIME"])?;
+    let seconds = time.first().and_then(|seconds| seconds.parse().ok());
+    seconds.ok_or_else(|| io::ErrorKind::InvalidData.into())
+}
+
+fn owners(external: &External) -> io::Result<Vec<String>> {
+    let mut connection = connect(external, ANSWER_WITHIN)?;
+    let silent = server_time(&mut connection)?.saturating_sub(SILENT_AFTER);
+    let runs = texts(&mut connection, &["HGETALL", "mirakuru:runs"])?;
+    let mut owners: Vec<String> = Vec::new();
+    for run in runs.chunks(2) {
+        let [owner, heard] = run else { continue };
+        let has_ended = Owner::parse(owner).and_then(|owner| owner.has_ended());
+        // One of another machine counts by the time alone.
+        if has_ended.unwrap_or_else(|| heard.parse().is_ok_and(|heard: u64| heard < silent)) {
+            owners.push(owner.clone());
+        }
+    }
+    // What is left where the other hash was removed.
+    for token in all_tokens(&mut connection)? {
+        if let Some(token) = Token::parse(&token).filter(|token| !runs.iter().any(|run| run == token.owner)) {
+            owners.push(token.owner.to_owned());
+        }
+    }
+    Ok(owners)
+}
+
+fn renew(external: &External, owner: &str) -> io::Result<()> {
+    let mut connection = connect(external, ANSWER_WITHIN)?;
+    let now = server_time(&mut connection)?.to_string();
+    ask(&mut connection, &["HSET", "mirakuru:runs", owner, &now]).map(drop)
+}
+
+fn remove(external: &External, owner: &str) -> io::Result<()> {
+    let mut connection = connect(external, ANSWER_WITHIN)?;
+    for text in all_tokens(&mut connection)? {
+        if let Some(token) = Token::parse(&text).filter(|token| token.owner == owner) {
+            // The last commands of a process that was killed may still be on their way.
+            disconnect_clients(&mut connection, token.number)?;
+            give_back(&mut connection, &text)?;
+        }
+    }
+    ask(&mut connection, &["HDEL", "mirakuru:runs", owner]).map(drop)
+}
+
+/// Leases a database. Gives its number and its token.
+pub(super) fn lease(external: &External, owner: &str) -> io::Result<(u32, String)> {
+    let mut connection = connect(external, ANSWER_WITHIN)?;
+    let begun = Instant::now();
+    loop {
+        let random = random_id()?;
+        // Not in order: a client that outlives its lease meets the next one as late as possible.
+        let first = random
+            .bytes()
+            .fold(0, |sum: u32, byte| sum * 31 % 65_521 + u32::from(byte));
+        let first = first.to_string();
+        let end = format!("{owner} {} {random}", Owner::this_process());
+        let silent = server_time(&mut connection)?
+            .saturating_sub(SILENT_AFTER)
+            .to_string();
+        let kept = kept(&mut connection, external)?;
+        let count = kept.len().to_string();
+        let tokens = all_tokens(&mut connection)?;
+        let ended = tokens.iter().filter(|token| Token::has_ended(token));
+        let mut words: Vec<&str> = vec!["EVAL", LEASE, "0", &first, &end, &silent, &count];
+        words.extend(kept.iter().chain(ended).map(String::as_str));
+        let answer = bulk(&mut connection, &words)?;
+        let answer = answer.trim_end();
+        if let Some(token) = Token::parse(answer) {
+            return Ok((token.number, answer.to_owned()));
+        }
+        if answer == "one" {
+            let problem = "the server has only the database 0; give each test keys with a prefix of its own";
+            return Err(io::Error::other(problem));
+        }
+        if begun.elapsed() > GIVEN_BACK_WITHIN {
+            let problem = "all are leased or in use: drop those that are not needed, or let the server \
+                           have more with `databases`";
+            return Err(io::Error::other(problem));
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+}
+
+/// The numbers that are not leased although they may be empty: that of the URL, and those at which
+/// others have connections.
+fn kept(connection: &mut Connection, external: &External) -> io::Result<Vec<String>> {
+    let clients = match bulk(connection, &["CLIENT", "LIST"]) {
+        // We may not see them.
+        Err(e) if e.kind() == io::ErrorKind::Other => String::new(),
+        clients => clients?,
+    };
+    let words = clients.split_ascii_whitespace();
+    let mut kept: Vec<String> = words
+        .filter_map(|word| word.strip_prefix("db="))
+        .map(str::to_owned)
+        .collect();
+    kept.push(own_number(external).to_string());
+    kept.sort();
+    kept.dedup();
+    Ok(kept)
+}
+
+pub(super) fn give_back(connection: &mut Connection, token: &str) -> io::Result<()> {
+    bulk(connection, &["EVAL", GIVE_BACK, "0", token]).map(drop)
+}
