@@ -26,6 +26,7 @@ mod https;
 mod inherited_sockets;
 mod lifecycle;
 mod lines;
+mod long_logs;
 mod looking_on;
 mod portable;
 mod ports;

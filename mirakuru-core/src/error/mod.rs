@@ -361,6 +361,9 @@ pub struct Evidence {
     pub head: Vec<String>,
     /// How many lines it printed between `head` and `tail`.
     pub left_out: u64,
+    /// How many bytes of its output are not in the log, because that reached its
+    /// [limit](crate::recipe::builder::ExecutorBuilder::log_limit).
+    pub dropped: u64,
     /// The last lines that the service printed, at most 20. If four or more lines in a row differ
     /// only in times and process ids, the first and the last are here, and between them the number
     /// of the others.
@@ -625,6 +628,7 @@ impl Evidence {
         report.output(Printed {
             head: &self.head,
             left_out: self.left_out,
+            dropped: self.dropped,
             tail: &self.tail,
             log: self.log.as_deref(),
         });
@@ -692,6 +696,7 @@ mod tests {
                 ],
                 head: Vec::new(),
                 left_out: 0,
+                dropped: 0,
                 tail: vec!["bind: address in use".to_owned()],
                 log: Some(PathBuf::from("/tmp/x/log")),
                 lost: 40_000,

@@ -23,6 +23,8 @@ use std::path::{Path, PathBuf};
 
 use once_cell::sync::Lazy;
 
+use crate::error::text::Bytes;
+
 /// The most lines that a report shows from the end of the output.
 pub(crate) const TAIL_LINES: usize = 20;
 /// The most lines that a report shows from the beginning of the output, if they are not among the
@@ -63,6 +65,8 @@ pub(crate) struct Printed<'a> {
     pub(crate) head: &'a [String],
     /// How many lines stand between the first and the last.
     pub(crate) left_out: u64,
+    /// How many bytes are not in the log, because that reached its limit.
+    pub(crate) dropped: u64,
     pub(crate) tail: &'a [String],
     /// The file that has all of them.
     pub(crate) log: Option<&'a Path>,
@@ -112,6 +116,12 @@ impl Report {
         if !head.is_empty() && printed.left_out > 0 {
             self.lines
                 .push(Line::Gap(format!("{} lines are not shown", printed.left_out)));
+        }
+        if printed.dropped > 0 {
+            self.lines.push(Line::Gap(format!(
+                "{} are not in the log, which reached its `log_limit`",
+                Bytes(printed.dropped)
+            )));
         }
         self.lines.extend(tail.iter().map(output));
     }
@@ -321,6 +331,7 @@ mod tests {
         report.output(Printed {
             head: &lines("1 2"),
             left_out: 7,
+            dropped: 0,
             tail: &lines("10 11"),
             log: Some(Path::new("/log")),
         });

@@ -617,6 +617,7 @@ fn open_log(service_dir: &ServiceDir) -> Result<OutputReader, Error> {
 pub(super) fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .create(true)
+        .read(true)
         .append(true)
         .mode(0o600)
         .open(path)

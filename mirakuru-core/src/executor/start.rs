@@ -30,6 +30,8 @@ use crate::util::deadline::Deadline;
 
 /// How often a start is tried with other ports when the chosen ones turn out to be taken.
 const PORT_RETRIES: u32 = 5;
+/// The least `log_limit`.
+const LEAST_LOG: u64 = 64 * 1024;
 /// A time-out that is shorter than this leaves the kernel time all the same to load the program.
 const EXECUTION_TAKES_AT_MOST: Duration = Duration::from_secs(1);
 
@@ -448,6 +450,8 @@ impl Owned<'_> {
             (None, Some(_)) => Some(Vec::new()),
             (None, None) => None,
         };
+        let newest = self.core.output.newest_part();
+        let ([log, index], log_at) = newest.map_err(|e| system("read the log", e))?;
         let plan = Plan {
             program: CommandPlan {
                 candidates: paths(&tried)?,
@@ -477,12 +481,12 @@ impl Owned<'_> {
             groups,
             umask: self.core.spec.umask,
             stop: self.policy(),
-            log: append(&self.core.service_dir.log())
-                .map_err(|e| system("open the log", e))?
-                .into(),
-            index: append(&self.core.service_dir.index())
+            log: append(&log).map_err(|e| system("open the log", e))?.into(),
+            index: append(&index)
                 .map_err(|e| system("open the log's index", e))?
                 .into(),
+            log_part: self.core.spec.log_limit.max(LEAST_LOG) / 4,
+            log_at,
             keep,
             listen: self.own.listen.open(&self.core.command)?,
             id: self.core.service_dir.id().to_owned(),
@@ -498,8 +502,7 @@ impl Owned<'_> {
         self.core.notes = Default::default();
         self.own.last_exit = None;
         self.own.started_ns = sys::clock_ns();
-        mark_start(&self.core.service_dir.index(), self.own.started_ns)
-            .map_err(|e| system("write to the log's index", e))?;
+        mark_start(&index, self.own.started_ns).map_err(|e| system("write to the log's index", e))?;
         let stdin = stdin.1.map(File::from);
         Ok((plan, Launch { tried, stdin }))
     }

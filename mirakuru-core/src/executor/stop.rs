@@ -164,6 +164,7 @@ impl<R> Drop for Executor<R> {
                     printed: Printed {
                         head: &printed.head,
                         left_out: printed.left_out,
+                        dropped: printed.dropped,
                         tail: &printed.tail,
                         log: Some(&core.service_dir.log()),
                     },

@@ -278,6 +278,7 @@ impl Core {
             timeline,
             head: printed.head,
             left_out: printed.left_out,
+            dropped: printed.dropped,
             tail: printed.tail,
             log: Some(self.service_dir.log()),
             lost: self.output.lost(self.since.output),

@@ -269,6 +269,7 @@ impl Service {
             printed: Printed {
                 head: &printed.head,
                 left_out: printed.left_out,
+                dropped: printed.dropped,
                 tail: &printed.tail,
                 log: Some(&self.log),
             },

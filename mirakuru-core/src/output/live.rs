@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use once_cell::sync::Lazy;
 
+use crate::output::logs::left_out;
 use crate::output::reader::{Cursor, OutputReader, Piece};
 use crate::sys;
 use crate::util::hash::Fnv1a;
@@ -115,6 +116,10 @@ impl Followed {
         let mut lines = Vec::new();
         let open = &mut self.open;
         let _ = self.reader.read_pieces(&mut self.cursor, |piece, _| {
+            if let Piece::LeftOut(count) = piece {
+                *open = Default::default();
+                lines.push(left_out(count).into_bytes());
+            }
             if let Piece::Output(stream, bytes) = piece {
                 let open = &mut open[stream as usize];
                 for part in bytes.split_inclusive(|byte| *byte == b'\n') {

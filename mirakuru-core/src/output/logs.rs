@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::error::text::Bytes;
 use crate::output::log_file::LogFile;
 use crate::output::mark::Mark;
 use crate::output::reader::{Cursor, OutputReader, Piece, Stream};
@@ -22,11 +23,12 @@ pub(super) const TAIL_LINE: usize = 400;
 /// change it.
 ///
 /// It holds at most the last 16 MiB; [`truncated`](Logs::truncated) says whether that cut anything
-/// off, and the [file](Logs::path) has all of it. Bytes that are not UTF-8 are replaced by U+FFFD,
+/// off, and the [file](Logs::path) has all of it, up to a limit. Bytes that are not UTF-8 are replaced by U+FFFD,
 /// as [`String::from_utf8_lossy`] does; a character whose bytes were torn by the other stream is
 /// whole in [`stdout`](Logs::stdout) and [`stderr`](Logs::stderr).
 ///
-/// `Display` gives both streams as they are in the file.
+/// `Display` gives both streams as they are in the file. Where the file has left something out, it
+/// says so in a line of its own.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -51,6 +53,7 @@ pub struct Logs {
     files: Vec<(PathBuf, String)>,
     path: PathBuf,
     lost: u64,
+    dropped: u64,
     truncated: bool,
 }
 
@@ -118,7 +121,9 @@ impl Logs {
     }
 
     /// The file that has everything that the service printed since its executor was made, over all
-    /// its starts. It is removed with the service's private directory, except after a failure.
+    /// its starts: of more than half the
+    /// [`log_limit`](crate::recipe::builder::ExecutorBuilder::log_limit) the first half. The last
+    /// parts are then beside it, in `log.1`, `log.2` and `log.3`. The file is removed with the service's private directory, except after a failure.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -134,6 +139,13 @@ impl Logs {
     #[must_use]
     pub fn truncated(&self) -> bool {
         self.truncated
+    }
+
+    /// How many bytes of the output are left out, here and in the files, because the log has reached
+    /// its [limit](crate::recipe::builder::ExecutorBuilder::log_limit).
+    #[must_use]
+    pub fn dropped(&self) -> u64 {
+        self.dropped
     }
 
     /// How many bytes of the output are missing, here and in the file, because they could not be
@@ -237,6 +249,7 @@ impl OutputReader {
             }
         } else if folded.len() <= last {
             return Excerpt {
+                dropped: logs.dropped,
                 head: Vec::new(),
                 left_out: 0,
                 tail: folded.into_iter().map(|(line, _)| line).collect(),
@@ -260,6 +273,7 @@ impl OutputReader {
         let texts = |lines: Vec<(String, u64)>| lines.into_iter().map(|(line, _)| line).collect();
         Excerpt {
             left_out: total.saturating_sub(shown),
+            dropped: logs.dropped,
             head: texts(head),
             tail: texts(tail),
         }
@@ -299,7 +313,9 @@ impl OutputReader {
         let mut cursor = start;
         // A log that cannot be read counts as the part that was read.
         let _ = self.walk(&mut cursor, Some(end), &mut |piece, _| assembly.add(piece));
-        assembly.finish(self.path.clone(), start.given > since.given)
+        let mut logs = assembly.finish(self.path.clone(), start.given > since.given);
+        logs.dropped = self.dropped(since);
+        logs
     }
 }
 
@@ -310,6 +326,8 @@ pub(crate) struct Excerpt {
     pub(crate) head: Vec<String>,
     /// How many lines stand between the two.
     pub(crate) left_out: u64,
+    /// How many bytes are not in the log, because that reached its limit.
+    pub(crate) dropped: u64,
     pub(crate) tail: Vec<String>,
 }
 
@@ -353,6 +371,14 @@ fn without_time(line: &str) -> String {
         }
     });
     words.collect::<Vec<_>>().join(" ")
+}
+
+/// Stands in a log for the part that is left out.
+pub(super) fn left_out(bytes: u64) -> String {
+    format!(
+        "[mirakuru: {} are left out here: the log has reached its limit]",
+        Bytes(bytes)
+    )
 }
 
 /// Puts a snapshot together, piece by piece.
@@ -410,6 +436,14 @@ impl Assembly {
                 self.lost += u64::from(count);
                 self.cut(stream == Stream::Stderr);
             }
+            Piece::LeftOut(count) => {
+                self.cut_both();
+                if self.all.last().is_some_and(|last| *last != b'\n') {
+                    self.all.push(b'\n');
+                }
+                self.all.extend_from_slice(left_out(count).as_bytes());
+                self.all.push(b'\n');
+            }
             Piece::Start => self.cut_both(),
         }
     }
@@ -446,6 +480,7 @@ impl Assembly {
             files: Vec::new(),
             path,
             lost: self.lost,
+            dropped: 0,
             truncated,
         }
     }

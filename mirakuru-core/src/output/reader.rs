@@ -2,21 +2,21 @@
 //!
 //! Both files are append only, and the supervisor alone writes them. `log` has the plain bytes of
 //! standard output and standard error as they came. `log.index` has one [`Record`] for each write,
-//! which says which stream it was.
+//! which says which stream it was. A long log has more files: see `parts.rs`.
 //!
 //! The supervisor writes the bytes before their record. A reader may therefore find bytes without a
 //! record: for the moment between two system calls, or for good if the index could not be written.
 //! Time tells them apart: bytes that stay without a record count as standard output. If their
 //! record comes after all, nothing is given out twice.
 
-use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::output::parts::{Parts, Place, View};
+use crate::sys::LogPart;
 use crate::sys::log_record::{self, Record};
 
 /// How much of either file is read at a time.
@@ -38,6 +38,8 @@ pub(crate) enum Piece<'a> {
     Output(Stream, &'a [u8]),
     /// So many bytes that were printed, and could not be kept.
     Lost(Stream, u32),
+    /// So many bytes were printed that are left out, because the log has reached its limit.
+    LeftOut(u64),
     /// The service was started, or started again.
     Start,
 }
@@ -80,8 +82,7 @@ impl Cursor {
 #[derive(Debug)]
 pub(crate) struct OutputReader {
     pub(super) path: PathBuf,
-    log: File,
-    index: File,
+    parts: Parts,
     /// How far the index has been summed up: so that finding the end of a long log is quick the
     /// second time.
     summed: Mutex<(u64, u64)>,
@@ -92,8 +93,7 @@ impl OutputReader {
     pub(crate) fn open(log: &Path, index: &Path) -> io::Result<OutputReader> {
         Ok(OutputReader {
             path: log.to_owned(),
-            log: File::open(log)?,
-            index: File::open(index)?,
+            parts: Parts::open(log, index)?,
             summed: Mutex::new((0, 0)),
         })
     }
@@ -120,19 +120,26 @@ impl OutputReader {
         let mut summed = self.summed.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut index, mut covered) = *summed;
         let mut block = Vec::new();
-        // Read before the index: the supervisor may write much more, and its records, in between.
-        let length = self.log.metadata().map_or(covered, |m| m.len());
+        let view = self.parts.view();
         // An error keeps the known state.
-        while let Ok(records) = self.records(&mut block, index, u64::MAX) {
-            if records.is_empty() {
-                break;
+        if let Ok(view) = &view {
+            loop {
+                (index, covered) = view.after_gap(index).unwrap_or((index, covered));
+                let Ok(records) = view.records(&mut block, index, u64::MAX) else {
+                    break;
+                };
+                if records.is_empty() {
+                    break;
+                }
+                for record in decoded(records) {
+                    covered = record.as_part().unwrap_or(covered + record.in_log());
+                }
+                index += records.len() as u64;
             }
-            for record in decoded(records) {
-                covered += record.in_log();
-            }
-            index += records.len() as u64;
         }
         *summed = (index, covered);
+        // Read before the index: the supervisor may write much more, and its records, in between.
+        let length = view.map_or(covered, |view| view.earlier_length());
         Cursor {
             index,
             covered,
@@ -141,13 +148,16 @@ impl OutputReader {
         }
     }
 
-    /// The whole records from `from` on and before `until`, a block at most. A torn last one is
-    /// left alone.
-    fn records<'a>(&self, block: &'a mut Vec<u8>, from: u64, until: u64) -> io::Result<&'a [u8]> {
-        let wanted = usize::try_from(until.saturating_sub(from)).map_or(BUFFER, |n| n.min(BUFFER));
-        block.resize(wanted, 0);
-        let got = read_full_at(&self.index, block, from)?;
-        Ok(&block[..got - got % log_record::SIZE])
+    /// The files of the newest part of the log, and where that stands.
+    pub(crate) fn newest_part(&self) -> io::Result<([PathBuf; 2], LogPart)> {
+        let view = self.parts.view()?;
+        let (paths, number, begin) = view.last().ok_or(io::ErrorKind::NotFound)?;
+        let part = LogPart {
+            number,
+            log: begin.log,
+            index: begin.index,
+        };
+        Ok((paths.clone(), part))
     }
 
     /// Returns the output since the cursor, and the other records of the index, and moves the
@@ -172,32 +182,41 @@ impl OutputReader {
         // Before the lengths: bytes whose record was not there at this time are orphans, if they
         // were old enough then. This process may be held up between any two lines.
         let now = Instant::now();
-        // Both lengths are read once, the index's first: the bytes of its records are surely in the
-        // log then.
+        let view = self.parts.view()?;
         let stop = match until {
             Some(end) => end.index,
-            None => self.index.metadata()?.len() / log_record::SIZE as u64 * log_record::SIZE as u64,
+            None => view.end().index,
         };
         let length = match until {
             Some(end) => end.given,
-            None => self.log.metadata()?.len(),
+            None => view.end().log,
         };
         if cursor.index >= stop && cursor.given >= length {
             return Ok(());
         }
 
-        let mut window = Window::new(&self.log);
+        let mut window = Window::new(&view);
         let mut block = Vec::new();
         while cursor.index < stop {
-            let records = self.records(&mut block, cursor.index, stop)?;
+            if let Some((index, log)) = view.after_gap(cursor.index) {
+                let left_out = log.saturating_sub(cursor.covered.max(cursor.given));
+                each(Piece::LeftOut(left_out), 0);
+                (cursor.index, cursor.covered) = (index, log);
+                cursor.given = cursor.given.max(log);
+            }
+            let records = view.records(&mut block, cursor.index, stop)?;
             if records.is_empty() {
                 break;
             }
             for record in decoded(records) {
                 cursor.index += log_record::SIZE as u64;
                 cursor.orphans = None;
+                if let Some(begin) = record.as_part() {
+                    cursor.covered = begin;
+                    cursor.given = cursor.given.max(begin);
+                }
                 match record.piece() {
-                    Piece::Output(stream, _) => {
+                    Some(Piece::Output(stream, _)) => {
                         let end = cursor.covered + record.in_log();
                         // What was given out as an orphan is not given out again.
                         let from = cursor.covered.max(cursor.given);
@@ -207,7 +226,8 @@ impl OutputReader {
                         cursor.covered = end;
                         cursor.given = cursor.given.max(end);
                     }
-                    other => each(other, record.time),
+                    Some(other) => each(other, record.time),
+                    None => {}
                 }
             }
         }
@@ -237,20 +257,40 @@ impl OutputReader {
 
     /// How many bytes that were printed since could not be kept.
     pub(crate) fn lost(&self, since: Cursor) -> u64 {
-        let mut at = since.index;
         let mut lost = 0;
+        let _ = self.find_record(since, |record| {
+            lost += if record.is_lost() {
+                u64::from(record.length)
+            } else {
+                0
+            };
+            false
+        });
+        lost
+    }
+
+    /// How many bytes that were printed since are left out, because the log has reached its limit.
+    pub(crate) fn dropped(&self, since: Cursor) -> u64 {
+        let gap = self.parts.view().ok().and_then(|view| view.gap());
+        gap.map_or(0, |[from, to]| to.log.saturating_sub(from.log.max(since.given)))
+    }
+
+    /// The first record after the cursor for which this holds.
+    fn find_record(&self, since: Cursor, mut found: impl FnMut(&Record) -> bool) -> Option<Record> {
+        let view = self.parts.view().ok()?;
+        let mut at = since.index;
         let mut block = Vec::new();
-        while let Ok(records) = self.records(&mut block, at, u64::MAX) {
+        loop {
+            at = view.after_gap(at).map_or(at, |(index, _)| index);
+            let records = view.records(&mut block, at, u64::MAX).ok()?;
             if records.is_empty() {
-                break;
+                return None;
             }
-            let records_lost = decoded(records)
-                .filter(|record| record.is_lost())
-                .map(|record| u64::from(record.length));
-            lost += records_lost.sum::<u64>();
+            if let Some(record) = decoded(records).find(&mut found) {
+                return Some(record);
+            }
             at += records.len() as u64;
         }
-        lost
     }
 
     /// The place in the log from which all output came at or after a time, in nanoseconds of the
@@ -259,10 +299,14 @@ impl OutputReader {
         let end = self.end();
         let (mut index, mut covered) = (end.index, end.covered);
         let mut block = Vec::new();
+        let Ok(view) = self.parts.view() else {
+            return end;
+        };
         // Searches backwards, since the answer is near the end.
         'blocks: while index > 0 {
-            let from = index.saturating_sub(BUFFER as u64);
-            let Ok(records) = self.records(&mut block, from, index) else {
+            (index, covered) = view.before_gap(index).unwrap_or((index, covered));
+            let from = view.block_before(index);
+            let Ok(records) = view.records(&mut block, from, index) else {
                 break;
             };
             for record in decoded(records).rev() {
@@ -286,19 +330,8 @@ impl OutputReader {
 
     /// The time of the first output since, in nanoseconds of the monotonic clock, if it is known.
     pub(crate) fn first_output(&self, since: Cursor) -> Option<u64> {
-        let mut at = since.index;
-        let mut block = Vec::new();
-        loop {
-            let records = self.records(&mut block, at, u64::MAX).ok()?;
-            if records.is_empty() {
-                return None;
-            }
-            let first = decoded(records).find(|record| record.length > 0 && !record.is_start());
-            if let Some(record) = first {
-                return Some(record.time);
-            }
-            at += records.len() as u64;
-        }
+        let first = self.find_record(since, |record| record.length > 0 && record.is_output());
+        first.map(|record| record.time)
     }
 
     /// The place in the log that has at most `limit` bytes between it and the end, and is not
@@ -311,9 +344,14 @@ impl OutputReader {
         let mut index = end.index;
         let mut covered = end.covered;
         let mut block = Vec::new();
+        let view = self.parts.view()?;
         while index > since.index && covered > first {
-            let from = index.saturating_sub(BUFFER as u64).max(since.index);
-            let records = self.records(&mut block, from, index)?;
+            if let Some(before) = view.before_gap(index) {
+                (index, covered) = before;
+                continue;
+            }
+            let from = view.block_before(index).max(since.index);
+            let records = view.records(&mut block, from, index)?;
             if (records.len() as u64) < index - from {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
@@ -334,29 +372,63 @@ impl OutputReader {
     }
 }
 
+impl View {
+    /// The whole records from `from` on and before `until`, a block at most. A torn last one is
+    /// left alone.
+    fn records<'a>(&self, block: &'a mut Vec<u8>, from: u64, until: u64) -> io::Result<&'a [u8]> {
+        let wanted = usize::try_from(until.saturating_sub(from)).map_or(BUFFER, |n| n.min(BUFFER));
+        block.resize(wanted, 0);
+        let got = self.read_index(block, from)?;
+        Ok(&block[..got - got % log_record::SIZE])
+    }
+
+    /// Where the index and the log go on after the gap, for an offset in the index that lies in it.
+    fn after_gap(&self, index: u64) -> Option<(u64, u64)> {
+        let [from, to] = self.gap()?;
+        (from.index..to.index)
+            .contains(&index)
+            .then_some((to.index, to.log))
+    }
+
+    /// Where the index and the log end before the gap, for the offset in the index after it, or one
+    /// in it.
+    fn before_gap(&self, index: u64) -> Option<(u64, u64)> {
+        let [from, to] = self.gap()?;
+        (from.index < index && index <= to.index).then_some((from.index, from.log))
+    }
+
+    /// The beginning of a block of the index that ends here, and does not reach into the gap.
+    fn block_before(&self, index: u64) -> u64 {
+        let from = index.saturating_sub(BUFFER as u64);
+        match self.gap() {
+            Some([_, Place { index: to, .. }]) if index > to => from.max(to),
+            _ => from,
+        }
+    }
+}
+
 impl Record {
     /// How many bytes of the log it speaks of.
     fn in_log(self) -> u64 {
-        if self.is_lost() || self.is_start() {
-            0
-        } else {
-            u64::from(self.length)
+        match self.is_output() && !self.is_lost() {
+            true => u64::from(self.length),
+            false => 0,
         }
     }
 
     /// Its content, without the bytes.
-    fn piece(self) -> Piece<'static> {
-        if self.is_start() {
-            return Piece::Start;
+    fn piece(self) -> Option<Piece<'static>> {
+        if !self.is_output() {
+            return self.is_start().then_some(Piece::Start);
         }
         let stream = match self.is_stderr() {
             true => Stream::Stderr,
             false => Stream::Stdout,
         };
-        match self.is_lost() {
+        Some(match self.is_lost() {
             true => Piece::Lost(stream, self.length),
             false => Piece::Output(stream, &[]),
-        }
+        })
     }
 }
 
@@ -367,16 +439,16 @@ fn decoded(records: &[u8]) -> impl DoubleEndedIterator<Item = Record> {
 
 /// A part of the log in memory: many short records are then one read.
 struct Window<'a> {
-    file: &'a File,
+    view: &'a View,
     start: u64,
     filled: usize,
     buffer: Vec<u8>,
 }
 
 impl<'a> Window<'a> {
-    fn new(file: &'a File) -> Window<'a> {
+    fn new(view: &'a View) -> Window<'a> {
         Window {
-            file,
+            view,
             start: 0,
             filled: 0,
             buffer: Vec::new(),
@@ -393,7 +465,7 @@ impl<'a> Window<'a> {
                 .filter(|&n| n < self.filled);
             let Some(offset) = within else {
                 self.buffer.resize(BUFFER, 0);
-                self.filled = read_full_at(self.file, &mut self.buffer, from)?;
+                self.filled = self.view.read_log(&mut self.buffer, from)?;
                 self.start = from;
                 if self.filled == 0 {
                     break;
@@ -407,18 +479,4 @@ impl<'a> Window<'a> {
         }
         Ok(())
     }
-}
-
-/// Reads until the buffer is full or the file at its end.
-fn read_full_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
-    let mut filled = 0;
-    while filled < buffer.len() {
-        match file.read_at(&mut buffer[filled..], at + filled as u64) {
-            Ok(0) => break,
-            Ok(n) => filled += n,
-            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(filled)
 }

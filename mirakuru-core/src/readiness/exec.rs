@@ -153,6 +153,8 @@ impl Exec {
             },
             log: null()?,
             index: null()?,
+            log_part: u64::MAX,
+            log_at: sys::LogPart::default(),
             keep: Vec::new(),
             listen: Vec::new(),
             id,

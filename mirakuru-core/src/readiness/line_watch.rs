@@ -135,7 +135,7 @@ impl LineWatch {
             }
             // The next bytes do not continue the same line.
             Piece::Lost(stream, _) => open[stream as usize] = OpenLine::default(),
-            Piece::Start => *open = Default::default(),
+            Piece::Start | Piece::LeftOut(_) => *open = Default::default(),
         });
         for line in open {
             line.match_unfinished(pattern, found);

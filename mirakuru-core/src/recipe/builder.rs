@@ -111,6 +111,8 @@ pub(crate) struct Spec {
     pub(crate) kill_signal: Signal,
     pub(crate) expected_exit: Option<i32>,
     pub(crate) fail_on: Vec<String>,
+    /// How many bytes of output the log keeps at most.
+    pub(crate) log_limit: u64,
     /// Files that the service logs to.
     pub(crate) log_files: Vec<PathBuf>,
     /// Files in the private directory, with their content.
@@ -148,6 +150,7 @@ impl Spec {
             kill_signal: Signal::Kill,
             expected_exit: None,
             fail_on: Vec::new(),
+            log_limit: 256 * 1024 * 1024,
             log_files: Vec::new(),
             files: Vec::new(),
             listen: Vec::new(),
@@ -415,6 +418,25 @@ impl<R> ExecutorBuilder<R> {
     /// process of it that is left is killed. The default is 10 s.
     pub fn stop_timeout(mut self, timeout: Duration) -> Self {
         self.spec.stop_timeout = timeout;
+        self
+    }
+
+    /// Sets how many bytes the log of the service may take on the disk, over all its starts. The
+    /// default is 256 MiB, and the least is 64 KiB.
+    ///
+    /// A log that would be longer keeps its first half, and the last quarter or more.
+    /// [`Logs::dropped`](crate::output::logs::Logs::dropped) and the reports say how many bytes are
+    /// missing between them. Conditions such as [`Banner`](crate::readiness::Banner) see all of the
+    /// output as it comes, unless the service prints faster than they read.
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// use mirakuru::Executor;
+    ///
+    /// let recipe = Executor::builder("chatty-server").log_limit(1024 * 1024);
+    /// ```
+    pub fn log_limit(mut self, bytes: u64) -> Self {
+        self.spec.log_limit = bytes;
         self
     }
 

@@ -173,7 +173,8 @@ impl KeptLogs {
         logs.sort_by(|one, other| other.cmp(one));
         let (mut size, mut names) = (0, String::new());
         for (at, (kept_at, path)) in logs.iter().enumerate() {
-            size += path.join("log").symlink_metadata().map_or(0, |log| log.len());
+            let parts = ["log", "log.1", "log.2", "log.3"].map(|name| path.join(name).symlink_metadata());
+            size += parts.into_iter().flatten().map(|log| log.len()).sum::<u64>();
             let limit = if at < MANY_KEPT { KEPT_FOR } else { MANY_KEPT_FOR };
             if is_past(*kept_at, limit) || at >= MOST_KEPT || (at > 0 && size > MOST_BYTES) {
                 remove_tree(path);

@@ -69,6 +69,7 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
         kill_signal,
         expected_exit,
         fail_on,
+        log_limit,
         log_files,
         files,
         listen,
@@ -121,6 +122,7 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
     });
     hash::number(key, fail_on.len() as u64);
     fail_on.iter().for_each(|pattern| hash::text(key, pattern));
+    hash::number(key, *log_limit);
     hash::number(key, log_files.len() as u64);
     log_files.iter().for_each(|path| hash::path(key, path));
     hash::number(key, files.len() as u64);
@@ -257,6 +259,7 @@ mod tests {
             recipe().kill_signal(Signal::Int),
             recipe().expected_exit(3),
             recipe().fail_on("FATAL"),
+            recipe().log_limit(1 << 20),
             recipe().file("a", "b"),
             recipe().file("ab", ""),
             recipe().listen("127.0.0.1:{port:L}"),

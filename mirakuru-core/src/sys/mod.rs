@@ -40,7 +40,7 @@ pub(crate) use proc as procfs;
 pub(crate) use process::exit::{at_exit, exit_began};
 pub(crate) use process::origin;
 pub(crate) use process::plan::{
-    CommandPlan, PID_DIGITS, Plan, RunPlan, SpawnFailure, Stage, StopPolicy, Stream,
+    CommandPlan, LogPart, PID_DIGITS, Plan, RunPlan, SpawnFailure, Stage, StopPolicy, Stream,
 };
 pub(crate) use process::service::{Exit, Service, TreeSignal};
 pub(crate) use process::signals;

@@ -3,12 +3,32 @@
 //!
 //! A record is 16 bytes, little endian: `u32` length, `u32` kind, `u64` nanoseconds of the
 //! monotonic clock.
+//!
+//! A log that reaches its limit goes on in parts, each with an index of its own. The first part
+//! stays, and so do the last two of the others. An index that has ended ends in a record that names
+//! the next part. The index of a later part begins with two records that say where the part
+//! stands in the whole log and the whole index.
+
+use std::ffi::CStr;
+
+/// The names of a later part of the log and of its index. The names of the third part back are
+/// used again.
+pub(crate) const fn part(number: u32) -> [&'static CStr; 2] {
+    match number % 3 {
+        1 => [c"log.1", c"log.1.index"],
+        2 => [c"log.2", c"log.2.index"],
+        _ => [c"log.3", c"log.3.index"],
+    }
+}
 
 /// The length of a record in bytes.
 pub(crate) const SIZE: usize = 16;
 
 const STDERR: u32 = 2;
 const START: u32 = 3;
+const NEXT: u32 = 4;
+const PART: u32 = 5;
+const PART_INDEX: u32 = 6;
 /// Set in the kind when the bytes could not be written: they are not in the log.
 const LOST: u32 = 1 << 31;
 
@@ -48,6 +68,48 @@ impl Record {
             kind: START,
             time,
         }
+    }
+
+    /// This part of the log has ended after so many bytes, and goes on in the part with this
+    /// number.
+    pub(crate) const fn next(number: u32, bytes: u64) -> Record {
+        Record {
+            length: number,
+            kind: NEXT,
+            time: bytes,
+        }
+    }
+
+    /// The two records that a later part begins with: its number, and how many bytes of the log and
+    /// of the index come before it.
+    pub(crate) const fn head(number: u32, log: u64, index: u64) -> [Record; 2] {
+        [
+            Record {
+                length: number,
+                kind: PART,
+                time: log,
+            },
+            Record {
+                length: number,
+                kind: PART_INDEX,
+                time: index,
+            },
+        ]
+    }
+
+    /// For the last record of a part that has ended: the number of the next part.
+    pub(crate) fn as_next(self) -> Option<u32> {
+        (self.kind == NEXT).then_some(self.length)
+    }
+
+    /// For the first record of a later part: how many bytes of the log come before it.
+    pub(crate) fn as_part(self) -> Option<u64> {
+        (self.kind == PART).then_some(self.time)
+    }
+
+    /// Whether it says that something was printed.
+    pub(crate) const fn is_output(self) -> bool {
+        self.kind & !LOST < START
     }
 
     /// The bytes of the record. The supervisor calls this after a fork: it must not allocate or

@@ -17,6 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use crate::sys::errno;
+use crate::sys::log_record;
 
 const DIRECTORY: i32 = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
 
@@ -174,6 +175,7 @@ impl Place {
 /// What stays of a service directory whose log is kept.
 fn is_log(name: &CStr) -> bool {
     [c"log", c"log.index", c"kept", c"owner", c"lock"].contains(&name)
+        || (1..=3).any(|number| log_record::part(number).contains(&name))
 }
 
 /// Names for directories that are moved up.

@@ -12,7 +12,7 @@ use std::ptr;
 use super::back_end::os;
 use super::ending::NEEDED;
 use super::message::milliseconds;
-use super::plan::{CommandPlan, PID_DIGITS, Plan, Stream};
+use super::plan::{CommandPlan, LogPart, PID_DIGITS, Plan, Stream};
 
 const STACK: usize = 64 * 1024;
 /// What one read of the service's output takes at most.
@@ -60,6 +60,9 @@ pub(super) struct Arena {
     pub(super) test_pidfd: i32,
     pub(super) log: i32,
     pub(super) index: i32,
+    /// How many bytes one part of the log holds, and the part that it is in.
+    pub(super) log_part: i64,
+    pub(super) log_at: LogPart,
     /// All descriptors that outlive the fork, in ascending order.
     pub(super) keep: *const i32,
     pub(super) keep_count: usize,
@@ -225,6 +228,8 @@ impl Mapping {
             a.stop_signal = plan.stop.signal;
             a.grace_ms = i64::from(milliseconds(plan.stop.grace));
             a.kill_signal = plan.stop.kill_signal;
+            a.log_part = i64::try_from(plan.log_part).unwrap_or(i64::MAX);
+            a.log_at = plan.log_at;
             a.title = title_text;
             a.title_len = title.as_bytes().len();
             a.args = args.start as *mut c_char;

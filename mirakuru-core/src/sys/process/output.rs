@@ -2,10 +2,13 @@
 //!
 //! Runs after a fork: see the head of `spawn.rs`.
 
+use std::ffi::{CStr, c_char};
+
 use super::arena::{Arena, BUFFER};
 use super::message::{OUTPUT, send};
+use super::plan::LogPart;
 use super::tools::{errno, now_ms, now_ns};
-use crate::sys::log_record::Record;
+use crate::sys::log_record::{self, Record};
 
 /// How much one turn of a supervisor's loop takes from each stream. A flood, or a slow disk, then
 /// does not keep the supervisor from its other duties.
@@ -21,6 +24,10 @@ struct Bound {
     ms: i64,
 }
 
+const NOTICE: &[u8] =
+    b"\n[mirakuru: the log has reached half of its limit. Its last parts are in the files `log.1`, \
+    `log.2` and `log.3` beside this one; the parts between are left out.]\n";
+
 pub(super) struct Output {
     /// Readable ends of the pipes that are the service's standard output and error, or -1.
     pub(super) pipes: [i32; 2],
@@ -29,6 +36,16 @@ pub(super) struct Output {
     index: i32,
     /// Index bytes written; always a multiple of a record's length.
     index_len: i64,
+    /// The service directory, or null: then the log has one part.
+    dir: *const c_char,
+    /// How many bytes of the log and its index the present part holds, and a later one.
+    part_len: i64,
+    later_len: i64,
+    part: LogPart,
+    /// The part that the log was in at the start: its descriptors are not this value's own.
+    first: u32,
+    /// Bytes in the log's present part.
+    log_len: i64,
     /// Output that could not be written, by stream, and has no record yet.
     lost: [u32; 2],
     /// The test process wants to know of new output.
@@ -39,13 +56,26 @@ pub(super) struct Output {
 
 impl Output {
     pub(super) unsafe fn new(a: &Arena, pipes: [i32; 2]) -> Output {
+        // A worker that is gone may have begun new parts: then nothing more goes into this one.
+        // SAFETY: as `has_ended`.
+        let is_over = unsafe { has_ended(a.index) };
         Output {
             pipes,
             control: a.control,
-            log: a.log,
-            index: a.index,
+            log: if is_over { -1 } else { a.log },
+            index: if is_over { -1 } else { a.index },
             // SAFETY: plain system call.
             index_len: unsafe { libc::lseek(a.index, 0, libc::SEEK_END) }.max(0),
+            dir: a.private_dir,
+            part_len: match a.log_at.number {
+                0 => a.log_part.saturating_mul(2),
+                _ => a.log_part,
+            },
+            later_len: a.log_part,
+            part: a.log_at,
+            first: a.log_at.number,
+            // SAFETY: plain system call.
+            log_len: unsafe { libc::lseek(a.log, 0, libc::SEEK_END) }.max(0),
             lost: [0; 2],
             armed: false,
             news: false,
@@ -130,28 +160,134 @@ impl Output {
         // SAFETY: writes from the buffer, and never more than it holds.
         unsafe {
             let len = len.min(buffer.len());
-            let mut written = 0_usize;
-            while written < len {
-                let rest = buffer.as_ptr().add(written).cast();
-                let got = libc::write(self.log, rest, len.wrapping_sub(written));
-                if got > 0 {
-                    written = written.wrapping_add(got as usize);
-                } else if errno() != libc::EINTR {
+            let mut done = 0_usize;
+            while done < len {
+                let room = self
+                    .part_len
+                    .saturating_sub(self.log_len.wrapping_add(self.index_len));
+                if room <= 0 && !self.dir.is_null() {
+                    if !self.begin_part() {
+                        break;
+                    }
+                    continue;
+                }
+                let part = match self.dir.is_null() {
+                    true => len.wrapping_sub(done),
+                    false => len.wrapping_sub(done).min(room as usize),
+                };
+                let mut written = 0_usize;
+                while written < part {
+                    let rest = buffer.as_ptr().add(done).add(written).cast();
+                    let got = libc::write(self.log, rest, part.wrapping_sub(written));
+                    if got > 0 {
+                        written = written.wrapping_add(got as usize);
+                    } else if errno() != libc::EINTR {
+                        break;
+                    }
+                }
+                if written > 0 {
+                    self.log_len = self.log_len.wrapping_add(written as i64);
+                    done = done.wrapping_add(written);
+                    self.record_loss(stream);
+                    self.record(Record::output(stream, written as u32, now_ns() as u64));
+                }
+                if written < part {
                     break;
                 }
             }
-            if written > 0 {
-                self.record_loss(stream);
-                self.record(Record::output(stream, written as u32, now_ns() as u64));
-            }
-            if written < len {
+            if done < len {
                 if let Some(lost) = self.lost.get_mut(stream) {
-                    *lost = lost.saturating_add(len.wrapping_sub(written) as u32);
+                    *lost = lost.saturating_add(len.wrapping_sub(done) as u32);
                 }
                 // At once, so that a report tells of it. The index is short, and may find room
                 // where the log does not.
                 self.record_loss(stream);
             }
+        }
+    }
+
+    /// Lets the log go on in a new part, and removes the part that is too many. The record that
+    /// names the new part is written when that is complete.
+    unsafe fn begin_part(&mut self) -> bool {
+        let number = self.part.number.wrapping_add(1);
+        // SAFETY: plain system calls with strings that end in a zero byte; what is opened here is
+        // closed here, or kept in place of what it replaces.
+        unsafe {
+            let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
+            let dir = libc::open(self.dir, flags);
+            if dir < 0 {
+                return false;
+            }
+            let [log_name, index_name] = log_record::part(number);
+            libc::unlinkat(dir, index_name.as_ptr(), 0);
+            libc::unlinkat(dir, log_name.as_ptr(), 0);
+            let open = |name: &CStr| {
+                let flags = libc::O_RDWR | libc::O_CREAT | libc::O_EXCL | libc::O_APPEND | libc::O_CLOEXEC;
+                libc::openat(dir, name.as_ptr(), flags, 0o600)
+            };
+            let at = LogPart {
+                number,
+                log: self.part.log.wrapping_add(self.log_len as u64),
+                // With the record that names the new part.
+                index: (self.part.index)
+                    .wrapping_add(self.index_len as u64)
+                    .wrapping_add(log_record::SIZE as u64),
+            };
+            let [first, second] = Record::head(number, at.log, at.index);
+            let new_log = open(log_name);
+            let new_index = open(index_name);
+            let complete = new_log >= 0
+                && new_index >= 0
+                && self.is_ours(dir)
+                && append(new_index, first)
+                && append(new_index, second)
+                && self.record(Record::next(number, self.log_len as u64));
+            if complete {
+                if self.part.number == 0 {
+                    // For people who read the file. It comes after the end that the record tells.
+                    libc::write(self.log, NOTICE.as_ptr().cast(), NOTICE.len());
+                }
+                let [log_name, index_name] = log_record::part(number.wrapping_add(1));
+                libc::unlinkat(dir, index_name.as_ptr(), 0);
+                libc::unlinkat(dir, log_name.as_ptr(), 0);
+                if self.part.number > self.first {
+                    libc::close(self.log);
+                    libc::close(self.index);
+                }
+                (self.log, self.index, self.part) = (new_log, new_index, at);
+                self.part_len = self.later_len;
+                self.log_len = 0;
+                self.index_len = 2 * log_record::SIZE as i64;
+            } else {
+                for (fd, name) in [(new_index, index_name), (new_log, log_name)] {
+                    if fd >= 0 {
+                        libc::close(fd);
+                        libc::unlinkat(dir, name.as_ptr(), 0);
+                    }
+                }
+            }
+            libc::close(dir);
+            complete
+        }
+    }
+
+    /// Whether the present part of the log lies in this directory: somebody else could have put
+    /// another one in its place.
+    unsafe fn is_ours(&self, dir: i32) -> bool {
+        let name = match self.part.number {
+            0 => c"log",
+            number => {
+                let [name, _] = log_record::part(number);
+                name
+            }
+        };
+        // SAFETY: an all-zero `stat` is one.
+        unsafe {
+            let mut found: libc::stat = std::mem::zeroed();
+            let mut open: libc::stat = std::mem::zeroed();
+            libc::fstatat(dir, name.as_ptr(), &mut found, libc::AT_SYMLINK_NOFOLLOW) == 0
+                && libc::fstat(self.log, &mut open) == 0
+                && (found.st_dev, found.st_ino) == (open.st_dev, open.st_ino)
         }
     }
 
@@ -168,17 +304,32 @@ impl Output {
     }
 
     unsafe fn record(&mut self, record: Record) -> bool {
-        let record = record.encode();
-        let size = record.len();
-        // SAFETY: a plain array.
+        // SAFETY: plain system calls.
         unsafe {
-            if libc::write(self.index, record.as_ptr().cast(), size) == size as isize {
-                self.index_len = self.index_len.wrapping_add(size as i64);
+            if append(self.index, record) {
+                self.index_len = self.index_len.wrapping_add(log_record::SIZE as i64);
                 return true;
             }
             // Half a record would put all later ones out of step.
             libc::ftruncate(self.index, self.index_len);
             false
         }
+    }
+}
+
+unsafe fn append(index: i32, record: Record) -> bool {
+    let record = record.encode();
+    // SAFETY: a plain array.
+    unsafe { libc::write(index, record.as_ptr().cast(), record.len()) == record.len() as isize }
+}
+
+/// Whether the last record names another part.
+unsafe fn has_ended(index: i32) -> bool {
+    let mut record = [0_u8; log_record::SIZE];
+    // SAFETY: reads into a local array.
+    unsafe {
+        let at = libc::lseek(index, 0, libc::SEEK_END).saturating_sub(log_record::SIZE as i64);
+        libc::pread(index, record.as_mut_ptr().cast(), record.len(), at.max(0)) == record.len() as isize
+            && Record::decode(&record).as_next().is_some()
     }
 }

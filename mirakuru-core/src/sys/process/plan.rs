@@ -36,6 +36,9 @@ pub(crate) struct Plan {
     /// The log and its index, both opened for appending.
     pub(crate) log: OwnedFd,
     pub(crate) index: OwnedFd,
+    /// How many bytes one part of the log and its index hold, and the part that is open.
+    pub(crate) log_part: u64,
+    pub(crate) log_at: LogPart,
     /// The private directories of the services that this one needs. When a process or a run ends,
     /// they end after this one.
     pub(crate) needs: Vec<PathBuf>,
@@ -51,6 +54,16 @@ pub(crate) struct Plan {
     pub(crate) private_dir: Option<CString>,
     /// For a service of a whole run.
     pub(crate) run: Option<RunPlan>,
+}
+
+/// A part of the log.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LogPart {
+    /// 0 for the first.
+    pub(crate) number: u32,
+    /// How many bytes of the log, and of its index, come before it.
+    pub(crate) log: u64,
+    pub(crate) index: u64,
 }
 
 /// What lets a service outlive the test process that starts it. It does so from

@@ -721,6 +721,8 @@ mod tests {
             },
             log: append("log"),
             index: append("log.index"),
+            log_part: 1 << 20,
+            log_at: super::super::plan::LogPart::default(),
             keep: Vec::new(),
             listen: Vec::new(),
             id: "unit-test".to_owned(),

@@ -9,6 +9,7 @@ use std::ptr;
 
 use super::super::tools::errno;
 use crate::sys::io::remove::keep_log_in;
+use crate::sys::log_record;
 
 /// How long the removal of what a service has left may take. Then it goes on without the
 /// supervisor.
@@ -41,6 +42,11 @@ pub(super) unsafe fn private_dir(path: *const c_char, keep_log: bool) {
         } else {
             // The lock last: as long as it is there, a later run will finish what is interrupted
             // here.
+            for number in 1..=3 {
+                let [log, index] = log_record::part(number);
+                libc::unlinkat(dir, log.as_ptr(), 0);
+                libc::unlinkat(dir, index.as_ptr(), 0);
+            }
             for name in [c"log", c"log.index", c"owner", c"needed", c"lock"] {
                 libc::unlinkat(dir, name.as_ptr(), 0);
             }

@@ -1,0 +1,211 @@
+//! The files of a log. It has one part until it reaches its limit; then it goes on in later parts,
+//! of which the last two stay. See [`log_record`](crate::sys::log_record).
+//!
+//! Offsets count from the beginning of the whole log, and of the whole index.
+
+use std::ffi::OsStr;
+use std::fs::{File, Metadata};
+use std::io;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::sys::log_record::{self, Record};
+
+/// A place in the index, and in the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Place {
+    pub(crate) index: u64,
+    pub(crate) log: u64,
+}
+
+/// One part: two files, which stay readable when they have been removed.
+#[derive(Debug)]
+struct Part {
+    number: u32,
+    log: File,
+    index: File,
+    paths: [PathBuf; 2],
+    begin: Place,
+}
+
+/// The parts as they were a moment ago.
+#[derive(Clone, Debug)]
+pub(super) struct View {
+    /// Each with its end.
+    parts: Vec<(Arc<Part>, Place)>,
+    /// The length of the log before that of the index was read.
+    earlier_length: u64,
+}
+
+/// The parts that are known.
+#[derive(Debug)]
+pub(super) struct Parts(Mutex<View>);
+
+impl Parts {
+    pub(super) fn open(log: &Path, index: &Path) -> io::Result<Parts> {
+        let first = Part {
+            number: 0,
+            log: File::open(log)?,
+            index: File::open(index)?,
+            paths: [log.to_owned(), index.to_owned()],
+            begin: Place::default(),
+        };
+        Ok(Parts(Mutex::new(View {
+            parts: vec![(Arc::new(first), Place::default())],
+            earlier_length: 0,
+        })))
+    }
+
+    /// The parts that there are now.
+    pub(super) fn view(&self) -> io::Result<View> {
+        // A panic elsewhere cannot leave half a change: a part is added at once.
+        let mut view = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        view.update()?;
+        Ok(view.clone())
+    }
+}
+
+impl View {
+    fn update(&mut self) -> io::Result<()> {
+        loop {
+            let Some((part, end)) = self.parts.last_mut() else {
+                return Ok(());
+            };
+            self.earlier_length = part.begin.log + part.log.metadata()?.len();
+            // The index's length before the log's: the bytes of its records are surely there then.
+            let index = part.index.metadata()?.len() / log_record::SIZE as u64 * log_record::SIZE as u64;
+            let mut record = [0; log_record::SIZE];
+            let last = index.checked_sub(log_record::SIZE as u64);
+            let next = last.filter(|at| part.index.read_exact_at(&mut record, *at).is_ok());
+            let record = Record::decode(&record);
+            let Some(next) = next.and_then(|_| record.as_next()) else {
+                *end = Place {
+                    index: part.begin.index + index,
+                    log: part.begin.log + part.log.metadata()?.len(),
+                };
+                return Ok(());
+            };
+            *end = Place {
+                index: part.begin.index + index,
+                log: part.begin.log + record.time,
+            };
+            let dir = self.parts[0].0.paths[0].parent().unwrap_or(Path::new("."));
+            // A part that is not there any more has at most two after it.
+            let found = (1..=3).filter_map(|name| Part::open(dir, name));
+            let Some(found) = found
+                .filter(|part| part.number >= next)
+                .min_by_key(|part| part.number)
+            else {
+                // Everything has been removed.
+                self.earlier_length = self.end().log;
+                return Ok(());
+            };
+            if found.number > next {
+                self.parts.truncate(1);
+            }
+            self.parts.push((Arc::new(found), Place::default()));
+            // The supervisor keeps as many.
+            if self.parts.len() > 3 {
+                self.parts.remove(1);
+            }
+        }
+    }
+
+    /// The end of everything.
+    pub(super) fn end(&self) -> Place {
+        self.parts.last().map_or(Place::default(), |(_, end)| *end)
+    }
+
+    /// How long the log was a moment earlier: the index has a record for each of these bytes, but
+    /// for orphans.
+    pub(super) fn earlier_length(&self) -> u64 {
+        self.earlier_length
+    }
+
+    /// The log and the index of the last part, its number, and its beginning.
+    pub(super) fn last(&self) -> Option<(&[PathBuf; 2], u32, Place)> {
+        let (part, _) = self.parts.last()?;
+        Some((&part.paths, part.number, part.begin))
+    }
+
+    /// From where to where the log is left out.
+    pub(super) fn gap(&self) -> Option<[Place; 2]> {
+        let [(_, end), (next, _), ..] = self.parts.as_slice() else {
+            return None;
+        };
+        (next.number > 1).then_some([*end, next.begin])
+    }
+
+    pub(super) fn read_index(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        self.read(buffer, at, |place| place.index, |part| &part.index)
+    }
+
+    pub(super) fn read_log(&self, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+        self.read(buffer, at, |place| place.log, |part| &part.log)
+    }
+
+    /// Reads until the buffer is full, or to the end or the gap.
+    fn read(
+        &self,
+        buffer: &mut [u8],
+        at: u64,
+        offset: fn(Place) -> u64,
+        file: fn(&Part) -> &File,
+    ) -> io::Result<usize> {
+        let mut filled = 0;
+        for (part, end) in &self.parts {
+            let (begin, end) = (offset(part.begin), offset(*end));
+            let from = at + filled as u64;
+            if from < begin || from >= end {
+                continue;
+            }
+            let left = buffer.len() - filled;
+            let count = usize::try_from(end - from).map_or(left, |n| n.min(left));
+            let wanted = &mut buffer[filled..filled + count];
+            filled += read_full_at(file(part), wanted, from - begin)?;
+        }
+        Ok(filled)
+    }
+}
+
+impl Part {
+    /// Opens a later part. `None` if there is none under this name, or it is being replaced.
+    fn open(dir: &Path, name: u32) -> Option<Part> {
+        let paths = log_record::part(name).map(|name| dir.join(OsStr::from_bytes(name.to_bytes())));
+        let index = File::open(&paths[1]).ok()?;
+        let log = File::open(&paths[0]).ok()?;
+        let mut head = [0; 2 * log_record::SIZE];
+        index.read_exact_at(&mut head, 0).ok()?;
+        let [first, second] = [0, 1].map(|n| Record::decode(&head[n * log_record::SIZE..]));
+        let begin = Place {
+            log: first.as_part()?,
+            index: second.time,
+        };
+        // The supervisor removes the index before the log.
+        let identity = |file: Metadata| (file.dev(), file.ino());
+        let still = paths[1].symlink_metadata().ok().map(identity);
+        (still == index.metadata().ok().map(identity)).then_some(Part {
+            number: first.length,
+            log,
+            index,
+            paths,
+            begin,
+        })
+    }
+}
+
+/// Reads until the buffer is full or the file at its end.
+fn read_full_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while filled < buffer.len() {
+        match file.read_at(&mut buffer[filled..], at + filled as u64) {
+            Ok(0) => break,
+            Ok(n) => filled += n,
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(filled)
+}
