@@ -881,42 +881,6 @@ fn under(program: &Path, args: &[&str], victim: &Command) -> Command {
     command
 }
 
-#[test]
-#[ignore = "a victim"]
-fn has_ten_services() {
-    if victim_dir().is_none() {
-        return;
-    }
-    for _ in 0..10 {
-        let mut service = odd(["--deaf-daemons", "1", "--listen", "127.0.0.1:{port}"])
-            .wait_for(Tcp::addr("127.0.0.1:{port}"))
-            .stop_timeout(Duration::from_millis(20))
-            .start()
-            .unwrap();
-        service.kill().unwrap();
-    }
-}
-
-/// A preloaded library runs in the supervisor, too, and needs its own data there.
-#[test]
-fn services_start_under_preloaded_libraries() {
-    for (package, args) in [("eatmydata", &[][..]), ("faketime", &["-f", "-1d"])] {
-        let Some(program) = common::require(package) else {
-            continue;
-        };
-        let scratch = Scratch::new();
-        let output = under(
-            &program,
-            args,
-            &victim(test_name!(has_ten_services), scratch.path()),
-        )
-        .output()
-        .expect("it runs");
-        assert!(output.status.success(), "{package}: {output:?}");
-        assert!(proof::marked(scratch.path()).is_empty(), "{package}");
-    }
-}
-
 /// What is mounted in a service's directory is not the service's.
 #[test]
 fn a_mount_in_the_private_directory_is_left_alone() {

@@ -23,9 +23,9 @@ pub(super) const TAIL_LINE: usize = 400;
 /// change it.
 ///
 /// It holds at most the last 16 MiB; [`truncated`](Logs::truncated) says whether that cut anything
-/// off, and the [file](Logs::path) has all of it, up to a limit. Bytes that are not UTF-8 are replaced by U+FFFD,
-/// as [`String::from_utf8_lossy`] does; a character whose bytes were torn by the other stream is
-/// whole in [`stdout`](Logs::stdout) and [`stderr`](Logs::stderr).
+/// off, and the [file](Logs::path) has all of it, up to a limit. Bytes that are not UTF-8 are
+/// replaced by U+FFFD, as [`String::from_utf8_lossy`] does; a character whose bytes were torn by
+/// the other stream is whole in [`stdout`](Logs::stdout) and [`stderr`](Logs::stderr).
 ///
 /// `Display` gives both streams as they are in the file. Where the file has left something out, it
 /// says so in a line of its own.
@@ -121,9 +121,10 @@ impl Logs {
     }
 
     /// The file that has everything that the service printed since its executor was made, over all
-    /// its starts: of more than half the
-    /// [`log_limit`](crate::recipe::builder::ExecutorBuilder::log_limit) the first half. The last
-    /// parts are then beside it, in `log.1`, `log.2` and `log.3`. The file is removed with the service's private directory, except after a failure.
+    /// its starts. It is removed with the service's private directory, except after a failure.
+    ///
+    /// Of more than half the [`log_limit`](crate::recipe::builder::ExecutorBuilder::log_limit) it
+    /// has the first half. The last parts are then beside it, in `log.1`, `log.2` and `log.3`.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -141,8 +142,8 @@ impl Logs {
         self.truncated
     }
 
-    /// How many bytes of the output are left out, here and in the files, because the log has reached
-    /// its [limit](crate::recipe::builder::ExecutorBuilder::log_limit).
+    /// How many bytes of the output are left out, here and in the files, because the log has
+    /// reached its [limit](crate::recipe::builder::ExecutorBuilder::log_limit).
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.dropped

@@ -48,6 +48,10 @@ impl Run {
                 .filter_map(|name| Some((name, std::env::var(name).ok().filter(|value| !value.is_empty())?)))
                 .collect();
             let run = Run::find(&variables, &chain, sys::origin::is_orphan(), carries)?;
+            // Nothing tells a supervisor of the runner's end.
+            if sys::pidfds_are_missing() {
+                return None;
+            }
             // A tracer waits for everything that it traces. The service would wait for the runner,
             // which waits for the tracer.
             if let Some(tracer) = procfs::tracer() {

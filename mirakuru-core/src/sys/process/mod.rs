@@ -29,4 +29,4 @@ use linux as back_end;
 #[cfg(any(not(target_os = "linux"), mirakuru_portable))]
 use portable as back_end;
 
-pub(crate) use back_end::os::{LOSES_DAEMONS, forks_whole_because, kill_marked, pidfd};
+pub(crate) use back_end::os::{LOSES_DAEMONS, forks_whole_because, kill_marked, pidfd, pidfds_are_missing};

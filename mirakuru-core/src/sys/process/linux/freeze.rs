@@ -7,8 +7,7 @@
 
 use std::collections::BTreeSet;
 
-use nix::errno::Errno;
-
+use super::handle;
 use crate::sys::proc as procfs;
 
 /// Signals every descendant of this process.
@@ -31,21 +30,6 @@ pub(super) fn signal_tree(root: u32, signal: i32) {
 }
 
 fn signal_descendant(pid: u32, root: u32, signal: i32) {
-    // SAFETY: plain system calls; the pidfd is closed again. It names one process for ever, so that
-    // what is asked of the process id after it was opened holds for what is signalled.
-    unsafe {
-        let Ok(fd) = Errno::result(libc::syscall(libc::SYS_pidfd_open, pid, 0)) else {
-            return;
-        };
-        if procfs::descends(pid, root) {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                fd,
-                signal,
-                std::ptr::null::<libc::siginfo_t>(),
-                0,
-            );
-        }
-        libc::close(fd as libc::c_int);
-    }
+    // SAFETY: plain system calls.
+    unsafe { handle::signal_if(pid as i32, signal, || procfs::descends(pid, root)) };
 }

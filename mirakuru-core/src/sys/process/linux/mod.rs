@@ -25,6 +25,7 @@
 //! the memory that the supervisor works in, the way of the output into the log.
 
 pub(super) mod freeze;
+mod handle;
 mod memory;
 pub(super) mod os;
 mod supervisor;

@@ -16,8 +16,9 @@ use nix::unistd::Pid;
 use once_cell::sync::Lazy;
 
 use super::super::arena::{Arena, Mapping};
-use super::{freeze, memory, supervisor, sweep};
+use super::{freeze, handle, memory, supervisor, sweep};
 
+pub(crate) use super::handle::pidfds_are_missing;
 pub(crate) use super::sweep::kill_marked;
 
 // Where user ids once had 16 bits, the calls with the plain names still do.
@@ -142,7 +143,7 @@ pub(in crate::sys::process) const WAIT: WaitPidFlag = WaitPidFlag::__WALL;
 
 /// What tells a supervisor of the end of this process besides the socket.
 pub(in crate::sys::process) fn this_process() -> io::Result<Option<OwnedFd>> {
-    pidfd(std::process::id()).map(Some)
+    handle::of_this_process()
 }
 
 /// A pidfd of another process.
@@ -210,8 +211,11 @@ pub(crate) fn forks_whole_because() -> Option<&'static str> {
 }
 
 /// Where the kernel finds this process's command line: fields 48 and 49 of `/proc/self/stat`. Empty
-/// when it does not say.
+/// when it does not say, and under valgrind, which counts a write there as an error.
 pub(in crate::sys::process) fn arguments() -> Range<usize> {
+    if !may_share() {
+        return 0..0;
+    }
     static ARGUMENTS: Lazy<Range<usize>> = Lazy::new(|| {
         let mut stat = String::new();
         let read = File::open("/proc/self/stat").and_then(|mut file| file.read_to_string(&mut stat));

@@ -54,7 +54,7 @@ use super::super::spawn::{
     reset_signals, run_on_end,
 };
 use super::super::tools::{errno, fail, fail_call, now_ns};
-use super::{os, tree};
+use super::{handle, os, tree};
 use crate::sys::io::remove::{keep_log, remove_private_dir};
 
 // ------------------------------------------------------------------------------------------- guard
@@ -130,8 +130,11 @@ unsafe fn prepare_guard(a: &mut Arena) -> Result<(), Call> {
         name(a, c"mirakuru-guard");
         a.guard = libc::getpid();
         // The worker inherits this; opened here because here it cannot be somebody else's.
-        a.guard_pidfd = libc::syscall(libc::SYS_pidfd_open, a.guard, 0) as i32;
-        check(a.guard_pidfd, Call::PidfdOpen)?;
+        a.guard_pidfd = -1;
+        if !handle::pidfds_are_missing() {
+            a.guard_pidfd = libc::syscall(libc::SYS_pidfd_open, a.guard, 0) as i32;
+            check(a.guard_pidfd, Call::PidfdOpen)?;
+        }
         // Calls that are first needed when it is too late to report a failure.
         let nobody = tree::has_children();
         check(if nobody == Some(false) { 0 } else { -1 }, Call::Wait)?;
@@ -281,16 +284,12 @@ unsafe fn prepare_worker(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<i32, Cal
         check(events, Call::Signalfd)?;
         // Calls that are first needed when it is too late to report a failure. Signal 0 does
         // nothing.
-        check(
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                a.guard_pidfd,
-                0,
-                ptr::null::<libc::siginfo_t>(),
-                0,
-            ) as c_int,
-            Call::PidfdSend,
-        )?;
+        if a.guard_pidfd >= 0 {
+            check(handle::send(a.guard_pidfd, 0), Call::PidfdSend)?;
+        } else {
+            // Wakes the worker through `events`; it then asks for its parent.
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGCHLD, 0, 0, 0);
+        }
         check(libc::kill(a.guard, 0), Call::Kill)?;
         open_streams(a, pipes)?;
         lift_listeners(a)?;
@@ -344,6 +343,7 @@ impl Worker<'_> {
                     [events_seen, control_seen, out_seen, err_seen] = [true; 4];
                     libc::usleep(1000);
                 }
+                guard_seen |= guard < 0 && libc::getppid() != self.a.guard;
 
                 if out_seen {
                     self.output.take_turn(&mut self.a.buffer, 0);
@@ -549,13 +549,11 @@ impl Worker<'_> {
             }
             // A guard that somebody stopped (SIGSTOP) would stay for ever, and with it the locks
             // that it holds: there may be no test process left to continue it.
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.a.guard_pidfd,
-                libc::SIGCONT,
-                ptr::null::<libc::siginfo_t>(),
-                0,
-            );
+            if self.a.guard_pidfd >= 0 {
+                handle::send(self.a.guard_pidfd, libc::SIGCONT);
+            } else if libc::getppid() == self.a.guard {
+                libc::kill(self.a.guard, libc::SIGCONT);
+            }
             if proved {
                 send(self.a.control, [EMPTY, 0, 0, 0, 0, 0, 0, 0]);
             }

@@ -9,7 +9,7 @@ use std::fs;
 use std::io::Read;
 use std::time::{Duration, Instant};
 
-use nix::errno::Errno;
+use super::handle;
 
 /// Kills every process that carries one of these marks, until a search finds none; but for no
 /// longer than a second.
@@ -55,25 +55,8 @@ fn carries(pid: u32, ids: &[&str]) -> bool {
     })
 }
 
-/// Through a pidfd, with a second check after it was opened: the process that is killed is the one
-/// that carries the mark.
+/// With a second look once the process is known for sure: it is the one that carries the mark.
 fn kill(pid: u32, ids: &[&str]) -> bool {
-    // SAFETY: plain system calls; the pidfd is closed again.
-    unsafe {
-        let Ok(fd) = Errno::result(libc::syscall(libc::SYS_pidfd_open, pid, 0)) else {
-            return false;
-        };
-        let ours = carries(pid, ids);
-        if ours {
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                fd,
-                libc::SIGKILL,
-                std::ptr::null::<libc::siginfo_t>(),
-                0,
-            );
-        }
-        libc::close(fd as libc::c_int);
-        ours
-    }
+    // SAFETY: plain system calls.
+    unsafe { handle::signal_if(pid as i32, libc::SIGKILL, || carries(pid, ids)) }
 }

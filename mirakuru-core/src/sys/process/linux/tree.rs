@@ -23,6 +23,7 @@ use std::ptr;
 
 use super::super::arena::PIDS;
 use super::super::tools::errno;
+use super::handle;
 
 /// Where the numbers of processes end, on every kernel with 64 bits.
 const PID_LIMIT: i32 = 1 << 22;
@@ -108,39 +109,22 @@ pub(super) fn has_children() -> Option<bool> {
 ///
 /// As [`kill_all`].
 pub(super) unsafe fn signal_child(pid: i32, signal: i32, group: bool) -> bool {
-    // SAFETY: plain system calls; the pidfd is closed again.
-    unsafe {
-        let fd = libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32;
-        if fd < 0 {
-            return false;
-        }
+    let is_mine = || {
         let mine = is_my_child(pid);
-        if mine {
-            if group {
-                // Asked while the child is known to be ours, and used only if it still is.
+        if mine && group {
+            // SAFETY: plain system calls. The group is asked for while the child is known to be
+            // ours, and used only if it still is.
+            unsafe {
                 let group = libc::getpgid(pid);
                 if group > 1 && group != libc::getpgid(0) && is_my_child(pid) {
                     libc::kill(-group, signal);
                 }
             }
-            send(fd, signal);
         }
-        libc::close(fd);
         mine
-    }
-}
-
-unsafe fn send(pidfd: i32, signal: i32) {
-    // SAFETY: plain system call.
-    unsafe {
-        libc::syscall(
-            libc::SYS_pidfd_send_signal,
-            pidfd,
-            signal,
-            ptr::null::<libc::siginfo_t>(),
-            0,
-        );
-    }
+    };
+    // SAFETY: as this function.
+    unsafe { handle::signal_if(pid, signal, is_mine) }
 }
 
 /// Whether a process is a child of this one. Only a parent may wait for a process, so the kernel's
@@ -255,17 +239,8 @@ pub(super) fn descendants(pids: &mut [i32]) -> usize {
 ///
 /// As [`kill_all`].
 pub(super) unsafe fn signal_descendant(pid: i32, signal: i32) {
-    // SAFETY: plain system calls; the pidfd is closed again. It names one process for ever, so that
-    // what is asked of the process id after it was opened holds for the process that is signalled.
-    unsafe {
-        let fd = libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32;
-        if fd >= 0 {
-            if is_my_child(pid) || descends(pid) {
-                send(fd, signal);
-            }
-            libc::close(fd);
-        }
-    }
+    // SAFETY: as this function.
+    unsafe { handle::signal_if(pid, signal, || is_my_child(pid) || descends(pid)) };
 }
 
 /// Whether this process is among the ancestors of another. A chain that is read while it changes

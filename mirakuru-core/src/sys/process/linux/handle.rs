@@ -1,0 +1,67 @@
+//! Signals for a process that is surely the one that is meant.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::ptr;
+
+use once_cell::sync::Lazy;
+
+use super::{memory, os};
+
+/// Whether processes are known by their numbers alone: valgrind 3.19 does not know `pidfd_open`.
+/// The test process finds out before it makes a supervisor, which inherits the answer.
+pub(crate) fn pidfds_are_missing() -> bool {
+    static MISSING: Lazy<bool> = Lazy::new(|| {
+        let unknown = |e: io::Error| e.raw_os_error() == Some(libc::ENOSYS);
+        memory::needs_all() == Some(memory::VALGRIND) && os::pidfd(std::process::id()).is_err_and(unknown)
+    });
+    *MISSING
+}
+
+/// A pidfd of this process, if there are any.
+pub(super) fn of_this_process() -> io::Result<Option<OwnedFd>> {
+    match pidfds_are_missing() {
+        true => Ok(None),
+        false => os::pidfd(std::process::id()).map(Some),
+    }
+}
+
+/// Signals a process if it is one of ours, and says whether it is. A pidfd names one process for
+/// ever: the answer that is given after it was opened holds for the process that is signalled.
+/// Without pidfds, the number could be another process's by then only if all others were used in
+/// between.
+///
+/// # Safety
+///
+/// Makes plain system calls only.
+pub(super) unsafe fn signal_if(pid: i32, signal: i32, is_ours: impl FnOnce() -> bool) -> bool {
+    // SAFETY: plain system calls; the pidfd is closed again.
+    unsafe {
+        if pidfds_are_missing() {
+            return is_ours() && libc::kill(pid, signal) == 0;
+        }
+        let fd = libc::syscall(libc::SYS_pidfd_open, pid, 0) as i32;
+        if fd < 0 {
+            return false;
+        }
+        let ours = is_ours();
+        if ours {
+            send(fd, signal);
+        }
+        libc::close(fd);
+        ours
+    }
+}
+
+/// Signals through a pidfd.
+///
+/// # Safety
+///
+/// Makes plain system calls only.
+pub(super) unsafe fn send(pidfd: i32, signal: i32) -> i32 {
+    // SAFETY: plain system call.
+    unsafe {
+        let no_info = ptr::null::<libc::siginfo_t>();
+        libc::syscall(libc::SYS_pidfd_send_signal, pidfd, signal, no_info, 0) as i32
+    }
+}

@@ -1,0 +1,194 @@
+//! Test processes in which other code than ours runs beside the supervisor's: built with
+//! AddressSanitizer, bound lazily, under valgrind, or with a preloaded library. Ten tests run in
+//! each of them.
+//!
+//! A binary of its own: it runs cargo, and it must not run twice.
+
+// They are about what Linux does in a fork.
+#![cfg(all(target_os = "linux", not(mirakuru_portable)))]
+
+mod common;
+#[path = "common/fresh.rs"]
+mod fresh;
+#[path = "common/proof.rs"]
+mod proof;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::{ODD, Scratch, require};
+
+const TEN_TESTS: &str = r#"
+use std::time::Duration;
+
+use mirakuru::{Banner, Error, Exec, Executor, ExecutorBuilder, NoWait, PidFile, Tcp, UnixSocket};
+
+fn odd<const N: usize>(args: [&str; N]) -> ExecutorBuilder<NoWait> {
+    Executor::builder([std::env::var("ODD").unwrap()]).args(args).stop_timeout(Duration::from_millis(500))
+}
+
+const LISTENS: [&str; 2] = ["--listen", "127.0.0.1:{port}"];
+
+fn connects(addr: std::net::SocketAddr) -> bool {
+    std::net::TcpStream::connect(addr).is_ok()
+}
+
+#[test]
+fn executed() {
+    let mut service = odd([]).start().unwrap();
+    assert!(service.is_running());
+    service.stop().unwrap();
+    assert!(!service.is_running());
+}
+
+#[test]
+fn tcp() {
+    let mut service = odd(LISTENS).wait_for(Tcp::addr("127.0.0.1:{port}")).start().unwrap();
+    assert!(connects(service.addr()));
+    service.stop().unwrap();
+    assert!(!connects(service.addr()));
+}
+
+#[test]
+fn unix() {
+    let recipe = odd(["--unix", "{dir}/s"]).wait_for(UnixSocket::path("{dir}/s"));
+    let service = recipe.start().unwrap();
+    std::os::unix::net::UnixStream::connect(service.path()).unwrap();
+}
+
+#[test]
+fn banner() {
+    let recipe = odd(["--ready-line", "it is ready"]).wait_for(Banner::matching("is ready"));
+    let service = recipe.start().unwrap();
+    assert_eq!(service.logs().stdout(), "it is ready\n");
+}
+
+#[test]
+fn exec() {
+    let recipe = odd(["--pid-file", "{dir}/p"]).wait_for(Exec::succeeds("test -e {dir}/p"));
+    recipe.start().unwrap().stop().unwrap();
+}
+
+#[test]
+fn pid_file() {
+    let service = odd(["--pid-file", "{dir}/p"]).wait_for(PidFile::path("{dir}/p")).start().unwrap();
+    assert!(service.is_running());
+}
+
+#[test]
+fn restart() {
+    let mut service = odd(LISTENS).wait_for(Tcp::addr("127.0.0.1:{port}")).start().unwrap();
+    let (addr, pid) = (service.addr(), service.pid());
+    service.restart().unwrap();
+    assert!(service.addr() == addr && service.pid() != pid && connects(addr));
+}
+
+#[test]
+fn kill_of_what_is_deaf() {
+    let mut service = odd(["--deaf-daemons", "2", "--ready-line", "up"])
+        .wait_for(Banner::matching("up"))
+        .start()
+        .unwrap();
+    service.kill().unwrap();
+}
+
+#[test]
+fn panic() {
+    let panicked = std::panic::catch_unwind(|| {
+        let _service = odd(["--deaf-daemons", "1", "--ready-line", "up"])
+            .wait_for(Banner::matching("up"))
+            .start()
+            .unwrap();
+        panic!("with a service");
+    });
+    assert!(panicked.is_err());
+}
+
+#[test]
+fn failures() {
+    assert!(matches!(Executor::builder("no-such-program-7").start(), Err(Error::Spawn { .. })));
+    let ends = odd(["--exit-before-ready", "3"]).wait_for(Banner::matching("never")).start();
+    assert!(matches!(ends, Err(Error::Exited { .. })), "{ends:?}");
+}
+"#;
+
+/// Builds them, in a target directory of their own or the common one, and gives the program.
+fn build(target: Option<&str>, flags: &str) -> PathBuf {
+    let dir = fresh::package(
+        "ten-tests",
+        "[dependencies]\nmirakuru = { path = \"{root}\", default-features = false }\n",
+        &[("src/lib.rs", ""), ("tests/ten.rs", TEN_TESTS)],
+    );
+    let mut cargo = fresh::cargo(&dir);
+    cargo.args(["test", "--no-run", "--message-format=json", "--test", "ten"]);
+    if let Some(target) = target {
+        // With a target, the flags are not for build scripts and macros.
+        cargo
+            .args(["--target", &host()])
+            .env(
+                "CARGO_TARGET_DIR",
+                Path::new(env!("CARGO_TARGET_TMPDIR")).join(target),
+            )
+            .env("RUSTC_BOOTSTRAP", "1")
+            .env("RUSTFLAGS", flags);
+    }
+    let output = fresh::succeed(&mut cargo);
+    let program = output.split("\"executable\":\"").nth(1).expect("a program");
+    program.split('"').next().map(PathBuf::from).unwrap()
+}
+
+fn host() -> String {
+    let version = fresh::succeed(Command::new("rustc").arg("-vV"));
+    let host = version.lines().find_map(|line| line.strip_prefix("host: "));
+    host.expect("rustc says it").to_owned()
+}
+
+/// Runs the ten tests; all must pass, leave nothing, and say nothing that is not expected.
+#[track_caller]
+fn run(command: &mut Command) -> String {
+    let scratch = Scratch::new();
+    command
+        .env("ODD", ODD)
+        .env("TMPDIR", scratch.path())
+        .env("MIRAKURU_TIMEOUT_SCALE", "4")
+        .env_remove("NEXTEST_RUN_ID");
+    let text = fresh::succeed(command);
+    assert!(text.contains("10 passed; 0 failed"), "{text}");
+    assert!(proof::marked(scratch.path()).is_empty(), "{text}");
+    text
+}
+
+#[test]
+fn with_address_sanitizer() {
+    run(&mut Command::new(build(Some("asan"), "-Zsanitizer=address")));
+}
+
+#[test]
+fn bound_lazily() {
+    let flags = "-Crelro-level=partial -Clink-arg=-Wl,-z,lazy";
+    run(&mut Command::new(build(Some("lazy"), flags)));
+}
+
+/// An error that valgrind finds in the supervisor counts as well.
+#[test]
+fn under_valgrind() {
+    let Some(valgrind) = require("valgrind") else {
+        return;
+    };
+    let mut command = Command::new(valgrind);
+    command
+        .args(["-q", "--error-exitcode=9"])
+        .arg(build(None, ""))
+        .args(["--test-threads", "4"]);
+    let text = run(&mut command);
+    assert!(!text.contains("Invalid "), "{text}");
+}
+
+#[test]
+fn under_preloaded_libraries() {
+    for (package, args) in [("eatmydata", &[][..]), ("faketime", &["-f", "-1d"])] {
+        if let Some(program) = require(package) {
+            run(Command::new(program).args(args).arg(build(None, "")));
+        }
+    }
+}
