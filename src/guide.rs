@@ -22,6 +22,7 @@
 //! | [Coming from Python mirakuru](from_python) | every option and verb, side by side |
 //! | [Coming from Testcontainers](from_testcontainers) | what is the same, what is not, when to stay |
 //! | [Limits](limits) | honestly |
+//! | [What others can do](attackers) | another user, a service, a service of another user |
 
 /// The chapters are read on a code forge as well, where links go to files and to docs.rs. Of two
 /// definitions of a link the first counts: so these lead to the items here. `tests/repo_rules.rs`
@@ -35,6 +36,7 @@ macro_rules! chapters {
         #[doc = "[presets]: crate::presets"]
         #[doc = "[start_all]: crate::start_all"]
         #[doc = "[stop_all]: crate::stop_all"]
+        #[doc = "[attackers]: crate::guide::attackers"]
         #[doc = "[limits]: crate::guide::limits"]
         #[doc = "[migrations]: crate::guide::migrations"]
         #[doc = "[programs]: crate::guide::programs"]
@@ -54,5 +56,5 @@ macro_rules! chapters {
 chapters! {
     first_test readiness programs systems sharing logs looking_on migrations nextest async_tests
     containers ci external_servers resistance writing_a_preset debugging from_python
-    from_testcontainers limits
+    from_testcontainers limits attackers
 }

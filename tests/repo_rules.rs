@@ -770,6 +770,29 @@ fn what_the_portable_back_end_leaves_out_is_listed() {
     );
 }
 
+/// The page about attackers names a test for each of its claims.
+#[test]
+fn the_tests_that_the_page_about_attackers_names_exist() {
+    let page = read("docs/guide/attackers.md");
+    let mut sources: Vec<PathBuf> = rust_files(&root().join("tests/it"));
+    sources.extend(rust_files(&root().join("mirakuru-core/src")));
+    let named: Vec<&str> = page.split('`').filter(|word| word.contains("::")).collect();
+    assert!(named.len() > 15, "{named:?}");
+    for name in named {
+        let (module, test) = name.rsplit_once("::").expect("a path");
+        let is_there = sources.iter().any(|path| {
+            let of_module = path.components().any(|part| {
+                let part = part.as_os_str().to_string_lossy();
+                part.strip_suffix(".rs").unwrap_or(&part) == module
+            });
+            // A row of the table of teardown is no function.
+            let forms = [format!("fn {test}("), format!("    {test}: Death::")];
+            of_module && forms.iter().any(|form| read(path).contains(form))
+        });
+        assert!(is_there, "{name}");
+    }
+}
+
 /// A file that nothing names is not compiled, and its tests are lost without a word.
 #[test]
 fn every_file_of_tests_is_run() {

@@ -14,6 +14,7 @@ mod reports;
 mod api;
 mod asynchronous;
 mod at_the_end;
+mod attackers;
 mod attribute;
 mod containers;
 mod diagnostics;

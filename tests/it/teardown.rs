@@ -33,6 +33,10 @@ const SIGHUP: i32 = 1;
 const SIGQUIT: i32 = 3;
 const SIGABRT: i32 = 6;
 const SIGSEGV: i32 = 11;
+const SIGUSR1: i32 = 10;
+const SIGUSR2: i32 = 12;
+const SIGALRM: i32 = 14;
+const SIGVTALRM: i32 = 26;
 const SIGSTOP: i32 = 19;
 
 /// From the end of the test process until everything must be gone. It takes milliseconds; this is
@@ -77,11 +81,42 @@ const STOPPED: Kind = Kind {
 
 const KINDS: [&Kind; 6] = [&PLAIN, &GRANDCHILDREN, &DAEMONS, &DAEMON, &FORKING, &STOPPED];
 
+/// More of them, with `MIRAKURU_MATRIX=whole`.
+static MORE_KINDS: [Kind; 16] = [
+    kind("a daemon", "--daemonise", 1),
+    kind("deaf", "--ignore-term", 1),
+    kind("deaf, with grandchildren", "--ignore-term --fork 2", 5),
+    kind("one deaf daemon", "--deaf-daemons 1", 2),
+    kind("many deaf daemons", "--deaf-daemons 8", 9),
+    kind("a daemon with deaf daemons", "--daemonise --deaf-daemons 2", 3),
+    kind("grandchildren and daemons", "--fork 2 --deaf-daemons 2", 7),
+    kind("stopped children", "--stopped 3", 4),
+    kind("stopped children of a deaf one", "--ignore-term --stopped 2", 3),
+    kind(
+        "a deaf daemon with stopped children",
+        "--daemonise --ignore-term --stopped 2",
+        3,
+    ),
+    kind("slow to end", "--stop-delay 50", 1),
+    kind("slow to end, with grandchildren", "--stop-delay 50 --fork 2", 5),
+    kind("slower than its grace", "--stop-delay 5000 --fork 1", 3),
+    kind(
+        "keeps forking, beside daemons",
+        "--keep-forking 2 --deaf-daemons 2",
+        3,
+    ),
+    kind("a daemon that keeps forking", "--daemonise --keep-forking 2", 1),
+    kind("prints without pause", "--flood-after 4000000000 --fork 1", 3),
+];
+
 /// Those of them of which all is found.
 fn kinds() -> Vec<&'static Kind> {
     let flags = |kind: &Kind| kind.flags.split(' ').collect::<Vec<_>>();
+    let whole = std::env::var_os("MIRAKURU_MATRIX").is_some_and(|value| value == "whole");
+    let more = MORE_KINDS.iter().filter(|_| whole);
     KINDS
         .into_iter()
+        .chain(more)
         .filter(|kind| common::is_found(&flags(kind)))
         .collect()
 }
@@ -359,35 +394,40 @@ fn cell(command: Command, scratch: &Scratch, death: Death, kind: &Kind) -> Resul
 /// One row of the table, as often as wanted: all kinds of tree side by side.
 fn row(death: Death, command: impl Fn(&Path) -> Command + Sync) {
     let repeats = setting("MIRAKURU_MATRIX_REPEATS", 1);
-    let failures: Vec<String> = thread::scope(|scope| {
-        let threads: Vec<_> = kinds()
-            .into_iter()
-            .map(|kind| {
-                let command = &command;
-                scope.spawn(move || {
-                    let mut failures = Vec::new();
-                    for turn in 1..=repeats {
-                        let scratch = Scratch::new();
-                        if let Err(what) = cell(command(scratch.path()), &scratch, death, kind) {
-                            let by = death
-                                .signal
-                                .map(|signal| format!(" {signal}"))
-                                .unwrap_or_default();
-                            failures.push(format!(
-                                "[{}{by} x {}] (turn {turn} of {repeats}) {what}",
-                                death.name, kind.name
-                            ));
+    let kinds = kinds();
+    let some_at_a_time = kinds.chunks(6);
+    let side_by_side = |kinds: &[&'static Kind]| {
+        thread::scope(|scope| {
+            let threads: Vec<_> = kinds
+                .iter()
+                .map(|&kind| {
+                    let command = &command;
+                    scope.spawn(move || {
+                        let mut failures = Vec::new();
+                        for turn in 1..=repeats {
+                            let scratch = Scratch::new();
+                            if let Err(what) = cell(command(scratch.path()), &scratch, death, kind) {
+                                let by = death
+                                    .signal
+                                    .map(|signal| format!(" {signal}"))
+                                    .unwrap_or_default();
+                                failures.push(format!(
+                                    "[{}{by} x {}] (turn {turn} of {repeats}) {what}",
+                                    death.name, kind.name
+                                ));
+                            }
                         }
-                    }
-                    failures
+                        failures
+                    })
                 })
-            })
-            .collect();
-        threads
-            .into_iter()
-            .flat_map(|thread| thread.join().expect("the thread of a kind"))
-            .collect()
-    });
+                .collect();
+            threads
+                .into_iter()
+                .flat_map(|thread| thread.join().expect("the thread of a kind"))
+                .collect::<Vec<String>>()
+        })
+    };
+    let failures: Vec<String> = some_at_a_time.flat_map(side_by_side).collect();
     assert!(failures.is_empty(), "\n{}", failures.join("\n"));
 }
 
@@ -414,6 +454,10 @@ table! {
     sigsegv: Death::own("SIGSEGV", Status::Signal(SIGSEGV));
     stack_overflow: Death::own("stack overflow", Status::Signal(SIGABRT));
     sigkill: Death::by(SIGKILL);
+    sigusr1: Death::by(SIGUSR1);
+    sigusr2: Death::by(SIGUSR2);
+    sigalrm: Death::by(SIGALRM);
+    sigvtalrm: Death::by(SIGVTALRM);
 }
 
 /// A program built with `panic = "abort"`: nothing unwinds, no destructor runs. (For tests cargo

@@ -881,6 +881,23 @@ fn under(program: &Path, args: &[&str], victim: &Command) -> Command {
     command
 }
 
+/// `tests/injection.py` runs it.
+#[test]
+#[ignore = "a victim"]
+fn has_ten_services() {
+    if victim_dir().is_none() {
+        return;
+    }
+    for _ in 0..10 {
+        let mut service = odd(["--deaf-daemons", "1", "--listen", "127.0.0.1:{port}"])
+            .wait_for(Tcp::addr("127.0.0.1:{port}"))
+            .stop_timeout(Duration::from_millis(20))
+            .start()
+            .unwrap();
+        service.kill().unwrap();
+    }
+}
+
 /// What is mounted in a service's directory is not the service's.
 #[test]
 fn a_mount_in_the_private_directory_is_left_alone() {

@@ -76,10 +76,14 @@ pub(crate) fn private_dir(path: &Path, loose: bool) -> io::Result<()> {
 pub(crate) fn check_private(path: &Path) -> io::Result<()> {
     let metadata = path.symlink_metadata()?;
     let refuse = |problem: String| {
-        let remedy = "remove it, or let TMPDIR name another directory";
+        // A longer one would lead to the fallback again.
+        let longest = SOCKET_PATH_MAX - ROOM_BELOW_BASE - "/mirakuru-4294967295".len();
         Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
-            format!("{problem}; {remedy}"),
+            format!(
+                "{problem}; remove it, or let TMPDIR name another directory, with a path of at most {longest} \
+                 bytes"
+            ),
         ))
     };
     if metadata.is_symlink() {

@@ -112,6 +112,8 @@ pub(super) struct Arena {
     /// number.
     pub(super) failed_stage: i32,
     pub(super) failed_errno: i32,
+    /// Where a service tells these that does not share the worker's memory, or -1.
+    pub(super) report: i32,
     /// Where the output of the command at the end goes.
     pub(super) on_end_output: i32,
     pub(super) buffer: [u8; BUFFER],
@@ -235,6 +237,7 @@ impl Mapping {
             a.args = args.start as *mut c_char;
             a.args_len = args.len();
             a.failed_stage = -1;
+            a.report = -1;
             a.may_share = os::may_share();
             a.worker_stack = bump.base.add(2 * STACK).cast();
             a.service_stack = bump.base.add(3 * STACK).cast();

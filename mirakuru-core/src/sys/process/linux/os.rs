@@ -16,6 +16,7 @@ use nix::unistd::Pid;
 use once_cell::sync::Lazy;
 
 use super::super::arena::{Arena, Mapping};
+use super::super::tools::errno;
 use super::{freeze, handle, memory, supervisor, sweep};
 
 pub(crate) use super::handle::pidfds_are_missing;
@@ -115,7 +116,23 @@ pub(in crate::sys::process) unsafe fn spawn(
     child: unsafe extern "C" fn(*mut c_void) -> c_int,
     a: &mut Arena,
 ) -> i32 {
-    let flags = libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD;
+    let flags = match a.may_share {
+        true => libc::CLONE_VM | libc::CLONE_VFORK | libc::SIGCHLD,
+        false => libc::SIGCHLD,
+    };
+    let mut ends = [-1; 2];
+    // SAFETY: plain system calls.
+    unsafe {
+        if !a.may_share {
+            if pipe(&mut ends) != 0 {
+                return -1;
+            }
+            // Above those that the service gets.
+            let above = 3_i32.wrapping_add(a.listen_count as c_int);
+            a.report = libc::fcntl(ends[1], libc::F_DUPFD_CLOEXEC, above);
+            libc::close(ends[1]);
+        }
+    }
     // SAFETY: a `fn` that is unsafe to call is represented as one that is safe to call. The stack
     // is nobody else's.
     unsafe {
@@ -123,8 +140,30 @@ pub(in crate::sys::process) unsafe fn spawn(
             unsafe extern "C" fn(*mut c_void) -> c_int,
             extern "C" fn(*mut c_void) -> c_int,
         >(child);
-        libc::clone(child, a.service_stack, flags, ptr::from_mut(a).cast())
+        let pid = libc::clone(child, a.service_stack, flags, ptr::from_mut(a).cast());
+        if !a.may_share {
+            libc::close(a.report);
+            // Waits until the program is executed, or there is a report.
+            let mut failed = [0_i32; 2];
+            let size = mem::size_of_val(&failed);
+            let mut got = libc::read(ends[0], failed.as_mut_ptr().cast(), size);
+            while got < 0 && errno() == libc::EINTR {
+                got = libc::read(ends[0], failed.as_mut_ptr().cast(), size);
+            }
+            if got == size as isize {
+                [a.failed_stage, a.failed_errno] = failed;
+            }
+            libc::close(ends[0]);
+        }
+        pid
     }
+}
+
+/// Tells the worker why the program was not executed, where the two share no memory.
+pub(super) unsafe fn report_failure(a: &Arena) {
+    let failed = [a.failed_stage, a.failed_errno];
+    // SAFETY: writes from a local array.
+    unsafe { libc::write(a.report, failed.as_ptr().cast(), mem::size_of_val(&failed)) };
 }
 
 // ----------------------------------------------------------------------------- in the test process

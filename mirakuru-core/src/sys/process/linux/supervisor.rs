@@ -732,6 +732,7 @@ unsafe extern "C" fn service(argument: *mut c_void) -> c_int {
         // service.
         a.service = libc::getpid();
         (a.failed_stage, a.failed_errno) = become_service(a);
+        os::report_failure(a);
         127
     }
 }
