@@ -5,7 +5,7 @@
 //! A binary of its own: it runs cargo, and it must not run twice.
 
 // They are about what Linux does in a fork.
-#![cfg(all(target_os = "linux", not(mirakuru_portable)))]
+#![cfg(target_os = "linux")]
 
 mod common;
 #[path = "common/fresh.rs"]

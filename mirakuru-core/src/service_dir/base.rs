@@ -80,10 +80,7 @@ pub(crate) fn check_private(path: &Path) -> io::Result<()> {
         let longest = SOCKET_PATH_MAX - ROOM_BELOW_BASE - "/mirakuru-4294967295".len();
         Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
-            format!(
-                "{problem}; remove it, or let TMPDIR name another directory, with a path of at most {longest} \
-                 bytes"
-            ),
+            format!("{problem}; remove it, or let TMPDIR name another directory of at most {longest} bytes"),
         ))
     };
     if metadata.is_symlink() {
