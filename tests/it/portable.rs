@@ -16,7 +16,7 @@ use crate::common::{
     LONG, SIGKILL, Scratch, alive, assert_gone, error_of, numbers, odd, send, supervisors, test_name, victim,
     victim_dir, wait_until,
 };
-use mirakuru::{Error, Executor, PidFile, Tcp};
+use mirakuru::{Error, Executor, PidFile, Tcp, Udp};
 
 unsafe extern "C" {
     fn fork() -> i32;
@@ -48,9 +48,24 @@ fn a_daemon_is_not_found() {
     send(daemon, SIGKILL);
     assert!(matches!(error, Error::Exited { .. }), "{error}");
     let text = error.to_string();
-    assert!(text.contains("may still be there"), "{text}");
+    assert!(
+        text.contains("is not found on this system") && text.contains("may still run"),
+        "{text}"
+    );
     assert!(survives, "this is more than is promised");
     assert_gone(&scratch, &pids, LONG);
+}
+
+/// Nobody waits for a port that cannot be looked at.
+#[test]
+fn a_udp_port_is_not_waited_for_and_the_error_says_why() {
+    let service = Executor::builder("sleep 100").wait_for(Udp::addr("127.0.0.1:{port}"));
+    let error = error_of(service.start());
+    assert!(matches!(error, Error::InvalidReadiness { .. }), "{error}");
+    assert!(
+        error.to_string().contains("use `Check` with a question"),
+        "{error}"
+    );
 }
 
 /// A fork of the test process, which lives on, holds a copy of the socket whose end of file tells

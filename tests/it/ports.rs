@@ -69,6 +69,10 @@ fn who_answers_udp(addr: std::net::SocketAddr) -> u32 {
 }
 
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end cannot ask who has bound a UDP port"
+)]
 fn a_udp_server_is_ready_when_it_has_bound_its_port() {
     for addr in ["127.0.0.1:{port}", "0.0.0.0:{port}"] {
         let mut service = udp_server(addr).start().unwrap();
@@ -82,6 +86,10 @@ fn a_udp_server_is_ready_when_it_has_bound_its_port() {
 }
 
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end cannot ask who has bound a UDP port"
+)]
 fn udp_servers_keep_their_ports_beside_many_who_ask_for_any_port() {
     let stop = std::sync::atomic::AtomicBool::new(false);
     thread::scope(|scope| {
@@ -105,6 +113,10 @@ fn udp_servers_keep_their_ports_beside_many_who_ask_for_any_port() {
 }
 
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end cannot ask who has bound a UDP port"
+)]
 fn a_fixed_udp_port_in_use_names_its_holder() {
     let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
@@ -297,6 +309,10 @@ fn linger(service: &mut TcpExecutor) {
 }
 
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end cannot see closed connections that linger"
+)]
 fn a_restart_keeps_its_port_although_closed_connections_linger() {
     let mut service = odd(["--no-reuseaddr", "--listen", "127.0.0.1:{port}"])
         .wait_for(Tcp::addr("127.0.0.1:{port}"))

@@ -70,7 +70,9 @@ impl Holder {
                 .any(|(_, stat)| stat.is_alive() && is_supervisor(&stat.comm)),
             ourselves: pid == std::process::id(),
             may_be_signalled: sockets::user() == 0 || uid == Some(sockets::user()),
-            essential: pid == 1 || procfs::ancestors(std::process::id()).any(|(above, _)| above == pid),
+            essential: pid == 1
+                || pid == std::os::unix::process::parent_id()
+                || procfs::ancestors(std::process::id()).any(|(above, _)| above == pid),
             unit: procfs::cgroup(pid).as_deref().and_then(unit_in),
         }
     }
