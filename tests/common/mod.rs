@@ -15,7 +15,7 @@ use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -34,6 +34,16 @@ pub(crate) fn root() -> &'static Path {
 
 /// "It should have happened long ago": the bound on everything that a test waits for.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
+
+/// Sets a flag at the end of its scope, also when the test panics: a thread that runs until then
+/// would keep a failed test for ever.
+pub(crate) struct SetAtTheEnd<'a>(pub(crate) &'a AtomicBool);
+
+impl Drop for SetAtTheEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::SeqCst);
+    }
+}
 
 /// A recipe for the helper service.
 pub(crate) fn odd<const N: usize>(args: [&str; N]) -> ExecutorBuilder<NoWait> {
@@ -304,6 +314,7 @@ pub(crate) fn supervisors(service: u32) -> Vec<u32> {
 
 pub(crate) const SIGINT: i32 = 2;
 pub(crate) const SIGKILL: i32 = 9;
+pub(crate) const SIGSTOP: i32 = 19;
 pub(crate) const SIGTERM: i32 = 15;
 
 /// Sends a signal to one process that the test, or a service of it, has started.

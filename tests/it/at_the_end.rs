@@ -12,8 +12,8 @@ use std::time::{Duration, Instant};
 use mirakuru::{Banner, Executor, OutputExecutor, SimpleExecutor};
 
 use crate::common::{
-    LONG, SIGINT, SIGKILL, SIGTERM, Scratch, descendants, random, send, stat, supervisors, test_name, victim,
-    victim_dir, wait_until,
+    LONG, SIGINT, SIGKILL, SIGSTOP, SIGTERM, Scratch, SetAtTheEnd, descendants, random, send, stat,
+    supervisors, test_name, victim, victim_dir, wait_until,
 };
 
 /// How a victim is to end.
@@ -276,6 +276,7 @@ fn run_daemon<T>(dir: &Path, test: impl FnOnce() -> T) -> T {
     fs::create_dir_all(&records).unwrap();
     let is_over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _end = SetAtTheEnd(&is_over);
         scope.spawn(|| {
             let mut pending: Vec<(Instant, std::ffi::OsString)> = Vec::new();
             while !is_over.load(Ordering::SeqCst) {
@@ -294,9 +295,7 @@ fn run_daemon<T>(dir: &Path, test: impl FnOnce() -> T) -> T {
                 thread::sleep(Duration::from_millis(2));
             }
         });
-        let result = test();
-        is_over.store(true, Ordering::SeqCst);
-        result
+        test()
     })
 }
 
@@ -462,6 +461,12 @@ fn killed_once(dir: &Path, worker_first: bool) -> bool {
     let random = random();
     let mut child = start(&mut victim(test_name!(has_a_client_of_a_daemon), dir));
     thread::sleep(Duration::from_micros(random % 700_000));
+    // Stopped, it starts no other service between the look at its tree and its end.
+    send(child.id(), SIGSTOP);
+    assert!(wait_until(
+        || stat(child.id()).is_some_and(|(state, _)| state == 'T'),
+        LONG
+    ));
     let tree = descendants(child.id());
     // The guard is the test process's child, and the worker is the guard's.
     let parent = |pid: u32| stat(pid).map(|(_, parent)| parent);

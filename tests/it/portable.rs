@@ -13,8 +13,8 @@ use std::thread;
 use std::time::Duration;
 
 use crate::common::{
-    LONG, SIGKILL, Scratch, alive, assert_gone, error_of, numbers, odd, send, supervisors, test_name, victim,
-    victim_dir, wait_until,
+    LONG, SIGKILL, Scratch, SetAtTheEnd, alive, assert_gone, error_of, numbers, odd, send, supervisors,
+    test_name, victim, victim_dir, wait_until,
 };
 use mirakuru::{Error, Executor, PidFile, Tcp, Udp};
 
@@ -171,6 +171,7 @@ fn waits_for_every_child() {
     let pids = dir.join("pids").to_str().unwrap().to_owned();
     let over = AtomicBool::new(false);
     thread::scope(|scope| {
+        let _end = SetAtTheEnd(&over);
         scope.spawn(|| {
             while !over.load(Ordering::SeqCst) {
                 // SAFETY: nobody wants the status.
@@ -186,6 +187,5 @@ fn waits_for_every_child() {
             service.stop().unwrap();
             assert!(!service.is_running());
         }
-        over.store(true, Ordering::SeqCst);
     });
 }

@@ -22,8 +22,8 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
 use crate::common::{
-    self, LONG, ODD, SIGINT, SIGKILL, SIGTERM, Scratch, fixed_port, numbers, random, send, stat, supervisors,
-    test_name, wait_until,
+    self, LONG, ODD, SIGINT, SIGKILL, SIGSTOP, SIGTERM, Scratch, fixed_port, numbers, random, send, stat,
+    supervisors, test_name, wait_until,
 };
 use crate::fresh;
 use crate::proof::{self, Lifeline, Process, homes, kept_logs, marked};
@@ -37,7 +37,6 @@ const SIGUSR1: i32 = 10;
 const SIGUSR2: i32 = 12;
 const SIGALRM: i32 = 14;
 const SIGVTALRM: i32 = 26;
-const SIGSTOP: i32 = 19;
 
 /// From the end of the test process until everything must be gone. It takes milliseconds; this is
 /// for a machine that is busy with other things, and well below the 20 s that the chains of

@@ -248,6 +248,7 @@ fn two_hundred_times_the_truth_about_another_server_in_the_window() {
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
             let over = &over;
+            let end = common::SetAtTheEnd(over);
             let other = scope.spawn(move || {
                 // All over the window: before the look, before the fork, before the bind, after it.
                 thread::sleep(Duration::from_micros(n * 40));
@@ -285,7 +286,7 @@ fn two_hundred_times_the_truth_about_another_server_in_the_window() {
                     }
                 }
             }
-            over.store(true, Ordering::SeqCst);
+            drop(end);
             drop(started);
             other.join().unwrap();
         });
