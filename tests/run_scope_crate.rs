@@ -280,6 +280,7 @@ fn five_binaries_with_forty_tests_share_one_redis() {
         // The tests that are left fail, and start no service of their own.
         let tests: BTreeSet<u32> = run.column(0).into_iter().collect();
         assert!(wait_until(|| !tests.iter().any(|pid| alive(*pid)), LONG));
+        // A service that is started by mistake would be noted in this time.
         thread::sleep(Duration::from_millis(100));
         assert_eq!(run.services().len(), 2, "{name}");
         assert!(

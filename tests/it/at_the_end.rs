@@ -342,6 +342,7 @@ fn the_command_at_the_end_runs_twice_before_the_stop_returns() {
         service.start().expect("it starts again");
         service.kill().expect("it is killed");
         assert_eq!(calls(scratch.path()), 4);
+        // The daemon makes a late record in this time.
         thread::sleep(Duration::from_millis(300));
         assert_eq!(records(scratch.path()), 0);
     });
@@ -406,6 +407,7 @@ fn has_a_client_of_a_daemon() {
     loop {
         let service = client(&dir).start().expect("it starts");
         say(&service);
+        // A kill at any moment finds it running more often than starting or stopping.
         thread::sleep(Duration::from_millis(30));
         drop(service);
     }

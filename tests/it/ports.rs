@@ -523,6 +523,7 @@ fn a_wait_for_the_port_does_not_count_towards_the_timeout() {
     let mut first = fixed(port).start().unwrap();
     thread::scope(|scope| {
         let second = scope.spawn(|| fixed(port).queue(true).timeout(Duration::from_secs(4)).start());
+        // Longer than the timeout of the start that waits.
         thread::sleep(Duration::from_millis(4500));
         first.stop().unwrap();
         drop(second.join().unwrap().unwrap());
@@ -579,6 +580,7 @@ fn a_killed_test_process_gives_its_port_back() {
     ));
     thread::scope(|scope| {
         let next = scope.spawn(|| fixed(port).queue(true).start());
+        // The next start is likely to wait by now. One that does not gets the port all the same.
         thread::sleep(Duration::from_millis(50));
         holder.kill().unwrap();
         holder.wait().unwrap();
@@ -607,6 +609,7 @@ fn services_on_the_same_socket_path_wait_for_each_other_as_well() {
     assert!(error.to_string().contains(&path), "{error}");
     thread::scope(|scope| {
         let second = scope.spawn(|| recipe.clone().queue(true).start());
+        // The second start is likely to wait by now. One that does not gets the path all the same.
         thread::sleep(Duration::from_millis(50));
         first.stop().unwrap();
         drop(second.join().unwrap().unwrap());

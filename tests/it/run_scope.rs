@@ -624,6 +624,7 @@ fn the_first_starts_it_and_the_others_attach_until_the_runner_ends() {
             alive(service),
             "it outlives the process that started it, with nobody using it"
         );
+        // A service that nobody uses would begin to end in this time.
         thread::sleep(Duration::from_millis(50));
         for _ in 0..3 {
             let next = run.test(&[]);
@@ -1119,6 +1120,7 @@ fn the_next_one_takes_over_when_the_starter_dies_before_it_is_published() {
         }
         let extra = if key == "EXTRA" { value } else { "" };
         let waits = run.test(&[("USE", "EVENTFUL"), ("EXTRA", extra)]);
+        // Long enough for it to come so far that it waits.
         thread::sleep(Duration::from_millis(100));
         send(first.pid, SIGKILL);
         waits.ended();
@@ -1321,6 +1323,7 @@ fn those_who_wait_for_a_start_do_not_wait_for_an_orphan() {
         BOUND
     ));
     let waits = run.test(&[("USE", "EVENTFUL")]);
+    // Long enough for it to come so far that it waits.
     thread::sleep(Duration::from_millis(200));
     run.end(true);
     let (kind, error) = waits.error();
@@ -1371,6 +1374,7 @@ fn a_fixed_port_of_the_run_is_not_waited_for_by_its_own_tests() {
     // Another run waits for the port.
     let mut other = Run::begin(&scratch);
     let waits = other.test(&envs("OWN_FIXED"));
+    // A start that does not wait would be ready in this time.
     thread::sleep(Duration::from_millis(300));
     assert!(!waits.told().contains_key("used"), "{}", waits.output());
     run.end(true);

@@ -414,6 +414,7 @@ fn a_process_that_got_the_services_pid_is_left_alone() {
     let _ = service.stop();
     let _ = service.kill();
     drop(service);
+    // A signal to the wrong process would take effect in this time.
     thread::sleep(Duration::from_millis(100));
     let untouched = common::stat(pid).is_some_and(|(state, _)| state != 'T' && state != 'Z');
     let _ = other.kill();
@@ -483,6 +484,7 @@ fn marks_are_matched_whole() {
     );
     let _ = service.stop();
     drop(service);
+    // A signal to a wrong process would take effect in this time.
     thread::sleep(Duration::from_millis(200));
     let alive_ones = bystanders.iter().filter(|child| alive(child.id())).count();
     let all = bystanders.len();
