@@ -231,7 +231,8 @@ pub use mirakuru_fixtures::{
 /// It is shared by the whole run: by all processes of a `cargo nextest run`, and by all test
 /// binaries of a `cargo test`, as long as that runs. So **tests must not rely on its being empty**:
 /// others have used it, and use it at the same time. Give each a database, a key prefix or a topic
-/// of its own. With `scope = "process"` each process has its own service.
+/// of its own. With `scope = "users"` it ends with the last process that uses it. With `scope =
+/// "process"` each process has its own service.
 ///
 /// ```
 /// # use mirakuru::TcpExecutor;

@@ -17,6 +17,9 @@ use crate::recipe::Recipe;
 use crate::start::{ClusterMember, Single};
 use crate::system::{Joining, Reach, Slot, System, several};
 
+/// How long the nodes of a cluster may take to end behind their last user, one with the other.
+const ENDS_WITHIN: Duration = Duration::from_secs(60);
+
 /// A recipe for `size` services that know each other: the closure makes the recipe of each node,
 /// and can ask for the ports and directories of all. They start together.
 ///
@@ -323,13 +326,29 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
     {
         let mut permits = Vec::new();
         if let Reach::Run(run) = system.reach() {
-            match self.enter(run, joining)? {
-                Entered::Running(handles, dirs) => {
-                    place.fill(Cluster { nodes: handles }, dirs);
-                    return Ok(());
+            let began = Instant::now();
+            loop {
+                match self.enter(run, joining)? {
+                    Entered::Running(handles, dirs) => {
+                        place.fill(Cluster { nodes: handles }, dirs);
+                        return Ok(());
+                    }
+                    Entered::Vacant(given) => permits = given,
+                    Entered::NotShared => {}
+                    // Its last user has just ended, and its nodes follow.
+                    Entered::InPart if run.__with_users() && began.elapsed() < ENDS_WITHIN => {
+                        std::thread::sleep(Duration::from_millis(5));
+                        continue;
+                    }
+                    Entered::InPart => {
+                        return Err(Error::other(
+                            format!("use the cluster `{}` of this run of tests", joining.name),
+                            "the process that started it was killed in between, and a part of its nodes is \
+                                left",
+                        ));
+                    }
                 }
-                Entered::Vacant(given) => permits = given,
-                Entered::NotShared => {}
+                break;
             }
         }
         let nodes = Node::all((0..self.size).map(|index| Identity::new(name(index))).collect());
@@ -397,12 +416,7 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
             match slot.enter(key)? {
                 SlotState::Running(executor) if permits.is_empty() => found.push(*executor),
                 SlotState::Vacant(permit, _) if found.is_empty() => permits.push(permit),
-                _ => {
-                    return Err(Error::other(
-                        format!("use the cluster `{}` of this run of tests", joining.name),
-                        "the process that started it was killed in between, and a part of its nodes is left",
-                    ));
-                }
+                _ => return Ok(Entered::InPart),
             }
         }
         if found.is_empty() {
@@ -459,6 +473,8 @@ enum Entered<R: Recipe> {
     Vacant(Vec<StartPermit>),
     /// The nodes need something of their process.
     NotShared,
+    /// Some are there, and others are not.
+    InPart,
 }
 
 /// The nodes, each ready by itself, until the cluster is.

@@ -5,9 +5,9 @@
 //! # One service for a whole run
 //!
 //! A shared fixture (`static`, or a function that gives `&'static T`) has the scope `run`, unless
-//! it says `scope = "process"`: however many processes the tests of one `cargo test` or
-//! `cargo nextest run` are spread over, all of them use one service. Nothing of this needs a
-//! daemon, a configuration file, or a setting of the runner.
+//! it says `scope = "process"` or `scope = "users"`: however many processes the tests of one
+//! `cargo test` or `cargo nextest run` are spread over, all of them use one service. Nothing of
+//! this needs a daemon, a configuration file, or a setting of the runner.
 //!
 //! ```text
 //!  cargo nextest run          the runner: forks the tests, and knows nothing of all this

@@ -102,7 +102,7 @@ impl<R: Recipe> Single<R> {
         let (Some(mut executor), Some(recipe)) = (self.executor.take(), self.recipe.take()) else {
             return too_early();
         };
-        if let Some(permit) = &self.permit {
+        if let Some(permit) = &mut self.permit {
             permit.publish(&mut executor)?;
         }
         self.permit = None;
@@ -222,6 +222,8 @@ pub enum Scope {
     Process,
     /// One `cargo test` or `cargo nextest run`, over all its processes.
     Run,
+    /// As long as a process of the run uses it.
+    Users,
 }
 
 /// Starts what is shared. The closure adds it to the system, and gives the one that takes the
@@ -234,7 +236,10 @@ pub fn start_shared<'a, T, Take: FnOnce() -> T>(
     scope: Scope,
     add: impl FnOnce(&mut System<'a>) -> Take,
 ) -> Result<T, Error> {
-    let run = (scope == Scope::Run).then(Run::for_services).flatten();
+    let run = match scope {
+        Scope::Process => None,
+        Scope::Run | Scope::Users => Run::for_services(scope == Scope::Users),
+    };
     let mut system = System::with_reach(run.map_or(Reach::Process, Reach::Run));
     let take = match run {
         Some(_) => lease::forbidden(|| add(&mut system))?,

@@ -472,14 +472,13 @@ fn values_have_the_right_form(fixture: &Args, errors: &mut Errors) {
             "scope"
                 if !matches!(
                     literal(value).map(LitStr::value).as_deref(),
-                    Some("run" | "process")
+                    Some("run" | "process" | "users")
                 ) =>
             {
                 errors.on(
                     value,
-                    "`scope` is \"run\" (one service for a whole `cargo test` or `cargo nextest run`) or \
-                    \"process\" (one for each \
-                 test binary)",
+                    "`scope` is \"run\" (one service for a whole `cargo test` or `cargo nextest run`), \
+                    \"users\" (the same, until nobody uses it) or \"process\" (one for each test binary)",
                 )
             }
             "env" if !matches!(value, Expr::Tuple(pair) if pair.elems.len() == 2) => errors.on(

@@ -564,12 +564,18 @@ impl Place {
 
 /// The services, started for all: an expression of type `Result<(Handle, ..), Error>`.
 fn started_shared(members: &[Member<'_>]) -> TokenStream {
-    let of_the_process = |member: &Member<'_>| {
-        let scope = member.fixture.entry("scope").and_then(Entry::literal);
-        scope.is_some_and(|scope| scope.value() == "process")
+    let is_any = |wanted: &str| {
+        let mut scopes = members.iter().filter_map(|member| {
+            let scope = member.fixture.entry("scope")?;
+            scope.literal()
+        });
+        scopes.any(|scope| scope.value() == wanted)
     };
-    let scope = if members.iter().any(of_the_process) {
+    // A service lives no longer than those that it is started with.
+    let scope = if is_any("process") {
         quote!(Process)
+    } else if is_any("users") {
+        quote!(Users)
     } else {
         quote!(Run)
     };

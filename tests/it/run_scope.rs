@@ -117,6 +117,9 @@ static LEASED_SYSTEM: LeasedSystem;
 #[mirakuru::fixture(cmd = "sleep 100", scope = "process")]
 static OF_THE_PROCESS: SimpleExecutor;
 
+#[mirakuru::fixture(alone(), scope = "users")]
+static OF_ITS_USERS: TcpExecutor;
+
 /// A pipe ends with the process that has its other end.
 #[mirakuru::fixture(cmd = "cat", stdin = mirakuru::Stdio::piped())]
 static READER: SimpleExecutor;
@@ -307,6 +310,13 @@ fn test_process() {
         "WITH_VARIABLE" => tell(Shared::try_get(&WITH_VARIABLE), began),
         "SLEEPER" => tell(Shared::try_get(&SLEEPER), began),
         "TWIN" => tell(Shared::try_get(&TWIN), began),
+        "OF_ITS_USERS" => {
+            tell(Shared::try_get(&OF_ITS_USERS), began);
+            if let Ok(hold) = env::var("HOLD") {
+                thread::sleep(Duration::from_millis(hold.parse().expect("a number")));
+                told("still", std::net::TcpStream::connect(OF_ITS_USERS.addr()).is_ok());
+            }
+        }
         "OF_THE_PROCESS" => tell(Shared::try_get(&OF_THE_PROCESS), began),
         #[cfg(feature = "presets")]
         "LEASED" => tell(Shared::try_get(&LEASED), began),
@@ -757,6 +767,110 @@ fn a_variable_lets_the_services_of_the_run_end_with_their_process() {
     assert!(pids.iter().all(|pid| !alive(*pid)), "{pids:?}");
     run.end(false);
     assert_nothing_left(&scratch, &pids);
+}
+
+#[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
+fn the_scope_of_its_users_ends_with_the_last_of_them() {
+    let scratch = Scratch::new();
+    let mut run = Run::begin(&scratch);
+    let mut begin = |until: &str| run.test(&[("USE", "OF_ITS_USERS"), ("UNTIL", until)]);
+    let (starter, killed, last) = (begin("first"), begin("never"), begin("last"));
+    let service = starter.service();
+    assert_eq!([killed.service(), last.service()], [service; 2]);
+    touch(&scratch, "first");
+    starter.ended();
+    send(killed.pid, SIGKILL);
+    assert_eq!(killed.exit(), Some(-1));
+    assert!(alive(service), "it has a user");
+    touch(&scratch, "last");
+    last.ended();
+    assert!(!alive(service), "its last user waits for its end");
+    assert_nothing_left(&scratch, &[service]);
+
+    // The next user has another one, and need not end well.
+    let next = begin("never");
+    let another = with_supervisors(next.service());
+    assert_ne!(another[0], service);
+    send(next.pid, SIGKILL);
+    assert_nothing_left(&scratch, &another);
+    assert_eq!(services(&scratch), [service, another[0]]);
+    run.end(false);
+}
+
+#[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
+fn a_user_that_comes_while_the_service_ends_has_a_new_one() {
+    let scratch = Scratch::new();
+    let mut run = Run::begin(&scratch);
+    let slow = ("EXTRA", "--stop-delay 300");
+    let mut begin = |until: &str| run.test(&[("USE", "OF_ITS_USERS"), slow, ("UNTIL", until)]);
+    let first = begin("end");
+    let service = first.service();
+    touch(&scratch, "end");
+    let is_published = || {
+        let bases = fs::read_dir(scratch.path()).into_iter().flatten().flatten();
+        let dirs = bases.flat_map(|base| fs::read_dir(base.path()).into_iter().flatten().flatten());
+        dirs.into_iter().any(|dir| dir.path().join("state").exists())
+    };
+    assert!(wait_until(|| !is_published(), BOUND), "its last user has gone");
+    let next = begin("next");
+    assert_ne!(next.service(), service);
+    touch(&scratch, "next");
+    next.ended();
+    first.ended();
+    assert_nothing_left(&scratch, &services(&scratch));
+    run.end(false);
+}
+
+/// The service cannot run twice at a time. So a user that starts another one too early fails.
+#[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
+fn users_come_and_go_and_each_finds_the_service() {
+    let scratch = Scratch::new();
+    let mut run = Run::begin(&scratch);
+    let tests: Vec<Test> = (0..40_u64)
+        .map(|number| {
+            thread::sleep(Duration::from_millis(number * 7 % 30));
+            let hold = (number * 13 % 40).to_string();
+            run.test(&[("USE", "OF_ITS_USERS"), ("HOLD", &hold)])
+        })
+        .collect();
+    for test in &tests {
+        test.ended();
+        let told = test.used();
+        assert_eq!(
+            told.get("still").map(String::as_str),
+            Some("true"),
+            "{}",
+            test.output()
+        );
+    }
+    let started = services(&scratch);
+    assert!(started.len() <= tests.len(), "{started:?}");
+    assert_nothing_left(&scratch, &started);
+    run.end(false);
+}
+
+#[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
+fn a_variable_lets_systems_and_clusters_of_the_run_end_with_their_last_user() {
+    let scratch = Scratch::new();
+    let mut run = Run::begin_with(&scratch, &[("MIRAKURU_SCOPE", "users")]);
+    for name in ["SLEEPER", "SYSTEM", "NODES"] {
+        let mut begin = |until: &str| run.test(&[("USE", name), ("UNTIL", until)]);
+        let tests = [begin("never"), begin(name)];
+        let pids: Vec<u32> = tests.iter().map(Test::service).collect();
+        assert_eq!(pids[0], pids[1], "{name}");
+        send(tests[0].pid, SIGKILL);
+        assert_eq!(tests[0].exit(), Some(-1));
+        assert!(alive(pids[0]), "{name}");
+        touch(&scratch, name);
+        tests[1].ended();
+        assert!(!alive(pids[0]), "{name}");
+        assert_nothing_left(&scratch, &pids);
+    }
+    run.end(false);
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::readiness::Readiness;
 use crate::recipe::builder::ExecutorBuilder;
 use crate::run::state::State;
 use crate::service_dir::ServiceDir;
-use crate::sys::{self, Exit, RunPlan};
+use crate::sys::{self, Exit, RunPlan, User};
 use crate::timeline::events as timeline;
 use crate::util::wakeup::Wakeup;
 
@@ -26,6 +26,8 @@ use crate::util::wakeup::Wakeup;
 pub(super) struct Attached {
     state: State,
     published: PathBuf,
+    /// This process, as one of the users with which the service ends.
+    _user: Option<User>,
     /// The lock of the process that started it. It shows that process's other tests that the
     /// endpoints will not become free.
     _endpoint_lock: Option<Arc<Mutex<EndpointLock>>>,
@@ -110,6 +112,7 @@ impl<R: Readiness> Executor<R> {
         recipe: ExecutorBuilder<R>,
         state: State,
         published: PathBuf,
+        user: Option<User>,
     ) -> Result<Executor<R>, Error> {
         let ExecutorBuilder { spec, readiness } = recipe;
         if let Some(report) = state.failed {
@@ -152,6 +155,7 @@ impl<R: Readiness> Executor<R> {
         let attached = Attached {
             state,
             published,
+            _user: user,
             _endpoint_lock: None,
         };
         if !attached.state.is_running() {
@@ -204,12 +208,22 @@ impl<R: Readiness> Executor<R> {
     ///
     /// [`Error::Exited`] when it has ended since; [`Error::System`] when it cannot be published. It
     /// is still this process's own then.
-    pub(crate) fn publish(&mut self, state: State, published: PathBuf) -> Result<(), Error> {
-        let done = self.try_to_publish(state, published);
+    pub(crate) fn publish(
+        &mut self,
+        state: State,
+        published: PathBuf,
+        user: &mut Option<User>,
+    ) -> Result<(), Error> {
+        let done = self.try_to_publish(state, published, user);
         self.core.masked(done)
     }
 
-    fn try_to_publish(&mut self, state: State, published: PathBuf) -> Result<(), Unmasked> {
+    fn try_to_publish(
+        &mut self,
+        state: State,
+        published: PathBuf,
+        user: &mut Option<User>,
+    ) -> Result<(), Unmasked> {
         let core = &mut self.core;
         let action = "share it with the run";
         let Owned { core, own } = self.process.owned(core, action)?;
@@ -247,6 +261,7 @@ impl<R: Readiness> Executor<R> {
         self.process = Process::Attached(Box::new(Attached {
             state,
             published,
+            _user: user.take(),
             _endpoint_lock,
         }));
         Ok(())

@@ -47,6 +47,7 @@ impl Owned<'_> {
         let c_string = |path: PathBuf| Ok::<_, io::Error>(CString::new(path.as_os_str().as_bytes())?);
         Ok(RunPlan {
             runner: sys::pidfd(run.runner().0)?,
+            ends_with_users: false,
             // No other process starts this service.
             start_lock: File::open("/dev/null")?.into(),
             staged: c_string(staged)?,

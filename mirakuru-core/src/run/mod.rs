@@ -9,6 +9,7 @@ pub(crate) mod owner;
 pub(crate) mod state;
 pub(crate) mod sweep;
 
+use std::ffi::OsString;
 use std::fs;
 use std::hash::Hasher;
 use std::io;
@@ -31,6 +32,8 @@ pub struct Run {
     pub(crate) dir: PathBuf,
     pub(crate) runner: u32,
     pub(crate) started: u64,
+    /// Its services end with their last user.
+    pub(crate) with_users: bool,
 }
 
 impl Run {
@@ -67,22 +70,44 @@ impl Run {
         RUN.as_ref()
     }
 
-    /// The run whose processes share services. `None` where [`current`](Run::current) is, and where
-    /// `MIRAKURU_SCOPE=process` lets shared services end with their test process.
+    /// The run whose processes share services, which end with the run or with their last user.
+    /// `None` where [`current`](Run::current) is, and where `MIRAKURU_SCOPE=process` lets shared
+    /// services end with their test process.
     #[must_use]
-    pub fn for_services() -> Option<&'static Run> {
-        static IS_PROCESS: Lazy<bool> = Lazy::new(|| {
+    pub fn for_services(with_users: bool) -> Option<&'static Run> {
+        static SET: Lazy<OsString> = Lazy::new(|| {
             let scope = std::env::var_os(SCOPE).unwrap_or_default();
-            let is_process = scope == "process";
-            if !is_process && !scope.is_empty() && scope != "run" {
+            if !["", "process", "run", "users"]
+                .iter()
+                .any(|known| scope == *known)
+            {
                 say(&format!(
-                    "{SCOPE} is `{}`, and has no effect; write `process` or `run`",
+                    "{SCOPE} is `{}`, and has no effect; write `process`, `users` or `run`",
                     scope.to_string_lossy()
                 ));
             }
-            is_process
+            scope
         });
-        if *IS_PROCESS { None } else { Run::current() }
+        static WITH_USERS: Lazy<Option<Run>> = Lazy::new(|| {
+            Run::current().map(|run| Run {
+                dir: run.dir.clone(),
+                with_users: true,
+                ..*run
+            })
+        });
+        if *SET == "process" {
+            None
+        } else if with_users || *SET == "users" {
+            WITH_USERS.as_ref()
+        } else {
+            Run::current()
+        }
+    }
+
+    /// Whether its services end with their last user.
+    #[must_use]
+    pub fn __with_users(&self) -> bool {
+        self.with_users
     }
 
     /// The runner is the nearest ancestor that does not carry the variable that it gives to its
@@ -141,6 +166,7 @@ impl Run {
             dir: runs_base().join(format!("run-{runner}-{started}-{:016x}", hash(0, id))),
             runner,
             started,
+            with_users: false,
         }
     }
 
@@ -150,6 +176,7 @@ impl Run {
             dir: PathBuf::new(),
             runner: 0,
             started: 0,
+            with_users: false,
         }
     }
 
@@ -236,8 +263,10 @@ pub(crate) fn is_in_use(dir: &Path) -> bool {
         .map(|entry| entry.path())
         .any(|path| match path.extension() {
             // Held by each process that starts a service, and by its supervisor from then on.
-            Some(kind) if kind == "lock" => sys::files::open_lock(&path, false)
-                .is_ok_and(|lock| matches!(sys::files::is_locked(lock.as_fd()), Ok(true))),
+            kind if kind.is_some_and(|kind| kind == "lock") || path.ends_with("lock") => {
+                sys::files::open_lock(&path, false)
+                    .is_ok_and(|lock| matches!(sys::files::is_locked(lock.as_fd()), Ok(true)))
+            }
             _ => false,
         })
 }

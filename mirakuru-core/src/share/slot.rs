@@ -17,7 +17,7 @@ use crate::run::state::State;
 use crate::run::{Run, make_dir, this_process};
 use crate::service_dir;
 use crate::share::key::recipe_key;
-use crate::sys;
+use crate::sys::{self, User};
 use crate::timeline::events::timeline_now;
 use crate::util::backoff::Pauses;
 use crate::util::deadline::scaled;
@@ -42,17 +42,36 @@ impl Run {
     ) -> Result<RunSlot, Error> {
         recipe.spec.command.find_program()?;
         let key = recipe_key(name, kind, recipe);
+        // A service that ends before the run has a directory of its own, which goes with it.
+        let (dir, names) = match self.with_users {
+            true => (with_suffix(&self.dir, &key), ["state", "lock"].map(str::to_owned)),
+            false => (
+                self.dir.clone(),
+                ["state", "lock"].map(|kind| format!("{key}.{kind}")),
+            ),
+        };
+        let [published, lock] = names.map(|name| dir.join(name));
         let slot = RunSlot {
-            published: self.dir.join(format!("{key}.state")),
-            lock: self.dir.join(format!("{key}.lock")),
-            dir: self.dir.clone(),
+            published,
+            lock,
+            users: self.with_users.then(|| dir.join("users")),
+            dir,
             runner: self.runner,
             runner_started: self.started,
+            grace: scaled(recipe.spec.stop_timeout),
         };
         slot.check_runner().map_err(|source| slot.error(source))?;
         slot.make_dir().map_err(|source| slot.error(source))?;
         Ok(slot)
     }
+}
+
+/// A directory beside this one, which is known to be of the same run.
+fn with_suffix(dir: &Path, suffix: &str) -> PathBuf {
+    let mut name = dir.as_os_str().to_owned();
+    name.push("-");
+    name.push(suffix);
+    name.into()
 }
 
 /// The place of one service in a run.
@@ -64,6 +83,10 @@ pub struct RunSlot {
     lock: PathBuf,
     runner: u32,
     runner_started: u64,
+    /// The FIFO of its users, where it ends with the last of them.
+    users: Option<PathBuf>,
+    /// How long it may take to end.
+    grace: Duration,
 }
 
 /// What is in a berth.
@@ -82,6 +105,7 @@ pub enum SlotState<R> {
 pub struct StartPermit {
     slot: RunSlot,
     lock: File,
+    user: Option<User>,
 }
 
 impl RunSlot {
@@ -98,11 +122,25 @@ impl RunSlot {
         let patience = PATIENCE.saturating_add(scaled(allowed));
         let mut pauses = Pauses::new();
         loop {
+            // First a user, then a look: see `is_over` of the supervisor.
+            let user = match State::read(&self.published).map_err(|e| self.error(e))? {
+                Some(_) => self.join().map_err(|e| self.error(e))?,
+                None => None,
+            };
             if let Some(state) = State::read(&self.published).map_err(|e| self.error(e))? {
-                return self.attach(recipe, state, asked);
+                if user.is_some() || self.users.is_none() {
+                    return self.attach(recipe, state, asked, user);
+                }
+                // It was published between the two looks.
+                continue;
             }
+            drop(user);
             if let Some(lock) = self.try_lock().map_err(|e| self.error(e))? {
-                let permit = StartPermit { slot: self, lock };
+                let permit = StartPermit {
+                    slot: self,
+                    lock,
+                    user: None,
+                };
                 return permit.endpoint(recipe, asked);
             }
             // Those who are left of a run that was killed are not to wait for each other.
@@ -120,13 +158,27 @@ impl RunSlot {
         }
     }
 
+    /// Makes this process a user of the service, where that matters. `None` also when the service
+    /// has just gone.
+    fn join(&self) -> io::Result<Option<User>> {
+        let Some(users) = &self.users else {
+            return Ok(None);
+        };
+        match User::join(users, &self.lock, self.grace) {
+            Ok(user) => Ok(Some(user)),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     fn attach<R: Readiness>(
         &self,
         recipe: ExecutorBuilder<R>,
         state: State,
         asked: Option<u64>,
+        user: Option<User>,
     ) -> Result<SlotState<R>, Error> {
-        match Executor::attach(recipe, state, self.published.clone()) {
+        match Executor::attach(recipe, state, self.published.clone(), user) {
             Ok(executor) => {
                 executor.note_attached(asked);
                 Ok(SlotState::Running(Box::new(executor)))
@@ -190,7 +242,7 @@ impl RunSlot {
 impl StartPermit {
     /// With the lock taken: is it really vacant?
     fn endpoint<R: Readiness>(
-        self,
+        mut self,
         recipe: ExecutorBuilder<R>,
         asked: Option<u64>,
     ) -> Result<SlotState<R>, Error> {
@@ -202,20 +254,30 @@ impl StartPermit {
         }
         // It may have been published between the check and the lock.
         match State::read(&self.slot.published).map_err(|e| self.slot.error(e))? {
-            None => Ok(SlotState::Vacant(self, Box::new(recipe))),
-            Some(state) => self.slot.attach(recipe, state, asked),
+            None => {
+                self.user = self.slot.join().map_err(|e| self.slot.error(e))?;
+                Ok(SlotState::Vacant(self, Box::new(recipe)))
+            }
+            Some(state) => {
+                let user = self.slot.join().map_err(|e| self.slot.error(e))?;
+                self.slot.attach(recipe, state, asked, user)
+            }
         }
     }
 
     /// What the supervisor needs to make the service the run's.
     fn plan(&self) -> io::Result<sys::RunPlan> {
         let slot = &self.slot;
-        let runner = sys::pidfd(slot.runner);
+        let runner = match &self.user {
+            Some(user) => user.reader(),
+            None => sys::pidfd(slot.runner),
+        };
         // In this order: what the descriptor refers to is the runner if that is still alive now.
         slot.check_runner()?;
         let c_string = |path: &Path| Ok::<_, io::Error>(CString::new(path.as_os_str().as_bytes())?);
         Ok(sys::RunPlan {
             runner: runner?,
+            ends_with_users: self.user.is_some(),
             start_lock: self.lock.try_clone()?.into(),
             staged: c_string(&slot.staged())?,
             published: c_string(&slot.published)?,
@@ -246,11 +308,11 @@ impl StartPermit {
     ///
     /// [`Error::System`] when that fails, [`Error::Exited`] when it has ended meanwhile. It is
     /// still the caller's then.
-    pub fn publish<R: Readiness>(&self, executor: &mut Executor<R>) -> Result<(), Error> {
+    pub fn publish<R: Readiness>(&mut self, executor: &mut Executor<R>) -> Result<(), Error> {
         let state = executor.state();
         let staged = self.slot.staged();
         let result = match state.write(&staged) {
-            Ok(()) => executor.publish(state, self.slot.published.clone()),
+            Ok(()) => executor.publish(state, self.slot.published.clone(), &mut self.user),
             Err(source) => Err(self.slot.error(source)),
         };
         if result.is_err() {

@@ -44,6 +44,7 @@ pub(crate) use process::plan::{
 };
 pub(crate) use process::service::{Exit, Service, TreeSignal};
 pub(crate) use process::signals;
+pub(crate) use process::users::User;
 pub(crate) use process::{LOSES_DAEMONS, forks_whole_because, kill_marked, pidfd, pidfds_are_missing};
 
 /// CLOCK_MONOTONIC in nanoseconds: the clock of the supervisor's time stamps.

@@ -93,8 +93,10 @@ pub(super) struct Arena {
     pub(super) needs: *const i32,
     pub(super) needs_count: usize,
     /// For a service of a whole run: a pidfd of the runner, or -1; where its state is written,
-    /// where it is published, and the run's directory.
+    /// where it is published, and the run's directory. With `ends_with_users`, the descriptor is
+    /// the FIFO of its users.
     pub(super) runner_pidfd: i32,
+    pub(super) ends_with_users: bool,
     pub(super) staged: *const c_char,
     pub(super) published: *const c_char,
     pub(super) run_dir: *const c_char,
@@ -210,6 +212,7 @@ impl Mapping {
             a.needed = needed;
             a.needs = needs;
             [a.staged, a.published, a.run_dir] = run_paths.map(|path| path.unwrap_or(ptr::null()));
+            a.ends_with_users = run.is_some_and(|run| run.ends_with_users);
             a.groups = groups;
             a.group_count = plan.groups.as_ref().map_or(-1, |groups| groups.len() as i64);
             a.uid = plan.uid.map_or(-1, i64::from);

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, 
 
 use super::message::{Message, STOP_IN_A_TEST, send, stop_message};
 use super::plan::StopPolicy;
-use super::service;
+use super::{service, users};
 
 static HEAD: AtomicPtr<Slot> = AtomicPtr::new(ptr::null_mut());
 /// A fork of the test process inherits the handler, but its services are not its own.
@@ -46,13 +46,18 @@ pub(super) struct Registration {
     claimed: AtomicBool,
 }
 
-/// Adds a service, known by its control socket. Its id is what its processes carry as a mark.
-pub(super) fn register(control: RawFd, id: &str, stop: StopPolicy) -> Registration {
+/// Lets the handler run at a normal end of this process.
+pub(super) fn install_once() {
     static HANDLER: Once = Once::new();
     HANDLER.call_once(|| {
         PROCESS.store(std::process::id(), Ordering::SeqCst);
         install();
     });
+}
+
+/// Adds a service, known by its control socket. Its id is what its processes carry as a mark.
+pub(super) fn register(control: RawFd, id: &str, stop: StopPolicy) -> Registration {
+    install_once();
     let slot = free_slot();
     for (place, value) in slot.message.iter().zip(stop_message(stop, true)) {
         place.store(value, Ordering::SeqCst);
@@ -219,4 +224,6 @@ fn end_all(failed: bool) {
         let id = String::from_utf8_lossy(&id);
         service::await_end(control, guard, main, id.trim_end_matches('\0'));
     }
+    // Those that others of this process needed may end now.
+    users::leave_all();
 }

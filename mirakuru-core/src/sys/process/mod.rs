@@ -23,6 +23,7 @@ pub(crate) mod service;
 pub(crate) mod signals;
 mod spawn;
 mod tools;
+pub(crate) mod users;
 
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 use linux as back_end;

@@ -70,15 +70,18 @@ pub(crate) struct LogPart {
 /// [`Service::publish`](super::service::Service::publish) on, and until then it is that process's
 /// alone.
 pub(crate) struct RunPlan {
-    /// A pidfd of the runner, at whose end the service is to end.
+    /// A pidfd of the runner, at whose end the service ends; or the FIFO of its users.
     pub(crate) runner: OwnedFd,
+    /// It is the FIFO: the service ends with its last user, and a new user may come in that moment.
+    pub(crate) ends_with_users: bool,
     /// The right to start the service. The supervisor keeps it as well, so that nobody starts
     /// another before this one is published or gone.
     pub(crate) start_lock: OwnedFd,
     /// The file with the service's state, and the name under which others look for it.
     pub(crate) staged: CString,
     pub(crate) published: CString,
-    /// The run's directory, removed with everything in it when the runner is gone.
+    /// The run's directory, removed with everything in it when the runner is gone; or the service's
+    /// own one for its users.
     pub(crate) dir: CString,
 }
 
@@ -90,6 +93,7 @@ impl RunPlan {
     pub(crate) fn try_clone(&self) -> std::io::Result<RunPlan> {
         Ok(RunPlan {
             runner: self.runner.try_clone()?,
+            ends_with_users: self.ends_with_users,
             start_lock: self.start_lock.try_clone()?,
             staged: self.staged.clone(),
             published: self.published.clone(),

@@ -369,7 +369,7 @@ impl Worker<'_> {
                     }
                     owner_is_gone |= !self.published;
                 }
-                if runner_seen {
+                if runner_seen && self.is_over(runner) {
                     runner = -1;
                     owner_is_gone = true;
                 }
@@ -390,6 +390,26 @@ impl Worker<'_> {
                     return self.conclude(runner);
                 }
             }
+        }
+    }
+
+    /// Whether the service of the run has to end. Where that depends on its users, hides it from
+    /// new ones first and looks again. A user opens the FIFO before it looks for the service, so it
+    /// either is seen here, or does not find the service.
+    unsafe fn is_over(&self, users: i32) -> bool {
+        // SAFETY: the paths are strings in the arena, and the rest is a local variable.
+        unsafe {
+            let (published, hidden) = (self.a.published, self.a.staged);
+            if !self.a.ends_with_users || libc::rename(published, hidden) != 0 {
+                return true;
+            }
+            let mut poll = libc::pollfd {
+                fd: users,
+                events: libc::POLLIN,
+                revents: 0,
+            };
+            // Without an answer it is hidden already, and ends.
+            libc::poll(&mut poll, 1, 0) != 0 || libc::rename(hidden, published) != 0
         }
     }
 

@@ -1,0 +1,220 @@
+//! The processes that use a service which ends with its last user.
+//!
+//! Each user holds the write end of a FIFO, and the service's supervisor polls its read end. The
+//! kernel reports a hang-up when the last writer is gone, however it ended. The supervisor then
+//! hides the service from new users, looks again, and ends it (`linux/supervisor.rs`).
+//!
+//! A process that ends normally waits here for the end of each service whose last user it was. So
+//! the service is gone before the runner sees the end of the process.
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::path::Path;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
+use std::time::Duration;
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
+
+use super::exit;
+use crate::sys::clock_ns;
+
+/// How long the supervisor may take beyond the grace.
+const MARGIN: Duration = Duration::from_secs(30);
+
+/// This process as a user of one service, until this is dropped.
+#[derive(Debug)]
+pub(crate) struct User {
+    slot: &'static Slot,
+}
+
+/// An entry in a list that is never shortened: see `exit.rs`.
+#[derive(Debug)]
+struct Slot {
+    /// The write end; -1 when this process uses the service no longer.
+    writer: AtomicI32,
+    /// A read end that was opened first, so that it sees the hang-up.
+    reader: AtomicI32,
+    /// The supervisor has this file locked until nothing is left of the service.
+    lock: AtomicI32,
+    limit_ns: AtomicU64,
+    used: AtomicBool,
+    next: AtomicPtr<Slot>,
+}
+
+static HEAD: AtomicPtr<Slot> = AtomicPtr::new(ptr::null_mut());
+
+impl User {
+    /// Becomes a user of the service whose FIFO and lock these are. The FIFO is made where it is
+    /// missing; the lock must be there.
+    ///
+    /// # Errors
+    ///
+    /// What the operating system says; `NotFound` when the directory or the lock has gone.
+    pub(crate) fn join(fifo: &Path, lock: &Path, grace: Duration) -> io::Result<User> {
+        match mkfifo(fifo, Mode::S_IRUSR | Mode::S_IWUSR) {
+            Ok(()) | Err(Errno::EEXIST) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let reader = open(fifo, OFlag::O_RDONLY | flags, Mode::empty())?;
+        let writer = open(fifo, OFlag::O_WRONLY | flags, Mode::empty())?;
+        let lock = open(lock, OFlag::O_RDONLY | flags, Mode::empty())?;
+        exit::install_once();
+        let slot = free_slot();
+        let limit = grace.saturating_add(MARGIN).as_nanos();
+        slot.limit_ns
+            .store(u64::try_from(limit).unwrap_or(u64::MAX), Ordering::SeqCst);
+        slot.reader.store(reader.into_raw_fd(), Ordering::SeqCst);
+        slot.lock.store(lock.into_raw_fd(), Ordering::SeqCst);
+        slot.writer.store(writer.into_raw_fd(), Ordering::SeqCst);
+        Ok(User { slot })
+    }
+
+    /// A read end of the FIFO, for the supervisor.
+    ///
+    /// # Errors
+    ///
+    /// When there are too many descriptors, or this process is at its end.
+    pub(crate) fn reader(&self) -> io::Result<OwnedFd> {
+        let reader = self.slot.reader.load(Ordering::SeqCst);
+        // SAFETY: the call takes numbers; the copy is owned by nobody else.
+        unsafe {
+            let copy = Errno::result(libc::fcntl(reader, libc::F_DUPFD_CLOEXEC, 3))?;
+            Ok(OwnedFd::from_raw_fd(copy))
+        }
+    }
+}
+
+impl Drop for User {
+    fn drop(&mut self) {
+        // Otherwise this process is at its end, and the descriptors are in use there.
+        if let Some(writer) = owned(&self.slot.writer) {
+            drop((writer, owned(&self.slot.reader), owned(&self.slot.lock)));
+            self.slot.used.store(false, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Takes a descriptor out of its place.
+fn owned(place: &AtomicI32) -> Option<OwnedFd> {
+    let fd = place.swap(-1, Ordering::SeqCst);
+    // SAFETY: it was put there by `join`, and this swap is the only one that got it.
+    (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A slot that nobody uses, or a new one.
+fn free_slot() -> &'static Slot {
+    let mut at = HEAD.load(Ordering::SeqCst);
+    // SAFETY: slots are leaked, so that every pointer in the list stays valid.
+    while let Some(slot) = unsafe { at.as_ref() } {
+        if !slot.used.swap(true, Ordering::SeqCst) {
+            return slot;
+        }
+        at = slot.next.load(Ordering::SeqCst);
+    }
+    let slot: &'static Slot = Box::leak(Box::new(Slot {
+        writer: AtomicI32::new(-1),
+        reader: AtomicI32::new(-1),
+        lock: AtomicI32::new(-1),
+        limit_ns: AtomicU64::new(0),
+        used: AtomicBool::new(true),
+        next: AtomicPtr::new(ptr::null_mut()),
+    }));
+    let ours = ptr::from_ref(slot).cast_mut();
+    let pushed = HEAD.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |head| {
+        slot.next.store(head, Ordering::SeqCst);
+        Some(ours)
+    });
+    debug_assert!(pushed.is_ok(), "the closure always gives a value");
+    slot
+}
+
+/// At a normal end of the process, when its own services have ended: leaves all, then waits for
+/// each service whose last user this process was.
+pub(super) fn leave_all() {
+    each(|slot| drop(owned(&slot.writer)));
+    each(|slot| {
+        if let (Some(reader), Some(lock)) = (owned(&slot.reader), owned(&slot.lock)) {
+            await_end(&reader, &lock, slot.limit_ns.load(Ordering::SeqCst));
+        }
+    });
+}
+
+fn each(mut act: impl FnMut(&'static Slot)) {
+    let mut at = HEAD.load(Ordering::SeqCst);
+    // SAFETY: as in `free_slot`.
+    while let Some(slot) = unsafe { at.as_ref() } {
+        act(slot);
+        at = slot.next.load(Ordering::SeqCst);
+    }
+}
+
+/// Returns when nothing is left of the service, or when it has another user.
+fn await_end(reader: &OwnedFd, lock: &OwnedFd, limit_ns: u64) {
+    let deadline = clock_ns().saturating_add(limit_ns);
+    let mut poll = libc::pollfd {
+        fd: reader.as_raw_fd(),
+        events: libc::POLLIN,
+        revents: 0,
+    };
+    // SAFETY: plain system calls on descriptors of our own.
+    unsafe {
+        while libc::poll(&mut poll, 1, 0) > 0
+            && poll.revents & libc::POLLHUP != 0
+            && libc::flock(lock.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) != 0
+            && clock_ns() < deadline
+        {
+            libc::poll(ptr::null_mut(), 0, 1);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::tests::TestDir;
+
+    fn is_hung_up(reader: &OwnedFd) -> bool {
+        let mut poll = libc::pollfd {
+            fd: reader.as_raw_fd(),
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        // SAFETY: a local variable.
+        unsafe { libc::poll(&mut poll, 1, 0) > 0 && poll.revents & libc::POLLHUP != 0 }
+    }
+
+    #[test]
+    fn the_end_of_the_last_user_is_seen_and_a_new_one_takes_it_back() {
+        let dir = TestDir::new();
+        let (fifo, lock) = (dir.path().join("users"), dir.path().join("lock"));
+        std::fs::write(&lock, "").unwrap();
+        let join = || User::join(&fifo, &lock, Duration::ZERO).unwrap();
+        let (one, other) = (join(), join());
+        let reader = one.reader().unwrap();
+        drop(one);
+        assert!(!is_hung_up(&reader));
+        drop(other);
+        // Another test's fork may have a copy of the write end for a moment.
+        let deadline = std::time::Instant::now() + Duration::from_secs(20);
+        while !is_hung_up(&reader) {
+            assert!(std::time::Instant::now() < deadline, "nobody uses it");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let again = join();
+        assert!(!is_hung_up(&reader));
+        drop(again);
+    }
+
+    #[test]
+    fn a_service_that_has_gone_cannot_be_joined() {
+        let dir = TestDir::new();
+        let gone = dir.path().join("gone");
+        let error = User::join(&gone.join("users"), &gone.join("lock"), Duration::ZERO).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}
