@@ -165,6 +165,12 @@ impl<R: Recipe> Service for Single<R> {
         }
     }
 
+    fn end_with_test(&mut self) {
+        if let Some(executor) = &mut self.executor {
+            executor.__for_test();
+        }
+    }
+
     fn prepare(&mut self) -> Result<(), Error> {
         match (&mut self.executor, &self.recipe) {
             (Some(executor), Some(recipe)) if !self.is_attached => {
@@ -282,6 +288,8 @@ impl<R: Readiness, E: BorrowMut<Executor<R>>> Service for Built<R, E> {
     }
 
     fn give_lock(&mut self, _: &SharedLock) {}
+
+    fn end_with_test(&mut self) {}
 
     fn prepare(&mut self) -> Result<(), Error> {
         Ok(())

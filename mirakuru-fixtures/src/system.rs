@@ -36,6 +36,8 @@ pub struct System<'a> {
     added: Vec<Weak<dyn Need + 'a>>,
     /// The directories of services that everything that is added now needs.
     needs: Vec<PathBuf>,
+    /// Its services end with the test on this thread.
+    is_for_test: bool,
     /// Held until all have started, so that fixed ports are locked in one order for all tests.
     locks: Vec<SharedLock>,
 }
@@ -185,6 +187,9 @@ pub(crate) trait Service {
     /// Gives it the lock that was taken for all.
     fn give_lock(&mut self, lock: &SharedLock);
 
+    /// It ends with the test on this thread.
+    fn end_with_test(&mut self);
+
     /// Prepares what it needs before it is started.
     fn prepare(&mut self) -> Result<(), Error>;
 
@@ -246,6 +251,7 @@ impl<'a> System<'a> {
             prefix: String::new(),
             added: Vec::new(),
             needs: Vec::new(),
+            is_for_test: false,
             locks: Vec::new(),
         }
     }
@@ -255,6 +261,14 @@ impl<'a> System<'a> {
     #[must_use]
     pub fn new() -> System<'a> {
         System::with_reach(Reach::Handle)
+    }
+
+    /// No services yet. They end with their handles, and with the test on this thread at the latest.
+    #[must_use]
+    pub fn of_test() -> System<'a> {
+        let mut system = System::new();
+        system.is_for_test = true;
+        system
     }
 
     pub(crate) fn reach(&self) -> Reach {
@@ -561,7 +575,11 @@ impl<'a> System<'a> {
         }
         for (index, service) in &new {
             *at = *index;
-            service.borrow_mut().build(&self.members[*index].name)?;
+            let mut service = service.borrow_mut();
+            service.build(&self.members[*index].name)?;
+            if self.is_for_test {
+                service.end_with_test();
+            }
         }
         // Of all of them at once, and so in one order for all tests.
         let endpoints = new.iter().filter_map(|(_, service)| service.borrow().endpoints());

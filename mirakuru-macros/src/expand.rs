@@ -419,8 +419,13 @@ fn own_services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> Toke
             }),
             None => quote!(#started.or_panic()),
         };
+        // With rstest's `#[once]`, a fixture is there for all tests.
+        let new = match item.has_attr("once") {
+            true => quote!(new),
+            false => quote!(of_test),
+        };
         quote!({
-            let mut #system = ::mirakuru::__private::System::new();
+            let mut #system = ::mirakuru::__private::System::#new();
             #add
             #start
         })

@@ -40,6 +40,22 @@ fn a_service_on_the_other_loopback_address() {
 }
 
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end cannot see whose a socket is"
+)]
+fn a_service_on_an_address_that_localhost_does_not_mean() {
+    let report = report(odd(["--listen", "127.0.0.2:{port}"]).wait_for(Tcp::addr("127.0.0.1:{port}")));
+    assert_says(&report, "await `127.0.0.2:");
+}
+
+#[test]
+fn a_program_that_a_script_does_not_find() {
+    let script = Executor::builder(["sh", "-c", "no-such-program"]).wait_for(Banner::matching("never"));
+    assert_says(&report(script), "a program of the script is not installed");
+}
+
+#[test]
 fn a_command_that_wants_a_shell() {
     for (command, part) in [
         ("PORT=80 sleep 60", "`.env(\"PORT\", \"80\")`"),
@@ -50,6 +66,10 @@ fn a_command_that_wants_a_shell() {
         ("sleep 60 > log", "add `.shell(true)`"),
         ("ls / | sort", "add `.shell(true)`"),
         ("ls $HOME", "`{env:VAR}`"),
+        ("ls ${NONE:-/none}", "`{env:VAR}`"),
+        ("ls $(pwd)/none", "add `.shell(true)`"),
+        ("ls /none; sleep 60", "`/none;` means something only to one"),
+        ("cd /tmp; sleep 60", "`cd` means something only to one"),
     ] {
         assert_says(
             &report(Executor::builder(command).wait_for(Tcp::addr("127.0.0.1:{port}"))),

@@ -42,6 +42,7 @@ mod servers;
 pub mod shared;
 mod systems;
 mod teardown;
+mod timed_out;
 mod timeline;
 mod timeout_scale;
 mod traps;

@@ -5,6 +5,9 @@ use std::path::{Path, PathBuf};
 
 use once_cell::sync::Lazy;
 
+/// The directories that are searched when there is no `PATH`, as `execvp` of glibc does.
+pub(crate) const DEFAULT_PATH: &str = "/bin:/usr/bin";
+
 /// The Debian packages of servers that tests like to start, and of programs that ask them.
 const PACKAGES: [(&str, &str); 44] = [
     ("redis-server", "redis-server"),
@@ -187,7 +190,7 @@ pub(crate) fn install(program: &str) -> Option<String> {
 /// Where a program is: on PATH, or in the places that are often not on it.
 #[must_use]
 pub fn find_program(program: &str) -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
+    let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
     std::env::split_paths(&path)
         .map(|dir| dir.join(program))
         .find(|path| is_executable(path))

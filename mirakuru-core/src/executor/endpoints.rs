@@ -10,6 +10,7 @@ use std::time::Duration;
 use crate::error::Error;
 use crate::executor::Executor;
 use crate::executor::process::{Core, Own, Process};
+use crate::outcome::timed_out;
 use crate::ports::free;
 use crate::ports::lock::{self, Endpoint, EndpointLock};
 use crate::readiness::Readiness;
@@ -175,6 +176,13 @@ impl<R: Readiness> Executor<R> {
         if let Process::Own(own) = &mut self.process {
             own.endpoint_lock = Some(Arc::clone(&endpoint_lock.0));
         }
+    }
+
+    /// The service is for the test on this thread, and ends with it at the latest: also where
+    /// rstest's `#[timeout]` ends the test and leaves the thread that has the service.
+    #[doc(hidden)]
+    pub fn __for_test(&mut self) {
+        self.core.test = timed_out::this_test();
     }
 
     /// The service lives as long as the process: a wait in this process for its endpoints would

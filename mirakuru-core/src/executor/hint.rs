@@ -196,7 +196,7 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
                 .to_owned(),
         );
     }
-    if symptoms.shell && has(&["not found"]) && symptoms.exit.and_then(|status| status.code()) == Some(127) {
+    if has(&["not found"]) && symptoms.exit.and_then(|status| status.code()) == Some(127) {
         return Some("a program of the script is not installed, or not on PATH".to_owned());
     }
     None

@@ -63,6 +63,8 @@ pub(super) struct Core {
     /// The named groups of the lines that a [`Banner`](crate::Banner) waited for.
     pub(super) captured: Vec<(String, String)>,
     pub(super) pid: u32,
+    /// The test that it ends with, or 0.
+    pub(super) test: u64,
 }
 
 /// Who controls a service.
@@ -387,6 +389,7 @@ impl Core {
             notes: Mutex::default(),
             captured: Vec::new(),
             pid: 0,
+            test: 0,
         }
     }
 

@@ -18,6 +18,7 @@ use crate::executor::needs;
 use crate::executor::process::{Observed, Owned, append};
 use crate::executor::wait::{Pause, Wait};
 use crate::observe::trace;
+use crate::outcome::timed_out;
 use crate::ports::free;
 use crate::ports::time_wait;
 use crate::readiness::Readiness;
@@ -120,7 +121,8 @@ impl Owned<'_> {
         let Some(mut starting) = self.own.starting.take() else {
             return Ok(None);
         };
-        let polled = match self.has_been_executed(&mut starting) {
+        let in_time = timed_out::check(self.core.test).map_err(Unmasked::from);
+        let polled = match in_time.and_then(|()| self.has_been_executed(&mut starting)) {
             Ok(true) => self.core.poll(self.own, readiness, &mut starting.wait),
             Ok(false) => self.await_execution(&starting),
             Err(error) => Err(error),
@@ -382,6 +384,7 @@ impl Owned<'_> {
     }
 
     fn plan(&mut self) -> Result<(Plan, Launch), Unmasked> {
+        timed_out::check(self.core.test)?;
         let system = |attempt: &str, source| Error::System {
             attempt: attempt.to_owned(),
             source,
@@ -491,6 +494,7 @@ impl Owned<'_> {
             listen: self.own.listen.open(&self.core.command)?,
             id: self.core.service_dir.id().to_owned(),
             run,
+            test: self.core.test,
             private_dir: self
                 .core
                 .service_dir

@@ -10,7 +10,7 @@ use crate::executor::Executor;
 use crate::executor::process::{Observed, Owned};
 use crate::executor::wait::Pause;
 use crate::observe::trace;
-use crate::outcome::test_has_failed;
+use crate::outcome::{test_has_failed, timed_out};
 use crate::output::live;
 use crate::sys::{self, Exit, Service, StopPolicy, signals};
 use crate::timeline::events as timeline;
@@ -112,6 +112,9 @@ impl Owned<'_> {
                 .as_ref()
                 .map(|e| e as _),
         );
+        if service.ended_elsewhere() {
+            self.core.service_dir.give_away();
+        }
         drop(service);
         timeline::gone(self.core.service_dir.id(), self.own.last_exit);
         live::catch_up(&self.core.service_dir.log());
@@ -180,6 +183,7 @@ impl<R> Drop for Executor<R> {
             let policy = owned.policy();
             let _ = owned.end(policy);
         }
+        timed_out::forget(self.core.test, &self.core.service_dir.log());
         live::forget(&self.core.service_dir.log());
     }
 }

@@ -14,6 +14,7 @@ use crate::executor::process::{Core, Observed};
 use crate::observe::progress::{self, Progress};
 use crate::observe::trace;
 use crate::outcome::shared_use::{self, HowItEnded};
+use crate::outcome::timed_out;
 use crate::ports::owner::WrongListener;
 use crate::readiness::Readiness;
 use crate::readiness::Wake;
@@ -291,6 +292,7 @@ impl Core {
     /// Tells the fixture that is being made, if one is, that it has this service.
     pub(super) fn note_start(&self, how_it_ended: HowItEnded) {
         let (log, index) = (self.service_dir.log(), self.service_dir.index());
+        timed_out::started(self.test, &self.command, &log, &index);
         shared_use::started(&self.command, self.pid, log, index, how_it_ended);
     }
 

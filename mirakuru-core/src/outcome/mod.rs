@@ -5,6 +5,7 @@
 //! attribute says so here, before the test's services end.
 
 pub(crate) mod shared_use;
+pub(crate) mod timed_out;
 
 use std::cell::Cell;
 

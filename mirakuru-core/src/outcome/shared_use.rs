@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 
 use crate::error::report::{HEAD_LINES, Printed, TAIL_LINES, Tail, print, shown};
 use crate::error::{Error, Evidence};
+use crate::outcome::timed_out;
 use crate::output::reader::{Cursor, OutputReader};
 use crate::run;
 use crate::service_dir;
@@ -145,6 +146,13 @@ impl SharedServices {
         });
         is_first.unwrap_or(false)
     }
+}
+
+/// Whether a shared fixture is made on this thread.
+pub(super) fn is_making() -> bool {
+    MAKING
+        .try_with(|making| making.borrow().is_some())
+        .unwrap_or(false)
 }
 
 /// A service was started: if that is for a shared fixture, it is watched from now on.
@@ -287,7 +295,8 @@ impl Service {
     }
 }
 
-fn install_hook() {
+/// Puts the panic hook in its place.
+pub(super) fn install_hook() {
     static INSTALLED: Once = Once::new();
     // The hook cannot be changed by a thread that panics; then by the next one.
     if thread::panicking() {
@@ -296,7 +305,12 @@ fn install_hook() {
     INSTALLED.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
+            // A backtrace may take a second.
+            let over = timed_out::note(info);
             before(info);
+            if let Some(test) = over {
+                timed_out::end(test);
+            }
             test_has_failed();
         }));
     });

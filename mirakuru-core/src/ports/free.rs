@@ -38,6 +38,10 @@ impl Busy {
             (None, _) if is_pid_file => {
                 "remove the file, which a service that is gone left, or use a path in `{dir}`".to_owned()
             }
+            (Some(remedy), _) if is_pid_file => format!(
+                "if that is another program, remove the file, which a service that is gone left; otherwise \
+                    {remedy}"
+            ),
             (Some(remedy), true) => format!("{remedy}, or let a free port be chosen with `{{port}}`"),
             (Some(remedy), false) => format!("{remedy}, or use a path in `{{dir}}`, which is private"),
             (None, true) => "let a free port be chosen with `{port}`".to_owned(),

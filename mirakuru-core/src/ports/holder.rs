@@ -72,6 +72,7 @@ impl Holder {
             may_be_signalled: sockets::user() == 0 || uid == Some(sockets::user()),
             essential: pid == 1
                 || pid == std::os::unix::process::parent_id()
+                || is_the_kernels(pid)
                 || procfs::ancestors(std::process::id()).any(|(above, _)| above == pid),
             unit: procfs::cgroup(pid).as_deref().and_then(unit_in),
         }
@@ -259,6 +260,13 @@ pub(crate) fn holder_of_path(path: &Path) -> Option<Holder> {
         })
 }
 
+/// Whether this is a thread of the kernel: all are children of the one with the id 2.
+fn is_the_kernels(pid: u32) -> bool {
+    const KTHREADD: u32 = 2;
+    let is_there = procfs::stat(KTHREADD).is_some_and(|stat| stat.comm == "kthreadd");
+    is_there && (pid == KTHREADD || procfs::stat(pid).is_some_and(|stat| stat.parent == KTHREADD))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -306,6 +314,9 @@ mod tests {
         assert_eq!(unit_in("0::/user.slice/user-1000.slice/session-2.scope\n"), None);
         // Nobody is told to end the first process, or the runner of this test.
         assert_eq!(Holder::of_pid(1).remedy(), None);
+        if procfs::stat(2).is_some_and(|stat| stat.comm == "kthreadd") {
+            assert_eq!(Holder::of_pid(2).remedy(), None);
+        }
         assert_eq!(Holder::of_pid(std::os::unix::process::parent_id()).remedy(), None);
     }
 

@@ -316,10 +316,9 @@ fn starter(path: &Path) -> Option<String> {
         let has_ended = held.life.strong_count() == 0;
         Some(match (&held.thread_name, has_ended) {
             (Some(name), false) => format!(", started by `{name}`"),
-            (Some(name), true) => format!(
-                ", started by `{name}`, which is over; a thread of it has the service still, as after \
-                    `#[timeout]`"
-            ),
+            (Some(name), true) => {
+                format!(", started by `{name}`, which is over; a thread of it has the service still")
+            }
             (None, _) => {
                 ", started by a thread without a name, perhaps of a test that `#[timeout]` has ended"
                     .to_owned()

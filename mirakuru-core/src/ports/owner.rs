@@ -292,6 +292,14 @@ pub(crate) struct FirstSeen {
     at: Instant,
 }
 
+impl FirstSeen {
+    /// Most servers wait for connections some microseconds after they have begun to listen. The
+    /// pause grows with the time that has passed.
+    pub(crate) fn next_look(&self) -> Duration {
+        (self.at.elapsed() / 4).clamp(Duration::from_micros(50), Duration::from_millis(1))
+    }
+}
+
 /// Whether the sockets of the tree below `root` that answer on this address are there to stay.
 ///
 /// Some servers listen for a moment, to check that they can have the port, and again later to

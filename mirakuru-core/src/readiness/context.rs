@@ -4,7 +4,7 @@
 use std::ffi::OsString;
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -258,12 +258,15 @@ impl Probe<'_> {
         if found.is_empty() || found.iter().any(serves) {
             return None;
         }
+        // The two addresses that `localhost` stands for.
+        let is_localhost = |ip: IpAddr| ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST;
         let remedy = match found.iter().find(|addr| addr.port() == awaited.port()) {
-            Some(_) => format!(
+            Some(addr) if is_localhost(addr.ip()) && is_localhost(awaited.ip()) => format!(
                 "await `localhost:{}`, or let it bind {}",
                 awaited.port(),
                 awaited.ip()
             ),
+            Some(addr) => format!("await `{addr}`, or let it bind {}", awaited.ip()),
             None => "tell it the port in its command".to_owned(),
         };
         let found: Vec<String> = found.iter().take(5).map(SocketAddr::to_string).collect();

@@ -160,6 +160,7 @@ impl Exec {
             id,
             private_dir: None,
             run: None,
+            test: 0,
         };
         let service = sys::Service::launch(vec![plan])
             .pop()

@@ -16,9 +16,6 @@ use crate::util::deadline::scaled;
 
 /// A connection to another machine is given this long.
 const REMOTE_CONNECT: Duration = Duration::from_secs(1);
-/// A server that listens is about to wait for connections.
-const SOON: Duration = Duration::from_millis(1);
-
 /// Ready when the service accepts TCP connections.
 ///
 /// On an address of this machine the kernel is asked, without a connection, so that the service
@@ -224,8 +221,8 @@ impl Readiness for Tcp {
 
     fn wakes(&self, wake: &mut Wake) {
         wake.with_back_off();
-        if self.resolved.seen.is_some() {
-            wake.within(SOON);
+        if let Some(seen) = &self.resolved.seen {
+            wake.within(seen.next_look());
         }
     }
 

@@ -449,17 +449,25 @@ pub(crate) fn shell_syntax(line: &str) -> Option<String> {
              `.shell(true)`"
         ));
     }
-    let found = std::iter::once(first).chain(words).find(|word| {
-        let variable = word.strip_prefix('$').map(|rest| rest.trim_matches(['{', '}']));
-        let redirects = |word: &str| {
-            let word = word.trim_start_matches(|c: char| c.is_ascii_digit());
-            word.starts_with('>') || word == "<"
-        };
-        matches!(*word, "|" | "||" | "&&" | "&" | ";")
-            || word.starts_with("~/")
-            || redirects(word)
-            || variable
-                .is_some_and(|rest| is_name(rest.split('/').next().unwrap_or_default().trim_end_matches('}')))
+    // Commands that only a shell has.
+    const OF_SHELLS: [&str; 8] = ["cd", "export", "source", ".", "exec", "ulimit", "umask", "eval"];
+    let is_of_shells = OF_SHELLS.contains(&first).then_some(first);
+    let found = is_of_shells.or_else(|| {
+        std::iter::once(first).chain(words).find(|word| {
+            let variable = word.strip_prefix('$').map(|rest| rest.trim_matches(['{', '}']));
+            let redirects = |word: &str| {
+                let word = word.trim_start_matches(|c: char| c.is_ascii_digit());
+                word.starts_with('>') || word == "<"
+            };
+            matches!(*word, "|" | "||" | "&&" | "&")
+                || word.ends_with(';')
+                || word.starts_with("~/")
+                || word.contains("$(")
+                || word.contains('`')
+                || redirects(word)
+                || variable
+                    .is_some_and(|rest| is_name(rest.split(['/', ':', '}']).next().unwrap_or_default()))
+        })
     })?;
     let remedy = match found.starts_with('$') {
         true => "use the placeholder `{env:VAR}`, or add `.shell(true)`",

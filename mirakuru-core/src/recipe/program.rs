@@ -8,9 +8,7 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use crate::error::Error;
-
-/// The directories that are searched when the service has no `PATH`, as `execvp` of glibc does.
-const DEFAULT_PATH: &str = "/bin:/usr/bin";
+use crate::error::programs::DEFAULT_PATH;
 
 /// The variable that names the profile of a program that is built for coverage. Without it, the
 /// program writes into its working directory, where no tool looks for it.

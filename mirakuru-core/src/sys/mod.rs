@@ -37,7 +37,7 @@ pub(crate) use net::sockets;
 pub(crate) use net::time_wait;
 pub(crate) use net::{Protocol, Socket};
 pub(crate) use proc as procfs;
-pub(crate) use process::exit::{at_exit, exit_began};
+pub(crate) use process::exit::{at_exit, end_of_test, exit_began};
 pub(crate) use process::origin;
 pub(crate) use process::plan::{
     CommandPlan, LogPart, PID_DIGITS, Plan, RunPlan, SpawnFailure, Stage, StopPolicy, Stream,

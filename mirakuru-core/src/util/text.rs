@@ -27,6 +27,9 @@ pub(crate) fn printable(line: &str, limit: usize) -> String {
 
 const ESCAPE: u8 = 0x1b;
 const BELL: u8 = 7;
+/// They choose a set of characters. The end of bold text is `ESC [ m SI` for some terminals.
+const SHIFT_OUT: u8 = 0x0e;
+const SHIFT_IN: u8 = 0x0f;
 
 /// A line as a terminal shows it: without escape sequences, and without the parts that a carriage
 /// return overwrites.
@@ -38,7 +41,8 @@ pub(crate) fn plain(line: &[u8]) -> Cow<'_, [u8]> {
             .unwrap_or_default(),
         false => line,
     };
-    if !line.contains(&ESCAPE) {
+    let is_silent = |byte: &u8| matches!(*byte, BELL | SHIFT_OUT | SHIFT_IN);
+    if !line.iter().any(|byte| *byte == ESCAPE || is_silent(byte)) {
         return Cow::Borrowed(line);
     }
     let mut plain = Vec::with_capacity(line.len());
@@ -48,6 +52,7 @@ pub(crate) fn plain(line: &[u8]) -> Cow<'_, [u8]> {
         rest = after_escape(&rest[at + 1..]);
     }
     plain.extend_from_slice(rest);
+    plain.retain(|byte| !is_silent(byte));
     Cow::Owned(plain)
 }
 
@@ -122,6 +127,7 @@ mod tests {
             ("\u{1b}[?25l\u{1b}(Bx\u{1b}=y\u{1b}", "xy"),
             ("\u{1b}]8;;http://x\u{1b}\\link", "link"),
             ("\u{1b}[31", ""),
+            ("\u{e}\u{1b}[1mready\u{1b}[m\u{f}\u{7}", "ready"),
             ("\u{9b}31m\u{85}\0", "\u{fffd}31m\u{fffd}\u{fffd}"),
             ("10%\r55%\r100%\r", "100%"),
             ("abc\u{202e}fed", "abc\u{fffd}fed"),

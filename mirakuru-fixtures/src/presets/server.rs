@@ -95,6 +95,17 @@ impl Server {
         self.chosen().or_else(found)
     }
 
+    /// Characters in the path of its directory that mean something else to it: the separator of a
+    /// list, or a pattern.
+    fn refused_in_paths(&self) -> &'static str {
+        match self.name {
+            "MariaDB" | "RabbitMQ" => ":",
+            "PostgreSQL" => ",",
+            "Redis" | "nginx" => "[",
+            _ => "",
+        }
+    }
+
     /// The program that the preset's variable names.
     pub(crate) fn chosen(&self) -> Option<PathBuf> {
         let path = std::env::var_os(self.variable("PROGRAM"))?;
@@ -230,6 +241,18 @@ impl Options {
         }
         if let Some(timeout) = self.timeout {
             recipe = recipe.timeout(timeout);
+        }
+        let dir = std::env::temp_dir();
+        let refused = |letter: &char| server.refused_in_paths().contains(*letter);
+        if let Some(letter) = dir.to_string_lossy().chars().find(refused) {
+            return Err(Error::other(
+                format!("start {}", server.name),
+                format!(
+                    "the directory for temporary files, `{}`, has a `{letter}` in its name, which it takes \
+                        for something else; set TMPDIR to another directory",
+                    dir.display()
+                ),
+            ));
         }
         for (name, least, option) in server.needs {
             if let Some(amount) = limit(name).filter(|amount| amount < least) {

@@ -182,6 +182,35 @@ fn a_temp_dir_may_have_any_name() {
 }
 
 #[test]
+fn a_temp_dir_whose_name_a_server_misreads_is_an_error_at_once() {
+    let scratch = Scratch::new("misread");
+    for (name, preset) in [
+        ("a:b", "mariadb"),
+        ("a:b", "rabbitmq"),
+        ("a,b", "postgres"),
+        ("[x]", "redis"),
+        ("[x]", "nginx"),
+    ] {
+        let temp = scratch.0.join(name);
+        fs::create_dir_all(&temp).unwrap();
+        fs::set_permissions(&temp, fs::Permissions::from_mode(0o1777)).unwrap();
+        let refused = child_under(&["env"], "all_presets", preset, &temp);
+        assert_says(&refused, &["set TMPDIR to another directory"]);
+    }
+}
+
+#[test]
+fn all_start_where_path_is_not_set() {
+    let scratch = Scratch::new("path");
+    assert_passes(&child_under(
+        &["env", "-u", "PATH"],
+        "all_presets",
+        "",
+        &scratch.0,
+    ));
+}
+
+#[test]
 #[ignore = "for the tests around it"]
 fn all_presets() {
     if is_child() {

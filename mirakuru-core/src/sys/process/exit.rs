@@ -36,6 +36,8 @@ struct Slot {
     /// The service's id, [`ID_WORDS`] words full of it and then zeroes.
     id: [AtomicU32; ID_WORDS],
     message: [AtomicI32; 8],
+    /// The test that the service is for, or 0.
+    test: AtomicU64,
     used: AtomicBool,
     next: AtomicPtr<Slot>,
 }
@@ -56,7 +58,7 @@ pub(super) fn install_once() {
 }
 
 /// Adds a service, known by its control socket. Its id is what its processes carry as a mark.
-pub(super) fn register(control: RawFd, id: &str, stop: StopPolicy) -> Registration {
+pub(super) fn register(control: RawFd, id: &str, stop: StopPolicy, test: u64) -> Registration {
     install_once();
     let slot = free_slot();
     for (place, value) in slot.message.iter().zip(stop_message(stop, true)) {
@@ -69,6 +71,7 @@ pub(super) fn register(control: RawFd, id: &str, stop: StopPolicy) -> Registrati
             Ordering::SeqCst,
         );
     }
+    slot.test.store(test, Ordering::SeqCst);
     slot.guard.store(0, Ordering::SeqCst);
     slot.service.store(0, Ordering::SeqCst);
     slot.control.store(control, Ordering::SeqCst);
@@ -125,6 +128,7 @@ fn free_slot() -> &'static Slot {
         service: AtomicI32::new(0),
         id: Default::default(),
         message: Default::default(),
+        test: AtomicU64::new(0),
         used: AtomicBool::new(true),
         next: AtomicPtr::new(ptr::null_mut()),
     }));
@@ -202,12 +206,32 @@ fn end_all(failed: bool) {
     // A test failed and did not end its service, such as one that hung; or a test ended the
     // process. (The harness returns from the main thread, and runs tests on others.)
     let in_a_test = failed || !is_main_thread();
+    end_where(in_a_test, |_| true);
+    // Those that others of this process needed may end now.
+    users::leave_all();
+}
+
+/// Ends the services of a test that is over, although a thread of it still has them. From then on
+/// they count there as services that the end of the process has ended.
+pub(crate) fn end_of_test(test: u64) {
+    if PROCESS.load(Ordering::SeqCst) == std::process::id() {
+        end_where(true, |slot| slot.test.load(Ordering::SeqCst) == test);
+    }
+}
+
+fn end_where(in_a_test: bool, is_wanted: impl Fn(&Slot) -> bool) {
     let mut ending = Vec::new();
     let mut at = HEAD.load(Ordering::SeqCst);
     // SAFETY: as in `free_slot`.
     while let Some(slot) = unsafe { at.as_ref() } {
-        let control = slot.control.swap(-1, Ordering::SeqCst);
-        if control >= 0 {
+        let control = match is_wanted(slot) {
+            true => slot.control.swap(-1, Ordering::SeqCst),
+            false => -1,
+        };
+        if control >= 0 && !is_wanted(slot) {
+            // Between the two its owner gave it up, and another service took it.
+            slot.control.store(control, Ordering::SeqCst);
+        } else if control >= 0 {
             let mut message: Message = std::array::from_fn(|i| slot.message[i].load(Ordering::SeqCst));
             if in_a_test {
                 message[4] = STOP_IN_A_TEST;
@@ -224,6 +248,4 @@ fn end_all(failed: bool) {
         let id = String::from_utf8_lossy(&id);
         service::await_end(control, guard, main, id.trim_end_matches('\0'));
     }
-    // Those that others of this process needed may end now.
-    users::leave_all();
 }

@@ -48,6 +48,8 @@ pub(crate) struct Plan {
     /// `LISTEN_PID`, if it has that, is written over with its process id: it must have
     /// [`PID_DIGITS`] bytes.
     pub(crate) listen: Vec<OwnedFd>,
+    /// The test that the service is for, or 0: see `exit.rs`.
+    pub(crate) test: u64,
     /// What the supervisor's command line ends in.
     pub(crate) id: String,
     /// What to remove once the tree is gone, if the test process is gone as well.

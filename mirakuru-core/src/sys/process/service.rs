@@ -213,6 +213,12 @@ impl Service {
         Err(failure)
     }
 
+    /// Whether the end of the process, or of the service's test, has ended it. Then the supervisor
+    /// removes the directory.
+    pub(crate) fn ended_elsewhere(&self) -> bool {
+        self.owner == std::process::id() && !self.registration.claim()
+    }
+
     /// The service's process id.
     pub(crate) fn pid(&self) -> u32 {
         self.pid
@@ -566,7 +572,7 @@ impl LaunchResources<'_> {
             plan,
             mapping,
             // Before the fork: at no moment is there a supervisor that `exit` does not know of.
-            registration: exit::register(ours.as_raw_fd(), &plan.id, plan.stop),
+            registration: exit::register(ours.as_raw_fd(), &plan.id, plan.stop, plan.test),
             ours,
             _theirs: theirs,
         })
@@ -728,6 +734,7 @@ mod tests {
             id: "unit-test".to_owned(),
             private_dir: None,
             run: None,
+            test: 0,
         }
     }
 

@@ -1,0 +1,138 @@
+//! The services of a test that rstest's `#[timeout]` has ended.
+//!
+//! rstest runs the body on a thread of its own. When the time is over, the test's thread panics,
+//! and the body goes on. No thread can be ended from outside, but its services can: the panic hook
+//! ends them on the test's thread, before the test counts as failed. So the next test does not wait
+//! for their ports.
+//!
+//! Both threads have the name of the test. The panic is known by the file that it comes from, and
+//! by its text.
+
+use std::panic::PanicHookInfo;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+use std::thread;
+
+use crate::error::Error;
+use crate::error::report::{HEAD_LINES, Printed, TAIL_LINES, Tail, print, shown};
+use crate::outcome::shared_use;
+use crate::output::reader::{Cursor, OutputReader};
+use crate::run::hash;
+use crate::sys;
+use crate::util::say::is_set;
+
+/// A service of a test. It is shown when the test is over its time.
+struct Started {
+    test: u64,
+    command: String,
+    log: PathBuf,
+    output: OutputReader,
+}
+
+static STARTED: Mutex<Vec<Started>> = Mutex::new(Vec::new());
+/// The tests that are over.
+static OVER: Mutex<Vec<u64>> = Mutex::new(Vec::new());
+
+/// The test on this thread: a number that its thread and the thread of its body share; 0 where none
+/// is known, or where something is made that others use as well.
+pub(crate) fn this_test() -> u64 {
+    let thread = thread::current();
+    match thread.name() {
+        Some(name) if name != "main" && !shared_use::is_making() => {
+            shared_use::install_hook();
+            hash(0, name) | 1
+        }
+        _ => 0,
+    }
+}
+
+/// An error when a service is started for a test that is over.
+///
+/// # Errors
+///
+/// [`Error::System`], which says so.
+pub(crate) fn check(test: u64) -> Result<(), Error> {
+    if test != 0 && lock(&OVER).contains(&test) {
+        return Err(Error::other(
+            "start a service of a test",
+            "the test is over: rstest's `#[timeout]` has ended it, and its body goes on without services",
+        ));
+    }
+    Ok(())
+}
+
+/// A service was started for a test.
+pub(crate) fn started(test: u64, command: &str, log: &Path, index: &Path) {
+    let mut all = lock(&STARTED);
+    // A restart is not another service.
+    if test == 0 || all.iter().any(|started| started.log == log) {
+        return;
+    }
+    if let Ok(output) = OutputReader::open(log, index) {
+        all.push(Started {
+            test,
+            command: command.to_owned(),
+            log: log.to_owned(),
+            output,
+        });
+    }
+}
+
+/// The handle of a service has gone.
+pub(crate) fn forget(test: u64, log: &Path) {
+    if test != 0 {
+        lock(&STARTED).retain(|started| started.log != log);
+    }
+}
+
+/// Something panics on this thread. If that is a test whose time is over, gives the test, for which
+/// nothing is started from now on.
+pub(super) fn note(info: &PanicHookInfo<'_>) -> Option<u64> {
+    // `MIRAKURU_KEEP` is there to look at the services of a failed test.
+    if !is_timeout(info) || is_set("MIRAKURU_KEEP") {
+        return None;
+    }
+    let test = Some(this_test()).filter(|test| *test != 0)?;
+    lock(&OVER).push(test);
+    Some(test)
+}
+
+/// Ends the services of a test that is over, and shows what they have printed.
+pub(super) fn end(test: u64) {
+    sys::end_of_test(test);
+    let services: Vec<Started> = {
+        let mut all = lock(&STARTED);
+        let (ours, others) = all.drain(..).partition(|started| started.test == test);
+        *all = others;
+        ours
+    };
+    for service in &services {
+        let printed = service.output.excerpt(Cursor::START, HEAD_LINES, TAIL_LINES);
+        if !printed.tail.is_empty() {
+            print(shown(&Tail {
+                command: &service.command,
+                printed: Printed {
+                    head: &printed.head,
+                    left_out: printed.left_out,
+                    dropped: printed.dropped,
+                    tail: &printed.tail,
+                    log: Some(&service.log),
+                },
+                of_test: false,
+            }));
+        }
+    }
+}
+
+fn is_timeout(info: &PanicHookInfo<'_>) -> bool {
+    let file = info.location().map_or("", |location| location.file());
+    let text = info.payload().downcast_ref::<String>().map_or("", String::as_str);
+    file.contains("rstest")
+        && file.ends_with("timeout.rs")
+        && text.starts_with("Timeout ")
+        && text.ends_with(" expired")
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,228 @@
+//! rstest's `#[timeout]`: the test is over, and the thread of its body goes on. Its services end.
+//!
+//! The tests here run a test binary of several tests: this one again, with the victims below.
+#![cfg(feature = "rstest")]
+
+use std::env;
+use std::fs;
+use std::process::Output;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mirakuru::{Executor, ExecutorBuilder, Shared, SimpleExecutor, Tcp, TcpExecutor};
+use rstest::rstest;
+
+use crate::common::{
+    LONG, ODD, Scratch, alive, fixed_port, numbers, test_name, victim_dir, victims, wait_until,
+};
+use crate::proof;
+
+/// A service on the port that all victims of one process want, which adds its pid to a file.
+fn on_the_port() -> ExecutorBuilder<Tcp> {
+    let addr = format!("127.0.0.1:{}", env::var("PORT").unwrap_or_default());
+    let pids = victim_dir().unwrap_or_default().join("pids");
+    Executor::builder([ODD, "--line", "the only clue", "--listen", &addr, "--pids"])
+        .arg(pids)
+        .wait_for(Tcp::addr(addr))
+        .timeout(LONG)
+}
+
+/// Runs victims one after the other in one process; says how long that took.
+fn run(scratch: &Scratch, names: &[&str]) -> (Output, Duration) {
+    let began = Instant::now();
+    let output = victims(names, scratch.path())
+        .args(["--test-threads=1"])
+        .env("PORT", fixed_port().to_string())
+        .output()
+        .unwrap();
+    (output, began.elapsed())
+}
+
+fn text(output: &Output) -> String {
+    String::from_utf8_lossy(&[&*output.stdout, &output.stderr].concat()).into_owned()
+}
+
+/// The body that goes on while the tests behind it run.
+fn goes_on() {
+    thread::sleep(LONG);
+}
+
+#[mirakuru::fixture(on_the_port())]
+#[rstest]
+#[timeout(Duration::from_millis(1500))]
+#[ignore = "a victim"]
+fn a_hangs(service: &TcpExecutor) {
+    assert!(service.is_running());
+    goes_on();
+}
+
+#[mirakuru::fixture(on_the_port())]
+#[test]
+#[ignore = "a victim"]
+fn b_wants_the_port(service: &TcpExecutor) {
+    assert!(service.is_running());
+}
+
+#[test]
+fn the_services_of_a_test_end_with_its_timeout() {
+    let scratch = Scratch::new();
+    let (output, took) = run(&scratch, &[test_name!(a_hangs), test_name!(b_wants_the_port)]);
+    let text = text(&output);
+    assert!(text.contains("1 passed; 1 failed"), "{text}");
+    assert!(text.contains("Timeout 1.5s expired"), "{text}");
+    assert!(
+        took < LONG / 2,
+        "{took:?}: the second test waited for the first one's port: {text}"
+    );
+    let pids = numbers(&scratch.file("pids"));
+    assert_eq!(pids.len(), 2, "{text}");
+    assert!(pids.iter().all(|pid| !alive(*pid)));
+    // The report shows the log, which is kept, and nothing else is.
+    assert!(text.contains("| the only clue"), "{text}");
+    assert!(wait_until(|| proof::homes(scratch.path()).is_empty(), LONG));
+    assert_eq!(proof::kept_logs(scratch.path()).len(), 1);
+}
+
+#[mirakuru::fixture(on_the_port())]
+fn injected() -> TcpExecutor;
+
+#[rstest]
+#[timeout(Duration::from_millis(1500))]
+#[ignore = "a victim"]
+fn a_hangs_with_a_fixture(injected: TcpExecutor) {
+    assert!(injected.is_running());
+    goes_on();
+}
+
+#[test]
+fn the_services_of_a_fixture_function_end_with_the_timeout() {
+    let scratch = Scratch::new();
+    let names = [test_name!(a_hangs_with_a_fixture), test_name!(b_wants_the_port)];
+    let (output, took) = run(&scratch, &names);
+    let text = text(&output);
+    assert!(text.contains("1 passed; 1 failed"), "{text}");
+    assert!(took < LONG / 2, "{took:?}: {text}");
+    assert_eq!(numbers(&scratch.file("pids")).len(), 2);
+}
+
+#[mirakuru::fixture(on_the_port())]
+#[rstest]
+#[timeout(Duration::from_millis(1500))]
+#[ignore = "a victim"]
+fn a_restarts(mut service: TcpExecutor) {
+    service.restart().unwrap();
+    goes_on();
+}
+
+#[test]
+fn a_service_that_was_restarted_ends_with_the_timeout() {
+    let scratch = Scratch::new();
+    let (output, took) = run(&scratch, &[test_name!(a_restarts), test_name!(b_wants_the_port)]);
+    let text = text(&output);
+    assert!(text.contains("1 passed; 1 failed"), "{text}");
+    assert!(took < LONG / 2, "{took:?}: {text}");
+}
+
+/// Whether the victim beside this one has come so far.
+fn wait_for(file: &str) {
+    let file = victim_dir().unwrap_or_default().join(file);
+    assert!(wait_until(|| file.exists(), LONG));
+}
+
+fn tell(file: &str) {
+    fs::write(victim_dir().unwrap().join(file), "").unwrap();
+}
+
+#[mirakuru::fixture(on_the_port())]
+#[test]
+#[ignore = "a victim"]
+fn holds_the_port(_service: &TcpExecutor) {
+    tell("held");
+    wait_for("over");
+}
+
+/// The recipe of a test that comes second.
+fn when_it_is_held() -> ExecutorBuilder<Tcp> {
+    wait_for("held");
+    on_the_port()
+}
+
+#[mirakuru::fixture(when_it_is_held())]
+#[rstest]
+#[timeout(Duration::from_millis(1500))]
+#[ignore = "a victim"]
+fn waits_in_vain(_service: &TcpExecutor) {
+    unreachable!("its time is over");
+}
+
+#[test]
+#[ignore = "a victim"]
+fn looks_on() {
+    wait_for("held");
+    // The time of the test that waits is over by then.
+    thread::sleep(Duration::from_millis(2500));
+    tell("over");
+    // Its thread gets the port now.
+    thread::sleep(Duration::from_millis(1000));
+}
+
+#[test]
+fn a_test_whose_time_is_over_starts_nothing_more() {
+    let scratch = Scratch::new();
+    let names = [
+        test_name!(holds_the_port),
+        test_name!(waits_in_vain),
+        test_name!(looks_on),
+    ];
+    let output = victims(&names, scratch.path())
+        .args(["--test-threads=3"])
+        .env("PORT", fixed_port().to_string())
+        .output()
+        .unwrap();
+    let text = text(&output);
+    assert!(text.contains("2 passed; 1 failed"), "{text}");
+    assert_eq!(numbers(&scratch.file("pids")).len(), 1, "{text}");
+}
+
+#[mirakuru::fixture(cmd = [ODD, "--listen", "127.0.0.1:{port}"], tcp = "127.0.0.1:{port}", scope = "process")]
+static SHARED: TcpExecutor;
+
+/// Made by hand, of a recipe that an attribute's own test might start.
+static BY_HAND: Shared<SimpleExecutor> = Shared::new(|| Executor::builder("sleep 100").start());
+
+/// For all tests of the process, by rstest's own attribute.
+#[mirakuru::fixture(cmd = "sleep 100")]
+#[rstest::fixture]
+#[once]
+fn once() -> SimpleExecutor;
+
+#[rstest]
+#[timeout(Duration::from_millis(1500))]
+#[ignore = "a victim"]
+fn a_starts_what_is_shared(once: &SimpleExecutor) {
+    let pids = [SHARED.pid(), BY_HAND.pid(), once.pid()].map(|pid| pid.to_string());
+    fs::write(victim_dir().unwrap().join("shared"), pids.join("\n")).unwrap();
+    goes_on();
+}
+
+#[rstest]
+#[ignore = "a victim"]
+fn b_uses_what_is_shared(once: &SimpleExecutor) {
+    let pids = numbers(&victim_dir().unwrap().join("shared").display().to_string());
+    assert_eq!(pids, [SHARED.pid(), BY_HAND.pid(), once.pid()]);
+    assert!(SHARED.is_running() && BY_HAND.is_running() && once.is_running());
+}
+
+#[test]
+fn what_tests_share_does_not_end_with_a_timeout() {
+    let scratch = Scratch::new();
+    let names = [
+        test_name!(a_starts_what_is_shared),
+        test_name!(b_uses_what_is_shared),
+    ];
+    let (output, _) = run(&scratch, &names);
+    let text = text(&output);
+    assert!(text.contains("1 passed; 1 failed"), "{text}");
+    let pids = numbers(&scratch.file("shared"));
+    assert!(wait_until(|| pids.iter().all(|pid| !alive(*pid)), LONG));
+}
