@@ -1,8 +1,8 @@
 //! A service that writes into its database when it is told to stop finds the database there, in
 //! every way in which a test process, or the runner of a run, can end.
 //!
-//! `MIRAKURU_FLUSH_REPEATS` says how often each way is taken. Without it, a few of the ways are taken
-//! once. `tests/run --long` sets it.
+//! `MIRAKURU_FLUSH_REPEATS` says how often each way is taken. Without it, a few of the ways are
+//! taken once. `tests/run --long` sets it.
 #![cfg(target_os = "linux")]
 
 use std::fs;

@@ -1,5 +1,5 @@
-//! The verbs that wait, as futures of any runtime. The work of each poll is done where the future is
-//! polled; one thread for all of them waits for what happens in between.
+//! The verbs that wait, as futures of any runtime. The work of each poll is done where the future
+//! is polled; one thread for all of them waits for what happens in between.
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -33,8 +33,8 @@ impl<R: Readiness> ExecutorBuilder<R> {
 ///
 /// These are futures for any runtime (tokio, async-std, smol, a `block_on`), and need none: while
 /// they wait, other tasks of the same thread go on. A single poll takes as long as one look at the
-/// condition. That is short, except for a [`Check`](crate::Check) that blocks, and for `Http` with a
-/// server that accepts and does not answer, which is given up after a second at first.
+/// condition. That is short, except for a [`Check`](crate::Check) that blocks, and for `Http` with
+/// a server that accepts and does not answer, which is given up after a second at first.
 impl<R: Readiness> Executor<R> {
     /// [`start`](Executor::start) as a future.
     ///
