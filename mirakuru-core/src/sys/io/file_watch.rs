@@ -1,15 +1,14 @@
-//! To be told when a file appears or changes, instead of looking again and again: inotify, where
-//! there is one.
+//! Notices by inotify, where there is one, that a file appears or changes, instead of polling.
 //!
-//! It is a help and never the only source of truth. A file that another machine writes, or that
-//! comes through another mount (an overlay of a container), is not told of; so whoever uses this
-//! goes on looking, but seldom.
+//! It is a help and never the only source of truth. inotify does not report a file that another
+//! machine writes, or that comes through another mount (an overlay of a container). So the caller
+//! goes on polling, at longer pauses.
 //!
-//! An inotify instance is cheap to make and to use, and dear to close: the kernel waits for a grace
-//! period of its own (5 to 20 ms were measured) until nobody can be at its watches any more. That
-//! would be many times what it saves. So the watches are removed, which takes microseconds, and the
-//! instance is kept for the next wait; and a wait that is over soon does without one, so that a
-//! test process that ends right after it does not wait for the kernel either.
+//! An inotify instance is cheap to make and to use, but dear to close: the kernel first waits for a
+//! grace period of its own (5 to 20 ms were measured). That would be many times the gain. So the
+//! watches are removed, which takes microseconds, and the instance is kept for the next wait. A
+//! short wait does without one, so that a test process that ends right after it does not wait for
+//! the kernel either.
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -20,25 +19,24 @@ pub(crate) use linux::FileWatch;
 #[cfg(any(not(target_os = "linux"), mirakuru_portable))]
 pub(crate) use nothing::FileWatch;
 
-/// In the first moments of a wait the pauses between two checks are so short that nothing is
-/// gained.
+/// At the beginning of a wait the pauses between two polls are so short that a watch gains nothing.
 const WORTHWHILE: Duration = Duration::from_millis(20);
 
-/// A watch that is taken up once a wait takes longer, and let go of when it is over: a user may
-/// have 128 of them by default.
+/// A watch that begins once a wait takes longer, and is given back at its end: a user may have 128
+/// of them by default.
 #[derive(Debug, Default)]
 pub(crate) struct Watching {
     watch: Option<FileWatch>,
-    /// Whether it would tell of the file now.
+    /// Whether it would report the file now.
     works: bool,
-    /// Whether it was told that whoever wrote the file is done with it.
+    /// Whether the writer of the file has been reported to be done with it.
     complete: bool,
 }
 
 impl Watching {
-    /// Called right *before* each check of the file, with the time waited so far: forgets what was
-    /// told, which the check will see, and whatever comes after it is told. The file, or even its
-    /// directory, need not be there; what is watched is found by name each time.
+    /// Called right *before* each poll of the file, with the time waited so far. Forgets earlier
+    /// events, which the poll will see; later events are reported. The file, or even its directory,
+    /// need not be there: it is found by name each time.
     pub(crate) fn renew(&mut self, path: &Path, waited: Duration) {
         if self.watch.is_none() && waited >= WORTHWHILE {
             self.watch = FileWatch::new();
@@ -50,12 +48,14 @@ impl Watching {
             .is_some_and(|watch| watch.renew(path, complete));
     }
 
-    /// Whether it was told that whoever wrote the file has closed it, or put it there as a whole.
+    /// Whether the writer of the file has been reported to have closed it, or to have put it there
+    /// as a whole.
     pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// What becomes readable when something happens to the file; `None` where nobody tells of it.
+    /// The descriptor that becomes readable when something happens to the file; `None` where no
+    /// event tells.
     pub(crate) fn event(&self) -> Option<BorrowedFd<'_>> {
         self.watch
             .as_ref()
@@ -64,7 +64,7 @@ impl Watching {
     }
 }
 
-/// A watch is one wait's own: the copy of a condition takes up another one.
+/// A watch belongs to one wait: the copy of a condition begins another one.
 impl Clone for Watching {
     fn clone(&self) -> Watching {
         Watching::default()
@@ -100,7 +100,7 @@ mod linux {
     ];
 
     /// Instances without a watch, never closed: as many as there were waits at once. Each belongs
-    /// to one wait at a time, since what one has read the other would miss.
+    /// to one wait at a time, since two readers would take each other's events.
     static IDLE: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
 
     #[derive(Debug)]
@@ -112,13 +112,14 @@ mod linux {
     }
 
     impl FileWatch {
-        /// `None` where none is to be had: a user has a limited number of them.
+        /// `None` when the user has too many of them already: their number is limited.
         pub(crate) fn new() -> Option<FileWatch> {
             let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let inotify = idle.or_else(|| {
                 // SAFETY: takes no pointers.
                 let fd = unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) };
-                // SAFETY: the call succeeded, so this is an open descriptor that nobody else has.
+                // SAFETY: the call succeeded, so this is an open descriptor that no other value
+                // owns.
                 (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
             })?;
             Some(FileWatch {
@@ -127,7 +128,7 @@ mod linux {
             })
         }
 
-        /// Whether it will tell of the file from now on.
+        /// Whether it will report the file from now on.
         pub(crate) fn renew(&mut self, path: &Path, complete: &mut bool) -> bool {
             self.drain(|mask, name| {
                 if Some(name) == path.file_name().map(OsStr::as_bytes) {
@@ -143,9 +144,9 @@ mod linux {
                 // The type has another size on each architecture; all of the numbers have 32 bits.
                 statfs(dir).is_ok_and(|stat| REMOTE.contains(&(stat.filesystem_type().0 as u32)))
             };
-            // By name each time: the directory may have been removed and made again. For one that
-            // is watched already this changes nothing. That the file came to be is told by its
-            // directory; of what happens inside it, only by itself.
+            // By name each time: the directory may have been removed and made again. If it is
+            // watched already, this changes nothing. The watch of the directory reports that the
+            // file appears; the watch of the file reports changes inside it.
             let appearance = libc::IN_CREATE | libc::IN_MOVED_TO | libc::IN_CLOSE_WRITE;
             if is_remote(dir) || !self.add(dir, appearance | libc::IN_ONLYDIR) {
                 return false;
@@ -174,11 +175,11 @@ mod linux {
             watch >= 0
         }
 
-        /// Takes what was told: of each event its kind, and the name in the directory, which is
-        /// empty where it is about the file itself.
+        /// Takes the events: of each its kind, and the name in the directory, which is empty if the
+        /// event is about the file itself.
         fn drain(&self, mut each: impl FnMut(u32, &[u8])) {
             let mut buffer = [0_u8; 4096];
-            // Bounded, for a directory in which somebody makes files without end.
+            // Bounded, for a directory in which a program makes files without end.
             for _ in 0..64 {
                 // SAFETY: writes at most as many bytes as there are. It does not wait.
                 let got = unsafe { libc::read(self.fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
@@ -204,11 +205,11 @@ mod linux {
     impl Drop for FileWatch {
         fn drop(&mut self) {
             for &watch in &self.watches {
-                // SAFETY: takes two numbers. Of what was removed meanwhile the watch is gone, which
-                // is an error that does not matter: the numbers are not given twice.
+                // SAFETY: takes two numbers. If the file has been removed, its watch is gone; that
+                // error does not matter, because the numbers are never used again.
                 unsafe { libc::inotify_rm_watch(self.fd(), watch) };
             }
-            // Or the next wait would be woken by what was of interest to this one.
+            // Otherwise the next wait would wake up for the events of this one.
             self.drain(|_, _| {});
             if let Some(inotify) = self.inotify.take() {
                 IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(inotify);

@@ -11,7 +11,7 @@ pub(crate) mod sock_diag;
 pub(crate) mod sockets;
 pub(crate) mod time_wait;
 
-/// What a port belongs to: each protocol has ports of its own.
+/// The protocol that a port belongs to: each has ports of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Tcp,
@@ -30,6 +30,6 @@ pub(crate) struct Socket {
     pub(crate) listening: bool,
     /// Effective user of the process that made it.
     pub(crate) uid: u32,
-    /// What `/proc/PID/fd/N` calls it: `socket:[INODE]`. 0 when no process has it (any more).
+    /// The number in `/proc/PID/fd/N`, `socket:[INODE]`. 0 when no process has it (any more).
     pub(crate) inode: u64,
 }

@@ -21,7 +21,7 @@ const NEW: c_int = libc::SOCK_CLOEXEC;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 const NEW: c_int = 0;
 
-/// Ends the talk over a socket in both directions, whoever has copies of the descriptor.
+/// Ends the communication over a socket in both directions, for all copies of the descriptor.
 pub(in crate::sys) fn hang_up(fd: &OwnedFd) {
     // SAFETY: takes no pointers.
     unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) };
@@ -31,7 +31,7 @@ pub(in crate::sys) fn hang_up(fd: &OwnedFd) {
 pub(in crate::sys) fn socket(family: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
     // SAFETY: takes no pointers.
     let fd = check(unsafe { libc::socket(family, kind | NEW, protocol) })?;
-    // SAFETY: it is new, and nobody else's.
+    // SAFETY: it is new, and no other value owns it.
     close_on_exec(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
@@ -40,7 +40,7 @@ pub(in crate::sys) fn pair(kind: c_int) -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends = [-1; 2];
     // SAFETY: writes two descriptors into the array, which has room for them.
     check(unsafe { libc::socketpair(libc::AF_UNIX, kind | NEW, 0, ends.as_mut_ptr()) })?;
-    // SAFETY: they are new, and nobody else's.
+    // SAFETY: they are new, and no other value owns them.
     let [ours, theirs] = ends.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     #[cfg(target_vendor = "apple")]
     for fd in [&ours, &theirs] {
@@ -100,7 +100,7 @@ pub(in crate::sys) fn set_receive_timeout(fd: &OwnedFd, seconds: i32) -> io::Res
 
 /// # Safety
 ///
-/// The kernel reads the value as what the option takes: `T` must be that type.
+/// `T` must be the type that the kernel expects of this option.
 pub(in crate::sys) unsafe fn set_option<T>(
     fd: &impl AsRawFd,
     level: c_int,
@@ -108,7 +108,7 @@ pub(in crate::sys) unsafe fn set_option<T>(
     value: &T,
 ) -> io::Result<()> {
     let length = size_of::<T>() as libc::socklen_t;
-    // SAFETY: as many bytes as are said lie at the address, for the length of the call.
+    // SAFETY: as many bytes as are passed lie at the address, for the length of the call.
     let result = unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
@@ -131,8 +131,8 @@ pub(in crate::sys) fn peer_pid(fd: &OwnedFd) -> io::Result<libc::pid_t> {
         gid: 0,
     };
     let mut length = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes, which is the size of what is there, and any
-    // bytes make a `ucred`.
+    // SAFETY: the kernel writes at most `length` bytes, the size of the variable, and any bytes
+    // make a `ucred`.
     check(unsafe {
         libc::getsockopt(
             fd.as_raw_fd(),

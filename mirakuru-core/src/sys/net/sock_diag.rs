@@ -71,8 +71,8 @@ impl States {
 /// The socket that a connection or a datagram to `addr` from this machine would reach. A TCP socket
 /// counts only if it listens; one whose backlog is full listens all the same.
 ///
-/// `None` is also what a kernel without the `tcp_diag` or `udp_diag` module says: see
-/// `ports/owner.rs` for the check.
+/// A kernel without the `tcp_diag` or `udp_diag` module also gives `None`: see `ports/owner.rs` for
+/// the check.
 pub(crate) fn listener(protocol: Protocol, addr: SocketAddr) -> io::Result<Option<Socket>> {
     with_socket(|diag| diag.lookup(protocol, addr))
 }
@@ -101,8 +101,8 @@ thread_local! {
     static DIAG: RefCell<Option<Diag>> = const { RefCell::new(None) };
 }
 
-/// Runs one exchange on this thread's socket. After an error the socket is not kept: an answer that
-/// nobody read would be taken for the answer to the next question.
+/// Runs one exchange on this thread's socket. After an error the socket is closed: an unread answer
+/// would be taken for the answer to the next question.
 fn with_socket<T>(exchange: impl FnOnce(&mut Diag) -> io::Result<T>) -> io::Result<T> {
     // `try_with` and `take`: a fixture may be dropped by a thread that is ending, when its thread
     // locals are gone already.
@@ -241,8 +241,8 @@ impl Diag {
         };
         put(&[family as u8, number as u8, 0, 0]);
         put(&states.to_ne_bytes());
-        // The socket id: the socket's own side first, and nobody (0) at the other end. In the
-        // lookup of a UDP socket the two change places, and each dump is by the socket's own port.
+        // The socket id: the socket's own side first, and zeros for the other end. In the lookup of
+        // a UDP socket the two change places, and each dump is by the socket's own port.
         let mut ports = [port.to_be_bytes(), [0; 2]];
         let is_swapped = protocol == Protocol::Udp && addr.is_some();
         if is_swapped {
@@ -311,7 +311,7 @@ impl Message<'_> {
     }
 }
 
-/// The messages of one answer; whatever does not fit in it is left out.
+/// The messages of one answer. A message that does not fit is left out.
 struct Messages<'a>(&'a [u8]);
 
 impl<'a> Iterator for Messages<'a> {

@@ -13,10 +13,10 @@ use super::raw_socket::{
     Address, bind, connect, family, set_non_blocking, set_reuse_addr, set_v6_only, socket,
 };
 
-/// Binds to an address as most servers do, and lets go of it at once, without ever listening: TCP
-/// with SO_REUSEADDR, UDP without.
+/// Binds to an address as most servers do, and closes at once, without ever listening: TCP with
+/// SO_REUSEADDR, UDP without.
 ///
-/// `AddrInUse` where a server could not bind either. What does *not* stand in the way: connections
+/// `AddrInUse` where a server could not bind either. Two things are *not* in the way: connections
 /// in TIME_WAIT, and sockets with SO_REUSEADDR that are bound and do not listen, such as those that
 /// hold a port for a service to come.
 pub(crate) fn try_bind(protocol: Protocol, addr: SocketAddr) -> io::Result<()> {
@@ -26,7 +26,7 @@ pub(crate) fn try_bind(protocol: Protocol, addr: SocketAddr) -> io::Result<()> {
     };
     set_reuse_addr(&fd, protocol == Protocol::Tcp)?;
     if addr.is_ipv6() {
-        // `[::]` with IPv4 left out: whoever has the port on IPv4 only is not in the way of a
+        // `[::]` without IPv4: a socket that has the port on IPv4 only is not in the way of a
         // server that does the same.
         set_v6_only(&fd, true)?;
     }
@@ -76,13 +76,13 @@ pub(crate) enum UnixKind {
     SeqPacket,
 }
 
-/// What came of a connect to a Unix socket.
+/// The result of a connect to a Unix socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UnixAnswer {
-    /// Somebody accepts. The process that called `listen`, where the system tells: it may have
-    /// ended since, or be another than those that have the socket now.
+    /// A process accepts. The process that called `listen`, where the system tells. It may have
+    /// ended since, and the socket may belong to other processes now.
     Accepted(Option<u32>),
-    /// Somebody listens, with as many connections waiting as they allow.
+    /// A process listens, with as many connections waiting as it allows.
     Full,
 }
 
@@ -121,7 +121,7 @@ pub(crate) fn abstract_name(path: &Path) -> Option<&[u8]> {
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 fn listener_pid(fd: &OwnedFd) -> Option<u32> {
     let pid = super::raw_socket::peer_pid(fd).ok()?;
-    // 0: a process of a pid namespace that we cannot see into.
+    // 0: a process of a pid namespace that is not visible here.
     u32::try_from(pid).ok().filter(|pid| *pid != 0)
 }
 

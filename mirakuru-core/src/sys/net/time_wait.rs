@@ -11,14 +11,14 @@ use super::raw_socket::{set_flag, set_option};
 
 /// Removes one remnant, whose other end is on this machine, too.
 ///
-/// A connection that is asked for between the same two addresses, while nobody listens, is answered
-/// by the remnant; the kernel finds that answer unacceptable and resets the remnant, which is its
-/// end (RFC 1337 calls it "TIME-WAIT assassination"; the sysctl `tcp_rfc1337` forbids it, and is
-/// off). On loopback all of that happens during the call.
+/// If a connection is asked for between the same two addresses while nothing listens, the remnant
+/// answers. The kernel finds that answer unacceptable and resets the remnant, which is its end.
+/// (RFC 1337 calls it "TIME-WAIT assassination"; the sysctl `tcp_rfc1337` forbids it, and is off.)
+/// On loopback all of that happens during the call.
 ///
 /// # Errors
 ///
-/// When somebody has bound the other end's address by now. The remnant stays then.
+/// When a socket is bound to the other end's address by now. The remnant stays then.
 pub(crate) fn remove(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
     let client = socket(family(&remote), libc::SOCK_STREAM, 0)?;
     set_reuse_addr(&client, true)?;
@@ -26,7 +26,7 @@ pub(crate) fn remove(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
     if let Err(error) = bind(&client, &remote.into()) {
         choose_at_connect(&client, remote).map_err(|_| error)?;
     }
-    // Nobody accepts it, and nobody waits for it.
+    // It is never accepted, and the call does not wait for it.
     let _ = connect(&client, &local.into());
     Ok(())
 }

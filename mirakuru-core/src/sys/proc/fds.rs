@@ -6,7 +6,7 @@ use std::io;
 
 use super::{numbers, stat, tree_until};
 
-/// What came of a search for sockets.
+/// The result of a search for sockets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Search {
     /// The sockets that were found, with each process that has them.
@@ -40,13 +40,12 @@ pub(crate) fn search(pids: &[u32], inodes: &[u64], closely: Closely) -> Search {
     search
 }
 
-/// The same among the processes of a tree, nearest first, until all are found; the root itself
-/// last: it is a supervisor, which has no socket of the service's.
+/// The same among the processes of a tree, nearest first, until all are found. The root comes last:
+/// it is a supervisor, which has no socket of the service's.
 ///
 /// Nearly always the service's main process has them, and then nothing below `task` of that process
-/// is looked up. What is looked up there has its price later: the kernel throws the entries of each
-/// thread away when the thread ends, and whoever reaps the process in that moment spins until it
-/// has.
+/// is read. Reading it has a price later: the kernel discards the entries of each thread when the
+/// thread ends, and the process that reaps it at that moment spins until that is done.
 pub(crate) fn search_tree(root: u32, inodes: &[u64], closely: Closely) -> Search {
     let mut search = Search::default();
     tree_until(root, |pid| {
@@ -66,8 +65,8 @@ impl Search {
         let mut mine = HashSet::new();
         let polled = match closely {
             Closely::Process => poll(&format!("/proc/{pid}/fd"), inodes, &mut mine),
-            // Every thread is looked at: the descriptors of a first thread that has ended may not
-            // be read, except by root, and another thread has them all.
+            // Reads every thread. If the first thread has ended, only root may read its
+            // descriptors, and another thread has them all.
             Closely::Threads => numbers(format!("/proc/{pid}/task"))
                 .into_iter()
                 .map(|task| poll(&format!("/proc/{pid}/task/{task}/fd"), inodes, &mut mine))
