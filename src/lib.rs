@@ -91,10 +91,10 @@
 //! # Limits
 //!
 //! - Linux is where the guarantee holds. Other Unixes have a back end on POSIX calls alone, which
-//!   was tested on Linux and never run on a real macOS or BSD. It ends the service's process group,
-//!   and does not find what leaves that, as daemons do; a supervisor that is killed leaves the
-//!   service, unless the test process is still there; listening sockets are not checked for their
-//!   owner; and a shared service is its test process's own, not the run's.
+//!   was tested on Linux and never run on a real macOS or BSD. It ends the service's process group;
+//!   it does not find processes that leave the group, as daemons do. A supervisor that is killed
+//!   leaves the service, unless the test process is still there. It does not check the owners of
+//!   listening sockets. A shared service is its test process's own, not the run's.
 //! - A service that is shared is never stopped by a test: that takes `&mut`, and sharing hands out
 //!   `&`.
 //! - `#[should_panic]` tests never take the failure of a start for the panic that they expect; the
@@ -102,10 +102,10 @@
 //!
 //! # When something goes wrong
 //!
-//! An [`Error`] is a report: its first line says it all, and what follows is the evidence (the last
-//! probe's own error, what happened when, the end of the log and its file, who has the port) and,
-//! where the cause is known, what to do. Values of the environment and passwords in URLs are never
-//! in it; only what the service itself prints is shown as it is.
+//! An [`Error`] is a report: its first line is the whole message, and then comes the evidence (the
+//! last probe's own error, a timeline, the end of the log and its file, the process on the port)
+//! and, if the cause is known, the remedy. Values of the environment and passwords in URLs are
+//! never in it; only the service's own output is shown as it is.
 //!
 //! When a test fails, the end of its services' logs is in the test's output; of a shared service,
 //! only what it printed since the test first used it. (For a test that panics. One that returns
@@ -123,17 +123,17 @@
 //!
 //! # Where the time goes
 //!
-//! `MIRAKURU_TIMELINE=timeline.html cargo test` writes a page that shows what became of the run's
-//! time: when each service was started, ready, used by which tests, and stopped, over all processes
-//! of the run, and which chain of these made the run as long as it was. With a name in `.json` it
-//! is a trace in Chrome's format, which <https://ui.perfetto.dev> opens. A relative path is
-//! relative to where the runner was started. It works with `cargo nextest run` as well; the file is
-//! always whole, and may be looked at while the run goes on.
+//! `MIRAKURU_TIMELINE=timeline.html cargo test` writes a page that shows where the run's time went:
+//! when each service was started, ready, used by which tests, and stopped, over all processes of
+//! the run, and which chain of these made the run as long as it was. If the name ends in `.json` it
+//! is a trace in Chrome's format, which <https://ui.perfetto.dev> opens. A relative path counts
+//! from the directory in which the runner was started. It works with `cargo nextest run` as well.
+//! The file is always whole, and may be opened while the run goes on.
 //!
 //! A test begins where it first asks for a service, and ends with its thread. A service of the
 //! whole run ends with the runner, when no test is left that could write it down: it is drawn to
-//! the end. Of a process that is killed, what happened less than a second before is missing if no
-//! other process of the run comes after it.
+//! the end. If a process is killed and no other process of the run comes after it, its events of
+//! the last second are missing.
 //!
 //! # Features
 //!
@@ -211,8 +211,8 @@ pub use mirakuru_fixtures::{
 ///   such as `#[tokio::test]`. The test may return a `Result`, and carry `#[should_panic]` or
 ///   `#[ignore]`.
 /// - Attributes stack. Each binds the first parameter that is still free and has no attribute of
-///   its own, or the one that `name = parameter` names, or with `name = _` none. What is left over
-///   is rstest's.
+///   its own, or the one that `name = parameter` names, or with `name = _` none. The other
+///   parameters are rstest's.
 /// - A fixture is in scope in the attributes below it, as `&T`, by the name of its parameter or by
 ///   `name = ident`: `env = ("DATABASE_URL", db.url())`.
 /// - Services start together, so that it takes as long as the slowest. One that names others starts
@@ -248,9 +248,9 @@ pub use mirakuru_fixtures::{
 ///
 /// # On a struct
 ///
-/// The struct is a system: each field is a service, and says itself what starts it. The name of the
-/// struct is then a recipe like any other: for a test, a `static`, a fixture function, a field of
-/// another system, [`start_all`].
+/// The struct is a system: each field is a service, and its attribute says how it is started. The
+/// name of the struct is then a recipe like any other: for a test, a `static`, a fixture function,
+/// a field of another system, [`start_all`].
 ///
 /// ```
 /// # mod tests {
@@ -284,8 +284,8 @@ pub use mirakuru_fixtures::{
 /// # On any other function
 ///
 /// The function becomes an rstest fixture (feature `rstest`). Without a body it gives the executor.
-/// With one, its first parameter receives the service, ready, and the body makes of it what it
-/// likes; further parameters are rstest's.
+/// With one, its first parameter receives the service, ready, and the body may return any value
+/// made from it; further parameters are rstest's.
 ///
 /// ```
 /// # #[cfg(feature = "rstest")] mod tests {

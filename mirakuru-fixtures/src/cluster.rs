@@ -58,7 +58,7 @@ pub fn cluster<R: Recipe, F: Fn(&Node) -> R>(size: usize, node: F) -> ClusterRec
     }
 }
 
-/// A recipe for a cluster: what [`cluster`] makes.
+/// A recipe for a cluster, made by [`cluster`].
 #[must_use = "a recipe starts nothing by itself"]
 pub struct ClusterRecipe<R, F> {
     size: usize,
@@ -79,8 +79,8 @@ impl<R, F> ClusterRecipe<R, F> {
         self
     }
 
-    /// What must hold besides for the cluster to be ready, when each node is: that there is a
-    /// leader, that all have joined. It is asked of every node, whose
+    /// Adds a condition of the whole cluster, asked when each node is ready: that there is a
+    /// leader, that all have joined. The check is asked of every node, whose
     /// [`Probe`](mirakuru_core::Probe) it gets, and must hold for each.
     ///
     /// ```
@@ -133,8 +133,8 @@ impl<R, F> fmt::Debug for ClusterRecipe<R, F> {
     }
 }
 
-/// A node of a cluster before it starts, of which its number, its ports and its directory are
-/// known. Cheap to clone.
+/// A node of a cluster before it starts. Its number, its ports and its directory are known. Cheap
+/// to clone.
 #[derive(Clone)]
 pub struct Node {
     all: Arc<[Identity]>,
@@ -192,7 +192,7 @@ impl Node {
         }
     }
 
-    /// What `{dir}` stands for in its recipe: its private directory.
+    /// Its private directory: the value of `{dir}` in its recipe.
     ///
     /// # Panics
     ///
@@ -352,7 +352,8 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
             }
         }
         let nodes = Node::all((0..self.size).map(|index| Identity::new(name(index))).collect());
-        // All recipes before the first is built: what one says of the others is theirs by then.
+        // Makes all recipes before it builds the first: the addresses that one gives to the others
+        // are reserved by then.
         let recipes: Vec<R> = nodes.iter().map(|node| (self.node)(node)).collect();
         let mut permits = permits.into_iter();
         let (mut services, mut needs) = (Vec::new(), Vec::new());
@@ -438,7 +439,7 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
     }
 }
 
-/// What is in the run's slots for the nodes.
+/// The state of the run's slots for the nodes.
 /// Launches a node once the one before it, which may still be starting, meets the condition.
 fn add_after<'a, R: Recipe + 'a>(
     system: &mut System<'a>,

@@ -1,4 +1,4 @@
-//! A service that is shared must not be made from what is leased for one test, such as a database.
+//! A service that is shared must not be made from a lease for one test, such as a database.
 //!
 //! The lease ends with its test or process, while the service and other tests go on using it. And
 //! where each lease has another name, the recipe is another one in each process, so that nothing is
@@ -9,7 +9,7 @@ use std::cell::Cell;
 use mirakuru_core::Error;
 
 thread_local! {
-    /// While the recipe of a shared service is made on this thread: whether something was leased.
+    /// While the recipe of a shared service is made on this thread: whether it took a lease.
     static LEASED: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
@@ -19,7 +19,7 @@ pub(crate) fn taken() {
     LEASED.set(LEASED.get().map(|_| true));
 }
 
-/// Sets what is noted for the time of a call.
+/// Sets the note for the time of a call.
 fn with<T>(leased: Option<bool>, call: impl FnOnce() -> T) -> (T, Option<bool>) {
     struct Restore(Option<bool>);
     impl Drop for Restore {
@@ -51,7 +51,7 @@ pub(crate) fn forbidden<T>(make: impl FnOnce() -> T) -> Result<T, Error> {
     }
 }
 
-/// Does what may lease something: a recipe that is not shared, or the start itself.
+/// Runs code that may take a lease: a recipe that is not shared, or the start itself.
 pub(crate) fn allowed<T>(call: impl FnOnce() -> T) -> T {
     with(None, call).0
 }

@@ -1,8 +1,8 @@
-//! A service that is not on this machine: whether its test fails or is skipped, and how that is
-//! said.
+//! A service that is not on this machine: decides whether its test fails or is skipped, and reports
+//! it.
 //!
-//! A skip that nobody sees is a test that has not run for months. So each is said three times: in
-//! the output of the test, in one summary at the end, and in a file for programs.
+//! If no one sees a skip, the test may not run for months. So each is reported three times: in the
+//! output of the test, in one summary at the end, and in a file for programs.
 //!
 //! ```text
 //! cargo test            the summary is written when the test binary ends, after "test result"
@@ -29,8 +29,9 @@ use once_cell::sync::OnceCell;
 
 use crate::start::{Scope, start_shared};
 
-/// The keeper's script. It opens the summary before anybody can remove it. At the end of the run it
-/// gets SIGTERM. Complaints of the shell about its own children do not belong into the output.
+/// The keeper's script. It opens the summary before any process can remove it. At the end of the
+/// run it gets SIGTERM. Complaints of the shell about its own children do not belong into the
+/// output.
 const KEEPER: &str = r#"exec 3<"$1" 4>&2 2>/dev/null
 trap 'cat <&3 >&4; exit 0' TERM
 echo kept
@@ -109,7 +110,7 @@ pub(crate) fn skip(missing: &Missing) -> String {
     );
     let skipped = Skipped::of(missing);
     let list = skipped_list();
-    // What cannot be written does not make a test fail; the test's output has it.
+    // A write that fails does not make a test fail; the test's output has the text.
     if let Some((path, head)) = &list {
         let _ = for_programs(path, head, &skipped);
     }
@@ -203,7 +204,7 @@ fn at_end_of_process(skipped: Skipped) {
     }
 }
 
-/// What was skipped, by what is missing, the most first.
+/// The skips by what is missing, the most frequent first.
 fn summary(all: &BTreeSet<Skipped>) -> String {
     let tests: BTreeSet<&str> = all.iter().map(|skipped| &*skipped.test).collect();
     let mut by_cause: Vec<((&str, &str), usize)> = Vec::new();
@@ -261,7 +262,7 @@ impl Skip<std::process::ExitCode> {
 
 /// Every other type that a test may return.
 pub trait AnySkip<T> {
-    /// Nobody knows which value passes.
+    /// A type for which no passing value is known.
     fn value(self) -> T;
 }
 

@@ -9,11 +9,11 @@ use once_cell::sync::OnceCell;
 
 use crate::missing::skips;
 
-/// What is behind [`Shared`](crate::Shared), and behind fixture functions that are shared.
+/// The inside of [`Shared`](crate::Shared), and of fixture functions that are shared.
 ///
-/// The first thread to ask makes the value while others wait. An error is kept and given to all who
-/// ask. A panic is not: it goes to the thread that was making the value, and the next one to ask
-/// tries again.
+/// The first thread makes the value while others wait. An error is kept and returned to all of
+/// them. A panic is not: it goes to the thread that was making the value, and the next thread tries
+/// again.
 pub struct Once<T> {
     name: &'static str,
     value: OnceCell<Result<T, Error>>,
@@ -22,7 +22,7 @@ pub struct Once<T> {
     maker: Mutex<Option<ThreadId>>,
     /// The error of a value that needs itself, which has to live somewhere to be borrowed.
     cycle: OnceCell<Error>,
-    /// What its services print is shown by the tests that use it and fail.
+    /// Tests that use it and fail show the output of its services.
     services: OnceCell<SharedServices>,
     /// The error of a value whose service has ended.
     died: OnceCell<Error>,
@@ -102,7 +102,7 @@ impl<T> Once<T> {
         }
     }
 
-    /// What was tried, in an error.
+    /// The step that failed, in an error.
     pub(crate) fn attempt(&self) -> String {
         format!("start {}", self.title())
     }
@@ -115,7 +115,7 @@ impl<T> Once<T> {
     }
 }
 
-/// Says who is making a value, until it is made or the thread panics.
+/// Names the thread that makes a value, until it is made or the thread panics.
 struct Making<'a>(&'a Mutex<Option<ThreadId>>);
 
 impl Making<'_> {

@@ -1,12 +1,12 @@
-//! What a test function returned: an error is made known to the services that it used, before they
+//! The result of a test function: an error is reported to the services that it used, before they
 //! end.
 
 use std::process::ExitCode;
 
 use mirakuru_core::__private::test_returns_err;
 
-/// What a test returned. `tell` is an own method where the type can say that a test failed, and the
-/// trait's where it cannot: own methods come first.
+/// The result of a test. If the type can say that a test failed, `tell` is its own method, else the
+/// trait's: own methods come first.
 pub struct Outcome<'a, T>(pub &'a T);
 
 impl<T, E> Outcome<'_, Result<T, E>> {

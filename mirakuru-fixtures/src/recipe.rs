@@ -1,11 +1,11 @@
-//! [`Recipe`]: what the attribute can start.
+//! [`Recipe`]: the trait of everything that the attribute can start.
 
 use mirakuru_core::{Error, Executor, ExecutorBuilder, Readiness};
 
 use crate::start::{join, start_plain};
 use crate::system::{Joining, Slot, System};
 
-/// Something that can be started: what stands in `#[mirakuru::fixture(..)]` in place of keys.
+/// Something that can be started. It stands in `#[mirakuru::fixture(..)]` in place of keys.
 ///
 /// Every [`ExecutorBuilder`] is one, and its handle is the [`Executor`]. Implement it for a type of
 /// your own to give tests more than an executor: a connection string, a client, a database with its
@@ -60,23 +60,23 @@ pub trait Recipe: Sized {
     /// The condition under which the service counts as ready.
     type Readiness: Readiness;
 
-    /// What the fixture gives to a test.
+    /// The handle that the fixture gives to a test.
     type Handle;
 
-    /// How to start the service. The processes of a run know the service that they share by what
-    /// this returns, so it must be the same in each; what `set_up` does differently from one
-    /// fixture to the next must show in it, as a name or a variable.
+    /// Returns the recipe of the service. The processes of a run recognise a shared service by this
+    /// value, so it must be the same in each. If `set_up` does different things in two fixtures,
+    /// the difference must show here, as a name or a variable.
     ///
     /// # Errors
     ///
-    /// When the recipe makes no sense, or what it needs cannot be found, for example the program.
-    /// [`Error::other`] takes any error.
+    /// When the recipe makes no sense, or when something that it needs cannot be found, for example
+    /// the program. [`Error::other`] takes any error.
     fn executor(&self) -> Result<ExecutorBuilder<Self::Readiness>, Error>;
 
-    /// Prepares what the service needs before its first start: a data directory, a password, in
-    /// [`Executor::dir`]. Called by whoever starts the service, once; ports are known by now. All
-    /// that is in the directory afterwards is given to the user that the service runs as. The
-    /// default does nothing. (A configuration is simpler as an [`ExecutorBuilder::file`].)
+    /// Prepares the service's files before its first start: a data directory, a password, in
+    /// [`Executor::dir`]. The process that starts the service calls it once; ports are known by
+    /// now. Afterwards everything in the directory is given to the service's user. The default does
+    /// nothing. (A configuration is simpler as an [`ExecutorBuilder::file`].)
     ///
     /// # Errors
     ///
@@ -87,8 +87,8 @@ pub trait Recipe: Sized {
     }
 
     /// Prepares the service for use, once, right after it is ready: creates the schema, loads the
-    /// data. Called by whoever started the service, before anybody gets a handle. The default does
-    /// nothing.
+    /// data. The process that started the service calls it before any test gets a handle. The
+    /// default does nothing.
     ///
     /// # Errors
     ///
@@ -107,11 +107,11 @@ pub trait Recipe: Sized {
     /// stopped, and no file in it may name a port. (An [`ExecutorBuilder::file`] may: it is
     /// written before each start.)
     ///
-    /// The code cannot be compared, so the key must be another one when `set_up` would do something
-    /// else: a number that you count up, a hash of the files that it loads
-    /// (`presets::hash_of_dir`). The rest counts anyway: the type, everything that
-    /// [`executor`](Recipe::executor) returns, and the program's file. A service whose recipe has
-    /// the URL of another service in it is another one in each run, and is not found again.
+    /// The code cannot be compared. So use another key when `set_up` would do something else: a
+    /// number that you count up, a hash of the files that it loads (`presets::hash_of_dir`). The
+    /// rest counts anyway: the type, everything that [`executor`](Recipe::executor) returns, and
+    /// the program's file. A service whose recipe has the URL of another service in it is another
+    /// one in each run, and is not found again.
     ///
     /// Two processes at once make one copy: the second one waits for the first. An error of
     /// `set_up` names the key, and nothing is kept. [`prepare_once`](crate::prepare_once) tells how

@@ -9,11 +9,10 @@ use crate::once::Once;
 use crate::recipe::Recipe;
 use crate::system::{AsItIs, Joining, Slot, System, several};
 
-/// A service that is started when it is first used, once, and that everybody who uses it shares:
-/// what `#[mirakuru::fixture(..)]` makes of a `static`. Usually named in capitals, after the
-/// service.
+/// A service that is started once, when it is first used, and that all users share.
+/// `#[mirakuru::fixture(..)]` makes it of a `static`. Usually named in capitals, after the service.
 ///
-/// It dereferences to what it holds, and the first use starts it:
+/// It dereferences to its handle, and the first use starts it:
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -29,8 +28,7 @@ use crate::system::{AsItIs, Joining, Slot, System, several};
 /// ```
 ///
 /// - While one thread starts it, others that need it wait.
-/// - A start that failed is not tried again: everybody who needs the service gets the same error at
-///   once.
+/// - A start that failed is not tried again: every user of the service gets the same error at once.
 /// - It hands out `&T`. Stopping a service takes `&mut T`, so one test cannot stop it under
 ///   another: that does not compile. A test that stops or restarts its service uses one of its own.
 /// - A static is never dropped. The service ends when the process does, however that ends; one that
@@ -93,8 +91,8 @@ impl<T> Shared<T> {
     ///
     /// # Errors
     ///
-    /// What the start returned, the same to everybody. If the start uses the service that it is to
-    /// start, that use gets an [`Error::System`] that says so.
+    /// The result of the start, the same for every caller. If the start uses the service that it is
+    /// to start, that use gets an [`Error::System`] that says so.
     pub fn try_get(this: &Shared<T>) -> Result<&T, &Error> {
         this.cell.try_get_or_start(this.start)
     }
@@ -153,10 +151,10 @@ pub struct Held;
             type implements `mirakuru::Recipe` and `Clone`"
 )]
 pub trait Named<'s, How> {
-    /// What starts it.
+    /// The recipe that starts it.
     type Recipe: Recipe;
 
-    /// What starts it.
+    /// The recipe that starts it.
     fn recipe(&'s self) -> Self::Recipe;
 }
 
@@ -197,7 +195,7 @@ impl<T> Deref for Shared<T> {
 }
 
 impl<T: fmt::Debug> fmt::Debug for Shared<T> {
-    /// Shows what it holds, and starts nothing.
+    /// Shows its value, and starts nothing.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.cell.peek() {
             None => f.write_str("Shared(not started)"),

@@ -1,5 +1,5 @@
-//! One service on its way from its recipe to its handle, and what the attribute's expansion calls
-//! to start what is shared.
+//! One service on its way from its recipe to its handle, and the functions that the attribute's
+//! expansion calls to start shared services.
 
 use std::any::type_name;
 use std::borrow::BorrowMut;
@@ -44,11 +44,11 @@ pub(crate) struct Single<R: Recipe> {
     /// Its set-up has been done, in this run or before.
     is_seeded: bool,
     slot: Slot<R::Handle>,
-    /// Of a node of a cluster.
+    /// Belongs to a node of a cluster.
     member: Option<ClusterMember>,
 }
 
-/// What a node of a cluster has besides.
+/// The further data of a node of a cluster.
 pub(crate) struct ClusterMember {
     pub(crate) node: Node,
     /// Filled when the service is ready by itself. The cluster hands it out when it is ready as a

@@ -45,11 +45,11 @@ use crate::system::{Slot, System};
 /// ```
 ///
 /// A service that needs another one *ready* is started after it. The attribute on a struct finds
-/// out itself what starts when.
+/// the order by itself.
 ///
 /// # Errors
 ///
-/// Those of [`Executor::start`], of the first that fails. The others end.
+/// The error of [`Executor::start`] of the first service that fails. The others end.
 pub fn start_all<S: StartAll>(recipes: S) -> Result<S::Handles, Error> {
     recipes.start_all()
 }
@@ -63,7 +63,7 @@ pub fn start_all<S: StartAll>(recipes: S) -> Result<S::Handles, Error> {
         own that implements `Recipe`"
 )]
 pub trait StartAll: sealed::Start {
-    /// What has been started, in the same shape.
+    /// The started services, in the same shape.
     type Handles;
 
     #[doc(hidden)]
@@ -79,7 +79,7 @@ pub trait StartAll: sealed::Start {
         implements `Recipe`"
 )]
 pub trait ToStart {
-    /// What has been started.
+    /// The started service.
     type Handle;
 
     #[doc(hidden)]
@@ -151,7 +151,8 @@ mod sealed {
 ///
 /// # Errors
 ///
-/// Those of [`Executor::stop`], of the first that has one. All have been stopped then as well.
+/// The error of [`Executor::stop`] of the first service that has one. All have been stopped then as
+/// well.
 pub fn stop_all<S: StopAll>(services: S) -> Result<(), Error> {
     services.stop_all()
 }

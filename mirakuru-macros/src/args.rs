@@ -1,7 +1,7 @@
-//! What stands in the attribute's parentheses: keys, or one expression that makes a recipe, perhaps
-//! followed by keys.
+//! Parses the text in the attribute's parentheses: keys, or one expression that makes a recipe,
+//! perhaps followed by keys.
 //!
-//! Parsing only: whether a key exists and what it may hold is looked at in `check`.
+//! Parsing only: `check` decides whether a key exists and which values it takes.
 
 use proc_macro2::TokenStream;
 use syn::ext::IdentExt;
@@ -10,7 +10,7 @@ use syn::{Attribute, Expr, ExprLit, ExprPath, Ident, Lit, LitStr, Meta, Path, To
 
 use crate::errors::Errors;
 
-/// Keys that say what to start, exactly one of which is needed.
+/// Keys that say which service to start. Exactly one of them is needed.
 pub(crate) const PROGRAM: &[&str] = &["cmd", "bin", "example"];
 
 /// Keys that say how a program of the workspace is built: methods of `Bin`.
@@ -56,7 +56,7 @@ pub(crate) const SETTERS: &[&str] = &[
     "on_end",
 ];
 
-/// Methods that add to what is there, so that a second one is no mistake.
+/// Methods that add to a list, so that a second one is no mistake.
 pub(crate) const REPEATABLE: &[&str] = &[
     "arg",
     "env",
@@ -84,8 +84,8 @@ pub(crate) fn known() -> impl Iterator<Item = &'static str> {
 
 /// One attribute of ours.
 pub(crate) struct Args {
-    /// The attribute's path, for what is missing in it. That of the outermost is not known: it is
-    /// the compiler's "call site".
+    /// The attribute's path, for errors about missing keys. That of the outermost is not known: it
+    /// is the compiler's "call site".
     pub(crate) path: Option<Path>,
     /// An expression that makes a recipe, in place of keys.
     pub(crate) expr: Option<Expr>,
@@ -175,7 +175,7 @@ impl Entry {
     }
 }
 
-/// What a name alone, in place of keys, is the name of, as its letters say.
+/// The kind of thing that a single name, in place of keys, stands for, by its letters.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Name {
     /// `SHOP`: a static, or a recipe in a constant.
@@ -184,7 +184,7 @@ pub(crate) enum Name {
     Type,
 }
 
-/// What an expression is the name of, if it is one and has capital letters.
+/// The kind of thing that an expression names, if it is one name with capital letters.
 pub(crate) fn name(expr: &Expr) -> Option<Name> {
     let Expr::Path(ExprPath {
         qself: None, path, ..
@@ -214,9 +214,9 @@ pub(crate) fn literal(expr: &Expr) -> Option<&LitStr> {
     }
 }
 
-/// All attributes of ours on an item: the outermost, whose tokens the compiler has handed to us,
-/// and those below it, which are taken out of the item's attributes. They are expanded together, so
-/// that the runtime sees all that a test needs before it starts anything.
+/// All our attributes on an item: the outermost, whose tokens the compiler passes to us, and those
+/// below it, which are taken out of the item's attributes. They are expanded together, so that the
+/// runtime knows all services of a test before it starts one.
 pub(crate) fn stacked(outermost: TokenStream, attrs: &mut Vec<Attribute>, errors: &mut Errors) -> Vec<Args> {
     let mut all = vec![(None, Args::outermost(outermost))];
     let (ours, others): (Vec<_>, Vec<_>) = std::mem::take(attrs).into_iter().partition(is_ours);
@@ -234,7 +234,7 @@ pub(crate) fn stacked(outermost: TokenStream, attrs: &mut Vec<Attribute>, errors
     all.into_iter().map(one).collect()
 }
 
-/// The attributes of ours on a field of a struct, which are taken out of the field's attributes.
+/// Our attributes on a field of a struct, which are taken out of the field's attributes.
 pub(crate) fn on_field(attrs: &mut Vec<Attribute>, errors: &mut Errors) -> Vec<Args> {
     let is_fixture = |attr: &Attribute| is_ours(attr) || is_rstest_fixture(attr);
     let (ours, others): (Vec<_>, Vec<_>) = std::mem::take(attrs).into_iter().partition(is_fixture);
@@ -257,8 +257,8 @@ pub(crate) fn on_field(attrs: &mut Vec<Attribute>, errors: &mut Errors) -> Vec<A
     ours.into_iter().map(one).collect()
 }
 
-/// Whether an attribute is another `#[mirakuru::fixture(..)]`, under whatever path it was imported.
-/// A bare `#[fixture]` is rstest's: ours never stands without parentheses.
+/// Whether an attribute is another `#[mirakuru::fixture(..)]`, imported under any path. A bare
+/// `#[fixture]` is rstest's: ours never stands without parentheses.
 fn is_ours(attr: &Attribute) -> bool {
     let path = attr.path();
     let fixture = path.segments.last().is_some_and(|last| last.ident == "fixture");

@@ -1,4 +1,4 @@
-//! Which parameter of the function gets which fixture.
+//! Decides which parameter of the function gets which fixture.
 
 use proc_macro2::{TokenStream, TokenTree};
 use quote::ToTokens;

@@ -1,6 +1,6 @@
-//! Every mistake that can be seen without types: a list of small checks, each of which reports all
-//! that it finds, on the token that is wrong, and says what would be right. What needs types is
-//! left to rustc, on the user's own tokens.
+//! Finds every mistake that can be seen without types: a list of small checks. Each reports all of
+//! its mistakes, on the wrong token, with the remedy. Mistakes that need types are left to rustc,
+//! on the user's own tokens.
 
 use syn::spanned::Spanned;
 use syn::{Expr, ExprCall, ExprMethodCall, ExprPath, Fields, Lit, LitStr, Type};
@@ -19,7 +19,7 @@ use crate::names;
 use crate::nearest::nearest;
 use crate::placeholder;
 
-/// What each attribute says, wherever it stands.
+/// Checks each attribute, on any item.
 pub(crate) fn args(fixtures: &[Args], errors: &mut Errors) {
     for fixture in fixtures.iter().filter(|fixture| !fixture.broken) {
         for check in [
@@ -39,7 +39,7 @@ pub(crate) fn args(fixtures: &[Args], errors: &mut Errors) {
     }
 }
 
-/// What holds for `static NAME: T;`.
+/// Checks `static NAME: T;`.
 pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &mut Errors) {
     if let Some(mutability) = &item.mutability {
         errors.at(
@@ -63,7 +63,7 @@ pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &mut Errors) {
     no_parameter_is_named(fixtures, "a static has none", errors);
 }
 
-/// What holds for a struct whose fields are services.
+/// Checks a struct whose fields are services.
 pub(crate) fn on_struct(system: &System, errors: &mut Errors) {
     if !system.arguments.is_empty() {
         errors.on(
@@ -104,7 +104,7 @@ pub(crate) fn on_struct(system: &System, errors: &mut Errors) {
     }
 }
 
-/// What holds for a test function.
+/// Checks a test function.
 pub(crate) fn on_test(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: &mut Errors) {
     no_method(item, errors);
     no_scope(fixtures, "a test's own service lives as long as the test", errors);
@@ -122,7 +122,7 @@ pub(crate) fn on_test(item: &Function, fixtures: &[Args], bindings: &Bindings, e
     }
 }
 
-/// What holds for a function that becomes an rstest fixture.
+/// Checks a function that becomes an rstest fixture.
 pub(crate) fn on_fixture(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: &mut Errors) {
     if !cfg!(feature = "rstest") {
         errors.at(
@@ -266,7 +266,7 @@ fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: 
     }
 }
 
-// What each attribute says.
+// Checks the keys of each attribute.
 
 fn something_is_to_be_started(fixture: &Args, errors: &mut Errors) {
     if fixture.expr.is_some() || PROGRAM.iter().any(|key| fixture.entry(key).is_some()) {
@@ -542,8 +542,8 @@ fn placeholders_exist(fixture: &Args, errors: &mut Errors) {
     }
 }
 
-/// The literals that are surely texts of ours: the value itself, and those in lists and tuples.
-/// What stands in a macro or in a call of the user's is theirs.
+/// The literals that are surely our texts: the value itself, and those in lists and tuples. A
+/// literal in a macro or a call is the user's.
 fn placeholders_in(value: &Expr, errors: &mut Errors) {
     if let Some(text) = literal(value) {
         return placeholders_in_literal(text, errors);
@@ -615,7 +615,7 @@ fn placeholders_in_literal(text: &LitStr, errors: &mut Errors) {
     }
 }
 
-// What several kinds of item have in common.
+// The common parts of several kinds of item.
 
 /// Fixtures with the parameters that they are given to.
 fn bound<'a>(

@@ -1,9 +1,9 @@
-//! The code that is written: for each fixture one builder chain, for all of a function's together
-//! one call into the runtime, and bindings in front of the user's own body. The user's tokens keep
-//! their spans, so that rustc speaks about them.
+//! Writes the code: for each fixture one builder chain, for all of a function's together one call
+//! into the runtime, and bindings in front of the user's own body. The user's tokens keep their
+//! spans, so that rustc speaks about them.
 //!
-//! After a mistake the same code is written with `unreachable!()` in place of what could not be
-//! made: the item is there and has its types, and rustc has nothing to add.
+//! After a mistake it writes the same code, with `unreachable!()` in place of the wrong parts: the
+//! item is there and has its types, and rustc has nothing to add.
 
 use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
@@ -278,8 +278,8 @@ fn shared_fixture(item: &Function, ty: &Type, fixtures: &[Args], bindings: &Bind
     }
 }
 
-/// A block that gives `Result<T, Error>` from an expression that gives the same for whatever the
-/// recipe's handle is: where that is another type, rustc says so on `T`.
+/// A block that gives `Result<T, Error>` from an expression that gives the same for the recipe's
+/// handle. If that is another type, rustc says so on `T`.
 fn shared_value(ty: &Type, started: &TokenStream) -> TokenStream {
     let (service, value) = (handle(0), ours("_value"));
     let found = located(&service, ty);
@@ -432,7 +432,7 @@ fn own_services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> Toke
     })
 }
 
-/// A parameter `&'static T`: the service is shared, though what the function gives is not.
+/// A parameter `&'static T`: the service is shared, though the function's value is not.
 fn service_shared(item: &Function, fixture: &Args, bindings: &Bindings, index: usize) -> TokenStream {
     let Some(parameter) = bindings.of(index).and_then(|index| item.parameter(index)) else {
         return quote!();
@@ -540,9 +540,9 @@ fn take(members: &[Member<'_>]) -> TokenStream {
     quote!(|| (#(#slots.take(),)*))
 }
 
-/// Where the code for one fixture is said to stand. Where an expression of the user's must
-/// implement a trait, the compiler misses the implementation at more than one place; if all of them
-/// are exactly where that expression is, it says so once.
+/// The span of the code for one fixture. If the user's expression lacks a trait, the compiler
+/// reports it at every place that needs it; if all of them have the span of that expression, it
+/// reports it once.
 struct Place {
     first: Span,
     last: Span,

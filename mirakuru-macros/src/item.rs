@@ -1,5 +1,5 @@
-//! What the attribute stands on: a function with or without a body, a `static` without a value, or
-//! something that it cannot stand on.
+//! The item that the attribute stands on: a function with or without a body, a `static` without a
+//! value, or something that it cannot stand on.
 //!
 //! The two forms without a body or a value are legal input for an attribute but nothing that the
 //! language itself knows, so items are parsed by hand. A function's body is never looked into.
@@ -52,7 +52,7 @@ pub(crate) enum Form {
     Fixture,
 }
 
-/// What a function gives back.
+/// The return type of a function.
 pub(crate) enum Gives<'a> {
     Nothing,
     /// A type that can be written in front of a value.
@@ -168,7 +168,7 @@ impl Function {
         }
     }
 
-    /// Whether the return type is one that tests have: none, a `Result` under whatever name, an
+    /// Whether the return type is one that tests have: none, a `Result` under any name, an
     /// `ExitCode`.
     pub(crate) fn gives_like_a_test(&self) -> bool {
         match self.gives() {

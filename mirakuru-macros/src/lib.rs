@@ -3,9 +3,9 @@
 //!
 //! The way of an attribute through this crate: `args` and `item` parse, `bind` gives parameters to
 //! fixtures, `check` finds every mistake, `expand` writes the code. All policy is in the runtime
-//! functions of `mirakuru-fixtures`; what is written here is one builder chain for each fixture and
+//! functions of `mirakuru-fixtures`; the generated code is one builder chain for each fixture and
 //! one call. After a mistake `expand` still writes a plausible item, so that rustc does not report
-//! what only follows from it.
+//! errors that only follow from it.
 
 mod args;
 mod bind;

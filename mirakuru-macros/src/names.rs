@@ -1,8 +1,8 @@
 //! Which services a recipe is made from: the names of other fixtures that stand in its expressions.
 //!
-//! Tokens are looked at, inside macros and closures, too, and not what they mean: a variable of the
-//! same name that an expression declares for itself counts as the name. Then the service starts
-//! later than it could, and nothing else.
+//! It searches tokens, also inside macros and closures, and does not know their meaning: if an
+//! expression declares a variable of the same name, that counts as the name. Then the service
+//! starts later than it could, and nothing else happens.
 
 use std::collections::HashSet;
 

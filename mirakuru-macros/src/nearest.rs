@@ -1,6 +1,6 @@
 //! "Did you mean ...": the known word that a mistyped one is closest to.
 
-/// What people write who know another library's word for it.
+/// Words of other libraries, and the keys that they stand for here.
 const SYNONYMS: &[(&str, &str)] = &[
     ("binary", "bin"),
     ("command", "cmd"),

@@ -84,7 +84,7 @@ fn escaped(text: &str, brace: usize) -> Option<usize> {
     text[inner.end..].starts_with('}').then_some(inner.end + 1)
 }
 
-/// What is between this brace and the next closing one, if it has the form of a placeholder.
+/// The text between this brace and the next closing one, if it has the form of a placeholder.
 fn placeholder(text: &str, brace: usize) -> Option<Found<'_>> {
     let inside = &text[brace + 1..];
     let inside = &inside[..inside.find(['{', '}'])?];

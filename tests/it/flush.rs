@@ -127,7 +127,7 @@ fn has_two_executors() {
 }
 
 #[mirakuru::fixture(database())]
-#[mirakuru::fixture(application(&database))]
+#[mirakuru::fixture(application(database))]
 #[test]
 #[ignore = "a victim"]
 fn has_stacked_attributes(database: TcpExecutor, application: TcpExecutor) {

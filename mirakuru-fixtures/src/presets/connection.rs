@@ -1,4 +1,4 @@
-//! Connections of the presets to their servers: none of them waits for ever.
+//! Connections of the presets to their servers, each with a time limit.
 
 use std::io::{self, BufRead, BufReader, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -7,8 +7,8 @@ use std::time::Duration;
 /// How long a server may take to answer a question.
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// How long tidying up may take: a database is dropped, a number is given back. A server that is
-/// paused or overloaded must not hold up the end of a test. The rest goes with the server.
+/// How long tidying up may take: to drop a database, to give a number back. A server that is paused
+/// or overloaded must not hold up the end of a test. The server's end removes the rest.
 pub(super) const TIDY_WITHIN: Duration = Duration::from_secs(1);
 
 /// A TCP connection to a server, with a limit for each read and write.
