@@ -159,9 +159,14 @@ fn binds_lazily() -> bool {
     false
 }
 
-/// Runs `fork` for each of these ranges of memory. With `little`, all other memory but the parts
-/// that libc needs is left out of forks meanwhile.
-pub(super) fn with_memory<T>(little: bool, own: &[Range<usize>], mut fork: impl FnMut(usize) -> T) -> Vec<T> {
+/// Takes the lock that one thread has at a time, asks for ranges of memory, and runs `fork` for
+/// each. With `little`, all other memory but the parts that libc needs is left out of forks
+/// meanwhile.
+pub(super) fn with_memory(
+    little: bool,
+    own: impl FnOnce() -> Vec<Range<usize>>,
+    mut fork: impl FnMut(&Range<usize>),
+) {
     static HANDLERS: Once = Once::new();
     HANDLERS.call_once(|| {
         // SAFETY: the handlers only lock and unlock a mutex.
@@ -171,27 +176,25 @@ pub(super) fn with_memory<T>(little: bool, own: &[Range<usize>], mut fork: impl 
     // SAFETY: a pair of lock and unlock on this thread, with nothing between that unwinds (see
     // `Restore`).
     unsafe { lock() };
-    let first = own.first().cloned().unwrap_or(0..0);
-    let restore = Restore(match little {
-        false => Vec::new(),
-        true => anonymous_memory(&[first, thread_local_block(), stack_top()]),
-    });
+    let mut restore = Restore(Vec::new());
+    let own = own();
+    let Some(first) = own.first() else { return };
+    if little {
+        restore.0 = anonymous_memory(&[first.clone(), thread_local_block(), stack_top()]);
+    }
     for range in &restore.0 {
         advise(range, libc::MADV_DONTFORK);
     }
-    let mut results = Vec::with_capacity(own.len());
     for (at, range) in own.iter().enumerate() {
         if at > 0 {
             advise(&own[at - 1], libc::MADV_DONTFORK);
             advise(range, libc::MADV_DOFORK);
         }
-        results.push(fork(at));
+        fork(range);
     }
-    for range in own {
+    for range in &own {
         advise(range, libc::MADV_DOFORK);
     }
-    drop(restore);
-    results
 }
 
 /// Takes the marks off, then lets others fork again: in `drop`, so that an unwinding panic does it
@@ -362,7 +365,7 @@ c000-d000 rw-p 00000000 00:00 0 [anon: mine]
         assert!(inside(&anonymous_memory(&[])));
         let page = address / 4096 * 4096..address + 4096;
         assert!(!inside(&anonymous_memory(std::slice::from_ref(&page))));
-        with_memory(true, &[0..0], |_| ());
+        with_memory(true, || vec![0..0], |_| ());
         // SAFETY: the child only reads memory and ends.
         let status = unsafe {
             let child = libc::fork();

@@ -1,6 +1,7 @@
 //! What the code that both back ends share (`spawn.rs`, `service.rs`) asks of Linux. All but the
 //! last part runs after a fork: no allocation, no lock, no panic.
 
+use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
 use std::fs::File;
 use std::io::{self, Read};
@@ -8,6 +9,7 @@ use std::mem;
 use std::ops::Range;
 use std::os::fd::{FromRawFd, OwnedFd, RawFd};
 use std::ptr;
+use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -200,18 +202,66 @@ pub(in crate::sys::process) fn signal_tree(supervisor: u32, signal: i32) -> bool
     true
 }
 
+/// Supervisors that a thread waits for.
+struct Batch {
+    process: u32,
+    mappings: Vec<(Range<usize>, *mut c_void, *mut c_void)>,
+    forked: Vec<nix::Result<Pid>>,
+    next: *mut Batch,
+}
+
+/// The batches of all threads. The thread that has the lock forks them all, because to leave memory
+/// out of forks costs more than a fork.
+static WAITING: AtomicPtr<Batch> = AtomicPtr::new(ptr::null_mut());
+
 /// Makes a supervisor for each of these. All signals are blocked.
 pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::Result<Pid>> {
-    let own: Vec<Range<usize>> = mappings.iter().map(|mapping| mapping.range()).collect();
+    let process = std::process::id();
+    let parts = |mapping: &&mut Mapping| (mapping.range(), mapping.guard_stack(), mapping.arena().cast());
+    let mine = Box::into_raw(Box::new(Batch {
+        process,
+        mappings: mappings.iter().map(parts).collect(),
+        forked: Vec::new(),
+        next: ptr::null_mut(),
+    }));
+    // SAFETY: nobody else knows of the batch before it is in the list.
+    let push = |first| unsafe {
+        (*mine).next = first;
+        Some(mine)
+    };
+    let _ = WAITING.fetch_update(Ordering::AcqRel, Ordering::Acquire, push);
     let whole = memory::needs_all();
-    memory::with_memory(whole.is_none(), &own, |at| {
-        let mapping = &mappings[at];
+    let waiting = RefCell::new(Vec::new());
+    let take = || {
+        // SAFETY: what is in the list stays until its thread has had the lock, which this one has.
+        unsafe {
+            let is_done = !(*mine).forked.is_empty();
+            let mut next = match is_done {
+                true => ptr::null_mut(),
+                false => WAITING.swap(ptr::null_mut(), Ordering::AcqRel),
+            };
+            let mut ranges = Vec::new();
+            while let Some(batch) = next.as_mut() {
+                next = batch.next;
+                // A fork of the test process has copies of what its parent's threads wait for.
+                if batch.process == process {
+                    ranges.extend(batch.mappings.iter().map(|(range, ..)| range.clone()));
+                    waiting.borrow_mut().push(ptr::from_mut(batch));
+                }
+            }
+            ranges
+        }
+    };
+    memory::with_memory(whole.is_none(), take, |_| {
+        let waiting = waiting.borrow();
+        // SAFETY: as above.
+        let mut batches = waiting.iter().map(|batch| unsafe { &mut **batch });
+        let batch = batches.find(|batch| batch.forked.len() < batch.mappings.len());
+        let Some(batch) = batch else { return };
+        let (_, stack, arena) = batch.mappings[batch.forked.len()];
         // SAFETY: the stack and the argument lie in the mapping, of which the child has a copy;
         // `guard` keeps to what may be done after a fork.
-        let clone = |signal| unsafe {
-            let (stack, arena) = (mapping.guard_stack(), mapping.arena().cast());
-            libc::clone(supervisor::guard, stack, signal, arena)
-        };
+        let clone = |signal| unsafe { libc::clone(supervisor::guard, stack, signal, arena) };
         // No exit signal: invisible to a `waitpid(-1)` of the test's, which gets no SIGCHLD of it
         // either.
         let mut pid = match whole {
@@ -223,8 +273,10 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
             // What emulates Linux in user space may know no such child.
             pid = clone(libc::SIGCHLD);
         }
-        Errno::result(pid).map(Pid::from_raw)
-    })
+        batch.forked.push(Errno::result(pid).map(Pid::from_raw));
+    });
+    // SAFETY: whichever thread has forked for this one is done with the batch.
+    unsafe { Box::from_raw(mine) }.forked
 }
 
 /// Whether supervisors are forked without most of this process's memory, which may turn out to be a
