@@ -104,22 +104,37 @@ impl From<WrongListener> for io::Error {
 /// `root`.
 ///
 /// `Ok(false)`: no process listens. `Ok(true)`: the tree does, or the listener's owner cannot be
-/// seen ([`owner`] tells the two apart). An error of kind `AddrInUse`, with a [`WrongListener`]
-/// inside: another process does.
+/// seen. An error of kind `AddrInUse`, with a [`WrongListener`] inside: another process does.
 pub(crate) fn owned_by_tree(protocol: Protocol, addr: SocketAddr, root: u32) -> io::Result<bool> {
-    match owner(protocol, addr, root)? {
-        Owner::Nobody => Ok(false),
-        Owner::Tree => Ok(true),
-        Owner::Unseen => {
-            trace::owner_unseen(addr);
-            Ok(true)
-        }
-        Owner::WrongListener(wrong_listener) => Err(wrong_listener.into()),
+    Ok(listeners_of_tree(protocol, addr, root)?.is_some())
+}
+
+/// The sockets of a tree that answer on an address, as far as that was seen.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Listeners {
+    inodes: Vec<u64>,
+    /// The processes that have them.
+    pids: Vec<u32>,
+}
+
+/// As [`owned_by_tree`], with the sockets. `None`: no process listens.
+pub(crate) fn listeners_of_tree(
+    protocol: Protocol,
+    addr: SocketAddr,
+    root: u32,
+) -> io::Result<Option<Listeners>> {
+    let mut listeners = Listeners::default();
+    match owner(protocol, addr, root, &mut listeners)? {
+        Owner::Nobody => return Ok(None),
+        Owner::Tree => {}
+        Owner::Unseen => trace::owner_unseen(addr),
+        Owner::WrongListener(wrong_listener) => return Err(wrong_listener.into()),
     }
+    Ok(Some(listeners))
 }
 
 /// To whom this address of this machine belongs, seen from the tree below `root`.
-pub(crate) fn owner(protocol: Protocol, addr: SocketAddr, root: u32) -> io::Result<Owner> {
+fn owner(protocol: Protocol, addr: SocketAddr, root: u32, listeners: &mut Listeners) -> io::Result<Owner> {
     let addr = canonical(addr);
     // The cheap question first: for most of a start its answer is no.
     if !listening(protocol, addr)? {
@@ -133,8 +148,8 @@ pub(crate) fn owner(protocol: Protocol, addr: SocketAddr, root: u32) -> io::Resu
             Some(sockets) => sockets,
             None => return Ok(Owner::Unseen),
         };
-        let inodes: Vec<u64> = sockets.iter().map(|socket| socket.inode).collect();
-        match owner_of(&inodes, root, poll) {
+        listeners.inodes = sockets.iter().map(|socket| socket.inode).collect();
+        match owner_of(&listeners.inodes, root, poll, &mut listeners.pids) {
             Ownership::Tree => return Ok(Owner::Tree),
             Ownership::Unseen => return Ok(Owner::Unseen),
             Ownership::WrongListener { .. } if poll < LOOKS => {}
@@ -169,8 +184,9 @@ enum Ownership {
     },
 }
 
-/// Whether all of these sockets are open in the tree below `root`.
-fn owner_of(inodes: &[u64], root: u32, poll: u32) -> Ownership {
+/// Whether all of these sockets are open in the tree below `root`. `pids` gets the processes that
+/// have them.
+fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Ownership {
     // The first check is the one that nearly always suffices; the others leave no descriptor out.
     let closely = match poll {
         1 => Closely::Process,
@@ -180,6 +196,7 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32) -> Ownership {
         return Ownership::Unseen;
     }
     let search = procfs::search_tree(root, inodes, closely);
+    *pids = search.found.iter().map(|(_, pid)| *pid).collect();
     let strange: Vec<u64> = inodes
         .iter()
         .copied()
@@ -247,7 +264,7 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
         if inodes.is_empty() {
             return unnamed_owner(path, listener, root);
         }
-        match owner_of(&inodes, root, poll) {
+        match owner_of(&inodes, root, poll, &mut Vec::new()) {
             // After a restart the table may for a moment have two sockets of one name, of which
             // only the last can be reached.
             Ownership::Tree | Ownership::WrongListener { shared: true, .. } => return Owner::Tree,
@@ -300,36 +317,34 @@ impl FirstSeen {
     }
 }
 
-/// Whether the sockets of the tree below `root` that answer on this address are there to stay.
+/// Whether the sockets of the service that answer on this address are there to stay.
 ///
 /// Some servers listen for a moment, to check that they can have the port, and again later to
 /// serve. So the process that has the socket must wait for something, such as connections. If it
 /// runs or sleeps, the same socket must have been there for [`CHECK_TAKES`]. At the end the socket
 /// must still be there. `seen` is the result of the check before.
-pub(crate) fn stays(addr: SocketAddr, root: u32, seen: &mut Option<FirstSeen>) -> bool {
-    let addr = canonical(addr);
-    let inodes = || {
-        let sockets = answering(Protocol::Tcp, addr)?;
-        Some(sockets.iter().map(|socket| socket.inode).collect::<Vec<u64>>())
-    };
+pub(crate) fn stays(addr: SocketAddr, listeners: Listeners, seen: &mut Option<FirstSeen>) -> bool {
+    let Listeners { inodes, pids } = listeners;
     // Where the kernel does not tell, the check that found a listener must do.
-    let Some(before) = inodes() else { return true };
+    if inodes.is_empty() {
+        return true;
+    }
     let first = match seen.take() {
-        Some(first) if first.inodes == before => first,
+        Some(first) if first.inodes == inodes => first,
         _ => FirstSeen {
-            inodes: before,
+            inodes,
             at: Instant::now(),
         },
     };
     let first = seen.insert(first);
-    if first.at.elapsed() < CHECK_TAKES {
-        let search = procfs::search_tree(root, &first.inodes, Closely::Process);
-        let mut holders = search.found.iter().map(|(_, pid)| *pid);
-        if holders.any(procfs::is_between_calls) {
-            return false;
-        }
+    if first.at.elapsed() < CHECK_TAKES && pids.into_iter().any(procfs::is_between_calls) {
+        return false;
     }
-    !first.inodes.is_empty() && inodes().as_ref() == Some(&first.inodes)
+    answering(Protocol::Tcp, canonical(addr)).is_some_and(|now| {
+        now.iter()
+            .map(|socket| socket.inode)
+            .eq(first.inodes.iter().copied())
+    })
 }
 
 /// The addresses on which the tree below `root` listens, in no particular order, for an error about
@@ -486,7 +501,13 @@ mod tests {
         ));
         // Both are ours, seen from this process; one only, seen from the python.
         assert!(owned_by_tree(Protocol::Tcp, v4(port), std::process::id()).unwrap());
-        let Owner::WrongListener(seen) = owner(Protocol::Tcp, v4(port), wrong_listener.pid()).unwrap() else {
+        let seen = owner(
+            Protocol::Tcp,
+            v4(port),
+            wrong_listener.pid(),
+            &mut Listeners::default(),
+        );
+        let Owner::WrongListener(seen) = seen.unwrap() else {
             panic!("not noticed")
         };
         assert!(seen.shared);
@@ -552,7 +573,12 @@ ctypes.CDLL(None).pthread_exit(None)
             match what.split_once(' ') {
                 Some((port, root)) => println!(
                     "SEEN {:?}",
-                    owner(Protocol::Tcp, v4(port.parse().unwrap()), root.parse().unwrap())
+                    owner(
+                        Protocol::Tcp,
+                        v4(port.parse().unwrap()),
+                        root.parse().unwrap(),
+                        &mut Listeners::default()
+                    )
                 ),
                 None => {
                     let listener = TcpListener::bind("127.0.0.1:0").unwrap();

@@ -15,7 +15,7 @@ use crate::output::logs::Logs;
 use crate::output::mark::Mark;
 use crate::output::reader::{OutputReader, Stream};
 use crate::ports::address::{self, Place};
-use crate::ports::owner::{self, FirstSeen, owned_by_tree};
+use crate::ports::owner::{self, Listeners, listeners_of_tree, owned_by_tree};
 use crate::ports::values::Values;
 use crate::recipe::command::Command;
 use crate::sys::{Protocol, procfs};
@@ -242,9 +242,9 @@ impl Probe<'_> {
         owned_by_tree(Protocol::Tcp, addr, self.supervisor)
     }
 
-    /// Whether the socket for which [`listens_on`](Probe::listens_on) said yes is there to stay.
-    pub(crate) fn stays_on(&self, addr: SocketAddr, seen: &mut Option<FirstSeen>) -> bool {
-        owner::stays(addr, self.supervisor, seen)
+    /// As [`listens_on`](Probe::listens_on), with the sockets: `None` where nobody listens.
+    pub(crate) fn listeners_on(&self, addr: SocketAddr) -> io::Result<Option<Listeners>> {
+        listeners_of_tree(Protocol::Tcp, addr, self.supervisor)
     }
 
     /// The address on which the service listens instead of the awaited one, and the remedy.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{Prepare, Probe, Readiness, Wake};
 use crate::error::Error;
 use crate::ports::address::{self, Place, ZERO, resolve};
-use crate::ports::owner::FirstSeen;
+use crate::ports::owner::{FirstSeen, stays};
 use crate::ports::table;
 use crate::sys::Protocol;
 use crate::util::deadline::scaled;
@@ -175,8 +175,8 @@ impl Readiness for Tcp {
             if is_local {
                 // Every address is checked, also after one that answers: another process on
                 // another one is an error.
-                if cx.listens_on(addr)? {
-                    answered.get_or_insert(addr);
+                if let Some(listeners) = cx.listeners_on(addr)? {
+                    answered.get_or_insert((addr, Some(listeners)));
                 }
             } else if answered.is_none() {
                 match table::connect(
@@ -184,15 +184,15 @@ impl Readiness for Tcp {
                     cx.remaining()
                         .clamp(Duration::from_millis(1), scaled(REMOTE_CONNECT)),
                 ) {
-                    Ok(_) => answered = Some(addr),
+                    Ok(_) => answered = Some((addr, None)),
                     Err(error) => last = Some(io::Error::new(error.kind(), format!("{addr}: {error}"))),
                 }
             }
         }
         match (answered, last) {
-            (Some(addr), _) => {
-                let is_local = |place: &Place| place.addr == addr && place.is_local;
-                if self.resolved.places.iter().any(is_local) && !cx.stays_on(addr, &mut self.resolved.seen) {
+            (Some((addr, listeners)), _) => {
+                let seen = &mut self.resolved.seen;
+                if listeners.is_some_and(|listeners| !stays(addr, listeners, seen)) {
                     return Err(io::Error::new(
                         io::ErrorKind::WouldBlock,
                         format!("it listened on {addr}, and did not wait for connections yet"),
