@@ -194,10 +194,6 @@ pub(crate) fn is_kept_log(dir: &Path) -> bool {
         .flatten()
         .map(|entry| entry.file_name())
         .collect();
-    let is_log = |name: &std::ffi::OsString| {
-        ["kept", "log", "log.index", "owner"]
-            .iter()
-            .any(|log| name == log)
-    };
+    let is_log = |name: &std::ffi::OsString| ["kept", "log", "log.index"].iter().any(|log| name == log);
     entries.iter().any(|name| name == "kept") && entries.iter().all(is_log)
 }

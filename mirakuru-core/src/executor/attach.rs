@@ -121,13 +121,20 @@ impl<R: Readiness> Executor<R> {
                 process: state.process,
             });
         }
-        let state = state.settle(&published);
+        let (state, is_running) = match state.is_running() {
+            true => (state, true),
+            false => {
+                let state = state.settle(&published);
+                let is_running = state.is_running();
+                (state, is_running)
+            }
+        };
         let service_dir = ServiceDir::attach(state.service_dir.clone());
         let (log, index) = (service_dir.log(), service_dir.index());
         let output = match OutputReader::open(&log, &index) {
             Ok(output) => output,
             // Its supervisor was killed, and a test process has swept the directory.
-            Err(_) if !state.is_running() => {
+            Err(_) if !is_running => {
                 return Err(Error::Died {
                     command: spec.command.display(),
                     status: state.exit.map(|exit| exit.status),
@@ -158,7 +165,7 @@ impl<R: Readiness> Executor<R> {
             _user: user,
             _endpoint_lock: None,
         };
-        if !attached.state.is_running() {
+        if !is_running {
             let died = core.exit_error(&attached, &readiness, None);
             core.masked(Err(died.unwrap_or_else(|| core.not_running("attach to it"))))?;
         }

@@ -53,7 +53,7 @@ pub(super) struct Core {
     /// The variables that the readiness condition adds to them.
     pub(super) readiness_env: Vec<(String, String)>,
     pub(super) current_dir: Option<PathBuf>,
-    pub(super) output: OutputReader,
+    pub(super) output: Arc<OutputReader>,
     /// Files that the service logs to, with placeholders filled in.
     pub(super) log_files: Vec<PathBuf>,
     /// The place in the logs where the last start begins.
@@ -383,7 +383,7 @@ impl Core {
             env: Vec::new(),
             readiness_env: Vec::new(),
             current_dir: None,
-            output,
+            output: Arc::new(output),
             log_files: Vec::new(),
             since: Mark::START,
             notes: Mutex::default(),
@@ -608,9 +608,7 @@ pub(super) fn name(spec: &Spec) -> String {
 /// Makes the log and its index, both private.
 fn open_log(service_dir: &ServiceDir) -> Result<OutputReader, Error> {
     let (log, index) = (service_dir.log(), service_dir.index());
-    let open = append(&log)
-        .and_then(|_| append(&index))
-        .and_then(|_| OutputReader::open(&log, &index));
+    let open = OutputReader::open_with(&log, &index, append);
     open.map_err(|source| Error::System {
         attempt: format!("make the log `{}`", log.display()),
         source,

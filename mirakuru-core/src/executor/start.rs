@@ -4,8 +4,9 @@ use std::ffi::{CString, OsString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -455,7 +456,7 @@ impl Owned<'_> {
         };
         let newest = self.core.output.newest_part();
         let ([log, index], log_at) = newest.map_err(|e| system("read the log", e))?;
-        let plan = Plan {
+        let mut plan = Plan {
             program: CommandPlan {
                 candidates: paths(&tried)?,
                 argv: self.core.argv.iter().map(text).collect::<Result<_, _>>()?,
@@ -506,7 +507,8 @@ impl Owned<'_> {
         self.core.notes = Default::default();
         self.own.last_exit = None;
         self.own.started_ns = sys::clock_ns();
-        mark_start(&index, self.own.started_ns).map_err(|e| system("write to the log's index", e))?;
+        plan.index =
+            mark_start(plan.index, self.own.started_ns).map_err(|e| system("write to the log's index", e))?;
         let stdin = stdin.1.map(File::from);
         Ok((plan, Launch { tried, stdin }))
     }
@@ -547,7 +549,9 @@ pub(super) struct Launch {
     stdin: Option<File>,
 }
 
-/// Notes in the index that from here on it is the output of another start.
-fn mark_start(index: &Path, now: u64) -> io::Result<()> {
-    append(index)?.write_all(&Record::start(now).encode())
+/// Notes in the index that from here on it is the output of another start. Gives the index back.
+fn mark_start(index: OwnedFd, now: u64) -> io::Result<OwnedFd> {
+    let mut index = File::from(index);
+    index.write_all(&Record::start(now).encode())?;
+    Ok(index.into())
 }

@@ -293,7 +293,7 @@ impl Core {
     pub(super) fn note_start(&self, how_it_ended: HowItEnded) {
         let (log, index) = (self.service_dir.log(), self.service_dir.index());
         timed_out::started(self.test, &self.command, &log, &index);
-        shared_use::started(&self.command, self.pid, log, index, how_it_ended);
+        shared_use::started(&self.command, self.pid, &self.output, how_it_ended);
     }
 
     /// Keeps the log for a day after the service, unless the run is over: the supervisor is then

@@ -43,8 +43,8 @@ struct Inner {
 
 struct Service {
     command: String,
-    log: PathBuf,
-    output: OutputReader,
+    /// Shared with the executor, which may go before this.
+    output: Arc<OutputReader>,
     /// Says that the log is to outlive its executor.
     kept: PathBuf,
     /// Its main process and when that began; `None` for one that had made itself a daemon, and for
@@ -156,27 +156,22 @@ pub(super) fn is_making() -> bool {
 }
 
 /// A service was started: if that is for a shared fixture, it is watched from now on.
-pub(crate) fn started(command: &str, pid: u32, log: PathBuf, index: PathBuf, how_it_ended: HowItEnded) {
+pub(crate) fn started(command: &str, pid: u32, output: &Arc<OutputReader>, how_it_ended: HowItEnded) {
     let _ = MAKING.try_with(|making| {
         let Some(services) = &mut *making.borrow_mut() else {
             return;
         };
         // A restart is not another service.
-        if services.iter().any(|service| service.log == log) {
+        if services.iter().any(|service| service.output.path == output.path) {
             return;
         }
-        // With descriptors of its own, since the executor may go before this. Without a log there
-        // is nothing to show.
-        if let Ok(output) = OutputReader::open(&log, &index) {
-            services.push(Service {
-                command: command.to_owned(),
-                kept: log.with_file_name("kept"),
-                log,
-                output,
-                main: sys::procfs::start_time(pid).map(|started| (pid, started)),
-                how_it_ended: Mutex::new(how_it_ended),
-            });
-        }
+        services.push(Service {
+            command: command.to_owned(),
+            kept: output.path.with_file_name("kept"),
+            output: Arc::clone(output),
+            main: sys::procfs::start_time(pid).map(|started| (pid, started)),
+            how_it_ended: Mutex::new(how_it_ended),
+        });
     });
 }
 
@@ -185,7 +180,7 @@ pub(crate) fn published(log: &Path, how_it_ended: HowItEnded) {
     let _ = MAKING.try_with(|making| {
         let mut making = making.borrow_mut();
         let mut services = making.iter_mut().flatten();
-        if let Some(service) = services.find(|service| service.log == log) {
+        if let Some(service) = services.find(|service| service.output.path == log) {
             service.how_it_ended = Mutex::new(how_it_ended);
         }
     });
@@ -220,7 +215,7 @@ pub(crate) fn test_has_failed() {
 impl Service {
     /// Its id, after which the directory of its log is named.
     fn id(&self) -> &str {
-        let dir = self.log.parent().and_then(Path::file_name);
+        let dir = self.output.path.parent().and_then(Path::file_name);
         dir.and_then(OsStr::to_str).unwrap_or_default()
     }
 
@@ -254,7 +249,7 @@ impl Service {
             status: self.exit().map(|exit| exit.status),
             evidence: Box::new(Evidence {
                 tail,
-                log: Some(self.log.clone()),
+                log: Some(self.output.path.clone()),
                 ..Evidence::default()
             }),
         }
@@ -279,7 +274,7 @@ impl Service {
                 left_out: printed.left_out,
                 dropped: printed.dropped,
                 tail: &printed.tail,
-                log: Some(&self.log),
+                log: Some(&self.output.path),
             },
             of_test: true,
         }))

@@ -44,11 +44,15 @@ pub(super) struct View {
 pub(super) struct Parts(Mutex<View>);
 
 impl Parts {
-    pub(super) fn open(log: &Path, index: &Path) -> io::Result<Parts> {
+    pub(super) fn open(
+        log: &Path,
+        index: &Path,
+        open: impl Fn(&Path) -> io::Result<File>,
+    ) -> io::Result<Parts> {
         let first = Part {
             number: 0,
-            log: File::open(log)?,
-            index: File::open(index)?,
+            log: open(log)?,
+            index: open(index)?,
             paths: [log.to_owned(), index.to_owned()],
             begin: Place::default(),
         };

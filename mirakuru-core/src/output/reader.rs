@@ -9,6 +9,7 @@
 //! Time tells them apart: bytes that stay without a record count as standard output. If their
 //! record comes after all, nothing is given out twice.
 
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -81,7 +82,8 @@ impl Cursor {
 /// Reads the log of one service while it grows, in bounded memory.
 #[derive(Debug)]
 pub(crate) struct OutputReader {
-    pub(super) path: PathBuf,
+    /// Where the log is.
+    pub(crate) path: PathBuf,
     parts: Parts,
     /// How far the index has been summed up: so that finding the end of a long log is quick the
     /// second time.
@@ -91,9 +93,18 @@ pub(crate) struct OutputReader {
 impl OutputReader {
     /// Opens both files, which must exist, and keeps them open.
     pub(crate) fn open(log: &Path, index: &Path) -> io::Result<OutputReader> {
+        OutputReader::open_with(log, index, |path| File::open(path))
+    }
+
+    /// The same with another way to open a file for reading.
+    pub(crate) fn open_with(
+        log: &Path,
+        index: &Path,
+        open: impl Fn(&Path) -> io::Result<File>,
+    ) -> io::Result<OutputReader> {
         Ok(OutputReader {
             path: log.to_owned(),
-            parts: Parts::open(log, index)?,
+            parts: Parts::open(log, index, open)?,
             summed: Mutex::new((0, 0)),
         })
     }

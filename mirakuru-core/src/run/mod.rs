@@ -45,12 +45,12 @@ impl Run {
     #[must_use]
     pub fn current() -> Option<&'static Run> {
         static RUN: Lazy<Option<Run>> = Lazy::new(|| {
-            let chain: Vec<(u32, Stat)> = procfs::ancestors(std::process::id()).collect();
             let variables: Vec<(&str, String)> = [SESSION, NEXTEST]
                 .into_iter()
                 .filter_map(|name| Some((name, std::env::var(name).ok().filter(|value| !value.is_empty())?)))
                 .collect();
-            let run = Run::find(&variables, &chain, sys::origin::is_orphan(), carries)?;
+            let chain = procfs::ancestors(std::process::id());
+            let run = Run::find(&variables, chain, sys::origin::is_orphan(), carries)?;
             // Nothing tells a supervisor of the runner's end.
             if sys::pidfds_are_missing() {
                 return None;
@@ -115,28 +115,19 @@ impl Run {
     /// process itself. Of an orphan it is not the one that it was started by, and tells nothing.
     fn find(
         variables: &[(&str, String)],
-        chain: &[(u32, Stat)],
+        chain: impl Iterator<Item = (u32, Stat)>,
         was_orphaned: bool,
         carries: impl Fn(u32, &[u8]) -> Option<bool>,
     ) -> Option<Run> {
-        // A process is in its parent's session or begins one of its own. One that is in neither has
-        // been adopted, by the first process or by another that collects orphans: nothing from
-        // there on has to do with it.
-        let begun = chain
-            .windows(2)
-            .take(if was_orphaned { 0 } else { chain.len() })
-            .take_while(|pair| {
-                let [(pid, child), (_, parent)] = pair else {
-                    return false;
-                };
-                child.session == parent.session || child.session == *pid
-            })
-            .count();
-        let ancestors = chain.get(1..=begun).unwrap_or_default();
-        let is_orphan = begun + 1 < chain.len();
+        let mut ancestors = Ancestors {
+            chain,
+            known: Vec::new(),
+            is_orphan: false,
+            was_orphaned,
+        };
         for (name, value) in variables {
             let entry = format!("{name}={value}");
-            let giver = ancestors.iter().find(|(pid, stat)| {
+            let giver = ancestors.all().find(|(pid, stat)| {
                 // A `cargo test` that a test under nextest has started is a run of its own.
                 let is_inner = *name == NEXTEST && stat.comm == "cargo";
                 // If a wrapper has changed the user, no process's variables can be read.
@@ -144,21 +135,22 @@ impl Run {
             });
             // The first process of a machine adopts what its parent left behind: it is a runner
             // only where it is the container's own, and then it is cargo.
-            let is_real = |(pid, stat): &&(u32, Stat)| *pid != 1 || is_cargo(stat);
+            let is_real = |(pid, stat): &(u32, Stat)| *pid != 1 || is_cargo(stat);
+            let is_there = giver.is_some();
             if let Some((pid, stat)) = giver.filter(is_real) {
-                return Some(Run::of(*pid, stat.start(), &entry));
+                return Some(Run::of(pid, stat.start(), &entry));
             }
-            if *name == NEXTEST && (is_orphan || giver.is_some()) {
+            if *name == NEXTEST && (ancestors.is_orphan || is_there) {
                 return Some(Run::lost());
             }
         }
         // A watcher starts the same runner again and again, for hours. Each time is a run of its
         // own.
         let (pid, stat) = ancestors
-            .iter()
+            .all()
             .take_while(|(_, stat)| stat.comm != "cargo-watch")
             .find(|(_, stat)| is_cargo(stat))?;
-        Some(Run::of(*pid, stat.start(), "cargo"))
+        Some(Run::of(pid, stat.start(), "cargo"))
     }
 
     fn of(runner: u32, started: u64, id: &str) -> Run {
@@ -195,6 +187,41 @@ impl Run {
     /// The runner's process id and start time.
     pub(crate) fn runner(&self) -> (u32, u64) {
         (self.runner, self.started)
+    }
+}
+
+/// The ancestors that a process has to do with. Each is read when it is asked for: a look takes
+/// time, and nearly always the nearest one or two decide.
+struct Ancestors<C> {
+    /// All of them, the process itself first.
+    chain: C,
+    /// Those that were read.
+    known: Vec<(u32, Stat)>,
+    /// The last one of `known` has been adopted.
+    is_orphan: bool,
+    was_orphaned: bool,
+}
+
+impl<C: Iterator<Item = (u32, Stat)>> Ancestors<C> {
+    /// The nearest first.
+    fn all(&mut self) -> impl Iterator<Item = (u32, Stat)> {
+        (1..).map_while(|at| self.get(at).cloned())
+    }
+
+    fn get(&mut self, at: usize) -> Option<&(u32, Stat)> {
+        while self.known.len() <= at && !self.is_orphan {
+            let (pid, stat) = self.chain.next()?;
+            // A process is in its parent's session or begins one of its own. One that is in neither
+            // has been adopted, by the first process or by another that collects orphans: nothing
+            // from there on has to do with it.
+            self.is_orphan = self.known.last().is_some_and(|(child, of_child)| {
+                self.was_orphaned || (of_child.session != stat.session && of_child.session != *child)
+            });
+            if !self.is_orphan {
+                self.known.push((pid, stat));
+            }
+        }
+        self.known.get(at)
     }
 }
 
@@ -317,7 +344,7 @@ mod tests {
             assert!(entry.ends_with(b"=x"));
             (!unreadable.contains(&pid)).then(|| carriers.contains(&pid))
         };
-        Run::find(&variables, &chain(processes), false, carries).map(|run| run.runner)
+        Run::find(&variables, chain(processes).into_iter(), false, carries).map(|run| run.runner)
     }
 
     #[test]
@@ -325,7 +352,7 @@ mod tests {
         let adopted = chain(&[(40, "tests", 9), (20, "cargo", 9), (10, "bash", 9)]);
         let variable = |name| [(name, "x".to_owned())];
         let find = |variables: &[(&str, String)]| {
-            Run::find(variables, &adopted, true, |_, _| Some(false)).map(|run| run.runner)
+            Run::find(variables, adopted.iter().cloned(), true, |_, _| Some(false)).map(|run| run.runner)
         };
         assert_eq!(find(&variable(NEXTEST)), Some(0), "its run is over");
         assert_eq!(find(&variable(SESSION)), None);

@@ -45,13 +45,12 @@ impl State {
     /// `None` when nothing is published. The file is never half written: it is renamed into place,
     /// and later additions are one write.
     pub(crate) fn read(path: &Path) -> io::Result<Option<State>> {
-        let mut bytes = Vec::new();
         let file = fs::OpenOptions::new()
             .read(true)
             .custom_flags(sys::files::NO_FOLLOW)
             .open(path);
-        match file.and_then(|file| file.take(1 << 20).read_to_end(&mut bytes)) {
-            Ok(_) => Ok(Some(State::parse(&bytes))),
+        match file.and_then(|file| sys::procfs::read_whole(file.take(1 << 20))) {
+            Ok(bytes) => Ok(Some(State::parse(&bytes))),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(error),
         }

@@ -203,14 +203,8 @@ fn only_the_log_is_left(path: &Path) -> Option<SystemTime> {
 }
 
 /// Decides about one service directory. Each check is made *after* the ones that it relies on: a
-/// keeper writes `kept` before it removes anything, and a process that we have seen dead writes
-/// nothing more.
+/// keeper writes `kept` before it removes anything or gives up the lock.
 fn examine(path: &Path, id: &str) -> Option<Stale> {
-    if let Ok((pid, started)) = read_owner(path) {
-        if is_alive(pid, started) {
-            return None;
-        }
-    }
     match sys::files::open_lock(&path.join("lock"), false) {
         Ok(lock) => {
             if !matches!(sys::files::try_flock(lock.as_fd()), Ok(true)) {
@@ -260,17 +254,6 @@ fn unfinished_by(name: &str) -> Option<(u32, u64, u64)> {
     let mut parts = name.strip_prefix("new-")?.split('-');
     let mut number = || parts.next()?.parse::<u64>().ok();
     Some((u32::try_from(number()?).ok()?, number()?, number()?))
-}
-
-fn read_owner(service_dir: &Path) -> io::Result<(u32, u64)> {
-    let text = fs::read_link(service_dir.join("owner"))?;
-    let text = text.to_str().unwrap_or_default();
-    let mut words = text.split_whitespace();
-    let mut number = || words.next().and_then(|word| word.parse::<u64>().ok());
-    match (number(), number()) {
-        (Some(pid), Some(started)) => Ok((pid as u32, started)),
-        _ => Err(io::ErrorKind::InvalidData.into()),
-    }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The base directory of everything that mirakuru writes: private, and with a short path.
 
-use std::fs::{DirBuilder, File, Permissions};
+use std::fs::{DirBuilder, File, Metadata, Permissions};
 use std::io;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
@@ -51,15 +51,14 @@ pub(crate) fn may_reach(path: &Path, (uid, gid): (u32, u32)) -> bool {
 /// Makes a directory of ours that nobody else can write to, or checks that it is one. `loose` lets
 /// other users pass through (0711), which needs a name that they were told.
 pub(crate) fn private_dir(path: &Path, loose: bool) -> io::Result<()> {
-    match DirBuilder::new().mode(0o700).create(path) {
-        Ok(()) => {}
-        Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
-        Err(e) => {
+    let make = |_| match DirBuilder::new().mode(0o700).create(path) {
+        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
             let remedy = "make that directory, or let TMPDIR name one that you can write to";
-            return Err(io::Error::new(e.kind(), format!("{e}; {remedy}")));
+            Err(io::Error::new(e.kind(), format!("{e}; {remedy}")))
         }
-    }
-    check_private(path)?;
+        _ => path.symlink_metadata(),
+    };
+    check(&path.symlink_metadata().or_else(make)?)?;
     if loose {
         // Through a descriptor that was not reached by way of a link. It is never made tighter
         // again: another executor may still need it.
@@ -74,7 +73,10 @@ pub(crate) fn private_dir(path: &Path, loose: bool) -> io::Result<()> {
 
 /// Looks at what is there, through no link: ours, a directory, writable to us alone.
 pub(crate) fn check_private(path: &Path) -> io::Result<()> {
-    let metadata = path.symlink_metadata()?;
+    check(&path.symlink_metadata()?)
+}
+
+fn check(metadata: &Metadata) -> io::Result<()> {
     let refuse = |problem: String| {
         // A longer one would lead to the fallback again.
         let longest = SOCKET_PATH_MAX - ROOM_BELOW_BASE - "/mirakuru-4294967295".len();

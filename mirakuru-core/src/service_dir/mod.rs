@@ -4,8 +4,7 @@
 //! ```text
 //! <temp dir>/mirakuru-<euid>/       0700; the base. 0711 once a service runs as another user
 //!     k3v7q2mxw5ha/                 0700 (0711 as above); one executor's service directory, named by its id
-//!         owner                     a symbolic link to "PID STARTED": the process that made it
-//!         lock                      flocked while that process or the service's supervisor lives
+//!         lock                      flocked while its process or the service's supervisor lives
 //!         log, log.index            made by the log's own code, 0600
 //!         kept                      there when the log is to outlive its executor
 //!         d/                        0700, the service's: `{dir}`
@@ -16,14 +15,14 @@
 //! ```
 //!
 //! A test process that is killed leaves its service directories behind. The next one sweeps them: a
-//! service directory is stale when the process in `owner` is gone *and* nobody holds `lock`. The
-//! first alone would not do, because a supervisor outlives the test process, and because two
-//! containers that share a temp dir do not see each other's processes; a flock is seen by both.
+//! service directory is stale when nobody holds `lock`. A process id would not do, because a
+//! supervisor outlives the test process, and because two containers that share a temp dir do not
+//! see each other's processes; both see a flock.
 //!
 //! Sweeps, creations and removals run side by side in many processes without a common lock:
 //!
-//! - A service directory gets its name by `rename` when `owner` and the locked `lock` are in it.
-//!   Nobody ever sees it without.
+//! - A service directory gets its name by `rename` when the locked `lock` is in it. Nobody ever sees
+//!   it without.
 //! - An id is random and never used twice, so what was found to be stale stays stale.
 //! - A sweeper works on a stale service directory only while it holds that service directory's
 //!   lock; the others leave it to it.
@@ -36,9 +35,9 @@ pub(crate) mod remove;
 pub(crate) mod tests;
 
 use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, fchown, lchown, symlink};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt, chown, fchown, lchown};
 use std::path::{Component, Path, PathBuf};
 use std::process;
 use std::sync::Mutex;
@@ -113,11 +112,8 @@ impl ServiceDir {
 
     fn try_create(base: &Path, foreign: Option<(u32, u32)>, loose: bool) -> io::Result<ServiceDir> {
         let id = random_id()?;
-        let (pid, started) = this_process();
-        let unfinished = base.join(format!(
-            "new-{pid}-{started}-{}-{id}",
-            sys::procfs::pid_namespace()
-        ));
+        let (pid, started, namespace) = this_process_here();
+        let unfinished = base.join(format!("new-{pid}-{started}-{namespace}-{id}"));
         DirBuilder::new().mode(0o700).create(&unfinished)?;
         let service_dir = furnish(&unfinished, foreign, loose).and_then(|lock| {
             let path = base.join(&id);
@@ -319,10 +315,6 @@ pub(crate) fn check_within(path: &Path) -> Result<(), String> {
 
 /// Fills a new service directory: everything but the name.
 fn furnish(path: &Path, foreign: Option<(u32, u32)>, loose: bool) -> io::Result<File> {
-    let (pid, started) = this_process();
-    // A link's text is kept where the file system has its name. A file would need a block on the
-    // disk, and removing that takes milliseconds while others write.
-    symlink(format!("{pid} {started}"), path.join("owner"))?;
     let lock = sys::files::open_lock(&path.join("lock"), true)?;
     if !sys::files::try_flock(lock.as_fd())? {
         return Err(io::Error::other(
@@ -368,7 +360,7 @@ const ID_ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 /// When the system gives no randomness.
 pub fn random_id() -> io::Result<String> {
     let mut random = [0; ID_LENGTH];
-    File::open("/dev/urandom")?.read_exact(&mut random)?;
+    sys::files::random(&mut random)?;
     Ok(random
         .iter()
         .map(|byte| char::from(ID_ALPHABET[usize::from(byte % 32)]))
@@ -377,12 +369,19 @@ pub fn random_id() -> io::Result<String> {
 
 /// This process's id and start time.
 pub(crate) fn this_process() -> (u32, u64) {
+    let (pid, started, _) = this_process_here();
+    (pid, started)
+}
+
+/// The same with its pid namespace.
+fn this_process_here() -> (u32, u64, u64) {
     // By pid, because a fork inherits what its parent has cached.
-    static CACHE: Mutex<(u32, u64)> = Mutex::new((0, 0));
+    static CACHE: Mutex<(u32, u64, u64)> = Mutex::new((0, 0, 0));
     let pid = process::id();
     let mut cache = CACHE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
     if cache.0 != pid {
-        *cache = (pid, sys::procfs::start_time(pid).unwrap_or(0));
+        let started = sys::procfs::start_time(pid).unwrap_or(0);
+        *cache = (pid, started, sys::procfs::pid_namespace());
     }
     *cache
 }

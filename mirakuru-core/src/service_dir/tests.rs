@@ -1,6 +1,6 @@
 //! Tests of the directories; the sweep's tests use the helpers, too.
 
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::net::UnixListener;
 use std::process::Command;
 use std::time::{Duration, Instant, SystemTime};
@@ -56,16 +56,8 @@ pub(crate) fn refused(base: &Path) -> String {
     }
 }
 
-/// Says that a service directory was made by a process that never existed.
-pub(crate) fn disown(service_dir: &Path) {
-    fs::remove_file(service_dir.join("owner")).unwrap();
-    symlink("4194305 1", service_dir.join("owner")).unwrap();
-}
-
-/// Makes a service directory look as if its creator had been killed: the process in `owner` never
-/// existed, and nobody has the lock.
+/// Makes a service directory look as if its creator had been killed: nobody has the lock.
 pub(crate) fn orphan(service_dir: ServiceDir) -> (String, PathBuf) {
-    disown(&service_dir.path);
     let (id, path) = (service_dir.id.clone(), service_dir.path.clone());
     let mut service_dir = std::mem::ManuallyDrop::new(service_dir);
     service_dir.lock = None;

@@ -1,7 +1,7 @@
 //! What directories and lock files need that the standard library does not have.
 
 use std::fs::{File, OpenOptions};
-use std::io;
+use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
@@ -25,6 +25,23 @@ pub(crate) fn egid() -> u32 {
 pub(crate) fn user(name: &str) -> Option<(u32, u32)> {
     let user = nix::unistd::User::from_name(name).ok().flatten()?;
     Some((user.uid.as_raw(), user.gid.as_raw()))
+}
+
+/// Fills a buffer with random bytes.
+///
+/// # Errors
+///
+/// When the system gives no randomness.
+pub(crate) fn random(buffer: &mut [u8]) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    {
+        // SAFETY: the kernel writes into the buffer, and never more than it holds.
+        let got = unsafe { libc::getrandom(buffer.as_mut_ptr().cast(), buffer.len(), 0) };
+        if usize::try_from(got) == Ok(buffer.len()) {
+            return Ok(());
+        }
+    }
+    File::open("/dev/urandom")?.read_exact(buffer)
 }
 
 /// Opens a directory, never one that a symbolic link in its place leads to.

@@ -141,7 +141,8 @@ impl Place {
                 return self.remove(Some(c"lock"));
             }
             let mut names = Names(0);
-            let gone = remove_entry(self.dir, c"d", &mut names) != Entry::Left && empty(self.dir, &is_log);
+            let gone =
+                remove_entry(self.dir, c"d", true, &mut names) != Entry::Left && empty(self.dir, &is_log);
             libc::unlinkat(self.dir, c"lock".as_ptr(), 0);
             self.close();
             gone
@@ -174,7 +175,7 @@ impl Place {
 
 /// What stays of a service directory whose log is kept.
 fn is_log(name: &CStr) -> bool {
-    [c"log", c"log.index", c"kept", c"owner", c"lock"].contains(&name)
+    [c"log", c"log.index", c"kept", c"lock"].contains(&name)
         || (1..=3).any(|number| log_record::part(number).contains(&name))
 }
 
@@ -208,12 +209,12 @@ unsafe fn empty(top: i32, is_spared: &dyn Fn(&CStr) -> bool) -> bool {
     let mut names = Names(0);
     loop {
         let (mut progress, mut left) = (false, false);
-        let mut visit = |name: &CStr| {
+        let mut visit = |name: &CStr, is_dir: bool| {
             if is_spared(name) {
                 return;
             }
             // SAFETY: plain system calls.
-            match unsafe { remove_entry(top, name, &mut names) } {
+            match unsafe { remove_entry(top, name, is_dir, &mut names) } {
                 Entry::Gone | Entry::Less => progress = true,
                 Entry::Left => left = true,
             }
@@ -228,10 +229,10 @@ unsafe fn empty(top: i32, is_spared: &dyn Fn(&CStr) -> bool) -> bool {
 }
 
 /// Removes an entry of `top`. The directories in it are moved up into `top`.
-unsafe fn remove_entry(top: i32, name: &CStr, names: &mut Names) -> Entry {
+unsafe fn remove_entry(top: i32, name: &CStr, is_dir: bool, names: &mut Names) -> Entry {
     // SAFETY: plain system calls; descriptors are closed again.
     unsafe {
-        if remove_plain(top, name) {
+        if remove_plain(top, name, is_dir) {
             return Entry::Gone;
         }
         let sub = enter(top, name.as_ptr());
@@ -246,8 +247,8 @@ unsafe fn remove_entry(top: i32, name: &CStr, names: &mut Names) -> Entry {
         let mut result = Entry::Left;
         loop {
             let mut progress = false;
-            each_entry(sub, &mut |inner| {
-                progress |= remove_plain(sub, inner) || move_up(sub, inner, top, names);
+            each_entry(sub, &mut |inner, is_dir| {
+                progress |= remove_plain(sub, inner, is_dir) || move_up(sub, inner, top, names);
             });
             if !progress {
                 break;
@@ -262,13 +263,16 @@ unsafe fn remove_entry(top: i32, name: &CStr, names: &mut Names) -> Entry {
     }
 }
 
-/// Removes a file, a link, or an empty directory. A mount is none of them.
-unsafe fn remove_plain(dir: i32, name: &CStr) -> bool {
+/// Removes a file, a link, or an empty directory. A mount is none of them. `is_dir` says which call
+/// comes first.
+unsafe fn remove_plain(dir: i32, name: &CStr, is_dir: bool) -> bool {
+    let (first, second) = match is_dir {
+        true => (libc::AT_REMOVEDIR, 0),
+        false => (0, libc::AT_REMOVEDIR),
+    };
     // SAFETY: plain system calls.
-    unsafe {
-        libc::unlinkat(dir, name.as_ptr(), 0) == 0
-            || libc::unlinkat(dir, name.as_ptr(), libc::AT_REMOVEDIR) == 0
-    }
+    let remove = |flags| unsafe { libc::unlinkat(dir, name.as_ptr(), flags) == 0 };
+    remove(first) || remove(second)
 }
 
 /// Moves a directory up. The kernel refuses that for a directory that something is mounted on.
@@ -369,10 +373,10 @@ unsafe fn status(fd: i32) -> Option<libc::stat> {
     }
 }
 
-/// Shows each entry of a directory, from the first one on. Names that come and go meanwhile may be
-/// shown or not.
+/// Shows each entry of a directory, from the first one on, and whether it seems to be a directory.
+/// Names that come and go meanwhile may be shown or not.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-unsafe fn each_entry(dir: i32, visit: &mut dyn FnMut(&CStr)) {
+unsafe fn each_entry(dir: i32, visit: &mut dyn FnMut(&CStr, bool)) {
     // SAFETY: the kernel fills the buffer with whole records of `linux_dirent64`: u64 inode, i64
     // offset, u16 length, u8 type, and the name with its final zero.
     unsafe {
@@ -391,7 +395,7 @@ unsafe fn each_entry(dir: i32, visit: &mut dyn FnMut(&CStr)) {
                 let length = usize::from(record.add(16).cast::<u16>().read_unaligned());
                 let name = CStr::from_ptr(record.add(19).cast());
                 if name != c"." && name != c".." {
-                    visit(name);
+                    visit(name, *record.add(18) == libc::DT_DIR);
                 }
                 if length == 0 {
                     return;
@@ -404,7 +408,7 @@ unsafe fn each_entry(dir: i32, visit: &mut dyn FnMut(&CStr)) {
 
 /// Allocates: not for a supervisor.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
-unsafe fn each_entry(dir: i32, visit: &mut dyn FnMut(&CStr)) {
+unsafe fn each_entry(dir: i32, visit: &mut dyn FnMut(&CStr, bool)) {
     // SAFETY: the stream has a descriptor of its own and is closed again; an entry is good until
     // the next one is read.
     unsafe {
@@ -423,7 +427,7 @@ unsafe fn each_entry(dir: i32, visit: &mut dyn FnMut(&CStr)) {
             }
             let name = CStr::from_ptr((*entry).d_name.as_ptr());
             if name != c"." && name != c".." {
-                visit(name);
+                visit(name, false);
             }
         }
         libc::closedir(stream);
@@ -444,13 +448,7 @@ mod tests {
         let path = dir.path();
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("it is ours");
         fs::create_dir_all(path.join("home/d/deep/deeper")).expect("the temp directory is writable");
-        for file in [
-            "home/log",
-            "home/lock",
-            "home/owner",
-            "home/d/deep/data",
-            "outside",
-        ] {
+        for file in ["home/log", "home/lock", "home/d/deep/data", "outside"] {
             fs::write(path.join(file), "x").expect("the temp directory is writable");
         }
         for number in 0..500 {

@@ -9,7 +9,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -63,9 +63,16 @@ const IS_THERE: bool = cfg!(all(target_os = "linux", not(mirakuru_portable)));
 /// A file of `/proc`.
 pub(crate) fn read(path: &str) -> io::Result<Vec<u8>> {
     match IS_THERE {
-        true => fs::read(Path::new("/proc").join(path)),
+        true => read_whole(fs::File::open(Path::new("/proc").join(path))?.take(u64::MAX)),
         false => Err(io::ErrorKind::NotFound.into()),
     }
+}
+
+/// Reads a file whose length nobody knows in few calls: each read of a file of `/proc` costs.
+pub(crate) fn read_whole(mut file: io::Take<fs::File>) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(4096);
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
 }
 
 /// The file behind another process's standard error, for appending. Fails for a socket, and for the
@@ -84,8 +91,15 @@ pub(crate) fn stderr_of(pid: u32) -> io::Result<fs::File> {
 const TICKS: u64 = 100;
 
 pub(crate) fn stat(pid: u32) -> Option<Stat> {
-    let text = read(&format!("{pid}/stat")).ok()?;
-    parse_stat(&String::from_utf8_lossy(&text))
+    IS_THERE.then(|| read_stat(pid)).flatten()
+}
+
+/// The kernel makes the whole text at the first read.
+fn read_stat(pid: u32) -> Option<Stat> {
+    let mut text = [0; 2048];
+    let mut file = fs::File::open(format!("/proc/{pid}/stat")).ok()?;
+    let length = file.read(&mut text).ok()?;
+    parse_stat(&String::from_utf8_lossy(&text[..length]))
 }
 
 fn parse_stat(text: &str) -> Option<Stat> {
@@ -240,8 +254,7 @@ pub(crate) fn descends(pid: u32, root: u32) -> bool {
 /// only its zombie.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
-    let text = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    let stat = parse_stat(&String::from_utf8_lossy(&text))?;
+    let stat = read_stat(pid)?;
     stat.is_alive().then_some(stat.start)
 }
 

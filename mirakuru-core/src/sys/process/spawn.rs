@@ -135,9 +135,10 @@ pub(super) unsafe fn open_streams(a: &mut Arena, pipes: &mut [i32; 2]) -> Result
                 }
                 *fd = ends[1];
             } else {
-                *fd = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR | libc::O_CLOEXEC);
+                // `null_standard_streams` has opened it.
+                *fd = libc::fcntl(0, libc::F_DUPFD_CLOEXEC, 3);
                 if *fd < 0 {
-                    return Err(Call::Null);
+                    return Err(Call::Duplicate);
                 }
             }
         }
@@ -310,12 +311,12 @@ pub(super) unsafe fn reset_signals() {
 /// Puts `/dev/null` on 0, 1 and 2, where something of the test process's may still be: a runner
 /// that reads the test's output would wait for it. Descriptors that the service is to get are kept
 /// elsewhere (`Mapping::set_descriptors`).
-pub(super) unsafe fn null_standard_streams() {
+pub(super) unsafe fn null_standard_streams() -> Result<(), Call> {
     // SAFETY: plain system calls.
     unsafe {
         let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
         if null < 0 {
-            return;
+            return Err(Call::Null);
         }
         for fd in 0..3 {
             if fd != null {
@@ -326,4 +327,5 @@ pub(super) unsafe fn null_standard_streams() {
             libc::close(null);
         }
     }
+    Ok(())
 }

@@ -126,7 +126,7 @@ unsafe fn prepare_guard(a: &mut Arena) -> Result<(), Call> {
             Call::Subreaper,
         )?;
         reset_signals();
-        null_standard_streams();
+        null_standard_streams()?;
         name(a, c"mirakuru-guard");
         a.guard = libc::getpid();
         // The worker inherits this; opened here because here it cannot be somebody else's.

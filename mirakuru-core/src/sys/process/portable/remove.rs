@@ -47,7 +47,7 @@ pub(super) unsafe fn private_dir(path: *const c_char, keep_log: bool) {
                 libc::unlinkat(dir, log.as_ptr(), 0);
                 libc::unlinkat(dir, index.as_ptr(), 0);
             }
-            for name in [c"log", c"log.index", c"owner", c"needed", c"lock"] {
+            for name in [c"log", c"log.index", c"needed", c"lock"] {
                 libc::unlinkat(dir, name.as_ptr(), 0);
             }
             libc::rmdir(path);
@@ -104,13 +104,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("mirakuru-unit-{}-{name}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
         fs::create_dir_all(dir.join("home/d/deep")).expect("the temp directory is writable");
-        for file in [
-            "home/log",
-            "home/lock",
-            "home/owner",
-            "home/d/deep/data",
-            "outside",
-        ] {
+        for file in ["home/log", "home/lock", "home/d/deep/data", "outside"] {
             fs::write(dir.join(file), "x").expect("the temp directory is writable");
         }
         symlink(dir.join("outside"), dir.join("home/d/link")).expect("as above");

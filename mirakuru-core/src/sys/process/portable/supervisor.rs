@@ -81,7 +81,6 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
         libc::setsid();
         reset_signals();
         os::close_all_but_kept(a);
-        null_standard_streams();
         a.worker = libc::getpid();
         let mut wake = [-1; 2];
         let mut pipes = [-1; 2];
@@ -170,6 +169,7 @@ unsafe fn prepare(a: &mut Arena, wake: &mut [i32; 2], pipes: &mut [i32; 2]) -> R
         if libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG) != -1 || errno() != libc::ECHILD {
             return Err(Call::Wait);
         }
+        null_standard_streams()?;
         open_streams(a, pipes)?;
         lift_listeners(a)
     }
