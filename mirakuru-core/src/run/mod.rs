@@ -360,6 +360,16 @@ mod tests {
     }
 
     #[test]
+    fn ancestors_above_the_runner_are_not_read() {
+        let near = chain(&[(40, "tests", 9), (30, "sh", 9), (20, "cargo", 9)]);
+        let chain = near
+            .into_iter()
+            .chain(std::iter::from_fn(|| panic!("this one is read")));
+        let run = Run::find(&[], chain, false, |_, _| Some(false));
+        assert_eq!(run.map(|run| run.runner), Some(20));
+    }
+
+    #[test]
     fn cargo_is_the_runner_whatever_is_between() {
         let cargo = |processes: &[(u32, &str, u32)]| runner(&[], processes, &[], &[]);
         let test = (40, "tests-1f3a", 9);

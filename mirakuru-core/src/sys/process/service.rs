@@ -781,6 +781,28 @@ mod tests {
     }
 
     #[test]
+    fn threads_that_start_at_once_get_a_service_each() {
+        let dir = scratch("threads");
+        let all_begin = std::sync::Barrier::new(16);
+        let life = &|number: usize| {
+            let own = dir.join(number.to_string());
+            std::fs::create_dir(&own).expect("the temp directory is writable");
+            let plan = plan(&format!("echo {number}"), &own);
+            all_begin.wait();
+            let mut service = Service::spawn(plan).expect("sh can be executed");
+            assert_eq!(wait_for_exit(&mut service).status.code(), Some(0));
+            let log = std::fs::read_to_string(own.join("log")).expect("the log is there");
+            assert_eq!(log, format!("{number}\n"));
+        };
+        std::thread::scope(|scope| {
+            for number in 0..16 {
+                scope.spawn(move || life(number));
+            }
+        });
+        let _ = std::fs::remove_dir_all(dir);
+    }
+
+    #[test]
     fn stops_politely() {
         let dir = scratch("polite");
         let script = "trap 'echo bye; exit 3' TERM; echo ready; while :; do sleep 0.05; done";
