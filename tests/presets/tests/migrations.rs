@@ -1,4 +1,5 @@
-//! An application's own migrations, with sqlx: they run once, on the template of all databases.
+//! An application's own migrations, with sqlx and refinery: they run once, on the template of all
+//! databases.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,6 +12,8 @@ use mirakuru::presets::{self, Postgres, PostgresRecipe};
 use mirakuru_preset_tests::{new_key, require};
 use sqlx::{Connection, PgConnection};
 
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
 /// As in the guide.
 fn migrate(url: &str, dir: &Path) -> Result<(), sqlx::Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -21,6 +24,13 @@ fn migrate(url: &str, dir: &Path) -> Result<(), sqlx::Error> {
         let migrations = sqlx::migrate::Migrator::new(dir).await?;
         Ok(migrations.run(&mut connection).await?)
     })
+}
+
+fn migrate_by_refinery(url: &str, dir: &Path) -> Result<(), Failure> {
+    let mut client = postgres::Client::connect(url, postgres::NoTls)?;
+    let migrations = refinery::load_sql_migrations(dir)?;
+    refinery::Runner::new(&migrations).run(&mut client)?;
+    Ok(())
 }
 
 fn text(url: &str, query: &str) -> String {
@@ -41,13 +51,14 @@ fn text(url: &str, query: &str) -> String {
 struct Migrations(PathBuf);
 
 impl Migrations {
-    fn new(name: &str) -> Migrations {
+    /// With one migration, in a file of this name.
+    fn new(name: &str, first: &str) -> Migrations {
         let dir = std::env::temp_dir().join(new_key(name).replace(' ', "-"));
         fs::create_dir(&dir).unwrap();
         let migrations = Migrations(dir);
         // No other run has this text, so that the cache cannot have its result.
         migrations.add(
-            "1_users.sql",
+            first,
             &format!("CREATE TABLE users (name TEXT); -- {}", new_key("")),
         );
         migrations
@@ -58,7 +69,11 @@ impl Migrations {
     }
 
     /// The recipe of an application, and a count of the runs of its migrations.
-    fn recipe(&self, runs: &Arc<AtomicU32>) -> PostgresRecipe {
+    fn recipe<E: Into<Failure> + 'static>(
+        &self,
+        runs: &Arc<AtomicU32>,
+        migrate: fn(&str, &Path) -> Result<(), E>,
+    ) -> PostgresRecipe {
         let (dir, runs) = (self.0.clone(), Arc::clone(runs));
         let key = presets::hash_of_dir(&dir).unwrap();
         presets::postgres()
@@ -81,9 +96,9 @@ fn migrations_of_sqlx_run_once_until_they_change() {
     if !require("psql") {
         return;
     }
-    let migrations = Migrations::new("once");
+    let migrations = Migrations::new("once", "1_users.sql");
     let runs = Arc::new(AtomicU32::new(0));
-    let start = || migrations.recipe(&runs).start().unwrap();
+    let start = || migrations.recipe(&runs, migrate).start().unwrap();
     let two: Vec<Postgres> = thread::scope(|scope| {
         let starts = [scope.spawn(start), scope.spawn(start)];
         starts.into_iter().map(|start| start.join().unwrap()).collect()
@@ -114,15 +129,39 @@ fn migrations_of_sqlx_run_once_until_they_change() {
 }
 
 #[test]
+fn migrations_of_refinery_run_once_until_they_change() {
+    if !require("psql") {
+        return;
+    }
+    let migrations = Migrations::new("refinery", "V1__users.sql");
+    let runs = Arc::new(AtomicU32::new(0));
+    let start = || migrations.recipe(&runs, migrate_by_refinery).start().unwrap();
+    drop(start());
+    let server = start();
+    assert_eq!(runs.load(Ordering::Relaxed), 1);
+    let database = server.database();
+    let state = "SELECT count(*) || ' ' || max(applied_on) FROM refinery_schema_history";
+    let before = text(&database.url(), state);
+    assert!(before.starts_with("1 "), "{before}");
+    migrate_by_refinery(&database.url(), &migrations.0).unwrap();
+    assert_eq!(text(&database.url(), state), before, "nothing is left to migrate");
+
+    migrations.add("V2__more.sql", "INSERT INTO users VALUES ('ada')");
+    let changed = start();
+    assert_eq!(runs.load(Ordering::Relaxed), 2, "a changed migration runs");
+    assert_eq!(text(&changed.database().url(), "SELECT name FROM users"), "ada");
+}
+
+#[test]
 fn a_migration_that_fails_is_named_and_runs_again() {
     if !require("psql") {
         return;
     }
-    let migrations = Migrations::new("fails");
+    let migrations = Migrations::new("fails", "1_users.sql");
     migrations.add("2_wrong.sql", "INSERT INTO nowhere VALUES (1)");
     let runs = Arc::new(AtomicU32::new(0));
     for round in 1..=2 {
-        let error = migrations.recipe(&runs).start().map(drop).unwrap_err();
+        let error = migrations.recipe(&runs, migrate).start().map(drop).unwrap_err();
         let message = error.to_string();
         let key = presets::hash_of_dir(&migrations.0).unwrap();
         assert!(message.contains(&format!("run the seed `{key}`: ")), "{message}");
