@@ -198,9 +198,7 @@ fn by_variable(bin: &Bin, reason: &str) -> String {
 
 /// Whether this process can know what cargo would build: it stands where cargo has put it.
 fn check_is_beside(built: &Built) -> Result<(), String> {
-    let exe = std::env::current_exe()
-        .and_then(fs::canonicalize)
-        .unwrap_or_default();
+    let exe = own_file(std::env::current_exe().ok(), std::env::args_os().next());
     let build_dir = fs::canonicalize(&built.build_dir).unwrap_or_default();
     // A doctest is compiled into a temporary directory, and starts itself again.
     let is_doctest = || {
@@ -216,6 +214,14 @@ fn check_is_beside(built: &Built) -> Result<(), String> {
         built.build_dir.display(),
         exe.display()
     ))
+}
+
+/// The file of this process. Where the system does not tell (Linux without `/proc`), it is the path
+/// by which the process was started, which is the same one under cargo and nextest.
+fn own_file(told: Option<PathBuf>, first_arg: Option<OsString>) -> PathBuf {
+    let path = told.or_else(|| first_arg.map(PathBuf::from));
+    path.and_then(|path| fs::canonicalize(path).ok())
+        .unwrap_or_default()
 }
 
 /// What one process of the run leaves for the others.
@@ -590,6 +596,15 @@ mod tests {
         assert_eq!(given("/{shop}/target", "/other"), Ok(None));
         assert_eq!(given("/{shop}", "/{shop}"), Ok(None));
         assert_eq!(given("/shop/{target}", "/shop"), Ok(None));
+    }
+
+    #[test]
+    fn without_proc_the_first_argument_tells_the_own_file() {
+        let file = std::env::current_exe().unwrap();
+        let real = fs::canonicalize(&file).unwrap();
+        assert_eq!(own_file(None, Some(file.clone().into())), real);
+        assert_eq!(own_file(Some(file), Some("/nowhere".into())), real);
+        assert_eq!(own_file(None, Some("no-such-file".into())), Path::new(""));
     }
 
     #[test]
