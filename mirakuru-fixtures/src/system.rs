@@ -263,7 +263,8 @@ impl<'a> System<'a> {
         System::with_reach(Reach::Handle)
     }
 
-    /// No services yet. They end with their handles, and with the test on this thread at the latest.
+    /// No services yet. They end with their handles, and at the latest with the test on this
+    /// thread.
     #[must_use]
     pub fn of_test() -> System<'a> {
         let mut system = System::new();

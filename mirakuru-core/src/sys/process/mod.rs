@@ -6,9 +6,9 @@
 
 mod arena;
 pub(crate) mod calls;
+mod early;
 // The portable back end asks for less.
 #[cfg_attr(any(not(target_os = "linux"), mirakuru_portable), allow(dead_code))]
-mod early;
 mod ending;
 pub(crate) mod exit;
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
