@@ -30,12 +30,12 @@ use mirakuru_core::__private::{Owner, before_main, literal};
 use mirakuru_core::{Check, Error, Executor, ExecutorBuilder, Readiness, Tcp};
 use percent_encoding::percent_decode_str;
 
-use super::connection::Connection;
+use super::connection::{Connection, Stream};
 use super::server::{Options, Server, unique_name};
-use super::{Answers, failed, percent_encoded, redis};
+use super::{Answers, failed, mariadb, percent_encoded, postgres, redis};
 
 /// The presets that can use an external server.
-const SERVERS: [&Server; 1] = [&redis::SERVER];
+const SERVERS: [&Server; 3] = [&postgres::SERVER, &mariadb::SERVER, &redis::SERVER];
 
 /// How long a server may refuse connections because it is about to start.
 const STARTS_WITHIN: Duration = Duration::from_secs(5);
@@ -71,7 +71,6 @@ pub(super) struct Protocol {
 
 impl Protocol {
     /// For [`Protocol::renew`], where names are enough.
-    #[allow(dead_code, reason = "most presets name their parts")]
     pub(crate) const NO_RENEWAL: fn(&External, &str) -> io::Result<()> = |_, _| Ok(());
 }
 
@@ -230,7 +229,6 @@ impl External {
     }
 
     /// A value of the URL's parameters.
-    #[allow(dead_code, reason = "not every preset has parameters")]
     pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
         let query = self.query.trim_start_matches('?');
         let mut parameters = query.split('&').filter_map(|parameter| parameter.split_once('='));
@@ -276,6 +274,11 @@ impl External {
             }
         }
         result
+    }
+
+    /// The same, without a buffer.
+    pub(crate) fn stream(&self, within: Duration) -> io::Result<Stream> {
+        Ok(Stream::Tcp(self.connect(within)?.0.into_inner()))
     }
 
     /// The recipe of the stand-in.
@@ -348,7 +351,6 @@ impl External {
 
     /// A name that nobody else has, of at most 56 lower-case letters, digits and `_`. It begins
     /// with its owner.
-    #[allow(dead_code, reason = "not every preset names its parts")]
     pub(crate) fn unique_name(&self, dir: &Path) -> Result<String, Error> {
         Ok(format!("{}_{}", self.owner(dir)?, unique_name()?))
     }

@@ -84,6 +84,7 @@ use mirakuru_core::{And, Check, Error, Tcp};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 
 mod connection;
+mod digest;
 mod etcd;
 mod external;
 mod mariadb;

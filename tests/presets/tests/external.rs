@@ -10,9 +10,10 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime};
 
-use mirakuru::presets::{self, Redis};
-use mirakuru::{Executor, Recipe, Tcp, TcpExecutor};
+use mirakuru::presets::{self, Mariadb, Postgres, Redis};
+use mirakuru::{Error, Executor, ExecutorBuilder, Readiness, Recipe, Signal, Tcp, TcpExecutor};
 use mirakuru_preset_tests::{in_a_child, is_child};
+use mysql::prelude::Queryable;
 use redis::Commands;
 
 /// A server that was started by hand, and the child that uses it.
@@ -52,7 +53,7 @@ impl Subject<'_> {
             .and_then(|text| text.parse().ok());
         let before = (self.dump)();
         for round in 0..rounds.unwrap_or(4) {
-            let moment = Duration::from_millis(random() % 700);
+            let moment = Duration::from_millis(random() % 1_000);
             let mut child = Busy::start(self);
             thread::sleep(moment);
             // The last round has nobody left to clean up but the next run.
@@ -149,6 +150,60 @@ fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
 /// Whether a child goes on making things until it is killed.
 fn goes_on() -> bool {
     env::var_os("MIRAKURU_TEST_BUSY").is_some()
+}
+
+#[track_caller]
+fn assert_is_not_ours<T>(result: Result<T, Error>, variable: &str) {
+    let error = result.err().expect("an error").to_string();
+    assert!(
+        error.contains(&format!("the server is at {variable} and not ours")),
+        "{error}"
+    );
+}
+
+/// Calls each verb that would change the server.
+#[track_caller]
+fn assert_verbs_are_errors<R: Readiness + Clone>(server: &mut Executor<R>, variable: &str) {
+    let same = |recipe: ExecutorBuilder<R>| recipe;
+    for result in [
+        server.stop(),
+        server.kill(),
+        server.restart(),
+        server.restart_with(same),
+        server.stopped(|| ()),
+        server.pause(),
+        server.resume(),
+        server.signal(Signal::Hup),
+    ] {
+        assert_is_not_ours(result, variable);
+    }
+    assert!(server.is_running());
+    assert!(server.logs().to_string().contains(variable), "{}", server.logs());
+}
+
+/// Runs a test that prints an error, and fails unless it names the variable and no password.
+#[track_caller]
+fn assert_says_why(test: &str, variable: &str, url: &str, part: &str) {
+    let output = in_a_child(test, &[(variable, url)]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(text.contains(part) && text.contains(variable), "{url}: {text}");
+    for secret in ["secret", "p@ss", "p%40ss"] {
+        assert!(!text.contains(secret), "{text}");
+    }
+}
+
+/// The output of a program that must succeed, once it does.
+fn output_of(command: &mut Command) -> String {
+    let mut output = command.output().unwrap();
+    // What it reads may be dropped meanwhile.
+    within(Duration::from_secs(10), || {
+        if !output.status.success() {
+            output = command.output().unwrap();
+        }
+        output.status.success()
+    });
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 // ---- Redis --------------------------------------------------------------------------------------
@@ -271,25 +326,12 @@ fn redis_verbs_are_errors() {
         return;
     }
     let mut server = presets::redis().start().unwrap();
-    let errors = [
-        server.stop(),
-        server.kill(),
-        server.restart(),
-        server.restart_with(|recipe| recipe),
-        server.stopped(|| ()),
-        server.pause(),
-        server.resume(),
-        server.signal(mirakuru::Signal::Hup),
-        presets::redis().config("maxmemory", "16mb").start().map(drop),
-        presets::redis().port(1).start().map(drop),
-    ];
-    for (number, error) in errors.into_iter().enumerate() {
-        let error = error.unwrap_err().to_string();
-        assert!(
-            error.contains("the server is at MIRAKURU_REDIS_URL and not ours"),
-            "{number}: {error}"
-        );
-    }
+    assert_verbs_are_errors(&mut server, "MIRAKURU_REDIS_URL");
+    assert_is_not_ours(
+        presets::redis().config("maxmemory", "16mb").start(),
+        "MIRAKURU_REDIS_URL",
+    );
+    assert_is_not_ours(presets::redis().port(1).start(), "MIRAKURU_REDIS_URL");
     assert!(client(&server.database().url()).ping::<String>().is_ok());
 }
 
@@ -358,15 +400,355 @@ fn a_redis_that_cannot_be_used_is_an_error_that_names_the_variable() {
             "'eval'",
         ),
     ] {
-        let output = in_a_child("redis_says_why", &[("MIRAKURU_REDIS_URL", &url)]);
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            text.contains(part) && text.contains("MIRAKURU_REDIS_URL"),
-            "{url}: {text}"
-        );
-        for secret in ["secret", "p@ss", "p%40ss"] {
-            assert!(!text.contains(secret), "{text}");
+        assert_says_why("redis_says_why", "MIRAKURU_REDIS_URL", &url, part);
+    }
+}
+
+// ---- PostgreSQL ---------------------------------------------------------------------------------
+
+/// A server of the machine's users: it checks passwords in each way, by the user.
+fn postgres_by_hand() -> Postgres {
+    let rules = "local all all trust\n\
+                 host all by_md5 127.0.0.1/32 md5\n\
+                 host all by_scram 127.0.0.1/32 scram-sha-256\n\
+                 host all all 127.0.0.1/32 password\n";
+    let server = presets::postgres()
+        .file("hba.conf", rules)
+        .config("hba_file", "{dir}/hba.conf")
+        .start()
+        .unwrap();
+    let mut client = postgres::Client::connect(&server.url(), postgres::NoTls).unwrap();
+    client
+        .batch_execute(
+            "SET password_encryption = 'md5'; CREATE ROLE by_md5 LOGIN CREATEDB PASSWORD 'p@ss';
+             SET password_encryption = 'scram-sha-256'; CREATE ROLE by_scram LOGIN CREATEDB PASSWORD 'p@ss';
+             CREATE ROLE limited LOGIN PASSWORD 'p@ss';
+             CREATE TABLE theirs (who TEXT); INSERT INTO theirs VALUES ('they')",
+        )
+        .unwrap();
+    client.batch_execute("CREATE DATABASE mk_theirs").unwrap();
+    server
+}
+
+/// Everything on the server, as a text.
+fn postgres_dump(server: &Postgres) -> String {
+    let client = |program: &str| {
+        let mut command = Command::new(program);
+        command
+            .args(["--host", "127.0.0.1", "--username", "postgres", "--port"])
+            .arg(server.port().to_string())
+            .env("PGPASSWORD", server.password());
+        command
+    };
+    let names = output_of(client("psql").args(["-Atc", "SELECT datname FROM pg_database ORDER BY 1"]));
+    let dump = output_of(&mut client("pg_dumpall"));
+    // Each dump has another key there.
+    let lines = dump
+        .lines()
+        .filter(|line| !line.starts_with("\\restrict") && !line.starts_with("\\unrestrict"));
+    names + &lines.collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn a_postgres_that_is_there_is_used_and_left_as_it_was() {
+    let server = postgres_by_hand();
+    let dump = || postgres_dump(&server);
+    let subject = |user: &str| Subject {
+        variable: "MIRAKURU_POSTGRES_URL",
+        url: format!(
+            "postgresql://{user}@localhost:{}/postgres?connect_timeout=10",
+            server.port()
+        ),
+        dump: &dump,
+        busy: "postgres_is_busy",
+    };
+    let everything = format!("postgres:{}", server.password());
+    for user in ["by_md5:p%40ss", "by_scram:p%40ss", &everything] {
+        subject(user).passes("postgres_gives_each_test_a_database");
+    }
+    subject(&everything).passes("postgres_copies_settings");
+    subject("by_scram:p%40ss").is_as_it_was_after_kills();
+}
+
+fn fill(url: &str) -> Result<(), postgres::Error> {
+    let mut client = postgres::Client::connect(url, postgres::NoTls)?;
+    client.batch_execute("INSERT INTO visits VALUES ('seeded')")
+}
+
+#[mirakuru::fixture(presets::postgres().load_sql("CREATE TABLE visits (who TEXT)").seed("one", fill))]
+static POSTGRES: Postgres;
+
+#[test]
+#[ignore = "a child of another test"]
+fn postgres_gives_each_test_a_database() {
+    if !is_child() {
+        return;
+    }
+    assert_eq!(POSTGRES.url(), env::var("MIRAKURU_POSTGRES_URL").unwrap());
+    assert_eq!(POSTGRES.host(), "localhost");
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let database = POSTGRES.database();
+                let mut client = postgres::Client::connect(&database.url(), postgres::NoTls).unwrap();
+                let row = client.query_one("SELECT count(*) FROM visits", &[]).unwrap();
+                assert_eq!(row.get::<_, i64>(0), 1);
+                client.execute("INSERT INTO visits VALUES ('test')", &[]).unwrap();
+            });
         }
+    });
+    let mut client = postgres::Client::connect(&POSTGRES.url(), postgres::NoTls).unwrap();
+    let row = client
+        .query_one("SELECT to_regclass('visits')::text", &[])
+        .unwrap();
+    assert_eq!(row.get::<_, Option<String>>(0), None);
+    let mut server = presets::postgres().start().unwrap();
+    assert_verbs_are_errors(&mut server, "MIRAKURU_POSTGRES_URL");
+    assert_is_not_ours(
+        presets::postgres().initdb_arg("-k").start(),
+        "MIRAKURU_POSTGRES_URL",
+    );
+    let error = presets::postgres().version(9).start().unwrap_err().to_string();
+    assert!(error.contains("`version(9)`"), "{error}");
+}
+
+#[test]
+#[ignore = "a child of another test"]
+fn postgres_copies_settings() {
+    if !is_child() {
+        return;
+    }
+    let settings = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET work_mem = %L', \
+                    current_database(), '9MB'); END $$";
+    let server = presets::postgres().load_sql(settings).start().unwrap();
+    let database = server.database();
+    let mut client = postgres::Client::connect(&database.url(), postgres::NoTls).unwrap();
+    assert_eq!(
+        client
+            .query_one("SHOW work_mem", &[])
+            .unwrap()
+            .get::<_, String>(0),
+        "9MB"
+    );
+}
+
+#[test]
+#[ignore = "a child of another test"]
+fn postgres_is_busy() {
+    if !is_child() {
+        return;
+    }
+    let server = presets::postgres()
+        .load_sql("CREATE TABLE visits (who TEXT)")
+        .start()
+        .unwrap();
+    loop {
+        let databases = [server.database(), server.database()];
+        for database in &databases {
+            let mut client = postgres::Client::connect(&database.url(), postgres::NoTls).unwrap();
+            client.execute("INSERT INTO visits VALUES ('test')", &[]).unwrap();
+        }
+        if !goes_on() {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_postgres_that_cannot_be_used_is_an_error_that_names_the_variable() {
+    let server = postgres_by_hand();
+    let port = server.port();
+    for (url, part) in [
+        (
+            format!("mysql://u:secret@127.0.0.1:{port}/"),
+            "begin with `postgresql://`",
+        ),
+        (
+            format!("postgresql://by_md5:secret@127.0.0.1:{port}/postgres"),
+            "password authentication failed",
+        ),
+        (
+            format!("postgresql://by_scram:secret@127.0.0.1:{port}/postgres"),
+            "password authentication failed",
+        ),
+        (
+            format!("postgresql://by_scram@127.0.0.1:{port}/postgres"),
+            "the URL has none",
+        ),
+        (
+            format!("postgresql://by_scram:p%40ss@127.0.0.1:{port}/absent"),
+            "does not exist",
+        ),
+        (
+            format!("postgresql://limited:p%40ss@127.0.0.1:{port}/postgres"),
+            "`ALTER ROLE limited CREATEDB`",
+        ),
+        (
+            format!("postgresql://by_md5:p%40ss@127.0.0.1:{port}/postgres?sslmode=require"),
+            "no TLS",
+        ),
+        ("postgresql://u:secret@127.0.0.1:1/".to_owned(), "refused"),
+    ] {
+        assert_says_why("postgres_says_why", "MIRAKURU_POSTGRES_URL", &url, part);
+    }
+}
+
+#[test]
+#[ignore = "a child of another test"]
+fn postgres_says_why() {
+    if is_child() {
+        println!("{}", presets::postgres().optional().start().unwrap_err());
+    }
+}
+
+// ---- MariaDB ------------------------------------------------------------------------------------
+
+/// A server with a user that may do the least.
+fn mariadb_by_hand() -> Mariadb {
+    let server = presets::mariadb().start().unwrap();
+    let mut client = mysql::Conn::new(server.url().as_str()).unwrap();
+    for statement in [
+        "CREATE USER app IDENTIFIED BY 'p@ss'",
+        "GRANT ALL ON `mk%`.* TO app",
+        "CREATE USER limited IDENTIFIED BY 'p@ss'",
+        "CREATE DATABASE mk_theirs",
+        "CREATE TABLE mk_theirs.theirs (who TEXT)",
+        "INSERT INTO mk_theirs.theirs VALUES ('they')",
+    ] {
+        client.query_drop(statement).unwrap();
+    }
+    server
+}
+
+/// Everything on the server, users and rights included, as a text.
+fn mariadb_dump(server: &Mariadb) -> String {
+    let client = |program: &str| {
+        let mut command = Command::new(program);
+        command
+            .args([
+                "--no-defaults",
+                "--protocol=tcp",
+                "--host=127.0.0.1",
+                "--user=root",
+            ])
+            .arg(format!("--port={}", server.port()))
+            .arg(format!("--password={}", server.password()));
+        command
+    };
+    let names = output_of(client("mariadb").args(["--batch", "--execute=SHOW DATABASES"]));
+    let dump = output_of(client("mariadb-dump").args([
+        "--all-databases",
+        "--system=all",
+        "--routines",
+        "--events",
+        "--skip-comments",
+        "--skip-dump-date",
+        // Numbers of the optimiser, which change by themselves.
+        "--ignore-table=mysql.innodb_index_stats",
+        "--ignore-table=mysql.innodb_table_stats",
+    ]));
+    names + &dump
+}
+
+#[test]
+fn a_mariadb_that_is_there_is_used_and_left_as_it_was() {
+    let server = mariadb_by_hand();
+    let dump = || mariadb_dump(&server);
+    let subject = |user: &str| Subject {
+        variable: "MIRAKURU_MARIADB_URL",
+        url: format!("mysql://{user}@localhost:{}/", server.port()),
+        dump: &dump,
+        busy: "mariadb_is_busy",
+    };
+    subject("app:p%40ss").passes("mariadb_gives_each_test_a_database");
+    subject(&format!("root:{}", server.password())).passes("mariadb_gives_each_test_a_database");
+    subject("app:p%40ss").is_as_it_was_after_kills();
+}
+
+fn fill_mariadb(url: &str) -> Result<(), mysql::Error> {
+    mysql::Conn::new(url)?.query_drop("INSERT INTO visits VALUES ('seeded')")
+}
+
+#[mirakuru::fixture(presets::mariadb().load_sql("CREATE TABLE visits (who TEXT);").seed("one", fill_mariadb))]
+static MARIADB: Mariadb;
+
+#[test]
+#[ignore = "a child of another test"]
+fn mariadb_gives_each_test_a_database() {
+    if !is_child() {
+        return;
+    }
+    assert_eq!(MARIADB.url(), env::var("MIRAKURU_MARIADB_URL").unwrap());
+    assert_eq!(MARIADB.host(), "localhost");
+    thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| {
+                let database = MARIADB.database();
+                let mut client = mysql::Conn::new(database.url().as_str()).unwrap();
+                let count: Option<u32> = client.query_first("SELECT count(*) FROM visits").unwrap();
+                assert_eq!(count, Some(1));
+                client.query_drop("INSERT INTO visits VALUES ('test')").unwrap();
+            });
+        }
+    });
+    let mut server = presets::mariadb().start().unwrap();
+    assert_verbs_are_errors(&mut server, "MIRAKURU_MARIADB_URL");
+    assert_is_not_ours(
+        presets::mariadb().config("port", "1").start(),
+        "MIRAKURU_MARIADB_URL",
+    );
+}
+
+#[test]
+#[ignore = "a child of another test"]
+fn mariadb_is_busy() {
+    if !is_child() {
+        return;
+    }
+    let server = presets::mariadb()
+        .load_sql("CREATE TABLE visits (who TEXT);")
+        .start()
+        .unwrap();
+    loop {
+        let databases = [server.database(), server.database()];
+        for database in &databases {
+            let mut client = mysql::Conn::new(database.url().as_str()).unwrap();
+            client.query_drop("INSERT INTO visits VALUES ('test')").unwrap();
+        }
+        if !goes_on() {
+            break;
+        }
+    }
+}
+
+#[test]
+fn a_mariadb_that_cannot_be_used_is_an_error_that_names_the_variable() {
+    let server = mariadb_by_hand();
+    let port = server.port();
+    for (url, part) in [
+        (
+            format!("postgres://u:secret@127.0.0.1:{port}/"),
+            "begin with `mysql://`",
+        ),
+        (
+            format!("mysql://app:secret@127.0.0.1:{port}/"),
+            "access denied for user",
+        ),
+        (
+            format!("mysql://limited:p%40ss@127.0.0.1:{port}/"),
+            "may not create and drop databases",
+        ),
+        ("mysql://u:secret@127.0.0.1:1/".to_owned(), "refused"),
+    ] {
+        assert_says_why("mariadb_says_why", "MIRAKURU_MARIADB_URL", &url, part);
+    }
+}
+
+#[test]
+#[ignore = "a child of another test"]
+fn mariadb_says_why() {
+    if is_child() {
+        println!("{}", presets::mariadb().optional().start().unwrap_err());
     }
 }
 

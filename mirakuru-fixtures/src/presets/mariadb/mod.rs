@@ -12,8 +12,9 @@ use std::time::Duration;
 use mirakuru_core::__private::{find_program, hash, literal, not_found};
 use mirakuru_core::{Error, Executor, ExecutorBuilder};
 
-use self::protocol::{Client, is_greeted};
+use self::protocol::{Address, Client, is_greeted};
 use super::connection::{ANSWER_WITHIN, TIDY_WITHIN, tidied};
+use super::external::External;
 use super::seed::{self, Seed};
 use super::server::{
     AsRoot, Options, Server, clean, clean_program, handle, is_shim, last_lines, new_password, options,
@@ -25,15 +26,16 @@ use crate::Recipe;
 use crate::cache::{fill, private_dir};
 use crate::lease;
 
+mod external;
 mod protocol;
 
-const SERVER: Server = Server {
+pub(super) const SERVER: Server = Server {
     name: "MariaDB",
     programs: &["mariadbd", "mysqld"],
     users: &["mysql", "nobody"],
     as_root: AsRoot::With(&["--user=root"]),
     needs: &[("Max file size", 16 << 20, "-f")],
-    external: None,
+    external: Some(&external::PROTOCOL),
 };
 
 /// How long the installation of a data directory may take, on a slow disk of a busy machine.
@@ -45,6 +47,9 @@ const SHARED: &str = "test";
 const OURS: &str = "mirakuru";
 /// The file in the private directory with the result of the seeds, as SQL.
 const SEED: &str = "seed.sql";
+/// The file in the private directory with the login of the client programs.
+const CLIENT: &str = "client.cnf";
+const CHARACTERS: &str = "default-character-set=utf8mb4\n";
 
 /// A MariaDB, or a MySQL where there is no MariaDB: see [`Mariadb`].
 pub fn mariadb() -> MariadbRecipe {
@@ -165,7 +170,8 @@ impl MariadbRecipe {
             // Not a test's database, which a shared server must not be made of.
             let database = lease::allowed(|| made.try_database())?;
             self.seeds.iter().try_for_each(|seed| seed.run(&database.url))?;
-            made.dump(&database.name, program, &kept.join(SEED))
+            made.access
+                .dump(&database.name, program, &kept.join(SEED))
                 .map_err(|source| failed("keep the result of a seed", source))
         })
     }
@@ -190,6 +196,55 @@ impl MariadbRecipe {
         }
     }
 
+    /// Lets servers with other contents be other servers.
+    fn with_contents<R>(&self, recipe: ExecutorBuilder<R>, scripts: &[Script]) -> ExecutorBuilder<R> {
+        match self.seeds.is_empty() {
+            true => recipe,
+            false => {
+                let contents = format!("{} {}", sql::digest(scripts), seed::digest(&self.seeds));
+                recipe.env("MIRAKURU_SEED", contents)
+            }
+        }
+    }
+
+    /// How this recipe's server is reached.
+    fn access(&self, dir: &Path) -> Result<Access, Error> {
+        let programs: &[&str] = match self.mysql {
+            true => &["mysql", "mariadb"],
+            false => &["mariadb", "mysql"],
+        };
+        let external = self.options.external(&SERVER)?;
+        let server = match &external {
+            Some(_) => PathBuf::new(),
+            None => self.server().unwrap_or_default(),
+        };
+        Ok(Access {
+            client: beside(&server, programs),
+            address: match external {
+                Some(external) => Address::External(Box::new(external)),
+                None => Address::Socket(dir.join("socket")),
+            },
+            dir: dir.to_owned(),
+        })
+    }
+
+    /// Runs the seeds on a database of an external server, and keeps the result as SQL.
+    fn seed_external(&self, external: &External, dir: &Path) -> Result<(), Error> {
+        if self.seeds.is_empty() {
+            return Ok(());
+        }
+        let access = self.access(dir)?;
+        let name = format!("{}_seed", external.owner(dir)?);
+        access.create(&name, &self.scripts()?)?;
+        self.seeds
+            .iter()
+            .try_for_each(|seed| seed.run(&external.url(&name)))?;
+        access
+            .dump(&name, Path::new(""), &dir.join(SEED))
+            .and_then(|()| drop_database(&access.address, &name, ANSWER_WITHIN))
+            .map_err(|source| failed("keep the result of a seed", source))
+    }
+
     fn scripts(&self) -> Result<Vec<Script>, Error> {
         let mut scripts = Vec::new();
         for given in &self.load {
@@ -208,6 +263,9 @@ impl Recipe for MariadbRecipe {
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
         // A missing file is an error of the start, and not of the first database.
         let scripts = self.scripts()?;
+        if let Some(external) = self.options.external(&SERVER)? {
+            return Ok(self.with_contents(external.executor(&self.options)?, &scripts));
+        }
         let first = if self.mysql { "mysqld" } else { "mariadbd" };
         let options = Options {
             program: self.server().or_else(|| Some(first.into())),
@@ -244,17 +302,16 @@ impl Recipe for MariadbRecipe {
             .map(|(name, value)| format!("--{name}={value}"));
         // Not the configuration of this machine's own server. It must be the first argument.
         let args = ["--no-defaults".to_owned()].into_iter().chain(args);
-        let mut recipe = options.recipe(&SERVER, args)?;
-        if !self.seeds.is_empty() {
-            // So that servers with other contents are other servers.
-            let contents = format!("{} {}", sql::digest(&scripts), seed::digest(&self.seeds));
-            recipe = recipe.env("MIRAKURU_SEED", contents);
-        }
+        let recipe = self.with_contents(options.recipe(&SERVER, args)?, &scripts);
         Ok(recipe.wait_for(options.answers("sent its greeting", is_greeted)))
     }
 
     fn prepare(&self, executor: &mut Executor<Answers>) -> Result<(), Error> {
         let dir = executor.dir();
+        if let Some(external) = self.options.external(&SERVER)? {
+            external.prepare()?;
+            return write_secret(&dir, CLIENT, &external::client_file(&external));
+        }
         let secret = new_password()?;
         // Read again at each start.
         let init = format!(
@@ -265,10 +322,14 @@ impl Recipe for MariadbRecipe {
              GRANT ALL PRIVILEGES ON *.* TO '{OURS}'@'localhost';\n\
              CREATE DATABASE IF NOT EXISTS {SHARED};\n"
         );
-        let client = format!("[client]\nuser=root\npassword={secret}\ndefault-character-set=utf8mb4\n");
+        let socket = dir.join("socket");
+        let client = format!(
+            "[client]\nuser=root\npassword={secret}\nsocket={}\n{CHARACTERS}",
+            external::quoted(&socket.to_string_lossy())
+        );
         write_password(&dir, &secret)?;
         write_secret(&dir, "init.sql", &init)?;
-        write_secret(&dir, "client.cnf", &client)?;
+        write_secret(&dir, CLIENT, &client)?;
         for name in ["data", "tmp"] {
             let path = dir.join(name);
             private_dir(&path).map_err(|source| failed(format!("make {}", path.display()), source))?;
@@ -283,26 +344,31 @@ impl Recipe for MariadbRecipe {
         }
     }
 
-    fn set_up(&self, _executor: &mut Executor<Answers>) -> Result<(), Error> {
+    fn set_up(&self, executor: &mut Executor<Answers>) -> Result<(), Error> {
         for script in self.scripts()? {
             script.read(Dialect::Mysql)?;
         }
-        Ok(())
+        match self.options.external(&SERVER)? {
+            Some(external) => self.seed_external(&external, &executor.dir()),
+            None => Ok(()),
+        }
     }
 
     fn handle(self, executor: Executor<Answers>) -> Result<Mariadb, Error> {
-        let programs: &[&str] = match self.mysql {
-            true => &["mysql", "mariadb"],
-            false => &["mariadb", "mysql"],
-        };
+        let dir = executor.dir();
+        let external = self.options.external(&SERVER)?;
         Ok(Mariadb {
-            client: beside(&self.server().unwrap_or_default(), programs),
+            access: self.access(&dir)?,
             scripts: match self.seeds.is_empty() {
                 true => self.scripts()?,
-                false => vec![Script::File(executor.dir().join(SEED))],
+                false => vec![Script::File(dir.join(SEED))],
             },
-            password: read_password(&executor.dir())?,
+            password: match &external {
+                Some(external) => external.password.clone().unwrap_or_default(),
+                None => read_password(&dir)?,
+            },
             executor,
+            external,
         })
     }
 }
@@ -443,25 +509,30 @@ fn beside(server: &Path, programs: &[&str]) -> PathBuf {
 /// ```
 pub struct Mariadb {
     executor: Executor<Answers>,
-    client: PathBuf,
+    access: Access,
     password: String,
     scripts: Vec<Script>,
+    external: Option<External>,
 }
 
-handle!(Mariadb);
+handle!(Mariadb, external);
 
 impl Mariadb {
     /// The URL of the database that is there from the start and that all share:
     /// `mysql://root:PASSWORD@127.0.0.1:PORT/test`.
     #[must_use]
     pub fn url(&self) -> String {
-        self.url_of(SHARED)
+        let external = self.external.as_ref();
+        self.url_of(external.map_or(SHARED, |external| external.path.as_deref().unwrap_or_default()))
     }
 
-    /// The user, who may do everything: `root`.
+    /// The user, who may do everything: `root`, or that of `MIRAKURU_MARIADB_URL`.
     #[must_use]
-    pub fn user(&self) -> &'static str {
-        "root"
+    pub fn user(&self) -> &str {
+        let external = self.external.as_ref();
+        external
+            .and_then(|external| external.user.as_deref())
+            .unwrap_or("root")
     }
 
     /// The user's password: another one for each server.
@@ -471,8 +542,16 @@ impl Mariadb {
     }
 
     /// Its Unix socket.
+    ///
+    /// # Panics
+    ///
+    /// When the server is at `MIRAKURU_MARIADB_URL`.
     #[must_use]
+    #[track_caller]
     pub fn socket(&self) -> PathBuf {
+        if let Some(external) = &self.external {
+            external.has_no("socket");
+        }
         self.executor.dir().join("socket")
     }
 
@@ -496,35 +575,65 @@ impl Mariadb {
     /// [`Error::System`] when the server does not answer, or refuses the SQL of the recipe, or its
     /// command line client, `mariadb` or `mysql`, is missing, which loads it.
     pub fn try_database(&self) -> Result<MariadbDatabase, Error> {
-        let name = unique_name()?;
-        Client::connect(&self.socket(), ANSWER_WITHIN)
-            .and_then(|mut client| client.query(&format!("CREATE DATABASE {name}")))
-            .map_err(|source| failed("make a database", source))?;
+        let name = match &self.external {
+            Some(external) => external.unique_name(&self.executor.dir())?,
+            None => unique_name()?,
+        };
+        // From its first moment on, it is dropped where something fails.
         let database = MariadbDatabase {
             url: self.url_of(&name),
             name,
-            socket: self.socket(),
+            address: self.access.address.clone(),
         };
-        for script in &self.scripts {
-            self.load(script, &database.name)
-                .map_err(|source| failed(script.attempt(), source))?;
-        }
+        self.access.create(&database.name, &self.scripts)?;
         Ok(database)
     }
 
-    /// A client program of the server, as root.
+    fn url_of(&self, database: &str) -> String {
+        if let Some(external) = &self.external {
+            return external.url(database);
+        }
+        let Self {
+            executor, password, ..
+        } = self;
+        format!("mysql://root:{password}@127.0.0.1:{}/{database}", executor.port())
+    }
+}
+
+/// How a server is reached.
+struct Access {
+    address: Address,
+    /// The command line client.
+    client: PathBuf,
+    /// The private directory.
+    dir: PathBuf,
+}
+
+impl Access {
+    fn connect(&self) -> io::Result<Client> {
+        Client::connect(&self.address, ANSWER_WITHIN)
+    }
+
+    /// Makes a database with the SQL of these scripts.
+    fn create(&self, name: &str, scripts: &[Script]) -> Result<(), Error> {
+        // As our own servers have it.
+        let statement = format!("CREATE DATABASE {name} CHARACTER SET utf8mb4");
+        self.connect()
+            .and_then(|mut client| client.query(&statement))
+            .map_err(|source| failed("make a database", source))?;
+        scripts.iter().try_for_each(|script| {
+            self.load(script, name)
+                .map_err(|source| failed(script.attempt(), source))
+        })
+    }
+
+    /// A client program of the server, as its user.
     fn client(&self, program: &Path) -> Command {
-        let option = |name: &str, path: &Path| {
-            let mut option = OsString::from(name);
-            option.push(path);
-            option
-        };
+        let mut option = OsString::from("--defaults-file=");
+        option.push(self.dir.join(CLIENT));
         let mut command = Command::new(program);
         clean(&mut command);
-        let config = self.executor.dir().join("client.cnf");
-        command
-            .arg(option("--defaults-file=", &config))
-            .arg(option("--socket=", &self.socket()));
+        command.arg(option);
         command
     }
 
@@ -552,7 +661,7 @@ impl Mariadb {
             "SELECT CONCAT('ALTER DATABASE CHARACTER SET ', default_character_set_name, ' COLLATE ', \
              default_collation_name, ';') FROM information_schema.schemata WHERE schema_name = '{database}'"
         );
-        let lines = Client::connect(&self.socket(), ANSWER_WITHIN)?.query(&defaults)?;
+        let lines = self.connect()?.query(&defaults)?;
         let mut file = File::options().append(true).open(file)?;
         lines.iter().try_for_each(|line| writeln!(file, "{line}"))
     }
@@ -573,13 +682,6 @@ impl Mariadb {
             _ => e,
         })
     }
-
-    fn url_of(&self, database: &str) -> String {
-        let Self {
-            executor, password, ..
-        } = self;
-        format!("mysql://root:{password}@127.0.0.1:{}/{database}", executor.port())
-    }
 }
 
 /// One database of a [`Mariadb`], made for a test. Dropping this drops the database with everything
@@ -589,7 +691,7 @@ impl Mariadb {
 pub struct MariadbDatabase {
     name: String,
     url: String,
-    socket: PathBuf,
+    address: Address,
 }
 
 impl MariadbDatabase {
@@ -604,24 +706,25 @@ impl MariadbDatabase {
     pub fn name(&self) -> &str {
         &self.name
     }
+}
 
-    fn remove(&self) -> io::Result<()> {
-        let name = &self.name;
-        let mut client = Client::connect(&self.socket, TIDY_WITHIN)?;
-        // A connection with another default database may hold a lock here, too.
-        client.query("SET lock_wait_timeout = 1")?;
-        let connections = format!("SELECT id FROM information_schema.processlist WHERE db = '{name}'");
-        for id in client.query(&connections)? {
-            // It may have gone by itself.
-            let _ = client.query(&format!("KILL {id}"));
-        }
-        client.query(&format!("DROP DATABASE IF EXISTS {name}")).map(drop)
+/// Drops a database, and ends the connections to it.
+fn drop_database(address: &Address, name: &str, within: Duration) -> io::Result<()> {
+    let mut client = Client::connect(address, within)?;
+    // A connection with another default database may hold a lock here, too.
+    client.query("SET lock_wait_timeout = 1")?;
+    let connections = format!("SELECT id FROM information_schema.processlist WHERE db = '{name}'");
+    for id in client.query(&connections)? {
+        // It may have gone by itself.
+        let _ = client.query(&format!("KILL {id}"));
     }
+    client.query(&format!("DROP DATABASE IF EXISTS {name}")).map(drop)
 }
 
 impl Drop for MariadbDatabase {
     fn drop(&mut self) {
-        tidied(&format!("drop the database {}", self.name), self.remove());
+        let dropped = drop_database(&self.address, &self.name, TIDY_WITHIN);
+        tidied(&format!("drop the database {}", self.name), dropped);
     }
 }
 

@@ -1,54 +1,108 @@
-//! The protocol of MariaDB and MySQL, as far as it takes to run a statement at the Unix socket.
+//! The protocol of MariaDB and MySQL, as far as it takes to run a statement.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::OURS;
-use crate::presets::connection::Connection;
+use crate::presets::connection::{Connection, Stream};
+use crate::presets::digest::{Sha256, sha1, xor};
+use crate::presets::external::External;
 
 /// The first byte of a packet.
 const OK: u8 = 0;
+const MORE: u8 = 1;
 const END: u8 = 0xfe;
 const ERROR: u8 = 0xff;
 
-/// A connection of ours, which needs no password.
+/// A server, and the user that we are there.
+#[derive(Clone, Debug)]
+pub(super) enum Address {
+    /// One of ours, by its Unix socket, at which our user needs no password.
+    Socket(PathBuf),
+    External(Box<External>),
+}
+
+/// A connection of ours.
 pub(super) struct Client {
-    stream: UnixStream,
+    stream: Stream,
     /// The number of the next packet.
     next: u8,
+    /// The version, as the server greets with it.
+    pub(crate) version: String,
 }
 
 impl Client {
     /// A connection on which no answer takes longer than this.
-    pub(crate) fn connect(socket: &Path, within: Duration) -> io::Result<Client> {
+    pub(crate) fn connect(address: &Address, within: Duration) -> io::Result<Client> {
         // Version 4.1 of the protocol, authentication by a plugin.
         const CAPABILITIES: u32 = 0x0200 | 0x8000 | 0x0008_0000;
         const UTF8MB4: u8 = 45;
-        let stream = UnixStream::connect(socket)?;
-        stream.set_read_timeout(Some(within))?;
-        stream.set_write_timeout(Some(within))?;
-        let mut client = Client { stream, next: 0 };
+        let (stream, user, password) = match address {
+            Address::Socket(path) => (Stream::Unix(UnixStream::connect(path)?), OURS, ""),
+            Address::External(external) => (
+                external.stream(within)?,
+                external.user.as_deref().unwrap_or("root"),
+                external.password.as_deref().unwrap_or_default(),
+            ),
+        };
+        stream.within(within)?;
+        let mut client = Client {
+            stream,
+            next: 0,
+            version: String::new(),
+        };
         let greeting = client.read()?;
         if greeting.first() == Some(&ERROR) {
             return Err(report(&greeting));
         }
+        // The protocol, the version, the thread, eight bytes of salt, 19 bytes of other things, the
+        // other twelve bytes of salt, the plugin.
+        let end = greeting.iter().position(|byte| *byte == 0).unwrap_or(0);
+        client.version = String::from_utf8_lossy(greeting.get(1..end).unwrap_or_default()).into_owned();
+        let rest = greeting.get(end + 1..).unwrap_or_default();
+        let mut salt = rest.get(4..12).unwrap_or_default().to_vec();
+        salt.extend_from_slice(rest.get(31..43).unwrap_or_default());
+        let plugin = text(rest.get(44..).unwrap_or_default());
+        let first = proof(&plugin, password, &salt).unwrap_or_default();
         let mut response = CAPABILITIES.to_le_bytes().to_vec();
         response.extend_from_slice(&(16_u32 << 20).to_le_bytes());
         response.push(UTF8MB4);
         response.extend_from_slice(&[0; 23]);
-        response.extend_from_slice(OURS.as_bytes());
-        // The end of the name, and a password of no bytes.
-        response.extend_from_slice(&[0, 0]);
-        response.extend_from_slice(b"mysql_native_password\0");
+        response.extend_from_slice(user.as_bytes());
+        response.push(0);
+        response.push(first.len() as u8);
+        response.extend_from_slice(&first);
+        response.extend_from_slice(plugin.as_bytes());
+        response.push(0);
         client.write(&response)?;
         loop {
             let answer = client.read()?;
-            match answer.first() {
-                Some(&OK) => return Ok(client),
-                // It asks for another plugin's proof. That of an empty password is empty for each.
-                Some(&END) => client.write(&[])?,
+            match *answer {
+                [OK, ..] => return Ok(client),
+                // It asks for another plugin's proof.
+                [END, ref rest @ ..] => {
+                    let plugin = text(rest);
+                    let salt = rest.get(plugin.len() + 1..).unwrap_or_default();
+                    let salt = salt.strip_suffix(&[0]).unwrap_or(salt);
+                    let problem = || {
+                        io::Error::other(format!(
+                            "its user logs in by `{plugin}`, which is not known here; give it a password by \
+                             `mysql_native_password`"
+                        ))
+                    };
+                    let proof = proof(&plugin, password, salt).ok_or_else(problem)?;
+                    client.write(&proof)?;
+                }
+                // It knows the proof from before, and answers once more.
+                [MORE, 3, ..] => {}
+                [MORE, ..] => {
+                    return Err(io::Error::other(
+                        "its user logs in by `caching_sha2_password`, which takes TLS; give it a password by \
+                         `mysql_native_password`",
+                    ));
+                }
                 _ => return Err(report(&answer)),
             }
         }
@@ -97,6 +151,30 @@ impl Client {
         let (number, packet) = read_packet(&mut self.stream)?;
         self.next = number.wrapping_add(1);
         Ok(packet)
+    }
+}
+
+/// A text up to its zero.
+fn text(bytes: &[u8]) -> String {
+    let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
+    String::from_utf8_lossy(&bytes[..end]).into_owned()
+}
+
+/// The proof that a plugin wants. An empty password has an empty one with each.
+fn proof(plugin: &str, password: &str, salt: &[u8]) -> Option<Vec<u8>> {
+    match plugin {
+        _ if password.is_empty() => Some(Vec::new()),
+        "mysql_native_password" => {
+            let once = sha1(password.as_bytes());
+            Some(xor(once, sha1(&[salt, &sha1(&once)].concat())).to_vec())
+        }
+        "caching_sha2_password" => {
+            let sha256 = Sha256::new();
+            let once = sha256.of(password.as_bytes());
+            let twice = sha256.of(&once);
+            Some(xor(once, sha256.of(&[&twice, salt].concat())).to_vec())
+        }
+        _ => None,
     }
 }
 

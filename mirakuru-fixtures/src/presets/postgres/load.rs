@@ -9,7 +9,6 @@ use mirakuru_core::__private::literal;
 use mirakuru_core::{Error, Stdio};
 
 use super::protocol::{Address, Client};
-use super::{TEMPLATE, USER};
 use crate::presets::failed;
 use crate::presets::server::{clean_program, last_lines};
 use crate::presets::sql::{Dialect, Script};
@@ -17,15 +16,20 @@ use crate::presets::sql::{Dialect, Script};
 /// How long one script may take.
 const LOAD_WITHIN: Duration = Duration::from_secs(900);
 
-/// Loads scripts into the template: through `psql`, or without it each as one query.
-pub(super) fn load(scripts: &[Script], psql: Option<&Path>, address: &Address) -> Result<(), Error> {
+/// Loads scripts into a database: through `psql`, or without it each as one query.
+pub(super) fn load(
+    scripts: &[Script],
+    psql: Option<&Path>,
+    address: &Address,
+    database: &str,
+) -> Result<(), Error> {
     for script in scripts {
         let text = script.read(Dialect::Psql)?;
         match psql {
-            Some(psql) => run_psql(psql, script, &text, address)?,
+            Some(psql) => run_psql(psql, script, &text, address, database)?,
             None => {
                 let run = || -> io::Result<()> {
-                    let mut client = address.connect(TEMPLATE)?;
+                    let mut client = address.connect(database)?;
                     client.within(LOAD_WITHIN)?;
                     client.query(&String::from_utf8_lossy(&text)).map(drop)
                 };
@@ -36,16 +40,38 @@ pub(super) fn load(scripts: &[Script], psql: Option<&Path>, address: &Address) -
     Ok(())
 }
 
-fn run_psql(psql: &Path, script: &Script, text: &[u8], address: &Address) -> Result<(), Error> {
-    let port = address.port.to_string();
-    let mut recipe = clean_program(psql)
+fn run_psql(
+    psql: &Path,
+    script: &Script,
+    text: &[u8],
+    address: &Address,
+    database: &str,
+) -> Result<(), Error> {
+    let recipe = clean_program(psql)
         .args(["--no-psqlrc", "--quiet", "--no-password"])
-        .args(["--set", "ON_ERROR_STOP=1", "--host"])
-        .arg(literal(&address.dir))
-        .args(["--port", &port, "--username", USER])
-        .args(["--dbname", TEMPLATE, "--file"])
+        .args(["--set", "ON_ERROR_STOP=1", "--dbname"])
+        .arg(literal(database))
+        .arg("--username")
+        .arg(literal(address.user()))
         .env("PGCLIENTENCODING", "UTF8")
         .env("PGOPTIONS", "-c client_min_messages=warning");
+    let (recipe, host, port) = match address {
+        Address::Socket { dir, port } => (recipe, literal(dir), *port),
+        Address::External(external, owner) => (
+            recipe
+                .env(
+                    "PGPASSWORD",
+                    literal(external.password.as_deref().unwrap_or_default()),
+                )
+                .env("PGAPPNAME", owner),
+            literal(&external.host),
+            external.port,
+        ),
+    };
+    let mut recipe = recipe
+        .arg("--host")
+        .arg(host)
+        .args(["--port", &port.to_string(), "--file"]);
     recipe = match script {
         // By its name, for messages, and for the files that it includes.
         Script::File(path) => recipe.arg(literal(path)),
@@ -63,26 +89,33 @@ fn run_psql(psql: &Path, script: &Script, text: &[u8], address: &Address) -> Res
 }
 
 /// The statement that makes a database a copy of another.
-pub(super) fn create_database(name: &str, template: &str, owner: Option<&str>, version: u32) -> String {
+pub(super) fn create_database(
+    address: &Address,
+    name: &str,
+    template: &str,
+    owner: Option<&str>,
+    version: u32,
+) -> String {
     // The files as they are, and not page by page through the log: a quarter of the time. Older
-    // versions know nothing else.
-    let strategy = match version {
-        150_000.. => " STRATEGY file_copy",
+    // versions know nothing else. Others would wait for it: it writes everything to the disk.
+    let strategy = match (address, version) {
+        (Address::Socket { .. }, 150_000..) => " STRATEGY file_copy",
         _ => "",
     };
     let owner = owner.map_or_else(String::new, |owner| format!(" OWNER {owner}"));
     format!("CREATE DATABASE {name} TEMPLATE {template}{owner}{strategy}")
 }
 
-/// The owner of the template, where it is another one; and whether it has settings, grants or a
-/// comment of its own.
-pub(super) fn extras(client: &mut Client) -> io::Result<(Option<String>, bool)> {
+/// The owner of the template, where it is another one than this user; and whether it has settings,
+/// grants or a comment of its own.
+pub(super) fn extras(client: &mut Client, template: &str, user: &str) -> io::Result<(Option<String>, bool)> {
+    let user = user.replace('\'', "''");
     let owner = client.query(&format!(
         "SELECT quote_ident(rolname) FROM pg_database d JOIN pg_roles r ON r.oid = datdba \
-         WHERE datname = '{TEMPLATE}' AND rolname <> '{USER}'"
+         WHERE datname = '{template}' AND rolname <> '{user}'"
     ))?;
     let found = client.query(&format!(
-        "SELECT 1 FROM pg_database d WHERE datname = '{TEMPLATE}' AND (datacl IS NOT NULL \
+        "SELECT 1 FROM pg_database d WHERE datname = '{template}' AND (datacl IS NOT NULL \
          OR EXISTS (SELECT FROM pg_db_role_setting WHERE setdatabase = d.oid) \
          OR EXISTS (SELECT FROM pg_shdescription WHERE objoid = d.oid AND classoid = \
          'pg_database'::regclass))"
@@ -92,9 +125,9 @@ pub(super) fn extras(client: &mut Client) -> io::Result<(Option<String>, bool)> 
 
 /// Copies the settings, grants and comment of the template to a database that was made from it. By
 /// the catalogs, because no statement writes each kind of value as it was.
-pub(super) fn copy_extras(name: &str) -> String {
+pub(super) fn copy_extras(template: &str, name: &str) -> String {
     let ids = format!(
-        "(SELECT oid FROM pg_database WHERE datname = '{TEMPLATE}') t (old), \
+        "(SELECT oid FROM pg_database WHERE datname = '{template}') t (old), \
          (SELECT oid FROM pg_database WHERE datname = '{name}') n (new)"
     );
     let is_database = "'pg_database'::regclass";
@@ -102,7 +135,7 @@ pub(super) fn copy_extras(name: &str) -> String {
         "INSERT INTO pg_db_role_setting SELECT new, setrole, setconfig FROM pg_db_role_setting, {ids} \
          WHERE setdatabase = old;\n\
          UPDATE pg_database d SET datacl = o.datacl FROM pg_database o \
-         WHERE o.datname = '{TEMPLATE}' AND d.datname = '{name}' AND o.datacl IS NOT NULL;\n\
+         WHERE o.datname = '{template}' AND d.datname = '{name}' AND o.datacl IS NOT NULL;\n\
          INSERT INTO pg_shdepend SELECT dbid, classid, new, objsubid, refclassid, refobjid, deptype \
          FROM pg_shdepend, {ids} WHERE classid = {is_database} AND objid = old AND deptype = 'a';\n\
          INSERT INTO pg_shdescription SELECT new, classoid, description FROM pg_shdescription, {ids} \

@@ -19,6 +19,7 @@ use self::cluster::{install, is_ready, of_version, psql_of, real_path, release_m
 use self::load::{copy_extras, create_database, extras, load};
 use self::protocol::{Address, Client, takes_clients};
 use super::connection::{TIDY_WITHIN, tidied};
+use super::external::External;
 use super::seed::{self, Seed};
 use super::server::{
     AsRoot, Options, Server, handle, new_password, options, read_password, unique_name, write_password,
@@ -31,10 +32,11 @@ use crate::cache::{copy_tree, fill};
 use crate::cluster::{ClusterRecipe, Node};
 
 mod cluster;
+mod external;
 mod load;
 mod protocol;
 
-const SERVER: Server = Server {
+pub(super) const SERVER: Server = Server {
     name: "PostgreSQL",
     programs: &["postgres"],
     users: &["postgres", "nobody"],
@@ -43,7 +45,7 @@ const SERVER: Server = Server {
         ("Max file size", 16 << 20, "-f"),
         ("Max stack size", 1 << 20, "-s"),
     ],
-    external: None,
+    external: Some(&external::PROTOCOL),
 };
 
 /// The user, who may do everything.
@@ -242,6 +244,7 @@ impl PostgresRecipe {
         replicas: usize,
     ) -> ClusterRecipe<PostgresRecipe, impl Fn(&Node) -> PostgresRecipe + Clone> {
         let mut recipe = self;
+        recipe.options.is_member = true;
         let wanted = [
             ("wal_level", "replica"),
             ("max_wal_senders", "10"),
@@ -286,6 +289,74 @@ impl PostgresRecipe {
             }
         }
         Ok(scripts)
+    }
+
+    /// Lets servers with other contents be other servers.
+    fn with_contents<R>(&self, mut recipe: ExecutorBuilder<R>, scripts: &[Script]) -> ExecutorBuilder<R> {
+        if !scripts.is_empty() {
+            recipe = recipe.env("MIRAKURU_SQL", sql::digest(scripts));
+        }
+        if !self.seeds.is_empty() {
+            recipe = recipe.env("MIRAKURU_SEED", seed::digest(&self.seeds));
+        }
+        recipe
+    }
+
+    fn address(&self, executor: &Executor<Answers>) -> Result<Address, Error> {
+        match self.options.external(&SERVER)? {
+            Some(external) => {
+                let owner = external.owner(&executor.dir())?;
+                Ok(Address::External(Box::new(external), owner))
+            }
+            None => Ok(Address::of(executor)),
+        }
+    }
+
+    /// Makes the template with everything that the recipe loads.
+    fn make_template(
+        &self,
+        address: &Address,
+        dir: &Path,
+        url: &dyn Fn(&str) -> String,
+    ) -> Result<(), Error> {
+        let scripts = self.scripts()?;
+        let is_there = matches!(address, Address::Socket { .. }) && self.is_seeded();
+        if (scripts.is_empty() && self.seeds.is_empty()) || is_there {
+            return Ok(());
+        }
+        let failed = |source| failed("set PostgreSQL up", source);
+        let mut client = address.connect(address.shared()).map_err(failed)?;
+        let template = address.template();
+        client
+            .query(&create_database(
+                address,
+                &template,
+                "template0",
+                None,
+                client.version,
+            ))
+            .map_err(failed)?;
+        let psql = match address {
+            Address::Socket { .. } => self.server()?.and_then(|server| psql_of(&server)),
+            Address::External(..) => psql_of(Path::new("")),
+        };
+        load(&scripts, psql.as_deref(), address, &template)?;
+        self.seeds.iter().try_for_each(|seed| seed.run(&url(&template)))?;
+        let (owner, has_settings) = extras(&mut client, &template, address.user()).map_err(failed)?;
+        if has_settings {
+            external::check_copies_settings(address, &mut client).map_err(failed)?;
+        }
+        let text = format!("{has_settings} {}", owner.unwrap_or_default());
+        write_secret(dir, EXTRAS, &text)?;
+        let closed = match address {
+            Address::Socket { .. } => "IS_TEMPLATE true ALLOW_CONNECTIONS false",
+            // Its user copies it as its owner. A template could not be dropped at once.
+            Address::External(..) => "ALLOW_CONNECTIONS false",
+        };
+        client
+            .query(&format!("ALTER DATABASE {template} WITH {closed}"))
+            .map(drop)
+            .map_err(failed)
     }
 
     fn configuration(&self) -> String {
@@ -350,6 +421,11 @@ impl Recipe for PostgresRecipe {
     type Handle = Postgres;
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
+        let scripts = self.scripts()?;
+        if let Some(external) = self.options.external(&SERVER)? {
+            external.refuse("initdb_arg", !self.initdb.is_empty())?;
+            return Ok(self.with_contents(external.executor(&self.options)?, &scripts));
+        }
         let options = Options {
             program: self.server()?,
             ..self.options.clone()
@@ -365,14 +441,7 @@ impl Recipe for PostgresRecipe {
             )
             // Its fast shutdown. After SIGTERM it would wait for all clients to leave.
             .stop_signal(Signal::Int);
-        let scripts = self.scripts()?;
-        if !scripts.is_empty() {
-            // So that servers with other contents are other servers.
-            recipe = recipe.env("MIRAKURU_SQL", sql::digest(&scripts));
-        }
-        if !self.seeds.is_empty() {
-            recipe = recipe.env("MIRAKURU_SEED", seed::digest(&self.seeds));
-        }
+        recipe = self.with_contents(recipe, &scripts);
         let follows = self.primary.is_some();
         if follows {
             recipe = recipe.file("data/standby.signal", "");
@@ -392,7 +461,7 @@ impl Recipe for PostgresRecipe {
                 }
                 if taken && follows {
                     let (dir, port) = (question.dir.to_owned(), question.port);
-                    let mut client = Address { dir, port }.connect(SHARED)?;
+                    let mut client = Address::Socket { dir, port }.connect(SHARED)?;
                     return Ok(client.query("SELECT status FROM pg_stat_wal_receiver")? == ["streaming"]);
                 }
                 Ok(taken)
@@ -401,6 +470,11 @@ impl Recipe for PostgresRecipe {
     }
 
     fn prepare(&self, executor: &mut Executor<Answers>) -> Result<(), Error> {
+        if let Some(external) = self.options.external(&SERVER)? {
+            external.prepare()?;
+            return external::check_version(&external, self.version)
+                .map_err(|source| external.failed(source));
+        }
         let dir = executor.dir();
         write_password(&dir, &new_password()?)?;
         match self.server()? {
@@ -416,9 +490,12 @@ impl Recipe for PostgresRecipe {
             return Ok(());
         }
         let failed = |source| failed("set PostgreSQL up", source);
-        let address = Address::of(executor);
+        let (address, dir) = (self.address(executor)?, executor.dir());
+        if let Address::External(external, _) = &address {
+            return self.make_template(&address, &dir, &|name| external.url(name));
+        }
         let mut client = address.connect(SHARED).map_err(failed)?;
-        let password = read_password(&address.dir)?;
+        let password = read_password(&dir)?;
         // The server checks a password with its stored form: by default 4096 rounds, 5 to 15 ms for
         // each connection. This password is random, so quick checks do not help to guess it.
         let cheap = match client.version {
@@ -430,29 +507,10 @@ impl Recipe for PostgresRecipe {
         client
             .query(&format!("ALTER ROLE {USER} PASSWORD '{password}'"))
             .map_err(failed)?;
-        let scripts = self.scripts()?;
-        if (scripts.is_empty() && self.seeds.is_empty()) || self.is_seeded() {
-            return Ok(());
-        }
-        client
-            .query(&create_database(TEMPLATE, "template0", None, client.version))
-            .map_err(failed)?;
-        let psql = self.server()?.and_then(|server| psql_of(&server));
-        load(&scripts, psql.as_deref(), &address)?;
-        let url = format!(
-            "postgresql://{USER}:{password}@127.0.0.1:{}/{TEMPLATE}",
-            address.port
-        );
-        self.seeds.iter().try_for_each(|seed| seed.run(&url))?;
-        let (owner, has_settings) = extras(&mut client).map_err(failed)?;
-        let text = format!("{has_settings} {}", owner.unwrap_or_default());
-        write_secret(&address.dir, EXTRAS, &text)?;
-        client
-            .query(&format!(
-                "ALTER DATABASE {TEMPLATE} WITH IS_TEMPLATE true ALLOW_CONNECTIONS false"
-            ))
-            .map_err(failed)?;
-        Ok(())
+        let port = executor.port();
+        self.make_template(&address, &dir, &|name| {
+            format!("postgresql://{USER}:{password}@127.0.0.1:{port}/{name}")
+        })
     }
 
     fn handle(self, executor: Executor<Answers>) -> Result<Postgres, Error> {
@@ -465,10 +523,17 @@ impl Recipe for PostgresRecipe {
             true => None,
             false => Some(Template::read(&dir)?),
         };
+        let (address, external) = (self.address(&executor)?, self.options.external(&SERVER)?);
+        let password = match &external {
+            Some(external) => external.password.clone().unwrap_or_default(),
+            None => read_password(&dir)?,
+        };
         Ok(Postgres {
-            password: read_password(&dir)?,
+            password,
             executor,
             template,
+            address,
+            external,
         })
     }
 }
@@ -523,22 +588,24 @@ pub struct Postgres {
     executor: Executor<Answers>,
     password: String,
     template: Option<Template>,
+    address: Address,
+    external: Option<External>,
 }
 
-handle!(Postgres);
+handle!(Postgres, external);
 
 impl Postgres {
     /// The URL of the database that is there from the start and that all share. Nothing is loaded
     /// into it: `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`.
     #[must_use]
     pub fn url(&self) -> String {
-        self.url_of(SHARED)
+        self.url_of(self.address.shared())
     }
 
-    /// The user, who may do everything: `postgres`.
+    /// The user, who may do everything: `postgres`, or that of `MIRAKURU_POSTGRES_URL`.
     #[must_use]
-    pub fn user(&self) -> &'static str {
-        USER
+    pub fn user(&self) -> &str {
+        self.address.user()
     }
 
     /// The user's password: another one for each server. The server asks for it in clear text
@@ -551,8 +618,16 @@ impl Postgres {
 
     /// The directory of its Unix socket, for clients that take one as `host`. Only the server's
     /// user and root can enter it, and they need no password.
+    ///
+    /// # Panics
+    ///
+    /// When the server is at `MIRAKURU_POSTGRES_URL`.
     #[must_use]
+    #[track_caller]
     pub fn socket_dir(&self) -> PathBuf {
+        if let Some(external) = &self.external {
+            external.has_no("socket");
+        }
         self.executor.dir()
     }
 
@@ -576,24 +651,32 @@ impl Postgres {
     ///
     /// [`Error::System`] when the server does not answer, or has no connection left.
     pub fn try_database(&self) -> Result<PostgresDatabase, Error> {
-        let address = Address::of(&self.executor);
+        let address = self.address.clone();
         let create = |client: &mut Client| -> io::Result<String> {
-            let name = unique_name().map_err(io::Error::other)?;
-            // After a crash it has another segment.
-            release_memory(&address.dir);
+            let name = match &self.external {
+                Some(external) => external.unique_name(&self.executor.dir()),
+                None => unique_name(),
+            };
+            let name = name.map_err(io::Error::other)?;
+            if let Address::Socket { dir, .. } = &address {
+                // After a crash it has another segment.
+                release_memory(dir);
+            }
+            let version = client.version;
             let Some(template) = &self.template else {
-                client.query(&create_database(&name, "template0", None, client.version))?;
+                client.query(&create_database(&address, &name, "template0", None, version))?;
                 return Ok(name);
             };
             let owner = template.owner.as_deref();
-            client.query(&create_database(&name, TEMPLATE, owner, client.version))?;
+            let from = address.template();
+            client.query(&create_database(&address, &name, &from, owner, version))?;
             if template.has_settings {
-                client.query(&copy_extras(&name))?;
+                client.query(&copy_extras(&from, &name))?;
             }
             Ok(name)
         };
         let name = address
-            .retry(SHARED, create)
+            .retry(create)
             .map_err(|source| failed("make a database", source))?;
         Ok(PostgresDatabase {
             url: self.url_of(&name),
@@ -603,6 +686,9 @@ impl Postgres {
     }
 
     fn url_of(&self, database: &str) -> String {
+        if let Some(external) = &self.external {
+            return external.url(database);
+        }
         let (password, port) = (percent_encoded(&self.password), self.executor.port());
         format!("postgresql://{USER}:{password}@127.0.0.1:{port}/{database}")
     }
@@ -638,7 +724,7 @@ impl Drop for PostgresDatabase {
         // The server finishes the statement even if we stop waiting for it.
         let dropped = self
             .address
-            .connect_within(SHARED, TIDY_WITHIN)
+            .connect_within(self.address.shared(), TIDY_WITHIN)
             .and_then(|mut client| client.query(&statement));
         tidied(&format!("drop the database {}", self.name), dropped.map(drop));
     }
@@ -663,7 +749,7 @@ mod tests {
             .unwrap();
         let run = |text: &str| {
             let script = Script::Text(text.to_owned());
-            load(&[script], None, &address).map_err(|error| error.to_string())
+            load(&[script], None, &address, TEMPLATE).map_err(|error| error.to_string())
         };
         run("INSERT INTO a VALUES (1);\nINSERT INTO a VALUES (2);").unwrap();
         let error = run("SELECT 1;\nSELECT c FROM a;").unwrap_err();

@@ -1,4 +1,4 @@
-//! PostgreSQL's protocol, version 3, as far as it takes to run a statement at the Unix socket.
+//! PostgreSQL's protocol, version 3, as far as it takes to run a statement.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -6,29 +6,57 @@ use std::path::PathBuf;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use mirakuru_core::__private::random_id;
 use mirakuru_core::Executor;
 
-use super::{SHARED, USER};
+use super::{SHARED, TEMPLATE, USER};
 use crate::presets::Answers;
-use crate::presets::connection::Connection;
+use crate::presets::connection::{Connection, Stream};
+use crate::presets::digest::{Sha256, from_base64, hex, md5, to_base64, xor};
+use crate::presets::external::External;
 
 /// How long a statement may take.
 const STATEMENT_WITHIN: Duration = Duration::from_secs(120);
 /// How long the server may take to recover after one of its processes has crashed.
 const RECOVERS_WITHIN: Duration = Duration::from_secs(10);
 
-/// The Unix socket of a server, at which it asks for no password.
+/// A server, and the user that we are there.
 #[derive(Clone, Debug)]
-pub(super) struct Address {
-    pub(crate) dir: PathBuf,
-    pub(crate) port: u16,
+pub(super) enum Address {
+    /// One of ours, by its Unix socket, at which it asks for no password.
+    Socket { dir: PathBuf, port: u16 },
+    /// Another one, and the owner of our parts there, if there is one by now.
+    External(Box<External>, String),
 }
 
 impl Address {
     pub(crate) fn of(executor: &Executor<Answers>) -> Address {
-        Address {
+        Address::Socket {
             dir: executor.dir(),
             port: executor.port(),
+        }
+    }
+
+    pub(crate) fn user(&self) -> &str {
+        match self {
+            Address::Socket { .. } => USER,
+            Address::External(external, _) => external.user.as_deref().unwrap_or(USER),
+        }
+    }
+
+    /// The name of the template.
+    pub(crate) fn template(&self) -> String {
+        match self {
+            Address::Socket { .. } => TEMPLATE.to_owned(),
+            Address::External(_, owner) => format!("{owner}_template"),
+        }
+    }
+
+    /// The database that all share.
+    pub(crate) fn shared(&self) -> &str {
+        match self {
+            Address::Socket { .. } => SHARED,
+            Address::External(external, _) => external.path.as_deref().unwrap_or(SHARED),
         }
     }
 
@@ -38,15 +66,14 @@ impl Address {
 
     /// Does something on a new connection, and again on another while the server recovers from a
     /// crash of one of its processes: it then ends all connections, and refuses new ones.
-    pub(crate) fn retry<T>(
-        &self,
-        database: &str,
-        mut run: impl FnMut(&mut Client) -> io::Result<T>,
-    ) -> io::Result<T> {
+    pub(crate) fn retry<T>(&self, mut run: impl FnMut(&mut Client) -> io::Result<T>) -> io::Result<T> {
         use io::ErrorKind::{BrokenPipe, ConnectionReset, ResourceBusy, UnexpectedEof};
         let begun = Instant::now();
         loop {
-            match self.connect(database).and_then(|mut client| run(&mut client)) {
+            match self
+                .connect(self.shared())
+                .and_then(|mut client| run(&mut client))
+            {
                 Err(e)
                     if matches!(
                         e.kind(),
@@ -62,10 +89,20 @@ impl Address {
 
     /// A connection on which no answer takes longer than this.
     pub(crate) fn connect_within(&self, database: &str, limit: Duration) -> io::Result<Client> {
-        let stream = UnixStream::connect(self.dir.join(format!(".s.PGSQL.{}", self.port)))?;
+        let (stream, name) = match self {
+            Address::Socket { dir, port } => {
+                let stream = UnixStream::connect(dir.join(format!(".s.PGSQL.{port}")))?;
+                (Stream::Unix(stream), "mirakuru")
+            }
+            Address::External(external, owner) => (external.stream(limit)?, &**owner),
+        };
         let mut client = Client { stream, version: 0 };
         client.within(limit)?;
-        client.stream.write_all(&startup(database))?;
+        client.stream.write_all(&startup(self.user(), database, name))?;
+        if let Address::External(external, _) = self {
+            let password = external.password.as_deref();
+            client.log_in(self.user(), password)?;
+        }
         client.until_ready("")?;
         Ok(client)
     }
@@ -73,15 +110,91 @@ impl Address {
 
 /// A connection of ours.
 pub(super) struct Client {
-    stream: UnixStream,
+    stream: Stream,
     /// As 150000.
     pub(crate) version: u32,
 }
 
 impl Client {
     pub(crate) fn within(&self, limit: Duration) -> io::Result<()> {
-        self.stream.set_read_timeout(Some(limit))?;
-        self.stream.set_write_timeout(Some(limit))
+        self.stream.within(limit)
+    }
+
+    /// Answers the server's questions for a password.
+    fn log_in(&mut self, user: &str, password: Option<&str>) -> io::Result<()> {
+        const OK: u32 = 0;
+        const CLEAR: u32 = 3;
+        const MD5: u32 = 5;
+        const SASL: u32 = 10;
+        loop {
+            let (kind, body) = read_message(&mut self.stream)?;
+            let (method, rest) = match (kind, body.split_first_chunk::<4>()) {
+                (b'R', Some((method, rest))) => (u32::from_be_bytes(*method), rest),
+                (b'E', _) => return Err(refused(&body)),
+                // A notice.
+                _ => continue,
+            };
+            if method == OK {
+                return Ok(());
+            }
+            let Some(password) = password else {
+                return Err(io::Error::other("it asks for a password, and the URL has none"));
+            };
+            match method {
+                CLEAR => self.send(b'p', password.as_bytes())?,
+                MD5 => {
+                    let inner = hex(&md5(format!("{password}{user}").as_bytes()));
+                    let outer = hex(&md5(&[inner.as_bytes(), rest].concat()));
+                    self.send(b'p', format!("md5{outer}").as_bytes())?;
+                }
+                SASL if rest.split(|byte| *byte == 0).any(|name| name == b"SCRAM-SHA-256") => {
+                    self.scram(password)?;
+                }
+                _ => {
+                    return Err(io::Error::other(
+                        "it asks for a kind of login that is not known here",
+                    ));
+                }
+            }
+        }
+    }
+
+    /// SCRAM-SHA-256 (RFC 5802), without a channel binding.
+    fn scram(&mut self, password: &str) -> io::Result<()> {
+        let bad = || io::Error::other("its answer makes no sense in SCRAM-SHA-256");
+        let nonce = random_id()? + &random_id()?;
+        let first = format!("n=,r={nonce}");
+        let mut message = b"SCRAM-SHA-256\0".to_vec();
+        message.extend_from_slice(&length(3 + first.len())?);
+        message.extend_from_slice(format!("n,,{first}").as_bytes());
+        self.send_bytes(b'p', &message)?;
+        let challenge = self.scram_answer()?;
+        let part = |name: &str| challenge.split(',').find_map(|part| part.strip_prefix(name));
+        let all_of_nonce = part("r=").filter(|all| all.starts_with(&nonce)).ok_or_else(bad)?;
+        let salt = part("s=").and_then(from_base64).ok_or_else(bad)?;
+        let rounds = part("i=")
+            .and_then(|rounds| rounds.parse().ok())
+            .ok_or_else(bad)?;
+        let sha256 = Sha256::new();
+        let salted = sha256.stretched(password.as_bytes(), &salt, rounds);
+        let key = sha256.hmac(&salted, b"Client Key");
+        let last = format!("c=biws,r={all_of_nonce}");
+        let all = format!("{first},{challenge},{last}");
+        let proof = xor(key, sha256.hmac(&sha256.of(&key), all.as_bytes()));
+        self.send_bytes(b'p', format!("{last},p={}", to_base64(&proof)).as_bytes())?;
+        // Who knows the password as well proves it.
+        let signature = sha256.hmac(&sha256.hmac(&salted, b"Server Key"), all.as_bytes());
+        match self.scram_answer()? == format!("v={}", to_base64(&signature)) {
+            true => Ok(()),
+            false => Err(bad()),
+        }
+    }
+
+    fn scram_answer(&mut self) -> io::Result<String> {
+        match read_message(&mut self.stream)? {
+            (b'R', body) => Ok(String::from_utf8_lossy(body.get(4..).unwrap_or_default()).into_owned()),
+            (_, body) => Err(refused(&body)),
+        }
     }
 
     /// Runs statements. Several are one transaction. Gives the first value of each row.
@@ -90,12 +203,14 @@ impl Client {
         self.until_ready(sql)
     }
 
+    /// Sends a message that is one text.
     fn send(&mut self, kind: u8, text: &[u8]) -> io::Result<()> {
-        let mut message = vec![kind];
-        message.extend_from_slice(&length(text.len() + 5)?);
-        message.extend_from_slice(text);
-        message.push(0);
-        self.stream.write_all(&message)
+        self.send_bytes(kind, &[text, &[0]].concat())
+    }
+
+    fn send_bytes(&mut self, kind: u8, bytes: &[u8]) -> io::Result<()> {
+        let length = length(bytes.len() + 4)?;
+        self.stream.write_all(&[&[kind], &length[..], bytes].concat())
     }
 
     /// Reads until the server waits for the next query. Gives the first error that it reports.
@@ -108,13 +223,7 @@ impl Client {
                 b'E' => {
                     let fields = Fields(&body);
                     let severity = fields.get(b'V').or(fields.get(b'S'));
-                    let error = match fields.get(b'C').as_deref() {
-                        // It ends connections, or refuses them for a while.
-                        Some("57P01" | "57P02" | "57P03") => {
-                            io::Error::new(io::ErrorKind::ResourceBusy, fields.report(sql))
-                        }
-                        _ => io::Error::other(fields.report(sql)),
-                    };
+                    let error = fields.error(sql);
                     // After it the server hangs up.
                     if matches!(severity.as_deref(), Some("FATAL" | "PANIC")) {
                         return Err(error);
@@ -161,14 +270,19 @@ fn version_number(text: &str) -> u32 {
 }
 
 /// The first message of a connection.
-fn startup(database: &str) -> Vec<u8> {
+fn startup(user: &str, database: &str, name: &str) -> Vec<u8> {
     const VERSION_3: u32 = 3 << 16;
-    let parameters = format!("user\0{USER}\0database\0{database}\0application_name\0mirakuru\0\0");
+    let parameters = format!("user\0{user}\0database\0{database}\0application_name\0{name}\0\0");
     let size = (parameters.len() + 8) as u32;
     let mut message = size.to_be_bytes().to_vec();
     message.extend_from_slice(&VERSION_3.to_be_bytes());
     message.extend_from_slice(parameters.as_bytes());
     message
+}
+
+/// The error of a login.
+fn refused(body: &[u8]) -> io::Error {
+    Fields(body).error("")
 }
 
 fn length(size: usize) -> io::Result<[u8; 4]> {
@@ -196,7 +310,7 @@ fn read_message(stream: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
 
 /// Whether the server has begun to ask for our name. While it starts up it accepts, and refuses.
 pub(super) fn takes_clients(mut connection: Connection) -> io::Result<bool> {
-    connection.send(&startup(SHARED))?;
+    connection.send(&startup(USER, SHARED, "mirakuru"))?;
     match read_message(&mut connection.0)? {
         (b'R', _) => Ok(true),
         (b'E', body) => Err(io::Error::other(Fields(&body).report(""))),
@@ -212,6 +326,17 @@ impl Fields<'_> {
         let mut fields = self.0.split(|byte| *byte == 0);
         let found = fields.find(|field| field.first() == Some(&letter))?;
         Some(String::from_utf8_lossy(&found[1..]).into_owned())
+    }
+
+    /// The error, with the kind by which [`Address::retry`] knows it.
+    fn error(&self, sql: &str) -> io::Error {
+        match self.get(b'C').as_deref() {
+            // It ends connections, or refuses them for a while.
+            Some("57P01" | "57P02" | "57P03") => {
+                io::Error::new(io::ErrorKind::ResourceBusy, self.report(sql))
+            }
+            _ => io::Error::other(self.report(sql)),
+        }
     }
 
     /// The message, its details, and its line in the query.

@@ -1,0 +1,117 @@
+//! A MariaDB or MySQL at `MIRAKURU_MARIADB_URL`: each test has a database there.
+
+use std::io;
+
+use mirakuru_core::__private::Owner;
+
+use super::protocol::{Address, Client};
+use super::{CHARACTERS, drop_database};
+use crate::presets::connection::ANSWER_WITHIN;
+use crate::presets::external::{External, Protocol};
+
+pub(super) const PROTOCOL: Protocol = Protocol {
+    schemes: &["mysql", "mariadb"],
+    port: 3306,
+    check,
+    owners,
+    renew: Protocol::NO_RENEWAL,
+    remove,
+};
+
+/// The first versions with all that is asked here: of MariaDB, and of MySQL.
+const OLDEST: [(u32, u32); 2] = [(10, 3), (5, 7)];
+
+fn connect(external: &External) -> io::Result<Client> {
+    Client::connect(&Address::External(Box::new(external.clone())), ANSWER_WITHIN)
+}
+
+fn check(external: &External) -> io::Result<()> {
+    let mut client = connect(external)?;
+    let (name, version, oldest) = version(&client.version);
+    if version < oldest {
+        let problem = format!(
+            "it is {name} {}.{}, and this takes {}.{} or later",
+            version.0, version.1, oldest.0, oldest.1
+        );
+        return Err(io::Error::other(problem));
+    }
+    // Its name tells the next run to remove it, if we cannot.
+    let trial = format!("{}_trial", Owner::this_process());
+    let tried = client
+        .query(&format!("CREATE DATABASE {trial}"))
+        .and_then(|_| client.query(&format!("DROP DATABASE {trial}")));
+    tried.map(drop).map_err(|error| {
+        io::Error::other(format!(
+            "its user may not create and drop databases whose names begin with `mk` \
+             (`GRANT ALL ON \\`mk%\\`.* TO ..`): {error}"
+        ))
+    })
+}
+
+/// The kind of server, its version, and the oldest that will do. MariaDB puts `5.5.5-` before its
+/// own version.
+fn version(greeting: &str) -> (&'static str, (u32, u32), (u32, u32)) {
+    let is_mariadb = greeting.contains("MariaDB");
+    let (name, oldest) = match is_mariadb {
+        true => ("MariaDB", OLDEST[0]),
+        false => ("MySQL", OLDEST[1]),
+    };
+    let text = greeting.strip_prefix("5.5.5-").filter(|_| is_mariadb);
+    let mut numbers = text
+        .unwrap_or(greeting)
+        .split('.')
+        .map(|number| number.parse().unwrap_or(0));
+    (
+        name,
+        (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)),
+        oldest,
+    )
+}
+
+fn owners(external: &External) -> io::Result<Vec<String>> {
+    connect(external)?.query(
+        "SELECT DISTINCT SUBSTRING_INDEX(schema_name, '_', 1) FROM information_schema.schemata \
+         WHERE schema_name LIKE 'mk%\\_%'",
+    )
+}
+
+fn remove(external: &External, owner: &str) -> io::Result<()> {
+    let databases =
+        format!("SELECT schema_name FROM information_schema.schemata WHERE schema_name LIKE '{owner}\\_%'");
+    let mut result = Ok(());
+    for name in connect(external)?.query(&databases)? {
+        let address = Address::External(Box::new(external.clone()));
+        result = result.and(drop_database(&address, &name, ANSWER_WITHIN));
+    }
+    result
+}
+
+/// The login for the client programs.
+pub(super) fn client_file(external: &External) -> String {
+    let user = quoted(external.user.as_deref().unwrap_or("root"));
+    let password = quoted(external.password.as_deref().unwrap_or_default());
+    let (host, port) = (quoted(&external.host), external.port);
+    format!(
+        "[client]\nprotocol=tcp\nhost={host}\nport={port}\nuser={user}\npassword={password}\n{CHARACTERS}"
+    )
+}
+
+/// A value in an option file.
+pub(super) fn quoted(text: &str) -> String {
+    format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_are_those_of_their_kind() {
+        assert_eq!(
+            version("5.5.5-10.11.6-MariaDB-0+deb12u1"),
+            ("MariaDB", (10, 11), (10, 3))
+        );
+        assert_eq!(version("11.4.2-MariaDB"), ("MariaDB", (11, 4), (10, 3)));
+        assert_eq!(version("8.0.36"), ("MySQL", (8, 0), (5, 7)));
+    }
+}

@@ -1,0 +1,106 @@
+//! A PostgreSQL at `MIRAKURU_POSTGRES_URL`: each test has a database there, a copy of a template
+//! that its run has made.
+
+use std::io;
+use std::thread;
+use std::time::Duration;
+
+use super::protocol::{Address, Client};
+use crate::presets::connection::ANSWER_WITHIN;
+use crate::presets::external::{External, Protocol};
+
+pub(super) const PROTOCOL: Protocol = Protocol {
+    schemes: &["postgresql", "postgres"],
+    port: 5432,
+    check,
+    owners,
+    renew: Protocol::NO_RENEWAL,
+    remove,
+};
+
+/// The first version with `DROP DATABASE .. WITH (FORCE)`.
+const OLDEST: u32 = 130_000;
+
+/// How long a session that was told to end may take, in steps of 50 ms.
+const ENDS_IN_STEPS: u32 = 100;
+
+fn connect(external: &External) -> io::Result<Client> {
+    let address = Address::External(Box::new(external.clone()), "mirakuru".to_owned());
+    address.connect_within(address.shared(), ANSWER_WITHIN)
+}
+
+fn check(external: &External) -> io::Result<()> {
+    let mode = external.parameter("sslmode").unwrap_or_default();
+    if mode == "require" || mode.starts_with("verify") {
+        let problem = format!("the URL says `sslmode={mode}`, and mirakuru's own connections have no TLS");
+        return Err(io::Error::other(problem));
+    }
+    let mut client = connect(external)?;
+    if client.version < OLDEST {
+        let (major, oldest) = (client.version / 10_000, OLDEST / 10_000);
+        return Err(io::Error::other(format!(
+            "it is PostgreSQL {major}, and this takes {oldest} or later"
+        )));
+    }
+    let rights = "SELECT quote_ident(current_user) FROM pg_roles \
+                  WHERE rolname = current_user AND NOT rolcreatedb AND NOT rolsuper";
+    if let [user] = &*client.query(rights)? {
+        let problem = format!("its user may not create databases: `ALTER ROLE {user} CREATEDB`");
+        return Err(io::Error::other(problem));
+    }
+    if client.query("SELECT pg_is_in_recovery()")? == ["t"] {
+        return Err(io::Error::other(
+            "it is a replica, on which no database can be created",
+        ));
+    }
+    Ok(())
+}
+
+/// Fails if the recipe takes another version.
+pub(super) fn check_version(external: &External, wanted: Option<u32>) -> io::Result<()> {
+    let major = connect(external)?.version / 10_000;
+    match wanted {
+        Some(wanted) if wanted != major => Err(io::Error::other(format!(
+            "it is PostgreSQL {major}, and the recipe says `version({wanted})`"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+/// Fails if the settings of a database cannot be copied.
+pub(super) fn check_copies_settings(address: &Address, client: &mut Client) -> io::Result<()> {
+    let is_super = "SELECT rolsuper FROM pg_roles WHERE rolname = current_user";
+    match address {
+        Address::External(external, _) if client.query(is_super)? != ["t"] => Err(io::Error::other(format!(
+            "the recipe's SQL gives the database itself settings, grants or a comment, and the user of \
+             {external} is no SUPERUSER, which copying those takes"
+        ))),
+        _ => Ok(()),
+    }
+}
+
+fn owners(external: &External) -> io::Result<Vec<String>> {
+    connect(external)?
+        .query("SELECT DISTINCT split_part(datname, '_', 1) FROM pg_database WHERE datname ~ '^mk.*_'")
+}
+
+fn remove(external: &External, owner: &str) -> io::Result<()> {
+    let mut client = connect(external)?;
+    // What a process that was killed has asked for last may still be at work.
+    let sessions =
+        format!("FROM pg_stat_activity WHERE application_name = '{owner}' AND pid <> pg_backend_pid()");
+    client.query(&format!("SELECT pg_terminate_backend(pid) {sessions}"))?;
+    for _ in 0..ENDS_IN_STEPS {
+        if client.query(&format!("SELECT 1 {sessions}"))?.is_empty() {
+            break;
+        }
+        thread::sleep(Duration::from_millis(50));
+    }
+    let databases = format!("SELECT datname FROM pg_database WHERE starts_with(datname, '{owner}_')");
+    let mut result = Ok(());
+    for name in client.query(&databases)? {
+        let dropped = client.query(&format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)"));
+        result = result.and(dropped.map(drop));
+    }
+    result
+}
