@@ -194,6 +194,9 @@ pub(crate) fn is_kept_log(dir: &Path) -> bool {
         .flatten()
         .map(|entry| entry.file_name())
         .collect();
-    let is_log = |name: &std::ffi::OsString| ["kept", "log", "log.index"].iter().any(|log| name == log);
+    let is_log = |name: &std::ffi::OsString| {
+        let name = name.to_string_lossy();
+        ["kept", "log"].contains(&&*name) || name.starts_with("log.")
+    };
     entries.iter().any(|name| name == "kept") && entries.iter().all(is_log)
 }

@@ -57,6 +57,14 @@ struct Kind {
     stopped: bool,
 }
 
+impl Kind {
+    /// Whether its main process does not end within the grace.
+    fn is_deaf(&self) -> bool {
+        let has = |flag| self.flags.contains(flag);
+        !has("--daemonise") && (has("--ignore-term") || has("--stop-delay 5000") || has("--flood-after"))
+    }
+}
+
 const fn kind(name: &'static str, flags: &'static str, recorded: usize) -> Kind {
     Kind {
         name,
@@ -352,9 +360,10 @@ impl Death {
         }
     }
 
-    /// The log of a service whose test did not end well is kept for a day.
-    fn keeps_the_log(&self) -> bool {
-        self.status != Status::Code(0)
+    /// The log of a service whose test did not end well is kept for a day, and so is that of a
+    /// service that had to be killed in its `stop`, which is an error.
+    fn may_keep_the_log(&self, kind: &Kind) -> bool {
+        self.status != Status::Code(0) || self.name == "stop" && kind.is_deaf()
     }
 }
 
@@ -379,11 +388,11 @@ fn cell(command: Command, scratch: &Scratch, death: Death, kind: &Kind) -> Resul
     victim.leaves_nothing(scratch)?;
     let (homes, logs) = (homes(scratch.path()), kept_logs(scratch.path()));
     // It prints that it was asked to end; before that, at a panic, it has printed nothing.
-    let killed = death.keeps_the_log() && death.status != Status::Code(101);
+    let killed = death.may_keep_the_log(kind) && death.status != Status::Code(101);
     if logs.is_empty() && killed && kind.name == PLAIN.name {
         return Err("the log is lost".to_owned());
     }
-    if homes.is_empty() && (logs.is_empty() || death.keeps_the_log()) {
+    if homes.is_empty() && (logs.is_empty() || death.may_keep_the_log(kind)) {
         Ok(())
     } else {
         Err(format!("files are left: {homes:?}, and logs: {logs:?}"))

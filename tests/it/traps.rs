@@ -893,6 +893,8 @@ fn has_ten_services() {
     for _ in 0..10 {
         let mut service = odd(["--deaf-daemons", "1", "--listen", "127.0.0.1:{port}"])
             .wait_for(Tcp::addr("127.0.0.1:{port}"))
+            // A call that fails each time may cost a start its time.
+            .timeout(Duration::from_secs(5))
             .stop_timeout(Duration::from_millis(20))
             .start()
             .unwrap();

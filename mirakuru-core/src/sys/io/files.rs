@@ -8,6 +8,8 @@ use std::path::Path;
 
 use nix::fcntl::OFlag;
 
+use crate::sys::process::calls::Call;
+
 /// For `custom_flags`: a symbolic link in the place of the file is an error.
 pub(crate) const NO_FOLLOW: i32 = OFlag::O_NOFOLLOW.bits();
 
@@ -79,8 +81,15 @@ pub(crate) fn try_flock(file: BorrowedFd<'_>) -> io::Result<bool> {
     let e = io::Error::last_os_error();
     match e.kind() {
         io::ErrorKind::WouldBlock => Ok(false),
-        _ => Err(e),
+        _ => Err(not_locked(&e)),
     }
+}
+
+/// The error with the name of the call, and with what may help.
+fn not_locked(source: &io::Error) -> io::Error {
+    let (attempt, remedy) = (Call::Flock.attempt(), Call::Flock.remedy(source));
+    let remedy = remedy.unwrap_or_else(|| "put TMPDIR on a file system that has locks".to_owned());
+    io::Error::new(source.kind(), format!("could not {attempt}: {source}; {remedy}"))
 }
 
 /// Gives the exclusive `flock` of a file back, whoever has copies of the descriptor: between the
@@ -99,7 +108,7 @@ pub(crate) fn unlock(file: BorrowedFd<'_>) {
 pub fn locked<T>(file: &File, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     // SAFETY: as above.
     if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) } != 0 {
-        return Err(io::Error::last_os_error());
+        return Err(not_locked(&io::Error::last_os_error()));
     }
     let done = f();
     unlock(file.as_fd());
@@ -129,7 +138,7 @@ pub(crate) fn is_locked(file: BorrowedFd<'_>) -> io::Result<bool> {
     let e = io::Error::last_os_error();
     match e.kind() {
         io::ErrorKind::WouldBlock => Ok(true),
-        _ => Err(e),
+        _ => Err(not_locked(&e)),
     }
 }
 
@@ -158,5 +167,29 @@ pub fn release_segment(id: i32) -> io::Result<()> {
     match unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lock_that_is_denied_names_the_call_and_the_remedy() {
+        let text = |errno| not_locked(&io::Error::from_raw_os_error(errno)).to_string();
+        let denied = text(libc::EPERM);
+        assert!(
+            denied.starts_with("could not mark a file as in use with `flock`: "),
+            "{denied}"
+        );
+        assert!(
+            denied.contains("seccomp filter or security module allow `flock`"),
+            "{denied}"
+        );
+        let without_locks = text(libc::ENOLCK);
+        assert!(
+            without_locks.ends_with("put TMPDIR on a file system that has locks"),
+            "{without_locks}"
+        );
     }
 }

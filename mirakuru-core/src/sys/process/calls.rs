@@ -56,6 +56,7 @@ calls! {
     Dup2 = "dup2", "give the service its standard streams";
     Close = "close_range", "keep descriptors from the service";
     Memory = "mmap", "give the supervisor its memory";
+    Flock = "flock", "mark a file as in use";
     Fifo = "mkfifo", "end services in the order in which they need each other";
 }
 
