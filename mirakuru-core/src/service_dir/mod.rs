@@ -21,8 +21,8 @@
 //!
 //! Sweeps, creations and removals run side by side in many processes without a common lock:
 //!
-//! - A service directory gets its name by `rename` when the locked `lock` is in it. Nobody ever sees
-//!   it without.
+//! - A service directory gets its name by `rename` when the locked `lock` is in it. Nobody ever
+//!   sees it without.
 //! - An id is random and never used twice, so what was found to be stale stays stale.
 //! - A sweeper works on a stale service directory only while it holds that service directory's
 //!   lock; the others leave it to it.
