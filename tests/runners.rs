@@ -22,7 +22,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Once;
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::{LONG, ODD, SIGINT, Scratch, numbers, require, supervisors, wait_until};
 use proof::{Process, homes, marked};
@@ -52,6 +52,7 @@ fn runners_crate() -> PathBuf {
             ("src/lib.rs", ""),
             ("tests/endless.rs", include_str!("runners/endless.rs")),
             ("tests/ordinary.rs", include_str!("runners/ordinary.rs")),
+            ("tests/systems.rs", include_str!("runners/systems.rs")),
             ("tests/two_hundred.rs", &two_hundred),
             (".config/nextest.toml", include_str!("runners/nextest.toml")),
         ],
@@ -350,6 +351,63 @@ fn two_hundred_tests_share_one_redis() {
         assert_eq!(pids.len(), 1, "it was started more than once: {pids:?}");
         let visits: BTreeSet<u32> = noted.iter().map(|line| line[1].parse().unwrap()).collect();
         assert_eq!(visits, (1..=200).collect(), "Redis has not counted all of them");
+    }
+}
+
+/// A cluster of three nodes and a system of four services, each a `static`, in all processes of a
+/// run.
+#[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
+fn a_cluster_and_a_system_start_once_a_run() {
+    for runner in Runner::all("a cluster and a system of a run") {
+        let scratch = Scratch::new();
+        fs::write(scratch.file("end"), "").unwrap();
+        let text = fresh::succeed(&mut runner.command("systems", scratch.path(), scratch.path()));
+        assert!(text.contains("7 passed"), "{text}");
+        assert!(!text.contains("LEAK") && !text.contains("leaky"), "{text}");
+        assert_nothing_left(scratch.path());
+        assert_no_files_left(scratch.path());
+
+        let started: BTreeSet<u32> = numbers(&scratch.file("pids")).into_iter().collect();
+        assert_eq!(started.len(), 7, "{runner:?}");
+        let noted = words(&scratch.file("noted"));
+        assert_eq!(noted.len(), 7);
+        for line in noted {
+            let used: BTreeSet<u32> = line.iter().map(|pid| pid.parse().unwrap()).collect();
+            assert_eq!(used, started, "{runner:?}");
+        }
+    }
+}
+
+#[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
+fn a_cluster_and_a_system_end_with_a_runner_that_is_killed() {
+    for runner in Runner::all("a runner that is killed") {
+        let scratch = Scratch::new();
+        let mut command = runner.command("systems", scratch.path(), scratch.path());
+        let mut child = command
+            .process_group(0)
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let is_up = || words(&scratch.file("noted")).len() == 7;
+        assert!(wait_until(is_up, 2 * LONG), "{runner:?}: its tests do not start");
+        let services: Vec<Process> = numbers(&scratch.file("pids"))
+            .into_iter()
+            .filter_map(Process::of)
+            .collect();
+        assert_eq!(services.len(), 7, "{runner:?}");
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let begun = Instant::now();
+        let gone = wait_until(|| services.iter().all(|service| !service.is_alive()), BOUND);
+        println!("{runner:?}: all seven are gone after {:?}", begun.elapsed());
+        // The test itself is an orphan.
+        fs::write(scratch.file("end"), "").unwrap();
+        assert!(gone, "{runner:?}: survivors");
+        assert_nothing_left(scratch.path());
+        assert_no_files_left(scratch.path());
     }
 }
 

@@ -63,7 +63,8 @@ pub fn cluster<R: Recipe, F: Fn(&Node) -> R>(size: usize, node: F) -> ClusterRec
 pub struct ClusterRecipe<R, F> {
     size: usize,
     node: F,
-    /// What a node, which need not be ready, must meet before the next one is launched.
+    /// The condition that a node must meet before the next one is launched. The node itself need not
+    /// be ready.
     order: Option<Check>,
     checks: Vec<Check>,
     timeout: Duration,
@@ -71,8 +72,8 @@ pub struct ClusterRecipe<R, F> {
 }
 
 impl<R, F> ClusterRecipe<R, F> {
-    /// Launches each node only when the one before it meets the condition, which is asked while
-    /// that one is still starting.
+    /// Launches each node only when the one before it meets the condition. That one may still be
+    /// starting.
     #[cfg(feature = "presets")]
     pub(crate) fn launched_in_turn(mut self, check: Check) -> ClusterRecipe<R, F> {
         self.order = Some(check);

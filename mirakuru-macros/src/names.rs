@@ -44,14 +44,10 @@ pub(crate) fn needs(
                 }
                 continue;
             }
-            let is_used = |service: usize, name: &Ident| used[service].iter().any(|used| used.name == *name);
-            let message = match &names[at] {
+            let message = match chain(&used, names, other, at) {
                 _ if other == at => format!("`{name}` needs itself: its recipe is made before it starts"),
-                Some(own) if is_used(other, own) => format!(
-                    "`{own}` needs `{name}`, and `{name}` needs `{own}`: one of the two must start without \
-                        the other"
-                ),
-                _ => format!("`{name}` stands below: move it above the service that needs it"),
+                Some(chain) => in_a_circle(names, at, &chain),
+                None => format!("`{name}` stands below: move it above the service that needs it"),
             };
             errors.at(name.span(), message);
             // One mistake for each service, and of a cycle only the service that stands above.
@@ -59,6 +55,47 @@ pub(crate) fn needs(
         }
     }
     needs
+}
+
+/// The places of services from the first one to the second one, each of which uses the next.
+/// `None`: the first one does not need the second one.
+fn chain(used: &[Vec<Use>], names: &[Option<Ident>], from: usize, to: usize) -> Option<Vec<usize>> {
+    let mut ways = vec![vec![from]];
+    let mut seen = vec![from];
+    while let Some(way) = ways.pop() {
+        let at = *way.last()?;
+        if at == to {
+            return Some(way);
+        }
+        for Use { name, .. } in &used[at] {
+            let next = names.iter().position(|known| known.as_ref() == Some(name));
+            if let Some(next) = next.filter(|next| !seen.contains(next)) {
+                seen.push(next);
+                ways.push(way.iter().copied().chain([next]).collect());
+            }
+        }
+    }
+    None
+}
+
+/// The message about services that need each other, beginning with the one at this place.
+fn in_a_circle(names: &[Option<Ident>], at: usize, chain: &[usize]) -> String {
+    let name = |place: usize| {
+        names[place]
+            .as_ref()
+            .map_or_else(String::new, |name| format!("`{name}`"))
+    };
+    let circle: Vec<usize> = [at].iter().chain(chain).copied().collect();
+    let needs = circle
+        .windows(2)
+        .map(|pair| format!("{} needs {}", name(pair[0]), name(pair[1])));
+    let needs: Vec<String> = needs.collect();
+    let (last, first) = needs.split_last().expect("two services at least");
+    let who = match chain.len() {
+        2 => "one of the two must start without the other",
+        _ => "one of them must start without the next one",
+    };
+    format!("{}, and {last}: {who}", first.join(", "))
 }
 
 /// An identifier in an expression that may be a variable.

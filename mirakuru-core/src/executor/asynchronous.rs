@@ -31,10 +31,10 @@ impl<R: Readiness> ExecutorBuilder<R> {
 
 /// # Without blocking a runtime
 ///
-/// These are futures for any runtime (tokio, async-std, smol, a `block_on`), and need none: while
-/// they wait, other tasks of the same thread go on. A single poll takes as long as one look at the
-/// condition. That is short, except for a [`Check`](crate::Check) that blocks, and for `Http` with
-/// a server that accepts and does not answer, which is given up after a second at first.
+/// These are futures for any runtime (tokio, async-std, smol, a `block_on`). While they wait, other
+/// tasks of the same thread go on. A poll takes as long as one probe of the condition. That is
+/// short, with two exceptions: a [`Check`](crate::Check) that blocks, and `Http` if the server
+/// accepts a connection and does not answer (a second at first).
 impl<R: Readiness> Executor<R> {
     /// [`start`](Executor::start) as a future.
     ///

@@ -80,8 +80,8 @@ impl Owned<'_> {
         }
     }
 
-    /// How to wait for the end that has been asked for, as long as that end is to be waited for:
-    /// [`end`](Owned::end) takes a moment then.
+    /// How to wait for the end that has been asked for. `None`: that end has come, or its time is
+    /// over, and [`end`](Owned::end) takes a moment.
     pub(super) fn pause_of_end(&self, limit: &Deadline) -> Option<Pause> {
         let mut service = self.own.lock();
         let service = service.as_mut().filter(|_| !limit.is_over())?;

@@ -17,7 +17,7 @@ use crate::sys;
 
 /// How long the thread stays when nobody waits.
 const LINGERS: Duration = Duration::from_millis(200);
-/// A wait takes no longer than this, so that a clock can hold its end. Who waits looks again then.
+/// A wait takes no longer than this, so that a clock can hold its end. The future polls again then.
 const LONGEST: Duration = Duration::from_secs(60);
 
 /// Completes when one of the descriptors can be read, or after the time. The descriptors must stay
@@ -95,8 +95,9 @@ struct Waits {
     next: u64,
     /// The process in which the thread runs: a fork has none.
     runs_in: u32,
-    /// A pipe that interrupts the thread, and whether there is a byte in it.
+    /// A pipe that interrupts the thread.
     pipe: Option<(File, File)>,
+    /// Whether there is a byte in the pipe.
     is_interrupted: bool,
 }
 
@@ -150,7 +151,7 @@ impl Waits {
     }
 }
 
-/// What the thread does.
+/// The thread: it ends when nobody has waited for a while.
 fn run() {
     let mut idle_since = Instant::now();
     loop {

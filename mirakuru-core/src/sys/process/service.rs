@@ -292,7 +292,7 @@ impl Service {
         (!self.state.output && !self.state.closed).then(|| self.control.as_raw_fd())
     }
 
-    /// What becomes readable when the supervisor tells something, also when news wait already.
+    /// The descriptor that becomes readable when the supervisor sends a message.
     pub(crate) fn control(&self) -> RawFd {
         self.control.as_raw_fd()
     }
