@@ -236,6 +236,13 @@ pub struct Cluster<H> {
     nodes: Vec<H>,
 }
 
+impl<H> Drop for Cluster<H> {
+    /// The last node ends first: replicas follow their primary in the list.
+    fn drop(&mut self) {
+        while self.nodes.pop().is_some() {}
+    }
+}
+
 impl<H> Deref for Cluster<H> {
     type Target = [H];
 
@@ -254,8 +261,8 @@ impl<H> IntoIterator for Cluster<H> {
     type Item = H;
     type IntoIter = std::vec::IntoIter<H>;
 
-    fn into_iter(self) -> Self::IntoIter {
-        self.nodes.into_iter()
+    fn into_iter(mut self) -> Self::IntoIter {
+        std::mem::take(&mut self.nodes).into_iter()
     }
 }
 

@@ -1,5 +1,6 @@
 //! etcd.
 
+use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
 use mirakuru_core::{Check, Error, Executor, ExecutorBuilder};
@@ -29,6 +30,7 @@ pub fn etcd() -> EtcdRecipe {
     EtcdRecipe {
         options: Options::default(),
         member: None,
+        peers: Vec::new(),
     }
 }
 
@@ -39,6 +41,8 @@ pub struct EtcdRecipe {
     options: Options,
     /// The own name, and the names and peer URLs of all members.
     member: Option<(String, String)>,
+    /// The ports on which the other members wait for each other.
+    peers: Vec<u16>,
 }
 
 options!(EtcdRecipe, durable);
@@ -67,13 +71,15 @@ impl EtcdRecipe {
             let all: Vec<String> = node.nodes().map(|node| url(&node)).collect();
             EtcdRecipe {
                 member: Some((node.name().to_owned(), all.join(","))),
+                peers: node.peers().map(|peer| peer.port_named("peer")).collect(),
                 ..self.clone()
             }
         })
         // A member that finds no other tries again after a second.
         .launched_in_turn(Check::new("its peers could reach it", |member| {
             let port = member.port_named("peer").unwrap_or_default();
-            let mut connection = Connection::open(([127, 0, 0, 1], port).into(), Duration::from_secs(1))?;
+            let mut connection =
+                Connection::open((Ipv4Addr::LOCALHOST, port).into(), Duration::from_secs(1))?;
             connection.send(b"GET /version HTTP/1.0\r\n\r\n")?;
             Ok(connection.line()?.contains(" 200 "))
         }))
@@ -116,17 +122,24 @@ impl Recipe for EtcdRecipe {
             // the variable.
             recipe = recipe.env("ETCD_UNSAFE_NO_FSYNC", "true");
         }
-        Ok(
-            recipe.wait_for(self.options.answers("said that it is healthy", |mut connection| {
-                connection.send(b"GET /health HTTP/1.0\r\n\r\n")?;
-                loop {
-                    let line = connection.line()?;
-                    if line.contains("\"health\"") {
-                        return Ok(line.contains("\"health\":\"true\""));
+        let peers = self.peers.clone();
+        Ok(recipe.wait_for(
+            self.options
+                .answers("said that it is healthy", move |mut connection| {
+                    // Without a majority it leaves the question without an answer.
+                    let is_there = |port: &&u16| TcpStream::connect((Ipv4Addr::LOCALHOST, **port)).is_ok();
+                    if peers.iter().filter(is_there).count() < peers.len().div_ceil(2) {
+                        return Ok(false);
                     }
-                }
-            })),
-        )
+                    connection.send(b"GET /health HTTP/1.0\r\n\r\n")?;
+                    loop {
+                        let line = connection.line()?;
+                        if line.contains("\"health\"") {
+                            return Ok(line.contains("\"health\":\"true\""));
+                        }
+                    }
+                }),
+        ))
     }
 
     fn handle(self, executor: Executor<Answers>) -> Result<Etcd, Error> {

@@ -112,7 +112,10 @@ fn take_over(connection: &mut Connection) -> io::Result<bool> {
     let view = view(connection)?;
     let own = view.lines().find(|line| line.contains(" myself,"));
     let own = own.ok_or(io::ErrorKind::InvalidData)?;
-    if !own.starts_with(MASTER) || own.contains("myself,master") {
+    if !own.starts_with(MASTER) {
+        return introduce(connection, &view, own);
+    }
+    if own.contains("myself,master") {
         return Ok(true);
     }
     // On a slow machine the nodes may have missed the phantoms already.
@@ -121,6 +124,21 @@ fn take_over(connection: &mut Connection) -> io::Result<bool> {
         return Ok(false);
     }
     ask(connection, &["CLUSTER", "FAILOVER", "TAKEOVER"]).map(|_| true)
+}
+
+/// Once a replica follows its real master, tells all other nodes: they would hear of it with the
+/// next ping, up to a second later.
+fn introduce(connection: &mut Connection, view: &str, own: &str) -> io::Result<bool> {
+    if own.split(' ').nth(3).is_none_or(is_phantom) {
+        return Ok(false);
+    }
+    let others = view.lines().filter(|line| *line != own && !is_phantom(line));
+    for place in others.filter_map(|line| line.split([' ', ',']).nth(1)) {
+        // `IP:PORT@BUS`
+        let parts: Vec<&str> = place.split([':', '@']).collect();
+        ask(connection, &[&["CLUSTER", "MEET"], &parts[..]].concat())?;
+    }
+    Ok(true)
 }
 
 /// Whether no phantom has slots or replicas any more, and so many masters have slots.
