@@ -63,8 +63,8 @@ pub fn cluster<R: Recipe, F: Fn(&Node) -> R>(size: usize, node: F) -> ClusterRec
 pub struct ClusterRecipe<R, F> {
     size: usize,
     node: F,
-    /// The condition that a node must meet before the next one is launched. The node itself need not
-    /// be ready.
+    /// The condition that a node must meet before the next one is launched. The node itself need
+    /// not be ready.
     order: Option<Check>,
     checks: Vec<Check>,
     timeout: Duration,
