@@ -1,4 +1,4 @@
-//! What directories and lock files need that the standard library does not have.
+//! Functions for directories and lock files that the standard library does not have.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
@@ -67,8 +67,8 @@ pub(crate) fn open_lock(path: &Path, create: bool) -> io::Result<File> {
         .open(path)
 }
 
-/// Takes the exclusive `flock` of an open file unless somebody else has it: says whether it is ours
-/// now.
+/// Takes the exclusive `flock` of an open file unless another process has it. Returns whether it is
+/// ours now.
 ///
 /// The lock belongs to the open file description. Copies of the descriptor, in this process or
 /// inherited, hold the same lock, and it is free once the last of them is closed, or when
@@ -92,19 +92,19 @@ fn not_locked(source: &io::Error) -> io::Error {
     io::Error::new(source.kind(), format!("could not {attempt}: {source}; {remedy}"))
 }
 
-/// Gives the exclusive `flock` of a file back, whoever has copies of the descriptor: between the
-/// fork and the exec of a process that another thread starts, that process has one, and would keep
+/// Gives the exclusive `flock` of a file back, with all copies of the descriptor. Between the fork
+/// and the exec of a process that another thread starts, that process has a copy, and would keep
 /// the lock for a moment longer.
 pub(crate) fn unlock(file: BorrowedFd<'_>) {
     // SAFETY: as above.
     unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
 }
 
-/// Does something while the exclusive `flock` of a file is held.
+/// Runs a function while it holds the exclusive `flock` of a file.
 ///
 /// # Errors
 ///
-/// Those of the function, and of the lock.
+/// The errors of the function and of the lock.
 pub fn locked<T>(file: &File, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
     // SAFETY: as above.
     if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) } != 0 {
@@ -120,7 +120,7 @@ pub fn locked<T>(file: &File, f: impl FnOnce() -> io::Result<T>) -> io::Result<T
 ///
 /// # Errors
 ///
-/// What the operating system said.
+/// The error of the operating system.
 pub fn append_to_stderr_of(pid: u32) -> io::Result<File> {
     OpenOptions::new()
         .append(true)
@@ -128,8 +128,8 @@ pub fn append_to_stderr_of(pid: u32) -> io::Result<File> {
         .open(format!("/proc/{pid}/fd/2"))
 }
 
-/// Whether somebody holds the exclusive `flock` of a file. Asks for a shared lock, which those who
-/// ask at the same time all get.
+/// Whether a process holds the exclusive `flock` of a file. Asks for a shared lock, which several
+/// processes can get at the same time.
 pub(crate) fn is_locked(file: BorrowedFd<'_>) -> io::Result<bool> {
     // SAFETY: as above.
     if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) } == 0 {
@@ -156,12 +156,12 @@ pub(crate) fn process_exists(pid: u32) -> bool {
     nix::sys::signal::kill(pid, None) != Err(nix::Error::ESRCH)
 }
 
-/// Lets the kernel remove a System V shared memory segment as soon as nobody is attached to it any
-/// more.
+/// Lets the kernel remove a System V shared memory segment as soon as no process is attached to it
+/// any more.
 ///
 /// # Errors
 ///
-/// When there is no such segment, or it is somebody else's.
+/// When there is no such segment, or it belongs to another user.
 pub fn release_segment(id: i32) -> io::Result<()> {
     // SAFETY: this command takes no pointer.
     match unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) } {

@@ -1,4 +1,4 @@
-//! The record of a log's index: the one place that knows its format. The supervisor writes it,
+//! The record of a log's index. Only this file knows its format. The supervisor writes it,
 //! `output/` reads it.
 //!
 //! A record is 16 bytes, little endian: `u32` length, `u32` kind, `u64` nanoseconds of the
@@ -38,7 +38,7 @@ pub(crate) struct Record {
     /// How many bytes were printed.
     pub(crate) length: u32,
     kind: u32,
-    /// When, in nanoseconds of the monotonic clock.
+    /// The time, in nanoseconds of the monotonic clock.
     pub(crate) time: u64,
 }
 

@@ -15,7 +15,7 @@ pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the call succeeded, so both are open descriptors that nobody else has.
+    // SAFETY: the call succeeded, so both are open descriptors that no other value owns.
     let pair = unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) };
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     for fd in fds {

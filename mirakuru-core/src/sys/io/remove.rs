@@ -1,13 +1,13 @@
-//! Removes directories that a service could write to, whatever it has made of them.
+//! Removes directories that a service could write to, with everything that it has put there.
 //!
-//! * Every step is relative to an open directory, and no symbolic link is followed. So nobody can
-//!   lead the removal elsewhere by putting a link in the place of a directory.
-//! * The directory that holds the one to be removed must be closed to others. In a
-//!   temporary directory that others can write to, somebody may have put another one in its place.
+//! * Every step is relative to an open directory, and no symbolic link is followed. So no process
+//!   can lead the removal elsewhere by putting a link in the place of a directory.
+//! * The directory that holds the one to be removed must be closed to others. In a temporary
+//!   directory that others can write to, another user may have replaced it.
 //! * A directory that something is mounted on is left, with everything in it.
 //! * There is no recursion. A nested directory is first moved up beside the one that it was in. So
 //!   the depth of a tree costs neither stack nor descriptors, and `..` is never followed down a
-//!   tree that somebody may be moving.
+//!   tree that a process may be moving.
 //!
 //! On Linux the supervisor uses this as well, after a fork: nothing here allocates, locks or panics
 //! there.
@@ -30,8 +30,8 @@ pub(crate) fn remove_tree(path: &Path) -> bool {
     unsafe { Place::find(path.as_ptr()).is_some_and(|place| place.remove(None)) }
 }
 
-/// Removes a service directory. With `kept`, its log stays. `lock` goes last: as long as it is
-/// there, somebody will finish this. Says whether everything is gone that had to go.
+/// Removes a service directory. With `kept`, its log stays. `lock` is removed last: while it is
+/// there, a process will finish this. Returns whether everything is gone that had to go.
 pub(crate) fn remove_service_dir(path: &Path, kept: bool) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
         return false;
@@ -40,7 +40,7 @@ pub(crate) fn remove_service_dir(path: &Path, kept: bool) -> bool {
     unsafe { Place::find(path.as_ptr()).is_some_and(|place| place.remove_service(kept)) }
 }
 
-/// The same for the supervisor, which looks whether the log is to be kept.
+/// The same for the supervisor, which checks whether the log is to be kept.
 ///
 /// # Safety
 ///
@@ -100,7 +100,7 @@ struct Place {
 }
 
 impl Place {
-    /// `None` where there is no such directory, or somebody else could have put it there.
+    /// `None` where there is no such directory, or where another user could have put it there.
     unsafe fn find(path: *const c_char) -> Option<Place> {
         const LONGEST: usize = 4096;
         // SAFETY: reads the string to its zero byte; the path of the parent is built in a local
@@ -120,7 +120,7 @@ impl Place {
                 return None;
             }
             let name = path.add(slash.saturating_add(1));
-            // Nobody else can rename our entry: the directory is closed to others, or "sticky".
+            // No other user can rename our entry: the directory is closed to others, or "sticky".
             let is_safe = status(parent).is_some_and(|status| {
                 let is_ours = status.st_uid == libc::geteuid() || status.st_uid == 0;
                 is_ours && (status.st_mode & 0o022 == 0 || status.st_mode & 0o1000 != 0)
@@ -173,7 +173,7 @@ impl Place {
     }
 }
 
-/// What stays of a service directory whose log is kept.
+/// The files that stay of a service directory whose log is kept.
 fn is_log(name: &CStr) -> bool {
     [c"log", c"log.index", c"kept", c"lock"].contains(&name)
         || (1..=3).any(|number| log_record::part(number).contains(&name))
@@ -204,7 +204,8 @@ enum Entry {
     Left,
 }
 
-/// Removes the entries of a directory, but those that are spared. Says whether the others are gone.
+/// Removes the entries of a directory, but those that are spared. Returns whether the others are
+/// gone.
 unsafe fn empty(top: i32, is_spared: &dyn Fn(&CStr) -> bool) -> bool {
     let mut names = Names(0);
     loop {
@@ -286,9 +287,10 @@ unsafe fn move_up(dir: i32, name: &CStr, top: i32, names: &mut Names) -> bool {
                 return true;
             }
             match errno() {
-                // Somebody has made one of this name.
+                // Another process has made one of this name.
                 libc::ENOTEMPTY | libc::EEXIST | libc::ENOTDIR | libc::EISDIR => {}
-                // Root needs no permission. For others a link leads only to what is theirs anyway.
+                // Root needs no permission. For other users, a link leads only to files that are
+                // theirs anyway.
                 libc::EACCES | libc::EPERM if !is_writable && libc::geteuid() != 0 => {
                     libc::fchmodat(dir, name.as_ptr(), 0o700, 0);
                     is_writable = true;
@@ -347,8 +349,8 @@ unsafe fn open_here(dir: i32, name: *const c_char) -> i32 {
     unsafe { open_on_same_device(dir, name) }
 }
 
-/// The same as far as other calls tell: a mount of another part of the same file system is not
-/// seen.
+/// The same as far as other calls tell: they do not see a mount of another part of the same file
+/// system.
 unsafe fn open_on_same_device(dir: i32, name: *const c_char) -> i32 {
     // SAFETY: plain system calls.
     unsafe {

@@ -1,4 +1,4 @@
-//! What the standard library does not tell of a terminal.
+//! Facts about a terminal that the standard library does not offer.
 
 use std::os::fd::{AsFd, AsRawFd};
 

@@ -1,4 +1,4 @@
-//! What `/proc` tells about processes: who descends from whom, and who has which socket.
+//! Reads `/proc`: the descent of processes, and the sockets that they have.
 //!
 //! Every answer is a snapshot of something that moves: a process may fork or end between two reads.
 //! Nothing here fails because of that, a process that is gone is left out. Where a verdict hangs on
@@ -30,7 +30,7 @@ pub(crate) use tables::{listeners, tcp_lingering, unix_listeners, unix_listening
 pub(crate) fn is_between_calls(pid: u32) -> bool {
     let place = |path: String| read(&path).map(|text| String::from_utf8_lossy(&text).into_owned());
     match place(format!("{pid}/wchan")).as_deref() {
-        // It is told of nobody who runs, and of nobody at all if we may not know.
+        // No process runs as this user, and it shows no process if we may not know.
         Ok("0" | "") => stat(pid).is_some_and(|stat| stat.state == 'R'),
         Ok(place_of_first) if place_of_first.contains("nanosleep") => {
             let tasks = numbers(format!("/proc/{pid}/task"));
@@ -57,7 +57,7 @@ pub(crate) struct Stat {
     start: u64,
 }
 
-/// What other systems have under this name, if anything, is not this.
+/// Other systems may have something else under this name.
 const IS_THERE: bool = cfg!(all(target_os = "linux", not(mirakuru_portable)));
 
 /// A file of `/proc`.
@@ -117,8 +117,8 @@ fn parse_stat(text: &str) -> Option<Stat> {
 }
 
 impl Stat {
-    /// Whether there is still a process that does something, not only an exit status that nobody
-    /// has fetched.
+    /// Whether the process still runs, and is not only an exit status that its parent has not
+    /// fetched.
     pub(crate) fn is_alive(&self) -> bool {
         !matches!(self.state, 'Z' | 'X')
     }
@@ -134,8 +134,8 @@ impl Stat {
         }
     }
 
-    /// When it was started, in ticks since the machine was: with the process id, what no other
-    /// process ever has.
+    /// When it was started, in ticks since the machine was. Together with the process id it
+    /// identifies the process for ever.
     pub(crate) fn start(&self) -> u64 {
         self.start
     }
@@ -269,7 +269,7 @@ pub(crate) fn environment(pid: u32) -> Option<Vec<u8>> {
     read(&format!("{pid}/environ")).ok()
 }
 
-/// The words of a process's command line. Empty where we may not see them.
+/// The words of a process's command line. Empty if we may not see them.
 pub(crate) fn command_line(pid: u32) -> Vec<Vec<u8>> {
     let line = read(&format!("{pid}/cmdline")).unwrap_or_default();
     line.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()

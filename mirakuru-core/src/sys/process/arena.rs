@@ -15,9 +15,9 @@ use super::message::milliseconds;
 use super::plan::{CommandPlan, LogPart, PID_DIGITS, Plan, Stream};
 
 const STACK: usize = 64 * 1024;
-/// What one read of the service's output takes at most.
+/// The most that one read of the service's output takes.
 pub(super) const BUFFER: usize = 32 * 1024;
-/// What is never touched takes no swap space either.
+/// Pages that are never touched take no swap space either.
 #[cfg(target_os = "linux")]
 const NO_RESERVE: i32 = libc::MAP_NORESERVE;
 #[cfg(not(target_os = "linux"))]
@@ -35,7 +35,7 @@ pub(super) struct Words {
     pub(super) argv: *const *const c_char,
 }
 
-/// What the supervisor finds in its memory. The pointers lead to other parts of the same mapping.
+/// The data of the supervisor. The pointers lead to other parts of the same mapping.
 ///
 /// `i64` with -1 for "not set", so that no value of the kernel's own types is lost.
 #[repr(C)]
@@ -76,7 +76,8 @@ pub(super) struct Arena {
     /// The highest that was open just before the fork, where the system has no call that closes
     /// all.
     pub(super) last_fd: i32,
-    /// Where the digits of the service's process id go: the value of its `LISTEN_PID`. Or null.
+    /// The place for the digits of the service's process id: the value of its `LISTEN_PID`. Or
+    /// null.
     pub(super) listen_pid: *mut c_char,
     pub(super) stop_signal: i32,
     pub(super) grace_ms: i64,
@@ -87,7 +88,7 @@ pub(super) struct Arena {
     pub(super) args: *mut c_char,
     pub(super) args_len: usize,
     pub(super) private_dir: *const c_char,
-    /// The FIFO that those have open who need this service; see `ending.rs`.
+    /// The FIFO that the services that need this one hold open; see `ending.rs`.
     pub(super) needed: *const c_char,
     /// The FIFOs of the services that this one needs.
     pub(super) needs: *const i32,
@@ -116,7 +117,7 @@ pub(super) struct Arena {
     pub(super) failed_errno: i32,
     /// Where a service tells these that does not share the worker's memory, or -1.
     pub(super) report: i32,
-    /// Where the output of the command at the end goes.
+    /// The output of the command at the end goes here.
     pub(super) on_end_output: i32,
     pub(super) buffer: [u8; BUFFER],
     pub(super) pids: [i32; PIDS],
@@ -313,7 +314,7 @@ impl Drop for Mapping {
 
 const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 
-/// Which entry of the environment is to have the process id, if it has room for one.
+/// The entry of the environment that gets the process id, if it has room for one.
 fn listen_pid(envp: &[CString]) -> Option<usize> {
     let has_room = |value: &[u8]| value.len() == PID_DIGITS;
     envp.iter()
@@ -325,7 +326,7 @@ pub(super) fn page_size() -> usize {
     usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
-/// The descriptors of a plan, by what they are for.
+/// The descriptors of a plan, by their purpose.
 pub(super) struct Lists {
     pub(super) locks: Vec<i32>,
     pub(super) needs: Vec<i32>,

@@ -1,4 +1,4 @@
-//! The system calls that the guarantee rests on: what each is for, and what to do where it fails.
+//! The system calls that the guarantee rests on: the purpose of each, and the remedy when it fails.
 //!
 //! A supervisor that cannot make one of them fails the start of its service. So no service runs
 //! whose end cannot be promised.
@@ -74,7 +74,7 @@ impl Call {
         }
     }
 
-    /// What could not be done, for the sentence "failed to ..".
+    /// The step that failed, for the sentence "failed to ..".
     pub(crate) fn attempt(self) -> String {
         format!("{} with `{}`", self.purpose(), self.name())
     }
@@ -97,7 +97,7 @@ impl Call {
         format!("the kernel's `{}`", self.name())
     }
 
-    /// What may help, as a command to the reader.
+    /// The remedy, as a command to the reader.
     pub(crate) fn remedy(self, error: &io::Error) -> Option<String> {
         let name = self.name();
         let since = match self {

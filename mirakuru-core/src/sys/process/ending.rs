@@ -12,8 +12,9 @@
 //! ends. At the start of its own stop, a dependent's supervisor writes into the FIFO how long that
 //! stop may take. So the waits along a chain of services add up.
 //!
-//! Only an end that nobody ordered for this one service waits: the end of the test process or of
-//! the run. A test that stops one service of several wants exactly that, an outage.
+//! A service waits for its dependents only if its end was not ordered for it alone: at the end of
+//! the test process or of the run. A test that stops one service of several wants exactly that, an
+//! outage.
 //!
 //! Runs after a fork: see the head of `spawn.rs`.
 
@@ -25,13 +26,13 @@ use super::tools::{errno, now_ms};
 
 /// After a kill signal other than SIGKILL: how long until SIGKILL.
 const SECOND_KILL_MS: i64 = 1000;
-/// How long a needed service waits for word of a dependent that still lives. Word comes at once:
-/// the event that ends this service ends that one as well.
+/// How long a needed service waits for the word of a dependent that still lives. The word comes at
+/// once: the event that ends this service ends the dependent as well.
 const WORD_MS: i64 = 5000;
 /// How much longer than its grace a stop may take: the kill, and the removal of files.
 const AFTER_GRACE_MS: i64 = 1000;
 /// How long a stop runs before its signal goes to descendants outside the service's process group.
-/// Most services are gone by then, and to find those descendants takes a walk over every process of
+/// Most services are gone by then, and the search for those descendants walks over every process of
 /// the tree.
 const REST_AFTER_MS: i64 = 30;
 
@@ -63,7 +64,7 @@ enum Phase {
     Killing { until: i64, order: Order },
 }
 
-/// What the supervisor does next.
+/// The supervisor's next step.
 #[derive(Clone, Copy, PartialEq)]
 pub(super) enum Step {
     Nothing,
@@ -73,7 +74,7 @@ pub(super) enum Step {
     AskRest(i32),
     /// Send a kill signal that can be caught to everybody.
     Kill(i32),
-    /// Kill what is left.
+    /// Kill every process that is left.
     Conclude,
 }
 
@@ -131,7 +132,7 @@ impl Ending {
         }
     }
 
-    /// Begins the end, after that of the services that need this one.
+    /// Begins the end, after the end of the services that need this one.
     pub(super) unsafe fn order_in_turn(&mut self, a: &Arena, order: Order) -> Step {
         // SAFETY: as the functions that it calls; a null path is never opened.
         unsafe {
@@ -152,7 +153,7 @@ impl Ending {
         }
     }
 
-    /// Reads the words of the dependents. `false` when none of them is left.
+    /// Reads the words of the dependents. `false` when no dependent is left.
     unsafe fn hear(&mut self, a: &Arena) -> bool {
         let Phase::Waiting { until, order } = &mut self.phase else {
             return true;
@@ -174,8 +175,8 @@ impl Ending {
             if got < 0 && errno() == libc::EINTR {
                 continue;
             }
-            // No word now: the others live. The end of the file, or an error: there is nobody to
-            // wait for.
+            // No word yet: the dependents live. The end of the file, or an error: no dependent is
+            // left.
             return got < 0 && errno() == libc::EAGAIN;
         }
     }
@@ -195,7 +196,7 @@ impl Ending {
         Step::Ask(order.signal)
     }
 
-    /// What it is time for.
+    /// The step that is due.
     pub(super) unsafe fn step(&mut self, a: &Arena) -> Step {
         let now = now_ms();
         // SAFETY: as `hear`.

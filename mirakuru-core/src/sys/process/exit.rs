@@ -1,13 +1,12 @@
-//! Ends what still runs when the test process ends normally.
+//! Ends the services that still run when the test process ends normally.
 //!
 //! The supervisors would notice by themselves, a moment later. But the next test binary may want
-//! the same ports at once; and in a container whose first process reaps nobody, a supervisor should
-//! have a parent that does.
+//! the same ports at once. In a container whose first process does not reap orphans, a supervisor
+//! should also have a parent that does.
 //!
-//! `atexit` handlers run after the main thread returns and after `process::exit`, there beside
-//! other live threads. So: no lock (whoever holds it may wait for ever), only a list of slots that
-//! is never shortened, each of which is taken by an atomic swap by exactly one of its owner and the
-//! handler.
+//! `atexit` handlers run after the main thread returns and after `process::exit`, beside other live
+//! threads. A lock could be held for ever there. So there is none, only a list of slots that is
+//! never shortened. An atomic swap gives each slot to exactly one of its owner and the handler.
 
 use std::os::fd::RawFd;
 use std::ptr;
@@ -28,7 +27,7 @@ static BEGAN: AtomicU64 = AtomicU64::new(0);
 const ID_WORDS: usize = 8;
 
 struct Slot {
-    /// The control socket; -1 when nobody needs it ended any more.
+    /// The control socket; -1 when the service need not be ended any more.
     control: AtomicI32,
     guard: AtomicI32,
     /// The service's main process, once that is known.
@@ -42,7 +41,7 @@ struct Slot {
     next: AtomicPtr<Slot>,
 }
 
-/// An entry in the list of what is to be ended.
+/// An entry in the list of services to end.
 pub(super) struct Registration {
     slot: &'static Slot,
     claimed: AtomicBool,
@@ -57,7 +56,7 @@ pub(super) fn install_once() {
     });
 }
 
-/// Adds a service, known by its control socket. Its id is what its processes carry as a mark.
+/// Adds a service, known by its control socket. Its id is the mark of its processes.
 pub(super) fn register(control: RawFd, id: &str, stop: StopPolicy, test: u64) -> Registration {
     install_once();
     let slot = free_slot();
@@ -111,8 +110,8 @@ impl Drop for Registration {
     }
 }
 
-/// A slot that nobody uses, or a new one. Slots are never freed: there are as many as services ever
-/// ran at once.
+/// A slot that is not in use, or a new one. Slots are never freed: there are as many as services
+/// ever ran at once.
 fn free_slot() -> &'static Slot {
     let mut at = HEAD.load(Ordering::SeqCst);
     // SAFETY: slots are leaked, so that every pointer in the list stays valid.
@@ -156,7 +155,7 @@ pub(crate) fn at_exit(function: extern "C" fn()) {
     unsafe { libc::atexit(function) };
 }
 
-/// When the end of the services that still ran began, at a normal end of this process.
+/// When this process began to end its services, at its normal end.
 pub(crate) fn exit_began() -> Option<u64> {
     Some(BEGAN.load(Ordering::SeqCst)).filter(|began| *began != 0)
 }

@@ -1,5 +1,4 @@
-//! What the test process and a supervisor say to each other over the control socket, in either back
-//! end.
+//! The messages of the test process and a supervisor on the control socket, in either back end.
 //!
 //! The supervisor's half runs after a fork: nothing here allocates, locks or panics.
 
@@ -29,13 +28,13 @@ pub(super) const EXITED: i32 = 4;
 pub(super) const EMPTY: i32 = 5;
 /// To the test process, in answer to [`PUBLISH`]: 0, or the number of the error that prevented it.
 pub(super) const PUBLISHED: i32 = 6;
-/// To the test process, in answer to [`SYNC`]: what was in the pipes is in the log.
+/// To the test process, in answer to [`SYNC`]: the bytes of the pipes are in the log.
 pub(super) const SYNCED: i32 = 7;
 /// To the worker: say when there is new output.
 pub(super) const ARM: i32 = 10;
-/// To the worker: end the service. The signal, the grace in ms, the kill signal; not 0 if nobody
-/// has ordered that for this one service: this process ends. Then the supervisor waits for those
-/// that need the service, and removes its private directory.
+/// To the worker: end the service. The signal, the grace in ms, the kill signal, and a flag. It is
+/// not 0 if the end was not ordered for this one service, because this process ends. Then the
+/// supervisor waits for the services that need this one, and removes its private directory.
 pub(super) const STOP: i32 = 11;
 /// The same, and a test made the process end: the supervisor keeps the log.
 pub(super) const STOP_IN_A_TEST: i32 = 2;
@@ -43,7 +42,7 @@ pub(super) const STOP_IN_A_TEST: i32 = 2;
 pub(super) const SIGNAL: i32 = 12;
 /// To the worker: the service is the run's from now on.
 pub(super) const PUBLISH: i32 = 13;
-/// To the worker: move what the service has printed so far into the log, and say when that is done.
+/// To the worker: move the service's output so far into the log, and report when that is done.
 pub(super) const SYNC: i32 = 14;
 
 pub(super) const STAGE_SUPERVISOR: i32 = 0;
@@ -69,13 +68,12 @@ const TRIES: u32 = 50;
 ///
 /// Waits for room, or for memory of the kernel's, for an instant only: a test process that does not
 /// read must not hold up its service's supervision. The buffer takes many more messages than are
-/// ever sent. Only where the socket is a stream, and took a part of a message, the rest must
-/// follow.
+/// ever sent. If the socket is a stream that took a part of a message, the rest must follow.
 pub(super) fn send(control: RawFd, message: Message) -> bool {
     let flags = libc::MSG_DONTWAIT | NO_SIGNAL;
     let mut sent = 0_usize;
     for _ in 0..TRIES {
-        // SAFETY: sends what is left of a plain array.
+        // SAFETY: sends the rest of a plain array.
         let got = unsafe {
             let rest = message.as_ptr().cast::<u8>().add(sent).cast();
             libc::send(control, rest, SIZE.wrapping_sub(sent), flags)
@@ -109,7 +107,7 @@ pub(super) fn send(control: RawFd, message: Message) -> bool {
     false
 }
 
-/// What [`Inbox::receive`] has found.
+/// The result of [`Inbox::receive`].
 pub(super) enum Received {
     Message(Message),
     /// Nothing yet.
@@ -136,7 +134,7 @@ impl Inbox {
         let flags = if wait { 0 } else { libc::MSG_DONTWAIT };
         let mut resets = 0_u32;
         loop {
-            // SAFETY: receives into what is left of a plain array.
+            // SAFETY: receives into the rest of a plain array.
             let got = unsafe {
                 let rest = self.message.as_mut_ptr().cast::<u8>().add(self.filled).cast();
                 libc::recv(control, rest, SIZE.wrapping_sub(self.filled), flags)
@@ -153,9 +151,9 @@ impl Inbox {
                 }
                 Err(_) => match Errno::last() {
                     Errno::EINTR => {}
-                    // The other side ended with messages of ours unread. Linux says so once, and
-                    // before what was sent is delivered; a system that repeats it is not asked for
-                    // ever.
+                    // The other side ended with messages of ours unread. Linux says so once, before
+                    // it delivers the other side's messages. The code does not ask for ever where a
+                    // system repeats it.
                     Errno::ECONNRESET if resets < 3 => resets = resets.wrapping_add(1),
                     Errno::EAGAIN => return Received::Nothing,
                     // Memory that the kernel lacks now says nothing about the other side, unless it

@@ -1,8 +1,8 @@
 //! Supervises services.
 //!
 //! A back end does that: `linux`, which can prove that nothing is left of a service, and
-//! `portable`, which does what POSIX allows, for every other Unix. The files beside them hold what
-//! both share. Nothing outside this folder knows how a service is supervised.
+//! `portable`, which does as much as POSIX allows, for every other Unix. The files beside them hold
+//! the shared code. The code outside this folder does not know how a service is supervised.
 
 mod arena;
 pub(crate) mod calls;

@@ -1,5 +1,5 @@
-//! Who started this process: noted before `main`, because a parent that dies later cannot be asked
-//! for any more.
+//! The process that started this one. It is noted before `main`, because a parent that dies later
+//! cannot be asked for any more.
 //!
 //! The kernel gives an orphan to the next process up that collects orphans, which may stand in the
 //! same session and look like any other parent. Nothing in `/proc` tells the two apart; only a
@@ -25,8 +25,8 @@ extern "C" fn note_parent() {
 #[cfg_attr(not(target_vendor = "apple"), unsafe(link_section = ".init_array"))]
 static AT_LOAD: extern "C" fn() = note_parent;
 
-/// Whether the process that started this one has ended. (Of what was forked from this program
-/// without executing another, this is not known: no loader was called there.)
+/// Whether the process that started this one has ended. (A fork of this program that has executed
+/// no other one cannot know: no loader was called there.)
 pub(crate) fn is_orphan() -> bool {
     SELF.load(Ordering::Relaxed) == std::process::id() && PARENT.load(Ordering::Relaxed) != parent_id()
 }

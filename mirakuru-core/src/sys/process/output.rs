@@ -13,8 +13,8 @@ use crate::sys::log_record::{self, Record};
 /// How much one turn of a supervisor's loop takes from each stream. A flood, or a slow disk, then
 /// does not keep the supervisor from its other duties.
 const TURN: Bound = Bound { reads: 8, ms: 20 };
-/// How much is taken once no more will come: more than a pipe holds. The time keeps a flood on a
-/// slow disk from holding up the end of the service.
+/// How much is taken when the output is at its end: more than a pipe holds. The time keeps a flood
+/// on a slow disk from holding up the end of the service.
 const REST: Bound = Bound { reads: 64, ms: 250 };
 
 #[derive(Clone, Copy)]
@@ -110,7 +110,8 @@ impl Output {
         }
     }
 
-    /// The same, when nobody is left to print more. Output that has no place in the log is counted.
+    /// The same, when no process is left to print more. Output that has no place in the log is
+    /// counted.
     pub(super) unsafe fn finish(&mut self, buffer: &mut [u8; BUFFER]) {
         // SAFETY: as `relay`.
         unsafe {

@@ -1,4 +1,4 @@
-//! The plan of a start: what executors hand to a back end, and how it answers.
+//! The plan of a start: executors hand it to a back end, which answers.
 
 use std::ffi::CString;
 use std::os::fd::{OwnedFd, RawFd};
@@ -50,9 +50,9 @@ pub(crate) struct Plan {
     pub(crate) listen: Vec<OwnedFd>,
     /// The test that the service is for, or 0: see `exit.rs`.
     pub(crate) test: u64,
-    /// What the supervisor's command line ends in.
+    /// The end of the supervisor's command line.
     pub(crate) id: String,
-    /// What to remove once the tree is gone, if the test process is gone as well.
+    /// The directory to remove once the tree is gone, if the test process is gone as well.
     pub(crate) private_dir: Option<CString>,
     /// For a service of a whole run.
     pub(crate) run: Option<RunPlan>,
@@ -68,16 +68,16 @@ pub(crate) struct LogPart {
     pub(crate) index: u64,
 }
 
-/// What lets a service outlive the test process that starts it. It does so from
-/// [`Service::publish`](super::service::Service::publish) on, and until then it is that process's
+/// Lets a service outlive the test process that starts it, from
+/// [`Service::publish`](super::service::Service::publish) on. Until then it is that process's
 /// alone.
 pub(crate) struct RunPlan {
     /// A pidfd of the runner, at whose end the service ends; or the FIFO of its users.
     pub(crate) runner: OwnedFd,
     /// It is the FIFO: the service ends with its last user, and a new user may come in that moment.
     pub(crate) ends_with_users: bool,
-    /// The right to start the service. The supervisor keeps it as well, so that nobody starts
-    /// another before this one is published or gone.
+    /// The right to start the service. The supervisor keeps it as well, so that no other process
+    /// starts one before this one is published or gone.
     pub(crate) start_lock: OwnedFd,
     /// The file with the service's state, and the name under which others look for it.
     pub(crate) staged: CString,
@@ -104,7 +104,7 @@ impl RunPlan {
     }
 }
 
-/// Where a standard stream of the service leads.
+/// The target of a standard stream of the service.
 pub(crate) enum Stream {
     Null,
     /// For output: through the supervisor into the log.

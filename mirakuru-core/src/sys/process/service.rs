@@ -28,11 +28,11 @@ use super::plan::{Plan, SpawnFailure, Stage, StopPolicy, Stream};
 use super::spawn::ON_END_TAKES_MS;
 use crate::sys::net::raw_socket;
 
-/// How long the supervisor may take beyond the grace. It needs milliseconds; what needs more is in
-/// the hands of the kernel (a process that waits for a dead disk).
+/// How long the supervisor may take beyond the grace. It needs milliseconds, unless the kernel is
+/// in the way (a process that waits for a dead disk).
 const MARGIN: Duration = Duration::from_secs(30);
 
-/// As far as 32 bits of milliseconds reach, 24 days: nobody waits that long, and nothing overflows.
+/// The largest 32-bit number of milliseconds, 24 days. No wait is that long, and nothing overflows.
 const LONGEST_GRACE: Duration = Duration::from_millis(i32::MAX as u64);
 
 /// A service under supervision. The supervisor's end of the socket is closed exactly when its
@@ -69,7 +69,7 @@ struct State {
     reaped: bool,
 }
 
-/// What to do with a tree.
+/// A signal to a whole tree.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum TreeSignal {
     /// SIGSTOP
@@ -96,9 +96,9 @@ impl Exit {
 }
 
 impl Service {
-    /// Starts a supervisor for each of these plans, and through it the service: all at one go,
-    /// because what makes a fork cheap is then paid once. Each service is executed a moment later:
-    /// see [`has_started`](Service::has_started).
+    /// Starts a supervisor for each of these plans, and through it the service. All start at one
+    /// go, because the preparation of a cheap fork is then paid for once. Each service is executed
+    /// a moment later: see [`has_started`](Service::has_started).
     pub(crate) fn launch(plans: Vec<Plan>) -> Vec<Result<Service, SpawnFailure>> {
         let mut launches: Vec<Result<LaunchResources<'_>, SpawnFailure>> =
             plans.iter().map(LaunchResources::new).collect();
@@ -125,9 +125,9 @@ impl Service {
             Ok(launch.leave(guard.map_err(|errno| Call::Clone.failed(errno.into()))?))
         });
         let launched: Vec<Result<Service, SpawnFailure>> = launched.collect();
-        // With the plans go this process's copies of the supervisors' descriptors: above all the
-        // locks must be theirs alone. A plan is kept until the supervisor has said a word, if it
-        // might die before that.
+        // With the plans, this process closes its copies of the supervisors' descriptors: above all
+        // the locks must be theirs alone. A plan is kept until the supervisor has sent a message,
+        // if it might die before that.
         let may_die = os::forks_are_lean();
         let services = plans.into_iter().zip(launched);
         services
@@ -207,7 +207,7 @@ impl Service {
             None => return Ok(false),
         };
         if self.registration.claim() {
-            // The failure of the start is the better story.
+            // The failure of the start explains more.
             let _ = self.finish();
         }
         Err(failure)
@@ -286,8 +286,8 @@ impl Service {
         self.pump();
     }
 
-    /// What becomes readable when something happens; `None` when something has happened that nobody
-    /// has looked at.
+    /// The descriptor that becomes readable when something happens; `None` when something has
+    /// happened already that has not been read.
     pub(crate) fn events(&self) -> Option<RawFd> {
         (!self.state.output && !self.state.closed).then(|| self.control.as_raw_fd())
     }
@@ -315,13 +315,13 @@ impl Service {
         self.send([message::SIGNAL, signal, 0, 0, 0, 0, 0, 0]);
     }
 
-    /// Makes the service the run's: its state file gets the name that others look for, and from
-    /// that moment on it is the end of the runner that ends it, and no longer the end of this
-    /// process. Both are done by the supervisor, on one message; so whenever this process dies, the
-    /// service is either still its own, and goes, or already the run's, and stays.
+    /// Makes the service the run's: its state file gets its published name, and from that moment on
+    /// the end of the runner ends the service, and no longer the end of this process. The
+    /// supervisor does both on one message. So at the death of this process the service is either
+    /// still its own, and goes, or already the run's, and stays.
     pub(crate) fn publish(&mut self) -> io::Result<()> {
-        // First of all: the end of this process, on another thread, must not end what is about to
-        // be the run's, nor wait for it.
+        // First of all: if this process ends on another thread, it must not end a service that is
+        // about to be the run's, nor wait for it.
         if !self.registration.claim() {
             return Err(io::Error::other("this process is about to end"));
         }
@@ -344,7 +344,7 @@ impl Service {
         }
     }
 
-    /// Asks for the end of the service without waiting for it, which [`stop`](Service::stop) does.
+    /// Asks for the end of the service without waiting for it; [`stop`](Service::stop) waits.
     pub(crate) fn ask_to_stop(&mut self, policy: StopPolicy) {
         if self.owner == std::process::id() && !self.state.reaped && self.registration.claim() {
             self.send(stop_message(policy, false));
@@ -440,7 +440,7 @@ impl Service {
                 }
                 Ok(WaitStatus::StillAlive) => return None,
                 Ok(status) => return Some(status),
-                // Somebody else has waited for it, or the call is forbidden.
+                // Other code has waited for it, or the call is forbidden.
                 Err(_) => return Some(WaitStatus::StillAlive),
             }
         }
@@ -508,7 +508,7 @@ struct LaunchResources<'a> {
     registration: Registration,
     /// This side's end of the socket.
     ours: OwnedFd,
-    /// What the supervisor gets copies of, besides what is in the plan.
+    /// The supervisor gets copies of these, besides those of the plan.
     _theirs: Vec<OwnedFd>,
 }
 
@@ -612,7 +612,7 @@ fn needs(dirs: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
             Err(Errno::ENOENT) => continue,
             Err(errno) => return Err(errno.into()),
         }
-        // For both directions: a FIFO that nobody reads cannot be opened for writing alone without
+        // For both directions: a FIFO without a reader cannot be opened for writing alone without
         // waiting.
         let options = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = OpenOptions::new()
@@ -631,8 +631,8 @@ fn needs(dirs: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
 }
 
 impl Drop for Service {
-    /// What was not stopped is killed without grace: the executor stops its service itself, with
-    /// grace.
+    /// A service that was not stopped is killed without grace: the executor stops its service
+    /// itself, with grace.
     fn drop(&mut self) {
         if !self.state.reaped {
             let policy = StopPolicy {
@@ -650,23 +650,23 @@ impl Drop for Service {
     }
 }
 
-/// A guard that somebody stopped (SIGSTOP) would be waited for in vain; and once it goes on, it
-/// continues a worker that was stopped as well. Only for a guard that has not been waited for yet:
-/// its process id is still its own.
+/// A guard that was stopped (SIGSTOP) would be waited for in vain; once it goes on, it continues a
+/// worker that was stopped as well. Only for a guard that has not been waited for yet: its process
+/// id is still its own.
 fn wake(guard: Pid) {
     let _ = nix::sys::signal::kill(guard, nix::sys::signal::Signal::SIGCONT);
 }
 
 /// At the end of the process: waits until the supervisor behind this socket has finished. It does
-/// so by itself after the grace. If guard and worker were killed both, what carries the service's
-/// mark is ended from here.
+/// so by itself after the grace. If guard and worker were both killed, this ends the processes with
+/// the service's mark.
 pub(super) fn await_end(control: RawFd, guard: i32, service: i32, id: &str) {
     if guard > 0 {
         wake(Pid::from_raw(guard));
     }
     let mut empty = false;
     let mut inbox = Inbox::default();
-    // Should another thread close the socket meanwhile, this ends with an error.
+    // If another thread closes the socket, this ends with an error.
     loop {
         match inbox.receive(control, true) {
             Received::Message(message) => empty |= message[0] == message::EMPTY,

@@ -22,7 +22,7 @@ use super::tools::{errno, now_ms, write_digits};
 /// Becomes the service. Returns only where that fails: how far it came, a `STAGE_*`, and the error
 /// number.
 pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
-    // SAFETY: the arena's strings, lists and descriptors are what it says they are.
+    // SAFETY: the arena's strings, lists and descriptors are valid.
     unsafe {
         os::own_group();
         if a.umask >= 0 {
@@ -111,8 +111,8 @@ unsafe fn execute(words: &Words, envp: *const *const c_char) -> i32 {
     }
 }
 
-/// Makes the service's standard streams, all above 2: pipes for what goes into the log, `/dev/null`
-/// for what has nothing else.
+/// Makes the service's standard streams, all above 2: pipes for those that go into the log,
+/// `/dev/null` for those without a target.
 pub(super) unsafe fn open_streams(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<(), Call> {
     // SAFETY: plain system calls; the descriptors end with this process, or are handed to the
     // service.
@@ -189,12 +189,12 @@ pub(super) unsafe fn close_listeners(a: &Arena) {
 const ON_END_MS: i64 = 10_000;
 /// Between the two runs.
 const ON_END_AGAIN_MS: i64 = 500;
-/// How long both can take, for those who wait.
+/// How long both runs can take, for a process that waits for them.
 pub(super) const ON_END_TAKES_MS: u64 = 2 * ON_END_MS as u64 + ON_END_AGAIN_MS as u64 + 500;
 
 /// Runs the recipe's command at the end of the service, if there is one: when the tree is gone, and
-/// before its directory is removed. It cleans up after a service that has made something that is no
-/// descendant, such as a container of a daemon.
+/// before its directory is removed. It cleans up things that are not descendants of the service,
+/// such as a container of a daemon.
 ///
 /// Runs it twice. A daemon may still work on the last request of a client that was killed, so that
 /// the first run finds nothing yet.
@@ -221,7 +221,7 @@ pub(super) unsafe fn run_on_end(a: &mut Arena, output: &mut Output, kill: unsafe
     }
 }
 
-/// Says what went wrong, if anything did.
+/// Reports the failure, if there was one.
 unsafe fn run_once(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Arena)) -> Option<&'static [u8]> {
     // SAFETY: as above.
     unsafe {
@@ -279,7 +279,7 @@ unsafe fn run_once(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Aren
 
 /// Becomes the command at the end. The supervisor sleeps meanwhile, or has a copy of this memory.
 unsafe extern "C" fn at_end(argument: *mut c_void) -> c_int {
-    // SAFETY: the arena's strings and descriptors are what it says they are.
+    // SAFETY: the arena's strings and descriptors are valid.
     unsafe {
         let a = &*argument.cast::<Arena>();
         libc::setsid();
@@ -297,9 +297,9 @@ unsafe extern "C" fn at_end(argument: *mut c_void) -> c_int {
 
 // ------------------------------------------------------------------------------------------- tools
 
-/// Every signal back to its default: the service must not inherit what the test process, a shell's
-/// background job or Rust's runtime (SIGPIPE) ignore, and waiting for children needs SIGCHLD not to
-/// be ignored.
+/// Sets every signal back to its default. The service must not inherit the signals that the test
+/// process, a shell's background job or Rust's runtime (SIGPIPE) ignore, and a wait for children
+/// needs SIGCHLD not to be ignored.
 pub(super) unsafe fn reset_signals() {
     for signal in 1..=64 {
         // SAFETY: the default action has no handler. libc refuses its own two signals and SIGKILL
@@ -308,9 +308,9 @@ pub(super) unsafe fn reset_signals() {
     }
 }
 
-/// Puts `/dev/null` on 0, 1 and 2, where something of the test process's may still be: a runner
-/// that reads the test's output would wait for it. Descriptors that the service is to get are kept
-/// elsewhere (`Mapping::set_descriptors`).
+/// Puts `/dev/null` on 0, 1 and 2, which may still be streams of the test process: a runner that
+/// reads the test's output would wait for them. The service's descriptors are kept elsewhere
+/// (`Mapping::set_descriptors`).
 pub(super) unsafe fn null_standard_streams() -> Result<(), Call> {
     // SAFETY: plain system calls.
     unsafe {

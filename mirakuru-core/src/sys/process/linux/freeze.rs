@@ -1,9 +1,9 @@
 //! Stops and continues whole trees. Runs in the test process, as ordinary code.
 //!
-//! The service's process group is not enough: what made a session of its own is in another. So the
-//! tree is walked, from the supervisor's worker down, and each process is signalled through a pidfd
-//! after a second check of whose descendant it is. A process may fork between the check and the
-//! signal; so it is looked again until nobody new is found.
+//! The service's process group is not enough: a process with a session of its own is in another
+//! group. So the tree is walked, from the supervisor's worker down. Each process is signalled
+//! through a pidfd, after a second check that it is a descendant. A process may fork between the
+//! check and the signal, so the walk repeats until it finds no new process.
 
 use std::collections::BTreeSet;
 

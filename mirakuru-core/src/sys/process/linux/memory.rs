@@ -3,13 +3,13 @@
 //! A fork copies the page tables of the whole process (8 ms for 200 MB) and makes each page
 //! copy-on-write (the next write to each costs a fault: 45 ms for 200 MB). The supervisor needs
 //! next to nothing of that memory. So, for the moment of the fork, all anonymous memory is marked
-//! `MADV_DONTFORK`, except what the supervisor does need:
+//! `MADV_DONTFORK`, except for these parts:
 //!
 //! * its arena (stacks, buffers, the plan);
-//! * the thread-local block of the forking thread, where libc keeps `errno`, and the kernel what it
-//!   tells about preemption;
-//! * the top of the forking thread's stack: from 1.2.5 on, `clone` of musl leaves something in its
-//!   own frame, and has the child read it there before it calls what it was given;
+//! * the thread-local block of the forking thread, in which libc keeps `errno`, and the kernel its
+//!   data about preemption;
+//! * the top of the forking thread's stack: from 1.2.5 on, `clone` of musl leaves data in its own
+//!   frame, and has the child read it there before it calls the function that it was given;
 //! * `.bss`, which the kernel shows as an anonymous mapping behind a file's.
 //!
 //! Files' mappings (code, `.data`, `.got`) are inherited as always.
@@ -19,11 +19,11 @@
 //! between, and has its data anywhere. Where the process shows such a thing, or a supervisor has
 //! died before its first word, forks take everything: see [`needs_all`].
 //!
-//! Another thread that forked in that moment would make a child without its memory. `fork` of libc
-//! is therefore held back by a `pthread_atfork` handler until the marks are off again. `vfork`,
-//! `posix_spawn` and threads share memory rather than copying it and are not concerned. What is
-//! left: a raw `clone` system call without `CLONE_VM` by another thread, and a mapping moved by
-//! `mremap` within that moment, which keeps its mark.
+//! If another thread forked in that moment, its child would lack this memory. So a `pthread_atfork`
+//! handler holds back `fork` of libc until the marks are off again. `vfork`, `posix_spawn` and
+//! threads share memory rather than copying it and are not concerned. Two cases are left: a raw
+//! `clone` system call without `CLONE_VM` by another thread, and a mapping that `mremap` moves
+//! within that moment, which keeps its mark.
 
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_int, c_void};
@@ -57,14 +57,14 @@ unsafe extern "C" fn unlock() {
     unsafe { libc::pthread_mutex_unlock(FORK_LOCK.0.get()) };
 }
 
-/// valgrind is one of the preloaded libraries, as far as the process can see.
+/// To the process, valgrind looks like one of the preloaded libraries.
 pub(super) const VALGRIND: &str = "it runs under valgrind";
 
 /// Set once a lean fork has died.
 static DIED: OnceLock<&'static str> = OnceLock::new();
 
-/// Why supervisors must get all of the memory, if they must: where other code than ours runs after
-/// the fork, it may need any of it.
+/// Why supervisors must get all of the memory, if they must: other code that runs after the fork
+/// may need any of it.
 pub(super) fn needs_all() -> Option<&'static str> {
     static SHOWN: Lazy<Option<&'static str>> = Lazy::new(|| {
         let preloads = std::env::var_os("LD_PRELOAD").unwrap_or_default();
@@ -212,16 +212,16 @@ impl Drop for Restore {
 }
 
 fn advise(range: &Range<usize>, advice: libc::c_int) {
-    // Failure is fine: a mapping that went away meanwhile, or one of a kind that takes no advice.
-    // It costs the supervisor some memory. SAFETY: this advice changes what a fork copies, never
-    // what this process sees.
+    // Failure is fine: a mapping may have gone away, or be of a kind that takes no advice. It costs
+    // the supervisor some memory. SAFETY: this advice changes the copy that a fork makes, never the
+    // memory that this process sees.
     unsafe { libc::madvise(range.start as *mut libc::c_void, range.len(), advice) };
 }
 
-/// How far from the thread pointer and from `errno` thread-local memory is kept: room for libc's
-/// own description of the thread (about 2.5 kB) and for the area that the kernel itself writes to
-/// at each preemption (`rseq`), on whichever side of the pointer the architecture and the version
-/// of libc put them.
+/// How much thread-local memory is kept on each side of the thread pointer and of `errno`. It has
+/// room for libc's own description of the thread (about 2.5 kB) and for the area that the kernel
+/// itself writes to at each preemption (`rseq`). The architecture and the version of libc decide on
+/// which side of the pointer these are.
 const THREAD_LOCAL_REACH: usize = 32 * 1024;
 
 /// The memory in which libc keeps this thread's `errno` and its own idea of the thread.
@@ -234,7 +234,7 @@ fn thread_local_block() -> Range<usize> {
     start / page * page..end.next_multiple_of(page)
 }
 
-/// How far the frames reach of what is called until the fork has happened.
+/// How far the stack frames reach until the fork has happened.
 const STACK_REACH: usize = 32 * 1024;
 
 /// The part of this thread's stack that is in use by now and by the calls that follow.
@@ -305,7 +305,7 @@ impl Mapping {
 }
 
 /// Adds `range` without the parts that are in `keep`: neighbouring mappings are one line in `maps`,
-/// so that what must stay and what must go often share one.
+/// so that one line often has parts of both kinds.
 fn cut(range: Range<usize>, keep: &[Range<usize>], found: &mut Vec<Range<usize>>) {
     let Some((first, others)) = keep.split_first() else {
         if !range.is_empty() {

@@ -1,6 +1,6 @@
 //! The supervisor on Linux.
 //!
-//! Who forks whom:
+//! The processes and their forks:
 //!
 //! ```text
 //! test process ──clone──▶ guard ──clone──▶ worker ──vfork──▶ service ──▶ whatever it forks
@@ -12,17 +12,17 @@
 //!      └─ watches the control socket: its end of file is the end of the service
 //! ```
 //!
-//! Guard and worker are both child subreapers: whatever the service forks, and however it hides
-//! (own session, double fork, cleared environment), becomes a child of the worker when its parent
-//! dies, and a child of the guard should the worker be gone. A subreaper whose `waitpid` says
-//! ECHILD has proved that nothing is left; no search by name or mark can prove that. Killed one at
-//! a time, either finishes the other's work; for both at once there is the mark in the service's
+//! Guard and worker are both child subreapers. A descendant may hide in a session of its own,
+//! behind a double fork, or with a cleared environment: when its parent dies, it becomes a child of
+//! the worker, or of the guard if the worker is gone. A subreaper whose `waitpid` says ECHILD has
+//! proved that nothing is left; no search by name or mark can prove that. If one of the two is
+//! killed, the other finishes its work; for both at once there is the mark in the service's
 //! environment (`sweep`).
 //!
 //! The files: [`memory`] makes the fork cheap; [`supervisor`] is the code that runs after it, and
-//! so must neither allocate nor lock; [`tree`] ends process trees; [`os`] is what the code that
-//! other systems share asks of this one. That code is in the folder above: the test process's side,
-//! the memory that the supervisor works in, the way of the output into the log.
+//! so must neither allocate nor lock; [`tree`] ends process trees; [`os`] has the functions that
+//! shared code calls on this system. The shared code is in the folder above: the test process's
+//! side, the supervisor's memory, the way of the output into the log.
 
 pub(super) mod freeze;
 mod handle;

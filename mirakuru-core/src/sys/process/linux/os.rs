@@ -1,5 +1,5 @@
-//! What the code that both back ends share (`spawn.rs`, `service.rs`) asks of Linux. All but the
-//! last part runs after a fork: no allocation, no lock, no panic.
+//! The functions that the code of both back ends (`spawn.rs`, `service.rs`) calls, for Linux. All
+//! but the last part runs after a fork: no allocation, no lock, no panic.
 
 use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
@@ -135,8 +135,8 @@ pub(in crate::sys::process) unsafe fn spawn(
             libc::close(ends[1]);
         }
     }
-    // SAFETY: a `fn` that is unsafe to call is represented as one that is safe to call. The stack
-    // is nobody else's.
+    // SAFETY: a `fn` that is unsafe to call is represented as one that is safe to call. No other
+    // code uses the stack.
     unsafe {
         let child = mem::transmute::<
             unsafe extern "C" fn(*mut c_void) -> c_int,
@@ -173,16 +173,16 @@ pub(super) unsafe fn report_failure(a: &Arena) {
 /// Packets, and an end of file that cannot be missed.
 pub(in crate::sys::process) const CONTROL: i32 = libc::SOCK_SEQPACKET;
 
-/// Whatever a service makes of itself is found.
+/// Every descendant of a service is found, in any session and group.
 pub(crate) const LOSES_DAEMONS: bool = false;
 
 /// The exit status of a supervisor that has not proved that nothing is left.
 pub(in crate::sys::process) const UNPROVED: i32 = 2;
 
-/// For `waitpid`: a child without an exit signal is seen by those who ask for it alone.
+/// For `waitpid`: a child without an exit signal is reported only to callers that ask for it.
 pub(in crate::sys::process) const WAIT: WaitPidFlag = WaitPidFlag::__WALL;
 
-/// What tells a supervisor of the end of this process besides the socket.
+/// The descriptor that reports the end of this process to a supervisor, besides the socket.
 pub(in crate::sys::process) fn this_process() -> io::Result<Option<OwnedFd>> {
     handle::of_this_process()
 }
@@ -270,7 +270,7 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
             _ => clone(0),
         };
         if pid < 0 && Errno::last() == Errno::EINVAL {
-            // What emulates Linux in user space may know no such child.
+            // A user-space emulation of Linux may not know such a child.
             pid = clone(libc::SIGCHLD);
         }
         batch.forked.push(Errno::result(pid).map(Pid::from_raw));
@@ -353,8 +353,8 @@ pub(in crate::sys::process) fn abort_start(guard: i32) {
     }
 }
 
-/// For a supervisor that was killed, both its processes in the same instant: what carries the
-/// service's mark is ended from here.
+/// For a supervisor that was killed, both its processes in the same instant: this process ends
+/// every process with the service's mark.
 pub(in crate::sys::process) fn last_resort(id: &str, _supervisor: i32, _service: i32) {
     sweep::kill_marked(&[id]);
 }

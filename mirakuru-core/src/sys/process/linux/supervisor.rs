@@ -21,20 +21,20 @@
 //! 5. Each call that this rests on is checked, or tried once, before there is a service
 //!    (`calls.rs`). A start fails where one of them does.
 //!
-//! Guard and worker are each other's insurance: the worker polls a pidfd of the guard, the guard
-//! gets SIGCHLD for the worker (a stopped one is continued). Whichever dies, the other kills the
+//! Guard and worker are each other's insurance: the worker polls a pidfd of the guard, and the
+//! guard gets SIGCHLD for the worker (it continues a stopped one). If one dies, the other kills the
 //! tree.
 //!
 //! They are two processes in *one memory* (`CLONE_VM`): a second copy of it would take as long as
-//! the first, to make and to take down, and as much room. What follows from that:
+//! the first, to make and to take down, and as much room. Two rules follow:
 //!
-//! * A SIGKILL takes one of them, as it would without: it is processes that are killed, and each
-//!   has its own descriptors and signals. Memory that runs out is the exception: the kernel then
-//!   ends whoever shares the victim's. It chooses the largest, and this is the smallest; should it
-//!   be chosen all the same, the mark is left (`sweep`).
-//! * While there is a worker, the memory is the worker's. From the moment it is made until it is
-//!   gone the guard has its own stack, reads the list of locks, which nobody writes, and makes no
-//!   call that fails: `errno` is one for both.
+//! * A SIGKILL takes one of them: a signal kills a process, and each has its own descriptors and
+//!   signals. The exception is a machine that runs out of memory: the kernel then kills every
+//!   process that shares the victim's memory. It chooses the largest process, and this is the
+//!   smallest. If it is chosen all the same, the mark is left (`sweep`).
+//! * While there is a worker, the memory is the worker's. From its start to its end the guard uses
+//!   its own stack, reads only the list of locks, which is never written, and makes no call that
+//!   fails: they share one `errno`.
 //! * They have one command line between them, and two names.
 
 use std::ffi::{c_char, c_int, c_void};
@@ -61,7 +61,7 @@ use crate::sys::io::remove::{keep_log, remove_private_dir};
 
 /// The guard, from its first instruction to its last. All signals are blocked.
 pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
-    // SAFETY: the arena is mapped in this process, and nobody else has it.
+    // SAFETY: the arena is mapped in this process, and no other code uses it.
     unsafe {
         let a = &mut *argument.cast::<Arena>();
         // First of all: a listener or a lock that a test closes in this moment is open here as long
@@ -129,7 +129,8 @@ unsafe fn prepare_guard(a: &mut Arena) -> Result<(), Call> {
         null_standard_streams()?;
         name(a, c"mirakuru-guard");
         a.guard = libc::getpid();
-        // The worker inherits this; opened here because here it cannot be somebody else's.
+        // The worker inherits this. It is opened here because the pid cannot belong to another
+        // process yet.
         a.guard_pidfd = -1;
         if !handle::pidfds_are_missing() {
             a.guard_pidfd = libc::syscall(libc::SYS_pidfd_open, a.guard, 0) as i32;
@@ -165,7 +166,7 @@ unsafe fn guard_looks_after(worker: i32) -> bool {
             let mut info: libc::siginfo_t = mem::zeroed();
             let flags = libc::WEXITED | libc::WSTOPPED | libc::__WALL;
             if libc::waitid(libc::P_PID, worker as libc::id_t, &mut info, flags) != 0 {
-                // It is a child of this process, and nobody else waits for it.
+                // It is a child of this process, and no other code waits for it.
                 if errno() == libc::EINTR {
                     continue;
                 }
@@ -189,7 +190,7 @@ unsafe fn guard_looks_after(worker: i32) -> bool {
 
 // ------------------------------------------------------------------------------------------ worker
 
-/// What the worker knows of the service.
+/// The worker's knowledge of the service.
 struct Worker<'a> {
     a: &'a mut Arena,
     inbox: Inbox,
@@ -199,13 +200,13 @@ struct Worker<'a> {
     asked_at: i64,
     /// Its main process has not been waited for yet.
     main_alive: bool,
-    /// Nobody else is there to remove the private directory.
+    /// No other process will remove the private directory.
     clean_up: bool,
-    /// The test process ended in the middle of a test: nobody said that all went well.
+    /// The test process ended in the middle of a test, and never reported success.
     keep_log: bool,
     /// It is the run's: it does not end with the test process, but with the runner.
     published: bool,
-    /// How the main process ended, and when; killed, as long as nobody has seen it.
+    /// How the main process ended, and when. "Killed" until its exit has been seen.
     status: i32,
     ended_at: i64,
 }
@@ -213,7 +214,7 @@ struct Worker<'a> {
 /// The worker, from its first instruction to its last. Its exit status 0 tells the guard that the
 /// tree is empty.
 extern "C" fn worker(argument: *mut c_void) -> c_int {
-    // SAFETY: the arena is mapped in this process, and nobody else has it.
+    // SAFETY: the arena is mapped in this process, and no other code uses it.
     unsafe {
         let a = &mut *argument.cast::<Arena>();
         let mut pipes = [-1; 2];
@@ -298,7 +299,7 @@ unsafe fn prepare_worker(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<i32, Cal
 }
 
 impl Worker<'_> {
-    /// Until nothing is left of the service, of which it gives the proof.
+    /// Until nothing is left of the service. Returns the proof.
     unsafe fn run(&mut self, events: i32) -> bool {
         // SAFETY: plain system calls on descriptors of our own.
         unsafe {
@@ -446,7 +447,7 @@ impl Worker<'_> {
                 };
                 match message[0] {
                     ARM => self.output.arm(),
-                    // What is the run's is not the test process's to end.
+                    // The end of the test process does not end a service of the run.
                     STOP if !self.published => {
                         let order = Order {
                             signal: message[1],
@@ -529,8 +530,8 @@ impl Worker<'_> {
     }
 
     /// The end of the tree and of its files. A service of the run that has ended before its runner
-    /// leaves its state and its log for those who come, until the runner ends as well. Says whether
-    /// it is proved that nothing is left.
+    /// leaves its state and its log until the runner ends as well, for later processes. Returns
+    /// whether it is proved that nothing is left.
     unsafe fn conclude(&mut self, runner: i32) -> bool {
         // SAFETY: as the functions that it calls.
         unsafe {
@@ -540,7 +541,7 @@ impl Worker<'_> {
                 proved = tree::kill_all(0, &mut self.a.pids);
             }
             if self.published && !self.clean_up {
-                // Again, for a daemon, and for what was killed here.
+                // Once more, for a daemon, and for a client that was killed here.
                 self.record_exit(self.a.published, false);
                 let mut poll = libc::pollfd {
                     fd: runner,
@@ -556,8 +557,8 @@ impl Worker<'_> {
             }
             if self.clean_up {
                 if self.published {
-                    // With all that failed starts and killed processes have left in it: nobody
-                    // needs it without the runner.
+                    // Removes also the files of failed starts and killed processes: without the
+                    // runner they are of no use.
                     remove_private_dir(self.a.run_dir);
                 }
                 if !self.a.private_dir.is_null() {
@@ -567,8 +568,8 @@ impl Worker<'_> {
                     remove_private_dir(self.a.private_dir);
                 }
             }
-            // A guard that somebody stopped (SIGSTOP) would stay for ever, and with it the locks
-            // that it holds: there may be no test process left to continue it.
+            // A guard that was stopped (SIGSTOP) would stay for ever, and with it the locks that it
+            // holds: no test process may be left to continue it.
             if self.a.guard_pidfd >= 0 {
                 handle::send(self.a.guard_pidfd, libc::SIGCONT);
             } else if libc::getppid() == self.a.guard {
@@ -581,8 +582,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Signals the service's group, and lets it run if it was stopped. Once the main process is
-    /// gone, its process id may be somebody else's: then each child.
+    /// Signals the service's group, and continues it if it was stopped. Once the main process is
+    /// gone, its process id may belong to another process: then each child.
     unsafe fn signal_group(&mut self, signal: i32) {
         // SAFETY: the group exists, and is the service's, as long as its leader has not been waited
         // for.
@@ -596,8 +597,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Asks each child that was adopted, once. Members of the service's own group have been asked
-    /// with the group.
+    /// Asks each adopted child once. Members of the service's own group have been asked with the
+    /// group.
     unsafe fn tell_orphans(&mut self, signal: i32) {
         // SAFETY: `signal_child` asks the kernel whose child it is.
         unsafe {
@@ -638,7 +639,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Whether a process has not been asked before. When the list is full nobody is asked any more.
+    /// Whether a process has not been asked before. When the list is full, no more are asked.
     fn note_told(&mut self, pid: i32) -> bool {
         let told = self.a.told.get(..self.a.told_count).unwrap_or(&[]);
         if told.contains(&pid) {
@@ -688,8 +689,8 @@ impl Worker<'_> {
         }
     }
 
-    /// The kill, if anything is left; the rest of the output. Says whether it is proved that
-    /// nothing is left.
+    /// The kill, if anything is left; then the rest of the output. Returns whether it is proved
+    /// that nothing is left.
     unsafe fn end(&mut self) -> bool {
         // SAFETY: this process is a subreaper, and all its children belong to the service.
         unsafe {
@@ -742,7 +743,7 @@ impl Worker<'_> {
 
 // ----------------------------------------------------------------------------------------- service
 
-/// Becomes the service. Shares the worker's memory, which sleeps meanwhile.
+/// Becomes the service. Shares the memory of the worker, which sleeps until the exec.
 unsafe extern "C" fn service(argument: *mut c_void) -> c_int {
     // SAFETY: the arena is mapped, and its other user sleeps until this process executes a program
     // or ends.
@@ -793,7 +794,7 @@ unsafe fn drain_signalfd(fd: i32) {
     }
 }
 
-/// A short text, put together without allocating. What does not fit is left out.
+/// A short text, put together without allocating. The part that does not fit is left out.
 struct Line {
     text: [u8; 80],
     len: usize,

@@ -1,9 +1,9 @@
-//! The last resort, for when guard and worker were killed at the same instant: ends what carries
-//! the mark of a service in its environment.
+//! The last resort, if guard and worker were killed at the same instant: ends the processes that
+//! carry the mark of a service in their environment.
 //!
-//! The mark is `MIRAKURU_ID=<id>`, a whole entry compared as a whole, never a substring. What
-//! cleared its environment is not found; a subreaper's proof has no such hole, which is why there
-//! are two.
+//! The mark is `MIRAKURU_ID=<id>`, a whole entry compared as a whole, never a substring. A process
+//! that cleared its environment is not found; a subreaper's proof has no such hole. So there are
+//! two subreapers.
 
 use std::fs;
 use std::io::Read;

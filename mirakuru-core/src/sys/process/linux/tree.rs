@@ -2,8 +2,8 @@
 //! allocates, locks or panics.
 //!
 //! The obvious loop ("kill the children, sleep, look again") fails: chains of processes that fork
-//! and exit at full speed outrun it, and their zombies fill the machine's table of processes. What
-//! holds:
+//! and exit at full speed outrun it, and their zombies fill the machine's table of processes. Four
+//! rules hold here:
 //!
 //! * `SA_NOCLDWAIT` for SIGCHLD, so that the kernel reaps the dead (from the moment of the kill
 //!   only: exit statuses are lost);
@@ -130,8 +130,8 @@ pub(super) unsafe fn signal_child(pid: i32, signal: i32, group: bool) -> bool {
 /// Whether a process is a child of this one. Only a parent may wait for a process, so the kernel's
 /// answer is right at this moment.
 ///
-/// It holds for a pidfd of the same process id that was opened before: either that is this child's;
-/// or the process that it is of has ended since, and a signal through it reaches nobody.
+/// It holds for a pidfd of the same process id that was opened before. Either the pidfd is this
+/// child's, or its process has ended since, and a signal through it reaches no process.
 pub(super) fn is_my_child(pid: i32) -> bool {
     // SAFETY: the status goes into a local variable, and WNOWAIT leaves it with the kernel.
     unsafe {
@@ -141,8 +141,8 @@ pub(super) fn is_my_child(pid: i32) -> bool {
     }
 }
 
-/// Fills `pids` with the children of this process, as many as fit, and says how many. With
-/// `thorough`, a child is found if there is one, whatever `/proc` shows; that may take half a
+/// Fills `pids` with the children of this process, as many as fit, and returns how many. With
+/// `thorough`, it finds a child if there is one, even if `/proc` hides it; that may take half a
 /// second.
 pub(super) fn children(pids: &mut [i32], thorough: bool) -> usize {
     let mut found = Numbers::into(pids);
@@ -317,7 +317,7 @@ struct Path {
 }
 
 impl Path {
-    /// `/proc/NUMBER` and what follows.
+    /// `/proc/NUMBER` and the rest.
     fn of(number: i32, end: &[u8]) -> Path {
         Path::put_together(&[b"/proc/"], number, end)
     }

@@ -11,16 +11,17 @@
 //!      └─ watches the control socket: its end of file is the end of the supervisor
 //! ```
 //!
-//! What POSIX has not, and what is lost by that:
+//! The features that POSIX lacks, and the losses:
 //!
-//! * No subreaper. What leaves the process group (`setsid`, `setpgid`: every proper daemon) is not
-//!   found, and not ended. The proof that nothing is left is of the group alone: `kill` says ESRCH.
-//! * No PDEATHSIG, and no second supervisor that would learn of the first one's death in time. When
-//!   the supervisor is killed, the test process ends the group, if it is still there to do so.
+//! * No subreaper. A process that leaves the process group (`setsid`, `setpgid`: every proper
+//!   daemon) is not found, and not ended. The proof that nothing is left covers the group alone:
+//!   `kill` says ESRCH.
+//! * No PDEATHSIG, and no second supervisor that would notice the death of the first one in time.
+//!   When the supervisor is killed, the test process ends the group, if it is still there to do so.
 //! * No pidfd. Processes are known by numbers, and those of a group cannot be given to others while
 //!   it has a member; see `Worker::group_lives`.
-//! * No `/proc`, no netlink: who owns a socket is not known, no holder of a port is named, and no
-//!   runner of tests is recognised (a shared service is its process's own).
+//! * No `/proc`, no netlink: the owner of a socket is not known, the holder of a port is not named,
+//!   and no runner of tests is recognised (a shared service is its process's own).
 //! * No flag to leave memory out of a fork: the supervisor shares that of the test process,
 //!   copy-on-write, and the forks (two for each start) take time in proportion to it.
 //! * The supervisor is an ordinary child of the test process (a `waitpid(-1)` of the test's can get

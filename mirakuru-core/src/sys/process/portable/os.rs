@@ -1,5 +1,5 @@
-//! What the code that both back ends share (`spawn.rs`, `service.rs`) asks of the system, in POSIX
-//! calls. The first part runs after a fork: no allocation, no lock, no panic.
+//! The functions that the code of both back ends (`spawn.rs`, `service.rs`) calls, as POSIX calls.
+//! The first part runs after a fork: no allocation, no lock, no panic.
 
 use std::ffi::{c_int, c_void};
 use std::io;
@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 use super::super::arena::{Arena, Mapping};
 use super::supervisor;
 
-// Of libc, which has threads in mind and was told of the fork: in the child it knows of one.
+// From libc, which knows of the fork: the child has one thread.
 
 pub(in crate::sys::process) unsafe fn set_groups(count: usize, groups: *const u32) -> i32 {
     // SAFETY: as many groups as the caller says. (`count` is of another type on other systems.)
@@ -48,7 +48,7 @@ pub(crate) fn pidfds_are_missing() -> bool {
 /// There is no such thing.
 pub(in crate::sys::process) unsafe fn tie_to_parent() {}
 
-/// For the supervisor, which has one thread: nobody can fork between the calls.
+/// For the supervisor, which has one thread: no other thread can fork between the calls.
 pub(in crate::sys::process) unsafe fn pipe(ends: &mut [i32; 2]) -> i32 {
     // SAFETY: writes two descriptors into the array.
     unsafe {
@@ -105,7 +105,8 @@ pub(in crate::sys::process) unsafe fn spawn(
     child: unsafe extern "C" fn(*mut c_void) -> c_int,
     a: &mut Arena,
 ) -> i32 {
-    // SAFETY: the supervisor has one thread, and the child keeps to what may be done after a fork.
+    // SAFETY: the supervisor has one thread, and the child does only the things that are allowed
+    // after a fork.
     unsafe {
         let pid = libc::fork();
         if pid == 0 {
@@ -120,7 +121,7 @@ pub(in crate::sys::process) unsafe fn spawn(
 /// Not every system has packets between Unix sockets that also have an end of file.
 pub(in crate::sys::process) const CONTROL: i32 = libc::SOCK_STREAM;
 
-/// Whatever leaves the process group is lost.
+/// Processes that leave the process group are lost.
 pub(crate) const LOSES_DAEMONS: bool = true;
 
 /// The exit status of a supervisor that has not proved that nothing is left.
@@ -144,7 +145,7 @@ pub(in crate::sys::process) fn signal_tree(_: u32, _: i32) -> bool {
     false
 }
 
-/// Nobody's environment can be seen.
+/// No process's environment can be seen.
 pub(crate) fn kill_marked(_: &[&str]) {}
 
 /// Makes the supervisor. All signals are blocked.
@@ -152,8 +153,8 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
     let fork_one = |mapping: &mut &mut Mapping| {
         let arena = mapping.arena();
         // SAFETY: the mapping is this process's alone until the fork, and its child's own copy
-        // afterwards; `supervisor` keeps to what may be done after a fork, and does not return into
-        // code that does not know of it.
+        // afterwards; `supervisor` does only the things that are allowed after a fork, and does not
+        // return into code that does not know of it.
         unsafe {
             (*arena).last_fd = last_fd((*arena).control);
             let pid = Errno::result(libc::fork())?;
@@ -186,7 +187,7 @@ pub(crate) fn forks_whole_because() -> Option<&'static str> {
 const MANY: u64 = 65_536;
 
 /// The highest number of a descriptor that is open now. There is no portable call that closes all,
-/// and the limit of how many there may be is often a million. `known` is one that is open.
+/// and the limit of their number is often a million. `known` is one that is open.
 fn last_fd(known: RawFd) -> i32 {
     let listed = std::fs::read_dir("/dev/fd").into_iter().flatten().flatten();
     let open: Vec<i32> = listed
@@ -253,21 +254,21 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
     }
 }
 
-/// Nobody knows the child that was going to be the service.
+/// No other process knows the child that was going to be the service.
 pub(in crate::sys::process) fn abort_start(_: i32) {}
 
-/// For a supervisor that was killed: its service's group is ended from here. Not what has left the
-/// group, of which nobody knows any more.
+/// For a supervisor that was killed: this process ends its service's group. Processes that have
+/// left the group are no longer known.
 pub(in crate::sys::process) fn last_resort(_: &str, supervisor: i32, service: i32) {
     if service <= 1 {
         return;
     }
     // SAFETY: plain system calls.
     unsafe {
-        // The number is the group's as long as one of it lives. If its leader does, the session
-        // says whether it is ours: each supervisor has one of its own. If it does not, nobody else
-        // can have got the number but a group whose leader has ended as well, all within the moment
-        // since the supervisor's death.
+        // The number belongs to the group as long as one member lives. If the leader lives, the
+        // session says whether the group is ours: each supervisor has a session of its own. If not,
+        // only a group whose leader has ended as well could have got the number, all within the
+        // moment since the supervisor's death.
         let session = libc::getsid(service);
         if session == supervisor || session < 0 {
             libc::kill(-service, libc::SIGKILL);

@@ -1,8 +1,8 @@
 //! Removes a service's private directory when the test process is not there any more to do it. Runs
 //! in the supervisor, after a fork: nothing here allocates, locks or panics.
 //!
-//! POSIX has no way of reading a directory that may be used there. So `rm` does that part. Where it
-//! is not to be had, the next run removes what is left.
+//! POSIX has no way of reading a directory that may be used there. So `rm` does that part. Without
+//! `rm`, the next run removes the rest.
 
 use std::ffi::{CStr, c_char};
 use std::ptr;
@@ -11,8 +11,7 @@ use super::super::tools::errno;
 use crate::sys::io::remove::keep_log_in;
 use crate::sys::log_record;
 
-/// How long the removal of what a service has left may take. Then it goes on without the
-/// supervisor.
+/// How long the removal of a service's files may take. Then it goes on without the supervisor.
 const PATIENCE_MS: i32 = 20_000;
 
 /// Removes a directory and all in it; symbolic links are removed, not followed. With a file `kept`
@@ -40,8 +39,8 @@ pub(super) unsafe fn private_dir(path: *const c_char, keep_log: bool) {
         if libc::faccessat(dir, c"kept".as_ptr(), libc::F_OK, 0) == 0 {
             libc::unlinkat(dir, c"lock".as_ptr(), 0);
         } else {
-            // The lock last: as long as it is there, a later run will finish what is interrupted
-            // here.
+            // The lock is removed last: while it is there, a later run will finish an interrupted
+            // removal.
             for number in 1..=3 {
                 let [log, index] = log_record::part(number);
                 libc::unlinkat(dir, log.as_ptr(), 0);

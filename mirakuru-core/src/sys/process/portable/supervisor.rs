@@ -1,7 +1,7 @@
 //! The supervisor's own code. After a fork, as `spawn.rs` explains: system calls only, no
 //! allocation, no lock, no panic.
 //!
-//! The order in which things happen is what the guarantee rests on, as far as it goes here:
+//! The guarantee of this back end rests on the order of events:
 //!
 //! 1. The supervisor becomes a session leader (the runner's signals to its process group and
 //!    terminal do not reach it) and has all signals blocked *before* there is a service.
@@ -34,21 +34,23 @@ use super::super::spawn::{
 use super::super::tools::{errno, fail, fail_call, now_ms, now_ns};
 use super::{os, remove};
 
-/// How long until the next check of who the parent is.
+/// How long until the next check of the parent.
 const LOOK_MS: c_int = 250;
-/// How long until the next check of a group that has lost its leader: no event tells the end of its
-/// members.
+/// How long until the next check of a group that has lost its leader: no event reports the end of
+/// its members.
 const ORPHANS_MS: c_int = 20;
 /// How long until the next check of the services that need this one.
 const WAIT_MS: c_int = 2;
-/// After SIGKILL: how long the members of a group that has lost its leader may still be there. What
-/// is there then is dead, and waits for a first process that is slow to fetch exit statuses (those
-/// of containers are, or never do); it cannot be told apart from what waits for a disk.
+/// After SIGKILL: how long the members of a group that has lost its leader may still be there. A
+/// member that is there then is dead, and waits for a first process that is slow to fetch exit
+/// statuses (in containers some are, or never do). It cannot be told apart from one that waits for
+/// a disk.
 const ZOMBIES_MS: i64 = 1000;
 /// Where the handler of SIGCHLD writes to, to end a `poll`. There is no call on all systems that
 /// waits for either.
 ///
-/// It runs within `Worker::poll` only, where nobody needs `errno`; elsewhere the signal is blocked.
+/// It runs within `Worker::poll` only, where no code needs `errno`; elsewhere the signal is
+/// blocked.
 static WAKE: AtomicI32 = AtomicI32::new(-1);
 
 extern "C" fn child_has_changed(_: c_int) {
@@ -58,18 +60,18 @@ extern "C" fn child_has_changed(_: c_int) {
 
 struct Worker<'a> {
     a: &'a mut Arena,
-    /// Who that was at the beginning.
+    /// The parent at the beginning.
     parent: i32,
     inbox: Inbox,
     output: Output,
     ending: Ending,
     /// Its main process has not been waited for yet.
     main_alive: bool,
-    /// The group has been seen to be empty: its number may be somebody else's from then on.
+    /// The group has been seen to be empty: its number may belong to another group from then on.
     group_is_empty: bool,
-    /// Nobody else is there to remove the private directory.
+    /// No other process will remove the private directory.
     clean_up: bool,
-    /// The test process ended in the middle of a test: nobody said that all went well.
+    /// The test process ended in the middle of a test, and never reported success.
     keep_log: bool,
 }
 
@@ -175,9 +177,9 @@ unsafe fn prepare(a: &mut Arena, wake: &mut [i32; 2], pipes: &mut [i32; 2]) -> R
     }
 }
 
-/// Has this end of a pipe written to when a child ends.
+/// Makes a child's end write to this end of a pipe.
 unsafe fn watch_children(wake: i32) -> bool {
-    // SAFETY: the handler does what a handler may.
+    // SAFETY: the handler does only the things that a handler may do.
     unsafe {
         libc::fcntl(wake, libc::F_SETFL, libc::O_NONBLOCK);
         WAKE.store(wake, Ordering::SeqCst);
@@ -271,8 +273,8 @@ impl Worker<'_> {
     unsafe fn sleep(&self, wake: i32, control: i32) {
         let mut patience = if self.main_alive { LOOK_MS } else { ORPHANS_MS };
         if let ms @ 0.. = self.ending.patience() {
-            // The end of a group without a leader, as that of a service that needs this one, is not
-            // told on every system.
+            // Not every system reports the end of a group without a leader, or of a service that
+            // needs this one.
             let look = if self.main_alive { patience } else { 1 };
             patience = look.min(ms);
         }
@@ -295,7 +297,7 @@ impl Worker<'_> {
             let mut child: libc::sigset_t = mem::zeroed();
             libc::sigemptyset(&mut child);
             libc::sigaddset(&mut child, libc::SIGCHLD);
-            // What has come before is delivered now, and its byte ends the `poll`.
+            // A signal that has come before is delivered now, and its byte ends the `poll`.
             libc::sigprocmask(libc::SIG_UNBLOCK, &child, ptr::null_mut());
             libc::poll(fds.as_mut_ptr(), 4, ms);
             libc::sigprocmask(libc::SIG_BLOCK, &child, ptr::null_mut());
@@ -353,13 +355,13 @@ impl Worker<'_> {
         }
     }
 
-    /// Whether there is still somebody in the group.
+    /// Whether the group still has a member.
     ///
-    /// A number cannot be given to a process while it is that of a group with members. As long as
-    /// the leader has not been waited for, there is no question. From then on the group is asked
-    /// for again and again, and never again once it was seen to be empty; were it to become empty
-    /// and the number to be given away between two checks, then there would be a *process* of that
-    /// number, which this group has not any more.
+    /// A process cannot get the number of a group that has members. While the leader has not been
+    /// waited for, this is certain. From then on the group is asked for again and again, and never
+    /// again once it was seen to be empty. If it became empty and its number were given away
+    /// between two checks, there would be a *process* of that number, which this group no longer
+    /// has.
     fn group_lives(&mut self) -> bool {
         if self.main_alive {
             return true;
@@ -398,7 +400,8 @@ impl Worker<'_> {
         send(self.a.control, [EXITED, status, left, high, low, 0, 0, 0]);
     }
 
-    /// SIGKILL, until the group is empty. Again and again: what forks in this moment may be missed.
+    /// SIGKILL, until the group is empty. It repeats, because a process that forks in this moment
+    /// may be missed.
     unsafe fn kill(&mut self, wake: i32) {
         let begin = now_ms();
         let mut alone_since = begin;
@@ -421,5 +424,5 @@ impl Worker<'_> {
     }
 }
 
-/// What a command has started in groups of its own is not found.
+/// Processes that a command has started in groups of their own are not found.
 unsafe fn kill_nobody(_: &mut Arena) {}
