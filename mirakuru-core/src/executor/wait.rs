@@ -291,8 +291,7 @@ impl Core {
 
     /// Tells the fixture that is being made, if one is, that it has this service.
     pub(super) fn note_start(&self, how_it_ended: HowItEnded) {
-        let (log, index) = (self.service_dir.log(), self.service_dir.index());
-        timed_out::started(self.test, &self.command, &log, &index);
+        timed_out::started(self.test, &self.command, &self.output);
         shared_use::started(&self.command, self.pid, &self.output, how_it_ended);
     }
 

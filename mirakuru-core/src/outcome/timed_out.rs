@@ -9,8 +9,8 @@
 //! by its text.
 
 use std::panic::PanicHookInfo;
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use crate::error::Error;
@@ -25,8 +25,7 @@ use crate::util::say::is_set;
 struct Started {
     test: u64,
     command: String,
-    log: PathBuf,
-    output: OutputReader,
+    output: Arc<OutputReader>,
 }
 
 static STARTED: Mutex<Vec<Started>> = Mutex::new(Vec::new());
@@ -62,26 +61,23 @@ pub(crate) fn check(test: u64) -> Result<(), Error> {
 }
 
 /// A service was started for a test.
-pub(crate) fn started(test: u64, command: &str, log: &Path, index: &Path) {
+pub(crate) fn started(test: u64, command: &str, output: &Arc<OutputReader>) {
     let mut all = lock(&STARTED);
     // A restart is not another service.
-    if test == 0 || all.iter().any(|started| started.log == log) {
+    if test == 0 || all.iter().any(|started| started.output.path == output.path) {
         return;
     }
-    if let Ok(output) = OutputReader::open(log, index) {
-        all.push(Started {
-            test,
-            command: command.to_owned(),
-            log: log.to_owned(),
-            output,
-        });
-    }
+    all.push(Started {
+        test,
+        command: command.to_owned(),
+        output: Arc::clone(output),
+    });
 }
 
 /// The handle of a service has gone.
 pub(crate) fn forget(test: u64, log: &Path) {
     if test != 0 {
-        lock(&STARTED).retain(|started| started.log != log);
+        lock(&STARTED).retain(|started| started.output.path != log);
     }
 }
 
@@ -116,7 +112,7 @@ pub(super) fn end(test: u64) {
                     left_out: printed.left_out,
                     dropped: printed.dropped,
                     tail: &printed.tail,
-                    log: Some(&service.log),
+                    log: Some(&service.output.path),
                 },
                 of_test: false,
             }));
