@@ -323,7 +323,7 @@ pub use mirakuru_fixtures::{
 /// ```
 ///
 /// `#[rstest]` is yours, or ours: `use mirakuru::rstest::rstest;`, and
-/// `use mirakuru::rstest::{self, rstest};` where a case's value is text that rstest is to parse.
+/// `use mirakuru::rstest::{self, rstest};` with `#[timeout]`, and where rstest parses a case's text.
 /// (If another crate of your workspace uses rstest with its default features, `#[rstest]` must come
 /// from your own manifest: its feature `crate-name` looks there.) An `async fn` is an async
 /// fixture. A fixture hides a crate of its name in its module: rather `redis_server` than `redis`.
