@@ -646,6 +646,8 @@ fn mariadb_dump(server: &Mariadb) -> String {
         // Numbers of the optimiser, which change by themselves.
         "--ignore-table=mysql.innodb_index_stats",
         "--ignore-table=mysql.innodb_table_stats",
+        // The manual.
+        "--ignore-table=mysql.help_topic",
     ]));
     names + &dump
 }

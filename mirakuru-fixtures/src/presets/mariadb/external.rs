@@ -35,17 +35,23 @@ fn check(external: &External) -> io::Result<()> {
         );
         return Err(io::Error::other(problem));
     }
-    // Its name tells the next run to remove it, if we cannot.
-    let trial = format!("{}_trial", Owner::this_process());
-    let tried = client
-        .query(&format!("CREATE DATABASE {trial}"))
-        .and_then(|_| client.query(&format!("DROP DATABASE {trial}")));
-    tried.map(drop).map_err(|error| {
-        io::Error::other(format!(
-            "its user may not create and drop databases whose names begin with `mk` \
-             (`GRANT ALL ON \\`mk%\\`.* TO ..`): {error}"
-        ))
-    })
+    // Of a database that is not there: the server looks at the rights first, and makes nothing.
+    let absent = format!("{}_absent", Owner::this_process());
+    for statement in [
+        format!("CREATE TABLE {absent}.a (b INT)"),
+        format!("DROP DATABASE IF EXISTS {absent}"),
+    ] {
+        match client.query(&statement) {
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                return Err(io::Error::other(format!(
+                    "its user may not create and drop databases whose names begin with `mk` \
+                     (`GRANT ALL ON \\`mk%\\`.* TO ..`): {error}"
+                )));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
 }
 
 /// The kind of server, its version, and the oldest that will do. MariaDB puts `5.5.5-` before its

@@ -16,6 +16,9 @@ const MORE: u8 = 1;
 const END: u8 = 0xfe;
 const ERROR: u8 = 0xff;
 
+/// The numbers of errors for a right that the user does not have: on a database, on all, on a table.
+const DENIED: [u16; 3] = [1044, 1227, 1142];
+
 /// A server, and the user that we are there.
 #[derive(Clone, Debug)]
 pub(super) enum Address {
@@ -195,7 +198,13 @@ fn report(packet: &[u8]) -> io::Error {
     let text = text
         .strip_prefix(b"#")
         .map_or(text, |rest| &rest[5.min(rest.len())..]);
-    io::Error::other(String::from_utf8_lossy(text).into_owned())
+    let kind = match packet.get(1..3) {
+        Some(code) if DENIED.contains(&u16::from_le_bytes([code[0], code[1]])) => {
+            io::ErrorKind::PermissionDenied
+        }
+        _ => io::ErrorKind::Other,
+    };
+    io::Error::new(kind, String::from_utf8_lossy(text))
 }
 
 /// Whether the first packet of the server is its greeting. It sends none before it has read the
