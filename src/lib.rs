@@ -322,8 +322,8 @@ pub use mirakuru_fixtures::{
 /// # }
 /// ```
 ///
-/// `#[rstest]` is yours, or ours: `use mirakuru::rstest::rstest;`, and
-/// `use mirakuru::rstest::{self, rstest};` with `#[timeout]`, and where rstest parses a case's text.
+/// `#[rstest]` is yours, or ours: `use mirakuru::rstest::rstest;`. It is
+/// `use mirakuru::rstest::{self, rstest};` with `#[timeout]`, and where rstest parses a case.
 /// (If another crate of your workspace uses rstest with its default features, `#[rstest]` must come
 /// from your own manifest: its feature `crate-name` looks there.) An `async fn` is an async
 /// fixture. A fixture hides a crate of its name in its module: rather `redis_server` than `redis`.
