@@ -118,6 +118,7 @@
 //! | `MIRAKURU_QUIET` | `1`: says nothing of starts that take more than two seconds |
 //! | `MIRAKURU_TIMELINE` | `path.html` or `path.json`: a timeline of the run is written there, see below |
 //! | `MIRAKURU_MISSING` | `skip` or `fail`: what becomes of tests whose program is not on this machine, see [CI](guide::ci) |
+//! | `MIRAKURU_REDIS_URL`, and so on | a server that a preset uses instead of starting one, see [external servers](guide::external_servers) |
 //! | `MIRAKURU_BIN_NAME` | the path of a program of the workspace, see [`Bin`] |
 //! | `NO_COLOR` | any text: no colours, which are for terminals anyway |
 //!

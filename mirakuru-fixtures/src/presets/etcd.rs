@@ -6,12 +6,15 @@ use std::time::Duration;
 use mirakuru_core::{Check, Error, Executor, ExecutorBuilder};
 
 use super::connection::Connection;
+use super::external::External;
 use super::server::{AsRoot, Options, Server, handle, options};
 use super::{Answers, Prefix, expect};
 use crate::Recipe;
 use crate::cluster::{ClusterRecipe, Node, cluster};
 
-const SERVER: Server = Server {
+mod external;
+
+pub(super) const SERVER: Server = Server {
     name: "etcd",
     programs: &["etcd"],
     users: &["etcd", "nobody"],
@@ -22,7 +25,7 @@ const SERVER: Server = Server {
         // It maps its database, which may grow to 10 GiB.
         ("Max address space", 11 << 30, "-v"),
     ],
-    external: None,
+    external: Some(&external::PROTOCOL),
 };
 
 /// An etcd, a cluster of one: see [`Etcd`].
@@ -69,11 +72,11 @@ impl EtcdRecipe {
         cluster(members, move |node| {
             let url = |node: &Node| format!("{}=http://127.0.0.1:{}", node.name(), node.port_named("peer"));
             let all: Vec<String> = node.nodes().map(|node| url(&node)).collect();
-            EtcdRecipe {
-                member: Some((node.name().to_owned(), all.join(","))),
-                peers: node.peers().map(|peer| peer.port_named("peer")).collect(),
-                ..self.clone()
-            }
+            let mut recipe = self.clone();
+            recipe.options.is_member = true;
+            recipe.member = Some((node.name().to_owned(), all.join(",")));
+            recipe.peers = node.peers().map(|peer| peer.port_named("peer")).collect();
+            recipe
         })
         // A member that finds no other tries again after a second.
         .launched_in_turn(Check::new("its peers could reach it", |member| {
@@ -93,6 +96,9 @@ impl Recipe for EtcdRecipe {
     type Handle = Etcd;
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
+        if let Some(external) = self.options.external(&SERVER)? {
+            return external.executor(&self.options);
+        }
         let client = format!("http://127.0.0.1:{}", self.options.port());
         let peer = "http://127.0.0.1:{port:peer}".to_owned();
         let (name, members, election) = match &self.member {
@@ -142,8 +148,16 @@ impl Recipe for EtcdRecipe {
         ))
     }
 
+    fn prepare(&self, _: &mut Executor<Answers>) -> Result<(), Error> {
+        match self.options.external(&SERVER)? {
+            Some(external) => external.prepare(),
+            None => Ok(()),
+        }
+    }
+
     fn handle(self, executor: Executor<Answers>) -> Result<Etcd, Error> {
-        Ok(Etcd { executor })
+        let external = self.options.external(&SERVER)?;
+        Ok(Etcd { executor, external })
     }
 }
 
@@ -173,15 +187,20 @@ impl Recipe for EtcdRecipe {
 /// ```
 pub struct Etcd {
     executor: Executor<Answers>,
+    external: Option<External>,
 }
 
-handle!(Etcd);
+handle!(Etcd, external);
 
 impl Etcd {
-    /// The URL for clients: `http://127.0.0.1:PORT`.
+    /// The URL for clients: `http://127.0.0.1:PORT`, or the one that
+    /// `MIRAKURU_ETCD_URL` gives.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("http://{}", self.executor.addr())
+        match &self.external {
+            Some(external) => external.url(external.path.as_deref().unwrap_or_default()),
+            None => format!("http://{}", self.executor.addr()),
+        }
     }
 
     /// The beginning of keys for one test alone: `tk4x2m7qzja5w/`.
@@ -199,8 +218,11 @@ impl Etcd {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when the system gives no randomness.
+    /// [`Error::System`] when the system gives no randomness, or an external server is not there.
     pub fn try_key_prefix(&self) -> Result<Prefix, Error> {
-        Prefix::new('/')
+        match &self.external {
+            Some(external) => external.prefix(&self.executor.dir(), "", '/'),
+            None => Prefix::new('/'),
+        }
     }
 }

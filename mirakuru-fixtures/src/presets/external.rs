@@ -16,6 +16,7 @@
 //! 3. Let the names of all parts begin with [`External::owner`] or [`External::unique_name`].
 //! 4. Set [`Options::is_member`] in the recipes of clusters: those are always servers of ours.
 
+use std::collections::BTreeSet;
 use std::env;
 use std::fmt;
 use std::fs;
@@ -32,10 +33,20 @@ use percent_encoding::percent_decode_str;
 
 use super::connection::{Connection, Stream};
 use super::server::{Options, Server, unique_name};
-use super::{Answers, failed, mariadb, percent_encoded, postgres, redis};
+use super::{Answers, Prefix, etcd, failed, mariadb, memcached, mosquitto, nats};
+use super::{percent_encoded, postgres, rabbitmq, redis};
 
 /// The presets that can use an external server.
-const SERVERS: [&Server; 3] = [&postgres::SERVER, &mariadb::SERVER, &redis::SERVER];
+const SERVERS: [&Server; 8] = [
+    &postgres::SERVER,
+    &mariadb::SERVER,
+    &redis::SERVER,
+    &rabbitmq::SERVER,
+    &nats::SERVER,
+    &etcd::SERVER,
+    &memcached::SERVER,
+    &mosquitto::SERVER,
+];
 
 /// How long a server may refuse connections because it is about to start.
 const STARTS_WITHIN: Duration = Duration::from_secs(5);
@@ -43,6 +54,9 @@ const STARTS_WITHIN: Duration = Duration::from_secs(5);
 const RENEWED_EVERY: Duration = Duration::from_secs(60);
 /// The age at which parts count as left behind, if their owner is on another machine.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A parameter that is not for clients: the port of RabbitMQ's management plugin.
+pub(super) const MANAGEMENT_PORT: &str = "management_port";
 
 /// The variable by which the test binary knows that it is a stand-in.
 const STAND_IN: &str = "MIRAKURU_STAND_IN";
@@ -213,7 +227,15 @@ impl External {
         let password = self.password.as_ref();
         let password = password.map_or_else(String::new, |word| format!(":{}", percent_encoded(word)));
         let at = if user.len() + password.len() > 0 { "@" } else { "" };
-        let (scheme, query) = (&self.scheme, &self.query);
+        let is_clients = |parameter: &&str| !parameter.starts_with(MANAGEMENT_PORT);
+        let parameters = self.query.trim_start_matches('?').split('&').filter(is_clients);
+        let query = parameters.collect::<Vec<_>>().join("&");
+        let query = if query.is_empty() {
+            query
+        } else {
+            format!("?{query}")
+        };
+        let scheme = &self.scheme;
         format!(
             "{scheme}://{user}{password}{at}{}/{path}{query}",
             self.authority()
@@ -260,14 +282,19 @@ impl External {
         panic!("{self} is not ours: its {thing} is not known")
     }
 
-    fn addrs(&self) -> io::Result<impl Iterator<Item = SocketAddr>> {
-        (&*self.host, self.port).to_socket_addrs()
+    fn addrs(&self, port: u16) -> io::Result<impl Iterator<Item = SocketAddr>> {
+        (&*self.host, port).to_socket_addrs()
     }
 
     /// A connection, to the first of the host's addresses that accepts one.
     pub(crate) fn connect(&self, within: Duration) -> io::Result<Connection> {
+        self.connect_to(self.port, within)
+    }
+
+    /// The same to another port of that host.
+    pub(crate) fn connect_to(&self, port: u16, within: Duration) -> io::Result<Connection> {
         let mut result = Err(io::ErrorKind::NotFound.into());
-        for addr in self.addrs()? {
+        for addr in self.addrs(port)? {
             result = Connection::open(addr, within);
             if result.is_ok() {
                 break;
@@ -287,7 +314,9 @@ impl External {
     ///
     /// When the host is not known.
     pub(crate) fn executor(&self, options: &Options) -> Result<ExecutorBuilder<Answers>, Error> {
-        self.addrs().map(drop).map_err(|source| self.failed(source))?;
+        self.addrs(self.port)
+            .map(drop)
+            .map_err(|source| self.failed(source))?;
         // The supervisor is a fork of this process: the same program, although its file may have
         // gone. Others in the run have the same recipe by this path.
         let magic = Path::new("/proc/self/exe");
@@ -354,6 +383,21 @@ impl External {
     pub(crate) fn unique_name(&self, dir: &Path) -> Result<String, Error> {
         Ok(format!("{}_{}", self.owner(dir)?, unique_name()?))
     }
+
+    /// The same between these two, as a prefix of names.
+    pub(crate) fn prefix(&self, dir: &Path, begin: &str, separator: char) -> Result<Prefix, Error> {
+        Ok(Prefix::of(format!(
+            "{begin}{}{separator}",
+            self.unique_name(dir)?
+        )))
+    }
+}
+
+/// The owners of these names, each once. Of names that are not ours it may give anything.
+pub(super) fn owners_of(names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<String> {
+    let names = names.into_iter();
+    let owners = names.filter_map(|name| Some(name.as_ref().split_once('_')?.0.to_owned()));
+    owners.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 /// Whether the owner has ended and left its parts behind. A text that is no owner is none of ours.
@@ -449,6 +493,9 @@ mod tests {
         assert_eq!(whole.parameter("c"), Some("d"));
         assert_eq!(whole.url("x"), "redis://us%40er:p%2Fw@db.example:1/x?a=b&c=d");
         assert_eq!(whole.to_string(), "the X at MIRAKURU_X_URL (db.example:1)");
+        let managed = parse("redis://h/x?management_port=5&a=b").unwrap();
+        assert_eq!(managed.url("y"), "redis://h:6379/y?a=b");
+        assert_eq!(managed.parameter(MANAGEMENT_PORT), Some("5"));
         let six = parse("valkey://[::1]").unwrap();
         assert_eq!((&*six.host, six.port, six.path.as_deref()), ("::1", 6379, None));
         assert_eq!(six.url(""), "valkey://[::1]:6379/");

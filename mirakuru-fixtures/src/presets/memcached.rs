@@ -2,18 +2,21 @@
 
 use mirakuru_core::{Error, Executor, ExecutorBuilder, Signal};
 
+use super::external::External;
 use super::server::{AsRoot, Options, Server, handle, options};
 use super::{Answers, Prefix, expect};
 use crate::Recipe;
 use crate::cache::limit;
 
-const SERVER: Server = Server {
+mod external;
+
+pub(super) const SERVER: Server = Server {
     name: "memcached",
     programs: &["memcached"],
     users: &["memcache", "memcached", "nobody"],
     as_root: AsRoot::With(&["-u", "root"]),
     needs: &[],
-    external: None,
+    external: Some(&external::PROTOCOL),
 };
 
 /// How many connections it takes by its own default.
@@ -45,6 +48,9 @@ impl Recipe for MemcachedRecipe {
     type Handle = Memcached;
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
+        if let Some(external) = self.options.external(&SERVER)? {
+            return external.executor(&self.options);
+        }
         let mut args: Vec<String> = ["-l", "127.0.0.1", "-U", "0", "-p"].map(str::to_owned).into();
         args.push(self.options.port());
         // It does not start where it may not open as many files.
@@ -64,8 +70,16 @@ impl Recipe for MemcachedRecipe {
             })))
     }
 
+    fn prepare(&self, _: &mut Executor<Answers>) -> Result<(), Error> {
+        match self.options.external(&SERVER)? {
+            Some(external) => external.prepare(),
+            None => Ok(()),
+        }
+    }
+
     fn handle(self, executor: Executor<Answers>) -> Result<Memcached, Error> {
-        Ok(Memcached { executor })
+        let external = self.options.external(&SERVER)?;
+        Ok(Memcached { executor, external })
     }
 }
 
@@ -92,15 +106,20 @@ impl Recipe for MemcachedRecipe {
 /// ```
 pub struct Memcached {
     executor: Executor<Answers>,
+    external: Option<External>,
 }
 
-handle!(Memcached);
+handle!(Memcached, external);
 
 impl Memcached {
-    /// Its URL: `memcache://127.0.0.1:PORT`.
+    /// Its URL: `memcache://127.0.0.1:PORT`, or the one that
+    /// `MIRAKURU_MEMCACHED_URL` gives.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("memcache://{}", self.executor.addr())
+        match &self.external {
+            Some(external) => external.url(external.path.as_deref().unwrap_or_default()),
+            None => format!("memcache://{}", self.executor.addr()),
+        }
     }
 
     /// The beginning of keys for one test alone: `tk4x2m7qzja5w:`. (A key may have 250 bytes.)
@@ -118,8 +137,11 @@ impl Memcached {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when the system gives no randomness.
+    /// [`Error::System`] when the system gives no randomness, or an external server is not there.
     pub fn try_key_prefix(&self) -> Result<Prefix, Error> {
-        Prefix::new(':')
+        match &self.external {
+            Some(external) => external.prefix(&self.executor.dir(), "", ':'),
+            None => Prefix::new(':'),
+        }
     }
 }

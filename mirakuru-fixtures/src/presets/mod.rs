@@ -87,6 +87,7 @@ mod connection;
 mod digest;
 mod etcd;
 mod external;
+mod http;
 mod mariadb;
 mod memcached;
 mod mosquitto;

@@ -5,17 +5,20 @@ use std::io::{self, Read};
 use mirakuru_core::{Error, Executor, ExecutorBuilder};
 
 use super::connection::Connection;
+use super::external::External;
 use super::server::{AsRoot, Options, Server, handle, options};
 use super::{Answers, Prefix, expect};
 use crate::Recipe;
 
-const SERVER: Server = Server {
+mod external;
+
+pub(super) const SERVER: Server = Server {
     name: "Mosquitto",
     programs: &["mosquitto"],
     users: &["mosquitto", "nobody"],
     as_root: AsRoot::With(&[]),
     needs: &[],
-    external: None,
+    external: Some(&external::PROTOCOL),
 };
 
 /// A Mosquitto: see [`Mosquitto`].
@@ -69,6 +72,9 @@ impl Recipe for MosquittoRecipe {
     type Handle = Mosquitto;
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
+        if let Some(external) = self.options.external(&SERVER)? {
+            return external.executor(&self.options);
+        }
         Ok(self
             .options
             .recipe(&SERVER, ["-c", "{dir}/mosquitto.conf"])?
@@ -76,8 +82,16 @@ impl Recipe for MosquittoRecipe {
             .wait_for(self.options.answers("answered CONNECT", answers)))
     }
 
+    fn prepare(&self, _: &mut Executor<Answers>) -> Result<(), Error> {
+        match self.options.external(&SERVER)? {
+            Some(external) => external.prepare(),
+            None => Ok(()),
+        }
+    }
+
     fn handle(self, executor: Executor<Answers>) -> Result<Mosquitto, Error> {
-        Ok(Mosquitto { executor })
+        let external = self.options.external(&SERVER)?;
+        Ok(Mosquitto { executor, external })
     }
 }
 
@@ -119,15 +133,20 @@ fn answers(mut connection: Connection) -> io::Result<bool> {
 /// ```
 pub struct Mosquitto {
     executor: Executor<Answers>,
+    external: Option<External>,
 }
 
-handle!(Mosquitto);
+handle!(Mosquitto, external);
 
 impl Mosquitto {
-    /// Its URL: `mqtt://127.0.0.1:PORT`.
+    /// Its URL: `mqtt://127.0.0.1:PORT`, or the one that
+    /// `MIRAKURU_MOSQUITTO_URL` gives.
     #[must_use]
     pub fn url(&self) -> String {
-        format!("mqtt://{}", self.executor.addr())
+        match &self.external {
+            Some(external) => external.url(external.path.as_deref().unwrap_or_default()),
+            None => format!("mqtt://{}", self.executor.addr()),
+        }
     }
 
     /// The beginning of topics for one test alone: `tk4x2m7qzja5w/`.
@@ -145,9 +164,12 @@ impl Mosquitto {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when the system gives no randomness.
+    /// [`Error::System`] when the system gives no randomness, or an external server is not there.
     pub fn try_topic_prefix(&self) -> Result<Prefix, Error> {
-        Prefix::new('/')
+        match &self.external {
+            Some(external) => external.prefix(&self.executor.dir(), external::BEGIN, '/'),
+            None => Prefix::new('/'),
+        }
     }
 }
 

@@ -11,19 +11,22 @@ use mirakuru_core::__private::Lease;
 use mirakuru_core::{Check, Error, Executor, ExecutorBuilder, Probe, Signal};
 
 use super::connection::{ANSWER_WITHIN, Connection, TIDY_WITHIN, tidied};
+use super::external::External;
 use super::server::{AsRoot, Options, Server, handle, new_password, options, write_secret};
-use super::{Answers, expect, failed};
+use super::{Answers, Prefix, expect, failed};
 use crate::Recipe;
 use crate::cluster::{ClusterRecipe, Node, cluster};
 use crate::lease;
 
-const SERVER: Server = Server {
+mod external;
+
+pub(super) const SERVER: Server = Server {
     name: "NATS",
     programs: &["nats-server"],
     users: &["nats", "nobody"],
     as_root: AsRoot::With(&[]),
     needs: &[],
-    external: None,
+    external: Some(&external::PROTOCOL),
 };
 
 /// The user of the account that is everybody's.
@@ -106,6 +109,7 @@ impl NatsRecipe {
             false => "knew all nodes",
         };
         let formed = Check::new(sentence, move |probe| knows_all(probe, nodes, jetstream));
+        self.options.is_member = true;
         cluster(nodes, move |node| NatsRecipe {
             node: Some((
                 node.clone(),
@@ -193,6 +197,9 @@ impl Recipe for NatsRecipe {
     type Handle = Nats;
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
+        if let Some(external) = self.options.external(&SERVER)? {
+            return external.executor(&self.options);
+        }
         let mut args = vec!["--config", "{dir}/nats.conf"];
         if self.has_jetstream() {
             // By the command line, on which every character of a path stands for itself.
@@ -211,6 +218,12 @@ impl Recipe for NatsRecipe {
     }
 
     fn prepare(&self, executor: &mut Executor<Answers>) -> Result<(), Error> {
+        if let Some(external) = self.options.external(&SERVER)? {
+            if self.has_jetstream() {
+                external::check_jetstream(&external).map_err(|source| external.failed(source))?;
+            }
+            return external.prepare();
+        }
         let first = self.first();
         let (password, accounts) = match first.filter(|first| first.dir() != executor.dir()) {
             // It has been prepared before this one.
@@ -232,13 +245,18 @@ impl Recipe for NatsRecipe {
     }
 
     fn handle(self, executor: Executor<Answers>) -> Result<Nats, Error> {
-        let (password, accounts) = credentials(&executor.dir()).map_err(no_password)?;
+        let external = self.options.external(&SERVER)?;
+        let (password, accounts) = match &external {
+            Some(external) => (external.password.clone().unwrap_or_default(), 0),
+            None => credentials(&executor.dir()).map_err(no_password)?,
+        };
         let first = self.first();
         Ok(Nats {
             leases: first
                 .map_or_else(|| executor.dir(), |first| first.dir())
                 .join("leases"),
             executor,
+            external,
             password,
             accounts,
             jetstream: self.has_jetstream(),
@@ -313,6 +331,7 @@ fn credentials(dir: &Path) -> io::Result<(String, u32)> {
 /// ```
 pub struct Nats {
     executor: Executor<Answers>,
+    external: Option<External>,
     password: String,
     accounts: u32,
     jetstream: bool,
@@ -320,25 +339,58 @@ pub struct Nats {
     leases: PathBuf,
 }
 
-handle!(Nats);
+handle!(Nats, external);
 
 impl Nats {
     /// The URL of the account that all share: `nats://everybody:SECRET@127.0.0.1:PORT`.
     #[must_use]
     pub fn url(&self) -> String {
-        url(self.executor.addr(), EVERYBODY, &self.password)
+        match &self.external {
+            Some(external) => external.url(external.path.as_deref().unwrap_or_default()),
+            None => url(self.executor.addr(), EVERYBODY, &self.password),
+        }
     }
 
-    /// The user of that account: `everybody`.
+    /// The user of that account: `everybody`, or the user of `MIRAKURU_NATS_URL`.
     #[must_use]
     pub fn user(&self) -> &str {
-        EVERYBODY
+        match &self.external {
+            Some(external) => external.user.as_deref().unwrap_or_default(),
+            None => EVERYBODY,
+        }
     }
 
     /// The password, the same for all accounts.
     #[must_use]
     pub fn password(&self) -> &str {
         &self.password
+    }
+
+    /// The beginning of subjects for one test alone, such as `tk4x2m7qzja5w.`, in the account that
+    /// all share. Streams and buckets can have the prefix as their name, without its last dot.
+    ///
+    /// On a server that `MIRAKURU_NATS_URL` names, streams and buckets whose names begin so are
+    /// deleted at the end.
+    ///
+    /// # Panics
+    ///
+    /// When the system gives no randomness.
+    #[must_use]
+    #[track_caller]
+    pub fn subject_prefix(&self) -> Prefix {
+        expect(self.try_subject_prefix())
+    }
+
+    /// The same, with the error.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`] when the system gives no randomness, or an external server is not there.
+    pub fn try_subject_prefix(&self) -> Result<Prefix, Error> {
+        match &self.external {
+            Some(external) => external.prefix(&self.executor.dir(), "", '.'),
+            None => Prefix::new('.'),
+        }
     }
 
     /// An account for one test alone, without streams. It is leased from those of this server, over
@@ -358,10 +410,18 @@ impl Nats {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when all accounts are leased, or the server does not answer.
+    /// [`Error::System`] when all accounts are leased, or the server does not answer; and always if
+    /// the server is that of `MIRAKURU_NATS_URL`.
     pub fn try_account(&self) -> Result<NatsAccount, Error> {
         lease::taken();
         let attempt = "lease an account of NATS";
+        if let Some(external) = &self.external {
+            let reason = format!(
+                "{external} is not ours, and accounts are in its configuration; give each test subjects \
+                 of its own with `subject_prefix()`, or unset the variable"
+            );
+            return Err(Error::other(attempt, reason));
+        }
         let lease = Lease::take(&self.leases, self.accounts).map_err(|source| failed(attempt, source))?;
         let lease = lease.ok_or_else(|| {
             let reason = format!(

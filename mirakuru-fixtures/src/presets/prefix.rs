@@ -8,7 +8,8 @@ use mirakuru_core::Error;
 use super::server::unique_name;
 
 /// The beginning of names that are one test's alone: 60 random bits and the server's own separator,
-/// such as `tk4x2m7qzja5w/`. It has 14 bytes: letters, digits and that separator.
+/// such as `tk4x2m7qzja5w/`. It has 14 bytes: letters, digits and that separator. On a server that
+/// a `MIRAKURU_*_URL` names it has up to 70, and `_` and `/` among them.
 ///
 /// It is a text, wherever one is expected: `format!("{prefix}visits")`, `&*prefix`. There is
 /// nothing to give back: names with it go with the server, and no other test gets the same prefix,
@@ -19,6 +20,11 @@ pub struct Prefix(String);
 impl Prefix {
     pub(super) fn new(separator: char) -> Result<Prefix, Error> {
         Ok(Prefix(format!("{}{separator}", unique_name()?)))
+    }
+
+    /// This text, which its maker knows to be nobody else's.
+    pub(super) fn of(text: String) -> Prefix {
+        Prefix(text)
     }
 
     /// The prefix as a text.

@@ -11,6 +11,7 @@ use std::time::Duration;
 use mirakuru_core::{Error, Executor, ExecutorBuilder};
 
 use super::connection::{ANSWER_WITHIN, Connection, TIDY_WITHIN, tidied};
+use super::external::External;
 use super::server::{
     AsRoot, Options, Server, handle, new_password, options, read_password, unique_name, write_password,
     write_secret,
@@ -19,7 +20,9 @@ use super::{Answers, expect, failed, percent_encoded};
 use crate::Recipe;
 use crate::cache::private_dir;
 
-const SERVER: Server = Server {
+mod external;
+
+pub(super) const SERVER: Server = Server {
     name: "RabbitMQ",
     programs: &["rabbitmq-server"],
     users: &["rabbitmq", "nobody"],
@@ -29,7 +32,7 @@ const SERVER: Server = Server {
         ("Max file size", 32 << 20, "-f"),
         ("Max address space", 3_000_000 << 10, "-v"),
     ],
-    external: None,
+    external: Some(&external::PROTOCOL),
 };
 
 /// The only user, with a password of its own for each server.
@@ -232,6 +235,10 @@ impl Recipe for RabbitmqRecipe {
     type Handle = Rabbitmq;
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
+        if let Some(external) = self.options.external(&SERVER)? {
+            external.refuse("plugin", !self.plugins.is_empty())?;
+            return external.executor(&self.options);
+        }
         let mut options = self.options.clone();
         options.program = self.script();
         options.timeout = options.timeout.or(Some(READY_WITHIN));
@@ -309,6 +316,9 @@ impl Recipe for RabbitmqRecipe {
     }
 
     fn prepare(&self, executor: &mut Executor<Answers>) -> Result<(), Error> {
+        if let Some(external) = self.options.external(&SERVER)? {
+            return external.prepare();
+        }
         let dir = executor.dir();
         let secret = new_password()?;
         // Read while it has no data yet.
@@ -328,9 +338,14 @@ impl Recipe for RabbitmqRecipe {
     }
 
     fn handle(self, executor: Executor<Answers>) -> Result<Rabbitmq, Error> {
+        let external = self.options.external(&SERVER)?;
         Ok(Rabbitmq {
-            password: read_password(&executor.dir())?,
+            password: match &external {
+                Some(external) => external::password(external).to_owned(),
+                None => read_password(&executor.dir())?,
+            },
             executor,
+            external,
         })
     }
 }
@@ -394,23 +409,27 @@ fn ask(dir: &Path, request: &str, within: Duration) -> io::Result<()> {
 /// ```
 pub struct Rabbitmq {
     executor: Executor<Answers>,
+    external: Option<External>,
     password: String,
 }
 
-handle!(Rabbitmq);
+handle!(Rabbitmq, external);
 
 impl Rabbitmq {
     /// The URL of the virtual host `/`, which all share:
     /// `amqp://guest:PASSWORD@127.0.0.1:PORT/%2F`.
     #[must_use]
     pub fn url(&self) -> String {
-        self.url_of("/")
+        match &self.external {
+            Some(external) => self.url_of(external.path.as_deref().unwrap_or("/")),
+            None => self.url_of("/"),
+        }
     }
 
-    /// The user, who may do everything: `guest`.
+    /// The user, who may do everything: `guest`, or the user of `MIRAKURU_RABBITMQ_URL`.
     #[must_use]
-    pub fn user(&self) -> &'static str {
-        USER
+    pub fn user(&self) -> &str {
+        self.external.as_ref().map_or(USER, external::user)
     }
 
     /// The user's password: another one for each server.
@@ -438,19 +457,36 @@ impl Rabbitmq {
     /// [`Error::System`] when the server does not answer.
     pub fn try_vhost(&self) -> Result<RabbitmqVhost, Error> {
         let attempt = "make a virtual host of RabbitMQ";
-        let name = unique_name()?;
         let dir = self.executor.dir();
-        ask(&dir, &format!("add {name}"), ANSWER_WITHIN).map_err(|source| failed(attempt, source))?;
+        let (name, made) = match &self.external {
+            Some(external) => {
+                let name = external.unique_name(&dir)?;
+                let made = external::add(external, &name);
+                (name, made)
+            }
+            None => {
+                let name = unique_name()?;
+                let made = ask(&dir, &format!("add {name}"), ANSWER_WITHIN);
+                (name, made)
+            }
+        };
+        made.map_err(|source| failed(attempt, source))?;
         Ok(RabbitmqVhost {
             url: self.url_of(&name),
             name,
             dir,
+            external: self.external.clone(),
         })
     }
 
     fn url_of(&self, vhost: &str) -> String {
-        let Self { executor, password } = self;
         let vhost = percent_encoded(vhost);
+        if let Some(external) = &self.external {
+            return external.url(&vhost);
+        }
+        let Self {
+            executor, password, ..
+        } = self;
         format!("amqp://{USER}:{password}@127.0.0.1:{}/{vhost}", executor.port())
     }
 }
@@ -462,6 +498,7 @@ pub struct RabbitmqVhost {
     name: String,
     url: String,
     dir: PathBuf,
+    external: Option<External>,
 }
 
 impl RabbitmqVhost {
@@ -480,11 +517,11 @@ impl RabbitmqVhost {
 
 impl Drop for RabbitmqVhost {
     fn drop(&mut self) {
-        let request = format!("delete {}", self.name);
-        tidied(
-            &format!("delete the virtual host {}", self.name),
-            ask(&self.dir, &request, TIDY_WITHIN),
-        );
+        let deleted = match &self.external {
+            Some(external) => external::delete(external, &self.name),
+            None => ask(&self.dir, &format!("delete {}", self.name), TIDY_WITHIN),
+        };
+        tidied(&format!("delete the virtual host {}", self.name), deleted);
     }
 }
 

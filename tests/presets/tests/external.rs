@@ -4,6 +4,9 @@
 //! Each test starts a server by hand, and a child of this binary uses it. The child's tests are
 //! `#[ignore]`d, so that nobody else runs them.
 
+#[path = "external/parts.rs"]
+mod parts;
+
 use std::env;
 use std::fs;
 use std::process::{Child, Command, Stdio};

@@ -1,0 +1,72 @@
+//! An etcd at `MIRAKURU_ETCD_URL`: keys that begin with their owner are ours.
+
+use std::io;
+
+use crate::presets::connection::ANSWER_WITHIN;
+use crate::presets::external::{External, Protocol, owners_of};
+use crate::presets::http::{self, base64, from_base64};
+
+pub(super) const PROTOCOL: Protocol = Protocol {
+    schemes: &["http", "etcd"],
+    port: 2379,
+    check,
+    owners,
+    renew: Protocol::NO_RENEWAL,
+    remove,
+};
+
+/// A question to the JSON gateway, with the user's token where the URL has a user.
+fn call(external: &External, method: &str, question: &str) -> io::Result<String> {
+    let ask = |token: Option<&str>, method: &str, question: &str| {
+        let connection = external.connect(ANSWER_WITHIN)?;
+        let (status, answer) = http::request(connection, "POST", &format!("/v3/{method}"), token, question)?;
+        match status {
+            200 => Ok(answer),
+            404 => Err(io::Error::other(
+                "it has no gateway `/v3/`: it takes etcd 3.4 or later",
+            )),
+            _ => {
+                let reason = http::texts(&answer, "error")
+                    .first()
+                    .map(|reason| (*reason).to_owned());
+                Err(io::Error::other(
+                    reason.unwrap_or_else(|| format!("status {status}")),
+                ))
+            }
+        }
+    };
+    let (Some(user), Some(password)) = (&external.user, &external.password) else {
+        return ask(None, method, question);
+    };
+    let login = format!("{{\"name\":{user:?},\"password\":{password:?}}}");
+    let answer = ask(None, "auth/authenticate", &login)?;
+    let token = http::texts(&answer, "token");
+    ask(token.first().copied(), method, question)
+}
+
+/// All keys from this one to that one.
+fn range(from: &str, to: &str) -> String {
+    format!("\"key\":\"{}\",\"range_end\":\"{}\"", base64(from), base64(to))
+}
+
+fn check(external: &External) -> io::Result<()> {
+    // Deletes nothing, and fails where the user may not.
+    call(
+        external,
+        "kv/deleterange",
+        &format!("{{{}}}", range("mk/", "mk0")),
+    )
+    .map(drop)
+}
+
+fn owners(external: &External) -> io::Result<Vec<String>> {
+    let question = format!("{{{},\"keys_only\":true}}", range("mk", "ml"));
+    let answer = call(external, "kv/range", &question)?;
+    let keys = http::texts(&answer, "key").into_iter().filter_map(from_base64);
+    Ok(owners_of(keys))
+}
+
+fn remove(external: &External, owner: &str) -> io::Result<()> {
+    let question = range(&format!("{owner}_"), &format!("{owner}`"));
+    call(external, "kv/deleterange", &format!("{{{question}}}")).map(drop)
+}

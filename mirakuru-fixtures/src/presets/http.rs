@@ -1,0 +1,69 @@
+//! One HTTP request over a [`Connection`], for the servers whose administration speaks HTTP.
+
+use std::io::{self, Read};
+
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
+use super::connection::Connection;
+
+/// The longest answer that is read, in bytes.
+const LONGEST: u64 = 64 << 20;
+
+/// Sends a request and gives the status and the body of the answer. The connection is closed.
+pub(super) fn request(
+    mut connection: Connection,
+    method: &str,
+    path: &str,
+    authorization: Option<&str>,
+    body: &str,
+) -> io::Result<(u16, String)> {
+    let authorization = authorization.map_or_else(String::new, |it| format!("Authorization: {it}\r\n"));
+    let head = format!(
+        "{method} {path} HTTP/1.0\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\
+         {authorization}\r\n",
+        body.len()
+    );
+    connection.send((head + body).as_bytes())?;
+    let mut answer = Vec::new();
+    connection.0.take(LONGEST).read_to_end(&mut answer)?;
+    let answer = String::from_utf8_lossy(&answer);
+    let parts = answer.split_once("\r\n\r\n");
+    let status = |head: &str| head.split(' ').nth(1)?.parse().ok();
+    match parts.and_then(|(head, body)| Some((status(head)?, body.to_owned()))) {
+        Some(answer) => Ok(answer),
+        None => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            "it does not speak HTTP",
+        )),
+    }
+}
+
+/// All values of this name in a JSON text, where they are texts without escapes.
+pub(super) fn texts<'a>(json: &'a str, name: &str) -> Vec<&'a str> {
+    let name = format!("\"{name}\":\"");
+    let values = json.split(name.as_str()).skip(1);
+    values.filter_map(|rest| rest.split('"').next()).collect()
+}
+
+pub(super) fn base64(bytes: impl AsRef<[u8]>) -> String {
+    BASE64_STANDARD.encode(bytes)
+}
+
+pub(super) fn from_base64(text: &str) -> Option<String> {
+    String::from_utf8(BASE64_STANDARD.decode(text).ok()?).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_found_in_json() {
+        let json = r#"{"kvs":[{"key":"bWs=","lease":"0"},{"key":"bWt4"}],"count":"2"}"#;
+        let keys: Vec<_> = texts(json, "key").into_iter().filter_map(from_base64).collect();
+        assert_eq!(keys, ["mk", "mkx"]);
+        assert_eq!(base64("mk"), "bWs=");
+        assert!(texts("{}", "key").is_empty());
+    }
+}

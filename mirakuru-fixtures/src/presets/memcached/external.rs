@@ -1,0 +1,81 @@
+//! A memcached at `MIRAKURU_MEMCACHED_URL`: keys that begin with their owner are ours.
+
+use std::io;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use percent_encoding::percent_decode_str;
+
+use crate::presets::connection::{ANSWER_WITHIN, Connection};
+use crate::presets::external::{External, Protocol, owners_of};
+
+pub(super) const PROTOCOL: Protocol = Protocol {
+    schemes: &["memcache", "memcached"],
+    port: 11211,
+    check: |external| keys(&mut connect(external)?).map(drop),
+    owners: |external| Ok(owners_of(keys(&mut connect(external)?)?)),
+    renew: Protocol::NO_RENEWAL,
+    remove,
+};
+
+const ALL_KEYS: &[u8] = b"lru_crawler metadump all\r\n";
+/// How long the server may be busy with telling its keys to others.
+const BUSY_WITHIN: Duration = Duration::from_secs(10);
+
+fn connect(external: &External) -> io::Result<Connection> {
+    let mut connection = external.connect(ANSWER_WITHIN)?;
+    if let (Some(user), Some(password)) = (&external.user, &external.password) {
+        let login = format!("{user} {password}");
+        connection.send(format!("set mirakuru 0 0 {}\r\n{login}\r\n", login.len()).as_bytes())?;
+        match &*connection.line()? {
+            "STORED" => {}
+            answer => return Err(io::Error::other(answer.to_owned())),
+        }
+    }
+    Ok(connection)
+}
+
+/// The keys that an owner of ours may have made. The server has no other way to tell its keys.
+fn keys(connection: &mut Connection) -> io::Result<Vec<String>> {
+    let until = Instant::now() + BUSY_WITHIN;
+    let mut keys = Vec::new();
+    connection.send(ALL_KEYS)?;
+    loop {
+        let line = connection.line()?;
+        match line.strip_prefix("key=") {
+            Some(rest) => {
+                let key = rest.split(' ').next().unwrap_or_default();
+                if key.starts_with("mk") {
+                    keys.push(percent_decode_str(key).decode_utf8_lossy().into_owned());
+                }
+            }
+            None if line == "END" => return Ok(keys),
+            // It tells them to one client at a time.
+            None if line.starts_with("BUSY") && Instant::now() < until => {
+                thread::sleep(Duration::from_millis(20));
+                connection.send(ALL_KEYS)?;
+            }
+            None => {
+                let problem = format!(
+                    "it does not tell its keys ({line}): it takes memcached 1.4.31 or later, with its \
+                     `lru_crawler`"
+                );
+                return Err(io::Error::other(problem));
+            }
+        }
+    }
+}
+
+fn remove(external: &External, owner: &str) -> io::Result<()> {
+    let mut connection = connect(external)?;
+    let begin = format!("{owner}_");
+    for key in keys(&mut connection)?
+        .iter()
+        .filter(|key| key.starts_with(&begin))
+    {
+        connection.send(format!("delete {key}\r\n").as_bytes())?;
+        // `DELETED`, or `NOT_FOUND` for one that has expired.
+        connection.line()?;
+    }
+    Ok(())
+}
