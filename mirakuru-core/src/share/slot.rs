@@ -211,7 +211,17 @@ impl RunSlot {
     }
 
     fn make_dir(&self) -> io::Result<()> {
-        make_dir(&self.dir)
+        let mut tries = if self.users.is_some() { 20 } else { 0 };
+        loop {
+            match make_dir(&self.dir) {
+                // The service of earlier users has just gone, and its directory with it.
+                Err(e) if e.kind() == io::ErrorKind::NotFound && tries > 0 => {
+                    tries -= 1;
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                made => return made,
+            }
+        }
     }
 
     fn try_lock(&self) -> io::Result<Option<File>> {
@@ -220,7 +230,10 @@ impl RunSlot {
             // lock is ours.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 self.make_dir()?;
-                sys::files::open_lock(&self.lock, true)
+                match sys::files::open_lock(&self.lock, true) {
+                    Err(e) if e.kind() == io::ErrorKind::NotFound && self.users.is_some() => return Ok(None),
+                    opened => opened,
+                }
             }
             opened => opened,
         };
