@@ -384,6 +384,17 @@ mod clusters {
         })
     }
 
+    #[test]
+    fn the_last_node_ends_first() {
+        let scratch = Scratch::new("order-of-nodes");
+        let file = scratch.0.join("ended");
+        let names = ["primary", "first-replica", "second-replica"];
+        let nodes = cluster(3, |node| notes_its_end(names[node.index()], &file));
+        drop(nodes.start().unwrap());
+        let ended = std::fs::read_to_string(&file).unwrap();
+        assert_eq!(ended, "second-replica\nfirst-replica\nprimary\n");
+    }
+
     #[mirakuru::fixture(nodes())]
     #[test]
     fn nodes_know_each_others_ports_before_they_start(mut nodes: Cluster<TcpExecutor>) {
