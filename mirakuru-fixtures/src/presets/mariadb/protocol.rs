@@ -16,7 +16,8 @@ const MORE: u8 = 1;
 const END: u8 = 0xfe;
 const ERROR: u8 = 0xff;
 
-/// The numbers of errors for a right that the user does not have: on a database, on all, on a table.
+/// The numbers of errors for a right that the user does not have: on a database, on all, on a
+/// table.
 const DENIED: [u16; 3] = [1044, 1227, 1142];
 
 /// A server, and the user that we are there.
