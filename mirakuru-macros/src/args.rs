@@ -44,6 +44,7 @@ pub(crate) const SETTERS: &[&str] = &[
     "listen",
     "listen_as",
     "log_file",
+    "log_limit",
     "low_ports",
     "program",
     "queue",
@@ -475,6 +476,7 @@ mod tests {
             .filter_map(|line| line.trim().strip_prefix("pub fn "))
             .filter(|line| line.contains("(mut self"))
             .filter_map(|line| line.split(['(', '<']).next())
+            .filter(|name| !name.starts_with("__"))
             .collect();
         let mut setters = SETTERS.to_vec();
         methods.sort_unstable();
