@@ -128,11 +128,15 @@ pub(super) struct Inbox {
 /// As often as that takes about two seconds.
 const STARVED: u32 = 2000;
 
+/// How often in a row a call is made again that was interrupted. No real signals come as fast.
+pub(super) const INTERRUPTED: u32 = 1000;
+
 impl Inbox {
     /// The next message; does not wait for one unless it is told to.
     pub(super) fn receive(&mut self, control: RawFd, wait: bool) -> Received {
         let flags = if wait { 0 } else { libc::MSG_DONTWAIT };
         let mut resets = 0_u32;
+        let mut interrupted = 0_u32;
         loop {
             // SAFETY: receives into the rest of a plain array.
             let got = unsafe {
@@ -150,12 +154,12 @@ impl Inbox {
                     }
                 }
                 Err(_) => match Errno::last() {
-                    Errno::EINTR => {}
+                    Errno::EINTR if interrupted < INTERRUPTED => interrupted = interrupted.wrapping_add(1),
                     // The other side ended with messages of ours unread. Linux says so once, before
                     // it delivers the other side's messages. The code does not ask for ever where a
                     // system repeats it.
                     Errno::ECONNRESET if resets < 3 => resets = resets.wrapping_add(1),
-                    Errno::EAGAIN => return Received::Nothing,
+                    Errno::EAGAIN | Errno::EINTR => return Received::Nothing,
                     // Memory that the kernel lacks now says nothing about the other side, unless it
                     // lacks it for ever.
                     Errno::ENOMEM | Errno::ENOBUFS if self.starved < STARVED => {

@@ -23,7 +23,7 @@ use super::back_end::os;
 use super::calls::Call;
 use super::ending::NEEDED;
 use super::exit::{self, Registration};
-use super::message::{self, Inbox, Message, Received, stop_message};
+use super::message::{self, INTERRUPTED, Inbox, Message, Received, stop_message};
 use super::plan::{Plan, SpawnFailure, Stage, StopPolicy, Stream};
 use super::spawn::ON_END_TAKES_MS;
 use crate::sys::net::raw_socket;
@@ -420,30 +420,13 @@ impl Service {
         )
     }
 
-    /// How the guard ended, which it does by itself only when it has no child left. `None` when it
-    /// has not within a time that is more than enough.
+    /// How the guard ended. `None` when it has not within a time that is more than enough.
     fn reap_guard(&mut self, soon: bool) -> Option<WaitStatus> {
         wake(self.guard);
-        let deadline = Instant::now() + MARGIN + self.slow_end;
-        let flags = if soon {
-            os::WAIT
-        } else {
-            os::WAIT | WaitPidFlag::WNOHANG
-        };
-        let mut pause = Duration::from_micros(50);
-        loop {
-            match waitpid(self.guard, Some(flags)) {
-                Err(Errno::EINTR) => {}
-                Ok(WaitStatus::StillAlive) if Instant::now() < deadline => {
-                    std::thread::sleep(pause);
-                    pause = (pause * 2).min(Duration::from_millis(10));
-                }
-                Ok(WaitStatus::StillAlive) => return None,
-                Ok(status) => return Some(status),
-                // Other code has waited for it, or the call is forbidden.
-                Err(_) => return Some(WaitStatus::StillAlive),
-            }
-        }
+        wait_for(
+            self.guard,
+            (!soon).then(|| Instant::now() + MARGIN + self.slow_end),
+        )
     }
 
     fn pump(&mut self) {
@@ -482,12 +465,21 @@ impl Service {
         }
         match self.inbox.receive(self.control.as_raw_fd(), false) {
             Received::Message(message) => Ok(Some(message)),
-            Received::Nothing => Ok(None),
-            Received::Closed => {
-                self.state.closed = true;
-                Ok(None)
+            Received::Nothing if has_exited(self.guard) => {
+                // Its last messages may have come since.
+                match self.inbox.receive(self.control.as_raw_fd(), false) {
+                    Received::Message(message) => Ok(Some(message)),
+                    _ => self.closed(),
+                }
             }
+            Received::Nothing => Ok(None),
+            Received::Closed => self.closed(),
         }
+    }
+
+    fn closed(&mut self) -> io::Result<Option<Message>> {
+        self.state.closed = true;
+        Ok(None)
     }
 
     fn send(&mut self, message: Message) {
@@ -657,6 +649,44 @@ fn wake(guard: Pid) {
     let _ = nix::sys::signal::kill(guard, nix::sys::signal::Signal::SIGCONT);
 }
 
+/// Whether the guard has exited, which it does by itself only when it has no child left. That ends
+/// a conversation, even if the kernel refuses to give its messages. A guard that a signal has ended
+/// proves nothing: its worker may live. Neither does an error: other code may have waited for it.
+fn has_exited(guard: Pid) -> bool {
+    // SAFETY: the status goes into a local variable, and WNOWAIT leaves it with the kernel.
+    unsafe {
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | os::WAIT.bits();
+        let answered = libc::waitid(libc::P_PID, guard.as_raw() as libc::id_t, &mut info, flags) == 0;
+        answered && info.si_pid() == guard.as_raw() && info.si_code == libc::CLD_EXITED
+    }
+}
+
+/// Waits for the guard, until it ends or until this time. `None` when the time has come. Still
+/// alive when other code has waited for it, or when the call is forbidden or interrupted each time.
+fn wait_for(guard: Pid, deadline: Option<Instant>) -> Option<WaitStatus> {
+    let flags = match deadline {
+        Some(_) => os::WAIT | WaitPidFlag::WNOHANG,
+        None => os::WAIT,
+    };
+    let mut pause = Duration::from_micros(50);
+    let mut interrupted = 0_u32;
+    loop {
+        match waitpid(guard, Some(flags)) {
+            Err(Errno::EINTR) if interrupted < INTERRUPTED => interrupted += 1,
+            Ok(WaitStatus::StillAlive) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
+                return None;
+            }
+            Ok(WaitStatus::StillAlive) => {
+                std::thread::sleep(pause);
+                pause = (pause * 2).min(Duration::from_millis(10));
+            }
+            Ok(status) => return Some(status),
+            Err(_) => return Some(WaitStatus::StillAlive),
+        }
+    }
+}
+
 /// At the end of the process: waits until the supervisor behind this socket has finished. It does
 /// so by itself after the grace. If guard and worker were both killed, this ends the processes with
 /// the service's mark.
@@ -670,15 +700,16 @@ pub(super) fn await_end(control: RawFd, guard: i32, service: i32, id: &str) {
     loop {
         match inbox.receive(control, true) {
             Received::Message(message) => empty |= message[0] == message::EMPTY,
-            // The kernel lacks memory.
+            // The kernel lacks memory, or refuses the call.
+            Received::Nothing if guard > 0 && has_exited(Pid::from_raw(guard)) => break,
             Received::Nothing => std::thread::sleep(Duration::from_millis(1)),
             Received::Closed => break,
         }
     }
     if guard > 0 {
         let killed = matches!(
-            waitpid(Pid::from_raw(guard), Some(os::WAIT)),
-            Ok(WaitStatus::Signaled(..))
+            wait_for(Pid::from_raw(guard), None),
+            Some(WaitStatus::Signaled(..))
         );
         if killed && !empty {
             os::last_resort(id, guard, service);
@@ -989,6 +1020,31 @@ mod tests {
         }
         assert!(alive(daemon), "it is known of nowhere");
         kill(daemon);
+        let _ = std::fs::remove_dir_all(dir);
+    }
+
+    /// As under a filter that makes each `recv` fail with EAGAIN.
+    #[test]
+    fn the_guards_exit_is_noticed_although_no_message_comes() {
+        let dir = scratch("silent");
+        let mut service = Service::spawn(plan("exec sleep 30", &dir)).expect("sh can be executed");
+        // Another socket, which stays open, takes the place of the supervisor's. So the supervisor
+        // takes this process for dead, ends the service and exits.
+        let (silent, _open) = raw_socket::pair(os::CONTROL).expect("there is room for a socket");
+        let closed = std::mem::replace(&mut service.control, ManuallyDrop::new(silent));
+        drop(ManuallyDrop::into_inner(closed));
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !service.is_gone() {
+            assert!(Instant::now() < deadline, "the guard's exit is not noticed");
+            service.wait_event(&[], Duration::from_millis(10));
+        }
+        let policy = StopPolicy {
+            signal: libc::SIGTERM,
+            grace: Duration::from_secs(10),
+            kill_signal: libc::SIGKILL,
+        };
+        service.stop(policy).expect("nothing is left to stop");
+        assert!(!alive(service.pid()));
         let _ = std::fs::remove_dir_all(dir);
     }
 
