@@ -341,7 +341,7 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
                         place.fill(Cluster { nodes: handles }, dirs);
                         return Ok(());
                     }
-                    Entered::Vacant(given) => permits = given,
+                    Entered::Empty(given) => permits = given,
                     Entered::NotShared => {}
                     // Its last user has just ended, and its nodes follow.
                     Entered::InPart if run.__with_users() && began.elapsed() < ENDS_WITHIN => {
@@ -424,12 +424,12 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
             let slot = run.slot(&full_name(joining, node), type_name::<R>(), &key)?;
             match slot.enter(key)? {
                 SlotState::Running(executor) if permits.is_empty() => found.push(*executor),
-                SlotState::Vacant(permit, _) if found.is_empty() => permits.push(permit),
+                SlotState::Empty(permit, _) if found.is_empty() => permits.push(permit),
                 _ => return Ok(Entered::InPart),
             }
         }
         if found.is_empty() {
-            return Ok(Entered::Vacant(permits));
+            return Ok(Entered::Empty(permits));
         }
         let known = found.iter().enumerate();
         let known = known.map(|(index, node)| Identity::known(name(index), node.dir(), node.__ports()));
@@ -479,7 +479,7 @@ fn add_after<'a, R: Recipe + 'a>(
 
 enum Entered<R: Recipe> {
     Running(Vec<R::Handle>, Vec<PathBuf>),
-    Vacant(Vec<StartPermit>),
+    Empty(Vec<StartPermit>),
     /// The nodes need something of their process.
     NotShared,
     /// Some are there, and others are not.

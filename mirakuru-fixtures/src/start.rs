@@ -138,7 +138,7 @@ impl<R: Recipe> Service for Single<R> {
                         self.is_attached = true;
                         *executor
                     }
-                    SlotState::Vacant(permit, builder) => {
+                    SlotState::Empty(permit, builder) => {
                         let executor = permit.build(*builder, None);
                         self.permit = Some(permit);
                         executor?

@@ -177,7 +177,7 @@ fn in_the_base(temp: &Path, kept: bool) -> Vec<String> {
         }
         for entry in fs::read_dir(base.path()).into_iter().flatten().flatten() {
             // The list of kept logs is mirakuru's own.
-            let is_own = entry.file_name() == "turns" || entry.file_name() == "kept-logs";
+            let is_own = entry.file_name() == "locks" || entry.file_name() == "kept-logs";
             if !is_own && is_kept_log(&entry.path()) == kept {
                 found.push(entry.path().display().to_string());
             }

@@ -104,7 +104,7 @@ fn on_a_terminal_progress_is_one_line() {
 
 #[test]
 #[ignore = "a part of another test"]
-fn waits_for_its_turn() {
+fn waits_for_its_port() {
     let Some(dir) = victim_dir() else {
         return;
     };
@@ -119,7 +119,7 @@ fn waits_for_its_turn() {
 }
 
 #[test]
-fn a_long_wait_for_a_turn_says_so() {
+fn a_long_wait_for_a_port_says_so() {
     let scratch = Scratch::new();
     let addr = format!("127.0.0.1:{}", fixed_port());
     fs::write(scratch.file("addr"), &addr).unwrap();
@@ -128,7 +128,7 @@ fn a_long_wait_for_a_turn_says_so() {
         .wait_for(Tcp::addr(&addr))
         .start()
         .unwrap();
-    let mut other = victim(test_name!(waits_for_its_turn), scratch.path())
+    let mut other = victim(test_name!(waits_for_its_port), scratch.path())
         .env_remove("MIRAKURU_QUIET")
         .stderr(Stdio::piped())
         .stdout(Stdio::null())

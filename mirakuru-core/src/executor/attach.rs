@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::error::Error;
-use crate::error::secrets::Unmasked;
+use crate::error::secrets::{Unmasked, mask_urls};
 use crate::executor::Executor;
 use crate::executor::process::{Core, Observed, Owned, Process, name};
 use crate::executor::wait::{Pause, UNTOLD_PAUSE};
@@ -136,7 +136,7 @@ impl<R: Readiness> Executor<R> {
             // Its supervisor was killed, and a test process has swept the directory.
             Err(_) if !is_running => {
                 return Err(Error::Died {
-                    command: spec.command.display(),
+                    command: mask_urls(&spec.command.display()).into_owned(),
                     status: state.exit.map(|exit| exit.status),
                     evidence: Box::default(),
                 });

@@ -30,7 +30,7 @@ use crate::sys::{self, CommandPlan, Plan, Service, SpawnFailure};
 use crate::timeline::events as timeline;
 use crate::util::deadline::Deadline;
 
-/// How often a start is tried with other ports when the chosen ones turn out to be taken.
+/// How often a start is retried with new ports when a chosen port has been taken.
 const PORT_RETRIES: u32 = 5;
 /// The least `log_limit`.
 const LEAST_LOG: u64 = 64 * 1024;
@@ -265,15 +265,15 @@ impl Owned<'_> {
     /// Whether another try can help after this error. The kernel is asked, and not the service: its
     /// output counts only where the kernel cannot know.
     fn other_try(&mut self, error: &Error) -> Option<OtherTry> {
-        let (is_about_port, tail) = match error {
+        let (may_be_about_port, tail) = match error {
             Error::Exited { evidence, .. } | Error::FailureLine { evidence, .. } => {
                 (true, &evidence.tail[..])
             }
-            // The second where the sockets that it was to inherit could not be opened.
+            // `AlreadyRunning` also means that a socket to be inherited could not be opened.
             Error::WrongListener { .. } | Error::AlreadyRunning { .. } => (true, &[][..]),
             _ => (false, &[][..]),
         };
-        if !is_about_port {
+        if !may_be_about_port {
             return None;
         }
         let chosen: Vec<SocketAddr> = self.chosen().collect();

@@ -146,7 +146,7 @@ impl EndpointLock {
         if endpoints.is_empty() {
             return Ok(Some(EndpointLock::register(service, &[], Vec::new())));
         }
-        EndpointLock::take_in(&turns_dir()?, endpoints, service, limit)
+        EndpointLock::take_in(&locks_dir()?, endpoints, service, limit)
     }
 
     fn take_in(
@@ -282,7 +282,7 @@ impl Drop for EndpointLock {
 /// The last holder of this endpoint's lock, for an error after [`EndpointLock::try_take`] gave
 /// `None`: `redis-server of test process tests-1f3a (pid 812)`.
 pub(crate) fn holder(endpoint: &Endpoint) -> Option<String> {
-    holder_in(&turns_dir().ok()?, endpoint)
+    holder_in(&locks_dir().ok()?, endpoint)
 }
 
 fn holder_in(dir: &Path, endpoint: &Endpoint) -> Option<String> {
@@ -381,14 +381,14 @@ fn try_lock(path: &Path) -> io::Result<Option<File>> {
     }
 }
 
-fn turns_dir() -> io::Result<PathBuf> {
+fn locks_dir() -> io::Result<PathBuf> {
     let euid = sys::files::euid();
     let make = |temp: &Path| -> io::Result<PathBuf> {
         let base = service_dir::base::base_in(temp);
         service_dir::base::private_dir(&base, false)?;
-        let endpoint_locks = base.join("locks");
-        service_dir::base::private_dir(&endpoint_locks, false)?;
-        Ok(endpoint_locks)
+        let dir = base.join("locks");
+        service_dir::base::private_dir(&dir, false)?;
+        Ok(dir)
     };
     make(Path::new("/tmp"))
         .or_else(|_| make(&std::env::temp_dir()))
@@ -515,7 +515,7 @@ mod tests {
     }
 
     #[test]
-    fn a_turn_excludes_others_until_it_is_dropped() {
+    fn a_lock_excludes_others_until_it_is_dropped() {
         let temp = Temp::new();
         let endpoint_lock = temp.take(&[1, 2], Duration::ZERO).unwrap().unwrap();
         assert!(temp.is_held(1) && temp.is_held(2) && temp.becomes_free(3));
@@ -595,7 +595,7 @@ mod tests {
     fn others_are_told_who_holds_it() {
         let temp = Temp::new();
         assert_eq!(holder_in(&temp.0, &endpoint(1)), None);
-        let _turn = EndpointLock::take_in(&temp.0, &[endpoint(1)], "re\ndis", Duration::ZERO)
+        let _lock = EndpointLock::take_in(&temp.0, &[endpoint(1)], "re\ndis", Duration::ZERO)
             .unwrap()
             .unwrap();
         let holder = holder_in(&temp.0, &endpoint(1)).unwrap();
@@ -662,7 +662,7 @@ mod tests {
     #[test]
     fn a_lock_file_that_was_removed_and_made_anew_is_not_locked_twice() {
         let temp = Temp::new();
-        let _turn = temp.take(&[1], Duration::ZERO).unwrap().unwrap();
+        let _lock = temp.take(&[1], Duration::ZERO).unwrap().unwrap();
         // A cleaner removes the file: what was locked under the name is gone for newcomers, and
         // they agree on a new one.
         fs::remove_file(temp.0.join("tcp-1")).unwrap();
@@ -673,13 +673,13 @@ mod tests {
 
     #[test]
     fn the_lock_files_are_in_one_place_for_all_temp_dirs() {
-        let endpoint_locks = turns_dir().unwrap();
-        assert!(endpoint_locks.starts_with("/tmp"), "{}", endpoint_locks.display());
-        assert_eq!(endpoint_locks.metadata().unwrap().mode() & 0o777, 0o700);
+        let dir = locks_dir().unwrap();
+        assert!(dir.starts_with("/tmp"), "{}", dir.display());
+        assert_eq!(dir.metadata().unwrap().mode() & 0o777, 0o700);
     }
 
     #[test]
-    fn turns_in_different_orders_never_deadlock_and_never_overlap() {
+    fn locks_in_different_orders_never_deadlock_and_never_overlap() {
         let temp = Temp::new();
         let busy: Arc<[AtomicBool; 3]> = Arc::default();
         thread::scope(|s| {
@@ -710,8 +710,8 @@ mod tests {
     #[test]
     #[ignore = "a part of another test"]
     fn victim() {
-        let dir = PathBuf::from(std::env::var_os("MIRAKURU_TEST_TURNS").unwrap());
-        let _turn = EndpointLock::take_in(&dir, &[endpoint(1)], "redis", LONG)
+        let dir = PathBuf::from(std::env::var_os("MIRAKURU_TEST_LOCKS").unwrap());
+        let _lock = EndpointLock::take_in(&dir, &[endpoint(1)], "redis", LONG)
             .unwrap()
             .unwrap();
         println!("\ntaken");
@@ -719,12 +719,12 @@ mod tests {
     }
 
     #[test]
-    fn a_killed_process_has_no_turn() {
+    fn a_killed_process_holds_no_lock() {
         use std::io::{BufRead, BufReader};
         use std::process::Stdio;
         let temp = Temp::new();
         let mut victim = process_of(test_name!(victim))
-            .env("MIRAKURU_TEST_TURNS", &temp.0)
+            .env("MIRAKURU_TEST_LOCKS", &temp.0)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()

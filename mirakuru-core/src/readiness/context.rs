@@ -316,11 +316,11 @@ impl Probe<'_> {
 pub struct Wake {
     /// Time since the service was started.
     elapsed: Duration,
-    /// New output of the service.
+    /// Whether new output ends the pause.
     pub(crate) output: bool,
-    /// One of these has become readable.
+    /// The pause ends when one of these becomes readable.
     pub(crate) events: Vec<RawFd>,
-    /// At the latest after this time.
+    /// The longest pause.
     pub(crate) pause: Duration,
 }
 

@@ -589,7 +589,7 @@ mod tests {
     #[test]
     fn it_is_executed_as_by_a_shell() {
         let harness = Harness::new();
-        // What is blocked or ignored here is no business of the command's: Rust ignores SIGPIPE.
+        // The command must not inherit blocked or ignored signals: Rust ignores SIGPIPE.
         let signals = [
             ("PIPE", "was killed by signal 13"),
             ("TERM", "was killed by SIGTERM"),

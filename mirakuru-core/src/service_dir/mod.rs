@@ -15,19 +15,18 @@
 //! ```
 //!
 //! A test process that is killed leaves its service directories behind. The next one sweeps them: a
-//! service directory is stale when nobody holds `lock`. A process id would not do, because a
-//! supervisor outlives the test process, and because two containers that share a temp dir do not
+//! service directory is left over when no process holds `lock`. A process id would not do, because
+//! a supervisor outlives the test process, and because two containers that share a temp dir do not
 //! see each other's processes; both see a flock.
 //!
 //! Sweeps, creations and removals run side by side in many processes without a common lock:
 //!
 //! - A service directory gets its name by `rename` when the locked `lock` is in it. Nobody ever
 //!   sees it without.
-//! - An id is random and never used twice, so what was found to be stale stays stale.
-//! - A sweeper works on a stale service directory only while it holds that service directory's
-//!   lock; the others leave it to it.
-//! - `lock` goes when the rest has gone, and a lock on a file that has lost its name counts for
-//!   nothing. A service directory without it is debris, or a kept log.
+//! - An id is random and never used twice, so a directory that was found left over stays so.
+//! - A sweeper works on a left-over directory only while it holds its lock. Other sweepers skip it.
+//! - `lock` is removed last. A lock on a file that has been unlinked counts for nothing. A
+//!   directory without `lock` is left over and may be deleted, or holds a kept log.
 
 pub(crate) mod base;
 pub(crate) mod remove;

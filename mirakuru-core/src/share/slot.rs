@@ -89,17 +89,17 @@ pub struct RunSlot {
     grace: Duration,
 }
 
-/// What is in a berth.
+/// The state of a run slot.
 #[doc(hidden)]
 #[derive(Debug)]
 pub enum SlotState<R> {
     /// A service that runs.
     Running(Box<Executor<R>>),
-    /// Nothing: the caller is the one to start it, by the recipe that it gave.
-    Vacant(StartPermit, Box<ExecutorBuilder<R>>),
+    /// No service: the caller has the permit to start it, by the recipe that it gave.
+    Empty(StartPermit, Box<ExecutorBuilder<R>>),
 }
 
-/// The right to start the service of a berth, given up when dropped.
+/// The right to start the service of a run slot, given up when dropped.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct StartPermit {
@@ -269,7 +269,7 @@ impl StartPermit {
         match State::read(&self.slot.published).map_err(|e| self.slot.error(e))? {
             None => {
                 self.user = self.slot.join().map_err(|e| self.slot.error(e))?;
-                Ok(SlotState::Vacant(self, Box::new(recipe)))
+                Ok(SlotState::Empty(self, Box::new(recipe)))
             }
             Some(state) => {
                 let user = self.slot.join().map_err(|e| self.slot.error(e))?;

@@ -8,11 +8,12 @@ use std::time::{Duration, Instant};
 pub(crate) const FIRST_POLL: Duration = Duration::from_micros(100);
 /// No pause is longer, so that a service that takes minutes is still noticed in time.
 const LONGEST_POLL: Duration = Duration::from_millis(100);
-/// The pause as a part of the time already waited: one fiftieth, so that the mean loss is 1 % and
-/// the worst 2 %. For services that are up soon it is half of that, up to half a millisecond less.
+/// A pause is one fiftieth of the time already waited, so a poll is 1 % late on average and 2 % at
+/// worst. For a service that starts fast, pauses are shorter by half, but by at most 0.5 ms.
 const POLL_DIVISOR: u32 = 50;
 const LESS: Duration = Duration::from_micros(500);
-/// The same where an event tells, and the poll is for an event that was missed.
+/// The same fraction for a fallback poll: an event usually ends the wait, and the poll covers a
+/// missed event.
 const FALLBACK_DIVISOR: u32 = 10;
 const FIRST_FALLBACK: Duration = Duration::from_millis(1);
 

@@ -279,7 +279,7 @@ impl External {
     /// Fails in a test that asks for something that only a server of ours has.
     #[track_caller]
     pub(crate) fn has_no(&self, thing: &str) -> ! {
-        panic!("{self} is not ours: its {thing} is not known")
+        panic!("{self} was not started by mirakuru, so its {thing} is not known")
     }
 
     fn addrs(&self, port: u16) -> io::Result<impl Iterator<Item = SocketAddr>> {

@@ -52,15 +52,15 @@ const FIRST_LIMIT: Duration = Duration::from_secs(1);
 ///
 /// Once it listens it is asked again and again, with pauses of a fiftieth of the time since then,
 /// 0.1 ms at least. If it answers, with a status that is not enough, the pauses are a twentieth, 1
-/// ms at least, so that its log does not fill with requests. A request has 1 s, the next one after
-/// it was not enough 2 s, and so on, so that a server that accepts connections and never answers
-/// does not hang the start, and a slow one is not asked in vain for ever.
+/// ms at least, so that its log does not fill with requests. A request may take 1
+/// s. If that was too short, the next may take 2 s, and so on. So a server that never answers does
+/// not hang the start, and a slow one gets enough time.
 ///
-/// The URL is one of `http://`, whose port is 80 where it names none, or with the feature `tls` of
-/// `https://` and 443. A server's certificate is not checked, since that of a test is rarely one
-/// to be trusted, and no server name is sent; that the port is the service's own is known anyway,
-/// on this machine. Path and query are sent as they are given. A user and password
-/// (`http://user:password@host/`) are sent as basic authentication, and never shown in errors.
+/// The URL begins with `http://` (default port 80), or, with the feature `tls`, with `https://`
+/// (443). A server's certificate is not checked, because test certificates are rarely trusted. No
+/// server name is sent. On this machine mirakuru checks that the port is the service's own. Path
+/// and query are sent as they are given. A user and password (`http://user:password@host/`) are
+/// sent as basic authentication, and never shown in errors.
 ///
 /// Placeholders are filled in in the URL, in the values of headers and forms, and in a body that
 /// is UTF-8.

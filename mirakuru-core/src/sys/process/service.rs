@@ -492,7 +492,7 @@ impl Service {
     }
 }
 
-/// All that a supervisor is given at its birth.
+/// Everything that a launch needs; dropped if the launch fails.
 struct LaunchResources<'a> {
     plan: &'a Plan,
     mapping: Mapping,

@@ -89,7 +89,7 @@ fn whoever_waits_for_another_ones_start_has_its_path() {
 }
 
 #[test]
-fn whoever_waits_for_a_turn_has_the_path_of_who_had_it() {
+fn a_wait_for_a_port_has_the_path_of_its_holder() {
     let run = run(&[
         "P 7 0 0 a 5 1000",
         "T 7 0 1 first",
