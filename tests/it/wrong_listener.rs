@@ -138,7 +138,8 @@ fn the_pid_file_is_another_processs() {
             "{ODD} --pid-file {path}: pid file {path} is already in use by mirakuru-odd-service (pid \
                 {pid})\n  \
                holder:     started [time] ago by user {user}\n  \
-               hint:       end it with `kill {pid}`, or use a path in `{{dir}}`, which is private"
+               hint:       if that is another program, remove the file, which a service that is gone \
+                left; otherwise end it with `kill {pid}`"
         ),
     );
 }

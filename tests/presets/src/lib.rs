@@ -27,7 +27,8 @@ fn this_test() -> String {
 #[track_caller]
 #[must_use]
 pub fn require(program: &str) -> bool {
-    let path = env::var_os("PATH").unwrap_or_default();
+    // Where it is not set, programs are looked for in the folders that every system has.
+    let path = env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
     let mut dirs = env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
     let found = dirs.any(|dir| dir.join(program).is_file());
     if !found {
