@@ -277,8 +277,8 @@ pub use mirakuru_fixtures::{
 /// ```
 ///
 /// - A field is in scope in the attributes below it, by its name, as `&T`. Services start as soon
-///   as those that they name are ready. They end in the reverse order. (So the macro turns the
-///   order of the fields round, as a struct drops its first field first.)
+///   as those that they name are ready. They end in the reverse order. (So the macro reverses the
+///   order of the fields, as a struct drops its first field first.)
 /// - The recipe of a generic struct is named with its parameters where they cannot be inferred,
 ///   `#[mirakuru::fixture(Farm::<3>)]`. Outside the attribute it is `Farm::<3>()`.
 ///
