@@ -944,6 +944,48 @@ fn leaves_a_mount() {
     drop(service);
 }
 
+/// Runs a victim where there is no `/proc`; it succeeds in time.
+#[track_caller]
+fn without_proc(test: &str, scratch: &Scratch) {
+    let script = "mount -t tmpfs none /proc && exec \"$@\"";
+    let begin = Instant::now();
+    let output = under(
+        Path::new("unshare"),
+        &["--mount", "--propagation", "private", "sh", "-c", script, "sh"],
+        &victim(test, scratch.path()),
+    )
+    .output()
+    .expect("it runs");
+    assert!(output.status.success(), "{output:?}");
+    assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
+}
+
+/// Whose a socket is cannot be seen then: no service is taken for another.
+#[test]
+fn a_port_is_ready_where_there_is_no_proc() {
+    if !common::is_root() {
+        common::skip_without_root();
+        return;
+    }
+    without_proc(test_name!(listens_on_ports), &Scratch::new());
+}
+
+#[test]
+#[ignore = "a victim"]
+fn listens_on_ports() {
+    if victim_dir().is_none() {
+        return;
+    }
+    for fork in ["0", "1"] {
+        let recipe = odd(["--listen", "127.0.0.1:{port}", "--fork", fork]);
+        let service = recipe.wait_for(Tcp::addr("127.0.0.1:{port}")).start().unwrap();
+        assert!(std::net::TcpStream::connect(service.addr()).is_ok());
+    }
+    let addr = format!("127.0.0.1:{}", common::fixed_port());
+    let recipe = odd(["--listen", &addr]).wait_for(Tcp::addr(&addr));
+    recipe.start().unwrap().stop().unwrap();
+}
+
 /// Without `/proc` the kernel is asked for each process by its number.
 #[cfg_attr(
     mirakuru_portable,
@@ -956,18 +998,7 @@ fn a_deaf_daemon_is_ended_where_there_is_no_proc() {
         return;
     }
     let scratch = Scratch::new();
-    let victim = victim(test_name!(has_a_deaf_daemon), scratch.path());
-    let script = "mount -t tmpfs none /proc && exec \"$@\"";
-    let begin = Instant::now();
-    let output = under(
-        Path::new("unshare"),
-        &["--mount", "--propagation", "private", "sh", "-c", script, "sh"],
-        &victim,
-    )
-    .output()
-    .expect("it runs");
-    assert!(output.status.success(), "{output:?}");
-    assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
+    without_proc(test_name!(has_a_deaf_daemon), &scratch);
     assert_gone(&scratch, &scratch.file("pids"), LONG);
 }
 
