@@ -1,12 +1,14 @@
 //! What others can do to a service and its supervisor: see `docs/guide/attackers.md`.
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::process::{Command, Output, Stdio};
 
 use crate::common::{
-    LONG, Scratch, alive, assert_gone, is_root, numbers, odd, skip_without_root, supervisors, wait_until,
+    LONG, SIGTERM, Scratch, alive, assert_gone, error_of, fixed_port, is_root, numbers, odd, send,
+    skip_without_root, supervisors, wait_until,
 };
-use mirakuru::{Banner, Executor};
+use mirakuru::{Banner, Executor, Tcp};
 
 const NOBODY: [&str; 3] = ["--reuid=65534", "--regid=65534", "--clear-groups"];
 
@@ -79,6 +81,43 @@ fn stat(pid: u32, field: usize) -> u32 {
     ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
 )]
 #[cfg(target_os = "linux")]
+/// Queues are per user: the hint does not send a test into one that cannot move.
+#[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end cannot see whose a socket is"
+)]
+fn no_queue_is_advised_for_the_port_of_another_users_test() {
+    if !is_root() {
+        skip_without_root();
+        return;
+    }
+    let port = fixed_port();
+    let listen = "import socket, sys, time; s = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n\
+                  print('up', flush=True); time.sleep(60)";
+    // A supervisor of that user, by its name.
+    let script = "printf mirakuru-worker >/proc/$$/comm; python3 -c \"$1\" $2 & trap 'kill $!' TERM; wait";
+    let mut others = Command::new("setpriv")
+        .args(NOBODY)
+        .args(["sh", "-c", script, "sh", listen, &port.to_string()])
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("setpriv is there");
+    let mut line = String::new();
+    let output = others.stdout.take().expect("a pipe");
+    BufReader::new(output).read_line(&mut line).expect("it speaks");
+    assert_eq!(line, "up\n");
+    let addr = format!("127.0.0.1:{port}");
+    let report = error_of(odd(["--listen", &addr]).wait_for(Tcp::addr(&addr)).start()).to_string();
+    send(others.id(), SIGTERM);
+    others.wait().expect("a child");
+    assert!(
+        report.contains("wait until that test of another user has ended, or "),
+        "{report}"
+    );
+    assert!(!report.contains("queue"), "{report}");
+}
+
 #[test]
 fn no_process_group_or_session_has_two_of_guard_worker_and_service() {
     let service = odd(["--ready-line", "up"])

@@ -43,6 +43,8 @@ pub(crate) struct Holder {
     /// A supervisor still looks after it: it is the service of a running test, and not one that was
     /// left behind.
     pub(crate) supervised: bool,
+    /// Another user's test: it waits in no queue of this user's.
+    pub(crate) queues_apart: bool,
     /// It is this process, which a test may be surprised by.
     pub(crate) ourselves: bool,
     /// This process's user may end it.
@@ -59,15 +61,17 @@ impl Holder {
     pub(crate) fn of_pid(pid: u32) -> Holder {
         let stat = procfs::stat(pid);
         let uid = procfs::user(pid);
+        let is_supervisor = |(_, stat): &(u32, procfs::Stat)| stat.is_alive() && is_supervisor(&stat.comm);
+        let supervisor = procfs::ancestors(pid).skip(1).find(is_supervisor);
         Holder {
             pid: Some(pid),
             program: stat.as_ref().map(|stat| program(pid, &stat.comm)),
             user: uid.map(user_name),
             age: stat.as_ref().and_then(procfs::Stat::age),
-            marked: is_marked(pid),
-            supervised: procfs::ancestors(pid)
-                .skip(1)
-                .any(|(_, stat)| stat.is_alive() && is_supervisor(&stat.comm)),
+            // The mark of another user's process cannot be read.
+            marked: supervisor.is_some() || is_marked(pid),
+            supervised: supervisor.is_some(),
+            queues_apart: supervisor.is_some_and(|(pid, _)| procfs::user(pid) != Some(sockets::user())),
             ourselves: pid == std::process::id(),
             may_be_signalled: sockets::user() == 0 || uid == Some(sockets::user()),
             essential: pid == 1
@@ -111,6 +115,8 @@ impl Holder {
         let pid = self.pid?;
         if self.ourselves {
             Some("drop what has it, in this test or in another one of this binary".to_owned())
+        } else if self.queues_apart {
+            Some("wait until that test of another user has ended".to_owned())
         } else if self.marked && self.supervised {
             Some("wait for that test with `.queue(true)`".to_owned())
         } else if self.essential {
@@ -287,7 +293,15 @@ mod tests {
             holder.about().unwrap(),
             "the service of another test that is running"
         );
-        assert!(!holder.remedy().unwrap().contains("kill"));
+        assert_eq!(holder.remedy().unwrap(), "wait for that test with `.queue(true)`");
+        let others = Holder {
+            queues_apart: true,
+            ..holder
+        };
+        assert_eq!(
+            others.remedy().unwrap(),
+            "wait until that test of another user has ended"
+        );
         let wrong_listener = Holder {
             pid: Some(812),
             ..Holder::default()
