@@ -20,8 +20,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    self, ODD, SIGKILL, Scratch, alive, fixed_port, is_root, numbers, say, send, skip_without_root, stat,
-    test_name, victim, victim_dir, wait_until,
+    self, ODD, SIGKILL, Scratch, alive, fixed_port, is_root, numbers, random, say, send, skip_without_root,
+    stat, test_name, victim, victim_dir, wait_until,
 };
 use mirakuru::{
     And, Error, Executor, ExecutorBuilder, HttpExecutor, Prepare, Probe, Readiness, Recipe, SdNotify, Shared,
@@ -1265,22 +1265,107 @@ fn it_stays_when_the_starter_is_killed_afterwards() {
     assert_nothing_left(&scratch, &[service]);
 }
 
+/// The service of each, once all have one but for those that are killed.
+fn services_of(tests: &[Test], is_doomed: impl Fn(&Test) -> bool, round: u64) -> Vec<u32> {
+    let mut pids = Vec::new();
+    for test in tests {
+        let done = wait_until(
+            || test.told().contains_key("used") || (is_doomed(test) && !alive(test.pid)),
+            BOUND,
+        );
+        assert!(done, "round {round}: one hangs\n{}", test.output());
+        let told = test.told();
+        match told.get("pid") {
+            Some(pid) => pids.push(pid.parse::<u32>().expect("a pid")),
+            None => assert!(is_doomed(test), "round {round}: {told:?}"),
+        }
+    }
+    assert!(pids.iter().all(|pid| *pid == pids[0]), "round {round}: {pids:?}");
+    pids
+}
+
+/// Lets the tests and their run end: nothing is left. Returns whether the next run had to remove a
+/// directory.
+fn end_of_round(run: Run, scratch: &Scratch, tests: &[Test], mut started: Vec<u32>, round: u64) -> bool {
+    let living: Vec<u32> = started.iter().copied().filter(|pid| alive(*pid)).collect();
+    assert_eq!(living.len(), 1, "round {round}: {started:?}");
+    started.extend(with_supervisors(living[0]));
+    touch(scratch, "end");
+    for test in tests {
+        assert!(wait_until(|| !alive(test.pid), BOUND));
+    }
+    run.end(round % 2 == 0);
+    assert!(
+        wait_until(|| !started.iter().any(|pid| alive(*pid)), BOUND),
+        "round {round}: {started:?}"
+    );
+    let is_clean = || left_in(scratch.path()).is_empty();
+    let swept = !wait_until(is_clean, Duration::from_secs(1));
+    if swept {
+        // Of a process that was killed before it had a supervisor: whoever is the next to start
+        // anything sweeps it.
+        let mut next = Run::begin(scratch);
+        let sweeps = next.test(&[("USE", "SLEEPER")]);
+        started.push(sweeps.service());
+        sweeps.ended();
+        next.end(true);
+    }
+    assert_nothing_left(scratch, &started);
+    swept
+}
+
+/// Sixty-four processes ask for one service at a barrier, and all but four are killed at random
+/// moments: before they have the service, while they start it, and while they use it.
+#[test]
+#[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
+fn sixty_four_race_and_sixty_are_killed() {
+    let rounds: u64 = env::var("MIRAKURU_RACE_ROUNDS").map_or(2, |n| n.parse().expect("a number"));
+    let (mut begun, mut services_begun, mut swept) = (0, 0, 0);
+    for round in 0..rounds {
+        let scratch = Scratch::new();
+        let mut run = Run::begin(&scratch);
+        let envs = [("USE", "EVENTFUL"), ("AFTER", "go"), ("UNTIL", "end")];
+        let tests: Vec<Test> = (0..64).map(|_| run.test(&envs)).collect();
+        // As long as a start takes, and longer.
+        let span = [30_000, 100_000, 400_000][round as usize % 3];
+        let mut kills: Vec<(Duration, &Test)> = tests[..60]
+            .iter()
+            .map(|test| (Duration::from_micros(random() % span), test))
+            .collect();
+        kills.sort_by_key(|(at, _)| *at);
+        let began = Instant::now();
+        touch(&scratch, "go");
+        for (at, test) in kills {
+            thread::sleep(at.saturating_sub(began.elapsed()));
+            send(test.pid, SIGKILL);
+        }
+        let killed: Vec<u32> = tests[..60].iter().map(|test| test.pid).collect();
+        let pids = services_of(&tests, |test| killed.contains(&test.pid), round);
+        assert!(pids.len() >= 4 && began.elapsed() < 2 * BOUND, "round {round}");
+        let started = services(&scratch);
+        assert!(started.contains(&pids[0]), "round {round}: {started:?}");
+        begun += numbers(&scratch.file("starts")).len();
+        services_begun += started.len();
+        swept += u32::from(end_of_round(run, &scratch, &tests, started, round));
+    }
+    say(&format!(
+        "{rounds} rounds of 64 processes, 60 of them killed: {begun} starts, {services_begun} services; \
+         {swept} times the next run removed a directory"
+    ));
+}
+
 /// A hundred processes want it at once, and the one that gets to start it is killed at a random
 /// moment.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_hundred_race_to_be_first_and_the_winner_is_killed() {
-    let rounds: u64 = env::var("MIRAKURU_TEST_ROUNDS").map_or(5, |n| n.parse().expect("a number"));
-    let mut seed = u64::from(std::process::id()) + 88_172_645_463_325_252;
+    let rounds: u64 = env::var("MIRAKURU_RACE_ROUNDS").map_or(5, |n| n.parse().expect("a number"));
     let (mut took_over, mut attached, mut no_start, mut swept) = (0, 0, 0, 0);
     for round in 0..rounds {
-        seed ^= seed << 13;
-        seed ^= seed >> 7;
-        seed ^= seed << 17;
         // A start takes some milliseconds, and some tens of them while a hundred processes want the
         // processor.
         let doomed_at = ["DOOM", "DOOM", "DOOM", "DOOM_EARLY"][round as usize % 4];
-        let doom = (seed % [5_000, 60_000, 300_000][round as usize % 3]).to_string();
+        let doom = (random() % [5_000, 60_000, 300_000][round as usize % 3]).to_string();
         let scratch = Scratch::new();
         let mut run = Run::begin(&scratch);
         let envs = [
@@ -1293,22 +1378,9 @@ fn a_hundred_race_to_be_first_and_the_winner_is_killed() {
         let began = Instant::now();
         touch(&scratch, "go");
         let is_doomed = |test: &Test| numbers(&scratch.file("dying")).contains(&test.pid);
-        let mut pids = Vec::new();
-        for test in &tests {
-            let done = wait_until(
-                || test.told().contains_key("used") || (is_doomed(test) && !alive(test.pid)),
-                BOUND,
-            );
-            assert!(done, "round {round}: one hangs\n{}", test.output());
-            let told = test.told();
-            match told.get("pid") {
-                Some(pid) => pids.push(pid.parse::<u32>().expect("a pid")),
-                None => assert!(is_doomed(test), "round {round}: {told:?}"),
-            }
-        }
+        let pids = services_of(&tests, is_doomed, round);
         let took = began.elapsed();
         assert!(pids.len() >= 99, "round {round}");
-        assert!(pids.iter().all(|pid| *pid == pids[0]), "round {round}: {pids:?}");
         let started = services(&scratch);
         let living: Vec<u32> = started.iter().copied().filter(|pid| alive(*pid)).collect();
         assert_eq!(living, [pids[0]], "round {round}: {started:?}");
@@ -1324,29 +1396,7 @@ fn a_hundred_race_to_be_first_and_the_winner_is_killed() {
             starts.len() <= 2 && started.len() <= starts.len(),
             "round {round}: {starts:?} {started:?}"
         );
-        let mut all = with_supervisors(pids[0]).to_vec();
-        all.extend(started);
-        touch(&scratch, "end");
-        for test in &tests {
-            assert!(wait_until(|| !alive(test.pid), BOUND));
-        }
-        run.end(round % 2 == 0);
-        assert!(
-            wait_until(|| !all.iter().any(|pid| alive(*pid)), BOUND),
-            "round {round}: {all:?}"
-        );
-        let is_clean = || left_in(scratch.path()).is_empty();
-        if !wait_until(is_clean, Duration::from_secs(1)) {
-            // Of a process that was killed before it had a supervisor: whoever is the next to start
-            // anything sweeps it.
-            let mut next = Run::begin(&scratch);
-            let sweeps = next.test(&[("USE", "SLEEPER")]);
-            all.push(sweeps.service());
-            sweeps.ended();
-            next.end(true);
-            swept += 1;
-        }
-        assert_nothing_left(&scratch, &all);
+        swept += u32::from(end_of_round(run, &scratch, &tests, started, round));
         assert!(took < 2 * BOUND, "round {round}: {took:?}");
     }
     say(&format!(
