@@ -113,5 +113,5 @@ pub mod __private {
     }
     pub use crate::__before_main as before_main;
     pub use crate::outcome::shared_use::SharedServices;
-    pub use crate::outcome::{test_begins, test_has_failed, test_returns_err};
+    pub use crate::outcome::{test_begins, test_has_failed, test_may_start, test_returns_err};
 }

@@ -19,6 +19,7 @@ use std::task::Poll;
 
 use mirakuru_core::__private::{
     Endpoints, Polled, Run, SharedLock, Startable, launch_together, poll_together, shown, test_begins,
+    test_may_start,
 };
 use mirakuru_core::{Error, Executor, ExecutorBuilder, NoWait};
 
@@ -267,6 +268,8 @@ impl<'a> System<'a> {
     /// thread.
     #[must_use]
     pub fn of_test() -> System<'a> {
+        // First of all: on a busy machine, the test's time may be over before a recipe is made.
+        test_may_start();
         let mut system = System::new();
         system.is_for_test = true;
         system

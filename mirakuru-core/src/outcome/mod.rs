@@ -13,6 +13,12 @@ thread_local! {
     static ERR_RETURNED: Cell<bool> = const { Cell::new(false) };
 }
 
+/// The test on this thread may start services of its own. From now on rstest's `#[timeout]` ends
+/// them, or forbids them.
+pub fn test_may_start() {
+    timed_out::this_test();
+}
+
 /// A test begins on this thread.
 pub fn test_begins() {
     ERR_RETURNED.set(false);
