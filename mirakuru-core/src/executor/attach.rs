@@ -27,7 +27,7 @@ pub(super) struct Attached {
     state: State,
     published: PathBuf,
     /// This process, as one of the users with which the service ends.
-    _user: Option<User>,
+    user: Option<User>,
     /// The lock of the process that started it. It shows that process's other tests that the
     /// endpoints will not become free.
     _endpoint_lock: Option<Arc<Mutex<EndpointLock>>>,
@@ -49,7 +49,10 @@ impl Attached {
     /// The published state as it is now: it changes when the service ends, and goes when the run
     /// does.
     fn now(&self) -> Option<State> {
-        State::read(&self.published).ok().flatten()
+        match self.user {
+            Some(_) => self.state.now_for_user(&self.published),
+            None => State::read(&self.published).ok().flatten(),
+        }
     }
 }
 
@@ -162,7 +165,7 @@ impl<R: Readiness> Executor<R> {
         let attached = Attached {
             state,
             published,
-            _user: user,
+            user,
             _endpoint_lock: None,
         };
         if !is_running {
@@ -268,7 +271,7 @@ impl<R: Readiness> Executor<R> {
         self.process = Process::Attached(Box::new(Attached {
             state,
             published,
-            _user: user.take(),
+            user: user.take(),
             _endpoint_lock,
         }));
         Ok(())

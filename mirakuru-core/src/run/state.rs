@@ -159,6 +159,23 @@ impl State {
         !main_has_ended && ServiceDir::is_supervised(&self.service_dir)
     }
 
+    /// The state as it is now, for a user with whom the service ends. When other users leave, the
+    /// supervisor hides the file for microseconds and looks for users again. So a file that is
+    /// absent counts only when its directory or the supervisor is gone, too.
+    pub(crate) fn now_for_user(&self, path: &Path) -> Option<State> {
+        let began = Instant::now();
+        loop {
+            let now = State::read(path).ok().flatten();
+            let is_hidden = now.is_none()
+                && path.parent().is_some_and(Path::exists)
+                && ServiceDir::is_supervised(&self.service_dir);
+            if !is_hidden || began.elapsed() > RECORDED_WITHIN {
+                return now;
+            }
+            thread::sleep(Duration::from_micros(50));
+        }
+    }
+
     /// A service that has just ended may not have its end recorded yet: waits for that, a moment.
     /// Its supervisor does it within microseconds, unless it was killed as well.
     pub(crate) fn settle(self, path: &Path) -> State {
@@ -173,7 +190,9 @@ impl State {
             thread::sleep(Duration::from_micros(200));
             match State::read(path) {
                 Ok(Some(now)) => state = now,
-                _ => break,
+                // The supervisor hides it for a moment, or removes it.
+                Ok(None) => {}
+                Err(_) => break,
             }
         }
         state
@@ -188,6 +207,34 @@ fn pair(text: &str) -> Option<(String, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::service_dir::tests::Temp;
+
+    #[test]
+    fn a_user_finds_the_state_that_the_supervisor_hides_for_a_moment() {
+        let temp = Temp::new();
+        let supervised = temp.service_dir();
+        let run_dir = temp.base().join("run");
+        fs::create_dir(&run_dir).unwrap();
+        let [published, hidden] = ["state", "hidden"].map(|name| run_dir.join(name));
+        let state = State {
+            pid: 9,
+            service_dir: supervised.path().to_owned(),
+            ..State::default()
+        };
+        state.write(&hidden).unwrap();
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                thread::sleep(Duration::from_millis(20));
+                fs::rename(&hidden, &published).unwrap();
+            });
+            assert_eq!(state.now_for_user(&published), Some(state.clone()));
+        });
+        fs::remove_dir_all(&run_dir).unwrap();
+        assert_eq!(state.now_for_user(&published), None, "the service has ended");
+        fs::create_dir(&run_dir).unwrap();
+        drop(supervised);
+        assert_eq!(state.now_for_user(&published), None, "the supervisor is gone");
+    }
 
     #[test]
     fn the_state_survives_the_file() {
