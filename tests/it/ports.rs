@@ -369,6 +369,32 @@ fn a_restart_whose_port_cannot_be_had_says_why() {
 }
 
 #[test]
+fn a_service_that_exits_during_its_restart_is_an_error_on_the_same_port() {
+    let scratch = Scratch::new();
+    let broken = scratch.file("broken");
+    let script = format!(
+        "test -e {broken} && echo 'bind: Address already in use' && exit 1
+        exec {odd} --listen 127.0.0.1:$PORT",
+        odd = common::ODD
+    );
+    let mut service = Executor::builder(script)
+        .shell(true)
+        .env("PORT", "{port}")
+        .wait_for(Tcp::addr("127.0.0.1:{port}"))
+        .start()
+        .unwrap();
+    let address = service.addr();
+    fs::write(&broken, "").unwrap();
+    let error = error_of(service.restart());
+    assert!(matches!(error, Error::Exited { .. }), "{error}");
+    assert!(error.to_string().contains("Address already in use"), "{error}");
+    assert_eq!(service.addr(), address);
+    fs::remove_file(&broken).unwrap();
+    service.start().unwrap();
+    assert_eq!(service.addr(), address);
+}
+
+#[test]
 fn output_that_speaks_of_something_in_use_starts_nothing_again() {
     let scratch = Scratch::new();
     let starts = scratch.file("starts");
