@@ -147,7 +147,8 @@ impl Podman {
 impl Drop for Podman {
     fn drop(&mut self) {
         if victim_dir().is_none() {
-            let _ = self.run(&["system", "reset", "--force"]);
+            // Not `system reset`: that removes `/run/libpod` as well, which others have, too.
+            let _ = self.run(&["rm", "--all", "--force", "--time=0"]);
             let _ = Command::new("umount").arg(self.dir.join("root/overlay")).output();
         }
     }
