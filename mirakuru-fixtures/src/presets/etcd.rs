@@ -198,7 +198,7 @@ impl Etcd {
     #[must_use]
     pub fn url(&self) -> String {
         match &self.external {
-            Some(external) => external.url(external.path.as_deref().unwrap_or_default()),
+            Some(external) => external.shared_url(),
             None => format!("http://{}", self.executor.addr()),
         }
     }

@@ -31,7 +31,7 @@ use mirakuru_core::__private::{Owner, before_main, literal};
 use mirakuru_core::{Check, Error, Executor, ExecutorBuilder, Readiness, Tcp};
 use percent_encoding::percent_decode_str;
 
-use super::connection::{Connection, Stream};
+use super::connection::{ANSWER_WITHIN, Connection, Stream};
 use super::server::{Options, Server, unique_name};
 use super::{Answers, Prefix, etcd, failed, mariadb, memcached, mosquitto, nats};
 use super::{percent_encoded, postgres, rabbitmq, redis};
@@ -242,6 +242,13 @@ impl External {
         )
     }
 
+    /// The URL that was given. It has no `/` at its end, as the URL of a server of ours has none:
+    /// tests append paths.
+    pub(crate) fn shared_url(&self) -> String {
+        let url = self.url(self.path.as_deref().unwrap_or_default());
+        url.strip_suffix('/').map(str::to_owned).unwrap_or(url)
+    }
+
     /// The host and the port, as they stand in URLs.
     fn authority(&self) -> String {
         match self.host.contains(':') {
@@ -260,6 +267,13 @@ impl External {
     }
 
     pub(crate) fn failed(&self, source: io::Error) -> Error {
+        // The system's words for a time-out of a read are "resource temporarily unavailable".
+        let source = match source.kind() {
+            io::ErrorKind::WouldBlock => {
+                io::Error::other(format!("it gave no answer within {} s", ANSWER_WITHIN.as_secs()))
+            }
+            _ => source,
+        };
         failed(format!("use {self}"), source)
     }
 
@@ -499,6 +513,9 @@ mod tests {
         let six = parse("valkey://[::1]").unwrap();
         assert_eq!((&*six.host, six.port, six.path.as_deref()), ("::1", 6379, None));
         assert_eq!(six.url(""), "valkey://[::1]:6379/");
+        assert_eq!(six.shared_url(), "valkey://[::1]:6379");
+        assert_eq!(parse("redis://h/").unwrap().shared_url(), "redis://h:6379");
+        assert_eq!(managed.shared_url(), "redis://h:6379/x?a=b");
         assert_eq!(
             parse("redis://:a:b@h/").unwrap().url(""),
             "redis://:a%3Ab@h:6379/"
@@ -516,6 +533,13 @@ mod tests {
             let reason = parse(url).unwrap_err();
             assert!(reason.contains(part) && !reason.contains("secret"), "{reason}");
         }
+    }
+
+    #[test]
+    fn a_server_that_is_silent_gave_no_answer() {
+        let silent = parse("redis://h/").unwrap();
+        let error = silent.failed(io::ErrorKind::WouldBlock.into()).to_string();
+        assert!(error.contains("it gave no answer within 30 s"), "{error}");
     }
 
     #[test]

@@ -144,7 +144,7 @@ impl Mosquitto {
     #[must_use]
     pub fn url(&self) -> String {
         match &self.external {
-            Some(external) => external.url(external.path.as_deref().unwrap_or_default()),
+            Some(external) => external.shared_url(),
             None => format!("mqtt://{}", self.executor.addr()),
         }
     }

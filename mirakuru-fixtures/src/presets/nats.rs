@@ -346,7 +346,7 @@ impl Nats {
     #[must_use]
     pub fn url(&self) -> String {
         match &self.external {
-            Some(external) => external.url(external.path.as_deref().unwrap_or_default()),
+            Some(external) => external.shared_url(),
             None => url(self.executor.addr(), EVERYBODY, &self.password),
         }
     }
