@@ -8,8 +8,9 @@ use std::net::TcpListener;
 use std::ops::Deref;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{self, Command, Output};
+use std::process::{self, Command, Output, Stdio};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use mirakuru::{Error, Executor, Readiness};
 
@@ -22,14 +23,18 @@ fn this_test() -> String {
     thread::current().name().unwrap_or("a test").to_owned()
 }
 
-/// Whether a program is installed. When it is not, this says so aloud (the test then returns); with
+/// Whether a program is installed. When it is not, this says so aloud (the test then returns). With
 /// `CI=true` in the environment the test fails.
 #[track_caller]
 #[must_use]
 pub fn require(program: &str) -> bool {
     // Where it is not set, programs are looked for in the folders that every system has.
     let path = env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
-    let mut dirs = env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
+    // Debian keeps PostgreSQL off PATH.
+    let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
+    let mut dirs = env::split_paths(&path)
+        .chain([PathBuf::from("/usr/sbin")])
+        .chain(versions.flatten().map(|entry| entry.path().join("bin")));
     let found = dirs.any(|dir| dir.join(program).is_file());
     if !found {
         if env::var_os("CI").is_some_and(|value| value == "true") {
@@ -42,6 +47,78 @@ pub fn require(program: &str) -> bool {
     }
     found
 }
+
+// ---- servers by URL -----------------------------------------------------------------------------
+
+/// The programs of the presets, and the variables that name a server in their place.
+const BY_URL: [(&str, &str); 8] = [
+    ("postgres", "MIRAKURU_POSTGRES_URL"),
+    ("mariadbd", "MIRAKURU_MARIADB_URL"),
+    ("redis-server", "MIRAKURU_REDIS_URL"),
+    ("rabbitmq-server", "MIRAKURU_RABBITMQ_URL"),
+    ("nats-server", "MIRAKURU_NATS_URL"),
+    ("etcd", "MIRAKURU_ETCD_URL"),
+    ("memcached", "MIRAKURU_MEMCACHED_URL"),
+    ("mosquitto", "MIRAKURU_MOSQUITTO_URL"),
+];
+
+/// The variable of this program, if it is set.
+fn url_variable(program: &str) -> Option<&'static str> {
+    let (_, variable) = BY_URL
+        .into_iter()
+        .find(|(known, _)| *known == program)
+        .expect("a program of the list");
+    let url = env::var_os(variable);
+    url.is_some_and(|url| !url.is_empty()).then_some(variable)
+}
+
+/// Lets the presets of another process start servers of their own, whatever the variables say.
+pub fn remove_urls(command: &mut Command) -> &mut Command {
+    BY_URL
+        .iter()
+        .fold(command, |command, (_, variable)| command.env_remove(variable))
+}
+
+/// Whether a test has a server: a `MIRAKURU_*_URL` names one, or the program is installed.
+#[track_caller]
+#[must_use]
+pub fn any_server(program: &str) -> bool {
+    url_variable(program).is_some() || require(program)
+}
+
+/// Whether a test goes on in this process that configures, restarts or kills its server, and so
+/// needs one of its own. See [`without_url`].
+#[track_caller]
+#[must_use]
+pub fn own_server(program: &str) -> bool {
+    without_url(program) && require(program)
+}
+
+/// Whether the test goes on in this process, because no `MIRAKURU_*_URL` names a server for this
+/// program. Where one does, this says so aloud, runs the test in another process without that
+/// variable, and fails if the test fails there.
+#[track_caller]
+#[must_use]
+pub fn without_url(program: &str) -> bool {
+    let Some(variable) = url_variable(program) else {
+        return true;
+    };
+    let test = this_test();
+    say(&format!(
+        "*** {test}: runs without {variable}, on a server of its own ***"
+    ));
+    let output = Command::new(env::current_exe().expect("this binary"))
+        .args(["--exact", &test, "--include-ignored", "--nocapture"])
+        .env_remove(variable)
+        .stderr(Stdio::inherit())
+        .output()
+        .expect("this binary runs");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains(" 1 passed"), "{text}");
+    false
+}
+
+// ---- help for tests -----------------------------------------------------------------------------
 
 /// A key for a seed that no other test and no other run has.
 #[must_use]
@@ -62,6 +139,18 @@ pub fn require_root() -> bool {
         say(&format!("\n*** {}: SKIPPED, needs to be root ***\n", this_test()));
     }
     root
+}
+
+/// Whether this holds within a time.
+pub fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
+    let begun = Instant::now();
+    while begun.elapsed() < limit {
+        if holds() {
+            return true;
+        }
+        thread::sleep(Duration::from_millis(20));
+    }
+    holds()
 }
 
 /// Whether a process is there and is no zombie.
@@ -105,10 +194,10 @@ pub fn assert_names_the_holder<H: Debug>(start: impl FnOnce(u16) -> Result<H, Er
 const CHILD: &str = "MIRAKURU_TEST_CHILD";
 
 /// Runs the `#[ignore]`d test of this name of this very binary in a process of its own, whose
-/// environment can be another one.
+/// environment can be another one. It has no `MIRAKURU_*_URL` but those that are given.
 #[must_use]
 pub fn in_a_child(test: &str, environment: &[(&str, &str)]) -> Output {
-    Command::new(env::current_exe().expect("this binary"))
+    remove_urls(&mut Command::new(env::current_exe().expect("this binary")))
         .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
         .env(CHILD, "1")
         .envs(environment.iter().copied())

@@ -12,7 +12,7 @@ use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use mirakuru::{Executor, Recipe, presets};
-use mirakuru_preset_tests::{alive, say};
+use mirakuru_preset_tests::{alive, remove_urls, require};
 
 /// Gives the handle.
 type Start = fn() -> Box<dyn Any>;
@@ -125,7 +125,7 @@ fn presets_up() {
     let Some(scratch) = env::var_os(SCRATCH) else {
         return;
     };
-    let installed = || PRESETS.iter().filter(|(program, _)| is_installed(program));
+    let installed = || PRESETS.iter().filter(|(program, _)| require(program));
     let (up, are_up) = mpsc::channel();
     for (_, start) in installed() {
         let up = up.clone();
@@ -153,26 +153,6 @@ fn the_next_run() {
     }
 }
 
-fn is_installed(program: &str) -> bool {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let debians = fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .flatten();
-    let debians = debians.map(|entry| entry.path().join("bin"));
-    let mut dirs = env::split_paths(&path)
-        .chain([PathBuf::from("/usr/sbin")])
-        .chain(debians);
-    let found = dirs.any(|dir| dir.join(program).is_file());
-    if !found && env::var_os("CI").is_some_and(|value| value == "true") {
-        panic!("`{program}` is not installed, and CI=true");
-    }
-    if !found {
-        say(&format!("\n*** `{program}` is not installed: SKIPPED ***\n"));
-    }
-    found
-}
-
 struct Killed(Child);
 
 impl Drop for Killed {
@@ -196,7 +176,7 @@ impl Scratch {
     }
 
     fn child(&self, test: &str) -> Child {
-        Command::new(env::current_exe().unwrap())
+        remove_urls(&mut Command::new(env::current_exe().unwrap()))
             .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
             .env(SCRATCH, &self.0)
             .env("TMPDIR", &self.0)

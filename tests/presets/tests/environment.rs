@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use mirakuru::{Executor, Readiness, Recipe, presets};
-use mirakuru_preset_tests::{in_a_child, is_child, require, require_root, say};
+use mirakuru_preset_tests::{in_a_child, is_child, own_server, remove_urls, require, require_root, say};
 
 const SCHEMA: &str = "CREATE TABLE visits (who TEXT)";
 
@@ -18,7 +18,7 @@ const SCHEMA: &str = "CREATE TABLE visits (who TEXT)";
 fn chosen(preset: &str, program: &str) -> bool {
     let only = env::var("MIRAKURU_TEST_ONLY").unwrap_or_default();
     let is_chosen = only.is_empty() || only.split(' ').any(|name| name == preset);
-    is_chosen && (Path::new("/usr/lib/postgresql").is_dir() && preset == "postgres" || require(program))
+    is_chosen && require(program)
 }
 
 /// Starts each preset, uses it a little, and shows its process.
@@ -86,16 +86,16 @@ impl Drop for Scratch {
 
 /// This binary's test of this name, as `child`, with a command such as `setpriv` before it.
 fn child_under(wrapper: &[&str], test: &str, only: &str, temp: &Path) -> Output {
-    let mut command = Command::new(wrapper[0]);
-    command
+    remove_urls(&mut Command::new(wrapper[0]))
         .args(&wrapper[1..])
         .arg(env::current_exe().unwrap())
         .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
         .env("MIRAKURU_TEST_CHILD", "1")
         .env("MIRAKURU_TEST_ONLY", only)
         .env("TMPDIR", temp)
-        .env_remove("XDG_RUNTIME_DIR");
-    command.output().unwrap()
+        .env_remove("XDG_RUNTIME_DIR")
+        .output()
+        .unwrap()
 }
 
 #[track_caller]
@@ -276,9 +276,15 @@ fn a_user_without_an_entry_in_passwd_runs_servers_or_learns_what_is_missing() {
     assert_says(&refused, &["/etc/passwd"]);
 }
 
-#[mirakuru::fixture(presets::redis().file("tls/server.key", "secret {port}"))]
 #[test]
-fn a_file_is_the_servers_and_nobody_elses(server: &presets::Redis) {
+fn a_file_is_the_servers_and_nobody_elses() {
+    if !own_server("redis-server") {
+        return;
+    }
+    let server = presets::redis()
+        .file("tls/server.key", "secret {port}")
+        .start()
+        .unwrap();
     let path = server.dir().join("tls/server.key");
     let (file, dir) = (path.metadata().unwrap(), server.dir().metadata().unwrap());
     assert_eq!(file.mode() & 0o777, 0o600);
@@ -360,7 +366,7 @@ fn a_version_managers_stand_in_looks_in_the_directory_of_the_tests() {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
     let path = format!("{}:{}", shims.display(), env::var("PATH").unwrap());
-    let output = Command::new(env::current_exe().unwrap())
+    let output = remove_urls(&mut Command::new(env::current_exe().unwrap()))
         .args(["--exact", "all_presets", "--ignored", "--nocapture"])
         .env("MIRAKURU_TEST_CHILD", "1")
         .env("MIRAKURU_TEST_ONLY", "postgres")

@@ -6,8 +6,8 @@ use std::io::Read;
 use mirakuru::Recipe;
 use mirakuru::presets::{self, Etcd};
 use mirakuru_preset_tests::{
-    TinyDisk, assert_names_the_holder, assert_names_the_package, assert_nothing_is_left, in_a_child,
-    is_child, require, require_root,
+    TinyDisk, any_server, assert_names_the_holder, assert_names_the_package, assert_nothing_is_left,
+    in_a_child, is_child, own_server, require_root, without_url,
 };
 
 #[mirakuru::fixture(presets::etcd())]
@@ -54,7 +54,7 @@ fn has(server: &Etcd, key: &str, value: &str) -> bool {
 }
 
 fn puts_and_gets() {
-    if !require("etcd") {
+    if !any_server("etcd") {
         return;
     }
     let key = ETCD.key_prefix().join("visits");
@@ -77,7 +77,7 @@ fn another_test_has_others() {
 
 #[test]
 fn it_is_configured_keeps_data_over_a_restart_and_leaves_nothing() {
-    if !require("etcd") {
+    if !own_server("etcd") {
         return;
     }
     let mut server = presets::etcd()
@@ -95,7 +95,7 @@ fn it_is_configured_keeps_data_over_a_restart_and_leaves_nothing() {
 
 #[test]
 fn variables_of_its_own_do_not_matter() {
-    if !require("etcd") {
+    if !own_server("etcd") {
         return;
     }
     let output = in_a_child(
@@ -121,13 +121,16 @@ fn it_starts_durable() {
 
 #[test]
 fn who_has_its_port_is_named() {
-    if require("etcd") {
+    if own_server("etcd") {
         assert_names_the_holder(|port| presets::etcd().port(port).start());
     }
 }
 
 #[test]
 fn a_missing_program_is_named_and_its_package() {
+    if !without_url("etcd") {
+        return;
+    }
     let error = presets::etcd().program("/no/such/program").start().unwrap_err();
     assert!(error.to_string().contains("/no/such/program"), "{error}");
     assert_names_the_package("it_starts", "etcd-server");
@@ -143,7 +146,7 @@ fn it_starts() {
 
 #[test]
 fn what_it_says_of_a_wrong_flag_is_in_the_report() {
-    if !require("etcd") {
+    if !own_server("etcd") {
         return;
     }
     let error = presets::etcd().config("no-such-flag", "1").start().unwrap_err();
@@ -152,7 +155,7 @@ fn what_it_says_of_a_wrong_flag_is_in_the_report() {
 
 #[test]
 fn of_a_full_disk_the_report_says_so() {
-    if !require("etcd") || !require_root() {
+    if !own_server("etcd") || !require_root() {
         return;
     }
     let Some(disk) = TinyDisk::mount(2048) else {

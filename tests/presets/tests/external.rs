@@ -9,13 +9,15 @@ mod parts;
 
 use std::env;
 use std::fs;
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, SystemTime};
 
 use mirakuru::presets::{self, Mariadb, Postgres, Redis};
 use mirakuru::{Error, Executor, ExecutorBuilder, Readiness, Recipe, Signal, Tcp, TcpExecutor};
-use mirakuru_preset_tests::{in_a_child, is_child};
+use mirakuru_preset_tests::{in_a_child, is_child, own_server, within};
 use mysql::prelude::Queryable;
 use redis::Commands;
 
@@ -137,17 +139,6 @@ fn children(pid: u32) -> Vec<u32> {
 
 fn random() -> u64 {
     SystemTime::UNIX_EPOCH.elapsed().unwrap().subsec_nanos().into()
-}
-
-fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
-    let begun = Instant::now();
-    while begun.elapsed() < limit {
-        if holds() {
-            return true;
-        }
-        thread::sleep(Duration::from_millis(20));
-    }
-    holds()
 }
 
 /// Whether a child goes on making things until it is killed.
@@ -454,6 +445,9 @@ fn postgres_dump(server: &Postgres) -> String {
 
 #[test]
 fn a_postgres_that_is_there_is_used_and_left_as_it_was() {
+    if !own_server("postgres") {
+        return;
+    }
     let server = postgres_by_hand();
     let dump = || postgres_dump(&server);
     let subject = |user: &str| Subject {
@@ -559,6 +553,9 @@ fn postgres_is_busy() {
 
 #[test]
 fn a_postgres_that_cannot_be_used_is_an_error_that_names_the_variable() {
+    if !own_server("postgres") {
+        return;
+    }
     let server = postgres_by_hand();
     let port = server.port();
     for (url, part) in [
@@ -657,6 +654,9 @@ fn mariadb_dump(server: &Mariadb) -> String {
 
 #[test]
 fn a_mariadb_that_is_there_is_used_and_left_as_it_was() {
+    if !own_server("mariadbd") {
+        return;
+    }
     let server = mariadb_by_hand();
     let dump = || mariadb_dump(&server);
     let subject = |user: &str| Subject {
@@ -729,6 +729,9 @@ fn mariadb_is_busy() {
 
 #[test]
 fn a_mariadb_that_cannot_be_used_is_an_error_that_names_the_variable() {
+    if !own_server("mariadbd") {
+        return;
+    }
     let server = mariadb_by_hand();
     let port = server.port();
     for (url, part) in [
@@ -766,4 +769,92 @@ fn redis_says_why() {
         return;
     }
     println!("{}", presets::redis().optional().start().unwrap_err());
+}
+
+// ---- servers that are too old -------------------------------------------------------------------
+
+/// A stand-in for a server: it greets each connection so, and gives this answer to each question.
+fn stand_in(greeting: Vec<u8>, answer: &'static [u8]) -> u16 {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        for mut stream in listener.incoming().map(Result::unwrap) {
+            let _ = stream.write_all(&greeting);
+            let mut question = [0; 4096];
+            while stream.read(&mut question).is_ok_and(|length| length > 0) {
+                let _ = stream.write_all(answer);
+                // An answer of HTTP/1.0 ends with the connection.
+                if answer.starts_with(b"HTTP") {
+                    let _ = stream.shutdown(Shutdown::Write);
+                }
+            }
+        }
+    });
+    port
+}
+
+/// The first packet of a MariaDB or MySQL server.
+fn greeting_of_mysql(version: &str) -> Vec<u8> {
+    let mut packet = [&[10], version.as_bytes(), &[0; 45], b"mysql_native_password\0"].concat();
+    packet.splice(0..0, [packet.len() as u8, 0, 0, 0]);
+    packet
+}
+
+#[test]
+fn a_server_that_is_too_old_is_named_with_its_version() {
+    let nothing = Vec::new;
+    let logged_in: &[u8] = &[7, 0, 0, 2, 0, 0, 0, 2, 0, 0, 0];
+    for (preset, test, scheme, greeting, answer, part) in [
+        (
+            "REDIS",
+            "redis_says_why",
+            "redis://",
+            nothing(),
+            &b"$24\r\nredis_version:4.0.14\r\n\r\n\r\n"[..],
+            "it is version 4.0.14, and this takes 5 or later",
+        ),
+        (
+            "POSTGRES",
+            "postgres_says_why",
+            "postgresql://u:secret@",
+            nothing(),
+            b"R\0\0\0\x08\0\0\0\0S\0\0\0\x19server_version\x0012.22\0Z\0\0\0\x05I",
+            "it is PostgreSQL 12, and this takes 13 or later",
+        ),
+        (
+            "MARIADB",
+            "mariadb_says_why",
+            "mysql://u:secret@",
+            greeting_of_mysql("5.5.5-10.2.44-MariaDB"),
+            logged_in,
+            "it is MariaDB 10.2, and this takes 10.3 or later",
+        ),
+        (
+            "MARIADB",
+            "mariadb_says_why",
+            "mysql://u:secret@",
+            greeting_of_mysql("5.6.51"),
+            logged_in,
+            "it is MySQL 5.6, and this takes 5.7 or later",
+        ),
+        (
+            "ETCD",
+            "parts::etcd_says_why",
+            "http://",
+            nothing(),
+            b"HTTP/1.0 404 Not Found\r\n\r\n",
+            "it takes etcd 3.4 or later",
+        ),
+        (
+            "MEMCACHED",
+            "parts::memcached_says_why",
+            "memcache://",
+            nothing(),
+            b"ERROR\r\n",
+            "it takes memcached 1.4.31 or later",
+        ),
+    ] {
+        let url = format!("{scheme}127.0.0.1:{}", stand_in(greeting, answer));
+        assert_says_why(test, &format!("MIRAKURU_{preset}_URL"), &url, part);
+    }
 }

@@ -4,7 +4,8 @@ use memcache::Client;
 use mirakuru::Recipe;
 use mirakuru::presets::{self, Memcached};
 use mirakuru_preset_tests::{
-    assert_names_the_holder, assert_names_the_package, assert_nothing_is_left, is_child, require,
+    any_server, assert_names_the_holder, assert_names_the_package, assert_nothing_is_left, is_child,
+    own_server, without_url,
 };
 
 #[mirakuru::fixture(presets::memcached())]
@@ -15,7 +16,7 @@ fn connect(server: &Memcached) -> Client {
 }
 
 fn counts_to_three() {
-    if !require("memcached") {
+    if !any_server("memcached") {
         return;
     }
     let prefix = MEMCACHED.key_prefix();
@@ -40,7 +41,7 @@ fn another_test_has_others() {
 
 #[test]
 fn it_is_configured_restarts_empty_and_leaves_nothing() {
-    if !require("memcached") {
+    if !own_server("memcached") {
         return;
     }
     let mut server = presets::memcached().arg("--memory-limit=16").start().unwrap();
@@ -58,13 +59,16 @@ fn it_is_configured_restarts_empty_and_leaves_nothing() {
 
 #[test]
 fn who_has_its_port_is_named() {
-    if require("memcached") {
+    if own_server("memcached") {
         assert_names_the_holder(|port| presets::memcached().port(port).start());
     }
 }
 
 #[test]
 fn a_missing_program_is_named_and_its_package() {
+    if !without_url("memcached") {
+        return;
+    }
     let error = presets::memcached()
         .program("/no/such/program")
         .start()
@@ -83,7 +87,7 @@ fn the_program_is_not_on_path() {
 
 #[test]
 fn what_it_says_of_a_wrong_argument_is_in_the_report() {
-    if !require("memcached") {
+    if !own_server("memcached") {
         return;
     }
     let error = presets::memcached().arg("--no-such-option").start().unwrap_err();

@@ -9,7 +9,7 @@ use std::thread;
 
 use mirakuru::Recipe;
 use mirakuru::presets::{self, Postgres, PostgresRecipe};
-use mirakuru_preset_tests::{new_key, require};
+use mirakuru_preset_tests::{any_server, new_key, own_server, require};
 use sqlx::{Connection, PgConnection};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -93,7 +93,7 @@ impl Drop for Migrations {
 
 #[test]
 fn migrations_of_sqlx_run_once_until_they_change() {
-    if !require("psql") {
+    if !own_server("postgres") || !require("psql") {
         return;
     }
     let migrations = Migrations::new("once", "1_users.sql");
@@ -130,7 +130,7 @@ fn migrations_of_sqlx_run_once_until_they_change() {
 
 #[test]
 fn migrations_of_refinery_run_once_until_they_change() {
-    if !require("psql") {
+    if !own_server("postgres") || !require("psql") {
         return;
     }
     let migrations = Migrations::new("refinery", "V1__users.sql");
@@ -154,7 +154,7 @@ fn migrations_of_refinery_run_once_until_they_change() {
 
 #[test]
 fn a_migration_that_fails_is_named_and_runs_again() {
-    if !require("psql") {
+    if !any_server("postgres") || !require("psql") {
         return;
     }
     let migrations = Migrations::new("fails", "1_users.sql");

@@ -5,7 +5,8 @@ use std::time::Duration;
 use mirakuru::Recipe;
 use mirakuru::presets::{self, Mosquitto};
 use mirakuru_preset_tests::{
-    assert_names_the_holder, assert_names_the_package, assert_nothing_is_left, is_child, require,
+    any_server, assert_names_the_holder, assert_names_the_package, assert_nothing_is_left, is_child,
+    own_server, without_url,
 };
 use rumqttc::{Client, Connection, Event, MqttOptions, Packet, Publish, QoS};
 
@@ -42,7 +43,7 @@ fn acknowledged(connection: &mut Connection) {
 }
 
 fn publishes_and_receives() {
-    if !require("mosquitto") {
+    if !any_server("mosquitto") {
         return;
     }
     let prefix = MOSQUITTO.topic_prefix();
@@ -70,7 +71,7 @@ fn another_test_has_others() {
 
 #[test]
 fn a_durable_one_keeps_what_is_retained_and_leaves_nothing() {
-    if !require("mosquitto") {
+    if !own_server("mosquitto") {
         return;
     }
     let mut server = presets::mosquitto()
@@ -95,7 +96,7 @@ fn a_durable_one_keeps_what_is_retained_and_leaves_nothing() {
 
 #[test]
 fn one_that_lets_nobody_in_is_ready_too() {
-    if !require("mosquitto") {
+    if !own_server("mosquitto") {
         return;
     }
     let server = presets::mosquitto()
@@ -112,13 +113,16 @@ fn one_that_lets_nobody_in_is_ready_too() {
 
 #[test]
 fn who_has_its_port_is_named() {
-    if require("mosquitto") {
+    if own_server("mosquitto") {
         assert_names_the_holder(|port| presets::mosquitto().port(port).start());
     }
 }
 
 #[test]
 fn a_missing_program_is_named_and_its_package() {
+    if !without_url("mosquitto") {
+        return;
+    }
     let error = presets::mosquitto()
         .program("/no/such/program")
         .start()
@@ -140,7 +144,7 @@ fn the_program_is_not_on_path() {
 
 #[test]
 fn what_it_says_of_a_broken_configuration_is_in_the_report() {
-    if !require("mosquitto") {
+    if !own_server("mosquitto") {
         return;
     }
     let error = presets::mosquitto()

@@ -9,7 +9,8 @@ use futures_util::StreamExt;
 use mirakuru::presets::{self, Nats, NatsAccount};
 use mirakuru::{Cluster, Recipe};
 use mirakuru_preset_tests::{
-    assert_names_the_holder, assert_names_the_package, assert_nothing_is_left, in_a_child, is_child, require,
+    any_server, assert_names_the_holder, assert_names_the_package, assert_nothing_is_left, in_a_child,
+    is_child, own_server, require, without_url,
 };
 use tokio::time::timeout;
 
@@ -28,7 +29,7 @@ async fn connect_to(account: &NatsAccount) -> Client {
 }
 
 async fn publishes_and_stores() {
-    if !require("nats-server") {
+    if !own_server("nats-server") {
         return;
     }
     let account = NATS.account();
@@ -74,6 +75,45 @@ async fn another_test_has_another() {
     publishes_and_stores().await;
 }
 
+async fn publishes_and_stores_by_prefix() {
+    if !any_server("nats-server") {
+        return;
+    }
+    let prefix = NATS.subject_prefix();
+    let client = connect(NATS.user(), NATS.password(), &NATS.url()).await.unwrap();
+    let mut subscriber = client.subscribe(format!("{prefix}>")).await.unwrap();
+    client.publish(prefix.join("visits"), "1".into()).await.unwrap();
+    let message = timeout(Duration::from_secs(30), subscriber.next()).await;
+    let message = message.expect("a message in time").expect("a message");
+    assert_eq!(
+        (&*message.subject, &*message.payload),
+        (&*prefix.join("visits"), &b"1"[..])
+    );
+
+    let jetstream = jetstream::new(client);
+    let own = stream::Config {
+        name: prefix.trim_end_matches('.').to_owned(),
+        subjects: vec![prefix.join("orders.*")],
+        ..Default::default()
+    };
+    jetstream.create_stream(own).await.unwrap();
+    let stored = jetstream
+        .publish(prefix.join("orders.new"), "one".into())
+        .await
+        .unwrap();
+    assert_eq!(stored.await.unwrap().sequence, 1);
+}
+
+#[tokio::test]
+async fn one_test_has_subjects_of_its_own() {
+    publishes_and_stores_by_prefix().await;
+}
+
+#[tokio::test]
+async fn another_test_has_other_subjects() {
+    publishes_and_stores_by_prefix().await;
+}
+
 /// The names of an account's streams.
 async fn streams(client: Client) -> Vec<String> {
     let jetstream = jetstream::new(client);
@@ -83,7 +123,7 @@ async fn streams(client: Client) -> Vec<String> {
 
 #[tokio::test]
 async fn accounts_are_leased_emptied_and_given_back() {
-    if !require("nats-server") {
+    if !own_server("nats-server") {
         return;
     }
     let mut server = presets::nats()
@@ -133,7 +173,7 @@ static WITH_ONE_ACCOUNT: Nats;
 #[tokio::test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 async fn a_test_that_is_killed_leaves_no_streams_to_the_next() {
-    if !require("nats-server") {
+    if !own_server("nats-server") {
         return;
     }
     // They are of one run with this process, and so have the same server.
@@ -175,7 +215,7 @@ async fn it_finds_no_stream() {
 
 #[tokio::test]
 async fn without_jetstream_there_are_accounts_too() {
-    if !require("nats-server") {
+    if !own_server("nats-server") {
         return;
     }
     let server = presets::nats().start().unwrap();
@@ -286,13 +326,16 @@ async fn a_cluster_without_jetstream_knows_its_nodes(nodes: &Cluster<Nats>) {
 
 #[test]
 fn who_has_its_port_is_named() {
-    if require("nats-server") {
+    if own_server("nats-server") {
         assert_names_the_holder(|port| presets::nats().port(port).start());
     }
 }
 
 #[test]
 fn a_missing_program_is_named_and_its_package() {
+    if !without_url("nats-server") {
+        return;
+    }
     let error = presets::nats().program("/no/such/program").start().unwrap_err();
     assert!(error.to_string().contains("/no/such/program"), "{error}");
     // Debian has it in /usr/sbin, where it is found all the same.
@@ -311,7 +354,7 @@ fn the_program_is_not_on_path() {
 
 #[test]
 fn what_it_says_of_a_broken_configuration_is_in_the_report() {
-    if !require("nats-server") {
+    if !own_server("nats-server") {
         return;
     }
     let error = presets::nats().config("no_such_key", "1").start().unwrap_err();

@@ -6,7 +6,8 @@ use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use mirakuru::Recipe;
 use mirakuru::presets::{self, Rabbitmq};
 use mirakuru_preset_tests::{
-    TinyDisk, assert_names_the_holder, assert_nothing_is_left, in_a_child, is_child, require, require_root,
+    TinyDisk, any_server, assert_names_the_holder, assert_nothing_is_left, in_a_child, is_child, own_server,
+    require_root, without_url,
 };
 
 #[mirakuru::fixture(presets::rabbitmq())]
@@ -54,7 +55,7 @@ async fn get(channel: &Channel) -> Option<Vec<u8>> {
 }
 
 async fn a_message_goes_round(payload: &[u8]) {
-    if !require("rabbitmq-server") {
+    if !any_server("rabbitmq-server") {
         return;
     }
     let vhost = RABBITMQ.vhost();
@@ -77,7 +78,7 @@ async fn another_test_has_another() {
 
 #[tokio::test]
 async fn a_virtual_host_is_deleted_with_its_handle() {
-    if !require("rabbitmq-server") {
+    if !any_server("rabbitmq-server") {
         return;
     }
     let (one, two) = (RABBITMQ.vhost(), RABBITMQ.vhost());
@@ -92,7 +93,7 @@ async fn a_virtual_host_is_deleted_with_its_handle() {
 
 #[tokio::test]
 async fn nobody_comes_in_without_the_password() {
-    if !require("rabbitmq-server") {
+    if !own_server("rabbitmq-server") {
         return;
     }
     for password in ["guest", ""] {
@@ -103,7 +104,7 @@ async fn nobody_comes_in_without_the_password() {
 
 #[tokio::test]
 async fn it_is_configured_keeps_its_data_and_leaves_nothing() {
-    if !require("rabbitmq-server") {
+    if !own_server("rabbitmq-server") {
         return;
     }
     let mut server = presets::rabbitmq()
@@ -147,13 +148,16 @@ async fn it_is_configured_keeps_its_data_and_leaves_nothing() {
 
 #[test]
 fn who_has_its_port_is_named() {
-    if require("rabbitmq-server") {
+    if own_server("rabbitmq-server") {
         assert_names_the_holder(|port| presets::rabbitmq().port(port).start());
     }
 }
 
 #[test]
 fn a_missing_program_is_named() {
+    if !without_url("rabbitmq-server") {
+        return;
+    }
     let error = presets::rabbitmq()
         .program("/no/such/program")
         .start()
@@ -163,7 +167,7 @@ fn a_missing_program_is_named() {
 
 #[test]
 fn what_it_says_of_a_wrong_key_is_in_the_report() {
-    if !require("rabbitmq-server") {
+    if !own_server("rabbitmq-server") {
         return;
     }
     let error = presets::rabbitmq()
@@ -176,7 +180,7 @@ fn what_it_says_of_a_wrong_key_is_in_the_report() {
 
 #[test]
 fn a_full_disk_is_reported() {
-    if !require("rabbitmq-server") || !require_root() {
+    if !own_server("rabbitmq-server") || !require_root() {
         return;
     }
     let Some(disk) = TinyDisk::mount(16) else {
@@ -199,7 +203,7 @@ fn the_disk_is_full() {
 
 #[test]
 fn a_plugin_that_is_not_installed_is_an_error() {
-    if !require("rabbitmq-server") {
+    if !own_server("rabbitmq-server") {
         return;
     }
     let error = presets::rabbitmq()
