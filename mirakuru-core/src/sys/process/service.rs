@@ -67,6 +67,16 @@ struct State {
     output: bool,
     /// The guard has been waited for: there is nothing more to do.
     reaped: bool,
+    /// How often there was no message.
+    silent: u32,
+}
+
+impl State {
+    /// Each sixteenth time that there is no message.
+    fn is_time_to_look(&mut self) -> bool {
+        self.silent = self.silent.wrapping_add(1);
+        self.silent % 16 == 0
+    }
 }
 
 /// A signal to a whole tree.
@@ -465,7 +475,8 @@ impl Service {
         }
         match self.inbox.receive(self.control.as_raw_fd(), false) {
             Received::Message(message) => Ok(Some(message)),
-            Received::Nothing if has_exited(self.guard) => {
+            // A look at the guard costs a system call, so not each time.
+            Received::Nothing if self.state.is_time_to_look() && has_exited(self.guard) => {
                 // Its last messages may have come since.
                 match self.inbox.receive(self.control.as_raw_fd(), false) {
                     Received::Message(message) => Ok(Some(message)),
