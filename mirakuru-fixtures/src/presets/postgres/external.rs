@@ -98,8 +98,16 @@ fn remove(external: &External, owner: &str) -> io::Result<()> {
     }
     let databases = format!("SELECT datname FROM pg_database WHERE starts_with(datname, '{owner}_')");
     let mut result = Ok(());
+    let mut tries = ENDS_IN_STEPS;
     for name in client.query(&databases)? {
-        let dropped = client.query(&format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)"));
+        let statement = format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)");
+        let mut dropped = client.query(&statement);
+        // A superuser's session, such as one that dumps the server, can only be waited for.
+        while dropped.is_err() && tries > 0 {
+            tries -= 1;
+            thread::sleep(Duration::from_millis(50));
+            dropped = client.query(&statement);
+        }
         result = result.and(dropped.map(drop));
     }
     result
