@@ -32,6 +32,9 @@ use crate::sys::net::raw_socket;
 /// in the way (a process that waits for a dead disk).
 const MARGIN: Duration = Duration::from_secs(30);
 
+/// How often a start is tried again whose supervisor died before its first message.
+const LAUNCH_RETRIES: u32 = 2;
+
 /// The largest 32-bit number of milliseconds, 24 days. No wait is that long, and nothing overflows.
 const LONGEST_GRACE: Duration = Duration::from_millis(i32::MAX as u64);
 
@@ -48,6 +51,8 @@ pub(crate) struct Service {
     pid: u32,
     /// For another try, should the supervisor die before its first word.
     plan: Option<Box<Plan>>,
+    /// How often the plan may be launched again.
+    launch_retries: u32,
     /// How long the recipe's command at the end may take.
     slow_end: Duration,
     registration: Registration,
@@ -110,6 +115,10 @@ impl Service {
     /// go, because the preparation of a cheap fork is then paid for once. Each service is executed
     /// a moment later: see [`has_started`](Service::has_started).
     pub(crate) fn launch(plans: Vec<Plan>) -> Vec<Result<Service, SpawnFailure>> {
+        Service::try_to_launch(plans, LAUNCH_RETRIES)
+    }
+
+    fn try_to_launch(plans: Vec<Plan>, retries: u32) -> Vec<Result<Service, SpawnFailure>> {
         let mut launches: Vec<Result<LaunchResources<'_>, SpawnFailure>> =
             plans.iter().map(LaunchResources::new).collect();
         let mut mappings: Vec<&mut Mapping> = launches
@@ -138,12 +147,13 @@ impl Service {
         // With the plans, this process closes its copies of the supervisors' descriptors: above all
         // the locks must be theirs alone. A plan is kept until the supervisor has sent a message,
         // if it might die before that.
-        let may_die = os::forks_are_lean();
+        let may_die = retries > 0 && (os::forks_are_lean() || os::forks_whole_because().is_some());
         let services = plans.into_iter().zip(launched);
         services
             .map(|(plan, launched)| {
                 launched.map(|mut service| {
                     service.plan = may_die.then(|| Box::new(plan));
+                    service.launch_retries = retries;
                     service
                 })
             })
@@ -152,7 +162,9 @@ impl Service {
 
     /// The supervisor died without a word. Where it was forked without most of this process's
     /// memory, it may have needed that: the dynamic linker, a preloaded library or a sanitizer has
-    /// data anywhere. Then this start, and all later ones, fork everything.
+    /// data anywhere. Then this start, and all later ones, fork everything. Where they do so
+    /// already, the start is tried again: under AddressSanitizer about one supervisor in 400 dies on
+    /// a busy machine.
     fn start_whole(&mut self) -> Option<Result<(), SpawnFailure>> {
         let plan = self.plan.take()?;
         if !self.registration.claim() {
@@ -160,13 +172,15 @@ impl Service {
         }
         let _ = self.finish();
         os::fork_whole("the supervisor died when it was forked without it");
-        Some(match Service::launch(vec![*plan]).pop()? {
-            Ok(service) => {
-                *self = service;
-                Ok(())
-            }
-            Err(failure) => Err(failure),
-        })
+        Some(
+            match Service::try_to_launch(vec![*plan], self.launch_retries.saturating_sub(1)).pop()? {
+                Ok(service) => {
+                    *self = service;
+                    Ok(())
+                }
+                Err(failure) => Err(failure),
+            },
+        )
     }
 
     /// Starts one, and returns when its program has been executed.
@@ -592,6 +606,7 @@ impl LaunchResources<'_> {
             worker: 0,
             pid: 0,
             plan: None,
+            launch_retries: 0,
             slow_end: match self.plan.on_end {
                 Some(_) => Duration::from_millis(ON_END_TAKES_MS),
                 None => Duration::ZERO,
