@@ -163,8 +163,8 @@ impl Service {
     /// The supervisor died without a word. Where it was forked without most of this process's
     /// memory, it may have needed that: the dynamic linker, a preloaded library or a sanitizer has
     /// data anywhere. Then this start, and all later ones, fork everything. Where they do so
-    /// already, the start is tried again: under AddressSanitizer about one supervisor in 400 dies on
-    /// a busy machine.
+    /// already, the start is tried again: under AddressSanitizer about one supervisor in 400 dies
+    /// on a busy machine.
     fn start_whole(&mut self) -> Option<Result<(), SpawnFailure>> {
         let plan = self.plan.take()?;
         if !self.registration.claim() {
