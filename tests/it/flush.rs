@@ -6,13 +6,13 @@
 #![cfg(target_os = "linux")]
 
 use std::fs;
-use std::io::{BufRead, BufReader};
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Child;
 
 use mirakuru::{Executor, ExecutorBuilder, Recipe, Tcp, TcpExecutor};
 
+use crate::at_the_end::start;
 use crate::common::{
     LONG, SIGINT, SIGKILL, SIGTERM, Scratch, require, send, test_name, victim, victim_dir, wait_until,
 };
@@ -99,7 +99,7 @@ static APPLICATION_OF_RUN: TcpExecutor;
 fn say_and_wait() {
     println!("\nup {}", std::process::id());
     std::io::Write::flush(&mut std::io::stdout()).expect("a reader");
-    let _ = std::io::stdin().lock().read_line(&mut String::new());
+    let _ = std::io::stdin().read_line(&mut String::new());
 }
 
 fn end(services: impl Sized, stop: impl FnOnce()) {
@@ -201,21 +201,6 @@ fn runs_tests_with_two_statics() {
 #[ignore = "a victim"]
 fn runs_tests_with_a_system() {
     runs_tests(test_name!(uses_a_system_of_a_run));
-}
-
-fn start(command: &mut Command) -> Child {
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("the victim starts");
-    let mut lines = BufReader::new(child.stdout.as_mut().expect("its output")).lines();
-    assert!(
-        lines.any(|line| line.is_ok_and(|line| line.starts_with("up "))),
-        "the victim's services are up"
-    );
-    child
 }
 
 /// Ends the victim from outside, or lets it end itself.

@@ -215,8 +215,8 @@ impl OutputReader {
         self.collect(since, SNAPSHOT)
     }
 
-    /// The last lines since, fit to be shown: at most so many, of the last 64 KiB, each cut at 400
-    /// characters, and without sequences that a terminal would obey.
+    /// The last `lines` lines since the cursor, fit to be shown. It reads the last 64 KiB, cuts
+    /// each line at 400 characters, and removes sequences that a terminal would obey.
     pub(crate) fn tail(&self, lines: usize, since: Cursor) -> Vec<String> {
         let logs = self.collect(since, TAIL);
         let count = logs.lines().count();

@@ -130,7 +130,7 @@ fn bytes_without_a_record_count_as_stdout_and_are_given_once() {
     assert_eq!(pair(&reader, &mut cursor), [b"".to_vec(), b"known ".to_vec()]);
     assert_eq!(pair(&reader, &mut cursor)[0], b"");
     thread::sleep(ORPHANED);
-    // The record of what has just come may be on its way, too.
+    // The record of the newest bytes may still follow, too.
     log.log.write_all(b" and more").unwrap();
     assert_eq!(pair(&reader, &mut cursor), [b"orphan".to_vec(), b"".to_vec()]);
     assert_eq!(pair(&reader, &mut cursor)[0], b"");

@@ -1,7 +1,7 @@
-//! [`Owner`]: who has made something on a server that others use as well.
+//! [`Owner`]: the stand-in that has made an object on a server that others use as well.
 //!
-//! The names of such things begin with their owner. So the next run can tell the things that a run
-//! has left behind, and removes them.
+//! The name of each object begins with its owner. So the next run recognises the objects that a
+//! dead run has left behind, and removes them.
 
 use std::fmt;
 use std::fs;

@@ -393,8 +393,8 @@ impl Readiness for Http {
     }
 }
 
-/// What a request and its answer take, on loopback: the poll for who listens is to be as much
-/// quicker, so that both together are no later than it alone is with `Tcp`.
+/// The time of a request and its answer on loopback. The poll for the listener begins earlier by
+/// this much, so that `Http` is ready no later than `Tcp` would be.
 const REQUEST: Duration = Duration::from_micros(400);
 
 /// The address at which to ask the service. The error says why there is none yet.

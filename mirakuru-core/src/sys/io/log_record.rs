@@ -70,8 +70,7 @@ impl Record {
         }
     }
 
-    /// This part of the log has ended after so many bytes, and goes on in the part with this
-    /// number.
+    /// The end of this part of the log, after `bytes` bytes. The log continues in part `number`.
     pub(crate) const fn next(number: u32, bytes: u64) -> Record {
         Record {
             length: number,

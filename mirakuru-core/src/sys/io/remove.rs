@@ -40,7 +40,7 @@ pub(crate) fn remove_service_dir(path: &Path, kept: bool) -> bool {
     unsafe { Place::find(path.as_ptr()).is_some_and(|place| place.remove_service(kept)) }
 }
 
-/// The same for the supervisor, which checks whether the log is to be kept.
+/// The same for the supervisor. It checks first whether a mark asks it to keep the log.
 ///
 /// # Safety
 ///
