@@ -6,6 +6,7 @@ use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -22,6 +23,9 @@ use crate::sys::{Protocol, procfs};
 #[cfg(feature = "http")]
 use crate::util::backoff::FIRST_POLL;
 use crate::util::backoff::{fallback_poll_pause, poll_pause};
+
+/// File times are taken from a clock that lags behind by a tick, at most 10 ms.
+pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// The argument of [`Readiness::prepare`](crate::readiness::Readiness::prepare): it has the
 /// placeholders' values, and takes the endpoints that the service needs for itself.
@@ -276,13 +280,23 @@ impl Probe<'_> {
         ))
     }
 
+    /// Whether a file's time of change, in seconds and nanoseconds since 1970, can be after the start
+    /// of the service.
+    pub(crate) fn is_since_start(&self, changed: (i64, i64)) -> bool {
+        let (Ok(seconds), Ok(nanos)) = (u64::try_from(changed.0), u32::try_from(changed.1)) else {
+            return false;
+        };
+        let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
+        let start = SystemTime::now().checked_sub(self.elapsed + TICK);
+        start.is_none_or(|start| changed >= start)
+    }
+
     /// A file of this kind that the service made elsewhere than where it is awaited: in the same
     /// directory, in its private one, or in its working directory.
     pub(crate) fn made_elsewhere(&self, awaited: &Path, is_kind: impl Fn(&Path) -> bool) -> Option<PathBuf> {
-        let since = SystemTime::now().checked_sub(self.elapsed)?;
         let is_new = |path: &Path| {
-            let changed = path.symlink_metadata().and_then(|metadata| metadata.modified());
-            changed.is_ok_and(|changed| changed >= since)
+            let metadata = path.symlink_metadata();
+            metadata.is_ok_and(|file| self.is_since_start((file.ctime(), file.ctime_nsec())))
         };
         let parent = awaited.parent().map(Path::to_owned);
         let dirs = [parent, Some(self.dir().to_owned()), procfs::current_dir(self.pid)];

@@ -6,7 +6,7 @@ use std::hash::Hasher;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use super::unix_socket::{claim_path, expand_path};
 use super::{Prepare, Probe, Readiness, Wake};
@@ -23,9 +23,6 @@ const READ: u64 = 4096;
 /// after this time.
 const SETTLED: Duration = Duration::from_millis(10);
 const SETTLED_UNTOLD: Duration = Duration::from_millis(1);
-
-/// File times are taken from a clock that lags behind by a tick, at most 10 ms.
-const TICK: Duration = Duration::from_millis(50);
 
 /// Ready when the service has written its process id file, or any other file of that name.
 ///
@@ -174,7 +171,7 @@ impl Readiness for PidFile {
         // It can also have appeared between the check before the start and the start, while another
         // service with the same file ran.
         if self.before.as_ref() != Some(&now)
-            && (!is_older_than_start(&now, cx.elapsed())
+            && (cx.is_since_start(now.changed)
                 || pid.is_some_and(|pid| pid == cx.pid || procfs::descends(pid, cx.supervisor)))
         {
             let settled = match self.watching.event() {
@@ -243,25 +240,13 @@ impl Readiness for PidFile {
     }
 }
 
-/// Whether the file last changed before the start of the service.
-fn is_older_than_start(fingerprint: &Fingerprint, elapsed: Duration) -> bool {
-    let (Ok(seconds), Ok(nanos)) = (
-        u64::try_from(fingerprint.changed.0),
-        u32::try_from(fingerprint.changed.1),
-    ) else {
-        return true;
-    };
-    let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
-    SystemTime::now()
-        .checked_sub(elapsed + TICK)
-        .is_some_and(|start| changed < start)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::ports::values::Values;
-    use crate::readiness::harness::{TestDir, poll};
+    use crate::readiness::context::TICK;
+    use crate::readiness::harness::{Harness, TestDir, poll};
+    use std::time::{Instant, SystemTime};
 
     fn prepare(path: &Path) -> Result<(PidFile, Vec<PathBuf>), Error> {
         let mut readiness = PidFile::path(path);
@@ -374,6 +359,22 @@ mod tests {
         assert!(probe_of(&mut readiness, Duration::ZERO, std::process::id()).unwrap());
         assert!(probe_of(&mut readiness, Duration::ZERO, u32::MAX).is_err());
         assert!(probe_of(&mut readiness, Duration::from_secs(60), u32::MAX).unwrap());
+    }
+
+    #[test]
+    fn a_file_made_in_the_first_moment_after_the_start_is_found_elsewhere() {
+        let harness = Harness::new();
+        let readiness = PidFile::path(harness.dir().join("awaited.pid"));
+        let other = harness.dir().join("other.pid");
+        // File times lag behind by up to a tick: not each time.
+        for _ in 0..200 {
+            let start = Instant::now();
+            fs::write(&other, std::process::id().to_string()).unwrap();
+            harness.elapsed(start.elapsed());
+            let hint = harness.with_probe(|cx| readiness.hint(cx));
+            assert!(hint.is_some_and(|hint| hint.contains("other.pid`")));
+            fs::remove_file(&other).unwrap();
+        }
     }
 
     /// What the wait goes by after a poll that was in vain: how many descriptors, and the pause.
