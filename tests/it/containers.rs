@@ -119,6 +119,7 @@ impl Podman {
                 "--network=host",
                 "--init",
                 "--pull=never",
+                "--sig-proxy=false",
             ])
             .args([IMAGE, ODD, "--listen", "127.0.0.1:{port}"])
             .env("CONTAINERS_CONF", self.dir.join("containers.conf"))

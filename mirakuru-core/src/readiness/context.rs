@@ -280,8 +280,8 @@ impl Probe<'_> {
         ))
     }
 
-    /// Whether a file's time of change, in seconds and nanoseconds since 1970, can be after the start
-    /// of the service.
+    /// Whether a file's time of change can be after the start of the service. It is in seconds and
+    /// nanoseconds since 1970.
     pub(crate) fn is_since_start(&self, changed: (i64, i64)) -> bool {
         let (Ok(seconds), Ok(nanos)) = (u64::try_from(changed.0), u32::try_from(changed.1)) else {
             return false;
