@@ -5,19 +5,19 @@
 //! should also have a parent that does.
 //!
 //! `atexit` handlers run after the main thread returns and after `process::exit`, beside other live
-//! threads. A lock could be held for ever there. So there is none, only a list of slots that is
-//! never shortened. An atomic swap gives each slot to exactly one of its owner and the handler.
+//! threads. So the services are in slots without a lock (`slots.rs`). An atomic swap gives each
+//! service to exactly one of its owner and the handler.
 
 use std::os::fd::RawFd;
-use std::ptr;
 use std::sync::Once;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering};
 
 use super::message::{Message, STOP_IN_A_TEST, send, stop_message};
 use super::plan::StopPolicy;
+use super::slots::{Slot, Slots};
 use super::{service, users};
 
-static HEAD: AtomicPtr<Slot> = AtomicPtr::new(ptr::null_mut());
+static SLOTS: Slots<Ending> = Slots::new();
 /// A fork of the test process inherits the handler, but its services are not its own.
 static PROCESS: AtomicU32 = AtomicU32::new(0);
 /// When the handler began, on CLOCK_MONOTONIC.
@@ -26,7 +26,8 @@ static BEGAN: AtomicU64 = AtomicU64::new(0);
 /// More than an id has.
 const ID_WORDS: usize = 8;
 
-struct Slot {
+#[derive(Default)]
+struct Ending {
     /// The control socket; -1 when the service need not be ended any more.
     control: AtomicI32,
     guard: AtomicI32,
@@ -37,13 +38,11 @@ struct Slot {
     message: [AtomicI32; 8],
     /// The test that the service is for, or 0.
     test: AtomicU64,
-    used: AtomicBool,
-    next: AtomicPtr<Slot>,
 }
 
 /// An entry in the list of services to end.
 pub(super) struct Registration {
-    slot: &'static Slot,
+    slot: &'static Slot<Ending>,
     claimed: AtomicBool,
 }
 
@@ -59,7 +58,10 @@ pub(super) fn install_once() {
 /// Adds a service, known by its control socket. Its id is the mark of its processes.
 pub(super) fn register(control: RawFd, id: &str, stop: StopPolicy, test: u64) -> Registration {
     install_once();
-    let slot = free_slot();
+    let slot = SLOTS.take(|| Ending {
+        control: AtomicI32::new(-1),
+        ..Ending::default()
+    });
     for (place, value) in slot.message.iter().zip(stop_message(stop, true)) {
         place.store(value, Ordering::SeqCst);
     }
@@ -106,44 +108,7 @@ impl Registration {
 impl Drop for Registration {
     fn drop(&mut self) {
         self.claim();
-        self.slot.used.store(false, Ordering::SeqCst);
-    }
-}
-
-/// A slot that is not in use, or a new one. Slots are never freed: there are as many as services
-/// ever ran at once.
-fn free_slot() -> &'static Slot {
-    let mut at = HEAD.load(Ordering::SeqCst);
-    // SAFETY: slots are leaked, so that every pointer in the list stays valid.
-    while let Some(slot) = unsafe { at.as_ref() } {
-        if !slot.used.swap(true, Ordering::SeqCst) {
-            return slot;
-        }
-        at = slot.next.load(Ordering::SeqCst);
-    }
-    let slot = Box::leak(Box::new(Slot {
-        control: AtomicI32::new(-1),
-        guard: AtomicI32::new(0),
-        service: AtomicI32::new(0),
-        id: Default::default(),
-        message: Default::default(),
-        test: AtomicU64::new(0),
-        used: AtomicBool::new(true),
-        next: AtomicPtr::new(ptr::null_mut()),
-    }));
-    let slot: &'static Slot = slot;
-    let mut head = HEAD.load(Ordering::SeqCst);
-    loop {
-        slot.next.store(head, Ordering::SeqCst);
-        match HEAD.compare_exchange(
-            head,
-            ptr::from_ref(slot).cast_mut(),
-            Ordering::SeqCst,
-            Ordering::SeqCst,
-        ) {
-            Ok(_) => return slot,
-            Err(now) => head = now,
-        }
+        self.slot.release();
     }
 }
 
@@ -184,7 +149,7 @@ fn install() {
     }
     // SAFETY: declared as in `stdlib.h`. The handler may run at any time after this, beside other
     // threads. Should the C library have no room for it, the supervisors still notice the end.
-    unsafe { on_exit(handler, ptr::null_mut()) };
+    unsafe { on_exit(handler, std::ptr::null_mut()) };
 }
 
 #[cfg(not(all(target_os = "linux", target_env = "gnu")))]
@@ -218,11 +183,9 @@ pub(crate) fn end_of_test(test: u64) {
     }
 }
 
-fn end_where(in_a_test: bool, is_wanted: impl Fn(&Slot) -> bool) {
+fn end_where(in_a_test: bool, is_wanted: impl Fn(&Ending) -> bool) {
     let mut ending = Vec::new();
-    let mut at = HEAD.load(Ordering::SeqCst);
-    // SAFETY: as in `free_slot`.
-    while let Some(slot) = unsafe { at.as_ref() } {
+    for slot in SLOTS.iter() {
         let control = match is_wanted(slot) {
             true => slot.control.swap(-1, Ordering::SeqCst),
             false => -1,
@@ -240,7 +203,6 @@ fn end_where(in_a_test: bool, is_wanted: impl Fn(&Slot) -> bool) {
             let pids = [&slot.guard, &slot.service].map(|pid| pid.load(Ordering::SeqCst));
             ending.push((control, pids, words));
         }
-        at = slot.next.load(Ordering::SeqCst);
     }
     for (control, [guard, main], words) in ending {
         let id: Vec<u8> = words.iter().flat_map(|word| word.to_ne_bytes()).collect();

@@ -21,6 +21,7 @@ pub(crate) mod plan;
 mod portable;
 pub(crate) mod service;
 pub(crate) mod signals;
+mod slots;
 mod spawn;
 mod tools;
 pub(crate) mod users;

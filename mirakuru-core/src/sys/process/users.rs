@@ -11,7 +11,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
 use std::path::Path;
 use std::ptr;
-use std::sync::atomic::{AtomicBool, AtomicI32, AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use nix::errno::Errno;
@@ -20,6 +20,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::mkfifo;
 
 use super::exit;
+use super::slots::{Slot, Slots};
 use crate::sys::clock_ns;
 
 /// How long the supervisor may take beyond the grace.
@@ -28,12 +29,11 @@ const MARGIN: Duration = Duration::from_secs(30);
 /// This process as a user of one service, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct User {
-    slot: &'static Slot,
+    slot: &'static Slot<Use>,
 }
 
-/// An entry in a list that is never shortened: see `exit.rs`.
 #[derive(Debug)]
-struct Slot {
+struct Use {
     /// The write end; -1 when this process uses the service no longer.
     writer: AtomicI32,
     /// A read end that was opened first, so that it sees the hang-up.
@@ -41,11 +41,9 @@ struct Slot {
     /// The supervisor has this file locked until nothing is left of the service.
     lock: AtomicI32,
     limit_ns: AtomicU64,
-    used: AtomicBool,
-    next: AtomicPtr<Slot>,
 }
 
-static HEAD: AtomicPtr<Slot> = AtomicPtr::new(ptr::null_mut());
+static SLOTS: Slots<Use> = Slots::new();
 
 impl User {
     /// Becomes a user of the service whose FIFO and lock these are. The FIFO is made where it is
@@ -64,7 +62,12 @@ impl User {
         let writer = open(fifo, OFlag::O_WRONLY | flags, Mode::empty())?;
         let lock = open(lock, OFlag::O_RDONLY | flags, Mode::empty())?;
         exit::install_once();
-        let slot = free_slot();
+        let slot = SLOTS.take(|| Use {
+            writer: AtomicI32::new(-1),
+            reader: AtomicI32::new(-1),
+            lock: AtomicI32::new(-1),
+            limit_ns: AtomicU64::new(0),
+        });
         let limit = grace.saturating_add(MARGIN).as_nanos();
         slot.limit_ns
             .store(u64::try_from(limit).unwrap_or(u64::MAX), Ordering::SeqCst);
@@ -94,7 +97,7 @@ impl Drop for User {
         // Otherwise this process is at its end, and the descriptors are in use there.
         if let Some(writer) = owned(&self.slot.writer) {
             drop((writer, owned(&self.slot.reader), owned(&self.slot.lock)));
-            self.slot.used.store(false, Ordering::SeqCst);
+            self.slot.release();
         }
     }
 }
@@ -106,50 +109,14 @@ fn owned(place: &AtomicI32) -> Option<OwnedFd> {
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// A slot that nobody uses, or a new one.
-fn free_slot() -> &'static Slot {
-    let mut at = HEAD.load(Ordering::SeqCst);
-    // SAFETY: slots are leaked, so that every pointer in the list stays valid.
-    while let Some(slot) = unsafe { at.as_ref() } {
-        if !slot.used.swap(true, Ordering::SeqCst) {
-            return slot;
-        }
-        at = slot.next.load(Ordering::SeqCst);
-    }
-    let slot: &'static Slot = Box::leak(Box::new(Slot {
-        writer: AtomicI32::new(-1),
-        reader: AtomicI32::new(-1),
-        lock: AtomicI32::new(-1),
-        limit_ns: AtomicU64::new(0),
-        used: AtomicBool::new(true),
-        next: AtomicPtr::new(ptr::null_mut()),
-    }));
-    let ours = ptr::from_ref(slot).cast_mut();
-    let pushed = HEAD.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |head| {
-        slot.next.store(head, Ordering::SeqCst);
-        Some(ours)
-    });
-    debug_assert!(pushed.is_ok(), "the closure always gives a value");
-    slot
-}
-
 /// At a normal end of the process, when its own services have ended: leaves all, then waits for
 /// each service whose last user this process was.
 pub(super) fn leave_all() {
-    each(|slot| drop(owned(&slot.writer)));
-    each(|slot| {
+    SLOTS.iter().for_each(|slot| drop(owned(&slot.writer)));
+    for slot in SLOTS.iter() {
         if let (Some(reader), Some(lock)) = (owned(&slot.reader), owned(&slot.lock)) {
             await_end(&reader, &lock, slot.limit_ns.load(Ordering::SeqCst));
         }
-    });
-}
-
-fn each(mut act: impl FnMut(&'static Slot)) {
-    let mut at = HEAD.load(Ordering::SeqCst);
-    // SAFETY: as in `free_slot`.
-    while let Some(slot) = unsafe { at.as_ref() } {
-        act(slot);
-        at = slot.next.load(Ordering::SeqCst);
     }
 }
 

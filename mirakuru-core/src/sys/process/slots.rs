@@ -1,0 +1,72 @@
+//! A list of slots that needs no lock, for the handler at the end of the process.
+//!
+//! The handler runs beside other live threads, one of which could hold a lock for ever. So there is
+//! none, only a list that is never shortened. Slots are never freed: there are as many as were ever
+//! in use at once.
+
+use std::iter::successors;
+use std::ops::Deref;
+use std::ptr;
+use std::sync::atomic::{AtomicBool, AtomicPtr, Ordering};
+
+pub(super) struct Slots<T: 'static> {
+    head: AtomicPtr<Slot<T>>,
+}
+
+/// An entry in the list. Atomic swaps in its value decide between its owner and the handler.
+#[derive(Debug)]
+pub(super) struct Slot<T: 'static> {
+    value: T,
+    used: AtomicBool,
+    next: AtomicPtr<Slot<T>>,
+}
+
+impl<T> Slots<T> {
+    pub(super) const fn new() -> Slots<T> {
+        let head = AtomicPtr::new(ptr::null_mut());
+        Slots { head }
+    }
+
+    /// Takes a slot that is not in use, with the value that its last owner left, or a new one.
+    pub(super) fn take(&self, value: impl FnOnce() -> T) -> &'static Slot<T> {
+        if let Some(slot) = self.iter().find(|slot| !slot.used.swap(true, Ordering::SeqCst)) {
+            return slot;
+        }
+        let slot: &'static Slot<T> = Box::leak(Box::new(Slot {
+            value: value(),
+            used: AtomicBool::new(true),
+            next: AtomicPtr::new(ptr::null_mut()),
+        }));
+        let ours = ptr::from_ref(slot).cast_mut();
+        let pushed = self
+            .head
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, |head| {
+                slot.next.store(head, Ordering::SeqCst);
+                Some(ours)
+            });
+        debug_assert!(pushed.is_ok(), "the closure always gives a value");
+        slot
+    }
+
+    /// All slots, in use or not.
+    pub(super) fn iter(&self) -> impl Iterator<Item = &'static Slot<T>> + use<T> {
+        // SAFETY: slots are leaked, so that every pointer in the list stays valid. A slot is in the
+        // list when it is complete.
+        let at = |next: &AtomicPtr<Slot<T>>| unsafe { next.load(Ordering::SeqCst).as_ref() };
+        successors(at(&self.head), move |slot| at(&slot.next))
+    }
+}
+
+impl<T> Slot<T> {
+    /// Gives the slot back.
+    pub(super) fn release(&self) {
+        self.used.store(false, Ordering::SeqCst);
+    }
+}
+
+impl<T> Deref for Slot<T> {
+    type Target = T;
+    fn deref(&self) -> &T {
+        &self.value
+    }
+}
