@@ -454,8 +454,8 @@ impl Owned<'_> {
             (None, Some(_)) => Some(Vec::new()),
             (None, None) => None,
         };
-        let newest = self.core.output.newest_part();
-        let ([log, index], log_at) = newest.map_err(|e| system("read the log", e))?;
+        let newest = self.core.output.newest_part(append);
+        let ([log, index], log_at) = newest.map_err(|e| system("open the log", e))?;
         let mut plan = Plan {
             program: CommandPlan {
                 candidates: paths(&tried)?,
@@ -485,10 +485,8 @@ impl Owned<'_> {
             groups,
             umask: self.core.spec.umask,
             stop: self.policy(),
-            log: append(&log).map_err(|e| system("open the log", e))?.into(),
-            index: append(&index)
-                .map_err(|e| system("open the log's index", e))?
-                .into(),
+            log: log.into(),
+            index: index.into(),
             log_part: self.core.spec.log_limit.max(LEAST_LOG) / 4,
             log_at,
             keep,

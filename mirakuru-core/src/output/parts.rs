@@ -128,10 +128,18 @@ impl View {
         self.earlier_length
     }
 
-    /// The log and the index of the last part, its number, and its beginning.
-    pub(super) fn last(&self) -> Option<(&[PathBuf; 2], u32, Place)> {
-        let (part, _) = self.parts.last()?;
-        Some((&part.paths, part.number, part.begin))
+    /// The log and the index of the last part, its number, and its beginning. The first part's
+    /// descriptors are copies of those that this process reads with: an open costs more.
+    pub(super) fn last(
+        &self,
+        open: impl Fn(&Path) -> io::Result<File>,
+    ) -> io::Result<([File; 2], u32, Place)> {
+        let (part, _) = self.parts.last().ok_or(io::ErrorKind::NotFound)?;
+        let files = match part.number {
+            0 => [part.log.try_clone()?, part.index.try_clone()?],
+            _ => [open(&part.paths[0])?, open(&part.paths[1])?],
+        };
+        Ok((files, part.number, part.begin))
     }
 
     /// From where to where the log is left out.

@@ -159,16 +159,20 @@ impl OutputReader {
         }
     }
 
-    /// The files of the newest part of the log, and where that stands.
-    pub(crate) fn newest_part(&self) -> io::Result<([PathBuf; 2], LogPart)> {
+    /// The newest part of the log and its index, and where that stands. `open` opens a file for
+    /// appending, as it must have done in [`open_with`](OutputReader::open_with).
+    pub(crate) fn newest_part(
+        &self,
+        open: impl Fn(&Path) -> io::Result<File>,
+    ) -> io::Result<([File; 2], LogPart)> {
         let view = self.parts.view()?;
-        let (paths, number, begin) = view.last().ok_or(io::ErrorKind::NotFound)?;
+        let (files, number, begin) = view.last(open)?;
         let part = LogPart {
             number,
             log: begin.log,
             index: begin.index,
         };
-        Ok((paths.clone(), part))
+        Ok((files, part))
     }
 
     /// Returns the output since the cursor, and the other records of the index, and moves the
