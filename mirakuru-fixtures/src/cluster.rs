@@ -286,16 +286,7 @@ impl<'a, H> IntoIterator for &'a mut Cluster<H> {
 
 #[diagnostic::do_not_recommend]
 impl<R: Recipe, F: Fn(&Node) -> R> Recipe for ClusterRecipe<R, F> {
-    type Readiness = NoWait;
-    type Handle = Cluster<R::Handle>;
-
-    fn executor(&self) -> Result<ExecutorBuilder<NoWait>, Error> {
-        several()
-    }
-
-    fn handle(self, _: Executor<NoWait>) -> Result<Self::Handle, Error> {
-        several()
-    }
+    several!(Cluster<R::Handle>);
 
     fn __join<'a>(self, system: &mut System<'a>, joining: Joining) -> Slot<Self::Handle>
     where

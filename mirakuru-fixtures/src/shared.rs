@@ -114,16 +114,7 @@ impl<T> InStatic<T> {
 
 #[diagnostic::do_not_recommend]
 impl<T: 'static> Recipe for InStatic<T> {
-    type Readiness = NoWait;
-    type Handle = &'static T;
-
-    fn executor(&self) -> Result<ExecutorBuilder<NoWait>, Error> {
-        several()
-    }
-
-    fn handle(self, _: Executor<NoWait>) -> Result<&'static T, Error> {
-        several()
-    }
+    several!(&'static T);
 
     fn __join<'a>(self, system: &mut System<'a>, joining: Joining) -> Slot<&'static T>
     where

@@ -154,7 +154,12 @@ impl<'a, H: 'a> Needs<'a> for Slot<H> {
 }
 
 macro_rules! needs {
-    ($($name:ident)+) => {
+    () => {};
+    ($first:ident $($other:ident)*) => {
+        needs!($($other)*);
+        needs!(=> $first $($other)*);
+    };
+    (=> $($name:ident)+) => {
         impl<'a, $($name: Needs<'a>),+> Needs<'a> for ($($name,)+) {
             #[allow(non_snake_case)]
             fn list(&self, needs: &mut Vec<Weak<dyn Need + 'a>>) {
@@ -165,13 +170,6 @@ macro_rules! needs {
     };
 }
 
-needs!(A);
-needs!(A B);
-needs!(A B C);
-needs!(A B C D);
-needs!(A B C D E);
-needs!(A B C D E F);
-needs!(A B C D E F G);
 needs!(A B C D E F G H);
 
 /// One service on its way from its recipe to its handle, whatever these are. The stages come in
@@ -860,16 +858,7 @@ impl<S> fmt::Debug for Plan<S> {
 
 #[diagnostic::do_not_recommend]
 impl<S> Recipe for Plan<S> {
-    type Readiness = NoWait;
-    type Handle = S;
-
-    fn executor(&self) -> Result<ExecutorBuilder<NoWait>, Error> {
-        several()
-    }
-
-    fn handle(self, _: Executor<NoWait>) -> Result<S, Error> {
-        several()
-    }
+    several!(S);
 
     fn __join<'a>(self, system: &mut System<'a>, joining: Joining) -> Slot<S>
     where
@@ -935,10 +924,27 @@ pub fn recipe<How, R: IntoRecipe<How>>(name: R) -> R::Recipe {
     name.into_recipe()
 }
 
-/// What a recipe of several services answers where one executor is asked for.
-pub(crate) fn several<T>() -> Result<T, Error> {
+/// The answer of a recipe of several services where one executor is asked for.
+pub(crate) fn not_one_executor<T>() -> Result<T, Error> {
     Err(Error::other(
         "make an executor of this recipe",
         "it starts several services; start it with `Recipe::start`, `start_all` or the attribute",
     ))
 }
+
+/// The part of a [`Recipe`] of several services that is the same for all such recipes.
+macro_rules! several {
+    ($handle:ty) => {
+        type Readiness = NoWait;
+        type Handle = $handle;
+
+        fn executor(&self) -> Result<ExecutorBuilder<NoWait>, Error> {
+            $crate::system::not_one_executor()
+        }
+
+        fn handle(self, _: Executor<NoWait>) -> Result<$handle, Error> {
+            $crate::system::not_one_executor()
+        }
+    };
+}
+pub(crate) use several;

@@ -168,65 +168,38 @@ pub trait StopAll: sealed::Stop {
     fn stop_all(self) -> Result<(), Error>;
 }
 
-impl<R: Readiness> sealed::Stop for &mut [Executor<R>] {}
+/// Lists of executors of one type.
+macro_rules! list {
+    ($([$($generics:tt)+] $list:ty),+) => {$(
+        impl<$($generics)+> sealed::Stop for $list {}
 
-impl<R: Readiness> StopAll for &mut [Executor<R>] {
-    fn stop_all(self) -> Result<(), Error> {
-        let mut services: Vec<&mut dyn Startable> = self.iter_mut().map(|service| service as _).collect();
-        stop_together(&mut services)
-    }
+        impl<$($generics)+> StopAll for $list {
+            #[allow(unused_mut)]
+            fn stop_all(mut self) -> Result<(), Error> {
+                let services = self.iter_mut().map(|service| service as &mut dyn Startable);
+                stop_together(&mut services.collect::<Vec<_>>())
+            }
+        }
+    )+};
 }
 
-impl<R: Readiness> sealed::Stop for &mut Vec<Executor<R>> {}
-
-impl<R: Readiness> StopAll for &mut Vec<Executor<R>> {
-    fn stop_all(self) -> Result<(), Error> {
-        self.as_mut_slice().stop_all()
-    }
-}
-
-impl<R: Readiness> sealed::Stop for &mut Cluster<Executor<R>> {}
-
-impl<R: Readiness> StopAll for &mut Cluster<Executor<R>> {
-    fn stop_all(self) -> Result<(), Error> {
-        (&mut **self).stop_all()
-    }
-}
-
-impl<R: Readiness> sealed::Stop for Cluster<Executor<R>> {}
-
-impl<R: Readiness> StopAll for Cluster<Executor<R>> {
-    fn stop_all(mut self) -> Result<(), Error> {
-        (&mut *self).stop_all()
-    }
-}
-
-impl<R: Readiness> sealed::Stop for Vec<Executor<R>> {}
-
-impl<R: Readiness> StopAll for Vec<Executor<R>> {
-    fn stop_all(mut self) -> Result<(), Error> {
-        self.as_mut_slice().stop_all()
-    }
-}
-
-impl<R: Readiness, const N: usize> sealed::Stop for &mut [Executor<R>; N] {}
-
-impl<R: Readiness, const N: usize> StopAll for &mut [Executor<R>; N] {
-    fn stop_all(self) -> Result<(), Error> {
-        self.as_mut_slice().stop_all()
-    }
-}
-
-impl<R: Readiness, const N: usize> sealed::Stop for [Executor<R>; N] {}
-
-impl<R: Readiness, const N: usize> StopAll for [Executor<R>; N] {
-    fn stop_all(mut self) -> Result<(), Error> {
-        self.as_mut_slice().stop_all()
-    }
-}
+list!(
+    [R: Readiness] &mut [Executor<R>],
+    [R: Readiness] &mut Vec<Executor<R>>,
+    [R: Readiness] &mut Cluster<Executor<R>>,
+    [R: Readiness] Cluster<Executor<R>>,
+    [R: Readiness] Vec<Executor<R>>,
+    [R: Readiness, const N: usize] &mut [Executor<R>; N],
+    [R: Readiness, const N: usize] [Executor<R>; N]
+);
 
 macro_rules! tuple {
-    ($($recipe:ident)+) => {
+    () => {};
+    ($first:ident $($other:ident)*) => {
+        tuple!($($other)*);
+        tuple!(=> $first $($other)*);
+    };
+    (=> $($recipe:ident)+) => {
         impl<$($recipe: ToStart),+> sealed::Start for ($($recipe,)+) {}
         impl<$($recipe: Readiness),+> sealed::Stop for ($(Executor<$recipe>,)+) {}
 
@@ -252,13 +225,6 @@ macro_rules! tuple {
     };
 }
 
-tuple!(A);
-tuple!(A B);
-tuple!(A B C);
-tuple!(A B C D);
-tuple!(A B C D E);
-tuple!(A B C D E F);
-tuple!(A B C D E F G);
 tuple!(A B C D E F G H);
 
 impl<R: ToStart> sealed::Start for Vec<R> {}

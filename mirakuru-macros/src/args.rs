@@ -84,6 +84,7 @@ pub(crate) fn known() -> impl Iterator<Item = &'static str> {
 }
 
 /// One attribute of ours.
+#[derive(Default)]
 pub(crate) struct Args {
     /// The attribute's path, for errors about missing keys. That of the outermost is not known: it
     /// is the compiler's "call site".
@@ -136,13 +137,16 @@ impl Args {
         Args::parse.parse2(tokens)
     }
 
-    fn broken(path: Option<Path>) -> Args {
-        Args {
-            path,
-            expr: None,
-            entries: Vec::new(),
-            broken: true,
-        }
+    /// What was parsed; or reports the error.
+    fn or_broken(parsed: syn::Result<Args>, path: Option<Path>, errors: &mut Errors) -> Args {
+        let args = parsed.unwrap_or_else(|error| {
+            errors.push(error);
+            Args {
+                broken: true,
+                ..Args::default()
+            }
+        });
+        Args { path, ..args }
     }
 }
 
@@ -219,41 +223,30 @@ pub(crate) fn literal(expr: &Expr) -> Option<&LitStr> {
 /// below it, which are taken out of the item's attributes. They are expanded together, so that the
 /// runtime knows all services of a test before it starts one.
 pub(crate) fn stacked(outermost: TokenStream, attrs: &mut Vec<Attribute>, errors: &mut Errors) -> Vec<Args> {
-    let mut all = vec![(None, Args::outermost(outermost))];
-    let (ours, others): (Vec<_>, Vec<_>) = std::mem::take(attrs).into_iter().partition(is_ours);
-    *attrs = others;
-    for attr in ours {
-        all.push((Some(attr.path().clone()), attr.parse_args_with(Args::parse)));
-    }
-    let one = |(path, parsed)| match parsed {
-        Ok(args) => Args { path, ..args },
-        Err(error) => {
-            errors.push(error);
-            Args::broken(path)
-        }
-    };
-    all.into_iter().map(one).collect()
+    let mut all = vec![Args::or_broken(Args::outermost(outermost), None, errors)];
+    all.extend(taken_out(attrs, is_ours, errors));
+    all
 }
 
 /// Our attributes on a field of a struct, which are taken out of the field's attributes.
 pub(crate) fn on_field(attrs: &mut Vec<Attribute>, errors: &mut Errors) -> Vec<Args> {
-    let is_fixture = |attr: &Attribute| is_ours(attr) || is_rstest_fixture(attr);
-    let (ours, others): (Vec<_>, Vec<_>) = std::mem::take(attrs).into_iter().partition(is_fixture);
+    taken_out(attrs, |attr| is_ours(attr) || is_rstest_fixture(attr), errors)
+}
+
+fn taken_out(
+    attrs: &mut Vec<Attribute>,
+    is_wanted: impl Fn(&Attribute) -> bool,
+    errors: &mut Errors,
+) -> Vec<Args> {
+    let (ours, others): (Vec<_>, Vec<_>) = std::mem::take(attrs).into_iter().partition(is_wanted);
     *attrs = others;
     let one = |attr: Attribute| {
-        let path = Some(attr.path().clone());
         let parsed = match &attr.meta {
             Meta::List(_) => attr.parse_args_with(Args::parse),
             // A word alone, in which everything is missing.
             _ => Args::outermost(TokenStream::new()),
         };
-        match parsed {
-            Ok(args) => Args { path, ..args },
-            Err(error) => {
-                errors.push(error);
-                Args::broken(path)
-            }
-        }
+        Args::or_broken(parsed, Some(attr.path().clone()), errors)
     };
     ours.into_iter().map(one).collect()
 }
@@ -268,11 +261,8 @@ fn is_ours(attr: &Attribute) -> bool {
 
 /// Whether an attribute is `#[rstest::fixture]`, or a bare `#[fixture]` that must be it.
 pub(crate) fn is_rstest_fixture(attr: &Attribute) -> bool {
-    let fixture = attr
-        .path()
-        .segments
-        .last()
-        .is_some_and(|last| last.ident == "fixture");
+    let path = attr.path();
+    let fixture = path.segments.last().is_some_and(|last| last.ident == "fixture");
     fixture && (is_of_rstest(attr) || matches!(attr.meta, Meta::Path(_)))
 }
 
@@ -283,12 +273,7 @@ fn is_of_rstest(attr: &Attribute) -> bool {
 
 impl Parse for Args {
     fn parse(input: ParseStream<'_>) -> syn::Result<Args> {
-        let mut args = Args {
-            path: None,
-            expr: None,
-            entries: Vec::new(),
-            broken: false,
-        };
+        let mut args = Args::default();
         if !input.is_empty() && !Entry::is_next(input) {
             args.expr = Some(input.parse()?);
             separator(input)?;

@@ -14,7 +14,7 @@ pub(crate) struct Bindings {
     parameters: Vec<Option<usize>>,
     /// A name could not be resolved, which has been reported: a parameter is left over because of
     /// that.
-    incomplete: bool,
+    pub(crate) incomplete: bool,
     /// The names under which fixtures are known to those below: of their parameters, or given by
     /// their attributes.
     names: Vec<Option<Ident>>,
@@ -35,11 +35,8 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
     }
     for (index, fixture) in fixtures.iter().enumerate() {
         if let Target::Named(name) = fixture.target() {
-            if !has_parameter(item, name)
-                && fixtures[index + 1..]
-                    .iter()
-                    .any(|below| names::uses_name(below, name))
-            {
+            let is_used = |below: &Args| names::place_of_use(below, name).is_some();
+            if names_of(item).all(|(_, known)| known != name) && fixtures[index + 1..].iter().any(is_used) {
                 continue; // A name for those below.
             }
             match named(item, name, &bindings) {
@@ -69,31 +66,21 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
             .cloned(),
     };
     bindings.names = fixtures.iter().enumerate().map(name).collect();
-    let parameters = (0..item.sig.inputs.len()).filter_map(|index| item.parameter(index));
-    let parameters: Vec<&Ident> = parameters.filter_map(parameter_name).collect();
+    let parameters: Vec<&Ident> = names_of(item).map(|(_, name)| name).collect();
     let fixtures: Vec<&Args> = fixtures.iter().collect();
     bindings.needs = names::needs(&fixtures, &bindings.names, &parameters, errors);
     bindings
 }
 
-fn has_parameter(item: &Function, name: &Ident) -> bool {
-    let mut parameters = (0..item.sig.inputs.len()).filter_map(|index| item.parameter(index));
-    parameters.any(|parameter| parameter_name(parameter) == Some(name))
+/// The names of the parameters that have one, with their places.
+fn names_of(item: &Function) -> impl Iterator<Item = (usize, &Ident)> {
+    let all = 0..item.sig.inputs.len();
+    all.filter_map(|index| Some((index, parameter_name(item.parameter(index)?)?)))
 }
 
 fn named(item: &Function, name: &Ident, bindings: &Bindings) -> Result<usize, String> {
-    let all = 0..item.sig.inputs.len();
-    let names: Vec<String> = all
-        .clone()
-        .filter_map(|index| item.parameter(index).and_then(parameter_name))
-        .map(|name| format!("`{name}`"))
-        .collect();
-    let is_named = |&index: &usize| {
-        item.parameter(index)
-            .and_then(parameter_name)
-            .is_some_and(|parameter| parameter == name)
-    };
-    let Some(found) = all.clone().find(is_named) else {
+    let names: Vec<String> = names_of(item).map(|(_, name)| format!("`{name}`")).collect();
+    let Some((found, _)) = names_of(item).find(|(_, known)| *known == name) else {
         let there_are = match names.len() {
             0 => "the function has none; a name for the service is a string, `name = \"..\"`".to_owned(),
             _ => format!("there is {}", names.join(", ")),
@@ -123,10 +110,6 @@ impl Bindings {
     pub(crate) fn needs(&self, fixture: usize) -> impl Iterator<Item = (usize, &Ident)> {
         let needs = self.needs.get(fixture).into_iter().flatten();
         needs.filter_map(|&other| Some((other, self.names[other].as_ref()?)))
-    }
-
-    pub(crate) fn are_incomplete(&self) -> bool {
-        self.incomplete
     }
 
     pub(crate) fn is_bound(&self, parameter: usize) -> bool {

@@ -430,15 +430,13 @@ fn values_have_the_right_form(fixture: &Args, errors: &mut Errors) {
                 ("tcp", _) => {
                     Some("`tcp` is an address or a port: `tcp = \"127.0.0.1:{port}\"`, `tcp = 6379`")
                 }
-                ("args" | "envs", _) => Some(match &*key {
-                    "args" => {
-                        "`args` is a list: `args = [\"--port\", \"{port}\"]`; one argument is `arg = \"..\"`"
-                    }
-                    _ => {
-                        "`envs` is a list: `envs = [(\"NAME\", \"value\")]`; one is `env = (\"NAME\", \
-                            \"value\")`"
-                    }
-                }),
+                ("args", _) => Some(
+                    "`args` is a list: `args = [\"--port\", \"{port}\"]`; one argument is `arg = \"..\"`",
+                ),
+                ("envs", _) => Some(
+                    "`envs` is a list: `envs = [(\"NAME\", \"value\")]`; one is \
+                     `env = (\"NAME\", \"value\")`",
+                ),
                 (_, Lit::Str(_)) => None,
                 ("cmd", _) => {
                     Some("`cmd` is a string or a list: `cmd = \"redis-server\"`, `cmd = [\"redis-server\"]`")
@@ -481,20 +479,22 @@ fn values_have_the_right_form(fixture: &Args, errors: &mut Errors) {
                     \"users\" (the same, until nobody uses it) or \"process\" (one for each test binary)",
                 )
             }
-            "env" if !matches!(value, Expr::Tuple(pair) if pair.elems.len() == 2) => errors.on(
-                value,
-                "`env` is a name and a value: `env = (\"NAME\", \"value\")`; several are `envs = [(\"NAME\", \
-                    \"value\")]`",
-            ),
-            "file" if !matches!(value, Expr::Tuple(pair) if pair.elems.len() == 2) => errors.on(
-                value,
-                "`file` is a path in the private directory and a text: `file = (\"server.conf\", \"port \
-                    {port}\")`",
-            ),
-            "listen_as" if !matches!(value, Expr::Tuple(pair) if pair.elems.len() == 2) => errors.on(
-                value,
-                "`listen_as` is a name and an address: `listen_as = (\"web\", \"127.0.0.1:{port}\")`",
-            ),
+            "env" | "file" | "listen_as" if !matches!(value, Expr::Tuple(pair) if pair.elems.len() == 2) => {
+                let message = match &*key {
+                    "env" => {
+                        "`env` is a name and a value: `env = (\"NAME\", \"value\")`; several are \
+                         `envs = [(\"NAME\", \"value\")]`"
+                    }
+                    "file" => {
+                        "`file` is a path in the private directory and a text: \
+                         `file = (\"server.conf\", \"port {port}\")`"
+                    }
+                    _ => {
+                        "`listen_as` is a name and an address: `listen_as = (\"web\", \"127.0.0.1:{port}\")`"
+                    }
+                };
+                errors.on(value, message);
+            }
             flag if FLAGS.contains(&flag) => {
                 errors.on(value, format!("`{flag}` has no value: write the word alone"));
             }
@@ -679,7 +679,7 @@ fn async_needs_an_async_test_attribute(item: &Function, errors: &mut Errors) {
 }
 
 fn no_parameter_is_left_over(item: &Function, bindings: &Bindings, errors: &mut Errors) {
-    if !item.takes_fixtures_only() || bindings.are_incomplete() {
+    if !item.takes_fixtures_only() || bindings.incomplete {
         return;
     }
     for index in 0..item.sig.inputs.len() {

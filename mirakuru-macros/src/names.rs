@@ -105,11 +105,6 @@ struct Use {
     is_receiver: bool,
 }
 
-/// Whether an attribute's expressions use this name.
-pub(crate) fn uses_name(args: &Args, name: &Ident) -> bool {
-    place_of_use(args, name).is_some()
-}
-
 /// Where an attribute's expressions use this name first.
 pub(crate) fn place_of_use(args: &Args, name: &Ident) -> Option<Span> {
     let uses = uses(args);

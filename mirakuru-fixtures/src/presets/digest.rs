@@ -1,6 +1,9 @@
 //! The hashes by which servers check a password without seeing it: MD5, SHA-1 and SHA-256, and
 //! base64. Only for logins: what is hashed is short.
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
+
 /// The words of a message in blocks of 64 bytes, with its padding.
 fn blocks(message: &[u8], word: fn([u8; 4]) -> u32, length: [u8; 8]) -> Vec<[u32; 16]> {
     let mut bytes = message.to_vec();
@@ -185,35 +188,13 @@ pub(super) fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-
-pub(super) fn to_base64(bytes: &[u8]) -> String {
-    let mut text = String::new();
-    for part in bytes.chunks(3) {
-        let byte = |at: usize| u32::from(part.get(at).copied().unwrap_or(0));
-        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
-        for at in 0..4 {
-            let letter = ALPHABET[(bits >> (18 - 6 * at)) as usize % 64];
-            text.push(if at <= part.len() { char::from(letter) } else { '=' });
-        }
-    }
-    text
+pub(super) fn to_base64(bytes: impl AsRef<[u8]>) -> String {
+    BASE64_STANDARD.encode(bytes)
 }
 
 /// `None` for a text that is none of base64.
 pub(super) fn from_base64(text: &str) -> Option<Vec<u8>> {
-    let mut bytes = Vec::new();
-    let (mut bits, mut count) = (0_u32, 0);
-    for letter in text.trim_end_matches('=').bytes() {
-        let value = ALPHABET.iter().position(|known| *known == letter)?;
-        bits = bits << 6 | value as u32;
-        count += 6;
-        if count >= 8 {
-            count -= 8;
-            bytes.push((bits >> count) as u8);
-        }
-    }
-    Some(bytes)
+    BASE64_STANDARD.decode(text).ok()
 }
 
 #[cfg(test)]
@@ -269,7 +250,7 @@ mod tests {
             ("foo", "Zm9v"),
             ("foob", "Zm9vYg=="),
         ] {
-            assert_eq!(to_base64(text.as_bytes()), coded);
+            assert_eq!(to_base64(text), coded);
             assert_eq!(from_base64(coded).as_deref(), Some(text.as_bytes()));
         }
         assert_eq!(from_base64("a b"), None);

@@ -5,10 +5,11 @@ use std::time::Duration;
 
 use mirakuru_core::{Check, Error, Executor, ExecutorBuilder};
 
+use super::Answers;
 use super::connection::Connection;
 use super::external::External;
-use super::server::{AsRoot, Options, Server, handle, options};
-use super::{Answers, Prefix, expect};
+use super::prefix::prefix;
+use super::server::{AsRoot, Options, Server, handle, of_executor, options};
 use crate::Recipe;
 use crate::cluster::{ClusterRecipe, Node, cluster};
 
@@ -92,8 +93,7 @@ impl EtcdRecipe {
 // Not in the list of recipes that an error gives: it is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for EtcdRecipe {
-    type Readiness = Answers;
-    type Handle = Etcd;
+    of_executor!(Etcd);
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
         if let Some(external) = self.options.external(&SERVER)? {
@@ -147,18 +147,6 @@ impl Recipe for EtcdRecipe {
                 }),
         ))
     }
-
-    fn prepare(&self, _: &mut Executor<Answers>) -> Result<(), Error> {
-        match self.options.external(&SERVER)? {
-            Some(external) => external.prepare(),
-            None => Ok(()),
-        }
-    }
-
-    fn handle(self, executor: Executor<Answers>) -> Result<Etcd, Error> {
-        let external = self.options.external(&SERVER)?;
-        Ok(Etcd { executor, external })
-    }
 }
 
 /// A running etcd: a cluster of one member, which speaks gRPC and, below `/v3/`, JSON on the same
@@ -202,27 +190,13 @@ impl Etcd {
             None => format!("http://{}", self.executor.addr()),
         }
     }
-
-    /// The beginning of keys for one test alone: `tk4x2m7qzja5w/`.
-    ///
-    /// # Panics
-    ///
-    /// When the system gives no randomness.
-    #[must_use]
-    #[track_caller]
-    pub fn key_prefix(&self) -> Prefix {
-        expect(self.try_key_prefix())
-    }
-
-    /// The same, with the error.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::System`] when the system gives no randomness, or an external server is not there.
-    pub fn try_key_prefix(&self) -> Result<Prefix, Error> {
-        match &self.external {
-            Some(external) => external.prefix(&self.executor.dir(), "", '/'),
-            None => Prefix::new('/'),
-        }
-    }
 }
+
+prefix!(
+    Etcd,
+    "",
+    '/',
+    /// The beginning of keys for one test alone: `tk4x2m7qzja5w/`.
+    key_prefix,
+    try_key_prefix
+);

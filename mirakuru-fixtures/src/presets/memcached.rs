@@ -2,9 +2,10 @@
 
 use mirakuru_core::{Error, Executor, ExecutorBuilder, Signal};
 
+use super::Answers;
 use super::external::External;
-use super::server::{AsRoot, Options, Server, handle, options};
-use super::{Answers, Prefix, expect};
+use super::prefix::prefix;
+use super::server::{AsRoot, Options, Server, handle, of_executor, options};
 use crate::Recipe;
 use crate::cache::limit;
 
@@ -44,8 +45,7 @@ options!(MemcachedRecipe);
 // Not in the list of recipes that an error gives: it is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for MemcachedRecipe {
-    type Readiness = Answers;
-    type Handle = Memcached;
+    of_executor!(Memcached);
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
         if let Some(external) = self.options.external(&SERVER)? {
@@ -68,18 +68,6 @@ impl Recipe for MemcachedRecipe {
                 // If it wants a password, it answers with a `CLIENT_ERROR`.
                 connection.line().map(|answer| !answer.is_empty())
             })))
-    }
-
-    fn prepare(&self, _: &mut Executor<Answers>) -> Result<(), Error> {
-        match self.options.external(&SERVER)? {
-            Some(external) => external.prepare(),
-            None => Ok(()),
-        }
-    }
-
-    fn handle(self, executor: Executor<Answers>) -> Result<Memcached, Error> {
-        let external = self.options.external(&SERVER)?;
-        Ok(Memcached { executor, external })
     }
 }
 
@@ -121,27 +109,13 @@ impl Memcached {
             None => format!("memcache://{}", self.executor.addr()),
         }
     }
-
-    /// The beginning of keys for one test alone: `tk4x2m7qzja5w:`. (A key may have 250 bytes.)
-    ///
-    /// # Panics
-    ///
-    /// When the system gives no randomness.
-    #[must_use]
-    #[track_caller]
-    pub fn key_prefix(&self) -> Prefix {
-        expect(self.try_key_prefix())
-    }
-
-    /// The same, with the error.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::System`] when the system gives no randomness, or an external server is not there.
-    pub fn try_key_prefix(&self) -> Result<Prefix, Error> {
-        match &self.external {
-            Some(external) => external.prefix(&self.executor.dir(), "", ':'),
-            None => Prefix::new(':'),
-        }
-    }
 }
+
+prefix!(
+    Memcached,
+    "",
+    ':',
+    /// The beginning of keys for one test alone: `tk4x2m7qzja5w:`. (A key may have 250 bytes.)
+    key_prefix,
+    try_key_prefix
+);

@@ -4,10 +4,11 @@ use std::io::{self, Read};
 
 use mirakuru_core::{Error, Executor, ExecutorBuilder};
 
+use super::Answers;
 use super::connection::Connection;
 use super::external::External;
-use super::server::{AsRoot, Options, Server, handle, options};
-use super::{Answers, Prefix, expect};
+use super::prefix::prefix;
+use super::server::{AsRoot, Options, Server, handle, of_executor, options};
 use crate::Recipe;
 
 mod external;
@@ -68,8 +69,7 @@ impl MosquittoRecipe {
 // Not in the list of recipes that an error gives: it is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for MosquittoRecipe {
-    type Readiness = Answers;
-    type Handle = Mosquitto;
+    of_executor!(Mosquitto);
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
         if let Some(external) = self.options.external(&SERVER)? {
@@ -80,18 +80,6 @@ impl Recipe for MosquittoRecipe {
             .recipe(&SERVER, ["-c", "{dir}/mosquitto.conf"])?
             .file("mosquitto.conf", self.text())
             .wait_for(self.options.answers("answered CONNECT", answers)))
-    }
-
-    fn prepare(&self, _: &mut Executor<Answers>) -> Result<(), Error> {
-        match self.options.external(&SERVER)? {
-            Some(external) => external.prepare(),
-            None => Ok(()),
-        }
-    }
-
-    fn handle(self, executor: Executor<Answers>) -> Result<Mosquitto, Error> {
-        let external = self.options.external(&SERVER)?;
-        Ok(Mosquitto { executor, external })
     }
 }
 
@@ -148,30 +136,16 @@ impl Mosquitto {
             None => format!("mqtt://{}", self.executor.addr()),
         }
     }
-
-    /// The beginning of topics for one test alone: `tk4x2m7qzja5w/`.
-    ///
-    /// # Panics
-    ///
-    /// When the system gives no randomness.
-    #[must_use]
-    #[track_caller]
-    pub fn topic_prefix(&self) -> Prefix {
-        expect(self.try_topic_prefix())
-    }
-
-    /// The same, with the error.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::System`] when the system gives no randomness, or an external server is not there.
-    pub fn try_topic_prefix(&self) -> Result<Prefix, Error> {
-        match &self.external {
-            Some(external) => external.prefix(&self.executor.dir(), external::BEGIN, '/'),
-            None => Prefix::new('/'),
-        }
-    }
 }
+
+prefix!(
+    Mosquitto,
+    external::BEGIN,
+    '/',
+    /// The beginning of topics for one test alone: `tk4x2m7qzja5w/`.
+    topic_prefix,
+    try_topic_prefix
+);
 
 #[cfg(test)]
 mod tests {

@@ -12,8 +12,9 @@ use mirakuru_core::{Check, Error, Executor, ExecutorBuilder, Probe, Signal};
 
 use super::connection::{ANSWER_WITHIN, Connection, TIDY_WITHIN, tidied};
 use super::external::External;
+use super::prefix::prefix;
 use super::server::{AsRoot, Options, Server, handle, new_password, options, write_secret};
-use super::{Answers, Prefix, expect, failed};
+use super::{Answers, expect, failed};
 use crate::Recipe;
 use crate::cluster::{ClusterRecipe, Node, cluster};
 use crate::lease;
@@ -366,33 +367,6 @@ impl Nats {
         &self.password
     }
 
-    /// The beginning of subjects for one test alone, such as `tk4x2m7qzja5w.`, in the account that
-    /// all share. Streams and buckets can have the prefix as their name, without its last dot.
-    ///
-    /// On a server that `MIRAKURU_NATS_URL` names, streams and buckets whose names begin so are
-    /// deleted at the end.
-    ///
-    /// # Panics
-    ///
-    /// When the system gives no randomness.
-    #[must_use]
-    #[track_caller]
-    pub fn subject_prefix(&self) -> Prefix {
-        expect(self.try_subject_prefix())
-    }
-
-    /// The same, with the error.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::System`] when the system gives no randomness, or an external server is not there.
-    pub fn try_subject_prefix(&self) -> Result<Prefix, Error> {
-        match &self.external {
-            Some(external) => external.prefix(&self.executor.dir(), "", '.'),
-            None => Prefix::new('.'),
-        }
-    }
-
     /// An account for one test alone, without streams. It is leased from those of this server, over
     /// all processes that share it, until it is dropped or its process ends.
     ///
@@ -444,6 +418,19 @@ impl Nats {
         Ok(account)
     }
 }
+
+prefix!(
+    Nats,
+    "",
+    '.',
+    /// The beginning of subjects for one test alone, such as `tk4x2m7qzja5w.`, in the account that
+    /// all share. Streams and buckets can have the prefix as their name, without its last dot.
+    ///
+    /// On a server that `MIRAKURU_NATS_URL` names, streams and buckets whose names begin so are
+    /// deleted at the end.
+    subject_prefix,
+    try_subject_prefix
+);
 
 /// One account of a [`Nats`], leased for a test. Its streams are deleted when it is dropped, and
 /// before it is leased again.

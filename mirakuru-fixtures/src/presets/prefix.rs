@@ -40,6 +40,39 @@ impl Prefix {
     }
 }
 
+/// The two methods of a handle that give a [`Prefix`]: with this text before it on a given server,
+/// and with this separator at its end.
+macro_rules! prefix {
+    ($handle:ident, $begin:expr, $separator:literal, $(#[$doc:meta])+ $get:ident, $try_get:ident) => {
+        impl $handle {
+            $(#[$doc])+
+            ///
+            /// # Panics
+            ///
+            /// When the system gives no randomness.
+            #[must_use]
+            #[track_caller]
+            pub fn $get(&self) -> $crate::presets::Prefix {
+                $crate::presets::expect(self.$try_get())
+            }
+
+            /// The same, with the error.
+            ///
+            /// # Errors
+            ///
+            /// [`Error::System`] when the system gives no randomness, or an external server is not
+            /// there.
+            pub fn $try_get(&self) -> Result<$crate::presets::Prefix, Error> {
+                match &self.external {
+                    Some(external) => external.prefix(&self.executor.dir(), $begin, $separator),
+                    None => $crate::presets::Prefix::new($separator),
+                }
+            }
+        }
+    };
+}
+pub(super) use prefix;
+
 impl Deref for Prefix {
     type Target = str;
     fn deref(&self) -> &str {

@@ -13,7 +13,7 @@ use mirakuru_core::{Error, Executor, ExecutorBuilder};
 use super::connection::{ANSWER_WITHIN, Connection, TIDY_WITHIN, tidied};
 use super::external::External;
 use super::server::{
-    AsRoot, Options, Server, handle, new_password, options, read_password, unique_name, write_password,
+    AsRoot, Options, Server, handle, new_password, options, password, unique_name, write_password,
     write_secret,
 };
 use super::{Answers, expect, failed, percent_encoded};
@@ -342,7 +342,7 @@ impl Recipe for RabbitmqRecipe {
         Ok(Rabbitmq {
             password: match &external {
                 Some(external) => external::password(external).to_owned(),
-                None => read_password(&executor.dir())?,
+                None => password(None, &executor.dir())?,
             },
             executor,
             external,

@@ -12,7 +12,7 @@ use mirakuru_core::__private::{find_program, is_root, literal, random_id, unpriv
 use mirakuru_core::{Check, Error, Executor, ExecutorBuilder, NoWait, Probe, Readiness, Tcp};
 
 use super::connection::Connection;
-use super::external::Protocol;
+use super::external::{External, Protocol};
 use super::{Answers, failed};
 use crate::cache::limit;
 use crate::lease;
@@ -353,18 +353,18 @@ pub(super) fn is_shim(program: &Path) -> bool {
 
 /// The last lines that a failed program has printed: usually the reason.
 pub(super) fn last_lines<R: Readiness>(executor: &Executor<R>) -> String {
-    const TAIL: usize = 20;
     let logs = executor.logs();
-    // Standard error has the reason; standard output has it where the other is empty.
-    let text = match logs.stderr().trim() {
-        "" => logs.to_string(),
-        text => text.to_owned(),
-    };
+    let reason = reason(logs.stderr(), &logs.to_string());
+    reason.unwrap_or_else(|| "it printed nothing".to_owned())
+}
+
+/// The last lines on standard error, which has the reason; or those of all output where standard
+/// error is empty.
+pub(super) fn reason(stderr: &str, all: &str) -> Option<String> {
+    const TAIL: usize = 20;
+    let text = if stderr.trim().is_empty() { all } else { stderr };
     let lines: Vec<&str> = text.lines().filter(|line| !line.trim().is_empty()).collect();
-    match lines.is_empty() {
-        true => "it printed nothing".to_owned(),
-        false => lines[lines.len().saturating_sub(TAIL)..].join("\n"),
-    }
+    (!lines.is_empty()).then(|| lines[lines.len().saturating_sub(TAIL)..].join("\n"))
 }
 
 /// A name for one test, which nobody else has: 13 lower-case letters and digits, the first of them
@@ -389,8 +389,17 @@ pub(super) fn write_password(dir: &Path, password: &str) -> Result<(), Error> {
     write_secret(dir, PASSWORD, password)
 }
 
-pub(super) fn read_password(dir: &Path) -> Result<String, Error> {
-    let path = dir.join(PASSWORD);
+/// The password of a server of ours, or that of the URL.
+pub(super) fn password(external: Option<&External>, dir: &Path) -> Result<String, Error> {
+    match external {
+        Some(external) => Ok(external.password.clone().unwrap_or_default()),
+        None => read_secret(dir, PASSWORD),
+    }
+}
+
+/// Reads a file that `prepare` or `set_up` has written.
+pub(super) fn read_secret(dir: &Path, name: &str) -> Result<String, Error> {
+    let path = dir.join(name);
     fs::read_to_string(&path).map_err(|source| failed(format!("read {}", path.display()), source))
 }
 
@@ -516,6 +525,27 @@ macro_rules! handle {
     };
 }
 pub(super) use handle;
+
+/// The part of a recipe whose handle has nothing but the executor, and perhaps an external server.
+macro_rules! of_executor {
+    ($handle:ident) => {
+        type Readiness = $crate::presets::Answers;
+        type Handle = $handle;
+
+        fn prepare(&self, _: &mut Executor<Self::Readiness>) -> Result<(), Error> {
+            match self.options.external(&SERVER)? {
+                Some(external) => external.prepare(),
+                None => Ok(()),
+            }
+        }
+
+        fn handle(self, executor: Executor<Self::Readiness>) -> Result<$handle, Error> {
+            let external = self.options.external(&SERVER)?;
+            Ok($handle { executor, external })
+        }
+    };
+}
+pub(super) use of_executor;
 
 #[cfg(test)]
 mod tests {

@@ -3,8 +3,9 @@
 use std::io;
 
 use crate::presets::connection::ANSWER_WITHIN;
+use crate::presets::digest::{from_base64, to_base64};
 use crate::presets::external::{External, Protocol, owners_of};
-use crate::presets::http::{self, base64, from_base64};
+use crate::presets::http;
 
 pub(super) const PROTOCOL: Protocol = Protocol {
     schemes: &["http", "etcd"],
@@ -46,7 +47,11 @@ fn call(external: &External, method: &str, question: &str) -> io::Result<String>
 
 /// All keys from this one to that one.
 fn range(from: &str, to: &str) -> String {
-    format!("\"key\":\"{}\",\"range_end\":\"{}\"", base64(from), base64(to))
+    format!(
+        "\"key\":\"{}\",\"range_end\":\"{}\"",
+        to_base64(from),
+        to_base64(to)
+    )
 }
 
 fn check(external: &External) -> io::Result<()> {
@@ -63,6 +68,7 @@ fn owners(external: &External) -> io::Result<Vec<String>> {
     let question = format!("{{{},\"keys_only\":true}}", range("mk", "ml"));
     let answer = call(external, "kv/range", &question)?;
     let keys = http::texts(&answer, "key").into_iter().filter_map(from_base64);
+    let keys = keys.filter_map(|key| String::from_utf8(key).ok());
     Ok(owners_of(keys))
 }
 

@@ -18,7 +18,7 @@ use super::external::External;
 use super::seed::{self, Seed};
 use super::server::{
     AsRoot, Options, Server, clean, clean_program, handle, is_shim, last_lines, new_password, options,
-    read_password, unique_name, write_password, write_secret,
+    password, reason, unique_name, write_password, write_secret,
 };
 use super::sql::{self, Dialect, Script};
 use super::{Answers, expect, failed};
@@ -363,10 +363,7 @@ impl Recipe for MariadbRecipe {
                 true => self.scripts()?,
                 false => vec![Script::File(dir.join(SEED))],
             },
-            password: match &external {
-                Some(external) => external.password.clone().unwrap_or_default(),
-                None => read_password(&dir)?,
-            },
+            password: password(external.as_ref(), &dir)?,
             executor,
             external,
         })
@@ -731,7 +728,6 @@ impl Drop for MariadbDatabase {
 /// Runs a program to its end, with this input if it has no other. The error of a program that fails
 /// is its last output.
 fn run(command: &mut Command, input: Option<&[u8]>) -> io::Result<()> {
-    const TAIL: usize = 20;
     if input.is_some() {
         command.stdin(Stdio::piped());
     }
@@ -745,13 +741,9 @@ fn run(command: &mut Command, input: Option<&[u8]>) -> io::Result<()> {
     if output.status.success() {
         return Ok(());
     }
-    // Standard error has the reason; standard output has it where the other is empty.
-    let mut texts = [output.stderr, output.stdout].into_iter();
-    let printed = texts.find(|text| !text.is_empty()).unwrap_or_default();
-    let printed = String::from_utf8_lossy(&printed);
-    let lines: Vec<&str> = printed.lines().filter(|line| !line.trim().is_empty()).collect();
-    Err(io::Error::other(match lines.is_empty() {
-        true => format!("it ended with {}", output.status),
-        false => lines[lines.len().saturating_sub(TAIL)..].join("\n"),
-    }))
+    let [stderr, stdout] = [&output.stderr, &output.stdout].map(|text| String::from_utf8_lossy(text));
+    let reason = reason(&stderr, &stdout);
+    Err(io::Error::other(
+        reason.unwrap_or_else(|| format!("it ended with {}", output.status)),
+    ))
 }

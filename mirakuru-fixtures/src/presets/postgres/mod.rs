@@ -22,8 +22,8 @@ use super::connection::{TIDY_WITHIN, tidied};
 use super::external::External;
 use super::seed::{self, Seed};
 use super::server::{
-    AsRoot, Options, Server, handle, new_password, options, read_password, unique_name, write_password,
-    write_secret,
+    AsRoot, Options, Server, handle, new_password, options, password, read_secret, unique_name,
+    write_password, write_secret,
 };
 use super::sql::{self, Script};
 use super::{Answers, expect, failed, percent_encoded};
@@ -495,7 +495,7 @@ impl Recipe for PostgresRecipe {
             return self.make_template(&address, &dir, &|name| external.url(name));
         }
         let mut client = address.connect(SHARED).map_err(failed)?;
-        let password = read_password(&dir)?;
+        let password = password(None, &dir)?;
         // The server checks a password with its stored form: by default 4096 rounds, 5 to 15 ms for
         // each connection. This password is random, so quick checks do not help to guess it.
         let cheap = match client.version {
@@ -524,12 +524,8 @@ impl Recipe for PostgresRecipe {
             false => Some(Template::read(&dir)?),
         };
         let (address, external) = (self.address(&executor)?, self.options.external(&SERVER)?);
-        let password = match &external {
-            Some(external) => external.password.clone().unwrap_or_default(),
-            None => read_password(&dir)?,
-        };
         Ok(Postgres {
-            password,
+            password: password(external.as_ref(), &dir)?,
             executor,
             template,
             address,
@@ -547,9 +543,7 @@ struct Template {
 
 impl Template {
     fn read(dir: &std::path::Path) -> Result<Template, Error> {
-        let path = dir.join(EXTRAS);
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| failed(format!("read {}", path.display()), source))?;
+        let text = read_secret(dir, EXTRAS)?;
         let (has_settings, owner) = text.split_once(' ').unwrap_or_default();
         Ok(Template {
             has_settings: has_settings == "true",

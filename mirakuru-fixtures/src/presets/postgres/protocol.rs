@@ -181,10 +181,10 @@ impl Client {
         let last = format!("c=biws,r={all_of_nonce}");
         let all = format!("{first},{challenge},{last}");
         let proof = xor(key, sha256.hmac(&sha256.of(&key), all.as_bytes()));
-        self.send_bytes(b'p', format!("{last},p={}", to_base64(&proof)).as_bytes())?;
+        self.send_bytes(b'p', format!("{last},p={}", to_base64(proof)).as_bytes())?;
         // Who knows the password as well proves it.
         let signature = sha256.hmac(&sha256.hmac(&salted, b"Server Key"), all.as_bytes());
-        match self.scram_answer()? == format!("v={}", to_base64(&signature)) {
+        match self.scram_answer()? == format!("v={}", to_base64(signature)) {
             true => Ok(()),
             false => Err(bad()),
         }

@@ -4,6 +4,7 @@
 use std::io;
 
 use crate::presets::connection::{ANSWER_WITHIN, Connection};
+use crate::presets::digest::to_base64;
 use crate::presets::external::{External, MANAGEMENT_PORT, Protocol, owners_of};
 use crate::presets::{http, percent_encoded};
 
@@ -45,7 +46,7 @@ fn connect(external: &External) -> io::Result<Connection> {
 }
 
 fn call(external: &External, method: &str, path: &str, body: &str) -> io::Result<(u16, String)> {
-    let login = http::base64(format!("{}:{}", user(external), password(external)));
+    let login = to_base64(format!("{}:{}", user(external), password(external)));
     let authorization = format!("Basic {login}");
     let connection = connect(external)?;
     let (status, answer) = http::request(
