@@ -136,7 +136,7 @@ fn assert_summary(output: &str) {
     assert!(rest.contains("(the list is in "), "{text}");
     assert!(
         !text.contains("Terminated"),
-        "a word of the keeper's shell: {text}"
+        "a word of the writer's shell: {text}"
     );
 }
 

@@ -295,7 +295,7 @@ fn with_another_redis_on_the_port_its_error_names_it() {
     assert!(test.contains("{port}"), "{test}");
     let dir = fresh_crate(
         &scratch,
-        "newcomer-in-trouble",
+        "newcomer-with-an-error",
         &test.replace("{port}", &port.to_string()),
     );
     let other = Command::new("redis-server")

@@ -184,8 +184,8 @@ fn assert_no_file(scratch: &Scratch) {
             .expect("the scratch directory")
             .flatten();
         let bases = bases.filter(|base| base.file_name().to_string_lossy().starts_with("mirakuru-"));
-        let homes = bases.flat_map(|base| fs::read_dir(base.path()).into_iter().flatten().flatten());
-        homes.map(|home| home.path()).collect()
+        let dirs = bases.flat_map(|base| fs::read_dir(base.path()).into_iter().flatten().flatten());
+        dirs.map(|dir| dir.path()).collect()
     };
     assert!(
         wait_until(|| left().is_empty(), 2 * LONG),

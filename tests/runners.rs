@@ -25,7 +25,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use common::{LONG, ODD, SIGINT, Scratch, numbers, require, supervisors, wait_until};
-use proof::{Process, homes, marked};
+use proof::{Process, marked, service_dirs};
 
 /// From the end of the runner until everything must be gone; far less than the 120 s that the
 /// services live.
@@ -100,8 +100,8 @@ fn assert_nothing_left(dir: &Path) {
 #[track_caller]
 fn assert_no_files_left(temp: &Path) {
     // The directories go last.
-    let none = wait_until(|| homes(temp).is_empty(), BOUND);
-    assert!(none, "{:?}", homes(temp));
+    let none = wait_until(|| service_dirs(temp).is_empty(), BOUND);
+    assert!(none, "{:?}", service_dirs(temp));
 }
 
 /// The lines of a file, split into words.

@@ -52,8 +52,8 @@ pub(crate) fn number(value: f64) -> String {
 
 /// A target in words, and whether it is met.
 pub(crate) fn target(words: &str, met: bool) -> String {
-    let verdict = if met { "met" } else { "**missed**" };
-    format!("{words}: {verdict}")
+    let result = if met { "met" } else { "**missed**" };
+    format!("{words}: {result}")
 }
 
 /// Where and how long it ran.

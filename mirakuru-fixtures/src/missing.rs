@@ -7,10 +7,10 @@
 //! ```text
 //! cargo test            the summary is written when the test binary ends, after "test result"
 //! cargo nextest run     each test is a process of its own, whose output is captured. A service of
-//!                       the run, the *keeper*, holds the runner's standard error, and writes the
+//!                       the run, the *writer*, holds the runner's standard error, and writes the
 //!                       summary there when the runner ends
 //! <run's directory>/skipped          the skipped tests, one a line
-//! <run's directory>/summary          what the keeper writes
+//! <run's directory>/summary          the list that it writes
 //! <build directory>/mirakuru/skipped.tsv   the same list, for programs
 //! ```
 
@@ -29,10 +29,10 @@ use once_cell::sync::OnceCell;
 
 use crate::start::{Scope, start_shared};
 
-/// The keeper's script. It opens the summary before any process can remove it. At the end of the
+/// The writer's script. It opens the summary before any process can remove it. At the end of the
 /// run it gets SIGTERM. Complaints of the shell about its own children do not belong into the
 /// output.
-const KEEPER: &str = r#"exec 3<"$1" 4>&2 2>/dev/null
+const WRITER: &str = r#"exec 3<"$1" 4>&2 2>/dev/null
 trap 'cat <&3 >&4; exit 0' TERM
 echo kept
 while :; do sleep 3600 & wait $!; done"#;
@@ -138,7 +138,7 @@ fn for_programs(path: &Path, head: &str, skipped: &Skipped) -> io::Result<()> {
     })
 }
 
-/// Lets the keeper know of a test, and begins it where this is the first.
+/// Lets the writer know of a test, and begins it where this is the first.
 fn keep(run: &'static Run, skipped: &Skipped) -> Result<(), Error> {
     static HELD: OnceCell<OutputExecutor> = OnceCell::new();
     let failed = |e: io::Error| Error::other("note that a test was skipped", e);
@@ -157,7 +157,7 @@ fn keep(run: &'static Run, skipped: &Skipped) -> Result<(), Error> {
             (&list).write_all(skipped.line().as_bytes())?;
             let mut all: BTreeSet<Skipped> = text.lines().filter_map(Skipped::parse).collect();
             all.insert(skipped.clone());
-            // The same file each time, because the keeper has it open.
+            // The same file each time, because the writer has it open.
             let mut options = OpenOptions::new();
             let mut file = options.write(true).create(true).truncate(false).open(&summary)?;
             let text = format!("\n{}", self::summary(&all));
@@ -169,7 +169,7 @@ fn keep(run: &'static Run, skipped: &Skipped) -> Result<(), Error> {
     note().map_err(failed)?;
     HELD.get_or_try_init(|| {
         let stderr: File = append_to_stderr_of(runner).map_err(failed)?;
-        let keeper = Executor::builder(KEEPER)
+        let writer = Executor::builder(WRITER)
             .shell(true)
             .arg(&summary)
             .name("mirakuru-skipped")
@@ -177,7 +177,7 @@ fn keep(run: &'static Run, skipped: &Skipped) -> Result<(), Error> {
             .stderr(stderr)
             .wait_for(Banner::matching("^kept$").stdout());
         start_shared(Scope::Run, |system| {
-            let slot = system.service("", keeper);
+            let slot = system.service("", writer);
             move || slot.take()
         })
     })?;

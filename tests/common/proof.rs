@@ -160,7 +160,7 @@ pub(crate) fn marked(dir: &Path) -> Vec<u32> {
 }
 
 /// What mirakuru has in this directory for temporary files, besides the locks of turns, which stay.
-pub(crate) fn homes(temp: &Path) -> Vec<String> {
+pub(crate) fn service_dirs(temp: &Path) -> Vec<String> {
     in_the_base(temp, false)
 }
 

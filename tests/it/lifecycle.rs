@@ -474,7 +474,7 @@ fn the_log_is_kept_when_nobody_says_that_all_went_well() {
         child.wait().unwrap();
         let logs = || crate::proof::kept_logs(&temp);
         assert!(
-            wait_until(|| crate::proof::homes(&temp).is_empty(), LONG),
+            wait_until(|| crate::proof::service_dirs(&temp).is_empty(), LONG),
             "{end}"
         );
         assert_eq!(logs().len(), usize::from(end != "well"), "{end}");

@@ -26,7 +26,7 @@ use crate::common::{
     supervisors, test_name, wait_until,
 };
 use crate::fresh;
-use crate::proof::{self, Lifeline, Process, homes, kept_logs, marked};
+use crate::proof::{self, Lifeline, Process, kept_logs, marked, service_dirs};
 use mirakuru::{Executor, Shared, SimpleExecutor, Tcp, TcpExecutor};
 
 const SIGHUP: i32 = 1;
@@ -386,16 +386,16 @@ fn cell(command: Command, scratch: &Scratch, death: Death, kind: &Kind) -> Resul
         ));
     }
     victim.leaves_nothing(scratch)?;
-    let (homes, logs) = (homes(scratch.path()), kept_logs(scratch.path()));
+    let (service_dirs, logs) = (service_dirs(scratch.path()), kept_logs(scratch.path()));
     // It prints that it was asked to end; before that, at a panic, it has printed nothing.
     let killed = death.may_keep_the_log(kind) && death.status != Status::Code(101);
     if logs.is_empty() && killed && kind.name == PLAIN.name {
         return Err("the log is lost".to_owned());
     }
-    if homes.is_empty() && (logs.is_empty() || death.may_keep_the_log(kind)) {
+    if service_dirs.is_empty() && (logs.is_empty() || death.may_keep_the_log(kind)) {
         Ok(())
     } else {
-        Err(format!("files are left: {homes:?}, and logs: {logs:?}"))
+        Err(format!("files are left: {service_dirs:?}, and logs: {logs:?}"))
     }
 }
 
@@ -412,7 +412,7 @@ fn row(death: Death, command: impl Fn(&Path) -> Command + Sync) {
                     let command = &command;
                     scope.spawn(move || {
                         let mut failures = Vec::new();
-                        for turn in 1..=repeats {
+                        for cycle in 1..=repeats {
                             let scratch = Scratch::new();
                             if let Err(what) = cell(command(scratch.path()), &scratch, death, kind) {
                                 let by = death
@@ -420,7 +420,7 @@ fn row(death: Death, command: impl Fn(&Path) -> Command + Sync) {
                                     .map(|signal| format!(" {signal}"))
                                     .unwrap_or_default();
                                 failures.push(format!(
-                                    "[{}{by} x {}] (turn {turn} of {repeats}) {what}",
+                                    "[{}{by} x {}] (cycle {cycle} of {repeats}) {what}",
                                     death.name, kind.name
                                 ));
                             }
@@ -657,7 +657,7 @@ fn both_supervisors_and_the_test_process_killed() {
         if !kind.stopped && kind.recorded > 1 {
             assert!(first.lifeline.is_held(), "nothing is left that could be swept");
         }
-        assert_eq!(homes(scratch.path()).len(), 1);
+        assert_eq!(service_dirs(scratch.path()).len(), 1);
 
         let scope_end = Death::own("scope end", Status::Code(0));
         cell(under_libtest(scratch.path()), &scratch, scope_end, &PLAIN).unwrap();
@@ -706,7 +706,7 @@ fn stopped_supervisors() {
             if let Err(what) = victim.leaves_nothing(&scratch) {
                 panic!("[{} stopped x {}] {what}", stopped.name(), kind.name);
             }
-            assert_eq!(homes(scratch.path()), [""; 0]);
+            assert_eq!(service_dirs(scratch.path()), [""; 0]);
         }
     }
 }
@@ -788,10 +788,10 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
             .unwrap();
         service.stop().unwrap();
     }
-    // A home that was just being made is given a minute; let that be over.
+    // A directory that was just being made is spared for a minute. Make each older than that.
     let old = SystemTime::now() - Duration::from_secs(120);
-    for home in homes(scratch.path()) {
-        let _ = File::open(&home).and_then(|home| home.set_modified(old));
+    for dir in service_dirs(scratch.path()) {
+        let _ = File::open(&dir).and_then(|dir| dir.set_modified(old));
     }
     // The killed ones have left their logs, which are not this one's.
     for log in kept_logs(scratch.path()) {
@@ -799,7 +799,7 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
     }
     let scope_end = Death::own("scope end", Status::Code(0));
     cell(under_libtest(scratch.path()), &scratch, scope_end, &PLAIN).unwrap();
-    assert_eq!(homes(scratch.path()), [""; 0]);
+    assert_eq!(service_dirs(scratch.path()), [""; 0]);
 }
 
 // ---- figures ------------------------------------------------------------------------------------

@@ -94,7 +94,10 @@ fn the_services_of_a_test_end_with_its_timeout() {
     assert!(pids.iter().all(|pid| !alive(*pid)));
     // The report shows the log, which is kept, and nothing else is.
     assert!(text.contains("| the only clue"), "{text}");
-    assert!(wait_until(|| proof::homes(scratch.path()).is_empty(), LONG));
+    assert!(wait_until(
+        || proof::service_dirs(scratch.path()).is_empty(),
+        LONG
+    ));
     assert_eq!(proof::kept_logs(scratch.path()).len(), 1);
 }
 

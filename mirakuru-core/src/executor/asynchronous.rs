@@ -1,5 +1,5 @@
-//! The verbs that wait, as futures of any runtime. The work of each poll is done where the future
-//! is polled; one thread for all of them waits for what happens in between.
+//! The verbs that wait, as futures of any runtime. A future works only while it is polled. One
+//! thread for all futures waits for events in between.
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -21,7 +21,7 @@ impl<R: Readiness> ExecutorBuilder<R> {
     ///
     /// # Errors
     ///
-    /// Those of [`start`](ExecutorBuilder::start).
+    /// The errors of [`start`](ExecutorBuilder::start).
     pub async fn start_async(self) -> Result<Executor<R>, Error> {
         let mut executor = self.build()?;
         executor.start_async().await?;
@@ -64,12 +64,12 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// Those of [`start`](Executor::start).
+    /// The errors of [`start`](Executor::start).
     pub async fn start_async(&mut self) -> Result<(), Error> {
         if self.runs_on() {
             return Ok(());
         }
-        // It may have been asked to end, by a future that was dropped.
+        // A future that was dropped may have asked the service to end.
         self.end_asked_for().await;
         let mut starting = EndsOnDrop(Some(self));
         let result = starting.run().await;
@@ -79,12 +79,12 @@ impl<R: Readiness> Executor<R> {
 
     /// [`stop`](Executor::stop) as a future.
     ///
-    /// If the future is dropped before it is complete, the service goes on ending. The next verb
-    /// waits for that end.
+    /// If the future is dropped before it is complete, the end of the service goes on. The next
+    /// verb waits for it.
     ///
     /// # Errors
     ///
-    /// Those of [`stop`](Executor::stop).
+    /// The errors of [`stop`](Executor::stop).
     pub async fn stop_async(&mut self) -> Result<(), Error> {
         self.begin_stop();
         self.end_asked_for().await;
@@ -92,11 +92,11 @@ impl<R: Readiness> Executor<R> {
     }
 
     /// [`restart`](Executor::restart) as a future. If it is dropped before it is complete, the
-    /// service does not run: it was ending, or its start is undone.
+    /// service ends: the stop goes on, or the start is undone.
     ///
     /// # Errors
     ///
-    /// Those of [`restart`](Executor::restart).
+    /// The errors of [`restart`](Executor::restart).
     pub async fn restart_async(&mut self) -> Result<(), Error> {
         let stopped = self.stop_async().await;
         self.start_async().await?;
@@ -108,7 +108,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// Those of [`wait_until`](Executor::wait_until).
+    /// The errors of [`wait_until`](Executor::wait_until).
     pub async fn wait_until_async(
         &mut self,
         mut readiness: impl Readiness,
@@ -132,7 +132,7 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// [`stopped`](Executor::stopped) as a future, with a closure that gives one: stops the
+    /// [`stopped`](Executor::stopped) as a future, with a closure that returns one. Stops the
     /// service, awaits the closure's future, and starts the service again.
     ///
     /// The service is started again also after a panic in the closure or its future. If the whole
@@ -154,13 +154,13 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// Those of [`stopped`](Executor::stopped).
+    /// The errors of [`stopped`](Executor::stopped).
     pub async fn stopped_async<T, F: Future<Output = T>>(
         &mut self,
         closure: impl FnOnce() -> F,
     ) -> Result<T, Error> {
         let stopped = match self.stop_async().await {
-            // It is down, however it went down.
+            // After a bad exit the service is down as well.
             Err(error @ Error::BadExit { .. }) => Err(error),
             Err(error) => {
                 self.start_async().await?;
@@ -191,7 +191,7 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// Waits for the end that the service has been asked for, if it has been.
+    /// If the service has been asked to end, waits for that end.
     async fn end_asked_for(&mut self) {
         let Ok(owned) = self.process.owned(&mut self.core, "stop") else {
             return;
@@ -207,7 +207,7 @@ impl<R: Readiness> Executor<R> {
     }
 }
 
-/// A start that is given up when this is dropped.
+/// A start that is undone if this value is dropped.
 struct EndsOnDrop<'e, R: Readiness>(Option<&'e mut Executor<R>>);
 
 impl<R: Readiness> EndsOnDrop<'_, R> {
@@ -242,7 +242,7 @@ impl<R: Readiness> Drop for EndsOnDrop<'_, R> {
     }
 }
 
-/// A condition that is told at its drop that nobody waits for it.
+/// A condition. Dropping this value tells it that the wait is over.
 struct IsOverOnDrop<R: Readiness>(R);
 
 impl<R: Readiness> Drop for IsOverOnDrop<R> {

@@ -1,4 +1,4 @@
-//! A service of the run: published by the process that started it, and attached to by the others.
+//! A service of the run: one process starts and publishes it, and the others attach to it.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -26,10 +26,10 @@ use crate::util::wakeup::Wakeup;
 pub(super) struct Attached {
     state: State,
     published: PathBuf,
-    /// This process, as one of the users with which the service ends.
+    /// This process's use of the service, if the service ends with its last user.
     user: Option<User>,
-    /// The lock of the process that started it. It shows that process's other tests that the
-    /// endpoints will not become free.
+    /// The lock of the process that started the service. Through it, that process's other tests see
+    /// that the endpoints will not become free.
     _endpoint_lock: Option<Arc<Mutex<EndpointLock>>>,
 }
 
@@ -46,8 +46,8 @@ impl Attached {
         self.state.path.as_deref()
     }
 
-    /// The published state as it is now: it changes when the service ends, and goes when the run
-    /// does.
+    /// The published state as it is now. It changes when the service ends, and disappears with the
+    /// run.
     fn now(&self) -> Option<State> {
         match self.user {
             Some(_) => self.state.now_for_user(&self.published),
@@ -100,7 +100,7 @@ impl Observed for Attached {
     }
 }
 
-/// How the service's main process ended, asked later on.
+/// A handle that tells later how the service's main process ended.
 fn how_it_ended(published: PathBuf) -> HowItEnded {
     Box::new(move || State::read(&published).ok().flatten()?.settle(&published).exit)
 }
@@ -110,7 +110,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::FailedBefore`] when it could not be started; [`Error::Died`] when it has ended.
+    /// [`Error::FailedBefore`] if its start failed; [`Error::Died`] if it has ended.
     pub(crate) fn attach(
         recipe: ExecutorBuilder<R>,
         state: State,
@@ -136,7 +136,7 @@ impl<R: Readiness> Executor<R> {
         let (log, index) = (service_dir.log(), service_dir.index());
         let output = match OutputReader::open(&log, &index) {
             Ok(output) => output,
-            // Its supervisor was killed, and a test process has swept the directory.
+            // The supervisor was killed, and a test process has swept the directory.
             Err(_) if !is_running => {
                 return Err(Error::Died {
                     command: mask_urls(&spec.command.display()).into_owned(),
@@ -179,13 +179,13 @@ impl<R: Readiness> Executor<R> {
         })
     }
 
-    /// For the timeline: since when it was waited for.
+    /// For the timeline: the time at which the wait for the service began.
     pub(crate) fn note_attached(&self, asked: Option<u64>) {
         let core = &self.core;
         timeline::attached(asked, core.service_dir.id(), core.values.name(), &core.command);
     }
 
-    /// Lets the service become the run's once it has been started.
+    /// Marks the service to become the run's once it has been started.
     pub(crate) fn for_run(&mut self, plan: RunPlan) {
         if let Process::Own(own) = &mut self.process {
             own.run = Some(plan);
@@ -212,12 +212,12 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// Makes a running service the run's, and this executor one that is attached to it.
+    /// Makes a running service the run's, and this executor an attached one.
     ///
     /// # Errors
     ///
-    /// [`Error::Exited`] when it has ended since; [`Error::System`] when it cannot be published. It
-    /// is still this process's own then.
+    /// [`Error::Exited`] if the service has ended since; [`Error::System`] if it cannot be
+    /// published. In both cases it still belongs to this process.
     pub(crate) fn publish(
         &mut self,
         state: State,

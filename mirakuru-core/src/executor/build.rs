@@ -1,4 +1,4 @@
-//! From a recipe to an executor.
+//! Builds an executor from a recipe.
 
 use crate::error::Error;
 use crate::executor::Executor;
@@ -11,8 +11,8 @@ use crate::recipe::command::IntoCommand;
 use crate::run::sweep::sweep;
 
 impl Executor<NoWait> {
-    /// Begins a recipe for a command: one string, which is split into words as a shell would but
-    /// run without one, or a list of the program and its arguments.
+    /// Begins a recipe. The command is one string, or a list of the program and its arguments. A
+    /// string is split into words as a shell would do, and is run without a shell.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -24,8 +24,7 @@ impl Executor<NoWait> {
     /// # Ok::<(), mirakuru_core::Error>(())
     /// ```
     ///
-    /// The words are looked at when the executor is built: see [`ExecutorBuilder::build`] for the
-    /// errors.
+    /// [`ExecutorBuilder::build`] checks the words, and lists the errors.
     pub fn builder(command: impl IntoCommand) -> ExecutorBuilder<NoWait> {
         ExecutorBuilder {
             spec: Spec::new(command.into_command()),
@@ -51,14 +50,14 @@ impl<R: Readiness> ExecutorBuilder<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidCommand`] when the command is empty, has unbalanced quotes or an unknown
-    /// placeholder; [`Error::InvalidReadiness`] when the condition makes no sense;
-    /// [`Error::System`] when there is no port or no directory to be had.
+    /// [`Error::InvalidCommand`] if the command is empty, has unbalanced quotes or an unknown
+    /// placeholder; [`Error::InvalidReadiness`] if the condition makes no sense; [`Error::System`]
+    /// if no port or no directory can be had.
     pub fn build(self) -> Result<Executor<R>, Error> {
         self.build_as(None)
     }
 
-    /// The same for a service whose directory and ports others have been told of.
+    /// The same for a service whose directory and ports others know already.
     #[doc(hidden)]
     pub fn __build_as(self, identity: &Identity) -> Result<Executor<R>, Error> {
         self.build_as(Some(identity))
@@ -81,11 +80,11 @@ impl<R: Readiness> ExecutorBuilder<R> {
         })
     }
 
-    /// Makes the executor and starts it: returns once it is ready.
+    /// Makes the executor, starts the service, and returns once it is ready.
     ///
     /// # Errors
     ///
-    /// Those of [`build`](ExecutorBuilder::build) and of [`Executor::start`].
+    /// The errors of [`build`](ExecutorBuilder::build) and of [`Executor::start`].
     pub fn start(self) -> Result<Executor<R>, Error> {
         let mut executor = self.build()?;
         executor.start()?;

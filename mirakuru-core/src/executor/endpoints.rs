@@ -1,5 +1,5 @@
-//! The endpoints that services need for themselves. They are locked before a start, so that the
-//! second of two tests waits for the first.
+//! The endpoints that a service needs for itself. They are locked before a start, so that a second
+//! test that needs them waits for the first.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,7 +17,7 @@ use crate::readiness::Readiness;
 use crate::timeline::events::{self as timeline, timeline_now};
 use crate::util::deadline::scaled;
 
-/// How long a start waits for a lock at most.
+/// The longest time that a start waits for a lock.
 const LOCK_LIMIT: Duration = Duration::from_secs(600);
 
 /// The endpoints that a service, or several fixtures of one test, need for themselves.
@@ -29,7 +29,7 @@ const LOCK_LIMIT: Duration = Duration::from_secs(600);
 pub struct Endpoints {
     command: String,
     name: String,
-    /// The ids of the services, where there is a timeline.
+    /// The ids of the services, if there is a timeline.
     ids: Vec<String>,
     addrs: Vec<SocketAddr>,
     udp_addrs: Vec<SocketAddr>,
@@ -48,7 +48,7 @@ impl Endpoints {
         }
     }
 
-    /// Those of both.
+    /// The endpoints of both.
     #[must_use]
     pub fn and(mut self, other: Endpoints) -> Endpoints {
         for (ours, theirs) in [(&mut self.command, other.command), (&mut self.name, other.name)] {
@@ -64,11 +64,11 @@ impl Endpoints {
         self
     }
 
-    /// Takes the locks of all, waiting until others are done with them.
+    /// Takes the locks of all endpoints, and waits until other tests have freed them.
     ///
     /// # Errors
     ///
-    /// [`Error::AlreadyRunning`] when that takes more than ten minutes, or would never end.
+    /// [`Error::AlreadyRunning`] if that takes more than ten minutes, or would never end.
     pub fn queue(self) -> Result<SharedLock, Error> {
         self.lock_endpoints(true).map(SharedLock)
     }
@@ -96,7 +96,7 @@ impl Endpoints {
         }
     }
 
-    /// Names the holder: the process that can be seen there, and the note in its lock.
+    /// Names the holder: a process that is visible there, and the note in the lock.
     fn busy(&self, note: Option<String>) -> Error {
         let path_is_busy = self
             .paths
@@ -128,7 +128,7 @@ impl Endpoints {
                     evidence,
                 }
             }
-            // It has the lock, but does not listen yet, or not any more.
+            // The holder has the lock, but does not listen yet, or no longer listens.
             _ => {
                 let addrs = self.addrs.iter().map(|addr| format!("port {}", addr.port()));
                 let paths = self.paths.iter().map(|path| format!("socket {}", path.display()));
@@ -148,14 +148,14 @@ impl Endpoints {
     }
 }
 
-/// The locks of several fixtures.
+/// The locks that several fixtures share.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct SharedLock(Arc<Mutex<EndpointLock>>);
 
 impl Drop for SharedLock {
-    /// All have started: from now on the locks are the supervisors' alone, and free when they are
-    /// gone.
+    /// All fixtures have started. From now on only the supervisors have the locks, which are free
+    /// when they are gone.
     fn drop(&mut self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).hand_over();
     }
@@ -170,7 +170,7 @@ impl<R: Readiness> Executor<R> {
         own.map_or_else(Endpoints::default, |own| Endpoints::of(&self.core, own))
     }
 
-    /// Gives it a lock that was taken for several.
+    /// Gives the executor a lock that was taken for several fixtures.
     #[doc(hidden)]
     pub fn __give_lock(&mut self, endpoint_lock: &SharedLock) {
         if let Process::Own(own) = &mut self.process {
@@ -178,8 +178,8 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// The service is for the test on this thread, and ends with it at the latest: also where
-    /// rstest's `#[timeout]` ends the test and leaves the thread that has the service.
+    /// The service is for the test on this thread, and ends with that test at the latest. This
+    /// holds even if rstest's `#[timeout]` ends the test and leaves the thread with the service.
     #[doc(hidden)]
     pub fn __for_test(&mut self) {
         self.core.test = timed_out::this_test();

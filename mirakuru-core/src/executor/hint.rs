@@ -1,9 +1,9 @@
-//! The remedy for a failure whose cause can be known: from the service's output, from its exit, and
-//! from the process that has its port.
+//! The remedy for a failure with a known cause. The cause is found in the service's output, in its
+//! exit status, or from the process that has its port.
 //!
 //! A hint must be right or absent. So each is tied to a text that programs print for this one
-//! reason. Facts that can be looked up (the process on the port, the programs that exist) are
-//! looked up.
+//! reason. Facts that the system can tell (the process on the port, the programs that exist) are
+//! asked for.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
@@ -18,7 +18,7 @@ pub(crate) struct Symptoms<'a> {
     /// The last lines that it printed.
     pub(crate) tail: &'a [String],
     pub(crate) exit: Option<ExitStatus>,
-    /// Its program, as the recipe has it.
+    /// The service's program, as the recipe has it.
     pub(crate) program: &'a str,
     /// Whether the program is a shell's script.
     pub(crate) shell: bool,
@@ -26,11 +26,11 @@ pub(crate) struct Symptoms<'a> {
     pub(crate) shell_syntax: Option<String>,
     /// Whether its standard input is empty.
     pub(crate) reads_nothing: bool,
-    /// The addresses that it was to have, but for ports that were chosen.
+    /// The fixed addresses that the service needs.
     pub(crate) addrs: &'a [SocketAddr],
     /// The ports that were chosen for it.
     pub(crate) chosen: Vec<u16>,
-    /// The root of its process tree, while it is there.
+    /// The root of the service's process tree, while it runs.
     pub(crate) root: u32,
 }
 
@@ -47,8 +47,8 @@ pub(crate) fn of(symptoms: &Symptoms<'_>) -> Option<String> {
         .or_else(|| of_exit(symptoms))
 }
 
-/// The messages of services whose port is taken: the C library's text for EADDRINUSE, and the names
-/// that runtimes give it.
+/// The messages of services whose port is taken: the C library's text for EADDRINUSE, and the name
+/// of the error in other runtimes.
 pub(crate) fn says_in_use(line: &str) -> bool {
     let line = line.to_ascii_lowercase();
     ["address already in use", "address in use", "addrinuse"]
@@ -56,7 +56,8 @@ pub(crate) fn says_in_use(line: &str) -> bool {
         .any(|text| line.contains(text))
 }
 
-/// Names the process on the port. The line of output is the occasion; the kernel has the answer.
+/// Names the process on the port. The line of output only suggests the port; the kernel tells the
+/// process.
 fn in_use(symptoms: &Symptoms<'_>) -> Option<String> {
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let printed = symptoms.tail.iter().filter(|line| says_in_use(line));
@@ -79,7 +80,7 @@ fn in_use(symptoms: &Symptoms<'_>) -> Option<String> {
     candidates.into_iter().chain(chosen).find_map(time_wait::hint)
 }
 
-/// The numbers in a line that may be a port: after a colon, or after the word.
+/// The numbers in a line that may be a port: those after a colon, or after the word "port".
 fn ports_in(line: &str) -> Vec<u16> {
     let starts = line.match_indices([':', ' ']).map(|(at, _)| (at, at + 1));
     let ports = starts.filter_map(|(at, from)| {

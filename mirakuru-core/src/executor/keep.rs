@@ -1,7 +1,7 @@
 //! `MIRAKURU_KEEP=1`: the services of a failed test stay, so that a person can inspect them.
 //!
-//! On a terminal, the end of the first service waits for a key. Elsewhere the service becomes the
-//! run's: its supervisor ends it when the runner has ended.
+//! If there is a terminal, the end of the first service waits for a key. Otherwise the service
+//! becomes the run's, and its supervisor ends it when the runner has ended.
 
 use std::cell::Cell;
 use std::ffi::CString;
@@ -28,12 +28,12 @@ fn has_keys() -> bool {
 }
 
 thread_local! {
-    /// Whether this thread's test has waited for a key: one is enough for all of its services.
+    /// Whether this thread's test has waited for a key: once is enough for all of its services.
     static WAITED: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Owned<'_> {
-    /// Before a start: lets the service become the run's, if it is going to be kept.
+    /// Before a start: prepares the service to become the run's, if it may be kept.
     pub(super) fn prepare_to_keep(&mut self) {
         if self.own.run.is_none() && is_wanted() && !has_keys() {
             // Without a runner the service cannot be kept.
@@ -109,7 +109,7 @@ impl Owned<'_> {
         Ok(())
     }
 
-    /// Everything that a person needs to look at the service.
+    /// Everything that a person needs to inspect the service.
     fn description(&self) -> String {
         let core = &self.core;
         let ports = core.values.ports().map(|(name, port)| match name {

@@ -1,5 +1,5 @@
-//! From a recipe to a running process: its standard streams, and why its program could not be
-//! executed.
+//! Launches a process from a recipe: sets up its standard streams, and explains why its program
+//! could not be executed.
 
 use std::ffi::OsString;
 use std::io;
@@ -12,8 +12,8 @@ use crate::recipe::builder::{Spec, Stdio, StdioKind};
 use crate::sys::{SpawnFailure, Stage, Stream};
 use crate::util::text::distance;
 
-/// A standard stream of the recipe as the supervisor takes it; for a piped input also the end that
-/// the test writes to.
+/// A standard stream of the recipe, in the supervisor's form. For a piped input it comes with the
+/// end that the test writes to.
 pub(crate) fn stream(stdio: &Stdio, number: i32) -> io::Result<(Stream, Option<OwnedFd>)> {
     Ok(match &stdio.0 {
         StdioKind::Null => (Stream::Null, None),
@@ -27,8 +27,7 @@ pub(crate) fn stream(stdio: &Stdio, number: i32) -> io::Result<(Stream, Option<O
     })
 }
 
-/// Explains the kernel's short error: whether it is about the program, its interpreter or a
-/// directory.
+/// Explains the kernel's short error: it is about the program, its interpreter or a directory.
 pub(crate) fn explain(
     failure: SpawnFailure,
     command: &str,
@@ -74,7 +73,7 @@ pub(crate) fn explain(
         }
         Stage::Exec => {
             let syntax = spec.shell_syntax().filter(|hint| hint.contains(&program));
-            // A program given by a relative path belongs to the project, and not to the machine.
+            // A program with a relative path belongs to the project, not to the machine.
             let is_of_project = program.contains('/') && !program.starts_with('/');
             if source.kind() == io::ErrorKind::NotFound
                 && existing(tried, dir).is_none()
@@ -151,7 +150,8 @@ fn exec_hint(source: &io::Error, program: &str, tried: &[PathBuf], dir: Option<&
     }
 }
 
-/// Names in the same directories that differ by a letter or two, or only go on: at most three.
+/// Similar names in the same directories, at most three: they differ by a letter or two, or begin
+/// with this name.
 fn similar_programs(program: &str, tried: &[PathBuf]) -> Vec<String> {
     let dirs = tried.iter().filter_map(|path| path.parent());
     let names = dirs.flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten());

@@ -1,5 +1,5 @@
-//! Lines that a service logs while a test runs: the verbs that take `&self`, so that tests that
-//! share a service have them as well.
+//! Lines that a service logs while a test runs. These verbs take `&self`, so tests that share a
+//! service can use them as well.
 
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
@@ -21,7 +21,7 @@ use crate::sys::file_watch::Watching;
 use crate::util::backoff::{fallback_poll_pause, poll_pause};
 use crate::util::deadline::Deadline;
 
-/// The longest time until the end of the service is noticed during a wait for a line.
+/// How often a wait for a line checks whether the service has ended.
 const END_NOTICED: Duration = Duration::from_millis(20);
 
 impl<R: Readiness> Executor<R> {
@@ -58,13 +58,12 @@ impl<R: Readiness> Executor<R> {
         Logs::since(&self.core.output, &self.core.log_files, mark)
     }
 
-    /// Waits until the service logs a line that matches, and returns the first one since the mark.
-    /// A line that was logged before this call counts, and so does one of a service that has ended
-    /// since.
+    /// Waits for a line that matches, and returns the first one since the mark. A line that was
+    /// logged before this call counts. So does a line of a service that has ended since.
     ///
     /// The pattern is a regular expression, or a [`Banner`] that says more:
-    /// `Banner::matching("done").stderr()`, `.times(3)` for the third such line. [`Line::get`] is
-    /// the text of a named group.
+    /// `Banner::matching("done").stderr()`, or `.times(3)` for the third such line. [`Line::get`]
+    /// is the text of a named group.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -83,9 +82,9 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] when there is no such line in time; [`Error::Exited`], [`Error::Died`] or
-    /// [`Error::NotRunning`] when there is none and the service has ended;
-    /// [`Error::InvalidReadiness`] when the pattern makes no sense.
+    /// [`Error::Timeout`] if no such line comes in time; [`Error::Exited`], [`Error::Died`] or
+    /// [`Error::NotRunning`] if there is none and the service has ended;
+    /// [`Error::InvalidReadiness`] if the pattern makes no sense.
     pub fn wait_for_line(
         &self,
         mark: &Mark,
@@ -108,7 +107,7 @@ impl<R: Readiness> Executor<R> {
         watching.resize_with(1 + core.log_files.len(), Watching::default);
         loop {
             let waited = deadline.elapsed();
-            // Before the polls, so that nothing that comes in between is missed.
+            // This comes before the polls, so that no line in between is missed.
             for (watch, path) in watching
                 .iter_mut()
                 .zip([&index].into_iter().chain(&core.log_files))
@@ -169,8 +168,8 @@ impl<R: Readiness> Executor<R> {
             .ok_or_else(|| core.not_running("wait for a line"))
     }
 
-    /// The text of a named group of the line that made the service ready: for a value that the
-    /// service prints at its start. Groups of later [waits](Executor::wait_until) for a [`Banner`]
+    /// The text of a named group of the line that made the service ready, for a value that the
+    /// service prints at its start. Groups of a later [wait](Executor::wait_until) for a [`Banner`]
     /// are there as well. `None` if no pattern has such a group.
     ///
     /// ```

@@ -1,5 +1,5 @@
-//! Several services at once: all are launched before any is waited for, and all are asked to end
-//! before any is waited for. No thread is involved.
+//! Several services at once. All are launched before the first wait, and all are asked to end
+//! before the first wait. No thread is needed.
 
 use std::time::Duration;
 
@@ -10,38 +10,40 @@ use crate::readiness::Readiness;
 use crate::sys::{self, Plan, Service, SpawnFailure};
 use crate::util::wakeup::Wakeup;
 
-/// An executor that is started together with others, whatever its readiness.
+/// An executor that starts together with others, whatever its readiness condition.
 #[doc(hidden)]
 pub trait Startable {
-    /// All that comes before its supervisor is forked. `None` when it runs already.
+    /// Does everything that comes before the fork of the supervisor. `None` if the service already
+    /// runs.
     ///
     /// # Errors
     ///
-    /// Those of [`Executor::start`].
+    /// The errors of [`Executor::start`].
     fn plan_start(&mut self) -> Result<Option<Planned>, Error>;
 
-    /// Its supervisor has been forked, or not.
+    /// Takes over the new supervisor, or the error.
     fn launched(&mut self, launched: Launched);
 
-    /// Polls once whether it is ready. If not, returns the pause before the next poll.
+    /// Polls the readiness once. If the service is not ready, returns the pause before the next
+    /// poll.
     ///
     /// # Errors
     ///
-    /// Those of [`Executor::start`].
+    /// The errors of [`Executor::start`].
     fn step_start(&mut self) -> Result<Option<Pause>, Error>;
 
-    /// The descriptor that becomes readable when something happens to it; `None` when something
-    /// already has.
+    /// The descriptor that becomes readable when something happens to the service. `None` if
+    /// something already has.
     fn events(&self) -> Option<i32>;
 
-    /// Asks it to stop, without waiting for that.
+    /// Asks the service to stop, without waiting.
     fn begin_stop(&mut self);
 
     /// As [`Executor::stop`].
     ///
     /// # Errors
     ///
-    /// Those of [`Executor::stop`].
+    /// The errors of [`Executor::stop`].
     fn end_stop(&mut self) -> Result<(), Error>;
 }
 
@@ -49,7 +51,7 @@ pub trait Startable {
 #[doc(hidden)]
 pub struct Planned(Plan);
 
-/// The result of its launch.
+/// The result of a service's launch.
 #[doc(hidden)]
 pub struct Launched(Result<Service, SpawnFailure>);
 
@@ -93,13 +95,11 @@ impl<R: Readiness> Startable for Executor<R> {
     }
 }
 
-/// Stops several services at once: all are asked to end before any is waited for. No thread is
-/// involved.
+/// Stops several services at once. All are asked to end before the first wait. No thread is needed.
 ///
 /// # Errors
 ///
-/// The error of [`Executor::stop`] of the first service that has one. All have been stopped then as
-/// well.
+/// The first error of [`Executor::stop`]. All services have been stopped even so.
 #[doc(hidden)]
 pub fn stop_together(services: &mut [&mut dyn Startable]) -> Result<(), Error> {
     for service in services.iter_mut() {
@@ -112,16 +112,16 @@ pub fn stop_together(services: &mut [&mut dyn Startable]) -> Result<(), Error> {
     result
 }
 
-/// So many are launched at one go. More of them would need many descriptors at once, and none would
-/// start before all are planned.
+/// How many services are launched in one go. A larger group would need many descriptors at once,
+/// and its first service would start only when all are planned.
 const AT_ONE_GO: usize = 8;
 
 /// Launches several services at once, in this order, and waits for none: see [`poll_together`].
 ///
 /// # Errors
 ///
-/// The error of [`Executor::start`] of the first service that fails, with its place in the list.
-/// The others may be starting: the caller drops them.
+/// The first error of [`Executor::start`], with the service's place in the list. The others may be
+/// starting: the caller drops them.
 #[doc(hidden)]
 pub fn launch_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize, Error)> {
     for (chunk, services) in services.chunks_mut(AT_ONE_GO).enumerate() {
@@ -140,12 +140,12 @@ pub fn launch_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize
     Ok(())
 }
 
-/// How services stand that are being started.
+/// The progress of services that are starting.
 #[doc(hidden)]
 pub struct Polled {
-    /// The places in the list of those that are ready.
+    /// The places in the list of the services that are ready.
     pub ready: Vec<usize>,
-    /// How long to wait for the others until the next poll.
+    /// How long to wait before the next poll of the others.
     time: Duration,
     events: Vec<i32>,
 }
@@ -166,7 +166,7 @@ impl Polled {
 ///
 /// # Errors
 ///
-/// The error of [`Executor::start`] of the first service that fails, with its place in the list.
+/// The first error of [`Executor::start`], with the service's place in the list.
 #[doc(hidden)]
 pub fn poll_together(services: &mut [&mut dyn Startable]) -> Result<Polled, (usize, Error)> {
     let mut polled = Polled {
@@ -186,8 +186,8 @@ pub fn poll_together(services: &mut [&mut dyn Startable]) -> Result<Polled, (usi
     for service in services {
         match service.events() {
             Some(event) => polled.events.push(event),
-            // Something has happened to one of them. At most a millisecond: a supervisor that is
-            // gone says so for ever.
+            // Something has happened to one of them. The pause is short but not zero, because the
+            // descriptor of a dead supervisor stays readable.
             None => polled.time = polled.time.min(Duration::from_millis(1)),
         }
     }

@@ -49,11 +49,11 @@ pub use crate::executor::many::{Polled, Startable, launch_together, poll_togethe
 /// A service that a test holds: running or stopped, and startable again. Made with
 /// [`Executor::builder`].
 ///
-/// An executor is more than a process: a service is a process *and everything it ever forks*, and
-/// the verbs mean all of it. The usual variable name is the service's, `redis`.
+/// An executor controls more than a process. A service is a process *and everything that it forks*,
+/// and each verb applies to all of it. Name the variable after the service, for example `redis`.
 ///
-/// Lifecycle verbs take `&mut self`: a shared fixture hands out `&`, so that no test can stop a
-/// service under another.
+/// The verbs that change a service take `&mut self`. A shared fixture hands out `&`, so no test can
+/// stop a service that another test uses.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -70,8 +70,8 @@ pub use crate::executor::many::{Polled, Startable, launch_together, poll_togethe
 /// # Drop
 ///
 /// Dropping an executor ends its service as [`stop`](Executor::stop) does, and returns when nothing
-/// of it is left, but ignores the errors of `stop`. When the test panics, the end of the service's
-/// log is printed into its output, and the log file is kept and named.
+/// of it is left. Errors of `stop` are ignored. If the test panics, the end of the service's log is
+/// printed into the test's output, and the log file is kept and named.
 ///
 /// If the test process ends without dropping it (a signal, `abort`, `process::exit`, SIGKILL), the
 /// supervisor does the same from outside.
@@ -83,7 +83,7 @@ pub struct Executor<R = NoWait> {
 }
 
 impl<R: Readiness> Executor<R> {
-    /// Starts the service, and returns when it is ready. Does nothing when it is running already.
+    /// Starts the service, and returns when it is ready. Does nothing if it already runs.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -99,7 +99,7 @@ impl<R: Readiness> Executor<R> {
     /// * [`Error::Spawn`]: the program could not be executed.
     /// * [`Error::Exited`], [`Error::Timeout`], [`Error::FailureLine`], [`Error::WrongListener`]:
     ///   it was executed, but did not become ready.
-    /// * [`Error::System`]: mirakuru itself lacked something.
+    /// * [`Error::System`]: the operating system refused something that mirakuru itself needs.
     ///
     /// After an error nothing of the service is left running, and `start` may be called again.
     pub fn start(&mut self) -> Result<(), Error> {
@@ -109,11 +109,11 @@ impl<R: Readiness> Executor<R> {
         self.verb("start", |mut owned, readiness| owned.start(readiness))
     }
 
-    /// Ends the service: sends the stop signal to its process group, waits out the grace, kills
-    /// every process of it that is left, and returns when none is. Does nothing when the service is
+    /// Ends the service: sends the stop signal to its process group, waits out the grace, kills all
+    /// of its remaining processes, and returns when none is left. Does nothing if the service is
     /// not running.
     ///
-    /// This is the checked version of dropping the executor.
+    /// Dropping the executor does the same but ignores errors; this verb returns them.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -123,7 +123,7 @@ impl<R: Readiness> Executor<R> {
     /// service.stop()?;
     /// assert!(!service.is_running());
     ///
-    /// // The checked version is the one that notices a service that does not end well.
+    /// // The error says that the service did not end well.
     /// let mut service = Executor::builder("trap 'exit 3' TERM; echo up; sleep 60 & wait")
     ///     .shell(true)
     ///     .wait_for(Banner::matching("up"))
@@ -137,16 +137,17 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::BadExit`] when it crashed before, had to be killed, or ended with another status.
-    /// Good ends are exit code 0, death by the stop signal, 128 plus that signal's number (a JVM or
-    /// a shell that handles SIGTERM exits with 143), and the recipe's
-    /// [`expected_exit`](ExecutorBuilder::expected_exit). The service is gone all the same.
+    /// [`Error::BadExit`] if the service crashed before, had to be killed, or ended with another
+    /// status than a good one. Good are exit code 0, death by the stop signal, and 128 plus that
+    /// signal's number (a JVM or a shell that handles SIGTERM exits with 143). The recipe can add
+    /// one ([`expected_exit`](ExecutorBuilder::expected_exit)). After this error the service is
+    /// gone as well.
     pub fn stop(&mut self) -> Result<(), Error> {
         self.verb("stop", |mut owned, _| owned.stop())
     }
 
     /// Kills the service with the recipe's kill signal, without grace, and returns when nothing of
-    /// it is left. Any exit status is fine.
+    /// it is left. Every exit status is accepted.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -163,7 +164,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when the supervisor could not finish.
+    /// [`Error::System`] if the supervisor could not finish.
     pub fn kill(&mut self) -> Result<(), Error> {
         self.verb("kill", |mut owned, _| {
             let signal = owned.core.spec.kill_signal.number();
@@ -190,17 +191,17 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// Those of `stop` and `start`. A restart never changes a port: if another process has taken
-    /// it, the error is [`Error::AlreadyRunning`] and names that process. After a
-    /// [`Error::BadExit`] it is started all the same, and the error is returned then.
+    /// The errors of `stop` and `start`. A restart never changes a port: if another process has
+    /// taken it, the error is [`Error::AlreadyRunning`] and names that process. After a
+    /// [`Error::BadExit`] the service is started all the same, and the error is returned then.
     pub fn restart(&mut self) -> Result<(), Error> {
         let stopped = self.stop();
         self.start()?;
         stopped
     }
 
-    /// [Restarts](Executor::restart) the service by a changed recipe: another program, or other
-    /// settings, on the same ports and with the same directory. For tests of an upgrade.
+    /// [Restarts](Executor::restart) the service with a changed recipe: another program, or other
+    /// settings, on the same ports and with the same directory. Use it to test an upgrade.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -215,13 +216,14 @@ impl<R: Readiness> Executor<R> {
     /// # Ok::<(), mirakuru_core::Error>(())
     /// ```
     ///
-    /// The closure gets the recipe as it was last, and later starts use the changed one. The name
-    /// of the service stays.
+    /// The closure gets the latest recipe, and later starts use the changed one. The name of the
+    /// service stays.
     ///
     /// # Errors
     ///
-    /// Those of [`restart`](Executor::restart). If the changed recipe makes no sense
-    /// ([`Error::InvalidCommand`], [`Error::InvalidReadiness`]), the service goes on as it was.
+    /// The errors of [`restart`](Executor::restart). If the changed recipe makes no sense
+    /// ([`Error::InvalidCommand`], [`Error::InvalidReadiness`]), the service keeps running
+    /// unchanged.
     pub fn restart_with(
         &mut self,
         change: impl FnOnce(ExecutorBuilder<R>) -> ExecutorBuilder<R>,
@@ -256,8 +258,8 @@ impl<R: Readiness> Executor<R> {
         stopped
     }
 
-    /// Runs the closure while the service is stopped, and starts it again: to test how something
-    /// bears the loss of it.
+    /// Stops the service, runs the closure, and starts the service again. Use it to test how other
+    /// code bears the loss of the service.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -273,17 +275,17 @@ impl<R: Readiness> Executor<R> {
     /// # Ok::<(), mirakuru_core::Error>(())
     /// ```
     ///
-    /// The service is started again also after a panic in the closure, which then goes on. Should
-    /// that start fail, the failure is printed, since a panic can have no second reason.
+    /// If the closure panics, the service is started again and the panic goes on. If that start
+    /// fails, the failure is only printed, because a panic cannot carry a second error.
     ///
     /// # Errors
     ///
-    /// Those of [`stop`](Executor::stop) and [`start`](Executor::start). After an
-    /// [`Error::BadExit`] the service is down as well: the closure is run, the service is started
-    /// again, and the error is returned then.
+    /// The errors of [`stop`](Executor::stop) and [`start`](Executor::start). After an
+    /// [`Error::BadExit`] the service is down as well. So the closure runs, the service is started
+    /// again, and the error is returned after that.
     pub fn stopped<T>(&mut self, closure: impl FnOnce() -> T) -> Result<T, Error> {
         let stopped = match self.stop() {
-            // It is down, however it went down.
+            // After a bad exit the service is down as well.
             Err(error @ Error::BadExit { .. }) => Err(error),
             Err(error) => {
                 self.start()?;
@@ -305,8 +307,8 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// Stops every process of the service with SIGSTOP, where it stands: it keeps its connections
-    /// and answers nothing.
+    /// Stops every process of the service with SIGSTOP: it keeps its connections and answers
+    /// nothing.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -319,7 +321,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::NotRunning`] when it is not running.
+    /// [`Error::NotRunning`] if the service is not running.
     pub fn pause(&mut self) -> Result<(), Error> {
         self.verb_of_running("pause", |own| {
             own.paused = true;
@@ -331,7 +333,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::NotRunning`] when it is not running.
+    /// [`Error::NotRunning`] if the service is not running.
     pub fn resume(&mut self) -> Result<(), Error> {
         self.verb_of_running("resume", |own| {
             own.paused = false;
@@ -356,7 +358,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::NotRunning`] when it is not running.
+    /// [`Error::NotRunning`] if the service is not running.
     pub fn signal(&mut self, signal: Signal) -> Result<(), Error> {
         self.verb_of_running("signal", |own| {
             if let Some(service) = own.lock().as_mut() {
@@ -365,7 +367,8 @@ impl<R: Readiness> Executor<R> {
         })
     }
 
-    /// Waits until a further condition holds. It sees everything since the service's last start.
+    /// Waits until another condition holds. The condition sees everything since the service's last
+    /// start.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -382,13 +385,12 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::NotRunning`] when the service was never started; [`Error::Timeout`] when the
-    /// condition does not hold in time; [`Error::Exited`] when the service has ended, or ends
-    /// before; [`Error::InvalidReadiness`] when the condition makes no sense. The service is left
-    /// as it is.
+    /// [`Error::NotRunning`] if the service was never started; [`Error::Timeout`] if the condition
+    /// does not hold in time; [`Error::Exited`] if the service has ended, or ends before that;
+    /// [`Error::InvalidReadiness`] if the condition makes no sense. After an error the service runs
+    /// on unchanged.
     ///
-    /// Output is searched first: a line that was printed counts, although the service has ended
-    /// since.
+    /// Output is searched first: a printed line counts even if the service has ended since.
     pub fn wait_until(&mut self, mut readiness: impl Readiness, timeout: Duration) -> Result<(), Error> {
         let core = &mut self.core;
         let held = match core.pid {
@@ -401,9 +403,9 @@ impl<R: Readiness> Executor<R> {
         core.masked(held)
     }
 
-    /// Says that this service needs another one, which is known by its [`dir`](Executor::dir). When
-    /// a test process or a run ends, however it ends, the other one ends after this one. For the
-    /// starts from now on.
+    /// Says that this service needs another one, known by its [`dir`](Executor::dir). When a test
+    /// process or a run ends, however it ends, the other service ends after this one. Applies to
+    /// later starts.
     #[doc(hidden)]
     pub fn __needs(&mut self, dir: &Path) {
         if let (Process::Own(own), Some(private)) = (&mut self.process, dir.parent()) {
@@ -411,7 +413,7 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// Waits for the main process to end by itself, and says how it did.
+    /// Waits for the main process to end by itself, and returns its exit status.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -422,7 +424,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::Timeout`] when it has not ended in time; [`Error::NotRunning`] when it was never
+    /// [`Error::Timeout`] if it has not ended in time; [`Error::NotRunning`] if it was never
     /// started.
     pub fn wait(&mut self, timeout: Duration) -> Result<ExitStatus, Error> {
         self.verb("wait for the end of", |mut owned, _| {
@@ -430,8 +432,8 @@ impl<R: Readiness> Executor<R> {
         })
     }
 
-    /// Whether the service is running: its main process, or for a service that made itself a
-    /// daemon, any of its processes.
+    /// Whether the service is running: its main process, or any process of a service that made
+    /// itself a daemon.
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.process.observed().is_running()
@@ -443,7 +445,7 @@ impl<R: Readiness> Executor<R> {
         self.is_running() && own.is_none_or(|own| own.asked_to_end.is_none())
     }
 
-    /// A verb of this process's own service.
+    /// Runs a verb of this process's own service.
     fn verb<T>(
         &mut self,
         action: &str,
@@ -454,7 +456,7 @@ impl<R: Readiness> Executor<R> {
         self.core.masked(done)
     }
 
-    /// A verb of this process's own service, which must be running.
+    /// Runs a verb of this process's own service, which must be running.
     fn verb_of_running(&mut self, action: &str, act: impl FnOnce(&mut Own)) -> Result<(), Error> {
         self.verb(action, |Owned { core, own }, _| match own.is_running() {
             true => {
@@ -465,7 +467,7 @@ impl<R: Readiness> Executor<R> {
         })
     }
 
-    /// The process id of its main process, also after that has ended.
+    /// The process id of the service's main process, even after that has ended.
     ///
     /// # Panics
     ///
@@ -481,8 +483,8 @@ impl<R: Readiness> Executor<R> {
         self.core.pid
     }
 
-    /// The address at which clients reach the service: the one that its readiness condition found
-    /// it at, else 127.0.0.1 with the port that was chosen for `{port}`.
+    /// The address at which clients reach the service. The readiness condition tells it; otherwise
+    /// it is 127.0.0.1 with the port that was chosen for `{port}`.
     ///
     /// # Panics
     ///
@@ -540,7 +542,7 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// All chosen ports with their names, `{port}` having the empty one.
+    /// All chosen ports with their names; the name of `{port}` is empty.
     #[doc(hidden)]
     #[must_use]
     pub fn __ports(&self) -> Vec<(String, u16)> {
@@ -552,7 +554,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Panics
     ///
-    /// If its readiness condition knows none, as only `Http` does.
+    /// If its readiness condition has no URL. Only `Http` has one.
     #[must_use]
     #[track_caller]
     pub fn url(&self) -> String {
@@ -581,7 +583,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Panics
     ///
-    /// If its readiness condition knows no URL, as only `Http` does.
+    /// If its readiness condition has no URL. Only `Http` has one.
     #[must_use]
     #[track_caller]
     pub fn base_url(&self) -> String {
@@ -592,11 +594,11 @@ impl<R: Readiness> Executor<R> {
         url
     }
 
-    /// The socket or the file that its readiness condition is about.
+    /// The socket or the file of the service's readiness condition.
     ///
     /// # Panics
     ///
-    /// If there is none, as only `UnixSocket` and `PidFile` have one.
+    /// If the condition has none. Only `UnixSocket` and `PidFile` have one.
     #[must_use]
     #[track_caller]
     pub fn path(&self) -> PathBuf {
@@ -647,8 +649,8 @@ impl<R: Readiness> Executor<R> {
         set.into_iter().filter(|(key, _)| key != "MIRAKURU_ID").collect()
     }
 
-    /// The command with placeholders filled in, as a person would type it, and as errors show it:
-    /// `{env:VAR}` is left as it is, and passwords in URLs are `***`.
+    /// The command with placeholders filled in, as a person would type it and as errors show it.
+    /// `{env:VAR}` is left as it is, and passwords in URLs are shown as `***`.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -667,8 +669,7 @@ impl<R: Readiness> Executor<R> {
         self.core.values.name()
     }
 
-    /// The service's private directory, the value of `{dir}`. It is removed when the executor is
-    /// dropped.
+    /// The service's private directory, the value of `{dir}`. Dropping the executor removes it.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -682,8 +683,8 @@ impl<R: Readiness> Executor<R> {
         self.core.service_dir.dir().to_owned()
     }
 
-    /// Lets a recipe fill the private directory before the first start: everything in it is the
-    /// service's user's afterwards.
+    /// Lets a recipe fill the private directory before the first start. After that, everything in
+    /// it belongs to the service's user.
     #[doc(hidden)]
     pub fn __prepare(
         &mut self,
@@ -693,15 +694,15 @@ impl<R: Readiness> Executor<R> {
         if owner.is_none() {
             return fill(self);
         }
-        // Ours for the time being, so that that user can put no link into our way.
+        // The directory is ours meanwhile, so that the service's user can put no link into it.
         self.core.take_back()?;
         fill(self)?;
         self.core.hand_over(owner)
     }
 
     /// The writer to the service's standard input, if the recipe says
-    /// [`Stdio::piped`](crate::recipe::builder::Stdio::piped): once for each start. Dropping it is
-    /// the end of the input.
+    /// [`Stdio::piped`](crate::recipe::builder::Stdio::piped): once for each start. Dropping the
+    /// writer ends the input.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -736,10 +737,10 @@ impl<R> std::fmt::Debug for Executor<R> {
     }
 }
 
-/// The end of a pipe that leads to a service's standard input: see [`Executor::take_stdin`].
+/// The writing end of a service's standard input: see [`Executor::take_stdin`].
 ///
-/// It has two things of the standard library's [`ChildStdin`](std::process::ChildStdin): it is a
-/// [`Write`], and its descriptor can be borrowed, or taken out for an async runtime.
+/// It shares two things with the standard library's [`ChildStdin`](std::process::ChildStdin). It is
+/// a [`Write`], and its descriptor can be borrowed, or taken out for an async runtime.
 #[derive(Debug)]
 pub struct StdinPipe(File);
 

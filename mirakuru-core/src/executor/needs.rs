@@ -1,27 +1,28 @@
-//! The services that a service needs: those of this process whose port or directory its command,
-//! its environment or its files name. At the end of the process or of the run, they end after it.
+//! The services that a service needs. These are services of this process whose port or directory
+//! appears in its command, its environment or its files. At the end of the process or of the run,
+//! they end after it.
 //!
-//! So an application that is given the address of its database stops before the database, in every
-//! combination. A wrong guess only makes one end wait for another.
+//! For example, an application that is given the address of its database stops before the database,
+//! in every combination. A wrong guess only makes one end wait for another.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 /// A service that has been ready, or that this process has attached to.
 struct Known {
-    /// Its private directory, in which `{dir}` is.
+    /// The service's private directory, which contains `{dir}`.
     private: PathBuf,
     ports: Vec<u16>,
-    /// Its `{dir}`, and a socket or file elsewhere.
+    /// The service's `{dir}`, and a socket or file elsewhere.
     paths: Vec<PathBuf>,
 }
 
-/// When there are so many, those that are gone are forgotten.
+/// At this number, services that are gone are forgotten.
 const MANY: usize = 64;
 
 static KNOWN: Mutex<Vec<Known>> = Mutex::new(Vec::new());
 
-/// Notes a service that others may need from now on.
+/// Notes a service that others may need.
 pub(super) fn note(private: &Path, ports: Vec<u16>, paths: Vec<PathBuf>) {
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     if known.len() >= MANY {
@@ -35,7 +36,7 @@ pub(super) fn note(private: &Path, ports: Vec<u16>, paths: Vec<PathBuf>) {
     });
 }
 
-/// The private directories of the services that one of these texts names. `own` is not among them.
+/// The private directories of the services that one of these texts names, without `own`.
 pub(super) fn named_in<'a>(texts: impl Iterator<Item = &'a [u8]>, own: &Path) -> Vec<PathBuf> {
     use std::os::unix::ffi::OsStrExt;
     let texts: Vec<&[u8]> = texts.collect();
@@ -59,7 +60,7 @@ pub(super) fn named_in<'a>(texts: impl Iterator<Item = &'a [u8]>, own: &Path) ->
         .collect()
 }
 
-/// The lock goes last when a service and its directory are removed.
+/// `lock` is removed last when a service and its directory are removed.
 fn is_there(private: &Path) -> bool {
     private.join("lock").exists()
 }
@@ -68,7 +69,7 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
     !part.is_empty() && text.windows(part.len()).any(|window| window == part)
 }
 
-/// Whether these digits stand in a text as a number of their own.
+/// Whether a text has these digits as a number of their own.
 fn has_number(text: &[u8], digits: &[u8]) -> bool {
     let is_digit = |at: Option<usize>| at.and_then(|at| text.get(at)).is_some_and(u8::is_ascii_digit);
     text.windows(digits.len()).enumerate().any(|(at, window)| {

@@ -1,8 +1,7 @@
-//! A service from the inside: the facts that every service has, and the two kinds of it.
+//! A service from the inside: the data that every service has, and its two kinds.
 //!
-//! A service is this process's [own](Own), with a supervisor that this process talks to; or it
-//! belongs to the run of tests, and this process is [attached](Attached) to it. [`Core`] holds what
-//! both have.
+//! This process's [own](Own) service has a supervisor that this process talks to. An
+//! [attached](Attached) service belongs to the run of tests. [`Core`] holds the data of both kinds.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
@@ -63,11 +62,11 @@ pub(super) struct Core {
     /// The named groups of the lines that a [`Banner`](crate::Banner) waited for.
     pub(super) captured: Vec<(String, String)>,
     pub(super) pid: u32,
-    /// The test that it ends with, or 0.
+    /// The test that the service ends with, or 0.
     pub(super) test: u64,
 }
 
-/// Who controls a service.
+/// A service's two kinds: started and stopped by this process, or attached to.
 pub(super) enum Process {
     Own(Box<Own>),
     Attached(Box<Attached>),
@@ -76,7 +75,7 @@ pub(super) enum Process {
 /// A service that this process starts and stops.
 #[derive(Default)]
 pub(super) struct Own {
-    /// The patterns as they were given, and what searches for them, always cloned before use.
+    /// The patterns as they were given, and their searches, which are cloned before use.
     pub(super) fail_on: Vec<(String, LineWatch)>,
     /// The sockets that the service inherits.
     pub(super) listen: Listen,
@@ -86,37 +85,37 @@ pub(super) struct Own {
     pub(super) addrs: Vec<SocketAddr>,
     pub(super) udp_addrs: Vec<SocketAddr>,
     pub(super) paths: Vec<PathBuf>,
-    /// Kept as long as the service runs. The other fixtures of a test may share it.
+    /// Kept as long as the service runs. Other fixtures of the same test may share it.
     pub(super) endpoint_lock: Option<Arc<Mutex<EndpointLock>>>,
     pub(super) stdin: Option<File>,
-    /// CLOCK_MONOTONIC when the service was executed.
+    /// The time of the service's execution, on CLOCK_MONOTONIC.
     pub(super) started_ns: u64,
     pub(super) last_exit: Option<Exit>,
     pub(super) paused: bool,
-    /// It has been ready once: clients know its ports.
+    /// The service has been ready once, so clients know its ports.
     pub(super) was_ready: bool,
-    /// A start that has begun and has not ended.
+    /// The start that is under way.
     pub(super) starting: Option<Starting>,
-    /// A start that has failed, as long as the service has not ended.
+    /// A start that has failed while the service has not ended yet.
     pub(super) failing: Option<Failing>,
-    /// Whether it had ended by itself when it was asked to end, as long as nobody has waited for
-    /// that end.
+    /// Set once the service was asked to end, until a verb has waited for that end: whether it had
+    /// ended by itself before.
     pub(super) asked_to_end: Option<bool>,
     /// The private directories of the services that this one needs.
     pub(super) needs: Vec<PathBuf>,
-    /// For a service that is going to belong to the run.
+    /// For a service that will belong to the run.
     pub(super) run: Option<RunPlan>,
-    /// Behind a lock so that `is_running` can take `&self`, and shared with the reports of tests.
+    /// Behind a lock, so that `is_running` can take `&self`. Shared with the reports of tests.
     service: Arc<Mutex<Option<Service>>>,
 }
 
-/// One's own service with the facts about it: the receiver of the verbs that change it.
+/// This process's own service with all its data. Verbs that change the service are called on this.
 pub(super) struct Owned<'a> {
     pub(super) core: &'a mut Core,
     pub(super) own: &'a mut Own,
 }
 
-/// The questions of a wait to either kind of service.
+/// The questions that a wait asks of either kind of service.
 pub(super) trait Observed {
     /// The root of its process tree; 0 when there is none.
     fn supervisor(&self) -> u32;
@@ -124,11 +123,11 @@ pub(super) trait Observed {
     /// Whether the main process runs, or any process of a service that made itself a daemon.
     fn is_running(&self) -> bool;
 
-    /// `None` while it runs (a daemon counts as running); else how the main process ended, if that
-    /// is known.
+    /// `None` while the service runs (a daemon counts as running); otherwise how the main process
+    /// ended, if that is known.
     fn ended(&self) -> Option<Option<Exit>>;
 
-    /// How the main process ended, if it did.
+    /// How the main process ended, if it has ended.
     fn exit(&self) -> Option<Exit>;
 
     /// Asks to be woken by new output, once.
@@ -187,7 +186,7 @@ impl Process {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when it belongs to the run, and so may not be changed by one test.
+    /// [`Error::System`] if the service belongs to the run: then one test may not change it.
     pub(super) fn owned<'a>(&'a mut self, core: &'a mut Core, action: &str) -> Result<Owned<'a>, Unmasked> {
         match self {
             Process::Own(own) => Ok(Owned { core, own }),
@@ -199,11 +198,11 @@ impl Process {
         }
     }
 
-    /// The same, for a verb of a test.
+    /// The same, for a verb that a test calls.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] also when somebody else has started the server.
+    /// [`Error::System`] also if the server is an external one.
     pub(super) fn ours<'a>(&'a mut self, core: &'a mut Core, action: &str) -> Result<Owned<'a>, Unmasked> {
         match &core.spec.not_ours {
             Some(variable) if action != "start" => Err(Error::System {
@@ -213,7 +212,7 @@ impl Process {
                 )),
             }
             .into()),
-            // The stand-in itself is started like any service.
+            // The stand-in itself starts like any service.
             _ => self.owned(core, action),
         }
     }
@@ -251,12 +250,12 @@ impl Observed for Own {
     fn ended(&self) -> Option<Option<Exit>> {
         let mut service = self.lock();
         let Some(service) = service.as_mut() else {
-            // It has been stopped, or could not be executed.
+            // The service has been stopped, or could not be executed.
             return Some(self.last_exit);
         };
-        // The order matters: the supervisor reports the exit before it reports that nothing is
-        // left, so a process that has the second message has the first. In the other order, both
-        // may come in between.
+        // The order matters. The supervisor reports the exit before it reports that nothing is
+        // left. So a process that has the second message has the first. In the other order, both
+        // messages may come in between.
         let is_gone = service.is_gone();
         match service.exit() {
             Some(exit) if exit.is_daemonised() && !is_gone => None,
@@ -290,7 +289,7 @@ impl Observed for Own {
     fn wait_event(&mut self, pause: &Pause) {
         match self.lock().as_mut() {
             Some(service) => service.wait_event(&pause.events, pause.time),
-            // Nothing is left of it that could tell anything.
+            // Nothing of the service is left that could send anything.
             None => crate::sys::wait_readable(&pause.events, pause.time.min(UNTOLD_PAUSE)),
         }
     }
@@ -298,7 +297,8 @@ impl Observed for Own {
     fn wakeup(&self, mut pause: Pause) -> Wakeup {
         match self.lock().as_ref().map(Service::events) {
             Some(Some(fd)) => pause.events.push(fd),
-            // Something has happened to it. A supervisor that is gone says so for ever.
+            // Something has happened to the service. The descriptor of a dead supervisor stays
+            // readable.
             Some(None) => pause.time = pause.time.min(Duration::from_millis(1)),
             None => pause.time = pause.time.min(UNTOLD_PAUSE),
         }
@@ -316,7 +316,7 @@ impl Observed for Own {
 
 impl Own {
     pub(super) fn lock(&self) -> MutexGuard<'_, Option<Service>> {
-        // A panic of another thread while it held the lock does no harm to the service behind it.
+        // If another thread panicked while it held the lock, the service behind it is still intact.
         self.service.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -326,11 +326,11 @@ impl Own {
         }
     }
 
-    /// How the service's main process ended, asked later on.
+    /// A handle that tells later how the service's main process ended.
     pub(super) fn how_it_ended(&self) -> HowItEnded {
         let service = Arc::clone(&self.service);
         Box::new(move || {
-            // Another thread that has the lock is about to say so itself.
+            // Another thread has the lock and is about to report that itself.
             service.try_lock().ok()?.as_mut().and_then(Service::exit)
         })
     }
@@ -342,7 +342,7 @@ impl Own {
 }
 
 impl Core {
-    /// The facts about a service that is going to be this process's own.
+    /// The data of a service that will be this process's own.
     pub(super) fn new(
         spec: Spec,
         readiness: &dyn Readiness,
@@ -397,7 +397,7 @@ impl Core {
         let written = self.spec.command.display();
         self.argv = {
             let values = &mut self.values;
-            // The first word of a shell's command is its script.
+            // The first word after `sh -c` is the script.
             let mut is_script = self.spec.shell;
             let mut expand = |word: &OsStr| match std::mem::take(&mut is_script) {
                 true => values.expand_script(word),
@@ -446,7 +446,7 @@ impl Core {
         Ok(())
     }
 
-    /// Lets services that are started later need this one.
+    /// Registers the service, so that services that start later can need it.
     pub(super) fn note_for_others(&self, addr: Option<SocketAddr>, path: Option<&Path>) {
         let ports = self.values.ports().map(|(_, port)| port);
         let ports = ports.chain(addr.map(|addr| addr.port())).collect();
@@ -479,7 +479,7 @@ impl Core {
         live::follow(self.values.name(), &dir.log(), &dir.index(), all);
     }
 
-    /// The exit of every verb: an error leaves it without secrets.
+    /// Every verb ends here: secrets are removed from its error.
     pub(super) fn masked<T>(&self, done: Result<T, Unmasked>) -> Result<T, Error> {
         done.map_err(|error| self.values.mask_error(error))
     }
@@ -518,7 +518,8 @@ impl Core {
         program.unwrap_or_default().into_owned()
     }
 
-    /// Makes the service's directory our own, and closed to its user.
+    /// Makes this process's user the owner of the service's directory, and closes it to the
+    /// service's user.
     pub(super) fn take_back(&self) -> Result<(), Error> {
         self.service_dir.take_back().map_err(|source| Error::System {
             attempt: format!("take the directory `{}` back", self.service_dir.dir().display()),
@@ -535,7 +536,7 @@ impl Core {
         })
     }
 
-    /// The error of a verb that needs the service to be running.
+    /// The error of a verb that needs a running service.
     pub(super) fn not_running(&self, action: &str) -> Unmasked {
         let (command, action) = (self.command.clone(), action.to_owned());
         Error::NotRunning { command, action }.into()
@@ -543,7 +544,7 @@ impl Core {
 }
 
 impl Owned<'_> {
-    /// Fills in the placeholders, of the command first, so that its `{port}` is the first port.
+    /// Fills in the placeholders. The command comes first, so that its `{port}` is the first port.
     pub(super) fn resolve(&mut self, readiness: &mut dyn Readiness) -> Result<(), Unmasked> {
         let Owned { core, own } = self;
         core.resolve_command()?;
@@ -590,7 +591,7 @@ impl Owned<'_> {
     }
 }
 
-/// The needs of a readiness condition.
+/// The addresses, paths and variables that a readiness condition asks for.
 pub(super) struct Prepared {
     addrs: Vec<SocketAddr>,
     udp_addrs: Vec<SocketAddr>,

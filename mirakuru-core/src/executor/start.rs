@@ -30,11 +30,11 @@ use crate::sys::{self, CommandPlan, Plan, Service, SpawnFailure};
 use crate::timeline::events as timeline;
 use crate::util::deadline::Deadline;
 
-/// How often a start is retried with new ports when a chosen port has been taken.
+/// How often a start is tried again with new ports after a chosen port was taken.
 const PORT_RETRIES: u32 = 5;
 /// The least `log_limit`.
 const LEAST_LOG: u64 = 64 * 1024;
-/// A time-out that is shorter than this leaves the kernel time all the same to load the program.
+/// The kernel gets at least this long to load the program, even if the time-out is shorter.
 const EXECUTION_TAKES_AT_MOST: Duration = Duration::from_secs(1);
 
 impl Owned<'_> {
@@ -43,7 +43,7 @@ impl Owned<'_> {
         self.launch(plan);
         while let Some(pause) = self.step_start(readiness)? {
             match self.own.failing {
-                // News of its output would end each wait for its end.
+                // Otherwise each wait for the end would end at new output.
                 Some(_) => sys::wait_readable(&pause.events, pause.time),
                 None => self.own.wait_event(&pause),
             }
@@ -51,7 +51,7 @@ impl Owned<'_> {
         Ok(())
     }
 
-    /// The first step of a start: everything before the fork. The service does not run.
+    /// The first step of a start: everything before the fork.
     pub(super) fn plan_start(&mut self, readiness: &mut dyn Readiness) -> Result<Plan, Unmasked> {
         (self.own.starting, self.own.failing) = (None, None);
         if self.own.lock().is_some() {
@@ -74,21 +74,21 @@ impl Owned<'_> {
         self.try_to_plan(readiness, PORT_RETRIES)
     }
 
-    /// The second step, of one that is started alone.
+    /// The second step, for a service that starts alone.
     fn launch(&mut self, plan: Plan) {
         for launched in Service::launch(vec![plan]) {
             self.launched(launched);
         }
     }
 
-    /// The end of the second step: its supervisor has been forked, or not.
+    /// The end of the second step: takes over the new supervisor, or the error.
     pub(super) fn launched(&mut self, launched: Result<Service, SpawnFailure>) {
         match launched {
             Ok(service) => {
                 if let Some(endpoint_lock) = &self.own.endpoint_lock {
-                    // The locks are the supervisor's now, so that they are free exactly when the
-                    // tree is gone. Locks that several fixtures share stay until all have started
-                    // (`together`).
+                    // The supervisor has the locks now, so they are free exactly when the tree is
+                    // gone. If several fixtures share locks, this process keeps them until all have
+                    // started (`together`).
                     if Arc::strong_count(endpoint_lock) == 1 {
                         endpoint_lock
                             .lock()
@@ -106,8 +106,8 @@ impl Owned<'_> {
         }
     }
 
-    /// The last step, one poll. `None`: the service is ready. Else how long to wait for an event
-    /// before the next poll. After an error nothing of the service is left.
+    /// The last step, polled. `None`: the service is ready. Otherwise returns how long to wait for
+    /// an event before the next poll. After an error nothing of the service is left.
     pub(super) fn step_start(&mut self, readiness: &mut dyn Readiness) -> Result<Option<Pause>, Unmasked> {
         if let Some(failing) = self.own.failing.take() {
             if let Some(pause) = self.pause_of_end(&failing.limit) {
@@ -145,7 +145,7 @@ impl Owned<'_> {
                 Ok(None)
             }
             Err(error) => {
-                // Others may start in the meantime.
+                // Other services may start in the meantime.
                 let policy = self.policy();
                 self.begin_end(policy);
                 self.own.failing = Some(Failing {
@@ -158,7 +158,7 @@ impl Owned<'_> {
         }
     }
 
-    /// Until the program has been executed: it counts for the time-out, too.
+    /// The wait for the program's execution counts for the time-out, too.
     fn await_execution(&self, starting: &Starting) -> Result<Option<Pause>, Unmasked> {
         let deadline = starting.wait.deadline.at_least(Some(EXECUTION_TAKES_AT_MOST));
         if !deadline.is_over() {
@@ -178,7 +178,7 @@ impl Owned<'_> {
         .into())
     }
 
-    /// Whether the service has been executed. An error when it could not be.
+    /// Whether the service has been executed. An error if that failed.
     fn has_been_executed(&mut self, starting: &mut Starting) -> Result<bool, Unmasked> {
         let Some(launch) = &mut starting.launch else {
             return Ok(true);
@@ -232,8 +232,8 @@ impl Owned<'_> {
         }
     }
 
-    /// Ends the service after a failure. Returns how many tries are left, or the error if another
-    /// try makes no sense.
+    /// Ends the service after a failure. Returns the number of remaining tries, or the error if
+    /// another try makes no sense.
     fn after_failure(
         &mut self,
         error: Unmasked,
@@ -262,8 +262,8 @@ impl Owned<'_> {
         Ok(retries - 1)
     }
 
-    /// Whether another try can help after this error. The kernel is asked, and not the service: its
-    /// output counts only where the kernel cannot know.
+    /// Whether another try can help after this error. This asks the kernel: the service's output
+    /// counts only if the kernel cannot know.
     fn other_try(&mut self, error: &Error) -> Option<OtherTry> {
         let (may_be_about_port, tail) = match error {
             Error::Exited { evidence, .. } | Error::FailureLine { evidence, .. } => {
@@ -278,13 +278,13 @@ impl Owned<'_> {
         }
         let chosen: Vec<SocketAddr> = self.chosen().collect();
         if free::check_free(&chosen).is_err() {
-            // Clients know the ports of a service that has been ready, and the nodes of a cluster
-            // know those of each other: these never change.
+            // Two kinds of ports never change. Clients know the ports of a service that has been
+            // ready, and the nodes of a cluster know each other's ports.
             let are_known = self.own.was_ready || self.core.values.are_known();
             return (!are_known).then_some(OtherTry::NewPorts);
         }
-        // No process has the ports but this one. A service without SO_REUSEADDR cannot bind over
-        // our hold, and no table of the kernel shows that.
+        // Only this process has the ports. A service without SO_REUSEADDR cannot bind over the
+        // hold, and no table of the kernel shows that.
         let cannot_bind = tail.iter().any(|line| hint::says_in_use(line));
         (cannot_bind && self.core.values.loosen()).then_some(OtherTry::LooserHold)
     }
@@ -296,7 +296,7 @@ impl Owned<'_> {
     }
 
     /// Frees the endpoints that cannot be replaced: fixed ones, and the chosen ports of a service
-    /// that has been ready, which clients know.
+    /// that clients already know.
     fn make_free(&self) -> Result<(), Unmasked> {
         let mut addrs = self.own.addrs.clone();
         if self.own.was_ready {
@@ -330,8 +330,8 @@ impl Owned<'_> {
         self.check_ipv6(readiness)?;
         for path in &self.own.paths {
             free::check_path_free(path).map_err(|busy| busy.into_error(&self.core.command))?;
-            // A killed service leaves its socket behind, and most servers refuse to begin where one
-            // is.
+            // A killed service leaves its socket behind, and most servers refuse to start if the
+            // socket exists.
             let _ = free::remove_stale_socket(path);
         }
         self.make_free()?;
@@ -354,7 +354,7 @@ impl Owned<'_> {
         Ok((plan, launch, Wait::new(deadline, self.own.fail_on.clone())))
     }
 
-    /// Refuses a service on IPv6 loopback where the kernel has none: no server could start there.
+    /// Refuses a service on IPv6 loopback if the kernel has none: no server could start there.
     fn check_ipv6(&self, readiness: &dyn Readiness) -> Result<(), Error> {
         let is_loopback = |addr: SocketAddr| addr.ip() == Ipv6Addr::LOCALHOST;
         // A name may have addresses of both kinds.
@@ -450,7 +450,7 @@ impl Owned<'_> {
         needs.extend(self.own.needs.iter().cloned());
         let groups = match (&self.core.spec.groups, self.core.spec.uid) {
             (Some(groups), _) => Some(groups.clone()),
-            // Root's groups must not go to another user.
+            // The groups of root must not pass to another user.
             (None, Some(_)) => Some(Vec::new()),
             (None, None) => None,
         };
@@ -512,42 +512,42 @@ impl Owned<'_> {
     }
 }
 
-/// How a start is tried again.
+/// The way in which a start is tried again.
 enum OtherTry {
-    /// On the same ports, which are held less firmly.
+    /// On the same ports, with a weaker hold on them.
     LooserHold,
     NewPorts,
 }
 
 /// A start under way.
 pub(super) struct Starting {
-    /// How many more times it is tried with other ports.
+    /// How many more tries with other ports are left.
     retries: u32,
-    /// Until the program has been executed.
+    /// Set until the program has been executed.
     launch: Option<Launch>,
-    /// Why there is no supervisor.
+    /// The reason why there is no supervisor.
     failure: Option<SpawnFailure>,
     wait: Wait,
 }
 
-/// A start that has failed. Its service is ending.
+/// A start that has failed, while its service is ending.
 pub(super) struct Failing {
     error: Unmasked,
-    /// How many more times it is tried with other ports.
+    /// How many more tries with other ports are left.
     retries: u32,
-    /// Its grace.
+    /// The end of the grace.
     limit: Deadline,
 }
 
 /// The data of a start until the program has been executed.
 pub(super) struct Launch {
-    /// The files that were to be tried.
+    /// The candidate files of the program.
     tried: Vec<PathBuf>,
     /// This side's end of a piped standard input.
     stdin: Option<File>,
 }
 
-/// Notes in the index that from here on it is the output of another start. Gives the index back.
+/// Writes into the index that the output of another start follows. Returns the index.
 fn mark_start(index: OwnedFd, now: u64) -> io::Result<OwnedFd> {
     let mut index = File::from(index);
     index.write_all(&Record::start(now).encode())?;

@@ -1,4 +1,4 @@
-//! The end of a service: asked for, waited for, judged.
+//! The end of a service: asks for it, waits for it, and judges the exit status.
 
 use std::process::ExitStatus;
 
@@ -33,7 +33,7 @@ impl Owned<'_> {
         let (signal, expected) = (self.core.spec.stop_signal, self.core.spec.expected_exit);
         let fine = exit.status.success()
             || exit.status.code().is_some_and(|code| expected == Some(code))
-            // A shell and a JVM turn the signal into this status.
+            // A shell and a JVM exit with this status after the signal.
             || exit.status.code() == Some(128 + signal.number())
             || signals::is_death_by(exit.status, signal.number());
         if fine {
@@ -63,7 +63,7 @@ impl Owned<'_> {
         .into())
     }
 
-    /// Asks for the end of the service, and leaves it to [`end`](Owned::end) to wait for it.
+    /// Asks the service to end. [`end`](Owned::end) waits for that.
     pub(super) fn begin_end(&mut self, policy: StopPolicy) {
         let had_ended = self.own.has_ended();
         if self.own.asked_to_end.is_some() || self.own.lock().is_none() {
@@ -71,7 +71,7 @@ impl Owned<'_> {
         }
         self.own.asked_to_end = Some(had_ended);
         if std::mem::take(&mut self.own.paused) {
-            // A paused tree cannot hear the stop signal.
+            // A paused tree cannot receive the stop signal.
             self.own.signal_tree(sys::TreeSignal::Continue);
         }
         timeline::stops(self.core.service_dir.id());
@@ -80,12 +80,12 @@ impl Owned<'_> {
         }
     }
 
-    /// How to wait for the end that has been asked for. `None`: that end has come, or its time is
-    /// over, and [`end`](Owned::end) takes a moment.
+    /// How to wait for the end that was asked for. `None` if that end has come or its time is over;
+    /// then [`end`](Owned::end) takes only a moment.
     pub(super) fn pause_of_end(&self, limit: &Deadline) -> Option<Pause> {
         let mut service = self.own.lock();
         let service = service.as_mut().filter(|_| !limit.is_over())?;
-        // One that has not been executed hears nothing, and is ended at once.
+        // A service that has not been executed cannot receive the signal, and is ended at once.
         let is_over = service.is_gone() || service.pid() == 0;
         (!is_over).then(|| Pause {
             time: limit.remaining(),
@@ -93,7 +93,7 @@ impl Owned<'_> {
         })
     }
 
-    /// Ends the service, and returns how its main process ended, if there was one.
+    /// Ends the service, and returns its main process's exit, if there was one.
     pub(super) fn end(&mut self, policy: StopPolicy) -> Result<Option<Exit>, Unmasked> {
         self.own.stdin = None;
         self.begin_end(policy);
@@ -129,7 +129,8 @@ impl Owned<'_> {
 
     pub(super) fn wait(&mut self, deadline: Deadline) -> Result<ExitStatus, Unmasked> {
         loop {
-            // Asked before the exit, which is told first: both may come between the two questions.
+            // This is asked before the exit, which is reported first: both may come between the two
+            // questions.
             let is_gone = self.own.lock().as_mut().is_none_or(Service::is_gone);
             let exit = self.own.exit();
             if let Some(exit) = exit {

@@ -1,5 +1,5 @@
-//! Waits for a condition: polls it whenever something happens, until it holds, the service ends, or
-//! the time is over. An error takes the evidence with it.
+//! Waits for a condition: polls it at each event, until it holds, the service ends, or the time is
+//! over. An error carries the evidence.
 
 use std::io;
 use std::sync::PoisonError;
@@ -22,15 +22,14 @@ use crate::readiness::context::Probe;
 use crate::readiness::line_watch::LineWatch;
 use crate::util::deadline::Deadline;
 
-/// The longest pause where no event tells about the service, because another process has started
-/// it.
+/// The longest pause for a service that another process has started: no event reports its end.
 pub(super) const UNTOLD_PAUSE: Duration = Duration::from_millis(10);
-/// A probe that times out with less time than this left says less than the probe before it.
+/// A probe that began with less time than this left says less than the probe before it.
 const CUT_SHORT: Duration = Duration::from_millis(100);
 
 impl Core {
-    /// Polls until the condition holds, the service ends, it prints that it has failed, or the time
-    /// is over.
+    /// Polls until the condition holds, the service ends, it prints a line that means failure, or
+    /// the time is over.
     pub(super) fn await_ready(
         &mut self,
         process: &mut dyn Observed,
@@ -49,7 +48,7 @@ impl Core {
         held
     }
 
-    /// Polls once: `None` when the condition holds, else how long to pause before the next poll.
+    /// Polls once. Returns `None` if the condition holds, otherwise the pause before the next poll.
     pub(super) fn poll(
         &mut self,
         process: &mut dyn Observed,
@@ -58,15 +57,15 @@ impl Core {
     ) -> Result<Option<Pause>, Unmasked> {
         let supervisor = process.supervisor();
         loop {
-            // Synchronised before the poll: all of its output is in the log then, and the result of
-            // the poll is final.
+            // The output is synchronised before the poll. After that all of it is in the log, and
+            // the result of the poll is final.
             let ended = process.ended().is_some();
             if ended {
                 process.sync_output();
             }
             let wants_output = wakes(readiness, Duration::ZERO).output || !wait.fail_on.is_empty();
             if wants_output {
-                // Before the output is searched, so that nothing that comes in between is missed.
+                // This comes before the search of the output, so that no line in between is missed.
                 process.arm_output();
             } else {
                 process.forget_output();
@@ -88,15 +87,15 @@ impl Core {
                 }
                 .into());
             }
-            // Output of a running service stays true after its end. Any other condition no longer
-            // counts.
+            // A line that the service printed stays true after its end. Any other condition no
+            // longer counts.
             let stays_true = readiness.is_immediate() || readiness.waits_for_output();
             if stays_true || !ended {
                 let remaining = wait.deadline.remaining();
                 let probe = self.probe(supervisor, wait.deadline, ended);
                 match readiness.probe(&probe) {
-                    // A probe may succeed because of something else: a file that the service left,
-                    // or another process. It does not count when the service is gone.
+                    // A probe may succeed for another reason, such as a file that the service left,
+                    // or another process. If the service is gone, the success does not count.
                     Ok(true) if stays_true || process.ended().is_none() => {
                         let notes = self.notes.get_mut().unwrap_or_else(PoisonError::into_inner);
                         self.captured.clone_from(&notes.captured);
@@ -113,7 +112,7 @@ impl Core {
                     }
                     Err(error) => {
                         if let Some(wrong_listener) = WrongListener::of(&error) {
-                            // Its own exit, which is often the reason, says more.
+                            // The service's own exit is often the reason, and says more.
                             if let Some(error) = self.exit_error(process, readiness, None) {
                                 return Err(error);
                             }
@@ -130,7 +129,7 @@ impl Core {
                         }
                         let text = self.values.mask(&error.to_string());
                         trace::not_ready(&text);
-                        // Begun when there was hardly any time left, it says less than the one
+                        // This probe began with hardly any time left, so it says less than the one
                         // before it.
                         let cut_short = error.kind() == io::ErrorKind::TimedOut && remaining < CUT_SHORT;
                         if !(cut_short && wait.last_probe.is_some()) {
@@ -164,8 +163,9 @@ impl Core {
             }
             let wake = wakes(readiness, deadline.elapsed());
             if wake.output && !wants_output {
-                // It wants output only since this poll: the other half of an `And` held in it. The
-                // watch was not armed meanwhile, so output may have come unnoticed. Poll again.
+                // With this poll, one half of an `And` held, and the other half wants output. The
+                // watch for output was not armed before, so output may have come unnoticed: poll
+                // again.
                 continue;
             }
             wait.progress.tell(|elapsed| self.standing(elapsed, readiness));
@@ -192,7 +192,7 @@ impl Core {
         }
     }
 
-    /// The progress of a start that takes long: the awaited condition, and the service's last line.
+    /// Progress of a slow start: the awaited condition, and the service's last line.
     fn standing(&self, elapsed: &dyn std::fmt::Display, readiness: &dyn Readiness) -> String {
         let name = progress::short(self.values.name());
         let awaited = progress::short(&self.values.mask(&readiness.describe()));
@@ -203,7 +203,7 @@ impl Core {
         format!("{name} is not ready after {elapsed}; awaited: {awaited}; {last}")
     }
 
-    /// The error that tells how the service ended, if it did.
+    /// If the service has ended, the error that says so.
     pub(super) fn exit_error(
         &self,
         process: &dyn Observed,
@@ -242,12 +242,12 @@ impl Core {
         )
     }
 
-    /// Everything that an error says about the service besides its own words.
+    /// The evidence about the service for an error.
     pub(super) fn evidence(&self, process: &dyn Observed, last_probe: Option<String>) -> Box<Evidence> {
         process.sync_output();
         let exit = process.exit();
         let mut timeline = Vec::new();
-        // A service of the run was started by another process, and a while ago.
+        // Another process started this service of the run a while ago.
         if let Some(started_ns) = process.started_ns() {
             let at = |ns: u64| Duration::from_nanos(ns.saturating_sub(started_ns));
             timeline.push((Duration::ZERO, "spawned".to_owned()));
@@ -289,14 +289,14 @@ impl Core {
         })
     }
 
-    /// Tells the fixture that is being made, if one is, that it has this service.
+    /// If a fixture is being made, tells it that it has this service.
     pub(super) fn note_start(&self, how_it_ended: HowItEnded) {
         timed_out::started(self.test, &self.command, &self.output);
         shared_use::started(&self.command, self.pid, &self.output, how_it_ended);
     }
 
-    /// Keeps the log for a day after the service, unless the run is over: the supervisor is then
-    /// removing it.
+    /// Keeps the log for a day after the end of the service. If the run is over, the supervisor is
+    /// removing the log.
     pub(super) fn keep_log(&self) {
         if self.service_dir.is_ours() || !crate::run::is_over() {
             self.service_dir.keep();
@@ -307,7 +307,7 @@ impl Core {
 /// A wait for a condition.
 pub(super) struct Wait {
     pub(super) deadline: Deadline,
-    /// Patterns as they were given, and their matchers.
+    /// The failure patterns as they were given, and their matchers.
     fail_on: Vec<(String, LineWatch)>,
     last_probe: Option<String>,
     progress: Progress,
@@ -324,7 +324,7 @@ impl Wait {
     }
 }
 
-/// A pause before the next poll: it ends when a descriptor is readable, when something happens to
+/// A pause before the next poll. It ends when a descriptor is readable, when something happens to
 /// the service, or when the time is over. The condition keeps the descriptors open until then.
 #[derive(Debug, Default)]
 pub struct Pause {
@@ -333,7 +333,7 @@ pub struct Pause {
 }
 
 impl Pause {
-    /// Until something happens to the service, but no longer than this.
+    /// Sleeps until something happens to the service, but no longer than the pause.
     pub(super) fn of(time: Duration) -> Pause {
         Pause {
             time,
@@ -342,7 +342,7 @@ impl Pause {
     }
 }
 
-/// When a condition wants to be polled again, so long after the start.
+/// When a condition wants the next poll, this long after the start.
 fn wakes(readiness: &dyn Readiness, elapsed: Duration) -> Wake {
     let mut wake = Wake::new(elapsed);
     readiness.wakes(&mut wake);

@@ -53,15 +53,15 @@ mod tests {
 
     #[test]
     fn a_panic_counts() {
-        struct Look<'a>(&'a Cell<bool>);
-        impl Drop for Look<'_> {
+        struct Asks<'a>(&'a Cell<bool>);
+        impl Drop for Asks<'_> {
             fn drop(&mut self) {
                 self.0.set(test_has_failed());
             }
         }
         let seen = Cell::new(false);
         let panics = std::panic::AssertUnwindSafe(|| {
-            let _look = Look(&seen);
+            let _asks = Asks(&seen);
             std::panic::resume_unwind(Box::new(()));
         });
         assert!(std::panic::catch_unwind(panics).is_err());

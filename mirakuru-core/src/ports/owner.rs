@@ -26,8 +26,8 @@ use crate::sys::procfs::{self, Closely};
 /// How often the owner is looked for before another process is accused, and how long to wait in
 /// between: the service may fork, or hand its socket on, between the check of its processes and the
 /// look at their descriptors.
-const LOOKS: u32 = 3;
-const BETWEEN_LOOKS: Duration = Duration::from_millis(1);
+const POLLS: u32 = 3;
+const BETWEEN_POLLS: Duration = Duration::from_millis(1);
 
 /// To whom an address belongs.
 #[derive(Clone, Debug)]
@@ -152,7 +152,7 @@ fn owner(protocol: Protocol, addr: SocketAddr, root: u32, listeners: &mut Listen
         match owner_of(&listeners.inodes, root, poll, &mut listeners.pids) {
             Ownership::Tree => return Ok(Owner::Tree),
             Ownership::Unseen => return Ok(Owner::Unseen),
-            Ownership::WrongListener { .. } if poll < LOOKS => {}
+            Ownership::WrongListener { .. } if poll < POLLS => {}
             Ownership::WrongListener {
                 holder,
                 inode,
@@ -170,7 +170,7 @@ fn owner(protocol: Protocol, addr: SocketAddr, root: u32, listeners: &mut Listen
             }
         }
         poll += 1;
-        thread::sleep(BETWEEN_LOOKS);
+        thread::sleep(BETWEEN_POLLS);
     }
 }
 
@@ -206,7 +206,7 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Owners
         return Ownership::Tree;
     };
     let shared = strange.len() < inodes.len();
-    if poll < LOOKS && !search.denied {
+    if poll < POLLS && !search.denied {
         // A second query is cheaper than a search through all processes of the machine.
         return Ownership::WrongListener {
             inode: first,
@@ -269,7 +269,7 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
             // only the last can be reached.
             Ownership::Tree | Ownership::WrongListener { shared: true, .. } => return Owner::Tree,
             Ownership::Unseen => return Owner::Unseen,
-            Ownership::WrongListener { .. } if poll < LOOKS => {}
+            Ownership::WrongListener { .. } if poll < POLLS => {}
             Ownership::WrongListener { holder, .. } => {
                 return Owner::WrongListener(WrongListener {
                     endpoint: path.display().to_string(),
@@ -279,7 +279,7 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
             }
         }
         poll += 1;
-        thread::sleep(BETWEEN_LOOKS);
+        thread::sleep(BETWEEN_POLLS);
     }
 }
 
@@ -312,7 +312,7 @@ pub(crate) struct FirstSeen {
 impl FirstSeen {
     /// Most servers wait for connections some microseconds after they have begun to listen. The
     /// pause grows with the time that has passed.
-    pub(crate) fn next_look(&self) -> Duration {
+    pub(crate) fn next_poll(&self) -> Duration {
         (self.at.elapsed() / 4).clamp(Duration::from_micros(50), Duration::from_millis(1))
     }
 }
@@ -542,7 +542,7 @@ time.sleep(60)
             assert!(owned_by_tree(Protocol::Tcp, v4(tree.port), tree.pid()).unwrap());
             polls += 1;
         }
-        assert!(polls > 10, "{polls} looks");
+        assert!(polls > 10, "{polls} polls");
     }
 
     #[test]
@@ -569,7 +569,7 @@ ctypes.CDLL(None).pthread_exit(None)
         const NOBODY: u32 = 65534;
         // This test runs itself once more, as a user who may not look into root's processes, and
         // reads what that one sees.
-        if let Ok(what) = std::env::var("MIRAKURU_TEST_LOOK") {
+        if let Ok(what) = std::env::var("MIRAKURU_TEST_OWNER") {
             match what.split_once(' ') {
                 Some((port, root)) => println!(
                     "SEEN {:?}",
@@ -593,14 +593,14 @@ ctypes.CDLL(None).pthread_exit(None)
             return;
         }
         // Nobody may not be able to reach the directory that this program is in.
-        let copy = std::env::temp_dir().join(format!("mk-look-{}", std::process::id()));
+        let copy = std::env::temp_dir().join(format!("mk-owner-{}", std::process::id()));
         std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
         let as_nobody = |what: String| {
             let mut command = Command::new(&copy);
             command
                 .args(["--exact", "--nocapture"])
                 .arg(test_name!(a_tree_of_another_user_gets_the_benefit_of_the_doubt))
-                .env("MIRAKURU_TEST_LOOK", what)
+                .env("MIRAKURU_TEST_OWNER", what)
                 .current_dir("/")
                 .uid(NOBODY)
                 .gid(NOBODY);

@@ -317,7 +317,7 @@ mod tests {
     use crate::sys::tests::in_time;
 
     fn values() -> Values {
-        Values::new("redis".to_owned(), PathBuf::from("/home/of/it"))
+        Values::new("redis".to_owned(), PathBuf::from("/tmp/of/it"))
     }
 
     fn expand(text: &str) -> String {
@@ -350,7 +350,7 @@ mod tests {
 
     #[test]
     fn known_words_get_their_values() {
-        assert_eq!(expand("{name} in {dir}/data"), "redis in /home/of/it/data");
+        assert_eq!(expand("{name} in {dir}/data"), "redis in /tmp/of/it/data");
         let path = std::env::var("PATH").unwrap();
         assert_eq!(expand("<{env:PATH}>"), format!("<{path}>"));
     }

@@ -259,26 +259,26 @@ mod tests {
     use crate::readiness::sd_notify::SdNotify;
 
     #[test]
-    fn and_needs_both_and_does_not_look_again_at_what_held() {
+    fn and_needs_both_and_does_not_poll_again_what_held() {
         let harness = Harness::new();
-        let (a, a_looks) = Fake::new("it was here", [Ok(false), Ok(true)]);
-        let (b, b_looks) = Fake::new("it was there", [Ok(false), Ok(false), Ok(true)]);
+        let (a, a_polls) = Fake::new("it was here", [Ok(false), Ok(true)]);
+        let (b, b_polls) = Fake::new("it was there", [Ok(false), Ok(false), Ok(true)]);
         let mut both = a.and(b);
         harness.prepare(&mut both).unwrap();
         assert_eq!(both.describe(), "it was here and was there");
         assert!(!harness.probe(&mut both).unwrap());
-        assert_eq!((a_looks.count(), b_looks.count()), (1, 0));
+        assert_eq!((a_polls.count(), b_polls.count()), (1, 0));
         assert!(!harness.probe(&mut both).unwrap());
         assert_eq!(both.describe(), "it was there");
         assert!(!harness.probe(&mut both).unwrap());
         assert!(harness.probe(&mut both).unwrap());
-        assert_eq!((a_looks.count(), b_looks.count()), (2, 3));
+        assert_eq!((a_polls.count(), b_polls.count()), (2, 3));
         assert_eq!(both.describe(), "it was here and was there");
         // Another start begins anew.
         harness.prepare(&mut both).unwrap();
         assert_eq!(both.describe(), "it was here and was there");
         let _ = harness.probe(&mut both);
-        assert_eq!(a_looks.count(), 3);
+        assert_eq!(a_polls.count(), 3);
     }
 
     #[test]

@@ -570,7 +570,7 @@ mod tests {
     }
 
     #[test]
-    fn a_look_does_not_wait_for_the_run_and_the_end_of_the_wait_is_its_end() {
+    fn a_poll_does_not_wait_for_the_run_and_the_end_of_the_wait_is_its_end() {
         let harness = Harness::new();
         let mut exec = prepared(&harness, sh("sleep 300"));
         // Each of these would take five minutes, or five seconds.

@@ -140,7 +140,7 @@ impl Harness {
 pub(crate) struct Fake {
     what: &'static str,
     answers: Arc<Mutex<VecDeque<Result<bool, io::ErrorKind>>>>,
-    polls: Looks,
+    polls: Polls,
     output: bool,
     addr: Option<SocketAddr>,
     extended: Option<Duration>,
@@ -148,9 +148,9 @@ pub(crate) struct Fake {
 
 /// How often a [`Fake`] was asked.
 #[derive(Clone, Default)]
-pub(crate) struct Looks(Arc<AtomicUsize>);
+pub(crate) struct Polls(Arc<AtomicUsize>);
 
-impl Looks {
+impl Polls {
     pub(crate) fn count(&self) -> usize {
         self.0.load(Ordering::SeqCst)
     }
@@ -160,8 +160,8 @@ impl Fake {
     pub(crate) fn new<const N: usize>(
         what: &'static str,
         answers: [Result<bool, io::ErrorKind>; N],
-    ) -> (Fake, Looks) {
-        let polls = Looks::default();
+    ) -> (Fake, Polls) {
+        let polls = Polls::default();
         let fake = Fake {
             what,
             answers: Arc::new(Mutex::new(answers.into())),

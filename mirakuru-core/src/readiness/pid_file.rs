@@ -389,7 +389,7 @@ mod tests {
         any(not(target_os = "linux"), mirakuru_portable),
         ignore = "nobody tells of files there"
     )]
-    fn it_is_told_of_the_file_and_looks_seldom_meanwhile() {
+    fn it_is_told_of_the_file_and_polls_rarely_meanwhile() {
         let dir = TestDir::new();
         let path = dir.path().join("later/x.pid");
         let (mut readiness, _) = prepare(&path).unwrap();

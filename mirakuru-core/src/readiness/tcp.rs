@@ -222,7 +222,7 @@ impl Readiness for Tcp {
     fn wakes(&self, wake: &mut Wake) {
         wake.with_back_off();
         if let Some(seen) = &self.resolved.seen {
-            wake.within(seen.next_look());
+            wake.within(seen.next_poll());
         }
     }
 

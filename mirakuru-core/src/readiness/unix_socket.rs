@@ -318,7 +318,7 @@ mod tests {
     }
 
     #[test]
-    fn the_looks_begin_anew_once_the_socket_is_there() {
+    fn the_polls_begin_anew_once_the_socket_is_there() {
         let dir = TestDir::new();
         let path = dir.path().join("x.sock");
         let mut readiness = UnixSocket::path(&path);

@@ -1,7 +1,7 @@
-//! A number that one test has for itself, of a service that many share. It is leased by a lock on a
-//! file in a directory that all of them know.
+//! A number that one test uses alone, of a service that many tests share. The test leases it by a
+//! lock on a file in a directory that all test processes know.
 //!
-//! The kernel gives the lock back when its holder ends, however it ends. So a number is never lost.
+//! The kernel frees the lock when its holder ends, however it ends. So a number is never lost.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -15,33 +15,34 @@ use crate::service_dir::base::is_at;
 use crate::sys::files::{open_lock, try_flock, unlock};
 use crate::util::backoff::Pauses;
 
-/// A number below some limit that no other lease has, in this process or another, until this is
-/// dropped.
+/// A leased number below some limit. Until this is dropped, no other lease of any process has the
+/// number.
 #[derive(Debug)]
 pub struct Lease {
     number: u32,
     lock: File,
-    /// A fork of that process has a copy of this, and may not give it back.
+    /// The process that leased it. A fork of that process has a copy of this value, and may not
+    /// give the number back.
     holder: u32,
 }
 
 impl Lease {
-    /// A number below `limit` that is free, or `None` when all are taken. The directory is made
-    /// where it is missing.
+    /// Leases a free number below `limit`, or returns `None` if all are taken. Makes the directory
+    /// if it is missing.
     ///
     /// The numbers rotate: the search begins after the number that was leased last. So a client
     /// that outlives its lease meets the next holder of that number as late as possible.
     ///
     /// # Errors
     ///
-    /// When the directory or the files in it cannot be used.
+    /// If the directory or the files in it cannot be used.
     pub fn take(dir: &Path, limit: u32) -> io::Result<Option<Lease>> {
         match DirBuilder::new().mode(0o700).create(dir) {
             Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(e),
             _ => {}
         }
         let next = dir.join("next");
-        // Only a hint: two processes that read the same one still get different locks.
+        // This is only a hint: two processes that read the same number still get different locks.
         let first = fs::read_to_string(&next)
             .ok()
             .and_then(|text| text.parse().ok())
@@ -62,12 +63,12 @@ impl Lease {
         Ok(None)
     }
 
-    /// Waits for the only number of a directory: a lock that nobody else has. `None` when the
-    /// patience is over.
+    /// Waits for the only number of a directory: an exclusive lock. `None` if it is still taken at
+    /// the end of `patience`.
     ///
     /// # Errors
     ///
-    /// When the directory or the files in it cannot be used.
+    /// If the directory or the files in it cannot be used.
     pub fn wait(dir: &Path, patience: Duration) -> io::Result<Option<Lease>> {
         let mut pauses = Pauses::new();
         loop {
@@ -110,13 +111,13 @@ mod tests {
             [Some(0), Some(1), Some(2)]
         );
         assert_eq!(number(&take()), None);
-        // As a process that another thread has just forked would have one.
+        // A process that another thread has just forked would have such a copy.
         let copy = two.as_ref().map(|lease| lease.lock.try_clone().expect("a copy"));
         drop(two);
         let again = take();
         drop(copy);
         assert_eq!(number(&again), Some(1));
-        // The numbers rotate: 2 follows, although 1 was given back as well.
+        // The numbers rotate: 2 comes next, although 1 was given back as well.
         drop((again, three));
         assert_eq!(number(&take()), Some(2));
         std::fs::remove_dir_all(dir).expect("it is ours");

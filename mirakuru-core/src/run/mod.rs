@@ -1,8 +1,8 @@
 //! The run of tests that this process is part of, and its directory.
 //!
-//! `cargo nextest run` makes a process of each test, `cargo test` one of each test binary. The run
-//! is known by the process that runs them all, the *runner*, and has a directory that its processes
-//! share.
+//! `cargo nextest run` makes a process for each test, and `cargo test` one for each test binary.
+//! The process that starts them all, the *runner*, identifies the run. The processes of a run share
+//! its directory.
 
 pub(crate) mod lease;
 pub(crate) mod owner;
@@ -25,7 +25,7 @@ use crate::sys::procfs::{self, Stat};
 use crate::util::hash::Fnv1a;
 use crate::util::say::say;
 
-/// A run of tests: known by the process at whose end it ends.
+/// A run of tests. It ends when its runner ends.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct Run {
@@ -37,10 +37,10 @@ pub struct Run {
 }
 
 impl Run {
-    /// The run that this process is a part of; `None` when it is none, and a shared service is this
-    /// process's own.
+    /// The run that this process belongs to. `None` if there is none; then a shared service belongs
+    /// to this process alone.
     ///
-    /// Decided once: when a runner is killed, another process adopts its test processes, which live
+    /// Decided once. If the runner is killed, another process adopts its test processes, which live
     /// on for a moment.
     #[must_use]
     pub fn current() -> Option<&'static Run> {
@@ -51,7 +51,7 @@ impl Run {
                 .collect();
             let chain = procfs::ancestors(std::process::id());
             let run = Run::find(&variables, chain, sys::origin::is_orphan(), carries)?;
-            // Nothing tells a supervisor of the runner's end.
+            // Without pidfds nothing tells a supervisor of the runner's end.
             if sys::pidfds_are_missing() {
                 return None;
             }
@@ -71,7 +71,7 @@ impl Run {
     }
 
     /// The run whose processes share services, which end with the run or with their last user.
-    /// `None` where [`current`](Run::current) is, and where `MIRAKURU_SCOPE=process` lets shared
+    /// `None` if [`current`](Run::current) is. Also `None` if `MIRAKURU_SCOPE=process` lets shared
     /// services end with their test process.
     #[must_use]
     pub fn for_services(with_users: bool) -> Option<&'static Run> {
@@ -110,9 +110,10 @@ impl Run {
         self.with_users
     }
 
-    /// The runner is the nearest ancestor that does not carry the variable that it gives to its
-    /// tests; without such a variable, the nearest one that is `cargo`. The chain begins with the
-    /// process itself. Of an orphan it is not the one that it was started by, and tells nothing.
+    /// Finds the runner. It gives a variable to its tests, and is the nearest ancestor that does
+    /// not carry that variable. Without such a variable, it is the nearest ancestor that is
+    /// `cargo`. The chain begins with the process itself. The parent of an orphan is not the
+    /// process that started it, and so tells nothing.
     fn find(
         variables: &[(&str, String)],
         chain: impl Iterator<Item = (u32, Stat)>,
@@ -128,13 +129,13 @@ impl Run {
         for (name, value) in variables {
             let entry = format!("{name}={value}");
             let giver = ancestors.all().find(|(pid, stat)| {
-                // A `cargo test` that a test under nextest has started is a run of its own.
+                // If a test under nextest starts `cargo test`, that is a run of its own.
                 let is_inner = *name == NEXTEST && stat.comm == "cargo";
                 // If a wrapper has changed the user, no process's variables can be read.
                 is_inner || !carries(*pid, entry.as_bytes()).unwrap_or_else(|| !is_cargo(stat))
             });
-            // The first process of a machine adopts what its parent left behind: it is a runner
-            // only where it is the container's own, and then it is cargo.
+            // The first process of a machine adopts orphans. It can be a runner only if it is a
+            // container's own first process, and in that case it is cargo.
             let is_real = |(pid, stat): &(u32, Stat)| *pid != 1 || is_cargo(stat);
             let is_there = giver.is_some();
             if let Some((pid, stat)) = giver.filter(is_real) {
@@ -144,7 +145,7 @@ impl Run {
                 return Some(Run::lost());
             }
         }
-        // A watcher starts the same runner again and again, for hours. Each time is a run of its
+        // A watcher starts the same runner again and again, for hours. Each start is a run of its
         // own.
         let (pid, stat) = ancestors
             .all()
@@ -172,8 +173,8 @@ impl Run {
         }
     }
 
-    /// The directory of this run, and its runner. A process without a runner gets a directory of
-    /// its own, which is swept like a run's.
+    /// The directory of this run, and its runner. If there is no runner, the process gets a
+    /// directory of its own, which is swept like that of a run.
     pub(crate) fn dir_or_own(run: Option<&Run>) -> (PathBuf, u32) {
         match run {
             Some(run) => (run.dir.clone(), run.runner),
@@ -190,14 +191,14 @@ impl Run {
     }
 }
 
-/// The ancestors that a process has to do with. Each is read when it is asked for: a look takes
-/// time, and nearly always the nearest one or two decide.
+/// The ancestors of a process, as far as they matter. Each is read only when it is asked for,
+/// because a read takes time and nearly always the nearest one or two decide.
 struct Ancestors<C> {
-    /// All of them, the process itself first.
+    /// All ancestors, beginning with the process itself.
     chain: C,
-    /// Those that were read.
+    /// The ancestors that were read so far.
     known: Vec<(u32, Stat)>,
-    /// The last one of `known` has been adopted.
+    /// Whether the last process of `known` has been adopted.
     is_orphan: bool,
     was_orphaned: bool,
 }
@@ -211,9 +212,9 @@ impl<C: Iterator<Item = (u32, Stat)>> Ancestors<C> {
     fn get(&mut self, at: usize) -> Option<&(u32, Stat)> {
         while self.known.len() <= at && !self.is_orphan {
             let (pid, stat) = self.chain.next()?;
-            // A process is in its parent's session or begins one of its own. One that is in neither
-            // has been adopted, by the first process or by another that collects orphans: nothing
-            // from there on has to do with it.
+            // A process is in its parent's session or begins one of its own. If a process is in
+            // neither, the first process or another one that collects orphans has adopted it. From
+            // there on the ancestors have nothing to do with it.
             self.is_orphan = self.known.last().is_some_and(|(child, of_child)| {
                 self.was_orphaned || (of_child.session != stat.session && of_child.session != *child)
             });
@@ -225,7 +226,7 @@ impl<C: Iterator<Item = (u32, Stat)>> Ancestors<C> {
     }
 }
 
-/// Makes a run's directory, and the one that it stands in.
+/// Makes a run's directory and the directory above it.
 pub(crate) fn make_dir(run_dir: &Path) -> io::Result<()> {
     for dir in [run_dir.parent().unwrap_or(Path::new("/")), run_dir] {
         service_dir::base::private_dir(dir, false)
@@ -234,7 +235,7 @@ pub(crate) fn make_dir(run_dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes the directory of this run. Gives it, and the process id of the runner.
+/// Makes the directory of this run. Returns it, and the process id of the runner.
 ///
 /// # Errors
 ///
@@ -262,9 +263,9 @@ pub(crate) fn is_cargo(stat: &Stat) -> bool {
     stat.comm == "cargo" || stat.comm.starts_with("cargo-")
 }
 
-/// The folder of the runs' directories: the system's place for files of one user's session, where
-/// it has one; otherwise the temp dir. (A service's own directory is always in the temp dir: a
-/// database may be larger than the memory behind the first.)
+/// The folder of the runs' directories: the system's place for files of a user's session, or the
+/// temporary directory if there is none. (A service's own directory is always in the temporary
+/// directory. A session's place is in memory, and a database may be too large for that.)
 pub(crate) fn runs_base() -> PathBuf {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let ours = |dir: &PathBuf| {
@@ -282,8 +283,8 @@ pub(crate) fn runner_of(dir: &str) -> Option<(u32, u64)> {
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
 }
 
-/// Whether a run's directory is in use although its runner is not visible here: in another
-/// container, for example.
+/// Whether a run's directory is in use although its runner is not visible, for example because it
+/// is in another container.
 pub(crate) fn is_in_use(dir: &Path) -> bool {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
@@ -305,13 +306,13 @@ pub(crate) fn this_process() -> String {
     format!("{} (pid {})", name.to_string_lossy(), std::process::id())
 }
 
-/// Whether a process was given this variable, with this value, when it began; `None` when that is
-/// not to be seen.
+/// Whether a process was given this variable, with this value, when it began. `None` if that cannot
+/// be read.
 fn carries(pid: u32, entry: &[u8]) -> Option<bool> {
     let environ = sys::procfs::environment(pid)?;
     Some(environ.split(|b| *b == 0).any(|e| e == entry))
 }
-/// The same in every build, unlike the standard library's hashes.
+/// This hash is the same in every build, unlike the standard library's.
 #[must_use]
 pub fn hash(seed: u8, text: &str) -> u64 {
     let mut hash = Fnv1a(0xcbf2_9ce4_8422_2325);
@@ -332,7 +333,7 @@ mod tests {
             .collect()
     }
 
-    /// Who is the runner: 0 when it is gone.
+    /// The runner's process id: 0 if it is gone.
     fn runner(
         variables: &[&'static str],
         processes: &[(u32, &str, u32)],
@@ -462,10 +463,10 @@ mod tests {
         );
     }
 
-    /// Nobody's parents can be seen, so a shared service is its process's own.
+    /// No process's parent is visible, so a shared service belongs to its process alone.
     #[test]
     #[cfg(mirakuru_portable)]
-    fn there_are_no_runs_without_a_look_at_other_processes() {
+    fn there_are_no_runs_without_a_search_of_other_processes() {
         assert!(Run::current().is_none());
     }
 

@@ -1,7 +1,7 @@
-//! [`Owner`]: the stand-in that has made an object on a server that others use as well.
+//! [`Owner`]: the stand-in that has made an object on an external server.
 //!
-//! The name of each object begins with its owner. So the next run recognises the objects that a
-//! dead run has left behind, and removes them.
+//! The name of each object begins with its owner. So the next run can tell which objects a dead run
+//! has left behind, and removes them.
 
 use std::fmt;
 use std::fs;
@@ -13,14 +13,14 @@ use crate::run::hash;
 use crate::service_dir::is_alive;
 use crate::sys;
 
-/// A process, as a text that names on servers can begin with: `mk5f3a91c2p1a2fs3b9ac9t69268f10`.
-/// It has at most 41 characters, all of them lower-case letters and digits.
+/// A process as the beginning of a name on a server: `mk5f3a91c2p1a2fs3b9ac9t69268f10`. The text
+/// has at most 41 characters, all of them lower-case letters and digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
     /// The boot of the machine and the namespace of process ids.
     host: u32,
     pid: u32,
-    /// When it began, in ticks.
+    /// When the process began, in ticks.
     start: u64,
     /// The time of this name, in seconds since 1970.
     made: u64,
@@ -39,7 +39,7 @@ impl Owner {
         }
     }
 
-    /// The owner with this text.
+    /// Parses the text of an owner.
     #[must_use]
     pub fn parse(text: &str) -> Option<Owner> {
         let (host, rest) = text.strip_prefix("mk")?.split_once('p')?;
@@ -51,17 +51,17 @@ impl Owner {
             start: u64::from_str_radix(start, 16).ok()?,
             made: u64::from_str_radix(made, 16).ok()?,
         };
-        // Not one that only looks like it.
+        // It must be an owner's whole text, not only begin like one.
         (owner.to_string() == text).then_some(owner)
     }
 
-    /// Whether the process has ended. `None` when it was one of another machine or container,
+    /// Whether the process has ended. `None` if it ran on another machine or in another container,
     /// where that cannot be seen.
     #[must_use]
     pub fn has_ended(&self) -> Option<bool> {
         (self.host == this_host()).then(|| {
             let is_seen = Path::new("/proc").join(self.pid.to_string()).exists();
-            // Of other users' processes `/proc` may show nothing.
+            // `/proc` may hide the processes of other users.
             let is_hidden = !is_seen && sys::files::process_exists(self.pid);
             !is_alive(self.pid, self.start) && !is_hidden
         })

@@ -14,15 +14,15 @@ use std::time::{Duration, Instant};
 use crate::service_dir::ServiceDir;
 use crate::sys::{self, Exit};
 
-/// How long a busy machine may take to record the end of a service. Its supervisor is there, and
-/// will do it.
+/// How long a busy machine may take to record the end of a service. Its supervisor still runs, and
+/// will record it.
 const RECORDED_WITHIN: Duration = Duration::from_secs(30);
 
-/// The published state of a service. In the file: `key=value` entries, each with a zero byte at its
-/// end.
+/// The published state of a service. In the file it is a list of `key=value` entries, each with a
+/// zero byte at its end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct State {
-    /// The report of a start that failed. The other fields but `process` are empty then.
+    /// The report of a failed start. All other fields but `process` are empty then.
     pub(crate) failed: Option<String>,
     /// The process that started it, for people.
     pub(crate) process: String,
@@ -42,8 +42,8 @@ pub(crate) struct State {
 }
 
 impl State {
-    /// `None` when nothing is published. The file is never half written: it is renamed into place,
-    /// and later additions are one write.
+    /// `None` if nothing is published. A reader never sees a half-written file: it is renamed into
+    /// place, and each later addition is one write.
     pub(crate) fn read(path: &Path) -> io::Result<Option<State>> {
         let file = fs::OpenOptions::new()
             .read(true)
@@ -70,7 +70,7 @@ impl State {
                 b"process" => state.process = text.into_owned(),
                 b"pid" => state.pid = text.parse().unwrap_or(0),
                 b"supervisor" => state.supervisor = text.parse().unwrap_or(0),
-                b"home" => state.service_dir = path(),
+                b"service_dir" => state.service_dir = path(),
                 b"port" => {
                     if let Some((port, name)) = text.split_once(' ') {
                         state
@@ -114,7 +114,7 @@ impl State {
         put("process", self.process.as_bytes());
         put("pid", self.pid.to_string().as_bytes());
         put("supervisor", self.supervisor.to_string().as_bytes());
-        put("home", self.service_dir.as_os_str().as_bytes());
+        put("service_dir", self.service_dir.as_os_str().as_bytes());
         for (name, port) in &self.ports {
             put("port", format!("{port} {name}").as_bytes());
         }
@@ -148,20 +148,20 @@ impl State {
         file.write_all(&self.format())
     }
 
-    /// Whether the service is there: its supervisor is, and its main process has not ended (or was
-    /// not to stay).
+    /// Whether the service runs: its supervisor is alive, and its main process has not ended (or is
+    /// a daemon's, which may end).
     pub(crate) fn is_running(&self) -> bool {
         let main_has_ended = match self.exit {
-            // Perhaps not recorded yet.
+            // The end may not be recorded yet.
             None => !sys::files::process_lives(self.pid),
             Some(exit) => !exit.is_daemonised(),
         };
         !main_has_ended && ServiceDir::is_supervised(&self.service_dir)
     }
 
-    /// The state as it is now, for a user with whom the service ends. When other users leave, the
-    /// supervisor hides the file for microseconds and looks for users again. So a file that is
-    /// absent counts only when its directory or the supervisor is gone, too.
+    /// The state as it is now, for a user of a service that ends with its users. When another user
+    /// leaves, the supervisor hides the file for microseconds while it checks for users again. So a
+    /// missing file counts only if the directory or the supervisor is gone, too.
     pub(crate) fn now_for_user(&self, path: &Path) -> Option<State> {
         let began = Instant::now();
         loop {
@@ -176,8 +176,8 @@ impl State {
         }
     }
 
-    /// A service that has just ended may not have its end recorded yet: waits for that, a moment.
-    /// Its supervisor does it within microseconds, unless it was killed as well.
+    /// If a service has just ended, waits a moment until its end is recorded. Its supervisor does
+    /// that within microseconds, unless it was killed as well.
     pub(crate) fn settle(self, path: &Path) -> State {
         let began = Instant::now();
         let mut state = self;
@@ -190,7 +190,7 @@ impl State {
             thread::sleep(Duration::from_micros(200));
             match State::read(path) {
                 Ok(Some(now)) => state = now,
-                // The supervisor hides it for a moment, or removes it.
+                // The supervisor hides the file for a moment, or removes it.
                 Ok(None) => {}
                 Err(_) => break,
             }

@@ -1,8 +1,7 @@
-//! Removes the leftovers of killed test processes: their services, directories, and logs that are
-//! too old.
+//! Removes the leftovers of killed test processes: their services and their directories. Also
+//! removes old logs.
 //!
-//! This stands with the run, and not with the service directory, because a run's directory is swept
-//! as well.
+//! This is in `run/` and not in `service_dir/`, because it sweeps the directories of runs as well.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;
@@ -21,29 +20,30 @@ use crate::sys;
 
 /// How long the log of a service that failed is kept.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
-/// The number of kept logs above which the oldest stay only [`MANY_KEPT_FOR`]: each costs every
-/// test process two system calls.
+/// If there are more kept logs than this, the oldest stay only [`MANY_KEPT_FOR`]: each log costs
+/// every test process two system calls.
 const MANY_KEPT: usize = 200;
 const MOST_KEPT: usize = 1_000;
-/// The size of all kept logs together: beyond it the oldest go.
+/// The limit of the size of all kept logs together. Beyond it, the oldest are removed.
 const MOST_BYTES: u64 = 1 << 30;
-/// How often all kept logs are looked at.
-const LOOK_EVERY: Duration = Duration::from_secs(10 * 60);
+/// The time between two checks of all kept logs.
+const CHECK_EVERY: Duration = Duration::from_secs(10 * 60);
 const MANY_KEPT_FOR: Duration = Duration::from_secs(60 * 60);
-/// A service directory takes a fraction of a millisecond to make. One that is this old and
-/// unfinished never will be.
+/// A service directory takes a fraction of a millisecond to make. If it is this old and unfinished,
+/// it will never be finished.
 const MAKING_TAKES_AT_MOST: Duration = Duration::from_secs(60);
 
-/// A service directory whose creator and supervisor are gone. Dropping it removes the service
+/// A service directory whose creator and supervisor are gone. Dropping this value removes the
 /// directory.
 ///
-/// Kill the processes that carry its mark first: once it is gone, nobody else will look for them.
+/// Kill the processes with its mark before that: once the directory is gone, no later sweep
+/// searches for them.
 #[derive(Debug)]
 pub(crate) struct Stale {
     id: String,
     path: PathBuf,
     kept: bool,
-    /// Keeps the other sweepers away. Closed after `drop` has removed the service directory.
+    /// Keeps other sweepers away. Closed after `drop` has removed the service directory.
     _lock: File,
 }
 
@@ -81,7 +81,7 @@ pub(crate) fn sweep() {
 }
 
 fn sweep_in(base: &Path) -> Vec<Stale> {
-    // Somebody else's base is not ours to clean; `create` will say what is wrong with it.
+    // A base of another user is not ours to clean; `create` will report it.
     let Ok(()) = check_private(base) else {
         return Vec::new();
     };
@@ -108,13 +108,13 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
                 examine(&entry.path(), name)
             } else {
                 if let Some((pid, started)) = runner_of(name) {
-                    // Its services end with the runner, by themselves, and remove it. Here nobody
-                    // was left to do that.
+                    // The services of such a run end with the runner and remove the directory. This
+                    // one had no services left to do that.
                     if !is_alive(pid, started) && !is_in_use(&entry.path()) {
                         remove_tree(&entry.path());
                     }
                 } else if let Some((pid, started, namespace)) = unfinished_by(name) {
-                    // Of another namespace's processes we know nothing.
+                    // The processes of another namespace are not visible here.
                     let is_dead = !is_alive(pid, started)
                         && (namespace == sys::procfs::pid_namespace()
                             || is_older(&entry.path(), MAKING_TAKES_AT_MOST));
@@ -130,11 +130,11 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
     stale
 }
 
-/// The kept logs of a base, so that a sweep need not look at each: a file with their names, which
-/// is made anew now and then. Then the old ones go.
+/// The kept logs of a base: a file with their names, so that not every sweep checks each log. From
+/// time to time the file is made anew, and old logs are removed.
 struct KeptLogs {
     list: PathBuf,
-    /// Empty when all are to be looked at.
+    /// Empty if this sweep checks all logs.
     names: HashSet<String>,
     is_fresh: bool,
 }
@@ -142,7 +142,7 @@ struct KeptLogs {
 impl KeptLogs {
     fn read(base: &Path) -> KeptLogs {
         let list = base.join("kept-logs");
-        let is_fresh = list.exists() && !is_older(&list, LOOK_EVERY);
+        let is_fresh = list.exists() && !is_older(&list, CHECK_EVERY);
         let text = match is_fresh {
             true => fs::read_to_string(&list).unwrap_or_default(),
             false => String::new(),
@@ -158,13 +158,13 @@ impl KeptLogs {
         self.names.contains(name)
     }
 
-    /// Notes new ones; in a sweep that has looked at all, removes those that are too old, too many
-    /// or too large.
+    /// Notes new logs. If this sweep checked all logs, removes those that are too old, too many or
+    /// too large.
     fn update(&self, mut logs: Vec<(SystemTime, PathBuf)>, new: &str) {
         if self.is_fresh {
             if !new.is_empty() {
                 let list = fs::OpenOptions::new().append(true).open(&self.list);
-                // A name that cannot be noted is looked at again.
+                // A name that cannot be noted is checked again next time.
                 let _ = list.and_then(|mut list| list.write_all(new.as_bytes()));
             }
             return;
@@ -189,8 +189,8 @@ impl KeptLogs {
     }
 }
 
-/// Of a service directory whose executor is gone, and which is there for its log alone: when that
-/// was kept. Its `lock` went last.
+/// If a service directory is there only for its log, returns when the log was kept. In such a
+/// directory `lock` is gone: it was removed last.
 fn only_the_log_is_left(path: &Path) -> Option<SystemTime> {
     let kept_at = path
         .join("kept")
@@ -202,16 +202,16 @@ fn only_the_log_is_left(path: &Path) -> Option<SystemTime> {
         .then_some(kept_at)
 }
 
-/// Decides about one service directory. Each check is made *after* the ones that it relies on: a
-/// keeper writes `kept` before it removes anything or gives up the lock.
+/// Decides about one service directory. Each check comes *after* the checks that it relies on. A
+/// process that keeps a log writes `kept` before it removes anything or frees the lock.
 fn examine(path: &Path, id: &str) -> Option<Stale> {
     match sys::files::open_lock(&path.join("lock"), false) {
         Ok(lock) => {
             if !matches!(sys::files::try_flock(lock.as_fd()), Ok(true)) {
                 return None;
             }
-            // Whoever removed the service directory between our opening the file and locking it has
-            // finished with it.
+            // The service directory was removed between the open and the lock, and another process
+            // has finished with it.
             if !matches!(is_at(&lock, &path.join("lock")), Ok(true)) {
                 return None;
             }
@@ -238,7 +238,7 @@ fn is_kept(path: &Path) -> bool {
     marker.symlink_metadata().is_ok() && !is_older(&marker, KEPT_FOR)
 }
 
-/// Whether a file was last written longer ago than this. One from the future was not.
+/// Whether a file was last written longer ago than `age`. A time in the future does not count.
 fn is_older(path: &Path, age: Duration) -> bool {
     let written = path.symlink_metadata().and_then(|metadata| metadata.modified());
     written.is_ok_and(|at| is_past(at, age))

@@ -1,5 +1,5 @@
-//! Everything that talks to the operating system directly: the only place for `unsafe`, `libc` and
-//! `nix`.
+//! Everything that talks to the operating system directly. This is the only place for `unsafe`,
+//! `libc` and `nix`.
 //!
 //! | folder | what it does |
 //! | --- | --- |
@@ -8,11 +8,12 @@
 //! | `proc/` | reads `/proc` |
 //! | `io/` | files, locks and waiting |
 //!
-//! Nothing here imports from a folder above `sys/`. Those use the names that this file lists.
+//! Nothing here imports from a folder above `sys/`. Those folders use the names that this file
+//! lists.
 //!
-//! `RUSTFLAGS="--cfg mirakuru_portable"` takes the portable back end on Linux as well, so that it
-//! can be tested there. Linux's own interfaces that the product can do without (`/proc`, netlink)
-//! are then left out, too.
+//! `RUSTFLAGS="--cfg mirakuru_portable"` selects the portable back end on Linux as well, so that it
+//! can be tested there. It also leaves out Linux's own interfaces that mirakuru can do without
+//! (`/proc`, netlink).
 
 #[cfg(not(unix))]
 compile_error!("mirakuru supervises services on Unix only");
@@ -76,7 +77,7 @@ pub(crate) fn is_out_of_descriptors(errno: i32) -> bool {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    //! What tests of other files need.
+    //! Helpers for the tests of other files.
 
     use std::path::{Path, PathBuf};
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -109,14 +110,14 @@ pub(crate) mod tests {
         }
     }
 
-    /// Waits for what holds a moment after a descriptor was closed at the latest: a process that
-    /// another test makes in that moment has the descriptor open until it executes its program.
+    /// Waits for a condition that holds a moment after a descriptor was closed. Another test may
+    /// make a process at that moment, which has the descriptor open until it executes its program.
     #[track_caller]
     pub(crate) fn in_time(mut condition: impl FnMut() -> bool) {
         in_time_some(|| condition().then_some(()));
     }
 
-    /// The same, for a value.
+    /// The same, for a condition that yields a value.
     #[track_caller]
     pub(crate) fn in_time_some<T>(mut value: impl FnMut() -> Option<T>) -> T {
         let end = Instant::now() + Duration::from_secs(20);

@@ -277,10 +277,10 @@ fn no_password(source: io::Error) -> Error {
 /// Whether a node of a cluster has routes to all nodes, and JetStream a leader.
 fn knows_all(probe: &Probe<'_>, nodes: usize, jetstream: bool) -> io::Result<bool> {
     // Without a leader JetStream does not answer.
-    const LOOK: Duration = Duration::from_millis(20);
+    const POLL: Duration = Duration::from_millis(20);
     let port = probe.port().ok_or(io::ErrorKind::InvalidInput)?;
     let (password, _) = credentials(probe.dir())?;
-    let mut connection = Connection::open(([127, 0, 0, 1], port).into(), LOOK.max(probe.remaining()))?;
+    let mut connection = Connection::open(([127, 0, 0, 1], port).into(), POLL.max(probe.remaining()))?;
     let greeting = log_in(&mut connection, EVERYBODY, &password)?;
     if addresses(&greeting) < nodes {
         return Ok(false);

@@ -22,7 +22,7 @@ fn chosen(preset: &str, program: &str) -> bool {
 }
 
 /// Starts each preset, uses it a little, and shows its process.
-fn start_all(look: impl Fn(&str, u32)) {
+fn start_all(check: impl Fn(&str, u32)) {
     fn pid<R: Readiness, H: Deref<Target = Executor<R>>>(handle: &H) -> u32 {
         handle.pid()
     }
@@ -30,7 +30,7 @@ fn start_all(look: impl Fn(&str, u32)) {
         ($($preset:ident, $program:literal, $recipe:expr, $use:expr;)*) => {$(
             if chosen(stringify!($preset), $program) {
                 let server = $recipe.start().unwrap_or_else(|e| panic!("{e}"));
-                look(stringify!($preset), pid(&server));
+                check(stringify!($preset), pid(&server));
                 #[allow(clippy::redundant_closure_call, reason = "the uses differ")]
                 ($use)(&server);
             }

@@ -359,7 +359,7 @@ fn a_head_may_be_long_and_an_endless_one_is_called_so() {
 }
 
 #[test]
-fn a_server_that_answers_is_asked_seldom() {
+fn a_server_that_answers_is_asked_rarely() {
     let server = Server::answering("HTTP/1.1 503 Odd\r\nContent-Length: 0\r\n\r\n");
     let harness = Harness::new();
     let mut http = Http::get(server.url("/"));

@@ -41,7 +41,7 @@ fn a_kept_log_is_all_that_stays() {
     assert!(log.exists(), "a sweep that knew it removed it");
     set_age(
         &temp.base().join("kept-logs"),
-        LOOK_EVERY + Duration::from_secs(60),
+        CHECK_EVERY + Duration::from_secs(60),
     );
     set_age(&log.with_file_name("kept"), KEPT_FOR + Duration::from_secs(60));
     assert_eq!(sweep_in(&temp.base()).len(), 0);
@@ -87,11 +87,11 @@ fn kept_logs_are_bounded_in_size() {
     let (newest, middle, oldest) = (log_of(10, 0), log_of(MOST_BYTES - 20, 60), log_of(20, 120));
     assert_eq!(sweep_in(&temp.base()).len(), 0);
     assert!(newest.exists() && middle.exists() && !oldest.exists());
-    // One that is too large alone is the only one that is left.
+    // If one log alone exceeds the limit, it is the only one left.
     let large = log_of(MOST_BYTES + 1, 0);
     set_age(
         &temp.base().join("kept-logs"),
-        LOOK_EVERY + Duration::from_secs(60),
+        CHECK_EVERY + Duration::from_secs(60),
     );
     set_age(&newest.with_file_name("kept"), Duration::from_secs(30));
     assert_eq!(sweep_in(&temp.base()).len(), 0);
@@ -188,12 +188,12 @@ fn debris_is_removed_and_what_is_not_ours_is_left() {
     let make = |name: &str| fs::create_dir(temp.base().join(name)).unwrap();
     let (pid, started) = this_process();
     let alive = format!("new-{pid}-{started}-1-a");
-    // Made by processes of another namespace, and one of ours.
+    // Two are of processes of another namespace, and one is ours.
     let (dead_new, dead_old) = ("new-4194305-1-1-a", "new-4194305-1-1-b");
     let dead_here = format!("new-4194305-1-{}-c", sys::procfs::pid_namespace());
-    let debris = ["abcdefghijkl", dead_old, &dead_here];
+    let leftovers = ["abcdefghijkl", dead_old, &dead_here];
     let others = ["ABCDEFGHIJKL", "locks", "new-x", dead_new, alive.as_str()];
-    for name in debris.iter().chain(&others) {
+    for name in leftovers.iter().chain(&others) {
         make(name);
     }
     set_age(&temp.base().join(dead_old), MAKING_TAKES_AT_MOST * 2);
@@ -205,8 +205,8 @@ fn debris_is_removed_and_what_is_not_ours_is_left() {
 
 const BASE: &str = "MIRAKURU_TEST_BASE";
 
-/// One process of the race: makes service directories, checks them while others sweep, and sweeps
-/// itself. Leaves one service directory with its creator dead.
+/// One process of the race: makes service directories, checks them while other processes sweep, and
+/// sweeps itself. Leaves one service directory whose creator is dead.
 #[test]
 #[ignore = "a part of the race"]
 fn racer() {
@@ -270,7 +270,7 @@ fn processes_that_create_and_sweep_side_by_side_do_each_other_no_harm() {
     let reported: HashSet<String> = stale.iter().cloned().collect();
     assert_eq!(
         reported, left,
-        "each home that was left is reported, and no other"
+        "each directory that was left is reported, and no other"
     );
     assert_eq!(reported.len(), stale.len(), "and once");
 }

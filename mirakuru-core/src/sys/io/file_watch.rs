@@ -1,14 +1,14 @@
-//! Notices by inotify, where there is one, that a file appears or changes, instead of polling.
+//! Notices by inotify, on systems that have it, that a file appears or changes.
 //!
-//! It is a help and never the only source of truth. inotify does not report a file that another
-//! machine writes, or that comes through another mount (an overlay of a container). So the caller
-//! goes on polling, at longer pauses.
+//! It helps polling and does not replace it. inotify does not report a file that another machine
+//! writes, or that comes through another mount (an overlay of a container). So the caller goes on
+//! polling, with longer pauses.
 //!
-//! An inotify instance is cheap to make and to use, but dear to close: the kernel first waits for a
-//! grace period of its own (5 to 20 ms were measured). That would be many times the gain. So the
-//! watches are removed, which takes microseconds, and the instance is kept for the next wait. A
-//! short wait does without one, so that a test process that ends right after it does not wait for
-//! the kernel either.
+//! An inotify instance is cheap to make and to use, but expensive to close: the kernel first waits
+//! for a grace period of its own (5 to 20 ms were measured). That would cost many times the gain.
+//! So at the end of a wait only the watches are removed, which takes microseconds, and the instance
+//! is kept for the next wait. A short wait uses none, because the kernel closes the instance when
+//! the process ends, and a test process may end right after that wait.
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -22,21 +22,21 @@ pub(crate) use nothing::FileWatch;
 /// At the beginning of a wait the pauses between two polls are so short that a watch gains nothing.
 const WORTHWHILE: Duration = Duration::from_millis(20);
 
-/// A watch that begins once a wait takes longer, and is given back at its end: a user may have 128
-/// of them by default.
+/// A watch that begins only when a wait takes longer, and ends with the wait: by default a user may
+/// have 128 instances.
 #[derive(Debug, Default)]
 pub(crate) struct Watching {
     watch: Option<FileWatch>,
     /// Whether it would report the file now.
     works: bool,
-    /// Whether the writer of the file has been reported to be done with it.
+    /// Whether an event said that the writer has finished the file.
     complete: bool,
 }
 
 impl Watching {
-    /// Called right *before* each poll of the file, with the time waited so far. Forgets earlier
-    /// events, which the poll will see; later events are reported. The file, or even its directory,
-    /// need not be there: it is found by name each time.
+    /// Forgets earlier events, so that later ones are reported. Call it right *before* each poll of
+    /// the file, which sees the effect of the earlier ones. The file is found by its path each
+    /// time; even its directory may be missing. `waited` is the time waited so far.
     pub(crate) fn renew(&mut self, path: &Path, waited: Duration) {
         if self.watch.is_none() && waited >= WORTHWHILE {
             self.watch = FileWatch::new();
@@ -48,14 +48,13 @@ impl Watching {
             .is_some_and(|watch| watch.renew(path, complete));
     }
 
-    /// Whether the writer of the file has been reported to have closed it, or to have put it there
-    /// as a whole.
+    /// Whether an event said that the writer has closed the file or has moved it there as a whole.
     pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
 
-    /// The descriptor that becomes readable when something happens to the file; `None` where no
-    /// event tells.
+    /// The descriptor that becomes readable when something happens to the file. `None` if events do
+    /// not work.
     pub(crate) fn event(&self) -> Option<BorrowedFd<'_>> {
         self.watch
             .as_ref()
@@ -82,8 +81,7 @@ mod linux {
 
     use nix::sys::statfs::statfs;
 
-    /// The kinds of file system on which others than this machine may make a file, whom inotify
-    /// does not see.
+    /// File systems on which another machine may make a file, which inotify does not report.
     const REMOTE: [u32; 12] = [
         0x6969,      // NFS
         0x517B,      // SMB
@@ -100,7 +98,7 @@ mod linux {
     ];
 
     /// Instances without a watch, never closed: as many as there were waits at once. Each belongs
-    /// to one wait at a time, since two readers would take each other's events.
+    /// to one wait at a time, because two readers would take each other's events.
     static IDLE: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
 
     #[derive(Debug)]
@@ -112,7 +110,7 @@ mod linux {
     }
 
     impl FileWatch {
-        /// `None` when the user has too many of them already: their number is limited.
+        /// `None` if the user has reached the limit of instances.
         pub(crate) fn new() -> Option<FileWatch> {
             let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let inotify = idle.or_else(|| {
@@ -128,7 +126,7 @@ mod linux {
             })
         }
 
-        /// Whether it will report the file from now on.
+        /// Returns whether it reports the file from now on.
         pub(crate) fn renew(&mut self, path: &Path, complete: &mut bool) -> bool {
             self.drain(|mask, name| {
                 if Some(name) == path.file_name().map(OsStr::as_bytes) {
@@ -144,14 +142,15 @@ mod linux {
                 // The type has another size on each architecture; all of the numbers have 32 bits.
                 statfs(dir).is_ok_and(|stat| REMOTE.contains(&(stat.filesystem_type().0 as u32)))
             };
-            // By name each time: the directory may have been removed and made again. If it is
-            // watched already, this changes nothing. The watch of the directory reports that the
-            // file appears; the watch of the file reports changes inside it.
+            // The path is resolved each time: the directory may have been removed and made again.
+            // If it is watched already, this changes nothing. The watch of the directory reports
+            // that the file appears; the watch of the file reports changes inside it.
             let appearance = libc::IN_CREATE | libc::IN_MOVED_TO | libc::IN_CLOSE_WRITE;
             if is_remote(dir) || !self.add(dir, appearance | libc::IN_ONLYDIR) {
                 return false;
             }
-            // Where a link leads nowhere yet, the file will appear in another directory.
+            // If the file is a link that leads nowhere yet, the target will appear in another
+            // directory.
             self.add(path, libc::IN_MODIFY | libc::IN_ATTRIB) || !path.is_symlink()
         }
 
@@ -175,11 +174,11 @@ mod linux {
             watch >= 0
         }
 
-        /// Takes the events: of each its kind, and the name in the directory, which is empty if the
+        /// Takes the events: the kind of each, and the name in the directory, which is empty if the
         /// event is about the file itself.
         fn drain(&self, mut each: impl FnMut(u32, &[u8])) {
             let mut buffer = [0_u8; 4096];
-            // Bounded, for a directory in which a program makes files without end.
+            // The loop is bounded, for a directory in which a program makes files without end.
             for _ in 0..64 {
                 // SAFETY: writes at most as many bytes as there are. It does not wait.
                 let got = unsafe { libc::read(self.fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
@@ -209,7 +208,7 @@ mod linux {
                 // error does not matter, because the numbers are never used again.
                 unsafe { libc::inotify_rm_watch(self.fd(), watch) };
             }
-            // Otherwise the next wait would wake up for the events of this one.
+            // Otherwise the events of this wait would wake up the next one.
             self.drain(|_, _| {});
             if let Some(inotify) = self.inotify.take() {
                 IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(inotify);
@@ -223,7 +222,7 @@ mod nothing {
     use std::os::fd::BorrowedFd;
     use std::path::Path;
 
-    /// There is no such thing.
+    /// Other systems have no such watch.
     #[derive(Debug)]
     pub(crate) enum FileWatch {}
 
@@ -253,7 +252,7 @@ mod tests {
     use crate::sys::is_readable;
     use crate::sys::tests::{TestDir, in_time};
 
-    /// Whether something was told since the watch was renewed. What has happened is told at once.
+    /// Whether an event has come since the watch was renewed. Events come at once.
     fn told(watching: &Watching) -> bool {
         let event = watching.event().expect("it is watched");
         assert!(event.as_raw_fd() > 0);
@@ -287,7 +286,7 @@ mod tests {
             ("bound", &|| drop(UnixListener::bind(&path).unwrap())),
         ];
         for (what, deed) in deeds {
-            // A fork of another test may close the file that the deed before opened.
+            // A fork of another test may close the file that the step before this one opened.
             in_time(|| {
                 renew(&mut watching, &path);
                 !told(&watching)
@@ -357,7 +356,7 @@ mod tests {
     fn the_next_wait_hears_nothing_of_the_one_before() {
         let dir = TestDir::new();
         let path = dir.path().join("file");
-        // Others of this binary have and take instances at the same time.
+        // Other tests of this binary take instances at the same time.
         for _ in 0..20 {
             let mut first = Watching::default();
             renew(&mut first, &path);
@@ -383,7 +382,7 @@ mod tests {
         fs::remove_dir(&inner).unwrap();
         fs::create_dir(&inner).unwrap();
         renew(&mut watching, &path);
-        // That the old one is gone may still be told.
+        // The removal of the old file may still be reported.
         renew(&mut watching, &path);
         assert!(!told(&watching));
         fs::write(&path, "").unwrap();

@@ -10,7 +10,7 @@ use nix::fcntl::OFlag;
 
 use crate::sys::process::calls::Call;
 
-/// For `custom_flags`: a symbolic link in the place of the file is an error.
+/// For `custom_flags`: fails if a symbolic link is in the place of the file.
 pub(crate) const NO_FOLLOW: i32 = OFlag::O_NOFOLLOW.bits();
 
 /// The effective user id of this process.
@@ -33,7 +33,7 @@ pub(crate) fn user(name: &str) -> Option<(u32, u32)> {
 ///
 /// # Errors
 ///
-/// When the system gives no randomness.
+/// If the system gives no randomness.
 pub(crate) fn random(buffer: &mut [u8]) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
@@ -46,7 +46,7 @@ pub(crate) fn random(buffer: &mut [u8]) -> io::Result<()> {
     File::open("/dev/urandom")?.read_exact(buffer)
 }
 
-/// Opens a directory, never one that a symbolic link in its place leads to.
+/// Opens a directory. Fails if a symbolic link is in its place.
 pub(crate) fn open_dir(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -54,8 +54,8 @@ pub(crate) fn open_dir(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Opens a lock file for reading and writing, and makes it (mode 0600) where it is missing; never
-/// through a symbolic link.
+/// Opens a lock file for reading and writing. Makes it (mode 0600) if it is missing. Never follows
+/// a symbolic link.
 pub(crate) fn open_lock(path: &Path, create: bool) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -71,8 +71,8 @@ pub(crate) fn open_lock(path: &Path, create: bool) -> io::Result<File> {
 /// ours now.
 ///
 /// The lock belongs to the open file description. Copies of the descriptor, in this process or
-/// inherited, hold the same lock, and it is free once the last of them is closed, or when
-/// [`unlock`] frees it for all of them.
+/// inherited, hold the same lock. It is free once the last copy is closed, or once [`unlock`] frees
+/// it for all of them.
 pub(crate) fn try_flock(file: BorrowedFd<'_>) -> io::Result<bool> {
     // SAFETY: flock takes no pointers, and the descriptor is open for as long as it is borrowed.
     if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX | libc::LOCK_NB) } == 0 {
@@ -92,9 +92,9 @@ fn not_locked(source: &io::Error) -> io::Error {
     io::Error::new(source.kind(), format!("could not {attempt}: {source}; {remedy}"))
 }
 
-/// Gives the exclusive `flock` of a file back, with all copies of the descriptor. Between the fork
-/// and the exec of a process that another thread starts, that process has a copy, and would keep
-/// the lock for a moment longer.
+/// Frees the exclusive `flock` of a file for all copies of the descriptor. Another thread may start
+/// a process at this moment: between fork and exec that process has a copy, and would keep the lock
+/// a moment longer.
 pub(crate) fn unlock(file: BorrowedFd<'_>) {
     // SAFETY: as above.
     unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
@@ -115,7 +115,7 @@ pub fn locked<T>(file: &File, f: impl FnOnce() -> io::Result<T>) -> io::Result<T
     done
 }
 
-/// The standard error of another process, to append to it. A pipe without a reader is an error
+/// Opens the standard error of another process for appending. A pipe without a reader is an error
 /// here, and so is a socket.
 ///
 /// # Errors
@@ -142,15 +142,15 @@ pub(crate) fn is_locked(file: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
-/// Whether a process with this id exists and has not ended. One that is another user's, and perhaps
-/// not to be seen, counts.
+/// Whether a process with this id exists and has not ended. A process of another user counts, even
+/// if it is not visible here.
 pub(crate) fn process_lives(pid: u32) -> bool {
     let exists =
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid as i32), None) != Err(nix::Error::ESRCH);
     exists && crate::sys::proc::stat(pid).is_none_or(|stat| stat.is_alive())
 }
 
-/// Whether a process with this id exists. One that is not ours to signal counts.
+/// Whether a process with this id exists. A process that we may not signal counts.
 pub(crate) fn process_exists(pid: u32) -> bool {
     let pid = nix::unistd::Pid::from_raw(pid as i32);
     nix::sys::signal::kill(pid, None) != Err(nix::Error::ESRCH)

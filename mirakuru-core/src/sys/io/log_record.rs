@@ -1,18 +1,18 @@
-//! The record of a log's index. Only this file knows its format. The supervisor writes it,
-//! `output/` reads it.
+//! The record of a log's index. Only this file knows its format. The supervisor writes records, and
+//! `output/` reads them.
 //!
 //! A record is 16 bytes, little endian: `u32` length, `u32` kind, `u64` nanoseconds of the
 //! monotonic clock.
 //!
 //! A log that reaches its limit goes on in parts, each with an index of its own. The first part
-//! stays, and so do the last two of the others. An index that has ended ends in a record that names
-//! the next part. The index of a later part begins with two records that say where the part
-//! stands in the whole log and the whole index.
+//! stays, and so do the last two of the others. A finished index ends with a record that names the
+//! next part. The index of a later part begins with two records: the position of the part in the
+//! whole log, and in the whole index.
 
 use std::ffi::CStr;
 
-/// The names of a later part of the log and of its index. The names of the third part back are
-/// used again.
+/// The names of a later part of the log and of its index. Each name is used again three parts
+/// later.
 pub(crate) const fn part(number: u32) -> [&'static CStr; 2] {
     match number % 3 {
         1 => [c"log.1", c"log.1.index"],
@@ -29,7 +29,7 @@ const START: u32 = 3;
 const NEXT: u32 = 4;
 const PART: u32 = 5;
 const PART_INDEX: u32 = 6;
-/// Set in the kind when the bytes could not be written: they are not in the log.
+/// Set in the kind if the bytes could not be written and are not in the log.
 const LOST: u32 = 1 << 31;
 
 /// One record of the index.
@@ -106,7 +106,7 @@ impl Record {
         (self.kind == PART).then_some(self.time)
     }
 
-    /// Whether it says that something was printed.
+    /// Whether the record says that something was printed.
     pub(crate) const fn is_output(self) -> bool {
         self.kind & !LOST < START
     }

@@ -21,7 +21,7 @@ use crate::sys::log_record;
 
 const DIRECTORY: i32 = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
 
-/// Removes a directory with everything in it. Says whether nothing of it is left.
+/// Removes a directory with everything in it. Returns whether all of it is gone.
 pub(crate) fn remove_tree(path: &Path) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
         return false;
@@ -31,7 +31,8 @@ pub(crate) fn remove_tree(path: &Path) -> bool {
 }
 
 /// Removes a service directory. With `kept`, its log stays. `lock` is removed last: while it is
-/// there, a process will finish this. Returns whether everything is gone that had to go.
+/// there, another process will finish an interrupted removal. Returns whether everything is gone
+/// that had to go.
 pub(crate) fn remove_service_dir(path: &Path, kept: bool) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
         return false;
@@ -72,7 +73,7 @@ pub(in crate::sys) unsafe fn keep_log(path: *const c_char) {
     }
 }
 
-/// The same in an open directory.
+/// The same for an entry of an open directory.
 ///
 /// # Safety
 ///
@@ -100,7 +101,7 @@ struct Place {
 }
 
 impl Place {
-    /// `None` where there is no such directory, or where another user could have put it there.
+    /// `None` if there is no such directory, or if another user could have put it there.
     unsafe fn find(path: *const c_char) -> Option<Place> {
         const LONGEST: usize = 4096;
         // SAFETY: reads the string to its zero byte; the path of the parent is built in a local
@@ -149,7 +150,7 @@ impl Place {
         }
     }
 
-    /// Removes the directory; the entry `last` after all others.
+    /// Removes the directory, and its entry `last` after all others.
     unsafe fn remove(self, last: Option<&CStr>) -> bool {
         // SAFETY: plain system calls.
         unsafe {
@@ -173,7 +174,7 @@ impl Place {
     }
 }
 
-/// The files that stay of a service directory whose log is kept.
+/// The files that stay in a service directory whose log is kept.
 fn is_log(name: &CStr) -> bool {
     [c"log", c"log.index", c"kept", c"lock"].contains(&name)
         || (1..=3).any(|number| log_record::part(number).contains(&name))
@@ -199,12 +200,12 @@ impl Names {
 #[derive(Clone, Copy, PartialEq)]
 enum Entry {
     Gone,
-    /// Something of it is gone.
+    /// A part of it was removed, and the rest is left.
     Less,
     Left,
 }
 
-/// Removes the entries of a directory, but those that are spared. Returns whether the others are
+/// Removes the entries of a directory, except for the spared ones. Returns whether all others are
 /// gone.
 unsafe fn empty(top: i32, is_spared: &dyn Fn(&CStr) -> bool) -> bool {
     let mut names = Names(0);
@@ -264,8 +265,8 @@ unsafe fn remove_entry(top: i32, name: &CStr, is_dir: bool, names: &mut Names) -
     }
 }
 
-/// Removes a file, a link, or an empty directory. A mount is none of them. `is_dir` says which call
-/// comes first.
+/// Removes a file, a link, or an empty directory, but never a mount. `is_dir` says which call to
+/// try first.
 unsafe fn remove_plain(dir: i32, name: &CStr, is_dir: bool) -> bool {
     let (first, second) = match is_dir {
         true => (libc::AT_REMOVEDIR, 0),
@@ -287,7 +288,7 @@ unsafe fn move_up(dir: i32, name: &CStr, top: i32, names: &mut Names) -> bool {
                 return true;
             }
             match errno() {
-                // Another process has made one of this name.
+                // Another process has made an entry with this name.
                 libc::ENOTEMPTY | libc::EEXIST | libc::ENOTDIR | libc::EISDIR => {}
                 // Root needs no permission. For other users, a link leads only to files that are
                 // theirs anyway.
@@ -302,7 +303,7 @@ unsafe fn move_up(dir: i32, name: &CStr, top: i32, names: &mut Names) -> bool {
     }
 }
 
-/// Opens a directory, neither through a link nor one that something is mounted on.
+/// Opens a directory. Fails on a link, and on a directory that something is mounted on.
 unsafe fn enter(dir: i32, name: *const c_char) -> i32 {
     // SAFETY: plain system calls.
     unsafe {
@@ -338,7 +339,7 @@ unsafe fn open_here(dir: i32, name: *const c_char) -> i32 {
         if opened >= 0 || !matches!(errno(), libc::ENOSYS | libc::EPERM) {
             return opened;
         }
-        // Before Linux 5.6, or where it is forbidden.
+        // The call came with Linux 5.6, and may be forbidden.
         open_on_same_device(dir, name)
     }
 }
@@ -349,8 +350,7 @@ unsafe fn open_here(dir: i32, name: *const c_char) -> i32 {
     unsafe { open_on_same_device(dir, name) }
 }
 
-/// The same as far as other calls tell: they do not see a mount of another part of the same file
-/// system.
+/// The same by older calls. These do not see a mount of another part of the same file system.
 unsafe fn open_on_same_device(dir: i32, name: *const c_char) -> i32 {
     // SAFETY: plain system calls.
     unsafe {
@@ -376,7 +376,7 @@ unsafe fn status(fd: i32) -> Option<libc::stat> {
 }
 
 /// Shows each entry of a directory, from the first one on, and whether it seems to be a directory.
-/// Names that come and go meanwhile may be shown or not.
+/// Names that come or go meanwhile may be shown or left out.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 unsafe fn each_entry(dir: i32, visit: &mut dyn FnMut(&CStr, bool)) {
     // SAFETY: the kernel fills the buffer with whole records of `linux_dirent64`: u64 inode, i64
@@ -408,7 +408,7 @@ unsafe fn each_entry(dir: i32, visit: &mut dyn FnMut(&CStr, bool)) {
     }
 }
 
-/// Allocates: not for a supervisor.
+/// Allocates, so a supervisor must not call it.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 unsafe fn each_entry(dir: i32, visit: &mut dyn FnMut(&CStr, bool)) {
     // SAFETY: the stream has a descriptor of its own and is closed again; an entry is good until
@@ -449,15 +449,15 @@ mod tests {
         let dir = TestDir::new();
         let path = dir.path();
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("it is ours");
-        fs::create_dir_all(path.join("home/d/deep/deeper")).expect("the temp directory is writable");
-        for file in ["home/log", "home/lock", "home/d/deep/data", "outside"] {
+        fs::create_dir_all(path.join("service/d/deep/deeper")).expect("the temp directory is writable");
+        for file in ["service/log", "service/lock", "service/d/deep/data", "outside"] {
             fs::write(path.join(file), "x").expect("the temp directory is writable");
         }
         for number in 0..500 {
-            fs::write(path.join(format!("home/d/deep/deeper/{number}")), "").expect("as above");
+            fs::write(path.join(format!("service/d/deep/deeper/{number}")), "").expect("as above");
         }
-        symlink(path.join("outside"), path.join("home/d/link")).expect("as above");
-        symlink(path, path.join("home/d/up")).expect("as above");
+        symlink(path.join("outside"), path.join("service/d/link")).expect("as above");
+        symlink(path, path.join("service/d/up")).expect("as above");
         dir
     }
 
@@ -465,45 +465,45 @@ mod tests {
     fn removes_everything_and_follows_no_link() {
         let dir = scratch();
         let read_only = fs::Permissions::from_mode(0o500);
-        fs::set_permissions(dir.path().join("home/d/deep/deeper"), read_only).expect("it is ours");
-        assert!(remove_service_dir(&dir.path().join("home"), false));
-        assert!(!dir.path().join("home").exists());
+        fs::set_permissions(dir.path().join("service/d/deep/deeper"), read_only).expect("it is ours");
+        assert!(remove_service_dir(&dir.path().join("service"), false));
+        assert!(!dir.path().join("service").exists());
         assert!(dir.path().join("outside").exists());
     }
 
     #[test]
     fn a_kept_log_stays() {
         let dir = scratch();
-        fs::write(dir.path().join("home/kept"), "").expect("it is ours");
-        assert!(remove_service_dir(&dir.path().join("home"), true));
-        assert!(dir.path().join("home/log").exists());
-        assert!(!dir.path().join("home/d").exists() && !dir.path().join("home/lock").exists());
+        fs::write(dir.path().join("service/kept"), "").expect("it is ours");
+        assert!(remove_service_dir(&dir.path().join("service"), true));
+        assert!(dir.path().join("service/log").exists());
+        assert!(!dir.path().join("service/d").exists() && !dir.path().join("service/lock").exists());
     }
 
     #[test]
     fn a_directory_that_is_not_there_does_no_harm() {
         let dir = scratch();
         remove_tree(&dir.path().join("nothing"));
-        assert!(dir.path().join("home/log").exists());
+        assert!(dir.path().join("service/log").exists());
     }
 
     #[test]
     fn a_tree_may_be_deeper_than_any_stack() {
         let dir = scratch();
         // Deeper than a path can name: each level is moved into the next one.
-        let home = dir.path().join("home/d");
-        fs::create_dir(home.join("0")).expect("it is ours");
+        let data = dir.path().join("service/d");
+        fs::create_dir(data.join("0")).expect("it is ours");
         for level in 1..20_000_u32 {
-            let (inner, outer) = (home.join((level - 1).to_string()), home.join(level.to_string()));
+            let (inner, outer) = (data.join((level - 1).to_string()), data.join(level.to_string()));
             fs::create_dir(&outer).expect("it is ours");
             fs::rename(inner, outer.join("in")).expect("it is ours");
         }
         let remove = std::thread::Builder::new().stack_size(256 * 1024).spawn({
-            let home = dir.path().join("home");
-            move || remove_service_dir(&home, false)
+            let service_dir = dir.path().join("service");
+            move || remove_service_dir(&service_dir, false)
         });
         assert!(remove.expect("a thread").join().expect("no overflow"));
-        assert!(!dir.path().join("home").exists());
+        assert!(!dir.path().join("service").exists());
     }
 
     #[test]
@@ -511,12 +511,12 @@ mod tests {
         let dir = scratch();
         // A link in the place of the base.
         symlink(dir.path(), dir.path().join("link")).expect("it is ours");
-        remove_service_dir(&dir.path().join("link/home"), false);
-        assert!(dir.path().join("home/log").exists());
+        remove_service_dir(&dir.path().join("link/service"), false);
+        assert!(dir.path().join("service/log").exists());
         // A base that others can write to.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("it is ours");
-        remove_service_dir(&dir.path().join("home"), false);
-        assert!(dir.path().join("home/log").exists());
+        remove_service_dir(&dir.path().join("service"), false);
+        assert!(dir.path().join("service/log").exists());
     }
 
     #[test]

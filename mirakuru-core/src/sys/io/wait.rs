@@ -1,14 +1,14 @@
-//! Sleeping until something happens to one of several services.
+//! Sleeps until something happens to one of several services.
 
 use std::os::fd::RawFd;
 use std::time::Duration;
 
-/// Waits until one of the descriptors can be read or is at its end, but not longer than this.
+/// Waits until one of the descriptors can be read or is at its end, but no longer than `timeout`.
 pub(crate) fn wait_readable(fds: &[RawFd], timeout: Duration) {
     poll(fds, timeout);
 }
 
-/// The same, and says which of them have something to tell. A descriptor that is closed counts.
+/// The same, and returns which of them have something to read. A closed descriptor counts.
 pub(crate) fn readable(fds: &[RawFd], timeout: Duration) -> Vec<RawFd> {
     let told = poll(fds, timeout)
         .into_iter()
@@ -29,7 +29,7 @@ fn poll(fds: &[RawFd], timeout: Duration) -> Vec<libc::pollfd> {
     #[cfg(target_os = "linux")]
     let result = {
         let time = libc::timespec {
-            // (Its type is not named: libc calls musl's deprecated, since that was once another.)
+            // (The type is not named: libc deprecates that of musl, because it has changed once.)
             tv_sec: timeout.as_secs().try_into().unwrap_or(i32::MAX.into()),
             tv_nsec: timeout.subsec_nanos() as _,
         };
@@ -38,13 +38,13 @@ fn poll(fds: &[RawFd], timeout: Duration) -> Vec<libc::pollfd> {
     };
     #[cfg(not(target_os = "linux"))]
     let result = {
-        // Rounded up, or the last millisecond would be spent spinning.
+        // Rounded up: otherwise the last millisecond would be spent spinning.
         let millis = i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
         // SAFETY: the pointer is to a live list of so many entries.
         unsafe { libc::poll(polled.as_mut_ptr(), count, millis) }
     };
     if result <= 0 {
-        // After an error the kernel has filled in nothing.
+        // After an error these fields do not count.
         polled.clear();
     }
     polled

@@ -6,8 +6,7 @@ use std::os::fd::OwnedFd;
 
 use super::raw_socket;
 
-/// More connections wait than any test makes at once; the kernel takes less where its own limit is
-/// lower.
+/// A backlog larger than any test needs. The kernel uses less if its own limit is lower.
 const WAITING: libc::c_int = 4096;
 
 /// Listens on a TCP address of this machine, as a server would: with SO_REUSEADDR, and on IPv6 for

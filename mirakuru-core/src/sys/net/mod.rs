@@ -11,7 +11,7 @@ pub(crate) mod sock_diag;
 pub(crate) mod sockets;
 pub(crate) mod time_wait;
 
-/// The protocol that a port belongs to: each has ports of its own.
+/// The protocol of a port. TCP and UDP have separate ports.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Protocol {
     Tcp,
@@ -24,12 +24,12 @@ pub(crate) struct Socket {
     /// Its local address as it was bound: `0.0.0.0`, `[::]` and IPv4 addresses mapped into IPv6
     /// stay as they are.
     pub(crate) addr: SocketAddr,
-    /// Whether an IPv6 socket leaves IPv4 alone. `None` where that was not told.
+    /// Whether an IPv6 socket leaves IPv4 alone. `None` if the kernel did not say.
     pub(crate) v6_only: Option<bool>,
-    /// A TCP socket that listens, or a UDP socket that takes datagrams of everybody.
+    /// A TCP socket that listens, or a UDP socket that takes datagrams from any sender.
     pub(crate) listening: bool,
     /// Effective user of the process that made it.
     pub(crate) uid: u32,
-    /// The number in `/proc/PID/fd/N`, `socket:[INODE]`. 0 when no process has it (any more).
+    /// The number in `/proc/PID/fd/N`, `socket:[INODE]`. 0 if no process has the socket any more.
     pub(crate) inode: u64,
 }

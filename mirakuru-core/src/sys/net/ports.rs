@@ -7,46 +7,45 @@ use std::os::fd::OwnedFd;
 
 use super::raw_socket::{bind, family, set_reuse_addr, set_reuse_port, set_v6_only, socket};
 
-/// A loopback address that no service binds to and no client comes from; see [`hold_exactly`].
+/// A loopback address that no service binds to and that no client uses; see [`hold_exactly`].
 const NOBODYS_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 97, 109, 105);
 
-/// Binds a socket on every address, IPv6 and IPv4, to a port that nothing is bound to on any
-/// address.
+/// Binds a socket on every address, IPv6 and IPv4, to a port that is free on all addresses.
 ///
-/// The two options are set *after* the bind. The bind itself is then an exclusive one, whatever
-/// `net.ipv4.ip_autobind_reuse` says: it neither gets nor shares a port that somebody has on any
-/// address, another hold included. From then on the kernel looks at the options as they are now,
-/// and lets a service bind over it.
+/// The two options are set *after* the bind. So the bind itself is exclusive, whatever
+/// `net.ipv4.ip_autobind_reuse` says: it neither gets nor shares a port that is in use on any
+/// address, another hold included. Later binds see the options, and so a service can bind over the
+/// hold.
 pub(crate) fn hold_any() -> io::Result<(OwnedFd, u16)> {
     let fd = bind_everywhere(0, false)?;
     allow_sharing(&fd)?;
     with_its_port(fd)
 }
 
-/// The same for a port that is known.
+/// The same for a given port.
 ///
 /// # Errors
 ///
-/// [`io::ErrorKind::AddrInUse`] when somebody is bound to it, be it only with such a hold. What is
-/// left of closed connections (TIME_WAIT) does not count. Somebody who only [stands
+/// [`io::ErrorKind::AddrInUse`] if any socket is bound to the port, even if that is only another
+/// hold. The remnants of closed connections (TIME_WAIT) do not count. A socket that only [stands
 /// beside](stand_beside) the port is not noticed.
 pub(crate) fn hold_exactly(port: u16) -> io::Result<OwnedFd> {
     if let Ok(fd) = bind_everywhere(port, false) {
         allow_sharing(&fd)?;
         return Ok(fd);
     }
-    // In the way is a listener, another hold, or only TIME_WAIT. The exclusive bind above cannot
-    // tell them apart, and one with SO_REUSEADDR succeeds over another hold, so that two would hold
-    // the same port. An exclusive bind to an address of its own can tell: it conflicts with whoever
-    // is bound to the wildcard, but not with connections, which have addresses of their own. While
-    // this socket is open, nobody else can begin to hold the port.
+    // The bind above fails because of a listener, another hold, or only TIME_WAIT, and cannot tell
+    // them apart. A bind with SO_REUSEADDR would succeed over another hold, so that two would hold
+    // the same port. An exclusive bind to an address of its own can tell: it conflicts with every
+    // socket on the wildcard, but not with connections, which have other addresses. While this
+    // socket is open, no other process can begin to hold the port.
     let probe = match bind_v4(SocketAddrV4::new(NOBODYS_ADDRESS, port), false) {
         Ok(probe) => {
             allow_sharing(&probe)?;
             Some(probe)
         }
         Err(e) if e.kind() == io::ErrorKind::AddrInUse => return Err(e),
-        // Only Linux has all of 127.0.0.0/8. Elsewhere go without.
+        // Only Linux has all of 127.0.0.0/8. Other systems go without this check.
         Err(_) => None,
     };
     let fd = bind_everywhere(port, true);
@@ -56,9 +55,9 @@ pub(crate) fn hold_exactly(port: u16) -> io::Result<OwnedFd> {
 
 /// Binds a socket to the port on IPv6 loopback alone.
 ///
-/// It keeps the port from everyone who asks for a free port on every address, as [`hold_any`] does,
-/// and is in nobody's way who binds to any IPv4 address, with or without SO_REUSEADDR. Where there
-/// is no IPv6 it is an IPv4 loopback address that services do not use.
+/// This keeps the port from every process that asks for a free port on every address, as
+/// [`hold_any`] does. It does not disturb a bind to any IPv4 address, with or without SO_REUSEADDR.
+/// Without IPv6 it uses an IPv4 loopback address that services do not use.
 pub(crate) fn stand_beside(port: u16) -> io::Result<OwnedFd> {
     let v6 = || bind_v6(Ipv6Addr::LOCALHOST, port, true, true);
     v6().or_else(|_| bind_v4(SocketAddrV4::new(NOBODYS_ADDRESS, port), true))
@@ -74,7 +73,7 @@ pub(crate) fn ipv6_is_absent() -> Option<io::Error> {
     .then_some(error)
 }
 
-/// Whether no socket has this UDP port on any address.
+/// Whether this UDP port is free on all addresses.
 pub(crate) fn udp_is_free(port: u16) -> bool {
     let bind = |ip: IpAddr| {
         let addr = SocketAddr::new(ip, port);
@@ -87,22 +86,22 @@ pub(crate) fn udp_is_free(port: u16) -> bool {
     match bind(Ipv6Addr::UNSPECIFIED.into()) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => false,
         Ok(()) => true,
-        // Without IPv6.
+        // There is no IPv6.
         Err(_) => bind(Ipv4Addr::UNSPECIFIED.into()).is_ok(),
     }
 }
 
-/// The ports that the kernel gives to those who ask for any port. `None` where it does not tell.
+/// The range from which the kernel gives ports to sockets that ask for any. `None` if the kernel
+/// does not tell.
 pub(crate) fn ephemeral() -> Option<RangeInclusive<u16>> {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
     let mut ends = text.split_ascii_whitespace().map(str::parse);
     Some(ends.next()?.ok()?..=ends.next()?.ok()?)
 }
 
-/// One dual-stack socket; where there is no IPv6, an IPv4 one.
+/// One dual-stack socket, or an IPv4 one if there is no IPv6.
 ///
-/// A conflict on IPv6 is final: the IPv4 half may be free, but then it is not the whole port that
-/// is.
+/// A conflict on IPv6 is final. The IPv4 half may be free, but then only half of the port is.
 fn bind_everywhere(port: u16, sharing: bool) -> io::Result<OwnedFd> {
     match bind_v6(Ipv6Addr::UNSPECIFIED, port, false, sharing) {
         Ok(fd) => Ok(fd),
@@ -111,7 +110,7 @@ fn bind_everywhere(port: u16, sharing: bool) -> io::Result<OwnedFd> {
     }
 }
 
-/// A socket that is bound and does not listen, with or without the two options.
+/// A socket that is bound and does not listen, with or without SO_REUSEADDR and SO_REUSEPORT.
 pub(crate) fn bind_v4(addr: SocketAddrV4, sharing: bool) -> io::Result<OwnedFd> {
     bind_tcp(addr.into(), None, sharing)
 }
@@ -132,8 +131,8 @@ fn bind_tcp(addr: SocketAddr, v6_only: Option<bool>, sharing: bool) -> io::Resul
     Ok(fd)
 }
 
-/// SO_REUSEADDR for the services that set it (nearly all), SO_REUSEPORT for those that set only
-/// that one: each must be set on both sockets.
+/// Nearly all services set SO_REUSEADDR, and some set only SO_REUSEPORT. Each option must be set on
+/// both sockets.
 fn allow_sharing(fd: &OwnedFd) -> io::Result<()> {
     set_reuse_addr(fd, true)?;
     set_reuse_port(fd, true)
@@ -141,7 +140,7 @@ fn allow_sharing(fd: &OwnedFd) -> io::Result<()> {
 
 /// A bound socket and the port that it got.
 fn with_its_port(fd: OwnedFd) -> io::Result<(OwnedFd, u16)> {
-    // It does not listen, but the type has the call that asks for the address.
+    // The socket does not listen, but this type can ask for its address.
     let socket = TcpListener::from(fd);
     let port = socket.local_addr()?.port();
     Ok((socket.into(), port))

@@ -12,7 +12,7 @@ use std::path::Path;
 
 use libc::c_int;
 
-/// Systems without `SOCK_CLOEXEC` need another call for each descriptor.
+/// Without `SOCK_CLOEXEC` each descriptor needs another call.
 const CAN_CLOSE_ON_EXEC: bool = cfg!(any(target_os = "linux", target_os = "android"));
 
 /// Flags that go with the type of a new socket.
@@ -44,7 +44,7 @@ pub(in crate::sys) fn pair(kind: c_int) -> io::Result<(OwnedFd, OwnedFd)> {
     let [ours, theirs] = ends.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     #[cfg(target_vendor = "apple")]
     for fd in [&ours, &theirs] {
-        // Its `send` has no flag for that on every version.
+        // On these systems some versions of `send` have no flag against SIGPIPE.
         set_flag(fd, libc::SOL_SOCKET, libc::SO_NOSIGPIPE, true)?;
     }
     Ok((close_on_exec(ours)?, close_on_exec(theirs)?))
@@ -58,14 +58,14 @@ fn close_on_exec(fd: OwnedFd) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// A connect from now on answers at once.
+/// From now on a connect on this socket returns at once.
 pub(in crate::sys) fn set_non_blocking(fd: &OwnedFd) -> io::Result<()> {
     // SAFETY: takes no pointers, and the descriptor is open.
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
     Ok(())
 }
 
-/// Turns on or off an option that is a number which means yes or no.
+/// Sets an option that is a number for yes or no.
 pub(in crate::sys) fn set_flag(fd: &OwnedFd, level: c_int, option: c_int, on: bool) -> io::Result<()> {
     let on = c_int::from(on);
     // SAFETY: an integer lives at this address for the length of the call.
@@ -159,7 +159,7 @@ pub(in crate::sys) fn connect(fd: &OwnedFd, addr: &Address) -> io::Result<()> {
     Ok(())
 }
 
-/// Accepts connections from now on, and lets about `waiting` of them wait.
+/// Accepts connections from now on, with a backlog of about `waiting`.
 pub(in crate::sys) fn listen(fd: &OwnedFd, waiting: c_int) -> io::Result<()> {
     // SAFETY: takes no pointers.
     check(unsafe { libc::listen(fd.as_raw_fd(), waiting) })?;
@@ -273,8 +273,8 @@ mod tests {
 
     #[test]
     fn addresses_arrive_as_they_are() {
-        // Port and address in the right byte order: who listens there is reached, from the address
-        // that was bound.
+        // Checks the byte order of port and address: a connection reaches the listener from the
+        // address that was bound.
         for (ip, from) in [("127.7.8.9", "127.9.8.7"), ("::1", "::1")] {
             let listener = TcpListener::bind((ip, 0)).unwrap();
             let addr = listener.local_addr().unwrap();

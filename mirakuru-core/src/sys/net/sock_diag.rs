@@ -1,18 +1,18 @@
 //! Which TCP and UDP sockets the kernel has, asked through `NETLINK_SOCK_DIAG`.
 //!
-//! Two questions: the *exact lookup* of the one socket that an incoming connection would reach (2
-//! to 3 µs; what a probe asks), and the *dump* of all sockets of one port (10 µs for listeners;
-//! what ownership and error messages need). Neither makes a connection, so the service never
-//! notices.
+//! It answers two questions. The *exact lookup* finds the one socket that an incoming connection
+//! would reach (2 to 3 µs); a probe asks this. The *dump* gives all sockets of one port (10 µs for
+//! listeners); ownership and error messages need this. Neither makes a connection, so the service
+//! never notices.
 //!
-//! The netlink socket is kept open, one for each thread: no lock, and it is closed when the thread
-//! ends. It is close-on-exec. A forked child has a copy of it whose answers would mix with the
-//! parent's, so the process id is kept beside it and a copy is thrown away. It sees the network
-//! namespace of the thread at its first use.
+//! Each thread keeps one netlink socket open until it ends, so there is no lock. The socket is
+//! close-on-exec. A forked child has a copy of it whose answers would mix with the parent's. So the
+//! process id is kept beside it, and a copy is thrown away. It sees the network namespace of the
+//! thread at its first use.
 //!
-//! Requests and answers are flat structs of `linux/netlink.h` and `linux/inet_diag.h`; they are put
-//! together and taken apart byte by byte, which needs no `unsafe` and cannot read past an answer
-//! that is shorter than expected.
+//! Requests and answers are flat structs of `linux/netlink.h` and `linux/inet_diag.h`. They are
+//! written and read byte by byte. That needs no `unsafe` and cannot read past an answer that is
+//! shorter than expected.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -42,17 +42,17 @@ const TCP_LISTEN: u8 = 10;
 /// The state of a UDP socket that is bound and not connected.
 const UDP_BOUND: u8 = 7;
 /// The loopback interface has this index in every network namespace. Connections to *any* address
-/// of this machine come in by it, so naming it finds sockets that are bound to it with
-/// `SO_BINDTODEVICE`, too.
+/// of this machine come in by it. So naming it also finds sockets that are bound to it with
+/// `SO_BINDTODEVICE`.
 const LOOPBACK: u32 = 1;
 
-/// Which sockets a dump gives.
+/// The sockets that a dump gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum States {
-    /// Those that listen, or take datagrams: 10 µs for TCP.
+    /// The sockets that listen or take datagrams: 10 µs for TCP.
     Listening,
-    /// Every one but those in TIME_WAIT, from Linux 6.8 on also those that are bound and nothing
-    /// else: milliseconds.
+    /// All sockets except for those in TIME_WAIT. From Linux 6.8 on that includes sockets that are
+    /// only bound. Takes milliseconds.
     Any,
 }
 
@@ -89,7 +89,7 @@ pub(crate) fn on_port(protocol: Protocol, port: u16, states: States) -> io::Resu
 }
 
 struct Diag {
-    /// A socket, of which no more is needed than `read` and `write`.
+    /// The netlink socket; `read` and `write` are enough for it.
     fd: File,
     /// The process that opened it.
     process: u32,
@@ -104,8 +104,8 @@ thread_local! {
 /// Runs one exchange on this thread's socket. After an error the socket is closed: an unread answer
 /// would be taken for the answer to the next question.
 fn with_socket<T>(exchange: impl FnOnce(&mut Diag) -> io::Result<T>) -> io::Result<T> {
-    // `try_with` and `take`: a fixture may be dropped by a thread that is ending, when its thread
-    // locals are gone already.
+    // `try_with` and `take`, because an ending thread may drop a fixture after its thread locals
+    // are gone.
     let kept = DIAG.try_with(RefCell::take).unwrap_or(None);
     let mut diag = match kept {
         Some(diag) if diag.process == std::process::id() => diag,
@@ -119,8 +119,8 @@ fn with_socket<T>(exchange: impl FnOnce(&mut Diag) -> io::Result<T>) -> io::Resu
 impl Diag {
     fn open() -> io::Result<Diag> {
         let fd = raw_socket::socket(libc::AF_NETLINK, libc::SOCK_DGRAM, libc::NETLINK_SOCK_DIAG)?;
-        // The kernel answers before `send` returns. A kernel look-alike may not; it must not hang a
-        // start.
+        // The kernel answers before `send` returns. An imitation of the kernel may not, and must
+        // not hang a start.
         raw_socket::set_receive_timeout(&fd, 1)?;
         Ok(Diag {
             fd: fd.into(),
@@ -202,7 +202,8 @@ impl Diag {
                     }
                     SOCK_DIAG_BY_FAMILY => {
                         let socket = parse(protocol, message.body).ok_or_else(malformed)?;
-                        // Asked for already, but a kernel look-alike may give more.
+                        // The request asked for these only, but an imitation of the kernel may give
+                        // more.
                         if port == 0 || socket.addr.port() == port {
                             found.push(socket);
                         }
@@ -241,8 +242,8 @@ impl Diag {
         };
         put(&[family as u8, number as u8, 0, 0]);
         put(&states.to_ne_bytes());
-        // The socket id: the socket's own side first, and zeros for the other end. In the lookup of
-        // a UDP socket the two change places, and each dump is by the socket's own port.
+        // The socket id: first the socket's own address, then zeros for the remote one. For the
+        // lookup of a UDP socket the two change places. A dump goes by the socket's own port.
         let mut ports = [port.to_be_bytes(), [0; 2]];
         let is_swapped = protocol == Protocol::Udp && addr.is_some();
         if is_swapped {
@@ -261,9 +262,9 @@ impl Diag {
         }
         put(&sides.concat());
         put(&interface.to_ne_bytes());
-        // INET_DIAG_NOCOOKIE: whichever socket it is.
+        // INET_DIAG_NOCOOKIE: any socket.
         put(&[0xff; 8]);
-        // All or nothing: it is one datagram.
+        // It is one datagram, so the kernel takes all or nothing.
         self.fd.write(&request).map(drop)
     }
 
@@ -279,7 +280,7 @@ impl Diag {
     }
 }
 
-/// Which sockets to tell of.
+/// A request: which sockets to report.
 struct Question {
     protocol: Protocol,
     family: c_int,
@@ -402,7 +403,7 @@ mod tests {
     #[test]
     fn tells_a_v6_only_listener_from_a_dual_stack_one() {
         for only in [true, false] {
-            // Somebody may have the same port for IPv4: then another one.
+            // Another process may have the same port on IPv4; try another one.
             let mut tries = (0..100).map(|_| crate::sys::sockets::tests::listen_v6(only));
             let (_held, port, dumped) = tries
                 .find_map(|(held, port)| {
@@ -467,7 +468,7 @@ mod tests {
         for length in ANSWER..whole.len() {
             let _ = parse(Protocol::Tcp, &whole[..length]);
         }
-        // A message that says it is longer, or shorter, than it is.
+        // The message states a length that is too large or too small.
         for said in [0u32, 3, 15, 17, 1 << 20, u32::MAX] {
             let mut message = [0u8; 32];
             message[..4].copy_from_slice(&said.to_ne_bytes());
@@ -477,8 +478,7 @@ mod tests {
 
     #[test]
     fn a_thread_keeps_one_socket_and_closes_it_at_its_end() {
-        // As `/proc` names it: a number that is not given out again at once, unlike that of a
-        // descriptor.
+        // The inode, as `/proc` names it. Unlike a descriptor, its number is not reused at once.
         let kept = || {
             on_port(Protocol::Tcp, 1, States::Listening).unwrap();
             let fd = DIAG.with_borrow(|diag| diag.as_ref().unwrap().fd.as_raw_fd());

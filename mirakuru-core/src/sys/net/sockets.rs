@@ -13,12 +13,12 @@ use super::raw_socket::{
     Address, bind, connect, family, set_non_blocking, set_reuse_addr, set_v6_only, socket,
 };
 
-/// Binds to an address as most servers do, and closes at once, without ever listening: TCP with
-/// SO_REUSEADDR, UDP without.
+/// Binds to an address as most servers do, and closes at once, without ever listening. TCP uses
+/// SO_REUSEADDR, UDP does not.
 ///
-/// `AddrInUse` where a server could not bind either. Two things are *not* in the way: connections
-/// in TIME_WAIT, and sockets with SO_REUSEADDR that are bound and do not listen, such as those that
-/// hold a port for a service to come.
+/// The error is `AddrInUse` if a server could not bind either. Two things do *not* matter. One is
+/// connections in TIME_WAIT. The other is sockets with SO_REUSEADDR that are bound and do not
+/// listen, such as those that hold a port for a service to come.
 pub(crate) fn try_bind(protocol: Protocol, addr: SocketAddr) -> io::Result<()> {
     let fd = match protocol {
         Protocol::Tcp => socket(family(&addr), libc::SOCK_STREAM, 0)?,
@@ -26,22 +26,22 @@ pub(crate) fn try_bind(protocol: Protocol, addr: SocketAddr) -> io::Result<()> {
     };
     set_reuse_addr(&fd, protocol == Protocol::Tcp)?;
     if addr.is_ipv6() {
-        // `[::]` without IPv4: a socket that has the port on IPv4 only is not in the way of a
-        // server that does the same.
+        // `[::]` without IPv4: a server that does the same does not conflict with a socket on IPv4
+        // alone.
         set_v6_only(&fd, true)?;
     }
     bind(&fd, &addr.into())
 }
 
-/// Whether a datagram socket keeps the messages that it is sent.
+/// What a datagram socket does with messages that it receives.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Messages {
     Keep,
-    /// The kernel throws each message away, with the descriptors in it. The sender sees a success.
+    /// The kernel discards each message, with the descriptors in it. The sender sees a success.
     Discard,
 }
 
-/// Sets a filter for the messages that come from now on.
+/// Sets a filter for future messages.
 pub(crate) fn filter_messages(socket: BorrowedFd<'_>, messages: Messages) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
@@ -79,8 +79,8 @@ pub(crate) enum UnixKind {
 /// The result of a connect to a Unix socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UnixAnswer {
-    /// A process accepts. The process that called `listen`, where the system tells. It may have
-    /// ended since, and the socket may belong to other processes now.
+    /// A process accepts. This is the process that called `listen`, if the system tells. It may
+    /// have ended since, and other processes may have the socket now.
     Accepted(Option<u32>),
     /// A process listens, with as many connections waiting as it allows.
     Full,
@@ -130,7 +130,7 @@ fn listener_pid(_: &OwnedFd) -> Option<u32> {
     None
 }
 
-/// Whether an error of [`try_connect_unix`] says that a socket of another kind is there.
+/// Whether this error of [`try_connect_unix`] says that a socket of another kind is there.
 pub(crate) fn is_another_kind(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EPROTOTYPE)
 }
@@ -142,7 +142,7 @@ pub(crate) fn user() -> u32 {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    //! Sockets for the tests of other files, and the tests of what stands here.
+    //! Sockets for the tests of other files, and the tests of this file.
 
     use std::net::TcpListener;
 
@@ -150,7 +150,7 @@ pub(crate) mod tests {
     use super::*;
     use crate::sys::tests::in_time;
 
-    /// A TCP socket as a test wants it, and its port.
+    /// A TCP socket with the wanted options, and its port.
     pub(crate) fn tcp(
         addr: SocketAddr,
         reuse_addr: bool,
@@ -242,8 +242,7 @@ pub(crate) mod tests {
             )
             .unwrap();
         }
-        // Still held: somebody who wants it without sharing does not get it, a server with
-        // SO_REUSEADDR does.
+        // The port is still held: an exclusive bind fails, and a server with SO_REUSEADDR succeeds.
         assert!(tcp(loopback(port), false, false, None, false).is_err());
         let server = tcp(loopback(port), true, false, None, true).unwrap();
         drop((held, server));
@@ -255,7 +254,7 @@ pub(crate) mod tests {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let mut client = std::net::TcpStream::connect(addr).unwrap();
-        // Who hangs up first, here the server, has the TIME_WAIT.
+        // The side that hangs up first, here the server, keeps the TIME_WAIT.
         drop(listener.accept().unwrap());
         assert_eq!(client.read(&mut [0]).unwrap(), 0);
         drop((client, listener));
@@ -263,7 +262,7 @@ pub(crate) mod tests {
             tcp(addr, false, false, None, true).is_err(),
             "the port is not in TIME_WAIT"
         );
-        // Another test's child may listen on it for a moment more.
+        // A child of another test may listen on it for a moment longer.
         in_time(|| try_bind(Protocol::Tcp, addr).is_ok());
     }
 }

@@ -1,5 +1,5 @@
-//! The remnants of closed connections (TIME_WAIT), which keep a server without SO_REUSEADDR from
-//! binding to its port for a minute.
+//! The remnants of closed connections (TIME_WAIT). For a minute they keep a server without
+//! SO_REUSEADDR from binding to its port.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,16 +9,16 @@ use super::raw_socket::{bind, connect, family, set_non_blocking, set_reuse_addr,
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use super::raw_socket::{set_flag, set_option};
 
-/// Removes one remnant, whose other end is on this machine, too.
+/// Removes one remnant whose other end is on this machine as well.
 ///
-/// If a connection is asked for between the same two addresses while nothing listens, the remnant
-/// answers. The kernel finds that answer unacceptable and resets the remnant, which is its end.
-/// (RFC 1337 calls it "TIME-WAIT assassination"; the sysctl `tcp_rfc1337` forbids it, and is off.)
-/// On loopback all of that happens during the call.
+/// If a client connects between the same two addresses while nothing listens, the remnant answers.
+/// The kernel finds that answer unacceptable and resets the remnant, which ends it. (RFC 1337 calls
+/// this "TIME-WAIT assassination"; the sysctl `tcp_rfc1337` forbids it, and is off.) On loopback
+/// all of that happens during the call.
 ///
 /// # Errors
 ///
-/// When a socket is bound to the other end's address by now. The remnant stays then.
+/// If a socket is bound to the other end's address by now. The remnant stays then.
 pub(crate) fn remove(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
     let client = socket(family(&remote), libc::SOCK_STREAM, 0)?;
     set_reuse_addr(&client, true)?;
@@ -26,17 +26,17 @@ pub(crate) fn remove(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
     if let Err(error) = bind(&client, &remote.into()) {
         choose_at_connect(&client, remote).map_err(|_| error)?;
     }
-    // It is never accepted, and the call does not wait for it.
+    // The connection is never accepted, and the call does not wait for that.
     let _ = connect(&client, &local.into());
     Ok(())
 }
 
-/// Lets the connect choose this address. Another connection from it, open or lingering, makes a
-/// bind fail; a connect minds it only if it goes to the same place.
+/// Lets the connect choose this address. A bind would fail if another connection uses it, open or
+/// lingering. A connect fails only if that connection goes to the same place.
 ///
 /// # Errors
 ///
-/// Before Linux 6.3, and on other systems.
+/// Before Linux 6.3, which brought the option, and on other systems.
 fn choose_at_connect(client: &OwnedFd, addr: SocketAddr) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
@@ -56,7 +56,7 @@ fn choose_at_connect(client: &OwnedFd, addr: SocketAddr) -> io::Result<()> {
     }
 }
 
-/// A connection from this address, which may lead to another place as well.
+/// A connection from this address, possibly to another place.
 #[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]
 pub(crate) fn connect_from(here: SocketAddr, there: SocketAddr) -> io::Result<OwnedFd> {
     let client = socket(family(&here), libc::SOCK_STREAM, 0)?;

@@ -11,7 +11,7 @@ use super::{numbers, stat, tree_until};
 pub(crate) struct Search {
     /// The sockets that were found, with each process that has them.
     pub(crate) found: Vec<(u64, u32)>,
-    /// Whether there was a living process whose descriptors we may not read.
+    /// Whether the descriptors of a living process could not be read.
     pub(crate) denied: bool,
 }
 
@@ -21,13 +21,13 @@ impl Search {
     }
 }
 
-/// How closely to look at one process.
+/// How closely to search one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Closely {
     /// The descriptors of the process, which threads share.
     Process,
-    /// Those of each thread: a thread may have a table of its own, and where the first thread has
-    /// ended the process's table shows nothing.
+    /// The descriptors of each thread. A thread may have a table of its own, and once the first
+    /// thread has ended, the process's table shows nothing.
     Threads,
 }
 
@@ -35,7 +35,7 @@ pub(crate) enum Closely {
 pub(crate) fn search(pids: &[u32], inodes: &[u64], closely: Closely) -> Search {
     let mut search = Search::default();
     for &pid in pids {
-        search.look_at(pid, inodes, closely);
+        search.visit(pid, inodes, closely);
     }
     search
 }
@@ -43,30 +43,30 @@ pub(crate) fn search(pids: &[u32], inodes: &[u64], closely: Closely) -> Search {
 /// The same among the processes of a tree, nearest first, until all are found. The root comes last:
 /// it is a supervisor, which has no socket of the service's.
 ///
-/// Nearly always the service's main process has them, and then nothing below `task` of that process
-/// is read. Reading it has a price later: the kernel discards the entries of each thread when the
-/// thread ends, and the process that reaps it at that moment spins until that is done.
+/// Nearly always the service's main process has the sockets, and then nothing below `task` of that
+/// process is read. Such a read costs later: the kernel caches entries for each thread and discards
+/// them when the thread ends. Meanwhile the process that reaps the thread spins.
 pub(crate) fn search_tree(root: u32, inodes: &[u64], closely: Closely) -> Search {
     let mut search = Search::default();
     tree_until(root, |pid| {
         if pid != root {
-            search.look_at(pid, inodes, closely);
+            search.visit(pid, inodes, closely);
         }
         inodes.iter().all(|inode| search.has(*inode))
     });
     if !inodes.iter().all(|inode| search.has(*inode)) {
-        search.look_at(root, inodes, closely);
+        search.visit(root, inodes, closely);
     }
     search
 }
 
 impl Search {
-    fn look_at(&mut self, pid: u32, inodes: &[u64], closely: Closely) {
+    fn visit(&mut self, pid: u32, inodes: &[u64], closely: Closely) {
         let mut mine = HashSet::new();
         let polled = match closely {
             Closely::Process => poll(&format!("/proc/{pid}/fd"), inodes, &mut mine),
             // Reads every thread. If the first thread has ended, only root may read its
-            // descriptors, and another thread has them all.
+            // descriptors. Another thread has them all.
             Closely::Threads => numbers(format!("/proc/{pid}/task"))
                 .into_iter()
                 .map(|task| poll(&format!("/proc/{pid}/task/{task}/fd"), inodes, &mut mine))
@@ -84,7 +84,7 @@ fn poll(dir: &str, inodes: &[u64], found: &mut HashSet<u64>) -> io::Result<()> {
         let link = match entry.and_then(|entry| fs::read_link(entry.path())) {
             Ok(link) => link,
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
-            // Closed in the meantime.
+            // The descriptor was closed in the meantime.
             Err(_) => continue,
         };
         let inode = link

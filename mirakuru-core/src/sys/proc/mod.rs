@@ -1,11 +1,11 @@
-//! Reads `/proc`: the descent of processes, and the sockets that they have.
+//! Reads `/proc`: parents and children of processes, and their sockets.
 //!
-//! Every answer is a snapshot of something that moves: a process may fork or end between two reads.
-//! Nothing here fails because of that, a process that is gone is left out. Where a verdict hangs on
-//! it, the caller looks again.
+//! Every answer is a snapshot of something that changes: a process may fork or end between two
+//! reads. No function here fails because of that; it leaves out a process that is gone. If a
+//! decision depends on the answer, the caller asks again.
 //!
-//! On systems without `/proc` no process is seen at all; nor is any where Linux has to stand for
-//! them (`mirakuru_portable`).
+//! Without `/proc` no process is visible. The same holds for Linux in place of such a system
+//! (`mirakuru_portable`).
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -22,15 +22,15 @@ mod tables;
 pub(crate) use fds::{Closely, search, search_tree};
 pub(crate) use tables::{listeners, tcp_lingering, unix_listeners, unix_listening};
 
-/// Whether this process, which has a socket that listens, is about to do something else than to
-/// wait for connections: its first thread runs, or it sleeps for a time and no other thread waits
-/// for anything. `false` where that cannot be seen.
+/// Whether this process, which has a listening socket, is busy with something other than waiting
+/// for connections. Either its first thread runs, or that thread sleeps for a time and no other
+/// thread waits for anything. `false` if that cannot be seen.
 ///
-/// Threads are looked at only where the first one sleeps: see [`search_tree`] for the price.
+/// Threads are read only if the first one sleeps: see [`search_tree`] for the price.
 pub(crate) fn is_between_calls(pid: u32) -> bool {
     let place = |path: String| read(&path).map(|text| String::from_utf8_lossy(&text).into_owned());
     match place(format!("{pid}/wchan")).as_deref() {
-        // No process runs as this user, and it shows no process if we may not know.
+        // No process is executing as this user, or the kernel hides this file from us.
         Ok("0" | "") => stat(pid).is_some_and(|stat| stat.state == 'R'),
         Ok(place_of_first) if place_of_first.contains("nanosleep") => {
             let tasks = numbers(format!("/proc/{pid}/task"));
@@ -43,7 +43,7 @@ pub(crate) fn is_between_calls(pid: u32) -> bool {
     }
 }
 
-/// Part of `/proc/PID/stat`.
+/// A part of `/proc/PID/stat`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
     /// The name of the program, at most 15 bytes of it.
@@ -53,11 +53,11 @@ pub(crate) struct Stat {
     pub(crate) parent: u32,
     /// The session that it is in, known by its first process.
     pub(crate) session: u32,
-    /// When it was started, in ticks since the machine was.
+    /// When the process was started, in ticks since the machine booted.
     start: u64,
 }
 
-/// Other systems may have something else under this name.
+/// On other systems `/proc` may hold something else.
 const IS_THERE: bool = cfg!(all(target_os = "linux", not(mirakuru_portable)));
 
 /// A file of `/proc`.
@@ -68,15 +68,15 @@ pub(crate) fn read(path: &str) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Reads a file whose length nobody knows in few calls: each read of a file of `/proc` costs.
+/// Reads a file of unknown length in few calls: each read of a file of `/proc` is expensive.
 pub(crate) fn read_whole(mut file: io::Take<fs::File>) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(4096);
     file.read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
-/// The file behind another process's standard error, for appending. Fails for a socket, and for the
-/// terminal of another user.
+/// Opens the file behind another process's standard error for appending. Fails for a socket, and
+/// for the terminal of another user.
 pub(crate) fn stderr_of(pid: u32) -> io::Result<fs::File> {
     match IS_THERE {
         true => fs::OpenOptions::new()
@@ -86,8 +86,8 @@ pub(crate) fn stderr_of(pid: u32) -> io::Result<fs::File> {
     }
 }
 
-/// `USER_HZ`: ticks a second in `/proc`, which is this on every architecture that Rust runs Linux
-/// on.
+/// `USER_HZ`, the ticks a second in `/proc`. It has this value on every architecture on which Rust
+/// runs Linux.
 const TICKS: u64 = 100;
 
 pub(crate) fn stat(pid: u32) -> Option<Stat> {
@@ -103,7 +103,7 @@ fn read_stat(pid: u32) -> Option<Stat> {
 }
 
 fn parse_stat(text: &str) -> Option<Stat> {
-    // The name stands in parentheses and may hold any character, parentheses and spaces included.
+    // The name stands in parentheses and may hold any character, even parentheses and spaces.
     let (before, after) = text.rsplit_once(')')?;
     let (_, comm) = before.split_once('(')?;
     let mut fields = after.split_ascii_whitespace();
@@ -117,8 +117,8 @@ fn parse_stat(text: &str) -> Option<Stat> {
 }
 
 impl Stat {
-    /// Whether the process still runs, and is not only an exit status that its parent has not
-    /// fetched.
+    /// Whether the process still runs. `false` for a zombie, which is only an exit status that its
+    /// parent has not fetched.
     pub(crate) fn is_alive(&self) -> bool {
         !matches!(self.state, 'Z' | 'X')
     }
@@ -134,7 +134,7 @@ impl Stat {
         }
     }
 
-    /// When it was started, in ticks since the machine was. Together with the process id it
+    /// When the process was started, in ticks since the machine booted. With the process id this
     /// identifies the process for ever.
     pub(crate) fn start(&self) -> u64 {
         self.start
@@ -148,13 +148,13 @@ impl Stat {
         Some(Duration::try_from_secs_f64(uptime).ok()?.saturating_sub(started))
     }
 
-    /// When it was started, by the clock on the wall, to a hundredth of a second.
+    /// The wall-clock time of the start, to a hundredth of a second.
     pub(crate) fn started(&self) -> Option<SystemTime> {
         SystemTime::now().checked_sub(self.age()?)
     }
 }
 
-/// The processes that can be seen.
+/// The ids of all visible processes.
 pub(crate) fn pids() -> Vec<u32> {
     numbers("/proc")
 }
@@ -172,16 +172,16 @@ fn numbers(dir: impl AsRef<Path>) -> Vec<u32> {
         .collect()
 }
 
-/// A process and everything that descends from it, as far as it is alive and can be seen.
+/// A process and its descendants, as far as they are alive and visible.
 pub(crate) fn tree(root: u32) -> Vec<u32> {
     tree_until(root, |_| false)
 }
 
-/// The same, nearest first, until `enough` says so. It is asked about each process before that
-/// one's children are looked for.
+/// The same, nearest first, until `enough` says so. `enough` is asked about a process before the
+/// search for its children.
 fn tree_until(root: u32, enough: impl FnMut(u32) -> bool) -> Vec<u32> {
-    // A kernel without CONFIG_PROC_CHILDREN has no such file; then it is told from the parents of
-    // all processes.
+    // A kernel without CONFIG_PROC_CHILDREN has no such file. Then the parents of all processes
+    // tell the same.
     static TELLS_CHILDREN: Lazy<bool> = Lazy::new(|| Path::new("/proc/thread-self/children").exists());
     if *TELLS_CHILDREN {
         walk(root, children, enough)
@@ -234,7 +234,7 @@ fn by_parent() -> HashMap<u32, Vec<u32>> {
 
 /// A process's parent, the parent's parent and so on, the process itself first.
 pub(crate) fn ancestors(pid: u32) -> impl Iterator<Item = (u32, Stat)> {
-    // Bounded, since a chain that is read while it changes could turn in a circle.
+    // The length is bounded: a chain that changes while it is read could be a loop.
     let mut next = Some(pid);
     std::iter::from_fn(move || {
         let pid = next.take().filter(|pid| *pid != 0)?;
@@ -250,7 +250,7 @@ pub(crate) fn descends(pid: u32, root: u32) -> bool {
     ancestors(pid).any(|(ancestor, _)| ancestor == root)
 }
 
-/// When a process began, in ticks since the machine did. `None` when there is no such process, or
+/// When a process began, in ticks since the machine booted. `None` if there is no such process, or
 /// only its zombie.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
@@ -258,25 +258,25 @@ pub(crate) fn start_time(pid: u32) -> Option<u64> {
     stat.is_alive().then_some(stat.start)
 }
 
-/// Without `/proc` no portable call tells a start time: any process with this id counts.
+/// Without `/proc` no portable call tells a start time, so any process with this id counts.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
     crate::sys::files::process_exists(pid).then_some(0)
 }
 
-/// The environment that a process was given at its start. `None` where we may not see it.
+/// The environment that a process was given at its start. `None` if we may not read it.
 pub(crate) fn environment(pid: u32) -> Option<Vec<u8>> {
     read(&format!("{pid}/environ")).ok()
 }
 
-/// The words of a process's command line. Empty if we may not see them.
+/// The words of a process's command line. Empty if we may not read them.
 pub(crate) fn command_line(pid: u32) -> Vec<Vec<u8>> {
     let line = read(&format!("{pid}/cmdline")).unwrap_or_default();
     line.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
 }
 
-/// Whether this process, which is root's, may run a service as this user and group. Where `/proc`
-/// does not tell, it may.
+/// Whether this process, which is root's, may run a service as this user and group. `true` if
+/// `/proc` does not tell.
 ///
 /// # Errors
 ///
@@ -297,7 +297,7 @@ pub(crate) fn may_become(uid: u32, gid: u32) -> Result<(), String> {
     }
     for (map, id, kind) in [("uid_map", uid, "user"), ("gid_map", gid, "group")] {
         let map = text(map);
-        // First id inside, first id outside, how many.
+        // The first id inside, the first id outside, and the number of ids.
         let mut ranges = map.lines().filter_map(|line| {
             let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().ok());
             let (first, _, count) = (numbers.next()??, numbers.next()??, numbers.next()??);
@@ -344,8 +344,8 @@ fn link(path: &str) -> Option<PathBuf> {
         .filter(|_| IS_THERE)
 }
 
-/// Tells the pid namespace of this process from others, which may share the temporary directory. 0
-/// where it is not known.
+/// A number for the pid namespace of this process. Processes of other namespaces may share the
+/// temporary directory. 0 if the number is not known.
 pub(crate) fn pid_namespace() -> u64 {
     fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
 }
@@ -358,8 +358,8 @@ pub(crate) fn tracer() -> Option<u32> {
     pid.trim().parse().ok().filter(|pid| *pid != 0)
 }
 
-/// Tells the network namespace of this process from others: a port of one is not reached from
-/// another. 0 where it is not known.
+/// A number for the network namespace of this process. A port of one namespace cannot be reached
+/// from another. 0 if the number is not known.
 pub(crate) fn net_namespace() -> u64 {
     fs::metadata("/proc/self/ns/net").map_or(0, |namespace| namespace.ino())
 }
@@ -390,7 +390,7 @@ mod tests {
 
     #[test]
     fn a_grandchild_is_in_the_tree_by_either_way() {
-        // The `echo` comes when the grandchild is there.
+        // The `echo` comes once the grandchild exists.
         let mut child = Command::new("sh")
             .args(["-c", "sh -c 'sleep 60 & echo $!; wait' & wait"])
             .stdout(Stdio::piped())

@@ -7,7 +7,7 @@ use super::read;
 use crate::sys::net::{Protocol, Socket};
 
 /// The listeners of a port (0: of any) from `/proc/net/tcp` and `tcp6`, or for UDP the bound
-/// sockets from `udp` and `udp6`. `None` where there are none. Takes milliseconds, since the kernel
+/// sockets from `udp` and `udp6`. `None` if there are none. Takes milliseconds, because the kernel
 /// walks its whole table.
 pub(crate) fn listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>> {
     let table = |name: &str| {
@@ -25,12 +25,12 @@ pub(crate) fn listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>> {
         .filter_map(|line| parse_line(line, state))
         .filter(|socket| socket.listening && (port == 0 || socket.addr.port() == port))
         .collect();
-    // Sandboxes have such tables that are always empty.
+    // In sandboxes these tables are always empty.
     (!found.is_empty()).then_some(found)
 }
 
-/// The connections that this side of a local port has closed, and that linger there: the local
-/// address and the remote one of each. Takes milliseconds.
+/// The connections of a local port that this side has closed and that linger: the local and the
+/// remote address of each. Takes milliseconds.
 pub(crate) fn tcp_lingering(port: u16) -> Vec<(SocketAddr, SocketAddr)> {
     /// FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING.
     const CLOSED: [&str; 5] = ["04", "05", "06", "09", "0B"];
@@ -66,7 +66,7 @@ fn parse_line(line: &str, listening: &str) -> Option<Socket> {
 fn parse_address(field: &str) -> Option<SocketAddr> {
     let (ip, port) = field.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
-    // Words of four bytes in network order, each printed as a number of this machine's order.
+    // Words of four bytes in network order, each printed as a number in this machine's order.
     let mut bytes = Vec::new();
     for at in (0..ip.len()).step_by(8) {
         let word = u32::from_str_radix(ip.get(at..at + 8)?, 16).ok()?;

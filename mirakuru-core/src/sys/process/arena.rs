@@ -37,9 +37,9 @@ pub(super) struct Words {
 
 /// The data of the supervisor. The pointers lead to other parts of the same mapping.
 ///
-/// `i64` with -1 for "not set", so that no value of the kernel's own types is lost.
+/// Numbers are `i64`, so that -1 can say "not set" beside every value of the kernel's own types.
 #[repr(C)]
-// The portable supervisor is one process without a name of its own, and needs a part of it.
+// The portable supervisor does not use all of these fields.
 #[cfg_attr(any(not(target_os = "linux"), mirakuru_portable), allow(dead_code))]
 pub(super) struct Arena {
     pub(super) program: Words,
@@ -54,7 +54,7 @@ pub(super) struct Arena {
     pub(super) umask: i64,
     /// A descriptor, or -1: `/dev/null` for input, the log for output.
     pub(super) stdio: [i32; 3],
-    /// Which of the two output streams go through a pipe into the log.
+    /// The output streams that go through a pipe into the log.
     pub(super) relay: [bool; 2],
     pub(super) control: i32,
     pub(super) test_pidfd: i32,
@@ -66,18 +66,16 @@ pub(super) struct Arena {
     /// All descriptors that outlive the fork, in ascending order.
     pub(super) keep: *const i32,
     pub(super) keep_count: usize,
-    /// Those of them that a supervisor keeps which has nothing else to do than to hold them, in
-    /// ascending order.
+    /// The descriptors of `keep` that a supervisor holds but never uses, in ascending order.
     pub(super) locks: *const i32,
     pub(super) lock_count: usize,
     /// The sockets that the service gets, in this order.
     pub(super) listen: *mut i32,
     pub(super) listen_count: usize,
-    /// The highest that was open just before the fork, where the system has no call that closes
-    /// all.
+    /// The highest descriptor that was open just before the fork. Used on systems without a call
+    /// that closes all descriptors.
     pub(super) last_fd: i32,
-    /// The place for the digits of the service's process id: the value of its `LISTEN_PID`. Or
-    /// null.
+    /// Room for the digits of the service's process id, the value of its `LISTEN_PID`; or null.
     pub(super) listen_pid: *mut c_char,
     pub(super) stop_signal: i32,
     pub(super) grace_ms: i64,
@@ -111,11 +109,10 @@ pub(super) struct Arena {
     pub(super) guard_pidfd: i32,
     pub(super) worker: i32,
     pub(super) service: i32,
-    /// How far the service came before its program could be executed: a `STAGE_*`, and the error
-    /// number.
+    /// The stage of the launch at which it failed, a `STAGE_*`, and the error number.
     pub(super) failed_stage: i32,
     pub(super) failed_errno: i32,
-    /// Where a service tells these that does not share the worker's memory, or -1.
+    /// If the service does not share the worker's memory, it reports these two here; otherwise -1.
     pub(super) report: i32,
     /// The output of the command at the end goes here.
     pub(super) on_end_output: i32,
@@ -125,7 +122,7 @@ pub(super) struct Arena {
     pub(super) told_count: usize,
 }
 
-/// The mapping as the test process holds it, until the fork has been made.
+/// The test process's handle on the mapping, until the fork has been made.
 pub(super) struct Mapping {
     base: *mut u8,
     len: usize,
@@ -165,7 +162,7 @@ impl Mapping {
         Ok(Mapping { base, len, arena })
     }
 
-    /// Puts the plan into the mapping; with a null base, only counts how much that takes.
+    /// Puts the plan into the mapping. If `base` is null, only counts the bytes that this takes.
     fn fill(bump: &mut Bump, plan: &Plan, title: &CString, args: &Range<usize>) -> *mut Arena {
         let program = bump.words(&plan.program);
         let on_end = plan.on_end.as_ref().map(|command| bump.words(command));
@@ -355,7 +352,7 @@ impl Descriptors {
     }
 }
 
-/// Hands out the mapping from below; with a null base, only counts.
+/// Hands out the mapping from below. If the base is null, it only counts.
 struct Bump {
     base: *mut u8,
     used: usize,

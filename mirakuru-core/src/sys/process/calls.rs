@@ -79,8 +79,8 @@ impl Call {
         format!("{} with `{}`", self.purpose(), self.name())
     }
 
-    /// Whether this error says that the kernel, or the sandbox around this process, does not have
-    /// the call at all. Of some calls the manual knows no EPERM: there a sandbox says it.
+    /// Whether this error says that the kernel or a sandbox does not offer the call at all. For
+    /// some calls the manual lists no EPERM, so an EPERM comes from a sandbox.
     pub(crate) fn is_absent(self, error: &io::Error) -> bool {
         match error.raw_os_error() {
             Some(libc::ENOSYS) => true,

@@ -1,7 +1,7 @@
 //! Code that runs when a program starts, before its `main`.
 
-/// Lets a function run when the program starts that this crate is linked into, before `main`. It
-/// must return at once where it has nothing to do: every test binary calls it.
+/// Lets a function run when the program that this crate is linked into starts, before `main`. Every
+/// test binary calls the function, so it must return at once if it has nothing to do.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __before_main {

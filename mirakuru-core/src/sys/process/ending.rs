@@ -2,19 +2,18 @@
 //!
 //! 1. *Waiting*, if this service is needed: its supervisor waits until the services that need it
 //!    are gone.
-//! 2. *Polite*: everybody in the tree has got the stop signal, and has the grace to end.
+//! 2. *Polite*: every process of the tree has got the stop signal, and has the grace to end.
 //! 3. *Killing*, if the recipe's kill signal can be caught: SIGKILL follows a second later.
 //! 4. The kill.
 //!
-//! How a supervisor knows that its service is needed: the private directory of a needed service
-//! holds a FIFO, `needed`. The supervisor of each service that needs it has that FIFO open until
-//! its own tree is gone, so the FIFO has a writer as long as a dependent lives, however that one
-//! ends. At the start of its own stop, a dependent's supervisor writes into the FIFO how long that
-//! stop may take. So the waits along a chain of services add up.
+//! A supervisor learns from a FIFO that its service is needed. The private directory of a needed
+//! service holds this FIFO, `needed`. The supervisor of each dependent service keeps it open until
+//! its own tree is gone. So the FIFO has a writer as long as a dependent lives, however that
+//! dependent ends. At the start of its own stop, a dependent's supervisor writes into the FIFO how
+//! long that stop may take. So the waits along a chain of services add up.
 //!
-//! A service waits for its dependents only if its end was not ordered for it alone: at the end of
-//! the test process or of the run. A test that stops one service of several wants exactly that, an
-//! outage.
+//! A service waits for its dependents if the test process or the run ends. If a test stops this one
+//! service, it does not wait: the test wants an outage.
 //!
 //! Runs after a fork: see the head of `spawn.rs`.
 
@@ -24,7 +23,7 @@ use std::mem;
 use super::arena::Arena;
 use super::tools::{errno, now_ms};
 
-/// After a kill signal other than SIGKILL: how long until SIGKILL.
+/// How long until SIGKILL, after a kill signal other than SIGKILL.
 const SECOND_KILL_MS: i64 = 1000;
 /// How long a needed service waits for the word of a dependent that still lives. The word comes at
 /// once: the event that ends this service ends the dependent as well.

@@ -1,8 +1,8 @@
 //! Ends the services that still run when the test process ends normally.
 //!
-//! The supervisors would notice by themselves, a moment later. But the next test binary may want
-//! the same ports at once. In a container whose first process does not reap orphans, a supervisor
-//! should also have a parent that does.
+//! The supervisors notice the end of the process by themselves, a moment later. But the next test
+//! binary may want the same ports at once. And if the first process of a container does not reap
+//! orphans, a supervisor should end while its parent is there to reap it.
 //!
 //! `atexit` handlers run after the main thread returns and after `process::exit`, beside other live
 //! threads. So the services are in slots without a lock (`slots.rs`). An atomic swap gives each
@@ -23,7 +23,7 @@ static PROCESS: AtomicU32 = AtomicU32::new(0);
 /// When the handler began, on CLOCK_MONOTONIC.
 static BEGAN: AtomicU64 = AtomicU64::new(0);
 
-/// More than an id has.
+/// An id has fewer bytes.
 const ID_WORDS: usize = 8;
 
 #[derive(Default)]
@@ -33,7 +33,7 @@ struct Ending {
     guard: AtomicI32,
     /// The service's main process, once that is known.
     service: AtomicI32,
-    /// The service's id, [`ID_WORDS`] words full of it and then zeroes.
+    /// The service's id, in [`ID_WORDS`] words; zeroes fill the rest.
     id: [AtomicU32; ID_WORDS],
     message: [AtomicI32; 8],
     /// The test that the service is for, or 0.
@@ -43,7 +43,7 @@ struct Ending {
 /// An entry in the list of services to end.
 pub(super) struct Registration {
     slot: &'static Slot<Ending>,
-    claimed: AtomicBool,
+    taken: AtomicBool,
 }
 
 /// Lets the handler run at a normal end of this process.
@@ -78,7 +78,7 @@ pub(super) fn register(control: RawFd, id: &str, stop: StopPolicy, test: u64) ->
     slot.control.store(control, Ordering::SeqCst);
     Registration {
         slot,
-        claimed: AtomicBool::new(false),
+        taken: AtomicBool::new(false),
     }
 }
 
@@ -91,30 +91,30 @@ impl Registration {
         self.slot.service.store(pid, Ordering::SeqCst);
     }
 
-    /// Takes on the duty to end the service. `false` when the handler has it already: then the
-    /// socket is the handler's, and must not be closed.
-    pub(super) fn claim(&self) -> bool {
+    /// Takes over the duty to end the service. `false` if the handler has it already: then the
+    /// socket belongs to the handler, and must stay open.
+    pub(super) fn take(&self) -> bool {
         if !self.is_ours() && self.slot.control.swap(-1, Ordering::SeqCst) >= 0 {
-            self.claimed.store(true, Ordering::SeqCst);
+            self.taken.store(true, Ordering::SeqCst);
         }
         self.is_ours()
     }
 
     pub(super) fn is_ours(&self) -> bool {
-        self.claimed.load(Ordering::SeqCst)
+        self.taken.load(Ordering::SeqCst)
     }
 }
 
 impl Drop for Registration {
     fn drop(&mut self) {
-        self.claim();
+        self.take();
         self.slot.release();
     }
 }
 
-/// Lets a function run at a normal end of this process, after the services have ended: if it is
-/// asked for before the first of them is started. It may run beside other threads, and must neither
-/// panic nor wait for a lock.
+/// Lets a function run at a normal end of this process, after the services have ended. For that
+/// order, register it before the first service starts. The function may run beside other threads;
+/// it must neither panic nor wait for a lock.
 pub(crate) fn at_exit(function: extern "C" fn()) {
     // SAFETY: the function may run at any time. That the C library has no room for it is no harm.
     unsafe { libc::atexit(function) };
@@ -171,12 +171,12 @@ fn end_all(failed: bool) {
     // process. (The harness returns from the main thread, and runs tests on others.)
     let in_a_test = failed || !is_main_thread();
     end_where(in_a_test, |_| true);
-    // Those that others of this process needed may end now.
+    // Now the services that others of this process needed may end.
     users::leave_all();
 }
 
-/// Ends the services of a test that is over, although a thread of it still has them. From then on
-/// they count there as services that the end of the process has ended.
+/// Ends the services of a test that is over while one of its threads still has them. For that
+/// thread, the end of the process has ended them.
 pub(crate) fn end_of_test(test: u64) {
     if PROCESS.load(Ordering::SeqCst) == std::process::id() {
         end_where(true, |slot| slot.test.load(Ordering::SeqCst) == test);
@@ -191,7 +191,7 @@ fn end_where(in_a_test: bool, is_wanted: impl Fn(&Ending) -> bool) {
             false => -1,
         };
         if control >= 0 && !is_wanted(slot) {
-            // Between the two its owner gave it up, and another service took it.
+            // In between, its owner gave the slot up and another service took it.
             slot.control.store(control, Ordering::SeqCst);
         } else if control >= 0 {
             let mut message: Message = std::array::from_fn(|i| slot.message[i].load(Ordering::SeqCst));

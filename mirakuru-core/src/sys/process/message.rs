@@ -10,13 +10,13 @@ use nix::errno::Errno;
 
 use super::plan::StopPolicy;
 
-// Eight 32-bit numbers a message, the first of which is one of these.
+// A message is eight 32-bit numbers, the first of which is one of these.
 pub(super) const MESSAGE: usize = 8;
 pub(super) type Message = [i32; MESSAGE];
 
 /// To the test process: the service was executed. Its process id; the worker's.
 pub(super) const STARTED: i32 = 1;
-/// To the test process: it could not be executed. A `STAGE_*`; the error number; for
+/// To the test process: the service could not be executed. A `STAGE_*`; the error number; for
 /// `STAGE_SUPERVISOR` the `Call`.
 pub(super) const FAILED: i32 = 2;
 /// To the test process, once for each [`ARM`]: there is new output in the log.
@@ -32,17 +32,17 @@ pub(super) const PUBLISHED: i32 = 6;
 pub(super) const SYNCED: i32 = 7;
 /// To the worker: say when there is new output.
 pub(super) const ARM: i32 = 10;
-/// To the worker: end the service. The signal, the grace in ms, the kill signal, and a flag. It is
-/// not 0 if the end was not ordered for this one service, because this process ends. Then the
-/// supervisor waits for the services that need this one, and removes its private directory.
+/// To the worker: end the service. The signal, the grace in ms, the kill signal, and a flag. The
+/// flag is not 0 if this process ends and takes the service with it. Then the supervisor waits for
+/// the services that need this one, and removes its private directory.
 pub(super) const STOP: i32 = 11;
-/// The same, and a test made the process end: the supervisor keeps the log.
+/// The same, and the process ends because of a test: the supervisor keeps the log.
 pub(super) const STOP_IN_A_TEST: i32 = 2;
 /// To the worker: signal the service's process group. The signal.
 pub(super) const SIGNAL: i32 = 12;
-/// To the worker: the service is the run's from now on.
+/// To the worker: from now on the service belongs to the run.
 pub(super) const PUBLISH: i32 = 13;
-/// To the worker: move the service's output so far into the log, and report when that is done.
+/// To the worker: move all output so far into the log, and report when that is done.
 pub(super) const SYNC: i32 = 14;
 
 pub(super) const STAGE_SUPERVISOR: i32 = 0;
@@ -54,21 +54,21 @@ pub(super) const STAGE_EXEC: i32 = 5;
 
 const SIZE: usize = mem::size_of::<Message>();
 
-/// Where `send` would raise SIGPIPE, and has no flag against it on every version, the socket has an
-/// option (`raw_socket::pair`).
+/// On systems where `send` would raise SIGPIPE and has no flag against it, the socket has an option
+/// (`raw_socket::pair`).
 #[cfg(not(target_vendor = "apple"))]
 const NO_SIGNAL: i32 = libc::MSG_NOSIGNAL;
 #[cfg(target_vendor = "apple")]
 const NO_SIGNAL: i32 = 0;
 
-/// How often a message is sent again that the kernel did not take.
+/// How often a message is sent again if the kernel did not take it.
 const TRIES: u32 = 50;
 
 /// Sends a message, and says whether it was taken.
 ///
-/// Waits for room, or for memory of the kernel's, for an instant only: a test process that does not
-/// read must not hold up its service's supervision. The buffer takes many more messages than are
-/// ever sent. If the socket is a stream that took a part of a message, the rest must follow.
+/// Waits for room, or for memory of the kernel's, but only for an instant: a test process that does
+/// not read must not hold up the supervision. The buffer takes many more messages than are ever
+/// sent. If a stream took a part of a message, the rest must follow.
 pub(super) fn send(control: RawFd, message: Message) -> bool {
     let flags = libc::MSG_DONTWAIT | NO_SIGNAL;
     let mut sent = 0_usize;
@@ -116,7 +116,7 @@ pub(super) enum Received {
     Closed,
 }
 
-/// Where a message is put together. Packets come whole; a stream may give them in parts.
+/// Puts a message together. Packets come whole; a stream may deliver them in parts.
 #[derive(Default)]
 pub(super) struct Inbox {
     message: Message,
@@ -125,14 +125,14 @@ pub(super) struct Inbox {
     starved: u32,
 }
 
-/// As often as that takes about two seconds.
+/// The limit of `starved`, which takes about two seconds.
 const STARVED: u32 = 2000;
 
-/// How often in a row a call is made again that was interrupted. No real signals come as fast.
+/// How often in a row an interrupted call is made again. Real signals never come that fast.
 pub(super) const INTERRUPTED: u32 = 1000;
 
 impl Inbox {
-    /// The next message; does not wait for one unless it is told to.
+    /// Returns the next message. Waits for one only if `wait` is set.
     pub(super) fn receive(&mut self, control: RawFd, wait: bool) -> Received {
         let flags = if wait { 0 } else { libc::MSG_DONTWAIT };
         let mut resets = 0_u32;
@@ -156,12 +156,12 @@ impl Inbox {
                 Err(_) => match Errno::last() {
                     Errno::EINTR if interrupted < INTERRUPTED => interrupted = interrupted.wrapping_add(1),
                     // The other side ended with messages of ours unread. Linux says so once, before
-                    // it delivers the other side's messages. The code does not ask for ever where a
-                    // system repeats it.
+                    // it delivers the other side's messages. If a system repeats it, the loop ends
+                    // all the same.
                     Errno::ECONNRESET if resets < 3 => resets = resets.wrapping_add(1),
                     Errno::EAGAIN | Errno::EINTR => return Received::Nothing,
-                    // Memory that the kernel lacks now says nothing about the other side, unless it
-                    // lacks it for ever.
+                    // The kernel lacks memory at this moment. That says nothing about the other
+                    // side, unless it lasts.
                     Errno::ENOMEM | Errno::ENOBUFS if self.starved < STARVED => {
                         self.starved = self.starved.wrapping_add(1);
                         // SAFETY: plain system call.
@@ -189,7 +189,7 @@ pub(super) fn stop_message(policy: StopPolicy, clean_up: bool) -> Message {
     ]
 }
 
-/// A grace as the supervisor takes it.
+/// A grace in the supervisor's unit.
 pub(super) fn milliseconds(grace: Duration) -> i32 {
     i32::try_from(grace.as_millis()).unwrap_or(i32::MAX)
 }

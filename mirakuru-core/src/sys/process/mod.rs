@@ -1,13 +1,13 @@
 //! Supervises services.
 //!
-//! A back end does that: `linux`, which can prove that nothing is left of a service, and
-//! `portable`, which does as much as POSIX allows, for every other Unix. The files beside them hold
-//! the shared code. The code outside this folder does not know how a service is supervised.
+//! Two back ends do that. `linux` can prove that nothing is left of a service; `portable` does as
+//! much as POSIX allows, for every other Unix. The files beside them hold the shared code. The code
+//! outside this folder does not know which one is in use.
 
 mod arena;
 pub(crate) mod calls;
 mod early;
-// The portable back end asks for less.
+// The portable back end needs fewer of these calls.
 #[cfg_attr(any(not(target_os = "linux"), mirakuru_portable), allow(dead_code))]
 mod ending;
 pub(crate) mod exit;

@@ -1,14 +1,14 @@
-//! The process that started this one. It is noted before `main`, because a parent that dies later
-//! cannot be asked for any more.
+//! The process that started this one, noted before `main`: once the parent has died, nothing tells
+//! who it was.
 //!
-//! The kernel gives an orphan to the next process up that collects orphans, which may stand in the
-//! same session and look like any other parent. Nothing in `/proc` tells the two apart; only a
-//! check at the time when the parent was still there does.
+//! The kernel gives an orphan to the nearest ancestor that collects orphans. That process may stand
+//! in the same session and look like any other parent, and nothing in `/proc` tells the two apart.
+//! Only a check made while the parent still lived does.
 
 use std::os::unix::process::parent_id;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// 0 until they are noted.
+/// Both are 0 until they are noted.
 static PARENT: AtomicU32 = AtomicU32::new(0);
 static SELF: AtomicU32 = AtomicU32::new(0);
 
@@ -25,8 +25,8 @@ extern "C" fn note_parent() {
 #[cfg_attr(not(target_vendor = "apple"), unsafe(link_section = ".init_array"))]
 static AT_LOAD: extern "C" fn() = note_parent;
 
-/// Whether the process that started this one has ended. (A fork of this program that has executed
-/// no other one cannot know: no loader was called there.)
+/// Whether the process that started this one has ended. A fork of this program that executed no
+/// other program cannot know: the loader has not run there.
 pub(crate) fn is_orphan() -> bool {
     SELF.load(Ordering::Relaxed) == std::process::id() && PARENT.load(Ordering::Relaxed) != parent_id()
 }

@@ -1,4 +1,4 @@
-//! The way of a service's output into its log, in the supervisors of both back ends.
+//! Moves a service's output into its log, in the supervisors of both back ends.
 //!
 //! Runs after a fork: see the head of `spawn.rs`.
 
@@ -10,16 +10,16 @@ use super::plan::LogPart;
 use super::tools::{errno, now_ms, now_ns};
 use crate::sys::log_record::{self, Record};
 
-/// How much one turn of a supervisor's loop takes from each stream. A flood, or a slow disk, then
-/// does not keep the supervisor from its other duties.
-const TURN: Bound = Bound { reads: 8, ms: 20 };
-/// How much is taken when the output is at its end: more than a pipe holds. The time keeps a flood
-/// on a slow disk from holding up the end of the service.
+/// The most that one pass of a supervisor's loop takes from each stream. So a flood, or a slow
+/// disk, does not keep the supervisor from its other duties.
+const PASS: Bound = Bound { reads: 8, ms: 20 };
+/// The most that is taken at the end of the output: more than a pipe holds. The time limit keeps a
+/// flood on a slow disk from holding up the end of the service.
 const REST: Bound = Bound { reads: 64, ms: 250 };
 
 #[derive(Clone, Copy)]
 struct Bound {
-    /// Buffers full.
+    /// How often the buffer may be filled.
     reads: usize,
     ms: i64,
 }
@@ -34,29 +34,29 @@ pub(super) struct Output {
     control: i32,
     log: i32,
     index: i32,
-    /// Index bytes written; always a multiple of a record's length.
+    /// The length of the index in bytes, always a multiple of a record's length.
     index_len: i64,
     /// The service directory, or null: then the log has one part.
     dir: *const c_char,
-    /// How many bytes of the log and its index the present part holds, and a later one.
+    /// The limits of the present part and of later ones, in bytes of the log and its index.
     part_len: i64,
     later_len: i64,
     part: LogPart,
-    /// The part that the log was in at the start: its descriptors are not this value's own.
+    /// The log was in this part at the start; this value does not own that part's descriptors.
     first: u32,
     /// Bytes in the log's present part.
     log_len: i64,
-    /// Output that could not be written, by stream, and has no record yet.
+    /// The bytes of each stream that could not be written and have no record yet.
     lost: [u32; 2],
-    /// The test process wants to know of new output.
+    /// The test process wants to be told of new output.
     armed: bool,
-    /// There has been output since the test process was told of any. It may have read that already.
+    /// Output has come since the test process was last told of any; it may have read that already.
     news: bool,
 }
 
 impl Output {
     pub(super) unsafe fn new(a: &Arena, pipes: [i32; 2]) -> Output {
-        // A worker that is gone may have begun new parts: then nothing more goes into this one.
+        // A worker that is gone may have begun new parts; then nothing more goes into this one.
         // SAFETY: as `has_ended`.
         let is_over = unsafe { has_ended(a.index) };
         Output {
@@ -98,7 +98,7 @@ impl Output {
     /// Moves a part of the output into the log.
     pub(super) unsafe fn take_turn(&mut self, buffer: &mut [u8; BUFFER], stream: usize) {
         // SAFETY: as `relay`.
-        unsafe { self.relay(buffer, stream, TURN) };
+        unsafe { self.relay(buffer, stream, PASS) };
     }
 
     /// Moves all that the pipes hold now into the log.
@@ -110,8 +110,8 @@ impl Output {
         }
     }
 
-    /// The same, when no process is left to print more. Output that has no place in the log is
-    /// counted.
+    /// Moves the rest of the output when no process is left to print more. Output that finds no
+    /// room in the log is counted.
     pub(super) unsafe fn finish(&mut self, buffer: &mut [u8; BUFFER]) {
         // SAFETY: as `relay`.
         unsafe {
@@ -155,7 +155,7 @@ impl Output {
     }
 
     /// Writes the first `len` bytes of the buffer into the log, and then their record into the
-    /// index: a reader that finds a record finds its bytes. Bytes for which the disk has no room
+    /// index. So a reader that finds a record finds its bytes. If the disk has no room, the bytes
     /// are counted as lost; the service never waits for room.
     pub(super) unsafe fn write(&mut self, buffer: &[u8], stream: usize, len: usize) {
         // SAFETY: writes from the buffer, and never more than it holds.
@@ -200,15 +200,15 @@ impl Output {
                 if let Some(lost) = self.lost.get_mut(stream) {
                     *lost = lost.saturating_add(len.wrapping_sub(done) as u32);
                 }
-                // At once, so that a report tells of it. The index is short, and may find room
-                // where the log does not.
+                // This comes at once, so that a report can tell of it. The index is short, and may
+                // find room where the log finds none.
                 self.record_loss(stream);
             }
         }
     }
 
-    /// Lets the log go on in a new part, and removes the part that is too many. The record that
-    /// names the new part is written when that is complete.
+    /// Starts a new part of the log, and removes a part if there are too many. The record that
+    /// names the new part is written once that part is complete.
     unsafe fn begin_part(&mut self) -> bool {
         let number = self.part.number.wrapping_add(1);
         // SAFETY: plain system calls with strings that end in a zero byte; what is opened here is
@@ -229,7 +229,7 @@ impl Output {
             let at = LogPart {
                 number,
                 log: self.part.log.wrapping_add(self.log_len as u64),
-                // With the record that names the new part.
+                // Includes the record that names the new part.
                 index: (self.part.index)
                     .wrapping_add(self.index_len as u64)
                     .wrapping_add(log_record::SIZE as u64),
@@ -245,7 +245,8 @@ impl Output {
                 && self.record(Record::next(number, self.log_len as u64));
             if complete {
                 if self.part.number == 0 {
-                    // For people who read the file. It comes after the end that the record tells.
+                    // A note for people who read the file. It comes after the end that the record
+                    // names.
                     libc::write(self.log, NOTICE.as_ptr().cast(), NOTICE.len());
                 }
                 let [log_name, index_name] = log_record::part(number.wrapping_add(1));
@@ -272,8 +273,8 @@ impl Output {
         }
     }
 
-    /// Whether the present part of the log lies in this directory: somebody else could have put
-    /// another one in its place.
+    /// Whether the present part of the log lies in this directory: another process could have put
+    /// other files in its place.
     unsafe fn is_ours(&self, dir: i32) -> bool {
         let name = match self.part.number {
             0 => c"log",

@@ -1,4 +1,4 @@
-//! The plan of a start: executors hand it to a back end, which answers.
+//! The plan of a start: executors hand it to a back end, which launches it.
 
 use std::ffi::CString;
 use std::os::fd::{OwnedFd, RawFd};
@@ -10,13 +10,13 @@ use super::calls::Call;
 /// A command, ready to be executed.
 #[derive(Clone, Debug)]
 pub(crate) struct CommandPlan {
-    /// The files to try to execute, in order: one for each directory of `PATH`, or just the
-    /// program.
+    /// The files to try to execute, in order: one for each directory of `PATH`, or only the program
+    /// itself.
     pub(crate) candidates: Vec<CString>,
     pub(crate) argv: Vec<CString>,
 }
 
-/// All that is needed to start a service, made ready by ordinary code before the fork.
+/// Everything that starting a service needs, prepared by ordinary code before the fork.
 pub(crate) struct Plan {
     pub(crate) program: CommandPlan,
     /// Runs in the service's environment and working directory when the tree is gone, as this
@@ -36,7 +36,7 @@ pub(crate) struct Plan {
     /// The log and its index, both opened for appending.
     pub(crate) log: OwnedFd,
     pub(crate) index: OwnedFd,
-    /// How many bytes one part of the log and its index hold, and the part that is open.
+    /// The limits of a part of the log and of its index in bytes, and the part that is open.
     pub(crate) log_part: u64,
     pub(crate) log_at: LogPart,
     /// The private directories of the services that this one needs. When a process or a run ends,
@@ -44,15 +44,15 @@ pub(crate) struct Plan {
     pub(crate) needs: Vec<PathBuf>,
     /// Descriptors that the supervisor keeps until the tree is gone: locks.
     pub(crate) keep: Vec<OwnedFd>,
-    /// Sockets that the service gets as its descriptors 3, 4 and so on. The value of its variable
-    /// `LISTEN_PID`, if it has that, is written over with its process id: it must have
+    /// Sockets that the service gets as its descriptors 3, 4 and so on. If the service has a
+    /// variable `LISTEN_PID`, its process id is written over the value, which must have
     /// [`PID_DIGITS`] bytes.
     pub(crate) listen: Vec<OwnedFd>,
     /// The test that the service is for, or 0: see `exit.rs`.
     pub(crate) test: u64,
-    /// The end of the supervisor's command line.
+    /// The last words of the supervisor's command line.
     pub(crate) id: String,
-    /// The directory to remove once the tree is gone, if the test process is gone as well.
+    /// The directory that the supervisor removes when both the tree and the test process are gone.
     pub(crate) private_dir: Option<CString>,
     /// For a service of a whole run.
     pub(crate) run: Option<RunPlan>,
@@ -69,29 +69,30 @@ pub(crate) struct LogPart {
 }
 
 /// Lets a service outlive the test process that starts it, from
-/// [`Service::publish`](super::service::Service::publish) on. Until then it is that process's
-/// alone.
+/// [`Service::publish`](super::service::Service::publish) on. Until then it belongs to that
+/// process.
 pub(crate) struct RunPlan {
     /// A pidfd of the runner, at whose end the service ends; or the FIFO of its users.
     pub(crate) runner: OwnedFd,
-    /// It is the FIFO: the service ends with its last user, and a new user may come in that moment.
+    /// Whether it is the FIFO: then the service ends with its last user. A new user may come at
+    /// that moment.
     pub(crate) ends_with_users: bool,
-    /// The right to start the service. The supervisor keeps it as well, so that no other process
+    /// The permit to start the service. The supervisor keeps it as well, so that no other process
     /// starts one before this one is published or gone.
     pub(crate) start_lock: OwnedFd,
-    /// The file with the service's state, and the name under which others look for it.
+    /// The file with the service's state, and its published name.
     pub(crate) staged: CString,
     pub(crate) published: CString,
-    /// The run's directory, removed with everything in it when the runner is gone; or the service's
-    /// own one for its users.
+    /// The run's directory, removed with everything in it when the runner is gone; or, for a
+    /// service that ends with its users, its own directory.
     pub(crate) dir: CString,
 }
 
-/// How many bytes the value of `LISTEN_PID` has before the process id is known.
+/// The length of the value of `LISTEN_PID` before the process id is known.
 pub(crate) const PID_DIGITS: usize = 10;
 
 impl RunPlan {
-    /// For one start: there may be several before one succeeds.
+    /// A copy for one start: several may be needed before one succeeds.
     pub(crate) fn try_clone(&self) -> std::io::Result<RunPlan> {
         Ok(RunPlan {
             runner: self.runner.try_clone()?,

@@ -28,11 +28,11 @@ use super::plan::{Plan, SpawnFailure, Stage, StopPolicy, Stream};
 use super::spawn::ON_END_TAKES_MS;
 use crate::sys::net::raw_socket;
 
-/// How long the supervisor may take beyond the grace. It needs milliseconds, unless the kernel is
-/// in the way (a process that waits for a dead disk).
+/// How long the supervisor may take beyond the grace. It needs milliseconds, unless the kernel
+/// holds it up (a process that waits for a dead disk).
 const MARGIN: Duration = Duration::from_secs(30);
 
-/// How often a start is tried again whose supervisor died before its first message.
+/// How often a start is tried again after the supervisor died without a message.
 const LAUNCH_RETRIES: u32 = 2;
 
 /// The largest 32-bit number of milliseconds, 24 days. No wait is that long, and nothing overflows.
@@ -41,15 +41,16 @@ const LONGEST_GRACE: Duration = Duration::from_millis(i32::MAX as u64);
 /// A service under supervision. The supervisor's end of the socket is closed exactly when its
 /// worker is gone.
 pub(crate) struct Service {
-    /// Closed by `drop` only if the service's end was this side's business, and not that of `exit`.
+    /// Closed by `drop`, but only if this side ended the service and not `exit`.
     control: ManuallyDrop<OwnedFd>,
-    /// A fork of the test process has a copy of this, and no business with it.
+    /// The process that started the service. A fork of it has a copy of this value, and must not
+    /// use it.
     owner: u32,
     guard: Pid,
     id: String,
     worker: u32,
     pid: u32,
-    /// For another try, should the supervisor die before its first word.
+    /// For another try, if the supervisor dies before its first message.
     plan: Option<Box<Plan>>,
     /// How often the plan may be launched again.
     launch_retries: u32,
@@ -62,23 +63,23 @@ pub(crate) struct Service {
 
 #[derive(Default)]
 struct State {
-    /// Why the program could not be executed: how far it came, the error number, and the call.
+    /// Why the program could not be executed: the stage, the error number, and the system call.
     failed: Option<[i32; 3]>,
     exit: Option<Exit>,
-    /// The worker's last word: nothing is left.
+    /// The worker's last message has come: nothing is left.
     empty: bool,
     /// The worker is gone.
     closed: bool,
     output: bool,
-    /// The guard has been waited for: there is nothing more to do.
+    /// The guard has been waited for: nothing is left to do.
     reaped: bool,
-    /// How often there was no message.
+    /// How often no message was there.
     silent: u32,
 }
 
 impl State {
-    /// Each sixteenth time that there is no message.
-    fn is_time_to_look(&mut self) -> bool {
+    /// `true` once in sixteen times without a message.
+    fn is_time_to_poll(&mut self) -> bool {
         self.silent = self.silent.wrapping_add(1);
         self.silent % 16 == 0
     }
@@ -104,16 +105,17 @@ pub(crate) struct Exit {
 }
 
 impl Exit {
-    /// Whether the main process made the service a daemon: it left well, and others stayed.
+    /// Whether the main process made the service a daemon: it exited with status 0 and left
+    /// descendants.
     pub(crate) fn is_daemonised(&self) -> bool {
         self.left_descendants && self.status.success()
     }
 }
 
 impl Service {
-    /// Starts a supervisor for each of these plans, and through it the service. All start at one
-    /// go, because the preparation of a cheap fork is then paid for once. Each service is executed
-    /// a moment later: see [`has_started`](Service::has_started).
+    /// Starts a supervisor for each of these plans, and the service through it. They start
+    /// together, so that a cheap fork is prepared only once. Each service is executed a moment
+    /// later: see [`has_started`](Service::has_started).
     pub(crate) fn launch(plans: Vec<Plan>) -> Vec<Result<Service, SpawnFailure>> {
         Service::try_to_launch(plans, LAUNCH_RETRIES)
     }
@@ -132,7 +134,7 @@ impl Service {
             nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before))
                 .map(|()| {
                     let guards = os::fork(&mut mappings);
-                    // It does not fail: it has just been done.
+                    // This conversion cannot fail: it has just succeeded.
                     let _ = nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
                     guards
                 })
@@ -144,9 +146,9 @@ impl Service {
             Ok(launch.leave(guard.map_err(|errno| Call::Clone.failed(errno.into()))?))
         });
         let launched: Vec<Result<Service, SpawnFailure>> = launched.collect();
-        // With the plans, this process closes its copies of the supervisors' descriptors: above all
-        // the locks must be theirs alone. A plan is kept until the supervisor has sent a message,
-        // if it might die before that.
+        // Dropping the plans closes this process's copies of the supervisors' descriptors. Above
+        // all, only the supervisors may have the locks. A plan is kept if the supervisor might die
+        // before its first message.
         let may_die = retries > 0 && (os::forks_are_lean() || os::forks_whole_because().is_some());
         let services = plans.into_iter().zip(launched);
         services
@@ -160,14 +162,14 @@ impl Service {
             .collect()
     }
 
-    /// The supervisor died without a word. Where it was forked without most of this process's
-    /// memory, it may have needed that: the dynamic linker, a preloaded library or a sanitizer has
-    /// data anywhere. Then this start, and all later ones, fork everything. Where they do so
+    /// The supervisor died without a message. If it was forked without most of this process's
+    /// memory, it may have needed that: a dynamic linker, a preloaded library or a sanitizer has
+    /// its data anywhere. Then this start and all later ones fork everything. If they do so
     /// already, the start is tried again: under AddressSanitizer about one supervisor in 400 dies
     /// on a busy machine.
     fn start_whole(&mut self) -> Option<Result<(), SpawnFailure>> {
         let plan = self.plan.take()?;
-        if !self.registration.claim() {
+        if !self.registration.take() {
             return None;
         }
         let _ = self.finish();
@@ -193,8 +195,8 @@ impl Service {
         Ok(service)
     }
 
-    /// Whether the program has been executed, which takes as long as the kernel takes to load it.
-    /// After an error nothing is left.
+    /// Whether the program has been executed. Loading it takes the kernel a moment. After an error
+    /// nothing is left.
     pub(crate) fn has_started(&mut self) -> Result<bool, SpawnFailure> {
         self.pump();
         if self.pid != 0 {
@@ -230,17 +232,17 @@ impl Service {
             },
             None => return Ok(false),
         };
-        if self.registration.claim() {
-            // The failure of the start explains more.
+        if self.registration.take() {
+            // The error of the start says more than one from here would.
             let _ = self.finish();
         }
         Err(failure)
     }
 
-    /// Whether the end of the process, or of the service's test, has ended it. Then the supervisor
-    /// removes the directory.
+    /// Whether the end of the process, or of the service's test, has ended the service. In that
+    /// case the supervisor removes the directory.
     pub(crate) fn ended_elsewhere(&self) -> bool {
-        self.owner == std::process::id() && !self.registration.claim()
+        self.owner == std::process::id() && !self.registration.take()
     }
 
     /// The service's process id.
@@ -265,19 +267,19 @@ impl Service {
         self.state.empty || self.state.closed
     }
 
-    /// Asks to be woken by new output, from now on until it has come once.
+    /// Asks to be woken once, by the next new output.
     pub(crate) fn arm_output(&mut self) {
         self.state.output = false;
         self.send([message::ARM, 0, 0, 0, 0, 0, 0, 0]);
     }
 
-    /// Forgets that there was new output: an earlier wait asked for it.
+    /// Forgets that there was new output, which an earlier wait had asked for.
     pub(crate) fn forget_output(&mut self) {
         self.state.output = false;
     }
 
-    /// Waits until everything that the service has printed so far is in the log. That takes
-    /// microseconds; a supervisor that is stopped is not waited for.
+    /// Waits until the log has everything that the service has printed so far. That takes
+    /// microseconds. A supervisor that is stopped is not waited for.
     pub(crate) fn sync_output(&mut self) {
         self.send([message::SYNC, 0, 0, 0, 0, 0, 0, 0]);
         let deadline = Instant::now() + Duration::from_secs(1);
@@ -291,8 +293,8 @@ impl Service {
         }
     }
 
-    /// Sleeps until something happens to the service, or one of these descriptors becomes readable,
-    /// but no longer than this.
+    /// Sleeps until something happens to the service or one of these descriptors becomes readable,
+    /// but no longer than `timeout`.
     pub(crate) fn wait_event(&mut self, others: &[RawFd], timeout: Duration) {
         if self.state.output || self.state.closed {
             if self.state.closed {
@@ -310,8 +312,8 @@ impl Service {
         self.pump();
     }
 
-    /// The descriptor that becomes readable when something happens; `None` when something has
-    /// happened already that has not been read.
+    /// The descriptor that becomes readable when something happens. `None` if something has
+    /// happened already and has not been read.
     pub(crate) fn events(&self) -> Option<RawFd> {
         (!self.state.output && !self.state.closed).then(|| self.control.as_raw_fd())
     }
@@ -329,7 +331,7 @@ impl Service {
         };
         if !os::signal_tree(self.worker, number) {
             self.send([message::SIGNAL, number, 0, 0, 0, 0, 0, 0]);
-            // Whose answer comes after the signal.
+            // The supervisor answers after it has sent the signal.
             self.sync_output();
         }
     }
@@ -339,14 +341,14 @@ impl Service {
         self.send([message::SIGNAL, signal, 0, 0, 0, 0, 0, 0]);
     }
 
-    /// Makes the service the run's: its state file gets its published name, and from that moment on
-    /// the end of the runner ends the service, and no longer the end of this process. The
-    /// supervisor does both on one message. So at the death of this process the service is either
-    /// still its own, and goes, or already the run's, and stays.
+    /// Makes the service the run's. Its state file gets its published name; from then on the
+    /// service ends with the runner, and no longer with this process. The supervisor does both on
+    /// one message. So if this process dies, the service is either still its own, and ends, or
+    /// already the run's, and stays.
     pub(crate) fn publish(&mut self) -> io::Result<()> {
-        // First of all: if this process ends on another thread, it must not end a service that is
-        // about to be the run's, nor wait for it.
-        if !self.registration.claim() {
+        // This comes first. If this process ends on another thread, it must neither end nor wait
+        // for a service that is about to be the run's.
+        if !self.registration.take() {
             return Err(io::Error::other("this process is about to end"));
         }
         self.send([message::PUBLISH, 0, 0, 0, 0, 0, 0, 0]);
@@ -354,7 +356,7 @@ impl Service {
             self.poll(None);
             match self.receive()? {
                 Some([message::PUBLISHED, 0, ..]) => {
-                    // From now on this process has nothing to do with it.
+                    // From now on the service does not concern this process.
                     self.state.reaped = true;
                     return Ok(());
                 }
@@ -370,7 +372,7 @@ impl Service {
 
     /// Asks for the end of the service without waiting for it; [`stop`](Service::stop) waits.
     pub(crate) fn ask_to_stop(&mut self, policy: StopPolicy) {
-        if self.owner == std::process::id() && !self.state.reaped && self.registration.claim() {
+        if self.owner == std::process::id() && !self.state.reaped && self.registration.take() {
             self.send(stop_message(policy, false));
             wake(self.guard);
         }
@@ -378,8 +380,9 @@ impl Service {
 
     /// Ends the service, and returns when nothing is left of it.
     pub(crate) fn stop(&mut self, policy: StopPolicy) -> io::Result<()> {
-        if self.owner != std::process::id() || !self.registration.claim() {
-            // A fork's copy; or the process is at its end, and `exit` does this already.
+        if self.owner != std::process::id() || !self.registration.take() {
+            // This is a fork's copy; or the process is at its end, and `exit` already ends the
+            // service.
             self.state.closed = true;
             self.state.empty = true;
             self.state.reaped = true;
@@ -388,11 +391,12 @@ impl Service {
         if self.state.reaped {
             return Ok(());
         }
-        // Where it has been asked before, that does no harm: it can only become shorter.
+        // A second order does no harm: it can only shorten the grace.
         self.ask_to_stop(policy);
         self.pump();
         if self.pid == 0 && !self.state.closed {
-            // The worker waits until the kernel has loaded the program, and hears nothing.
+            // Until the kernel has loaded the program, the worker waits for that and reads no
+            // message.
             os::abort_start(self.guard.as_raw());
         }
         let deadline = Instant::now() + policy.grace.min(LONGEST_GRACE) + MARGIN + self.slow_end;
@@ -407,15 +411,15 @@ impl Service {
         self.finish()
     }
 
-    /// When the worker is gone: waits for the guard, which holds the locks as well and has the last
-    /// proof that nothing is left. If both were killed, processes that carry the service's mark are
-    /// ended from here.
+    /// After the end of the worker, waits for the guard: the guard holds the locks as well, and has
+    /// the last proof that nothing is left. If both were killed, ends the processes with the
+    /// service's mark from here.
     fn finish(&mut self) -> io::Result<()> {
         let empty = std::mem::replace(&mut self.state.empty, true);
         self.state.closed = true;
         self.state.reaped = true;
         if !empty {
-            // The worker may live, and only the talk with it be at an end: then this tells it to
+            // The worker may live even if its socket is closed or broken; this call tells it to
             // end.
             raw_socket::hang_up(&self.control);
         }
@@ -444,7 +448,7 @@ impl Service {
         )
     }
 
-    /// How the guard ended. `None` when it has not within a time that is more than enough.
+    /// The guard's exit. `None` if it has not ended within a time that is more than enough.
     fn reap_guard(&mut self, soon: bool) -> Option<WaitStatus> {
         wake(self.guard);
         wait_for(
@@ -482,16 +486,16 @@ impl Service {
         }
     }
 
-    /// One message, if there is one. Notes the end of the conversation.
+    /// Reads one message, if there is one. Notes the end of the conversation.
     fn receive(&mut self) -> io::Result<Option<Message>> {
         if self.state.closed {
             return Ok(None);
         }
         match self.inbox.receive(self.control.as_raw_fd(), false) {
             Received::Message(message) => Ok(Some(message)),
-            // A look at the guard costs a system call, so not each time.
-            Received::Nothing if self.state.is_time_to_look() && has_exited(self.guard) => {
-                // Its last messages may have come since.
+            // A check of the guard costs a system call, so it is not made each time.
+            Received::Nothing if self.state.is_time_to_poll() && has_exited(self.guard) => {
+                // The worker's last messages may have come in between.
                 match self.inbox.receive(self.control.as_raw_fd(), false) {
                     Received::Message(message) => Ok(Some(message)),
                     _ => self.closed(),
@@ -508,7 +512,7 @@ impl Service {
     }
 
     fn send(&mut self, message: Message) {
-        // Fails only when the worker is gone, which `receive` notices.
+        // This fails only if the worker is gone, which `receive` notices.
         message::send(self.control.as_raw_fd(), message);
     }
 
@@ -521,7 +525,7 @@ impl Service {
 struct LaunchResources<'a> {
     plan: &'a Plan,
     mapping: Mapping,
-    /// Dropped before the socket that it knows.
+    /// Dropped before the socket whose number it holds.
     registration: Registration,
     /// This side's end of the socket.
     ours: OwnedFd,
@@ -535,7 +539,8 @@ impl LaunchResources<'_> {
         let (ours, control) = raw_socket::pair(os::CONTROL).map_err(failed(Call::Socketpair))?;
         let this_process = os::this_process().map_err(failed(Call::PidfdOpen))?;
         let mut theirs = Vec::new();
-        // The supervisor puts /dev/null on 0 to 2, so all that it keeps must lie above.
+        // The supervisor puts /dev/null on 0 to 2, so every descriptor that it keeps must lie
+        // above.
         let mut lift = |fd: RawFd| -> Result<RawFd, SpawnFailure> {
             if fd > 2 {
                 return Ok(fd);
@@ -588,14 +593,15 @@ impl LaunchResources<'_> {
         Ok(LaunchResources {
             plan,
             mapping,
-            // Before the fork: at no moment is there a supervisor that `exit` does not know of.
+            // This comes before the fork, so that `exit` knows of the supervisor from its first
+            // moment.
             registration: exit::register(ours.as_raw_fd(), &plan.id, plan.stop, plan.test),
             ours,
             _theirs: theirs,
         })
     }
 
-    /// The supervisor is there.
+    /// From here on the supervisor exists.
     fn leave(self, guard: Pid) -> Service {
         self.registration.set_guard(guard.as_raw());
         Service {
@@ -618,8 +624,8 @@ impl LaunchResources<'_> {
     }
 }
 
-/// Opens the FIFO of each needed service, and makes it where this is the first service that needs
-/// it. See `ending.rs`.
+/// Opens the FIFO of each needed service. The first service that needs another one makes that FIFO.
+/// See `ending.rs`.
 fn needs(dirs: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
     let mut fds = Vec::new();
     for dir in dirs {
@@ -630,8 +636,7 @@ fn needs(dirs: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
             Err(Errno::ENOENT) => continue,
             Err(errno) => return Err(errno.into()),
         }
-        // For both directions: a FIFO without a reader cannot be opened for writing alone without
-        // waiting.
+        // Opened for both directions: opening a FIFO only for writing waits for a reader, or fails.
         let options = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let file = OpenOptions::new()
             .read(true)
@@ -640,7 +645,7 @@ fn needs(dirs: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
             .open(&path);
         match file {
             Ok(file) => fds.push(file.into()),
-            // Its directory was removed in between.
+            // The directory was removed in between.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => return Err(error),
         }
@@ -660,7 +665,7 @@ impl Drop for Service {
             };
             let _ = self.stop(policy);
         }
-        self.registration.claim();
+        self.registration.take();
         if self.registration.is_ours() || self.owner != std::process::id() {
             // SAFETY: dropped here and nowhere else, and not used again.
             unsafe { ManuallyDrop::drop(&mut self.control) };
@@ -668,16 +673,17 @@ impl Drop for Service {
     }
 }
 
-/// A guard that was stopped (SIGSTOP) would be waited for in vain; once it goes on, it continues a
-/// worker that was stopped as well. Only for a guard that has not been waited for yet: its process
-/// id is still its own.
+/// A stopped guard (SIGSTOP) would be waited for in vain; once it goes on, it continues a stopped
+/// worker as well. This is only for a guard that has not been waited for yet: until then its
+/// process id is still its own.
 fn wake(guard: Pid) {
     let _ = nix::sys::signal::kill(guard, nix::sys::signal::Signal::SIGCONT);
 }
 
 /// Whether the guard has exited, which it does by itself only when it has no child left. That ends
-/// a conversation, even if the kernel refuses to give its messages. A guard that a signal has ended
-/// proves nothing: its worker may live. Neither does an error: other code may have waited for it.
+/// the conversation, even if the kernel refuses to deliver its messages. A guard that was killed by
+/// a signal proves nothing: its worker may live. An error proves nothing either: other code may
+/// have waited for the guard.
 fn has_exited(guard: Pid) -> bool {
     // SAFETY: the status goes into a local variable, and WNOWAIT leaves it with the kernel.
     unsafe {
@@ -688,8 +694,8 @@ fn has_exited(guard: Pid) -> bool {
     }
 }
 
-/// Waits for the guard, until it ends or until this time. `None` when the time has come. Still
-/// alive when other code has waited for it, or when the call is forbidden or interrupted each time.
+/// Waits for the guard, but no longer than until this time. `None` once the time has come. `Alive`
+/// if other code has waited for it, or if the call is forbidden or interrupted each time.
 fn wait_for(guard: Pid, deadline: Option<Instant>) -> Option<WaitStatus> {
     let flags = match deadline {
         Some(_) => os::WAIT | WaitPidFlag::WNOHANG,
@@ -713,8 +719,8 @@ fn wait_for(guard: Pid, deadline: Option<Instant>) -> Option<WaitStatus> {
     }
 }
 
-/// At the end of the process: waits until the supervisor behind this socket has finished. It does
-/// so by itself after the grace. If guard and worker were both killed, this ends the processes with
+/// At the end of the process: waits until the supervisor behind this socket has finished, which it
+/// does by itself after the grace. If guard and worker were both killed, ends the processes with
 /// the service's mark.
 pub(super) fn await_end(control: RawFd, guard: i32, service: i32, id: &str) {
     if guard > 0 {

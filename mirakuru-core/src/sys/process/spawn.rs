@@ -19,8 +19,7 @@ use super::tools::{errno, now_ms, write_digits};
 
 // ----------------------------------------------------------------------------------------- service
 
-/// Becomes the service. Returns only where that fails: how far it came, a `STAGE_*`, and the error
-/// number.
+/// Becomes the service. Returns only if that fails: the stage, a `STAGE_*`, and the error number.
 pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
     // SAFETY: the arena's strings, lists and descriptors are valid.
     unsafe {
@@ -28,8 +27,8 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
         if a.umask >= 0 {
             libc::umask(a.umask as libc::mode_t);
         }
-        // Groups first, the user last: each step may take away the privilege that the one before
-        // needs.
+        // Groups come first and the user last, because each step may take away the privilege that
+        // the one before needs.
         if a.group_count >= 0 && os::set_groups(a.group_count as usize, a.groups) != 0 {
             return (STAGE_GROUPS, errno());
         }
@@ -39,8 +38,8 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
         if a.uid >= 0 && os::set_uid(a.uid as libc::uid_t) != 0 {
             return (STAGE_UID, errno());
         }
-        // After the change of user, which clears it; and with a check of the parent, which may have
-        // died before.
+        // This comes after the change of user, which clears it. The parent may have died before, so
+        // it is checked after.
         os::tie_to_parent();
         if libc::getppid() != a.worker {
             libc::_exit(127);
@@ -54,8 +53,8 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
                 return (STAGE_SUPERVISOR, errno());
             }
         }
-        // All of these lie above the places that they go to (`lift_listeners`). The copies stay
-        // open when the program is executed.
+        // All of these lie above the places that they go to (`lift_listeners`). `dup2` leaves the
+        // copies open when the program is executed.
         for at in 0..a.listen_count {
             if libc::dup2(*a.listen.add(at), 3_i32.wrapping_add(at as c_int)) < 0 {
                 return (STAGE_SUPERVISOR, errno());
@@ -79,8 +78,9 @@ unsafe fn unblock_signals() {
     }
 }
 
-/// Executes a program as `execvp` does: the first directory that has it wins, and "permission
-/// denied" is the error only if none has. Returns where that fails, with the error number.
+/// Executes a program as `execvp` does. The first directory that has it wins. "Permission denied"
+/// is the error only if no directory has a program that may run. Returns the error number if that
+/// fails.
 unsafe fn execute(words: &Words, envp: *const *const c_char) -> i32 {
     // SAFETY: the lists end with null pointers, and the strings with zero bytes.
     unsafe {
@@ -92,8 +92,8 @@ unsafe fn execute(words: &Words, envp: *const *const c_char) -> i32 {
             loop {
                 libc::execve(*candidate, words.argv, envp);
                 error = errno();
-                // A file that was only just written may still be open for writing in another
-                // process that has forked and not yet executed: that passes in a moment.
+                // A file that was just written may still be open for writing in a process that has
+                // forked and not yet executed. That passes in a moment.
                 if error != libc::ETXTBSY || tries >= 20 {
                     break;
                 }
@@ -111,7 +111,7 @@ unsafe fn execute(words: &Words, envp: *const *const c_char) -> i32 {
     }
 }
 
-/// Makes the service's standard streams, all above 2: pipes for those that go into the log,
+/// Makes the service's standard streams, all above 2: pipes for those that go into the log, and
 /// `/dev/null` for those without a target.
 pub(super) unsafe fn open_streams(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<(), Call> {
     // SAFETY: plain system calls; the descriptors end with this process, or are handed to the
@@ -126,7 +126,8 @@ pub(super) unsafe fn open_streams(a: &mut Arena, pipes: &mut [i32; 2]) -> Result
                 if os::pipe(&mut ends) != 0 {
                     return Err(Call::Pipe);
                 }
-                // A supervisor that waited for output would do nothing else.
+                // Without this flag the supervisor could wait for output and neglect everything
+                // else.
                 if libc::fcntl(ends[0], libc::F_SETFL, libc::O_NONBLOCK) != 0 {
                     return Err(Call::Nonblock);
                 }
@@ -155,8 +156,8 @@ pub(super) unsafe fn close_streams(a: &Arena) {
     }
 }
 
-/// Moves the sockets that the service is to inherit above all places where it is to find them, so
-/// that putting one into its place never overwrites another.
+/// Moves the sockets that the service inherits above all of their places, so that no socket
+/// overwrites another on its way to its place.
 pub(super) unsafe fn lift_listeners(a: &mut Arena) -> Result<(), Call> {
     // SAFETY: `listen` has `listen_count` entries; the descriptors are this process's own copies.
     unsafe {
@@ -185,21 +186,22 @@ pub(super) unsafe fn close_listeners(a: &Arena) {
 
 // -------------------------------------------------------------------------------------- at the end
 
-/// How long one run of the command at the end may take.
+/// The time limit for one run of the command at the end.
 const ON_END_MS: i64 = 10_000;
-/// Between the two runs.
+/// The pause between the two runs.
 const ON_END_AGAIN_MS: i64 = 500;
-/// How long both runs can take, for a process that waits for them.
+/// The longest time that both runs can take, for a process that waits for them.
 pub(super) const ON_END_TAKES_MS: u64 = 2 * ON_END_MS as u64 + ON_END_AGAIN_MS as u64 + 500;
 
-/// Runs the recipe's command at the end of the service, if there is one: when the tree is gone, and
-/// before its directory is removed. It cleans up things that are not descendants of the service,
-/// such as a container of a daemon.
+/// Runs the recipe's command at the end of the service, if there is one: after the tree has ended,
+/// and before the directory is removed. It cleans up things that are not descendants of the
+/// service, such as a container of a daemon.
 ///
-/// Runs it twice. A daemon may still work on the last request of a client that was killed, so that
-/// the first run finds nothing yet.
+/// Runs it twice. A daemon may still work on the last request of a client that was killed, so the
+/// first run may find nothing yet.
 ///
-/// The kernel must keep exit statuses again; `kill` ends what the command has started.
+/// The kernel must keep exit statuses again. `kill` ends the processes that the command has
+/// started.
 pub(super) unsafe fn run_on_end(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Arena)) {
     if a.on_end.candidates.is_null() {
         return;
@@ -247,8 +249,8 @@ unsafe fn run_once(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Aren
                 events: libc::POLLIN,
                 revents: 0,
             };
-            // A descendant may keep the pipe open, or the command close it: neither says that it
-            // has ended.
+            // A descendant may keep the pipe open, or the command may close it. So the end of the
+            // pipe does not say that the command has ended.
             let pipe_is_open = output.pipes[1] >= 0;
             libc::poll(&mut fd, libc::nfds_t::from(pipe_is_open), 2);
             output.take_turn(&mut a.buffer, 1);
@@ -277,7 +279,8 @@ unsafe fn run_once(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Aren
     }
 }
 
-/// Becomes the command at the end. The supervisor sleeps meanwhile, or has a copy of this memory.
+/// Becomes the command at the end. Meanwhile the supervisor sleeps, or this process has a copy of
+/// its memory.
 unsafe extern "C" fn at_end(argument: *mut c_void) -> c_int {
     // SAFETY: the arena's strings and descriptors are valid.
     unsafe {
@@ -297,9 +300,9 @@ unsafe extern "C" fn at_end(argument: *mut c_void) -> c_int {
 
 // ------------------------------------------------------------------------------------------- tools
 
-/// Sets every signal back to its default. The service must not inherit the signals that the test
-/// process, a shell's background job or Rust's runtime (SIGPIPE) ignore, and a wait for children
-/// needs SIGCHLD not to be ignored.
+/// Sets every signal back to its default. The service must not inherit ignored signals from the
+/// test process, a shell's background job or Rust's runtime (SIGPIPE). And a process that waits for
+/// children must not ignore SIGCHLD.
 pub(super) unsafe fn reset_signals() {
     for signal in 1..=64 {
         // SAFETY: the default action has no handler. libc refuses its own two signals and SIGKILL
@@ -309,7 +312,7 @@ pub(super) unsafe fn reset_signals() {
 }
 
 /// Puts `/dev/null` on 0, 1 and 2, which may still be streams of the test process: a runner that
-/// reads the test's output would wait for them. The service's descriptors are kept elsewhere
+/// reads the test's output would wait for them. The service's descriptors lie elsewhere
 /// (`Mapping::set_descriptors`).
 pub(super) unsafe fn null_standard_streams() -> Result<(), Call> {
     // SAFETY: plain system calls.

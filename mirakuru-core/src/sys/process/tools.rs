@@ -7,13 +7,13 @@ use super::calls::Call;
 use super::message::{FAILED, STAGE_SUPERVISOR, send};
 pub(super) use crate::sys::errno;
 
-/// Tells the test process that the service could not be started: how far it came, a `STAGE_*`, and
-/// the error number.
+/// Tells the test process that the service could not be started: the stage, a `STAGE_*`, and the
+/// error number.
 pub(super) fn fail(control: i32, stage: i32, errno: i32) {
     send(control, [FAILED, stage, errno, 0, 0, 0, 0, 0]);
 }
 
-/// The same of a call of the supervisor's own.
+/// The same for a failed call of the supervisor's own.
 pub(super) fn fail_call(control: i32, call: Call, errno: i32) {
     send(
         control,
@@ -38,8 +38,7 @@ pub(super) fn now_ms() -> i64 {
     now_ns() / 1_000_000
 }
 
-/// Writes a number and a zero byte, over a value that has more bytes than any process id has
-/// digits.
+/// Writes a number and a zero byte over a value that is longer than any process id.
 pub(super) unsafe fn write_digits(to: *mut c_char, number: i32) {
     let mut divisor = 1_000_000_000_i32;
     let mut to = to;

@@ -26,7 +26,7 @@ use crate::sys::clock_ns;
 /// How long the supervisor may take beyond the grace.
 const MARGIN: Duration = Duration::from_secs(30);
 
-/// This process as a user of one service, until this is dropped.
+/// This process's use of one service; dropping it ends the use.
 #[derive(Debug)]
 pub(crate) struct User {
     slot: &'static Slot<Use>,
@@ -34,9 +34,9 @@ pub(crate) struct User {
 
 #[derive(Debug)]
 struct Use {
-    /// The write end; -1 when this process uses the service no longer.
+    /// The write end; -1 once this process no longer uses the service.
     writer: AtomicI32,
-    /// A read end that was opened first, so that it sees the hang-up.
+    /// A read end, opened before the write end, so that it sees the hang-up.
     reader: AtomicI32,
     /// The supervisor has this file locked until nothing is left of the service.
     lock: AtomicI32,
@@ -46,12 +46,12 @@ struct Use {
 static SLOTS: Slots<Use> = Slots::new();
 
 impl User {
-    /// Becomes a user of the service whose FIFO and lock these are. The FIFO is made where it is
-    /// missing; the lock must be there.
+    /// Becomes a user of the service with this FIFO and lock. Makes the FIFO if it is missing; the
+    /// lock must exist.
     ///
     /// # Errors
     ///
-    /// What the operating system says; `NotFound` when the directory or the lock has gone.
+    /// The error of the operating system; `NotFound` if the directory or the lock is gone.
     pub(crate) fn join(fifo: &Path, lock: &Path, grace: Duration) -> io::Result<User> {
         match mkfifo(fifo, Mode::S_IRUSR | Mode::S_IWUSR) {
             Ok(()) | Err(Errno::EEXIST) => {}
@@ -81,7 +81,7 @@ impl User {
     ///
     /// # Errors
     ///
-    /// When there are too many descriptors, or this process is at its end.
+    /// If there are too many descriptors, or this process is at its end.
     pub(crate) fn reader(&self) -> io::Result<OwnedFd> {
         let reader = self.slot.reader.load(Ordering::SeqCst);
         // SAFETY: the call takes numbers; the copy is owned by nobody else.
@@ -94,7 +94,7 @@ impl User {
 
 impl Drop for User {
     fn drop(&mut self) {
-        // Otherwise this process is at its end, and the descriptors are in use there.
+        // If that fails, this process is at its end, and the descriptors are in use there.
         if let Some(writer) = owned(&self.slot.writer) {
             drop((writer, owned(&self.slot.reader), owned(&self.slot.lock)));
             self.slot.release();
@@ -166,7 +166,7 @@ mod tests {
         drop(one);
         assert!(!is_hung_up(&reader));
         drop(other);
-        // Another test's fork may have a copy of the write end for a moment.
+        // A fork of another test may have a copy of the write end for a moment.
         let deadline = std::time::Instant::now() + Duration::from_secs(20);
         while !is_hung_up(&reader) {
             assert!(std::time::Instant::now() < deadline, "nobody uses it");

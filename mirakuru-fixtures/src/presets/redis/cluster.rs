@@ -88,9 +88,9 @@ pub(super) fn ready(masters: usize, nodes: usize, password: Option<&str>) -> [Ch
     let check = |sentence: &str, step: fn(&mut Connection, usize, usize) -> io::Result<bool>| {
         let password = password.map(str::to_owned);
         Check::new(sentence, move |probe: &Probe<'_>| {
-            const LOOK: Duration = Duration::from_millis(100);
+            const POLL: Duration = Duration::from_millis(100);
             let port = probe.port().ok_or(io::ErrorKind::InvalidInput)?;
-            let within = LOOK.max(probe.remaining());
+            let within = POLL.max(probe.remaining());
             let mut connection = Connection::open(([127, 0, 0, 1], port).into(), within)?;
             authenticate(&mut connection, None, password.as_deref())?;
             step(&mut connection, masters, nodes)

@@ -1,4 +1,4 @@
-//! Signals for a process that is surely the one that is meant.
+//! Sends signals by pidfd, so that a reused process id is never hit.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -8,8 +8,9 @@ use once_cell::sync::Lazy;
 
 use super::{memory, os};
 
-/// Whether processes are known by their numbers alone: valgrind 3.19 does not know `pidfd_open`.
-/// The test process finds out before it makes a supervisor, which inherits the answer.
+/// Whether pidfds are missing, so that processes are known by their numbers alone. valgrind 3.19
+/// does not know `pidfd_open`. The test process finds out before it makes a supervisor, which
+/// inherits the answer.
 pub(crate) fn pidfds_are_missing() -> bool {
     static MISSING: Lazy<bool> = Lazy::new(|| {
         let unknown = |e: io::Error| e.raw_os_error() == Some(libc::ENOSYS);
@@ -18,7 +19,7 @@ pub(crate) fn pidfds_are_missing() -> bool {
     *MISSING
 }
 
-/// A pidfd of this process, if there are any.
+/// A pidfd of this process, if the system has pidfds.
 pub(super) fn of_this_process() -> io::Result<Option<OwnedFd>> {
     match pidfds_are_missing() {
         true => Ok(None),
@@ -27,9 +28,9 @@ pub(super) fn of_this_process() -> io::Result<Option<OwnedFd>> {
 }
 
 /// Signals a process if it is one of ours, and says whether it is. A pidfd names one process for
-/// ever: the answer that is given after it was opened holds for the process that is signalled.
-/// Without pidfds, the number could be another process's by then only if all others were used in
-/// between.
+/// ever. So the answer, given after the pidfd was opened, holds for the process that gets the
+/// signal. Without pidfds another process could have the number by then, but only after all other
+/// numbers were used in between.
 ///
 /// # Safety
 ///

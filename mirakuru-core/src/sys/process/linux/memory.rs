@@ -21,9 +21,9 @@
 //!
 //! If another thread forked in that moment, its child would lack this memory. So a `pthread_atfork`
 //! handler holds back `fork` of libc until the marks are off again. `vfork`, `posix_spawn` and
-//! threads share memory rather than copying it and are not concerned. Two cases are left: a raw
-//! `clone` system call without `CLONE_VM` by another thread, and a mapping that `mremap` moves
-//! within that moment, which keeps its mark.
+//! threads are not concerned: they share memory and copy none. Two cases are left. Another thread
+//! may make a raw `clone` system call without `CLONE_VM`. And a mapping that `mremap` moves within
+//! that moment keeps its mark.
 
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, c_int, c_void};
@@ -37,8 +37,8 @@ use once_cell::sync::Lazy;
 
 use super::super::arena::page_size;
 
-/// The lock between our forks and everybody else's: a pthread mutex, because the handlers of
-/// `pthread_atfork` lock it in one function and unlock it in another.
+/// The lock between our forks and all others. It is a pthread mutex, because one handler of
+/// `pthread_atfork` locks it and another unlocks it.
 struct ForkLock(UnsafeCell<libc::pthread_mutex_t>);
 
 // SAFETY: a pthread mutex is made to be shared between threads.
@@ -57,14 +57,14 @@ unsafe extern "C" fn unlock() {
     unsafe { libc::pthread_mutex_unlock(FORK_LOCK.0.get()) };
 }
 
-/// To the process, valgrind looks like one of the preloaded libraries.
+/// A process sees valgrind as one of the preloaded libraries.
 pub(super) const VALGRIND: &str = "it runs under valgrind";
 
 /// Set once a lean fork has died.
 static DIED: OnceLock<&'static str> = OnceLock::new();
 
-/// Why supervisors must get all of the memory, if they must: other code that runs after the fork
-/// may need any of it.
+/// Why supervisors must get all of the memory, if they must: other code may run after the fork and
+/// need any part of it.
 pub(super) fn needs_all() -> Option<&'static str> {
     static SHOWN: Lazy<Option<&'static str>> = Lazy::new(|| {
         let preloads = std::env::var_os("LD_PRELOAD").unwrap_or_default();
@@ -87,7 +87,7 @@ pub(super) fn needs_all() -> Option<&'static str> {
     SHOWN.or_else(|| DIED.get().copied())
 }
 
-/// From now on supervisors get all of it.
+/// From now on supervisors get all of the memory.
 pub(super) fn note_need(reason: &'static str) {
     let _ = DIED.set(reason);
 }
@@ -99,8 +99,8 @@ fn has_sanitizer() -> bool {
     names.into_iter().any(is_there)
 }
 
-/// Whether the first call of a function of another library goes through the dynamic linker, which
-/// has its data in anonymous memory.
+/// Whether the first call of another library's function goes through the dynamic linker, whose data
+/// is in anonymous memory.
 #[cfg(target_env = "gnu")]
 fn binds_lazily() -> bool {
     /// One entry of the dynamic section.
@@ -114,14 +114,14 @@ fn binds_lazily() -> bool {
     const FLAGS: usize = 30;
     const FLAGS_1: usize = 0x6fff_fffb;
 
-    /// Called for each object; ends with 1 at the one that this code is in.
-    unsafe extern "C" fn look(info: *mut libc::dl_phdr_info, _: usize, lazy: *mut c_void) -> c_int {
+    /// Called for each loaded object. Returns 1, which ends the walk, at the object with this code.
+    unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _: usize, lazy: *mut c_void) -> c_int {
         // SAFETY: the linker gives the headers of an object that is loaded; `lazy` is a `bool`.
         unsafe {
             let info = &*info;
             let base = info.dlpi_addr as usize;
             let headers = std::slice::from_raw_parts(info.dlpi_phdr, usize::from(info.dlpi_phnum));
-            let here = look as *const () as usize;
+            let here = visit as *const () as usize;
             let is_ours = headers.iter().any(|header| {
                 let start = base.wrapping_add(header.p_vaddr as usize);
                 header.p_type == libc::PT_LOAD && (start..start + header.p_memsz as usize).contains(&here)
@@ -149,7 +149,7 @@ fn binds_lazily() -> bool {
     }
     let mut lazy = false;
     // SAFETY: the function is called before this one returns.
-    unsafe { libc::dl_iterate_phdr(Some(look), (&raw mut lazy).cast()) };
+    unsafe { libc::dl_iterate_phdr(Some(visit), (&raw mut lazy).cast()) };
     lazy && std::env::var_os("LD_BIND_NOW").is_none_or(|value| value.is_empty())
 }
 
@@ -159,9 +159,9 @@ fn binds_lazily() -> bool {
     false
 }
 
-/// Takes the lock that one thread has at a time, asks for ranges of memory, and runs `fork` for
-/// each. With `little`, all other memory but the parts that libc needs is left out of forks
-/// meanwhile.
+/// Takes a lock that one thread has at a time, asks `own` for ranges of memory, and runs `fork` for
+/// each of them. If `little` is set, each fork gets only those ranges and the memory that libc
+/// needs.
 pub(super) fn with_memory(
     little: bool,
     own: impl FnOnce() -> Vec<Range<usize>>,
@@ -246,7 +246,7 @@ fn stack_top() -> Range<usize> {
     here.saturating_sub(STACK_REACH) / page * page..(here + page).next_multiple_of(page)
 }
 
-/// The private anonymous mappings of this process, without those in `keep` and without `.bss`.
+/// The private anonymous mappings of this process, except for `.bss` and the ranges in `keep`.
 fn anonymous_memory(keep: &[Range<usize>]) -> Vec<Range<usize>> {
     let mut maps = String::with_capacity(64 * 1024);
     match File::open("/proc/self/maps").and_then(|mut file| file.read_to_string(&mut maps)) {
@@ -304,8 +304,8 @@ impl Mapping {
     }
 }
 
-/// Adds `range` without the parts that are in `keep`: neighbouring mappings are one line in `maps`,
-/// so that one line often has parts of both kinds.
+/// Adds `range` without the parts that are in `keep`. The kernel merges neighbouring mappings into
+/// one line of `maps`, so one line often has parts of both kinds.
 fn cut(range: Range<usize>, keep: &[Range<usize>], found: &mut Vec<Range<usize>>) {
     let Some((first, others)) = keep.split_first() else {
         if !range.is_empty() {

@@ -24,14 +24,14 @@ use super::{freeze, handle, memory, supervisor, sweep};
 pub(crate) use super::handle::pidfds_are_missing;
 pub(crate) use super::sweep::kill_marked;
 
-// Where user ids once had 16 bits, the calls with the plain names still do.
+// On architectures that once had 16-bit user ids, the calls with the plain names still take those.
 #[cfg(not(any(target_arch = "x86", target_arch = "arm")))]
 use libc::{SYS_setgid as SYS_SETGID, SYS_setgroups as SYS_SETGROUPS, SYS_setuid as SYS_SETUID};
 #[cfg(any(target_arch = "x86", target_arch = "arm"))]
 use libc::{SYS_setgid32 as SYS_SETGID, SYS_setgroups32 as SYS_SETGROUPS, SYS_setuid32 as SYS_SETUID};
 
-// As bare system calls: libc's functions want to change all threads that the *test process* had,
-// and crash.
+// These are bare system calls. libc's functions would try to change all threads that the *test
+// process* had, and crash.
 
 pub(in crate::sys::process) unsafe fn set_groups(count: usize, groups: *const u32) -> i64 {
     // SAFETY: as many groups as the caller says.
@@ -111,9 +111,9 @@ pub(in crate::sys::process) unsafe fn close_at_exec(first: i32) {
     }
 }
 
-/// Makes a child that runs this function with the arena, on the service's stack. It shares the
-/// caller's memory, and the caller sleeps until the child has executed a program or ended: no copy
-/// of page tables, and the child's word comes back through memory.
+/// Makes a child that runs this function with the arena, on the service's stack. The child shares
+/// the caller's memory, so no page tables are copied and its report comes back through memory. The
+/// caller sleeps until the child has executed a program or ended.
 pub(in crate::sys::process) unsafe fn spawn(
     child: unsafe extern "C" fn(*mut c_void) -> c_int,
     a: &mut Arena,
@@ -161,7 +161,7 @@ pub(in crate::sys::process) unsafe fn spawn(
     }
 }
 
-/// Tells the worker why the program was not executed, where the two share no memory.
+/// Reports to the worker why the program was not executed, if the two share no memory.
 pub(super) unsafe fn report_failure(a: &Arena) {
     let failed = [a.failed_stage, a.failed_errno];
     // SAFETY: writes from a local array.
@@ -210,8 +210,8 @@ struct Batch {
     next: *mut Batch,
 }
 
-/// The batches of all threads. The thread that has the lock forks them all, because to leave memory
-/// out of forks costs more than a fork.
+/// The batches of all threads. The thread that has the lock forks all of them, because leaving
+/// memory out of forks costs more than a fork.
 static WAITING: AtomicPtr<Batch> = AtomicPtr::new(ptr::null_mut());
 
 /// Makes a supervisor for each of these. All signals are blocked.
@@ -243,7 +243,8 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
             let mut ranges = Vec::new();
             while let Some(batch) = next.as_mut() {
                 next = batch.next;
-                // A fork of the test process has copies of what its parent's threads wait for.
+                // In a fork of the test process the list holds copies of batches that the parent's
+                // threads wait for.
                 if batch.process == process {
                     ranges.extend(batch.mappings.iter().map(|(range, ..)| range.clone()));
                     waiting.borrow_mut().push(ptr::from_mut(batch));
@@ -265,12 +266,12 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
         // No exit signal: invisible to a `waitpid(-1)` of the test's, which gets no SIGCHLD of it
         // either.
         let mut pid = match whole {
-            // It knows forks, and ends a process that makes another kind of child.
+            // valgrind knows forks, and ends a process that makes another kind of child.
             Some(memory::VALGRIND) => clone(libc::SIGCHLD),
             _ => clone(0),
         };
         if pid < 0 && Errno::last() == Errno::EINVAL {
-            // A user-space emulation of Linux may not know such a child.
+            // A user-space emulation of Linux may not know this kind of child.
             pid = clone(libc::SIGCHLD);
         }
         batch.forked.push(Errno::result(pid).map(Pid::from_raw));
@@ -279,7 +280,7 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
     unsafe { Box::from_raw(mine) }.forked
 }
 
-/// Whether supervisors are forked without most of this process's memory, which may turn out to be a
+/// Whether supervisors are forked without most of this process's memory. That may turn out to be a
 /// mistake.
 pub(in crate::sys::process) fn forks_are_lean() -> bool {
     memory::needs_all().is_none()
@@ -291,18 +292,18 @@ pub(in crate::sys::process) fn may_share() -> bool {
     memory::needs_all() != Some(memory::VALGRIND)
 }
 
-/// From now on they get all of it.
+/// From now on supervisors get all of the memory.
 pub(in crate::sys::process) fn fork_whole(reason: &'static str) {
     memory::note_need(reason);
 }
 
-/// Why they get all of it, if they do.
+/// Why supervisors get all of the memory, if they do.
 pub(crate) fn forks_whole_because() -> Option<&'static str> {
     memory::needs_all()
 }
 
 /// Where the kernel finds this process's command line: fields 48 and 49 of `/proc/self/stat`. Empty
-/// when it does not say, and under valgrind, which counts a write there as an error.
+/// if the kernel does not say, and under valgrind, which reports a write there as an error.
 pub(in crate::sys::process) fn arguments() -> Range<usize> {
     if !may_share() {
         return 0..0;
@@ -327,7 +328,7 @@ pub(in crate::sys::process) fn arguments() -> Range<usize> {
     ARGUMENTS.clone()
 }
 
-/// Sleeps until there is something to read, but no longer than this.
+/// Sleeps until there is something to read, but no longer than `timeout`.
 pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration>) {
     let mut poll = libc::pollfd {
         fd,
@@ -353,8 +354,8 @@ pub(in crate::sys::process) fn abort_start(guard: i32) {
     }
 }
 
-/// For a supervisor that was killed, both its processes in the same instant: this process ends
-/// every process with the service's mark.
+/// The last resort if guard and worker were killed in the same instant: this process ends every
+/// process with the service's mark.
 pub(in crate::sys::process) fn last_resort(id: &str, _supervisor: i32, _service: i32) {
     sweep::kill_marked(&[id]);
 }

@@ -5,37 +5,38 @@
 //! thread-local value but `errno`. Memory that is not in the arena, on a stack of the arena, or in
 //! a file's mapping *is not there*.
 //!
-//! The order in which things happen is the guarantee:
+//! The guarantee rests on the order of events:
 //!
-//! 1. The guard becomes a session leader (the runner's signals to its process group and terminal do
-//!    not reach it) and a subreaper *before* there is a worker; the worker becomes both *before*
-//!    there is a service. So there is no moment at which a descendant could escape upwards. Each of
-//!    the three has a session of its own, so that no signal to a process group reaches two of them.
-//! 2. The worker watches the test process through a pidfd that was opened before the fork: no
-//!    moment at which the test process could die unseen. The socket's end of file says the same,
-//!    but any other fork of the test process may hold a copy of it.
+//! 1. The guard becomes a session leader and a subreaper *before* there is a worker; the worker
+//!    becomes both *before* there is a service. So at no moment can a descendant escape upwards. As
+//!    a session leader, the guard is out of reach of the runner's signals to its process group and
+//!    terminal. Guard, worker and service each have a session, so that no signal to a process group
+//!    reaches two of them.
+//! 2. The worker watches the test process through a pidfd that was opened before the fork, so the
+//!    test process cannot die unseen. The end of file of the socket is not enough: another fork of
+//!    the test process may hold a copy of that.
 //! 3. The service asks for SIGKILL at its parent's death first and checks its parent second.
-//! 4. To stop: the phases of `ending.rs`; then the kill, until nothing is left; then the last words
-//!    of output into the log; then the recipe's command at the end; then the last word to the test
-//!    process; then the end.
+//! 4. A stop goes through the phases of `ending.rs`, then kills until nothing is left. After that
+//!    the supervisor moves the last output into the log, runs the recipe's command at the end,
+//!    sends the last message to the test process, and ends.
 //! 5. Each call that this rests on is checked, or tried once, before there is a service
-//!    (`calls.rs`). A start fails where one of them does.
+//!    (`calls.rs`). If one of them fails, the start fails.
 //!
-//! Guard and worker are each other's insurance: the worker polls a pidfd of the guard, and the
-//! guard gets SIGCHLD for the worker (it continues a stopped one). If one dies, the other kills the
-//! tree.
+//! Guard and worker watch each other: the worker polls a pidfd of the guard, and the guard gets
+//! SIGCHLD for the worker (and continues a worker that was stopped). If one dies, the other kills
+//! the tree.
 //!
-//! They are two processes in *one memory* (`CLONE_VM`): a second copy of it would take as long as
-//! the first, to make and to take down, and as much room. Two rules follow:
+//! The two share *one memory* (`CLONE_VM`). A second copy would take as long to make and to take
+//! down as the first, and as much room. Two rules follow:
 //!
-//! * A SIGKILL takes one of them: a signal kills a process, and each has its own descriptors and
-//!   signals. The exception is a machine that runs out of memory: the kernel then kills every
+//! * A SIGKILL ends only one of them: a signal kills a process, and each has its own descriptors
+//!   and signals. The exception is a machine that runs out of memory: there the kernel kills every
 //!   process that shares the victim's memory. It chooses the largest process, and this is the
-//!   smallest. If it is chosen all the same, the mark is left (`sweep`).
-//! * While there is a worker, the memory is the worker's. From its start to its end the guard uses
-//!   its own stack, reads only the list of locks, which is never written, and makes no call that
-//!   fails: they share one `errno`.
-//! * They have one command line between them, and two names.
+//!   smallest. If it chooses this one all the same, the mark is left (`sweep`).
+//! * While there is a worker, the memory is the worker's. From the worker's start to its end the
+//!   guard uses its own stack and reads only the list of locks, which is never written. The guard
+//!   makes no call that fails in that time, because the two share one `errno`.
+//! * They share one command line, but each has its own name.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::mem;
@@ -64,8 +65,8 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
     // SAFETY: the arena is mapped in this process, and no other code uses it.
     unsafe {
         let a = &mut *argument.cast::<Arena>();
-        // First of all: a listener or a lock that a test closes in this moment is open here as long
-        // as this takes.
+        // This comes first: until then, this process holds copies of a listener or a lock that a
+        // test may close at this moment.
         let can_share = os::close_all_but(a.keep, a.keep_count) && a.may_share;
         if let Err(call) = prepare_guard(a) {
             fail_call(a.control, call, errno());
@@ -88,15 +89,17 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
             );
         }
         if worker < 0 {
-            // Emulators of Linux in user space may know processes and threads, and nothing between.
+            // Emulators of Linux in user space may support processes and threads, but not two
+            // processes in one memory.
             worker = libc::clone(self::worker, worker_stack, libc::SIGCHLD, argument);
         }
         if worker < 0 {
             fail_call(control, Call::Clone, errno());
             return 1;
         }
-        // The socket must be the worker's alone: its end of file tells the test process that the
-        // worker is gone. The locks stay open here as well: they are free when both are gone.
+        // Only the worker may have the socket: its end of file tells the test process that the
+        // worker is gone. The locks stay open here as well, so they are free only when both are
+        // gone.
         os::close_all_but(locks, lock_count);
         let clean = guard_looks_after(worker);
         // From here on the memory is this process's alone.
@@ -116,7 +119,7 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
     }
 }
 
-/// All that must hold before there is a worker.
+/// The calls that must succeed before there is a worker.
 unsafe fn prepare_guard(a: &mut Arena) -> Result<(), Call> {
     // SAFETY: plain system calls.
     unsafe {
@@ -136,7 +139,7 @@ unsafe fn prepare_guard(a: &mut Arena) -> Result<(), Call> {
             a.guard_pidfd = libc::syscall(libc::SYS_pidfd_open, a.guard, 0) as i32;
             check(a.guard_pidfd, Call::PidfdOpen)?;
         }
-        // Calls that are first needed when it is too late to report a failure.
+        // Tries calls whose first real use comes too late to report a failure.
         let nobody = tree::has_children();
         check(if nobody == Some(false) { 0 } else { -1 }, Call::Wait)?;
         let not_mine = !tree::is_my_child(a.guard) && errno() == libc::ECHILD;
@@ -156,8 +159,8 @@ unsafe fn kill_children(a: &mut Arena) {
     unsafe { tree::kill_all(0, &mut a.pids) };
 }
 
-/// Sleeps until the worker ends; continues it where it was stopped. Says whether it had done its
-/// work.
+/// Sleeps until the worker ends, and continues it if it is stopped. Says whether the worker had
+/// done its work.
 unsafe fn guard_looks_after(worker: i32) -> bool {
     let mut errors = 0_u32;
     // SAFETY: statuses go into local variables.
@@ -196,15 +199,15 @@ struct Worker<'a> {
     inbox: Inbox,
     output: Output,
     ending: Ending,
-    /// When the stop signal was sent, in the kernel's ticks.
+    /// The time of the stop signal, in the kernel's ticks.
     asked_at: i64,
-    /// Its main process has not been waited for yet.
+    /// The main process has not been waited for yet.
     main_alive: bool,
-    /// No other process will remove the private directory.
+    /// The test process is gone, so this process removes the private directory.
     clean_up: bool,
     /// The test process ended in the middle of a test, and never reported success.
     keep_log: bool,
-    /// It is the run's: it does not end with the test process, but with the runner.
+    /// The service belongs to the run: it ends with the runner, not with the test process.
     published: bool,
     /// How the main process ended, and when. "Killed" until its exit has been seen.
     status: i32,
@@ -231,9 +234,9 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
             return 0;
         }
         close_streams(a);
-        // From here on they are the service's alone: closed when it is gone.
+        // From here on only the service has the sockets: they are closed when it is gone.
         close_listeners(a);
-        // Written by the service, through the memory that was shared.
+        // The service wrote this, through the memory that it shared.
         if ptr::read_volatile(&raw const a.failed_stage) >= 0 {
             a.service = 0;
             tree::kill_all(0, &mut a.pids);
@@ -241,7 +244,7 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
             return 0;
         }
         a.service = pid;
-        // A test process that never learns of its service cannot stop it.
+        // If the test process never learns of its service, it cannot stop it.
         let told = send(a.control, [STARTED, pid, a.worker, 0, 0, 0, 0, 0]);
 
         let output = Output::new(a, pipes);
@@ -269,7 +272,8 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
     }
 }
 
-/// All that must hold before there is a service. Gives a descriptor that tells of ended children.
+/// The calls that must succeed before there is a service. Returns a descriptor that reports ended
+/// children.
 unsafe fn prepare_worker(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<i32, Call> {
     // SAFETY: plain system calls.
     unsafe {
@@ -278,17 +282,17 @@ unsafe fn prepare_worker(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<i32, Cal
             libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0),
             Call::Subreaper,
         )?;
-        // Never the command line, which the guard has written: see there.
+        // The name only, never the command line: the guard has written that.
         libc::prctl(libc::PR_SET_NAME, c"mirakuru-worker".as_ptr(), 0, 0, 0);
         a.worker = libc::getpid();
         let events = signalfd();
         check(events, Call::Signalfd)?;
-        // Calls that are first needed when it is too late to report a failure. Signal 0 does
+        // Tries calls whose first real use comes too late to report a failure. Signal 0 does
         // nothing.
         if a.guard_pidfd >= 0 {
             check(handle::send(a.guard_pidfd, 0), Call::PidfdSend)?;
         } else {
-            // Wakes the worker through `events`; it then asks for its parent.
+            // The signal wakes the worker through `events`; the worker then checks its parent.
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGCHLD, 0, 0, 0);
         }
         check(libc::kill(a.guard, 0), Call::Kill)?;
@@ -299,7 +303,7 @@ unsafe fn prepare_worker(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<i32, Cal
 }
 
 impl Worker<'_> {
-    /// Until nothing is left of the service. Returns the proof.
+    /// Runs until nothing is left of the service. Returns whether that is proved.
     unsafe fn run(&mut self, events: i32) -> bool {
         // SAFETY: plain system calls on descriptors of our own.
         unsafe {
@@ -337,8 +341,7 @@ impl Worker<'_> {
                 if polled >= 0 {
                     errors = 0;
                 } else if errno() != libc::EINTR {
-                    // Without its help: look at everything, a thousand times a second, for a
-                    // second.
+                    // `poll` failed: check everything, a thousand times a second, for a second.
                     errors = errors.saturating_add(1);
                     guard_seen = errors > 1000 || libc::getppid() != self.a.guard;
                     [events_seen, control_seen, out_seen, err_seen] = [true; 4];
@@ -353,8 +356,8 @@ impl Worker<'_> {
                     self.output.take_turn(&mut self.a.buffer, 1);
                 }
                 if guard_seen {
-                    // The insurance is gone: end it now, without grace, while this process is still
-                    // here to do it.
+                    // The guard is gone: end the service now, without grace, while this process is
+                    // still here to do it.
                     return self.conclude(runner);
                 }
                 let mut owner_is_gone = false;
@@ -364,7 +367,7 @@ impl Worker<'_> {
                 }
                 if test_seen {
                     test = -1;
-                    // It may have said that the service is the run's just before it died.
+                    // The test process may have published the service just before it died.
                     if control >= 0 {
                         self.listen();
                     }
@@ -394,9 +397,9 @@ impl Worker<'_> {
         }
     }
 
-    /// Whether the service of the run has to end. Where that depends on its users, hides it from
-    /// new ones first and looks again. A user opens the FIFO before it looks for the service, so it
-    /// either is seen here, or does not find the service.
+    /// Whether the service of the run has to end. If it ends with its users, hides it from new
+    /// users first and checks again. A user opens the FIFO before it looks for the service, so this
+    /// check sees the user, or the user does not find the service.
     unsafe fn is_over(&self, users: i32) -> bool {
         // SAFETY: the paths are strings in the arena, and the rest is a local variable.
         unsafe {
@@ -409,7 +412,7 @@ impl Worker<'_> {
                 events: libc::POLLIN,
                 revents: 0,
             };
-            // Without an answer it is hidden already, and ends.
+            // If the check fails, the service is hidden already, and ends.
             libc::poll(&mut poll, 1, 0) != 0 || libc::rename(hidden, published) != 0
         }
     }
@@ -478,13 +481,13 @@ impl Worker<'_> {
         }
     }
 
-    /// Renames the state file into place and forgets the test process: one step for everybody else.
+    /// Renames the state file into place and forgets the test process. For other processes that is
+    /// one step.
     unsafe fn publish(&mut self) {
         // SAFETY: the paths are strings in the arena.
         unsafe {
             let mut error = libc::EINVAL;
-            // A service that has ended in the meantime is the test process's to report, as a start
-            // that has failed.
+            // If the service has ended by now, the test process reports that, as a failed start.
             let is_gone = self.reap() || (!self.main_alive && self.status != 0);
             if is_gone {
                 error = libc::ESRCH;
@@ -529,9 +532,9 @@ impl Worker<'_> {
         }
     }
 
-    /// The end of the tree and of its files. A service of the run that has ended before its runner
-    /// leaves its state and its log until the runner ends as well, for later processes. Returns
-    /// whether it is proved that nothing is left.
+    /// Ends the tree and removes its files. A service of the run may end before its runner. Then
+    /// its state and its log stay until the runner ends, for later processes. Returns whether it is
+    /// proved that nothing is left.
     unsafe fn conclude(&mut self, runner: i32) -> bool {
         // SAFETY: as the functions that it calls.
         unsafe {
@@ -541,7 +544,8 @@ impl Worker<'_> {
                 proved = tree::kill_all(0, &mut self.a.pids);
             }
             if self.published && !self.clean_up {
-                // Once more, for a daemon, and for a client that was killed here.
+                // Records the end with nothing left. So far a daemon's record says that processes
+                // are left, and a main process that was killed here has no record.
                 self.record_exit(self.a.published, false);
                 let mut poll = libc::pollfd {
                     fd: runner,
@@ -557,8 +561,8 @@ impl Worker<'_> {
             }
             if self.clean_up {
                 if self.published {
-                    // Removes also the files of failed starts and killed processes: without the
-                    // runner they are of no use.
+                    // Also removes the files of failed starts and killed processes: without the
+                    // runner nobody needs them.
                     remove_private_dir(self.a.run_dir);
                 }
                 if !self.a.private_dir.is_null() {
@@ -568,8 +572,8 @@ impl Worker<'_> {
                     remove_private_dir(self.a.private_dir);
                 }
             }
-            // A guard that was stopped (SIGSTOP) would stay for ever, and with it the locks that it
-            // holds: no test process may be left to continue it.
+            // A stopped guard (SIGSTOP) would hold its locks for ever: perhaps no test process is
+            // left to continue it.
             if self.a.guard_pidfd >= 0 {
                 handle::send(self.a.guard_pidfd, libc::SIGCONT);
             } else if libc::getppid() == self.a.guard {
@@ -582,8 +586,9 @@ impl Worker<'_> {
         }
     }
 
-    /// Signals the service's group, and continues it if it was stopped. Once the main process is
-    /// gone, its process id may belong to another process: then each child.
+    /// Signals the service's group, and continues it if it was stopped. Once the main process has
+    /// been waited for, the group's number may belong to another group; then signals each child
+    /// instead.
     unsafe fn signal_group(&mut self, signal: i32) {
         // SAFETY: the group exists, and is the service's, as long as its leader has not been waited
         // for.
@@ -615,10 +620,10 @@ impl Worker<'_> {
         }
     }
 
-    /// Signals the descendants. With `ask`, only those that the group's signal has not reached, and
-    /// nobody twice: they are asked to end, and let run if they were stopped. A process that was
-    /// started after the stop signal is not asked: it may do the service's last work, as podman's
-    /// clean-up does.
+    /// Signals the descendants. With `ask`, asks each one to end, once, and continues it if it was
+    /// stopped. That leaves out the processes that the group's signal has reached. It also leaves
+    /// out those that were started after the stop signal: such a process may do the service's last
+    /// work, as podman's clean-up does.
     unsafe fn tell_descendants(&mut self, signal: i32, ask: bool) {
         // SAFETY: `signal_descendant` signals no other process.
         unsafe {
@@ -673,7 +678,7 @@ impl Worker<'_> {
                 }
             };
             if has_ended {
-                // Its last words come before the news of its death.
+                // The service's last output comes before the news of its death.
                 self.output.take_rest(&mut self.a.buffer);
                 self.tell_exit(!empty);
                 if self.published && !self.clean_up {
@@ -689,15 +694,15 @@ impl Worker<'_> {
         }
     }
 
-    /// The kill, if anything is left; then the rest of the output. Returns whether it is proved
-    /// that nothing is left.
+    /// Kills everything that is left, then moves the rest of the output. Returns whether it is
+    /// proved that nothing is left.
     unsafe fn end(&mut self) -> bool {
         // SAFETY: this process is a subreaper, and all its children belong to the service.
         unsafe {
             if self.main_alive {
                 libc::kill(-self.a.service, libc::SIGKILL);
-                // Its status, before `kill_all` lets the kernel throw statuses away. A killed
-                // process is gone in well under a millisecond, unless it waits for a disk.
+                // The status is fetched before `kill_all` lets the kernel discard statuses. A
+                // killed process is gone in well under a millisecond, unless it waits for a disk.
                 for _ in 0..50 {
                     let mut status = 0;
                     if libc::waitpid(self.a.service, &mut status, libc::WNOHANG | libc::__WALL)
@@ -719,8 +724,8 @@ impl Worker<'_> {
             let group = if self.main_alive { self.a.service } else { 0 };
             let proved = tree::kill_all(group, &mut self.a.pids);
             if self.main_alive {
-                // It took longer to die, on a busy machine, and `kill_all` has thrown its status
-                // away: it was this.
+                // On a busy machine it took longer to die, and `kill_all` has discarded its status.
+                // It was killed by this signal.
                 self.main_alive = false;
                 (self.status, self.ended_at) = (libc::SIGKILL, now_ns());
                 self.tell_exit(true);
@@ -730,7 +735,7 @@ impl Worker<'_> {
         }
     }
 
-    /// The news of the main process's end.
+    /// Reports the end of the main process.
     fn tell_exit(&self, left: bool) {
         let at = self.ended_at;
         let [high, low] = [(at >> 32) as i32, at as i32];
@@ -749,8 +754,7 @@ unsafe extern "C" fn service(argument: *mut c_void) -> c_int {
     // or ends.
     unsafe {
         let a = &mut *argument.cast::<Arena>();
-        // Should the worker be killed before it goes on, the guard learns from this that there is a
-        // service.
+        // If the worker is killed before it goes on, this tells the guard that there is a service.
         a.service = libc::getpid();
         (a.failed_stage, a.failed_errno) = become_service(a);
         os::report_failure(a);
@@ -760,8 +764,8 @@ unsafe extern "C" fn service(argument: *mut c_void) -> c_int {
 
 // ------------------------------------------------------------------------------------------- tools
 
-/// A name of its own, so that a `pkill` meant for the test does not hit the supervisor: for `comm`
-/// and, by writing over the arguments that were inherited, for the command line.
+/// Gives this process a name of its own, so that a `pkill` meant for the test does not hit the
+/// supervisor. Sets `comm`, and writes over the inherited arguments, which are the command line.
 unsafe fn name(a: &Arena, comm: &std::ffi::CStr) {
     // SAFETY: `args` is `args_len` bytes of this process's own stack, where the kernel put the
     // arguments.
@@ -775,7 +779,7 @@ unsafe fn name(a: &Arena, comm: &std::ffi::CStr) {
     }
 }
 
-/// SIGCHLD as something to poll for. It is blocked, as all signals are.
+/// A descriptor that reports SIGCHLD to `poll`. The signal itself is blocked, as all signals are.
 unsafe fn signalfd() -> i32 {
     // SAFETY: the set is a local variable.
     unsafe {
@@ -794,7 +798,7 @@ unsafe fn drain_signalfd(fd: i32) {
     }
 }
 
-/// A short text, put together without allocating. The part that does not fit is left out.
+/// A short text, put together without allocating. Text that does not fit is left out.
 struct Line {
     text: [u8; 80],
     len: usize,

@@ -1,9 +1,9 @@
 //! The last resort, if guard and worker were killed at the same instant: ends the processes that
 //! carry the mark of a service in their environment.
 //!
-//! The mark is `MIRAKURU_ID=<id>`, a whole entry compared as a whole, never a substring. A process
-//! that cleared its environment is not found; a subreaper's proof has no such hole. So there are
-//! two subreapers.
+//! The mark is an entry `MIRAKURU_ID=<id>`. The whole entry is compared, never a substring. A
+//! process that cleared its environment is not found here. A subreaper's proof has no such hole,
+//! and so there are two subreapers.
 
 use std::fs;
 use std::io::Read;
@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::handle;
 
-/// Kills every process that carries one of these marks, until a search finds none; but for no
+/// Kills every process that carries one of these marks, until a search finds none, but for no
 /// longer than a second.
 pub(crate) fn kill_marked(ids: &[&str]) {
     if ids.is_empty() {
@@ -55,7 +55,7 @@ fn carries(pid: u32, ids: &[&str]) -> bool {
     })
 }
 
-/// With a second look once the process is known for sure: it is the one that carries the mark.
+/// Checks again once the pidfd is open: from then on it is surely the process with the mark.
 fn kill(pid: u32, ids: &[&str]) -> bool {
     // SAFETY: plain system calls.
     unsafe { handle::signal_if(pid as i32, libc::SIGKILL, || carries(pid, ids)) }

@@ -9,13 +9,14 @@
 //!   only: exit statuses are lost);
 //! * no sleep between walks, as long as there is something new;
 //! * the group of each child as well as the child;
-//! * for each child a pidfd, and then the question "is it mine?" to the kernel, so that no recycled
-//!   process id is ever hit.
+//! * a pidfd for each child, and then the question to the kernel whether that child is ours, so
+//!   that a recycled process id is never hit.
 //!
-//! The list of children is a hint. The proof that nothing is left is `waitpid` saying ECHILD.
+//! The list of children is only a hint. The proof that nothing is left is `waitpid` that fails with
+//! ECHILD.
 //!
-//! The list comes from `/proc`. Where that is missing, or is another pid namespace's, the kernel is
-//! asked about one process id after the other: a parent may ask about its children by number.
+//! The list comes from `/proc`. If `/proc` is missing, or shows another pid namespace, the kernel
+//! is asked about one process id after the other: a parent may ask about its children by number.
 
 use std::ffi::CStr;
 use std::mem;
@@ -25,18 +26,18 @@ use super::super::arena::PIDS;
 use super::super::tools::errno;
 use super::handle;
 
-/// Where the numbers of processes end, on every kernel with 64 bits.
+/// The limit of process ids, on every kernel with 64 bits.
 const PID_LIMIT: i32 = 1 << 22;
-/// How far behind this process its descendants are looked for first.
+/// The search starts this far below this process's own id.
 const NEAR: i32 = 4096;
-/// After so many walks that showed no child, while there is one, the kernel is asked about every
-/// number.
-const BLIND_LOOKS: u32 = 50;
-/// So many errors of `waitpid` in a row are no accident.
+/// `/proc` may show no child although there is one. After this many such walks, the kernel is asked
+/// about every number.
+const BLIND_WALKS: u32 = 50;
+/// This many errors of `waitpid` in a row are no accident.
 const TOO_MANY_ERRORS: u32 = 2000;
 
-/// Kills every descendant and returns when there is none: when this process, a subreaper, has no
-/// child left. `false` where the kernel does not say so.
+/// Kills every descendant. Returns `true` once this process, a subreaper, has no child left, and
+/// `false` if the kernel does not say so.
 ///
 /// # Safety
 ///
@@ -51,8 +52,8 @@ pub(super) unsafe fn kill_all(group: i32, pids: &mut [i32; PIDS]) -> bool {
         if group > 1 {
             libc::kill(-group, libc::SIGKILL);
         }
-        let mut quiet_looks = 0_u32;
-        let mut blind_looks = 0_u32;
+        let mut quiet_walks = 0_u32;
+        let mut blind_walks = 0_u32;
         let mut errors = 0_u32;
         let mut last = (0, 0);
         loop {
@@ -64,25 +65,25 @@ pub(super) unsafe fn kill_all(group: i32, pids: &mut [i32; PIDS]) -> bool {
             if errors > TOO_MANY_ERRORS {
                 return false;
             }
-            let count = children(pids, blind_looks > BLIND_LOOKS);
-            blind_looks = if count == 0 {
-                blind_looks.saturating_add(1)
+            let count = children(pids, blind_walks > BLIND_WALKS);
+            blind_walks = if count == 0 {
+                blind_walks.saturating_add(1)
             } else {
                 0
             };
             for pid in pids.iter().take(count) {
                 signal_child(*pid, libc::SIGKILL, true);
             }
-            // Spin while the picture changes. A tree that only waits for the kernel to take it down
-            // (or for a disk) gets a sleep.
+            // Spins while the list changes. If the tree only waits for the kernel (or a disk) to
+            // take it down, sleeps.
             let now = (count, pids.first().copied().unwrap_or(0));
-            quiet_looks = if now == last {
-                quiet_looks.saturating_add(1)
+            quiet_walks = if now == last {
+                quiet_walks.saturating_add(1)
             } else {
                 0
             };
             last = now;
-            if quiet_looks > 200 || errors > 0 {
+            if quiet_walks > 200 || errors > 0 {
                 libc::poll(ptr::null_mut(), 0, 1);
             } else {
                 libc::sched_yield();
@@ -91,7 +92,7 @@ pub(super) unsafe fn kill_all(group: i32, pids: &mut [i32; PIDS]) -> bool {
     }
 }
 
-/// Whether this process has children, dead ones included. Reaps one dead one. `None` where the
+/// Whether this process has children, dead ones included. Reaps one dead child. `None` if the
 /// kernel does not say.
 pub(super) fn has_children() -> Option<bool> {
     // SAFETY: no status is asked for.
@@ -141,14 +142,14 @@ pub(super) fn is_my_child(pid: i32) -> bool {
     }
 }
 
-/// Fills `pids` with the children of this process, as many as fit, and returns how many. With
-/// `thorough`, it finds a child if there is one, even if `/proc` hides it; that may take half a
+/// Fills `pids` with the children of this process, as many as fit, and returns their number. With
+/// `thorough`, finds a child if there is one, even if `/proc` hides it; that may take half a
 /// second.
 pub(super) fn children(pids: &mut [i32], thorough: bool) -> usize {
     let mut found = Numbers::into(pids);
     // "thread-self" has the calling thread's children only; the supervisor has one thread.
     let is_shown = found.read_file(libc::AT_FDCWD, c"/proc/thread-self/children")
-        // A kernel without that file: everybody is a candidate.
+        // The kernel lacks that file: every process is a candidate.
         || found.read_dir(libc::AT_FDCWD, c"/proc");
     let count = found.count;
     let mut mine = 0_usize;
@@ -161,8 +162,8 @@ pub(super) fn children(pids: &mut [i32], thorough: bool) -> usize {
             mine = mine.wrapping_add(1);
         }
     }
-    // None of those that are shown: they have all ended just now, or are another namespace's
-    // numbers.
+    // None of the listed processes is a child: they have just ended, or their numbers are those of
+    // another namespace.
     let is_usable = is_shown && (count == 0 || mine > 0);
     if mine > 0 || (is_usable && !thorough) || has_children() != Some(true) {
         return mine;
@@ -266,7 +267,7 @@ fn parent(pid: i32) -> i32 {
     stat_field(pid, 1) as i32
 }
 
-/// The kernel's clock, in the unit in which it tells when a process was started.
+/// The current time in the kernel's ticks, the unit of a process's start time.
 pub(super) fn now_ticks() -> i64 {
     // SAFETY: writes into a local variable.
     unsafe {

@@ -1,6 +1,5 @@
-//! The supervisor on Unixes other than Linux, by POSIX calls alone. It was never run on any of
-//! them, though it compiles for macOS and FreeBSD: on Linux, with `--cfg mirakuru_portable`, it
-//! was.
+//! The supervisor on Unixes other than Linux, by POSIX calls alone. It compiles for macOS and
+//! FreeBSD, and was never run on either. It was run on Linux, with `--cfg mirakuru_portable`.
 //!
 //! ```text
 //! test process ──fork──▶ supervisor ──fork──▶ service, the leader of a process group ──▶ whatever it forks
@@ -11,21 +10,21 @@
 //!      └─ watches the control socket: its end of file is the end of the supervisor
 //! ```
 //!
-//! The features that POSIX lacks, and the losses:
+//! The features of Linux that POSIX lacks, and the consequences:
 //!
 //! * No subreaper. A process that leaves the process group (`setsid`, `setpgid`: every proper
 //!   daemon) is not found, and not ended. The proof that nothing is left covers the group alone:
 //!   `kill` says ESRCH.
 //! * No PDEATHSIG, and no second supervisor that would notice the death of the first one in time.
-//!   When the supervisor is killed, the test process ends the group, if it is still there to do so.
-//! * No pidfd. Processes are known by numbers, and those of a group cannot be given to others while
-//!   it has a member; see `Worker::group_lives`.
+//!   If the supervisor is killed while the test process lives, the test process ends the group.
+//! * No pidfd. Processes are known by their numbers. The number of a group cannot be given to
+//!   another while the group has a member; see `Worker::group_lives`.
 //! * No `/proc`, no netlink: the owner of a socket is not known, the holder of a port is not named,
 //!   and no runner of tests is recognised (a shared service is its process's own).
 //! * No flag to leave memory out of a fork: the supervisor shares that of the test process,
 //!   copy-on-write, and the forks (two for each start) take time in proportion to it.
-//! * The supervisor is an ordinary child of the test process (a `waitpid(-1)` of the test's can get
-//!   it, which does no harm) and has its name and command line.
+//! * The supervisor is an ordinary child of the test process, with its name and command line. A
+//!   `waitpid(-1)` of the test's can reap it, which does no harm.
 
 pub(super) mod os;
 mod remove;

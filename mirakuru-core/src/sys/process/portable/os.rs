@@ -33,22 +33,22 @@ pub(in crate::sys::process) unsafe fn set_uid(uid: libc::uid_t) -> i32 {
     unsafe { libc::setuid(uid) }
 }
 
-/// A process group of the service's own, in the supervisor's session, by which `last_resort` knows
-/// it.
+/// Gives the service a process group of its own. The group stays in the supervisor's session, by
+/// which `last_resort` knows it.
 pub(in crate::sys::process) unsafe fn own_group() {
     // SAFETY: plain system call.
     unsafe { libc::setpgid(0, 0) };
 }
 
-/// A run is found in another way here.
+/// This back end uses no pidfds.
 pub(crate) fn pidfds_are_missing() -> bool {
     false
 }
 
-/// There is no such thing.
+/// POSIX has no signal at a parent's death.
 pub(in crate::sys::process) unsafe fn tie_to_parent() {}
 
-/// For the supervisor, which has one thread: no other thread can fork between the calls.
+/// For the supervisor, which has one thread: no other thread can fork between these calls.
 pub(in crate::sys::process) unsafe fn pipe(ends: &mut [i32; 2]) -> i32 {
     // SAFETY: writes two descriptors into the array.
     unsafe {
@@ -66,8 +66,8 @@ pub(super) unsafe fn set_close_at_exec(fd: i32) {
     unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
 }
 
-/// Closes every descriptor but those that the arena says are kept, which are closed when a program
-/// is executed.
+/// Closes every descriptor except for the arena's `keep`, whose descriptors are closed when a
+/// program is executed.
 pub(super) unsafe fn close_all_but_kept(a: &Arena) {
     // SAFETY: `keep` has `keep_count` entries, in ascending order; nothing in this process uses the
     // others.
@@ -81,8 +81,8 @@ pub(super) unsafe fn close_all_but_kept(a: &Arena) {
             set_close_at_exec(fd);
             next = fd.wrapping_add(1);
         }
-        // Other threads may have opened more between the check of them and the fork. As the lowest
-        // free number is always given first, those follow the others closely.
+        // Other threads may have opened more descriptors between the check and the fork. The kernel
+        // always gives the lowest free number, so these follow the others closely.
         let mut closed_before = 0_i32;
         while next <= a.last_fd || closed_before < MANY_IN_A_ROW {
             closed_before = match libc::close(next) {
@@ -94,13 +94,13 @@ pub(super) unsafe fn close_all_but_kept(a: &Arena) {
     }
 }
 
-/// That many numbers without a descriptor are the end of them.
+/// After that many unused numbers there are no more descriptors.
 const MANY_IN_A_ROW: i32 = 1024;
 
-/// Nothing is open in the supervisor that is not so marked.
+/// In the supervisor every open descriptor is marked so already.
 pub(in crate::sys::process) unsafe fn close_at_exec(_: i32) {}
 
-/// Makes a child that runs this function with the arena, and ends with its result.
+/// Makes a child that runs this function with the arena, and ends with the function's result.
 pub(in crate::sys::process) unsafe fn spawn(
     child: unsafe extern "C" fn(*mut c_void) -> c_int,
     a: &mut Arena,
@@ -118,7 +118,7 @@ pub(in crate::sys::process) unsafe fn spawn(
 
 // ----------------------------------------------------------------------------- in the test process
 
-/// Not every system has packets between Unix sockets that also have an end of file.
+/// Some systems have no packets between Unix sockets that also have an end of file.
 pub(in crate::sys::process) const CONTROL: i32 = libc::SOCK_STREAM;
 
 /// Processes that leave the process group are lost.
@@ -130,22 +130,23 @@ pub(in crate::sys::process) const UNPROVED: i32 = 2;
 /// For `waitpid`.
 pub(in crate::sys::process) const WAIT: WaitPidFlag = WaitPidFlag::empty();
 
-/// Nothing: the supervisor asks for its parent from time to time.
+/// There is no such descriptor: the supervisor checks its parent from time to time.
 pub(in crate::sys::process) fn this_process() -> io::Result<Option<OwnedFd>> {
     Ok(None)
 }
 
-/// There is no such thing.
+/// POSIX has no pidfd.
 pub(crate) fn pidfd(_: u32) -> io::Result<OwnedFd> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// The supervisor signals the group: as the leader's parent it knows whose the number is.
+/// Only the supervisor can signal the group: as the leader's parent it knows that the number is
+/// still the group's.
 pub(in crate::sys::process) fn signal_tree(_: u32, _: i32) -> bool {
     false
 }
 
-/// No process's environment can be seen.
+/// The environment of other processes cannot be read.
 pub(crate) fn kill_marked(_: &[&str]) {}
 
 /// Makes the supervisor. All signals are blocked.
@@ -172,7 +173,7 @@ pub(in crate::sys::process) fn forks_are_lean() -> bool {
     false
 }
 
-/// There is one process.
+/// This back end has one process.
 pub(in crate::sys::process) fn may_share() -> bool {
     false
 }
@@ -183,17 +184,17 @@ pub(crate) fn forks_whole_because() -> Option<&'static str> {
     None
 }
 
-/// More are not closed where it cannot be seen which are open.
+/// On a system that does not show its open descriptors, no more numbers than this are tried.
 const MANY: u64 = 65_536;
 
-/// The highest number of a descriptor that is open now. There is no portable call that closes all,
-/// and the limit of their number is often a million. `known` is one that is open.
+/// The highest descriptor that is open now. There is no portable call that closes all, and their
+/// number may be limited to a million. `known` is one that is open.
 fn last_fd(known: RawFd) -> i32 {
     let listed = std::fs::read_dir("/dev/fd").into_iter().flatten().flatten();
     let open: Vec<i32> = listed
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .collect();
-    // On some systems it has the standard streams alone.
+    // On some systems this directory lists only the standard streams.
     if open.contains(&known) {
         return open.iter().copied().max().unwrap_or(0);
     }
@@ -208,16 +209,16 @@ fn last_fd(known: RawFd) -> i32 {
     i32::try_from(limit.min(MANY)).unwrap_or(i32::MAX)
 }
 
-/// Only Linux tells where they are.
+/// Only Linux tells where the arguments are.
 pub(in crate::sys::process) fn arguments() -> Range<usize> {
     0..0
 }
 
-/// Sleeps until there is something to read, but no longer than this.
+/// Sleeps until there is something to read, but no longer than `timeout`.
 pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration>) {
     match timeout {
-        // `poll` knows milliseconds only, which are long for a service that is ready in less.
-        // `pselect` knows low numbers only.
+        // `poll` counts milliseconds, which is too coarse for a service that is ready sooner.
+        // `pselect` takes only low descriptors.
         Some(timeout) if timeout < Duration::from_millis(10) && (fd as usize) < libc::FD_SETSIZE => {
             let time = libc::timespec {
                 tv_sec: 0,
@@ -239,7 +240,7 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
             }
         }
         timeout => {
-            // Rounded up, or the last millisecond would be spent spinning.
+            // Rounded up: otherwise the last millisecond would be spent spinning.
             let ms = timeout.map_or(-1, |timeout| {
                 i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
             });
@@ -257,18 +258,18 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
 /// No other process knows the child that was going to be the service.
 pub(in crate::sys::process) fn abort_start(_: i32) {}
 
-/// For a supervisor that was killed: this process ends its service's group. Processes that have
-/// left the group are no longer known.
+/// The last resort if a supervisor was killed: this process ends the service's group. Processes
+/// that have left the group are no longer known.
 pub(in crate::sys::process) fn last_resort(_: &str, supervisor: i32, service: i32) {
     if service <= 1 {
         return;
     }
     // SAFETY: plain system calls.
     unsafe {
-        // The number belongs to the group as long as one member lives. If the leader lives, the
-        // session says whether the group is ours: each supervisor has a session of its own. If not,
-        // only a group whose leader has ended as well could have got the number, all within the
-        // moment since the supervisor's death.
+        // The number belongs to the group as long as one member lives. If the leader lives, its
+        // session says whether the group is ours, because each supervisor has a session of its own.
+        // If the leader is gone, another group can have the number only if the old one became
+        // empty, and the new one lost its leader, since the supervisor's death.
         let session = libc::getsid(service);
         if session == supervisor || session < 0 {
             libc::kill(-service, libc::SIGKILL);

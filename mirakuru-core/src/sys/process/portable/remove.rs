@@ -1,7 +1,7 @@
-//! Removes a service's private directory when the test process is not there any more to do it. Runs
-//! in the supervisor, after a fork: nothing here allocates, locks or panics.
+//! Removes a service's private directory after the test process has ended. Runs in the supervisor,
+//! after a fork: nothing here allocates, locks or panics.
 //!
-//! POSIX has no way of reading a directory that may be used there. So `rm` does that part. Without
+//! After a fork, POSIX offers no way to read a directory. So `rm` does that part. If there is no
 //! `rm`, the next run removes the rest.
 
 use std::ffi::{CStr, c_char};
@@ -11,7 +11,8 @@ use super::super::tools::errno;
 use crate::sys::io::remove::keep_log_in;
 use crate::sys::log_record;
 
-/// How long the removal of a service's files may take. Then it goes on without the supervisor.
+/// How long the supervisor waits for the removal of a service's files. After that the removal goes
+/// on by itself.
 const PATIENCE_MS: i32 = 20_000;
 
 /// Removes a directory and all in it; symbolic links are removed, not followed. With a file `kept`
@@ -32,14 +33,14 @@ pub(super) unsafe fn private_dir(path: *const c_char, keep_log: bool) {
         if keep_log {
             keep_log_in(dir);
         }
-        // Most services leave it empty.
+        // Most services leave this directory empty.
         if libc::unlinkat(dir, c"d".as_ptr(), libc::AT_REMOVEDIR) != 0 && errno() != libc::ENOENT {
             rm(dir, c"d");
         }
         if libc::faccessat(dir, c"kept".as_ptr(), libc::F_OK, 0) == 0 {
             libc::unlinkat(dir, c"lock".as_ptr(), 0);
         } else {
-            // The lock is removed last: while it is there, a later run will finish an interrupted
+            // The lock is removed last: while it is there, a later run finishes an interrupted
             // removal.
             for number in 1..=3 {
                 let [log, index] = log_record::part(number);
@@ -102,11 +103,11 @@ mod tests {
     fn scratch(name: &str) -> PathBuf {
         let dir = std::env::temp_dir().join(format!("mirakuru-unit-{}-{name}", std::process::id()));
         let _ = fs::remove_dir_all(&dir);
-        fs::create_dir_all(dir.join("home/d/deep")).expect("the temp directory is writable");
-        for file in ["home/log", "home/lock", "home/d/deep/data", "outside"] {
+        fs::create_dir_all(dir.join("service/d/deep")).expect("the temp directory is writable");
+        for file in ["service/log", "service/lock", "service/d/deep/data", "outside"] {
             fs::write(dir.join(file), "x").expect("the temp directory is writable");
         }
-        symlink(dir.join("outside"), dir.join("home/d/link")).expect("as above");
+        symlink(dir.join("outside"), dir.join("service/d/link")).expect("as above");
         dir
     }
 
@@ -119,8 +120,8 @@ mod tests {
     #[test]
     fn removes_everything_and_follows_no_link() {
         let dir = scratch("remove");
-        remove(&dir.join("home"));
-        assert!(!dir.join("home").exists());
+        remove(&dir.join("service"));
+        assert!(!dir.join("service").exists());
         assert!(dir.join("outside").exists());
         fs::remove_dir_all(dir).expect("it is ours");
     }
@@ -128,10 +129,10 @@ mod tests {
     #[test]
     fn a_kept_log_stays() {
         let dir = scratch("kept");
-        fs::write(dir.join("home/kept"), "").expect("it is ours");
-        remove(&dir.join("home"));
-        assert!(dir.join("home/log").exists());
-        assert!(!dir.join("home/d").exists() && !dir.join("home/lock").exists());
+        fs::write(dir.join("service/kept"), "").expect("it is ours");
+        remove(&dir.join("service"));
+        assert!(dir.join("service/log").exists());
+        assert!(!dir.join("service/d").exists() && !dir.join("service/lock").exists());
         fs::remove_dir_all(dir).expect("it is ours");
     }
 }

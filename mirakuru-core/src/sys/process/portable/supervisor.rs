@@ -5,14 +5,14 @@
 //!
 //! 1. The supervisor becomes a session leader (the runner's signals to its process group and
 //!    terminal do not reach it) and has all signals blocked *before* there is a service.
-//! 2. It learns of the test process's death by the end of file of the socket, which comes at once;
-//!    and should somebody else hold a copy of the other end (a fork of the test process), by its
-//!    having another parent, for which it asks from time to time.
-//! 3. The service is in a group of its own before the test process learns of it: both sides see to
-//!    that.
-//! 4. To stop: the polite signal and SIGCONT to the group; after the grace the kill, until the
-//!    group is empty; then the last words of output into the log; then the last word to the test
-//!    process; then the end.
+//! 2. It learns of the test process's death by the end of file of the socket, which comes at once.
+//!    A fork of the test process may hold a copy of the other end. So it also checks from time to
+//!    time whether its parent has changed.
+//! 3. The service is in a group of its own before the test process learns of it: supervisor and
+//!    service both see to that.
+//! 4. A stop sends the polite signal and SIGCONT to the group, and after the grace SIGKILL, until
+//!    the group is empty. After that the supervisor moves the last output into the log, sends the
+//!    last message to the test process, and ends.
 
 use std::ffi::c_int;
 use std::mem;
@@ -35,22 +35,21 @@ use super::super::tools::{errno, fail, fail_call, now_ms, now_ns};
 use super::{os, remove};
 
 /// How long until the next check of the parent.
-const LOOK_MS: c_int = 250;
+const POLL_MS: c_int = 250;
 /// How long until the next check of a group that has lost its leader: no event reports the end of
 /// its members.
 const ORPHANS_MS: c_int = 20;
 /// How long until the next check of the services that need this one.
 const WAIT_MS: c_int = 2;
-/// After SIGKILL: how long the members of a group that has lost its leader may still be there. A
-/// member that is there then is dead, and waits for a first process that is slow to fetch exit
-/// statuses (in containers some are, or never do). It cannot be told apart from one that waits for
-/// a disk.
+/// How long members of a group that has lost its leader may stay after SIGKILL. A member that is
+/// still there after that is dead, and waits for the first process to reap it (in containers that
+/// is slow or never happens). It cannot be told apart from a member that waits for a disk.
 const ZOMBIES_MS: i64 = 1000;
-/// Where the handler of SIGCHLD writes to, to end a `poll`. There is no call on all systems that
-/// waits for either.
+/// The handler of SIGCHLD writes to this pipe, which ends a `poll`. No call on all systems waits
+/// for both signals and descriptors.
 ///
-/// It runs within `Worker::poll` only, where no code needs `errno`; elsewhere the signal is
-/// blocked.
+/// The handler runs only within `Worker::poll`, where no code needs `errno`; elsewhere the signal
+/// is blocked.
 static WAKE: AtomicI32 = AtomicI32::new(-1);
 
 extern "C" fn child_has_changed(_: c_int) {
@@ -60,16 +59,16 @@ extern "C" fn child_has_changed(_: c_int) {
 
 struct Worker<'a> {
     a: &'a mut Arena,
-    /// The parent at the beginning.
+    /// The parent at the start.
     parent: i32,
     inbox: Inbox,
     output: Output,
     ending: Ending,
-    /// Its main process has not been waited for yet.
+    /// The main process has not been waited for yet.
     main_alive: bool,
-    /// The group has been seen to be empty: its number may belong to another group from then on.
+    /// The group was empty once: from then on its number may belong to another group.
     group_is_empty: bool,
-    /// No other process will remove the private directory.
+    /// The test process is gone, so this process removes the private directory.
     clean_up: bool,
     /// The test process ended in the middle of a test, and never reported success.
     keep_log: bool,
@@ -92,8 +91,8 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
             return 1;
         }
 
-        // Closed when the program is executed; if that fails, the reason comes through it. It must
-        // lie above all places that the service's sockets go to.
+        // The child reports through this pipe why it could not execute the program; executing
+        // closes it. It must lie above all places that the service's sockets go to.
         let mut report = [-1; 2];
         if os::pipe(&mut report) != 0 {
             fail_call(a.control, Call::Pipe, errno());
@@ -116,12 +115,12 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
             }
             return 1;
         }
-        // Before anybody signals the group. (It fails when the program has been executed; then the
-        // child has done it.)
+        // This must come before any signal to the group. It fails if the program has been executed
+        // already; in that case the child has done it.
         libc::setpgid(pid, pid);
         libc::close(lifted);
         close_streams(a);
-        // From here on they are the service's alone: closed when it is gone.
+        // From here on only the service has the sockets: they are closed when it is gone.
         close_listeners(a);
         if let Some([stage, error]) = read_reason(report[0]) {
             while libc::waitpid(pid, ptr::null_mut(), 0) < 0 && errno() == libc::EINTR {}
@@ -130,7 +129,7 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
         }
         libc::close(report[0]);
         a.service = pid;
-        // A test process that never learns of its service cannot stop it.
+        // If the test process never learns of its service, it cannot stop it.
         let told = send(a.control, [STARTED, pid, a.worker, 0, 0, 0, 0, 0]);
 
         let output = Output::new(a, pipes);
@@ -154,7 +153,7 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
     }
 }
 
-/// All that must hold before there is a service.
+/// The calls that must succeed before there is a service.
 unsafe fn prepare(a: &mut Arena, wake: &mut [i32; 2], pipes: &mut [i32; 2]) -> Result<(), Call> {
     // SAFETY: plain system calls.
     unsafe {
@@ -167,7 +166,7 @@ unsafe fn prepare(a: &mut Arena, wake: &mut [i32; 2], pipes: &mut [i32; 2]) -> R
         if !watch_children(wake[1]) {
             return Err(Call::Handler);
         }
-        // Needed later, when it is too late to report a failure.
+        // Tries calls whose first real use comes too late to report a failure.
         if libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG) != -1 || errno() != libc::ECHILD {
             return Err(Call::Wait);
         }
@@ -177,7 +176,7 @@ unsafe fn prepare(a: &mut Arena, wake: &mut [i32; 2], pipes: &mut [i32; 2]) -> R
     }
 }
 
-/// Makes a child's end write to this end of a pipe.
+/// Makes the end of a child write to this end of a pipe.
 unsafe fn watch_children(wake: i32) -> bool {
     // SAFETY: the handler does only the things that a handler may do.
     unsafe {
@@ -192,7 +191,7 @@ unsafe fn watch_children(wake: i32) -> bool {
     }
 }
 
-/// Why the service could not be executed: a stage and an error number. `None` when it was.
+/// Why the service could not be executed: a stage and an error number. `None` if it was executed.
 unsafe fn read_reason(report: i32) -> Option<[i32; 2]> {
     let mut reason = [0_i32; 2];
     let size = mem::size_of_val(&reason);
@@ -207,7 +206,7 @@ unsafe fn read_reason(report: i32) -> Option<[i32; 2]> {
 }
 
 impl Worker<'_> {
-    /// Until nothing is left of the group.
+    /// Runs until nothing is left of the group.
     unsafe fn run(&mut self, wake: i32) {
         // SAFETY: plain system calls on descriptors of our own.
         unsafe {
@@ -255,7 +254,7 @@ impl Worker<'_> {
         true
     }
 
-    /// The end of the group and of its files.
+    /// Ends the group and removes its files.
     unsafe fn conclude(&mut self, wake: i32) {
         // SAFETY: as the functions that it calls.
         unsafe {
@@ -269,14 +268,14 @@ impl Worker<'_> {
         }
     }
 
-    /// Until something happens, or it is time for a check that no event announces.
+    /// Sleeps until something happens, or until the next check that no event announces.
     unsafe fn sleep(&self, wake: i32, control: i32) {
-        let mut patience = if self.main_alive { LOOK_MS } else { ORPHANS_MS };
+        let mut patience = if self.main_alive { POLL_MS } else { ORPHANS_MS };
         if let ms @ 0.. = self.ending.patience() {
-            // Not every system reports the end of a group without a leader, or of a service that
+            // Some systems do not report the end of a group without a leader, or of a service that
             // needs this one.
-            let look = if self.main_alive { patience } else { 1 };
-            patience = look.min(ms);
+            let limit = if self.main_alive { patience } else { 1 };
+            patience = limit.min(ms);
         }
         if self.ending.needed >= 0 {
             patience = patience.min(WAIT_MS);
@@ -297,7 +296,8 @@ impl Worker<'_> {
             let mut child: libc::sigset_t = mem::zeroed();
             libc::sigemptyset(&mut child);
             libc::sigaddset(&mut child, libc::SIGCHLD);
-            // A signal that has come before is delivered now, and its byte ends the `poll`.
+            // A signal that has come before is delivered now, and the byte of its handler ends the
+            // `poll`.
             libc::sigprocmask(libc::SIG_UNBLOCK, &child, ptr::null_mut());
             libc::poll(fds.as_mut_ptr(), 4, ms);
             libc::sigprocmask(libc::SIG_BLOCK, &child, ptr::null_mut());
@@ -339,7 +339,7 @@ impl Worker<'_> {
                 },
                 // SAFETY: as above.
                 SIGNAL => unsafe { self.signal_group(message[1]) },
-                // It cannot be: nothing here would end it with the runner.
+                // This back end cannot publish: nothing here would end the service with the runner.
                 PUBLISH => {
                     send(self.a.control, [PUBLISHED, libc::ENOTSUP, 0, 0, 0, 0, 0, 0]);
                 }
@@ -358,10 +358,9 @@ impl Worker<'_> {
     /// Whether the group still has a member.
     ///
     /// A process cannot get the number of a group that has members. While the leader has not been
-    /// waited for, this is certain. From then on the group is asked for again and again, and never
-    /// again once it was seen to be empty. If it became empty and its number were given away
-    /// between two checks, there would be a *process* of that number, which this group no longer
-    /// has.
+    /// waited for, this is certain. After that the group is checked again and again, until it is
+    /// seen to be empty. If it became empty and its number were given away between two checks,
+    /// there would be a *process* of that number, but no group.
     fn group_lives(&mut self) -> bool {
         if self.main_alive {
             return true;
@@ -369,7 +368,7 @@ impl Worker<'_> {
         let exists = |pid| {
             // SAFETY: signal 0 does nothing but ask.
             let result = unsafe { libc::kill(pid, 0) };
-            // Not ours to signal: another user's.
+            // The group exists, but its members belong to another user.
             result == 0 || errno() == libc::EPERM
         };
         let service = self.a.service;
@@ -377,7 +376,7 @@ impl Worker<'_> {
         !self.group_is_empty
     }
 
-    /// Waits for the main process, if it has ended, and tells of it.
+    /// If the main process has ended, waits for it and reports it.
     unsafe fn reap(&mut self) {
         if !self.main_alive {
             return;
@@ -393,15 +392,15 @@ impl Worker<'_> {
         let [high, low] = [(at >> 32) as i32, at as i32];
         // SAFETY: as `Output::take_rest`.
         unsafe {
-            // Its last words come before the news of its death.
+            // The service's last output comes before the news of its death.
             self.output.take_rest(&mut self.a.buffer);
         }
         let left = i32::from(self.group_lives());
         send(self.a.control, [EXITED, status, left, high, low, 0, 0, 0]);
     }
 
-    /// SIGKILL, until the group is empty. It repeats, because a process that forks in this moment
-    /// may be missed.
+    /// Sends SIGKILL until the group is empty. It repeats, because one signal may miss a process
+    /// that forks at that moment.
     unsafe fn kill(&mut self, wake: i32) {
         let begin = now_ms();
         let mut alone_since = begin;
@@ -409,7 +408,7 @@ impl Worker<'_> {
         unsafe {
             while self.group_lives() {
                 self.signal_group(libc::SIGKILL);
-                // No longer: most die within microseconds.
+                // The sleep is short: most processes die within microseconds.
                 self.poll(wake, -1, 1);
                 self.output.take_turn(&mut self.a.buffer, 0);
                 self.output.take_turn(&mut self.a.buffer, 1);
@@ -424,5 +423,5 @@ impl Worker<'_> {
     }
 }
 
-/// Processes that a command has started in groups of their own are not found.
+/// Processes that the command started in groups of their own are not found.
 unsafe fn kill_nobody(_: &mut Arena) {}
