@@ -1,4 +1,4 @@
-//! How a run is seen while it goes on.
+//! Shows a run while it goes on.
 
 pub(crate) mod progress;
 pub(crate) mod trace;

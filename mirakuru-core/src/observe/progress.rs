@@ -1,13 +1,12 @@
-//! Tells about a start that takes long: the awaited condition, the time so far, and the service's
-//! last line.
+//! Reports a slow start: the awaited condition, the time so far, and the service's last line.
 //!
 //! The first line comes after two seconds, the others with growing pauses. On a terminal it is one
-//! line, which is overwritten each time and removed at the end; elsewhere, as in CI, it is a plain
-//! line each time. It bypasses the capture of the test harness, which would show it only at the
-//! end. `MIRAKURU_QUIET=1` turns it off.
+//! line, which is overwritten each time and removed at the end. Elsewhere, as in CI, each report is
+//! a plain line. The lines bypass the capture of the test harness, which would show them only at
+//! the end. `MIRAKURU_QUIET=1` turns them off.
 //!
-//! There is no thread: each wait calls in between. Several waits share the one line of the
-//! terminal, and it tells about the longest one.
+//! There is no thread: each wait calls this code in between. Several waits share the one line of
+//! the terminal, which tells about the longest one.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
@@ -20,9 +19,10 @@ use crate::sys;
 use crate::util::say::{is_quiet, say};
 use crate::util::text::printable;
 
-/// From here on a wait is long.
+/// A wait of this length is long.
 const FIRST: Duration = Duration::from_secs(2);
-/// When plain lines are printed; after the last one, that often.
+/// The times of the plain lines. After the last one, a line comes each time that this much time has
+/// passed again.
 const PLAIN: [Duration; 3] = [FIRST, Duration::from_secs(10), Duration::from_secs(30)];
 /// How often the line of a terminal is written.
 const REWRITTEN: Duration = Duration::from_secs(1);
@@ -31,13 +31,13 @@ const TEXT: usize = 120;
 /// The width of a terminal that reports none.
 const WIDTH: usize = 80;
 
-/// A wait that may become a long one. Dropped, it takes its line away.
+/// A wait that may become long. Dropping it removes its line.
 #[derive(Debug)]
 pub(crate) struct Progress {
     began: Instant,
-    /// How often it has been told of.
+    /// How many reports it has printed.
     told: u32,
-    /// Its place on the board, once it is there.
+    /// Its place on the board, once it has one.
     id: Option<u64>,
 }
 
@@ -50,7 +50,7 @@ impl Progress {
         }
     }
 
-    /// How long until there is something to say again.
+    /// How long until the next report.
     pub(crate) fn patience(&self) -> Duration {
         if is_quiet() {
             return Duration::MAX;
@@ -58,14 +58,14 @@ impl Progress {
         next(self.told, terminal().is_some()).saturating_sub(self.began.elapsed())
     }
 
-    /// Prints the state of the wait, if it is time to. The text stands after "mirakuru: ", and gets
-    /// the time that the wait has taken.
+    /// Prints the state of the wait, if it is time to. The text comes after "mirakuru: ", and is
+    /// followed by the time that the wait has taken.
     pub(crate) fn tell(&mut self, text: impl FnOnce(&dyn std::fmt::Display) -> String) {
         if !self.patience().is_zero() {
             return;
         }
         let elapsed = self.began.elapsed();
-        // All that is overdue at once: a machine may have slept.
+        // Skips all reports that are overdue, because a machine may have slept.
         while next(self.told, terminal().is_some()) <= elapsed {
             self.told = self.told.saturating_add(1);
         }
@@ -89,7 +89,7 @@ impl Drop for Progress {
     }
 }
 
-/// When to speak for the time after `told` times.
+/// The time of the next report after `told` of them.
 fn next(told: u32, rewritten: bool) -> Duration {
     if rewritten {
         return FIRST + REWRITTEN * told;
@@ -126,7 +126,7 @@ impl Board {
         let width = terminal().flatten().map_or(WIDTH, usize::from);
         let text = match self.texts.as_slice() {
             [] if !self.shown => return,
-            // Back to the line's beginning, and away with it.
+            // Goes back to the beginning of the line and erases it.
             [] => "\r\u{1b}[2K".to_owned(),
             [(_, text), rest @ ..] => format!("\r\u{1b}[2K{}", line(text, rest.len(), width)),
         };
@@ -136,7 +136,8 @@ impl Board {
     }
 }
 
-/// One line of a terminal: a longer one would leave its beginning behind when it is written over.
+/// Cuts the text to one line of a terminal. A longer one would leave its beginning behind when it
+/// is overwritten.
 fn line(text: &str, others: usize, width: usize) -> String {
     let others = match others {
         0 => String::new(),
@@ -170,7 +171,7 @@ fn new_id() -> u64 {
     NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
-/// Whether standard error is a terminal, and how wide, where it tells.
+/// Whether standard error is a terminal, and its width if it reports one.
 fn terminal() -> Option<Option<u16>> {
     static TERMINAL: Lazy<bool> = Lazy::new(|| {
         io::stderr().is_terminal() && std::env::var_os("TERM").is_some_and(|term| term != "dumb")

@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// A span that is left when this is dropped.
+/// A span. Dropping this value leaves it.
 pub(crate) struct Entered {
     #[cfg(feature = "tracing")]
     _span: tracing::span::EnteredSpan,
@@ -48,7 +48,7 @@ mod names {
         event!(DEBUG, waited_ms = milliseconds(waited), "lock taken");
     }
 
-    /// With the reason why the supervisor got a copy of all memory, where it did.
+    /// With the reason why the supervisor got a copy of all memory, if it did.
     pub(crate) fn spawned(pid: u32, whole: Option<&'static str>) {
         let whole = whole.unwrap_or("no");
         event!(DEBUG, pid, whole, "spawned");
@@ -100,7 +100,7 @@ mod tests {
     use crate::readiness::banner::Banner;
     use crate::readiness::exec::Exec;
 
-    /// Writes down what it is told of our target.
+    /// Records the spans and events of our target.
     #[derive(Clone, Default)]
     struct Notes(Arc<Mutex<Vec<String>>>);
 

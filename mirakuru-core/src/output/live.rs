@@ -29,13 +29,13 @@ const LONGEST: usize = 2_000;
 /// The colours of the names, in the order of the terminal's palette.
 const COLOURS: [u8; 6] = [36, 33, 32, 35, 34, 31];
 
-/// A service whose output is shown.
+/// A service that is shown.
 struct Followed {
     name: String,
     log: PathBuf,
     reader: OutputReader,
     cursor: Cursor,
-    /// Lines of standard output and standard error that are not finished.
+    /// Unfinished lines of standard output and standard error.
     open: [Vec<u8>; 2],
     /// Held by the process that shows the service.
     lock: Option<File>,
@@ -43,8 +43,8 @@ struct Followed {
 
 static FOLLOWED: Mutex<Vec<Followed>> = Mutex::new(Vec::new());
 
-/// Shows the output of a service, if the environment asks for it: all of it, or if another process
-/// has started the service, the output from now on. A second call for the same log does nothing.
+/// Shows the output of a service, if the environment asks for it. If another process started the
+/// service, this is only the output from now on. A second call for the same log does nothing.
 pub(crate) fn follow(name: &str, log: &Path, index: &Path, all: bool) {
     static WANTED: Lazy<bool> = Lazy::new(|| is_set("MIRAKURU_LIVE"));
     if !*WANTED {
@@ -76,12 +76,12 @@ pub(crate) fn follow(name: &str, log: &Path, index: &Path, all: bool) {
     let _ = *THREAD;
 }
 
-/// Shows everything that a service has printed, at once: it has ended.
+/// Shows the rest of a service's output at once, after the service has ended.
 pub(crate) fn catch_up(log: &Path) {
     show(|service| service.log == log);
 }
 
-/// Shows the rest of a service, whose log is going to be removed.
+/// Shows the rest of a service's output before its log is removed.
 pub(crate) fn forget(log: &Path) {
     catch_up(log);
     let mut followed = FOLLOWED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -106,7 +106,7 @@ fn show(which: impl Fn(&Followed) -> bool) {
 }
 
 impl Followed {
-    /// Adds each new line to the text, or passes over it while another process shows them.
+    /// Adds each new line to the text. While another process shows the lines, skips them.
     fn read(&mut self, text: &mut String) {
         if self.lock.is_none() {
             self.lock = File::open(&self.log)
@@ -154,7 +154,7 @@ impl Followed {
 
 /// The stream that the person who runs the tests reads.
 struct Terminal {
-    /// The runner's standard error, where the runner captures that of its tests.
+    /// The runner's standard error, if the runner captures the one of its tests.
     runner: Option<File>,
     colours: bool,
 }

@@ -1,5 +1,5 @@
-//! A log file that the service writes itself, followed by its name: also after the service has
-//! moved it away and begun another one, or has made it shorter.
+//! Follows a log file that the service writes itself. It is found by its name, so it may be moved
+//! away and begun anew, or be made shorter.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 /// How much is read at a time.
 const BLOCK: usize = 64 * 1024;
 
-/// A place in a log file.
+/// A position in a log file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Place {
     /// The device and the inode; `None` for the beginning of the first file.
@@ -44,7 +44,7 @@ pub(crate) struct LogFile {
     at_line_start: bool,
 }
 
-/// A copy reads from the same place on, with a descriptor of its own.
+/// A copy continues at the same position, with a descriptor of its own.
 impl Clone for LogFile {
     fn clone(&self) -> LogFile {
         LogFile::new(&self.path, self.at)
@@ -80,7 +80,8 @@ impl LogFile {
                 }
                 self.open = Some(file);
             }
-            // Before the rest is read: the service writes no more to a file that has lost its name.
+            // This comes before the rest is read: the service writes no more to a file that has
+            // lost its name.
             let named = self.path.metadata().ok().map(|metadata| identity(&metadata));
             self.read_rest(each)?;
             if named == self.at.file || named.is_none() {
@@ -97,7 +98,7 @@ impl LogFile {
         };
         let length = file.metadata()?.len();
         if length < self.at.offset {
-            // Another program has emptied it.
+            // Another program has emptied the file.
             self.at.offset = 0;
             if !self.at_line_start {
                 self.at_line_start = true;
@@ -105,7 +106,7 @@ impl LogFile {
             }
         }
         let mut block = vec![0; BLOCK];
-        // Not beyond the length of now, so that this ends however fast the service writes.
+        // Reads up to the present length only, so that this ends however fast the service writes.
         while self.at.offset < length {
             let wanted = usize::try_from(length - self.at.offset).map_or(BLOCK, |rest| rest.min(BLOCK));
             match file.read_at(&mut block[..wanted], self.at.offset) {
@@ -156,7 +157,7 @@ mod tests {
         file.write_all(b"o\n").unwrap();
         let end = Place::end_of(&path);
         assert_eq!(read(&mut follower), "o\n");
-        // Moved away with a line that nobody has read yet, and begun anew.
+        // The file is moved away with an unread line, and begun anew.
         file.write_all(b"the old fil").unwrap();
         fs::rename(&path, dir.path().join("app.log.1")).unwrap();
         let mut file = File::create(&path).unwrap();
@@ -167,7 +168,7 @@ mod tests {
         file.set_len(0).unwrap();
         file.write_at(b"short\n", 0).unwrap();
         assert_eq!(read(&mut follower), "short\n");
-        // From a place in a file that has gone, everything in the new one.
+        // If the position is in a file that is gone, everything in the new file counts.
         assert_eq!(read(&mut LogFile::new(&path, end)), "short\n");
         fs::remove_file(&path).unwrap();
         assert_eq!(read(&mut follower), "");

@@ -9,7 +9,7 @@ use crate::output::mark::Mark;
 use crate::output::reader::{Cursor, OutputReader, Piece, Stream};
 use crate::util::text::printable;
 
-/// How much of the log a snapshot holds at most: the last 16 MiB.
+/// The most that a snapshot holds: the last 16 MiB of the log.
 pub(super) const SNAPSHOT: u64 = 16 * 1024 * 1024;
 /// How much of the log is searched for the last lines.
 const TAIL: u64 = 64 * 1024;
@@ -23,12 +23,12 @@ pub(super) const TAIL_LINE: usize = 400;
 /// change it.
 ///
 /// It holds at most the last 16 MiB; [`truncated`](Logs::truncated) says whether that cut anything
-/// off, and the [file](Logs::path) has all of it, up to a limit. Bytes that are not UTF-8 are
-/// replaced by U+FFFD, as [`String::from_utf8_lossy`] does; a character whose bytes were torn by
-/// the other stream is whole in [`stdout`](Logs::stdout) and [`stderr`](Logs::stderr).
+/// off. The [file](Logs::path) has all of it, up to a limit. Bytes that are not UTF-8 are replaced
+/// by U+FFFD, as [`String::from_utf8_lossy`] does. If the other stream has torn a character, it is
+/// whole in [`stdout`](Logs::stdout) and [`stderr`](Logs::stderr).
 ///
-/// `Display` gives both streams as they are in the file. Where the file has left something out, it
-/// says so in a line of its own.
+/// `Display` gives both streams as they are in the file. If the file has left something out, a line
+/// of its own says so.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -47,7 +47,7 @@ pub(super) const TAIL_LINE: usize = 400;
 pub struct Logs {
     all: String,
     texts: [Text; 2],
-    /// For each line that was completed, in that order: whether it is standard error's.
+    /// For each completed line, in that order, whether it came on standard error.
     order: Vec<bool>,
     /// The log files of the recipe, each with its text.
     files: Vec<(PathBuf, String)>,
@@ -61,27 +61,27 @@ pub struct Logs {
 #[derive(Clone, Debug, Default)]
 struct Text {
     text: String,
-    /// The places where a line ends without a line feed, because the service was started again
-    /// there, or because the rest was lost.
+    /// The places where a line ends without a line feed. There the service was started again, or
+    /// the rest was lost.
     breaks: Vec<usize>,
 }
 
 impl Logs {
-    /// What it printed to standard output.
+    /// The service's standard output.
     #[must_use]
     pub fn stdout(&self) -> &str {
         &self.texts[0].text
     }
 
-    /// What it printed to standard error.
+    /// The service's standard error.
     #[must_use]
     pub fn stderr(&self) -> &str {
         &self.texts[1].text
     }
 
     /// The lines of both streams, in the order in which they were completed, without their line
-    /// ends. A line is never torn by the other stream, as it may be in the file. Unfinished lines
-    /// come last.
+    /// ends. In the file the other stream may tear a line, but not here. Unfinished lines come
+    /// last.
     pub fn lines(&self) -> impl Iterator<Item = &str> {
         let mut streams = self.texts.each_ref().map(TextLines::new);
         let files = self.files.iter().flat_map(|(_, text)| text.lines());
@@ -106,7 +106,7 @@ impl Logs {
         let mut logs = output.snapshot_since(mark.output);
         for (number, path) in files.iter().enumerate() {
             let mut bytes = Vec::new();
-            // A file that cannot be read is as good as the part that could be.
+            // If a file cannot be read further, the part that was read counts.
             let _ = LogFile::new(path, mark.file(number)).read(&mut |part| {
                 bytes.extend_from_slice(part);
                 let surplus = bytes.len().saturating_sub(2 * SNAPSHOT as usize);
@@ -120,11 +120,12 @@ impl Logs {
         logs
     }
 
-    /// The file that has everything that the service printed since its executor was made, over all
-    /// its starts. It is removed with the service's private directory, except after a failure.
+    /// The log file. It has everything that the service printed since its executor was made, over
+    /// all its starts. It is removed with the service's private directory, except after a failure.
     ///
-    /// Of more than half the [`log_limit`](crate::recipe::builder::ExecutorBuilder::log_limit) it
-    /// has the first half. The last parts are then beside it, in `log.1`, `log.2` and `log.3`.
+    /// If the log has passed half of its
+    /// [`log_limit`](crate::recipe::builder::ExecutorBuilder::log_limit), this file holds only the
+    /// first half. The last parts are then beside it, in `log.1`, `log.2` and `log.3`.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -136,7 +137,7 @@ impl Logs {
         self.all.is_empty() && self.files.iter().all(|(_, text)| text.is_empty())
     }
 
-    /// Whether more than 16 MiB were printed, so that the beginning is missing here.
+    /// Whether the beginning is missing here, because more than 16 MiB were printed.
     #[must_use]
     pub fn truncated(&self) -> bool {
         self.truncated
@@ -149,8 +150,7 @@ impl Logs {
         self.dropped
     }
 
-    /// How many bytes of the output are missing, here and in the file, because they could not be
-    /// written: the disk was full.
+    /// How many bytes of the output are missing, here and in the file, because the disk was full.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost
@@ -215,7 +215,7 @@ impl OutputReader {
         self.collect(since, SNAPSHOT)
     }
 
-    /// The last `lines` lines since the cursor, fit to be shown. It reads the last 64 KiB, cuts
+    /// The last `lines` lines since the cursor, in displayable form. It reads the last 64 KiB, cuts
     /// each line at 400 characters, and removes sequences that a terminal would obey.
     pub(crate) fn tail(&self, lines: usize, since: Cursor) -> Vec<String> {
         let logs = self.collect(since, TAIL);
@@ -226,7 +226,7 @@ impl OutputReader {
             .skip(skip)
             .map(|(number, line)| {
                 let line = printable(line, TAIL_LINE);
-                // The very first line begins somewhere in its middle.
+                // The text begins in the middle of a line.
                 if number == 0 && logs.truncated {
                     format!("\u{2026}{line}")
                 } else {
@@ -236,16 +236,16 @@ impl OutputReader {
             .collect()
     }
 
-    /// The first and the last lines that were printed since, fit to be shown. Lines in a row that
-    /// differ only in their times and process ids are folded: a client that knocks a hundred times
-    /// does not push everything else out.
+    /// The first and the last lines since the cursor, in displayable form. Successive lines that
+    /// differ only in their times and process ids are folded. So a client that tries a hundred
+    /// times does not push everything else out.
     pub(crate) fn excerpt(&self, since: Cursor, first: usize, last: usize) -> Excerpt {
         let end = self.end();
         let logs = self.collect(since, EXCERPT);
         let mut folded = fold(logs.lines().map(|line| printable(line, TAIL_LINE)));
         if logs.truncated {
             if let Some((line, _)) = folded.first_mut() {
-                // It begins somewhere in its middle.
+                // The text begins in the middle of a line.
                 line.insert(0, '\u{2026}');
             }
         } else if folded.len() <= last {
@@ -280,7 +280,7 @@ impl OutputReader {
         }
     }
 
-    /// The beginning of the output since, for a log that is longer than that.
+    /// The beginning of the output since the cursor, for a log that is too long to read whole.
     fn beginning(&self, since: Cursor, end: Cursor) -> Logs {
         let mut assembly = Assembly::default();
         let mut cursor = since;
@@ -323,7 +323,7 @@ impl OutputReader {
 /// The part of a log that a report shows.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Excerpt {
-    /// The first lines, where they are not among the last.
+    /// The first lines, unless they are among the last.
     pub(crate) head: Vec<String>,
     /// How many lines stand between the two.
     pub(crate) left_out: u64,
@@ -332,13 +332,13 @@ pub(crate) struct Excerpt {
     pub(crate) tail: Vec<String>,
 }
 
-/// The lines, each with the number of lines that it stands for. Of four or more in a row that
-/// differ only in their times and process ids, the first and the last stay, with a line between
-/// them that counts the others.
+/// Folds lines, and returns each with the number of lines that it stands for. If four or more
+/// successive lines differ only in their times and process ids, the first and the last stay. A line
+/// between them counts the others.
 fn fold(lines: impl Iterator<Item = String>) -> Vec<(String, u64)> {
     let mut folded: Vec<(String, u64)> = Vec::new();
     let mut pattern = String::new();
-    // How many lines like the last one there are.
+    // The number of lines like the last one.
     let mut alike = 0;
     for line in lines {
         let same = without_time(&line);
@@ -359,8 +359,8 @@ fn fold(lines: impl Iterator<Item = String>) -> Vec<(String, u64)> {
     folded
 }
 
-/// The line without the digits of its times, dates and process ids, which differ where the rest
-/// says the same.
+/// The line without the digits of times, dates and process ids. Repeated messages differ only in
+/// those.
 fn without_time(line: &str) -> String {
     let words = line.split_whitespace().map(|word| {
         let count = |c| word.matches(c).count();
@@ -374,7 +374,7 @@ fn without_time(line: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// Stands in a log for the part that is left out.
+/// Replaces the left-out part of a log.
 pub(super) fn left_out(bytes: u64) -> String {
     format!(
         "[mirakuru: {} are left out here: the log has reached its limit]",
@@ -395,11 +395,11 @@ struct Assembly {
 #[derive(Default)]
 struct Open {
     done: Text,
-    /// Bytes that are not text yet, because the last character may be incomplete.
+    /// Bytes that are not decoded yet, because the last character may be incomplete.
     bytes: Vec<u8>,
     /// Whether there is an unfinished line.
     line: bool,
-    /// When it was last added to, counted in pieces.
+    /// The number of the piece that was last added to it.
     touched: u64,
 }
 
@@ -449,7 +449,7 @@ impl Assembly {
         }
     }
 
-    /// Ends both unfinished lines, the one first that was added to first.
+    /// Ends both unfinished lines, beginning with the one that was added to first.
     fn cut_both(&mut self) {
         let stderr_first = self.streams[1].touched < self.streams[0].touched;
         self.cut(stderr_first);

@@ -8,8 +8,8 @@ use crate::output::reader::{Cursor, OutputReader};
 /// A place in the output and the log files of a service: the moment at which
 /// [`Executor::mark`](crate::executor::Executor::mark) was called.
 ///
-/// It stays good over restarts of the service, and when the service has ended. The default is the
-/// beginning of everything. The usual variable name is `mark`.
+/// It stays valid over restarts of the service and after its end. The default is the beginning of
+/// everything. The usual variable name is `mark`.
 #[derive(Clone, Debug, Default)]
 pub struct Mark {
     pub(crate) output: Cursor,

@@ -1,5 +1,5 @@
-//! The files of a log. It has one part until it reaches its limit; then it goes on in later parts,
-//! of which the last two stay. See [`log_record`](crate::sys::log_record).
+//! The files of a log. A log has one part until it reaches its limit. Then it goes on in later
+//! parts, of which the last two stay. See [`log_record`](crate::sys::log_record).
 //!
 //! Offsets count from the beginning of the whole log, and of the whole index.
 
@@ -20,7 +20,7 @@ pub(crate) struct Place {
     pub(crate) log: u64,
 }
 
-/// One part: two files, which stay readable when they have been removed.
+/// One part: two files, which stay readable after they are removed.
 #[derive(Debug)]
 struct Part {
     number: u32,
@@ -33,9 +33,9 @@ struct Part {
 /// The parts as they were a moment ago.
 #[derive(Clone, Debug)]
 pub(super) struct View {
-    /// Each with its end.
+    /// Each part with its end.
     parts: Vec<(Arc<Part>, Place)>,
-    /// The length of the log before that of the index was read.
+    /// The length of the log, read before the length of the index.
     earlier_length: u64,
 }
 
@@ -62,9 +62,9 @@ impl Parts {
         })))
     }
 
-    /// The parts that there are now.
+    /// The present parts.
     pub(super) fn view(&self) -> io::Result<View> {
-        // A panic elsewhere cannot leave half a change: a part is added at once.
+        // A panic elsewhere cannot leave half a change, because a part is added in one step.
         let mut view = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         view.update()?;
         Ok(view.clone())
@@ -78,7 +78,8 @@ impl View {
                 return Ok(());
             };
             self.earlier_length = part.begin.log + part.log.metadata()?.len();
-            // The index's length before the log's: the bytes of its records are surely there then.
+            // The length of the index is read before that of the log: then the log surely has the
+            // bytes of its records.
             let index = part.index.metadata()?.len() / log_record::SIZE as u64 * log_record::SIZE as u64;
             let mut record = [0; log_record::SIZE];
             let last = index.checked_sub(log_record::SIZE as u64);
@@ -96,7 +97,7 @@ impl View {
                 log: part.begin.log + record.time,
             };
             let dir = self.parts[0].0.paths[0].parent().unwrap_or(Path::new("."));
-            // A part that is not there any more has at most two after it.
+            // If a part is gone, at most two come after it.
             let found = (1..=3).filter_map(|name| Part::open(dir, name));
             let Some(found) = found
                 .filter(|part| part.number >= next)
@@ -110,7 +111,7 @@ impl View {
                 self.parts.truncate(1);
             }
             self.parts.push((Arc::new(found), Place::default()));
-            // The supervisor keeps as many.
+            // The supervisor keeps the same number.
             if self.parts.len() > 3 {
                 self.parts.remove(1);
             }
@@ -122,8 +123,8 @@ impl View {
         self.parts.last().map_or(Place::default(), |(_, end)| *end)
     }
 
-    /// How long the log was a moment earlier: the index has a record for each of these bytes, but
-    /// for orphans.
+    /// The length of the log a moment earlier. Each of these bytes has a record in the index,
+    /// except for orphans.
     pub(super) fn earlier_length(&self) -> u64 {
         self.earlier_length
     }
@@ -142,7 +143,7 @@ impl View {
         Ok((files, part.number, part.begin))
     }
 
-    /// From where to where the log is left out.
+    /// The beginning and the end of the part of the log that is left out.
     pub(super) fn gap(&self) -> Option<[Place; 2]> {
         let [(_, end), (next, _), ..] = self.parts.as_slice() else {
             return None;
@@ -208,7 +209,7 @@ impl Part {
     }
 }
 
-/// Reads until the buffer is full or the file at its end.
+/// Reads until the buffer is full or the file ends.
 fn read_full_at(file: &File, buffer: &mut [u8], at: u64) -> io::Result<usize> {
     let mut filled = 0;
     while filled < buffer.len() {

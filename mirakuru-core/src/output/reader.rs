@@ -4,10 +4,10 @@
 //! standard output and standard error as they came. `log.index` has one [`Record`] for each write,
 //! which says which stream it was. A long log has more files: see `parts.rs`.
 //!
-//! The supervisor writes the bytes before their record. A reader may therefore find bytes without a
-//! record: for the moment between two system calls, or for good if the index could not be written.
-//! Time tells them apart: bytes that stay without a record count as standard output. If their
-//! record comes after all, nothing is given out twice.
+//! The supervisor writes the bytes before their record. So a reader may find bytes without a
+//! record. That lasts for the moment between two system calls, or for ever if the index could not
+//! be written. Bytes that stay without a record count as standard output. If their record comes
+//! after all, nothing is given out twice.
 
 use std::fs::File;
 use std::io;
@@ -22,7 +22,7 @@ use crate::sys::log_record::{self, Record};
 
 /// How much of either file is read at a time.
 const BUFFER: usize = 64 * 1024;
-/// How long bytes may be without a record before they count as standard output.
+/// After this time, bytes without a record count as standard output.
 pub(super) const ORPHANED: Duration = Duration::from_millis(100);
 
 /// Which of its standard streams a service printed to.
@@ -32,39 +32,39 @@ pub(crate) enum Stream {
     Stderr,
 }
 
-/// One thing that the index tells.
+/// One item of the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Piece<'a> {
     /// Bytes that were printed.
     Output(Stream, &'a [u8]),
-    /// So many bytes that were printed, and could not be kept.
+    /// The number of printed bytes that could not be kept.
     Lost(Stream, u32),
-    /// So many bytes were printed that are left out, because the log has reached its limit.
+    /// The number of printed bytes that are left out, because the log has reached its limit.
     LeftOut(u64),
     /// The service was started, or started again.
     Start,
 }
 
-/// A place in the log. Cheap to copy, and good for as long as the log is.
+/// A position in the log. Cheap to copy, and valid as long as the log exists.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cursor {
     /// Offset in the index: everything before has been read.
     index: u64,
-    /// Offset in the log up to which those records speak.
+    /// Offset in the log that these records reach up to.
     covered: u64,
-    /// Offset in the log up to which bytes were given out. Beyond `covered` only for bytes without
-    /// a record.
+    /// Offset in the log up to which bytes were given out. If it is beyond `covered`, the bytes
+    /// between have no record.
     pub(super) given: u64,
     /// Bytes that were seen without a record.
     orphans: Option<Orphans>,
 }
 
-/// Bytes that may be without a record for good.
+/// Bytes that may never get a record.
 #[derive(Clone, Copy, Debug)]
 struct Orphans {
     /// The value of the cursor's `index` at which they were seen.
     index: u64,
-    /// The offset in the log at which they end. Later bytes have a time of their own.
+    /// The offset in the log at which they end. Bytes after it get a waiting time of their own.
     end: u64,
     since: Instant,
 }
@@ -85,8 +85,8 @@ pub(crate) struct OutputReader {
     /// Where the log is.
     pub(crate) path: PathBuf,
     parts: Parts,
-    /// How far the index has been summed up: so that finding the end of a long log is quick the
-    /// second time.
+    /// The part of the index that has been summed up already. So the end of a long log is found
+    /// quickly the second time.
     summed: Mutex<(u64, u64)>,
 }
 
@@ -111,7 +111,7 @@ impl OutputReader {
 
     /// The end of the output so far. If the file cannot be read, the end that was known last.
     pub(crate) fn end(&self) -> Cursor {
-        // Bytes wait for their record for a moment only. After a few reads, bytes without a record
+        // Bytes lack their record for a moment only. After a few reads, bytes without a record
         // count as orphans.
         let mut end = self.sum();
         for _ in 0..10 {
@@ -124,9 +124,9 @@ impl OutputReader {
         end
     }
 
-    /// Adds up the index from where that was left off.
+    /// Adds up the rest of the index.
     fn sum(&self) -> Cursor {
-        // The lock guards two numbers that are only ever written together: a panic elsewhere cannot
+        // The lock guards two numbers that are always written together, so a panic elsewhere cannot
         // spoil them.
         let mut summed = self.summed.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut index, mut covered) = *summed;
@@ -149,7 +149,8 @@ impl OutputReader {
             }
         }
         *summed = (index, covered);
-        // Read before the index: the supervisor may write much more, and its records, in between.
+        // This is read before the index: in between, the supervisor may write much more, with
+        // records.
         let length = view.map_or(covered, |view| view.earlier_length());
         Cursor {
             index,
@@ -159,7 +160,7 @@ impl OutputReader {
         }
     }
 
-    /// The newest part of the log and its index, and where that stands. `open` opens a file for
+    /// The newest part of the log and its index, and its beginning. `open` opens a file for
     /// appending, as it must have done in [`open_with`](OutputReader::open_with).
     pub(crate) fn newest_part(
         &self,
@@ -175,8 +176,7 @@ impl OutputReader {
         Ok((files, part))
     }
 
-    /// Returns the output since the cursor, and the other records of the index, and moves the
-    /// cursor on.
+    /// Returns the output and the other records since the cursor, and moves the cursor on.
     ///
     /// Output that comes during the call is left for the next one, so that the call ends however
     /// fast the service is.
@@ -194,8 +194,8 @@ impl OutputReader {
         until: Option<Cursor>,
         each: &mut dyn FnMut(Piece<'_>, u64),
     ) -> io::Result<()> {
-        // Before the lengths: bytes whose record was not there at this time are orphans, if they
-        // were old enough then. This process may be held up between any two lines.
+        // The time is taken before the lengths. Bytes without a record at that time are orphans if
+        // they were old enough then. This process may be held up between any two lines.
         let now = Instant::now();
         let view = self.parts.view()?;
         let stop = match until {
@@ -233,7 +233,7 @@ impl OutputReader {
                 match record.piece() {
                     Some(Piece::Output(stream, _)) => {
                         let end = cursor.covered + record.in_log();
-                        // What was given out as an orphan is not given out again.
+                        // Bytes that were given out as orphans are not given out again.
                         let from = cursor.covered.max(cursor.given);
                         window.each(from, end, &mut |bytes| {
                             each(Piece::Output(stream, bytes), record.time);
@@ -270,7 +270,7 @@ impl OutputReader {
         Ok(())
     }
 
-    /// How many bytes that were printed since could not be kept.
+    /// How many bytes that were printed since the cursor could not be kept.
     pub(crate) fn lost(&self, since: Cursor) -> u64 {
         let mut lost = 0;
         let _ = self.find_record(since, |record| {
@@ -284,7 +284,8 @@ impl OutputReader {
         lost
     }
 
-    /// How many bytes that were printed since are left out, because the log has reached its limit.
+    /// How many bytes that were printed since the cursor are left out, because the log has reached
+    /// its limit.
     pub(crate) fn dropped(&self, since: Cursor) -> u64 {
         let gap = self.parts.view().ok().and_then(|view| view.gap());
         gap.map_or(0, |[from, to]| to.log.saturating_sub(from.log.max(since.given)))
@@ -308,7 +309,7 @@ impl OutputReader {
         }
     }
 
-    /// The place in the log from which all output came at or after a time, in nanoseconds of the
+    /// The position in the log at which the output of this time begins, in nanoseconds of the
     /// monotonic clock.
     pub(crate) fn since_time(&self, time: u64) -> Cursor {
         let end = self.end();
@@ -317,7 +318,7 @@ impl OutputReader {
         let Ok(view) = self.parts.view() else {
             return end;
         };
-        // Searches backwards, since the answer is near the end.
+        // Searches backwards, because the answer is near the end.
         'blocks: while index > 0 {
             (index, covered) = view.before_gap(index).unwrap_or((index, covered));
             let from = view.block_before(index);
@@ -343,14 +344,15 @@ impl OutputReader {
         }
     }
 
-    /// The time of the first output since, in nanoseconds of the monotonic clock, if it is known.
+    /// The time of the first output since the cursor, in nanoseconds of the monotonic clock, if it
+    /// is known.
     pub(crate) fn first_output(&self, since: Cursor) -> Option<u64> {
         let first = self.find_record(since, |record| record.length > 0 && record.is_output());
         first.map(|record| record.time)
     }
 
-    /// The place in the log that has at most `limit` bytes between it and the end, and is not
-    /// before `since`.
+    /// The position in the log that is at most `limit` bytes before the end, and not before
+    /// `since`.
     pub(super) fn back_from(&self, end: Cursor, since: Cursor, limit: u64) -> io::Result<Cursor> {
         let first = end.given.saturating_sub(limit);
         if first <= since.given {
@@ -388,8 +390,8 @@ impl OutputReader {
 }
 
 impl View {
-    /// The whole records from `from` on and before `until`, a block at most. A torn last one is
-    /// left alone.
+    /// The whole records between `from` and `until`, at most a block. An incomplete last record is
+    /// ignored.
     fn records<'a>(&self, block: &'a mut Vec<u8>, from: u64, until: u64) -> io::Result<&'a [u8]> {
         let wanted = usize::try_from(until.saturating_sub(from)).map_or(BUFFER, |n| n.min(BUFFER));
         block.resize(wanted, 0);
@@ -397,7 +399,8 @@ impl View {
         Ok(&block[..got - got % log_record::SIZE])
     }
 
-    /// Where the index and the log go on after the gap, for an offset in the index that lies in it.
+    /// For an offset in the index that lies in the gap: where the index and the log continue after
+    /// it.
     fn after_gap(&self, index: u64) -> Option<(u64, u64)> {
         let [from, to] = self.gap()?;
         (from.index..to.index)
@@ -405,14 +408,14 @@ impl View {
             .then_some((to.index, to.log))
     }
 
-    /// Where the index and the log end before the gap, for the offset in the index after it, or one
-    /// in it.
+    /// For an offset in the index in the gap or right after it: where the index and the log end
+    /// before it.
     fn before_gap(&self, index: u64) -> Option<(u64, u64)> {
         let [from, to] = self.gap()?;
         (from.index < index && index <= to.index).then_some((from.index, from.log))
     }
 
-    /// The beginning of a block of the index that ends here, and does not reach into the gap.
+    /// The beginning of the block of the index that ends here; it does not reach into the gap.
     fn block_before(&self, index: u64) -> u64 {
         let from = index.saturating_sub(BUFFER as u64);
         match self.gap() {
@@ -423,7 +426,7 @@ impl View {
 }
 
 impl Record {
-    /// How many bytes of the log it speaks of.
+    /// How many bytes of the log the record is about.
     fn in_log(self) -> u64 {
         match self.is_output() && !self.is_lost() {
             true => u64::from(self.length),
@@ -447,12 +450,12 @@ impl Record {
     }
 }
 
-/// The records in a part of the index whose length is a multiple of a record's.
+/// The records in a part of the index. The length of the part is a multiple of a record's.
 fn decoded(records: &[u8]) -> impl DoubleEndedIterator<Item = Record> {
     records.chunks_exact(log_record::SIZE).map(Record::decode)
 }
 
-/// A part of the log in memory: many short records are then one read.
+/// A part of the log in memory, so that many short records take one read.
 struct Window<'a> {
     view: &'a View,
     start: u64,
@@ -471,7 +474,7 @@ impl<'a> Window<'a> {
     }
 
     /// Returns the bytes between two offsets, in parts. If the file is shorter than its index says,
-    /// only the bytes that it has.
+    /// returns only the bytes that it has.
     fn each(&mut self, mut from: u64, end: u64, give: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         while from < end {
             let within = from

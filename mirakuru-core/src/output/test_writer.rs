@@ -15,7 +15,7 @@ pub(crate) struct LogWriter {
 }
 
 impl OutputReader {
-    /// The output alone. Says whether there was any.
+    /// Only the output. Returns whether there was any.
     pub(crate) fn read(
         &self,
         cursor: &mut Cursor,
@@ -61,7 +61,8 @@ impl LogWriter {
         self.index.write_all(&record).expect("the index is writable");
     }
 
-    /// Writes the record of bytes that somebody else has written into the log, or has not.
+    /// Writes the record of bytes that other code has written into the log, or of bytes that are
+    /// not there.
     pub(crate) fn output(&mut self, stream: Stream, length: usize) {
         let length = u32::try_from(length).expect("a short record");
         self.record(|time| Record::output(stream as usize, length, time));

@@ -77,7 +77,7 @@ fn a_snapshot_since_begins_there_and_stays_as_it_is() {
     log.stderr("later\n");
     assert_eq!(logs.to_string(), "after\n");
     assert!(!logs.truncated());
-    // The first record got 1001, the mark 1002.
+    // The first record had the time 1001, the mark 1002.
     assert_eq!(reader.first_output(since), Some(1003));
     assert_eq!(reader.first_output(Cursor::START), Some(1001));
     assert_eq!(reader.tail(5, since), ["after", "later"]);
@@ -126,15 +126,15 @@ fn bytes_without_a_record_count_as_stdout_and_are_given_once() {
     assert_eq!((logs.stdout(), logs.stderr()), ("orphan", "known "));
     let end = reader.end();
     let mut cursor = Cursor::START;
-    // Its record may be on its way.
+    // The record may still come.
     assert_eq!(pair(&reader, &mut cursor), [b"".to_vec(), b"known ".to_vec()]);
     assert_eq!(pair(&reader, &mut cursor)[0], b"");
     thread::sleep(ORPHANED);
-    // The record of the newest bytes may still follow, too.
+    // The record of the newest bytes may still come, too.
     log.log.write_all(b" and more").unwrap();
     assert_eq!(pair(&reader, &mut cursor), [b"orphan".to_vec(), b"".to_vec()]);
     assert_eq!(pair(&reader, &mut cursor)[0], b"");
-    // It comes after all, and speaks of both.
+    // The record comes after all, and covers both.
     log.output(Stream::Stderr, 15);
     assert_eq!(pair(&reader, &mut cursor), [b"".to_vec(), b" and more".to_vec()]);
     let mut cursor = end;
@@ -166,7 +166,7 @@ fn the_tail_is_short_and_harmless() {
     }
     log.stderr("\u{1b}[31mred\u{1b}[0m \u{1b}]0;title\u{7}and\tbell\u{7}");
     let tail = reader.tail(3, Cursor::START);
-    // Sequences of a terminal and its bell are left out, since nobody can read them.
+    // Control sequences of a terminal and its bell are left out, because nobody can read them.
     assert_eq!(tail, ["line 98", "line 99", "red and bell"]);
     let tail = reader.tail(1000, Cursor::START);
     assert_eq!(tail.len(), 102);
@@ -198,7 +198,7 @@ fn lines_that_repeat_do_not_push_out_the_first_ones() {
         ]
     );
     assert!(excerpt.head.is_empty() && excerpt.left_out == 0);
-    // Three lines are shown as they are, and so are lines without a letter in common.
+    // Three equal lines are shown as they are. So are lines without a letter in common.
     let since = reader.end();
     log.stdout("1\n2\n3\n4\na\nb\na\nt 1\nt 2\nt 3\n");
     assert_eq!(
@@ -226,7 +226,7 @@ fn the_first_lines_are_shown_beside_the_last() {
     assert_eq!(excerpt.head, words(0, 5));
     assert_eq!(excerpt.left_out, 25);
     assert_eq!(excerpt.tail, words(30, 50));
-    // The same of a log that is longer than a report looks at.
+    // The same with a log that is longer than the part that a report reads.
     log.stdout(words(50, 300_000).join("\n") + "\n");
     let excerpt = reader.excerpt(Cursor::START, 5, 20);
     assert_eq!(excerpt.head, words(0, 5));
@@ -248,7 +248,7 @@ fn a_snapshot_is_the_last_16_mib() {
     assert!(logs.truncated());
     assert_eq!(logs.to_string().len() as u64, SNAPSHOT);
     assert_eq!(logs.stderr(), "end\n");
-    // One that begins within is whole.
+    // A line that begins inside the part is whole.
     let mut cursor = Cursor::START;
     reader.read(&mut cursor, |_, _, _| ()).unwrap();
     log.stdout("more");
@@ -271,7 +271,7 @@ fn a_writer_at_work_is_read_without_loss() {
         });
         let mut cursor = Cursor::START;
         let mut streams = [Vec::new(), Vec::new()];
-        // On a busy disk it takes its time; but not without anything to read.
+        // A busy disk may take long, but not with nothing to read.
         let mut heard = Instant::now();
         while !streams[1].ends_with(b"-4999\n") && heard.elapsed() < Duration::from_secs(60) {
             let [out, err] = pair(&reader, &mut cursor);
@@ -288,7 +288,7 @@ fn a_writer_at_work_is_read_without_loss() {
     });
 }
 
-/// Streams memory by the hundred megabytes through one reader.
+/// Streams hundreds of megabytes of memory through one reader.
 #[test]
 #[cfg(target_os = "linux")]
 fn memory_stays_flat() {
@@ -297,7 +297,7 @@ fn memory_stays_flat() {
         let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
-    // In a process of its own: other tests' memory would be counted otherwise.
+    // This runs in a process of its own: other tests' memory would be counted otherwise.
     if !is_alone() {
         return run_alone(test_name!(memory_stays_flat), &[]);
     }
@@ -305,7 +305,7 @@ fn memory_stays_flat() {
     let mut log = LogWriter::create(dir.path());
     let reader = log.reader();
     let block = vec![b'x'; 60_000];
-    // 100 MB, sparse but for the blocks at its ends: what counts is how it is read.
+    // 100 MB, sparse except for the blocks at its ends: only the reading counts.
     log.stdout(&block);
     log.log.set_len(100_000_000).unwrap();
     for _ in 0..1_000 {
@@ -396,7 +396,7 @@ proptest! {
     ) {
         let dir = TestDir::new();
         let mut log = LogWriter::create(dir.path());
-        // The plain way: a line is done at its line feed, or where it is cut off.
+        // The simple way: a line ends at its line feed, or where it is cut off.
         let mut wanted: Vec<Vec<u8>> = Vec::new();
         let mut open: [Option<(usize, Vec<u8>)>; 2] = [None, None];
         let cut = |open: &mut Option<(usize, Vec<u8>)>, wanted: &mut Vec<Vec<u8>>| {

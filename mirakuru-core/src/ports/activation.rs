@@ -52,7 +52,7 @@ impl Listen {
         self.sockets.iter().map(|(_, addr)| *addr)
     }
 
-    /// Opens all of them.
+    /// Opens all sockets.
     pub(crate) fn open(&self, command: &str) -> Result<Vec<OwnedFd>, Error> {
         let open = |addr: SocketAddr| {
             sys::listen_tcp(addr).map_err(|source| match source.kind() {
@@ -70,7 +70,7 @@ impl Listen {
         self.addrs().map(open).collect()
     }
 
-    /// Tells the service of them.
+    /// Sets the variables that tell the service about its sockets.
     pub(crate) fn announce(&self, environment: &mut BTreeMap<OsString, OsString>) {
         if self.sockets.is_empty() {
             return;
@@ -78,7 +78,7 @@ impl Listen {
         let names: Vec<&str> = self.sockets.iter().map(|(name, _)| name.as_str()).collect();
         environment.insert("LISTEN_FDS".into(), self.sockets.len().to_string().into());
         environment.insert("LISTEN_FDNAMES".into(), names.join(":").into());
-        // Written over once the process id is known.
+        // A placeholder of the full length: the process id is written over it.
         environment.insert("LISTEN_PID".into(), "0".repeat(sys::PID_DIGITS).into());
     }
 }

@@ -1,12 +1,11 @@
-//! Addresses: how `host:port` is read, and the addresses of this machine that it stands for.
+//! Addresses: parses `host:port` and finds the addresses that it means.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 
 pub(crate) const ZERO: &str =
     "with port 0 the service chooses a port that nobody else knows; let one be chosen for it with `{port}`";
 
-/// The addresses that `host:port` stands for. The error names the mistake in the text and its
-/// remedy.
+/// The addresses that a `host:port` means. The error names the mistake in the text and its remedy.
 pub(crate) fn resolve(text: &str) -> Result<Vec<SocketAddr>, String> {
     if let Some((scheme, rest)) = text.split_once("://") {
         let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -89,7 +88,7 @@ pub(crate) fn loopback(port: u16) -> Vec<SocketAddr> {
     ]
 }
 
-/// The host, and the port as it is written, of `host`, `host:port`, `[v6]` or `[v6]:port`.
+/// Splits `host`, `host:port`, `[v6]` or `[v6]:port` into the host and the port as it is written.
 pub(crate) fn split(text: &str) -> Result<(&str, Option<&str>), String> {
     let Some(inside) = text.strip_prefix('[') else {
         if text.parse::<Ipv6Addr>().is_ok() {
@@ -123,7 +122,7 @@ pub(crate) fn split(text: &str) -> Result<(&str, Option<&str>), String> {
     }
 }
 
-/// A port that is written as digits alone. Port 0 is none.
+/// A port of digits alone. Port 0 is an error.
 pub(crate) fn port_number(text: &str) -> Option<u16> {
     let is_digits = text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|port| *port != 0 && is_digits)
@@ -171,8 +170,8 @@ pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
 
 /// Whether an address belongs to this machine. If so, the kernel knows its listeners.
 pub(crate) fn is_local(ip: IpAddr) -> bool {
-    // A bind to a foreign address fails. (Not so with the sysctl `ip_nonlocal_bind`, for routers
-    // that take over addresses.)
+    // A bind to a foreign address fails. (The sysctl `ip_nonlocal_bind` allows it, for routers that
+    // take over addresses.)
     ip.is_loopback() || ip.is_unspecified() || UdpSocket::bind((ip, 0)).is_ok()
 }
 
@@ -194,7 +193,7 @@ mod tests {
         for host in ["a.localhost", "a.b.LOCALHOST."] {
             assert_eq!(host_addrs(host, 80).unwrap(), loopback(80), "{host}");
         }
-        // A name that only ends in the same letters is a name like any other.
+        // A name that only ends in the same letters is an ordinary name.
         assert!(host_addrs("notlocalhost.invalid", 80).is_err());
         let localhost = host_addrs("localhost", 80).unwrap();
         assert!(

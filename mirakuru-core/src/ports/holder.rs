@@ -1,8 +1,8 @@
 //! The process that has a port, a socket or a pid file that a service needs: its name, its user,
-//! and the way to end it.
+//! and how to end it.
 //!
-//! Finding it takes a few milliseconds, because every process of the machine is searched. This is
-//! done only when something is in the way already.
+//! Finding it takes a few milliseconds, because every process of the machine is searched. So this
+//! happens only after a conflict.
 
 use std::fmt;
 use std::fs;
@@ -18,38 +18,37 @@ use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 /// The environment variable that marks every process that mirakuru starts.
 const MARK: &[u8] = b"MIRAKURU_ID=";
 
-/// The names (`comm`) of a supervisor's two processes, whole: test programs may have names that
-/// begin in the same way.
+/// The full names (`comm`) of a supervisor's two processes. Test programs may have names that begin
+/// in the same way.
 const SUPERVISOR: [&str; 2] = ["mirakuru-guard", "mirakuru-worker"];
 
 fn is_supervisor(comm: &str) -> bool {
     SUPERVISOR.contains(&comm)
 }
 
-/// A process that has an endpoint that a service needs, as far as it can be seen.
+/// A process that has an endpoint that a service needs, as far as the process is visible.
 ///
 /// Displays as `redis-server (pid 812)`. [`about`](Holder::about) gives further facts,
-/// [`remedy`](Holder::remedy) the way to end it.
+/// [`remedy`](Holder::remedy) says how to end it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Holder {
     pub(crate) pid: Option<u32>,
     pub(crate) program: Option<String>,
-    /// The name of its user, else `uid 1000`.
+    /// The name of its user; `uid 1000` if the user has no name.
     pub(crate) user: Option<String>,
     /// How long ago it was started.
     pub(crate) age: Option<Duration>,
-    /// It carries mirakuru's mark: some test's service.
+    /// It carries mirakuru's mark, so it is a test's service.
     pub(crate) marked: bool,
-    /// A supervisor still looks after it: it is the service of a running test, and not one that was
-    /// left behind.
+    /// It has a supervisor, so it is the service of a running test and was not left behind.
     pub(crate) supervised: bool,
-    /// Another user's test: it waits in no queue of this user's.
+    /// It belongs to another user's test, which does not wait for this user's locks.
     pub(crate) queues_apart: bool,
-    /// It is this process, which a test may be surprised by.
+    /// It is this process, which may surprise the test.
     pub(crate) ourselves: bool,
     /// This process's user may end it.
     pub(crate) may_be_signalled: bool,
-    /// No test may ask to end it: it is the first process of the machine or container, or an
+    /// A test must not ask to end it: it is the first process of the machine or container, or an
     /// ancestor of this test.
     pub(crate) essential: bool,
     /// The systemd unit that it belongs to, which would start it again.
@@ -68,7 +67,7 @@ impl Holder {
             program: stat.as_ref().map(|stat| program(pid, &stat.comm)),
             user: uid.map(user_name),
             age: stat.as_ref().and_then(procfs::Stat::age),
-            // The mark of another user's process cannot be read.
+            // The mark of another user's process is not readable.
             marked: supervisor.is_some() || is_marked(pid),
             supervised: supervisor.is_some(),
             queues_apart: supervisor.is_some_and(|(pid, _)| procfs::user(pid) != Some(sockets::user())),
@@ -82,7 +81,7 @@ impl Holder {
         }
     }
 
-    /// A process that cannot be seen, of which the kernel told the user at most.
+    /// An invisible process. At most its user is known, from the kernel.
     pub(crate) fn unseen(uid: Option<u32>) -> Holder {
         Holder {
             user: uid.map(user_name),
@@ -90,7 +89,7 @@ impl Holder {
         }
     }
 
-    /// Facts besides its name: since when it runs, as which user, and whether it is a test's.
+    /// Facts besides its name: its age, its user, and whether it is a test's.
     pub(crate) fn about(&self) -> Option<String> {
         self.pid?;
         let mut parts = Vec::new();
@@ -110,7 +109,7 @@ impl Holder {
         (!parts.is_empty()).then(|| parts.join(", "))
     }
 
-    /// The way to end it, as the first half of a sentence.
+    /// How to end it, as the first half of a sentence.
     pub(crate) fn remedy(&self) -> Option<String> {
         let pid = self.pid?;
         if self.ourselves {
@@ -130,8 +129,7 @@ impl Holder {
         }
     }
 
-    /// The process that has a socket. A server may have several that do; then the one from which
-    /// the others descend.
+    /// The process that has a socket. If several have it, the one from which the others descend.
     pub(crate) fn of_socket(found: &[(u64, u32)], inode: u64) -> Option<Holder> {
         let pids: Vec<u32> = found
             .iter()
@@ -158,7 +156,7 @@ impl fmt::Display for Holder {
     }
 }
 
-/// A duration in the one unit that a person would use.
+/// A duration in the unit that a person would use.
 struct Rough(Duration);
 
 impl fmt::Display for Rough {
@@ -174,7 +172,7 @@ impl fmt::Display for Rough {
     }
 }
 
-/// The name of a program. The kernel keeps 15 bytes of it; the command line may tell the rest.
+/// The name of a program. The kernel keeps 15 bytes of it; the command line may have the rest.
 fn program(pid: u32, comm: &str) -> String {
     const KEPT: usize = 15;
     if comm.len() < KEPT {
@@ -199,7 +197,7 @@ fn is_marked(pid: u32) -> bool {
     })
 }
 
-/// The system's unit in the text of `/proc/PID/cgroup`, as systemd names it.
+/// The systemd unit in the text of `/proc/PID/cgroup`.
 fn unit_in(cgroup: &str) -> Option<Box<str>> {
     let (_, path) = cgroup
         .lines()
@@ -208,7 +206,7 @@ fn unit_in(cgroup: &str) -> Option<Box<str>> {
     Some(unit.strip_suffix(".service").unwrap_or(unit).into())
 }
 
-/// The name of a user, as `/etc/passwd` has it.
+/// The name of a user in `/etc/passwd`.
 pub(crate) fn user_name(uid: u32) -> String {
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
     name_in(&passwd, uid).unwrap_or_else(|| format!("uid {uid}"))
@@ -222,8 +220,8 @@ fn name_in(passwd: &str, uid: u32) -> Option<String> {
     })
 }
 
-/// The process in the way of a server on this TCP address: one that listens there or on a wildcard
-/// address that covers it, else one that is bound to it.
+/// The process that prevents a server on this TCP address: it listens there or on a wildcard
+/// address that covers it. If none does, a process that is bound to it.
 pub(crate) fn holder_of_port(protocol: Protocol, addr: SocketAddr) -> Option<Holder> {
     let sockets = table::in_the_way(protocol, addr);
     let inodes: Vec<u64> = sockets
@@ -255,8 +253,8 @@ pub(crate) fn holder_of_path(path: &Path) -> Option<Holder> {
         .iter()
         .find_map(|inode| Holder::of_socket(&found, *inode))
         .or_else(|| {
-            // Bound under another name for the same file. The process that called `listen` is a
-            // good guess, if it is still there.
+            // The socket was bound under another name for the same file. The process that called
+            // `listen` is a good guess, if it still lives.
             match sockets::try_connect_unix(path, UnixKind::Stream) {
                 Ok(UnixAnswer::Accepted(Some(pid))) => procfs::stat(pid)
                     .is_some_and(|stat| stat.is_alive())
@@ -266,7 +264,7 @@ pub(crate) fn holder_of_path(path: &Path) -> Option<Holder> {
         })
 }
 
-/// Whether this is a thread of the kernel: all are children of the one with the id 2.
+/// Whether this is a thread of the kernel: all of these are children of process 2.
 fn is_the_kernels(pid: u32) -> bool {
     const KTHREADD: u32 = 2;
     let is_there = procfs::stat(KTHREADD).is_some_and(|stat| stat.comm == "kthreadd");
@@ -326,7 +324,7 @@ mod tests {
             "stop its systemd unit with `systemctl stop redis-server`"
         );
         assert_eq!(unit_in("0::/user.slice/user-1000.slice/session-2.scope\n"), None);
-        // Nobody is told to end the first process, or the runner of this test.
+        // A remedy never asks to end the first process, or the runner of this test.
         assert_eq!(Holder::of_pid(1).remedy(), None);
         if procfs::stat(2).is_some_and(|stat| stat.comm == "kthreadd") {
             assert_eq!(Holder::of_pid(2).remedy(), None);

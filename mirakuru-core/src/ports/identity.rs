@@ -1,5 +1,5 @@
 //! The private directory and the ports of a service that is not built yet. So the nodes of a
-//! cluster can know each other before they start.
+//! cluster can know each other's before they start.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -18,7 +18,7 @@ pub struct Identity {
 
 #[derive(Debug)]
 struct Inner {
-    /// Given by number, where the service runs already or nothing is started.
+    /// Ports with fixed numbers, for a service that already runs or that is never started.
     is_fixed: bool,
     dir: Option<PathBuf>,
     /// Until the service is built.
@@ -27,14 +27,14 @@ struct Inner {
 }
 
 impl Identity {
-    /// Belongs to a service that is going to be built. The directory is made, and ports are
-    /// reserved, when they are first asked for.
+    /// For a service that will be built. The directory is made, and ports are reserved, when they
+    /// are first asked for.
     #[must_use]
     pub fn new(name: String) -> Identity {
         Identity::with(name, false, None, Vec::new())
     }
 
-    /// Belongs to a service whose directory and ports are known.
+    /// For a service whose directory and ports are known.
     #[must_use]
     pub fn known(name: String, dir: PathBuf, ports: Vec<(String, u16)>) -> Identity {
         let ports = ports
@@ -58,7 +58,7 @@ impl Identity {
         Identity { name, inner }
     }
 
-    /// The service's name, unless its recipe has another one.
+    /// The service's name, unless its recipe sets another one.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -67,17 +67,18 @@ impl Identity {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when there is no port to be had.
+    /// [`Error::System`] if no port can be had.
     pub fn port(&self, name: &str) -> Result<u16, Error> {
         let mut inner = self.inner();
         if let Some((_, reservation)) = inner.ports.iter().find(|(known, _)| known == name) {
             return Ok(reservation.port());
         }
         let reservation = if inner.is_fixed {
-            // No service is started with it: every caller gets the same number.
+            // No service starts with it, so every caller gets the same number.
             Reservation::known(1 + u16::try_from(inner.ports.len()).unwrap_or(0))
         } else {
-            // It is not known whether the service uses UDP, or derives another port from this one.
+            // The port must suit a service that uses UDP, or that derives another port from this
+            // one: nothing is known yet.
             let reserved = Reservation::new(Range::Low, HoldLevel::Firm, &[]);
             reserved.map_err(|source| Error::System {
                 attempt: "reserve a free port".to_owned(),
@@ -93,7 +94,7 @@ impl Identity {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when the directory cannot be made.
+    /// [`Error::System`] if the directory cannot be made.
     pub fn dir(&self) -> Result<PathBuf, Error> {
         let mut inner = self.inner();
         if let Some(dir) = &inner.dir {
@@ -106,8 +107,8 @@ impl Identity {
         Ok(dir)
     }
 
-    /// The directory, for the service that is built now. If no caller has asked for it, it is made
-    /// for the service's user.
+    /// The directory for the service that is being built. If no caller has asked for it yet, it is
+    /// made for the service's user.
     pub(crate) fn take_dir(&self, owner: Option<(u32, u32)>) -> Result<ServiceDir, Error> {
         let mut inner = self.inner();
         let Some(service_dir) = inner.service_dir.take() else {
@@ -121,8 +122,8 @@ impl Identity {
         Ok(service_dir)
     }
 
-    /// The ports that callers have asked for, for the service that is built now. Their numbers stay
-    /// known here.
+    /// The ports that callers have asked for, for the service that is being built. Their numbers
+    /// stay known here.
     pub(crate) fn take_ports(&self) -> Vec<(String, Reservation)> {
         let mut inner = self.inner();
         let known = |(name, port): &(String, Reservation)| (name.clone(), Reservation::known(port.port()));

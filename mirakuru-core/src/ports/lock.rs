@@ -1,45 +1,45 @@
-//! Locks on fixed ports and socket paths: services that want the same one run one after another,
-//! in one test binary or in many.
+//! Locks on fixed ports and socket paths. Services that want the same one run one after another, in
+//! one test binary or in many.
 //!
 //! A lock is a set of `flock`s, one file for each endpoint, under `/tmp/mirakuru-<euid>/locks/`.
-//! The place does not depend on TMPDIR, since ports do not: two runs with different temp dirs must
-//! meet. (Only where `/tmp` cannot be used, it is the base that
-//! [`service_dir`](crate::service_dir) uses.) Other users' tests do not meet us there; each
+//! The place does not depend on TMPDIR, because ports do not: two runs with different temporary
+//! directories must use the same locks. (Only if `/tmp` cannot be used, it is the base that
+//! [`service_dir`](crate::service_dir) uses.) Other users' tests have locks of their own; each
 //! finds the other's service on the port and names it.
 //!
 //! # Who holds a lock, and until when
 //!
-//! A `flock` belongs to the open file description. The test process takes it, the supervisor
-//! inherits it, the test process closes its own copy ([`EndpointLock::hand_over`]), and from then
+//! A `flock` belongs to the open file description. The test process takes it and the supervisor
+//! inherits it. Then the test process closes its own copy ([`EndpointLock::hand_over`]). From then
 //! on the endpoint is free exactly when the supervisor is gone, which is when the service's tree
-//! is. A SIGKILL of anybody changes nothing about that. The service itself must not inherit the
+//! is. A SIGKILL of any process does not change that. The service itself must not inherit the
 //! descriptors; they are closed on exec.
 //!
 //! # No deadlock between processes
 //!
 //! A lock takes its endpoints in one sorted order, and keeps those already taken while it waits for
-//! the next. A test that needs several fixtures must take all of their locks at once; only then is
-//! the order a total one.
+//! the next. A test that needs several fixtures must take all of their locks at once. Only then do
+//! all tests take locks in the same order.
 //!
 //! # No waiting for oneself
 //!
 //! A test that stacks two fixtures on the same fixed port would wait for its own first fixture
-//! until the limit. So a registry in the process knows which thread holds which lock: a thread that
-//! takes a lock that it already holds gets an error at once. The thread stands for the test,
-//! because libtest runs each test on a thread of its own, and thread ids are never used again in a
-//! process. An executor that was moved to another thread is still known under the thread that took
-//! its lock. If that thread takes the endpoint again, it gets the error although it might have
-//! waited. A service that lives as long as the process (a `static`) is known under no thread
-//! ([`EndpointLock::for_process`]): it will not end while anybody here waits, so all threads get
-//! the error. One that lives as long as the whole run of tests ([`EndpointLock::for_run`]) says so
-//! in its lock file, for the run's other processes.
+//! until the limit. So a registry in the process knows which thread holds which lock, and a thread
+//! that takes its own lock again gets an error at once. The thread stands for the test: libtest
+//! runs each test on a thread of its own, and a process never uses a thread id twice. An executor
+//! that was moved to another thread still counts for the thread that took its lock. If that thread
+//! takes the endpoint again, it gets the error although it might have waited. A service that lives
+//! as long as the process (a `static`) belongs to no thread ([`EndpointLock::for_process`]). It
+//! does not end while any thread here waits, so all threads get the error. A service that lives as
+//! long as the whole run of tests ([`EndpointLock::for_run`]) says so in its lock file, for the
+//! run's other processes.
 //!
 //! # The files stay
 //!
-//! A lock file is never removed. If it were, a process could wait on the removed file while a third
+//! A lock file is never removed. Otherwise a process could wait on the removed file while a third
 //! one makes the file anew, and then two would hold "the" lock. The files are small, and there is
-//! one for each endpoint that was ever used. Cleaners of `/tmp` do not know this rule, so each
-//! process that gets a lock checks that it is still the file with that name.
+//! one for each endpoint that was ever used. Cleaners of `/tmp` do not know this rule. So each
+//! process that gets a lock checks that the file still has that name.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -67,14 +67,14 @@ const JUST_FORKED: Duration = Duration::from_millis(20);
 /// An endpoint that only one service can have at a time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Endpoint {
-    /// The name of the lock file, and the place in the order in which locks are taken.
+    /// The name of the lock file, which also decides the order of locking.
     file: String,
     /// For errors.
     endpoint: String,
 }
 
 impl From<SocketAddr> for Endpoint {
-    /// By port alone: services on 127.0.0.1 and on 0.0.0.0 are in each other's way.
+    /// Only the port counts: services on 127.0.0.1 and on 0.0.0.0 exclude each other.
     fn from(addr: SocketAddr) -> Endpoint {
         let port = addr.port();
         Endpoint {
@@ -86,7 +86,7 @@ impl From<SocketAddr> for Endpoint {
 
 impl From<&Path> for Endpoint {
     fn from(path: &Path) -> Endpoint {
-        // The socket may not exist yet, but its directory does, and may be known by several names.
+        // The socket may not exist yet. Its directory exists, and may have several names.
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let canonical = match (absolute.parent(), absolute.file_name()) {
             (Some(dir), Some(name)) => dir.canonicalize().unwrap_or_else(|_| dir.to_owned()).join(name),
@@ -107,9 +107,9 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// The right to use a set of endpoints, kept as long as the service runs. Dropping it closes the
-/// locks that it has not [handed over](EndpointLock::hand_over); this process then no longer counts
-/// as their holder.
+/// The exclusive right to a set of endpoints, kept as long as the service runs. Dropping it closes
+/// the locks that were not [handed over](EndpointLock::hand_over); from then on this process no
+/// longer counts as their holder.
 #[derive(Debug)]
 pub(crate) struct EndpointLock {
     locks: Vec<File>,
@@ -118,26 +118,26 @@ pub(crate) struct EndpointLock {
 }
 
 impl EndpointLock {
-    /// Takes all of these endpoints if all are free, and none otherwise. `service` is the name
-    /// that others get to see.
+    /// Takes all of these endpoints if all are free, and otherwise none. Other processes see
+    /// `service` as the holder's name.
     ///
-    /// It insists for some milliseconds: a process that another thread has just forked has a copy
-    /// of every lock until it executes its program, be the lock's owner gone or not.
+    /// It tries for some milliseconds. A process that another thread has just forked has a copy of
+    /// every lock until it executes its program, even if the lock's owner is gone.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::Deadlock`] when this thread, or a service that lives as long as this
-    /// process, holds one of them; any other when a lock file is not to be had.
+    /// [`io::ErrorKind::Deadlock`] if this thread, or a service that lives as long as this process,
+    /// holds one of them; another kind if a lock file cannot be used.
     pub(crate) fn try_take(endpoints: &[Endpoint], service: &str) -> io::Result<Option<EndpointLock>> {
         EndpointLock::take(endpoints, service, JUST_FORKED)
     }
 
-    /// Takes all of these endpoints, waiting until they are free but not longer than `limit`: then
-    /// it gives `None`.
+    /// Waits until all of these endpoints are free, and takes them. Returns `None` if that takes
+    /// longer than `limit`.
     ///
     /// # Errors
     ///
-    /// Those of [`try_take`](EndpointLock::try_take).
+    /// The errors of [`try_take`](EndpointLock::try_take).
     pub(crate) fn take(
         endpoints: &[Endpoint],
         service: &str,
@@ -169,8 +169,8 @@ impl EndpointLock {
         for (endpoint, path) in endpoints.iter().zip(&paths) {
             let mut pauses = Pauses::new();
             loop {
-                // Checked in each round, because another thread may have made its service one of
-                // the process since.
+                // This is checked in each round: meanwhile another thread may have made its service
+                // one of the whole process.
                 if is_own(path) {
                     return Err(io::Error::new(
                         io::ErrorKind::Deadlock,
@@ -183,12 +183,12 @@ impl EndpointLock {
                     ));
                 }
                 if let Some(lock) = try_lock(path)? {
-                    // Only for others' error messages; without it they say less.
+                    // The note only serves the errors of other processes; without it they say less.
                     let _ = lock.write_all_at(&note, 0);
                     locks.push(lock);
                     break;
                 }
-                // Skipped in the first round: the holder may have just got the lock, and not have
+                // Skipped in the first round: the holder may just have got the lock, and not have
                 // written the note yet.
                 if pauses.are_long() && is_of_this_run(path) {
                     return Err(io::Error::new(
@@ -240,8 +240,8 @@ impl EndpointLock {
         self.locks.iter().map(AsFd::as_fd)
     }
 
-    /// Closes this process's copies: to be called once the supervisor has its own. This process
-    /// goes on counting as the one that holds the endpoints.
+    /// Closes this process's copies. Call it once the supervisor has its own. This process still
+    /// counts as the holder of the endpoints.
     pub(crate) fn hand_over(&mut self) {
         self.locks.clear();
     }
@@ -266,8 +266,8 @@ impl EndpointLock {
             ours.map(|held| held.path.clone()).collect()
         });
         for path in paths {
-            // The lock itself may have been handed over. Without the note the others wait until
-            // their limit.
+            // The lock itself may have been handed over. Without this note, other processes wait
+            // until their limit.
             let _ = sys::files::open_lock(&path, false).and_then(|lock| lock.write_all_at(&note, 0));
         }
     }
@@ -292,7 +292,7 @@ fn holder_in(dir: &Path, endpoint: &Endpoint) -> Option<String> {
     let mut numbers = lines.next()?.split(' ').map(str::parse::<u64>);
     let (pid, started) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
     let (test, service) = (lines.next()?, lines.next()?);
-    // The supervisor has it for as long as it takes to tear the service down.
+    // While the supervisor tears the service down, it still has the lock.
     let ended = if service_dir::is_alive(pid as u32, started) {
         ""
     } else {
@@ -307,8 +307,8 @@ fn holder_in(dir: &Path, endpoint: &Endpoint) -> Option<String> {
     ))
 }
 
-/// Which thread of this process took the lock on this file. A thread of libtest has the name of its
-/// test.
+/// The thread of this process that took the lock on this file. A thread of libtest has the name of
+/// its test.
 fn starter(path: &Path) -> Option<String> {
     with_registry(|registry| {
         let held = registry.iter().find(|held| held.path == path)?;
@@ -327,12 +327,12 @@ fn starter(path: &Path) -> Option<String> {
     })
 }
 
-/// Always of this length, so that it is written over the one before in place: some file systems
-/// write a file that was truncated and filled again out to the disk at once.
+/// Each note has this length, so that it is written in place over the one before. If a file is
+/// truncated and filled again, some file systems write it out to the disk at once.
 const NOTE_LENGTH: usize = 512;
 
-/// Four lines, and spaces: the holder's pid and start time, its test binary, the service, and for
-/// a service of a whole run the runner's pid and start time.
+/// Four lines, padded with spaces: the holder's pid and start time, its test binary, and the
+/// service. For a service of a whole run, the runner's pid and start time follow.
 fn note(service: &str, runner: Option<(u32, u64)>) -> [u8; NOTE_LENGTH] {
     let test = std::env::current_exe().ok();
     let test = test
@@ -359,7 +359,7 @@ fn note(service: &str, runner: Option<(u32, u64)>) -> [u8; NOTE_LENGTH] {
     note
 }
 
-/// Whether the holder of this lock is a service that the whole run of this process shares.
+/// Whether the holder of this lock is a service that this process's whole run shares.
 fn is_of_this_run(path: &Path) -> bool {
     let Some(run) = Run::current() else { return false };
     let (pid, started) = run.runner();
@@ -402,16 +402,16 @@ fn locks_dir() -> io::Result<PathBuf> {
 
 struct Held {
     path: PathBuf,
-    /// `None`: the whole process.
+    /// `None` for the whole process.
     thread: Option<ThreadId>,
-    /// Of the thread that took the lock.
+    /// The name of the thread that took the lock.
     thread_name: Option<String>,
-    /// Dead when that thread has ended.
+    /// Dead once that thread has ended.
     life: Weak<()>,
     endpoint_lock: u64,
 }
 
-/// A reference that is dead when this thread has ended.
+/// A weak reference that is dead once this thread has ended.
 fn life_of_thread() -> Weak<()> {
     thread_local! {
         static LIFE: Arc<()> = Arc::new(());
@@ -421,7 +421,7 @@ fn life_of_thread() -> Weak<()> {
 
 fn with_registry<T>(f: impl FnOnce(&mut Vec<Held>) -> T) -> T {
     static REGISTRY: Mutex<Vec<Held>> = Mutex::new(Vec::new());
-    // Its content is valid also after a test has panicked.
+    // The content stays valid even if a test panics.
     f(&mut REGISTRY.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
 }
 
@@ -444,7 +444,7 @@ mod tests {
     use crate::sys::tests::in_time;
     use crate::util::own_process::{process_of, test_name};
 
-    /// Longer than any of these tests takes; where it passes, something waits for ever.
+    /// Longer than any of these tests takes: after this time, something waits for ever.
     const LONG: Duration = Duration::from_secs(30);
 
     struct Temp(PathBuf);
@@ -470,12 +470,12 @@ mod tests {
                 limit,
             )
         }
-        /// On a thread of its own, so that it counts as another test.
+        /// This runs on a thread of its own, so it counts as another test.
         fn other_takes(&self, port: u16, limit: Duration) -> Option<EndpointLock> {
             thread::scope(|s| s.spawn(|| self.take(&[port], limit).unwrap()).join().unwrap())
         }
-        /// With some patience, because processes that other tests have just forked hold copies of
-        /// all locks.
+        /// It waits a while, because processes that other tests have just forked hold copies of all
+        /// locks.
         fn becomes_free(&self, port: u16) -> bool {
             self.other_takes(port, LONG).is_some()
         }
@@ -535,7 +535,7 @@ mod tests {
         endpoint_lock.hand_over();
         assert_eq!(endpoint_lock.fds().count(), 0);
         assert!(temp.is_held(1));
-        // The supervisor ends before the executor is dropped, or the other way round.
+        // The supervisor may end before the executor is dropped, or after.
         drop(heir);
         assert!(temp.becomes_free(1));
     }
@@ -562,7 +562,7 @@ mod tests {
                 .contains("port 1 is held by another fixture of the same test"),
             "{error}"
         );
-        // Also when it is the supervisor that has the lock.
+        // The same if the supervisor has the lock.
         endpoint_lock.hand_over();
         assert_eq!(
             temp.take(&[3, 1], LONG).unwrap_err().kind(),
@@ -619,7 +619,7 @@ mod tests {
         );
     }
 
-    /// A test may end before a thread that it has started and that has the service.
+    /// A test may end before a thread that it started and that has the service.
     #[test]
     fn a_holder_whose_test_is_over_is_told_as_such() {
         let temp = Temp::new();
@@ -641,7 +641,7 @@ mod tests {
         let _of_body = take(2, None);
         let holder = holder_in(&temp.0, &endpoint(2)).unwrap();
         assert!(holder.contains("a thread without a name"), "{holder}");
-        // Nobody is over here.
+        // No test is over here.
         let (ends, end) = mpsc::channel::<()>();
         thread::scope(|s| {
             let (has, had) = mpsc::channel();
@@ -663,8 +663,8 @@ mod tests {
     fn a_lock_file_that_was_removed_and_made_anew_is_not_locked_twice() {
         let temp = Temp::new();
         let _lock = temp.take(&[1], Duration::ZERO).unwrap().unwrap();
-        // A cleaner removes the file: what was locked under the name is gone for newcomers, and
-        // they agree on a new one.
+        // A cleaner removes the file. The lock on the removed file does not count for later
+        // processes, which agree on a new file.
         fs::remove_file(temp.0.join("tcp-1")).unwrap();
         let second = temp.other_takes(1, Duration::ZERO);
         assert!(second.is_some());
@@ -706,7 +706,7 @@ mod tests {
         });
     }
 
-    /// What a process of the next test does: takes the lock, says so, and waits to be killed.
+    /// A process of the next test: takes the lock, reports that, and waits to be killed.
     #[test]
     #[ignore = "a part of another test"]
     fn victim() {

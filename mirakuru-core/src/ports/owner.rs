@@ -1,10 +1,10 @@
-//! Whether the socket that answers on an address belongs to a service's process tree.
+//! Finds out whether the socket that answers on an address belongs to a service's process tree.
 //!
-//! A test that talks to the wrong server passes or fails for the wrong reason. The rule: an
-//! address belongs to a service when **every** socket that could get a connection to it is open in
-//! a process of the service's tree. If several sockets share the address (SO_REUSEPORT), the
-//! kernel deals connections out among them. So another process's socket among them is an error,
-//! like one alone.
+//! A test that talks to the wrong server passes or fails for the wrong reason. The rule: an address
+//! belongs to a service if **every** socket that could get a connection to it is open in a process
+//! of the service's tree. If several sockets share the address (SO_REUSEPORT), the kernel deals
+//! connections out among them. So another process's socket beside the service's is as much an error
+//! as one alone.
 //!
 //! Sockets that the service inherited, as with systemd's socket activation, are open in its tree.
 //! It does not matter which process made them.
@@ -23,31 +23,32 @@ use crate::ports::table::{all_listeners, answering, listening};
 use crate::sys::Protocol;
 use crate::sys::procfs::{self, Closely};
 
-/// How often the owner is looked for before another process is accused, and how long to wait in
-/// between: the service may fork, or hand its socket on, between the check of its processes and the
-/// look at their descriptors.
+/// How often the owner is searched for before another process is accused, and the pause in between.
+/// Between the list of the tree and the read of its descriptors, the service may fork or pass its
+/// socket on.
 const POLLS: u32 = 3;
 const BETWEEN_POLLS: Duration = Duration::from_millis(1);
 
-/// To whom an address belongs.
+/// The owner of an address.
 #[derive(Clone, Debug)]
 pub(crate) enum Owner {
     /// No process listens there.
     Nobody,
     /// The service's tree has every socket that a connection could reach.
     Tree,
-    /// A process listens that may be the service: a part of its tree cannot be inspected (another
-    /// user, and this process is not root), and no other process was seen to have the socket.
+    /// A process listens that may be the service. A part of the service's tree cannot be inspected
+    /// (another user, and this process is not root), and no other process was found to have the
+    /// socket.
     Unseen,
     /// Another process gets connections.
     WrongListener(WrongListener),
 }
 
-/// Another process that answers where the service should. The inside of the error of kind
+/// Another process that answers on the service's address. It is inside the error of kind
 /// `AddrInUse` from [`owned_by_tree`] and from the Unix socket's readiness.
 #[derive(Clone, Debug)]
 pub(crate) struct WrongListener {
-    /// Where: `127.0.0.1:6379`, or a path.
+    /// The address, `127.0.0.1:6379`, or a path.
     pub(crate) endpoint: String,
     pub(crate) holder: Holder,
     /// The service listens there as well (SO_REUSEPORT).
@@ -67,7 +68,7 @@ impl WrongListener {
         }
     }
 
-    /// The inside of an error, if it is one of these.
+    /// The value inside an error, if it has this type.
     pub(crate) fn of(error: &io::Error) -> Option<&WrongListener> {
         error.get_ref()?.downcast_ref()
     }
@@ -100,16 +101,15 @@ impl From<WrongListener> for io::Error {
     }
 }
 
-/// Whether connections to this address of this machine are answered by a process of the tree below
-/// `root`.
+/// Whether the tree below `root` answers connections to this address of this machine.
 ///
-/// `Ok(false)`: no process listens. `Ok(true)`: the tree does, or the listener's owner cannot be
-/// seen. An error of kind `AddrInUse`, with a [`WrongListener`] inside: another process does.
+/// `Ok(false)`: no process listens. `Ok(true)`: the tree listens, or the listener's owner is not
+/// visible. An error of kind `AddrInUse`, with a [`WrongListener`] inside: another process listens.
 pub(crate) fn owned_by_tree(protocol: Protocol, addr: SocketAddr, root: u32) -> io::Result<bool> {
     Ok(listeners_of_tree(protocol, addr, root)?.is_some())
 }
 
-/// The sockets of a tree that answer on an address, as far as that was seen.
+/// The sockets of a tree that answer on an address, as far as they are visible.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Listeners {
     inodes: Vec<u64>,
@@ -117,7 +117,7 @@ pub(crate) struct Listeners {
     pids: Vec<u32>,
 }
 
-/// As [`owned_by_tree`], with the sockets. `None`: no process listens.
+/// As [`owned_by_tree`], but returns the sockets. `None`: no process listens.
 pub(crate) fn listeners_of_tree(
     protocol: Protocol,
     addr: SocketAddr,
@@ -133,17 +133,17 @@ pub(crate) fn listeners_of_tree(
     Ok(Some(listeners))
 }
 
-/// To whom this address of this machine belongs, seen from the tree below `root`.
+/// The owner of this address of this machine, as seen from the tree below `root`.
 fn owner(protocol: Protocol, addr: SocketAddr, root: u32, listeners: &mut Listeners) -> io::Result<Owner> {
     let addr = canonical(addr);
-    // The cheap question first: for most of a start its answer is no.
+    // The cheap question comes first: during most of a start its answer is no.
     if !listening(protocol, addr)? {
         return Ok(Owner::Nobody);
     }
     let mut poll = 1;
     loop {
         let sockets = match answering(protocol, addr) {
-            // It has stopped listening since.
+            // The process has stopped listening since.
             Some(sockets) if sockets.is_empty() => return Ok(Owner::Nobody),
             Some(sockets) => sockets,
             None => return Ok(Owner::Unseen),
@@ -184,10 +184,10 @@ enum Ownership {
     },
 }
 
-/// Whether all of these sockets are open in the tree below `root`. `pids` gets the processes that
-/// have them.
+/// Whether all of these sockets are open in the tree below `root`. Stores the processes that have
+/// them in `pids`.
 fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Ownership {
-    // The first check is the one that nearly always suffices; the others leave no descriptor out.
+    // The first check nearly always suffices. The later ones read every descriptor.
     let closely = match poll {
         1 => Closely::Process,
         _ => Closely::Threads,
@@ -207,7 +207,7 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Owners
     };
     let shared = strange.len() < inodes.len();
     if poll < POLLS && !search.denied {
-        // A second query is cheaper than a search through all processes of the machine.
+        // Another poll is cheaper than a search through all processes of the machine.
         return Ownership::WrongListener {
             inode: first,
             holder: None,
@@ -215,8 +215,8 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Owners
         };
     }
     let mut everybody = procfs::search(&procfs::pids(), &strange, Closely::Process).found;
-    // A daemon in the middle of its double fork can have been missed on the way down; on the way
-    // up it is not.
+    // A daemon in the middle of its double fork can escape the search downwards from `root`. The
+    // search upwards from the process finds it.
     let ours: Vec<u64> = everybody
         .iter()
         .filter(|(_, pid)| procfs::descends(*pid, root))
@@ -224,8 +224,8 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Owners
         .collect();
     everybody.retain(|(inode, _)| !ours.contains(inode));
     if search.denied {
-        // The test process does not count here: it may have made the socket for the service to
-        // inherit.
+        // The test process does not count here: it may have made the socket that the service
+        // inherits.
         everybody.retain(|(_, pid)| *pid != std::process::id());
         if everybody.is_empty() {
             return Ownership::Unseen;
@@ -245,7 +245,7 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Owners
 }
 
 /// Whether the Unix socket at `path` is open in the tree below `root`. `listener` is the process
-/// that called `listen`, where the system told.
+/// that called `listen`, if the system told it.
 pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner {
     if listener.is_some_and(|pid| procfs::descends(pid, root)) {
         return Owner::Tree;
@@ -254,7 +254,7 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
     loop {
         let mut names = vec![path.to_owned()];
         names.extend(std::path::absolute(path));
-        // Through links.
+        // Resolves symbolic links.
         names.extend(std::fs::canonicalize(path));
         names.dedup();
         let inodes: Vec<u64> = names
@@ -265,8 +265,8 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
             return unnamed_owner(path, listener, root);
         }
         match owner_of(&inodes, root, poll, &mut Vec::new()) {
-            // After a restart the table may for a moment have two sockets of one name, of which
-            // only the last can be reached.
+            // For a moment after a restart the table may have two sockets of one name. Only the
+            // last can be reached.
             Ownership::Tree | Ownership::WrongListener { shared: true, .. } => return Owner::Tree,
             Ownership::Unseen => return Owner::Unseen,
             Ownership::WrongListener { .. } if poll < POLLS => {}
@@ -284,7 +284,7 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
 }
 
 /// The same for a socket that was bound under another name for the same file, such as a relative
-/// one. It may be the service's if its tree has a socket that listens.
+/// one. It may be the service's if the tree has any socket that listens.
 fn unnamed_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner {
     let listening = procfs::unix_listening();
     let search = procfs::search_tree(root, &listening, Closely::Threads);
@@ -299,7 +299,7 @@ fn unnamed_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner {
     })
 }
 
-/// A server that listens to check that it can have the port is seen through for this long.
+/// A server may listen only to check that it can have the port. That takes less time than this.
 const CHECK_TAKES: Duration = Duration::from_millis(50);
 
 /// The sockets that answer on an address, and when they were first seen.
@@ -310,8 +310,8 @@ pub(crate) struct FirstSeen {
 }
 
 impl FirstSeen {
-    /// Most servers wait for connections some microseconds after they have begun to listen. The
-    /// pause grows with the time that has passed.
+    /// Most servers accept connections some microseconds after they begin to listen. The pause
+    /// grows with the time that has passed.
     pub(crate) fn next_poll(&self) -> Duration {
         (self.at.elapsed() / 4).clamp(Duration::from_micros(50), Duration::from_millis(1))
     }
@@ -319,13 +319,13 @@ impl FirstSeen {
 
 /// Whether the sockets of the service that answer on this address are there to stay.
 ///
-/// Some servers listen for a moment, to check that they can have the port, and again later to
+/// Some servers listen for a moment to check that they can have the port, and listen again later to
 /// serve. So the process that has the socket must wait for something, such as connections. If it
 /// runs or sleeps, the same socket must have been there for [`CHECK_TAKES`]. At the end the socket
 /// must still be there. `seen` is the result of the check before.
 pub(crate) fn stays(addr: SocketAddr, listeners: Listeners, seen: &mut Option<FirstSeen>) -> bool {
     let Listeners { inodes, pids } = listeners;
-    // Where the kernel does not tell, the check that found a listener must do.
+    // If the kernel does not tell the sockets, finding a listener is enough.
     if inodes.is_empty() {
         return true;
     }
@@ -348,7 +348,7 @@ pub(crate) fn stays(addr: SocketAddr, listeners: Listeners, seen: &mut Option<Fi
 }
 
 /// The addresses on which the tree below `root` listens, in no particular order, for an error about
-/// a service that listens elsewhere. Empty where the kernel cannot be asked.
+/// a service that listens elsewhere. Empty if the kernel cannot be asked.
 pub(crate) fn addresses_of_tree(root: u32) -> Vec<SocketAddr> {
     let sockets = all_listeners(Protocol::Tcp, 0).unwrap_or_default();
     let inodes: Vec<u64> = sockets.iter().map(|socket| socket.inode).collect();
@@ -374,7 +374,7 @@ mod tests {
         SocketAddr::from((Ipv4Addr::LOCALHOST, port))
     }
 
-    /// A python that runs the script, with `port` as the port that it printed.
+    /// A Python that runs the script. The script prints its `port`.
     struct Python {
         child: Child,
         port: u16,
@@ -412,8 +412,8 @@ mod tests {
 
     impl Drop for Python {
         fn drop(&mut self) {
-            // The group at once: a list of a tree that forks all the time is out of date when it
-            // has been made.
+            // Kills the whole group at once: a list of a tree that forks all the time is out of
+            // date as soon as it is made.
             let _ = Command::new("kill")
                 .args(["-9", "--", &format!("-{}", self.child.id())])
                 .stderr(Stdio::null())
@@ -444,7 +444,7 @@ mod tests {
     #[test]
     fn another_process_is_named() {
         let wrong_listener = Python::listener();
-        // The tree of a process that has nothing to do with it.
+        // The tree of an unrelated process.
         let tree = Command::new("sleep").arg("60").spawn().unwrap();
         let mut tree = Python { child: tree, port: 0 };
         let error = owned_by_tree(Protocol::Tcp, v4(wrong_listener.port), tree.pid()).unwrap_err();
@@ -460,7 +460,7 @@ mod tests {
             )) && text.ends_with(&expected),
             "{text}"
         );
-        // A tree whose root is gone has nobody.
+        // If the root of a tree is gone, the tree has no processes.
         tree.child.kill().unwrap();
         tree.child.wait().unwrap();
         assert!(owned_by_tree(Protocol::Tcp, v4(wrong_listener.port), tree.pid()).is_err());
@@ -473,7 +473,7 @@ mod tests {
             child: Command::new("sleep").arg("60").spawn().unwrap(),
             port: listener.local_addr().unwrap().port(),
         };
-        // `sleep` inherits nothing, the listener is close-on-exec; the first check may still see it
+        // `sleep` does not inherit the listener, which is close-on-exec. The first check may come
         // before the exec.
         while std::fs::read_link(format!("/proc/{}/exe", tree.pid())).unwrap()
             == std::env::current_exe().unwrap()
@@ -499,7 +499,7 @@ mod tests {
              s.listen(); \
              print({port}, flush=True); time.sleep(60)"
         ));
-        // Both are ours, seen from this process; one only, seen from the python.
+        // Seen from this process, both sockets are ours; seen from Python, only one.
         assert!(owned_by_tree(Protocol::Tcp, v4(port), std::process::id()).unwrap());
         let seen = owner(
             Protocol::Tcp,
@@ -516,7 +516,7 @@ mod tests {
 
     #[test]
     fn a_daemon_that_forks_all_the_time_is_never_accused() {
-        // The listener is handed from parent to child, over and over; each parent ends. The first
+        // Each parent hands the listener to its child, over and over, and then ends. The first
         // process adopts them.
         let script = "
 import ctypes, os, socket, time
@@ -547,8 +547,8 @@ time.sleep(60)
 
     #[test]
     fn a_socket_that_only_a_late_thread_has_is_found() {
-        // The first thread ends; from then on /proc/PID/fd is empty, and the descriptors are the
-        // other thread's.
+        // The first thread ends. From then on /proc/PID/fd is empty, and the other thread has the
+        // descriptors.
         let script = "
 import ctypes, socket, threading, time
 s = socket.create_server(('127.0.0.1', 0))
@@ -567,8 +567,8 @@ ctypes.CDLL(None).pthread_exit(None)
     fn a_tree_of_another_user_gets_the_benefit_of_the_doubt() {
         use std::os::unix::process::CommandExt;
         const NOBODY: u32 = 65534;
-        // This test runs itself once more, as a user who may not look into root's processes, and
-        // reads what that one sees.
+        // This test runs itself once more, as a user who may not read root's processes, and checks
+        // the output of that run.
         if let Ok(what) = std::env::var("MIRAKURU_TEST_OWNER") {
             match what.split_once(' ') {
                 Some((port, root)) => println!(
@@ -592,7 +592,7 @@ ctypes.CDLL(None).pthread_exit(None)
             eprintln!("skipped: it takes root to start processes of two users");
             return;
         }
-        // Nobody may not be able to reach the directory that this program is in.
+        // The user `nobody` may have no access to the directory of this program.
         let copy = std::env::temp_dir().join(format!("mk-owner-{}", std::process::id()));
         std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
         let as_nobody = |what: String| {
@@ -612,8 +612,8 @@ ctypes.CDLL(None).pthread_exit(None)
         };
         let service = Python::listener();
         let unseen = poll(service.port, service.pid());
-        // A server of nobody's own, which nobody can see, is another process than root's service,
-        // which nobody cannot look into.
+        // An invisible server is taken for another process's than root's service, if root's
+        // processes cannot be read.
         let mut child = as_nobody("listen".to_owned())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -8,8 +8,9 @@ use crate::ports::reserve::{HoldLevel, Range, Reservation};
 /// A port on 127.0.0.1 that is reserved for a server inside the test process.
 ///
 /// It is the reservation behind `{port}`: free for TCP and UDP, and kept from every program that
-/// asks for a free port, in this process and in others. Connections are refused before
-/// [`into_listener`](Port::into_listener). Dropping it gives the port back.
+/// asks for a free port, in this process and in others. Until
+/// [`into_listener`](Port::into_listener) is called, connections are refused. Dropping it gives the
+/// port back.
 ///
 /// Usual variable name: `port`.
 ///
@@ -61,25 +62,25 @@ impl Port {
         (Ipv4Addr::LOCALHOST, self.number()).into()
     }
 
-    /// A TCP listener on the port. From now on connections are accepted.
+    /// A TCP listener on the port. From now on it accepts connections.
     ///
     /// # Panics
     ///
-    /// When another process has since bound this very port by its number, which no reservation can
-    /// prevent.
+    /// If another process has bound this very port by its number in the meantime. No reservation
+    /// can prevent that.
     #[must_use]
     #[track_caller]
     pub fn into_listener(self) -> TcpListener {
         let addr = self.addr();
-        // The hold is closed only after the listener is there.
+        // The hold is closed only once the listener exists.
         match TcpListener::bind(addr) {
             Ok(listener) => listener,
             Err(error) => panic!("cannot listen on the reserved address {addr}: {error}"),
         }
     }
 
-    /// A UDP socket that is bound to the port. It has been bound since the reservation, so that it
-    /// has every datagram that came since then.
+    /// A UDP socket that is bound to the port. It was bound by the reservation, so it has every
+    /// datagram that came since.
     #[must_use]
     pub fn into_udp_socket(self) -> UdpSocket {
         self.udp

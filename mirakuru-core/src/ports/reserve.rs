@@ -2,27 +2,28 @@
 //!
 //! "Bind to port 0, read the number, close" gives two processes the same port often enough to make
 //! a suite flaky. A reservation here is a *hold*: a socket that is bound to the port and does not
-//! listen. While it is open, the kernel does not choose the port for any other socket, neither for
-//! listening nor for an outgoing connection, and connections to it are refused. The hold goes away
+//! listen. While it is open, the kernel does not choose the port for any other socket, neither to
+//! listen nor for an outgoing connection, and it refuses connections to the port. The hold ends
 //! with its process, however that ends.
 //!
 //! The service binds over the hold. That works because both sockets set SO_REUSEADDR and neither
-//! listens when the other binds; nearly every server sets it, since without it no server could be
-//! restarted while old connections linger. One dual-stack socket is enough: Redis, nginx (IPv4,
+//! listens when the other binds. Nearly every server sets that option: without it, no server could
+//! restart while old connections linger. One dual-stack socket is enough for Redis, nginx (IPv4,
 //! v6-only, dual-stack, `reuseport`), PostgreSQL (with another user id), Python's http.server and
-//! Rust's std bind over it on the wildcard and on loopback, in IPv4 and in IPv6. A second socket
-//! for the other family would add nothing.
+//! Rust's std. They bind over it on the wildcard and on loopback, in IPv4 and in IPv6. A second
+//! socket for the other family would add nothing.
 //!
-//! A program that sets neither SO_REUSEADDR nor SO_REUSEPORT finds the port taken. For it the hold
-//! can be [loosened](Reservation::loosen): first to a socket on IPv6 loopback only, which still
-//! keeps the port from other holds but not from a program that binds to IPv4; then to nothing.
+//! A program that sets neither SO_REUSEADDR nor SO_REUSEPORT finds the port taken. For such a
+//! program the hold can be [loosened](Reservation::loosen). The first step is a socket on IPv6
+//! loopback only: it keeps the port from other holds, but not from a program that binds to IPv4.
+//! The second step is no hold.
 //!
-//! UDP has no such hold: few UDP servers set SO_REUSEADDR, so one could not bind over it. A port is
-//! free for UDP when it is reserved, and other reservations keep off it. A service that says that
+//! UDP has no such hold: few UDP servers set SO_REUSEADDR, so most could not bind over it. A port
+//! is free for UDP when it is reserved, and other reservations avoid it. A service that says that
 //! it uses UDP gets a [low](Range::Low) port, which the kernel never chooses by itself.
 //!
-//! A hold does no harm to a service that runs, and may be kept while it does: then the port is
-//! still ours when the service is stopped, without a gap.
+//! A hold does no harm to a service that runs, and may be kept meanwhile. So the port is still ours
+//! when the service stops, without a gap.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
@@ -30,18 +31,18 @@ use std::os::fd::OwnedFd;
 
 use crate::sys;
 
-/// Which ports a reservation takes.
+/// The range that a reservation takes its port from.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Range {
     /// The kernel chooses.
     #[default]
     Any,
-    /// Below 50000, so that a server can add to it, and outside of the kernel's own choice.
+    /// Below 50000, so that a server can add to it, and outside the kernel's own range.
     Low,
 }
 
-/// How strictly a port is kept from others while the service does not have it. In this order each
-/// is looser than the one before.
+/// How strictly a port is kept from others while the service does not have it. Each level is looser
+/// than the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HoldLevel {
     /// On every address. Services bind over it with SO_REUSEADDR or SO_REUSEPORT.
@@ -63,9 +64,9 @@ impl HoldLevel {
     }
 }
 
-/// Above the ports of most servers, and below 50000.
+/// A range above the ports of most servers, and below 50000.
 const LOW: std::ops::Range<u16> = 20_000..50_000;
-/// Ports in that range that servers have by default, which another test may want.
+/// Ports in that range that are some server's default, which another test may want.
 const WELL_KNOWN: [u16; 10] = [
     25_565, 25_672, 26_257, 26_379, 27_017, 27_018, 27_019, 28_015, 32_400, 33_060,
 ];
@@ -78,7 +79,7 @@ pub(crate) struct Reservation {
 }
 
 impl Reservation {
-    /// A port that another value keeps.
+    /// A port that another value holds.
     pub(crate) fn known(port: u16) -> Reservation {
         Reservation { port, hold: None }
     }
@@ -95,7 +96,7 @@ impl Reservation {
     }
 
     fn any(is_wanted: impl Fn(u16) -> bool) -> io::Result<Reservation> {
-        // The holds on unwanted ports stay open until the end, so that each round gets another one.
+        // The holds on unwanted ports stay open until the end, so that each round gets a new port.
         let mut unwanted = Vec::new();
         loop {
             let (hold, port) = sys::ports::hold_any()?;
@@ -113,12 +114,12 @@ impl Reservation {
     fn low(is_wanted: impl Fn(u16) -> bool) -> io::Result<Reservation> {
         let ephemeral = sys::ports::ephemeral().unwrap_or(32_768..=60_999);
         let outside: Vec<u16> = LOW.filter(|port| !ephemeral.contains(port)).collect();
-        // Where the kernel chooses from nearly all ports, there are not enough outside.
+        // If the kernel chooses from nearly all ports, the rest is too small.
         let ports: Vec<u16> = match outside.len() {
             0..1000 => LOW.collect(),
             _ => outside,
         };
-        // Each process begins somewhere else, so that few try the same port.
+        // Each process begins elsewhere, so that few try the same port.
         let begin = RandomState::new().build_hasher().finish() as usize % ports.len();
         let (after, before) = (&ports[begin..], &ports[..begin]);
         for &port in after
@@ -142,8 +143,8 @@ impl Reservation {
         self.port
     }
 
-    /// Makes a firm hold as loose as `hold_level`. The new socket is bound before the old one is
-    /// closed. One that is already loose becomes no firmer: once it is [`HoldLevel::Open`],
+    /// Loosens a hold to `hold_level`. The new socket is bound before the old one is closed. This
+    /// never makes a hold firmer: once it is [`HoldLevel::Open`],
     /// [`hold_again`](Reservation::hold_again) does that.
     pub(crate) fn loosen(&mut self, hold_level: HoldLevel) {
         if self.hold.is_none() {
@@ -151,8 +152,8 @@ impl Reservation {
         }
         match hold_level {
             HoldLevel::Firm => {}
-            // Where there is neither IPv6 nor the whole of 127.0.0.0/8 there is nothing to stand
-            // on, and the port is open.
+            // Without IPv6 and without the whole of 127.0.0.0/8 there is no address for this level,
+            // and the port is left open.
             HoldLevel::Beside => self.hold = sys::ports::stand_beside(self.port).ok(),
             HoldLevel::Open => self.hold = None,
         }
@@ -162,7 +163,8 @@ impl Reservation {
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::AddrInUse`] when another process has it by now. TIME_WAIT is no hindrance.
+    /// [`io::ErrorKind::AddrInUse`] if another process has the port by now. TIME_WAIT does not
+    /// matter.
     pub(crate) fn hold_again(&mut self, hold_level: HoldLevel) -> io::Result<()> {
         if self.hold.is_none() && hold_level != HoldLevel::Open {
             self.hold = Some(sys::ports::hold_exactly(self.port)?);
@@ -225,7 +227,7 @@ mod tests {
         let held: Vec<_> = (0..150).map(|_| firm()).collect();
         let ports: HashSet<u16> = held.iter().map(Reservation::port).collect();
         assert_eq!(ports.len(), held.len());
-        // Were nothing kept from them, dozens of these would be the same.
+        // If these ports were not kept from other programs, dozens would be the same.
         for ip in addresses() {
             for _ in 0..3000 {
                 let other = TcpListener::bind(at(ip, 0)).unwrap();
@@ -261,7 +263,7 @@ mod tests {
             held.hold_again(HoldLevel::Firm).is_err(),
             "the service still listens"
         );
-        // The side that closes first is left with TIME_WAIT: the server's, on the port.
+        // The side that closes first keeps the TIME_WAIT: the server, on the port.
         drop(server);
         drop(listener);
         drop(client);
@@ -284,14 +286,14 @@ mod tests {
 
     #[test]
     fn a_loose_hold_lets_a_service_without_options_bind() {
-        // As a program does that sets no option.
+        // Binds as a program that sets no option does.
         let plain_bind = |ip: [u8; 4], port| sys::ports::bind_v4(SocketAddrV4::new(ip.into(), port), false);
         let mut ips = vec![[127, 0, 0, 1]];
         if addresses().contains(&"::1") {
             ips.push([0, 0, 0, 0]);
         }
         for ip in ips {
-            // More than one try, since a loose hold does not keep another test's IPv4 listener
+            // Several tries, because a loose hold does not keep the IPv4 listener of another test
             // away.
             let bound = (0..20).any(|_| {
                 let mut held = firm();
@@ -317,8 +319,8 @@ mod tests {
 
     #[test]
     fn ports_that_are_not_wanted_are_passed_over() {
-        // Most of the range is unwanted, so that the kernel's first choice probably is, too. (It
-        // prefers odd ports.)
+        // Most of the range is unwanted, so the kernel's first choice probably is, too. (It prefers
+        // odd ports.)
         let unwanted: Vec<u16> = (1024..=u16::MAX).filter(|port| port % 16 != 1).collect();
         let reserved = Reservation::new(Range::Any, HoldLevel::Open, &unwanted).unwrap();
         assert!(!unwanted.contains(&reserved.port()));
@@ -326,8 +328,7 @@ mod tests {
 
     #[test]
     fn a_port_that_a_udp_socket_has_is_not_taken() {
-        // Were UDP not looked at, many of these would be the same: the kernel fills both tables
-        // alike.
+        // If UDP were ignored, many of these would be the same: the kernel fills both tables alike.
         let sockets: Vec<_> = (0..300)
             .map(|n| std::net::UdpSocket::bind((["127.0.0.1", "0.0.0.0"][n % 2], 0)).unwrap())
             .collect();
@@ -358,8 +359,8 @@ mod tests {
         }
     }
 
-    /// What one process of the race does: takes ports, prints them, keeps them until its standard
-    /// input ends.
+    /// One process of the race: takes ports, prints them, and keeps them until its standard input
+    /// ends.
     #[test]
     #[ignore = "a part of the race"]
     fn racer() {

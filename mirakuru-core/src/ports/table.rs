@@ -1,14 +1,13 @@
-//! The sockets on a TCP or UDP port of this machine. The kernel is asked, and no connection is
-//! made.
+//! The sockets on a TCP or UDP port of this machine. This asks the kernel and makes no connection.
 //!
-//! A plain `connect` would be noticed by the service: PostgreSQL logs an incomplete startup packet
-//! for each connection that comes to nothing.
+//! The service would notice a plain `connect`: PostgreSQL logs an incomplete startup packet for
+//! each connection that sends nothing.
 //!
-//! The kernel prefers the more particular socket (`127.0.0.1` to `0.0.0.0`, that to a `[::]` that
-//! serves IPv4 too), so only the most particular ones get connections.
+//! The kernel prefers the more specific socket: `127.0.0.1` before `0.0.0.0`, and that before a
+//! `[::]` that also serves IPv4. So only the most specific sockets get connections.
 //!
-//! Where the kernel cannot be asked (no `tcp_diag` module, a sandbox, not Linux), a connection
-//! shows whether a process listens, and `/proc/net/tcp` shows which.
+//! If the kernel cannot be asked (no `tcp_diag` module, a sandbox, not Linux), a connection shows
+//! whether a process listens, and `/proc/net/tcp` shows the socket.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -21,8 +20,8 @@ use crate::sys::sock_diag::{self, States};
 use crate::sys::{Protocol, Socket};
 use crate::util::deadline::scaled;
 
-/// A connection to this machine is answered, or refused, at once; this is for a listener with a
-/// full backlog.
+/// This machine answers or refuses a connection at once, unless a listener's backlog is full. This
+/// limit is for that case.
 const LOCAL_CONNECT: Duration = Duration::from_millis(500);
 
 /// Whether any process listens on this address of this machine, or takes datagrams there.
@@ -40,14 +39,14 @@ pub(crate) fn listening(protocol: Protocol, addr: SocketAddr) -> io::Result<bool
     }
 }
 
-/// Fails if this process cannot send to an address of this machine, as where the loopback
-/// interface is down. Nothing is sent.
+/// Fails if this process cannot send to an address of this machine, for example because the
+/// loopback interface is down. Sends nothing.
 pub(crate) fn check_route(addr: SocketAddr) -> io::Result<()> {
     let any = match addr {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
-    // Connecting a UDP socket only asks for the way.
+    // Connecting a UDP socket only looks up the route.
     let Ok(socket) = UdpSocket::bind(any) else {
         return Ok(());
     };
@@ -61,9 +60,9 @@ pub(crate) fn check_route(addr: SocketAddr) -> io::Result<()> {
     })
 }
 
-/// Makes a connection, and makes sure that it is one.
+/// Makes a connection, and checks that it is a real one.
 ///
-/// A connection to an ephemeral port of this machine on which nothing listens can reach itself: the
+/// A connection to an ephemeral port of this machine without a listener can reach itself: the
 /// kernel may choose that very port for its own end.
 pub(crate) fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     not_itself(TcpStream::connect_timeout(&addr, timeout)?)
@@ -80,8 +79,8 @@ fn not_itself(stream: TcpStream) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Whether "there is no such socket" can be believed. A kernel without the `tcp_diag` module says
-/// it of every socket, so it is asked once about one of our own.
+/// Whether the answer "there is no such socket" can be trusted. A kernel without the `tcp_diag`
+/// module gives it for every socket. So the kernel is asked once about a socket of our own.
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 fn diag_works(protocol: Protocol) -> bool {
     use std::net::TcpListener;
@@ -104,7 +103,7 @@ fn diag_works(protocol: Protocol) -> bool {
                     UdpSocket::bind(any).and_then(|socket| Ok((socket.local_addr()?, OwnedFd::from(socket))))
                 }
             };
-            // Out of descriptors, say: that tells nothing.
+            // Without the socket, for example without free descriptors, this test says nothing.
             let Ok((addr, _socket)) = own else {
                 return false;
             };
@@ -115,8 +114,8 @@ fn diag_works(protocol: Protocol) -> bool {
     }
 }
 
-/// The sockets that a connection to this address could reach: the most particular ones. `None`
-/// where the kernel does not tell.
+/// The sockets that a connection to this address could reach: the most specific ones. `None` if the
+/// kernel does not tell.
 pub(crate) fn answering(protocol: Protocol, addr: SocketAddr) -> Option<Vec<Socket>> {
     let all = all_listeners(protocol, addr.port())?;
     Some(most_particular(all, addr))
@@ -129,8 +128,7 @@ fn most_particular(all: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
         .collect()
 }
 
-/// All sockets that listen on a port (0: any). The kernel is asked; if that fails, its table is
-/// read.
+/// All sockets that listen on a port (0: any). Asks the kernel; if that fails, reads its table.
 pub(crate) fn all_listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>> {
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
     {
@@ -143,8 +141,8 @@ pub(crate) fn all_listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>
     procfs::listeners(protocol, port)
 }
 
-/// The sockets that are in the way of a server that wants this address: listeners first, else
-/// sockets that are bound to it or connected from it.
+/// The sockets that prevent a server on this address: listeners first, otherwise sockets that are
+/// bound to it or connected from it.
 pub(crate) fn in_the_way(protocol: Protocol, addr: SocketAddr) -> Vec<Socket> {
     let found = listeners_in_the_way(protocol, addr);
     if !found.is_empty() {
@@ -158,7 +156,7 @@ pub(crate) fn in_the_way(protocol: Protocol, addr: SocketAddr) -> Vec<Socket> {
     found
 }
 
-/// The listening ones of them.
+/// Only the listeners among these.
 pub(crate) fn listeners_in_the_way(protocol: Protocol, addr: SocketAddr) -> Vec<Socket> {
     overlapping(all_listeners(protocol, addr.port()).unwrap_or_default(), addr)
 }
@@ -170,8 +168,7 @@ fn overlapping(sockets: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
         .collect()
 }
 
-/// Whether a process listens on this address, or on another that a server on this one would
-/// exclude.
+/// Whether a process listens on this address, or on another one that excludes a server on this one.
 pub(crate) fn is_taken(protocol: Protocol, addr: SocketAddr) -> bool {
     all_listeners(protocol, addr.port())
         .unwrap_or_default()
@@ -179,8 +176,8 @@ pub(crate) fn is_taken(protocol: Protocol, addr: SocketAddr) -> bool {
         .any(|socket| overlaps(socket, addr))
 }
 
-/// How particularly a listener serves an address: `None`, not at all. Of several, the kernel picks
-/// the highest.
+/// How specifically a listener serves an address; `None` if it does not. Among several, the kernel
+/// picks the highest.
 fn particularity(socket: &Socket, addr: SocketAddr) -> Option<u8> {
     let (here, wanted) = (socket.addr.ip(), addr.ip());
     let is_its_scope = match (socket.addr, addr) {
@@ -194,7 +191,7 @@ fn particularity(socket: &Socket, addr: SocketAddr) -> Option<u8> {
         // ::ffff:127.0.0.1
         (here, wanted) if here.to_canonical() == wanted => Some(3),
         (IpAddr::V4(here), IpAddr::V4(_)) if here.is_unspecified() => Some(2),
-        // [::], which serves IPv4 too, unless it says that it does not.
+        // [::], which also serves IPv4 unless its option forbids it.
         (IpAddr::V6(here), IpAddr::V4(_)) if here.is_unspecified() && socket.v6_only != Some(true) => Some(1),
         (IpAddr::V6(here), IpAddr::V6(_)) if here.is_unspecified() && is_its_scope => Some(1),
         _ => None,
@@ -229,7 +226,7 @@ mod tests {
         SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))
     }
 
-    /// Every answer three ways: the exact lookup, the dump, and a connection that is really made.
+    /// Compares each answer from three sources: the exact lookup, the dump, and a real connection.
     #[track_caller]
     fn check(addr: SocketAddr, expected: bool) {
         assert_eq!(
@@ -295,7 +292,7 @@ mod tests {
     #[test]
     fn a_full_backlog_listens() {
         let (_held, port) = tcp(v4(0), true, false, None, true).unwrap();
-        // The backlog is one: the third connection is not answered any more.
+        // The backlog is one: the third connection gets no answer.
         let waiting: Vec<_> = (0..6)
             .map(|_| connect(v4(port), Duration::from_millis(100)))
             .collect();

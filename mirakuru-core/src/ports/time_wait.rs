@@ -1,8 +1,8 @@
 //! Frees a port at once, although connections of the service's last start linger on it.
 //!
 //! The side that closes a connection first keeps its addresses for a minute (TIME_WAIT). A server
-//! that binds with SO_REUSEADDR does not notice. One without it cannot bind until the minute is
-//! over. So these remnants are removed if the other end was on this machine.
+//! that binds with SO_REUSEADDR does not notice. Without that option it cannot bind until the
+//! minute is over. So these remnants are removed if the other end was on this machine.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,14 +12,14 @@ use crate::ports::free::{Busy, check_free};
 use crate::sys::{proc, time_wait};
 use crate::util::backoff::Pauses;
 
-/// How long a start waits for a port on which connections linger that cannot be removed, such as
-/// one whose other end has not closed it yet.
+/// How long a start waits for a port if lingering connections cannot be removed, for example
+/// because the other end has not closed yet.
 const SHORT_WAIT: Duration = Duration::from_secs(2);
-/// More remnants than this are left alone: each costs some system calls.
+/// If there are more remnants than this, they are left alone: each costs some system calls.
 const MANY: usize = 2_000;
 
-/// Finds that a server could not listen on one of these addresses, as [`check_free`] does, but
-/// removes closed connections that are in its way.
+/// Checks that a server could listen on these addresses, as [`check_free`] does, but removes closed
+/// connections that prevent it.
 pub(crate) fn make_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
     let mut pauses = Pauses::new();
     loop {
@@ -40,7 +40,7 @@ pub(crate) fn make_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
     }
 }
 
-/// The closed connections that linger on an address: its own end and the other one of each.
+/// The closed connections that linger on an address: the local address and the remote one of each.
 pub(crate) fn lingering(addr: SocketAddr) -> Vec<(SocketAddr, SocketAddr)> {
     let ip = addr.ip().to_canonical();
     proc::tcp_lingering(addr.port())
@@ -49,7 +49,7 @@ pub(crate) fn lingering(addr: SocketAddr) -> Vec<(SocketAddr, SocketAddr)> {
         .collect()
 }
 
-/// The remedy for them, if there are any, for errors.
+/// The remedy for such connections, if there are any, for errors.
 pub(crate) fn hint(addr: SocketAddr) -> Option<String> {
     let (_, client) = lingering(addr).into_iter().next()?;
     Some(format!(
@@ -76,7 +76,7 @@ mod tests {
         let addr = listener.local_addr().expect("it is bound");
         for _ in 0..20 {
             let mut client = TcpStream::connect(addr).expect("it listens");
-            // The server closes first, and so has the TIME_WAIT.
+            // The server closes first, and so keeps the TIME_WAIT.
             drop(listener.accept().expect("there is one"));
             assert_eq!(client.read(&mut [0]).expect("the end"), 0);
         }
@@ -89,20 +89,20 @@ mod tests {
             let addr = lingering_port(ip);
             assert!(lingering(addr).len() >= 20, "{addr}");
             assert!(hint(addr).is_some_and(|hint| hint.contains("TIME_WAIT")));
-            // A process that another test has just forked may have the listener open.
+            // A process that another test has just forked may still have the listener open.
             in_time(|| make_free(&[addr]).is_ok());
             assert!(lingering(addr).is_empty(), "{addr}");
             tcp(addr, false, false, None, true).expect("it is free without any option");
         }
     }
 
-    /// The kernel gives a client's port to another client, too, when that one goes elsewhere.
+    /// The kernel may give the port of one client to another client that connects elsewhere.
     #[test]
     fn a_port_is_free_again_although_a_client_has_the_address_of_the_old_one() {
         for ip in ["127.0.0.1", "::1"] {
             let elsewhere = TcpListener::bind((ip, 0)).expect("a free port");
             let there = elsewhere.local_addr().expect("it is bound");
-            // The kernel refuses a number to which any process has bound a socket meanwhile.
+            // The kernel refuses a port to which a process has bound a socket meanwhile.
             let (addr, clients) = in_time_some(|| {
                 let addr = lingering_port(ip);
                 let mut clients = Vec::new();

@@ -10,29 +10,30 @@ use crate::error::secrets::{Secrets, Unmasked};
 use crate::ports::reserve::{HoldLevel, Range, Reservation};
 use crate::recipe::placeholder::{ExpandError, Placeholder, expand_bytes};
 
-/// As they stand in errors.
+/// The placeholders as errors write them.
 const KNOWN: &str = "`{port}`, `{port:NAME}`, `{dir}`, `{name}`, `{id}` and `{env:VAR}`";
 
-/// The values that placeholders have in one executor, ports being reserved when they are first
-/// asked for.
+/// The values of placeholders in one executor. A port is reserved when a text first asks for it.
 #[derive(Debug)]
 pub(crate) struct Values {
     name: String,
     dir: PathBuf,
-    /// By name, `{port}` having the empty one, in the order in which they were first asked for.
+    /// The ports by name, in the order in which they were first asked for; the name of `{port}` is
+    /// empty.
     ports: Vec<(String, Reservation)>,
-    /// Ports that others have been told of. They are in `ports` once a text has asked for them.
+    /// Ports that others know already. They are in `ports` once a text has asked for them.
     given: Vec<(String, Reservation)>,
     /// Whether others know the ports, so that they never change.
     are_known: bool,
-    /// Ports that failed: not to be taken again.
+    /// Ports that failed, and must not be taken again.
     spoiled: Vec<u16>,
     hold_level: HoldLevel,
     range: Range,
     secrets: Secrets,
-    /// Whether texts are expanded for display. Variables of the environment stay placeholders then.
+    /// Whether texts are expanded for display. In that case variables of the environment stay
+    /// placeholders.
     for_show: bool,
-    /// Whether a shell reads the text, so that `{dir}` is quoted where it needs that.
+    /// Whether a shell reads the text. In that case `{dir}` is quoted if it needs that.
     for_shell: bool,
 }
 
@@ -72,12 +73,13 @@ impl Values {
         self.are_known
     }
 
-    /// Holds the ports that others have been told of and no text has asked for, after all others.
+    /// Holds the ports that others know already and that no text has asked for, after all other
+    /// ports.
     pub(crate) fn take_given(&mut self) {
         self.ports.append(&mut self.given);
     }
 
-    /// The values of a service that runs already.
+    /// The values of a service that already runs.
     pub(crate) fn known(name: String, dir: PathBuf, ports: Vec<(String, u16)>) -> Values {
         let ports = ports
             .into_iter()
@@ -89,7 +91,7 @@ impl Values {
         }
     }
 
-    /// The closure expands for display: variables of the environment stay placeholders.
+    /// Expands for display in the closure: variables of the environment stay placeholders.
     pub(crate) fn for_show<T>(&mut self, expand: impl FnOnce(&mut Values) -> T) -> T {
         self.for_show = true;
         let expanded = expand(self);
@@ -97,7 +99,7 @@ impl Values {
         expanded
     }
 
-    /// The value of this variable of the service must not be shown.
+    /// Marks the value of this variable of the service as a secret.
     pub(crate) fn hide(&mut self, value: &OsStr) {
         self.secrets.add_secret(&value.to_string_lossy());
     }
@@ -107,7 +109,7 @@ impl Values {
         self.secrets.mask(text)
     }
 
-    /// The error without secrets.
+    /// Removes the secrets from an error.
     pub(crate) fn mask_error(&self, error: Unmasked) -> Error {
         self.secrets.mask_error(error)
     }
@@ -123,12 +125,12 @@ impl Values {
         })
     }
 
-    /// The same for a text that need not be UTF-8.
+    /// The same for a text that may not be UTF-8.
     pub(crate) fn expand_os(&mut self, text: &OsStr) -> Result<OsString, ExpandError> {
         self.expand_bytes(text.as_bytes()).map(OsString::from_vec)
     }
 
-    /// The same for a shell's script. `{dir}` is one word there, also with a space in it.
+    /// The same for a shell's script. There `{dir}` is one word, even with a space in it.
     pub(crate) fn expand_script(&mut self, script: &OsStr) -> Result<OsString, ExpandError> {
         self.for_shell = true;
         let expanded = self.expand_os(script);
@@ -136,7 +138,8 @@ impl Values {
         expanded
     }
 
-    /// The number of `{port:NAME}`, or with an empty name of `{port}`, if some text had it.
+    /// The number of `{port:NAME}`, or with an empty name of `{port}`, if a text had that
+    /// placeholder.
     pub(crate) fn port(&self, name: &str) -> Option<u16> {
         self.ports()
             .find(|(known, _)| *known == name)
@@ -155,7 +158,7 @@ impl Values {
         &self.dir
     }
 
-    /// The value of `{id}`: the name of the private directory, in which `{dir}` is.
+    /// The value of `{id}`: the name of the private directory that contains `{dir}`.
     fn id(&self) -> &OsStr {
         let private = self.dir.parent().and_then(Path::file_name);
         private.unwrap_or_default()
@@ -166,26 +169,25 @@ impl Values {
         &self.name
     }
 
-    /// Holds the same ports again, except those that another process has by now. Returns whether
-    /// all are held.
+    /// Holds the same ports again, except for ports that another process has by now. Returns
+    /// whether all are held.
     pub(crate) fn hold_again(&mut self) -> bool {
         let hold_level = self.hold_level;
-        // No short cut: each one that can be held is.
+        // No short circuit: every port that can be held is.
         self.ports.iter_mut().fold(true, |all, (_, reservation)| {
             reservation.hold_again(hold_level).is_ok() && all
         })
     }
 
-    /// Forgets all ports. Texts that are expanded from now on get others.
+    /// Forgets all ports. Texts that are expanded later get new ones.
     pub(crate) fn new_ports(&mut self) {
         self.spoiled
             .extend(self.ports.iter().map(|(_, reservation)| reservation.port()));
         self.ports.clear();
     }
 
-    /// Holds the ports one step looser, for a service that found them in use although no process
-    /// but this one has them. Returns whether there was a step left, so that another try makes
-    /// sense.
+    /// Loosens the holds by one step, for a service that found its ports in use although only this
+    /// process has them. Returns whether there was a step left, so that another try makes sense.
     pub(crate) fn loosen(&mut self) -> bool {
         match self.hold_level.looser() {
             Some(looser) if !self.ports.is_empty() => {
@@ -276,8 +278,8 @@ impl Values {
     }
 }
 
-/// Appends a text to the beginning of a shell's script, quoted for its place: within double quotes,
-/// within single ones, or without any.
+/// Appends a text to the beginning of a shell's script, quoted for its place: inside double quotes,
+/// inside single quotes, or without quotes.
 fn push_quoted(text: &[u8], script: &mut Vec<u8>) {
     let mut quote = None;
     let mut bytes = script.iter();
@@ -404,7 +406,7 @@ mod tests {
             let printed = String::from_utf8(output.stdout).unwrap();
             assert_eq!(printed, format!("<{dir}/x>"), "{script:?}");
         }
-        // Elsewhere it is what it is.
+        // In other places the text stays as it is.
         let mut values = Values::new(String::new(), PathBuf::from(dir));
         assert_eq!(values.expand("{dir}").unwrap(), dir);
     }
@@ -504,7 +506,7 @@ mod tests {
         assert_eq!(odd.expand_os(OsStr::new("{dir}")).unwrap().as_bytes(), b"/\xff");
     }
 
-    /// Text that is full of almost-placeholders.
+    /// A text that is full of near placeholders.
     fn tricky() -> impl Strategy<Value = String> {
         let pieces = [
             "{", "}", "{{", "}}", "$", ":", "name", "dir", "port", "a", " ", "\"", "{name}", "{x:y}",

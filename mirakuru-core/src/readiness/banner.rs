@@ -38,9 +38,9 @@ use crate::util::text::{distance_within, printable};
 /// # The pattern
 ///
 /// The syntax is that of the crate [regex](https://docs.rs/regex/latest/regex/#syntax). The pattern
-/// may match anywhere in a line; `^` and `$` are the ends of the line. It never reaches over a
-/// line's end: a `\n` in it is an error. It matches bytes: `.` is one byte, `\d`, `\w`, `\s`, `\b`
-/// and `(?i)` know ASCII.
+/// may match anywhere in a line; `^` and `$` are the ends of the line. A match never crosses the
+/// end of a line: a `\n` in the pattern is an error. The pattern matches bytes: `.` is one byte,
+/// and `\d`, `\w`, `\s`, `\b` and `(?i)` know only ASCII.
 ///
 /// The pattern matches a line as a report shows it, without escape sequences (colours, links) and
 /// without the text that a carriage return overwrites. [`raw`](Banner::raw) matches the bytes as
@@ -50,16 +50,17 @@ use crate::util::text::{distance_within, printable};
 /// the line to be finished), the line counts once it has not changed for 50 ms. In a line of more
 /// than 64 KiB, a match of up to 32 KiB is found.
 ///
-/// Placeholders are filled in, and stand for their values literally: `listening on {port}`,
-/// `socket in {dir}/`. Repetition such as `a{2,3}` is not a placeholder; a word in braces is one,
-/// so that `\p{greek}` must be written `\p{{greek}}`.
+/// Placeholders are filled in, and their values match literally: `listening on {port}`, `socket in
+/// {dir}/`. Repetition such as `a{2,3}` is not a placeholder. A word in braces is one, so write
+/// `\p{{greek}}` for `\p{greek}`.
 ///
 /// # The service chooses its port
 ///
 /// A named group `port` gives the executor its [address](crate::executor::Executor::addr). The
-/// service then chooses its port itself, and no other process can take it in between. With a group
-/// `host` (or `addr`, which may hold both: `10.0.0.1:8080`) it is that address, else 127.0.0.1. If
-/// the service names all addresses (`0.0.0.0`, `[::]`, `*`), it is the loopback one.
+/// service then chooses its port itself, and no other process can take it in between. A group
+/// `host` (or `addr`, which may hold both: `10.0.0.1:8080`) gives the host; without it, the host is
+/// 127.0.0.1. If the service names all addresses (`0.0.0.0`, `[::]`, `*`), the host is the loopback
+/// one.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -84,21 +85,21 @@ pub struct Banner {
     watch: Option<LineWatch>,
     /// The position in the log from which lines count. `None`: the start of the service.
     since: Option<Mark>,
-    /// The service's log files, once they have been looked at.
+    /// The service's log files, once they have been opened.
     files: Option<Vec<(LogFile, LineWatch)>>,
-    /// How many lines must match; more than `times` if earlier waits have found some of them.
+    /// How many lines must match. More than `times` if earlier waits have used some.
     wanted: usize,
     seen: usize,
     /// The last line that matched.
     line: Option<Line>,
     addr: Option<SocketAddr>,
-    /// The length of an unfinished line that matches, and the time, since the start, at which it
-    /// first had that length.
+    /// The length of an unfinished line that matches, and the time since the start at which the
+    /// line reached it.
     undecided: Option<(usize, Duration)>,
 }
 
-/// How long an unfinished line must stay as it is to count as finished, such as the prompt
-/// `login: `.
+/// An unfinished line, such as the prompt `login: `, counts as finished if it stays unchanged for
+/// this time.
 const SETTLED: Duration = Duration::from_millis(50);
 
 impl Banner {
@@ -122,13 +123,13 @@ impl Banner {
         }
     }
 
-    /// Looks at standard output only. The default is both streams.
+    /// Searches only standard output. The default is both streams.
     pub fn stdout(mut self) -> Banner {
         self.stream = Some(Stream::Stdout);
         self
     }
 
-    /// Looks at standard error only. The default is both streams.
+    /// Searches only standard error. The default is both streams.
     pub fn stderr(mut self) -> Banner {
         self.stream = Some(Stream::Stderr);
         self
@@ -141,8 +142,8 @@ impl Banner {
         self
     }
 
-    /// Ready at the `n`-th line that matches, 1 being the default. PostgreSQL in a container, for
-    /// one, says that it is ready twice. A line counts once, however often it matches.
+    /// Ready at the `n`-th line that matches; the default is 1. For example, PostgreSQL in a
+    /// container says twice that it is ready. A line counts once, however often it matches.
     pub fn times(mut self, n: usize) -> Banner {
         self.times = n;
         self
@@ -171,7 +172,7 @@ impl Banner {
         self
     }
 
-    /// Whether nothing but a new line can change the answer.
+    /// Whether only a new line can change the answer.
     pub(crate) fn is_decided(&self) -> bool {
         self.undecided.is_none()
     }
@@ -182,7 +183,7 @@ impl Banner {
     }
 }
 
-/// A pattern stands for the first line that matches it, on either stream.
+/// The pattern alone means the first line that matches it, on either stream.
 impl From<&str> for Banner {
     fn from(pattern: &str) -> Banner {
         Banner::matching(pattern)
@@ -252,7 +253,7 @@ impl Readiness for Banner {
         let Some(watch) = &mut self.watch else {
             return Ok(false);
         };
-        // A line satisfies one wait only: the next wait for the same line is for a later one.
+        // A line satisfies one wait only. The next wait for the same pattern needs a later line.
         let key = (self.pattern.clone(), self.stream);
         if self.wanted == 0 {
             let earlier = if self.since.is_none() {
@@ -365,10 +366,10 @@ impl Readiness for Banner {
     }
 }
 
-/// The line that is most like a pattern, if one is much like it, and whether it has the pattern's
-/// longest plain text whole.
+/// The line that is most similar to the pattern, if one is, and whether the line contains the
+/// pattern's longest plain text.
 fn nearest<'a>(pattern: &str, lines: impl Iterator<Item = &'a str>) -> Option<(&'a str, bool)> {
-    /// Shorter texts are in too many lines.
+    /// Shorter texts occur in too many lines.
     const LEAST: usize = 4;
     // Searches only the end of a long log and of a long line, so that this takes milliseconds.
     const LINES: usize = 500;
@@ -404,7 +405,7 @@ fn longest_plain(pattern: &str) -> String {
     parts.into_iter().max_by_key(String::len).unwrap_or_default()
 }
 
-/// The address in the line's named groups, if it has any. The error names the mistake in them.
+/// The address in the line's named groups, if there is one. The error names the mistake in them.
 fn address(found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
     let host = found.group("addr").or_else(|| found.group("host"));
     let whole: Option<SocketAddr> = host.and_then(|host| host.parse().ok());
@@ -413,7 +414,7 @@ fn address(found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
         (Some(port), Some(_)) => return join(host.unwrap_or_default(), Some(port), found),
         (None, Some(_)) => return join(host.unwrap_or_default(), None, found),
         (None, None) => {
-            // `localhost:8080`, or a host alone, which is no address.
+            // `localhost:8080`; a host without a port is not an address.
             match host.and_then(|host| host.rsplit_once(':')) {
                 Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => {
                     (host, port)
@@ -437,7 +438,7 @@ fn address(found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
     Ok(Some(SocketAddr::new(reachable(ip), port)))
 }
 
-/// The address from a group that holds host and port. A group `port` overrides its port.
+/// The address from a group with host and port. A group `port` overrides that port.
 fn join(whole: &str, port: Option<&str>, found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
     let Ok(mut addr) = whole.parse::<SocketAddr>() else {
         return Ok(None);
@@ -519,7 +520,7 @@ mod tests {
         assert!(!harness.probe(&mut banner).unwrap());
         harness.log.lock().unwrap().stderr("READY\n");
         assert!(harness.probe(&mut banner).unwrap());
-        // What an earlier start printed does not count.
+        // Output of an earlier start does not count.
         harness.prepare(&mut banner).unwrap();
         harness.log.lock().unwrap().start();
         assert!(!harness.probe(&mut banner).unwrap());
@@ -581,7 +582,7 @@ mod tests {
         let text = harness.probe(&mut banner).unwrap_err().to_string();
         assert!(text.contains("is not finished"), "{text}");
         assert!(!banner.waits_for_output(), "time alone may change the answer");
-        // It goes on: the wait begins again.
+        // More lines follow: the pause begins again.
         harness.elapsed(SETTLED);
         harness.log.lock().unwrap().stdout("12");
         assert!(harness.probe(&mut banner).is_err());

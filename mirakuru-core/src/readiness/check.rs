@@ -11,8 +11,8 @@ use crate::error::Error;
 
 type Closure = dyn Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync;
 
-/// Ready when a closure says so. For cases that no other condition covers, and for which a type
-/// that implements [`Readiness`] would be too much.
+/// Ready when a closure says so. Use it if no other condition fits and a type that implements
+/// [`Readiness`] would be too much.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -30,8 +30,8 @@ type Closure = dyn Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync;
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// The closure gets a [`Probe`], which knows the service's ports, its directory, its output and
-/// the time that is left. `Ok(false)` and an error both mean "not yet". An error is for a reason:
+/// The closure gets a [`Probe`], which knows the service's ports, its directory, its output and the
+/// time that is left. `Ok(false)` and an error both mean "not yet". Use an error to give a reason:
 /// `Err(io::Error::other("2 of 3 nodes have joined"))`. If the service does not become ready, the
 /// report has the last reason, or says how often the closure returned false. An error of kind
 /// [`io::ErrorKind::InvalidInput`] ends the wait.
@@ -47,7 +47,7 @@ pub struct Check {
 }
 
 impl Check {
-    /// A condition and the closure that polls it. The sentence is in the past tense, as the end of
+    /// A condition and the closure that polls it. The sentence is in the past tense: it completes
     /// one that begins with "before".
     pub fn new(
         sentence: impl Into<String>,
@@ -73,7 +73,7 @@ impl Readiness for Check {
     }
 
     fn fingerprint(&self, hasher: &mut dyn Hasher) {
-        // The closure is known by the sentence alone.
+        // Only the sentence identifies the closure.
         let Check {
             sentence,
             poll: _,

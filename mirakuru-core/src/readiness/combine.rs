@@ -11,10 +11,10 @@ use crate::error::Error;
 
 /// Both conditions: made with [`Readiness::and`].
 ///
-/// The second is looked at once the first holds. A condition that held is not looked at again, so
-/// an `And` is ready when each half has held once, not both at the same moment.
+/// The second is polled once the first holds. A condition that held is not polled again. So an
+/// `And` is ready when each half has held once, not both at the same moment.
 ///
-/// The address, URL and path of the executor are those of the first half that knows one.
+/// The address, URL and path of the executor come from the first half that has one.
 #[derive(Clone, Debug)]
 pub struct And<A, B> {
     first: A,
@@ -72,13 +72,13 @@ impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
         Ok(self.first_held && self.second_held)
     }
 
-    /// While the first half is awaited, only if both wait for output: the second may come to hold
-    /// by other means.
+    /// While the first half is awaited, this needs both to wait for output: the second may come to
+    /// hold by other means.
     fn waits_for_output(&self) -> bool {
         (self.first_held || self.first.waits_for_output()) && self.second.waits_for_output()
     }
 
-    /// The half that is looked at next, alone.
+    /// Only the half that is polled next counts.
     fn wakes(&self, wake: &mut Wake) {
         if self.first_held {
             self.second.wakes(wake);
@@ -120,8 +120,8 @@ impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
 
 /// Either condition: made with [`Readiness::or`].
 ///
-/// The address, URL and path of the executor are those of the half that held, if it knows one, and
-/// else those of the other.
+/// The address, URL and path of the executor come from the half that held, or from the other if
+/// that half has none.
 #[derive(Clone, Debug)]
 pub struct Or<A, B> {
     first: A,
@@ -140,7 +140,7 @@ impl<A, B> Or<A, B> {
 }
 
 impl<A: Readiness, B: Readiness> Or<A, B> {
-    /// The value that one half knows. The half that held is asked first.
+    /// A value that one half has. The half that held comes first.
     fn know<'a, T>(
         &'a self,
         first: impl FnOnce(&'a A) -> Option<T>,
@@ -185,8 +185,8 @@ impl<A: Readiness, B: Readiness> Readiness for Or<A, B> {
         match (first, second) {
             (_, Ok(true)) => Ok(true),
             (Ok(_), Ok(_)) => Ok(false),
-            // The kind of an error may end the wait. As long as the other half may come to hold it
-            // must not.
+            // The kind of an error may end the wait. It must not while the other half may still
+            // come to hold.
             (Err(e), Ok(_)) | (Ok(_), Err(e)) => Err(io::Error::other(e.to_string())),
             (Err(a), Err(b)) => {
                 let kind = if a.kind() == b.kind() {
@@ -240,7 +240,7 @@ impl<A: Readiness, B: Readiness> Readiness for Or<A, B> {
     }
 }
 
-/// Joins two halves of a sentence: the same text once, and the subject "it" once.
+/// Joins two halves of a sentence: repeats neither the same text nor the subject "it".
 fn join(first: &str, word: &str, second: &str) -> String {
     if first == second {
         return first.to_owned();
@@ -274,7 +274,7 @@ mod tests {
         assert!(harness.probe(&mut both).unwrap());
         assert_eq!((a_polls.count(), b_polls.count()), (2, 3));
         assert_eq!(both.describe(), "it was here and was there");
-        // Another start begins anew.
+        // Another start begins from nothing.
         harness.prepare(&mut both).unwrap();
         assert_eq!(both.describe(), "it was here and was there");
         let _ = harness.probe(&mut both);

@@ -24,11 +24,11 @@ use crate::sys::{Protocol, procfs};
 use crate::util::backoff::FIRST_POLL;
 use crate::util::backoff::{fallback_poll_pause, poll_pause};
 
-/// File times are taken from a clock that lags behind by a tick, at most 10 ms.
+/// File times come from a clock that lags by one tick, at most 10 ms.
 pub(super) const TICK: Duration = Duration::from_millis(50);
 
-/// The argument of [`Readiness::prepare`](crate::readiness::Readiness::prepare): it has the
-/// placeholders' values, and takes the endpoints that the service needs for itself.
+/// The argument of [`Readiness::prepare`](crate::readiness::Readiness::prepare). It has the
+/// placeholders' values, and records the endpoints that the service needs for itself.
 pub struct Prepare<'a> {
     pub(crate) values: &'a mut Values,
     pub(crate) addrs: Vec<SocketAddr>,
@@ -40,7 +40,7 @@ pub struct Prepare<'a> {
 }
 
 impl fmt::Debug for Prepare<'_> {
-    /// The names that were asked for. It leaves the values out, because some are secrets.
+    /// The names that were asked for. The values are left out, because some are secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Prepare")
             .field("dir", &self.dir())
@@ -68,7 +68,7 @@ impl Prepare<'_> {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidReadiness`] when there is an unknown one; [`Error::System`] when the system
+    /// [`Error::InvalidReadiness`] if the text has an unknown one; [`Error::System`] if the system
     /// has no free port.
     pub fn expand(&mut self, text: &str) -> Result<String, Error> {
         self.values.expand(text).map_err(|e| e.in_readiness(text))
@@ -83,25 +83,26 @@ impl Prepare<'_> {
         }
     }
 
-    /// Says that the service will listen on this TCP address of this machine. Before anything is
-    /// started the address is checked to be free. Services that want the same one wait for each
-    /// other.
+    /// Says that the service will listen on this TCP address of this machine. Before the start,
+    /// mirakuru checks that the address is free. Services that claim the same address run one after
+    /// another.
     pub fn claim_addr(&mut self, addr: SocketAddr) {
         self.addrs.push(addr);
     }
 
-    /// Says that the service will make this socket. The start fails if another process accepts
-    /// connections there. Services that want the same socket wait for each other.
+    /// Says that the service will make this socket. If another process accepts connections there,
+    /// the start fails. Services that claim the same socket run one after another.
     pub fn claim_path(&mut self, path: impl Into<PathBuf>) {
         self.paths.push(path.into());
     }
 
-    /// The addresses of a condition's `host:port`, each as clients use it. The service needs those
-    /// of this machine for itself, except for ports that were chosen for it.
+    /// The addresses of a condition's `host:port`, each as clients use it. Addresses of this
+    /// machine become the service's own, unless their port was chosen for it.
     pub(crate) fn places(&mut self, protocol: Protocol, addrs: &[SocketAddr]) -> Vec<Place> {
         for addr in addrs {
             if address::is_local(addr.ip()) && !self.is_chosen(addr.port()) {
-                // As it is given: a server on `0.0.0.0` excludes more than one on loopback.
+                // The address as it is given: a server on `0.0.0.0` excludes more than one on
+                // loopback.
                 match protocol {
                     Protocol::Tcp => self.addrs.push(*addr),
                     Protocol::Udp => self.udp_addrs.push(*addr),
@@ -111,8 +112,8 @@ impl Prepare<'_> {
         Place::all(addrs)
     }
 
-    /// Whether a port is one that was chosen for this service (`{port}`, `{port:NAME}`), and
-    /// reserved with that; such a port need not be claimed.
+    /// Whether a port was chosen for this service (`{port}`, `{port:NAME}`). Such a port is
+    /// reserved already and needs no claim.
     fn is_chosen(&self, port: u16) -> bool {
         self.values.ports().any(|(_, chosen)| chosen == port)
     }
@@ -138,7 +139,7 @@ impl Prepare<'_> {
 pub struct Probe<'a> {
     pub(crate) values: &'a Values,
     pub(crate) pid: u32,
-    /// Root of the process tree of the service and its descendants.
+    /// The root of the service's process tree.
     pub(crate) supervisor: u32,
     pub(crate) elapsed: Duration,
     pub(crate) remaining: Duration,
@@ -146,7 +147,7 @@ pub struct Probe<'a> {
     /// The end of the log when the service was started.
     pub(crate) since: &'a Mark,
     pub(crate) log_files: &'a [PathBuf],
-    /// Whether the service has ended, so that everything that it will ever print is in the log.
+    /// Whether the service has ended. In that case the log already has all of its output.
     pub(crate) is_over: bool,
     pub(crate) notes: &'a Mutex<Notes>,
 }
@@ -211,20 +212,20 @@ impl Probe<'_> {
         self.remaining
     }
 
-    /// The output of the service since its start, or the last 16 MiB of it.
+    /// The service's output since its start, or the last 16 MiB of it.
     #[must_use]
     pub fn logs(&self) -> Logs {
         Logs::since(self.output, self.log_files, self.since)
     }
 
-    /// How many lines that match have satisfied earlier waits of this start.
+    /// How many matching lines have satisfied earlier waits of this start.
     pub(crate) fn lines_found(&self, key: &LineKey) -> usize {
         let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         let found = notes.found.iter().find(|(known, _)| known == key);
         found.map_or(0, |(_, count)| *count)
     }
 
-    /// A wait is satisfied by this many lines that match; the last one has these groups.
+    /// Notes that this many matching lines have satisfied a wait; the last one has these groups.
     pub(crate) fn found(&self, key: LineKey, count: usize, groups: &[(String, String)]) {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         notes.found.retain(|(known, _)| *known != key);
@@ -240,13 +241,13 @@ impl Probe<'_> {
     ///
     /// # Errors
     ///
-    /// The error says why this cannot be known. An error of kind [`io::ErrorKind::AddrInUse`] names
+    /// The error says why this is not known. An error of kind [`io::ErrorKind::AddrInUse`] names
     /// another process that listens there.
     pub fn listens_on(&self, addr: SocketAddr) -> io::Result<bool> {
         owned_by_tree(Protocol::Tcp, addr, self.supervisor)
     }
 
-    /// As [`listens_on`](Probe::listens_on), with the sockets: `None` where nobody listens.
+    /// As [`listens_on`](Probe::listens_on), but returns the sockets: `None` if no process listens.
     pub(crate) fn listeners_on(&self, addr: SocketAddr) -> io::Result<Option<Listeners>> {
         listeners_of_tree(Protocol::Tcp, addr, self.supervisor)
     }
@@ -262,7 +263,7 @@ impl Probe<'_> {
         if found.is_empty() || found.iter().any(serves) {
             return None;
         }
-        // The two addresses that `localhost` stands for.
+        // The two addresses of `localhost`.
         let is_localhost = |ip: IpAddr| ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST;
         let remedy = match found.iter().find(|addr| addr.port() == awaited.port()) {
             Some(addr) if is_localhost(addr.ip()) && is_localhost(awaited.ip()) => format!(
@@ -291,8 +292,8 @@ impl Probe<'_> {
         start.is_none_or(|start| changed >= start)
     }
 
-    /// A file of this kind that the service made elsewhere than where it is awaited: in the same
-    /// directory, in its private one, or in its working directory.
+    /// A file of this kind that the service made in another place than the awaited one. Searches
+    /// the same directory, the private one, and the service's working directory.
     pub(crate) fn made_elsewhere(&self, awaited: &Path, is_kind: impl Fn(&Path) -> bool) -> Option<PathBuf> {
         let is_new = |path: &Path| {
             let metadata = path.symlink_metadata();
@@ -315,17 +316,17 @@ impl Probe<'_> {
     ///
     /// # Errors
     ///
-    /// As of [`listens_on`](Probe::listens_on).
+    /// The errors of [`listens_on`](Probe::listens_on).
     pub fn binds_udp(&self, addr: SocketAddr) -> io::Result<bool> {
         owned_by_tree(Protocol::Udp, addr, self.supervisor)
     }
 }
 
-/// The next poll of a condition that does not hold yet: the earliest of all the moments and events
-/// that the condition names here.
+/// Decides the next poll of a condition that does not hold yet. It is the earliest of all moments
+/// and events that the condition names here.
 ///
-/// Not public: [`Readiness::wakes`](crate::readiness::Readiness::wakes) is hidden, and this has no
-/// name outside the crate.
+/// Not public: [`Readiness::wakes`](crate::readiness::Readiness::wakes) is hidden, and this type
+/// has no name outside the crate.
 #[derive(Debug)]
 pub struct Wake {
     /// Time since the service was started.
@@ -348,40 +349,41 @@ impl Wake {
         }
     }
 
-    /// Poll at new output.
+    /// Polls at new output.
     pub(crate) fn on_output(&mut self) {
         self.output = true;
     }
 
-    /// Poll when this descriptor is readable. It must stay open until the next poll, which must
-    /// read from it, or there is no pause at all.
+    /// Polls when this descriptor is readable. It must stay open until the next poll, which must
+    /// read from it: otherwise there is no pause at all.
     pub(crate) fn on(&mut self, event: BorrowedFd<'_>) {
         self.events.push(event.as_raw_fd());
     }
 
-    /// No event tells: a poll after a pause in proportion to the time already waited.
+    /// Polls after a pause in proportion to the time already waited: for a condition without
+    /// events.
     pub(crate) fn with_back_off(&mut self) {
         self.within(poll_pause(self.elapsed));
     }
 
-    /// The same, but sooner by so much: for a condition whose look that succeeds takes that long.
+    /// The same, but earlier by `sooner`: for a condition whose successful poll takes that long.
     #[cfg(feature = "http")]
     pub(crate) fn with_back_off_but(&mut self, sooner: Duration) {
         let pause = poll_pause(self.elapsed).saturating_sub(sooner).max(FIRST_POLL);
         self.within(pause);
     }
 
-    /// A fallback poll, in case that the event was missed.
+    /// Polls now and then, in case the event was missed.
     pub(crate) fn fallback_poll(&mut self) {
         self.within(fallback_poll_pause(self.elapsed));
     }
 
-    /// A poll at this time since the start.
+    /// Polls at this time since the start.
     pub(crate) fn at(&mut self, time: Duration) {
         self.within(time.saturating_sub(self.elapsed));
     }
 
-    /// A poll after this time.
+    /// Polls after this time.
     pub(crate) fn within(&mut self, pause: Duration) {
         self.pause = self.pause.min(pause);
     }

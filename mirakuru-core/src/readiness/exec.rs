@@ -1,7 +1,7 @@
 //! [`Exec`]: a command that says whether the service is ready.
 //!
-//! Each run has a supervisor of its own, as a service has. So nothing that the command starts
-//! outlives the run, the test process or the supervisor, not even in a session of its own.
+//! Each run has a supervisor of its own, as a service has. So no process of the command outlives
+//! the run, the test process or the supervisor, not even in a session of its own.
 
 use crate::util::hash;
 use std::ffi::OsString;
@@ -26,22 +26,22 @@ use crate::util::backoff::unbounded_poll_pause;
 use crate::util::deadline::scaled;
 use crate::util::text::printable;
 
-/// How long a run may take at first. Doubles each time that is not enough.
+/// The time limit of the first run. It doubles each time that a run exceeds it.
 const FIRST_LIMIT: Duration = Duration::from_secs(5);
 /// A slow command is not run again at once. The pause is as long as the run was, less the
-/// millisecond that any program takes, up to this part of the time already waited.
+/// millisecond that any program takes. It has a limit: this part of the time already waited.
 const LONG_PAUSE_PART: u32 = 10;
 const UNAVOIDABLE: Duration = Duration::from_millis(1);
 const SHELL: &str = "/bin/sh";
-/// How much of a run's output is kept: the end of it.
+/// The most that is kept of a run's output: its end.
 const KEPT: usize = 4096;
 
 /// Ready when a command exits with status 0.
 ///
-/// The command is given as [`Executor::builder`](crate::executor::Executor::builder) takes it: one
-/// string, split into words as a shell would but run without one, or a list. Placeholders are
-/// filled in. It runs in the test process's own environment and working directory, with nothing on
-/// its standard input.
+/// The command has the form that [`Executor::builder`](crate::executor::Executor::builder) takes:
+/// one string, split into words as a shell would but run without one, or a list. Placeholders are
+/// filled in. It runs in the test process's own environment and working directory, and its standard
+/// input is empty.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -63,17 +63,17 @@ const KEPT: usize = 4096;
 /// start returns about one run after the service is ready: two milliseconds for a small program. A
 /// run is killed after 5 s, and the next one has twice the time.
 ///
-/// A run ends together with everything that it started, also a process in a session of its own.
-/// Nothing of it outlives the test process, however that ends.
+/// A run ends together with every process that it started, even one in a session of its own. No
+/// process of it outlives the test process, however that ends.
 ///
-/// If the service does not become ready, the error has the last line that the last run printed,
-/// and its exit status. A program that is not found ends the wait.
+/// If the service does not become ready, the error has the last line that the last run printed, and
+/// its exit status. A program that cannot be found ends the wait.
 #[derive(Clone, Debug)]
 pub struct Exec {
     command: command::Command,
     words: Vec<OsString>,
     limit: Duration,
-    /// The run under way, or the time of the next one, since the start of the service.
+    /// The run under way, or the time of the next run since the start of the service.
     run: Running,
     next: Duration,
     last_error: Option<String>,
@@ -125,7 +125,7 @@ impl Exec {
             .collect::<io::Result<_>>()?;
         let argv = self.words.iter().map(text).collect::<io::Result<_>>()?;
         let envp = program::c_environment(&environment, &shown).map_err(invalid)?;
-        // Only the command has the write end, so that the output has an end.
+        // Only the command has the write end, so that the output ends with the command.
         let (output, write) = sys::pipe()?;
         let null = || {
             fs::OpenOptions::new()
@@ -174,7 +174,7 @@ impl Exec {
         })
     }
 
-    /// The message of a run that has ended.
+    /// The message of a finished run.
     fn judge(&mut self, run: &Run, ended: Ended) -> io::Result<bool> {
         let limit = run.limit;
         let last_line = run.last_line();
@@ -195,7 +195,7 @@ impl Exec {
                 }
                 Err(io::Error::other(text))
             }
-            // The end of the wait cut this run short: the message of the run before says more.
+            // The end of the wait cut this run short, so the message of the run before says more.
             Ended::OverTime if limit < self.limit && self.last_error.is_some() => self.last_answer(),
             Ended::OverTime => {
                 self.limit = self.limit.saturating_mul(2);
@@ -235,7 +235,8 @@ impl Exec {
     fn not_executed(&self, error: &io::Error) -> io::Error {
         let program = self.words[0].to_string_lossy();
         let text = format!("cannot execute `{}`: {error}", printable(&program, 400));
-        // A path may come to exist, the service may make it. A name that is not on PATH will not.
+        // A path may come to exist, because the service may make it. A name that is not on PATH
+        // will not.
         if error.kind() == io::ErrorKind::NotFound && !program.contains('/') {
             let text = format!("{text}; is it installed, and on PATH?");
             io::Error::new(io::ErrorKind::InvalidInput, text)
@@ -285,11 +286,11 @@ impl Readiness for Exec {
         Ok(())
     }
 
-    /// Never waits: a run goes on between two polls, and its end wakes the next poll.
+    /// Never waits: a run continues between two polls, and its end causes the next poll.
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let Some(run) = &mut self.run.0 else {
             if cx.elapsed() < self.next {
-                // Woken by something that is not this condition's.
+                // An event of another condition caused this poll.
                 return self.last_answer();
             }
             return match self.begin(cx) {
@@ -363,28 +364,28 @@ impl fmt::Debug for Running {
     }
 }
 
-/// A run of the command. Its supervisor ends it with all its children: when it has exited, when
-/// this value is dropped, and when the test process is gone.
+/// A run of the command. Its supervisor ends it with all its children in three cases: the command
+/// has exited, this value is dropped, or the test process is gone.
 struct Run {
     service: sys::Service,
     output: Option<File>,
-    /// The last of its output.
+    /// The end of its output.
     kept: Vec<u8>,
     begun: Instant,
-    /// How long it may take.
+    /// The time limit.
     limit: Duration,
 }
 
 impl Run {
-    /// How it ended, if it did. A run that is over its time, or the whole wait's, is killed when
-    /// it is dropped.
+    /// How the run ended, if it has. If it has exceeded its time limit or the end of the wait,
+    /// dropping it kills it.
     fn poll(&mut self, is_last: bool) -> Option<Ended> {
         self.drain_output();
         match self.service.has_started() {
             Err(failure) => return Some(Ended::NotExecuted(failure.source)),
             Ok(true) => {
                 if let Some(exit) = self.service.exit() {
-                    // All that it printed is in the pipe by now.
+                    // By now the pipe has everything that it printed.
                     self.drain_output();
                     return Some(Ended::Status(exit.status));
                 }
@@ -417,7 +418,7 @@ impl Run {
     }
 
     /// Reads the text that is in the pipe now, up to a limit: a child of the command may write
-    /// without end.
+    /// endlessly.
     fn drain_output(&mut self) {
         for _ in 0..64 {
             match &self.output {
@@ -474,7 +475,7 @@ mod tests {
         exec
     }
 
-    /// Looks, as an executor does, until a run has ended: what that tells.
+    /// Polls as an executor does until a run has ended, and returns its result.
     fn run(harness: &Harness, exec: &mut Exec) -> io::Result<bool> {
         loop {
             let answer = harness.probe(exec);
@@ -526,7 +527,7 @@ mod tests {
         let mut exec = prepared(&harness, sh(&format!("echo x >> '{}'; exit 1", marks.display())));
         harness.elapsed(Duration::from_secs(10));
         let first = run(&harness, &mut exec).unwrap_err().to_string();
-        // Less than a fiftieth of the time later there is the same answer, without a run.
+        // In less than a fiftieth of the time, the same answer comes without a run.
         harness.elapsed(Duration::from_millis(10_150));
         let second = run(&harness, &mut exec).unwrap_err().to_string();
         assert_eq!(first, second);
@@ -558,13 +559,13 @@ mod tests {
     fn one_that_succeeds_leaves_nothing_behind() {
         let harness = Harness::new();
         let pids = harness.dir().join("pids");
-        // The portable back end does not find what leaves the process group.
+        // The portable back end does not find processes that leave the process group.
         let setsid = if cfg!(mirakuru_portable) { "" } else { "setsid " };
         let mut exec = prepared(
             &harness,
             sh(&format!("{setsid}sleep 300 & echo $! > '{}'", pids.display())),
         );
-        // The background process keeps the output open: that must not be waited for.
+        // The background process keeps the output open; the run must not wait for that.
         assert!(run(&harness, &mut exec).unwrap());
         assert!(gone(std::fs::read_to_string(&pids).unwrap().trim()));
     }
@@ -573,7 +574,7 @@ mod tests {
     fn a_poll_does_not_wait_for_the_run_and_the_end_of_the_wait_is_its_end() {
         let harness = Harness::new();
         let mut exec = prepared(&harness, sh("sleep 300"));
-        // Each of these would take five minutes, or five seconds.
+        // Without this, each of these would take five minutes, or five seconds.
         for _ in 0..1000 {
             assert!(!harness.probe(&mut exec).unwrap());
         }
@@ -599,11 +600,11 @@ mod tests {
             let error = run(&harness, &mut exec).unwrap_err().to_string();
             assert!(error.ends_with(end), "{error}");
         }
-        // The leader of its group, with nothing to read.
+        // It leads its group, and its input is empty.
         let script = "test \"$(cut -d' ' -f5 /proc/self/stat)\" = $$ || exit 6; read line || exit 5";
         let error = run(&harness, &mut prepared(&harness, sh(script))).unwrap_err();
         assert!(error.to_string().ends_with("exited with status 5"), "{error}");
-        // A script without a first line that says who runs it.
+        // A script without a first line that names its interpreter.
         let path = harness.dir().join("script");
         std::fs::write(&path, "echo \"$1 $0\"; exit 7").unwrap();
         let command = [path.as_os_str(), "word".as_ref()];
@@ -612,7 +613,7 @@ mod tests {
         let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&path, permissions).unwrap();
         let mut exec = prepared(&harness, Exec::succeeds(command));
-        // The kernel refuses it, so a shell is next.
+        // The kernel refuses it, so the next run is by a shell.
         assert!(!run(&harness, &mut exec).unwrap());
         harness.elapsed(Duration::from_secs(1));
         let error = run(&harness, &mut exec).unwrap_err();
@@ -642,7 +643,7 @@ mod tests {
             text.starts_with("cannot execute `mirakuru-no-such-program`: "),
             "{text}"
         );
-        // One that the service may yet make does not.
+        // A path that the service may still make does not end the wait.
         let mut exec = prepared(&harness, Exec::succeeds("./no/such/program"));
         assert_eq!(run(&harness, &mut exec).unwrap_err().kind(), io::ErrorKind::Other);
     }

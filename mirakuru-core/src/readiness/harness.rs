@@ -1,5 +1,5 @@
-//! What the tests of conditions need: a private directory, a log that is written as the supervisor
-//! writes it, and the contexts that an executor would give.
+//! Helpers for the tests of conditions: a private directory, a log that is written as the
+//! supervisor writes it, and the contexts of an executor.
 
 use std::collections::VecDeque;
 use std::io;
@@ -36,7 +36,7 @@ pub(crate) fn poll(readiness: &mut dyn Readiness, root: u32, elapsed: Duration) 
     })
 }
 
-/// An executor's part in the tests of a condition.
+/// Stands for an executor in the tests of a condition.
 pub(crate) struct Harness {
     pub(crate) log: Mutex<LogWriter>,
     reader: OutputReader,
@@ -78,7 +78,7 @@ impl Harness {
         *self.elapsed.lock().unwrap() = elapsed;
     }
 
-    /// What the last `prepare` set in the service's environment.
+    /// The variables that the last `prepare` set in the service's environment.
     pub(crate) fn env(&self, key: &str) -> Option<String> {
         let env = self.env.lock().unwrap();
         env.iter().find(|(k, _)| k == key).map(|(_, v)| v.clone())
@@ -89,7 +89,7 @@ impl Harness {
         self.claimed.lock().unwrap().clone()
     }
 
-    /// As before a start.
+    /// Prepares the condition as before a start.
     pub(crate) fn prepare(&self, readiness: &mut impl Readiness) -> Result<(), Error> {
         let mut values = Values::new("unit".to_owned(), self.dir.path().to_owned());
         let mut cx = Prepare::new(&mut values);
@@ -125,7 +125,7 @@ impl Harness {
         })
     }
 
-    /// The text of the error that `prepare` must give.
+    /// The text of the error that `prepare` must return.
     pub(crate) fn refusal(&self, readiness: &mut impl Readiness) -> String {
         match self.prepare(readiness) {
             Err(Error::InvalidReadiness { readiness, reason }) => format!("{readiness}: {reason}"),
@@ -146,7 +146,7 @@ pub(crate) struct Fake {
     extended: Option<Duration>,
 }
 
-/// How often a [`Fake`] was asked.
+/// How often a [`Fake`] was polled.
 #[derive(Clone, Default)]
 pub(crate) struct Polls(Arc<AtomicUsize>);
 

@@ -1,15 +1,15 @@
 //! Finds the lines of a growing log that match a regular expression, for `Banner` and `fail_on`.
 //!
-//! Each stream has its own lines. So a line is found although it came in several writes, or with
-//! the other stream's output in its middle. A pattern is matched against the line as a report
-//! shows it: without escape sequences and without the parts that carriage returns overwrite.
+//! Each stream has its own lines. So a line is found even if it came in several writes, or with the
+//! other stream's output in its middle. A pattern is matched against the line as a report shows it:
+//! without escape sequences and without the parts that carriage returns overwrite.
 //!
 //! The unfinished last line is matched as well, for servers that print `ready> ` and wait. There a
-//! match counts at once only if nothing that may follow could undo it: `port 80` may become `port
-//! 8080`, and an unfinished line has no end for `$`. A line that stays as it is may be taken as
-//! finished (`settle`).
+//! match counts at once only if no further output could undo it: `port 80` may become `port 8080`,
+//! and an unfinished line has no end for `$`. A line that stays unchanged may be taken as finished
+//! (`settle`).
 //!
-//! Memory stays bounded: only a window of a line without end is kept.
+//! Memory stays bounded: of an endless line only a window is kept.
 
 use std::borrow::Cow;
 use std::io;
@@ -20,14 +20,14 @@ use crate::output::reader::{Cursor, OutputReader, Piece, Stream};
 use crate::recipe::placeholder::{Token, tokens};
 use crate::util::text::{plain, printable};
 
-/// How much of an unfinished line is kept. When it is longer, half of it is given up, so that a
-/// match of up to half of this is found wherever it is.
+/// How much of an unfinished line is kept. If it is longer, half of it is dropped. So a match of up
+/// to half of this is found at any place.
 const WINDOW: usize = 64 * 1024;
 
 #[derive(Clone, Debug)]
 pub(crate) struct LineWatch {
     regex: Regex,
-    /// Whether the regex has named groups, whose text is wanted.
+    /// Whether the regex has named groups.
     named: bool,
     stream: Option<Stream>,
     raw: bool,
@@ -39,14 +39,14 @@ pub(crate) struct LineWatch {
 #[derive(Clone, Debug, Default)]
 struct OpenLine {
     bytes: Vec<u8>,
-    /// Whether the beginning has been given up. The first byte is then only there so that `^` and
-    /// `\b` see it.
+    /// Whether the beginning has been dropped. In that case the first byte only serves `^` and
+    /// `\b`.
     cut: bool,
-    /// Whether it has matched already. A line counts once.
+    /// Whether the line has matched already. A line counts once.
     found: bool,
-    /// How long it was when it was last matched.
+    /// The length of the line when it was last matched.
     matched_to: usize,
-    /// Whether it matches now, but may not when it is finished.
+    /// Whether the line matches now, but may no longer match once it is finished.
     undecided: bool,
 }
 
@@ -57,7 +57,7 @@ pub(crate) struct Found<'a> {
 }
 
 impl Found<'_> {
-    /// The line, fit to be shown.
+    /// The line, in displayable form.
     pub(crate) fn line(&self) -> String {
         printable(&String::from_utf8_lossy(self.line), 400)
     }
@@ -84,8 +84,8 @@ impl LineWatch {
                     .to_owned(),
             );
         }
-        // On bytes, since a log may hold anything: `.` is any byte, and `\d`, `\w`, `\s` and `\b`
-        // are ASCII's. Where that cannot be, as with `[äö]`, on characters.
+        // Matches bytes, because a log may hold anything: `.` is any byte, and `\d`, `\w`, `\s` and
+        // `\b` are ASCII's. If a pattern needs characters, as `[äö]` does, it matches characters.
         let build = |unicode| RegexBuilder::new(pattern).unicode(unicode).build();
         let regex = build(false)
             .or_else(|error| build(true).map_err(|_| error))
@@ -105,7 +105,7 @@ impl LineWatch {
         LineWatch { raw, ..self }
     }
 
-    /// Searches the output since the last call, or at the first call since the cursor. Reports each
+    /// Searches the output since the last call; the first call begins at the cursor. Reports each
     /// line that matches.
     pub(crate) fn scan(
         &mut self,
@@ -143,7 +143,7 @@ impl LineWatch {
         result
     }
 
-    /// The first line that [`scan`](LineWatch::scan) would report, fit to be shown.
+    /// The first line that [`scan`](LineWatch::scan) would report, in displayable form.
     pub(crate) fn first(&mut self, reader: &OutputReader, since: Cursor) -> io::Result<Option<String>> {
         let mut first = None;
         self.scan(reader, since, |found| {
@@ -152,7 +152,7 @@ impl LineWatch {
         Ok(first)
     }
 
-    /// Matches the next bytes of a log file, which is a stream of its own.
+    /// Matches the next bytes of a log file. A log file is a stream of its own.
     pub(crate) fn feed(&mut self, bytes: &[u8], mut found: impl FnMut(&Found<'_>)) {
         let pattern = Pattern {
             regex: &self.regex,
@@ -192,8 +192,8 @@ impl LineWatch {
         }
     }
 
-    /// Whether an unfinished line matches that may no longer do so when it is finished: then, how
-    /// long it is by now.
+    /// The length of an unfinished line that matches now, but may no longer match once it is
+    /// finished.
     pub(crate) fn undecided(&self) -> Option<usize> {
         self.open
             .iter()
@@ -218,7 +218,7 @@ impl Pattern<'_> {
         }
     }
 
-    /// Calls `found` if a line matches from `start` on. Says whether it does.
+    /// Calls `found` if a line matches from `start` on. Returns whether it does.
     fn tell(self, line: &[u8], start: usize, found: &mut dyn FnMut(&Found<'_>)) -> bool {
         let line = &*self.text(line);
         let start = start.min(line.len());
@@ -237,7 +237,7 @@ impl Pattern<'_> {
         true
     }
 
-    /// Whether an unfinished line matches. `Some(true)`: it will, with any further output.
+    /// Whether an unfinished line matches. `Some(true)`: it matches with any further output.
     fn holds(self, line: &[u8], start: usize) -> Option<bool> {
         let mut line = self.text(line);
         let start = start.min(line.len());
@@ -245,7 +245,7 @@ impl Pattern<'_> {
             return None;
         }
         // Assertions (`$`, `\b`, `\B`) depend on the next byte, and only on whether there is one
-        // that belongs to a word.
+        // and whether it belongs to a word.
         for next in [b'a', b' '] {
             line.to_mut().push(next);
             let still = self.regex.is_match_at(&line, start);
@@ -272,7 +272,7 @@ impl OpenLine {
         while let Some(end) = rest.iter().position(|&b| b == b'\n') {
             let (line, after) = (&rest[..end], &rest[end + 1..]);
             if self.bytes.is_empty() {
-                // The whole line at once, as nearly always: nothing is copied.
+                // Nearly always the whole line came at once: nothing is copied.
                 pattern.tell(line, 0, found);
             } else {
                 self.push(pattern, line, found);
@@ -335,9 +335,9 @@ fn wants_line_feed(pattern: &str) -> bool {
     })
 }
 
-/// Fills in the placeholders of a pattern with their values *escaped*: a directory with a dot in
-/// its name stands for itself. Regular expressions have braces of their own. Those with digits and
-/// capitals (`a{2,3}`, `\p{Lu}`) are no placeholders anyway, and `\p{{greek}}` gives `\p{greek}`.
+/// Fills in the placeholders of a pattern with their values *escaped*: a dot in a directory's name
+/// matches only a dot. Regular expressions have braces of their own. Those with digits and capitals
+/// (`a{2,3}`, `\p{Lu}`) are no placeholders, and `\p{{greek}}` gives `\p{greek}`.
 pub(crate) fn expand_pattern<E>(
     pattern: &str,
     mut expand: impl FnMut(&str) -> Result<String, E>,
@@ -482,7 +482,7 @@ mod tests {
             all.extend(lines(&mut beginning, &reader));
             assert!(found.open[0].bytes.capacity() <= 4 * WINDOW);
         }
-        // The beginning once, at the beginning, and the needle once.
+        // The beginning matches once, at the beginning, and the needle once.
         assert_eq!(all.len(), 2);
     }
 

@@ -6,8 +6,7 @@ use std::ops::Deref;
 use crate::output::logs::Logs;
 use crate::readiness::line_watch::{Found, LineWatch};
 
-/// A line that a service logged and that matches a pattern, without its line end and without escape
-/// sequences.
+/// A logged line that matches a pattern, without its line end and without escape sequences.
 ///
 /// It dereferences to the text. [`get`](Line::get) is the text of a named group of the pattern.
 ///
@@ -100,7 +99,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// These lines without those that match another pattern as well.
+    /// These lines, except for those that also match another pattern.
     ///
     /// # Panics
     ///
@@ -113,7 +112,7 @@ impl Lines {
         self
     }
 
-    /// Checks that there are no such lines.
+    /// Asserts that there are no such lines.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -128,7 +127,7 @@ impl Lines {
     ///
     /// # Panics
     ///
-    /// If there is one. The message has all of them.
+    /// If there is one. The panic message has all of them.
     #[track_caller]
     pub fn assert_none(&self) {
         let count = match self.lines.len() {

@@ -46,10 +46,10 @@ use crate::util::hash;
 /// A condition that must hold before a service counts as ready.
 ///
 /// A readiness is a plain value in a recipe. [`prepare`](Readiness::prepare) is called before each
-/// start, with the placeholders' values; then [`probe`](Readiness::probe) is called until it says
-/// yes, ever more seldom (from a fraction of a millisecond on, in proportion to the time already
-/// waited), and sooner when something happens that another part of the condition waits for. The
-/// exit of the service ends the wait at once; a probe need not look for it.
+/// start, with the placeholders' values. Then [`probe`](Readiness::probe) is called until it says
+/// yes. The pauses begin at a fraction of a millisecond and grow in proportion to the time already
+/// waited. An event that another part of the condition waits for ends a pause early. The exit of
+/// the service ends the wait at once, so a probe need not check for it.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -84,32 +84,32 @@ use crate::util::hash;
             `SdNotify`, or implement `mirakuru::Readiness` for your own type"
 )]
 pub trait Readiness: Send + Sync + 'static {
-    /// What is awaited, in the past tense, as the end of a sentence that begins with "before": *it
-    /// accepted connections on 127.0.0.1:6379*. Called after [`prepare`](Readiness::prepare); used
-    /// in errors.
+    /// The awaited event, in the past tense, as the end of a sentence that begins with "before":
+    /// *it accepted connections on 127.0.0.1:6379*. Called after [`prepare`](Readiness::prepare);
+    /// used in errors.
     fn describe(&self) -> String;
 
-    /// Feeds everything that tells this condition from another one of its type to the hasher: two
-    /// recipes for the same shared service must agree in it. Called before
+    /// Feeds the hasher with everything that distinguishes this condition from others of its type:
+    /// two recipes for the same shared service must agree in it. Called before
     /// [`prepare`](Readiness::prepare).
     ///
-    /// The default feeds [`describe`](Readiness::describe). Override it in a condition whose
-    /// settings are not all in that sentence, or whose sentence differs from one test process to
-    /// the next. The type's name counts anyway.
+    /// The default feeds [`describe`](Readiness::describe). Override it if some settings are not in
+    /// that sentence, or if the sentence differs between test processes. The type's name always
+    /// counts.
     fn fingerprint(&self, hasher: &mut dyn Hasher) {
         hash::text(hasher, self.describe());
     }
 
-    /// Called before each start: fill in placeholders with [`Prepare::expand`], check the values,
-    /// forget what an earlier start left behind, and [claim](Prepare::claim_addr) what nobody else
-    /// may hold.
+    /// Called before each start. Fill in placeholders with [`Prepare::expand`], check the values,
+    /// forget the state of an earlier start, and [claim](Prepare::claim_addr) the addresses that
+    /// the service needs for itself.
     ///
     /// The default does nothing.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidReadiness`] (made with [`Prepare::invalid`]) when the values make no sense;
-    /// nothing is started then.
+    /// [`Error::InvalidReadiness`] (made with [`Prepare::invalid`]) if the values make no sense; in
+    /// that case nothing is started.
     fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {
         let _ = cx;
         Ok(())
@@ -119,20 +119,20 @@ pub trait Readiness: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// An error means "not yet", as `Ok(false)` does; the last one is kept for the report. An
-    /// error of kind [`io::ErrorKind::InvalidInput`] ends the wait: no later look can succeed.
+    /// An error means "not yet", as `Ok(false)` does; the report has the last one. An error of kind
+    /// [`io::ErrorKind::InvalidInput`] ends the wait: no later poll can succeed.
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool>;
 
-    /// Whether only new output of the service can change the answer. Then probes wait for output
-    /// and nothing polls. The default is `false`. Asked again before each wait: the answer may
-    /// change.
+    /// Whether only new output of the service can change the answer. In that case the wait sleeps
+    /// until there is output, and does not poll otherwise. The default is `false`. Asked before
+    /// each wait, because the answer may change.
     fn waits_for_output(&self) -> bool {
         false
     }
 
-    /// When to look again, after a poll that said "not yet": the conditions of this crate that are
-    /// told of an event by a descriptor, or know better than the clock when the next poll makes
-    /// sense, say so here. Asked after each poll.
+    /// When to poll again after a poll that said "not yet". Some conditions of this crate learn of
+    /// an event by a descriptor, or know when the next poll makes sense, and say so here. Asked
+    /// after each poll.
     #[doc(hidden)]
     fn wakes(&self, wake: &mut Wake) {
         if self.waits_for_output() {
@@ -142,59 +142,58 @@ pub trait Readiness: Send + Sync + 'static {
         }
     }
 
-    /// The wait is over, whether it held or not: what was needed for looking only is let go of.
+    /// The wait is over, with or without success. Releases everything that only polling needed.
     #[doc(hidden)]
     fn wait_is_over(&mut self) {}
 
-    /// What to do after a wait in vain, if the reason can be known. The default tells where the
-    /// service listens instead of at its [address](Readiness::addr).
+    /// The remedy after a failed wait, if the cause is known. The default tells where the service
+    /// listens instead of at its [address](Readiness::addr).
     #[doc(hidden)]
     fn hint(&self, cx: &Probe<'_>) -> Option<String> {
         cx.listens_elsewhere(self.addr()?)
     }
 
-    /// Whether the chosen ports must be low: outside of the range that the kernel gives to those
-    /// who ask for any port. Asked before the placeholders are filled in.
+    /// Whether the chosen ports must be low: outside the range from which the kernel gives ports to
+    /// sockets that ask for any. Asked before the placeholders are filled in.
     #[doc(hidden)]
     fn wants_low_ports(&self) -> bool {
         false
     }
 
-    /// Whether having been executed is all there is to wait for, so that even an exit comes too
+    /// Whether the execution of the program is all that is awaited. If so, even an exit comes too
     /// late to matter.
     #[doc(hidden)]
     fn is_immediate(&self) -> bool {
         false
     }
 
-    /// The address at which clients reach the service, if this condition knows one: what
-    /// [`Executor::addr`](crate::executor::Executor::addr) gives.
+    /// The address at which clients reach the service, if this condition knows one.
+    /// [`Executor::addr`](crate::executor::Executor::addr) returns it.
     fn addr(&self) -> Option<SocketAddr> {
         None
     }
 
-    /// The URL at which clients reach the service, if this condition knows one: what
-    /// [`Executor::url`](crate::executor::Executor::url) gives.
+    /// The URL at which clients reach the service, if this condition knows one.
+    /// [`Executor::url`](crate::executor::Executor::url) returns it.
     fn url(&self) -> Option<&str> {
         None
     }
 
-    /// The socket or file that this condition is about, if there is one: what
-    /// [`Executor::path`](crate::executor::Executor::path) gives.
+    /// The socket or file of this condition, if it has one.
+    /// [`Executor::path`](crate::executor::Executor::path) returns it.
     fn path(&self) -> Option<&Path> {
         None
     }
 
-    /// How long the wait may take at least, counted from the start of the service, if the service
-    /// itself has asked for more time than the recipe gives it. Asked after each poll. The default
-    /// is `None`.
+    /// The least length of the wait, counted from the start of the service, if the service itself
+    /// has asked for more time than its recipe allows. Asked after each poll. The default is
+    /// `None`.
     fn extended(&self) -> Option<Duration> {
         None
     }
 
-    /// Both this condition and another. The second is looked at once the first holds, and a
-    /// condition that held is not looked at again: so the one that is quicker to look at goes
-    /// first.
+    /// Both this condition and another. The second is polled once the first holds, and a condition
+    /// that held is not polled again. So put the cheaper one first.
     ///
     /// ```
     /// # use mirakuru_core::{Readiness, NoWait, Check};
@@ -208,7 +207,7 @@ pub trait Readiness: Send + Sync + 'static {
         And::new(self, other)
     }
 
-    /// Either this condition or another, whichever holds first. Both are looked at each time.
+    /// Either this condition or another, whichever holds first. Each poll checks both.
     ///
     /// ```
     /// # use mirakuru_core::{Readiness, Banner, PidFile};

@@ -18,9 +18,9 @@ use crate::sys::{self, procfs};
 /// The part of a file's content that is compared.
 const READ: u64 = 4096;
 
-/// An empty file has just been made and is being written, and the test may want to read it. It
-/// counts once it has content, or once its writer has closed it. If no event tells that, it counts
-/// after this time.
+/// A writer that makes an empty file is about to fill it, and the test may want to read it. So an
+/// empty file counts only once it has content, or once its writer has closed it. If no event tells
+/// that, it counts after this time.
 const SETTLED: Duration = Duration::from_millis(10);
 const SETTLED_UNTOLD: Duration = Duration::from_millis(1);
 
@@ -50,14 +50,14 @@ pub struct PidFile {
     path: PathBuf,
     /// The file that was there before the start.
     before: Option<Fingerprint>,
-    /// Tells when to look.
+    /// Reports changes of the file.
     watching: Watching,
-    /// Since when the file is there and empty, and when that no longer matters. Both count from the
+    /// Since when the file exists and is empty, and when it counts even so. Both count from the
     /// start of the service.
     empty: Option<(Duration, Duration)>,
 }
 
-/// The attributes that change when a file is written to, touched or replaced.
+/// The attributes that change if a file is written to, touched or replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Fingerprint {
     device: u64,
@@ -82,7 +82,7 @@ impl Fingerprint {
     }
 }
 
-/// The beginning of a regular file; nothing of anything else, such as a pipe, which could hang.
+/// The beginning of a regular file. Empty for anything else, such as a pipe, whose read could hang.
 fn content(path: &Path, metadata: &Metadata) -> Vec<u8> {
     let mut content = Vec::new();
     if metadata.is_file() {
@@ -94,11 +94,11 @@ fn content(path: &Path, metadata: &Metadata) -> Vec<u8> {
 }
 
 impl PidFile {
-    /// The path of the file, in which placeholders may stand. One that is not absolute is below
-    /// the *test's* current directory, which need not be the service's.
+    /// The path of the file, which may have placeholders. A relative path counts from the *test's*
+    /// current directory, which may not be the service's.
     ///
-    /// Outside `{dir}` the path is claimed: if it is a pid file whose process lives, the start
-    /// fails with [`Error::AlreadyRunning`] before anything is executed.
+    /// A path outside `{dir}` is checked first: if it is the pid file of a living process, the
+    /// start fails with [`Error::AlreadyRunning`] before the program is executed.
     pub fn path(path: impl Into<PathBuf>) -> Self {
         let wanted = path.into();
         Self {
@@ -140,7 +140,7 @@ impl Readiness for PidFile {
                 "it is a directory; write the file's own path, such as `{dir}/service.pid`",
             ));
         }
-        // Absolute, so that nothing changes when the test changes its directory.
+        // Absolute, so that a later change of the test's directory does not matter.
         let path = std::path::absolute(&path).unwrap_or(path);
         claim_path(cx, &path);
         self.before = before.map(|metadata| Fingerprint::of(&path, &metadata));
@@ -151,7 +151,7 @@ impl Readiness for PidFile {
 
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let path = &self.path;
-        // Before the poll, so that nothing that comes in between is missed.
+        // The watch begins before the poll, so that no event in between is missed.
         self.watching.renew(path, cx.elapsed());
         let metadata = match fs::metadata(path) {
             Ok(metadata) => metadata,
@@ -168,7 +168,7 @@ impl Readiness for PidFile {
         };
         let now = Fingerprint::of(path, &metadata);
         let pid = first_number(&now.content);
-        // It can also have appeared between the check before the start and the start, while another
+        // The file may also have appeared after the check and before the start, while another
         // service with the same file ran.
         if self.before.as_ref() != Some(&now)
             && (cx.is_since_start(now.changed)
@@ -289,7 +289,7 @@ mod tests {
         assert!(wakes(&readiness).1 <= SETTLED);
         io::Write::write_all(&mut file, b"1").unwrap();
         assert!(probe(&mut readiness).unwrap());
-        // One that stays empty is enough as well.
+        // An empty file is enough if it stays empty.
         let (mut readiness, _) = prepare(&dir.path().join("y")).unwrap();
         assert!(!probe(&mut readiness).unwrap());
         let _file = fs::File::create(dir.path().join("y")).unwrap();
@@ -351,9 +351,9 @@ mod tests {
         let (mut readiness, _) = prepare(&path).unwrap();
         fs::write(&path, "4194305\n").unwrap();
         std::thread::sleep(TICK * 3);
-        // The service was started just now.
+        // The service was started only now.
         assert!(probe_of(&mut readiness, Duration::ZERO, std::process::id()).is_err());
-        // Unless it names the service, whatever the clocks say.
+        // If the file names the service, it counts whatever the clocks say.
         fs::write(&path, std::process::id().to_string()).unwrap();
         std::thread::sleep(TICK * 3);
         assert!(probe_of(&mut readiness, Duration::ZERO, std::process::id()).unwrap());
@@ -366,7 +366,7 @@ mod tests {
         let harness = Harness::new();
         let readiness = PidFile::path(harness.dir().join("awaited.pid"));
         let other = harness.dir().join("other.pid");
-        // File times lag behind by up to a tick: not each time.
+        // File times lag by up to a tick, so this does not happen each time.
         for _ in 0..200 {
             let start = Instant::now();
             fs::write(&other, std::process::id().to_string()).unwrap();
@@ -377,7 +377,8 @@ mod tests {
         }
     }
 
-    /// What the wait goes by after a poll that was in vain: how many descriptors, and the pause.
+    /// The events and the longest pause after a failed poll: the number of descriptors, and the
+    /// pause.
     fn wakes(readiness: &PidFile) -> (usize, Duration) {
         let mut wake = Wake::new(Duration::from_secs(1));
         readiness.wakes(&mut wake);

@@ -15,8 +15,8 @@ use crate::sys::sockets::{self, Messages};
 use crate::util::deadline::scaled;
 use crate::util::text::printable;
 
-/// The socket's name in the private directory. Short, because the whole path must fit into 107
-/// bytes.
+/// The socket's name in the private directory. It is short, because the whole path must fit into
+/// 107 bytes.
 const NAME: &str = "notify";
 /// The longest path in `sun_path`, without the byte that ends it.
 const PATH_MAX: usize = 107;
@@ -24,9 +24,9 @@ const PATH_MAX: usize = 107;
 /// Ready when the service sends `READY=1` to the socket that `$NOTIFY_SOCKET` names, as a systemd
 /// service of `Type=notify` does.
 ///
-/// The socket is made in the private directory and put into the service's environment, so that any
+/// The socket is made in the private directory and put into the service's environment. So any
 /// service that knows `sd_notify` will do: PostgreSQL, MariaDB, nginx with its module, etcd,
-/// HAProxy, and scripts by `systemd-notify`.
+/// HAProxy, and scripts with `systemd-notify`.
 ///
 /// ```no_run
 /// # use mirakuru_core as mirakuru;
@@ -36,16 +36,16 @@ const PATH_MAX: usize = 107;
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// The last `STATUS=` is in the error when it does not become ready, and so is `ERRNO=`.
-/// `EXTEND_TIMEOUT_USEC=` gives it more time. Messages of any process of the service are taken, as
-/// with `NotifyAccess=all`.
+/// If the service does not become ready, the error has its last `STATUS=` and `ERRNO=`.
+/// `EXTEND_TIMEOUT_USEC=` gives it more time. Messages of any process of the service count, as with
+/// `NotifyAccess=all`.
 ///
-/// The socket stays open as long as the service lives. Messages that come after `READY=1`, such as
-/// `WATCHDOG=1`, are accepted and thrown away. Descriptors that come with one, as with
+/// The socket stays open as long as the service lives. Messages after `READY=1`, such as
+/// `WATCHDOG=1`, are accepted and discarded. Descriptors that come with a message, as with
 /// `BARRIER=1`, are closed at once.
 #[derive(Clone, Debug, Default)]
 pub struct SdNotify {
-    /// Shared between clones of a recipe that was prepared; each `prepare` makes a new one.
+    /// The clones of a prepared recipe share it; each `prepare` makes a new one.
     socket: Option<Arc<UnixDatagram>>,
     status: Option<String>,
     errno: Option<i32>,
@@ -69,15 +69,15 @@ impl SdNotify {
         }
     }
 
-    /// From now on no one reads the socket. The kernel accepts each message and discards it, with
-    /// the descriptors in it. Where the kernel cannot do that, the socket is closed: a service that
-    /// gets "connection refused" goes on, but one that finds a full queue waits for ever.
+    /// From now on no process reads the socket. The kernel accepts each message and discards it,
+    /// with the descriptors in it. If the kernel cannot do that, the socket is closed: a service
+    /// that gets "connection refused" goes on, but one that finds a full queue waits for ever.
     fn discard_the_rest(&mut self, socket: &UnixDatagram) {
         if sockets::filter_messages(socket.as_fd(), Messages::Discard).is_ok() {
-            // The queue still has the messages that came before the filter.
+            // The queue still has the messages from before the filter.
             while socket.recv(&mut [0]).is_ok() {}
         }
-        // The supervisor has a copy, if there is a filter.
+        // The supervisor has a copy, if the filter works.
         self.socket = None;
     }
 
@@ -155,11 +155,11 @@ impl Readiness for SdNotify {
         let Some(socket) = self.socket.clone() else {
             return Ok(self.ready);
         };
-        // A message is at most a page by custom; the status line may be long. The kernel closes
-        // descriptors that come along, because this call does not ask for them. A barrier
+        // By custom a message is at most a page; the status line may be long. The kernel closes
+        // descriptors that come with it, because this call does not ask for them. A barrier
         // (BARRIER=1) waits for that.
         let mut buffer = [0; 8192];
-        // Bounded, for a service that does nothing else.
+        // The loop is bounded, for a service that sends messages all the time.
         for _ in 0..1024 {
             match socket.recv(&mut buffer) {
                 Ok(_) if self.ready => {}
@@ -186,7 +186,7 @@ impl Readiness for SdNotify {
         }
     }
 
-    /// Nothing else can change the answer, and each message is told.
+    /// Only a message can change the answer, and each message is an event.
     fn wakes(&self, wake: &mut Wake) {
         if let Some(socket) = &self.socket {
             wake.on(socket.as_fd());
@@ -232,11 +232,11 @@ mod tests {
         // The supervisor's copy, which keeps the socket open.
         let _kept = readiness.socket.clone();
         assert!(harness.probe(&mut readiness).unwrap());
-        // The queue of a socket that nobody reads takes ten or so.
+        // If a socket is never read, its queue takes about ten messages.
         for _ in 0..1000 {
             sender.send(b"WATCHDOG=1").unwrap();
         }
-        // It stays ready, for a condition that has another half.
+        // The condition stays ready, for an `And` with another half.
         assert!(harness.probe(&mut readiness).unwrap());
     }
 
@@ -280,7 +280,7 @@ mod tests {
         sender.send(b"READY=1").unwrap();
         harness.prepare(&mut readiness).unwrap();
         assert!(!harness.probe(&mut readiness).unwrap());
-        // The old service's socket leads nowhere.
+        // The socket of the old service leads nowhere.
         assert!(sender.send(b"READY=1").is_err());
         assert!(!harness.probe(&mut readiness).unwrap());
     }

@@ -14,21 +14,21 @@ use crate::ports::table;
 use crate::sys::Protocol;
 use crate::util::deadline::scaled;
 
-/// A connection to another machine is given this long.
+/// The time limit of a connection to another machine.
 const REMOTE_CONNECT: Duration = Duration::from_secs(1);
 /// Ready when the service accepts TCP connections.
 ///
-/// On an address of this machine the kernel is asked, without a connection, so that the service
-/// sees and logs nothing. The listening socket must belong to the service's own processes. If the
-/// process that has the socket runs or sleeps, it may only check that the port is free: then the
-/// socket counts when it has been there for 50 ms. If another process listens there, the error
-/// names it. (If the service runs as another user and the test does not run as root, its processes
-/// cannot be inspected. Then a listener without a visible owner is taken for the service's.) On an
-/// address of another machine a connection is made.
+/// For an address of this machine this asks the kernel and makes no connection, so the service sees
+/// and logs nothing. The listening socket must belong to the service's own processes. A process
+/// that is running or sleeping may only be checking that the port is free; its socket counts once
+/// it has been there for 50 ms. If another process listens there, the error names it. (A service
+/// that runs as another user cannot be inspected unless the test runs as root. Then a listener
+/// without a visible owner is taken for the service's.) For an address of another machine, a
+/// connection is made.
 ///
-/// It follows that a server which only *asks another one* to listen, such as `docker run -p`, is
-/// not ready in this sense, ever: the port belongs to Docker. Use [`Check`](super::Check) or
-/// [`Exec`](super::Exec) there.
+/// So a server that only *asks another one* to listen, such as `docker run -p`, is never ready in
+/// this sense: the port belongs to Docker. Use [`Check`](super::Check) or [`Exec`](super::Exec)
+/// there.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -52,35 +52,34 @@ pub struct Tcp {
 enum Wanted {
     Addr(String),
     Port(u16),
-    /// Of a server that is no process of the service's.
+    /// The address of a server that is not a process of the service.
     External(String),
 }
 
 #[derive(Clone, Debug, Default)]
 struct Resolved {
-    /// As it is told: `localhost:6379`.
+    /// The address for messages: `localhost:6379`.
     text: String,
-    /// Where to look, and whether that is on this machine.
+    /// The addresses to check, and whether each is on this machine.
     places: Vec<Place>,
-    /// Which of them answered.
+    /// The address that answered.
     answered: Option<SocketAddr>,
-    /// A listener that may have been there only to check that the port is free.
+    /// A listener that may exist only to check that the port is free.
     seen: Option<FirstSeen>,
 }
 
 impl Tcp {
-    /// An address as `host:port`: the host is a name, an IPv4 address or an IPv6 address in
+    /// An address as `host:port`. The host is a name, an IPv4 address or an IPv6 address in
     /// brackets, and either part may hold placeholders.
     ///
-    /// A name means every address that it resolves to, when the service is started, and one on
-    /// which the service accepts connections is enough: with `localhost` it does not matter
-    /// whether it uses `127.0.0.1` or `::1`. Another process on any of them is an error, because a
-    /// client may reach it. `0.0.0.0` and `[::]` are looked at through `127.0.0.1` and
-    /// `::1`.
+    /// A name means every address that it resolves to when the service starts. One on which the
+    /// service accepts connections is enough: with `localhost` it may be `127.0.0.1` or `::1`.
+    /// Another process on any of them is an error, because a client may reach it. `0.0.0.0` and
+    /// `[::]` are checked through `127.0.0.1` and `::1`.
     ///
-    /// The port is usually `{port}`, one that is free and reserved for this service. A fixed one
-    /// is claimed: if it is in use, the start fails with [`Error::AlreadyRunning`] before anything
-    /// is executed.
+    /// The port is usually `{port}`, a free one that is reserved for this service. A fixed port is
+    /// checked first: if it is in use, the start fails with [`Error::AlreadyRunning`] before the
+    /// program is executed.
     ///
     /// ```
     /// # use mirakuru_core::Tcp;
@@ -102,7 +101,7 @@ impl Tcp {
         Self::new(Wanted::Port(port))
     }
 
-    /// The address of a server that somebody else has started. A connection is made.
+    /// The address of a server that another program has started. A connection is made.
     #[doc(hidden)]
     pub fn __external(addr: impl Into<String>) -> Self {
         Self::new(Wanted::External(addr.into()))
@@ -149,7 +148,7 @@ impl Readiness for Tcp {
             Wanted::Port(port) => (format!("port {port}"), address::loopback(*port)),
         };
         let places = match &self.wanted {
-            // It is in use, and its owner is nobody that we know.
+            // The port is in use, but not by a process that we know.
             Wanted::External(_) => addrs
                 .iter()
                 .map(|addr| Place {
@@ -173,8 +172,8 @@ impl Readiness for Tcp {
         let mut last = None;
         for &Place { addr, is_local } in &self.resolved.places {
             if is_local {
-                // Every address is checked, also after one that answers: another process on
-                // another one is an error.
+                // Every address is checked, even after one that answers: another process on one of
+                // them is an error.
                 if let Some(listeners) = cx.listeners_on(addr)? {
                     answered.get_or_insert((addr, Some(listeners)));
                 }
@@ -393,7 +392,7 @@ mod tests {
         ignore = "the portable back end cannot see whose a socket is"
     )]
     fn another_process_on_one_address_spoils_the_other() {
-        // This process listens on both, and is not of the tree of the bystander.
+        // This process listens on both, and does not belong to the bystander's tree.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let bystander = Bystander::new();
@@ -417,8 +416,8 @@ mod tests {
 
     #[test]
     fn a_remote_address_is_connected_to() {
-        // Remote for the sake of the test: what is asked of the kernel would say that the owner is
-        // somebody else.
+        // The address counts as remote in this test: the kernel would say that another process has
+        // the socket.
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let addr = listener.local_addr().unwrap();
         let mut readiness = Tcp::addr(addr.to_string());

@@ -13,15 +13,14 @@ use crate::util::hash;
 
 /// Ready when the service has bound a UDP port of this machine.
 ///
-/// The kernel is asked, and nothing is sent: UDP has no connection that could be made. The socket
-/// must belong to the service's own processes. Another process's socket there is an error that
-/// names the process.
+/// This asks the kernel and sends nothing: UDP has no connections. The socket must belong to the
+/// service's own processes. If another process has a socket there, the error names it.
 ///
-/// Where the kernel does not tell, which is everywhere but on Linux, the start fails with
+/// If the kernel does not tell (everywhere except on Linux), the start fails with
 /// [`Error::InvalidReadiness`].
 ///
-/// That a port is bound does not mean that the server answers. Where that matters, combine it with
-/// a question in the server's own protocol: `Udp::addr(..).and(Check::new(..))`.
+/// A server may bind its port before it answers. If that matters, add a question in the server's
+/// own protocol: `Udp::addr(..).and(Check::new(..))`.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -48,12 +47,12 @@ pub struct Udp {
 }
 
 impl Udp {
-    /// An address as `host:port`, as [`Tcp::addr`](super::Tcp::addr) takes it. It must be one of
-    /// this machine.
+    /// An address as `host:port`, as for [`Tcp::addr`](super::Tcp::addr). It must be one of this
+    /// machine.
     ///
-    /// With a name, one of its addresses is enough. The port is usually `{port}`, which is free
-    /// for TCP and UDP. A fixed one is claimed: if it is in use, the start fails with
-    /// [`Error::AlreadyRunning`] before anything is executed.
+    /// With a name, one of its addresses is enough. The port is usually `{port}`, which is free for
+    /// TCP and UDP. A fixed port is checked first: if it is in use, the start fails with
+    /// [`Error::AlreadyRunning`] before the program is executed.
     pub fn addr(addr: impl Into<String>) -> Udp {
         let given = addr.into();
         Udp {
@@ -111,7 +110,7 @@ impl Readiness for Udp {
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let mut bound = None;
         for place in &self.places {
-            // Every address is checked, also after one that is the service's: a client may reach
+            // Every address is checked, even after one that is the service's: a client may reach
             // another process on any of them.
             if cx.binds_udp(place.addr)? {
                 bound.get_or_insert(place.addr);
@@ -158,7 +157,7 @@ mod tests {
             error,
             format!("no socket is bound to the UDP address localhost:{port}")
         );
-        // TCP on the same number is another port.
+        // A TCP socket with the same number is on another port.
         let _tcp = std::net::TcpListener::bind(("127.0.0.1", port)).unwrap();
         assert!(harness.probe(&mut udp).is_err());
         let _socket = UdpSocket::bind(("127.0.0.1", port)).unwrap();

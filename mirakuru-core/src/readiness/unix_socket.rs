@@ -17,16 +17,15 @@ use crate::sys::file_watch::Watching;
 use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 use crate::util::backoff::poll_pause;
 
-/// `sun_path` has 108 bytes, of which one is the NUL at the end (of a path) or in front (of an
-/// abstract name).
+/// `sun_path` has 108 bytes. One is the NUL at the end of a path, or in front of an abstract name.
 const LONGEST: usize = 107;
 
 /// Ready when the service accepts connections on a Unix socket.
 ///
-/// A connection is made and closed at once. One that has to wait because the service is busy counts
-/// as well. Stream and `SOCK_SEQPACKET` sockets have connections; a datagram socket has none, and
-/// ends the wait with an error. If another process has the socket at this path and can be seen, the
-/// error names it.
+/// A connection is made and closed at once. It also counts if it has to wait because the service is
+/// busy. Stream and `SOCK_SEQPACKET` sockets have connections; a datagram socket has none, and ends
+/// the wait with an error. If another process has the socket at this path and is visible, the error
+/// names it.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -46,25 +45,24 @@ pub struct UnixSocket {
     wanted: PathBuf,
     /// With the placeholders filled in.
     path: PathBuf,
-    /// Tells when the socket is there. The service accepts connections only later, and no event
-    /// tells that.
+    /// Reports that the socket file exists. The service accepts connections only later, and no
+    /// event tells that.
     watching: Watching,
-    /// When something was there for the first time, and when to poll again, since the start of the
-    /// service.
+    /// When the path first existed, and when to poll again, since the start of the service.
     there: Option<Duration>,
     next: Duration,
 }
 
 impl UnixSocket {
-    /// The path of the socket, at most 107 bytes long. It may have placeholders; best is one in the
-    /// private directory, `{dir}/server.sock`.
+    /// The path of the socket, at most 107 bytes long. It may have placeholders. Prefer a path in
+    /// the private directory: `{dir}/server.sock`.
     ///
-    /// A path that is not absolute counts from the *test's* current directory, as for a client in
-    /// the test; the service may have another one. On Linux a path that begins with `@` is an
-    /// abstract name (`./@name` is a file).
+    /// A relative path counts from the *test's* current directory, as for a client in the test; the
+    /// service may have another one. On Linux a path that begins with `@` is an abstract name
+    /// (`./@name` is a file).
     ///
     /// A path outside `{dir}` must be free. If another process accepts connections there, the start
-    /// fails with [`Error::AlreadyRunning`] before anything is executed. A socket that a killed
+    /// fails with [`Error::AlreadyRunning`] before the program is executed. A socket that a killed
     /// server left behind is removed, if it belongs to the test's user.
     pub fn path(path: impl Into<PathBuf>) -> Self {
         let wanted = path.into();
@@ -98,8 +96,8 @@ impl Readiness for UnixSocket {
         let path = expand_path(cx, &self.wanted)?;
         check(&path).map_err(|reason| cx.invalid(path.to_string_lossy(), reason))?;
         if path.starts_with(cx.dir()) {
-            // A service that was killed has left this socket, and most servers refuse to start
-            // where one is. (If it cannot be removed, the service reports it.)
+            // A service that was killed has left this socket, and most servers refuse to start if
+            // it exists. (If it cannot be removed, the service reports that.)
             let _ = free::remove_stale_socket(&path);
         }
         claim_path(cx, &path);
@@ -111,12 +109,12 @@ impl Readiness for UnixSocket {
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let path = &self.path;
         if sockets::abstract_name(path).is_none() {
-            // Before the poll, so that nothing that comes in between is missed.
+            // The watch begins before the poll, so that no event in between is missed.
             self.watching.renew(path, cx.elapsed());
         }
         let answer = match sockets::try_connect_unix(path, UnixKind::Stream) {
             Err(error) if sockets::is_another_kind(&error) => {
-                // Not a stream; a datagram socket would fail in the same way.
+                // It is not a stream socket; a datagram socket fails in the same way.
                 sockets::try_connect_unix(path, UnixKind::SeqPacket)
             }
             answer => answer,
@@ -129,8 +127,8 @@ impl Readiness for UnixSocket {
                 return Ok(false);
             }
             Err(error) => {
-                // Most servers listen a moment after they have bound the socket: in proportion to
-                // the time since then.
+                // Most servers listen a moment after they have bound the socket, so the pause grows
+                // with the time since then.
                 let since = *self.there.get_or_insert(cx.elapsed());
                 self.next = cx.elapsed() + poll_pause(cx.elapsed() - since);
                 return Err(explain(path, error));
@@ -174,7 +172,7 @@ impl Readiness for UnixSocket {
     }
 }
 
-/// Fills in the placeholders of a path, whose bytes need not be text.
+/// Fills in the placeholders of a path, which may not be UTF-8.
 pub(super) fn expand_path(cx: &mut Prepare<'_>, path: &Path) -> Result<PathBuf, Error> {
     cx.values
         .expand_os(path.as_os_str())
@@ -182,7 +180,7 @@ pub(super) fn expand_path(cx: &mut Prepare<'_>, path: &Path) -> Result<PathBuf, 
         .map_err(|error| error.in_readiness(&path.to_string_lossy()))
 }
 
-/// Endpoints a path that others could want too, by a name that does not depend on the current
+/// Claims a path that other services could want too, by a name that does not depend on the current
 /// directory.
 pub(super) fn claim_path(cx: &mut Prepare<'_>, path: &Path) {
     if sockets::abstract_name(path).is_some() {
@@ -192,7 +190,7 @@ pub(super) fn claim_path(cx: &mut Prepare<'_>, path: &Path) {
     }
 }
 
-/// The mistake in a path, and its remedy.
+/// Names the mistake in a path, and its remedy.
 fn check(path: &Path) -> Result<(), String> {
     let bytes = path.as_os_str().as_bytes();
     if bytes.is_empty() {
@@ -227,7 +225,7 @@ fn check(path: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// Why a connection that failed did so.
+/// The reason why a connection failed.
 fn explain(path: &Path, error: io::Error) -> io::Error {
     let shown = path.display();
     if sockets::is_another_kind(&error) {
@@ -331,7 +329,8 @@ mod tests {
         };
         let absent = pause_after_poll(10);
         drop(UnixListener::bind(&path).unwrap());
-        // Bound, and nobody listens yet: soon, and then in proportion to the time since then.
+        // The socket is bound, but not listening yet: polls soon, and then in proportion to the
+        // time since then.
         let bound = pause_after_poll(11);
         assert!(bound < absent / 100, "{bound:?}, {absent:?}");
         assert!(pause_after_poll(13) > bound * 100);
@@ -396,8 +395,8 @@ mod tests {
     fn a_socket_handed_on_to_the_service_is_its_own() {
         let dir = TestDir::new();
         let path = dir.path().join("x.sock");
-        // The process that listens hands the socket to a child, which is the service, and keeps
-        // nothing.
+        // The process that listens passes the socket to a child, which is the service, and keeps no
+        // copy.
         let script = "
 import os, socket, subprocess, sys, time
 s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen()
@@ -467,7 +466,7 @@ child.kill(); child.wait()
             };
             assert!(reason.contains(part), "{reason}");
         }
-        // The longest that passes the check can really be connected to.
+        // A path of the longest length that passes the check can be connected to.
         let error = sockets::try_connect_unix(Path::new(&longest), UnixKind::Stream).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }

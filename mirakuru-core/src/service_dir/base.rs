@@ -1,4 +1,4 @@
-//! The base directory of everything that mirakuru writes: private, and with a short path.
+//! The base directory of everything that mirakuru writes. It is private, and its path is short.
 
 use std::fs::{DirBuilder, File, Metadata, Permissions};
 use std::io;
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::sys;
 
-/// The temp dir that is used where the one that `TMPDIR` names will not do.
+/// The temporary directory that is used if the one in `TMPDIR` is unsuitable.
 pub(crate) const FALLBACK: &str = "/tmp";
 /// The longest path that a socket address holds on Linux, without the final NUL. (103 on macOS and
 /// the BSDs.)
@@ -17,12 +17,12 @@ const SOCKET_PATH_MAX: usize = if cfg!(any(target_os = "linux", target_os = "and
 } else {
     103
 };
-/// The room that a socket path may need after the base: the id, `d`, and 44 for a name of the
-/// user's.
+/// The room that a socket path may need after the base: the id, `d`, and 44 for a name that the
+/// user chooses.
 pub(super) const ROOM_BELOW_BASE: usize = 60;
 
-/// The base for this temp dir. It is in `/tmp` where `TMPDIR` is empty, and where a socket in the
-/// temp dir would get too long a path.
+/// The base for this temporary directory. It is in `/tmp` if `TMPDIR` is empty, or if the path of a
+/// socket there would be too long.
 pub(crate) fn base_in(temp: &Path) -> PathBuf {
     let name = format!("mirakuru-{}", sys::files::euid());
     match std::path::absolute(temp).map(|temp| temp.join(&name)) {
@@ -31,11 +31,11 @@ pub(crate) fn base_in(temp: &Path) -> PathBuf {
     }
 }
 
-/// Whether this user and group may enter every directory above this one. (Not so in a temp dir that
-/// is root's alone, as `libpam-tmpdir` makes it.)
+/// Whether this user and group may enter every directory above this one. (They may not in a
+/// temporary directory of root's, as `libpam-tmpdir` makes it.)
 pub(crate) fn may_reach(path: &Path, (uid, gid): (u32, u32)) -> bool {
     let may_enter = |dir: &Path| {
-        // What is missing is reported when it is used.
+        // A missing directory is reported when it is used.
         dir.metadata().map_or(true, |dir| {
             let shift = match (dir.uid() == uid, dir.gid() == gid) {
                 (true, _) => 6,
@@ -48,8 +48,8 @@ pub(crate) fn may_reach(path: &Path, (uid, gid): (u32, u32)) -> bool {
     path.ancestors().skip(1).all(may_enter)
 }
 
-/// Makes a directory of ours that nobody else can write to, or checks that it is one. `loose` lets
-/// other users pass through (0711), which needs a name that they were told.
+/// Makes a directory of ours that no other user can write to, or checks that it is one. `loose`
+/// lets other users pass through (0711) if they know the name of an entry.
 pub(crate) fn private_dir(path: &Path, loose: bool) -> io::Result<()> {
     let make = |_| match DirBuilder::new().mode(0o700).create(path) {
         Err(e) if e.kind() != io::ErrorKind::AlreadyExists => {
@@ -60,8 +60,8 @@ pub(crate) fn private_dir(path: &Path, loose: bool) -> io::Result<()> {
     };
     check(&path.symlink_metadata().or_else(make)?)?;
     if loose {
-        // Through a descriptor that was not reached by way of a link. It is never made tighter
-        // again: another executor may still need it.
+        // The mode is set through a descriptor that was opened without following a link. It is
+        // never tightened again: another executor may still need it.
         let dir = sys::files::open_dir(path)?;
         let mode = dir.metadata()?.mode();
         if mode & 0o011 != 0o011 {
@@ -71,14 +71,15 @@ pub(crate) fn private_dir(path: &Path, loose: bool) -> io::Result<()> {
     Ok(())
 }
 
-/// Looks at what is there, through no link: ours, a directory, writable to us alone.
+/// Checks an existing directory without following a link: it must be ours, a directory, and
+/// writable only for us.
 pub(crate) fn check_private(path: &Path) -> io::Result<()> {
     check(&path.symlink_metadata()?)
 }
 
 fn check(metadata: &Metadata) -> io::Result<()> {
     let refuse = |problem: String| {
-        // A longer one would lead to the fallback again.
+        // A longer path would lead to the fallback again.
         let longest = SOCKET_PATH_MAX - ROOM_BELOW_BASE - "/mirakuru-4294967295".len();
         Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
@@ -102,7 +103,7 @@ fn check(metadata: &Metadata) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether this open file is still the one with this name.
+/// Whether this name still belongs to this open file.
 pub(crate) fn is_at(file: &File, path: &Path) -> io::Result<bool> {
     let ours = file.metadata()?;
     match path.symlink_metadata() {

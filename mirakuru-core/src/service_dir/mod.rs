@@ -1,5 +1,5 @@
-//! Private directories: one for each executor, with its log, its locks, and what `{dir}` stands
-//! for.
+//! Private directories: each executor has one, with its log, its locks, and the directory for
+//! `{dir}`.
 //!
 //! ```text
 //! <temp dir>/mirakuru-<euid>/       0700; the base. 0711 once a service runs as another user
@@ -15,18 +15,19 @@
 //! ```
 //!
 //! A test process that is killed leaves its service directories behind. The next one sweeps them: a
-//! service directory is left over when no process holds `lock`. A process id would not do, because
-//! a supervisor outlives the test process, and because two containers that share a temp dir do not
-//! see each other's processes; both see a flock.
+//! service directory is left over if no process holds `lock`. A process id in its place would not
+//! do. A supervisor outlives the test process; and two containers that share a temporary directory
+//! see each other's flocks, but not each other's processes.
 //!
-//! Sweeps, creations and removals run side by side in many processes without a common lock:
+//! Many processes sweep, create and remove side by side, without a common lock:
 //!
-//! - A service directory gets its name by `rename` when the locked `lock` is in it. Nobody ever
-//!   sees it without.
-//! - An id is random and never used twice, so a directory that was found left over stays so.
-//! - A sweeper works on a left-over directory only while it holds its lock. Other sweepers skip it.
-//! - `lock` is removed last. A lock on a file that has been unlinked counts for nothing. A
-//!   directory without `lock` is left over and may be deleted, or holds a kept log.
+//! - A service directory gets its name by `rename`, when it already contains the locked `lock`. No
+//!   process ever sees it without.
+//! - An id is random and never used twice, so a left-over directory never comes into use again.
+//! - A sweeper works on a left-over directory only while it holds the directory's lock. Other
+//!   sweepers skip it.
+//! - `lock` is removed last. A lock on a file that has been unlinked does not count. A directory
+//!   without `lock` is left over and may be deleted, or holds a kept log.
 
 pub(crate) mod base;
 pub(crate) mod remove;
@@ -47,28 +48,28 @@ use crate::service_dir::base::{FALLBACK, base_in, may_reach, private_dir};
 use crate::service_dir::remove::{clear, remove_tree};
 use crate::sys;
 
-/// The private directory of one executor. Dropping it removes the directory with everything in it;
-/// after [`keep`](ServiceDir::keep), with everything but the log.
+/// The private directory of one executor. Dropping it removes the directory with everything in it,
+/// or after [`keep`](ServiceDir::keep) everything except for the log.
 ///
-/// A copy that a fork made of it does nothing when dropped: the directory is its creator's.
+/// The copy in a fork does nothing when dropped: the directory belongs to its creator.
 #[derive(Debug)]
 pub(crate) struct ServiceDir {
     id: String,
     path: PathBuf,
     dir: PathBuf,
-    /// Until the service directory is somebody else's to see to.
+    /// Held until another process takes care of the service directory.
     lock: Option<File>,
     kept: AtomicBool,
     creator: u32,
 }
 
 impl ServiceDir {
-    /// Makes a service directory. `owner` is the user and group that the service runs as, if they
-    /// are not the test's own.
+    /// Makes a service directory. `owner` is the service's user and group, if they differ from the
+    /// test's.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when the base directory is not safe to use or not to be had.
+    /// [`Error::System`] if the base directory is not safe to use or cannot be had.
     pub(crate) fn create(owner: Option<(u32, u32)>) -> Result<ServiceDir, Error> {
         let mut base = base_in(&std::env::temp_dir());
         let other = owner.filter(|(uid, _)| *uid != sys::files::euid());
@@ -85,8 +86,8 @@ impl ServiceDir {
             attempt: format!("use the directory `{}` for private files", base.display()),
             source,
         })?;
-        // Once more where a sweeper of another pid namespace took the unfinished service directory
-        // for debris, or all ids ever met.
+        // A sweeper of another pid namespace may take the unfinished service directory for a
+        // left-over one. Then this tries again, and it tries again if an id exists already.
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -116,7 +117,8 @@ impl ServiceDir {
         DirBuilder::new().mode(0o700).create(&unfinished)?;
         let service_dir = furnish(&unfinished, foreign, loose).and_then(|lock| {
             let path = base.join(&id);
-            // Never replaces a directory that has something in it, and every service directory has.
+            // `rename` never replaces a directory that has something in it, and every service
+            // directory has.
             fs::rename(&unfinished, &path)?;
             Ok(ServiceDir {
                 dir: path.join("d"),
@@ -133,8 +135,7 @@ impl ServiceDir {
         service_dir
     }
 
-    /// The service directory of a service that somebody else sees to: dropping this leaves it
-    /// alone.
+    /// A service directory that another process takes care of: dropping this value leaves it alone.
     pub(crate) fn attach(path: PathBuf) -> ServiceDir {
         let id = path
             .file_name()
@@ -156,41 +157,42 @@ impl ServiceDir {
         &self.path
     }
 
-    /// From now on somebody else sees to it: the supervisor, which has the lock.
+    /// The supervisor now holds the lock and removes the directory; dropping this value no longer
+    /// does.
     pub(crate) fn give_away(&mut self) {
         self.creator = 0;
         self.lock = None;
     }
 
-    /// Whether the supervisor that works in this service directory is still there: it keeps the
-    /// lock until the service's tree is gone.
+    /// Whether the supervisor of this service directory still lives: it keeps the lock until the
+    /// service's tree is gone.
     pub(crate) fn is_supervised(path: &Path) -> bool {
         sys::files::open_lock(&path.join("lock"), false)
             .is_ok_and(|lock| matches!(sys::files::is_locked(lock.as_fd()), Ok(true)))
     }
 
-    /// Short, unique across processes, and made of lower-case letters and digits alone: safe in a
-    /// file name or an environment variable.
+    /// A short name, unique across processes. It has only lower-case letters and digits, so it is
+    /// safe in a file name or an environment variable.
     pub(crate) fn id(&self) -> &str {
         &self.id
     }
 
-    /// The service's own directory: `{dir}`.
+    /// The directory for the service: `{dir}`.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// Where the log goes. Nothing is there yet: make it with mode 0600.
+    /// The path of the log. The file does not exist yet: make it with mode 0600.
     pub(crate) fn log(&self) -> PathBuf {
         self.path.join("log")
     }
 
-    /// Where the index of the log goes. Nothing is there yet: make it with mode 0600.
+    /// The path of the log's index. The file does not exist yet: make it with mode 0600.
     pub(crate) fn index(&self) -> PathBuf {
         self.path.join("log.index")
     }
 
-    /// A descriptor that keeps this service directory from being swept, for the supervisor to keep
+    /// A descriptor that keeps this service directory from being swept. The supervisor keeps it
     /// until the service's tree is gone. Closed on exec.
     pub(crate) fn lock_fd(&self) -> io::Result<OwnedFd> {
         match &self.lock {
@@ -199,7 +201,7 @@ impl ServiceDir {
         }
     }
 
-    /// Writes a file into the service's directory, for this user and group or for our own.
+    /// Writes a file into `{dir}`, owned by this user and group or by our own.
     pub(crate) fn write(&self, path: &Path, contents: &[u8], owner: Option<(u32, u32)>) -> io::Result<()> {
         let mut dir = self.dir.clone();
         for part in path.parent().into_iter().flat_map(Path::components) {
@@ -211,7 +213,8 @@ impl ServiceDir {
             }
         }
         let path = self.dir.join(path);
-        // A new one: whoever has the old one open, or has put a link in its place, keeps that.
+        // Always makes a new file: a process may have the old one open, or may have put a link in
+        // its place.
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
@@ -228,13 +231,13 @@ impl ServiceDir {
         Ok(())
     }
 
-    /// Makes the service's directory our own, and closed to its user.
+    /// Makes this process's user the owner of `{dir}`, and closes it to the service's user.
     pub(crate) fn take_back(&self) -> io::Result<()> {
         give(&self.dir, Some((sys::files::euid(), sys::files::egid())))
     }
 
-    /// Gives the service's directory with all that is in it to its user: the directory itself last,
-    /// so that nobody can change anything under our hands.
+    /// Gives `{dir}` and everything in it to the service's user. The directory itself comes last,
+    /// so that the user can change nothing meanwhile.
     pub(crate) fn hand_over(&self, owner: (u32, u32)) -> io::Result<()> {
         fn all(dir: &Path, owner: (u32, u32)) -> io::Result<()> {
             for entry in fs::read_dir(dir)? {
@@ -250,7 +253,7 @@ impl ServiceDir {
         give(&self.dir, Some(owner))
     }
 
-    /// Gives the directory of a service that is known by now to its user.
+    /// Gives the directory to the service's user, who is known by now.
     pub(crate) fn give_to(&self, owner: (u32, u32)) -> Result<(), Error> {
         if owner == (sys::files::euid(), sys::files::egid()) {
             return Ok(());
@@ -269,15 +272,15 @@ impl ServiceDir {
             })
     }
 
-    /// Whether dropping this removes the directory: this process made it, and has not given it
-    /// away.
+    /// Whether dropping this removes the directory: this process made it and has not handed it
+    /// over.
     pub(crate) fn is_ours(&self) -> bool {
         self.creator != 0
     }
 
-    /// From now on the log (and its index) outlives this executor, for a day.
+    /// From now on the log and its index outlive this executor, for a day.
     pub(crate) fn keep(&self) {
-        // At once, so that it holds when the test process is killed as well.
+        // The mark is made at once, so that it counts even if the test process is killed.
         if File::create(self.path.join("kept")).is_ok() {
             self.kept.store(true, Ordering::Relaxed);
         }
@@ -300,7 +303,7 @@ fn give(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
     }
 }
 
-/// Whether a path stays in the directory that it is relative to; if not, why.
+/// Checks that a relative path stays inside its directory. The error says why it does not.
 pub(crate) fn check_within(path: &Path) -> Result<(), String> {
     let plain = |part| matches!(part, Component::Normal(_));
     if path.file_name().is_some() && path.components().all(plain) {
@@ -312,7 +315,7 @@ pub(crate) fn check_within(path: &Path) -> Result<(), String> {
     ))
 }
 
-/// Fills a new service directory: everything but the name.
+/// Fills a new service directory with everything except for its final name.
 fn furnish(path: &Path, foreign: Option<(u32, u32)>, loose: bool) -> io::Result<File> {
     let lock = sys::files::open_lock(&path.join("lock"), true)?;
     if !sys::files::try_flock(lock.as_fd())? {
@@ -323,11 +326,11 @@ fn furnish(path: &Path, foreign: Option<(u32, u32)>, loose: bool) -> io::Result<
     let dir = path.join("d");
     DirBuilder::new().mode(0o700).create(&dir)?;
     if let Some((uid, gid)) = foreign {
-        // Whatever the umask has left of it: unlike root, this user needs it.
+        // Sets the mode whatever the umask was: unlike root, this user needs it.
         fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
         match chown(&dir, Some(uid), Some(gid)) {
-            // A process that may not give files away may not become that user either. The start
-            // fails at that, and says that it takes root.
+            // A process that may not give files away may not become that user either. In that case
+            // the start fails at the change of user, and says that this takes root.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
             given => given?,
         }
@@ -356,7 +359,7 @@ const ID_ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 ///
 /// # Errors
 ///
-/// When the system gives no randomness.
+/// If the system gives no randomness.
 pub fn random_id() -> io::Result<String> {
     let mut random = [0; ID_LENGTH];
     sys::files::random(&mut random)?;
@@ -374,7 +377,7 @@ pub(crate) fn this_process() -> (u32, u64) {
 
 /// The same with its pid namespace.
 fn this_process_here() -> (u32, u64, u64) {
-    // By pid, because a fork inherits what its parent has cached.
+    // Stored by pid, because a fork inherits the cached value of its parent.
     static CACHE: Mutex<(u32, u64, u64)> = Mutex::new((0, 0, 0));
     let pid = process::id();
     let mut cache = CACHE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -385,7 +388,7 @@ fn this_process_here() -> (u32, u64, u64) {
     *cache
 }
 
-/// Whether the process that had this id and began at this time still runs.
+/// Whether the process with this id and start time still runs.
 pub(crate) fn is_alive(pid: u32, started: u64) -> bool {
     sys::procfs::start_time(pid) == Some(started)
 }

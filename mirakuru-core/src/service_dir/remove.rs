@@ -1,12 +1,12 @@
-//! Removes service directories, whatever their services have made of them.
+//! Removes service directories, whatever the services have put there.
 
 use std::path::Path;
 
 use crate::sys;
 use crate::util::say::is_quiet;
 
-/// Removes a service directory, or all of it but the kept log. `lock` goes last: as long as it is
-/// there, somebody will finish this.
+/// Removes a service directory, except for a kept log. `lock` is removed last: while it is there,
+/// another process finishes an interrupted removal.
 pub(crate) fn clear(path: &Path, kept: bool) {
     if !sys::remove_service_dir(path, kept) {
         tell(path);

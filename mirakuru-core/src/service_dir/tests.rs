@@ -1,4 +1,4 @@
-//! Tests of the directories; the sweep's tests use the helpers, too.
+//! Tests of the directories; the sweep's tests use the helpers as well.
 
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::net::UnixListener;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::base::ROOM_BELOW_BASE;
 use super::*;
 
-/// A temp dir of the test's own.
+/// A temporary directory of the test's own.
 pub(crate) struct Temp(pub(crate) PathBuf);
 
 impl Temp {
@@ -48,7 +48,7 @@ pub(crate) fn set_age(path: &Path, age: Duration) {
     File::open(path).unwrap().set_modified(then).unwrap();
 }
 
-/// What `create` says about a base that is not safe.
+/// The error of `create` about an unsafe base.
 pub(crate) fn refused(base: &Path) -> String {
     match ServiceDir::create_in(base, None).unwrap_err() {
         Error::System { source, .. } => source.to_string(),
@@ -56,7 +56,7 @@ pub(crate) fn refused(base: &Path) -> String {
     }
 }
 
-/// Makes a service directory look as if its creator had been killed: nobody has the lock.
+/// Makes a service directory look as if its creator had been killed: no process has the lock.
 pub(crate) fn orphan(service_dir: ServiceDir) -> (String, PathBuf) {
     let (id, path) = (service_dir.id.clone(), service_dir.path.clone());
     let mut service_dir = std::mem::ManuallyDrop::new(service_dir);
@@ -104,7 +104,7 @@ fn whatever_a_service_leaves_is_removed_and_links_are_not_followed() {
 fn a_service_of_another_user_gets_its_own_directory_and_passage_to_it() {
     if sys::files::euid() != 0 {
         let temp = Temp::new();
-        // The directory stays this user's. The start fails when it changes the user, and says so.
+        // The directory stays this user's. The start fails at the change of user, and reports that.
         let service_dir = ServiceDir::create_in(&temp.base(), Some((12345, 12345))).unwrap();
         assert_eq!(service_dir.dir().metadata().unwrap().uid(), sys::files::euid());
         return;
@@ -117,7 +117,7 @@ fn a_service_of_another_user_gets_its_own_directory_and_passage_to_it() {
         (12345, 12346, 0o700)
     );
     assert_eq!((mode(&temp.base()), mode(&service_dir.path)), (0o711, 0o711));
-    // A later one for ourselves does not shut the first one in.
+    // A later directory for our own user does not close the first one.
     let ours = temp.service_dir();
     assert_eq!((mode(&temp.base()), mode(&ours.path)), (0o711, 0o700));
     drop(service_dir);
@@ -176,7 +176,7 @@ fn a_process_is_known_by_its_start_and_a_zombie_is_dead() {
     assert!(!is_alive(pid, started + 1));
     let mut child = Command::new("true").spawn().unwrap();
     let until = Instant::now() + Duration::from_secs(10);
-    // Not waited for yet: a zombie.
+    // Not waited for yet, so a zombie.
     while sys::procfs::start_time(child.id()).is_some() {
         assert!(Instant::now() < until);
         std::thread::sleep(Duration::from_millis(1));

@@ -11,10 +11,10 @@ use super::target::{Target, show, without_query};
 use crate::readiness::Probe;
 use crate::util::text::printable;
 
-/// How long the head of an answer may be.
+/// The longest head of an answer.
 const HEAD: usize = 256 * 1024;
-/// How much of an answer's body is read, and for how long, so that a server is not cut off in the
-/// middle of a short one.
+/// How much of an answer's body is read, and for how long. So a server is not cut off in the middle
+/// of a short body.
 const BODY: u64 = 64 * 1024;
 const BODY_TIME: Duration = Duration::from_millis(50);
 
@@ -25,7 +25,7 @@ impl Http {
     }
 
     pub(super) fn ask(&mut self, target: &Target, cx: &Probe<'_>) -> io::Result<bool> {
-        // Not less than a moment, or the last request before the end could not succeed at all.
+        // At least a moment: otherwise the last request before the end could not succeed.
         let limit = self.limit.min(cx.remaining()).max(Duration::from_millis(1));
         let answer = send(&self.method, target, limit);
         let request = self.request(target);
@@ -77,7 +77,7 @@ impl Http {
                 ErrorKind::InvalidData,
                 format!("the head of the answer to {request} is longer than {HEAD} bytes"),
             ),
-            // The crate's own error cannot be named here.
+            // The error type of that crate has no name here.
             ureq::Error::Protocol(error) if error.to_string().contains("too many headers") => (
                 ErrorKind::InvalidData,
                 format!("the answer to {request} has more headers than are read; ask a URL with fewer"),
@@ -108,10 +108,10 @@ impl Http {
                     );
                     (error.kind(), text)
                 }
-                // An error of ours must not end the wait by its kind.
+                // Our own error must not end the wait by its kind.
                 _ => (ErrorKind::Other, format!("{request} on {addr}: {error}")),
             },
-            // Its text could show the URL. The variant's name is enough for a case that cannot
+            // Its text could show the URL. The name of the variant is enough for a case that cannot
             // happen.
             ureq::Error::BadUri(_) => (ErrorKind::Other, format!("{request} on {addr}: not a URL")),
             other => (ErrorKind::Other, format!("{request} on {addr}: {other}")),
@@ -124,7 +124,7 @@ struct Answer {
     status: u16,
     reason: Option<&'static str>,
     location: Option<String>,
-    /// The first line of the body, when it is short text.
+    /// The first line of the body, if it is short text.
     line: String,
 }
 
@@ -141,9 +141,9 @@ fn scheme(tls: bool) -> &'static str {
 
 /// Sends the request to the target's address, on a connection of its own.
 fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::Error> {
-    // A limit for each phase and none for the whole: with a limit for the whole, ureq resolves
-    // names in a thread of its own, even where there is nothing to resolve. Connecting and sending
-    // take no time on a local port.
+    // Each phase has a limit, and the whole has none. With a limit for the whole, ureq resolves
+    // names in a thread of its own, even without a name to resolve. Connecting and sending take no
+    // time on a local port.
     let phase = Some(limit);
     let config = ureq::Agent::config_builder();
     #[cfg(feature = "tls")]
@@ -160,7 +160,7 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
         .max_idle_connections(0)
         .allow_non_standard_methods(true)
         .proxy(None)
-        // Filled with zeros for each request. The longest head fits into it.
+        // This buffer is filled with zeros for each request. The longest head fits into it.
         .input_buffer_size(HEAD + 8 * 1024)
         .max_response_header_size(HEAD)
         .output_buffer_size(32 * 1024)
@@ -173,7 +173,7 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
         .timeout_recv_body(Some(BODY_TIME.min(limit)))
         .build()
         .new_agent();
-    // The name stands in the Host header; the address is the one that was looked at.
+    // The Host header has the name; the connection goes to the address that was checked.
     let mut request = types::Request::builder()
         .method(method)
         .uri(format!("{}://{}{}", scheme(target.tls), target.addr, target.path))
@@ -181,10 +181,10 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
     *request.headers_mut() = target.headers.clone();
     let needs_body = matches!(method, "POST" | "PUT" | "PATCH");
     let mut response = match &target.body {
-        // With a body, ureq sends it for every method.
+        // If there is a body, ureq sends it with every method.
         Some(body) => agent.run(request.map(|()| body.as_slice()))?,
-        // Without one these methods would be sent with an empty chunked body, which not every
-        // server takes.
+        // Without a body, ureq would send these methods with an empty chunked one, which not every
+        // server accepts.
         None if needs_body => agent.run(request.map(|()| [].as_slice()))?,
         None => agent.run(request)?,
     };
@@ -199,7 +199,7 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
         .get(types::header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .is_none_or(|kind| kind.starts_with("text/plain") || kind.contains("json"));
-    // Reading the body is politeness; that it cannot be read changes nothing.
+    // Reading the body is only polite: a failure does not matter.
     let mut body = Vec::new();
     let _ = response.body_mut().as_reader().take(BODY).read_to_end(&mut body);
     let text = String::from_utf8_lossy(&body);
@@ -215,8 +215,8 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
     })
 }
 
-/// The first bytes that a port answers to a plain request, as the end of a sentence, if they are
-/// not HTTP.
+/// If a port does not speak HTTP: the first bytes of its answer to a plain request, as the end of a
+/// sentence.
 fn first_bytes(addr: SocketAddr, limit: Duration) -> String {
     let poll = || -> io::Result<Vec<u8>> {
         let limit = limit.min(Duration::from_millis(500));

@@ -25,7 +25,7 @@ use crate::util::backoff::{poll_pause, quiet_poll_pause};
 use crate::util::deadline::scaled;
 use crate::util::text::printable;
 
-/// How long a request may take at first. Doubles each time that is not enough.
+/// The time limit of the first request. It doubles each time that a request exceeds it.
 const FIRST_LIMIT: Duration = Duration::from_secs(1);
 
 /// Ready when the service answers an HTTP request with the right status: 2xx, unless
@@ -44,17 +44,17 @@ const FIRST_LIMIT: Duration = Duration::from_secs(1);
 ///
 /// # What is asked
 ///
-/// First whether the service listens on the port at all, which makes no connection; then the
-/// request is sent, to exactly the address at which the service was found: `localhost` in the URL
-/// is each address that it resolves to, and another process on one of them is never asked. A new
-/// connection is made for each request, and closed after it. Proxy settings of the environment are
+/// Each poll first checks whether the service listens on the port, without a connection. Then it
+/// sends the request to exactly the address at which the service was found. `localhost` in the URL
+/// means each address that it resolves to, and another process on one of them is never asked. Each
+/// request has a new connection, which is closed after it. Proxy settings of the environment are
 /// not used, and redirects are not followed: a 301 is an answer like any other.
 ///
-/// Once it listens it is asked again and again, with pauses of a fiftieth of the time since then,
-/// 0.1 ms at least. If it answers, with a status that is not enough, the pauses are a twentieth, 1
-/// ms at least, so that its log does not fill with requests. A request may take 1
-/// s. If that was too short, the next may take 2 s, and so on. So a server that never answers does
-/// not hang the start, and a slow one gets enough time.
+/// Once the service listens, requests repeat with pauses of a fiftieth of the time since then, at
+/// least 0.1 ms. If it answers with a wrong status, the pauses are a twentieth, at least 1 ms, so
+/// that its log does not fill with requests. A request may take 1 s. If that was too short, the
+/// next may take 2 s, and so on. So a server that never answers does not hang the start, and a slow
+/// one gets enough time.
 ///
 /// The URL begins with `http://` (default port 80), or, with the feature `tls`, with `https://`
 /// (443). A server's certificate is not checked, because test certificates are rarely trusted. No
@@ -62,8 +62,8 @@ const FIRST_LIMIT: Duration = Duration::from_secs(1);
 /// and query are sent as they are given. A user and password (`http://user:password@host/`) are
 /// sent as basic authentication, and never shown in errors.
 ///
-/// Placeholders are filled in in the URL, in the values of headers and forms, and in a body that
-/// is UTF-8.
+/// Placeholders are filled in in the URL, in the values of headers and forms, and in a body that is
+/// UTF-8.
 #[derive(Clone)]
 pub struct Http {
     method: String,
@@ -73,14 +73,15 @@ pub struct Http {
     given_body: Body,
     target: Option<Target>,
     limit: Duration,
-    /// Since when there is somebody to ask, and when to ask again, since the start of the service.
+    /// Since when the service listens, and the time of the next request. Both count from the
+    /// service's start.
     listens: Option<Duration>,
     next: Duration,
-    /// Whether a request was answered, with a status that was not enough.
+    /// Whether the service has answered a request with a wrong status.
     answers: bool,
-    /// Why the last request that was answered, or had its whole time, was not enough.
+    /// The error of the last request that was answered or had its whole time.
     last_error: Option<String>,
-    /// The first bytes that the port answered, when they were not HTTP.
+    /// The first bytes of the port's answer, if they were not HTTP.
     first_bytes: Option<String>,
 }
 
@@ -91,7 +92,7 @@ enum Body {
     Form(Vec<(String, String)>),
 }
 
-/// The status that is wanted.
+/// The status that means ready.
 #[derive(Clone, Debug)]
 #[doc(hidden)]
 pub struct Wanted(WantedKind);
@@ -103,8 +104,8 @@ enum WantedKind {
     Pattern(String),
 }
 
-/// What [`Http::status`] takes: a number, or a regular expression for the whole code. The trait is
-/// sealed: it is implemented for `u16`, `i32`, `&str` and `String`.
+/// The type of argument of [`Http::status`]: a number, or a regular expression for the whole code.
+/// The trait is sealed: it is implemented for `u16`, `i32`, `&str` and `String`.
 pub trait IntoStatus {
     #[doc(hidden)]
     fn into_status(self) -> Wanted;
@@ -143,7 +144,8 @@ impl Wanted {
                 _ => Err(format!("{code} is not an HTTP status; they have three digits")),
             },
             WantedKind::Pattern(pattern) => {
-                // Once by itself, so that the error speaks of what was written.
+                // Compiled once without the anchors, so that an error shows the pattern as it was
+                // written.
                 let build = |pattern: &str| RegexBuilder::new(pattern).unicode(false).build();
                 build(pattern)
                     .and_then(|_| build(&format!("^(?:{pattern})$")))
@@ -182,7 +184,7 @@ impl Accepts {
 }
 
 impl Http {
-    /// A HEAD request, the cheapest: the answer has no body. Some servers do not know it.
+    /// A HEAD request, the cheapest: the answer has no body. Some servers do not support it.
     pub fn head(url: impl Into<String>) -> Http {
         Http::new("HEAD", url.into())
     }
@@ -248,7 +250,7 @@ impl Http {
         self
     }
 
-    /// Sets the body. What it is should be said with a `Content-Type` [`header`](Http::header).
+    /// Sets the body. Add a [`header`](Http::header) `Content-Type` that says what it is.
     pub fn body(mut self, body: impl Into<Vec<u8>>) -> Http {
         self.given_body = Body::Bytes(body.into());
         self
@@ -333,7 +335,7 @@ impl Readiness for Http {
 
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         if cx.elapsed() < self.next {
-            // Woken by something that is not this condition's.
+            // An event of another condition caused this poll.
             return match &self.last_error {
                 Some(text) => Err(io::Error::other(text.clone())),
                 None => Ok(false),
@@ -349,16 +351,18 @@ impl Readiness for Http {
                 let listens = *self.listens.get_or_insert(cx.elapsed());
                 let is_cut_short = cx.remaining() < self.limit;
                 let answer = self.ask(&target, cx);
-                // It listens: the first good answer is near, however long it took to come so far.
+                // The service listens: the first good answer is near, however long the wait was so
+                // far.
                 let now = cx.elapsed() + begun.elapsed();
-                // A server that answers logs each request: it is asked more seldom.
+                // A server that answers logs each request, so it is asked less often.
                 self.next = now
                     + match self.answers {
                         true => quiet_poll_pause(now - listens),
                         false => poll_pause(now - listens),
                     };
                 match (answer, &self.last_error) {
-                    // By the end of the wait: what the one before told says more.
+                    // The end of the wait cut this request short, so the error of the one before
+                    // says more.
                     (Err(error), Some(last)) if is_cut_short && error.kind() == io::ErrorKind::TimedOut => {
                         Err(io::Error::other(last.clone()))
                     }
@@ -393,11 +397,11 @@ impl Readiness for Http {
     }
 }
 
-/// The time of a request and its answer on loopback. The poll for the listener begins earlier by
-/// this much, so that `Http` is ready no later than `Tcp` would be.
+/// The time of a request and its answer on loopback. The poll for the listener comes earlier by
+/// this much, so that `Http` is ready as soon as `Tcp` would be.
 const REQUEST: Duration = Duration::from_micros(400);
 
-/// The address at which to ask the service. The error says why there is none yet.
+/// The address for the request. The error says why there is none yet.
 fn find(places: &[Place], cx: &Probe<'_>) -> io::Result<SocketAddr> {
     let mut found = None;
     let mut last_error = None;
@@ -406,8 +410,8 @@ fn find(places: &[Place], cx: &Probe<'_>) -> io::Result<SocketAddr> {
             found = found.or(Some(place.addr));
             continue;
         }
-        // Every address is checked, also after one that is the service's: clients of the URL may
-        // reach any of them, so that another process's listener on one is an error.
+        // Every address is checked, even after one that is the service's. Clients of the URL may
+        // reach any of them, so another process's listener on one is an error.
         match cx.listens_on(place.addr) {
             Ok(true) => found = found.or(Some(place.addr)),
             Ok(false) => {}

@@ -1,5 +1,5 @@
-//! The request of an [`Http`] condition: its URL taken apart, its headers and its body, with
-//! everything filled in.
+//! The request of an [`Http`] condition: its parsed URL, its headers and its body, with all
+//! placeholders filled in.
 
 use std::net::SocketAddr;
 
@@ -15,17 +15,17 @@ use crate::readiness::Prepare;
 use crate::sys::Protocol;
 use crate::util::text::printable;
 
-/// A request with everything filled in.
+/// A request with all placeholders filled in.
 #[derive(Clone)]
 pub(super) struct Target {
-    /// As given.
+    /// The URL as given.
     pub(super) url: String,
-    /// Without the user, the password and the query's text.
+    /// The URL without the user, the password and the query's text.
     pub(super) shown_url: String,
     /// Path and query as sent.
     pub(super) path: String,
     pub(super) places: Vec<Place>,
-    /// Where the service was found, or the first place where it will be looked for.
+    /// The address at which the service was found, or the first one that will be tried.
     pub(super) addr: SocketAddr,
     pub(super) tls: bool,
     pub(super) headers: types::HeaderMap,
@@ -35,8 +35,8 @@ pub(super) struct Target {
 
 impl Http {
     pub(super) fn resolve(&self, cx: &mut Prepare<'_>) -> Result<Target, Error> {
-        // Errors show the URL as it was written, but not the password in it, and nothing else that
-        // may be a secret.
+        // Errors show the URL as it was written, but without the password and other possible
+        // secrets.
         let shown = show(&self.given_url);
         let fill = |cx: &mut Prepare<'_>, text: &str| {
             cx.expand(text).map_err(|e| match e {
@@ -128,7 +128,7 @@ impl Http {
     }
 }
 
-/// A URL taken apart.
+/// A parsed URL.
 #[derive(Debug, PartialEq)]
 pub(super) struct Parts<'a> {
     pub(super) tls: bool,
@@ -184,7 +184,7 @@ impl<'a> Parts<'a> {
             Some(port) => address::port_number(port)
                 .ok_or_else(|| format!("`{}` is not a port; they go from 1 to 65535", printable(port, 80)))?,
         };
-        // A fragment is the client's own affair and never sent.
+        // A fragment is for the client only and is never sent.
         let path = path.split('#').next().unwrap_or_default();
         let path = if path.starts_with('/') {
             path.to_owned()
@@ -202,7 +202,7 @@ impl<'a> Parts<'a> {
     }
 }
 
-/// A URL fit to be shown: without user, password and query text.
+/// A URL for display: without user, password and query text.
 pub(super) fn show(url: &str) -> String {
     let url = url.split('#').next().unwrap_or_default();
     let plain = without_query(url);

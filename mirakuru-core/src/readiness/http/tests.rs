@@ -12,8 +12,8 @@ use crate::readiness::harness::Harness;
 use crate::sys::tests::in_time;
 use crate::util::own_process::{run_alone, test_name};
 
-/// A server that hands each connection to a function, together with the request that it has read,
-/// until it is dropped.
+/// A server that passes each connection, and the request from it, to a function. Dropping it ends
+/// that.
 struct Server {
     addr: SocketAddr,
     requests: mpsc::Receiver<String>,
@@ -27,7 +27,7 @@ impl Server {
     fn on(listener: TcpListener, answer: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> Server {
         let addr = listener.local_addr().unwrap();
         let (sender, requests) = mpsc::channel();
-        // Ends with the test process: it waits in accept, and holds nothing but its socket.
+        // The thread ends with the test process: it waits in accept, and holds only its socket.
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { break };
@@ -60,7 +60,7 @@ impl Server {
     }
 }
 
-/// The head of a request and as much body as it announces.
+/// The head of a request, and as much of the body as the head announces.
 fn read_request(stream: &mut TcpStream) -> String {
     let mut bytes = Vec::new();
     let mut buffer = [0; 1024];
@@ -91,8 +91,8 @@ fn probe(mut http: Http) -> io::Result<bool> {
     harness.probe(&mut http)
 }
 
-/// A service is asked again when a request had no answer in its time. Here one request must do, and
-/// a thread of a busy machine may need longer than the first one gets.
+/// If a request has no answer in its time, a service is asked again. Here one request must be
+/// enough, and on a busy machine a thread may need longer than the first limit.
 fn prepare_for_one(harness: &Harness, http: &mut Http) {
     harness.prepare(http).unwrap();
     http.limit = Duration::from_secs(20);
@@ -152,7 +152,7 @@ fn the_status_decides() {
         text,
         "answered 503 Service Unavailable to GET /, wanted (200|404)"
     );
-    // The whole code, not a part of it.
+    // The pattern must match the whole code.
     assert!(probe(Http::get(server.url("")).status("50")).is_err());
     assert!(probe(Http::get(server.url("")).status("0|5")).is_err());
     assert!(probe(Http::get(server.url("")).status("50|503")).unwrap());
@@ -225,8 +225,8 @@ fn a_server_that_never_answers_gets_more_time_each_time() {
         "accepted the connection but did not answer HEAD / within 1s"
     );
     assert_eq!(http.limit, Duration::from_secs(2));
-    // Never more than there is; and then the error is the one of the request that had its whole
-    // time.
+    // A request never takes more than the time that is left. In that case the error is that of the
+    // request that had its whole time.
     harness.remaining(Duration::from_millis(50));
     let begun = Instant::now();
     let text = harness.probe(&mut http).unwrap_err().to_string();
@@ -265,7 +265,7 @@ fn requests_begin_anew_once_it_listens_and_then_in_proportion() {
         (Some(hour), 1),
         "the hour before does not count"
     );
-    // Woken before its time, by another half: the same answer, and no request.
+    // Another half of the condition causes an early poll: the same answer, and no request.
     assert_eq!(ask(hour), first);
     let later = ask(hour + Duration::from_secs(100));
     assert_eq!((later.1, later.2), (Some(hour), 2));
@@ -321,7 +321,7 @@ fn what_is_not_http_is_said() {
         text.ends_with("is not HTTP: it begins with `SSH-2.0-OpenSSH_9.2`"),
         "{text}"
     );
-    // What servers with TLS answer: a fatal alert, in a record of its own.
+    // Servers with TLS answer with a fatal alert, in a record of its own.
     let server = Server::new(|stream| {
         let _ = stream.write_all(&[0x15, 0x03, 0x01, 0x00, 0x02, 0x02, 0x16]);
     });
@@ -364,7 +364,7 @@ fn a_server_that_answers_is_asked_rarely() {
     let harness = Harness::new();
     let mut http = Http::get(server.url("/"));
     harness.prepare(&mut http).unwrap();
-    // As an executor does, without the real pauses, for ten seconds.
+    // Polls as an executor does, without the real pauses, for ten seconds.
     let (mut now, mut requests) = (Duration::from_secs(1), 0);
     while now < Duration::from_secs(11) {
         harness.elapsed(now);
@@ -458,8 +458,8 @@ fn a_user_is_sent_and_never_shown() {
 
 #[test]
 fn localhost_is_asked_where_the_service_is() {
-    // The service is on one address only; on the other, if it resolves to two, there is nobody: no
-    // other process of this machine either.
+    // The service is on one address only. If the name resolves to a second one, no process of this
+    // machine listens there.
     let listener = loop {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -561,8 +561,8 @@ fn a_url_is_taken_apart() {
 
 #[test]
 fn proxies_of_the_environment_are_not_used() {
-    // In a process of its own, since the environment is everybody's. The proxy would be a port
-    // where nobody is.
+    // This runs in a process of its own, because all tests share the environment. The proxy would
+    // be a port without a listener.
     let proxy = |name| (name, "http://127.0.0.1:1");
     run_alone(
         test_name!(a_success_is_ready_and_the_request_is_as_given),
