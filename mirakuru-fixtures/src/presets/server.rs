@@ -95,14 +95,16 @@ impl Server {
         self.chosen().or_else(found)
     }
 
-    /// Characters in the path of its directory that mean something else to it: the separator of a
-    /// list, or a pattern.
-    fn refused_in_paths(&self) -> &'static str {
-        match self.name {
-            "MariaDB" | "RabbitMQ" => ":",
-            "PostgreSQL" => ",",
-            "Redis" | "nginx" => "[",
-            _ => "",
+    /// Whether it takes this character in the path of its directory for something else, or refuses
+    /// it: the separator of a list, a pattern, a control character. [`char::REPLACEMENT_CHARACTER`]
+    /// stands for bytes that are not UTF-8.
+    fn refuses_in_paths(&self, letter: char) -> bool {
+        match (self.name, letter) {
+            ("MariaDB" | "RabbitMQ" | "PostgreSQL" | "Mosquitto", char::REPLACEMENT_CHARACTER) => true,
+            ("MariaDB", ':' | '\n') | ("RabbitMQ", ':') | ("PostgreSQL", ',') => true,
+            ("Redis" | "nginx", '[') => true,
+            ("Mosquitto", letter) => letter.is_control(),
+            _ => false,
         }
     }
 
@@ -243,13 +245,17 @@ impl Options {
             recipe = recipe.timeout(timeout);
         }
         let dir = std::env::temp_dir();
-        let refused = |letter: &char| server.refused_in_paths().contains(*letter);
+        let refused = |letter: &char| server.refuses_in_paths(*letter);
         if let Some(letter) = dir.to_string_lossy().chars().find(refused) {
+            let which = match letter {
+                char::REPLACEMENT_CHARACTER => "a byte that is not UTF-8".to_owned(),
+                letter => format!("a `{}`", letter.escape_debug()),
+            };
             return Err(Error::other(
                 format!("start {}", server.name),
                 format!(
-                    "the directory for temporary files, `{}`, has a `{letter}` in its name, which it takes \
-                        for something else; set TMPDIR to another directory",
+                    "the directory for temporary files, `{}`, has {which} in its name, which it takes for \
+                        something else; set TMPDIR to another directory",
                     dir.display()
                 ),
             ));

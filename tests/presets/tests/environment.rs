@@ -2,8 +2,10 @@
 //! little, version managers.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fs;
 use std::ops::Deref;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -185,13 +187,17 @@ fn a_temp_dir_may_have_any_name() {
 fn a_temp_dir_whose_name_a_server_misreads_is_an_error_at_once() {
     let scratch = Scratch::new("misread");
     for (name, preset) in [
-        ("a:b", "mariadb"),
-        ("a:b", "rabbitmq"),
-        ("a,b", "postgres"),
-        ("[x]", "redis"),
-        ("[x]", "nginx"),
+        (&b"a:b"[..], "mariadb"),
+        (b"a\nb", "mariadb"),
+        (b"a:b", "rabbitmq"),
+        (b"\xff", "rabbitmq"),
+        (b"a,b", "postgres"),
+        (b"\xff", "postgres"),
+        (b"a\tb", "mosquitto"),
+        (b"[x]", "redis"),
+        (b"[x]", "nginx"),
     ] {
-        let temp = scratch.0.join(name);
+        let temp = scratch.0.join(OsStr::from_bytes(name));
         fs::create_dir_all(&temp).unwrap();
         fs::set_permissions(&temp, fs::Permissions::from_mode(0o1777)).unwrap();
         let refused = child_under(&["env"], "all_presets", preset, &temp);
