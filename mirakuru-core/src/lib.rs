@@ -5,8 +5,8 @@
 //!
 //! # Map
 //!
-//! Each folder is one sentence of the design. A folder imports only from those above it in this
-//! list, so that one can read it without the rest, and replace `sys/` for another system. A test
+//! Each folder is one sentence of the design. A folder imports only from the folders above it in
+//! this list. So one can read it without the rest, and replace `sys/` for another system. A test
 //! (`tests/repo_rules.rs`) reads the order here.
 //!
 //! - `sys/` talks to the operating system, and has all the `unsafe`.
@@ -25,7 +25,7 @@
 //! - `share/` makes one service of many processes' requests.
 //! - `workspace/` builds and finds programs of the user's own workspace.
 
-// Which feature an item needs, on docs.rs.
+// On docs.rs, shows the feature that an item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod error;
@@ -74,7 +74,7 @@ pub type HttpExecutor = Executor<Http>;
 /// A service that is ready when its process id file exists.
 pub type PidExecutor = Executor<PidFile>;
 
-/// What the other crates of mirakuru use. No part of the public interface.
+/// Items for the other crates of mirakuru. They are no part of the public interface.
 #[doc(hidden)]
 pub mod __private {
     pub use crate::error::programs::{System, find_program, not_found, system};

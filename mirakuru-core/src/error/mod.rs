@@ -1,9 +1,9 @@
 //! Errors that explain themselves, so that the reader need not investigate further.
 //!
-//! Every variant displays as one line with the whole message, followed by indented evidence: the
-//! last probe's own error, a timeline, the end of the service's log and its place, and the remedy.
-//! `Debug` prints the same as `Display`, because `unwrap()` and `fn main() -> Result` show `Debug`.
-//! [`report`](crate::error::report) lays it out.
+//! Every variant displays as one line with the whole message, followed by indented evidence. That
+//! is the last probe's own error, a timeline, the end of the service's log and its path, and the
+//! remedy. `Debug` prints the same as `Display`, because `unwrap()` and `fn main() -> Result` show
+//! `Debug`. [`report`](crate::error::report) lays it out.
 
 pub(crate) mod programs;
 pub(crate) mod report;
@@ -21,11 +21,11 @@ use crate::error::report::{Printed, Report, Reported};
 use crate::error::secrets::mask_urls;
 use crate::error::text::{Bytes, Cause, Ended, Span, of_system, one_line};
 
-/// Why a service could not be started, or did not end as it should.
+/// The reason why a service could not be started, or did not end as it should.
 ///
 /// `Display` and `Debug` print the same multi-line report, so that `unwrap()` and a test that
-/// returns a `Result` show it as well. Its first line says it all. Programs look at the variant and
-/// its fields:
+/// returns a `Result` show it as well. Its first line has the whole message. Programs use the
+/// variant and its fields:
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -41,8 +41,8 @@ use crate::error::text::{Bytes, Cause, Ended, Span, of_system, one_line};
 /// ```
 #[non_exhaustive]
 pub enum Error {
-    /// The program could not be executed at all: it was not found, is not executable, its working
-    /// directory is missing, its user may not be taken on.
+    /// The program could not be executed at all. For example, it is not found or not executable,
+    /// its working directory is missing, or the test may not run it as its user.
     #[non_exhaustive]
     Spawn {
         /// The command, as a person would type it.
@@ -51,20 +51,20 @@ pub enum Error {
         attempt: String,
         /// The error of the operating system.
         source: io::Error,
-        /// The remedy, where one is known.
+        /// The remedy, if one is known.
         hint: Option<String>,
         /// The program or feature that this machine lacks, if that is the reason.
         missing: Option<Box<Missing>>,
     },
-    /// Something else already has the port, the socket path or the process id file that the service
-    /// needs.
+    /// Another process already has the port, the socket path or the process id file that the
+    /// service needs.
     #[non_exhaustive]
     AlreadyRunning {
         /// The command, as a person would type it.
         command: String,
         /// The endpoint that is taken, for example `port 6379`.
         endpoint: String,
-        /// The process that has it, for example `redis-server (pid 812)`, if it can be seen.
+        /// The process that has it, for example `redis-server (pid 812)`, if it is visible.
         holder: Option<String>,
         /// Further facts about the holder.
         evidence: Box<Evidence>,
@@ -90,12 +90,12 @@ pub enum Error {
         command: String,
         /// The awaited condition, as the end of "before ...".
         awaited: String,
-        /// How long it was waited for.
+        /// How long the start waited for it.
         elapsed: Duration,
         /// Everything else that was seen.
         evidence: Box<Evidence>,
     },
-    /// The service printed a line that the recipe's `fail_on` knows as a failure.
+    /// The service printed a line that matches a `fail_on` pattern of the recipe.
     #[non_exhaustive]
     FailureLine {
         /// The command, as a person would type it.
@@ -109,12 +109,12 @@ pub enum Error {
         /// Everything else that was seen.
         evidence: Box<Evidence>,
     },
-    /// Another process answers where the service should.
+    /// Another process answers at the address or path of the service.
     #[non_exhaustive]
     WrongListener {
         /// The command, as a person would type it.
         command: String,
-        /// Where, for example `127.0.0.1:6379`.
+        /// The address or path, for example `127.0.0.1:6379`.
         endpoint: String,
         /// The process, for example `redis-server (pid 812)`.
         holder: String,
@@ -129,13 +129,13 @@ pub enum Error {
         command: String,
         /// How it ended.
         status: ExitStatus,
-        /// The good ends, in words.
+        /// The accepted exits, in words.
         expected: String,
         /// Everything else that was seen.
         evidence: Box<Evidence>,
     },
-    /// The command cannot be understood: unbalanced quotes, nothing at all, a placeholder that does
-    /// not exist.
+    /// The command cannot be understood. For example, it is empty, its quotes are unbalanced, or it
+    /// has an unknown placeholder.
     #[non_exhaustive]
     InvalidCommand {
         /// The command as it was given.
@@ -151,8 +151,8 @@ pub enum Error {
         /// The mistake and its remedy.
         reason: String,
     },
-    /// A service that the whole run shares has ended. It is not started again: tests could take the
-    /// new one, which has lost the data of the old one, for the old one.
+    /// A service that the whole run shares has ended. It is not started again: the new one would
+    /// lack the data of the old one, and tests could not tell.
     #[non_exhaustive]
     Died {
         /// The command, as a person would type it.
@@ -163,7 +163,7 @@ pub enum Error {
         evidence: Box<Evidence>,
     },
     /// A service that the whole run shares could not be started by the test process that tried
-    /// first, and is not tried again.
+    /// first. No other process tries again.
     #[non_exhaustive]
     FailedBefore {
         /// The report of that start.
@@ -171,7 +171,7 @@ pub enum Error {
         /// The test process that tried, as `tests-1f3a (pid 812)`.
         process: String,
     },
-    /// The service is not running, and the verb needs it to be.
+    /// The service is not running, and the verb needs a running one.
     #[non_exhaustive]
     NotRunning {
         /// The command, as a person would type it.
@@ -191,8 +191,8 @@ pub enum Error {
 
 impl Error {
     /// An error of a [recipe](https://docs.rs/mirakuru/latest/mirakuru/trait.Recipe.html)'s own,
-    /// for example of the statements that set a database up: the step that failed, as in "apply the
-    /// migrations", and the reason.
+    /// for example from the statements that set up a database. It has the step that failed, as in
+    /// "apply the migrations", and the reason.
     ///
     /// ```
     /// # use mirakuru_core::Error;
@@ -204,7 +204,7 @@ impl Error {
         attempt: impl Into<String>,
         source: impl Into<Box<dyn StdError + Send + Sync + 'static>>,
     ) -> Error {
-        // An error of the operating system stays as it is, because it may have a remedy.
+        // An error of the operating system stays unchanged, because it may have a remedy.
         let source = match source.into().downcast::<io::Error>() {
             Ok(error) => *error,
             Err(error) => io::Error::other(error),
@@ -216,20 +216,20 @@ impl Error {
     }
 }
 
-/// Something that a service needs, and that is not on this machine. See [`Error::missing`].
+/// Something that a service needs and this machine lacks. See [`Error::missing`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Missing {
     /// The program or feature, for example `redis-server`, `PostgreSQL 17` or `IPv6`.
     pub what: String,
-    /// The command that installs it on this machine, where that is known.
+    /// The command that installs it on this machine, if that is known.
     pub install: Option<String>,
-    /// Whether the recipe says that a test may be skipped for it.
+    /// Whether the recipe allows the test to be skipped without it.
     optional: bool,
 }
 
 impl Missing {
-    /// Something that comes with the package of this program.
+    /// Something in the package of this program.
     pub(crate) fn of(what: impl Into<String>, program: &str) -> Missing {
         Missing {
             what: what.into(),
@@ -238,7 +238,7 @@ impl Missing {
         }
     }
 
-    /// Something of the kernel, which no package installs.
+    /// A feature of the kernel, which no package installs.
     pub(crate) fn feature(what: impl Into<String>) -> Missing {
         Missing {
             what: what.into(),
@@ -247,12 +247,12 @@ impl Missing {
         }
     }
 
-    /// With the word of the recipe.
+    /// The same, with the recipe's decision about skipping.
     pub(crate) fn optional(self, optional: bool) -> Missing {
         Missing { optional, ..self }
     }
 
-    /// Whether the recipe says that a test may be skipped for it.
+    /// Whether the recipe allows the test to be skipped without it.
     #[doc(hidden)]
     #[must_use]
     pub fn __is_optional(&self) -> bool {
@@ -261,9 +261,9 @@ impl Missing {
 }
 
 impl Error {
-    /// The program, the version of it that a preset needs, or the feature of the kernel (a system
-    /// call that the supervisor needs, IPv6), if this machine lacks it and that is the reason of
-    /// this error. A start that failed for another reason has nothing here.
+    /// Set if this error has its reason in something that this machine lacks. That is the program,
+    /// the version that a preset needs, or a feature of the kernel (a system call that the
+    /// supervisor needs, IPv6). `None` for a start that failed for another reason.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -278,7 +278,8 @@ impl Error {
         }
     }
 
-    /// The error of a preset whose program is there, but not in the version that it needs.
+    /// The error of a preset whose program is installed, but in another version than the one it
+    /// needs.
     #[doc(hidden)]
     #[must_use]
     pub fn __version_is_missing(what: &str, install: Option<String>, reason: String) -> Error {
@@ -311,7 +312,7 @@ impl Error {
         self
     }
 
-    /// The same error for one more test, where it is one of something that is missing.
+    /// A copy of this error for one more test, if the error is about something missing.
     #[doc(hidden)]
     #[must_use]
     pub fn __missing_again(&self) -> Option<Error> {
@@ -335,7 +336,7 @@ impl Error {
     }
 }
 
-/// The facts about a service up to an error.
+/// The facts about a service up to the time of an error.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -357,27 +358,26 @@ pub struct Evidence {
     pub last_probe: Option<String>,
     /// Events and their times, counted from the start of the service.
     pub timeline: Vec<(Duration, String)>,
-    /// The first lines that the service printed, at most 5, where they are not in `tail`.
+    /// The first lines that the service printed, at most 5, unless they are in `tail`.
     pub head: Vec<String>,
     /// How many lines it printed between `head` and `tail`.
     pub left_out: u64,
-    /// How many bytes of its output are not in the log, because that reached its
+    /// How many bytes of its output are left out of the log, because the log has reached its
     /// [limit](crate::recipe::builder::ExecutorBuilder::log_limit).
     pub dropped: u64,
-    /// The last lines that the service printed, at most 20. If four or more lines in a row differ
-    /// only in times and process ids, the first and the last are here, and between them the number
+    /// The last lines that the service printed, at most 20. If four or more successive lines differ
+    /// only in times and process ids, this has the first and the last, and between them the number
     /// of the others.
     pub tail: Vec<String>,
-    /// The file that has everything it printed. Kept after a failure.
+    /// The log file with the whole output. Kept after a failure.
     pub log: Option<PathBuf>,
-    /// How many bytes of its output are missing there, because they could not be written: the disk
-    /// was full.
+    /// How many bytes of its output are missing there, because the disk was full.
     pub lost: u64,
-    /// Facts about another process that is in the way, for example `started 3 min ago by user
+    /// Facts about another process that causes the error, for example `started 3 min ago by user
     /// redis`.
     pub about: Option<String>,
-    /// Where it is one of several services that start together, how far each of them was, for
-    /// example `` `node-0` was ready ``.
+    /// If several services start together, the progress of each of the others, for example ``
+    /// `node-0` was ready ``.
     pub system: Vec<String>,
     /// The remedy, if the cause is known.
     pub hint: Option<String>,
@@ -406,7 +406,7 @@ impl Error {
             Error::FailureLine { command, .. }
             | Error::BadExit { command, .. }
             | Error::Died { command, .. } => vec![command],
-            // Shown by the process whose report it is.
+            // The process with the original report has already shown it.
             Error::FailedBefore { .. } => Vec::new(),
             Error::WrongListener {
                 command, endpoint, ..
@@ -427,7 +427,7 @@ impl Error {
         self
     }
 
-    /// The same error of one service of several, with a line about each of the others.
+    /// The same error of one of several services, with a line about each of the others.
     #[doc(hidden)]
     #[must_use]
     pub fn __in_system(mut self, services: Vec<String>) -> Error {
@@ -437,7 +437,7 @@ impl Error {
         self
     }
 
-    /// The same error, after a longer wait of which it ended the last part.
+    /// The same error, with the length of the whole wait: this error knows only the last part.
     #[doc(hidden)]
     #[must_use]
     pub fn __after(mut self, waited: Duration) -> Error {
@@ -460,7 +460,7 @@ impl Error {
         }
     }
 
-    /// The evidence, where a variant has it.
+    /// The evidence, if the variant has any.
     fn evidence(&self) -> Option<&Evidence> {
         match self {
             Error::AlreadyRunning { evidence, .. }
@@ -482,7 +482,7 @@ impl Error {
         }
     }
 
-    /// The first line, which says it all.
+    /// The first line, with the whole message.
     fn headline(&self) -> String {
         match self {
             Error::Spawn { attempt, source, .. } | Error::System { attempt, source } => {
@@ -586,7 +586,7 @@ impl Reported for Error {
         let mut report = Report::default();
         report.headline(&self.headline());
         if let Error::Spawn { command, attempt, .. } = self {
-            // The command is long where it is not the program alone.
+            // The command counts as long if it is more than the program alone.
             if !attempt.contains(command.as_str()) {
                 report.entry("command", &one_line(command));
             }
@@ -643,7 +643,7 @@ impl Evidence {
 }
 
 impl fmt::Display for Evidence {
-    /// As it stands below the first line of an error.
+    /// The text as it stands below the first line of an error.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut report = Report::default();
         self.lay_out(&mut report);

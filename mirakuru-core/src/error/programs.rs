@@ -1,4 +1,4 @@
-//! Where a program is, and the package that has it.
+//! The path of a program, and the package that contains it.
 
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use once_cell::sync::Lazy;
 /// The directories that are searched when there is no `PATH`, as `execvp` of glibc does.
 pub(crate) const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
-/// The Debian packages of servers that tests like to start, and of programs that ask them.
+/// The Debian packages of servers that tests often start, and of programs that query them.
 const PACKAGES: [(&str, &str); 44] = [
     ("redis-server", "redis-server"),
     ("redis-cli", "redis-tools"),
@@ -56,8 +56,8 @@ const PACKAGES: [(&str, &str); 44] = [
     ("python3", "python3"),
 ];
 
-/// The packages of the presets' servers on Fedora, on Arch Linux, on Alpine and of Homebrew. An
-/// empty name is one that is not known for certain.
+/// The packages of the presets' servers on Fedora, Arch Linux and Alpine, and in Homebrew. An empty
+/// name means that it is not certain.
 const ELSEWHERE: [(&str, [&str; 4]); 10] = [
     ("redis-server", ["redis", "valkey", "redis", "redis"]),
     (
@@ -80,7 +80,7 @@ const ELSEWHERE: [(&str, [&str; 4]); 10] = [
     ("etcd", ["etcd", "", "", "etcd"]),
 ];
 
-/// The remedy for a program that no directory on PATH has.
+/// The remedy for a program that is in no directory on PATH.
 #[must_use]
 pub fn not_found(program: &str, similar: &[String]) -> String {
     let mut text = format!("no directory on PATH has `{program}`");
@@ -97,18 +97,18 @@ pub fn not_found(program: &str, similar: &[String]) -> String {
     }
 }
 
-/// A system by the way in which it installs packages.
+/// A kind of system, by its way of installing packages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum System {
-    /// Debian, Ubuntu and others like them; also every system that is not known.
+    /// Debian, Ubuntu and similar systems; also every unknown system.
     Debian,
     /// Fedora, and others with `dnf`.
     Fedora,
-    /// Arch Linux, and others like it.
+    /// Arch Linux and similar systems.
     Arch,
     /// Alpine.
     Alpine,
-    /// macOS, where Homebrew is what most people have.
+    /// macOS, where most people use Homebrew.
     Homebrew,
 }
 
@@ -136,7 +136,7 @@ impl System {
         format!("{command} {package}")
     }
 
-    /// The package that has a program, where it is known.
+    /// The package that contains a program, if it is known.
     fn package(self, program: &str) -> Option<&'static str> {
         let debian = PACKAGES.iter().find(|(name, _)| *name == program);
         let other = ELSEWHERE.iter().find(|(name, _)| *name == program);
@@ -181,13 +181,13 @@ pub fn system() -> System {
     *SYSTEM
 }
 
-/// The command that installs a program on this machine, where its package is known.
+/// The command that installs a program on this machine, if its package is known.
 pub(crate) fn install(program: &str) -> Option<String> {
     let system = system();
     system.package(program).map(|package| system.install(package))
 }
 
-/// Where a program is: on PATH, or in the places that are often not on it.
+/// The path of a program: on PATH, or in usual places outside PATH.
 #[must_use]
 pub fn find_program(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());
@@ -202,8 +202,8 @@ fn is_executable(path: &Path) -> bool {
         .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
-/// Where programs are that are often not on PATH: daemons on the PATH of root alone, and each
-/// version of PostgreSQL in a folder of its own, the newest first.
+/// Usual places of programs outside PATH. Daemons are only on root's PATH, and each version of
+/// PostgreSQL is in a folder of its own, the newest first.
 fn off_path(program: &str) -> Option<PathBuf> {
     let versions = std::fs::read_dir("/usr/lib/postgresql")
         .into_iter()
@@ -249,7 +249,7 @@ mod tests {
             of("ID=alpine", "rabbitmq-server").as_deref(),
             Some("apk add rabbitmq-server")
         );
-        // What is not known for certain is not said.
+        // Uncertain packages are left out.
         assert_eq!(of("ID=alpine", "etcd"), None);
         assert_eq!(of("ID=arch", "beanstalkd"), None);
         let homebrew = System::Homebrew

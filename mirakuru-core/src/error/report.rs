@@ -1,5 +1,5 @@
-//! How a report looks: a first line that says it all, then the evidence, each item under its label,
-//! then the hint.
+//! The layout of a report: a first line with the whole message, then the evidence, each item under
+//! its label, then the hint.
 //!
 //! ```text
 //! redis-server --prot 6379: exited with status 1 after 12 ms, before it accepted connections on …
@@ -13,9 +13,9 @@
 //!   hint:       it does not know one of its arguments: see `redis-server --help`
 //! ```
 //!
-//! A [`Report`] is made of lines with a meaning. `Display` prints them plain. [`shown`] prints them
-//! as mirakuru does itself: in colours on a terminal, and with the lines that a CI server looks
-//! for.
+//! A [`Report`] consists of lines with a meaning. `Display` prints them plain. [`shown`] prints
+//! them as mirakuru's own output: in colours on a terminal, and with the lines that a CI server
+//! recognises.
 
 use std::fmt;
 use std::io::IsTerminal;
@@ -30,7 +30,7 @@ pub(crate) const TAIL_LINES: usize = 20;
 /// The most lines that a report shows from the beginning of the output, if they are not among the
 /// last ones.
 pub(crate) const HEAD_LINES: usize = 5;
-/// Where the text after a label begins.
+/// The column at which the text after a label begins.
 const COLUMN: usize = 12;
 
 /// A report, laid out and not yet printed.
@@ -47,7 +47,7 @@ enum Line {
     Entry(&'static str, String),
     /// A line that the service printed.
     Output(String),
-    /// Lines of the output that are not shown.
+    /// Stands for lines of the output that are not shown.
     Gap(String),
     /// A line of a report that another process has made.
     Other(String),
@@ -61,14 +61,14 @@ pub trait Reported {
 /// The part of a service's output that a report shows.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Printed<'a> {
-    /// The first lines, where they are not among the last.
+    /// The first lines, unless they are among the last.
     pub(crate) head: &'a [String],
     /// How many lines stand between the first and the last.
     pub(crate) left_out: u64,
-    /// How many bytes are not in the log, because that reached its limit.
+    /// How many bytes are left out of the log, because the log has reached its limit.
     pub(crate) dropped: u64,
     pub(crate) tail: &'a [String],
-    /// The file that has all of them.
+    /// The file with all lines.
     pub(crate) log: Option<&'a Path>,
 }
 
@@ -82,7 +82,7 @@ impl Report {
         }
     }
 
-    /// A label and its text; further lines of the text stand below the first.
+    /// A label and its text. Further lines of the text stand below the first.
     pub(super) fn entry(&mut self, label: &'static str, text: &str) {
         for (number, line) in text.lines().enumerate() {
             let label = if number == 0 { label } else { "" };
@@ -90,7 +90,8 @@ impl Report {
         }
     }
 
-    /// The first and the last lines that a service printed, and where all of them are.
+    /// The first and the last lines that a service printed, and the path of the file with all of
+    /// them.
     pub(super) fn output(&mut self, printed: Printed<'_>) {
         self.log = printed.log.map(Path::to_owned);
         let (head, tail) = match printed.head {
@@ -163,8 +164,7 @@ impl Report {
     }
 }
 
-/// The lines without empty ones at the beginning: banners like to begin with one, and it tells
-/// nothing.
+/// The lines without empty ones at the beginning: many banners begin with one, which says nothing.
 fn without_empty(lines: &[String]) -> &[String] {
     let first = lines.iter().position(|line| !line.trim().is_empty());
     lines.get(first.unwrap_or(lines.len())..).unwrap_or_default()
@@ -200,7 +200,7 @@ impl fmt::Display for Coloured<'_> {
     }
 }
 
-/// The output of a service, for a test that fails while the service is fine.
+/// A service's output for a test that fails although the service is fine.
 pub(crate) struct Tail<'a> {
     pub(crate) command: &'a str,
     pub(crate) printed: Printed<'a>,
@@ -230,15 +230,15 @@ fn is_set(name: &str) -> bool {
 pub(crate) fn has_colours() -> bool {
     static COLOURS: Lazy<bool> = Lazy::new(|| {
         let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
-        // The harness prints a test's captured output to standard output, also the part that went
+        // The harness prints a test's captured output to standard output, even the part that went
         // to standard error.
         !is_set("NO_COLOR") && !dumb && std::io::stderr().is_terminal() && std::io::stdout().is_terminal()
     });
     *COLOURS
 }
 
-/// A report as mirakuru prints it itself: in colours on a terminal, and with the lines that a CI
-/// server looks for.
+/// A report as mirakuru's own output: in colours on a terminal, and with the lines that a CI server
+/// recognises.
 pub fn shown(reported: &dyn Reported) -> String {
     let report = reported.report();
     let text = match has_colours() {
@@ -258,7 +258,7 @@ fn for_ci(report: &Report, variable: impl Fn(&str) -> String) -> String {
         .as_ref()
         .filter(|_| set("JUNIT_ATTACHMENTS") || set("GITLAB_CI"))
     {
-        // The line has to be alone on its line.
+        // Nothing else may stand on this line.
         lines.push_str(&format!("\n[[ATTACHMENT|{}]]", log.display()));
     }
     if variable("GITHUB_ACTIONS") == "true" {
@@ -276,10 +276,10 @@ fn escape_command(text: &str) -> String {
     text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
-/// Prints into the output of the test on this thread. Unlike `eprintln!`, it never panics when the
-/// output is closed: during a panic another one would abort the process.
+/// Prints into the output of the test on this thread. Unlike `eprintln!`, it never panics if the
+/// output is closed: a second panic during a panic would abort the process.
 pub(crate) fn print(text: String) {
-    // A thread inherits the place where its maker prints, and its panic is its own.
+    // A new thread inherits its maker's output, but its panics are its own.
     if let Ok(printer) = std::thread::Builder::new().spawn(move || eprintln!("{text}")) {
         let _ = printer.join();
     }

@@ -2,7 +2,7 @@
 //!
 //! This covers every text that mirakuru makes itself. The output of a service is shown as it is.
 //!
-//! Inside the executor an error is an [`Unmasked`]. Each verb masks it on its way out
+//! Inside the executor an error is an [`Unmasked`]. Each verb masks it before it returns
 //! (`Core::masked`); without that the verb does not compile.
 
 use std::borrow::Cow;
@@ -12,7 +12,7 @@ use crate::error::Error;
 /// The text that replaces a secret.
 const STARS: &str = "***";
 
-/// Parameters of URLs that are secrets wherever they stand: `postgresql://host/db?password=...`.
+/// Parameters of URLs that are secrets in any place: `postgresql://host/db?password=...`.
 const PARAMETERS: [&str; 10] = [
     "password",
     "passwd",
@@ -46,7 +46,7 @@ pub(crate) fn is_secret_name(name: &str) -> bool {
     !matches!(name.as_str(), "PWD" | "OLDPWD") && NAMES.iter().any(|part| name.contains(part))
 }
 
-/// The text with the passwords of all URLs in it replaced: `redis://user:***@host`.
+/// Replaces the passwords of all URLs in a text: `redis://user:***@host`.
 pub(crate) fn mask_urls(text: &str) -> Cow<'_, str> {
     if !text.contains("://") {
         return Cow::Borrowed(text);
@@ -69,12 +69,13 @@ fn ends_a_url(c: char) -> bool {
     c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'' | '`' | '<' | '>')
 }
 
-/// The text after a URL's scheme, without the password before its host.
+/// The text after a URL's scheme, without the password before the host.
 fn mask_user(url: &str) -> Cow<'_, str> {
     let authority = url.split(['/', '?', '#']).next().unwrap_or_default();
     let at = match (authority.rfind('@'), authority.split_once(':')) {
         (Some(at), _) => Some(at),
-        // No `host:port`: a password with one of `/?#` in it, which is not legal and happens.
+        // This is not `host:port`, but a password with one of `/?#` in it. That is not legal, but
+        // it happens.
         (None, Some((_, port)))
             if !port.is_empty() && !port.starts_with(|c: char| c.is_ascii_digit() || c == '{') =>
         {
@@ -115,10 +116,10 @@ fn mask_parameters(url: &str, shown: &mut String) {
 pub(crate) struct Secrets(Vec<(String, String)>);
 
 impl Secrets {
-    /// A value that must not be shown, and the text that stands for it.
+    /// A secret value, and the text that replaces it.
     ///
-    /// Short values and ports are not masked. A text of less than four letters would also be found
-    /// in other words, and a number of up to five digits is a port.
+    /// Short values and ports are not masked. A text of fewer than four letters would also occur in
+    /// other words, and a number of up to five digits is a port.
     pub(crate) fn add(&mut self, value: &str, shown: &str) {
         let is_port = value.len() <= 5 && value.bytes().all(|byte| byte.is_ascii_digit());
         let value = value.trim();
@@ -126,7 +127,7 @@ impl Secrets {
             return;
         }
         self.0.push((value.to_owned(), shown.to_owned()));
-        // The longest first, since one may be a part of another.
+        // The longest first, because one may be a part of another.
         self.0.sort_by_key(|(value, _)| std::cmp::Reverse(value.len()));
     }
 
@@ -135,7 +136,7 @@ impl Secrets {
         self.add(value, STARS);
     }
 
-    /// The text without any of them, and without the passwords of URLs.
+    /// The text without these values, and without the passwords of URLs.
     pub(crate) fn mask(&self, text: &str) -> String {
         let mut text = Cow::Borrowed(text);
         for (value, shown) in &self.0 {
@@ -146,14 +147,15 @@ impl Secrets {
         mask_urls(&text).into_owned()
     }
 
-    /// The error as it may be shown. The service's output stays as it is.
+    /// The error without secrets. The service's output stays as it is.
     pub(crate) fn mask_error(&self, error: Unmasked) -> Error {
         error.0.map_texts(|text| self.mask(text))
     }
 }
 
-/// An error whose texts may hold secrets. [`Secrets::mask_error`] alone takes the error out, and no
-/// `?` turns this type into an [`Error`]: an error that was not masked does not reach a user.
+/// An error whose texts may contain secrets. Only [`Secrets::mask_error`] takes the error out, and
+/// `?` does not turn this type into an [`Error`]. So an error that was not masked never reaches a
+/// user.
 pub(crate) struct Unmasked(Error);
 
 impl From<Error> for Unmasked {

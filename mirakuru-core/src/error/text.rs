@@ -1,4 +1,5 @@
-//! Facts in words: spans of time, numbers of bytes, how a process ended, why a system call failed.
+//! Puts facts into words: durations, numbers of bytes, how a process ended, why a system call
+//! failed.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -9,7 +10,7 @@ use std::time::Duration;
 
 use crate::error::secrets::mask_urls;
 
-/// A command on one line. A script or a long list of arguments keeps its beginning and its end.
+/// A command on one line. A long script or list of arguments keeps only its beginning and its end.
 pub(super) fn one_line(command: &str) -> String {
     const LONGEST: usize = 200;
     let line = if command.contains(char::is_control) {
@@ -33,14 +34,14 @@ pub(super) fn one_line(command: &str) -> String {
     )
 }
 
-/// An error that is the end of a sentence: in lower case, without Rust's "(os error 2)" and without
+/// An error as the end of a sentence: in lower case, without Rust's "(os error 2)" and without
 /// passwords.
 pub(super) struct Cause<'a>(pub(super) &'a io::Error);
 
 impl fmt::Display for Cause<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = self.0.to_string();
-        // Many libraries say "db error" and leave the rest to the source.
+        // Many libraries say only "db error" and leave the details to the source.
         let mut source = self.0.source();
         while let Some(error) = source {
             let more = error.to_string();
@@ -49,7 +50,7 @@ impl fmt::Display for Cause<'_> {
             }
             source = error.source();
         }
-        // Other libraries like to show the URL that they could not connect to.
+        // Other libraries show the URL that they could not connect to.
         let text = without_number(&mask_urls(&text));
         let mut letters = text.chars();
         match letters.next() {
@@ -61,7 +62,7 @@ impl fmt::Display for Cause<'_> {
     }
 }
 
-/// The text without each "(os error 2)" that has a number in it. The text around it stays.
+/// Removes each "(os error 2)", with any number, from a text.
 fn without_number(text: &str) -> String {
     const BEGIN: &str = " (os error ";
     let mut shown = String::new();
@@ -168,7 +169,7 @@ mod tests {
     fn system_errors_fit_into_a_sentence() {
         let said = |number| Cause(&io::Error::from_raw_os_error(number)).to_string();
         assert_eq!(said(2), "no such file or directory");
-        // As glibc has it, and musl.
+        // The text of glibc, and that of musl.
         assert!(
             ["input/output error", "I/O error"].contains(&&*said(5)),
             "{}",

@@ -1,8 +1,8 @@
-//! Whether the test on this thread has failed, which decides if a service that ends shows the end
-//! of its log.
+//! Whether the test on this thread has failed. If it has, a service that ends shows the end of its
+//! log.
 //!
-//! A panic is seen by [`std::thread::panicking`]. A test that returns `Err` does not panic: the
-//! attribute says so here, before the test's services end.
+//! [`std::thread::panicking`] tells of a panic. A test that returns `Err` does not panic: the
+//! attribute reports it here, before the test's services end.
 
 pub(crate) mod shared_use;
 pub(crate) mod timed_out;
@@ -14,7 +14,7 @@ thread_local! {
 }
 
 /// The test on this thread may start services of its own. From now on rstest's `#[timeout]` ends
-/// them, or forbids them.
+/// them, and forbids new ones.
 pub fn test_may_start() {
     timed_out::this_test();
 }

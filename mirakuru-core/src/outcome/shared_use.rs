@@ -1,15 +1,15 @@
-//! Services that several tests share, and whose output belongs to whichever test fails.
+//! Shows the output of a service that several tests share to each test that fails.
 //!
-//! An executor that a test owns shows the end of its log when it is dropped in a failing test. One
-//! in a `static` is never dropped. So each thread notes its uses of such a service, with the time
-//! of the first, and a panic on that thread shows the output since then. A panic hook does this. It
-//! is installed when the first service is shared, and calls the hook that was there before first.
+//! If a test owns its executor, dropping that in the failing test shows the end of the log. An
+//! executor in a `static` is never dropped. So each thread notes its uses of such a service, with
+//! the time of the first. A panic on that thread shows the output since then. A panic hook does
+//! this: it is installed when the first service is shared, and calls the previous hook first.
 //!
-//! It rests on one thing: a test has a thread of its own (libtest; nextest with a process). The
+//! This relies on one fact: a test has a thread of its own (libtest; nextest even a process). The
 //! hook runs on the thread that panics, whose output the test harness captures. A task on another
 //! thread shows only the services that this thread has used. A test that returns `Err` does not
-//! panic: the attribute notices it, a bare test that uses a `static` does not. A hook that the test
-//! installs afterwards replaces this one.
+//! panic: the attribute notices that, but a bare test that uses a `static` does not. A hook that
+//! the test installs afterwards replaces this one.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
@@ -31,7 +31,7 @@ use crate::timeline::events as timeline;
 /// How long a supervisor on a busy machine may take to tell how its service ended.
 const TOLD_WITHIN: Duration = Duration::from_secs(1);
 
-/// The services that one shared fixture is made of. Cheap to clone.
+/// The services of one shared fixture. Cheap to clone.
 #[derive(Clone)]
 pub struct SharedServices(Arc<Inner>);
 
@@ -43,12 +43,12 @@ struct Inner {
 
 struct Service {
     command: String,
-    /// Shared with the executor, which may go before this.
+    /// Shared with the executor, which may be dropped before this.
     output: Arc<OutputReader>,
-    /// Says that the log is to outlive its executor.
+    /// Set to let the log outlive its executor.
     kept: PathBuf,
-    /// Its main process and when that began; `None` for one that had made itself a daemon, and for
-    /// a job that was done when the fixture was made.
+    /// The main process and its start time. `None` for a daemon, and for a job that was done when
+    /// the fixture was made.
     main: Option<(u32, u64)>,
     how_it_ended: Mutex<HowItEnded>,
 }
@@ -57,16 +57,16 @@ struct Service {
 pub(crate) type HowItEnded = Box<dyn Fn() -> Option<Exit> + Send>;
 
 thread_local! {
-    /// The services that are started on this thread while a shared fixture is made.
+    /// The services that this thread has started while it makes a shared fixture.
     static MAKING: RefCell<Option<Vec<Service>>> = const { RefCell::new(None) };
-    /// The services that the test on this thread has used, and since when.
+    /// The services that the test on this thread has used, each with the time of its first use.
     static USED: RefCell<Vec<(SharedServices, u64)>> = const { RefCell::new(Vec::new()) };
-    /// The one that was used last: nearly always the one that is used next.
+    /// The service that was used last: nearly always it is used again next.
     static LATEST: Cell<u64> = const { Cell::new(0) };
 }
 
 impl SharedServices {
-    /// Makes a shared fixture, and watches the services that are started for it on this thread.
+    /// Makes a shared fixture, and records the services that this thread starts for it.
     pub fn make<T>(make: impl FnOnce() -> T) -> (T, SharedServices) {
         struct Restore(Option<Vec<Service>>);
         impl Drop for Restore {
@@ -74,12 +74,12 @@ impl SharedServices {
                 MAKING.set(self.0.take());
             }
         }
-        // One that needs another one has its own services apart from the other's.
+        // If the fixture needs another one, that one has its own list.
         let began = sys::clock_ns();
         let mut restore = Restore(MAKING.replace(Some(Vec::new())));
         let made = make();
         let mut services = MAKING.replace(restore.0.take()).unwrap_or_default();
-        // A program that has done its work by now, such as a client that loads a schema, has not
+        // A program may have done its work by now, such as a client that loads a schema. It has not
         // died.
         for service in &mut services {
             service.main = service
@@ -93,22 +93,22 @@ impl SharedServices {
         static NEXT: AtomicU64 = AtomicU64::new(1);
         let id = NEXT.fetch_add(1, Ordering::Relaxed);
         let services = SharedServices(Arc::new(Inner { id, services }));
-        // The test that makes it is the one to see how it started.
+        // The test that makes the fixture should see the output of its start.
         services.used_since(began);
         (made, services)
     }
 
-    /// The test on this thread uses it. Costs some nanoseconds.
+    /// Notes that the test on this thread uses the fixture. Costs some nanoseconds.
     ///
     /// # Errors
     ///
-    /// [`Error::Died`] when this is the first use in this test, and one of the services has ended
-    /// before: the test's client could only say "connection refused".
+    /// [`Error::Died`] at the first use in this test, if one of the services has ended before.
+    /// Without it, the test's client could only say "connection refused".
     pub fn used(&self) -> Result<(), Error> {
-        // At the end of a thread there may be nowhere to note it, and no test either.
+        // At the end of a thread, its notes may be gone already; then no test runs there either.
         let known = LATEST.try_with(|latest| latest.replace(self.0.id) == self.0.id);
         let is_first = !known.unwrap_or(true) && self.used_since(sys::clock_ns());
-        // A second panic would end the whole process.
+        // A second panic would abort the whole process.
         if !is_first || thread::panicking() {
             return Ok(());
         }
@@ -118,7 +118,8 @@ impl SharedServices {
         }
     }
 
-    /// The test on this thread has waited for another one to make it, since then.
+    /// Notes that the test on this thread has waited, since then, for another test to make the
+    /// fixture.
     pub fn waited_since(&self, since: u64) {
         for service in &self.0.services {
             timeline::waited(since, service.id());
@@ -131,7 +132,7 @@ impl SharedServices {
             return false;
         }
         let is_first = USED.try_with(|used| {
-            // Borrowed already only while a panic is reported, on this thread.
+            // It is borrowed already only while this thread reports a panic.
             if let Ok(mut used) = used.try_borrow_mut() {
                 if !used.iter().any(|(known, _)| known.0.id == self.0.id) {
                     used.push((self.clone(), since));
@@ -148,20 +149,20 @@ impl SharedServices {
     }
 }
 
-/// Whether a shared fixture is made on this thread.
+/// Whether this thread is making a shared fixture.
 pub(super) fn is_making() -> bool {
     MAKING
         .try_with(|making| making.borrow().is_some())
         .unwrap_or(false)
 }
 
-/// A service was started: if that is for a shared fixture, it is watched from now on.
+/// A service was started. If it is for a shared fixture, records it.
 pub(crate) fn started(command: &str, pid: u32, output: &Arc<OutputReader>, how_it_ended: HowItEnded) {
     let _ = MAKING.try_with(|making| {
         let Some(services) = &mut *making.borrow_mut() else {
             return;
         };
-        // A restart is not another service.
+        // A restart is no new service.
         if services.iter().any(|service| service.output.path == output.path) {
             return;
         }
@@ -175,7 +176,7 @@ pub(crate) fn started(command: &str, pid: u32, output: &Arc<OutputReader>, how_i
     });
 }
 
-/// A service that was started on this thread belongs to the run from now on.
+/// A service that this thread has started belongs to the run from now on.
 pub(crate) fn published(log: &Path, how_it_ended: HowItEnded) {
     let _ = MAKING.try_with(|making| {
         let mut making = making.borrow_mut();
@@ -186,8 +187,8 @@ pub(crate) fn published(log: &Path, how_it_ended: HowItEnded) {
     });
 }
 
-/// The test on this thread has failed. Shows the output of its shared services since it first used
-/// them, or since this was last called.
+/// The test on this thread has failed. Shows the output of its shared services since their first
+/// use, or since the last call of this.
 pub(crate) fn test_has_failed() {
     let now = sys::clock_ns();
     let mut texts = Vec::new();
@@ -203,7 +204,7 @@ pub(crate) fn test_has_failed() {
                     .iter()
                     .filter_map(|service| service.tail(*since)),
             );
-            // A test may panic many times, and catch it.
+            // A test may panic many times, and catch each panic.
             *since = now;
         }
     });
@@ -213,13 +214,13 @@ pub(crate) fn test_has_failed() {
 }
 
 impl Service {
-    /// Its id, after which the directory of its log is named.
+    /// The service's id, which is also the name of its log's directory.
     fn id(&self) -> &str {
         let dir = self.output.path.parent().and_then(Path::file_name);
         dir.and_then(OsStr::to_str).unwrap_or_default()
     }
 
-    /// Whether it has ended, and not as a job does that has done its work.
+    /// Whether the service has ended although it was to stay. A job that is done does not count.
     fn has_died(&self) -> bool {
         let has_ended = self
             .main
@@ -227,8 +228,8 @@ impl Service {
         has_ended && self.exit().is_none_or(|exit| !exit.status.success())
     }
 
-    /// How it ended. The supervisor tells it a moment after the process is gone. At the end of the
-    /// run it tells nothing, because it removes the file that would hold it.
+    /// How the service ended. The supervisor tells it a moment after the end of the process. At the
+    /// end of the run it does not, because it removes the file for it.
     fn exit(&self) -> Option<Exit> {
         let how_it_ended = self.how_it_ended.lock().unwrap_or_else(PoisonError::into_inner);
         let began = Instant::now();
@@ -241,7 +242,7 @@ impl Service {
         }
     }
 
-    /// The error for tests that begin to use it after its end.
+    /// The error for a test whose first use of the service comes after the service's end.
     fn died(&self) -> Error {
         let tail = self.output.tail(TAIL_LINES, Cursor::START);
         Error::Died {
@@ -257,7 +258,7 @@ impl Service {
 
     fn tail(&self, since: u64) -> Option<String> {
         if self.has_died() {
-            // The reason for the error of the test's client.
+            // The end of the service is the reason for the error of the test's client.
             self.keep();
             return Some(shown(&self.died()));
         }
@@ -282,7 +283,8 @@ impl Service {
 }
 
 impl Service {
-    /// The log is read after the test, unless the run was killed and nothing else has failed.
+    /// Keeps the log, which a person reads after the test. If the run is over, it was killed, and
+    /// its files are removed.
     fn keep(&self) {
         if !run::is_over() {
             let _ = std::fs::File::create(&self.kept);
@@ -290,10 +292,10 @@ impl Service {
     }
 }
 
-/// Puts the panic hook in its place.
+/// Installs the panic hook.
 pub(super) fn install_hook() {
     static INSTALLED: Once = Once::new();
-    // The hook cannot be changed by a thread that panics; then by the next one.
+    // A thread that panics cannot change the hook; the next thread installs it.
     if thread::panicking() {
         return;
     }

@@ -1,12 +1,12 @@
-//! The services of a test that rstest's `#[timeout]` has ended.
+//! Ends the services of a test that rstest's `#[timeout]` has ended.
 //!
 //! rstest runs the body on a thread of its own. When the time is over, the test's thread panics,
-//! and the body goes on. No thread can be ended from outside, but its services can: the panic hook
-//! ends them on the test's thread, before the test counts as failed. So the next test does not wait
-//! for their ports.
+//! and the body goes on. A thread cannot be ended from outside, but its services can. The panic
+//! hook ends them on the test's thread, before the test counts as failed. So the next test does not
+//! wait for their ports.
 //!
-//! Both threads have the name of the test. The panic is known by the file that it comes from, and
-//! by its text.
+//! Both threads have the name of the test. The source file and the text of the panic show that it
+//! is such a one.
 
 use std::panic::PanicHookInfo;
 use std::path::Path;
@@ -21,7 +21,7 @@ use crate::run::hash;
 use crate::sys;
 use crate::util::say::is_set;
 
-/// A service of a test. It is shown when the test is over its time.
+/// A service of a test. If the test is over its time, its output is shown.
 struct Started {
     test: u64,
     command: String,
@@ -32,8 +32,8 @@ static STARTED: Mutex<Vec<Started>> = Mutex::new(Vec::new());
 /// The tests that are over.
 static OVER: Mutex<Vec<u64>> = Mutex::new(Vec::new());
 
-/// The test on this thread: a number that its thread and the thread of its body share; 0 where none
-/// is known, or where something is made that others use as well.
+/// The test on this thread: a number that its thread and the thread of its body share. 0 if no test
+/// is known, or if the thread makes something that other tests use as well.
 pub(crate) fn this_test() -> u64 {
     let thread = thread::current();
     match thread.name() {
@@ -45,11 +45,11 @@ pub(crate) fn this_test() -> u64 {
     }
 }
 
-/// An error when a service is started for a test that is over.
+/// Returns an error if a service is started for a test that is over.
 ///
 /// # Errors
 ///
-/// [`Error::System`], which says so.
+/// [`Error::System`] with that reason.
 pub(crate) fn check(test: u64) -> Result<(), Error> {
     if test != 0 && lock(&OVER).contains(&test) {
         return Err(Error::other(
@@ -63,7 +63,7 @@ pub(crate) fn check(test: u64) -> Result<(), Error> {
 /// A service was started for a test.
 pub(crate) fn started(test: u64, command: &str, output: &Arc<OutputReader>) {
     let mut all = lock(&STARTED);
-    // A restart is not another service.
+    // A restart is no new service.
     if test == 0 || all.iter().any(|started| started.output.path == output.path) {
         return;
     }
@@ -74,17 +74,17 @@ pub(crate) fn started(test: u64, command: &str, output: &Arc<OutputReader>) {
     });
 }
 
-/// The handle of a service has gone.
+/// The handle of a service was dropped.
 pub(crate) fn forget(test: u64, log: &Path) {
     if test != 0 {
         lock(&STARTED).retain(|started| started.output.path != log);
     }
 }
 
-/// Something panics on this thread. If that is a test whose time is over, gives the test, for which
-/// nothing is started from now on.
+/// This thread panics. If that is a test over its time, returns the test. From now on no service
+/// starts for it.
 pub(super) fn note(info: &PanicHookInfo<'_>) -> Option<u64> {
-    // `MIRAKURU_KEEP` is there to look at the services of a failed test.
+    // `MIRAKURU_KEEP` lets a person inspect the services of a failed test.
     if !is_timeout(info) || is_set("MIRAKURU_KEEP") {
         return None;
     }
@@ -93,7 +93,7 @@ pub(super) fn note(info: &PanicHookInfo<'_>) -> Option<u64> {
     Some(test)
 }
 
-/// Ends the services of a test that is over, and shows what they have printed.
+/// Ends the services of a test that is over, and shows their output.
 pub(super) fn end(test: u64) {
     sys::end_of_test(test);
     let services: Vec<Started> = {

@@ -1,5 +1,5 @@
-//! The recipe: plain data that says how to start a service. No process, port or file exists
-//! because of it.
+//! The recipe: plain data that says how to start a service. A recipe alone makes no process, port
+//! or file.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -15,9 +15,9 @@ use crate::recipe::signal::Signal;
 /// How to start a service: a recipe, made with
 /// [`Executor::builder`](crate::executor::Executor::builder).
 ///
-/// The setters take and give the recipe by value, and mirror [`std::process::Command`] word for
-/// word where they mean the same. The recipe is [`Clone`]: nothing runs until
-/// [`start`](ExecutorBuilder::start). The usual variable name is `recipe`.
+/// The setters take and return the recipe by value. They have the names of
+/// [`std::process::Command`]'s methods wherever the meaning is the same. The recipe is [`Clone`]:
+/// nothing runs until [`start`](ExecutorBuilder::start). The usual variable name is `recipe`.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -50,13 +50,13 @@ use crate::recipe::signal::Signal;
 /// | `{id}` | twelve letters and digits that no other service has; the same ones again on restart |
 /// | `{env:VAR}` | the value of the test process's environment variable VAR |
 ///
-/// A placeholder is a brace, a lower-case word, perhaps `:` and an argument, and a brace, with no
-/// `$` before it. Every other brace stands for itself. `{{port}}` gives `{port}`: escape a word in
-/// braces in this way if another program is to read it, as in awk's `{{print}}`.
+/// A placeholder is a brace, a lower-case word, optionally `:` and an argument, and a closing
+/// brace, with no `$` before it. Every other brace stands for itself. `{{port}}` gives `{port}`:
+/// escape a word in braces like this if another program reads it, as in awk's `{{print}}`.
 ///
 /// A value is put in as it is. In the script of a [`shell`](ExecutorBuilder::shell) the shell then
-/// reads it: write `"$VAR"` there and not `{env:VAR}`, whose value may have quotes and dollar
-/// signs of its own.
+/// reads it. So write `"$VAR"` there instead of `{env:VAR}`: the value may contain quotes and
+/// dollar signs.
 #[derive(Clone)]
 #[must_use = "a recipe does nothing until it is started with `.start()`"]
 pub struct ExecutorBuilder<R = NoWait> {
@@ -65,7 +65,7 @@ pub struct ExecutorBuilder<R = NoWait> {
 }
 
 impl<R> fmt::Debug for ExecutorBuilder<R> {
-    /// The command and the name. Not the environment, which may have secrets in it.
+    /// The command and the name. The environment is left out, because it may contain secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ExecutorBuilder")
             .field("command", &self.spec.command.display())
@@ -74,12 +74,12 @@ impl<R> fmt::Debug for ExecutorBuilder<R> {
     }
 }
 
-/// Ready as soon as the program has been executed. The condition of a recipe without
+/// Ready as soon as the program has been executed. This is the condition of a recipe without
 /// [`wait_for`](crate::recipe::builder::ExecutorBuilder::wait_for).
 ///
-/// The program has replaced its starter by then, so that a missing one is an error, but it may not
-/// have done anything yet, and may fail at once: use it for programs that need no wait, or to wait
-/// by [`Executor::wait_until`](crate::executor::Executor::wait_until) later.
+/// By then the program has been loaded, so a missing one is an error. But it may not have done
+/// anything yet, and may fail at once. Use this condition for programs that need no wait, or if you
+/// wait later with [`Executor::wait_until`](crate::executor::Executor::wait_until).
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -92,8 +92,8 @@ impl<R> fmt::Debug for ExecutorBuilder<R> {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoWait;
 
-/// Everything in a recipe but the readiness: what the non-generic inside works with. `Debug` has
-/// all of it, and is what the services of a run are known by.
+/// Everything in a recipe except for the readiness: the executor's non-generic core works with
+/// this. `Debug` shows all of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
     pub(crate) command: Command,
@@ -111,13 +111,13 @@ pub(crate) struct Spec {
     pub(crate) kill_signal: Signal,
     pub(crate) expected_exit: Option<i32>,
     pub(crate) fail_on: Vec<String>,
-    /// How many bytes of output the log keeps at most.
+    /// The limit of the log's size, in bytes.
     pub(crate) log_limit: u64,
     /// Files that the service logs to.
     pub(crate) log_files: Vec<PathBuf>,
     /// Files in the private directory, with their content.
     pub(crate) files: Vec<(PathBuf, String)>,
-    /// Addresses to listen on, perhaps with the sockets' names.
+    /// Addresses to listen on, each with an optional name for its sockets.
     pub(crate) listen: Vec<(Option<String>, String)>,
     pub(crate) queue: bool,
     pub(crate) low_ports: bool,
@@ -127,7 +127,7 @@ pub(crate) struct Spec {
     pub(crate) groups: Option<Vec<u32>>,
     pub(crate) umask: Option<u32>,
     pub(crate) on_end: Option<Command>,
-    /// The variable that names the server, where somebody else has started it.
+    /// The variable that names the server, if another program has started the server.
     pub(crate) not_ours: Option<String>,
 }
 
@@ -192,8 +192,8 @@ impl Spec {
     }
 }
 
-/// Where a service's standard stream goes to or comes from: the counterpart of
-/// [`std::process::Stdio`], but `Clone`, so that a recipe can be.
+/// The source or target of a service's standard stream: the counterpart of [`std::process::Stdio`],
+/// but `Clone`, so that a recipe can be cloned.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -224,8 +224,8 @@ impl Stdio {
         Stdio(StdioKind::Null)
     }
 
-    /// The test process's own stream. A service that inherits the output of a test can keep a test
-    /// runner waiting (nextest calls it a LEAK). Its output is not in
+    /// The test process's own stream. A service that inherits a test's output can keep a test
+    /// runner waiting (nextest calls that a LEAK). The output does not appear in
     /// [`logs`](crate::executor::Executor::logs), and no
     /// [`Banner`](crate::readiness::banner::Banner) sees it.
     #[must_use]
@@ -233,10 +233,11 @@ impl Stdio {
         Stdio(StdioKind::Inherit)
     }
 
-    /// For standard input, a pipe that the test writes to
+    /// For standard input: a pipe that the test writes to
     /// ([`Executor::take_stdin`](crate::executor::Executor::take_stdin)). For standard output and
-    /// error, the private log file that [`Executor::logs`](crate::executor::Executor::logs) reads,
-    /// which is their default: it is drained without the test's help and never fills up.
+    /// error, which have this as their default: the private log file that
+    /// [`Executor::logs`](crate::executor::Executor::logs) reads. The log takes output without the
+    /// test's help and never blocks the service.
     #[must_use]
     pub fn piped() -> Stdio {
         Stdio(StdioKind::Piped)
@@ -244,7 +245,7 @@ impl Stdio {
 }
 
 impl From<File> for Stdio {
-    /// The file, from its current position on. Each start of each clone of the recipe shares that
+    /// A file, from its current position on. All starts of all clones of the recipe share that
     /// position.
     fn from(file: File) -> Stdio {
         Stdio(StdioKind::File(Arc::new(file)))
@@ -252,14 +253,14 @@ impl From<File> for Stdio {
 }
 
 impl From<OwnedFd> for Stdio {
-    /// An open descriptor: for example one end of a [pipe](std::io::pipe) or of a socket.
+    /// An open descriptor, for example one end of a [pipe](std::io::pipe) or of a socket.
     fn from(descriptor: OwnedFd) -> Stdio {
         File::from(descriptor).into()
     }
 }
 
 impl<R> ExecutorBuilder<R> {
-    /// Whether the service needs something of the one process that starts it: its own streams, or
+    /// Whether the service needs something that only the starting process has: its own streams, or
     /// a pipe that ends with it.
     #[doc(hidden)]
     #[must_use]
@@ -285,9 +286,9 @@ impl<R> ExecutorBuilder<R> {
 }
 
 impl<R> ExecutorBuilder<R> {
-    /// Replaces the program and keeps its arguments: another version of a server, for example. The
-    /// text is one word and is not split. With [`shell`](ExecutorBuilder::shell) it replaces the
-    /// script.
+    /// Replaces the program and keeps its arguments, for example to use another version of a
+    /// server. The text is one word and is not split. With [`shell`](ExecutorBuilder::shell) it
+    /// replaces the script.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -307,7 +308,7 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Adds arguments, none of which is split into words.
+    /// Adds arguments. None of them is split into words.
     pub fn args<S: AsRef<OsStr>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         for arg in args {
             self.spec.command.push(arg.as_ref());
@@ -315,7 +316,7 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets an environment variable, beside those that the service inherits from the test process.
+    /// Sets an environment variable. The service also inherits the variables of the test process.
     pub fn env(mut self, key: impl AsRef<OsStr>, value: impl AsRef<OsStr>) -> Self {
         self.spec
             .env
@@ -331,17 +332,18 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Removes an environment variable, whether set before or inherited. A name that ends with `*`
-    /// removes every variable that begins so: after `env_remove("PG*")` the service does not see
-    /// the developer's `PGHOST` and `PGDATA`.
+    /// Removes an environment variable, whether it was set before or is inherited. A name that ends
+    /// with `*` removes every variable with that beginning: after `env_remove("PG*")` the service
+    /// does not see the developer's `PGHOST` and `PGDATA`.
     pub fn env_remove(mut self, key: impl AsRef<OsStr>) -> Self {
         self.spec.env.push((key.as_ref().to_owned(), None));
         self
     }
 
-    /// Removes all environment variables: those set before, and those that would be inherited. Two
-    /// are left: `MIRAKURU_ID`, which mirakuru sets itself, and under a coverage tool
-    /// `LLVM_PROFILE_FILE`. `.env_remove("LLVM_PROFILE_FILE")` after it removes that as well.
+    /// Removes all environment variables: those that were set before, and those that would be
+    /// inherited. Two stay: `MIRAKURU_ID`, which mirakuru sets itself, and `LLVM_PROFILE_FILE`
+    /// under a coverage tool. Call `.env_remove("LLVM_PROFILE_FILE")` after this to remove that as
+    /// well.
     pub fn env_clear(mut self) -> Self {
         self.spec.env.clear();
         self.spec.env_clear = true;
@@ -373,11 +375,11 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Runs the command through `/bin/sh -c`. The default is `false`: without a shell.
+    /// Runs the command through `/bin/sh -c`. The default is `false`: no shell.
     ///
-    /// A command given as one string is then the script, and further arguments are its `$1`, `$2`,
-    /// ... If the command is a list, its first entry is the script. In the script `{dir}` is quoted
-    /// where that is needed, with or without quotes around it: it is always part of one word.
+    /// A command that is one string becomes the script, and further arguments become its `$1`,
+    /// `$2`, ... If the command is a list, its first entry is the script. In the script `{dir}` is
+    /// quoted if necessary, with or without quotes around it: it always belongs to one word.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -401,7 +403,7 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets how long a start may take until the service is ready. The default is 60 s.
+    /// Sets the longest time that a start may take until the service is ready. The default is 60 s.
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.spec.timeout = timeout;
         self
@@ -414,19 +416,19 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets the grace: how long the service may take to end after the stop signal. Then every
-    /// process of it that is left is killed. The default is 10 s.
+    /// Sets the grace: the longest time that the service may take to end after the stop signal.
+    /// After it, every process of the service that is left is killed. The default is 10 s.
     pub fn stop_timeout(mut self, timeout: Duration) -> Self {
         self.spec.stop_timeout = timeout;
         self
     }
 
-    /// Sets how many bytes the log of the service may take on the disk, over all its starts. The
-    /// default is 256 MiB, and the least is 64 KiB.
+    /// Sets how many bytes of the disk the service's log may take, over all starts. The default is
+    /// 256 MiB, and the least is 64 KiB.
     ///
-    /// A log that would be longer keeps its first half, and the last quarter or more.
-    /// [`Logs::dropped`](crate::output::logs::Logs::dropped) and the reports say how many bytes are
-    /// missing between them. Conditions such as [`Banner`](crate::readiness::Banner) see all of the
+    /// If a log would exceed that, it keeps its first half, and the last quarter or more.
+    /// [`Logs::dropped`](crate::output::logs::Logs::dropped) and the reports say how many bytes
+    /// between them are missing. Conditions such as [`Banner`](crate::readiness::Banner) see all
     /// output as it comes, unless the service prints faster than they read.
     ///
     /// ```
@@ -440,27 +442,26 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets the signal that is sent when the grace is over, and by
-    /// [`Executor::kill`](crate::executor::Executor::kill). The default is [`Signal::Kill`]. After
-    /// any other signal, every process that is left one second later gets `SIGKILL`: nothing of a
-    /// service survives.
+    /// Sets the signal that ends the service when the grace is over.
+    /// [`Executor::kill`](crate::executor::Executor::kill) sends it as well. The default is
+    /// [`Signal::Kill`]. After any other signal, every process that is left one second later gets
+    /// `SIGKILL`: no process of a service survives.
     pub fn kill_signal(mut self, signal: Signal) -> Self {
         self.spec.kill_signal = signal;
         self
     }
 
-    /// Sets the exit code that the service ends with when it is stopped. Without it, 0,
-    /// death by the stop signal and 128 plus that signal's number are fine; with it, this code is
-    /// fine as well.
+    /// Sets the exit code that the service has after it was stopped. Without it, 0, death by the
+    /// stop signal and 128 plus that signal's number are accepted. This code is accepted in
+    /// addition to those.
     pub fn expected_exit(mut self, code: i32) -> Self {
         self.spec.expected_exit = Some(code);
         self
     }
 
-    /// Adds a regular expression for a line of output that means that start-up has failed: the
-    /// start then fails at once with
-    /// [`Error::FailureLine`](crate::error::Error::FailureLine). It is looked for in both streams
-    /// until the service is ready.
+    /// Adds a regular expression for a line of output that means a failed start. On such a line the
+    /// start fails at once with [`Error::FailureLine`](crate::error::Error::FailureLine). Both
+    /// streams are searched until the service is ready.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -479,13 +480,13 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Adds a file that the service logs to, with placeholders: a further source of lines beside
-    /// its output.
+    /// Adds a file that the service logs to: a further source of lines beside its output. The path
+    /// may have placeholders.
     ///
-    /// The file is followed by its name, also when the service moves it away and begins another
-    /// one. It need not be there yet. [`wait_for_line`](crate::executor::Executor::wait_for_line),
+    /// The file is followed by its name, even if the service moves it away and begins another one.
+    /// It may be missing at first. [`wait_for_line`](crate::executor::Executor::wait_for_line),
     /// [`logs`](crate::executor::Executor::logs) and [`Banner`](crate::Banner) see its lines; a
-    /// report of a failure shows the output alone.
+    /// report of a failure shows only the output.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -506,9 +507,9 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Puts a file into the service's private directory before each start: its configuration, with
-    /// the placeholders of the text filled in. The path is relative to that directory. The file
-    /// belongs to the service's user, and no other user can read it.
+    /// Puts a file into the service's private directory before each start, such as its
+    /// configuration. Placeholders in the text are filled in. The path is relative to that
+    /// directory. The file belongs to the service's user, and no other user can read it.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -524,24 +525,23 @@ impl<R> ExecutorBuilder<R> {
     /// # Ok::<(), mirakuru_core::Error>(())
     /// ```
     ///
-    /// A path that leads out of the directory is an
-    /// [`Error::InvalidCommand`](crate::error::Error::InvalidCommand) when the executor is built.
-    /// Write a file that is not text, or that is written only once, in the `prepare` of a recipe of
-    /// your own.
+    /// If the path leads out of the directory, building the executor fails with
+    /// [`Error::InvalidCommand`](crate::error::Error::InvalidCommand). To write a file that is not
+    /// text, or only once, use the `prepare` of a recipe of your own.
     pub fn file(mut self, path: impl AsRef<Path>, text: impl Into<String>) -> Self {
         self.spec.files.push((path.as_ref().to_owned(), text.into()));
         self
     }
 
     /// Listens on this TCP address of this machine before the service runs, and lets the service
-    /// inherit the socket, by systemd's protocol for socket activation: it finds the sockets, in
-    /// the order of these calls, as its descriptors 3, 4 and so on, their number in `$LISTEN_FDS`,
-    /// their names in `$LISTEN_FDNAMES` and its own process id in `$LISTEN_PID`.
+    /// inherit the socket, by systemd's protocol for socket activation. The service finds the
+    /// sockets as its descriptors 3, 4 and so on, in the order of these calls. `$LISTEN_FDS` has
+    /// their number, `$LISTEN_FDNAMES` their names, and `$LISTEN_PID` the service's process id.
     ///
-    /// Once [`start`](ExecutorBuilder::start) has returned, each connection is accepted by the
-    /// kernel and served when the service gets to it. None is refused, so the start waits for
-    /// nothing. The first of these addresses is the executor's
-    /// [`addr`](crate::executor::Executor::addr), unless its readiness knows another one.
+    /// Once [`start`](ExecutorBuilder::start) has returned, the kernel accepts each connection, and
+    /// the service serves it when it gets to it. None is refused, so the start waits for nothing.
+    /// The first of these addresses is the executor's [`addr`](crate::executor::Executor::addr),
+    /// unless its readiness knows another one.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -557,50 +557,50 @@ impl<R> ExecutorBuilder<R> {
     /// # Ok::<(), mirakuru_core::Error>(())
     /// ```
     ///
-    /// The address is `host:port`; a host name stands for one socket for each address that it has,
-    /// `[::]` for IPv6 alone. The sockets are opened for each start, and closed with the service.
-    /// `Tcp` finds such a port open before the service has done anything; to know that it serves,
-    /// wait for `Http`, a `Banner` or a program. With [`shell`](ExecutorBuilder::shell), `exec`
-    /// the server: otherwise `$LISTEN_PID` is the shell's. Every name is the service's own, unless
-    /// [`listen_as`](ExecutorBuilder::listen_as) gives one.
+    /// The address is `host:port`. A host name means one socket for each address that it has;
+    /// `[::]` means IPv6 alone. The sockets are opened for each start, and closed with the service.
+    /// `Tcp` finds such a port open before the service has done anything. To know that the service
+    /// serves, wait for `Http`, a `Banner` or a program. With [`shell`](ExecutorBuilder::shell),
+    /// `exec` the server: otherwise `$LISTEN_PID` is the shell's. Each socket has the service's
+    /// name, unless [`listen_as`](ExecutorBuilder::listen_as) gives another one.
     pub fn listen(mut self, addr: impl Into<String>) -> Self {
         self.spec.listen.push((None, addr.into()));
         self
     }
 
-    /// As [`listen`](ExecutorBuilder::listen), with the socket's name in `$LISTEN_FDNAMES`. It may
-    /// not hold a colon.
+    /// As [`listen`](ExecutorBuilder::listen), with the socket's name in `$LISTEN_FDNAMES`. The
+    /// name may not contain a colon.
     pub fn listen_as(mut self, name: impl Into<String>, addr: impl Into<String>) -> Self {
         self.spec.listen.push((Some(name.into()), addr.into()));
         self
     }
 
-    /// Sets whether a start waits while another service of mirakuru has the same fixed port or
-    /// socket path (`true`, as the attribute does), or fails at once with
-    /// [`Error::AlreadyRunning`](crate::error::Error::AlreadyRunning) (`false`, the default). The
-    /// wait does not count towards the [timeout](ExecutorBuilder::timeout).
+    /// Sets what a start does while another service of mirakuru has the same fixed port or socket
+    /// path. With `true` it waits, as the attribute does. With `false`, the default, it fails at
+    /// once with [`Error::AlreadyRunning`](crate::error::Error::AlreadyRunning). The wait does not
+    /// count towards the [timeout](ExecutorBuilder::timeout).
     pub fn queue(mut self, queue: bool) -> Self {
         self.spec.queue = queue;
         self
     }
 
-    /// Chooses `{port}` and `{port:NAME}` from 20000 to 49999 (`true`), and outside of the range
-    /// that the kernel uses for outgoing connections where that leaves enough. The default is
+    /// With `true`, chooses `{port}` and `{port:NAME}` from 20000 to 49999, and avoids the range
+    /// that the kernel uses for outgoing connections if enough ports are left. The default is
     /// `false`: the kernel chooses.
     ///
-    /// For a server that derives other ports from its own, such as a Redis cluster, which
-    /// adds 10000.
+    /// Use it for a server that derives other ports from its own. For example, a Redis cluster adds
+    /// 10000.
     pub fn low_ports(mut self, low: bool) -> Self {
         self.spec.low_ports = low;
         self
     }
 
-    /// Lets a test be skipped where the program, or a feature of the kernel that the service needs,
-    /// is not on this machine. Without it, and where the variable `CI` is set, the test fails.
+    /// Lets a test be skipped if the program, or a feature of the kernel that the service needs, is
+    /// not on this machine. Otherwise the test fails. It also fails if the variable `CI` is set.
     ///
-    /// A test whose attribute starts this recipe is skipped, says so, and is counted at the end of
-    /// the run. `MIRAKURU_MISSING=skip` does the same for all recipes, and `MIRAKURU_MISSING=fail`
-    /// for none. [`start`](ExecutorBuilder::start) returns an error whose
+    /// A test whose attribute starts this recipe is skipped with a message, and counted at the end
+    /// of the run. `MIRAKURU_MISSING=skip` does the same for all recipes, and
+    /// `MIRAKURU_MISSING=fail` for none. [`start`](ExecutorBuilder::start) returns an error whose
     /// [`missing`](crate::error::Error::missing) tells how to install the program. A start that
     /// fails for another reason is never a skip.
     pub fn optional(mut self) -> Self {
@@ -608,24 +608,24 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Runs the service as this user (numeric id). Needs the privilege to. Supplementary groups
-    /// are dropped unless [`groups`](ExecutorBuilder::groups) names some.
+    /// Runs the service as this user (numeric id). The test needs the privilege for that.
+    /// Supplementary groups are dropped unless [`groups`](ExecutorBuilder::groups) names some.
     pub fn uid(mut self, uid: u32) -> Self {
         self.spec.uid = Some(uid);
         self
     }
 
-    /// Runs the service as this group (numeric id). Needs the privilege to.
+    /// Runs the service as this group (numeric id). The test needs the privilege for that.
     pub fn gid(mut self, gid: u32) -> Self {
         self.spec.gid = Some(gid);
         self
     }
 
-    /// Runs the service as the first of these users that the machine has, with that user's group,
-    /// where the tests run as root: for servers that refuse to run as root, or should not.
+    /// If the tests run as root, runs the service as the first of these users that the machine has,
+    /// with that user's group. Use it for servers that refuse to run as root, or should not.
     ///
-    /// It does nothing where the tests do not run as root, and where no such user exists. It also
-    /// does nothing where root may not become another user: in a container without `CAP_SETUID`,
+    /// It does nothing if the tests do not run as root, or if no such user exists. It also does
+    /// nothing if root may not become another user: in a container without `CAP_SETUID`,
     /// `CAP_SETGID` or `CAP_CHOWN`, and in a user namespace that lacks the user.
     ///
     /// ```
@@ -634,8 +634,8 @@ impl<R> ExecutorBuilder<R> {
     /// # let _ = recipe;
     /// ```
     ///
-    /// The private directory, `{dir}`, belongs to that user; other files that the service needs
-    /// must be readable to it.
+    /// The private directory, `{dir}`, belongs to that user. The user needs permission to read all
+    /// other files that the service uses.
     pub fn unprivileged<S: AsRef<str>>(mut self, users: impl IntoIterator<Item = S>) -> Self {
         if let Some(Ok((uid, gid))) = unprivileged_user(users) {
             self.spec.uid = Some(uid);
@@ -644,7 +644,8 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets the service's supplementary groups (numeric ids). Needs the privilege to.
+    /// Sets the service's supplementary groups (numeric ids). The test needs the privilege for
+    /// that.
     pub fn groups(mut self, groups: impl IntoIterator<Item = u32>) -> Self {
         self.spec.groups = Some(groups.into_iter().collect());
         self
@@ -657,9 +658,9 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets a command that cleans up after the service: it removes things that are not its
-    /// descendants, such as a container of a daemon, a unit of systemd, or a record in a server
-    /// that others share. The default is none.
+    /// Sets a command that cleans up after the service. It removes things that are not the
+    /// service's descendants, such as a container of a daemon, a unit of systemd, or a record in a
+    /// shared server. The default is none.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -668,24 +669,23 @@ impl<R> ExecutorBuilder<R> {
     /// # let _ = recipe;
     /// ```
     ///
-    /// The supervisor runs it each time the service has ended, in every way, also when the test
-    /// process was killed: once every process of the service is gone, and before its directory is
-    /// removed. It runs without a shell, as the test's own user, in the service's environment and
-    /// working directory, and its output goes to the service's log. It may take 10 s; then it is
+    /// The supervisor runs it each time the service has ended, in every way, even if the test
+    /// process was killed. At that time every process of the service is gone, and its directory
+    /// still exists. The command runs without a shell, as the test's own user, in the service's
+    /// environment and working directory. Its output goes to the service's log. After 10 s it is
     /// killed. Half a second later it runs once more, because a daemon may still have been busy
-    /// with the last request of a client that was killed: so it must do no harm when there is
-    /// nothing left to clean up. A failure is noted in the log and nowhere else.
+    /// with the last request of a killed client. So it must do no harm if nothing is left to clean
+    /// up. A failure is noted only in the log.
     ///
-    /// It is clean-up and not a guarantee: if both processes of the supervisor are killed, it does
-    /// not run.
+    /// This is clean-up and not a guarantee: if both processes of the supervisor are killed, the
+    /// command does not run.
     pub fn on_end(mut self, command: impl IntoCommand) -> Self {
         self.spec.on_end = Some(command.into_command());
         self
     }
 
-    /// Says that the command stands in for a server that somebody else has started, which this
-    /// variable names: tests cannot stop it. The file of the command does not count as a part of
-    /// the recipe.
+    /// Says that the command stands in for an external server, which this variable names: tests
+    /// cannot stop the server. The file of the command does not count as a part of the recipe.
     #[doc(hidden)]
     pub fn __not_ours(mut self, variable: &str) -> Self {
         self.spec.not_ours = Some(variable.to_owned());
@@ -693,8 +693,8 @@ impl<R> ExecutorBuilder<R> {
     }
 }
 
-/// The user and group that [`unprivileged`](ExecutorBuilder::unprivileged) chooses. `None` where
-/// the tests do not run as root, or no such user exists.
+/// The user and group that [`unprivileged`](ExecutorBuilder::unprivileged) chooses. `None` if the
+/// tests do not run as root, or if no such user exists.
 ///
 /// # Errors
 ///

@@ -1,9 +1,9 @@
 //! The command line of a recipe: one string of shell words, or a list.
 //!
-//! A string is split into words as a shell would, but run without one: quotes, backslashes and
-//! comments mean what they mean to `sh`, while `$VAR`, `*`, `|` and `>` are plain text.
-//! Placeholders are filled in *after* the split, so that a value with spaces in it stays one word.
-//! With `shell(true)` the string is a script and is not split at all.
+//! A string is split into words as a shell would do, but no shell runs. Quotes, backslashes and
+//! comments have the meaning that `sh` gives them, while `$VAR`, `*`, `|` and `>` are plain text.
+//! Placeholders are filled in *after* the split, so that a value with spaces stays one word. With
+//! `shell(true)` the string is a script and is not split at all.
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};
@@ -23,8 +23,8 @@ pub(crate) type Expand<'a> = &'a mut dyn FnMut(&OsStr) -> Result<OsString, Expan
 /// The command of [`Executor::builder`](crate::executor::Executor::builder): one string, or a list
 /// of the program and its arguments.
 ///
-/// A string is split into words as a shell would. The entries of a list are taken as they are, and
-/// need not be UTF-8; a path that may hold spaces belongs in a list. The trait is sealed: it is
+/// A string is split into words as a shell would do. The entries of a list are taken as they are,
+/// and need not be UTF-8. Use a list if a path may contain spaces. The trait is sealed: it is
 /// implemented for strings, arrays, slices and vectors.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is not a command",
@@ -38,7 +38,7 @@ pub trait IntoCommand {
     fn into_command(self) -> Command;
 }
 
-/// A command as the user gave it, not yet looked at.
+/// A command as the user gave it, not yet parsed.
 #[derive(Clone, Debug)]
 #[doc(hidden)]
 pub struct Command {
@@ -54,13 +54,13 @@ pub(crate) enum Words {
     Program(Arc<dyn Program>),
 }
 
-/// A program whose path is known only when an executor is made: it may have to be built. `Debug`
-/// tells it from others, and is the same in all processes.
+/// A program whose path is known only when an executor is made, because it may have to be built.
+/// `Debug` distinguishes it from others, and is the same in all processes.
 pub(crate) trait Program: fmt::Debug + Send + Sync {
     /// Its name, for people.
     fn name(&self) -> &str;
 
-    /// Where it is. Asked for more than once.
+    /// The program's path. May be called more than once.
     fn path(&self) -> Result<PathBuf, Error>;
 }
 
@@ -120,11 +120,11 @@ impl Command {
         }
     }
 
-    /// Has a program that must be found or built ready. Its file can be asked for then.
+    /// Finds or builds the command's program, if that is necessary. After this, its file is known.
     ///
     /// # Errors
     ///
-    /// Those of [`Program::path`].
+    /// The errors of [`Program::path`].
     pub(crate) fn find_program(&self) -> Result<(), Error> {
         match &self.words {
             Words::Program(program) => program.path().map(drop),
@@ -139,14 +139,13 @@ impl Command {
     /// The words to execute, the program first, with all placeholders filled in.
     ///
     /// With `shell` that is `/bin/sh -c SCRIPT sh ARGUMENT...`. The script is the string as it is,
-    /// or the first entry of the list. The other entries become its `$1` and so on. `$0`, which a
-    /// shell puts before its complaints, is `sh`.
+    /// or the first entry of the list. The other entries become its `$1` and so on. `$0` is `sh`,
+    /// which a shell prints before its error messages.
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidCommand`] when there is no program, a quote is not closed, a word holds a
-    /// NUL byte, or a placeholder makes no sense; [`Error::System`] when the system has no free
-    /// port.
+    /// [`Error::InvalidCommand`] if there is no program, a quote is not closed, a word has a NUL
+    /// byte, or a placeholder makes no sense; [`Error::System`] if the system has no free port.
     pub(crate) fn resolve(&self, expand: Expand<'_>, shell: bool) -> Result<Vec<OsString>, Error> {
         let (mut words, what) = match &self.words {
             Words::Line(line) if shell => (vec![OsString::from(line)], "script"),
@@ -163,13 +162,13 @@ impl Command {
         };
         words.extend_from_slice(&self.extra);
         let is_blank = |word: &OsString| word.as_bytes().trim_ascii().is_empty();
-        // `"" arg` has a program, an empty one; a line of nothing but extra arguments has none.
+        // `"" arg` has a program, an empty one. A line with nothing but extra arguments has none.
         let given = match &self.words {
             Words::Line(line) => !line.trim().is_empty(),
             Words::List(list) => !list.is_empty(),
             Words::Program(_) => true,
         };
-        // The path of a program that was found is no text of the user's.
+        // The path of a found program is not the user's text, so nothing in it is expanded.
         let is_found = matches!(self.words, Words::Program(_));
         if !given || words.is_empty() {
             return Err(self.invalid(format!("the command is empty; it begins with the {what} to run")));
@@ -202,7 +201,7 @@ impl Command {
         Ok(argv)
     }
 
-    /// The command as a person would type it, placeholders as they were given.
+    /// The command as a person would type it, with placeholders as they were given.
     pub(crate) fn display(&self) -> String {
         let mut text = match &self.words {
             Words::Line(line) => line.trim().to_owned(),
@@ -228,7 +227,7 @@ impl Command {
         }
     }
 
-    /// The service's name where the recipe gives none: the file name of the program, or the nearest
+    /// The service's name if the recipe sets none: the file name of the program, or the nearest
     /// thing to it.
     pub(crate) fn program_name(&self, shell: bool) -> String {
         let first = match &self.words {
@@ -247,7 +246,7 @@ impl Command {
             .file_name()
             .map(|name| name.to_string_lossy().into_owned());
         match name {
-            // The rest of a placeholder such as `{env:SERVER}` is no name.
+            // The remaining part of a placeholder such as `{env:SERVER}` is not a name.
             Some(name) if !name.contains(['{', '}']) => name,
             _ if shell => "sh".to_owned(),
             _ => "service".to_owned(),
@@ -304,7 +303,7 @@ fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// The quote that is still open at the end of a line, and its place. It reads the line as
+/// The quote that is still open at the end of a line, and its position. Reads the line as
 /// `shell_words` does.
 fn open_quote(line: &str) -> Option<(char, usize)> {
     let mut chars = line.char_indices();
@@ -314,8 +313,7 @@ fn open_quote(line: &str) -> Option<(char, usize)> {
         match (open, c) {
             (Some((quote, _)), _) if c == quote => open = None,
             (Some(('"', _)) | None, '\\') => {
-                // A backslash and a newline are as nothing: words are neither begun nor ended by
-                // it.
+                // A backslash and a newline count as nothing: they neither begin nor end a word.
                 if let Some((_, '\n')) = chars.next() {
                     continue;
                 }
@@ -426,7 +424,7 @@ pub(crate) fn shell_syntax(line: &str) -> Option<String> {
         text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
             && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
     };
-    // Quoted text is meant as it is.
+    // A quoted text is literal.
     let mut quote = None;
     let unquoted: String = line
         .chars()
@@ -449,7 +447,7 @@ pub(crate) fn shell_syntax(line: &str) -> Option<String> {
              `.shell(true)`"
         ));
     }
-    // Commands that only a shell has.
+    // Commands that exist only inside a shell.
     const OF_SHELLS: [&str; 8] = ["cd", "export", "source", ".", "exec", "ulimit", "umask", "eval"];
     let is_of_shells = OF_SHELLS.contains(&first).then_some(first);
     let found = is_of_shells.or_else(|| {
@@ -514,7 +512,7 @@ mod tests {
         )
     }
 
-    /// What `sh` itself makes of a line.
+    /// The words that `sh` itself makes of a line.
     fn by_shell(line: &str) -> Vec<String> {
         // After a newline, because the line may end in a comment.
         let script = format!("words() {{ printf '%s\\0' \"$@\"; }}; words {line}\n");
@@ -790,7 +788,7 @@ mod tests {
     }
 
     #[test]
-    // That a reference will do is what is tested.
+    // This test checks that a reference is accepted.
     #[allow(clippy::needless_borrows_for_generic_args)]
     fn builders_need_no_annotation() {
         let words = vec!["a".to_owned(), "b".to_owned()];

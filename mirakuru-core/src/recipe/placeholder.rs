@@ -2,18 +2,18 @@
 //!
 //! # The grammar
 //!
-//! A *placeholder* is `{`, a word, perhaps `:` and an argument, and `}`. The word begins with a
-//! lower-case ASCII letter, and goes on with those, digits and `_`. The argument is not empty and
-//! holds no braces, quotes or white space: so JavaScript's `{port: 80}` is none. A `$` directly
-//! before the brace makes it somebody else's: `${port}` stays. Every brace that does not begin a
-//! placeholder stands for itself: JSON, `{1..9}`, `{a,b}` and awk need no care.
+//! A *placeholder* is `{`, a word, optionally `:` and an argument, and `}`. The word begins with a
+//! lower-case ASCII letter, and continues with such letters, digits and `_`. The argument is not
+//! empty and has no braces, quotes or white space. So JavaScript's `{port: 80}` is none. A `$`
+//! directly before the brace leaves it to another program: `${port}` stays. Every brace that does
+//! not begin a placeholder stands for itself: JSON, `{1..9}`, `{a,b}` and awk's programs are safe.
 //!
 //! An *escape* is a placeholder in one more pair of braces, and gives the text of the placeholder:
 //! `{{port}}` gives `{port}`.
 //!
-//! The text is read once from left to right; at each `{` an escape is tried first, then a
+//! The text is read once from left to right. At each `{`, an escape is tried first, then a
 //! placeholder. So `{{{port}}}` gives `{{port}}` (a brace, an escape, a brace), and `{"x":{port}}`
-//! gives `{"x":6379}`. Values are not looked at again.
+//! gives `{"x":6379}`. Values are not expanded again.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -77,7 +77,7 @@ pub(crate) fn expand_bytes(text: &[u8], push_value: PushValue<'_>) -> Result<Vec
 
 /// A part of a text with placeholders.
 pub(crate) enum Token<'a> {
-    /// Stands for itself. An escape is here without its outer braces.
+    /// Literal text. An escape is here without its outer braces.
     Text(&'a [u8]),
     Placeholder(Placeholder<'a>),
 }
@@ -106,7 +106,7 @@ pub(crate) fn tokens(text: &[u8], is_regex: bool) -> impl Iterator<Item = Token<
                 false => None,
             };
             match found {
-                // The text before it comes first.
+                // The text before the placeholder comes first.
                 Some(_) if at > start => return Some(Token::Text(&text[start..at])),
                 Some((token, len)) => {
                     at += len;
@@ -160,15 +160,15 @@ fn placeholder_at(text: &[u8]) -> Option<Placeholder<'_>> {
     })
 }
 
-/// The text that the escape at the beginning of this one stands for.
+/// The text that the escape at the beginning of `text` stands for.
 fn escape_at(text: &[u8]) -> Option<&[u8]> {
     let inner = text.strip_prefix(b"{")?;
     let len = placeholder_at(inner)?.len;
     (inner.get(len) == Some(&b'}')).then(|| &inner[..len])
 }
 
-/// A text that expands to this one: each placeholder in it is escaped. For real paths and
-/// passwords in a recipe.
+/// Escapes each placeholder in a text, so that the result expands to the text itself. For real
+/// paths and passwords in a recipe.
 #[must_use]
 pub fn literal(text: impl AsRef<OsStr>) -> OsString {
     let text = text.as_ref().as_bytes();

@@ -11,11 +11,11 @@ use crate::error::Error;
 use crate::error::programs::DEFAULT_PATH;
 
 /// The variable that names the profile of a program that is built for coverage. Without it, the
-/// program writes into its working directory, where no tool looks for it.
+/// program writes its profile into its working directory, where no tool searches.
 const PROFILE: &str = "LLVM_PROFILE_FILE";
 
-/// Variables by which the service manager of the test runner talks to the runner. They are not for
-/// the services that a test starts.
+/// Variables that the service manager of the test runner uses to talk to the runner. The services
+/// of a test must not inherit them.
 const SERVICE_MANAGER: [&str; 7] = [
     "NOTIFY_SOCKET",
     "LISTEN_FDS",
@@ -26,8 +26,8 @@ const SERVICE_MANAGER: [&str; 7] = [
     "WATCHDOG_USEC",
 ];
 
-/// The variables of this process that a child gets: all, or after `env_clear` nothing but
-/// [`PROFILE`]. A name that no program could set, such as `=C:`, is left out.
+/// The variables that a child inherits from this process: all, or only [`PROFILE`] after
+/// `env_clear`. A name that no program could set, such as `=C:`, is left out.
 pub(crate) fn inherited(clear: bool) -> impl Iterator<Item = (OsString, OsString)> {
     std::env::vars_os().filter(move |(key, _)| match clear {
         true => key == PROFILE,
@@ -39,8 +39,8 @@ fn is_name(key: &OsStr) -> bool {
     !key.is_empty() && !key.as_bytes().contains(&b'=')
 }
 
-/// The service's environment: the inherited variables, the changes of the recipe and of its
-/// readiness, and the mark.
+/// The service's environment: the inherited variables, the changes by the recipe and its readiness,
+/// and the mark.
 pub(crate) fn environment(
     inherited: impl IntoIterator<Item = (OsString, OsString)>,
     changes: &[(OsString, Option<OsString>)],
@@ -73,7 +73,7 @@ pub(crate) fn candidates(program: &OsStr, environment: &BTreeMap<OsString, OsStr
     std::env::split_paths(path).map(|dir| dir.join(program)).collect()
 }
 
-/// The data that tells a file from every other, also from one that has replaced it since.
+/// The data that distinguishes a file from every other one, even from its replacement.
 pub(crate) fn file_identity(path: &Path) -> io::Result<String> {
     let file = path.metadata()?;
     Ok(format!(
@@ -86,7 +86,7 @@ pub(crate) fn file_identity(path: &Path) -> io::Result<String> {
     ))
 }
 
-/// A text as the kernel takes it.
+/// A text in the kernel's form.
 pub(crate) fn c_string(text: &OsStr, command: &str) -> Result<CString, Error> {
     CString::new(text.as_bytes()).map_err(|_| Error::InvalidCommand {
         command: command.replace('\0', "\\0"),

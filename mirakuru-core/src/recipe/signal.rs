@@ -6,7 +6,7 @@ use crate::sys::signals;
 
 /// A signal to send to a service.
 ///
-/// Our own enum and not `nix`'s, so that no foreign type stands in the public API.
+/// This is our own enum and not `nix`'s, to keep foreign types out of the public API.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -20,20 +20,20 @@ pub enum Signal {
     Term,
     /// `SIGINT`, sent by Ctrl-C. PostgreSQL's "fast shutdown".
     Int,
-    /// `SIGQUIT`. nginx takes it as "finish what you are doing, then end".
+    /// `SIGQUIT`. For nginx it means "finish the present requests, then end".
     Quit,
     /// `SIGHUP`, by custom "read your configuration again".
     Hup,
     /// `SIGKILL`, which no process can catch: the default kill signal.
     Kill,
-    /// `SIGUSR1`, whose meaning is the service's own.
+    /// `SIGUSR1`. Each service gives it a meaning of its own.
     Usr1,
-    /// `SIGUSR2`, whose meaning is the service's own.
+    /// `SIGUSR2`. Each service gives it a meaning of its own.
     Usr2,
 }
 
 impl Signal {
-    /// The number that the system knows it by.
+    /// The signal's number on this system.
     pub(crate) fn number(self) -> i32 {
         match self {
             Signal::Term => signals::TERM,

@@ -1,7 +1,7 @@
-//! When two services of a run are the same one: when their recipes have the same key.
+//! Decides whether two services of a run are the same: they are if their recipes have the same key.
 //!
-//! The key is a hash of the recipe's data. Each type that a recipe is made of is taken apart into
-//! all its fields, so that a new field does not compile until somebody decides whether it counts.
+//! The key is a hash of the recipe's data. Each type in a recipe is destructured into all its
+//! fields. So a new field does not compile until its author decides whether it counts.
 //!
 //! | counts | does not count |
 //! | --- | --- |
@@ -40,7 +40,7 @@ pub fn recipe_key<R: Readiness>(name: &str, kind: &str, recipe: &ExecutorBuilder
     format!("{:016x}{:016x}", one.finish(), other.finish())
 }
 
-/// Two hashes of the same data: recipes of one run must not meet by chance.
+/// Two hashes of the same data, so that no two recipes of a run have the same key by chance.
 struct Key([Fnv1a; 2]);
 
 impl Hasher for Key {
@@ -93,7 +93,7 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
     hash::number(key, u64::from(*env_clear));
     match current_dir {
         Some(dir) => hash::path(key, dir),
-        // An argument or the program itself may depend on it.
+        // Arguments or the program itself may depend on this.
         None => hash::text(key, std::env::current_dir().unwrap_or_default()),
     }
     for Stdio(stream) in [stdin, stdout, stderr] {
@@ -101,7 +101,7 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
             StdioKind::Null => hash::number(key, 0),
             StdioKind::Inherit => hash::number(key, 1),
             StdioKind::Piped => hash::number(key, 2),
-            // A file is the same one whatever number it has in this process.
+            // The descriptor's number in this process does not matter, only the file.
             StdioKind::File(file) => {
                 let file = file.metadata().map_or((0, 0), |file| (file.dev(), file.ino()));
                 hash::number(key, file.0);
@@ -161,7 +161,7 @@ fn option<T>(key: &mut dyn Hasher, value: Option<&T>, feed: impl FnOnce(&mut dyn
     }
 }
 
-/// The file that the service is going to execute, where the recipe tells it before a start.
+/// The file that the service will execute, if the recipe knows it before a start.
 fn program_file(spec: &Spec) -> Option<PathBuf> {
     let program = spec.command.program().filter(|_| !spec.shell)?;
     if program.as_bytes().contains(&b'{') {
@@ -184,8 +184,8 @@ fn program_file(spec: &Spec) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// The name of a type without those of its modules: what is in a file that many test binaries
-/// include is in another crate in each.
+/// The name of a type without its modules. If many test binaries include the same file, its types
+/// are in another crate in each.
 fn without_paths(name: &str) -> String {
     let mut short = String::new();
     let mut word = String::new();

@@ -1,8 +1,8 @@
 //! One service for a whole run of tests, over all its processes.
 //!
-//! `cargo nextest run` makes a process of each test, `cargo test` one of each test binary. A
-//! service with the scope `run` is started by the first of them that needs it, and the others
-//! attach. It ends when the *runner* does, however that ends.
+//! `cargo nextest run` makes a process for each test, and `cargo test` one for each test binary.
+//! The first process that needs a service with the scope `run` starts it, and the others attach.
+//! The service ends when the *runner* ends, however that happens.
 //!
 //! ```text
 //!   cargo nextest run ◀─────────────── pidfd ───────────────┐
@@ -20,21 +20,21 @@
 //!
 //! # Who may die when
 //!
-//! * The process that starts it, before it is published: the service is that process's own and goes
-//!   with it. The lock is free when the last who has it is gone, and that is the supervisor; then
-//!   the next process starts another. Were the lock the test process's alone, the next one could
-//!   find it free while the supervisor still has the word to publish before it.
-//! * While it is published: that is one message to the worker, which renames the state into place
-//!   *and* stops watching the test process. There is no moment between the two at which anybody
-//!   could see a service that is about to go, or lose one that stays.
-//! * The service itself, later: the worker appends to the state how it ended. Whoever attaches then
-//!   is told, with the end of the log; nobody starts another behind the back of tests that have
-//!   used the first.
-//! * The runner: the worker ends the service as always, and removes state and directories. Test
+//! * The process that starts it, before it is published. Until then the service belongs to that
+//!   process and ends with it. The lock is free once its last holder, the supervisor, is gone; then
+//!   the next process starts another service. If only the test process held the lock, the next one
+//!   could find it free while the supervisor still has to carry out the order to publish.
+//! * The same process, while it publishes. That is one message to the worker, which renames the
+//!   state into place *and* stops watching the test process. In no moment between the two can
+//!   another process see a service that is about to end, or lose one that stays.
+//! * The service itself, later. The worker appends to the state how it ended. A process that
+//!   attaches after that gets an error, with the end of the log. No process starts another service,
+//!   because tests may have used the first.
+//! * The runner. The worker ends the service as always, and removes state and directories. Test
 //!   processes that a killed runner left behind get an error, and start nothing.
-//! * Guard and worker: either ends the service when the other is killed, and the free lock says
-//!   that it is over. A worker without a guard waits for the end of the run, to clean up; without a
-//!   worker the next run does.
+//! * Guard and worker. Each ends the service if the other is killed, and the free lock says that
+//!   the service is over. A worker without a guard waits for the end of the run, to clean up.
+//!   Without a worker, the next run cleans up.
 
 pub(crate) mod key;
 pub(crate) mod slot;

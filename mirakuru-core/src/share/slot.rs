@@ -22,18 +22,18 @@ use crate::timeline::events::timeline_now;
 use crate::util::backoff::Pauses;
 use crate::util::deadline::scaled;
 
-/// How long one waits for another process to start the service, beyond what the recipe allows for
-/// that. It is not known how long the set-up of a service may take.
+/// How long to wait for another process to start the service, beyond the recipe's own limits. The
+/// set-up of a service may take any time.
 const PATIENCE: Duration = Duration::from_secs(900);
 
 impl Run {
-    /// The place in this run for a service: known by its recipe, by the type that made the recipe,
-    /// and by the name of its fixture.
+    /// The place in this run for a service. It depends on the recipe, the type that made the
+    /// recipe, and the name of the fixture.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when the run's directory is not to be had, or the runner has ended:
-    /// whatever is left of the run then must not start anything more.
+    /// [`Error::System`] if the run's directory cannot be had, or if the runner has ended. In that
+    /// case the remaining processes of the run must not start anything.
     pub fn slot<R: Readiness>(
         &self,
         name: &str,
@@ -42,7 +42,7 @@ impl Run {
     ) -> Result<RunSlot, Error> {
         recipe.spec.command.find_program()?;
         let key = recipe_key(name, kind, recipe);
-        // A service that ends before the run has a directory of its own, which goes with it.
+        // A service that ends before the run has a directory of its own, which is removed with it.
         let (dir, names) = match self.with_users {
             true => (with_suffix(&self.dir, &key), ["state", "lock"].map(str::to_owned)),
             false => (
@@ -83,9 +83,9 @@ pub struct RunSlot {
     lock: PathBuf,
     runner: u32,
     runner_started: u64,
-    /// The FIFO of its users, where it ends with the last of them.
+    /// The FIFO of its users, if it ends with the last of them.
     users: Option<PathBuf>,
-    /// How long it may take to end.
+    /// The longest time that it may take to end.
     grace: Duration,
 }
 
@@ -95,11 +95,11 @@ pub struct RunSlot {
 pub enum SlotState<R> {
     /// A service that runs.
     Running(Box<Executor<R>>),
-    /// No service: the caller has the permit to start it, by the recipe that it gave.
+    /// There is no service: the caller has the permit to start it, with the recipe that it gave.
     Empty(StartPermit, Box<ExecutorBuilder<R>>),
 }
 
-/// The right to start the service of a run slot, given up when dropped.
+/// The permit to start the service of a run slot. Dropping it gives the permit up.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct StartPermit {
@@ -109,20 +109,20 @@ pub struct StartPermit {
 }
 
 impl RunSlot {
-    /// Attaches to the service, or gives the right to start it. While another process is starting
-    /// it, waits.
+    /// Attaches to the service, or gives the permit to start it. If another process is starting it,
+    /// waits.
     ///
     /// # Errors
     ///
-    /// [`Error::FailedBefore`] when it could not be started in this run; [`Error::Died`] when it
-    /// has ended; [`Error::System`] when the run's files cannot be used, or the runner has ended.
+    /// [`Error::FailedBefore`] if its start has failed in this run; [`Error::Died`] if it has
+    /// ended; [`Error::System`] if the run's files cannot be used, or the runner has ended.
     pub fn enter<R: Readiness>(self, recipe: ExecutorBuilder<R>) -> Result<SlotState<R>, Error> {
         let asked = timeline_now();
         let allowed = recipe.spec.timeout.saturating_add(recipe.spec.stop_timeout);
         let patience = PATIENCE.saturating_add(scaled(allowed));
         let mut pauses = Pauses::new();
         loop {
-            // First a user, then a look: see `is_over` of the supervisor.
+            // This process first becomes a user, and then checks: see `is_over` of the supervisor.
             let user = match State::read(&self.published).map_err(|e| self.error(e))? {
                 Some(_) => self.join().map_err(|e| self.error(e))?,
                 None => None,
@@ -131,7 +131,7 @@ impl RunSlot {
                 if user.is_some() || self.users.is_none() {
                     return self.attach(recipe, state, asked, user);
                 }
-                // It was published between the two looks.
+                // The service was published between the two checks.
                 continue;
             }
             drop(user);
@@ -143,7 +143,7 @@ impl RunSlot {
                 };
                 return permit.endpoint(recipe, asked);
             }
-            // Those who are left of a run that was killed are not to wait for each other.
+            // The remaining processes of a killed run must not wait for each other.
             self.check_runner().map_err(|e| self.error(e))?;
             if pauses.elapsed() > patience {
                 return Err(self.error(io::Error::new(
@@ -158,8 +158,8 @@ impl RunSlot {
         }
     }
 
-    /// Makes this process a user of the service, where that matters. `None` also when the service
-    /// has just gone.
+    /// Makes this process a user of the service, if the service ends with its users. `None` also if
+    /// the service has just ended.
     fn join(&self) -> io::Result<Option<User>> {
         let Some(users) = &self.users else {
             return Ok(None);
@@ -183,7 +183,7 @@ impl RunSlot {
                 executor.note_attached(asked);
                 Ok(SlotState::Running(Box::new(executor)))
             }
-            // That it is gone is news only while the run goes on.
+            // The end of the service is an error only while the run goes on.
             Err(error) => Err(self.check_runner().map_or_else(|e| self.error(e), |()| error)),
         }
     }
@@ -195,8 +195,8 @@ impl RunSlot {
         }
     }
 
-    /// An error when the runner has ended. Its services do as well then, and who comes late must
-    /// not start them again.
+    /// An error if the runner has ended. Its services end as well in that case, and a late process
+    /// must not start them again.
     fn check_runner(&self) -> io::Result<()> {
         if service_dir::is_alive(self.runner, self.runner_started) {
             return Ok(());
@@ -214,7 +214,7 @@ impl RunSlot {
         let mut tries = if self.users.is_some() { 20 } else { 0 };
         loop {
             match make_dir(&self.dir) {
-                // The service of earlier users has just gone, and its directory with it.
+                // The service of earlier users has just ended, and its directory is gone.
                 Err(e) if e.kind() == io::ErrorKind::NotFound && tries > 0 => {
                     tries -= 1;
                     std::thread::sleep(Duration::from_millis(1));
@@ -226,8 +226,8 @@ impl RunSlot {
 
     fn try_lock(&self) -> io::Result<Option<File>> {
         let lock = match sys::files::open_lock(&self.lock, true) {
-            // Somebody has removed the directory. If the runner has ended, that is told when the
-            // lock is ours.
+            // The directory has been removed. If the runner has ended, the check after the lock
+            // reports that.
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
                 self.make_dir()?;
                 match sys::files::open_lock(&self.lock, true) {
@@ -241,7 +241,7 @@ impl RunSlot {
         if !sys::files::try_flock(lock.as_fd())? {
             return Ok(None);
         }
-        // It may be a file that was removed meanwhile: then others lock a new one.
+        // The locked file may have been removed meanwhile: then others lock a new one.
         let is_it = service_dir::base::is_at(&lock, &self.lock)?;
         Ok(is_it.then_some(lock))
     }
@@ -253,14 +253,14 @@ impl RunSlot {
 }
 
 impl StartPermit {
-    /// With the lock taken: is it really vacant?
+    /// Checks with the lock held that the slot is really empty.
     fn endpoint<R: Readiness>(
         mut self,
         recipe: ExecutorBuilder<R>,
         asked: Option<u64>,
     ) -> Result<SlotState<R>, Error> {
         if let Err(error) = self.slot.check_runner() {
-            // Nobody is left who would remove this.
+            // No process is left that would remove this.
             let _ = fs::remove_file(&self.slot.lock);
             let _ = fs::remove_dir(&self.slot.dir);
             return Err(self.slot.error(error));
@@ -278,14 +278,14 @@ impl StartPermit {
         }
     }
 
-    /// What the supervisor needs to make the service the run's.
+    /// Everything that the supervisor needs to make the service the run's.
     fn plan(&self) -> io::Result<sys::RunPlan> {
         let slot = &self.slot;
         let runner = match &self.user {
             Some(user) => user.reader(),
             None => sys::pidfd(slot.runner),
         };
-        // In this order: what the descriptor refers to is the runner if that is still alive now.
+        // The order matters: if the runner is still alive now, the descriptor refers to the runner.
         slot.check_runner()?;
         let c_string = |path: &Path| Ok::<_, io::Error>(CString::new(path.as_os_str().as_bytes())?);
         Ok(sys::RunPlan {
@@ -298,12 +298,12 @@ impl StartPermit {
         })
     }
 
-    /// Makes the executor that is to be started. Until it is [published](StartPermit::publish) it
-    /// is this process's own. Others may have been told of its directory and ports.
+    /// Makes the executor of the service. Until it is [published](StartPermit::publish) it belongs
+    /// to this process. Other code may know its directory and ports already.
     ///
     /// # Errors
     ///
-    /// Those of [`ExecutorBuilder::build`]; [`Error::System`] when the runner has ended.
+    /// The errors of [`ExecutorBuilder::build`]; [`Error::System`] if the runner has ended.
     pub fn build<R: Readiness>(
         &self,
         recipe: ExecutorBuilder<R>,
@@ -315,12 +315,12 @@ impl StartPermit {
         Ok(executor)
     }
 
-    /// Makes a service that has been started and set up the run's.
+    /// Makes a service the run's, after its start and its set-up.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when that fails, [`Error::Exited`] when it has ended meanwhile. It is
-    /// still the caller's then.
+    /// [`Error::System`] if that fails, [`Error::Exited`] if the service has ended meanwhile. In
+    /// both cases it still belongs to the caller.
     pub fn publish<R: Readiness>(&mut self, executor: &mut Executor<R>) -> Result<(), Error> {
         let state = executor.state();
         let staged = self.slot.staged();
@@ -334,9 +334,9 @@ impl StartPermit {
         result
     }
 
-    /// Lets all others know that the service cannot be started, so that they fail at once.
+    /// Tells all other processes that the service cannot be started, so that they fail at once.
     pub fn failed(self, error: &Error) {
-        // That the runner has ended is no failure of the service, and nobody would remove the
+        // The end of the runner is no failure of the service, and no process would remove the
         // report.
         if self.slot.check_runner().is_err() {
             return;
@@ -347,7 +347,7 @@ impl StartPermit {
             ..State::default()
         };
         let staged = self.slot.staged();
-        // Not being able to tell means that others try as well.
+        // If this fails, other processes try to start the service as well.
         let _ = state
             .write(&staged)
             .and_then(|()| fs::rename(&staged, &self.slot.published));

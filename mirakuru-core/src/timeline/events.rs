@@ -1,5 +1,6 @@
-//! Where the time of a run of tests went: with `MIRAKURU_TIMELINE=path.html`, a page that shows it;
-//! with `path.json`, a trace in Chrome's format, which [Perfetto](https://ui.perfetto.dev) opens.
+//! Records where the time of a run of tests goes. `MIRAKURU_TIMELINE=path.html` makes a page that
+//! shows it. `path.json` makes a trace in Chrome's format, which
+//! [Perfetto](https://ui.perfetto.dev) opens.
 //!
 //! ```text
 //!   test A ──┐  one write(2) an event                        read, understood, written beside it
@@ -7,17 +8,17 @@
 //!   test C ──┘  O_APPEND, a line                             and renamed: always whole
 //! ```
 //!
-//! All processes of a run append to one file, which is in the run's private directory and goes with
-//! that. A process that belongs to no run is one by itself. The page is made anew by whichever
-//! process finds it older than a second, and at the end of each process that is the only one that
-//! is left: nobody can know which is the last. So what a process tells before it is killed is lost
-//! only if that was less than a second after the last page, and no other process of the run makes
-//! another one.
+//! All processes of a run append to one file, which is in the run's private directory and is
+//! removed with it. A process that belongs to no run counts as a run of its own. A process that
+//! finds the page older than a second makes it anew. A process also makes it at its end, if no
+//! other one is left, because it cannot know whether another will come. So the events of a killed
+//! process are lost only if they came less than a second after the last page, and no other process
+//! of the run makes another one.
 //!
-//! Times are CLOCK_MONOTONIC, which is the same for all processes. Without the variable all of this
-//! is one read of a static.
+//! Times are CLOCK_MONOTONIC, which is the same for all processes. Without the variable, all of
+//! this costs one read of a static.
 //!
-//! What the events mean, and what the critical path is: [`model`](crate::timeline::model).
+//! [`model`](crate::timeline::model) gives the events a meaning, and finds the critical path.
 
 use std::cell::Cell;
 use std::ffi::OsStr;
@@ -42,16 +43,16 @@ use crate::util::say::say;
 
 const VARIABLE: &str = "MIRAKURU_TIMELINE";
 
-/// The page is never older than this while events come.
+/// While events come, the page is never older than this.
 const FRESH: Duration = Duration::from_secs(1);
-/// How long the last process waits for one that is writing the page.
+/// How long the last process waits for another one that is writing the page.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// A lock that is had at once was not waited for.
+/// If a lock was free within this time, it does not count as waited for.
 const NO_WAIT: u64 = 500_000;
-/// What a line holds of one text at most, in bytes: a line is one write, of less than PIPE_BUF.
+/// The most bytes of one text in a line. A line is one write of less than PIPE_BUF.
 const TEXT: usize = 600;
 
-/// What the timeline is written as.
+/// The format of the timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Format {
     Page,
@@ -63,17 +64,17 @@ struct Timeline {
     format: Format,
     events: PathBuf,
     file: File,
-    /// See [`make_last`](Timeline::make_last). Until the end.
+    /// The shared lock of this process, until its end: see [`make_last`](Timeline::make_last).
     alive: Mutex<Option<File>>,
-    /// The directory of a run that is this process alone.
+    /// The directory of a run that is only this process.
     own: Option<PathBuf>,
-    /// The process that has introduced itself: a fork is another one.
+    /// The process that has introduced itself: a fork is another process.
     introduced: AtomicU32,
 }
 
 static TIMELINE: OnceCell<Option<Timeline>> = OnceCell::new();
 
-/// The timeline, if one is wanted and can be had.
+/// The timeline, if one is wanted and possible.
 fn wanted() -> Option<&'static Timeline> {
     static IS_SET: Lazy<bool> = Lazy::new(|| std::env::var_os(VARIABLE).is_some_and(|path| !path.is_empty()));
     if !*IS_SET {
@@ -82,7 +83,7 @@ fn wanted() -> Option<&'static Timeline> {
     TIMELINE.get_or_init(Timeline::open).as_ref()
 }
 
-/// The time, if a timeline is wanted.
+/// The present time, if a timeline is wanted.
 #[doc(hidden)]
 pub fn timeline_now() -> Option<u64> {
     wanted().map(|_| sys::clock_ns())
@@ -100,7 +101,7 @@ impl Timeline {
     fn open() -> Option<Timeline> {
         let given = PathBuf::from(std::env::var_os(VARIABLE)?);
         let run = Run::current();
-        // Those who are left of a run that was killed have nothing to tell.
+        // The remaining processes of a killed run record nothing.
         if run::is_over() {
             return None;
         }
@@ -111,7 +112,7 @@ impl Timeline {
         let target = absolute(&given, runner);
         let name = format!("timeline-{:016x}", run::hash(0, &target.to_string_lossy()));
         let refuse = |reason: &str| {
-            // Once in a run, not once in each of its processes.
+            // This happens once in a run, not once in each of its processes.
             let told = made.is_ok() && File::create_new(dir.join(format!("{name}-refused"))).is_err();
             if !told {
                 say(&format!(
@@ -144,8 +145,8 @@ impl Timeline {
             .custom_flags(sys::files::NO_FOLLOW)
             .open(&events)?;
         let alive = open_alive(&events)?;
-        // This takes the lock, unless another process is alone and at its end, which is not to be
-        // waited for.
+        // Takes the shared lock, unless another process has the exclusive one at its end. This does
+        // not wait for that.
         let _ = sys::files::is_locked(alive.as_fd());
         sys::at_exit(at_exit);
         let timeline = Timeline {
@@ -165,13 +166,13 @@ impl Timeline {
     fn put(&self, kind: char, at: u64, thread: u32, fields: &[&str]) {
         let pid = std::process::id();
         if self.introduced.load(Ordering::Relaxed) != pid {
-            // A fork.
+            // This is a fork.
             self.introduce();
         }
         self.write(&line(kind, pid, at, thread, fields));
     }
 
-    /// Says which process this is, before it says anything else.
+    /// Introduces this process before its first event.
     fn introduce(&self) {
         let (pid, started) = service_dir::this_process();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
@@ -187,11 +188,11 @@ impl Timeline {
     }
 
     fn write(&self, line: &str) {
-        // Should the disk be full, the timeline is what can be done without.
+        // If the disk is full, the timeline may be incomplete.
         let _ = (&self.file).write_all(line.as_bytes());
     }
 
-    /// Makes the page anew, if it has not been for a while.
+    /// Makes the page anew, if it is too old.
     fn refresh(&self) {
         let written = fs::metadata(&self.target).and_then(|metadata| metadata.modified());
         let age = written
@@ -202,8 +203,8 @@ impl Timeline {
         }
     }
 
-    /// Makes the page, unless another process is doing it for longer than this. Gives how many
-    /// bytes of events are in it.
+    /// Makes the page, unless another process is busy with it for longer than `patience`. Returns
+    /// the number of bytes of events in it.
     fn make(&self, patience: Duration) -> Option<u64> {
         let began = Instant::now();
         let lock = File::open(&self.events).ok()?;
@@ -243,17 +244,16 @@ impl Timeline {
         }
     }
 
-    /// Makes the page, unless there are processes that will yet end: each has a shared lock, and
-    /// who can get the exclusive one is alone.
+    /// Makes the page, unless other processes still live. Each living process has a shared lock, so
+    /// a process that gets the exclusive lock is the last.
     ///
-    /// Nobody's last word is lost. Whoever does not get the lock has appended all of its events
-    /// before it tried. If it failed because another one has a shared lock, that one is yet to come
-    /// here. (Of two that come at the same time, each gives up its shared lock in trying, so that
-    /// one succeeds.) If it failed because another one is past that point, that one polls once more
-    /// whether there are new events after it has given up its lock, and from then on nobody fails
-    /// because of it.
+    /// No event is lost. A process that does not get the lock has appended all of its events before
+    /// it tried. If another process has a shared lock, that process will come here later. (If two
+    /// come at the same time, each gives up its shared lock in trying, so one succeeds.) If another
+    /// process has the exclusive lock, that process frees it and then checks once more for new
+    /// events. From then on no other process fails because of it.
     fn make_last(&self) {
-        // Never waits: nobody else has it at this time, or there is nothing to be done.
+        // Never waits. If another thread has it at this time, nothing needs to be done.
         let Some(mut alive) = self.alive.try_lock().ok().and_then(|mut alive| alive.take()) else {
             return;
         };
@@ -262,8 +262,8 @@ impl Timeline {
         let mut made = None;
         while matches!(sys::files::try_flock(alive.as_fd()), Ok(true)) {
             if is_news(made) {
-                // Shared again while it is made, so that those who begin meanwhile can say that
-                // they live.
+                // The lock is shared again meanwhile, so that processes that begin now can take
+                // theirs.
                 let _ = sys::files::is_locked(alive.as_fd());
                 made = self.make(PATIENCE);
                 if made.is_none() || began.elapsed() > PATIENCE {
@@ -281,15 +281,15 @@ impl Timeline {
     }
 }
 
-/// The file whose shared lock is held by all processes that will yet end.
+/// The file that all living processes of a run have a shared lock on.
 fn open_alive(events: &Path) -> io::Result<File> {
     sys::files::open_lock(&events.with_extension("alive"), true)
 }
 
-/// At the normal end of the process, after its services have ended.
+/// Runs at the normal end of the process, after its services have ended.
 extern "C" fn at_exit() {
-    // Another thread may be in the middle of opening it: `get` does not wait. And a panic must not
-    // leave this function.
+    // `get` does not wait, because another thread may be opening the timeline at this moment. A
+    // panic must not leave this function.
     let _ = std::panic::catch_unwind(|| {
         let ours = |timeline: &&Timeline| timeline.introduced.load(Ordering::Relaxed) == std::process::id();
         if let Some(timeline) = TIMELINE.get().and_then(Option::as_ref).filter(ours) {
@@ -298,7 +298,7 @@ extern "C" fn at_exit() {
     });
 }
 
-/// A path that is not absolute is relative to where the runner was started: the tests of each
+/// A relative path counts from the directory in which the runner was started. The tests of a
 /// package run in the package's own directory.
 fn absolute(path: &Path, runner: u32) -> PathBuf {
     let dir = match path.is_absolute() {
@@ -309,7 +309,7 @@ fn absolute(path: &Path, runner: u32) -> PathBuf {
     dir.unwrap_or_default().join(path)
 }
 
-/// An event as a line: its kind, the process, the time, the thread, and what else there is to it.
+/// An event as a line: its kind, the process, the time, the thread, and further fields.
 fn line(kind: char, pid: u32, at: u64, thread: u32, fields: &[&str]) -> String {
     let mut line = format!("{kind}\t{pid}\t{at}\t{thread}");
     for field in fields {
@@ -318,7 +318,7 @@ fn line(kind: char, pid: u32, at: u64, thread: u32, fields: &[&str]) -> String {
             true => field.get(..char_boundary(field)).unwrap_or_default(),
             false => field,
         };
-        // The fields of an event have no need of control characters.
+        // The fields of an event need no control characters.
         line.extend(short.chars().map(|c| if c.is_control() { ' ' } else { c }));
         if short.len() < field.len() {
             line.push('…');
@@ -328,7 +328,7 @@ fn line(kind: char, pid: u32, at: u64, thread: u32, fields: &[&str]) -> String {
     line
 }
 
-/// Where a long text may be cut.
+/// A position at which a long text may be cut.
 fn char_boundary(text: &str) -> usize {
     (0..=TEXT)
         .rev()
@@ -338,13 +338,13 @@ fn char_boundary(text: &str) -> usize {
 
 // ---- threads ------------------------------------------------------------------------------------
 
-/// A thread that has done something with a service: a test, as a rule. Its end is the test's.
+/// A thread that has used a service: usually a test. Its end is the end of the test.
 struct Thread {
     number: Cell<u32>,
 }
 
 impl Thread {
-    /// The number of this thread in this process, which is introduced with its name.
+    /// The number of this thread in this process. The first use writes the thread's name as well.
     fn number(&self, timeline: &Timeline) -> u32 {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         if self.number.get() == 0 {
@@ -372,7 +372,7 @@ thread_local! {
 }
 
 fn put(timeline: &Timeline, kind: char, at: u64, fields: &[&str]) {
-    // At the end of a thread there may be nowhere to look it up.
+    // At the end of a thread, its number may be gone already.
     let number = THREAD.try_with(|thread| thread.number(timeline)).unwrap_or(0);
     timeline.put(kind, at, number, fields);
 }
@@ -397,7 +397,7 @@ pub(crate) fn endpoint_lock(began: Option<u64>, ids: &[String]) {
     }
 }
 
-/// A start begins, of a service that wants these endpoints for itself.
+/// A service that needs these endpoints for itself begins to start.
 pub(crate) fn begins(id: &str, name: &str, command: &str, endpoints: impl FnOnce() -> Vec<String>) {
     if let Some(timeline) = wanted() {
         let endpoints = endpoints().join(" ");
@@ -405,14 +405,14 @@ pub(crate) fn begins(id: &str, name: &str, command: &str, endpoints: impl FnOnce
     }
 }
 
-/// It was executed.
+/// The service was executed.
 pub(crate) fn spawned(id: &str, pid: u32) {
     if let Some(timeline) = wanted() {
         put(timeline, 'S', sys::clock_ns(), &[id, &pid.to_string()]);
     }
 }
 
-/// It is ready.
+/// The service is ready.
 pub(crate) fn ready(id: &str) {
     if let Some(timeline) = wanted() {
         put(timeline, 'R', sys::clock_ns(), &[id]);
@@ -420,7 +420,7 @@ pub(crate) fn ready(id: &str) {
     }
 }
 
-/// Its start has failed. The error may have many lines, of which the first says it all.
+/// The start of the service has failed. The first line of the error has the whole message.
 pub(crate) fn failed(id: &str, error: impl FnOnce() -> String) {
     if let Some(timeline) = wanted() {
         let error = error();
@@ -434,14 +434,14 @@ pub(crate) fn failed(id: &str, error: impl FnOnce() -> String) {
     }
 }
 
-/// It belongs to the run now.
+/// The service belongs to the run now.
 pub(crate) fn published(id: &str) {
     if let Some(timeline) = wanted() {
         put(timeline, 'L', sys::clock_ns(), &[id]);
     }
 }
 
-/// A service of the run was attached to. Until then it was waited for.
+/// This process has attached to a service of the run, after waiting for it.
 pub(crate) fn attached(began: Option<u64>, id: &str, name: &str, command: &str) {
     if let (Some(timeline), Some(began)) = (wanted(), began) {
         put(
@@ -454,14 +454,14 @@ pub(crate) fn attached(began: Option<u64>, id: &str, name: &str, command: &str) 
     }
 }
 
-/// Another thread of this process has started it, and this one has waited.
+/// Another thread of this process has started the service, and this one has waited.
 pub(crate) fn waited(began: u64, id: &str) {
     if let Some(timeline) = wanted() {
         put(timeline, 'V', began, &[&sys::clock_ns().to_string(), id]);
     }
 }
 
-/// The test on this thread uses it, from then on.
+/// The test on this thread uses the service from then on.
 pub(crate) fn used(since: u64, id: &str) {
     if let Some(timeline) = wanted() {
         put(timeline, 'U', since, &[id]);
@@ -469,14 +469,14 @@ pub(crate) fn used(since: u64, id: &str) {
     }
 }
 
-/// Its end begins.
+/// The service begins to end.
 pub(crate) fn stops(id: &str) {
     if let Some(timeline) = wanted() {
         put(timeline, 'K', sys::clock_ns(), &[id]);
     }
 }
 
-/// Nothing of it is left.
+/// Nothing of the service is left.
 pub(crate) fn gone(id: &str, exit: Option<Exit>) {
     if let Some(timeline) = wanted() {
         let mut at = String::new();

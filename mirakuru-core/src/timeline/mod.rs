@@ -1,4 +1,4 @@
-//! Where the time of a run went: what its processes record, and the page that is drawn of it.
+//! Where the time of a run went: its processes record it, and a page shows it.
 
 pub(crate) mod events;
 pub(crate) mod model;

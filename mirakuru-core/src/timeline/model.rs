@@ -1,27 +1,26 @@
-//! What the events of a run mean.
+//! Gives the events of a run a meaning.
 //!
-//! A *lane* is a thread that has done something with a service, which is a test, as a rule: from
-//! the first that is known of it to its end. Its time is divided into *pieces*: waiting for a port,
-//! starting a service, waiting for one that somebody else starts, stopping, and what is left, the
-//! test's own. Where two starts overlap, since they go on side by side, the time is that of the one
-//! which is over last, and before the other begins that of the other. The end of a process, which
-//! stops the services of its statics, is a lane as well.
+//! A *lane* is a thread that has used a service, usually a test. It lasts from the first event of
+//! the thread to its end. Its time is divided into *pieces*: waiting for a port, starting a
+//! service, waiting for a service that another test starts, and stopping. The rest is the test's
+//! own. Two starts may overlap. In that case the overlapping time counts for the one that ends
+//! last. The end of a process, which stops the services of its statics, is a lane as well.
 //!
 //! # The critical path
 //!
-//! The chain of pieces that explains how long the run took: no two overlap, and together they are
-//! all of it. It is found by walking back from the last end, asking each time what was waited for:
+//! The chain of pieces that explains how long the run took: no two overlap, and together they cover
+//! all of it. It is found backwards from the last end, by asking what each piece waited for:
 //!
-//! - a piece of any kind: for what comes before it in its lane;
-//! - waiting for a port: for the stop of the service that had the port, from the moment on at which
-//!   that was gone;
-//! - waiting for a service that another test starts: for that start;
-//! - the beginning of a test: for the test of the same process that ended last before it, else of
-//!   any process. What lies between is nobody's: the runner, and tests that use no service.
+//! - a piece of any kind waits for the piece before it in its lane;
+//! - a wait for a port waits for the stop of the service that had the port, from the moment at
+//!   which that service was gone;
+//! - a wait for a service that another test starts waits for that start;
+//! - the beginning of a test waits for the test that ended last before it, of the same process or
+//!   else of any. The time between belongs to the runner, and to tests that use no service.
 
 use std::collections::HashMap;
 
-/// A process may tell of an end a moment after another one has noticed it.
+/// A process may report an end a moment after another process has noticed it.
 const LAG: u64 = 20_000_000;
 
 /// What a piece of time was spent on.
@@ -54,7 +53,7 @@ pub(crate) struct Piece {
     pub(crate) kind: Kind,
     pub(crate) begin: u64,
     pub(crate) end: u64,
-    /// What it is about. There may be several where ports were waited for.
+    /// The subject of the piece. A wait for ports may have several.
     pub(crate) services: Vec<usize>,
 }
 
@@ -71,17 +70,17 @@ pub(crate) struct Process {
     pub(crate) name: String,
     started: u64,
     last: u64,
-    /// Its normal end: when that began, and when its services were gone.
+    /// The normal end: when it began, and when all services were gone.
     exit: Option<(u64, u64)>,
     is_alive: bool,
 }
 
-/// How far a lane or a service is known.
+/// Up to which time a lane or a service is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// It has ended.
+    /// The end is known.
     Seen,
-    /// It goes on.
+    /// It still lives.
     Open,
     /// Its process was killed.
     Killed,
@@ -105,11 +104,11 @@ pub(crate) struct Lane {
     pub(crate) begin: u64,
     pub(crate) end: u64,
     pub(crate) ended: End,
-    /// Is it the end of a process, and no test?
+    /// Whether this is the end of a process, and not a test.
     pub(crate) is_exit: bool,
-    /// In order, without overlap: all of its time.
+    /// All of its time, in order and without overlap.
     pub(crate) pieces: Vec<Piece>,
-    /// What it has done, in the order in which that was told.
+    /// Its work, in the order of the events.
     slices: Vec<Piece>,
     seen_end: Option<u64>,
 }
@@ -124,11 +123,11 @@ pub(crate) struct Start {
     pub(crate) ready: Option<u64>,
     pub(crate) error: Option<String>,
     pub(crate) stop: Option<u64>,
-    /// The end of its last part, and whether that is more than a guess.
+    /// The end of its last part, and whether that is certain.
     pub(crate) end: u64,
     pub(crate) ended: Option<End>,
     stopper: Option<usize>,
-    /// When its main process ended, if that was before it was to.
+    /// When its main process ended, if that was too early.
     pub(crate) died: Option<u64>,
     pub(crate) status: String,
 }
@@ -160,11 +159,10 @@ pub(crate) struct Run {
 }
 
 impl Run {
-    /// Reads the events. `is_alive` tells of a process, by its id and start time.
+    /// Reads the events. `is_alive` tells whether a process lives, by its id and start time.
     pub(crate) fn of(events: &str, is_alive: fn(u32, u64) -> bool) -> Run {
         let mut reader = Reader::default();
-        // The last line may be half a line of a process that was killed: then it does not say
-        // anything.
+        // The last line may be incomplete, if its process was killed: then it is ignored.
         let whole = events.rfind('\n').map_or("", |at| &events[..at]);
         for line in whole.split('\n') {
             reader.read(line);
@@ -177,7 +175,7 @@ impl Run {
 struct Reader {
     run: Run,
     first: Option<u64>,
-    /// Of the process that introduced itself first: its time, in both clocks.
+    /// The time of the process that introduced itself first, in both clocks.
     clocks: Option<(u64, u64)>,
     processes: HashMap<u32, usize>,
     lanes: HashMap<(usize, u32), usize>,
@@ -209,7 +207,7 @@ impl Reader {
         }
         let process = *self.processes.get(&pid)?;
         let mut ends = at;
-        // What has a beginning and an end is told at its end.
+        // A piece with a beginning and an end is one event, at its end.
         if matches!(kind, "W" | "A" | "V" | "X") {
             ends = fields.next()?.parse().ok()?;
         }
@@ -231,7 +229,8 @@ impl Reader {
                 let ids: Vec<&str> = fields.next()?.split(' ').collect();
                 let services: Vec<usize> = ids.iter().map(|id| self.service(id)).collect();
                 for service in &services {
-                    // Of a start that has begun with it, it is no part: the start comes after.
+                    // A wait that began with the start is no part of the start, which comes after
+                    // it.
                     if let Some(start) = self.run.services[*service].starts.last_mut() {
                         if start.spawned.is_none() && start.ended.is_none() && start.begin <= ends {
                             start.begin = ends;
@@ -304,7 +303,7 @@ impl Reader {
                 start.ended = Some(End::Seen);
                 self.slice(lane, Kind::Start, begin, at, vec![service]);
             }
-            // What a start that fails cleans up is a part of it.
+            // The clean-up of a failed start is a part of the start.
             "K" if start.ready.is_some() => start.stop = Some(at),
             "G" if start.stop.is_some() && start.ended.is_none() => {
                 let stop = start.stop.unwrap_or(at);
@@ -373,7 +372,7 @@ impl Reader {
         self.end_processes();
         self.note_uses();
         let mut run = self.run;
-        // A beginning that was told later than it was.
+        // A beginning that was reported late.
         let first = self.first.unwrap_or(0);
         run.shift(first);
         if let Some((at, wall)) = self.clocks {
@@ -395,13 +394,13 @@ impl Reader {
                 (None, None) if process.is_alive => (last, End::Open),
                 (None, None) => (process.last, End::Killed),
             };
-            // What a destructor at the very end of the thread tells comes after its end.
+            // A destructor at the very end of a thread may report after the thread's end.
             let told = lane.slices.iter().map(|slice| slice.end).max();
             lane.end = lane.end.max(told.unwrap_or(0)).max(lane.begin);
         }
     }
 
-    /// Ends what was not seen to end.
+    /// Ends everything whose end was not reported.
     fn end_services(&mut self, last: u64) {
         for (index, service) in self.run.services.iter_mut().enumerate() {
             let again: Vec<u64> = service.starts.iter().skip(1).map(|start| start.begin).collect();
@@ -422,7 +421,7 @@ impl Reader {
                 start.end = again.get(number).copied().unwrap_or(end).max(start.begin);
                 start.ended = Some(ended);
                 if start.ready.is_none() {
-                    // It was starting, or was killed then.
+                    // It was starting, or was killed at that time.
                     let lane = &mut self.run.lanes[start.lane];
                     lane.slices.push(Piece {
                         kind: Kind::Start,
@@ -478,7 +477,7 @@ impl Reader {
         for (service, lane, since) in &self.uses {
             let end = self.run.lanes[*lane].end;
             let service = &mut self.run.services[*service];
-            // It was asked for before it was there.
+            // It was asked for before it existed.
             let ready = service.starts.last().and_then(|start| start.ready).unwrap_or(0);
             let since = (*since).max(ready);
             if since <= end {
@@ -489,7 +488,7 @@ impl Reader {
             if !service.uses.is_empty() {
                 continue;
             }
-            // Not shared: whoever starts it uses it.
+            // It is not shared: its starter uses it.
             for start in &service.starts {
                 if let Some(ready) = start.ready {
                     let end = start
@@ -549,8 +548,8 @@ impl Run {
             path.push(gap(self.lanes[lane].end, at));
             at = self.lanes[lane].end;
         }
-        // Which lanes have been come to at this moment: two must not send us to each other for
-        // ever.
+        // The lanes that the search has visited at this moment, so that two do not lead to each
+        // other for ever.
         let mut here: Vec<usize> = Vec::new();
         while at > 0 {
             let Some(piece) = self.lanes[lane].piece_before(at) else {
@@ -596,7 +595,7 @@ impl Run {
         path
     }
 
-    /// Which lane a piece has waited for, and until when.
+    /// The lane that a piece has waited for, and until when.
     fn awaited(&self, piece: &Piece, at: u64) -> Option<(usize, u64)> {
         let own = *piece.services.first()?;
         let is_in = |end: u64| end > piece.begin && end <= at.saturating_add(LAG);
@@ -628,8 +627,8 @@ impl Run {
         }
     }
 
-    /// The lane that ended last before this one began: of its own process if there is one, else of
-    /// any.
+    /// The lane that ended last before this one began: of its own process if there is one,
+    /// otherwise of any.
     fn lane_before(&self, lane: usize, at: u64, not: &[usize]) -> Option<usize> {
         let process = self.lanes[lane].process;
         let before = |(index, other): &(usize, &Lane)| other.end <= at && !not.contains(index);
@@ -652,7 +651,7 @@ fn gap(begin: u64, end: u64) -> Step {
     Step { lane: None, piece }
 }
 
-/// Names of threads on which runtimes run tasks, as they begin.
+/// The beginnings of the names that runtimes give their worker threads.
 const WORKERS: [&str; 6] = [
     "tokio-",
     "async-std/",
@@ -663,7 +662,7 @@ const WORKERS: [&str; 6] = [
 ];
 
 impl Lane {
-    /// Whether it is a test: not the end of a process, nor a thread that a test or a runtime has
+    /// Whether it is a test, and not the end of a process or a thread that a test or a runtime has
     /// made. The harness names the thread of a test.
     pub(crate) fn is_test(&self) -> bool {
         let is_worker = WORKERS.iter().any(|worker| self.name.starts_with(worker));
@@ -676,7 +675,7 @@ impl Lane {
         let mut slices = std::mem::take(&mut self.slices);
         slices.sort_by_key(|slice| slice.begin);
         while at > self.begin {
-            // The one that covers the moment before, and among several the one that began first.
+            // The piece that covers the moment before; if several do, the one that began first.
             let covering = slices.iter().find(|slice| slice.begin < at && slice.end >= at);
             let piece = match covering {
                 Some(slice) => Piece {
@@ -700,14 +699,14 @@ impl Lane {
         self.pieces.reverse();
     }
 
-    /// The piece that the moment before belongs to; `None` before its beginning.
+    /// The piece that the moment before belongs to; `None` before the beginning of the lane.
     fn piece_before(&self, at: u64) -> Option<&Piece> {
         let after = self.pieces.partition_point(|piece| piece.begin < at);
         self.pieces[..after].last().filter(|piece| piece.end >= at)
     }
 }
 
-/// Without the hash that cargo puts at the end of a test binary's name.
+/// The name of a test binary without the hash that cargo appends.
 fn plain_name(name: &str) -> &str {
     match name.rsplit_once('-') {
         Some((plain, hash)) if hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) => plain,

@@ -4,16 +4,16 @@ use std::fmt::{self, Write};
 
 use super::model::{End, Kind, Lane, Piece, Run, Service, Start};
 
-/// The page, with a place for the data. It loads nothing from anywhere.
+/// The page, with a place for the data. It loads nothing from elsewhere.
 const PAGE: &str = include_str!("page.html");
 const PLACE: &str = "\"THE DATA\"";
 
-/// In a trace, what is no process of the system's has a process id beyond theirs.
+/// Process ids from here on mean no process of the system in a trace.
 const SERVICES: u32 = 5_000_000;
 const PATH: u32 = 5_000_001;
 
-/// A text as JSON has it. What would mean something to HTML is escaped as well, since it is put
-/// into a page.
+/// A text as JSON. Characters with a meaning in HTML are escaped as well, because the text becomes
+/// part of a page.
 pub(crate) struct Text<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Text<'_> {
@@ -33,7 +33,7 @@ impl fmt::Display for Text<'_> {
     }
 }
 
-/// A number that may not be there.
+/// An optional number.
 struct Maybe(Option<u64>);
 
 impl fmt::Display for Maybe {
@@ -47,9 +47,9 @@ impl fmt::Display for Maybe {
 
 /// Nanoseconds as microseconds.
 ///
-/// Perfetto makes nanoseconds of them in floating point, and older versions cut off what is behind
-/// the point: 1.001 µs are then 1000 ns. Of two slices that meet, one would overlap the other, for
-/// which it is dropped. A tenth of a nanosecond more prevents that.
+/// Perfetto converts them to nanoseconds in floating point, and older versions cut the fraction
+/// off: 1.001 µs become 1000 ns. Then one of two adjacent slices would overlap the other, and would
+/// be dropped. An additional tenth of a nanosecond prevents that.
 struct Micros(u64);
 
 impl fmt::Display for Micros {
@@ -86,7 +86,7 @@ pub(crate) fn page(run: &Run) -> String {
     PAGE.replacen(PLACE, &data(run), 1)
 }
 
-/// What the page's script makes the page of.
+/// The data from which the page's script builds the page.
 fn data(run: &Run) -> String {
     let piece = |piece: &Piece| {
         format!(
@@ -159,7 +159,7 @@ fn data(run: &Run) -> String {
     )
 }
 
-/// A thread without a name is one that a test has started.
+/// A thread without a name was started by a test.
 fn lane_name(run: &Run, lane: &Lane) -> String {
     match lane.name.as_str() {
         "" => format!("a thread of {}", run.processes[lane.process].name),
@@ -192,9 +192,9 @@ fn what(run: &Run, piece: &Piece) -> String {
     }
 }
 
-/// The trace: tests as threads of their processes, services as threads of a process of their own,
-/// and the critical path as another. On one thread, slices lie within each other or side by side,
-/// as Perfetto wants them.
+/// The trace: tests are threads of their processes. Services are threads of a process of their own,
+/// and the critical path is another. Slices of one thread lie within each other or side by side, as
+/// Perfetto requires.
 pub(crate) fn trace(run: &Run) -> String {
     let mut trace = Trace::default();
     trace.name(PATH, None, "critical path");
@@ -313,7 +313,7 @@ impl Trace {
                 self.slice(track, "stop", &format!("stop {name}"), (down, start.end), "");
             }
         }
-        // Several at a time: as tracks of their own, which is what asynchronous events are for.
+        // Several at a time: each gets a track of its own, which asynchronous events provide.
         for (lane, begin, end) in &service.uses {
             self.uses += 1;
             let test = lane_name(run, &run.lanes[*lane]);
@@ -342,7 +342,7 @@ mod tests {
                           S\t7\t1500\t1\tid\t812\nR\t7\t2100\t1\tid\nK\t7\t5000\t1\tid\n\
                           G\t7\t6000\t1\tid\t5900\texited\nE\t7\t7100\t1\n";
 
-    /// Reads a JSON text back, by the book (RFC 8259), and refuses what is none.
+    /// Parses a JSON text strictly by RFC 8259.
     fn read(json: &str) -> Option<String> {
         let inner = json.strip_prefix('"')?.strip_suffix('"')?;
         let mut text = String::new();
@@ -392,7 +392,7 @@ mod tests {
         assert_eq!(PAGE.matches(PLACE).count(), 1);
         assert!(page.contains("redis --x \\u003c/script\\u003e"), "{page}");
         assert!(page.contains("[\"start\",0,2000,[0]]"));
-        // What would fetch anything.
+        // Anything that would load a resource.
         for outside in ["src=", "href=\"http", "@import", "url(", "fetch("] {
             assert!(!PAGE.contains(outside), "{outside}");
         }

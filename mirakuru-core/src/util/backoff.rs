@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 /// The first pause between two polls of a condition. Later ones grow in proportion to the time
 /// waited, so that the time lost is a small part of it.
 pub(crate) const FIRST_POLL: Duration = Duration::from_micros(100);
-/// No pause is longer, so that a service that takes minutes is still noticed in time.
+/// The longest pause, so that a service that takes minutes is still noticed in time.
 const LONGEST_POLL: Duration = Duration::from_millis(100);
 /// A pause is one fiftieth of the time already waited, so a poll is 1 % late on average and 2 % at
 /// worst. For a service that starts fast, pauses are shorter by half, but by at most 0.5 ms.
@@ -17,7 +17,7 @@ const LESS: Duration = Duration::from_micros(500);
 const FALLBACK_DIVISOR: u32 = 10;
 const FIRST_FALLBACK: Duration = Duration::from_millis(1);
 
-/// The pause after a poll when this much time has passed in vain.
+/// The pause after an unsuccessful poll, when this much time has passed.
 pub(crate) fn poll_pause(waited: Duration) -> Duration {
     unbounded_poll_pause(waited).min(LONGEST_POLL)
 }
@@ -28,8 +28,8 @@ pub(crate) fn unbounded_poll_pause(waited: Duration) -> Duration {
     (pause - LESS.min(pause / 2)).max(FIRST_POLL)
 }
 
-/// The pause after a poll that the service notices, and perhaps logs: fewer polls, with a mean
-/// loss of 2.5 %.
+/// The pause after a poll that the service notices, and perhaps logs. There are fewer such polls,
+/// with a mean loss of 2.5 %.
 #[cfg(feature = "http")]
 pub(crate) fn quiet_poll_pause(waited: Duration) -> Duration {
     const DIVISOR: u32 = 20;
@@ -38,13 +38,14 @@ pub(crate) fn quiet_poll_pause(waited: Duration) -> Duration {
     (waited / DIVISOR).clamp(FIRST, LONGEST)
 }
 
-/// The pause before a poll that an event makes unnecessary, unless the event was missed.
+/// The pause of a fallback poll, which matters only if an event was missed.
 pub(crate) fn fallback_poll_pause(waited: Duration) -> Duration {
     (waited / FALLBACK_DIVISOR).clamp(FIRST_FALLBACK, LONGEST_POLL)
 }
 
-/// The pauses of a wait for another process: short at first, in the end in proportion to the time
-/// already waited. Forty waiters must not keep the process that they wait for from the processors.
+/// The pauses of a wait for another process: short at first, later in proportion to the time
+/// already waited. Even forty waiters must leave enough processor time to the process that they
+/// wait for.
 pub(crate) struct Pauses {
     began: Instant,
     next: Duration,
@@ -52,7 +53,7 @@ pub(crate) struct Pauses {
 
 impl Pauses {
     const FIRST: Duration = Duration::from_micros(200);
-    /// Each pause is twice the one before it, up to this or to such a part of the time already
+    /// Each pause is twice the one before it, up to this or to a fraction of the time already
     /// waited.
     const LONG: Duration = Duration::from_millis(5);
     const DIVISOR: u32 = 50;
@@ -69,7 +70,7 @@ impl Pauses {
         self.began.elapsed()
     }
 
-    /// Whether there have been some already.
+    /// Whether there was a pause already.
     pub(crate) fn are_long(&self) -> bool {
         self.next >= Pauses::LONG
     }

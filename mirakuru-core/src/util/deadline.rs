@@ -1,4 +1,4 @@
-//! One deadline for a whole start: made once, handed down, shared by all waits within.
+//! One deadline for a whole start: made once, passed on, and shared by all waits.
 
 use std::time::{Duration, Instant};
 
@@ -6,7 +6,7 @@ use once_cell::sync::Lazy;
 
 use crate::util::say::say;
 
-/// A point in time until which something may take.
+/// The time at which something must be complete.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
     started: Instant,
@@ -22,7 +22,7 @@ impl Deadline {
         }
     }
 
-    /// `timeout` from now on, which has been stretched already.
+    /// `timeout` from now on, which is stretched already.
     pub(crate) fn after_scaled(timeout: Duration) -> Deadline {
         Deadline {
             started: Instant::now(),
@@ -67,7 +67,7 @@ pub fn scaled(timeout: Duration) -> Duration {
     Duration::try_from_secs_f64(timeout.as_secs_f64() * *SCALE).unwrap_or(Duration::MAX)
 }
 
-/// The number, 1 where there is none; `None` for a text that is no such number.
+/// The number in the text, or 1 without a text. `None` if the text is no positive number.
 fn scale(text: Option<&str>) -> Option<f64> {
     let text = match text.map(str::trim) {
         None | Some("") => return Some(1.0),

@@ -1,13 +1,13 @@
-//! The one hash for names that several processes must agree on, and the order in which data goes
-//! into it.
+//! The only hash for names that several processes must agree on, and the order in which data enters
+//! it.
 
 use std::ffi::OsStr;
 use std::hash::Hasher;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, absolute};
 
-/// A hash that is the same in every build: those of the standard library may differ from one Rust
-/// release to the next, and test binaries of two must agree.
+/// A hash that is the same in every build. Those of the standard library may differ between Rust
+/// releases, and test binaries of two releases must agree.
 pub(crate) struct Fnv1a(pub(crate) u64);
 
 impl Hasher for Fnv1a {
@@ -26,14 +26,14 @@ pub(crate) fn number(hasher: &mut dyn Hasher, number: u64) {
     hasher.write(&number.to_le_bytes());
 }
 
-/// Bytes with their length, so that two texts are never taken for another two.
+/// Bytes with their length, so that two texts never count as two others.
 pub(crate) fn bytes(hasher: &mut dyn Hasher, bytes: &[u8]) {
     number(hasher, bytes.len() as u64);
     hasher.write(bytes);
 }
 
 /// A text with placeholders, and the values of the environment variables that it names. Ports and
-/// directories get their values later, and count as placeholders.
+/// directories have no values yet, and count as placeholders.
 pub(crate) fn text(hasher: &mut dyn Hasher, text: impl AsRef<OsStr>) {
     const BEGIN: &[u8] = b"{env:";
     let mut rest = text.as_ref().as_bytes();
@@ -46,8 +46,7 @@ pub(crate) fn text(hasher: &mut dyn Hasher, text: impl AsRef<OsStr>) {
     }
 }
 
-/// A path with placeholders. One that is relative to the working directory counts with that
-/// directory.
+/// A path with placeholders. A relative path counts with the working directory.
 pub(crate) fn path(hasher: &mut dyn Hasher, path: &Path) {
     match absolute(path) {
         Ok(absolute) if !path.as_os_str().as_bytes().starts_with(b"{") => text(hasher, absolute),

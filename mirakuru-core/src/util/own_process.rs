@@ -2,19 +2,19 @@
 
 use std::process::Command;
 
-/// The name of a test as the harness knows it, from its name in this module. A test that is gone
-/// does not compile.
+/// The full name of a test, as the harness knows it, from its name in this module. If the test is
+/// removed, this does not compile.
 macro_rules! test_name {
     ($test:ident) => {{
         let _ = &$test;
-        // Without the name of the crate.
+        // The harness leaves out the name of the crate.
         let path = concat!(module_path!(), "::", stringify!($test));
         path.split_once("::").map_or(path, |(_, name)| name)
     }};
 }
 pub(crate) use test_name;
 
-/// A process that runs the test of this name, also an ignored one, and shows its output.
+/// Makes a process that runs the test of this name, even an ignored one, and shows its output.
 pub(crate) fn process_of(test: &str) -> Command {
     let mut command = Command::new(std::env::current_exe().expect("this binary has a path"));
     command.args(["--exact", test, "--include-ignored", "--nocapture"]);

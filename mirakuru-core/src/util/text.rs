@@ -1,12 +1,12 @@
-//! Text of other programs, made fit to be shown.
+//! Makes text of other programs displayable.
 
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
 
-/// Makes a line of another program fit to be shown: without escape sequences and control
-/// characters, without characters that turn the direction of writing, and cut at `limit`
-/// characters with an ellipsis. If carriage returns overwrite the line, the rest is what a
-/// terminal shows at the end.
+/// Makes a line of another program displayable: without escape sequences and control characters,
+/// without characters that turn the direction of writing, and cut at `limit` characters with an
+/// ellipsis. If carriage returns overwrite the line, the result is the text that a terminal shows
+/// at the end.
 pub(crate) fn printable(line: &str, limit: usize) -> String {
     let plain = plain(line.as_bytes());
     let mut shown = String::new();
@@ -27,7 +27,7 @@ pub(crate) fn printable(line: &str, limit: usize) -> String {
 
 const ESCAPE: u8 = 0x1b;
 const BELL: u8 = 7;
-/// They choose a set of characters. The end of bold text is `ESC [ m SI` for some terminals.
+/// These select a set of characters. On some terminals, bold text ends with `ESC [ m SI`.
 const SHIFT_OUT: u8 = 0x0e;
 const SHIFT_IN: u8 = 0x0f;
 
@@ -56,9 +56,9 @@ pub(crate) fn plain(line: &[u8]) -> Cow<'_, [u8]> {
     Cow::Owned(plain)
 }
 
-/// The text after an escape sequence, whose first byte has been read already.
+/// The text after an escape sequence, whose first byte is already gone.
 fn after_escape(text: &[u8]) -> &[u8] {
-    /// The text from the first byte on that is not in the range.
+    /// The text from the first byte that is not in the range.
     fn skip(text: &[u8], range: RangeInclusive<u8>) -> &[u8] {
         let skipped = text.iter().take_while(|byte| range.contains(byte)).count();
         &text[skipped..]
@@ -101,7 +101,7 @@ pub(crate) fn distance(a: &str, b: &str) -> usize {
 /// The least [`distance`] of a text to any part of another.
 pub(crate) fn distance_within(text: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
-    // As there, but a match may begin and end anywhere.
+    // As in `distance`, but a match may begin and end anywhere.
     let mut row = vec![0; other.len() + 1];
     for (i, letter) in text.chars().enumerate() {
         let mut diagonal = row[0];

@@ -1,7 +1,7 @@
 //! [`Wakeup`]: waits for descriptors and a time, as a future of any runtime.
 //!
-//! One thread waits for all of them. It begins with the first wait, and ends when there has been
-//! none for a while.
+//! One thread serves all waits. It begins with the first wait, and ends after a while without
+//! waits.
 
 use std::fs::File;
 use std::future::Future;
@@ -15,19 +15,19 @@ use std::time::{Duration, Instant};
 
 use crate::sys;
 
-/// How long the thread stays when nobody waits.
+/// How long the thread stays without waits.
 const LINGERS: Duration = Duration::from_millis(200);
-/// A wait takes no longer than this, so that a clock can hold its end. The future polls again then.
+/// The limit of one wait, so that a clock can represent its end. After that the future polls again.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// Completes when one of the descriptors can be read, or after the time. The descriptors must stay
-/// open as long as it exists. It may complete too early: look, and wait again.
+/// Completes when one of the descriptors can be read, or when the time is over. The descriptors
+/// must stay open as long as it exists. It may complete too early: poll, and wait again.
 #[derive(Debug)]
 #[must_use = "a future does nothing until it is awaited"]
 pub struct Wakeup {
     until: Instant,
     fds: Vec<RawFd>,
-    /// Its number among those that the thread waits for.
+    /// Its number among the thread's waits.
     id: Option<u64>,
 }
 
@@ -54,7 +54,7 @@ impl Future for Wakeup {
             return Poll::Pending;
         }
         if !waits.has_thread() {
-            // No thread or no descriptor can be had: slower, but it goes on.
+            // Neither a thread nor a descriptor can be had: this is slower, but works.
             drop(waits);
             thread::sleep(Duration::from_millis(1));
             return Poll::Ready(());
@@ -93,7 +93,7 @@ struct Entry {
 struct Waits {
     entries: Vec<Entry>,
     next: u64,
-    /// The process in which the thread runs: a fork has none.
+    /// The process in which the thread runs: a fork has no such thread.
     runs_in: u32,
     /// A pipe that interrupts the thread.
     pipe: Option<(File, File)>,
@@ -118,7 +118,7 @@ impl Locked {
 }
 
 impl Waits {
-    /// Whether there is a thread, which is begun if necessary.
+    /// Whether the thread runs. Starts it if necessary.
     fn has_thread(&mut self) -> bool {
         let me = std::process::id();
         if self.runs_in == me {
@@ -151,7 +151,7 @@ impl Waits {
     }
 }
 
-/// The thread: it ends when nobody has waited for a while.
+/// The thread. It ends after a while without waits.
 fn run() {
     let mut idle_since = Instant::now();
     loop {

@@ -1,17 +1,19 @@
 //! Has cargo build a program of the workspace, once in a run.
 //!
-//! The build must be the one that the user would get by hand, and must disturb none of his own:
+//! The build must be the one that the user would get by hand, and must not disturb the user's own
+//! builds:
 //!
-//! - The profile, the target and the flags are those of this crate. A build script has baked them
-//!   in, because cargo tells a test process nothing of them.
-//! - The environment is that of the cargo or nextest that runs the tests, and not that of the test.
-//!   Many build scripts run again when a variable changes that cargo sets for tests alone, and then
-//!   each of the two builds would undo the other's work.
-//! - The *target directory* is one of our own, and the *build directory* is that of the tests. The
-//!   compiled crates are in the latter, so they are shared. The finished programs are in the
-//!   former, so `target/debug/NAME` and all that cargo has said about it stay as they are.
-//! - The finished file is linked into a directory of the run. A later build replaces the file while
-//!   tests may still use it.
+//! - The profile, the target and the flags are those of this crate. A build script has recorded
+//!   them, because cargo does not tell them to a test process.
+//! - The environment is that of the cargo or nextest that runs the tests, not that of the test.
+//!   Many build scripts run again if a variable changes that cargo sets only for tests. Then each
+//!   of the two builds would undo the other's work.
+//! - The *target directory* is our own, and the *build directory* is that of the tests. The
+//!   compiled crates are in the build directory, so both builds share them. The finished programs
+//!   are in the target directory, so `target/debug/NAME` and all records of cargo about it stay as
+//!   they are.
+//! - The finished file is linked into a directory of the run. A later build may replace the file
+//!   while tests still use it.
 //!
 //! ```text
 //! <build directory of the tests>/mirakuru/
@@ -49,9 +51,9 @@ use crate::util::text::distance;
 use crate::workspace::Bin;
 use crate::workspace::json::Json;
 
-/// What cargo says when another cargo is at work in the same directory.
+/// Cargo's message if another cargo is at work in the same directory.
 const BLOCKED: &str = "Blocking waiting for file lock";
-/// A link whose run cannot be seen from this pid namespace is removed after this time.
+/// If the run of a link is not visible in this pid namespace, the link is removed after this time.
 const FOREIGN_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// How this crate, and so the test, was built.
@@ -59,9 +61,9 @@ const FOREIGN_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 struct Built {
     build_dir: PathBuf,
     profile: String,
-    /// Where it was given to cargo.
+    /// The target that was given to cargo, if any.
     target: Option<String>,
-    /// As cargo takes them in `CARGO_ENCODED_RUSTFLAGS`.
+    /// In the format of `CARGO_ENCODED_RUSTFLAGS`.
     flags: &'static str,
 }
 
@@ -80,8 +82,8 @@ impl Built {
         let profile_dir = build.parent()?;
         let profile = profile_dir.file_name()?.to_str()?;
         let parent = profile_dir.parent()?;
-        // A build directory may itself have the name of a target. Only in the real one cargo has
-        // this file.
+        // A build directory may have the same name as a target. Only the real one contains this
+        // file of cargo's.
         let given = parent.ends_with(target) && !parent.join(".rustc_info.json").exists();
         Some(Built {
             build_dir: if given { parent.parent()? } else { parent }.to_owned(),
@@ -92,7 +94,7 @@ impl Built {
     }
 }
 
-/// The nearest cargo, or program like it, that this process descends from: who runs the tests.
+/// The nearest ancestor that is cargo, or a program like it: it runs the tests.
 fn runner() -> Option<(u32, u64)> {
     static RUNNER: Lazy<Option<(u32, u64)>> = Lazy::new(|| {
         let mut ancestors = procfs::ancestors(std::process::id()).skip(1);
@@ -102,14 +104,14 @@ fn runner() -> Option<(u32, u64)> {
     *RUNNER
 }
 
-/// Where the runner was started: cargo has read its configuration from there. `None` if this test
-/// was started by hand.
+/// The directory in which the runner was started: cargo has read its configuration from there.
+/// `None` if this test was started by hand.
 pub(crate) fn runner_dir() -> Option<PathBuf> {
     runner().and_then(|(pid, _)| procfs::current_dir(pid))
 }
 
-/// The file for the list of tests that were skipped, and the first line of the list of this run.
-/// `None` where the build directory is not there.
+/// The file for the list of skipped tests, and the first line of this run's list. `None` if the
+/// build directory does not exist.
 #[must_use]
 pub fn skipped_list() -> Option<(PathBuf, String)> {
     let dir = Built::baked()?.build_dir;
@@ -125,14 +127,14 @@ pub fn skipped_list() -> Option<(PathBuf, String)> {
     ))
 }
 
-/// The program's file. Cargo has been asked for it once in this run, by this process or by another.
+/// The program's file. In this run, this process or another one has asked cargo for it once.
 ///
 /// # Errors
 ///
 /// [`Error::System`]: see [`Bin::path`].
 pub(crate) fn built(bin: &Bin) -> Result<PathBuf, Error> {
     static KNOWN: Mutex<Vec<(Bin, Result<PathBuf, String>)>> = Mutex::new(Vec::new());
-    // Held over the build: the other threads of this process wait for it as other processes do.
+    // Held during the build: other threads of this process wait for it, as other processes do.
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     let outcome = match known.iter().find(|(other, _)| other == bin) {
         Some((_, outcome)) => outcome.clone(),
@@ -181,7 +183,7 @@ fn built_in_run(bin: &Bin) -> Result<PathBuf, String> {
         });
         pauses.sleep(Duration::MAX);
     }
-    // It may have come between the check and the lock.
+    // The answer may have come between the check and the lock.
     if let Some(outcome) = record.read() {
         return outcome;
     }
@@ -191,16 +193,17 @@ fn built_in_run(bin: &Bin) -> Result<PathBuf, String> {
     outcome
 }
 
-/// The text of an error that only the user's word can mend.
+/// The text of an error that only the user can resolve.
 fn by_variable(bin: &Bin, reason: &str) -> String {
     format!("{reason}; set {} to the program's path", bin.variable())
 }
 
-/// Whether this process can know what cargo would build: it stands where cargo has put it.
+/// Whether this process can know which program cargo would build: its own file is at the place
+/// where cargo put it.
 fn check_is_beside(built: &Built) -> Result<(), String> {
     let exe = own_file(std::env::current_exe().ok(), std::env::args_os().next());
     let build_dir = fs::canonicalize(&built.build_dir).unwrap_or_default();
-    // A doctest is compiled into a temporary directory, and starts itself again.
+    // A doctest is compiled into a temporary directory and runs from there.
     let is_doctest = || {
         let mut ancestors = procfs::ancestors(std::process::id()).take(4);
         ancestors.any(|(_, stat)| stat.comm == "rustdoc")
@@ -216,18 +219,18 @@ fn check_is_beside(built: &Built) -> Result<(), String> {
     ))
 }
 
-/// The file of this process. Where the system does not tell (Linux without `/proc`), it is the path
-/// by which the process was started, which is the same one under cargo and nextest.
+/// The file of this process. If the system does not tell it (Linux without `/proc`), the path by
+/// which the process was started; under cargo and nextest that is the same.
 fn own_file(told: Option<PathBuf>, first_arg: Option<OsString>) -> PathBuf {
     let path = told.or_else(|| first_arg.map(PathBuf::from));
     path.and_then(|path| fs::canonicalize(path).ok())
         .unwrap_or_default()
 }
 
-/// What one process of the run leaves for the others.
+/// The record that one process of the run leaves for the others.
 struct Record {
     file: PathBuf,
-    /// A session may last over many runs of cargo, each of which may find changed sources.
+    /// A session may last over many runs of cargo, and sources may change before each.
     runner: (u32, u64),
 }
 
@@ -240,7 +243,7 @@ impl Record {
             return None;
         }
         match outcome {
-            // Somebody may have cleaned the target directory.
+            // The target directory may have been cleaned.
             "built" => Some(PathBuf::from(text)).filter(|path| path.is_file()).map(Ok),
             _ => Some(Err(text.to_owned())),
         }
@@ -251,7 +254,7 @@ impl Record {
             Ok(path) => ("built", path.to_string_lossy().into_owned()),
             Err(reason) => ("failed", reason.clone()),
         };
-        // Complete before it has its name, since others read it without the lock.
+        // The file is complete before it gets its name, because others read it without the lock.
         let new = self.file.with_extension(format!("new-{}", std::process::id()));
         fs::write(&new, format!("{}\n{word}\n{text}", self.head()))?;
         fs::rename(&new, &self.file)
@@ -263,7 +266,7 @@ impl Record {
     }
 }
 
-/// Builds the program and says where cargo has put it.
+/// Builds the program and returns its path.
 fn build(bin: &Bin, built: &Built) -> Result<PathBuf, String> {
     let manifest = manifest(bin)?;
     let package = package(bin, built, &manifest)?;
@@ -303,7 +306,7 @@ fn build(bin: &Bin, built: &Built) -> Result<PathBuf, String> {
         .ok_or_else(|| format!("cargo has built it, and not said where\n{}", said.err.trim_end()))
 }
 
-/// The manifest of the test's package. Any of the workspace would do.
+/// The manifest of the test's package. Any manifest of the workspace would do.
 fn manifest(bin: &Bin) -> Result<PathBuf, String> {
     let exe = std::env::current_exe().ok();
     let dirs = [
@@ -312,7 +315,7 @@ fn manifest(bin: &Bin) -> Result<PathBuf, String> {
         std::env::current_dir().ok(),
     ];
     let dirs = dirs.into_iter().flatten();
-    // Of a test that is started by hand: the target directory usually stands in the workspace.
+    // For a test that is started by hand: the target directory is usually in the workspace.
     let above = exe.iter().flat_map(|exe| exe.ancestors().map(Path::to_owned));
     dirs.chain(above)
         .map(|dir| dir.join("Cargo.toml"))
@@ -325,7 +328,7 @@ fn manifest(bin: &Bin) -> Result<PathBuf, String> {
         })
 }
 
-/// The package that has the program, as cargo knows it.
+/// The package that contains the program, as cargo knows it.
 fn package(bin: &Bin, built: &Built, manifest: &Path) -> Result<String, String> {
     let mut metadata = cargo(built, manifest);
     metadata.args([
@@ -357,7 +360,7 @@ fn package(bin: &Bin, built: &Built, manifest: &Path) -> Result<String, String> 
     match found.as_slice() {
         [(id, _, _)] => Ok((*id).to_owned()),
         [] => {
-            // The nearest first; of equal ones, as cargo has them.
+            // The most similar first; equal ones in cargo's order.
             all.sort_by_key(|(_, package, name)| (distance(name, &bin.name), !is_wanted(package)));
             let names = all.iter().map(|(_, package, name)| format!("`{package}:{name}`"));
             Err(format!(
@@ -375,7 +378,7 @@ fn package(bin: &Bin, built: &Built, manifest: &Path) -> Result<String, String> 
     }
 }
 
-/// The programs that there are, ten at most.
+/// The programs that exist, at most ten.
 fn listed(names: impl ExactSizeIterator<Item = String>, kind: &str) -> String {
     let kind = if kind == "bin" { "programs" } else { "examples" };
     match names.len() {
@@ -390,8 +393,9 @@ fn listed(names: impl ExactSizeIterator<Item = String>, kind: &str) -> String {
 
 /// The build directory as a string of TOML, for a cargo that is started in `dir`.
 ///
-/// Cargo replaces names in braces there, and knows no other braces. So the path counts from `dir`
-/// if that has them; otherwise it is `None`, and cargo compiles all crates once more.
+/// Cargo replaces names in braces there, and no other braces are allowed. So if the path has
+/// braces, it is written relative to `dir`. If it still has, this is `None`, and cargo compiles all
+/// crates once more.
 fn build_dir(path: &Path, dir: Option<&Path>) -> Result<Option<String>, String> {
     let text = path
         .to_str()
@@ -413,8 +417,8 @@ fn build_dir(path: &Path, dir: Option<&Path>) -> Result<Option<String>, String> 
     )))
 }
 
-/// Cargo, as the runner would start it. Without a runner, it is started beside the manifest: cargo
-/// and rustup look for their configuration from there on upwards.
+/// A cargo command, as the runner would start it. Without a runner, it starts beside the manifest:
+/// cargo and rustup search for their configuration from there upwards.
 fn cargo(built: &Built, manifest: &Path) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     let of_runner = runner().and_then(|(pid, _)| procfs::environment(pid));
@@ -425,7 +429,7 @@ fn cargo(built: &Built, manifest: &Path) -> Command {
     cargo.env_clear().envs(environment.iter().cloned());
     let dir = runner_dir().or_else(|| manifest.parent().map(Path::to_owned));
     cargo.current_dir(dir.unwrap_or_default());
-    // They tell of descriptors that this process has not got.
+    // These refer to descriptors that this process does not have.
     for name in ["MAKEFLAGS", "MFLAGS", "CARGO_MAKEFLAGS"] {
         cargo.env_remove(name);
     }
@@ -437,15 +441,15 @@ fn cargo(built: &Built, manifest: &Path) -> Command {
         let flags = given("RUSTFLAGS")?;
         Some(flags.split_ascii_whitespace().collect::<Vec<_>>().join("\u{1f}"))
     });
-    // Where they come from the environment or from a file, cargo finds them again. Build scripts
-    // may look at the variable.
+    // If these come from the environment or from a file, cargo finds them again. Build scripts may
+    // read the variable.
     if given.unwrap_or_default() != built.flags {
         cargo.env("CARGO_ENCODED_RUSTFLAGS", built.flags);
     }
     cargo
 }
 
-/// What a process's environment is made of.
+/// The environment of a process.
 fn variables(environment: &[u8]) -> impl Iterator<Item = (OsString, OsString)> {
     environment.split(|byte| *byte == 0).filter_map(|entry| {
         let equals = entry.iter().position(|byte| *byte == b'=').filter(|at| *at > 0)?;
@@ -459,8 +463,8 @@ struct Said {
     err: String,
 }
 
-/// Runs cargo to its end. Nothing of it is inherited: a runner may read this process's output, and
-/// waits for its end.
+/// Runs cargo to its end. Cargo inherits none of this process's streams: a runner may read them and
+/// would wait for cargo.
 fn run_cargo(mut cargo: Command, bin: &Bin) -> Result<Said, String> {
     cargo
         .stdin(Stdio::null())
@@ -481,7 +485,7 @@ fn run_cargo(mut cargo: Command, bin: &Bin) -> Result<Said, String> {
     }
 }
 
-/// Reads all that cargo says. What takes long is told.
+/// Reads all output of cargo. Reports a slow step.
 fn listen(child: &mut Child, bin: &Bin) -> Result<Said, String> {
     let (Some(mut stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
         return Err("cargo has no output".to_owned());
@@ -492,7 +496,7 @@ fn listen(child: &mut Child, bin: &Bin) -> Result<Said, String> {
         for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
             let line = String::from_utf8_lossy(&line).into_owned();
             err.extend([&line, "\n"]);
-            // Nobody listens any more once standard output has ended.
+            // Once standard output has ended, the receiver is gone.
             let _ = sender.send(line);
         }
         err
@@ -526,7 +530,7 @@ fn listen(child: &mut Child, bin: &Bin) -> Result<Said, String> {
     Ok(Said { out, err })
 }
 
-/// Gives the file a name that stays its own while this run lasts.
+/// Gives the file a name that nothing else uses while this run lasts.
 fn link(file: &Path, built: &Built, run_name: &Path) -> Result<PathBuf, String> {
     let base = built.build_dir.join("mirakuru");
     sweep(&base);
@@ -541,7 +545,7 @@ fn link(file: &Path, built: &Built, run_name: &Path) -> Result<PathBuf, String> 
         if link.exists() {
             return Ok(link);
         }
-        // Not every file system has links. A copy is as good, once it is complete.
+        // Some file systems have no links. A complete copy is as good.
         fs::hard_link(file, &link).or_else(|_| {
             let new = dir.join("new");
             fs::copy(file, &new)?;
@@ -591,7 +595,7 @@ mod tests {
         let is = |text: &str| Ok(Some(text.to_owned()));
         assert_eq!(given("/shop/target", "/shop"), is("\"/shop/target\""));
         assert_eq!(given("/a \"b\\/target", "/"), is("\"/a \\\"b\\\\/target\""));
-        // Braces are the names of other paths to cargo.
+        // For cargo, names in braces stand for other paths.
         assert_eq!(given("/{shop}/target", "/{shop}"), is("\"target\""));
         assert_eq!(given("/{shop}/target", "/other"), Ok(None));
         assert_eq!(given("/{shop}", "/{shop}"), Ok(None));

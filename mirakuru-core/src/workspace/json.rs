@@ -1,6 +1,6 @@
-//! Reads JSON: as much as it takes to understand cargo's messages.
+//! A JSON parser that is just enough for cargo's messages.
 
-/// A value. Numbers are kept as they were written: nobody here counts with them.
+/// A value. Numbers stay as they were written: this crate does not calculate with them.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Json {
     /// `null`, `true`, `false`, or a number.
@@ -10,7 +10,7 @@ pub(crate) enum Json {
     Object(Vec<(String, Json)>),
 }
 
-/// How deep values may stand in each other: cargo's are six levels deep.
+/// How deep values may be nested. Cargo's messages have six levels.
 const DEPTH: usize = 64;
 
 impl Json {
@@ -41,7 +41,7 @@ impl Json {
         }
     }
 
-    /// The entries of a list that is a member of an object; none where there is no such list.
+    /// The entries of a list that is a member of an object; empty if there is no such list.
     pub(crate) fn list(&self, name: &str) -> &[Json] {
         match self.get(name) {
             Some(Json::List(list)) => list,
@@ -59,7 +59,7 @@ impl Reader<'_> {
         self.rest = self.rest.trim_start_matches([' ', '\t', '\r', '\n']);
     }
 
-    /// Takes this text away, if it comes next after white space.
+    /// Consumes this text, if it comes next after white space.
     fn take(&mut self, text: &str) -> Option<()> {
         self.space();
         self.rest = self.rest.strip_prefix(text)?;
@@ -129,7 +129,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The character that an escape stands for. The backslash is gone already.
+    /// The character that an escape stands for. The backslash is already consumed.
     fn escaped(&mut self) -> Option<char> {
         let kind = self.rest.chars().next()?;
         self.rest = &self.rest[kind.len_utf8()..];

@@ -1,4 +1,4 @@
-//! A program of the user's own workspace: where it is, or how it comes to be there.
+//! A program of the user's own workspace: finds it, or builds it.
 
 mod cargo;
 mod json;
@@ -12,10 +12,10 @@ use crate::recipe::command::{Command, IntoCommand, Program};
 
 pub use self::cargo::skipped_list;
 
-/// A program of the workspace that the test belongs to: one of its own package's, or of any other
-/// package's.
+/// A program of the workspace that the test belongs to. It may belong to the test's own package or
+/// to any other one.
 ///
-/// It stands in the place of a command, and is what the attribute's key `bin` makes:
+/// Use it as a command. The attribute's key `bin` makes one:
 ///
 /// ```no_run
 /// # use mirakuru_core as mirakuru;
@@ -29,17 +29,17 @@ pub use self::cargo::skipped_list;
 /// ```
 ///
 /// The program is found or built when the executor is made, before its time-out begins. These
-/// places are looked at, in this order:
+/// places are tried, in this order:
 ///
 /// 1. the environment variable `MIRAKURU_BIN_SHOP_SERVER`: a path, relative to where the runner was
 ///    started;
 /// 2. for a program of the test's own package: `NEXTEST_BIN_EXE_shop-server`, which nextest sets,
 ///    and `CARGO_BIN_EXE_shop-server`, which cargo sets;
 /// 3. a `cargo build` of that program, with the profile, the target and the flags of the test.
-///    Cargo is asked once in a run, however many tests and processes need the program, so that it
-///    is never stale. The file in the target directory of the tests stays as it is.
+///    Cargo is asked once in a run, however many tests and processes need the program, so the
+///    program is never stale. The file in the target directory of the tests stays as it is.
 ///
-/// The guide's page on programs says how that goes with each runner.
+/// The guide's page on programs describes each runner.
 #[derive(Clone, PartialEq, Eq)]
 #[must_use = "it is only a name until a recipe is made of it, or `path` is asked for"]
 pub struct Bin {
@@ -48,15 +48,15 @@ pub struct Bin {
     is_example: bool,
     features: Vec<String>,
     profile: Option<String>,
-    /// Where cargo has said it would be, when the test was compiled.
+    /// The path that cargo gave when the test was compiled.
     known: Option<&'static str>,
-    /// The directory of the package of the test, as it was when that was compiled.
+    /// The directory of the test's package, at the time when the test was compiled.
     compiled_in: Option<&'static str>,
 }
 
 impl Bin {
-    /// A binary by its name. Where several packages of the workspace have one of this name, by
-    /// both: `"package:name"`.
+    /// A binary by its name. If several packages of the workspace have one of this name, give both:
+    /// `"package:name"`.
     pub fn new(name: impl Into<String>) -> Bin {
         let name = name.into();
         let (package, name) = match name.split_once(':') {
@@ -74,8 +74,8 @@ impl Bin {
         }
     }
 
-    /// An example by its name, or by `"package:name"`. It is always built, because cargo tells no
-    /// test where one is.
+    /// An example by its name, or by `"package:name"`. It is always built, because cargo does not
+    /// tell a test where an example is.
     pub fn example(name: impl Into<String>) -> Bin {
         Bin {
             is_example: true,
@@ -83,7 +83,7 @@ impl Bin {
         }
     }
 
-    /// Builds it with these features of its package, beside the default ones.
+    /// Builds it with these features of its package, in addition to the default ones.
     pub fn features<S: Into<String>>(mut self, features: impl IntoIterator<Item = S>) -> Bin {
         self.features.extend(features.into_iter().map(Into::into));
         self
@@ -95,12 +95,12 @@ impl Bin {
         self
     }
 
-    /// Where the program is. It is built if it must be.
+    /// The path of the program. Builds it if necessary.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when there is no such program in the workspace, when it does not compile,
-    /// and when cargo cannot be asked: the error then says which variable to set.
+    /// [`Error::System`] if the workspace has no such program, if it does not compile, or if cargo
+    /// cannot be asked. In the last case the error names the variable to set.
     pub fn path(&self) -> Result<PathBuf, Error> {
         if let Some(path) = self.overridden()? {
             return Ok(path);
@@ -111,7 +111,7 @@ impl Bin {
         }
     }
 
-    /// What the compiler knows where the attribute stands.
+    /// The compiler's variables at the place of the attribute.
     #[doc(hidden)]
     pub fn __compiled(mut self, known: Option<&'static str>, package_dir: &'static str) -> Bin {
         self.known = known;
@@ -148,8 +148,8 @@ impl Bin {
         }
     }
 
-    /// Where it is by the word of cargo or nextest, who have then built it as well: only in the
-    /// default way, and for tests of the same package alone.
+    /// The path that cargo or nextest has given. They have built the program as well, but only in
+    /// the default way, and only for tests of the same package.
     fn told_by_cargo(&self) -> Option<PathBuf> {
         if self.is_example || !self.features.is_empty() || self.profile.is_some() {
             return None;
@@ -166,7 +166,7 @@ impl Bin {
         known.into_iter().find(|path| path.is_file())
     }
 
-    /// As it is written in the attribute.
+    /// The name as the attribute has it.
     fn shown(&self) -> String {
         match &self.package {
             Some(package) => format!("{package}:{}", self.name),
@@ -188,8 +188,7 @@ impl Bin {
 }
 
 impl fmt::Debug for Bin {
-    /// The same in every test binary of a run, wherever cargo has told one of them that the program
-    /// is.
+    /// The same in every test binary of a run, even if cargo has told only one of them the path.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Bin")
             .field(self.kind(), &self.shown())
@@ -252,7 +251,7 @@ mod tests {
         assert!(executor.command().contains("{port}"), "{}", executor.command());
         drop(executor);
         std::fs::remove_dir_all(&dir).expect("it is ours");
-        // What cargo tells holds for the default build alone.
+        // Cargo's path is valid only for the default build.
         assert_eq!(bin.clone().features(["x"]).told_by_cargo(), None);
         assert_eq!(bin.told_by_cargo(), None, "the file is gone");
     }

@@ -10,7 +10,7 @@ fn run(events: &[&str]) -> Run {
     Run::of(&text.replace('_', " "), |_, _| false)
 }
 
-/// What the critical path says: kind, lane, begin, end.
+/// The critical path as text: kind, lane, begin, end.
 fn path(run: &Run) -> Vec<String> {
     let lane = |step: &Step| step.lane.map_or("-", |lane| &run.lanes[lane].name).to_owned();
     let steps = run.path.iter();
