@@ -1,13 +1,13 @@
-//! A first look at mirakuru, without any server installed:
+//! A first impression of mirakuru, without any server installed:
 //!
 //! ```text
 //! cargo run --example quickstart
 //! ```
 //!
-//! The server is this very program, run again with an argument. It listens on a port only after 300
-//! ms, as real servers do. It is started, talked to, stopped, and shown to be gone; then one start
-//! fails, two test processes are killed, and, where `redis-server` is on the PATH, the same is done
-//! with Redis.
+//! The server is this very program, run again with an argument. Like a real server, it listens on a
+//! port only after 300 ms. It is started, used and stopped, and nothing of it is left. Then one
+//! start fails, and two test processes are killed. If `redis-server` is on the PATH, the same
+//! happens with Redis.
 
 use std::env;
 use std::error::Error;
@@ -33,7 +33,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     }
 }
 
-/// The recipe for the server: what to run, and how to know that it is ready.
+/// The recipe for the server: the command, and the condition for being ready.
 fn teahouse() -> io::Result<ExecutorBuilder<Tcp>> {
     Ok(Executor::builder([env::current_exe()?])
         .args(["serve", "127.0.0.1:{port}"])
@@ -105,8 +105,8 @@ fn tour(screen: &Screen) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The same with a service that leaves a daemon behind. `ps` tells of it, which knows nothing of
-/// mirakuru.
+/// The same with a service that leaves a daemon behind. `ps`, which knows nothing of mirakuru,
+/// shows the daemon.
 fn daemon(screen: &Screen) -> Result<(), Box<dyn Error>> {
     screen.title("A test that is killed takes a daemon along, too: ask `ps`");
     if !cfg!(target_os = "linux") || !on_path("setsid") || !on_path("ps") {
@@ -138,7 +138,7 @@ fn daemon(screen: &Screen) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What a test does with a service, and what is left of it afterwards.
+/// Uses a service as a test would, and checks what is left of it afterwards.
 fn act(
     screen: &Screen,
     mut server: TcpExecutor,
@@ -150,7 +150,7 @@ fn act(
     let answer = ask(addr)?;
     screen.timed("answered", begin.elapsed(), &format!("\u{201c}{answer}\u{201d}"));
 
-    // How does your code take an outage? The service is started again after the closure, even if it
+    // Simulates an outage. The service is started again after the closure, even if the closure
     // panics.
     let begin = Instant::now();
     server.stopped(|| TcpStream::connect(addr).expect_err("nobody is there"))?;
@@ -178,7 +178,7 @@ fn act(
     Ok(())
 }
 
-/// A test process that will not live to stop its service.
+/// A test process that dies before it can stop its service.
 fn hold() -> Result<(), Box<dyn Error>> {
     let server = teahouse()?.start()?;
     println!("{}", server.pid());
@@ -186,7 +186,7 @@ fn hold() -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The same with a service that has made a daemon: in a session of its own, and without its parent.
+/// The same with a service that has made a daemon, in a session of its own and without its parent.
 fn hold_daemon() -> Result<(), Box<dyn Error>> {
     let script = "(setsid sleep 3600 > {dir}/out 2>&1 & echo daemon $!); exec sleep 3600";
     let service = Executor::builder(script)
@@ -207,7 +207,7 @@ fn serve(addr: &str) -> Result<(), Box<dyn Error>> {
     println!("open");
     for (guest, stream) in listener.incoming().enumerate() {
         let mut stream = stream?;
-        // All of the head: a connection that is closed with something unread is reset, and the
+        // Reads the whole head. If a connection is closed with unread data, it is reset, and the
         // guest may lose the answer.
         let lines = BufReader::new(&stream).lines().map_while(Result::ok);
         let head: Vec<String> = lines.take_while(|line| !line.is_empty()).collect();
@@ -256,9 +256,9 @@ fn redis_says(addr: SocketAddr, command: &str) -> io::Result<String> {
     Ok(answer.trim_end().trim_start_matches('+').to_owned())
 }
 
-// ---- looks at the system ------------------------------------------------------------------------
+// ---- checks of the system -----------------------------------------------------------------------
 
-/// Whether there is no such process, not even a zombie.
+/// Whether no process has this id, not even a zombie.
 fn gone(pid: u32) -> bool {
     if Path::new("/proc/self").exists() {
         return !Path::new("/proc").join(pid.to_string()).exists();
@@ -316,7 +316,7 @@ impl Screen {
     }
 
     fn line(&self, label: &str, time: &str, text: &str) {
-        // Padded before it is painted: the codes have a length, too.
+        // The padding comes before the colour, because the colour codes have a length, too.
         let colour = if label == "failed" { "31" } else { "32" };
         let label = self.paint(colour, &format!("{label:<9}"));
         let time = self.paint("2", &format!("{time:>8}"));
@@ -337,7 +337,7 @@ impl Screen {
         }
     }
 
-    /// Does something that takes a while, and on a terminal shows how long it already has.
+    /// Runs a slow function, and shows on a terminal how long it has taken so far.
     fn wait<T>(
         &self,
         label: &str,
@@ -348,7 +348,7 @@ impl Screen {
         let result = thread::scope(|scope| {
             scope.spawn(|| {
                 let is_done = is_done;
-                // It ends when the sender is dropped, also by a panic.
+                // The loop ends when the sender is dropped, even by a panic.
                 while self.live
                     && is_done.recv_timeout(Duration::from_millis(30)) == Err(mpsc::RecvTimeoutError::Timeout)
                 {

@@ -1,5 +1,5 @@
-//! The guide: short chapters, in the order in which one needs them. All code in them is compiled
-//! and run by mirakuru's own tests.
+//! The guide: short chapters, in the order in which a reader needs them. All code in them is
+//! compiled and run by mirakuru's own tests.
 //!
 //! | chapter | |
 //! | --- | --- |
@@ -24,9 +24,9 @@
 //! | [Limits](limits) | honestly |
 //! | [What others can do](attackers) | another user, a service, a service of another user |
 
-/// The chapters are read on a code forge as well, where links go to files and to docs.rs. Of two
-/// definitions of a link the first counts: so these lead to the items here. `tests/repo_rules.rs`
-/// sees to it that none is missing.
+/// The chapters are read on a code forge as well, where links go to files and to docs.rs. If a link
+/// has two definitions, the first counts: so these lead to the items here. `tests/repo_rules.rs`
+/// checks that none is missing.
 macro_rules! chapters {
     ($($name:ident)*) => {$(
         #[doc = "[`Executor`]: crate::Executor"]

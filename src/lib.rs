@@ -16,8 +16,8 @@
 //! ```
 //!
 //! When the body begins, the server accepts connections. When the test ends, however it ends, the
-//! server is gone, and so is everything that it ever forked. A start takes about 1 ms longer than a
-//! bare [`Command::spawn`](std::process::Command::spawn).
+//! server is gone, with everything that it ever forked. A start takes about 1 ms longer than a bare
+//! [`Command::spawn`](std::process::Command::spawn).
 //!
 //! # Choosing
 //!
@@ -62,7 +62,8 @@
 //! ```
 //!
 //! A *recipe*, [`ExecutorBuilder`], is plain data that says how to start a service. An *executor*,
-//! [`Executor`], is the running (or stopped) service. When it counts as ready is part of its type:
+//! [`Executor`], is the running (or stopped) service. Its type includes the condition under which
+//! it counts as ready:
 //!
 //! | executor | ready when |
 //! | --- | --- |
@@ -85,32 +86,31 @@
 //!
 //! However the test process ends (the end of a test, a panic, [`std::process::exit`], Ctrl-C, an
 //! abort, a crash, `SIGKILL`), nothing of the service survives: no child, no grandchild, no daemon.
-//! Each service has a tiny supervising process that outlives the test process just long enough for
-//! that.
+//! Each service has a tiny supervising process that outlives the test process just long enough to
+//! end it.
 //!
 //! # Limits
 //!
-//! - Linux is where the guarantee holds. Other Unixes have a back end on POSIX calls alone, which
-//!   was tested on Linux and never run on a real macOS or BSD. It ends the service's process group;
-//!   it does not find processes that leave the group, as daemons do. A supervisor that is killed
-//!   leaves the service, unless the test process is still there. It does not check the owners of
-//!   listening sockets. A shared service is its test process's own, not the run's.
-//! - A service that is shared is never stopped by a test: that takes `&mut`, and sharing hands out
-//!   `&`.
-//! - `#[should_panic]` tests never take the failure of a start for the panic that they expect; the
-//!   report is then in the test's output.
+//! - The guarantee holds on Linux. Other Unixes have a back end of POSIX calls alone, which was
+//!   tested on Linux and never run on a real macOS or BSD. It ends the service's process group; it
+//!   does not find processes that leave the group, as daemons do. If its supervisor is killed, the
+//!   service ends only if the test process still lives. It does not check the owners of listening
+//!   sockets. A shared service belongs to its test process, not to the run.
+//! - A test never stops a shared service: that takes `&mut`, and sharing hands out `&`.
+//! - `#[should_panic]` tests never take a failed start for the panic that they expect; the report
+//!   is then in the test's output.
 //!
 //! # When something goes wrong
 //!
-//! An [`Error`] is a report: its first line is the whole message, and then comes the evidence (the
-//! last probe's own error, a timeline, the end of the log and its file, the process on the port)
-//! and, if the cause is known, the remedy. Values of the environment and passwords in URLs are
-//! never in it; only the service's own output is shown as it is.
+//! An [`Error`] is a report: its first line is the whole message. The evidence follows (the last
+//! probe's own error, a timeline, the end of the log and its file, the process on the port), and,
+//! if the cause is known, the remedy. Values of the environment and passwords in URLs are never in
+//! it; only the service's own output is shown as it is.
 //!
-//! When a test fails, the end of its services' logs is in the test's output; of a shared service,
-//! only what it printed since the test first used it. (For a test that panics. One that returns
-//! `Err` is seen where the attribute stands on it; and what a task on another thread has used is
-//! shown when that task panics.)
+//! When a test fails, its output has the end of its services' logs. Of a shared service it has only
+//! the lines since the test first used it. (This is for a test that panics. A test that returns
+//! `Err` needs the attribute for it. A task on another thread shows the services that it has used
+//! when that task panics.)
 //!
 //! | environment variable | |
 //! | --- | --- |
@@ -124,17 +124,18 @@
 //!
 //! # Where the time goes
 //!
-//! `MIRAKURU_TIMELINE=timeline.html cargo test` writes a page that shows where the run's time went:
-//! when each service was started, ready, used by which tests, and stopped, over all processes of
-//! the run, and which chain of these made the run as long as it was. If the name ends in `.json` it
-//! is a trace in Chrome's format, which <https://ui.perfetto.dev> opens. A relative path counts
-//! from the directory in which the runner was started. It works with `cargo nextest run` as well.
-//! The file is always whole, and may be opened while the run goes on.
+//! `MIRAKURU_TIMELINE=timeline.html cargo test` writes a page that shows where the run's time went.
+//! For each service it shows, over all processes of the run, when it was started, ready and
+//! stopped, and which tests used it. It also shows which chain of these made the run as long as it
+//! was. If the name ends in `.json`, the file is a trace in Chrome's format, which
+//! <https://ui.perfetto.dev> opens. A relative path counts from the directory in which the runner
+//! was started. It works with `cargo nextest run` as well. The file is always complete, and may be
+//! opened while the run goes on.
 //!
-//! A test begins where it first asks for a service, and ends with its thread. A service of the
-//! whole run ends with the runner, when no test is left that could write it down: it is drawn to
-//! the end. If a process is killed and no other process of the run comes after it, its events of
-//! the last second are missing.
+//! A test begins with its first use of a service, and ends with its thread. A service of the whole
+//! run ends with the runner, when no test is left to record that: so it is drawn up to the end. If
+//! a process is killed and no other process of the run follows, its events of the last second are
+//! missing.
 //!
 //! # Features
 //!
@@ -146,7 +147,7 @@
 //! | `tls` | no | `https://` for `Http`, with rustls: some thirty crates more |
 //! | `tracing` | no | spans and events for your own `tracing` subscriber |
 //!
-//! Those of `tracing` have the target `mirakuru`:
+//! The spans and events of `tracing` have the target `mirakuru`:
 //!
 //! | name | what | fields |
 //! | --- | --- | --- |
@@ -161,7 +162,7 @@
 //! | event `owner unseen`, warn | who listens could not be told; it was taken for the service | `addr` |
 //! | event `stopped`, debug | nothing is left of it | `status` |
 
-// Which feature an item needs, on docs.rs.
+// On docs.rs, shows the feature that an item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // The examples show tests, which a doctest compiles and does not run. They are run in `tests/`.
 #![allow(clippy::test_attr_in_doctest)]
@@ -183,7 +184,7 @@ pub use mirakuru_fixtures::{
 
 /// Makes a fixture: a service for a test, for all tests, or for rstest.
 ///
-/// It takes its meaning from what it stands on, and it stands **on top** of all other attributes.
+/// Its meaning depends on the item under it. It stands **on top** of all other attributes.
 ///
 /// # On a test
 ///
@@ -212,28 +213,27 @@ pub use mirakuru_fixtures::{
 ///   such as `#[tokio::test]`. The test may return a `Result`, and carry `#[should_panic]` or
 ///   `#[ignore]`.
 /// - Attributes stack. Each binds the first parameter that is still free and has no attribute of
-///   its own, or the one that `name = parameter` names, or with `name = _` none. The other
+///   its own. `name = parameter` selects one instead, and `name = _` selects none. The other
 ///   parameters are rstest's.
 /// - A fixture is in scope in the attributes below it, as `&T`, by the name of its parameter or by
 ///   `name = ident`: `env = ("DATABASE_URL", db.url())`.
-/// - Services start together, so that it takes as long as the slowest. One that names others starts
-///   when these are ready. The one of the last attribute ends first. Services that want the same
-///   fixed port, in this test binary or in another, wait for each other.
+/// - Services start together, so a start takes as long as the slowest of them. A service that names
+///   others starts when these are ready. The service of the last attribute ends first. Services
+///   that want the same fixed port, in this test binary or in another, wait for each other.
 /// - The name of a `static` with the attribute may stand in place of a recipe:
 ///   `#[mirakuru::fixture(SHOP)]` gives `&'static T`.
-/// - Below `#[test]` it works where there is no parameter: the compiler looks at the signature
-///   first.
+/// - Below `#[test]` it works only without parameters: the compiler checks the signature first.
 ///
 /// # On a static
 ///
-/// The service is shared: started at first use, once, while others wait. The static is a
+/// The service is shared: its first use starts it, once, while other users wait. The static is a
 /// [`Shared<T>`](Shared), which dereferences to `T`.
 ///
-/// It is shared by the whole run: by all processes of a `cargo nextest run`, and by all test
-/// binaries of a `cargo test`, as long as that runs. So **tests must not rely on its being empty**:
-/// others have used it, and use it at the same time. Give each a database, a key prefix or a topic
-/// of its own. With `scope = "users"` it ends with the last process that uses it. With `scope =
-/// "process"` each process has its own service.
+/// The whole run shares it: all processes of a `cargo nextest run`, and all test binaries of a
+/// `cargo test`, until the run ends. So **tests must not rely on its being empty**: others have
+/// used it, and use it at the same time. Give each test a database, a key prefix or a topic of its
+/// own. With `scope = "users"` it ends with the last process that uses it. With `scope = "process"`
+/// each process has its own service.
 ///
 /// ```
 /// # use mirakuru::TcpExecutor;
@@ -249,7 +249,7 @@ pub use mirakuru_fixtures::{
 ///
 /// # On a struct
 ///
-/// The struct is a system: each field is a service, and its attribute says how it is started. The
+/// The struct is a system: each field is a service, and its attribute says how to start it. The
 /// name of the struct is then a recipe like any other: for a test, a `static`, a fixture function,
 /// a field of another system, [`start_all`].
 ///
@@ -276,17 +276,17 @@ pub use mirakuru_fixtures::{
 /// # }
 /// ```
 ///
-/// - A field is in scope in the attributes below it, by its name, as `&T`. Services start as soon
-///   as those that they name are ready. They end in the reverse order. (So the macro reverses the
-///   order of the fields, as a struct drops its first field first.)
-/// - The recipe of a generic struct is named with its parameters where they cannot be inferred,
+/// - A field is in scope in the attributes below it, by its name, as `&T`. A service starts as soon
+///   as those that it names are ready. They end in the reverse order. (So the macro reverses the
+///   order of the fields, because a struct drops its first field first.)
+/// - Name the recipe of a generic struct with its parameters if they cannot be inferred:
 ///   `#[mirakuru::fixture(Farm::<3>)]`. Outside the attribute it is `Farm::<3>()`.
 ///
 /// # On any other function
 ///
-/// The function becomes an rstest fixture (feature `rstest`). Without a body it gives the executor.
-/// With one, its first parameter receives the service, ready, and the body may return any value
-/// made from it; further parameters are rstest's.
+/// The function becomes an rstest fixture (feature `rstest`). Without a body it returns the
+/// executor. With a body, its first parameter receives the ready service, and the body may return
+/// any value made from it; further parameters are rstest's.
 ///
 /// ```
 /// # #[cfg(feature = "rstest")] mod tests {
@@ -347,14 +347,14 @@ pub use mirakuru_fixtures::{
 /// | `name = parameter` | the parameter that it is given to |
 /// | `scope` | for what is shared: `"run"` (the default: one service for a `cargo test` or `cargo nextest run`) or `"process"` |
 ///
-/// One of `cmd`, `bin` and `example` is needed, and at most one of the readiness keys, without
-/// which a service is ready once it is executed. Every other `key = value` is the method of
+/// One of `cmd`, `bin` and `example` is needed. At most one readiness key is allowed; without one,
+/// a service is ready once it is executed. Every other `key = value` is the method of
 /// [`ExecutorBuilder`] of that name: `timeout = Duration::from_secs(5)`, `args = ["-v"]`, `env =
 /// ("NAME", "value")`, `stop_signal = Signal::Int`, `name = "text"`, and `env_clear` alone. `arg`,
 /// `env`, `env_remove` and `fail_on` may be repeated.
 ///
-/// Instead of keys, an expression that makes a recipe, which is anything that implements
-/// [`Recipe`]; only `name = parameter`, `scope` and `optional` may follow:
+/// In place of keys, write an expression that makes a recipe, which is any value that implements
+/// [`Recipe`]. Only `name = parameter`, `scope` and `optional` may follow:
 ///
 /// ```
 /// use mirakuru::{Executor, ExecutorBuilder, Tcp, TcpExecutor};
@@ -371,15 +371,15 @@ pub use mirakuru_fixtures::{
 /// ```
 pub use mirakuru_macros::fixture;
 
-/// The rstest that fixture functions are made with, for crates that do not name it in their own
-/// manifest: `use mirakuru::rstest::rstest;`.
+/// The rstest for fixture functions, for crates that do not have it in their own manifest: `use
+/// mirakuru::rstest::rstest;`.
 #[cfg(feature = "rstest")]
 pub use mirakuru_fixtures::rstest;
 
 #[doc(hidden)]
 pub use mirakuru_fixtures::__private;
 
-// No part of the library: pages, whose code is compiled and run with the doctests.
+// Pages whose code is compiled and run with the doctests. No part of the library.
 #[cfg(any(doc, doctest))]
 pub mod guide;
 

@@ -1,6 +1,6 @@
 //! A cache of directories that are slow to make and the same each time, such as the data directory
-//! of a database. Each is made once for each machine, version and user, and copied from there. The
-//! presets use it, and recipes of users: by [`prepare_once`], and by
+//! of a database. Each is made once for each machine, version and user, and copied from there.
+//! Presets use it. Recipes of users can: by [`prepare_once`], and by
 //! [`Recipe::seed_key`](crate::Recipe::seed_key).
 //!
 //! ```text
@@ -10,9 +10,9 @@
 //!     KEY.lock/                         the lock, which goes with its holder
 //! ```
 //!
-//! A directory that is older than a few days is not taken, because programs that clean temporary
-//! directories (after ten days, as a rule) may have removed half of it. A directory that was made
-//! before the machine went down is not taken either, because nothing flushed it to the disk.
+//! A directory that is older than a few days is not used: programs that clean temporary directories
+//! (usually after ten days) may have removed half of it. A directory from before the last boot of
+//! the machine is not used either, because nothing flushed it to the disk.
 
 use std::any::type_name;
 use std::error::Error as StdError;
@@ -27,27 +27,27 @@ use mirakuru_core::{Error, Executor, Readiness};
 
 use crate::recipe::Recipe;
 
-/// How long a directory is used, in seconds.
+/// How long a directory may be used, in seconds.
 const PERIOD: u64 = 4 * 24 * 60 * 60;
-/// How long to wait for another process that makes the same. It may run a user's migrations; its
-/// lock goes with it.
+/// How long to wait for another process that makes the same directory. It may run a user's
+/// migrations. Its lock ends with it.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// The most directories, and the most bytes in them, that stay. Those that were used last stay.
+/// The most directories, and the most bytes in them, that stay. The ones with the latest use stay.
 const MOST: usize = 24;
 const MOST_BYTES: u64 = 2 << 30;
-/// A directory that was used this recently stays in any case: somebody may be copying it.
+/// A directory that was used this recently stays in any case: a process may be copying it.
 const IN_USE: Duration = Duration::from_secs(600);
 
-/// Fills the private directory of a service with data that is slow to make and the same each time:
-/// `make` runs once for a key, and the result is kept over runs. For
-/// [`Recipe::prepare`], in which it is what `initdb` is to PostgreSQL. (For data that the service
-/// itself must take in, see [`Recipe::seed_key`].)
+/// Fills the private directory of a service with data that is slow to make and the same each time.
+/// `make` runs once for a key, and the result is kept over runs. Call it in [`Recipe::prepare`], as
+/// PostgreSQL's preset does for `initdb`. (For data that the service itself must take in, see
+/// [`Recipe::seed_key`].)
 ///
-/// `make` gets an empty directory of mode 0700. Its content is then copied into
-/// [`Executor::dir`], over files of the same names. The key must be another one when `make` would
-/// do something else: the version of a program, a hash of the files that it reads, as
-/// `presets::hash_of_dir` makes. Each user of the machine has a cache of their own. Two processes
-/// at once make one: the second one waits for the first, for 15 minutes at most.
+/// `make` gets an empty directory of mode 0700. Its content is then copied into [`Executor::dir`],
+/// over files of the same names. Use another key if `make` would do something else: put the version
+/// of a program into it, or a hash of the files that it reads (`presets::hash_of_dir`). Each user
+/// of the machine has a cache of their own. If two processes need the same directory, one makes it
+/// and the other waits, for at most 15 minutes.
 ///
 /// The cache is `mirakuru-UID/cache` in the temporary directory. The 24 directories and 2 GiB that
 /// were used last stay in it. A directory is made anew after four to eight days, and after each
@@ -85,7 +85,7 @@ const IN_USE: Duration = Duration::from_secs(600);
 ///
 /// # Errors
 ///
-/// The error of `make`, with the key; nothing is kept then. Otherwise those of the file system.
+/// The error of `make`, with the key; in that case nothing is kept. Also errors of the file system.
 pub fn prepare_once<R: Readiness, E>(
     executor: &Executor<R>,
     key: &str,
@@ -99,8 +99,8 @@ where
     })
 }
 
-/// Prepares and sets up a service that is not running. What it has in its directory then is kept
-/// under a key; from then on it is copied.
+/// Prepares and sets up a service that is not running. Keeps the content of its directory under a
+/// key; from then on, that is copied.
 pub(crate) fn seed<R: Recipe>(
     recipe: &R,
     key: &str,
@@ -114,7 +114,7 @@ pub(crate) fn seed<R: Recipe>(
         recipe
             .set_up(executor)
             .map_err(|source| Error::other(format!("run the seed `{key}`"), source))?;
-        // A directory is copied when nobody writes to it.
+        // Nothing writes to the directory while it is copied.
         executor.stop()?;
         is_made = true;
         copy_tree(&executor.dir(), kept)
@@ -126,8 +126,8 @@ pub(crate) fn seed<R: Recipe>(
     executor.__prepare(|executor| copy(&kept, &executor.dir()))
 }
 
-/// Fills the private directory of a service with the content that `make` makes, or has made before.
-/// Everything that `make` depends on, versions above all, must show in the key.
+/// Fills the private directory of a service with the content that `make` makes now, or made before.
+/// The key must contain everything that `make` depends on, above all versions.
 pub(crate) fn fill(
     dir: &Path,
     key: &str,
@@ -136,15 +136,15 @@ pub(crate) fn fill(
     copy(&cached(dir, key, make)?, dir)
 }
 
-/// The directory that `make` fills, or has filled before. `service` is the private directory of the
-/// service that it is for.
+/// The directory that `make` fills now, or filled before. `service` is the private directory of the
+/// service that needs it.
 fn cached(
     service: &Path,
     key: &str,
     make: impl FnOnce(&Path) -> Result<(), Error>,
 ) -> Result<PathBuf, Error> {
     let failed = |source: io::Error| Error::other(format!("use the cache for {key}"), source);
-    // `<base>/<id>/d`: the base has been found to be ours alone.
+    // `<base>/<id>/d`. The base is known to be private to this user.
     let base = service
         .ancestors()
         .nth(2)
@@ -168,7 +168,7 @@ fn cached(
         note_use(&ready);
         return Ok(ready);
     }
-    // Left by a process that was killed at it.
+    // A process that was killed in the middle left this.
     let unfinished = cache.join(format!("{name}.new"));
     let _ = fs::remove_dir_all(&unfinished);
     private_dir(&unfinished).map_err(failed)?;
@@ -182,7 +182,7 @@ fn cached(
     Ok(ready)
 }
 
-/// A name for files that is another one for another key.
+/// A file name for a key. Different keys give different names.
 fn file_name(key: &str) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || c == '-';
     if key.len() <= 64 && key.chars().all(is_plain) {
@@ -198,13 +198,13 @@ fn copy(from: &Path, to: &Path) -> Result<(), Error> {
 }
 
 /// Copies the content of one directory into another: files with their permissions, links as links.
-/// Sockets and pipes are left out, since they belong to processes. Subdirectories and files may be
-/// there already.
+/// Sockets and pipes are left out, because they belong to processes. The target may already have
+/// subdirectories and files.
 pub(crate) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
     copy_files(from, to, limit("Max file size").unwrap_or(u64::MAX))
 }
 
-/// The hard limit of this process with this name, as `ulimit` sets it. `None` is no limit.
+/// The hard limit of this process with this name, as `ulimit` sets it. `None` means no limit.
 pub(crate) fn limit(name: &str) -> Option<u64> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
     let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
@@ -228,7 +228,7 @@ fn copy_files(from: &Path, to: &Path, limit: u64) -> io::Result<()> {
         } else if !metadata.is_file() {
             continue;
         } else if metadata.len() > limit {
-            // A write past the limit would be the end of this process.
+            // A write beyond the limit would kill the process.
             let (name, length) = (entry.path(), metadata.len());
             return Err(io::Error::other(format!(
                 "{} has {length} bytes, and this process may write {limit} into a file: raise `ulimit -f`",
@@ -265,14 +265,14 @@ struct Age {
     period: u64,
 }
 
-/// A text that tells this run of the machine from those before it, where that can be known.
+/// A text that identifies the present boot of the machine, if that can be known.
 fn boot() -> String {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     id.chars().filter(char::is_ascii_alphanumeric).take(12).collect()
 }
 
-/// Removes the directories that no process has made since the period before this one, and the locks
-/// that no process has taken since.
+/// Removes the directories that were made before the previous period, and the locks that no process
+/// has taken since then.
 fn remove_old(cache: &Path, now: &Age) {
     for entry in fs::read_dir(cache).into_iter().flatten().flatten() {
         let name = entry.file_name();
@@ -289,7 +289,8 @@ fn remove_old(cache: &Path, now: &Age) {
         if lock.extension().is_some_and(|end| end == "lock")
             && taken(&lock).is_ok_and(|taken| taken.elapsed().is_ok_and(|idle| idle.as_secs() > 2 * PERIOD))
         {
-            // A process that has opened the file already finds that it is gone, and makes another.
+            // A process that has already opened the file notices that it is gone, and makes
+            // another.
             if let Ok(Some(_held)) = Lease::take(&lock, 1) {
                 let _ = fs::remove_dir_all(&lock);
             }
@@ -297,13 +298,12 @@ fn remove_old(cache: &Path, now: &Age) {
     }
 }
 
-/// Says that a directory is in use: its time of change is the time of its last use.
+/// Records a use of a directory: its time of change is the time of its last use.
 fn note_use(dir: &Path) {
     let _ = fs::File::open(dir).and_then(|dir| dir.set_modified(SystemTime::now()));
 }
 
-/// Removes the directories that were not used for the longest time, until the rest is within the
-/// bounds.
+/// Removes the directories with the oldest last use, until the rest is within the bounds.
 fn bound(cache: &Path) {
     let mut dirs: Vec<(SystemTime, u64, PathBuf)> = fs::read_dir(cache)
         .into_iter()
@@ -319,8 +319,8 @@ fn bound(cache: &Path) {
     for (used, size, path) in dirs {
         let is_idle = used.elapsed().is_ok_and(|idle| idle > IN_USE);
         if (count > MOST || bytes > MOST_BYTES) && is_idle {
-            // Under another name first: nobody finds half of it. `remove_old` takes that name for
-            // an old one, and removes the rest after a kill.
+            // Renames it first, so that no process finds half of it. If this process is killed,
+            // `remove_old` recognises the name and removes the rest.
             let mut going = path.clone().into_os_string();
             going.push(format!(".{}.new", std::process::id()));
             if fs::rename(&path, &going).is_ok() {
@@ -401,7 +401,7 @@ mod tests {
             .arg(from.join("pipe"))
             .status();
         assert!(pipe.unwrap().success());
-        // Twice: files and links may be there.
+        // The copy runs twice: files and links may exist.
         for _ in 0..2 {
             copy_tree(&from, &to).unwrap();
         }
@@ -465,11 +465,11 @@ mod tests {
         let name = |number: u32| cache.join(format!("k{number}.{boot}.99999999"));
         for number in 0..MOST as u32 + 5 {
             fs::create_dir_all(name(number)).unwrap();
-            // The first ones were used last.
+            // The first ones have the latest use.
             let used = now - IN_USE - Duration::from_secs(60 * u64::from(number + 1));
             fs::File::open(name(number)).unwrap().set_modified(used).unwrap();
         }
-        // Was idle for long, and is used now.
+        // This one was unused for long, and is in use now.
         note_use(&name(28));
         bound(&cache);
         let left: Vec<u32> = (0..MOST as u32 + 5)

@@ -17,7 +17,8 @@ use crate::recipe::Recipe;
 use crate::start::{ClusterMember, Single};
 use crate::system::{Joining, Reach, Slot, System, several};
 
-/// How long the nodes of a cluster may take to end behind their last user, one with the other.
+/// How long the nodes of a cluster may take to end after their last user has left, from the first
+/// to the last.
 const ENDS_WITHIN: Duration = Duration::from_secs(60);
 
 /// A recipe for `size` services that know each other: the closure makes the recipe of each node,
@@ -41,12 +42,13 @@ const ENDS_WITHIN: Duration = Duration::from_secs(60);
 /// ```
 ///
 /// The closure may return any recipe of one service: a builder, a preset, a type of your own. It
-/// only makes the recipe, and may be called more than once for a node. The name of a node, also for
-/// `{name}`, is [`Node::name`], unless its recipe has one.
+/// only makes the recipe, and may be called more than once for a node. The name of a node, which
+/// `{name}` also gives, is [`Node::name`], unless its recipe sets another one.
 ///
-/// A cluster is ready when all its nodes are, and what [`ready_when`](ClusterRecipe::ready_when)
-/// says holds. In a `static` it is shared by the run like any other fixture. The ports of the nodes
-/// do not change when a start fails because one is in use: the start fails then, and says so.
+/// A cluster is ready when all its nodes are and all conditions of
+/// [`ready_when`](ClusterRecipe::ready_when) hold. In a `static` the run shares it like any other
+/// fixture. The ports of the nodes never change: if one is in use, the start fails and reports
+/// that.
 pub fn cluster<R: Recipe, F: Fn(&Node) -> R>(size: usize, node: F) -> ClusterRecipe<R, F> {
     ClusterRecipe {
         size,
@@ -80,9 +82,9 @@ impl<R, F> ClusterRecipe<R, F> {
         self
     }
 
-    /// Adds a condition of the whole cluster, asked when each node is ready: that there is a
-    /// leader, that all have joined. The check is asked of every node, whose
-    /// [`Probe`](mirakuru_core::Probe) it gets, and must hold for each.
+    /// Adds a condition of the whole cluster, for example that there is a leader or that all nodes
+    /// have joined. It is checked once each node is ready. The check gets the
+    /// [`Probe`](mirakuru_core::Probe) of each node, and must hold for every node.
     ///
     /// ```
     /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -104,8 +106,8 @@ impl<R, F> ClusterRecipe<R, F> {
         self
     }
 
-    /// How long [`ready_when`](ClusterRecipe::ready_when) may take, from when each node is ready.
-    /// Default: 60 seconds.
+    /// How long [`ready_when`](ClusterRecipe::ready_when) may take after each node is ready. The
+    /// default is 60 seconds.
     pub fn timeout(mut self, timeout: Duration) -> ClusterRecipe<R, F> {
         self.timeout = timeout;
         self
@@ -156,7 +158,7 @@ impl Node {
         &self.all[self.index]
     }
 
-    /// Its place among the nodes, from 0.
+    /// Its index among the nodes, from 0.
     #[must_use]
     pub fn index(&self) -> usize {
         self.index
@@ -168,22 +170,22 @@ impl Node {
         self.identity().name()
     }
 
-    /// The number that `{port}` has in its recipe.
+    /// The port number of `{port}` in its recipe.
     ///
     /// # Panics
     ///
-    /// When the system has no port to give.
+    /// If the system has no port to give.
     #[must_use]
     #[track_caller]
     pub fn port(&self) -> u16 {
         self.port_named("")
     }
 
-    /// The number that `{port:NAME}` has in its recipe.
+    /// The port number of `{port:NAME}` in its recipe.
     ///
     /// # Panics
     ///
-    /// When the system has no port to give.
+    /// If the system has no port to give.
     #[must_use]
     #[track_caller]
     pub fn port_named(&self, name: &str) -> u16 {
@@ -197,7 +199,7 @@ impl Node {
     ///
     /// # Panics
     ///
-    /// When the directory cannot be made.
+    /// If the directory cannot be made.
     #[must_use]
     #[track_caller]
     pub fn dir(&self) -> PathBuf {
@@ -213,7 +215,7 @@ impl Node {
         self.nodes().filter(move |node| node.index != own)
     }
 
-    /// All nodes, this one among them.
+    /// All nodes, including this one.
     pub fn nodes(&self) -> impl Iterator<Item = Node> + use<> {
         let all = Arc::clone(&self.all);
         (0..all.len()).map(move |index| Node {
@@ -229,8 +231,8 @@ impl fmt::Debug for Node {
     }
 }
 
-/// The running nodes of a cluster: a slice of their handles. When it is dropped, they end, the
-/// first one first.
+/// The running nodes of a cluster: a slice of their handles. Dropping it ends the nodes, the first
+/// one first.
 #[derive(Debug)]
 pub struct Cluster<H> {
     nodes: Vec<H>,
@@ -313,7 +315,7 @@ fn name(index: usize) -> String {
 }
 
 impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
-    /// Adds the nodes to a system, or attaches to those of the run.
+    /// Adds the nodes to a system, or attaches to the run's nodes.
     fn add<'a>(
         self,
         system: &mut System<'a>,
@@ -334,7 +336,7 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
                     }
                     Entered::Empty(given) => permits = given,
                     Entered::NotShared => {}
-                    // Its last user has just ended, and its nodes follow.
+                    // Its last user has just ended, and its nodes are about to end.
                     Entered::InPart if run.__with_users() && began.elapsed() < ENDS_WITHIN => {
                         std::thread::sleep(Duration::from_millis(5));
                         continue;
@@ -351,8 +353,8 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
             }
         }
         let nodes = Node::all((0..self.size).map(|index| Identity::new(name(index))).collect());
-        // Makes all recipes before it builds the first: the addresses that one gives to the others
-        // are reserved by then.
+        // Makes all recipes before it builds the first node. So the addresses that one node gives
+        // to the others are already reserved.
         let recipes: Vec<R> = nodes.iter().map(|node| (self.node)(node)).collect();
         let mut permits = permits.into_iter();
         let (mut services, mut needs) = (Vec::new(), Vec::new());
@@ -389,10 +391,10 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
         Ok(())
     }
 
-    /// The nodes of the run if they are there, or the right to start them.
+    /// The run's nodes if they exist, or the permit to start them.
     ///
-    /// Node 0 is published last, and so says whether all are there. The key of a node is made of a
-    /// recipe with invented ports, the same in each process.
+    /// Node 0 is published last, and so tells whether all exist. The key of a node is made from a
+    /// recipe with invented ports, so it is the same in each process.
     fn enter(&self, run: &Run, joining: &Joining) -> Result<Entered<R>, Error> {
         let invented = |index| Identity::known(name(index), format!("/node-{index}").into(), Vec::new());
         let nodes = Node::all((0..self.size).map(invented).collect());
@@ -438,8 +440,8 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
     }
 }
 
-/// The state of the run's slots for the nodes.
-/// Launches a node once the one before it, which may still be starting, meets the condition.
+/// The state of the run's slots for the nodes. Launches a node once the one before it meets the
+/// condition; that one may still be starting.
 fn add_after<'a, R: Recipe + 'a>(
     system: &mut System<'a>,
     name: String,
@@ -454,7 +456,7 @@ fn add_after<'a, R: Recipe + 'a>(
         let held = previous
             .executor()
             .map(|executor| executor.wait_until(check.clone(), Duration::from_millis(2)));
-        // If it fails, its own start says so.
+        // If it fails, its own start reports that.
         let holds = matches!(held, Some(Ok(())));
         if holds {
             may_start.fill((), Vec::new());
@@ -471,13 +473,13 @@ fn add_after<'a, R: Recipe + 'a>(
 enum Entered<R: Recipe> {
     Running(Vec<R::Handle>, Vec<PathBuf>),
     Empty(Vec<StartPermit>),
-    /// The nodes need something of their process.
+    /// The nodes need something that only their process has.
     NotShared,
-    /// Some are there, and others are not.
+    /// Some nodes exist, and others do not.
     InPart,
 }
 
-/// The nodes, each ready by itself, until the cluster is.
+/// The nodes after each is ready, until the whole cluster is.
 struct Forming<R: Recipe> {
     services: Vec<Rc<RefCell<Single<R>>>>,
     checks: Vec<Check>,
@@ -488,13 +490,13 @@ struct Forming<R: Recipe> {
 }
 
 impl<R: Recipe> Forming<R> {
-    /// Runs the checks once, which takes some milliseconds where one does not hold.
+    /// Runs the checks once. That takes some milliseconds if one does not hold.
     fn is_ready(&mut self) -> Result<bool, Error> {
         let began = *self.began.get_or_insert_with(Instant::now);
         while let Some(check) = self.checks.get(self.held / self.services.len().max(1)) {
             let service = &self.services[self.held % self.services.len()];
             let elapsed = began.elapsed();
-            // Backs off, as the wait for any condition does.
+            // Backs off, like the wait for any condition.
             let slice = Duration::from_millis(5).max(elapsed / 50);
             let mut service = service.borrow_mut();
             let Some(executor) = service.executor() else {
@@ -513,7 +515,7 @@ impl<R: Recipe> Forming<R> {
         Ok(true)
     }
 
-    /// Publishes the nodes for the run, the first one last, and gives their handles.
+    /// Publishes the nodes for the run, the first one last, and returns their handles.
     fn hand_out(&mut self) -> Result<(Vec<R::Handle>, Vec<PathBuf>), Error> {
         let (mut handles, mut dirs) = (Vec::new(), Vec::new());
         for service in std::mem::take(&mut self.services).into_iter().rev() {
@@ -527,7 +529,7 @@ impl<R: Recipe> Forming<R> {
         Ok((handles, dirs))
     }
 
-    /// Tells the other processes of the run.
+    /// Reports the failure to the other processes of the run.
     fn failed(&self, error: Error) -> Error {
         use crate::system::Service as _;
         if let Some(first) = self.services.first() {

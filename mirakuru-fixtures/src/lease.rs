@@ -1,19 +1,18 @@
-//! A service that is shared must not be made from a lease for one test, such as a database.
+//! Refuses a lease for one test, such as a database, in the recipe of a shared service.
 //!
-//! The lease ends with its test or process, while the service and other tests go on using it. And
-//! where each lease has another name, the recipe is another one in each process, so that nothing is
-//! shared.
+//! The lease ends with its test or process, while the service and other tests still use it. And if
+//! each lease has another name, the recipe differs in each process, so nothing is shared.
 
 use std::cell::Cell;
 
 use mirakuru_core::Error;
 
 thread_local! {
-    /// While the recipe of a shared service is made on this thread: whether it took a lease.
+    /// Set while this thread makes the recipe of a shared service: whether it took a lease.
     static LEASED: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
-/// Notes that a part of a server was leased for a test.
+/// Notes that a test has leased a part of a server.
 #[cfg(feature = "presets")]
 pub(crate) fn taken() {
     LEASED.set(LEASED.get().map(|_| true));
@@ -36,7 +35,7 @@ fn with<T>(leased: Option<bool>, call: impl FnOnce() -> T) -> (T, Option<bool>) 
 ///
 /// # Errors
 ///
-/// When something was leased for it.
+/// If the recipe took a lease.
 pub(crate) fn forbidden<T>(make: impl FnOnce() -> T) -> Result<T, Error> {
     match with(Some(false), make) {
         (_, Some(true)) => Err(Error::other(
@@ -51,7 +50,7 @@ pub(crate) fn forbidden<T>(make: impl FnOnce() -> T) -> Result<T, Error> {
     }
 }
 
-/// Runs code that may take a lease: a recipe that is not shared, or the start itself.
+/// Runs code that may take a lease: the recipe of an unshared service, or the start itself.
 pub(crate) fn allowed<T>(call: impl FnOnce() -> T) -> T {
     with(None, call).0
 }

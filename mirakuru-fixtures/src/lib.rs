@@ -4,10 +4,10 @@
 //!
 //! # One service for a whole run
 //!
-//! A shared fixture (`static`, or a function that gives `&'static T`) has the scope `run`, unless
-//! it says `scope = "process"` or `scope = "users"`: however many processes the tests of one
-//! `cargo test` or `cargo nextest run` are spread over, all of them use one service. Nothing of
-//! this needs a daemon, a configuration file, or a setting of the runner.
+//! A shared fixture (a `static`, or a function that returns `&'static T`) has the scope `run`,
+//! unless it says `scope = "process"` or `scope = "users"`. All test processes of one `cargo test`
+//! or `cargo nextest run` use one service, however many there are. This needs no daemon, no
+//! configuration file and no setting of the runner.
 //!
 //! ```text
 //!  cargo nextest run          the runner: forks the tests, and knows nothing of all this
@@ -39,28 +39,29 @@
 //! ```
 //!
 //! **Tests that share a service must not rely on its being empty.** Others have used it before
-//! them, and use it at the same time. Give each test something of its own in it (a database, a key
-//! prefix, a topic; presets hand out a database for each test), or, where a test needs the whole
-//! service, a service of its own: the attribute on the test.
+//! them, and use it at the same time. Give each test its own part of it (a database, a key prefix,
+//! a topic; presets hand out a database for each test). If a test needs the whole service, put the
+//! attribute on the test, which then has its own.
 //!
-//! - *It starts* when the first test needs it, once. If that fails, every test that needs it fails
-//!   at once, with the same report. If the process that starts it is killed, the next one does.
-//! - *It ends* when the runner does, however that ends, and not before, even if nobody uses it for
-//!   a while. Each run has its own, also beside another run.
-//! - *If it dies* in the middle of a run, tests that attach later fail with its exit status and the
-//!   end of its log. It is not started again behind the back of tests that have used the first one.
-//! - *It is the same* for the same recipe under the same name, in whatever test binary: the fixture
-//!   in `tests/common/mod.rs` is one service. The working directory is a part of the recipe, so
-//!   packages of a workspace have one each.
-//! - *The run* is known by the environment variable `MIRAKURU_SESSION_ID`, else by nextest's
-//!   `NEXTEST_RUN_ID`; the runner is the nearest ancestor that has not got it itself. Without
-//!   either, it is the nearest `cargo`. A binary that is run by hand or by an IDE has no runner:
-//!   there the service is the process's own. So is one that needs a stream of its process:
-//!   `stdin = Stdio::piped()`, or anything inherited.
-//! - *What is done once in a run* is [`Recipe::set_up`]. The body of a fixture function is called
-//!   in each process.
+//! - *Start:* the first test that needs it starts it, once. If that fails, every test that needs it
+//!   fails at once, with the same report. If the process that starts it is killed, the next one
+//!   starts it.
+//! - *End:* it ends when the runner ends, however that happens, and not before, even if it is
+//!   unused for a while. Each run has its own, even beside another run.
+//! - *Death:* if it dies in the middle of a run, tests that attach later fail with its exit status
+//!   and the end of its log. It is not started again, because tests may have used the first one.
+//! - *Identity:* the same recipe under the same name is the same service, in whatever test binary.
+//!   The fixture in `tests/common/mod.rs` is one service. The working directory is a part of the
+//!   recipe, so each package of a workspace has its own.
+//! - *The run* is known by the environment variable `MIRAKURU_SESSION_ID`, otherwise by nextest's
+//!   `NEXTEST_RUN_ID`. The runner is the nearest ancestor without that variable. Without either, it
+//!   is the nearest `cargo`. A binary that is run by hand or by an IDE has no runner: there the
+//!   service belongs to the process. So does a service that needs a stream of its process: `stdin =
+//!   Stdio::piped()`, or anything inherited.
+//! - *Set-up* that is done once in a run belongs into [`Recipe::set_up`]. The body of a fixture
+//!   function is called in each process.
 
-// Which feature an item needs, on docs.rs.
+// On docs.rs, shows the feature that an item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod cache;
@@ -77,7 +78,7 @@ mod start;
 mod system;
 mod together;
 
-/// What fixture functions are made with.
+/// The rstest for fixture functions.
 #[cfg(feature = "rstest")]
 pub use rstest;
 
@@ -87,8 +88,8 @@ pub use recipe::Recipe;
 pub use shared::Shared;
 pub use together::{StartAll, StopAll, start_all, stop_all};
 
-/// What the attribute's expansion calls. No part of the public interface: it changes without
-/// notice.
+/// Functions for the attribute's expansion. They are no part of the public interface, and change
+/// without notice.
 #[doc(hidden)]
 pub mod __private {
     #[cfg(feature = "rstest")]

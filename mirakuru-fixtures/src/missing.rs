@@ -1,8 +1,7 @@
-//! A service that is not on this machine: decides whether its test fails or is skipped, and reports
-//! it.
+//! If this machine lacks a service, decides whether its test fails or is skipped, and reports that.
 //!
-//! If no one sees a skip, the test may not run for months. So each is reported three times: in the
-//! output of the test, in one summary at the end, and in a file for programs.
+//! If no person sees a skip, the test may not run for months. So each is reported three times: in
+//! the output of the test, in one summary at the end, and in a file for programs.
 //!
 //! ```text
 //! cargo test            the summary is written when the test binary ends, after "test result"
@@ -30,14 +29,13 @@ use once_cell::sync::OnceCell;
 use crate::start::{Scope, start_shared};
 
 /// The writer's script. It opens the summary before any process can remove it. At the end of the
-/// run it gets SIGTERM. Complaints of the shell about its own children do not belong into the
-/// output.
+/// run it gets SIGTERM. Messages of the shell about its own children must not appear in the output.
 const WRITER: &str = r#"exec 3<"$1" 4>&2 2>/dev/null
 trap 'cat <&3 >&4; exit 0' TERM
 echo kept
 while :; do sleep 3600 & wait $!; done"#;
 
-/// What is missing, if that is the reason of this error, and the test is skipped for it.
+/// The missing program or feature, if this error is about one and the test is skipped for it.
 pub(crate) fn skips(error: &Error) -> Option<&Missing> {
     let missing = error.missing()?;
     let variable = |name| std::env::var(name).unwrap_or_default();
@@ -96,8 +94,8 @@ fn binary() -> String {
     }
 }
 
-/// Says that this test is skipped: now, at the end, and in the file. Gives the text for the test's
-/// output.
+/// Reports that this test is skipped: now, at the end, and in the file. Returns the text for the
+/// test's output.
 pub(crate) fn skip(missing: &Missing) -> String {
     let install = missing
         .install
@@ -110,7 +108,7 @@ pub(crate) fn skip(missing: &Missing) -> String {
     );
     let skipped = Skipped::of(missing);
     let list = skipped_list();
-    // A write that fails does not make a test fail; the test's output has the text.
+    // A failed write does not make a test fail: the test's output has the text.
     if let Some((path, head)) = &list {
         let _ = for_programs(path, head, &skipped);
     }
@@ -138,7 +136,7 @@ fn for_programs(path: &Path, head: &str, skipped: &Skipped) -> io::Result<()> {
     })
 }
 
-/// Lets the writer know of a test, and begins it where this is the first.
+/// Tells the writer about a test. The first test starts the writer.
 fn keep(run: &'static Run, skipped: &Skipped) -> Result<(), Error> {
     static HELD: OnceCell<OutputExecutor> = OnceCell::new();
     let failed = |e: io::Error| Error::other("note that a test was skipped", e);
@@ -190,7 +188,7 @@ static SKIPPED: Mutex<BTreeSet<Skipped>> = Mutex::new(BTreeSet::new());
 fn at_end_of_process(skipped: Skipped) {
     static ASKED: AtomicBool = AtomicBool::new(false);
     extern "C" fn tell() {
-        // At this time nobody holds it but a thread that the end of the process has overtaken.
+        // At this time only a thread that the end of the process has overtaken can hold the lock.
         if let Ok(skipped) = SKIPPED.try_lock() {
             let _ = io::stderr().write_all(summary(&skipped).as_bytes());
         }
@@ -204,7 +202,7 @@ fn at_end_of_process(skipped: Skipped) {
     }
 }
 
-/// The skips by what is missing, the most frequent first.
+/// The skips, grouped by the missing thing, the most frequent first.
 fn summary(all: &BTreeSet<Skipped>) -> String {
     let tests: BTreeSet<&str> = all.iter().map(|skipped| &*skipped.test).collect();
     let mut by_cause: Vec<((&str, &str), usize)> = Vec::new();
@@ -233,7 +231,7 @@ fn summary(all: &BTreeSet<Skipped>) -> String {
     text
 }
 
-/// What a skipped test returns.
+/// The return value of a skipped test.
 pub struct Skip<T>(pub std::marker::PhantomData<T>);
 
 impl Skip<()> {
@@ -246,7 +244,7 @@ impl<T: Default, E> Skip<Result<T, E>> {
     ///
     /// # Errors
     ///
-    /// Never.
+    /// This value never exists.
     pub fn value(self) -> Result<T, E> {
         Ok(T::default())
     }
@@ -260,7 +258,7 @@ impl Skip<std::process::ExitCode> {
     }
 }
 
-/// Every other type that a test may return.
+/// Every other return type of a test.
 pub trait AnySkip<T> {
     /// A type for which no passing value is known.
     fn value(self) -> T;

@@ -1,4 +1,4 @@
-//! [`Once`]: a value that is made at first use, once, or whose failure is remembered.
+//! [`Once`]: a value that is made once, at its first use. A failure is remembered.
 
 use std::sync::{Mutex, PoisonError};
 use std::thread::{self, ThreadId};
@@ -9,27 +9,26 @@ use once_cell::sync::OnceCell;
 
 use crate::missing::skips;
 
-/// The inside of [`Shared`](crate::Shared), and of fixture functions that are shared.
+/// The value inside [`Shared`](crate::Shared), and inside shared fixture functions.
 ///
 /// The first thread makes the value while others wait. An error is kept and returned to all of
-/// them. A panic is not: it goes to the thread that was making the value, and the next thread tries
-/// again.
+/// them. A panic stays in the thread that was making the value, and the next thread tries again.
 pub struct Once<T> {
     name: &'static str,
     value: OnceCell<Result<T, Error>>,
-    /// The thread that is making the value: `OnceCell` would wait for ever for a thread that waits
-    /// for itself.
+    /// The thread that is making the value. A thread that waits for itself would wait for ever in
+    /// `OnceCell`.
     maker: Mutex<Option<ThreadId>>,
-    /// The error of a value that needs itself, which has to live somewhere to be borrowed.
+    /// The error of a value that needs itself. It is stored here so that it can be borrowed.
     cycle: OnceCell<Error>,
-    /// Tests that use it and fail show the output of its services.
+    /// The services of the value. A test that uses it and fails shows their output.
     services: OnceCell<SharedServices>,
     /// The error of a value whose service has ended.
     died: OnceCell<Error>,
 }
 
 impl<T> Once<T> {
-    /// Nothing is made yet. The name is for messages, and may be empty.
+    /// Makes nothing yet. The name is for messages, and may be empty.
     pub const fn new(name: &'static str) -> Once<T> {
         Once {
             name,
@@ -75,7 +74,7 @@ impl<T> Once<T> {
         self.note_use().and(made.as_ref())
     }
 
-    /// Fails in a test that begins to use the value when one of its services has ended.
+    /// Fails if a test begins to use the value after one of its services has ended.
     fn note_use(&self) -> Result<(), &Error> {
         match self.services.get().map(SharedServices::used) {
             Some(Err(died)) => Err(self.died.get_or_init(|| died)),
@@ -83,7 +82,7 @@ impl<T> Once<T> {
         }
     }
 
-    /// The value; where there is none, a panic at the caller's own line.
+    /// The value. Without one, panics at the caller's own line.
     #[track_caller]
     pub fn get_or_start(&self, make: impl FnOnce() -> Result<T, Error>) -> &T {
         match self.try_get_or_start(make) {
@@ -102,7 +101,7 @@ impl<T> Once<T> {
         }
     }
 
-    /// The step that failed, in an error.
+    /// The failed step for an error.
     pub(crate) fn attempt(&self) -> String {
         format!("start {}", self.title())
     }
@@ -115,7 +114,7 @@ impl<T> Once<T> {
     }
 }
 
-/// Names the thread that makes a value, until it is made or the thread panics.
+/// Stores the thread that makes a value, until the value is made or the thread panics.
 struct Making<'a>(&'a Mutex<Option<ThreadId>>);
 
 impl Making<'_> {

@@ -1,16 +1,15 @@
-//! The result of a test function: an error is reported to the services that it used, before they
-//! end.
+//! The result of a test function: an error is reported to the services of the test before they end.
 
 use std::process::ExitCode;
 
 use mirakuru_core::__private::test_returns_err;
 
-/// The result of a test. If the type can say that a test failed, `tell` is its own method, else the
-/// trait's: own methods come first.
+/// The result of a test. If its type can say that the test failed, `tell` is the type's own method,
+/// otherwise the trait's: own methods have precedence.
 pub struct Outcome<'a, T>(pub &'a T);
 
 impl<T, E> Outcome<'_, Result<T, E>> {
-    /// Says so if the test has failed.
+    /// Reports a failed test.
     pub fn tell(&self) {
         if self.0.is_err() {
             test_returns_err();
@@ -19,7 +18,7 @@ impl<T, E> Outcome<'_, Result<T, E>> {
 }
 
 impl Outcome<'_, ExitCode> {
-    /// Says so if the test has failed.
+    /// Reports a failed test.
     pub fn tell(&self) {
         if *self.0 != ExitCode::SUCCESS {
             test_returns_err();
@@ -29,7 +28,7 @@ impl Outcome<'_, ExitCode> {
 
 /// Every other type.
 pub trait AnyOutcome {
-    /// Nothing is known of it.
+    /// The result says nothing.
     fn tell(&self) {}
 }
 

@@ -5,7 +5,7 @@ use mirakuru_core::{Error, Executor, ExecutorBuilder, Readiness};
 use crate::start::{join, start_plain};
 use crate::system::{Joining, Slot, System};
 
-/// Something that can be started. It stands in `#[mirakuru::fixture(..)]` in place of keys.
+/// Something that can be started. It replaces the keys in `#[mirakuru::fixture(..)]`.
 ///
 /// Every [`ExecutorBuilder`] is one, and its handle is the [`Executor`]. Implement it for a type of
 /// your own to give tests more than an executor: a connection string, a client, a database with its
@@ -46,10 +46,10 @@ use crate::system::{Joining, Slot, System};
 /// # Ok::<(), Error>(())
 /// ```
 ///
-/// The steps are apart because a service that is shared by a whole run is started by one process
-/// and used by many: [`prepare`](Recipe::prepare) and [`set_up`](Recipe::set_up) are for the one
-/// that starts it, [`executor`](Recipe::executor) and [`handle`](Recipe::handle) are called in
-/// each.
+/// The steps are separate, because one process starts a service that a whole run shares and many
+/// use it. Only the process that starts it calls [`prepare`](Recipe::prepare) and
+/// [`set_up`](Recipe::set_up). Each process calls [`executor`](Recipe::executor) and
+/// [`handle`](Recipe::handle).
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be started",
     label = "not a recipe",
@@ -65,17 +65,17 @@ pub trait Recipe: Sized {
 
     /// Returns the recipe of the service. The processes of a run recognise a shared service by this
     /// value, so it must be the same in each. If `set_up` does different things in two fixtures,
-    /// the difference must show here, as a name or a variable.
+    /// this value must differ as well: set a name or a variable.
     ///
     /// # Errors
     ///
-    /// When the recipe makes no sense, or when something that it needs cannot be found, for example
-    /// the program. [`Error::other`] takes any error.
+    /// If the recipe makes no sense, or if something that it needs cannot be found, such as the
+    /// program. [`Error::other`] takes any error.
     fn executor(&self) -> Result<ExecutorBuilder<Self::Readiness>, Error>;
 
-    /// Prepares the service's files before its first start: a data directory, a password, in
-    /// [`Executor::dir`]. The process that starts the service calls it once; ports are known by
-    /// now. Afterwards everything in the directory is given to the service's user. The default does
+    /// Prepares the service's files in [`Executor::dir`] before its first start: a data directory,
+    /// a password. The process that starts the service calls it once. Ports are known by then.
+    /// Afterwards everything in the directory is given to the service's user. The default does
     /// nothing. (A configuration is simpler as an [`ExecutorBuilder::file`].)
     ///
     /// # Errors
@@ -86,9 +86,9 @@ pub trait Recipe: Sized {
         Ok(())
     }
 
-    /// Prepares the service for use, once, right after it is ready: creates the schema, loads the
-    /// data. The process that started the service calls it before any test gets a handle. The
-    /// default does nothing.
+    /// Sets the service up, once, right after it is ready: creates the schema, loads the data. The
+    /// process that started the service calls it before any test gets a handle. The default does
+    /// nothing.
     ///
     /// # Errors
     ///
@@ -101,21 +101,21 @@ pub trait Recipe: Sized {
     /// A key under which the result of [`prepare`](Recipe::prepare) and [`set_up`](Recipe::set_up)
     /// is kept over runs. The default is `None`: both are done at each start.
     ///
-    /// With a key, the first start does both, stops the service, keeps a copy of
-    /// [`Executor::dir`], and starts the service. Later starts begin with the copy, and call
-    /// neither. So everything that `set_up` changes must be in the directory when the service has
-    /// stopped, and no file in it may name a port. (An [`ExecutorBuilder::file`] may: it is
-    /// written before each start.)
+    /// With a key, the first start does both, stops the service, keeps a copy of [`Executor::dir`],
+    /// and starts the service again. Later starts begin with the copy, and call neither. So
+    /// everything that `set_up` changes must be in the directory once the service has stopped, and
+    /// no file in it may name a port. (An [`ExecutorBuilder::file`] may: it is written before each
+    /// start.)
     ///
-    /// The code cannot be compared. So use another key when `set_up` would do something else: a
-    /// number that you count up, a hash of the files that it loads (`presets::hash_of_dir`). The
-    /// rest counts anyway: the type, everything that [`executor`](Recipe::executor) returns, and
-    /// the program's file. A service whose recipe has the URL of another service in it is another
-    /// one in each run, and is not found again.
+    /// Code cannot be compared. So use another key if `set_up` would do something else: a number
+    /// that you increase, or a hash of the files that it loads (`presets::hash_of_dir`). All other
+    /// data counts anyway: the type, everything that [`executor`](Recipe::executor) returns, and
+    /// the program's file. If a recipe contains the URL of another service, its key is new in each
+    /// run, and no copy is found.
     ///
-    /// Two processes at once make one copy: the second one waits for the first. An error of
-    /// `set_up` names the key, and nothing is kept. [`prepare_once`](crate::prepare_once) tells how
-    /// long a copy stays. A node of a cluster is set up at each start.
+    /// If two processes need the same copy, one makes it and the other waits. An error of `set_up`
+    /// names the key, and nothing is kept. [`prepare_once`](crate::prepare_once) tells how long a
+    /// copy stays. A node of a cluster is set up at each start.
     fn seed_key(&self) -> Option<String> {
         None
     }
@@ -127,17 +127,17 @@ pub trait Recipe: Sized {
     /// Any error ends the service: the start has failed. [`Error::other`] takes any error.
     fn handle(self, executor: Executor<Self::Readiness>) -> Result<Self::Handle, Error>;
 
-    /// Does all of it, without the attribute: starts the service, sets it up, gives its handle. Not
-    /// to be overridden: the attribute does not call it.
+    /// Does all steps without the attribute: starts the service, sets it up, and returns its
+    /// handle. Do not override it: the attribute does not call it.
     ///
     /// # Errors
     ///
-    /// Those of [`Executor::start`], and those of the other methods.
+    /// The errors of [`Executor::start`] and of the other methods.
     fn start(self) -> Result<Self::Handle, Error> {
         start_plain(self)
     }
 
-    /// Adds the services of this recipe to those that are started together. No part of the public
+    /// Adds the services of this recipe to those that start together. No part of the public
     /// interface.
     #[doc(hidden)]
     fn __join<'a>(self, system: &mut System<'a>, joining: Joining) -> Slot<Self::Handle>

@@ -9,8 +9,8 @@ use crate::once::Once;
 use crate::recipe::Recipe;
 use crate::system::{AsItIs, Joining, Slot, System, several};
 
-/// A service that is started once, when it is first used, and that all users share.
-/// `#[mirakuru::fixture(..)]` makes it of a `static`. Usually named in capitals, after the service.
+/// A service that is started once, at its first use, and that all users share.
+/// `#[mirakuru::fixture(..)]` on a `static` makes one. Name it in capitals, after the service.
 ///
 /// It dereferences to its handle, and the first use starts it:
 ///
@@ -29,18 +29,19 @@ use crate::system::{AsItIs, Joining, Slot, System, several};
 ///
 /// - While one thread starts it, others that need it wait.
 /// - A start that failed is not tried again: every user of the service gets the same error at once.
-/// - It hands out `&T`. Stopping a service takes `&mut T`, so one test cannot stop it under
-///   another: that does not compile. A test that stops or restarts its service uses one of its own.
-/// - A static is never dropped. The service ends when the process does, however that ends; one that
-///   the attribute has made, when the whole run of tests does. Tests that share a service must not
-///   rely on its being empty.
+/// - It hands out `&T`. Stopping a service takes `&mut T`, so a test cannot stop a service that
+///   another test uses: that does not compile. A test that stops or restarts its service has one of
+///   its own.
+/// - A static is never dropped. The service ends when the process ends, however that happens. If
+///   the attribute made the static, it ends with the whole run of tests. Tests that share a service
+///   must not rely on its being empty.
 pub struct Shared<T> {
     cell: Once<T>,
     start: fn() -> Result<T, Error>,
 }
 
 impl<T> Shared<T> {
-    /// Says how to start the service. Nothing is started yet.
+    /// Stores how to start the service. Nothing is started yet.
     pub const fn new(start: fn() -> Result<T, Error>) -> Shared<T> {
         Shared::named("", start)
     }
@@ -56,8 +57,8 @@ impl<T> Shared<T> {
 
     /// The service, started if this is its first use. Dereferencing does the same.
     ///
-    /// This and [`try_get`](Shared::try_get) are no methods, so that they hide none of the
-    /// service's handle.
+    /// This and [`try_get`](Shared::try_get) are associated functions and not methods, so that they
+    /// hide no method of the service's handle.
     ///
     /// ```
     /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -71,14 +72,14 @@ impl<T> Shared<T> {
     ///
     /// # Panics
     ///
-    /// When the service could not be started, with the error's report, at the caller's line. So
-    /// does every later call.
+    /// If the service could not be started, with the error's report, at the caller's line. Every
+    /// later call panics as well.
     #[track_caller]
     pub fn get(this: &Shared<T>) -> &T {
         this.cell.get_or_start(this.start)
     }
 
-    /// The service, started if this is its first use, or the reason why it could not be.
+    /// The service, started if this is its first use, or the reason why it could not be started.
     ///
     /// ```
     /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -91,21 +92,21 @@ impl<T> Shared<T> {
     ///
     /// # Errors
     ///
-    /// The result of the start, the same for every caller. If the start uses the service that it is
-    /// to start, that use gets an [`Error::System`] that says so.
+    /// The result of the start, the same for every caller. If the start itself uses the service,
+    /// that use gets an [`Error::System`] that says so.
     pub fn try_get(this: &Shared<T>) -> Result<&T, &Error> {
         this.cell.try_get_or_start(this.start)
     }
 }
 
-/// A fixture in a static as a recipe: its handle is a reference to the fixture.
+/// A fixture in a static, used as a recipe: its handle is a reference to the fixture.
 pub struct InStatic<T: 'static> {
     shared: &'static Shared<T>,
     optional: bool,
 }
 
 impl<T> InStatic<T> {
-    /// Lets a test be skipped where the program is missing.
+    /// Lets a test be skipped if the program is missing.
     pub fn optional(mut self) -> Self {
         self.optional = true;
         self
@@ -132,8 +133,8 @@ impl<T: 'static> Recipe for InStatic<T> {
 /// A static holds the fixture.
 pub struct Held;
 
-/// What a name in capital letters is the name of: a static, or a constant with a recipe. (`How`
-/// tells the two apart.)
+/// The meaning of a name in capital letters: a static, or a constant with a recipe. (`How`
+/// distinguishes the two.)
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be started",
     label = "neither a static of a fixture nor a recipe",
@@ -186,7 +187,7 @@ impl<T> Deref for Shared<T> {
 }
 
 impl<T: fmt::Debug> fmt::Debug for Shared<T> {
-    /// Shows its value, and starts nothing.
+    /// Shows the value, and starts nothing.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.cell.peek() {
             None => f.write_str("Shared(not started)"),
@@ -245,8 +246,8 @@ mod tests {
 
         let panic = |line: u32, poll: fn() -> u32| {
             let (sender, receiver) = std::sync::mpsc::channel();
-            // The hook is the whole process's, and other tests panic too: listen to this thread
-            // alone.
+            // The hook belongs to the whole process, and other tests panic too: record only this
+            // thread's panics.
             let me = thread::current().id();
             let earlier = std::panic::take_hook();
             std::panic::set_hook(Box::new(move |info| {

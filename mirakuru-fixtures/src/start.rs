@@ -1,5 +1,5 @@
-//! One service on its way from its recipe to its handle, and the functions that the attribute's
-//! expansion calls to start shared services.
+//! The stages of one service from its recipe to its handle, and the functions with which the
+//! attribute's expansion starts shared services.
 
 use std::any::type_name;
 use std::borrow::BorrowMut;
@@ -37,22 +37,21 @@ pub(crate) struct Single<R: Recipe> {
     /// The directories of services that it needs.
     needs: Vec<PathBuf>,
     executor: Option<Executor<R::Readiness>>,
-    /// The right to start it for the run.
+    /// The permit to start the service for the run.
     permit: Option<StartPermit>,
-    /// It is the run's, and another process has started it.
+    /// The service is the run's, and another process has started it.
     is_attached: bool,
-    /// Its set-up has been done, in this run or before.
+    /// The set-up has been done, in this run or before.
     is_seeded: bool,
     slot: Slot<R::Handle>,
-    /// Belongs to a node of a cluster.
+    /// Set for a node of a cluster.
     member: Option<ClusterMember>,
 }
 
 /// The further data of a node of a cluster.
 pub(crate) struct ClusterMember {
     pub(crate) node: Node,
-    /// Filled when the service is ready by itself. The cluster hands it out when it is ready as a
-    /// whole.
+    /// Filled when this node is ready. The cluster passes the handle on when all nodes are ready.
     pub(crate) is_up: Slot<()>,
 }
 
@@ -72,7 +71,7 @@ impl<R: Recipe> Single<R> {
         }
     }
 
-    /// A node of a cluster, with the right to start it if the cluster is the run's.
+    /// A node of a cluster, with the permit to start it if the cluster is the run's.
     pub(crate) fn node(
         recipe: R,
         joining: &Joining,
@@ -97,7 +96,7 @@ impl<R: Recipe> Single<R> {
         self.executor.as_mut()
     }
 
-    /// Publishes what has been started for the run, and gives the handle to whoever waits for it.
+    /// Publishes the started service for the run, and fills the slot with its handle.
     pub(crate) fn hand_out(&mut self) -> Result<Slot<R::Handle>, Error> {
         let (Some(mut executor), Some(recipe)) = (self.executor.take(), self.recipe.take()) else {
             return too_early();
@@ -214,14 +213,14 @@ impl<R: Recipe> Service for Single<R> {
     }
 
     fn failed(&mut self, error: &Error) {
-        // That something is missing, others find for themselves.
+        // Other processes notice a missing program by themselves.
         if let Some(permit) = self.permit.take().filter(|_| error.missing().is_none()) {
             permit.failed(error);
         }
     }
 }
 
-/// How far a shared fixture reaches.
+/// How far a shared fixture is shared.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// One test binary.
@@ -232,12 +231,12 @@ pub enum Scope {
     Users,
 }
 
-/// Starts what is shared. The closure adds it to the system, and gives the one that takes the
-/// handles. Whoever holds the fixture tells its name.
+/// Starts a shared fixture. The closure adds it to the system, and returns the closure that takes
+/// the handles. The holder of the fixture tells its name.
 ///
 /// # Errors
 ///
-/// Those of the start.
+/// The errors of the start.
 pub fn start_shared<'a, T, Take: FnOnce() -> T>(
     scope: Scope,
     add: impl FnOnce(&mut System<'a>) -> Take,
@@ -254,15 +253,14 @@ pub fn start_shared<'a, T, Take: FnOnce() -> T>(
     system.run(take).map_err(|failure| failure.error)
 }
 
-/// Starts one recipe in plain code.
+/// Starts one recipe without the attribute.
 pub(crate) fn start_plain<R: Recipe>(recipe: R) -> Result<R::Handle, Error> {
     let mut system = System::new();
     let slot = plain(recipe, &mut system);
     system.run(|| slot.take()).map_err(|failure| failure.error)
 }
 
-/// Adds a service that waits for fixed ports only if its recipe says so, as wherever no attribute
-/// starts it.
+/// Adds a service. Without an attribute it waits for fixed ports only if its recipe says so.
 pub(crate) fn plain<'a, R: Recipe + 'a>(recipe: R, system: &mut System<'a>) -> Slot<R::Handle> {
     let joining = Joining {
         name: String::new(),
@@ -271,7 +269,7 @@ pub(crate) fn plain<'a, R: Recipe + 'a>(recipe: R, system: &mut System<'a>) -> S
     recipe.__join(system, joining)
 }
 
-/// An executor that is built.
+/// An executor that is already built.
 struct Built<R, E> {
     executor: Option<E>,
     slot: Slot<E>,
@@ -311,7 +309,7 @@ impl<R: Readiness, E: BorrowMut<Executor<R>>> Service for Built<R, E> {
     fn failed(&mut self, _: &Error) {}
 }
 
-/// Adds an executor that is built.
+/// Adds an executor that is already built.
 pub(crate) fn built<'a, R: Readiness + 'a, E: BorrowMut<Executor<R>> + 'a>(
     executor: E,
     system: &mut System<'a>,
@@ -326,11 +324,11 @@ pub(crate) fn built<'a, R: Readiness + 'a, E: BorrowMut<Executor<R>> + 'a>(
     slot
 }
 
-/// The key `tcp` with an expression, which may be an address or a port.
+/// The key `tcp` with an expression for an address or a port.
 pub(crate) mod tcp {
     use super::Tcp;
 
-    /// What the key `tcp` takes.
+    /// A value for the key `tcp`.
     #[diagnostic::on_unimplemented(
         message = "`{Self}` is neither an address nor a port",
         label = "expected a text like \"127.0.0.1:{{port}}\", or a `u16`"

@@ -1,12 +1,13 @@
-//! [`System`]: services that are started together, each as soon as those that it needs are ready.
+//! [`System`]: services that start together, each as soon as those that it needs are ready.
 //!
 //! The stacked attributes of a test, the fields of a struct and the nodes of a cluster all become
-//! members of one list. A member that needs nobody starts at once. A member that needs others waits
-//! until they are ready, because its recipe is made from their handles. A recipe of several
-//! services, such as [`Plan`], adds its own services to the list of whoever starts it, so that
-//! systems in systems start together, too.
+//! members of one list. A member without needs starts at once. A member with needs waits until they
+//! are ready, because its recipe is made from their handles. A recipe of several services, such as
+//! [`Plan`], adds its services to the list that starts it. So nested systems start together, too.
+//! The file is long because the list, its steps and the end of a failed start share their private
+//! state.
 //!
-//! No thread is involved: the list is gone through again whenever a service has become ready.
+//! No thread is needed: each time that a service becomes ready, the list is gone through again.
 
 use std::any::{Any, type_name};
 use std::cell::{OnceCell, RefCell, RefMut};
@@ -27,23 +28,23 @@ use crate::lease;
 use crate::missing::{skip, skips};
 use crate::recipe::Recipe;
 
-/// Services that are to be started. Usually named `system`.
+/// Services that will start together. Usually named `system`.
 pub struct System<'a> {
     members: Vec<Member<'a>>,
     reach: Reach,
-    /// Begins the names of members that are added now.
+    /// A prefix for the names of members that are added now.
     prefix: String,
-    /// What has been added to the plan that is being added.
+    /// Everything that the current plan has added so far.
     added: Vec<Weak<dyn Need + 'a>>,
-    /// The directories of services that everything that is added now needs.
+    /// The directories of services that all members added now need.
     needs: Vec<PathBuf>,
-    /// Its services end with the test on this thread.
+    /// The services end with the test on this thread.
     is_for_test: bool,
-    /// Held until all have started, so that fixed ports are locked in one order for all tests.
+    /// Held until all have started, so that all tests lock fixed ports in one order.
     locks: Vec<SharedLock>,
 }
 
-/// How long the services of a system live, and who uses them.
+/// The lifetime of a system's services, and their users.
 #[derive(Clone, Copy)]
 pub(crate) enum Reach {
     /// As long as their handles.
@@ -54,12 +55,12 @@ pub(crate) enum Reach {
     Run(&'static Run),
 }
 
-/// The place that a service's handle comes into once it is ready. A clone is the same place.
+/// The place for a service's handle, filled once the service is ready. A clone is the same place.
 pub struct Slot<H>(Rc<Place<H>>);
 
 struct Place<H> {
     handle: OnceCell<H>,
-    /// The directories of the services that the handle is made of.
+    /// The directories of the services behind the handle.
     dirs: RefCell<Vec<PathBuf>>,
 }
 
@@ -77,7 +78,7 @@ impl<H> Slot<H> {
         }))
     }
 
-    /// Gives the handle, which is made of the services with these directories.
+    /// Fills in the handle. The services behind it have these directories.
     pub(crate) fn fill(&self, handle: H, dirs: Vec<PathBuf>) {
         self.0.dirs.replace(dirs);
         let filled = self.0.handle.set(handle).is_ok();
@@ -88,11 +89,11 @@ impl<H> Slot<H> {
         self.0.dirs.borrow().clone()
     }
 
-    /// The handle, for a recipe that is made from it.
+    /// The handle, for a recipe that uses it.
     ///
     /// # Panics
     ///
-    /// When the service is not ready: recipes are made later.
+    /// If the service is not ready: such recipes are made later.
     #[must_use]
     pub fn get(&self) -> &H {
         self.0.handle.get().expect("the service is ready")
@@ -102,7 +103,7 @@ impl<H> Slot<H> {
     ///
     /// # Panics
     ///
-    /// When the service is not ready, or there is a clone of the slot.
+    /// If the service is not ready, or if there is a clone of the slot.
     #[must_use]
     pub fn take(self) -> H {
         let handle = Rc::into_inner(self.0).and_then(|place| place.handle.into_inner());
@@ -112,7 +113,7 @@ impl<H> Slot<H> {
 
 /// Something that a member waits for.
 pub trait Need {
-    /// Whether it is there.
+    /// Whether it is ready.
     fn is_there(&self) -> bool;
 
     /// The directories of its services.
@@ -130,7 +131,7 @@ impl<H> Need for Place<H> {
 }
 
 impl<H> Slot<H> {
-    /// The slot as something to wait for.
+    /// This slot as something that a member waits for.
     pub(crate) fn need<'a>(&self) -> Weak<dyn Need + 'a>
     where
         H: 'a,
@@ -140,9 +141,9 @@ impl<H> Slot<H> {
     }
 }
 
-/// Slots whose handles a recipe is made from: one, or a tuple of them.
+/// Slots whose handles a recipe uses: one, or a tuple of them.
 pub trait Needs<'a> {
-    /// Adds what is waited for.
+    /// Adds these slots to `needs`.
     #[doc(hidden)]
     fn list(&self, needs: &mut Vec<Weak<dyn Need + 'a>>);
 }
@@ -172,40 +173,39 @@ macro_rules! needs {
 
 needs!(A B C D E F G H);
 
-/// One service on its way from its recipe to its handle, whatever these are. The stages come in
-/// this order. Services that start together all go through one of them before any goes into the
-/// next.
+/// One service on its way from its recipe to its handle, of any types. The stages come in this
+/// order. Services that start together all pass one of them before any enters the next.
 pub(crate) trait Service {
     /// Makes the executor, or attaches to the run's. From then on its fixed ports and paths are
     /// known.
     fn build(&mut self, name: &str) -> Result<(), Error>;
 
-    /// The ports and paths that it needs for itself, if it waits for them.
+    /// The ports and paths that the service needs for itself, if it waits for them.
     fn endpoints(&self) -> Option<Endpoints>;
 
-    /// Gives it the lock that was taken for all.
+    /// Gives the service the lock that was taken for all.
     fn give_lock(&mut self, lock: &SharedLock);
 
-    /// It ends with the test on this thread.
+    /// Ties the service to the test on this thread.
     fn end_with_test(&mut self);
 
     /// Prepares what it needs before it is started.
     fn prepare(&mut self) -> Result<(), Error>;
 
-    /// What is started. `None` where it runs already.
+    /// The executor to start. `None` if it already runs.
     fn startable(&mut self) -> Option<&mut dyn Startable>;
 
-    /// Sets up what has been started, and fills its slot.
+    /// Sets the started service up, and fills its slot.
     fn finish(&mut self) -> Result<(), Error>;
 
-    /// Tells the other processes of the run that it could not be started.
+    /// Reports to the other processes of the run that the start has failed.
     fn failed(&mut self, error: &Error);
 }
 
 struct Member<'a> {
     name: String,
     needs: Vec<Weak<dyn Need + 'a>>,
-    /// The directories of services that are needed by whatever it is a part of.
+    /// The directories of the services on which everything that contains this service depends.
     inherited: Vec<PathBuf>,
     stage: Stage<'a>,
 }
@@ -213,12 +213,12 @@ struct Member<'a> {
 type Waiting<'a> = dyn FnOnce(&mut System<'a>) -> Result<(), Error> + 'a;
 
 enum Stage<'a> {
-    /// A service whose recipe is made when its needs are there.
+    /// A service whose recipe is made when its needs are ready.
     Recipe(Box<Waiting<'a>>),
-    /// Something else that waits for its needs.
+    /// Another task that waits for its needs.
     Waits(Box<Waiting<'a>>),
-    /// Is called again and again once its needs are there, until it says `true`. It may block for
-    /// some milliseconds.
+    /// Called repeatedly once its needs are ready, until it returns `true`. It may block for some
+    /// milliseconds.
     Polls(Box<dyn FnMut() -> Result<bool, Error> + 'a>),
     New(Rc<RefCell<dyn Service + 'a>>),
     Starting(Rc<RefCell<dyn Service + 'a>>),
@@ -226,7 +226,7 @@ enum Stage<'a> {
     Over,
 }
 
-/// Which service failed, and why.
+/// The service that failed, and the error.
 pub(crate) struct Failure {
     name: String,
     pub(crate) error: Error,
@@ -255,18 +255,18 @@ impl<'a> System<'a> {
         }
     }
 
-    /// No services yet. They will live as long as their handles.
+    /// A system without services yet. They live as long as their handles.
     #[allow(clippy::new_without_default)] // It is made by the attribute's expansion alone.
     #[must_use]
     pub fn new() -> System<'a> {
         System::with_reach(Reach::Handle)
     }
 
-    /// No services yet. They end with their handles, and at the latest with the test on this
-    /// thread.
+    /// A system without services yet. They end with their handles, and at the latest with the test
+    /// on this thread.
     #[must_use]
     pub fn of_test() -> System<'a> {
-        // First of all: on a busy machine, the test's time may be over before a recipe is made.
+        // This comes first: on a busy machine, the test's time may be over before a recipe is made.
         test_may_start();
         let mut system = System::new();
         system.is_for_test = true;
@@ -277,13 +277,13 @@ impl<'a> System<'a> {
         self.reach
     }
 
-    /// The directories of services that a service that is added now needs.
+    /// The directories of services that a newly added service needs.
     pub(crate) fn needs(&self) -> Vec<PathBuf> {
         self.needs.clone()
     }
 
-    /// Adds what a recipe starts. The name is for messages, and may be empty. The service waits for
-    /// fixed ports and paths that another fixture has.
+    /// Adds the service of a recipe. The name is for messages, and may be empty. The service waits
+    /// for fixed ports and paths that another fixture has.
     pub fn service<R: Recipe + 'a>(&mut self, name: &str, recipe: R) -> Slot<R::Handle> {
         self.queue(name, true, recipe)
     }
@@ -300,7 +300,8 @@ impl<'a> System<'a> {
         slot
     }
 
-    /// Adds a service whose recipe is made from the handles of others, as soon as these are ready.
+    /// Adds a service whose recipe uses the handles of others. It starts as soon as these are
+    /// ready.
     pub fn after<N: Needs<'a> + 'a, R: Recipe + 'a>(
         &mut self,
         name: &str,
@@ -339,7 +340,7 @@ impl<'a> System<'a> {
         let outer = slot.clone();
         let stage = Stage::Recipe(Box::new(move |system| {
             let recipe = recipe(&needs);
-            // Nobody else has the handles when they are taken.
+            // Nothing else has the handles when they are taken.
             drop(needs);
             let inner = recipe.__join(system, joining);
             let need = inner.need();
@@ -356,7 +357,7 @@ impl<'a> System<'a> {
         slot
     }
 
-    /// Makes one handle of all that has been added to this plan.
+    /// Makes one handle of everything that has been added to this plan.
     pub fn join<H: 'a>(&mut self, make: impl FnOnce() -> H + 'a) -> Slot<H> {
         let slot = Slot::new();
         let place = slot.clone();
@@ -375,7 +376,7 @@ impl<'a> System<'a> {
         slot
     }
 
-    /// Adds something that is there once the function has been called.
+    /// Adds a value that is ready once the function has been called.
     pub(crate) fn make<H: 'a>(
         &mut self,
         joining: Joining,
@@ -391,12 +392,12 @@ impl<'a> System<'a> {
         slot
     }
 
-    /// Adds a service that is on its way.
+    /// Adds a service.
     pub(crate) fn add(&mut self, name: String, service: Rc<RefCell<dyn Service + 'a>>) {
         self.push(name, Vec::new(), Stage::New(service));
     }
 
-    /// Adds something that runs now, and may fail.
+    /// Adds a task that runs now, and may fail.
     pub(crate) fn run_now(
         &mut self,
         name: String,
@@ -405,7 +406,7 @@ impl<'a> System<'a> {
         self.push(name, Vec::new(), Stage::Recipe(Box::new(run)));
     }
 
-    /// Adds something that runs once its need is there, and may fail.
+    /// Adds a task that runs once its need is ready, and may fail.
     pub(crate) fn run_later(
         &mut self,
         need: Weak<dyn Need + 'a>,
@@ -414,8 +415,7 @@ impl<'a> System<'a> {
         self.push(String::new(), vec![need], Stage::Waits(Box::new(run)));
     }
 
-    /// Adds something that is called again and again once its needs are there, until it says
-    /// `true`.
+    /// Adds a task that is called repeatedly once its needs are ready, until it returns `true`.
     pub(crate) fn poll(
         &mut self,
         name: String,
@@ -436,14 +436,14 @@ impl<'a> System<'a> {
     }
 
     /// Starts all services of a test or of a fixture function. Then the closure takes their
-    /// handles: first those of services that need others, so that they end first where a start
+    /// handles. It takes those of services with needs first, so that these end first if a start
     /// fails.
     pub fn start<T>(self, take: impl FnOnce() -> T) -> Started<T> {
         test_begins();
         Started(self.run(take))
     }
 
-    /// The same as a future. If it is dropped before it is complete, all that it has started ends.
+    /// The same as a future. Dropping it before it is complete ends everything that it has started.
     pub async fn start_async<T>(mut self, take: impl FnOnce() -> T) -> Started<T> {
         test_begins();
         let mut at = 0;
@@ -459,7 +459,7 @@ impl<'a> System<'a> {
         Started(Ok(take()))
     }
 
-    /// Starts all, each as soon as what it needs is ready. Where one fails, the others end.
+    /// Starts all services, each as soon as its needs are ready. If one fails, the others end.
     pub(crate) fn run<T>(mut self, take: impl FnOnce() -> T) -> Result<T, Box<Failure>> {
         let mut at = 0;
         loop {
@@ -474,8 +474,8 @@ impl<'a> System<'a> {
         Ok(take())
     }
 
-    /// The next step of the start. A panic, in a set-up for example, is a failure like any other
-    /// for processes that wait for the service.
+    /// The next step of the start. A panic, for example in a set-up, counts as a failure for
+    /// processes that wait for the service.
     fn step(&mut self, at: &mut usize) -> Result<Step, Stopped> {
         let stepped = catch_unwind(AssertUnwindSafe(|| lease::allowed(|| self.try_step(at))));
         match stepped {
@@ -491,7 +491,7 @@ impl<'a> System<'a> {
         }
     }
 
-    /// Ends all, after the failure of the member at this place.
+    /// Ends all services, after the failure of this member.
     fn fail(self, at: usize, stopped: Stopped) -> Box<Failure> {
         let Stopped { error, panic } = stopped;
         if let Some(Stage::New(service) | Stage::Starting(service)) =
@@ -515,7 +515,7 @@ impl<'a> System<'a> {
         }
     }
 
-    /// How far each service was, where there are several. Those without a name are left out.
+    /// If there are several services, the progress of each. Those without a name are left out.
     fn others(&self, failed: usize) -> Vec<String> {
         let lines = self.members.iter().enumerate().filter_map(|(at, member)| {
             let name = Some(&member.name).filter(|name| !name.is_empty())?;
@@ -532,7 +532,7 @@ impl<'a> System<'a> {
         if lines.len() > 1 { lines } else { Vec::new() }
     }
 
-    /// After an error, `at` is the place of the member that it belongs to.
+    /// After an error, `at` is the index of the failed member.
     fn try_step(&mut self, at: &mut usize) -> Result<Step, Error> {
         while let Some(next) = self.next_that_waits() {
             *at = next;
@@ -566,7 +566,7 @@ impl<'a> System<'a> {
         })
     }
 
-    /// Launches all that are new, without waiting for them.
+    /// Launches all new services, without waiting for them.
     fn launch(&mut self, at: &mut usize) -> Result<(), Error> {
         let new: Vec<(usize, Rc<RefCell<dyn Service + 'a>>)> = self.all(|stage| match stage {
             Stage::New(service) => Some(service),
@@ -583,7 +583,7 @@ impl<'a> System<'a> {
                 service.end_with_test();
             }
         }
-        // Of all of them at once, and so in one order for all tests.
+        // The locks of all of them are taken at once, and so in one order for all tests.
         let endpoints = new.iter().filter_map(|(_, service)| service.borrow().endpoints());
         if let Some(endpoints) = endpoints.reduce(Endpoints::and) {
             *at = new[0].0;
@@ -607,8 +607,8 @@ impl<'a> System<'a> {
         Ok(())
     }
 
-    /// Waits until at least one service is ready, and finishes those that are. Where something else
-    /// is polled, does not wait.
+    /// Waits until at least one service is ready, and finishes those that are. If a task must be
+    /// polled, does not wait.
     fn finish_ready(&mut self, at: &mut usize, polls_are_left: bool) -> Result<Step, Error> {
         let starting = self.all(|stage| match stage {
             Stage::Starting(service) => Some(service),
@@ -676,7 +676,7 @@ impl<'a> System<'a> {
 }
 
 impl Drop for System<'_> {
-    /// Services that need others end before them.
+    /// Services end before the services that they need.
     fn drop(&mut self) {
         while self.members.pop().is_some() {}
     }
@@ -686,11 +686,11 @@ impl Drop for System<'_> {
 enum Step {
     Over,
     Again,
-    /// Nothing can be done until something happens.
+    /// Nothing to do until an event.
     Wait(Polled),
 }
 
-/// Why a start has stopped.
+/// The reason why a step has stopped.
 struct Stopped {
     error: Error,
     panic: Option<Box<dyn Any + Send>>,
@@ -698,13 +698,13 @@ struct Stopped {
 
 #[derive(Default)]
 struct Polls {
-    /// Something has become ready, for which others may wait.
+    /// A service or task has become ready; others may be waiting for it.
     is_news: bool,
-    /// Something is left to be polled.
+    /// A task is left to be polled.
     are_left: bool,
 }
 
-/// Lets a runtime do something else.
+/// Lets the runtime run other tasks.
 async fn yield_now() {
     let mut has_yielded = false;
     poll_fn(|cx| match std::mem::replace(&mut has_yielded, true) {
@@ -717,7 +717,7 @@ async fn yield_now() {
     .await;
 }
 
-/// A start that is over: the handles, or why there are none.
+/// A finished start: the handles, or the error.
 #[must_use]
 pub struct Started<T>(Result<T, Box<Failure>>);
 
@@ -726,7 +726,7 @@ impl<T> Started<T> {
     ///
     /// # Panics
     ///
-    /// When a service could not be started, with its error's report, at the attribute.
+    /// If a service could not be started, with its error's report, at the attribute.
     #[track_caller]
     pub fn or_panic(self) -> T {
         match self.0 {
@@ -743,11 +743,11 @@ impl<T> Started<T> {
         }
     }
 
-    /// The same for a test. `None` when it is skipped, because something is missing.
+    /// The same for a test. `None` if it is skipped, because something is missing.
     ///
     /// # Panics
     ///
-    /// When one could not be started for another reason.
+    /// If a service could not be started for another reason.
     #[must_use]
     #[track_caller]
     pub fn or_skip(self) -> Option<T> {
@@ -763,20 +763,20 @@ impl<T> Started<T> {
         }
     }
 
-    /// The same for a test that should panic: a panic of ours would be taken for the one that is
-    /// expected. The report is printed instead, and the test returns and so fails. `expected` is
-    /// the text of the panic that is expected.
+    /// The same for a `#[should_panic]` test, in which a panic of ours would count as the expected
+    /// one. So the report is printed, and the test returns and fails. `expected` is the text of the
+    /// expected panic.
     ///
     /// # Panics
     ///
-    /// When the test is skipped, with that text.
+    /// If the test is skipped, with that text.
     #[must_use]
     pub fn or_report(self, expected: &str) -> Option<T> {
         match self.0 {
             Ok(handles) => Some(handles),
             Err(failure) => {
                 if let Some(missing) = skips(&failure.error) {
-                    // Such a test passes by a panic alone.
+                    // Such a test passes only by a panic.
                     panic!("{} ({expected})", skip(missing));
                 }
                 eprintln!("{}", failure.report());
@@ -786,8 +786,8 @@ impl<T> Started<T> {
     }
 }
 
-/// Calls a function of the core with those of the services that are started, and gives an error the
-/// place of its service in the list of members.
+/// Calls a function of the core with the executors of the starting services. Replaces the index in
+/// an error by the service's index in the list of members.
 fn with_startables<T>(
     services: &[(usize, Rc<RefCell<dyn Service + '_>>)],
     function: impl FnOnce(&mut [&mut dyn Startable]) -> Result<T, (usize, Error)>,
@@ -811,7 +811,7 @@ impl Member<'_> {
     }
 
     fn has_its_needs(&self) -> bool {
-        // Where a slot is gone, its handle has been taken.
+        // If a slot is gone, its handle has been taken.
         self.needs
             .iter()
             .all(|need| need.upgrade().is_none_or(|need| need.is_there()))
@@ -822,11 +822,11 @@ impl Member<'_> {
 pub struct Joining {
     /// The name of its fixture, which may be empty.
     pub(crate) name: String,
-    /// Whether it waits for its fixed ports and paths, whatever the recipe says.
+    /// Whether it waits for its fixed ports and paths, whatever its recipe says.
     pub(crate) queue: bool,
 }
 
-/// A recipe whose handle `S` is made of several services: what `#[mirakuru::fixture]` makes of a
+/// A recipe whose handle `S` consists of several services. `#[mirakuru::fixture]` makes one from a
 /// struct, under the struct's name.
 pub struct Plan<S> {
     add: Adds<S>,
@@ -835,7 +835,7 @@ pub struct Plan<S> {
 type Adds<S> = for<'a> fn(&mut System<'a>) -> Slot<S>;
 
 impl<S> Plan<S> {
-    /// The function adds the services, and says how the handle is made of theirs.
+    /// The function adds the services, and makes the handle from theirs.
     #[must_use]
     pub const fn new(add: Adds<S>) -> Plan<S> {
         Plan { add }
@@ -878,8 +878,8 @@ impl<S> Recipe for Plan<S> {
     }
 }
 
-/// What the name of a type stands for in the attribute: a recipe, or a function that gives the
-/// recipe of a generic struct. (`How` tells the two apart.)
+/// The meaning of a type's name in the attribute: a recipe, or a function that returns the recipe
+/// of a generic struct. (`How` distinguishes the two.)
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be started",
     label = "not a recipe",
@@ -924,7 +924,7 @@ pub fn recipe<How, R: IntoRecipe<How>>(name: R) -> R::Recipe {
     name.into_recipe()
 }
 
-/// The answer of a recipe of several services where one executor is asked for.
+/// The error if a recipe of several services is asked for one executor.
 pub(crate) fn not_one_executor<T>() -> Result<T, Error> {
     Err(Error::other(
         "make an executor of this recipe",
@@ -932,7 +932,7 @@ pub(crate) fn not_one_executor<T>() -> Result<T, Error> {
     ))
 }
 
-/// The part of a [`Recipe`] of several services that is the same for all such recipes.
+/// The methods of [`Recipe`] that are the same for all recipes of several services.
 macro_rules! several {
     ($handle:ty) => {
         type Readiness = NoWait;

@@ -8,8 +8,8 @@ use crate::recipe::Recipe;
 use crate::start::{built, plain};
 use crate::system::{Slot, System};
 
-/// Starts several services at once: it takes as long as the slowest of them, and not as long as all
-/// together.
+/// Starts several services at once. That takes as long as the slowest of them, and not as long as
+/// all together.
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -27,11 +27,11 @@ use crate::system::{Slot, System};
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// They are launched in the order in which they stand, and waited for together. A recipe may be a
-/// system or a [`cluster`](crate::cluster), too.
+/// They are launched in the given order, and waited for together. A recipe may also be a system or
+/// a [`cluster`](crate::cluster).
 ///
-/// A service that needs another one's port does not need it ready: build both, which chooses the
-/// ports, and start them together.
+/// If a service needs only another one's port, build both, which chooses the ports, and start them
+/// together.
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -44,18 +44,18 @@ use crate::system::{Slot, System};
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// A service that needs another one *ready* is started after it. The attribute on a struct finds
-/// the order by itself.
+/// If a service needs another one *ready*, start it afterwards. The attribute on a struct finds
+/// that order by itself.
 ///
 /// # Errors
 ///
-/// The error of [`Executor::start`] of the first service that fails. The others end.
+/// The first error of [`Executor::start`]. In that case the other services end.
 pub fn start_all<S: StartAll>(recipes: S) -> Result<S::Handles, Error> {
     recipes.start_all()
 }
 
-/// Recipes, or executors that are built, that [`start_all`] takes: a tuple of up to eight, a `Vec`,
-/// or an array. The trait is sealed.
+/// Recipes, or built executors, for [`start_all`]: a tuple of up to eight, a `Vec`, or an array.
+/// The trait is sealed.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no list of recipes",
     label = "expected a tuple, a `Vec` or an array of recipes or of executors",
@@ -70,8 +70,7 @@ pub trait StartAll: sealed::Start {
     fn start_all(self) -> Result<Self::Handles, Error>;
 }
 
-/// One of the services that [`start_all`] starts: a recipe, an executor, or a reference to an
-/// executor.
+/// One argument of [`start_all`]: a recipe, an executor, or a reference to an executor.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be started",
     label = "neither a recipe nor an executor",
@@ -123,15 +122,14 @@ impl<'e, R: Readiness> ToStart for &'e mut Executor<R> {
     }
 }
 
-/// So that a shape can be added without a look at everybody else's.
+/// Adding a shape needs no change of the others.
 mod sealed {
     pub trait Start {}
     pub trait Stop {}
 }
 
-/// Stops several services at once: all are asked to end before any is waited for, so that it takes
-/// as long as the slowest of them. (A drop of each, one after the other, takes as long as all
-/// together.)
+/// Stops several services at once. All are asked to end before the first wait, so it takes as long
+/// as the slowest of them. (Dropping one after the other takes as long as all together.)
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -146,13 +144,12 @@ mod sealed {
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// It takes executors, and so what [`start_all`] makes of recipes; the handles of presets stop
+/// It takes executors, and so the result of [`start_all`] for builders. The handles of presets stop
 /// their services when they are dropped.
 ///
 /// # Errors
 ///
-/// The error of [`Executor::stop`] of the first service that has one. All have been stopped then as
-/// well.
+/// The first error of [`Executor::stop`]. All services have been stopped even so.
 pub fn stop_all<S: StopAll>(services: S) -> Result<(), Error> {
     services.stop_all()
 }
@@ -261,8 +258,8 @@ mod tests {
 
     use super::*;
 
-    /// Ready once all of them have been executed: who waits for one before executing the next waits
-    /// for ever.
+    /// Each is ready once all of them have been executed. So if one waits for another before the
+    /// execution of that, the wait never ends.
     fn ready_when_all_are_there(dir: &std::path::Path, number: u32, of: usize) -> ExecutorBuilder<Check> {
         let (path, all) = (dir.join(number.to_string()), dir.to_owned());
         Executor::builder("sleep 60")
@@ -320,8 +317,8 @@ mod tests {
     #[test]
     fn they_stop_together() {
         let scratch = Scratch::new("stop");
-        // Ends once both have been asked to: who waits for one before asking the next waits until
-        // the kill.
+        // Each ends once both have been asked to. So if one waits for the other before that is
+        // asked, the wait lasts until the kill.
         let one = |number: u32| {
             let dir = scratch.0.display();
             Executor::builder(format!(
@@ -350,7 +347,7 @@ mod tests {
         let mut services = start_all([ends_well.clone(), ends_badly, ends_well]).unwrap();
         let error = stop_all(&mut services).unwrap_err();
         assert!(matches!(error, Error::BadExit { .. }), "{error}");
-        // It was asked to, and did not end by itself before.
+        // It ended because it was asked to, not by itself.
         assert!(!error.to_string().contains("before it was asked"), "{error}");
         assert!(services.iter().all(|service| !service.is_running()));
         services[0].start().unwrap();

@@ -1,7 +1,7 @@
 //! Parses the text in the attribute's parentheses: keys, or one expression that makes a recipe,
-//! perhaps followed by keys.
+//! optionally followed by keys.
 //!
-//! Parsing only: `check` decides whether a key exists and which values it takes.
+//! This only parses: `check` decides whether a key exists and which values it takes.
 
 use proc_macro2::TokenStream;
 use syn::ext::IdentExt;
@@ -10,13 +10,13 @@ use syn::{Attribute, Expr, ExprLit, ExprPath, Ident, Lit, LitStr, Meta, Path, To
 
 use crate::errors::Errors;
 
-/// Keys that say which service to start. Exactly one of them is needed.
+/// Keys that select the service. Exactly one of them is needed.
 pub(crate) const PROGRAM: &[&str] = &["cmd", "bin", "example"];
 
-/// Keys that say how a program of the workspace is built: methods of `Bin`.
+/// Keys about the build of a program of the workspace: methods of `Bin`.
 pub(crate) const BUILD: &[&str] = &["features", "profile"];
 
-/// Keys that say when the service is ready, at most one of which is allowed.
+/// Keys for the readiness condition. At most one is allowed.
 pub(crate) const READINESS: &[&str] = &["tcp", "http", "unix", "pid_file", "banner", "exec", "wait_for"];
 
 /// Methods of the recipe that are keys under their own names. `name` with an identifier is
@@ -57,7 +57,7 @@ pub(crate) const SETTERS: &[&str] = &[
     "on_end",
 ];
 
-/// Methods that add to a list, so that a second one is no mistake.
+/// Methods that add to a list, so that a second use is no mistake.
 pub(crate) const REPEATABLE: &[&str] = &[
     "arg",
     "env",
@@ -69,7 +69,7 @@ pub(crate) const REPEATABLE: &[&str] = &[
     "log_file",
 ];
 
-/// The methods without a value, which are keys without one.
+/// The methods without a value. Their keys have none either.
 pub(crate) const FLAGS: &[&str] = &["env_clear", "optional"];
 
 /// Every key.
@@ -83,16 +83,17 @@ pub(crate) fn known() -> impl Iterator<Item = &'static str> {
         .copied()
 }
 
-/// One attribute of ours.
+/// One attribute of mirakuru.
 #[derive(Default)]
 pub(crate) struct Args {
-    /// The attribute's path, for errors about missing keys. That of the outermost is not known: it
-    /// is the compiler's "call site".
+    /// The attribute's path, for errors about missing keys. The path of the outermost attribute is
+    /// not known: it is the compiler's "call site".
     pub(crate) path: Option<Path>,
     /// An expression that makes a recipe, in place of keys.
     pub(crate) expr: Option<Expr>,
     pub(crate) entries: Vec<Entry>,
-    /// Could not be parsed: the error has been reported, nothing else about it is worth reporting.
+    /// The text could not be parsed. The error has been reported, and nothing else about this
+    /// attribute is.
     pub(crate) broken: bool,
 }
 
@@ -102,13 +103,13 @@ pub(crate) struct Entry {
     pub(crate) value: Option<Expr>,
 }
 
-/// Which parameter the fixture is given to.
+/// The parameter that gets the fixture.
 pub(crate) enum Target<'a> {
-    /// The first that is still free.
+    /// The first free parameter.
     Free,
-    /// `name = ident`.
+    /// The parameter in `name = ident`.
     Named(&'a Ident),
-    /// `name = _`: none.
+    /// None: `name = _`.
     None,
 }
 
@@ -127,17 +128,17 @@ impl Args {
             .unwrap_or(Target::Free)
     }
 
-    /// Whether it names a static, which holds what is shared.
+    /// Whether it names a static with a shared fixture.
     pub(crate) fn is_static(&self) -> bool {
         self.expr.as_ref().and_then(name) == Some(Name::Static)
     }
 
-    /// The attribute on top, whose parentheses come as tokens of their own.
+    /// The attribute on top. The compiler passes the content of its parentheses as separate tokens.
     fn outermost(tokens: TokenStream) -> syn::Result<Args> {
         Args::parse.parse2(tokens)
     }
 
-    /// What was parsed; or reports the error.
+    /// Returns the result, or reports the error.
     fn or_broken(parsed: syn::Result<Args>, path: Option<Path>, errors: &mut Errors) -> Args {
         let args = parsed.unwrap_or_else(|error| {
             errors.push(error);
@@ -169,7 +170,7 @@ impl Entry {
         SETTERS.iter().any(|setter| self.key == setter) && matches!(self.target(), Target::Free)
     }
 
-    /// Whether it says when the service is ready.
+    /// Whether it is a key for the readiness condition.
     pub(crate) fn is_readiness(&self) -> bool {
         READINESS.iter().any(|key| self.key == key)
     }
@@ -180,7 +181,7 @@ impl Entry {
     }
 }
 
-/// The kind of thing that a single name, in place of keys, stands for, by its letters.
+/// The kind of item that a single name, in place of keys, stands for, judged by its letters.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Name {
     /// `SHOP`: a static, or a recipe in a constant.
@@ -189,7 +190,7 @@ pub(crate) enum Name {
     Type,
 }
 
-/// The kind of thing that an expression names, if it is one name with capital letters.
+/// The kind of item that an expression names, if it is one name with capital letters.
 pub(crate) fn name(expr: &Expr) -> Option<Name> {
     let Expr::Path(ExprPath {
         qself: None, path, ..
@@ -207,7 +208,7 @@ pub(crate) fn name(expr: &Expr) -> Option<Name> {
     }
 }
 
-/// The string literal that an expression is.
+/// The string literal, if the expression is one.
 pub(crate) fn literal(expr: &Expr) -> Option<&LitStr> {
     match expr {
         Expr::Lit(ExprLit {
@@ -219,16 +220,16 @@ pub(crate) fn literal(expr: &Expr) -> Option<&LitStr> {
     }
 }
 
-/// All our attributes on an item: the outermost, whose tokens the compiler passes to us, and those
-/// below it, which are taken out of the item's attributes. They are expanded together, so that the
-/// runtime knows all services of a test before it starts one.
+/// All attributes of mirakuru on an item: the outermost, whose tokens the compiler passes to us,
+/// and those below it. The latter are taken out of the item's attributes. All are expanded
+/// together, so that the runtime knows all services of a test before it starts one.
 pub(crate) fn stacked(outermost: TokenStream, attrs: &mut Vec<Attribute>, errors: &mut Errors) -> Vec<Args> {
     let mut all = vec![Args::or_broken(Args::outermost(outermost), None, errors)];
     all.extend(taken_out(attrs, is_ours, errors));
     all
 }
 
-/// Our attributes on a field of a struct, which are taken out of the field's attributes.
+/// The attributes of mirakuru on a field of a struct. They are taken out of the field's attributes.
 pub(crate) fn on_field(attrs: &mut Vec<Attribute>, errors: &mut Errors) -> Vec<Args> {
     taken_out(attrs, |attr| is_ours(attr) || is_rstest_fixture(attr), errors)
 }
@@ -243,7 +244,7 @@ fn taken_out(
     let one = |attr: Attribute| {
         let parsed = match &attr.meta {
             Meta::List(_) => attr.parse_args_with(Args::parse),
-            // A word alone, in which everything is missing.
+            // Only the path, in which everything is missing.
             _ => Args::outermost(TokenStream::new()),
         };
         Args::or_broken(parsed, Some(attr.path().clone()), errors)
@@ -252,7 +253,7 @@ fn taken_out(
 }
 
 /// Whether an attribute is another `#[mirakuru::fixture(..)]`, imported under any path. A bare
-/// `#[fixture]` is rstest's: ours never stands without parentheses.
+/// `#[fixture]` is rstest's, because ours always has parentheses.
 fn is_ours(attr: &Attribute) -> bool {
     let path = attr.path();
     let fixture = path.segments.last().is_some_and(|last| last.ident == "fixture");
@@ -286,7 +287,7 @@ impl Parse for Args {
     }
 }
 
-/// A comma, or the end.
+/// Expects a comma, or the end.
 fn separator(input: ParseStream<'_>) -> syn::Result<()> {
     if input.is_empty() {
         return Ok(());
@@ -298,8 +299,8 @@ fn separator(input: ParseStream<'_>) -> syn::Result<()> {
 }
 
 impl Entry {
-    /// Whether keys begin here and not an expression. A known key that is followed by something
-    /// else than `=` is a mistake in a key, not an expression.
+    /// Whether keys begin here, and not an expression. If anything except for `=` follows a known
+    /// key, that is a mistake in a key, not an expression.
     fn is_next(input: ParseStream<'_>) -> bool {
         let fork = input.fork();
         let Ok(word) = Ident::parse_any(&fork) else {
@@ -446,7 +447,7 @@ mod tests {
         assert!(!errors.any());
     }
 
-    /// The keys are the recipe's methods: whoever adds one there finds out here.
+    /// The keys are the recipe's methods: this test fails if one is added there and not here.
     #[test]
     fn every_method_of_the_recipe_is_a_key() {
         let path = concat!(

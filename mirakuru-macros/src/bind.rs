@@ -9,20 +9,19 @@ use crate::errors::Errors;
 use crate::item::Function;
 use crate::names::{self, Needs};
 
-/// For each fixture, in the order of the attributes, the index of its parameter, if it has one.
+/// For each fixture, in the order of the attributes: the index of its parameter, if it has one.
 pub(crate) struct Bindings {
     parameters: Vec<Option<usize>>,
-    /// A name could not be resolved, which has been reported: a parameter is left over because of
-    /// that.
+    /// A name could not be resolved, which has been reported. So a parameter may be left over.
     pub(crate) incomplete: bool,
-    /// The names under which fixtures are known to those below: of their parameters, or given by
-    /// their attributes.
+    /// The names by which the fixtures below can use each fixture: that of its parameter, or one
+    /// that its attribute gives.
     names: Vec<Option<Ident>>,
     needs: Needs,
 }
 
-/// Gives parameters to fixtures: first to those that name theirs, then each of the others takes the
-/// first that is free.
+/// Gives parameters to fixtures. Fixtures that name their parameter come first; each of the others
+/// takes the first free one.
 pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors) -> Bindings {
     let mut bindings = Bindings {
         parameters: vec![None; fixtures.len()],
@@ -72,7 +71,7 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
     bindings
 }
 
-/// The names of the parameters that have one, with their places.
+/// The names and places of all parameters that have a name.
 fn names_of(item: &Function) -> impl Iterator<Item = (usize, &Ident)> {
     let all = 0..item.sig.inputs.len();
     all.filter_map(|index| Some((index, parameter_name(item.parameter(index)?)?)))
@@ -106,7 +105,7 @@ impl Bindings {
         self.parameters.get(fixture).copied().flatten()
     }
 
-    /// The fixtures that this one needs, with the names under which it knows them.
+    /// The fixtures that this one needs, with the names that it uses for them.
     pub(crate) fn needs(&self, fixture: usize) -> impl Iterator<Item = (usize, &Ident)> {
         let needs = self.needs.get(fixture).into_iter().flatten();
         needs.filter_map(|&other| Some((other, self.names[other].as_ref()?)))
@@ -126,7 +125,7 @@ impl Function {
     }
 }
 
-/// Whether a parameter is the context of `#[test_context(Type)]`, which is known by its type.
+/// Whether a parameter is the context of `#[test_context(Type)]`. Its type shows that.
 fn is_context(item: &Function, parameter: &PatType) -> bool {
     let ty = match &*parameter.ty {
         Type::Reference(reference) => &*reference.elem,
@@ -151,7 +150,7 @@ fn is_context(item: &Function, parameter: &PatType) -> bool {
     })
 }
 
-/// The name of a parameter, if it is a plain one (`redis`, `mut redis`).
+/// The name of a parameter, if it has a simple pattern (`redis`, `mut redis`).
 pub(crate) fn parameter_name(parameter: &PatType) -> Option<&Ident> {
     match &*parameter.pat {
         Pat::Ident(ident) => Some(&ident.ident),
@@ -159,8 +158,7 @@ pub(crate) fn parameter_name(parameter: &PatType) -> Option<&Ident> {
     }
 }
 
-/// Whether an attribute says where the value comes from, as rstest's do. One for the compiler's
-/// lints says nothing of that.
+/// Whether an attribute gives the parameter's value, as rstest's do. A lint attribute does not.
 fn has_attribute_of_its_own(parameter: &PatType) -> bool {
     let about_the_value = |attr: &Attribute| {
         let path = attr.path();

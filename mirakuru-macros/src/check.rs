@@ -1,6 +1,7 @@
-//! Finds every mistake that can be seen without types: a list of small checks. Each reports all of
-//! its mistakes, on the wrong token, with the remedy. Mistakes that need types are left to rustc,
-//! on the user's own tokens.
+//! Finds every mistake that is visible without types, in a list of small checks. Each check reports
+//! all of its mistakes, on the wrong token, with the remedy. Mistakes that need types are left to
+//! rustc, on the user's own tokens. The file is long because all checks stand together in the order
+//! in which they run.
 
 use syn::spanned::Spanned;
 use syn::{Expr, ExprCall, ExprMethodCall, ExprPath, Fields, Lit, LitStr, Type};
@@ -177,7 +178,7 @@ fn without_a_body(item: &Function, fixtures: &[Args], errors: &mut Errors) {
     }
 }
 
-/// Whether a function is a test that lacks the attribute: its services would end when it returns.
+/// Whether a function is a test without the attribute: its services would end when it returns.
 fn lacks_a_test_attribute(item: &Function, fixtures: &[Args], bindings: &Bindings) -> bool {
     let is_own = |fixture: &Args, ty: &Type| behind_static(ty).is_none() && !fixture.is_static();
     let mut own = bound(item, fixtures, bindings).filter(|(fixture, it)| is_own(fixture, &it.ty));
@@ -316,7 +317,7 @@ fn keys_stand_once(fixture: &Args, errors: &mut Errors) {
     }
 }
 
-/// `name = ident`, in contrast to `name = "text"`: both may stand side by side.
+/// `name = ident`. It may stand beside `name = "text"`.
 fn is_target(entry: &Entry) -> bool {
     !matches!(entry.target(), Target::Free)
 }
@@ -363,7 +364,7 @@ fn one_readiness(fixture: &Args, errors: &mut Errors) {
     }
 }
 
-/// Keys of one kind exclude each other. (The same one twice is another check's.)
+/// Keys of one kind exclude each other. (Another check finds a repeated key.)
 fn different_of(fixture: &Args, of_the_kind: impl Fn(&Entry) -> bool, message: &str, errors: &mut Errors) {
     let mut all = fixture.entries.iter().filter(|entry| of_the_kind(entry));
     let Some(first) = all.next() else {
@@ -408,7 +409,7 @@ fn expression_is_no_literal(fixture: &Args, errors: &mut Errors) {
     }
 }
 
-/// A name as cargo takes it, perhaps after the name of a package.
+/// A name in cargo's form, optionally after the name of a package.
 fn is_program_name(name: &str) -> bool {
     let is_word =
         |word: &str| !word.is_empty() && !word.contains(['/', ':']) && !word.contains(char::is_whitespace);
@@ -542,8 +543,8 @@ fn placeholders_exist(fixture: &Args, errors: &mut Errors) {
     }
 }
 
-/// The literals that are surely our texts: the value itself, and those in lists and tuples. A
-/// literal in a macro or a call is the user's.
+/// The literals that mirakuru certainly expands: the value itself, and those in lists and tuples. A
+/// literal in a macro or a call belongs to the user.
 fn placeholders_in(value: &Expr, errors: &mut Errors) {
     if let Some(text) = literal(value) {
         return placeholders_in_literal(text, errors);
@@ -558,7 +559,7 @@ fn placeholders_in(value: &Expr, errors: &mut Errors) {
     }
 }
 
-/// In an expression that makes a readiness condition: the arguments of our own constructors.
+/// In an expression for a readiness condition: the arguments of mirakuru's own constructors.
 fn placeholders_in_readiness(value: &Expr, errors: &mut Errors) {
     match value {
         Expr::Call(ExprCall { func, args, .. }) if makes_readiness(func) => {
@@ -604,8 +605,8 @@ fn makes_readiness(func: &Expr) -> bool {
 
 fn placeholders_in_literal(text: &LitStr, errors: &mut Errors) {
     if let Some(mistake) = placeholder::check(&text.value()) {
-        // The place within the literal can be told where the compiler offers it and the literal has
-        // no escapes.
+        // The exact place within the literal is reported if the compiler supports that and the
+        // literal has no escapes.
         let token = text.token();
         let source = token.to_string();
         let offset = source.find(&text.value());
@@ -615,9 +616,9 @@ fn placeholders_in_literal(text: &LitStr, errors: &mut Errors) {
     }
 }
 
-// The common parts of several kinds of item.
+// The checks that several kinds of item share.
 
-/// Fixtures with the parameters that they are given to.
+/// Checks the fixtures against their parameters.
 fn bound<'a>(
     item: &'a Function,
     fixtures: &'a [Args],
@@ -702,8 +703,8 @@ impl Function {
         matches!(&self.sig.output, syn::ReturnType::Type(_, ty) if behind_static(ty).is_some())
     }
 
-    /// Whether nothing but fixtures can give parameters their values: no attribute of this test is
-    /// one that does so, or that we do not know (it may be our own under another name).
+    /// Whether only fixtures can give parameters their values. If an attribute of this test may do
+    /// so, or is unknown, this is `false`. (An unknown one may be our own under another name.)
     pub(crate) fn takes_fixtures_only(&self) -> bool {
         self.form() == Form::Test
             && self
@@ -712,7 +713,7 @@ impl Function {
                 .all(|attr| takes_no_parameters(attr) || is_built_in(attr))
     }
 
-    /// Where `async` stands, if nothing runs it.
+    /// The position of `async`, if nothing runs the function's future.
     pub(crate) fn lacks_an_async_test_attribute(&self) -> Option<proc_macro2::Span> {
         let asyncness = self.sig.asyncness.as_ref()?;
         let runs_async = |attr: &syn::Attribute| {

@@ -1,4 +1,4 @@
-//! All the mistakes of one use of the attribute: each is reported, none hides another.
+//! All mistakes of one use of the attribute: each is reported, and none hides another.
 
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, TokenStreamExt};
@@ -24,7 +24,7 @@ impl Errors {
         self.0.push(syn::Error::new_spanned(tokens, message));
     }
 
-    /// A mistake of an attribute of ours as a whole.
+    /// A mistake of a whole attribute of mirakuru.
     pub(crate) fn on_attribute(&mut self, args: &Args, message: impl std::fmt::Display) {
         match &args.path {
             Some(path) => self.on(path, message),

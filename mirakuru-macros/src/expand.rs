@@ -1,9 +1,9 @@
-//! Writes the code: for each fixture one builder chain, for all of a function's together one call
-//! into the runtime, and bindings in front of the user's own body. The user's tokens keep their
-//! spans, so that rustc speaks about them.
+//! Writes the code: for each fixture one builder chain, for each function one call into the
+//! runtime, and bindings before the user's own body. The user's tokens keep their spans, so that
+//! rustc's errors point at them.
 //!
-//! After a mistake it writes the same code, with `unreachable!()` in place of the wrong parts: the
-//! item is there and has its types, and rustc has nothing to add.
+//! After a mistake it writes the same code, but with `unreachable!()` in place of the wrong parts.
+//! So the item exists with its types, and rustc reports nothing further.
 
 use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
@@ -16,8 +16,8 @@ use crate::errors::Errors;
 use crate::fields::System;
 use crate::item::{Form, Function, Gives, Static, behind_static};
 
-/// `static NAME: T;` becomes a static of type `Shared<T>`, and nothing beside it: a second item
-/// could hide a crate of its name.
+/// `static NAME: T;` becomes a static of type `Shared<T>`, and no other item: a second item could
+/// hide a crate with its name.
 pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &Errors) -> TokenStream {
     let Static {
         attrs,
@@ -40,7 +40,8 @@ pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &Errors) -> To
     }
 }
 
-/// A struct whose fields are services becomes the struct, and under the same name a recipe of it.
+/// A struct whose fields are services becomes the struct itself, and a recipe for it under the same
+/// name.
 pub(crate) fn on_struct(system: &System, errors: &Errors) -> TokenStream {
     let ItemStruct {
         attrs,
@@ -51,7 +52,7 @@ pub(crate) fn on_struct(system: &System, errors: &Errors) -> TokenStream {
     } = &system.item;
     let item = in_order_of_drop(system);
     if !matches!(item.fields, Fields::Named(_)) {
-        // A mistake. The struct's name is that of a function or of a constant already.
+        // This is a mistake: the struct's name already belongs to a function or a constant.
         return item.to_token_stream();
     }
     let (_, type_generics, _) = generics.split_for_impl();
@@ -63,8 +64,7 @@ pub(crate) fn on_struct(system: &System, errors: &Errors) -> TokenStream {
     };
     let cfgs = attrs.iter().filter(|attr| attr.path().is_ident("cfg"));
     let doc = format!("The recipe of [`{ident}`](struct@{ident}).");
-    // There are no generic constants, so that the recipe of a generic struct is what a function
-    // gives.
+    // There are no generic constants, so a function returns the recipe of a generic struct.
     let recipe = if generics.params.is_empty() {
         quote! {
             #[allow(non_upper_case_globals)]
@@ -96,14 +96,14 @@ pub(crate) fn on_struct(system: &System, errors: &Errors) -> TokenStream {
     }
 }
 
-/// The struct with its fields the other way round: they are dropped in the order of their
-/// declaration, and a service has to end before those that it needs, which stand above it.
+/// Writes the struct with its fields in reverse order. Fields are dropped in the order of their
+/// declaration, and a service must end before the services that it needs, which stand above it.
 fn in_order_of_drop(system: &System) -> ItemStruct {
     let mut item = system.item.clone();
     if let Fields::Named(fields) = &mut item.fields {
         let reversed = fields.named.iter().rev().cloned();
         fields.named = reversed.collect();
-        // A service that no test looks at is there for the others.
+        // If no test reads a service, the other services need it.
         let allow: syn::Attribute = syn::parse_quote!(#[allow(dead_code)]);
         fields
             .named
@@ -133,7 +133,7 @@ fn plan(system: &System) -> TokenStream {
     let ident = &system.item.ident;
     let values = system.fields().rev().filter_map(|field| {
         let name = field.ident.as_ref()?;
-        // A wrong type is reported where the field's type stands.
+        // If the type is wrong, rustc reports it at the field's type.
         let value = located(&slot(name), &field.ty);
         Some(quote_spanned!(value.span()=> #name: #value.take()))
     });
@@ -146,7 +146,7 @@ fn plan(system: &System) -> TokenStream {
     }
 }
 
-/// A test: its services are started in front of its body and end after it, the last one first.
+/// A test: its services start before its body, and end after it, the last one first.
 pub(crate) fn on_test(
     item: &Function,
     fixtures: &[Args],
@@ -162,13 +162,13 @@ pub(crate) fn on_test(
     let services = own_services(item, fixtures, bindings);
     let value = ours("_value");
     let run = match item.gives() {
-        // With an item behind it the body is no tail expression, whose temporaries would outlive
-        // the services before edition 2024; and an item, unlike a statement, may stand behind a
-        // body that never ends.
+        // An item after the body makes the body no tail expression. Before edition 2024, the
+        // temporaries of a tail expression would outlive the services. Unlike a statement, an item
+        // may also follow a body that never ends.
         Gives::Nothing => quote!(#body const _: () = ();),
         Gives::Unnameable => quote!(#body),
-        // The closure is there to see an `Err` that `?` or `return` gives, while the services still
-        // run: they are told that the test has failed.
+        // The closure catches an `Err` from `?` or `return` while the services still run, so that
+        // they learn that the test has failed.
         Gives::Type(ty) => {
             let (asyncness, run) = match &item.sig.asyncness {
                 Some(asyncness) => (quote!(#asyncness), quote!(.await)),
@@ -192,7 +192,7 @@ pub(crate) fn on_test(
     }
 }
 
-/// A fixture function: rstest's own attribute makes a fixture of it, and its body begins with the
+/// A fixture function: rstest's own attribute makes it a fixture, and its body begins with the
 /// start of the services.
 pub(crate) fn on_fixture(
     item: &Function,
@@ -220,13 +220,13 @@ pub(crate) fn on_fixture(
     }
 }
 
-/// The attribute of rstest that makes the fixture, unless the user has put it there.
+/// The attribute of rstest that makes the fixture, unless the user has written it.
 fn rstest_attribute(item: &Function) -> Option<TokenStream> {
     let wanted = cfg!(feature = "rstest") && !item.attrs.iter().any(is_rstest_fixture);
     wanted.then(|| quote!(#[::mirakuru::__private::rstest::fixture]))
 }
 
-/// Each test has its own.
+/// Each test has its own services.
 fn own_fixture(item: &Function, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
     let services = own_services(item, fixtures, bindings);
     let value = ours("_value");
@@ -278,8 +278,8 @@ fn shared_fixture(item: &Function, ty: &Type, fixtures: &[Args], bindings: &Bind
     }
 }
 
-/// A block that gives `Result<T, Error>` from an expression that gives the same for the recipe's
-/// handle. If that is another type, rustc says so on `T`.
+/// A block with the value `Result<T, Error>`, from an expression with such a value for the recipe's
+/// handle. If that is another type, rustc reports it at `T`.
 fn shared_value(ty: &Type, started: &TokenStream) -> TokenStream {
     let (service, value) = (handle(0), ours("_value"));
     let found = located(&service, ty);
@@ -290,7 +290,7 @@ fn shared_value(ty: &Type, started: &TokenStream) -> TokenStream {
     })
 }
 
-/// The item after a mistake: parameters that fixtures are given to have their types, but no value.
+/// The item after a mistake: parameters with a fixture have their types, but no value.
 fn broken(item: &Function, bindings: &Bindings) -> TokenStream {
     let Function { attrs, vis, sig, .. } = item;
     let form = item.form();
@@ -335,12 +335,12 @@ fn broken(item: &Function, bindings: &Bindings) -> TokenStream {
     }
 }
 
-/// The start of a function's services, and the parameters that they are given to. `start` writes
-/// the expression that starts the members of one system and gives the tuple of their handles.
+/// Starts a function's services, and binds the parameters for them. `start` writes the expression
+/// that starts the members of one system and returns the tuple of their handles.
 ///
-/// Each service is moved into a variable of its own, in the order of the attributes, by value or
-/// beside the reference to it. So the last one is dropped first, whatever the parameters look like,
-/// and a service ends before those that it needs.
+/// Each service is moved into a variable of its own, in the order of the attributes. The parameter
+/// gets that value, or a reference to it. So the last service is dropped first, whatever the
+/// parameters are, and a service ends before those that it needs.
 fn services(
     item: &Function,
     fixtures: &[Args],
@@ -360,7 +360,7 @@ fn services(
         fixture: &fixtures[index],
         name: name_of(item, bindings, index),
         slot: handle(index),
-        // A shared one is a variable already.
+        // A shared service already has a variable.
         needs: bindings
             .needs(index)
             .filter(|(other, _)| !is_shared(*other))
@@ -386,7 +386,7 @@ fn services(
     quote!(#(#shared)* #start #(#lets)*)
 }
 
-/// The services of one test, started for it alone.
+/// The services of one test, which are started only for it.
 fn own_services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
     services(item, fixtures, bindings, |members| {
         let (system, add, take) = (ours("system"), add(members), take(members));
@@ -419,7 +419,7 @@ fn own_services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> Toke
             }),
             None => quote!(#started.or_panic()),
         };
-        // With rstest's `#[once]`, a fixture is there for all tests.
+        // With rstest's `#[once]`, all tests share a fixture.
         let new = match item.has_attr("once") {
             true => quote!(new),
             false => quote!(of_test),
@@ -451,8 +451,8 @@ fn service_shared(item: &Function, fixture: &Args, bindings: &Bindings, index: u
     }
 }
 
-/// A parameter as a variable. What it is bound to stands where its type does, so that a wrong type
-/// is reported there.
+/// A parameter as a variable. Its value gets the span of its type, so that rustc reports a wrong
+/// type there.
 fn binding(parameter: &PatType, service: &Ident) -> TokenStream {
     let PatType { attrs, pat, ty, .. } = parameter;
     let value = located(service, ty);
@@ -476,11 +476,11 @@ fn binding(parameter: &PatType, service: &Ident) -> TokenStream {
 /// One service of a system that is started together.
 struct Member<'a> {
     fixture: &'a Args,
-    /// For messages.
+    /// The name in messages.
     name: String,
-    /// The variable of its slot, and then of its handle.
+    /// The variable of its slot, and later of its handle.
     slot: Ident,
-    /// The slots of services that it needs, and the names under which its recipe knows them.
+    /// The slots of services that it needs, and their names in its recipe.
     needs: Vec<(Ident, &'a Ident)>,
 }
 
@@ -496,7 +496,7 @@ impl<'a> Member<'a> {
 }
 
 /// Statements that add services to the variable `system`, such as `let db = system.service("db",
-/// recipe);`. A recipe that is made from the handles of others is in a closure.
+/// recipe);`. If a recipe uses the handles of others, it is in a closure.
 fn add(members: &[Member<'_>]) -> TokenStream {
     let lets = members.iter().map(|member| {
         let Member {
@@ -534,15 +534,14 @@ fn add(members: &[Member<'_>]) -> TokenStream {
     quote!(#(#lets)*)
 }
 
-/// A closure that takes the handles of services that have started, the last one first.
+/// A closure that takes the handles of started services, the last one first.
 fn take(members: &[Member<'_>]) -> TokenStream {
     let slots = members.iter().map(|member| &member.slot).rev();
     quote!(|| (#(#slots.take(),)*))
 }
 
 /// The span of the code for one fixture. If the user's expression lacks a trait, the compiler
-/// reports it at every place that needs it; if all of them have the span of that expression, it
-/// reports it once.
+/// reports it at every place that needs it. With one span for all of these, it reports it once.
 struct Place {
     first: Span,
     last: Span,
@@ -567,7 +566,7 @@ impl Place {
     }
 }
 
-/// The services, started for all: an expression of type `Result<(Handle, ..), Error>`.
+/// Starts the services for all tests: an expression of type `Result<(Handle, ..), Error>`.
 fn started_shared(members: &[Member<'_>]) -> TokenStream {
     let is_any = |wanted: &str| {
         let mut scopes = members.iter().filter_map(|member| {
@@ -576,7 +575,7 @@ fn started_shared(members: &[Member<'_>]) -> TokenStream {
         });
         scopes.any(|scope| scope.value() == wanted)
     };
-    // A service lives no longer than those that it is started with.
+    // A service must not outlive those that start with it.
     let scope = if is_any("process") {
         quote!(Process)
     } else if is_any("users") {
@@ -596,7 +595,7 @@ fn recipe(args: &Args, place: &Place) -> TokenStream {
         let (of_name, ampersand) = match args::name(expr) {
             None => return quote!(#expr #optional),
             Some(Name::Type) => ("recipe", None),
-            // It cannot be moved out of a static.
+            // The value cannot be moved out of a static.
             Some(Name::Static) => ("recipe_in_static", Some(quote_spanned!(place.first=> &))),
         };
         let of_name = Ident::new(of_name, place.first);
@@ -633,8 +632,8 @@ fn program(args: &Args, entry: &Entry) -> Option<TokenStream> {
     Some(quote!(#bin.__compiled(#path, ::core::env!("CARGO_MANIFEST_DIR")) #(#build)*))
 }
 
-/// Where cargo puts a binary of the package that is compiled now. It tells integration tests and
-/// benches alone.
+/// The path at which cargo puts a binary of the package that is being compiled. Cargo tells it only
+/// to integration tests and benches.
 fn path_of_bin(entry: &Entry, name: &str) -> TokenStream {
     let (package, name) = name
         .split_once(':')
@@ -683,8 +682,8 @@ fn readiness(entry: &Entry, place: &Place) -> TokenStream {
     quote!(.wait_for(#condition))
 }
 
-/// The name of a fixture in messages: its parameter's, the function's for a fixture function, none
-/// for a test's.
+/// The name of a fixture in messages: its parameter's name, or the function's for a fixture
+/// function. A test has none.
 fn name_of(item: &Function, bindings: &Bindings, index: usize) -> String {
     let parameter = bindings.of(index).and_then(|index| item.parameter(index));
     match parameter.and_then(parameter_name) {
@@ -718,15 +717,15 @@ fn ours(name: &str) -> Ident {
     Ident::new(name, Span::mixed_site())
 }
 
-/// A variable of ours, at the end of a type of the user's.
+/// A mirakuru variable, located at the end of a type of the user's.
 fn located(variable: &Ident, ty: &Type) -> Ident {
     let last = ty.to_token_stream().into_iter().last();
     let place = last.as_ref().map_or_else(Span::call_site, TokenTree::span);
     Ident::new(&variable.to_string(), variable.span().located_at(place))
 }
 
-/// The user's body, braces marked as ours: otherwise rustc calls those of a one-line body
-/// unnecessary in their new place.
+/// The user's body with braces that count as ours. Otherwise rustc would call those of a one-line
+/// body unnecessary in their new place.
 fn relocated(body: &Group) -> Group {
     let mut group = Group::new(body.delimiter(), body.stream());
     group.set_span(Span::mixed_site().located_at(body.span()));

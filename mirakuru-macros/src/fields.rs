@@ -9,11 +9,11 @@ use crate::names::{self, Needs};
 
 /// A struct, and how its fields are started.
 pub(crate) struct System {
-    /// Without the attributes of ours.
+    /// The struct without our attributes.
     pub(crate) item: ItemStruct,
     /// Tokens in the struct's own attribute.
     pub(crate) arguments: TokenStream,
-    /// For each named field, its attributes of ours.
+    /// For each named field, its mirakuru attributes.
     pub(crate) fixtures: Vec<Vec<Args>>,
     pub(crate) needs: Needs,
 }
@@ -28,7 +28,7 @@ pub(crate) fn parse(arguments: TokenStream, mut item: ItemStruct, errors: &mut E
         }
     }
     let first: Vec<&Args> = fixtures.iter().filter_map(|fixtures| fixtures.first()).collect();
-    // A field without an attribute is a mistake that is reported by itself.
+    // A field without an attribute is a separate mistake.
     let needs = if first.len() == fixtures.len() {
         names::needs(&first, &names, &[], errors)
     } else {
@@ -47,7 +47,7 @@ impl System {
         self.item.fields.iter()
     }
 
-    /// The name of a field, of which only those of a tuple have none.
+    /// The name of a field. Only the fields of a tuple have none.
     pub(crate) fn name(&self, field: usize) -> Option<&Ident> {
         self.fields().nth(field)?.ident.as_ref()
     }

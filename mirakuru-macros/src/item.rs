@@ -1,8 +1,9 @@
-//! The item that the attribute stands on: a function with or without a body, a `static` without a
-//! value, or something that it cannot stand on.
+//! The item under the attribute: a function with or without a body, a `static` without a value, or
+//! an item that the attribute does not support.
 //!
-//! The two forms without a body or a value are legal input for an attribute but nothing that the
-//! language itself knows, so items are parsed by hand. A function's body is never looked into.
+//! An attribute may stand on a function without a body and on a `static` without a value, but the
+//! language itself has no such items. So items are parsed by hand. A function's body is left
+//! unread.
 
 use proc_macro2::{Group, Ident, Span, TokenStream, TokenTree};
 use syn::ext::IdentExt;
@@ -43,7 +44,7 @@ pub(crate) struct Other {
     pub(crate) tokens: TokenStream,
 }
 
-/// What the attribute means on a function.
+/// The meaning of the attribute on a function.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Form {
     /// The service lives as long as the test.
@@ -55,9 +56,9 @@ pub(crate) enum Form {
 /// The return type of a function.
 pub(crate) enum Gives<'a> {
     Nothing,
-    /// A type that can be written in front of a value.
+    /// A type that can be written in a `let`.
     Type(&'a Type),
-    /// `!`, or a type with `impl` in it: these can stand in a signature only.
+    /// `!`, or a type with `impl` in it: these can only stand in a signature.
     Unnameable,
 }
 
@@ -132,8 +133,8 @@ fn parse_function(
     })
 }
 
-/// `#![..]` at the head of a body is about the function: it becomes `#[..]` on it, because the body
-/// is moved into a place where it could not stand.
+/// `#![..]` at the beginning of a body is about the function. It becomes `#[..]` on the function,
+/// because the body moves to a place where it is not allowed.
 fn split_inner_attributes(input: ParseStream<'_>) -> syn::Result<(Vec<Attribute>, TokenStream)> {
     let mut inner = input.call(Attribute::parse_inner)?;
     for attr in &mut inner {
@@ -143,8 +144,8 @@ fn split_inner_attributes(input: ParseStream<'_>) -> syn::Result<(Vec<Attribute>
 }
 
 impl Function {
-    /// With a test attribute, or standing below one (which `#[test]` does not show: it leaves a
-    /// function without parameters and without itself), it is a test.
+    /// A function is a test if it has a test attribute or stands below one. (`#[test]` hides
+    /// itself, and then the function has no parameters.)
     pub(crate) fn form(&self) -> Form {
         let parameters_none = self.sig.inputs.is_empty();
         let like_a_test = self.test_attrs().next().is_some() || (parameters_none && self.gives_like_a_test());
@@ -168,8 +169,7 @@ impl Function {
         }
     }
 
-    /// Whether the return type is one that tests have: none, a `Result` under any name, an
-    /// `ExitCode`.
+    /// Whether tests may have this return type: none, a `Result` under any name, or an `ExitCode`.
     pub(crate) fn gives_like_a_test(&self) -> bool {
         match self.gives() {
             Gives::Nothing | Gives::Unnameable => true,
@@ -181,7 +181,7 @@ impl Function {
         }
     }
 
-    /// The attributes that make a test of a function.
+    /// The attributes that make a function a test.
     pub(crate) fn test_attrs(&self) -> impl Iterator<Item = &Attribute> {
         self.attrs.iter().filter(|attr| {
             let last = attr.path().segments.last().map(|last| last.ident.to_string());
@@ -193,7 +193,7 @@ impl Function {
         })
     }
 
-    /// The text that `#[should_panic(expected = "..")]` wants, or an empty one.
+    /// The text in `#[should_panic(expected = "..")]`, or an empty one.
     pub(crate) fn expected_panic(&self) -> String {
         let attr = self
             .attrs
@@ -222,8 +222,8 @@ pub(crate) fn is_plain_test(attr: &Attribute) -> bool {
             && path.ends_with("::test")
 }
 
-/// Whether a test attribute gives no parameter to the function. Others (`rstest`, `sqlx::test`,
-/// ...) may.
+/// Whether a test attribute passes no parameter to the function. Others (`rstest`, `sqlx::test`,
+/// ...) may pass some.
 pub(crate) fn takes_no_parameters(attr: &Attribute) -> bool {
     is_plain_test(attr)
         || [

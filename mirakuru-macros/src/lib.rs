@@ -1,11 +1,11 @@
-//! The attribute macro of [mirakuru](https://docs.rs/mirakuru), where it is documented: this crate
-//! is one of its parts.
+//! The attribute macro of [mirakuru](https://docs.rs/mirakuru), which documents it: this crate is
+//! one of its parts.
 //!
-//! The way of an attribute through this crate: `args` and `item` parse, `bind` gives parameters to
-//! fixtures, `check` finds every mistake, `expand` writes the code. All policy is in the runtime
-//! functions of `mirakuru-fixtures`; the generated code is one builder chain for each fixture and
-//! one call. After a mistake `expand` still writes a plausible item, so that rustc does not report
-//! errors that only follow from it.
+//! An attribute passes through this crate as follows: `args` and `item` parse, `bind` gives
+//! parameters to fixtures, `check` finds every mistake, `expand` writes the code. All policy is in
+//! the runtime functions of `mirakuru-fixtures`; the generated code is one builder chain for each
+//! fixture and one call. After a mistake `expand` still writes a plausible item, so that rustc
+//! reports no errors that only follow from it.
 
 mod args;
 mod bind;
@@ -30,7 +30,7 @@ pub fn fixture(args: proc_macro::TokenStream, item: proc_macro::TokenStream) -> 
     dispatch(args.into(), item.into()).into()
 }
 
-/// What the attribute means depends on what it stands on.
+/// The item under the attribute decides its meaning.
 fn dispatch(args: TokenStream, tokens: TokenStream) -> TokenStream {
     let mut errors = Errors::default();
     let item = match item::parse(tokens.clone()) {

@@ -1,8 +1,8 @@
-//! Which services a recipe is made from: the names of other fixtures that stand in its expressions.
+//! Finds the services that a recipe is made from: the names of other fixtures in its expressions.
 //!
-//! It searches tokens, also inside macros and closures, and does not know their meaning: if an
-//! expression declares a variable of the same name, that counts as the name. Then the service
-//! starts later than it could, and nothing else happens.
+//! It searches tokens, even inside macros and closures, and does not know their meaning. If an
+//! expression declares a variable with the name of a fixture, that counts as the fixture. The only
+//! effect is that the service starts later than it could.
 
 use std::collections::HashSet;
 
@@ -13,11 +13,11 @@ use crate::args::{Args, Target};
 use crate::errors::Errors;
 use crate::nearest::closest;
 
-/// For each fixture, those that it needs, as places in the list. Each stands above it.
+/// For each fixture, the ones that it needs, as places in the list. Each of them stands above it.
 pub(crate) type Needs = Vec<Vec<usize>>;
 
-/// Finds the needs of fixtures with these names, of which some have none. `others` are variables
-/// that are in scope besides.
+/// Finds the needs of fixtures with these names; some have no name. `others` are further variables
+/// in scope.
 pub(crate) fn needs(
     fixtures: &[&Args],
     names: &[Option<Ident>],
@@ -50,15 +50,16 @@ pub(crate) fn needs(
                 None => format!("`{name}` stands below: move it above the service that needs it"),
             };
             errors.at(name.span(), message);
-            // One mistake for each service, and of a cycle only the service that stands above.
+            // Reports one mistake for each service. In a cycle it reports only the service that
+            // stands above.
             break;
         }
     }
     needs
 }
 
-/// The places of services from the first one to the second one, each of which uses the next.
-/// `None`: the first one does not need the second one.
+/// A chain of services from the first one to the second one, each of which uses the next. `None` if
+/// the first one does not need the second one.
 fn chain(used: &[Vec<Use>], names: &[Option<Ident>], from: usize, to: usize) -> Option<Vec<usize>> {
     let mut ways = vec![vec![from]];
     let mut seen = vec![from];
@@ -78,7 +79,7 @@ fn chain(used: &[Vec<Use>], names: &[Option<Ident>], from: usize, to: usize) -> 
     None
 }
 
-/// The message about services that need each other, beginning with the one at this place.
+/// The message about services that need each other, beginning with this one.
 fn in_a_circle(names: &[Option<Ident>], at: usize, chain: &[usize]) -> String {
     let name = |place: usize| {
         names[place]
@@ -101,11 +102,11 @@ fn in_a_circle(names: &[Option<Ident>], at: usize, chain: &[usize]) -> String {
 /// An identifier in an expression that may be a variable.
 struct Use {
     name: Ident,
-    /// A method or a field of it is used, so that it is a variable.
+    /// Its method or field is used, so it is a variable.
     is_receiver: bool,
 }
 
-/// Where an attribute's expressions use this name first.
+/// The first use of this name in an attribute's expressions.
 pub(crate) fn place_of_use(args: &Args, name: &Ident) -> Option<Span> {
     let uses = uses(args);
     let mut places = uses.iter().filter(|used| used.name == *name);
@@ -162,7 +163,7 @@ fn collect(tokens: TokenStream, found: &mut Vec<Use>) {
     }
 }
 
-/// Names that an attribute's expressions declare themselves, by `let`, as a parameter of a closure,
+/// Names that an attribute's expressions declare themselves: by `let`, as a parameter of a closure,
 /// or in a pattern.
 fn declared(args: &Args) -> HashSet<String> {
     let mut declared = HashSet::new();
@@ -202,11 +203,11 @@ fn declarations(tokens: TokenStream, declared: &mut HashSet<String>) {
     }
 }
 
-/// The service that was meant by a name that is used as one, if the name is nearly a service's.
+/// The service with nearly this name, which the user probably meant.
 fn mistyped(variable: &Ident, above: &[Option<Ident>]) -> Option<String> {
     let known: Vec<String> = above.iter().flatten().map(Ident::to_string).collect();
     let word = variable.to_string();
-    // Of one letter, any other would be close.
+    // With one letter, every other name would be close.
     let meant = (word.len() > 1).then(|| closest(&word, known.iter().map(String::as_str)));
     meant.flatten().map(str::to_owned)
 }

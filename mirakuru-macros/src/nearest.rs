@@ -1,6 +1,6 @@
-//! "Did you mean ...": the known word that a mistyped one is closest to.
+//! "Did you mean ...": the known word that is closest to a mistyped one.
 
-/// Words of other libraries, and the keys that they stand for here.
+/// Words of other libraries, and the keys that correspond to them.
 const SYNONYMS: &[(&str, &str)] = &[
     ("binary", "bin"),
     ("command", "cmd"),
@@ -19,7 +19,7 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("wait", "wait_for"),
 ];
 
-/// The known word that was probably meant, if one is close enough to be worth naming.
+/// The known word that the user probably meant, if one is close enough.
 pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let synonym = SYNONYMS.iter().find(|(other, _)| *other == word);
     if let Some((_, meant)) = synonym {
@@ -33,12 +33,12 @@ pub(crate) fn closest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
     let (distance, best) = known
         .map(|candidate| (distance(word, candidate), candidate))
         .min_by_key(|(distance, _)| *distance)?;
-    // A third of the letters may be wrong; of three letters or fewer, one.
+    // A third of the letters may be wrong; in a word of up to three letters, one.
     (distance <= (word.len() / 3).max(1)).then_some(best)
 }
 
-/// How many letters must be inserted, left out, replaced, or swapped with their neighbour to get
-/// from one word to the other.
+/// How many letters must be inserted, left out, replaced, or swapped with a neighbour to get from
+/// one word to the other.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];

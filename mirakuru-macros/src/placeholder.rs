@@ -1,24 +1,24 @@
-//! Placeholders in the literals of the attribute: the same rules as in mirakuru-core, applied
-//! before anything runs.
+//! Placeholders in the literals of the attribute: the rules of mirakuru-core, applied at compile
+//! time.
 //!
-//! A placeholder is `{`, a word (a lower-case letter, then those, digits and `_`), perhaps `:` and
-//! an argument without braces, quotes or white space, and `}`, with no `$` before it. `{{word}}`
-//! gives `{word}`. Every other brace stands for itself. The text is scanned from the left, and at
-//! each place the doubled form is tried first.
+//! A placeholder is `{`, a word (a lower-case letter, then such letters, digits and `_`),
+//! optionally `:` and an argument without braces, quotes or white space, and `}`, with no `$`
+//! before it. `{{word}}` gives `{word}`. Every other brace stands for itself. The text is read from
+//! the left, and at each place the doubled form is tried first.
 //!
-//! One thing is stricter here: a known word with an empty argument, `{port:}`, is not text but a
+//! One rule is stricter here: a known word with an empty argument, `{port:}`, is not text but a
 //! mistake.
 
 use std::ops::Range;
 
-/// The first mistake in a text, and where it is.
+/// The first mistake in a text, and its place.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Mistake {
     pub(crate) place: Range<usize>,
     pub(crate) message: String,
 }
 
-/// Looks for a placeholder that does not exist, or whose argument is wrong.
+/// Finds a placeholder that does not exist, or whose argument is wrong.
 pub(crate) fn check(text: &str) -> Option<Mistake> {
     let mut at = 0;
     while let Some(offset) = text[at..].find('{') {

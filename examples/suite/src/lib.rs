@@ -19,7 +19,7 @@ pub fn count_visit(redis: SocketAddr, database: u32) -> io::Result<u64> {
     number.ok_or_else(|| io::Error::other(count))
 }
 
-/// Asks an HTTP server, and gives the status and the body of its answer.
+/// Asks an HTTP server, and returns the status and the body of its answer.
 pub fn get(server: SocketAddr, path: &str) -> io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(server)?;
     write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;

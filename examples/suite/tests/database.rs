@@ -1,4 +1,4 @@
-//! One PostgreSQL for all tests, and for each a database that has the schema already.
+//! One PostgreSQL for all tests. Each test has a database that already contains the schema.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use mirakuru::presets;
 )]
 static POSTGRES: presets::Postgres;
 
-/// What a client would do: any that takes a URL.
+/// Sends a statement with `psql`. Any client that takes a URL would do.
 fn psql(database: &presets::PostgresDatabase, statement: &str) -> String {
     let output = Command::new("psql")
         .arg(database.url())

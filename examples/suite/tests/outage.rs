@@ -1,4 +1,4 @@
-//! Resistance: what becomes of the shop while its Redis is stopped, hangs, or has lost its memory.
+//! Resistance: how the shop behaves while its Redis is stopped, hangs, or has lost its memory.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -19,16 +19,18 @@ fn the_shop_bears_the_loss_of_redis(
     let visits = || shop::get(shop.addr(), "/visits");
     assert_eq!(visits()?, (200, "1".to_owned()));
 
-    // Stopped, and started again after the closure, on the same port, even if the closure panics.
+    // Redis is stopped, and started again after the closure, on the same port, even if the closure
+    // panics.
     let during = redis.stopped(visits)??;
     assert_eq!(during.0, 503);
 
-    // It is back, and knows nothing of before: this Redis keeps its data in memory only.
+    // Redis is back, but empty: this one keeps its data in memory only.
     assert_eq!(visits()?, (200, "1".to_owned()));
     Ok(())
 }
 
-/// A server that is down refuses at once. One that hangs is worse: it accepts, and never answers.
+/// A server that is down refuses connections at once. A server that hangs is worse: it accepts
+/// them, and never answers.
 #[mirakuru::fixture(presets::redis())]
 #[test]
 fn a_redis_that_hangs_costs_no_more_than_its_time_out(redis: &mut presets::Redis) -> Result<(), Error> {
@@ -44,7 +46,7 @@ fn a_redis_that_hangs_costs_no_more_than_its_time_out(redis: &mut presets::Redis
     );
     assert!(took < shop::PATIENCE + Duration::from_secs(5), "{took:?}");
 
-    // What it was asked while it hung it has done all the same: the visit was counted.
+    // Redis has carried out the request that it got while it hung: the visit was counted.
     assert_eq!(shop::count_visit(redis.addr(), 0).unwrap(), 2);
     Ok(())
 }

@@ -1,5 +1,5 @@
-//! The program under test is this package's own binary. `bin` finds it where cargo has built it, in
-//! integration tests and benches.
+//! The program under test is this package's own binary. `bin` finds the file that cargo has built
+//! for integration tests and benches.
 
 use mirakuru::{HttpExecutor, Signal, presets};
 
@@ -10,7 +10,7 @@ fn a_page_that_is_not_there(shop: &HttpExecutor) {
     assert!(shop.logs().stdout().starts_with("open at 127.0.0.1:"));
 }
 
-/// A fixture that stands above is in scope below: the shop starts when its Redis is ready.
+/// A fixture that stands above is in scope below: the shop starts once its Redis is ready.
 #[mirakuru::fixture(presets::redis(), name = redis)]
 #[mirakuru::fixture(
     bin = "shop",
@@ -25,8 +25,8 @@ fn it_counts_its_visits(mut shop: HttpExecutor) -> Result<(), Box<dyn std::error
     Ok(())
 }
 
-/// A program that must end in its own way when it is told to: here, by the signal, since the shop
-/// handles none.
+/// A program that must end with a certain status when it is told to. The shop does not handle
+/// signals, so the signal itself ends it.
 #[mirakuru::fixture(
     bin = "shop",
     args = ["127.0.0.1:{port}"],

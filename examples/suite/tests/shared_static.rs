@@ -1,4 +1,4 @@
-//! One Redis for all tests of this package, and a database of it for each.
+//! One Redis for all tests of this package, with a database for each test.
 //!
 //! `REDIS` is in a crate of its own, so that every test file can use it. Under `cargo test` and
 //! `cargo nextest run` alike, it is started once.
@@ -23,8 +23,8 @@ fn another_one_at_the_same_time() {
 
 #[test]
 fn nobody_is_disturbed() {
-    // What belongs to no database belongs to everybody: a test that changes it has a Redis of its
-    // own.
+    // A setting that belongs to no database affects every test. So a test that changes one has a
+    // Redis of its own.
     let (one, other) = (REDIS.database(), REDIS.database());
     assert_ne!(one.number(), other.number());
     println!("Redis for the shop: pid {}", REDIS.pid());

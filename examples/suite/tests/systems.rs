@@ -9,8 +9,8 @@ use mirakuru::{
     TcpExecutor, presets,
 };
 
-/// Database and cache start together, the server when both are ready, the worker when the server
-/// is. They end the other way round.
+/// Database and cache start together. The server starts when both are ready, and the worker when
+/// the server is. They end in the reverse order.
 #[mirakuru::fixture]
 struct Shop {
     #[fixture(presets::postgres())]
@@ -41,7 +41,8 @@ fn the_worker_bears_an_outage_of_the_cache(mut shop: Shop) -> Result<(), Box<dyn
     Ok(())
 }
 
-/// One for the run. A test gets `&Shop`, and so cannot stop a service under another test.
+/// One system for the whole run. A test gets `&Shop`, so it cannot stop a service that another test
+/// uses.
 #[mirakuru::fixture(Shop)]
 static SHOP: Shop;
 
@@ -54,7 +55,7 @@ fn a_visit_is_counted(shop: &Shop) -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Three NATS servers. Each is told the others' ports, before any of them runs.
+/// Three NATS servers. Each gets the others' ports before any of them runs.
 fn nats() -> impl Recipe<Handle = Cluster<TcpExecutor>> {
     mirakuru::cluster(3, |node| {
         let route = |peer: mirakuru::Node| format!("nats://127.0.0.1:{}", peer.port_named("route"));
@@ -74,7 +75,7 @@ fn nats() -> impl Recipe<Handle = Cluster<TcpExecutor>> {
     }))
 }
 
-/// The name of the node that a node takes for the leader.
+/// The name of the node that this node considers the leader.
 fn leader(monitor: u16) -> std::io::Result<Option<String>> {
     let (_, body) = shop::get(SocketAddr::from(([127, 0, 0, 1], monitor)), "/jsz")?;
     let leader = body
@@ -103,7 +104,7 @@ fn another_leader_is_elected(mut nodes: Cluster<TcpExecutor>) -> Result<(), Erro
     });
     nodes[other].wait_until(another, Duration::from_secs(30))?;
 
-    // On the ports that the others know.
+    // It starts again on the ports that the others know.
     nodes[old].start()
 }
 
@@ -128,7 +129,7 @@ fn an_upgrade_keeps_the_data(
 /// The same without the macro.
 #[test]
 fn a_system_in_plain_code() -> Result<(), Error> {
-    // What is independent starts together.
+    // Services that do not need each other start together.
     let (db, cache) = mirakuru::start_all((presets::postgres(), presets::redis()))?;
     let server = Executor::builder(["sleep", "60"])
         .env("DATABASE_URL", db.url())

@@ -1,4 +1,4 @@
-//! Fixtures that are functions: rstest gives them to the tests that name them.
+//! Fixtures that are functions: rstest passes them to the tests that name them.
 
 use mirakuru::rstest::{self, rstest}; // Or from your own dependency on rstest.
 use mirakuru::{TcpExecutor, presets};
@@ -7,7 +7,7 @@ use mirakuru::{TcpExecutor, presets};
 #[mirakuru::fixture(presets::redis())]
 fn redis_server() -> presets::Redis;
 
-/// What a test needs may be more than a service. The body runs once the service is ready.
+/// A test may need more than a service. The body runs once the service is ready.
 #[mirakuru::fixture(presets::redis())]
 fn busy_shop(server: presets::Redis) -> (presets::Redis, u64) {
     let visits = (1..=10)

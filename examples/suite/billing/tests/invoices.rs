@@ -6,7 +6,7 @@ use std::net::TcpStream;
 
 use fixtures::REDIS;
 
-/// A number that nobody else gets.
+/// A number that no other test gets.
 fn next_invoice(database: u32) -> String {
     let mut stream = TcpStream::connect(REDIS.addr()).unwrap();
     write!(stream, "SELECT {database}\r\nINCR invoice\r\n").unwrap();

@@ -1,4 +1,5 @@
-//! The program under test is another package's: `bin` has cargo build it, once for all tests.
+//! The program under test belongs to another package: `bin` lets cargo build it, once for all
+//! tests.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
