@@ -1,5 +1,5 @@
-//! Everything that talks to the operating system directly. This is the only place for `unsafe`,
-//! `libc` and `nix`.
+//! Everything that talks to the operating system directly. This is the only place for `unsafe` and
+//! `libc`.
 //!
 //! | folder | what it does |
 //! | --- | --- |
@@ -64,7 +64,15 @@ pub(crate) fn clock_ns() -> u64 {
 
 /// The error number of the last call that failed.
 fn errno() -> i32 {
-    nix::errno::errno()
+    std::io::Error::last_os_error().raw_os_error().unwrap_or_default()
+}
+
+/// The result of a call that returns -1 when it fails.
+fn check(result: i32) -> std::io::Result<i32> {
+    match result {
+        -1 => Err(std::io::Error::last_os_error()),
+        result => Ok(result),
+    }
 }
 
 /// The error number of a file whose format the kernel does not execute.
@@ -135,21 +143,19 @@ pub(crate) mod tests {
         use std::os::fd::AsRawFd;
         use std::time::Duration;
 
-        use nix::sys::wait::waitpid;
-        use nix::unistd::Pid;
-
         /// A child that executes nothing, reaped when it is dropped.
-        pub(crate) struct Fork(Pid);
+        pub(crate) struct Fork(i32);
 
         impl Fork {
             pub(crate) fn pid(&self) -> u32 {
-                self.0.as_raw() as u32
+                self.0 as u32
             }
         }
 
         impl Drop for Fork {
             fn drop(&mut self) {
-                let _ = waitpid(self.0, None);
+                // SAFETY: a null pointer asks for no status.
+                unsafe { libc::waitpid(self.0, std::ptr::null_mut(), 0) };
             }
         }
 
@@ -168,7 +174,7 @@ pub(crate) mod tests {
                     libc::_exit(0);
                 }
                 assert!(pid > 0, "a fork");
-                Fork(Pid::from_raw(pid))
+                Fork(pid)
             }
         }
     }

@@ -79,8 +79,6 @@ mod linux {
 
     use std::sync::{Mutex, PoisonError};
 
-    use nix::sys::statfs::statfs;
-
     /// File systems on which another machine may make a file, which inotify does not report.
     const REMOTE: [u32; 12] = [
         0x6969,      // NFS
@@ -139,8 +137,18 @@ mod linux {
                 None => return false,
             };
             let is_remote = |dir: &Path| {
+                let Ok(dir) = CString::new(dir.as_os_str().as_bytes()) else {
+                    return false;
+                };
+                // SAFETY: the text ends with a zero byte, and zeros are a valid structure, which
+                // the call fills.
+                let (stat, done) = unsafe {
+                    let mut stat: libc::statfs = std::mem::zeroed();
+                    let done = libc::statfs(dir.as_ptr(), &mut stat);
+                    (stat, done)
+                };
                 // The type has another size on each architecture; all of the numbers have 32 bits.
-                statfs(dir).is_ok_and(|stat| REMOTE.contains(&(stat.filesystem_type().0 as u32)))
+                done == 0 && REMOTE.contains(&(stat.f_type as u32))
             };
             // The path is resolved each time: the directory may have been removed and made again.
             // If it is watched already, this changes nothing. The watch of the directory reports

@@ -7,21 +7,19 @@
 //! A process that ends normally waits here for the end of each service whose last user it was. So
 //! the service is gone before the runner sees the end of the process.
 
+use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
-use nix::errno::Errno;
-use nix::fcntl::{OFlag, open};
-use nix::sys::stat::Mode;
-use nix::unistd::mkfifo;
-
 use super::exit;
 use super::slots::{Slot, Slots};
-use crate::sys::clock_ns;
+use crate::sys::files::make_fifo;
+use crate::sys::{check, clock_ns};
 
 /// How long the supervisor may take beyond the grace.
 const MARGIN: Duration = Duration::from_secs(30);
@@ -53,14 +51,12 @@ impl User {
     ///
     /// The error of the operating system; `NotFound` if the directory or the lock is gone.
     pub(crate) fn join(fifo: &Path, lock: &Path, grace: Duration) -> io::Result<User> {
-        match mkfifo(fifo, Mode::S_IRUSR | Mode::S_IWUSR) {
-            Ok(()) | Err(Errno::EEXIST) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        let flags = OFlag::O_NONBLOCK | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let reader = open(fifo, OFlag::O_RDONLY | flags, Mode::empty())?;
-        let writer = open(fifo, OFlag::O_WRONLY | flags, Mode::empty())?;
-        let lock = open(lock, OFlag::O_RDONLY | flags, Mode::empty())?;
+        make_fifo(fifo)?;
+        let mut options = OpenOptions::new();
+        options.custom_flags(libc::O_NONBLOCK | libc::O_NOFOLLOW);
+        let reader = options.clone().read(true).open(fifo)?;
+        let writer = options.clone().write(true).open(fifo)?;
+        let lock = options.read(true).open(lock)?;
         exit::install_once();
         let slot = SLOTS.take(|| Use {
             writer: AtomicI32::new(-1),
@@ -86,7 +82,7 @@ impl User {
         let reader = self.slot.reader.load(Ordering::SeqCst);
         // SAFETY: the call takes numbers; the copy is owned by nobody else.
         unsafe {
-            let copy = Errno::result(libc::fcntl(reader, libc::F_DUPFD_CLOEXEC, 3))?;
+            let copy = check(libc::fcntl(reader, libc::F_DUPFD_CLOEXEC, 3))?;
             Ok(OwnedFd::from_raw_fd(copy))
         }
     }
