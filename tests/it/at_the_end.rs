@@ -537,6 +537,26 @@ fn a_process_that_the_service_starts_at_its_end_may_finish() {
     ignore = "the portable back end does not find what leaves the process group"
 )]
 #[test]
+fn the_stop_signal_reaches_the_group_when_the_main_process_is_gone() {
+    let scratch = Scratch::new();
+    let heard = scratch.file("heard");
+    let script = "(trap 'echo asked >>\"$1\"; exit' TERM; echo up; while :; do sleep 0.01; done) &";
+    let mut service = Executor::builder(["sh", "-c", script, "sh", &heard])
+        .wait_for(Banner::matching("up"))
+        .stop_timeout(LONG)
+        .start()
+        .expect("it starts");
+    let main = service.pid();
+    assert!(wait_until(|| stat(main).is_none(), LONG), "the main process ends");
+    service.stop().expect("it stops by itself");
+    assert_eq!(fs::read_to_string(&heard).unwrap_or_default(), "asked\n");
+}
+
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end does not find what leaves the process group"
+)]
+#[test]
 fn a_signal_reaches_the_tree_when_the_main_process_is_gone() {
     let scratch = Scratch::new();
     let heard = scratch.file("heard");

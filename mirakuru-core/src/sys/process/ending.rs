@@ -95,11 +95,6 @@ impl Ending {
         !matches!(self.phase, Phase::Running)
     }
 
-    /// The stop signal has been sent.
-    pub(super) fn was_asked(&self) -> bool {
-        self.signal().is_some()
-    }
-
     /// The stop signal, once it has been sent.
     pub(super) fn signal(&self) -> Option<i32> {
         match self.phase {

@@ -201,6 +201,8 @@ struct Worker<'a> {
     ending: Ending,
     /// The time of the stop signal, in the kernel's ticks.
     asked_at: i64,
+    /// The service's process group has got the stop signal.
+    group_was_asked: bool,
     /// The main process has not been waited for yet.
     main_alive: bool,
     /// The test process is gone, so this process removes the private directory.
@@ -254,6 +256,7 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
             output,
             ending: Ending::new(),
             asked_at: 0,
+            group_was_asked: false,
             main_alive: true,
             clean_up: false,
             keep_log: false,
@@ -594,6 +597,7 @@ impl Worker<'_> {
         // for.
         unsafe {
             if self.main_alive {
+                self.group_was_asked = true;
                 libc::kill(-self.a.service, signal);
                 libc::kill(-self.a.service, libc::SIGCONT);
             } else {
@@ -602,8 +606,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Asks each adopted child once. Members of the service's own group have been asked with the
-    /// group.
+    /// Asks each adopted child once. Where the service's own group has been asked, its members
+    /// have.
     unsafe fn tell_orphans(&mut self, signal: i32) {
         // SAFETY: `signal_child` asks the kernel whose child it is.
         unsafe {
@@ -612,8 +616,10 @@ impl Worker<'_> {
                 let Some(pid) = self.a.pids.get(at).copied() else {
                     break;
                 };
-                let in_group = self.ending.was_asked() && libc::getpgid(pid) == self.a.service;
-                if self.note_told(pid) && !in_group && tree::signal_child(pid, signal, false) {
+                if self.note_told(pid)
+                    && !self.was_asked_with_its_group(pid)
+                    && tree::signal_child(pid, signal, false)
+                {
                     tree::signal_child(pid, libc::SIGCONT, false);
                 }
             }
@@ -632,7 +638,7 @@ impl Worker<'_> {
                 let Some(pid) = self.a.pids.get(at).copied() else {
                     break;
                 };
-                let is_spared = libc::getpgid(pid) == self.a.service || tree::is_younger(pid, self.asked_at);
+                let is_spared = self.was_asked_with_its_group(pid) || tree::is_younger(pid, self.asked_at);
                 if ask && (is_spared || !self.note_told(pid)) {
                     continue;
                 }
@@ -642,6 +648,13 @@ impl Worker<'_> {
                 }
             }
         }
+    }
+
+    /// Whether a process is a member of the service's group, and the group has been asked. It has
+    /// not if the main process was gone before the stop.
+    fn was_asked_with_its_group(&self, pid: i32) -> bool {
+        // SAFETY: no memory is involved.
+        self.group_was_asked && unsafe { libc::getpgid(pid) } == self.a.service
     }
 
     /// Whether a process has not been asked before. When the list is full, no more are asked.
