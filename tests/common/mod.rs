@@ -16,7 +16,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -439,15 +439,23 @@ pub(crate) fn build_as_a_user(command: &mut Command) {
 // ---- the network --------------------------------------------------------------------------------
 
 /// A free port for tests that need a *fixed* one: below the range that the kernel gives away, and
-/// from a window that other test processes do not use.
+/// from a window that other test processes do not use. No port is given away twice.
 pub(crate) fn fixed_port() -> u16 {
+    /// More than the tests of a binary take.
+    const WINDOW: u16 = 500;
     static NEXT: AtomicU16 = AtomicU16::new(0);
+    // Its owner listens on the last port of a window, as long as it lives.
+    static FIRST: OnceLock<(u16, TcpListener)> = OnceLock::new();
+    let (first, _) = FIRST.get_or_init(|| {
+        let begin = std::process::id() as u16 % 25;
+        let windows = (0..25).map(|n| 20_000 + (begin + n) % 25 * WINDOW);
+        let claim = |first| Some((first, TcpListener::bind(("127.0.0.1", first + WINDOW - 1)).ok()?));
+        windows.filter_map(claim).next().expect("a free window of ports")
+    });
     loop {
         let n = NEXT.fetch_add(1, Ordering::SeqCst);
-        assert!(n < 500, "no free port");
-        // More ports than the tests of a binary take, so that none is given away twice.
-        let window = (std::process::id() % 180) as u16;
-        let port = 20_000 + window * 64 + n % 64;
+        assert!(n < WINDOW - 1, "no free port");
+        let port = first + n;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
             // A process that another test makes in this moment listens as well, until it executes
             // its program.
