@@ -7,10 +7,9 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use crate::common::{LONG, ODD, Scratch, ask, error_of, is_root, odd, require};
-use crate::reports::{SHORT, reads, report, start};
+use crate::reports::{reads, report, start, timed_out};
 use mirakuru::{Banner, Error, Executor, Http, PidFile, Tcp, UnixSocket};
 
 // ---- the program cannot be executed -------------------------------------------------------------
@@ -286,10 +285,8 @@ fn a_line_that_means_failure() {
 
 #[test]
 fn it_hangs() {
-    let recipe = odd(["--line", "still thinking"])
-        .wait_for(Tcp::addr("127.0.0.1:{port}"))
-        .timeout(SHORT);
-    let text = report(&start(recipe));
+    let recipe = odd(["--line", "still thinking"]).wait_for(Tcp::addr("127.0.0.1:{port}"));
+    let text = report(&timed_out(&recipe, "still thinking"));
     let headline = text.lines().next().unwrap();
     let begin = format!(
         "{ODD} --line 'still thinking': timed out after [time], before it accepted connections on 127.0.0.1:"
@@ -316,13 +313,18 @@ fn it_hangs() {
     ignore = "the portable back end cannot see whose a socket is"
 )]
 fn it_listens_elsewhere() {
-    let recipe = odd(["--listen", "127.0.0.1:{port:its}"])
-        .wait_for(Tcp::addr("127.0.0.1:{port}"))
-        .timeout(SHORT);
-    let mut executor = recipe.build().unwrap();
-    let error = error_of(executor.start());
-    let text = report(&error);
-    let (its, ours) = (executor.port_named("its"), executor.port_named(""));
+    let recipe = odd([
+        "--listen",
+        "127.0.0.1:{port:its}",
+        "--ready-line",
+        "{port:its} {port}",
+    ])
+    .wait_for(Tcp::addr("127.0.0.1:{port}"));
+    let text = report(&timed_out(&recipe, " "));
+    let ports = text
+        .lines()
+        .find_map(|line| line.strip_prefix("    | ")?.split_once(' '));
+    let (its, ours) = ports.expect("its line");
     assert!(
         text.ends_with(&format!(
             "  hint:       it listens on 127.0.0.1:{its}, and not on 127.0.0.1:{ours}: \
@@ -335,9 +337,8 @@ fn it_listens_elsewhere() {
 #[test]
 fn the_wrong_http_status() {
     let recipe = odd(["--http", "127.0.0.1:{port}", "--http-status", "503"])
-        .wait_for(Http::get("http://127.0.0.1:{port}/health").status(204))
-        .timeout(SHORT);
-    let text = report(&start(recipe));
+        .wait_for(Http::get("http://127.0.0.1:{port}/health").status(204));
+    let text = report(&timed_out(&recipe, "-> 503"));
     let headline = text.lines().next().unwrap();
     assert!(
         headline.contains(": timed out after [time], before it answered GET http://127.0.0.1:"),
@@ -352,10 +353,9 @@ fn the_wrong_http_status() {
 
 #[test]
 fn it_accepts_and_never_answers() {
-    let recipe = odd(["--accept-never-answer", "127.0.0.1:{port}"])
-        .wait_for(Http::get("http://127.0.0.1:{port}/"))
-        .timeout(SHORT);
-    let text = report(&start(recipe));
+    let recipe = odd(["--accept-never-answer", "127.0.0.1:{port}", "--ready-line", "up"])
+        .wait_for(Http::get("http://127.0.0.1:{port}/"));
+    let text = report(&timed_out(&recipe, "up"));
     assert!(
         text.lines()
             .next()
@@ -371,11 +371,9 @@ fn it_accepts_and_never_answers() {
 
 #[test]
 fn the_banner_never_comes() {
-    let recipe = odd(["--line", "one", "--line-err", "two"])
-        .wait_for(Banner::matching(r"ready \d").times(2))
-        .timeout(SHORT);
+    let recipe = odd(["--line", "one", "--line-err", "two"]).wait_for(Banner::matching(r"ready \d").times(2));
     reads(
-        &start(recipe),
+        &timed_out(&recipe, "two"),
         &format!(
             "{ODD} --line one --line-err two: timed out after [time], before it printed 2 lines that match \
                 `ready \\d`\n  \
@@ -455,15 +453,15 @@ fn causes_that_the_output_tells() {
 #[test]
 fn the_status_that_a_service_reports_is_shown() {
     let script = "import os, socket, time; s = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM); \
-                  s.sendto(b'STATUS=replaying the log', os.environ['NOTIFY_SOCKET']); time.sleep(60)";
+                  s.sendto(b'STATUS=replaying the log', os.environ['NOTIFY_SOCKET']); \
+                  print('told', flush=True); time.sleep(60)";
     let Some(python) = require("python3") else {
         return;
     };
     let recipe = Executor::builder([python])
         .args(["-c", script])
-        .wait_for(mirakuru::SdNotify::new())
-        .timeout(Duration::from_secs(5));
-    let text = report(&start(recipe));
+        .wait_for(mirakuru::SdNotify::new());
+    let text = report(&timed_out(&recipe, "told"));
     assert!(
         text.contains(": timed out after [time], before it sent READY=1 to $NOTIFY_SOCKET\n"),
         "{text}"

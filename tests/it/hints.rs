@@ -2,21 +2,24 @@
 
 use std::fs;
 use std::os::unix::net::UnixListener;
-use std::time::Duration;
 
 use crate::common::{LONG, Scratch, error_of, odd, test_name, victim, victim_dir};
+use crate::reports::timed_out;
 use mirakuru::{Banner, Check, Error, Executor, ExecutorBuilder, PidFile, Readiness, Tcp, UnixSocket};
-
-/// Long enough for a service of this file to do what it does.
-const SHORT: Duration = Duration::from_millis(1500);
 
 fn sh(script: &str) -> ExecutorBuilder {
     Executor::builder(["sh", "-c", script])
 }
 
-/// The whole report of a start that fails.
+/// The whole report of a service that ends.
 fn report<R: Readiness>(recipe: ExecutorBuilder<R>) -> String {
-    error_of(recipe.timeout(SHORT).start()).to_string()
+    error_of(recipe.timeout(LONG).start()).to_string()
+}
+
+/// The whole report of a service that runs, prints `up` when it has done its part, and is not
+/// ready.
+fn report_of_running<R: Readiness + Clone>(recipe: &ExecutorBuilder<R>) -> String {
+    timed_out(recipe, "up").to_string()
 }
 
 #[track_caller]
@@ -34,7 +37,8 @@ fn a_service_on_the_other_loopback_address() {
         eprintln!("skipped: there is no IPv6");
         return;
     }
-    let report = report(odd(["--listen", "[::1]:{port}"]).wait_for(Tcp::addr("127.0.0.1:{port}")));
+    let service = odd(["--listen", "[::1]:{port}", "--ready-line", "up"]);
+    let report = report_of_running(&service.wait_for(Tcp::addr("127.0.0.1:{port}")));
     assert_says(&report, "it listens on [::1]:");
     assert_says(&report, "await `localhost:");
 }
@@ -45,7 +49,8 @@ fn a_service_on_the_other_loopback_address() {
     ignore = "the portable back end cannot see whose a socket is"
 )]
 fn a_service_on_an_address_that_localhost_does_not_mean() {
-    let report = report(odd(["--listen", "127.0.0.2:{port}"]).wait_for(Tcp::addr("127.0.0.1:{port}")));
+    let service = odd(["--listen", "127.0.0.2:{port}", "--ready-line", "up"]);
+    let report = report_of_running(&service.wait_for(Tcp::addr("127.0.0.1:{port}")));
     assert_says(&report, "await `127.0.0.2:");
 }
 
@@ -84,19 +89,21 @@ fn a_command_that_wants_a_shell() {
 #[test]
 fn a_socket_or_pid_file_beside_the_awaited_path() {
     let server = "import socket, sys, time
-s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); time.sleep(60)";
+s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen(); print('up', flush=True)
+time.sleep(60)";
     let socket = Executor::builder(["python3", "-c", server, "{dir}/server.sock"]);
-    let report_of_socket = report(socket.wait_for(UnixSocket::path("{dir}/sever.sock")));
+    let report_of_socket = report_of_running(&socket.wait_for(UnixSocket::path("{dir}/sever.sock")));
     assert_says(&report_of_socket, "it made a socket at `");
     assert_says(&report_of_socket, "/server.sock`: await that path");
-    let file = sh("echo $$ > {dir}/other.pid; exec sleep 60").wait_for(PidFile::path("{dir}/service.pid"));
-    assert_says(&report(file), "/other.pid`: await that path");
+    let file = sh("echo $$ > {dir}/other.pid; echo up; exec sleep 60");
+    let file = file.wait_for(PidFile::path("{dir}/service.pid"));
+    assert_says(&report_of_running(&file), "/other.pid`: await that path");
 }
 
 #[test]
 fn a_line_that_nearly_matches() {
-    let script = sh("echo starting; echo 'Server ready on port 80'; exec sleep 60");
-    let report = report(script.wait_for(Banner::matching("server is ready")));
+    let script = sh("echo starting; echo 'Server ready on port 80'; echo up; exec sleep 60");
+    let report = report_of_running(&script.wait_for(Banner::matching("server is ready")));
     assert_says(&report, "the closest line is `Server ready on port 80`");
 }
 
@@ -109,9 +116,10 @@ fn a_daemon_that_listens_elsewhere_is_not_said_to_be_gone() {
     let daemon = "
 import os, socket, time
 if os.fork(): os._exit(0)
-s = socket.create_server(('127.0.0.1', 0)); time.sleep(60)
+s = socket.create_server(('127.0.0.1', 0)); print('up', flush=True); time.sleep(60)
 ";
-    let report = report(Executor::builder(["python3", "-c", daemon]).wait_for(Tcp::addr("127.0.0.1:{port}")));
+    let service = Executor::builder(["python3", "-c", daemon]);
+    let report = report_of_running(&service.wait_for(Tcp::addr("127.0.0.1:{port}")));
     assert_says(&report, "it listens on 127.0.0.1:");
     assert!(!report.contains("no process running"), "{report}");
 }
@@ -124,7 +132,8 @@ fn a_service_that_ends_with_its_input() {
 
 #[test]
 fn a_check_tells_how_often_it_returned_false() {
-    let report = report(odd(["--delay", "0"]).wait_for(Check::new("it was there", |_| Ok(false))));
+    let service = odd(["--ready-line", "up"]).wait_for(Check::new("it was there", |_| Ok(false)));
+    let report = report_of_running(&service);
     assert_says(&report, "the check returned false, ");
     assert_says(&report, " times");
 }
@@ -210,7 +219,8 @@ fn has_no_loopback() {
     if victim_dir().is_none() {
         return;
     }
-    let report = report(odd(["--listen", "127.0.0.1:{port}"]).wait_for(Tcp::addr("127.0.0.1:{port}")));
+    let service = odd(["--listen", "127.0.0.1:{port}", "--ready-line", "up"]);
+    let report = report_of_running(&service.wait_for(Tcp::addr("127.0.0.1:{port}")));
     assert_says(&report, "this process cannot reach it");
     assert_says(&report, "ip link set lo up");
 }

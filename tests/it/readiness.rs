@@ -12,6 +12,7 @@ use crate::common::{
     self, LONG, Scratch, alive, error_of, mode, monotonic, odd, stamped, test_name, victim, victim_dir,
     wait_until,
 };
+use crate::reports::timed_out;
 use mirakuru::{
     Banner, Check, Error, Exec, Executor, Http, HttpExecutor, NoWait, PidFile, Prepare, Probe, Readiness,
     SdNotify, Tcp, UnixSocket,
@@ -111,11 +112,9 @@ fn an_http_executor_waits_until_the_status_is_right() {
 #[test]
 fn the_status_that_was_seen_stands_in_the_error() {
     let service = odd(["--http", "127.0.0.1:{port}", "--http-status", "418"])
-        .wait_for(Http::head("http://127.0.0.1:{port}/"))
-        .timeout(Duration::from_secs(2));
-    let error = error_of(service.start());
-    assert!(matches!(error, Error::Timeout { .. }), "{error}");
-    assert!(error.to_string().contains("418"), "{error}");
+        .wait_for(Http::head("http://127.0.0.1:{port}/"));
+    let error = timed_out(&service, "-> 418");
+    assert!(error.to_string().contains("answered 418"), "{error}");
 }
 
 // ---- other conditions ---------------------------------------------------------------------------
@@ -572,9 +571,8 @@ fn a_death_by_a_signal_is_told_as_one() {
 fn a_timeout_tells_all() {
     let recipe = odd(["--line", "still thinking"])
         .env("MK_SECRET", "correct-horse-battery")
-        .wait_for(Tcp::addr("127.0.0.1:{port}"))
-        .timeout(Duration::from_millis(300));
-    let error = error_of(recipe.start());
+        .wait_for(Tcp::addr("127.0.0.1:{port}"));
+    let error = timed_out(&recipe, "still thinking");
     let Error::Timeout {
         command,
         awaited,
@@ -585,7 +583,7 @@ fn a_timeout_tells_all() {
     else {
         panic!("{error}");
     };
-    assert!(*elapsed >= Duration::from_millis(300), "{elapsed:?}");
+    assert!(*elapsed >= Duration::from_millis(500), "{elapsed:?}");
     assert!(
         evidence.tail.iter().any(|line| line.contains("still thinking")),
         "{error}"

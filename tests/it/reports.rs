@@ -3,9 +3,36 @@
 use std::time::Duration;
 
 use crate::common::error_of;
-use mirakuru::{Error, Readiness};
+use mirakuru::{Error, ExecutorBuilder, Readiness};
 
-pub(crate) const SHORT: Duration = Duration::from_millis(400);
+/// The error of a start whose time is over. By then the service has printed a line that contains
+/// `printed`, after all that the report tells of. Where the machine is too busy for that, the next
+/// start has more time.
+#[track_caller]
+pub(crate) fn timed_out<R: Readiness + Clone>(recipe: &ExecutorBuilder<R>, printed: &str) -> Error {
+    let has_printed = |error: &Error| match error {
+        Error::Timeout { evidence, .. } => evidence.tail.iter().any(|line| line.contains(printed)),
+        _ => false,
+    };
+    timed_out_when(recipe, has_printed)
+}
+
+/// The same, of a service that by then has come as far as `done` says.
+#[track_caller]
+pub(crate) fn timed_out_when<R: Readiness + Clone>(
+    recipe: &ExecutorBuilder<R>,
+    done: impl Fn(&Error) -> bool,
+) -> Error {
+    let mut times = [500, 2_500, 20_000].map(Duration::from_millis).into_iter();
+    loop {
+        let time = times.next().expect("it has never come so far");
+        let error = start(recipe.clone().timeout(time));
+        assert!(matches!(error, Error::Timeout { .. }), "{error}");
+        if done(&error) {
+            return error;
+        }
+    }
+}
 
 /// A report with what differs from run to run replaced: times by `[time]`, the log's path by
 /// `[log]`.
@@ -68,6 +95,6 @@ pub(crate) fn reads(error: &Error, expected: &str) {
     assert!(gap || lines.next().is_none(), "more than\n{expected}\nin\n{text}");
 }
 
-pub(crate) fn start<R: Readiness>(recipe: mirakuru::ExecutorBuilder<R>) -> Error {
+pub(crate) fn start<R: Readiness>(recipe: ExecutorBuilder<R>) -> Error {
     error_of(recipe.start())
 }

@@ -1,8 +1,8 @@
 //! No report, log line or description shows a secret.
 
 use crate::common::{Scratch, odd, test_name, victim, victim_dir};
-use crate::reports::{SHORT, start};
-use mirakuru::{Exec, Executor, Http, Tcp, UnixSocket};
+use crate::reports::{start, timed_out_when};
+use mirakuru::{Error, Exec, Executor, Http, Tcp, UnixSocket};
 
 #[test]
 #[ignore = "a part of another test"]
@@ -22,33 +22,34 @@ fn knows_a_secret() {
     .env("MK_PASSWORD", "hunter2")
     .env("MK_OTHER", "correct-horse")
     .fail_on("no such line");
+    // The report shows the last probe.
+    let was_probed = |error: &Error| error.to_string().contains("\n  last probe: ");
     let texts = [
-        start(
-            recipe
+        timed_out_when(
+            &recipe
                 .clone()
-                .wait_for(Exec::succeeds("test -e /nowhere/{env:MK_SECRET}"))
-                .timeout(SHORT),
+                .wait_for(Exec::succeeds("test -e /nowhere/{env:MK_SECRET}")),
+            was_probed,
         )
         .to_string(),
-        start(
-            recipe
+        timed_out_when(
+            &recipe
                 .clone()
-                .wait_for(Exec::succeeds("sh -c 'echo {env:MK_SECRET}; exit 1'"))
-                .timeout(SHORT),
+                .wait_for(Exec::succeeds("sh -c 'echo {env:MK_SECRET}; exit 1'")),
+            was_probed,
         )
         .to_string(),
-        start(
-            recipe
-                .clone()
-                .wait_for(UnixSocket::path("{dir}/{env:MK_SECRET}"))
-                .timeout(SHORT),
+        timed_out_when(
+            &recipe.clone().wait_for(UnixSocket::path("{dir}/{env:MK_SECRET}")),
+            |_| true,
         )
         .to_string(),
         start(recipe.clone().wait_for(Tcp::addr("{env:MK_SECRET}:80"))).to_string(),
-        start(
-            recipe
-                .wait_for(Http::get("http://me:hunter2@127.0.0.1:{port}/?q={env:MK_SECRET}"))
-                .timeout(SHORT),
+        timed_out_when(
+            &recipe
+                .clone()
+                .wait_for(Http::get("http://me:hunter2@127.0.0.1:{port}/?q={env:MK_SECRET}")),
+            was_probed,
         )
         .to_string(),
         start(Executor::builder("/nowhere/{env:MK_SECRET}")).to_string(),
