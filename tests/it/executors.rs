@@ -497,8 +497,8 @@ fn the_name() {
 
 #[test]
 fn the_log_keeps_the_streams_apart_and_the_lines_in_order() {
-    let mut service = script("echo a; echo b >&2; echo c; printf half >&2; sleep 0.05")
-        .wait_for(done())
+    let mut service = script("echo a; echo b >&2; echo c; printf half >&2")
+        .wait_for(done().and(Banner::matching("^half").stderr()))
         .start()
         .unwrap();
     let logs = service.logs();

@@ -206,9 +206,10 @@ fn pause_and_resume_reach_the_whole_tree() {
 
 #[test]
 fn wait_gives_the_exit() {
-    let mut service = listening(["--exit-after", "1000:7"]).start().unwrap();
+    let mut service = listening(["--exit-on-term", "7"]).start().unwrap();
     let error = error_of(service.wait(Duration::from_millis(1)));
     assert!(matches!(error, Error::Timeout { .. }), "{error}");
+    common::send(service.pid(), common::SIGTERM);
     let status = service.wait(LONG).unwrap();
     assert_eq!(status.code(), Some(7));
     assert!(!service.is_running());
@@ -216,9 +217,10 @@ fn wait_gives_the_exit() {
 
 #[test]
 fn an_unexpected_exit_is_told_when_it_is_stopped() {
-    let mut service = listening(["--exit-after", "1000:5", "--line", "all was well"])
+    let mut service = listening(["--exit-on-term", "5", "--line", "all was well"])
         .start()
         .unwrap();
+    common::send(service.pid(), common::SIGTERM);
     assert!(
         wait_until(|| !service.is_running(), LONG),
         "a service that has ended is not running"

@@ -88,10 +88,10 @@ fn on_a_terminal_progress_is_one_line() {
     let text = String::from_utf8_lossy(&output.stdout);
     let drawn: Vec<&str> = text.split("\r\u{1b}[2K").collect();
     assert!(drawn.len() >= 3, "drawn, and taken away: {text:?}");
-    assert!(
-        drawn[1].starts_with("mirakuru: slow is not ready after 2 s; awaited: "),
-        "{text:?}"
-    );
+    // 2 s, and more on a machine that is busy.
+    let after = drawn[1].strip_prefix("mirakuru: slow is not ready after ");
+    let seconds: Option<u32> = after.and_then(|after| after.split_once(" s; awaited: ")?.0.parse().ok());
+    assert!(seconds.is_some_and(|seconds| seconds >= 2), "{text:?}");
     assert!(
         drawn[1].chars().count() < 200 && !drawn[1].contains('\n'),
         "{text:?}"

@@ -20,8 +20,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::common::{
-    self, ODD, SIGKILL, Scratch, alive, fixed_port, is_root, numbers, random, say, send, skip_without_root,
-    stat, test_name, victim, victim_dir, wait_until,
+    self, ODD, SIGKILL, SIGTERM, Scratch, alive, fixed_port, is_root, numbers, random, say, send,
+    skip_without_root, stat, test_name, victim, victim_dir, wait_until,
 };
 use mirakuru::{
     And, Error, Executor, ExecutorBuilder, HttpExecutor, Prepare, Probe, Readiness, Recipe, SdNotify, Shared,
@@ -516,6 +516,15 @@ impl Test {
         lines
             .map(|(key, value)| (key.to_owned(), value.to_owned()))
             .collect()
+    }
+
+    /// Waits until it asks for the service, and for as long as it takes until it waits for it. (It
+    /// is told the same if it comes later.)
+    #[track_caller]
+    fn began(&self) {
+        let has_begun = || self.told().contains_key("began");
+        assert!(wait_until(has_begun, BOUND), "{}", self.output());
+        thread::sleep(Duration::from_millis(50));
     }
 
     /// Waits until it has used the service, or failed to.
@@ -1114,15 +1123,10 @@ fn a_service_that_dies_is_told_and_not_replaced() {
         let scratch = Scratch::new();
         let mut run = Run::begin(&scratch);
         // With the same arguments for all, since the arguments make the service.
-        let extra = match killed {
-            true => "--line last-words",
-            false => "--line last-words --exit-after 1500:3",
-        };
+        let extra = "--line last-words --exit-on-term 3";
         let user = run.test(&[("EXTRA", extra), ("UNTIL", "died")]);
         let service = user.service();
-        if killed {
-            send(service, SIGKILL);
-        }
+        send(service, if killed { SIGKILL } else { SIGTERM });
         assert!(wait_until(|| !alive(service), BOUND));
         let late = run.test(&[("EXTRA", extra)]);
         let (kind, error) = late.error();
@@ -1144,7 +1148,7 @@ fn a_service_that_dies_is_told_and_not_replaced() {
 fn a_daemon_is_running_until_it_is_gone() {
     let scratch = Scratch::new();
     let mut run = Run::begin(&scratch);
-    let envs = [("EXTRA", "--daemonise --exit-after 2500:0")];
+    let envs = [("EXTRA", "--daemonise --exit-on-term 0")];
     let first = run.test(&envs);
     first.ended();
     assert_eq!(first.told()["running"], "true");
@@ -1152,6 +1156,7 @@ fn a_daemon_is_running_until_it_is_gone() {
     second.ended();
     assert_eq!(second.told()["running"], "true");
     let pids = services(&scratch);
+    pids.iter().for_each(|pid| send(*pid, SIGTERM));
     assert!(wait_until(|| !pids.iter().any(|pid| alive(*pid)), BOUND));
     let mut error = String::new();
     // The supervisor writes it down when the kernel tells.
@@ -1217,8 +1222,10 @@ fn the_supervisor_can_be_killed() {
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn the_next_one_takes_over_when_the_starter_dies_before_it_is_published() {
-    for (key, value) in [("EXTRA", "--delay 700"), ("SET_UP", "hangs")] {
+    for key in ["EXTRA", "SET_UP"] {
         let scratch = Scratch::new();
+        let until = format!("--until {}", scratch.file("killed"));
+        let value = if key == "EXTRA" { until.as_str() } else { "hangs" };
         let mut run = Run::begin(&scratch);
         let first = run.test(&[("USE", "EVENTFUL"), (key, value)]);
         assert!(
@@ -1234,9 +1241,9 @@ fn the_next_one_takes_over_when_the_starter_dies_before_it_is_published() {
         }
         let extra = if key == "EXTRA" { value } else { "" };
         let waits = run.test(&[("USE", "EVENTFUL"), ("EXTRA", extra)]);
-        // Long enough for it to come so far that it waits.
-        thread::sleep(Duration::from_millis(100));
+        waits.began();
         send(first.pid, SIGKILL);
+        touch(&scratch, "killed");
         waits.ended();
         let late = run.test(&[("USE", "EVENTFUL"), ("EXTRA", extra)]);
         late.ended();
@@ -1458,7 +1465,7 @@ fn orphans() {
     let knows = run.test(&[("USE", "SLEEPER"), ("UNTIL", "go")]);
     let asks = run.test(&[("AFTER", "go")]);
     let service = knows.service();
-    assert!(wait_until(|| asks.told().contains_key("began"), BOUND));
+    asks.began();
     run.end(true);
     assert_nothing_left(&scratch, &[service]);
     touch(&scratch, "go");
@@ -1487,8 +1494,7 @@ fn those_who_wait_for_a_start_do_not_wait_for_an_orphan() {
         BOUND
     ));
     let waits = run.test(&[("USE", "EVENTFUL")]);
-    // Long enough for it to come so far that it waits.
-    thread::sleep(Duration::from_millis(200));
+    waits.began();
     run.end(true);
     let (kind, error) = waits.error();
     assert_eq!(kind, "System");

@@ -3,7 +3,7 @@
 #![allow(unnameable_test_items)]
 
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use mirakuru::{Banner, Executor, ExecutorBuilder, OutputExecutor, SimpleExecutor};
 
@@ -39,28 +39,36 @@ fn a_fixture_without_a_parameter_has_the_name_that_its_attribute_gives(app: &Sim
     assert!(Path::new(&format!("/proc/{pid}")).exists());
 }
 
-/// When the recipe was made.
-fn now() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
-    now.as_millis().to_string()
+/// Is ready when `SECOND_IS_THERE`, which the recipe of another service sets.
+fn ready_after_the_second() -> ExecutorBuilder<mirakuru::Check> {
+    let is_there = |_: &mirakuru::Probe<'_>| Ok(SECOND_IS_THERE.load(SeqCst));
+    Executor::builder("sleep 60").wait_for(mirakuru::Check::new("the second is there", is_there))
 }
 
-#[mirakuru::fixture(ready_after(1500))]
+static SECOND_IS_THERE: AtomicBool = AtomicBool::new(false);
+
+fn second_is_there() -> &'static str {
+    SECOND_IS_THERE.store(true, SeqCst);
+    "quick"
+}
+
+#[mirakuru::fixture(ready_after_the_second())]
 #[mirakuru::fixture(ready_after(20))]
-#[mirakuru::fixture(ready_after(20).env("NEEDS", { let _ = quick; now() }))]
-#[mirakuru::fixture(ready_after(0).env("NEEDS", { let _ = (slow, quick); now() }))]
+#[mirakuru::fixture(ready_after(20).env("NEEDS", { let _ = quick; second_is_there() }))]
+#[mirakuru::fixture(ready_after(0).env("NEEDS", { let _ = quick; slow.is_running().to_string() }))]
 #[test]
 fn a_service_starts_when_those_that_it_names_are_ready(
-    slow: &OutputExecutor,
+    slow: &Executor<mirakuru::Check>,
     quick: &OutputExecutor,
     second: &OutputExecutor,
     last: &OutputExecutor,
 ) {
+    // The second did not wait for the slow one, which would never be ready. The last did.
     let _ = (slow, quick);
-    let made = |executor| needs(executor).parse::<u128>().unwrap();
-    // The last waited for the slow one, and the second did not.
-    let between = made(last).saturating_sub(made(second));
-    assert!(between > 700, "{between} ms");
+    assert_eq!(
+        (needs(second), needs(last)),
+        ("quick".to_owned(), "true".to_owned())
+    );
 }
 
 /// Writes its name into the file when it is asked to end.

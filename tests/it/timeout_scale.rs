@@ -23,11 +23,18 @@ fn times_out_by_scale() {
     );
     println!("\nwaited {}", begin.elapsed().as_millis());
     // The grace is stretched as well: this needs longer than the grace as it is given.
-    let mut service = odd(["--ready-line", "up", "--stop-delay", "600", "--exit-on-term", "0"])
-        .wait_for(Banner::matching("^up$"))
-        .stop_timeout(Duration::from_millis(150))
-        .start()
-        .unwrap();
+    let mut service = odd([
+        "--ready-line",
+        "up",
+        "--stop-delay",
+        "2000",
+        "--exit-on-term",
+        "0",
+    ])
+    .wait_for(Banner::matching("^up$"))
+    .stop_timeout(Duration::from_millis(150))
+    .start()
+    .unwrap();
     println!("\nstop {:?}", service.stop());
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use crate::common::{self, LONG, ODD, OtherServer, Scratch, fixed_port, odd, wait_until};
 use crate::reports::{reads, report, start};
-use mirakuru::{Banner, Error, PidFile, Readiness, Tcp, UnixSocket};
+use mirakuru::{Banner, Error, Executor, PidFile, Readiness, Tcp, UnixSocket};
 
 #[test]
 #[cfg_attr(
@@ -190,23 +190,20 @@ fn the_bind_fails_because_of_another_server() {
     let addr = format!("127.0.0.1:{port}");
     let scratch = Scratch::new();
     let pids = scratch.file("pids");
-    let taken = AtomicBool::new(false);
-    let taken = &taken;
+    let taken = scratch.file("taken");
     thread::scope(|scope| {
         let other = scope.spawn(|| {
             assert!(wait_until(|| !common::numbers(&pids).is_empty(), LONG));
             let other = OtherServer::start(&["--listen", &addr]);
-            taken.store(true, Ordering::SeqCst);
+            fs::write(&taken, "").unwrap();
             other
         });
-        // It takes its time to bind; the condition is one that does not look at the port.
-        let recipe = odd(["--pids", &pids, "--delay", "1500", "--listen", &addr])
-            .wait_for(Banner::matching("never").and(Tcp::addr(&addr)));
+        // It binds when the port is taken; the condition is one that does not look at the port.
+        let script = "echo $$ >\"$1\"; until [ -e \"$2\" ]; do sleep 0.01; done; exec \"$0\" --listen \"$3\"";
+        let recipe = Executor::builder(["sh", "-c", script, ODD, &pids, &taken, &addr])
+            .wait_for(Banner::matching("never").and(Tcp::addr(&addr)))
+            .timeout(LONG);
         let error = start(recipe);
-        assert!(
-            taken.load(Ordering::SeqCst),
-            "too slow a machine for this test: {error}"
-        );
         let pid = other.join().unwrap().pid();
         let text = report(&error);
         assert!(

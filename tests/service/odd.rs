@@ -46,6 +46,7 @@ Where it listens (each may be given several times; a port 0 is chosen by the ker
 
 Getting ready
   --delay MS               time until it is ready (0)
+  --until PATH             it is not ready before this file is there
   --pid-file PATH          written when ready
   --ready-line TEXT        printed to stdout when ready
   --ready-line-err TEXT    printed to stderr when ready
@@ -116,6 +117,7 @@ struct Options {
     http_status: u16,
     http_status_after: Option<(usize, u16)>,
     delay: Duration,
+    until: Option<PathBuf>,
     pid_file: Option<PathBuf>,
     ready_line: Option<String>,
     ready_line_err: Option<String>,
@@ -192,6 +194,9 @@ fn main() {
     };
     flood(o.flood_before);
     pause(&stopping, o.delay, &o);
+    while o.until.as_ref().is_some_and(|path| !path.exists()) {
+        pause(&stopping, Duration::from_millis(2), &o);
+    }
     if let Some(code) = o.exit_before_ready {
         stamp(&o, "exit");
         exit(code);
@@ -678,6 +683,7 @@ fn options() -> Options {
             "--http-status" => o.http_status = number(&flag, &value()),
             "--http-status-after" => o.http_status_after = Some(pair(&flag, &value(), None)),
             "--delay" => o.delay = Duration::from_millis(number(&flag, &value())),
+            "--until" => o.until = Some(value().into()),
             "--pid-file" => o.pid_file = Some(value().into()),
             "--ready-line" => o.ready_line = Some(value()),
             "--ready-line-err" => o.ready_line_err = Some(value()),
