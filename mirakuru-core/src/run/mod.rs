@@ -49,7 +49,7 @@ impl Run {
                 .into_iter()
                 .filter_map(|name| Some((name, std::env::var(name).ok().filter(|value| !value.is_empty())?)))
                 .collect();
-            let chain = procfs::ancestors(std::process::id());
+            let chain = procfs::own_ancestors();
             let run = Run::find(&variables, chain, sys::origin::is_orphan(), carries)?;
             // Without pidfds nothing tells a supervisor of the runner's end.
             if sys::pidfds_are_missing() {

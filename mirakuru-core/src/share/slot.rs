@@ -122,12 +122,15 @@ impl RunSlot {
         let patience = PATIENCE.saturating_add(scaled(allowed));
         let mut pauses = Pauses::new();
         loop {
-            // This process first becomes a user, and then checks: see `is_over` of the supervisor.
-            let user = match State::read(&self.published).map_err(|e| self.error(e))? {
-                Some(_) => self.join().map_err(|e| self.error(e))?,
-                None => None,
-            };
-            if let Some(state) = State::read(&self.published).map_err(|e| self.error(e))? {
+            let mut published = State::read(&self.published).map_err(|e| self.error(e))?;
+            let mut user = None;
+            if published.is_some() && self.users.is_some() {
+                // This process first becomes a user, and then checks: see `is_over` of the
+                // supervisor.
+                user = self.join().map_err(|e| self.error(e))?;
+                published = State::read(&self.published).map_err(|e| self.error(e))?;
+            }
+            if let Some(state) = published {
                 if user.is_some() || self.users.is_none() {
                     return self.attach(recipe, state, asked, user);
                 }

@@ -179,7 +179,10 @@ pub(crate) fn is_locked(file: BorrowedFd<'_>) -> io::Result<bool> {
 /// Whether a process with this id exists and has not ended. A process of another user counts, even
 /// if it is not visible here.
 pub(crate) fn process_lives(pid: u32) -> bool {
-    process_exists(pid) && crate::sys::proc::stat(pid).is_none_or(|stat| stat.is_alive())
+    match crate::sys::proc::stat(pid) {
+        Some(stat) => stat.is_alive(),
+        None => process_exists(pid),
+    }
 }
 
 /// Whether a process with this id exists. A process that we may not signal counts.

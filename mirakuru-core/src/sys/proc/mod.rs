@@ -245,6 +245,21 @@ pub(crate) fn ancestors(pid: u32) -> impl Iterator<Item = (u32, Stat)> {
     .take(1000)
 }
 
+/// The same for this process. Its own entry has only its parent and its session, which takes no
+/// file.
+pub(crate) fn own_ancestors() -> impl Iterator<Item = (u32, Stat)> {
+    let parent = std::os::unix::process::parent_id();
+    let own = Stat {
+        comm: String::new(),
+        state: 'R',
+        parent,
+        // SAFETY: takes no pointer.
+        session: unsafe { libc::getsid(0) }.unsigned_abs(),
+        start: 0,
+    };
+    std::iter::once((std::process::id(), own)).chain(ancestors(parent))
+}
+
 /// Whether a process is `root` or descends from it.
 pub(crate) fn descends(pid: u32, root: u32) -> bool {
     ancestors(pid).any(|(ancestor, _)| ancestor == root)
@@ -369,6 +384,14 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use super::*;
+
+    #[test]
+    fn the_own_ancestors_are_those_that_proc_shows() {
+        let chain = |(pid, stat): (u32, Stat)| (pid, stat.parent, stat.session);
+        let shown: Vec<_> = ancestors(std::process::id()).map(chain).collect();
+        assert_eq!(own_ancestors().map(chain).collect::<Vec<_>>(), shown);
+        assert_eq!(shown[0].1, std::os::unix::process::parent_id());
+    }
 
     #[test]
     fn stat_of_a_name_with_parentheses_and_spaces() {

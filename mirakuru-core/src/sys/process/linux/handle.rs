@@ -14,7 +14,7 @@ use super::{memory, os};
 pub(crate) fn pidfds_are_missing() -> bool {
     static MISSING: Lazy<bool> = Lazy::new(|| {
         let unknown = |e: io::Error| e.raw_os_error() == Some(libc::ENOSYS);
-        memory::needs_all() == Some(memory::VALGRIND) && os::pidfd(std::process::id()).is_err_and(unknown)
+        memory::is_under_valgrind() && os::pidfd(std::process::id()).is_err_and(unknown)
     });
     *MISSING
 }

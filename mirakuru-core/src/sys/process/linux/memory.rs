@@ -26,7 +26,7 @@
 //! that moment keeps its mark.
 
 use std::cell::UnsafeCell;
-use std::ffi::{CStr, c_int, c_void};
+use std::ffi::{CStr, OsString, c_int, c_void};
 use std::fs::File;
 use std::io::Read;
 use std::ops::Range;
@@ -57,8 +57,19 @@ unsafe extern "C" fn unlock() {
     unsafe { libc::pthread_mutex_unlock(FORK_LOCK.0.get()) };
 }
 
-/// A process sees valgrind as one of the preloaded libraries.
+/// Of [`needs_all`]: valgrind ends a process that makes some kinds of child.
 pub(super) const VALGRIND: &str = "it runs under valgrind";
+
+fn preloads() -> OsString {
+    std::env::var_os("LD_PRELOAD").unwrap_or_default()
+}
+
+/// A process sees valgrind as one of the preloaded libraries.
+pub(super) fn is_under_valgrind() -> bool {
+    let preloads = preloads();
+    let mut parts = preloads.as_encoded_bytes().windows(b"vgpreload".len());
+    parts.any(|part| part == b"vgpreload")
+}
 
 /// Set once a lean fork has died.
 static DIED: OnceLock<&'static str> = OnceLock::new();
@@ -67,14 +78,9 @@ static DIED: OnceLock<&'static str> = OnceLock::new();
 /// need any part of it.
 pub(super) fn needs_all() -> Option<&'static str> {
     static SHOWN: Lazy<Option<&'static str>> = Lazy::new(|| {
-        let preloads = std::env::var_os("LD_PRELOAD").unwrap_or_default();
-        let preloads = preloads.as_encoded_bytes();
-        if preloads
-            .windows(b"vgpreload".len())
-            .any(|part| part == b"vgpreload")
-        {
+        if is_under_valgrind() {
             Some(VALGRIND)
-        } else if !preloads.is_empty() || Path::new("/etc/ld.so.preload").exists() {
+        } else if !preloads().is_empty() || Path::new("/etc/ld.so.preload").exists() {
             Some("a library is preloaded")
         } else if has_sanitizer() {
             Some("it is built with a sanitizer")
