@@ -209,10 +209,13 @@ impl Error {
             Ok(error) => *error,
             Err(error) => io::Error::other(error),
         };
-        Error::System {
-            attempt: mask_urls(&attempt.into()).into_owned(),
-            source,
-        }
+        Error::system(mask_urls(&attempt.into()), source)
+    }
+
+    /// A failed call of the operating system. The texts are masked where the error is shown.
+    pub(crate) fn system(attempt: impl Into<String>, source: io::Error) -> Error {
+        let attempt = attempt.into();
+        Error::System { attempt, source }
     }
 }
 
@@ -383,6 +386,22 @@ pub struct Evidence {
     pub hint: Option<String>,
 }
 
+/// The evidence, where a variant has it: borrowed as the error is.
+macro_rules! evidence {
+    ($error:expr) => {
+        match $error {
+            Error::AlreadyRunning { evidence, .. }
+            | Error::Exited { evidence, .. }
+            | Error::Timeout { evidence, .. }
+            | Error::FailureLine { evidence, .. }
+            | Error::WrongListener { evidence, .. }
+            | Error::BadExit { evidence, .. }
+            | Error::Died { evidence, .. } => Some(evidence),
+            _ => None,
+        }
+    };
+}
+
 impl Error {
     /// The same error with its own texts replaced by the function's results. The service's output
     /// stays as it is.
@@ -448,30 +467,12 @@ impl Error {
     }
 
     fn evidence_mut(&mut self) -> Option<&mut Evidence> {
-        match self {
-            Error::AlreadyRunning { evidence, .. }
-            | Error::Exited { evidence, .. }
-            | Error::Timeout { evidence, .. }
-            | Error::FailureLine { evidence, .. }
-            | Error::WrongListener { evidence, .. }
-            | Error::BadExit { evidence, .. }
-            | Error::Died { evidence, .. } => Some(evidence),
-            _ => None,
-        }
+        evidence!(self)
     }
 
     /// The evidence, if the variant has any.
     fn evidence(&self) -> Option<&Evidence> {
-        match self {
-            Error::AlreadyRunning { evidence, .. }
-            | Error::Exited { evidence, .. }
-            | Error::Timeout { evidence, .. }
-            | Error::FailureLine { evidence, .. }
-            | Error::WrongListener { evidence, .. }
-            | Error::BadExit { evidence, .. }
-            | Error::Died { evidence, .. } => Some(evidence),
-            _ => None,
-        }
+        evidence!(self)
     }
 
     fn hint(&self) -> Option<&str> {

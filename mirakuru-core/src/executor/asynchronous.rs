@@ -116,7 +116,7 @@ impl<R: Readiness> Executor<R> {
     ) -> Result<(), Error> {
         let prepared = match self.core.pid {
             0 => Err(self.core.not_running("wait for a condition")),
-            _ => self.core.prepare(&mut readiness),
+            _ => self.core.prepare(&mut readiness).map(drop),
         };
         self.core.masked(prepared)?;
         let mut readiness = IsOverOnDrop(readiness);

@@ -145,10 +145,10 @@ impl<R: Readiness> Executor<R> {
                 });
             }
             Err(source) => {
-                return Err(Error::System {
-                    attempt: format!("read the log of the run's service `{}`", log.display()),
+                return Err(Error::system(
+                    format!("read the log of the run's service `{}`", log.display()),
                     source,
-                });
+                ));
             }
         };
         let values = Values::known(name(&spec), service_dir.dir().to_owned(), state.ports.clone());
@@ -258,11 +258,7 @@ impl<R: Readiness> Executor<R> {
                 }
                 .into());
             }
-            return Err(Error::System {
-                attempt: "share the service with the run".to_owned(),
-                source,
-            }
-            .into());
+            return Err(Error::system("share the service with the run", source).into());
         }
         timeline::published(core.service_dir.id());
         core.service_dir.give_away();

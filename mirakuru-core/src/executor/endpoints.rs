@@ -89,10 +89,7 @@ impl Endpoints {
             Ok(Some(endpoint_lock)) => Ok(Arc::new(Mutex::new(endpoint_lock))),
             Ok(None) => Err(self.busy(endpoints.iter().find_map(lock::holder))),
             Err(error) if error.kind() == io::ErrorKind::Deadlock => Err(self.busy(Some(error.to_string()))),
-            Err(source) => Err(Error::System {
-                attempt: "take the lock of a fixed port or socket".to_owned(),
-                source,
-            }),
+            Err(source) => Err(Error::system("take the lock of a fixed port or socket", source)),
         }
     }
 

@@ -395,7 +395,7 @@ impl<R: Readiness> Executor<R> {
         let core = &mut self.core;
         let held = match core.pid {
             0 => Err(core.not_running("wait for a condition")),
-            _ => core.prepare(&mut readiness).and_then(|_| {
+            _ => core.prepare(&mut readiness).map(drop).and_then(|()| {
                 let deadline = Deadline::after(timeout);
                 core.await_ready(self.process.observed_mut(), &mut readiness, deadline)
             }),

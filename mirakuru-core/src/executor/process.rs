@@ -7,7 +7,6 @@ use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -190,10 +189,10 @@ impl Process {
     pub(super) fn owned<'a>(&'a mut self, core: &'a mut Core, action: &str) -> Result<Owned<'a>, Unmasked> {
         match self {
             Process::Own(own) => Ok(Owned { core, own }),
-            Process::Attached(_) => Err(Error::System {
-                attempt: format!("{action} `{}`", core.command),
-                source: io::Error::other("the service is shared by the whole run; use one of the test's own"),
-            }
+            Process::Attached(_) => Err(Error::system(
+                format!("{action} `{}`", core.command),
+                io::Error::other("the service is shared by the whole run; use one of the test's own"),
+            )
             .into()),
         }
     }
@@ -205,13 +204,13 @@ impl Process {
     /// [`Error::System`] also if the server is an external one.
     pub(super) fn ours<'a>(&'a mut self, core: &'a mut Core, action: &str) -> Result<Owned<'a>, Unmasked> {
         match &core.spec.not_ours {
-            Some(variable) if action != "start" => Err(Error::System {
-                attempt: format!("{action} `{}`", core.values.name()),
-                source: io::Error::other(format!(
+            Some(variable) if action != "start" => {
+                let reason = format!(
                     "the server is at {variable} and not ours; unset the variable for one of the test's own"
-                )),
+                );
+                let attempt = format!("{action} `{}`", core.values.name());
+                Err(Error::system(attempt, io::Error::other(reason)).into())
             }
-            .into()),
             // The stand-in itself starts like any service.
             _ => self.owned(core, action),
         }
@@ -269,21 +268,15 @@ impl Observed for Own {
     }
 
     fn arm_output(&mut self) {
-        if let Some(service) = self.lock().as_mut() {
-            service.arm_output();
-        }
+        self.lock().as_mut().map(Service::arm_output);
     }
 
     fn forget_output(&mut self) {
-        if let Some(service) = self.lock().as_mut() {
-            service.forget_output();
-        }
+        self.lock().as_mut().map(Service::forget_output);
     }
 
     fn sync_output(&self) {
-        if let Some(service) = self.lock().as_mut() {
-            service.sync_output();
-        }
+        self.lock().as_mut().map(Service::sync_output);
     }
 
     fn wait_event(&mut self, pause: &Pause) {
@@ -407,10 +400,8 @@ impl Core {
         };
         self.env = Vec::with_capacity(self.spec.env.len());
         for (key, value) in &self.spec.env {
-            let value = match value {
-                Some(value) => Some(self.values.expand_os(value).map_err(|e| e.in_command(&written))?),
-                None => None,
-            };
+            let value = value.as_deref().map(|value| self.values.expand_os(value));
+            let value = value.transpose().map_err(|e| e.in_command(&written))?;
             if let Some(value) = value
                 .as_deref()
                 .filter(|_| is_secret_name(&key.to_string_lossy()))
@@ -419,30 +410,16 @@ impl Core {
             }
             self.env.push((key.clone(), value));
         }
-        self.on_end = match &self.spec.on_end {
-            Some(command) => {
-                let values = &mut self.values;
-                Some(command.resolve(&mut |word| values.expand_os(word), false)?)
-            }
-            None => None,
-        };
+        let on_end = self.spec.on_end.as_ref();
+        let on_end = on_end.map(|command| command.resolve(&mut |word| self.values.expand_os(word), false));
+        self.on_end = on_end.transpose()?;
         self.command = self.shown_command()?;
-        self.current_dir = match &self.spec.current_dir {
-            Some(dir) => {
-                let dir = self
-                    .values
-                    .expand_os(dir.as_os_str())
-                    .map_err(|e| e.in_command(&written))?;
-                Some(dir.into())
-            }
-            None => None,
+        let mut expand = |path: &PathBuf| match self.values.expand_os(path.as_os_str()) {
+            Ok(path) => Ok(PathBuf::from(path)),
+            Err(error) => Err(error.in_command(&written)),
         };
-        self.log_files = Vec::with_capacity(self.spec.log_files.len());
-        for path in &self.spec.log_files {
-            let path = self.values.expand_os(path.as_os_str());
-            self.log_files
-                .push(path.map_err(|e| e.in_command(&written))?.into());
-        }
+        self.current_dir = self.spec.current_dir.as_ref().map(&mut expand).transpose()?;
+        self.log_files = self.spec.log_files.iter().map(expand).collect::<Result<_, _>>()?;
         Ok(())
     }
 
@@ -484,24 +461,10 @@ impl Core {
         done.map_err(|error| self.values.mask_error(error))
     }
 
-    pub(super) fn prepare(&mut self, readiness: &mut dyn Readiness) -> Result<Prepared, Unmasked> {
+    pub(super) fn prepare(&mut self, readiness: &mut dyn Readiness) -> Result<Prepare<'_>, Unmasked> {
         let mut cx = Prepare::new(&mut self.values);
         readiness.prepare(&mut cx)?;
-        let Prepare {
-            addrs,
-            udp_addrs,
-            paths,
-            env,
-            keep,
-            ..
-        } = cx;
-        Ok(Prepared {
-            addrs,
-            udp_addrs,
-            paths,
-            env,
-            keep,
-        })
+        Ok(cx)
     }
 
     /// All changes of the environment.
@@ -521,18 +484,22 @@ impl Core {
     /// Makes this process's user the owner of the service's directory, and closes it to the
     /// service's user.
     pub(super) fn take_back(&self) -> Result<(), Error> {
-        self.service_dir.take_back().map_err(|source| Error::System {
-            attempt: format!("take the directory `{}` back", self.service_dir.dir().display()),
-            source,
+        self.service_dir.take_back().map_err(|source| {
+            Error::system(
+                format!("take the directory `{}` back", self.service_dir.dir().display()),
+                source,
+            )
         })
     }
 
     /// Gives the service's directory, with everything in it, to the user and group that it runs as.
     pub(super) fn hand_over(&self, owner: Option<(u32, u32)>) -> Result<(), Error> {
         let owner = owner.unwrap_or_else(|| (sys::euid(), sys::egid()));
-        self.service_dir.hand_over(owner).map_err(|source| Error::System {
-            attempt: format!("hand the directory over to user {}, group {}", owner.0, owner.1),
-            source,
+        self.service_dir.hand_over(owner).map_err(|source| {
+            Error::system(
+                format!("hand the directory over to user {}, group {}", owner.0, owner.1),
+                source,
+            )
         })
     }
 
@@ -581,23 +548,14 @@ impl Owned<'_> {
         let prepared = core.prepare(readiness)?;
         own.addrs = prepared.addrs;
         own.udp_addrs = prepared.udp_addrs;
+        own.paths = prepared.paths;
+        core.readiness_env = prepared.env;
         let chosen: Vec<u16> = core.values.ports().map(|(_, port)| port).collect();
         own.addrs
             .extend(own.listen.addrs().filter(|addr| !chosen.contains(&addr.port())));
-        own.paths = prepared.paths;
-        core.readiness_env = prepared.env;
         core.values.take_given();
         Ok(())
     }
-}
-
-/// The addresses, paths and variables that a readiness condition asks for.
-pub(super) struct Prepared {
-    addrs: Vec<SocketAddr>,
-    udp_addrs: Vec<SocketAddr>,
-    paths: Vec<PathBuf>,
-    pub(super) env: Vec<(String, String)>,
-    pub(super) keep: Vec<OwnedFd>,
 }
 
 /// The service's name: the recipe's, or the program's file name.
@@ -610,10 +568,7 @@ pub(super) fn name(spec: &Spec) -> String {
 fn open_log(service_dir: &ServiceDir) -> Result<OutputReader, Error> {
     let (log, index) = (service_dir.log(), service_dir.index());
     let open = OutputReader::open_with(&log, &index, append);
-    open.map_err(|source| Error::System {
-        attempt: format!("make the log `{}`", log.display()),
-        source,
-    })
+    open.map_err(|source| Error::system(format!("make the log `{}`", log.display()), source))
 }
 
 pub(super) fn append(path: &Path) -> io::Result<File> {

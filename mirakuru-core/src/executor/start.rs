@@ -1,6 +1,6 @@
 //! The start of a service: plan, launch, wait. A chosen port that has been taken is replaced.
 
-use std::ffi::{CString, OsString};
+use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -23,10 +23,11 @@ use crate::outcome::timed_out;
 use crate::ports::free;
 use crate::ports::time_wait;
 use crate::readiness::Readiness;
+use crate::readiness::context::Prepare;
 use crate::readiness::no_wait::NoWait;
 use crate::recipe::program::{c_environment, c_string, candidates, environment, inherited};
 use crate::sys::log_record::Record;
-use crate::sys::{self, CommandPlan, Plan, Service, SpawnFailure};
+use crate::sys::{self, CommandPlan, Plan, RunPlan, Service, SpawnFailure};
 use crate::timeline::events as timeline;
 use crate::util::deadline::Deadline;
 
@@ -325,8 +326,8 @@ impl Owned<'_> {
         self.lock_endpoints()?;
         // Forgets the last start, and asks the condition again for the endpoints that the service
         // needs.
-        let prepared = self.core.prepare(readiness)?;
-        self.core.readiness_env = prepared.env;
+        let Prepare { env, keep, .. } = self.core.prepare(readiness)?;
+        self.core.readiness_env = env;
         self.check_ipv6(readiness)?;
         for path in &self.own.paths {
             free::check_path_free(path).map_err(|busy| busy.into_error(&self.core.command))?;
@@ -340,17 +341,19 @@ impl Owned<'_> {
             self.core
                 .service_dir
                 .write(path, text, self.core.spec.owner())
-                .map_err(|source| Error::System {
-                    attempt: format!(
-                        "write the service's file `{}`",
-                        self.core.service_dir.dir().join(path).display()
-                    ),
-                    source,
+                .map_err(|source| {
+                    Error::system(
+                        format!(
+                            "write the service's file `{}`",
+                            self.core.service_dir.dir().join(path).display()
+                        ),
+                        source,
+                    )
                 })?;
         }
         let deadline = Deadline::after(self.core.spec.timeout);
         let (mut plan, launch) = self.plan()?;
-        plan.keep.extend(prepared.keep);
+        plan.keep.extend(keep);
         Ok((plan, launch, Wait::new(deadline, self.own.fail_on.clone())))
     }
 
@@ -386,62 +389,45 @@ impl Owned<'_> {
 
     fn plan(&mut self) -> Result<(Plan, Launch), Unmasked> {
         timed_out::check(self.core.test)?;
-        let system = |attempt: &str, source| Error::System {
-            attempt: attempt.to_owned(),
-            source,
-        };
+        let system = |attempt: &'static str| move |source| Error::system(attempt, source);
+        let not_handed_on = system("hand a lock to the supervisor");
         let mut environment = environment(
             inherited(self.core.spec.env_clear),
             &self.core.changes(),
             self.core.service_dir.id(),
         );
         self.own.listen.announce(&mut environment);
-        let tried = match self.core.argv.first() {
-            Some(program) => candidates(program, &environment),
-            None => Vec::new(),
+        let tried = |argv: &[OsString]| {
+            let program = argv.first().map(|program| candidates(program, &environment));
+            program.unwrap_or_default()
         };
-        let text = |text: &OsString| c_string(text, &self.core.command);
-        let paths = |paths: &[PathBuf]| {
-            let paths = paths
-                .iter()
-                .map(|path| c_string(path.as_os_str(), &self.core.command));
-            paths.collect::<Result<Vec<_>, _>>()
+        let text = |text: &OsStr| c_string(text, &self.core.command);
+        let command = |argv: &[OsString], tried: &[PathBuf]| -> Result<CommandPlan, Error> {
+            Ok(CommandPlan {
+                candidates: tried
+                    .iter()
+                    .map(|path| text(path.as_os_str()))
+                    .collect::<Result<_, _>>()?,
+                argv: argv.iter().map(|word| text(word)).collect::<Result<_, _>>()?,
+            })
         };
-        let stdin =
-            launch::stream(&self.core.spec.stdin, 0).map_err(|e| system("set up standard input", e))?;
-        let stdout =
-            launch::stream(&self.core.spec.stdout, 1).map_err(|e| system("set up standard output", e))?;
-        let stderr =
-            launch::stream(&self.core.spec.stderr, 2).map_err(|e| system("set up standard error", e))?;
-        let mut keep = vec![
-            self.core
-                .service_dir
-                .lock_fd()
-                .map_err(|e| system("lock the private directory", e))?,
-        ];
+        let candidates = tried(&self.core.argv);
+        let stdin = launch::stream(&self.core.spec.stdin, 0).map_err(system("set up standard input"))?;
+        let stdout = launch::stream(&self.core.spec.stdout, 1).map_err(system("set up standard output"))?;
+        let stderr = launch::stream(&self.core.spec.stderr, 2).map_err(system("set up standard error"))?;
+        let lock = self.core.service_dir.lock_fd();
+        let mut keep = vec![lock.map_err(system("lock the private directory"))?];
         if let Some(endpoint_lock) = &self.own.endpoint_lock {
             let endpoint_lock = endpoint_lock.lock().unwrap_or_else(PoisonError::into_inner);
             for fd in endpoint_lock.fds() {
-                keep.push(
-                    fd.try_clone_to_owned()
-                        .map_err(|e| system("hand a lock to the supervisor", e))?,
-                );
+                keep.push(fd.try_clone_to_owned().map_err(not_handed_on)?);
             }
         }
-        let run = match &self.own.run {
-            Some(run) => {
-                let run = run
-                    .try_clone()
-                    .map_err(|e| system("hand a lock to the supervisor", e))?;
-                keep.push(
-                    run.start_lock
-                        .try_clone()
-                        .map_err(|e| system("hand a lock to the supervisor", e))?,
-                );
-                Some(run)
-            }
-            None => None,
-        };
+        let run = self.own.run.as_ref().map(RunPlan::try_clone);
+        let run = run.transpose().map_err(not_handed_on)?;
+        if let Some(run) = &run {
+            keep.push(run.start_lock.try_clone().map_err(not_handed_on)?);
+        }
         let texts = self.core.argv.iter().map(|word| word.as_bytes());
         let values = self.core.env.iter().filter_map(|(_, value)| value.as_ref());
         let texts = texts.chain(values.map(|value| value.as_bytes()));
@@ -455,28 +441,23 @@ impl Owned<'_> {
             (None, None) => None,
         };
         let newest = self.core.output.newest_part(append);
-        let ([log, index], log_at) = newest.map_err(|e| system("open the log", e))?;
+        let ([log, index], log_at) = newest.map_err(system("open the log"))?;
         let mut plan = Plan {
-            program: CommandPlan {
-                candidates: paths(&tried)?,
-                argv: self.core.argv.iter().map(text).collect::<Result<_, _>>()?,
-            },
-            on_end: match &self.core.on_end {
-                Some(argv) => Some(CommandPlan {
-                    candidates: match argv.first() {
-                        Some(program) => paths(&candidates(program, &environment))?,
-                        None => Vec::new(),
-                    },
-                    argv: argv.iter().map(text).collect::<Result<_, _>>()?,
-                }),
-                None => None,
-            },
+            program: command(&self.core.argv, &candidates)?,
+            on_end: self
+                .core
+                .on_end
+                .as_ref()
+                .map(|argv| command(argv, &tried(argv)))
+                .transpose()?,
             needs,
             envp: c_environment(&environment, &self.core.command)?,
-            current_dir: match &self.core.current_dir {
-                Some(dir) => Some(text(&dir.clone().into_os_string())?),
-                None => None,
-            },
+            current_dir: self
+                .core
+                .current_dir
+                .as_ref()
+                .map(|dir| text(dir.as_os_str()))
+                .transpose()?,
             stdin: stdin.0,
             stdout: stdout.0,
             stderr: stderr.0,
@@ -505,9 +486,10 @@ impl Owned<'_> {
         self.core.notes = Default::default();
         self.own.last_exit = None;
         self.own.started_ns = sys::clock_ns();
-        plan.index =
-            mark_start(plan.index, self.own.started_ns).map_err(|e| system("write to the log's index", e))?;
+        let index = mark_start(plan.index, self.own.started_ns);
+        plan.index = index.map_err(system("write to the log's index"))?;
         let stdin = stdin.1.map(File::from);
+        let tried = candidates;
         Ok((plan, Launch { tried, stdin }))
     }
 }

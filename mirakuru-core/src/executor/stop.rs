@@ -120,10 +120,7 @@ impl Owned<'_> {
         live::catch_up(&self.core.service_dir.log());
         self.own.endpoint_lock = None;
         self.core.values.hold_again();
-        result.map_err(|source| Error::System {
-            attempt: format!("stop `{}`", self.core.command),
-            source,
-        })?;
+        result.map_err(|source| Error::system(format!("stop `{}`", self.core.command), source))?;
         Ok(self.own.last_exit)
     }
 

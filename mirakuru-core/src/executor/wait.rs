@@ -223,10 +223,10 @@ impl Core {
         };
         let Some(exit) = exit else {
             return Some(
-                Error::System {
-                    attempt: format!("keep `{}` under supervision", self.command),
-                    source: io::Error::other("its supervisor was killed, and the service with it"),
-                }
+                Error::system(
+                    format!("keep `{}` under supervision", self.command),
+                    io::Error::other("its supervisor was killed, and the service with it"),
+                )
                 .into(),
             );
         };

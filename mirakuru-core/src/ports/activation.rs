@@ -61,10 +61,7 @@ impl Listen {
                     holder: holder::holder_of_port(sys::Protocol::Tcp, addr),
                 }
                 .into_error(command),
-                _ => Error::System {
-                    attempt: format!("listen on {addr} for `{command}`"),
-                    source,
-                },
+                _ => Error::system(format!("listen on {addr} for `{command}`"), source),
             })
         };
         self.addrs().map(open).collect()

@@ -80,10 +80,7 @@ impl Identity {
             // The port must suit a service that uses UDP, or that derives another port from this
             // one: nothing is known yet.
             let reserved = Reservation::new(Range::Low, HoldLevel::Firm, &[]);
-            reserved.map_err(|source| Error::System {
-                attempt: "reserve a free port".to_owned(),
-                source,
-            })?
+            reserved.map_err(|source| Error::system("reserve a free port", source))?
         };
         let port = reservation.port();
         inner.ports.push((name.to_owned(), reservation));

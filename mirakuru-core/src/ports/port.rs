@@ -38,12 +38,12 @@ impl Port {
         let mut taken = Vec::new();
         loop {
             let reservation = Reservation::new(Range::Any, HoldLevel::Firm, &taken)
-                .map_err(|source| system("reserve a free port".to_owned(), source))?;
+                .map_err(|source| Error::system("reserve a free port", source))?;
             // Another process may have taken the UDP port since the check.
             match UdpSocket::bind((Ipv4Addr::LOCALHOST, reservation.port())) {
                 Ok(udp) => return Ok(Port { reservation, udp }),
                 Err(source) if taken.len() > 100 => {
-                    return Err(system("reserve a free UDP port".to_owned(), source));
+                    return Err(Error::system("reserve a free UDP port", source));
                 }
                 Err(_) => taken.push(reservation.port()),
             }
@@ -85,10 +85,6 @@ impl Port {
     pub fn into_udp_socket(self) -> UdpSocket {
         self.udp
     }
-}
-
-fn system(attempt: String, source: std::io::Error) -> Error {
-    Error::System { attempt, source }
 }
 
 #[cfg(test)]

@@ -170,10 +170,7 @@ fn overlapping(sockets: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
 
 /// Whether a process listens on this address, or on another one that excludes a server on this one.
 pub(crate) fn is_taken(protocol: Protocol, addr: SocketAddr) -> bool {
-    all_listeners(protocol, addr.port())
-        .unwrap_or_default()
-        .iter()
-        .any(|socket| overlaps(socket, addr))
+    !listeners_in_the_way(protocol, addr).is_empty()
 }
 
 /// How specifically a listener serves an address; `None` if it does not. Among several, the kernel

@@ -10,13 +10,12 @@ use std::fs::{self, File};
 use std::hash::Hasher;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
 use super::{Prepare, Probe, Readiness, Wake};
-use crate::error::Error;
+use crate::error::{Error, text};
 use crate::recipe::command::{self, IntoCommand};
 use crate::recipe::program;
 use crate::recipe::signal::Signal;
@@ -177,7 +176,9 @@ impl Exec {
     /// The message of a finished run.
     fn judge(&mut self, run: &Run, ended: Ended) -> io::Result<bool> {
         let limit = run.limit;
-        let last_line = run.last_line();
+        let last_line = run
+            .last_line()
+            .map_or_else(String::new, |line| format!(": {line}"));
         match ended {
             Ended::NotExecuted(error) => match self.script(&error) {
                 // The next run is by a shell, as `execvp` does it.
@@ -189,20 +190,17 @@ impl Exec {
             },
             Ended::Status(status) if status.success() => Ok(true),
             Ended::Status(status) => {
-                let mut text = format!("`{}` {}", self.shown(), how(status));
-                if let Some(line) = last_line {
-                    text = format!("{text}: {line}");
-                }
+                let text = format!("`{}` {}{last_line}", self.shown(), text::Ended(status));
                 Err(io::Error::other(text))
             }
             // The end of the wait cut this run short, so the message of the run before says more.
             Ended::OverTime if limit < self.limit && self.last_error.is_some() => self.last_answer(),
             Ended::OverTime => {
                 self.limit = self.limit.saturating_mul(2);
-                let mut text = format!("`{}` did not end within {limit:.0?} and was killed", self.shown());
-                if let Some(line) = last_line {
-                    text = format!("{text}: {line}");
-                }
+                let text = format!(
+                    "`{}` did not end within {limit:.0?} and was killed{last_line}",
+                    self.shown()
+                );
                 Err(io::Error::new(io::ErrorKind::TimedOut, text))
             }
         }
@@ -437,27 +435,6 @@ impl Run {
     }
 }
 
-/// The exit status in words.
-fn how(status: ExitStatus) -> String {
-    match (status.code(), status.signal()) {
-        (Some(code), _) => format!("exited with status {code}"),
-        (None, Some(number)) => {
-            let known = [
-                (1, Signal::Hup),
-                (2, Signal::Int),
-                (3, Signal::Quit),
-                (9, Signal::Kill),
-                (15, Signal::Term),
-            ];
-            match known.iter().find(|(n, _)| *n == number) {
-                Some((_, signal)) => format!("was killed by {signal}"),
-                None => format!("was killed by signal {number}"),
-            }
-        }
-        (None, None) => status.to_string(),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use std::thread;
@@ -592,7 +569,7 @@ mod tests {
         let harness = Harness::new();
         // The command must not inherit blocked or ignored signals: Rust ignores SIGPIPE.
         let signals = [
-            ("PIPE", "was killed by signal 13"),
+            ("PIPE", "was killed by SIGPIPE"),
             ("TERM", "was killed by SIGTERM"),
         ];
         for (signal, end) in signals {

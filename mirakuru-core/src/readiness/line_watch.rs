@@ -26,11 +26,8 @@ const WINDOW: usize = 64 * 1024;
 
 #[derive(Clone, Debug)]
 pub(crate) struct LineWatch {
-    regex: Regex,
-    /// Whether the regex has named groups.
-    named: bool,
+    pattern: Pattern,
     stream: Option<Stream>,
-    raw: bool,
     cursor: Option<Cursor>,
     open: [OpenLine; 2],
 }
@@ -91,18 +88,21 @@ impl LineWatch {
             .or_else(|error| build(true).map_err(|_| error))
             .map_err(|error| error.to_string())?;
         Ok(LineWatch {
-            named: regex.capture_names().any(|name| name.is_some()),
-            regex,
+            pattern: Pattern {
+                named: regex.capture_names().any(|name| name.is_some()),
+                regex,
+                raw: false,
+            },
             stream,
-            raw: false,
             cursor: None,
             open: Default::default(),
         })
     }
 
     /// Matches the bytes of a line, with the escape sequences and carriage returns in them.
-    pub(crate) fn raw(self, raw: bool) -> LineWatch {
-        LineWatch { raw, ..self }
+    pub(crate) fn raw(mut self, raw: bool) -> LineWatch {
+        self.pattern.raw = raw;
+        self
     }
 
     /// Searches the output since the last call; the first call begins at the cursor. Reports each
@@ -114,18 +114,11 @@ impl LineWatch {
         mut found: impl FnMut(&Found<'_>),
     ) -> io::Result<()> {
         let LineWatch {
-            regex,
-            named,
+            pattern,
             stream: wanted,
-            raw,
             cursor,
             open,
         } = self;
-        let pattern = Pattern {
-            regex,
-            named: *named,
-            raw: *raw,
-        };
         let found: &mut dyn FnMut(&Found<'_>) = &mut found;
         let result = reader.read_pieces(cursor.get_or_insert(since), |piece, _| match piece {
             Piece::Output(stream, bytes) => {
@@ -154,41 +147,26 @@ impl LineWatch {
 
     /// Matches the next bytes of a log file. A log file is a stream of its own.
     pub(crate) fn feed(&mut self, bytes: &[u8], mut found: impl FnMut(&Found<'_>)) {
-        let pattern = Pattern {
-            regex: &self.regex,
-            named: self.named,
-            raw: self.raw,
-        };
-        self.open[0].feed(pattern, bytes, &mut found);
-        self.open[0].match_unfinished(pattern, &mut found);
+        self.open[0].feed(&self.pattern, bytes, &mut found);
+        self.open[0].match_unfinished(&self.pattern, &mut found);
     }
 
     /// Whether a whole line matches.
     pub(crate) fn matches(&self, line: &[u8], found: &mut dyn FnMut(&Found<'_>)) -> bool {
-        let pattern = Pattern {
-            regex: &self.regex,
-            named: self.named,
-            raw: self.raw,
-        };
-        pattern.tell(line, 0, found)
+        self.pattern.tell(line, 0, found)
     }
 
     /// The names of the pattern's groups.
     pub(crate) fn names(&self) -> Vec<String> {
-        let names = self.regex.capture_names().flatten();
+        let names = self.pattern.regex.capture_names().flatten();
         names.map(str::to_owned).collect()
     }
 
     /// Takes the unfinished lines that match as finished.
     pub(crate) fn settle(&mut self, mut found: impl FnMut(&Found<'_>)) {
-        let pattern = Pattern {
-            regex: &self.regex,
-            named: self.named,
-            raw: self.raw,
-        };
         for line in self.open.iter_mut().filter(|line| line.undecided) {
             line.undecided = false;
-            line.found = pattern.tell(&line.bytes, usize::from(line.cut), &mut found);
+            line.found = self.pattern.tell(&line.bytes, usize::from(line.cut), &mut found);
         }
     }
 
@@ -202,16 +180,17 @@ impl LineWatch {
     }
 }
 
-#[derive(Clone, Copy)]
-struct Pattern<'a> {
-    regex: &'a Regex,
+#[derive(Clone, Debug)]
+struct Pattern {
+    regex: Regex,
+    /// Whether the regex has named groups, whose text is wanted.
     named: bool,
     raw: bool,
 }
 
-impl Pattern<'_> {
+impl Pattern {
     /// The line that the pattern is matched against.
-    fn text<'l>(self, line: &'l [u8]) -> Cow<'l, [u8]> {
+    fn text<'l>(&self, line: &'l [u8]) -> Cow<'l, [u8]> {
         match self.raw {
             true => Cow::Borrowed(without_return(line)),
             false => plain(line),
@@ -219,7 +198,7 @@ impl Pattern<'_> {
     }
 
     /// Calls `found` if a line matches from `start` on. Returns whether it does.
-    fn tell(self, line: &[u8], start: usize, found: &mut dyn FnMut(&Found<'_>)) -> bool {
+    fn tell(&self, line: &[u8], start: usize, found: &mut dyn FnMut(&Found<'_>)) -> bool {
         let line = &*self.text(line);
         let start = start.min(line.len());
         let captures = if self.named {
@@ -238,7 +217,7 @@ impl Pattern<'_> {
     }
 
     /// Whether an unfinished line matches. `Some(true)`: it matches with any further output.
-    fn holds(self, line: &[u8], start: usize) -> Option<bool> {
+    fn holds(&self, line: &[u8], start: usize) -> Option<bool> {
         let mut line = self.text(line);
         let start = start.min(line.len());
         if !self.regex.is_match_at(&line, start) {
@@ -267,7 +246,7 @@ impl Pattern<'_> {
 }
 
 impl OpenLine {
-    fn feed(&mut self, pattern: Pattern<'_>, bytes: &[u8], found: &mut dyn FnMut(&Found<'_>)) {
+    fn feed(&mut self, pattern: &Pattern, bytes: &[u8], found: &mut dyn FnMut(&Found<'_>)) {
         let mut rest = bytes;
         while let Some(end) = rest.iter().position(|&b| b == b'\n') {
             let (line, after) = (&rest[..end], &rest[end + 1..]);
@@ -292,7 +271,7 @@ impl OpenLine {
         }
     }
 
-    fn push(&mut self, pattern: Pattern<'_>, bytes: &[u8], found: &mut dyn FnMut(&Found<'_>)) {
+    fn push(&mut self, pattern: &Pattern, bytes: &[u8], found: &mut dyn FnMut(&Found<'_>)) {
         self.bytes.extend_from_slice(bytes);
         if self.bytes.len() > WINDOW {
             self.match_unfinished(pattern, found);
@@ -303,7 +282,7 @@ impl OpenLine {
         }
     }
 
-    fn match_unfinished(&mut self, pattern: Pattern<'_>, found: &mut dyn FnMut(&Found<'_>)) {
+    fn match_unfinished(&mut self, pattern: &Pattern, found: &mut dyn FnMut(&Found<'_>)) {
         if self.found || self.matched_to == self.bytes.len() {
             return;
         }

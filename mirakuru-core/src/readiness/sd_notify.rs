@@ -136,9 +136,11 @@ impl Readiness for SdNotify {
             fs::set_permissions(&path, Permissions::from_mode(0o666))?;
             Ok(socket)
         };
-        let socket = bind().map_err(|source| Error::System {
-            attempt: format!("make the notification socket `{}`", path.display()),
-            source,
+        let socket = bind().map_err(|source| {
+            Error::system(
+                format!("make the notification socket `{}`", path.display()),
+                source,
+            )
         })?;
         cx.env("NOTIFY_SOCKET", text);
         if sockets::filter_messages(socket.as_fd(), Messages::Keep).is_ok() {

@@ -54,10 +54,7 @@ impl ExpandError {
 }
 
 fn no_port(source: io::Error) -> Error {
-    Error::System {
-        attempt: "reserve a free port".to_owned(),
-        source,
-    }
+    Error::system("reserve a free port", source)
 }
 
 /// Appends the value of a placeholder.

@@ -82,9 +82,11 @@ impl ServiceDir {
     pub(crate) fn create_in(base: &Path, owner: Option<(u32, u32)>) -> Result<ServiceDir, Error> {
         let foreign = owner.filter(|owner| *owner != (sys::files::euid(), sys::files::egid()));
         let loose = foreign.is_some_and(|(uid, _)| uid != sys::files::euid());
-        private_dir(base, loose).map_err(|source| Error::System {
-            attempt: format!("use the directory `{}` for private files", base.display()),
-            source,
+        private_dir(base, loose).map_err(|source| {
+            Error::system(
+                format!("use the directory `{}` for private files", base.display()),
+                source,
+            )
         })?;
         // A sweeper of another pid namespace may take the unfinished service directory for a
         // left-over one. Then this tries again, and it tries again if an id exists already.
@@ -104,7 +106,7 @@ impl ServiceDir {
                         }
                         None => format!("make a directory in `{}`", base.display()),
                     };
-                    return Err(Error::System { attempt, source });
+                    return Err(Error::system(attempt, source));
                 }
             }
         }
@@ -264,12 +266,12 @@ impl ServiceDir {
             Some(base) if is_other_user => loose(base).and_then(|()| loose(&self.path)),
             _ => Ok(()),
         };
-        given
-            .and_then(|()| self.hand_over(owner))
-            .map_err(|source| Error::System {
-                attempt: format!("hand the directory over to user {}, group {}", owner.0, owner.1),
+        given.and_then(|()| self.hand_over(owner)).map_err(|source| {
+            Error::system(
+                format!("hand the directory over to user {}, group {}", owner.0, owner.1),
                 source,
-            })
+            )
+        })
     }
 
     /// Whether dropping this removes the directory: this process made it and has not handed it

@@ -192,10 +192,7 @@ impl RunSlot {
     }
 
     fn error(&self, source: io::Error) -> Error {
-        Error::System {
-            attempt: "use a service of this run of tests".to_owned(),
-            source,
-        }
+        Error::system("use a service of this run of tests", source)
     }
 
     /// An error if the runner has ended. Its services end as well in that case, and a late process

@@ -3,6 +3,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+use crate::sys::io::wait::to_read;
+
 /// A pipe: the end to read from and the end to write to. Neither is handed down to other programs.
 pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds = [-1; 2];
@@ -27,11 +29,7 @@ pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
 
 /// Whether a descriptor can be read now, or is at its end.
 pub(crate) fn is_readable(fd: BorrowedFd<'_>) -> bool {
-    let mut polled = libc::pollfd {
-        fd: fd.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
+    let mut polled = to_read(fd.as_raw_fd());
     // SAFETY: the pointer is to one live entry.
     unsafe { libc::poll(&mut polled, 1, 0) > 0 }
 }

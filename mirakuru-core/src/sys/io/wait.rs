@@ -16,15 +16,17 @@ pub(crate) fn readable(fds: &[RawFd], timeout: Duration) -> Vec<RawFd> {
     told.map(|polled| polled.fd).collect()
 }
 
+/// For `poll`: waits until there is something to read. Callable after a fork.
+pub(in crate::sys) fn to_read(fd: RawFd) -> libc::pollfd {
+    libc::pollfd {
+        fd,
+        events: libc::POLLIN,
+        revents: 0,
+    }
+}
+
 fn poll(fds: &[RawFd], timeout: Duration) -> Vec<libc::pollfd> {
-    let mut polled: Vec<libc::pollfd> = fds
-        .iter()
-        .map(|fd| libc::pollfd {
-            fd: *fd,
-            events: libc::POLLIN,
-            revents: 0,
-        })
-        .collect();
+    let mut polled: Vec<libc::pollfd> = fds.iter().map(|fd| to_read(*fd)).collect();
     let count = polled.len() as libc::nfds_t;
     #[cfg(target_os = "linux")]
     let result = {

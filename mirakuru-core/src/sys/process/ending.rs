@@ -21,6 +21,7 @@ use std::ffi::c_int;
 use std::mem;
 
 use super::arena::Arena;
+use super::message::{Message, STOP_IN_A_TEST};
 use super::tools::{errno, now_ms};
 
 /// How long until SIGKILL, after a kill signal other than SIGKILL.
@@ -37,21 +38,10 @@ const REST_AFTER_MS: i64 = 30;
 
 /// An order to end the service.
 #[derive(Clone, Copy)]
-pub(super) struct Order {
-    pub(super) signal: i32,
-    pub(super) grace_ms: i64,
-    pub(super) kill_signal: i32,
-}
-
-impl Order {
-    /// The recipe's own.
-    pub(super) fn of_recipe(a: &Arena) -> Order {
-        Order {
-            signal: a.stop_signal,
-            grace_ms: a.grace_ms,
-            kill_signal: a.kill_signal,
-        }
-    }
+struct Order {
+    signal: i32,
+    grace_ms: i64,
+    kill_signal: i32,
 }
 
 /// All times are CLOCK_MONOTONIC in ms.
@@ -81,6 +71,10 @@ pub(super) struct Ending {
     phase: Phase,
     /// The FIFO, while this service waits for those that need it; or -1.
     pub(super) needed: i32,
+    /// The test process is gone, so this process removes the private directory.
+    pub(super) clean_up: bool,
+    /// The test process ended in the middle of a test, and never reported success.
+    pub(super) keep_log: bool,
 }
 
 impl Ending {
@@ -88,6 +82,8 @@ impl Ending {
         Ending {
             phase: Phase::Running,
             needed: -1,
+            clean_up: false,
+            keep_log: false,
         }
     }
 
@@ -103,9 +99,41 @@ impl Ending {
         }
     }
 
+    /// Obeys the message `STOP`.
+    pub(super) unsafe fn obey(&mut self, a: &Arena, message: Message) -> Step {
+        let order = Order {
+            signal: message[1],
+            grace_ms: i64::from(message[2]),
+            kill_signal: message[3],
+        };
+        // SAFETY: as the functions that it calls.
+        unsafe {
+            if message[4] == 0 {
+                return self.order(a, order);
+            }
+            self.clean_up = true;
+            self.keep_log |= message[4] == STOP_IN_A_TEST;
+            self.order_in_turn(a, order)
+        }
+    }
+
+    /// Begins the end as the recipe says, because the service's owner has gone: the test process,
+    /// perhaps in a test, or the run.
+    pub(super) unsafe fn lost_owner(&mut self, a: &Arena, in_a_test: bool) -> Step {
+        self.clean_up = true;
+        self.keep_log |= in_a_test;
+        let order = Order {
+            signal: a.stop_signal,
+            grace_ms: a.grace_ms,
+            kill_signal: a.kill_signal,
+        };
+        // SAFETY: as the function that it calls.
+        unsafe { self.order_in_turn(a, order) }
+    }
+
     /// Begins the end, without waiting for those that need the service. A second order can only
     /// make it shorter.
-    pub(super) unsafe fn order(&mut self, a: &Arena, order: Order) -> Step {
+    unsafe fn order(&mut self, a: &Arena, order: Order) -> Step {
         let until = now_ms().wrapping_add(order.grace_ms);
         match &mut self.phase {
             Phase::Running | Phase::Waiting { .. } => {
@@ -127,7 +155,7 @@ impl Ending {
     }
 
     /// Begins the end, after the end of the services that need this one.
-    pub(super) unsafe fn order_in_turn(&mut self, a: &Arena, order: Order) -> Step {
+    unsafe fn order_in_turn(&mut self, a: &Arena, order: Order) -> Step {
         // SAFETY: as the functions that it calls; a null path is never opened.
         unsafe {
             if !matches!(self.phase, Phase::Running) {

@@ -107,6 +107,12 @@ pub(super) fn send(control: RawFd, message: Message) -> bool {
 }
 
 /// The result of [`Inbox::receive`].
+/// The news of the main process's end: how, whether anything is left, and when.
+pub(super) fn exited(status: i32, left: bool, at: i64) -> Message {
+    let [high, low] = [(at >> 32) as i32, at as i32];
+    [EXITED, status, i32::from(left), high, low, 0, 0, 0]
+}
+
 pub(super) enum Received {
     Message(Message),
     /// Nothing yet.

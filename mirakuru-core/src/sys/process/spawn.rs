@@ -15,7 +15,7 @@ use super::back_end::os;
 use super::calls::Call;
 use super::message::{STAGE_CURRENT_DIR, STAGE_EXEC, STAGE_GID, STAGE_GROUPS, STAGE_SUPERVISOR, STAGE_UID};
 use super::output::Output;
-use super::tools::{errno, now_ms, write_digits};
+use super::tools::{errno, now_ms, to_read, write_digits};
 
 // ----------------------------------------------------------------------------------------- service
 
@@ -244,11 +244,7 @@ unsafe fn run_once(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Aren
         let until = now_ms().wrapping_add(ON_END_MS);
         let mut status = 0;
         let problem: Option<&'static [u8]> = loop {
-            let mut fd = libc::pollfd {
-                fd: ends[0],
-                events: libc::POLLIN,
-                revents: 0,
-            };
+            let mut fd = to_read(ends[0]);
             // A descendant may keep the pipe open, or the command may close it. So the end of the
             // pipe does not say that the command has ended.
             let pipe_is_open = output.pipes[1] >= 0;

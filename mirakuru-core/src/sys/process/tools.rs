@@ -1,11 +1,12 @@
 //! Small things that the supervisors need. They run after a fork: see the head of `spawn.rs`.
 
 use std::ffi::c_char;
-use std::mem;
 
 use super::calls::Call;
 use super::message::{FAILED, STAGE_SUPERVISOR, send};
+use crate::sys::clock_ns;
 pub(super) use crate::sys::errno;
+pub(super) use crate::sys::io::wait::to_read;
 
 /// Tells the test process that the service could not be started: the stage, a `STAGE_*`, and the
 /// error number.
@@ -23,14 +24,7 @@ pub(super) fn fail_call(control: i32, call: Call, errno: i32) {
 
 /// CLOCK_MONOTONIC in nanoseconds.
 pub(super) fn now_ns() -> i64 {
-    // SAFETY: writes into a local variable.
-    unsafe {
-        let mut time: libc::timespec = mem::zeroed();
-        libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time);
-        (time.tv_sec as i64)
-            .wrapping_mul(1_000_000_000)
-            .wrapping_add(time.tv_nsec as i64)
-    }
+    clock_ns() as i64
 }
 
 /// The same in milliseconds.

@@ -19,6 +19,7 @@ use std::time::Duration;
 use super::exit;
 use super::slots::{Slot, Slots};
 use crate::sys::files::make_fifo;
+use crate::sys::io::wait::to_read;
 use crate::sys::{check, clock_ns};
 
 /// How long the supervisor may take beyond the grace.
@@ -119,11 +120,7 @@ pub(super) fn leave_all() {
 /// Returns when nothing is left of the service, or when it has another user.
 fn await_end(reader: &OwnedFd, lock: &OwnedFd, limit_ns: u64) {
     let deadline = clock_ns().saturating_add(limit_ns);
-    let mut poll = libc::pollfd {
-        fd: reader.as_raw_fd(),
-        events: libc::POLLIN,
-        revents: 0,
-    };
+    let mut poll = to_read(reader.as_raw_fd());
     // SAFETY: plain system calls on descriptors of our own.
     unsafe {
         while libc::poll(&mut poll, 1, 0) > 0
@@ -142,11 +139,7 @@ mod tests {
     use crate::sys::tests::TestDir;
 
     fn is_hung_up(reader: &OwnedFd) -> bool {
-        let mut poll = libc::pollfd {
-            fd: reader.as_raw_fd(),
-            events: libc::POLLIN,
-            revents: 0,
-        };
+        let mut poll = to_read(reader.as_raw_fd());
         // SAFETY: a local variable.
         unsafe { libc::poll(&mut poll, 1, 0) > 0 && poll.revents & libc::POLLHUP != 0 }
     }

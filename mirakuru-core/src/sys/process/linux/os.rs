@@ -15,7 +15,7 @@ use std::time::Duration;
 use once_cell::sync::Lazy;
 
 use super::super::arena::{Arena, Mapping};
-use super::super::tools::errno;
+use super::super::tools::{errno, to_read};
 use super::{freeze, handle, memory, supervisor, sweep};
 use crate::sys::check;
 
@@ -328,11 +328,7 @@ pub(in crate::sys::process) fn arguments() -> Range<usize> {
 
 /// Sleeps until there is something to read, but no longer than `timeout`.
 pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration>) {
-    let mut poll = libc::pollfd {
-        fd,
-        events: libc::POLLIN,
-        revents: 0,
-    };
+    let mut poll = to_read(fd);
     let time = timeout.map(|timeout| libc::timespec {
         tv_sec: timeout.as_secs().try_into().unwrap_or(i32::MAX.into()),
         tv_nsec: timeout.subsec_nanos() as _,

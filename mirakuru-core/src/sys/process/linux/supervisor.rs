@@ -44,17 +44,16 @@ use std::ptr;
 
 use super::super::arena::Arena;
 use super::super::calls::Call;
-use super::super::ending::{Ending, Order, Step};
+use super::super::ending::{Ending, Step};
 use super::super::message::{
-    ARM, EMPTY, EXITED, Inbox, PUBLISH, PUBLISHED, Received, SIGNAL, STARTED, STOP, STOP_IN_A_TEST, SYNC,
-    SYNCED, send,
+    ARM, EMPTY, Inbox, PUBLISH, PUBLISHED, Received, SIGNAL, STARTED, STOP, SYNC, SYNCED, exited, send,
 };
 use super::super::output::Output;
 use super::super::spawn::{
     become_service, close_listeners, close_streams, lift_listeners, null_standard_streams, open_streams,
     reset_signals, run_on_end,
 };
-use super::super::tools::{errno, fail, fail_call, now_ns};
+use super::super::tools::{errno, fail, fail_call, now_ns, to_read};
 use super::{handle, os, tree};
 use crate::sys::io::remove::{keep_log, remove_private_dir};
 
@@ -205,10 +204,6 @@ struct Worker<'a> {
     group_was_asked: bool,
     /// The main process has not been waited for yet.
     main_alive: bool,
-    /// The test process is gone, so this process removes the private directory.
-    clean_up: bool,
-    /// The test process ended in the middle of a test, and never reported success.
-    keep_log: bool,
     /// The service belongs to the run: it ends with the runner, not with the test process.
     published: bool,
     /// How the main process ended, and when. "Killed" until its exit has been seen.
@@ -258,8 +253,6 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
             asked_at: 0,
             group_was_asked: false,
             main_alive: true,
-            clean_up: false,
-            keep_log: false,
             published: false,
             status: libc::SIGKILL,
             ended_at: 0,
@@ -315,21 +308,17 @@ impl Worker<'_> {
             let mut runner = self.a.runner_pidfd;
             let mut errors = 0_u32;
             loop {
-                let poll = |fd| libc::pollfd {
-                    fd,
-                    events: libc::POLLIN,
-                    revents: 0,
-                };
                 let mut fds = [
-                    poll(events),
-                    poll(control),
-                    poll(test),
-                    poll(guard),
-                    poll(self.output.pipes[0]),
-                    poll(self.output.pipes[1]),
-                    poll(if self.published { runner } else { -1 }),
-                    poll(self.ending.needed),
-                ];
+                    events,
+                    control,
+                    test,
+                    guard,
+                    self.output.pipes[0],
+                    self.output.pipes[1],
+                    if self.published { runner } else { -1 },
+                    self.ending.needed,
+                ]
+                .map(to_read);
                 let polled = libc::poll(fds.as_mut_ptr(), 8, self.ending.patience());
                 let [
                     mut events_seen,
@@ -381,9 +370,7 @@ impl Worker<'_> {
                     owner_is_gone = true;
                 }
                 if owner_is_gone {
-                    self.clean_up = true;
-                    self.keep_log |= !self.published;
-                    let step = self.ending.order_in_turn(self.a, Order::of_recipe(self.a));
+                    let step = self.ending.lost_owner(self.a, !self.published);
                     self.take(step);
                 }
                 if events_seen {
@@ -410,11 +397,7 @@ impl Worker<'_> {
             if !self.a.ends_with_users || libc::rename(published, hidden) != 0 {
                 return true;
             }
-            let mut poll = libc::pollfd {
-                fd: users,
-                events: libc::POLLIN,
-                revents: 0,
-            };
+            let mut poll = to_read(users);
             // If the check fails, the service is hidden already, and ends.
             libc::poll(&mut poll, 1, 0) != 0 || libc::rename(hidden, published) != 0
         }
@@ -455,18 +438,7 @@ impl Worker<'_> {
                     ARM => self.output.arm(),
                     // The end of the test process does not end a service of the run.
                     STOP if !self.published => {
-                        let order = Order {
-                            signal: message[1],
-                            grace_ms: i64::from(message[2]),
-                            kill_signal: message[3],
-                        };
-                        let step = if message[4] != 0 {
-                            self.clean_up = true;
-                            self.keep_log |= message[4] == STOP_IN_A_TEST;
-                            self.ending.order_in_turn(self.a, order)
-                        } else {
-                            self.ending.order(self.a, order)
-                        };
+                        let step = self.ending.obey(self.a, message);
                         self.take(step);
                     }
                     PUBLISH => self.publish(),
@@ -546,30 +518,26 @@ impl Worker<'_> {
                 run_on_end(self.a, &mut self.output, kill_children);
                 proved = tree::kill_all(0, &mut self.a.pids);
             }
-            if self.published && !self.clean_up {
+            if self.published && !self.ending.clean_up {
                 // Records the end with nothing left. So far a daemon's record says that processes
                 // are left, and a main process that was killed here has no record.
                 self.record_exit(self.a.published, false);
-                let mut poll = libc::pollfd {
-                    fd: runner,
-                    events: libc::POLLIN,
-                    revents: 0,
-                };
+                let mut poll = to_read(runner);
                 while libc::poll(&mut poll, 1, -1) <= 0 {
                     if errno() != libc::EINTR {
                         libc::usleep(10_000);
                     }
                 }
-                self.clean_up = true;
+                self.ending.clean_up = true;
             }
-            if self.clean_up {
+            if self.ending.clean_up {
                 if self.published {
                     // Also removes the files of failed starts and killed processes: without the
                     // runner nobody needs them.
                     remove_private_dir(self.a.run_dir);
                 }
                 if !self.a.private_dir.is_null() {
-                    if self.keep_log {
+                    if self.ending.keep_log {
                         keep_log(self.a.private_dir);
                     }
                     remove_private_dir(self.a.private_dir);
@@ -694,7 +662,7 @@ impl Worker<'_> {
                 // The service's last output comes before the news of its death.
                 self.output.take_rest(&mut self.a.buffer);
                 self.tell_exit(!empty);
-                if self.published && !self.clean_up {
+                if self.published && !self.ending.clean_up {
                     self.record_exit(self.a.published, !empty);
                 }
             }
@@ -750,12 +718,7 @@ impl Worker<'_> {
 
     /// Reports the end of the main process.
     fn tell_exit(&self, left: bool) {
-        let at = self.ended_at;
-        let [high, low] = [(at >> 32) as i32, at as i32];
-        send(
-            self.a.control,
-            [EXITED, self.status, i32::from(left), high, low, 0, 0, 0],
-        );
+        send(self.a.control, exited(self.status, left, self.ended_at));
     }
 }
 

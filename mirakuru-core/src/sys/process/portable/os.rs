@@ -10,6 +10,7 @@ use std::ptr;
 use std::time::Duration;
 
 use super::super::arena::{Arena, Mapping};
+use super::super::tools::to_read;
 use super::supervisor;
 use crate::sys::check;
 
@@ -241,11 +242,7 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
             let ms = timeout.map_or(-1, |timeout| {
                 i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
             });
-            let mut poll = libc::pollfd {
-                fd,
-                events: libc::POLLIN,
-                revents: 0,
-            };
+            let mut poll = to_read(fd);
             // SAFETY: one descriptor.
             unsafe { libc::poll(&mut poll, 1, ms) };
         }

@@ -21,17 +21,16 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use super::super::arena::Arena;
 use super::super::calls::Call;
-use super::super::ending::{Ending, Order, Step};
+use super::super::ending::{Ending, Step};
 use super::super::message::{
-    ARM, EMPTY, EXITED, Inbox, PUBLISH, PUBLISHED, Received, SIGNAL, STARTED, STOP, STOP_IN_A_TEST, SYNC,
-    SYNCED, send,
+    ARM, EMPTY, Inbox, PUBLISH, PUBLISHED, Received, SIGNAL, STARTED, STOP, SYNC, SYNCED, exited, send,
 };
 use super::super::output::Output;
 use super::super::spawn::{
     become_service, close_listeners, close_streams, lift_listeners, null_standard_streams, open_streams,
     reset_signals, run_on_end,
 };
-use super::super::tools::{errno, fail, fail_call, now_ms, now_ns};
+use super::super::tools::{errno, fail, fail_call, now_ms, now_ns, to_read};
 use super::{os, remove};
 
 /// How long until the next check of the parent.
@@ -68,10 +67,6 @@ struct Worker<'a> {
     main_alive: bool,
     /// The group was empty once: from then on its number may belong to another group.
     group_is_empty: bool,
-    /// The test process is gone, so this process removes the private directory.
-    clean_up: bool,
-    /// The test process ended in the middle of a test, and never reported success.
-    keep_log: bool,
 }
 
 /// The supervisor, from its first instruction to its last. All signals are blocked.
@@ -141,8 +136,6 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
             ending: Ending::new(),
             main_alive: true,
             group_is_empty: false,
-            clean_up: false,
-            keep_log: false,
         };
         if told {
             worker.run(wake[0]);
@@ -222,9 +215,7 @@ impl Worker<'_> {
                 }
                 owner_is_gone |= libc::getppid() != self.parent;
                 if owner_is_gone {
-                    self.clean_up = true;
-                    self.keep_log = true;
-                    let step = self.ending.order_in_turn(self.a, Order::of_recipe(self.a));
+                    let step = self.ending.lost_owner(self.a, true);
                     self.take(step);
                 }
                 self.reap();
@@ -261,8 +252,8 @@ impl Worker<'_> {
             self.kill(wake);
             self.output.finish(&mut self.a.buffer);
             run_on_end(self.a, &mut self.output, kill_nobody);
-            if self.clean_up && !self.a.private_dir.is_null() {
-                remove::private_dir(self.a.private_dir, self.keep_log);
+            if self.ending.clean_up && !self.a.private_dir.is_null() {
+                remove::private_dir(self.a.private_dir, self.ending.keep_log);
             }
             send(self.a.control, [EMPTY, 0, 0, 0, 0, 0, 0, 0]);
         }
@@ -287,12 +278,7 @@ impl Worker<'_> {
     unsafe fn poll(&self, wake: i32, control: i32, ms: c_int) {
         // SAFETY: as many descriptors as are said; reads into a local buffer.
         unsafe {
-            let poll = |fd| libc::pollfd {
-                fd,
-                events: libc::POLLIN,
-                revents: 0,
-            };
-            let mut fds = [wake, control, self.output.pipes[0], self.output.pipes[1]].map(poll);
+            let mut fds = [wake, control, self.output.pipes[0], self.output.pipes[1]].map(to_read);
             let mut child: libc::sigset_t = mem::zeroed();
             libc::sigemptyset(&mut child);
             libc::sigaddset(&mut child, libc::SIGCHLD);
@@ -318,18 +304,7 @@ impl Worker<'_> {
                 ARM => self.output.arm(),
                 // SAFETY: signals to the service's own group only.
                 STOP => unsafe {
-                    let order = Order {
-                        signal: message[1],
-                        grace_ms: i64::from(message[2]),
-                        kill_signal: message[3],
-                    };
-                    let step = if message[4] != 0 {
-                        self.clean_up = true;
-                        self.keep_log |= message[4] == STOP_IN_A_TEST;
-                        self.ending.order_in_turn(self.a, order)
-                    } else {
-                        self.ending.order(self.a, order)
-                    };
+                    let step = self.ending.obey(self.a, message);
                     self.take(step);
                 },
                 // SAFETY: as `Output::take_rest`.
@@ -389,14 +364,13 @@ impl Worker<'_> {
         }
         let at = now_ns();
         self.main_alive = false;
-        let [high, low] = [(at >> 32) as i32, at as i32];
         // SAFETY: as `Output::take_rest`.
         unsafe {
             // The service's last output comes before the news of its death.
             self.output.take_rest(&mut self.a.buffer);
         }
-        let left = i32::from(self.group_lives());
-        send(self.a.control, [EXITED, status, left, high, low, 0, 0, 0]);
+        let left = self.group_lives();
+        send(self.a.control, exited(status, left, at));
     }
 
     /// Sends SIGKILL until the group is empty. It repeats, because one signal may miss a process
