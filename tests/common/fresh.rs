@@ -100,11 +100,27 @@ pub(crate) fn succeed(command: &mut Command) -> String {
     text
 }
 
-/// The victim of `tests/it/teardown/cell.rs` as a program that is built with `panic = "abort"`.
+/// A program that is built with `panic = "abort"`. It is the victim of `tests/it/teardown/cell.rs`,
+/// or that of `tests/it/flush.rs`, by its environment.
 pub(crate) fn built_with_abort() -> PathBuf {
-    let cell = root().join("tests/it/teardown/cell.rs");
-    let main =
-        format!("#[path = {cell:?}]\n#[allow(dead_code)]\nmod cell;\n\nfn main() {{\n    cell::run();\n}}\n");
+    let module = |name: &str, file: &str| {
+        format!(
+            "#[path = {:?}]\n#[allow(dead_code)]\nmod {name};\n\n",
+            root().join(file)
+        )
+    };
+    let main = module("cell", "tests/it/teardown/cell.rs")
+        + &module("services", "tests/it/flush/services.rs")
+        + r#"fn main() {
+    if std::env::var_os(services::KEPT).is_none() {
+        return cell::run();
+    }
+    let database = services::database().start().unwrap();
+    let _application = services::application(&database).start().unwrap();
+    services::say_and_wait();
+    cell::die(&std::env::var(services::DEATH).unwrap());
+}
+"#;
     let dir = package(
         "aborts",
         "[dependencies]\nmirakuru = { path = \"{root}\" }\n",

@@ -5,72 +5,26 @@
 //! taken once. `tests/run --long` sets it.
 #![cfg(target_os = "linux")]
 
-use std::fs;
-use std::os::unix::process::ExitStatusExt;
-use std::path::{Path, PathBuf};
-use std::process::Child;
+mod services;
 
-use mirakuru::{Executor, ExecutorBuilder, Recipe, Tcp, TcpExecutor};
+use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::{Child, Command};
+
+use mirakuru::{Recipe, TcpExecutor};
 
 use crate::at_the_end::start;
 use crate::common::{
-    LONG, SIGINT, SIGKILL, SIGTERM, Scratch, require, send, test_name, victim, victim_dir, wait_until,
+    LONG, SIGINT, SIGKILL, SIGTERM, Scratch, require, send, supervisors, test_name, victim, victim_dir,
+    wait_until,
 };
+use crate::fresh;
 use crate::proof::obeys_signals;
 use crate::teardown::cell;
-
-/// How a victim is to end.
-const DEATH: &str = "MIRAKURU_FLUSH_DEATH";
-
-/// Keeps what it is sent in a file, until it is told to stop.
-const DATABASE: &str = r#"
-import socket, sys
-server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
-while True:
-    client = server.accept()[0]
-    text = client.recv(100)
-    if text:
-        open(sys.argv[2], "ab").write(text)
-        client.sendall(b"kept")
-    client.close()
-"#;
-
-/// Takes its time to stop, and then sends something to its database.
-const APPLICATION: &str = r#"
-import os, signal, socket, sys, time
-def flush(*_):
-    time.sleep(.05)
-    try:
-        database = socket.create_connection(("127.0.0.1", int(sys.argv[2])), 5)
-        database.sendall(b"flushed")
-        assert database.recv(10) == b"kept"
-    except Exception as error:
-        open(sys.argv[3], "w").write("LOST: %r" % error)
-    os._exit(0)
-signal.signal(signal.SIGTERM, flush)
-server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
-while True:
-    time.sleep(1)
-"#;
-
-fn python(script: &str) -> ExecutorBuilder<Tcp> {
-    Executor::builder(["python3", "-ISc", script, "{port}"])
-        .timeout(LONG)
-        .wait_for(Tcp::addr("127.0.0.1:{port}"))
-}
-
-/// Where the database keeps it, or the application says that it could not.
-fn kept() -> PathBuf {
-    victim_dir().expect("only in victims").join("kept")
-}
-
-fn database() -> ExecutorBuilder<Tcp> {
-    python(DATABASE).arg(kept())
-}
-
-fn application(database: &TcpExecutor) -> ExecutorBuilder<Tcp> {
-    python(APPLICATION).arg(database.port().to_string()).arg(kept())
-}
+use services::{DEATH, KEPT, application, application_of, database, database_in, say_and_wait};
 
 #[mirakuru::fixture]
 struct System {
@@ -94,13 +48,6 @@ static DATABASE_OF_RUN: TcpExecutor;
 
 #[mirakuru::fixture(application(&DATABASE_OF_RUN))]
 static APPLICATION_OF_RUN: TcpExecutor;
-
-/// Says that the services are up, and waits for the end of the input.
-fn say_and_wait() {
-    println!("\nup {}", std::process::id());
-    std::io::Write::flush(&mut std::io::stdout()).expect("a reader");
-    let _ = std::io::stdin().read_line(&mut String::new());
-}
 
 fn end(services: impl Sized, stop: impl FnOnce()) {
     say_and_wait();
@@ -229,6 +176,10 @@ const USUAL: [&str; 5] = ["scope end", "panic", "process::exit", "SIGTERM", "SIG
 
 /// Takes the victim through these deaths.
 fn assert_flushes(name: &str, deaths: &[&str]) {
+    assert_program_flushes(|dir| victim(name, dir), deaths);
+}
+
+fn assert_program_flushes(program: impl Fn(&Path) -> Command, deaths: &[&str]) {
     if require("python3").is_none() {
         return;
     }
@@ -240,16 +191,17 @@ fn assert_flushes(name: &str, deaths: &[&str]) {
     {
         for death in deaths.iter().filter(wanted) {
             let scratch = Scratch::new();
-            let mut command = victim(name, scratch.path());
+            let mut command = program(scratch.path());
+            let file = scratch.path().join("kept");
             obeys_signals(&mut command);
             command
                 .env(DEATH, death)
+                .env(KEPT, &file)
                 .env("RUST_BACKTRACE", "0")
                 .env_remove("NEXTEST_RUN_ID")
                 .env_remove("MIRAKURU_SESSION_ID")
                 .env_remove("XDG_RUNTIME_DIR");
             kill(start(&mut command), death);
-            let file = scratch.path().join("kept");
             let read = || fs::read_to_string(&file).unwrap_or_default();
             assert!(
                 wait_until(|| !read().is_empty(), LONG),
@@ -303,6 +255,56 @@ fn a_field_of_a_system_flushes_into_another() {
 #[test]
 fn a_static_flushes_into_another() {
     assert_flushes(test_name!(has_statics), OF_A_PROCESS);
+}
+
+/// A program built with `panic = "abort"`: nothing unwinds.
+#[test]
+fn an_executor_flushes_into_another_where_a_panic_aborts() {
+    if require("python3").is_none() {
+        return;
+    }
+    let program = fresh::built_with_abort();
+    let command = |dir: &Path| {
+        let mut command = Command::new(&program);
+        command.env("TMPDIR", dir);
+        command
+    };
+    assert_program_flushes(command, &["panic"]);
+}
+
+/// The limit of the promise. A service has no time to flush if a process of its own supervisor is
+/// killed: it ends at once, whole. The service that it needs is left alone.
+#[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
+)]
+fn a_service_whose_supervisor_is_killed_ends_at_once_and_its_database_lives() {
+    if require("python3").is_none() {
+        return;
+    }
+    for killed in ["worker", "guard"] {
+        let scratch = Scratch::new();
+        let kept = scratch.path().join("kept");
+        let mut database = database_in(&kept).start().expect("it starts");
+        let application = application_of(&database, &kept).start().expect("it starts");
+        let [worker, guard] = supervisors(application.pid())
+            .try_into()
+            .expect("a worker and a guard");
+        send(if killed == "worker" { worker } else { guard }, SIGKILL);
+        assert!(wait_until(|| !application.is_running(), LONG), "{killed}");
+        drop(application);
+        assert!(database.is_running(), "{killed}");
+        let mut client = TcpStream::connect(database.addr()).expect("it listens");
+        client.write_all(b"later").expect("it reads");
+        let mut answer = [0; 4];
+        client.read_exact(&mut answer).expect("it answers");
+        database.stop().expect("it stops");
+        assert_eq!(
+            (&answer, &*fs::read_to_string(&kept).expect("a file")),
+            (b"kept", "later")
+        );
+    }
 }
 
 /// The ends of a runner. Signals that a runner passes on are the business of `runners.rs`.
