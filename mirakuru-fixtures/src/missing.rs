@@ -13,7 +13,6 @@
 //! <build directory>/mirakuru/skipped.tsv   the same list, for programs
 //! ```
 
-use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, Write};
@@ -49,7 +48,7 @@ pub(crate) fn skips(error: &Error) -> Option<&Missing> {
 }
 
 /// One test that was skipped.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, PartialEq)]
 struct Skipped {
     test: String,
     what: String,
@@ -153,8 +152,11 @@ fn keep(run: &'static Run, skipped: &Skipped) -> Result<(), Error> {
             let mut text = String::new();
             (&list).read_to_string(&mut text)?;
             (&list).write_all(skipped.line().as_bytes())?;
-            let mut all: BTreeSet<Skipped> = text.lines().filter_map(Skipped::parse).collect();
-            all.insert(skipped.clone());
+            text += &skipped.line();
+            let mut lines: Vec<&str> = text.lines().collect();
+            lines.sort();
+            lines.dedup();
+            let all: Vec<Skipped> = lines.into_iter().filter_map(Skipped::parse).collect();
             // The same file each time, because the writer has it open.
             let mut options = OpenOptions::new();
             let mut file = options.write(true).create(true).truncate(false).open(&summary)?;
@@ -183,7 +185,7 @@ fn keep(run: &'static Run, skipped: &Skipped) -> Result<(), Error> {
 }
 
 /// The tests of this process that were skipped.
-static SKIPPED: Mutex<BTreeSet<Skipped>> = Mutex::new(BTreeSet::new());
+static SKIPPED: Mutex<Vec<Skipped>> = Mutex::new(Vec::new());
 
 fn at_end_of_process(skipped: Skipped) {
     static ASKED: AtomicBool = AtomicBool::new(false);
@@ -193,18 +195,21 @@ fn at_end_of_process(skipped: Skipped) {
             let _ = io::stderr().write_all(summary(&skipped).as_bytes());
         }
     }
-    SKIPPED
-        .lock()
-        .unwrap_or_else(PoisonError::into_inner)
-        .insert(skipped);
+    let mut all = SKIPPED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !all.contains(&skipped) {
+        all.push(skipped);
+    }
+    drop(all);
     if !ASKED.swap(true, Ordering::SeqCst) {
         at_exit(tell);
     }
 }
 
 /// The skips, grouped by the missing thing, the most frequent first.
-fn summary(all: &BTreeSet<Skipped>) -> String {
-    let tests: BTreeSet<&str> = all.iter().map(|skipped| &*skipped.test).collect();
+fn summary(all: &[Skipped]) -> String {
+    let mut tests: Vec<&str> = all.iter().map(|skipped| &*skipped.test).collect();
+    tests.sort();
+    tests.dedup();
     let mut by_cause: Vec<((&str, &str), usize)> = Vec::new();
     for skipped in all {
         let cause = (&*skipped.what, &*skipped.install);
@@ -289,11 +294,11 @@ mod tests {
 
     #[test]
     fn the_summary_counts_tests_and_causes() {
-        let all = BTreeSet::from([
+        let all = [
             skipped("a", "mariadbd", "apt-get install mariadb-server"),
             skipped("b", "own-server", ""),
             skipped("c", "own-server", ""),
-        ]);
+        ];
         let text = summary(&all);
         let lines: Vec<&str> = text.lines().take(3).collect();
         assert_eq!(
@@ -304,7 +309,7 @@ mod tests {
                 "  1 for mariadbd: apt-get install mariadb-server",
             ]
         );
-        let one = BTreeSet::from([skipped("a", "mariadbd", "")]);
+        let one = [skipped("a", "mariadbd", "")];
         assert!(summary(&one).starts_with("mirakuru: 1 test was skipped,"));
     }
 

@@ -636,7 +636,6 @@ impl<'a> System<'a> {
         } else if !polls_are_left {
             return Err(Error::other("start it", "it needs something that nobody starts"));
         }
-        ready.sort_unstable();
         for (index, service) in starting {
             if ready.contains(&index) {
                 *at = index;

@@ -32,8 +32,11 @@ fn bits(message: &[u8]) -> u64 {
 }
 
 fn joined<const N: usize>(state: &[u32], bytes: fn(u32) -> [u8; 4]) -> [u8; N] {
-    let all: Vec<u8> = state.iter().flat_map(|word| bytes(*word)).collect();
-    std::array::from_fn(|at| all[at])
+    let mut all = [0; N];
+    for (place, word) in all.chunks_mut(4).zip(state) {
+        place.copy_from_slice(&bytes(*word));
+    }
+    all
 }
 
 fn add(state: &mut [u32], more: &[u32]) {
@@ -129,7 +132,8 @@ impl Sha256 {
                     .wrapping_add(words[at - 16])
                     .wrapping_add(words[at - 7]);
             }
-            let mut s: [u32; 8] = std::array::from_fn(|at| state[at]);
+            let mut s = [0_u32; 8];
+            s.copy_from_slice(&state);
             for (word, constant) in words.iter().zip(&self.constants) {
                 let [a, b, c, d, e, f, g, h] = s;
                 let choice = (e & f) ^ (!e & g);
@@ -164,8 +168,8 @@ impl Sha256 {
             true => block[..32].copy_from_slice(&self.of(key)),
             false => block[..key.len()].copy_from_slice(key),
         }
-        let inner = self.of(&[&block.map(|byte| byte ^ 0x36), message].concat());
-        self.of(&[&block.map(|byte| byte ^ 0x5c)[..], &inner].concat())
+        let inner = self.of(&[&xor(block, [0x36; 64]), message].concat());
+        self.of(&[&xor(block, [0x5c; 64])[..], &inner].concat())
     }
 
     /// PBKDF2 with one block of output.
@@ -180,8 +184,11 @@ impl Sha256 {
     }
 }
 
-pub(super) fn xor<const N: usize>(one: [u8; N], other: [u8; N]) -> [u8; N] {
-    std::array::from_fn(|at| one[at] ^ other[at])
+pub(super) fn xor<const N: usize>(mut one: [u8; N], other: [u8; N]) -> [u8; N] {
+    for (byte, other) in one.iter_mut().zip(&other) {
+        *byte ^= other;
+    }
+    one
 }
 
 pub(super) fn hex(bytes: &[u8]) -> String {

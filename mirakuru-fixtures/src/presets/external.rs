@@ -16,7 +16,6 @@
 //! 3. Let the names of all parts begin with [`External::owner`] or [`External::unique_name`].
 //! 4. Set [`Options::is_member`] in the recipes of clusters: those are always servers of ours.
 
-use std::collections::BTreeSet;
 use std::env;
 use std::fmt;
 use std::fs;
@@ -411,7 +410,10 @@ impl External {
 pub(super) fn owners_of(names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<String> {
     let names = names.into_iter();
     let owners = names.filter_map(|name| Some(name.as_ref().split_once('_')?.0.to_owned()));
-    owners.collect::<BTreeSet<_>>().into_iter().collect()
+    let mut owners: Vec<String> = owners.collect();
+    owners.sort();
+    owners.dedup();
+    owners
 }
 
 /// Whether the owner has ended and left its parts behind. A text that is no owner is none of ours.

@@ -88,15 +88,18 @@ pub fn hash_of_dir(path: impl AsRef<Path>) -> io::Result<String> {
 }
 
 fn add_dir(root: &Path, below: &Path, text: &mut Vec<u8>) -> io::Result<()> {
-    let mut entries = fs::read_dir(root.join(below))?.collect::<io::Result<Vec<_>>>()?;
-    entries.sort_by_key(fs::DirEntry::file_name);
-    for entry in entries {
-        let name = below.join(entry.file_name());
-        if entry.path().is_dir() {
+    let mut paths = Vec::new();
+    for entry in fs::read_dir(root.join(below))? {
+        paths.push(entry?.path());
+    }
+    paths.sort();
+    for path in paths {
+        let name = below.join(path.file_name().unwrap_or_default());
+        if path.is_dir() {
             add_dir(root, &name, text)?;
             continue;
         }
-        let content = fs::read(entry.path())?;
+        let content = fs::read(path)?;
         text.extend_from_slice(name.as_os_str().as_bytes());
         text.extend_from_slice(format!("\n{}\n", content.len()).as_bytes());
         text.extend_from_slice(&content);
