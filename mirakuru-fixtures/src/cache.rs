@@ -143,6 +143,12 @@ fn cached(
     key: &str,
     make: impl FnOnce(&Path) -> Result<(), Error>,
 ) -> Result<PathBuf, Error> {
+    cached_by(service, key, Box::new(make))
+}
+
+type Make<'a> = Box<dyn FnOnce(&Path) -> Result<(), Error> + 'a>;
+
+fn cached_by(service: &Path, key: &str, make: Make<'_>) -> Result<PathBuf, Error> {
     let failed = |source: io::Error| Error::other(format!("use the cache for {key}"), source);
     // `<base>/<id>/d`. The base is known to be private to this user.
     let base = service

@@ -105,7 +105,7 @@ impl Recipe for EtcdRecipe {
             Some((name, members)) => (name.clone(), members.clone(), "100"),
             None => ("mirakuru".to_owned(), format!("mirakuru={peer}"), "50"),
         };
-        let settings = [
+        let settings = vec![
             ("name", name),
             ("data-dir", "{dir}/data".to_owned()),
             ("listen-client-urls", client.clone()),
@@ -121,8 +121,10 @@ impl Recipe for EtcdRecipe {
         let args = self
             .options
             .settings(settings)
+            .into_iter()
             .map(|(flag, value)| format!("--{flag}={value}"));
-        let mut recipe = self.options.recipe(&SERVER, args)?;
+        let args: Vec<String> = args.collect();
+        let mut recipe = self.options.recipe(&SERVER, &args)?;
         if !self.options.durable && self.options.setting("unsafe-no-fsync").is_none() {
             // By a variable, because a version that does not know this flag refuses it, and ignores
             // the variable.

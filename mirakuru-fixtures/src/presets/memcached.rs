@@ -51,15 +51,17 @@ impl Recipe for MemcachedRecipe {
         if let Some(external) = self.options.external(&SERVER)? {
             return external.executor(&self.options);
         }
-        let mut args: Vec<String> = ["-l", "127.0.0.1", "-U", "0", "-p"].map(str::to_owned).into();
-        args.push(self.options.port());
+        let port = self.options.port();
+        let mut args = vec!["-l", "127.0.0.1", "-U", "0", "-p", &port];
         // It does not start where it may not open as many files.
-        if let Some(files) = limit("Max open files").filter(|files| *files < CONNECTIONS) {
-            args.extend(["-c".to_owned(), files.to_string()]);
+        let few = limit("Max open files").filter(|files| *files < CONNECTIONS);
+        let few = few.map(|files| files.to_string());
+        if let Some(files) = &few {
+            args.extend(["-c", files]);
         }
         Ok(self
             .options
-            .recipe(&SERVER, args)?
+            .recipe(&SERVER, &args)?
             // Asked to end, it waits a second for threads of its own. It has nothing to lose: all
             // of it is memory.
             .stop_signal(Signal::Kill)

@@ -61,7 +61,7 @@ impl MosquittoRecipe {
             lines.push(("user", "root".to_owned()));
         }
         lines.retain(|(key, _)| *key == "listener" || self.options.setting(key).is_none());
-        let lines = self.options.settings(lines);
+        let lines = self.options.settings(lines).into_iter();
         lines.map(|(key, value)| format!("{key} {value}\n")).collect()
     }
 }
@@ -77,7 +77,7 @@ impl Recipe for MosquittoRecipe {
         }
         Ok(self
             .options
-            .recipe(&SERVER, ["-c", "{dir}/mosquitto.conf"])?
+            .recipe(&SERVER, &["-c", "{dir}/mosquitto.conf"])?
             .file("mosquitto.conf", self.text())
             .wait_for(self.options.answers("answered CONNECT", answers)))
     }

@@ -208,7 +208,7 @@ impl Recipe for NatsRecipe {
         }
         Ok(self
             .options
-            .recipe(&SERVER, args)?
+            .recipe(&SERVER, &args)?
             .file("nats.conf", self.text())
             // Both signals are an orderly end for it, but after SIGTERM it exits with 1.
             .stop_signal(Signal::Int)

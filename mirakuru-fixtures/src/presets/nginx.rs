@@ -194,7 +194,7 @@ impl Recipe for NginxRecipe {
             "-g",
             "daemon off;",
         ];
-        let mut recipe = options.recipe(&SERVER, args)?;
+        let mut recipe = options.recipe(&SERVER, &args)?;
         if self.raw {
             recipe = recipe.file("nginx.conf", self.placed(configuration));
         } else {

@@ -1,6 +1,5 @@
 //! RabbitMQ.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::symlink;
@@ -163,14 +162,14 @@ impl RabbitmqRecipe {
 }
 
 /// The plugins of an installed server: `NAME-VERSION`, a folder each.
-struct Plugins(BTreeMap<String, PathBuf>);
+struct Plugins(Vec<(String, PathBuf)>);
 
 impl Plugins {
     /// Those beside the folder of the script. `None` where the server has another layout, or
     /// archives.
     fn of(script: &Path) -> Option<Plugins> {
         let script = fs::canonicalize(script).ok()?;
-        let mut found = BTreeMap::new();
+        let mut found = Vec::new();
         for entry in fs::read_dir(script.parent()?.parent()?.join("plugins"))
             .ok()?
             .flatten()
@@ -180,21 +179,28 @@ impl Plugins {
                 return None;
             }
             if let Some((name, _)) = name.rsplit_once('-').filter(|_| entry.path().is_dir()) {
-                found.insert(name.to_owned(), entry.path());
+                found.push((name.to_owned(), entry.path()));
             }
         }
-        found.contains_key("rabbit").then_some(Plugins(found))
+        let found = Plugins(found);
+        found.path("rabbit").is_some().then_some(found)
+    }
+
+    fn path(&self, name: &str) -> Option<&Path> {
+        let mut found = self.0.iter().filter(|(known, _)| known == name);
+        found.next().map(|(_, path)| path.as_path())
     }
 
     /// The folders of the server, of these plugins, and of everything that they depend on. The
     /// start looks at each plugin that is there, so it is faster with as few as possible.
     fn needed(&self, asked: &[String]) -> Result<Vec<PathBuf>, Error> {
-        let mut needed = BTreeMap::new();
+        let mut needed: Vec<PathBuf> = Vec::new();
         let mut open = vec!["rabbit".to_owned()];
         for name in asked {
-            if !self.0.contains_key(name) {
-                let known = self.0.keys().filter(|name| name.starts_with("rabbitmq_"));
-                let known: Vec<&str> = known.map(String::as_str).collect();
+            if self.path(name).is_none() {
+                let known = self.0.iter().map(|(name, _)| name.as_str());
+                let mut known: Vec<&str> = known.filter(|name| name.starts_with("rabbitmq_")).collect();
+                known.sort();
                 return Err(Error::other(
                     format!("enable the plugin {name} of RabbitMQ"),
                     format!("it is not installed; installed are {}", known.join(", ")),
@@ -204,16 +210,20 @@ impl Plugins {
         }
         while let Some(name) = open.pop() {
             // Others are libraries of Erlang itself.
-            let Some(path) = self.0.get(&name).filter(|_| !needed.contains_key(&name)) else {
+            let Some(path) = self
+                .path(&name)
+                .filter(|path| needed.iter().all(|known| known != path))
+            else {
                 continue;
             };
             let file = path.join(format!("ebin/{name}.app"));
             let text = fs::read_to_string(&file)
                 .map_err(|source| failed(format!("read {}", file.display()), source))?;
             open.extend(applications(&text));
-            needed.insert(name, path.clone());
+            needed.push(path.to_owned());
         }
-        Ok(needed.into_values().collect())
+        needed.sort();
+        Ok(needed)
     }
 }
 
@@ -242,13 +252,13 @@ impl Recipe for RabbitmqRecipe {
         let mut options = self.options.clone();
         options.program = self.script();
         options.timeout = options.timeout.or(Some(READY_WITHIN));
-        let settings = [
+        let settings = vec![
             ("listeners.tcp.1", format!("127.0.0.1:{}", options.port())),
             ("log.console", "true".to_owned()),
             // It blocks publishers when the disk has less: 50 MB by default.
             ("disk_free_limit.absolute", "1MB".to_owned()),
         ];
-        let settings: Vec<(&str, String)> = self.options.settings(settings).collect();
+        let settings = self.options.settings(settings);
         let mut conf = String::new();
         for (number, (key, value)) in settings.iter().enumerate() {
             // The last of those with the same key.
@@ -274,7 +284,7 @@ impl Recipe for RabbitmqRecipe {
             r#"ok = file:eval("clerk.erl")"#,
         ];
         let mut recipe = options
-            .recipe(&SERVER, args)?
+            .recipe(&SERVER, &args)?
             // The script needs no other, and the files below are named relative to it.
             .current_dir("{dir}")
             .file("rabbitmq.conf", conf)

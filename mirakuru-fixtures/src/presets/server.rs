@@ -1,6 +1,7 @@
 //! The parts that every preset is made of: the facts about a program ([`Server`]), the settings
 //! that all recipes have ([`Options`]), and the setters and handles that are the same for all.
 
+use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -221,23 +222,20 @@ impl Options {
     /// A recipe for the program at the path that was given, else the one that is found, with these
     /// arguments and those that the user has added. If there is no program, the start fails with an
     /// error that names the package.
-    pub(crate) fn recipe<A: AsRef<str>>(
+    pub(crate) fn recipe(
         &self,
         server: &Server,
-        args: impl IntoIterator<Item = A>,
+        args: &[impl AsRef<OsStr>],
     ) -> Result<ExecutorBuilder<NoWait>, Error> {
         let found = self.program.clone().or_else(|| server.find());
         let program = found.unwrap_or_else(|| server.programs.first().copied().unwrap_or_default().into());
         let is_there = program.is_file();
-        let mut recipe = clean_program(&program);
+        let mut recipe = clean_program(&program).args(args);
         // The directory of the tests tells a version manager which version to run.
         recipe = match std::env::current_dir() {
             Ok(dir) if is_shim(&program) => recipe.current_dir(literal(&dir)),
             _ => recipe.current_dir("{dir}"),
         };
-        for arg in args {
-            recipe = recipe.arg(arg.as_ref());
-        }
         for (path, text) in &self.files {
             recipe = recipe.file(path, text);
         }
@@ -284,13 +282,11 @@ impl Options {
     }
 
     /// The settings of the preset, then those of the user.
-    pub(crate) fn settings<'a>(
-        &'a self,
-        preset: impl IntoIterator<Item = (&'a str, String)>,
-    ) -> impl Iterator<Item = (&'a str, String)> {
-        let given = self.config.iter();
-        let given = given.map(|(name, value)| (name.as_str(), value.clone()));
-        preset.into_iter().chain(given)
+    pub(crate) fn settings<'a>(&'a self, mut preset: Vec<(&'a str, String)>) -> Vec<(&'a str, String)> {
+        for (name, value) in &self.config {
+            preset.push((name, value.clone()));
+        }
+        preset
     }
 
     /// The value that the user has set last for this name.

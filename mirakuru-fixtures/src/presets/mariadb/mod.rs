@@ -297,12 +297,12 @@ impl Recipe for MariadbRecipe {
         if !options.durable {
             settings.extend(FAST.map(|(name, value)| (name, value.to_owned())));
         }
-        let args = options
-            .settings(settings)
-            .map(|(name, value)| format!("--{name}={value}"));
         // Not the configuration of this machine's own server. It must be the first argument.
-        let args = ["--no-defaults".to_owned()].into_iter().chain(args);
-        let recipe = self.with_contents(options.recipe(&SERVER, args)?, &scripts);
+        let mut args = vec!["--no-defaults".to_owned()];
+        for (name, value) in options.settings(settings) {
+            args.push(format!("--{name}={value}"));
+        }
+        let recipe = self.with_contents(options.recipe(&SERVER, &args)?, &scripts);
         Ok(recipe.wait_for(options.answers("sent its greeting", is_greeted)))
     }
 

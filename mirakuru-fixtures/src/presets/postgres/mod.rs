@@ -379,10 +379,10 @@ impl PostgresRecipe {
             ));
         }
         // Of two settings of the same parameter the last one counts.
-        let lines = self
-            .options
-            .settings(settings)
-            .map(|(name, value)| format!("{name} = '{}'\n", value.replace('\\', "\\\\").replace('\'', "''")));
+        let lines =
+            self.options.settings(settings).into_iter().map(|(name, value)| {
+                format!("{name} = '{}'\n", value.replace('\\', "\\\\").replace('\'', "''"))
+            });
         lines.collect()
     }
 }
@@ -431,7 +431,7 @@ impl Recipe for PostgresRecipe {
             ..self.options.clone()
         };
         let mut recipe = options
-            .recipe(&SERVER, ["-D", "{dir}/data"])?
+            .recipe(&SERVER, &["-D", "{dir}/data"])?
             .file("data/postgresql.conf", self.configuration())
             // The socket is in a directory that nobody else can enter. On passwords see
             // `Postgres::password`.

@@ -209,7 +209,7 @@ impl RedisRecipe {
             false => ("save", String::new()),
         });
         let lines = self.options.settings(settings);
-        let mut text: String = lines.map(|(name, value)| line(name, &value)).collect();
+        let mut text: String = lines.iter().map(|(name, value)| line(name, value)).collect();
         if let Some(master) = self.master {
             // By this text the replica is known to need its master, and ends before it.
             text.push_str(&format!("# follows 127.0.0.1:{master}\n"));
@@ -269,7 +269,7 @@ impl Recipe for RedisRecipe {
         };
         Ok(self
             .options
-            .recipe(&SERVER, args)?
+            .recipe(&SERVER, &args)?
             .file("redis.conf", self.configuration())
             .wait_for(self.options.answers(sentence, move |mut connection| {
                 authenticate(&mut connection, None, password.as_deref())?;
