@@ -27,11 +27,10 @@
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
@@ -490,17 +489,6 @@ fn listen(child: &mut Child, bin: &Bin) -> Result<Said, String> {
     let (Some(mut stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
         return Err("cargo has no output".to_owned());
     };
-    let (sender, lines) = mpsc::channel();
-    let err = thread::spawn(move || {
-        let mut err = String::new();
-        for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
-            let line = String::from_utf8_lossy(&line).into_owned();
-            err.extend([&line, "\n"]);
-            // Once standard output has ended, the receiver is gone.
-            let _ = sender.send(line);
-        }
-        err
-    });
     let out = thread::spawn(move || {
         let mut out = Vec::new();
         stdout
@@ -508,13 +496,22 @@ fn listen(child: &mut Child, bin: &Bin) -> Result<Said, String> {
             .map(|_| String::from_utf8_lossy(&out).into_owned())
     });
     let mut progress = Progress::new();
-    let mut last = String::new();
+    let (mut err, mut last) = (String::new(), String::new());
+    let mut stderr = BufReader::new(stderr);
     loop {
-        match lines.recv_timeout(progress.patience()) {
-            Ok(line) if line.contains(BLOCKED) => say(&format!("{}: {}", bin.name, line.trim())),
-            Ok(line) => last = line,
-            Err(RecvTimeoutError::Timeout) => {}
-            Err(RecvTimeoutError::Disconnected) => break,
+        let fd = stderr.get_ref().as_raw_fd();
+        if !stderr.buffer().is_empty() || !sys::readable(&[fd], progress.patience()).is_empty() {
+            let mut line = Vec::new();
+            if stderr.read_until(b'\n', &mut line).unwrap_or_default() == 0 {
+                break;
+            }
+            let line = String::from_utf8_lossy(&line);
+            let line = line.strip_suffix('\n').unwrap_or(&line);
+            err.extend([line, "\n"]);
+            match line.contains(BLOCKED) {
+                true => say(&format!("{}: {}", bin.name, line.trim())),
+                false => last = line.to_owned(),
+            }
         }
         progress.tell(|elapsed| {
             format!(
@@ -524,7 +521,6 @@ fn listen(child: &mut Child, bin: &Bin) -> Result<Said, String> {
             )
         });
     }
-    let err = err.join().map_err(|_| "a thread panicked")?;
     let out = out.join().map_err(|_| "a thread panicked")?;
     let out = out.map_err(|e| format!("failed to read cargo's output: {e}"))?;
     Ok(Said { out, err })
