@@ -205,21 +205,22 @@ fn is_executable(path: &Path) -> bool {
 /// Usual places of programs outside PATH. Daemons are only on root's PATH, and each version of
 /// PostgreSQL is in a folder of its own, the newest first.
 fn off_path(program: &str) -> Option<PathBuf> {
-    let versions = std::fs::read_dir("/usr/lib/postgresql")
-        .into_iter()
-        .flatten()
-        .flatten();
-    let mut versions: Vec<PathBuf> = versions.map(|entry| entry.path()).collect();
-    let number = |path: &PathBuf| {
-        path.file_name()
-            .and_then(|name| name.to_str()?.parse::<u32>().ok())
-    };
-    versions.sort_by_key(|path| std::cmp::Reverse(number(path)));
-    let sbin = ["/usr/sbin", "/usr/local/sbin", "/sbin"].map(PathBuf::from);
-    let dirs = sbin
-        .into_iter()
-        .chain(versions.into_iter().map(|dir| dir.join("bin")));
-    dirs.map(|dir| dir.join(program)).find(|path| path.is_file())
+    for dir in ["/usr/sbin", "/usr/local/sbin", "/sbin"] {
+        let path = Path::new(dir).join(program);
+        if path.is_file() {
+            return Some(path);
+        }
+    }
+    let mut newest = None;
+    for entry in std::fs::read_dir("/usr/lib/postgresql").ok()?.flatten() {
+        let path = entry.path().join("bin").join(program);
+        let version = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        let version: u32 = version.unwrap_or_default();
+        if path.is_file() && newest.as_ref().is_none_or(|(other, _)| *other < version) {
+            newest = Some((version, path));
+        }
+    }
+    newest.map(|(_, path)| path)
 }
 
 #[cfg(test)]

@@ -24,6 +24,7 @@ use std::path::{Path, PathBuf};
 use once_cell::sync::Lazy;
 
 use crate::error::text::Bytes;
+use crate::util::thread;
 
 /// The most lines that a report shows from the end of the output.
 pub(crate) const TAIL_LINES: usize = 20;
@@ -280,7 +281,7 @@ fn escape_command(text: &str) -> String {
 /// output is closed: a second panic during a panic would abort the process.
 pub(crate) fn print(text: String) {
     // A new thread inherits its maker's output, but its panics are its own.
-    if let Ok(printer) = std::thread::Builder::new().spawn(move || eprintln!("{text}")) {
+    if let Ok(printer) = thread::spawn("mirakuru-print", Box::new(move || eprintln!("{text}"))) {
         let _ = printer.join();
     }
 }

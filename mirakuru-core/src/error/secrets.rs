@@ -126,9 +126,9 @@ impl Secrets {
         if value.chars().count() < 4 || is_port || self.0.iter().any(|(known, _)| known == value) {
             return;
         }
-        self.0.push((value.to_owned(), shown.to_owned()));
         // The longest first, because one may be a part of another.
-        self.0.sort_by_key(|(value, _)| std::cmp::Reverse(value.len()));
+        let place = self.0.partition_point(|(known, _)| known.len() >= value.len());
+        self.0.insert(place, (value.to_owned(), shown.to_owned()));
     }
 
     /// The value of a variable whose name says that it is a secret.

@@ -62,7 +62,8 @@ fn in_use(symptoms: &Symptoms<'_>) -> Option<String> {
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let printed = symptoms.tail.iter().filter(|line| says_in_use(line));
     let printed = printed.flat_map(|line| ports_in(line)).map(loopback);
-    let candidates: Vec<SocketAddr> = symptoms.addrs.iter().copied().chain(printed).collect();
+    let mut candidates = symptoms.addrs.to_vec();
+    candidates.extend(printed);
     for addr in candidates.iter().copied() {
         let Some(holder) = holder::listener_beside(addr, symptoms.root) else {
             continue;
@@ -76,8 +77,8 @@ fn in_use(symptoms: &Symptoms<'_>) -> Option<String> {
             "{text}\n{remedy}, or let a free port be chosen with `{{port}}`"
         ));
     }
-    let chosen = symptoms.chosen.iter().copied().map(loopback);
-    candidates.into_iter().chain(chosen).find_map(time_wait::hint)
+    candidates.extend(symptoms.chosen.iter().copied().map(loopback));
+    candidates.into_iter().find_map(time_wait::hint)
 }
 
 /// The numbers in a line that may be a port: those after a colon, or after the word "port".

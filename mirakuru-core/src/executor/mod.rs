@@ -645,7 +645,7 @@ impl<R: Readiness> Executor<R> {
     /// ```
     #[must_use]
     pub fn envs(&self) -> BTreeMap<OsString, OsString> {
-        let set = environment([], &self.core.changes(), self.core.service_dir.id());
+        let set = environment(BTreeMap::new(), &self.core.changes(), self.core.service_dir.id());
         set.into_iter().filter(|(key, _)| key != "MIRAKURU_ID").collect()
     }
 

@@ -10,7 +10,7 @@ use std::io::{self, IsTerminal, Write};
 use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
-use std::thread;
+use std::thread::sleep;
 use std::time::Duration;
 
 use once_cell::sync::Lazy;
@@ -21,6 +21,7 @@ use crate::sys;
 use crate::util::hash::Fnv1a;
 use crate::util::say::is_set;
 use crate::util::text::printable;
+use crate::util::thread;
 
 /// How often the logs are read.
 const INTERVAL: Duration = Duration::from_millis(20);
@@ -66,12 +67,11 @@ pub(crate) fn follow(name: &str, log: &Path, index: &Path, all: bool) {
         lock: None,
     });
     static THREAD: Lazy<bool> = Lazy::new(|| {
-        let thread = thread::Builder::new().name("mirakuru-live".to_owned());
         let read = || loop {
-            thread::sleep(INTERVAL);
+            sleep(INTERVAL);
             show(|_| true);
         };
-        thread.spawn(read).is_ok()
+        thread::spawn("mirakuru-live", Box::new(read)).is_ok()
     });
     let _ = *THREAD;
 }

@@ -84,11 +84,14 @@ impl Logs {
     /// last.
     pub fn lines(&self) -> impl Iterator<Item = &str> {
         let mut streams = self.texts.each_ref().map(TextLines::new);
-        let files = self.files.iter().flat_map(|(_, text)| text.lines());
-        self.order
-            .iter()
-            .filter_map(move |&stderr| streams[usize::from(stderr)].next())
-            .chain(files)
+        let mut lines = Vec::new();
+        for &stderr in &self.order {
+            lines.extend(streams[usize::from(stderr)].next());
+        }
+        for (_, text) in &self.files {
+            lines.extend(text.lines());
+        }
+        lines.into_iter()
     }
 
     /// The text of one of the recipe's [log

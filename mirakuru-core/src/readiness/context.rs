@@ -294,22 +294,25 @@ impl Probe<'_> {
 
     /// A file of this kind that the service made in another place than the awaited one. Searches
     /// the same directory, the private one, and the service's working directory.
-    pub(crate) fn made_elsewhere(&self, awaited: &Path, is_kind: impl Fn(&Path) -> bool) -> Option<PathBuf> {
+    pub(crate) fn made_elsewhere(&self, awaited: &Path, is_kind: &dyn Fn(&Path) -> bool) -> Option<PathBuf> {
         let is_new = |path: &Path| {
             let metadata = path.symlink_metadata();
             metadata.is_ok_and(|file| self.is_since_start((file.ctime(), file.ctime_nsec())))
         };
         let parent = awaited.parent().map(Path::to_owned);
         let dirs = [parent, Some(self.dir().to_owned()), procfs::current_dir(self.pid)];
-        let entries = dirs
-            .into_iter()
-            .flatten()
-            .filter_map(|dir| std::fs::read_dir(dir).ok());
-        // A directory such as `/tmp` may have thousands.
-        let mut paths = entries
-            .flat_map(|entries| entries.take(1000).flatten())
-            .map(|entry| entry.path());
-        paths.find(|path| path != awaited && is_new(path) && is_kind(path))
+        for dir in dirs.into_iter().flatten() {
+            let Ok(entries) = std::fs::read_dir(dir) else {
+                continue;
+            };
+            // A directory such as `/tmp` may have thousands.
+            let mut paths = entries.take(1000).flatten().map(|entry| entry.path());
+            let found = paths.find(|path| path != awaited && is_new(path) && is_kind(path));
+            if found.is_some() {
+                return found;
+            }
+        }
+        None
     }
 
     /// Whether the service's own process tree has bound this UDP address of this machine.

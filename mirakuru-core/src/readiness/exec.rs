@@ -226,7 +226,7 @@ impl Exec {
         if error.raw_os_error() != Some(sys::ENOEXEC) {
             return None;
         }
-        let candidates = program::candidates(program, &program::inherited(false).collect());
+        let candidates = program::candidates(program, &program::inherited(false));
         candidates.into_iter().find(|path| path.is_file())
     }
 

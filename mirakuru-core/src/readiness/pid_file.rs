@@ -223,7 +223,7 @@ impl Readiness for PidFile {
             let pid = metadata.and_then(|metadata| first_number(&content(path, &metadata)));
             pid.is_some_and(|pid| pid == cx.pid || procfs::descends(pid, cx.supervisor))
         };
-        let found = cx.made_elsewhere(&self.path, names_it)?;
+        let found = cx.made_elsewhere(&self.path, &names_it)?;
         Some(format!(
             "it wrote its process id to `{}`: await that path, or give it the awaited one",
             found.display()

@@ -155,7 +155,7 @@ impl Readiness for UnixSocket {
     fn hint(&self, cx: &Probe<'_>) -> Option<String> {
         let is_socket =
             |path: &Path| fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
-        let found = cx.made_elsewhere(&self.path, is_socket)?;
+        let found = cx.made_elsewhere(&self.path, &is_socket)?;
         Some(format!(
             "it made a socket at `{}`: await that path, or give it the awaited one",
             found.display()

@@ -28,25 +28,31 @@ const SERVICE_MANAGER: [&str; 7] = [
 
 /// The variables that a child inherits from this process: all, or only [`PROFILE`] after
 /// `env_clear`. A name that no program could set, such as `=C:`, is left out.
-pub(crate) fn inherited(clear: bool) -> impl Iterator<Item = (OsString, OsString)> {
-    std::env::vars_os().filter(move |(key, _)| match clear {
-        true => key == PROFILE,
-        false => is_name(key) && !SERVICE_MANAGER.iter().any(|name| key == name),
-    })
+pub(crate) fn inherited(clear: bool) -> BTreeMap<OsString, OsString> {
+    let mut environment = BTreeMap::new();
+    for (key, value) in std::env::vars_os() {
+        let is_inherited = match clear {
+            true => key == PROFILE,
+            false => is_name(&key) && !SERVICE_MANAGER.iter().any(|name| key == *name),
+        };
+        if is_inherited {
+            environment.insert(key, value);
+        }
+    }
+    environment
 }
 
 fn is_name(key: &OsStr) -> bool {
     !key.is_empty() && !key.as_bytes().contains(&b'=')
 }
 
-/// The service's environment: the inherited variables, the changes by the recipe and its readiness,
-/// and the mark.
+/// The service's environment: the inherited variables with the changes by the recipe and its
+/// readiness, and the mark.
 pub(crate) fn environment(
-    inherited: impl IntoIterator<Item = (OsString, OsString)>,
+    mut environment: BTreeMap<OsString, OsString>,
     changes: &[(OsString, Option<OsString>)],
     id: &str,
 ) -> BTreeMap<OsString, OsString> {
-    let mut environment: BTreeMap<OsString, OsString> = inherited.into_iter().collect();
     for (key, value) in changes {
         match (value, key.as_bytes().strip_suffix(b"*")) {
             (Some(value), _) => {
@@ -128,7 +134,7 @@ mod tests {
             ("B".into(), Some("2".into())),
             ("A".into(), None),
         ];
-        let environment = environment([], &changes, "id7");
+        let environment = environment(BTreeMap::new(), &changes, "id7");
         let entries: Vec<_> = environment
             .iter()
             .map(|(key, value)| (key.to_str(), value.to_str()))
@@ -147,14 +153,14 @@ mod tests {
             ("PG*".into(), None),
             ("PGDATA".into(), Some("3".into())),
         ];
-        let environment = environment([], &changes, "id7");
+        let environment = environment(BTreeMap::new(), &changes, "id7");
         let names: Vec<_> = environment.keys().map(|key| key.to_str().unwrap()).collect();
         assert_eq!(names, ["APG", "MIRAKURU_ID", "PGDATA"]);
     }
 
     #[test]
     fn the_services_own_path_counts() {
-        let environment = environment([], &[("PATH".into(), Some("/a:/b".into()))], "");
+        let environment = environment(BTreeMap::new(), &[("PATH".into(), Some("/a:/b".into()))], "");
         assert_eq!(
             candidates("x".as_ref(), &environment),
             [Path::new("/a/x"), Path::new("/b/x")]

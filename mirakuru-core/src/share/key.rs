@@ -173,10 +173,8 @@ fn program_file(spec: &Spec) -> Option<PathBuf> {
         None if spec.env_clear => None,
         None => std::env::var_os("PATH"),
     };
-    let environment: BTreeMap<OsString, OsString> = path
-        .map(|path| (OsString::from("PATH"), path))
-        .into_iter()
-        .collect();
+    let mut environment = BTreeMap::new();
+    environment.extend(path.map(|path| (OsString::from("PATH"), path)));
     let dir = spec.current_dir.as_deref().unwrap_or(Path::new(""));
     candidates(&program, &environment)
         .into_iter()

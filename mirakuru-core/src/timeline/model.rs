@@ -672,12 +672,11 @@ impl Lane {
     /// Divides its time.
     fn divide(&mut self) {
         let mut at = self.end;
-        let mut slices = std::mem::take(&mut self.slices);
-        slices.sort_by_key(|slice| slice.begin);
+        let slices = std::mem::take(&mut self.slices);
         while at > self.begin {
             // The piece that covers the moment before; if several do, the one that began first.
-            let covering = slices.iter().find(|slice| slice.begin < at && slice.end >= at);
-            let piece = match covering {
+            let covering = slices.iter().filter(|slice| slice.begin < at && slice.end >= at);
+            let piece = match covering.min_by_key(|slice| slice.begin) {
                 Some(slice) => Piece {
                     begin: slice.begin.max(self.begin),
                     end: at,

@@ -7,4 +7,5 @@ pub(crate) mod hash;
 pub(crate) mod own_process;
 pub(crate) mod say;
 pub(crate) mod text;
+pub(crate) mod thread;
 pub(crate) mod wakeup;

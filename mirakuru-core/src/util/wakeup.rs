@@ -10,10 +10,10 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use crate::sys;
+use crate::util::thread;
 
 /// How long the thread stays without waits.
 const LINGERS: Duration = Duration::from_millis(200);
@@ -56,7 +56,7 @@ impl Future for Wakeup {
         if !waits.has_thread() {
             // Neither a thread nor a descriptor can be had: this is slower, but works.
             drop(waits);
-            thread::sleep(Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(1));
             return Poll::Ready(());
         }
         let id = waits.next;
@@ -128,9 +128,7 @@ impl Waits {
             return false;
         };
         (self.pipe, self.is_interrupted) = (Some((reader.into(), writer.into())), false);
-        let begun = thread::Builder::new()
-            .name("mirakuru-wakeup".to_owned())
-            .spawn(run);
+        let begun = thread::spawn("mirakuru-wakeup", Box::new(run));
         if begun.is_ok() {
             self.runs_in = me;
         }

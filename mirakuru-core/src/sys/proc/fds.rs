@@ -67,7 +67,7 @@ impl Search {
             Closely::Process => poll(&format!("/proc/{pid}/fd"), inodes, &mut mine),
             // Reads every thread. If the first thread has ended, only root may read its
             // descriptors. Another thread has them all.
-            Closely::Threads => numbers(format!("/proc/{pid}/task"))
+            Closely::Threads => numbers(&format!("/proc/{pid}/task"))
                 .into_iter()
                 .map(|task| poll(&format!("/proc/{pid}/task/{task}/fd"), inodes, &mut mine))
                 .fold(Ok(()), Result::and),

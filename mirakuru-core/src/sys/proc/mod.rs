@@ -33,7 +33,7 @@ pub(crate) fn is_between_calls(pid: u32) -> bool {
         // No process is executing as this user, or the kernel hides this file from us.
         Ok("0" | "") => stat(pid).is_some_and(|stat| stat.state == 'R'),
         Ok(place_of_first) if place_of_first.contains("nanosleep") => {
-            let tasks = numbers(format!("/proc/{pid}/task"));
+            let tasks = numbers(&format!("/proc/{pid}/task"));
             let mut places = tasks
                 .into_iter()
                 .filter_map(|task| place(format!("{pid}/task/{task}/wchan")).ok());
@@ -160,7 +160,7 @@ pub(crate) fn pids() -> Vec<u32> {
 }
 
 /// The entries of a directory of `/proc` that are numbers: processes, threads, descriptors.
-fn numbers(dir: impl AsRef<Path>) -> Vec<u32> {
+fn numbers(dir: &str) -> Vec<u32> {
     if !IS_THERE {
         return Vec::new();
     }
@@ -211,15 +211,15 @@ fn walk(root: u32, children: impl Fn(u32) -> Vec<u32>, mut enough: impl FnMut(u3
 pub(crate) fn children(pid: u32) -> Vec<u32> {
     // Each thread has its own children.
     let tasks = format!("/proc/{pid}/task");
-    numbers(&tasks)
-        .into_iter()
-        .filter_map(|task| fs::read_to_string(format!("{tasks}/{task}/children")).ok())
-        .flat_map(|list| {
+    let mut children = Vec::new();
+    for task in numbers(&tasks) {
+        let list = fs::read_to_string(format!("{tasks}/{task}/children")).unwrap_or_default();
+        children.extend(
             list.split_ascii_whitespace()
-                .filter_map(|child| child.parse().ok())
-                .collect::<Vec<u32>>()
-        })
-        .collect()
+                .filter_map(|child| child.parse::<u32>().ok()),
+        );
+    }
+    children
 }
 
 fn by_parent() -> HashMap<u32, Vec<u32>> {

@@ -41,13 +41,12 @@ pub(crate) fn tcp_lingering(port: u16) -> Vec<(SocketAddr, SocketAddr)> {
         let canonical = |addr: SocketAddr| SocketAddr::new(addr.ip().to_canonical(), addr.port());
         Some((canonical(local), canonical(parse_address(fields.get(2)?)?))).filter(|_| lingers)
     };
-    let tables = ["thread-self/net/tcp", "thread-self/net/tcp6"].map(|table| read(table).unwrap_or_default());
-    let tables = tables.map(|table| String::from_utf8_lossy(&table).into_owned());
-    tables
-        .iter()
-        .flat_map(|table| table.lines())
-        .filter_map(parse)
-        .collect()
+    let mut found = Vec::new();
+    for table in ["thread-self/net/tcp", "thread-self/net/tcp6"] {
+        let table = read(table).unwrap_or_default();
+        found.extend(String::from_utf8_lossy(&table).lines().filter_map(parse));
+    }
+    found
 }
 
 /// One line of `/proc/net/tcp`: number, local address, remote address, state, queues, timer,

@@ -170,7 +170,7 @@ fn end_all(failed: bool) {
     // A test failed and did not end its service, such as one that hung; or a test ended the
     // process. (The harness returns from the main thread, and runs tests on others.)
     let in_a_test = failed || !is_main_thread();
-    end_where(in_a_test, |_| true);
+    end_where(in_a_test, &|_| true);
     // Now the services that others of this process needed may end.
     users::leave_all();
 }
@@ -179,11 +179,11 @@ fn end_all(failed: bool) {
 /// thread, the end of the process has ended them.
 pub(crate) fn end_of_test(test: u64) {
     if PROCESS.load(Ordering::SeqCst) == std::process::id() {
-        end_where(true, |slot| slot.test.load(Ordering::SeqCst) == test);
+        end_where(true, &|slot| slot.test.load(Ordering::SeqCst) == test);
     }
 }
 
-fn end_where(in_a_test: bool, is_wanted: impl Fn(&Ending) -> bool) {
+fn end_where(in_a_test: bool, is_wanted: &dyn Fn(&Ending) -> bool) {
     let mut ending = Vec::new();
     for slot in SLOTS.iter() {
         let control = match is_wanted(slot) {

@@ -5,14 +5,12 @@
 //! through a pidfd, after a second check that it is a descendant. A process may fork between the
 //! check and the signal, so the walk repeats until it finds no new process.
 
-use std::collections::BTreeSet;
-
 use super::handle;
 use crate::sys::proc as procfs;
 
 /// Signals every descendant of this process.
 pub(super) fn signal_tree(root: u32, signal: i32) {
-    let mut done = BTreeSet::new();
+    let mut done = Vec::new();
     // A tree that forks faster than it is walked is not chased for ever.
     for _ in 0..100 {
         let new: Vec<u32> = procfs::tree(root)
@@ -24,7 +22,7 @@ pub(super) fn signal_tree(root: u32, signal: i32) {
         }
         for pid in new {
             signal_descendant(pid, root, signal);
-            done.insert(pid);
+            done.push(pid);
         }
     }
 }
