@@ -41,10 +41,8 @@ pub(crate) fn forbidden<T>(make: impl FnOnce() -> T) -> Result<T, Error> {
         (_, Some(true)) => Err(Error::other(
             "start a service for the whole run",
             "its recipe uses what `database()`, `vhost()` or a prefix leased for one test; the lease ends \
-                with this \
-             process, and the service does not; use what lasts as long as the run, such as the server's \
-             `url()`, or \
-             put the attribute on the test",
+             with this process, and the service does not; use what lasts as long as the run, such as the \
+             server's `url()`, or put the attribute on the test",
         )),
         (made, _) => Ok(made),
     }

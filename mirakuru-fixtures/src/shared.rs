@@ -139,8 +139,7 @@ pub struct Held;
     message = "`{Self}` cannot be started",
     label = "neither a static of a fixture nor a recipe",
     note = "a name in capital letters is that of a `static` with `#[mirakuru::fixture(..)]`, or of a \
-        constant whose \
-            type implements `mirakuru::Recipe` and `Clone`"
+        constant whose type implements `mirakuru::Recipe` and `Clone`"
 )]
 pub trait Named<'s, How> {
     /// The recipe that starts it.

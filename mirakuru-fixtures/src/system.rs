@@ -883,8 +883,7 @@ impl<S> Recipe for Plan<S> {
     message = "`{Self}` cannot be started",
     label = "not a recipe",
     note = "a recipe is the name of a struct with `#[mirakuru::fixture]`, what `Executor::builder(..)` makes \
-        (without \
-            `.start()`), a preset, or a type of your own that implements `mirakuru::Recipe`"
+        (without `.start()`), a preset, or a type of your own that implements `mirakuru::Recipe`"
 )]
 pub trait IntoRecipe<How> {
     /// What it stands for.

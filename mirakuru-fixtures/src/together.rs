@@ -323,8 +323,7 @@ mod tests {
             let dir = scratch.0.display();
             Executor::builder(format!(
                 "trap 'touch {dir}/{number}; until [ -e {dir}/1 ] && [ -e {dir}/2 ]; do sleep 0.01; done; \
-                    exit 0' TERM; \
-                 echo ready; while :; do sleep 0.01; done"
+                 exit 0' TERM; echo ready; while :; do sleep 0.01; done"
             ))
             .shell(true)
             .stop_timeout(Duration::from_secs(60))

@@ -46,8 +46,7 @@ pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &mut Errors) {
         errors.at(
             mutability.span,
             "a shared fixture cannot be `static mut`: write `static`; a test that stops or restarts its \
-                service uses one of \
-             its own",
+             service uses one of its own",
         );
     }
     if let Some(value) = &item.value {
@@ -116,8 +115,7 @@ pub(crate) fn on_test(item: &Function, fixtures: &[Args], bindings: &Bindings, e
             errors.on(
                 &parameter.ty,
                 "a test's own service ends with the test: take it as `&T`, `&mut T` or `T`; a service that \
-                    is shared is a \
-                 `static`",
+                 is shared is a `static`",
             );
         }
     }
@@ -129,8 +127,7 @@ pub(crate) fn on_fixture(item: &Function, fixtures: &[Args], bindings: &Bindings
         errors.at(
             item.sig.ident.span(),
             "fixture functions need mirakuru's feature `rstest`, which is turned off: turn it on, or use a \
-                `static` or put the \
-             attribute on a test",
+             `static` or put the attribute on a test",
         );
         return;
     }
@@ -232,8 +229,7 @@ fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: 
                     &parameter.ty,
                     format!(
                         "a service that is only borrowed ends when the fixture returns: take `T`, and keep \
-                            it in what \
-                         the fixture gives, or `&'static T`, one that is shared{misplaced}"
+                         it in what the fixture gives, or `&'static T`, one that is shared{misplaced}"
                     ),
                 );
             }
@@ -249,8 +245,7 @@ fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: 
                     uses,
                     format!(
                         "`{name}` is each test's own, and the service that is made from it is shared: take \
-                            both as \
-                         `&'static T`, or both as `T`"
+                         both as `&'static T`, or both as `T`"
                     ),
                 );
             }
@@ -260,8 +255,7 @@ fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: 
         no_scope(
             fixtures,
             "this fixture starts one for each test; it is shared where the service is taken, or the result \
-                given, as \
-             `&'static T`",
+             given, as `&'static T`",
             errors,
         );
     }
@@ -282,8 +276,7 @@ fn something_is_to_be_started(fixture: &Args, errors: &mut Errors) {
             --port {port}\")]`"
     } else {
         "`cmd` is missing: say what to start, as in `cmd = \"redis-server --port {port}\"`, or `bin = \
-            \"name\"` for a \
-         program of this workspace"
+         \"name\"` for a program of this workspace"
     };
     errors.on_attribute(fixture, message);
 }
@@ -349,8 +342,7 @@ fn a_build_has_a_program(fixture: &Args, errors: &mut Errors) {
             key.span(),
             format!(
                 "`{key}` says how cargo builds a program of the workspace: it stands beside `bin = \"name\"` \
-                    or \
-                 `example = \"name\"`"
+                 or `example = \"name\"`"
             ),
         );
     }
@@ -673,8 +665,7 @@ fn async_needs_an_async_test_attribute(item: &Function, errors: &mut Errors) {
         errors.at(
             span,
             "an `async fn` needs an async test attribute below this one, such as `#[tokio::test]`, which \
-                `#[test]` and \
-             `#[rstest]` alone are not",
+             `#[test]` and `#[rstest]` alone are not",
         );
     }
 }
@@ -688,8 +679,7 @@ fn no_parameter_is_left_over(item: &Function, bindings: &Bindings, errors: &mut 
             continue;
         };
         let message = "nothing gives this parameter its value: add a `#[mirakuru::fixture(..)]` for it, or \
-            remove it; \
-                       values other than fixtures need `#[rstest]` in place of `#[test]`";
+            remove it; values other than fixtures need `#[rstest]` in place of `#[test]`";
         match parameter_name(parameter) {
             Some(name) => errors.at(name.span(), message),
             None => errors.on(&parameter.pat, message),

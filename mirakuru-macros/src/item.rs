@@ -305,8 +305,7 @@ impl Other {
             self.span(),
             format!(
                 "`#[mirakuru::fixture]` stands on a test function, on `static NAME: T;`, on a fixture \
-                    function or on a struct, \
-                 not on {what}"
+                 function or on a struct, not on {what}"
             ),
         )
     }

@@ -193,8 +193,7 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     if has(&["permission denied", "eacces", "operation not permitted"]) {
         return Some(
             "it may not do what that line says: its user needs the right to, or another path; files in \
-                `{dir}` belong to it, \
-             and ports below 1024 are root's"
+             `{dir}` belong to it, and ports below 1024 are root's"
                 .to_owned(),
         );
     }

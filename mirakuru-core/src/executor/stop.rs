@@ -3,7 +3,7 @@
 use std::process::ExitStatus;
 
 use crate::error::Error;
-use crate::error::report::{HEAD_LINES, Printed, TAIL_LINES, Tail, print, shown};
+use crate::error::report::{HEAD_LINES, TAIL_LINES, Tail, print, shown};
 use crate::error::secrets::Unmasked;
 use crate::error::text::{Ended, Span};
 use crate::executor::Executor;
@@ -160,15 +160,10 @@ impl<R> Drop for Executor<R> {
             let printed = core.output.excerpt(core.since.output, HEAD_LINES, TAIL_LINES);
             if !printed.tail.is_empty() {
                 core.keep_log();
+                let log = core.service_dir.log();
                 let tail = Tail {
                     command: &core.command,
-                    printed: Printed {
-                        head: &printed.head,
-                        left_out: printed.left_out,
-                        dropped: printed.dropped,
-                        tail: &printed.tail,
-                        log: Some(&core.service_dir.log()),
-                    },
+                    printed: printed.printed(&log),
                     of_test: false,
                 };
                 print(shown(&tail));

@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::error::report::{HEAD_LINES, Printed, TAIL_LINES, Tail, print, shown};
+use crate::error::report::{HEAD_LINES, TAIL_LINES, Tail, print, shown};
 use crate::error::{Error, Evidence};
 use crate::outcome::timed_out;
 use crate::output::reader::{Cursor, OutputReader};
@@ -270,13 +270,7 @@ impl Service {
         self.keep();
         Some(shown(&Tail {
             command: &self.command,
-            printed: Printed {
-                head: &printed.head,
-                left_out: printed.left_out,
-                dropped: printed.dropped,
-                tail: &printed.tail,
-                log: Some(&self.output.path),
-            },
+            printed: printed.printed(&self.output.path),
             of_test: true,
         }))
     }

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 
 use crate::error::Error;
-use crate::error::report::{HEAD_LINES, Printed, TAIL_LINES, Tail, print, shown};
+use crate::error::report::{HEAD_LINES, TAIL_LINES, Tail, print, shown};
 use crate::outcome::shared_use;
 use crate::output::reader::{Cursor, OutputReader};
 use crate::run::hash;
@@ -107,13 +107,7 @@ pub(super) fn end(test: u64) {
         if !printed.tail.is_empty() {
             print(shown(&Tail {
                 command: &service.command,
-                printed: Printed {
-                    head: &printed.head,
-                    left_out: printed.left_out,
-                    dropped: printed.dropped,
-                    tail: &printed.tail,
-                    log: Some(&service.output.path),
-                },
+                printed: printed.printed(&service.output.path),
                 of_test: false,
             }));
         }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use crate::error::report::Printed;
 use crate::error::text::Bytes;
 use crate::output::log_file::LogFile;
 use crate::output::mark::Mark;
@@ -333,6 +334,19 @@ pub(crate) struct Excerpt {
     /// How many bytes are not in the log, because that reached its limit.
     pub(crate) dropped: u64,
     pub(crate) tail: Vec<String>,
+}
+
+impl Excerpt {
+    /// For a report, with the file that has everything.
+    pub(crate) fn printed<'a>(&'a self, log: &'a Path) -> Printed<'a> {
+        Printed {
+            head: &self.head,
+            left_out: self.left_out,
+            dropped: self.dropped,
+            tail: &self.tail,
+            log: Some(log),
+        }
+    }
 }
 
 /// Folds lines, and returns each with the number of lines that it stands for. If four or more

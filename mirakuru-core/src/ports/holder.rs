@@ -129,6 +129,11 @@ impl Holder {
         }
     }
 
+    /// The process that has the first of these sockets that a process is seen to have.
+    fn of_sockets(found: &[(u64, u32)], inodes: &[u64]) -> Option<Holder> {
+        inodes.iter().find_map(|inode| Holder::of_socket(found, *inode))
+    }
+
     /// The process that has a socket. If several have it, the one from which the others descend.
     pub(crate) fn of_socket(found: &[(u64, u32)], inode: u64) -> Option<Holder> {
         let pids: Vec<u32> = found
@@ -230,10 +235,7 @@ pub(crate) fn holder_of_port(protocol: Protocol, addr: SocketAddr) -> Option<Hol
         .filter(|inode| *inode != 0)
         .collect();
     let found = procfs::search(&procfs::pids(), &inodes, Closely::Process).found;
-    inodes
-        .iter()
-        .find_map(|inode| Holder::of_socket(&found, *inode))
-        .or_else(|| Some(Holder::unseen(Some(sockets.first()?.uid))))
+    Holder::of_sockets(&found, &inodes).or_else(|| Some(Holder::unseen(Some(sockets.first()?.uid))))
 }
 
 /// A process that listens on this TCP address and is not below `root`.
@@ -242,26 +244,23 @@ pub(crate) fn listener_beside(addr: SocketAddr, root: u32) -> Option<Holder> {
     let inodes: Vec<u64> = sockets.iter().map(|socket| socket.inode).collect();
     let mut found = procfs::search(&procfs::pids(), &inodes, Closely::Process).found;
     found.retain(|(_, pid)| root == 0 || !procfs::descends(*pid, root));
-    inodes.iter().find_map(|inode| Holder::of_socket(&found, *inode))
+    Holder::of_sockets(&found, &inodes)
 }
 
 /// The process that accepts connections on a Unix socket.
 pub(crate) fn holder_of_path(path: &Path) -> Option<Holder> {
     let inodes = procfs::unix_listeners(path);
     let found = procfs::search(&procfs::pids(), &inodes, Closely::Process).found;
-    inodes
-        .iter()
-        .find_map(|inode| Holder::of_socket(&found, *inode))
-        .or_else(|| {
-            // The socket was bound under another name for the same file. The process that called
-            // `listen` is a good guess, if it still lives.
-            match sockets::try_connect_unix(path, UnixKind::Stream) {
-                Ok(UnixAnswer::Accepted(Some(pid))) => procfs::stat(pid)
-                    .is_some_and(|stat| stat.is_alive())
-                    .then(|| Holder::of_pid(pid)),
-                _ => None,
-            }
-        })
+    Holder::of_sockets(&found, &inodes).or_else(|| {
+        // The socket was bound under another name for the same file. The process that called
+        // `listen` is a good guess, if it still lives.
+        match sockets::try_connect_unix(path, UnixKind::Stream) {
+            Ok(UnixAnswer::Accepted(Some(pid))) => procfs::stat(pid)
+                .is_some_and(|stat| stat.is_alive())
+                .then(|| Holder::of_pid(pid)),
+            _ => None,
+        }
+    })
 }
 
 /// Whether this is a thread of the kernel: all of these are children of process 2.

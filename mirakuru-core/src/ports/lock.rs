@@ -176,9 +176,8 @@ impl EndpointLock {
                         io::ErrorKind::Deadlock,
                         format!(
                             "{endpoint} is held by another fixture of the same test or of this whole \
-                                process, \
-                             and waiting for it would never end; share one fixture, or give each a port \
-                             of its own with {{port}}"
+                             process, and waiting for it would never end; share one fixture, or give each a \
+                             port of its own with {{port}}"
                         ),
                     ));
                 }

@@ -237,8 +237,7 @@ impl Values {
                     None => {
                         return Err(ExpandError::Text(format!(
                             "the environment variable `{variable}` is not set, and `{{env:{variable}}}` asks \
-                                for it; set it for the \
-                             test process"
+                             for it; set it for the test process"
                         )));
                     }
                 }
@@ -256,8 +255,7 @@ impl Values {
             _ => {
                 return Err(ExpandError::Text(format!(
                     "unknown placeholder `{found}`; the known ones are {KNOWN}, and `{{{found}}}` gives the \
-                        text \
-                     `{found}` itself"
+                     text `{found}` itself"
                 )));
             }
         }

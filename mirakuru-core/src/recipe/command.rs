@@ -30,8 +30,7 @@ pub(crate) type Expand<'a> = &'a mut dyn FnMut(&OsStr) -> Result<OsString, Expan
     message = "`{Self}` is not a command",
     label = "not a command",
     note = "a command is one string (`\"redis-server --port 6379\"`), or a list of the program and its \
-        arguments \
-            (`[\"redis-server\", \"--port\", \"6379\"]`); put a path into a list: `[path]`"
+        arguments (`[\"redis-server\", \"--port\", \"6379\"]`); put a path into a list: `[path]`"
 )]
 pub trait IntoCommand {
     #[doc(hidden)]
@@ -267,8 +266,7 @@ impl Command {
                     };
                     format!(
                         "the {name} quote at {} is never closed (`{from}{more}`); close it, write \
-                            `\\{quote}` for the character itself, \
-                         or give the command as a list",
+                         `\\{quote}` for the character itself, or give the command as a list",
                         position(line, at)
                     )
                 }

@@ -321,8 +321,7 @@ fn manifest(bin: &Bin) -> Result<PathBuf, String> {
         .find(|manifest| manifest.is_file())
         .ok_or_else(|| {
             let reason = "nothing tells which workspace this test belongs to: it was not started by cargo, \
-                and there is no \
-                          `Cargo.toml` in its working directory";
+                and there is no `Cargo.toml` in its working directory";
             by_variable(bin, reason)
         })
 }

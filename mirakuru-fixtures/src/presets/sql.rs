@@ -288,8 +288,7 @@ fn elsewhere(command: &[u8], dialect: Dialect) -> String {
     };
     format!(
         "`{}` leads to another database, and no test's database would have the statements after it: remove \
-            the line, or dump \
-         with {option}",
+         the line, or dump with {option}",
         command.trim().trim_end_matches(';')
     )
 }

@@ -157,8 +157,7 @@ impl<'a> Parts<'a> {
             "https" => {
                 return Err(
                     "`https://` needs mirakuru's feature `tls`, which is turned off; turn it on, or use \
-                        `http://` where the service \
-                     has a plain port"
+                     `http://` where the service has a plain port"
                         .to_owned(),
                 );
             }

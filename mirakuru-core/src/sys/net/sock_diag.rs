@@ -135,7 +135,7 @@ impl Diag {
             SocketAddr::V6(v6) if v6.scope_id() != 0 => v6.scope_id(),
             _ => LOOPBACK,
         };
-        self.ask(Question {
+        let question = Question {
             protocol,
             family: raw_socket::family(&addr),
             flags: 0,
@@ -143,29 +143,10 @@ impl Diag {
             port: addr.port(),
             addr: Some(addr.ip()),
             interface,
-        })?;
-        loop {
-            let length = self.receive()?;
-            let answer = &self.buffer[..length];
-            for message in Messages(answer) {
-                if message.sequence != self.sequence {
-                    continue;
-                }
-                match message.kind {
-                    NLMSG_ERROR => {
-                        return match message.errno() {
-                            libc::ENOENT => Ok(None),
-                            errno => Err(io::Error::from_raw_os_error(errno)),
-                        };
-                    }
-                    SOCK_DIAG_BY_FAMILY => {
-                        let socket = parse(protocol, message.body).ok_or_else(malformed)?;
-                        return Ok(Some(socket).filter(|socket| socket.listening));
-                    }
-                    _ => {}
-                }
-            }
-        }
+        };
+        let mut found = None;
+        self.exchange(question, &mut |socket| found = Some(socket))?;
+        Ok(found.filter(|socket| socket.listening))
     }
 
     fn dump(
@@ -176,7 +157,7 @@ impl Diag {
         states: States,
         found: &mut Vec<Socket>,
     ) -> io::Result<()> {
-        self.ask(Question {
+        let question = Question {
             protocol,
             family,
             flags: NLM_F_DUMP,
@@ -184,7 +165,24 @@ impl Diag {
             port,
             addr: None,
             interface: 0,
-        })?;
+        };
+        self.exchange(question, &mut |socket| {
+            // Asked for already, but a kernel look-alike may give more.
+            if port == 0 || socket.addr.port() == port {
+                found.push(socket);
+            }
+        })
+    }
+
+    /// Asks, and hands on all sockets of the answer; without `NLM_F_DUMP`, the one socket.
+    fn exchange(&mut self, question: Question, each: &mut dyn FnMut(Socket)) -> io::Result<()> {
+        let Question {
+            protocol,
+            family,
+            flags,
+            ..
+        } = question;
+        self.ask(question)?;
         loop {
             let length = self.receive()?;
             for message in Messages(&self.buffer[..length]) {
@@ -192,20 +190,18 @@ impl Diag {
                     continue;
                 }
                 match message.kind {
-                    NLMSG_DONE => return Ok(()),
+                    NLMSG_DONE if flags == NLM_F_DUMP => return Ok(()),
                     NLMSG_ERROR => {
                         return match message.errno() {
-                            // A kernel without IPv6 has no such family.
-                            libc::ENOENT if family == AF_INET6 => Ok(()),
+                            // There is no such socket; or a kernel without IPv6 has no such family.
+                            libc::ENOENT if flags != NLM_F_DUMP || family == AF_INET6 => Ok(()),
                             errno => Err(io::Error::from_raw_os_error(errno)),
                         };
                     }
                     SOCK_DIAG_BY_FAMILY => {
-                        let socket = parse(protocol, message.body).ok_or_else(malformed)?;
-                        // The request asked for these only, but an imitation of the kernel may give
-                        // more.
-                        if port == 0 || socket.addr.port() == port {
-                            found.push(socket);
+                        each(parse(protocol, message.body).ok_or_else(malformed)?);
+                        if flags != NLM_F_DUMP {
+                            return Ok(());
                         }
                     }
                     _ => {}

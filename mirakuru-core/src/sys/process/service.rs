@@ -969,8 +969,7 @@ mod tests {
             let dir = scratch(if kill_guard { "guard" } else { "worker" });
             let script = format!(
                 "(env -i setsid sh -c 'echo $$ > {}/pid; trap \"\" TERM INT HUP; while :; do sleep 30; done' \
-                    &) ; \
-                 while :; do sleep 30; done",
+                 &) ; while :; do sleep 30; done",
                 dir.display()
             );
             let mut service = Service::spawn(plan(&script, &dir)).expect("sh can be executed");

@@ -1,6 +1,7 @@
 //! Small things that the supervisors need. They run after a fork: see the head of `spawn.rs`.
 
 use std::ffi::c_char;
+use std::ptr;
 
 use super::calls::Call;
 use super::message::{FAILED, STAGE_SUPERVISOR, send};
@@ -32,22 +33,31 @@ pub(super) fn now_ms() -> i64 {
     now_ns() / 1_000_000
 }
 
-/// Writes a number and a zero byte over a value that is longer than any process id.
-pub(super) unsafe fn write_digits(to: *mut c_char, number: i32) {
-    let mut divisor = 1_000_000_000_i32;
-    let mut to = to;
-    let mut begun = false;
+/// The digits of a number, written into this room from its end.
+pub(super) fn digits(number: u64, room: &mut [u8; 20]) -> &[u8] {
+    let mut at = room.len();
+    let mut rest = number;
+    while at > 0 {
+        at = at.wrapping_sub(1);
+        if let Some(digit) = room.get_mut(at) {
+            *digit = b'0'.wrapping_add((rest % 10) as u8);
+        }
+        rest /= 10;
+        if rest == 0 {
+            break;
+        }
+    }
+    room.get(at..).unwrap_or(&[])
+}
+
+/// Writes a process id and a zero byte, over a value that has more bytes than any process id has
+/// digits.
+pub(super) unsafe fn write_digits(to: *mut c_char, pid: i32) {
+    let mut room = [0; 20];
+    let digits = digits(pid.unsigned_abs().into(), &mut room);
     // SAFETY: at most ten digits, and the byte that ended the longer value before.
     unsafe {
-        while divisor > 0 {
-            let digit = number.wrapping_div(divisor).wrapping_rem(10);
-            begun |= digit != 0 || divisor == 1;
-            if begun {
-                *to = (b'0' as c_char).wrapping_add(digit as c_char);
-                to = to.add(1);
-            }
-            divisor = divisor.wrapping_div(10);
-        }
-        *to = 0;
+        ptr::copy_nonoverlapping(digits.as_ptr().cast(), to, digits.len());
+        *to.add(digits.len()) = 0;
     }
 }

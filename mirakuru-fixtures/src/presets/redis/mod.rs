@@ -423,8 +423,7 @@ impl Redis {
         let limit = self.databases.saturating_sub(1);
         if limit == 0 {
             let reason = "it has only the database 0: a cluster has no other, and `config(\"databases\", \
-                \"1\")` allows no other; \
-                          give each test keys with a prefix of its own";
+                \"1\")` allows no other; give each test keys with a prefix of its own";
             return Err(Error::other(attempt, reason));
         }
         let lease = Lease::take(&self.executor.dir().join("leases"), limit)

@@ -53,7 +53,7 @@ use super::super::spawn::{
     become_service, close_listeners, close_streams, lift_listeners, null_standard_streams, open_streams,
     reset_signals, run_on_end,
 };
-use super::super::tools::{errno, fail, fail_call, now_ns, to_read};
+use super::super::tools::{digits, errno, fail, fail_call, now_ns, to_read};
 use super::{handle, os, tree};
 use crate::sys::io::remove::{keep_log, remove_private_dir};
 
@@ -791,23 +791,10 @@ impl Line {
     }
 
     fn number(&mut self, number: i64) {
-        let mut digits = [0_u8; 20];
-        let mut at = digits.len();
-        let mut rest = number.unsigned_abs();
-        while at > 0 {
-            at = at.wrapping_sub(1);
-            if let Some(slot) = digits.get_mut(at) {
-                *slot = b'0'.wrapping_add((rest % 10) as u8);
-            }
-            rest /= 10;
-            if rest == 0 {
-                break;
-            }
-        }
         if number < 0 {
             self.push(b"-");
         }
-        self.push(digits.get(at..).unwrap_or(&[]));
+        self.push(digits(number.unsigned_abs(), &mut [0; 20]));
     }
 }
 

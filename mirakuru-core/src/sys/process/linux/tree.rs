@@ -23,7 +23,7 @@ use std::mem;
 use std::ptr;
 
 use super::super::arena::PIDS;
-use super::super::tools::errno;
+use super::super::tools::{digits, errno};
 use super::handle;
 
 /// The limit of process ids, on every kernel with 64 bits.
@@ -328,22 +328,11 @@ impl Path {
     }
 
     fn put_together(start: &[&[u8]], number: i32, end: &[u8]) -> Path {
-        let mut digits = [0_u8; 10];
-        let mut first = digits.len();
-        let mut rest = number.unsigned_abs();
-        while first > 0 {
-            first = first.wrapping_sub(1);
-            if let Some(digit) = digits.get_mut(first) {
-                *digit = b'0'.wrapping_add((rest % 10) as u8);
-            }
-            rest /= 10;
-            if rest == 0 {
-                break;
-            }
-        }
+        let mut room = [0; 20];
+        let digits = digits(number.unsigned_abs().into(), &mut room);
         let mut text = [0; 48];
         let start = start.iter().copied().flatten();
-        let bytes = start.chain(digits.iter().skip(first)).chain(end);
+        let bytes = start.chain(digits).chain(end);
         // The last byte stays zero.
         for (slot, byte) in text.iter_mut().take(47).zip(bytes) {
             *slot = *byte;
