@@ -8,8 +8,8 @@ use std::time::Duration;
 /// How long a server may take to answer a question.
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// How long tidying up may take: to drop a database, to give a number back. A server that is paused
-/// or overloaded must not hold up the end of a test. The server's end removes the rest.
+/// The time limit for clean-up, such as dropping a database or giving a number back. A paused or
+/// overloaded server must not hold up the end of a test. When the server ends, the rest is gone.
 pub(super) const TIDY_WITHIN: Duration = Duration::from_secs(1);
 
 /// A TCP connection to a server, with a limit for each read and write.
@@ -43,7 +43,7 @@ impl Connection {
     }
 }
 
-/// A connection to a server of ours by its Unix socket, or to an external one.
+/// A connection to our own server through its Unix socket, or to an external one.
 pub(super) enum Stream {
     Unix(UnixStream),
     Tcp(TcpStream),
@@ -86,8 +86,8 @@ impl Write for Stream {
     }
 }
 
-/// Reports that something could not be tidied up. A server that is gone has nothing left, so that
-/// needs no word.
+/// Reports that a clean-up has failed. If the server is gone, nothing is left, so nothing is
+/// reported.
 pub(super) fn tidied(attempt: &str, result: io::Result<()>) {
     use io::ErrorKind::{
         BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, TimedOut, UnexpectedEof, WouldBlock,

@@ -1,5 +1,5 @@
-//! The hashes by which servers check a password without seeing it: MD5, SHA-1 and SHA-256, and
-//! base64. Only for logins: what is hashed is short.
+//! The hashes with which servers check a password without seeing it: MD5, SHA-1 and SHA-256; and
+//! base64. Only for logins, so only for short texts.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
@@ -104,7 +104,7 @@ fn roots(count: usize, root: fn(f64) -> f64) -> Vec<u32> {
         .collect()
 }
 
-/// SHA-256 with its constants made once: a login takes it ten thousand times.
+/// SHA-256 with precomputed constants: a login calls it ten thousand times.
 pub(super) struct Sha256 {
     start: Vec<u32>,
     constants: Vec<u32>,
@@ -199,7 +199,7 @@ pub(super) fn to_base64(bytes: impl AsRef<[u8]>) -> String {
     BASE64_STANDARD.encode(bytes)
 }
 
-/// `None` for a text that is none of base64.
+/// `None` for a text that is not base64.
 pub(super) fn from_base64(text: &str) -> Option<Vec<u8>> {
     BASE64_STANDARD.decode(text).ok()
 }
@@ -225,7 +225,7 @@ mod tests {
                 "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
             ),
             (
-                // The padding takes a block of its own.
+                // The padding needs a block of its own.
                 "abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq",
                 "8215ef0796a20bcaaae116d3876c664a",
                 "84983e441c3bd26ebaae4aa1f95129e5e54670f1",

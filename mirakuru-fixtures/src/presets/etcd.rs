@@ -23,7 +23,7 @@ pub(super) const SERVER: Server = Server {
     needs: &[
         ("Max open files", 151, "-n"),
         ("Max file size", 64 << 20, "-f"),
-        // It maps its database, which may grow to 10 GiB.
+        // etcd maps its database into memory, which may grow to 10 GiB.
         ("Max address space", 11 << 30, "-v"),
     ],
     external: Some(&external::PROTOCOL),
@@ -38,27 +38,28 @@ pub fn etcd() -> EtcdRecipe {
     }
 }
 
-/// How to start an etcd: made by [`etcd()`].
+/// A recipe for an etcd: made by [`etcd()`].
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct EtcdRecipe {
     options: Options,
-    /// The own name, and the names and peer URLs of all members.
+    /// This member's name, and the names and peer URLs of all members.
     member: Option<(String, String)>,
-    /// The ports on which the other members wait for each other.
+    /// The peer ports of all members.
     peers: Vec<u16>,
 }
 
 options!(EtcdRecipe, durable);
 
 impl EtcdRecipe {
-    /// Sets a flag, over those that the preset sets: `config("quota-backend-bytes", "16777216")`.
+    /// Sets a flag, which overrides the preset's value: `config("quota-backend-bytes",
+    /// "16777216")`.
     pub fn config(mut self, flag: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.config.push((flag.into(), value.into()));
         self
     }
 
-    /// A cluster of so many members, each on ports of its own: ready when there is a leader.
+    /// A cluster of `members` members, each on ports of its own. It is ready when it has a leader.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -79,7 +80,7 @@ impl EtcdRecipe {
             recipe.peers = node.peers().map(|peer| peer.port_named("peer")).collect();
             recipe
         })
-        // A member that finds no other tries again after a second.
+        // A member that finds no other one tries again after a second.
         .launched_in_turn(Check::new("its peers could reach it", |member| {
             let port = member.port_named("peer").unwrap_or_default();
             let mut connection =
@@ -90,7 +91,7 @@ impl EtcdRecipe {
     }
 }
 
-// Not in the list of recipes that an error gives: it is long enough.
+// Left out of the list of recipes in error messages, which is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for EtcdRecipe {
     of_executor!(Etcd);
@@ -113,8 +114,8 @@ impl Recipe for EtcdRecipe {
             ("listen-peer-urls", peer.clone()),
             ("initial-advertise-peer-urls", peer.clone()),
             ("initial-cluster", members),
-            // In milliseconds. It elects itself before it serves, which takes a third of a second
-            // with its own defaults.
+            // In milliseconds. The member elects itself before it serves, which takes a third of a
+            // second with etcd's own defaults.
             ("heartbeat-interval", "10".to_owned()),
             ("election-timeout", election.to_owned()),
         ];
@@ -126,15 +127,15 @@ impl Recipe for EtcdRecipe {
         let args: Vec<String> = args.collect();
         let mut recipe = self.options.recipe(&SERVER, &args)?;
         if !self.options.durable && self.options.setting("unsafe-no-fsync").is_none() {
-            // By a variable, because a version that does not know this flag refuses it, and ignores
-            // the variable.
+            // Set by a variable: a version without this flag would refuse the flag, but ignores the
+            // variable.
             recipe = recipe.env("ETCD_UNSAFE_NO_FSYNC", "true");
         }
         let peers = self.peers.clone();
         Ok(recipe.wait_for(
             self.options
                 .answers("said that it is healthy", move |mut connection| {
-                    // Without a majority it leaves the question without an answer.
+                    // Without a majority etcd does not answer the question.
                     let is_there = |port: &&u16| TcpStream::connect((Ipv4Addr::LOCALHOST, **port)).is_ok();
                     if peers.iter().filter(is_there).count() < peers.len().div_ceil(2) {
                         return Ok(false);
@@ -151,19 +152,19 @@ impl Recipe for EtcdRecipe {
     }
 }
 
-/// A running etcd: a cluster of one member, which speaks gRPC and, below `/v3/`, JSON on the same
+/// A running etcd: a cluster of one member. It speaks gRPC and, below `/v3/`, JSON on the same
 /// port.
 ///
-/// [`key_prefix`](Etcd::key_prefix) gives each test keys of its own. The tests share everything
-/// that has no key: revisions, which every write raises, compaction, leases (whose numbers the
-/// server gives), alarms, the quota, and users and roles. A test that turns authentication on turns
-/// it on for all.
+/// [`key_prefix`](Etcd::key_prefix) gives each test its own keys. The tests share everything
+/// without a key: revisions (every write raises the number), compaction, leases (the server chooses
+/// their numbers), alarms, the quota, and users and roles. A test that enables authentication
+/// enables it for all.
 ///
-/// It has no users to begin with, and every user of this machine can reach it. It elects itself
-/// within 50 ms instead of a second, so that it starts faster; the shortest lease is 1 s, too,
+/// At first it has no users, and every user of this machine can reach it. It elects itself within
+/// 50 ms instead of a second, so that it starts faster. This also makes the shortest lease 1 s
 /// instead of 2 s. `config("heartbeat-interval", "100")` and `config("election-timeout", "1000")`
-/// give its own defaults back. Data survives a restart. It takes 64 MB of disk for its log at once,
-/// and does not start with less.
+/// restore etcd's own defaults. Data survives a restart. It takes 64 MB of disk for its log at
+/// once, and does not start with less.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -183,8 +184,7 @@ pub struct Etcd {
 handle!(Etcd, external);
 
 impl Etcd {
-    /// The URL for clients: `http://127.0.0.1:PORT`, or the one that
-    /// `MIRAKURU_ETCD_URL` gives.
+    /// The URL for clients: `http://127.0.0.1:PORT`, or the one in `MIRAKURU_ETCD_URL`.
     #[must_use]
     pub fn url(&self) -> String {
         match &self.external {
@@ -198,7 +198,7 @@ prefix!(
     Etcd,
     "",
     '/',
-    /// The beginning of keys for one test alone: `tk4x2m7qzja5w/`.
+    /// A prefix for the keys of one test: `tk4x2m7qzja5w/`.
     key_prefix,
     try_key_prefix
 );

@@ -1,7 +1,8 @@
-//! A server that somebody else has started: `MIRAKURU_REDIS_URL`, and so on for each preset.
+//! An external server, which another program has started: `MIRAKURU_REDIS_URL`, and so on for each
+//! preset.
 //!
-//! Its handle has the same type as that of a server of ours. The service behind the handle's
-//! executor is a *stand-in*: the test binary once more, which this file takes over before `main`.
+//! Its handle has the same type as that of our own server. The service behind the handle's executor
+//! is a *stand-in*: the test binary once more. This file takes that process over before `main`.
 //!
 //! | who | does |
 //! | --- | --- |
@@ -14,7 +15,7 @@
 //! 1. Write its [`Protocol`], name it in its `Server`, and add the `Server` to [`SERVERS`].
 //! 2. Begin `executor`, `prepare`, `set_up` and `handle` with `self.options.external(&SERVER)?`.
 //! 3. Let the names of all parts begin with [`External::owner`] or [`External::unique_name`].
-//! 4. Set [`Options::is_member`] in the recipes of clusters: those are always servers of ours.
+//! 4. Set [`Options::is_member`] in the recipes of clusters: those are always our own servers.
 
 use std::env;
 use std::fmt;
@@ -47,24 +48,24 @@ const SERVERS: [&Server; 8] = [
     &mosquitto::SERVER,
 ];
 
-/// How long a server may refuse connections because it is about to start.
+/// How long a server that is about to start may refuse connections.
 const STARTS_WITHIN: Duration = Duration::from_secs(5);
-/// How often the stand-in renews its claim.
+/// How often the stand-in renews its registration.
 const RENEWED_EVERY: Duration = Duration::from_secs(60);
-/// The age at which parts count as left behind, if their owner is on another machine.
+/// If their owner is on another machine, parts of this age count as left behind.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// A parameter that is not for clients: the port of RabbitMQ's management plugin.
+/// A parameter that clients must not see: the port of RabbitMQ's management plugin.
 pub(super) const MANAGEMENT_PORT: &str = "management_port";
 
-/// The variable by which the test binary knows that it is a stand-in.
+/// The variable that tells the test binary that it is a stand-in.
 const STAND_IN: &str = "MIRAKURU_STAND_IN";
 const CLEAN_UP: &str = "clean up";
-/// Files in the private directory: the owner, and a sign that it is known to the server.
+/// Files in the private directory: the owner, and a mark that the server knows it.
 const OWNER: &str = "owner";
 const READY: &str = "ready";
 
-/// How a preset speaks to an external server.
+/// How a preset talks to an external server.
 pub(super) struct Protocol {
     /// The schemes of its URLs.
     pub(crate) schemes: &'static [&'static str],
@@ -72,18 +73,17 @@ pub(super) struct Protocol {
     pub(crate) port: u16,
     /// Fails if the server is too old, or refuses the rights that the preset needs.
     pub(crate) check: fn(&External) -> io::Result<()>,
-    /// The owners of all parts that are on the server, where the names begin with them. Others may
-    /// be among them.
+    /// The owners of all parts on the server, read from the names of the parts. The result may have
+    /// others.
     pub(crate) owners: fn(&External) -> io::Result<Vec<String>>,
-    /// Makes this owner known to the server, again and again. For servers on which a part cannot
-    /// have a name.
+    /// Registers this owner with the server, repeatedly. For servers whose parts cannot have names.
     pub(crate) renew: fn(&External, &str) -> io::Result<()>,
-    /// Removes all parts of this owner. It is called more than once, also when there is nothing.
+    /// Removes all parts of this owner. It is called more than once, even if nothing is left.
     pub(crate) remove: fn(&External, &str) -> io::Result<()>,
 }
 
 impl Protocol {
-    /// For [`Protocol::renew`], where names are enough.
+    /// An implementation of [`Protocol::renew`] for servers on which names are enough.
     pub(crate) const NO_RENEWAL: fn(&External, &str) -> io::Result<()> = |_, _| Ok(());
 }
 
@@ -105,7 +105,7 @@ pub(super) struct External {
     pub(crate) port: u16,
     /// The path without its first `/`, if there is any.
     pub(crate) path: Option<String>,
-    /// The rest, with its `?`.
+    /// The rest of the URL, including its `?`.
     query: String,
 }
 
@@ -115,7 +115,7 @@ impl fmt::Debug for External {
     }
 }
 
-/// For messages: without the user and the password.
+/// The URL for messages: without the user and the password.
 impl fmt::Display for External {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -127,12 +127,12 @@ impl fmt::Display for External {
 }
 
 impl Options {
-    /// The server that the preset's variable names, if it does.
+    /// The server in the preset's variable, if that is set.
     ///
     /// # Errors
     ///
-    /// When the URL is none of the preset's, or the recipe has settings, which such a server
-    /// cannot be given.
+    /// If the URL is not one of the preset's, or if the recipe has settings, which an external
+    /// server cannot take.
     pub(crate) fn external(&self, server: &Server) -> Result<Option<External>, Error> {
         let variable = server.variable("URL");
         let (Some(url), Some(protocol)) = (env::var_os(&variable), server.external) else {
@@ -241,14 +241,14 @@ impl External {
         )
     }
 
-    /// The URL that was given. It has no `/` at its end, as the URL of a server of ours has none:
-    /// tests append paths.
+    /// The URL as it was given, but without a `/` at its end: tests append paths, as to the URL of
+    /// our own server.
     pub(crate) fn shared_url(&self) -> String {
         let url = self.url(self.path.as_deref().unwrap_or_default());
         url.strip_suffix('/').map(str::to_owned).unwrap_or(url)
     }
 
-    /// The host and the port, as they stand in URLs.
+    /// The host and the port in the form of a URL.
     fn authority(&self) -> String {
         match self.host.contains(':') {
             true => format!("[{}]:{}", self.host, self.port),
@@ -266,7 +266,7 @@ impl External {
     }
 
     pub(crate) fn failed(&self, source: io::Error) -> Error {
-        // The system's words for a time-out of a read are "resource temporarily unavailable".
+        // The system calls a time-out of a read "resource temporarily unavailable".
         let source = match source.kind() {
             io::ErrorKind::WouldBlock => {
                 io::Error::other(format!("it gave no answer within {} s", ANSWER_WITHIN.as_secs()))
@@ -276,7 +276,7 @@ impl External {
         failed(format!("use {self}"), source)
     }
 
-    /// Fails if the recipe has used a setter that such a server cannot obey.
+    /// Fails if the recipe has used a setter that has no effect on such a server.
     pub(crate) fn refuse(&self, setter: &str, is_used: bool) -> Result<(), Error> {
         let variable = &self.variable;
         let reason = format!(
@@ -289,7 +289,7 @@ impl External {
         }
     }
 
-    /// Fails in a test that asks for something that only a server of ours has.
+    /// Fails in a test that asks for something that only our own server has.
     #[track_caller]
     pub(crate) fn has_no(&self, thing: &str) -> ! {
         panic!("{self} was not started by mirakuru, so its {thing} is not known")
@@ -299,7 +299,7 @@ impl External {
         (&*self.host, port).to_socket_addrs()
     }
 
-    /// A connection, to the first of the host's addresses that accepts one.
+    /// A connection to the first of the host's addresses that accepts one.
     pub(crate) fn connect(&self, within: Duration) -> io::Result<Connection> {
         self.connect_to(self.port, within)
     }
@@ -316,7 +316,7 @@ impl External {
         result
     }
 
-    /// The same, without a buffer.
+    /// The same without a buffer.
     pub(crate) fn stream(&self, within: Duration) -> io::Result<Stream> {
         Ok(Stream::Tcp(self.connect(within)?.0.into_inner()))
     }
@@ -325,13 +325,13 @@ impl External {
     ///
     /// # Errors
     ///
-    /// When the host is not known.
+    /// If the host is not known.
     pub(crate) fn executor(&self, options: &Options) -> Result<ExecutorBuilder<Answers>, Error> {
         self.addrs(self.port)
             .map(drop)
             .map_err(|source| self.failed(source))?;
-        // The supervisor is a fork of this process: the same program, although its file may have
-        // gone. Others in the run have the same recipe by this path.
+        // The supervisor is a fork of this process. So this path is the same program, even if its
+        // file is gone. It also makes the recipe the same in all processes of the run.
         let magic = Path::new("/proc/self/exe");
         let program = match magic.exists() {
             true => magic.to_owned(),
@@ -343,7 +343,7 @@ impl External {
             .__not_ours(&self.variable)
             .current_dir("{dir}")
             .env(STAND_IN, self.name)
-            // It tells servers apart as well.
+            // It also distinguishes servers.
             .env(&self.variable, literal(&self.given))
             .on_end([program.as_os_str(), CLEAN_UP.as_ref()]);
         if let Some(timeout) = options.timeout {
@@ -357,7 +357,7 @@ impl External {
     ///
     /// # Errors
     ///
-    /// When the server cannot be used.
+    /// If the server cannot be used.
     pub(crate) fn prepare(&self) -> Result<(), Error> {
         use io::ErrorKind::{ConnectionRefused, ConnectionReset, ResourceBusy, UnexpectedEof};
         let begun = Instant::now();
@@ -375,7 +375,7 @@ impl External {
         let owners = checked.and_then(|()| (self.protocol.owners)(self));
         for owner in owners.map_err(|source| self.failed(source))? {
             if is_forgotten(&owner) {
-                // Another run may be at it, too.
+                // Another run may do the same at this moment.
                 let _ = (self.protocol.remove)(self, &owner);
             }
         }
@@ -386,13 +386,12 @@ impl External {
     ///
     /// # Errors
     ///
-    /// When the stand-in has gone.
+    /// If the stand-in is gone.
     pub(crate) fn owner(&self, dir: &Path) -> Result<String, Error> {
         fs::read_to_string(dir.join(OWNER)).map_err(|source| self.failed(source))
     }
 
-    /// A name that nobody else has, of at most 56 lower-case letters, digits and `_`. It begins
-    /// with its owner.
+    /// A unique name of at most 56 lower-case letters, digits and `_`. It begins with its owner.
     pub(crate) fn unique_name(&self, dir: &Path) -> Result<String, Error> {
         Ok(format!("{}_{}", self.owner(dir)?, unique_name()?))
     }
@@ -406,7 +405,7 @@ impl External {
     }
 }
 
-/// The owners of these names, each once. Of names that are not ours it may give anything.
+/// The owners in these names, each once. Other names may give any text.
 pub(super) fn owners_of(names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<String> {
     let names = names.into_iter();
     let owners = names.filter_map(|name| Some(name.as_ref().split_once('_')?.0.to_owned()));
@@ -416,7 +415,7 @@ pub(super) fn owners_of(names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec
     owners
 }
 
-/// Whether the owner has ended and left its parts behind. A text that is no owner is none of ours.
+/// Whether the owner has ended and left its parts behind. `false` for a text that is not an owner.
 fn is_forgotten(owner: &str) -> bool {
     let Some(owner) = Owner::parse(owner) else {
         return false;
@@ -449,11 +448,11 @@ fn run(external: &External) -> Result<(), Error> {
     let protocol = external.protocol;
     let dir = env::current_dir().map_err(|source| external.failed(source))?;
     if second_argument() == CLEAN_UP.as_bytes() {
-        // For a start after this.
+        // A later start finds it.
         let _ = fs::remove_file(dir.join(READY));
         return match external.owner(&dir) {
             Ok(owner) => (protocol.remove)(external, &owner).map_err(|source| external.failed(source)),
-            // It has made nothing.
+            // This owner has made nothing.
             Err(_) => Ok(()),
         };
     }
@@ -473,7 +472,7 @@ fn run(external: &External) -> Result<(), Error> {
     }
 }
 
-/// Before `main`, not every C library has told the standard library the arguments.
+/// Before `main`, some C libraries have not yet given the arguments to the standard library.
 fn second_argument() -> Vec<u8> {
     let line = fs::read("/proc/self/cmdline").unwrap_or_default();
     match line.split(|byte| *byte == 0).nth(1) {
@@ -549,7 +548,7 @@ mod tests {
         let us = Owner::this_process().to_string();
         assert!(!is_forgotten(&us));
         assert!(!is_forgotten("orders"));
-        // Of another machine: young, and of 1970.
+        // One of another machine that is young, and one from 1970.
         let (_, rest) = us.split_once('p').unwrap();
         let (_, made) = us.split_once('t').unwrap();
         assert!(!is_forgotten(&format!("mk0p{rest}")));

@@ -20,7 +20,7 @@ pub(super) const SERVER: Server = Server {
     external: Some(&external::PROTOCOL),
 };
 
-/// How many connections it takes by its own default.
+/// memcached's own default for connections.
 const CONNECTIONS: u64 = 1024;
 
 /// A memcached: see [`Memcached`].
@@ -30,7 +30,7 @@ pub fn memcached() -> MemcachedRecipe {
     }
 }
 
-/// How to start a memcached: made by [`memcached()`].
+/// A recipe for a memcached: made by [`memcached()`].
 ///
 /// It has no configuration file. All its settings are arguments: `arg("--memory-limit=16")`
 /// (megabytes; its own default is 64).
@@ -42,7 +42,7 @@ pub struct MemcachedRecipe {
 
 options!(MemcachedRecipe);
 
-// Not in the list of recipes that an error gives: it is long enough.
+// Left out of the list of recipes in error messages, which is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for MemcachedRecipe {
     of_executor!(Memcached);
@@ -53,7 +53,7 @@ impl Recipe for MemcachedRecipe {
         }
         let port = self.options.port();
         let mut args = vec!["-l", "127.0.0.1", "-U", "0", "-p", &port];
-        // It does not start where it may not open as many files.
+        // memcached does not start if it may not open that many files.
         let few = limit("Max open files").filter(|files| *files < CONNECTIONS);
         let few = few.map(|files| files.to_string());
         if let Some(files) = &few {
@@ -62,12 +62,12 @@ impl Recipe for MemcachedRecipe {
         Ok(self
             .options
             .recipe(&SERVER, &args)?
-            // Asked to end, it waits a second for threads of its own. It has nothing to lose: all
-            // of it is memory.
+            // After a polite signal it waits a second for threads of its own. It has nothing to
+            // lose: all its data is in memory.
             .stop_signal(Signal::Kill)
             .wait_for(self.options.answers("answered `version`", |mut connection| {
                 connection.send(b"version\r\n")?;
-                // If it wants a password, it answers with a `CLIENT_ERROR`.
+                // If it requires a password, it answers with a `CLIENT_ERROR`.
                 connection.line().map(|answer| !answer.is_empty())
             })))
     }
@@ -75,11 +75,11 @@ impl Recipe for MemcachedRecipe {
 
 /// A running memcached.
 ///
-/// [`key_prefix`](Memcached::key_prefix) gives each test keys of its own. Nothing else can be kept
-/// apart, because memcached has one space of keys and no users. `flush_all` empties it for all
-/// tests, and `stats` counts all tests together. They share its memory, so a test that fills it
-/// makes the keys of others vanish. A test that needs one of these needs a server of its own, which
-/// takes some ten milliseconds to start.
+/// [`key_prefix`](Memcached::key_prefix) gives each test its own keys. Nothing else can be
+/// separated, because memcached has one space of keys and no users. `flush_all` empties it for all
+/// tests, and `stats` counts all tests together. They share its memory, so if a test fills it,
+/// other tests lose keys. A test that needs one of these needs its own server, which takes some ten
+/// milliseconds to start.
 ///
 /// It keeps nothing on a disk: a restart empties it. It has no user and no password, and every user
 /// of this machine can reach it.
@@ -102,8 +102,7 @@ pub struct Memcached {
 handle!(Memcached, external);
 
 impl Memcached {
-    /// Its URL: `memcache://127.0.0.1:PORT`, or the one that
-    /// `MIRAKURU_MEMCACHED_URL` gives.
+    /// Its URL: `memcache://127.0.0.1:PORT`, or the one in `MIRAKURU_MEMCACHED_URL`.
     #[must_use]
     pub fn url(&self) -> String {
         match &self.external {
@@ -117,7 +116,7 @@ prefix!(
     Memcached,
     "",
     ':',
-    /// The beginning of keys for one test alone: `tk4x2m7qzja5w:`. (A key may have 250 bytes.)
+    /// A prefix for the keys of one test: `tk4x2m7qzja5w:`. (A key may have 250 bytes.)
     key_prefix,
     try_key_prefix
 );

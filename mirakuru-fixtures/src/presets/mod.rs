@@ -1,5 +1,5 @@
-//! Ready-made servers: for each a recipe, a handle that knows the server's addresses, and a way to
-//! keep tests that share one apart.
+//! Ready-made servers. Each has a recipe, a handle that knows the server's addresses, and a way to
+//! keep tests that share it apart.
 //!
 //! ```no_run
 //! # use mirakuru_fixtures as mirakuru;
@@ -25,25 +25,26 @@
 //! | [`etcd()`] | [`Etcd`] | [`key_prefix()`](Etcd::key_prefix) |
 //! | [`nginx(text)`](nginx()) | [`Nginx`] | nothing: tests only read |
 //!
-//! All of them have in common:
+//! They all have these properties:
 //!
-//! - The server is found on `PATH` and in the usual places of the distribution; a missing one is an
-//!   error that names the package. It is a plain program of this machine: nothing is downloaded,
+//! - The server is found on `PATH` and in the usual places of the distribution; if it is missing,
+//!   the error names the package. It is an ordinary program of this machine: nothing is downloaded,
 //!   and no container is involved. A version manager (asdf, mise) chooses by the directory of the
 //!   tests.
-//! - It listens on 127.0.0.1, on a free port unless `port(..)` says otherwise. Its data is in a
-//!   private directory that goes with it.
+//! - It listens on 127.0.0.1, on a free port unless `port(..)` sets one. Its data is in its private
+//!   directory and is removed with it.
 //! - It does not see the developer's settings: variables such as `PGHOST`, `MYSQL_HOST`,
 //!   `ETCD_WAL_DIR`, `LANG` and `TZ` are removed. Tests can rely on UTC, UTF-8 and ISO dates.
 //! - Settings that only a power failure needs are off, unless `durable(true)` asks for them.
 //!   Committed data survives `kill` and `start`, as it does with the server's own defaults.
 //! - It is ready when its own protocol answers, not when its port is open.
-//! - Where the tests run as root, the server runs as an unprivileged user; `file(..)` hands it keys
-//!   and other files. (nginx runs as root then, so that it can read the files of the tests.) Where
-//!   root may not become another user, the server runs as root if it agrees. PostgreSQL does not.
-//! - The parts for one test alone do not meet: numbers are given again as late as possible. Tidying
-//!   up takes a second at most. A part that could not be removed by then is reported, and goes with
-//!   the server.
+//! - If the tests run as root, the server runs as an unprivileged user; `file(..)` gives it keys
+//!   and other files. (nginx runs as root in that case, so that it can read the files of the
+//!   tests.) If root may not become another user, the server runs as root if it agrees. PostgreSQL
+//!   does not agree.
+//! - The parts that tests lease are separate: a number is used again as late as possible. Clean-up
+//!   takes at most a second. A part that could not be removed by then is reported, and stays until
+//!   the server ends.
 //! - The handle dereferences to its [`Executor`](mirakuru_core::Executor), which has the logs, the
 //!   pid, and the verbs.
 //!
@@ -58,13 +59,13 @@
 //! | [`redis().replicas(1)`](RedisRecipe::replicas) | the replica follows the master |
 //! | [`postgres().replicas(1)`](PostgresRecipe::replicas) | the replica streams from the primary |
 //!
-//! There is none for a store that speaks S3, because Debian has no package of one (MinIO is
+//! There is none for a store that speaks S3, because Debian has no package of one (MinIO must be
 //! downloaded), and none for ZooKeeper, whose Java takes a second to start.
 //!
 //! # One of your own
 //!
-//! A preset is made of public parts; [`Recipe`](crate::Recipe) shows how. The smallest is a
-//! function that returns an [`ExecutorBuilder`](mirakuru_core::ExecutorBuilder):
+//! Presets consist of public parts; [`Recipe`](crate::Recipe) shows how. The smallest is a function
+//! that returns an [`ExecutorBuilder`](mirakuru_core::ExecutorBuilder):
 //!
 //! ```
 //! # use mirakuru_core as mirakuru;
@@ -113,11 +114,11 @@ pub use rabbitmq::{Rabbitmq, RabbitmqRecipe, RabbitmqVhost, rabbitmq};
 pub use redis::{Redis, RedisDatabase, RedisRecipe, redis};
 pub use seed::hash_of_dir;
 
-/// When a preset's server is ready: its port is open, by its own process, and it answers in its own
-/// protocol.
+/// The condition of a preset's server: its own process has its port open, and answers in the
+/// server's own protocol.
 pub type Answers = And<Tcp, Check>;
 
-/// The value of something that is given to a test without a `Result`. An error is a panic.
+/// The value for a test that wants no `Result`. Panics on an error.
 #[track_caller]
 fn expect<T>(result: Result<T, Error>) -> T {
     match result {
@@ -131,7 +132,7 @@ fn failed(attempt: impl fmt::Display, source: io::Error) -> Error {
     Error::other(attempt.to_string(), source)
 }
 
-/// A text as a part of a URL: everything but letters, digits and `-._~` as `%XX`.
+/// A text as a part of a URL: everything except for letters, digits and `-._~` becomes `%XX`.
 fn percent_encoded(text: &str) -> String {
     const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
         .remove(b'-')

@@ -1,4 +1,4 @@
-//! Mosquitto, a broker of MQTT.
+//! Mosquitto, an MQTT broker.
 
 use std::io::{self, Read};
 
@@ -29,7 +29,7 @@ pub fn mosquitto() -> MosquittoRecipe {
     }
 }
 
-/// How to start a Mosquitto: made by [`mosquitto()`].
+/// A recipe for a Mosquitto: made by [`mosquitto()`].
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct MosquittoRecipe {
@@ -39,9 +39,9 @@ pub struct MosquittoRecipe {
 options!(MosquittoRecipe, durable);
 
 impl MosquittoRecipe {
-    /// Adds a line to its configuration, after those of the preset, or in place of the one that has
-    /// the same key: `config("max_packet_size", "1048576")`. Settings of a listener are for the
-    /// preset's listener, unless `config("listener", ..)` has begun another.
+    /// Adds a line to its configuration, after those of the preset. A line with the key of one of
+    /// the preset's replaces that: `config("max_packet_size", "1048576")`. Settings of a listener
+    /// are for the preset's listener, unless `config("listener", ..)` has begun another one.
     pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.config.push((key.into(), value.into()));
         self
@@ -49,7 +49,7 @@ impl MosquittoRecipe {
 
     fn text(&self) -> String {
         let mut lines = vec![
-            // First, so that what is set for a listener is set for this one.
+            // The listener comes first, so that later listener settings are for this one.
             ("listener", format!("{} 127.0.0.1", self.options.port())),
             ("allow_anonymous", "true".to_owned()),
             ("log_dest", "stderr".to_owned()),
@@ -57,7 +57,7 @@ impl MosquittoRecipe {
             ("persistence_location", "{dir}/".to_owned()),
         ];
         if SERVER.stays_root().is_some() {
-            // It would become another user.
+            // Without this, it would become another user.
             lines.push(("user", "root".to_owned()));
         }
         lines.retain(|(key, _)| *key == "listener" || self.options.setting(key).is_none());
@@ -66,7 +66,7 @@ impl MosquittoRecipe {
     }
 }
 
-// Not in the list of recipes that an error gives: it is long enough.
+// Left out of the list of recipes in error messages, which is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for MosquittoRecipe {
     of_executor!(Mosquitto);
@@ -83,7 +83,7 @@ impl Recipe for MosquittoRecipe {
     }
 }
 
-/// Whether it answers in MQTT 3.1.1. A refusal is an answer, too.
+/// Whether it answers in MQTT 3.1.1. A refusal counts as an answer.
 fn answers(mut connection: Connection) -> io::Result<bool> {
     const CONNECT: &[u8] = b"\x10\x0c\0\x04MQTT\x04\x02\0\x3c\0\0";
     const CONNACK: [u8; 2] = [0x20, 2];
@@ -98,9 +98,9 @@ fn answers(mut connection: Connection) -> io::Result<bool> {
 
 /// A running Mosquitto.
 ///
-/// [`topic_prefix`](Mosquitto::topic_prefix) gives each test topics of its own, retained messages
-/// among them. The tests share everything that has no topic: a subscription to `#`, `$SYS`, and the
-/// ids of clients. A second client with the same id throws the first one out, so make ids of the
+/// [`topic_prefix`](Mosquitto::topic_prefix) gives each test its own topics, including retained
+/// messages. The tests share everything without a topic: a subscription to `#`, `$SYS`, and the ids
+/// of clients. A second client with the same id disconnects the first one. So build ids from the
 /// prefix too, or leave them empty.
 ///
 /// Every user of this machine may connect, without a name or a password. For passwords, make a file
@@ -127,8 +127,7 @@ pub struct Mosquitto {
 handle!(Mosquitto, external);
 
 impl Mosquitto {
-    /// Its URL: `mqtt://127.0.0.1:PORT`, or the one that
-    /// `MIRAKURU_MOSQUITTO_URL` gives.
+    /// Its URL: `mqtt://127.0.0.1:PORT`, or the one in `MIRAKURU_MOSQUITTO_URL`.
     #[must_use]
     pub fn url(&self) -> String {
         match &self.external {
@@ -142,7 +141,7 @@ prefix!(
     Mosquitto,
     external::BEGIN,
     '/',
-    /// The beginning of topics for one test alone: `tk4x2m7qzja5w/`.
+    /// A prefix for the topics of one test: `tk4x2m7qzja5w/`.
     topic_prefix,
     try_topic_prefix
 );

@@ -1,4 +1,4 @@
-//! NATS, with JetStream where that is asked for.
+//! NATS, optionally with JetStream.
 
 use std::fmt;
 use std::fs;
@@ -30,7 +30,7 @@ pub(super) const SERVER: Server = Server {
     external: Some(&external::PROTOCOL),
 };
 
-/// The user of the account that is everybody's.
+/// The user of the account that all tests share.
 const EVERYBODY: &str = "everybody";
 
 /// The file in which `prepare` keeps two things for `handle`: the password, and the number of
@@ -47,21 +47,21 @@ pub fn nats() -> NatsRecipe {
     }
 }
 
-/// How to start a NATS server: made by [`nats()`].
+/// A recipe for a NATS server: made by [`nats()`].
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct NatsRecipe {
     options: Options,
     jetstream: Option<bool>,
     accounts: Option<u32>,
-    /// Its place in a cluster, and the ports for routes of all nodes.
+    /// Its place in a cluster, and the route ports of all nodes.
     node: Option<(Node, Vec<u16>)>,
 }
 
 options!(NatsRecipe);
 
 impl NatsRecipe {
-    /// Turns JetStream on, in all accounts. The default is `false`, and `true` in a
+    /// Enables JetStream in all accounts. The default is `false`, and `true` in a
     /// [cluster](NatsRecipe::cluster). Its streams survive a restart.
     pub fn jetstream(mut self, jetstream: bool) -> Self {
         self.jetstream = Some(jetstream);
@@ -69,26 +69,27 @@ impl NatsRecipe {
     }
 
     /// Sets how many accounts tests can lease at the same time. The default is twice the number of
-    /// processors, and at least 16. With JetStream each makes the start some 2 ms longer.
+    /// processors, and at least 16. With JetStream each account makes the start some 2 ms longer.
     pub fn accounts(mut self, accounts: u32) -> Self {
         self.accounts = Some(accounts);
         self
     }
 
-    /// Sets a value of its configuration, over those that the preset sets, in the syntax of that
-    /// file: `config("max_payload", "8MB")`. `accounts` and `authorization` are the preset's.
+    /// Sets a value of its configuration, in the syntax of that file. It overrides the preset's
+    /// value: `config("max_payload", "8MB")`. The preset itself sets `accounts` and
+    /// `authorization`.
     pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.config.push((key.into(), value.into()));
         self
     }
 
-    /// A cluster of so many nodes, with JetStream unless
-    /// [`jetstream(false)`](NatsRecipe::jetstream) says otherwise. It is ready when every node
-    /// knows all nodes, and JetStream answers on every node, for which it needs a leader.
+    /// A cluster of `nodes` nodes, with JetStream unless
+    /// [`jetstream(false)`](NatsRecipe::jetstream) turns it off. It is ready when every node knows
+    /// all nodes, and JetStream answers on every node, for which it needs a leader.
     ///
     /// All nodes have the same accounts and the same password. They lease accounts from one list:
-    /// an account that [`account`](Nats::account) of one node returns is nobody else's on the other
-    /// nodes, too. A node that starts again is ready when it answers.
+    /// an account from [`account`](Nats::account) of one node is not given out by the other nodes
+    /// either. A node that starts again is ready when it answers.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -121,7 +122,7 @@ impl NatsRecipe {
         .ready_when(formed)
     }
 
-    /// The node of the cluster whose directory has the leases of all nodes.
+    /// The directory of this node of the cluster has the leases of all nodes.
     fn first(&self) -> Option<Node> {
         self.node.as_ref().and_then(|(node, _)| node.nodes().next())
     }
@@ -136,12 +137,12 @@ impl NatsRecipe {
             text.push_str("jetstream: enabled\n");
         }
         if let Some(accounts) = self.accounts {
-            // Other processes find the service that they share by this text.
+            // Other processes recognise the shared service by this text.
             text.push_str(&format!("# {accounts} accounts\n"));
         }
         text.push_str("include accounts.conf\n");
         if let Some((node, _)) = &self.node {
-            // The number of nodes is for the other processes, as above.
+            // Other processes need the number of nodes in the text, as above.
             text.push_str(&format!(
                 "server_name: {} # of {}\n",
                 node.name(),
@@ -156,8 +157,8 @@ impl NatsRecipe {
         text
     }
 
-    /// The accounts that can be leased, and the one that is everybody's: all with the same
-    /// password, which no other run has.
+    /// The accounts for leases, and the one that all tests share. All have the same password, which
+    /// no other run has.
     fn accounts_text(&self, accounts: u32, password: &str) -> String {
         let jetstream = if self.has_jetstream() {
             ", jetstream: enabled"
@@ -176,8 +177,8 @@ impl NatsRecipe {
     }
 }
 
-/// The routes to all nodes. They have the password, too: a node of another cluster that finds a
-/// port of this one must not join it.
+/// The routes to all nodes, with the password. A node of another cluster that finds a port of this
+/// one must not join it.
 fn routes_text(ports: &[u16], password: &str) -> String {
     let mut text = format!("authorization {{ user: route, password: \"{password}\" }}\nroutes: [\n");
     for port in ports {
@@ -191,7 +192,7 @@ fn user(number: u32) -> String {
     format!("test{number}")
 }
 
-// Not in the list of recipes that an error gives: it is long enough.
+// Left out of the list of recipes in error messages, which is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for NatsRecipe {
     type Readiness = Answers;
@@ -203,14 +204,14 @@ impl Recipe for NatsRecipe {
         }
         let mut args = vec!["--config", "{dir}/nats.conf"];
         if self.has_jetstream() {
-            // By the command line, on which every character of a path stands for itself.
+            // On the command line, every character of a path stands for itself.
             args.extend(["--store_dir", "{dir}/jetstream"]);
         }
         Ok(self
             .options
             .recipe(&SERVER, &args)?
             .file("nats.conf", self.text())
-            // Both signals are an orderly end for it, but after SIGTERM it exits with 1.
+            // Both signals end it in order, but after SIGTERM it exits with 1.
             .stop_signal(Signal::Int)
             .wait_for(self.options.answers_in("answered PING", |question| {
                 let (password, _) = credentials(question.dir)?;
@@ -227,7 +228,7 @@ impl Recipe for NatsRecipe {
         }
         let first = self.first();
         let (password, accounts) = match first.filter(|first| first.dir() != executor.dir()) {
-            // It has been prepared before this one.
+            // Another node has prepared it already.
             Some(first) => credentials(&first.dir()).map_err(no_password)?,
             None => (new_password()?, self.accounts.unwrap_or_else(default_accounts)),
         };
@@ -309,17 +310,17 @@ fn credentials(dir: &Path) -> io::Result<(String, u32)> {
 
 /// A running NATS server.
 ///
-/// [`account`](Nats::account) gives each test an account of its own. It has its own subjects and,
+/// [`account`](Nats::account) gives each test its own account. An account has its own subjects and,
 /// with JetStream, its own streams, key-value buckets and consumers, which no other account can
 /// reach. The accounts are in the configuration from the start, so a lease costs a file lock and,
-/// with JetStream, a question. The tests share the limits of the server: its connections, its
+/// with JetStream, one request. The tests share the limits of the server: its connections, its
 /// memory, its disk.
 ///
 /// Each server has a new password, and a client must give it. The crate `async-nats` ignores the
 /// user and the password of a URL: use
 /// `ConnectOptions::with_user_and_password(account.user().into(), account.password().into())`. A
-/// client that does not log in is refused, and so is never in a wrong account. There is no user of
-/// the system account, `$SYS`.
+/// client that does not log in is refused, and so never gets into a wrong account. The system
+/// account, `$SYS`, has no user.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -343,7 +344,7 @@ pub struct Nats {
 handle!(Nats, external);
 
 impl Nats {
-    /// The URL of the account that all share: `nats://everybody:SECRET@127.0.0.1:PORT`.
+    /// The URL of the account that all tests share: `nats://everybody:SECRET@127.0.0.1:PORT`.
     #[must_use]
     pub fn url(&self) -> String {
         match &self.external {
@@ -352,7 +353,7 @@ impl Nats {
         }
     }
 
-    /// The user of that account: `everybody`, or the user of `MIRAKURU_NATS_URL`.
+    /// The user of that account: `everybody`, or the user in `MIRAKURU_NATS_URL`.
     #[must_use]
     pub fn user(&self) -> &str {
         match &self.external {
@@ -367,12 +368,12 @@ impl Nats {
         &self.password
     }
 
-    /// An account for one test alone, without streams. It is leased from those of this server, over
-    /// all processes that share it, until it is dropped or its process ends.
+    /// An account for one test, without streams. It is leased from this server's accounts, over all
+    /// processes that share the server. The lease ends when it is dropped, or with its process.
     ///
     /// # Panics
     ///
-    /// When all accounts are leased, or the server does not answer: see
+    /// If all accounts are leased, or the server does not answer: see
     /// [`try_account`](Nats::try_account).
     #[must_use]
     #[track_caller]
@@ -380,12 +381,12 @@ impl Nats {
         expect(self.try_account())
     }
 
-    /// The same, with the error.
+    /// The same, but returns the error.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when all accounts are leased, or the server does not answer; and always if
-    /// the server is that of `MIRAKURU_NATS_URL`.
+    /// [`Error::System`] if all accounts are leased, or the server does not answer; and always if
+    /// the server is the one in `MIRAKURU_NATS_URL`.
     pub fn try_account(&self) -> Result<NatsAccount, Error> {
         lease::taken();
         let attempt = "lease an account of NATS";
@@ -411,7 +412,7 @@ impl Nats {
             jetstream: self.jetstream,
             _lease: lease,
         };
-        // The process that had it before may have been killed.
+        // The process that leased it before may have been killed.
         account
             .empty(ANSWER_WITHIN)
             .map_err(|source| failed(attempt, source))?;
@@ -423,31 +424,31 @@ prefix!(
     Nats,
     "",
     '.',
-    /// The beginning of subjects for one test alone, such as `tk4x2m7qzja5w.`, in the account that
-    /// all share. Streams and buckets can have the prefix as their name, without its last dot.
+    /// A prefix for the subjects of one test, such as `tk4x2m7qzja5w.`, in the account that all
+    /// tests share. Streams and buckets can use the prefix without its last dot as their name.
     ///
-    /// On a server that `MIRAKURU_NATS_URL` names, streams and buckets whose names begin so are
-    /// deleted at the end.
+    /// On the server in `MIRAKURU_NATS_URL`, streams and buckets whose names begin with the prefix
+    /// are deleted at the end.
     subject_prefix,
     try_subject_prefix
 );
 
 /// One account of a [`Nats`], leased for a test. Its streams are deleted when it is dropped, and
-/// before it is leased again.
+/// before the next lease.
 ///
-/// Drop the clients first. The accounts rotate, but a client that stays connected can meet a later
-/// test in its account, because this server has no way to disconnect it.
+/// Drop the clients first. The accounts rotate, but a client that stays connected can get into a
+/// later test's account, because this server cannot disconnect it.
 pub struct NatsAccount {
     addr: SocketAddr,
     user: String,
     password: String,
     jetstream: bool,
-    // The last field: given back when everything is done.
+    // The last field: the account is given back after everything else is done.
     _lease: Lease,
 }
 
 impl fmt::Debug for NatsAccount {
-    /// The user, and not the password.
+    /// Shows the user, and not the password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NatsAccount")
             .field("addr", &self.addr)
@@ -475,8 +476,8 @@ impl NatsAccount {
         &self.password
     }
 
-    /// Deletes all streams, which are all that an account keeps: buckets are streams as well, and
-    /// consumers belong to one.
+    /// Deletes all streams. An account keeps nothing else: buckets are streams as well, and
+    /// consumers belong to a stream.
     fn empty(&self, within: Duration) -> io::Result<()> {
         if !self.jetstream {
             return Ok(());
@@ -501,7 +502,7 @@ impl NatsAccount {
 
 impl Drop for NatsAccount {
     fn drop(&mut self) {
-        // The next one to lease it empties it as well.
+        // The next holder of the lease empties it as well.
         tidied(
             &format!("empty the account {} of NATS", self.user),
             self.empty(TIDY_WITHIN),
@@ -513,7 +514,7 @@ fn url(addr: SocketAddr, user: &str, password: &str) -> String {
     format!("nats://{user}:{password}@{addr}")
 }
 
-/// Where answers to requests go. The account is ours alone.
+/// The subject for answers to requests. The account is leased by us, so no other test sees them.
 const INBOX: &str = "_INBOX.mirakuru";
 
 /// Reads the server's greeting, logs in, and returns the greeting.
@@ -530,8 +531,8 @@ fn log_in(connection: &mut Connection, user: &str, password: &str) -> io::Result
     until(connection, "PONG").map(|_| greeting)
 }
 
-/// The next line that begins with this word. Others, such as a PING, do not matter to a client that
-/// is gone soon.
+/// The next line that begins with this word. Other lines, such as a PING, do not matter to a
+/// short-lived client.
 fn until(connection: &mut Connection, word: &str) -> io::Result<String> {
     loop {
         let line = connection.line()?;
@@ -544,7 +545,7 @@ fn until(connection: &mut Connection, word: &str) -> io::Result<String> {
     }
 }
 
-/// Asks JetStream something without a question's text, and takes the answer, which is JSON.
+/// Sends JetStream a request without a text, and returns the answer, which is JSON.
 fn request(connection: &mut Connection, subject: &str) -> io::Result<String> {
     connection.send(format!("PUB $JS.API.{subject} {INBOX} 0\r\n\r\n").as_bytes())?;
     // MSG subject subscription bytes
@@ -577,14 +578,14 @@ fn stream_names(answer: &str) -> io::Result<Vec<String>> {
     }
 }
 
-/// What is left of a JSON string after its opening quote.
+/// The rest of a JSON string after its opening quote.
 fn json_string(rest: &mut std::str::Chars<'_>) -> Option<String> {
     let mut text = String::new();
     loop {
         match rest.next()? {
             '"' => return Some(text),
             '\\' => match rest.next()? {
-                // Go writes `&` and `<` so.
+                // Go escapes `&` and `<` in this way.
                 'u' => {
                     let code: String = rest.by_ref().take(4).collect();
                     text.push(char::from_u32(u32::from_str_radix(&code, 16).ok()?)?);

@@ -13,7 +13,7 @@ use crate::Recipe;
 const SERVER: Server = Server {
     name: "nginx",
     programs: &["nginx"],
-    // Where the tests run as root, so does nginx: it is to read the files of the tests.
+    // If the tests run as root, nginx does, too: it must read the files of the tests.
     users: &[],
     as_root: AsRoot::With(&[]),
     needs: &[],
@@ -29,7 +29,7 @@ const SERVER: Server = Server {
 /// # let _ = recipe;
 /// ```
 ///
-/// An empty text stands for one server that listens there: with
+/// An empty text means one server that listens there. With
 /// [`document_root`](NginxRecipe::document_root) it serves files.
 pub fn nginx(configuration: impl Into<String>) -> NginxRecipe {
     NginxRecipe {
@@ -41,17 +41,17 @@ pub fn nginx(configuration: impl Into<String>) -> NginxRecipe {
     }
 }
 
-/// How to start an nginx: made by [`nginx()`].
+/// A recipe for an nginx: made by [`nginx()`].
 ///
-/// The preset puts around the text:
+/// The preset adds this around the text:
 ///
 /// - one worker, in the foreground;
-/// - the log of errors, from `notice` on, on its standard error, and the log of accesses on its
-///   standard output, so that both are in the [logs](Executor::logs);
-/// - the types of files by name, where the machine has `/etc/nginx/mime.types`;
+/// - the error log, from `notice` on, on standard error, and the access log on standard output, so
+///   that both are in the [logs](Executor::logs);
+/// - the types of files by name, if the machine has `/etc/nginx/mime.types`;
 /// - the pid, the lock and temporary files in `{dir}`.
 ///
-/// A [`file`](NginxRecipe::file) stands beside the configuration, which can name it by its relative
+/// A [`file`](NginxRecipe::file) lies beside the configuration, which can name it by its relative
 /// path.
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
@@ -66,8 +66,8 @@ pub struct NginxRecipe {
 options!(NginxRecipe);
 
 impl NginxRecipe {
-    /// Adds text in front of the blocks, in the context that nginx calls main: `main("load_module
-    /// modules/ngx_stream_module.so;")`. An `events` block in it takes the place of the preset's.
+    /// Adds text before the blocks, in the context that nginx calls main: `main("load_module
+    /// modules/ngx_stream_module.so;")`. An `events` block in it replaces the preset's.
     pub fn main(mut self, text: impl AsRef<str>) -> Self {
         self.main.push_str(text.as_ref());
         self.main.push('\n');
@@ -75,22 +75,22 @@ impl NginxRecipe {
     }
 
     /// Takes the text given to [`nginx()`] as the whole configuration file, and not as the content
-    /// of `http`. Nothing is put around it. An argument, `-g "daemon off;"`, keeps it in the
-    /// foreground, so the text must not say this itself.
+    /// of `http`. Nothing is added around it. The argument `-g "daemon off;"` keeps nginx in the
+    /// foreground, so the text must not set this itself.
     pub fn raw(mut self) -> Self {
         self.raw = true;
         self
     }
 
-    /// Sets the directory whose files are served, where the text does not say otherwise: a `root`
-    /// in the `http` block. A relative path begins at the working directory, which for tests is the
-    /// folder of their package. It may not hold a `$`, which nginx takes for a variable.
+    /// Sets the directory whose files are served, unless the text sets one: a `root` in the `http`
+    /// block. A relative path counts from the working directory, which for tests is the folder of
+    /// their package. It may not contain a `$`, with which nginx begins a variable.
     pub fn document_root(mut self, dir: impl AsRef<Path>) -> Self {
         self.document_root = Some(dir.as_ref().to_owned());
         self
     }
 
-    /// The text with the port, if that is fixed.
+    /// The text with the port, if the port is fixed.
     fn placed(&self, text: &str) -> String {
         match self.options.port {
             Some(port) => with_port(text, port),
@@ -98,12 +98,12 @@ impl NginxRecipe {
         }
     }
 
-    /// The whole file. The user's texts are in files of their own, so that nginx counts lines as
-    /// the user does.
+    /// The whole file. The user's texts are in files of their own, so that line numbers in nginx's
+    /// errors are the user's.
     fn whole(&self) -> Result<String, Error> {
         let mut text = "pid nginx.pid;\nlock_file nginx.lock;\nerror_log stderr notice;\n".to_owned();
         if is_root() {
-            // So that its workers can read the files of the tests.
+            // This lets its workers read the files of the tests.
             text.push_str("user root;\n");
         }
         text.push_str("include main.conf;\n");
@@ -135,8 +135,8 @@ impl NginxRecipe {
     }
 }
 
-/// A text as one word of nginx's configuration. (A dollar sign begins a variable all the same:
-/// nginx has no way to write one.)
+/// A text as one word of nginx's configuration. (A dollar sign still begins a variable: nginx
+/// cannot escape it.)
 fn quoted(text: &str) -> String {
     let text = text.replace('\\', "\\\\").replace('"', "\\\"");
     format!("\"{text}\"")
@@ -150,7 +150,7 @@ fn with_port(text: &str, port: u16) -> String {
     while let Some(at) = rest.find(placeholder) {
         let (before, after) = rest.split_at(at);
         placed.push_str(before);
-        // A variable of nginx's, or a placeholder that is meant to stay one.
+        // A variable of nginx's, or an escaped placeholder.
         if before.ends_with(['$', '{']) {
             placed.push_str(placeholder);
         } else {
@@ -162,7 +162,7 @@ fn with_port(text: &str, port: u16) -> String {
     placed
 }
 
-// Not in the list of recipes that an error gives: it is long enough.
+// Left out of the list of recipes in error messages, which is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for NginxRecipe {
     type Readiness = Answers;
@@ -205,13 +205,14 @@ impl Recipe for NginxRecipe {
         }
         Ok(
             recipe.wait_for(self.options.answers("answered in HTTP", |mut connection| {
-                // Without a host, nginx itself refuses the request, and asks no server behind it.
+                // Without a host in the request, nginx itself refuses it, and asks no server behind
+                // it.
                 connection.send(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")?;
                 match connection.line() {
                     Ok(_) => Ok(true),
-                    // A server that closes a connection in order is there to do so (`return 444`).
+                    // A server that closes the connection in order is ready, too (`return 444`).
                     Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(true),
-                    // Its protocol may be no text.
+                    // Its protocol may not be text.
                     Err(e) if e.kind() == io::ErrorKind::InvalidData => Ok(true),
                     Err(e) => Err(e),
                 }
@@ -226,13 +227,12 @@ impl Recipe for NginxRecipe {
 
 /// A running nginx, of version 1.19.5 or later.
 ///
-/// There is nothing to keep apart in it but files: tests may share one as long as they only read.
-/// It runs as the user that the tests run as, also where that is root, so that it can read their
-/// files.
+/// Only files could be kept apart in it, so tests may share one as long as they only read. It runs
+/// as the user of the tests, even if that is root, so that it can read their files.
 ///
 /// It is stopped by its fast shutdown, which does not wait for open requests. To change its
-/// configuration, write `nginx.dir().join("http.conf")` and call `nginx.signal(Signal::Hup)`. At
-/// the next start it has the recipe's text again.
+/// configuration, write `nginx.dir().join("http.conf")` and call `nginx.signal(Signal::Hup)`. The
+/// next start restores the recipe's text.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;

@@ -1,4 +1,4 @@
-//! [`Prefix`], which keeps tests apart on a server that has one space of names for all.
+//! [`Prefix`] keeps tests apart on a server with one space of names.
 
 use std::fmt;
 use std::ops::Deref;
@@ -7,13 +7,12 @@ use mirakuru_core::Error;
 
 use super::server::unique_name;
 
-/// The beginning of names that are one test's alone: 60 random bits and the server's own separator,
-/// such as `tk4x2m7qzja5w/`. It has 14 bytes: letters, digits and that separator. On a server that
-/// a `MIRAKURU_*_URL` names it has up to 70, and `_` and `/` among them.
+/// A prefix for names of one test: 60 random bits and the server's own separator, such as
+/// `tk4x2m7qzja5w/`. It has 14 bytes: letters, digits and that separator. On a server in a
+/// `MIRAKURU_*_URL` it has up to 70, which may include `_` and `/`.
 ///
-/// It is a text, wherever one is expected: `format!("{prefix}visits")`, `&*prefix`. There is
-/// nothing to give back: names with it go with the server, and no other test gets the same prefix,
-/// however this one ends.
+/// Use it as a text: `format!("{prefix}visits")`, `&*prefix`. Nothing needs to be given back: the
+/// names disappear with the server, and no other test gets the same prefix, however this test ends.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Prefix(String);
 
@@ -22,7 +21,7 @@ impl Prefix {
         Ok(Prefix(format!("{}{separator}", unique_name()?)))
     }
 
-    /// This text, which its maker knows to be nobody else's.
+    /// Makes a prefix of this text, which its maker knows to be unique.
     pub(super) fn of(text: String) -> Prefix {
         Prefix(text)
     }
@@ -33,15 +32,15 @@ impl Prefix {
         &self.0
     }
 
-    /// The prefix and this name after it: a whole key or topic.
+    /// A whole key or topic: the prefix with this name after it.
     #[must_use]
     pub fn join(&self, name: &str) -> String {
         format!("{}{name}", self.0)
     }
 }
 
-/// The two methods of a handle that give a [`Prefix`]: with this text before it on a given server,
-/// and with this separator at its end.
+/// The two methods of a handle that return a [`Prefix`]. On an external server it begins with this
+/// text; it ends with this separator.
 macro_rules! prefix {
     ($handle:ident, $begin:expr, $separator:literal, $(#[$doc:meta])+ $get:ident, $try_get:ident) => {
         impl $handle {
@@ -49,18 +48,18 @@ macro_rules! prefix {
             ///
             /// # Panics
             ///
-            /// When the system gives no randomness.
+            /// If the system gives no randomness.
             #[must_use]
             #[track_caller]
             pub fn $get(&self) -> $crate::presets::Prefix {
                 $crate::presets::expect(self.$try_get())
             }
 
-            /// The same, with the error.
+            /// The same, but returns the error.
             ///
             /// # Errors
             ///
-            /// [`Error::System`] when the system gives no randomness, or an external server is not
+            /// [`Error::System`] if the system gives no randomness, or if an external server is not
             /// there.
             pub fn $try_get(&self) -> Result<$crate::presets::Prefix, Error> {
                 match &self.external {

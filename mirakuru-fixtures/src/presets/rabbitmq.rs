@@ -34,18 +34,18 @@ pub(super) const SERVER: Server = Server {
     external: Some(&external::PROTOCOL),
 };
 
-/// The only user, with a password of its own for each server.
+/// The only user. Its password is different for each server.
 const USER: &str = "guest";
 
-/// The server's own script. The one that packages have on `PATH` is a wrapper, for root and the
-/// user `rabbitmq` alone.
+/// The server's own script. Packages put a wrapper on `PATH` that only root and the user `rabbitmq`
+/// can use.
 const SCRIPTS: [&str; 1] = ["/usr/lib/rabbitmq/bin/rabbitmq-server"];
 
-/// A helper in the server's own language, for the handles. It waits at a socket in the private
-/// directory for lines that name a virtual host to add or to delete. It is started at the end of
-/// the boot, and calls the functions that `rabbitmqctl` calls. `rabbitmqctl` itself needs seconds,
-/// and the management plugin would make each start and stop longer by as much. The helper also ends
-/// the process that would look after `epmd` each minute, and start it: see the command.
+/// A helper for the handles, in the server's own language. It listens on a socket in the private
+/// directory for lines that name a virtual host to add or to delete. It starts at the end of the
+/// boot, and calls the same functions as `rabbitmqctl`. `rabbitmqctl` itself needs seconds, and the
+/// management plugin would make each start and stop seconds longer. The helper also ends the
+/// process that would check `epmd` each minute and start it: see the command.
 const CLERK: &str = r#"
 Do = fun(<<"ping">>) ->
              ok;
@@ -88,9 +88,9 @@ spawn(fun() ->
 receive open -> ok after 10000 -> error(no_clerk) end.
 "#;
 
-/// Run before the boot. To find its boot steps, RabbitMQ loads every module of every application
-/// that it depends on. Erlang's own libraries have none, so they get an empty list of modules here.
-/// That saves a third of the computing.
+/// Runs before the boot. To find its boot steps, RabbitMQ loads every module of every application
+/// that it depends on. Erlang's own libraries have no boot steps, so they get an empty list of
+/// modules here. That saves a third of the computing.
 const PRELUDE: &str = r#"
 [case file:consult(code:where_is_file(atom_to_list(App) ++ ".app")) of
      {ok, [{application, App, Keys}]} ->
@@ -100,8 +100,8 @@ const PRELUDE: &str = r#"
  end || App <- [asn1, compiler, crypto, inets, mnesia, os_mon, public_key, runtime_tools, ssl, syntax_tools, tools, xmerl]].
 "#;
 
-/// How long a start may take by default. It is ready after some 4 s where it has two processors to
-/// itself, and after 30 s where it shares them with ten others.
+/// The default limit of a start. With two processors to itself it is ready after some 4 s, and
+/// after 30 s if it shares them with ten others.
 const READY_WITHIN: Duration = Duration::from_secs(180);
 
 /// A RabbitMQ: see [`Rabbitmq`]. The default of [`timeout`](RabbitmqRecipe::timeout) is 180 s here.
@@ -112,7 +112,7 @@ pub fn rabbitmq() -> RabbitmqRecipe {
     }
 }
 
-/// How to start a RabbitMQ: made by [`rabbitmq()`].
+/// A recipe for a RabbitMQ: made by [`rabbitmq()`].
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct RabbitmqRecipe {
@@ -123,8 +123,8 @@ pub struct RabbitmqRecipe {
 options!(RabbitmqRecipe);
 
 impl RabbitmqRecipe {
-    /// Sets a key of its `rabbitmq.conf`, over those that the preset sets: `config("channel_max",
-    /// "128")`.
+    /// Sets a key of its `rabbitmq.conf`, which overrides the preset's value:
+    /// `config("channel_max", "128")`.
     pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.config.push((key.into(), value.into()));
         self
@@ -133,10 +133,10 @@ impl RabbitmqRecipe {
     /// Enables a plugin that is installed: `plugin("rabbitmq_consistent_hash_exchange")`. The
     /// default is none, and the start fails if there is no such plugin.
     ///
-    /// A plugin that listens takes its standard port unless it is given one: with
-    /// `plugin("rabbitmq_management")` goes `config("management.tcp.ip",
-    /// "127.0.0.1").config("management.tcp.port", "{port:management}")`, and the handle's
-    /// [`port_named("management")`](Executor::port_named) knows the number.
+    /// A plugin that listens takes its standard port unless its configuration sets one. For
+    /// `plugin("rabbitmq_management")` add `config("management.tcp.ip",
+    /// "127.0.0.1").config("management.tcp.port", "{port:management}")`. The handle's
+    /// [`port_named("management")`](Executor::port_named) then returns the number.
     pub fn plugin(mut self, name: impl Into<String>) -> Self {
         self.plugins.push(name.into());
         self
@@ -165,7 +165,7 @@ impl RabbitmqRecipe {
 struct Plugins(Vec<(String, PathBuf)>);
 
 impl Plugins {
-    /// Those beside the folder of the script. `None` where the server has another layout, or
+    /// The plugins beside the folder of the script. `None` if the server has another layout, or
     /// archives.
     fn of(script: &Path) -> Option<Plugins> {
         let script = fs::canonicalize(script).ok()?;
@@ -191,8 +191,8 @@ impl Plugins {
         found.next().map(|(_, path)| path.as_path())
     }
 
-    /// The folders of the server, of these plugins, and of everything that they depend on. The
-    /// start looks at each plugin that is there, so it is faster with as few as possible.
+    /// The folders of the server, of these plugins, and of all their dependencies. The start reads
+    /// each plugin that it finds, so it is faster with as few as possible.
     fn needed(&self, asked: &[String]) -> Result<Vec<PathBuf>, Error> {
         let mut needed: Vec<PathBuf> = Vec::new();
         let mut open = vec!["rabbit".to_owned()];
@@ -209,7 +209,7 @@ impl Plugins {
             open.push(name.clone());
         }
         while let Some(name) = open.pop() {
-            // Others are libraries of Erlang itself.
+            // All others are libraries of Erlang itself.
             let Some(path) = self
                 .path(&name)
                 .filter(|path| needed.iter().all(|known| known != path))
@@ -238,7 +238,7 @@ fn applications(app: &str) -> Vec<String> {
         .collect()
 }
 
-// Not in the list of recipes that an error gives: it is long enough.
+// Left out of the list of recipes in error messages, which is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for RabbitmqRecipe {
     type Readiness = Answers;
@@ -255,21 +255,21 @@ impl Recipe for RabbitmqRecipe {
         let settings = vec![
             ("listeners.tcp.1", format!("127.0.0.1:{}", options.port())),
             ("log.console", "true".to_owned()),
-            // It blocks publishers when the disk has less: 50 MB by default.
+            // If the disk has less free space, the server blocks publishers: 50 MB by default.
             ("disk_free_limit.absolute", "1MB".to_owned()),
         ];
         let settings = self.options.settings(settings);
         let mut conf = String::new();
         for (number, (key, value)) in settings.iter().enumerate() {
-            // The last of those with the same key.
+            // For each key, the last value.
             if !settings[number + 1..].iter().any(|(later, _)| later == key) {
                 conf.push_str(&format!("{key} = {value}\n"));
             }
         }
-        // Erlang's name service, `epmd`, is one for the whole machine and outlives the server that
-        // starts it, and RabbitMQ would start it with a virtual machine of its own. It leaves a
-        // node alone that has its name from the command line, and a node that is told its port
-        // needs no name service.
+        // Erlang's name service, `epmd`, serves the whole machine and outlives the server that
+        // starts it. RabbitMQ would start one through another virtual machine. It does not do that
+        // for a node that has its name from the command line, and a node with a given port needs no
+        // name service.
         let args = [
             "-sname",
             NODE,
@@ -285,13 +285,13 @@ impl Recipe for RabbitmqRecipe {
         ];
         let mut recipe = options
             .recipe(&SERVER, &args)?
-            // The script needs no other, and the files below are named relative to it.
+            // The script needs no other variable, and the files below are named relative to it.
             .current_dir("{dir}")
             .file("rabbitmq.conf", conf)
             .file("enabled_plugins", format!("[{}].\n", self.plugins.join(", ")))
             .file("prelude.erl", PRELUDE)
             .file("clerk.erl", CLERK)
-            // Files of the machine, and of its user, are not for this server.
+            // The server must not read files of the machine and of the user.
             .env("HOME", "{dir}")
             .env("RABBITMQ_CONF_ENV_FILE", "{dir}/rabbitmq-env.conf")
             .env("RABBITMQ_CONFIG_FILE", "{dir}/rabbitmq.conf")
@@ -303,11 +303,11 @@ impl Recipe for RabbitmqRecipe {
             .env("RABBITMQ_LOGS", "-")
             .env("RABBITMQ_PID_FILE", "{dir}/pid")
             .env("RABBITMQ_NODENAME", NODE)
-            // The script then becomes the server, instead of passing signals on to it.
+            // This makes the script become the server, instead of passing signals on to it.
             .env("RUNNING_UNDER_SYSTEMD", "true")
-            // Erlang takes these before the command line, and removes the backslashes.
+            // Erlang reads these before the command line, and removes the backslashes.
             .env("ERL_AFLAGS", r#"-eval file:eval(\"prelude.erl\")"#)
-            // Should an `epmd` be started after all, it is at a port of its own, and ends with the
+            // If an `epmd` is started after all, it has a port of its own, and ends with the
             // server.
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
             .env("ERL_EPMD_PORT", "{port:epmd}");
@@ -315,12 +315,12 @@ impl Recipe for RabbitmqRecipe {
             recipe = recipe.env("RABBITMQ_PLUGINS_DIR", "{dir}/plugins");
         }
         Ok(recipe
-            // Before Erlang has printed its long report of the error.
+            // This line comes before the long report that Erlang prints about the error.
             .fail_on("^Error during startup:")
             .fail_on("eaddrinuse")
             .wait_for(options.answers_in("answered as AMQP 0-9-1", |question| {
-                // The clerk is there at the end of the boot. A connection that is closed without a
-                // login is a warning in the log, so there is one only after that.
+                // The clerk answers at the end of the boot. A connection that closes without a
+                // login is a warning in the log, so this connects only after that.
                 Ok(ask(question.dir, "ping", ANSWER_WITHIN).is_ok() && speaks_amqp(question.connect()?)?)
             })))
     }
@@ -331,7 +331,7 @@ impl Recipe for RabbitmqRecipe {
         }
         let dir = executor.dir();
         let secret = new_password()?;
-        // Read while it has no data yet.
+        // The server reads it while it has no data yet.
         let config = format!(
             "[{{rabbit, [{{default_user, <<\"{USER}\">>}}, {{default_pass, <<\"{secret}\">>}}]}}].\n"
         );
@@ -360,16 +360,16 @@ impl Recipe for RabbitmqRecipe {
     }
 }
 
-/// The data directory. RabbitMQ puts its absolute path into a command for a shell, between quotes,
-/// and hangs if a quote in the path ends them. On Linux there is a path without the name of the
-/// private directory.
+/// The data directory. RabbitMQ puts its absolute path between quotes into a command for a shell,
+/// and hangs if the path contains a quote. Linux offers a path without the name of the private
+/// directory.
 const DATA: &str = if cfg!(target_os = "linux") {
     "/proc/self/cwd/data"
 } else {
     "{dir}/data"
 };
 
-/// Each server's name: there is no name service that would know two of them.
+/// Each server has this name: no name service would know two of them.
 const NODE: &str = "rabbit@localhost";
 
 /// Whether the server answers a client's protocol header with the method `connection.start`.
@@ -381,7 +381,7 @@ fn speaks_amqp(mut connection: Connection) -> io::Result<bool> {
     Ok(start[..3] == [1, 0, 0] && start[7..] == [0, 10, 0, 10])
 }
 
-/// Asks the clerk for something: see [`CLERK`].
+/// Sends the clerk a request: see [`CLERK`].
 fn ask(dir: &Path, request: &str, within: Duration) -> io::Result<()> {
     let mut socket = UnixStream::connect(dir.join("clerk"))?;
     socket.set_read_timeout(Some(within))?;
@@ -398,13 +398,13 @@ fn ask(dir: &Path, request: &str, within: Duration) -> io::Result<()> {
 
 /// A running RabbitMQ.
 ///
-/// [`vhost`](Rabbitmq::vhost) gives each test a virtual host of its own, with exchanges, queues,
-/// bindings and policies that nobody else sees. The tests share everything that belongs to no
-/// virtual host: users, the limits and alarms of the whole server, and plugins.
+/// [`vhost`](Rabbitmq::vhost) gives each test its own virtual host, whose exchanges, queues,
+/// bindings and policies no other test sees. The tests share everything outside virtual hosts:
+/// users, the limits and alarms of the whole server, and plugins.
 ///
-/// Its Erlang is alone: it is part of no cluster, and `rabbitmqctl` does not find it. It is the
-/// slowest of the presets, with seconds of computing until it is up, so share one: a `static`, with
-/// a virtual host for each test. There is no `durable(..)`: RabbitMQ writes persistent messages to
+/// Its Erlang node is alone: it belongs to no cluster, and `rabbitmqctl` does not find it. It is
+/// the slowest preset, with seconds of computing at its start, so share one: a `static`, with a
+/// virtual host for each test. There is no `durable(..)`: RabbitMQ writes persistent messages to
 /// the disk, and has no switch for it.
 ///
 /// ```no_run
@@ -426,7 +426,7 @@ pub struct Rabbitmq {
 handle!(Rabbitmq, external);
 
 impl Rabbitmq {
-    /// The URL of the virtual host `/`, which all share:
+    /// The URL of the virtual host `/`, which all tests share:
     /// `amqp://guest:PASSWORD@127.0.0.1:PORT/%2F`.
     #[must_use]
     pub fn url(&self) -> String {
@@ -436,35 +436,36 @@ impl Rabbitmq {
         }
     }
 
-    /// The user, who may do everything: `guest`, or the user of `MIRAKURU_RABBITMQ_URL`.
+    /// The user, who has all rights: `guest`, or the user in `MIRAKURU_RABBITMQ_URL`.
     #[must_use]
     pub fn user(&self) -> &str {
         self.external.as_ref().map_or(USER, external::user)
     }
 
-    /// The user's password: another one for each server.
+    /// The user's password, which is different for each server.
     #[must_use]
     pub fn password(&self) -> &str {
         &self.password
     }
 
-    /// A virtual host for one test alone, in which the [user](Rabbitmq::user) may do everything,
-    /// until it is dropped. If the test process is killed, the virtual host goes with the server.
+    /// A virtual host for one test, in which the [user](Rabbitmq::user) has all rights. Dropping it
+    /// deletes the virtual host. If the test process is killed, the virtual host is gone with the
+    /// server.
     ///
     /// # Panics
     ///
-    /// When it cannot be made: see [`try_vhost`](Rabbitmq::try_vhost).
+    /// If it cannot be made: see [`try_vhost`](Rabbitmq::try_vhost).
     #[must_use]
     #[track_caller]
     pub fn vhost(&self) -> RabbitmqVhost {
         expect(self.try_vhost())
     }
 
-    /// The same, with the error.
+    /// The same, but returns the error.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when the server does not answer.
+    /// [`Error::System`] if the server does not answer.
     pub fn try_vhost(&self) -> Result<RabbitmqVhost, Error> {
         let attempt = "make a virtual host of RabbitMQ";
         let dir = self.executor.dir();
@@ -501,8 +502,8 @@ impl Rabbitmq {
     }
 }
 
-/// One virtual host of a [`Rabbitmq`], made for a test. Dropping this deletes it with everything in
-/// it, and closes the connections to it.
+/// One virtual host of a [`Rabbitmq`], made for a test. Dropping this closes the connections to it,
+/// and deletes it with everything in it.
 #[derive(Debug)]
 pub struct RabbitmqVhost {
     name: String,
@@ -518,7 +519,7 @@ impl RabbitmqVhost {
         self.url.clone()
     }
 
-    /// Its name, which no other virtual host of the server has.
+    /// Its name, which is unique on the server.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name

@@ -1,5 +1,5 @@
-//! Data that code makes: [`seed`](super::PostgresRecipe::seed) runs once for a key, and its result
-//! is kept over runs.
+//! Data that code makes. [`seed`](super::PostgresRecipe::seed) runs the code once for a key, and
+//! the result is kept over runs.
 
 use std::fmt;
 use std::fs;
@@ -16,7 +16,7 @@ use mirakuru_core::Error;
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 type Fill = dyn Fn(&str) -> Result<(), Failure> + Send + Sync;
 
-/// Code that fills a database, and the key that stands for it.
+/// Code that fills a database, and its key.
 #[derive(Clone)]
 pub(super) struct Seed {
     key: String,
@@ -43,7 +43,7 @@ impl Seed {
         }
     }
 
-    /// Runs the code, on a thread of its own: it may start a runtime there, although the test has
+    /// Runs the code on a thread of its own, so that it may start a runtime even if the test has
     /// one.
     pub(super) fn run(&self, url: &str) -> Result<(), Error> {
         let ran = thread::scope(|scope| scope.spawn(|| (self.fill)(url)).join());
@@ -56,7 +56,7 @@ impl Seed {
     }
 }
 
-/// A text that is another one for other seeds, or for the same ones in another order.
+/// A text for the seeds. Other seeds, or another order, give another text.
 pub(super) fn digest(seeds: &[Seed]) -> String {
     let keys: Vec<String> = seeds
         .iter()
@@ -65,7 +65,7 @@ pub(super) fn digest(seeds: &[Seed]) -> String {
     format!("{:016x}", hash(0, &keys.join("\n")))
 }
 
-/// A key for the files in a directory and its subdirectories: another one when a file is added,
+/// A key for the files in a directory and its subdirectories. It changes if a file is added,
 /// removed, renamed or changed. For [`seed`](super::PostgresRecipe::seed) with a directory of
 /// migrations.
 ///
@@ -78,11 +78,11 @@ pub(super) fn digest(seeds: &[Seed]) -> String {
 ///
 /// # Errors
 ///
-/// Those of reading the directory and its files.
+/// The errors of reading the directory and its files.
 pub fn hash_of_dir(path: impl AsRef<Path>) -> io::Result<String> {
     let mut text = Vec::new();
     add_dir(path.as_ref(), Path::new(""), &mut text)?;
-    // Bytes as text, each as one character: the hash takes a text.
+    // The bytes as text, one character each: the hash takes a text.
     let text: String = text.into_iter().map(char::from).collect();
     Ok(format!("{:016x}", hash(0, &text)))
 }

@@ -1,5 +1,5 @@
-//! The parts that every preset is made of: the facts about a program ([`Server`]), the settings
-//! that all recipes have ([`Options`]), and the setters and handles that are the same for all.
+//! The parts of every preset: the facts about a program ([`Server`]), the settings that all recipes
+//! have ([`Options`]), and the setters and handles that are the same for all.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -22,29 +22,29 @@ use crate::lease;
 pub(super) struct Server {
     /// The name in error messages.
     pub(crate) name: &'static str,
-    /// The program under its names. The first that is found is taken.
+    /// The names of the program. The first one that is found is used.
     pub(crate) programs: &'static [&'static str],
-    /// The users that it may run as where the tests run as root. Without any, it runs as root.
+    /// Users for the server if the tests run as root. Without any, it runs as root.
     pub(crate) users: &'static [&'static str],
     pub(crate) as_root: AsRoot,
-    /// The limits of a process below which it does not run, or does not say why it does not.
+    /// Limits of a process below which the server does not run, or gives no reason for its exit.
     pub(crate) needs: &'static [Limit],
-    /// How a server is used that somebody else has started.
+    /// The protocol for an external server.
     pub(crate) external: Option<&'static Protocol>,
 }
 
 /// A limit of a process: its name in `/proc/self/limits`, the least amount, the option of `ulimit`.
 pub(super) type Limit = (&'static str, u64, &'static str);
 
-/// How a server runs where the tests run as root, and root may not become another user.
+/// How a server runs if the tests run as root, and root may not become another user.
 pub(super) enum AsRoot {
-    /// It refuses to.
+    /// It refuses to run.
     Never,
-    /// With these arguments more.
+    /// It runs with these additional arguments.
     With(&'static [&'static str]),
 }
 
-/// Variables that no server and no client of a preset sees. First come those that change any
+/// Variables that are removed for every server and client of a preset. The first ones change any
 /// program: locale, time zone, temporary files, proxies, the messages of a service manager. The
 /// others are for servers, by the beginnings of their names.
 const NOT_INHERITED: [&str; 38] = [
@@ -89,8 +89,8 @@ const NOT_INHERITED: [&str; 38] = [
 ];
 
 impl Server {
-    /// The program that `MIRAKURU_REDIS_PROGRAM` (and so on) names, else the one on `PATH` or in
-    /// the usual places.
+    /// The program in `MIRAKURU_REDIS_PROGRAM` (and so on), or else the one on `PATH` or in the
+    /// usual places.
     pub(crate) fn find(&self) -> Option<PathBuf> {
         let found = || self.programs.iter().find_map(|program| find_program(program));
         self.chosen().or_else(found)
@@ -109,7 +109,7 @@ impl Server {
         }
     }
 
-    /// The program that the preset's variable names.
+    /// The program in the preset's variable.
     pub(crate) fn chosen(&self) -> Option<PathBuf> {
         let path = std::env::var_os(self.variable("PROGRAM"))?;
         (!path.is_empty()).then(|| self.program_at(Path::new(&path)))
@@ -125,7 +125,8 @@ impl Server {
     }
 
     /// The program at a path: the path itself, or the program below a directory where it was
-    /// installed. If there is none, the path that it would have, whose start has the better error.
+    /// installed. If there is none, the path where it would be: the start then gives the better
+    /// error.
     fn program_at(&self, path: &Path) -> PathBuf {
         if !path.is_dir() {
             return path.to_owned();
@@ -138,11 +139,11 @@ impl Server {
         files.find(|file| file.is_file()).unwrap_or(first)
     }
 
-    /// A recipe for the server, as a user that it may run as.
+    /// A recipe for the server, with a user that it accepts.
     ///
     /// # Errors
     ///
-    /// When it refuses to run as root, and root may not become another user here.
+    /// If it refuses to run as root, and root may not become another user here.
     pub(crate) fn unprivileged(
         &self,
         recipe: ExecutorBuilder<NoWait>,
@@ -161,7 +162,7 @@ impl Server {
         }
     }
 
-    /// The reason why it runs as root where other users are wanted, if it does.
+    /// Why it runs as root although it has other users, if it does.
     pub(crate) fn stays_root(&self) -> Option<String> {
         match unprivileged_user(self.users) {
             Some(Ok(_)) => None,
@@ -174,8 +175,8 @@ impl Server {
     }
 }
 
-/// A program in an environment that has nothing meant for another one: UTC,
-/// UTF-8, and temporary files in the private directory.
+/// A program in an environment without anything meant for another one: UTC, UTF-8, and temporary
+/// files in the private directory.
 pub(super) fn clean_program(program: &Path) -> ExecutorBuilder<NoWait> {
     let mut recipe = Executor::builder([literal(program)]);
     for name in NOT_INHERITED {
@@ -214,14 +215,14 @@ pub(super) struct Options {
     pub(crate) timeout: Option<Duration>,
     pub(crate) durable: bool,
     pub(crate) optional: bool,
-    /// It is for a node of a cluster, and never for an external server.
+    /// Set for a node of a cluster, which never uses an external server.
     pub(crate) is_member: bool,
 }
 
 impl Options {
-    /// A recipe for the program at the path that was given, else the one that is found, with these
-    /// arguments and those that the user has added. If there is no program, the start fails with an
-    /// error that names the package.
+    /// A recipe for the program at the given path, or else the one that is found, with these
+    /// arguments and the user's. If there is no program, the start fails with an error that names
+    /// the package.
     pub(crate) fn recipe(
         &self,
         server: &Server,
@@ -231,7 +232,7 @@ impl Options {
         let program = found.unwrap_or_else(|| server.programs.first().copied().unwrap_or_default().into());
         let is_there = program.is_file();
         let mut recipe = clean_program(&program).args(args);
-        // The directory of the tests tells a version manager which version to run.
+        // A version manager chooses the version by the directory of the tests.
         recipe = match std::env::current_dir() {
             Ok(dir) if is_shim(&program) => recipe.current_dir(literal(&dir)),
             _ => recipe.current_dir("{dir}"),
@@ -276,12 +277,12 @@ impl Options {
         let recipe = recipe.args(&self.args);
         match is_there {
             true => server.unprivileged(recipe),
-            // Its user is not there, either. The start has the better error.
+            // Its user does not exist, either. The start gives the better error.
             false => Ok(recipe),
         }
     }
 
-    /// The settings of the preset, then those of the user.
+    /// The settings of the preset, followed by the user's.
     pub(crate) fn settings<'a>(&'a self, mut preset: Vec<(&'a str, String)>) -> Vec<(&'a str, String)> {
         for (name, value) in &self.config {
             preset.push((name, value.clone()));
@@ -289,20 +290,20 @@ impl Options {
         preset
     }
 
-    /// The value that the user has set last for this name.
+    /// The last value that the user has set for this name.
     pub(crate) fn setting(&self, name: &str) -> Option<&str> {
         let mut settings = self.config.iter().rev();
         let found = settings.find(|(known, _)| known.eq_ignore_ascii_case(name));
         found.map(|(_, value)| value.as_str())
     }
 
-    /// The port as it stands in commands and files.
+    /// The port in commands and files.
     pub(crate) fn port(&self) -> String {
         self.port
             .map_or_else(|| "{port}".to_owned(), |port| port.to_string())
     }
 
-    /// The condition that the port is open and that `ask` gets the right answer there.
+    /// The condition that the port is open and that `ask` gets the right answer on it.
     pub(crate) fn answers(
         &self,
         sentence: &str,
@@ -311,7 +312,7 @@ impl Options {
         self.answers_in(sentence, move |probe| ask(probe.connect()?))
     }
 
-    /// The same, for a question that needs something of the private directory.
+    /// The same, for a question that needs the private directory.
     pub(crate) fn answers_in(
         &self,
         sentence: &str,
@@ -344,8 +345,8 @@ impl Question<'_> {
     }
 }
 
-/// Whether this is the stand-in of a version manager (asdf, mise, pyenv): a script, or a program in
-/// a folder `shims`, that looks in the working directory for the version to run.
+/// Whether this is the stand-in of a version manager (asdf, mise, pyenv). It is a script, or a
+/// program in a folder `shims`, and finds the version to run by the working directory.
 pub(super) fn is_shim(program: &Path) -> bool {
     let mut start = [0; 2];
     let is_script =
@@ -353,15 +354,14 @@ pub(super) fn is_shim(program: &Path) -> bool {
     is_script || program.parent().is_some_and(|dir| dir.ends_with("shims"))
 }
 
-/// The last lines that a failed program has printed: usually the reason.
+/// The last lines of a failed program: usually the reason.
 pub(super) fn last_lines<R: Readiness>(executor: &Executor<R>) -> String {
     let logs = executor.logs();
     let reason = reason(logs.stderr(), &logs.to_string());
     reason.unwrap_or_else(|| "it printed nothing".to_owned())
 }
 
-/// The last lines on standard error, which has the reason; or those of all output where standard
-/// error is empty.
+/// The last lines on standard error, which has the reason; if it is empty, those of all output.
 pub(super) fn reason(stderr: &str, all: &str) -> Option<String> {
     const TAIL: usize = 20;
     let text = if stderr.trim().is_empty() { all } else { stderr };
@@ -369,8 +369,7 @@ pub(super) fn reason(stderr: &str, all: &str) -> Option<String> {
     (!lines.is_empty()).then(|| lines[lines.len().saturating_sub(TAIL)..].join("\n"))
 }
 
-/// A name for one test, which nobody else has: 13 lower-case letters and digits, the first of them
-/// a letter.
+/// A unique name for one test: 13 lower-case letters and digits, beginning with a letter.
 pub(super) fn unique_name() -> Result<String, Error> {
     lease::taken();
     let id = random_id().map_err(|source| failed("make a unique name", source))?;
@@ -383,7 +382,7 @@ pub(super) fn new_password() -> Result<String, Error> {
     Ok(random()? + &random()?)
 }
 
-/// The file in the private directory that has the password of the server.
+/// The file in the private directory with the password of the server.
 const PASSWORD: &str = "password";
 
 /// Keeps the password for the processes that share the server.
@@ -391,7 +390,7 @@ pub(super) fn write_password(dir: &Path, password: &str) -> Result<(), Error> {
     write_secret(dir, PASSWORD, password)
 }
 
-/// The password of a server of ours, or that of the URL.
+/// The password of our own server, or the one in the URL.
 pub(super) fn password(external: Option<&External>, dir: &Path) -> Result<String, Error> {
     match external {
         Some(external) => Ok(external.password.clone().unwrap_or_default()),
@@ -405,8 +404,8 @@ pub(super) fn read_secret(dir: &Path, name: &str) -> Result<String, Error> {
     fs::read_to_string(&path).map_err(|source| failed(format!("read {}", path.display()), source))
 }
 
-/// Writes a file that only its owner can read into the private directory. For `prepare`: a secret
-/// has no place in the recipe.
+/// Writes a file into the private directory that only its owner can read. For `prepare`: a recipe
+/// must not contain a secret.
 pub(super) fn write_secret(dir: &Path, name: &str, text: &str) -> Result<(), Error> {
     let path = dir.join(name);
     let mut options = OpenOptions::new();
@@ -415,19 +414,18 @@ pub(super) fn write_secret(dir: &Path, name: &str, text: &str) -> Result<(), Err
         .map_err(|source| failed(format!("write {}", path.display()), source))
 }
 
-/// The setters that all presets share. (Without `durable`, for servers that keep nothing on a
-/// disk.)
+/// The setters that all presets share. (Servers that keep nothing on a disk have no `durable`.)
 macro_rules! options {
     ($recipe:ident) => {
         impl $recipe {
-            /// Uses the program at this path, instead of the one that is found.
+            /// Uses the program at this path.
             pub fn program(mut self, path: impl Into<::std::path::PathBuf>) -> Self {
                 self.options.program = Some(path.into());
                 self
             }
 
-            /// Listens on this port, instead of a free one. Fixtures that want the same port wait
-            /// for each other.
+            /// Listens on this port. The default is a free port. Fixtures that want the same port
+            /// wait for each other.
             pub fn port(mut self, port: u16) -> Self {
                 self.options.port = Some(port);
                 self
@@ -440,7 +438,7 @@ macro_rules! options {
             }
 
             /// Puts a file into the private directory, `{dir}`: a key, a certificate, a list of
-            /// users. The file belongs to the server's user, and nobody else can read it.
+            /// users. The file belongs to the server's user, and no other user can read it.
             /// Placeholders in the text are filled in. The path is relative to that directory, and
             /// `"{dir}/PATH"` names the file in [`arg`](Self::arg) and in settings.
             pub fn file(mut self, path: impl AsRef<::std::path::Path>, text: impl Into<String>) -> Self {
@@ -450,14 +448,15 @@ macro_rules! options {
                 self
             }
 
-            /// Lets a test be skipped where the server is not on this machine, as
+            /// Lets a test be skipped if the server is not on this machine, as
             /// [`ExecutorBuilder::optional`](::mirakuru_core::ExecutorBuilder::optional) does.
             pub fn optional(mut self) -> Self {
                 self.options.optional = true;
                 self
             }
 
-            /// Sets how long the start may take until the server answers. The default is 60 s.
+            /// Sets the longest time that the start may take until the server answers. The default
+            /// is 60 s.
             pub fn timeout(mut self, timeout: ::std::time::Duration) -> Self {
                 self.options.timeout = Some(timeout);
                 self
@@ -470,7 +469,7 @@ macro_rules! options {
         impl $recipe {
             /// Keeps data safe from a power failure, which makes a start, a write and a stop
             /// slower. The default is `false`: committed data then survives a crash of the server,
-            /// such as [`kill`](::mirakuru_core::Executor::kill), but no crash of the machine.
+            /// such as [`kill`](::mirakuru_core::Executor::kill), but not a crash of the machine.
             pub fn durable(mut self, durable: bool) -> Self {
                 self.options.durable = durable;
                 self
@@ -483,7 +482,7 @@ pub(super) use options;
 /// The parts that all handles have: the executor behind them, a host, and a `Debug` without
 /// secrets.
 ///
-/// With `external`, the handle has a field of this name: an `Option<External>`.
+/// With `external`, the handle has a field with this name: an `Option<External>`.
 macro_rules! handle {
     ($handle:ident) => {
         $crate::presets::server::handle!($handle, |_| None::<&str>);
@@ -495,8 +494,7 @@ macro_rules! handle {
     };
     ($handle:ident, $host:expr) => {
         impl $handle {
-            /// The host at which the server is reached: `127.0.0.1`, or that of the preset's
-            /// `MIRAKURU_*_URL`.
+            /// The host of the server: `127.0.0.1`, or the one in the preset's `MIRAKURU_*_URL`.
             #[must_use]
             pub fn host(&self) -> &str {
                 let external: fn(&$handle) -> Option<&str> = $host;
@@ -528,7 +526,7 @@ macro_rules! handle {
 }
 pub(super) use handle;
 
-/// The part of a recipe whose handle has nothing but the executor, and perhaps an external server.
+/// The methods of a recipe whose handle has only the executor, and optionally an external server.
 macro_rules! of_executor {
     ($handle:ident) => {
         type Readiness = $crate::presets::Answers;

@@ -1,5 +1,5 @@
-//! SQL that recipes load: where it is, in which order it is loaded, and whether all of it gets into
-//! the database that it is meant for.
+//! SQL that recipes load: finds it, sorts it, and checks that all of it gets into the right
+//! database.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -10,7 +10,7 @@ use mirakuru_core::Error;
 
 use super::failed;
 
-/// Something to load.
+/// A script to load.
 #[derive(Clone, Debug)]
 pub(super) enum Script {
     Text(String),
@@ -26,11 +26,11 @@ impl Script {
         }
     }
 
-    /// The text, after a check that all of it goes into the database that is open.
+    /// The text, after a check that all of it goes into the open database.
     ///
     /// # Errors
     ///
-    /// When it cannot be read, leads into another database, or leaves a transaction open. The error
+    /// If it cannot be read, leads into another database, or leaves a transaction open. The error
     /// names the line.
     pub(crate) fn read(&self, dialect: Dialect) -> Result<Vec<u8>, Error> {
         let text = match self {
@@ -48,7 +48,7 @@ impl Script {
 ///
 /// # Errors
 ///
-/// When there is no such file or directory, or a directory has no file of SQL.
+/// If there is no such file or directory, or if a directory has no file of SQL.
 pub(super) fn find(given: &str, scripts: &mut Vec<Script>) -> Result<(), Error> {
     let path = Path::new(given);
     if is_sql(given) && !path.exists() {
@@ -110,7 +110,7 @@ fn find_in(dir: &Path, scripts: &mut Vec<Script>) -> Result<(), Error> {
     Ok(())
 }
 
-/// A key that sorts names by the numbers in them: each number with its length in front.
+/// A key that sorts names by their numbers: each number gets its length in front.
 fn in_order(name: &str) -> String {
     let mut key = String::new();
     let mut rest = name;
@@ -128,8 +128,8 @@ fn in_order(name: &str) -> String {
     key
 }
 
-/// A text that tells servers with other contents apart. A file counts by its path, size, inode and
-/// time, so that no process reads a large one only to find the server that it shares.
+/// A text that distinguishes servers with other contents. A file counts by its path, size, inode
+/// and time, so that no process has to read a large file to find a shared server.
 pub(super) fn digest(scripts: &[Script]) -> String {
     let mut text = String::new();
     for script in scripts {
@@ -156,11 +156,11 @@ pub(super) enum Dialect {
     Mysql,
 }
 
-/// The words of the statement that is being read, as far as they matter.
+/// The first words of the current statement.
 #[derive(Default)]
 struct Statement {
     line: usize,
-    /// Where in the text it begins.
+    /// The position in the text at which it begins.
     at: usize,
     /// The first three, in upper case.
     words: Vec<String>,
@@ -184,7 +184,7 @@ impl Statement {
     }
 }
 
-/// Looks for statements after which SQL would not get into the database that is open.
+/// Finds statements after which SQL would not get into the open database.
 fn check(text: &[u8], dialect: Dialect) -> Result<(), (usize, String)> {
     let mysql = dialect == Dialect::Mysql;
     let mut delimiter = b";".to_vec();
@@ -254,7 +254,7 @@ fn check(text: &[u8], dialect: Dialect) -> Result<(), (usize, String)> {
     }
 }
 
-/// Follows a statement that has ended: into a transaction, out of it, or into another database.
+/// Interprets a complete statement: it may begin or end a transaction, or change the database.
 fn judge(
     statement: &Statement,
     text: &[u8],
@@ -301,7 +301,7 @@ fn end_of_line(text: &[u8]) -> usize {
     text.iter().position(|byte| *byte == b'\n').unwrap_or(text.len())
 }
 
-/// The argument of a command of the client that stands in this line.
+/// The argument of a client command in this line.
 fn client_command<'a>(text: &'a [u8], name: &str) -> Option<&'a [u8]> {
     let line = text[..end_of_line(text)].trim_ascii();
     let is_it = line.get(..name.len())?.eq_ignore_ascii_case(name.as_bytes());
@@ -323,7 +323,7 @@ fn comment(text: &[u8], nests: bool) -> usize {
     at
 }
 
-/// A doubled quote is two texts beside each other here, which comes to the same.
+/// A doubled quote counts as two adjacent texts here, with the same result.
 fn quoted(text: &[u8], is_escaped: bool) -> usize {
     let mut at = 1;
     while at < text.len() && text[at] != text[0] {

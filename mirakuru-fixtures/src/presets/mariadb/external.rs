@@ -18,7 +18,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
     remove,
 };
 
-/// The first versions with all that is asked here: of MariaDB, and of MySQL.
+/// The oldest versions that support all queries here: of MariaDB, and of MySQL.
 const OLDEST: [(u32, u32); 2] = [(10, 3), (5, 7)];
 
 fn connect(external: &External) -> io::Result<Client> {
@@ -35,7 +35,7 @@ fn check(external: &External) -> io::Result<()> {
         );
         return Err(io::Error::other(problem));
     }
-    // Of a database that is not there: the server looks at the rights first, and makes nothing.
+    // A database that does not exist: the server checks the rights first, and makes nothing.
     let absent = format!("{}_absent", Owner::this_process());
     for statement in [
         format!("CREATE TABLE {absent}.a (b INT)"),
@@ -54,8 +54,8 @@ fn check(external: &External) -> io::Result<()> {
     Ok(())
 }
 
-/// The kind of server, its version, and the oldest that will do. MariaDB puts `5.5.5-` before its
-/// own version.
+/// The kind of server, its version, and the oldest version that will do. MariaDB puts `5.5.5-`
+/// before its own version.
 fn version(greeting: &str) -> (&'static str, (u32, u32), (u32, u32)) {
     let is_mariadb = greeting.contains("MariaDB");
     let (name, oldest) = match is_mariadb {

@@ -1,4 +1,4 @@
-//! MariaDB, and MySQL, which is the same to most of its clients.
+//! MariaDB, and MySQL, which looks the same to most clients.
 
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -40,10 +40,10 @@ pub(super) const SERVER: Server = Server {
 
 /// How long the installation of a data directory may take, on a slow disk of a busy machine.
 const INSTALLED_WITHIN: Duration = Duration::from_secs(300);
-/// The database that is there from the start, everybody's.
+/// The database that exists from the start and that all tests share.
 const SHARED: &str = "test";
-/// The user of our own connections. It has no password, and can come by the Unix socket alone,
-/// which is in a directory that nobody else can enter.
+/// The user of our own connections. It has no password, and can connect only through the Unix
+/// socket, which is in a directory that no other user can enter.
 const OURS: &str = "mirakuru";
 /// The file in the private directory with the result of the seeds, as SQL.
 const SEED: &str = "seed.sql";
@@ -51,7 +51,7 @@ const SEED: &str = "seed.sql";
 const CLIENT: &str = "client.cnf";
 const CHARACTERS: &str = "default-character-set=utf8mb4\n";
 
-/// A MariaDB, or a MySQL where there is no MariaDB: see [`Mariadb`].
+/// A MariaDB, or a MySQL if there is no MariaDB: see [`Mariadb`].
 pub fn mariadb() -> MariadbRecipe {
     MariadbRecipe {
         options: Options::default(),
@@ -61,11 +61,11 @@ pub fn mariadb() -> MariadbRecipe {
     }
 }
 
-/// A MySQL, or a MariaDB where there is no MySQL: see [`Mariadb`].
+/// A MySQL, or a MariaDB if there is no MySQL: see [`Mariadb`].
 ///
-/// A `mysqld` that is another name of MariaDB's server, as Debian has it, counts as MariaDB.
+/// A `mysqld` that is only another name of MariaDB's server, as on Debian, counts as MariaDB.
 /// Ubuntu's AppArmor profile keeps the `mysqld` of its package out of every data directory but its
-/// own; there, take MariaDB.
+/// own; use MariaDB there.
 pub fn mysql() -> MariadbRecipe {
     MariadbRecipe {
         mysql: true,
@@ -73,7 +73,7 @@ pub fn mysql() -> MariadbRecipe {
     }
 }
 
-/// How to start a MariaDB or a MySQL: made by [`mariadb()`] and [`mysql()`].
+/// A recipe for a MariaDB or a MySQL: made by [`mariadb()`] and [`mysql()`].
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct MariadbRecipe {
@@ -86,8 +86,8 @@ pub struct MariadbRecipe {
 options!(MariadbRecipe, durable);
 
 impl MariadbRecipe {
-    /// Sets a variable of the server, over those that the preset sets: `config("max-connections",
-    /// "20")`.
+    /// Sets a variable of the server, which overrides the preset's value:
+    /// `config("max-connections", "20")`.
     pub fn config(mut self, variable: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.config.push((variable.into(), value.into()));
         self
@@ -99,13 +99,14 @@ impl MariadbRecipe {
     ///
     /// The argument is a path, or SQL itself: a text with a semicolon, a line break or a space in
     /// it. A text that begins like a path or ends with `.sql` is a path. A relative path counts
-    /// from the working directory, which under `cargo test` is the package's. Of a directory, all
-    /// files are loaded whose name ends with `.sql`, as
+    /// from the working directory, which under `cargo test` is the package's. If the path is a
+    /// directory, all of its files that end with `.sql` are loaded, as
     /// [PostgreSQL's](super::PostgresRecipe::load_sql) are.
     ///
-    /// It goes through the server's own command line client, which knows `DELIMITER` and `source`.
-    /// The start fails, and names the line, where SQL would not get into the database: at `USE`,
-    /// which `mariadb-dump --databases` writes, and at a transaction that is not committed.
+    /// It goes through the server's own command line client, which supports `DELIMITER` and
+    /// `source`. The start fails, and names the line, if SQL would not get into the database.
+    /// Examples are `USE`, which `mariadb-dump --databases` writes, and a transaction that is not
+    /// committed.
     pub fn load_sql(mut self, sql: impl Into<String>) -> Self {
         self.load.push(sql.into());
         self
@@ -116,8 +117,8 @@ impl MariadbRecipe {
     /// [`database`](Mariadb::database) begins with the result.
     ///
     /// As with [PostgreSQL's](super::PostgresRecipe::seed), the code runs once for a key, and the
-    /// result is kept over runs. It is kept as SQL, and each database loads it: tables, views,
-    /// routines and events, but no accounts and no rights. That takes `mariadb-dump` or
+    /// result is kept over runs. It is kept as SQL that each database loads: tables, views,
+    /// routines and events, but no accounts and no rights. This needs `mariadb-dump` or
     /// `mysqldump`, which comes with the command line client.
     ///
     /// ```no_run
@@ -142,8 +143,8 @@ impl MariadbRecipe {
         self
     }
 
-    /// Puts the result of the seeds into the private directory. The first to need it makes it:
-    /// starts a server, runs the seeds on a database of it, dumps that.
+    /// Puts the result of the seeds into the private directory. The first user of a key makes it:
+    /// starts a server, runs the seeds on a database of it, and dumps that.
     fn install_seed(&self, program: &Path, dir: &Path) -> Result<(), Error> {
         let Some(version) = version_of(program).filter(|_| !self.seeds.is_empty()) else {
             return Ok(());
@@ -160,14 +161,14 @@ impl MariadbRecipe {
             let maker = MariadbRecipe {
                 seeds: Vec::new(),
                 options: Options {
-                    // The server that this one is made for may hold it.
+                    // The server that this seed is for may hold the lock.
                     port: None,
                     ..self.options.clone()
                 },
                 ..self.clone()
             };
             let made = maker.start()?;
-            // Not a test's database, which a shared server must not be made of.
+            // This is not a test's database, which a shared server's recipe must not use.
             let database = lease::allowed(|| made.try_database())?;
             self.seeds.iter().try_for_each(|seed| seed.run(&database.url))?;
             made.access
@@ -176,7 +177,7 @@ impl MariadbRecipe {
         })
     }
 
-    /// The server that was given, or else the one that is found.
+    /// The program that the recipe names, or the one that is found.
     fn server(&self) -> Option<PathBuf> {
         if self.options.program.is_some() {
             return self.options.program.clone();
@@ -187,7 +188,7 @@ impl MariadbRecipe {
         let mariadb = find_program("mariadbd");
         let mysql = find_program("mysqld");
         if self.mysql {
-            // Not a link to the other one.
+            // It must not be a link to the other one.
             mysql
                 .filter(|path| fs::canonicalize(path).is_ok_and(|real| real.ends_with("mysqld")))
                 .or(mariadb)
@@ -196,7 +197,7 @@ impl MariadbRecipe {
         }
     }
 
-    /// Lets servers with other contents be other servers.
+    /// Servers with other contents must be other services.
     fn with_contents<R>(&self, recipe: ExecutorBuilder<R>, scripts: &[Script]) -> ExecutorBuilder<R> {
         match self.seeds.is_empty() {
             true => recipe,
@@ -207,7 +208,7 @@ impl MariadbRecipe {
         }
     }
 
-    /// How this recipe's server is reached.
+    /// The address and the client of this recipe's server.
     fn access(&self, dir: &Path) -> Result<Access, Error> {
         let programs: &[&str] = match self.mysql {
             true => &["mysql", "mariadb"],
@@ -254,14 +255,14 @@ impl MariadbRecipe {
     }
 }
 
-// Not in the list of recipes that an error gives: it is long enough.
+// Left out of the list of recipes in error messages, which is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for MariadbRecipe {
     type Readiness = Answers;
     type Handle = Mariadb;
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
-        // A missing file is an error of the start, and not of the first database.
+        // If a file is missing, the start fails, and not the first database.
         let scripts = self.scripts()?;
         if let Some(external) = self.options.external(&SERVER)? {
             return Ok(self.with_contents(external.executor(&self.options)?, &scripts));
@@ -271,7 +272,7 @@ impl Recipe for MariadbRecipe {
             program: self.server().or_else(|| Some(first.into())),
             ..self.options.clone()
         };
-        // A setting that only one of the two knows begins with `loose-`: the other prints a
+        // A setting with `loose-` in front is known only to one of the two: the other prints a
         // warning.
         let mut settings = vec![
             ("port", options.port()),
@@ -280,9 +281,9 @@ impl Recipe for MariadbRecipe {
             ("pid-file", "{dir}/pid".to_owned()),
             ("datadir", "{dir}/data".to_owned()),
             ("tmpdir", "{dir}/tmp".to_owned()),
-            // Read before the first connection is accepted.
+            // The server reads it before it accepts the first connection.
             ("init-file", "{dir}/init.sql".to_owned()),
-            // `root@localhost` comes by the socket, `root@%` by the port.
+            // `root@localhost` connects through the socket, `root@%` through the port.
             ("skip-name-resolve", "1".to_owned()),
             ("character-set-server", "utf8mb4".to_owned()),
             ("default-time-zone", "+00:00".to_owned()),
@@ -297,7 +298,7 @@ impl Recipe for MariadbRecipe {
         if !options.durable {
             settings.extend(FAST.map(|(name, value)| (name, value.to_owned())));
         }
-        // Not the configuration of this machine's own server. It must be the first argument.
+        // Not the configuration of this machine's own server. This must be the first argument.
         let mut args = vec!["--no-defaults".to_owned()];
         for (name, value) in options.settings(settings) {
             args.push(format!("--{name}={value}"));
@@ -313,7 +314,7 @@ impl Recipe for MariadbRecipe {
             return write_secret(&dir, CLIENT, &external::client_file(&external));
         }
         let secret = new_password()?;
-        // Read again at each start.
+        // The server reads it again at each start.
         let init = format!(
             "CREATE USER IF NOT EXISTS 'root'@'%' IDENTIFIED BY '{secret}';\n\
              ALTER USER 'root'@'localhost' IDENTIFIED BY '{secret}', 'root'@'%' IDENTIFIED BY '{secret}';\n\
@@ -339,7 +340,7 @@ impl Recipe for MariadbRecipe {
                 install(&program, &dir)?;
                 self.install_seed(&program, &dir)
             }
-            // The start has the better error.
+            // The start gives the better error.
             None => Ok(()),
         }
     }
@@ -370,16 +371,17 @@ impl Recipe for MariadbRecipe {
     }
 }
 
-/// Settings of the data directory: the server must be started with those that it was made with.
+/// Settings of the data directory: the server must start with the ones that the directory was made
+/// with.
 const INSTALLED: [(&str, &str); 2] = [
-    // Half a dozen times as large by default, each of which is copied.
+    // By default these are six times as large, and each copy would be, too.
     ("innodb-log-file-size", "16M"),
     ("skip-log-bin", "1"),
 ];
 
-/// Settings under which a crash of the server loses nothing, and a crash of the machine may lose
-/// all: every commit is written to the log, and nothing is flushed to the disk. Pages are still
-/// written twice, because SIGKILL may cut the write of a page in two. That costs nothing
+/// With these settings a crash of the server loses nothing, but a crash of the machine may lose
+/// everything. Every commit is written to the log, and nothing is flushed to the disk. Pages are
+/// still written twice, because SIGKILL may cut the write of a page in two. That costs nothing
 /// measurable.
 const FAST: [(&str, &str); 4] = [
     ("innodb-flush-log-at-trx-commit", "2"),
@@ -390,9 +392,9 @@ const FAST: [(&str, &str); 4] = [
 
 // ---- the data directory -------------------------------------------------------------------------
 
-/// Fills an empty data directory from the cache. The first to need it fills the cache.
+/// Fills an empty data directory from the cache. The first use fills the cache.
 fn install(program: &Path, dir: &Path) -> Result<(), Error> {
-    // For a program that is not there the start has the better error.
+    // If the program does not exist, the start gives the better error.
     let Some(version) = version_of(program) else {
         return Ok(());
     };
@@ -408,11 +410,11 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
             .output()
             .map_err(|source| failed(format!("run {}", program.display()), source))?;
         let is_mariadb = String::from_utf8_lossy(&version.stdout).contains("MariaDB");
-        // A service like any other, so that it does not go on alone when this process is killed.
+        // This is a service like any other, so that it ends if this process is killed.
         let mut install = if is_mariadb {
             clean_program(&beside(program, &["mariadb-install-db", "mysql_install_db"]))
                 .args(["--no-defaults", "--skip-test-db", "--skip-name-resolve"])
-                // Otherwise it gives files of the machine's own server to the user that is named.
+                // Otherwise it gives files of the machine's own server to the named user.
                 .arg("--rpm")
                 .args(FAST.map(|(name, value)| format!("--{name}={value}")))
         } else {
@@ -427,8 +429,8 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
         if !is_shim(program) {
             install = install.current_dir("{dir}");
         }
-        // The server refuses to run as root unless it is told to. In a form that the script hands
-        // on: with `--user` it would stumble over a space in the path.
+        // The server refuses to run as root unless it is told to. The script must pass the option
+        // on, and `--user` fails in it if the path has a space.
         if data.metadata().is_ok_and(|metadata| metadata.uid() == 0) {
             install = install.arg("--loose-user=root");
         }
@@ -443,8 +445,8 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
     })
 }
 
-/// A text that stands for a server's version, if it is there. Its size and time do: asking it takes
-/// a tenth of a start.
+/// A text that stands for a server's version: the file's size and time. Asking the server takes a
+/// tenth of a start.
 fn version_of(program: &Path) -> Option<String> {
     let metadata = fs::metadata(program).ok()?;
     let name = program.file_name().unwrap_or_default().to_string_lossy();
@@ -452,14 +454,14 @@ fn version_of(program: &Path) -> Option<String> {
     Some(format!("{name}-{size}-{time}-{inode}"))
 }
 
-/// An option with a real path, in which no brace means anything.
+/// An option with a real path, in which braces have no meaning.
 fn path_arg(option: &str, path: &Path) -> OsString {
     let mut arg = OsString::from(option);
     arg.push(literal(path));
     arg
 }
 
-/// The folder of a server that was unpacked by hand: it has the server's `bin` or `sbin`.
+/// The folder of a server that was unpacked by hand: it contains the server's `bin` or `sbin`.
 fn base_of(program: &Path) -> Option<PathBuf> {
     let real = fs::canonicalize(program).ok()?;
     let base = real.ancestors().nth(2)?;
@@ -469,7 +471,7 @@ fn base_of(program: &Path) -> Option<PathBuf> {
     (!is_system).then(|| base.to_owned())
 }
 
-/// The first of these programs in the places that belong to the server, or else anywhere.
+/// The first of these programs, in the places of the server if possible, otherwise anywhere.
 fn beside(server: &Path, programs: &[&str]) -> PathBuf {
     let mut own = base_of(server).into_iter().flat_map(|base| {
         let dirs = ["bin", "scripts", "sbin"].map(|dir| base.join(dir));
@@ -485,13 +487,13 @@ fn beside(server: &Path, programs: &[&str]) -> PathBuf {
 
 /// A running MariaDB or MySQL.
 ///
-/// [`database`](Mariadb::database) gives each test a database of its own. The tests share
-/// everything that belongs to no database: accounts and their rights, global variables (`SET
-/// GLOBAL`), `FLUSH`, the locks of `GET_LOCK`, and the names of the databases themselves.
+/// [`database`](Mariadb::database) gives each test its own database. The tests share everything
+/// outside databases: accounts and their rights, global variables (`SET GLOBAL`), `FLUSH`, the
+/// locks of `GET_LOCK`, and the names of the databases themselves.
 ///
 /// The time zone is UTC and the character set `utf8mb4`, whatever the environment of the tests
 /// says. Committed data survives a crash of the server, such as [`kill`](Executor::kill) and a
-/// start after it. For data that survives a crash of the machine, say
+/// later start. For data that survives a crash of the machine, set
 /// [`durable(true)`](MariadbRecipe::durable).
 ///
 /// ```no_run
@@ -515,7 +517,7 @@ pub struct Mariadb {
 handle!(Mariadb, external);
 
 impl Mariadb {
-    /// The URL of the database that is there from the start and that all share:
+    /// The URL of the database that exists from the start and that all tests share:
     /// `mysql://root:PASSWORD@127.0.0.1:PORT/test`.
     #[must_use]
     pub fn url(&self) -> String {
@@ -523,7 +525,7 @@ impl Mariadb {
         self.url_of(external.map_or(SHARED, |external| external.path.as_deref().unwrap_or_default()))
     }
 
-    /// The user, who may do everything: `root`, or that of `MIRAKURU_MARIADB_URL`.
+    /// The user, who has all rights: `root`, or the one in `MIRAKURU_MARIADB_URL`.
     #[must_use]
     pub fn user(&self) -> &str {
         let external = self.external.as_ref();
@@ -532,7 +534,7 @@ impl Mariadb {
             .unwrap_or("root")
     }
 
-    /// The user's password: another one for each server.
+    /// The user's password, which is different for each server.
     #[must_use]
     pub fn password(&self) -> &str {
         &self.password
@@ -542,7 +544,7 @@ impl Mariadb {
     ///
     /// # Panics
     ///
-    /// When the server is at `MIRAKURU_MARIADB_URL`.
+    /// If the server is at `MIRAKURU_MARIADB_URL`.
     #[must_use]
     #[track_caller]
     pub fn socket(&self) -> PathBuf {
@@ -552,31 +554,31 @@ impl Mariadb {
         self.executor.dir().join("socket")
     }
 
-    /// A database for one test alone, with the SQL that the recipe
-    /// [loads](MariadbRecipe::load_sql), until it is dropped. If the test process is killed, the
-    /// database goes with the server.
+    /// A database for one test, with the SQL that the recipe [loads](MariadbRecipe::load_sql).
+    /// Dropping it drops the database. If the test process is killed, the database is gone with the
+    /// server.
     ///
     /// # Panics
     ///
-    /// When it cannot be made: see [`try_database`](Mariadb::try_database).
+    /// If it cannot be made: see [`try_database`](Mariadb::try_database).
     #[must_use]
     #[track_caller]
     pub fn database(&self) -> MariadbDatabase {
         expect(self.try_database())
     }
 
-    /// The same, with the error.
+    /// The same, but returns the error.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when the server does not answer, or refuses the SQL of the recipe, or its
-    /// command line client, `mariadb` or `mysql`, is missing, which loads it.
+    /// [`Error::System`] if the server does not answer or refuses the SQL of the recipe. Also if
+    /// the command line client that loads the SQL, `mariadb` or `mysql`, is missing.
     pub fn try_database(&self) -> Result<MariadbDatabase, Error> {
         let name = match &self.external {
             Some(external) => external.unique_name(&self.executor.dir())?,
             None => unique_name()?,
         };
-        // From its first moment on, it is dropped where something fails.
+        // From here on the database is dropped if a step fails.
         let database = MariadbDatabase {
             url: self.url_of(&name),
             name,
@@ -597,7 +599,7 @@ impl Mariadb {
     }
 }
 
-/// How a server is reached.
+/// The address of a server, and a client for it.
 struct Access {
     address: Address,
     /// The command line client.
@@ -613,7 +615,7 @@ impl Access {
 
     /// Makes a database with the SQL of these scripts.
     fn create(&self, name: &str, scripts: &[Script]) -> Result<(), Error> {
-        // As our own servers have it.
+        // The settings of our own servers.
         let statement = format!("CREATE DATABASE {name} CHARACTER SET utf8mb4");
         self.connect()
             .and_then(|mut client| client.query(&statement))
@@ -634,7 +636,7 @@ impl Access {
         command
     }
 
-    /// Writes everything that is in a database into a file of SQL that names no database.
+    /// Writes the content of a database into a file of SQL that names no database.
     fn dump(&self, database: &str, server: &Path, file: &Path) -> io::Result<()> {
         let mut command = self.client(&beside(server, &["mariadb-dump", "mysqldump"]));
         let mut result = OsString::from("--result-file=");
@@ -653,7 +655,7 @@ impl Access {
             io::ErrorKind::NotFound => io::Error::new(e.kind(), not_found("mariadb-dump", &[])),
             _ => e,
         })?;
-        // The defaults for tables that come later: only a dump that names the database has them.
+        // The defaults for later tables: a dump has them only if it names the database.
         let defaults = format!(
             "SELECT CONCAT('ALTER DATABASE CHARACTER SET ', default_character_set_name, ' COLLATE ', \
              default_collation_name, ';') FROM information_schema.schemata WHERE schema_name = '{database}'"
@@ -681,9 +683,9 @@ impl Access {
     }
 }
 
-/// One database of a [`Mariadb`], made for a test. Dropping this drops the database with everything
-/// in it, and ends the connections to it, with their transactions. A server that does not finish
-/// this within a second is not waited for: the database then goes with the server.
+/// One database of a [`Mariadb`], made for a test. Dropping this ends the connections to the
+/// database, with their transactions, and drops it with everything in it. If the server does not
+/// finish this within a second, the database stays until the server ends.
 #[derive(Debug)]
 pub struct MariadbDatabase {
     name: String,
@@ -698,7 +700,7 @@ impl MariadbDatabase {
         self.url.clone()
     }
 
-    /// Its name, which no other database of the server has.
+    /// Its name, which is unique on the server.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -708,11 +710,11 @@ impl MariadbDatabase {
 /// Drops a database, and ends the connections to it.
 fn drop_database(address: &Address, name: &str, within: Duration) -> io::Result<()> {
     let mut client = Client::connect(address, within)?;
-    // A connection with another default database may hold a lock here, too.
+    // A connection with another default database may hold a lock in this one.
     client.query("SET lock_wait_timeout = 1")?;
     let connections = format!("SELECT id FROM information_schema.processlist WHERE db = '{name}'");
     for id in client.query(&connections)? {
-        // It may have gone by itself.
+        // The connection may have ended by itself.
         let _ = client.query(&format!("KILL {id}"));
     }
     client.query(&format!("DROP DATABASE IF EXISTS {name}")).map(drop)
@@ -725,8 +727,8 @@ impl Drop for MariadbDatabase {
     }
 }
 
-/// Runs a program to its end, with this input if it has no other. The error of a program that fails
-/// is its last output.
+/// Runs a program to its end, with this input unless the command has another one. If the program
+/// fails, the error is the end of its output.
 fn run(command: &mut Command, input: Option<&[u8]>) -> io::Result<()> {
     if input.is_some() {
         command.stdin(Stdio::piped());
@@ -734,7 +736,7 @@ fn run(command: &mut Command, input: Option<&[u8]>) -> io::Result<()> {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
     let stdin = child.stdin.take();
     let output = thread::scope(|scope| {
-        // Beside the reading, so that neither fills a pipe.
+        // The input is written while the output is read, so that neither pipe fills up.
         scope.spawn(move || stdin.zip(input).map(|(mut stdin, input)| stdin.write_all(input)));
         child.wait_with_output()
     })?;

@@ -1,4 +1,4 @@
-//! The protocol of MariaDB and MySQL, as far as it takes to run a statement.
+//! The part of MariaDB's and MySQL's protocol that running a statement needs.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -16,14 +16,13 @@ const MORE: u8 = 1;
 const END: u8 = 0xfe;
 const ERROR: u8 = 0xff;
 
-/// The numbers of errors for a right that the user does not have: on a database, on all, on a
-/// table.
+/// The error numbers for a missing right: on a database, on all, on a table.
 const DENIED: [u16; 3] = [1044, 1227, 1142];
 
-/// A server, and the user that we are there.
+/// A server, and our user there.
 #[derive(Clone, Debug)]
 pub(super) enum Address {
-    /// One of ours, by its Unix socket, at which our user needs no password.
+    /// Our own server, through its Unix socket, where our user needs no password.
     Socket(PathBuf),
     External(Box<External>),
 }
@@ -33,12 +32,12 @@ pub(super) struct Client {
     stream: Stream,
     /// The number of the next packet.
     next: u8,
-    /// The version, as the server greets with it.
+    /// The version in the server's greeting.
     pub(crate) version: String,
 }
 
 impl Client {
-    /// A connection on which no answer takes longer than this.
+    /// A connection with this time limit for each answer.
     pub(crate) fn connect(address: &Address, within: Duration) -> io::Result<Client> {
         // Version 4.1 of the protocol, authentication by a plugin.
         const CAPABILITIES: u32 = 0x0200 | 0x8000 | 0x0008_0000;
@@ -85,7 +84,7 @@ impl Client {
             let answer = client.read()?;
             match *answer {
                 [OK, ..] => return Ok(client),
-                // It asks for another plugin's proof.
+                // The server asks for the proof of another plugin.
                 [END, ref rest @ ..] => {
                     let plugin = text(rest);
                     let salt = rest.get(plugin.len() + 1..).unwrap_or_default();
@@ -99,7 +98,7 @@ impl Client {
                     let proof = proof(&plugin, password, salt).ok_or_else(problem)?;
                     client.write(&proof)?;
                 }
-                // It knows the proof from before, and answers once more.
+                // The server knows the proof from before, and answers once more.
                 [MORE, 3, ..] => {}
                 [MORE, ..] => {
                     return Err(io::Error::other(
@@ -112,7 +111,7 @@ impl Client {
         }
     }
 
-    /// Runs a statement. Gives the first value of each row.
+    /// Runs a statement. Returns the first value of each row.
     pub(crate) fn query(&mut self, sql: &str) -> io::Result<Vec<String>> {
         const QUERY: u8 = 3;
         self.next = 0;
@@ -124,14 +123,14 @@ impl Client {
             Some(&ERROR) => return Err(report(&answer)),
             _ => {}
         }
-        // The descriptions of the columns, an end, the rows, an end.
+        // The descriptions of the columns, an end packet, the rows, an end packet.
         let mut ends = 0;
         while ends < 2 {
             let packet = self.read()?;
             match packet.first() {
                 Some(&ERROR) => return Err(report(&packet)),
                 Some(&END) if packet.len() < 9 => ends += 1,
-                // A short text: its length, its bytes.
+                // A short text: its length, then its bytes.
                 Some(length) if ends == 1 => {
                     let value = packet.get(1..1 + usize::from(*length)).unwrap_or_default();
                     rows.push(String::from_utf8_lossy(value).into_owned());
@@ -143,7 +142,7 @@ impl Client {
     }
 
     fn write(&mut self, payload: &[u8]) -> io::Result<()> {
-        // Three bytes of length, and the number.
+        // Three bytes of length, then the number.
         let mut packet = (payload.len() as u32).to_le_bytes().to_vec();
         packet[3] = self.next;
         packet.extend_from_slice(payload);
@@ -158,13 +157,13 @@ impl Client {
     }
 }
 
-/// A text up to its zero.
+/// A text up to its zero byte.
 fn text(bytes: &[u8]) -> String {
     let end = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     String::from_utf8_lossy(&bytes[..end]).into_owned()
 }
 
-/// The proof that a plugin wants. An empty password has an empty one with each.
+/// The proof of the password for a plugin. The proof of an empty password is empty.
 fn proof(plugin: &str, password: &str, salt: &[u8]) -> Option<Vec<u8>> {
     match plugin {
         _ if password.is_empty() => Some(Vec::new()),
@@ -193,7 +192,7 @@ fn read_packet(stream: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
     Ok((head[3], packet))
 }
 
-/// The text of an error packet: a number, perhaps `#` and a state of five letters, a text.
+/// The text of an error packet: a number, optionally `#` and a state of five letters, a text.
 fn report(packet: &[u8]) -> io::Error {
     let text = packet.get(3..).unwrap_or_default();
     let text = text
@@ -208,7 +207,7 @@ fn report(packet: &[u8]) -> io::Error {
     io::Error::new(kind, String::from_utf8_lossy(text))
 }
 
-/// Whether the first packet of the server is its greeting. It sends none before it has read the
+/// Whether the server's first packet is its greeting. The server sends none before it has read the
 /// init file.
 pub(super) fn is_greeted(mut connection: Connection) -> io::Result<bool> {
     const PROTOCOL: u8 = 10;

@@ -20,7 +20,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
     remove,
 };
 
-/// The first level of all topics of ours.
+/// The first level of all our topics.
 pub(super) const BEGIN: &str = "mirakuru/";
 
 const CONNECT: u8 = 0x10;
@@ -107,7 +107,7 @@ fn connect(external: &External) -> io::Result<Connection> {
     }
 }
 
-/// The topics of all retained messages of ours.
+/// The topics of all our retained messages.
 fn retained(external: &External) -> io::Result<Vec<String>> {
     let mut connection = connect(external)?;
     let filter = [&[0, 1], &text(&format!("{BEGIN}#"))[..], &[0]].concat();
@@ -142,7 +142,7 @@ fn remove(external: &External, owner: &str) -> io::Result<()> {
     loop {
         let topics = retained(external)?;
         let ours: Vec<&String> = topics.iter().filter(|topic| topic.starts_with(&begin)).collect();
-        // A broker sends only as many at once as it queues.
+        // A broker sends only as many messages at once as it queues.
         if ours.is_empty() {
             return Ok(());
         }
@@ -151,7 +151,7 @@ fn remove(external: &External, owner: &str) -> io::Result<()> {
         }
         let mut connection = connect(external)?;
         for topic in ours {
-            // An empty message removes the one that is retained.
+            // An empty message removes the retained one.
             let body = [&text(topic)[..], &[0, 1]].concat();
             send(&mut connection, PUBLISH_AT_LEAST_ONCE | RETAINED, &body)?;
             while receive(&mut connection)?.0 != PUBACK {}

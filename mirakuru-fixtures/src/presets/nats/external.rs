@@ -1,4 +1,5 @@
-//! A NATS at `MIRAKURU_NATS_URL`: streams and buckets whose names begin with their owner are ours.
+//! A NATS at `MIRAKURU_NATS_URL`: streams and buckets whose names begin with one of our owners are
+//! ours.
 
 use std::io::{self, Read};
 
@@ -16,12 +17,12 @@ pub(super) const PROTOCOL: Protocol = Protocol {
     remove,
 };
 
-/// Key-value buckets and object stores are streams with these before their names.
+/// Key-value buckets and object stores are streams whose names begin with these.
 const BUCKETS: [&str; 2] = ["KV_", "OBJ_"];
 /// How many streams JetStream names in one answer.
 const PAGE: usize = 1024;
 
-/// A connection that has logged in, and a subject for answers that is ours alone.
+/// A connection that has logged in, and a subject for answers that only it uses.
 struct Client {
     connection: Connection,
     inbox: String,
@@ -103,7 +104,7 @@ impl Client {
     }
 }
 
-/// The name as the test gave it.
+/// The name that the test gave.
 fn own_name(stream: &str) -> &str {
     let bucket = BUCKETS.iter().find_map(|begin| stream.strip_prefix(begin));
     bucket.unwrap_or(stream)

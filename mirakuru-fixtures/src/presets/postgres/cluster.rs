@@ -1,5 +1,5 @@
-//! PostgreSQL's programs, and its data directory: made by `initdb` once for each machine and
-//! version, and copied from then on.
+//! PostgreSQL's programs, and its data directory. `initdb` makes that once for each machine and
+//! version; later it is copied.
 
 use std::fs;
 use std::io;
@@ -18,7 +18,7 @@ use crate::presets::server::{clean_program, is_shim, last_lines};
 /// How long `initdb` may take, on a slow disk of a busy machine.
 const INITDB_WITHIN: Duration = Duration::from_secs(300);
 
-/// The folders in which systems keep the versions of PostgreSQL apart, before and after the number:
+/// Folders in which systems keep several versions of PostgreSQL, before and after the number:
 /// Debian, Red Hat, Homebrew twice, Alpine.
 const PLACES: [(&str, &str); 5] = [
     ("/usr/lib/postgresql/", "/bin"),
@@ -36,7 +36,7 @@ pub(super) fn of_version(major: u32) -> Result<PathBuf, Error> {
     if let Some(found) = places.find(|path| path.is_file()) {
         return Ok(found);
     }
-    // `postgres` on PATH, if it is of this version, as its other programs beside it then are.
+    // `postgres` on PATH, if it is of this version. The other programs beside it are, too.
     let on_path = find_program("postgres").filter(|path| {
         let output = std::process::Command::new(path).arg("--version").output();
         // "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)", "postgres (PostgreSQL) 18beta1"
@@ -67,7 +67,7 @@ pub(super) fn of_version(major: u32) -> Result<PathBuf, Error> {
         let install = match system() {
             System::Debian => Some(format!("postgresql-{major}")),
             System::Homebrew => Some(format!("postgresql@{major}")),
-            // They have one version each.
+            // These systems have one version.
             System::Fedora | System::Arch | System::Alpine => None,
         };
         let install = install.map(|package| system().install(&package));
@@ -75,8 +75,8 @@ pub(super) fn of_version(major: u32) -> Result<PathBuf, Error> {
     })
 }
 
-/// The server in the directory that it really is in, where `initdb` of the same version is as well.
-/// A version manager's stand-in stays where it is.
+/// The server in its real directory, where `initdb` of the same version is as well. A version
+/// manager's stand-in keeps its path.
 pub(super) fn real_path(program: PathBuf) -> PathBuf {
     if is_shim(&program) {
         return program;
@@ -84,8 +84,8 @@ pub(super) fn real_path(program: PathBuf) -> PathBuf {
     fs::canonicalize(&program).unwrap_or(program)
 }
 
-/// The `psql` beside the server, where there is a choice: the one on `PATH` may be a wrapper that
-/// looks for the machine's own clusters.
+/// The `psql` beside the server, if there is one: the `psql` on `PATH` may be a wrapper that
+/// searches for the machine's own clusters.
 pub(super) fn psql_of(server: &Path) -> Option<PathBuf> {
     let beside = server.with_file_name("psql");
     if beside.is_file() {
@@ -95,7 +95,7 @@ pub(super) fn psql_of(server: &Path) -> Option<PathBuf> {
     }
 }
 
-/// Fills `{dir}/data` from the cache. The first to need it fills the cache.
+/// Fills `{dir}/data` from the cache. The first use fills the cache.
 pub(super) fn install(server: &Path, args: &[String], dir: &Path) -> Result<(), Error> {
     let initdb = server.with_file_name("initdb");
     let key = key(server, &initdb, args)?;
@@ -112,13 +112,13 @@ pub(super) fn key_of(server: &Path, args: &[String]) -> Result<String, Error> {
     key(server, &server.with_file_name("initdb"), args)
 }
 
-/// Everything that the result of `initdb` depends on. Not the version: to ask for it takes longer
-/// than the copy, and another version is another file.
+/// Everything that the result of `initdb` depends on, except for the version: asking for it takes
+/// longer than the copy, and another version is another file.
 fn key(server: &Path, initdb: &Path, args: &[String]) -> Result<String, Error> {
     const FORMAT: u32 = 3;
     let mut text = format!("{args:?}\n");
     if is_shim(server) {
-        // The same file stands for all versions; the working directory decides.
+        // The same file stands for all versions, and the working directory decides.
         text.push_str(&format!("{:?}\n", std::env::current_dir().ok()));
     }
     for path in [server, initdb] {
@@ -134,9 +134,9 @@ fn key(server: &Path, initdb: &Path, args: &[String]) -> Result<String, Error> {
     Ok(format!("postgres-{FORMAT}-{:016x}", hash(0, &text)))
 }
 
-/// Runs a program under which the stop signal is ignored, for the second that the program takes.
-/// `initdb` and the servers in it end at SIGTERM, and set no handler that ends them at SIGUSR1. If
-/// they were ended, they would leave System V shared memory behind for good.
+/// Runs a program in which the stop signal is ignored during the second that it takes. `initdb` and
+/// the servers in it end at SIGTERM; their default for SIGUSR1 would also end them. If they ended
+/// early, they would leave System V shared memory behind for ever.
 const LET_IT_FINISH: &str = r#"trap '' USR1; exec "$@""#;
 
 /// Makes a new cluster, in the private directory of the executor that is returned.
@@ -180,7 +180,7 @@ fn initialize(initdb: &Path, args: &[String]) -> Result<Executor<NoWait>, Error>
 }
 
 /// Removes a quarter of a new cluster's files: the maps of free space and of visibility. They are
-/// hints, and the server makes them again where it needs them.
+/// hints, and the server makes them again when it needs them.
 fn slim(data: &Path) -> io::Result<()> {
     let mut dirs = vec![data.join("global")];
     for entry in fs::read_dir(data.join("base"))? {
@@ -199,28 +199,28 @@ fn slim(data: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Marks the server's one segment of System V shared memory, the lock of its data directory, so
+/// Marks the server's only segment of System V shared memory, the lock of its data directory, so
 /// that the kernel removes it with the last of the server's processes. Otherwise it would stay for
-/// good when the server is killed. (The server says at its end that the segment is not there.)
+/// ever if the server is killed. (At its end the server logs that the segment does not exist.)
 pub(super) fn release_memory(dir: &Path) {
-    // The seventh line has a key and a number.
+    // The seventh line of that file has a key and a number.
     let line = postmaster_line(dir, 6);
     let number = line
         .split_whitespace()
         .nth(1)
         .and_then(|number| number.parse().ok());
     if let Some(number) = number {
-        // A user who may not do this leaves the segment as it is.
+        // Without the right to do this, the segment stays as it is.
         let _ = release_segment(number);
     }
 }
 
-/// Whether the server says, in its file and not in its log, that it takes clients.
+/// Whether the server says, in its pid file and not in its log, that it accepts clients.
 pub(super) fn is_ready(dir: &Path) -> bool {
     matches!(postmaster_line(dir, 7).trim(), "ready" | "standby")
 }
 
-/// A line of the file that the server keeps about itself.
+/// A line of the server's pid file.
 fn postmaster_line(dir: &Path, number: usize) -> String {
     let file = fs::read_to_string(dir.join("data/postmaster.pid")).unwrap_or_default();
     file.lines().nth(number).unwrap_or_default().to_owned()

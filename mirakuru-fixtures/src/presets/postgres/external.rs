@@ -1,4 +1,4 @@
-//! A PostgreSQL at `MIRAKURU_POSTGRES_URL`: each test has a database there, a copy of a template
+//! A PostgreSQL at `MIRAKURU_POSTGRES_URL`. Each test has a database there, a copy of a template
 //! that its run has made.
 
 use std::io;
@@ -21,7 +21,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
 /// The first version with `DROP DATABASE .. WITH (FORCE)`.
 const OLDEST: u32 = 130_000;
 
-/// How long a session that was told to end may take, in steps of 50 ms.
+/// How long a session may take to end after it was told to, in steps of 50 ms.
 const ENDS_IN_STEPS: u32 = 100;
 
 fn connect(external: &External) -> io::Result<Client> {
@@ -56,7 +56,7 @@ fn check(external: &External) -> io::Result<()> {
     Ok(())
 }
 
-/// Fails if the recipe takes another version.
+/// Fails if the recipe asks for another version.
 pub(super) fn check_version(external: &External, wanted: Option<u32>) -> io::Result<()> {
     let major = connect(external)?.version / 10_000;
     match wanted {
@@ -86,7 +86,7 @@ fn owners(external: &External) -> io::Result<Vec<String>> {
 
 fn remove(external: &External, owner: &str) -> io::Result<()> {
     let mut client = connect(external)?;
-    // What a process that was killed has asked for last may still be at work.
+    // The last statement of a killed process may still be running.
     let sessions =
         format!("FROM pg_stat_activity WHERE application_name = '{owner}' AND pid <> pg_backend_pid()");
     client.query(&format!("SELECT pg_terminate_backend(pid) {sessions}"))?;
@@ -102,7 +102,8 @@ fn remove(external: &External, owner: &str) -> io::Result<()> {
     for name in client.query(&databases)? {
         let statement = format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)");
         let mut dropped = client.query(&statement);
-        // A superuser's session, such as one that dumps the server, can only be waited for.
+        // This user may not end a superuser's session, such as one that dumps the server, so it
+        // waits for that.
         while dropped.is_err() && tries > 0 {
             tries -= 1;
             thread::sleep(Duration::from_millis(50));

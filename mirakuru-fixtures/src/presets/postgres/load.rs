@@ -1,5 +1,5 @@
-//! The SQL of a recipe, loaded into the template of all databases; and the settings of the
-//! template, which `CREATE DATABASE` does not copy.
+//! Loads the SQL of a recipe into the template of all databases. Also copies the settings of the
+//! template, which `CREATE DATABASE` leaves out.
 
 use std::io::{self, Write};
 use std::path::Path;
@@ -16,7 +16,8 @@ use crate::presets::sql::{Dialect, Script};
 /// How long one script may take.
 const LOAD_WITHIN: Duration = Duration::from_secs(900);
 
-/// Loads scripts into a database: through `psql`, or without it each as one query.
+/// Loads scripts into a database, through `psql` if there is one. Without it, each script is sent
+/// as one query.
 pub(super) fn load(
     scripts: &[Script],
     psql: Option<&Path>,
@@ -73,13 +74,13 @@ fn run_psql(
         .arg(host)
         .args(["--port", &port.to_string(), "--file"]);
     recipe = match script {
-        // By its name, for messages, and for the files that it includes.
+        // Passed by its name, for messages and for the files that it includes.
         Script::File(path) => recipe.arg(literal(path)),
         Script::Text(_) => recipe.arg("-").stdin(Stdio::piped()),
     };
     let mut psql = recipe.start()?;
     if let Some(mut stdin) = psql.take_stdin() {
-        // A `psql` that has ended gives the reason in its output.
+        // If `psql` has ended, its output has the reason.
         let _ = stdin.write_all(text);
     }
     match psql.wait(LOAD_WITHIN)?.success() {
@@ -96,8 +97,9 @@ pub(super) fn create_database(
     owner: Option<&str>,
     version: u32,
 ) -> String {
-    // The files as they are, and not page by page through the log: a quarter of the time. Older
-    // versions know nothing else. Others would wait for it: it writes everything to the disk.
+    // Copies whole files, not page by page through the log, which takes a quarter of the time.
+    // Older versions do only this. It is not used on a shared server: it writes everything to the
+    // disk, and others would wait for that.
     let strategy = match (address, version) {
         (Address::Socket { .. }, 150_000..) => " STRATEGY file_copy",
         _ => "",
@@ -106,8 +108,8 @@ pub(super) fn create_database(
     format!("CREATE DATABASE {name} TEMPLATE {template}{owner}{strategy}")
 }
 
-/// The owner of the template, where it is another one than this user; and whether it has settings,
-/// grants or a comment of its own.
+/// The owner of the template, if it is not this user, and whether it has settings, grants or a
+/// comment of its own.
 pub(super) fn extras(client: &mut Client, template: &str, user: &str) -> io::Result<(Option<String>, bool)> {
     let user = user.replace('\'', "''");
     let owner = client.query(&format!(
@@ -123,8 +125,8 @@ pub(super) fn extras(client: &mut Client, template: &str, user: &str) -> io::Res
     Ok((owner.into_iter().next(), !found.is_empty()))
 }
 
-/// Copies the settings, grants and comment of the template to a database that was made from it. By
-/// the catalogs, because no statement writes each kind of value as it was.
+/// Copies the settings, grants and comment of the template to a database that was made from it.
+/// This goes through the catalogs, because no statement reproduces each kind of value.
 pub(super) fn copy_extras(template: &str, name: &str) -> String {
     let ids = format!(
         "(SELECT oid FROM pg_database WHERE datname = '{template}') t (old), \

@@ -1,6 +1,6 @@
 //! PostgreSQL.
 //!
-//! Three layers make it fast enough for a test, each a copy of the one before:
+//! Three layers make it fast enough for a test. Each is a copy of the one before:
 //!
 //! ```text
 //! initdb, once for each machine ──▶ the cluster in `{dir}/data` ──▶ a template with the recipe's SQL
@@ -48,15 +48,15 @@ pub(super) const SERVER: Server = Server {
     external: Some(&external::PROTOCOL),
 };
 
-/// The user, who may do everything.
+/// The user, who has all rights.
 const USER: &str = "postgres";
-/// The database that is there from the start.
+/// The database that exists from the start.
 const SHARED: &str = "postgres";
-/// The database that has the SQL of the recipe. Nobody can connect to it: it could not be copied
-/// then.
+/// The database with the SQL of the recipe. No client can connect to it, because it could not be
+/// copied then.
 const TEMPLATE: &str = "mirakuru_template";
-/// The file in the private directory that says how databases are copied: the owner's name, and
-/// whether the template has settings of its own.
+/// The file in the private directory with the data for copies: the owner's name, and whether the
+/// template has settings of its own.
 const EXTRAS: &str = "extras";
 
 /// A PostgreSQL: see [`Postgres`].
@@ -72,7 +72,7 @@ pub fn postgres() -> PostgresRecipe {
     }
 }
 
-/// How to start a PostgreSQL: made by [`postgres()`].
+/// A recipe for a PostgreSQL: made by [`postgres()`].
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct PostgresRecipe {
@@ -81,7 +81,8 @@ pub struct PostgresRecipe {
     initdb: Vec<String>,
     load: Vec<Load>,
     seeds: Vec<Seed>,
-    /// Whether its seeds run, so that the result can be kept. Else the result is copied.
+    /// Whether this server runs its seeds, so that the result can be kept. Otherwise the kept
+    /// result is copied.
     fills_seeds: bool,
     /// The directory and the port of the primary that it follows.
     primary: Option<(PathBuf, u16)>,
@@ -89,7 +90,7 @@ pub struct PostgresRecipe {
 
 #[derive(Clone, Debug)]
 enum Load {
-    /// Or a path.
+    /// The value may also be a path.
     Sql(String),
     Extension(String),
 }
@@ -97,14 +98,14 @@ enum Load {
 options!(PostgresRecipe, durable);
 
 impl PostgresRecipe {
-    /// Takes this major version: `version(15)`. The default is the `postgres` on `PATH`, else the
-    /// newest that is installed.
+    /// Selects this major version: `version(15)`. The default is the `postgres` on `PATH`, or else
+    /// the newest one that is installed.
     pub fn version(mut self, major: u32) -> Self {
         self.version = Some(major);
         self
     }
 
-    /// Sets a parameter of its configuration, over those that the preset sets:
+    /// Sets a parameter of its configuration, which overrides the preset's value:
     /// `config("log_statement", "all")`.
     pub fn config(mut self, parameter: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.config.push((parameter.into(), value.into()));
@@ -127,23 +128,22 @@ impl PostgresRecipe {
     /// it. A text that begins like a path or ends with `.sql` is a path. A relative path counts
     /// from the working directory, which under `cargo test` is the package's.
     ///
-    /// Of a directory and its subdirectories, all files are loaded whose name ends with `.sql`, in
+    /// In a directory and its subdirectories, all files whose names end with `.sql` are loaded, in
     /// the order of their names. Numbers in names count as numbers (`9_x` is before `10_x`).
     /// `down.sql` and `*.down.sql`, which undo a migration, are left out.
     ///
-    /// It goes through `psql` where that is installed beside the server or on `PATH`, statement by
+    /// It goes through `psql` if that is installed beside the server or on `PATH`, statement by
     /// statement: `CREATE INDEX CONCURRENTLY`, `COPY .. FROM stdin`, `\i` and the dumps of
-    /// `pg_dump` are fine. Without `psql`, each file is sent as one query, in which those are
-    /// errors.
+    /// `pg_dump` work. Without `psql`, each file is sent as one query, in which those are errors.
     ///
-    /// The start fails, and names the line, where SQL would not get into the template: at
-    /// `\connect`, which `pg_dump --create` writes, and at a `BEGIN` without a `COMMIT`.
+    /// The start fails, and names the line, if SQL would not get into the template. Examples are
+    /// `\connect`, which `pg_dump --create` writes, and a `BEGIN` without a `COMMIT`.
     pub fn load_sql(mut self, sql: impl Into<String>) -> Self {
         self.load.push(Load::Sql(sql.into()));
         self
     }
 
-    /// Creates an extension, and those that it needs, in the template of all databases:
+    /// Creates an extension, and the extensions that it needs, in the template of all databases:
     /// `extension("pg_trgm")`. It must be installed; many come with Debian's `postgresql-contrib`.
     pub fn extension(mut self, name: impl Into<String>) -> Self {
         self.load.push(Load::Extension(name.into()));
@@ -155,13 +155,12 @@ impl PostgresRecipe {
     /// template.
     ///
     /// The code runs once for a key, and the result is kept over runs: the second run copies it.
-    /// The code itself cannot be compared, so the key must be another one when the code does
-    /// something else. For a directory of migrations, [`hash_of_dir`](super::hash_of_dir) makes
-    /// such a key. The server's version, the recipe's other settings and everything that is loaded
-    /// count, too.
+    /// The code itself cannot be compared, so use another key if the code does something else. For
+    /// a directory of migrations, [`hash_of_dir`](super::hash_of_dir) makes such a key. The
+    /// server's version, the recipe's other settings and everything that is loaded also count.
     ///
-    /// It runs on a thread of its own, where `block_on` is fine. An error is the error of the
-    /// start, names the key, and is not kept.
+    /// It runs on a thread of its own, where `block_on` works. If it returns an error, the start
+    /// fails with that error, which also names the key, and nothing is kept.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -185,8 +184,8 @@ impl PostgresRecipe {
         self
     }
 
-    /// Fills `{dir}/data` with a cluster whose template has been seeded. The first to need it makes
-    /// it: starts a server, runs the seeds, stops it.
+    /// Fills `{dir}/data` with a cluster whose template has been seeded. The first user of a key
+    /// makes it: starts a server, runs the seeds, and stops it.
     fn install_seeded(&self, program: &Path, dir: &Path) -> Result<(), Error> {
         let scripts = self.scripts()?;
         let recipe = format!(
@@ -203,7 +202,7 @@ impl PostgresRecipe {
             let maker = PostgresRecipe {
                 fills_seeds: true,
                 options: Options {
-                    // The server that this one is made for may hold it.
+                    // The server that this cluster is for may hold the lock.
                     port: None,
                     ..self.options.clone()
                 },
@@ -211,7 +210,7 @@ impl PostgresRecipe {
             };
             let mut made = maker.start()?;
             let from = made.executor.dir();
-            // A cluster is copied when nobody writes to it.
+            // Nothing writes to the cluster while it is copied.
             made.executor.stop()?;
             // The cluster, and the facts about its template.
             copy_tree(&from.join("data"), &kept.join("data"))
@@ -226,9 +225,9 @@ impl PostgresRecipe {
         !self.seeds.is_empty() && !self.fills_seeds
     }
 
-    /// A primary and so many replicas: ready when each replica streams from the primary. The first
-    /// node is the primary, and makes the databases. They arrive at the replicas, from which
-    /// clients can only read.
+    /// A primary and `replicas` replicas. It is ready when each replica streams from the primary.
+    /// The first node is the primary, and makes the databases. They appear on the replicas, from
+    /// which clients can only read.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -249,10 +248,10 @@ impl PostgresRecipe {
             ("wal_level", "replica"),
             ("max_wal_senders", "10"),
             ("wal_keep_size", "64MB"),
-            // A replica that starts before the primary tries again soon.
+            // If a replica starts before the primary, it tries again soon.
             ("wal_retrieve_retry_interval", "50ms"),
         ];
-        // Before the settings of the user, which count.
+        // These come before the settings of the user, which override them.
         let wanted = wanted.map(|(name, value)| (name.to_owned(), value.to_owned()));
         recipe.options.config.splice(0..0, wanted);
         crate::cluster(1 + replicas, move |node| {
@@ -291,7 +290,7 @@ impl PostgresRecipe {
         Ok(scripts)
     }
 
-    /// Lets servers with other contents be other servers.
+    /// Servers with other contents must be other services.
     fn with_contents<R>(&self, mut recipe: ExecutorBuilder<R>, scripts: &[Script]) -> ExecutorBuilder<R> {
         if !scripts.is_empty() {
             recipe = recipe.env("MIRAKURU_SQL", sql::digest(scripts));
@@ -350,7 +349,7 @@ impl PostgresRecipe {
         write_secret(dir, EXTRAS, &text)?;
         let closed = match address {
             Address::Socket { .. } => "IS_TEMPLATE true ALLOW_CONNECTIONS false",
-            // Its user copies it as its owner. A template could not be dropped at once.
+            // The server's user copies it as its owner. A template could not be dropped at once.
             Address::External(..) => "ALLOW_CONNECTIONS false",
         };
         client
@@ -378,7 +377,7 @@ impl PostgresRecipe {
                 literal(address).to_string_lossy().into_owned(),
             ));
         }
-        // Of two settings of the same parameter the last one counts.
+        // Of two settings of the same parameter, the last one counts.
         let lines =
             self.options.settings(settings).into_iter().map(|(name, value)| {
                 format!("{name} = '{}'\n", value.replace('\\', "\\\\").replace('\'', "''"))
@@ -390,31 +389,32 @@ impl PostgresRecipe {
 const FIXED: [(&str, &str); 11] = [
     ("max_connections", "300"),
     ("shared_buffers", "64MB"),
-    // With the data, and not in `/dev/shm`, where nobody would remove it when the server is killed.
+    // The file is with the data, and not in `/dev/shm`: there nothing would remove it after the
+    // server was killed.
     ("dynamic_shared_memory_type", "mmap"),
     ("timezone", "UTC"),
     ("log_timezone", "UTC"),
     ("datestyle", "ISO, MDY"),
     ("lc_messages", "C"),
     ("default_text_search_config", "pg_catalog.english"),
-    // There are two for each database that is made.
+    // Making a database uses two.
     ("log_checkpoints", "off"),
     // A little more than is made at once.
     ("max_wal_size", "256MB"),
     ("min_wal_size", "32MB"),
 ];
 
-/// Settings under which a crash of the server loses nothing, and a crash of the machine may lose
-/// all: every commit is in the log that the kernel holds, which is not flushed to the disk. Whole
-/// pages stay in the log, because SIGKILL may cut the write of a page in two. That costs nothing
-/// measurable.
+/// With these settings a crash of the server loses nothing, but a crash of the machine may lose
+/// everything. Every commit is in the log, which the kernel holds and nothing flushes to the disk.
+/// Whole pages stay in the log, because SIGKILL may cut the write of a page in two. That costs
+/// nothing measurable.
 const FAST: [(&str, &str); 3] = [
     ("fsync", "off"),
     ("wal_level", "minimal"),
     ("max_wal_senders", "0"),
 ];
 
-// Not in the list of recipes that an error gives: it is long enough.
+// Left out of the list of recipes in error messages, which is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for PostgresRecipe {
     type Readiness = Answers;
@@ -433,13 +433,13 @@ impl Recipe for PostgresRecipe {
         let mut recipe = options
             .recipe(&SERVER, &["-D", "{dir}/data"])?
             .file("data/postgresql.conf", self.configuration())
-            // The socket is in a directory that nobody else can enter. On passwords see
+            // The socket is in a directory that no other user can enter. On passwords see
             // `Postgres::password`.
             .file(
                 "data/pg_hba.conf",
                 "local all,replication all trust\nhost all,replication all 127.0.0.1/32 password\n",
             )
-            // Its fast shutdown. After SIGTERM it would wait for all clients to leave.
+            // Its fast shutdown. After SIGTERM it would wait until all clients leave.
             .stop_signal(Signal::Int);
         recipe = self.with_contents(recipe, &scripts);
         let follows = self.primary.is_some();
@@ -451,7 +451,7 @@ impl Recipe for PostgresRecipe {
         }
         Ok(
             recipe.wait_for(options.answers_in("it took a client", move |question| {
-                // A client that it refuses while it starts up would be a line in its log.
+                // If it refuses a client while it starts up, that is a line in its log.
                 if !is_ready(question.dir) {
                     return Ok(false);
                 }
@@ -480,7 +480,7 @@ impl Recipe for PostgresRecipe {
         match self.server()? {
             Some(program) if program.is_file() && self.is_seeded() => self.install_seeded(&program, &dir),
             Some(program) if program.is_file() => install(&program, &self.initdb, &dir),
-            // The start has the better error.
+            // The start gives the better error.
             _ => Ok(()),
         }
     }
@@ -496,13 +496,14 @@ impl Recipe for PostgresRecipe {
         }
         let mut client = address.connect(SHARED).map_err(failed)?;
         let password = password(None, &dir)?;
-        // The server checks a password with its stored form: by default 4096 rounds, 5 to 15 ms for
-        // each connection. This password is random, so quick checks do not help to guess it.
+        // The server checks a password against a stored form, by default with 4096 rounds, which
+        // take 5 to 15 ms for each connection. This password is random, so quick checks do not help
+        // to guess it.
         let cheap = match client.version {
             160_000.. => "SET scram_iterations = 1",
             _ => "SET password_encryption = md5",
         };
-        // Where cryptography is restricted, MD5 is an error.
+        // On systems that restrict cryptography, MD5 is an error.
         let _ = client.query(cheap);
         client
             .query(&format!("ALTER ROLE {USER} PASSWORD '{password}'"))
@@ -534,7 +535,7 @@ impl Recipe for PostgresRecipe {
     }
 }
 
-/// How a database is made from the template.
+/// The way in which databases are made from the template.
 #[derive(Clone, Debug)]
 struct Template {
     has_settings: bool,
@@ -554,10 +555,10 @@ impl Template {
 
 /// A running PostgreSQL, 13 or later.
 ///
-/// [`database`](Postgres::database) gives each test a database of its own, a copy of a template
-/// with the SQL that the recipe [loads](PostgresRecipe::load_sql). The tests share everything that
-/// belongs to no database: roles, tablespaces, the configuration that `ALTER SYSTEM` writes, the
-/// 300 connections, and the names of the databases themselves.
+/// [`database`](Postgres::database) gives each test its own database, a copy of a template with the
+/// SQL that the recipe [loads](PostgresRecipe::load_sql). The tests share everything outside
+/// databases: roles, tablespaces, the configuration that `ALTER SYSTEM` writes, the 300
+/// connections, and the names of the databases themselves.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -570,12 +571,12 @@ impl Template {
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// `initdb` runs once for each machine and version, and its result is copied from then on. So all
+/// `initdb` runs once for each machine and version, and its result is copied after that. So all
 /// clusters have the same system identifier. The locale is `C.UTF-8`, the encoding UTF-8, the time
 /// zone UTC and the date style ISO, whatever the environment of the tests says.
 ///
-/// Committed data survives a crash of the server, such as [`kill`](Executor::kill) and a start
-/// after it. For data that survives a crash of the machine, say
+/// Committed data survives a crash of the server, such as [`kill`](Executor::kill) and a later
+/// start. For data that survives a crash of the machine, set
 /// [`durable(true)`](PostgresRecipe::durable). Without that, `wal_level` is `minimal`; for
 /// replication, set it and `max_wal_senders` with [`config`](PostgresRecipe::config).
 pub struct Postgres {
@@ -589,33 +590,33 @@ pub struct Postgres {
 handle!(Postgres, external);
 
 impl Postgres {
-    /// The URL of the database that is there from the start and that all share. Nothing is loaded
-    /// into it: `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`.
+    /// The URL of the database that exists from the start and that all tests share. Nothing is
+    /// loaded into it: `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`.
     #[must_use]
     pub fn url(&self) -> String {
         self.url_of(self.address.shared())
     }
 
-    /// The user, who may do everything: `postgres`, or that of `MIRAKURU_POSTGRES_URL`.
+    /// The user, who has all rights: `postgres`, or the one in `MIRAKURU_POSTGRES_URL`.
     #[must_use]
     pub fn user(&self) -> &str {
         self.address.user()
     }
 
-    /// The user's password: another one for each server. The server asks for it in clear text
-    /// (`password` in `pg_hba.conf`). It does not leave this machine, and that costs a client in a
-    /// debug build nothing.
+    /// The user's password, which is different for each server. The server asks for it in clear
+    /// text (`password` in `pg_hba.conf`). The password does not leave this machine, and a client
+    /// in a debug build spends no time on it.
     #[must_use]
     pub fn password(&self) -> &str {
         &self.password
     }
 
-    /// The directory of its Unix socket, for clients that take one as `host`. Only the server's
-    /// user and root can enter it, and they need no password.
+    /// The directory of its Unix socket, for clients that take a directory as `host`. Only the
+    /// server's user and root can enter it, and they need no password.
     ///
     /// # Panics
     ///
-    /// When the server is at `MIRAKURU_POSTGRES_URL`.
+    /// If the server is at `MIRAKURU_POSTGRES_URL`.
     #[must_use]
     #[track_caller]
     pub fn socket_dir(&self) -> PathBuf {
@@ -625,25 +626,25 @@ impl Postgres {
         self.executor.dir()
     }
 
-    /// A database for one test alone, a copy of the template that the recipe
-    /// [loads](PostgresRecipe::load_sql), until it is dropped. If the test process is killed, the
-    /// database goes with the server.
+    /// A database for one test, a copy of the template that the recipe
+    /// [loads](PostgresRecipe::load_sql). Dropping it drops the database. If the test process is
+    /// killed, the database is gone with the server.
     ///
     /// # Panics
     ///
-    /// When it cannot be made: see [`try_database`](Postgres::try_database).
+    /// If it cannot be made: see [`try_database`](Postgres::try_database).
     #[must_use]
     #[track_caller]
     pub fn database(&self) -> PostgresDatabase {
         expect(self.try_database())
     }
 
-    /// The same, with the error. While the server recovers from a crash of one of its processes,
-    /// this waits for up to 10 s.
+    /// The same, but returns the error. While the server recovers from a crash of one of its
+    /// processes, this waits for up to 10 s.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when the server does not answer, or has no connection left.
+    /// [`Error::System`] if the server does not answer, or has no free connection.
     pub fn try_database(&self) -> Result<PostgresDatabase, Error> {
         let address = self.address.clone();
         let create = |client: &mut Client| -> io::Result<String> {
@@ -653,7 +654,7 @@ impl Postgres {
             };
             let name = name.map_err(io::Error::other)?;
             if let Address::Socket { dir, .. } = &address {
-                // After a crash it has another segment.
+                // After a crash the server has another segment.
                 release_memory(dir);
             }
             let version = client.version;
@@ -688,9 +689,9 @@ impl Postgres {
     }
 }
 
-/// One database of a [`Postgres`], made for a test. Dropping this drops the database with
-/// everything in it, and closes the connections to it. A server that does not answer within a
-/// second is not waited for: the database then goes with the server.
+/// One database of a [`Postgres`], made for a test. Dropping this closes the connections to the
+/// database, and drops it with everything in it. If the server does not answer within a second, the
+/// database stays until the server ends.
 #[derive(Debug)]
 pub struct PostgresDatabase {
     name: String,
@@ -705,7 +706,7 @@ impl PostgresDatabase {
         self.url.clone()
     }
 
-    /// Its name, which no other database of the server has.
+    /// Its name, which is unique on the server.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
@@ -715,7 +716,7 @@ impl PostgresDatabase {
 impl Drop for PostgresDatabase {
     fn drop(&mut self) {
         let statement = format!("DROP DATABASE IF EXISTS {} WITH (FORCE)", self.name);
-        // The server finishes the statement even if we stop waiting for it.
+        // The server finishes the statement even if we no longer wait for it.
         let dropped = self
             .address
             .connect_within(self.address.shared(), TIDY_WITHIN)

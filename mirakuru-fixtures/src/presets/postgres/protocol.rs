@@ -1,4 +1,4 @@
-//! PostgreSQL's protocol, version 3, as far as it takes to run a statement.
+//! The part of PostgreSQL's protocol, version 3, that running a statement needs.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -15,17 +15,17 @@ use crate::presets::connection::{Connection, Stream};
 use crate::presets::digest::{Sha256, from_base64, hex, md5, to_base64, xor};
 use crate::presets::external::External;
 
-/// How long a statement may take.
+/// The time limit of a statement.
 const STATEMENT_WITHIN: Duration = Duration::from_secs(120);
 /// How long the server may take to recover after one of its processes has crashed.
 const RECOVERS_WITHIN: Duration = Duration::from_secs(10);
 
-/// A server, and the user that we are there.
+/// A server, and our user there.
 #[derive(Clone, Debug)]
 pub(super) enum Address {
-    /// One of ours, by its Unix socket, at which it asks for no password.
+    /// Our own server, through its Unix socket, where it asks for no password.
     Socket { dir: PathBuf, port: u16 },
-    /// Another one, and the owner of our parts there, if there is one by now.
+    /// An external server, and the owner of our parts there, if it is known already.
     External(Box<External>, String),
 }
 
@@ -52,7 +52,7 @@ impl Address {
         }
     }
 
-    /// The database that all share.
+    /// The database that all tests share.
     pub(crate) fn shared(&self) -> &str {
         match self {
             Address::Socket { .. } => SHARED,
@@ -64,8 +64,8 @@ impl Address {
         self.connect_within(database, STATEMENT_WITHIN)
     }
 
-    /// Does something on a new connection, and again on another while the server recovers from a
-    /// crash of one of its processes: it then ends all connections, and refuses new ones.
+    /// Calls `run` with a new connection. If one of the server's processes has crashed, the server
+    /// ends all connections and refuses new ones for a while; then this tries again.
     pub(crate) fn retry<T>(&self, mut run: impl FnMut(&mut Client) -> io::Result<T>) -> io::Result<T> {
         use io::ErrorKind::{BrokenPipe, ConnectionReset, ResourceBusy, UnexpectedEof};
         let begun = Instant::now();
@@ -87,7 +87,7 @@ impl Address {
         }
     }
 
-    /// A connection on which no answer takes longer than this.
+    /// A connection on which each answer may take at most `limit`.
     pub(crate) fn connect_within(&self, database: &str, limit: Duration) -> io::Result<Client> {
         let (stream, name) = match self {
             Address::Socket { dir, port } => {
@@ -111,7 +111,7 @@ impl Address {
 /// A connection of ours.
 pub(super) struct Client {
     stream: Stream,
-    /// As 150000.
+    /// In the form 150000.
     pub(crate) version: u32,
 }
 
@@ -182,7 +182,7 @@ impl Client {
         let all = format!("{first},{challenge},{last}");
         let proof = xor(key, sha256.hmac(&sha256.of(&key), all.as_bytes()));
         self.send_bytes(b'p', format!("{last},p={}", to_base64(proof)).as_bytes())?;
-        // Who knows the password as well proves it.
+        // The server proves that it knows the password as well.
         let signature = sha256.hmac(&sha256.hmac(&salted, b"Server Key"), all.as_bytes());
         match self.scram_answer()? == format!("v={}", to_base64(signature)) {
             true => Ok(()),
@@ -197,13 +197,13 @@ impl Client {
         }
     }
 
-    /// Runs statements. Several are one transaction. Gives the first value of each row.
+    /// Runs statements; several are one transaction. Returns the first value of each row.
     pub(crate) fn query(&mut self, sql: &str) -> io::Result<Vec<String>> {
         self.send(b'Q', sql.as_bytes())?;
         self.until_ready(sql)
     }
 
-    /// Sends a message that is one text.
+    /// Sends a message that consists of one text.
     fn send(&mut self, kind: u8, text: &[u8]) -> io::Result<()> {
         self.send_bytes(kind, &[text, &[0]].concat())
     }
@@ -213,7 +213,7 @@ impl Client {
         self.stream.write_all(&[&[kind], &length[..], bytes].concat())
     }
 
-    /// Reads until the server waits for the next query. Gives the first error that it reports.
+    /// Reads until the server waits for the next query. Returns the first error that it reports.
     fn until_ready(&mut self, sql: &str) -> io::Result<Vec<String>> {
         let mut result = Ok(Vec::new());
         loop {
@@ -224,7 +224,7 @@ impl Client {
                     let fields = Fields(&body);
                     let severity = fields.get(b'V').or(fields.get(b'S'));
                     let error = fields.error(sql);
-                    // After it the server hangs up.
+                    // After this error the server hangs up.
                     if matches!(severity.as_deref(), Some("FATAL" | "PANIC")) {
                         return Err(error);
                     }
@@ -242,9 +242,9 @@ impl Client {
                         self.version = version_number(&version);
                     }
                 }
-                // It waits for the data of a `COPY .. FROM stdin`.
+                // The server waits for the data of a `COPY .. FROM stdin`.
                 b'G' => self.send(b'f', b"that takes `psql`, which is not installed")?,
-                // Zero means authenticated. Anything else is a question that has no answer here.
+                // Zero means authenticated. Any other number is a question that has no answer here.
                 b'R' if body.as_slice() != [0; 4] => {
                     return Err(io::Error::other(
                         "the server asks for a password at its Unix socket",
@@ -256,14 +256,16 @@ impl Client {
     }
 }
 
-/// The first column of a row: two bytes of the number of columns, four of a length, a text.
+/// The first column of a row: two bytes with the number of columns, four with a length, then a
+/// text.
 fn first_value(row: &[u8]) -> Option<String> {
     let length = i32::from_be_bytes(row.get(2..6)?.try_into().ok()?);
     let value = row.get(6..6 + usize::try_from(length).ok()?)?;
     Some(String::from_utf8_lossy(value).into_owned())
 }
 
-/// "15.18 (Debian 15.18-0+deb12u1)" and "18beta1" as 150000 and 180000: the part that matters here.
+/// "15.18 (Debian 15.18-0+deb12u1)" and "18beta1" give 150000 and 180000: only the major version
+/// matters here.
 fn version_number(text: &str) -> u32 {
     let digits: String = text.chars().take_while(char::is_ascii_digit).collect();
     digits.parse::<u32>().unwrap_or(0).saturating_mul(10_000)
@@ -301,14 +303,15 @@ fn read_message(stream: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
     let size = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
     let mut body = Vec::new();
     let expected = u64::from(size.saturating_sub(4));
-    // No more memory than really comes.
+    // Takes only as much memory as data really comes.
     if stream.take(expected).read_to_end(&mut body)? as u64 != expected {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok((head[0], body))
 }
 
-/// Whether the server has begun to ask for our name. While it starts up it accepts, and refuses.
+/// Whether the server asks for our name. While it starts up, it accepts connections and refuses
+/// them then.
 pub(super) fn takes_clients(mut connection: Connection) -> io::Result<bool> {
     connection.send(&startup(USER, SHARED, "mirakuru"))?;
     match read_message(&mut connection.0)? {
@@ -318,7 +321,7 @@ pub(super) fn takes_clients(mut connection: Connection) -> io::Result<bool> {
     }
 }
 
-/// The fields of an error: a letter, a text and a zero each.
+/// The fields of an error: a letter, a text and a zero byte each.
 struct Fields<'a>(&'a [u8]);
 
 impl Fields<'_> {
@@ -328,10 +331,10 @@ impl Fields<'_> {
         Some(String::from_utf8_lossy(&found[1..]).into_owned())
     }
 
-    /// The error, with the kind by which [`Address::retry`] knows it.
+    /// The error, with the kind by which [`Address::retry`] recognises it.
     fn error(&self, sql: &str) -> io::Error {
         match self.get(b'C').as_deref() {
-            // It ends connections, or refuses them for a while.
+            // The server ends connections, or refuses them for a while.
             Some("57P01" | "57P02" | "57P03") => {
                 io::Error::new(io::ErrorKind::ResourceBusy, self.report(sql))
             }

@@ -1,5 +1,5 @@
-//! A RabbitMQ at `MIRAKURU_RABBITMQ_URL`: virtual hosts that begin with their owner are ours. They
-//! are made through the HTTP API of its management plugin.
+//! A RabbitMQ at `MIRAKURU_RABBITMQ_URL`: virtual hosts that begin with one of our owners are ours.
+//! They are made through the HTTP API of its management plugin.
 
 use std::io;
 
@@ -17,7 +17,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
     remove,
 };
 
-/// The port of the management plugin, unless the URL says `?management_port=..`.
+/// The port of the management plugin, unless the URL has a `?management_port=..`.
 const MANAGEMENT: u16 = 15_672;
 /// The user and the password of a new server.
 const GUEST: &str = "guest";
@@ -82,7 +82,7 @@ fn virtual_hosts(external: &External) -> io::Result<Vec<String>> {
         .collect())
 }
 
-/// Makes a virtual host in which the URL's user may do everything.
+/// Makes a virtual host in which the URL's user has all rights.
 pub(super) fn add(external: &External, name: &str) -> io::Result<()> {
     call(external, "PUT", &format!("vhosts/{name}"), "{}")?;
     let path = format!("permissions/{name}/{}", percent_encoded(user(external)));

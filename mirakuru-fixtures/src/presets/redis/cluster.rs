@@ -2,9 +2,9 @@
 //!
 //! A master that joins a cluster refuses commands for two seconds. A replica that takes over from
 //! its master does not. So every node begins as a replica of a *phantom*: a master that has slots,
-//! and an address at which nobody listens. When all nodes run, the masters take over from the
-//! phantoms, and every node forgets the phantoms. [`ready`] has the steps in their
-//! order. A step that comes too late costs the two seconds, and does no other harm.
+//! and an address without a listener. When all nodes run, the masters take over from the phantoms,
+//! and every node forgets the phantoms. [`ready`] has the steps in their order. A step that comes
+//! too late costs the two seconds, and does no other harm.
 
 use std::io;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::presets::connection::Connection;
 
 const SLOTS: usize = 16384;
 
-/// The first digit of a node's id says how the node begins.
+/// The first digit of a node's id gives its role at the start.
 const MASTER: char = 'a';
 const REPLICA: char = 'b';
 const PHANTOM: char = 'f';
@@ -78,12 +78,12 @@ fn id(kind: char, index: usize, dir: &Path) -> String {
     format!("{kind}{index:07x}{:016x}{:016x}", hash(0, &dir), hash(1, &dir))
 }
 
-/// Whether a node is ready by itself: it serves its cluster, or waits for the cluster to form.
+/// Whether a node itself is ready: it serves its cluster, or waits for the cluster to form.
 pub(super) fn is_up(connection: &mut Connection) -> io::Result<bool> {
     Ok(is_ok(connection)? || view(connection)?.lines().any(is_phantom))
 }
 
-/// The steps in which a cluster of so many masters and nodes becomes ready.
+/// The steps in which a cluster of `masters` masters and `nodes` nodes becomes ready.
 pub(super) fn ready(masters: usize, nodes: usize, password: Option<&str>) -> [Check; 3] {
     let check = |sentence: &str, step: fn(&mut Connection, usize, usize) -> io::Result<bool>| {
         let password = password.map(str::to_owned);
@@ -118,7 +118,7 @@ fn take_over(connection: &mut Connection) -> io::Result<bool> {
     if own.contains("myself,master") {
         return Ok(true);
     }
-    // On a slow machine the nodes may have missed the phantoms already.
+    // On a slow machine the nodes may have noticed already that the phantoms do not answer.
     let misses_phantoms = view.lines().any(|line| is_phantom(line) && line.contains("fail"));
     if !is_ok(connection)? && !misses_phantoms {
         return Ok(false);
@@ -126,8 +126,8 @@ fn take_over(connection: &mut Connection) -> io::Result<bool> {
     ask(connection, &["CLUSTER", "FAILOVER", "TAKEOVER"]).map(|_| true)
 }
 
-/// Once a replica follows its real master, tells all other nodes: they would hear of it with the
-/// next ping, up to a second later.
+/// Once a replica follows its real master, tells all other nodes. Without this they would hear of
+/// it with the next ping, up to a second later.
 fn introduce(connection: &mut Connection, view: &str, own: &str) -> io::Result<bool> {
     if own.split(' ').nth(3).is_none_or(is_phantom) {
         return Ok(false);
@@ -141,7 +141,7 @@ fn introduce(connection: &mut Connection, view: &str, own: &str) -> io::Result<b
     Ok(true)
 }
 
-/// Whether no phantom has slots or replicas any more, and so many masters have slots.
+/// Whether the phantoms have neither slots nor replicas, and this many masters have slots.
 fn knows_masters(view: &str, masters: usize) -> bool {
     let nodes = || view.lines().map(|line| line.split(' ').collect::<Vec<_>>());
     // id, address, flags, master, ping, pong, epoch, link; then slots
@@ -155,8 +155,8 @@ fn knows_masters(view: &str, masters: usize) -> bool {
     nodes().all(is_over) && real.count() == masters
 }
 
-/// Forgets the phantoms. Whether the node then has all slots and nodes and, as a replica, the data
-/// of its master.
+/// Forgets the phantoms. Returns whether the node has all slots and nodes and, as a replica, the
+/// data of its master.
 fn is_whole(connection: &mut Connection, nodes: usize) -> io::Result<bool> {
     let known = view(connection)?;
     for phantom in known.lines().filter(|line| is_phantom(line)) {

@@ -1,8 +1,7 @@
-//! A Redis at `MIRAKURU_REDIS_URL`: databases are leased on the server itself, over all processes,
+//! A Redis at `MIRAKURU_REDIS_URL`. Databases are leased on the server itself, over all processes,
 //! users and machines that share it.
 //!
-//! Two hashes in its database 0 say who has what. They are there only as long as somebody has
-//! something:
+//! Two hashes in its database 0 record the leases. They exist only while there is a lease:
 //!
 //! | key | field | value |
 //! | --- | --- | --- |
@@ -28,19 +27,19 @@ pub(super) const PROTOCOL: Protocol = Protocol {
     remove,
 };
 
-/// Scripts that write after `TIME`, and `SELECT` in scripts, are older.
+/// Needed for scripts that write after `TIME`; `SELECT` in scripts is older.
 const OLDEST: u32 = 5;
-/// In this time, in seconds, the stand-in renews its claim ten times.
+/// In this time, in seconds, the stand-in renews its registration ten times.
 const SILENT_AFTER: u64 = 600;
 /// How long to wait for another test to give a database back: most servers have 16.
 const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(10);
 
-/// Leases a database that is empty, or one that its owner has left.
+/// Leases an empty database, or one whose owner has ended.
 ///
-/// Arguments: the step at which to begin, the end of the token, the time before which an owner has
-/// been silent for too long, the number of the arguments that follow next, numbers that are not
-/// leased, tokens whose processes have ended. The answer is the token; a text without a space says
-/// why there is none.
+/// Arguments: the step at which to begin; the end of the token; the time before which an owner has
+/// been silent for too long; the number of the arguments that follow next; numbers that are not
+/// leased; tokens whose processes have ended. The answer is the token; a text without a space is
+/// the reason why there is none.
 const LEASE: &str = "
 local first, token, silent, kept = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
 local is_kept, has_ended = {}, {}
@@ -73,7 +72,7 @@ end
 return 'all'
 ";
 
-/// Empties a database and gives it back, if this token still is that of its lease.
+/// Empties a database and gives it back, if its lease still has this token.
 const GIVE_BACK: &str = "
 local number = string.match(ARGV[1], '^%d+')
 redis.call('SELECT', 0)
@@ -103,14 +102,14 @@ impl Token<'_> {
         })
     }
 
-    /// Whether the test process that has it is known to have ended.
+    /// Whether the lease's test process is known to have ended.
     fn has_ended(text: &str) -> bool {
         let process = Token::parse(text).and_then(|token| Owner::parse(token.process));
         process.is_some_and(|process| process.has_ended() == Some(true))
     }
 }
 
-/// The number of the database that the URL names, which is everybody's.
+/// The number of the database in the URL, which all tests share.
 pub(super) fn own_number(external: &External) -> u32 {
     external
         .path
@@ -157,7 +156,7 @@ fn check(external: &External) -> io::Result<()> {
         return Err(io::Error::other(problem));
     }
     ask(&mut connection, &["SELECT", &own_number(external).to_string()])?;
-    // Whether we may do what a lease takes.
+    // Whether our user has the rights that a lease needs.
     let trial = "redis.call('SELECT', 0); redis.call('HSET', 'mirakuru:runs', 'trial', 1); \
                  return redis.call('HDEL', 'mirakuru:runs', 'trial')";
     ask(&mut connection, &["EVAL", trial, "0"]).map(drop)
@@ -181,12 +180,12 @@ fn owners(external: &External) -> io::Result<Vec<String>> {
     for run in runs.chunks(2) {
         let [owner, heard] = run else { continue };
         let has_ended = Owner::parse(owner).and_then(|owner| owner.has_ended());
-        // One of another machine counts by the time alone.
+        // For a lease of another machine, only the time counts.
         if has_ended.unwrap_or_else(|| heard.parse().is_ok_and(|heard: u64| heard < silent)) {
             owners.push(owner.clone());
         }
     }
-    // What is left where the other hash was removed.
+    // These remain if the other hash was removed.
     for token in all_tokens(&mut connection)? {
         if let Some(token) = Token::parse(&token).filter(|token| !runs.iter().any(|run| run == token.owner)) {
             owners.push(token.owner.to_owned());
@@ -205,7 +204,7 @@ fn remove(external: &External, owner: &str) -> io::Result<()> {
     let mut connection = connect(external, ANSWER_WITHIN)?;
     for text in all_tokens(&mut connection)? {
         if let Some(token) = Token::parse(&text).filter(|token| token.owner == owner) {
-            // The last commands of a process that was killed may still be on their way.
+            // The last commands of a killed process may still arrive.
             disconnect_clients(&mut connection, token.number)?;
             give_back(&mut connection, &text)?;
         }
@@ -213,13 +212,14 @@ fn remove(external: &External, owner: &str) -> io::Result<()> {
     ask(&mut connection, &["HDEL", "mirakuru:runs", owner]).map(drop)
 }
 
-/// Leases a database. Gives its number and its token.
+/// Leases a database. Returns its number and its token.
 pub(super) fn lease(external: &External, owner: &str) -> io::Result<(u32, String)> {
     let mut connection = connect(external, ANSWER_WITHIN)?;
     let begun = Instant::now();
     loop {
         let random = random_id()?;
-        // Not in order: a client that outlives its lease meets the next one as late as possible.
+        // The order is random, so that a client that outlives its lease meets the next holder as
+        // late as possible.
         let first = random
             .bytes()
             .fold(0, |sum: u32, byte| sum * 31 % 65_521 + u32::from(byte));
@@ -252,11 +252,11 @@ pub(super) fn lease(external: &External, owner: &str) -> io::Result<(u32, String
     }
 }
 
-/// The numbers that are not leased although they may be empty: that of the URL, and those at which
-/// others have connections.
+/// Numbers that are never leased, even if they are empty: the one in the URL, and those that others
+/// have connections to.
 fn kept(connection: &mut Connection, external: &External) -> io::Result<Vec<String>> {
     let clients = match bulk(connection, &["CLIENT", "LIST"]) {
-        // We may not see them.
+        // Our user may not list connections.
         Err(e) if e.kind() == io::ErrorKind::Other => String::new(),
         clients => clients?,
     };

@@ -1,4 +1,4 @@
-//! Redis, and Valkey, which is the same to its clients.
+//! Redis, and Valkey, which looks the same to clients.
 
 use std::io::{self, Read};
 use std::net::{SocketAddr, TcpStream};
@@ -30,11 +30,11 @@ pub(super) const SERVER: Server = Server {
     external: Some(&external::PROTOCOL),
 };
 
-/// How many numbered databases there are, unless `config("databases", ..)` says otherwise. An empty
-/// one costs the server some hundred bytes.
+/// The number of databases, unless `config("databases", ..)` sets another one. An empty database
+/// costs the server some hundred bytes.
 const DATABASES: u32 = 1024;
 
-/// A Redis, or a Valkey where there is no Redis: see [`Redis`].
+/// A Redis, or a Valkey if there is no Redis: see [`Redis`].
 pub fn redis() -> RedisRecipe {
     RedisRecipe {
         options: Options::default(),
@@ -43,7 +43,7 @@ pub fn redis() -> RedisRecipe {
     }
 }
 
-/// How to start a Redis: made by [`redis()`].
+/// A recipe for a Redis: made by [`redis()`].
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct RedisRecipe {
@@ -57,24 +57,24 @@ pub struct RedisRecipe {
 options!(RedisRecipe, durable);
 
 impl RedisRecipe {
-    /// Sets a directive of its configuration, over those that the preset sets: `config("maxmemory",
-    /// "16mb")`.
+    /// Sets a directive of its configuration, which overrides the preset's value:
+    /// `config("maxmemory", "16mb")`.
     ///
     /// The value is written as it stands in `redis.conf`. So a directive may have several
     /// arguments, as in `config("save", "900 1")` and `config("user", "alice on >secret ~*
-    /// +@all")`, and quotes keep an argument with spaces together. Placeholders are filled in. The
-    /// values of `requirepass`, `masterauth` and `user` are secrets, so they have no placeholders;
-    /// the first two are one argument, whatever is in them.
+    /// +@all")`, and quotes keep an argument with spaces together. Placeholders are filled in,
+    /// except for the values of `requirepass`, `masterauth` and `user`, which are secrets. Each of
+    /// the first two is one argument, whatever characters it has.
     ///
-    /// With `config("cluster-enabled", "yes")` the port of the cluster's bus is a free one, which
-    /// takes Redis 7 or later.
+    /// With `config("cluster-enabled", "yes")` the port of the cluster's bus is a free one. That
+    /// needs Redis 7 or later.
     pub fn config(mut self, directive: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.config.push((directive.into(), value.into()));
         self
     }
 
-    /// A master and so many replicas: ready when each replica has the master's data and follows it.
-    /// The first node is the master.
+    /// A master and `replicas` replicas. It is ready when each replica has the master's data and
+    /// follows it. The first node is the master.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -89,7 +89,7 @@ impl RedisRecipe {
         self,
         replicas: usize,
     ) -> ClusterRecipe<RedisRecipe, impl Fn(&Node) -> RedisRecipe + Clone> {
-        // By default the master waits five seconds for more replicas.
+        // By default the master waits five seconds for further replicas.
         let node = self.member().config("repl-diskless-sync-delay", "0");
         cluster(1 + replicas, move |place| {
             let Some(master) = place.nodes().next().filter(|_| place.index() > 0) else {
@@ -102,10 +102,10 @@ impl RedisRecipe {
         })
     }
 
-    /// A Redis cluster of so many masters, which takes Redis 7 or later. It is ready when every
+    /// A Redis cluster of `masters` masters, which needs Redis 7 or later. It is ready when every
     /// node says `cluster_state:ok`, has all 16384 slots, and knows all nodes.
     ///
-    /// A node takes another one for dead after two seconds; `config("cluster-node-timeout", ..)`,
+    /// A node considers another one dead after two seconds; `config("cluster-node-timeout", ..)`,
     /// in milliseconds, changes that. A node that starts again is ready when the cluster is, two
     /// seconds later, and so needs the other masters.
     ///
@@ -121,7 +121,7 @@ impl RedisRecipe {
     ///
     /// # Panics
     ///
-    /// When the system has no port to give.
+    /// If the system has no port to give.
     pub fn cluster(
         self,
         masters: usize,
@@ -129,11 +129,11 @@ impl RedisRecipe {
         self.cluster_with_replicas(masters, 0)
     }
 
-    /// The same, with so many replicas of each master. The masters are the first nodes. The
-    /// replicas of the first master, the second and so on come next, one of each in turn. It is
-    /// ready when besides each replica has its master's data.
+    /// The same, with `replicas` replicas of each master. The masters are the first nodes. After
+    /// them come one replica of each master, in the order of the masters, and so on. It is ready
+    /// when, in addition, each replica has its master's data.
     ///
-    /// A replica takes over when its master is dead, which the nodes see after
+    /// A replica takes over when its master is dead. The nodes notice that after
     /// `cluster-node-timeout`.
     ///
     /// ```no_run
@@ -147,7 +147,7 @@ impl RedisRecipe {
     ///
     /// # Panics
     ///
-    /// When the system has no port to give.
+    /// If the system has no port to give.
     pub fn cluster_with_replicas(
         self,
         masters: usize,
@@ -156,7 +156,7 @@ impl RedisRecipe {
         let nodes = masters * (1 + replicas);
         let steps = cluster::ready(masters, nodes, self.options.setting("requirepass"));
         let mut recipe = self.member().authenticated().config("cluster-enabled", "yes");
-        // Before the settings of the user, which count.
+        // These come before the settings of the user, which override them.
         let wanted = [
             ("cluster-node-timeout", "2000"),
             ("repl-diskless-sync-delay", "0"),
@@ -175,7 +175,7 @@ impl RedisRecipe {
         self
     }
 
-    /// As a replica, it gives its master the password that clients give.
+    /// As a replica it gives its master the password that clients use.
     fn authenticated(self) -> RedisRecipe {
         match self.options.setting("requirepass").map(str::to_owned) {
             Some(password) => self.config("masterauth", password),
@@ -194,12 +194,12 @@ impl RedisRecipe {
             ("port", self.options.port()),
             ("bind", "127.0.0.1".to_owned()),
             ("unixsocketperm", "700".to_owned()),
-            // It looks at SIGTERM from a timer: two milliseconds until it ends, instead of a
-            // hundred.
+            // Redis checks for SIGTERM on a timer: with this setting it ends after two milliseconds
+            // instead of a hundred.
             ("hz", "500".to_owned()),
         ];
         if self.is_cluster() {
-            // By default it is the port and ten thousand, which may be taken, or no port at all.
+            // The default is the port plus ten thousand, which may be taken or be no valid port.
             settings.push(("cluster-port", "{port:bus}".to_owned()));
         } else {
             settings.push(("databases", DATABASES.to_string()));
@@ -211,11 +211,11 @@ impl RedisRecipe {
         let lines = self.options.settings(settings);
         let mut text: String = lines.iter().map(|(name, value)| line(name, value)).collect();
         if let Some(master) = self.master {
-            // By this text the replica is known to need its master, and ends before it.
+            // This text tells mirakuru that the replica needs its master, and so ends before it.
             text.push_str(&format!("# follows 127.0.0.1:{master}\n"));
         }
         if let Some(place) = &self.place {
-            // Other processes find the service that they share by this text.
+            // Other processes recognise the shared service by this text.
             text.push_str(&format!("# {} masters\n", place.masters));
         }
         text
@@ -236,7 +236,7 @@ fn line(directive: &str, value: &str) -> String {
     format!("{directive} {value}\n")
 }
 
-// Not in the list of recipes that an error gives: it is long enough.
+// Left out of the list of recipes in error messages, which is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for RedisRecipe {
     type Readiness = Answers;
@@ -247,7 +247,7 @@ impl Recipe for RedisRecipe {
             return external.executor(&self.options);
         }
         let mut args = vec!["{dir}/redis.conf"];
-        // By the command line, on which every character of a path stands for itself.
+        // On the command line, every character of a path stands for itself.
         for (directive, path) in [("dir", "{dir}"), ("unixsocket", "{dir}/socket")] {
             if self.options.setting(directive).is_none() {
                 args.extend([
@@ -280,7 +280,7 @@ impl Recipe for RedisRecipe {
                     let state = bulk(&mut connection, &["INFO", "replication"])?;
                     if let Some(master) = master.filter(|_| state.contains("role:master")) {
                         // A replica that does not reach its master tries again a second later. So
-                        // it is told of its master when that one accepts connections.
+                        // it gets its master's address only once the master accepts connections.
                         TcpStream::connect(("127.0.0.1", master))?;
                         ask(&mut connection, &["REPLICAOF", "127.0.0.1", &master.to_string()])?;
                         return Ok(false);
@@ -329,9 +329,9 @@ impl Recipe for RedisRecipe {
 
 /// A running Redis.
 ///
-/// [`database`](Redis::database) gives each test a database of its own. The tests share everything
-/// that belongs to no database: the configuration, scripts, functions, `FLUSHALL`, and the channels
-/// of `PUBLISH` and `SUBSCRIBE`.
+/// [`database`](Redis::database) gives each test its own database. The tests share everything
+/// outside databases: the configuration, scripts, functions, `FLUSHALL`, and the channels of
+/// `PUBLISH` and `SUBSCRIBE`.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -367,7 +367,7 @@ impl Redis {
         }
     }
 
-    /// The password, where `config("requirepass", ..)` or `MIRAKURU_REDIS_URL` has set one.
+    /// The password, if `config("requirepass", ..)` or `MIRAKURU_REDIS_URL` has set one.
     #[must_use]
     pub fn password(&self) -> Option<&str> {
         self.password.as_deref()
@@ -377,7 +377,7 @@ impl Redis {
     ///
     /// # Panics
     ///
-    /// When the server is at `MIRAKURU_REDIS_URL`.
+    /// If the server is at `MIRAKURU_REDIS_URL`.
     #[must_use]
     #[track_caller]
     pub fn socket(&self) -> PathBuf {
@@ -387,12 +387,12 @@ impl Redis {
         self.executor.dir().join("socket")
     }
 
-    /// An empty database for one test alone. It is leased from those of this server, over all
-    /// processes that share it, until it is dropped or its process ends.
+    /// An empty database for one test. It is leased from this server's databases, over all
+    /// processes that share the server. The lease ends when it is dropped, or with its process.
     ///
     /// # Panics
     ///
-    /// When all databases are leased, or the server does not answer: see
+    /// If all databases are leased, or the server does not answer: see
     /// [`try_database`](Redis::try_database).
     #[must_use]
     #[track_caller]
@@ -400,11 +400,11 @@ impl Redis {
         expect(self.try_database())
     }
 
-    /// The same, with the error.
+    /// The same, but returns the error.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] when all databases are leased, the server is part of a cluster (which has
+    /// [`Error::System`] if all databases are leased, the server belongs to a cluster (which has
     /// one database), or it does not answer.
     pub fn try_database(&self) -> Result<RedisDatabase, Error> {
         lease::taken();
@@ -419,7 +419,7 @@ impl Redis {
                 lease: Leased::OnServer(token),
             });
         }
-        // The first one is everybody's.
+        // All tests share the first one.
         let limit = self.databases.saturating_sub(1);
         if limit == 0 {
             let reason = "it has only the database 0: a cluster has no other, and `config(\"databases\", \
@@ -439,7 +439,7 @@ impl Redis {
             number: lease.number() + 1,
             lease: Leased::Here(lease),
         };
-        // The process that had it before may have been killed.
+        // The process that leased it before may have been killed.
         database
             .empty(ANSWER_WITHIN)
             .map_err(|source| failed(attempt, source))?;
@@ -447,29 +447,29 @@ impl Redis {
     }
 }
 
-/// One numbered database of a [`Redis`], leased for a test. When it is dropped, and before it is
-/// leased again, it is emptied and the clients that use it are disconnected.
+/// One numbered database of a [`Redis`], leased for a test. When it is dropped, and before the next
+/// lease, it is emptied and its clients are disconnected.
 ///
 /// The numbers rotate. A client that connects again after the end of its test (a pool in a
-/// `static`) can still write into the database, and meets the next test there only after all other
-/// numbers.
+/// `static`) can still write into the database. It meets the next test there only after all other
+/// numbers were used.
 #[derive(Debug)]
 pub struct RedisDatabase {
     access: Access,
     number: u32,
-    // The last field: given back when everything is done.
+    // The last field: the database is given back after everything else is done.
     lease: Leased,
 }
 
 #[derive(Debug)]
 enum Leased {
-    /// By a lock on a file.
+    /// Leased by a lock on a file.
     Here(#[allow(dead_code, reason = "its drop gives it back")] Lease),
-    /// By this text on the server, which others use as well.
+    /// Leased by this text on the server, which others use as well.
     OnServer(String),
 }
 
-/// How a server is reached.
+/// The address of a server, and our login there.
 #[derive(Debug)]
 struct Access {
     addr: SocketAddr,
@@ -532,7 +532,7 @@ impl RedisDatabase {
 /// Disconnects the clients that use a database.
 fn disconnect_clients(connection: &mut Connection, number: u32) -> io::Result<()> {
     for id in clients(connection, number)? {
-        // It may have gone by itself.
+        // The client may have disconnected by itself.
         let _ = ask(connection, &["CLIENT", "KILL", "ID", &id]);
     }
     Ok(())
@@ -542,7 +542,7 @@ fn disconnect_clients(connection: &mut Connection, number: u32) -> io::Result<()
 fn clients(connection: &mut Connection, number: u32) -> io::Result<Vec<String>> {
     let text = match bulk(connection, &["CLIENT", "LIST"]) {
         Ok(text) => text,
-        // The command may have been taken away with `rename-command`.
+        // The command may have been removed with `rename-command`.
         Err(e) if e.kind() == io::ErrorKind::Other => return Ok(Vec::new()),
         Err(e) => return Err(e),
     };
@@ -554,7 +554,7 @@ fn clients(connection: &mut Connection, number: u32) -> io::Result<Vec<String>> 
 
 impl Drop for RedisDatabase {
     fn drop(&mut self) {
-        // The next one to lease it empties it as well.
+        // The next holder of the lease empties it as well.
         tidied(
             &format!("empty the database {} of Redis", self.number),
             self.empty(TIDY_WITHIN),
@@ -570,8 +570,8 @@ fn authenticate(connection: &mut Connection, user: Option<&str>, password: Optio
     Ok(())
 }
 
-/// Sends a command in Redis' own protocol, and takes the first line of the answer. One that begins
-/// with `-` is an error.
+/// Sends a command in Redis' own protocol, and returns the first line of the answer. A line that
+/// begins with `-` is an error.
 fn ask(connection: &mut Connection, words: &[&str]) -> io::Result<String> {
     let mut request = format!("*{}\r\n", words.len());
     for word in words {
@@ -605,7 +605,7 @@ fn texts(connection: &mut Connection, words: &[&str]) -> io::Result<Vec<String>>
     Ok(texts)
 }
 
-/// The text that follows its length.
+/// The text after its length.
 fn text(connection: &mut Connection, length: &str) -> io::Result<String> {
     let length = length
         .strip_prefix('$')
