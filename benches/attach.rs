@@ -1,13 +1,13 @@
-//! What it costs a test process to find a shared service that another has started: 1, 10 and 100
-//! processes at once.
+//! How long a test process needs to find a shared service that another one has started: 1, 10 and
+//! 100 processes at once.
 //!
 //! Each process is this binary again, with `NEXTEST_RUN_ID` in its environment and this one as its
-//! runner, as under `cargo nextest run`. The first starts the service; all others attach. Measured
-//! in each: its first look at the `static`. Measured here: all of them together, from the first
-//! spawn until the last has ended. Against: as many processes that do not look at it.
+//! runner, as under `cargo nextest run`. The first starts the service; all others attach. Each
+//! process measures its first use of the `static`. This one measures all of them together, from the
+//! first spawn until the last has ended. Compared with: as many processes that do not use it.
 //!
-//! There is no harness, because a process attaches once: each sample is a new process, which takes
-//! its own time and tells it.
+//! There is no harness, because a process attaches once: each sample is a new process, which
+//! measures and prints its own time.
 //!
 //! `cargo bench --bench attach` prints a table, in a few seconds.
 

@@ -1,4 +1,4 @@
-//! What supervision occupies: memory, threads, and processor time while one waits and while the
+//! The cost of supervision: memory, threads, and processor time during the wait and while the
 //! service runs.
 //!
 //! - **memory**: of what supervises one service, from a test process of 10 and of 200 MB that goes
@@ -9,12 +9,12 @@
 //!   the test process and of the supervision, less that of the test process before: what the
 //!   machine has to give. What was just written to disk counts as dirty until it is written back,
 //!   and the programs here were just built; so `sync` comes first.
-//! - **threads** that a test process has more for each service.
+//! - **threads**: additional threads of a test process for each service.
 //! - **waiting**: processor time of a start that takes 1,000 ms, of the test process and of the
-//!   supervisor. Against: by hand, with a look every 50 µs, every millisecond and every 100 ms.
+//!   supervisor. Compared with: polls by hand every 50 µs, every millisecond and every 100 ms.
 //! - **running**: processor time of the supervisor of a service that has been idle for a second.
 //!
-//! There is no harness, because none of it is the time that a call takes; half of it is about other
+//! There is no harness, because no figure is the time of a call; half of them are about other
 //! processes.
 //!
 //! `cargo bench --bench footprint` prints tables, in half a minute.
@@ -81,21 +81,21 @@ fn memory() {
 }
 
 fn memory_of(megabytes: u64) {
-    // A first start, so that what happens once in a process is not taken for a service's.
+    // A first start, so that things that happen once in a process do not count for the service.
     drop(Executor::builder("sleep 60").start().expect("sleep"));
     let mut ballast = ballast(megabytes);
     let me = std::process::id();
     sync();
     let before = kib_of(me, "Pss_Dirty:");
     let service = Executor::builder("sleep 60").start().expect("sleep");
-    // As tests do: this process goes on writing to its memory, which the supervisor must not hold
-    // copies of.
+    // This process goes on writing to its memory, as tests do; the supervisor must not hold copies
+    // of it.
     ballast.fill(2);
     std::hint::black_box(&ballast);
     sync();
     let mut supervisors = supervisors(service.pid());
     assert!(!supervisors.is_empty(), "who supervises it?");
-    // What they share must not be counted twice.
+    // Shared memory must not be counted twice.
     let mut at = 1;
     while at < supervisors.len() {
         let known = supervisors[..at]
@@ -114,7 +114,7 @@ fn memory_of(megabytes: u64) {
     println!("{}", sum("Pss_Dirty:") + kib_of(me, "Pss_Dirty:") - before);
 }
 
-/// Whether two processes share their memory. Where the kernel does not say, it counts as two.
+/// Whether two processes share their memory. If the kernel does not say, they count as separate.
 fn have_one_memory(pid: u32, other: u32) -> bool {
     unsafe extern "C" {
         fn syscall(number: c_long, ...) -> c_long;

@@ -1,21 +1,20 @@
-//! How much later than the service itself one knows that it is ready, and that it is gone; for each
-//! readiness.
+//! How much later than the service itself the caller knows that it is ready, and that it is gone,
+//! for each readiness.
 //!
 //! - **ready lag**: from the moment at which the helper service stamps CLOCK_MONOTONIC, right after
 //!   it *is* ready, until `start` returns; for services that take 0 to 1,000 ms to start.
 //! - **stop lag**: from the helper's stamp right before it dies until `stop` returns.
 //!
-//! Against: the same by hand, in turns with ours, as good as it gets without supervision: spawned
-//! by `std`, a look every 50 µs (for `Banner` and `SdNotify` a blocking read), `waitpid` for the
-//! end. That costs two fifths of a core while it waits; see `footprint`.
+//! Compared with: the best by hand without supervision, alternating with ours. It is spawned by
+//! `std`, polled every 50 µs (for `Banner` and `SdNotify` a blocking read), and awaited with
+//! `waitpid`. That costs two fifths of a core during the wait; see `footprint`.
 //!
 //! `And` is of `Tcp` and `Banner`. Negative lags are real: `start` has returned before the helper
 //! had taken its time stamp. `NoWait` has no lag, and is in `start`.
 //!
-//! `Exec` asks by a program, here `test -e`, and cannot know before the first run that began after
-//! the service was ready has ended, or one that asked just in time. So for it the program's own
-//! time is added to the target; it is measured as well, and printed. By hand one run follows the
-//! other at once.
+//! `Exec` asks a program, here `test -e`. It knows when the first run that began after the service
+//! was ready has ended, or a run that asked just in time. So its target includes the program's own
+//! time, which is measured and printed as well. By hand one run follows the other at once.
 //!
 //! There is no harness, because a harness times a call. Here the time begins with a stamp that
 //! *another process* has taken, somewhere within the call. `cargo bench --bench lag` prints tables
@@ -35,7 +34,7 @@ use common::table::{self, Align, number};
 use common::{ask, ballast, by_hand, median, ms, own_role};
 use mirakuru::Executor;
 
-/// How long the services take to start, in milliseconds, and how many cycles of each are enough.
+/// How long the services take to start, in milliseconds, and how many cycles of each are measured.
 const START_UPS: [(u64, usize); 6] = [(0, 20), (5, 15), (20, 15), (50, 10), (200, 5), (1000, 2)];
 
 fn main() {
@@ -102,7 +101,7 @@ fn main() {
     println!("\n{}", table::foot(begin.elapsed()));
 }
 
-/// What the program of `Exec` takes by itself, in milliseconds.
+/// The time of `Exec`'s program by itself, in milliseconds.
 fn own_time() -> f64 {
     let begin = Instant::now();
     let mut child = by_hand::spawn("test", &["-e".to_owned(), "/".to_owned()]);
@@ -122,7 +121,7 @@ fn cell(ours: f64, by_hand: f64, met: bool) -> String {
 
 // ---- the comparison -----------------------------------------------------------------------------
 
-/// Does what each line of the input says, and answers with a line of milliseconds:
+/// Carries out each line of the input, and answers with a line of milliseconds:
 ///
 /// - `cycle WHO KIND DELAY`: ready lag, stop lag, the whole life;
 /// - `redis WHO`, `together WHO COUNT DELAY`: the whole of it;
@@ -157,7 +156,7 @@ fn work() {
     }
 }
 
-/// A process of its own, because its size matters; in turns.
+/// Each is a process of its own, because its size matters; they alternate.
 fn overhead(megabytes: u64) {
     let ballast = ballast(megabytes);
     let (mut ours, mut bare) = (Vec::new(), Vec::new());

@@ -1,4 +1,4 @@
-//! What a start costs beyond the bare spawn of the same program, and what a whole life costs.
+//! The cost of a start beyond the bare spawn of the same program, and the cost of a whole life.
 //!
 //! - `spawn`: until the program has been executed. `executor` is
 //!   `Executor::builder("sleep 60").start()`, its supervisor included; `command` is
@@ -6,9 +6,9 @@
 //!   would grow with it. The target is the difference, at most 1.5 and 3 ms.
 //! - `life`: start *and* stop of the same, with SIGTERM. By hand: spawn, `kill`, `waitpid`.
 //! - `ready`: start, ready and stop of the helper, which is ready at once, for each readiness. By
-//!   hand: a look every 50 µs, and `waitpid`.
-//! - `redis`: the same of a Redis with `--hz 500`, since Redis looks for SIGTERM only that often.
-//!   By hand as above, and with a poll of 1 and of 100 ms. The target is at most 1.25 times
+//!   hand: a poll every 50 µs, and `waitpid`.
+//! - `redis`: the same of a Redis with `--hz 500`, because Redis checks for SIGTERM only that
+//!   often. By hand as above, and with a poll of 1 and of 100 ms. The target is at most 1.25 times
 //!   `by_hand`.
 //!
 //! `cargo bench --bench start`; read the medians, and on a busy machine the fastest.
@@ -36,7 +36,7 @@ mod spawn {
         divan::black_box_drop(ballast);
     }
 
-    // What is returned is dropped, and thereby stopped, when the clock has stopped.
+    // The returned executor is dropped, and so stopped, after the clock has stopped.
     #[divan::bench(args = [10, 200])]
     fn executor(bencher: Bencher<'_, '_>, megabytes: u64) {
         let ballast = ballast(megabytes);

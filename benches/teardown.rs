@@ -1,11 +1,10 @@
 //! From SIGKILL of a test process until nothing of its service is left.
 //!
-//! The helper obeys SIGTERM, so that no grace is waited out: alone, and as a tree of three and of
-//! five processes. The clock runs from the `kill` until the last of them is dead, which a `pidfd`
-//! of each tells without polling. Against: the test process's own end, which nobody can be faster
-//! than.
+//! The helper obeys SIGTERM, so the grace is not used up. It runs alone, and as a tree of three and
+//! of five processes. The clock runs from the `kill` until the last of them is dead; a `pidfd` of
+//! each reports that without polling. Compared with: the test process's own end, the lower limit.
 //!
-//! There is no harness, because what is timed happens in three other processes: the victim, its
+//! There is no harness, because the timed work happens in three other processes: the victim, its
 //! supervisor, the service. Each sample needs a new victim, which takes a hundred times as long to
 //! start as to die.
 //!
@@ -102,7 +101,7 @@ fn kill_one(children: usize) -> (f64, f64) {
     (dead, ms(begin.elapsed()))
 }
 
-/// The end of a process that is nobody's child, as an event.
+/// The end of a process that is not our child, as an event.
 mod pidfd {
     use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
     use std::os::raw::{c_int, c_long, c_short, c_ulong};

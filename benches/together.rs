@@ -19,7 +19,7 @@ fn main() {
     divan::main();
 }
 
-/// How many, and after how many milliseconds they are up.
+/// The number of services, and the milliseconds until they are up.
 const CASES: [(usize, u64); 4] = [(1, 0), (10, 0), (50, 0), (50, 20)];
 
 #[divan::bench(args = CASES, sample_size = 1, sample_count = 15)]

@@ -1,5 +1,5 @@
-//! Servers that are not on this machine: tests are skipped aloud, or fail, and the end of the run
-//! says how many.
+//! Servers that are missing on this machine: their tests are skipped with a message, or fail, and
+//! the end of the run says how many.
 //!
 //! A binary of its own: it runs cargo and nextest, and it must not run twice.
 
@@ -149,7 +149,7 @@ fn what_is_missing_is_skipped_aloud() {
     };
     let text = |output: &Output| fresh::text(output);
 
-    // Standard error is the summary's, past the capture.
+    // Standard error gets the summary, past the capture.
     let output = with(&[], "MK", "");
     assert!(output.status.success(), "{}", text(&output));
     assert!(
@@ -384,7 +384,7 @@ fn nextest_says_it_once_after_its_own_summary() {
     assert!(before.contains("30 tests run: 30 passed"), "{output}");
     assert!(!output.contains("LEAK"), "{output}");
 
-    // A reader of the pipe is not kept waiting, and sees all.
+    // A reader of the pipe does not wait, and gets everything.
     let output = cargo(&dir, &scratch, &args).output().expect("cargo");
     assert_summary(&String::from_utf8_lossy(&output.stderr));
 

@@ -1,10 +1,9 @@
-//! Test processes in which other code than ours runs beside the supervisor's: built with
-//! AddressSanitizer, bound lazily, under valgrind, or with a preloaded library. Ten tests run in
-//! each of them.
+//! Test processes in which foreign code runs beside the supervisor's: built with AddressSanitizer,
+//! bound lazily, under valgrind, or with a preloaded library. Ten tests run in each of them.
 //!
 //! A binary of its own: it runs cargo, and it must not run twice.
 
-// They are about what Linux does in a fork.
+// They test what Linux does in a fork.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -143,7 +142,7 @@ fn host() -> String {
     host.expect("rustc says it").to_owned()
 }
 
-/// Runs the ten tests; all must pass, leave nothing, and say nothing that is not expected.
+/// Runs the ten tests. All must pass, leave nothing, and print only the expected messages.
 #[track_caller]
 fn run(command: &mut Command) -> String {
     let scratch = Scratch::new();

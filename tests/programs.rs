@@ -465,7 +465,7 @@ fn a_test_that_is_started_by_hand() {
     let copy = workspace.scratch.path().join("e2e");
     fs::copy(executable, &copy).expect("a writable directory");
     let output = start(&copy);
-    assert!(output.contains("as one from an archive does"), "{output}");
+    assert!(output.contains("like a test from an archive"), "{output}");
     assert!(
         output.contains("set MIRAKURU_BIN_DIRECT_SERVER to the program's path"),
         "{output}"

@@ -1,8 +1,8 @@
 //! The first test of the README, pasted into a fresh crate that depends on this one, as a newcomer
-//! does it; and all other tests that are shown anywhere: those of the guide, of the README and of
-//! `examples/suite`, in one crate.
+//! would do. Also all other tests that are shown anywhere, in one crate: those of the guide, of the
+//! README and of `examples/suite`.
 //!
-//! A doctest compiles what is shown, but leaves out what is marked `#[test]`: so here it is run.
+//! A doctest compiles the shown code, but leaves out items with `#[test]`: so this file runs them.
 //!
 //! A binary of its own: it runs cargo, for minutes, and the README's first test has a fixed port.
 
@@ -46,7 +46,7 @@ fn cargo(dir: &Path, args: &[&str]) -> Output {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.args(args).current_dir(dir);
     common::build_as_a_user(&mut command);
-    // What our own runner has told us is not for the one in there.
+    // Removes our own runner's variables for the inner cargo.
     for (key, _) in std::env::vars_os() {
         if key
             .to_str()
@@ -87,8 +87,8 @@ fn the_first_test_of_the_readme_passes_in_a_fresh_crate() {
     assert!(!text(&output).contains("LEAK"), "{}", text(&output));
 }
 
-/// The blocks of Rust in a page that are to be compiled: the words after the fence, and the code,
-/// with what rustdoc hides.
+/// The blocks of Rust in a page that are compiled: the words after the fence, and the code,
+/// including the lines that rustdoc hides.
 fn rust_blocks(page: &str) -> Vec<(String, String)> {
     let mut blocks = Vec::new();
     let mut lines = page.lines();
@@ -108,8 +108,8 @@ fn rust_blocks(page: &str) -> Vec<(String, String)> {
     blocks
 }
 
-/// The tests that the pages show, each block in a module of its own, and the names of those modules
-/// that have to be seen running.
+/// The tests that the pages show, each block in a module of its own, and the names of the modules
+/// that must be seen running.
 fn shown_tests(has_postgres: bool) -> (String, Vec<String>) {
     let mut pages = vec![("readme".to_owned(), root().join("README.md"))];
     let guide = fs::read_dir(root().join("docs/guide")).expect("the guide");
@@ -132,7 +132,7 @@ fn shown_tests(has_postgres: bool) -> (String, Vec<String>) {
             if !is_test || is_missing || info.contains("compile_fail") {
                 continue;
             }
-            // The images of other servers are seldom at hand. `it/containers.rs` makes one.
+            // The images of other servers are rarely available. `it/containers.rs` makes one.
             let code = match page.as_str() {
                 "containers" => code.replace("#[test]\n", "#[test]\n#[ignore = \"needs an image\"]\n"),
                 _ => code.clone(),
@@ -147,10 +147,10 @@ fn shown_tests(has_postgres: bool) -> (String, Vec<String>) {
     (file, modules)
 }
 
-/// What of a copy is made here, or by cargo.
+/// The files in a copy that this test or cargo makes.
 const MADE: [&str; 4] = ["target", "Cargo.lock", "shown.rs", "examples"];
 
-/// Writes a file only where that changes it, so that cargo does not build it again.
+/// Writes a file only if that changes it, so that cargo does not build it again.
 fn write(path: &Path, text: &str) {
     if fs::read_to_string(path).ok().as_deref() != Some(text) {
         fs::write(path, text).expect("a writable directory");
@@ -160,7 +160,7 @@ fn write(path: &Path, text: &str) {
 /// A copy of a folder of sources, whose path dependencies on this repository are absolute.
 fn copy_sources(from: &Path, to: &Path) {
     fs::create_dir_all(to).expect("a writable directory");
-    // What is no longer an example is not built.
+    // Removed examples are not built.
     for entry in fs::read_dir(to).expect("a folder") {
         let entry = entry.expect("an entry");
         let is_made = MADE.iter().any(|name| entry.file_name() == *name);
@@ -201,7 +201,7 @@ fn every_test_that_is_shown_passes() {
     if require("redis-server").is_none() || require("python3").is_none() {
         return;
     }
-    // Always the same place: what has not changed is not built again.
+    // Always the same place, so that unchanged code is not built again.
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("suite");
     copy_sources(&root().join("examples/suite"), &dir);
     fs::copy(root().join("Cargo.lock"), dir.join("Cargo.lock")).unwrap();
@@ -213,8 +213,8 @@ fn every_test_that_is_shown_passes() {
     assert!(modules.len() > 10, "where is the guide? {modules:?}");
     write(&dir.join("tests/shown.rs"), &file);
 
-    // As `cargo run --example quickstart` is here, but for the dependencies of these tests, which
-    // nobody has to build for that.
+    // The same as `cargo run --example quickstart` here, but without the dependencies of these
+    // tests, which a user does not build.
     fs::create_dir_all(dir.join("examples")).unwrap();
     let quickstart = fs::read_to_string(root().join("examples/quickstart.rs")).unwrap();
     write(&dir.join("examples/quickstart.rs"), &quickstart);
@@ -239,7 +239,7 @@ fn every_test_that_is_shown_passes() {
             );
         }
         assert!(!text.contains("LEAK"), "{text}");
-        // Whoever copies an example does not want this in their package.
+        // Users who copy an example do not want this in their package.
         assert!(
             !dir.join("dump.rdb").exists(),
             "a Redis has saved into the package"
@@ -289,7 +289,7 @@ fn with_another_redis_on_the_port_its_error_names_it() {
         return;
     }
     let scratch = Scratch::new();
-    // On another port, so that nobody else's test on the default one is disturbed.
+    // On another port, so that tests on the default port are undisturbed.
     let port = fixed_port();
     let test = first_test();
     assert!(test.contains("{port}"), "{test}");

@@ -1,7 +1,7 @@
 //! The rules of this repository that a compiler does not check.
 //!
-//! A binary of its own: it needs nothing but the files, so it is built and run in a second while
-//! one writes.
+//! A binary of its own: it needs only the files, so it is built and run in a second while one
+//! writes. The file is long because the rules share a small reader of Rust code.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -26,7 +26,7 @@ fn rust_files(folder: &Path) -> Vec<PathBuf> {
     files_of(folder, "rs")
 }
 
-/// All files below a folder whose names end so.
+/// All files below a folder whose names have this end.
 fn files_of(folder: &Path, extension: &str) -> Vec<PathBuf> {
     let mut files = Vec::new();
     for entry in fs::read_dir(folder).into_iter().flatten().flatten() {
@@ -42,7 +42,7 @@ fn files_of(folder: &Path, extension: &str) -> Vec<PathBuf> {
     files
 }
 
-/// The code without comments, and without what stands in string and character literals; lines are
+/// The code without comments and without the content of string and character literals; lines are
 /// kept.
 fn bare_code(source: &str) -> String {
     scan(source).0
@@ -144,7 +144,7 @@ fn char_literal(text: &str) -> Option<usize> {
     chars.next().filter(|&(_, c)| c == '\'').map(|(at, _)| at + 2)
 }
 
-/// Whether a word stands there by itself.
+/// Whether a text has this word as a whole.
 fn has_word(line: &str, word: &str) -> bool {
     let inside = |c: char| c.is_alphanumeric() || c == '_';
     line.match_indices(word).any(|(at, _)| {
@@ -275,8 +275,8 @@ fn imports_are_seen_through_groups_and_supers() {
     assert_eq!(names, ["Tcp", "error", "run", "sys", "util"]);
 }
 
-/// A folder of the core imports from those above it in the map, and from files, not through the
-/// root's re-exports: these hide where something comes from. What tests import is free.
+/// A folder of the core imports from those above it in the map. It imports from files, not through
+/// the root's re-exports, which hide the origin of a name. Tests may import anything.
 #[test]
 fn no_import_of_the_core_runs_upward() {
     let folders = folders();
@@ -421,13 +421,13 @@ fn no_line_is_too_wide() {
 
 // ---- the interface ------------------------------------------------------------------------------
 
-/// What users compile and must not see: a new major version of one of these is not to be one of
-/// ours.
+/// Crates that users compile and must not see: a new major version of one of them must not force
+/// one of ours.
 const FOREIGN: [&str; 6] = ["libc", "once_cell", "regex", "shell_words", "tracing", "ureq"];
 
-/// The parts of a file that the interface is made of: what is `pub`, with the bodies of enums and
-/// traits, and for which types traits are implemented. (`unreachable_pub` sees to it that what is
-/// `pub` is meant to be seen.)
+/// The parts of a file that belong to the interface: everything that is `pub`, with the bodies of
+/// enums and traits, and the implementations of traits for types. (`unreachable_pub` ensures that
+/// `pub` is meant.)
 fn interface(code: &str) -> Vec<String> {
     let mut parts = Vec::new();
     let mut lines = code.lines().map(str::trim);
@@ -450,7 +450,7 @@ fn interface(code: &str) -> Vec<String> {
     parts
 }
 
-/// The foreign crates, and the names of theirs that a file imports.
+/// The foreign crates, and the names from them that a file imports.
 fn foreign_names(code: &str) -> Vec<String> {
     let mut names: Vec<String> = FOREIGN.iter().map(|name| (*name).to_owned()).collect();
     for statement in code.split(';') {
@@ -584,7 +584,7 @@ fn versions_agree() {
     );
 }
 
-/// What is published carries its licences, and they are the same.
+/// Published crates carry their licences, and these are the same.
 #[test]
 fn every_crate_has_both_licences() {
     for licence in ["LICENSE-MIT", "LICENSE-APACHE"] {
@@ -626,7 +626,7 @@ fn chapters() -> Vec<(String, String)> {
     chapters.collect()
 }
 
-/// A chapter that rustdoc does not have is one whose code nobody compiles.
+/// If rustdoc does not have a chapter, nothing compiles its code.
 #[test]
 fn every_chapter_of_the_guide_is_found_and_tested() {
     let list = read("src/guide.rs");
@@ -646,7 +646,7 @@ fn every_chapter_of_the_guide_is_found_and_tested() {
             )),
             "README.md does not link to {name}.md"
         );
-        // What leads to a file, or to docs.rs, has to lead somewhere in rustdoc's pages as well.
+        // Links to files and to docs.rs must also lead somewhere in rustdoc's pages.
         for line in text.lines().filter(|line| line.starts_with('[')) {
             if let Some((label, target)) = line.split_once("]: ") {
                 let here = format!("{label}]: ");
@@ -665,7 +665,7 @@ fn every_chapter_of_the_guide_is_found_and_tested() {
     }
 }
 
-/// Code that is shown is run. What is not has a comment above it that says why.
+/// Shown code is run. If it is not, a comment above it says why.
 #[test]
 fn code_that_is_not_run_says_why() {
     let mut pages = chapters();
@@ -691,8 +691,8 @@ fn code_that_is_not_run_says_why() {
     }
 }
 
-/// The reasons why tests do not hold on the back end for other Unixes, each with the files that
-/// have such tests.
+/// The reasons why tests do not hold on the back end for other Unixes, each with the files of such
+/// tests.
 fn left_out_on_the_portable_back_end() -> BTreeMap<String, Vec<String>> {
     let mut left_out: BTreeMap<String, Vec<String>> = BTreeMap::new();
     for folder in [
@@ -741,8 +741,8 @@ fn left_out_on_the_portable_back_end() -> BTreeMap<String, Vec<String>> {
     left_out
 }
 
-/// Nobody has to search for what does not hold on the back end for other Unixes: it is in a table,
-/// with how many tests say so.
+/// A table lists everything that does not hold on the back end for other Unixes, with the number of
+/// tests that say so.
 #[test]
 fn what_the_portable_back_end_leaves_out_is_listed() {
     let left_out = left_out_on_the_portable_back_end();
@@ -785,7 +785,7 @@ fn the_tests_that_the_page_about_attackers_names_exist() {
     }
 }
 
-/// A file that nothing names is not compiled, and its tests are lost without a word.
+/// If nothing names a file, it is not compiled, and its tests are lost silently.
 #[test]
 fn every_file_of_tests_is_run() {
     let (binaries, modules) = (read("tests/Cargo.toml"), read("tests/it/main.rs"));
@@ -852,8 +852,8 @@ fn variables_are_seen_in_code_alone() {
 /// One page lists every variable that changes the behaviour.
 #[test]
 fn every_variable_of_the_environment_is_in_the_guide() {
-    // Removed for the cargo that is started, and never read; the version in a user agent; set by
-    // mirakuru for a process of its own.
+    // These are removed for the cargo that is started and never read, are the version in a user
+    // agent, or are set for a process of mirakuru's own.
     const NOT_READ: [&str; 3] = ["CARGO_MAKEFLAGS", "CARGO_PKG_VERSION", "MIRAKURU_STAND_IN"];
     let page = read("docs/guide/looking_on.md");
     let (_, section) = page.split_once("## The environment").expect("the section");

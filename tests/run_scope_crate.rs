@@ -1,5 +1,5 @@
-//! The scope `run` as users have it: a crate of its own, five test binaries, one `static` in
-//! `tests/common/mod.rs`, and the real runners.
+//! The scope `run` in a user's crate: five test binaries, one `static` in `tests/common/mod.rs`,
+//! and the real runners.
 //!
 //! A binary of its own: it runs cargo and nextest, for minutes, and it must not run twice.
 
@@ -26,7 +26,7 @@ use mirakuru::{Executor, Prepare, Probe, Readiness, TcpExecutor};
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 pub static REDIS: TcpExecutor;
 
-/// A condition of our own: its type is another one in each binary, and the service still the same.
+/// A condition of our own: its type is another one in each binary, but the service is the same.
 #[derive(Clone)]
 pub struct Mine;
 
@@ -104,7 +104,7 @@ fn visitors(scratch: &Scratch, name: &str) -> PathBuf {
     fresh_crate(scratch, name, &files)
 }
 
-/// `cargo ARGS`, with nothing of our own runner's in its environment.
+/// `cargo ARGS`, without our own runner's variables in its environment.
 fn cargo(scratch: &Scratch, dir: &Path, args: &[&str]) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     for (key, _) in env::vars_os() {
@@ -123,7 +123,7 @@ fn cargo(scratch: &Scratch, dir: &Path, args: &[&str]) -> Command {
     command
 }
 
-/// One run, with what its tests wrote down.
+/// One run, with the records of its tests.
 struct Run {
     child: Child,
     uses: PathBuf,
@@ -165,13 +165,13 @@ impl Run {
         fs::read_to_string(&self.output).unwrap_or_default()
     }
 
-    /// Waits for its end; then for that of the services, and says how long after it that was.
+    /// Waits for its end, then for that of the services. Returns the time between the two.
     fn end(&mut self) -> (bool, Duration) {
         let status = self.child.wait().expect("a child");
         let services = self.services();
         let began = Instant::now();
-        // It takes milliseconds, or as long as Redis takes to look at its signals. This is for a
-        // machine that is busy with other things.
+        // This takes milliseconds, or as long as Redis needs to check its signals. The limit is for
+        // a busy machine.
         let gone = wait_until(|| !services.iter().any(|pid| alive(*pid)), 2 * LONG);
         assert!(gone, "after the runner the services are still there");
         (status.success(), began.elapsed())
@@ -277,10 +277,10 @@ fn five_binaries_with_forty_tests_share_one_redis() {
         run.child.kill().expect("it lives");
         let (_, gone) = run.end();
         assert_eq!(run.services().len(), 2, "{name}");
-        // The tests that are left fail, and start no service of their own.
+        // The remaining tests fail, and start no service of their own.
         let tests: BTreeSet<u32> = run.column(0).into_iter().collect();
         assert!(wait_until(|| !tests.iter().any(|pid| alive(*pid)), LONG));
-        // A service that is started by mistake would be noted in this time.
+        // In this time a service that is started by mistake would be noted.
         thread::sleep(Duration::from_millis(100));
         assert_eq!(run.services().len(), 2, "{name}");
         assert!(
@@ -317,7 +317,7 @@ fn five_binaries_with_forty_tests_share_one_redis() {
     assert_no_file(&scratch);
 }
 
-/// How PostgreSQL is started: its data made anew, since that is what each test would otherwise do.
+/// How PostgreSQL is started: with new data, as each test would otherwise do.
 const POSTGRES: &str = r#"
 use std::time::Duration;
 

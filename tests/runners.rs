@@ -1,9 +1,9 @@
 //! The runners: `cargo test` and `cargo nextest run`, each interrupted, timed out, with one thread,
 //! and two at a time. Whatever they do to the test processes, nothing of the services stays.
 //!
-//! What they run are crates that depend on this one as a user's do (`runners/`, see
-//! `common/fresh.rs`). nextest is optional: where it is not installed, each test says aloud what it
-//! leaves out.
+//! They run crates that depend on this one as a user's crate does (`runners/`, see
+//! `common/fresh.rs`). nextest is optional: if it is not installed, each test prints what it leaves
+//! out.
 //!
 //! A binary of its own: it runs cargo, and its services are counted in the whole system.
 #![cfg(target_os = "linux")]
@@ -73,7 +73,7 @@ impl Runner {
         }
     }
 
-    /// The runner on one test binary. All that it starts has the directory in its environment.
+    /// The runner on one test binary. All of its processes have the directory in their environment.
     /// `temp` is for temporary files.
     fn command(self, binary: &str, dir: &Path, temp: &Path) -> Command {
         let mut command = fresh::cargo(&runners_crate());
@@ -89,7 +89,7 @@ impl Runner {
     }
 }
 
-/// Nothing has the directory in its environment any more, and nothing is left in it.
+/// No process has the directory in its environment any more, and the directory is empty.
 #[track_caller]
 fn assert_nothing_left(dir: &Path) {
     let none = wait_until(|| marked(dir).is_empty(), BOUND);
@@ -184,7 +184,8 @@ impl Endless {
         self.own.iter().chain([&self.shared]).chain(&self.above)
     }
 
-    /// What a terminal sends on Ctrl-C, to whom it sends it: the foreground process group.
+    /// The signal that a terminal sends on Ctrl-C, to the same processes: the foreground process
+    /// group.
     fn ctrl_c(&self) {
         unsafe extern "C" {
             fn kill(pid: i32, signal: i32) -> i32;
@@ -195,7 +196,7 @@ impl Endless {
         unsafe { kill(-group, SIGINT) };
     }
 
-    /// The runner has ended, or ends now. Says whether it is content.
+    /// The runner has ended, or ends now. Returns whether it succeeded.
     #[track_caller]
     fn end(&mut self) -> bool {
         let child = &mut self.child;
@@ -242,7 +243,7 @@ fn ctrl_c() {
     }
 }
 
-/// nextest ends a test that takes too long with SIGTERM, or at once with SIGKILL.
+/// If a test takes too long, nextest ends it with SIGTERM, or at once with SIGKILL.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -264,8 +265,8 @@ fn slow_timeout_of_nextest() {
     }
 }
 
-/// Two runs of the same tests, with the same recipes and the same directory for temporary files:
-/// each has its own services, and the end of the one is nothing to the other.
+/// Two runs of the same tests, with the same recipes and the same directory for temporary files.
+/// Each has its own services, and the end of one does not affect the other.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -282,7 +283,7 @@ fn two_runs_side_by_side() {
         first.ctrl_c();
         first.end();
         first.assert_gone();
-        // As long as something could still come of it.
+        // As long as a consequence could still appear.
         thread::sleep(Duration::from_millis(500));
         for process in second.everybody() {
             assert!(process.is_alive(), "{process:?}: {}", second.output());

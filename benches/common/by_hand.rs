@@ -1,5 +1,5 @@
-//! What people write by hand today: spawn, poll until it is ready, send SIGTERM, wait. No
-//! supervision, no log, no timeout.
+//! The usual code by hand: spawn, poll until it is ready, send SIGTERM, wait. No supervision, no
+//! log, no timeout.
 
 use std::io::{BufRead, BufReader};
 #[cfg(feature = "http")]
@@ -13,16 +13,15 @@ use std::time::Duration;
 
 use crate::processes::{SIGTERM, send};
 
-/// How often it looks whether it is ready and, `None` being "the kernel says so", whether it is
-/// gone.
+/// How often it polls for readiness and for the end; `None` means that the kernel reports the end.
 #[derive(Clone, Copy)]
 pub(crate) struct Manner {
     pub(crate) ready: Duration,
     pub(crate) gone: Option<Duration>,
 }
 
-/// As good as it gets without a supervisor: `waitpid` for the end, and a retry after 50 µs (which
-/// takes about 100).
+/// The best that is possible without a supervisor: `waitpid` for the end, and a retry after 50 µs
+/// (which takes about 100).
 pub(crate) const IDEAL: Manner = Manner {
     ready: Duration::from_micros(50),
     gone: None,
@@ -37,8 +36,7 @@ pub(crate) const fn poll(milliseconds: u64) -> Manner {
     }
 }
 
-/// A program that runs with its output thrown away; `posix_spawn`, since nothing is asked for that
-/// needs a fork.
+/// A program whose output is discarded. It uses `posix_spawn`, because nothing needs a fork.
 pub(crate) fn spawn(program: &str, args: &[String]) -> Child {
     spawn_with(Command::new(program).args(args).stdout(Stdio::null()))
 }
@@ -63,7 +61,7 @@ pub(crate) fn spawn_piped(
 }
 
 impl Manner {
-    /// Waits until a look says that it is ready.
+    /// Polls until it is ready.
     pub(crate) fn until(self, mut is_ready: impl FnMut() -> bool) {
         while !is_ready() {
             sleep(self.ready);
@@ -106,7 +104,7 @@ pub(crate) fn free_addr() -> SocketAddr {
     free_addrs(1)[0]
 }
 
-/// So many different ones.
+/// Several different ones.
 pub(crate) fn free_addrs(count: usize) -> Vec<SocketAddr> {
     let listeners: Vec<TcpListener> = (0..count)
         .map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"))

@@ -18,7 +18,7 @@ use super::by_hand::{self, IDEAL, Manner};
 use super::{lag, ms};
 use crate::processes::{LONG, ODD, Scratch, monotonic, odd, require, stamped};
 
-/// Who starts and stops the service.
+/// The tool that starts and stops the service.
 #[derive(Clone, Copy)]
 pub(crate) enum Who {
     Mirakuru,
@@ -26,7 +26,7 @@ pub(crate) enum Who {
 }
 
 impl Who {
-    /// By the names that the comparison uses.
+    /// The tools by their names in the comparison.
     pub(crate) fn named(name: &str) -> Option<Who> {
         Some(match name {
             "mirakuru" => Who::Mirakuru,
@@ -38,12 +38,12 @@ impl Who {
     }
 }
 
-/// What one life took, in milliseconds.
+/// The times of one life, in milliseconds.
 #[derive(Clone, Copy)]
 pub(crate) struct Life {
-    /// From the helper's stamp that it is ready until one knew.
+    /// From the helper's stamp that it is ready until the tool knew.
     pub(crate) ready: f64,
-    /// From the helper's stamp right before it died until one knew.
+    /// From the helper's stamp right before it died until the tool knew.
     pub(crate) stop: f64,
     /// From the call that starts it to the return of the one that stops it.
     pub(crate) whole: f64,
@@ -223,7 +223,7 @@ fn ours<R: Readiness>(
     }
 }
 
-/// The same by hand. `is_ready` is looked at until it says yes; it is given the helper's output.
+/// The same by hand. `is_ready` is polled until it says yes; it gets the helper's output.
 fn by_hand(
     manner: Manner,
     delay: u64,
@@ -256,7 +256,7 @@ fn file_by_hand(manner: Manner, delay: u64, mut is_there: impl FnMut(&str) -> bo
     by_hand(manner, delay, &["--pid-file", &path], None, |_| is_there(&path))
 }
 
-/// One may know before the helper has taken its time stamp.
+/// The tool may know before the helper has taken its time stamp.
 fn await_stamp(stamps: &str, event: &str) -> Duration {
     let end = Instant::now() + LONG;
     loop {
@@ -275,8 +275,8 @@ pub(crate) fn has_redis() -> bool {
     require("redis-server").is_some()
 }
 
-/// A life of Redis in milliseconds, with `--hz 500`: it looks for SIGTERM only that often, and ten
-/// times a second without.
+/// A life of Redis in milliseconds, with `--hz 500`: it checks for SIGTERM only that often, and
+/// without it ten times a second.
 pub(crate) fn redis(who: Who) -> f64 {
     let scratch = Scratch::new();
     let dir = scratch.path().to_str().expect("a path in UTF-8");
@@ -305,8 +305,8 @@ pub(crate) fn redis(who: Who) -> f64 {
 
 // ---- many at once -------------------------------------------------------------------------------
 
-/// As many services, which are up after `delay` milliseconds; all are ready before the first is
-/// stopped. By this crate with `start_all` and `stop_all`, by hand on as many threads.
+/// Many services, each up after `delay` milliseconds; all are ready before the first is stopped. By
+/// this crate with `start_all` and `stop_all`, by hand on as many threads.
 pub(crate) fn together(who: Who, count: usize, delay: u64) -> f64 {
     match who {
         Who::Mirakuru => {

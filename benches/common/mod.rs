@@ -1,6 +1,6 @@
-//! What the benchmarks share: figures, processes of their own, and what they compare with.
+//! Helpers of the benchmarks: figures, processes of their own, and comparisons.
 
-// Each benchmark uses a part of it.
+// Each benchmark uses only a part of this file.
 #![allow(dead_code)]
 
 pub(crate) mod by_hand;
@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::processes::rss_kb;
 
-/// The middle of what was measured. Lags may be negative: the helper takes its time stamp a moment
+/// The median of the samples. Lags may be negative: the helper takes its time stamp a moment
 /// *after* it is ready.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     assert!(!values.is_empty(), "nothing was measured");
@@ -43,11 +43,11 @@ pub(crate) fn is_asked_for() -> bool {
 
 // ---- processes of their own ---------------------------------------------------------------------
 
-/// Some figures need a process of their own: the benchmark's binary again, told by this variable
-/// what to be.
+/// Some figures need a process of their own: the benchmark's binary again. This variable tells it
+/// its role.
 const ROLE: &str = "MIRAKURU_BENCH_ROLE";
 
-/// What this process is to be, and the rest of it; `None` for the benchmark itself.
+/// The role of this process, and its arguments; `None` for the benchmark itself.
 pub(crate) fn own_role() -> Option<(String, String)> {
     let role = env::var(ROLE).ok()?;
     let (name, argument) = role.split_once(' ').unwrap_or((&role, ""));
@@ -69,7 +69,7 @@ pub(crate) fn ask(what: &str) -> Vec<f64> {
     text.lines().map(|line| line.parse().expect("a number")).collect()
 }
 
-/// Memory that makes this process as large as is wanted.
+/// Memory that gives this process the wanted size.
 pub(crate) fn ballast(megabytes: u64) -> Vec<u8> {
     let missing = (megabytes << 20).saturating_sub(rss_kb() << 10);
     vec![1; missing as usize]

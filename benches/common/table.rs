@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// How columns are set.
+/// The layout of columns.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Align {
     /// The first is text, the others are numbers.
@@ -41,7 +41,7 @@ pub(crate) fn print(rows: &[Vec<String>], align: Align) {
     }
 }
 
-/// A figure with as many digits as it deserves.
+/// A figure with as many digits as are significant.
 pub(crate) fn number(value: f64) -> String {
     if value.abs() >= 100.0 {
         format!("{value:.0}")
@@ -56,7 +56,7 @@ pub(crate) fn target(words: &str, met: bool) -> String {
     format!("{words}: {result}")
 }
 
-/// Where and how long it ran.
+/// Where and how long the benchmark ran.
 pub(crate) fn foot(took: Duration) -> String {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu

@@ -53,7 +53,7 @@ impl<T> Once<T> {
             return Err(self.cycle.get_or_init(|| {
                 Error::other(
                     self.attempt(),
-                    "its own start uses it, which would wait for ever: use what the start is given instead",
+                    "its own start uses it, and would wait for ever: use what the start receives instead",
                 )
             }));
         }

@@ -1,8 +1,8 @@
-//! Crates that depend on this one as a user's do: written into the target directory, built offline
-//! with the versions of our lock file, and kept from one run to the next, so that only the first
-//! has to build the dependencies.
+//! Crates that depend on this one as a user's crate does. They are written into the target
+//! directory, built offline with the versions of our lock file, and kept from one run to the next.
+//! So only the first run has to build the dependencies.
 
-// Each test binary uses a part of it.
+// Each test binary uses only a part of this file.
 #![allow(dead_code)]
 
 use std::env;
@@ -15,7 +15,7 @@ use super::common::{FRESH_TARGET, build_as_a_user, say};
 
 pub(crate) use super::common::root;
 
-/// Writes a package, and gives its folder. `manifest` is what follows the section `package`.
+/// Writes a package, and returns its folder. `manifest` follows the section `package`.
 pub(crate) fn package(name: &str, manifest: &str, files: &[(&str, &str)]) -> PathBuf {
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fresh").join(name);
     let manifest = format!(
@@ -26,8 +26,8 @@ pub(crate) fn package(name: &str, manifest: &str, files: &[(&str, &str)]) -> Pat
     for (file, text) in files {
         write(&dir.join(file), text);
     }
-    // The versions that are tested, and downloaded. cargo leaves out of it what is not needed, and
-    // that is no reason to begin anew.
+    // Uses the versions that are tested and downloaded. cargo removes unneeded ones from the file,
+    // which is no reason to write it again.
     let ours = fs::read_to_string(root().join("Cargo.lock")).unwrap_or_default();
     let origin = dir.join("Cargo.lock.origin");
     if fs::read_to_string(&origin).ok().as_ref() != Some(&ours) {
@@ -37,8 +37,8 @@ pub(crate) fn package(name: &str, manifest: &str, files: &[(&str, &str)]) -> Pat
     dir
 }
 
-/// Leaves a file alone that is as it should be, so that nothing is built again; and otherwise puts
-/// it into place in one step, since another test may be doing the same.
+/// Leaves a correct file alone, so that nothing is built again. Otherwise puts the file into place
+/// in one step, because another test may do the same.
 fn write(path: &Path, text: &str) {
     if fs::read_to_string(path).is_ok_and(|old| old == text) {
         return;
@@ -58,8 +58,8 @@ pub(crate) fn cargo(dir: &Path) -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(dir);
     build_as_a_user(&mut command);
-    // What our own runner, or the person who runs these tests, has told us is not for the one in
-    // there.
+    // Removes the variables by which our own runner, or the person who runs these tests, would
+    // influence the inner cargo.
     for (key, _) in env::vars_os() {
         if is_ours(&key) {
             command.env_remove(key);
@@ -74,7 +74,8 @@ fn is_ours(key: &OsString) -> bool {
     prefixes.iter().any(|prefix| key.starts_with(prefix))
 }
 
-/// Whether nextest is there. When it is not, says aloud what is left out; nobody has to have it.
+/// Whether nextest is installed. If it is not, prints which tests are left out: nextest is
+/// optional.
 pub(crate) fn nextest(what: &str) -> bool {
     let found = cargo(root()).args(["nextest", "--version"]).output();
     let found = found.is_ok_and(|output| output.status.success());
@@ -126,7 +127,8 @@ pub(crate) fn built_with_abort() -> PathBuf {
         "[dependencies]\nmirakuru = { path = \"{root}\" }\n",
         &[("src/main.rs", &main)],
     );
-    // For the program alone: a setting of the profile would build all that it depends on once more.
+    // For the program alone: a setting of the profile would build all of its dependencies once
+    // more.
     succeed(cargo(&dir).args(["rustc", "--bin", "aborts", "--", "-Cpanic=abort"]));
     Path::new(FRESH_TARGET).join("debug/aborts")
 }

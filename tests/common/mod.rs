@@ -1,10 +1,10 @@
-//! What the integration tests share: the helper service, looks at processes by pid, and victims.
+//! Helpers of the integration tests: the helper service, checks of processes by pid, and victims.
 //!
-//! A *victim* is a test process that is to die, or that must be alone to be measured: an
-//! `#[ignore]`d test of the same binary, run as a process of its own by [`victim`]. Run by hand
+//! A *victim* is a test process that is killed, or that must be alone to be measured. It is an
+//! `#[ignore]`d test of the same binary, which [`victim`] runs as a process of its own. Run by hand
 //! without its directory, it does nothing.
 
-// Each test binary uses a part of it.
+// Each test binary uses only a part of this file.
 #![allow(dead_code)]
 
 use std::env;
@@ -32,11 +32,11 @@ pub(crate) fn root() -> &'static Path {
         .expect("this package is a folder of it")
 }
 
-/// "It should have happened long ago": the bound on everything that a test waits for.
+/// The time limit of every wait in a test. By then it should have happened long ago.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
-/// Sets a flag at the end of its scope, also when the test panics: a thread that runs until then
-/// would keep a failed test for ever.
+/// Sets a flag at the end of its scope, even if the test panics. Otherwise a thread that waits for
+/// the flag would keep a failed test for ever.
 pub(crate) struct SetAtTheEnd<'a>(pub(crate) &'a AtomicBool);
 
 impl Drop for SetAtTheEnd<'_> {
@@ -54,7 +54,7 @@ pub(crate) fn odd<const N: usize>(args: [&str; N]) -> ExecutorBuilder<NoWait> {
 pub(crate) struct OtherServer(Child);
 
 impl OtherServer {
-    /// Returns when it listens, or does whatever else it was asked for.
+    /// Returns when it listens, or has done the other work that it was asked for.
     pub(crate) fn start(args: &[&str]) -> OtherServer {
         let mut child = Command::new(ODD)
             .args(args)
@@ -83,13 +83,13 @@ impl Drop for OtherServer {
     }
 }
 
-/// Whether a text names a process: `redis-server (pid 812)`, perhaps with more about it in the
+/// Whether a text names a process: `redis-server (pid 812)`, optionally with more about it in the
 /// parentheses.
 pub(crate) fn names_pid(text: &str, pid: u32) -> bool {
     text.contains(&format!("(pid {pid})")) || text.contains(&format!("(pid {pid},"))
 }
 
-/// The error of a start that must not succeed.
+/// The error of a start that must fail.
 #[track_caller]
 pub(crate) fn error_of<T>(result: Result<T, Error>) -> Error {
     match result {
@@ -106,17 +106,17 @@ pub(crate) struct Scratch(PathBuf);
 impl Scratch {
     pub(crate) fn new() -> Scratch {
         static COUNT: AtomicUsize = AtomicUsize::new(0);
-        // Short, because Unix sockets lie in it.
+        // The path is short, because Unix sockets lie in the directory.
         let name = format!(
             "mkt-{}-{}",
             std::process::id(),
             COUNT.fetch_add(1, Ordering::SeqCst)
         );
         let path = env::temp_dir().join(name);
-        // A process of this id may have left one when it was killed, or when its test failed.
+        // A killed process with this id, or one whose test failed, may have left such a directory.
         let _ = fs::remove_dir_all(&path);
         fs::create_dir(&path).expect("a scratch directory");
-        // Services that run as another user pass through it.
+        // Services that run as another user need to pass through it.
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("its mode");
         Scratch(path)
     }
@@ -139,8 +139,8 @@ impl Drop for Scratch {
     }
 }
 
-/// Whether the kind of tree that the helper makes with these flags is found to its last process.
-/// What is not is left out, aloud: the portable back end knows of the process group alone.
+/// Whether every process of the helper's tree with these flags can be found. If not, prints that
+/// the case is left out: the portable back end knows only the process group.
 pub(crate) fn is_found(flags: &[&str]) -> bool {
     let leaves_the_group = flags
         .iter()
@@ -165,7 +165,7 @@ pub(crate) fn mode(path: &Path) -> u32 {
     metadata.permissions().mode() & 0o7777
 }
 
-/// The numbers in a file with one a line; none as long as there is no file.
+/// The numbers in a file, one on each line; none if there is no file.
 pub(crate) fn numbers(path: &str) -> Vec<u32> {
     let text = fs::read_to_string(path).unwrap_or_default();
     text.lines().filter_map(|line| line.trim().parse().ok()).collect()
@@ -182,7 +182,7 @@ pub(crate) fn stamped(path: &str, event: &str) -> Option<Duration> {
 
 // ---- time ---------------------------------------------------------------------------------------
 
-/// Waits until a condition holds; says whether it did within the bound.
+/// Waits until a condition holds. Returns whether it held in time.
 #[must_use]
 pub(crate) fn wait_until(mut condition: impl FnMut() -> bool, bound: Duration) -> bool {
     let end = Instant::now() + bound;
@@ -197,7 +197,7 @@ pub(crate) fn wait_until(mut condition: impl FnMut() -> bool, bound: Duration) -
     }
 }
 
-/// CLOCK_MONOTONIC, which the helper's stamps are in.
+/// CLOCK_MONOTONIC, the clock of the helper's stamps.
 pub(crate) fn monotonic() -> Duration {
     #[repr(C)]
     struct Timespec {
@@ -219,12 +219,12 @@ pub(crate) fn monotonic() -> Duration {
 /// A process's state letter and its parent; `None` when there is no such process.
 pub(crate) fn stat(pid: u32) -> Option<(char, u32)> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may hold anything, so what follows begins after the last parenthesis.
+    // The name may contain anything, so the rest begins after the last parenthesis.
     let mut rest = text[text.rfind(')')? + 1..].split_whitespace();
     Some((rest.next()?.chars().next()?, rest.next()?.parse().ok()?))
 }
 
-/// Whether a process is there and is no zombie: a zombie still answers `kill(pid, 0)`.
+/// Whether a process lives and is no zombie: even a zombie answers `kill(pid, 0)`.
 pub(crate) fn alive(pid: u32) -> bool {
     matches!(stat(pid), Some((state, _)) if state != 'Z' && state != 'X')
 }
@@ -238,8 +238,8 @@ pub(crate) fn all_pids() -> Vec<u32> {
         .collect()
 }
 
-/// The living processes whose command line holds this text: a scratch directory's path, say. It
-/// finds forked children too, which have their parent's command line.
+/// The living processes whose command line has this text, for example a scratch directory's path.
+/// That includes forked children, which have their parent's command line.
 pub(crate) fn processes_with(text: &str) -> Vec<u32> {
     let me = std::process::id();
     let mut pids = all_pids();
@@ -250,8 +250,8 @@ pub(crate) fn processes_with(text: &str) -> Vec<u32> {
     pids
 }
 
-/// Fails unless every process that recorded its pid in `pids` is gone, and every process with the
-/// scratch directory's path in its command line as well. `bound` is how long it may take.
+/// Fails unless two kinds of processes are gone within `bound`: those that recorded their pids in
+/// `pids`, and those with the scratch directory's path in their command line.
 #[track_caller]
 pub(crate) fn assert_gone(scratch: &Scratch, pids: &str, bound: Duration) {
     let recorded = numbers(pids);
@@ -267,7 +267,7 @@ pub(crate) fn assert_gone(scratch: &Scratch, pids: &str, bound: Duration) {
         bound,
     );
     assert!(gone, "survivors: {left:?} of {recorded:?}");
-    // A process that forks and exits can slip through one look.
+    // One pass may miss a process that forks and exits.
     for _ in 0..3 {
         thread::sleep(Duration::from_millis(10));
         let late = processes_with(path);
@@ -275,8 +275,8 @@ pub(crate) fn assert_gone(scratch: &Scratch, pids: &str, bound: Duration) {
     }
 }
 
-/// All living descendants of a process, by who is whose parent: for servers whose helpers have
-/// titles of their own. (A daemon has another parent.)
+/// All living descendants of a process, by their parents: for servers whose helpers have other
+/// titles. (A daemon has another parent.)
 pub(crate) fn descendants(root: u32) -> Vec<u32> {
     let parents: Vec<(u32, u32)> = all_pids()
         .into_iter()
@@ -331,7 +331,7 @@ pub(crate) fn random() -> u64 {
     RandomState::new().build_hasher().finish()
 }
 
-/// Whether this process may do what root may.
+/// Whether this process has root's rights.
 pub(crate) fn is_root() -> bool {
     unsafe extern "C" {
         fn geteuid() -> u32;
@@ -360,11 +360,11 @@ pub(crate) fn entries(path: &str) -> usize {
 
 // ---- victims ------------------------------------------------------------------------------------
 
-/// Tells a process that it is a victim, and which directory is its own.
+/// The variable that tells a process that it is a victim, and names its directory.
 pub(crate) const VICTIM: &str = "MIRAKURU_TEST_VICTIM";
 
 /// The name of a test as the harness of this binary knows it, from the test's path in this module:
-/// `test_name!(failing::a_panic)`. A test that is gone does not compile.
+/// `test_name!(failing::a_panic)`. If the test is removed, this does not compile.
 #[allow(unused_macros)]
 macro_rules! test_name {
     ($($part:ident)::+) => {{
@@ -404,24 +404,24 @@ pub(crate) fn victims(names: &[&str], dir: &Path) -> Command {
     command
 }
 
-/// The directory that a victim was given; `None` in a process that nobody asked to be one.
+/// The directory of a victim; `None` in a process that is none.
 pub(crate) fn victim_dir() -> Option<PathBuf> {
     env::var_os(VICTIM).map(PathBuf::from)
 }
 
 // ---- crates of others ---------------------------------------------------------------------------
 
-/// Where crates that depend on this one as a user's do are built. It is kept from one run to the
-/// next, so that only the first has to build the dependencies.
+/// The target directory for crates that depend on this one as a user's crate does. It is kept from
+/// one run to the next, so that only the first run has to build the dependencies.
 pub(crate) const FRESH_TARGET: &str = if cfg!(mirakuru_portable) {
     concat!(env!("CARGO_TARGET_TMPDIR"), "/fresh-portable")
 } else {
     concat!(env!("CARGO_TARGET_TMPDIR"), "/readme")
 };
 
-/// For a cargo that builds such a crate: there, offline, without what only a debugger needs, and
-/// with the back end of these tests. However they got theirs, a crate that is no member of this
-/// workspace gets it by RUSTFLAGS alone.
+/// Prepares a cargo that builds such a crate: in that directory, offline, without debug
+/// information, and with the back end of these tests. A crate outside this workspace gets the back
+/// end only through RUSTFLAGS, so this works however the tests got theirs.
 pub(crate) fn build_as_a_user(command: &mut Command) {
     command
         .stdin(Stdio::null())
@@ -457,7 +457,7 @@ pub(crate) fn fixed_port() -> u16 {
         assert!(n < WINDOW - 1, "no free port");
         let port = first + n;
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            // A process that another test makes in this moment listens as well, until it executes
+            // A process that another test has just made has the listener as well, until it executes
             // its program.
             assert!(wait_until(
                 || TcpStream::connect(("127.0.0.1", port)).is_err(),
@@ -468,7 +468,7 @@ pub(crate) fn fixed_port() -> u16 {
     }
 }
 
-/// Sends one line and gives the line that comes back.
+/// Sends one line and returns the line that comes back.
 pub(crate) fn ask(addr: impl ToSocketAddrs, line: &str) -> io::Result<String> {
     let mut stream = TcpStream::connect(addr)?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
@@ -478,7 +478,7 @@ pub(crate) fn ask(addr: impl ToSocketAddrs, line: &str) -> io::Result<String> {
     Ok(answer.trim_end().to_owned())
 }
 
-/// The pid of the helper that answers there.
+/// The pid of the helper that answers on this address.
 #[track_caller]
 pub(crate) fn who_answers(addr: impl ToSocketAddrs) -> u32 {
     let answer = ask(addr, "PING").expect("an answer");
@@ -495,7 +495,7 @@ pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
-/// Where a program of a Debian package is. When it is not installed this prints so aloud and gives
+/// The path of a program of a Debian package. If it is not installed, prints that and returns
 /// `None` (the test then returns); with `CI=true` in the environment the test fails.
 #[track_caller]
 pub(crate) fn require(program: &str) -> Option<PathBuf> {
@@ -530,7 +530,7 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .find(|path| path.is_file())
 }
 
-/// Says aloud that a test needs to be root.
+/// Prints that a test needs to be root.
 pub(crate) fn skip_without_root() {
     let test = thread::current().name().unwrap_or("a test").to_owned();
     say(&format!("\n*** {test}: SKIPPED in part, needs to be root ***\n"));

@@ -1,16 +1,16 @@
-//! How the tests of teardown know that a tree of processes is gone: not by looking for it, but by
-//! two proofs.
+//! How the tests of teardown know that a tree of processes is gone: they do not search for it, but
+//! have two proofs.
 //!
-//! - A [`Lifeline`], a FIFO that every process of a tree holds open for writing, because each
+//! - A [`Lifeline`] is a FIFO that every process of a tree holds open for writing, because each
 //!   inherits its standard input from the first. It reads as ended exactly when all of them are
-//!   gone: daemons, orphans, links of a chain that forks faster than one can look.
-//! - A [`Process`] is a process id *and* its start time, so that another process that got the
-//!   number is no survivor, and so that a zombie, which holds no files, is told from a process.
+//!   gone: daemons, orphans, and chains that fork faster than a search.
+//! - A [`Process`] is a process id *and* its start time. So another process with the same number
+//!   does not count as a survivor. Neither does a zombie, which holds no files.
 //!
-//! What has hold of no lifeline (the supervisors) and did not tell its process id is found by
-//! [`marked`], in environments.
+//! Processes without the lifeline that did not tell their ids (the supervisors) are found through
+//! their environment, by [`marked`].
 
-// Each test binary uses a part of it.
+// Each test binary uses only a part of this file.
 #![allow(dead_code)]
 
 use std::ffi::CString;
@@ -39,18 +39,18 @@ unsafe extern "C" {
 pub(crate) struct Lifeline(File);
 
 impl Lifeline {
-    /// Makes a FIFO. Processes take hold of it with [`hold`].
+    /// Makes a FIFO. Processes open it for writing with [`hold`].
     pub(crate) fn new(path: &str) -> Lifeline {
         let name = CString::new(path).expect("no zero byte");
         // SAFETY: the path is a live C string.
         assert_eq!(unsafe { mkfifo(name.as_ptr(), 0o600) }, 0, "no FIFO at {path}");
         let mut options = OpenOptions::new();
-        // Or it would wait for the first writer.
+        // Otherwise this would wait for the first writer.
         let file = options.read(true).custom_flags(O_NONBLOCK).open(path);
         Lifeline(file.expect("the FIFO that was just made"))
     }
 
-    /// Whether any process has it.
+    /// Whether any process holds it.
     pub(crate) fn is_held(&self) -> bool {
         match (&self.0).read(&mut [0]) {
             Ok(0) => false,
@@ -60,7 +60,7 @@ impl Lifeline {
         }
     }
 
-    /// Waits until nobody has it any more.
+    /// Waits until no process holds it.
     #[must_use]
     pub(crate) fn is_released_within(&self, bound: Duration) -> bool {
         wait_until(|| !self.is_held(), bound)
@@ -69,12 +69,12 @@ impl Lifeline {
 
 /// The end of a lifeline that a process holds.
 pub(crate) fn hold(path: &Path) -> File {
-    // For both directions, so that this does not wait for a reader either.
+    // Opened for both directions, so that this does not wait for a reader.
     let file = OpenOptions::new().read(true).write(true).open(path);
     file.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
-/// One process, and no other that ever gets its number.
+/// One process. A later process with the same number does not count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Process {
     pub(crate) pid: u32,
@@ -83,7 +83,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// `None` when there is none, or only a zombie.
+    /// `None` if there is none, or only a zombie.
     pub(crate) fn of(pid: u32) -> Option<Process> {
         let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The name may hold anything, so it ends with the last parenthesis.
@@ -110,8 +110,8 @@ impl Process {
     }
 }
 
-/// For a command whose process is to die by signals. A shell's background job, which these tests
-/// may be, ignores SIGINT and SIGQUIT, and hands that down.
+/// Prepares a command whose process will die by signals. A background job of a shell, which these
+/// tests may be, ignores SIGINT and SIGQUIT, and its children inherit that.
 pub(crate) fn obeys_signals(command: &mut Command) {
     unsafe extern "C" {
         fn signal(signal: c_int, handler: usize) -> usize;
@@ -128,8 +128,7 @@ pub(crate) fn obeys_signals(command: &mut Command) {
     unsafe { command.pre_exec(to_default) };
 }
 
-/// What the kernel has to say of a process that should have ended: its state, and what it does with
-/// signals.
+/// The kernel's view of a process that should have ended: its state, and what it does with signals.
 pub(crate) fn why_alive(pid: u32) -> String {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let wanted = [
@@ -141,15 +140,15 @@ pub(crate) fn why_alive(pid: u32) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-/// The living processes with this directory, or a path in it, in the environment that they were
-/// executed with. A supervisor, a fork of the test process, has that of the test process.
+/// The living processes with this directory, or a path in it, in their initial environment. A
+/// supervisor is a fork of the test process, and so has the test process's environment.
 pub(crate) fn marked(dir: &Path) -> Vec<u32> {
     let me = std::process::id();
     let dir = dir.as_os_str().as_bytes();
     let mut pids = all_pids();
     pids.retain(|&pid| {
         let environment = fs::read(format!("/proc/{pid}/environ")).unwrap_or_default();
-        // As a whole: `/tmp/mkt-7-1` is not `/tmp/mkt-7-12`.
+        // The whole name must match: `/tmp/mkt-7-1` is not `/tmp/mkt-7-12`.
         let found = environment.split(|byte| *byte == 0).any(|entry| {
             let at = entry.windows(dir.len()).position(|part| part == dir);
             at.is_some_and(|at| matches!(entry.get(at + dir.len()), None | Some(b'/' | b' ')))
@@ -159,12 +158,13 @@ pub(crate) fn marked(dir: &Path) -> Vec<u32> {
     pids
 }
 
-/// What mirakuru has in this directory for temporary files, besides the locks of turns, which stay.
+/// Everything of mirakuru's in this directory for temporary files, except for the locks of ports
+/// and paths, which stay.
 pub(crate) fn service_dirs(temp: &Path) -> Vec<String> {
     in_the_base(temp, false)
 }
 
-/// The directories in which nothing but a log is left.
+/// The directories in which only a log is left.
 pub(crate) fn kept_logs(temp: &Path) -> Vec<String> {
     in_the_base(temp, true)
 }

@@ -1,6 +1,6 @@
-//! What the public interface promises and no other test would notice if it went: above all the
-//! traits that its types implement. Most of this fails to compile when it fails. That no type of a
-//! dependency stands in the interface is looked at in `repo_rules`.
+//! Promises of the public interface that no other test would notice: above all, the traits that its
+//! types implement. Most of these tests fail to compile if a promise is broken. `repo_rules` checks
+//! that no type of a dependency appears in the interface.
 
 use std::error::Error as StdError;
 use std::fmt::{Debug, Display};
@@ -97,7 +97,7 @@ fn common_traits_are_there() {
     becomes::<OwnedFd>();
 }
 
-/// Conditions of different types in one list, say.
+/// For example, conditions of different types in one list.
 #[test]
 fn a_readiness_can_be_a_trait_object() {
     let conditions: [Box<dyn Readiness>; 2] = [Box::new(NoWait), Box::new(Tcp::port(1))];
@@ -108,7 +108,7 @@ fn a_readiness_can_be_a_trait_object() {
     );
 }
 
-/// The name of a method of the handle is not taken by what shares it.
+/// Sharing a handle does not hide any of its methods.
 #[test]
 fn shared_has_no_methods_of_its_own() {
     struct Client;
@@ -125,7 +125,7 @@ fn shared_has_no_methods_of_its_own() {
     assert_eq!(CLIENT.try_get("key"), Some(3));
 }
 
-/// A recipe of one's own is nothing but public parts.
+/// A recipe of one's own needs only public parts.
 #[test]
 fn every_recipe_starts_in_the_same_way() {
     fn starts<R: Recipe>(_: fn(R) -> Result<R::Handle, Error>) {}
@@ -133,8 +133,8 @@ fn every_recipe_starts_in_the_same_way() {
     starts(<presets::RedisRecipe as Recipe>::start);
 }
 
-/// Every name at the facade's root, those that are used above apart: `cargo semver-checks` does not
-/// look behind re-exports.
+/// Every name at the facade's root, except for those that are used above: `cargo semver-checks`
+/// does not follow re-exports.
 #[test]
 fn every_name_is_where_it_was() {
     use mirakuru::{

@@ -32,7 +32,7 @@ fn block_on<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-/// Awaits the future while another task of the same thread counts, and gives that count.
+/// Awaits the future while another task of the same thread counts, and returns that count.
 async fn beside<T>(future: impl Future<Output = T>) -> (T, u32) {
     let count = Arc::new(AtomicU32::new(0));
     let counts = tokio::spawn({
@@ -49,7 +49,7 @@ async fn beside<T>(future: impl Future<Output = T>) -> (T, u32) {
     (value, count.load(SeqCst))
 }
 
-/// Takes so long until it is ready, and as long again to end.
+/// Takes this long until it is ready, and as long again to end.
 fn slow(milliseconds: u32) -> ExecutorBuilder<Banner> {
     let time = f64::from(milliseconds) / 1000.0;
     let script =
@@ -155,7 +155,7 @@ async fn a_stop_that_is_given_up_goes_on() {
     let first = service.pid();
     let given_up = timeout(Duration::from_millis(50), service.stop_async()).await;
     assert!(given_up.is_err());
-    // It is ending, and so this is another one.
+    // The old process is ending, so this is another one.
     service.start_async().await.unwrap();
     assert_ne!(service.pid(), first);
     assert!(!is_there(first));
@@ -214,7 +214,7 @@ async fn it_is_started_again_after_a_panic_in_between() {
     assert_eq!(task.await.unwrap(), (true, true));
 }
 
-/// Gives the panic of a future.
+/// Returns the panic of a future.
 struct CatchUnwind<F>(std::pin::Pin<Box<F>>);
 
 impl<F: Future> Future for CatchUnwind<F> {

@@ -1,5 +1,5 @@
-//! The end of a service that has relations: it ends before the services that it needs, and its
-//! command at the end cleans up whatever is no descendant of it.
+//! The end of a service in relation to others: it ends before the services that it needs, and its
+//! command at the end cleans up things that are not its descendants.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -16,17 +16,17 @@ use crate::common::{
     supervisors, test_name, victim, victim_dir, wait_until,
 };
 
-/// How a victim is to end.
+/// The way in which a victim ends.
 const DEATH: &str = "MIRAKURU_AT_THE_END_DEATH";
 /// The file into which each service writes its name when it ends.
 const ORDER: &str = "MIRAKURU_AT_THE_END_ORDER";
 
 const DATABASE: &str = "trap 'echo database >>\"$1\"; exit 0' TERM; echo up; while :; do sleep 0.01; done";
-/// Takes its time to end.
+/// Ends slowly.
 const APPLICATION: &str =
     "trap 'sleep 0.3; echo application >>\"$1\"; exit 0' TERM; echo up; while :; do sleep 0.01; done";
 
-/// A database and an application that is told where the database is.
+/// A database, and an application that gets the database's address.
 fn start_two(order: &Path) -> (OutputExecutor, OutputExecutor) {
     let start = |script: &str, told: Option<&Path>| {
         Executor::builder(["sh", "-c", script, "sh"])
@@ -66,7 +66,7 @@ fn has_an_application_and_its_database() {
     }
 }
 
-/// The same two, of which the second knows nothing of the first but its name.
+/// The same two, but the second knows only the name of the first.
 #[mirakuru::fixture]
 struct System {
     #[fixture(banner = "up", name = "database", cmd = ["sh", "-c", DATABASE, "sh"], arg = order())]
@@ -299,7 +299,7 @@ fn run_daemon<T>(dir: &Path, test: impl FnOnce() -> T) -> T {
     })
 }
 
-/// A client of that daemon, as `docker run` is of Docker's.
+/// A client of that daemon, as `docker run` is a client of Docker.
 fn client(dir: &Path) -> mirakuru::ExecutorBuilder {
     let dir = dir.display();
     let remove = format!("echo mk-{{id}} >>{dir}/calls; rm -f {dir}/records/mk-{{id}}");
@@ -407,7 +407,7 @@ fn has_a_client_of_a_daemon() {
     loop {
         let service = client(&dir).start().expect("it starts");
         say(&service);
-        // A kill at any moment finds it running more often than starting or stopping.
+        // So a kill at a random moment usually finds it running, not starting or stopping.
         thread::sleep(Duration::from_millis(30));
         drop(service);
     }
@@ -457,13 +457,14 @@ fn killed_at_any_moment_no_record_stays() {
     }
 }
 
-/// Kills the test process, and where `worker_first` says so, the worker of a service before it.
-/// Says whether the supervisors have ended in time.
+/// Kills the test process. If `worker_first` is set, kills the worker of a service before it.
+/// Returns whether the supervisors have ended in time.
 fn killed_once(dir: &Path, worker_first: bool) -> bool {
     let random = random();
     let mut child = start(&mut victim(test_name!(has_a_client_of_a_daemon), dir));
     thread::sleep(Duration::from_micros(random % 700_000));
-    // Stopped, it starts no other service between the look at its tree and its end.
+    // It is stopped, so that it starts no other service between the listing of its tree and its
+    // end.
     send(child.id(), SIGSTOP);
     assert!(wait_until(
         || stat(child.id()).is_some_and(|(state, _)| state == 'T'),
@@ -501,7 +502,7 @@ fn in_a_session_of_its_own(name: &str) -> String {
 fn the_stop_signal_reaches_a_descendant_in_a_session_of_its_own() {
     let scratch = Scratch::new();
     let heard = scratch.file("heard");
-    // The main process ends when its descendant has.
+    // The main process ends after its descendant.
     let script = format!(
         "trap : TERM; {} & while kill -0 $!; do wait $!; done; exit 0",
         in_a_session_of_its_own("session")
@@ -520,8 +521,8 @@ fn the_stop_signal_reaches_a_descendant_in_a_session_of_its_own() {
 fn a_process_that_the_service_starts_at_its_end_may_finish() {
     let scratch = Scratch::new();
     let done = scratch.file("done");
-    // The clean-up begins after the stop signal, in a session of its own, and takes longer than the
-    // pause after which the signal goes to sessions of their own.
+    // The clean-up begins after the stop signal, in a session of its own. It takes longer than the
+    // pause after which the signal goes to other sessions.
     let script = "trap 'sleep 0.02; setsid sh -c \"sleep 0.3; touch $1\"; exit 0' TERM; echo up; \
                   while :; do sleep 0.005; done";
     let mut service = Executor::builder(["sh", "-c", script, "sh", &done])

@@ -1,4 +1,4 @@
-//! What others can do to a service and its supervisor: see `docs/guide/attackers.md`.
+//! The power of others over a service and its supervisor: see `docs/guide/attackers.md`.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -12,7 +12,7 @@ use mirakuru::{Banner, Executor, Tcp};
 
 const NOBODY: [&str; 3] = ["--reuid=65534", "--regid=65534", "--clear-groups"];
 
-/// Runs a script as a user who has nothing to do with the tests.
+/// Runs a script as a user that is unrelated to the tests.
 fn as_another_user(script: &str, args: &[String]) -> Output {
     let mut command = Command::new("setpriv");
     command.args(NOBODY).args(["sh", "-c", script, "sh"]).args(args);
@@ -81,7 +81,7 @@ fn stat(pid: u32, field: usize) -> u32 {
     ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
 )]
 #[cfg(target_os = "linux")]
-/// Queues are per user: the hint does not send a test into one that cannot move.
+/// Each user has locks of its own: the hint must not suggest a wait that never ends.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -149,7 +149,7 @@ fn a_service_that_kills_the_group_of_its_worker_ends_with_all_its_descendants() 
         .start()
         .unwrap();
     let worker = supervisors(service.pid())[0];
-    // As the service could.
+    // The service could do the same.
     let killed = Command::new("kill")
         .args(["-9", "--", &format!("-{worker}")])
         .status();

@@ -1,7 +1,7 @@
 //! `#[mirakuru::fixture(..)]` on test functions: every form of parameter, test attribute and return
 //! type.
 //!
-//! A test that must look at what is left after another test calls that one as the function that it
+//! If a test must check what is left after another test, it calls that one as the function that it
 //! is.
 #![deny(warnings, clippy::pedantic)]
 #![forbid(unsafe_code)]
@@ -73,7 +73,7 @@ fn a_generic_type(sleeper: &Executor<NoWait>) {
     assert!(sleeper.is_running());
 }
 
-/// A pattern other than a name.
+/// A pattern that is not a name.
 #[mirakuru::fixture(Noted("only"))]
 #[test]
 fn a_pattern(Note { name, executor: _ }: &Note) {
@@ -93,7 +93,7 @@ fn no_parameter() {
     assert_eq!(MARK, "marked");
 }
 
-// Below the test attribute there is nothing left to see of it.
+// Below the test attribute, the attribute cannot see that one.
 #[test]
 #[mirakuru::fixture(cmd = "sleep 60")]
 fn below_the_test_attribute() {}
@@ -316,8 +316,8 @@ fn around_the_test_attribute(sleeper: &SimpleExecutor, server: &TcpExecutor) {
     assert!(sleeper.is_running() && server.is_running());
 }
 
-/// When the attribute hides behind another name it is not recognised as one of ours, and expands on
-/// its own.
+/// If the attribute is imported under another name, it is not recognised as one of ours, and
+/// expands by itself.
 mod nested {
     use mirakuru::fixture as service;
     use mirakuru::{SimpleExecutor, TcpExecutor};
@@ -490,7 +490,7 @@ fn a_start_that_fails_is_not_the_panic_that_should_be() {
     test(); // Returns, so that a test runner says that it did not panic.
 }
 
-/// Users' own readiness conditions are as good as ours.
+/// A user's own readiness condition works like ours.
 #[derive(Clone)]
 struct Exists(&'static str);
 

@@ -1,7 +1,7 @@
-//! A service in a container of podman: its processes are of the service's tree, and the command at
-//! the end removes the record. (`at_the_end` has a client of a daemon, as Docker's is.)
+//! A service in a container of podman: its processes belong to the service's tree, and the command
+//! at the end removes the record. (`at_the_end` has a client of a daemon, like Docker's.)
 //!
-//! Without podman, or where it cannot make a container, each test says so aloud and does nothing.
+//! Without podman, or if it cannot make a container, each test prints that and does nothing.
 #![cfg(target_os = "linux")]
 
 use std::fs;
@@ -19,13 +19,13 @@ use crate::common::{
 
 const IMAGE: &str = "mirakuru-odd-service";
 
-/// Podman with a storage of its own, so that nothing of the machine's is touched.
+/// Podman with a storage of its own, so that the machine's own is untouched.
 struct Podman {
     dir: PathBuf,
 }
 
 impl Podman {
-    /// Imports an image with the helper service. `None` where podman cannot run it.
+    /// Imports an image with the helper service. `None` if podman cannot run it.
     fn usable(dir: &Path) -> Option<Podman> {
         let test = thread::current().name().unwrap_or("a test").to_owned();
         let skip = |reason: &str| say(&format!("\n*** {test}: SKIPPED, {reason} ***\n"));
@@ -56,13 +56,13 @@ impl Podman {
             .status();
         assert!(packed.expect("tar").success());
         let mut said = String::new();
-        // A runtime that cannot use this machine's control groups is passed over.
+        // If a runtime cannot use this machine's control groups, the next one is tried.
         for runtime in ["", "crun", "runc"] {
             let engine = match runtime {
                 "" => String::new(),
                 _ => format!("[engine]\nruntime = \"{runtime}\"\n"),
             };
-            // Root of a container may not raise its limits, as podman would.
+            // Root in a container may not raise its limits, as podman would.
             let limits = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1000:1000\"]\n";
             fs::write(dir.join("containers.conf"), limits.to_owned() + &engine).expect("a file");
             let imported = podman.run(&["import", tar.to_str().expect("UTF-8"), IMAGE]);
@@ -148,7 +148,7 @@ impl Podman {
 impl Drop for Podman {
     fn drop(&mut self) {
         if victim_dir().is_none() {
-            // Not `system reset`: that removes `/run/libpod` as well, which others have, too.
+            // `system reset` would also remove `/run/libpod`, which others use.
             let _ = self.run(&["rm", "--all", "--force", "--time=0"]);
             let _ = Command::new("umount").arg(self.dir.join("root/overlay")).output();
         }

@@ -1,4 +1,4 @@
-//! What a person reads when something goes wrong: each way to fail, by the text of its report.
+//! The report of each way to fail, as a person reads it.
 //!
 //! `cargo test --test it diagnostics:: -- --nocapture --test-threads=1` shows them all.
 
@@ -27,12 +27,12 @@ fn the_program_is_missing() {
             6379\n  \
          hint:       no directory on PATH has `rediss-server`; did you mean `redis-serve`?",
     );
-    // Of a server that many tests use, the package is known; unless it is there, where PATH does
-    // not lead.
+    // The package of a server that many tests use is known. If the server is installed outside
+    // PATH, the hint names its path instead.
     let error = start(Executor::builder("beanstalkd").env("PATH", "/nowhere"));
     let text = report(&error);
     assert!(
-        text.contains("; on Debian it comes with `apt-get install beanstalkd`")
+        text.contains(": install it with `apt-get install beanstalkd` (Debian)")
             || text.contains("but it is there: use `/"),
         "{text}"
     );
@@ -54,8 +54,8 @@ fn the_program_is_not_executable() {
     reads(
         &start(Executor::builder([&file])),
         &format!(
-            "failed to execute `{file}`: permission denied\n  hint:       it is not executable: `chmod +x \
-                {file}`"
+            "failed to execute `{file}`: permission denied\n  hint:       it is not executable: run `chmod \
+                +x {file}`"
         ),
     );
 }
@@ -208,7 +208,7 @@ fn not_allowed_as_root() {
     );
     assert!(text.contains(&format!("    | {complaint}")), "{text}");
     assert!(
-        text.contains("  hint:       it refuses to run as root: give it another user with `.uid(..)`"),
+        text.contains("  hint:       it refuses to run as root: run it as another user with `.uid(..)`"),
         "{text}"
     );
 }
@@ -236,10 +236,9 @@ fn a_library_is_missing() {
                output:     1 line, in [log]\n    \
                  | {file}: error while loading shared libraries: libgcc_s.so.7: cannot open shared object \
                  file: No such file or directory\n  \
-               hint:       the library `libgcc_s.so.7` is not installed or not found: `ldd` lists what the \
-               program needs, \
-             `apt-file search libgcc_s.so.7` the package that has it, and LD_LIBRARY_PATH says where else to \
-             look"
+               hint:       the library `libgcc_s.so.7` is not installed or not found: install the package \
+                   that `apt-file search libgcc_s.so.7` names, or add the library's directory to \
+                   LD_LIBRARY_PATH (`ldd` lists all that the program needs)"
         ),
     );
 }
@@ -259,7 +258,8 @@ fn a_crash_after_readiness() {
                timeline:   spawned, first output after [time], exited with status 7 after [time]\n  \
                output:     1 line, in [log]\n    \
                  | up\n  \
-               hint:       it had ended by itself before it was asked to"
+               hint:       it had ended by itself before it was asked to: find the reason in its \
+                   output: find the reason in its output"
         ),
     );
 }
@@ -432,7 +432,7 @@ fn causes_that_the_output_tells() {
         ),
         (
             "open() \"/var/log/server.log\" failed (13: Permission denied)",
-            "its user needs the right to",
+            "give its user the right to",
         ),
         ("write failed: No space left on device", "the disk is full"),
         ("accept: Too many open files", "`ulimit -n`"),
@@ -472,7 +472,7 @@ fn the_status_that_a_service_reports_is_shown() {
     );
 }
 
-/// The service chooses its port, and tells it: no race at all.
+/// The service chooses its port and prints it, so there is no race.
 #[test]
 fn a_banner_tells_the_port() {
     let service = odd(["--listen", "127.0.0.1:0"])

@@ -1,4 +1,4 @@
-//! The seven executors, what they can wait for, what a recipe can say, and what their errors tell.
+//! The seven executors, their conditions, the settings of a recipe, and their errors.
 
 use std::fs;
 use std::io::{self, Write};
@@ -40,7 +40,7 @@ fn a_simple_executor_is_ready_once_it_has_been_executed() {
 
 #[test]
 fn an_output_executor_is_ready_when_its_output_matches() {
-    // On either stream, unless one is named.
+    // On both streams, unless one is named.
     let out: [(&str, Banner); 2] = [
         ("--ready-line", Banner::matching("listening on \\d+")),
         ("--ready-line", Banner::matching("^listening on 80$").stdout()),
@@ -94,7 +94,7 @@ fn a_banner_may_be_wanted_several_times() {
 
 #[test]
 fn a_banner_of_an_earlier_start_does_not_count() {
-    // It prints the banner the first time only: a restart must wait for a new one.
+    // It prints the banner only the first time: a restart must wait for a new one.
     let scratch = Scratch::new();
     let flag = scratch.file("flag");
     let mut service = Executor::builder(format!(
@@ -158,7 +158,7 @@ fn a_unix_socket_executor_is_ready_when_it_accepts() {
         .unwrap();
     assert_eq!(service.path(), service.dir().join("socket"));
     UnixStream::connect(service.path()).unwrap();
-    // The file is not enough: a killed service leaves it behind, and is not ready until it has
+    // The file is not enough: a killed service leaves it behind, and is ready only once it has
     // bound it anew.
     service.kill().unwrap();
     assert!(
@@ -301,7 +301,7 @@ fn clears_the_environment() {
     std::fs::write(dir.join("printed"), printed.join("\n")).unwrap();
 }
 
-/// A program that is built for coverage writes its profile into its working directory without it.
+/// Without it, a program that is built for coverage writes its profile into its working directory.
 #[test]
 fn a_cleared_environment_keeps_the_place_of_the_coverage_profile() {
     let scratch = Scratch::new();
@@ -372,7 +372,7 @@ fn standard_input_from_the_test() {
         .wait_until(Banner::matching("^typed by hand$"), LONG)
         .unwrap();
     assert!(service.take_stdin().is_none(), "there is one writer");
-    // The end of the file reaches the service: nobody else holds the pipe open.
+    // The end of the file reaches the service: no other process holds the pipe open.
     drop(stdin);
     service.wait_until(done(), LONG).unwrap();
     service.stop().unwrap();
@@ -459,7 +459,7 @@ fn the_user_the_groups_and_the_mask() {
         assert_eq!(lines, ["65534", "65533", "65533 7 9", "0077", "done"]);
         service.stop().unwrap();
 
-        // Root's own groups are not handed down.
+        // Root's own groups are not passed on.
         let mut service = script(show)
             .uid(65534)
             .gid(65533)
@@ -691,8 +691,7 @@ fn spawn_failures_are_told_apart() {
     );
     assert!(!not_found.contains("working directory"), "{not_found}");
 
-    // A relative path is looked for from the service's working directory, and PATH is not searched
-    // for it.
+    // A relative path counts from the service's working directory, and is not searched on PATH.
     let error = error_of(
         Executor::builder("./no-such-program")
             .current_dir(scratch.path())

@@ -26,7 +26,7 @@ static SHARED: Shared<SimpleExecutor> = Shared::new(|| {
     })
 });
 
-/// Has the shared service print a line.
+/// Lets the shared service print a line.
 fn hears(line: &str) {
     let service = Shared::get(&SHARED);
     use std::sync::Mutex;
@@ -134,8 +134,8 @@ mod failing {
     }
 }
 
-/// Runs failing tests as a person would, with the harness's capture, one after the other: what it
-/// printed for each.
+/// Runs failing tests as a person would, with the harness's capture, one after the other. Returns
+/// their output.
 fn run_failing(filter: &[&str]) -> (String, String) {
     let scratch = Scratch::new();
     let mut command = Command::new(env::current_exe().unwrap());
@@ -294,7 +294,7 @@ fn a_failing_test_shows_what_a_shared_service_printed_meanwhile() {
     assert!(stdout.contains("shared_1_passes ... ok"), "{stdout}");
 }
 
-/// Under nextest each test is a process of its own, and what it prints is captured from outside.
+/// Under nextest each test is a process of its own, and its output is captured from outside.
 #[test]
 fn nextest_shows_it_too() {
     let scratch = Scratch::new();
@@ -315,8 +315,8 @@ fn nextest_shows_it_too() {
     }
 }
 
-/// A `Shared` costs nothing to use: the bar is 1 µs, in an optimised build; here the bound is a
-/// generous one.
+/// A use of a `Shared` costs almost nothing: the bar is 1 µs, in an optimised build; the bound here
+/// is a generous one.
 #[test]
 fn the_use_of_a_shared_service_costs_next_to_nothing() {
     let _ = Shared::get(&SHARED);

@@ -1,8 +1,8 @@
-//! A service that writes into its database when it is told to stop finds the database there, in
-//! every way in which a test process, or the runner of a run, can end.
+//! A service that writes into its database at its end still finds the database there, however a
+//! test process, or the runner of a run, ends.
 //!
-//! `MIRAKURU_FLUSH_REPEATS` says how often each way is taken. Without it, a few of the ways are
-//! taken once. `tests/run --long` sets it.
+//! `MIRAKURU_FLUSH_REPEATS` says how often each way is tested. Without it, a few of the ways are
+//! tested once. `tests/run --long` sets it.
 #![cfg(target_os = "linux")]
 
 mod services;
@@ -150,7 +150,7 @@ fn runs_tests_with_a_system() {
     runs_tests(test_name!(uses_a_system_of_a_run));
 }
 
-/// Ends the victim from outside, or lets it end itself.
+/// Ends the victim from outside, or lets it end by itself.
 fn kill(mut child: Child, death: &str) -> std::process::ExitStatus {
     let signal = match death {
         "SIGHUP" => 1,
@@ -171,7 +171,7 @@ fn kill(mut child: Child, death: &str) -> std::process::ExitStatus {
     status
 }
 
-/// The ways that are taken when nobody asks for all.
+/// The ways that are tested by default.
 const USUAL: [&str; 5] = ["scope end", "panic", "process::exit", "SIGTERM", "SIGKILL"];
 
 /// Takes the victim through these deaths.
@@ -307,7 +307,7 @@ fn a_service_whose_supervisor_is_killed_ends_at_once_and_its_database_lives() {
     }
 }
 
-/// The ends of a runner. Signals that a runner passes on are the business of `runners.rs`.
+/// The ends of a runner. `runners.rs` tests the signals that a runner passes on.
 const OF_A_RUNNER: &[&str] = &["scope end", "SIGINT", "SIGTERM", "SIGHUP", "SIGQUIT", "SIGKILL"];
 
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]

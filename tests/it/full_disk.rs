@@ -17,8 +17,8 @@ fn fills_the_disk() {
     println!("{}", start(recipe));
 }
 
-/// With a file system of its own that is full, where this is root; and with a limit for files,
-/// which everybody may set.
+/// If this is root, with a small file system that is full; and with a limit for files, which every
+/// user may set.
 #[test]
 fn a_full_disk_loses_output_and_says_so() {
     let scratch = Scratch::new();
@@ -63,7 +63,7 @@ fn a_full_disk_loses_output_and_says_so() {
     }
 }
 
-/// Whether this process may mount a file system where nobody else sees it. Says aloud when not.
+/// Whether this process may mount a file system that no other process sees. If not, prints that.
 fn can_mount() -> bool {
     if !is_root() {
         skip_without_root();

@@ -1,4 +1,4 @@
-//! The hint of an error: the reason why a wait was in vain, and what to do about it.
+//! The hint of an error: why a wait failed, and the remedy.
 
 use std::fs;
 use std::os::unix::net::UnixListener;
@@ -66,22 +66,22 @@ fn a_command_that_wants_a_shell() {
         ("PORT=80 sleep 60", "`.env(\"PORT\", \"80\")`"),
         (
             "~/no/such/program",
-            "`~/no/such/program` means something only to one",
+            "only a shell understands `~/no/such/program`",
         ),
         ("sleep 60 > log", "add `.shell(true)`"),
         ("ls / | sort", "add `.shell(true)`"),
         ("ls $HOME", "`{env:VAR}`"),
         ("ls ${NONE:-/none}", "`{env:VAR}`"),
         ("ls $(pwd)/none", "add `.shell(true)`"),
-        ("ls /none; sleep 60", "`/none;` means something only to one"),
-        ("cd /tmp; sleep 60", "`cd` means something only to one"),
+        ("ls /none; sleep 60", "only a shell understands `/none;`"),
+        ("cd /tmp; sleep 60", "only a shell understands `cd`"),
     ] {
         assert_says(
             &report(Executor::builder(command).wait_for(Tcp::addr("127.0.0.1:{port}"))),
             part,
         );
     }
-    // In a list each word is meant as it is.
+    // In a list each word is literal.
     let list = Executor::builder(["false", "|", "sort"]).wait_for(Banner::matching("never"));
     assert!(!report(list).contains("shell"));
 }
@@ -104,7 +104,10 @@ time.sleep(60)";
 fn a_line_that_nearly_matches() {
     let script = sh("echo starting; echo 'Server ready on port 80'; echo up; exec sleep 60");
     let report = report_of_running(&script.wait_for(Banner::matching("server is ready")));
-    assert_says(&report, "the closest line is `Server ready on port 80`");
+    assert_says(
+        &report,
+        "compare the pattern with the closest line, `Server ready on port 80`",
+    );
 }
 
 #[test]
@@ -168,7 +171,7 @@ fn another_process_is_not_taken_for_the_service_through_a_link_or_a_relative_nam
         holder.contains(&format!("(pid {})", std::process::id())),
         "{error}"
     );
-    // Bound by a relative name, during the start, in a directory that it has under another name.
+    // Bound by a relative name during the start, in a directory that has another name for the test.
     let status = victim(test_name!(binds_by_a_relative_name), scratch.path())
         .current_dir(scratch.path())
         .status()

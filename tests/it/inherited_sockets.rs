@@ -10,7 +10,7 @@ use mirakuru::{Executor, Tcp};
 
 #[test]
 fn a_service_inherits_sockets_that_listen_already() {
-    // Ready long before it serves: who connects meanwhile waits, and is served.
+    // It is ready long before it serves: a client that connects meanwhile waits, and is served.
     let mut service = odd(["--delay", "300", "--inherited", "--ready-line", "serving"])
         .name("web server")
         .listen("127.0.0.1:{port}")
@@ -36,15 +36,15 @@ fn a_service_inherits_sockets_that_listen_already() {
         .unwrap();
     assert_eq!(service.addr(), addr);
     assert_eq!(common::who_answers(addr), service.pid());
-    // The sockets are the service's alone: they go when it goes, be it killed.
+    // Only the service has the sockets: they are closed when it ends, even by a kill.
     service.kill().unwrap();
     assert!(TcpStream::connect(addr).is_err(), "somebody still listens");
 }
 
 #[test]
 fn inherited_sockets_are_in_order_whatever_is_open() {
-    // So many that the places where they go are taken by others of them; and a program that opens
-    // nothing itself.
+    // There are so many sockets that some lie in the places of others. The program itself opens
+    // nothing.
     let mut recipe = Executor::builder("sleep 60");
     for n in 0..20 {
         recipe = recipe.listen_as(format!("n{n}"), format!("127.0.0.1:{{port:n{n}}}"));

@@ -50,7 +50,7 @@ fn restart_keeps_the_port() {
     assert!(!alive(first));
     assert_eq!(common::who_answers(address), service.pid());
 
-    // Of something that is not running it is a start.
+    // For a stopped service it is a start.
     service.stop().unwrap();
     service.restart().unwrap();
     assert_eq!(common::who_answers(address), service.pid());
@@ -111,7 +111,7 @@ fn kill_does_not_ask() {
     assert_gone(&scratch, &pids, Duration::ZERO);
     assert_eq!(common::stamped(&stamp, "signal"), None, "it got no stop signal");
     service.start().unwrap();
-    // Or its drop would wait for the service.
+    // Otherwise its drop would wait for the service.
     service.kill().unwrap();
 }
 
@@ -198,7 +198,7 @@ fn pause_and_resume_reach_the_whole_tree() {
     service.resume().unwrap();
     assert!(all_are(false), "not everything was continued");
     assert_eq!(common::who_answers(service.addr()), service.pid());
-    // Stopped processes are stopped all the same, and need no more than the daemon's grace for it.
+    // Stopped processes end all the same, and only the daemon needs its grace.
     service.pause().unwrap();
     service.stop().unwrap();
     assert_gone(&scratch, &pids, Duration::ZERO);
@@ -259,7 +259,7 @@ fn a_bad_exit_has_its_status_and_the_tail() {
         "{error}"
     );
     assert!(error.to_string().contains("got SIGTERM"), "{error}");
-    // It is down all the same, told once, and can be started again.
+    // The service is down all the same, reports this once, and can be started again.
     assert!(!service.is_running() && !alive(pid));
     service.stop().unwrap();
     service.start().unwrap();
@@ -277,7 +277,7 @@ fn exits_that_are_fine() {
         .unwrap();
     let three = || listening(["--exit-on-term", "3"]).expected_exit(3);
     three().start().unwrap().stop().unwrap();
-    // What is expected is fine as well, not instead.
+    // The expected code is accepted in addition, not instead.
     listening([]).expected_exit(3).start().unwrap().stop().unwrap();
 }
 
@@ -370,7 +370,7 @@ fn stopped_reports_a_failed_restart() {
     assert!(!service.is_running());
 }
 
-/// An executor that is started again and again looks at the exit of its present service, not of an
+/// An executor that is started again and again checks the exit of its present service, not of an
 /// earlier one.
 #[test]
 fn each_failed_restart_is_told_as_what_it_is() {
@@ -452,13 +452,13 @@ fn a_line_that_was_printed_counts_although_the_service_has_ended() {
     }
 }
 
-/// A test that hangs until its runner kills it, ends the process, or outlives the end of the
-/// harness (as after rstest's `#[timeout]`): nobody says that all went well.
+/// A test may hang until its runner kills it, end the process, or outlive the harness (as after
+/// rstest's `#[timeout]`): in these cases no success is ever reported.
 #[test]
 fn the_log_is_kept_when_nobody_says_that_all_went_well() {
     let scratch = Scratch::new();
     for (number, end) in ["killed", "exit", "left behind", "well"].into_iter().enumerate() {
-        // A short name: where sockets in it would have too long a path, mirakuru takes `/tmp`.
+        // The name is short: if the path of a socket in it would be too long, mirakuru uses `/tmp`.
         let temp = scratch.path().join(number.to_string());
         fs::create_dir(&temp).unwrap();
         let mut child = victim(test_name!(prints_and_ends), scratch.path())
@@ -577,7 +577,7 @@ fn needs_a_file(scratch: &Scratch) -> (Executor<Banner>, String) {
 
 // ---- every kind of tree, every end --------------------------------------------------------------
 
-/// What a service may leave behind, and whether it needs the grace to be over.
+/// The processes that a service may leave behind, and whether they use up the grace.
 const TREES: [(&str, &[&str]); 7] = [
     ("plain", &[]),
     ("grandchildren", &["--fork", "3"]),
@@ -665,7 +665,7 @@ fn panic_with_a_service() {
 
 // ---- what is left in the test process -----------------------------------------------------------
 
-/// What must not grow with the number of services that came and went.
+/// Things that must not grow with the number of services.
 #[derive(Debug, PartialEq)]
 struct Left {
     descriptors: usize,
@@ -746,8 +746,7 @@ fn a_thousand_cycles() {
         assert!(service.is_running());
         service.stop().unwrap();
     };
-    // What is made once (caches, the log's directory, the allocator's arenas) is not what is looked
-    // for.
+    // Things that are made once do not count: caches, the log's directory, the allocator's arenas.
     for _ in 0..50 {
         cycle();
     }
@@ -796,11 +795,11 @@ fn flooded() {
         .wait_for(PidFile::path("{dir}/pid"))
         .start()
         .unwrap();
-        // The test does not help: it only waits.
+        // The test does not participate: it only waits.
         let done = wait_until(|| common::stamped(&stamp, "flooded").is_some(), 2 * LONG);
         assert!(done, "the service hangs in its own output");
-        // What it has printed last may be in a pipe still. (The victim's directory is where
-        // everything temporary is, the log included.)
+        // Its last output may still be in a pipe. (All temporary files, including the log, are in
+        // the victim's directory.)
         let all = bytes.parse().unwrap();
         assert!(wait_until(|| bytes_under(&dir) >= all, LONG), "the last of it");
         let printed = bytes_under(&dir);
@@ -815,7 +814,7 @@ fn flooded() {
     assert!(grown < 2_000, "memory grew by {grown} kB");
 }
 
-/// Holds the file that is its argument in such a way that whoever opens it waits for 45 s.
+/// Holds its argument, a file, so that every open of it waits for 45 s.
 const LEASE: &str = "
 import fcntl, signal, sys, time
 signal.signal(signal.SIGIO, signal.SIG_IGN)

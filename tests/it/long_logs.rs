@@ -13,7 +13,7 @@ const FLOODS: &str = "n=0; p=0123456789; p=$p$p$p$p$p$p$p$p; p=$p$p$p$p$p$p$p; \
                       echo \"line $i of flood $n, $p\"; done; echo \"flood $n is over\" >&2; }; \
                       trap more HUP; echo up; while :; do sleep 0.01; done";
 
-/// The part of it that only says how to flood.
+/// The part of the script that floods the log.
 fn functions() -> &'static str {
     FLOODS.split("trap").next().unwrap()
 }
@@ -85,11 +85,11 @@ fn marks_and_lines_hold_across_what_a_log_leaves_out() {
     let before = service.mark();
     flood(&mut service, &before, 1);
     let between = service.mark();
-    // From a mark that lies in what is left out by then.
+    // From a mark in the part that is left out by then.
     flood(&mut service, &between, 2);
     let last = service.mark();
     flood(&mut service, &last, 3);
-    // Lines of before are not found after the mark, however often it has begun a new part.
+    // Earlier lines are not found after the mark, however many parts the log has had.
     assert_eq!(service.logs_since(&last).stderr(), "flood 3 is over\n");
     assert_eq!(service.logs_since(&service.mark()).to_string(), "");
     assert_eq!(service.logs_since(&service.mark()).dropped(), 0);
@@ -116,7 +116,7 @@ fn a_log_that_has_parts_goes_on_over_a_restart() {
     assert!(!log.parent().unwrap().exists(), "the parts go with the directory");
 }
 
-/// More bytes of its index than of its output.
+/// The index has more bytes than the output.
 #[test]
 fn a_log_of_single_bytes_is_bounded_too() {
     let script =

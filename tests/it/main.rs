@@ -1,4 +1,5 @@
-//! The integration tests: one binary, because each more has to be linked, and one module a topic.
+//! The integration tests: one binary, because each further one must be linked, with one module for
+//! each topic.
 //!
 //! Tests that need a process, a directory or an environment of their own are binaries beside this
 //! one; the head of each says why. `cargo test --test it ports::` runs one topic.
@@ -38,7 +39,7 @@ mod run_scope;
 mod secrets;
 mod seeds;
 mod servers;
-// Public, so that `missing_docs` looks at what the attribute makes of a public `static`.
+// Public, so that `missing_docs` checks the code that the attribute makes from a public `static`.
 pub mod shared;
 mod systems;
 mod teardown;

@@ -1,7 +1,7 @@
-//! What the back end for other Unixes does in place of what it cannot do, on Linux with
-//! `RUSTFLAGS="--cfg mirakuru_portable"`. All other tests run on it as well; those of what it does
-//! not do carry the reason (`#[cfg_attr(mirakuru_portable, ignore = "..")]`), and
-//! `docs/guide/limits.md` has the list.
+//! The behaviour of the back end for other Unixes where it differs, tested on Linux with
+//! `RUSTFLAGS="--cfg mirakuru_portable"`. All other tests run on it as well. Tests of features that
+//! it lacks carry the reason (`#[cfg_attr(mirakuru_portable, ignore = "..")]`), and
+//! `docs/guide/limits.md` lists them.
 #![cfg(mirakuru_portable)]
 
 use std::fs;
@@ -27,8 +27,8 @@ unsafe extern "C" {
     fn _exit(status: i32) -> !;
 }
 
-/// What the tests of daemons assert on Linux is another thing here: the start of one fails, and the
-/// report does not claim that nothing is left.
+/// Here a daemon behaves otherwise than on Linux: its start fails, and the report does not say that
+/// nothing is left.
 #[test]
 fn a_daemon_is_not_found() {
     let scratch = Scratch::new();
@@ -56,7 +56,7 @@ fn a_daemon_is_not_found() {
     assert_gone(&scratch, &pids, LONG);
 }
 
-/// Nobody waits for a port that cannot be looked at.
+/// If the holder of a port cannot be seen, no start waits for it.
 #[test]
 fn a_udp_port_is_not_waited_for_and_the_error_says_why() {
     let service = Executor::builder("sleep 100").wait_for(Udp::addr("127.0.0.1:{port}"));
@@ -68,8 +68,8 @@ fn a_udp_port_is_not_waited_for_and_the_error_says_why() {
     );
 }
 
-/// A fork of the test process, which lives on, holds a copy of the socket whose end of file tells
-/// of the test process's end.
+/// A fork of the test process lives on. It has a copy of the socket whose end of file would tell of
+/// the test process's end.
 #[test]
 fn the_end_of_the_test_process_is_noticed_without_its_socket() {
     let scratch = Scratch::new();
@@ -152,7 +152,7 @@ fn a_descriptor_with_a_high_number_does_not_leak() {
     service.stop().unwrap();
 }
 
-/// The supervisor is an ordinary child, which a `waitpid(-1)` of the test's can get before we do.
+/// The supervisor is an ordinary child, which a `waitpid(-1)` of the test's can reap first.
 #[test]
 fn somebody_else_may_wait_for_the_supervisor() {
     let scratch = Scratch::new();

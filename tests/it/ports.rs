@@ -1,5 +1,5 @@
-//! Ports: chosen ones that never collide, fixed ones that one test after another gets, and ports
-//! that somebody else has.
+//! Ports: chosen ones never collide, fixed ones go to one test after another, and some belong to
+//! another process.
 
 use std::collections::HashSet;
 use std::fs;
@@ -137,7 +137,7 @@ fn a_fixed_udp_port_in_use_names_its_holder() {
     let mut tcp = TcpListener::bind(&addr);
     let _ = wait_until(
         || {
-            // A fork of this process may have the socket that chose the port for a moment.
+            // For a moment a fork of this process may have the socket that chose the port.
             tcp.is_ok() || {
                 tcp = TcpListener::bind(&addr);
                 false
@@ -175,7 +175,7 @@ fn a_reserved_port_is_for_a_server_in_the_test_itself() {
     let port = Port::reserve().unwrap();
     let addr = port.addr();
     assert_eq!(addr.port(), port.number());
-    // No service gets it meanwhile.
+    // Meanwhile no service gets it.
     let other = chosen().start().unwrap();
     assert_ne!(other.port(), port.number());
     let listener = port.into_listener();
@@ -201,7 +201,7 @@ fn test_processes_side_by_side_get_different_ports() {
     let file = scratch.file("ports");
     let all = wait_until(|| numbers(&file).len() >= 80, LONG);
     let ports = numbers(&file);
-    // All are held until here; now each process sees the end of its input.
+    // All ports are held until here; now each process gets the end of its input.
     for process in &mut processes {
         drop(process.stdin.take());
     }
@@ -271,7 +271,7 @@ fn a_chosen_port_that_was_taken_in_between_is_replaced() {
     let pids = scratch.file("pids");
     let taken = thread::scope(|scope| {
         let thief = scope.spawn(|| {
-            // The first service tells its port on its command line, and takes its time to bind it.
+            // The first service has its port on its command line, and binds it late.
             assert!(wait_until(|| !numbers(&pids).is_empty(), LONG));
             let line = fs::read(format!("/proc/{}/cmdline", numbers(&pids)[0])).unwrap();
             let line = String::from_utf8(line).unwrap();
@@ -296,7 +296,8 @@ fn a_chosen_port_that_was_taken_in_between_is_replaced() {
     assert!(numbers(&pids).into_iter().all(|pid| !alive(pid)));
 }
 
-/// Leaves a connection in TIME_WAIT on the service's port: its side closes first, as it is stopped.
+/// Leaves a connection in TIME_WAIT on the service's port: its side closes first, because it is
+/// stopped.
 fn linger(service: &mut TcpExecutor) {
     let mut clients: Vec<TcpStream> = (0..3)
         .map(|_| TcpStream::connect(service.addr()).unwrap())
@@ -464,8 +465,8 @@ fn a_fixed_port_of_another_executor_is_refused_and_the_holder_named() {
     ignore = "the portable back end cannot see whose a socket is"
 )]
 fn another_server_on_the_port_is_refused_whatever_it_does_there() {
-    // What is bound and does not listen is in the way only of those that do not share, which nobody
-    // can know beforehand.
+    // A socket that is bound and does not listen only disturbs programs that do not share, and that
+    // cannot be known before.
     let ways: [&[&str]; 4] = [
         &["--listen"],
         &["--no-reuseaddr", "--listen"],
@@ -475,7 +476,7 @@ fn another_server_on_the_port_is_refused_whatever_it_does_there() {
     for how in ways {
         let port = fixed_port();
         let other = OtherServer::start(&[how, &[&format!("127.0.0.1:{port}")]].concat());
-        // Queueing is for services of ours. Another server is an error at once.
+        // Only services of mirakuru wait for each other. Another server is an error at once.
         for queue in [false, true] {
             let error = error_of(fixed(port).queue(queue).start());
             assert_already_running(&error, port, other.pid());
@@ -500,7 +501,8 @@ fn another_server_on_every_address_is_refused_too() {
     ignore = "the portable back end cannot see whose a socket is"
 )]
 fn a_listener_of_the_test_itself_is_another_server_too() {
-    // Not one that the kernel gives away: it would be another client's when it is free again.
+    // A port outside the kernel's own range: otherwise it could be another client's port when it is
+    // free again.
     let port = fixed_port();
     let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
     assert_already_running(&error_of(fixed(port).start()), port, std::process::id());
@@ -510,7 +512,7 @@ fn a_listener_of_the_test_itself_is_another_server_too() {
 
 #[test]
 fn a_port_full_of_closed_connections_is_free() {
-    // TIME_WAIT on the port keeps nobody with SO_REUSEADDR from it.
+    // TIME_WAIT on the port does not disturb a server with SO_REUSEADDR.
     let port = fixed_port();
     for _ in 0..3 {
         let mut service = fixed(port).start().unwrap();
@@ -606,7 +608,7 @@ fn a_killed_test_process_gives_its_port_back() {
     ));
     thread::scope(|scope| {
         let next = scope.spawn(|| fixed(port).queue(true).start());
-        // The next start is likely to wait by now. One that does not gets the port all the same.
+        // By now the next start probably waits. If it does not, it still gets the port.
         thread::sleep(Duration::from_millis(50));
         holder.kill().unwrap();
         holder.wait().unwrap();
@@ -635,7 +637,7 @@ fn services_on_the_same_socket_path_wait_for_each_other_as_well() {
     assert!(error.to_string().contains(&path), "{error}");
     thread::scope(|scope| {
         let second = scope.spawn(|| recipe.clone().queue(true).start());
-        // The second start is likely to wait by now. One that does not gets the path all the same.
+        // By now the second start probably waits. If it does not, it still gets the path.
         thread::sleep(Duration::from_millis(50));
         first.stop().unwrap();
         drop(second.join().unwrap().unwrap());

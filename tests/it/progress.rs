@@ -1,4 +1,4 @@
-//! A start, or a wait for a port, that takes long says so while it goes on.
+//! A slow start, or a long wait for a port, reports its progress.
 
 use std::env;
 use std::fs;
@@ -35,7 +35,7 @@ fn takes_long() {
 #[test]
 fn a_long_start_says_so() {
     let scratch = Scratch::new();
-    // Captured by the harness: what is said is said all the same.
+    // The harness captures the output, but the progress is shown all the same.
     let run = |quiet: &str| {
         let output = captured_victim(test_name!(takes_long), scratch.path())
             .env("MIRAKURU_QUIET", quiet)
@@ -65,7 +65,7 @@ fn a_long_start_says_so() {
     assert!(!quiet.contains("mirakuru: "), "{quiet}");
 }
 
-/// On a terminal it is one line, which is written over, and gone at the end.
+/// On a terminal it is one line, which is overwritten, and removed at the end.
 #[test]
 fn on_a_terminal_progress_is_one_line() {
     let Some(script) = require("script") else {

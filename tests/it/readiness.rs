@@ -1,4 +1,4 @@
-//! What a service can be waited for, and what an end before it tells.
+//! Readiness conditions, and the errors if the service ends first.
 
 use std::fs;
 use std::io::{self, Read};
@@ -20,8 +20,7 @@ use mirakuru::{
 
 // ---- HTTP ---------------------------------------------------------------------------------------
 
-/// The log once it holds a text: what is on its way from the service into the log is there a moment
-/// later.
+/// The log once it has a text: output takes a moment from the service into the log.
 fn log_with<R: Readiness>(service: &Executor<R>, text: &str) -> String {
     let there = wait_until(
         || {
@@ -151,8 +150,8 @@ fn conditions_combine() {
     assert!(matches!(error_of(never.start()), Error::Timeout { .. }));
 }
 
-/// The second half of a pair is not waited for as output is, until somebody was asked to tell of
-/// output.
+/// The second half of an `And` does not wait for output until the supervisor was asked to report
+/// it.
 #[test]
 fn output_that_follows_another_condition_is_noticed_at_once() {
     let scratch = Scratch::new();
@@ -214,7 +213,7 @@ fn a_program_that_is_asked_dies_with_the_test() {
 fn asks_a_program() {
     let Some(dir) = victim_dir() else { return };
     // Its children, one of them in a session of its own. The test is killed meanwhile. (The
-    // portable back end does not find what leaves the process group.)
+    // portable back end does not find processes that leave the group.)
     let setsid = if cfg!(mirakuru_portable) { "" } else { "setsid " };
     let script =
         format!("sleep 300 & echo $! >> pids; {setsid}sh -c 'echo $$ >> pids; exec sleep 300' & wait");
@@ -333,8 +332,8 @@ fn what_is_told_by_a_descriptor_is_noticed_when_it_comes() {
     assert!(status.success(), "{status}");
 }
 
-/// Nothing polls here. What is not waited for would be noticed only at the end of the service, too
-/// late.
+/// Nothing polls here. Output that nothing waits for would be noticed only at the end of the
+/// service, too late.
 #[test]
 #[ignore = "a victim"]
 fn waits_for_notifications() {
@@ -437,7 +436,7 @@ fn numbers_are_gone(pids: &str) -> bool {
     )
 }
 
-/// A service that ends before it is ready is noticed at once, whatever is awaited.
+/// If a service ends before it is ready, that is noticed at once, whatever the condition.
 fn exits_before(readiness: impl Readiness + Clone) {
     for code in [0, 7] {
         let scratch = Scratch::new();
@@ -538,7 +537,7 @@ fn an_exit_before_a_combination_is_noticed() {
     exits_before(Tcp::addr("127.0.0.1:{port}").or(PidFile::path("{dir}/pid")));
 }
 
-/// However soon: in the middle of whatever the start is doing then.
+/// However soon: in the middle of any step of the start.
 #[test]
 fn an_exit_at_any_moment_of_the_start_is_told_as_one() {
     for round in 0..150 {
@@ -651,7 +650,7 @@ fn a_condition_is_asked_at_its_own_pace_whatever_the_service_prints() {
         count.fetch_add(1, Ordering::SeqCst);
         Ok(false)
     });
-    // Its banner has asked for news of the output, and more comes after it.
+    // Its banner has asked to be told of output, and more output comes after the line.
     let mut service = Executor::builder("echo up; sleep 0.05; echo more; exec sleep 60")
         .shell(true)
         .wait_for(Banner::matching("up"))

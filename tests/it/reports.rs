@@ -1,4 +1,5 @@
-//! Reading reports: an error with what differs from run to run replaced, compared line by line.
+//! Compares the report of an error line by line, after replacing the parts that differ from run to
+//! run.
 
 use std::time::Duration;
 
@@ -34,8 +35,7 @@ pub(crate) fn timed_out_when<R: Readiness + Clone>(
     }
 }
 
-/// A report with what differs from run to run replaced: times by `[time]`, the log's path by
-/// `[log]`.
+/// A report with its variable parts replaced: times by `[time]`, the log's path by `[log]`.
 pub(crate) fn report(error: &Error) -> String {
     let text = error.to_string();
     println!("{text}\n");
@@ -69,8 +69,8 @@ pub(crate) fn normal_line(line: &str) -> String {
     words.join(" ")
 }
 
-/// Compares a report with what it is to be. The lines of the expected text that are `..` stand for
-/// any number of lines.
+/// Compares a report with the expected one. A line `..` in the expected text stands for any number
+/// of lines.
 #[track_caller]
 pub(crate) fn reads(error: &Error, expected: &str) {
     let text = report(error);

@@ -35,7 +35,7 @@ fn ask(stream: &mut TcpStream, command: &str) -> String {
     String::from_utf8_lossy(&answer[..length]).trim_end().to_owned()
 }
 
-// Each test its own.
+// Each test has its own.
 
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 fn redis() -> TcpExecutor;
@@ -142,7 +142,7 @@ static BODIES: AtomicU32 = AtomicU32::new(0);
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 fn shared_redis() -> &'static TcpExecutor;
 
-/// The body gives the `T` of `&'static T`, once.
+/// The body returns the `T` of `&'static T`, once.
 #[mirakuru::fixture(
     tcp = "127.0.0.1:{port}",
     cmd = "redis-server --port {port} --save ''",
@@ -155,7 +155,7 @@ fn migrated(server: TcpExecutor, database: u32) -> &'static (TcpExecutor, u32) {
     panic!("the body ran again");
 }
 
-/// The service is shared, the client is each test's own.
+/// The service is shared; each test has its own client.
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 fn connection(server: &'static TcpExecutor) -> (u32, TcpStream) {
     (server.pid(), TcpStream::connect(server.addr()).unwrap())
@@ -213,7 +213,7 @@ async fn async_fixtures(
     assert!(redis.is_running());
 }
 
-// On tests that are rstest's.
+// On rstest's own tests.
 
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 #[rstest]
@@ -252,8 +252,8 @@ fn recipe() -> ExecutorBuilder<Tcp> {
     Executor::builder("redis-server --port {port} --save ''").wait_for(Tcp::addr("127.0.0.1:{port}"))
 }
 
-/// What a fixture gives can be any type that a recipe's handle makes, and the attribute of rstest
-/// may be there already.
+/// A fixture can return any type made from a recipe's handle, and rstest's own attribute may be
+/// there already.
 #[mirakuru::fixture(recipe())]
 #[fixture]
 fn address(server: &'static TcpExecutor) -> SocketAddr {

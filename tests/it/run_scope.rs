@@ -1,11 +1,12 @@
-//! The scope `run`: one service for all the processes of a run of tests, whoever starts it, and
-//! however any of them ends.
+//! The scope `run`: one service for all the processes of a run of tests, whichever process starts
+//! it, and however any of them ends. The file is long because all of its tests use the runner, the
+//! test processes and the statics at its beginning.
 //!
-//! The runner here is a process of ours ([`Run`]): this binary again, which starts test processes
-//! on demand, with `NEXTEST_RUN_ID` in their environment and not in its own. (Without the variable
-//! they would find the `cargo` that runs *these* tests.) The test processes are this binary as well
-//! ([`test_process`]), and use the statics below as any test would. Real runners and a real crate
-//! are in `tests/run_scope_crate.rs`.
+//! The runner here is another process of this binary ([`Run`]). It starts test processes on demand,
+//! with `NEXTEST_RUN_ID` in their environment and not in its own. (Without the variable they would
+//! find the `cargo` that runs *these* tests.) The test processes are this binary as well
+//! ([`test_process`]), and use the statics below as any test would. `tests/run_scope_crate.rs` has
+//! real runners and a real crate.
 
 use std::collections::BTreeMap;
 use std::env;
@@ -28,15 +29,15 @@ use mirakuru::{
     SimpleExecutor, Tcp, TcpExecutor, UnixSocketExecutor,
 };
 
-/// The bound on what is waited for. It takes milliseconds; but where the kernel schedules by
-/// session (`sched_autogroup_enabled`), and other tests fork as fast as they can, a supervisor,
-/// which has a session of its own, was seen to wait for the processor for half a minute.
+/// The limit of each wait. Usually milliseconds are enough. But some kernels schedule by session
+/// (`sched_autogroup_enabled`). If other tests fork as fast as they can there, a supervisor, which
+/// has a session of its own, may wait for the processor for half a minute.
 const BOUND: Duration = Duration::from_secs(120);
 
 // ---- what the test processes use ----------------------------------------------------------------
 
-/// The helper, which cannot run twice at a time: the second would end with status 77, and with it
-/// the start that it was for.
+/// The helper, which cannot run twice at a time: a second one would exit with status 77, and its
+/// start would fail.
 fn alone() -> ExecutorBuilder<Tcp> {
     let dir = victim_dir().expect("only in test processes");
     let extra = env::var("EXTRA").unwrap_or_default();
@@ -63,7 +64,7 @@ static SLEEPER: SimpleExecutor;
 #[mirakuru::fixture(cmd = "sleep 100")]
 static TWIN: SimpleExecutor;
 
-/// A system of which a field needs another.
+/// A system in which one field needs another.
 #[mirakuru::fixture]
 struct System {
     #[fixture(cmd = ["sleep", "100"], env = ("PORT", "{port}"))]
@@ -95,7 +96,7 @@ static NODES: mirakuru::Cluster<TcpExecutor>;
 #[mirakuru::fixture(mirakuru::presets::redis())]
 static REDIS: mirakuru::presets::Redis;
 
-/// Made from a lease of a test.
+/// Made from a lease of one test.
 #[cfg(feature = "presets")]
 #[mirakuru::fixture(cmd = "sleep 100", env = ("URL", REDIS.database().url()))]
 static LEASED: SimpleExecutor;
@@ -149,7 +150,7 @@ fn on_a_fixed_port() -> ExecutorBuilder<Tcp> {
         .timeout(BOUND)
 }
 
-/// A condition that always holds, and that only the process which starts the service ever prepares.
+/// A condition that always holds. Only the process that starts the service ever prepares it.
 struct Starting;
 
 impl Readiness for Starting {
@@ -171,8 +172,8 @@ impl Readiness for Starting {
     }
 }
 
-/// A recipe that counts what is done with it in files, kills the process that starts it, fails, and
-/// panics: as the environment says.
+/// A recipe that counts its calls in files. The environment decides whether it kills the process
+/// that starts it, fails, or panics.
 struct Eventful;
 
 type EventfulExecutor = Executor<And<Starting, Tcp>>;
@@ -182,7 +183,7 @@ impl Recipe for Eventful {
     type Handle = EventfulExecutor;
 
     fn executor(&self) -> Result<ExecutorBuilder<Self::Readiness>, Error> {
-        // The first to come here is often, and not always, the one that starts it.
+        // The first process to come here often starts the service, but not always.
         die_if_doomed("DOOM_EARLY");
         Ok(alone().wait_for(Starting.and(Tcp::addr("127.0.0.1:{port}"))))
     }
@@ -195,7 +196,7 @@ impl Recipe for Eventful {
             Ok("panic") => panic!("the migrations are missing"),
             Ok("ends") => {
                 send(executor.pid(), SIGKILL);
-                // Until its supervisor has noticed.
+                // Until its supervisor has noticed that.
                 while executor.is_running() {
                     thread::sleep(Duration::from_millis(1));
                 }
@@ -216,8 +217,8 @@ impl Recipe for Eventful {
 #[mirakuru::fixture(Eventful)]
 static EVENTFUL: EventfulExecutor;
 
-/// Kills this process so many microseconds later as the variable says: the first of its round that
-/// comes here, and no other.
+/// Kills this process after the variable's number of microseconds. Only the first process of a
+/// round that comes here does so.
 fn die_if_doomed(variable: &str) {
     let Ok(micros) = env::var(variable) else { return };
     let delay = Duration::from_micros(micros.parse().expect("a number"));
@@ -249,8 +250,8 @@ fn count(file: &str) {
 
 // ---- the runner and its test processes ----------------------------------------------------------
 
-/// Starts a test process for each line of its input: its number, and then `KEY=VALUE`s with tabs
-/// between them. Ends with its input.
+/// Starts a test process for each line of its input, which has its number and then `KEY=VALUE`s
+/// with tabs between them. Ends with its input.
 #[test]
 #[ignore = "a part of other tests"]
 fn runner() {
@@ -291,8 +292,8 @@ fn runner() {
     }
 }
 
-/// What a test does: `USE` names the static, and `AFTER` a file to wait for; it goes on until the
-/// file `UNTIL` is there.
+/// The work of a test: `USE` names the static, and `AFTER` a file to wait for. The test goes on
+/// until the file `UNTIL` exists.
 #[test]
 #[ignore = "a part of other tests"]
 fn test_process() {
@@ -363,7 +364,7 @@ fn test_process() {
             told("addr", NOTIFIES.addr());
         }
         "FIXED" => tell(Shared::try_get(&FIXED), began),
-        // A test's own one, on the same port.
+        // A service of the test's own, on the same port.
         "OWN_FIXED" => tell(on_a_fixed_port().queue(true).start().as_ref(), began),
         "EVENTFUL" => tell(Shared::try_get(&EVENTFUL), began),
         other => panic!("no static {other}"),
@@ -377,7 +378,7 @@ fn test_process() {
     }
 }
 
-/// Prints what is to be known of a service, or why there is none.
+/// Prints the data of a service, or the error.
 fn tell<R: mirakuru::Readiness>(service: Result<&Executor<R>, &Error>, began: Instant) {
     let took = began.elapsed();
     // A line of its own, because the harness has not ended its own yet.
@@ -475,7 +476,7 @@ impl Run {
         let input = self.runner.stdin.as_mut().expect("its input");
         input.write_all(line.as_bytes()).expect("the runner lives");
         let mut answer = Vec::new();
-        // Byte by byte: what is read too much would be lost.
+        // Reads byte by byte: bytes that are read too early would be lost.
         let output = self.runner.stdout.as_mut().expect("its output");
         let mut byte = [0];
         while std::io::Read::read(output, &mut byte).expect("the runner lives") == 1 && byte[0] != b'\n' {
@@ -527,7 +528,7 @@ impl Test {
         thread::sleep(Duration::from_millis(50));
     }
 
-    /// Waits until it has used the service, or failed to.
+    /// Waits until the test process has used the service, or has failed to.
     #[track_caller]
     fn used(&self) -> BTreeMap<String, String> {
         assert!(
@@ -538,7 +539,7 @@ impl Test {
         self.told()
     }
 
-    /// The pid of the service that it uses.
+    /// The pid of the service that the test process uses.
     #[track_caller]
     fn service(&self) -> u32 {
         let told = self.used();
@@ -546,7 +547,7 @@ impl Test {
         pid.parse().expect("a pid")
     }
 
-    /// The error that it got.
+    /// The error that the test process got.
     #[track_caller]
     fn error(&self) -> (String, String) {
         let mut told = self.used();
@@ -556,7 +557,7 @@ impl Test {
         (kind, told["error"].clone())
     }
 
-    /// Waits until it has ended, well.
+    /// Waits until the test process has ended, with success.
     #[track_caller]
     fn ended(&self) {
         assert_eq!(self.exit(), Some(0), "{}", self.output());
@@ -580,12 +581,12 @@ fn touch(scratch: &Scratch, file: &str) {
     fs::write(scratch.path().join(file), "").expect("a writable directory");
 }
 
-/// What mirakuru has in the directory of a run.
+/// Everything of mirakuru's in the directory of a run.
 fn left_in(dir: &Path) -> Vec<String> {
     let mut names = Vec::new();
     for base in fs::read_dir(dir).into_iter().flatten().flatten() {
         if base.file_name().to_string_lossy().starts_with("mirakuru-") {
-            // The log of what has failed is kept, and only that.
+            // The logs of failed services are kept, and only those.
             let is_log = |path: &Path| {
                 let is_kept = path.join("kept").exists() && !path.join("d").exists();
                 path.ends_with("kept-logs") || (is_kept && !path.join("lock").exists())
@@ -605,7 +606,7 @@ fn with_supervisors(service: u32) -> [u32; 3] {
     [service, worker, parent(worker)]
 }
 
-/// Once the runner is gone: no process, and no file.
+/// Once the runner is gone, no process and no file is left.
 #[track_caller]
 fn assert_nothing_left(scratch: &Scratch, pids: &[u32]) -> Duration {
     let began = Instant::now();
@@ -643,7 +644,7 @@ fn the_first_starts_it_and_the_others_attach_until_the_runner_ends() {
             alive(service),
             "it outlives the process that started it, with nobody using it"
         );
-        // A service that nobody uses would begin to end in this time.
+        // In this time a service without users would begin to end.
         thread::sleep(Duration::from_millis(50));
         for _ in 0..3 {
             let next = run.test(&[]);
@@ -661,7 +662,7 @@ fn the_first_starts_it_and_the_others_attach_until_the_runner_ends() {
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn two_runs_side_by_side_have_one_each() {
     let scratches = [Scratch::new(), Scratch::new()];
-    // In one temp dir, as two runs are.
+    // In one temporary directory, as two runs would be.
     let tmp = scratches[0].path().to_str().expect("a path in UTF-8").to_owned();
     let mut runs: Vec<Run> = scratches.iter().map(Run::begin).collect();
     let tests: Vec<Test> = runs
@@ -699,7 +700,7 @@ fn what_makes_it_another_one() {
     assert_ne!(sleeper, twin, "the same recipe under another name");
     assert_eq!(sleeper, pid(&[("USE", "SLEEPER")]));
     assert_eq!(twin, pid(&[("USE", "TWIN")]));
-    // Two of these may not run at a time: so each in a directory of its own.
+    // Two of these may not run at a time, so each is in a directory of its own.
     let first = scratch.file("1");
     fs::create_dir(&first).expect("a writable directory");
     let other = scratch.file("2");
@@ -730,8 +731,8 @@ fn what_makes_it_another_one() {
     assert_ne!(x, with(&b, "x"));
     let all = [sleeper, twin, one, two, x];
     assert!(all.iter().all(|pid| alive(*pid)));
-    // The same but for the variable: it wants the same lock, and so fails, which shows that it is
-    // another.
+    // The same except for the variable. It needs the same lock, and so fails, which shows that it
+    // is another service.
     let y = run.test(&[
         ("USE", "WITH_VARIABLE"),
         ("MIRAKURU_TEST_VICTIM", &a),
@@ -797,7 +798,7 @@ fn the_scope_of_its_users_ends_with_the_last_of_them() {
     assert!(!alive(service), "its last user waits for its end");
     assert_nothing_left(&scratch, &[service]);
 
-    // The next user has another one, and need not end well.
+    // The next user has another service, and need not end with success.
     let next = begin("never");
     let another = with_supervisors(next.service());
     assert_ne!(another[0], service);
@@ -832,7 +833,7 @@ fn a_user_that_comes_while_the_service_ends_has_a_new_one() {
     run.end(false);
 }
 
-/// The service cannot run twice at a time. So a user that starts another one too early fails.
+/// The service cannot run twice at a time. So a user that starts a second one too early fails.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn users_come_and_go_and_each_finds_the_service() {
@@ -897,8 +898,8 @@ fn another_binary_attaches_to_it() {
     );
     let first = run.test(&[]);
     first.ended();
-    // Through a wrapper, as tests under cargo's `runner` are, which carries the variable as they
-    // do.
+    // Started through a wrapper that carries the variable as well, like tests under cargo's
+    // `runner`.
     let second = run.test(&[("COPY", &copy)]);
     second.ended();
     assert_eq!(first.service(), second.service());
@@ -907,7 +908,7 @@ fn another_binary_attaches_to_it() {
     assert_nothing_left(&scratch, &all);
 }
 
-/// A binary that somebody runs by hand: no runner, nothing to attach to, nothing that stays.
+/// A binary that is run by hand: there is no runner, no service to attach to, and nothing stays.
 #[test]
 fn without_a_runner_it_is_the_process_s_own() {
     let scratch = Scratch::new();
@@ -916,7 +917,7 @@ fn without_a_runner_it_is_the_process_s_own() {
             let output =
                 fs::File::create(scratch.file(&format!("out-{number}"))).expect("a writable directory");
             let command = victim(test_name!(test_process), scratch.path());
-            // The shell ends at once, and with it all that would lead to the cargo that runs this.
+            // The shell ends at once, and cuts the link to the cargo that runs this test.
             let mut shell = Command::new("sh");
             shell
                 .args(["-c", "\"$@\" & echo $! >\"$PID\"", "sh"])
@@ -959,7 +960,7 @@ fn a_system_and_a_cluster_are_started_once_in_a_run() {
         ("SYSTEM", &["pid", "database"][..]),
         ("NODES", &["node 0", "node 1", "node 2"]),
     ] {
-        // All at once, and one that comes late.
+        // All at once, and one late process.
         let tests: Vec<Test> = (0..6)
             .map(|_| run.test(&[("USE", name), ("AFTER", name)]))
             .collect();
@@ -1080,19 +1081,19 @@ fn a_failure_is_told_to_all_at_once() {
             let exit = test.exit();
             let told = test.told();
             let Some(kind) = told.get("kind") else {
-                // The one whose set-up panics.
+                // The process whose set-up panics.
                 assert!(how == "panic" && exit == Some(101), "{exit:?} {}", test.output());
                 continue;
             };
             assert!(told["error"].contains(said), "{told:?}");
             if kind == "FailedBefore" {
-                assert!(told["error"].contains("(so it went in it-"), "{told:?}");
+                assert!(told["error"].contains("(this happened in it-"), "{told:?}");
                 before += 1;
             }
         }
         assert_eq!(before, 19, "{how}");
         assert_eq!(numbers(&scratch.file("starts")).len(), 1, "one attempt");
-        // At once: this one neither starts anything nor waits.
+        // At once: this process neither starts anything nor waits.
         let late = run.test(&envs);
         assert_eq!(late.error().0, "FailedBefore");
         let took: u64 = late.told()["took"].parse().expect("a number");
@@ -1100,7 +1101,7 @@ fn a_failure_is_told_to_all_at_once() {
         let pids = services(&scratch);
         assert!(!pids.iter().any(|pid| alive(*pid)));
         run.end(false);
-        // Nobody is left to remove the report. The next run that starts anything does.
+        // No process is left to remove the report. The next run that starts anything removes it.
         let mut next = Run::begin(&scratch);
         let test = next.test(&[("USE", "SLEEPER")]);
         test.ended();
@@ -1122,7 +1123,7 @@ fn a_service_that_dies_is_told_and_not_replaced() {
     for killed in [true, false] {
         let scratch = Scratch::new();
         let mut run = Run::begin(&scratch);
-        // With the same arguments for all, since the arguments make the service.
+        // All have the same arguments, because these identify the service.
         let extra = "--line last-words --exit-on-term 3";
         let user = run.test(&[("EXTRA", extra), ("UNTIL", "died")]);
         let service = user.service();
@@ -1142,7 +1143,7 @@ fn a_service_that_dies_is_told_and_not_replaced() {
     }
 }
 
-/// One that makes itself a daemon runs as long as any of its processes does.
+/// A service that makes itself a daemon runs as long as any of its processes.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_daemon_is_running_until_it_is_gone() {
@@ -1159,7 +1160,7 @@ fn a_daemon_is_running_until_it_is_gone() {
     pids.iter().for_each(|pid| send(*pid, SIGTERM));
     assert!(wait_until(|| !pids.iter().any(|pid| alive(*pid)), BOUND));
     let mut error = String::new();
-    // The supervisor writes it down when the kernel tells.
+    // The supervisor records it when the kernel reports it.
     let told = wait_until(
         || {
             let late = run.test(&envs);
@@ -1204,7 +1205,7 @@ fn the_supervisor_can_be_killed() {
         assert_eq!(services(&scratch).len(), 1, "it is not replaced");
         run.end(true);
         if victims.contains(&1) {
-            // The worker would have removed it all. So the next run does.
+            // The worker would have removed all of it. So the next run does that.
             let mut next = Run::begin(&scratch);
             let test = next.test(&[("USE", "SLEEPER")]);
             let service = test.service();
@@ -1218,7 +1219,8 @@ fn the_supervisor_can_be_killed() {
 
 // ---- who starts it may die ----------------------------------------------------------------------
 
-/// Killed while it waits for readiness, and while it sets up: others who wait take over.
+/// The starter is killed while it waits for readiness, and while it sets up: other waiting
+/// processes take over.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn the_next_one_takes_over_when_the_starter_dies_before_it_is_published() {
@@ -1272,7 +1274,7 @@ fn it_stays_when_the_starter_is_killed_afterwards() {
     assert_nothing_left(&scratch, &[service]);
 }
 
-/// The service of each, once all have one but for those that are killed.
+/// The service of each test, once all have one, except for the killed ones.
 fn services_of(tests: &[Test], is_doomed: impl Fn(&Test) -> bool, round: u64) -> Vec<u32> {
     let mut pids = Vec::new();
     for test in tests {
@@ -1291,8 +1293,8 @@ fn services_of(tests: &[Test], is_doomed: impl Fn(&Test) -> bool, round: u64) ->
     pids
 }
 
-/// Lets the tests and their run end: nothing is left. Returns whether the next run had to remove a
-/// directory.
+/// Lets the tests and their run end, and checks that nothing is left. Returns whether the next run
+/// had to remove a directory.
 fn end_of_round(run: Run, scratch: &Scratch, tests: &[Test], mut started: Vec<u32>, round: u64) -> bool {
     let living: Vec<u32> = started.iter().copied().filter(|pid| alive(*pid)).collect();
     assert_eq!(living.len(), 1, "round {round}: {started:?}");
@@ -1309,8 +1311,8 @@ fn end_of_round(run: Run, scratch: &Scratch, tests: &[Test], mut started: Vec<u3
     let is_clean = || left_in(scratch.path()).is_empty();
     let swept = !wait_until(is_clean, Duration::from_secs(1));
     if swept {
-        // Of a process that was killed before it had a supervisor: whoever is the next to start
-        // anything sweeps it.
+        // Left by a process that was killed before it had a supervisor. The next process that
+        // starts anything sweeps it.
         let mut next = Run::begin(scratch);
         let sweeps = next.test(&[("USE", "SLEEPER")]);
         started.push(sweeps.service());
@@ -1361,8 +1363,7 @@ fn sixty_four_race_and_sixty_are_killed() {
     ));
 }
 
-/// A hundred processes want it at once, and the one that gets to start it is killed at a random
-/// moment.
+/// A hundred processes want it at once. The one that gets the permit is killed at a random moment.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_hundred_race_to_be_first_and_the_winner_is_killed() {
@@ -1391,7 +1392,7 @@ fn a_hundred_race_to_be_first_and_the_winner_is_killed() {
         let started = services(&scratch);
         let living: Vec<u32> = started.iter().copied().filter(|pid| alive(*pid)).collect();
         assert_eq!(living, [pids[0]], "round {round}: {started:?}");
-        // Who was killed early had no service yet, or had not even begun to start it.
+        // A process that was killed early had no service yet, or had not even begun to start one.
         let starts = numbers(&scratch.file("starts"));
         let dying = numbers(&scratch.file("dying"));
         match dying.iter().any(|pid| starts.contains(pid)) {
@@ -1417,15 +1418,15 @@ fn a_hundred_race_to_be_first_and_the_winner_is_killed() {
 
 // ---- the runner ends ----------------------------------------------------------------------------
 
-/// What a killed runner leaves behind runs on for a moment. It must not start what nobody would
-/// end.
+/// The test processes of a killed runner live on for a moment. They must not start a service that
+/// would never end.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn orphans_start_nothing_and_hang_nowhere() {
     orphans();
 }
 
-/// The same where the process that adopts them looks like any other parent: it is in their own
+/// The same if the process that adopts them looks like any other parent: it is in their own
 /// session.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
@@ -1461,7 +1462,7 @@ fn adopter() {
 fn orphans() {
     let scratch = Scratch::new();
     let mut run = Run::begin(&scratch);
-    // One that knows its runner, and one that has not asked yet.
+    // One process knows its runner, and one has not asked yet.
     let knows = run.test(&[("USE", "SLEEPER"), ("UNTIL", "go")]);
     let asks = run.test(&[("AFTER", "go")]);
     let service = knows.service();
@@ -1482,7 +1483,7 @@ fn orphans() {
     assert_eq!(left_in(scratch.path()), [""; 0]);
 }
 
-/// Waiting for a start that a killed runner has left to itself.
+/// It waits for a start that its killed runner cannot complete.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn those_who_wait_for_a_start_do_not_wait_for_an_orphan() {
@@ -1506,7 +1507,7 @@ fn those_who_wait_for_a_start_do_not_wait_for_an_orphan() {
     assert!(wait_until(|| living().is_empty(), BOUND), "{:?}", living());
 }
 
-/// Both names of the run: the session goes first, over several runners.
+/// Both names of the run. The session takes precedence, over several runners.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_session_is_its_givers() {
@@ -1595,7 +1596,7 @@ fn its_files_are_private_and_their_paths_short() {
 #[test]
 fn a_directory_that_is_not_safe_is_refused() {
     let base = |scratch: &Scratch| {
-        // The name has the user's id in it: as this binary makes it.
+        // The name contains the user's id, as this binary makes it.
         let uid = fs::metadata(scratch.path()).map(|m| std::os::unix::fs::MetadataExt::uid(&m));
         scratch
             .path()
@@ -1630,7 +1631,7 @@ fn a_directory_that_is_not_safe_is_refused() {
     refused(&scratch, "it belongs to user 12345");
 }
 
-/// A place for what lives no longer than a session is taken where it is the user's alone.
+/// A place for files of a session is used only if it belongs to the user alone.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn the_runtime_directory_is_used_where_it_is_safe() {
@@ -1657,8 +1658,8 @@ fn the_runtime_directory_is_used_where_it_is_safe() {
     }
 }
 
-/// What a machine left that lost its power: by the process id *and* the start time, and never what
-/// somebody uses.
+/// A machine that lost its power left this behind. The sweep goes by the process id *and* the start
+/// time, and never removes a directory in use.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn stale_directories_are_swept_by_the_next_run() {
@@ -1687,7 +1688,7 @@ fn stale_directories_are_swept_by_the_next_run() {
     let used = "run-4194305-78-0123456789abcdef";
     make(dead);
     make(&reused);
-    // Somebody holds its lock: in another container, whose processes are not to be seen here.
+    // Its lock is held by a process in another container, which is not visible here.
     make(used);
     let lock = base.join(used).join("0123.lock");
     let mut holder = Command::new("flock")
@@ -1707,7 +1708,7 @@ fn stale_directories_are_swept_by_the_next_run() {
             .next()
             .is_some_and(|line| line.is_ok_and(|line| line == "has it"))
     );
-    // Looks like one, and is none.
+    // It only looks like a run's directory.
     fs::create_dir(base.join("run-x")).expect("a directory");
 
     let mut next = Run::begin(&scratch);
@@ -1721,7 +1722,7 @@ fn stale_directories_are_swept_by_the_next_run() {
     for name in living.iter().map(String::as_str).chain([used, "run-x"]) {
         assert!(left.iter().any(|left| left == name), "{name}: {left:?}");
     }
-    // What was swept was not attached to, and the run that lives is still one.
+    // No process attached to the swept directory, and the living run still exists.
     let again = run.test(&[("USE", "SLEEPER")]);
     assert_eq!(again.service(), first.service());
     holder.kill().expect("it lives");
@@ -1735,7 +1736,7 @@ fn stale_directories_are_swept_by_the_next_run() {
     assert_nothing_left(&scratch, &pids);
 }
 
-/// Somebody removes the directory under a run's feet: it goes on, and nothing is left.
+/// The directory is removed while the run goes on: the run continues, and nothing is left.
 #[test]
 fn a_directory_that_is_removed_is_made_again() {
     let scratch = Scratch::new();

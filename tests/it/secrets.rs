@@ -10,8 +10,8 @@ fn knows_a_secret() {
     if victim_dir().is_none() {
         return;
     }
-    // The recipe's own variables, one of the test's environment, and URLs; in the command, in
-    // conditions, in their probes.
+    // The recipe's own variables, one of the test's environment, and URLs, in the command, in
+    // conditions and in their probes.
     let recipe = odd([
         "--line",
         "{env:MK_SECRET}x",
@@ -76,8 +76,7 @@ fn no_report_shows_a_secret() {
     assert!(output.status.success(), "{text}");
     let own: Vec<&str> = text
         .lines()
-        // What the service prints is shown as it is; the helper complains of an option that it does
-        // not know.
+        // The output of the service is shown as it is; the helper complains of an unknown option.
         .filter(|line| !line.starts_with("    | "))
         .collect();
     for secret in ["swordfish", "hunter2", "correct-horse"] {

@@ -9,8 +9,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use crate::common::{LONG, alive, error_of};
 use mirakuru::{Banner, Error, Executor, ExecutorBuilder, NoWait, OutputExecutor, Recipe};
 
-/// A server that reads names from a pipe in its directory, keeps them in its memory, and writes
-/// them to a file when it is stopped. The pipe stays behind, as a server's socket may.
+/// A server that reads names from a pipe in its directory, keeps them in memory, and writes them to
+/// a file at its end. The pipe stays behind, as a server's socket may.
 const SERVER: &str = r#"
     cd "$0"
     [ -p in ] || mkfifo in
@@ -100,7 +100,7 @@ fn a_preset_of_a_user_is_set_up_once_for_a_key() {
     let begins_with = |names: Names<'_>| {
         let server = names.start().unwrap();
         assert!(server.0.dir().join("prepared").exists());
-        // Of the last start: the first one of a key has two.
+        // These are from the last start: the first start of a key has two.
         server.0.captured("names").unwrap().to_owned()
     };
     let two = thread::scope(|scope| {

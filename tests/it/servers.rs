@@ -64,8 +64,7 @@ fn redis_over_tcp_on_a_fixed_port() {
     assert_eq!(redis.port(), port);
     assert_eq!(ask(("127.0.0.1", port), "PING").unwrap(), "+PONG");
 
-    // A second one on the same port is refused before anything is started, and the first one is
-    // named.
+    // A second server on the same port is refused before the start, and the first one is named.
     let second = Executor::builder(format!("redis-server --port {port} --save ''"))
         .wait_for(Tcp::port(port))
         .start();
@@ -73,7 +72,7 @@ fn redis_over_tcp_on_a_fixed_port() {
     assert!(matches!(error, Error::AlreadyRunning { .. }), "{error}");
     let text = error.to_string();
     assert!(text.contains(&format!("port {port} ")), "{text}");
-    // (The portable back end does not see whose it is.)
+    // (The portable back end does not see who owns it.)
     assert!(
         cfg!(mirakuru_portable)
             || (text.contains("redis-server (pid ") && common::names_pid(&text, redis.pid())),
@@ -115,7 +114,7 @@ fn nginx(program: &Path) -> (Nginx, PathBuf, Scratch) {
     let scratch = Scratch::new();
     let port = fixed_port();
     let dir = scratch.path().display();
-    // As root it would drop its workers to www-data, which may not read a private directory.
+    // As root it would make its workers www-data, which may not read a private directory.
     let user = if is_root() { "user root;" } else { "" };
     let config = format!(
         "{user}
@@ -220,12 +219,12 @@ fn nginx_over_http_with_status_codes() {
         );
     }
 
-    // None of these is.
+    // None of these is ready.
     let never = [
         Http::head(url("/busy")),
         Http::head(url("/ok")).status(204),
         Http::head(url("/nowhere")),
-        // The whole code is to match, not a part of it.
+        // The pattern must match the whole code.
         Http::head(url("/ok")).status("20"),
         Http::get(url("/moved")),
     ];
@@ -265,8 +264,8 @@ fn nginx_with_a_mistake_in_its_configuration() {
 
 // ---- PostgreSQL ---------------------------------------------------------------------------------
 
-/// A database cluster in a directory of its own. `postgres` refuses to run as root: then it is
-/// another user's.
+/// A database cluster in a directory of its own. `postgres` refuses to run as root, so in that case
+/// it belongs to another user.
 struct Cluster {
     bin: PathBuf,
     scratch: Scratch,
@@ -319,7 +318,7 @@ impl Cluster {
         recipe
     }
 
-    /// The answer to a query, by psql; its complaint, when it fails.
+    /// The answer of psql to a query, or its error message.
     fn query(&self, port: u16, sql: &str) -> Result<String, String> {
         let output = Command::new(self.bin.join("psql"))
             .args([
@@ -366,7 +365,7 @@ fn postgres_by_its_banner() {
         .start()
         .unwrap();
     let port = postgres.port();
-    // The banner, unlike a connection, means that the first session is let in.
+    // The banner comes when the first session is admitted; a connection is possible earlier.
     assert_eq!(cluster.query(port, "select 6 * 7").unwrap(), "42");
     cluster.query(port, "create table visits (n int)").unwrap();
 
@@ -411,7 +410,7 @@ fn postgres_by_its_pid_file_and_by_pg_isready() {
         first_line()
     );
 
-    // The file is there before sessions are let in; a further condition can be waited for.
+    // The file exists before sessions are admitted; a further condition can wait for that.
     let isready = cluster.bin.join("pg_isready");
     let ready = format!("{} -q -h 127.0.0.1 -p {{port}}", isready.display());
     postgres.wait_until(Exec::succeeds(ready), LONG).unwrap();
@@ -423,8 +422,8 @@ fn postgres_by_its_pid_file_and_by_pg_isready() {
     );
 }
 
-/// A connection that comes to nothing is a line in PostgreSQL's log. The look at the port makes
-/// none.
+/// A connection without a session is a line in PostgreSQL's log. The check of the port makes no
+/// connection.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -469,7 +468,7 @@ fn postgresql_sees_no_connection_of_a_probe() {
         recipe = recipe.uid(uid).gid(gid);
     }
     let mut postgres = recipe.wait_for(Tcp::addr("127.0.0.1:{port}")).start().unwrap();
-    // Some more looks, at a server that is up for certain.
+    // Some more polls, while the server is certainly up.
     for _ in 0..20 {
         postgres.wait_until(Tcp::addr("127.0.0.1:{port}"), LONG).unwrap();
     }
@@ -479,7 +478,7 @@ fn postgresql_sees_no_connection_of_a_probe() {
     let connected =
         |text: &str| text.contains("connection received") || text.contains("incomplete startup packet");
     assert!(!connected(&postgres.logs().to_string()), "{}", postgres.logs());
-    // And it would have been seen: this is one.
+    // This connection shows that it would have been logged.
     drop(TcpStream::connect(postgres.addr()).unwrap());
     assert!(
         wait_until(|| connected(&postgres.logs().to_string()), LONG),

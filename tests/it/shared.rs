@@ -20,7 +20,7 @@ pub mod common {
     #[allow(dead_code)]
     pub static SLEEPER: SimpleExecutor;
 
-    /// Needed by nobody, so never started.
+    /// No test needs it, so it never starts.
     #[mirakuru::fixture(cmd = "/no/such/program")]
     #[allow(dead_code)]
     pub(crate) static UNUSED: SimpleExecutor;
@@ -118,8 +118,8 @@ fn it_need_not_be_at_the_top_level() {
     assert!(LOCAL.is_running());
 }
 
-/// The static beside the crate of its name, and a module of it: nothing is hidden, since nothing
-/// else is defined.
+/// The static stands beside the crate and a module of its name. Nothing is hidden, because the
+/// attribute defines nothing else.
 mod names {
     #[allow(non_upper_case_globals)]
     #[mirakuru::fixture(cmd = "sleep 60")]

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use mirakuru::{Banner, Executor, ExecutorBuilder, OutputExecutor, SimpleExecutor};
 
-/// Says that it is there after so many milliseconds.
+/// Prints that it is ready after this many milliseconds.
 fn ready_after(milliseconds: u32) -> ExecutorBuilder<Banner> {
     Executor::builder(format!(
         "sleep {}; echo ready; exec sleep 60",
@@ -17,7 +17,7 @@ fn ready_after(milliseconds: u32) -> ExecutorBuilder<Banner> {
     .wait_for(Banner::matching("ready"))
 }
 
-/// What the service has in its variable `NEEDS`.
+/// The service's variable `NEEDS`.
 fn needs(executor: &Executor<impl mirakuru::Readiness>) -> String {
     executor.envs()["NEEDS".as_ref() as &std::ffi::OsStr]
         .to_string_lossy()
@@ -131,7 +131,7 @@ fn file_of(executor: &OutputExecutor) -> std::path::PathBuf {
     executor.command().rsplit(' ').next().unwrap().into()
 }
 
-/// A service that no test looks at is no dead code.
+/// If no test uses a service, it is not dead code.
 #[deny(dead_code)]
 #[mirakuru::fixture]
 struct Unseen {
@@ -439,7 +439,7 @@ mod clusters {
                     "NEEDS",
                     format!("{} {{name}} {{dir}} {}", node.index(), peers.join(" ")),
                 )
-                // By number, and not by a placeholder.
+                // By its number, without a placeholder.
                 .env("PORT", node.port().to_string())
         });
         let nodes = recipe.clone().start().unwrap();
@@ -507,8 +507,8 @@ mod clusters {
         }
     }
 
-    /// Threads that take free ports, for TCP and for UDP, and give them back, as long as it is
-    /// there.
+    /// Threads that take free ports, for TCP and for UDP, and give them back, until this value is
+    /// dropped.
     struct Storm(Arc<AtomicBool>, Vec<thread::JoinHandle<()>>);
 
     impl Storm {
@@ -550,7 +550,7 @@ mod clusters {
                 .start()
                 .unwrap_or_else(|error| panic!("start {round}: {error}"));
             for node in &nodes {
-                // The port that nobody listens at is free for UDP.
+                // The port without a listener is free for UDP.
                 UdpSocket::bind(("127.0.0.1", node.port_named("other"))).unwrap();
             }
         }

@@ -3,9 +3,8 @@
 //! and when the test process is killed in the middle of a start.
 //!
 //! Every cell is a process of its own: a *victim*, an `#[ignore]`d test of this binary under its
-//! own libtest (see `teardown/cell.rs`). What it leaves is judged by `common/proof.rs`. The
-//! services live far longer than anything here waits: one that ends by itself within the wait
-//! proves nothing.
+//! own libtest (see `teardown/cell.rs`). `common/proof.rs` checks what it leaves. The services live
+//! far longer than any wait here: if one ended by itself within the wait, that would prove nothing.
 //!
 //! `MIRAKURU_MATRIX_REPEATS` says how often each cell is run (once), `MIRAKURU_KILL_ROUNDS` how
 //! often a start is interrupted (100 times). `tests/run --long` raises both tenfold.
@@ -42,7 +41,7 @@ const SIGVTALRM: i32 = 26;
 /// for a machine that is busy with other things, and well below the 20 s that the chains of
 /// `--keep-forking` live, and the 120 s of all others.
 const BOUND: Duration = Duration::from_secs(10);
-/// What deaf trees are given: short, since they do not use it.
+/// The grace of trees that ignore signals. It is short, because they do not use it.
 const GRACE: Duration = Duration::from_millis(120);
 
 // ---- kinds of tree ------------------------------------------------------------------------------
@@ -51,14 +50,14 @@ struct Kind {
     name: &'static str,
     /// The helper's flags.
     flags: &'static str,
-    /// How many of it tell their process id.
+    /// How many of its processes tell their ids.
     recorded: usize,
-    /// All of them are stopped (SIGSTOP) in the end.
+    /// Whether all of them are stopped (SIGSTOP) in the end.
     stopped: bool,
 }
 
 impl Kind {
-    /// Whether its main process does not end within the grace.
+    /// Whether its main process outlives the grace.
     fn is_deaf(&self) -> bool {
         let has = |flag| self.flags.contains(flag);
         !has("--daemonise") && (has("--ignore-term") || has("--stop-delay 5000") || has("--flood-after"))
@@ -88,7 +87,7 @@ const STOPPED: Kind = Kind {
 
 const KINDS: [&Kind; 6] = [&PLAIN, &GRANDCHILDREN, &DAEMONS, &DAEMON, &FORKING, &STOPPED];
 
-/// More of them, with `MIRAKURU_MATRIX=whole`.
+/// Further kinds, with `MIRAKURU_MATRIX=whole`.
 static MORE_KINDS: [Kind; 16] = [
     kind("a daemon", "--daemonise", 1),
     kind("deaf", "--ignore-term", 1),
@@ -116,7 +115,7 @@ static MORE_KINDS: [Kind; 16] = [
     kind("prints without pause", "--flood-after 4000000000 --fork 1", 3),
 ];
 
-/// Those of them of which all is found.
+/// The kinds of which every process is found.
 fn kinds() -> Vec<&'static Kind> {
     let flags = |kind: &Kind| kind.flags.split(' ').collect::<Vec<_>>();
     let whole = std::env::var_os("MIRAKURU_MATRIX").is_some_and(|value| value == "whole");
@@ -130,13 +129,13 @@ fn kinds() -> Vec<&'static Kind> {
 
 // ---- victims ------------------------------------------------------------------------------------
 
-/// A victim and its service, from the moment when the service is up.
+/// A victim and its service, once the service is up.
 struct Victim {
     child: Child,
-    /// Not read any more, but open: the harness would fail to print.
+    /// Open but no longer read: otherwise the harness would fail to print.
     _output: BufReader<ChildStdout>,
     lifeline: Lifeline,
-    /// When its tree can begin to end by itself.
+    /// The earliest time at which its tree ends by itself.
     natural_end: Option<Instant>,
     /// The service's processes that told their ids.
     tree: Vec<Process>,
@@ -155,7 +154,7 @@ fn prepare(command: &mut Command, dir: &Path, death: &str, kind: &Kind, address:
         .env(cell::LIFELINE, lifeline)
         .env(cell::GRACE, GRACE.as_millis().to_string())
         .env("TMPDIR", dir)
-        // Many panic, and each look at the stack would take a second.
+        // Many victims panic, and each backtrace would take a second.
         .env("RUST_BACKTRACE", "0")
         .current_dir(dir)
         .stdin(Stdio::piped())
@@ -231,7 +230,7 @@ impl Victim {
             .trim_end_matches(cell::UP)
             .parse()
             .map_err(|_| line.clone())?;
-        // What made itself a daemon has left its main process behind.
+        // A daemon has left its main process behind.
         let service = if stat(pid).is_some() { pid } else { recorded[0] };
         let above: Vec<Process> = supervisors(service).into_iter().filter_map(Process::of).collect();
         let of_name = |name: &str| above.iter().find(|process| process.name() == name).cloned();
@@ -253,10 +252,10 @@ impl Victim {
         Ok(victim)
     }
 
-    /// Lets it go on.
+    /// Continues it.
     fn say(&mut self, word: &str) {
         let input = self.child.stdin.as_mut().expect("its input");
-        // It may be gone; what comes of that is for others to find.
+        // It may be gone; other checks notice the consequences.
         let _ = writeln!(input, "{word}");
     }
 
@@ -276,7 +275,7 @@ impl Victim {
         }
     }
 
-    /// Whether all is gone, or soon will be. `Err` says what is not.
+    /// Whether everything is gone, or will be soon. `Err` lists what is not.
     fn leaves_nothing(&self, scratch: &Scratch) -> Result<(), String> {
         let released = self.lifeline.is_released_within(BOUND);
         if self.natural_end.is_some_and(|end| Instant::now() > end) {
@@ -332,7 +331,7 @@ fn setting(name: &str, otherwise: u32) -> u32 {
 #[derive(Clone, Copy)]
 struct Death {
     name: &'static str,
-    /// What it is sent from outside.
+    /// The signal that it gets from outside.
     signal: Option<i32>,
     status: Status,
 }
@@ -360,8 +359,8 @@ impl Death {
         }
     }
 
-    /// The log of a service whose test did not end well is kept for a day, and so is that of a
-    /// service that had to be killed in its `stop`, which is an error.
+    /// The log of a service is kept for a day if its test failed, or if the service had to be
+    /// killed in its `stop`, which is an error.
     fn may_keep_the_log(&self, kind: &Kind) -> bool {
         self.status != Status::Code(0) || self.name == "stop" && kind.is_deaf()
     }
@@ -387,7 +386,7 @@ fn cell(command: Command, scratch: &Scratch, death: Death, kind: &Kind) -> Resul
     }
     victim.leaves_nothing(scratch)?;
     let (service_dirs, logs) = (service_dirs(scratch.path()), kept_logs(scratch.path()));
-    // It prints that it was asked to end; before that, at a panic, it has printed nothing.
+    // It prints a line at the stop signal. Before that, at a panic, it has printed nothing.
     let killed = death.may_keep_the_log(kind) && death.status != Status::Code(101);
     if logs.is_empty() && killed && kind.name == PLAIN.name {
         return Err("the log is lost".to_owned());
@@ -399,7 +398,7 @@ fn cell(command: Command, scratch: &Scratch, death: Death, kind: &Kind) -> Resul
     }
 }
 
-/// One row of the table, as often as wanted: all kinds of tree side by side.
+/// One row of the table, repeated as asked: all kinds of tree side by side.
 fn row(death: Death, command: impl Fn(&Path) -> Command + Sync) {
     let repeats = setting("MIRAKURU_MATRIX_REPEATS", 1);
     let kinds = kinds();
@@ -468,9 +467,8 @@ table! {
     sigvtalrm: Death::by(SIGVTALRM);
 }
 
-/// A program built with `panic = "abort"`: nothing unwinds, no destructor runs. (For tests cargo
-/// ignores that setting, so that it is no test but a program, which also has a `main` of its own to
-/// end.)
+/// A program built with `panic = "abort"`: no unwinding, no destructors. (For tests cargo ignores
+/// that setting, so this is a program and not a test. Its `main` is one more way to end.)
 #[test]
 fn panic_is_abort() {
     let program = fresh::built_with_abort();
@@ -484,8 +482,8 @@ fn panic_is_abort() {
 
 // ---- the supervisors themselves -----------------------------------------------------------------
 
-/// A service of this very process, with a lifeline that this process does *not* hold: a shell opens
-/// it and becomes the service.
+/// A service of this process, with a lifeline that this process does *not* hold: a shell opens it
+/// and becomes the service.
 struct Supervised {
     service: TcpExecutor,
     lifeline: Lifeline,
@@ -543,8 +541,7 @@ impl Supervised {
     }
 }
 
-/// Whichever of the two supervisors is killed, the other one finishes its work, while the test
-/// process looks on.
+/// If either supervisor is killed, the other one finishes its work, while the test process lives.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -571,7 +568,8 @@ fn one_supervisor_killed() {
 }
 
 /// Kills both supervisors so that neither can react to the other's death: a stopped process is
-/// killed without running again. The guard is stopped first, because it continues a stopped worker.
+/// killed without running again. The guard is stopped first, because it would continue a stopped
+/// worker.
 fn kill_both(worker: &Process, guard: &Process) {
     for process in [guard, worker] {
         send(process.pid, SIGSTOP);
@@ -586,14 +584,14 @@ fn kill_both(worker: &Process, guard: &Process) {
     }
 }
 
-/// Both killed in the same instant: the kernel ends the main process (PDEATHSIG), the test process
-/// ends what carries the service's mark.
+/// Both are killed in the same instant: the kernel ends the main process (PDEATHSIG), and the test
+/// process ends the processes with the service's mark.
 ///
-/// What remains possible: a descendant that has *cleared its environment* survives this, if it is
-/// not the main process. No process is left that knows of it, and nothing about it says whose it
-/// was; only a cgroup could hold it. It takes two SIGKILLs to two processes with names and command
-/// lines of their own, within less than a millisecond. (The chains that fork without end belong to
-/// the others: each link has the mark, but a search can be too slow for them.)
+/// One case remains: a descendant that has *cleared its environment* survives this, unless it is
+/// the main process. No living process knows of it, and nothing about it shows whose it was; only a
+/// cgroup could hold it. It takes two SIGKILLs to two processes with names and command lines of
+/// their own, within less than a millisecond. (The chains that fork without end are tested
+/// elsewhere: each link has the mark, but a search can be too slow for them.)
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -617,7 +615,7 @@ fn both_supervisors_killed() {
     }
 }
 
-/// The same for a service that nobody stops: the test process sees to it at its end.
+/// The same for a service that no verb stops: the test process ends it at its own end.
 #[test]
 fn both_supervisors_of_a_static_killed() {
     for kind in [&PLAIN, &GRANDCHILDREN, &STOPPED] {
@@ -631,10 +629,10 @@ fn both_supervisors_of_a_static_killed() {
     }
 }
 
-/// Both and the test process as well: the next run finds what is left by its mark, and removes the
-/// files.
+/// Both and the test process as well: the next run finds the processes by their mark, and removes
+/// the files.
 ///
-/// What remains possible is what the test above says, and that there is no next run.
+/// Two cases remain: the one of the test above, and that there is no next run.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -652,8 +650,8 @@ fn both_supervisors_and_the_test_process_killed() {
         first.end().unwrap();
         let main = &first.tree[0];
         assert!(wait_until(|| !main.is_alive(), BOUND), "{}", kind.name);
-        // (A group that nobody is left to continue is ended by the kernel, if one of it is
-        // stopped.)
+        // (If a group has a stopped member and no process left to continue it, the kernel ends the
+        // group.)
         if !kind.stopped && kind.recorded > 1 {
             assert!(first.lifeline.is_held(), "nothing is left that could be swept");
         }
@@ -665,11 +663,11 @@ fn both_supervisors_and_the_test_process_killed() {
     }
 }
 
-/// A supervisor that somebody has stopped (SIGSTOP) holds up nothing: the guard continues the
-/// worker, the test process and the worker continue the guard.
+/// A stopped supervisor (SIGSTOP) holds up nothing: the guard continues the worker, and the test
+/// process and the worker continue the guard.
 ///
-/// What remains possible: with both stopped *and* the test process killed, the service stays until
-/// one of them is continued; then it ends.
+/// One case remains: with both stopped *and* the test process killed, the service stays until one
+/// of them is continued.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -733,7 +731,7 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
     let lifeline = Lifeline::new(&fifo);
     let port = fixed_port();
     let address = match fixed {
-        // Such a port has a lock, for which the starts queue.
+        // Such a port has a lock that the starts wait for.
         true => format!("127.0.0.1:{port}"),
         false => "127.0.0.1:{port}".to_owned(),
     };
@@ -746,7 +744,7 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
         assert!(line_with(&mut output, cell::STARTING).is_some(), "it has failed");
         (child, output)
     };
-    // How long a start and a stop take here and now.
+    // How long a start and a stop take on this machine.
     let (mut child, mut output) = victim(&PLAIN);
     let begin = Instant::now();
     for _ in 0..5 {
@@ -763,7 +761,7 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
         thread::sleep(Duration::from_nanos(random() % moment));
         child.kill().unwrap();
         child.wait().unwrap();
-        // Now and then, so that nothing has the time to end by itself.
+        // From time to time, so that nothing ends by itself.
         if round % 20 == 19 || round + 1 == rounds {
             let after = format!("after round {round} ({})", kind.name);
             assert!(
@@ -780,7 +778,7 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
         }
     }
     if fixed {
-        // No lock: a start that does not queue gets the port at once.
+        // There is no lock left: a start that does not wait gets the port at once.
         let mut service = Executor::builder([ODD, "--listen", &address])
             .wait_for(Tcp::addr(&address))
             .timeout(LONG)
@@ -793,7 +791,7 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
     for dir in service_dirs(scratch.path()) {
         let _ = File::open(&dir).and_then(|dir| dir.set_modified(old));
     }
-    // The killed ones have left their logs, which are not this one's.
+    // The killed services have left their logs, which this test does not check.
     for log in kept_logs(scratch.path()) {
         fs::remove_dir_all(log).unwrap();
     }
@@ -804,8 +802,8 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
 
 // ---- figures ------------------------------------------------------------------------------------
 
-/// What the README's table says. Run by hand, on an idle machine:
-/// `cargo test --release --test it teardown::figures -- --ignored --nocapture`
+/// The figures of the README's table. Run by hand, on an idle machine: `cargo test --release --test
+/// it teardown::figures -- --ignored --nocapture`
 #[test]
 #[ignore = "a measurement"]
 fn figures() {

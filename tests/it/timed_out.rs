@@ -18,7 +18,7 @@ use crate::common::{
 };
 use crate::proof;
 
-/// A service on the port that all victims of one process want, which adds its pid to a file.
+/// A service that adds its pid to a file, on the port that all victims of one process want.
 fn on_the_port() -> ExecutorBuilder<Tcp> {
     let addr = format!("127.0.0.1:{}", env::var("PORT").unwrap_or_default());
     let pids = victim_dir().unwrap_or_default().join("pids");
@@ -28,8 +28,8 @@ fn on_the_port() -> ExecutorBuilder<Tcp> {
         .timeout(LONG)
 }
 
-/// Runs victims one after the other in one process, and the first one's time is over when it has
-/// its service. On a busy machine the service may take longer, so the time grows from run to run.
+/// Runs victims one after the other in one process. The first one's time is over when it has its
+/// service. On a busy machine the service may need longer, so the time grows from run to run.
 fn run(names: &[&str]) -> (Scratch, Duration, String) {
     for time in [1500, 6_000, 20_000].map(Duration::from_millis) {
         let scratch = Scratch::new();
@@ -55,7 +55,7 @@ fn text(output: &Output) -> String {
     String::from_utf8_lossy(&[&*output.stdout, &output.stderr].concat()).into_owned()
 }
 
-/// The body that goes on while the tests behind it run.
+/// The body goes on while later tests run.
 fn goes_on() {
     tell("began");
     let next_is_there = victim_dir().unwrap().join("next");
@@ -92,7 +92,7 @@ fn the_services_of_a_test_end_with_its_timeout() {
     let pids = numbers(&scratch.file("pids"));
     assert_eq!(pids.len(), 2, "{text}");
     assert!(pids.iter().all(|pid| !alive(*pid)));
-    // The report shows the log, which is kept, and nothing else is.
+    // The report shows the log, which is kept. Nothing else is kept.
     assert!(text.contains("| the only clue"), "{text}");
     assert!(wait_until(
         || proof::service_dirs(scratch.path()).is_empty(),
@@ -135,7 +135,7 @@ fn a_service_that_was_restarted_ends_with_the_timeout() {
     assert!(text.contains("1 passed; 1 failed"), "{text}");
 }
 
-/// Whether the victim beside this one has come so far.
+/// Whether the victim beside this one has reached this point.
 fn wait_for(file: &str) {
     let file = victim_dir().unwrap_or_default().join(file);
     assert!(wait_until(|| file.exists(), LONG));
@@ -145,7 +145,7 @@ fn tell(file: &str) {
     fs::write(victim_dir().unwrap().join(file), "").unwrap();
 }
 
-/// Tells it when its thread ends.
+/// Reports the end of its thread.
 struct Tells(&'static str);
 
 impl Drop for Tells {
@@ -158,7 +158,7 @@ thread_local! {
     static AT_END: Cell<Option<Tells>> = const { Cell::new(None) };
 }
 
-/// The time of a test whose thread tells its end. It is asked for on that thread.
+/// The time of a test whose thread reports its end. Call it on that thread.
 fn told_time() -> Duration {
     AT_END.set(Some(Tells("timed out")));
     Duration::from_millis(1500)
@@ -252,10 +252,10 @@ fn a_test_whose_time_is_over_before_its_recipe_is_made_starts_nothing() {
 #[mirakuru::fixture(cmd = [ODD, "--listen", "127.0.0.1:{port}"], tcp = "127.0.0.1:{port}", scope = "process")]
 static SHARED: TcpExecutor;
 
-/// Made by hand, of a recipe that an attribute's own test might start.
+/// Made by hand, from a recipe that an attribute could start for a test.
 static BY_HAND: Shared<SimpleExecutor> = Shared::new(|| Executor::builder("sleep 100").start());
 
-/// For all tests of the process, by rstest's own attribute.
+/// For all tests of the process, with rstest's own attribute.
 #[mirakuru::fixture(cmd = "sleep 100")]
 #[rstest::fixture]
 #[once]

@@ -1,5 +1,5 @@
-//! `MIRAKURU_TIMELINE`: what a run of several processes writes, as a trace and as a page, which is
-//! looked at in a real browser.
+//! `MIRAKURU_TIMELINE`: a run of several processes writes a trace and a page. A real browser checks
+//! the page.
 //!
 //! The runner is this binary again ([`runner`]), and so are the test processes: the ignored tests
 //! of a module below.
@@ -34,7 +34,7 @@ static SHARED: TcpExecutor;
 static OF_THE_PROCESS: SimpleExecutor;
 
 fn on_a_fixed_port() -> ExecutorBuilder<Tcp> {
-    // Also in a run of this binary in which nobody asks for it.
+    // Also in a run of this binary in which no test asks for it.
     let port = env::var("PORT").unwrap_or_else(|_| "1".to_owned());
     listens("fixed-port", &format!("127.0.0.1:{port}"), 40)
 }
@@ -185,7 +185,7 @@ fn runner_of_many() {
     });
 }
 
-/// Starts all of it. One is killed while others go on.
+/// Starts all processes. One is killed while others go on.
 #[test]
 #[ignore = "a part of other tests"]
 fn runner() {
@@ -210,7 +210,7 @@ fn runner() {
     assert!(first.wait().expect("a child").success());
 }
 
-/// Makes a run, and gives what it printed.
+/// Makes a run, and returns its output.
 fn run(scratch: &Scratch, timeline: &str) -> String {
     let output = victim(test_name!(runner), scratch.path())
         .env_remove("NEXTEST_RUN_ID")
@@ -254,7 +254,7 @@ fn tests() -> [&'static str; 7] {
 
 // ---- the trace ----------------------------------------------------------------------------------
 
-/// Reads a trace as strictly as Perfetto does, and prints what is in it, a line each.
+/// Reads a trace as strictly as Perfetto does, and prints its content, one line for each event.
 const READER: &str = r#"
 import json, sys
 from collections import defaultdict
@@ -304,7 +304,7 @@ print("processes", len({e["pid"] for e in events if e["name"] == "process_name"}
 fn a_run_leaves_a_trace() {
     let Some(python) = require("python3") else { return };
     let scratch = Scratch::new();
-    // Relative to where the runner was started, and the directory is made.
+    // The path is relative to where the runner was started, and the directory is made.
     run(&scratch, "traces/run.json");
     let file = only_file(&scratch.path().join("traces"));
     let read = Command::new(python)
@@ -357,7 +357,7 @@ fn a_run_leaves_a_trace() {
 
 // ---- the page -----------------------------------------------------------------------------------
 
-/// What is on the page once its script has made it.
+/// The content of the page after its script has run.
 fn browse(chromium: &Path, scratch: &Scratch, page: &Path) -> String {
     let output = Command::new(chromium)
         .args([
@@ -437,7 +437,7 @@ fn a_run_leaves_a_page_that_a_browser_shows() {
         "{legend}"
     );
 
-    // What a person sees: each test and each service has its row, and slices in it.
+    // The visible part: each test and each service has its row with slices.
     let (chart, shown) = text_of(&dom, "rows", "<p");
     for test in tests() {
         // The name of the module is another element.
@@ -504,7 +504,7 @@ fn a_name_that_says_nothing_gets_a_message_once_and_no_timeline() {
     assert!(!file.exists());
 }
 
-/// Many short processes, side by side: whichever is the last, the page knows of all.
+/// Many short processes, side by side: whichever is the last, the page has all of them.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn nobodys_last_word_is_lost() {
@@ -530,7 +530,7 @@ fn a_process_alone_has_a_timeline_of_its_own() {
     let scratch = Scratch::new();
     let file = scratch.path().join("own").join("alone.json");
     let alone = test_name!(second_binary::has_one_of_its_own);
-    // An orphan in a session of its own, which begins when its parent is gone.
+    // An orphan in a session of its own. It begins when its parent is gone.
     let status = Command::new("setsid")
         .args([
             "--fork",

@@ -1,4 +1,5 @@
-//! The traps that bit others, one test each: it fails if the trap is open.
+//! Traps that other tools fell into, one test for each: it fails if the trap is open. The file is
+//! long because it lists all of them.
 
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
@@ -28,8 +29,8 @@ fn a_service_outlives_the_thread_that_started_it() {
     let service = thread::spawn(|| listening(["--fork", "1"]).start().unwrap())
         .join()
         .unwrap();
-    // The signal would come with the thread's end, which `join` has waited for; give it time to do
-    // harm all the same.
+    // The signal would come with the thread's end, which `join` has waited for. This gives it time
+    // to do harm.
     thread::sleep(Duration::from_millis(300));
     assert!(service.is_running());
     assert_eq!(who_answers(service.addr()), service.pid());
@@ -85,7 +86,7 @@ fn nothing_survives_the_test_process_however_it_ends() {
         assert!(ready, "{end}: the services were not ready");
         assert!(ended, "{end}: the test process did not end");
         println!("{end}");
-        // The grace of the deaf, and a second for a machine that is busy with other tests.
+        // The grace of processes that ignore signals, and a second for a busy machine.
         assert_gone(&scratch, &pids, Duration::from_secs(10));
     }
 }
@@ -112,8 +113,7 @@ fn meets_its_end() {
         "forgotten" => std::mem::forget(services),
         "panic" => panic!("on purpose"),
         "abort" => std::process::abort(),
-        // The first one only takes back the handler that Rust has installed against stack
-        // overflows.
+        // The first one only removes the handler that Rust has installed against stack overflows.
         "segv" => loop {
             send(std::process::id(), 11);
         },
@@ -132,7 +132,7 @@ fn meets_its_end() {
 /// Cleaning up before the guard exists: a test process that dies in the middle of a start.
 #[test]
 fn nothing_survives_a_death_in_the_middle_of_a_start() {
-    // More rounds on demand, for whoever changes the order of a start.
+    // More rounds on demand, for changes to the order of a start.
     let rounds = std::env::var("MIRAKURU_ROUNDS")
         .ok()
         .and_then(|n| n.parse().ok())
@@ -154,7 +154,7 @@ fn nothing_survives_a_death_in_the_middle_of_a_start() {
             assert!(output.read_line(&mut line).unwrap() > 0, "the victim has failed");
         }
         if round == 0 {
-            // How long a start takes until the service is there, on this machine, as busy as it is.
+            // How long a start takes on this machine at its present load.
             let began = Instant::now();
             assert!(wait_until(|| !numbers(&pids).is_empty(), LONG));
             one_start = began.elapsed();
@@ -189,7 +189,7 @@ fn output_before_readiness_does_not_hang_the_start() {
     for bytes in ["200000", "5000000"] {
         let mut service = listening(["--flood-before", bytes]).start().unwrap();
         let wanted: usize = bytes.parse().unwrap();
-        // The last of it may still be on its way into the log.
+        // The end of the output may still be on its way into the log.
         let mut printed = 0;
         let all = wait_until(
             || {
@@ -204,7 +204,7 @@ fn output_before_readiness_does_not_hang_the_start() {
     }
 }
 
-/// The same when it is the output that is waited for.
+/// The same if the condition waits for the output.
 #[test]
 fn a_banner_after_a_flood_is_seen() {
     let mut service = odd(["--flood-before", "3000000", "--ready-line", "at last"])
@@ -216,7 +216,7 @@ fn a_banner_after_a_flood_is_seen() {
 
 // ---- taken for alive, taken for ready -----------------------------------------------------------
 
-/// Exit 0 is an exit. Nobody waits out a time-out for a dead process.
+/// Exit 0 is an exit. No start waits out a time-out for a dead process.
 #[test]
 fn exit_0_before_readiness_is_an_error() {
     let begin = Instant::now();
@@ -232,7 +232,7 @@ fn exit_0_before_readiness_is_an_error() {
     assert!(begin.elapsed() < LONG / 2, "it waited");
 }
 
-/// But it is none when a descendant is alive, and the death of the last one is noticed as well.
+/// If a descendant lives, it is not an exit; the death of the last one is noticed as well.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -276,7 +276,7 @@ fn localhost_has_v6() -> bool {
         && TcpListener::bind("[::1]:0").is_ok()
 }
 
-/// `localhost` may be `::1` to the one and `127.0.0.1` to the other.
+/// `localhost` may be `::1` for one program and `127.0.0.1` for another.
 #[test]
 fn localhost_is_every_address_that_it_resolves_to() {
     let mut hosts = vec!["127.0.0.1"];
@@ -293,7 +293,7 @@ fn localhost_is_every_address_that_it_resolves_to() {
     }
 }
 
-/// Another server on `::1` is who a client of `localhost` may get, while the service listens on
+/// A client of `localhost` may reach another server on `::1` while the service listens on
 /// `127.0.0.1`.
 #[test]
 #[cfg_attr(
@@ -330,7 +330,7 @@ fn a_server_that_never_answers_does_not_hang_the_start() {
     }
 }
 
-/// And its exit ends the wait, in the middle of a request.
+/// The service's exit ends the wait, in the middle of a request.
 #[test]
 fn the_exit_of_a_server_that_never_answers_is_noticed() {
     let recipe = odd([
@@ -390,7 +390,8 @@ fn a_service_that_is_ready_but_belongs_to_somebody_else() {
 
 // ---- pids and marks -----------------------------------------------------------------------------
 
-/// A pid is used again. What has it now must not get the signals that were meant for the service.
+/// A pid is used again. The process that has it now must not get signals that were meant for the
+/// service.
 #[test]
 #[cfg(target_os = "linux")]
 fn a_process_that_got_the_services_pid_is_left_alone() {
@@ -451,7 +452,7 @@ fn a_pid_is_used_again() {
     assert!(untouched, "it got a signal that was meant for the service");
 }
 
-/// A process of this pid, if the kernel lets us say which one is next. Other processes may be
+/// A process with this pid, if the kernel lets us choose the next one. Other processes may be
 /// faster, so it tries often.
 #[cfg(target_os = "linux")]
 fn process_with_pid(pid: u32) -> Option<Child> {
@@ -473,7 +474,7 @@ fn process_with_pid(pid: u32) -> Option<Child> {
 }
 
 /// A mark that is matched as a substring finds other runs' services. When the supervisors of a
-/// service are killed, what carries its mark is swept, and nothing else.
+/// service are killed, the sweep ends the processes with its mark, and nothing else.
 #[test]
 #[cfg(target_os = "linux")]
 #[cfg_attr(
@@ -542,7 +543,7 @@ fn a_zombie_is_not_alive() {
 
 // ---- ends ---------------------------------------------------------------------------------------
 
-/// The leader's exit is not the group's: what takes longer gets its grace, and is waited for.
+/// The leader's exit is not the group's: slower members get their grace, and are waited for.
 #[test]
 fn the_end_of_the_leader_is_not_the_end_of_the_group() {
     let scratch = Scratch::new();
@@ -571,7 +572,7 @@ fn the_end_of_the_leader_is_not_the_end_of_the_group() {
     );
 }
 
-/// A kill without a wait returns while the port is still taken and the pid still there.
+/// A kill without a wait returns while the port is still taken and the pid still exists.
 #[test]
 fn when_stop_and_kill_return_it_is_over() {
     let port = fixed_port();
@@ -593,8 +594,8 @@ fn when_stop_and_kill_return_it_is_over() {
     }
 }
 
-/// Two that reap the same child: the test's own `waitpid(-1)` must not take the services', nor
-/// mirakuru the test's.
+/// Two callers that reap the same child: the test's own `waitpid(-1)` must not take the services'
+/// exits, and mirakuru must not take the test's.
 #[test]
 fn reaping_does_not_race() {
     let scratch = Scratch::new();
@@ -660,8 +661,7 @@ fn reaps_everything() {
     assert_eq!(status.code(), Some(7));
 }
 
-/// A user's handler-less disposition: with SIGCHLD ignored the kernel reaps by itself, and every
-/// wait fails.
+/// If the test ignores SIGCHLD, the kernel reaps by itself, and every wait fails.
 #[test]
 fn an_ignored_sigchld_changes_nothing() {
     let scratch = Scratch::new();
@@ -807,8 +807,7 @@ fn nothing_is_left_after_a_failed_start() {
         assert!(matches!(error, Error::FailureLine { .. }), "{error}");
         assert_gone(&scratch, &pids, Duration::ZERO);
     }
-    // What was reserved is free again, and what was made is removed: the same executor can try
-    // again.
+    // Reserved ports are free again, and files are removed: the same executor can try again.
     let scratch = Scratch::new();
     let flag = scratch.file("flag");
     let mut service = Executor::builder(format!("test -e {flag} || exit 1; echo up; exec sleep 100"))
@@ -824,7 +823,7 @@ fn nothing_is_left_after_a_failed_start() {
     service.stop().unwrap();
 }
 
-/// A drop must not need a runtime, a certain thread, or a thread at all that is well.
+/// A drop must not need a runtime, a certain thread, or a thread without a panic.
 #[test]
 fn drop_works_on_any_thread_and_at_its_end() {
     use std::cell::RefCell;
@@ -850,8 +849,8 @@ fn drop_works_on_any_thread_and_at_its_end() {
     assert_gone(&scratch, &pids, Duration::ZERO);
 }
 
-/// A supervisor that is killed leaves no stray: the service's main process and what carries its
-/// mark go with it.
+/// A killed supervisor leaves no process: the service's main process and the processes with its
+/// mark end with it.
 #[test]
 #[cfg(target_os = "linux")]
 #[cfg_attr(
@@ -873,7 +872,7 @@ fn the_death_of_either_supervisor_is_not_the_services_freedom() {
             send(supervisors(service.pid())[which], SIGKILL);
             assert_gone(&scratch, &pids, Duration::from_secs(10));
             assert!(wait_until(|| !service.is_running(), LONG));
-            // What it says of that is its own matter; that it neither hangs nor panics is not.
+            // Its output does not matter, but it must neither hang nor panic.
             let _ = service.stop();
             let _ = service.start();
         }
@@ -934,7 +933,7 @@ fn has_ten_services() {
     }
 }
 
-/// What is mounted in a service's directory is not the service's.
+/// A file system that is mounted in a service's directory does not belong to the service.
 #[test]
 fn a_mount_in_the_private_directory_is_left_alone() {
     if !common::is_root() {
@@ -976,7 +975,7 @@ fn leaves_a_mount() {
     drop(service);
 }
 
-/// Runs a victim where there is no `/proc`; it succeeds in time.
+/// Runs a victim without `/proc`; it succeeds in time.
 #[track_caller]
 fn without_proc(test: &str, scratch: &Scratch) {
     let script = "mount -t tmpfs none /proc && exec \"$@\"";
@@ -992,7 +991,7 @@ fn without_proc(test: &str, scratch: &Scratch) {
     assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
 }
 
-/// Whose a socket is cannot be seen then: no service is taken for another.
+/// Without it, the owner of a socket is unknown: no service is taken for another.
 #[test]
 fn a_port_is_ready_where_there_is_no_proc() {
     if !common::is_root() {

@@ -1,4 +1,4 @@
-//! Something else has the port, the socket or the pid file of a service: the report names it.
+//! Another process has the port, the socket or the pid file of a service: the report names it.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -138,14 +138,13 @@ fn the_pid_file_is_another_processs() {
             "{ODD} --pid-file {path}: pid file {path} is already in use by mirakuru-odd-service (pid \
                 {pid})\n  \
                holder:     started [time] ago by user {user}\n  \
-               hint:       if that is another program, remove the file, which a service that is gone \
-                left; otherwise end it with `kill {pid}`"
+               hint:       remove the file if that process is another program (then an earlier service \
+                   left it behind); otherwise end it with `kill {pid}`"
         ),
     );
 }
 
-/// The service waits and does not notice: the port is somebody else's by the time that it would
-/// have been ready.
+/// The service waits and does not notice: another process takes the port before it is ready.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -173,13 +172,14 @@ fn another_server_takes_the_port_during_the_start() {
                holder:     started [time] ago by user {user}\n  \
                timeline:   spawned\n  \
                output:     none\n  \
-               hint:       it has what this service was to have: end it with `kill {pid}`, or let a free \
+               hint:       it has the address or path that this service \
+                   needs: end it with `kill {pid}`, or let a free \
                port be chosen with `{{port}}`"
         ),
     );
 }
 
-/// The service does notice, and ends: the report names who has the port all the same.
+/// The service notices, and ends: the report still names the process on the port.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -229,8 +229,8 @@ fn the_bind_fails_because_of_another_server() {
     });
 }
 
-/// The bar: whenever another server takes the port between our look and the service's bind, the
-/// start tells the truth.
+/// The bar: whenever another server takes the port between our check and the service's bind, the
+/// report is correct.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -248,7 +248,8 @@ fn two_hundred_times_the_truth_about_another_server_in_the_window() {
             let over = &over;
             let end = common::SetAtTheEnd(over);
             let other = scope.spawn(move || {
-                // All over the window: before the look, before the fork, before the bind, after it.
+                // Anywhere in the window: before the check, before the fork, before the bind, after
+                // it.
                 thread::sleep(Duration::from_micros(n * 40));
                 while !over.load(Ordering::SeqCst) {
                     if let Ok(listener) = TcpListener::bind(addr) {
@@ -266,7 +267,7 @@ fn two_hundred_times_the_truth_about_another_server_in_the_window() {
                 .start();
             match &started {
                 Ok(service) => {
-                    // The service itself answers, and nobody else.
+                    // Only the service itself answers.
                     assert_eq!(common::who_answers(addr), service.pid());
                     ready += 1;
                 }
@@ -294,8 +295,8 @@ fn two_hundred_times_the_truth_about_another_server_in_the_window() {
     assert!(refused < 200 && ready < 200, "the window was never hit");
 }
 
-/// Both listen, by SO_REUSEPORT, and each gets a part of the connections: that is no service for a
-/// test.
+/// Both listen with SO_REUSEPORT, and each gets a part of the connections: such a service is
+/// useless for a test.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -312,8 +313,7 @@ fn a_port_that_is_shared_with_another_server() {
                 assert!(wait_until(|| !common::numbers(&pids).is_empty(), LONG));
                 OtherServer::start(&["--reuse-port", "--listen", &addr])
             });
-            // It listens at once, and is held ready only after the other server is there, at the
-            // latest.
+            // It listens at once, and counts as ready only after the other server is there.
             let recipe = odd([
                 "--pids",
                 &pids,
@@ -335,7 +335,7 @@ fn a_port_that_is_shared_with_another_server() {
     }
 }
 
-/// Conditions of these tests alone.
+/// Conditions for these tests.
 struct Check;
 
 impl Check {
@@ -353,7 +353,7 @@ impl Check {
     }
 }
 
-/// The name of this user, or `uid 1000`, as reports have it.
+/// The name of this user, or `uid 1000`, as in reports.
 fn user() -> String {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("Uid:")).unwrap();

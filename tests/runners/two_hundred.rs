@@ -1,5 +1,4 @@
-//! Two hundred tests that share one Redis. The tests themselves are appended by whoever generates
-//! this file.
+//! Two hundred tests that share one Redis. The generator of this file appends the tests themselves.
 
 use std::env;
 use std::fs::OpenOptions;

@@ -1,10 +1,10 @@
-//! `mirakuru-odd-service`: a service with every bad habit that real ones have, each behind a flag,
-//! for the tests.
+//! `mirakuru-odd-service`: a service with every bad habit of real ones, each behind a flag, for the
+//! tests. The file is long because every habit is a flag of one program, and the flags compose.
 //!
-//! The flags compose. In every mode the program, and whatever it forks, ends by itself: each
-//! process arms a kernel timer that sends it SIGKILL (`--lifetime`, at most 120 s; 20 s for
-//! `--keep-forking`), which also reaches a process that is stopped or deaf. So a test that fails
-//! leaves nothing behind for long.
+//! The flags compose. In every mode the program, and every process that it forks, ends by itself.
+//! For that each process arms a kernel timer that sends it SIGKILL (`--lifetime`, at most 120 s; 20
+//! s for `--keep-forking`). That also reaches a process that is stopped or ignores signals. So a
+//! failed test leaves nothing behind for long.
 //!
 //! It depends on the standard library alone; the few system calls that std does not have are
 //! declared in `sys` below.
@@ -89,9 +89,9 @@ const MAX_LIFETIME: u64 = 120;
 /// Nothing that forks without end lives longer.
 const MAX_FORKING: u64 = 20;
 const MAX_CHAINS: usize = 8;
-/// How many dead links of its own a chain tolerates before it waits for them to be reaped: with the
-/// chains' number, the bound on how many processes, zombies included, `--keep-forking` can have at
-/// any moment (8 times 11 is under 100).
+/// The number of dead links of its own that a chain tolerates before it waits for them to be
+/// reaped. With the number of chains this bounds the processes, zombies included, that
+/// `--keep-forking` has at any moment (8 times 11 is under 100).
 const MAX_UNREAPED: usize = 10;
 
 /// The option that TCP sockets are bound with.
@@ -209,7 +209,7 @@ fn main() {
     let o = Arc::new(o);
     listen(&o);
     if let Some(path) = &o.pid_file {
-        // Into place in one step, so that nobody reads half a number.
+        // Moved into place in one step, so that no reader gets half a number.
         let half = path.with_extension("half");
         or_die(
             fs::write(&half, format!("{}\n", std::process::id())),
@@ -315,8 +315,7 @@ fn finish(o: &Options) {
 
 // ---- forking ------------------------------------------------------------------------------------
 
-/// Forks everything that was asked for, and returns once each of them is what it should be and has
-/// recorded its pid.
+/// Forks all requested processes, and returns once each of them is set up and has recorded its pid.
 fn fork_all(o: &Options) {
     let (reader, writer) = sys::pipe();
     let settled = writer.as_raw_fd();
@@ -370,7 +369,7 @@ fn fork_all(o: &Options) {
     for _ in 0..o.keep_forking.min(MAX_CHAINS) {
         expected += 1;
         if sys::fork() == 0 {
-            // Each link is somebody else's orphan: this process would not reap the first one.
+            // Each link becomes an orphan: this process would not reap the first one.
             if sys::fork() != 0 {
                 sys::exit_now(0);
             }
@@ -385,11 +384,11 @@ fn fork_all(o: &Options) {
     let _ = reader.take(expected).read_to_end(&mut bytes);
 }
 
-/// Forks and exits at full speed: whoever kills the process that it sees is too late.
+/// Forks and exits at full speed: a killer that has seen a process is always too late.
 ///
-/// It holds back for one reason only: while its last ten links are zombies that nobody has reaped.
-/// That does not help a supervisor that does its work, and keeps a failed test from filling the
-/// machine's table of processes.
+/// It pauses for one reason only: its last ten links are zombies that no process has reaped. A
+/// proper supervisor is not helped by that. After a failed test, the pause keeps the zombies from
+/// filling the machine's table of processes.
 fn chain(end: Duration) -> ! {
     let mut links = [0; MAX_UNREAPED];
     for turn in 0.. {
@@ -607,7 +606,7 @@ fn sd_notify() {
 
 // ---- output -------------------------------------------------------------------------------------
 
-/// Prints that many bytes in lines of 64, in blocks that go to stdout and stderr by turns.
+/// Prints this many bytes in lines of 64, in blocks that alternate between stdout and stderr.
 fn flood(bytes: u64) {
     const LINE: &[u8; 64] = b"flood: the quick brown fox jumps over the lazy dog, and again..\n";
     let block: Vec<u8> = LINE.iter().copied().cycle().take(64 * 1024).collect();
@@ -854,7 +853,7 @@ mod sys {
         unsafe { _exit(code) }
     }
 
-    /// Whether there is a process of this id, be it a zombie.
+    /// Whether there is a process with this id, even a zombie.
     pub(crate) fn exists(pid: c_int) -> bool {
         // SAFETY: no memory is involved, and signal 0 is not sent.
         unsafe { kill(pid, 0) == 0 }
@@ -894,8 +893,8 @@ mod sys {
         Duration::new(now.sec as u64, now.nsec as u32)
     }
 
-    /// SIGKILL to itself after so many seconds. A kernel timer and not `alarm`, because SIGALRM
-    /// neither ends a process that is stopped nor one that ignores it.
+    /// SIGKILL to itself after this many seconds. It uses a kernel timer and not `alarm`: SIGALRM
+    /// ends neither a stopped process nor one that ignores it.
     #[cfg(target_os = "linux")]
     pub(crate) fn die_after(seconds: u64) {
         #[repr(C)]
@@ -950,8 +949,8 @@ mod sys {
         unsafe { alarm(seconds as c_uint) };
     }
 
-    /// Ignores and blocks whatever can be ignored and blocked (but SIGALRM where it is what ends
-    /// the process).
+    /// Ignores and blocks every signal that can be ignored and blocked, except for SIGALRM if that
+    /// ends the process.
     pub(crate) fn be_deaf() {
         // SAFETY: the set is live and larger than any sigset_t; SIG_IGN installs no code.
         unsafe {
@@ -979,7 +978,7 @@ mod sys {
         unsafe { write(SIGNAL_PIPE.load(Ordering::Relaxed), (&raw const byte).cast(), 1) };
     }
 
-    /// From now on each signal that comes is one byte to read.
+    /// From now on each signal is one byte to read.
     pub(crate) fn catch_signals() -> UnixStream {
         let (reader, writer) = or_die(UnixStream::pair(), &"socketpair");
         SIGNAL_PIPE.store(writer.into_raw_fd(), Ordering::Relaxed);

@@ -557,7 +557,7 @@ impl Error {
             Error::Died { command, status, .. } => {
                 let how = match status {
                     Some(status) => Ended(*status).to_string(),
-                    None => "has ended, and nobody saw how".to_owned(),
+                    None => "has ended in an unknown way".to_owned(),
                 };
                 format!(
                     "{}: the service that tests share {how} while they were using it, and is not started \
@@ -566,7 +566,7 @@ impl Error {
                 )
             }
             Error::FailedBefore { report, process } => {
-                format!("{report}\n  (so it went in {process}; one start is tried in a run)")
+                format!("{report}\n  (this happened in {process}; a run tries each start once)")
             }
             Error::InvalidCommand { command, reason } => {
                 format!("invalid command `{}`: {reason}", one_line(command))
@@ -575,7 +575,7 @@ impl Error {
                 format!("invalid readiness `{readiness}`: {reason}")
             }
             Error::NotRunning { command, action } => format!(
-                "{}: failed to {action}: the service is not running, start it first",
+                "{}: failed to {action}: the service is not running; start it first",
                 one_line(command)
             ),
         }

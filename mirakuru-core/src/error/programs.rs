@@ -91,8 +91,11 @@ pub fn not_found(program: &str, similar: &[String]) -> String {
         text = format!("{text}; did you mean {}?", similar.join(" or "));
     }
     match install(program) {
-        Some(install) => format!("{text}; on {} it comes with `{install}`", system().name()),
-        None if similar.is_empty() => format!("{text}; is the package that has it installed?"),
+        Some(install) if similar.is_empty() => {
+            format!("{text}: install it with `{install}` ({})", system().name())
+        }
+        Some(install) => format!("{text} Or install it with `{install}` ({})", system().name()),
+        None if similar.is_empty() => format!("{text}: install the package that has it"),
         None => text,
     }
 }
@@ -268,6 +271,6 @@ mod tests {
         );
         let text = not_found("no-such-server", &["`no-such-serve`".to_owned()]);
         assert!(text.ends_with("; did you mean `no-such-serve`?"), "{text}");
-        assert!(not_found("no-such-server", &[]).ends_with("installed?"));
+        assert!(not_found("no-such-server", &[]).ends_with(": install the package that has it"));
     }
 }

@@ -88,7 +88,7 @@ pub(super) fn of_system(source: &io::Error) -> Option<&'static str> {
         ),
         io::ErrorKind::ReadOnlyFilesystem => Some("set TMPDIR to a directory that can be written to"),
         _ => match source.raw_os_error().map(crate::sys::is_out_of_descriptors) {
-            Some(true) => Some("this process may not open more files: raise the limit, `ulimit -n`"),
+            Some(true) => Some("this process may not open more files: raise the limit with `ulimit -n`"),
             _ => None,
         },
     }

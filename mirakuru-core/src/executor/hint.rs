@@ -112,8 +112,8 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
         "not", "cannot", "can't", "refus", "must", "don't", "unsafe", "please",
     ]) {
         return Some(
-            "it refuses to run as root: give it another user with `.uid(..)` and `.gid(..)`, to whom its \
-                files belong"
+            "it refuses to run as root: run it as another user with `.uid(..)` and `.gid(..)`, and give \
+                that user its files"
                 .to_owned(),
         );
     }
@@ -125,11 +125,13 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
             .map(str::trim);
         return Some(match library {
             Some(library) => format!(
-                "the library `{library}` is not installed or not found: `ldd` lists what the program needs, \
-                 `apt-file search {library}` the package that has it, and LD_LIBRARY_PATH says where else to \
-                 look"
+                "the library `{library}` is not installed or not found: install the package that `apt-file \
+                    search {library}` names, or add the library's directory to LD_LIBRARY_PATH (`ldd` \
+                    lists all that the program needs)"
             ),
-            None => "a library that it needs is not installed, or not found: see `ldd`".to_owned(),
+            None => "a library that it needs is not installed, or not found: find out which one with \
+                `ldd`"
+                .to_owned(),
         });
     }
     if has(&[
@@ -139,9 +141,9 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
         "disk quota exceeded",
     ]) {
         return Some(
-            "the disk is full: `df -h` shows which; private directories are in TMPDIR, which may be another \
-                one"
-            .to_owned(),
+            "the disk is full: free some space (`df -h` shows where), or set TMPDIR, which has the private \
+                directories, to another disk"
+                .to_owned(),
         );
     }
     if has(&[
@@ -154,13 +156,13 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
         "locale::facet::_s_create_c_locale",
     ]) {
         return Some(
-            "the locale that it is given does not exist here (`locale -a` lists those that do): \
-                `.env(\"LC_ALL\", \"C.UTF-8\")`"
+            "the locale that it is given does not exist here: set another one, as with `.env(\"LC_ALL\", \
+                \"C.UTF-8\")` (`locale -a` lists all)"
                 .to_owned(),
         );
     }
     if has(&["too many open files", "emfile"]) {
-        return Some("it may not open more files: raise the limit, `ulimit -n`".to_owned());
+        return Some("it may not open more files: raise the limit with `ulimit -n`".to_owned());
     }
     if has(&[
         "unrecognized option",
@@ -186,19 +188,27 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
         "option not recognized",
     ]) {
         return Some(match symptoms.shell {
-            true => "a program of the script does not know one of its arguments".to_owned(),
+            true => "a program of the script does not know one of its arguments: check them in the \
+                script: check them in the \
+                script"
+                .to_owned(),
             false => format!("it does not know one of its arguments: see `{program} --help`"),
         });
     }
     if has(&["permission denied", "eacces", "operation not permitted"]) {
         return Some(
-            "it may not do what that line says: its user needs the right to, or another path; files in \
-             `{dir}` belong to it, and ports below 1024 are root's"
+            "it may not do what that line says: give its user the right to, or use another path or port \
+                (`{dir}` belongs to that user, and ports below 1024 to root)"
                 .to_owned(),
         );
     }
     if has(&["not found"]) && symptoms.exit.and_then(|status| status.code()) == Some(127) {
-        return Some("a program of the script is not installed, or not on PATH".to_owned());
+        return Some(
+            "a program of the script is not installed, or not on PATH: install it, or use its whole \
+                path: install it, or use its \
+            whole path"
+                .to_owned(),
+        );
     }
     None
 }
@@ -210,8 +220,8 @@ fn of_exit(symptoms: &Symptoms<'_>) -> Option<String> {
     let exit = symptoms.exit?;
     match (exit.code(), exit.signal()) {
         (Some(0), _) if crate::sys::LOSES_DAEMONS => Some(
-            "it exited with status 0: a program that goes into the background is not found on this system, \
-             and may still run; give it its option to stay in the foreground"
+            "it exited with status 0, and on this system a program that goes into the background is lost \
+                and may still run: give it its option to stay in the foreground"
                 .to_owned(),
         ),
         (Some(0), _) => Some(format!(
@@ -226,11 +236,16 @@ fn of_exit(symptoms: &Symptoms<'_>) -> Option<String> {
             }
         )),
         (_, Some(SIGKILL)) => Some(
-            "nothing here sent that signal: it may have been the kernel, for want of memory (`dmesg` tells), \
-                or a person".to_owned(),
+            "mirakuru did not send that signal: check with `dmesg` whether the kernel did, for want of \
+                memory; otherwise a person or another program did"
+                .to_owned(),
         ),
-        (_, Some(SIGILL)) => Some("the program may be built for a newer processor than this machine \
-            has".to_owned()),
+        (_, Some(SIGILL)) => Some(
+            "the program may be built for a newer processor than this machine has: install or build one \
+                for this processor: \
+            install or build one for this processor"
+                .to_owned(),
+        ),
         _ => None,
     }
 }
@@ -280,7 +295,7 @@ mod tests {
             ),
             (
                 "open() \"/var/log/x.log\" failed (13: Permission denied)",
-                "needs the right to",
+                "give its user the right to",
             ),
         ] {
             let hint = hint(line).unwrap_or_else(|| panic!("{line}"));

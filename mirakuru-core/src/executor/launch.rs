@@ -116,12 +116,14 @@ fn existing(tried: &[PathBuf], dir: Option<&Path>) -> Option<PathBuf> {
 fn exec_hint(source: &io::Error, program: &str, tried: &[PathBuf], dir: Option<&Path>) -> Option<String> {
     match (source.kind(), existing(tried, dir)) {
         (io::ErrorKind::NotFound, Some(path)) => Some(format!(
-            "`{}` is there, but what it needs to run is not: the interpreter of its first line, or its \
-                dynamic loader",
+            "install the interpreter that the first line of `{}` names, or its dynamic loader: the file is \
+                there, but one of these is not",
             path.display()
         )),
         (io::ErrorKind::NotFound, None) if program.contains('/') => Some(
-            "there is no such file; a relative path counts from the service's working directory".to_owned(),
+            "check the path: there is no such file, and a relative path counts from the service's working \
+                directory"
+                .to_owned(),
         ),
         (io::ErrorKind::NotFound, None) => Some(crate::error::programs::not_found(
             program,
@@ -134,17 +136,17 @@ fn exec_hint(source: &io::Error, program: &str, tried: &[PathBuf], dir: Option<&
             Some(if path.is_dir() {
                 format!("`{}` is a directory", path.display())
             } else if mode.is_ok_and(|mode| mode == 0) {
-                format!("it is not executable: `chmod +x {}`", path.display())
+                format!("it is not executable: run `chmod +x {}`", path.display())
             } else {
                 format!(
-                    "the service's user may not execute `{}`, or not enter one of its directories",
+                    "let the service's user execute `{}` and enter each directory above it",
                     path.display()
                 )
             })
         }
         _ => (source.raw_os_error() == Some(crate::sys::ENOEXEC)).then(|| {
-            "it is neither a program for this machine nor a script with a first line such as `#!/bin/sh`; \
-             a script without one runs with `.shell(true)`"
+            "it is neither a program for this machine nor a script with a first line such as `#!/bin/sh`: \
+                add that line, or run it with `.shell(true)`"
                 .to_owned()
         }),
     }

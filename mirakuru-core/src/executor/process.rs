@@ -191,7 +191,7 @@ impl Process {
             Process::Own(own) => Ok(Owned { core, own }),
             Process::Attached(_) => Err(Error::system(
                 format!("{action} `{}`", core.command),
-                io::Error::other("the service is shared by the whole run; use one of the test's own"),
+                io::Error::other("the whole run shares the service; give the test a service of its own"),
             )
             .into()),
         }
@@ -206,7 +206,8 @@ impl Process {
         match &core.spec.not_ours {
             Some(variable) if action != "start" => {
                 let reason = format!(
-                    "the server is at {variable} and not ours; unset the variable for one of the test's own"
+                    "the server is the external one at {variable}; unset the variable to give the test a \
+                        server of its own"
                 );
                 let attempt = format!("{action} `{}`", core.values.name());
                 Err(Error::system(attempt, io::Error::other(reason)).into())

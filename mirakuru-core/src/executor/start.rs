@@ -167,7 +167,8 @@ impl Owned<'_> {
         }
         let mut evidence = self.core.evidence(self.own, None);
         evidence.hint = Some(
-            "see that the file system of the program answers, and that nothing traces or stops the supervisor"
+            "check that the file system of the program answers, and that no process traces or stops the \
+                supervisor"
                 .to_owned(),
         );
         Err(Error::Timeout {

@@ -41,11 +41,16 @@ impl Owned<'_> {
         }
         let mut evidence = self.core.evidence(self.own, None);
         if had_ended {
-            evidence.hint = Some("it had ended by itself before it was asked to".to_owned());
+            evidence.hint = Some(
+                "it had ended by itself before it was asked to: find the reason in its \
+                    output: find the reason in its \
+                output"
+                    .to_owned(),
+            );
         } else if signals::is_death_by(exit.status, self.core.spec.kill_signal.number()) {
             evidence.hint = Some(format!(
-                "it did not end within {} of {signal}; a longer `stop_timeout` or another `stop_signal` may \
-                    help",
+                "it did not end within {} of {signal}: give it a longer `stop_timeout`, or another \
+                    `stop_signal`",
                 Span(scaled(self.core.spec.stop_timeout)),
             ));
         }

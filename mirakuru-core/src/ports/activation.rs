@@ -31,7 +31,7 @@ impl Listen {
         for (name, addr) in wanted {
             let invalid = |reason: String| Error::InvalidCommand {
                 command: command.to_owned(),
-                reason: format!("it is to listen on `{addr}`: {reason}"),
+                reason: format!("it should listen on `{addr}`: {reason}"),
             };
             let name = match name {
                 Some(name) => {
@@ -135,7 +135,7 @@ mod tests {
         ] {
             let error = of(&[wanted]).unwrap_err().to_string();
             assert!(
-                error.starts_with("invalid command `server`: it is to listen on"),
+                error.starts_with("invalid command `server`: it should listen on"),
                 "{error}"
             );
             assert!(error.contains(part), "{error}");

@@ -93,13 +93,13 @@ pub(crate) fn split(text: &str) -> Result<(&str, Option<&str>), String> {
     let Some(inside) = text.strip_prefix('[') else {
         if text.parse::<Ipv6Addr>().is_ok() {
             return Err(format!(
-                "an IPv6 address stands in brackets, and the port after them: `[{text}]:{{port}}`, or \
-                 `[::1]:6379`"
+                "write an IPv6 address in brackets, with the port after them: `[{text}]:{{port}}`, or \
+                    `[::1]:6379`"
             ));
         }
         return match text.rsplit_once(':') {
             Some((host, port)) if host.contains(':') => {
-                Err(format!("an IPv6 address stands in brackets: `[{host}]:{port}`"))
+                Err(format!("write an IPv6 address in brackets: `[{host}]:{port}`"))
             }
             Some((host, port)) => Ok((host, Some(port))),
             None => Ok((text, None)),
@@ -111,12 +111,12 @@ pub(crate) fn split(text: &str) -> Result<(&str, Option<&str>), String> {
     let ip = host.split_once('%').map_or(host, |(ip, _)| ip);
     if ip.parse::<Ipv6Addr>().is_err() {
         return Err(format!(
-            "`{host}` is not an IPv6 address, and only those stand in brackets; write it as `[::1]:6379`"
+            "`{host}` is not an IPv6 address, and only those are written in brackets: `[::1]:6379`"
         ));
     }
     match after.strip_prefix(':') {
         None if !after.is_empty() => {
-            Err("after the bracket of an IPv6 address stand a colon and the port: `[::1]:6379`".to_owned())
+            Err("write a colon and the port after the bracket of an IPv6 address: `[::1]:6379`".to_owned())
         }
         port => Ok((host, port)),
     }

@@ -36,11 +36,11 @@ impl Busy {
         let is_pid_file = self.endpoint.starts_with("pid file ");
         let hint = match (remedy, is_port) {
             (None, _) if is_pid_file => {
-                "remove the file, which a service that is gone left, or use a path in `{dir}`".to_owned()
+                "remove the file, which an earlier service left behind, or use a path in `{dir}`".to_owned()
             }
             (Some(remedy), _) if is_pid_file => format!(
-                "if that is another program, remove the file, which a service that is gone left; otherwise \
-                    {remedy}"
+                "remove the file if that process is another program (then an earlier service left it \
+                    behind); otherwise {remedy}"
             ),
             (Some(remedy), true) => format!("{remedy}, or let a free port be chosen with `{{port}}`"),
             (Some(remedy), false) => format!("{remedy}, or use a path in `{{dir}}`, which is private"),

@@ -316,7 +316,7 @@ fn starter(path: &Path) -> Option<String> {
         Some(match (&held.thread_name, has_ended) {
             (Some(name), false) => format!(", started by `{name}`"),
             (Some(name), true) => {
-                format!(", started by `{name}`, which is over; a thread of it has the service still")
+                format!(", started by `{name}`, which is over; a thread of it still has the service")
             }
             (None, _) => {
                 ", started by a thread without a name, perhaps of a test that `#[timeout]` has ended"
@@ -635,7 +635,10 @@ mod tests {
         let _of_test = take(1, Some("shop::opens"));
         in_time(|| {
             let holder = holder_in(&temp.0, &endpoint(1)).unwrap();
-            holder.ends_with("started by `shop::opens`, which is over; a thread of it has the service still")
+            holder.ends_with(
+                "started by `shop::opens`, which is over; a thread of it still has the \
+                service",
+            )
         });
         let _of_body = take(2, None);
         let holder = holder_in(&temp.0, &endpoint(2)).unwrap();

@@ -60,7 +60,7 @@ impl WrongListener {
     pub(crate) fn remedy(&self) -> String {
         let what = match self.shared {
             true => "both listen there (SO_REUSEPORT), and each gets a part of the connections",
-            false => "it has what this service was to have",
+            false => "it has the address or path that this service needs",
         };
         match self.holder.remedy() {
             Some(remedy) => format!("{what}: {remedy}, or let a free port be chosen with `{{port}}`"),

@@ -351,8 +351,8 @@ impl Readiness for Banner {
         let (line, exact) = nearest(&self.pattern, text.lines())?;
         let line = printable(line, 200);
         Some(match exact {
-            true => format!("the closest line has a part of the pattern: `{line}`"),
-            false => format!("the closest line is `{line}`"),
+            true => format!("compare the pattern with the closest line, which has a part of it: `{line}`"),
+            false => format!("compare the pattern with the closest line, `{line}`"),
         })
     }
 

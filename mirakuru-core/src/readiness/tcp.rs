@@ -310,7 +310,7 @@ mod tests {
             ("localhost:+80", "`+80` is not a port"),
             ("localhost:redis", "`redis` is not a port"),
             ("::1", "`[::1]:{port}`"),
-            ("fe80::x:80", "stands in brackets: `[fe80::x]:80`"),
+            ("fe80::x:80", "in brackets: `[fe80::x]:80`"),
             ("[::1:80", "not closed"),
             ("[::1]80", "a colon and the port"),
             ("[localhost]:80", "`localhost` is not an IPv6 address"),

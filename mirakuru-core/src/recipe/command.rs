@@ -170,7 +170,7 @@ impl Command {
         // The path of a found program is not the user's text, so nothing in it is expanded.
         let is_found = matches!(self.words, Words::Program(_));
         if !given || words.is_empty() {
-            return Err(self.invalid(format!("the command is empty; it begins with the {what} to run")));
+            return Err(self.invalid(format!("the command is empty; begin it with the {what} to run")));
         }
         let mut argv = Vec::with_capacity(words.len() + 3);
         for (index, word) in words.iter().enumerate() {
@@ -470,7 +470,7 @@ pub(crate) fn shell_syntax(line: &str) -> Option<String> {
         false => "add `.shell(true)`",
     };
     Some(format!(
-        "the command runs without a shell, and `{found}` means something only to one: {remedy}"
+        "the command runs without a shell, and only a shell understands `{found}`: {remedy}"
     ))
 }
 
@@ -715,7 +715,7 @@ mod tests {
             .into_command()
             .resolve(&mut |word| values().expand_os(word), true)
             .unwrap_err();
-        assert!(reason(script).contains("begins with the script"));
+        assert!(reason(script).contains("begin it with the script"));
         let mut only_extra = "".into_command();
         only_extra.push(OsStr::new("a"));
         assert!(refused_command(&only_extra).starts_with("the command is empty"));

@@ -87,7 +87,7 @@ fn check(metadata: &Metadata) -> io::Result<()> {
         ))
     };
     if metadata.is_symlink() {
-        return refuse("it is a symbolic link, which somebody may have planted".to_owned());
+        return refuse("it is a symbolic link, which another user may have put there".to_owned());
     }
     if !metadata.is_dir() {
         return refuse("it is not a directory".to_owned());

@@ -312,7 +312,7 @@ pub(crate) fn check_within(path: &Path) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "the file `{}` is to be in the private directory: its path must be relative to that, without `..`",
+        "the file `{}` must be in the private directory: give its path relative to that, without `..`",
         path.display()
     ))
 }
@@ -322,7 +322,7 @@ fn furnish(path: &Path, foreign: Option<(u32, u32)>, loose: bool) -> io::Result<
     let lock = sys::files::open_lock(&path.join("lock"), true)?;
     if !sys::files::try_flock(lock.as_fd())? {
         return Err(io::Error::other(
-            "somebody else has locked a file that was just made",
+            "another process has locked a file that was just made",
         ));
     }
     let dir = path.join("d");

@@ -24,7 +24,7 @@ pub(crate) fn remove_tree(path: &Path) {
 fn tell(path: &Path) {
     if path.symlink_metadata().is_ok() && !is_quiet() {
         eprintln!(
-            "mirakuru: left `{}`: something is mounted in it, or somebody else may have put it there",
+            "mirakuru: left `{}`: something is mounted in it, or another user may have put it there",
             path.display()
         );
     }

@@ -211,8 +211,8 @@ fn check_is_beside(built: &Built) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "this test was built in `{}`, and runs as `{}`, as one from an archive does: cargo cannot build for \
-            it",
+        "this test was built in `{}`, and runs as `{}`, like a test from an archive: cargo cannot build \
+            for it",
         built.build_dir.display(),
         exe.display()
     ))
@@ -300,9 +300,12 @@ fn build(bin: &Bin, built: &Built) -> Result<PathBuf, String> {
             && target.list("kind").contains(&Json::Text(bin.kind().to_owned()));
         message.text("executable").filter(|_| is_it).map(PathBuf::from)
     });
-    executable
-        .next_back()
-        .ok_or_else(|| format!("cargo has built it, and not said where\n{}", said.err.trim_end()))
+    executable.next_back().ok_or_else(|| {
+        format!(
+            "cargo has built it, but has not said where\n{}",
+            said.err.trim_end()
+        )
+    })
 }
 
 /// The manifest of the test's package. Any manifest of the workspace would do.
@@ -397,7 +400,7 @@ fn listed(names: impl ExactSizeIterator<Item = String>, kind: &str) -> String {
 fn build_dir(path: &Path, dir: Option<&Path>) -> Result<Option<String>, String> {
     let text = path
         .to_str()
-        .ok_or("the build directory's path is not UTF-8, and cargo takes no other here")?;
+        .ok_or("the build directory's path is not UTF-8, which cargo needs here")?;
     let has_braces = |text: &str| text.contains(['{', '}']);
     let text = match has_braces(text) {
         false => text,

@@ -96,9 +96,9 @@ pub(super) fn tidied(attempt: &str, result: io::Result<()>) {
     match error.kind() {
         BrokenPipe | ConnectionRefused | ConnectionReset | NotFound | UnexpectedEof => {}
         TimedOut | WouldBlock => eprintln!(
-            "mirakuru: could not {attempt} within {} s; it goes at the end of the run",
+            "mirakuru: could not {attempt} within {} s; it is removed at the end of the run",
             TIDY_WITHIN.as_secs()
         ),
-        _ => eprintln!("mirakuru: could not {attempt}: {error}; it goes at the end of the run"),
+        _ => eprintln!("mirakuru: could not {attempt}: {error}; it is removed at the end of the run"),
     }
 }

@@ -280,8 +280,8 @@ impl External {
     pub(crate) fn refuse(&self, setter: &str, is_used: bool) -> Result<(), Error> {
         let variable = &self.variable;
         let reason = format!(
-            "the recipe says `{setter}(..)`, and the server is at {variable} and not ours; unset the \
-             variable for a server of the test's own"
+            "the recipe says `{setter}(..)`, and the server is the external one at {variable}; unset the \
+                variable to give the test a server of its own"
         );
         match is_used {
             true => Err(Error::other(format!("use {self}"), reason)),
@@ -460,7 +460,7 @@ fn run(external: &External) -> Result<(), Error> {
     let begin = || -> io::Result<()> {
         fs::write(dir.join(OWNER), &owner)?;
         (protocol.renew)(external, &owner)?;
-        println!("{external} is not ours: its output is not here");
+        println!("mirakuru did not start {external}: its output is not here");
         fs::write(dir.join(READY), "")
     };
     begin().map_err(|source| external.failed(source))?;

@@ -392,8 +392,8 @@ impl Nats {
         let attempt = "lease an account of NATS";
         if let Some(external) = &self.external {
             let reason = format!(
-                "{external} is not ours, and accounts are in its configuration; give each test subjects \
-                 of its own with `subject_prefix()`, or unset the variable"
+                "mirakuru did not start {external}, whose configuration holds the accounts; give each test \
+                    subjects of its own with `subject_prefix()`, or unset the variable"
             );
             return Err(Error::other(attempt, reason));
         }

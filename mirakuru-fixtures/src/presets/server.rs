@@ -253,8 +253,8 @@ impl Options {
             return Err(Error::other(
                 format!("start {}", server.name),
                 format!(
-                    "the directory for temporary files, `{}`, has {which} in its name, which it takes for \
-                        something else; set TMPDIR to another directory",
+                    "the directory for temporary files, `{}`, has {which} in its name, which the server \
+                        reads as something else; set TMPDIR to another directory",
                     dir.display()
                 ),
             ));

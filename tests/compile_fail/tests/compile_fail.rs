@@ -1,17 +1,18 @@
-//! Each mistake is one error, on the token that is wrong, and says what would be right.
+//! Each mistake gives one error, on the wrong token, with the remedy.
 //!
-//! One mistake a file, named after the mistake. What rustc prints changes with its version: the
+//! Each file has one mistake and is named after it. rustc's output changes with its version: the
 //! expected output is that of the version in CI.
 //!
-//! A package of its own: trybuild builds all that the package depends on once more, with the
-//! features that the test is built with. Here these are the defaults, and no TLS.
+//! This is a package of its own: trybuild builds all of the package's dependencies once more, with
+//! the features of the test. Here these are the defaults, without TLS.
 
 #[test]
 fn each_mistake_is_one_error() {
     trybuild::TestCases::new().compile_fail("tests/ui/*.rs");
 }
 
-/// The files of expected output, looked at as a whole: trybuild compares them, but does not count.
+/// The files of expected output, checked as a whole: trybuild compares them, but does not count
+/// them.
 #[test]
 fn the_expected_output_has_one_error_each() {
     let mut looked_at = 0;

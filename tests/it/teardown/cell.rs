@@ -1,9 +1,9 @@
 //! A victim: one cell of the table of teardown. It starts a service with a certain kind of tree,
-//! says so, and ends in a certain way.
+//! reports that, and ends in a certain way.
 //!
-//! Run by an `#[ignore]`d test, so that libtest is around it, and by a program of its own that is
-//! built with `panic = "abort"`. All it needs to know is in the environment; it does nothing where
-//! that is not set. What it says and hears goes through its standard output and input.
+//! An `#[ignore]`d test runs it under libtest, and a program built with `panic = "abort"` runs it
+//! as well. Its settings are in the environment; without them it does nothing. It talks through its
+//! standard output and input.
 
 use std::env;
 use std::fs::OpenOptions;
@@ -15,13 +15,13 @@ use std::time::Duration;
 
 use mirakuru::{Executor, ExecutorBuilder, Shared, Tcp, TcpExecutor};
 
-/// How it is to end: see [`run`].
+/// The way to end: see [`run`].
 pub(crate) const DEATH: &str = "MIRAKURU_CELL_DEATH";
 /// The helper's program, and its flags for the tree.
 pub(crate) const SERVICE: &str = "MIRAKURU_CELL_SERVICE";
 /// The FIFO that the tree holds.
 pub(crate) const LIFELINE: &str = "MIRAKURU_CELL_LIFELINE";
-/// Where it listens.
+/// The address on which it listens.
 pub(crate) const ADDRESS: &str = "MIRAKURU_CELL_ADDRESS";
 /// The grace in milliseconds.
 pub(crate) const GRACE: &str = "MIRAKURU_CELL_GRACE";
@@ -40,7 +40,7 @@ fn recipe() -> ExecutorBuilder<Tcp> {
     let grace = env::var(GRACE).expect("the grace").parse().expect("milliseconds");
     let lifeline = env::var(LIFELINE).expect("the lifeline");
     let address = env::var(ADDRESS).expect("the address");
-    // For both directions, or it would wait for a reader.
+    // Opened for both directions: otherwise it would wait for a reader.
     let lifeline = OpenOptions::new().read(true).write(true).open(lifeline);
     Executor::builder(service)
         .args(["--listen", &address])
@@ -56,8 +56,7 @@ pub(crate) fn run() {
     let Ok(death) = env::var(DEATH) else { return };
     no_core_dumps();
     if death == "in the middle of a start" {
-        // Again and again: what is hit may also be the end of the one and the beginning of the
-        // next.
+        // Repeats both: a kill may also hit the end of one service and the beginning of the next.
         for _ in 0..1000 {
             say(STARTING);
             drop(recipe().start());
@@ -73,8 +72,8 @@ pub(crate) fn run() {
     match death.as_str() {
         "scope end" => drop(service),
         "stop" => {
-            // Its main process may have been killed, and then this is an error. It has stopped all
-            // the same.
+            // Its main process may have been killed, which is an error here. It has stopped all the
+            // same.
             let _ = service.stop();
             assert!(!service.is_running());
         }
@@ -101,7 +100,7 @@ pub(crate) fn die(death: &str) {
     }
 }
 
-/// Says that the service is up, and waits for the word that lets the victim go on, to its end.
+/// Reports that the service is up, and waits for the word that lets the victim go on to its end.
 fn await_word(pid: u32) {
     say(&format!("{pid}{UP}"));
     let mut word = String::new();
@@ -109,7 +108,7 @@ fn await_word(pid: u32) {
     assert_eq!(word.trim(), "die");
 }
 
-/// Not with `println!`, which libtest captures.
+/// `println!` would be captured by libtest.
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
     // The harness has begun a line of its own.
@@ -118,21 +117,21 @@ fn say(line: &str) {
 }
 
 fn segfault() {
-    // In the first page, where nothing is ever mapped. Not the null pointer itself, which rustc's
-    // own checks find first.
+    // In the first page, which is never mapped. The null pointer itself would be caught by rustc's
+    // own checks.
     let nowhere = black_box(std::ptr::without_provenance_mut::<u8>(8));
     // SAFETY: none; this is what is tested.
     unsafe { nowhere.write_volatile(1) };
 }
 
-/// Deeper than any stack.
+/// Deeper than any stack allows.
 #[allow(unconditional_recursion)]
 fn overflow(above: &[u8; 512]) -> u8 {
     let here = black_box([above[0].wrapping_add(1); 512]);
     overflow(&here).wrapping_add(here[1])
 }
 
-/// The deaths are many, and so would be the files.
+/// There are many deaths, and so there would be many core files.
 fn no_core_dumps() {
     const RLIMIT_CORE: i32 = 4;
     unsafe extern "C" {

@@ -23,12 +23,12 @@ fn this_test() -> String {
     thread::current().name().unwrap_or("a test").to_owned()
 }
 
-/// Whether a program is installed. When it is not, this says so aloud (the test then returns). With
+/// Whether a program is installed. If it is not, prints that (the test then returns). With
 /// `CI=true` in the environment the test fails.
 #[track_caller]
 #[must_use]
 pub fn require(program: &str) -> bool {
-    // Where it is not set, programs are looked for in the folders that every system has.
+    // If it is not set, programs are searched in the folders that every system has.
     let path = env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
     // Debian keeps PostgreSQL off PATH.
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
@@ -86,8 +86,8 @@ pub fn any_server(program: &str) -> bool {
     url_variable(program).is_some() || require(program)
 }
 
-/// Whether a test goes on in this process that configures, restarts or kills its server, and so
-/// needs one of its own. See [`without_url`].
+/// Whether a test that configures, restarts or kills its server goes on in this process: such a
+/// test needs its own server. See [`without_url`].
 #[track_caller]
 #[must_use]
 pub fn own_server(program: &str) -> bool {
@@ -95,8 +95,8 @@ pub fn own_server(program: &str) -> bool {
 }
 
 /// Whether the test goes on in this process, because no `MIRAKURU_*_URL` names a server for this
-/// program. Where one does, this says so aloud, runs the test in another process without that
-/// variable, and fails if the test fails there.
+/// program. If one does, prints that, runs the test in another process without the variable, and
+/// fails if the test fails there.
 #[track_caller]
 #[must_use]
 pub fn without_url(program: &str) -> bool {
@@ -130,8 +130,7 @@ pub fn new_key(text: &str) -> String {
     format!("{text} {now} {}", process::id())
 }
 
-/// Whether this process is root's. When it is not, this says aloud that a part of the test is
-/// skipped.
+/// Whether this process is root's. If it is not, prints that a part of the test is skipped.
 #[must_use]
 pub fn require_root() -> bool {
     let root = fs::metadata("/proc/self").is_ok_and(|us| us.uid() == 0);
@@ -141,7 +140,7 @@ pub fn require_root() -> bool {
     root
 }
 
-/// Whether this holds within a time.
+/// Whether this holds within the time limit.
 pub fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();
     while begun.elapsed() < limit {
@@ -177,8 +176,8 @@ pub fn assert_nothing_is_left<R: Readiness, H: Deref<Target = Executor<R>>>(hand
     assert!(!dir.exists(), "{} is there still", dir.display());
 }
 
-/// Has a server start on a port that this process has, and fails unless the error says who that is.
-/// (The portable back end does not see that; it is an error all the same, of the port.)
+/// Lets a server start on a port that this process has, and fails unless the error names this
+/// process. (The portable back end does not see that, but also reports the port.)
 #[track_caller]
 pub fn assert_names_the_holder<H: Debug>(start: impl FnOnce(u16) -> Result<H, Error>) {
     let ours = TcpListener::bind("127.0.0.1:0").expect("a port");
@@ -193,8 +192,8 @@ pub fn assert_names_the_holder<H: Debug>(start: impl FnOnce(u16) -> Result<H, Er
 
 const CHILD: &str = "MIRAKURU_TEST_CHILD";
 
-/// Runs the `#[ignore]`d test of this name of this very binary in a process of its own, whose
-/// environment can be another one. It has no `MIRAKURU_*_URL` but those that are given.
+/// Runs the `#[ignore]`d test of this name of this binary in a process of its own, with another
+/// environment if wanted. The process has no `MIRAKURU_*_URL` except for the given ones.
 #[must_use]
 pub fn in_a_child(test: &str, environment: &[(&str, &str)]) -> Output {
     remove_urls(&mut Command::new(env::current_exe().expect("this binary")))
@@ -211,8 +210,8 @@ pub fn is_child() -> bool {
     env::var_os(CHILD).is_some()
 }
 
-/// Runs the `#[ignore]`d test where no directory on PATH has anything, and fails unless what it
-/// prints names this package.
+/// Runs the `#[ignore]`d test with empty directories on PATH, and fails unless its output names
+/// this package.
 #[track_caller]
 pub fn assert_names_the_package(test: &str, package: &str) {
     let output = in_a_child(test, &[("PATH", "/nonexistent")]);
@@ -226,11 +225,11 @@ pub fn assert_names_the_package(test: &str, package: &str) {
 
 // ---- a disk that is full ------------------------------------------------------------------------
 
-/// A tiny file system, and gone at the end.
+/// A tiny file system, which is removed at the end.
 pub struct TinyDisk(PathBuf);
 
 impl TinyDisk {
-    /// Of so many KiB. `None`, said aloud, where it cannot be mounted.
+    /// With a size in KiB. `None`, with a message, if it cannot be mounted.
     #[must_use]
     pub fn mount(kib: u32) -> Option<TinyDisk> {
         let path = env::temp_dir().join(format!("mkt-disk-{}", process::id()));

@@ -39,7 +39,7 @@ const PRESETS: [(&str, Start); 9] = [
     }),
 ];
 
-/// The bound on what should have happened long ago. RabbitMQ takes its time.
+/// The time limit of each wait. RabbitMQ is slow.
 const LONG: Duration = Duration::from_secs(60);
 
 /// How many times: the first two are special.
@@ -63,8 +63,8 @@ fn killed_at_a_random_moment_nothing_is_left() {
         let begin = Instant::now();
         let all = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
         let earlier: BTreeSet<&str> = all.lines().map(segment_id).collect();
-        // In the first round nothing is in a cache yet; the second one lets it be filled, and kills
-        // when all are up.
+        // In the first round all caches are empty. The second one lets them be filled, and kills
+        // when all servers are up.
         let is_time = || match round {
             1 => scratch.0.join("up").exists(),
             _ => begin.elapsed() >= moment,
@@ -102,7 +102,7 @@ fn killed_at_a_random_moment_nothing_is_left() {
             assert!(seen.len() > 3, "they were seen");
         }
 
-        // What is left of files is the next run's to remove: whoever starts something.
+        // The next run removes left files: any process that starts something.
         let next = scratch.child("the_next_run").wait_with_output().unwrap();
         assert!(next.status.success(), "{}", scratch.log());
         let files = scratch.private_dirs();
@@ -111,7 +111,7 @@ fn killed_at_a_random_moment_nothing_is_left() {
             "killed after {killed_after:?}; directories: {files:?}"
         );
         let mut segments = segments_of(&seen);
-        // The ids of processes are used again: what was there before has another creator.
+        // Process ids are used again, so an older directory has another creator.
         segments.retain(|segment| !earlier.contains(segment_id(segment)));
         assert!(
             segments.is_empty(),
@@ -145,7 +145,7 @@ fn presets_up() {
     drop(up);
     assert_eq!(are_up.iter().count(), installed().count());
     fs::write(Path::new(&scratch).join("up"), "").unwrap();
-    // Should whoever was to kill it be gone, not for ever.
+    // If the killer is gone, this ends by itself.
     thread::sleep(2 * LONG);
 }
 
@@ -196,7 +196,7 @@ impl Scratch {
         fs::read_to_string(self.0.join("log")).unwrap_or_default()
     }
 
-    /// The living processes that have to do with it: by their command line, environment or working
+    /// The living processes that belong to it: by their command line, environment or working
     /// directory. (Some overwrite the first two.)
     fn processes(&self) -> Vec<u32> {
         let path = self.0.to_str().unwrap();
@@ -215,8 +215,8 @@ impl Scratch {
             .collect()
     }
 
-    /// The directories of services, but for those in which nothing but a kept log is left: the
-    /// log of a service whose test was killed is kept.
+    /// The directories of services, except for those with only a kept log: the log of a service is
+    /// kept if its test was killed.
     fn private_dirs(&self) -> Vec<PathBuf> {
         let bases = fs::read_dir(&self.0)
             .unwrap()

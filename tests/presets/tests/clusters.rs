@@ -11,7 +11,7 @@ use mirakuru::{Cluster, Recipe};
 use mirakuru_preset_tests::{in_a_child, is_child, require};
 use redis::Commands;
 
-/// What must come true soon.
+/// Waits for something that must happen soon.
 #[track_caller]
 fn soon(mut condition: impl FnMut() -> bool) {
     let begun = Instant::now();
@@ -42,7 +42,7 @@ fn members_of_an_etcd_go_on_without_one() {
     }
     let begun = Instant::now();
     let mut members: Cluster<Etcd> = presets::etcd().cluster(3).start().unwrap();
-    // No question to a member waits for another that is not launched yet.
+    // No question to a member waits for one that is not launched yet.
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     assert_eq!(members.len(), 3);
     call(&members[0], "kv/put", r#"{"key":"Zm9v","value":"YmFy"}"#);
@@ -202,7 +202,7 @@ fn a_replica_of_postgres_has_the_databases_of_the_primary() {
         .execute("INSERT INTO visits VALUES ('you')", &[])
         .unwrap();
     soon(|| who(&mut replica) == ["me", "you"]);
-    // A replica that was away catches up.
+    // A replica that was down catches up.
     drop(replica);
     nodes[1].stop().unwrap();
     connect(&database.url())

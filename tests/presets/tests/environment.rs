@@ -1,5 +1,5 @@
-//! Presets in unusual environments: variables of the developer, odd temp dirs, users that may do
-//! little, version managers.
+//! Presets in unusual environments: variables of the developer, odd temporary directories, users
+//! with few rights, version managers.
 
 use std::env;
 use std::ffi::OsStr;
@@ -86,7 +86,7 @@ impl Drop for Scratch {
     }
 }
 
-/// This binary's test of this name, as `child`, with a command such as `setpriv` before it.
+/// The test with this name in this binary, as `child`, with a command such as `setpriv` before it.
 fn child_under(wrapper: &[&str], test: &str, only: &str, temp: &Path) -> Output {
     remove_urls(&mut Command::new(wrapper[0]))
         .args(&wrapper[1..])

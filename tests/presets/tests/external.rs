@@ -1,8 +1,8 @@
-//! Servers that somebody else has started, by `MIRAKURU_*_URL`: presets use them, and leave them as
-//! they were.
+//! External servers, by `MIRAKURU_*_URL`: presets use them, and leave them as they were. The file
+//! is long because each server has the same tests, which share its helpers.
 //!
 //! Each test starts a server by hand, and a child of this binary uses it. The child's tests are
-//! `#[ignore]`d, so that nobody else runs them.
+//! `#[ignore]`d, so that they run only there.
 
 #[path = "external/parts.rs"]
 mod parts;
@@ -25,7 +25,7 @@ use redis::Commands;
 struct Subject<'a> {
     variable: &'static str,
     url: String,
-    /// Everything that is on the server, as a text.
+    /// The whole content of the server, as a text.
     dump: &'a dyn Fn() -> String,
     /// The test that makes things on it until it is killed.
     busy: &'static str,
@@ -61,7 +61,7 @@ impl Subject<'_> {
             let moment = Duration::from_millis(random() % 1_000);
             let mut child = Busy::start(self);
             thread::sleep(moment);
-            // The last round has nobody left to clean up but the next run.
+            // After the last round only the next run can clean up.
             match round % 4 {
                 3 => child.kill_with_supervisors(),
                 _ => child.kill(),
@@ -150,7 +150,7 @@ fn goes_on() -> bool {
 fn assert_is_not_ours<T>(result: Result<T, Error>, variable: &str) {
     let error = result.err().expect("an error").to_string();
     assert!(
-        error.contains(&format!("the server is at {variable} and not ours")),
+        error.contains(&format!("the server is the external one at {variable}")),
         "{error}"
     );
 }
@@ -233,7 +233,7 @@ fn redis_dump(url: &str) -> String {
         redis::cmd("PING").query::<()>(&mut client)?;
         Ok(text)
     };
-    // The end of a lease disconnects those who look at its database.
+    // The end of a lease disconnects clients that use its database.
     let mut text = dump();
     within(Duration::from_secs(10), || {
         if text.is_err() {

@@ -12,13 +12,13 @@ use rumqttc::{Event, MqttOptions, Packet, QoS};
 
 use super::{Subject, goes_on};
 
-/// Every verb that would disturb the server is an error, and says why.
+/// Every verb that would disturb the server is an error with the reason.
 #[track_caller]
 fn verbs_are_errors<R: Readiness>(server: &mut Executor<R>, variable: &str) {
     for error in [server.stop(), server.restart(), server.kill(), server.pause()] {
         let error = error.unwrap_err().to_string();
         assert!(
-            error.contains(&format!("the server is at {variable} and not ours")),
+            error.contains(&format!("the server is the external one at {variable}")),
             "{error}"
         );
     }
