@@ -268,20 +268,23 @@ fn has_a_dependent_that_hangs() {
 
 // ---- the command at the end ---------------------------------------------------------------------
 
-/// A daemon that makes a record for each request, late, whether the client still lives or not.
-fn run_daemon<T>(dir: &Path, test: impl FnOnce() -> T) -> T {
+/// A daemon that makes a record for each request, late, whether the client still lives or not. The
+/// test can wait until it has made the last one.
+fn run_daemon<T>(dir: &Path, test: impl FnOnce(&dyn Fn() -> bool) -> T) -> T {
     const LATE: Duration = Duration::from_millis(200);
     let (requests, records) = (dir.join("requests"), dir.join("records"));
     fs::create_dir_all(&requests).unwrap();
     fs::create_dir_all(&records).unwrap();
     let is_over = AtomicBool::new(false);
+    // A request stays until its record is made.
+    let is_idle = || fs::read_dir(&requests).unwrap().count() == 0;
     thread::scope(|scope| {
         let _end = SetAtTheEnd(&is_over);
         scope.spawn(|| {
             let mut pending: Vec<(Instant, std::ffi::OsString)> = Vec::new();
             while !is_over.load(Ordering::SeqCst) {
                 for request in fs::read_dir(&requests).unwrap().flatten() {
-                    if fs::remove_file(request.path()).is_ok() {
+                    if !pending.iter().any(|(_, name)| *name == request.file_name()) {
                         pending.push((Instant::now(), request.file_name()));
                     }
                 }
@@ -289,13 +292,14 @@ fn run_daemon<T>(dir: &Path, test: impl FnOnce() -> T) -> T {
                     let is_due = since.elapsed() > LATE;
                     if is_due {
                         fs::write(records.join(name), "").unwrap();
+                        fs::remove_file(requests.join(name)).unwrap();
                     }
                     !is_due
                 });
                 thread::sleep(Duration::from_millis(2));
             }
         });
-        test()
+        test(&is_idle)
     })
 }
 
@@ -328,7 +332,7 @@ fn records(dir: &Path) -> usize {
 #[test]
 fn the_command_at_the_end_runs_twice_before_the_stop_returns() {
     let scratch = Scratch::new();
-    run_daemon(scratch.path(), || {
+    run_daemon(scratch.path(), |is_idle| {
         let mut service = client(scratch.path()).start().expect("it starts");
         let id = service.dir().parent().unwrap().file_name().unwrap().to_owned();
         let asked = scratch
@@ -342,8 +346,7 @@ fn the_command_at_the_end_runs_twice_before_the_stop_returns() {
         service.start().expect("it starts again");
         service.kill().expect("it is killed");
         assert_eq!(calls(scratch.path()), 4);
-        // The daemon makes a late record in this time.
-        thread::sleep(Duration::from_millis(300));
+        assert!(wait_until(is_idle, LONG));
         assert_eq!(records(scratch.path()), 0);
     });
 }
@@ -386,7 +389,7 @@ fn a_service_that_was_never_executed_has_no_command_at_its_end() {
 #[test]
 fn the_command_at_the_end_runs_when_the_worker_was_killed_first() {
     let scratch = Scratch::new();
-    run_daemon(scratch.path(), || {
+    run_daemon(scratch.path(), |_| {
         let mut service = client(scratch.path()).start().expect("it starts");
         let [worker, ..] = supervisors(service.pid())[..] else {
             panic!("no supervisor");
@@ -425,7 +428,7 @@ fn killed_at_any_moment_no_record_stays() {
     let rounds: usize = std::env::var("MIRAKURU_KILL_ROUNDS").map_or(8, |n| n.parse().expect("a number"));
     let scratch = Scratch::new();
     let left = AtomicBool::new(false);
-    run_daemon(scratch.path(), || {
+    run_daemon(scratch.path(), |is_idle| {
         let next = std::sync::atomic::AtomicUsize::new(0);
         thread::scope(|scope| {
             for _ in 0..4 {
@@ -441,8 +444,7 @@ fn killed_at_any_moment_no_record_stays() {
                 });
             }
         });
-        // The daemon's last work.
-        thread::sleep(Duration::from_millis(400));
+        assert!(wait_until(is_idle, LONG));
         assert_eq!(records(scratch.path()), 0);
     });
     assert!(!left.load(Ordering::SeqCst), "a supervisor has not ended");

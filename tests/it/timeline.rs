@@ -27,8 +27,34 @@ fn listens(name: &str, addr: &str, delay: u64) -> ExecutorBuilder<Tcp> {
         .timeout(LONG)
 }
 
-#[mirakuru::fixture(listens("shared-service", "127.0.0.1:{port}", 150))]
+/// Starts when three tests of two processes have asked for it, so that somebody waits for it.
+fn shared() -> ExecutorBuilder<Tcp> {
+    all_have_come("shared", 3);
+    listens("shared-service", "127.0.0.1:{port}", 150)
+}
+
+#[mirakuru::fixture(shared())]
 static SHARED: TcpExecutor;
+
+fn uses_shared() {
+    comes("shared");
+    assert!(SHARED.is_running());
+}
+
+/// Says that a test has come to a place.
+fn comes(place: &str) {
+    let dir = victim_dir().expect("only in test processes").join(place);
+    fs::create_dir_all(&dir).expect("a writable directory");
+    let name = format!("{}-{:?}", std::process::id(), thread::current().id());
+    fs::write(dir.join(name), "").expect("a writable directory");
+}
+
+/// Waits until so many tests have come to a place.
+fn all_have_come(place: &str, count: usize) {
+    let dir = victim_dir().unwrap_or_default().join(place);
+    let come = || fs::read_dir(&dir).map_or(0, Iterator::count);
+    assert!(wait_until(|| come() >= count, LONG), "{} of {count}", come());
+}
 
 #[mirakuru::fixture(cmd = [ODD, "--stop-delay", "60"], name = "of-the-process", scope = "process")]
 static OF_THE_PROCESS: SimpleExecutor;
@@ -53,7 +79,7 @@ mod first_binary {
         if victim_dir().is_none() {
             return;
         }
-        assert!(SHARED.is_running());
+        uses_shared();
         works(60);
         assert!(OF_THE_PROCESS.is_running());
     }
@@ -65,7 +91,7 @@ mod first_binary {
             return;
         }
         works(20);
-        assert!(SHARED.is_running());
+        uses_shared();
         works(100);
     }
 
@@ -85,10 +111,12 @@ mod first_binary {
         if victim_dir().is_none() {
             return;
         }
+        comes("port");
         let _server = on_a_fixed_port()
             .queue(true)
             .start()
             .expect("its port becomes free");
+        all_have_come("port", 2);
         works(80);
     }
 }
@@ -103,7 +131,7 @@ mod second_binary {
         if victim_dir().is_none() {
             return;
         }
-        assert!(SHARED.is_running());
+        uses_shared();
         works(50);
     }
 
@@ -137,7 +165,7 @@ mod third_binary {
         if victim_dir().is_none() {
             return;
         }
-        assert!(SHARED.is_running());
+        uses_shared();
         works(10);
         send(std::process::id(), SIGKILL);
         works(60_000);
