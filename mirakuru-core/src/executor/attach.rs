@@ -15,7 +15,7 @@ use crate::output::reader::OutputReader;
 use crate::ports::lock::EndpointLock;
 use crate::ports::values::Values;
 use crate::readiness::Readiness;
-use crate::recipe::builder::ExecutorBuilder;
+use crate::recipe::builder::{ExecutorBuilder, Spec};
 use crate::run::state::State;
 use crate::service_dir::ServiceDir;
 use crate::sys::{self, Exit, RunPlan, User};
@@ -118,60 +118,7 @@ impl<R: Readiness> Executor<R> {
         user: Option<User>,
     ) -> Result<Executor<R>, Error> {
         let ExecutorBuilder { spec, readiness } = recipe;
-        if let Some(report) = state.failed {
-            return Err(Error::FailedBefore {
-                report,
-                process: state.process,
-            });
-        }
-        let (state, is_running) = match state.is_running() {
-            true => (state, true),
-            false => {
-                let state = state.settle(&published);
-                let is_running = state.is_running();
-                (state, is_running)
-            }
-        };
-        let service_dir = ServiceDir::attach(state.service_dir.clone());
-        let (log, index) = (service_dir.log(), service_dir.index());
-        let output = match OutputReader::open(&log, &index) {
-            Ok(output) => output,
-            // The supervisor was killed, and a test process has swept the directory.
-            Err(_) if !is_running => {
-                return Err(Error::Died {
-                    command: mask_urls(&spec.command.display()).into_owned(),
-                    status: state.exit.map(|exit| exit.status),
-                    evidence: Box::default(),
-                });
-            }
-            Err(source) => {
-                return Err(Error::system(
-                    format!("read the log of the run's service `{}`", log.display()),
-                    source,
-                ));
-            }
-        };
-        let values = Values::known(name(&spec), service_dir.dir().to_owned(), state.ports.clone());
-        let mut core = Core::with(spec, service_dir, values, output);
-        core.readiness_env = state.env.clone();
-        core.captured = state.captured.clone();
-        core.pid = state.pid;
-        let attached_at = (state.addr, state.path.as_deref());
-        let resolved = core.resolve_command();
-        core.masked(resolved)?;
-        core.note_for_others(attached_at.0, attached_at.1);
-        core.note_start(how_it_ended(published.clone()));
-        core.show_live(false);
-        let attached = Attached {
-            state,
-            published,
-            user,
-            _endpoint_lock: None,
-        };
-        if !is_running {
-            let died = core.exit_error(&attached, &readiness, None);
-            core.masked(Err(died.unwrap_or_else(|| core.not_running("attach to it"))))?;
-        }
+        let (core, attached) = attach(spec, &readiness, state, published, user)?;
         Ok(Executor {
             core,
             process: Process::Attached(Box::new(attached)),
@@ -194,22 +141,7 @@ impl<R: Readiness> Executor<R> {
 
     /// Everything that others need to attach to the service.
     pub(crate) fn state(&self) -> State {
-        let core = &self.core;
-        let ports = core.values.ports();
-        State {
-            failed: None,
-            process: crate::run::this_process(),
-            pid: core.pid,
-            supervisor: self.process.observed().supervisor(),
-            service_dir: core.service_dir.path().to_owned(),
-            ports: ports.map(|(name, port)| (name.to_owned(), port)).collect(),
-            addr: self.process.addr(core, &self.readiness),
-            url: self.readiness.url().map(str::to_owned),
-            path: self.readiness.path().map(Path::to_owned),
-            env: core.readiness_env.clone(),
-            captured: core.captured.clone(),
-            exit: None,
-        }
+        state(&self.core, &self.process, &self.readiness)
     }
 
     /// Makes a running service the run's, and this executor an attached one.
@@ -224,52 +156,136 @@ impl<R: Readiness> Executor<R> {
         published: PathBuf,
         user: &mut Option<User>,
     ) -> Result<(), Error> {
-        let done = self.try_to_publish(state, published, user);
+        let done = publish(&mut self.core, &mut self.process, state, published, user);
         self.core.masked(done)
     }
+}
 
-    fn try_to_publish(
-        &mut self,
-        state: State,
-        published: PathBuf,
-        user: &mut Option<User>,
-    ) -> Result<(), Unmasked> {
-        let core = &mut self.core;
-        let action = "share it with the run";
-        let Owned { core, own } = self.process.owned(core, action)?;
-        if let Some(endpoint_lock) = &own.endpoint_lock {
-            endpoint_lock
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .for_run();
-        }
-        let published_by = match own.lock().as_mut() {
-            Some(service) => service.publish(),
-            None => return Err(core.not_running(action)),
-        };
-        if let Err(source) = published_by {
-            if let Some(Some(exit)) = own.ended() {
-                return Err(Error::Exited {
-                    command: core.command.clone(),
-                    awaited: "other test processes could attach to it".to_owned(),
-                    elapsed: Duration::from_nanos(exit.at.saturating_sub(own.started_ns)),
-                    status: exit.status,
-                    evidence: core.evidence(own, None),
-                }
-                .into());
-            }
-            return Err(Error::system("share the service with the run", source).into());
-        }
-        timeline::published(core.service_dir.id());
-        core.service_dir.give_away();
-        shared_use::published(&core.service_dir.log(), how_it_ended(published.clone()));
-        let _endpoint_lock = own.endpoint_lock.take();
-        self.process = Process::Attached(Box::new(Attached {
-            state,
-            published,
-            user: user.take(),
-            _endpoint_lock,
-        }));
-        Ok(())
+// These are for all types of readiness, so that they are compiled once.
+
+fn attach(
+    spec: Spec,
+    readiness: &dyn Readiness,
+    state: State,
+    published: PathBuf,
+    user: Option<User>,
+) -> Result<(Core, Attached), Error> {
+    if let Some(report) = state.failed {
+        return Err(Error::FailedBefore {
+            report,
+            process: state.process,
+        });
     }
+    let (state, is_running) = match state.is_running() {
+        true => (state, true),
+        false => {
+            let state = state.settle(&published);
+            let is_running = state.is_running();
+            (state, is_running)
+        }
+    };
+    let service_dir = ServiceDir::attach(state.service_dir.clone());
+    let (log, index) = (service_dir.log(), service_dir.index());
+    let output = match OutputReader::open(&log, &index) {
+        Ok(output) => output,
+        // The supervisor was killed, and a test process has swept the directory.
+        Err(_) if !is_running => {
+            return Err(Error::Died {
+                command: mask_urls(&spec.command.display()).into_owned(),
+                status: state.exit.map(|exit| exit.status),
+                evidence: Box::default(),
+            });
+        }
+        Err(source) => {
+            return Err(Error::system(
+                format!("read the log of the run's service `{}`", log.display()),
+                source,
+            ));
+        }
+    };
+    let values = Values::known(name(&spec), service_dir.dir().to_owned(), state.ports.clone());
+    let mut core = Core::with(spec, service_dir, values, output);
+    core.readiness_env = state.env.clone();
+    core.captured = state.captured.clone();
+    core.pid = state.pid;
+    let attached_at = (state.addr, state.path.as_deref());
+    let resolved = core.resolve_command();
+    core.masked(resolved)?;
+    core.note_for_others(attached_at.0, attached_at.1);
+    core.note_start(how_it_ended(published.clone()));
+    core.show_live(false);
+    let attached = Attached {
+        state,
+        published,
+        user,
+        _endpoint_lock: None,
+    };
+    if !is_running {
+        let died = core.exit_error(&attached, readiness, None);
+        core.masked(Err(died.unwrap_or_else(|| core.not_running("attach to it"))))?;
+    }
+    Ok((core, attached))
+}
+
+fn state(core: &Core, process: &Process, readiness: &dyn Readiness) -> State {
+    let ports = core.values.ports();
+    State {
+        failed: None,
+        process: crate::run::this_process(),
+        pid: core.pid,
+        supervisor: process.observed().supervisor(),
+        service_dir: core.service_dir.path().to_owned(),
+        ports: ports.map(|(name, port)| (name.to_owned(), port)).collect(),
+        addr: process.addr(core, readiness),
+        url: readiness.url().map(str::to_owned),
+        path: readiness.path().map(Path::to_owned),
+        env: core.readiness_env.clone(),
+        captured: core.captured.clone(),
+        exit: None,
+    }
+}
+
+fn publish(
+    core: &mut Core,
+    process: &mut Process,
+    state: State,
+    published: PathBuf,
+    user: &mut Option<User>,
+) -> Result<(), Unmasked> {
+    let action = "share it with the run";
+    let Owned { core, own } = process.owned(core, action)?;
+    if let Some(endpoint_lock) = &own.endpoint_lock {
+        endpoint_lock
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .for_run();
+    }
+    let published_by = match own.lock().as_mut() {
+        Some(service) => service.publish(),
+        None => return Err(core.not_running(action)),
+    };
+    if let Err(source) = published_by {
+        if let Some(Some(exit)) = own.ended() {
+            return Err(Error::Exited {
+                command: core.command.clone(),
+                awaited: "other test processes could attach to it".to_owned(),
+                elapsed: Duration::from_nanos(exit.at.saturating_sub(own.started_ns)),
+                status: exit.status,
+                evidence: core.evidence(own, None),
+            }
+            .into());
+        }
+        return Err(Error::system("share the service with the run", source).into());
+    }
+    timeline::published(core.service_dir.id());
+    core.service_dir.give_away();
+    shared_use::published(&core.service_dir.log(), how_it_ended(published.clone()));
+    let _endpoint_lock = own.endpoint_lock.take();
+    *process = Process::Attached(Box::new(Attached {
+        state,
+        published,
+        user: user.take(),
+        _endpoint_lock,
+    }));
+    Ok(())
 }

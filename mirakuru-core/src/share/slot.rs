@@ -41,10 +41,13 @@ impl Run {
         recipe: &ExecutorBuilder<R>,
     ) -> Result<RunSlot, Error> {
         recipe.spec.command.find_program()?;
-        let key = recipe_key(name, kind, recipe);
+        self.slot_of(&recipe_key(name, kind, recipe), recipe.spec.stop_timeout)
+    }
+
+    fn slot_of(&self, key: &str, grace: Duration) -> Result<RunSlot, Error> {
         // A service that ends before the run has a directory of its own, which is removed with it.
         let (dir, names) = match self.with_users {
-            true => (with_suffix(&self.dir, &key), ["state", "lock"].map(str::to_owned)),
+            true => (with_suffix(&self.dir, key), ["state", "lock"].map(str::to_owned)),
             false => (
                 self.dir.clone(),
                 ["state", "lock"].map(|kind| format!("{key}.{kind}")),
@@ -58,7 +61,7 @@ impl Run {
             dir,
             runner: self.runner,
             runner_started: self.started,
-            grace: scaled(recipe.spec.stop_timeout),
+            grace: scaled(grace),
         };
         slot.check_runner().map_err(|source| slot.error(source))?;
         slot.make_dir().map_err(|source| slot.error(source))?;
@@ -108,6 +111,13 @@ pub struct StartPermit {
     user: Option<User>,
 }
 
+/// The result of the search for the service of a slot.
+enum Found {
+    /// It runs, or has ended: its state, and this process's use of it.
+    Published(RunSlot, Box<State>, Option<User>),
+    Empty(StartPermit),
+}
+
 impl RunSlot {
     /// Attaches to the service, or gives the permit to start it. If another process is starting it,
     /// waits.
@@ -119,7 +129,13 @@ impl RunSlot {
     pub fn enter<R: Readiness>(self, recipe: ExecutorBuilder<R>) -> Result<SlotState<R>, Error> {
         let asked = timeline_now();
         let allowed = recipe.spec.timeout.saturating_add(recipe.spec.stop_timeout);
-        let patience = PATIENCE.saturating_add(scaled(allowed));
+        match self.find(PATIENCE.saturating_add(scaled(allowed)))? {
+            Found::Published(slot, state, user) => slot.attach(recipe, *state, asked, user),
+            Found::Empty(permit) => Ok(SlotState::Empty(permit, Box::new(recipe))),
+        }
+    }
+
+    fn find(self, patience: Duration) -> Result<Found, Error> {
         let mut pauses = Pauses::new();
         loop {
             let mut published = State::read(&self.published).map_err(|e| self.error(e))?;
@@ -132,7 +148,7 @@ impl RunSlot {
             }
             if let Some(state) = published {
                 if user.is_some() || self.users.is_none() {
-                    return self.attach(recipe, state, asked, user);
+                    return Ok(Found::Published(self, Box::new(state), user));
                 }
                 // The service was published between the two checks.
                 continue;
@@ -144,7 +160,7 @@ impl RunSlot {
                     lock,
                     user: None,
                 };
-                return permit.endpoint(recipe, asked);
+                return permit.check();
             }
             // The remaining processes of a killed run must not wait for each other.
             self.check_runner().map_err(|e| self.error(e))?;
@@ -254,11 +270,7 @@ impl RunSlot {
 
 impl StartPermit {
     /// Checks with the lock held that the slot is really empty.
-    fn endpoint<R: Readiness>(
-        mut self,
-        recipe: ExecutorBuilder<R>,
-        asked: Option<u64>,
-    ) -> Result<SlotState<R>, Error> {
+    fn check(mut self) -> Result<Found, Error> {
         if let Err(error) = self.slot.check_runner() {
             // No process is left that would remove this.
             let _ = fs::remove_file(&self.slot.lock);
@@ -269,11 +281,11 @@ impl StartPermit {
         match State::read(&self.slot.published).map_err(|e| self.slot.error(e))? {
             None => {
                 self.user = self.slot.join().map_err(|e| self.slot.error(e))?;
-                Ok(SlotState::Empty(self, Box::new(recipe)))
+                Ok(Found::Empty(self))
             }
             Some(state) => {
                 let user = self.slot.join().map_err(|e| self.slot.error(e))?;
-                self.slot.attach(recipe, state, asked, user)
+                Ok(Found::Published(self.slot, Box::new(state), user))
             }
         }
     }
