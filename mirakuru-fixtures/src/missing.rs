@@ -177,7 +177,7 @@ fn keep(run: &'static Run, skipped: &Skipped) -> Result<(), Error> {
             .stderr(stderr)
             .wait_for(Banner::matching("^kept$").stdout());
         start_shared(Scope::Run, |system| {
-            let slot = system.service("", writer);
+            let slot = system.service("", true, writer);
             move || slot.take()
         })
     })?;

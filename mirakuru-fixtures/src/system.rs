@@ -282,18 +282,10 @@ impl<'a> System<'a> {
         self.needs.clone()
     }
 
-    /// Adds the service of a recipe. The name is for messages, and may be empty. The service waits
-    /// for fixed ports and paths that another fixture has.
-    pub fn service<R: Recipe + 'a>(&mut self, name: &str, recipe: R) -> Slot<R::Handle> {
-        self.queue(name, true, recipe)
-    }
-
-    /// The same for an attribute with the key `queue`, which says whether the service waits.
-    pub fn service_with_queue<R: Recipe + 'a>(&mut self, name: &str, recipe: R) -> Slot<R::Handle> {
-        self.queue(name, false, recipe)
-    }
-
-    fn queue<R: Recipe + 'a>(&mut self, name: &str, queue: bool, recipe: R) -> Slot<R::Handle> {
+    /// Adds the service of a recipe. The name is for messages, and may be empty. With `queue`, the
+    /// service waits for fixed ports and paths that another fixture has; without it, the recipe
+    /// says so.
+    pub fn service<R: Recipe + 'a>(&mut self, name: &str, queue: bool, recipe: R) -> Slot<R::Handle> {
         let name = format!("{}{name}", self.prefix);
         let slot = recipe.__join(self, Joining { name, queue });
         self.added.push(slot.need());
@@ -303,26 +295,6 @@ impl<'a> System<'a> {
     /// Adds a service whose recipe uses the handles of others. It starts as soon as these are
     /// ready.
     pub fn after<N: Needs<'a> + 'a, R: Recipe + 'a>(
-        &mut self,
-        name: &str,
-        needs: N,
-        recipe: impl FnOnce(&N) -> R + 'a,
-    ) -> Slot<R::Handle> {
-        self.queue_after(name, true, needs, recipe)
-    }
-
-    /// The same for an attribute with the key `queue`, which says whether the service waits for its
-    /// ports.
-    pub fn after_with_queue<N: Needs<'a> + 'a, R: Recipe + 'a>(
-        &mut self,
-        name: &str,
-        needs: N,
-        recipe: impl FnOnce(&N) -> R + 'a,
-    ) -> Slot<R::Handle> {
-        self.queue_after(name, false, needs, recipe)
-    }
-
-    fn queue_after<N: Needs<'a> + 'a, R: Recipe + 'a>(
         &mut self,
         name: &str,
         queue: bool,

@@ -507,19 +507,16 @@ fn add(members: &[Member<'_>]) -> TokenStream {
         } = member;
         let place = Place::of(fixture);
         let recipe = recipe(fixture, &place);
-        let queue = if fixture.entry("queue").is_some() {
-            "_with_queue"
-        } else {
-            ""
-        };
+        // The key says whether the service waits for its ports.
+        let queue = fixture.entry("queue").is_none();
         let method = if needs.is_empty() { "service" } else { "after" };
-        let method = format_ident!("{method}{queue}", span = place.first);
+        let method = Ident::new(method, place.first);
         let arguments = if needs.is_empty() {
-            quote!(#name, #recipe)
+            quote!(#name, #queue, #recipe)
         } else {
             let slots: Vec<&Ident> = needs.iter().map(|(slot, _)| slot).collect();
             let names = needs.iter().map(|(_, name)| name);
-            quote!(#name, (#(#slots.clone(),)*), |(#(#slots,)*)| {
+            quote!(#name, #queue, (#(#slots.clone(),)*), |(#(#slots,)*)| {
                 #[allow(unused_variables)]
                 let (#(#names,)*) = (#(#slots.get(),)*);
                 #recipe

@@ -485,9 +485,9 @@ impl Error {
 
     /// The first line, with the whole message.
     fn headline(&self) -> String {
-        match self {
+        let (command, text) = match self {
             Error::Spawn { attempt, source, .. } | Error::System { attempt, source } => {
-                format!("failed to {attempt}: {}", Cause(source))
+                return format!("failed to {attempt}: {}", Cause(source));
             }
             Error::AlreadyRunning {
                 command,
@@ -496,11 +496,8 @@ impl Error {
                 ..
             } => {
                 let by = holder.as_ref().map(|holder| format!(" by {holder}"));
-                format!(
-                    "{}: {endpoint} is already in use{}",
-                    one_line(command),
-                    by.unwrap_or_default()
-                )
+                let by = by.unwrap_or_default();
+                (command, format!("{endpoint} is already in use{by}"))
             }
             Error::Exited {
                 command,
@@ -508,21 +505,18 @@ impl Error {
                 elapsed,
                 status,
                 ..
-            } => format!(
-                "{}: {} after {}, before {awaited}",
-                one_line(command),
-                Ended(*status),
-                Span(*elapsed)
-            ),
+            } => {
+                let (ended, elapsed) = (Ended(*status), Span(*elapsed));
+                (command, format!("{ended} after {elapsed}, before {awaited}"))
+            }
             Error::Timeout {
                 command,
                 awaited,
                 elapsed,
                 ..
-            } => format!(
-                "{}: timed out after {}, before {awaited}",
-                one_line(command),
-                Span(*elapsed)
+            } => (
+                command,
+                format!("timed out after {}, before {awaited}", Span(*elapsed)),
             ),
             Error::FailureLine {
                 command,
@@ -530,55 +524,54 @@ impl Error {
                 pattern,
                 elapsed,
                 ..
-            } => format!(
-                "{}: start-up failed after {}: it printed `{line}`, which matches `{pattern}`",
-                one_line(command),
-                Span(*elapsed)
-            ),
+            } => {
+                let (elapsed, printed) = (Span(*elapsed), format!("it printed `{line}`"));
+                let text = format!("start-up failed after {elapsed}: {printed}, which matches `{pattern}`");
+                (command, text)
+            }
             Error::WrongListener {
                 command,
                 endpoint,
                 holder,
                 ..
-            } => format!(
-                "{}: {endpoint} is answered by {holder}, which is not this service",
-                one_line(command)
+            } => (
+                command,
+                format!("{endpoint} is answered by {holder}, which is not this service"),
             ),
             Error::BadExit {
                 command,
                 status,
                 expected,
                 ..
-            } => format!(
-                "{}: {} when it was stopped, expected {expected}",
-                one_line(command),
-                Ended(*status)
+            } => (
+                command,
+                format!("{} when it was stopped, expected {expected}", Ended(*status)),
             ),
             Error::Died { command, status, .. } => {
                 let how = match status {
                     Some(status) => Ended(*status).to_string(),
                     None => "has ended in an unknown way".to_owned(),
                 };
-                format!(
-                    "{}: the service that tests share {how} while they were using it, and is not started \
-                        again",
-                    one_line(command)
-                )
+                let text = format!(
+                    "the service that tests share {how} while they were using it, and is not started again"
+                );
+                (command, text)
             }
             Error::FailedBefore { report, process } => {
-                format!("{report}\n  (this happened in {process}; a run tries each start once)")
+                return format!("{report}\n  (this happened in {process}; a run tries each start once)");
             }
             Error::InvalidCommand { command, reason } => {
-                format!("invalid command `{}`: {reason}", one_line(command))
+                return format!("invalid command `{}`: {reason}", one_line(command));
             }
             Error::InvalidReadiness { readiness, reason } => {
-                format!("invalid readiness `{readiness}`: {reason}")
+                return format!("invalid readiness `{readiness}`: {reason}");
             }
-            Error::NotRunning { command, action } => format!(
-                "{}: failed to {action}: the service is not running; start it first",
-                one_line(command)
+            Error::NotRunning { command, action } => (
+                command,
+                format!("failed to {action}: the service is not running; start it first"),
             ),
-        }
+        };
+        format!("{}: {text}", one_line(command))
     }
 }
 
