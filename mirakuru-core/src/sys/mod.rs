@@ -1,5 +1,5 @@
-//! Everything that talks to the operating system directly. This is the only place for `unsafe` and
-//! `libc`.
+//! Everything that talks to the operating system directly. This is the only place for `unsafe`,
+//! `libc` and `nix`.
 //!
 //! | folder | what it does |
 //! | --- | --- |
@@ -64,15 +64,7 @@ pub(crate) fn clock_ns() -> u64 {
 
 /// The error number of the last call that failed.
 fn errno() -> i32 {
-    std::io::Error::last_os_error().raw_os_error().unwrap_or_default()
-}
-
-/// The result of a call that returns -1 when it fails.
-fn check(result: i32) -> std::io::Result<i32> {
-    match result {
-        -1 => Err(std::io::Error::last_os_error()),
-        result => Ok(result),
-    }
+    nix::errno::errno()
 }
 
 /// The error number of a file whose format the kernel does not execute.
@@ -143,19 +135,21 @@ pub(crate) mod tests {
         use std::os::fd::AsRawFd;
         use std::time::Duration;
 
+        use nix::sys::wait::waitpid;
+        use nix::unistd::Pid;
+
         /// A child that executes nothing, reaped when it is dropped.
-        pub(crate) struct Fork(i32);
+        pub(crate) struct Fork(Pid);
 
         impl Fork {
             pub(crate) fn pid(&self) -> u32 {
-                self.0 as u32
+                self.0.as_raw() as u32
             }
         }
 
         impl Drop for Fork {
             fn drop(&mut self) {
-                // SAFETY: a null pointer asks for no status.
-                unsafe { libc::waitpid(self.0, std::ptr::null_mut(), 0) };
+                let _ = waitpid(self.0, None);
             }
         }
 
@@ -174,7 +168,7 @@ pub(crate) mod tests {
                     libc::_exit(0);
                 }
                 assert!(pid > 0, "a fork");
-                Fork(pid)
+                Fork(Pid::from_raw(pid))
             }
         }
     }

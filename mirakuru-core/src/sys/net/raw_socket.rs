@@ -12,8 +12,6 @@ use std::path::Path;
 
 use libc::c_int;
 
-use crate::sys::check;
-
 /// Without `SOCK_CLOEXEC` each descriptor needs another call.
 const CAN_CLOSE_ON_EXEC: bool = cfg!(any(target_os = "linux", target_os = "android"));
 
@@ -166,6 +164,13 @@ pub(in crate::sys) fn listen(fd: &OwnedFd, waiting: c_int) -> io::Result<()> {
     // SAFETY: takes no pointers.
     check(unsafe { libc::listen(fd.as_raw_fd(), waiting) })?;
     Ok(())
+}
+
+fn check(result: c_int) -> io::Result<c_int> {
+    match result {
+        -1 => Err(io::Error::last_os_error()),
+        result => Ok(result),
+    }
 }
 
 /// The family of an IP address.

@@ -137,7 +137,7 @@ pub(crate) fn is_another_kind(error: &io::Error) -> bool {
 
 /// The effective user of this process.
 pub(crate) fn user() -> u32 {
-    crate::sys::euid()
+    nix::unistd::geteuid().as_raw()
 }
 
 #[cfg(test)]

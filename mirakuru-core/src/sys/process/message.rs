@@ -6,8 +6,9 @@ use std::mem;
 use std::os::fd::RawFd;
 use std::time::Duration;
 
+use nix::errno::Errno;
+
 use super::plan::StopPolicy;
-use super::tools::errno;
 
 // A message is eight 32-bit numbers, the first of which is one of these.
 pub(super) const MESSAGE: usize = 8;
@@ -79,9 +80,9 @@ pub(super) fn send(control: RawFd, message: Message) -> bool {
         };
         match usize::try_from(got) {
             Ok(got) => sent = sent.wrapping_add(got),
-            Err(_) => match errno() {
-                libc::EINTR => continue,
-                libc::EAGAIN | libc::ENOMEM | libc::ENOBUFS => {}
+            Err(_) => match Errno::last() {
+                Errno::EINTR => continue,
+                Errno::EAGAIN | Errno::ENOMEM | Errno::ENOBUFS => {}
                 // The other side is gone, or the call is forbidden.
                 _ => return false,
             },
@@ -158,16 +159,16 @@ impl Inbox {
                         return Received::Message(self.message);
                     }
                 }
-                Err(_) => match errno() {
-                    libc::EINTR if interrupted < INTERRUPTED => interrupted = interrupted.wrapping_add(1),
+                Err(_) => match Errno::last() {
+                    Errno::EINTR if interrupted < INTERRUPTED => interrupted = interrupted.wrapping_add(1),
                     // The other side ended with messages of ours unread. Linux says so once, before
                     // it delivers the other side's messages. If a system repeats it, the loop ends
                     // all the same.
-                    libc::ECONNRESET if resets < 3 => resets = resets.wrapping_add(1),
-                    libc::EAGAIN | libc::EINTR => return Received::Nothing,
+                    Errno::ECONNRESET if resets < 3 => resets = resets.wrapping_add(1),
+                    Errno::EAGAIN | Errno::EINTR => return Received::Nothing,
                     // The kernel lacks memory at this moment. That says nothing about the other
                     // side, unless it lasts.
-                    libc::ENOMEM | libc::ENOBUFS if self.starved < STARVED => {
+                    Errno::ENOMEM | Errno::ENOBUFS if self.starved < STARVED => {
                         self.starved = self.starved.wrapping_add(1);
                         // SAFETY: plain system call.
                         unsafe { libc::usleep(1000) };

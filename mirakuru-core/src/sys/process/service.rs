@@ -3,14 +3,18 @@
 
 use std::fs::OpenOptions;
 use std::io;
-use std::mem::{self, ManuallyDrop};
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::ExitStatus;
-use std::ptr;
 use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::{SigSet, SigmaskHow};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::Pid;
 
 use super::arena::{Descriptors, Lists, Mapping};
 use super::back_end::os;
@@ -20,7 +24,6 @@ use super::exit::{self, Registration};
 use super::message::{self, INTERRUPTED, Inbox, Message, Received, stop_message};
 use super::plan::{Plan, SpawnFailure, Stage, StopPolicy, Stream};
 use super::spawn::ON_END_TAKES_MS;
-use crate::sys::check;
 use crate::sys::files::make_fifo;
 use crate::sys::net::raw_socket;
 
@@ -42,7 +45,7 @@ pub(crate) struct Service {
     /// The process that started the service. A fork of it has a copy of this value, and must not
     /// use it.
     owner: u32,
-    guard: i32,
+    guard: Pid,
     id: String,
     worker: u32,
     pid: u32,
@@ -125,22 +128,21 @@ impl Service {
             .map(|launch| &mut launch.mapping)
             .collect();
         // No handler of the test's may run in the supervisor.
-        // SAFETY: zeros are a valid set, and the calls read and write these two.
-        let guards = unsafe {
-            let (mut all, mut before) = (mem::zeroed(), mem::zeroed());
-            libc::sigfillset(&mut all);
-            libc::pthread_sigmask(libc::SIG_BLOCK, &all, &mut before);
-            let guards = os::fork(&mut mappings);
-            libc::pthread_sigmask(libc::SIG_SETMASK, &before, ptr::null_mut());
-            guards
-        };
+        let mut before = SigSet::empty();
+        let guards =
+            nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before))
+                .map(|()| {
+                    let guards = os::fork(&mut mappings);
+                    // This conversion cannot fail: it has just succeeded.
+                    let _ = nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
+                    guards
+                })
+                .unwrap_or_else(|errno| mappings.iter().map(|_| Err(errno)).collect());
         let mut guards = guards.into_iter();
         let launched = launches.into_iter().map(|launch| {
             let launch = launch?;
-            let guard = guards
-                .next()
-                .unwrap_or_else(|| Err(io::Error::from_raw_os_error(libc::EINVAL)));
-            Ok(launch.leave(guard.map_err(|source| Call::Clone.failed(source))?))
+            let guard = guards.next().unwrap_or(Err(Errno::EINVAL));
+            Ok(launch.leave(guard.map_err(|errno| Call::Clone.failed(errno.into()))?))
         });
         let launched: Vec<Result<Service, SpawnFailure>> = launched.collect();
         // Dropping the plans closes this process's copies of the supervisors' descriptors. Above
@@ -394,7 +396,7 @@ impl Service {
         if self.pid == 0 && !self.state.closed {
             // Until the kernel has loaded the program, the worker waits for that and reads no
             // message.
-            os::abort_start(self.guard);
+            os::abort_start(self.guard.as_raw());
         }
         let deadline = Instant::now() + policy.grace.min(LONGEST_GRACE) + MARGIN + self.slow_end;
         while !self.state.closed {
@@ -412,7 +414,7 @@ impl Service {
     /// the last proof that nothing is left. If both were killed, ends the processes with the
     /// service's mark from here.
     fn finish(&mut self) -> io::Result<()> {
-        let empty = mem::replace(&mut self.state.empty, true);
+        let empty = std::mem::replace(&mut self.state.empty, true);
         self.state.closed = true;
         self.state.reaped = true;
         if !empty {
@@ -422,16 +424,16 @@ impl Service {
         }
         match self.reap_guard(empty) {
             _ if empty => Ok(()),
-            Ok(Some(status)) if status.code() == Some(os::UNPROVED) => Err(io::Error::other(
+            Some(WaitStatus::Exited(_, os::UNPROVED)) => Err(io::Error::other(
                 "the kernel refuses to say whether a process of the service is left: `wait4` fails in the \
                     supervisor",
             )),
-            Ok(Some(status)) if status.code().is_some() => Ok(()),
-            Ok(None) => Err(self.takes_too_long()),
-            Ok(Some(_)) | Err(_) => {
-                os::last_resort(&self.id, self.guard, self.pid as i32);
+            Some(WaitStatus::Exited(..)) => Ok(()),
+            Some(_) => {
+                os::last_resort(&self.id, self.guard.as_raw(), self.pid as i32);
                 Ok(())
             }
+            None => Err(self.takes_too_long()),
         }
     }
 
@@ -446,11 +448,7 @@ impl Service {
     }
 
     /// The guard's exit. `None` if it has not ended within a time that is more than enough.
-    ///
-    /// # Errors
-    ///
-    /// As [`wait_for`].
-    fn reap_guard(&mut self, soon: bool) -> io::Result<Option<ExitStatus>> {
+    fn reap_guard(&mut self, soon: bool) -> Option<WaitStatus> {
         wake(self.guard);
         wait_for(
             self.guard,
@@ -549,8 +547,8 @@ impl LaunchResources<'_> {
             // SAFETY: the descriptor is open (borrowed from `plan`, or just made); the copy is
             // owned by `theirs`.
             let copy = unsafe {
-                let copy = check(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3));
-                OwnedFd::from_raw_fd(copy.map_err(failed(Call::Duplicate))?)
+                let copy = Errno::result(libc::fcntl(fd, libc::F_DUPFD_CLOEXEC, 3));
+                OwnedFd::from_raw_fd(copy.map_err(|errno| Call::Duplicate.failed(errno.into()))?)
             };
             let number = copy.as_raw_fd();
             theirs.push(copy);
@@ -603,8 +601,8 @@ impl LaunchResources<'_> {
     }
 
     /// From here on the supervisor exists.
-    fn leave(self, guard: i32) -> Service {
-        self.registration.set_guard(guard);
+    fn leave(self, guard: Pid) -> Service {
+        self.registration.set_guard(guard.as_raw());
         Service {
             control: ManuallyDrop::new(self.ours),
             owner: std::process::id(),
@@ -672,49 +670,45 @@ impl Drop for Service {
 /// A stopped guard (SIGSTOP) would be waited for in vain; once it goes on, it continues a stopped
 /// worker as well. This is only for a guard that has not been waited for yet: until then its
 /// process id is still its own.
-fn wake(guard: i32) {
-    // SAFETY: takes no pointers.
-    unsafe { libc::kill(guard, libc::SIGCONT) };
+fn wake(guard: Pid) {
+    let _ = nix::sys::signal::kill(guard, nix::sys::signal::Signal::SIGCONT);
 }
 
 /// Whether the guard has exited, which it does by itself only when it has no child left. That ends
 /// the conversation, even if the kernel refuses to deliver its messages. A guard that was killed by
 /// a signal proves nothing: its worker may live. An error proves nothing either: other code may
 /// have waited for the guard.
-fn has_exited(guard: i32) -> bool {
+fn has_exited(guard: Pid) -> bool {
     // SAFETY: the status goes into a local variable, and WNOWAIT leaves it with the kernel.
     unsafe {
-        let mut info: libc::siginfo_t = mem::zeroed();
-        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | os::WAIT;
-        let answered = libc::waitid(libc::P_PID, guard as libc::id_t, &mut info, flags) == 0;
-        answered && info.si_pid() == guard && info.si_code == libc::CLD_EXITED
+        let mut info: libc::siginfo_t = std::mem::zeroed();
+        let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT | os::WAIT.bits();
+        let answered = libc::waitid(libc::P_PID, guard.as_raw() as libc::id_t, &mut info, flags) == 0;
+        answered && info.si_pid() == guard.as_raw() && info.si_code == libc::CLD_EXITED
     }
 }
 
-/// Waits for the guard, but no longer than until this time. `None` once the time has come.
-///
-/// # Errors
-///
-/// If other code has waited for it, or if the call is forbidden or interrupted each time.
-fn wait_for(guard: i32, deadline: Option<Instant>) -> io::Result<Option<ExitStatus>> {
+/// Waits for the guard, but no longer than until this time. `None` once the time has come. `Alive`
+/// if other code has waited for it, or if the call is forbidden or interrupted each time.
+fn wait_for(guard: Pid, deadline: Option<Instant>) -> Option<WaitStatus> {
     let flags = match deadline {
-        Some(_) => os::WAIT | libc::WNOHANG,
+        Some(_) => os::WAIT | WaitPidFlag::WNOHANG,
         None => os::WAIT,
     };
     let mut pause = Duration::from_micros(50);
     let mut interrupted = 0_u32;
     loop {
-        let mut status = 0;
-        // SAFETY: the status goes into a local variable.
-        match check(unsafe { libc::waitpid(guard, &mut status, flags) }) {
-            Err(e) if e.kind() == io::ErrorKind::Interrupted && interrupted < INTERRUPTED => interrupted += 1,
-            Err(e) => return Err(e),
-            Ok(0) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => return Ok(None),
-            Ok(0) => {
+        match waitpid(guard, Some(flags)) {
+            Err(Errno::EINTR) if interrupted < INTERRUPTED => interrupted += 1,
+            Ok(WaitStatus::StillAlive) if deadline.is_some_and(|deadline| Instant::now() >= deadline) => {
+                return None;
+            }
+            Ok(WaitStatus::StillAlive) => {
                 std::thread::sleep(pause);
                 pause = (pause * 2).min(Duration::from_millis(10));
             }
-            Ok(_) => return Ok(Some(ExitStatus::from_raw(status))),
+            Ok(status) => return Some(status),
+            Err(_) => return Some(WaitStatus::StillAlive),
         }
     }
 }
@@ -724,7 +718,7 @@ fn wait_for(guard: i32, deadline: Option<Instant>) -> io::Result<Option<ExitStat
 /// the service's mark.
 pub(super) fn await_end(control: RawFd, guard: i32, service: i32, id: &str) {
     if guard > 0 {
-        wake(guard);
+        wake(Pid::from_raw(guard));
     }
     let mut empty = false;
     let mut inbox = Inbox::default();
@@ -733,14 +727,17 @@ pub(super) fn await_end(control: RawFd, guard: i32, service: i32, id: &str) {
         match inbox.receive(control, true) {
             Received::Message(message) => empty |= message[0] == message::EMPTY,
             // The kernel lacks memory, or refuses the call.
-            Received::Nothing if guard > 0 && has_exited(guard) => break,
+            Received::Nothing if guard > 0 && has_exited(Pid::from_raw(guard)) => break,
             Received::Nothing => std::thread::sleep(Duration::from_millis(1)),
             Received::Closed => break,
         }
     }
     if guard > 0 {
-        let ended = wait_for(guard, None).ok().flatten();
-        if ended.is_some_and(|status| status.signal().is_some()) && !empty {
+        let killed = matches!(
+            wait_for(Pid::from_raw(guard), None),
+            Some(WaitStatus::Signaled(..))
+        );
+        if killed && !empty {
             os::last_resort(id, guard, service);
         }
     }
@@ -752,11 +749,6 @@ mod tests {
     use crate::sys::process::plan::CommandPlan;
     use std::ffi::CString;
     use std::path::{Path, PathBuf};
-
-    fn kill(pid: i32) {
-        // SAFETY: takes no pointers.
-        check(unsafe { libc::kill(pid, libc::SIGKILL) }).expect("it lives");
-    }
 
     pub(crate) fn plan(script: &str, dir: &Path) -> Plan {
         let text = |text: &str| CString::new(text).expect("no zero byte");
@@ -981,11 +973,12 @@ mod tests {
                 std::thread::sleep(Duration::from_millis(5));
             };
             let victim = if kill_guard {
-                service.guard
+                service.guard.as_raw()
             } else {
                 service.worker as i32
             };
-            kill(victim);
+            nix::sys::signal::kill(Pid::from_raw(victim), nix::sys::signal::Signal::SIGKILL)
+                .expect("it lives");
             let deadline = Instant::now() + Duration::from_secs(10);
             while alive(pid) || alive(service.pid()) {
                 assert!(
@@ -1026,7 +1019,11 @@ mod tests {
             }
         };
         let (daemon, member) = (number("daemon"), number("member"));
-        kill(service.supervisor() as i32);
+        let kill = |pid: u32| {
+            nix::sys::signal::kill(Pid::from_raw(pid as i32), nix::sys::signal::Signal::SIGKILL)
+                .expect("it lives");
+        };
+        kill(service.supervisor());
         let deadline = Instant::now() + Duration::from_secs(10);
         while !service.is_gone() {
             assert!(Instant::now() < deadline, "it is not noticed");
@@ -1047,7 +1044,7 @@ mod tests {
             std::thread::sleep(Duration::from_millis(2));
         }
         assert!(alive(daemon), "it is known of nowhere");
-        kill(daemon as i32);
+        kill(daemon);
         let _ = std::fs::remove_dir_all(dir);
     }
 
@@ -1059,7 +1056,7 @@ mod tests {
         // Another socket, which stays open, takes the place of the supervisor's. So the supervisor
         // takes this process for dead, ends the service and exits.
         let (silent, _open) = raw_socket::pair(os::CONTROL).expect("there is room for a socket");
-        let closed = mem::replace(&mut service.control, ManuallyDrop::new(silent));
+        let closed = std::mem::replace(&mut service.control, ManuallyDrop::new(silent));
         drop(ManuallyDrop::into_inner(closed));
         let deadline = Instant::now() + Duration::from_secs(10);
         while !service.is_gone() {
@@ -1081,7 +1078,10 @@ mod tests {
         let dir = scratch("name");
         let file = std::fs::File::create(dir.join("ours")).expect("the directory is writable");
         let mut service = Service::spawn(plan("exec sleep 30", &dir)).expect("sh can be executed");
-        for (pid, name) in [(service.guard as u32, "guard"), (service.supervisor(), "worker")] {
+        for (pid, name) in [
+            (service.guard.as_raw() as u32, "guard"),
+            (service.supervisor(), "worker"),
+        ] {
             let read =
                 |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
             // (The portable supervisor has the test process's.)

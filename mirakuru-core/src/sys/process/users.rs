@@ -16,11 +16,13 @@ use std::ptr;
 use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use std::time::Duration;
 
+use nix::errno::Errno;
+
 use super::exit;
 use super::slots::{Slot, Slots};
+use crate::sys::clock_ns;
 use crate::sys::files::make_fifo;
 use crate::sys::io::wait::to_read;
-use crate::sys::{check, clock_ns};
 
 /// How long the supervisor may take beyond the grace.
 const MARGIN: Duration = Duration::from_secs(30);
@@ -83,7 +85,7 @@ impl User {
         let reader = self.slot.reader.load(Ordering::SeqCst);
         // SAFETY: the call takes numbers; the copy is owned by nobody else.
         unsafe {
-            let copy = check(libc::fcntl(reader, libc::F_DUPFD_CLOEXEC, 3))?;
+            let copy = Errno::result(libc::fcntl(reader, libc::F_DUPFD_CLOEXEC, 3))?;
             Ok(OwnedFd::from_raw_fd(copy))
         }
     }

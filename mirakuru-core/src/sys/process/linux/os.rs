@@ -12,12 +12,14 @@ use std::ptr;
 use std::sync::atomic::{AtomicPtr, Ordering};
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::wait::WaitPidFlag;
+use nix::unistd::Pid;
 use once_cell::sync::Lazy;
 
 use super::super::arena::{Arena, Mapping};
 use super::super::tools::{errno, to_read};
 use super::{freeze, handle, memory, supervisor, sweep};
-use crate::sys::check;
 
 pub(crate) use super::handle::pidfds_are_missing;
 pub(crate) use super::sweep::kill_marked;
@@ -178,7 +180,7 @@ pub(crate) const LOSES_DAEMONS: bool = false;
 pub(in crate::sys::process) const UNPROVED: i32 = 2;
 
 /// For `waitpid`: a child without an exit signal is reported only to callers that ask for it.
-pub(in crate::sys::process) const WAIT: c_int = libc::__WALL;
+pub(in crate::sys::process) const WAIT: WaitPidFlag = WaitPidFlag::__WALL;
 
 /// The descriptor that reports the end of this process to a supervisor, besides the socket.
 pub(in crate::sys::process) fn this_process() -> io::Result<Option<OwnedFd>> {
@@ -189,8 +191,8 @@ pub(in crate::sys::process) fn this_process() -> io::Result<Option<OwnedFd>> {
 pub(crate) fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: the descriptor is new, and owned from here on.
     unsafe {
-        let fd = check(libc::syscall(libc::SYS_pidfd_open, pid, 0) as RawFd)?;
-        Ok(OwnedFd::from_raw_fd(fd))
+        let fd = Errno::result(libc::syscall(libc::SYS_pidfd_open, pid, 0))?;
+        Ok(OwnedFd::from_raw_fd(fd as RawFd))
     }
 }
 
@@ -204,7 +206,7 @@ pub(in crate::sys::process) fn signal_tree(supervisor: u32, signal: i32) -> bool
 struct Batch {
     process: u32,
     mappings: Vec<(Range<usize>, *mut c_void, *mut c_void)>,
-    forked: Vec<io::Result<c_int>>,
+    forked: Vec<nix::Result<Pid>>,
     next: *mut Batch,
 }
 
@@ -213,7 +215,7 @@ struct Batch {
 static WAITING: AtomicPtr<Batch> = AtomicPtr::new(ptr::null_mut());
 
 /// Makes a supervisor for each of these. All signals are blocked.
-pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<io::Result<c_int>> {
+pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::Result<Pid>> {
     let process = std::process::id();
     let parts = |mapping: &&mut Mapping| (mapping.range(), mapping.guard_stack(), mapping.arena().cast());
     let mine = Box::into_raw(Box::new(Batch {
@@ -268,11 +270,11 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<io::Re
             Some(memory::VALGRIND) => clone(libc::SIGCHLD),
             _ => clone(0),
         };
-        if pid < 0 && errno() == libc::EINVAL {
+        if pid < 0 && Errno::last() == Errno::EINVAL {
             // A user-space emulation of Linux may not know this kind of child.
             pid = clone(libc::SIGCHLD);
         }
-        batch.forked.push(check(pid));
+        batch.forked.push(Errno::result(pid).map(Pid::from_raw));
     });
     // SAFETY: whichever thread has forked for this one is done with the batch.
     unsafe { Box::from_raw(mine) }.forked

@@ -9,10 +9,13 @@ use std::os::fd::{OwnedFd, RawFd};
 use std::ptr;
 use std::time::Duration;
 
+use nix::errno::Errno;
+use nix::sys::wait::WaitPidFlag;
+use nix::unistd::Pid;
+
 use super::super::arena::{Arena, Mapping};
 use super::super::tools::to_read;
 use super::supervisor;
-use crate::sys::check;
 
 // From libc, which knows of the fork: the child has one thread.
 
@@ -126,7 +129,7 @@ pub(crate) const LOSES_DAEMONS: bool = true;
 pub(in crate::sys::process) const UNPROVED: i32 = 2;
 
 /// For `waitpid`.
-pub(in crate::sys::process) const WAIT: c_int = 0;
+pub(in crate::sys::process) const WAIT: WaitPidFlag = WaitPidFlag::empty();
 
 /// There is no such descriptor: the supervisor checks its parent from time to time.
 pub(in crate::sys::process) fn this_process() -> io::Result<Option<OwnedFd>> {
@@ -148,7 +151,7 @@ pub(in crate::sys::process) fn signal_tree(_: u32, _: i32) -> bool {
 pub(crate) fn kill_marked(_: &[&str]) {}
 
 /// Makes the supervisor. All signals are blocked.
-pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<io::Result<c_int>> {
+pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::Result<Pid>> {
     let fork_one = |mapping: &mut &mut Mapping| {
         let arena = mapping.arena();
         // SAFETY: the mapping is this process's alone until the fork, and its child's own copy
@@ -156,11 +159,11 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<io::Re
         // return into code that does not know of it.
         unsafe {
             (*arena).last_fd = last_fd((*arena).control);
-            let pid = check(libc::fork())?;
+            let pid = Errno::result(libc::fork())?;
             if pid == 0 {
                 libc::_exit(supervisor::run(&mut *arena));
             }
-            Ok(pid)
+            Ok(Pid::from_raw(pid))
         }
     };
     mappings.iter_mut().map(fork_one).collect()
