@@ -3,7 +3,7 @@
 
 use std::os::fd::AsRawFd;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::error::Error;
 use crate::error::secrets::Unmasked;
@@ -122,6 +122,7 @@ impl<R: Readiness> Executor<R> {
                 values: &core.values,
                 pid: core.pid,
                 supervisor: 0,
+                now: SystemTime::now(),
                 elapsed: waited,
                 remaining: deadline.remaining(),
                 output: &core.output,

@@ -3,7 +3,7 @@
 
 use std::io;
 use std::sync::PoisonError;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::error::report::{HEAD_LINES, TAIL_LINES};
 use crate::error::secrets::Unmasked;
@@ -182,6 +182,7 @@ impl Core {
             values: &self.values,
             pid: self.pid,
             supervisor,
+            now: SystemTime::now(),
             elapsed: deadline.elapsed(),
             remaining: deadline.remaining(),
             output: &self.output,

@@ -141,6 +141,9 @@ pub struct Probe<'a> {
     pub(crate) pid: u32,
     /// The root of the service's process tree.
     pub(crate) supervisor: u32,
+    /// The time of day from just before `elapsed` was taken. With a later one, a service that had to
+    /// wait for the processor would seem to have started later.
+    pub(crate) now: SystemTime,
     pub(crate) elapsed: Duration,
     pub(crate) remaining: Duration,
     pub(crate) output: &'a OutputReader,
@@ -288,7 +291,7 @@ impl Probe<'_> {
             return false;
         };
         let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanos);
-        let start = SystemTime::now().checked_sub(self.elapsed + TICK);
+        let start = self.now.checked_sub(self.elapsed + TICK);
         start.is_none_or(|start| changed >= start)
     }
 

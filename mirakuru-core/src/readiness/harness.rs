@@ -7,7 +7,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::{Prepare, Probe, Readiness};
 use crate::error::Error;
@@ -26,6 +26,7 @@ pub(crate) fn poll(readiness: &mut dyn Readiness, root: u32, elapsed: Duration) 
         values: &Values::new("test".to_owned(), dir.path().to_owned()),
         pid: root,
         supervisor: root,
+        now: SystemTime::now(),
         elapsed,
         remaining: Duration::from_secs(5),
         output: &reader,
@@ -43,7 +44,8 @@ pub(crate) struct Harness {
     since: Mutex<Mark>,
     notes: Mutex<Notes>,
     remaining: Mutex<Duration>,
-    elapsed: Mutex<Duration>,
+    /// And when it was set.
+    elapsed: Mutex<(SystemTime, Duration)>,
     env: Mutex<Vec<(String, String)>>,
     claimed: Mutex<Vec<SocketAddr>>,
     dir: TestDir,
@@ -59,7 +61,7 @@ impl Harness {
             since: Mutex::new(Mark::START),
             notes: Mutex::default(),
             remaining: Mutex::new(Duration::from_secs(60)),
-            elapsed: Mutex::new(Duration::ZERO),
+            elapsed: Mutex::new((SystemTime::now(), Duration::ZERO)),
             env: Mutex::new(Vec::new()),
             claimed: Mutex::new(Vec::new()),
             dir,
@@ -75,7 +77,7 @@ impl Harness {
     }
 
     pub(crate) fn elapsed(&self, elapsed: Duration) {
-        *self.elapsed.lock().unwrap() = elapsed;
+        *self.elapsed.lock().unwrap() = (SystemTime::now(), elapsed);
     }
 
     /// The variables that the last `prepare` set in the service's environment.
@@ -109,12 +111,13 @@ impl Harness {
     pub(crate) fn with_probe<T>(&self, ask: impl FnOnce(&Probe<'_>) -> T) -> T {
         let values = Values::new("unit".to_owned(), self.dir.path().to_owned());
         let remaining = *self.remaining.lock().unwrap();
-        let elapsed = *self.elapsed.lock().unwrap();
+        let (now, elapsed) = *self.elapsed.lock().unwrap();
         let since = self.since.lock().unwrap().clone();
         ask(&Probe {
             values: &values,
             pid: std::process::id(),
             supervisor: std::process::id(),
+            now,
             elapsed,
             remaining,
             output: &self.reader,
