@@ -14,7 +14,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream, ToSocketAddrs};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::thread;
@@ -378,6 +378,13 @@ pub(crate) use test_name;
 /// `it::ports::racer` is `ports::racer` for the harness.
 pub(crate) fn without_the_crate(path: &'static str) -> &'static str {
     path.split_once("::").map_or(path, |(_, name)| name)
+}
+
+/// Fails, and shows what the process printed, unless it ended with status 0.
+#[track_caller]
+pub(crate) fn assert_success(output: &Output) {
+    let [stdout, stderr] = [&output.stdout, &output.stderr].map(|text| String::from_utf8_lossy(text));
+    assert!(output.status.success(), "{}\n{stdout}{stderr}", output.status);
 }
 
 /// The `#[ignore]`d test of this name ([`test_name`]) of this very binary, as a process of its own.

@@ -309,7 +309,7 @@ fn a_cleared_environment_keeps_the_place_of_the_coverage_profile() {
         .env("LLVM_PROFILE_FILE", "/tmp/x-%p.profraw")
         .output()
         .unwrap();
-    assert!(output.status.success(), "{output:?}");
+    common::assert_success(&output);
     let printed = std::fs::read_to_string(scratch.path().join("printed")).unwrap();
     assert_eq!(
         printed.lines().collect::<Vec<_>>(),

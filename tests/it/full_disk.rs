@@ -2,7 +2,7 @@
 
 use std::process::{Command, Output};
 
-use crate::common::{Scratch, is_root, odd, say, skip_without_root, test_name, victim, victim_dir};
+use crate::common::{self, Scratch, is_root, odd, say, skip_without_root, test_name, victim, victim_dir};
 use crate::reports::{normal, start};
 use mirakuru::{Banner, Executor};
 
@@ -43,11 +43,7 @@ fn a_full_disk_loses_output_and_says_so() {
     for output in runs {
         let text = normal(&String::from_utf8_lossy(&output.stdout));
         println!("{text}");
-        assert!(
-            output.status.success(),
-            "{text}\n{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        common::assert_success(&output);
         assert!(
             text.contains(": exited with status 3 after [time], before it printed"),
             "{text}"
@@ -106,11 +102,7 @@ fn a_disk_that_is_full_from_the_beginning() {
     }
     let output = command.output().unwrap();
     let text = String::from_utf8_lossy(&output.stdout);
-    assert!(
-        output.status.success(),
-        "{text}\n{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    common::assert_success(&output);
     assert!(
         text.contains("failed to use the directory `") && text.contains(": no space left on device"),
         "{text}"

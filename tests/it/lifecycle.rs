@@ -517,7 +517,7 @@ fn odd_inherited_variables_do_not_fail_a_start() {
         .env("with space", "x")
         .output()
         .unwrap();
-    assert!(output.status.success(), "{output:?}");
+    common::assert_success(&output);
 }
 
 #[test]
@@ -724,11 +724,7 @@ fn a_thousand_cycles_leave_nothing() {
     let output = victim(test_name!(a_thousand_cycles), scratch.path())
         .output()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stdout)
-    );
+    common::assert_success(&output);
     assert!(processes_gone(&scratch));
 }
 
@@ -770,11 +766,7 @@ fn a_thousand_cycles() {
 fn a_flood_after_readiness_never_blocks_and_costs_no_memory() {
     let scratch = Scratch::new();
     let output = victim(test_name!(flooded), scratch.path()).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stdout)
-    );
+    common::assert_success(&output);
 }
 
 #[test]

@@ -573,11 +573,7 @@ fn test_processes_share_a_fixed_port_one_after_another() {
         .collect();
     for process in processes {
         let output = process.wait_with_output().unwrap();
-        assert!(
-            output.status.success(),
-            "{}",
-            String::from_utf8_lossy(&output.stdout)
-        );
+        common::assert_success(&output);
     }
 }
 

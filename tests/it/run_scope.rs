@@ -1435,12 +1435,7 @@ fn orphans_that_are_adopted_within_their_session() {
     let output = victim(test_name!(adopter), scratch.path())
         .output()
         .expect("it starts");
-    assert!(
-        output.status.success(),
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
+    common::assert_success(&output);
 }
 
 #[test]

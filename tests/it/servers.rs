@@ -452,11 +452,7 @@ fn postgresql_sees_no_connection_of_a_probe() {
         .current_dir("/");
     as_owner(&mut initdb);
     let output = initdb.output().unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    common::assert_success(&output);
     let mut recipe = Executor::builder([bin.join("postgres")])
         .args(["-D", &data, "-p", "{port}", "-F", "-k"])
         .arg(scratch.path())

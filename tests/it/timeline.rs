@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Duration;
 
 use crate::common::{
-    LONG, ODD, SIGKILL, Scratch, VICTIM, fixed_port, odd, require, send, test_name, victim, victim_dir,
+    self, LONG, ODD, SIGKILL, Scratch, VICTIM, fixed_port, odd, require, send, test_name, victim, victim_dir,
     victims, wait_until,
 };
 use mirakuru::{Executor, ExecutorBuilder, SimpleExecutor, Tcp, TcpExecutor};
@@ -409,11 +409,7 @@ fn browse(chromium: &Path, scratch: &Scratch, page: &Path) -> String {
         .stdin(Stdio::null())
         .output()
         .expect("the browser starts");
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    common::assert_success(&output);
     String::from_utf8(output.stdout).expect("text")
 }
 

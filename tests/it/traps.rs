@@ -409,7 +409,7 @@ fn a_process_that_got_the_services_pid_is_left_alone() {
     )
     .output()
     .expect("it runs");
-    assert!(output.status.success(), "{output:?}");
+    common::assert_success(&output);
     let text = String::from_utf8_lossy(&output.stderr);
     if text.contains("SKIPPED") {
         common::say(&text);
@@ -602,11 +602,7 @@ fn reaping_does_not_race() {
     let output = victim(test_name!(reaps_everything), scratch.path())
         .output()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stdout)
-    );
+    common::assert_success(&output);
 
     thread::scope(|scope| {
         for _ in 0..4 {
@@ -668,11 +664,7 @@ fn an_ignored_sigchld_changes_nothing() {
     let output = victim(test_name!(ignores_sigchld), scratch.path())
         .output()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stdout)
-    );
+    common::assert_success(&output);
 }
 
 #[test]
@@ -953,7 +945,7 @@ fn a_mount_in_the_private_directory_is_left_alone() {
     )
     .output()
     .expect("it runs");
-    assert!(output.status.success(), "{output:?}");
+    common::assert_success(&output);
     assert_eq!(fs::read_to_string(precious.join("file")).unwrap(), "important");
     assert!(
         String::from_utf8_lossy(&output.stderr).contains("something is mounted in it"),
@@ -987,7 +979,7 @@ fn without_proc(test: &str, scratch: &Scratch) {
     )
     .output()
     .expect("it runs");
-    assert!(output.status.success(), "{output:?}");
+    common::assert_success(&output);
     assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
 }
 
