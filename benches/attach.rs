@@ -78,7 +78,7 @@ fn measure() {
     );
 }
 
-/// What each of so many processes says, and how long all of them took.
+/// The answers of this many processes, and how long all of them took.
 fn all(what: &str, count: usize) -> (Vec<f64>, f64) {
     let run = format!("bench-{}", std::process::id());
     let begin = Instant::now();

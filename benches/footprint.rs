@@ -1,14 +1,14 @@
 //! The cost of supervision: memory, threads, and processor time during the wait and while the
 //! service runs.
 //!
-//! - **memory**: of what supervises one service, from a test process of 10 and of 200 MB that goes
-//!   on writing to its memory. That is two processes in one memory, which is counted once; whether
-//!   it is one is asked (`KCMP_VM`). `Pss_Dirty` shares a page among the memories that have it, so
-//!   that half of what the test process has in any case (relocated constants, most of it) is
-//!   charged to the supervision; `Private_Dirty` leaves that out. *More for both* is `Pss_Dirty` of
-//!   the test process and of the supervision, less that of the test process before: what the
-//!   machine has to give. What was just written to disk counts as dirty until it is written back,
-//!   and the programs here were just built; so `sync` comes first.
+//! - **memory**: the memory of one service's supervision, from a test process of 10 and of 200 MB
+//!   that goes on writing to its memory. That is two processes in one memory, which counts once;
+//!   `KCMP_VM` checks that it is one. `Pss_Dirty` shares a page among the memories that have it. So
+//!   it charges half of the pages that the test process has anyway (mostly relocated constants) to
+//!   the supervision; `Private_Dirty` leaves these out. *More for both* is `Pss_Dirty` of the test
+//!   process and of the supervision, less that of the test process before: the cost for the
+//!   machine. Data that was just written to disk counts as dirty until it is written back, and the
+//!   programs here were just built; so `sync` comes first.
 //! - **threads**: additional threads of a test process for each service.
 //! - **waiting**: processor time of a start that takes 1,000 ms, of the test process and of the
 //!   supervisor. Compared with: polls by hand every 50 µs, every millisecond and every 100 ms.

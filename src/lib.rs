@@ -107,10 +107,10 @@
 //! if the cause is known, the remedy. Values of the environment and passwords in URLs are never in
 //! it; only the service's own output is shown as it is.
 //!
-//! When a test fails, its output has the end of its services' logs. Of a shared service it has only
-//! the lines since the test first used it. (This is for a test that panics. A test that returns
-//! `Err` needs the attribute for it. A task on another thread shows the services that it has used
-//! when that task panics.)
+//! When a test fails, its output has the end of its services' logs. The log of a shared service
+//! begins there at the test's first use. (This is for a test that panics. A test that returns `Err`
+//! needs the attribute for it. A task on another thread shows the services that it has used when
+//! that task panics.)
 //!
 //! | environment variable | |
 //! | --- | --- |

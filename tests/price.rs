@@ -1,6 +1,6 @@
-//! What this crate costs its users' builds: how many packages stand in the Cargo.lock of a crate
-//! that depends on it and on nothing else. All of them count: the crate itself, the four of this
-//! repository, and build scripts' dependencies.
+//! The cost of this crate for its users' builds: the number of packages in the Cargo.lock of a
+//! crate that depends only on it. All of them count: the crate itself, the four of this repository,
+//! and build scripts' dependencies.
 //!
 //! The versions are those of this repository's Cargo.lock, so that the figure changes only with a
 //! change here, and no network is needed.
@@ -11,7 +11,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// With the default features. What others have is in `benches/price/results.md`.
+/// With the default features. The figures of others are in `benches/price/results.md`.
 const DEFAULT: usize = 36;
 /// With `default-features = false`: without `Http`, and without rstest fixtures.
 const MINIMAL: usize = 20;

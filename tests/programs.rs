@@ -31,7 +31,7 @@ fn main() {
 }
 "#;
 
-/// What the tests of the user's packages have in common.
+/// The common part of the tests of the user's packages.
 const ASK: &str = r#"
 use std::io::{Read, Write};
 
@@ -91,7 +91,7 @@ struct Workspace {
 }
 
 impl Workspace {
-    /// One with these tests in `tests/e2e.rs`, of which nothing has been built yet.
+    /// Makes a workspace with these tests. No part of it has been built yet.
     fn new(name: &'static str, tests: &str) -> Workspace {
         let dir = Path::new(env!("CARGO_TARGET_TMPDIR"))
             .join("fresh")
@@ -142,7 +142,7 @@ impl Workspace {
             &format!("use {name}_e2e::ask;\nuse mirakuru::*;\n{tests}"),
         );
         fs::copy(root.join("Cargo.lock"), workspace.dir.join("Cargo.lock")).expect("our lock file");
-        // All sources are new, so all is built again. The program of an earlier run is not.
+        // All sources are new, so cargo builds them again. The program of an earlier run must go.
         let _ = fs::remove_file(workspace.uplifted());
         workspace
     }
@@ -170,7 +170,7 @@ impl Workspace {
         command
     }
 
-    /// What the tests print, all of which must pass. `args` stand behind `cargo test`.
+    /// The output of the tests, all of which must pass. `args` follow `cargo test`.
     fn test(&self, args: &[&str]) -> String {
         let package = format!("{}-e2e", self.name);
         let mut command = self.cargo(&["test", "--package", &package]);

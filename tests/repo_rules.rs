@@ -234,8 +234,8 @@ fn members(group: &str) -> Vec<&str> {
     members
 }
 
-/// What a file imports or names from the root of its crate: the first name of each such path. The
-/// file is `depth` modules below the root, so that as many `super::` lead there.
+/// The names that a file imports from the root of its crate, or uses through it: the first name of
+/// each such path. The file is `depth` modules below the root, and that many `super::` lead there.
 fn names_from_the_root(code: &str, depth: usize) -> Vec<String> {
     let up = "super::".repeat(depth);
     let mut names = Vec::new();

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use common::{LONG, Scratch, alive, require, root, say, wait_until};
 
-/// What the five test binaries share.
+/// The common part of the five test binaries.
 const COMMON: &str = r#"
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};

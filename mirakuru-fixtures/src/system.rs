@@ -858,10 +858,10 @@ impl<S> Recipe for Plan<S> {
         (without `.start()`), a preset, or a type of your own that implements `mirakuru::Recipe`"
 )]
 pub trait IntoRecipe<How> {
-    /// What it stands for.
+    /// The recipe that the name stands for.
     type Recipe: Recipe;
 
-    /// What it stands for.
+    /// Returns the recipe that the name stands for.
     fn into_recipe(self) -> Self::Recipe;
 }
 

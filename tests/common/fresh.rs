@@ -87,7 +87,7 @@ pub(crate) fn nextest(what: &str) -> bool {
     found
 }
 
-/// What a command has printed.
+/// The output of a command.
 pub(crate) fn text(output: &Output) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr)
 }

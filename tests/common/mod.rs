@@ -395,7 +395,7 @@ pub(crate) fn victim(name: &str, dir: &Path) -> Command {
     command
 }
 
-/// A [`victim`] whose output the harness captures, as a person would run it.
+/// A [`victim`] whose output the harness captures, as when a person runs it.
 pub(crate) fn captured_victim(name: &str, dir: &Path) -> Command {
     victims(&[name], dir)
 }

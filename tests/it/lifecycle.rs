@@ -1,4 +1,6 @@
 //! The verbs of an executor, and what is left of a service after each of them: nothing.
+//!
+//! The file is long because each verb meets each kind of tree here.
 
 use std::fs;
 use std::net::TcpStream;

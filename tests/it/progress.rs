@@ -147,5 +147,8 @@ fn a_long_wait_for_a_port_says_so() {
         line.starts_with(&format!("mirakuru: second has been waiting for port {port} for ")),
         "{line}"
     );
-    assert!(line.contains("; it is with first of test process it-"), "{line}");
+    assert!(
+        line.contains("; it is held by first of test process it-"),
+        "{line}"
+    );
 }

@@ -479,7 +479,7 @@ fn exits_before(readiness: impl Readiness + Clone) {
         // It takes milliseconds; the bound is for a machine that is busy with other tests.
         let lag = now.saturating_sub(stamped(&stamp, "exit").expect("a stamp"));
         assert!(lag < Duration::from_secs(5), "noticed {lag:?} after the exit");
-        // What is kept after a failure is private too.
+        // The files that are kept after a failure are private too.
         let log = evidence.log.as_deref().expect("the log is kept");
         assert_eq!(mode(log), 0o600);
         let _ = fs::remove_file(log);

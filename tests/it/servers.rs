@@ -165,7 +165,7 @@ struct Nginx {
 impl Nginx {
     fn start(&self, readiness: mirakuru::Http, timeout: Duration) -> Result<HttpExecutor, Error> {
         Executor::builder(self.command.clone())
-            // What nginx calls a graceful end.
+            // A graceful end, in nginx's own words.
             .stop_signal(Signal::Quit)
             .stop_timeout(LONG)
             .wait_for(readiness)

@@ -8,6 +8,8 @@
 //!
 //! `MIRAKURU_MATRIX_REPEATS` says how often each cell is run (once), `MIRAKURU_KILL_ROUNDS` how
 //! often a start is interrupted (100 times). `tests/run --long` raises both tenfold.
+//!
+//! The file is long because the table and its exceptions share one set of victims.
 #![cfg(target_os = "linux")]
 
 pub(crate) mod cell;

@@ -36,7 +36,7 @@ fn client(server: TcpExecutor) -> Client { Client::connect(server) }
 #[case(2)]
 fn sets_a_key(redis: TcpExecutor, #[case] key: u32) { /* .. */ }
 
-// That is all of it. Now they are used.
+// These are all forms. Now they are used.
 
 #[test]
 fn the_static_starts() {

@@ -11,7 +11,7 @@ use mirakuru::TcpExecutor;
     1")]
 static SHARED: TcpExecutor;
 
-/// Whose process answers there.
+/// The process id in the answer of the service.
 fn who_answers(service: &TcpExecutor) -> u32 {
     let mut stream = TcpStream::connect(service.addr()).unwrap();
     stream.write_all(b"PING\n").unwrap();

@@ -720,7 +720,7 @@ fn options() -> Options {
             }
         }
     }
-    // At most 100 processes at a time, whatever is asked for.
+    // At most 100 processes at a time, whatever the flags ask for.
     o.fork = o.fork.min(20);
     o.stopped = o.stopped.min(20);
     o.deaf_daemons = o.deaf_daemons.min(20);

@@ -232,7 +232,7 @@ pub struct Missing {
 }
 
 impl Missing {
-    /// Something in the package of this program.
+    /// A missing thing that the package of this program contains.
     pub(crate) fn of(what: impl Into<String>, program: &str) -> Missing {
         Missing {
             what: what.into(),
@@ -368,9 +368,9 @@ pub struct Evidence {
     /// How many bytes of its output are left out of the log, because the log has reached its
     /// [limit](crate::recipe::builder::ExecutorBuilder::log_limit).
     pub dropped: u64,
-    /// The last lines that the service printed, at most 20. If four or more successive lines differ
-    /// only in times and process ids, this has the first and the last, and between them the number
-    /// of the others.
+    /// The last lines that the service printed, at most 20. Four or more successive lines may
+    /// differ only in times and process ids. Of these, the first and the last are here, and between
+    /// them the number of the others.
     pub tail: Vec<String>,
     /// The log file with the whole output. Kept after a failure.
     pub log: Option<PathBuf>,

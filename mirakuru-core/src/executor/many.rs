@@ -21,7 +21,7 @@ pub trait Startable {
     /// The errors of [`Executor::start`].
     fn plan_start(&mut self) -> Result<Option<Planned>, Error>;
 
-    /// Takes over the new supervisor, or the error.
+    /// Stores the result of the launch: the new supervisor, or the error.
     fn launched(&mut self, launched: Launched);
 
     /// Polls the readiness once. If the service is not ready, returns the pause before the next

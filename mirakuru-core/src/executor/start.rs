@@ -82,7 +82,7 @@ impl Owned<'_> {
         }
     }
 
-    /// The end of the second step: takes over the new supervisor, or the error.
+    /// The end of the second step: stores the new supervisor, or the error.
     pub(super) fn launched(&mut self, launched: Result<Service, SpawnFailure>) {
         match launched {
             Ok(service) => {

@@ -205,7 +205,7 @@ impl EndpointLock {
                 }
                 progress.tell(|elapsed| {
                     let holder = holder_in(dir, endpoint);
-                    let holder = holder.map_or(String::new(), |holder| format!("; it is with {holder}"));
+                    let holder = holder.map_or(String::new(), |holder| format!("; it is held by {holder}"));
                     format!("{service} has been waiting for {endpoint} for {elapsed}{holder}")
                 });
                 pauses.sleep(left);

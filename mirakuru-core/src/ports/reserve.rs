@@ -2,9 +2,9 @@
 //!
 //! "Bind to port 0, read the number, close" gives two processes the same port often enough to make
 //! a suite flaky. A reservation here is a *hold*: a socket that is bound to the port and does not
-//! listen. While it is open, the kernel does not choose the port for any other socket, neither to
-//! listen nor for an outgoing connection, and it refuses connections to the port. The hold ends
-//! with its process, however that ends.
+//! listen. While it is open, the kernel chooses the port for no other socket, neither to listen nor
+//! for an outgoing connection. It also refuses connections to the port. The hold ends with its
+//! process, however that ends.
 //!
 //! The service binds over the hold. That works because both sockets set SO_REUSEADDR and neither
 //! listens when the other binds. Nearly every server sets that option: without it, no server could
@@ -263,7 +263,7 @@ mod tests {
             held.hold_again(HoldLevel::Firm).is_err(),
             "the service still listens"
         );
-        // The side that closes first keeps the TIME_WAIT: the server, on the port.
+        // The side that closes first keeps the TIME_WAIT. Here that is the server.
         drop(server);
         drop(listener);
         drop(client);

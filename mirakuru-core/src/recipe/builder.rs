@@ -166,9 +166,8 @@ impl Spec {
         }
     }
 
-    /// The user and group that the service runs as, if the recipe says so.
-    /// What in the command only a shell would understand, and what to do about it. In a list each
-    /// word is meant as it is.
+    /// A part of the command that only a shell would understand, and the remedy. In a list each
+    /// word is literal.
     pub(crate) fn shell_syntax(&self) -> Option<String> {
         match &self.command.words {
             Words::Line(line) if !self.shell => shell_syntax(line),

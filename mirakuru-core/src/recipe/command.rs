@@ -4,6 +4,8 @@
 //! comments have the meaning that `sh` gives them, while `$VAR`, `*`, `|` and `>` are plain text.
 //! Placeholders are filled in *after* the split, so that a value with spaces stays one word. With
 //! `shell(true)` the string is a script and is not split at all.
+//!
+//! The file is long because tests against a real `sh` are two fifths of it.
 
 use std::borrow::Cow;
 use std::ffi::{OsStr, OsString};

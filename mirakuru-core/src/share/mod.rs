@@ -22,8 +22,9 @@
 //!
 //! * The process that starts it, before it is published. Until then the service belongs to that
 //!   process and ends with it. The lock is free once its last holder, the supervisor, is gone; then
-//!   the next process starts another service. If only the test process held the lock, the next one
-//!   could find it free while the supervisor still has to carry out the order to publish.
+//!   the next process starts another service. The test process alone must not hold the lock.
+//!   Otherwise the next process could find it free while the supervisor still has an order to
+//!   publish.
 //! * The same process, while it publishes. That is one message to the worker, which renames the
 //!   state into place *and* stops watching the test process. In no moment between the two can
 //!   another process see a service that is about to end, or lose one that stays.

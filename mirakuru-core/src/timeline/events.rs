@@ -11,9 +11,9 @@
 //! All processes of a run append to one file, which is in the run's private directory and is
 //! removed with it. A process that belongs to no run counts as a run of its own. A process that
 //! finds the page older than a second makes it anew. A process also makes it at its end, if no
-//! other one is left, because it cannot know whether another will come. So the events of a killed
-//! process are lost only if they came less than a second after the last page, and no other process
-//! of the run makes another one.
+//! other one is left, because it cannot know whether another will come. A killed process may lose
+//! its events since the last page, less than a second. They are lost only if no other process of
+//! the run makes another page.
 //!
 //! Times are CLOCK_MONOTONIC, which is the same for all processes. Without the variable, all of
 //! this costs one read of a static.

@@ -23,7 +23,7 @@ use std::collections::HashMap;
 /// A process may report an end a moment after another process has noticed it.
 const LAG: u64 = 20_000_000;
 
-/// What a piece of time was spent on.
+/// The use of a piece of time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     EndpointLock,

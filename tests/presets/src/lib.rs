@@ -1,4 +1,4 @@
-//! What the tests of the presets share.
+//! Helpers for the tests of the presets.
 
 use std::env;
 use std::fmt::Debug;

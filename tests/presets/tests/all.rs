@@ -191,7 +191,7 @@ impl Scratch {
             .unwrap()
     }
 
-    /// What the last child has printed.
+    /// The output of the last child.
     fn log(&self) -> String {
         fs::read_to_string(self.0.join("log")).unwrap_or_default()
     }

@@ -189,7 +189,7 @@ fn assert_says_why(test: &str, variable: &str, url: &str, part: &str) {
 /// The output of a program that must succeed, once it does.
 fn output_of(command: &mut Command) -> String {
     let mut output = command.output().unwrap();
-    // What it reads may be dropped meanwhile.
+    // An object that it reads may be dropped meanwhile.
     within(Duration::from_secs(10), || {
         if !output.status.success() {
             output = command.output().unwrap();

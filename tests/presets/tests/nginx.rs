@@ -43,8 +43,8 @@ fn another_test_is_greeted() {
     says_hello();
 }
 
-/// A directory that nobody but the user of the tests can read, as `tempfile` makes them, and a page
-/// in it.
+/// A directory that only the user of the tests can read, as `tempfile` makes them, with a page in
+/// it.
 struct Site(PathBuf);
 
 impl Site {

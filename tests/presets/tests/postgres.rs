@@ -438,7 +438,7 @@ fn what_it_costs() {
                 client
                     .execute("INSERT INTO t1 (a, b) VALUES ($1, 0)", &[&format!("of {n}")])
                     .unwrap();
-                // All have their databases now, and see nobody else's row.
+                // All have their databases now, and each sees only its own row.
                 barrier.wait();
                 assert_eq!(count(&mut client, "SELECT count(*) FROM t1 WHERE b = 0"), 1);
                 (took, database.name().to_owned())

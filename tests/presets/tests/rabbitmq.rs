@@ -142,7 +142,7 @@ async fn it_is_configured_keeps_its_data_and_leaves_nothing() {
     assert_eq!(declare(&channel).await, 1);
     assert_eq!(get(&channel).await.unwrap(), b"kept");
     assert_nothing_is_left(server);
-    // Of a server that is gone.
+    // Its server is gone.
     drop(vhost);
 }
 

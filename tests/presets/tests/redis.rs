@@ -149,9 +149,9 @@ fn a_password_is_taken_as_it_is() {
     assert_eq!(connect(&server.url()).ping::<String>().unwrap(), "PONG");
 }
 
-/// The bus of a cluster listens at the port and ten thousand by default: not every port has such a
-/// neighbour. (The port is of a range that the system gives to nobody, and another one each time:
-/// connections of the run before may linger on it.)
+/// By default the bus of a cluster listens at the port plus ten thousand: not every port has such a
+/// neighbour. (The port is outside the system's range, and another one each time: connections of
+/// the run before may linger on it.)
 #[test]
 fn a_member_of_a_cluster_starts_at_any_port() {
     if !own_server("redis-server") {

@@ -33,7 +33,7 @@ pub(crate) fn try_bind(protocol: Protocol, addr: SocketAddr) -> io::Result<()> {
     bind(&fd, &addr.into())
 }
 
-/// What a datagram socket does with messages that it receives.
+/// Whether a datagram socket keeps the messages that it receives.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Messages {
     Keep,
@@ -178,7 +178,7 @@ pub(crate) mod tests {
         tcp("[::]:0".parse().unwrap(), true, false, Some(only), true).unwrap()
     }
 
-    /// What a test server can make of a Unix socket.
+    /// The kinds of Unix socket that a test server can make.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) enum Made {
         Stream,

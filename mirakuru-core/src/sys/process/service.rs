@@ -1,5 +1,7 @@
 //! The test process's side of a service, in either back end: starts the supervisor, talks to it,
 //! and learns of the end.
+//!
+//! The file is long because its tests, which start real services, are a third of it.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -997,8 +999,8 @@ mod tests {
         }
     }
 
-    /// What is promised where there is no subreaper: the group goes with its supervisor, as long as
-    /// the test process is there; what has left the group stays.
+    /// The promise without a subreaper: the group ends with its supervisor, as long as the test
+    /// process lives. Processes that have left the group stay.
     #[test]
     #[cfg(mirakuru_portable)]
     fn what_a_killed_supervisor_leaves_is_ended_by_the_test_process() {

@@ -465,7 +465,7 @@ pub struct RedisDatabase {
 enum Leased {
     /// Leased by a lock on a file.
     Here(#[allow(dead_code, reason = "its drop gives it back")] Lease),
-    /// Leased by this text on the server, which others use as well.
+    /// Leased on an external server, with this token.
     OnServer(String),
 }
 

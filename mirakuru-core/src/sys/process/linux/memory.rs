@@ -9,7 +9,7 @@
 //! * the thread-local block of the forking thread, in which libc keeps `errno`, and the kernel its
 //!   data about preemption;
 //! * the top of the forking thread's stack: from 1.2.5 on, `clone` of musl leaves data in its own
-//!   frame, and has the child read it there before it calls the function that it was given;
+//!   frame, which the child reads before it calls its function;
 //! * `.bss`, which the kernel shows as an anonymous mapping behind a file's.
 //!
 //! Files' mappings (code, `.data`, `.got`) are inherited as always.

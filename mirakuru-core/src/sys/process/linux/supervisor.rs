@@ -17,8 +17,8 @@
 //!    the test process may hold a copy of that.
 //! 3. The service asks for SIGKILL at its parent's death first and checks its parent second.
 //! 4. A stop goes through the phases of `ending.rs`, then kills until nothing is left. After that
-//!    the supervisor moves the last output into the log, runs the recipe's command at the end,
-//!    sends the last message to the test process, and ends.
+//!    the supervisor moves the last output into the log, and runs the recipe's command at the end.
+//!    It sends the last message to the test process, and ends.
 //! 5. Each call that this rests on is checked, or tried once, before there is a service
 //!    (`calls.rs`). If one of them fails, the start fails.
 //!
@@ -37,6 +37,8 @@
 //!   guard uses its own stack and reads only the list of locks, which is never written. The guard
 //!   makes no call that fails in that time, because the two share one `errno`.
 //! * They share one command line, but each has its own name.
+//!
+//! The file is long because all code whose order is the guarantee stands in it.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::mem;
@@ -533,7 +535,7 @@ impl Worker<'_> {
             if self.ending.clean_up {
                 if self.published {
                     // Also removes the files of failed starts and killed processes: without the
-                    // runner nobody needs them.
+                    // runner they serve no purpose.
                     remove_private_dir(self.a.run_dir);
                 }
                 if !self.a.private_dir.is_null() {

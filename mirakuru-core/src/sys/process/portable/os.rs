@@ -265,8 +265,8 @@ pub(in crate::sys::process) fn last_resort(_: &str, supervisor: i32, service: i3
     unsafe {
         // The number belongs to the group as long as one member lives. If the leader lives, its
         // session says whether the group is ours, because each supervisor has a session of its own.
-        // If the leader is gone, another group can have the number only if the old one became
-        // empty, and the new one lost its leader, since the supervisor's death.
+        // The leader may be gone, and another group may have the number. But then, since the
+        // supervisor's death, the old group became empty and the new one lost its leader.
         let session = libc::getsid(service);
         if session == supervisor || session < 0 {
             libc::kill(-service, libc::SIGKILL);
