@@ -906,6 +906,53 @@ fn under(program: &Path, args: &[&str], victim: &Command) -> Command {
     command
 }
 
+/// If a filter answers EINTR to each `poll`, the supervisor cannot wait for the end. It ends its
+/// service at once.
+#[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
+)]
+fn a_supervisor_that_is_interrupted_each_time_leaves_nothing_running() {
+    const SIGCHLD: i32 = 17;
+    const INJECT: &str = "-qq -o /dev/null -e trace=poll -e inject=poll:error=EINTR -p";
+    let service = odd(["--ready-line", "up"])
+        .wait_for(Banner::matching("up"))
+        .start()
+        .unwrap();
+    let worker = supervisors(service.pid())[0];
+    let tracer = Command::new("strace")
+        .args(INJECT.split(' '))
+        .arg(worker.to_string())
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    let Ok(mut tracer) = tracer else {
+        eprintln!("skipped: there is no strace");
+        return;
+    };
+    // It ends with the worker.
+    let mut ended = None;
+    let is_over = wait_until(
+        || {
+            // A `poll` that waits already is not injected into. A signal ends it.
+            send(worker, SIGCHLD);
+            ended = tracer.try_wait().unwrap();
+            ended.is_some()
+        },
+        LONG,
+    );
+    if !is_over {
+        tracer.kill().unwrap();
+        tracer.wait().unwrap();
+    }
+    if ended.is_some_and(|status| !status.success()) {
+        eprintln!("skipped: this user may not trace the supervisor");
+        return;
+    }
+    assert!(is_over && !alive(service.pid()), "the service runs");
+}
+
 /// `tests/injection.py` runs it.
 #[test]
 #[ignore = "a victim"]

@@ -334,8 +334,9 @@ impl Worker<'_> {
                 ] = fds.map(|fd| fd.revents != 0);
                 if polled >= 0 {
                     errors = 0;
-                } else if errno() != libc::EINTR {
-                    // `poll` failed: check everything, a thousand times a second, for a second.
+                } else {
+                    // `poll` failed, or was interrupted, as a filter can do each time: check
+                    // everything, a thousand times a second, for a second.
                     errors = errors.saturating_add(1);
                     guard_seen = errors > 1000 || libc::getppid() != self.a.guard;
                     [events_seen, control_seen, out_seen, err_seen] = [true; 4];
