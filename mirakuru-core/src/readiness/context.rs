@@ -141,8 +141,8 @@ pub struct Probe<'a> {
     pub(crate) pid: u32,
     /// The root of the service's process tree.
     pub(crate) supervisor: u32,
-    /// The time of day from just before `elapsed` was taken. With a later one, a service that had to
-    /// wait for the processor would seem to have started later.
+    /// The time of day from just before `elapsed` was taken. With a later one, a service that had
+    /// to wait for the processor would seem to have started later.
     pub(crate) now: SystemTime,
     pub(crate) elapsed: Duration,
     pub(crate) remaining: Duration,
