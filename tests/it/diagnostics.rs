@@ -119,8 +119,8 @@ fn exit_0() {
              which is empty (/dev/null), keep the input open with `.stdin(Stdio::piped())`"
         }
         true => {
-            "it exited with status 0: a program that goes into the background is not found on this system, \
-             and may still run; give it its option to stay in the foreground"
+            "it exited with status 0, and on this system a program that goes into the background is lost \
+             and may still run: give it its option to stay in the foreground"
         }
     };
     reads(

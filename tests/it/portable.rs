@@ -49,7 +49,7 @@ fn a_daemon_is_not_found() {
     assert!(matches!(error, Error::Exited { .. }), "{error}");
     let text = error.to_string();
     assert!(
-        text.contains("is not found on this system") && text.contains("may still run"),
+        text.contains("on this system a program that goes into the background is lost and may still run"),
         "{text}"
     );
     assert!(survives, "this is more than is promised");
