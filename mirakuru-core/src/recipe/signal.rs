@@ -6,7 +6,7 @@ use crate::sys::signals;
 
 /// A signal to send to a service.
 ///
-/// This is an enum of our own, because a number would be `libc`'s.
+/// This is our own enum and not `nix`'s, to keep foreign types out of the public API.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;

@@ -1,5 +1,6 @@
 //! The socket calls that `std` does not have, over `libc`, for the other files of this folder.
 //!
+//! `nix` has them all, but its features for sockets bring two more crates into every user's build.
 //! Every descriptor here is owned from the moment it exists, and closed when a program is executed.
 
 use std::io;
