@@ -385,9 +385,8 @@ fn a_wide_line_is_seen() {
     );
 }
 
-/// Narrow lines can be read, and compared side by side.
-#[test]
-fn no_line_is_too_wide() {
+/// All files of code and prose.
+fn texts() -> Vec<PathBuf> {
     let mut files = Vec::new();
     for folder in [
         "mirakuru-core",
@@ -407,9 +406,17 @@ fn no_line_is_too_wide() {
         ["README.md", "CHANGELOG.md", "CONTRIBUTING.md", "ARCHITECTURE.md"].map(|page| root().join(page)),
     );
     assert!(files.len() > 150, "where are the files? {}", files.len());
+    files
+        .iter()
+        .map(|file| file.strip_prefix(root()).expect("it is below").to_owned())
+        .collect()
+}
+
+/// Narrow lines can be read, and compared side by side.
+#[test]
+fn no_line_is_too_wide() {
     let mut wide = Vec::new();
-    for file in files {
-        let path = file.strip_prefix(root()).expect("it is below").to_owned();
+    for path in texts() {
         wide.extend(too_wide(&path, &read(&path)));
     }
     assert!(
@@ -417,6 +424,42 @@ fn no_line_is_too_wide() {
         "wider than 100 columns, or 110 of code:\n{}",
         wide.join("\n")
     );
+}
+
+/// The places where a text says the same words twice in a row, at least four of them.
+fn said_twice(text: &str) -> Vec<String> {
+    // A string goes on after a backslash at the end of a line.
+    let text = text.replace("\\\n", " ");
+    let words: Vec<&str> = text
+        .split_whitespace()
+        .map(|word| word.trim_matches(|c: char| !c.is_alphanumeric()))
+        .collect();
+    let mut found = Vec::new();
+    for length in 4..=12 {
+        for pair in words.windows(2 * length) {
+            let (once, again) = pair.split_at(length);
+            let is_word = |word: &str| word.chars().all(char::is_alphabetic) && !word.is_empty();
+            let are_words = once.iter().all(|word| is_word(word));
+            if once == again && are_words && BTreeSet::from_iter(once).len() > 3 {
+                found.push(once.join(" "));
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn no_text_says_the_same_twice() {
+    assert_eq!(
+        said_twice("let a = \"stop: read the log of it: \\\n  read the log of it\";"),
+        ["read the log of it"]
+    );
+    let twice: Vec<(PathBuf, Vec<String>)> = texts()
+        .into_iter()
+        .map(|path| (path.clone(), said_twice(&read(&path))))
+        .filter(|(path, found)| !found.is_empty() && !path.ends_with("repo_rules.rs"))
+        .collect();
+    assert!(twice.is_empty(), "{twice:?}");
 }
 
 // ---- the interface ------------------------------------------------------------------------------

@@ -865,10 +865,10 @@ pub trait IntoRecipe<How> {
     fn into_recipe(self) -> Self::Recipe;
 }
 
-/// It is a recipe.
+/// Marks [`IntoRecipe`] for a value that is a recipe.
 pub struct AsItIs;
 
-/// It makes one.
+/// Marks [`IntoRecipe`] for a function that makes a recipe.
 pub struct Called;
 
 #[diagnostic::do_not_recommend]

@@ -258,8 +258,7 @@ fn a_crash_after_readiness() {
                timeline:   spawned, first output after [time], exited with status 7 after [time]\n  \
                output:     1 line, in [log]\n    \
                  | up\n  \
-               hint:       it had ended by itself before it was asked to: find the reason in its \
-                   output: find the reason in its output"
+               hint:       it had ended by itself before it was asked to: find the reason in its output"
         ),
     );
 }

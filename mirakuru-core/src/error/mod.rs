@@ -438,7 +438,22 @@ impl Error {
         for text in texts {
             *text = shown(text);
         }
-        if let Some(Evidence { last_probe, hint, .. }) = self.evidence_mut() {
+        // Without `..`, so that no new text is forgotten. The lists hold output, which stays as it
+        // is, and lines of other errors, which are masked already.
+        if let Some(Evidence {
+            last_probe,
+            hint,
+            timeline: _,
+            head: _,
+            left_out: _,
+            dropped: _,
+            tail: _,
+            log: _,
+            lost: _,
+            about: _,
+            system: _,
+        }) = self.evidence_mut()
+        {
             for text in [last_probe, hint].into_iter().flatten() {
                 *text = shown(text);
             }

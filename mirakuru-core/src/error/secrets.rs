@@ -3,7 +3,8 @@
 //! This covers every text that mirakuru makes itself. The output of a service is shown as it is.
 //!
 //! Inside the executor an error is an [`Unmasked`]. Each verb masks it before it returns
-//! (`Core::masked`); without that the verb does not compile.
+//! (`Core::masked`); without that the verb does not compile. A function that returns an [`Error`]
+//! directly masks by itself.
 
 use std::borrow::Cow;
 
@@ -154,8 +155,8 @@ impl Secrets {
 }
 
 /// An error whose texts may contain secrets. Only [`Secrets::mask_error`] takes the error out, and
-/// `?` does not turn this type into an [`Error`]. So an error that was not masked never reaches a
-/// user.
+/// `?` does not turn this type into an [`Error`]. So a function that returns this type cannot let
+/// an error reach a user without masking it.
 pub(crate) struct Unmasked(Error);
 
 impl From<Error> for Unmasked {

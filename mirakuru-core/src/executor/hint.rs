@@ -189,7 +189,6 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     ]) {
         return Some(match symptoms.shell {
             true => "a program of the script does not know one of its arguments: check them in the \
-                script: check them in the \
                 script"
                 .to_owned(),
             false => format!("it does not know one of its arguments: see `{program} --help`"),
@@ -205,8 +204,7 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     if has(&["not found"]) && symptoms.exit.and_then(|status| status.code()) == Some(127) {
         return Some(
             "a program of the script is not installed, or not on PATH: install it, or use its whole \
-                path: install it, or use its \
-            whole path"
+                path"
                 .to_owned(),
         );
     }
@@ -242,8 +240,7 @@ fn of_exit(symptoms: &Symptoms<'_>) -> Option<String> {
         ),
         (_, Some(SIGILL)) => Some(
             "the program may be built for a newer processor than this machine has: install or build one \
-                for this processor: \
-            install or build one for this processor"
+                for this processor"
                 .to_owned(),
         ),
         _ => None,

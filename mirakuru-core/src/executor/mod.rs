@@ -191,9 +191,9 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// The errors of `stop` and `start`. A restart never changes a port: if another process has
-    /// taken it, the error is [`Error::AlreadyRunning`] and names that process. After a
-    /// [`Error::BadExit`] the service is started all the same, and the error is returned then.
+    /// The errors of `stop` and `start`. Once the service has been ready, its ports never change:
+    /// if another process has taken one, the error is [`Error::AlreadyRunning`] and names it. After
+    /// a [`Error::BadExit`] the service is started all the same, and the error is returned then.
     pub fn restart(&mut self) -> Result<(), Error> {
         let stopped = self.stop();
         self.start()?;

@@ -42,10 +42,7 @@ impl Owned<'_> {
         let mut evidence = self.core.evidence(self.own, None);
         if had_ended {
             evidence.hint = Some(
-                "it had ended by itself before it was asked to: find the reason in its \
-                    output: find the reason in its \
-                output"
-                    .to_owned(),
+                "it had ended by itself before it was asked to: find the reason in its output".to_owned(),
             );
         } else if signals::is_death_by(exit.status, self.core.spec.kill_signal.number()) {
             evidence.hint = Some(format!(

@@ -248,7 +248,7 @@ impl Core {
         process.sync_output();
         let exit = process.exit();
         let mut timeline = Vec::new();
-        // Another process started this service of the run a while ago.
+        // Only for a service that this process started. An attached one started a while ago.
         if let Some(started_ns) = process.started_ns() {
             let at = |ns: u64| Duration::from_nanos(ns.saturating_sub(started_ns));
             timeline.push((Duration::ZERO, "spawned".to_owned()));

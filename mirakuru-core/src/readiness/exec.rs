@@ -37,10 +37,10 @@ const KEPT: usize = 4096;
 
 /// Ready when a command exits with status 0.
 ///
-/// The command has the form that [`Executor::builder`](crate::executor::Executor::builder) takes:
-/// one string, split into words as a shell would but run without one, or a list. Placeholders are
-/// filled in. It runs in the test process's own environment and working directory, and its standard
-/// input is empty.
+/// The command is one string or a list, as for
+/// [`Executor::builder`](crate::executor::Executor::builder). A string is split into words as by a
+/// shell, but no shell runs it. Placeholders are filled in. The command runs in the test process's
+/// own environment and working directory, with empty standard input.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -173,7 +173,7 @@ impl Exec {
         })
     }
 
-    /// The message of a finished run.
+    /// Whether a finished run succeeded. The error says why it did not.
     fn judge(&mut self, run: &Run, ended: Ended) -> io::Result<bool> {
         let limit = run.limit;
         let last_line = run

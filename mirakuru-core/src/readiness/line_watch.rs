@@ -41,8 +41,8 @@ struct OpenLine {
     cut: bool,
     /// Whether the line has matched already. A line counts once.
     found: bool,
-    /// The length of the line when it was last matched.
-    matched_to: usize,
+    /// The length of the line when it was last searched.
+    searched_to: usize,
     /// Whether the line matches now, but may no longer match once it is finished.
     undecided: bool,
 }
@@ -278,15 +278,15 @@ impl OpenLine {
             let surplus = self.bytes.len() - WINDOW / 2;
             self.bytes.drain(..surplus);
             self.cut = true;
-            self.matched_to = 0;
+            self.searched_to = 0;
         }
     }
 
     fn match_unfinished(&mut self, pattern: &Pattern, found: &mut dyn FnMut(&Found<'_>)) {
-        if self.found || self.matched_to == self.bytes.len() {
+        if self.found || self.searched_to == self.bytes.len() {
             return;
         }
-        self.matched_to = self.bytes.len();
+        self.searched_to = self.bytes.len();
         let start = usize::from(self.cut);
         self.undecided = false;
         match pattern.holds(&self.bytes, start) {

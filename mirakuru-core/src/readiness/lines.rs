@@ -112,7 +112,7 @@ impl Lines {
         self
     }
 
-    /// Asserts that there are no such lines.
+    /// Asserts that no line matches.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;

@@ -22,10 +22,10 @@ const LONGEST: usize = 107;
 
 /// Ready when the service accepts connections on a Unix socket.
 ///
-/// A connection is made and closed at once. It also counts if it has to wait because the service is
-/// busy. Stream and `SOCK_SEQPACKET` sockets have connections; a datagram socket has none, and ends
-/// the wait with an error. If another process has the socket at this path and is visible, the error
-/// names it.
+/// Connects, and disconnects at once. A connection counts even if the service is too busy to accept
+/// it. Stream and `SOCK_SEQPACKET` sockets have connections. A datagram socket has none, and ends
+/// the wait with an error. If another process owns the socket at this path and mirakuru can see it,
+/// the error names that process.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;

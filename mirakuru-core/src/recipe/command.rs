@@ -215,7 +215,8 @@ impl Command {
         text
     }
 
-    /// The first word as it is written, without a shell.
+    /// The program as the recipe names it: the first word, placeholders not filled in, and never
+    /// the shell of `shell(true)`.
     pub(crate) fn program(&self) -> Option<OsString> {
         match &self.words {
             Words::Line(line) => shell_words::split(line)

@@ -24,7 +24,7 @@ const RECORDED_WITHIN: Duration = Duration::from_secs(30);
 pub(crate) struct State {
     /// The report of a failed start. All other fields but `process` are empty then.
     pub(crate) failed: Option<String>,
-    /// The process that started it, for people.
+    /// The process that started it, as reports name it: `tests-1 (pid 8)`.
     pub(crate) process: String,
     pub(crate) pid: u32,
     pub(crate) supervisor: u32,

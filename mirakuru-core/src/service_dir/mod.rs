@@ -377,7 +377,7 @@ pub(crate) fn this_process() -> (u32, u64) {
     (pid, started)
 }
 
-/// The same with its pid namespace.
+/// This process's id, start time and pid namespace.
 fn this_process_here() -> (u32, u64, u64) {
     // Stored by pid, because a fork inherits the cached value of its parent.
     static CACHE: Mutex<(u32, u64, u64)> = Mutex::new((0, 0, 0));

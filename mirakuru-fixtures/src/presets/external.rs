@@ -83,7 +83,7 @@ pub(super) struct Protocol {
 }
 
 impl Protocol {
-    /// An implementation of [`Protocol::renew`] for servers on which names are enough.
+    /// A [`Protocol::renew`] that does nothing, for servers whose parts have names.
     pub(crate) const NO_RENEWAL: fn(&External, &str) -> io::Result<()> = |_, _| Ok(());
 }
 
@@ -460,7 +460,7 @@ fn run(external: &External) -> Result<(), Error> {
     let begin = || -> io::Result<()> {
         fs::write(dir.join(OWNER), &owner)?;
         (protocol.renew)(external, &owner)?;
-        println!("mirakuru did not start {external}: its output is not here");
+        println!("mirakuru uses {external} but did not start it, so its output is not here");
         fs::write(dir.join(READY), "")
     };
     begin().map_err(|source| external.failed(source))?;

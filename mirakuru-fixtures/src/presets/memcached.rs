@@ -67,7 +67,7 @@ impl Recipe for MemcachedRecipe {
             .stop_signal(Signal::Kill)
             .wait_for(self.options.answers("answered `version`", |mut connection| {
                 connection.send(b"version\r\n")?;
-                // If it requires a password, it answers with a `CLIENT_ERROR`.
+                // If it requires a password, it answers `CLIENT_ERROR`, which counts as well.
                 connection.line().map(|answer| !answer.is_empty())
             })))
     }

@@ -467,9 +467,9 @@ macro_rules! options {
         $crate::presets::server::options!($recipe);
 
         impl $recipe {
-            /// Keeps data safe from a power failure, which makes a start, a write and a stop
-            /// slower. The default is `false`: committed data then survives a crash of the server,
-            /// such as [`kill`](::mirakuru_core::Executor::kill), but not a crash of the machine.
+            /// Makes committed data survive a power failure. Starts, writes and stops then take
+            /// longer. The default is `false`: committed data survives a crash of the server, such
+            /// as [`kill`](::mirakuru_core::Executor::kill), but not a crash of the machine.
             pub fn durable(mut self, durable: bool) -> Self {
                 self.options.durable = durable;
                 self

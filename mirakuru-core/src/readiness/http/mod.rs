@@ -397,8 +397,8 @@ impl Readiness for Http {
     }
 }
 
-/// The time of a request and its answer on loopback. The poll for the listener comes earlier by
-/// this much, so that `Http` is ready as soon as `Tcp` would be.
+/// The time of a request and its answer on loopback. Each pause before the listener is found is
+/// shorter by this much, so that `Http` is ready as soon as `Tcp` would be.
 const REQUEST: Duration = Duration::from_micros(400);
 
 /// The address for the request. The error says why there is none yet.

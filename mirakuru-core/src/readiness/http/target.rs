@@ -59,7 +59,7 @@ impl Http {
         for (name, value) in &self.given_headers {
             let invalid = |what: &str| {
                 format!(
-                    "the {what} of the header `{}` has characters that no header has",
+                    "the {what} of the header `{}` has a character that HTTP headers do not allow",
                     printable(name, 80)
                 )
             };
@@ -73,8 +73,9 @@ impl Http {
         }
         let mut default = |name: types::HeaderName, value: String| -> Result<(), Error> {
             if !headers.contains_key(&name) {
-                let value = types::HeaderValue::try_from(value)
-                    .map_err(|_| cx.invalid(&shown, "the URL has characters that no header has"))?;
+                let value = types::HeaderValue::try_from(value).map_err(|_| {
+                    cx.invalid(&shown, "the URL has a character that HTTP headers do not allow")
+                })?;
                 headers.insert(name, value);
             }
             Ok(())

@@ -31,7 +31,7 @@ fn poll(fds: &[RawFd], timeout: Duration) -> Vec<libc::pollfd> {
     #[cfg(target_os = "linux")]
     let result = {
         let time = libc::timespec {
-            // (The type is not named: libc deprecates that of musl, because it has changed once.)
+            // `time_t` is not named: libc deprecates it for musl, where it has changed once.
             tv_sec: timeout.as_secs().try_into().unwrap_or(i32::MAX.into()),
             tv_nsec: timeout.subsec_nanos() as _,
         };

@@ -1,4 +1,5 @@
-//! The phases of a stop, in the supervisors of both back ends.
+//! The phases of a stop, in the supervisors of both back ends. Here the grace is counted and
+//! enforced.
 //!
 //! 1. *Waiting*, if this service is needed: its supervisor waits until the services that need it
 //!    are gone.

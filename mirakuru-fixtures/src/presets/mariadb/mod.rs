@@ -626,7 +626,7 @@ impl Access {
         })
     }
 
-    /// A client program of the server, as its user.
+    /// A client program that logs in with the options in `client.cnf`.
     fn client(&self, program: &Path) -> Command {
         let mut option = OsString::from("--defaults-file=");
         option.push(self.dir.join(CLIENT));

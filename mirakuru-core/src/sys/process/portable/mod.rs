@@ -4,10 +4,10 @@
 //! ```text
 //! test process ──fork──▶ supervisor ──fork──▶ service, the leader of a process group ──▶ whatever it forks
 //!      │                     │
-//!      │                     ├─ holds the other end of the control socket: its end of file, or another
-//!      │                     │  parent, says that the test process is gone
+//!      │                     ├─ holds the other end of the control socket: end of file there, or a new
+//!      │                     │  parent, means that the test process is gone
 //!      │                     └─ drains the service's output into the log
-//!      └─ watches the control socket: its end of file is the end of the supervisor
+//!      └─ watches the control socket: end of file there means that the supervisor is gone
 //! ```
 //!
 //! The features of Linux that POSIX lacks, and the consequences:
