@@ -22,6 +22,35 @@ fn listening<const N: usize>(args: [&str; N]) -> ExecutorBuilder<Tcp> {
         .wait_for(Tcp::addr("127.0.0.1:{port}"))
 }
 
+/// The processor time of a process so far, in ticks of 10 ms.
+fn ticks(pid: u32) -> u64 {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("it lives");
+    let fields = stat.rsplit(") ").next().expect("its fields").split(' ');
+    fields
+        .skip(11)
+        .take(2)
+        .map(|n| n.parse::<u64>().expect("a number"))
+        .sum()
+}
+
+#[test]
+fn supervisors_sleep_while_nothing_happens() {
+    let service = listening([]).start().unwrap();
+    let parent = |pid: &u32| stat(*pid).map(|(_, parent)| parent);
+    let supervisors: Vec<u32> = std::iter::successors(parent(&service.pid()), parent)
+        .take_while(|pid| *pid != std::process::id())
+        .collect();
+    let used = || -> u64 { supervisors.iter().map(|pid| ticks(*pid)).sum() };
+    let before = used();
+    // The time in which nothing happens.
+    std::thread::sleep(Duration::from_millis(500));
+    assert!(
+        !supervisors.is_empty() && used() - before <= 5,
+        "{}",
+        used() - before
+    );
+}
+
 #[test]
 fn start_stop_start() {
     let mut service: TcpExecutor = listening([]).build().unwrap();

@@ -150,6 +150,8 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
 unsafe fn prepare(a: &mut Arena, wake: &mut [i32; 2], pipes: &mut [i32; 2]) -> Result<(), Call> {
     // SAFETY: plain system calls.
     unsafe {
+        // First: a pipe that is opened before gets these numbers, and is lost.
+        null_standard_streams()?;
         if os::pipe(wake) != 0 {
             return Err(Call::Pipe);
         }
@@ -163,7 +165,6 @@ unsafe fn prepare(a: &mut Arena, wake: &mut [i32; 2], pipes: &mut [i32; 2]) -> R
         if libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG) != -1 || errno() != libc::ECHILD {
             return Err(Call::Wait);
         }
-        null_standard_streams()?;
         open_streams(a, pipes)?;
         lift_listeners(a)
     }
