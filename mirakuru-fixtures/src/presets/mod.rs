@@ -141,3 +141,14 @@ fn percent_encoded(text: &str) -> String {
         .remove(b'~');
     utf8_percent_encode(text, RESERVED).to_string()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn characters_that_mean_something_in_a_url_are_encoded() {
+        assert_eq!(percent_encoded("aZ9-._~"), "aZ9-._~");
+        assert_eq!(percent_encoded("p@ss/w:rd é"), "p%40ss%2Fw%3Ard%20%C3%A9");
+    }
+}
