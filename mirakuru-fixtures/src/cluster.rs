@@ -357,9 +357,10 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
         // to the others are already reserved.
         let recipes: Vec<R> = nodes.iter().map(|node| (self.node)(node)).collect();
         let mut permits = permits.into_iter();
-        let (mut services, mut needs) = (Vec::new(), Vec::new());
+        let (mut services, mut names, mut needs) = (Vec::new(), Vec::new(), Vec::new());
         for (node, recipe) in nodes.into_iter().zip(recipes) {
             let name = full_name(joining, &node);
+            names.push(name.clone());
             let is_up = Slot::new();
             needs.push(is_up.need());
             let member = ClusterMember { node, is_up };
@@ -375,6 +376,7 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
         }
         let mut forming = Forming {
             services,
+            names,
             checks: self.checks,
             timeout: scaled(self.timeout),
             began: None,
@@ -482,6 +484,7 @@ enum Entered<R: Recipe> {
 /// The nodes after each is ready, until the whole cluster is.
 struct Forming<R: Recipe> {
     services: Vec<Rc<RefCell<Single<R>>>>,
+    names: Vec<String>,
     checks: Vec<Check>,
     timeout: Duration,
     began: Option<Instant>,
@@ -494,7 +497,8 @@ impl<R: Recipe> Forming<R> {
     fn is_ready(&mut self) -> Result<bool, Error> {
         let began = *self.began.get_or_insert_with(Instant::now);
         while let Some(check) = self.checks.get(self.held / self.services.len().max(1)) {
-            let service = &self.services[self.held % self.services.len()];
+            let node = self.held % self.services.len();
+            let service = &self.services[node];
             let elapsed = began.elapsed();
             // Backs off, like the wait for any condition.
             let slice = Duration::from_millis(5).max(elapsed / 50);
@@ -506,7 +510,7 @@ impl<R: Recipe> Forming<R> {
                 Ok(()) => self.held += 1,
                 Err(Error::Timeout { .. }) if elapsed < self.timeout => return Ok(false),
                 Err(error) => {
-                    let error = error.__after(elapsed);
+                    let error = error.__after(elapsed).__at_node(&self.names[node]);
                     drop(service);
                     return Err(self.failed(error));
                 }

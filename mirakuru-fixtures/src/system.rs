@@ -898,7 +898,8 @@ pub fn recipe<How, R: IntoRecipe<How>>(name: R) -> R::Recipe {
 pub(crate) fn not_one_executor<T>() -> Result<T, Error> {
     Err(Error::other(
         "make an executor of this recipe",
-        "it starts several services; start it with `Recipe::start`, `start_all` or the attribute",
+        "it starts several services: start it with `Recipe::start`, `start_all` or the attribute (a \
+            node of a cluster is one service)",
     ))
 }
 

@@ -7,6 +7,7 @@
 
 use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
+use syn::ext::IdentExt as _;
 use syn::punctuated::Punctuated;
 use syn::{Expr, ExprTuple, Fields, ItemStruct, PatType, ReturnType, Signature, Type};
 
@@ -114,14 +115,14 @@ fn in_order_of_drop(system: &System) -> ItemStruct {
 }
 
 fn plan(system: &System) -> TokenStream {
-    let slot = |name: &Ident| Ident::new(&name.to_string(), Span::mixed_site());
+    let slot = |name: &Ident| at(name, Span::mixed_site());
     let fields = system.fields().zip(&system.fixtures).enumerate();
     let members = fields.filter_map(|(index, (field, fixtures))| {
         let name = field.ident.as_ref()?;
         let needs = system.needs.get(index)?.iter();
         Some(Member {
             fixture: fixtures.first()?,
-            name: name.to_string(),
+            name: name.unraw().to_string(),
             slot: slot(name),
             needs: needs
                 .filter_map(|&other| Some((slot(system.name(other)?), system.name(other)?)))
@@ -718,7 +719,14 @@ fn ours(name: &str) -> Ident {
 fn located(variable: &Ident, ty: &Type) -> Ident {
     let last = ty.to_token_stream().into_iter().last();
     let place = last.as_ref().map_or_else(Span::call_site, TokenTree::span);
-    Ident::new(&variable.to_string(), variable.span().located_at(place))
+    at(variable, variable.span().located_at(place))
+}
+
+/// The same identifier, also a raw one, at another place.
+fn at(name: &Ident, place: Span) -> Ident {
+    let mut name = name.clone();
+    name.set_span(place);
+    name
 }
 
 /// The user's body with braces that count as ours. Otherwise rustc would call those of a one-line

@@ -361,14 +361,17 @@ fn a_failure_of_the_command_at_the_end_and_its_output_are_in_the_log() {
     let log = service.logs().stderr().to_owned();
     assert_eq!(
         log,
-        "no such container\nmirakuru: the command at the end failed\n".repeat(2)
+        "no such container\nmirakuru: the command at the end failed with status 3\n".repeat(2)
     );
     let mut service = Executor::builder("sleep 60")
         .on_end("/no/such/program")
         .start()
         .expect("it starts");
     service.stop().expect("it stops all the same");
-    assert!(service.logs().stderr().contains("the command at the end failed"));
+    assert_eq!(
+        service.logs().stderr(),
+        "there is no such program\nmirakuru: the command at the end failed with status 127\n".repeat(2)
+    );
 }
 
 #[test]

@@ -215,6 +215,20 @@ fn a_system_in_a_system(mall: &nested::Mall) {
 }
 
 #[mirakuru::fixture]
+struct Keyword {
+    #[fixture(cmd = "sleep 60")]
+    r#type: SimpleExecutor,
+    #[fixture(cmd = "sleep 60", env = ("NEEDS", r#type.pid().to_string()))]
+    server: SimpleExecutor,
+}
+
+#[mirakuru::fixture(Keyword)]
+#[test]
+fn a_field_may_have_the_name_of_a_keyword(system: Keyword) {
+    assert!(system.r#type.is_running() && system.server.is_running());
+}
+
+#[mirakuru::fixture]
 struct Farm<const N: usize, R: mirakuru::Readiness + Default + Clone> {
     #[fixture(Executor::builder("sleep 60").env("NEEDS", N.to_string()).wait_for(R::default()))]
     worker: Executor<R>,
@@ -486,6 +500,11 @@ mod clusters {
         assert_eq!(awaited, "there was a leader");
         assert!(elapsed.as_millis() >= 300, "{elapsed:?}");
         assert_eq!(evidence.system.len(), 3, "{:?}", evidence.system);
+        let probe = evidence.last_probe.unwrap();
+        assert!(
+            probe.starts_with("of `node-0`: the check returned false, "),
+            "{probe}"
+        );
     }
 
     #[test]

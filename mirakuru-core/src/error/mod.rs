@@ -471,6 +471,18 @@ impl Error {
         self
     }
 
+    /// The same error of a condition of a cluster, with the node that was asked.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn __at_node(mut self, node: &str) -> Error {
+        if let Some(evidence) = self.evidence_mut() {
+            let probe = evidence.last_probe.take();
+            let probe = probe.map_or_else(String::new, |probe| format!(": {probe}"));
+            evidence.last_probe = Some(format!("of `{node}`{probe}"));
+        }
+        self
+    }
+
     /// The same error, with the length of the whole wait: this error knows only the last part.
     #[doc(hidden)]
     #[must_use]

@@ -15,7 +15,7 @@ use super::back_end::os;
 use super::calls::Call;
 use super::message::{STAGE_CURRENT_DIR, STAGE_EXEC, STAGE_GID, STAGE_GROUPS, STAGE_SUPERVISOR, STAGE_UID};
 use super::output::Output;
-use super::tools::{errno, now_ms, to_read, write_digits};
+use super::tools::{digits, errno, now_ms, to_read, write_digits};
 
 // ----------------------------------------------------------------------------------------- service
 
@@ -213,9 +213,11 @@ pub(super) unsafe fn run_on_end(a: &mut Arena, output: &mut Output, kill: unsafe
                 libc::poll(ptr::null_mut(), 0, ON_END_AGAIN_MS as c_int);
             }
             libc::signal(libc::SIGCHLD, libc::SIG_DFL);
-            if let Some(problem) = run_once(a, output, kill) {
+            if let Some((problem, number)) = run_once(a, output, kill) {
+                let mut room = [0; 20];
+                let number = number.map_or(&[][..], |number| digits(number, &mut room));
                 let text = b"mirakuru: the command at the end ";
-                for part in [text, problem, b"\n"] {
+                for part in [text, problem, number, b"\n"] {
                     output.write(part, 1, part.len());
                 }
             }
@@ -223,13 +225,16 @@ pub(super) unsafe fn run_on_end(a: &mut Arena, output: &mut Output, kill: unsafe
     }
 }
 
+/// A failure of the command at the end: its words, and the number that they end with.
+type Problem = (&'static [u8], Option<u64>);
+
 /// Reports the failure, if there was one.
-unsafe fn run_once(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Arena)) -> Option<&'static [u8]> {
+unsafe fn run_once(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Arena)) -> Option<Problem> {
     // SAFETY: as above.
     unsafe {
         let mut ends = [-1; 2];
         if os::pipe(&mut ends) != 0 {
-            return Some(b"had no pipe for its output");
+            return Some((b"had no pipe for its output", None));
         }
         libc::fcntl(ends[0], libc::F_SETFL, libc::O_NONBLOCK);
         output.pipes = [-1, ends[0]];
@@ -239,11 +244,11 @@ unsafe fn run_once(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Aren
         if pid < 0 {
             libc::close(ends[0]);
             output.pipes = [-1; 2];
-            return Some(b"could not be forked");
+            return Some((b"could not be forked", None));
         }
         let until = now_ms().wrapping_add(ON_END_MS);
         let mut status = 0;
-        let problem: Option<&'static [u8]> = loop {
+        let problem: Option<Problem> = loop {
             let mut fd = to_read(ends[0]);
             // A descendant may keep the pipe open, or the command may close it. So the end of the
             // pipe does not say that the command has ended.
@@ -252,17 +257,24 @@ unsafe fn run_once(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Aren
             output.take_turn(&mut a.buffer, 1);
             let got = libc::waitpid(pid, &mut status, libc::WNOHANG);
             if got == pid {
-                break match status {
-                    0 => None,
-                    _ => Some(b"failed"),
+                break match (status, libc::WIFEXITED(status)) {
+                    (0, _) => None,
+                    (_, true) => Some((
+                        b"failed with status ",
+                        u64::try_from(libc::WEXITSTATUS(status)).ok(),
+                    )),
+                    (_, false) => Some((
+                        b"was ended by signal ",
+                        u64::try_from(libc::WTERMSIG(status)).ok(),
+                    )),
                 };
             }
             if got < 0 && errno() != libc::EINTR {
-                break Some(b"could not be waited for");
+                break Some((b"could not be waited for", None));
             }
             if now_ms() >= until {
                 libc::kill(-pid, libc::SIGKILL);
-                break Some(b"took longer than 10 s and was killed");
+                break Some((b"took longer than 10 s and was killed", None));
             }
         };
         kill(a);
@@ -290,6 +302,12 @@ unsafe extern "C" fn at_end(argument: *mut c_void) -> c_int {
         os::close_at_exec(3);
         unblock_signals();
         execute(&a.on_end, a.envp);
+        let reason: &[u8] = match errno() {
+            libc::ENOENT => b"there is no such program\n",
+            libc::EACCES => b"the program may not be executed\n",
+            _ => b"the program could not be executed\n",
+        };
+        libc::write(2, reason.as_ptr().cast(), reason.len());
         libc::_exit(127)
     }
 }
