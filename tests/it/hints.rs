@@ -1,6 +1,7 @@
 //! The hint of an error: why a wait failed, and the remedy.
 
 use std::fs;
+use std::net::ToSocketAddrs as _;
 use std::os::unix::net::UnixListener;
 
 use crate::common::{LONG, Scratch, error_of, odd, test_name, victim, victim_dir};
@@ -40,7 +41,11 @@ fn a_service_on_the_other_loopback_address() {
     let service = odd(["--listen", "[::1]:{port}", "--ready-line", "up"]);
     let report = report_of_running(&service.wait_for(Tcp::addr("127.0.0.1:{port}")));
     assert_says(&report, "it listens on [::1]:");
-    assert_says(&report, "await `localhost:");
+    let mut meant = ("localhost", 80).to_socket_addrs().unwrap();
+    match meant.any(|addr| addr.is_ipv6()) {
+        true => assert_says(&report, "await `localhost:"),
+        false => assert_says(&report, "await `[::1]:"),
+    }
 }
 
 #[test]

@@ -268,8 +268,13 @@ impl Probe<'_> {
         }
         // The two addresses of `localhost`.
         let is_localhost = |ip: IpAddr| ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST;
+        // The hosts file may give `localhost` one of them alone.
+        let is_meant = |addr: &SocketAddr| {
+            let meant = address::resolve(&format!("localhost:{}", addr.port()));
+            meant.is_ok_and(|addrs| addrs.contains(addr))
+        };
         let remedy = match found.iter().find(|addr| addr.port() == awaited.port()) {
-            Some(addr) if is_localhost(addr.ip()) && is_localhost(awaited.ip()) => format!(
+            Some(addr) if is_localhost(addr.ip()) && is_localhost(awaited.ip()) && is_meant(addr) => format!(
                 "await `localhost:{}`, or let it bind {}",
                 awaited.port(),
                 awaited.ip()

@@ -124,12 +124,14 @@ impl Server {
         format!("MIRAKURU_{name}_{about}")
     }
 
-    /// The program at a path: the path itself, or the program below a directory where it was
-    /// installed. If there is none, the path where it would be: the start then gives the better
-    /// error.
+    /// The program at a path: the path itself, a bare name on `PATH`, or the program below a
+    /// directory where it was installed. If there is none, the path where it would be: the start
+    /// then gives the better error.
     fn program_at(&self, path: &Path) -> PathBuf {
         if !path.is_dir() {
-            return path.to_owned();
+            let name = path.to_str().filter(|name| !name.contains('/'));
+            let found = name.and_then(find_program);
+            return found.unwrap_or_else(|| path.to_owned());
         }
         let dirs = ["", "bin", "sbin"].map(|dir| path.join(dir));
         let mut files = dirs
@@ -570,6 +572,7 @@ mod tests {
         fs::write(dir.join("sleep"), "").unwrap();
         assert_eq!(server.program_at(&dir), dir.join("sleep"));
         assert_eq!(server.program_at(&dir.join("other")), dir.join("other"));
+        assert_eq!(Some(server.program_at(Path::new("cat"))), find_program("cat"));
         fs::remove_dir_all(&dir).unwrap();
     }
 
