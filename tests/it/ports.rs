@@ -118,7 +118,9 @@ fn udp_servers_keep_their_ports_beside_many_who_ask_for_any_port() {
     ignore = "the portable back end cannot ask who has bound a UDP port"
 )]
 fn a_fixed_udp_port_in_use_names_its_holder() {
-    let taken = UdpSocket::bind("127.0.0.1:0").unwrap();
+    // No connection of another process has this number for TCP: it is below the ephemeral range.
+    let mut tried = std::iter::from_fn(|| Some(UdpSocket::bind(("127.0.0.1", fixed_port()))));
+    let taken = tried.find_map(Result::ok).unwrap();
     let port = taken.local_addr().unwrap().port();
     let addr = format!("127.0.0.1:{port}");
     let error = udp_server(&addr).start().unwrap_err();
