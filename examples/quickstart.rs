@@ -138,7 +138,7 @@ fn daemon(screen: &Screen) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// Uses a service as a test would, and checks what is left of it afterwards.
+/// Uses a running service, stops it, and checks that nothing of it is left.
 fn act(
     screen: &Screen,
     mut server: TcpExecutor,

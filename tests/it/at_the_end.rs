@@ -372,6 +372,17 @@ fn a_failure_of_the_command_at_the_end_and_its_output_are_in_the_log() {
         service.logs().stderr(),
         "there is no such program\nmirakuru: the command at the end failed with status 127\n".repeat(2)
     );
+    // One directory on PATH has the program, and it may not be executed. The next one has none.
+    let scratch = Scratch::new();
+    fs::write(scratch.file("clean-up"), "").expect("a file");
+    let mut service = Executor::builder("sleep 60")
+        .env("PATH", format!("{}:/usr/bin:/bin", scratch.path().display()))
+        .on_end("clean-up")
+        .start()
+        .expect("it starts");
+    service.stop().expect("it stops all the same");
+    let log = service.logs().stderr().to_owned();
+    assert!(log.starts_with("the program may not be executed\n"), "{log}");
 }
 
 #[test]

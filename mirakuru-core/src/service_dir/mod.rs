@@ -255,7 +255,7 @@ impl ServiceDir {
         give(&self.dir, Some(owner))
     }
 
-    /// Gives the directory to the service's user, who is known by now.
+    /// Makes the service's user the owner of the directory.
     pub(crate) fn give_to(&self, owner: (u32, u32)) -> Result<(), Error> {
         if owner == (sys::files::euid(), sys::files::egid()) {
             return Ok(());

@@ -436,7 +436,7 @@ impl Rabbitmq {
         }
     }
 
-    /// The user, who has all rights: `guest`, or the user in `MIRAKURU_RABBITMQ_URL`.
+    /// The administrator: `guest`, or the user in `MIRAKURU_RABBITMQ_URL`.
     #[must_use]
     pub fn user(&self) -> &str {
         self.external.as_ref().map_or(USER, external::user)

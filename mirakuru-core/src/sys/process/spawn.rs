@@ -301,8 +301,7 @@ unsafe extern "C" fn at_end(argument: *mut c_void) -> c_int {
         libc::dup2(a.on_end_output, 2);
         os::close_at_exec(3);
         unblock_signals();
-        execute(&a.on_end, a.envp);
-        let reason: &[u8] = match errno() {
+        let reason: &[u8] = match execute(&a.on_end, a.envp) {
             libc::ENOENT => b"there is no such program\n",
             libc::EACCES => b"the program may not be executed\n",
             _ => b"the program could not be executed\n",

@@ -525,7 +525,7 @@ impl Mariadb {
         self.url_of(external.map_or(SHARED, |external| external.path.as_deref().unwrap_or_default()))
     }
 
-    /// The user, who has all rights: `root`, or the one in `MIRAKURU_MARIADB_URL`.
+    /// The superuser: `root`, or the user in `MIRAKURU_MARIADB_URL`.
     #[must_use]
     pub fn user(&self) -> &str {
         let external = self.external.as_ref();

@@ -48,7 +48,7 @@ pub(super) const SERVER: Server = Server {
     external: Some(&external::PROTOCOL),
 };
 
-/// The user, who has all rights.
+/// The name of the superuser.
 const USER: &str = "postgres";
 /// The database that exists from the start.
 const SHARED: &str = "postgres";
@@ -597,7 +597,7 @@ impl Postgres {
         self.url_of(self.address.shared())
     }
 
-    /// The user, who has all rights: `postgres`, or the one in `MIRAKURU_POSTGRES_URL`.
+    /// The superuser: `postgres`, or the user in `MIRAKURU_POSTGRES_URL`.
     #[must_use]
     pub fn user(&self) -> &str {
         self.address.user()
