@@ -1,7 +1,7 @@
-//! A number that one test uses alone, of a service that many tests share. The test leases it by a
-//! lock on a file in a directory that all test processes know.
+//! A number that a test uses alone, for a service that many tests share. The test locks a file in a
+//! directory that all test processes know.
 //!
-//! The kernel frees the lock when its holder ends, however it ends. So a number is never lost.
+//! The kernel frees the lock when its holder ends in any way, so a number is never lost.
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
@@ -15,14 +15,14 @@ use crate::service_dir::base::is_at;
 use crate::sys::files::{open_lock, try_flock, unlock};
 use crate::util::backoff::Pauses;
 
-/// A leased number below some limit. Until this is dropped, no other lease of any process has the
+/// A leased number below some limit. Until the lease is dropped, no other process can lease the
 /// number.
 #[derive(Debug)]
 pub struct Lease {
     number: u32,
     lock: File,
-    /// The process that leased it. A fork of that process has a copy of this value, and may not
-    /// give the number back.
+    /// Id of the process that took the lease. A fork has a copy of this value, and must not give
+    /// the number back.
     holder: u32,
 }
 
@@ -63,8 +63,8 @@ impl Lease {
         Ok(None)
     }
 
-    /// Waits for the only number of a directory: an exclusive lock. `None` if it is still taken at
-    /// the end of `patience`.
+    /// Leases the only number of a directory, which makes the lease an exclusive lock. Waits up to
+    /// `patience` for it, then returns `None`.
     ///
     /// # Errors
     ///
@@ -80,7 +80,7 @@ impl Lease {
         }
     }
 
-    /// The number.
+    /// The leased number.
     #[must_use]
     pub fn number(&self) -> u32 {
         self.number

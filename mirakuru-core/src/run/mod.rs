@@ -1,4 +1,4 @@
-//! The run of tests that this process is part of, and its directory.
+//! Finds the run of tests that this process is part of, and the run's directory.
 //!
 //! `cargo nextest run` makes a process for each test, and `cargo test` one for each test binary.
 //! The process that starts them all, the *runner*, identifies the run. The processes of a run share
@@ -32,7 +32,7 @@ pub struct Run {
     pub(crate) dir: PathBuf,
     pub(crate) runner: u32,
     pub(crate) started: u64,
-    /// Its services end with their last user.
+    /// Whether the run's services end with their last user.
     pub(crate) with_users: bool,
 }
 
@@ -40,8 +40,8 @@ impl Run {
     /// The run that this process belongs to. `None` if there is none; then a shared service belongs
     /// to this process alone.
     ///
-    /// Decided once. If the runner is killed, another process adopts its test processes, which live
-    /// on for a moment.
+    /// The answer is found once and kept. If the runner is killed, another process adopts its test
+    /// processes, which live on for a moment.
     #[must_use]
     pub fn current() -> Option<&'static Run> {
         static RUN: Lazy<Option<Run>> = Lazy::new(|| {
@@ -51,12 +51,12 @@ impl Run {
                 .collect();
             let chain = procfs::own_ancestors();
             let run = Run::find(&variables, chain, sys::origin::is_orphan(), carries)?;
-            // Without pidfds nothing tells a supervisor of the runner's end.
+            // Without pidfds, a supervisor cannot learn of the runner's end.
             if sys::pidfds_are_missing() {
                 return None;
             }
-            // A tracer waits for everything that it traces. The service would wait for the runner,
-            // which waits for the tracer.
+            // A tracer waits for every process that it traces. The service would wait for the
+            // runner, and the runner for the tracer.
             if let Some(tracer) = procfs::tracer() {
                 let name = procfs::stat(tracer).map_or_else(|| "a process".to_owned(), |stat| stat.comm);
                 say(&format!(
@@ -104,16 +104,16 @@ impl Run {
         }
     }
 
-    /// Whether its services end with their last user.
+    /// Whether the run's services end with their last user.
     #[must_use]
     pub fn __with_users(&self) -> bool {
         self.with_users
     }
 
-    /// Finds the runner. It gives a variable to its tests, and is the nearest ancestor that does
-    /// not carry that variable. Without such a variable, it is the nearest ancestor that is
-    /// `cargo`. The chain begins with the process itself. The parent of an orphan is not the
-    /// process that started it, and so tells nothing.
+    /// Finds the runner: the nearest ancestor without a variable that it gives to its tests. If
+    /// there is no such variable, the runner is the nearest ancestor named `cargo`. The chain
+    /// begins with the process itself. Above an orphan the search stops, because the parent did not
+    /// start it.
     fn find(
         variables: &[(&str, String)],
         chain: impl Iterator<Item = (u32, Stat)>,
@@ -131,11 +131,11 @@ impl Run {
             let giver = ancestors.all().find(|(pid, stat)| {
                 // If a test under nextest starts `cargo test`, that is a run of its own.
                 let is_inner = *name == NEXTEST && stat.comm == "cargo";
-                // If a wrapper has changed the user, no process's variables can be read.
+                // If a wrapper has changed the user, the variables of no process can be read.
                 is_inner || !carries(*pid, entry.as_bytes()).unwrap_or_else(|| !is_cargo(stat))
             });
-            // The first process of a machine adopts orphans. It can be a runner only if it is a
-            // container's own first process, and in that case it is cargo.
+            // The first process of a machine adopts orphans. It is a runner only if it is cargo, as
+            // the first process of a container.
             let is_real = |(pid, stat): &(u32, Stat)| *pid != 1 || is_cargo(stat);
             let is_there = giver.is_some();
             if let Some((pid, stat)) = giver.filter(is_real) {
@@ -163,7 +163,7 @@ impl Run {
         }
     }
 
-    /// A run whose runner is gone.
+    /// The run of a process whose runner is gone.
     fn lost() -> Run {
         Run {
             dir: PathBuf::new(),
@@ -173,8 +173,8 @@ impl Run {
         }
     }
 
-    /// The directory of this run, and its runner. If there is no runner, the process gets a
-    /// directory of its own, which is swept like that of a run.
+    /// The directory of this run, and its runner. Without a runner, the process gets a directory of
+    /// its own, which the sweep treats like a run's.
     pub(crate) fn dir_or_own(run: Option<&Run>) -> (PathBuf, u32) {
         match run {
             Some(run) => (run.dir.clone(), run.runner),
@@ -191,20 +191,20 @@ impl Run {
     }
 }
 
-/// The ancestors of a process, as far as they matter. Each is read only when it is asked for,
-/// because a read takes time and nearly always the nearest one or two decide.
+/// The ancestors of a process, each read only when needed: a read takes time, and the nearest one
+/// or two nearly always decide.
 struct Ancestors<C> {
-    /// All ancestors, beginning with the process itself.
+    /// The chain of all ancestors, from the process itself on.
     chain: C,
-    /// The ancestors that were read so far.
+    /// The ancestors read so far.
     known: Vec<(u32, Stat)>,
-    /// Whether the last process of `known` has been adopted.
+    /// Whether the last process of `known` was adopted.
     is_orphan: bool,
     was_orphaned: bool,
 }
 
 impl<C: Iterator<Item = (u32, Stat)>> Ancestors<C> {
-    /// The nearest first.
+    /// Returns the ancestors, nearest first.
     fn all(&mut self) -> impl Iterator<Item = (u32, Stat)> {
         (1..).map_while(|at| self.get(at).cloned())
     }
@@ -212,9 +212,9 @@ impl<C: Iterator<Item = (u32, Stat)>> Ancestors<C> {
     fn get(&mut self, at: usize) -> Option<&(u32, Stat)> {
         while self.known.len() <= at && !self.is_orphan {
             let (pid, stat) = self.chain.next()?;
-            // A process is in its parent's session or begins one of its own. If a process is in
-            // neither, the first process or another one that collects orphans has adopted it. From
-            // there on the ancestors have nothing to do with it.
+            // A process is in its parent's session or begins one of its own. If it is in neither,
+            // the first process or another one that collects orphans has adopted it. The ancestors
+            // above it are then unrelated.
             self.is_orphan = self.known.last().is_some_and(|(child, of_child)| {
                 self.was_orphaned || (of_child.session != stat.session && of_child.session != *child)
             });
@@ -257,27 +257,27 @@ const SESSION: &str = "MIRAKURU_SESSION_ID";
 const SCOPE: &str = "MIRAKURU_SCOPE";
 const NEXTEST: &str = "NEXTEST_RUN_ID";
 
-/// `cargo`, and programs with names like it that run test binaries by themselves: `cargo-nextest`,
-/// `cargo-tarpaulin`.
+/// Whether a program is `cargo`, or has a name like `cargo-nextest` or `cargo-tarpaulin` and runs
+/// test binaries itself.
 pub(crate) fn is_cargo(stat: &Stat) -> bool {
     stat.comm == "cargo" || stat.comm.starts_with("cargo-")
 }
 
 /// The folder of the runs' directories: the system's place for files of a user's session, or the
-/// temporary directory if there is none. (A service's own directory is always in the temporary
-/// directory. A session's place is in memory, and a database may be too large for that.)
+/// temporary directory if there is none. (Service directories are always in the temporary
+/// directory: a session's place is in memory, and may be too small for a database.)
 pub(crate) fn runs_base() -> PathBuf {
     let runtime = std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from);
     let ours = |dir: &PathBuf| {
         let metadata = fs::metadata(dir);
-        // After `sudo` it may be another user's.
+        // After `sudo` this directory may belong to another user.
         dir.is_absolute()
             && metadata.is_ok_and(|m| m.is_dir() && m.uid() == sys::euid() && m.mode() & 0o077 == 0)
     };
     service_dir::base::base_in(&runtime.filter(ours).unwrap_or_else(std::env::temp_dir))
 }
 
-/// The runner in the name of a run's directory: its process id and start time.
+/// The runner's process id and start time, from the name of a run's directory.
 pub(crate) fn runner_of(dir: &str) -> Option<(u32, u64)> {
     let mut parts = dir.strip_prefix("run-")?.split('-');
     Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
@@ -290,7 +290,7 @@ pub(crate) fn is_in_use(dir: &Path) -> bool {
     entries
         .map(|entry| entry.path())
         .any(|path| match path.extension() {
-            // Held by each process that starts a service, and by its supervisor from then on.
+            // A process that starts a service holds this lock, and its supervisor afterwards.
             kind if kind.is_some_and(|kind| kind == "lock") || path.ends_with("lock") => {
                 sys::files::open_lock(&path, false)
                     .is_ok_and(|lock| matches!(sys::files::is_locked(lock.as_fd()), Ok(true)))
@@ -299,15 +299,14 @@ pub(crate) fn is_in_use(dir: &Path) -> bool {
         })
 }
 
-/// This process, for people: `tests-1f3a (pid 812)`.
+/// This process as messages name it: `tests-1f3a (pid 812)`.
 pub(crate) fn this_process() -> String {
     let path = std::env::current_exe().ok();
     let name = path.as_deref().and_then(Path::file_name).unwrap_or_default();
     format!("{} (pid {})", name.to_string_lossy(), std::process::id())
 }
 
-/// Whether a process was given this variable, with this value, when it began. `None` if that cannot
-/// be read.
+/// Whether a process got this variable with this value at its start. `None` if that cannot be read.
 fn carries(pid: u32, entry: &[u8]) -> Option<bool> {
     let environ = sys::procfs::environment(pid)?;
     Some(environ.split(|b| *b == 0).any(|e| e == entry))
@@ -325,7 +324,7 @@ pub fn hash(seed: u8, text: &str) -> u64 {
 mod tests {
     use super::*;
 
-    /// A chain of processes, the test process first: pid, name, session.
+    /// Makes a chain of processes from pid, name and session. The test process comes first.
     fn chain(chain: &[(u32, &str, u32)]) -> Vec<(u32, Stat)> {
         chain
             .iter()
@@ -333,7 +332,7 @@ mod tests {
             .collect()
     }
 
-    /// The runner's process id: 0 if it is gone.
+    /// Finds the runner's process id: 0 if the runner is gone.
     fn runner(
         variables: &[&'static str],
         processes: &[(u32, &str, u32)],
@@ -463,7 +462,7 @@ mod tests {
         );
     }
 
-    /// No process's parent is visible, so a shared service belongs to its process alone.
+    /// The parent of no process is visible, so a shared service belongs to its process alone.
     #[test]
     #[cfg(mirakuru_portable)]
     fn there_are_no_runs_without_a_search_of_other_processes() {

@@ -1,7 +1,7 @@
-//! [`Owner`]: the stand-in that has made an object on an external server.
+//! [`Owner`]: the process that made an object on an external server.
 //!
-//! The name of each object begins with its owner. So the next run can tell which objects a dead run
-//! has left behind, and removes them.
+//! The name of each object begins with its owner. So the next run can find the objects of a dead
+//! run, and remove them.
 
 use std::fmt;
 use std::fs;
@@ -17,17 +17,17 @@ use crate::sys;
 /// has at most 41 characters, all of them lower-case letters and digits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Owner {
-    /// The boot of the machine and the namespace of process ids.
+    /// Hash of the machine's boot and of the namespace of process ids.
     host: u32,
     pid: u32,
-    /// When the process began, in ticks.
+    /// Start time of the process, in ticks since boot.
     start: u64,
-    /// The time of this name, in seconds since 1970.
+    /// Time at which the name was made, in seconds since 1970.
     made: u64,
 }
 
 impl Owner {
-    /// This process.
+    /// The owner that stands for this process.
     #[must_use]
     pub fn this_process() -> Owner {
         let now = SystemTime::UNIX_EPOCH.elapsed().unwrap_or_default();
@@ -51,12 +51,12 @@ impl Owner {
             start: u64::from_str_radix(start, 16).ok()?,
             made: u64::from_str_radix(made, 16).ok()?,
         };
-        // It must be an owner's whole text, not only begin like one.
+        // The text must be exactly an owner, without more behind it.
         (owner.to_string() == text).then_some(owner)
     }
 
-    /// Whether the process has ended. `None` if it ran on another machine or in another container,
-    /// where that cannot be seen.
+    /// Whether the process has ended. `None` if that cannot be seen, because it ran on another
+    /// machine or in another container.
     #[must_use]
     pub fn has_ended(&self) -> Option<bool> {
         (self.host == this_host()).then(|| {

@@ -14,17 +14,17 @@ use std::time::{Duration, Instant};
 use crate::service_dir::ServiceDir;
 use crate::sys::{self, Exit};
 
-/// How long a busy machine may take to record the end of a service. Its supervisor still runs, and
-/// will record it.
+/// Time that a busy machine may take to record the end of a service. Meanwhile its supervisor still
+/// runs.
 const RECORDED_WITHIN: Duration = Duration::from_secs(30);
 
-/// The published state of a service. In the file it is a list of `key=value` entries, each with a
-/// zero byte at its end.
+/// The published state of a service. The file has a list of `key=value` entries, each with a zero
+/// byte at its end.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct State {
-    /// The report of a failed start. All other fields but `process` are empty then.
+    /// The report of a failed start. If it is there, all other fields but `process` are empty.
     pub(crate) failed: Option<String>,
-    /// The process that started it, as reports name it: `tests-1 (pid 8)`.
+    /// The process that started the service, as reports name it: `tests-1 (pid 8)`.
     pub(crate) process: String,
     pub(crate) pid: u32,
     pub(crate) supervisor: u32,
@@ -33,17 +33,17 @@ pub(crate) struct State {
     pub(crate) addr: Option<SocketAddr>,
     pub(crate) url: Option<String>,
     pub(crate) path: Option<PathBuf>,
-    /// The variables that its readiness condition added to its environment.
+    /// The variables that the readiness condition added to the service's environment.
     pub(crate) env: Vec<(String, String)>,
-    /// The named groups of the lines that made it ready.
+    /// The named groups in the lines that made the service ready.
     pub(crate) captured: Vec<(String, String)>,
-    /// How its main process ended.
+    /// The end of the service's main process.
     pub(crate) exit: Option<Exit>,
 }
 
 impl State {
-    /// `None` if nothing is published. A reader never sees a half-written file: it is renamed into
-    /// place, and each later addition is one write.
+    /// Reads a state file; `None` if it does not exist. A reader never sees a half-written file:
+    /// the file is renamed into place, and each later addition is one write.
     pub(crate) fn read(path: &Path) -> io::Result<Option<State>> {
         let file = fs::OpenOptions::new()
             .read(true)
@@ -83,7 +83,7 @@ impl State {
                 b"path" => state.path = Some(path()),
                 b"env" => state.env.extend(pair(&text)),
                 b"captured" => state.captured.extend(pair(&text)),
-                // Written by the supervisor: `STATUS,LEFT,NS`.
+                // The supervisor writes `STATUS,LEFT,NS`.
                 b"exit" => {
                     let numbers: Vec<i64> = text.split(',').map_while(|n| n.parse().ok()).collect();
                     if let [status, left, at] = numbers[..] {
@@ -148,8 +148,8 @@ impl State {
         file.write_all(&self.format())
     }
 
-    /// Whether the service runs: its supervisor is alive, and its main process has not ended (or is
-    /// a daemon's, which may end).
+    /// Whether the service runs: its supervisor is alive, and its main process has not ended. The
+    /// main process of a daemon may end.
     pub(crate) fn is_running(&self) -> bool {
         let main_has_ended = match self.exit {
             // The end may not be recorded yet.
@@ -176,8 +176,8 @@ impl State {
         }
     }
 
-    /// If a service has just ended, waits a moment until its end is recorded. Its supervisor does
-    /// that within microseconds, unless it was killed as well.
+    /// Waits a moment until the end of a service is recorded, if it has just ended. The supervisor
+    /// records the end within microseconds, unless it was killed as well.
     pub(crate) fn settle(self, path: &Path) -> State {
         let began = Instant::now();
         let mut state = self;
@@ -190,7 +190,7 @@ impl State {
             thread::sleep(Duration::from_micros(200));
             match State::read(path) {
                 Ok(Some(now)) => state = now,
-                // The supervisor hides the file for a moment, or removes it.
+                // The supervisor has hidden the file for a moment, or removed it.
                 Ok(None) => {}
                 Err(_) => break,
             }

@@ -1,5 +1,5 @@
-//! Removes the leftovers of killed test processes: their services and their directories. Also
-//! removes old logs.
+//! Removes the leftovers of killed test processes, which are services and directories, and old
+//! logs.
 //!
 //! This is in `run/` and not in `service_dir/`, because it sweeps the directories of runs as well.
 
@@ -18,37 +18,37 @@ use crate::service_dir::remove::{clear, remove_tree};
 use crate::service_dir::{is_alive, is_id};
 use crate::sys;
 
-/// How long the log of a service that failed is kept.
+/// Time that the log of a failed service is kept.
 const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
-/// If there are more kept logs than this, the oldest stay only [`MANY_KEPT_FOR`]: each log costs
-/// every test process two system calls.
+/// Number of kept logs above which the oldest stay only [`MANY_KEPT_FOR`]: each log costs every
+/// test process two system calls.
 const MANY_KEPT: usize = 200;
 const MOST_KEPT: usize = 1_000;
-/// The limit of the size of all kept logs together. Beyond it, the oldest are removed.
+/// Size that all kept logs may have together. Beyond it, the oldest are removed.
 const MOST_BYTES: u64 = 1 << 30;
 /// The time between two checks of all kept logs.
 const CHECK_EVERY: Duration = Duration::from_secs(10 * 60);
 const MANY_KEPT_FOR: Duration = Duration::from_secs(60 * 60);
-/// A service directory takes a fraction of a millisecond to make. If it is this old and unfinished,
-/// it will never be finished.
+/// Age at which an unfinished service directory counts as abandoned. Making one takes a fraction of
+/// a millisecond.
 const MAKING_TAKES_AT_MOST: Duration = Duration::from_secs(60);
 
 /// A service directory whose creator and supervisor are gone. Dropping this value removes the
 /// directory.
 ///
-/// Kill the processes with its mark before that: once the directory is gone, no later sweep
+/// Kill the processes with its mark before the drop: once the directory is gone, no later sweep
 /// searches for them.
 #[derive(Debug)]
 pub(crate) struct Stale {
     id: String,
     path: PathBuf,
     kept: bool,
-    /// Keeps other sweepers away. Closed after `drop` has removed the service directory.
+    /// Lock that keeps other sweeps away, closed after `drop` has removed the service directory.
     _lock: File,
 }
 
 impl Stale {
-    /// The id that its processes carry as `MIRAKURU_ID`.
+    /// The service's id, which its processes carry as `MIRAKURU_ID`.
     pub(crate) fn id(&self) -> &str {
         &self.id
     }
@@ -60,8 +60,8 @@ impl Drop for Stale {
     }
 }
 
-/// Ends the processes that killed test processes have left behind, and removes their directories:
-/// once in each process.
+/// Ends processes and removes directories that killed test processes left behind. Does so once in
+/// each process.
 pub(crate) fn sweep() {
     static SWEPT: AtomicBool = AtomicBool::new(false);
     if SWEPT.swap(true, Ordering::Relaxed) {
@@ -70,7 +70,7 @@ pub(crate) fn sweep() {
     let base = base_in(&std::env::temp_dir());
     let mut bases = vec![base, runs_base()];
     if sys::files::euid() == 0 {
-        // Services of other users may be there: see `ServiceDir::create`.
+        // Services of other users may be in this base: see `ServiceDir::create`.
         bases.push(base_in(Path::new(FALLBACK)));
     }
     bases.sort();
@@ -81,7 +81,7 @@ pub(crate) fn sweep() {
 }
 
 fn sweep_in(base: &Path) -> Vec<Stale> {
-    // A base of another user is not ours to clean; `create` will report it.
+    // A base of another user is left alone; `create` will report it.
     let Ok(()) = check_private(base) else {
         return Vec::new();
     };
@@ -108,8 +108,8 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
                 examine(&entry.path(), name)
             } else {
                 if let Some((pid, started)) = runner_of(name) {
-                    // The services of such a run end with the runner and remove the directory. This
-                    // one had no services left to do that.
+                    // The services of such a run end with the runner and remove the directory. Here
+                    // none was left to remove it.
                     if !is_alive(pid, started) && !is_in_use(&entry.path()) {
                         remove_tree(&entry.path());
                     }
@@ -130,11 +130,11 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
     stale
 }
 
-/// The kept logs of a base: a file with their names, so that not every sweep checks each log. From
-/// time to time the file is made anew, and old logs are removed.
+/// The kept logs of a base: a file lists their names, so most sweeps need not check each log. From
+/// time to time a sweep makes the file anew, and removes old logs.
 struct KeptLogs {
     list: PathBuf,
-    /// Empty if this sweep checks all logs.
+    /// The names in the file. Empty if this sweep checks all logs.
     names: HashSet<String>,
     is_fresh: bool,
 }
@@ -164,7 +164,7 @@ impl KeptLogs {
         if self.is_fresh {
             if !new.is_empty() {
                 let list = fs::OpenOptions::new().append(true).open(&self.list);
-                // A name that cannot be noted is checked again next time.
+                // A later sweep checks a log again if its name could not be noted.
                 let _ = list.and_then(|mut list| list.write_all(new.as_bytes()));
             }
             return;
@@ -189,8 +189,8 @@ impl KeptLogs {
     }
 }
 
-/// If a service directory is there only for its log, returns when the log was kept. In such a
-/// directory `lock` is gone: it was removed last.
+/// If a service directory exists only for its log, returns the time when the log was kept. Such a
+/// directory has no `lock`, which is removed last.
 fn only_the_log_is_left(path: &Path) -> Option<SystemTime> {
     let kept_at = path
         .join("kept")
@@ -202,16 +202,15 @@ fn only_the_log_is_left(path: &Path) -> Option<SystemTime> {
         .then_some(kept_at)
 }
 
-/// Decides about one service directory. Each check comes *after* the checks that it relies on. A
-/// process that keeps a log writes `kept` before it removes anything or frees the lock.
+/// Decides whether a service directory is stale. Each check comes *after* the checks that it relies
+/// on. A process that keeps a log writes `kept` before it removes anything or frees the lock.
 fn examine(path: &Path, id: &str) -> Option<Stale> {
     match sys::files::open_lock(&path.join("lock"), false) {
         Ok(lock) => {
             if !matches!(sys::files::try_flock(lock.as_fd()), Ok(true)) {
                 return None;
             }
-            // The service directory was removed between the open and the lock, and another process
-            // has finished with it.
+            // Between the open and the lock, another process removed the service directory.
             if !matches!(is_at(&lock, &path.join("lock")), Ok(true)) {
                 return None;
             }

@@ -110,14 +110,14 @@ pub(crate) mod tests {
         }
     }
 
-    /// Waits for a condition that holds a moment after a descriptor was closed. Another test may
-    /// make a process at that moment, which has the descriptor open until it executes its program.
+    /// Waits for a condition that holds a moment after a descriptor was closed. Meanwhile a process
+    /// that another test makes may have the descriptor open, until it executes its program.
     #[track_caller]
     pub(crate) fn in_time(mut condition: impl FnMut() -> bool) {
         in_time_some(|| condition().then_some(()));
     }
 
-    /// The same, for a condition that yields a value.
+    /// Waits as [`in_time`], for a condition with a value.
     #[track_caller]
     pub(crate) fn in_time_some<T>(mut value: impl FnMut() -> Option<T>) -> T {
         let end = Instant::now() + Duration::from_secs(20);
@@ -138,7 +138,7 @@ pub(crate) mod tests {
         use nix::sys::wait::waitpid;
         use nix::unistd::Pid;
 
-        /// A child that executes nothing, reaped when it is dropped.
+        /// A child that executes no program, reaped when this value is dropped.
         pub(crate) struct Fork(Pid);
 
         impl Fork {
@@ -153,7 +153,7 @@ pub(crate) mod tests {
             }
         }
 
-        /// A fork of this process that keeps one descriptor open for a while, and nothing else.
+        /// Forks this process. The child only keeps one descriptor open for a while.
         pub(crate) fn fork_with(fd: &impl AsRawFd, time: Duration) -> Fork {
             let fd = fd.as_raw_fd();
             let millis = i32::try_from(time.as_millis()).expect("a short time");

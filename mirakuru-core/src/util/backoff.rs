@@ -6,14 +6,14 @@ use std::time::{Duration, Instant};
 /// The first pause between two polls of a condition. Later ones grow in proportion to the time
 /// waited, so that the time lost is a small part of it.
 pub(crate) const FIRST_POLL: Duration = Duration::from_micros(100);
-/// The longest pause, so that a service that takes minutes is still noticed in time.
+/// The longest pause. It limits the delay at a service that takes minutes.
 const LONGEST_POLL: Duration = Duration::from_millis(100);
 /// A pause is one fiftieth of the time already waited, so a poll is 1 % late on average and 2 % at
 /// worst. For a service that starts fast, pauses are shorter by half, but by at most 0.5 ms.
 const POLL_DIVISOR: u32 = 50;
 const LESS: Duration = Duration::from_micros(500);
-/// The same fraction for a fallback poll: an event usually ends the wait, and the poll covers a
-/// missed event.
+/// The divisor for a fallback poll: an event usually ends the wait, and the poll covers a missed
+/// event.
 const FALLBACK_DIVISOR: u32 = 10;
 const FIRST_FALLBACK: Duration = Duration::from_millis(1);
 
@@ -22,14 +22,14 @@ pub(crate) fn poll_pause(waited: Duration) -> Duration {
     unbounded_poll_pause(waited).min(LONGEST_POLL)
 }
 
-/// The same for a poll that is expensive, without an upper bound.
+/// The pause of an expensive poll, without an upper bound.
 pub(crate) fn unbounded_poll_pause(waited: Duration) -> Duration {
     let pause = waited / POLL_DIVISOR;
     (pause - LESS.min(pause / 2)).max(FIRST_POLL)
 }
 
-/// The pause after a poll that the service notices, and perhaps logs. There are fewer such polls,
-/// with a mean loss of 2.5 %.
+/// The pause after a poll that the service notices, and perhaps logs. Such polls are rarer, with a
+/// mean loss of 2.5 %.
 #[cfg(feature = "http")]
 pub(crate) fn quiet_poll_pause(waited: Duration) -> Duration {
     const DIVISOR: u32 = 20;
@@ -44,8 +44,7 @@ pub(crate) fn fallback_poll_pause(waited: Duration) -> Duration {
 }
 
 /// The pauses of a wait for another process: short at first, later in proportion to the time
-/// already waited. Even forty waiters must leave enough processor time to the process that they
-/// wait for.
+/// already waited. Even forty waiters must leave enough processor time to that process.
 pub(crate) struct Pauses {
     began: Instant,
     next: Duration,
@@ -53,7 +52,7 @@ pub(crate) struct Pauses {
 
 impl Pauses {
     const FIRST: Duration = Duration::from_micros(200);
-    /// Each pause is twice the one before it, up to this or to a fraction of the time already
+    /// Each pause is twice the one before, up to this limit or to a fraction of the time already
     /// waited.
     const LONG: Duration = Duration::from_millis(5);
     const DIVISOR: u32 = 50;
@@ -70,7 +69,7 @@ impl Pauses {
         self.began.elapsed()
     }
 
-    /// Whether there was a pause already.
+    /// Whether the pauses have grown to [`LONG`](Pauses::LONG).
     pub(crate) fn are_long(&self) -> bool {
         self.next >= Pauses::LONG
     }

@@ -6,7 +6,7 @@ use once_cell::sync::Lazy;
 
 use crate::util::say::say;
 
-/// The time at which something must be complete.
+/// The time limit of a start.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
     started: Instant,
@@ -14,7 +14,7 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// `timeout` from now on, stretched by `MIRAKURU_TIMEOUT_SCALE`.
+    /// A deadline after `timeout`, stretched by `MIRAKURU_TIMEOUT_SCALE`.
     pub(crate) fn after(timeout: Duration) -> Deadline {
         Deadline {
             started: Instant::now(),
@@ -22,7 +22,7 @@ impl Deadline {
         }
     }
 
-    /// `timeout` from now on, which is stretched already.
+    /// A deadline after `timeout`, which is stretched already.
     pub(crate) fn after_scaled(timeout: Duration) -> Deadline {
         Deadline {
             started: Instant::now(),
@@ -67,7 +67,7 @@ pub fn scaled(timeout: Duration) -> Duration {
     Duration::try_from_secs_f64(timeout.as_secs_f64() * *SCALE).unwrap_or(Duration::MAX)
 }
 
-/// The number in the text, or 1 without a text. `None` if the text is no positive number.
+/// The number in the text, or 1 without a text. `None` if it is not a positive number.
 fn scale(text: Option<&str>) -> Option<f64> {
     let text = match text.map(str::trim) {
         None | Some("") => return Some(1.0),

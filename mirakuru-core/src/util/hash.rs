@@ -6,7 +6,7 @@ use std::hash::Hasher;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, absolute};
 
-/// A hash that is the same in every build. Those of the standard library may differ between Rust
+/// A hash that is the same in every build. The standard library's hashes may differ between Rust
 /// releases, and test binaries of two releases must agree.
 pub(crate) struct Fnv1a(pub(crate) u64);
 
@@ -21,18 +21,18 @@ impl Hasher for Fnv1a {
     }
 }
 
-/// A number, in the same order of bytes everywhere.
+/// Hashes a number, in the same order of bytes on every machine.
 pub(crate) fn number(hasher: &mut dyn Hasher, number: u64) {
     hasher.write(&number.to_le_bytes());
 }
 
-/// Bytes with their length, so that two texts never count as two others.
+/// Hashes bytes with their length, so that two texts never count as two others.
 pub(crate) fn bytes(hasher: &mut dyn Hasher, bytes: &[u8]) {
     number(hasher, bytes.len() as u64);
     hasher.write(bytes);
 }
 
-/// A text with placeholders, and the values of the environment variables that it names. Ports and
+/// Hashes a text with placeholders, and the values of the environment variables in it. Ports and
 /// directories have no values yet, and count as placeholders.
 pub(crate) fn text(hasher: &mut dyn Hasher, text: impl AsRef<OsStr>) {
     const BEGIN: &[u8] = b"{env:";
@@ -46,7 +46,7 @@ pub(crate) fn text(hasher: &mut dyn Hasher, text: impl AsRef<OsStr>) {
     }
 }
 
-/// A path with placeholders. A relative path counts with the working directory.
+/// Hashes a path with placeholders. A relative path counts with the working directory.
 pub(crate) fn path(hasher: &mut dyn Hasher, path: &Path) {
     match absolute(path) {
         Ok(absolute) if !path.as_os_str().as_bytes().starts_with(b"{") => text(hasher, absolute),

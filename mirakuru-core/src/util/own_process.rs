@@ -1,9 +1,9 @@
-//! Unit tests that run a test of this binary in a process of its own.
+//! Runs a unit test in a process of its own.
 
 use std::process::Command;
 
-/// The full name of a test, as the harness knows it, from its name in this module. If the test is
-/// removed, this does not compile.
+/// The full name of a test in the harness, from its name in this module. Does not compile if the
+/// test is removed.
 macro_rules! test_name {
     ($test:ident) => {{
         let _ = &$test;

@@ -3,10 +3,9 @@
 use std::borrow::Cow;
 use std::ops::RangeInclusive;
 
-/// Makes a line of another program displayable: without escape sequences and control characters,
-/// without characters that turn the direction of writing, and cut at `limit` characters with an
-/// ellipsis. If carriage returns overwrite the line, the result is the text that a terminal shows
-/// at the end.
+/// Makes a line of another program displayable. Removes escape sequences, control characters and
+/// characters that turn the direction of writing, and cuts at `limit` characters with an ellipsis.
+/// If carriage returns overwrite the line, the result is the text that a terminal shows at the end.
 pub(crate) fn printable(line: &str, limit: usize) -> String {
     let plain = plain(line.as_bytes());
     let mut shown = String::new();
@@ -27,7 +26,7 @@ pub(crate) fn printable(line: &str, limit: usize) -> String {
 
 const ESCAPE: u8 = 0x1b;
 const BELL: u8 = 7;
-/// These select a set of characters. On some terminals, bold text ends with `ESC [ m SI`.
+/// Select a set of characters. On some terminals, bold text ends with `ESC [ m SI`.
 const SHIFT_OUT: u8 = 0x0e;
 const SHIFT_IN: u8 = 0x0f;
 
@@ -82,7 +81,7 @@ fn after_escape(text: &[u8]) -> &[u8] {
     }
 }
 
-/// How many letters must be added, removed or replaced to make one of the other.
+/// The number of letters to add, remove or replace until `a` becomes `b`.
 pub(crate) fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
     let mut row: Vec<usize> = (0..=b.len()).collect();

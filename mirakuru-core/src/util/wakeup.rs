@@ -15,19 +15,19 @@ use std::time::{Duration, Instant};
 use crate::sys;
 use crate::util::thread;
 
-/// How long the thread stays without waits.
+/// Time that the thread stays without waits.
 const LINGERS: Duration = Duration::from_millis(200);
 /// The limit of one wait, so that a clock can represent its end. After that the future polls again.
 const LONGEST: Duration = Duration::from_secs(60);
 
-/// Completes when one of the descriptors can be read, or when the time is over. The descriptors
+/// A future that completes when a descriptor can be read, or when the time is over. The descriptors
 /// must stay open as long as it exists. It may complete too early: poll, and wait again.
 #[derive(Debug)]
 #[must_use = "a future does nothing until it is awaited"]
 pub struct Wakeup {
     until: Instant,
     fds: Vec<RawFd>,
-    /// Its number among the thread's waits.
+    /// Number of this wait among the thread's waits.
     id: Option<u64>,
 }
 
@@ -54,7 +54,7 @@ impl Future for Wakeup {
             return Poll::Pending;
         }
         if !waits.has_thread() {
-            // Neither a thread nor a descriptor can be had: this is slower, but works.
+            // The system gives no thread or no descriptor: this is slower, but works.
             drop(waits);
             std::thread::sleep(Duration::from_millis(1));
             return Poll::Ready(());
@@ -89,13 +89,13 @@ struct Entry {
     waker: Waker,
 }
 
-/// All waits, and the thread that does them.
+/// All waits, and their thread.
 struct Waits {
     entries: Vec<Entry>,
     next: u64,
-    /// The process in which the thread runs: a fork has no such thread.
+    /// Id of the process in which the thread runs: a fork has no such thread.
     runs_in: u32,
-    /// A pipe that interrupts the thread.
+    /// The pipe that interrupts the thread.
     pipe: Option<(File, File)>,
     /// Whether there is a byte in the pipe.
     is_interrupted: bool,
@@ -149,7 +149,7 @@ impl Waits {
     }
 }
 
-/// The thread. It ends after a while without waits.
+/// The thread's code, which ends after a while without waits.
 fn run() {
     let mut idle_since = Instant::now();
     loop {

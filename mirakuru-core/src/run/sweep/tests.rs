@@ -58,7 +58,7 @@ fn of_many_kept_logs_the_newest_stay() {
             fs::write(&log, "why").unwrap();
             service_dir.keep();
             drop(service_dir);
-            // The first three are older than an hour.
+            // The first three logs are older than an hour.
             let old = MANY_KEPT_FOR + Duration::from_secs(60);
             let age = if number < 3 { old } else { Duration::ZERO };
             set_age(&log.with_file_name("kept"), age);
@@ -87,7 +87,7 @@ fn kept_logs_are_bounded_in_size() {
     let (newest, middle, oldest) = (log_of(10, 0), log_of(MOST_BYTES - 20, 60), log_of(20, 120));
     assert_eq!(sweep_in(&temp.base()).len(), 0);
     assert!(newest.exists() && middle.exists() && !oldest.exists());
-    // If one log alone exceeds the limit, it is the only one left.
+    // If one log alone exceeds the limit, all others go.
     let large = log_of(MOST_BYTES + 1, 0);
     set_age(
         &temp.base().join("kept-logs"),
@@ -188,7 +188,7 @@ fn debris_is_removed_and_what_is_not_ours_is_left() {
     let make = |name: &str| fs::create_dir(temp.base().join(name)).unwrap();
     let (pid, started) = this_process();
     let alive = format!("new-{pid}-{started}-1-a");
-    // Two are of processes of another namespace, and one is ours.
+    // Two directories belong to another pid namespace, and the next one to ours.
     let (dead_new, dead_old) = ("new-4194305-1-1-a", "new-4194305-1-1-b");
     let dead_here = format!("new-4194305-1-{}-c", sys::procfs::pid_namespace());
     let leftovers = ["abcdefghijkl", dead_old, &dead_here];

@@ -1,8 +1,8 @@
-//! Notices by inotify, on systems that have it, that a file appears or changes.
+//! Notices that a file appears or changes, by inotify on systems that have it.
 //!
-//! It helps polling and does not replace it. inotify does not report a file that another machine
-//! writes, or that comes through another mount (an overlay of a container). So the caller goes on
-//! polling, with longer pauses.
+//! A watch helps polling and does not replace it. inotify does not report a file that another
+//! machine writes, or that comes through another mount (an overlay of a container). So the caller
+//! goes on polling, with longer pauses.
 //!
 //! An inotify instance is cheap to make and to use, but expensive to close: the kernel first waits
 //! for a grace period of its own (5 to 20 ms were measured). That would cost many times the gain.
@@ -19,15 +19,15 @@ pub(crate) use linux::FileWatch;
 #[cfg(any(not(target_os = "linux"), mirakuru_portable))]
 pub(crate) use nothing::FileWatch;
 
-/// At the beginning of a wait the pauses between two polls are so short that a watch gains nothing.
+/// Time after which a watch is worth its price: earlier pauses between polls are very short.
 const WORTHWHILE: Duration = Duration::from_millis(20);
 
-/// A watch that begins only when a wait takes longer, and ends with the wait: by default a user may
-/// have 128 instances.
+/// A watch that begins only when a wait takes longer, and ends with the wait, because a user may
+/// have only 128 instances by default.
 #[derive(Debug, Default)]
 pub(crate) struct Watching {
     watch: Option<FileWatch>,
-    /// Whether it would report the file now.
+    /// Whether the watch would report the file now.
     works: bool,
     /// Whether an event said that the writer has finished the file.
     complete: bool,
@@ -35,7 +35,7 @@ pub(crate) struct Watching {
 
 impl Watching {
     /// Forgets earlier events, so that later ones are reported. Call it right *before* each poll of
-    /// the file, which sees the effect of the earlier ones. The file is found by its path each
+    /// the file, which sees the effect of the earlier events. The file is found by its path each
     /// time; even its directory may be missing. `waited` is the time waited so far.
     pub(crate) fn renew(&mut self, path: &Path, waited: Duration) {
         if self.watch.is_none() && waited >= WORTHWHILE {
@@ -48,7 +48,7 @@ impl Watching {
             .is_some_and(|watch| watch.renew(path, complete));
     }
 
-    /// Whether an event said that the writer has closed the file or has moved it there as a whole.
+    /// Whether an event said that the writer has closed the file, or moved it there.
     pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
@@ -63,7 +63,7 @@ impl Watching {
     }
 }
 
-/// A watch belongs to one wait: the copy of a condition begins another one.
+/// A watch belongs to one wait, so the clone of a condition begins with no watch.
 impl Clone for Watching {
     fn clone(&self) -> Watching {
         Watching::default()
@@ -79,7 +79,7 @@ mod linux {
 
     use std::sync::{Mutex, PoisonError};
 
-    /// File systems on which another machine may make a file, which inotify does not report.
+    /// File systems on which another machine may make a file without a report by inotify.
     const REMOTE: [u32; 12] = [
         0x6969,      // NFS
         0x517B,      // SMB
@@ -101,14 +101,14 @@ mod linux {
 
     #[derive(Debug)]
     pub(crate) struct FileWatch {
-        /// `None` only while it is dropped.
+        /// The instance; `None` only during the drop.
         inotify: Option<OwnedFd>,
-        /// The numbers of the watches, of the present and of earlier directories and files.
+        /// Numbers of all watches, for present and earlier directories and files.
         watches: Vec<i32>,
     }
 
     impl FileWatch {
-        /// `None` if the user has reached the limit of instances.
+        /// Takes an instance. Returns `None` if the user has reached the limit of instances.
         pub(crate) fn new() -> Option<FileWatch> {
             let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let inotify = idle.or_else(|| {
@@ -124,7 +124,7 @@ mod linux {
             })
         }
 
-        /// Returns whether it reports the file from now on.
+        /// Watches the path anew. Returns whether the watch reports the file from now on.
         pub(crate) fn renew(&mut self, path: &Path, complete: &mut bool) -> bool {
             self.drain(|mask, name| {
                 if Some(name) == path.file_name().map(OsStr::as_bytes) {
@@ -147,17 +147,17 @@ mod linux {
                     let done = libc::statfs(dir.as_ptr(), &mut stat);
                     (stat, done)
                 };
-                // The type has another size on each architecture; all of the numbers have 32 bits.
+                // This field's type depends on the architecture; all of the numbers have 32 bits.
                 done == 0 && REMOTE.contains(&(stat.f_type as u32))
             };
             // The path is resolved each time: the directory may have been removed and made again.
             // If it is watched already, this changes nothing. The watch of the directory reports
-            // that the file appears; the watch of the file reports changes inside it.
+            // that the file appears, and the watch of the file reports changes inside it.
             let appearance = libc::IN_CREATE | libc::IN_MOVED_TO | libc::IN_CLOSE_WRITE;
             if is_remote(dir) || !self.add(dir, appearance | libc::IN_ONLYDIR) {
                 return false;
             }
-            // If the file is a link that leads nowhere yet, the target will appear in another
+            // If the file is a link to a missing target, the target will appear in another
             // directory.
             self.add(path, libc::IN_MODIFY | libc::IN_ATTRIB) || !path.is_symlink()
         }
@@ -186,9 +186,9 @@ mod linux {
         /// event is about the file itself.
         fn drain(&self, mut each: impl FnMut(u32, &[u8])) {
             let mut buffer = [0_u8; 4096];
-            // The loop is bounded, for a directory in which a program makes files without end.
+            // The limit is for a directory in which a program makes files without end.
             for _ in 0..64 {
-                // SAFETY: writes at most as many bytes as there are. It does not wait.
+                // SAFETY: writes at most as many bytes as the buffer has. It does not wait.
                 let got = unsafe { libc::read(self.fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
                 let Some(mut rest) = usize::try_from(got).ok().and_then(|got| buffer.get(..got)) else {
                     break;
@@ -216,7 +216,7 @@ mod linux {
                 // error does not matter, because the numbers are never used again.
                 unsafe { libc::inotify_rm_watch(self.fd(), watch) };
             }
-            // Otherwise the events of this wait would wake up the next one.
+            // Without this, the events of this wait would wake up the next one.
             self.drain(|_, _| {});
             if let Some(inotify) = self.inotify.take() {
                 IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(inotify);
@@ -230,7 +230,7 @@ mod nothing {
     use std::os::fd::BorrowedFd;
     use std::path::Path;
 
-    /// Other systems have no such watch.
+    /// On other systems there is no watch.
     #[derive(Debug)]
     pub(crate) enum FileWatch {}
 

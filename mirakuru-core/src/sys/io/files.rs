@@ -12,7 +12,7 @@ use nix::errno::Errno;
 
 use crate::sys::process::calls::Call;
 
-/// For `custom_flags`: fails if a symbolic link is in the place of the file.
+/// A flag for `custom_flags`: the open fails on a symbolic link.
 pub(crate) const NO_FOLLOW: i32 = libc::O_NOFOLLOW;
 
 /// The effective user id of this process.
@@ -25,13 +25,13 @@ pub(crate) fn egid() -> u32 {
     nix::unistd::getegid().as_raw()
 }
 
-/// The ids of a user by name, and of its group.
+/// Ids of the user with this name, and of the user's group.
 pub(crate) fn user(name: &str) -> Option<(u32, u32)> {
     let user = nix::unistd::User::from_name(name).ok().flatten()?;
     Some((user.uid.as_raw(), user.gid.as_raw()))
 }
 
-/// Makes a FIFO for this user alone, unless the file is there.
+/// Makes a FIFO for this user alone, unless the file exists.
 ///
 /// # Errors
 ///
@@ -62,7 +62,7 @@ pub(crate) fn random(buffer: &mut [u8]) -> io::Result<()> {
     File::open("/dev/urandom")?.read_exact(buffer)
 }
 
-/// Opens a directory. Fails if a symbolic link is in its place.
+/// Opens a directory. Fails on a symbolic link.
 pub(crate) fn open_dir(path: &Path) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -83,8 +83,8 @@ pub(crate) fn open_lock(path: &Path, create: bool) -> io::Result<File> {
         .open(path)
 }
 
-/// Takes the exclusive `flock` of an open file unless another process has it. Returns whether it is
-/// ours now.
+/// Takes the exclusive `flock` of an open file unless another process has it. Returns whether this
+/// process has it now.
 ///
 /// The lock belongs to the open file description. Copies of the descriptor, in this process or
 /// inherited, hold the same lock. It is free once the last copy is closed, or once [`unlock`] frees
@@ -101,7 +101,7 @@ pub(crate) fn try_flock(file: BorrowedFd<'_>) -> io::Result<bool> {
     }
 }
 
-/// The error with the name of the call, and with what may help.
+/// Adds the name of the call and a remedy to an error.
 fn not_locked(source: &io::Error) -> io::Error {
     let (attempt, remedy) = (Call::Flock.attempt(), Call::Flock.remedy(source));
     let remedy = remedy.unwrap_or_else(|| "put TMPDIR on a file system that has locks".to_owned());
@@ -159,7 +159,7 @@ pub(crate) fn is_locked(file: BorrowedFd<'_>) -> io::Result<bool> {
 }
 
 /// Whether a process with this id exists and has not ended. A process of another user counts, even
-/// if it is not visible here.
+/// if `/proc` does not show it.
 pub(crate) fn process_lives(pid: u32) -> bool {
     match crate::sys::proc::stat(pid) {
         Some(stat) => stat.is_alive(),
@@ -167,14 +167,13 @@ pub(crate) fn process_lives(pid: u32) -> bool {
     }
 }
 
-/// Whether a process with this id exists. A process that we may not signal counts.
+/// Whether a process with this id exists, including one that we may not signal.
 pub(crate) fn process_exists(pid: u32) -> bool {
     let pid = nix::unistd::Pid::from_raw(pid as i32);
     nix::sys::signal::kill(pid, None) != Err(nix::Error::ESRCH)
 }
 
-/// Lets the kernel remove a System V shared memory segment as soon as no process is attached to it
-/// any more.
+/// Marks a System V shared memory segment for removal, as soon as no process is attached to it.
 ///
 /// # Errors
 ///

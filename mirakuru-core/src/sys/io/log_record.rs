@@ -29,13 +29,13 @@ const START: u32 = 3;
 const NEXT: u32 = 4;
 const PART: u32 = 5;
 const PART_INDEX: u32 = 6;
-/// Set in the kind if the bytes could not be written and are not in the log.
+/// The bit of the kind that says: the bytes could not be written, and are not in the log.
 const LOST: u32 = 1 << 31;
 
 /// One record of the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
-    /// How many bytes were printed.
+    /// Number of bytes printed.
     pub(crate) length: u32,
     kind: u32,
     /// The time, in nanoseconds of the monotonic clock.
@@ -43,7 +43,7 @@ pub(crate) struct Record {
 }
 
 impl Record {
-    /// Bytes that are in the log. Stream 0 is standard output, 1 standard error.
+    /// Record of bytes that are in the log. Stream 0 is standard output, 1 standard error.
     pub(crate) const fn output(stream: usize, length: u32, time: u64) -> Record {
         Record {
             length,
@@ -52,7 +52,7 @@ impl Record {
         }
     }
 
-    /// Bytes that were printed and could not be kept: the disk was full.
+    /// Record of bytes that could not be kept because the disk was full.
     pub(crate) const fn lost(stream: usize, length: u32, time: u64) -> Record {
         let output = Record::output(stream, length, time);
         Record {
@@ -61,7 +61,7 @@ impl Record {
         }
     }
 
-    /// The service was started, or started again.
+    /// Record of a start or a restart of the service.
     pub(crate) const fn start(time: u64) -> Record {
         Record {
             length: 0,
@@ -70,7 +70,7 @@ impl Record {
         }
     }
 
-    /// The end of this part of the log, after `bytes` bytes. The log continues in part `number`.
+    /// Record of the end of a log part, after `bytes` bytes. The log continues in part `number`.
     pub(crate) const fn next(number: u32, bytes: u64) -> Record {
         Record {
             length: number,
@@ -79,8 +79,8 @@ impl Record {
         }
     }
 
-    /// The two records that a later part begins with: its number, and how many bytes of the log and
-    /// of the index come before it.
+    /// The first two records of a later part: its number, and how many bytes of the log and of the
+    /// index come before it.
     pub(crate) const fn head(number: u32, log: u64, index: u64) -> [Record; 2] {
         [
             Record {
@@ -96,17 +96,17 @@ impl Record {
         ]
     }
 
-    /// For the last record of a part that has ended: the number of the next part.
+    /// The number of the next part, if this is the last record of a part that has ended.
     pub(crate) fn as_next(self) -> Option<u32> {
         (self.kind == NEXT).then_some(self.length)
     }
 
-    /// For the first record of a later part: how many bytes of the log come before it.
+    /// Number of log bytes before this part, if this is the first record of a later part.
     pub(crate) fn as_part(self) -> Option<u64> {
         (self.kind == PART).then_some(self.time)
     }
 
-    /// Whether the record says that something was printed.
+    /// Whether this is a record of output.
     pub(crate) const fn is_output(self) -> bool {
         self.kind & !LOST < START
     }
@@ -117,7 +117,7 @@ impl Record {
         (self.length as u128 | (self.kind as u128) << 32 | (self.time as u128) << 64).to_le_bytes()
     }
 
-    /// A record from its bytes; bytes that are missing count as 0.
+    /// Makes a record from its bytes; missing bytes count as 0.
     pub(crate) fn decode(bytes: &[u8]) -> Record {
         let bytes = bytes.first_chunk().copied().unwrap_or_default();
         let word = u128::from_le_bytes(bytes);

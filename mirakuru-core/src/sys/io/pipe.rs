@@ -1,23 +1,23 @@
-//! A pipe, which `std` does not have in this version, and whether there is something to read.
+//! A pipe, which `std` does not have in this version, and a check for data in it.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::sys::io::wait::to_read;
 
-/// A pipe: the end to read from and the end to write to. Neither is handed down to other programs.
+/// Makes a pipe: the read end and the write end. Other programs inherit neither.
 pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds = [-1; 2];
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    // SAFETY: the pointer is to two integers, which is what the call fills in.
+    // SAFETY: the pointer is to two integers, which the call fills in.
     let result = unsafe { libc::pipe2(fds.as_mut_ptr(), libc::O_CLOEXEC) };
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
-    // SAFETY: the pointer is to two integers, which is what the call fills in.
+    // SAFETY: the pointer is to two integers, which the call fills in.
     let result = unsafe { libc::pipe(fds.as_mut_ptr()) };
     if result != 0 {
         return Err(io::Error::last_os_error());
     }
-    // SAFETY: the call succeeded, so both are open descriptors that no other value owns.
+    // SAFETY: the call succeeded, so both are open descriptors without another owner.
     let pair = unsafe { (OwnedFd::from_raw_fd(fds[0]), OwnedFd::from_raw_fd(fds[1])) };
     #[cfg(not(any(target_os = "linux", target_os = "android")))]
     for fd in fds {

@@ -1,4 +1,4 @@
-//! Removes directories that a service could write to, with everything that it has put there.
+//! Removes directories that a service could write to, with all their content.
 //!
 //! * Every step is relative to an open directory, and no symbolic link is followed. So no process
 //!   can lead the removal elsewhere by putting a link in the place of a directory.
@@ -30,7 +30,7 @@ pub(crate) fn remove_tree(path: &Path) -> bool {
     unsafe { Place::find(path.as_ptr()).is_some_and(|place| place.remove(None)) }
 }
 
-/// Removes a service directory. With `kept`, its log stays. `lock` is removed last: while it is
+/// Removes a service directory, but with `kept` not its log. `lock` is removed last: while it is
 /// there, another process will finish an interrupted removal. Returns whether everything is gone
 /// that had to go.
 pub(crate) fn remove_service_dir(path: &Path, kept: bool) -> bool {
@@ -41,7 +41,7 @@ pub(crate) fn remove_service_dir(path: &Path, kept: bool) -> bool {
     unsafe { Place::find(path.as_ptr()).is_some_and(|place| place.remove_service(kept)) }
 }
 
-/// The same for the supervisor. It checks first whether a mark asks it to keep the log.
+/// Removes a service directory in the supervisor. First checks whether a mark asks to keep the log.
 ///
 /// # Safety
 ///
@@ -57,7 +57,7 @@ pub(in crate::sys) unsafe fn remove_private_dir(path: *const c_char) {
     }
 }
 
-/// Marks the log of a service as one to be kept, unless it is empty.
+/// Marks the log of a service so that it is kept, unless it is empty.
 ///
 /// # Safety
 ///
@@ -73,13 +73,13 @@ pub(in crate::sys) unsafe fn keep_log(path: *const c_char) {
     }
 }
 
-/// The same for an entry of an open directory.
+/// Marks the log in an open service directory.
 ///
 /// # Safety
 ///
 /// Makes plain system calls only.
 pub(in crate::sys) unsafe fn keep_log_in(dir: i32) {
-    // SAFETY: an all-zero `stat` is one, and the calls read strings that end in a zero byte.
+    // SAFETY: an all-zero `stat` is valid, and the calls read strings that end in a zero byte.
     unsafe {
         let mut log: libc::stat = std::mem::zeroed();
         let flags = libc::AT_SYMLINK_NOFOLLOW;
@@ -93,7 +93,7 @@ pub(in crate::sys) unsafe fn keep_log_in(dir: i32) {
     }
 }
 
-/// A directory, and the directory that it is in.
+/// A directory and its parent.
 struct Place {
     parent: i32,
     dir: i32,
@@ -101,7 +101,7 @@ struct Place {
 }
 
 impl Place {
-    /// `None` if there is no such directory, or if another user could have put it there.
+    /// Finds a directory. `None` if it does not exist, or if another user could have put it there.
     unsafe fn find(path: *const c_char) -> Option<Place> {
         const LONGEST: usize = 4096;
         // SAFETY: reads the string to its zero byte; the path of the parent is built in a local
@@ -111,7 +111,7 @@ impl Place {
             let slash = bytes.iter().rposition(|byte| *byte == b'/')?;
             let mut parent = [0_u8; LONGEST];
             let before = bytes.get(..slash.max(1))?;
-            // One byte stays for the zero.
+            // The last byte of the buffer is for the zero.
             parent
                 .get_mut(..LONGEST - 1)?
                 .get_mut(..before.len())?
@@ -166,7 +166,7 @@ impl Place {
     }
 
     unsafe fn close(self) {
-        // SAFETY: both are this value's own.
+        // SAFETY: this value owns both descriptors.
         unsafe {
             libc::close(self.dir);
             libc::close(self.parent);
@@ -184,7 +184,7 @@ fn is_log(name: &CStr) -> bool {
 struct Names(u32);
 
 impl Names {
-    /// `removed-` and seven letters, with the final zero.
+    /// Returns `removed-` and seven letters, with the final zero.
     fn next(&mut self) -> [u8; 16] {
         let mut name = *b"removed-aaaaaaa\0";
         let mut rest = self.0;
@@ -200,7 +200,7 @@ impl Names {
 #[derive(Clone, Copy, PartialEq)]
 enum Entry {
     Gone,
-    /// A part of it was removed, and the rest is left.
+    /// Some content of the entry was removed, and the rest is left.
     Less,
     Left,
 }
@@ -230,7 +230,7 @@ unsafe fn empty(top: i32, is_spared: &dyn Fn(&CStr) -> bool) -> bool {
     }
 }
 
-/// Removes an entry of `top`. The directories in it are moved up into `top`.
+/// Removes an entry of `top`. Moves directories inside the entry up into `top`.
 unsafe fn remove_entry(top: i32, name: &CStr, is_dir: bool, names: &mut Names) -> Entry {
     // SAFETY: plain system calls; descriptors are closed again.
     unsafe {
@@ -265,8 +265,8 @@ unsafe fn remove_entry(top: i32, name: &CStr, is_dir: bool, names: &mut Names) -
     }
 }
 
-/// Removes a file, a link, or an empty directory, but never a mount. `is_dir` says which call to
-/// try first.
+/// Removes a file, a link, or an empty directory, but never a mount. `is_dir` decides which call
+/// comes first.
 unsafe fn remove_plain(dir: i32, name: &CStr, is_dir: bool) -> bool {
     let (first, second) = match is_dir {
         true => (libc::AT_REMOVEDIR, 0),
@@ -290,8 +290,8 @@ unsafe fn move_up(dir: i32, name: &CStr, top: i32, names: &mut Names) -> bool {
             match errno() {
                 // Another process has made an entry with this name.
                 libc::ENOTEMPTY | libc::EEXIST | libc::ENOTDIR | libc::EISDIR => {}
-                // Root needs no permission. For other users, a link leads only to files that are
-                // theirs anyway.
+                // Root needs no permission. For other users, a link can lead only to files of their
+                // own.
                 libc::EACCES | libc::EPERM if !is_writable && libc::geteuid() != 0 => {
                     libc::fchmodat(dir, name.as_ptr(), 0o700, 0);
                     is_writable = true;
@@ -350,7 +350,7 @@ unsafe fn open_here(dir: i32, name: *const c_char) -> i32 {
     unsafe { open_on_same_device(dir, name) }
 }
 
-/// The same by older calls. These do not see a mount of another part of the same file system.
+/// Opens a directory with older calls, which miss a mount of the same file system.
 unsafe fn open_on_same_device(dir: i32, name: *const c_char) -> i32 {
     // SAFETY: plain system calls.
     unsafe {
@@ -368,15 +368,15 @@ unsafe fn open_on_same_device(dir: i32, name: *const c_char) -> i32 {
 }
 
 unsafe fn status(fd: i32) -> Option<libc::stat> {
-    // SAFETY: any bytes make a `stat`, which the call fills in.
+    // SAFETY: all bytes are valid in a `stat`, which the call fills in.
     unsafe {
         let mut status: libc::stat = std::mem::zeroed();
         (libc::fstat(fd, &mut status) == 0).then_some(status)
     }
 }
 
-/// Shows each entry of a directory, from the first one on, and whether it seems to be a directory.
-/// Names that come or go meanwhile may be shown or left out.
+/// Visits each entry of a directory from the first one on, and says whether it seems to be a
+/// directory. May miss entries that come or go meanwhile.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 unsafe fn each_entry(dir: i32, visit: &mut dyn FnMut(&CStr, bool)) {
     // SAFETY: the kernel fills the buffer with whole records of `linux_dirent64`: u64 inode, i64
@@ -408,10 +408,10 @@ unsafe fn each_entry(dir: i32, visit: &mut dyn FnMut(&CStr, bool)) {
     }
 }
 
-/// Allocates, so a supervisor must not call it.
+/// This version allocates, so a supervisor must not call it.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 unsafe fn each_entry(dir: i32, visit: &mut dyn FnMut(&CStr, bool)) {
-    // SAFETY: the stream has a descriptor of its own and is closed again; an entry is good until
+    // SAFETY: the stream has a descriptor of its own and is closed again; an entry is valid until
     // the next one is read.
     unsafe {
         let copy = libc::openat(dir, c".".as_ptr(), DIRECTORY);
@@ -444,7 +444,7 @@ mod tests {
     use super::*;
     use crate::sys::tests::TestDir;
 
-    /// A service directory in a directory of the test's own, beside which lies a file `outside`.
+    /// Makes a service directory in a new directory, which also has a file `outside`.
     fn scratch() -> TestDir {
         let dir = TestDir::new();
         let path = dir.path();
@@ -509,11 +509,11 @@ mod tests {
     #[test]
     fn nothing_is_removed_where_somebody_else_may_have_put_it() {
         let dir = scratch();
-        // A link in the place of the base.
+        // The base is a link.
         symlink(dir.path(), dir.path().join("link")).expect("it is ours");
         remove_service_dir(&dir.path().join("link/service"), false);
         assert!(dir.path().join("service/log").exists());
-        // A base that others can write to.
+        // The base is open to other users.
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).expect("it is ours");
         remove_service_dir(&dir.path().join("service"), false);
         assert!(dir.path().join("service/log").exists());

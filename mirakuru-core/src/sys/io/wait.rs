@@ -8,7 +8,7 @@ pub(crate) fn wait_readable(fds: &[RawFd], timeout: Duration) {
     poll(fds, timeout);
 }
 
-/// The same, and returns which of them have something to read. A closed descriptor counts.
+/// Waits as [`wait_readable`], and returns the descriptors with something to read or at their end.
 pub(crate) fn readable(fds: &[RawFd], timeout: Duration) -> Vec<RawFd> {
     let told = poll(fds, timeout)
         .into_iter()
@@ -16,7 +16,7 @@ pub(crate) fn readable(fds: &[RawFd], timeout: Duration) -> Vec<RawFd> {
     told.map(|polled| polled.fd).collect()
 }
 
-/// For `poll`: waits until there is something to read. Callable after a fork.
+/// An entry for `poll` that waits until there is something to read. Callable after a fork.
 pub(in crate::sys) fn to_read(fd: RawFd) -> libc::pollfd {
     libc::pollfd {
         fd,
@@ -40,13 +40,13 @@ fn poll(fds: &[RawFd], timeout: Duration) -> Vec<libc::pollfd> {
     };
     #[cfg(not(target_os = "linux"))]
     let result = {
-        // Rounded up: otherwise the last millisecond would be spent spinning.
+        // Rounding up avoids that the last millisecond is spent spinning.
         let millis = i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
         // SAFETY: the pointer is to a live list of so many entries.
         unsafe { libc::poll(polled.as_mut_ptr(), count, millis) }
     };
     if result <= 0 {
-        // After an error these fields do not count.
+        // After an error these fields are not valid.
         polled.clear();
     }
     polled

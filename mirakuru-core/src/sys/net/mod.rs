@@ -21,15 +21,15 @@ pub(crate) enum Protocol {
 /// A TCP or UDP socket of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Socket {
-    /// Its local address as it was bound: `0.0.0.0`, `[::]` and IPv4 addresses mapped into IPv6
-    /// stay as they are.
+    /// Local address as it was bound: `0.0.0.0`, `[::]` and IPv4 addresses mapped into IPv6 stay as
+    /// they are.
     pub(crate) addr: SocketAddr,
-    /// Whether an IPv6 socket leaves IPv4 alone. `None` if the kernel did not say.
+    /// Whether an IPv6 socket leaves IPv4 alone. `None` if the kernel does not tell.
     pub(crate) v6_only: Option<bool>,
-    /// A TCP socket that listens, or a UDP socket that takes datagrams from any sender.
+    /// Whether a TCP socket listens, or a UDP socket takes datagrams from any sender.
     pub(crate) listening: bool,
-    /// Effective user of the process that made it.
+    /// Effective user id of the process that made the socket.
     pub(crate) uid: u32,
-    /// The number in `/proc/PID/fd/N`, `socket:[INODE]`. 0 if no process has the socket any more.
+    /// The number in `/proc/PID/fd/N`, `socket:[INODE]`. 0 if no process has the socket now.
     pub(crate) inode: u64,
 }

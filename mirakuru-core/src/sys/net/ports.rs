@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 use super::raw_socket::{bind, family, set_reuse_addr, set_reuse_port, set_v6_only, socket};
 
-/// A loopback address that no service binds to and that no client uses; see [`hold_exactly`].
+/// A loopback address that no service or client uses; see [`hold_exactly`].
 const NOBODYS_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 97, 109, 105);
 
 /// Binds a socket on every address, IPv6 and IPv4, to a port that is free on all addresses.
@@ -22,13 +22,13 @@ pub(crate) fn hold_any() -> io::Result<(OwnedFd, u16)> {
     with_its_port(fd)
 }
 
-/// The same for a given port.
+/// Binds such a socket to a given port.
 ///
 /// # Errors
 ///
-/// [`io::ErrorKind::AddrInUse`] if any socket is bound to the port, even if that is only another
-/// hold. The remnants of closed connections (TIME_WAIT) do not count. A socket that only [stands
-/// beside](stand_beside) the port is not noticed.
+/// [`io::ErrorKind::AddrInUse`] if any socket is bound to the port, even another hold. The remnants
+/// of closed connections (TIME_WAIT) do not count. A socket that only [stands beside](stand_beside)
+/// the port is not noticed.
 pub(crate) fn hold_exactly(port: u16) -> io::Result<OwnedFd> {
     if let Ok(fd) = bind_everywhere(port, false) {
         allow_sharing(&fd)?;
@@ -63,7 +63,7 @@ pub(crate) fn stand_beside(port: u16) -> io::Result<OwnedFd> {
     v6().or_else(|_| bind_v4(SocketAddrV4::new(NOBODYS_ADDRESS, port), true))
 }
 
-/// The error of a machine without IPv6, or whose loopback device has none.
+/// The error on a machine without IPv6, or without IPv6 on its loopback device.
 pub(crate) fn ipv6_is_absent() -> Option<io::Error> {
     let error = bind_v6(Ipv6Addr::LOCALHOST, 0, true, true).err()?;
     matches!(
@@ -86,22 +86,21 @@ pub(crate) fn udp_is_free(port: u16) -> bool {
     match bind(Ipv6Addr::UNSPECIFIED.into()) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => false,
         Ok(()) => true,
-        // There is no IPv6.
+        // The machine has no IPv6.
         Err(_) => bind(Ipv4Addr::UNSPECIFIED.into()).is_ok(),
     }
 }
 
-/// The range from which the kernel gives ports to sockets that ask for any. `None` if the kernel
-/// does not tell.
+/// The range of ports for sockets that ask for any port. `None` if the kernel does not tell.
 pub(crate) fn ephemeral() -> Option<RangeInclusive<u16>> {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
     let mut ends = text.split_ascii_whitespace().map(str::parse);
     Some(ends.next()?.ok()?..=ends.next()?.ok()?)
 }
 
-/// One dual-stack socket, or an IPv4 one if there is no IPv6.
+/// Binds one dual-stack socket, or an IPv4 socket if there is no IPv6.
 ///
-/// A conflict on IPv6 is final. The IPv4 half may be free, but then only half of the port is.
+/// A conflict on IPv6 is final: even if the port is free on IPv4, only half of it is.
 fn bind_everywhere(port: u16, sharing: bool) -> io::Result<OwnedFd> {
     match bind_v6(Ipv6Addr::UNSPECIFIED, port, false, sharing) {
         Ok(fd) => Ok(fd),
@@ -110,7 +109,7 @@ fn bind_everywhere(port: u16, sharing: bool) -> io::Result<OwnedFd> {
     }
 }
 
-/// A socket that is bound and does not listen, with or without SO_REUSEADDR and SO_REUSEPORT.
+/// Binds a socket that does not listen, with or without SO_REUSEADDR and SO_REUSEPORT.
 pub(crate) fn bind_v4(addr: SocketAddrV4, sharing: bool) -> io::Result<OwnedFd> {
     bind_tcp(addr.into(), None, sharing)
 }
@@ -138,7 +137,7 @@ fn allow_sharing(fd: &OwnedFd) -> io::Result<()> {
     set_reuse_port(fd, true)
 }
 
-/// A bound socket and the port that it got.
+/// Pairs a bound socket with its port.
 fn with_its_port(fd: OwnedFd) -> io::Result<(OwnedFd, u16)> {
     // The socket does not listen, but this type can ask for its address.
     let socket = TcpListener::from(fd);

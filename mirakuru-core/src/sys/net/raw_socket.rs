@@ -1,7 +1,7 @@
 //! The socket calls that `std` does not have, over `libc`, for the other files of this folder.
 //!
 //! `nix` has them all, but its features for sockets bring two more crates into every user's build.
-//! Every descriptor here is owned from the moment it exists, and closed when a program is executed.
+//! Every new descriptor has an owner at once, and is closed when a program is executed.
 
 use std::io;
 use std::mem::size_of;
@@ -27,20 +27,20 @@ pub(in crate::sys) fn hang_up(fd: &OwnedFd) {
     unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) };
 }
 
-/// A socket of a family (`AF_INET`), type (`SOCK_STREAM`) and protocol (0: the usual one).
+/// Makes a socket of a family (`AF_INET`), type (`SOCK_STREAM`) and protocol (0: the usual one).
 pub(in crate::sys) fn socket(family: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
     // SAFETY: takes no pointers.
     let fd = check(unsafe { libc::socket(family, kind | NEW, protocol) })?;
-    // SAFETY: it is new, and no other value owns it.
+    // SAFETY: the descriptor is new, and has no other owner.
     close_on_exec(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Two Unix sockets that are connected with each other.
+/// Makes two Unix sockets that are connected with each other.
 pub(in crate::sys) fn pair(kind: c_int) -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends = [-1; 2];
     // SAFETY: writes two descriptors into the array, which has room for them.
     check(unsafe { libc::socketpair(libc::AF_UNIX, kind | NEW, 0, ends.as_mut_ptr()) })?;
-    // SAFETY: they are new, and no other value owns them.
+    // SAFETY: the descriptors are new, and have no other owner.
     let [ours, theirs] = ends.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
     #[cfg(target_vendor = "apple")]
     for fd in [&ours, &theirs] {
@@ -58,14 +58,14 @@ fn close_on_exec(fd: OwnedFd) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// From now on a connect on this socket returns at once.
+/// Makes a connect on this socket return at once.
 pub(in crate::sys) fn set_non_blocking(fd: &OwnedFd) -> io::Result<()> {
     // SAFETY: takes no pointers, and the descriptor is open.
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
     Ok(())
 }
 
-/// Sets an option that is a number for yes or no.
+/// Sets an option whose number means yes or no.
 pub(in crate::sys) fn set_flag(fd: &OwnedFd, level: c_int, option: c_int, on: bool) -> io::Result<()> {
     let on = c_int::from(on);
     // SAFETY: an integer lives at this address for the length of the call.
@@ -100,7 +100,7 @@ pub(in crate::sys) fn set_receive_timeout(fd: &OwnedFd, seconds: i32) -> io::Res
 
 /// # Safety
 ///
-/// `T` must be the type that the kernel expects of this option.
+/// `T` must be the type that the kernel expects for this option.
 pub(in crate::sys) unsafe fn set_option<T>(
     fd: &impl AsRawFd,
     level: c_int,
@@ -108,7 +108,7 @@ pub(in crate::sys) unsafe fn set_option<T>(
     value: &T,
 ) -> io::Result<()> {
     let length = size_of::<T>() as libc::socklen_t;
-    // SAFETY: as many bytes as are passed lie at the address, for the length of the call.
+    // SAFETY: so many bytes lie at the address, for the length of the call.
     let result = unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
@@ -122,7 +122,7 @@ pub(in crate::sys) unsafe fn set_option<T>(
     Ok(())
 }
 
-/// The process at the other end of a Unix socket, as of its `connect` or `listen`.
+/// Id of the process at the other end of a Unix socket, as of its `connect` or `listen`.
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 pub(in crate::sys) fn peer_pid(fd: &OwnedFd) -> io::Result<libc::pid_t> {
     let mut peer = libc::ucred {
@@ -131,8 +131,8 @@ pub(in crate::sys) fn peer_pid(fd: &OwnedFd) -> io::Result<libc::pid_t> {
         gid: 0,
     };
     let mut length = size_of::<libc::ucred>() as libc::socklen_t;
-    // SAFETY: the kernel writes at most `length` bytes, the size of the variable, and any bytes
-    // make a `ucred`.
+    // SAFETY: the kernel writes at most `length` bytes, the size of the variable, and all bytes are
+    // valid in a `ucred`.
     check(unsafe {
         libc::getsockopt(
             fd.as_raw_fd(),
@@ -159,7 +159,7 @@ pub(in crate::sys) fn connect(fd: &OwnedFd, addr: &Address) -> io::Result<()> {
     Ok(())
 }
 
-/// Accepts connections from now on, with a backlog of about `waiting`.
+/// Starts to accept connections, with a backlog of about `waiting`.
 pub(in crate::sys) fn listen(fd: &OwnedFd, waiting: c_int) -> io::Result<()> {
     // SAFETY: takes no pointers.
     check(unsafe { libc::listen(fd.as_raw_fd(), waiting) })?;
@@ -181,23 +181,22 @@ pub(in crate::sys) fn family(addr: &SocketAddr) -> c_int {
     }
 }
 
-/// An address as the kernel takes it.
+/// An address in the kernel's format.
 pub(in crate::sys) struct Address {
     storage: libc::sockaddr_storage,
-    /// How many bytes of it count.
+    /// Number of bytes that are in use.
     length: libc::socklen_t,
 }
 
 impl Address {
     /// # Safety
     ///
-    /// `T` is a `sockaddr_*`: they all begin with the family, fit into a `sockaddr_storage`, and
-    /// any bytes make one.
+    /// `T` must be a `sockaddr_*`: they all begin with the family, fit into a `sockaddr_storage`,
+    /// and all bytes are valid in them.
     unsafe fn of<T>(fill: impl FnOnce(&mut T) -> usize) -> Address {
         // SAFETY: plain numbers, for which zeros are fine.
         let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
-        // SAFETY: large enough and aligned for every kind of address, as its purpose is; all of it
-        // is initialised.
+        // SAFETY: large enough and aligned for every kind of address, and initialised as a whole.
         let length = fill(unsafe { &mut *std::ptr::from_mut(&mut storage).cast::<T>() });
         Address {
             storage,
@@ -205,11 +204,11 @@ impl Address {
         }
     }
 
-    /// The address of a Unix socket: a path, or, where `is_abstract`, a name (Linux).
+    /// The address of a Unix socket: a path, or, with `is_abstract`, a name (Linux).
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::InvalidInput`] for one that is too long (or has a NUL, for a path).
+    /// [`io::ErrorKind::InvalidInput`] if the name is too long (or is a path with a NUL).
     pub(in crate::sys) fn unix(name: &Path, is_abstract: bool) -> io::Result<Address> {
         let name = name.as_os_str().as_bytes();
         let start = std::mem::offset_of!(libc::sockaddr_un, sun_path);
@@ -219,7 +218,7 @@ impl Address {
             return Err(io::ErrorKind::InvalidInput.into());
         }
         let skip = usize::from(is_abstract);
-        // SAFETY: the address of a Unix socket is one.
+        // SAFETY: `sockaddr_un` is an address.
         Ok(unsafe {
             Address::of(|addr: &mut libc::sockaddr_un| {
                 addr.sun_family = libc::AF_UNIX as libc::sa_family_t;
@@ -241,7 +240,7 @@ impl From<SocketAddr> for Address {
         let family = family(&addr) as libc::sa_family_t;
         let port = addr.port().to_be();
         match addr {
-            // SAFETY: the address of an IPv4 socket is one.
+            // SAFETY: `sockaddr_in` is an address.
             SocketAddr::V4(v4) => unsafe {
                 Address::of(|addr: &mut libc::sockaddr_in| {
                     addr.sin_family = family;
@@ -250,7 +249,7 @@ impl From<SocketAddr> for Address {
                     size_of::<libc::sockaddr_in>()
                 })
             },
-            // SAFETY: the address of an IPv6 socket is one.
+            // SAFETY: `sockaddr_in6` is an address.
             SocketAddr::V6(v6) => unsafe {
                 Address::of(|addr: &mut libc::sockaddr_in6| {
                     addr.sin6_family = family;

@@ -1,14 +1,14 @@
-//! Which TCP and UDP sockets the kernel has, asked through `NETLINK_SOCK_DIAG`.
+//! Asks the kernel about TCP and UDP sockets, through `NETLINK_SOCK_DIAG`.
 //!
-//! It answers two questions. The *exact lookup* finds the one socket that an incoming connection
-//! would reach (2 to 3 µs); a probe asks this. The *dump* gives all sockets of one port (10 µs for
-//! listeners); ownership and error messages need this. Neither makes a connection, so the service
-//! never notices.
+//! There are two questions. The *exact lookup* finds the one socket that an incoming connection
+//! would reach (2 to 3 µs), for probes. The *dump* gives all sockets of one port (10 µs for
+//! listeners), for ownership and error messages. Neither makes a connection, so the service never
+//! notices.
 //!
 //! Each thread keeps one netlink socket open until it ends, so there is no lock. The socket is
-//! close-on-exec. A forked child has a copy of it whose answers would mix with the parent's. So the
-//! process id is kept beside it, and a copy is thrown away. It sees the network namespace of the
-//! thread at its first use.
+//! close-on-exec. A forked child has a copy, whose answers would mix with the parent's. So the
+//! process id is kept beside the socket, and a copy is thrown away. The socket sees the network
+//! namespace of the thread at its first use.
 //!
 //! Requests and answers are flat structs of `linux/netlink.h` and `linux/inet_diag.h`. They are
 //! written and read byte by byte. That needs no `unsafe` and cannot read past an answer that is
@@ -36,23 +36,23 @@ const NLMSG_DONE: u16 = 3;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_DUMP: u16 = 0x300;
-/// The attribute that says whether an IPv6 listener leaves IPv4 alone.
+/// The attribute that tells whether an IPv6 listener leaves IPv4 alone.
 const INET_DIAG_SKV6ONLY: u16 = 11;
 const TCP_LISTEN: u8 = 10;
 /// The state of a UDP socket that is bound and not connected.
 const UDP_BOUND: u8 = 7;
-/// The loopback interface has this index in every network namespace. Connections to *any* address
-/// of this machine come in by it. So naming it also finds sockets that are bound to it with
+/// Index of the loopback interface in every network namespace. Connections to *any* address of this
+/// machine come in through it. So its index also finds sockets that are bound to it with
 /// `SO_BINDTODEVICE`.
 const LOOPBACK: u32 = 1;
 
-/// The sockets that a dump gives.
+/// The states of the sockets in a dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum States {
     /// The sockets that listen or take datagrams: 10 µs for TCP.
     Listening,
-    /// All sockets except for those in TIME_WAIT. From Linux 6.8 on that includes sockets that are
-    /// only bound. Takes milliseconds.
+    /// All sockets except for those in TIME_WAIT; from Linux 6.8 on also sockets that are only
+    /// bound. Takes milliseconds.
     Any,
 }
 
@@ -69,7 +69,7 @@ impl States {
 }
 
 /// The socket that a connection or a datagram to `addr` from this machine would reach. A TCP socket
-/// counts only if it listens; one whose backlog is full listens all the same.
+/// counts only if it listens, even with a full backlog.
 ///
 /// A kernel without the `tcp_diag` or `udp_diag` module also gives `None`: see `ports/owner.rs` for
 /// the check.
@@ -89,9 +89,9 @@ pub(crate) fn on_port(protocol: Protocol, port: u16, states: States) -> io::Resu
 }
 
 struct Diag {
-    /// The netlink socket; `read` and `write` are enough for it.
+    /// The netlink socket. It is a `File`, because `read` and `write` are enough.
     fd: File,
-    /// The process that opened it.
+    /// The process that opened the socket.
     process: u32,
     sequence: u32,
     buffer: Vec<u8>,
@@ -101,8 +101,8 @@ thread_local! {
     static DIAG: RefCell<Option<Diag>> = const { RefCell::new(None) };
 }
 
-/// Runs one exchange on this thread's socket. After an error the socket is closed: an unread answer
-/// would be taken for the answer to the next question.
+/// Runs one exchange on this thread's socket. Closes the socket after an error, because an unread
+/// answer would count as the answer to the next question.
 fn with_socket<T>(exchange: impl FnOnce(&mut Diag) -> io::Result<T>) -> io::Result<T> {
     // `try_with` and `take`, because an ending thread may drop a fixture after its thread locals
     // are gone.
@@ -119,8 +119,8 @@ fn with_socket<T>(exchange: impl FnOnce(&mut Diag) -> io::Result<T>) -> io::Resu
 impl Diag {
     fn open() -> io::Result<Diag> {
         let fd = raw_socket::socket(libc::AF_NETLINK, libc::SOCK_DGRAM, libc::NETLINK_SOCK_DIAG)?;
-        // The kernel answers before `send` returns. An imitation of the kernel may not, and must
-        // not hang a start.
+        // The kernel answers before `send` returns. The limit keeps an imitation of the kernel from
+        // blocking a start.
         raw_socket::set_receive_timeout(&fd, 1)?;
         Ok(Diag {
             fd: fd.into(),
@@ -167,14 +167,14 @@ impl Diag {
             interface: 0,
         };
         self.exchange(question, &mut |socket| {
-            // Asked for already, but a kernel look-alike may give more.
+            // The request names the port, but an imitation of the kernel may give more.
             if port == 0 || socket.addr.port() == port {
                 found.push(socket);
             }
         })
     }
 
-    /// Asks, and hands on all sockets of the answer; without `NLM_F_DUMP`, the one socket.
+    /// Asks, and hands on the sockets of the answer; without `NLM_F_DUMP`, a single one.
     fn exchange(&mut self, question: Question, each: &mut dyn FnMut(Socket)) -> io::Result<()> {
         let Question {
             protocol,
@@ -193,7 +193,7 @@ impl Diag {
                     NLMSG_DONE if flags == NLM_F_DUMP => return Ok(()),
                     NLMSG_ERROR => {
                         return match message.errno() {
-                            // There is no such socket; or a kernel without IPv6 has no such family.
+                            // There is no such socket, or no such family in a kernel without IPv6.
                             libc::ENOENT if flags != NLM_F_DUMP || family == AF_INET6 => Ok(()),
                             errno => Err(io::Error::from_raw_os_error(errno)),
                         };
@@ -260,7 +260,7 @@ impl Diag {
         put(&interface.to_ne_bytes());
         // INET_DIAG_NOCOOKIE: any socket.
         put(&[0xff; 8]);
-        // It is one datagram, so the kernel takes all or nothing.
+        // The request is one datagram, so the kernel takes all or nothing.
         self.fd.write(&request).map(drop)
     }
 
@@ -276,14 +276,14 @@ impl Diag {
     }
 }
 
-/// A request: which sockets to report.
+/// A request for sockets.
 struct Question {
     protocol: Protocol,
     family: c_int,
     flags: u16,
     states: u32,
     port: u16,
-    /// For a lookup.
+    /// The address of a lookup.
     addr: Option<IpAddr>,
     interface: u32,
 }
@@ -302,7 +302,7 @@ struct Message<'a> {
 }
 
 impl Message<'_> {
-    /// The error of an NLMSG_ERROR, which holds it negated.
+    /// The error number, which an NLMSG_ERROR holds negated.
     fn errno(&self) -> c_int {
         get(self.body, 0).map_or(0, |code| -i32::from_ne_bytes(code))
     }
@@ -384,7 +384,7 @@ mod tests {
         assert_eq!(found.addr, addr);
         assert!(found.listening);
         assert_ne!(found.inode, 0);
-        // Others may have the same port on other addresses.
+        // Other sockets may have the same port on other addresses.
         let dumped = || {
             let mut dumped = on_port(Protocol::Tcp, addr.port(), States::Listening).unwrap();
             dumped.retain(|socket| socket.addr == addr);
@@ -436,7 +436,7 @@ mod tests {
 
     #[test]
     fn a_dump_longer_than_the_buffer_is_read_to_its_end() {
-        // An answer for one socket takes some 100 bytes, so that these need several reads.
+        // An answer for one socket takes some 100 bytes, so these need several reads.
         let held: Vec<_> = (0..500)
             .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
             .collect();
@@ -474,7 +474,8 @@ mod tests {
 
     #[test]
     fn a_thread_keeps_one_socket_and_closes_it_at_its_end() {
-        // The inode, as `/proc` names it. Unlike a descriptor, its number is not reused at once.
+        // The kept socket's inode in `/proc`. Unlike a descriptor's number, it is not reused at
+        // once.
         let kept = || {
             on_port(Protocol::Tcp, 1, States::Listening).unwrap();
             let fd = DIAG.with_borrow(|diag| diag.as_ref().unwrap().fd.as_raw_fd());
@@ -498,7 +499,7 @@ mod tests {
     fn a_copy_of_another_process_is_not_used() {
         std::thread::spawn(|| {
             on_port(Protocol::Tcp, 1, States::Listening).unwrap();
-            // As in a child after a fork.
+            // This simulates a child after a fork.
             let other = DIAG.with_borrow_mut(|diag| {
                 let diag = diag.as_mut().unwrap();
                 diag.process += 1;

@@ -1,5 +1,5 @@
-//! Sockets that `std` cannot make: a bind that does not listen, a connect to a Unix socket that
-//! cannot hang.
+//! Sockets that `std` cannot make: a bind without listening, a connect to a Unix socket that cannot
+//! hang.
 
 use std::ffi::OsStr;
 use std::io;
@@ -16,9 +16,9 @@ use super::raw_socket::{
 /// Binds to an address as most servers do, and closes at once, without ever listening. TCP uses
 /// SO_REUSEADDR, UDP does not.
 ///
-/// The error is `AddrInUse` if a server could not bind either. Two things do *not* matter. One is
-/// connections in TIME_WAIT. The other is sockets with SO_REUSEADDR that are bound and do not
-/// listen, such as those that hold a port for a service to come.
+/// The error is `AddrInUse` if a server could not bind either. Two kinds of socket do *not* matter:
+/// connections in TIME_WAIT, and sockets with SO_REUSEADDR that are bound and do not listen, such
+/// as those that hold a port for a later service.
 pub(crate) fn try_bind(protocol: Protocol, addr: SocketAddr) -> io::Result<()> {
     let fd = match protocol {
         Protocol::Tcp => socket(family(&addr), libc::SOCK_STREAM, 0)?,
@@ -26,8 +26,8 @@ pub(crate) fn try_bind(protocol: Protocol, addr: SocketAddr) -> io::Result<()> {
     };
     set_reuse_addr(&fd, protocol == Protocol::Tcp)?;
     if addr.is_ipv6() {
-        // `[::]` without IPv4: a server that does the same does not conflict with a socket on IPv4
-        // alone.
+        // On `[::]` without IPv4, a server that binds like this does not conflict with a socket on
+        // IPv4 alone.
         set_v6_only(&fd, true)?;
     }
     bind(&fd, &addr.into())
@@ -41,11 +41,11 @@ pub(crate) enum Messages {
     Discard,
 }
 
-/// Sets a filter for future messages.
+/// Filters all later messages of a socket.
 pub(crate) fn filter_messages(socket: BorrowedFd<'_>, messages: Messages) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
-        // "Return this many bytes of the message": all of them, or none.
+        // The program returns how many bytes of a message to keep: all of them, or none.
         let mut program = [libc::sock_filter {
             code: (libc::BPF_RET | libc::BPF_K) as u16,
             jt: 0,
@@ -79,10 +79,10 @@ pub(crate) enum UnixKind {
 /// The result of a connect to a Unix socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UnixAnswer {
-    /// A process accepts. This is the process that called `listen`, if the system tells. It may
+    /// A process accepts. If the system tells, this is the process that called `listen`. It may
     /// have ended since, and other processes may have the socket now.
     Accepted(Option<u32>),
-    /// A process listens, with as many connections waiting as it allows.
+    /// A process listens, and its backlog is full.
     Full,
 }
 
@@ -113,7 +113,7 @@ fn unix_addr(path: &Path) -> io::Result<Address> {
     }
 }
 
-/// The name of an abstract socket, which is written with an `@` in front.
+/// The name of an abstract socket, if the path begins with `@`.
 pub(crate) fn abstract_name(path: &Path) -> Option<&[u8]> {
     path.as_os_str().as_bytes().strip_prefix(b"@")
 }
@@ -121,7 +121,7 @@ pub(crate) fn abstract_name(path: &Path) -> Option<&[u8]> {
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 fn listener_pid(fd: &OwnedFd) -> Option<u32> {
     let pid = super::raw_socket::peer_pid(fd).ok()?;
-    // 0: a process of a pid namespace that is not visible here.
+    // 0 means a process in a pid namespace that is not visible here.
     u32::try_from(pid).ok().filter(|pid| *pid != 0)
 }
 
@@ -130,7 +130,7 @@ fn listener_pid(_: &OwnedFd) -> Option<u32> {
     None
 }
 
-/// Whether this error of [`try_connect_unix`] says that a socket of another kind is there.
+/// Whether this error of [`try_connect_unix`] means that the path has a socket of another kind.
 pub(crate) fn is_another_kind(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EPROTOTYPE)
 }
@@ -186,7 +186,7 @@ pub(crate) mod tests {
         Datagram,
     }
 
-    /// A Unix socket that listens (other than a datagram one) and lets `waiting` connections wait.
+    /// A Unix socket that listens (unless it takes datagrams) with a backlog of `waiting`.
     pub(crate) fn unix(path: &Path, made: Made, waiting: i32) -> OwnedFd {
         let kind = match made {
             Made::Stream => libc::SOCK_STREAM,
@@ -202,7 +202,7 @@ pub(crate) mod tests {
     }
 
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
-    /// A connection whose two ends are one socket, as a connect to an ephemeral port of loopback
+    /// A connection whose two ends are one socket, which a connect to an ephemeral port of loopback
     /// can make.
     pub(crate) fn connected_to_itself() -> std::net::TcpStream {
         let (fd, port) = tcp(loopback(0), true, false, None, false).unwrap();
@@ -262,7 +262,7 @@ pub(crate) mod tests {
             tcp(addr, false, false, None, true).is_err(),
             "the port is not in TIME_WAIT"
         );
-        // A child of another test may listen on it for a moment longer.
+        // A child of another test may listen on the port for a moment longer.
         in_time(|| try_bind(Protocol::Tcp, addr).is_ok());
     }
 }

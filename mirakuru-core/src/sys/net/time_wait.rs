@@ -11,14 +11,14 @@ use super::raw_socket::{set_flag, set_option};
 
 /// Removes one remnant whose other end is on this machine as well.
 ///
-/// If a client connects between the same two addresses while nothing listens, the remnant answers.
+/// A client connects between the same two addresses while nothing listens, and the remnant answers.
 /// The kernel finds that answer unacceptable and resets the remnant, which ends it. (RFC 1337 calls
 /// this "TIME-WAIT assassination"; the sysctl `tcp_rfc1337` forbids it, and is off.) On loopback
 /// all of that happens during the call.
 ///
 /// # Errors
 ///
-/// If a socket is bound to the other end's address by now. The remnant stays then.
+/// If a socket is bound to the other end's address by now. The remnant then stays.
 pub(crate) fn remove(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
     let client = socket(family(&remote), libc::SOCK_STREAM, 0)?;
     set_reuse_addr(&client, true)?;
@@ -26,21 +26,21 @@ pub(crate) fn remove(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
     if let Err(error) = bind(&client, &remote.into()) {
         choose_at_connect(&client, remote).map_err(|_| error)?;
     }
-    // The connection is never accepted, and the call does not wait for that.
+    // No process accepts the connection, and the call does not wait for that.
     let _ = connect(&client, &local.into());
     Ok(())
 }
 
-/// Lets the connect choose this address. A bind would fail if another connection uses it, open or
-/// lingering. A connect fails only if that connection goes to the same place.
+/// Lets the connect choose this address. A bind fails if another connection uses the address, open
+/// or lingering. A connect fails only if that connection has the same remote address.
 ///
 /// # Errors
 ///
-/// Before Linux 6.3, which brought the option, and on other systems.
+/// Always before Linux 6.3, which brought the option, and on other systems.
 fn choose_at_connect(client: &OwnedFd, addr: SocketAddr) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
-        /// Of `linux/in.h`: the upper half is the highest port, the lower half the lowest.
+        /// From `linux/in.h`: the upper half is the highest port, the lower half the lowest.
         const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
         let port = u32::from(addr.port());
         let range = port << 16 | port;
@@ -56,7 +56,7 @@ fn choose_at_connect(client: &OwnedFd, addr: SocketAddr) -> io::Result<()> {
     }
 }
 
-/// A connection from this address, possibly to another place.
+/// Makes a connection from `here` to `there`.
 #[cfg(all(test, target_os = "linux", not(mirakuru_portable)))]
 pub(crate) fn connect_from(here: SocketAddr, there: SocketAddr) -> io::Result<OwnedFd> {
     let client = socket(family(&here), libc::SOCK_STREAM, 0)?;

@@ -1,4 +1,4 @@
-//! Which process has a socket: a search through the descriptors that `/proc` shows.
+//! Finds the processes that have a socket, by a search through the descriptors in `/proc`.
 
 use std::collections::HashSet;
 use std::fs;
@@ -9,9 +9,9 @@ use super::{numbers, stat, tree_until};
 /// The result of a search for sockets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Search {
-    /// The sockets that were found, with each process that has them.
+    /// The sockets found, each with a process that has it.
     pub(crate) found: Vec<(u64, u32)>,
-    /// Whether the descriptors of a living process could not be read.
+    /// Whether the descriptors of a live process could not be read.
     pub(crate) denied: bool,
 }
 
@@ -21,13 +21,13 @@ impl Search {
     }
 }
 
-/// How closely to search one process.
+/// The depth of the search in one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Closely {
     /// The descriptors of the process, which threads share.
     Process,
-    /// The descriptors of each thread. A thread may have a table of its own, and once the first
-    /// thread has ended, the process's table shows nothing.
+    /// The descriptors of each thread. A thread may have its own table, and the table of the
+    /// process is empty once its first thread has ended.
     Threads,
 }
 
@@ -40,12 +40,12 @@ pub(crate) fn search(pids: &[u32], inodes: &[u64], closely: Closely) -> Search {
     search
 }
 
-/// The same among the processes of a tree, nearest first, until all are found. The root comes last:
-/// it is a supervisor, which has no socket of the service's.
+/// Looks for sockets among the processes of a tree, nearest first, until all are found. The root
+/// comes last: it is a supervisor, which has no socket of the service.
 ///
-/// Nearly always the service's main process has the sockets, and then nothing below `task` of that
-/// process is read. Such a read costs later: the kernel caches entries for each thread and discards
-/// them when the thread ends. Meanwhile the process that reaps the thread spins.
+/// Nearly always the main process has the sockets, and then nothing below its `task` is read. Such
+/// a read costs later: the kernel caches entries for each thread and discards them when the thread
+/// ends. Meanwhile the process that reaps the thread spins.
 pub(crate) fn search_tree(root: u32, inodes: &[u64], closely: Closely) -> Search {
     let mut search = Search::default();
     tree_until(root, |pid| {
@@ -73,7 +73,7 @@ impl Search {
                 .fold(Ok(()), Result::and),
         };
         self.found.extend(mine.into_iter().map(|inode| (inode, pid)));
-        // A zombie's descriptors may not be read either, but it has none.
+        // A zombie's descriptors cannot be read either, but it has none.
         let is_denied = polled.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
         self.denied |= is_denied && stat(pid).is_some_and(|stat| stat.is_alive());
     }
@@ -84,7 +84,7 @@ fn poll(dir: &str, inodes: &[u64], found: &mut HashSet<u64>) -> io::Result<()> {
         let link = match entry.and_then(|entry| fs::read_link(entry.path())) {
             Ok(link) => link,
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => return Err(error),
-            // The descriptor was closed in the meantime.
+            // The descriptor has been closed by now.
             Err(_) => continue,
         };
         let inode = link

@@ -1,11 +1,11 @@
-//! Reads `/proc`: parents and children of processes, and their sockets.
+//! Reads `/proc`: processes, their relations, and their sockets.
 //!
-//! Every answer is a snapshot of something that changes: a process may fork or end between two
-//! reads. No function here fails because of that; it leaves out a process that is gone. If a
-//! decision depends on the answer, the caller asks again.
+//! Every answer is a snapshot of a changing state: a process may fork or end between two reads. No
+//! function here fails because of that; it leaves out a process that is gone. If a decision depends
+//! on the answer, the caller asks again.
 //!
-//! Without `/proc` no process is visible. The same holds for Linux in place of such a system
-//! (`mirakuru_portable`).
+//! Without `/proc` no process is visible. The same holds on Linux with `mirakuru_portable`, which
+//! stands for such a system.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -22,15 +22,15 @@ mod tables;
 pub(crate) use fds::{Closely, search, search_tree};
 pub(crate) use tables::{listeners, tcp_lingering, unix_listeners, unix_listening};
 
-/// Whether this process, which has a listening socket, is busy with something other than waiting
-/// for connections. Either its first thread runs, or that thread sleeps for a time and no other
-/// thread waits for anything. `false` if that cannot be seen.
+/// Whether a process with a listening socket is busy with something other than waiting for
+/// connections. Either its first thread runs, or that thread sleeps for a time and no other thread
+/// waits for anything. `false` if that cannot be seen.
 ///
 /// Threads are read only if the first one sleeps: see [`search_tree`] for the price.
 pub(crate) fn is_between_calls(pid: u32) -> bool {
     let place = |path: String| read(&path).map(|text| String::from_utf8_lossy(&text).into_owned());
     match place(format!("{pid}/wchan")).as_deref() {
-        // No process is executing as this user, or the kernel hides this file from us.
+        // Either no process of this user is executing, or the kernel hides this file from us.
         Ok("0" | "") => stat(pid).is_some_and(|stat| stat.state == 'R'),
         Ok(place_of_first) if place_of_first.contains("nanosleep") => {
             let tasks = numbers(&format!("/proc/{pid}/task"));
@@ -48,19 +48,19 @@ pub(crate) fn is_between_calls(pid: u32) -> bool {
 pub(crate) struct Stat {
     /// The name of the program, at most 15 bytes of it.
     pub(crate) comm: String,
-    /// One letter; `Z` is a zombie.
+    /// State as one letter; `Z` is a zombie.
     pub(crate) state: char,
     pub(crate) parent: u32,
-    /// The session that it is in, known by its first process.
+    /// Session of the process, known by its first process.
     pub(crate) session: u32,
-    /// When the process was started, in ticks since the machine booted.
+    /// Start time of the process, in ticks since the machine booted.
     start: u64,
 }
 
-/// On other systems `/proc` may hold something else.
+/// Whether `/proc` is Linux's. On other systems it may hold something else.
 const IS_THERE: bool = cfg!(all(target_os = "linux", not(mirakuru_portable)));
 
-/// A file of `/proc`.
+/// Reads a file of `/proc`.
 pub(crate) fn read(path: &str) -> io::Result<Vec<u8>> {
     match IS_THERE {
         true => read_whole(fs::File::open(Path::new("/proc").join(path))?.take(u64::MAX)),
@@ -68,7 +68,7 @@ pub(crate) fn read(path: &str) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Reads a file of unknown length in few calls: each read of a file of `/proc` is expensive.
+/// Reads a file of unknown length in few calls, because each read from `/proc` is expensive.
 pub(crate) fn read_whole(mut file: io::Take<fs::File>) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::with_capacity(4096);
     file.read_to_end(&mut bytes)?;
@@ -117,8 +117,8 @@ fn parse_stat(text: &str) -> Option<Stat> {
 }
 
 impl Stat {
-    /// Whether the process still runs. `false` for a zombie, which is only an exit status that its
-    /// parent has not fetched.
+    /// Whether the process still runs. `false` for a zombie, whose exit status its parent has not
+    /// fetched.
     pub(crate) fn is_alive(&self) -> bool {
         !matches!(self.state, 'Z' | 'X')
     }
@@ -134,13 +134,13 @@ impl Stat {
         }
     }
 
-    /// When the process was started, in ticks since the machine booted. With the process id this
+    /// Start time of the process, in ticks since the machine booted. With the process id it
     /// identifies the process for ever.
     pub(crate) fn start(&self) -> u64 {
         self.start
     }
 
-    /// How long ago it was started.
+    /// Time since the process was started.
     pub(crate) fn age(&self) -> Option<Duration> {
         let uptime = fs::read_to_string("/proc/uptime").ok()?;
         let uptime: f64 = uptime.split_ascii_whitespace().next()?.parse().ok()?;
@@ -159,7 +159,7 @@ pub(crate) fn pids() -> Vec<u32> {
     numbers("/proc")
 }
 
-/// The entries of a directory of `/proc` that are numbers: processes, threads, descriptors.
+/// The numeric names in a directory of `/proc`: processes, threads, descriptors.
 fn numbers(dir: &str) -> Vec<u32> {
     if !IS_THERE {
         return Vec::new();
@@ -172,16 +172,16 @@ fn numbers(dir: &str) -> Vec<u32> {
         .collect()
 }
 
-/// A process and its descendants, as far as they are alive and visible.
+/// A process and its descendants, as far as they live and are visible.
 pub(crate) fn tree(root: u32) -> Vec<u32> {
     tree_until(root, |_| false)
 }
 
-/// The same, nearest first, until `enough` says so. `enough` is asked about a process before the
-/// search for its children.
+/// A process and its descendants, nearest first, until `enough` returns true. `enough` is asked
+/// about a process before the search for its children.
 fn tree_until(root: u32, enough: impl FnMut(u32) -> bool) -> Vec<u32> {
     // A kernel without CONFIG_PROC_CHILDREN has no such file. Then the parents of all processes
-    // tell the same.
+    // give the same answer.
     static TELLS_CHILDREN: Lazy<bool> = Lazy::new(|| Path::new("/proc/thread-self/children").exists());
     if *TELLS_CHILDREN {
         walk(root, children, enough)
@@ -232,7 +232,7 @@ fn by_parent() -> HashMap<u32, Vec<u32>> {
     by_parent
 }
 
-/// A process's parent, the parent's parent and so on, the process itself first.
+/// A process and its ancestors, nearest first.
 pub(crate) fn ancestors(pid: u32) -> impl Iterator<Item = (u32, Stat)> {
     // The length is bounded: a chain that changes while it is read could be a loop.
     let mut next = Some(pid);
@@ -245,8 +245,8 @@ pub(crate) fn ancestors(pid: u32) -> impl Iterator<Item = (u32, Stat)> {
     .take(1000)
 }
 
-/// The same for this process. Its own entry has only its parent and its session, which takes no
-/// file.
+/// This process and its ancestors. Reads no file for its own entry, which has only its parent and
+/// session.
 pub(crate) fn own_ancestors() -> impl Iterator<Item = (u32, Stat)> {
     let parent = std::os::unix::process::parent_id();
     let own = Stat {
@@ -265,21 +265,21 @@ pub(crate) fn descends(pid: u32, root: u32) -> bool {
     ancestors(pid).any(|(ancestor, _)| ancestor == root)
 }
 
-/// When a process began, in ticks since the machine booted. `None` if there is no such process, or
-/// only its zombie.
+/// Start time of a process, in ticks since the machine booted. `None` if there is no such process,
+/// or only its zombie.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
     let stat = read_stat(pid)?;
     stat.is_alive().then_some(stat.start)
 }
 
-/// Without `/proc` no portable call tells a start time, so any process with this id counts.
+/// Any process with this id counts: without `/proc` no portable call tells a start time.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
     crate::sys::files::process_exists(pid).then_some(0)
 }
 
-/// The environment that a process was given at its start. `None` if we may not read it.
+/// The environment of a process at its start. `None` if we may not read it.
 pub(crate) fn environment(pid: u32) -> Option<Vec<u8>> {
     read(&format!("{pid}/environ")).ok()
 }
@@ -290,12 +290,12 @@ pub(crate) fn command_line(pid: u32) -> Vec<Vec<u8>> {
     line.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
 }
 
-/// Whether this process, which is root's, may run a service as this user and group. `true` if
+/// Whether this process, which runs as root, may run a service as this user and group. Allowed if
 /// `/proc` does not tell.
 ///
 /// # Errors
 ///
-/// The reason why it may not.
+/// The reason for a refusal.
 pub(crate) fn may_become(uid: u32, gid: u32) -> Result<(), String> {
     const NEEDED: [(u32, &str); 3] = [(0, "CAP_CHOWN"), (6, "CAP_SETGID"), (7, "CAP_SETUID")];
     let text = |name: &str| {
@@ -312,7 +312,7 @@ pub(crate) fn may_become(uid: u32, gid: u32) -> Result<(), String> {
     }
     for (map, id, kind) in [("uid_map", uid, "user"), ("gid_map", gid, "group")] {
         let map = text(map);
-        // The first id inside, the first id outside, and the number of ids.
+        // A line has the first id inside, the first id outside, and the number of ids.
         let mut ranges = map.lines().filter_map(|line| {
             let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().ok());
             let (first, _, count) = (numbers.next()??, numbers.next()??, numbers.next()??);
@@ -359,13 +359,13 @@ fn link(path: &str) -> Option<PathBuf> {
         .filter(|_| IS_THERE)
 }
 
-/// A number for the pid namespace of this process. Processes of other namespaces may share the
-/// temporary directory. 0 if the number is not known.
+/// A number for the pid namespace of this process, because processes of other namespaces may share
+/// the temporary directory. 0 if it is not known.
 pub(crate) fn pid_namespace() -> u64 {
     fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
 }
 
-/// The process that traces this one, such as a debugger or `strace`.
+/// Id of the process that traces this one, such as a debugger or `strace`.
 pub(crate) fn tracer() -> Option<u32> {
     let status = read("self/status").ok()?;
     let status = String::from_utf8_lossy(&status);
@@ -373,8 +373,8 @@ pub(crate) fn tracer() -> Option<u32> {
     pid.trim().parse().ok().filter(|pid| *pid != 0)
 }
 
-/// A number for the network namespace of this process. A port of one namespace cannot be reached
-/// from another. 0 if the number is not known.
+/// A number for the network namespace of this process, because a port of one namespace cannot be
+/// reached from another. 0 if it is not known.
 pub(crate) fn net_namespace() -> u64 {
     fs::metadata("/proc/self/ns/net").map_or(0, |namespace| namespace.ino())
 }

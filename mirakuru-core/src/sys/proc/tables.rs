@@ -1,4 +1,4 @@
-//! The tables of sockets below `/proc/net`, of the calling thread's network namespace.
+//! Reads the tables of sockets below `/proc/net`, for the calling thread's network namespace.
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
@@ -29,8 +29,8 @@ pub(crate) fn listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>> {
     (!found.is_empty()).then_some(found)
 }
 
-/// The connections of a local port that this side has closed and that linger: the local and the
-/// remote address of each. Takes milliseconds.
+/// The lingering connections of a local port that this side has closed: the local and the remote
+/// address of each. Takes milliseconds.
 pub(crate) fn tcp_lingering(port: u16) -> Vec<(SocketAddr, SocketAddr)> {
     /// FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING.
     const CLOSED: [&str; 5] = ["04", "05", "06", "09", "0B"];
@@ -65,7 +65,7 @@ fn parse_line(line: &str, listening: &str) -> Option<Socket> {
 fn parse_address(field: &str) -> Option<SocketAddr> {
     let (ip, port) = field.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;
-    // Words of four bytes in network order, each printed as a number in this machine's order.
+    // Each word is four bytes in network order, printed as a number in this machine's order.
     let mut bytes = Vec::new();
     for at in (0..ip.len()).step_by(8) {
         let word = u32::from_str_radix(ip.get(at..at + 8)?, 16).ok()?;
@@ -96,8 +96,8 @@ pub(crate) fn unix_listening() -> Vec<u64> {
 
 fn parse_unix(table: &[u8], wanted: Option<&[u8]>) -> Vec<u64> {
     const ACCEPTS: u32 = 0x10000;
-    // Num RefCount Protocol Flags Type St Inode Path. The inode is padded with spaces, and the path
-    // may hold some.
+    // The columns: Num RefCount Protocol Flags Type St Inode Path. The inode is padded with spaces,
+    // and the path may hold some.
     let inode_of = |line: &[u8]| {
         let mut rest = line;
         let mut fields = [""; 7];

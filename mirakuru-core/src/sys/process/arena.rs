@@ -1,8 +1,8 @@
 //! The memory that the supervisor works in: one private mapping with its stacks, its buffers and
 //! the plan.
 //!
-//! It is laid out before the fork, by ordinary code, so that the supervisor never allocates. Pages
-//! that are never touched cost nothing.
+//! Ordinary code lays it out before the fork, so the supervisor never allocates. Pages that are
+//! never touched cost nothing.
 
 use std::ffi::{CString, c_char, c_void};
 use std::io;
@@ -15,22 +15,22 @@ use super::message::milliseconds;
 use super::plan::{CommandPlan, LogPart, PID_DIGITS, Plan, Stream};
 
 const STACK: usize = 64 * 1024;
-/// The most that one read of the service's output takes.
+/// Number of bytes that one read of the service's output takes at most.
 pub(super) const BUFFER: usize = 32 * 1024;
-/// Pages that are never touched take no swap space either.
+/// Untouched pages take no swap space either.
 #[cfg(target_os = "linux")]
 const NO_RESERVE: i32 = libc::MAP_NORESERVE;
 #[cfg(not(target_os = "linux"))]
 const NO_RESERVE: i32 = 0;
-/// How many children one walk of a process tree takes in; a later walk finds the others.
+/// Number of children that one walk of a process tree takes in; a later walk finds the others.
 pub(super) const PIDS: usize = 1024;
-/// How many descendants are remembered as having been asked to end.
+/// Number of descendants that a stop remembers, so that it asks each of them only once.
 pub(super) const TOLD: usize = 256;
 
 /// A program to execute. The lists end with null pointers.
 #[repr(C)]
 pub(super) struct Words {
-    /// The files to try, in order.
+    /// Paths of the files to try, in order.
     pub(super) candidates: *const *const c_char,
     pub(super) argv: *const *const c_char,
 }
@@ -43,7 +43,7 @@ pub(super) struct Words {
 #[cfg_attr(any(not(target_os = "linux"), mirakuru_portable), allow(dead_code))]
 pub(super) struct Arena {
     pub(super) program: Words,
-    /// The command that runs at the end; without candidates if there is none.
+    /// The command that runs at the end. Its candidates are null if there is none.
     pub(super) on_end: Words,
     pub(super) envp: *const *const c_char,
     pub(super) current_dir: *const c_char,
@@ -52,69 +52,69 @@ pub(super) struct Arena {
     pub(super) uid: i64,
     pub(super) gid: i64,
     pub(super) umask: i64,
-    /// A descriptor, or -1: `/dev/null` for input, the log for output.
+    /// Descriptors of the standard streams. -1 means `/dev/null` for input and the log for output.
     pub(super) stdio: [i32; 3],
-    /// The output streams that go through a pipe into the log.
+    /// Whether standard output and standard error go through a pipe into the log.
     pub(super) relay: [bool; 2],
     pub(super) control: i32,
     pub(super) test_pidfd: i32,
     pub(super) log: i32,
     pub(super) index: i32,
-    /// How many bytes one part of the log holds, and the part that it is in.
+    /// Number of bytes in one part of the log, and the part that is open.
     pub(super) log_part: i64,
     pub(super) log_at: LogPart,
-    /// All descriptors that outlive the fork, in ascending order.
+    /// All descriptors that stay open after the fork, in ascending order.
     pub(super) keep: *const i32,
     pub(super) keep_count: usize,
     /// The descriptors of `keep` that a supervisor holds but never uses, in ascending order.
     pub(super) locks: *const i32,
     pub(super) lock_count: usize,
-    /// The sockets that the service gets, in this order.
+    /// The sockets for the service, in the order of their descriptors.
     pub(super) listen: *mut i32,
     pub(super) listen_count: usize,
-    /// The highest descriptor that was open just before the fork. Used on systems without a call
-    /// that closes all descriptors.
+    /// The highest descriptor that was open just before the fork. Only systems that cannot close
+    /// all descriptors in one call use it.
     pub(super) last_fd: i32,
-    /// Room for the digits of the service's process id, the value of its `LISTEN_PID`; or null.
+    /// Room for the process id in the value of `LISTEN_PID`; null without that variable.
     pub(super) listen_pid: *mut c_char,
     pub(super) stop_signal: i32,
     pub(super) grace_ms: i64,
     pub(super) kill_signal: i32,
     pub(super) title: *const c_char,
     pub(super) title_len: usize,
-    /// Where the kernel reads this process's command line.
+    /// The memory from which the kernel reads this process's command line.
     pub(super) args: *mut c_char,
     pub(super) args_len: usize,
     pub(super) private_dir: *const c_char,
-    /// The FIFO that the services that need this one hold open; see `ending.rs`.
+    /// Path of the FIFO that dependent services hold open; see `ending.rs`.
     pub(super) needed: *const c_char,
-    /// The FIFOs of the services that this one needs.
+    /// Descriptors of the FIFOs of the services that this one needs.
     pub(super) needs: *const i32,
     pub(super) needs_count: usize,
-    /// For a service of a whole run: a pidfd of the runner, or -1; where its state is written,
-    /// where it is published, and the run's directory. With `ends_with_users`, the descriptor is
-    /// the FIFO of its users.
+    /// For a service of a whole run: a pidfd of the runner, or the FIFO of the service's users;
+    /// otherwise -1. The paths below are the staged state file, its published name, and the run's
+    /// directory.
     pub(super) runner_pidfd: i32,
     pub(super) ends_with_users: bool,
     pub(super) staged: *const c_char,
     pub(super) published: *const c_char,
     pub(super) run_dir: *const c_char,
-    /// Guard and worker may be two processes in one memory.
+    /// Whether guard and worker may be two processes in one memory.
     pub(super) may_share: bool,
     pub(super) worker_stack: *mut c_void,
     pub(super) service_stack: *mut c_void,
 
-    // From here on: written by the supervisor.
+    // The supervisor writes the fields from here on.
     pub(super) guard: i32,
     pub(super) guard_pidfd: i32,
     pub(super) worker: i32,
     pub(super) service: i32,
-    /// The stage of the launch at which it failed, a `STAGE_*`, and the error number.
+    /// If the launch failed: its stage, a `STAGE_*`, and the error number.
     pub(super) failed_stage: i32,
     pub(super) failed_errno: i32,
-    /// If the service does not share the worker's memory, it reports these two here; otherwise -1.
+    /// Pipe for the two numbers above, if worker and service share no memory; otherwise -1.
     pub(super) report: i32,
-    /// The output of the command at the end goes here.
+    /// Write end of the pipe for the output of the command at the end.
     pub(super) on_end_output: i32,
     pub(super) buffer: [u8; BUFFER],
     pub(super) pids: [i32; PIDS],
@@ -130,7 +130,7 @@ pub(super) struct Mapping {
 }
 
 impl Mapping {
-    /// Lays everything out.
+    /// Lays out the mapping.
     pub(super) fn new(plan: &Plan, args: Range<usize>) -> io::Result<Mapping> {
         let title = CString::new(format!("mirakuru-supervisor {}", plan.id)).unwrap_or_default();
         let mut size = Bump {
@@ -162,7 +162,7 @@ impl Mapping {
         Ok(Mapping { base, len, arena })
     }
 
-    /// Puts the plan into the mapping. If `base` is null, only counts the bytes that this takes.
+    /// Puts the plan into the mapping. If `base` is null, only counts the plan's bytes.
     fn fill(bump: &mut Bump, plan: &Plan, title: &CString, args: &Range<usize>) -> *mut Arena {
         let program = bump.words(&plan.program);
         let on_end = plan.on_end.as_ref().map(|command| bump.words(command));
@@ -188,7 +188,7 @@ impl Mapping {
         let groups = bump.slice(plan.groups.as_deref().unwrap_or_default());
         let title_text = bump.string(title).cast();
         let arena = bump.place::<Arena>(1);
-        // The descriptors are filled in later (`set_descriptors`); their number is known.
+        // `set_descriptors` fills in the descriptors later; their number is known.
         let keep = bump.place::<i32>(plan.keep.len() + plan.needs.len() + plan.listen.len() + 16);
         let locks = bump.place::<i32>(plan.keep.len() + plan.needs.len() + 2);
         let needs = bump.place::<i32>(plan.needs.len());
@@ -196,7 +196,7 @@ impl Mapping {
         if bump.base.is_null() {
             return arena;
         }
-        // SAFETY: all of these lie in the fresh, zeroed mapping, for which all-zero is a valid
+        // SAFETY: all targets lie in the fresh, zeroed mapping, for which all-zero is a valid
         // `Arena`; the addresses of stacks are their upper ends, inside the mapping.
         unsafe {
             let a = &mut *arena;
@@ -246,7 +246,7 @@ impl Mapping {
         arena
     }
 
-    /// Says which descriptors the supervisor keeps.
+    /// Sets the descriptors that the supervisor keeps.
     pub(super) fn set_descriptors(&mut self, descriptors: &Descriptors, lists: &Lists) {
         let Lists { locks, needs, listen } = lists;
         let mut keep: Vec<i32> = descriptors
@@ -257,14 +257,14 @@ impl Mapping {
         keep.sort_unstable();
         keep.dedup();
         let mut locks: Vec<i32> = locks.iter().chain(needs).copied().collect();
-        // SAFETY: the arena is still this process's alone.
+        // SAFETY: no other process uses the arena yet.
         if unsafe { !(*self.arena).on_end.candidates.is_null() } {
             // A guard that runs the command at the end writes its output into the log.
             locks.extend([descriptors.log, descriptors.index]);
         }
         locks.sort_unstable();
-        // SAFETY: `fill` left room for all of the lists and 16 more in `keep`, and 2 in `locks`;
-        // there are at most eight descriptors besides those of the lists.
+        // SAFETY: `fill` left room for all of the lists, for 16 more in `keep` and for 2 more in
+        // `locks`; there are at most eight descriptors besides those of the lists.
         unsafe {
             let a = &mut *self.arena;
             a.stdio = descriptors.stdio;
@@ -302,7 +302,7 @@ impl Mapping {
 }
 
 impl Drop for Mapping {
-    /// The supervisor has its own copy from the fork on.
+    /// Since the fork, the supervisor has its own copy.
     fn drop(&mut self) {
         // SAFETY: mapped by `new`, and nothing else in this process points into it.
         unsafe { libc::munmap(self.base.cast(), self.len) };
@@ -311,7 +311,7 @@ impl Drop for Mapping {
 
 const LISTEN_PID: &[u8] = b"LISTEN_PID=";
 
-/// The entry of the environment that gets the process id, if it has room for one.
+/// The index of the `LISTEN_PID` entry in the environment, if its value has room for a process id.
 fn listen_pid(envp: &[CString]) -> Option<usize> {
     let has_room = |value: &[u8]| value.len() == PID_DIGITS;
     envp.iter()
@@ -323,14 +323,14 @@ pub(super) fn page_size() -> usize {
     usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 
-/// The descriptors of a plan, by their purpose.
+/// The plan's lists of descriptors.
 pub(super) struct Lists {
     pub(super) locks: Vec<i32>,
     pub(super) needs: Vec<i32>,
     pub(super) listen: Vec<i32>,
 }
 
-/// The descriptors with a meaning of their own.
+/// The descriptors that have a single purpose.
 pub(super) struct Descriptors {
     pub(super) stdio: [i32; 3],
     pub(super) control: i32,
@@ -352,7 +352,7 @@ impl Descriptors {
     }
 }
 
-/// Hands out the mapping from below. If the base is null, it only counts.
+/// Hands out the mapping from its low end. If the base is null, only counts the bytes.
 struct Bump {
     base: *mut u8,
     used: usize,

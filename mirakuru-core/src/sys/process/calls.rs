@@ -9,7 +9,7 @@ use super::plan::{SpawnFailure, Stage};
 
 macro_rules! calls {
     ($($(#[$doc:meta])* $call:ident = $name:literal, $purpose:literal;)*) => {
-        /// A system call, or one use of it.
+        /// A system call, or one way to use it.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(i32)]
         pub(crate) enum Call {
@@ -19,7 +19,7 @@ macro_rules! calls {
         impl Call {
             const ALL: &'static [Call] = &[$(Call::$call,)*];
 
-            /// As the kernel's manual pages have it.
+            /// The name as in the kernel's manual pages.
             fn name(self) -> &'static str {
                 match self {
                     $(Call::$call => $name,)*
@@ -61,7 +61,7 @@ calls! {
 }
 
 impl Call {
-    /// From its place in a message.
+    /// The call with this number in a message.
     pub(super) fn of(number: i32) -> Option<Call> {
         Call::ALL.iter().copied().find(|call| *call as i32 == number)
     }
@@ -79,7 +79,7 @@ impl Call {
         format!("{} with `{}`", self.purpose(), self.name())
     }
 
-    /// Whether this error says that the kernel or a sandbox does not offer the call at all. For
+    /// Whether this error means that the kernel or a sandbox does not offer the call at all. For
     /// some calls the manual lists no EPERM, so an EPERM comes from a sandbox.
     pub(crate) fn is_absent(self, error: &io::Error) -> bool {
         match error.raw_os_error() {
@@ -92,7 +92,7 @@ impl Call {
         }
     }
 
-    /// As a part of the kernel, for the sentence ".. is not on this machine".
+    /// The name as a part of the kernel, for the sentence ".. is not on this machine".
     pub(crate) fn feature(self) -> String {
         format!("the kernel's `{}`", self.name())
     }

@@ -25,16 +25,15 @@ use super::arena::Arena;
 use super::message::{Message, STOP_IN_A_TEST};
 use super::tools::{errno, now_ms};
 
-/// How long until SIGKILL, after a kill signal other than SIGKILL.
+/// Time from a kill signal other than SIGKILL until SIGKILL.
 const SECOND_KILL_MS: i64 = 1000;
-/// How long a needed service waits for the word of a dependent that still lives. The word comes at
-/// once: the event that ends this service ends the dependent as well.
+/// Time that a needed service waits for a message of a dependent that still lives. The message
+/// comes at once, because the event that ends this service ends the dependent as well.
 const WORD_MS: i64 = 5000;
-/// How much longer than its grace a stop may take: the kill, and the removal of files.
+/// Time that a stop may take beyond its grace, for the kill and the removal of files.
 const AFTER_GRACE_MS: i64 = 1000;
-/// How long a stop runs before its signal goes to descendants outside the service's process group.
-/// Most services are gone by then, and the search for those descendants walks over every process of
-/// the tree.
+/// Time from the stop signal until descendants outside the service's process group get it too. Most
+/// services are gone by then, and finding those descendants means a walk over the whole tree.
 const REST_AFTER_MS: i64 = 30;
 
 /// An order to end the service.
@@ -45,7 +44,7 @@ struct Order {
     kill_signal: i32,
 }
 
-/// All times are CLOCK_MONOTONIC in ms.
+/// The phase of a stop. All times are CLOCK_MONOTONIC in ms.
 #[derive(Clone, Copy)]
 enum Phase {
     Running,
@@ -60,9 +59,9 @@ pub(super) enum Step {
     Nothing,
     /// Send the stop signal to the service's group.
     Ask(i32),
-    /// Send it to the descendants that are outside the group.
+    /// Send the stop signal to the descendants that are outside the group.
     AskRest(i32),
-    /// Send a kill signal that can be caught to everybody.
+    /// Send every process a kill signal that can be caught.
     Kill(i32),
     /// Kill every process that is left.
     Conclude,
@@ -70,11 +69,11 @@ pub(super) enum Step {
 
 pub(super) struct Ending {
     phase: Phase,
-    /// The FIFO, while this service waits for those that need it; or -1.
+    /// The FIFO, while this service waits for its dependents; otherwise -1.
     pub(super) needed: i32,
-    /// The test process is gone, so this process removes the private directory.
+    /// Whether the test process is gone, so that this process removes the private directory.
     pub(super) clean_up: bool,
-    /// The test process ended in the middle of a test, and never reported success.
+    /// Whether the test process ended in the middle of a test, without a report of success.
     pub(super) keep_log: bool,
 }
 
@@ -118,8 +117,8 @@ impl Ending {
         }
     }
 
-    /// Begins the end as the recipe says, because the service's owner has gone: the test process,
-    /// perhaps in a test, or the run.
+    /// Begins the end by the recipe's stop policy, because the service's owner has gone: the test
+    /// process, perhaps in a test, or the run.
     pub(super) unsafe fn lost_owner(&mut self, a: &Arena, in_a_test: bool) -> Step {
         self.clean_up = true;
         self.keep_log |= in_a_test;
@@ -132,8 +131,8 @@ impl Ending {
         unsafe { self.order_in_turn(a, order) }
     }
 
-    /// Begins the end, without waiting for those that need the service. A second order can only
-    /// make it shorter.
+    /// Begins the end without waiting for dependents. A second order can only make the grace
+    /// shorter.
     unsafe fn order(&mut self, a: &Arena, order: Order) -> Step {
         let until = now_ms().wrapping_add(order.grace_ms);
         match &mut self.phase {
@@ -155,7 +154,7 @@ impl Ending {
         }
     }
 
-    /// Begins the end, after the end of the services that need this one.
+    /// Begins the end, which then waits for the dependents to end first.
     unsafe fn order_in_turn(&mut self, a: &Arena, order: Order) -> Step {
         // SAFETY: as the functions that it calls; a null path is never opened.
         unsafe {
@@ -176,15 +175,15 @@ impl Ending {
         }
     }
 
-    /// Reads the words of the dependents. `false` when no dependent is left.
+    /// Reads the messages of the dependents. Returns `false` when no dependent is left.
     unsafe fn hear(&mut self, a: &Arena) -> bool {
         let Phase::Waiting { until, order } = &mut self.phase else {
             return true;
         };
         loop {
             let mut ms = 0_i32;
-            // SAFETY: reads into a local variable. A word is shorter than a pipe takes in one
-            // piece.
+            // SAFETY: reads into a local variable. A message is short enough that a pipe delivers
+            // it whole.
             let got = unsafe { libc::read(self.needed, (&raw mut ms).cast(), mem::size_of::<i32>()) };
             if got == mem::size_of::<i32>() as isize {
                 let then = now_ms().wrapping_add(i64::from(ms));
@@ -198,8 +197,8 @@ impl Ending {
             if got < 0 && errno() == libc::EINTR {
                 continue;
             }
-            // No word yet: the dependents live. The end of the file, or an error: no dependent is
-            // left.
+            // An error of EAGAIN means that dependents live and sent no message. Any other result
+            // means that no dependent is left.
             return got < 0 && errno() == libc::EAGAIN;
         }
     }
@@ -219,7 +218,7 @@ impl Ending {
         Step::Ask(order.signal)
     }
 
-    /// The step that is due.
+    /// Returns the step that is due now.
     pub(super) unsafe fn step(&mut self, a: &Arena) -> Step {
         let now = now_ms();
         // SAFETY: as `hear`.
@@ -253,7 +252,7 @@ impl Ending {
         }
     }
 
-    /// How long to sleep at most, for `poll`: -1 is for ever.
+    /// The longest time to sleep, in ms, for `poll`; -1 is no limit.
     pub(super) fn patience(&self) -> c_int {
         let until = match self.phase {
             Phase::Running => return -1,

@@ -20,23 +20,23 @@ use super::{service, users};
 static SLOTS: Slots<Ending> = Slots::new();
 /// A fork of the test process inherits the handler, but its services are not its own.
 static PROCESS: AtomicU32 = AtomicU32::new(0);
-/// When the handler began, on CLOCK_MONOTONIC.
+/// The time on CLOCK_MONOTONIC at which the handler began.
 static BEGAN: AtomicU64 = AtomicU64::new(0);
 
-/// An id has fewer bytes.
+/// Number of words for a service's id, which always has fewer bytes.
 const ID_WORDS: usize = 8;
 
 #[derive(Default)]
 struct Ending {
-    /// The control socket; -1 when the service need not be ended any more.
+    /// The control socket; -1 once the handler need not end the service.
     control: AtomicI32,
     guard: AtomicI32,
-    /// The service's main process, once that is known.
+    /// The process id of the service's main process, once known.
     service: AtomicI32,
-    /// The service's id, in [`ID_WORDS`] words; zeroes fill the rest.
+    /// The service's id as bytes; zeroes fill the rest.
     id: [AtomicU32; ID_WORDS],
     message: [AtomicI32; 8],
-    /// The test that the service is for, or 0.
+    /// The id of the service's test, or 0.
     test: AtomicU64,
 }
 
@@ -55,7 +55,7 @@ pub(super) fn install_once() {
     });
 }
 
-/// Adds a service, known by its control socket. Its id is the mark of its processes.
+/// Adds a service, known by its control socket. All its processes carry its id as their mark.
 pub(super) fn register(control: RawFd, id: &str, stop: StopPolicy, test: u64) -> Registration {
     install_once();
     let slot = SLOTS.take(|| Ending {
@@ -112,15 +112,15 @@ impl Drop for Registration {
     }
 }
 
-/// Lets a function run at a normal end of this process, after the services have ended. For that
-/// order, register it before the first service starts. The function may run beside other threads;
-/// it must neither panic nor wait for a lock.
+/// Runs a function at a normal end of this process, after the services have ended. For that order,
+/// register it before the first service starts. It may run beside other threads, so it must neither
+/// panic nor wait for a lock.
 pub(crate) fn at_exit(function: extern "C" fn()) {
-    // SAFETY: the function may run at any time. That the C library has no room for it is no harm.
+    // SAFETY: the function may run at any time. A failure of the registration does no harm.
     unsafe { libc::atexit(function) };
 }
 
-/// When this process began to end its services, at its normal end.
+/// The time at which this process began to end its services, if it has.
 pub(crate) fn exit_began() -> Option<u64> {
     Some(BEGAN.load(Ordering::SeqCst)).filter(|began| *began != 0)
 }
@@ -167,7 +167,7 @@ fn end_all(failed: bool) {
         return;
     }
     BEGAN.store(crate::sys::clock_ns(), Ordering::SeqCst);
-    // A test failed and did not end its service, such as one that hung; or a test ended the
+    // A test failed without ending its service (for example because it hung), or a test ended the
     // process. (The harness returns from the main thread, and runs tests on others.)
     let in_a_test = failed || !is_main_thread();
     end_where(in_a_test, &|_| true);
@@ -191,7 +191,7 @@ fn end_where(in_a_test: bool, is_wanted: &dyn Fn(&Ending) -> bool) {
             false => -1,
         };
         if control >= 0 && !is_wanted(slot) {
-            // In between, its owner gave the slot up and another service took it.
+            // The owner gave up the slot in between, and another service took it.
             slot.control.store(control, Ordering::SeqCst);
         } else if control >= 0 {
             let mut message: Message = std::array::from_fn(|i| slot.message[i].load(Ordering::SeqCst));

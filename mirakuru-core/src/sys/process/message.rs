@@ -10,39 +10,39 @@ use nix::errno::Errno;
 
 use super::plan::StopPolicy;
 
-// A message is eight 32-bit numbers, the first of which is one of these.
+// A message is eight 32-bit numbers. The first number is one of these kinds.
 pub(super) const MESSAGE: usize = 8;
 pub(super) type Message = [i32; MESSAGE];
 
-/// To the test process: the service was executed. Its process id; the worker's.
+/// To the test process: the service was executed. Carries its process id and the worker's.
 pub(super) const STARTED: i32 = 1;
-/// To the test process: the service could not be executed. A `STAGE_*`; the error number; for
-/// `STAGE_SUPERVISOR` the `Call`.
+/// To the test process: the service could not be executed. Carries a `STAGE_*`, the error number
+/// and, for `STAGE_SUPERVISOR`, the `Call`.
 pub(super) const FAILED: i32 = 2;
-/// To the test process, once for each [`ARM`]: there is new output in the log.
+/// To the test process, once for each [`ARM`]: the log has new output.
 pub(super) const OUTPUT: i32 = 3;
-/// To the test process: the main process has ended. Its wait status; 1 if descendants live;
-/// CLOCK_MONOTONIC in two halves.
+/// To the test process: the main process has ended. Carries its wait status, 1 if descendants live,
+/// and the time on CLOCK_MONOTONIC in two halves.
 pub(super) const EXITED: i32 = 4;
-/// To the test process, the last word: nothing is left of the service.
+/// To the test process, as the last message: nothing is left of the service.
 pub(super) const EMPTY: i32 = 5;
-/// To the test process, in answer to [`PUBLISH`]: 0, or the number of the error that prevented it.
+/// To the test process, in answer to [`PUBLISH`]. Carries 0, or the number of the error.
 pub(super) const PUBLISHED: i32 = 6;
-/// To the test process, in answer to [`SYNC`]: the bytes of the pipes are in the log.
+/// To the test process, in answer to [`SYNC`]: the log has all bytes that the pipes held.
 pub(super) const SYNCED: i32 = 7;
-/// To the worker: say when there is new output.
+/// To the worker: send [`OUTPUT`] when there is new output.
 pub(super) const ARM: i32 = 10;
-/// To the worker: end the service. The signal, the grace in ms, the kill signal, and a flag. The
-/// flag is not 0 if this process ends and takes the service with it. Then the supervisor waits for
-/// the services that need this one, and removes its private directory.
+/// To the worker: end the service. Carries the signal, the grace in ms, the kill signal, and a
+/// flag. The flag is not 0 if this process ends and takes the service with it. Then the supervisor
+/// waits for dependent services, and removes the private directory.
 pub(super) const STOP: i32 = 11;
-/// The same, and the process ends because of a test: the supervisor keeps the log.
+/// The flag of a [`STOP`] because a test ended the process: the supervisor then keeps the log.
 pub(super) const STOP_IN_A_TEST: i32 = 2;
-/// To the worker: signal the service's process group. The signal.
+/// To the worker: send the signal that it carries to the service's process group.
 pub(super) const SIGNAL: i32 = 12;
-/// To the worker: from now on the service belongs to the run.
+/// To the worker: the service belongs to the run from now on.
 pub(super) const PUBLISH: i32 = 13;
-/// To the worker: move all output so far into the log, and report when that is done.
+/// To the worker: move all output so far into the log, then answer with [`SYNCED`].
 pub(super) const SYNC: i32 = 14;
 
 pub(super) const STAGE_SUPERVISOR: i32 = 0;
@@ -61,14 +61,14 @@ const NO_SIGNAL: i32 = libc::MSG_NOSIGNAL;
 #[cfg(target_vendor = "apple")]
 const NO_SIGNAL: i32 = 0;
 
-/// How often a message is sent again if the kernel did not take it.
+/// Number of times that a message is sent again if the kernel did not take it.
 const TRIES: u32 = 50;
 
-/// Sends a message, and says whether it was taken.
+/// Sends a message, and returns whether the kernel took it.
 ///
-/// Waits for room, or for memory of the kernel's, but only for an instant: a test process that does
-/// not read must not hold up the supervision. The buffer takes many more messages than are ever
-/// sent. If a stream took a part of a message, the rest must follow.
+/// Waits only for an instant for room or for kernel memory: a test process that does not read must
+/// not hold up the supervision. The buffer takes many more messages than are ever sent. If a stream
+/// took a part of a message, the rest must follow.
 pub(super) fn send(control: RawFd, message: Message) -> bool {
     let flags = libc::MSG_DONTWAIT | NO_SIGNAL;
     let mut sent = 0_usize;
@@ -99,7 +99,7 @@ pub(super) fn send(control: RawFd, message: Message) -> bool {
             };
             libc::poll(&mut room, 1, 10);
             if room.revents != 0 {
-                // There is room, and yet the kernel took nothing: it lacks memory.
+                // There is room, so the kernel lacks memory.
                 libc::usleep(1000);
             }
         }
@@ -107,16 +107,16 @@ pub(super) fn send(control: RawFd, message: Message) -> bool {
     false
 }
 
-/// The result of [`Inbox::receive`].
-/// The news of the main process's end: how, whether anything is left, and when.
+/// The message about the main process's end: how, whether anything is left, and when.
 pub(super) fn exited(status: i32, left: bool, at: i64) -> Message {
     let [high, low] = [(at >> 32) as i32, at as i32];
     [EXITED, status, i32::from(left), high, low, 0, 0, 0]
 }
 
+/// The result of [`Inbox::receive`].
 pub(super) enum Received {
     Message(Message),
-    /// Nothing yet.
+    /// No message has come yet.
     Nothing,
     /// The other side has closed its end.
     Closed,
@@ -127,14 +127,14 @@ pub(super) enum Received {
 pub(super) struct Inbox {
     message: Message,
     filled: usize,
-    /// How often in a row the kernel had no memory for a message.
+    /// Number of times in a row that the kernel had no memory for a message.
     starved: u32,
 }
 
-/// The limit of `starved`, which takes about two seconds.
+/// The limit of `starved`, reached after about two seconds.
 const STARVED: u32 = 2000;
 
-/// How often in a row an interrupted call is made again. Real signals never come that fast.
+/// Number of times that an interrupted call is repeated. Real signals never come that fast.
 pub(super) const INTERRUPTED: u32 = 1000;
 
 impl Inbox {
@@ -161,13 +161,13 @@ impl Inbox {
                 }
                 Err(_) => match Errno::last() {
                     Errno::EINTR if interrupted < INTERRUPTED => interrupted = interrupted.wrapping_add(1),
-                    // The other side ended with messages of ours unread. Linux says so once, before
-                    // it delivers the other side's messages. If a system repeats it, the loop ends
-                    // all the same.
+                    // The other side ended with unread messages of ours. Linux reports that once,
+                    // before it delivers the other side's messages. The limit is for a system that
+                    // repeats the report.
                     Errno::ECONNRESET if resets < 3 => resets = resets.wrapping_add(1),
                     Errno::EAGAIN | Errno::EINTR => return Received::Nothing,
-                    // The kernel lacks memory at this moment. That says nothing about the other
-                    // side, unless it lasts.
+                    // The kernel lacks memory at this moment. Only a lasting lack counts as the
+                    // end.
                     Errno::ENOMEM | Errno::ENOBUFS if self.starved < STARVED => {
                         self.starved = self.starved.wrapping_add(1);
                         // SAFETY: plain system call.
@@ -195,7 +195,7 @@ pub(super) fn stop_message(policy: StopPolicy, clean_up: bool) -> Message {
     ]
 }
 
-/// A grace in the supervisor's unit.
+/// A grace in the unit of the supervisor, milliseconds.
 pub(super) fn milliseconds(grace: Duration) -> i32 {
     i32::try_from(grace.as_millis()).unwrap_or(i32::MAX)
 }

@@ -1,8 +1,8 @@
 //! Supervises services.
 //!
-//! Two back ends do that. `linux` can prove that nothing is left of a service; `portable` does as
+//! There are two back ends. `linux` can prove that nothing is left of a service; `portable` does as
 //! much as POSIX allows, for every other Unix. The files beside them hold the shared code. The code
-//! outside this folder does not know which one is in use.
+//! outside this folder does not know which back end is in use.
 
 mod arena;
 pub(crate) mod calls;

@@ -1,5 +1,5 @@
-//! The process that started this one, noted before `main`: once the parent has died, nothing tells
-//! who it was.
+//! Notes this process's parent before `main`: once the parent has died, its id can no longer be
+//! found.
 //!
 //! The kernel gives an orphan to the nearest ancestor that collects orphans. That process may stand
 //! in the same session and look like any other parent, and nothing in `/proc` tells the two apart.
@@ -8,11 +8,11 @@
 use std::os::unix::process::parent_id;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-/// Both are 0 until they are noted.
+/// The process ids of the parent and of this process, both 0 until the loader has run.
 static PARENT: AtomicU32 = AtomicU32::new(0);
 static SELF: AtomicU32 = AtomicU32::new(0);
 
-/// Called by the loader, on the one thread that there is, before anything else of the program runs.
+/// The loader calls this on the only thread, before any other code of the program.
 extern "C" fn note_parent() {
     PARENT.store(parent_id(), Ordering::Relaxed);
     SELF.store(std::process::id(), Ordering::Relaxed);

@@ -10,16 +10,16 @@ use super::plan::LogPart;
 use super::tools::{errno, now_ms, now_ns};
 use crate::sys::log_record::{self, Record};
 
-/// The most that one pass of a supervisor's loop takes from each stream. So a flood, or a slow
-/// disk, does not keep the supervisor from its other duties.
+/// The limit for one pass of a supervisor's loop, for each stream. It lets the supervisor do its
+/// other duties during a flood of output or on a slow disk.
 const PASS: Bound = Bound { reads: 8, ms: 20 };
-/// The most that is taken at the end of the output: more than a pipe holds. The time limit keeps a
-/// flood on a slow disk from holding up the end of the service.
+/// The limit at the end of the output: more than a pipe holds. Its time keeps a flood on a slow
+/// disk from holding up the end of the service.
 const REST: Bound = Bound { reads: 64, ms: 250 };
 
 #[derive(Clone, Copy)]
 struct Bound {
-    /// How often the buffer may be filled.
+    /// Number of times that the buffer may be filled.
     reads: usize,
     ms: i64,
 }
@@ -29,34 +29,34 @@ const NOTICE: &[u8] =
     `log.2` and `log.3` beside this one; the parts between are left out.]\n";
 
 pub(super) struct Output {
-    /// Readable ends of the pipes that are the service's standard output and error, or -1.
+    /// Read ends of the pipes for the service's standard output and error, or -1.
     pub(super) pipes: [i32; 2],
     control: i32,
     log: i32,
     index: i32,
     /// The length of the index in bytes, always a multiple of a record's length.
     index_len: i64,
-    /// The service directory, or null: then the log has one part.
+    /// Path of the service directory. If it is null, the log has a single part.
     dir: *const c_char,
-    /// The limits of the present part and of later ones, in bytes of the log and its index.
+    /// Sizes at which the present part and later ones end, in bytes of the log and its index.
     part_len: i64,
     later_len: i64,
     part: LogPart,
-    /// The log was in this part at the start; this value does not own that part's descriptors.
+    /// Number of the log's part at the start; this value does not own that part's descriptors.
     first: u32,
     /// Bytes in the log's present part.
     log_len: i64,
-    /// The bytes of each stream that could not be written and have no record yet.
+    /// Number of bytes of each stream that could not be written and have no record yet.
     lost: [u32; 2],
-    /// The test process wants to be told of new output.
+    /// Whether the test process waits for news of output.
     armed: bool,
-    /// Output has come since the test process was last told of any; it may have read that already.
+    /// Whether output has come since the last news to the test process.
     news: bool,
 }
 
 impl Output {
     pub(super) unsafe fn new(a: &Arena, pipes: [i32; 2]) -> Output {
-        // A worker that is gone may have begun new parts; then nothing more goes into this one.
+        // A worker that is gone may have begun new parts; then nothing more goes into this part.
         // SAFETY: as `has_ended`.
         let is_over = unsafe { has_ended(a.index) };
         Output {
@@ -82,7 +82,7 @@ impl Output {
         }
     }
 
-    /// The test process asks to be told of new output, once.
+    /// Notes that the test process wants one message about new output.
     pub(super) fn arm(&mut self) {
         self.armed = true;
         self.tell_news();
@@ -110,8 +110,8 @@ impl Output {
         }
     }
 
-    /// Moves the rest of the output when no process is left to print more. Output that finds no
-    /// room in the log is counted.
+    /// Moves the rest of the output when no process is left to print more. If the log has no room,
+    /// counts the bytes as lost.
     pub(super) unsafe fn finish(&mut self, buffer: &mut [u8; BUFFER]) {
         // SAFETY: as `relay`.
         unsafe {
@@ -137,7 +137,7 @@ impl Output {
                     break; // nothing there now
                 }
                 if got == 0 {
-                    // All writers are gone.
+                    // No process can write to this pipe any more.
                     libc::close(pipe);
                     if let Some(slot) = self.pipes.get_mut(stream) {
                         *slot = -1;
@@ -154,9 +154,9 @@ impl Output {
         self.tell_news();
     }
 
-    /// Writes the first `len` bytes of the buffer into the log, and then their record into the
-    /// index. So a reader that finds a record finds its bytes. If the disk has no room, the bytes
-    /// are counted as lost; the service never waits for room.
+    /// Writes the first `len` bytes of the buffer into the log, then their record into the index.
+    /// So a reader that finds a record finds its bytes. If the disk has no room, counts the bytes
+    /// as lost; the service never waits for room.
     pub(super) unsafe fn write(&mut self, buffer: &[u8], stream: usize, len: usize) {
         // SAFETY: writes from the buffer, and never more than it holds.
         unsafe {
@@ -200,19 +200,19 @@ impl Output {
                 if let Some(lost) = self.lost.get_mut(stream) {
                     *lost = lost.saturating_add(len.wrapping_sub(done) as u32);
                 }
-                // This comes at once, so that a report can tell of it. The index is short, and may
-                // find room where the log finds none.
+                // The record is written at once, so that a report can mention the loss. The index
+                // is short, and may find room where the log finds none.
                 self.record_loss(stream);
             }
         }
     }
 
-    /// Starts a new part of the log, and removes a part if there are too many. The record that
-    /// names the new part is written once that part is complete.
+    /// Starts a new part of the log, and removes a part if there are too many. Writes the record
+    /// that names the new part only once that part is complete.
     unsafe fn begin_part(&mut self) -> bool {
         let number = self.part.number.wrapping_add(1);
-        // SAFETY: plain system calls with strings that end in a zero byte; what is opened here is
-        // closed here, or kept in place of what it replaces.
+        // SAFETY: plain system calls with strings that end in a zero byte; each descriptor opened
+        // here is closed here, or replaces another.
         unsafe {
             let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
             let dir = libc::open(self.dir, flags);
@@ -229,7 +229,7 @@ impl Output {
             let at = LogPart {
                 number,
                 log: self.part.log.wrapping_add(self.log_len as u64),
-                // Includes the record that names the new part.
+                // This counts the record that names the new part.
                 index: (self.part.index)
                     .wrapping_add(self.index_len as u64)
                     .wrapping_add(log_record::SIZE as u64),
@@ -245,8 +245,8 @@ impl Output {
                 && self.record(Record::next(number, self.log_len as u64));
             if complete {
                 if self.part.number == 0 {
-                    // A note for people who read the file. It comes after the end that the record
-                    // names.
+                    // A note for people who read the file. It lies after the end that the record
+                    // gives.
                     libc::write(self.log, NOTICE.as_ptr().cast(), NOTICE.len());
                 }
                 let [log_name, index_name] = log_record::part(number.wrapping_add(1));
@@ -273,8 +273,8 @@ impl Output {
         }
     }
 
-    /// Whether the present part of the log lies in this directory: another process could have put
-    /// other files in its place.
+    /// Whether the log's present part lies in this directory. Another process could have replaced
+    /// it.
     unsafe fn is_ours(&self, dir: i32) -> bool {
         let name = match self.part.number {
             0 => c"log",
@@ -283,7 +283,7 @@ impl Output {
                 name
             }
         };
-        // SAFETY: an all-zero `stat` is one.
+        // SAFETY: an all-zero `stat` is valid.
         unsafe {
             let mut found: libc::stat = std::mem::zeroed();
             let mut open: libc::stat = std::mem::zeroed();
@@ -325,7 +325,7 @@ unsafe fn append(index: i32, record: Record) -> bool {
     unsafe { libc::write(index, record.as_ptr().cast(), record.len()) == record.len() as isize }
 }
 
-/// Whether the last record names another part.
+/// Whether the last record in this index names another part.
 unsafe fn has_ended(index: i32) -> bool {
     let mut record = [0_u8; log_record::SIZE];
     // SAFETY: reads into a local array.

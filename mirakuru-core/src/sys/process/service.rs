@@ -1,5 +1,5 @@
 //! The test process's side of a service, in either back end: starts the supervisor, talks to it,
-//! and learns of the end.
+//! and sees its end.
 //!
 //! The file is long because its tests, which start real services, are a third of it.
 
@@ -29,11 +29,11 @@ use super::spawn::ON_END_TAKES_MS;
 use crate::sys::files::make_fifo;
 use crate::sys::net::raw_socket;
 
-/// How long the supervisor may take beyond the grace. It needs milliseconds, unless the kernel
+/// Time that the supervisor may take beyond the grace. It needs milliseconds, unless the kernel
 /// holds it up (a process that waits for a dead disk).
 const MARGIN: Duration = Duration::from_secs(30);
 
-/// How often a start is tried again after the supervisor died without a message.
+/// Number of new tries after the supervisor died without a message.
 const LAUNCH_RETRIES: u32 = 2;
 
 /// The largest 32-bit number of milliseconds, 24 days. No wait is that long, and nothing overflows.
@@ -42,20 +42,20 @@ const LONGEST_GRACE: Duration = Duration::from_millis(i32::MAX as u64);
 /// A service under supervision. The supervisor's end of the socket is closed exactly when its
 /// worker is gone.
 pub(crate) struct Service {
-    /// Closed by `drop`, but only if this side ended the service and not `exit`.
+    /// The control socket. `drop` closes it only if this side ended the service and not `exit`.
     control: ManuallyDrop<OwnedFd>,
-    /// The process that started the service. A fork of it has a copy of this value, and must not
-    /// use it.
+    /// The process that started the service. A fork of that process has a copy of this value, and
+    /// must not use it.
     owner: u32,
     guard: Pid,
     id: String,
     worker: u32,
     pid: u32,
-    /// For another try, if the supervisor dies before its first message.
+    /// The plan for another try, until the supervisor sends its first message.
     plan: Option<Box<Plan>>,
-    /// How often the plan may be launched again.
+    /// Number of times that the plan may be launched again.
     launch_retries: u32,
-    /// How long the recipe's command at the end may take.
+    /// Time that the recipe's command at the end may take.
     slow_end: Duration,
     registration: Registration,
     inbox: Inbox,
@@ -64,22 +64,22 @@ pub(crate) struct Service {
 
 #[derive(Default)]
 struct State {
-    /// Why the program could not be executed: the stage, the error number, and the system call.
+    /// The stage, the error number and the system call of a failed execution.
     failed: Option<[i32; 3]>,
     exit: Option<Exit>,
-    /// The worker's last message has come: nothing is left.
+    /// Whether the worker's last message has come: nothing is left.
     empty: bool,
-    /// The worker is gone.
+    /// Whether the worker is gone.
     closed: bool,
     output: bool,
-    /// The guard has been waited for: nothing is left to do.
+    /// Whether the guard has been waited for: nothing is left to do.
     reaped: bool,
-    /// How often no message was there.
+    /// Number of times that no message was there.
     silent: u32,
 }
 
 impl State {
-    /// `true` once in sixteen times without a message.
+    /// Returns `true` once in sixteen calls.
     fn is_time_to_poll(&mut self) -> bool {
         self.silent = self.silent.wrapping_add(1);
         self.silent % 16 == 0
@@ -95,13 +95,13 @@ pub(crate) enum TreeSignal {
     Continue,
 }
 
-/// How the main process ended.
+/// The end of the main process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Exit {
     pub(crate) status: ExitStatus,
-    /// CLOCK_MONOTONIC, in nanoseconds, when the supervisor saw it.
+    /// The time on CLOCK_MONOTONIC, in nanoseconds, when the supervisor saw the end.
     pub(crate) at: u64,
-    /// Whether it left descendants behind, as a service that makes itself a daemon does.
+    /// Whether the main process left descendants behind, as a daemon's does.
     pub(crate) left_descendants: bool,
 }
 
@@ -114,9 +114,9 @@ impl Exit {
 }
 
 impl Service {
-    /// Starts a supervisor for each of these plans, and the service through it. They start
-    /// together, so that a cheap fork is prepared only once. Each service is executed a moment
-    /// later: see [`has_started`](Service::has_started).
+    /// Starts a supervisor for each of these plans, and each supervisor its service. They start
+    /// together, so a cheap fork is prepared only once. Each service is executed a moment later:
+    /// see [`has_started`](Service::has_started).
     pub(crate) fn launch(plans: Vec<Plan>) -> Vec<Result<Service, SpawnFailure>> {
         Service::try_to_launch(plans, LAUNCH_RETRIES)
     }
@@ -129,13 +129,13 @@ impl Service {
             .filter_map(|launch| launch.as_mut().ok())
             .map(|launch| &mut launch.mapping)
             .collect();
-        // No handler of the test's may run in the supervisor.
+        // No handler of the test may run in the supervisor.
         let mut before = SigSet::empty();
         let guards =
             nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before))
                 .map(|()| {
                     let guards = os::fork(&mut mappings);
-                    // This conversion cannot fail: it has just succeeded.
+                    // This call has just succeeded, so it cannot fail.
                     let _ = nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
                     guards
                 })
@@ -148,7 +148,7 @@ impl Service {
         });
         let launched: Vec<Result<Service, SpawnFailure>> = launched.collect();
         // Dropping the plans closes this process's copies of the supervisors' descriptors. Above
-        // all, only the supervisors may have the locks. A plan is kept if the supervisor might die
+        // all, only the supervisors may have the locks. A plan is kept if its supervisor might die
         // before its first message.
         let may_die = retries > 0 && (os::forks_are_lean() || os::forks_whole_because().is_some());
         let services = plans.into_iter().zip(launched);
@@ -163,10 +163,10 @@ impl Service {
             .collect()
     }
 
-    /// The supervisor died without a message. If it was forked without most of this process's
-    /// memory, it may have needed that: a dynamic linker, a preloaded library or a sanitizer has
-    /// its data anywhere. Then this start and all later ones fork everything. If they do so
-    /// already, the start is tried again: under AddressSanitizer about one supervisor in 400 dies
+    /// Starts again after the supervisor died without a message. If it was forked without most of
+    /// this process's memory, it may have needed that: a dynamic linker, a preloaded library or a
+    /// sanitizer has its data anywhere. Then this start and all later ones fork everything.
+    /// Otherwise the start is tried again: under AddressSanitizer about one supervisor in 400 dies
     /// on a busy machine.
     fn start_whole(&mut self) -> Option<Result<(), SpawnFailure>> {
         let plan = self.plan.take()?;
@@ -186,7 +186,7 @@ impl Service {
         )
     }
 
-    /// Starts one, and returns when its program has been executed.
+    /// Starts one service, and returns when its program has been executed.
     #[cfg(test)]
     pub(crate) fn spawn(plan: Plan) -> Result<Service, SpawnFailure> {
         let mut service = Service::launch(vec![plan]).pop().expect("one for each plan")?;
@@ -196,7 +196,7 @@ impl Service {
         Ok(service)
     }
 
-    /// Whether the program has been executed. Loading it takes the kernel a moment. After an error
+    /// Whether the program has been executed, which takes the kernel a moment. After an error
     /// nothing is left.
     pub(crate) fn has_started(&mut self) -> Result<bool, SpawnFailure> {
         self.pump();
@@ -234,14 +234,14 @@ impl Service {
             None => return Ok(false),
         };
         if self.registration.take() {
-            // The error of the start says more than one from here would.
+            // The error of the start says more than the error of this call.
             let _ = self.finish();
         }
         Err(failure)
     }
 
-    /// Whether the end of the process, or of the service's test, has ended the service. In that
-    /// case the supervisor removes the directory.
+    /// Whether the end of the process, or of the service's test, has ended the service. Then the
+    /// supervisor removes the directory.
     pub(crate) fn ended_elsewhere(&self) -> bool {
         self.owner == std::process::id() && !self.registration.take()
     }
@@ -251,12 +251,12 @@ impl Service {
         self.pid
     }
 
-    /// The root of the tree that the service and all its descendants are in.
+    /// The process id of the supervisor's worker, the root of the service's tree.
     pub(crate) fn supervisor(&self) -> u32 {
         self.worker
     }
 
-    /// How the main process ended, if it did.
+    /// The end of the main process, if it has ended.
     pub(crate) fn exit(&mut self) -> Option<Exit> {
         self.pump();
         self.state.exit
@@ -268,19 +268,19 @@ impl Service {
         self.state.empty || self.state.closed
     }
 
-    /// Asks to be woken once, by the next new output.
+    /// Asks for one event at the next new output.
     pub(crate) fn arm_output(&mut self) {
         self.state.output = false;
         self.send([message::ARM, 0, 0, 0, 0, 0, 0, 0]);
     }
 
-    /// Forgets that there was new output, which an earlier wait had asked for.
+    /// Forgets the news of output, which an earlier wait had asked for.
     pub(crate) fn forget_output(&mut self) {
         self.state.output = false;
     }
 
-    /// Waits until the log has everything that the service has printed so far. That takes
-    /// microseconds. A supervisor that is stopped is not waited for.
+    /// Waits until the log has everything that the service has printed so far, which takes
+    /// microseconds. Does not wait for a supervisor that is stopped.
     pub(crate) fn sync_output(&mut self) {
         self.send([message::SYNC, 0, 0, 0, 0, 0, 0, 0]);
         let deadline = Instant::now() + Duration::from_secs(1);
@@ -313,8 +313,8 @@ impl Service {
         self.pump();
     }
 
-    /// The descriptor that becomes readable when something happens. `None` if something has
-    /// happened already and has not been read.
+    /// The descriptor that becomes readable when something happens. `None` if an event is there and
+    /// has not been read.
     pub(crate) fn events(&self) -> Option<RawFd> {
         (!self.state.output && !self.state.closed).then(|| self.control.as_raw_fd())
     }
@@ -342,13 +342,13 @@ impl Service {
         self.send([message::SIGNAL, signal, 0, 0, 0, 0, 0, 0]);
     }
 
-    /// Makes the service the run's. Its state file gets its published name; from then on the
+    /// Hands the service over to the run. Its state file gets its published name; from then on the
     /// service ends with the runner, and no longer with this process. The supervisor does both on
-    /// one message. So if this process dies, the service is either still its own, and ends, or
-    /// already the run's, and stays.
+    /// one message. So if this process dies, the service either ends with it or already belongs to
+    /// the run.
     pub(crate) fn publish(&mut self) -> io::Result<()> {
-        // This comes first. If this process ends on another thread, it must neither end nor wait
-        // for a service that is about to be the run's.
+        // This comes first. If another thread ends this process, it must neither end nor wait for a
+        // service that the run is about to own.
         if !self.registration.take() {
             return Err(io::Error::other("this process is about to end"));
         }
@@ -382,8 +382,7 @@ impl Service {
     /// Ends the service, and returns when nothing is left of it.
     pub(crate) fn stop(&mut self, policy: StopPolicy) -> io::Result<()> {
         if self.owner != std::process::id() || !self.registration.take() {
-            // This is a fork's copy; or the process is at its end, and `exit` already ends the
-            // service.
+            // This is a fork's copy, or `exit` already ends the service at the end of the process.
             self.state.closed = true;
             self.state.empty = true;
             self.state.reaped = true;
@@ -412,9 +411,9 @@ impl Service {
         self.finish()
     }
 
-    /// After the end of the worker, waits for the guard: the guard holds the locks as well, and has
+    /// Waits for the guard after the worker has ended: the guard holds the locks as well, and has
     /// the last proof that nothing is left. If both were killed, ends the processes with the
-    /// service's mark from here.
+    /// service's mark.
     fn finish(&mut self) -> io::Result<()> {
         let empty = std::mem::replace(&mut self.state.empty, true);
         self.state.closed = true;
@@ -449,7 +448,7 @@ impl Service {
         )
     }
 
-    /// The guard's exit. `None` if it has not ended within a time that is more than enough.
+    /// Waits for the guard's exit. Returns `None` if the guard does not end within a generous time.
     fn reap_guard(&mut self, soon: bool) -> Option<WaitStatus> {
         wake(self.guard);
         wait_for(
@@ -487,7 +486,7 @@ impl Service {
         }
     }
 
-    /// Reads one message, if there is one. Notes the end of the conversation.
+    /// Reads one message, if there is one. Notes the end of the connection.
     fn receive(&mut self) -> io::Result<Option<Message>> {
         if self.state.closed {
             return Ok(None);
@@ -522,15 +521,15 @@ impl Service {
     }
 }
 
-/// Everything that a launch needs; dropped if the launch fails.
+/// The resources of a launch, which are dropped if it fails.
 struct LaunchResources<'a> {
     plan: &'a Plan,
     mapping: Mapping,
-    /// Dropped before the socket whose number it holds.
+    /// Must be dropped before `ours`, whose number it holds.
     registration: Registration,
-    /// This side's end of the socket.
+    /// The test process's end of the socket.
     ours: OwnedFd,
-    /// The supervisor gets copies of these, besides those of the plan.
+    /// Descriptors that the supervisor gets copies of, besides those of the plan.
     _theirs: Vec<OwnedFd>,
 }
 
@@ -625,8 +624,8 @@ impl LaunchResources<'_> {
     }
 }
 
-/// Opens the FIFO of each needed service. The first service that needs another one makes that FIFO.
-/// See `ending.rs`.
+/// Opens the FIFO of each needed service; see `ending.rs`. Makes the FIFO if this is the first
+/// dependent of that service.
 fn needs(dirs: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
     let mut fds = Vec::new();
     for dir in dirs {
@@ -669,17 +668,16 @@ impl Drop for Service {
     }
 }
 
-/// A stopped guard (SIGSTOP) would be waited for in vain; once it goes on, it continues a stopped
-/// worker as well. This is only for a guard that has not been waited for yet: until then its
-/// process id is still its own.
+/// Continues a guard that was stopped (SIGSTOP); it then continues a stopped worker as well. Only
+/// for a guard that has not been waited for: until then its process id is still its own.
 fn wake(guard: Pid) {
     let _ = nix::sys::signal::kill(guard, nix::sys::signal::Signal::SIGCONT);
 }
 
 /// Whether the guard has exited, which it does by itself only when it has no child left. That ends
-/// the conversation, even if the kernel refuses to deliver its messages. A guard that was killed by
-/// a signal proves nothing: its worker may live. An error proves nothing either: other code may
-/// have waited for the guard.
+/// the connection, even if the kernel refuses to deliver its messages. A guard that was killed by a
+/// signal proves nothing: its worker may live. An error proves nothing either: other code may have
+/// waited for the guard.
 fn has_exited(guard: Pid) -> bool {
     // SAFETY: the status goes into a local variable, and WNOWAIT leaves it with the kernel.
     unsafe {
@@ -690,8 +688,8 @@ fn has_exited(guard: Pid) -> bool {
     }
 }
 
-/// Waits for the guard, but no longer than until this time. `None` once the time has come. `Alive`
-/// if other code has waited for it, or if the call is forbidden or interrupted each time.
+/// Waits for the guard until the deadline, then returns `None`. Returns `Alive` if other code has
+/// waited for the guard, or if the call is forbidden or interrupted each time.
 fn wait_for(guard: Pid, deadline: Option<Instant>) -> Option<WaitStatus> {
     let flags = match deadline {
         Some(_) => os::WAIT | WaitPidFlag::WNOHANG,
@@ -715,7 +713,7 @@ fn wait_for(guard: Pid, deadline: Option<Instant>) -> Option<WaitStatus> {
     }
 }
 
-/// At the end of the process: waits until the supervisor behind this socket has finished, which it
+/// Waits at the end of the process until the supervisor behind this socket has finished, which it
 /// does by itself after the grace. If guard and worker were both killed, ends the processes with
 /// the service's mark.
 pub(super) fn await_end(control: RawFd, guard: i32, service: i32, id: &str) {
@@ -724,7 +722,7 @@ pub(super) fn await_end(control: RawFd, guard: i32, service: i32, id: &str) {
     }
     let mut empty = false;
     let mut inbox = Inbox::default();
-    // If another thread closes the socket, this ends with an error.
+    // If another thread closes the socket, the loop ends with an error.
     loop {
         match inbox.receive(control, true) {
             Received::Message(message) => empty |= message[0] == message::EMPTY,
@@ -804,7 +802,7 @@ mod tests {
         dir
     }
 
-    /// Alive, and not a zombie.
+    /// Whether a process is alive, and not a zombie.
     fn alive(pid: u32) -> bool {
         std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
             !stat
@@ -1050,7 +1048,7 @@ mod tests {
         let _ = std::fs::remove_dir_all(dir);
     }
 
-    /// As under a filter that makes each `recv` fail with EAGAIN.
+    /// Simulates a filter that makes each `recv` fail with EAGAIN.
     #[test]
     fn the_guards_exit_is_noticed_although_no_message_comes() {
         let dir = scratch("silent");
@@ -1086,7 +1084,7 @@ mod tests {
         ] {
             let read =
                 |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
-            // (The portable supervisor has the test process's.)
+            // The portable supervisor has the command line of the test process.
             if cfg!(not(mirakuru_portable)) {
                 assert_eq!(read("comm").trim(), format!("mirakuru-{name}"));
                 assert!(

@@ -1,8 +1,8 @@
 //! A list of slots that needs no lock, for the handler at the end of the process.
 //!
-//! The handler runs beside other live threads, one of which could hold a lock for ever. So there is
-//! none, only a list that is never shortened. Slots are never freed: there are as many as were ever
-//! in use at once.
+//! The handler runs beside other live threads, one of which could hold a lock for ever. So the list
+//! has no lock and is never shortened. Slots are never freed: there are as many as were ever in use
+//! at once.
 
 use std::iter::successors;
 use std::ops::Deref;
@@ -13,7 +13,7 @@ pub(super) struct Slots<T: 'static> {
     head: AtomicPtr<Slot<T>>,
 }
 
-/// An entry in the list. Atomic swaps in its value decide between its owner and the handler.
+/// An entry in the list. Atomic swaps of its value decide between its owner and the handler.
 #[derive(Debug)]
 pub(super) struct Slot<T: 'static> {
     value: T,
@@ -27,7 +27,7 @@ impl<T> Slots<T> {
         Slots { head }
     }
 
-    /// Takes a slot that is not in use, with the value that its last owner left, or a new one.
+    /// Takes an unused slot with its last owner's value, or makes one with a new value.
     pub(super) fn take(&self, value: impl FnOnce() -> T) -> &'static Slot<T> {
         if let Some(slot) = self.iter().find(|slot| !slot.used.swap(true, Ordering::SeqCst)) {
             return slot;
@@ -50,15 +50,15 @@ impl<T> Slots<T> {
 
     /// All slots, in use or not.
     pub(super) fn iter(&self) -> impl Iterator<Item = &'static Slot<T>> + use<T> {
-        // SAFETY: slots are leaked, so that every pointer in the list stays valid. A slot is in the
-        // list when it is complete.
+        // SAFETY: slots are leaked, so every pointer in the list stays valid. A slot is complete
+        // before it enters the list.
         let at = |next: &AtomicPtr<Slot<T>>| unsafe { next.load(Ordering::SeqCst).as_ref() };
         successors(at(&self.head), move |slot| at(&slot.next))
     }
 }
 
 impl<T> Slot<T> {
-    /// Gives the slot back.
+    /// Makes the slot free for another owner.
     pub(super) fn release(&self) {
         self.used.store(false, Ordering::SeqCst);
     }

@@ -19,7 +19,7 @@ use super::tools::{digits, errno, now_ms, to_read, write_digits};
 
 // ----------------------------------------------------------------------------------------- service
 
-/// Becomes the service. Returns only if that fails: the stage, a `STAGE_*`, and the error number.
+/// Becomes the service. Returns only on failure: the stage, a `STAGE_*`, and the error number.
 pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
     // SAFETY: the arena's strings, lists and descriptors are valid.
     unsafe {
@@ -27,8 +27,8 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
         if a.umask >= 0 {
             libc::umask(a.umask as libc::mode_t);
         }
-        // Groups come first and the user last, because each step may take away the privilege that
-        // the one before needs.
+        // Groups come first and the user last, because each step may take away the privilege for
+        // the one before.
         if a.group_count >= 0 && os::set_groups(a.group_count as usize, a.groups) != 0 {
             return (STAGE_GROUPS, errno());
         }
@@ -38,8 +38,8 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
         if a.uid >= 0 && os::set_uid(a.uid as libc::uid_t) != 0 {
             return (STAGE_UID, errno());
         }
-        // This comes after the change of user, which clears it. The parent may have died before, so
-        // it is checked after.
+        // A change of user clears this setting, so the call comes after it. The parent may have
+        // died before the call, so the check comes after the call.
         os::tie_to_parent();
         if libc::getppid() != a.worker {
             libc::_exit(127);
@@ -53,8 +53,8 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
                 return (STAGE_SUPERVISOR, errno());
             }
         }
-        // All of these lie above the places that they go to (`lift_listeners`). `dup2` leaves the
-        // copies open when the program is executed.
+        // All of these lie above their target places (`lift_listeners`). `dup2` makes copies that
+        // stay open when the program is executed.
         for at in 0..a.listen_count {
             if libc::dup2(*a.listen.add(at), 3_i32.wrapping_add(at as c_int)) < 0 {
                 return (STAGE_SUPERVISOR, errno());
@@ -78,9 +78,9 @@ unsafe fn unblock_signals() {
     }
 }
 
-/// Executes a program as `execvp` does. The first directory that has it wins. "Permission denied"
-/// is the error only if no directory has a program that may run. Returns the error number if that
-/// fails.
+/// Executes a program as `execvp` does: the first directory with such a program wins. The error is
+/// "permission denied" only if no directory has a program that may run. Returns the error number on
+/// failure.
 unsafe fn execute(words: &Words, envp: *const *const c_char) -> i32 {
     // SAFETY: the lists end with null pointers, and the strings with zero bytes.
     unsafe {
@@ -93,7 +93,7 @@ unsafe fn execute(words: &Words, envp: *const *const c_char) -> i32 {
                 libc::execve(*candidate, words.argv, envp);
                 error = errno();
                 // A file that was just written may still be open for writing in a process that has
-                // forked and not yet executed. That passes in a moment.
+                // forked and not yet executed. That ends in a moment.
                 if error != libc::ETXTBSY || tries >= 20 {
                     break;
                 }
@@ -136,7 +136,7 @@ pub(super) unsafe fn open_streams(a: &mut Arena, pipes: &mut [i32; 2]) -> Result
                 }
                 *fd = ends[1];
             } else {
-                // `null_standard_streams` has opened it.
+                // `null_standard_streams` has opened `/dev/null` as 0.
                 *fd = libc::fcntl(0, libc::F_DUPFD_CLOEXEC, 3);
                 if *fd < 0 {
                     return Err(Call::Duplicate);
@@ -150,14 +150,14 @@ pub(super) unsafe fn open_streams(a: &mut Arena, pipes: &mut [i32; 2]) -> Result
 pub(super) unsafe fn close_streams(a: &Arena) {
     for fd in a.stdio {
         if fd > 2 {
-            // SAFETY: nothing in this process uses them any more.
+            // SAFETY: this process no longer uses these descriptors.
             unsafe { libc::close(fd) };
         }
     }
 }
 
-/// Moves the sockets that the service inherits above all of their places, so that no socket
-/// overwrites another on its way to its place.
+/// Moves the sockets for the service above all of their places, so that no socket overwrites
+/// another one.
 pub(super) unsafe fn lift_listeners(a: &mut Arena) -> Result<(), Call> {
     // SAFETY: `listen` has `listen_count` entries; the descriptors are this process's own copies.
     unsafe {
@@ -194,10 +194,10 @@ const ON_END_AGAIN_MS: i64 = 500;
 pub(super) const ON_END_TAKES_MS: u64 = 2 * ON_END_MS as u64 + ON_END_AGAIN_MS as u64 + 500;
 
 /// Runs the recipe's command at the end of the service, if there is one: after the tree has ended,
-/// and before the directory is removed. It cleans up things that are not descendants of the
-/// service, such as a container of a daemon.
+/// and before the directory is removed. The command cleans up things that are not descendants of
+/// the service, such as a container of a daemon.
 ///
-/// Runs it twice. A daemon may still work on the last request of a client that was killed, so the
+/// The command runs twice. A daemon may still work on the last request of a killed client, so the
 /// first run may find nothing yet.
 ///
 /// The kernel must keep exit statuses again. `kill` ends the processes that the command has
@@ -225,10 +225,10 @@ pub(super) unsafe fn run_on_end(a: &mut Arena, output: &mut Output, kill: unsafe
     }
 }
 
-/// A failure of the command at the end: its words, and the number that they end with.
+/// A failure of the command at the end: its text, and the number at the text's end.
 type Problem = (&'static [u8], Option<u64>);
 
-/// Reports the failure, if there was one.
+/// Runs the command once, and returns its failure, if there was one.
 unsafe fn run_once(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Arena)) -> Option<Problem> {
     // SAFETY: as above.
     unsafe {
@@ -251,7 +251,7 @@ unsafe fn run_once(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Aren
         let problem: Option<Problem> = loop {
             let mut fd = to_read(ends[0]);
             // A descendant may keep the pipe open, or the command may close it. So the end of the
-            // pipe does not say that the command has ended.
+            // pipe is not the end of the command.
             let pipe_is_open = output.pipes[1] >= 0;
             libc::poll(&mut fd, libc::nfds_t::from(pipe_is_open), 2);
             output.take_turn(&mut a.buffer, 1);

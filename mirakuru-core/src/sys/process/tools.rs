@@ -9,13 +9,12 @@ use crate::sys::clock_ns;
 pub(super) use crate::sys::errno;
 pub(super) use crate::sys::io::wait::to_read;
 
-/// Tells the test process that the service could not be started: the stage, a `STAGE_*`, and the
-/// error number.
+/// Tells the test process that the start failed: the stage, a `STAGE_*`, and the error number.
 pub(super) fn fail(control: i32, stage: i32, errno: i32) {
     send(control, [FAILED, stage, errno, 0, 0, 0, 0, 0]);
 }
 
-/// The same for a failed call of the supervisor's own.
+/// Tells the test process that a call of the supervisor failed.
 pub(super) fn fail_call(control: i32, call: Call, errno: i32) {
     send(
         control,
@@ -23,17 +22,17 @@ pub(super) fn fail_call(control: i32, call: Call, errno: i32) {
     );
 }
 
-/// CLOCK_MONOTONIC in nanoseconds.
+/// The time on CLOCK_MONOTONIC in nanoseconds.
 pub(super) fn now_ns() -> i64 {
     clock_ns() as i64
 }
 
-/// The same in milliseconds.
+/// The time on CLOCK_MONOTONIC in milliseconds.
 pub(super) fn now_ms() -> i64 {
     now_ns() / 1_000_000
 }
 
-/// The digits of a number, written into this room from its end.
+/// Writes the digits of a number at the end of `room`, and returns them.
 pub(super) fn digits(number: u64, room: &mut [u8; 20]) -> &[u8] {
     let mut at = room.len();
     let mut rest = number;
@@ -50,8 +49,7 @@ pub(super) fn digits(number: u64, room: &mut [u8; 20]) -> &[u8] {
     room.get(at..).unwrap_or(&[])
 }
 
-/// Writes a process id and a zero byte, over a value that has more bytes than any process id has
-/// digits.
+/// Writes a process id and a zero byte over a value that is longer than any process id.
 pub(super) unsafe fn write_digits(to: *mut c_char, pid: i32) {
     let mut room = [0; 20];
     let digits = digits(pid.unsigned_abs().into(), &mut room);

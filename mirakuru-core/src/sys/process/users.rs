@@ -1,4 +1,4 @@
-//! The processes that use a service which ends with its last user.
+//! The processes that use a service that ends with its last user.
 //!
 //! Each user holds the write end of a FIFO, and the service's supervisor polls its read end. The
 //! kernel reports a hang-up when the last writer is gone, however it ended. The supervisor then
@@ -24,7 +24,7 @@ use crate::sys::clock_ns;
 use crate::sys::files::make_fifo;
 use crate::sys::io::wait::to_read;
 
-/// How long the supervisor may take beyond the grace.
+/// Time that the supervisor may take beyond the grace.
 const MARGIN: Duration = Duration::from_secs(30);
 
 /// This process's use of one service; dropping it ends the use.
@@ -35,11 +35,11 @@ pub(crate) struct User {
 
 #[derive(Debug)]
 struct Use {
-    /// The write end; -1 once this process no longer uses the service.
+    /// The write end of the FIFO; -1 once this process no longer uses the service.
     writer: AtomicI32,
-    /// A read end, opened before the write end, so that it sees the hang-up.
+    /// A read end of the FIFO, opened before the write end so that it sees the hang-up.
     reader: AtomicI32,
-    /// The supervisor has this file locked until nothing is left of the service.
+    /// The lock that the supervisor holds until nothing is left of the service.
     lock: AtomicI32,
     limit_ns: AtomicU64,
 }
@@ -76,14 +76,14 @@ impl User {
         Ok(User { slot })
     }
 
-    /// A read end of the FIFO, for the supervisor.
+    /// Copies the read end of the FIFO, for the supervisor.
     ///
     /// # Errors
     ///
     /// If there are too many descriptors, or this process is at its end.
     pub(crate) fn reader(&self) -> io::Result<OwnedFd> {
         let reader = self.slot.reader.load(Ordering::SeqCst);
-        // SAFETY: the call takes numbers; the copy is owned by nobody else.
+        // SAFETY: the call takes numbers; the copy has no other owner.
         unsafe {
             let copy = Errno::result(libc::fcntl(reader, libc::F_DUPFD_CLOEXEC, 3))?;
             Ok(OwnedFd::from_raw_fd(copy))
@@ -93,7 +93,7 @@ impl User {
 
 impl Drop for User {
     fn drop(&mut self) {
-        // If that fails, this process is at its end, and the descriptors are in use there.
+        // On failure this process is at its end, and still uses the descriptors there.
         if let Some(writer) = owned(&self.slot.writer) {
             drop((writer, owned(&self.slot.reader), owned(&self.slot.lock)));
             self.slot.release();
@@ -101,15 +101,15 @@ impl Drop for User {
     }
 }
 
-/// Takes a descriptor out of its place.
+/// Takes a descriptor out of its place, if it is still there.
 fn owned(place: &AtomicI32) -> Option<OwnedFd> {
     let fd = place.swap(-1, Ordering::SeqCst);
-    // SAFETY: it was put there by `join`, and this swap is the only one that got it.
+    // SAFETY: `join` put it there, and only this swap got it.
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// At a normal end of the process, when its own services have ended: leaves all, then waits for
-/// each service whose last user this process was.
+/// Leaves all services at a normal end of the process, when its own have ended. Then waits for the
+/// end of each service whose last user this process was.
 pub(super) fn leave_all() {
     SLOTS.iter().for_each(|slot| drop(owned(&slot.writer)));
     for slot in SLOTS.iter() {
@@ -119,7 +119,7 @@ pub(super) fn leave_all() {
     }
 }
 
-/// Returns when nothing is left of the service, or when it has another user.
+/// Waits until nothing is left of the service, or until it has another user.
 fn await_end(reader: &OwnedFd, lock: &OwnedFd, limit_ns: u64) {
     let deadline = clock_ns().saturating_add(limit_ns);
     let mut poll = to_read(reader.as_raw_fd());

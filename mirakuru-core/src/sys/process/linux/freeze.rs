@@ -11,7 +11,7 @@ use crate::sys::proc as procfs;
 /// Signals every descendant of this process.
 pub(super) fn signal_tree(root: u32, signal: i32) {
     let mut done = Vec::new();
-    // A tree that forks faster than it is walked is not chased for ever.
+    // The limit is for a tree that forks faster than it is walked.
     for _ in 0..100 {
         let new: Vec<u32> = procfs::tree(root)
             .into_iter()

@@ -8,9 +8,9 @@ use once_cell::sync::Lazy;
 
 use super::{memory, os};
 
-/// Whether pidfds are missing, so that processes are known by their numbers alone. valgrind 3.19
-/// does not know `pidfd_open`. The test process finds out before it makes a supervisor, which
-/// inherits the answer.
+/// Whether the system lacks pidfds, as valgrind 3.19 does. Then processes are known by their
+/// numbers alone. The test process finds out before it makes a supervisor, which inherits the
+/// answer.
 pub(crate) fn pidfds_are_missing() -> bool {
     static MISSING: Lazy<bool> = Lazy::new(|| {
         let unknown = |e: io::Error| e.raw_os_error() == Some(libc::ENOSYS);
@@ -27,10 +27,10 @@ pub(super) fn of_this_process() -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Signals a process if it is one of ours, and says whether it is. A pidfd names one process for
-/// ever. So the answer, given after the pidfd was opened, holds for the process that gets the
-/// signal. Without pidfds another process could have the number by then, but only after all other
-/// numbers were used in between.
+/// Signals a process if `is_ours`, and returns whether it is. A pidfd names one process for ever,
+/// so an answer given after the pidfd was opened holds for the process that gets the signal.
+/// Without pidfds, the number may have passed to another process, but only after the system has
+/// used all other numbers.
 ///
 /// # Safety
 ///

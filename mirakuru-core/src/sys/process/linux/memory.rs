@@ -57,25 +57,25 @@ unsafe extern "C" fn unlock() {
     unsafe { libc::pthread_mutex_unlock(FORK_LOCK.0.get()) };
 }
 
-/// Of [`needs_all`]: valgrind ends a process that makes some kinds of child.
+/// The reason given by [`needs_all`]: valgrind ends a process that makes some kinds of child.
 pub(super) const VALGRIND: &str = "it runs under valgrind";
 
 fn preloads() -> OsString {
     std::env::var_os("LD_PRELOAD").unwrap_or_default()
 }
 
-/// A process sees valgrind as one of the preloaded libraries.
+/// Whether valgrind is among the preloaded libraries of this process.
 pub(super) fn is_under_valgrind() -> bool {
     let preloads = preloads();
     let mut parts = preloads.as_encoded_bytes().windows(b"vgpreload".len());
     parts.any(|part| part == b"vgpreload")
 }
 
-/// Set once a lean fork has died.
+/// The reason noted once a lean fork has died.
 static DIED: OnceLock<&'static str> = OnceLock::new();
 
-/// Why supervisors must get all of the memory, if they must: other code may run after the fork and
-/// need any part of it.
+/// The reason why supervisors must get all of the memory: other code may run after the fork and
+/// need any part of it. `None` if there is none.
 pub(super) fn needs_all() -> Option<&'static str> {
     static SHOWN: Lazy<Option<&'static str>> = Lazy::new(|| {
         if is_under_valgrind() {
@@ -93,7 +93,7 @@ pub(super) fn needs_all() -> Option<&'static str> {
     SHOWN.or_else(|| DIED.get().copied())
 }
 
-/// From now on supervisors get all of the memory.
+/// Makes all later forks copy the whole memory, for this reason.
 pub(super) fn note_need(reason: &'static str) {
     let _ = DIED.set(reason);
 }
@@ -120,7 +120,7 @@ fn binds_lazily() -> bool {
     const FLAGS: usize = 30;
     const FLAGS_1: usize = 0x6fff_fffb;
 
-    /// Called for each loaded object. Returns 1, which ends the walk, at the object with this code.
+    /// Called for each loaded object. Returns 1 at the object with this code, which ends the walk.
     unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _: usize, lazy: *mut c_void) -> c_int {
         // SAFETY: the linker gives the headers of an object that is loaded; `lazy` is a `bool`.
         unsafe {
@@ -165,9 +165,8 @@ fn binds_lazily() -> bool {
     false
 }
 
-/// Takes a lock that one thread has at a time, asks `own` for ranges of memory, and runs `fork` for
-/// each of them. If `little` is set, each fork gets only those ranges and the memory that libc
-/// needs.
+/// Takes the lock, asks `own` for ranges of memory, and runs `fork` for each range. If `little` is
+/// set, each fork gets only those ranges and the memory that libc needs.
 pub(super) fn with_memory(
     little: bool,
     own: impl FnOnce() -> Vec<Range<usize>>,
@@ -203,8 +202,8 @@ pub(super) fn with_memory(
     }
 }
 
-/// Takes the marks off, then lets others fork again: in `drop`, so that an unwinding panic does it
-/// as well.
+/// Takes the marks off, then lets other code fork again. This is in `drop`, so that a panic that
+/// unwinds does it as well.
 struct Restore(Vec<Range<usize>>);
 
 impl Drop for Restore {
@@ -218,16 +217,16 @@ impl Drop for Restore {
 }
 
 fn advise(range: &Range<usize>, advice: libc::c_int) {
-    // Failure is fine: a mapping may have gone away, or be of a kind that takes no advice. It costs
-    // the supervisor some memory. SAFETY: this advice changes the copy that a fork makes, never the
-    // memory that this process sees.
+    // Failure is fine: the mapping may be gone, or take no such advice.
+    // SAFETY: this advice changes the copy that a fork makes, never the memory that this process
+    // sees.
     unsafe { libc::madvise(range.start as *mut libc::c_void, range.len(), advice) };
 }
 
-/// How much thread-local memory is kept on each side of the thread pointer and of `errno`. It has
-/// room for libc's own description of the thread (about 2.5 kB) and for the area that the kernel
-/// itself writes to at each preemption (`rseq`). The architecture and the version of libc decide on
-/// which side of the pointer these are.
+/// Size of the thread-local memory kept on each side of the thread pointer and of `errno`. It has
+/// room for libc's description of the thread (about 2.5 kB) and for the area that the kernel writes
+/// at each preemption (`rseq`). The architecture and the version of libc decide on which side they
+/// are.
 const THREAD_LOCAL_REACH: usize = 32 * 1024;
 
 /// The memory in which libc keeps this thread's `errno` and its own idea of the thread.
@@ -240,10 +239,10 @@ fn thread_local_block() -> Range<usize> {
     start / page * page..end.next_multiple_of(page)
 }
 
-/// How far the stack frames reach until the fork has happened.
+/// Number of bytes that stack frames may take until the fork has happened.
 const STACK_REACH: usize = 32 * 1024;
 
-/// The part of this thread's stack that is in use by now and by the calls that follow.
+/// The part of this thread's stack that is used now, or by the calls until the fork.
 #[inline(never)]
 fn stack_top() -> Range<usize> {
     let here = 0_u8;
@@ -257,7 +256,7 @@ fn anonymous_memory(keep: &[Range<usize>]) -> Vec<Range<usize>> {
     let mut maps = String::with_capacity(64 * 1024);
     match File::open("/proc/self/maps").and_then(|mut file| file.read_to_string(&mut maps)) {
         Ok(_) => parse_maps(&maps, keep),
-        // Without /proc the fork copies everything: slower, and no less right.
+        // Without /proc the fork copies everything, which is slower and just as correct.
         Err(_) => Vec::new(),
     }
 }
@@ -285,7 +284,7 @@ fn parse_maps(maps: &str, keep: &[Range<usize>]) -> Vec<Range<usize>> {
 
 struct Mapping {
     range: Range<usize>,
-    /// Private, readable or writable, and of no file.
+    /// Whether the mapping is private, readable or writable, and has no file.
     anonymous: bool,
     file: bool,
 }
@@ -324,7 +323,7 @@ fn cut(range: Range<usize>, keep: &[Range<usize>], found: &mut Vec<Range<usize>>
 }
 
 #[cfg(test)]
-// Lists of ranges, of which some have one.
+// Some of these lists hold a single range.
 #[allow(clippy::single_range_in_vec_init)]
 mod tests {
     use super::*;

@@ -48,13 +48,13 @@ pub(in crate::sys::process) unsafe fn set_uid(uid: libc::uid_t) -> i64 {
     unsafe { libc::syscall(SYS_SETUID, uid) as i64 }
 }
 
-/// A session of the service's own, and so a process group.
+/// Gives the service a session of its own, and so a process group.
 pub(in crate::sys::process) unsafe fn own_group() {
     // SAFETY: plain system call. It cannot fail: a new process leads no group.
     unsafe { libc::setsid() };
 }
 
-/// The service dies with its parent, which has one thread.
+/// Asks for SIGKILL at the death of the parent, which has one thread.
 pub(in crate::sys::process) unsafe fn tie_to_parent() {
     // SAFETY: plain system call.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
@@ -65,8 +65,8 @@ pub(in crate::sys::process) unsafe fn pipe(ends: &mut [i32; 2]) -> i32 {
     unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) }
 }
 
-/// Closes every descriptor but `keep` (ascending). `true` where the kernel did that in a few calls,
-/// none of which failed.
+/// Closes every descriptor except for those in `keep`, an ascending list. Returns `true` if the
+/// kernel did that in a few calls, and none failed.
 pub(super) unsafe fn close_all_but(keep: *const i32, count: usize) -> bool {
     // SAFETY: `keep` has `count` entries; nothing in this process uses the others.
     unsafe {
@@ -87,7 +87,7 @@ unsafe fn close_range(first: i32, last: i32) -> bool {
     // SAFETY: see `close_all_but`.
     unsafe {
         if libc::syscall(libc::SYS_close_range, first, last, 0) != 0 {
-            // Before Linux 5.9.
+            // For kernels before Linux 5.9.
             for fd in first..=last.min(4096) {
                 libc::close(fd);
             }
@@ -97,13 +97,13 @@ unsafe fn close_range(first: i32, last: i32) -> bool {
     }
 }
 
-/// Every descriptor from this one on is closed when a program is executed.
+/// Marks every descriptor from this one on, so that executing a program closes it.
 pub(in crate::sys::process) unsafe fn close_at_exec(first: i32) {
     const CLOSE_RANGE_CLOEXEC: i32 = 4;
     // SAFETY: plain system calls.
     unsafe {
         if libc::syscall(libc::SYS_close_range, first, i32::MAX, CLOSE_RANGE_CLOEXEC) != 0 {
-            // Before Linux 5.11.
+            // For kernels before Linux 5.11.
             for fd in first..4096 {
                 libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
             }
@@ -129,7 +129,7 @@ pub(in crate::sys::process) unsafe fn spawn(
             if pipe(&mut ends) != 0 {
                 return -1;
             }
-            // Above those that the service gets.
+            // The pipe must lie above the places of the service's sockets.
             let above = 3_i32.wrapping_add(a.listen_count as c_int);
             a.report = libc::fcntl(ends[1], libc::F_DUPFD_CLOEXEC, above);
             libc::close(ends[1]);
@@ -145,7 +145,7 @@ pub(in crate::sys::process) unsafe fn spawn(
         let pid = libc::clone(child, a.service_stack, flags, ptr::from_mut(a).cast());
         if !a.may_share {
             libc::close(a.report);
-            // Waits until the program is executed, or there is a report.
+            // This waits until the program is executed, or a report comes.
             let mut failed = [0_i32; 2];
             let size = mem::size_of_val(&failed);
             let mut got = libc::read(ends[0], failed.as_mut_ptr().cast(), size);
@@ -170,24 +170,24 @@ pub(super) unsafe fn report_failure(a: &Arena) {
 
 // ----------------------------------------------------------------------------- in the test process
 
-/// Packets, and an end of file that cannot be missed.
+/// The kind of the control socket: it keeps packets whole, and always reports an end of file.
 pub(in crate::sys::process) const CONTROL: i32 = libc::SOCK_SEQPACKET;
 
-/// Every descendant of a service is found, in any session and group.
+/// Whether a daemon of the service can escape. Here it cannot, in any session or group.
 pub(crate) const LOSES_DAEMONS: bool = false;
 
-/// The exit status of a supervisor that has not proved that nothing is left.
+/// The exit status of a supervisor that could not prove the tree empty.
 pub(in crate::sys::process) const UNPROVED: i32 = 2;
 
-/// For `waitpid`: a child without an exit signal is reported only to callers that ask for it.
+/// The flags for `waitpid`: by default it skips a child without an exit signal.
 pub(in crate::sys::process) const WAIT: WaitPidFlag = WaitPidFlag::__WALL;
 
-/// The descriptor that reports the end of this process to a supervisor, besides the socket.
+/// A pidfd that reports the end of this process to a supervisor, besides the socket.
 pub(in crate::sys::process) fn this_process() -> io::Result<Option<OwnedFd>> {
     handle::of_this_process()
 }
 
-/// A pidfd of another process.
+/// Opens a pidfd of another process.
 pub(crate) fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     // SAFETY: the descriptor is new, and owned from here on.
     unsafe {
@@ -196,13 +196,13 @@ pub(crate) fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     }
 }
 
-/// Signals the whole tree. `false` where only the supervisor can.
+/// Signals the whole tree. `false` where only the supervisor can do that.
 pub(in crate::sys::process) fn signal_tree(supervisor: u32, signal: i32) -> bool {
     freeze::signal_tree(supervisor, signal);
     true
 }
 
-/// Supervisors that a thread waits for.
+/// The supervisors that one thread asked for.
 struct Batch {
     process: u32,
     mappings: Vec<(Range<usize>, *mut c_void, *mut c_void)>,
@@ -214,7 +214,7 @@ struct Batch {
 /// memory out of forks costs more than a fork.
 static WAITING: AtomicPtr<Batch> = AtomicPtr::new(ptr::null_mut());
 
-/// Makes a supervisor for each of these. All signals are blocked.
+/// Forks a supervisor for each mapping. All signals are blocked.
 pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::Result<Pid>> {
     let process = std::process::id();
     let parts = |mapping: &&mut Mapping| (mapping.range(), mapping.guard_stack(), mapping.arena().cast());
@@ -224,7 +224,7 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
         forked: Vec::new(),
         next: ptr::null_mut(),
     }));
-    // SAFETY: nobody else knows of the batch before it is in the list.
+    // SAFETY: no other thread knows the batch before it is in the list.
     let push = |first| unsafe {
         (*mine).next = first;
         Some(mine)
@@ -233,7 +233,7 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
     let whole = memory::needs_all();
     let waiting = RefCell::new(Vec::new());
     let take = || {
-        // SAFETY: what is in the list stays until its thread has had the lock, which this one has.
+        // SAFETY: a listed batch stays until its thread has had the lock, which this one holds.
         unsafe {
             let is_done = !(*mine).forked.is_empty();
             let mut next = match is_done {
@@ -243,8 +243,8 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
             let mut ranges = Vec::new();
             while let Some(batch) = next.as_mut() {
                 next = batch.next;
-                // In a fork of the test process the list holds copies of batches that the parent's
-                // threads wait for.
+                // In a fork of the test process, the list holds copies of the batches of the
+                // parent's threads.
                 if batch.process == process {
                     ranges.extend(batch.mappings.iter().map(|(range, ..)| range.clone()));
                     waiting.borrow_mut().push(ptr::from_mut(batch));
@@ -263,24 +263,24 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
         // SAFETY: the stack and the argument lie in the mapping, of which the child has a copy;
         // `guard` keeps to what may be done after a fork.
         let clone = |signal| unsafe { libc::clone(supervisor::guard, stack, signal, arena) };
-        // No exit signal: invisible to a `waitpid(-1)` of the test's, which gets no SIGCHLD of it
-        // either.
+        // Without an exit signal, the child is invisible to a `waitpid(-1)` of the test and sends
+        // no SIGCHLD.
         let mut pid = match whole {
             // valgrind knows forks, and ends a process that makes another kind of child.
             Some(memory::VALGRIND) => clone(libc::SIGCHLD),
             _ => clone(0),
         };
         if pid < 0 && Errno::last() == Errno::EINVAL {
-            // A user-space emulation of Linux may not know this kind of child.
+            // An emulator of Linux in user space may not know this kind of child.
             pid = clone(libc::SIGCHLD);
         }
         batch.forked.push(Errno::result(pid).map(Pid::from_raw));
     });
-    // SAFETY: whichever thread has forked for this one is done with the batch.
+    // SAFETY: the thread that forked for this one is done with the batch.
     unsafe { Box::from_raw(mine) }.forked
 }
 
-/// Whether supervisors are forked without most of this process's memory. That may turn out to be a
+/// Whether supervisors are forked without most of this process's memory, which can turn out to be a
 /// mistake.
 pub(in crate::sys::process) fn forks_are_lean() -> bool {
     memory::needs_all().is_none()
@@ -292,18 +292,18 @@ pub(in crate::sys::process) fn may_share() -> bool {
     memory::needs_all() != Some(memory::VALGRIND)
 }
 
-/// From now on supervisors get all of the memory.
+/// Makes all later forks copy the whole memory, for this reason.
 pub(in crate::sys::process) fn fork_whole(reason: &'static str) {
     memory::note_need(reason);
 }
 
-/// Why supervisors get all of the memory, if they do.
+/// The reason why supervisors get all of the memory; `None` if they do not.
 pub(crate) fn forks_whole_because() -> Option<&'static str> {
     memory::needs_all()
 }
 
-/// Where the kernel finds this process's command line: fields 48 and 49 of `/proc/self/stat`. Empty
-/// if the kernel does not say, and under valgrind, which reports a write there as an error.
+/// The memory of this process's command line: fields 48 and 49 of `/proc/self/stat`. Empty if the
+/// kernel does not tell, and under valgrind, which reports a write there as an error.
 pub(in crate::sys::process) fn arguments() -> Range<usize> {
     if !may_share() {
         return 0..0;
@@ -340,8 +340,8 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
     unsafe { libc::ppoll(&mut poll, 1, time, std::ptr::null()) };
 }
 
-/// Ends a start that hangs, by killing the worker. The guard then kills the child that was going to
-/// be the service.
+/// Kills the worker, to end a start that hangs. The guard then kills the child that would have
+/// become the service.
 pub(in crate::sys::process) fn abort_start(guard: i32) {
     for pid in crate::sys::proc::children(guard.unsigned_abs()) {
         // SAFETY: plain system call. A guard has no child but its worker, and reaps it only at its

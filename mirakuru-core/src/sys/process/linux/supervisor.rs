@@ -103,7 +103,7 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
         // gone.
         os::close_all_but(locks, lock_count);
         let clean = guard_looks_after(worker);
-        // From here on the memory is this process's alone.
+        // From here on this process alone uses the memory.
         let a = &mut *argument.cast::<Arena>();
         let mut proved = tree::kill_all(0, &mut a.pids);
         if !clean && a.service != 0 {
@@ -160,8 +160,8 @@ unsafe fn kill_children(a: &mut Arena) {
     unsafe { tree::kill_all(0, &mut a.pids) };
 }
 
-/// Sleeps until the worker ends, and continues it if it is stopped. Says whether the worker had
-/// done its work.
+/// Sleeps until the worker ends, and continues it if it is stopped. Returns whether the worker
+/// finished its work.
 unsafe fn guard_looks_after(worker: i32) -> bool {
     let mut errors = 0_u32;
     // SAFETY: statuses go into local variables.
@@ -194,21 +194,21 @@ unsafe fn guard_looks_after(worker: i32) -> bool {
 
 // ------------------------------------------------------------------------------------------ worker
 
-/// The worker's knowledge of the service.
+/// The worker's data about the service.
 struct Worker<'a> {
     a: &'a mut Arena,
     inbox: Inbox,
     output: Output,
     ending: Ending,
-    /// The time of the stop signal, in the kernel's ticks.
+    /// The time of the stop signal, in the kernel's clock ticks.
     asked_at: i64,
-    /// The service's process group has got the stop signal.
+    /// Whether the service's process group has got the stop signal.
     group_was_asked: bool,
-    /// The main process has not been waited for yet.
+    /// Whether the main process still has to be waited for.
     main_alive: bool,
-    /// The service belongs to the run: it ends with the runner, not with the test process.
+    /// Whether the service belongs to the run, and so ends with the runner.
     published: bool,
-    /// How the main process ended, and when. "Killed" until its exit has been seen.
+    /// Wait status and time of the main process's end. "Killed" until the end has been seen.
     status: i32,
     ended_at: i64,
 }
@@ -235,7 +235,7 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
         close_streams(a);
         // From here on only the service has the sockets: they are closed when it is gone.
         close_listeners(a);
-        // The service wrote this, through the memory that it shared.
+        // The service shares this memory, and wrote the stage of its failure here.
         if ptr::read_volatile(&raw const a.failed_stage) >= 0 {
             a.service = 0;
             tree::kill_all(0, &mut a.pids);
@@ -243,7 +243,7 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
             return 0;
         }
         a.service = pid;
-        // If the test process never learns of its service, it cannot stop it.
+        // A test process that never learns of its service cannot stop it.
         let told = send(a.control, [STARTED, pid, a.worker, 0, 0, 0, 0, 0]);
 
         let output = Output::new(a, pipes);
@@ -280,7 +280,7 @@ unsafe fn prepare_worker(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<i32, Cal
             libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0),
             Call::Subreaper,
         )?;
-        // The name only, never the command line: the guard has written that.
+        // This sets the name only, never the command line, which the guard has written.
         libc::prctl(libc::PR_SET_NAME, c"mirakuru-worker".as_ptr(), 0, 0, 0);
         a.worker = libc::getpid();
         let events = signalfd();
@@ -301,7 +301,7 @@ unsafe fn prepare_worker(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<i32, Cal
 }
 
 impl Worker<'_> {
-    /// Runs until nothing is left of the service. Returns whether that is proved.
+    /// Runs until nothing is left of the service. Returns whether the tree is proved empty.
     unsafe fn run(&mut self, events: i32) -> bool {
         // SAFETY: plain system calls on descriptors of our own.
         unsafe {
@@ -390,9 +390,9 @@ impl Worker<'_> {
         }
     }
 
-    /// Whether the service of the run has to end. If it ends with its users, hides it from new
-    /// users first and checks again. A user opens the FIFO before it looks for the service, so this
-    /// check sees the user, or the user does not find the service.
+    /// Whether the service of the run has to end. A service that ends with its users is first
+    /// hidden from new users, then checked again. A user opens the FIFO before it looks for the
+    /// service, so this check sees the user, or the user does not find the service.
     unsafe fn is_over(&self, users: i32) -> bool {
         // SAFETY: the paths are strings in the arena, and the rest is a local variable.
         unsafe {
@@ -406,7 +406,7 @@ impl Worker<'_> {
         }
     }
 
-    /// `false` when it is time for the kill.
+    /// Takes a step of the stop. Returns `false` when it is time for the kill.
     unsafe fn take(&mut self, step: Step) -> bool {
         // SAFETY: signals to processes of the tree only.
         unsafe {
@@ -427,7 +427,7 @@ impl Worker<'_> {
         true
     }
 
-    /// Takes the test process's messages. `false` when it has closed its end.
+    /// Takes the test process's messages. Returns `false` when that process has closed its end.
     unsafe fn listen(&mut self) -> bool {
         // SAFETY: signals to processes of the tree only.
         unsafe {
@@ -459,19 +459,19 @@ impl Worker<'_> {
         }
     }
 
-    /// Renames the state file into place and forgets the test process. For other processes that is
-    /// one step.
+    /// Renames the state file into place and forgets the test process. Other processes see that as
+    /// a single step.
     unsafe fn publish(&mut self) {
         // SAFETY: the paths are strings in the arena.
         unsafe {
             let mut error = libc::EINVAL;
-            // If the service has ended by now, the test process reports that, as a failed start.
+            // If the service has ended by now, the test process reports a failed start.
             let is_gone = self.reap() || (!self.main_alive && self.status != 0);
             if is_gone {
                 error = libc::ESRCH;
             } else if !self.a.staged.is_null() && self.a.runner_pidfd >= 0 && !self.ending.has_begun() {
                 if !self.main_alive {
-                    // It has made itself a daemon.
+                    // The service has made itself a daemon.
                     self.record_exit(self.a.staged, true);
                 }
                 error = match libc::rename(self.a.staged, self.a.published) {
@@ -484,7 +484,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Adds to a state file how the main process has ended: `exit=STATUS,LEFT,NS` and a zero byte.
+    /// Appends the end of the main process to a state file: `exit=STATUS,LEFT,NS` and a zero byte.
     /// The last such entry counts.
     unsafe fn record_exit(&self, path: *const c_char, left: bool) {
         // SAFETY: the path is a string in the arena; the line is a local variable.
@@ -510,9 +510,9 @@ impl Worker<'_> {
         }
     }
 
-    /// Ends the tree and removes its files. A service of the run may end before its runner. Then
-    /// its state and its log stay until the runner ends, for later processes. Returns whether it is
-    /// proved that nothing is left.
+    /// Ends the tree and removes its files. If a service of the run ends before its runner, its
+    /// state and its log stay for later processes until the runner ends. Returns whether the tree
+    /// is proved empty.
     unsafe fn conclude(&mut self, runner: i32) -> bool {
         // SAFETY: as the functions that it calls.
         unsafe {
@@ -522,8 +522,8 @@ impl Worker<'_> {
                 proved = tree::kill_all(0, &mut self.a.pids);
             }
             if self.published && !self.ending.clean_up {
-                // Records the end with nothing left. So far a daemon's record says that processes
-                // are left, and a main process that was killed here has no record.
+                // Records the end with nothing left. The record of a daemon says so far that
+                // processes are left, and a main process that was killed here has none.
                 self.record_exit(self.a.published, false);
                 let mut poll = to_read(runner);
                 while libc::poll(&mut poll, 1, -1) <= 0 {
@@ -535,8 +535,8 @@ impl Worker<'_> {
             }
             if self.ending.clean_up {
                 if self.published {
-                    // Also removes the files of failed starts and killed processes: without the
-                    // runner they serve no purpose.
+                    // This also removes the files of failed starts and killed processes, which only
+                    // the runner could use.
                     remove_private_dir(self.a.run_dir);
                 }
                 if !self.a.private_dir.is_null() {
@@ -546,8 +546,8 @@ impl Worker<'_> {
                     remove_private_dir(self.a.private_dir);
                 }
             }
-            // A stopped guard (SIGSTOP) would hold its locks for ever: perhaps no test process is
-            // left to continue it.
+            // A guard that is stopped (SIGSTOP) would hold its locks for ever: perhaps no test
+            // process is left to continue it.
             if self.a.guard_pidfd >= 0 {
                 handle::send(self.a.guard_pidfd, libc::SIGCONT);
             } else if libc::getppid() == self.a.guard {
@@ -577,8 +577,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Asks each adopted child once. Where the service's own group has been asked, its members
-    /// have.
+    /// Signals each adopted child once, except for members of the service's group if that has been
+    /// signalled.
     unsafe fn tell_orphans(&mut self, signal: i32) {
         // SAFETY: `signal_child` asks the kernel whose child it is.
         unsafe {
@@ -597,10 +597,9 @@ impl Worker<'_> {
         }
     }
 
-    /// Signals the descendants. With `ask`, asks each one to end, once, and continues it if it was
-    /// stopped. That leaves out the processes that the group's signal has reached. It also leaves
-    /// out those that were started after the stop signal: such a process may do the service's last
-    /// work, as podman's clean-up does.
+    /// Signals the descendants. With `ask`, signals each one once and continues it if it was
+    /// stopped. Then it skips members of the signalled group, and processes younger than the stop
+    /// signal. Such a young process may do the service's last work, as podman's clean-up does.
     unsafe fn tell_descendants(&mut self, signal: i32, ask: bool) {
         // SAFETY: `signal_descendant` signals no other process.
         unsafe {
@@ -621,14 +620,14 @@ impl Worker<'_> {
         }
     }
 
-    /// Whether a process is a member of the service's group, and the group has been asked. It has
-    /// not if the main process was gone before the stop.
+    /// Whether a process got the stop signal through the service's group. No process did if the
+    /// main process was gone before the stop.
     fn was_asked_with_its_group(&self, pid: i32) -> bool {
         // SAFETY: no memory is involved.
         self.group_was_asked && unsafe { libc::getpgid(pid) } == self.a.service
     }
 
-    /// Whether a process has not been asked before. When the list is full, no more are asked.
+    /// Whether a process has not been asked before; `false` once the list is full.
     fn note_told(&mut self, pid: i32) -> bool {
         let told = self.a.told.get(..self.a.told_count).unwrap_or(&[]);
         if told.contains(&pid) {
@@ -642,7 +641,7 @@ impl Worker<'_> {
         true
     }
 
-    /// Waits for children that have died. `true` when nothing is left.
+    /// Waits for children that have died. Returns `true` when nothing is left.
     unsafe fn reap(&mut self) -> bool {
         // SAFETY: statuses go into local variables.
         unsafe {
@@ -678,8 +677,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Kills everything that is left, then moves the rest of the output. Returns whether it is
-    /// proved that nothing is left.
+    /// Kills everything that is left, then moves the rest of the output. Returns whether the tree
+    /// is proved empty.
     unsafe fn end(&mut self) -> bool {
         // SAFETY: this process is a subreaper, and all its children belong to the service.
         unsafe {
@@ -708,8 +707,8 @@ impl Worker<'_> {
             let group = if self.main_alive { self.a.service } else { 0 };
             let proved = tree::kill_all(group, &mut self.a.pids);
             if self.main_alive {
-                // On a busy machine it took longer to die, and `kill_all` has discarded its status.
-                // It was killed by this signal.
+                // On a busy machine the process took longer to die, and `kill_all` has discarded
+                // its status. This signal killed it.
                 self.main_alive = false;
                 (self.status, self.ended_at) = (libc::SIGKILL, now_ns());
                 self.tell_exit(true);
@@ -733,7 +732,7 @@ unsafe extern "C" fn service(argument: *mut c_void) -> c_int {
     // or ends.
     unsafe {
         let a = &mut *argument.cast::<Arena>();
-        // If the worker is killed before it goes on, this tells the guard that there is a service.
+        // If the worker is killed now, this field tells the guard of the service.
         a.service = libc::getpid();
         (a.failed_stage, a.failed_errno) = become_service(a);
         os::report_failure(a);

@@ -55,7 +55,7 @@ fn carries(pid: u32, ids: &[&str]) -> bool {
     })
 }
 
-/// Checks again once the pidfd is open: from then on it is surely the process with the mark.
+/// Kills a process if it still carries a mark once its pidfd is open.
 fn kill(pid: u32, ids: &[&str]) -> bool {
     // SAFETY: plain system calls.
     unsafe { handle::signal_if(pid as i32, libc::SIGKILL, || carries(pid, ids)) }

@@ -26,18 +26,18 @@ use super::super::arena::PIDS;
 use super::super::tools::{digits, errno};
 use super::handle;
 
-/// The limit of process ids, on every kernel with 64 bits.
+/// The largest process id on any kernel with 64 bits, plus one.
 const PID_LIMIT: i32 = 1 << 22;
-/// The search starts this far below this process's own id.
+/// The distance below this process's own id at which the search starts.
 const NEAR: i32 = 4096;
 /// `/proc` may show no child although there is one. After this many such walks, the kernel is asked
 /// about every number.
 const BLIND_WALKS: u32 = 50;
-/// This many errors of `waitpid` in a row are no accident.
+/// The number of `waitpid` errors in a row that are no accident.
 const TOO_MANY_ERRORS: u32 = 2000;
 
-/// Kills every descendant. Returns `true` once this process, a subreaper, has no child left, and
-/// `false` if the kernel does not say so.
+/// Kills every descendant. Returns `true` once the kernel says that this process, a subreaper, has
+/// no child left; `false` if it never says so.
 ///
 /// # Safety
 ///
@@ -74,8 +74,8 @@ pub(super) unsafe fn kill_all(group: i32, pids: &mut [i32; PIDS]) -> bool {
             for pid in pids.iter().take(count) {
                 signal_child(*pid, libc::SIGKILL, true);
             }
-            // Spins while the list changes. If the tree only waits for the kernel (or a disk) to
-            // take it down, sleeps.
+            // Spins while the list changes. Sleeps if the tree only waits for the kernel (or a
+            // disk) to take it down.
             let now = (count, pids.first().copied().unwrap_or(0));
             quiet_walks = if now == last {
                 quiet_walks.saturating_add(1)
@@ -92,8 +92,8 @@ pub(super) unsafe fn kill_all(group: i32, pids: &mut [i32; PIDS]) -> bool {
     }
 }
 
-/// Whether this process has children, dead ones included. Reaps one dead child. `None` if the
-/// kernel does not say.
+/// Whether this process has children, dead ones included. Reaps one dead child. Returns `None` if
+/// the kernel does not tell.
 pub(super) fn has_children() -> Option<bool> {
     // SAFETY: no status is asked for.
     let result = unsafe { libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG | libc::__WALL) };
@@ -113,8 +113,8 @@ pub(super) unsafe fn signal_child(pid: i32, signal: i32, group: bool) -> bool {
     let is_mine = || {
         let mine = is_my_child(pid);
         if mine && group {
-            // SAFETY: plain system calls. The group is asked for while the child is known to be
-            // ours, and used only if it still is.
+            // SAFETY: plain system calls. The group is looked up while the child is known to be
+            // ours, and used only if the child is still ours.
             unsafe {
                 let group = libc::getpgid(pid);
                 if group > 1 && group != libc::getpgid(0) && is_my_child(pid) {
@@ -131,8 +131,8 @@ pub(super) unsafe fn signal_child(pid: i32, signal: i32, group: bool) -> bool {
 /// Whether a process is a child of this one. Only a parent may wait for a process, so the kernel's
 /// answer is right at this moment.
 ///
-/// It holds for a pidfd of the same process id that was opened before. Either the pidfd is this
-/// child's, or its process has ended since, and a signal through it reaches no process.
+/// The answer also holds for a pidfd of the same number that was opened before. Either the pidfd is
+/// this child's, or its process has ended since, and a signal through it reaches no process.
 pub(super) fn is_my_child(pid: i32) -> bool {
     // SAFETY: the status goes into a local variable, and WNOWAIT leaves it with the kernel.
     unsafe {
@@ -147,9 +147,9 @@ pub(super) fn is_my_child(pid: i32) -> bool {
 /// second.
 pub(super) fn children(pids: &mut [i32], thorough: bool) -> usize {
     let mut found = Numbers::into(pids);
-    // "thread-self" has the calling thread's children only; the supervisor has one thread.
+    // "thread-self" lists the calling thread's children only; the supervisor has one thread.
     let is_shown = found.read_file(libc::AT_FDCWD, c"/proc/thread-self/children")
-        // The kernel lacks that file: every process is a candidate.
+        // Without that file, every process is a candidate.
         || found.read_dir(libc::AT_FDCWD, c"/proc");
     let count = found.count;
     let mut mine = 0_usize;
@@ -286,7 +286,7 @@ pub(super) fn is_younger(pid: i32, ticks: i64) -> bool {
     stat_field(pid, 19) > ticks
 }
 
-/// A number of `/proc/PID/stat`, counted from the state, which is 0. It is 0 where there is none.
+/// A field of `/proc/PID/stat` as a number; 0 if there is none. Field 0 is the state.
 fn stat_field(pid: i32, index: usize) -> i64 {
     let path = Path::of(pid, b"/stat");
     let mut text = [0_u8; 512];
@@ -300,7 +300,7 @@ fn stat_field(pid: i32, index: usize) -> i64 {
         libc::close(fd);
         got
     };
-    // PID (NAME) STATE PARENT ..: the name may hold anything.
+    // The format is PID (NAME) STATE PARENT .., and the name may hold anything.
     let text = text.get(..usize::try_from(got).unwrap_or(0)).unwrap_or(&[]);
     let end = text.iter().rposition(|byte| *byte == b')').unwrap_or(0);
     let rest = text.get(end.wrapping_add(2)..).unwrap_or(&[]);
@@ -318,7 +318,7 @@ struct Path {
 }
 
 impl Path {
-    /// `/proc/NUMBER` and the rest.
+    /// The path `/proc/NUMBER` followed by `end`.
     fn of(number: i32, end: &[u8]) -> Path {
         Path::put_together(&[b"/proc/"], number, end)
     }
@@ -345,7 +345,7 @@ impl Path {
     }
 }
 
-/// A list of numbers that is being filled.
+/// A list of numbers while it is filled.
 struct Numbers<'a> {
     pids: &'a mut [i32],
     count: usize,
@@ -392,7 +392,7 @@ impl Numbers<'_> {
         self.current = 0;
     }
 
-    /// Adds the decimal numbers of a file. `false` where there is none.
+    /// Adds the decimal numbers in a file. Returns `false` if there is no such file.
     fn read_file(&mut self, dir: i32, path: &CStr) -> bool {
         // SAFETY: the buffer is a local variable; the descriptor is closed again.
         unsafe {
@@ -414,7 +414,7 @@ impl Numbers<'_> {
         true
     }
 
-    /// Adds the entries of a directory that are numbers. `false` where there is no directory.
+    /// Adds the numeric names in a directory. Returns `false` if it does not exist.
     fn read_dir(&mut self, dir: i32, path: &CStr) -> bool {
         // SAFETY: plain system calls; the descriptor is closed again.
         unsafe {
@@ -464,7 +464,7 @@ mod tests {
     use super::*;
     use std::process::{Child, Command, Stdio};
 
-    /// Ended when it is dropped.
+    /// A sleeping child, which is ended when this value is dropped.
     struct Sleeper(Child);
 
     impl Sleeper {
@@ -503,7 +503,7 @@ mod tests {
         let count = all.count;
         assert!(many[..count].contains(&child.pid()));
         assert!(many[..count].contains(&(std::process::id() as i32)));
-        // Without /proc.
+        // This count is the one without /proc.
         let count = ask_about(1..PID_LIMIT, &mut pids);
         assert!(pids[..count].contains(&child.pid()), "{:?}", &pids[..count]);
     }
@@ -525,7 +525,7 @@ mod tests {
     #[test]
     fn signals_its_own_children_only() {
         let child = Sleeper::new();
-        // SAFETY: signal 0 does nothing but ask.
+        // SAFETY: signal 0 only asks.
         unsafe {
             assert!(signal_child(child.pid(), 0, false));
             assert!(!signal_child(1, 0, false));

@@ -17,7 +17,7 @@ use super::super::arena::{Arena, Mapping};
 use super::super::tools::to_read;
 use super::supervisor;
 
-// From libc, which knows of the fork: the child has one thread.
+// libc's function may be used here: it knows of the fork, and the child has one thread.
 
 pub(in crate::sys::process) unsafe fn set_groups(count: usize, groups: *const u32) -> i32 {
     // SAFETY: as many groups as the caller says. (`count` is of another type on other systems.)
@@ -46,7 +46,7 @@ pub(crate) fn pidfds_are_missing() -> bool {
     false
 }
 
-/// POSIX has no signal at a parent's death.
+/// Does nothing: POSIX has no signal at a parent's death.
 pub(in crate::sys::process) unsafe fn tie_to_parent() {}
 
 /// For the supervisor, which has one thread: no other thread can fork between these calls.
@@ -95,10 +95,10 @@ pub(super) unsafe fn close_all_but_kept(a: &Arena) {
     }
 }
 
-/// After that many unused numbers there are no more descriptors.
+/// Number of unused descriptors in a row after which no more are expected.
 const MANY_IN_A_ROW: i32 = 1024;
 
-/// In the supervisor every open descriptor is marked so already.
+/// Does nothing: in the supervisor every open descriptor already has the mark.
 pub(in crate::sys::process) unsafe fn close_at_exec(_: i32) {}
 
 /// Makes a child that runs this function with the arena, and ends with the function's result.
@@ -119,44 +119,44 @@ pub(in crate::sys::process) unsafe fn spawn(
 
 // ----------------------------------------------------------------------------- in the test process
 
-/// Some systems have no packets between Unix sockets that also have an end of file.
+/// The kind of the control socket. On some systems, Unix sockets with packets have no end of file.
 pub(in crate::sys::process) const CONTROL: i32 = libc::SOCK_STREAM;
 
-/// Processes that leave the process group are lost.
+/// Whether a daemon of the service can escape, by leaving the process group.
 pub(crate) const LOSES_DAEMONS: bool = true;
 
-/// The exit status of a supervisor that has not proved that nothing is left.
+/// The exit status of a supervisor that could not prove the group empty.
 pub(in crate::sys::process) const UNPROVED: i32 = 2;
 
-/// For `waitpid`.
+/// The flags for `waitpid`.
 pub(in crate::sys::process) const WAIT: WaitPidFlag = WaitPidFlag::empty();
 
-/// There is no such descriptor: the supervisor checks its parent from time to time.
+/// Always `None`: the supervisor checks its parent from time to time instead.
 pub(in crate::sys::process) fn this_process() -> io::Result<Option<OwnedFd>> {
     Ok(None)
 }
 
-/// POSIX has no pidfd.
+/// Always fails: POSIX has no pidfd.
 pub(crate) fn pidfd(_: u32) -> io::Result<OwnedFd> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Only the supervisor can signal the group: as the leader's parent it knows that the number is
-/// still the group's.
+/// Always `false`: only the supervisor, the leader's parent, knows that the number is still the
+/// group's.
 pub(in crate::sys::process) fn signal_tree(_: u32, _: i32) -> bool {
     false
 }
 
-/// The environment of other processes cannot be read.
+/// Does nothing: the environment of other processes cannot be read.
 pub(crate) fn kill_marked(_: &[&str]) {}
 
-/// Makes the supervisor. All signals are blocked.
+/// Forks the supervisor. All signals are blocked.
 pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::Result<Pid>> {
     let fork_one = |mapping: &mut &mut Mapping| {
         let arena = mapping.arena();
-        // SAFETY: the mapping is this process's alone until the fork, and its child's own copy
-        // afterwards; `supervisor` does only the things that are allowed after a fork, and does not
-        // return into code that does not know of it.
+        // SAFETY: until the fork only this process has the mapping, and afterwards its child has
+        // its own copy. `supervisor` does only the things that are allowed after a fork, and never
+        // returns to other code.
         unsafe {
             (*arena).last_fd = last_fd((*arena).control);
             let pid = Errno::result(libc::fork())?;
@@ -169,12 +169,12 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
     mappings.iter_mut().map(fork_one).collect()
 }
 
-/// Supervisors always get all of this process's memory.
+/// Always `false`: supervisors get all of this process's memory.
 pub(in crate::sys::process) fn forks_are_lean() -> bool {
     false
 }
 
-/// This back end has one process.
+/// Always `false`: this back end has one process.
 pub(in crate::sys::process) fn may_share() -> bool {
     false
 }
@@ -185,11 +185,11 @@ pub(crate) fn forks_whole_because() -> Option<&'static str> {
     None
 }
 
-/// On a system that does not show its open descriptors, no more numbers than this are tried.
+/// Number of descriptors to try at most, on a system that does not list the open ones.
 const MANY: u64 = 65_536;
 
-/// The highest descriptor that is open now. There is no portable call that closes all, and their
-/// number may be limited to a million. `known` is one that is open.
+/// The highest descriptor that is open now; `known` is one that is open. POSIX has no call that
+/// closes all of them, and the limit on their number may be a million.
 fn last_fd(known: RawFd) -> i32 {
     let listed = std::fs::read_dir("/dev/fd").into_iter().flatten().flatten();
     let open: Vec<i32> = listed
@@ -199,7 +199,7 @@ fn last_fd(known: RawFd) -> i32 {
     if open.contains(&known) {
         return open.iter().copied().max().unwrap_or(0);
     }
-    // SAFETY: any bytes make a limit, which the call fills in.
+    // SAFETY: all bytes are valid in a limit, which the call fills in.
     let limit = unsafe {
         let mut limit: libc::rlimit = mem::zeroed();
         match libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) {
@@ -210,7 +210,7 @@ fn last_fd(known: RawFd) -> i32 {
     i32::try_from(limit.min(MANY)).unwrap_or(i32::MAX)
 }
 
-/// Only Linux tells where the arguments are.
+/// Always empty: only Linux tells where the arguments are.
 pub(in crate::sys::process) fn arguments() -> Range<usize> {
     0..0
 }
@@ -225,8 +225,8 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
                 tv_sec: 0,
                 tv_nsec: timeout.subsec_nanos() as _,
             };
-            // SAFETY: the set is a local variable that has room for this descriptor, as was just
-            // asked; the others are not there.
+            // SAFETY: the set is a local variable with room for this descriptor, as just checked;
+            // null stands for the other sets.
             unsafe {
                 let mut set: libc::fd_set = mem::zeroed();
                 libc::FD_SET(fd, &mut set);
@@ -241,7 +241,7 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
             }
         }
         timeout => {
-            // Rounded up: otherwise the last millisecond would be spent spinning.
+            // Rounding up avoids that the last millisecond is spent spinning.
             let ms = timeout.map_or(-1, |timeout| {
                 i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
             });
@@ -252,7 +252,7 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
     }
 }
 
-/// No other process knows the child that was going to be the service.
+/// Does nothing: no other process knows the child that would have become the service.
 pub(in crate::sys::process) fn abort_start(_: i32) {}
 
 /// The last resort if a supervisor was killed: this process ends the service's group. Processes

@@ -11,13 +11,13 @@ use super::super::tools::errno;
 use crate::sys::io::remove::keep_log_in;
 use crate::sys::log_record;
 
-/// How long the supervisor waits for the removal of a service's files. After that the removal goes
-/// on by itself.
+/// Time that the supervisor waits until the service's files are removed. After that the removal
+/// goes on by itself.
 const PATIENCE_MS: i32 = 20_000;
 
-/// Removes a directory and all in it; symbolic links are removed, not followed. With a file `kept`
-/// in it, which `keep_log` makes, only the subdirectory `d` goes, and the lock that marks it as in
-/// use.
+/// Removes a directory and all in it; removes symbolic links without following them. If it has a
+/// file `kept`, which `keep_log` makes, removes only the subdirectory `d` and the lock, which marks
+/// the directory as in use.
 ///
 /// # Safety
 ///
@@ -56,7 +56,7 @@ pub(super) unsafe fn private_dir(path: *const c_char, keep_log: bool) {
     }
 }
 
-/// `rm -rf NAME` in this directory.
+/// Runs `rm -rf NAME` in this directory.
 unsafe fn rm(dir: i32, name: &CStr) {
     // SAFETY: the lists end with a null pointer, and the child ends here.
     unsafe {

@@ -33,39 +33,39 @@ use super::super::spawn::{
 use super::super::tools::{errno, fail, fail_call, now_ms, now_ns, to_read};
 use super::{os, remove};
 
-/// How long until the next check of the parent.
+/// Time until the next check of the parent.
 const POLL_MS: c_int = 250;
-/// How long until the next check of a group that has lost its leader: no event reports the end of
-/// its members.
+/// Time until the next check of a group that has lost its leader, because no event reports the end
+/// of its members.
 const ORPHANS_MS: c_int = 20;
-/// How long until the next check of the services that need this one.
+/// Time until the next check of the dependent services.
 const WAIT_MS: c_int = 2;
-/// How long members of a group that has lost its leader may stay after SIGKILL. A member that is
-/// still there after that is dead, and waits for the first process to reap it (in containers that
-/// is slow or never happens). It cannot be told apart from a member that waits for a disk.
+/// Time that members of a group without a leader may stay after SIGKILL. A member that stays longer
+/// is probably dead, and waits for the first process to reap it, which may never happen in a
+/// container. It looks the same as a member that waits for a disk.
 const ZOMBIES_MS: i64 = 1000;
-/// The handler of SIGCHLD writes to this pipe, which ends a `poll`. No call on all systems waits
-/// for both signals and descriptors.
+/// Write end of a pipe. The handler of SIGCHLD writes to it, which ends a `poll`. No call on all
+/// systems waits for both signals and descriptors.
 ///
 /// The handler runs only within `Worker::poll`, where no code needs `errno`; elsewhere the signal
 /// is blocked.
 static WAKE: AtomicI32 = AtomicI32::new(-1);
 
 extern "C" fn child_has_changed(_: c_int) {
-    // SAFETY: writes one byte; where the pipe is full, there is one already.
+    // SAFETY: writes one byte; a full pipe holds one already.
     unsafe { libc::write(WAKE.load(Ordering::SeqCst), [0_u8].as_ptr().cast(), 1) };
 }
 
 struct Worker<'a> {
     a: &'a mut Arena,
-    /// The parent at the start.
+    /// The process id of the parent at the start.
     parent: i32,
     inbox: Inbox,
     output: Output,
     ending: Ending,
-    /// The main process has not been waited for yet.
+    /// Whether the main process still has to be waited for.
     main_alive: bool,
-    /// The group was empty once: from then on its number may belong to another group.
+    /// Whether the group was empty once, so that its number may belong to another group by now.
     group_is_empty: bool,
 }
 
@@ -86,8 +86,8 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
             return 1;
         }
 
-        // The child reports through this pipe why it could not execute the program; executing
-        // closes it. It must lie above all places that the service's sockets go to.
+        // Through this pipe the child reports why it could not execute the program; executing
+        // closes it. It must lie above all places of the service's sockets.
         let mut report = [-1; 2];
         if os::pipe(&mut report) != 0 {
             fail_call(a.control, Call::Pipe, errno());
@@ -111,7 +111,7 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
             return 1;
         }
         // This must come before any signal to the group. It fails if the program has been executed
-        // already; in that case the child has done it.
+        // already; then the child has made the group.
         libc::setpgid(pid, pid);
         libc::close(lifted);
         close_streams(a);
@@ -124,7 +124,7 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
         }
         libc::close(report[0]);
         a.service = pid;
-        // If the test process never learns of its service, it cannot stop it.
+        // A test process that never learns of its service cannot stop it.
         let told = send(a.control, [STARTED, pid, a.worker, 0, 0, 0, 0, 0]);
 
         let output = Output::new(a, pipes);
@@ -150,7 +150,7 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
 unsafe fn prepare(a: &mut Arena, wake: &mut [i32; 2], pipes: &mut [i32; 2]) -> Result<(), Call> {
     // SAFETY: plain system calls.
     unsafe {
-        // First: a pipe that is opened before gets these numbers, and is lost.
+        // This comes first: a pipe opened before would get these numbers, and be lost.
         null_standard_streams()?;
         if os::pipe(wake) != 0 {
             return Err(Call::Pipe);
@@ -185,7 +185,7 @@ unsafe fn watch_children(wake: i32) -> bool {
     }
 }
 
-/// Why the service could not be executed: a stage and an error number. `None` if it was executed.
+/// Reads the stage and the error number of a failed execution. `None` if it succeeded.
 unsafe fn read_reason(report: i32) -> Option<[i32; 2]> {
     let mut reason = [0_i32; 2];
     let size = mem::size_of_val(&reason);
@@ -229,7 +229,7 @@ impl Worker<'_> {
         }
     }
 
-    /// `false` when it is time for the kill.
+    /// Takes a step of the stop. Returns `false` when it is time for the kill.
     unsafe fn take(&mut self, step: Step) -> bool {
         // SAFETY: signals to the service's own group only.
         unsafe {
@@ -260,7 +260,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Sleeps until something happens, or until the next check that no event announces.
+    /// Sleeps until something happens, or until the next check of a state that no event reports.
     unsafe fn sleep(&self, wake: i32, control: i32) {
         let mut patience = if self.main_alive { POLL_MS } else { ORPHANS_MS };
         if let ms @ 0.. = self.ending.patience() {
@@ -272,18 +272,18 @@ impl Worker<'_> {
         if self.ending.needed >= 0 {
             patience = patience.min(WAIT_MS);
         }
-        // SAFETY: as many descriptors as are said.
+        // SAFETY: waits for as many descriptors as it says.
         unsafe { self.poll(wake, control, patience) };
     }
 
     unsafe fn poll(&self, wake: i32, control: i32, ms: c_int) {
-        // SAFETY: as many descriptors as are said; reads into a local buffer.
+        // SAFETY: waits for as many descriptors as it says; reads into a local buffer.
         unsafe {
             let mut fds = [wake, control, self.output.pipes[0], self.output.pipes[1]].map(to_read);
             let mut child: libc::sigset_t = mem::zeroed();
             libc::sigemptyset(&mut child);
             libc::sigaddset(&mut child, libc::SIGCHLD);
-            // A signal that has come before is delivered now, and the byte of its handler ends the
+            // A signal that has already come is delivered now, and its handler's byte ends the
             // `poll`.
             libc::sigprocmask(libc::SIG_UNBLOCK, &child, ptr::null_mut());
             libc::poll(fds.as_mut_ptr(), 4, ms);
@@ -293,7 +293,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Takes the test process's messages. `false` when it has closed its end.
+    /// Takes the test process's messages. Returns `false` when that process has closed its end.
     unsafe fn listen(&mut self) -> bool {
         loop {
             let message = match self.inbox.receive(self.a.control, false) {
@@ -315,7 +315,7 @@ impl Worker<'_> {
                 },
                 // SAFETY: as above.
                 SIGNAL => unsafe { self.signal_group(message[1]) },
-                // This back end cannot publish: nothing here would end the service with the runner.
+                // This back end cannot publish: no process here would end the service.
                 PUBLISH => {
                     send(self.a.control, [PUBLISHED, libc::ENOTSUP, 0, 0, 0, 0, 0, 0]);
                 }
@@ -326,7 +326,7 @@ impl Worker<'_> {
 
     unsafe fn signal_group(&mut self, signal: i32) {
         if self.group_lives() {
-            // SAFETY: the number is the service's group's.
+            // SAFETY: the number belongs to the service's group.
             unsafe { libc::kill(-self.a.service, signal) };
         }
     }
@@ -342,7 +342,7 @@ impl Worker<'_> {
             return true;
         }
         let exists = |pid| {
-            // SAFETY: signal 0 does nothing but ask.
+            // SAFETY: signal 0 only asks.
             let result = unsafe { libc::kill(pid, 0) };
             // The group exists, but its members belong to another user.
             result == 0 || errno() == libc::EPERM
@@ -398,5 +398,5 @@ impl Worker<'_> {
     }
 }
 
-/// Processes that the command started in groups of their own are not found.
+/// Does nothing: processes that the command started in groups of their own are not found.
 unsafe fn kill_nobody(_: &mut Arena) {}
