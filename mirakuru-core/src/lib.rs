@@ -5,8 +5,8 @@
 //!
 //! # Map
 //!
-//! Each folder is one sentence of the design. A folder imports only from the folders above it in
-//! this list. So one can read it without the rest, and replace `sys/` for another system. A test
+//! Each folder is one sentence of the design, and imports only from the folders above it in this
+//! list. So it can be read without the rest, and `sys/` can be replaced for another system. A test
 //! (`tests/repo_rules.rs`) reads the order here.
 //!
 //! - `sys/` talks to the operating system, and has all the `unsafe`.
@@ -25,7 +25,7 @@
 //! - `share/` makes one service of many processes' requests.
 //! - `workspace/` builds and finds programs of the user's own workspace.
 
-// On docs.rs, shows the feature that an item needs.
+// docs.rs shows the feature that an item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod error;
@@ -74,7 +74,7 @@ pub type HttpExecutor = Executor<Http>;
 /// A service that is ready when its process id file exists.
 pub type PidExecutor = Executor<PidFile>;
 
-/// Items for the other crates of mirakuru. They are no part of the public interface.
+/// Items for the other crates of mirakuru, outside the public interface.
 #[doc(hidden)]
 pub mod __private {
     pub use crate::error::programs::{System, find_program, not_found, system};
@@ -98,15 +98,14 @@ pub mod __private {
     pub use crate::util::wakeup::Wakeup;
     pub use crate::workspace::skipped_list;
 
-    /// Lets a function run at a normal end of this process. It must neither panic nor wait for a
-    /// lock.
+    /// Runs a function at a normal end of this process. It must neither panic nor wait for a lock.
     pub fn at_exit(function: extern "C" fn()) {
         crate::sys::at_exit(function);
     }
 
     pub use crate::util::deadline::scaled;
 
-    /// Whether this process is root's.
+    /// Whether this process runs as root.
     #[must_use]
     pub fn is_root() -> bool {
         crate::sys::euid() == 0

@@ -1,9 +1,9 @@
-//! Errors that explain themselves, so that the reader need not investigate further.
+//! Errors that explain themselves, with all facts that the reader needs.
 //!
-//! Every variant displays as one line with the whole message, followed by indented evidence. That
-//! is the last probe's own error, a timeline, the end of the service's log and its path, and the
-//! remedy. `Debug` prints the same as `Display`, because `unwrap()` and `fn main() -> Result` show
-//! `Debug`. [`report`](crate::error::report) lays it out.
+//! Every variant displays as one line with the whole message, followed by indented evidence: the
+//! last probe's own error, a timeline, the end of the service's log and its path, and the remedy.
+//! `Debug` prints the same as `Display`, because `unwrap()` and `fn main() -> Result` show `Debug`.
+//! [`report`](crate::error::report) makes the layout.
 
 pub(crate) mod programs;
 pub(crate) mod report;
@@ -64,7 +64,7 @@ pub enum Error {
         command: String,
         /// The endpoint that is taken, for example `port 6379`.
         endpoint: String,
-        /// The process that has it, for example `redis-server (pid 812)`, if it is visible.
+        /// The process on the endpoint, for example `redis-server (pid 812)`, if it is visible.
         holder: Option<String>,
         /// Further facts about the holder.
         evidence: Box<Evidence>,
@@ -78,9 +78,9 @@ pub enum Error {
         awaited: String,
         /// Time from the start of the service until its exit.
         elapsed: Duration,
-        /// How it ended.
+        /// The exit status of the service's main process.
         status: ExitStatus,
-        /// Everything else that was seen.
+        /// Further facts about the service.
         evidence: Box<Evidence>,
     },
     /// The service was not ready in time.
@@ -90,9 +90,9 @@ pub enum Error {
         command: String,
         /// The awaited condition, as the end of "before ...".
         awaited: String,
-        /// How long the start waited for it.
+        /// Time that the start waited for the condition.
         elapsed: Duration,
-        /// Everything else that was seen.
+        /// Further facts about the service.
         evidence: Box<Evidence>,
     },
     /// The service printed a line that matches a `fail_on` pattern of the recipe.
@@ -100,13 +100,13 @@ pub enum Error {
     FailureLine {
         /// The command, as a person would type it.
         command: String,
-        /// The line that was printed.
+        /// The line that the service printed.
         line: String,
-        /// The pattern that it matches.
+        /// The pattern that the line matches.
         pattern: String,
         /// Time from the start of the service until the line was seen.
         elapsed: Duration,
-        /// Everything else that was seen.
+        /// Further facts about the service.
         evidence: Box<Evidence>,
     },
     /// Another process answers at the address or path of the service.
@@ -116,9 +116,9 @@ pub enum Error {
         command: String,
         /// The address or path, for example `127.0.0.1:6379`.
         endpoint: String,
-        /// The process, for example `redis-server (pid 812)`.
+        /// The process that answers, for example `redis-server (pid 812)`.
         holder: String,
-        /// Everything else that was seen.
+        /// Further facts about the service and the process.
         evidence: Box<Evidence>,
     },
     /// The service was stopped, and its exit status is none of these: 0, death by the stop signal,
@@ -127,18 +127,18 @@ pub enum Error {
     BadExit {
         /// The command, as a person would type it.
         command: String,
-        /// How it ended.
+        /// The exit status of the service's main process.
         status: ExitStatus,
-        /// The accepted exits, in words.
+        /// The accepted exits, as text.
         expected: String,
-        /// Everything else that was seen.
+        /// Further facts about the service.
         evidence: Box<Evidence>,
     },
     /// The command cannot be understood. For example, it is empty, its quotes are unbalanced, or it
     /// has an unknown placeholder.
     #[non_exhaustive]
     InvalidCommand {
-        /// The command as it was given.
+        /// The command of the recipe.
         command: String,
         /// The mistake and its remedy.
         reason: String,
@@ -146,29 +146,29 @@ pub enum Error {
     /// The readiness condition cannot be understood: a bad address, URL, pattern or path.
     #[non_exhaustive]
     InvalidReadiness {
-        /// The condition as it was given.
+        /// The condition of the recipe.
         readiness: String,
         /// The mistake and its remedy.
         reason: String,
     },
-    /// A service that the whole run shares has ended. It is not started again: the new one would
-    /// lack the data of the old one, and tests could not tell.
+    /// A service that the whole run shares has ended. It is not started again: a new one would lack
+    /// the data of the old one, unnoticed by the tests.
     #[non_exhaustive]
     Died {
         /// The command, as a person would type it.
         command: String,
-        /// How it ended, if that is known.
+        /// The exit status of the service's main process, if it is known.
         status: Option<ExitStatus>,
-        /// Everything else that was seen.
+        /// Further facts about the service.
         evidence: Box<Evidence>,
     },
     /// A service that the whole run shares could not be started by the test process that tried
     /// first. No other process tries again.
     #[non_exhaustive]
     FailedBefore {
-        /// The report of that start.
+        /// The report of the failed start.
         report: String,
-        /// The test process that tried, as `tests-1f3a (pid 812)`.
+        /// The test process that made the start, as `tests-1f3a (pid 812)`.
         process: String,
     },
     /// The service is not running, and the verb needs a running one.
@@ -176,7 +176,7 @@ pub enum Error {
     NotRunning {
         /// The command, as a person would type it.
         command: String,
-        /// The verb.
+        /// The verb that was called.
         action: String,
     },
     /// mirakuru itself could not get a directory, a socket or a process that it needs.
@@ -190,7 +190,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// An error of a [recipe](https://docs.rs/mirakuru/latest/mirakuru/trait.Recipe.html)'s own,
+    /// An error of a [recipe](https://docs.rs/mirakuru/latest/mirakuru/trait.Recipe.html) itself,
     /// for example from the statements that set up a database. It has the step that failed, as in
     /// "apply the migrations", and the reason.
     ///
@@ -225,7 +225,7 @@ impl Error {
 pub struct Missing {
     /// The program or feature, for example `redis-server`, `PostgreSQL 17` or `IPv6`.
     pub what: String,
-    /// The command that installs it on this machine, if that is known.
+    /// The command that installs it on this machine, if known.
     pub install: Option<String>,
     /// Whether the recipe allows the test to be skipped without it.
     optional: bool,
@@ -250,7 +250,7 @@ impl Missing {
         }
     }
 
-    /// The same, with the recipe's decision about skipping.
+    /// Sets the recipe's decision about skipping.
     pub(crate) fn optional(self, optional: bool) -> Missing {
         Missing { optional, ..self }
     }
@@ -264,9 +264,9 @@ impl Missing {
 }
 
 impl Error {
-    /// Set if this error has its reason in something that this machine lacks. That is the program,
-    /// the version that a preset needs, or a feature of the kernel (a system call that the
-    /// supervisor needs, IPv6). `None` for a start that failed for another reason.
+    /// The thing that this machine lacks, if that is the reason for the error. It is a program, a
+    /// version that a preset needs, or a feature of the kernel (a system call that the supervisor
+    /// needs, IPv6).
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -281,8 +281,7 @@ impl Error {
         }
     }
 
-    /// The error of a preset whose program is installed, but in another version than the one it
-    /// needs.
+    /// The error of a preset whose program is installed in a version that it cannot use.
     #[doc(hidden)]
     #[must_use]
     pub fn __version_is_missing(what: &str, install: Option<String>, reason: String) -> Error {
@@ -315,7 +314,7 @@ impl Error {
         self
     }
 
-    /// A copy of this error for one more test, if the error is about something missing.
+    /// A copy of this error for one more test, if the machine lacks something.
     #[doc(hidden)]
     #[must_use]
     pub fn __missing_again(&self) -> Option<Error> {
@@ -363,18 +362,18 @@ pub struct Evidence {
     pub timeline: Vec<(Duration, String)>,
     /// The first lines that the service printed, at most 5, unless they are in `tail`.
     pub head: Vec<String>,
-    /// How many lines it printed between `head` and `tail`.
+    /// Number of lines that the service printed between `head` and `tail`.
     pub left_out: u64,
-    /// How many bytes of its output are left out of the log, because the log has reached its
+    /// Number of output bytes that are not in the log, because it has reached its
     /// [limit](crate::recipe::builder::ExecutorBuilder::log_limit).
     pub dropped: u64,
-    /// The last lines that the service printed, at most 20. Four or more successive lines may
-    /// differ only in times and process ids. Of these, the first and the last are here, and between
-    /// them the number of the others.
+    /// The last lines that the service printed, at most 20. If four or more successive lines differ
+    /// only in times and process ids, only the first and the last are here, and between them the
+    /// number of the others.
     pub tail: Vec<String>,
     /// The log file with the whole output. Kept after a failure.
     pub log: Option<PathBuf>,
-    /// How many bytes of its output are missing there, because the disk was full.
+    /// Number of output bytes that are not in the log file, because the disk was full.
     pub lost: u64,
     /// Facts about another process that causes the error, for example `started 3 min ago by user
     /// redis`.
@@ -386,7 +385,7 @@ pub struct Evidence {
     pub hint: Option<String>,
 }
 
-/// The evidence, where a variant has it: borrowed as the error is.
+/// The evidence of an error, borrowed as the error is; `None` for a variant without any.
 macro_rules! evidence {
     ($error:expr) => {
         match $error {
@@ -403,8 +402,7 @@ macro_rules! evidence {
 }
 
 impl Error {
-    /// The same error with its own texts replaced by the function's results. The service's output
-    /// stays as it is.
+    /// Applies the function to the error's own texts. The service's output stays as it is.
     pub(crate) fn map_texts(mut self, shown: impl Fn(&str) -> String) -> Error {
         let texts: Vec<&mut String> = match &mut self {
             Error::Spawn {
@@ -425,7 +423,7 @@ impl Error {
             Error::FailureLine { command, .. }
             | Error::BadExit { command, .. }
             | Error::Died { command, .. } => vec![command],
-            // The process with the original report has already shown it.
+            // The process with the original report has already shown these lines.
             Error::FailedBefore { .. } => Vec::new(),
             Error::WrongListener {
                 command, endpoint, ..
@@ -438,8 +436,8 @@ impl Error {
         for text in texts {
             *text = shown(text);
         }
-        // Without `..`, so that no new text is forgotten. The lists hold output, which stays as it
-        // is, and lines of other errors, which are masked already.
+        // The pattern has no `..`, so that no new text is forgotten. The lists hold output, which
+        // stays as it is, and lines of other errors, which are masked already.
         if let Some(Evidence {
             last_probe,
             hint,
@@ -461,7 +459,7 @@ impl Error {
         self
     }
 
-    /// The same error of one of several services, with a line about each of the others.
+    /// Adds a line about each of the other services that start together.
     #[doc(hidden)]
     #[must_use]
     pub fn __in_system(mut self, services: Vec<String>) -> Error {
@@ -471,7 +469,7 @@ impl Error {
         self
     }
 
-    /// The same error of a condition of a cluster, with the node that was asked.
+    /// Adds the node of a cluster that was asked, to the error of its condition.
     #[doc(hidden)]
     #[must_use]
     pub fn __at_node(mut self, node: &str) -> Error {
@@ -483,7 +481,7 @@ impl Error {
         self
     }
 
-    /// The same error, with the length of the whole wait: this error knows only the last part.
+    /// Sets the length of the whole wait: this error knows only the last part.
     #[doc(hidden)]
     #[must_use]
     pub fn __after(mut self, waited: Duration) -> Error {
@@ -607,7 +605,7 @@ impl Reported for Error {
         let mut report = Report::default();
         report.headline(&self.headline());
         if let Error::Spawn { command, attempt, .. } = self {
-            // The command counts as long if it is more than the program alone.
+            // The command counts as long if it has more than the program.
             if !attempt.contains(command.as_str()) {
                 report.entry("command", &one_line(command));
             }
@@ -664,7 +662,7 @@ impl Evidence {
 }
 
 impl fmt::Display for Evidence {
-    /// The text as it stands below the first line of an error.
+    /// Writes the text below the first line of an error.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut report = Report::default();
         self.lay_out(&mut report);

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use once_cell::sync::Lazy;
 
-/// The directories that are searched when there is no `PATH`, as `execvp` of glibc does.
+/// The directories to search when there is no `PATH`, as in `execvp` of glibc.
 pub(crate) const DEFAULT_PATH: &str = "/bin:/usr/bin";
 
 /// The Debian packages of servers that tests often start, and of programs that query them.
@@ -57,7 +57,7 @@ const PACKAGES: [(&str, &str); 44] = [
 ];
 
 /// The packages of the presets' servers on Fedora, Arch Linux and Alpine, and in Homebrew. An empty
-/// name means that it is not certain.
+/// name means that the package is not certain.
 const ELSEWHERE: [(&str, [&str; 4]); 10] = [
     ("redis-server", ["redis", "valkey", "redis", "redis"]),
     (
@@ -100,7 +100,7 @@ pub fn not_found(program: &str, similar: &[String]) -> String {
     }
 }
 
-/// A kind of system, by its way of installing packages.
+/// A kind of system, by its package manager.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum System {
     /// Debian, Ubuntu and similar systems; also every unknown system.
@@ -154,7 +154,7 @@ impl System {
         (!package.is_empty()).then_some(package)
     }
 
-    /// From the text of `/etc/os-release`.
+    /// Finds the system in the text of `/etc/os-release`.
     fn of(os_release: &str) -> System {
         let value = |name: &str| {
             let line = os_release
@@ -205,8 +205,8 @@ fn is_executable(path: &Path) -> bool {
         .is_ok_and(|metadata| metadata.is_file() && metadata.permissions().mode() & 0o111 != 0)
 }
 
-/// Usual places of programs outside PATH. Daemons are only on root's PATH, and each version of
-/// PostgreSQL is in a folder of its own, the newest first.
+/// Finds a program in usual places outside PATH. Daemons are only on root's PATH, and each version
+/// of PostgreSQL is in a folder of its own; the newest comes first.
 fn off_path(program: &str) -> Option<PathBuf> {
     for dir in ["/usr/sbin", "/usr/local/sbin", "/sbin"] {
         let path = Path::new(dir).join(program);
@@ -253,7 +253,7 @@ mod tests {
             of("ID=alpine", "rabbitmq-server").as_deref(),
             Some("apk add rabbitmq-server")
         );
-        // Uncertain packages are left out.
+        // The table leaves out uncertain packages.
         assert_eq!(of("ID=alpine", "etcd"), None);
         assert_eq!(of("ID=arch", "beanstalkd"), None);
         let homebrew = System::Homebrew

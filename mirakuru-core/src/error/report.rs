@@ -26,15 +26,15 @@ use once_cell::sync::Lazy;
 use crate::error::text::Bytes;
 use crate::util::thread;
 
-/// The most lines that a report shows from the end of the output.
+/// Number of lines that a report shows from the end of the output, at most.
 pub(crate) const TAIL_LINES: usize = 20;
-/// The most lines that a report shows from the beginning of the output, if they are not among the
-/// last ones.
+/// Number of lines that a report shows from the beginning of the output, at most, if they are not
+/// among the last ones.
 pub(crate) const HEAD_LINES: usize = 5;
 /// The column at which the text after a label begins.
 const COLUMN: usize = 12;
 
-/// A report, laid out and not yet printed.
+/// The layout of a report before it is printed.
 #[derive(Debug, Default)]
 pub struct Report {
     lines: Vec<Line>,
@@ -44,17 +44,17 @@ pub struct Report {
 #[derive(Debug)]
 enum Line {
     Headline(String),
-    /// The label, which is empty for a further line of the same entry.
+    /// A label and a text. The label is empty for a further line of the same entry.
     Entry(&'static str, String),
     /// A line that the service printed.
     Output(String),
-    /// Stands for lines of the output that are not shown.
+    /// A note in place of lines that are not shown.
     Gap(String),
     /// A line of a report that another process has made.
     Other(String),
 }
 
-/// Something that mirakuru reports.
+/// An object that mirakuru can report.
 pub trait Reported {
     fn report(&self) -> Report;
 }
@@ -64,9 +64,9 @@ pub trait Reported {
 pub(crate) struct Printed<'a> {
     /// The first lines, unless they are among the last.
     pub(crate) head: &'a [String],
-    /// How many lines stand between the first and the last.
+    /// Number of lines between the first and the last.
     pub(crate) left_out: u64,
-    /// How many bytes are left out of the log, because the log has reached its limit.
+    /// Number of bytes that are not in the log, because it has reached its limit.
     pub(crate) dropped: u64,
     pub(crate) tail: &'a [String],
     /// The file with all lines.
@@ -165,7 +165,7 @@ impl Report {
     }
 }
 
-/// The lines without empty ones at the beginning: many banners begin with one, which says nothing.
+/// Skips empty lines at the beginning, which many banners have.
 fn without_empty(lines: &[String]) -> &[String] {
     let first = lines.iter().position(|line| !line.trim().is_empty());
     lines.get(first.unwrap_or(lines.len())..).unwrap_or_default()
@@ -201,11 +201,11 @@ impl fmt::Display for Coloured<'_> {
     }
 }
 
-/// A service's output for a test that fails although the service is fine.
+/// The output of a service in a failing test, although the service is fine.
 pub(crate) struct Tail<'a> {
     pub(crate) command: &'a str,
     pub(crate) printed: Printed<'a>,
-    /// Whether the lines are only those of one test.
+    /// Whether the lines are only from this test.
     pub(crate) of_test: bool,
 }
 
@@ -238,8 +238,8 @@ pub(crate) fn has_colours() -> bool {
     *COLOURS
 }
 
-/// A report as mirakuru's own output: in colours on a terminal, and with the lines that a CI server
-/// recognises.
+/// Prints a report as mirakuru's own output: in colours on a terminal, and with the lines that a CI
+/// server recognises.
 pub fn shown(reported: &dyn Reported) -> String {
     let report = reported.report();
     let text = match has_colours() {
@@ -259,7 +259,7 @@ fn for_ci(report: &Report, variable: impl Fn(&str) -> String) -> String {
         .as_ref()
         .filter(|_| set("JUNIT_ATTACHMENTS") || set("GITLAB_CI"))
     {
-        // Nothing else may stand on this line.
+        // This line must have nothing else.
         lines.push_str(&format!("\n[[ATTACHMENT|{}]]", log.display()));
     }
     if variable("GITHUB_ACTIONS") == "true" {
@@ -272,7 +272,7 @@ fn for_ci(report: &Report, variable: impl Fn(&str) -> String) -> String {
     lines
 }
 
-/// The text as part of a workflow command of GitHub, which is one line.
+/// Escapes a text for a workflow command of GitHub, which is one line.
 fn escape_command(text: &str) -> String {
     text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
@@ -280,7 +280,7 @@ fn escape_command(text: &str) -> String {
 /// Prints into the output of the test on this thread. Unlike `eprintln!`, it never panics if the
 /// output is closed: a second panic during a panic would abort the process.
 pub(crate) fn print(text: String) {
-    // A new thread inherits its maker's output, but its panics are its own.
+    // A new thread inherits its maker's captured output, but not its state of panic.
     if let Ok(printer) = thread::spawn("mirakuru-print", Box::new(move || eprintln!("{text}"))) {
         let _ = printer.join();
     }

@@ -1,6 +1,6 @@
 //! Masks secrets: passwords in URLs, and values of environment variables.
 //!
-//! This covers every text that mirakuru makes itself. The output of a service is shown as it is.
+//! Every text that mirakuru makes itself is masked. A service's output is shown as it is.
 //!
 //! Inside the executor an error is an [`Unmasked`]. Each verb masks it before it returns
 //! (`Core::masked`); without that the verb does not compile. A function that returns an [`Error`]
@@ -13,7 +13,7 @@ use crate::error::Error;
 /// The text that replaces a secret.
 const STARS: &str = "***";
 
-/// Parameters of URLs that are secrets in any place: `postgresql://host/db?password=...`.
+/// Parameters that are secrets in every URL: `postgresql://host/db?password=...`.
 const PARAMETERS: [&str; 10] = [
     "password",
     "passwd",
@@ -40,7 +40,7 @@ const NAMES: [&str; 9] = [
     "ACCESS_KEY",
 ];
 
-/// Whether the name of an environment variable says that its value is a secret.
+/// Whether a variable of this name holds a secret.
 pub(crate) fn is_secret_name(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
     // The shell's own variables are directories.
@@ -70,13 +70,13 @@ fn ends_a_url(c: char) -> bool {
     c.is_whitespace() || c.is_control() || matches!(c, '"' | '\'' | '`' | '<' | '>')
 }
 
-/// The text after a URL's scheme, without the password before the host.
+/// The text after a URL's scheme, with the password before the host masked.
 fn mask_user(url: &str) -> Cow<'_, str> {
     let authority = url.split(['/', '?', '#']).next().unwrap_or_default();
     let at = match (authority.rfind('@'), authority.split_once(':')) {
         (Some(at), _) => Some(at),
-        // This is not `host:port`, but a password with one of `/?#` in it. That is not legal, but
-        // it happens.
+        // This is a password with one of `/?#` in it, not `host:port`. That is not legal, but it
+        // happens.
         (None, Some((_, port)))
             if !port.is_empty() && !port.starts_with(|c: char| c.is_ascii_digit() || c == '{') =>
         {
@@ -117,7 +117,7 @@ fn mask_parameters(url: &str, shown: &mut String) {
 pub(crate) struct Secrets(Vec<(String, String)>);
 
 impl Secrets {
-    /// A secret value, and the text that replaces it.
+    /// Adds a secret value, and the text that replaces it.
     ///
     /// Short values and ports are not masked. A text of fewer than four letters would also occur in
     /// other words, and a number of up to five digits is a port.
@@ -127,17 +127,17 @@ impl Secrets {
         if value.chars().count() < 4 || is_port || self.0.iter().any(|(known, _)| known == value) {
             return;
         }
-        // The longest first, because one may be a part of another.
+        // The longest comes first, because one may be a part of another.
         let place = self.0.partition_point(|(known, _)| known.len() >= value.len());
         self.0.insert(place, (value.to_owned(), shown.to_owned()));
     }
 
-    /// The value of a variable whose name says that it is a secret.
+    /// Adds the value of a variable whose name says that it is a secret.
     pub(crate) fn add_secret(&mut self, value: &str) {
         self.add(value, STARS);
     }
 
-    /// The text without these values, and without the passwords of URLs.
+    /// Masks these values, and the passwords in URLs.
     pub(crate) fn mask(&self, text: &str) -> String {
         let mut text = Cow::Borrowed(text);
         for (value, shown) in &self.0 {
@@ -148,7 +148,7 @@ impl Secrets {
         mask_urls(&text).into_owned()
     }
 
-    /// The error without secrets. The service's output stays as it is.
+    /// Masks the texts of an error, but not the service's output.
     pub(crate) fn mask_error(&self, error: Unmasked) -> Error {
         error.0.map_texts(|text| self.mask(text))
     }

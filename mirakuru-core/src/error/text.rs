@@ -1,5 +1,5 @@
-//! Puts facts into words: durations, numbers of bytes, how a process ended, why a system call
-//! failed.
+//! Puts facts into words: durations, numbers of bytes, the end of a process, the reason for a
+//! failed system call.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -34,14 +34,14 @@ pub(super) fn one_line(command: &str) -> String {
     )
 }
 
-/// An error as the end of a sentence: in lower case, without Rust's "(os error 2)" and without
+/// An error as the end of a sentence: in lower case, without Rust's "(os error 2)", without
 /// passwords.
 pub(super) struct Cause<'a>(pub(super) &'a io::Error);
 
 impl fmt::Display for Cause<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut text = self.0.to_string();
-        // Many libraries say only "db error" and leave the details to the source.
+        // Many libraries say only "db error", and the source has the details.
         let mut source = self.0.source();
         while let Some(error) = source {
             let more = error.to_string();
@@ -50,7 +50,7 @@ impl fmt::Display for Cause<'_> {
             }
             source = error.source();
         }
-        // Other libraries show the URL that they could not connect to.
+        // Other libraries show the URL of a failed connection.
         let text = without_number(&mask_urls(&text));
         let mut letters = text.chars();
         match letters.next() {
@@ -94,7 +94,7 @@ pub(super) fn of_system(source: &io::Error) -> Option<&'static str> {
     }
 }
 
-/// How a process ended, in words: `exited with status 1`, `was killed by SIGSEGV (core dumped)`.
+/// The end of a process in words: `exited with status 1`, `was killed by SIGSEGV (core dumped)`.
 pub(crate) struct Ended(pub(crate) ExitStatus);
 
 impl fmt::Display for Ended {
@@ -117,7 +117,7 @@ impl fmt::Display for Ended {
     }
 }
 
-/// A number of bytes as a person would say it: `312 bytes`, `40 kB`, `1.2 MB`.
+/// A number of bytes for people: `312 bytes`, `40 kB`, `1.2 MB`.
 pub(crate) struct Bytes(pub(crate) u64);
 
 impl fmt::Display for Bytes {
@@ -131,7 +131,7 @@ impl fmt::Display for Bytes {
     }
 }
 
-/// A duration as a person would say it: `850 µs`, `12 ms`, `1.5 s`.
+/// A duration for people: `850 µs`, `12 ms`, `1.5 s`.
 pub(crate) struct Span(pub(crate) Duration);
 
 impl fmt::Display for Span {
@@ -169,7 +169,7 @@ mod tests {
     fn system_errors_fit_into_a_sentence() {
         let said = |number| Cause(&io::Error::from_raw_os_error(number)).to_string();
         assert_eq!(said(2), "no such file or directory");
-        // The text of glibc, and that of musl.
+        // The first text is from glibc, the second from musl.
         assert!(
             ["input/output error", "I/O error"].contains(&&*said(5)),
             "{}",

@@ -1,5 +1,5 @@
-//! The verbs that wait, as futures of any runtime. A future works only while it is polled. One
-//! thread for all futures waits for events in between.
+//! The verbs that wait, as futures of any runtime. A future works only while it is polled. Between
+//! polls, one thread waits for the events of all futures.
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -160,7 +160,7 @@ impl<R: Readiness> Executor<R> {
         closure: impl FnOnce() -> F,
     ) -> Result<T, Error> {
         let stopped = match self.stop_async().await {
-            // After a bad exit the service is down as well.
+            // After a bad exit the service is down too.
             Err(error @ Error::BadExit { .. }) => Err(error),
             Err(error) => {
                 self.start_async().await?;
@@ -191,7 +191,7 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// If the service has been asked to end, waits for that end.
+    /// Waits for the end of the service, if it has been asked to end.
     async fn end_asked_for(&mut self) {
         let Ok(owned) = self.process.owned(&mut self.core, "stop") else {
             return;
@@ -242,7 +242,7 @@ impl<R: Readiness> Drop for EndsOnDrop<'_, R> {
     }
 }
 
-/// A condition. Dropping this value tells it that the wait is over.
+/// A condition. The drop of this value ends its wait.
 struct IsOverOnDrop<R: Readiness>(R);
 
 impl<R: Readiness> Drop for IsOverOnDrop<R> {

@@ -22,14 +22,14 @@ use crate::sys::{self, Exit, RunPlan, User};
 use crate::timeline::events as timeline;
 use crate::util::wakeup::Wakeup;
 
-/// A service that belongs to the run: this process cannot stop it.
+/// A service of the run, which this process cannot stop.
 pub(super) struct Attached {
     state: State,
     published: PathBuf,
-    /// This process's use of the service, if the service ends with its last user.
+    /// This process's use of a service that ends with its last user.
     user: Option<User>,
-    /// The lock of the process that started the service. Through it, that process's other tests see
-    /// that the endpoints will not become free.
+    /// The lock of the process that started the service. Through the lock, that process's other
+    /// tests see that the endpoints will not become free.
     _endpoint_lock: Option<Arc<Mutex<EndpointLock>>>,
 }
 
@@ -46,8 +46,8 @@ impl Attached {
         self.state.path.as_deref()
     }
 
-    /// The published state as it is now. It changes when the service ends, and disappears with the
-    /// run.
+    /// The published state at this moment. It changes when the service ends, and disappears with
+    /// the run.
     fn now(&self) -> Option<State> {
         match self.user {
             Some(_) => self.state.now_for_user(&self.published),
@@ -126,30 +126,30 @@ impl<R: Readiness> Executor<R> {
         })
     }
 
-    /// For the timeline: the time at which the wait for the service began.
+    /// Notes for the timeline when the wait for the service began.
     pub(crate) fn note_attached(&self, asked: Option<u64>) {
         let core = &self.core;
         timeline::attached(asked, core.service_dir.id(), core.values.name(), &core.command);
     }
 
-    /// Marks the service to become the run's once it has been started.
+    /// Plans to hand the service over to the run once it has been started.
     pub(crate) fn for_run(&mut self, plan: RunPlan) {
         if let Process::Own(own) = &mut self.process {
             own.run = Some(plan);
         }
     }
 
-    /// Everything that others need to attach to the service.
+    /// The state from which other processes can attach to the service.
     pub(crate) fn state(&self) -> State {
         state(&self.core, &self.process, &self.readiness)
     }
 
-    /// Makes a running service the run's, and this executor an attached one.
+    /// Hands a running service over to the run, and makes this executor an attached one.
     ///
     /// # Errors
     ///
     /// [`Error::Exited`] if the service has ended since; [`Error::System`] if it cannot be
-    /// published. In both cases it still belongs to this process.
+    /// published. In both cases the service still belongs to this process.
     pub(crate) fn publish(
         &mut self,
         state: State,
@@ -161,7 +161,7 @@ impl<R: Readiness> Executor<R> {
     }
 }
 
-// These are for all types of readiness, so that they are compiled once.
+// These functions are for all types of readiness, so they are compiled once.
 
 fn attach(
     spec: Spec,

@@ -34,8 +34,8 @@ impl Executor<NoWait> {
 }
 
 impl<R> ExecutorBuilder<R> {
-    /// Sets what must hold before [`start`](ExecutorBuilder::start) returns. The default is
-    /// [`NoWait`].
+    /// Sets the condition that must hold before [`start`](ExecutorBuilder::start) returns. The
+    /// default is [`NoWait`].
     pub fn wait_for<R2: Readiness>(self, readiness: R2) -> ExecutorBuilder<R2> {
         ExecutorBuilder {
             spec: self.spec,
@@ -57,7 +57,7 @@ impl<R: Readiness> ExecutorBuilder<R> {
         self.build_as(None)
     }
 
-    /// The same for a service whose directory and ports others know already.
+    /// Makes the executor of a service whose directory and ports others know already.
     #[doc(hidden)]
     pub fn __build_as(self, identity: &Identity) -> Result<Executor<R>, Error> {
         self.build_as(Some(identity))

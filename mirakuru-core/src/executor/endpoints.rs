@@ -1,5 +1,5 @@
-//! The endpoints that a service needs for itself. They are locked before a start, so that a second
-//! test that needs them waits for the first.
+//! Locks the endpoints that a service needs for itself, before its start. A second test that needs
+//! them waits for the first.
 
 use std::io;
 use std::net::SocketAddr;
@@ -17,13 +17,13 @@ use crate::readiness::Readiness;
 use crate::timeline::events::{self as timeline, timeline_now};
 use crate::util::deadline::scaled;
 
-/// The longest time that a start waits for a lock.
+/// The longest time that a start waits for the locks.
 const LOCK_LIMIT: Duration = Duration::from_secs(600);
 
 /// The endpoints that a service, or several fixtures of one test, need for themselves.
 ///
-/// A test with several fixtures takes all of their locks at once. If it took them one after the
-/// other, in the order of its fixtures, two tests could wait for each other for ever.
+/// A test with several fixtures takes all of their locks at once. If it took them one by one, in
+/// the order of its fixtures, two tests could wait for each other for ever.
 #[doc(hidden)]
 #[derive(Clone, Debug, Default)]
 pub struct Endpoints {
@@ -48,7 +48,7 @@ impl Endpoints {
         }
     }
 
-    /// The endpoints of both.
+    /// Joins the endpoints of both.
     #[must_use]
     pub fn and(mut self, other: Endpoints) -> Endpoints {
         for (ours, theirs) in [(&mut self.command, other.command), (&mut self.name, other.name)] {
@@ -93,7 +93,7 @@ impl Endpoints {
         }
     }
 
-    /// Names the holder: a process that is visible there, and the note in the lock.
+    /// The error that names the holder: a process that is visible there, and the note in the lock.
     fn busy(&self, note: Option<String>) -> Error {
         let path_is_busy = self
             .paths
@@ -125,7 +125,7 @@ impl Endpoints {
                     evidence,
                 }
             }
-            // The holder has the lock, but does not listen yet, or no longer listens.
+            // The holder does not listen yet, or no longer listens.
             _ => {
                 let addrs = self.addrs.iter().map(|addr| format!("port {}", addr.port()));
                 let paths = self.paths.iter().map(|path| format!("socket {}", path.display()));
@@ -152,7 +152,7 @@ pub struct SharedLock(Arc<Mutex<EndpointLock>>);
 
 impl Drop for SharedLock {
     /// All fixtures have started. From now on only the supervisors have the locks, which are free
-    /// when they are gone.
+    /// after their end.
     fn drop(&mut self) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).hand_over();
     }
@@ -167,7 +167,7 @@ impl<R: Readiness> Executor<R> {
         own.map_or_else(Endpoints::default, |own| Endpoints::of(&self.core, own))
     }
 
-    /// Gives the executor a lock that was taken for several fixtures.
+    /// Hands over a lock that was taken for several fixtures.
     #[doc(hidden)]
     pub fn __give_lock(&mut self, endpoint_lock: &SharedLock) {
         if let Process::Own(own) = &mut self.process {
@@ -175,15 +175,14 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// The service is for the test on this thread, and ends with that test at the latest. This
-    /// holds even if rstest's `#[timeout]` ends the test and leaves the thread with the service.
+    /// Ties the service to the test on this thread, which it does not outlive. This holds even if
+    /// rstest's `#[timeout]` ends the test and leaves the thread with the service.
     #[doc(hidden)]
     pub fn __for_test(&mut self) {
         self.core.test = timed_out::this_test();
     }
 
-    /// The service lives as long as the process: a wait in this process for its endpoints would
-    /// never end.
+    /// Ties the service to the process: a wait in this process for its endpoints would never end.
     #[doc(hidden)]
     pub fn __for_process(&mut self) {
         if let Some(endpoint_lock) = self.process.own().and_then(|own| own.endpoint_lock.as_ref()) {

@@ -1,9 +1,9 @@
-//! The remedy for a failure with a known cause. The cause is found in the service's output, in its
-//! exit status, or from the process that has its port.
+//! Finds the remedy for a failure with a known cause: in the service's output, in its exit status,
+//! or from the process that has its port.
 //!
-//! A hint must be right or absent. So each is tied to a text that programs print for this one
-//! reason. Facts that the system can tell (the process on the port, the programs that exist) are
-//! asked for.
+//! A hint must be right or absent. So each is tied to a text that programs print for a single
+//! reason. Facts that the system knows (the process on the port, the programs that exist) are
+//! looked up.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::process::ExitStatusExt;
@@ -15,20 +15,20 @@ use crate::ports::time_wait;
 
 /// The facts about a service that failed.
 pub(crate) struct Symptoms<'a> {
-    /// The last lines that it printed.
+    /// The last lines that the service printed.
     pub(crate) tail: &'a [String],
     pub(crate) exit: Option<ExitStatus>,
-    /// The service's program, as the recipe has it.
+    /// The service's program in the recipe.
     pub(crate) program: &'a str,
-    /// Whether the program is a shell's script.
+    /// Whether the program is a script for a shell.
     pub(crate) shell: bool,
-    /// A part of its command that only a shell would understand, and the remedy.
+    /// The part of the command that only a shell would understand, and its remedy.
     pub(crate) shell_syntax: Option<String>,
-    /// Whether its standard input is empty.
+    /// Whether the service's standard input is empty.
     pub(crate) reads_nothing: bool,
     /// The fixed addresses that the service needs.
     pub(crate) addrs: &'a [SocketAddr],
-    /// The ports that were chosen for it.
+    /// The ports that were chosen for the service.
     pub(crate) chosen: Vec<u16>,
     /// The root of the service's process tree, while it runs.
     pub(crate) root: u32,
@@ -47,7 +47,7 @@ pub(crate) fn of(symptoms: &Symptoms<'_>) -> Option<String> {
         .or_else(|| of_exit(symptoms))
 }
 
-/// The messages of services whose port is taken: the C library's text for EADDRINUSE, and the name
+/// Whether a line says that a port is taken: by the C library's text for EADDRINUSE, or by the name
 /// of the error in other runtimes.
 pub(crate) fn says_in_use(line: &str) -> bool {
     let line = line.to_ascii_lowercase();
@@ -56,8 +56,8 @@ pub(crate) fn says_in_use(line: &str) -> bool {
         .any(|text| line.contains(text))
 }
 
-/// Names the process on the port. The line of output only suggests the port; the kernel tells the
-/// process.
+/// The hint that names the process on the port. The line of output only suggests the port; the
+/// kernel tells the process.
 fn in_use(symptoms: &Symptoms<'_>) -> Option<String> {
     let loopback = |port| SocketAddr::from((Ipv4Addr::LOCALHOST, port));
     let printed = symptoms.tail.iter().filter(|line| says_in_use(line));
@@ -96,7 +96,7 @@ fn ports_in(line: &str) -> Vec<u16> {
     ports.collect()
 }
 
-/// The hint for a line of output.
+/// Finds the hint for a line of output.
 fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     let lower = line.to_ascii_lowercase();
     let has = |texts: &[&str]| texts.iter().any(|text| lower.contains(text));
@@ -211,7 +211,7 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     None
 }
 
-/// The hint for the exit status alone.
+/// Finds the hint for the exit status alone.
 fn of_exit(symptoms: &Symptoms<'_>) -> Option<String> {
     const SIGKILL: i32 = 9;
     const SIGILL: i32 = 4;

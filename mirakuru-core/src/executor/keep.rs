@@ -1,4 +1,4 @@
-//! `MIRAKURU_KEEP=1`: the services of a failed test stay, so that a person can inspect them.
+//! `MIRAKURU_KEEP=1`: keeps the services of a failed test, so that a person can inspect them.
 //!
 //! If there is a terminal, the end of the first service waits for a key. Otherwise the service
 //! becomes the run's, and its supervisor ends it when the runner has ended.
@@ -22,18 +22,18 @@ fn is_wanted() -> bool {
     is_set("MIRAKURU_KEEP")
 }
 
-/// Whether there is a terminal on which a person can press a key.
+/// Whether a terminal is there on which a person can press a key.
 fn has_keys() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }
 
 thread_local! {
-    /// Whether this thread's test has waited for a key: once is enough for all of its services.
+    /// Whether this thread's test has waited for a key, which it does once for all of its services.
     static WAITED: Cell<bool> = const { Cell::new(false) };
 }
 
 impl Owned<'_> {
-    /// Before a start: prepares the service to become the run's, if it may be kept.
+    /// Prepares the service before a start, so that the run can take it over.
     pub(super) fn prepare_to_keep(&mut self) {
         if self.own.run.is_none() && is_wanted() && !has_keys() {
             // Without a runner the service cannot be kept.
@@ -48,7 +48,7 @@ impl Owned<'_> {
         Ok(RunPlan {
             runner: sys::pidfd(run.runner().0)?,
             ends_with_users: false,
-            // No other process starts this service.
+            // There is no lock to hold: no other process starts this service.
             start_lock: File::open("/dev/null")?.into(),
             staged: c_string(staged)?,
             published: c_string(published)?,
@@ -62,7 +62,7 @@ impl Owned<'_> {
         (dir.join(format!("kept-{id}.new")), dir.join(format!("kept-{id}")))
     }
 
-    /// Keeps a running service of a failed test, if that is wanted.
+    /// Keeps a running service of a failed test, if the environment asks for it.
     pub(super) fn keep_after_failure(&mut self) {
         if !is_wanted() || !self.own.is_running() {
             return;
@@ -109,7 +109,7 @@ impl Owned<'_> {
         Ok(())
     }
 
-    /// Everything that a person needs to inspect the service.
+    /// The facts that a person needs to inspect the service.
     fn description(&self) -> String {
         let core = &self.core;
         let ports = core.values.ports().map(|(name, port)| match name {
@@ -132,7 +132,7 @@ impl Owned<'_> {
     }
 }
 
-/// Shows the service, and waits for Enter. One test at a time.
+/// Shows the service, and waits for Enter. Serves one test at a time.
 fn wait_for_key(description: &str) {
     static ASKING: Mutex<()> = Mutex::new(());
     let _one = ASKING.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,5 +1,5 @@
-//! Launches a process from a recipe: sets up its standard streams, and explains why its program
-//! could not be executed.
+//! Prepares the launch of a program: sets up its standard streams, and explains why it could not be
+//! executed.
 
 use std::ffi::OsString;
 use std::io;
@@ -27,7 +27,7 @@ pub(crate) fn stream(stdio: &Stdio, number: i32) -> io::Result<(Stream, Option<O
     })
 }
 
-/// Explains the kernel's short error: it is about the program, its interpreter or a directory.
+/// Explains the kernel's short error, by the program, its interpreter or a directory.
 pub(crate) fn explain(
     failure: SpawnFailure,
     command: &str,
@@ -152,8 +152,8 @@ fn exec_hint(source: &io::Error, program: &str, tried: &[PathBuf], dir: Option<&
     }
 }
 
-/// Similar names in the same directories, at most three: they differ by a letter or two, or begin
-/// with this name.
+/// Finds at most three similar names in the same directories: they differ by a letter or two, or
+/// begin with this name.
 fn similar_programs(program: &str, tried: &[PathBuf]) -> Vec<String> {
     let dirs = tried.iter().filter_map(|path| path.parent());
     let names = dirs.flat_map(|dir| std::fs::read_dir(dir).into_iter().flatten().flatten());

@@ -21,13 +21,12 @@ use crate::sys::file_watch::Watching;
 use crate::util::backoff::{fallback_poll_pause, poll_pause};
 use crate::util::deadline::Deadline;
 
-/// How often a wait for a line checks whether the service has ended.
+/// The pause between two checks whether the service has ended, in a wait for a line.
 const END_NOTICED: Duration = Duration::from_millis(20);
 
 impl<R: Readiness> Executor<R> {
-    /// The end of everything that the service has logged so far, for
-    /// [`logs_since`](Executor::logs_since), [`wait_for_line`](Executor::wait_for_line) and
-    /// [`Banner::since`].
+    /// Marks the end of the log so far, for [`logs_since`](Executor::logs_since),
+    /// [`wait_for_line`](Executor::wait_for_line) and [`Banner::since`].
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -59,7 +58,7 @@ impl<R: Readiness> Executor<R> {
     }
 
     /// Waits for a line that matches, and returns the first one since the mark. A line that was
-    /// logged before this call counts. So does a line of a service that has ended since.
+    /// logged before this call counts, even if the service has ended since.
     ///
     /// The pattern is a regular expression, or a [`Banner`] that says more:
     /// `Banner::matching("done").stderr()`, or `.times(3)` for the third such line. [`Line::get`]
@@ -107,7 +106,7 @@ impl<R: Readiness> Executor<R> {
         watching.resize_with(1 + core.log_files.len(), Watching::default);
         loop {
             let waited = deadline.elapsed();
-            // This comes before the polls, so that no line in between is missed.
+            // The watch comes before the polls, so that no line in between is missed.
             for (watch, path) in watching
                 .iter_mut()
                 .zip([&index].into_iter().chain(&core.log_files))
@@ -163,13 +162,13 @@ impl<R: Readiness> Executor<R> {
             };
             sys::wait_readable(&events, pause.min(END_NOTICED).min(deadline.remaining()));
         }
-        // The probe that held has found a line.
+        // The probe that succeeded has found a line.
         banner
             .into_line()
             .ok_or_else(|| core.not_running("wait for a line"))
     }
 
-    /// The text of a named group of the line that made the service ready, for a value that the
+    /// The text of a named group in the line that made the service ready, for a value that the
     /// service prints at its start. Groups of a later [wait](Executor::wait_until) for a [`Banner`]
     /// are there as well. `None` if no pattern has such a group.
     ///
@@ -192,7 +191,7 @@ impl<R: Readiness> Executor<R> {
 }
 
 impl Core {
-    /// The end of everything that has been logged so far.
+    /// Marks the end of the log so far.
     pub(super) fn mark(&self) -> Mark {
         Mark::now(&self.output, &self.log_files)
     }

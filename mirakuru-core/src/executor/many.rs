@@ -1,5 +1,5 @@
-//! Several services at once. All are launched before the first wait, and all are asked to end
-//! before the first wait. No thread is needed.
+//! Starts and stops several services at once. All are launched before the first wait, and all are
+//! asked to end before the first wait. No thread is needed.
 
 use std::time::Duration;
 
@@ -13,8 +13,7 @@ use crate::util::wakeup::Wakeup;
 /// An executor that starts together with others, whatever its readiness condition.
 #[doc(hidden)]
 pub trait Startable {
-    /// Does everything that comes before the fork of the supervisor. `None` if the service already
-    /// runs.
+    /// Does all work before the fork of the supervisor. Returns `None` if the service already runs.
     ///
     /// # Errors
     ///
@@ -39,7 +38,7 @@ pub trait Startable {
     /// Asks the service to stop, without waiting.
     fn begin_stop(&mut self);
 
-    /// As [`Executor::stop`].
+    /// Ends the service as [`Executor::stop`] does.
     ///
     /// # Errors
     ///
@@ -99,7 +98,7 @@ impl<R: Readiness> Startable for Executor<R> {
 ///
 /// # Errors
 ///
-/// The first error of [`Executor::stop`]. All services have been stopped even so.
+/// The first error of [`Executor::stop`]. Even then all services have been stopped.
 #[doc(hidden)]
 pub fn stop_together(services: &mut [&mut dyn Startable]) -> Result<(), Error> {
     for service in services.iter_mut() {
@@ -112,15 +111,15 @@ pub fn stop_together(services: &mut [&mut dyn Startable]) -> Result<(), Error> {
     result
 }
 
-/// How many services are launched in one go. A larger group would need many descriptors at once,
-/// and its first service would start only when all are planned.
+/// Number of services launched in one go. A larger group would need many descriptors at once, and
+/// its first service would start only when all are planned.
 const AT_ONE_GO: usize = 8;
 
 /// Launches several services at once, in this order, and waits for none: see [`poll_together`].
 ///
 /// # Errors
 ///
-/// The first error of [`Executor::start`], with the service's place in the list. The others may be
+/// The first error of [`Executor::start`], with the service's place in the list. Others may be
 /// starting: the caller drops them.
 #[doc(hidden)]
 pub fn launch_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize, Error)> {
@@ -143,20 +142,20 @@ pub fn launch_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize
 /// The progress of services that are starting.
 #[doc(hidden)]
 pub struct Polled {
-    /// The places in the list of the services that are ready.
+    /// Places in the list, of the services that are ready.
     pub ready: Vec<usize>,
-    /// How long to wait before the next poll of the others.
+    /// Time until the next poll of the others.
     time: Duration,
     events: Vec<i32>,
 }
 
 impl Polled {
-    /// Waits until something happens.
+    /// Waits until an event comes, or the time is over.
     pub fn wait(self) {
         sys::wait_readable(&self.events, self.time);
     }
 
-    /// The same as a future.
+    /// Waits as [`wait`](Polled::wait), as a future.
     pub fn wakeup(self) -> Wakeup {
         Wakeup::new(self.time, self.events)
     }
@@ -186,7 +185,7 @@ pub fn poll_together(services: &mut [&mut dyn Startable]) -> Result<Polled, (usi
     for service in services {
         match service.events() {
             Some(event) => polled.events.push(event),
-            // Something has happened to one of them. The pause is short but not zero, because the
+            // An event of one of them has come. The pause is short but not zero, because the
             // descriptor of a dead supervisor stays readable.
             None => polled.time = polled.time.min(Duration::from_millis(1)),
         }

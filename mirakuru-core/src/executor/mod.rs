@@ -73,7 +73,7 @@ pub use crate::executor::many::{Polled, Startable, launch_together, poll_togethe
 /// of it is left. Errors of `stop` are ignored. If the test panics, the end of the service's log is
 /// printed into the test's output, and the log file is kept and named.
 ///
-/// If the test process ends without dropping it (a signal, `abort`, `process::exit`, SIGKILL), the
+/// If the test process ends without this drop (a signal, `abort`, `process::exit`, SIGKILL), the
 /// supervisor does the same from outside.
 #[must_use = "the service is stopped when its executor is dropped"]
 pub struct Executor<R = NoWait> {
@@ -95,13 +95,13 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// * [`Error::AlreadyRunning`]: something else has the port or the socket.
+    /// * [`Error::AlreadyRunning`]: another process has the port or the socket.
     /// * [`Error::Spawn`]: the program could not be executed.
     /// * [`Error::Exited`], [`Error::Timeout`], [`Error::FailureLine`], [`Error::WrongListener`]:
     ///   it was executed, but did not become ready.
     /// * [`Error::System`]: the operating system refused something that mirakuru itself needs.
     ///
-    /// After an error nothing of the service is left running, and `start` may be called again.
+    /// After an error no process of the service is left, and `start` may be called again.
     pub fn start(&mut self) -> Result<(), Error> {
         if self.runs_on() {
             return Ok(());
@@ -280,12 +280,12 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// The errors of [`stop`](Executor::stop) and [`start`](Executor::start). After an
-    /// [`Error::BadExit`] the service is down as well. So the closure runs, the service is started
-    /// again, and the error is returned after that.
+    /// The errors of [`stop`](Executor::stop) and [`start`](Executor::start). An [`Error::BadExit`]
+    /// of the stop is returned only after the closure and the new start, because the service is
+    /// down all the same.
     pub fn stopped<T>(&mut self, closure: impl FnOnce() -> T) -> Result<T, Error> {
         let stopped = match self.stop() {
-            // After a bad exit the service is down as well.
+            // After a bad exit the service is down too.
             Err(error @ Error::BadExit { .. }) => Err(error),
             Err(error) => {
                 self.start()?;
@@ -403,8 +403,8 @@ impl<R: Readiness> Executor<R> {
         core.masked(held)
     }
 
-    /// Says that this service needs another one, known by its [`dir`](Executor::dir). When a test
-    /// process or a run ends, however it ends, the other service ends after this one. Applies to
+    /// Records that this service needs another one, known by its [`dir`](Executor::dir). When a
+    /// test process or a run ends in any way, the other service ends after this one. Applies to
     /// later starts.
     #[doc(hidden)]
     pub fn __needs(&mut self, dir: &Path) {
@@ -439,7 +439,7 @@ impl<R: Readiness> Executor<R> {
         self.process.observed().is_running()
     }
 
-    /// Whether the service is running and has not been asked to end.
+    /// Whether the service runs and has not been asked to end.
     fn runs_on(&self) -> bool {
         let own = self.process.own();
         self.is_running() && own.is_none_or(|own| own.asked_to_end.is_none())
@@ -483,8 +483,8 @@ impl<R: Readiness> Executor<R> {
         self.core.pid
     }
 
-    /// The address at which clients reach the service. The readiness condition tells it; otherwise
-    /// it is 127.0.0.1 with the port that was chosen for `{port}`.
+    /// The address at which clients reach the service. It comes from the readiness condition, or is
+    /// 127.0.0.1 with the port chosen for `{port}`.
     ///
     /// # Panics
     ///
@@ -518,7 +518,7 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// The port that was chosen for `{port:NAME}`.
+    /// The port chosen for `{port:NAME}`.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -565,8 +565,8 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// The URL at which the service begins: [`url`](Executor::url) without path, query and
-    /// fragment, and without a `/` at its end.
+    /// The URL of the service's root: [`url`](Executor::url) without path, query and fragment, and
+    /// without a `/` at its end.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -633,8 +633,8 @@ impl<R: Readiness> Executor<R> {
         self.logs_since(&Mark::START)
     }
 
-    /// The environment variables that the recipe sets, with placeholders filled in. Those that the
-    /// service inherits are not among them.
+    /// The environment variables that the recipe sets, with placeholders filled in. The variables
+    /// that the service inherits are not included.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -694,7 +694,7 @@ impl<R: Readiness> Executor<R> {
         if owner.is_none() {
             return fill(self);
         }
-        // The directory is ours meanwhile, so that the service's user can put no link into it.
+        // Meanwhile the directory is ours, so that the service's user can put no link into it.
         self.core.take_back()?;
         fill(self)?;
         self.core.hand_over(owner)

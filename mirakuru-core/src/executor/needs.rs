@@ -1,6 +1,6 @@
-//! The services that a service needs. These are services of this process whose port or directory
-//! appears in its command, its environment or its files. At the end of the process or of the run,
-//! they end after it.
+//! Finds the services that a service needs. These are services of this process whose port or
+//! directory appears in its command, its environment or its files. When the process or the run
+//! ends, they end after it.
 //!
 //! For example, an application that is given the address of its database stops before the database,
 //! in every combination. A wrong guess only makes one end wait for another.
@@ -8,21 +8,21 @@
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-/// A service that has been ready, or that this process has attached to.
+/// A service that has been ready, or to which this process has attached.
 struct Known {
-    /// The service's private directory, which contains `{dir}`.
+    /// The service's private directory, the parent of `{dir}`.
     private: PathBuf,
     ports: Vec<u16>,
-    /// The service's `{dir}`, and a socket or file elsewhere.
+    /// The service's `{dir}`, and its socket or file outside the private directory.
     paths: Vec<PathBuf>,
 }
 
-/// At this number, services that are gone are forgotten.
+/// Number of services at which the list drops those that are gone.
 const MANY: usize = 64;
 
 static KNOWN: Mutex<Vec<Known>> = Mutex::new(Vec::new());
 
-/// Notes a service that others may need.
+/// Notes a service on which later ones may depend.
 pub(super) fn note(private: &Path, ports: Vec<u16>, paths: Vec<PathBuf>) {
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     if known.len() >= MANY {
@@ -36,7 +36,7 @@ pub(super) fn note(private: &Path, ports: Vec<u16>, paths: Vec<PathBuf>) {
     });
 }
 
-/// The private directories of the services that one of these texts names, without `own`.
+/// Finds the private directories of the services in these texts, except for `own`.
 pub(super) fn named_in<'a>(texts: impl Iterator<Item = &'a [u8]>, own: &Path) -> Vec<PathBuf> {
     use std::os::unix::ffi::OsStrExt;
     let texts: Vec<&[u8]> = texts.collect();
@@ -60,7 +60,7 @@ pub(super) fn named_in<'a>(texts: impl Iterator<Item = &'a [u8]>, own: &Path) ->
         .collect()
 }
 
-/// `lock` is removed last when a service and its directory are removed.
+/// Whether a service still has its `lock`, which is removed last.
 fn is_there(private: &Path) -> bool {
     private.join("lock").exists()
 }
@@ -69,7 +69,7 @@ fn contains(text: &[u8], part: &[u8]) -> bool {
     !part.is_empty() && text.windows(part.len()).any(|window| window == part)
 }
 
-/// Whether a text has these digits as a number of their own.
+/// Whether a text has these digits as a whole number.
 fn has_number(text: &[u8], digits: &[u8]) -> bool {
     let is_digit = |at: Option<usize>| at.and_then(|at| text.get(at)).is_some_and(u8::is_ascii_digit);
     text.windows(digits.len()).enumerate().any(|(at, window)| {

@@ -1,4 +1,4 @@
-//! A service from the inside: the data that every service has, and its two kinds.
+//! A service from the inside: the data that both kinds have, and the kinds.
 //!
 //! This process's [own](Own) service has a supervisor that this process talks to. An
 //! [attached](Attached) service belongs to the run of tests. [`Core`] holds the data of both kinds.
@@ -42,13 +42,13 @@ pub(super) struct Core {
     pub(super) service_dir: ServiceDir,
     pub(super) values: Values,
     pub(super) argv: Vec<OsString>,
-    /// The command as a person would type it.
+    /// The command, as a person would type it.
     pub(super) command: String,
     /// The command at the end, with placeholders filled in.
     pub(super) on_end: Option<Vec<OsString>>,
     /// The changes that the recipe makes in the environment, with placeholders filled in.
     pub(super) env: Vec<(OsString, Option<OsString>)>,
-    /// The variables that the readiness condition adds to them.
+    /// The variables that the readiness condition adds to the environment.
     pub(super) readiness_env: Vec<(String, String)>,
     pub(super) current_dir: Option<PathBuf>,
     pub(super) output: Arc<OutputReader>,
@@ -58,14 +58,14 @@ pub(super) struct Core {
     pub(super) since: Mark,
     /// The notes of the conditions since the last start.
     pub(super) notes: Mutex<Notes>,
-    /// The named groups of the lines that a [`Banner`](crate::Banner) waited for.
+    /// The named groups in the lines that a [`Banner`](crate::Banner) waited for.
     pub(super) captured: Vec<(String, String)>,
     pub(super) pid: u32,
-    /// The test that the service ends with, or 0.
+    /// The id of the test that the service ends with, or 0.
     pub(super) test: u64,
 }
 
-/// A service's two kinds: started and stopped by this process, or attached to.
+/// The two kinds of service: started and stopped by this process, or attached to.
 pub(super) enum Process {
     Own(Box<Own>),
     Attached(Box<Attached>),
@@ -84,27 +84,27 @@ pub(super) struct Own {
     pub(super) addrs: Vec<SocketAddr>,
     pub(super) udp_addrs: Vec<SocketAddr>,
     pub(super) paths: Vec<PathBuf>,
-    /// Kept as long as the service runs. Other fixtures of the same test may share it.
+    /// The endpoints' lock, held while the service runs. Fixtures of one test may share it.
     pub(super) endpoint_lock: Option<Arc<Mutex<EndpointLock>>>,
     pub(super) stdin: Option<File>,
-    /// The time of the service's execution, on CLOCK_MONOTONIC.
+    /// The time on CLOCK_MONOTONIC at which the service was executed.
     pub(super) started_ns: u64,
     pub(super) last_exit: Option<Exit>,
     pub(super) paused: bool,
-    /// The service has been ready once, so clients know its ports.
+    /// Whether the service has been ready once, so that clients know its ports.
     pub(super) was_ready: bool,
-    /// The start that is under way.
+    /// The start in progress.
     pub(super) starting: Option<Starting>,
-    /// A start that has failed while the service has not ended yet.
+    /// The failed start of a service that has not ended yet.
     pub(super) failing: Option<Failing>,
-    /// Set once the service was asked to end, until a verb has waited for that end: whether it had
-    /// ended by itself before.
+    /// Whether the service had ended by itself before it was asked to end. Set until a verb has
+    /// waited for the end.
     pub(super) asked_to_end: Option<bool>,
-    /// The private directories of the services that this one needs.
+    /// Private directories of the services that this one needs.
     pub(super) needs: Vec<PathBuf>,
-    /// For a service that will belong to the run.
+    /// The additions for a service that will belong to the run.
     pub(super) run: Option<RunPlan>,
-    /// Behind a lock, so that `is_running` can take `&self`. Shared with the reports of tests.
+    /// The supervised service, behind a lock that the reports of tests take as well.
     service: Arc<Mutex<Option<Service>>>,
 }
 
@@ -114,22 +114,22 @@ pub(super) struct Owned<'a> {
     pub(super) own: &'a mut Own,
 }
 
-/// The questions that a wait asks of either kind of service.
+/// The questions that a wait asks about a service of either kind.
 pub(super) trait Observed {
-    /// The root of its process tree; 0 when there is none.
+    /// Process id of the root of the service's tree; 0 if there is none.
     fn supervisor(&self) -> u32;
 
     /// Whether the main process runs, or any process of a service that made itself a daemon.
     fn is_running(&self) -> bool;
 
-    /// `None` while the service runs (a daemon counts as running); otherwise how the main process
-    /// ended, if that is known.
+    /// `None` while the service runs, also as a daemon; otherwise the exit of the main process, if
+    /// known.
     fn ended(&self) -> Option<Option<Exit>>;
 
-    /// How the main process ended, if it has ended.
+    /// The exit of the main process, if it has ended.
     fn exit(&self) -> Option<Exit>;
 
-    /// Asks to be woken by new output, once.
+    /// Asks for one event at the next new output.
     fn arm_output(&mut self);
 
     /// Forgets new output, so that it ends no wait.
@@ -142,7 +142,7 @@ pub(super) trait Observed {
     /// no longer than the pause.
     fn wait_event(&mut self, pause: &Pause);
 
-    /// The same as a future.
+    /// Waits as [`wait_event`](Observed::wait_event), as a future.
     fn wakeup(&self, pause: Pause) -> Wakeup;
 
     /// Fixed endpoints that the service needs for itself.
@@ -181,11 +181,11 @@ impl Process {
         }
     }
 
-    /// The service as one's own.
+    /// Gives access to this process's own service.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if the service belongs to the run: then one test may not change it.
+    /// [`Error::System`] if the service belongs to the run: a single test must not change it.
     pub(super) fn owned<'a>(&'a mut self, core: &'a mut Core, action: &str) -> Result<Owned<'a>, Unmasked> {
         match self {
             Process::Own(own) => Ok(Owned { core, own }),
@@ -197,7 +197,7 @@ impl Process {
         }
     }
 
-    /// The same, for a verb that a test calls.
+    /// Gives access to the own service for a verb that a test calls.
     ///
     /// # Errors
     ///
@@ -212,7 +212,7 @@ impl Process {
                 let attempt = format!("{action} `{}`", core.values.name());
                 Err(Error::system(attempt, io::Error::other(reason)).into())
             }
-            // The stand-in itself starts like any service.
+            // The stand-in for an external server starts like any service.
             _ => self.owned(core, action),
         }
     }
@@ -283,7 +283,7 @@ impl Observed for Own {
     fn wait_event(&mut self, pause: &Pause) {
         match self.lock().as_mut() {
             Some(service) => service.wait_event(&pause.events, pause.time),
-            // Nothing of the service is left that could send anything.
+            // No process of the service is left to send a message.
             None => crate::sys::wait_readable(&pause.events, pause.time.min(UNTOLD_PAUSE)),
         }
     }
@@ -291,8 +291,7 @@ impl Observed for Own {
     fn wakeup(&self, mut pause: Pause) -> Wakeup {
         match self.lock().as_ref().map(Service::events) {
             Some(Some(fd)) => pause.events.push(fd),
-            // Something has happened to the service. The descriptor of a dead supervisor stays
-            // readable.
+            // An event of the service has come. The descriptor of a dead supervisor stays readable.
             Some(None) => pause.time = pause.time.min(Duration::from_millis(1)),
             None => pause.time = pause.time.min(UNTOLD_PAUSE),
         }
@@ -324,7 +323,7 @@ impl Own {
     pub(super) fn how_it_ended(&self) -> HowItEnded {
         let service = Arc::clone(&self.service);
         Box::new(move || {
-            // Another thread has the lock and is about to report that itself.
+            // Another thread has the lock and is about to report the exit itself.
             service.try_lock().ok()?.as_mut().and_then(Service::exit)
         })
     }
@@ -336,7 +335,7 @@ impl Own {
 }
 
 impl Core {
-    /// The data of a service that will be this process's own.
+    /// Makes the data of a service that will be this process's own.
     pub(super) fn new(
         spec: Spec,
         readiness: &dyn Readiness,
@@ -451,13 +450,13 @@ impl Core {
         Ok(values.mask(&shown))
     }
 
-    /// Shows the output while the service runs, if the environment asks for it.
+    /// Copies the output to the terminal while the service runs, if the environment asks for it.
     pub(super) fn show_live(&self, all: bool) {
         let dir = &self.service_dir;
         live::follow(self.values.name(), &dir.log(), &dir.index(), all);
     }
 
-    /// Every verb ends here: secrets are removed from its error.
+    /// Removes the secrets from the error of a verb. Every verb ends here.
     pub(super) fn masked<T>(&self, done: Result<T, Unmasked>) -> Result<T, Error> {
         done.map_err(|error| self.values.mask_error(error))
     }
@@ -493,7 +492,7 @@ impl Core {
         })
     }
 
-    /// Gives the service's directory, with everything in it, to the user and group that it runs as.
+    /// Gives the service's directory, with all its content, to the service's user and group.
     pub(super) fn hand_over(&self, owner: Option<(u32, u32)>) -> Result<(), Error> {
         let owner = owner.unwrap_or_else(|| (sys::euid(), sys::egid()));
         self.service_dir.hand_over(owner).map_err(|source| {

@@ -1,4 +1,4 @@
-//! The start of a service: plan, launch, wait. A chosen port that has been taken is replaced.
+//! The start of a service: plan, launch, wait. Another port replaces one that has been taken.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
@@ -31,11 +31,11 @@ use crate::sys::{self, CommandPlan, Plan, RunPlan, Service, SpawnFailure};
 use crate::timeline::events as timeline;
 use crate::util::deadline::Deadline;
 
-/// How often a start is tried again with new ports after a chosen port was taken.
+/// Number of new tries with other ports after a chosen port was taken.
 const PORT_RETRIES: u32 = 5;
-/// The least `log_limit`.
+/// The smallest `log_limit`.
 const LEAST_LOG: u64 = 64 * 1024;
-/// The kernel gets at least this long to load the program, even if the time-out is shorter.
+/// Time that the kernel gets at least to load the program, even if the time-out is shorter.
 const EXECUTION_TAKES_AT_MOST: Duration = Duration::from_secs(1);
 
 impl Owned<'_> {
@@ -44,7 +44,7 @@ impl Owned<'_> {
         self.launch(plan);
         while let Some(pause) = self.step_start(readiness)? {
             match self.own.failing {
-                // Otherwise each wait for the end would end at new output.
+                // New output must not end this wait.
                 Some(_) => sys::wait_readable(&pause.events, pause.time),
                 None => self.own.wait_event(&pause),
             }
@@ -75,14 +75,14 @@ impl Owned<'_> {
         self.try_to_plan(readiness, PORT_RETRIES)
     }
 
-    /// The second step, for a service that starts alone.
+    /// Does the second step, for a service that starts alone.
     fn launch(&mut self, plan: Plan) {
         for launched in Service::launch(vec![plan]) {
             self.launched(launched);
         }
     }
 
-    /// The end of the second step: stores the new supervisor, or the error.
+    /// Ends the second step: stores the new supervisor, or the error.
     pub(super) fn launched(&mut self, launched: Result<Service, SpawnFailure>) {
         match launched {
             Ok(service) => {
@@ -107,8 +107,8 @@ impl Owned<'_> {
         }
     }
 
-    /// The last step, polled. `None`: the service is ready. Otherwise returns how long to wait for
-    /// an event before the next poll. After an error nothing of the service is left.
+    /// Polls the last step. Returns `None` if the service is ready, otherwise the pause before the
+    /// next poll. After an error no process of the service is left.
     pub(super) fn step_start(&mut self, readiness: &mut dyn Readiness) -> Result<Option<Pause>, Unmasked> {
         if let Some(failing) = self.own.failing.take() {
             if let Some(pause) = self.pause_of_end(&failing.limit) {
@@ -159,7 +159,7 @@ impl Owned<'_> {
         }
     }
 
-    /// The wait for the program's execution counts for the time-out, too.
+    /// Waits for the program's execution, which counts for the time-out, too.
     fn await_execution(&self, starting: &Starting) -> Result<Option<Pause>, Unmasked> {
         let deadline = starting.wait.deadline.at_least(Some(EXECUTION_TAKES_AT_MOST));
         if !deadline.is_over() {
@@ -180,7 +180,7 @@ impl Owned<'_> {
         .into())
     }
 
-    /// Whether the service has been executed. An error if that failed.
+    /// Whether the service has been executed, or the error if that failed.
     fn has_been_executed(&mut self, starting: &mut Starting) -> Result<bool, Unmasked> {
         let Some(launch) = &mut starting.launch else {
             return Ok(true);
@@ -202,7 +202,7 @@ impl Owned<'_> {
                 Some(Err(failure)) => failure,
             },
         };
-        // There is nothing to be stopped.
+        // No service is there to stop.
         *self.own.lock() = None;
         Err(launch::explain(
             failure,
@@ -264,14 +264,14 @@ impl Owned<'_> {
         Ok(retries - 1)
     }
 
-    /// Whether another try can help after this error. This asks the kernel: the service's output
-    /// counts only if the kernel cannot know.
+    /// The way to try again after this error, if it can help. This asks the kernel: the service's
+    /// output counts only if the kernel cannot know.
     fn other_try(&mut self, error: &Error) -> Option<OtherTry> {
         let (may_be_about_port, tail) = match error {
             Error::Exited { evidence, .. } | Error::FailureLine { evidence, .. } => {
                 (true, &evidence.tail[..])
             }
-            // `AlreadyRunning` also means that a socket to be inherited could not be opened.
+            // `AlreadyRunning` may mean that a socket to inherit could not be opened.
             Error::WrongListener { .. } | Error::AlreadyRunning { .. } => (true, &[][..]),
             _ => (false, &[][..]),
         };
@@ -297,8 +297,8 @@ impl Owned<'_> {
         ports.map(|(_, port)| SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
     }
 
-    /// Frees the endpoints that cannot be replaced: fixed ones, and the chosen ports of a service
-    /// that clients already know.
+    /// Frees the endpoints that cannot be replaced: fixed ones, and chosen ports that clients of
+    /// the service already know.
     fn make_free(&self) -> Result<(), Unmasked> {
         let mut addrs = self.own.addrs.clone();
         if self.own.was_ready {
@@ -361,7 +361,7 @@ impl Owned<'_> {
     /// Refuses a service on IPv6 loopback if the kernel has none: no server could start there.
     fn check_ipv6(&self, readiness: &dyn Readiness) -> Result<(), Error> {
         let is_loopback = |addr: SocketAddr| addr.ip() == Ipv6Addr::LOCALHOST;
-        // A name may have addresses of both kinds.
+        // The name of a host may have addresses of both kinds.
         if !readiness.addr().is_some_and(is_loopback) || !readiness.describe().contains("[::1]") {
             return Ok(());
         }
@@ -437,7 +437,7 @@ impl Owned<'_> {
         needs.extend(self.own.needs.iter().cloned());
         let groups = match (&self.core.spec.groups, self.core.spec.uid) {
             (Some(groups), _) => Some(groups.clone()),
-            // The groups of root must not pass to another user.
+            // Root's groups must not pass to another user.
             (None, Some(_)) => Some(Vec::new()),
             (None, None) => None,
         };
@@ -495,30 +495,30 @@ impl Owned<'_> {
     }
 }
 
-/// The way in which a start is tried again.
+/// A way to try a start again.
 enum OtherTry {
-    /// On the same ports, with a weaker hold on them.
+    /// With the same ports, and a weaker hold on them.
     LooserHold,
     NewPorts,
 }
 
-/// A start under way.
+/// A start in progress.
 pub(super) struct Starting {
-    /// How many more tries with other ports are left.
+    /// Number of tries left with other ports.
     retries: u32,
-    /// Set until the program has been executed.
+    /// The data until the program has been executed.
     launch: Option<Launch>,
-    /// The reason why there is no supervisor.
+    /// The reason for a missing supervisor.
     failure: Option<SpawnFailure>,
     wait: Wait,
 }
 
-/// A start that has failed, while its service is ending.
+/// A failed start whose service is still ending.
 pub(super) struct Failing {
     error: Unmasked,
-    /// How many more tries with other ports are left.
+    /// Number of tries left with other ports.
     retries: u32,
-    /// The end of the grace.
+    /// The deadline at the end of the grace.
     limit: Deadline,
 }
 
@@ -526,11 +526,11 @@ pub(super) struct Failing {
 pub(super) struct Launch {
     /// The candidate files of the program.
     tried: Vec<PathBuf>,
-    /// This side's end of a piped standard input.
+    /// The test's end of a piped standard input.
     stdin: Option<File>,
 }
 
-/// Writes into the index that the output of another start follows. Returns the index.
+/// Writes a record into the index that separates two starts' output. Returns the index.
 fn mark_start(index: OwnedFd, now: u64) -> io::Result<OwnedFd> {
     let mut index = File::from(index);
     index.write_all(&Record::start(now).encode())?;

@@ -82,8 +82,8 @@ impl Owned<'_> {
         }
     }
 
-    /// How to wait for the end that was asked for. `None` if that end has come or its time is over;
-    /// then [`end`](Owned::end) takes only a moment.
+    /// The pause of a wait for the end. `None` if the end has come or its time is over; then
+    /// [`end`](Owned::end) takes only a moment.
     pub(super) fn pause_of_end(&self, limit: &Deadline) -> Option<Pause> {
         let mut service = self.own.lock();
         let service = service.as_mut().filter(|_| !limit.is_over())?;
@@ -95,7 +95,7 @@ impl Owned<'_> {
         })
     }
 
-    /// Ends the service, and returns its main process's exit, if there was one.
+    /// Ends the service. Returns the exit of its main process, if it was executed.
     pub(super) fn end(&mut self, policy: StopPolicy) -> Result<Option<Exit>, Unmasked> {
         self.own.stdin = None;
         self.begin_end(policy);
@@ -128,8 +128,8 @@ impl Owned<'_> {
 
     pub(super) fn wait(&mut self, deadline: Deadline) -> Result<ExitStatus, Unmasked> {
         loop {
-            // This is asked before the exit, which is reported first: both may come between the two
-            // questions.
+            // This comes before the question for the exit, which is reported first: both reports
+            // may come between the two.
             let is_gone = self.own.lock().as_mut().is_none_or(Service::is_gone);
             let exit = self.own.exit();
             if let Some(exit) = exit {

@@ -1,5 +1,5 @@
 //! Waits for a condition: polls it at each event, until it holds, the service ends, or the time is
-//! over. An error carries the evidence.
+//! over. The error has the evidence.
 
 use std::io;
 use std::sync::PoisonError;
@@ -24,12 +24,12 @@ use crate::util::deadline::Deadline;
 
 /// The longest pause for a service that another process has started: no event reports its end.
 pub(super) const UNTOLD_PAUSE: Duration = Duration::from_millis(10);
-/// A probe that began with less time than this left says less than the probe before it.
+/// Time that a probe needs to count. A probe with less time left says less than the one before it.
 const CUT_SHORT: Duration = Duration::from_millis(100);
 
 impl Core {
-    /// Polls until the condition holds, the service ends, it prints a line that means failure, or
-    /// the time is over.
+    /// Polls until the condition holds, the service ends or prints a failure line, or the time is
+    /// over.
     pub(super) fn await_ready(
         &mut self,
         process: &mut dyn Observed,
@@ -57,8 +57,8 @@ impl Core {
     ) -> Result<Option<Pause>, Unmasked> {
         let supervisor = process.supervisor();
         loop {
-            // The output is synchronised before the poll. After that all of it is in the log, and
-            // the result of the poll is final.
+            // The output is synchronised before the poll. So all of it is in the log, and the
+            // result of the poll is final.
             let ended = process.ended().is_some();
             if ended {
                 process.sync_output();
@@ -87,8 +87,8 @@ impl Core {
                 }
                 .into());
             }
-            // A line that the service printed stays true after its end. Any other condition no
-            // longer counts.
+            // A line that the service printed stays true after its end. Any other condition does
+            // not.
             let stays_true = readiness.is_immediate() || readiness.waits_for_output();
             if stays_true || !ended {
                 let remaining = wait.deadline.remaining();
@@ -112,7 +112,7 @@ impl Core {
                     }
                     Err(error) => {
                         if let Some(wrong_listener) = WrongListener::of(&error) {
-                            // The service's own exit is often the reason, and says more.
+                            // The service's own exit is often the reason, and explains more.
                             if let Some(error) = self.exit_error(process, readiness, None) {
                                 return Err(error);
                             }
@@ -129,8 +129,8 @@ impl Core {
                         }
                         let text = self.values.mask(&error.to_string());
                         trace::not_ready(&text);
-                        // This probe began with hardly any time left, so it says less than the one
-                        // before it.
+                        // This probe had hardly any time left, so it says less than the one before
+                        // it.
                         let cut_short = error.kind() == io::ErrorKind::TimedOut && remaining < CUT_SHORT;
                         if !(cut_short && wait.last_probe.is_some()) {
                             wait.last_probe = Some(text);
@@ -163,9 +163,8 @@ impl Core {
             }
             let wake = wakes(readiness, deadline.elapsed());
             if wake.output && !wants_output {
-                // With this poll, one half of an `And` held, and the other half wants output. The
-                // watch for output was not armed before, so output may have come unnoticed: poll
-                // again.
+                // With this poll, one half of an `And` held, and the other half needs output. No
+                // watch for output was set before, so output may have come unnoticed: poll again.
                 continue;
             }
             wait.progress.tell(|elapsed| self.standing(elapsed, readiness));
@@ -193,7 +192,7 @@ impl Core {
         }
     }
 
-    /// Progress of a slow start: the awaited condition, and the service's last line.
+    /// The progress of a slow start: the awaited condition, and the service's last line.
     fn standing(&self, elapsed: &dyn std::fmt::Display, readiness: &dyn Readiness) -> String {
         let name = progress::short(self.values.name());
         let awaited = progress::short(&self.values.mask(&readiness.describe()));
@@ -204,7 +203,7 @@ impl Core {
         format!("{name} is not ready after {elapsed}; awaited: {awaited}; {last}")
     }
 
-    /// If the service has ended, the error that says so.
+    /// The error of a service that has ended, if it has.
     pub(super) fn exit_error(
         &self,
         process: &dyn Observed,
@@ -248,7 +247,7 @@ impl Core {
         process.sync_output();
         let exit = process.exit();
         let mut timeline = Vec::new();
-        // Only for a service that this process started. An attached one started a while ago.
+        // Only for a service that this process started, because an attached one may be old.
         if let Some(started_ns) = process.started_ns() {
             let at = |ns: u64| Duration::from_nanos(ns.saturating_sub(started_ns));
             timeline.push((Duration::ZERO, "spawned".to_owned()));
@@ -262,7 +261,7 @@ impl Core {
         let printed = self.output.excerpt(self.since.output, HEAD_LINES, TAIL_LINES);
         let hint = hint::of(&hint::Symptoms {
             tail: &[printed.head.as_slice(), &printed.tail].concat(),
-            // A daemon's first process has ended, and the service has not.
+            // A daemon goes on after the end of its first process.
             exit: exit
                 .filter(|exit| !exit.is_daemonised() || process.ended().is_some())
                 .map(|exit| exit.status),
@@ -290,7 +289,7 @@ impl Core {
         })
     }
 
-    /// If a fixture is being made, tells it that it has this service.
+    /// Tells the fixture that is being made, if there is one, that this service belongs to it.
     pub(super) fn note_start(&self, how_it_ended: HowItEnded) {
         timed_out::started(self.test, &self.command, &self.output);
         shared_use::started(&self.command, self.pid, &self.output, how_it_ended);
@@ -334,7 +333,7 @@ pub struct Pause {
 }
 
 impl Pause {
-    /// Sleeps until something happens to the service, but no longer than the pause.
+    /// A pause that ends at an event of the service, or after this time.
     pub(super) fn of(time: Duration) -> Pause {
         Pause {
             time,
@@ -343,7 +342,7 @@ impl Pause {
     }
 }
 
-/// When a condition wants the next poll, this long after the start.
+/// The wake-ups that a condition asks for, this long after the start.
 fn wakes(readiness: &dyn Readiness, elapsed: Duration) -> Wake {
     let mut wake = Wake::new(elapsed);
     readiness.wakes(&mut wake);
