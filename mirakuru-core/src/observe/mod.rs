@@ -1,4 +1,4 @@
-//! Shows a run while it goes on.
+//! Shows a run while it is in progress.
 
 pub(crate) mod progress;
 pub(crate) mod trace;

@@ -1,12 +1,12 @@
 //! Reports a slow start: the awaited condition, the time so far, and the service's last line.
 //!
-//! The first line comes after two seconds, the others with growing pauses. On a terminal it is one
+//! The first report comes after two seconds, the others with growing pauses. A terminal shows one
 //! line, which is overwritten each time and removed at the end. Elsewhere, as in CI, each report is
 //! a plain line. The lines bypass the capture of the test harness, which would show them only at
 //! the end. `MIRAKURU_QUIET=1` turns them off.
 //!
 //! There is no thread: each wait calls this code in between. Several waits share the one line of
-//! the terminal, which tells about the longest one.
+//! the terminal, which shows the longest wait.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};
@@ -19,25 +19,24 @@ use crate::sys;
 use crate::util::say::{is_quiet, say};
 use crate::util::text::printable;
 
-/// A wait of this length is long.
+/// Length of a wait at which its first report comes.
 const FIRST: Duration = Duration::from_secs(2);
-/// The times of the plain lines. After the last one, a line comes each time that this much time has
-/// passed again.
+/// Times of the first plain lines. The later ones come at intervals as long as the last of these.
 const PLAIN: [Duration; 3] = [FIRST, Duration::from_secs(10), Duration::from_secs(30)];
-/// How often the line of a terminal is written.
+/// Pause between two writes of the line on a terminal.
 const REWRITTEN: Duration = Duration::from_secs(1);
-/// The longest text that is shown, in characters.
+/// Length at which a text is cut, in characters.
 const TEXT: usize = 120;
-/// The width of a terminal that reports none.
+/// Width of a terminal that does not report it.
 const WIDTH: usize = 80;
 
 /// A wait that may become long. Dropping it removes its line.
 #[derive(Debug)]
 pub(crate) struct Progress {
     began: Instant,
-    /// How many reports it has printed.
+    /// Number of reports printed so far.
     told: u32,
-    /// Its place on the board, once it has one.
+    /// Number of the wait's line on the board, once it has one.
     id: Option<u64>,
 }
 
@@ -50,7 +49,7 @@ impl Progress {
         }
     }
 
-    /// How long until the next report.
+    /// Time until the next report.
     pub(crate) fn patience(&self) -> Duration {
         if is_quiet() {
             return Duration::MAX;
@@ -58,14 +57,14 @@ impl Progress {
         next(self.told, terminal().is_some()).saturating_sub(self.began.elapsed())
     }
 
-    /// Prints the state of the wait, if it is time to. The text comes after "mirakuru: ", and is
-    /// followed by the time that the wait has taken.
+    /// Prints the state of the wait, if a report is due. The text comes after "mirakuru: ", and
+    /// before the time that the wait has taken.
     pub(crate) fn tell(&mut self, text: impl FnOnce(&dyn std::fmt::Display) -> String) {
         if !self.patience().is_zero() {
             return;
         }
         let elapsed = self.began.elapsed();
-        // Skips all reports that are overdue, because a machine may have slept.
+        // Skips all overdue reports, because a machine may have slept.
         while next(self.told, terminal().is_some()) <= elapsed {
             self.told = self.told.saturating_add(1);
         }
@@ -89,7 +88,7 @@ impl Drop for Progress {
     }
 }
 
-/// The time of the next report after `told` of them.
+/// Time of the next report after `told` reports.
 fn next(told: u32, rewritten: bool) -> Duration {
     if rewritten {
         return FIRST + REWRITTEN * told;
@@ -101,7 +100,7 @@ fn next(told: u32, rewritten: bool) -> Duration {
     }
 }
 
-/// The texts of the waits under way, the longest wait first.
+/// The texts of the waits in progress, the longest wait first.
 #[derive(Default)]
 struct Board {
     texts: Vec<(u64, String)>,
@@ -136,7 +135,7 @@ impl Board {
     }
 }
 
-/// Cuts the text to one line of a terminal. A longer one would leave its beginning behind when it
+/// Cuts the text to one line of a terminal. A longer text would leave its beginning behind when it
 /// is overwritten.
 fn line(text: &str, others: usize, width: usize) -> String {
     let others = match others {

@@ -1,4 +1,4 @@
-//! Spans and events, with the feature `tracing`; without it, nothing.
+//! Spans and events with the feature `tracing`; nothing without it.
 //!
 //! All have the target `mirakuru`. The names and fields are part of the public interface; the
 //! facade's docs list them.
@@ -7,7 +7,7 @@ use std::fmt::Display;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-/// A span. Dropping this value leaves it.
+/// A span, which ends when this value is dropped.
 pub(crate) struct Entered {
     #[cfg(feature = "tracing")]
     _span: tracing::span::EnteredSpan,
@@ -48,7 +48,7 @@ mod names {
         event!(DEBUG, waited_ms = milliseconds(waited), "lock taken");
     }
 
-    /// With the reason why the supervisor got a copy of all memory, if it did.
+    /// `whole` is the reason why the supervisor got a copy of all memory, if it did.
     pub(crate) fn spawned(pid: u32, whole: Option<&'static str>) {
         let whole = whole.unwrap_or("no");
         event!(DEBUG, pid, whole, "spawned");
@@ -174,7 +174,7 @@ mod tests {
         tracing::subscriber::with_default(notes.clone(), || {
             let recipe = Executor::builder("sleep 60").env("MK_PASSWORD", "swordfish");
             let probe = Exec::succeeds(["sh", "-c", "echo swordfish; exit 1"]);
-            // Until the probe has answered in time.
+            // Each try gives the probe more time to answer.
             for time in [300, 3_000, 20_000].map(Duration::from_millis) {
                 let waits = recipe.clone().wait_for(probe.clone()).timeout(time);
                 let error = waits.start().unwrap_err().to_string();

@@ -1,7 +1,7 @@
-//! Whether the test on this thread has failed. If it has, a service that ends shows the end of its
-//! log.
+//! Knows whether the test on this thread has failed. If so, a service that ends shows the end of
+//! its log.
 //!
-//! [`std::thread::panicking`] tells of a panic. A test that returns `Err` does not panic: the
+//! [`std::thread::panicking`] shows a panic. A test that returns `Err` does not panic: the
 //! attribute reports it here, before the test's services end.
 
 pub(crate) mod shared_use;
@@ -13,19 +13,19 @@ thread_local! {
     static ERR_RETURNED: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The test on this thread may start services of its own. From now on rstest's `#[timeout]` ends
+/// Notes that the test on this thread may start services. From now on rstest's `#[timeout]` ends
 /// them, and forbids new ones.
 pub fn test_may_start() {
     timed_out::this_test();
 }
 
-/// A test begins on this thread.
+/// Notes that a test begins on this thread.
 pub fn test_begins() {
     ERR_RETURNED.set(false);
     crate::timeline::events::test_begins();
 }
 
-/// The test on this thread returns an error.
+/// Notes that the test on this thread returns an error.
 pub fn test_returns_err() {
     ERR_RETURNED.set(true);
     crate::outcome::shared_use::test_has_failed();

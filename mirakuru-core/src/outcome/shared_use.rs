@@ -1,15 +1,15 @@
 //! Shows the output of a service that several tests share to each test that fails.
 //!
-//! If a test owns its executor, dropping that in the failing test shows the end of the log. An
+//! If a test owns its executor, dropping it in the failing test shows the end of the log. An
 //! executor in a `static` is never dropped. So each thread notes its uses of such a service, with
-//! the time of the first. A panic on that thread shows the output since then. A panic hook does
-//! this: it is installed when the first service is shared, and calls the previous hook first.
+//! the time of the first. A panic on that thread shows the output since then, by a panic hook. The
+//! hook is installed when the first service is shared, and calls the previous hook first.
 //!
-//! This relies on one fact: a test has a thread of its own (libtest; nextest even a process). The
-//! hook runs on the thread that panics, whose output the test harness captures. A task on another
-//! thread shows only the services that this thread has used. A test that returns `Err` does not
-//! panic: the attribute notices that, but a bare test that uses a `static` does not. A hook that
-//! the test installs afterwards replaces this one.
+//! This relies on one fact: each test has its own thread (libtest) or process (nextest). The hook
+//! runs on the thread that panics, whose output the test harness captures. A task on another thread
+//! shows only the services that this thread has used. A test that returns `Err` does not panic: the
+//! attribute notices that, but a bare test that uses a `static` does not. A hook that the test
+//! installs afterwards replaces this one.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
@@ -28,10 +28,10 @@ use crate::service_dir;
 use crate::sys::{self, Exit};
 use crate::timeline::events as timeline;
 
-/// How long a supervisor on a busy machine may take to tell how its service ended.
+/// Time that a supervisor on a busy machine may take to report the end of its service.
 const TOLD_WITHIN: Duration = Duration::from_secs(1);
 
-/// The services of one shared fixture. Cheap to clone.
+/// The services of a shared fixture. Cheap to clone.
 #[derive(Clone)]
 pub struct SharedServices(Arc<Inner>);
 
@@ -43,17 +43,17 @@ struct Inner {
 
 struct Service {
     command: String,
-    /// Shared with the executor, which may be dropped before this.
+    /// Reader of the log, shared with the executor, which may be dropped before.
     output: Arc<OutputReader>,
-    /// Set to let the log outlive its executor.
+    /// Path of the file that makes the log outlive its executor.
     kept: PathBuf,
-    /// The main process and its start time. `None` for a daemon, and for a job that was done when
-    /// the fixture was made.
+    /// Process id and start time of the main process. `None` for a daemon, and for a job that was
+    /// done when the fixture was made.
     main: Option<(u32, u64)>,
     how_it_ended: Mutex<HowItEnded>,
 }
 
-/// Tells how a service's main process ended, as far as that is known.
+/// Returns the exit of a service's main process, if it is known.
 pub(crate) type HowItEnded = Box<dyn Fn() -> Option<Exit> + Send>;
 
 thread_local! {
@@ -61,7 +61,7 @@ thread_local! {
     static MAKING: RefCell<Option<Vec<Service>>> = const { RefCell::new(None) };
     /// The services that the test on this thread has used, each with the time of its first use.
     static USED: RefCell<Vec<(SharedServices, u64)>> = const { RefCell::new(Vec::new()) };
-    /// The service that was used last: nearly always it is used again next.
+    /// Id of the service that was used last, which nearly always is used next.
     static LATEST: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -74,13 +74,13 @@ impl SharedServices {
                 MAKING.set(self.0.take());
             }
         }
-        // If the fixture needs another one, that one has its own list.
+        // If the fixture needs another one, that fixture has its own list.
         let began = sys::clock_ns();
         let mut restore = Restore(MAKING.replace(Some(Vec::new())));
         let made = make();
         let mut services = MAKING.replace(restore.0.take()).unwrap_or_default();
-        // A program may have done its work by now, such as a client that loads a schema. It has not
-        // died.
+        // A program may have done its work by now, as a client that loads a schema. That is not a
+        // crash.
         for service in &mut services {
             service.main = service
                 .main
@@ -98,12 +98,12 @@ impl SharedServices {
         (made, services)
     }
 
-    /// Notes that the test on this thread uses the fixture. Costs some nanoseconds.
+    /// Notes that the test on this thread uses the fixture, which takes some nanoseconds.
     ///
     /// # Errors
     ///
     /// [`Error::Died`] at the first use in this test, if one of the services has ended before.
-    /// Without it, the test's client could only say "connection refused".
+    /// Without it, the test would see only its client's "connection refused".
     pub fn used(&self) -> Result<(), Error> {
         // At the end of a thread, its notes may be gone already; then no test runs there either.
         let known = LATEST.try_with(|latest| latest.replace(self.0.id) == self.0.id);
@@ -118,21 +118,21 @@ impl SharedServices {
         }
     }
 
-    /// Notes that the test on this thread has waited, since then, for another test to make the
-    /// fixture.
+    /// Notes that the test on this thread waited for another test to make the fixture, from `since`
+    /// on.
     pub fn waited_since(&self, since: u64) {
         for service in &self.0.services {
             timeline::waited(since, service.id());
         }
     }
 
-    /// Whether this is the first use in this test.
+    /// Notes a use of the fixture from `since` on. Returns whether it is the first in this test.
     fn used_since(&self, since: u64) -> bool {
         if self.0.services.is_empty() {
             return false;
         }
         let is_first = USED.try_with(|used| {
-            // It is borrowed already only while this thread reports a panic.
+            // The list is borrowed already only while this thread reports a panic.
             if let Ok(mut used) = used.try_borrow_mut() {
                 if !used.iter().any(|(known, _)| known.0.id == self.0.id) {
                     used.push((self.clone(), since));
@@ -156,13 +156,13 @@ pub(super) fn is_making() -> bool {
         .unwrap_or(false)
 }
 
-/// A service was started. If it is for a shared fixture, records it.
+/// Notes a service that was started, if it is for a shared fixture.
 pub(crate) fn started(command: &str, pid: u32, output: &Arc<OutputReader>, how_it_ended: HowItEnded) {
     let _ = MAKING.try_with(|making| {
         let Some(services) = &mut *making.borrow_mut() else {
             return;
         };
-        // A restart is no new service.
+        // A restart does not make a new service.
         if services.iter().any(|service| service.output.path == output.path) {
             return;
         }
@@ -176,7 +176,7 @@ pub(crate) fn started(command: &str, pid: u32, output: &Arc<OutputReader>, how_i
     });
 }
 
-/// A service that this thread has started belongs to the run from now on.
+/// Notes that a service of this thread belongs to the run from now on.
 pub(crate) fn published(log: &Path, how_it_ended: HowItEnded) {
     let _ = MAKING.try_with(|making| {
         let mut making = making.borrow_mut();
@@ -187,8 +187,8 @@ pub(crate) fn published(log: &Path, how_it_ended: HowItEnded) {
     });
 }
 
-/// The test on this thread has failed. Shows the output of its shared services since their first
-/// use, or since the last call of this.
+/// Shows the output of the failed test's shared services, since their first use or the last call of
+/// this.
 pub(crate) fn test_has_failed() {
     let now = sys::clock_ns();
     let mut texts = Vec::new();
@@ -220,7 +220,7 @@ impl Service {
         dir.and_then(OsStr::to_str).unwrap_or_default()
     }
 
-    /// Whether the service has ended although it was to stay. A job that is done does not count.
+    /// Whether the service has ended too early. A job that is done does not count.
     fn has_died(&self) -> bool {
         let has_ended = self
             .main
@@ -228,8 +228,8 @@ impl Service {
         has_ended && self.exit().is_none_or(|exit| !exit.status.success())
     }
 
-    /// How the service ended. The supervisor tells it a moment after the end of the process. At the
-    /// end of the run it does not, because it removes the file for it.
+    /// Asks for the exit of the service. The supervisor reports it a moment after the end of the
+    /// process. At the end of the run it cannot, because it removes the file for it.
     fn exit(&self) -> Option<Exit> {
         let how_it_ended = self.how_it_ended.lock().unwrap_or_else(PoisonError::into_inner);
         let began = Instant::now();
@@ -258,7 +258,7 @@ impl Service {
 
     fn tail(&self, since: u64) -> Option<String> {
         if self.has_died() {
-            // The end of the service is the reason for the error of the test's client.
+            // The test's client fails because the service has ended.
             self.keep();
             return Some(shown(&self.died()));
         }
@@ -277,8 +277,8 @@ impl Service {
 }
 
 impl Service {
-    /// Keeps the log, which a person reads after the test. If the run is over, it was killed, and
-    /// its files are removed.
+    /// Keeps the log for the reader of the test's result. If the run is over, the test was killed,
+    /// and its files are removed.
     fn keep(&self) {
         if !run::is_over() {
             let _ = std::fs::File::create(&self.kept);

@@ -1,12 +1,12 @@
 //! Ends the services of a test that rstest's `#[timeout]` has ended.
 //!
-//! rstest runs the body on a thread of its own. When the time is over, the test's thread panics,
-//! and the body goes on. A thread cannot be ended from outside, but its services can. The panic
-//! hook ends them on the test's thread, before the test counts as failed. So the next test does not
-//! wait for their ports.
+//! rstest runs the body on another thread. When the time is over, the test's thread panics, and the
+//! body goes on. A thread cannot be ended from outside, but its services can. The panic hook ends
+//! them on the test's thread, before the test counts as failed. So the next test does not wait for
+//! their ports.
 //!
-//! Both threads have the name of the test. The source file and the text of the panic show that it
-//! is such a one.
+//! Both threads have the name of the test. The source file and the text of the panic identify a
+//! time-out.
 
 use std::panic::PanicHookInfo;
 use std::path::Path;
@@ -21,7 +21,7 @@ use crate::run::hash;
 use crate::sys;
 use crate::util::say::is_set;
 
-/// A service of a test. If the test is over its time, its output is shown.
+/// A service of a test. Its output is shown if the test takes too long.
 struct Started {
     test: u64,
     command: String,
@@ -29,11 +29,11 @@ struct Started {
 }
 
 static STARTED: Mutex<Vec<Started>> = Mutex::new(Vec::new());
-/// The tests that are over.
+/// Ids of the tests that are over.
 static OVER: Mutex<Vec<u64>> = Mutex::new(Vec::new());
 
-/// The test on this thread: a number that its thread and the thread of its body share. 0 if no test
-/// is known, or if the thread makes something that other tests use as well.
+/// The id of the test on this thread, the same for the thread of its body. 0 if no test is known,
+/// or if the thread makes something that other tests use as well.
 pub(crate) fn this_test() -> u64 {
     let thread = thread::current();
     match thread.name() {
@@ -45,11 +45,11 @@ pub(crate) fn this_test() -> u64 {
     }
 }
 
-/// Returns an error if a service is started for a test that is over.
+/// Refuses to start a service for a test that is over.
 ///
 /// # Errors
 ///
-/// [`Error::System`] with that reason.
+/// [`Error::System`] with this reason.
 pub(crate) fn check(test: u64) -> Result<(), Error> {
     if test != 0 && lock(&OVER).contains(&test) {
         return Err(Error::other(
@@ -60,10 +60,10 @@ pub(crate) fn check(test: u64) -> Result<(), Error> {
     Ok(())
 }
 
-/// A service was started for a test.
+/// Notes a service that was started for a test.
 pub(crate) fn started(test: u64, command: &str, output: &Arc<OutputReader>) {
     let mut all = lock(&STARTED);
-    // A restart is no new service.
+    // A restart does not make a new service.
     if test == 0 || all.iter().any(|started| started.output.path == output.path) {
         return;
     }
@@ -74,15 +74,15 @@ pub(crate) fn started(test: u64, command: &str, output: &Arc<OutputReader>) {
     });
 }
 
-/// The handle of a service was dropped.
+/// Forgets a service whose handle was dropped.
 pub(crate) fn forget(test: u64, log: &Path) {
     if test != 0 {
         lock(&STARTED).retain(|started| started.output.path != log);
     }
 }
 
-/// This thread panics. If that is a test over its time, returns the test. From now on no service
-/// starts for it.
+/// Notes a panic of this thread. If rstest's time-out caused it, returns the test, for which no
+/// service starts from now on.
 pub(super) fn note(info: &PanicHookInfo<'_>) -> Option<u64> {
     // `MIRAKURU_KEEP` lets a person inspect the services of a failed test.
     if !is_timeout(info) || is_set("MIRAKURU_KEEP") {

@@ -1,8 +1,8 @@
 //! `MIRAKURU_LIVE=1`: shows the output of services while they run, past the capture of the test
 //! harness and of nextest.
 //!
-//! One thread reads the logs of all services. Several processes may use one shared service; a lock
-//! on its log lets one of them at a time show it.
+//! One thread reads the logs of all services. If several processes use a shared service, a lock on
+//! its log lets one of them show it at a time.
 
 use std::fs::File;
 use std::hash::Hasher;
@@ -23,14 +23,14 @@ use crate::util::say::is_set;
 use crate::util::text::printable;
 use crate::util::thread;
 
-/// How often the logs are read.
+/// Pause between two reads of the logs.
 const INTERVAL: Duration = Duration::from_millis(20);
-/// The most characters of a line that are shown.
+/// Number of characters at which a line is cut.
 const LONGEST: usize = 2_000;
 /// The colours of the names, in the order of the terminal's palette.
 const COLOURS: [u8; 6] = [36, 33, 32, 35, 34, 31];
 
-/// A service that is shown.
+/// A service whose output is shown.
 struct Followed {
     name: String,
     log: PathBuf,
@@ -38,14 +38,14 @@ struct Followed {
     cursor: Cursor,
     /// Unfinished lines of standard output and standard error.
     open: [Vec<u8>; 2],
-    /// Held by the process that shows the service.
+    /// The lock on the log, in the process that shows the service.
     lock: Option<File>,
 }
 
 static FOLLOWED: Mutex<Vec<Followed>> = Mutex::new(Vec::new());
 
-/// Shows the output of a service, if the environment asks for it. If another process started the
-/// service, this is only the output from now on. A second call for the same log does nothing.
+/// Shows the output of a service, if the environment asks for it: all of it with `all`, otherwise
+/// the output from now on. A second call for the same log does nothing.
 pub(crate) fn follow(name: &str, log: &Path, index: &Path, all: bool) {
     static WANTED: Lazy<bool> = Lazy::new(|| is_set("MIRAKURU_LIVE"));
     if !*WANTED {
@@ -152,9 +152,9 @@ impl Followed {
     }
 }
 
-/// The stream that the person who runs the tests reads.
+/// The stream that the person at the terminal reads.
 struct Terminal {
-    /// The runner's standard error, if the runner captures the one of its tests.
+    /// The runner's standard error, if the runner captures the standard error of its tests.
     runner: Option<File>,
     colours: bool,
 }

@@ -1,12 +1,12 @@
-//! Follows a log file that the service writes itself. It is found by its name, so it may be moved
-//! away and begun anew, or be made shorter.
+//! Follows a log file that the service writes itself. The file is found by its name, so it may be
+//! moved away and begun anew, or be truncated.
 
 use std::fs::{File, Metadata};
 use std::io;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-/// How much is read at a time.
+/// Number of bytes read at a time.
 const BLOCK: usize = 64 * 1024;
 
 /// A position in a log file.
@@ -18,7 +18,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The end of the file as it is now.
+    /// The present end of the file.
     pub(crate) fn end_of(path: &Path) -> Place {
         path.metadata().map_or_else(
             |_| Place::default(),
@@ -40,11 +40,11 @@ pub(crate) struct LogFile {
     path: PathBuf,
     at: Place,
     open: Option<File>,
-    /// Whether the last byte that was read ends a line.
+    /// Whether the last byte read ended a line.
     at_line_start: bool,
 }
 
-/// A copy continues at the same position, with a descriptor of its own.
+/// A clone continues at the same position, with a descriptor of its own.
 impl Clone for LogFile {
     fn clone(&self) -> LogFile {
         LogFile::new(&self.path, self.at)
@@ -61,7 +61,7 @@ impl LogFile {
         }
     }
 
-    /// Returns everything that was written since the last call. A missing file counts as empty. The
+    /// Reads everything that was written since the last call. A missing file counts as empty. The
     /// rest of a file that was moved away comes before the file that took its name.
     pub(crate) fn read(&mut self, each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         loop {
@@ -80,7 +80,7 @@ impl LogFile {
                 }
                 self.open = Some(file);
             }
-            // This comes before the rest is read: the service writes no more to a file that has
+            // This comes before the read of the rest: the service writes no more to a file that has
             // lost its name.
             let named = self.path.metadata().ok().map(|metadata| identity(&metadata));
             self.read_rest(each)?;
@@ -106,7 +106,7 @@ impl LogFile {
             }
         }
         let mut block = vec![0; BLOCK];
-        // Reads up to the present length only, so that this ends however fast the service writes.
+        // This stops at the present length, so that it ends however fast the service writes.
         while self.at.offset < length {
             let wanted = usize::try_from(length - self.at.offset).map_or(BLOCK, |rest| rest.min(BLOCK));
             match file.read_at(&mut block[..wanted], self.at.offset) {
@@ -123,7 +123,7 @@ impl LogFile {
         Ok(())
     }
 
-    /// The next file does not continue the same line.
+    /// Ends an unfinished line, because the next file does not continue it.
     fn end_line(&mut self, each: &mut dyn FnMut(&[u8])) {
         if !std::mem::replace(&mut self.at_line_start, true) {
             each(b"\n");
@@ -164,7 +164,7 @@ mod tests {
         file.write_all(b"the new file\n").unwrap();
         assert_eq!(read(&mut follower), "the old fil\nthe new file\n");
         assert_eq!(read(&mut follower), "");
-        // Emptied, as `copytruncate` does.
+        // The file is emptied, as by `copytruncate`.
         file.set_len(0).unwrap();
         file.write_at(b"short\n", 0).unwrap();
         assert_eq!(read(&mut follower), "short\n");

@@ -10,11 +10,11 @@ use crate::output::mark::Mark;
 use crate::output::reader::{Cursor, OutputReader, Piece, Stream};
 use crate::util::text::printable;
 
-/// The most that a snapshot holds: the last 16 MiB of the log.
+/// Number of bytes in a snapshot at most: the last 16 MiB of the log.
 pub(super) const SNAPSHOT: u64 = 16 * 1024 * 1024;
-/// How much of the log is searched for the last lines.
+/// Number of bytes searched for the last lines.
 const TAIL: u64 = 64 * 1024;
-/// How much of the log is searched for the lines of a report.
+/// Number of bytes searched for the lines of a report.
 const EXCERPT: u64 = 1024 * 1024;
 /// The length at which a line of the tail is cut, in characters.
 pub(super) const TAIL_LINE: usize = 400;
@@ -23,13 +23,13 @@ pub(super) const TAIL_LINE: usize = 400;
 /// [`Executor::logs`](crate::executor::Executor::logs). It owns its text, and later output does not
 /// change it.
 ///
-/// It holds at most the last 16 MiB; [`truncated`](Logs::truncated) says whether that cut anything
-/// off. The [file](Logs::path) has all of it, up to a limit. Bytes that are not UTF-8 are replaced
-/// by U+FFFD, as [`String::from_utf8_lossy`] does. If the other stream has torn a character, it is
+/// A snapshot has at most the last 16 MiB; [`truncated`](Logs::truncated) tells whether that cut
+/// anything off. The [file](Logs::path) has all of it, up to a limit. U+FFFD replaces bytes that
+/// are not UTF-8, as in [`String::from_utf8_lossy`]. A character that the other stream has torn is
 /// whole in [`stdout`](Logs::stdout) and [`stderr`](Logs::stderr).
 ///
-/// `Display` gives both streams as they are in the file. If the file has left something out, a line
-/// of its own says so.
+/// `Display` gives both streams as they are in the file. An extra line shows where the file has
+/// left something out.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -48,7 +48,7 @@ pub(super) const TAIL_LINE: usize = 400;
 pub struct Logs {
     all: String,
     texts: [Text; 2],
-    /// For each completed line, in that order, whether it came on standard error.
+    /// Whether each completed line, in order of completion, came on standard error.
     order: Vec<bool>,
     /// The log files of the recipe, each with its text.
     files: Vec<(PathBuf, String)>,
@@ -62,8 +62,8 @@ pub struct Logs {
 #[derive(Clone, Debug, Default)]
 struct Text {
     text: String,
-    /// The places where a line ends without a line feed. There the service was started again, or
-    /// the rest was lost.
+    /// Places where a line ends without a line feed, because the service was started again there,
+    /// or the rest was lost.
     breaks: Vec<usize>,
 }
 
@@ -110,7 +110,7 @@ impl Logs {
         let mut logs = output.snapshot_since(mark.output);
         for (number, path) in files.iter().enumerate() {
             let mut bytes = Vec::new();
-            // If a file cannot be read further, the part that was read counts.
+            // If a file cannot be read further, its first part counts.
             let _ = LogFile::new(path, mark.file(number)).read(&mut |part| {
                 bytes.extend_from_slice(part);
                 let surplus = bytes.len().saturating_sub(2 * SNAPSHOT as usize);
@@ -124,8 +124,8 @@ impl Logs {
         logs
     }
 
-    /// The log file. It has everything that the service printed since its executor was made, over
-    /// all its starts. It is removed with the service's private directory, except after a failure.
+    /// The log file, with everything that the service printed over all its starts. It is removed
+    /// with the service's private directory, except after a failure.
     ///
     /// If the log has passed half of its
     /// [`log_limit`](crate::recipe::builder::ExecutorBuilder::log_limit), this file holds only the
@@ -135,26 +135,26 @@ impl Logs {
         &self.path
     }
 
-    /// Whether nothing has been printed.
+    /// Whether the service has printed nothing.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.all.is_empty() && self.files.iter().all(|(_, text)| text.is_empty())
     }
 
-    /// Whether the beginning is missing here, because more than 16 MiB were printed.
+    /// Whether the beginning is missing here, because the service has printed more than 16 MiB.
     #[must_use]
     pub fn truncated(&self) -> bool {
         self.truncated
     }
 
-    /// How many bytes of the output are left out, here and in the files, because the log has
-    /// reached its [limit](crate::recipe::builder::ExecutorBuilder::log_limit).
+    /// Number of output bytes that are left out, here and in the files, because the log has reached
+    /// its [limit](crate::recipe::builder::ExecutorBuilder::log_limit).
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.dropped
     }
 
-    /// How many bytes of the output are missing, here and in the file, because the disk was full.
+    /// Number of output bytes that are missing, here and in the file, because the disk was full.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost
@@ -208,18 +208,18 @@ impl<'a> TextLines<'a> {
 }
 
 impl OutputReader {
-    /// Everything that was printed so far, or the last 16 MiB of it.
+    /// Makes a snapshot of the output so far, or of its last 16 MiB.
     #[cfg(test)]
     pub(crate) fn snapshot(&self) -> Logs {
         self.snapshot_since(Cursor::START)
     }
 
-    /// Everything that was printed since, or the last 16 MiB of it.
+    /// Makes a snapshot of the output since the cursor, or of its last 16 MiB.
     pub(crate) fn snapshot_since(&self, since: Cursor) -> Logs {
         self.collect(since, SNAPSHOT)
     }
 
-    /// The last `lines` lines since the cursor, in displayable form. It reads the last 64 KiB, cuts
+    /// The last `lines` lines since the cursor, in displayable form. Reads the last 64 KiB, cuts
     /// each line at 400 characters, and removes sequences that a terminal would obey.
     pub(crate) fn tail(&self, lines: usize, since: Cursor) -> Vec<String> {
         let logs = self.collect(since, TAIL);
@@ -241,8 +241,8 @@ impl OutputReader {
     }
 
     /// The first and the last lines since the cursor, in displayable form. Successive lines that
-    /// differ only in their times and process ids are folded. So a client that tries a hundred
-    /// times does not push everything else out.
+    /// differ only in their times and process ids are folded. So a hundred equal messages of a
+    /// client do not hide everything else.
     pub(crate) fn excerpt(&self, since: Cursor, first: usize, last: usize) -> Excerpt {
         let end = self.end();
         let logs = self.collect(since, EXCERPT);
@@ -284,7 +284,7 @@ impl OutputReader {
         }
     }
 
-    /// The beginning of the output since the cursor, for a log that is too long to read whole.
+    /// The beginning of the output since the cursor, for a log that is too long to read as a whole.
     fn beginning(&self, since: Cursor, end: Cursor) -> Logs {
         let mut assembly = Assembly::default();
         let mut cursor = since;
@@ -316,7 +316,7 @@ impl OutputReader {
         let mut assembly = Assembly::default();
         let start = self.back_from(end, since, limit).unwrap_or(since);
         let mut cursor = start;
-        // A log that cannot be read counts as the part that was read.
+        // If the log cannot be read further, its first part counts.
         let _ = self.walk(&mut cursor, Some(end), &mut |piece, _| assembly.add(piece));
         let mut logs = assembly.finish(self.path.clone(), start.given > since.given);
         logs.dropped = self.dropped(since);
@@ -329,15 +329,15 @@ impl OutputReader {
 pub(crate) struct Excerpt {
     /// The first lines, unless they are among the last.
     pub(crate) head: Vec<String>,
-    /// How many lines stand between the two.
+    /// Number of lines between the first and the last.
     pub(crate) left_out: u64,
-    /// How many bytes are not in the log, because that reached its limit.
+    /// Number of bytes that are not in the log, because it reached its limit.
     pub(crate) dropped: u64,
     pub(crate) tail: Vec<String>,
 }
 
 impl Excerpt {
-    /// For a report, with the file that has everything.
+    /// The form of this excerpt for a report, with the path of the whole log.
     pub(crate) fn printed<'a>(&'a self, log: &'a Path) -> Printed<'a> {
         Printed {
             head: &self.head,
@@ -349,9 +349,9 @@ impl Excerpt {
     }
 }
 
-/// Folds lines, and returns each with the number of lines that it stands for. If four or more
-/// successive lines differ only in their times and process ids, the first and the last stay. A line
-/// between them counts the others.
+/// Folds lines, and returns each with the number of lines that it stands for. In a group of four or
+/// more successive lines that differ only in times and process ids, the first and the last stay. A
+/// line between them counts the others.
 fn fold(lines: impl Iterator<Item = String>) -> Vec<(String, u64)> {
     let mut folded: Vec<(String, u64)> = Vec::new();
     let mut pattern = String::new();
@@ -376,8 +376,7 @@ fn fold(lines: impl Iterator<Item = String>) -> Vec<(String, u64)> {
     folded
 }
 
-/// The line without the digits of times, dates and process ids. Repeated messages differ only in
-/// those.
+/// Removes the digits of times, dates and process ids, which differ in repeated messages.
 fn without_time(line: &str) -> String {
     let words = line.split_whitespace().map(|word| {
         let count = |c| word.matches(c).count();
@@ -391,7 +390,7 @@ fn without_time(line: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// Replaces the left-out part of a log.
+/// The text in place of the left-out part of a log.
 pub(super) fn left_out(bytes: u64) -> String {
     format!(
         "[mirakuru: {} are left out here: the log has reached its limit]",
@@ -399,7 +398,7 @@ pub(super) fn left_out(bytes: u64) -> String {
     )
 }
 
-/// Puts a snapshot together, piece by piece.
+/// Builds a snapshot, piece by piece.
 #[derive(Default)]
 struct Assembly {
     all: Vec<u8>,
@@ -414,9 +413,9 @@ struct Open {
     done: Text,
     /// Bytes that are not decoded yet, because the last character may be incomplete.
     bytes: Vec<u8>,
-    /// Whether there is an unfinished line.
+    /// Whether the last line is unfinished.
     line: bool,
-    /// The number of the piece that was last added to it.
+    /// Number of the last piece of this stream.
     touched: u64,
 }
 
@@ -466,7 +465,7 @@ impl Assembly {
         }
     }
 
-    /// Ends both unfinished lines, beginning with the one that was added to first.
+    /// Ends both unfinished lines, first the one whose last piece is older.
     fn cut_both(&mut self) {
         let stderr_first = self.streams[1].touched < self.streams[0].touched;
         self.cut(stderr_first);

@@ -5,20 +5,20 @@ use std::path::PathBuf;
 use crate::output::log_file::Place;
 use crate::output::reader::{Cursor, OutputReader};
 
-/// A place in the output and the log files of a service: the moment at which
-/// [`Executor::mark`](crate::executor::Executor::mark) was called.
+/// A place in the output and the log files of a service, at the time of a call of
+/// [`Executor::mark`](crate::executor::Executor::mark).
 ///
-/// It stays valid over restarts of the service and after its end. The default is the beginning of
-/// everything. The usual variable name is `mark`.
+/// A mark stays valid over restarts of the service and after its end. The default is the beginning
+/// of all output. The usual variable name is `mark`.
 #[derive(Clone, Debug, Default)]
 pub struct Mark {
     pub(crate) output: Cursor,
-    /// In the order of the recipe's log files.
+    /// Places in the recipe's log files, in their order.
     pub(crate) files: Vec<Place>,
 }
 
 impl Mark {
-    /// The end of everything that has been logged so far.
+    /// The end of the log so far.
     pub(crate) fn now(output: &OutputReader, files: &[PathBuf]) -> Mark {
         Mark {
             output: output.end(),
@@ -26,7 +26,7 @@ impl Mark {
         }
     }
 
-    /// The beginning of everything.
+    /// The beginning of all output.
     pub(crate) const START: Mark = Mark {
         output: Cursor::START,
         files: Vec::new(),

@@ -1,5 +1,5 @@
-//! The files of a log. A log has one part until it reaches its limit. Then it goes on in later
-//! parts, of which the last two stay. See [`log_record`](crate::sys::log_record).
+//! The files of a log. A log has one part until it reaches its limit. Then it continues in later
+//! parts, and the last two of them stay. See [`log_record`](crate::sys::log_record).
 //!
 //! Offsets count from the beginning of the whole log, and of the whole index.
 
@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::sys::log_record::{self, Record};
 
-/// A place in the index, and in the log.
+/// A place in the log, as offsets in the index and in the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) index: u64,
@@ -30,7 +30,7 @@ struct Part {
     begin: Place,
 }
 
-/// The parts as they were a moment ago.
+/// A recent list of the parts.
 #[derive(Clone, Debug)]
 pub(super) struct View {
     /// Each part with its end.
@@ -39,7 +39,7 @@ pub(super) struct View {
     earlier_length: u64,
 }
 
-/// The parts that are known.
+/// The list of known parts.
 #[derive(Debug)]
 pub(super) struct Parts(Mutex<View>);
 
@@ -78,8 +78,8 @@ impl View {
                 return Ok(());
             };
             self.earlier_length = part.begin.log + part.log.metadata()?.len();
-            // The length of the index is read before that of the log: then the log surely has the
-            // bytes of its records.
+            // The length of the index is read before the length of the log: then the log surely has
+            // the bytes of its records.
             let index = part.index.metadata()?.len() / log_record::SIZE as u64 * log_record::SIZE as u64;
             let mut record = [0; log_record::SIZE];
             let last = index.checked_sub(log_record::SIZE as u64);
@@ -103,7 +103,7 @@ impl View {
                 .filter(|part| part.number >= next)
                 .min_by_key(|part| part.number)
             else {
-                // Everything has been removed.
+                // All parts have been removed.
                 self.earlier_length = self.end().log;
                 return Ok(());
             };
@@ -111,26 +111,26 @@ impl View {
                 self.parts.truncate(1);
             }
             self.parts.push((Arc::new(found), Place::default()));
-            // The supervisor keeps the same number.
+            // The supervisor keeps the same number of parts.
             if self.parts.len() > 3 {
                 self.parts.remove(1);
             }
         }
     }
 
-    /// The end of everything.
+    /// The end of the last part.
     pub(super) fn end(&self) -> Place {
         self.parts.last().map_or(Place::default(), |(_, end)| *end)
     }
 
-    /// The length of the log a moment earlier. Each of these bytes has a record in the index,
-    /// except for orphans.
+    /// An earlier length of the log. Each of these bytes has a record in the index, except for
+    /// orphans.
     pub(super) fn earlier_length(&self) -> u64 {
         self.earlier_length
     }
 
-    /// The log and the index of the last part, its number, and its beginning. The first part's
-    /// descriptors are copies of those that this process reads with: an open costs more.
+    /// The log and the index of the last part, its number, and its beginning. For the first part,
+    /// the descriptors are copies of this process's own, because an open costs more.
     pub(super) fn last(
         &self,
         open: impl Fn(&Path) -> io::Result<File>,
@@ -143,7 +143,7 @@ impl View {
         Ok((files, part.number, part.begin))
     }
 
-    /// The beginning and the end of the part of the log that is left out.
+    /// The beginning and the end of the left-out part.
     pub(super) fn gap(&self) -> Option<[Place; 2]> {
         let [(_, end), (next, _), ..] = self.parts.as_slice() else {
             return None;
@@ -184,7 +184,7 @@ impl View {
 }
 
 impl Part {
-    /// Opens a later part. `None` if there is none under this name, or it is being replaced.
+    /// Opens a later part. `None` if no part has this name, or if it is being replaced.
     fn open(dir: &Path, name: u32) -> Option<Part> {
         let paths = log_record::part(name).map(|name| dir.join(OsStr::from_bytes(name.to_bytes())));
         let index = File::open(&paths[1]).ok()?;

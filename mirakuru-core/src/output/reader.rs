@@ -1,13 +1,13 @@
 //! Reads a service's log and the index beside it while the supervisor writes them.
 //!
-//! Both files are append only, and the supervisor alone writes them. `log` has the plain bytes of
+//! Both files are append only, and only the supervisor writes them. `log` has the plain bytes of
 //! standard output and standard error as they came. `log.index` has one [`Record`] for each write,
-//! which says which stream it was. A long log has more files: see `parts.rs`.
+//! with the stream and the length. A long log has more files: see `parts.rs`.
 //!
 //! The supervisor writes the bytes before their record. So a reader may find bytes without a
-//! record. That lasts for the moment between two system calls, or for ever if the index could not
-//! be written. Bytes that stay without a record count as standard output. If their record comes
-//! after all, nothing is given out twice.
+//! record: for the moment between two system calls, or for ever if the index could not be written.
+//! Bytes that stay without a record count as standard output. If their record comes after all, no
+//! byte is returned twice.
 
 use std::fs::File;
 use std::io;
@@ -20,12 +20,12 @@ use crate::output::parts::{Parts, Place, View};
 use crate::sys::LogPart;
 use crate::sys::log_record::{self, Record};
 
-/// How much of either file is read at a time.
+/// Number of bytes of either file that are read at a time.
 const BUFFER: usize = 64 * 1024;
-/// After this time, bytes without a record count as standard output.
+/// Time after which bytes without a record count as standard output.
 pub(super) const ORPHANED: Duration = Duration::from_millis(100);
 
-/// Which of its standard streams a service printed to.
+/// A standard stream of a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stream {
     Stdout,
@@ -35,24 +35,24 @@ pub(crate) enum Stream {
 /// One item of the index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Piece<'a> {
-    /// Bytes that were printed.
+    /// Bytes that the service printed.
     Output(Stream, &'a [u8]),
-    /// The number of printed bytes that could not be kept.
+    /// Number of printed bytes that could not be kept.
     Lost(Stream, u32),
-    /// The number of printed bytes that are left out, because the log has reached its limit.
+    /// Number of printed bytes that are left out, because the log has reached its limit.
     LeftOut(u64),
-    /// The service was started, or started again.
+    /// A start or a restart of the service.
     Start,
 }
 
 /// A position in the log. Cheap to copy, and valid as long as the log exists.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cursor {
-    /// Offset in the index: everything before has been read.
+    /// Offset in the index, up to which all records have been read.
     index: u64,
-    /// Offset in the log that these records reach up to.
+    /// Offset in the log, up to which these records reach.
     covered: u64,
-    /// Offset in the log up to which bytes were given out. If it is beyond `covered`, the bytes
+    /// Offset in the log, up to which bytes were returned. If it is beyond `covered`, the bytes
     /// between have no record.
     pub(super) given: u64,
     /// Bytes that were seen without a record.
@@ -62,9 +62,9 @@ pub(crate) struct Cursor {
 /// Bytes that may never get a record.
 #[derive(Clone, Copy, Debug)]
 struct Orphans {
-    /// The value of the cursor's `index` at which they were seen.
+    /// The cursor's `index` when the bytes were seen.
     index: u64,
-    /// The offset in the log at which they end. Bytes after it get a waiting time of their own.
+    /// Offset in the log at which the bytes end. Later bytes have a waiting time of their own.
     end: u64,
     since: Instant,
 }
@@ -82,11 +82,11 @@ impl Cursor {
 /// Reads the log of one service while it grows, in bounded memory.
 #[derive(Debug)]
 pub(crate) struct OutputReader {
-    /// Where the log is.
+    /// Path of the log.
     pub(crate) path: PathBuf,
     parts: Parts,
-    /// The part of the index that has been summed up already. So the end of a long log is found
-    /// quickly the second time.
+    /// The offsets up to which the index has been added up, so that the end of a long log is found
+    /// quickly.
     summed: Mutex<(u64, u64)>,
 }
 
@@ -96,7 +96,7 @@ impl OutputReader {
         OutputReader::open_with(log, index, |path| File::open(path))
     }
 
-    /// The same with another way to open a file for reading.
+    /// Opens both files with a function that opens a file for reading.
     pub(crate) fn open_with(
         log: &Path,
         index: &Path,
@@ -109,7 +109,7 @@ impl OutputReader {
         })
     }
 
-    /// The end of the output so far. If the file cannot be read, the end that was known last.
+    /// The end of the output so far, or the last known end if the file cannot be read.
     pub(crate) fn end(&self) -> Cursor {
         // Bytes lack their record for a moment only. After a few reads, bytes without a record
         // count as orphans.
@@ -126,13 +126,13 @@ impl OutputReader {
 
     /// Adds up the rest of the index.
     fn sum(&self) -> Cursor {
-        // The lock guards two numbers that are always written together, so a panic elsewhere cannot
-        // spoil them.
+        // Two numbers in the lock are always written together, so a panic elsewhere cannot spoil
+        // them.
         let mut summed = self.summed.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut index, mut covered) = *summed;
         let mut block = Vec::new();
         let view = self.parts.view();
-        // An error keeps the known state.
+        // After an error the known state stays.
         if let Ok(view) = &view {
             loop {
                 (index, covered) = view.after_gap(index).unwrap_or((index, covered));
@@ -149,7 +149,7 @@ impl OutputReader {
             }
         }
         *summed = (index, covered);
-        // This is read before the index: in between, the supervisor may write much more, with
+        // This length is older than the index: in between, the supervisor may write much more, with
         // records.
         let length = view.map_or(covered, |view| view.earlier_length());
         Cursor {
@@ -178,7 +178,7 @@ impl OutputReader {
 
     /// Returns the output and the other records since the cursor, and moves the cursor on.
     ///
-    /// Output that comes during the call is left for the next one, so that the call ends however
+    /// Leaves output that comes during the call for the next one, so that the call ends however
     /// fast the service is.
     pub(crate) fn read_pieces(
         &self,
@@ -194,8 +194,8 @@ impl OutputReader {
         until: Option<Cursor>,
         each: &mut dyn FnMut(Piece<'_>, u64),
     ) -> io::Result<()> {
-        // The time is taken before the lengths. Bytes without a record at that time are orphans if
-        // they were old enough then. This process may be held up between any two lines.
+        // This time comes before the lengths. Bytes without a record are orphans only if they were
+        // old enough at this time. This process may be held up between any two lines.
         let now = Instant::now();
         let view = self.parts.view()?;
         let stop = match until {
@@ -233,7 +233,7 @@ impl OutputReader {
                 match record.piece() {
                     Some(Piece::Output(stream, _)) => {
                         let end = cursor.covered + record.in_log();
-                        // Bytes that were given out as orphans are not given out again.
+                        // Bytes that were returned as orphans are not returned again.
                         let from = cursor.covered.max(cursor.given);
                         window.each(from, end, &mut |bytes| {
                             each(Piece::Output(stream, bytes), record.time);
@@ -270,7 +270,7 @@ impl OutputReader {
         Ok(())
     }
 
-    /// How many bytes that were printed since the cursor could not be kept.
+    /// Number of bytes since the cursor that could not be kept.
     pub(crate) fn lost(&self, since: Cursor) -> u64 {
         let mut lost = 0;
         let _ = self.find_record(since, |record| {
@@ -284,14 +284,13 @@ impl OutputReader {
         lost
     }
 
-    /// How many bytes that were printed since the cursor are left out, because the log has reached
-    /// its limit.
+    /// Number of bytes since the cursor that are left out, because the log has reached its limit.
     pub(crate) fn dropped(&self, since: Cursor) -> u64 {
         let gap = self.parts.view().ok().and_then(|view| view.gap());
         gap.map_or(0, |[from, to]| to.log.saturating_sub(from.log.max(since.given)))
     }
 
-    /// The first record after the cursor for which this holds.
+    /// Finds the first record after the cursor for which `found` returns true.
     fn find_record(&self, since: Cursor, mut found: impl FnMut(&Record) -> bool) -> Option<Record> {
         let view = self.parts.view().ok()?;
         let mut at = since.index;
@@ -309,7 +308,7 @@ impl OutputReader {
         }
     }
 
-    /// The position in the log at which the output of this time begins, in nanoseconds of the
+    /// The position in the log at which the output from this time on begins, in nanoseconds of the
     /// monotonic clock.
     pub(crate) fn since_time(&self, time: u64) -> Cursor {
         let end = self.end();
@@ -318,7 +317,7 @@ impl OutputReader {
         let Ok(view) = self.parts.view() else {
             return end;
         };
-        // Searches backwards, because the answer is near the end.
+        // This searches backwards, because the answer is near the end.
         'blocks: while index > 0 {
             (index, covered) = view.before_gap(index).unwrap_or((index, covered));
             let from = view.block_before(index);
@@ -399,8 +398,7 @@ impl View {
         Ok(&block[..got - got % log_record::SIZE])
     }
 
-    /// For an offset in the index that lies in the gap: where the index and the log continue after
-    /// it.
+    /// For an index offset in the gap: the offsets of the index and the log right after the gap.
     fn after_gap(&self, index: u64) -> Option<(u64, u64)> {
         let [from, to] = self.gap()?;
         (from.index..to.index)
@@ -408,7 +406,7 @@ impl View {
             .then_some((to.index, to.log))
     }
 
-    /// For an offset in the index in the gap or right after it: where the index and the log end
+    /// For an index offset in the gap or right after it: the offsets of the index and the log right
     /// before it.
     fn before_gap(&self, index: u64) -> Option<(u64, u64)> {
         let [from, to] = self.gap()?;
@@ -426,7 +424,7 @@ impl View {
 }
 
 impl Record {
-    /// How many bytes of the log the record is about.
+    /// Number of bytes in the log that belong to the record.
     fn in_log(self) -> u64 {
         match self.is_output() && !self.is_lost() {
             true => u64::from(self.length),
@@ -434,7 +432,7 @@ impl Record {
         }
     }
 
-    /// Its content, without the bytes.
+    /// The piece for a record other than output.
     fn piece(self) -> Option<Piece<'static>> {
         if !self.is_output() {
             return self.is_start().then_some(Piece::Start);
@@ -450,7 +448,7 @@ impl Record {
     }
 }
 
-/// The records in a part of the index. The length of the part is a multiple of a record's.
+/// Decodes a part of the index. Its length is a multiple of a record's.
 fn decoded(records: &[u8]) -> impl DoubleEndedIterator<Item = Record> {
     records.chunks_exact(log_record::SIZE).map(Record::decode)
 }
@@ -473,8 +471,8 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// Returns the bytes between two offsets, in parts. If the file is shorter than its index says,
-    /// returns only the bytes that it has.
+    /// Hands on the bytes between two offsets, in pieces. If the file is shorter than its index
+    /// says, only the bytes that it has.
     fn each(&mut self, mut from: u64, end: u64, give: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         while from < end {
             let within = from

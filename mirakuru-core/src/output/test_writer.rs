@@ -15,7 +15,7 @@ pub(crate) struct LogWriter {
 }
 
 impl OutputReader {
-    /// Only the output. Returns whether there was any.
+    /// Reads only the output. Returns whether there was any.
     pub(crate) fn read(
         &self,
         cursor: &mut Cursor,
@@ -61,8 +61,7 @@ impl LogWriter {
         self.index.write_all(&record).expect("the index is writable");
     }
 
-    /// Writes the record of bytes that other code has written into the log, or of bytes that are
-    /// not there.
+    /// Writes the record of bytes that other code has written into the log, or that do not exist.
     pub(crate) fn output(&mut self, stream: Stream, length: usize) {
         let length = u32::try_from(length).expect("a short record");
         self.record(|time| Record::output(stream as usize, length, time));

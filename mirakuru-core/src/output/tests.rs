@@ -77,7 +77,7 @@ fn a_snapshot_since_begins_there_and_stays_as_it_is() {
     log.stderr("later\n");
     assert_eq!(logs.to_string(), "after\n");
     assert!(!logs.truncated());
-    // The first record had the time 1001, the mark 1002.
+    // The first record has the time 1001, the mark 1002.
     assert_eq!(reader.first_output(since), Some(1003));
     assert_eq!(reader.first_output(Cursor::START), Some(1001));
     assert_eq!(reader.tail(5, since), ["after", "later"]);
@@ -166,7 +166,7 @@ fn the_tail_is_short_and_harmless() {
     }
     log.stderr("\u{1b}[31mred\u{1b}[0m \u{1b}]0;title\u{7}and\tbell\u{7}");
     let tail = reader.tail(3, Cursor::START);
-    // Control sequences of a terminal and its bell are left out, because they are unreadable.
+    // A terminal's control sequences and its bell are left out, because they are unreadable.
     assert_eq!(tail, ["line 98", "line 99", "red and bell"]);
     let tail = reader.tail(1000, Cursor::START);
     assert_eq!(tail.len(), 102);
@@ -198,7 +198,7 @@ fn lines_that_repeat_do_not_push_out_the_first_ones() {
         ]
     );
     assert!(excerpt.head.is_empty() && excerpt.left_out == 0);
-    // Three equal lines are shown as they are. So are lines without a letter in common.
+    // Three equal lines are shown as they are. So are lines without a common letter.
     let since = reader.end();
     log.stdout("1\n2\n3\n4\na\nb\na\nt 1\nt 2\nt 3\n");
     assert_eq!(
@@ -226,7 +226,7 @@ fn the_first_lines_are_shown_beside_the_last() {
     assert_eq!(excerpt.head, words(0, 5));
     assert_eq!(excerpt.left_out, 25);
     assert_eq!(excerpt.tail, words(30, 50));
-    // The same with a log that is longer than the part that a report reads.
+    // Another log is longer than the part that a report reads.
     log.stdout(words(50, 300_000).join("\n") + "\n");
     let excerpt = reader.excerpt(Cursor::START, 5, 20);
     assert_eq!(excerpt.head, words(0, 5));
@@ -248,7 +248,7 @@ fn a_snapshot_is_the_last_16_mib() {
     assert!(logs.truncated());
     assert_eq!(logs.to_string().len() as u64, SNAPSHOT);
     assert_eq!(logs.stderr(), "end\n");
-    // A line that begins inside the part is whole.
+    // A line that begins inside this part is complete.
     let mut cursor = Cursor::START;
     reader.read(&mut cursor, |_, _, _| ()).unwrap();
     log.stdout("more");
@@ -271,7 +271,7 @@ fn a_writer_at_work_is_read_without_loss() {
         });
         let mut cursor = Cursor::START;
         let mut streams = [Vec::new(), Vec::new()];
-        // A busy disk may take long, but not with nothing to read.
+        // A busy disk may take long, but never with nothing to read.
         let mut heard = Instant::now();
         while !streams[1].ends_with(b"-4999\n") && heard.elapsed() < Duration::from_secs(60) {
             let [out, err] = pair(&reader, &mut cursor);
@@ -297,7 +297,7 @@ fn memory_stays_flat() {
         let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
-    // This runs in a process of its own: other tests' memory would be counted otherwise.
+    // The test needs a process of its own, which the memory of other tests does not use.
     if !is_alone() {
         return run_alone(test_name!(memory_stays_flat), &[]);
     }
@@ -396,7 +396,7 @@ proptest! {
     ) {
         let dir = TestDir::new();
         let mut log = LogWriter::create(dir.path());
-        // The simple way: a line ends at its line feed, or where it is cut off.
+        // The simple rule: a line ends at its line feed, or where it is cut off.
         let mut wanted: Vec<Vec<u8>> = Vec::new();
         let mut open: [Option<(usize, Vec<u8>)>; 2] = [None, None];
         let cut = |open: &mut Option<(usize, Vec<u8>)>, wanted: &mut Vec<Vec<u8>>| {

@@ -14,7 +14,7 @@ use crate::ports::holder;
 use crate::ports::values::Values;
 use crate::sys;
 
-/// The sockets of one service.
+/// The sockets that one service inherits.
 #[derive(Debug, Default)]
 pub(crate) struct Listen {
     sockets: Vec<(String, SocketAddr)>,
@@ -75,7 +75,7 @@ impl Listen {
         let names: Vec<&str> = self.sockets.iter().map(|(name, _)| name.as_str()).collect();
         environment.insert("LISTEN_FDS".into(), self.sockets.len().to_string().into());
         environment.insert("LISTEN_FDNAMES".into(), names.join(":").into());
-        // A placeholder of the full length: the process id is written over it.
+        // A placeholder of the full length, which the process id replaces.
         environment.insert("LISTEN_PID".into(), "0".repeat(sys::PID_DIGITS).into());
     }
 }

@@ -5,7 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket}
 pub(crate) const ZERO: &str =
     "with port 0 the service chooses a port that nobody else knows; let one be chosen for it with `{port}`";
 
-/// The addresses that a `host:port` means. The error names the mistake in the text and its remedy.
+/// The addresses of a `host:port`. The error names the mistake in the text and its remedy.
 pub(crate) fn resolve(text: &str) -> Result<Vec<SocketAddr>, String> {
     if let Some((scheme, rest)) = text.split_once("://") {
         let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -47,7 +47,7 @@ pub(crate) fn resolve(text: &str) -> Result<Vec<SocketAddr>, String> {
 }
 
 /// The addresses of a host. `localhost` needs no hosts file, and a name below `localhost` is
-/// loopback without asking a name server (RFC 6761).
+/// loopback without a question to a name server (RFC 6761).
 pub(crate) fn host_addrs(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, port)]);
@@ -88,7 +88,7 @@ pub(crate) fn loopback(port: u16) -> Vec<SocketAddr> {
     ]
 }
 
-/// Splits `host`, `host:port`, `[v6]` or `[v6]:port` into the host and the port as it is written.
+/// Splits `host`, `host:port`, `[v6]` or `[v6]:port` into the host and the text of the port.
 pub(crate) fn split(text: &str) -> Result<(&str, Option<&str>), String> {
     let Some(inside) = text.strip_prefix('[') else {
         if text.parse::<Ipv6Addr>().is_ok() {
@@ -122,7 +122,7 @@ pub(crate) fn split(text: &str) -> Result<(&str, Option<&str>), String> {
     }
 }
 
-/// A port of digits alone. Port 0 is an error.
+/// Parses a port, which must have only digits and not be 0.
 pub(crate) fn port_number(text: &str) -> Option<u16> {
     let is_digits = text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|port| *port != 0 && is_digits)
@@ -137,12 +137,12 @@ fn no_port(text: &str) -> String {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) addr: SocketAddr,
-    /// Whether the address belongs to this machine. If so, the kernel knows its listeners.
+    /// Whether the address belongs to this machine, whose kernel knows its listeners.
     pub(crate) is_local: bool,
 }
 
 impl Place {
-    /// Each address as clients use it, once.
+    /// The addresses in the form for clients, each of them once.
     pub(crate) fn all(addrs: &[SocketAddr]) -> Vec<Place> {
         let mut places: Vec<Place> = Vec::new();
         for addr in addrs {
@@ -156,19 +156,19 @@ impl Place {
     }
 }
 
-/// An address as connections use it: IPv4 mapped into IPv6 is IPv4, and "any address" is the
+/// An address in the form for connections: IPv4 mapped into IPv6 is IPv4, and "any address" is the
 /// loopback one.
 pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
     let ip = reachable(addr.ip());
     let mut addr = addr;
-    // Keeps the scope of a link-local address.
+    // This keeps the scope of a link-local address.
     if addr.ip() != ip {
         addr = SocketAddr::new(ip, addr.port());
     }
     addr
 }
 
-/// Whether an address belongs to this machine. If so, the kernel knows its listeners.
+/// Whether an address belongs to this machine, whose kernel knows its listeners.
 pub(crate) fn is_local(ip: IpAddr) -> bool {
     // A bind to a foreign address fails. (The sysctl `ip_nonlocal_bind` allows it, for routers that
     // take over addresses.)
@@ -207,7 +207,7 @@ mod tests {
         for local in ["127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::"] {
             assert!(is_local(local.parse().unwrap()), "{local}");
         }
-        // Addresses set aside for documentation.
+        // These addresses are set aside for documentation.
         for remote in ["192.0.2.1", "2001:db8::1"] {
             assert!(!is_local(remote.parse().unwrap()), "{remote}");
         }

@@ -18,14 +18,14 @@ use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 use crate::sys::{self, Protocol};
 use crate::util::backoff::Pauses;
 
-/// An endpoint that a service needs and that another process has.
+/// An endpoint of a service that another process has.
 ///
 /// Displays as `port 6379 is already in use by redis-server (pid 812)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Busy {
     /// The endpoint: `port 6379`, `socket /run/x.sock`.
     pub(crate) endpoint: String,
-    /// The process, as far as it is visible.
+    /// The process on the endpoint, if it is visible.
     pub(crate) holder: Option<Holder>,
 }
 
@@ -70,12 +70,12 @@ impl fmt::Display for Busy {
     }
 }
 
-/// How long to wait for a port whose holder may have it only for a moment.
+/// Time to wait for a port whose holder may have it only for a moment.
 ///
 /// There are three such holders. A fork of this process has copies of all its descriptors until it
-/// executes a program or closes them; it may still have a port that a test has just given back. A
-/// holder that is not visible may have closed the port since. And if the socket is this user's and
-/// no process has it, a process that is ending is about to close it.
+/// executes a program or closes them, and so may have a port that a test has just given back. An
+/// invisible holder may have closed the port since. And if the socket is this user's and no process
+/// has it, a process that is ending is about to close it.
 fn patience_with(holder: Option<&Holder>) -> Duration {
     let is_ours = |holder: &Holder| holder.user == Some(user_name(sys::euid()));
     match holder.map(|holder| (holder.pid, holder)) {
@@ -86,8 +86,8 @@ fn patience_with(holder: Option<&Holder>) -> Duration {
     }
 }
 
-/// Whether the process is a child of this one that executes the same program. Most likely it is
-/// about to execute another program, or to end.
+/// Whether the process is a child of this one with the same program. Most likely it is about to
+/// execute another program, or to end.
 fn is_fork_of_ours(pid: u32) -> bool {
     let me = std::process::id();
     let is_same = procfs::program(pid).is_none_or(|program| procfs::program(me) == Some(program));
@@ -96,14 +96,14 @@ fn is_fork_of_ours(pid: u32) -> bool {
 
 /// Checks before a start that a server could listen on these addresses.
 ///
-/// Addresses of other machines are skipped. If this process has no right to bind a port, it only
-/// asks the kernel about it: the service may have the right. A port that is held for a service to
-/// come (bound with SO_REUSEADDR, not listening) counts as free, and stays held.
+/// Skips addresses of other machines. If this process has no right to bind a port, it only asks the
+/// kernel about it: the service may have the right. A port that is held for a later service (bound
+/// with SO_REUSEADDR, not listening) counts as free, and stays held.
 pub(crate) fn check_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
     check(Protocol::Tcp, addrs)
 }
 
-/// The same for UDP.
+/// Checks UDP addresses like [`check_free`].
 pub(crate) fn check_udp_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
     check(Protocol::Udp, addrs)
 }
@@ -114,8 +114,8 @@ fn check(protocol: Protocol, addrs: &[SocketAddr]) -> Result<(), Busy> {
             continue;
         }
         let mut pauses = Pauses::new();
-        // Asks the kernel before it binds: even a short bind could disturb a server that is just
-        // starting.
+        // This asks the kernel before it binds: even a short bind could disturb a server that is
+        // just starting.
         while table::is_taken(protocol, addr)
             || sockets::try_bind(protocol, addr).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
         {
@@ -136,12 +136,12 @@ fn check(protocol: Protocol, addrs: &[SocketAddr]) -> Result<(), Busy> {
     Ok(())
 }
 
-/// Fails if a server could not make a socket or a pid file at this path: a process accepts
-/// connections there, or it is the pid file of a living process.
+/// Checks that a server could make a socket or a pid file at this path. It cannot if a process
+/// accepts connections there, or if the path is the pid file of a live process.
 ///
-/// A socket on which no process answers counts as free; see [`remove_stale_socket`]. So does a path
-/// that cannot be inspected. The service may have more rights than this process, and reports the
-/// error if it has not.
+/// A socket without an answering process counts as free; see [`remove_stale_socket`]. So does a
+/// path that cannot be inspected. The service may have more rights than this process, and reports
+/// the error if it has not.
 pub(crate) fn check_path_free(path: &Path) -> Result<(), Busy> {
     if let Some(pid) = living_pid_in(path) {
         return Err(Busy {
@@ -162,15 +162,15 @@ pub(crate) fn check_path_free(path: &Path) -> Result<(), Busy> {
     Ok(())
 }
 
-/// The process that a pid file names, if it lives and can be the right one.
+/// The process in a pid file, if it lives and can be the right one.
 ///
 /// Process ids are used again after a while: a process that started after the file was written is
 /// another one.
 fn living_pid_in(path: &Path) -> Option<u32> {
-    /// Pid files begin with the number; PostgreSQL's has more lines.
+    /// Size of the longest pid file. It begins with the number; PostgreSQL's has more lines.
     const LONGEST: u64 = 4096;
-    /// The start time of a process is exact to a hundredth of a second, and clocks are set now and
-    /// then.
+    /// Inaccuracy of times: start times are exact to a hundredth of a second, and clocks are set
+    /// now and then.
     const SLACK: Duration = Duration::from_secs(1);
     let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
     if metadata.len() > LONGEST {
@@ -182,18 +182,18 @@ fn living_pid_in(path: &Path) -> Option<u32> {
     (stat.started()? <= written + SLACK).then_some(pid)
 }
 
-/// The number that a pid file begins with, on a line of its own.
+/// The number on the first line of a pid file.
 pub(crate) fn first_number(content: &[u8]) -> Option<u32> {
     let line = content.split(|byte| *byte == b'\n').next()?;
     let pid = std::str::from_utf8(line).ok()?.trim().parse().ok()?;
     (pid != 0).then_some(pid)
 }
 
-/// Removes a Unix socket that a killed server left behind, and returns whether there was one.
+/// Removes a Unix socket that a killed server left behind. Returns whether it removed one.
 ///
 /// Most servers exit with "address in use" if the socket exists (Redis and PostgreSQL remove it
 /// themselves). A service that was killed, even by mirakuru, cannot have removed it. Call this
-/// right before a start, with the lock on the path. It removes only a socket of this process's own
+/// right before a start, with the lock on the path. Removes only a socket of this process's own
 /// user that refuses a connection.
 pub(crate) fn remove_stale_socket(path: &Path) -> io::Result<bool> {
     let metadata = match fs::symlink_metadata(path) {
@@ -224,7 +224,7 @@ mod tests {
     use crate::sys::sockets::tests::{Made, listen_v6, tcp, unix};
     use crate::sys::tests::in_time;
 
-    /// A directory of the test's own, removed at its end.
+    /// A directory for one test, removed at its end.
     struct Dir(PathBuf);
 
     impl Dir {
@@ -251,7 +251,7 @@ mod tests {
         }
     }
 
-    /// A python that listens on a port, which it prints.
+    /// Starts a Python that listens on a port and prints it.
     fn server(environment: &[(&str, &str)]) -> (Kill, SocketAddr) {
         use std::io::BufRead;
         let script = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); \
@@ -289,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_busy_udp_port_names_its_holder() {
-        // A port that no TCP connection of another process has.
+        // No TCP connection of another process has this port.
         let socket = loop {
             let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
             if TcpListener::bind(socket.local_addr().unwrap()).is_ok() {
@@ -325,7 +325,7 @@ mod tests {
             about.starts_with("started ") && about.ends_with(&format!(" ago by user {user}")),
             "{about}"
         );
-        // A server on the wildcard address could not have the port either; a server on another
+        // A server on the wildcard address could not have the port either, but a server on another
         // address could.
         assert!(check_free(&[SocketAddr::from(([0, 0, 0, 0], addr.port()))]).is_err());
         check_free(&[SocketAddr::from(([127, 0, 0, 2], addr.port()))]).unwrap();
@@ -402,7 +402,7 @@ mod tests {
         let busy = check_path_free(&path).unwrap_err();
         assert_eq!(busy.endpoint, format!("socket {}", path.display()));
         assert_eq!(busy.holder.unwrap().pid, Some(std::process::id()));
-        // By another name: a symbolic link to the directory.
+        // The link is another name for the directory.
         let link = dir.0.join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         assert_eq!(
@@ -424,7 +424,7 @@ mod tests {
         for made in [Made::Datagram, Made::SeqPacket, Made::Stream] {
             let path = dir.0.join(format!("{made:?}"));
             let _held = unix(&path, made, 0);
-            // Fills the backlog, for kinds of socket with connections.
+            // These fill the backlog, for kinds of socket with connections.
             for _ in 0..3 {
                 let _ = sockets::try_connect_unix(&path, UnixKind::Stream);
             }
@@ -458,7 +458,7 @@ mod tests {
         let busy = check_path_free(&path).unwrap_err();
         assert_eq!(busy.endpoint, format!("pid file {}", path.display()));
         assert_eq!(busy.holder.unwrap().pid, Some(pid));
-        // The file was written before the process started: the number was used again.
+        // The file is older than the process, so its number was used again.
         let yesterday = SystemTime::now() - Duration::from_secs(86_400);
         fs::File::options()
             .write(true)
@@ -484,7 +484,7 @@ mod tests {
             "{about}"
         );
         assert_eq!(holder.remedy().unwrap(), format!("end it with `kill {pid}`"));
-        // The name of the mark in another variable is no mark.
+        // The mark as the end of another variable's name does not count.
         let (_child, addr) = server(&[("NOT_MIRAKURU_ID", "MIRAKURU_ID=1")]);
         assert!(!holder_of_port(Protocol::Tcp, addr).unwrap().marked);
     }

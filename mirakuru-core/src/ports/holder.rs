@@ -1,7 +1,7 @@
-//! The process that has a port, a socket or a pid file that a service needs: its name, its user,
-//! and how to end it.
+//! The process that has a port, a socket or a pid file of a service: its name, its user, and the
+//! way to end it.
 //!
-//! Finding it takes a few milliseconds, because every process of the machine is searched. So this
+//! The search takes a few milliseconds, because it reads every process of the machine. So it
 //! happens only after a conflict.
 
 use std::fmt;
@@ -18,45 +18,45 @@ use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 /// The environment variable that marks every process that mirakuru starts.
 const MARK: &[u8] = b"MIRAKURU_ID=";
 
-/// The full names (`comm`) of a supervisor's two processes. Test programs may have names that begin
-/// in the same way.
+/// Full names (`comm`) of a supervisor's two processes. Test programs may have names with the same
+/// beginning.
 const SUPERVISOR: [&str; 2] = ["mirakuru-guard", "mirakuru-worker"];
 
 fn is_supervisor(comm: &str) -> bool {
     SUPERVISOR.contains(&comm)
 }
 
-/// A process that has an endpoint that a service needs, as far as the process is visible.
+/// The process on an endpoint of a service, as far as it is visible.
 ///
 /// Displays as `redis-server (pid 812)`. [`about`](Holder::about) gives further facts,
-/// [`remedy`](Holder::remedy) says how to end it.
+/// [`remedy`](Holder::remedy) the way to end it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Holder {
     pub(crate) pid: Option<u32>,
     pub(crate) program: Option<String>,
-    /// The name of its user; `uid 1000` if the user has no name.
+    /// Name of the process's user; `uid 1000` if the user has no name.
     pub(crate) user: Option<String>,
-    /// How long ago it was started.
+    /// Time since the process was started.
     pub(crate) age: Option<Duration>,
-    /// It carries mirakuru's mark, so it is a test's service.
+    /// Whether the process has mirakuru's mark, and so is a test's service.
     pub(crate) marked: bool,
-    /// It has a supervisor, so it is the service of a running test and was not left behind.
+    /// Whether the process has a supervisor, and so belongs to a running test.
     pub(crate) supervised: bool,
-    /// It belongs to another user's test, which does not wait for this user's locks.
+    /// Whether the process is of another user's test, which does not wait for this user's locks.
     pub(crate) queues_apart: bool,
-    /// It is this process, which may surprise the test.
+    /// Whether the process is this one, which may surprise the test.
     pub(crate) ourselves: bool,
-    /// This process's user may end it.
+    /// Whether this process's user may end the process.
     pub(crate) may_be_signalled: bool,
-    /// A test must not ask to end it: it is the first process of the machine or container, or an
-    /// ancestor of this test.
+    /// Whether a test must not ask to end the process: it is the first of the machine or container,
+    /// or an ancestor of this test.
     pub(crate) essential: bool,
-    /// The systemd unit that it belongs to, which would start it again.
+    /// The process's systemd unit, which would start it again.
     pub(crate) unit: Option<Box<str>>,
 }
 
 impl Holder {
-    /// The facts about a process.
+    /// Collects the facts about a process.
     pub(crate) fn of_pid(pid: u32) -> Holder {
         let stat = procfs::stat(pid);
         let uid = procfs::user(pid);
@@ -81,7 +81,7 @@ impl Holder {
         }
     }
 
-    /// An invisible process. At most its user is known, from the kernel.
+    /// An invisible process. The kernel tells at most its user.
     pub(crate) fn unseen(uid: Option<u32>) -> Holder {
         Holder {
             user: uid.map(user_name),
@@ -89,7 +89,7 @@ impl Holder {
         }
     }
 
-    /// Facts besides its name: its age, its user, and whether it is a test's.
+    /// The facts besides the name: age, user, and whether the process is a test's.
     pub(crate) fn about(&self) -> Option<String> {
         self.pid?;
         let mut parts = Vec::new();
@@ -109,7 +109,7 @@ impl Holder {
         (!parts.is_empty()).then(|| parts.join(", "))
     }
 
-    /// How to end it, as the first half of a sentence.
+    /// The way to end the process, as the first half of a sentence.
     pub(crate) fn remedy(&self) -> Option<String> {
         let pid = self.pid?;
         if self.ourselves {
@@ -129,12 +129,12 @@ impl Holder {
         }
     }
 
-    /// The process that has the first of these sockets that a process is seen to have.
+    /// The process with the first of these sockets that has a visible one.
     fn of_sockets(found: &[(u64, u32)], inodes: &[u64]) -> Option<Holder> {
         inodes.iter().find_map(|inode| Holder::of_socket(found, *inode))
     }
 
-    /// The process that has a socket. If several have it, the one from which the others descend.
+    /// The process with this socket. If several have it, the one from which the others descend.
     pub(crate) fn of_socket(found: &[(u64, u32)], inode: u64) -> Option<Holder> {
         let pids: Vec<u32> = found
             .iter()
@@ -161,7 +161,7 @@ impl fmt::Display for Holder {
     }
 }
 
-/// A duration in the unit that a person would use.
+/// A duration in a unit that people would use.
 struct Rough(Duration);
 
 impl fmt::Display for Rough {
@@ -183,7 +183,7 @@ fn program(pid: u32, comm: &str) -> String {
     if comm.len() < KEPT {
         return comm.to_owned();
     }
-    // A script has its interpreter's name in front of its own.
+    // A script's command line begins with its interpreter.
     let words = procfs::command_line(pid);
     words
         .iter()
@@ -202,7 +202,7 @@ fn is_marked(pid: u32) -> bool {
     })
 }
 
-/// The systemd unit in the text of `/proc/PID/cgroup`.
+/// Finds the systemd unit in the text of `/proc/PID/cgroup`.
 fn unit_in(cgroup: &str) -> Option<Box<str>> {
     let (_, path) = cgroup
         .lines()
@@ -225,7 +225,7 @@ fn name_in(passwd: &str, uid: u32) -> Option<String> {
     })
 }
 
-/// The process that prevents a server on this TCP address: it listens there or on a wildcard
+/// The process in the way of a server on this TCP address: it listens there or on a wildcard
 /// address that covers it. If none does, a process that is bound to it.
 pub(crate) fn holder_of_port(protocol: Protocol, addr: SocketAddr) -> Option<Holder> {
     let sockets = table::in_the_way(protocol, addr);
@@ -238,7 +238,7 @@ pub(crate) fn holder_of_port(protocol: Protocol, addr: SocketAddr) -> Option<Hol
     Holder::of_sockets(&found, &inodes).or_else(|| Some(Holder::unseen(Some(sockets.first()?.uid))))
 }
 
-/// A process that listens on this TCP address and is not below `root`.
+/// A process outside the tree of `root` that listens on this TCP address.
 pub(crate) fn listener_beside(addr: SocketAddr, root: u32) -> Option<Holder> {
     let sockets = table::listeners_in_the_way(Protocol::Tcp, addr);
     let inodes: Vec<u64> = sockets.iter().map(|socket| socket.inode).collect();
@@ -252,7 +252,7 @@ pub(crate) fn holder_of_path(path: &Path) -> Option<Holder> {
     let inodes = procfs::unix_listeners(path);
     let found = procfs::search(&procfs::pids(), &inodes, Closely::Process).found;
     Holder::of_sockets(&found, &inodes).or_else(|| {
-        // The socket was bound under another name for the same file. The process that called
+        // The socket was bound under another name of the same file. The process that called
         // `listen` is a good guess, if it still lives.
         match sockets::try_connect_unix(path, UnixKind::Stream) {
             Ok(UnixAnswer::Accepted(Some(pid))) => procfs::stat(pid)
@@ -263,7 +263,7 @@ pub(crate) fn holder_of_path(path: &Path) -> Option<Holder> {
     })
 }
 
-/// Whether this is a thread of the kernel: all of these are children of process 2.
+/// Whether this is a thread of the kernel: they are all children of process 2.
 fn is_the_kernels(pid: u32) -> bool {
     const KTHREADD: u32 = 2;
     let is_there = procfs::stat(KTHREADD).is_some_and(|stat| stat.comm == "kthreadd");

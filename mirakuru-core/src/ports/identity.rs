@@ -1,5 +1,5 @@
-//! The private directory and the ports of a service that is not built yet. So the nodes of a
-//! cluster can know each other's before they start.
+//! The private directory and the ports of a service before it is built. So the nodes of a cluster
+//! can know each other's before they start.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::ports::reserve::{HoldLevel, Range, Reservation};
 use crate::service_dir::ServiceDir;
 
-/// The directory and the ports of a service that is not built yet.
+/// The directory and the ports of a service before it is built.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct Identity {
@@ -18,23 +18,23 @@ pub struct Identity {
 
 #[derive(Debug)]
 struct Inner {
-    /// Ports with fixed numbers, for a service that already runs or that is never started.
+    /// Whether the port numbers are fixed, for a service that already runs or is never started.
     is_fixed: bool,
     dir: Option<PathBuf>,
-    /// Until the service is built.
+    /// The directory, until the service is built.
     service_dir: Option<ServiceDir>,
     ports: Vec<(String, Reservation)>,
 }
 
 impl Identity {
-    /// For a service that will be built. The directory is made, and ports are reserved, when they
-    /// are first asked for.
+    /// Makes an identity for a service to build. Its directory is made, and its ports are reserved,
+    /// at their first use.
     #[must_use]
     pub fn new(name: String) -> Identity {
         Identity::with(name, false, None, Vec::new())
     }
 
-    /// For a service whose directory and ports are known.
+    /// Makes an identity for a service whose directory and ports are known.
     #[must_use]
     pub fn known(name: String, dir: PathBuf, ports: Vec<(String, u16)>) -> Identity {
         let ports = ports
@@ -63,7 +63,7 @@ impl Identity {
         &self.name
     }
 
-    /// The number of `{port:NAME}`, or with an empty name of `{port}`.
+    /// The number of `{port:NAME}`, or of `{port}` if the name is empty.
     ///
     /// # Errors
     ///
@@ -74,11 +74,11 @@ impl Identity {
             return Ok(reservation.port());
         }
         let reservation = if inner.is_fixed {
-            // No service starts with it, so every caller gets the same number.
+            // No service starts with this port, so every caller gets the same number.
             Reservation::known(1 + u16::try_from(inner.ports.len()).unwrap_or(0))
         } else {
-            // The port must suit a service that uses UDP, or that derives another port from this
-            // one: nothing is known yet.
+            // Nothing is known yet, so the port must suit a service that uses UDP, or that derives
+            // another port from it.
             let reserved = Reservation::new(Range::Low, HoldLevel::Firm, &[]);
             reserved.map_err(|source| Error::system("reserve a free port", source))?
         };
@@ -104,8 +104,8 @@ impl Identity {
         Ok(dir)
     }
 
-    /// The directory for the service that is being built. If no caller has asked for it yet, it is
-    /// made for the service's user.
+    /// Takes the directory for the service that is being built. If no caller has used it yet, makes
+    /// it for the service's user.
     pub(crate) fn take_dir(&self, owner: Option<(u32, u32)>) -> Result<ServiceDir, Error> {
         let mut inner = self.inner();
         let Some(service_dir) = inner.service_dir.take() else {
@@ -119,8 +119,7 @@ impl Identity {
         Ok(service_dir)
     }
 
-    /// The ports that callers have asked for, for the service that is being built. Their numbers
-    /// stay known here.
+    /// Takes the ports in use for the service that is being built. Their numbers stay known here.
     pub(crate) fn take_ports(&self) -> Vec<(String, Reservation)> {
         let mut inner = self.inner();
         let known = |(name, port): &(String, Reservation)| (name.clone(), Reservation::known(port.port()));

@@ -1,13 +1,13 @@
-//! Locks on fixed ports and socket paths. Services that want the same one run one after another, in
-//! one test binary or in many.
+//! Locks on fixed ports and socket paths. Services with the same one run one after another, in one
+//! test binary or in many.
 //!
 //! A lock is a set of `flock`s, one file for each endpoint, under `/tmp/mirakuru-<euid>/locks/`.
 //! The place does not depend on TMPDIR, because ports do not: two runs with different temporary
-//! directories must use the same locks. (Only if `/tmp` cannot be used, it is the base that
-//! [`service_dir`](crate::service_dir) uses.) Other users' tests have locks of their own; each
-//! finds the other's service on the port and names it.
+//! directories must use the same locks. (If `/tmp` cannot be used, the place is the base of
+//! [`service_dir`](crate::service_dir).) Other users' tests have locks of their own; each finds the
+//! other's service on the port and names it.
 //!
-//! # Who holds a lock, and until when
+//! # Holder and end of a lock
 //!
 //! A `flock` belongs to the open file description. The test process takes it and the supervisor
 //! inherits it. Then the test process closes its own copy ([`EndpointLock::hand_over`]). From then
@@ -38,8 +38,8 @@
 //!
 //! A lock file is never removed. Otherwise a process could wait on the removed file while a third
 //! one makes the file anew, and then two would hold "the" lock. The files are small, and there is
-//! one for each endpoint that was ever used. Cleaners of `/tmp` do not know this rule. So each
-//! process that gets a lock checks that the file still has that name.
+//! one for each endpoint that was ever used. Programs that clean `/tmp` do not know this rule. So
+//! each process that gets a lock checks that the file still has that name.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -69,7 +69,7 @@ const JUST_FORKED: Duration = Duration::from_millis(20);
 pub(crate) struct Endpoint {
     /// The name of the lock file, which also decides the order of locking.
     file: String,
-    /// For errors.
+    /// The name of the endpoint in errors.
     endpoint: String,
 }
 
@@ -108,8 +108,8 @@ impl fmt::Display for Endpoint {
 }
 
 /// The exclusive right to a set of endpoints, kept as long as the service runs. Dropping it closes
-/// the locks that were not [handed over](EndpointLock::hand_over); from then on this process no
-/// longer counts as their holder.
+/// the locks that were not [handed over](EndpointLock::hand_over); this process then no longer
+/// counts as their holder.
 #[derive(Debug)]
 pub(crate) struct EndpointLock {
     locks: Vec<File>,
@@ -118,10 +118,10 @@ pub(crate) struct EndpointLock {
 }
 
 impl EndpointLock {
-    /// Takes all of these endpoints if all are free, and otherwise none. Other processes see
-    /// `service` as the holder's name.
+    /// Takes all of these endpoints if all are free, otherwise none. Other processes see `service`
+    /// as the holder's name.
     ///
-    /// It tries for some milliseconds. A process that another thread has just forked has a copy of
+    /// Tries for some milliseconds. A process that another thread has just forked has a copy of
     /// every lock until it executes its program, even if the lock's owner is gone.
     ///
     /// # Errors
@@ -169,8 +169,8 @@ impl EndpointLock {
         for (endpoint, path) in endpoints.iter().zip(&paths) {
             let mut pauses = Pauses::new();
             loop {
-                // This is checked in each round: meanwhile another thread may have made its service
-                // one of the whole process.
+                // Each round checks this: meanwhile another thread may have made its service one of
+                // the whole process.
                 if is_own(path) {
                     return Err(io::Error::new(
                         io::ErrorKind::Deadlock,
@@ -182,12 +182,12 @@ impl EndpointLock {
                     ));
                 }
                 if let Some(lock) = try_lock(path)? {
-                    // The note only serves the errors of other processes; without it they say less.
+                    // Without the note, other processes' errors only say less.
                     let _ = lock.write_all_at(&note, 0);
                     locks.push(lock);
                     break;
                 }
-                // Skipped in the first round: the holder may just have got the lock, and not have
+                // The first round skips this: the holder may just have got the lock, and not have
                 // written the note yet.
                 if pauses.are_long() && is_of_this_run(path) {
                     return Err(io::Error::new(
@@ -239,13 +239,13 @@ impl EndpointLock {
         self.locks.iter().map(AsFd::as_fd)
     }
 
-    /// Closes this process's copies. Call it once the supervisor has its own. This process still
-    /// counts as the holder of the endpoints.
+    /// Closes this process's copies, once the supervisor has its own. This process still counts as
+    /// the holder of the endpoints.
     pub(crate) fn hand_over(&mut self) {
         self.locks.clear();
     }
 
-    /// The service lives as long as this process: no thread of it can wait for the endpoints.
+    /// Ties the service to this process: no thread of it can wait for the endpoints.
     pub(crate) fn for_process(&mut self) {
         with_registry(|registry| {
             for held in registry.iter_mut().filter(|held| held.endpoint_lock == self.id) {
@@ -254,8 +254,7 @@ impl EndpointLock {
         });
     }
 
-    /// The service lives as long as this run of tests: no process of it can wait for the
-    /// endpoints.
+    /// Ties the service to this run of tests: no process of it can wait for the endpoints.
     pub(crate) fn for_run(&mut self) {
         self.for_process();
         let Some(run) = Run::current() else { return };
@@ -278,7 +277,7 @@ impl Drop for EndpointLock {
     }
 }
 
-/// The last holder of this endpoint's lock, for an error after [`EndpointLock::try_take`] gave
+/// The last holder of the lock on this endpoint, for an error after [`EndpointLock::try_take`] gave
 /// `None`: `redis-server of test process tests-1f3a (pid 812)`.
 pub(crate) fn holder(endpoint: &Endpoint) -> Option<String> {
     holder_in(&locks_dir().ok()?, endpoint)
@@ -306,8 +305,8 @@ fn holder_in(dir: &Path, endpoint: &Endpoint) -> Option<String> {
     ))
 }
 
-/// The thread of this process that took the lock on this file. A thread of libtest has the name of
-/// its test.
+/// The name of the thread of this process that took the lock on this file. libtest names a thread
+/// after its test.
 fn starter(path: &Path) -> Option<String> {
     with_registry(|registry| {
         let held = registry.iter().find(|held| held.path == path)?;
@@ -326,12 +325,12 @@ fn starter(path: &Path) -> Option<String> {
     })
 }
 
-/// Each note has this length, so that it is written in place over the one before. If a file is
-/// truncated and filled again, some file systems write it out to the disk at once.
+/// Length of every note, so that each replaces the one before in place. If a file is truncated and
+/// filled again, some file systems write it to the disk at once.
 const NOTE_LENGTH: usize = 512;
 
-/// Four lines, padded with spaces: the holder's pid and start time, its test binary, and the
-/// service. For a service of a whole run, the runner's pid and start time follow.
+/// A note of four lines, padded with spaces: the holder's pid and start time, its test binary, and
+/// the service. For a service of a whole run, the runner's pid and start time follow.
 fn note(service: &str, runner: Option<(u32, u64)>) -> [u8; NOTE_LENGTH] {
     let test = std::env::current_exe().ok();
     let test = test
@@ -372,7 +371,7 @@ fn try_lock(path: &Path) -> io::Result<Option<File>> {
         if !sys::files::try_flock(lock.as_fd())? {
             return Ok(None);
         }
-        // Between opening and locking, a cleaner may have removed the file, and another process may
+        // Between opening and locking, another program may have removed the file, and a process may
         // have made and locked a new one under its name.
         if service_dir::base::is_at(&lock, path)? {
             return Ok(Some(lock));
@@ -401,11 +400,11 @@ fn locks_dir() -> io::Result<PathBuf> {
 
 struct Held {
     path: PathBuf,
-    /// `None` for the whole process.
+    /// The thread that took the lock; `None` for the whole process.
     thread: Option<ThreadId>,
     /// The name of the thread that took the lock.
     thread_name: Option<String>,
-    /// Dead once that thread has ended.
+    /// A weak reference that is dead once that thread has ended.
     life: Weak<()>,
     endpoint_lock: u64,
 }
@@ -443,7 +442,7 @@ mod tests {
     use crate::sys::tests::in_time;
     use crate::util::own_process::{process_of, test_name};
 
-    /// Longer than any of these tests takes: after this time, something waits for ever.
+    /// Longer than any of these tests takes: a longer wait has no end.
     const LONG: Duration = Duration::from_secs(30);
 
     struct Temp(PathBuf);
@@ -469,11 +468,11 @@ mod tests {
                 limit,
             )
         }
-        /// This runs on a thread of its own, so it counts as another test.
+        /// Takes the lock on another thread, which counts as another test.
         fn other_takes(&self, port: u16, limit: Duration) -> Option<EndpointLock> {
             thread::scope(|s| s.spawn(|| self.take(&[port], limit).unwrap()).join().unwrap())
         }
-        /// It waits a while, because processes that other tests have just forked hold copies of all
+        /// Waits a while, because processes that other tests have just forked hold copies of all
         /// locks.
         fn becomes_free(&self, port: u16) -> bool {
             self.other_takes(port, LONG).is_some()
@@ -561,7 +560,7 @@ mod tests {
                 .contains("port 1 is held by another fixture of the same test"),
             "{error}"
         );
-        // The same if the supervisor has the lock.
+        // The result is the same if the supervisor has the lock.
         endpoint_lock.hand_over();
         assert_eq!(
             temp.take(&[3, 1], LONG).unwrap_err().kind(),
@@ -643,7 +642,7 @@ mod tests {
         let _of_body = take(2, None);
         let holder = holder_in(&temp.0, &endpoint(2)).unwrap();
         assert!(holder.contains("a thread without a name"), "{holder}");
-        // No test is over here.
+        // This holder's test still runs.
         let (ends, end) = mpsc::channel::<()>();
         thread::scope(|s| {
             let (has, had) = mpsc::channel();
@@ -665,7 +664,7 @@ mod tests {
     fn a_lock_file_that_was_removed_and_made_anew_is_not_locked_twice() {
         let temp = Temp::new();
         let _lock = temp.take(&[1], Duration::ZERO).unwrap().unwrap();
-        // A cleaner removes the file. The lock on the removed file does not count for later
+        // Another program removes the file. The lock on the removed file does not count for later
         // processes, which agree on a new file.
         fs::remove_file(temp.0.join("tcp-1")).unwrap();
         let second = temp.other_takes(1, Duration::ZERO);

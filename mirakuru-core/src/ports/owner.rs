@@ -7,7 +7,7 @@
 //! as one alone.
 //!
 //! Sockets that the service inherited, as with systemd's socket activation, are open in its tree.
-//! It does not matter which process made them.
+//! Their maker does not matter.
 
 use std::fmt;
 use std::io;
@@ -23,9 +23,8 @@ use crate::ports::table::{all_listeners, answering, listening};
 use crate::sys::Protocol;
 use crate::sys::procfs::{self, Closely};
 
-/// How often the owner is searched for before another process is accused, and the pause in between.
-/// Between the list of the tree and the read of its descriptors, the service may fork or pass its
-/// socket on.
+/// Number of searches for the owner before another process is accused. Between the list of the tree
+/// and the read of its descriptors, the service may fork or pass its socket on.
 const POLLS: u32 = 3;
 const BETWEEN_POLLS: Duration = Duration::from_millis(1);
 
@@ -36,8 +35,8 @@ pub(crate) enum Owner {
     Nobody,
     /// The service's tree has every socket that a connection could reach.
     Tree,
-    /// A process listens that may be the service. A part of the service's tree cannot be inspected
-    /// (another user, and this process is not root), and no other process was found to have the
+    /// A listening process may be the service. A part of the service's tree cannot be inspected
+    /// (another user, and this process is not root), and the search found no other process with the
     /// socket.
     Unseen,
     /// Another process gets connections.
@@ -48,15 +47,15 @@ pub(crate) enum Owner {
 /// `AddrInUse` from [`owned_by_tree`] and from the Unix socket's readiness.
 #[derive(Clone, Debug)]
 pub(crate) struct WrongListener {
-    /// The address, `127.0.0.1:6379`, or a path.
+    /// Address or path of the service, for example `127.0.0.1:6379`.
     pub(crate) endpoint: String,
     pub(crate) holder: Holder,
-    /// The service listens there as well (SO_REUSEPORT).
+    /// Whether the service listens there as well (SO_REUSEPORT).
     pub(crate) shared: bool,
 }
 
 impl WrongListener {
-    /// The remedy.
+    /// The remedy, as a command to the reader.
     pub(crate) fn remedy(&self) -> String {
         let what = match self.shared {
             true => "both listen there (SO_REUSEPORT), and each gets a part of the connections",
@@ -68,7 +67,7 @@ impl WrongListener {
         }
     }
 
-    /// The value inside an error, if it has this type.
+    /// Finds this value inside an error.
     pub(crate) fn of(error: &io::Error) -> Option<&WrongListener> {
         error.get_ref()?.downcast_ref()
     }
@@ -101,7 +100,7 @@ impl From<WrongListener> for io::Error {
     }
 }
 
-/// Whether the tree below `root` answers connections to this address of this machine.
+/// Whether the tree below `root` answers connections to this local address.
 ///
 /// `Ok(false)`: no process listens. `Ok(true)`: the tree listens, or the listener's owner is not
 /// visible. An error of kind `AddrInUse`, with a [`WrongListener`] inside: another process listens.
@@ -113,11 +112,11 @@ pub(crate) fn owned_by_tree(protocol: Protocol, addr: SocketAddr, root: u32) -> 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Listeners {
     inodes: Vec<u64>,
-    /// The processes that have them.
+    /// Ids of the processes that have the sockets.
     pids: Vec<u32>,
 }
 
-/// As [`owned_by_tree`], but returns the sockets. `None`: no process listens.
+/// Checks as [`owned_by_tree`], and returns the sockets. Returns `None` if no process listens.
 pub(crate) fn listeners_of_tree(
     protocol: Protocol,
     addr: SocketAddr,
@@ -133,17 +132,17 @@ pub(crate) fn listeners_of_tree(
     Ok(Some(listeners))
 }
 
-/// The owner of this address of this machine, as seen from the tree below `root`.
+/// Finds the owner of an address, from the view of the tree below `root`.
 fn owner(protocol: Protocol, addr: SocketAddr, root: u32, listeners: &mut Listeners) -> io::Result<Owner> {
     let addr = canonical(addr);
-    // The cheap question comes first: during most of a start its answer is no.
+    // The cheap question comes first: for most of a start its answer is no.
     if !listening(protocol, addr)? {
         return Ok(Owner::Nobody);
     }
     let mut poll = 1;
     loop {
         let sockets = match answering(protocol, addr) {
-            // The process has stopped listening since.
+            // The process has stopped listening by now.
             Some(sockets) if sockets.is_empty() => return Ok(Owner::Nobody),
             Some(sockets) => sockets,
             None => return Ok(Owner::Unseen),
@@ -184,8 +183,8 @@ enum Ownership {
     },
 }
 
-/// Whether all of these sockets are open in the tree below `root`. Stores the processes that have
-/// them in `pids`.
+/// Whether all of these sockets are open in the tree below `root`. Stores the processes with the
+/// sockets in `pids`.
 fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Ownership {
     // The first check nearly always suffices. The later ones read every descriptor.
     let closely = match poll {
@@ -215,7 +214,7 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Owners
         };
     }
     let mut everybody = procfs::search(&procfs::pids(), &strange, Closely::Process).found;
-    // A daemon in the middle of its double fork can escape the search downwards from `root`. The
+    // In the middle of its double fork, a daemon can escape the search downwards from `root`. The
     // search upwards from the process finds it.
     let ours: Vec<u64> = everybody
         .iter()
@@ -283,7 +282,7 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
     }
 }
 
-/// The same for a socket that was bound under another name for the same file, such as a relative
+/// Decides about a socket that was bound under another name of the same file, such as a relative
 /// one. It may be the service's if the tree has any socket that listens.
 fn unnamed_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner {
     let listening = procfs::unix_listening();
@@ -299,10 +298,10 @@ fn unnamed_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner {
     })
 }
 
-/// A server may listen only to check that it can have the port. That takes less time than this.
+/// Time that a server may listen only to check that it can have the port.
 const CHECK_TAKES: Duration = Duration::from_millis(50);
 
-/// The sockets that answer on an address, and when they were first seen.
+/// The sockets that answer on an address, and the time when they were first seen.
 #[derive(Clone, Debug)]
 pub(crate) struct FirstSeen {
     inodes: Vec<u64>,
@@ -317,12 +316,12 @@ impl FirstSeen {
     }
 }
 
-/// Whether the sockets of the service that answer on this address are there to stay.
+/// Whether the service's sockets on this address are there to stay.
 ///
 /// Some servers listen for a moment to check that they can have the port, and listen again later to
-/// serve. So the process that has the socket must wait for something, such as connections. If it
-/// runs or sleeps, the same socket must have been there for [`CHECK_TAKES`]. At the end the socket
-/// must still be there. `seen` is the result of the check before.
+/// serve. So the process with the socket must wait for something, such as connections. If it runs
+/// or sleeps, the same socket must have been there for [`CHECK_TAKES`], and still be there at the
+/// end. `seen` is the result of the check before.
 pub(crate) fn stays(addr: SocketAddr, listeners: Listeners, seen: &mut Option<FirstSeen>) -> bool {
     let Listeners { inodes, pids } = listeners;
     // If the kernel does not tell the sockets, finding a listener is enough.
@@ -347,8 +346,8 @@ pub(crate) fn stays(addr: SocketAddr, listeners: Listeners, seen: &mut Option<Fi
     })
 }
 
-/// The addresses on which the tree below `root` listens, in no particular order, for an error about
-/// a service that listens elsewhere. Empty if the kernel cannot be asked.
+/// The addresses on which the tree below `root` listens, in no order, for the error about a service
+/// that listens elsewhere. Empty if the kernel cannot be asked.
 pub(crate) fn addresses_of_tree(root: u32) -> Vec<SocketAddr> {
     let sockets = all_listeners(Protocol::Tcp, 0).unwrap_or_default();
     let inodes: Vec<u64> = sockets.iter().map(|socket| socket.inode).collect();
@@ -412,8 +411,8 @@ mod tests {
 
     impl Drop for Python {
         fn drop(&mut self) {
-            // Kills the whole group at once: a list of a tree that forks all the time is out of
-            // date as soon as it is made.
+            // This kills the whole group at once: a tree that forks all the time changes faster
+            // than it is listed.
             let _ = Command::new("kill")
                 .args(["-9", "--", &format!("-{}", self.child.id())])
                 .stderr(Stdio::null())
@@ -444,7 +443,7 @@ mod tests {
     #[test]
     fn another_process_is_named() {
         let wrong_listener = Python::listener();
-        // The tree of an unrelated process.
+        // This tree belongs to an unrelated process.
         let tree = Command::new("sleep").arg("60").spawn().unwrap();
         let mut tree = Python { child: tree, port: 0 };
         let error = owned_by_tree(Protocol::Tcp, v4(wrong_listener.port), tree.pid()).unwrap_err();
@@ -460,7 +459,7 @@ mod tests {
             )) && text.ends_with(&expected),
             "{text}"
         );
-        // If the root of a tree is gone, the tree has no processes.
+        // Once the root of a tree is gone, the tree has no processes.
         tree.child.kill().unwrap();
         tree.child.wait().unwrap();
         assert!(owned_by_tree(Protocol::Tcp, v4(wrong_listener.port), tree.pid()).is_err());
@@ -499,7 +498,7 @@ mod tests {
              s.listen(); \
              print({port}, flush=True); time.sleep(60)"
         ));
-        // Seen from this process, both sockets are ours; seen from Python, only one.
+        // From this process's view both sockets are ours, from Python's view only one.
         assert!(owned_by_tree(Protocol::Tcp, v4(port), std::process::id()).unwrap());
         let seen = owner(
             Protocol::Tcp,
@@ -516,8 +515,8 @@ mod tests {
 
     #[test]
     fn a_daemon_that_forks_all_the_time_is_never_accused() {
-        // Each parent hands the listener to its child, over and over, and then ends. The first
-        // process adopts them.
+        // Each parent hands the listener to its child, then ends. The first process adopts the
+        // children.
         let script = "
 import ctypes, os, socket, time
 ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
@@ -567,8 +566,8 @@ ctypes.CDLL(None).pthread_exit(None)
     fn a_tree_of_another_user_gets_the_benefit_of_the_doubt() {
         use std::os::unix::process::CommandExt;
         const NOBODY: u32 = 65534;
-        // This test runs itself once more, as a user who may not read root's processes, and checks
-        // the output of that run.
+        // This test runs itself again as a user who may not read root's processes, and checks that
+        // run's output.
         if let Ok(what) = std::env::var("MIRAKURU_TEST_OWNER") {
             match what.split_once(' ') {
                 Some((port, root)) => println!(
@@ -612,8 +611,8 @@ ctypes.CDLL(None).pthread_exit(None)
         };
         let service = Python::listener();
         let unseen = poll(service.port, service.pid());
-        // An invisible server is taken for another process's than root's service, if root's
-        // processes cannot be read.
+        // If root's processes cannot be read, an invisible server on root's service's port counts
+        // as another process's.
         let mut child = as_nobody("listen".to_owned())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -7,7 +7,7 @@ use crate::ports::reserve::{HoldLevel, Range, Reservation};
 
 /// A port on 127.0.0.1 that is reserved for a server inside the test process.
 ///
-/// It is the reservation behind `{port}`: free for TCP and UDP, and kept from every program that
+/// This is the reservation behind `{port}`: free for TCP and UDP, and kept from every program that
 /// asks for a free port, in this process and in others. Until
 /// [`into_listener`](Port::into_listener) is called, connections are refused. Dropping it gives the
 /// port back.
@@ -33,7 +33,7 @@ impl Port {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if the system has no port to give.
+    /// [`Error::System`] if the system has no free port.
     pub fn reserve() -> Result<Port, Error> {
         let mut taken = Vec::new();
         loop {
@@ -62,7 +62,7 @@ impl Port {
         (Ipv4Addr::LOCALHOST, self.number()).into()
     }
 
-    /// A TCP listener on the port. From now on it accepts connections.
+    /// Makes a TCP listener on the port, which accepts connections from now on.
     ///
     /// # Panics
     ///
@@ -72,14 +72,14 @@ impl Port {
     #[track_caller]
     pub fn into_listener(self) -> TcpListener {
         let addr = self.addr();
-        // The hold is closed only once the listener exists.
+        // The hold is closed only after the listener exists.
         match TcpListener::bind(addr) {
             Ok(listener) => listener,
             Err(error) => panic!("cannot listen on the reserved address {addr}: {error}"),
         }
     }
 
-    /// A UDP socket that is bound to the port. It was bound by the reservation, so it has every
+    /// Makes a UDP socket that is bound to the port. The reservation has bound it, so it has every
     /// datagram that came since.
     #[must_use]
     pub fn into_udp_socket(self) -> UdpSocket {

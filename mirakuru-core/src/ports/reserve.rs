@@ -1,10 +1,10 @@
-//! Free ports, reserved so that no other program gets the same one before the service has it.
+//! Reserves free ports, so that no other program gets the same port before the service has it.
 //!
 //! "Bind to port 0, read the number, close" gives two processes the same port often enough to make
 //! a suite flaky. A reservation here is a *hold*: a socket that is bound to the port and does not
 //! listen. While it is open, the kernel chooses the port for no other socket, neither to listen nor
 //! for an outgoing connection. It also refuses connections to the port. The hold ends with its
-//! process, however that ends.
+//! process.
 //!
 //! The service binds over the hold. That works because both sockets set SO_REUSEADDR and neither
 //! listens when the other binds. Nearly every server sets that option: without it, no server could
@@ -31,18 +31,18 @@ use std::os::fd::OwnedFd;
 
 use crate::sys;
 
-/// The range that a reservation takes its port from.
+/// The range of ports for a reservation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) enum Range {
-    /// The kernel chooses.
+    /// The kernel chooses the port.
     #[default]
     Any,
-    /// Below 50000, so that a server can add to it, and outside the kernel's own range.
+    /// Below 50000, so that a server can add to the number, and outside the kernel's own range.
     Low,
 }
 
-/// How strictly a port is kept from others while the service does not have it. Each level is looser
-/// than the one before.
+/// Strength of the hold on a port while the service does not have it. Each level is weaker than the
+/// one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HoldLevel {
     /// On every address. Services bind over it with SO_REUSEADDR or SO_REUSEPORT.
@@ -50,7 +50,7 @@ pub(crate) enum HoldLevel {
     /// On IPv6 loopback: other mirakuru processes do not get the port. Services on IPv4 need no
     /// option.
     Beside,
-    /// Not held: another process may get the port before the service does.
+    /// No hold: another process may get the port before the service does.
     Open,
 }
 
@@ -64,14 +64,14 @@ impl HoldLevel {
     }
 }
 
-/// A range above the ports of most servers, and below 50000.
+/// The low range: above the ports of most servers, and below 50000.
 const LOW: std::ops::Range<u16> = 20_000..50_000;
-/// Ports in that range that are some server's default, which another test may want.
+/// Ports in the low range that are the default of some server, which another test may want.
 const WELL_KNOWN: [u16; 10] = [
     25_565, 25_672, 26_257, 26_379, 27_017, 27_018, 27_019, 28_015, 32_400, 33_060,
 ];
 
-/// A port that was free on every address when it was reserved.
+/// A port that was free on every address at its reservation.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     port: u16,
@@ -79,7 +79,7 @@ pub(crate) struct Reservation {
 }
 
 impl Reservation {
-    /// A port that another value holds.
+    /// Refers to a port that another value holds.
     pub(crate) fn known(port: u16) -> Reservation {
         Reservation { port, hold: None }
     }
@@ -114,12 +114,12 @@ impl Reservation {
     fn low(is_wanted: impl Fn(u16) -> bool) -> io::Result<Reservation> {
         let ephemeral = sys::ports::ephemeral().unwrap_or(32_768..=60_999);
         let outside: Vec<u16> = LOW.filter(|port| !ephemeral.contains(port)).collect();
-        // If the kernel chooses from nearly all ports, the rest is too small.
+        // If the kernel chooses from nearly all ports, its own range may be the rest.
         let ports: Vec<u16> = match outside.len() {
             0..1000 => LOW.collect(),
             _ => outside,
         };
-        // Each process begins elsewhere, so that few try the same port.
+        // Each process begins at another place, so that few try the same port.
         let begin = RandomState::new().build_hasher().finish() as usize % ports.len();
         let (after, before) = (&ports[begin..], &ports[..begin]);
         for &port in after
@@ -143,8 +143,8 @@ impl Reservation {
         self.port
     }
 
-    /// Loosens a hold to `hold_level`. The new socket is bound before the old one is closed. This
-    /// never makes a hold firmer: once it is [`HoldLevel::Open`],
+    /// Weakens a hold to `hold_level`. The new socket is bound before the old one is closed. This
+    /// never makes a hold stronger: after [`HoldLevel::Open`],
     /// [`hold_again`](Reservation::hold_again) does that.
     pub(crate) fn loosen(&mut self, hold_level: HoldLevel) {
         if self.hold.is_none() {
@@ -189,7 +189,7 @@ mod tests {
         Reservation::new(Range::Any, HoldLevel::Firm, &[]).unwrap()
     }
 
-    /// The wildcard and loopback, in the families that this machine has.
+    /// Wildcard and loopback addresses, in the families that this machine has.
     fn addresses() -> Vec<&'static str> {
         let mut all = vec!["127.0.0.1", "0.0.0.0", "::1", "::"];
         if TcpListener::bind("[::1]:0").is_err() {
@@ -227,7 +227,7 @@ mod tests {
         let held: Vec<_> = (0..150).map(|_| firm()).collect();
         let ports: HashSet<u16> = held.iter().map(Reservation::port).collect();
         assert_eq!(ports.len(), held.len());
-        // If these ports were not kept from other programs, dozens would be the same.
+        // Without a hold, dozens of these ports would be the same.
         for ip in addresses() {
             for _ in 0..3000 {
                 let other = TcpListener::bind(at(ip, 0)).unwrap();
@@ -263,7 +263,7 @@ mod tests {
             held.hold_again(HoldLevel::Firm).is_err(),
             "the service still listens"
         );
-        // The side that closes first keeps the TIME_WAIT. Here that is the server.
+        // The side that closes first, here the server, keeps the TIME_WAIT.
         drop(server);
         drop(listener);
         drop(client);
@@ -286,15 +286,15 @@ mod tests {
 
     #[test]
     fn a_loose_hold_lets_a_service_without_options_bind() {
-        // Binds as a program that sets no option does.
+        // This binds like a program that sets no option.
         let plain_bind = |ip: [u8; 4], port| sys::ports::bind_v4(SocketAddrV4::new(ip.into(), port), false);
         let mut ips = vec![[127, 0, 0, 1]];
         if addresses().contains(&"::1") {
             ips.push([0, 0, 0, 0]);
         }
         for ip in ips {
-            // Several tries, because a loose hold does not keep the IPv4 listener of another test
-            // away.
+            // This needs several tries, because a loose hold does not keep the IPv4 listener of
+            // another test away.
             let bound = (0..20).any(|_| {
                 let mut held = firm();
                 assert!(plain_bind(ip, held.port()).is_err(), "a firm hold lets it bind");
@@ -353,7 +353,7 @@ mod tests {
         if *ephemeral.start() > 21_000 {
             assert!(ports.iter().all(|port| !ephemeral.contains(port)));
         }
-        // Free for UDP without any option, on each address.
+        // Each port is free for UDP without any option, on each address.
         for reserved in &low {
             std::net::UdpSocket::bind(at("0.0.0.0", reserved.port())).unwrap();
         }

@@ -1,10 +1,10 @@
-//! The sockets on a TCP or UDP port of this machine. This asks the kernel and makes no connection.
+//! Asks the kernel for the sockets on a port of this machine, without a connection.
 //!
 //! The service would notice a plain `connect`: PostgreSQL logs an incomplete startup packet for
 //! each connection that sends nothing.
 //!
-//! The kernel prefers the more specific socket: `127.0.0.1` before `0.0.0.0`, and that before a
-//! `[::]` that also serves IPv4. So only the most specific sockets get connections.
+//! The kernel prefers the more specific socket: `127.0.0.1` before `0.0.0.0`, and `0.0.0.0` before
+//! a `[::]` that also serves IPv4. So only the most specific sockets get connections.
 //!
 //! If the kernel cannot be asked (no `tcp_diag` module, a sandbox, not Linux), a connection shows
 //! whether a process listens, and `/proc/net/tcp` shows the socket.
@@ -20,8 +20,8 @@ use crate::sys::sock_diag::{self, States};
 use crate::sys::{Protocol, Socket};
 use crate::util::deadline::scaled;
 
-/// This machine answers or refuses a connection at once, unless a listener's backlog is full. This
-/// limit is for that case.
+/// Time limit of a connection within this machine, which answers or refuses at once unless a
+/// listener's backlog is full.
 const LOCAL_CONNECT: Duration = Duration::from_millis(500);
 
 /// Whether any process listens on this address of this machine, or takes datagrams there.
@@ -39,8 +39,8 @@ pub(crate) fn listening(protocol: Protocol, addr: SocketAddr) -> io::Result<bool
     }
 }
 
-/// Fails if this process cannot send to an address of this machine, for example because the
-/// loopback interface is down. Sends nothing.
+/// Checks that this process can send to an address of this machine, and sends nothing. It cannot
+/// if, for example, the loopback interface is down.
 pub(crate) fn check_route(addr: SocketAddr) -> io::Result<()> {
     let any = match addr {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
@@ -80,7 +80,7 @@ fn not_itself(stream: TcpStream) -> io::Result<TcpStream> {
 }
 
 /// Whether the answer "there is no such socket" can be trusted. A kernel without the `tcp_diag`
-/// module gives it for every socket. So the kernel is asked once about a socket of our own.
+/// module gives it for every socket. So this asks the kernel once about a socket of our own.
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 fn diag_works(protocol: Protocol) -> bool {
     use std::net::TcpListener;
@@ -103,7 +103,7 @@ fn diag_works(protocol: Protocol) -> bool {
                     UdpSocket::bind(any).and_then(|socket| Ok((socket.local_addr()?, OwnedFd::from(socket))))
                 }
             };
-            // Without the socket, for example without free descriptors, this test says nothing.
+            // Without the socket, for example without free descriptors, this test has no result.
             let Ok((addr, _socket)) = own else {
                 return false;
             };
@@ -114,8 +114,8 @@ fn diag_works(protocol: Protocol) -> bool {
     }
 }
 
-/// The sockets that a connection to this address could reach: the most specific ones. `None` if the
-/// kernel does not tell.
+/// The most specific sockets for an address, which connections can reach. `None` if the kernel does
+/// not tell.
 pub(crate) fn answering(protocol: Protocol, addr: SocketAddr) -> Option<Vec<Socket>> {
     let all = all_listeners(protocol, addr.port())?;
     Some(most_particular(all, addr))
@@ -156,7 +156,7 @@ pub(crate) fn in_the_way(protocol: Protocol, addr: SocketAddr) -> Vec<Socket> {
     found
 }
 
-/// Only the listeners among these.
+/// The listeners among these sockets.
 pub(crate) fn listeners_in_the_way(protocol: Protocol, addr: SocketAddr) -> Vec<Socket> {
     overlapping(all_listeners(protocol, addr.port()).unwrap_or_default(), addr)
 }
@@ -168,13 +168,13 @@ fn overlapping(sockets: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
         .collect()
 }
 
-/// Whether a process listens on this address, or on another one that excludes a server on this one.
+/// Whether a process listens on this address, or on another one that excludes a server here.
 pub(crate) fn is_taken(protocol: Protocol, addr: SocketAddr) -> bool {
     !listeners_in_the_way(protocol, addr).is_empty()
 }
 
-/// How specifically a listener serves an address; `None` if it does not. Among several, the kernel
-/// picks the highest.
+/// How specifically a listener serves an address; `None` if it does not. The kernel picks the
+/// highest.
 fn particularity(socket: &Socket, addr: SocketAddr) -> Option<u8> {
     let (here, wanted) = (socket.addr.ip(), addr.ip());
     let is_its_scope = match (socket.addr, addr) {
@@ -185,10 +185,10 @@ fn particularity(socket: &Socket, addr: SocketAddr) -> Option<u8> {
     };
     match (here, wanted) {
         (here, wanted) if here == wanted && is_its_scope => Some(4),
-        // ::ffff:127.0.0.1
+        // This matches ::ffff:127.0.0.1.
         (here, wanted) if here.to_canonical() == wanted => Some(3),
         (IpAddr::V4(here), IpAddr::V4(_)) if here.is_unspecified() => Some(2),
-        // [::], which also serves IPv4 unless its option forbids it.
+        // [::] also serves IPv4 unless its option forbids that.
         (IpAddr::V6(here), IpAddr::V4(_)) if here.is_unspecified() && socket.v6_only != Some(true) => Some(1),
         (IpAddr::V6(here), IpAddr::V6(_)) if here.is_unspecified() && is_its_scope => Some(1),
         _ => None,

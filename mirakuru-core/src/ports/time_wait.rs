@@ -12,10 +12,10 @@ use crate::ports::free::{Busy, check_free};
 use crate::sys::{proc, time_wait};
 use crate::util::backoff::Pauses;
 
-/// How long a start waits for a port if lingering connections cannot be removed, for example
+/// Time that a start waits for a port if lingering connections cannot be removed, for example
 /// because the other end has not closed yet.
 const SHORT_WAIT: Duration = Duration::from_secs(2);
-/// If there are more remnants than this, they are left alone: each costs some system calls.
+/// Number of remnants above which they are left alone: each costs some system calls.
 const MANY: usize = 2_000;
 
 /// Checks that a server could listen on these addresses, as [`check_free`] does, but removes closed
@@ -32,7 +32,7 @@ pub(crate) fn make_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
         }
         for (local, remote) in lingering.into_iter().take(MANY) {
             if address::is_local(remote.ip()) {
-                // Waits for the remnants that cannot be removed.
+                // This waits for the remnants that cannot be removed.
                 let _ = time_wait::remove(local, remote);
             }
         }
@@ -40,7 +40,7 @@ pub(crate) fn make_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
     }
 }
 
-/// The closed connections that linger on an address: the local address and the remote one of each.
+/// The closed connections that linger on an address: the local and the remote address of each.
 pub(crate) fn lingering(addr: SocketAddr) -> Vec<(SocketAddr, SocketAddr)> {
     let ip = addr.ip().to_canonical();
     proc::tcp_lingering(addr.port())
@@ -49,7 +49,7 @@ pub(crate) fn lingering(addr: SocketAddr) -> Vec<(SocketAddr, SocketAddr)> {
         .collect()
 }
 
-/// The remedy for such connections, if there are any, for errors.
+/// The remedy in errors for such connections, if there are any.
 pub(crate) fn hint(addr: SocketAddr) -> Option<String> {
     let (_, client) = lingering(addr).into_iter().next()?;
     Some(format!(
@@ -69,7 +69,7 @@ mod tests {
     use crate::sys::sockets::tests::tcp;
     use crate::sys::tests::{in_time, in_time_some};
 
-    /// A port on which closed connections of a server without SO_REUSEADDR linger.
+    /// Makes a port on which closed connections of a server without SO_REUSEADDR linger.
     fn lingering_port(ip: &str) -> SocketAddr {
         let any = SocketAddr::new(ip.parse().expect("an address"), 0);
         let listener = TcpListener::from(tcp(any, false, false, None, true).expect("a free port").0);

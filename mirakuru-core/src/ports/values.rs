@@ -1,4 +1,4 @@
-//! The values of one service's placeholders. A port is reserved when a text first asks for it.
+//! The values of one service's placeholders. A port is reserved at its first use in a text.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -10,30 +10,28 @@ use crate::error::secrets::{Secrets, Unmasked};
 use crate::ports::reserve::{HoldLevel, Range, Reservation};
 use crate::recipe::placeholder::{ExpandError, Placeholder, expand_bytes};
 
-/// The placeholders as errors write them.
+/// The placeholders in the form for errors.
 const KNOWN: &str = "`{port}`, `{port:NAME}`, `{dir}`, `{name}`, `{id}` and `{env:VAR}`";
 
-/// The values of placeholders in one executor. A port is reserved when a text first asks for it.
+/// The values of placeholders in one executor. A port is reserved at its first use in a text.
 #[derive(Debug)]
 pub(crate) struct Values {
     name: String,
     dir: PathBuf,
-    /// The ports by name, in the order in which they were first asked for; the name of `{port}` is
-    /// empty.
+    /// The ports by name, in the order of their first use; the name of `{port}` is empty.
     ports: Vec<(String, Reservation)>,
-    /// Ports that others know already. They are in `ports` once a text has asked for them.
+    /// Ports that others know already. At its first use, a port moves to `ports`.
     given: Vec<(String, Reservation)>,
     /// Whether others know the ports, so that they never change.
     are_known: bool,
-    /// Ports that failed, and must not be taken again.
+    /// Ports that failed, and must not be used again.
     spoiled: Vec<u16>,
     hold_level: HoldLevel,
     range: Range,
     secrets: Secrets,
-    /// Whether texts are expanded for display. In that case variables of the environment stay
-    /// placeholders.
+    /// Whether texts are expanded for display. Then variables of the environment stay placeholders.
     for_show: bool,
-    /// Whether a shell reads the text. In that case `{dir}` is quoted if it needs that.
+    /// Whether a shell reads the text. Then `{dir}` is quoted if necessary.
     for_shell: bool,
 }
 
@@ -54,12 +52,12 @@ impl Values {
         }
     }
 
-    /// Chooses ports of this range from now on.
+    /// Sets the range for all later ports.
     pub(crate) fn set_range(&mut self, range: Range) {
         self.range = range;
     }
 
-    /// The values of a service whose ports other services know.
+    /// Makes the values of a service whose ports other services know.
     pub(crate) fn given(name: String, dir: PathBuf, given: Vec<(String, Reservation)>) -> Values {
         Values {
             given,
@@ -73,13 +71,12 @@ impl Values {
         self.are_known
     }
 
-    /// Holds the ports that others know already and that no text has asked for, after all other
-    /// ports.
+    /// Holds the ports that others know already and no text has used, after all other ports.
     pub(crate) fn take_given(&mut self) {
         self.ports.append(&mut self.given);
     }
 
-    /// The values of a service that already runs.
+    /// Makes the values of a service that already runs.
     pub(crate) fn known(name: String, dir: PathBuf, ports: Vec<(String, u16)>) -> Values {
         let ports = ports
             .into_iter()
@@ -104,7 +101,7 @@ impl Values {
         self.secrets.add_secret(&value.to_string_lossy());
     }
 
-    /// A text with its secrets masked: values of the environment, and passwords in URLs.
+    /// Masks the secrets in a text: values of the environment, and passwords in URLs.
     pub(crate) fn mask(&self, text: &str) -> String {
         self.secrets.mask(text)
     }
@@ -125,12 +122,12 @@ impl Values {
         })
     }
 
-    /// The same for a text that may not be UTF-8.
+    /// Fills in the placeholders of a text that may not be UTF-8.
     pub(crate) fn expand_os(&mut self, text: &OsStr) -> Result<OsString, ExpandError> {
         self.expand_bytes(text.as_bytes()).map(OsString::from_vec)
     }
 
-    /// The same for a shell's script. There `{dir}` is one word, even with a space in it.
+    /// Fills in the placeholders of a script, in which `{dir}` is one word even with a space.
     pub(crate) fn expand_script(&mut self, script: &OsStr) -> Result<OsString, ExpandError> {
         self.for_shell = true;
         let expanded = self.expand_os(script);
@@ -138,15 +135,14 @@ impl Values {
         expanded
     }
 
-    /// The number of `{port:NAME}`, or with an empty name of `{port}`, if a text had that
-    /// placeholder.
+    /// The number of `{port:NAME}`, or of `{port}` if the name is empty, if a text has used it.
     pub(crate) fn port(&self, name: &str) -> Option<u16> {
         self.ports()
             .find(|(known, _)| *known == name)
             .map(|(_, port)| port)
     }
 
-    /// All ports with their names, in the order in which they were first asked for.
+    /// All ports with their names, in the order of their first use.
     pub(crate) fn ports(&self) -> impl Iterator<Item = (&str, u16)> {
         self.ports
             .iter()
@@ -158,7 +154,7 @@ impl Values {
         &self.dir
     }
 
-    /// The value of `{id}`: the name of the private directory that contains `{dir}`.
+    /// The value of `{id}`: the name of the private directory, the parent of `{dir}`.
     fn id(&self) -> &OsStr {
         let private = self.dir.parent().and_then(Path::file_name);
         private.unwrap_or_default()
@@ -173,7 +169,7 @@ impl Values {
     /// whether all are held.
     pub(crate) fn hold_again(&mut self) -> bool {
         let hold_level = self.hold_level;
-        // No short circuit: every port that can be held is.
+        // This must not stop early: every port that can be held is held.
         self.ports.iter_mut().fold(true, |all, (_, reservation)| {
             reservation.hold_again(hold_level).is_ok() && all
         })
@@ -187,7 +183,7 @@ impl Values {
     }
 
     /// Loosens the holds by one step, for a service that found its ports in use although only this
-    /// process has them. Returns whether there was a step left, so that another try makes sense.
+    /// process has them. Returns `false` if no step was left.
     pub(crate) fn loosen(&mut self) -> bool {
         match self.hold_level.looser() {
             Some(looser) if !self.ports.is_empty() => {
@@ -404,7 +400,7 @@ mod tests {
             let printed = String::from_utf8(output.stdout).unwrap();
             assert_eq!(printed, format!("<{dir}/x>"), "{script:?}");
         }
-        // In other places the text stays as it is.
+        // In other places the text stays unchanged.
         let mut values = Values::new(String::new(), PathBuf::from(dir));
         assert_eq!(values.expand("{dir}").unwrap(), dir);
     }
@@ -504,7 +500,7 @@ mod tests {
         assert_eq!(odd.expand_os(OsStr::new("{dir}")).unwrap().as_bytes(), b"/\xff");
     }
 
-    /// A text that is full of near placeholders.
+    /// A text full of near placeholders.
     fn tricky() -> impl Strategy<Value = String> {
         let pieces = [
             "{", "}", "{{", "}}", "$", ":", "name", "dir", "port", "a", " ", "\"", "{name}", "{x:y}",

@@ -12,8 +12,7 @@ use std::time::Duration;
 use crate::recipe::command::{Command, IntoCommand, Words, shell_syntax};
 use crate::recipe::signal::Signal;
 
-/// How to start a service: a recipe, made with
-/// [`Executor::builder`](crate::executor::Executor::builder).
+/// The recipe of a service, made with [`Executor::builder`](crate::executor::Executor::builder).
 ///
 /// The setters take and return the recipe by value. They have the names of
 /// [`std::process::Command`]'s methods wherever the meaning is the same. The recipe is [`Clone`]:
@@ -65,7 +64,7 @@ pub struct ExecutorBuilder<R = NoWait> {
 }
 
 impl<R> fmt::Debug for ExecutorBuilder<R> {
-    /// The command and the name. The environment is left out, because it may contain secrets.
+    /// Prints the command and the name, but not the environment: it may contain secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ExecutorBuilder")
             .field("command", &self.spec.command.display())
@@ -92,8 +91,8 @@ impl<R> fmt::Debug for ExecutorBuilder<R> {
 #[derive(Clone, Copy, Debug, Default)]
 pub struct NoWait;
 
-/// Everything in a recipe except for the readiness: the executor's non-generic core works with
-/// this. `Debug` shows all of it.
+/// Everything in a recipe except for the readiness, for the executor's non-generic core. `Debug`
+/// shows all of it.
 #[derive(Clone, Debug)]
 pub(crate) struct Spec {
     pub(crate) command: Command,
@@ -127,12 +126,12 @@ pub(crate) struct Spec {
     pub(crate) groups: Option<Vec<u32>>,
     pub(crate) umask: Option<u32>,
     pub(crate) on_end: Option<Command>,
-    /// The variable that names the server, if another program has started the server.
+    /// The variable with the server's address, if another program has started the server.
     pub(crate) not_ours: Option<String>,
 }
 
 impl Spec {
-    /// A recipe for this command, with the defaults that the setters of [`ExecutorBuilder`] name.
+    /// Makes a recipe for this command, with the defaults of [`ExecutorBuilder`].
     pub(crate) fn new(command: Command) -> Spec {
         Spec {
             command,
@@ -166,7 +165,7 @@ impl Spec {
         }
     }
 
-    /// A part of the command that only a shell would understand, and the remedy. In a list each
+    /// The part of the command that only a shell would understand, and its remedy. In a list each
     /// word is literal.
     pub(crate) fn shell_syntax(&self) -> Option<String> {
         match &self.command.words {
@@ -331,18 +330,17 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Removes an environment variable, whether it was set before or is inherited. A name that ends
-    /// with `*` removes every variable with that beginning: after `env_remove("PG*")` the service
-    /// does not see the developer's `PGHOST` and `PGDATA`.
+    /// Removes an environment variable, whether set before or inherited. A name that ends with `*`
+    /// removes every variable with that beginning: after `env_remove("PG*")` the service does not
+    /// see the developer's `PGHOST` and `PGDATA`.
     pub fn env_remove(mut self, key: impl AsRef<OsStr>) -> Self {
         self.spec.env.push((key.as_ref().to_owned(), None));
         self
     }
 
-    /// Removes all environment variables: those that were set before, and those that would be
-    /// inherited. Two stay: `MIRAKURU_ID`, which mirakuru sets itself, and `LLVM_PROFILE_FILE`
-    /// under a coverage tool. Call `.env_remove("LLVM_PROFILE_FILE")` after this to remove that as
-    /// well.
+    /// Removes all environment variables, whether set before or inherited. Two stay: `MIRAKURU_ID`,
+    /// which mirakuru sets itself, and `LLVM_PROFILE_FILE` under a coverage tool. Call
+    /// `.env_remove("LLVM_PROFILE_FILE")` after this to remove that as well.
     pub fn env_clear(mut self) -> Self {
         self.spec.env.clear();
         self.spec.env_clear = true;
@@ -422,11 +420,11 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets how many bytes of the disk the service's log may take, over all starts. The default is
-    /// 256 MiB, and the least is 64 KiB.
+    /// Sets the size that the service's log may have on the disk, in bytes, over all starts. The
+    /// default is 256 MiB, and the least is 64 KiB.
     ///
-    /// If a log would exceed that, it keeps its first half, and the last quarter or more.
-    /// [`Logs::dropped`](crate::output::logs::Logs::dropped) and the reports say how many bytes
+    /// A longer log keeps its first half, and the last quarter or more.
+    /// [`Logs::dropped`](crate::output::logs::Logs::dropped) and the reports tell how many bytes
     /// between them are missing. Conditions such as [`Banner`](crate::readiness::Banner) see all
     /// output as it comes, unless the service prints faster than they read.
     ///
@@ -450,9 +448,8 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets the exit code that the service has after it was stopped. Without it, 0, death by the
-    /// stop signal and 128 plus that signal's number are accepted. This code is accepted in
-    /// addition to those.
+    /// Sets the exit code of the service after a stop. Without it, 0, death by the stop signal and
+    /// 128 plus that signal's number are accepted. This code is accepted in addition to those.
     pub fn expected_exit(mut self, code: i32) -> Self {
         self.spec.expected_exit = Some(code);
         self
@@ -479,8 +476,8 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Adds a file that the service logs to: a further source of lines beside its output. The path
-    /// may have placeholders.
+    /// Adds a file that the service logs to: a source of lines besides its output. The path may
+    /// have placeholders.
     ///
     /// The file is followed by its name, even if the service moves it away and begins another one.
     /// It may be missing at first. [`wait_for_line`](crate::executor::Executor::wait_for_line),
@@ -574,10 +571,10 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Sets what a start does while another service of mirakuru has the same fixed port or socket
-    /// path. With `true` it waits, as the attribute does. With `false`, the default, it fails at
-    /// once with [`Error::AlreadyRunning`](crate::error::Error::AlreadyRunning). The wait does not
-    /// count towards the [timeout](ExecutorBuilder::timeout).
+    /// Sets whether a start waits while another service of mirakuru has the same fixed port or
+    /// socket path. With `true` it waits, as the attribute does. With `false`, the default, it
+    /// fails at once with [`Error::AlreadyRunning`](crate::error::Error::AlreadyRunning). The wait
+    /// does not count towards the [timeout](ExecutorBuilder::timeout).
     pub fn queue(mut self, queue: bool) -> Self {
         self.spec.queue = queue;
         self
@@ -623,9 +620,9 @@ impl<R> ExecutorBuilder<R> {
     /// If the tests run as root, runs the service as the first of these users that the machine has,
     /// with that user's group. Use it for servers that refuse to run as root, or should not.
     ///
-    /// It does nothing if the tests do not run as root, or if no such user exists. It also does
-    /// nothing if root may not become another user: in a container without `CAP_SETUID`,
-    /// `CAP_SETGID` or `CAP_CHOWN`, and in a user namespace that lacks the user.
+    /// Does nothing if the tests do not run as root, or if no such user exists. Also does nothing
+    /// if root may not become another user: in a container without `CAP_SETUID`, `CAP_SETGID` or
+    /// `CAP_CHOWN`, and in a user namespace that lacks the user.
     ///
     /// ```
     /// # use mirakuru_core::Executor;
@@ -683,8 +680,8 @@ impl<R> ExecutorBuilder<R> {
         self
     }
 
-    /// Says that the command stands in for an external server, which this variable names: tests
-    /// cannot stop the server. The file of the command does not count as a part of the recipe.
+    /// Marks the command as a stand-in for the external server that this variable names: tests
+    /// cannot stop it. The file of the command is no part of the recipe.
     #[doc(hidden)]
     pub fn __not_ours(mut self, variable: &str) -> Self {
         self.spec.not_ours = Some(variable.to_owned());

@@ -44,7 +44,7 @@ pub trait IntoCommand {
 #[doc(hidden)]
 pub struct Command {
     pub(crate) words: Words,
-    /// The arguments that `arg` and `args` added.
+    /// The arguments added by `arg` and `args`.
     pub(crate) extra: Vec<OsString>,
 }
 
@@ -58,7 +58,7 @@ pub(crate) enum Words {
 /// A program whose path is known only when an executor is made, because it may have to be built.
 /// `Debug` distinguishes it from others, and is the same in all processes.
 pub(crate) trait Program: fmt::Debug + Send + Sync {
-    /// Its name, for people.
+    /// The program's name, for people.
     fn name(&self) -> &str;
 
     /// The program's path. May be called more than once.
@@ -89,7 +89,7 @@ impl Command {
         let mut words: Vec<OsString> = match &self.words {
             Words::Line(line) if !shell => match shell_words::split(line) {
                 Ok(words) => words.into_iter().map(OsString::from).collect(),
-                // The mistake is reported when the executor is built.
+                // The executor's build reports the mistake.
                 Err(_) => return,
             },
             Words::List(list) => list.clone(),
@@ -121,7 +121,7 @@ impl Command {
         }
     }
 
-    /// Finds or builds the command's program, if that is necessary. After this, its file is known.
+    /// Finds or builds the command's program, if necessary. After this, its file is known.
     ///
     /// # Errors
     ///
@@ -139,9 +139,9 @@ impl Command {
 
     /// The words to execute, the program first, with all placeholders filled in.
     ///
-    /// With `shell` that is `/bin/sh -c SCRIPT sh ARGUMENT...`. The script is the string as it is,
-    /// or the first entry of the list. The other entries become its `$1` and so on. `$0` is `sh`,
-    /// which a shell prints before its error messages.
+    /// With `shell` the words are `/bin/sh -c SCRIPT sh ARGUMENT...`. The script is the string as
+    /// it is, or the first entry of the list. The other entries become its `$1` and so on. `$0` is
+    /// `sh`, which a shell prints before its error messages.
     ///
     /// # Errors
     ///
@@ -163,13 +163,13 @@ impl Command {
         };
         words.extend_from_slice(&self.extra);
         let is_blank = |word: &OsString| word.as_bytes().trim_ascii().is_empty();
-        // `"" arg` has a program, an empty one. A line with nothing but extra arguments has none.
+        // `"" arg` has a program, an empty one. A line with only extra arguments has no program.
         let given = match &self.words {
             Words::Line(line) => !line.trim().is_empty(),
             Words::List(list) => !list.is_empty(),
             Words::Program(_) => true,
         };
-        // The path of a found program is not the user's text, so nothing in it is expanded.
+        // The path of a found program is not the user's text, so no placeholder in it is expanded.
         let is_found = matches!(self.words, Words::Program(_));
         if !given || words.is_empty() {
             return Err(self.invalid(format!("the command is empty; begin it with the {what} to run")));
@@ -215,8 +215,8 @@ impl Command {
         text
     }
 
-    /// The program as the recipe names it: the first word, placeholders not filled in, and never
-    /// the shell of `shell(true)`.
+    /// The program in the recipe: the first word, with its placeholders, and never the shell of
+    /// `shell(true)`.
     pub(crate) fn program(&self) -> Option<OsString> {
         match &self.words {
             Words::Line(line) => shell_words::split(line)
@@ -286,7 +286,7 @@ impl Command {
     }
 }
 
-/// Words as a person would type them in a shell: quoted where they need it.
+/// The words in the form for a shell, quoted where necessary.
 pub(crate) fn display(words: &[OsString]) -> String {
     words
         .iter()
@@ -333,7 +333,7 @@ fn open_quote(line: &str) -> Option<(char, usize)> {
     open
 }
 
-/// A place in a text, for a person.
+/// Describes a place in a text, for a person.
 fn position(text: &str, at: usize) -> String {
     let before = &text[..at];
     let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
@@ -345,7 +345,7 @@ fn position(text: &str, at: usize) -> String {
     }
 }
 
-/// The name of the program that a script runs first, as far as it can be read without a shell.
+/// The name of the first program in a script, as far as it can be read without a shell.
 fn first_command(script: &str) -> Option<String> {
     let words =
         shell_words::split(script).unwrap_or_else(|_| script.split_whitespace().map(str::to_owned).collect());
@@ -419,13 +419,13 @@ impl<S: AsRef<OsStr>> IntoCommand for &Vec<S> {
     }
 }
 
-/// The first thing in a command line that only a shell would understand, and the remedy.
+/// The first part of a command line that only a shell would understand, and its remedy.
 pub(crate) fn shell_syntax(line: &str) -> Option<String> {
     let is_name = |text: &str| {
         text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
             && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
     };
-    // A quoted text is literal.
+    // Text in quotes is literal.
     let mut quote = None;
     let unquoted: String = line
         .chars()
@@ -448,7 +448,7 @@ pub(crate) fn shell_syntax(line: &str) -> Option<String> {
              `.shell(true)`"
         ));
     }
-    // Commands that exist only inside a shell.
+    // These commands exist only inside a shell.
     const OF_SHELLS: [&str; 8] = ["cd", "export", "source", ".", "exec", "ulimit", "umask", "eval"];
     let is_of_shells = OF_SHELLS.contains(&first).then_some(first);
     let found = is_of_shells.or_else(|| {
@@ -515,7 +515,7 @@ mod tests {
 
     /// The words that `sh` itself makes of a line.
     fn by_shell(line: &str) -> Vec<String> {
-        // After a newline, because the line may end in a comment.
+        // The newline ends a comment at the end of the line.
         let script = format!("words() {{ printf '%s\\0' \"$@\"; }}; words {line}\n");
         let output = std::process::Command::new("/bin/sh")
             .args(["-c", &script])

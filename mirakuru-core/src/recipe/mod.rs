@@ -1,4 +1,4 @@
-//! How to start a service, as plain data.
+//! The way to start a service, as plain data.
 
 pub(crate) mod builder;
 pub(crate) mod command;

@@ -23,12 +23,12 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use crate::error::Error;
 use crate::error::secrets::mask_urls;
 
-/// Why a text could not be expanded.
+/// The reason why a text could not be expanded.
 #[derive(Debug)]
 pub(crate) enum ExpandError {
-    /// The text is wrong: the mistake and its remedy.
+    /// The mistake in the text, and its remedy.
     Text(String),
-    /// The system has no port to give.
+    /// The system has no free port.
     Port(io::Error),
 }
 
@@ -120,7 +120,7 @@ pub(crate) fn tokens(text: &[u8], is_regex: bool) -> impl Iterator<Item = Token<
 pub(crate) struct Placeholder<'a> {
     pub(crate) word: &'a str,
     pub(crate) argument: Option<&'a [u8]>,
-    /// The length of the whole, both braces included.
+    /// The length of the placeholder with both braces.
     pub(crate) len: usize,
 }
 
@@ -133,7 +133,7 @@ impl fmt::Display for Placeholder<'_> {
     }
 }
 
-/// The placeholder that a text begins with.
+/// The placeholder at the beginning of a text.
 fn placeholder_at(text: &[u8]) -> Option<Placeholder<'_>> {
     let inside = text.strip_prefix(b"{")?;
     let inside = &inside[..inside.iter().position(|byte| *byte == b'}')?];
@@ -157,15 +157,15 @@ fn placeholder_at(text: &[u8]) -> Option<Placeholder<'_>> {
     })
 }
 
-/// The text that the escape at the beginning of `text` stands for.
+/// The text of the escape at the beginning of `text`, without its outer braces.
 fn escape_at(text: &[u8]) -> Option<&[u8]> {
     let inner = text.strip_prefix(b"{")?;
     let len = placeholder_at(inner)?.len;
     (inner.get(len) == Some(&b'}')).then(|| &inner[..len])
 }
 
-/// Escapes each placeholder in a text, so that the result expands to the text itself. For real
-/// paths and passwords in a recipe.
+/// Escapes each placeholder in a text, so that the result expands to the text itself. Use it for
+/// real paths and passwords in a recipe.
 #[must_use]
 pub fn literal(text: impl AsRef<OsStr>) -> OsString {
     let text = text.as_ref().as_bytes();

@@ -1,4 +1,4 @@
-//! The program and the environment of a recipe, resolved as `execvp` would do it.
+//! Resolves the program and the environment of a recipe, like `execvp`.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 use crate::error::Error;
 use crate::error::programs::DEFAULT_PATH;
 
-/// The variable that names the profile of a program that is built for coverage. Without it, the
+/// The variable with the profile's path, for a program that is built for coverage. Without it, the
 /// program writes its profile into its working directory, where no tool searches.
 const PROFILE: &str = "LLVM_PROFILE_FILE";
 
-/// Variables that the service manager of the test runner uses to talk to the runner. The services
-/// of a test must not inherit them.
+/// Variables through which a test runner talks to its service manager. The services of a test must
+/// not inherit them.
 const SERVICE_MANAGER: [&str; 7] = [
     "NOTIFY_SOCKET",
     "LISTEN_FDS",
@@ -68,7 +68,7 @@ pub(crate) fn environment(
     environment
 }
 
-/// The files to try, in order, to execute this program.
+/// Paths to try, in order, to execute this program.
 pub(crate) fn candidates(program: &OsStr, environment: &BTreeMap<OsString, OsString>) -> Vec<PathBuf> {
     if program.as_bytes().contains(&b'/') {
         return vec![program.into()];
@@ -79,7 +79,7 @@ pub(crate) fn candidates(program: &OsStr, environment: &BTreeMap<OsString, OsStr
     std::env::split_paths(path).map(|dir| dir.join(program)).collect()
 }
 
-/// The data that distinguishes a file from every other one, even from its replacement.
+/// Data that distinguishes a file from every other one, and from a replacement.
 pub(crate) fn file_identity(path: &Path) -> io::Result<String> {
     let file = path.metadata()?;
     Ok(format!(

@@ -1,4 +1,4 @@
-//! The signals that a recipe or a test can name.
+//! Signals for a recipe or a test.
 
 use std::fmt;
 

@@ -1,4 +1,4 @@
-//! The base directory of everything that mirakuru writes. It is private, and its path is short.
+//! The base directory of all files that mirakuru writes. It is private, and its path is short.
 
 use std::fs::{DirBuilder, File, Metadata, Permissions};
 use std::io;
@@ -8,17 +8,17 @@ use std::path::{Path, PathBuf};
 
 use crate::sys;
 
-/// The temporary directory that is used if the one in `TMPDIR` is unsuitable.
+/// The temporary directory for an unsuitable `TMPDIR`.
 pub(crate) const FALLBACK: &str = "/tmp";
-/// The longest path that a socket address holds on Linux, without the final NUL. (103 on macOS and
-/// the BSDs.)
+/// Length of the longest path in a socket address on Linux, without the final NUL. (103 on macOS
+/// and the BSDs.)
 const SOCKET_PATH_MAX: usize = if cfg!(any(target_os = "linux", target_os = "android")) {
     107
 } else {
     103
 };
-/// The room that a socket path may need after the base: the id, `d`, and 44 for a name that the
-/// user chooses.
+/// Room for a socket path below the base: the id, `d`, and 44 bytes for a name that the user
+/// chooses.
 pub(super) const ROOM_BELOW_BASE: usize = 60;
 
 /// The base for this temporary directory. It is in `/tmp` if `TMPDIR` is empty, or if the path of a
@@ -48,7 +48,7 @@ pub(crate) fn may_reach(path: &Path, (uid, gid): (u32, u32)) -> bool {
     path.ancestors().skip(1).all(may_enter)
 }
 
-/// Makes a directory of ours that no other user can write to, or checks that it is one. `loose`
+/// Makes a directory of ours that no other user can write to, or checks an existing one. `loose`
 /// lets other users pass through (0711) if they know the name of an entry.
 pub(crate) fn private_dir(path: &Path, loose: bool) -> io::Result<()> {
     let make = |_| match DirBuilder::new().mode(0o700).create(path) {
@@ -60,8 +60,8 @@ pub(crate) fn private_dir(path: &Path, loose: bool) -> io::Result<()> {
     };
     check(&path.symlink_metadata().or_else(make)?)?;
     if loose {
-        // The mode is set through a descriptor that was opened without following a link. It is
-        // never tightened again: another executor may still need it.
+        // The mode is set through a descriptor that was opened without following a link. It never
+        // becomes stricter again: another executor may still need it.
         let dir = sys::files::open_dir(path)?;
         let mode = dir.metadata()?.mode();
         if mode & 0o011 != 0o011 {

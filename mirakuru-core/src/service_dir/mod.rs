@@ -14,10 +14,10 @@
 //!     locks/                        locks of ports and paths: `ports/lock.rs`
 //! ```
 //!
-//! A test process that is killed leaves its service directories behind. The next one sweeps them: a
-//! service directory is left over if no process holds `lock`. A process id in its place would not
-//! do. A supervisor outlives the test process; and two containers that share a temporary directory
-//! see each other's flocks, but not each other's processes.
+//! A killed test process leaves its service directories behind. The next process sweeps them: a
+//! service directory is left over if no process holds `lock`. A process id in place of the lock
+//! would not do. A supervisor outlives the test process; and two containers that share a temporary
+//! directory see each other's flocks, but not each other's processes.
 //!
 //! Many processes sweep, create and remove side by side, without a common lock:
 //!
@@ -48,16 +48,16 @@ use crate::service_dir::base::{FALLBACK, base_in, may_reach, private_dir};
 use crate::service_dir::remove::{clear, remove_tree};
 use crate::sys;
 
-/// The private directory of one executor. Dropping it removes the directory with everything in it,
-/// or after [`keep`](ServiceDir::keep) everything except for the log.
+/// The private directory of one executor. Dropping it removes the directory with all its content,
+/// or after [`keep`](ServiceDir::keep) all except for the log.
 ///
-/// The copy in a fork does nothing when dropped: the directory belongs to its creator.
+/// In a fork, the drop of the copy does nothing: the directory belongs to its creator.
 #[derive(Debug)]
 pub(crate) struct ServiceDir {
     id: String,
     path: PathBuf,
     dir: PathBuf,
-    /// Held until another process takes care of the service directory.
+    /// The lock, until another process takes care of the service directory.
     lock: Option<File>,
     kept: AtomicBool,
     creator: u32,
@@ -89,7 +89,7 @@ impl ServiceDir {
             )
         })?;
         // A sweeper of another pid namespace may take the unfinished service directory for a
-        // left-over one. Then this tries again, and it tries again if an id exists already.
+        // left-over one. Then this tries again, as it does if an id exists already.
         let mut attempts = 0;
         loop {
             attempts += 1;
@@ -119,8 +119,8 @@ impl ServiceDir {
         DirBuilder::new().mode(0o700).create(&unfinished)?;
         let service_dir = furnish(&unfinished, foreign, loose).and_then(|lock| {
             let path = base.join(&id);
-            // `rename` never replaces a directory that has something in it, and every service
-            // directory has.
+            // `rename` never replaces a directory with content, and every service directory has
+            // some.
             fs::rename(&unfinished, &path)?;
             Ok(ServiceDir {
                 dir: path.join("d"),
@@ -137,7 +137,7 @@ impl ServiceDir {
         service_dir
     }
 
-    /// A service directory that another process takes care of: dropping this value leaves it alone.
+    /// Refers to another process's service directory: dropping this value leaves it alone.
     pub(crate) fn attach(path: PathBuf) -> ServiceDir {
         let id = path
             .file_name()
@@ -154,19 +154,19 @@ impl ServiceDir {
         }
     }
 
-    /// The directory itself.
+    /// The path of the service directory.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The supervisor now holds the lock and removes the directory; dropping this value no longer
-    /// does.
+    /// Notes that the supervisor now holds the lock and removes the directory; dropping this value
+    /// no longer does.
     pub(crate) fn give_away(&mut self) {
         self.creator = 0;
         self.lock = None;
     }
 
-    /// Whether the supervisor of this service directory still lives: it keeps the lock until the
+    /// Whether the supervisor of this service directory lives: it keeps the lock until the
     /// service's tree is gone.
     pub(crate) fn is_supervised(path: &Path) -> bool {
         sys::files::open_lock(&path.join("lock"), false)
@@ -215,8 +215,8 @@ impl ServiceDir {
             }
         }
         let path = self.dir.join(path);
-        // Always makes a new file: a process may have the old one open, or may have put a link in
-        // its place.
+        // This always makes a new file: a process may have the old one open, or may have put a link
+        // in its place.
         match fs::remove_file(&path) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
             _ => {}
@@ -238,8 +238,8 @@ impl ServiceDir {
         give(&self.dir, Some((sys::files::euid(), sys::files::egid())))
     }
 
-    /// Gives `{dir}` and everything in it to the service's user. The directory itself comes last,
-    /// so that the user can change nothing meanwhile.
+    /// Gives `{dir}` and its content to the service's user. The directory itself comes last, so
+    /// that the user can change nothing meanwhile.
     pub(crate) fn hand_over(&self, owner: (u32, u32)) -> io::Result<()> {
         fn all(dir: &Path, owner: (u32, u32)) -> io::Result<()> {
             for entry in fs::read_dir(dir)? {
@@ -274,13 +274,12 @@ impl ServiceDir {
         })
     }
 
-    /// Whether dropping this removes the directory: this process made it and has not handed it
-    /// over.
+    /// Whether the drop removes the directory: this process made it and has not handed it over.
     pub(crate) fn is_ours(&self) -> bool {
         self.creator != 0
     }
 
-    /// From now on the log and its index outlive this executor, for a day.
+    /// Keeps the log and its index for a day, beyond the life of this executor.
     pub(crate) fn keep(&self) {
         // The mark is made at once, so that it counts even if the test process is killed.
         if File::create(self.path.join("kept")).is_ok() {
@@ -305,7 +304,7 @@ fn give(path: &Path, owner: Option<(u32, u32)>) -> io::Result<()> {
     }
 }
 
-/// Checks that a relative path stays inside its directory. The error says why it does not.
+/// Checks that a relative path stays inside its directory. The error is the reason why it does not.
 pub(crate) fn check_within(path: &Path) -> Result<(), String> {
     let plain = |part| matches!(part, Component::Normal(_));
     if path.file_name().is_some() && path.components().all(plain) {
@@ -317,7 +316,7 @@ pub(crate) fn check_within(path: &Path) -> Result<(), String> {
     ))
 }
 
-/// Fills a new service directory with everything except for its final name.
+/// Makes the content of a new service directory, before it gets its final name.
 fn furnish(path: &Path, foreign: Option<(u32, u32)>, loose: bool) -> io::Result<File> {
     let lock = sys::files::open_lock(&path.join("lock"), true)?;
     if !sys::files::try_flock(lock.as_fd())? {
@@ -328,11 +327,11 @@ fn furnish(path: &Path, foreign: Option<(u32, u32)>, loose: bool) -> io::Result<
     let dir = path.join("d");
     DirBuilder::new().mode(0o700).create(&dir)?;
     if let Some((uid, gid)) = foreign {
-        // Sets the mode whatever the umask was: unlike root, this user needs it.
+        // This sets the mode whatever the umask was: unlike root, this user needs it.
         fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
         match chown(&dir, Some(uid), Some(gid)) {
-            // A process that may not give files away may not become that user either. In that case
-            // the start fails at the change of user, and says that this takes root.
+            // A process that may not give files away may not become that user either. Then the
+            // start fails at the change of user, and says that this takes root.
             Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
             given => given?,
         }
@@ -357,7 +356,7 @@ pub(crate) fn is_id(name: &str) -> bool {
 const ID_LENGTH: usize = 12;
 const ID_ALPHABET: &[u8; 32] = b"abcdefghijklmnopqrstuvwxyz234567";
 
-/// 60 random bits, as a name.
+/// Makes a name from 60 random bits.
 ///
 /// # Errors
 ///
@@ -379,7 +378,7 @@ pub(crate) fn this_process() -> (u32, u64) {
 
 /// This process's id, start time and pid namespace.
 fn this_process_here() -> (u32, u64, u64) {
-    // Stored by pid, because a fork inherits the cached value of its parent.
+    // The cache includes the pid, because a fork inherits the value of its parent.
     static CACHE: Mutex<(u32, u64, u64)> = Mutex::new((0, 0, 0));
     let pid = process::id();
     let mut cache = CACHE.lock().unwrap_or_else(|poisoned| poisoned.into_inner());

@@ -1,4 +1,4 @@
-//! Removes service directories, whatever the services have put there.
+//! Removes service directories with all content that the services have made.
 
 use std::path::Path;
 
@@ -13,14 +13,14 @@ pub(crate) fn clear(path: &Path, kept: bool) {
     }
 }
 
-/// Removes a directory with everything in it.
+/// Removes a directory with all its content.
 pub(crate) fn remove_tree(path: &Path) {
     if !sys::remove_tree(path) {
         tell(path);
     }
 }
 
-/// Names the directory that was left.
+/// Tells the user which directory was left.
 fn tell(path: &Path) {
     if path.symlink_metadata().is_ok() && !is_quiet() {
         eprintln!(

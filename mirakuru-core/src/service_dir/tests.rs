@@ -1,4 +1,4 @@
-//! Tests of the directories; the sweep's tests use the helpers as well.
+//! Tests of the directories. The sweep's tests use the helpers as well.
 
 use std::os::unix::fs::{MetadataExt, symlink};
 use std::os::unix::net::UnixListener;
@@ -8,7 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::base::ROOM_BELOW_BASE;
 use super::*;
 
-/// A temporary directory of the test's own.
+/// A temporary directory for one test.
 pub(crate) struct Temp(pub(crate) PathBuf);
 
 impl Temp {
@@ -176,7 +176,7 @@ fn a_process_is_known_by_its_start_and_a_zombie_is_dead() {
     assert!(!is_alive(pid, started + 1));
     let mut child = Command::new("true").spawn().unwrap();
     let until = Instant::now() + Duration::from_secs(10);
-    // Not waited for yet, so a zombie.
+    // No process waits for the child yet, so it is a zombie.
     while sys::procfs::start_time(child.id()).is_some() {
         assert!(Instant::now() < until);
         std::thread::sleep(Duration::from_millis(1));

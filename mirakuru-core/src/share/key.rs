@@ -25,8 +25,8 @@ use crate::recipe::program::{candidates, file_identity};
 use crate::sys;
 use crate::util::hash::{self, Fnv1a};
 
-/// Everything that makes two services the same one, as a name for files. `kind` is the type of the
-/// recipe.
+/// The key of a recipe, as a name for files: all data that makes two services the same one. `kind`
+/// is the type of the recipe.
 pub fn recipe_key<R: Readiness>(name: &str, kind: &str, recipe: &ExecutorBuilder<R>) -> String {
     let ExecutorBuilder { spec, readiness } = recipe;
     let mut key = Key([Fnv1a(0xcbf2_9ce4_8422_2325), Fnv1a(0x6c62_272e_07bb_0142)]);
@@ -93,7 +93,7 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
     hash::number(key, u64::from(*env_clear));
     match current_dir {
         Some(dir) => hash::path(key, dir),
-        // Arguments or the program itself may depend on this.
+        // The arguments or the program itself may depend on this directory.
         None => hash::text(key, std::env::current_dir().unwrap_or_default()),
     }
     for Stdio(stream) in [stdin, stdout, stderr] {
@@ -101,7 +101,7 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
             StdioKind::Null => hash::number(key, 0),
             StdioKind::Inherit => hash::number(key, 1),
             StdioKind::Piped => hash::number(key, 2),
-            // The descriptor's number in this process does not matter, only the file.
+            // The file matters, and not the number of its descriptor in this process.
             StdioKind::File(file) => {
                 let file = file.metadata().map_or((0, 0), |file| (file.dev(), file.ino()));
                 hash::number(key, file.0);

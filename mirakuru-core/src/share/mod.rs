@@ -2,7 +2,7 @@
 //!
 //! `cargo nextest run` makes a process for each test, and `cargo test` one for each test binary.
 //! The first process that needs a service with the scope `run` starts it, and the others attach.
-//! The service ends when the *runner* ends, however that happens.
+//! The service ends when the *runner* ends in any way.
 //!
 //! ```text
 //!   cargo nextest run ◀─────────────── pidfd ───────────────┐
@@ -18,7 +18,7 @@
 //!       lock         held (flock) by guard and worker: who cannot get it knows that they live
 //! ```
 //!
-//! # Who may die when
+//! # Deaths of each process
 //!
 //! * The process that starts it, before it is published. Until then the service belongs to that
 //!   process and ends with it. The lock is free once its last holder, the supervisor, is gone; then

@@ -1,4 +1,4 @@
-//! The slot of one service in a run: empty, being filled, or published.
+//! The slot of a service in a run: empty, being filled, or published.
 
 use std::ffi::CString;
 use std::fs::{self, File};
@@ -22,13 +22,13 @@ use crate::timeline::events::timeline_now;
 use crate::util::backoff::Pauses;
 use crate::util::deadline::scaled;
 
-/// How long to wait for another process to start the service, beyond the recipe's own limits. The
-/// set-up of a service may take any time.
+/// Time to wait for another process that starts the service, beyond the recipe's own limits. The
+/// set-up of a service may take long.
 const PATIENCE: Duration = Duration::from_secs(900);
 
 impl Run {
-    /// The place in this run for a service. It depends on the recipe, the type that made the
-    /// recipe, and the name of the fixture.
+    /// The slot in this run for a service, by the recipe, the type that made the recipe, and the
+    /// name of the fixture.
     ///
     /// # Errors
     ///
@@ -45,7 +45,7 @@ impl Run {
     }
 
     fn slot_of(&self, key: &str, grace: Duration) -> Result<RunSlot, Error> {
-        // A service that ends before the run has a directory of its own, which is removed with it.
+        // A service that ends before the run has a directory of its own, removed with the service.
         let (dir, names) = match self.with_users {
             true => (with_suffix(&self.dir, key), ["state", "lock"].map(str::to_owned)),
             false => (
@@ -69,7 +69,7 @@ impl Run {
     }
 }
 
-/// A directory beside this one, which is known to be of the same run.
+/// A directory beside this one, for the same run.
 fn with_suffix(dir: &Path, suffix: &str) -> PathBuf {
     let mut name = dir.as_os_str().to_owned();
     name.push("-");
@@ -77,7 +77,7 @@ fn with_suffix(dir: &Path, suffix: &str) -> PathBuf {
     name.into()
 }
 
-/// The place of one service in a run.
+/// The slot of one service in a run.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct RunSlot {
@@ -86,9 +86,9 @@ pub struct RunSlot {
     lock: PathBuf,
     runner: u32,
     runner_started: u64,
-    /// The FIFO of its users, if it ends with the last of them.
+    /// The FIFO of the service's users, if the service ends with the last of them.
     users: Option<PathBuf>,
-    /// The longest time that it may take to end.
+    /// The longest time that the end of the service may take.
     grace: Duration,
 }
 
@@ -96,9 +96,9 @@ pub struct RunSlot {
 #[doc(hidden)]
 #[derive(Debug)]
 pub enum SlotState<R> {
-    /// A service that runs.
+    /// The service runs.
     Running(Box<Executor<R>>),
-    /// There is no service: the caller has the permit to start it, with the recipe that it gave.
+    /// The slot is empty: the caller gets the permit to start the service, and its recipe back.
     Empty(StartPermit, Box<ExecutorBuilder<R>>),
 }
 
@@ -113,14 +113,14 @@ pub struct StartPermit {
 
 /// The result of the search for the service of a slot.
 enum Found {
-    /// It runs, or has ended: its state, and this process's use of it.
+    /// The service runs, or has ended: its state, and this process's use of it.
     Published(RunSlot, Box<State>, Option<User>),
     Empty(StartPermit),
 }
 
 impl RunSlot {
-    /// Attaches to the service, or gives the permit to start it. If another process is starting it,
-    /// waits.
+    /// Attaches to the service, or gives the permit to start it. Waits if another process is
+    /// starting it.
     ///
     /// # Errors
     ///
@@ -141,8 +141,7 @@ impl RunSlot {
             let mut published = State::read(&self.published).map_err(|e| self.error(e))?;
             let mut user = None;
             if published.is_some() && self.users.is_some() {
-                // This process first becomes a user, and then checks: see `is_over` of the
-                // supervisor.
+                // This process becomes a user before it checks: see `is_over` of the supervisor.
                 user = self.join().map_err(|e| self.error(e))?;
                 published = State::read(&self.published).map_err(|e| self.error(e))?;
             }
@@ -177,8 +176,8 @@ impl RunSlot {
         }
     }
 
-    /// Makes this process a user of the service, if the service ends with its users. `None` also if
-    /// the service has just ended.
+    /// Makes this process a user, if the service ends with its users. Returns `None` also if the
+    /// service has just ended.
     fn join(&self) -> io::Result<Option<User>> {
         let Some(users) = &self.users else {
             return Ok(None);
@@ -211,8 +210,8 @@ impl RunSlot {
         Error::system("use a service of this run of tests", source)
     }
 
-    /// An error if the runner has ended. Its services end as well in that case, and a late process
-    /// must not start them again.
+    /// Fails if the runner has ended. Its services then end as well, and a late process must not
+    /// start them again.
     fn check_runner(&self) -> io::Result<()> {
         if service_dir::is_alive(self.runner, self.runner_started) {
             return Ok(());
@@ -257,7 +256,7 @@ impl RunSlot {
         if !sys::files::try_flock(lock.as_fd())? {
             return Ok(None);
         }
-        // The locked file may have been removed meanwhile: then others lock a new one.
+        // The locked file may have been removed meanwhile: then other processes lock a new file.
         let is_it = service_dir::base::is_at(&lock, &self.lock)?;
         Ok(is_it.then_some(lock))
     }
@@ -272,12 +271,12 @@ impl StartPermit {
     /// Checks with the lock held that the slot is really empty.
     fn check(mut self) -> Result<Found, Error> {
         if let Err(error) = self.slot.check_runner() {
-            // No process is left that would remove this.
+            // The process that would have removed this file is gone.
             let _ = fs::remove_file(&self.slot.lock);
             let _ = fs::remove_dir(&self.slot.dir);
             return Err(self.slot.error(error));
         }
-        // It may have been published between the check and the lock.
+        // The service may have been published between the check and the lock.
         match State::read(&self.slot.published).map_err(|e| self.slot.error(e))? {
             None => {
                 self.user = self.slot.join().map_err(|e| self.slot.error(e))?;
@@ -290,14 +289,14 @@ impl StartPermit {
         }
     }
 
-    /// Everything that the supervisor needs to make the service the run's.
+    /// The plan by which the supervisor hands the service over to the run.
     fn plan(&self) -> io::Result<sys::RunPlan> {
         let slot = &self.slot;
         let runner = match &self.user {
             Some(user) => user.reader(),
             None => sys::pidfd(slot.runner),
         };
-        // The order matters: if the runner is still alive now, the descriptor refers to the runner.
+        // The check comes after the open: if the runner is alive now, the descriptor is its own.
         slot.check_runner()?;
         let c_string = |path: &Path| Ok::<_, io::Error>(CString::new(path.as_os_str().as_bytes())?);
         Ok(sys::RunPlan {
@@ -310,8 +309,8 @@ impl StartPermit {
         })
     }
 
-    /// Makes the executor of the service. Until it is [published](StartPermit::publish) it belongs
-    /// to this process. Other code may know its directory and ports already.
+    /// Makes the executor of the service. It belongs to this process until it is
+    /// [published](StartPermit::publish). Other code may know its directory and ports already.
     ///
     /// # Errors
     ///
@@ -327,12 +326,12 @@ impl StartPermit {
         Ok(executor)
     }
 
-    /// Makes a service the run's, after its start and its set-up.
+    /// Hands a service over to the run, after its start and its set-up.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if that fails, [`Error::Exited`] if the service has ended meanwhile. In
-    /// both cases it still belongs to the caller.
+    /// [`Error::System`] if the service cannot be published, [`Error::Exited`] if it has ended
+    /// meanwhile. In both cases it still belongs to the caller.
     pub fn publish<R: Readiness>(&mut self, executor: &mut Executor<R>) -> Result<(), Error> {
         let state = executor.state();
         let staged = self.slot.staged();

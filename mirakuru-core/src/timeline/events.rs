@@ -43,13 +43,13 @@ use crate::util::say::say;
 
 const VARIABLE: &str = "MIRAKURU_TIMELINE";
 
-/// While events come, the page is never older than this.
+/// Largest age of the page while events come.
 const FRESH: Duration = Duration::from_secs(1);
-/// How long the last process waits for another one that is writing the page.
+/// Time that the last process waits for another one that is writing the page.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// If a lock was free within this time, it does not count as waited for.
+/// Time within which a free lock does not count as a wait, in ns.
 const NO_WAIT: u64 = 500_000;
-/// The most bytes of one text in a line. A line is one write of less than PIPE_BUF.
+/// Number of bytes in a text at most. A line is one write of less than PIPE_BUF.
 const TEXT: usize = 600;
 
 /// The format of the timeline.
@@ -66,15 +66,15 @@ struct Timeline {
     file: File,
     /// The shared lock of this process, until its end: see [`make_last`](Timeline::make_last).
     alive: Mutex<Option<File>>,
-    /// The directory of a run that is only this process.
+    /// The directory of a run that has only this process.
     own: Option<PathBuf>,
-    /// The process that has introduced itself: a fork is another process.
+    /// Id of the process that has introduced itself: a fork is another process.
     introduced: AtomicU32,
 }
 
 static TIMELINE: OnceCell<Option<Timeline>> = OnceCell::new();
 
-/// The timeline, if one is wanted and possible.
+/// The timeline, if the user wants one and it can be made.
 fn wanted() -> Option<&'static Timeline> {
     static IS_SET: Lazy<bool> = Lazy::new(|| std::env::var_os(VARIABLE).is_some_and(|path| !path.is_empty()));
     if !*IS_SET {
@@ -83,7 +83,7 @@ fn wanted() -> Option<&'static Timeline> {
     TIMELINE.get_or_init(Timeline::open).as_ref()
 }
 
-/// The present time, if a timeline is wanted.
+/// The present time, if the user wants a timeline.
 #[doc(hidden)]
 pub fn timeline_now() -> Option<u64> {
     wanted().map(|_| sys::clock_ns())
@@ -101,7 +101,7 @@ impl Timeline {
     fn open() -> Option<Timeline> {
         let given = PathBuf::from(std::env::var_os(VARIABLE)?);
         let run = Run::current();
-        // The remaining processes of a killed run record nothing.
+        // After the end of the runner, the remaining processes record nothing.
         if run::is_over() {
             return None;
         }
@@ -112,7 +112,7 @@ impl Timeline {
         let target = absolute(&given, runner);
         let name = format!("timeline-{:016x}", run::hash(0, &target.to_string_lossy()));
         let refuse = |reason: &str| {
-            // This happens once in a run, not once in each of its processes.
+            // One process of the run prints this, not each.
             let told = made.is_ok() && File::create_new(dir.join(format!("{name}-refused"))).is_err();
             if !told {
                 say(&format!(
@@ -145,8 +145,8 @@ impl Timeline {
             .custom_flags(sys::files::NO_FOLLOW)
             .open(&events)?;
         let alive = open_alive(&events)?;
-        // Takes the shared lock, unless another process has the exclusive one at its end. This does
-        // not wait for that.
+        // This takes the shared lock, unless another process has the exclusive one at its end. It
+        // does not wait for that.
         let _ = sys::files::is_locked(alive.as_fd());
         sys::at_exit(at_exit);
         let timeline = Timeline {
@@ -162,11 +162,11 @@ impl Timeline {
         Ok(timeline)
     }
 
-    /// Appends an event, one line, with one write.
+    /// Appends an event as one line with one write.
     fn put(&self, kind: char, at: u64, thread: u32, fields: &[&str]) {
         let pid = std::process::id();
         if self.introduced.load(Ordering::Relaxed) != pid {
-            // This is a fork.
+            // This process is a fork.
             self.introduce();
         }
         self.write(&line(kind, pid, at, thread, fields));
@@ -192,7 +192,7 @@ impl Timeline {
         let _ = (&self.file).write_all(line.as_bytes());
     }
 
-    /// Makes the page anew, if it is too old.
+    /// Makes the page again if it is too old.
     fn refresh(&self) {
         let written = fs::metadata(&self.target).and_then(|metadata| metadata.modified());
         let age = written
@@ -203,8 +203,8 @@ impl Timeline {
         }
     }
 
-    /// Makes the page, unless another process is busy with it for longer than `patience`. Returns
-    /// the number of bytes of events in it.
+    /// Makes the page, unless another process writes it for longer than `patience`. Returns the
+    /// number of bytes of events in the page.
     fn make(&self, patience: Duration) -> Option<u64> {
         let began = Instant::now();
         let lock = File::open(&self.events).ok()?;
@@ -244,8 +244,8 @@ impl Timeline {
         }
     }
 
-    /// Makes the page, unless other processes still live. Each living process has a shared lock, so
-    /// a process that gets the exclusive lock is the last.
+    /// Makes the page, unless other processes still live. Each live process has a shared lock, so a
+    /// process that gets the exclusive lock is the last.
     ///
     /// No event is lost. A process that does not get the lock has appended all of its events before
     /// it tried. If another process has a shared lock, that process will come here later. (If two
@@ -253,7 +253,7 @@ impl Timeline {
     /// process has the exclusive lock, that process frees it and then checks once more for new
     /// events. From then on no other process fails because of it.
     fn make_last(&self) {
-        // Never waits. If another thread has it at this time, nothing needs to be done.
+        // This never waits. If another thread has the lock, that thread does the work.
         let Some(mut alive) = self.alive.try_lock().ok().and_then(|mut alive| alive.take()) else {
             return;
         };
@@ -262,8 +262,8 @@ impl Timeline {
         let mut made = None;
         while matches!(sys::files::try_flock(alive.as_fd()), Ok(true)) {
             if is_news(made) {
-                // The lock is shared again meanwhile, so that processes that begin now can take
-                // theirs.
+                // The lock becomes shared again meanwhile, so that processes that begin now can
+                // take theirs.
                 let _ = sys::files::is_locked(alive.as_fd());
                 made = self.make(PATIENCE);
                 if made.is_none() || began.elapsed() > PATIENCE {
@@ -281,7 +281,7 @@ impl Timeline {
     }
 }
 
-/// The file that all living processes of a run have a shared lock on.
+/// The file on which all live processes of a run have a shared lock.
 fn open_alive(events: &Path) -> io::Result<File> {
     sys::files::open_lock(&events.with_extension("alive"), true)
 }
@@ -328,7 +328,7 @@ fn line(kind: char, pid: u32, at: u64, thread: u32, fields: &[&str]) -> String {
     line
 }
 
-/// A position at which a long text may be cut.
+/// The last position up to the limit at which a text may be cut.
 fn char_boundary(text: &str) -> usize {
     (0..=TEXT)
         .rev()
@@ -344,7 +344,7 @@ struct Thread {
 }
 
 impl Thread {
-    /// The number of this thread in this process. The first use writes the thread's name as well.
+    /// The number of this thread in this process. Its first use writes the thread's name as well.
     fn number(&self, timeline: &Timeline) -> u32 {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         if self.number.get() == 0 {
@@ -379,14 +379,14 @@ fn put(timeline: &Timeline, kind: char, at: u64, fields: &[&str]) {
 
 // ---- what happens -------------------------------------------------------------------------------
 
-/// A test begins on this thread.
+/// Records that a test begins on this thread.
 pub(crate) fn test_begins() {
     if let Some(timeline) = wanted() {
         put(timeline, 'N', sys::clock_ns(), &[]);
     }
 }
 
-/// Services with these ids waited for fixed ports and paths.
+/// Records that services with these ids waited for fixed ports and paths.
 pub(crate) fn endpoint_lock(began: Option<u64>, ids: &[String]) {
     let (Some(timeline), Some(began)) = (wanted(), began) else {
         return;
@@ -397,7 +397,7 @@ pub(crate) fn endpoint_lock(began: Option<u64>, ids: &[String]) {
     }
 }
 
-/// A service that needs these endpoints for itself begins to start.
+/// Records that a service with these endpoints begins to start.
 pub(crate) fn begins(id: &str, name: &str, command: &str, endpoints: impl FnOnce() -> Vec<String>) {
     if let Some(timeline) = wanted() {
         let endpoints = endpoints().join(" ");
@@ -405,14 +405,14 @@ pub(crate) fn begins(id: &str, name: &str, command: &str, endpoints: impl FnOnce
     }
 }
 
-/// The service was executed.
+/// Records that the service was executed.
 pub(crate) fn spawned(id: &str, pid: u32) {
     if let Some(timeline) = wanted() {
         put(timeline, 'S', sys::clock_ns(), &[id, &pid.to_string()]);
     }
 }
 
-/// The service is ready.
+/// Records that the service is ready.
 pub(crate) fn ready(id: &str) {
     if let Some(timeline) = wanted() {
         put(timeline, 'R', sys::clock_ns(), &[id]);
@@ -420,7 +420,7 @@ pub(crate) fn ready(id: &str) {
     }
 }
 
-/// The start of the service has failed. The first line of the error has the whole message.
+/// Records a failed start, with the first line of the error, which has the whole message.
 pub(crate) fn failed(id: &str, error: impl FnOnce() -> String) {
     if let Some(timeline) = wanted() {
         let error = error();
@@ -434,14 +434,14 @@ pub(crate) fn failed(id: &str, error: impl FnOnce() -> String) {
     }
 }
 
-/// The service belongs to the run now.
+/// Records that the service belongs to the run now.
 pub(crate) fn published(id: &str) {
     if let Some(timeline) = wanted() {
         put(timeline, 'L', sys::clock_ns(), &[id]);
     }
 }
 
-/// This process has attached to a service of the run, after waiting for it.
+/// Records that this process has attached to a service of the run, after a wait for it.
 pub(crate) fn attached(began: Option<u64>, id: &str, name: &str, command: &str) {
     if let (Some(timeline), Some(began)) = (wanted(), began) {
         put(
@@ -454,14 +454,14 @@ pub(crate) fn attached(began: Option<u64>, id: &str, name: &str, command: &str) 
     }
 }
 
-/// Another thread of this process has started the service, and this one has waited.
+/// Records that this thread has waited for a service that another thread of this process started.
 pub(crate) fn waited(began: u64, id: &str) {
     if let Some(timeline) = wanted() {
         put(timeline, 'V', began, &[&sys::clock_ns().to_string(), id]);
     }
 }
 
-/// The test on this thread uses the service from then on.
+/// Records that the test on this thread uses the service from then on.
 pub(crate) fn used(since: u64, id: &str) {
     if let Some(timeline) = wanted() {
         put(timeline, 'U', since, &[id]);
@@ -469,14 +469,14 @@ pub(crate) fn used(since: u64, id: &str) {
     }
 }
 
-/// The service begins to end.
+/// Records that the service begins to end.
 pub(crate) fn stops(id: &str) {
     if let Some(timeline) = wanted() {
         put(timeline, 'K', sys::clock_ns(), &[id]);
     }
 }
 
-/// Nothing of the service is left.
+/// Records that no process of the service is left.
 pub(crate) fn gone(id: &str, exit: Option<Exit>) {
     if let Some(timeline) = wanted() {
         let mut at = String::new();

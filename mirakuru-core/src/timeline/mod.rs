@@ -1,4 +1,4 @@
-//! Where the time of a run went: its processes record it, and a page shows it.
+//! Records where the time of a run goes, and draws the page that shows it.
 
 pub(crate) mod events;
 pub(crate) mod model;

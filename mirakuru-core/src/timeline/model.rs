@@ -8,8 +8,8 @@
 //!
 //! # The critical path
 //!
-//! The chain of pieces that explains how long the run took: no two overlap, and together they cover
-//! all of it. It is found backwards from the last end, by asking what each piece waited for:
+//! The chain of pieces that explains the length of the run: no two overlap, and together they cover
+//! it. The search goes back from the last end, and asks for each wait's cause:
 //!
 //! - a piece of any kind waits for the piece before it in its lane;
 //! - a wait for a port waits for the stop of the service that had the port, from the moment at
@@ -20,7 +20,7 @@
 
 use std::collections::HashMap;
 
-/// A process may report an end a moment after another process has noticed it.
+/// Delay, in ns, with which a process may report an end that another process has noticed.
 const LAG: u64 = 20_000_000;
 
 /// The use of a piece of time.
@@ -31,7 +31,7 @@ pub(crate) enum Kind {
     Wait,
     Body,
     Stop,
-    /// Between tests.
+    /// Time between tests.
     Gap,
 }
 
@@ -53,7 +53,7 @@ pub(crate) struct Piece {
     pub(crate) kind: Kind,
     pub(crate) begin: u64,
     pub(crate) end: u64,
-    /// The subject of the piece. A wait for ports may have several.
+    /// Services that the piece is about. A wait for ports may have several.
     pub(crate) services: Vec<usize>,
 }
 
@@ -70,19 +70,19 @@ pub(crate) struct Process {
     pub(crate) name: String,
     started: u64,
     last: u64,
-    /// The normal end: when it began, and when all services were gone.
+    /// Times of the normal end: when it began, and when all services were gone.
     exit: Option<(u64, u64)>,
     is_alive: bool,
 }
 
-/// Up to which time a lane or a service is known.
+/// Certainty of the end of a lane or a service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum End {
-    /// The end is known.
+    /// The end was recorded.
     Seen,
-    /// It still lives.
+    /// The lane or service still lives.
     Open,
-    /// Its process was killed.
+    /// The process was killed.
     Killed,
 }
 
@@ -104,11 +104,11 @@ pub(crate) struct Lane {
     pub(crate) begin: u64,
     pub(crate) end: u64,
     pub(crate) ended: End,
-    /// Whether this is the end of a process, and not a test.
+    /// Whether the lane is the end of a process, and not a test.
     pub(crate) is_exit: bool,
-    /// All of its time, in order and without overlap.
+    /// All of the lane's time, in order and without overlap.
     pub(crate) pieces: Vec<Piece>,
-    /// Its work, in the order of the events.
+    /// The lane's recorded work, in the order of the events.
     slices: Vec<Piece>,
     seen_end: Option<u64>,
 }
@@ -123,11 +123,11 @@ pub(crate) struct Start {
     pub(crate) ready: Option<u64>,
     pub(crate) error: Option<String>,
     pub(crate) stop: Option<u64>,
-    /// The end of its last part, and whether that is certain.
+    /// End of the last known part, and its certainty.
     pub(crate) end: u64,
     pub(crate) ended: Option<End>,
     stopper: Option<usize>,
-    /// When its main process ended, if that was too early.
+    /// Time at which the main process ended, if too early.
     pub(crate) died: Option<u64>,
     pub(crate) status: String,
 }
@@ -138,18 +138,18 @@ pub(crate) struct Service {
     pub(crate) name: String,
     pub(crate) command: String,
     pub(crate) pid: u32,
-    /// It belongs to the run, and ends with the runner.
+    /// Whether the service belongs to the run, and ends with the runner.
     pub(crate) is_run: bool,
     endpoints: Vec<String>,
     pub(crate) starts: Vec<Start>,
-    /// Lane, begin, end.
+    /// Lane, begin and end of each use.
     pub(crate) uses: Vec<(usize, u64, u64)>,
 }
 
-/// A run, with times from its beginning on.
+/// A run. All times count from its beginning.
 #[derive(Debug, Default)]
 pub(crate) struct Run {
-    /// The beginning, in milliseconds since 1970.
+    /// The beginning in milliseconds since 1970.
     pub(crate) wall_clock: u64,
     pub(crate) length: u64,
     pub(crate) processes: Vec<Process>,
@@ -162,7 +162,7 @@ impl Run {
     /// Reads the events. `is_alive` tells whether a process lives, by its id and start time.
     pub(crate) fn of(events: &str, is_alive: fn(u32, u64) -> bool) -> Run {
         let mut reader = Reader::default();
-        // The last line may be incomplete, if its process was killed: then it is ignored.
+        // If the last line is incomplete, because its process was killed, it is ignored.
         let whole = events.rfind('\n').map_or("", |at| &events[..at]);
         for line in whole.split('\n') {
             reader.read(line);
@@ -175,12 +175,12 @@ impl Run {
 struct Reader {
     run: Run,
     first: Option<u64>,
-    /// The time of the process that introduced itself first, in both clocks.
+    /// The time at which the first process introduced itself, in both clocks.
     clocks: Option<(u64, u64)>,
     processes: HashMap<u32, usize>,
     lanes: HashMap<(usize, u32), usize>,
     services: HashMap<String, usize>,
-    /// Uses: service, lane, since.
+    /// Service, lane and begin of each use.
     uses: Vec<(usize, usize, u64)>,
 }
 
@@ -229,8 +229,8 @@ impl Reader {
                 let ids: Vec<&str> = fields.next()?.split(' ').collect();
                 let services: Vec<usize> = ids.iter().map(|id| self.service(id)).collect();
                 for service in &services {
-                    // A wait that began with the start is no part of the start, which comes after
-                    // it.
+                    // A wait that began with the start is not a part of the start, which comes
+                    // after it.
                     if let Some(start) = self.run.services[*service].starts.last_mut() {
                         if start.spawned.is_none() && start.ended.is_none() && start.begin <= ends {
                             start.begin = ends;
@@ -372,7 +372,7 @@ impl Reader {
         self.end_processes();
         self.note_uses();
         let mut run = self.run;
-        // A beginning that was reported late.
+        // A late event may have reported an earlier beginning.
         let first = self.first.unwrap_or(0);
         run.shift(first);
         if let Some((at, wall)) = self.clocks {
@@ -400,7 +400,7 @@ impl Reader {
         }
     }
 
-    /// Ends everything whose end was not reported.
+    /// Ends everything without a recorded end.
     fn end_services(&mut self, last: u64) {
         for (index, service) in self.run.services.iter_mut().enumerate() {
             let again: Vec<u64> = service.starts.iter().skip(1).map(|start| start.begin).collect();
@@ -421,7 +421,7 @@ impl Reader {
                 start.end = again.get(number).copied().unwrap_or(end).max(start.begin);
                 start.ended = Some(ended);
                 if start.ready.is_none() {
-                    // It was starting, or was killed at that time.
+                    // At that time the service was starting, or was killed.
                     let lane = &mut self.run.lanes[start.lane];
                     lane.slices.push(Piece {
                         kind: Kind::Start,
@@ -434,7 +434,7 @@ impl Reader {
         }
     }
 
-    /// The end of a process that stops services is a lane.
+    /// Makes a lane from the end of a process that stops services.
     fn end_processes(&mut self) {
         for index in 0..self.run.processes.len() {
             let Some((exit, gone)) = self.run.processes[index].exit else {
@@ -477,7 +477,7 @@ impl Reader {
         for (service, lane, since) in &self.uses {
             let end = self.run.lanes[*lane].end;
             let service = &mut self.run.services[*service];
-            // It was asked for before it existed.
+            // The service may have been asked for before it existed.
             let ready = service.starts.last().and_then(|start| start.ready).unwrap_or(0);
             let since = (*since).max(ready);
             if since <= end {
@@ -488,7 +488,7 @@ impl Reader {
             if !service.uses.is_empty() {
                 continue;
             }
-            // It is not shared: its starter uses it.
+            // The service is not shared: its starter uses it.
             for start in &service.starts {
                 if let Some(ready) = start.ready {
                     let end = start
@@ -505,7 +505,7 @@ impl Reader {
 }
 
 impl Run {
-    /// Lets time begin here.
+    /// Lets all times count from this one.
     fn shift(&mut self, first: u64) {
         let back = |at: &mut u64| *at = at.saturating_sub(first);
         back(&mut self.length);
@@ -595,7 +595,7 @@ impl Run {
         path
     }
 
-    /// The lane that a piece has waited for, and until when.
+    /// The lane that a piece has waited for, and the end of that wait.
     fn awaited(&self, piece: &Piece, at: u64) -> Option<(usize, u64)> {
         let own = *piece.services.first()?;
         let is_in = |end: u64| end > piece.begin && end <= at.saturating_add(LAG);
@@ -627,8 +627,8 @@ impl Run {
         }
     }
 
-    /// The lane that ended last before this one began: of its own process if there is one,
-    /// otherwise of any.
+    /// The lane that ended last before this one began: of its own process if possible, otherwise of
+    /// any.
     fn lane_before(&self, lane: usize, at: u64, not: &[usize]) -> Option<usize> {
         let process = self.lanes[lane].process;
         let before = |(index, other): &(usize, &Lane)| other.end <= at && !not.contains(index);
@@ -651,7 +651,7 @@ fn gap(begin: u64, end: u64) -> Step {
     Step { lane: None, piece }
 }
 
-/// The beginnings of the names that runtimes give their worker threads.
+/// Beginnings of the names that runtimes give their worker threads.
 const WORKERS: [&str; 6] = [
     "tokio-",
     "async-std/",
@@ -662,19 +662,19 @@ const WORKERS: [&str; 6] = [
 ];
 
 impl Lane {
-    /// Whether it is a test, and not the end of a process or a thread that a test or a runtime has
-    /// made. The harness names the thread of a test.
+    /// Whether the lane is a test. It is not if it is the end of a process, or a thread that a test
+    /// or a runtime has made. The harness names the thread of a test.
     pub(crate) fn is_test(&self) -> bool {
         let is_worker = WORKERS.iter().any(|worker| self.name.starts_with(worker));
         !self.is_exit && !is_worker && !self.name.is_empty()
     }
 
-    /// Divides its time.
+    /// Divides the lane's time.
     fn divide(&mut self) {
         let mut at = self.end;
         let slices = std::mem::take(&mut self.slices);
         while at > self.begin {
-            // The piece that covers the moment before; if several do, the one that began first.
+            // Among the pieces that cover the moment before, this is the first one to have begun.
             let covering = slices.iter().filter(|slice| slice.begin < at && slice.end >= at);
             let piece = match covering.min_by_key(|slice| slice.begin) {
                 Some(slice) => Piece {
@@ -698,7 +698,7 @@ impl Lane {
         self.pieces.reverse();
     }
 
-    /// The piece that the moment before belongs to; `None` before the beginning of the lane.
+    /// The piece just before this moment; `None` at the beginning of the lane.
     fn piece_before(&self, at: u64) -> Option<&Piece> {
         let after = self.pieces.partition_point(|piece| piece.begin < at);
         self.pieces[..after].last().filter(|piece| piece.end >= at)

@@ -8,7 +8,7 @@ use super::model::{End, Kind, Lane, Piece, Run, Service, Start};
 const PAGE: &str = include_str!("page.html");
 const PLACE: &str = "\"THE DATA\"";
 
-/// Process ids from here on mean no process of the system in a trace.
+/// The first process id in a trace that no process of the system has.
 const SERVICES: u32 = 5_000_000;
 const PATH: u32 = 5_000_001;
 
@@ -33,7 +33,7 @@ impl fmt::Display for Text<'_> {
     }
 }
 
-/// An optional number.
+/// A number or `null`.
 struct Maybe(Option<u64>);
 
 impl fmt::Display for Maybe {
@@ -47,9 +47,9 @@ impl fmt::Display for Maybe {
 
 /// Nanoseconds as microseconds.
 ///
-/// Perfetto converts them to nanoseconds in floating point, and older versions cut the fraction
-/// off: 1.001 µs become 1000 ns. Then one of two adjacent slices would overlap the other, and would
-/// be dropped. An additional tenth of a nanosecond prevents that.
+/// Perfetto converts microseconds to nanoseconds in floating point, and older versions cut the
+/// fraction off: 1.001 µs become 1000 ns. Then one of two adjacent slices would overlap the other,
+/// and would be dropped. An additional tenth of a nanosecond prevents that.
 struct Micros(u64);
 
 impl fmt::Display for Micros {
@@ -86,7 +86,7 @@ pub(crate) fn page(run: &Run) -> String {
     PAGE.replacen(PLACE, &data(run), 1)
 }
 
-/// The data from which the page's script builds the page.
+/// The data for the page's script.
 fn data(run: &Run) -> String {
     let piece = |piece: &Piece| {
         format!(
@@ -193,7 +193,7 @@ fn what(run: &Run, piece: &Piece) -> String {
 }
 
 /// The trace: tests are threads of their processes. Services are threads of a process of their own,
-/// and the critical path is another. Slices of one thread lie within each other or side by side, as
+/// and so is the critical path. Slices of one thread lie within each other or side by side, as
 /// Perfetto requires.
 pub(crate) fn trace(run: &Run) -> String {
     let mut trace = Trace::default();
@@ -249,7 +249,7 @@ struct Trace {
 }
 
 impl Trace {
-    /// Names a process, or a thread of one.
+    /// Names a process or its thread.
     fn name(&mut self, pid: u32, thread: Option<u32>, name: &str) {
         let kind = if thread.is_some() {
             "thread_name"
@@ -313,7 +313,7 @@ impl Trace {
                 self.slice(track, "stop", &format!("stop {name}"), (down, start.end), "");
             }
         }
-        // Several at a time: each gets a track of its own, which asynchronous events provide.
+        // Uses may overlap, so each gets a track of its own, by asynchronous events.
         for (lane, begin, end) in &service.uses {
             self.uses += 1;
             let test = lane_name(run, &run.lanes[*lane]);
@@ -392,7 +392,7 @@ mod tests {
         assert_eq!(PAGE.matches(PLACE).count(), 1);
         assert!(page.contains("redis --x \\u003c/script\\u003e"), "{page}");
         assert!(page.contains("[\"start\",0,2000,[0]]"));
-        // Anything that would load a resource.
+        // These would load a resource.
         for outside in ["src=", "href=\"http", "@import", "url(", "fetch("] {
             assert!(!PAGE.contains(outside), "{outside}");
         }

@@ -1,7 +1,6 @@
-//! Has cargo build a program of the workspace, once in a run.
+//! Builds a program of the workspace with cargo, once in a run.
 //!
-//! The build must be the one that the user would get by hand, and must not disturb the user's own
-//! builds:
+//! The build must give the same result as one by hand, and must not disturb the user's own builds:
 //!
 //! - The profile, the target and the flags are those of this crate. A build script has recorded
 //!   them, because cargo does not tell them to a test process.
@@ -50,19 +49,19 @@ use crate::util::text::distance;
 use crate::workspace::Bin;
 use crate::workspace::json::Json;
 
-/// Cargo's message if another cargo is at work in the same directory.
+/// Cargo's message if another cargo works in the same directory.
 const BLOCKED: &str = "Blocking waiting for file lock";
-/// If the run of a link is not visible in this pid namespace, the link is removed after this time.
+/// Age at which a link is removed if its run is not visible in this pid namespace.
 const FOREIGN_FOR: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// How this crate, and so the test, was built.
+/// The settings with which this crate, and so the test, was built.
 #[derive(Debug, PartialEq, Eq)]
 struct Built {
     build_dir: PathBuf,
     profile: String,
-    /// The target that was given to cargo, if any.
+    /// The target given to cargo, if any.
     target: Option<String>,
-    /// In the format of `CARGO_ENCODED_RUSTFLAGS`.
+    /// The flags in the format of `CARGO_ENCODED_RUSTFLAGS`.
     flags: &'static str,
 }
 
@@ -74,7 +73,7 @@ impl Built {
         })
     }
 
-    /// From the directory that cargo gives to a build script:
+    /// Reads the settings from the directory of a build script:
     /// `BUILD_DIR/[TARGET/]PROFILE/build/..`.
     fn of(out_dir: &Path, target: &str) -> Option<Built> {
         let build = out_dir.ancestors().find(|dir| dir.ends_with("build"))?;
@@ -82,7 +81,7 @@ impl Built {
         let profile = profile_dir.file_name()?.to_str()?;
         let parent = profile_dir.parent()?;
         // A build directory may have the same name as a target. Only the real one contains this
-        // file of cargo's.
+        // file of cargo.
         let given = parent.ends_with(target) && !parent.join(".rustc_info.json").exists();
         Some(Built {
             build_dir: if given { parent.parent()? } else { parent }.to_owned(),
@@ -103,7 +102,7 @@ fn runner() -> Option<(u32, u64)> {
     *RUNNER
 }
 
-/// The directory in which the runner was started: cargo has read its configuration from there.
+/// The directory in which the runner was started, from which cargo has read its configuration.
 /// `None` if this test was started by hand.
 pub(crate) fn runner_dir() -> Option<PathBuf> {
     runner().and_then(|(pid, _)| procfs::current_dir(pid))
@@ -126,14 +125,14 @@ pub fn skipped_list() -> Option<(PathBuf, String)> {
     ))
 }
 
-/// The program's file. In this run, this process or another one has asked cargo for it once.
+/// The path of the built program. Only one process of the run asks cargo, once.
 ///
 /// # Errors
 ///
 /// [`Error::System`]: see [`Bin::path`].
 pub(crate) fn built(bin: &Bin) -> Result<PathBuf, Error> {
     static KNOWN: Mutex<Vec<(Bin, Result<PathBuf, String>)>> = Mutex::new(Vec::new());
-    // Held during the build: other threads of this process wait for it, as other processes do.
+    // The lock makes other threads wait for the build, as other processes do.
     let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
     let outcome = match known.iter().find(|(other, _)| other == bin) {
         Some((_, outcome)) => outcome.clone(),
@@ -182,7 +181,7 @@ fn built_in_run(bin: &Bin) -> Result<PathBuf, String> {
         });
         pauses.sleep(Duration::MAX);
     }
-    // The answer may have come between the check and the lock.
+    // The outcome may have come between the check and the lock.
     if let Some(outcome) = record.read() {
         return outcome;
     }
@@ -197,8 +196,8 @@ fn by_variable(bin: &Bin, reason: &str) -> String {
     format!("{reason}; set {} to the program's path", bin.variable())
 }
 
-/// Whether this process can know which program cargo would build: its own file is at the place
-/// where cargo put it.
+/// Whether this process can know the program that cargo would build: its own file must be where
+/// cargo put it.
 fn check_is_beside(built: &Built) -> Result<(), String> {
     let exe = own_file(std::env::current_exe().ok(), std::env::args_os().next());
     let build_dir = fs::canonicalize(&built.build_dir).unwrap_or_default();
@@ -226,10 +225,10 @@ fn own_file(told: Option<PathBuf>, first_arg: Option<OsString>) -> PathBuf {
         .unwrap_or_default()
 }
 
-/// The record that one process of the run leaves for the others.
+/// The record in which a process of the run leaves the outcome for the others.
 struct Record {
     file: PathBuf,
-    /// A session may last over many runs of cargo, and sources may change before each.
+    /// The runner that the record is for: sources may change between two runs of cargo.
     runner: (u32, u64),
 }
 
@@ -317,7 +316,7 @@ fn manifest(bin: &Bin) -> Result<PathBuf, String> {
         std::env::current_dir().ok(),
     ];
     let dirs = dirs.into_iter().flatten();
-    // For a test that is started by hand: the target directory is usually in the workspace.
+    // This is for a test that is started by hand: the target directory is usually in the workspace.
     let above = exe.iter().flat_map(|exe| exe.ancestors().map(Path::to_owned));
     dirs.chain(above)
         .map(|dir| dir.join("Cargo.toml"))
@@ -329,7 +328,7 @@ fn manifest(bin: &Bin) -> Result<PathBuf, String> {
         })
 }
 
-/// The package that contains the program, as cargo knows it.
+/// The id that cargo gives to the package with the program.
 fn package(bin: &Bin, built: &Built, manifest: &Path) -> Result<String, String> {
     let mut metadata = cargo(built, manifest);
     metadata.args([
@@ -361,7 +360,7 @@ fn package(bin: &Bin, built: &Built, manifest: &Path) -> Result<String, String> 
     match found.as_slice() {
         [(id, _, _)] => Ok((*id).to_owned()),
         [] => {
-            // The most similar first; equal ones in cargo's order.
+            // The most similar ones come first; equal ones stay in cargo's order.
             all.sort_by_key(|(_, package, name)| (distance(name, &bin.name), !is_wanted(package)));
             let names = all.iter().map(|(_, package, name)| format!("`{package}:{name}`"));
             Err(format!(
@@ -379,7 +378,7 @@ fn package(bin: &Bin, built: &Built, manifest: &Path) -> Result<String, String> 
     }
 }
 
-/// The programs that exist, at most ten.
+/// Lists at most ten of these names.
 fn listed(names: impl ExactSizeIterator<Item = String>, kind: &str) -> String {
     let kind = if kind == "bin" { "programs" } else { "examples" };
     match names.len() {
@@ -394,9 +393,9 @@ fn listed(names: impl ExactSizeIterator<Item = String>, kind: &str) -> String {
 
 /// The build directory as a string of TOML, for a cargo that is started in `dir`.
 ///
-/// Cargo replaces names in braces there, and no other braces are allowed. So if the path has
-/// braces, it is written relative to `dir`. If it still has, this is `None`, and cargo compiles all
-/// crates once more.
+/// Cargo replaces names in braces there, and no other braces are allowed. So a path with braces is
+/// written relative to `dir`. If it still has braces, this is `None`, and cargo compiles all crates
+/// once more.
 fn build_dir(path: &Path, dir: Option<&Path>) -> Result<Option<String>, String> {
     let text = path
         .to_str()
@@ -418,8 +417,8 @@ fn build_dir(path: &Path, dir: Option<&Path>) -> Result<Option<String>, String> 
     )))
 }
 
-/// A cargo command, as the runner would start it. Without a runner, it starts beside the manifest:
-/// cargo and rustup search for their configuration from there upwards.
+/// A cargo command like the runner's. Without a runner, it starts beside the manifest: cargo and
+/// rustup search for their configuration from there upwards.
 fn cargo(built: &Built, manifest: &Path) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     let of_runner = runner().and_then(|(pid, _)| procfs::environment(pid));
@@ -430,7 +429,7 @@ fn cargo(built: &Built, manifest: &Path) -> Command {
     cargo.env_clear().envs(environment.iter().cloned());
     let dir = runner_dir().or_else(|| manifest.parent().map(Path::to_owned));
     cargo.current_dir(dir.unwrap_or_default());
-    // These refer to descriptors that this process does not have.
+    // These variables refer to descriptors that this process does not have.
     for name in ["MAKEFLAGS", "MFLAGS", "CARGO_MAKEFLAGS"] {
         cargo.env_remove(name);
     }
@@ -442,8 +441,8 @@ fn cargo(built: &Built, manifest: &Path) -> Command {
         let flags = given("RUSTFLAGS")?;
         Some(flags.split_ascii_whitespace().collect::<Vec<_>>().join("\u{1f}"))
     });
-    // If these come from the environment or from a file, cargo finds them again. Build scripts may
-    // read the variable.
+    // If the flags come from the environment or from a file, cargo finds them again. Build scripts
+    // may read the variable.
     if given.unwrap_or_default() != built.flags {
         cargo.env("CARGO_ENCODED_RUSTFLAGS", built.flags);
     }
@@ -464,8 +463,8 @@ struct Said {
     err: String,
 }
 
-/// Runs cargo to its end. Cargo inherits none of this process's streams: a runner may read them and
-/// would wait for cargo.
+/// Runs cargo to its end. Cargo inherits no stream of this process: a runner may read the stream
+/// and would wait for cargo.
 fn run_cargo(mut cargo: Command, bin: &Bin) -> Result<Said, String> {
     cargo
         .stdin(Stdio::null())
@@ -528,7 +527,7 @@ fn listen(child: &mut Child, bin: &Bin) -> Result<Said, String> {
     Ok(Said { out, err })
 }
 
-/// Gives the file a name that nothing else uses while this run lasts.
+/// Gives the file a name that stays its own while this run lasts.
 fn link(file: &Path, built: &Built, run_name: &Path) -> Result<PathBuf, String> {
     let base = built.build_dir.join("mirakuru");
     sweep(&base);
@@ -543,7 +542,7 @@ fn link(file: &Path, built: &Built, run_name: &Path) -> Result<PathBuf, String> 
         if link.exists() {
             return Ok(link);
         }
-        // Some file systems have no links. A complete copy is as good.
+        // Some file systems have no links. A complete copy does as well.
         fs::hard_link(file, &link).or_else(|_| {
             let new = dir.join("new");
             fs::copy(file, &new)?;
@@ -593,7 +592,7 @@ mod tests {
         let is = |text: &str| Ok(Some(text.to_owned()));
         assert_eq!(given("/shop/target", "/shop"), is("\"/shop/target\""));
         assert_eq!(given("/a \"b\\/target", "/"), is("\"/a \\\"b\\\\/target\""));
-        // For cargo, names in braces stand for other paths.
+        // Cargo takes names in braces for other paths.
         assert_eq!(given("/{shop}/target", "/{shop}"), is("\"target\""));
         assert_eq!(given("/{shop}/target", "/other"), Ok(None));
         assert_eq!(given("/{shop}", "/{shop}"), Ok(None));

@@ -1,6 +1,6 @@
-//! A JSON parser that is just enough for cargo's messages.
+//! A JSON parser for cargo's messages.
 
-/// A value. Numbers stay as they were written: this crate does not calculate with them.
+/// A value. Numbers stay as text: this crate does not calculate with them.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Json {
     /// `null`, `true`, `false`, or a number.
@@ -10,11 +10,11 @@ pub(crate) enum Json {
     Object(Vec<(String, Json)>),
 }
 
-/// How deep values may be nested. Cargo's messages have six levels.
+/// Limit of nested values. Cargo's messages have six levels.
 const DEPTH: usize = 64;
 
 impl Json {
-    /// The value of a text, or `None` if the text is not JSON.
+    /// Parses a text; `None` if it is not JSON.
     pub(crate) fn parse(text: &str) -> Option<Json> {
         let mut reader = Reader { rest: text };
         let value = reader.value(DEPTH)?;
@@ -129,7 +129,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The character that an escape stands for. The backslash is already consumed.
+    /// The character of an escape, whose backslash is already consumed.
     fn escaped(&mut self) -> Option<char> {
         let kind = self.rest.chars().next()?;
         self.rest = &self.rest[kind.len_utf8()..];

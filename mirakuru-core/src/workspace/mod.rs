@@ -50,7 +50,7 @@ pub struct Bin {
     profile: Option<String>,
     /// The path that cargo gave when the test was compiled.
     known: Option<&'static str>,
-    /// The directory of the test's package, at the time when the test was compiled.
+    /// The directory of the test's package, when the test was compiled.
     compiled_in: Option<&'static str>,
 }
 
@@ -83,19 +83,19 @@ impl Bin {
         }
     }
 
-    /// Builds it with these features of its package, in addition to the default ones.
+    /// Builds with these features of its package, in addition to the default ones.
     pub fn features<S: Into<String>>(mut self, features: impl IntoIterator<Item = S>) -> Bin {
         self.features.extend(features.into_iter().map(Into::into));
         self
     }
 
-    /// Builds it with this profile, such as `"release"`. The default is the profile of the test.
+    /// Builds with this profile, such as `"release"`. The default is the profile of the test.
     pub fn profile(mut self, profile: impl Into<String>) -> Bin {
         self.profile = Some(profile.into());
         self
     }
 
-    /// The path of the program. Builds it if necessary.
+    /// The path of the program, which is built if necessary.
     ///
     /// # Errors
     ///
@@ -111,7 +111,7 @@ impl Bin {
         }
     }
 
-    /// The compiler's variables at the place of the attribute.
+    /// Sets the compiler's variables from the place of the attribute.
     #[doc(hidden)]
     pub fn __compiled(mut self, known: Option<&'static str>, package_dir: &'static str) -> Bin {
         self.known = known;
@@ -119,7 +119,7 @@ impl Bin {
         self
     }
 
-    /// The environment variable that comes before everything else.
+    /// The environment variable that is tried first.
     fn variable(&self) -> String {
         let word = |c: char| {
             if c.is_ascii_alphanumeric() {
@@ -148,8 +148,8 @@ impl Bin {
         }
     }
 
-    /// The path that cargo or nextest has given. They have built the program as well, but only in
-    /// the default way, and only for tests of the same package.
+    /// The path from cargo or nextest. They have built the program as well, but only in the default
+    /// way, and only for tests of the same package.
     fn told_by_cargo(&self) -> Option<PathBuf> {
         if self.is_example || !self.features.is_empty() || self.profile.is_some() {
             return None;
@@ -166,7 +166,7 @@ impl Bin {
         known.into_iter().find(|path| path.is_file())
     }
 
-    /// The name as the attribute has it.
+    /// The name in the attribute.
     fn shown(&self) -> String {
         match &self.package {
             Some(package) => format!("{package}:{}", self.name),
@@ -188,7 +188,7 @@ impl Bin {
 }
 
 impl fmt::Debug for Bin {
-    /// The same in every test binary of a run, even if cargo has told only one of them the path.
+    /// Prints the same in every test binary, even if cargo told only one of them the path.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Bin")
             .field(self.kind(), &self.shown())
