@@ -80,30 +80,29 @@ pub struct Banner {
     stream: Option<Stream>,
     times: usize,
     raw: bool,
-    /// With the placeholders filled in.
+    /// The pattern with its placeholders filled in.
     pattern: String,
     watch: Option<LineWatch>,
-    /// The position in the log from which lines count. `None`: the start of the service.
+    /// The position in the log from which lines count. `None` means the start of the service.
     since: Option<Mark>,
-    /// The service's log files, once they have been opened.
+    /// The service's log files and their searches, once opened.
     files: Option<Vec<(LogFile, LineWatch)>>,
-    /// How many lines must match. More than `times` if earlier waits have used some.
+    /// Number of lines that must match: `times`, and the lines that earlier waits have used.
     wanted: usize,
     seen: usize,
     /// The last line that matched.
     line: Option<Line>,
     addr: Option<SocketAddr>,
-    /// The length of an unfinished line that matches, and the time since the start at which the
-    /// line reached it.
+    /// The length of an unfinished line that matches, and the time since the start when the line
+    /// reached it.
     undecided: Option<(usize, Duration)>,
 }
 
-/// An unfinished line, such as the prompt `login: `, counts as finished if it stays unchanged for
-/// this time.
+/// Time after which an unchanged unfinished line, such as the prompt `login: `, counts as finished.
 const SETTLED: Duration = Duration::from_millis(50);
 
 impl Banner {
-    /// Ready when a line matches this pattern.
+    /// Waits for a line that matches this pattern.
     pub fn matching(pattern: impl Into<String>) -> Banner {
         let given = pattern.into();
         Banner {
@@ -142,15 +141,15 @@ impl Banner {
         self
     }
 
-    /// Ready at the `n`-th line that matches; the default is 1. For example, PostgreSQL in a
+    /// Waits for the `n`-th line that matches; the default is 1. For example, PostgreSQL in a
     /// container says twice that it is ready. A line counts once, however often it matches.
     pub fn times(mut self, n: usize) -> Banner {
         self.times = n;
         self
     }
 
-    /// Counts lines from this [mark](crate::executor::Executor::mark) on. The default is from the
-    /// service's last start on.
+    /// Counts lines from this [mark](crate::executor::Executor::mark) on. By default, lines count
+    /// from the service's last start on.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -183,7 +182,7 @@ impl Banner {
     }
 }
 
-/// The pattern alone means the first line that matches it, on either stream.
+/// A pattern as text means the first line that matches it, on either stream.
 impl From<&str> for Banner {
     fn from(pattern: &str) -> Banner {
         Banner::matching(pattern)
@@ -253,7 +252,7 @@ impl Readiness for Banner {
         let Some(watch) = &mut self.watch else {
             return Ok(false);
         };
-        // A line satisfies one wait only. The next wait for the same pattern needs a later line.
+        // A line satisfies only one wait. The next wait for the same pattern needs a later line.
         let key = (self.pattern.clone(), self.stream);
         if self.wanted == 0 {
             let earlier = if self.since.is_none() {
@@ -366,12 +365,12 @@ impl Readiness for Banner {
     }
 }
 
-/// The line that is most similar to the pattern, if one is, and whether the line contains the
+/// The line that is most similar to the pattern, if there is any, and whether it contains the
 /// pattern's longest plain text.
 fn nearest<'a>(pattern: &str, lines: impl Iterator<Item = &'a str>) -> Option<(&'a str, bool)> {
     /// Shorter texts occur in too many lines.
     const LEAST: usize = 4;
-    // Searches only the end of a long log and of a long line, so that this takes milliseconds.
+    // The limits keep a search of a long log or line within milliseconds.
     const LINES: usize = 500;
     const LENGTH: usize = 300;
     let plain = longest_plain(pattern).to_lowercase();
@@ -405,7 +404,7 @@ fn longest_plain(pattern: &str) -> String {
     parts.into_iter().max_by_key(String::len).unwrap_or_default()
 }
 
-/// The address in the line's named groups, if there is one. The error names the mistake in them.
+/// The address in the line's named groups, if any. The error names a mistake there.
 fn address(found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
     let host = found.group("addr").or_else(|| found.group("host"));
     let whole: Option<SocketAddr> = host.and_then(|host| host.parse().ok());
@@ -414,7 +413,7 @@ fn address(found: &Found<'_>) -> Result<Option<SocketAddr>, String> {
         (Some(port), Some(_)) => return join(host.unwrap_or_default(), Some(port), found),
         (None, Some(_)) => return join(host.unwrap_or_default(), None, found),
         (None, None) => {
-            // `localhost:8080`; a host without a port is not an address.
+            // A text like `localhost:8080`. A host without a port is not an address.
             match host.and_then(|host| host.rsplit_once(':')) {
                 Some((host, port)) if !port.is_empty() && port.bytes().all(|b| b.is_ascii_digit()) => {
                     (host, port)
@@ -582,7 +581,7 @@ mod tests {
         let text = harness.probe(&mut banner).unwrap_err().to_string();
         assert!(text.contains("is not finished"), "{text}");
         assert!(!banner.waits_for_output(), "time alone may change the answer");
-        // More lines follow: the pause begins again.
+        // More lines follow, so the pause begins again.
         harness.elapsed(SETTLED);
         harness.log.lock().unwrap().stdout("12");
         assert!(harness.probe(&mut banner).is_err());

@@ -11,8 +11,8 @@ use crate::error::Error;
 
 type Closure = dyn Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync;
 
-/// Ready when a closure says so. Use it if no other condition fits and a type that implements
-/// [`Readiness`] would be too much.
+/// Ready when a closure returns `Ok(true)`. Use it if no other condition fits and a type that
+/// implements [`Readiness`] would be too much.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -33,8 +33,8 @@ type Closure = dyn Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync;
 /// The closure gets a [`Probe`], which knows the service's ports, its directory, its output and the
 /// time that is left. `Ok(false)` and an error both mean "not yet". Use an error to give a reason:
 /// `Err(io::Error::other("2 of 3 nodes have joined"))`. If the service does not become ready, the
-/// report has the last reason, or says how often the closure returned false. An error of kind
-/// [`io::ErrorKind::InvalidInput`] ends the wait.
+/// report has the last reason, or the number of times that the closure returned false. An error of
+/// kind [`io::ErrorKind::InvalidInput`] ends the wait.
 ///
 /// The closure is called again and again, with growing pauses. It must not block for long: the wait
 /// does not notice the exit of the service while the closure runs.
@@ -42,13 +42,13 @@ type Closure = dyn Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync;
 pub struct Check {
     sentence: String,
     poll: Arc<Closure>,
-    /// How often it returned false since the start.
+    /// Number of times that the closure returned false since the start.
     refusals: u32,
 }
 
 impl Check {
-    /// A condition and the closure that polls it. The sentence is in the past tense: it completes
-    /// one that begins with "before".
+    /// A condition from a sentence and a closure that polls it. The sentence is in the past tense:
+    /// it completes one that begins with "before".
     pub fn new(
         sentence: impl Into<String>,
         poll: impl Fn(&Probe<'_>) -> io::Result<bool> + Send + Sync + 'static,

@@ -35,7 +35,7 @@ impl<A, B> And<A, B> {
 }
 
 impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
-    /// The halves that do not hold yet: both at first.
+    /// Describes the halves that do not hold yet, both at first.
     fn describe(&self) -> String {
         if self.first_held && !self.second_held {
             self.second.describe()
@@ -72,13 +72,13 @@ impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
         Ok(self.first_held && self.second_held)
     }
 
-    /// While the first half is awaited, this needs both to wait for output: the second may come to
-    /// hold by other means.
+    /// While the first half is awaited, both must wait for output: the second may come to hold by
+    /// other means.
     fn waits_for_output(&self) -> bool {
         (self.first_held || self.first.waits_for_output()) && self.second.waits_for_output()
     }
 
-    /// Only the half that is polled next counts.
+    /// Asks only the half that is polled next.
     fn wakes(&self, wake: &mut Wake) {
         if self.first_held {
             self.second.wakes(wake);
@@ -140,7 +140,7 @@ impl<A, B> Or<A, B> {
 }
 
 impl<A: Readiness, B: Readiness> Or<A, B> {
-    /// A value that one half has. The half that held comes first.
+    /// Returns the value of one half. The half that held comes first.
     fn know<'a, T>(
         &'a self,
         first: impl FnOnce(&'a A) -> Option<T>,
@@ -185,8 +185,8 @@ impl<A: Readiness, B: Readiness> Readiness for Or<A, B> {
         match (first, second) {
             (_, Ok(true)) => Ok(true),
             (Ok(_), Ok(_)) => Ok(false),
-            // The kind of an error may end the wait. It must not while the other half may still
-            // come to hold.
+            // The kind of this error could end the wait, although the other half may still come to
+            // hold.
             (Err(e), Ok(_)) | (Ok(_), Err(e)) => Err(io::Error::other(e.to_string())),
             (Err(a), Err(b)) => {
                 let kind = if a.kind() == b.kind() {
@@ -274,7 +274,7 @@ mod tests {
         assert!(harness.probe(&mut both).unwrap());
         assert_eq!((a_polls.count(), b_polls.count()), (2, 3));
         assert_eq!(both.describe(), "it was here and was there");
-        // Another start begins from nothing.
+        // Another start begins without any state.
         harness.prepare(&mut both).unwrap();
         assert_eq!(both.describe(), "it was here and was there");
         let _ = harness.probe(&mut both);

@@ -24,11 +24,11 @@ use crate::sys::{Protocol, procfs};
 use crate::util::backoff::FIRST_POLL;
 use crate::util::backoff::{fallback_poll_pause, poll_pause};
 
-/// File times come from a clock that lags by one tick, at most 10 ms.
+/// Lag of file times behind the clock: one tick, at most 10 ms. This allows more.
 pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// The argument of [`Readiness::prepare`](crate::readiness::Readiness::prepare). It has the
-/// placeholders' values, and records the endpoints that the service needs for itself.
+/// placeholders' values, and collects the endpoints that the service needs for itself.
 pub struct Prepare<'a> {
     pub(crate) values: &'a mut Values,
     pub(crate) addrs: Vec<SocketAddr>,
@@ -40,7 +40,7 @@ pub struct Prepare<'a> {
 }
 
 impl fmt::Debug for Prepare<'_> {
-    /// The names that were asked for. The values are left out, because some are secrets.
+    /// Prints the names that were asked for, but not their values, because some are secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Prepare")
             .field("dir", &self.dir())
@@ -68,13 +68,13 @@ impl Prepare<'_> {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidReadiness`] if the text has an unknown one; [`Error::System`] if the system
-    /// has no free port.
+    /// [`Error::InvalidReadiness`] if the text has an unknown placeholder; [`Error::System`] if the
+    /// system has no free port.
     pub fn expand(&mut self, text: &str) -> Result<String, Error> {
         self.values.expand(text).map_err(|e| e.in_readiness(text))
     }
 
-    /// An [`Error::InvalidReadiness`] that names the mistake in a condition and its remedy.
+    /// Makes an [`Error::InvalidReadiness`] that names the mistake in a condition and its remedy.
     #[must_use]
     pub fn invalid(&self, readiness: impl Into<String>, reason: impl Into<String>) -> Error {
         Error::InvalidReadiness {
@@ -83,26 +83,26 @@ impl Prepare<'_> {
         }
     }
 
-    /// Says that the service will listen on this TCP address of this machine. Before the start,
+    /// Claims this TCP address of this machine, on which the service will listen. Before the start,
     /// mirakuru checks that the address is free. Services that claim the same address run one after
     /// another.
     pub fn claim_addr(&mut self, addr: SocketAddr) {
         self.addrs.push(addr);
     }
 
-    /// Says that the service will make this socket. If another process accepts connections there,
-    /// the start fails. Services that claim the same socket run one after another.
+    /// Claims this path, at which the service will make a socket. If another process accepts
+    /// connections there, the start fails. Services that claim the same path run one after another.
     pub fn claim_path(&mut self, path: impl Into<PathBuf>) {
         self.paths.push(path.into());
     }
 
-    /// The addresses of a condition's `host:port`, each as clients use it. Addresses of this
+    /// The addresses of a condition's `host:port` in the form for clients. Addresses of this
     /// machine become the service's own, unless their port was chosen for it.
     pub(crate) fn places(&mut self, protocol: Protocol, addrs: &[SocketAddr]) -> Vec<Place> {
         for addr in addrs {
             if address::is_local(addr.ip()) && !self.is_chosen(addr.port()) {
-                // The address as it is given: a server on `0.0.0.0` excludes more than one on
-                // loopback.
+                // This claims the address as it is given: a server on `0.0.0.0` excludes more than
+                // one on loopback.
                 match protocol {
                     Protocol::Tcp => self.addrs.push(*addr),
                     Protocol::Udp => self.udp_addrs.push(*addr),
@@ -129,7 +129,7 @@ impl Prepare<'_> {
         self.values.dir()
     }
 
-    /// The words of a command that a condition runs, with the placeholders filled in.
+    /// The words of a condition's command, with the placeholders filled in.
     pub(crate) fn resolve(&mut self, command: &Command) -> Result<Vec<OsString>, Error> {
         command.resolve(&mut |word| self.values.expand_os(word), false)
     }
@@ -139,18 +139,18 @@ impl Prepare<'_> {
 pub struct Probe<'a> {
     pub(crate) values: &'a Values,
     pub(crate) pid: u32,
-    /// The root of the service's process tree.
+    /// Process id of the root of the service's tree.
     pub(crate) supervisor: u32,
-    /// The time of day from just before `elapsed` was taken. With a later one, a service that had
-    /// to wait for the processor would seem to have started later.
+    /// The time of day just before `elapsed` was measured. With a later one, a service that had to
+    /// wait for the processor would seem to have started later.
     pub(crate) now: SystemTime,
     pub(crate) elapsed: Duration,
     pub(crate) remaining: Duration,
     pub(crate) output: &'a OutputReader,
-    /// The end of the log when the service was started.
+    /// The end of the log at the start of the service.
     pub(crate) since: &'a Mark,
     pub(crate) log_files: &'a [PathBuf],
-    /// Whether the service has ended. In that case the log already has all of its output.
+    /// Whether the service has ended. Then the log already has all of its output.
     pub(crate) is_over: bool,
     pub(crate) notes: &'a Mutex<Notes>,
 }
@@ -158,13 +158,13 @@ pub struct Probe<'a> {
 /// Notes of the conditions about one start of a service.
 #[derive(Debug, Default)]
 pub(crate) struct Notes {
-    /// For each pattern and stream, how many lines have satisfied a wait.
+    /// Number of lines that have satisfied a wait, for each pattern and stream.
     found: Vec<(LineKey, usize)>,
-    /// The named groups of lines that satisfied a wait.
+    /// The named groups in lines that satisfied a wait.
     pub(crate) captured: Vec<(String, String)>,
 }
 
-/// A pattern, and the one stream that it is for.
+/// A pattern, and its stream if it has only one.
 pub(crate) type LineKey = (String, Option<Stream>);
 
 impl fmt::Debug for Probe<'_> {
@@ -221,14 +221,14 @@ impl Probe<'_> {
         Logs::since(self.output, self.log_files, self.since)
     }
 
-    /// How many matching lines have satisfied earlier waits of this start.
+    /// Number of matching lines that have satisfied earlier waits of this start.
     pub(crate) fn lines_found(&self, key: &LineKey) -> usize {
         let notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         let found = notes.found.iter().find(|(known, _)| known == key);
         found.map_or(0, |(_, count)| *count)
     }
 
-    /// Notes that this many matching lines have satisfied a wait; the last one has these groups.
+    /// Notes that this many matching lines have satisfied a wait, and the groups of the last one.
     pub(crate) fn found(&self, key: LineKey, count: usize, groups: &[(String, String)]) {
         let mut notes = self.notes.lock().unwrap_or_else(PoisonError::into_inner);
         notes.found.retain(|(known, _)| *known != key);
@@ -244,13 +244,13 @@ impl Probe<'_> {
     ///
     /// # Errors
     ///
-    /// The error says why this is not known. An error of kind [`io::ErrorKind::AddrInUse`] names
+    /// The reason why this is not known. An error of kind [`io::ErrorKind::AddrInUse`] names
     /// another process that listens there.
     pub fn listens_on(&self, addr: SocketAddr) -> io::Result<bool> {
         owned_by_tree(Protocol::Tcp, addr, self.supervisor)
     }
 
-    /// As [`listens_on`](Probe::listens_on), but returns the sockets: `None` if no process listens.
+    /// Returns the sockets behind [`listens_on`](Probe::listens_on); `None` if no process listens.
     pub(crate) fn listeners_on(&self, addr: SocketAddr) -> io::Result<Option<Listeners>> {
         listeners_of_tree(Protocol::Tcp, addr, self.supervisor)
     }
@@ -266,9 +266,9 @@ impl Probe<'_> {
         if found.is_empty() || found.iter().any(serves) {
             return None;
         }
-        // The two addresses of `localhost`.
+        // These are the two addresses of `localhost`.
         let is_localhost = |ip: IpAddr| ip == Ipv4Addr::LOCALHOST || ip == Ipv6Addr::LOCALHOST;
-        // The hosts file may give `localhost` one of them alone.
+        // The hosts file may give `localhost` only one of them.
         let is_meant = |addr: &SocketAddr| {
             let meant = address::resolve(&format!("localhost:{}", addr.port()));
             meant.is_ok_and(|addrs| addrs.contains(addr))
@@ -289,8 +289,8 @@ impl Probe<'_> {
         ))
     }
 
-    /// Whether a file's time of change can be after the start of the service. It is in seconds and
-    /// nanoseconds since 1970.
+    /// Whether a file can have changed after the start of the service. The time of change is in
+    /// seconds and nanoseconds since 1970.
     pub(crate) fn is_since_start(&self, changed: (i64, i64)) -> bool {
         let (Ok(seconds), Ok(nanos)) = (u64::try_from(changed.0), u32::try_from(changed.1)) else {
             return false;
@@ -300,8 +300,8 @@ impl Probe<'_> {
         start.is_none_or(|start| changed >= start)
     }
 
-    /// A file of this kind that the service made in another place than the awaited one. Searches
-    /// the same directory, the private one, and the service's working directory.
+    /// Finds a file of this kind that the service made in another place than the awaited one.
+    /// Searches the same directory, the private one, and the service's working directory.
     pub(crate) fn made_elsewhere(&self, awaited: &Path, is_kind: &dyn Fn(&Path) -> bool) -> Option<PathBuf> {
         let is_new = |path: &Path| {
             let metadata = path.symlink_metadata();
@@ -313,7 +313,7 @@ impl Probe<'_> {
             let Ok(entries) = std::fs::read_dir(dir) else {
                 continue;
             };
-            // A directory such as `/tmp` may have thousands.
+            // A directory such as `/tmp` may have thousands of entries.
             let mut paths = entries.take(1000).flatten().map(|entry| entry.path());
             let found = paths.find(|path| path != awaited && is_new(path) && is_kind(path));
             if found.is_some() {
@@ -333,18 +333,18 @@ impl Probe<'_> {
     }
 }
 
-/// Decides the next poll of a condition that does not hold yet. It is the earliest of all moments
-/// and events that the condition names here.
+/// Sets the next poll of a condition that does not hold yet, by the earliest of all moments and
+/// events named here.
 ///
-/// Not public: [`Readiness::wakes`](crate::readiness::Readiness::wakes) is hidden, and this type
-/// has no name outside the crate.
+/// This type has no name outside the crate, because
+/// [`Readiness::wakes`](crate::readiness::Readiness::wakes) is hidden.
 #[derive(Debug)]
 pub struct Wake {
     /// Time since the service was started.
     elapsed: Duration,
     /// Whether new output ends the pause.
     pub(crate) output: bool,
-    /// The pause ends when one of these becomes readable.
+    /// Descriptors that end the pause when they become readable.
     pub(crate) events: Vec<RawFd>,
     /// The longest pause.
     pub(crate) pause: Duration,
@@ -371,20 +371,20 @@ impl Wake {
         self.events.push(event.as_raw_fd());
     }
 
-    /// Polls after a pause in proportion to the time already waited: for a condition without
+    /// Polls after a pause in proportion to the time already waited, for a condition without
     /// events.
     pub(crate) fn with_back_off(&mut self) {
         self.within(poll_pause(self.elapsed));
     }
 
-    /// The same, but earlier by `sooner`: for a condition whose successful poll takes that long.
+    /// Polls earlier by `sooner`, for a condition whose successful poll takes that long.
     #[cfg(feature = "http")]
     pub(crate) fn with_back_off_but(&mut self, sooner: Duration) {
         let pause = poll_pause(self.elapsed).saturating_sub(sooner).max(FIRST_POLL);
         self.within(pause);
     }
 
-    /// Polls now and then, in case the event was missed.
+    /// Polls from time to time, in case an event was missed.
     pub(crate) fn fallback_poll(&mut self) {
         self.within(fallback_poll_pause(self.elapsed));
     }

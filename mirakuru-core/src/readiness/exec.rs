@@ -1,4 +1,4 @@
-//! [`Exec`]: a command that says whether the service is ready.
+//! [`Exec`]: a command whose success means that the service is ready.
 //!
 //! Each run has a supervisor of its own, as a service has. So no process of the command outlives
 //! the run, the test process or the supervisor, not even in a session of its own.
@@ -25,14 +25,14 @@ use crate::util::backoff::unbounded_poll_pause;
 use crate::util::deadline::scaled;
 use crate::util::text::printable;
 
-/// The time limit of the first run. It doubles each time that a run exceeds it.
+/// Time limit of the first run. It doubles each time that a run exceeds it.
 const FIRST_LIMIT: Duration = Duration::from_secs(5);
-/// A slow command is not run again at once. The pause is as long as the run was, less the
-/// millisecond that any program takes. It has a limit: this part of the time already waited.
+/// Divisor of the time already waited, which limits the pause after a slow run. The pause is as
+/// long as the run was, less the millisecond that any program takes.
 const LONG_PAUSE_PART: u32 = 10;
 const UNAVOIDABLE: Duration = Duration::from_millis(1);
 const SHELL: &str = "/bin/sh";
-/// The most that is kept of a run's output: its end.
+/// Number of bytes kept from the end of a run's output.
 const KEPT: usize = 4096;
 
 /// Ready when a command exits with status 0.
@@ -63,7 +63,7 @@ const KEPT: usize = 4096;
 /// run is killed after 5 s, and the next one has twice the time.
 ///
 /// A run ends together with every process that it started, even one in a session of its own. No
-/// process of it outlives the test process, however that ends.
+/// process of a run outlives the test process.
 ///
 /// If the service does not become ready, the error has the last line that the last run printed, and
 /// its exit status. A program that cannot be found ends the wait.
@@ -72,14 +72,14 @@ pub struct Exec {
     command: command::Command,
     words: Vec<OsString>,
     limit: Duration,
-    /// The run under way, or the time of the next run since the start of the service.
+    /// The run in progress, or the time of the next run since the start of the service.
     run: Running,
     next: Duration,
     last_error: Option<String>,
 }
 
 impl Exec {
-    /// Ready when this command exits with status 0.
+    /// Waits until this command exits with status 0.
     pub fn succeeds(command: impl IntoCommand) -> Exec {
         Exec {
             command: command.into_command(),
@@ -124,7 +124,7 @@ impl Exec {
             .collect::<io::Result<_>>()?;
         let argv = self.words.iter().map(text).collect::<io::Result<_>>()?;
         let envp = program::c_environment(&environment, &shown).map_err(invalid)?;
-        // Only the command has the write end, so that the output ends with the command.
+        // Only the command has the write end, so that the pipe ends with the command.
         let (output, write) = sys::pipe()?;
         let null = || {
             fs::OpenOptions::new()
@@ -173,7 +173,7 @@ impl Exec {
         })
     }
 
-    /// Whether a finished run succeeded. The error says why it did not.
+    /// Whether a finished run succeeded. The error is the reason why it did not.
     fn judge(&mut self, run: &Run, ended: Ended) -> io::Result<bool> {
         let limit = run.limit;
         let last_line = run
@@ -181,7 +181,7 @@ impl Exec {
             .map_or_else(String::new, |line| format!(": {line}"));
         match ended {
             Ended::NotExecuted(error) => match self.script(&error) {
-                // The next run is by a shell, as `execvp` does it.
+                // A shell does the next run, as in `execvp`.
                 Some(script) => {
                     self.words.splice(0..1, [SHELL.into(), script.into()]);
                     self.last_answer()
@@ -193,7 +193,7 @@ impl Exec {
                 let text = format!("`{}` {}{last_line}", self.shown(), text::Ended(status));
                 Err(io::Error::other(text))
             }
-            // The end of the wait cut this run short, so the message of the run before says more.
+            // The end of the wait cut this run short, so the error of the run before explains more.
             Ended::OverTime if limit < self.limit && self.last_error.is_some() => self.last_answer(),
             Ended::OverTime => {
                 self.limit = self.limit.saturating_mul(2);
@@ -214,13 +214,13 @@ impl Exec {
         }
     }
 
-    /// The next run is after a pause.
+    /// Sets the time of the next run, after a pause.
     fn pause(&mut self, now: Duration, took: Duration) {
         let beyond = took.saturating_sub(UNAVOIDABLE).min(now / LONG_PAUSE_PART);
         self.next = now + unbounded_poll_pause(now).max(beyond);
     }
 
-    /// The file, if the kernel refused to execute it because its first line names no interpreter.
+    /// The path of a script without an interpreter in its first line, which the kernel refused.
     fn script(&self, error: &io::Error) -> Option<PathBuf> {
         let program = self.words.first().filter(|program| *program != SHELL)?;
         if error.raw_os_error() != Some(sys::ENOEXEC) {
@@ -233,8 +233,7 @@ impl Exec {
     fn not_executed(&self, error: &io::Error) -> io::Error {
         let program = self.words[0].to_string_lossy();
         let text = format!("cannot execute `{}`: {error}", printable(&program, 400));
-        // A path may come to exist, because the service may make it. A name that is not on PATH
-        // will not.
+        // The service may make a file at a path, but not on PATH.
         if error.kind() == io::ErrorKind::NotFound && !program.contains('/') {
             let text = format!("{text}; is it installed, and on PATH?");
             io::Error::new(io::ErrorKind::InvalidInput, text)
@@ -259,7 +258,7 @@ impl Readiness for Exec {
             last_error: _,
         } = self;
         command.fingerprint(hasher);
-        // It is executed in the test's working directory.
+        // The command runs in the test's working directory.
         if let Some(program) = command
             .program()
             .filter(|program| program.to_string_lossy().contains('/'))
@@ -284,7 +283,7 @@ impl Readiness for Exec {
         Ok(())
     }
 
-    /// Never waits: a run continues between two polls, and its end causes the next poll.
+    /// Returns at once: a run continues between two polls, and its end causes the next poll.
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let Some(run) = &mut self.run.0 else {
             if cx.elapsed() < self.next {
@@ -335,14 +334,14 @@ impl Readiness for Exec {
     }
 }
 
-/// How a run ended.
+/// The end of a run.
 enum Ended {
     NotExecuted(io::Error),
     Status(ExitStatus),
     OverTime,
 }
 
-/// The run under way. A copy of a condition has none.
+/// The run in progress. The clone of a condition has none.
 #[derive(Default)]
 struct Running(Option<Run>);
 
@@ -367,23 +366,23 @@ impl fmt::Debug for Running {
 struct Run {
     service: sys::Service,
     output: Option<File>,
-    /// The end of its output.
+    /// The end of the run's output.
     kept: Vec<u8>,
     begun: Instant,
-    /// The time limit.
+    /// The time limit of the run.
     limit: Duration,
 }
 
 impl Run {
-    /// How the run ended, if it has. If it has exceeded its time limit or the end of the wait,
-    /// dropping it kills it.
+    /// The end of the run, if it has ended. A run that has exceeded its time limit or the end of
+    /// the wait is killed when it is dropped.
     fn poll(&mut self, is_last: bool) -> Option<Ended> {
         self.drain_output();
         match self.service.has_started() {
             Err(failure) => return Some(Ended::NotExecuted(failure.source)),
             Ok(true) => {
                 if let Some(exit) = self.service.exit() {
-                    // By now the pipe has everything that it printed.
+                    // By now the pipe has all output of the command.
                     self.drain_output();
                     return Some(Ended::Status(exit.status));
                 }
@@ -397,7 +396,7 @@ impl Run {
         is_over_time.then_some(Ended::OverTime)
     }
 
-    /// Reads once. The pipe must be readable or at its end.
+    /// Reads once from the pipe, which must be readable or at its end.
     fn read_output(&mut self) {
         let mut buffer = [0; KEPT];
         let read = match &mut self.output {
@@ -415,8 +414,7 @@ impl Run {
         }
     }
 
-    /// Reads the text that is in the pipe now, up to a limit: a child of the command may write
-    /// endlessly.
+    /// Reads all text in the pipe, up to a limit: a child of the command may write endlessly.
     fn drain_output(&mut self) {
         for _ in 0..64 {
             match &self.output {
@@ -504,7 +502,7 @@ mod tests {
         let mut exec = prepared(&harness, sh(&format!("echo x >> '{}'; exit 1", marks.display())));
         harness.elapsed(Duration::from_secs(10));
         let first = run(&harness, &mut exec).unwrap_err().to_string();
-        // In less than a fiftieth of the time, the same answer comes without a run.
+        // Less than a fiftieth of the time later, the same answer comes without a run.
         harness.elapsed(Duration::from_millis(10_150));
         let second = run(&harness, &mut exec).unwrap_err().to_string();
         assert_eq!(first, second);
@@ -551,7 +549,7 @@ mod tests {
     fn a_poll_does_not_wait_for_the_run_and_the_end_of_the_wait_is_its_end() {
         let harness = Harness::new();
         let mut exec = prepared(&harness, sh("sleep 300"));
-        // Without this, each of these would take five minutes, or five seconds.
+        // Without the limit, each of these would take five minutes, or five seconds.
         for _ in 0..1000 {
             assert!(!harness.probe(&mut exec).unwrap());
         }
@@ -577,11 +575,11 @@ mod tests {
             let error = run(&harness, &mut exec).unwrap_err().to_string();
             assert!(error.ends_with(end), "{error}");
         }
-        // It leads its group, and its input is empty.
+        // The command leads its group, and its input is empty.
         let script = "test \"$(cut -d' ' -f5 /proc/self/stat)\" = $$ || exit 6; read line || exit 5";
         let error = run(&harness, &mut prepared(&harness, sh(script))).unwrap_err();
         assert!(error.to_string().ends_with("exited with status 5"), "{error}");
-        // A script without a first line that names its interpreter.
+        // The first line of this script does not name its interpreter.
         let path = harness.dir().join("script");
         std::fs::write(&path, "echo \"$1 $0\"; exit 7").unwrap();
         let command = [path.as_os_str(), "word".as_ref()];
@@ -590,7 +588,7 @@ mod tests {
         let permissions = std::os::unix::fs::PermissionsExt::from_mode(0o755);
         std::fs::set_permissions(&path, permissions).unwrap();
         let mut exec = prepared(&harness, Exec::succeeds(command));
-        // The kernel refuses it, so the next run is by a shell.
+        // The kernel refuses the script, so a shell does the next run.
         assert!(!run(&harness, &mut exec).unwrap());
         harness.elapsed(Duration::from_secs(1));
         let error = run(&harness, &mut exec).unwrap_err();

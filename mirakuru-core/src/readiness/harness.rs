@@ -1,5 +1,5 @@
-//! Helpers for the tests of conditions: a private directory, a log that is written as the
-//! supervisor writes it, and the contexts of an executor.
+//! Helpers for the tests of conditions: a private directory, a log like the supervisor's, and the
+//! contexts of an executor.
 
 use std::collections::VecDeque;
 use std::io;
@@ -18,7 +18,7 @@ use crate::ports::values::Values;
 use crate::readiness::context::Notes;
 pub(crate) use crate::sys::tests::TestDir;
 
-/// One poll of a condition that reads no output, for the process tree below `root`.
+/// Polls a condition that reads no output once, for the process tree below `root`.
 pub(crate) fn poll(readiness: &mut dyn Readiness, root: u32, elapsed: Duration) -> io::Result<bool> {
     let dir = TestDir::new();
     let reader = LogWriter::create(dir.path()).reader();
@@ -44,7 +44,7 @@ pub(crate) struct Harness {
     since: Mutex<Mark>,
     notes: Mutex<Notes>,
     remaining: Mutex<Duration>,
-    /// And when it was set.
+    /// The simulated time since the start, and when it was set.
     elapsed: Mutex<(SystemTime, Duration)>,
     env: Mutex<Vec<(String, String)>>,
     claimed: Mutex<Vec<SocketAddr>>,
@@ -103,7 +103,7 @@ impl Harness {
         result
     }
 
-    /// One poll, in a process tree whose root is this process.
+    /// Polls once, in a process tree whose root is this process.
     pub(crate) fn probe(&self, readiness: &mut impl Readiness) -> io::Result<bool> {
         self.with_probe(|cx| readiness.probe(cx))
     }
@@ -149,7 +149,7 @@ pub(crate) struct Fake {
     extended: Option<Duration>,
 }
 
-/// How often a [`Fake`] was polled.
+/// Number of polls of a [`Fake`].
 #[derive(Clone, Default)]
 pub(crate) struct Polls(Arc<AtomicUsize>);
 

@@ -9,7 +9,7 @@
 //! and an unfinished line has no end for `$`. A line that stays unchanged may be taken as finished
 //! (`settle`).
 //!
-//! Memory stays bounded: of an endless line only a window is kept.
+//! Memory stays bounded: only a window of an endless line is kept.
 
 use std::borrow::Cow;
 use std::io;
@@ -20,8 +20,8 @@ use crate::output::reader::{Cursor, OutputReader, Piece, Stream};
 use crate::recipe::placeholder::{Token, tokens};
 use crate::util::text::{plain, printable};
 
-/// How much of an unfinished line is kept. If it is longer, half of it is dropped. So a match of up
-/// to half of this is found at any place.
+/// Number of bytes kept of an unfinished line. If it is longer, half of it is dropped. So a match
+/// of up to half of this is found at any place.
 const WINDOW: usize = 64 * 1024;
 
 #[derive(Clone, Debug)]
@@ -36,8 +36,7 @@ pub(crate) struct LineWatch {
 #[derive(Clone, Debug, Default)]
 struct OpenLine {
     bytes: Vec<u8>,
-    /// Whether the beginning has been dropped. In that case the first byte only serves `^` and
-    /// `\b`.
+    /// Whether the beginning has been dropped. Then the first byte only serves `^` and `\b`.
     cut: bool,
     /// Whether the line has matched already. A line counts once.
     found: bool,
@@ -59,7 +58,7 @@ impl Found<'_> {
         printable(&String::from_utf8_lossy(self.line), 400)
     }
 
-    /// The line as it was matched.
+    /// The line in the form that was matched.
     pub(crate) fn text(&self) -> String {
         String::from_utf8_lossy(self.line).into_owned()
     }
@@ -81,8 +80,9 @@ impl LineWatch {
                     .to_owned(),
             );
         }
-        // Matches bytes, because a log may hold anything: `.` is any byte, and `\d`, `\w`, `\s` and
-        // `\b` are ASCII's. If a pattern needs characters, as `[äö]` does, it matches characters.
+        // The pattern matches bytes, because a log may hold anything: `.` is any byte, and `\d`,
+        // `\w`, `\s` and `\b` are ASCII's. If a pattern needs characters (`[äö]`), it matches
+        // those.
         let build = |unicode| RegexBuilder::new(pattern).unicode(unicode).build();
         let regex = build(false)
             .or_else(|error| build(true).map_err(|_| error))
@@ -99,7 +99,7 @@ impl LineWatch {
         })
     }
 
-    /// Matches the bytes of a line, with the escape sequences and carriage returns in them.
+    /// Matches the bytes of a line, including its escape sequences and carriage returns.
     pub(crate) fn raw(mut self, raw: bool) -> LineWatch {
         self.pattern.raw = raw;
         self
@@ -126,7 +126,7 @@ impl LineWatch {
                     open[stream as usize].feed(pattern, bytes, found);
                 }
             }
-            // The next bytes do not continue the same line.
+            // The next bytes do not continue this line.
             Piece::Lost(stream, _) => open[stream as usize] = OpenLine::default(),
             Piece::Start | Piece::LeftOut(_) => *open = Default::default(),
         });
@@ -170,8 +170,7 @@ impl LineWatch {
         }
     }
 
-    /// The length of an unfinished line that matches now, but may no longer match once it is
-    /// finished.
+    /// The length of an unfinished line that matches now, but may not match once it is finished.
     pub(crate) fn undecided(&self) -> Option<usize> {
         self.open
             .iter()
@@ -183,13 +182,13 @@ impl LineWatch {
 #[derive(Clone, Debug)]
 struct Pattern {
     regex: Regex,
-    /// Whether the regex has named groups, whose text is wanted.
+    /// Whether the regex has named groups.
     named: bool,
     raw: bool,
 }
 
 impl Pattern {
-    /// The line that the pattern is matched against.
+    /// The form of the line that the pattern is matched against.
     fn text<'l>(&self, line: &'l [u8]) -> Cow<'l, [u8]> {
         match self.raw {
             true => Cow::Borrowed(without_return(line)),
@@ -216,15 +215,15 @@ impl Pattern {
         true
     }
 
-    /// Whether an unfinished line matches. `Some(true)`: it matches with any further output.
+    /// Whether an unfinished line matches; `Some(true)` if it does with any further output.
     fn holds(&self, line: &[u8], start: usize) -> Option<bool> {
         let mut line = self.text(line);
         let start = start.min(line.len());
         if !self.regex.is_match_at(&line, start) {
             return None;
         }
-        // Assertions (`$`, `\b`, `\B`) depend on the next byte, and only on whether there is one
-        // and whether it belongs to a word.
+        // Assertions (`$`, `\b`, `\B`) depend on two things: whether there is a next byte, and
+        // whether it belongs to a word.
         for next in [b'a', b' '] {
             line.to_mut().push(next);
             let still = self.regex.is_match_at(&line, start);
@@ -251,7 +250,7 @@ impl OpenLine {
         while let Some(end) = rest.iter().position(|&b| b == b'\n') {
             let (line, after) = (&rest[..end], &rest[end + 1..]);
             if self.bytes.is_empty() {
-                // Nearly always the whole line came at once: nothing is copied.
+                // Nearly always the whole line came at once, and no byte is copied.
                 pattern.tell(line, 0, found);
             } else {
                 self.push(pattern, line, found);
@@ -301,8 +300,8 @@ fn without_return(line: &[u8]) -> &[u8] {
     line.strip_suffix(b"\r").unwrap_or(line)
 }
 
-/// Whether a pattern has a line feed in it, as a character or as `\n`. In verbose mode it is only
-/// layout.
+/// Whether a pattern has a line feed in it, as a character or as `\n`. In verbose mode a line feed
+/// is only layout.
 fn wants_line_feed(pattern: &str) -> bool {
     let verbose =
         pattern.starts_with("(?") && pattern[2..].split(')').next().is_some_and(|f| f.contains('x'));
@@ -314,9 +313,9 @@ fn wants_line_feed(pattern: &str) -> bool {
     })
 }
 
-/// Fills in the placeholders of a pattern with their values *escaped*: a dot in a directory's name
-/// matches only a dot. Regular expressions have braces of their own. Those with digits and capitals
-/// (`a{2,3}`, `\p{Lu}`) are no placeholders, and `\p{{greek}}` gives `\p{greek}`.
+/// Fills in the placeholders of a pattern with *escaped* values: a dot in a directory's name
+/// matches only a dot. Regular expressions have braces of their own. Braces with digits and
+/// capitals (`a{2,3}`, `\p{Lu}`) are no placeholders, and `\p{{greek}}` gives `\p{greek}`.
 pub(crate) fn expand_pattern<E>(
     pattern: &str,
     mut expand: impl FnMut(&str) -> Result<String, E>,
@@ -461,7 +460,7 @@ mod tests {
             all.extend(lines(&mut beginning, &reader));
             assert!(found.open[0].bytes.capacity() <= 4 * WINDOW);
         }
-        // The beginning matches once, at the beginning, and the needle once.
+        // The beginning matches only at the beginning, and the needle once.
         assert_eq!(all.len(), 2);
     }
 

@@ -127,7 +127,7 @@ impl Lines {
     ///
     /// # Panics
     ///
-    /// If there is one. The panic message has all of them.
+    /// If a line matches. The panic message has all of them.
     #[track_caller]
     pub fn assert_none(&self) {
         let count = match self.lines.len() {

@@ -46,10 +46,10 @@ use crate::util::hash;
 /// A condition that must hold before a service counts as ready.
 ///
 /// A readiness is a plain value in a recipe. [`prepare`](Readiness::prepare) is called before each
-/// start, with the placeholders' values. Then [`probe`](Readiness::probe) is called until it says
-/// yes. The pauses begin at a fraction of a millisecond and grow in proportion to the time already
-/// waited. An event that another part of the condition waits for ends a pause early. The exit of
-/// the service ends the wait at once, so a probe need not check for it.
+/// start, with the placeholders' values. Then [`probe`](Readiness::probe) is called until it
+/// returns `Ok(true)`. The pauses begin at a fraction of a millisecond and grow in proportion to
+/// the time already waited. An event that another part of the condition waits for ends a pause
+/// early. The exit of the service ends the wait at once, so a probe need not check for it.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -89,8 +89,8 @@ pub trait Readiness: Send + Sync + 'static {
     /// used in errors.
     fn describe(&self) -> String;
 
-    /// Feeds the hasher with everything that distinguishes this condition from others of its type:
-    /// two recipes for the same shared service must agree in it. Called before
+    /// Feeds the hasher with all data that distinguishes this condition from others of its type. It
+    /// must be equal in two recipes for the same shared service. Called before
     /// [`prepare`](Readiness::prepare).
     ///
     /// The default feeds [`describe`](Readiness::describe). Override it if some settings are not in
@@ -108,14 +108,14 @@ pub trait Readiness: Send + Sync + 'static {
     ///
     /// # Errors
     ///
-    /// [`Error::InvalidReadiness`] (made with [`Prepare::invalid`]) if the values make no sense; in
-    /// that case nothing is started.
+    /// [`Error::InvalidReadiness`] (made with [`Prepare::invalid`]) if the values make no sense.
+    /// Then the service is not started.
     fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {
         let _ = cx;
         Ok(())
     }
 
-    /// One poll: is the service ready?
+    /// Polls once whether the service is ready.
     ///
     /// # Errors
     ///
@@ -123,16 +123,15 @@ pub trait Readiness: Send + Sync + 'static {
     /// [`io::ErrorKind::InvalidInput`] ends the wait: no later poll can succeed.
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool>;
 
-    /// Whether only new output of the service can change the answer. In that case the wait sleeps
-    /// until there is output, and does not poll otherwise. The default is `false`. Asked before
-    /// each wait, because the answer may change.
+    /// Whether only new output of the service can change the answer. Then the wait sleeps until
+    /// there is output, and does not poll otherwise. The default is `false`. Called before each
+    /// wait, because the answer may change.
     fn waits_for_output(&self) -> bool {
         false
     }
 
-    /// When to poll again after a poll that said "not yet". Some conditions of this crate learn of
-    /// an event by a descriptor, or know when the next poll makes sense, and say so here. Asked
-    /// after each poll.
+    /// Sets the next poll after one that said "not yet". Some conditions of this crate learn of an
+    /// event by a descriptor, or know when the next poll makes sense. Called after each poll.
     #[doc(hidden)]
     fn wakes(&self, wake: &mut Wake) {
         if self.waits_for_output() {
@@ -142,7 +141,7 @@ pub trait Readiness: Send + Sync + 'static {
         }
     }
 
-    /// The wait is over, with or without success. Releases everything that only polling needed.
+    /// Releases the resources of polling. Called when the wait is over, with or without success.
     #[doc(hidden)]
     fn wait_is_over(&mut self) {}
 
@@ -153,15 +152,15 @@ pub trait Readiness: Send + Sync + 'static {
         cx.listens_elsewhere(self.addr()?)
     }
 
-    /// Whether the chosen ports must be low: outside the range from which the kernel gives ports to
-    /// sockets that ask for any. Asked before the placeholders are filled in.
+    /// Whether the chosen ports must be outside the range from which the kernel gives ports to
+    /// sockets that ask for any. Called before the placeholders are filled in.
     #[doc(hidden)]
     fn wants_low_ports(&self) -> bool {
         false
     }
 
-    /// Whether the execution of the program is all that is awaited. If so, even an exit comes too
-    /// late to matter.
+    /// Whether the wait is only for the execution of the program. Then even an exit comes too late
+    /// to matter.
     #[doc(hidden)]
     fn is_immediate(&self) -> bool {
         false
@@ -185,15 +184,14 @@ pub trait Readiness: Send + Sync + 'static {
         None
     }
 
-    /// The least length of the wait, counted from the start of the service, if the service itself
-    /// has asked for more time than its recipe allows. Asked after each poll. The default is
-    /// `None`.
+    /// The shortest wait, from the start of the service on, if the service itself has asked for
+    /// more time than its recipe allows. Called after each poll. The default is `None`.
     fn extended(&self) -> Option<Duration> {
         None
     }
 
-    /// Both this condition and another. The second is polled once the first holds, and a condition
-    /// that held is not polled again. So put the cheaper one first.
+    /// Requires both this condition and another. The second is polled once the first holds, and a
+    /// condition that held is not polled again. So put the cheaper one first.
     ///
     /// ```
     /// # use mirakuru_core::{Readiness, NoWait, Check};
@@ -207,7 +205,7 @@ pub trait Readiness: Send + Sync + 'static {
         And::new(self, other)
     }
 
-    /// Either this condition or another, whichever holds first. Each poll checks both.
+    /// Requires this condition or another, whichever holds first. Each poll checks both.
     ///
     /// ```
     /// # use mirakuru_core::{Readiness, Banner, PidFile};

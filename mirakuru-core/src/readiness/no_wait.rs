@@ -1,4 +1,4 @@
-//! [`NoWait`]: no condition at all.
+//! [`NoWait`]: a start without a condition.
 
 use std::io;
 

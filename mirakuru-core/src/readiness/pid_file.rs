@@ -15,12 +15,11 @@ use crate::ports::free::first_number;
 use crate::sys::file_watch::Watching;
 use crate::sys::{self, procfs};
 
-/// The part of a file's content that is compared.
+/// Number of bytes at the beginning of a file that are compared.
 const READ: u64 = 4096;
 
-/// A writer that makes an empty file is about to fill it, and the test may want to read it. So an
-/// empty file counts only once it has content, or once its writer has closed it. If no event tells
-/// that, it counts after this time.
+/// Time after which an empty file counts if no event tells that its writer has closed it. Before
+/// that, its writer is probably about to fill it, and the test may want to read it.
 const SETTLED: Duration = Duration::from_millis(10);
 const SETTLED_UNTOLD: Duration = Duration::from_millis(1);
 
@@ -46,18 +45,18 @@ const SETTLED_UNTOLD: Duration = Duration::from_millis(1);
 #[derive(Clone, Debug)]
 pub struct PidFile {
     wanted: PathBuf,
-    /// With the placeholders filled in.
+    /// The path with its placeholders filled in.
     path: PathBuf,
-    /// The file that was there before the start.
+    /// The attributes of the file from before the start.
     before: Option<Fingerprint>,
-    /// Reports changes of the file.
+    /// A watch for changes of the file.
     watching: Watching,
-    /// Since when the file exists and is empty, and when it counts even so. Both count from the
-    /// start of the service.
+    /// Since when the file exists and is empty, and when it counts although empty. Both times count
+    /// from the start of the service.
     empty: Option<(Duration, Duration)>,
 }
 
-/// The attributes that change if a file is written to, touched or replaced.
+/// The attributes of a file, which change if it is written to, touched or replaced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Fingerprint {
     device: u64,
@@ -65,7 +64,7 @@ struct Fingerprint {
     size: u64,
     modified: (i64, i64),
     changed: (i64, i64),
-    /// A file that is written twice within one tick of the clock has the same times.
+    /// The beginning of the content: two writes within one tick leave the same times.
     content: Vec<u8>,
 }
 
@@ -82,7 +81,7 @@ impl Fingerprint {
     }
 }
 
-/// The beginning of a regular file. Empty for anything else, such as a pipe, whose read could hang.
+/// The beginning of a regular file. Empty for other kinds: the read of a pipe could hang.
 fn content(path: &Path, metadata: &Metadata) -> Vec<u8> {
     let mut content = Vec::new();
     if metadata.is_file() {
@@ -140,7 +139,7 @@ impl Readiness for PidFile {
                 "it is a directory; write the file's own path, such as `{dir}/service.pid`",
             ));
         }
-        // Absolute, so that a later change of the test's directory does not matter.
+        // The path is absolute, so that a later change of the test's directory does not matter.
         let path = std::path::absolute(&path).unwrap_or(path);
         claim_path(cx, &path);
         self.before = before.map(|metadata| Fingerprint::of(&path, &metadata));
@@ -168,8 +167,8 @@ impl Readiness for PidFile {
         };
         let now = Fingerprint::of(path, &metadata);
         let pid = first_number(&now.content);
-        // The file may also have appeared after the check and before the start, while another
-        // service with the same file ran.
+        // The file may also have appeared between the check and the start, while another service
+        // with the same file ran.
         if self.before.as_ref() != Some(&now)
             && (cx.is_since_start(now.changed)
                 || pid.is_some_and(|pid| pid == cx.pid || procfs::descends(pid, cx.supervisor)))
@@ -217,7 +216,7 @@ impl Readiness for PidFile {
     }
 
     fn hint(&self, cx: &Probe<'_>) -> Option<String> {
-        // Whether a pid file names a process of the service.
+        // Tells whether a pid file names a process of the service.
         let names_it = |path: &Path| {
             let metadata = fs::metadata(path).ok().filter(|metadata| metadata.len() < READ);
             let pid = metadata.and_then(|metadata| first_number(&content(path, &metadata)));
@@ -316,7 +315,7 @@ mod tests {
     fn a_file_left_over_counts_once_it_has_changed() {
         let dir = TestDir::new();
         let path = dir.path().join("x.pid");
-        // A number that no process can have.
+        // No process can have this number.
         fs::write(&path, "4194305\n").unwrap();
         let (mut readiness, _) = prepare(&path).unwrap();
         let error = probe(&mut readiness).unwrap_err().to_string();
@@ -326,17 +325,17 @@ mod tests {
             ),
             "{error}"
         );
-        // The same length, and soon enough for the same times.
+        // The length is the same, and the times may be.
         fs::write(&path, "4194306\n").unwrap();
         assert!(probe(&mut readiness).unwrap());
-        // Touched.
+        // Now the file is touched.
         let (mut readiness, _) = prepare(&path).unwrap();
         assert!(probe(&mut readiness).is_err());
         let file = fs::File::options().write(true).open(&path).unwrap();
         file.set_modified(SystemTime::now() + Duration::from_secs(5))
             .unwrap();
         assert!(probe(&mut readiness).unwrap());
-        // Replaced.
+        // Now the file is replaced.
         let (mut readiness, _) = prepare(&path).unwrap();
         let other = dir.path().join("other");
         fs::write(&other, "4194306\n").unwrap();
@@ -351,9 +350,9 @@ mod tests {
         let (mut readiness, _) = prepare(&path).unwrap();
         fs::write(&path, "4194305\n").unwrap();
         std::thread::sleep(TICK * 3);
-        // The service was started only now.
+        // This service was started only now.
         assert!(probe_of(&mut readiness, Duration::ZERO, std::process::id()).is_err());
-        // If the file names the service, it counts whatever the clocks say.
+        // A file that names the service counts, whatever the clocks say.
         fs::write(&path, std::process::id().to_string()).unwrap();
         std::thread::sleep(TICK * 3);
         assert!(probe_of(&mut readiness, Duration::ZERO, std::process::id()).unwrap());
@@ -366,7 +365,7 @@ mod tests {
         let harness = Harness::new();
         let readiness = PidFile::path(harness.dir().join("awaited.pid"));
         let other = harness.dir().join("other.pid");
-        // File times lag by up to a tick, so this does not happen each time.
+        // File times lag by up to a tick, so the case does not arise each time.
         for _ in 0..200 {
             let start = Instant::now();
             fs::write(&other, std::process::id().to_string()).unwrap();
@@ -377,8 +376,7 @@ mod tests {
         }
     }
 
-    /// The events and the longest pause after a failed poll: the number of descriptors, and the
-    /// pause.
+    /// After a failed poll: the number of descriptors, and the longest pause.
     fn wakes(readiness: &PidFile) -> (usize, Duration) {
         let mut wake = Wake::new(Duration::from_secs(1));
         readiness.wakes(&mut wake);

@@ -15,10 +15,10 @@ use crate::sys::sockets::{self, Messages};
 use crate::util::deadline::scaled;
 use crate::util::text::printable;
 
-/// The socket's name in the private directory. It is short, because the whole path must fit into
-/// 107 bytes.
+/// The socket's name in the private directory, short because the whole path must fit into 107
+/// bytes.
 const NAME: &str = "notify";
-/// The longest path in `sun_path`, without the byte that ends it.
+/// Length of the longest path in `sun_path`, without the final zero byte.
 const PATH_MAX: usize = 107;
 
 /// Ready when the service sends `READY=1` to the socket that `$NOTIFY_SOCKET` names, as a systemd
@@ -45,7 +45,7 @@ const PATH_MAX: usize = 107;
 /// `BARRIER=1`, are closed at once.
 #[derive(Clone, Debug, Default)]
 pub struct SdNotify {
-    /// The clones of a prepared recipe share it; each `prepare` makes a new one.
+    /// The socket, which the clones of a prepared recipe share. Each `prepare` makes a new one.
     socket: Option<Arc<UnixDatagram>>,
     status: Option<String>,
     errno: Option<i32>,
@@ -53,12 +53,12 @@ pub struct SdNotify {
     ready: bool,
 }
 
-/// Ready when the service sends `READY=1`: [`SdNotify::new`] under the condition's bare name.
+/// The same as [`SdNotify::new`], for the condition's bare name.
 #[allow(non_upper_case_globals)]
 pub const SdNotify: SdNotify = SdNotify::new();
 
 impl SdNotify {
-    /// Ready when the service sends `READY=1`.
+    /// Waits until the service sends `READY=1`.
     pub const fn new() -> SdNotify {
         SdNotify {
             socket: None,
@@ -69,15 +69,15 @@ impl SdNotify {
         }
     }
 
-    /// From now on no process reads the socket. The kernel accepts each message and discards it,
-    /// with the descriptors in it. If the kernel cannot do that, the socket is closed: a service
-    /// that gets "connection refused" goes on, but one that finds a full queue waits for ever.
+    /// Stops reading the socket. The kernel then accepts each message and discards it, with the
+    /// descriptors in it. If the kernel cannot do that, the socket is closed: a service that gets
+    /// "connection refused" goes on, but one that finds a full queue waits for ever.
     fn discard_the_rest(&mut self, socket: &UnixDatagram) {
         if sockets::filter_messages(socket.as_fd(), Messages::Discard).is_ok() {
             // The queue still has the messages from before the filter.
             while socket.recv(&mut [0]).is_ok() {}
         }
-        // The supervisor has a copy, if the filter works.
+        // If the filter works, the supervisor has a copy.
         self.socket = None;
     }
 
@@ -161,7 +161,7 @@ impl Readiness for SdNotify {
         // descriptors that come with it, because this call does not ask for them. A barrier
         // (BARRIER=1) waits for that.
         let mut buffer = [0; 8192];
-        // The loop is bounded, for a service that sends messages all the time.
+        // The limit is for a service that sends messages all the time.
         for _ in 0..1024 {
             match socket.recv(&mut buffer) {
                 Ok(_) if self.ready => {}
@@ -231,7 +231,7 @@ mod tests {
         sender.set_nonblocking(true).unwrap();
         sender.send(b"READY=1").unwrap();
         sender.send(b"BARRIER=1").unwrap();
-        // The supervisor's copy, which keeps the socket open.
+        // This stands for the supervisor's copy, which keeps the socket open.
         let _kept = readiness.socket.clone();
         assert!(harness.probe(&mut readiness).unwrap());
         // If a socket is never read, its queue takes about ten messages.
@@ -282,7 +282,7 @@ mod tests {
         sender.send(b"READY=1").unwrap();
         harness.prepare(&mut readiness).unwrap();
         assert!(!harness.probe(&mut readiness).unwrap());
-        // The socket of the old service leads nowhere.
+        // No process reads the old service's socket.
         assert!(sender.send(b"READY=1").is_err());
         assert!(!harness.probe(&mut readiness).unwrap());
     }

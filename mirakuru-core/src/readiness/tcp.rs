@@ -44,7 +44,7 @@ const REMOTE_CONNECT: Duration = Duration::from_secs(1);
 #[derive(Clone, Debug)]
 pub struct Tcp {
     wanted: Wanted,
-    /// The result of [`Readiness::prepare`].
+    /// The endpoints found by [`Readiness::prepare`].
     resolved: Resolved,
 }
 
@@ -60,7 +60,7 @@ enum Wanted {
 struct Resolved {
     /// The address for messages: `localhost:6379`.
     text: String,
-    /// The addresses to check, and whether each is on this machine.
+    /// The addresses to check, each with a flag whether it is on this machine.
     places: Vec<Place>,
     /// The address that answered.
     answered: Option<SocketAddr>,
@@ -69,13 +69,13 @@ struct Resolved {
 }
 
 impl Tcp {
-    /// An address as `host:port`. The host is a name, an IPv4 address or an IPv6 address in
-    /// brackets, and either part may hold placeholders.
+    /// Waits for `host:port`. The host is a name, an IPv4 address or an IPv6 address in brackets,
+    /// and either part may hold placeholders.
     ///
-    /// A name means every address that it resolves to when the service starts. One on which the
-    /// service accepts connections is enough: with `localhost` it may be `127.0.0.1` or `::1`.
-    /// Another process on any of them is an error, because a client may reach it. `0.0.0.0` and
-    /// `[::]` are checked through `127.0.0.1` and `::1`.
+    /// A name means all addresses that it has when the service starts. One on which the service
+    /// accepts connections is enough: with `localhost` it may be `127.0.0.1` or `::1`. Another
+    /// process on any of them is an error, because a client may reach it. `0.0.0.0` and `[::]` are
+    /// checked through `127.0.0.1` and `::1`.
     ///
     /// The port is usually `{port}`, a free one that is reserved for this service. A fixed port is
     /// checked first: if it is in use, the start fails with [`Error::AlreadyRunning`] before the
@@ -91,7 +91,7 @@ impl Tcp {
         Self::new(Wanted::Addr(addr.into()))
     }
 
-    /// A port on loopback: `127.0.0.1` or `::1`, whichever the service uses.
+    /// Waits for a port on loopback: `127.0.0.1` or `::1`, whichever the service uses.
     ///
     /// ```
     /// # use mirakuru_core::Tcp;
@@ -101,7 +101,7 @@ impl Tcp {
         Self::new(Wanted::Port(port))
     }
 
-    /// The address of a server that another program has started. A connection is made.
+    /// Waits for a server that another program has started, and makes a connection to it.
     #[doc(hidden)]
     pub fn __external(addr: impl Into<String>) -> Self {
         Self::new(Wanted::External(addr.into()))
@@ -119,7 +119,7 @@ impl Readiness for Tcp {
     fn describe(&self) -> String {
         match &self.wanted {
             Wanted::Port(port) => format!("it accepted connections on port {port}"),
-            // Not prepared.
+            // The condition is not prepared yet.
             Wanted::Addr(addr) | Wanted::External(addr) if self.resolved.text.is_empty() => {
                 format!("it accepted connections on {addr}")
             }
@@ -148,7 +148,7 @@ impl Readiness for Tcp {
             Wanted::Port(port) => (format!("port {port}"), address::loopback(*port)),
         };
         let places = match &self.wanted {
-            // The port is in use, but not by a process that we know.
+            // A process that we do not know has the port.
             Wanted::External(_) => addrs
                 .iter()
                 .map(|addr| Place {
@@ -255,12 +255,12 @@ mod tests {
         Ok(cx.addrs)
     }
 
-    /// One poll, for the tree below `root`.
+    /// Polls once, for the tree below `root`.
     fn probe(tcp: &mut Tcp, root: u32) -> io::Result<bool> {
         poll(tcp, root, Duration::ZERO)
     }
 
-    /// A process that listens nowhere.
+    /// A process that does not listen.
     struct Bystander(Child);
 
     impl Bystander {
@@ -363,7 +363,7 @@ mod tests {
         let (held, port) = listen_v6(true);
         let mut both = Tcp::port(port);
         prepare(&mut both).unwrap();
-        // The listener is this process's, and counts once it has been there for a moment.
+        // The listener belongs to this process, and counts once it has been there for a moment.
         in_time(|| probe(&mut both, me).unwrap_or(false));
         assert_eq!(both.addr(), Some(address::loopback(port)[1]));
         drop(held);

@@ -40,18 +40,18 @@ use crate::util::hash;
 #[derive(Clone, Debug)]
 pub struct Udp {
     given: String,
-    /// With the placeholders filled in.
+    /// The address with its placeholders filled in.
     text: String,
     places: Vec<Place>,
     bound: Option<SocketAddr>,
 }
 
 impl Udp {
-    /// An address as `host:port`, as for [`Tcp::addr`](super::Tcp::addr). It must be one of this
-    /// machine.
+    /// Waits for `host:port`, as [`Tcp::addr`](super::Tcp::addr) does. The address must be one of
+    /// this machine.
     ///
-    /// With a name, one of its addresses is enough. The port is usually `{port}`, which is free for
-    /// TCP and UDP. A fixed port is checked first: if it is in use, the start fails with
+    /// If a name has several addresses, one is enough. The port is usually `{port}`, which is free
+    /// for TCP and UDP. A fixed port is checked first: if it is in use, the start fails with
     /// [`Error::AlreadyRunning`] before the program is executed.
     pub fn addr(addr: impl Into<String>) -> Udp {
         let given = addr.into();

@@ -17,7 +17,7 @@ use crate::sys::file_watch::Watching;
 use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 use crate::util::backoff::poll_pause;
 
-/// `sun_path` has 108 bytes. One is the NUL at the end of a path, or in front of an abstract name.
+/// `sun_path` has 108 bytes. One is the NUL at the end of a path, or in front of a name.
 const LONGEST: usize = 107;
 
 /// Ready when the service accepts connections on a Unix socket.
@@ -43,19 +43,19 @@ const LONGEST: usize = 107;
 #[derive(Clone, Debug)]
 pub struct UnixSocket {
     wanted: PathBuf,
-    /// With the placeholders filled in.
+    /// The path with its placeholders filled in.
     path: PathBuf,
-    /// Reports that the socket file exists. The service accepts connections only later, and no
-    /// event tells that.
+    /// A watch that reports the socket file. The service accepts connections only later, without an
+    /// event.
     watching: Watching,
-    /// When the path first existed, and when to poll again, since the start of the service.
+    /// The times, since the start of the service, when the path first existed and of the next poll.
     there: Option<Duration>,
     next: Duration,
 }
 
 impl UnixSocket {
-    /// The path of the socket, at most 107 bytes long. It may have placeholders. Prefer a path in
-    /// the private directory: `{dir}/server.sock`.
+    /// Waits for a socket at this path, which has at most 107 bytes and may have placeholders.
+    /// Prefer a path in the private directory: `{dir}/server.sock`.
     ///
     /// A relative path counts from the *test's* current directory, as for a client in the test; the
     /// service may have another one. On Linux a path that begins with `@` is an abstract name
@@ -96,8 +96,8 @@ impl Readiness for UnixSocket {
         let path = expand_path(cx, &self.wanted)?;
         check(&path).map_err(|reason| cx.invalid(path.to_string_lossy(), reason))?;
         if path.starts_with(cx.dir()) {
-            // A service that was killed has left this socket, and most servers refuse to start if
-            // it exists. (If it cannot be removed, the service reports that.)
+            // A killed service has left this socket, and most servers refuse to start if it exists.
+            // (If it cannot be removed, the service reports that.)
             let _ = free::remove_stale_socket(&path);
         }
         claim_path(cx, &path);
@@ -114,7 +114,7 @@ impl Readiness for UnixSocket {
         }
         let answer = match sockets::try_connect_unix(path, UnixKind::Stream) {
             Err(error) if sockets::is_another_kind(&error) => {
-                // It is not a stream socket; a datagram socket fails in the same way.
+                // This is not a stream socket; a datagram socket fails in the same way.
                 sockets::try_connect_unix(path, UnixKind::SeqPacket)
             }
             answer => answer,
@@ -283,7 +283,7 @@ mod tests {
         }
     }
 
-    /// A python that runs a script on the path, up to its first line of output.
+    /// Runs a Python script on the path, up to its first line of output.
     fn python(script: &str, path: &Path) -> Kill {
         let mut child = Command::new("python3")
             .args([OsStr::new("-c"), OsStr::new(script), path.as_os_str()])
@@ -329,8 +329,8 @@ mod tests {
         };
         let absent = pause_after_poll(10);
         drop(UnixListener::bind(&path).unwrap());
-        // The socket is bound, but not listening yet: polls soon, and then in proportion to the
-        // time since then.
+        // The socket is bound, but does not listen yet. So the next poll is soon, and later ones in
+        // proportion to the time since then.
         let bound = pause_after_poll(11);
         assert!(bound < absent / 100, "{bound:?}, {absent:?}");
         assert!(pause_after_poll(13) > bound * 100);
@@ -395,8 +395,7 @@ mod tests {
     fn a_socket_handed_on_to_the_service_is_its_own() {
         let dir = TestDir::new();
         let path = dir.path().join("x.sock");
-        // The process that listens passes the socket to a child, which is the service, and keeps no
-        // copy.
+        // The listener passes the socket to a child, which is the service, and keeps no copy.
         let script = "
 import os, socket, subprocess, sys, time
 s = socket.socket(socket.AF_UNIX); s.bind(sys.argv[1]); s.listen()
@@ -466,7 +465,7 @@ child.kill(); child.wait()
             };
             assert!(reason.contains(part), "{reason}");
         }
-        // A path of the longest length that passes the check can be connected to.
+        // A client can connect to the longest path that passes the check.
         let error = sockets::try_connect_unix(Path::new(&longest), UnixKind::Stream).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }

@@ -11,10 +11,10 @@ use super::target::{Target, show, without_query};
 use crate::readiness::Probe;
 use crate::util::text::printable;
 
-/// The longest head of an answer.
+/// Length of the longest head of an answer, in bytes.
 const HEAD: usize = 256 * 1024;
-/// How much of an answer's body is read, and for how long. So a server is not cut off in the middle
-/// of a short body.
+/// Number of bytes read from an answer's body, and the time limit. So a server is not cut off in
+/// the middle of a short body.
 const BODY: u64 = 64 * 1024;
 const BODY_TIME: Duration = Duration::from_millis(50);
 
@@ -25,7 +25,7 @@ impl Http {
     }
 
     pub(super) fn ask(&mut self, target: &Target, cx: &Probe<'_>) -> io::Result<bool> {
-        // At least a moment: otherwise the last request before the end could not succeed.
+        // Without this minimum, the last request before the end could not succeed.
         let limit = self.limit.min(cx.remaining()).max(Duration::from_millis(1));
         let answer = send(&self.method, target, limit);
         let request = self.request(target);
@@ -77,7 +77,7 @@ impl Http {
                 ErrorKind::InvalidData,
                 format!("the head of the answer to {request} is longer than {HEAD} bytes"),
             ),
-            // The error type of that crate has no name here.
+            // The error type of that crate cannot be named here.
             ureq::Error::Protocol(error) if error.to_string().contains("too many headers") => (
                 ErrorKind::InvalidData,
                 format!("the answer to {request} has more headers than are read; ask a URL with fewer"),
@@ -108,11 +108,11 @@ impl Http {
                     );
                     (error.kind(), text)
                 }
-                // Our own error must not end the wait by its kind.
+                // The kind of our own error must not end the wait.
                 _ => (ErrorKind::Other, format!("{request} on {addr}: {error}")),
             },
-            // Its text could show the URL. The name of the variant is enough for a case that cannot
-            // happen.
+            // The error's text could show the URL. The name of the variant is enough for a case
+            // that cannot happen.
             ureq::Error::BadUri(_) => (ErrorKind::Other, format!("{request} on {addr}: not a URL")),
             other => (ErrorKind::Other, format!("{request} on {addr}: {other}")),
         };
@@ -124,7 +124,7 @@ struct Answer {
     status: u16,
     reason: Option<&'static str>,
     location: Option<String>,
-    /// The first line of the body, if it is short text.
+    /// The first line of the body, if it is a short text.
     line: String,
 }
 
@@ -141,9 +141,9 @@ fn scheme(tls: bool) -> &'static str {
 
 /// Sends the request to the target's address, on a connection of its own.
 fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::Error> {
-    // Each phase has a limit, and the whole has none. With a limit for the whole, ureq resolves
-    // names in a thread of its own, even without a name to resolve. Connecting and sending take no
-    // time on a local port.
+    // Each phase has a limit, and the whole request has none. With a limit for the whole, ureq
+    // resolves names in a thread of its own, even without a name to resolve. Connecting and sending
+    // take no time on a local port.
     let phase = Some(limit);
     let config = ureq::Agent::config_builder();
     #[cfg(feature = "tls")]
@@ -199,7 +199,7 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
         .get(types::header::CONTENT_TYPE)
         .and_then(|value| value.to_str().ok())
         .is_none_or(|kind| kind.starts_with("text/plain") || kind.contains("json"));
-    // Reading the body is only polite: a failure does not matter.
+    // The body is read only to be polite: a failure does not matter.
     let mut body = Vec::new();
     let _ = response.body_mut().as_reader().take(BODY).read_to_end(&mut body);
     let text = String::from_utf8_lossy(&body);
@@ -215,8 +215,8 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
     })
 }
 
-/// If a port does not speak HTTP: the first bytes of its answer to a plain request, as the end of a
-/// sentence.
+/// For a port that does not speak HTTP: the first bytes of its answer to a plain request, as the
+/// end of a sentence.
 fn first_bytes(addr: SocketAddr, limit: Duration) -> String {
     let poll = || -> io::Result<Vec<u8>> {
         let limit = limit.min(Duration::from_millis(500));
@@ -230,7 +230,7 @@ fn first_bytes(addr: SocketAddr, limit: Duration) -> String {
         Ok(bytes)
     };
     match poll() {
-        // An alert or a handshake of TLS: its type, then the major version.
+        // These are the type of a TLS alert or handshake, then the major version.
         Ok(bytes) if matches!(bytes.as_slice(), [0x15 | 0x16, 0x03, ..]) => {
             format!(": it speaks TLS{TLS_REMEDY}")
         }

@@ -25,7 +25,7 @@ use crate::util::backoff::{poll_pause, quiet_poll_pause};
 use crate::util::deadline::scaled;
 use crate::util::text::printable;
 
-/// The time limit of the first request. It doubles each time that a request exceeds it.
+/// Time limit of the first request. It doubles each time that a request exceeds it.
 const FIRST_LIMIT: Duration = Duration::from_secs(1);
 
 /// Ready when the service answers an HTTP request with the right status: 2xx, unless
@@ -42,7 +42,7 @@ const FIRST_LIMIT: Duration = Duration::from_secs(1);
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// # What is asked
+/// # The request
 ///
 /// Each poll first checks whether the service listens on the port, without a connection. Then it
 /// sends the request to exactly the address at which the service was found. `localhost` in the URL
@@ -73,8 +73,7 @@ pub struct Http {
     given_body: Body,
     target: Option<Target>,
     limit: Duration,
-    /// Since when the service listens, and the time of the next request. Both count from the
-    /// service's start.
+    /// The times, since the service's start, at which it began to listen and of the next request.
     listens: Option<Duration>,
     next: Duration,
     /// Whether the service has answered a request with a wrong status.
@@ -258,7 +257,7 @@ impl Http {
 }
 
 impl fmt::Debug for Http {
-    /// Without headers, body, user and query: they may be secrets.
+    /// Prints no headers, body, user or query: they may be secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
@@ -351,10 +350,9 @@ impl Readiness for Http {
                 let listens = *self.listens.get_or_insert(cx.elapsed());
                 let is_cut_short = cx.remaining() < self.limit;
                 let answer = self.ask(&target, cx);
-                // The service listens: the first good answer is near, however long the wait was so
-                // far.
+                // The service listens: the first good answer is near, even after a long wait.
                 let now = cx.elapsed() + begun.elapsed();
-                // A server that answers logs each request, so it is asked less often.
+                // A server that answers logs each request, so it gets fewer requests.
                 self.next = now
                     + match self.answers {
                         true => quiet_poll_pause(now - listens),
@@ -362,7 +360,7 @@ impl Readiness for Http {
                     };
                 match (answer, &self.last_error) {
                     // The end of the wait cut this request short, so the error of the one before
-                    // says more.
+                    // explains more.
                     (Err(error), Some(last)) if is_cut_short && error.kind() == io::ErrorKind::TimedOut => {
                         Err(io::Error::other(last.clone()))
                     }
@@ -397,11 +395,11 @@ impl Readiness for Http {
     }
 }
 
-/// The time of a request and its answer on loopback. Each pause before the listener is found is
-/// shorter by this much, so that `Http` is ready as soon as `Tcp` would be.
+/// Time of a request and its answer on loopback. Each pause before the listener is found is shorter
+/// by this much, so that `Http` is ready as soon as `Tcp` would be.
 const REQUEST: Duration = Duration::from_micros(400);
 
-/// The address for the request. The error says why there is none yet.
+/// The address for the request. The error is the reason why there is none yet.
 fn find(places: &[Place], cx: &Probe<'_>) -> io::Result<SocketAddr> {
     let mut found = None;
     let mut last_error = None;
@@ -410,8 +408,8 @@ fn find(places: &[Place], cx: &Probe<'_>) -> io::Result<SocketAddr> {
             found = found.or(Some(place.addr));
             continue;
         }
-        // Every address is checked, even after one that is the service's. Clients of the URL may
-        // reach any of them, so another process's listener on one is an error.
+        // Every address is checked, even after one of the service's. Clients of the URL may reach
+        // any of them, so another process's listener on one is an error.
         match cx.listens_on(place.addr) {
             Ok(true) => found = found.or(Some(place.addr)),
             Ok(false) => {}

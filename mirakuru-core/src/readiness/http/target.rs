@@ -18,14 +18,14 @@ use crate::util::text::printable;
 /// A request with all placeholders filled in.
 #[derive(Clone)]
 pub(super) struct Target {
-    /// The URL as given.
+    /// The URL in the recipe.
     pub(super) url: String,
     /// The URL without the user, the password and the query's text.
     pub(super) shown_url: String,
-    /// Path and query as sent.
+    /// Path and query in the request.
     pub(super) path: String,
     pub(super) places: Vec<Place>,
-    /// The address at which the service was found, or the first one that will be tried.
+    /// The address at which the service was found, or the first address to try.
     pub(super) addr: SocketAddr,
     pub(super) tls: bool,
     pub(super) headers: types::HeaderMap,
@@ -63,7 +63,7 @@ impl Http {
                     printable(name, 80)
                 )
             };
-            // The value may be a secret: it is never shown.
+            // The value may be a secret, so it is never shown.
             let value = fill(cx, value)?;
             let name = types::HeaderName::try_from(name.as_str())
                 .map_err(|_| cx.invalid(&shown, invalid("name")))?;
@@ -107,7 +107,7 @@ impl Http {
                 Err(_) => bytes.clone(),
             }),
         };
-        // Catches all other characters that a request line cannot have.
+        // This catches all other characters that a request line cannot have.
         if let Err(error) = types::Uri::try_from(format!("http://h{}", parts.path)) {
             let text = format!("the path or query cannot be sent as it is: {error}; percent-encode it");
             return Err(cx.invalid(&shown, text));
@@ -136,13 +136,13 @@ pub(super) struct Parts<'a> {
     pub(super) user: Option<&'a str>,
     pub(super) host: &'a str,
     pub(super) port: u16,
-    /// Host and port as they were given.
+    /// Host and port as in the URL.
     pub(super) authority: &'a str,
     pub(super) path: String,
 }
 
 impl<'a> Parts<'a> {
-    /// The error names the mistake, and shows no part that may be a secret.
+    /// Parses a URL. The error names the mistake, and shows no part that may be a secret.
     pub(super) fn of(url: &'a str) -> Result<Parts<'a>, String> {
         if let Some(c) = url.chars().find(|c| c.is_whitespace() || c.is_control()) {
             return Err(format!(

@@ -12,8 +12,7 @@ use crate::readiness::harness::Harness;
 use crate::sys::tests::in_time;
 use crate::util::own_process::{run_alone, test_name};
 
-/// A server that passes each connection, and the request from it, to a function. Dropping it ends
-/// that.
+/// A server that calls a function with each connection and its request, until it is dropped.
 struct Server {
     addr: SocketAddr,
     requests: mpsc::Receiver<String>,
@@ -27,7 +26,7 @@ impl Server {
     fn on(listener: TcpListener, answer: impl Fn(&mut TcpStream) + Send + Sync + 'static) -> Server {
         let addr = listener.local_addr().unwrap();
         let (sender, requests) = mpsc::channel();
-        // The thread ends with the test process: it waits in accept, and holds only its socket.
+        // The thread waits in accept, holds only its socket, and ends with the test process.
         thread::spawn(move || {
             for stream in listener.incoming() {
                 let Ok(mut stream) = stream else { break };
@@ -91,7 +90,7 @@ fn probe(mut http: Http) -> io::Result<bool> {
     harness.probe(&mut http)
 }
 
-/// If a request has no answer in its time, a service is asked again. Here one request must be
+/// If a request has no answer in its time, the service gets another one. Here one request must be
 /// enough, and on a busy machine a thread may need longer than the first limit.
 fn prepare_for_one(harness: &Harness, http: &mut Http) {
     harness.prepare(http).unwrap();
@@ -225,8 +224,8 @@ fn a_server_that_never_answers_gets_more_time_each_time() {
         "accepted the connection but did not answer HEAD / within 1s"
     );
     assert_eq!(http.limit, Duration::from_secs(2));
-    // A request never takes more than the time that is left. In that case the error is that of the
-    // request that had its whole time.
+    // A request never takes more than the time that is left. Then the error is from the request
+    // that had its whole time.
     harness.remaining(Duration::from_millis(50));
     let begun = Instant::now();
     let text = harness.probe(&mut http).unwrap_err().to_string();
@@ -265,7 +264,7 @@ fn requests_begin_anew_once_it_listens_and_then_in_proportion() {
         (Some(hour), 1),
         "the hour before does not count"
     );
-    // Another half of the condition causes an early poll: the same answer, and no request.
+    // Another condition causes an early poll: it gets the same answer without a request.
     assert_eq!(ask(hour), first);
     let later = ask(hour + Duration::from_secs(100));
     assert_eq!((later.1, later.2), (Some(hour), 2));
@@ -448,7 +447,7 @@ fn a_user_is_sent_and_never_shown() {
             "{shown}"
         );
     }
-    // A client needs it.
+    // A client of the service needs this URL.
     assert_eq!(http.url(), Some(url.as_str()));
     let text = harness.refusal(&mut Http::get("https://me:sesame@h/"));
     assert!(!text.contains("sesame"), "{text}");
@@ -561,8 +560,8 @@ fn a_url_is_taken_apart() {
 
 #[test]
 fn proxies_of_the_environment_are_not_used() {
-    // This runs in a process of its own, because all tests share the environment. The proxy would
-    // be a port without a listener.
+    // This test needs a process of its own, because all tests share the environment. The proxy is a
+    // port without a listener.
     let proxy = |name| (name, "http://127.0.0.1:1");
     run_alone(
         test_name!(a_success_is_ready_and_the_request_is_as_given),
