@@ -162,7 +162,7 @@
 //! | event `owner unseen`, warn | who listens could not be told; it was taken for the service | `addr` |
 //! | event `stopped`, debug | nothing is left of it | `status` |
 
-// On docs.rs, shows the feature that an item needs.
+// docs.rs shows the feature that an item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 // The examples show tests, which a doctest compiles and does not run. They are run in `tests/`.
 #![allow(clippy::test_attr_in_doctest)]
@@ -184,7 +184,7 @@ pub use mirakuru_fixtures::{
 
 /// Makes a fixture: a service for a test, for all tests, or for rstest.
 ///
-/// Its meaning depends on the item under it. It stands **on top** of all other attributes.
+/// Its meaning depends on the item below it. Put it **on top** of all other attributes.
 ///
 /// # On a test
 ///
@@ -379,7 +379,7 @@ pub use mirakuru_fixtures::rstest;
 #[doc(hidden)]
 pub use mirakuru_fixtures::__private;
 
-// Pages whose code is compiled and run with the doctests. No part of the library.
+// Pages whose code is compiled and run with the doctests. Not a part of the library.
 #[cfg(any(doc, doctest))]
 pub mod guide;
 

@@ -1,6 +1,6 @@
 //! A cache of directories that are slow to make and the same each time, such as the data directory
 //! of a database. Each is made once for each machine, version and user, and copied from there.
-//! Presets use it. Recipes of users can: by [`prepare_once`], and by
+//! Presets use it. Users' recipes can, too: by [`prepare_once`], and by
 //! [`Recipe::seed_key`](crate::Recipe::seed_key).
 //!
 //! ```text
@@ -27,15 +27,15 @@ use mirakuru_core::{Error, Executor, Readiness};
 
 use crate::recipe::Recipe;
 
-/// How long a directory may be used, in seconds.
+/// Time that a directory may be used, in seconds.
 const PERIOD: u64 = 4 * 24 * 60 * 60;
-/// How long to wait for another process that makes the same directory. It may run a user's
-/// migrations. Its lock ends with it.
+/// Time to wait for another process that makes the same directory, and may run a user's migrations.
+/// Its lock ends with it.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// The most directories, and the most bytes in them, that stay. The ones with the latest use stay.
+/// Limits of the number of directories and of their bytes. The latest used ones stay.
 const MOST: usize = 24;
 const MOST_BYTES: u64 = 2 << 30;
-/// A directory that was used this recently stays in any case: a process may be copying it.
+/// Time since the last use within which a directory stays in any case: a process may be copying it.
 const IN_USE: Duration = Duration::from_secs(600);
 
 /// Fills the private directory of a service with data that is slow to make and the same each time.
@@ -85,7 +85,7 @@ const IN_USE: Duration = Duration::from_secs(600);
 ///
 /// # Errors
 ///
-/// The error of `make`, with the key; in that case nothing is kept. Also errors of the file system.
+/// The error of `make`, with the key; then no data is kept. Also errors of the file system.
 pub fn prepare_once<R: Readiness, E>(
     executor: &Executor<R>,
     key: &str,
@@ -100,7 +100,7 @@ where
 }
 
 /// Prepares and sets up a service that is not running. Keeps the content of its directory under a
-/// key; from then on, that is copied.
+/// key; later starts copy that content.
 pub(crate) fn seed<R: Recipe>(
     recipe: &R,
     key: &str,
@@ -114,7 +114,7 @@ pub(crate) fn seed<R: Recipe>(
         recipe
             .set_up(executor)
             .map_err(|source| Error::other(format!("run the seed `{key}`"), source))?;
-        // Nothing writes to the directory while it is copied.
+        // No process writes to the directory while it is copied.
         executor.stop()?;
         is_made = true;
         copy_tree(&executor.dir(), kept)
@@ -127,7 +127,7 @@ pub(crate) fn seed<R: Recipe>(
 }
 
 /// Fills the private directory of a service with the content that `make` makes now, or made before.
-/// The key must contain everything that `make` depends on, above all versions.
+/// The key must contain all data that `make` depends on, above all versions.
 pub(crate) fn fill(
     dir: &Path,
     key: &str,
@@ -150,7 +150,7 @@ type Make<'a> = Box<dyn FnOnce(&Path) -> Result<(), Error> + 'a>;
 
 fn cached_by(service: &Path, key: &str, make: Make<'_>) -> Result<PathBuf, Error> {
     let failed = |source: io::Error| Error::other(format!("use the cache for {key}"), source);
-    // `<base>/<id>/d`. The base is known to be private to this user.
+    // The path is `<base>/<id>/d`. The base is known to be private to this user.
     let base = service
         .ancestors()
         .nth(2)
@@ -174,7 +174,7 @@ fn cached_by(service: &Path, key: &str, make: Make<'_>) -> Result<PathBuf, Error
         note_use(&ready);
         return Ok(ready);
     }
-    // A process that was killed in the middle left this.
+    // A process that was killed during its work left this directory.
     let unfinished = cache.join(format!("{name}.new"));
     let _ = fs::remove_dir_all(&unfinished);
     private_dir(&unfinished).map_err(failed)?;
@@ -214,7 +214,7 @@ pub(crate) fn copy_tree(from: &Path, to: &Path) -> io::Result<()> {
 pub(crate) fn limit(name: &str) -> Option<u64> {
     let limits = fs::read_to_string("/proc/self/limits").ok()?;
     let line = limits.lines().find_map(|line| line.strip_prefix(name))?;
-    // The soft limit, then the hard one.
+    // The words are the soft limit, then the hard one.
     line.split_whitespace().nth(1)?.parse().ok()
 }
 
@@ -241,7 +241,7 @@ fn copy_files(from: &Path, to: &Path, limit: u64) -> io::Result<()> {
                 name.display()
             )));
         } else {
-            // Shares the blocks where the file system can.
+            // This shares the blocks where the file system can.
             fs::copy(entry.path(), &target)?;
         }
     }
@@ -271,7 +271,7 @@ struct Age {
     period: u64,
 }
 
-/// A text that identifies the present boot of the machine, if that can be known.
+/// A text that identifies the present boot of the machine, if it is known.
 fn boot() -> String {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     id.chars().filter(char::is_ascii_alphanumeric).take(12).collect()
@@ -295,8 +295,8 @@ fn remove_old(cache: &Path, now: &Age) {
         if lock.extension().is_some_and(|end| end == "lock")
             && taken(&lock).is_ok_and(|taken| taken.elapsed().is_ok_and(|idle| idle.as_secs() > 2 * PERIOD))
         {
-            // A process that has already opened the file notices that it is gone, and makes
-            // another.
+            // A process that has already opened the file notices the removal, and makes another
+            // file.
             if let Ok(Some(_held)) = Lease::take(&lock, 1) {
                 let _ = fs::remove_dir_all(&lock);
             }
@@ -325,8 +325,8 @@ fn bound(cache: &Path) {
     for (used, size, path) in dirs {
         let is_idle = used.elapsed().is_ok_and(|idle| idle > IN_USE);
         if (count > MOST || bytes > MOST_BYTES) && is_idle {
-            // Renames it first, so that no process finds half of it. If this process is killed,
-            // `remove_old` recognises the name and removes the rest.
+            // The directory is renamed first, so that no process finds half of it. If this process
+            // is killed, `remove_old` recognises the name and removes the rest.
             let mut going = path.clone().into_os_string();
             going.push(format!(".{}.new", std::process::id()));
             if fs::rename(&path, &going).is_ok() {
@@ -338,7 +338,7 @@ fn bound(cache: &Path) {
     }
 }
 
-/// The bytes of all files below a directory.
+/// Sum of the sizes of all files below a directory.
 fn size(dir: &Path) -> u64 {
     let entries = fs::read_dir(dir).into_iter().flatten().flatten();
     entries
@@ -471,11 +471,11 @@ mod tests {
         let name = |number: u32| cache.join(format!("k{number}.{boot}.99999999"));
         for number in 0..MOST as u32 + 5 {
             fs::create_dir_all(name(number)).unwrap();
-            // The first ones have the latest use.
+            // The first directories have the latest use.
             let used = now - IN_USE - Duration::from_secs(60 * u64::from(number + 1));
             fs::File::open(name(number)).unwrap().set_modified(used).unwrap();
         }
-        // This one was unused for long, and is in use now.
+        // This directory was unused for long, and is in use now.
         note_use(&name(28));
         bound(&cache);
         let left: Vec<u32> = (0..MOST as u32 + 5)

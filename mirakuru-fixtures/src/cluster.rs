@@ -17,7 +17,7 @@ use crate::recipe::Recipe;
 use crate::start::{ClusterMember, Single};
 use crate::system::{Joining, Reach, Slot, System, several};
 
-/// How long the nodes of a cluster may take to end after their last user has left, from the first
+/// Time that the nodes of a cluster may take to end after their last user has left, from the first
 /// to the last.
 const ENDS_WITHIN: Duration = Duration::from_secs(60);
 
@@ -74,7 +74,7 @@ pub struct ClusterRecipe<R, F> {
 }
 
 impl<R, F> ClusterRecipe<R, F> {
-    /// Launches each node only when the one before it meets the condition. That one may still be
+    /// Launches each node only when the node before meets the condition, even if that node is still
     /// starting.
     #[cfg(feature = "presets")]
     pub(crate) fn launched_in_turn(mut self, check: Check) -> ClusterRecipe<R, F> {
@@ -106,8 +106,8 @@ impl<R, F> ClusterRecipe<R, F> {
         self
     }
 
-    /// How long [`ready_when`](ClusterRecipe::ready_when) may take after each node is ready. The
-    /// default is 60 seconds.
+    /// Sets the time that [`ready_when`](ClusterRecipe::ready_when) may take after each node is
+    /// ready. The default is 60 seconds.
     pub fn timeout(mut self, timeout: Duration) -> ClusterRecipe<R, F> {
         self.timeout = timeout;
         self
@@ -158,34 +158,34 @@ impl Node {
         &self.all[self.index]
     }
 
-    /// Its index among the nodes, from 0.
+    /// Index of the node, from 0.
     #[must_use]
     pub fn index(&self) -> usize {
         self.index
     }
 
-    /// Its name: `node-0`, `node-1`, ...
+    /// Name of the node: `node-0`, `node-1`, ...
     #[must_use]
     pub fn name(&self) -> &str {
         self.identity().name()
     }
 
-    /// The port number of `{port}` in its recipe.
+    /// Port number of `{port}` in the node's recipe.
     ///
     /// # Panics
     ///
-    /// If the system has no port to give.
+    /// If the system has no free port.
     #[must_use]
     #[track_caller]
     pub fn port(&self) -> u16 {
         self.port_named("")
     }
 
-    /// The port number of `{port:NAME}` in its recipe.
+    /// Port number of `{port:NAME}` in the node's recipe.
     ///
     /// # Panics
     ///
-    /// If the system has no port to give.
+    /// If the system has no free port.
     #[must_use]
     #[track_caller]
     pub fn port_named(&self, name: &str) -> u16 {
@@ -195,7 +195,7 @@ impl Node {
         }
     }
 
-    /// Its private directory: the value of `{dir}` in its recipe.
+    /// Private directory of the node, the value of `{dir}` in its recipe.
     ///
     /// # Panics
     ///
@@ -231,7 +231,7 @@ impl fmt::Debug for Node {
     }
 }
 
-/// The running nodes of a cluster: a slice of their handles. Dropping it ends the nodes, the first
+/// The running nodes of a cluster: a slice of their handles. Dropping it ends the nodes, the last
 /// one first.
 #[derive(Debug)]
 pub struct Cluster<H> {
@@ -239,7 +239,7 @@ pub struct Cluster<H> {
 }
 
 impl<H> Drop for Cluster<H> {
-    /// The last node ends first: replicas follow their primary in the list.
+    /// The last node ends first, because replicas follow their primary in the list.
     fn drop(&mut self) {
         while self.nodes.pop().is_some() {}
     }
@@ -336,7 +336,7 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
                     }
                     Entered::Empty(given) => permits = given,
                     Entered::NotShared => {}
-                    // Its last user has just ended, and its nodes are about to end.
+                    // The last user has just ended, and the nodes are about to end.
                     Entered::InPart if run.__with_users() && began.elapsed() < ENDS_WITHIN => {
                         std::thread::sleep(Duration::from_millis(5));
                         continue;
@@ -353,8 +353,8 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
             }
         }
         let nodes = Node::all((0..self.size).map(|index| Identity::new(name(index))).collect());
-        // Makes all recipes before it builds the first node. So the addresses that one node gives
-        // to the others are already reserved.
+        // This makes all recipes before it builds the first node. So the addresses that one node
+        // gives to the others are already reserved.
         let recipes: Vec<R> = nodes.iter().map(|node| (self.node)(node)).collect();
         let mut permits = permits.into_iter();
         let (mut services, mut names, mut needs) = (Vec::new(), Vec::new(), Vec::new());
@@ -395,7 +395,7 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
 
     /// The run's nodes if they exist, or the permit to start them.
     ///
-    /// Node 0 is published last, and so tells whether all exist. The key of a node is made from a
+    /// Node 0 is published last, and so tells whether all exist. The key of a node comes from a
     /// recipe with invented ports, so it is the same in each process.
     fn enter(&self, run: &Run, joining: &Joining) -> Result<Entered<R>, Error> {
         let invented = |index| Identity::known(name(index), format!("/node-{index}").into(), Vec::new());
@@ -442,8 +442,8 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
     }
 }
 
-/// The state of the run's slots for the nodes. Launches a node once the one before it meets the
-/// condition; that one may still be starting.
+/// Adds the nodes with the state of the run's slots. Launches a node once the node before meets the
+/// condition, even if that node is still starting.
 fn add_after<'a, R: Recipe + 'a>(
     system: &mut System<'a>,
     name: String,
@@ -458,7 +458,7 @@ fn add_after<'a, R: Recipe + 'a>(
         let held = previous
             .executor()
             .map(|executor| executor.wait_until(check.clone(), Duration::from_millis(2)));
-        // If it fails, its own start reports that.
+        // If the node fails, its own start reports that.
         let holds = matches!(held, Some(Ok(())));
         if holds {
             may_start.fill((), Vec::new());
@@ -481,26 +481,26 @@ enum Entered<R: Recipe> {
     InPart,
 }
 
-/// The nodes after each is ready, until the whole cluster is.
+/// The nodes, from the moment when each is ready until the whole cluster is.
 struct Forming<R: Recipe> {
     services: Vec<Rc<RefCell<Single<R>>>>,
     names: Vec<String>,
     checks: Vec<Check>,
     timeout: Duration,
     began: Option<Instant>,
-    /// How many pairs of a check and a node have held.
+    /// Number of pairs of a check and a node that have held.
     held: usize,
 }
 
 impl<R: Recipe> Forming<R> {
-    /// Runs the checks once. That takes some milliseconds if one does not hold.
+    /// Runs the checks once, which takes some milliseconds if one does not hold.
     fn is_ready(&mut self) -> Result<bool, Error> {
         let began = *self.began.get_or_insert_with(Instant::now);
         while let Some(check) = self.checks.get(self.held / self.services.len().max(1)) {
             let node = self.held % self.services.len();
             let service = &self.services[node];
             let elapsed = began.elapsed();
-            // Backs off, like the wait for any condition.
+            // This is a back-off, like the wait for any condition.
             let slice = Duration::from_millis(5).max(elapsed / 50);
             let mut service = service.borrow_mut();
             let Some(executor) = service.executor() else {

@@ -8,7 +8,7 @@ use std::cell::Cell;
 use mirakuru_core::Error;
 
 thread_local! {
-    /// Set while this thread makes the recipe of a shared service: whether it took a lease.
+    /// Whether the recipe took a lease. Set while this thread makes the recipe of a shared service.
     static LEASED: Cell<Option<bool>> = const { Cell::new(None) };
 }
 
@@ -18,7 +18,7 @@ pub(crate) fn taken() {
     LEASED.set(LEASED.get().map(|_| true));
 }
 
-/// Sets the note for the time of a call.
+/// Sets the note while a function runs.
 fn with<T>(leased: Option<bool>, call: impl FnOnce() -> T) -> (T, Option<bool>) {
     struct Restore(Option<bool>);
     impl Drop for Restore {

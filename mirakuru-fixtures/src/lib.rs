@@ -61,7 +61,7 @@
 //! - *Set-up* that is done once in a run belongs into [`Recipe::set_up`]. The body of a fixture
 //!   function is called in each process.
 
-// On docs.rs, shows the feature that an item needs.
+// docs.rs shows the feature that an item needs.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
 mod cache;
@@ -88,8 +88,8 @@ pub use recipe::Recipe;
 pub use shared::Shared;
 pub use together::{StartAll, StopAll, start_all, stop_all};
 
-/// Functions for the attribute's expansion. They are no part of the public interface, and change
-/// without notice.
+/// Functions for the attribute's expansion. Not a part of the public interface: they change without
+/// notice.
 #[doc(hidden)]
 pub mod __private {
     #[cfg(feature = "rstest")]

@@ -1,6 +1,6 @@
-//! If this machine lacks a service, decides whether its test fails or is skipped, and reports that.
+//! Decides whether a test fails or is skipped if this machine lacks its service, and reports that.
 //!
-//! If no person sees a skip, the test may not run for months. So each is reported three times: in
+//! An unseen skip may keep a test from running for months. So each skip is reported three times: in
 //! the output of the test, in one summary at the end, and in a file for programs.
 //!
 //! ```text
@@ -34,7 +34,7 @@ trap 'cat <&3 >&4; exit 0' TERM
 echo kept
 while :; do sleep 3600 & wait $!; done"#;
 
-/// The missing program or feature, if this error is about one and the test is skipped for it.
+/// The missing program or feature, if the test is skipped because of this error.
 pub(crate) fn skips(error: &Error) -> Option<&Missing> {
     let missing = error.missing()?;
     let variable = |name| std::env::var(name).unwrap_or_default();
@@ -57,7 +57,7 @@ struct Skipped {
 
 impl Skipped {
     fn of(missing: &Missing) -> Skipped {
-        // Nextest tells the name of the test, whose thread is the main one.
+        // Nextest tells the name of the test, which runs on the main thread.
         let by_nextest = std::env::var("NEXTEST_TEST_NAME").ok();
         let test = by_nextest.or_else(|| thread::current().name().map(str::to_owned));
         Skipped {
@@ -135,7 +135,7 @@ fn for_programs(path: &Path, head: &str, skipped: &Skipped) -> io::Result<()> {
     })
 }
 
-/// Tells the writer about a test. The first test starts the writer.
+/// Tells the writer about a skipped test. The first one starts the writer.
 fn keep(run: &'static Run, skipped: &Skipped) -> Result<(), Error> {
     static HELD: OnceCell<OutputExecutor> = OnceCell::new();
     let failed = |e: io::Error| Error::other("note that a test was skipped", e);
@@ -157,7 +157,7 @@ fn keep(run: &'static Run, skipped: &Skipped) -> Result<(), Error> {
             lines.sort();
             lines.dedup();
             let all: Vec<Skipped> = lines.into_iter().filter_map(Skipped::parse).collect();
-            // The same file each time, because the writer has it open.
+            // This opens the same file each time, because the writer has it open.
             let mut options = OpenOptions::new();
             let mut file = options.write(true).create(true).truncate(false).open(&summary)?;
             let text = format!("\n{}", self::summary(&all));
@@ -184,13 +184,13 @@ fn keep(run: &'static Run, skipped: &Skipped) -> Result<(), Error> {
     Ok(())
 }
 
-/// The tests of this process that were skipped.
+/// The skipped tests of this process.
 static SKIPPED: Mutex<Vec<Skipped>> = Mutex::new(Vec::new());
 
 fn at_end_of_process(skipped: Skipped) {
     static ASKED: AtomicBool = AtomicBool::new(false);
     extern "C" fn tell() {
-        // At this time only a thread that the end of the process has overtaken can hold the lock.
+        // Only a thread that the end of the process has overtaken can hold the lock now.
         if let Ok(skipped) = SKIPPED.try_lock() {
             let _ = io::stderr().write_all(summary(&skipped).as_bytes());
         }
@@ -263,9 +263,9 @@ impl Skip<std::process::ExitCode> {
     }
 }
 
-/// Every other return type of a test.
+/// Stands for every other return type of a test.
 pub trait AnySkip<T> {
-    /// A type for which no passing value is known.
+    /// Panics, because a value of this type cannot be made.
     fn value(self) -> T;
 }
 

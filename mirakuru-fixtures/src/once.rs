@@ -16,19 +16,18 @@ use crate::missing::skips;
 pub struct Once<T> {
     name: &'static str,
     value: OnceCell<Result<T, Error>>,
-    /// The thread that is making the value. A thread that waits for itself would wait for ever in
-    /// `OnceCell`.
+    /// The thread that is making the value. `OnceCell` would let it wait for itself for ever.
     maker: Mutex<Option<ThreadId>>,
-    /// The error of a value that needs itself. It is stored here so that it can be borrowed.
+    /// The error of a value that needs itself, stored so that it can be borrowed.
     cycle: OnceCell<Error>,
-    /// The services of the value. A test that uses it and fails shows their output.
+    /// The services of the value. A failing test that used the value shows their output.
     services: OnceCell<SharedServices>,
     /// The error of a value whose service has ended.
     died: OnceCell<Error>,
 }
 
 impl<T> Once<T> {
-    /// Makes nothing yet. The name is for messages, and may be empty.
+    /// Makes an empty cell. The name is for messages, and may be empty.
     pub const fn new(name: &'static str) -> Once<T> {
         Once {
             name,
@@ -82,7 +81,7 @@ impl<T> Once<T> {
         }
     }
 
-    /// The value. Without one, panics at the caller's own line.
+    /// Returns the value, and makes it if necessary. On an error, panics at the caller's own line.
     #[track_caller]
     pub fn get_or_start(&self, make: impl FnOnce() -> Result<T, Error>) -> &T {
         match self.try_get_or_start(make) {
@@ -101,7 +100,7 @@ impl<T> Once<T> {
         }
     }
 
-    /// The failed step for an error.
+    /// The step that failed, for an error.
     pub(crate) fn attempt(&self) -> String {
         format!("start {}", self.title())
     }

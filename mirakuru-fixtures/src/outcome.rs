@@ -1,11 +1,11 @@
-//! The result of a test function: an error is reported to the services of the test before they end.
+//! Reports an error in a test's result to the test's services, before they end.
 
 use std::process::ExitCode;
 
 use mirakuru_core::__private::test_returns_err;
 
-/// The result of a test. If its type can say that the test failed, `tell` is the type's own method,
-/// otherwise the trait's: own methods have precedence.
+/// The result of a test. If its type can hold an error, `tell` is the type's own method, otherwise
+/// the trait's: own methods have precedence.
 pub struct Outcome<'a, T>(pub &'a T);
 
 impl<T, E> Outcome<'_, Result<T, E>> {
@@ -26,9 +26,9 @@ impl Outcome<'_, ExitCode> {
     }
 }
 
-/// Every other type.
+/// Stands for every other type.
 pub trait AnyOutcome {
-    /// The result says nothing.
+    /// Reports nothing: a result of this type cannot be an error.
     fn tell(&self) {}
 }
 

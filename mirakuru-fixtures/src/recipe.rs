@@ -1,15 +1,15 @@
-//! [`Recipe`]: the trait of everything that the attribute can start.
+//! [`Recipe`]: the trait of every value that the attribute can start.
 
 use mirakuru_core::{Error, Executor, ExecutorBuilder, Readiness};
 
 use crate::start::{join, start_plain};
 use crate::system::{Joining, Slot, System};
 
-/// Something that can be started. It replaces the keys in `#[mirakuru::fixture(..)]`.
+/// A value that the attribute can start. It replaces the keys in `#[mirakuru::fixture(..)]`.
 ///
-/// Every [`ExecutorBuilder`] is one, and its handle is the [`Executor`]. Implement it for a type of
-/// your own to give tests more than an executor: a connection string, a client, a database with its
-/// schema.
+/// Every [`ExecutorBuilder`] is a recipe, and its handle is the [`Executor`]. Implement the trait
+/// for a type of your own to give tests more than an executor: a connection string, a client, a
+/// database with its schema.
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -99,7 +99,7 @@ pub trait Recipe: Sized {
     }
 
     /// A key under which the result of [`prepare`](Recipe::prepare) and [`set_up`](Recipe::set_up)
-    /// is kept over runs. The default is `None`: both are done at each start.
+    /// is kept over runs. The default is `None`: each start does both.
     ///
     /// With a key, the first start does both, stops the service, keeps a copy of [`Executor::dir`],
     /// and starts the service again. Later starts begin with the copy, and call neither. So
@@ -109,9 +109,9 @@ pub trait Recipe: Sized {
     ///
     /// Code cannot be compared. So use another key if `set_up` would do something else: a number
     /// that you increase, or a hash of the files that it loads (`presets::hash_of_dir`). All other
-    /// data counts anyway: the type, everything that [`executor`](Recipe::executor) returns, and
-    /// the program's file. If a recipe contains the URL of another service, its key is new in each
-    /// run, and no copy is found.
+    /// data counts anyway: the type, the recipe from [`executor`](Recipe::executor), and the
+    /// program's file. If a recipe contains the URL of another service, its key is new in each run,
+    /// and no copy is found.
     ///
     /// If two processes need the same copy, one makes it and the other waits. An error of `set_up`
     /// names the key, and nothing is kept. [`prepare_once`](crate::prepare_once) tells how long a
@@ -137,7 +137,7 @@ pub trait Recipe: Sized {
         start_plain(self)
     }
 
-    /// Adds the services of this recipe to those that start together. No part of the public
+    /// Adds the services of this recipe to those that start together. Not a part of the public
     /// interface.
     #[doc(hidden)]
     fn __join<'a>(self, system: &mut System<'a>, joining: Joining) -> Slot<Self::Handle>

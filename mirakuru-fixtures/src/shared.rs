@@ -9,8 +9,8 @@ use crate::once::Once;
 use crate::recipe::Recipe;
 use crate::system::{AsItIs, Joining, Slot, System, several};
 
-/// A service that is started once, at its first use, and that all users share.
-/// `#[mirakuru::fixture(..)]` on a `static` makes one. Name it in capitals, after the service.
+/// A service that is started at its first use, once for all users. `#[mirakuru::fixture(..)]` on a
+/// `static` makes one. Name it in capitals, after the service.
 ///
 /// It dereferences to its handle, and the first use starts it:
 ///
@@ -41,12 +41,12 @@ pub struct Shared<T> {
 }
 
 impl<T> Shared<T> {
-    /// Stores how to start the service. Nothing is started yet.
+    /// Stores the function that starts the service, without a call.
     pub const fn new(start: fn() -> Result<T, Error>) -> Shared<T> {
         Shared::named("", start)
     }
 
-    /// The same, with a name for messages.
+    /// Stores a name for messages, too.
     #[doc(hidden)]
     pub const fn named(name: &'static str, start: fn() -> Result<T, Error>) -> Shared<T> {
         Shared {
@@ -55,7 +55,7 @@ impl<T> Shared<T> {
         }
     }
 
-    /// The service, started if this is its first use. Dereferencing does the same.
+    /// Returns the service, and starts it at the first use. Dereferencing does the same.
     ///
     /// This and [`try_get`](Shared::try_get) are associated functions and not methods, so that they
     /// hide no method of the service's handle.
@@ -79,7 +79,7 @@ impl<T> Shared<T> {
         this.cell.get_or_start(this.start)
     }
 
-    /// The service, started if this is its first use, or the reason why it could not be started.
+    /// Returns the service, started at its first use, or the error of the start.
     ///
     /// ```
     /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -92,7 +92,7 @@ impl<T> Shared<T> {
     ///
     /// # Errors
     ///
-    /// The result of the start, the same for every caller. If the start itself uses the service,
+    /// The error of the start, the same for every caller. If the start itself uses the service,
     /// that use gets an [`Error::System`] that says so.
     pub fn try_get(this: &Shared<T>) -> Result<&T, &Error> {
         this.cell.try_get_or_start(this.start)
@@ -130,11 +130,10 @@ impl<T: 'static> Recipe for InStatic<T> {
     }
 }
 
-/// A static holds the fixture.
+/// Marks [`Named`] for a static that holds the fixture.
 pub struct Held;
 
-/// The meaning of a name in capital letters: a static, or a constant with a recipe. (`How`
-/// distinguishes the two.)
+/// A name in capital letters: a static, or a constant with a recipe. (`How` distinguishes the two.)
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be started",
     label = "neither a static of a fixture nor a recipe",
@@ -142,10 +141,10 @@ pub struct Held;
         constant whose type implements `mirakuru::Recipe` and `Clone`"
 )]
 pub trait Named<'s, How> {
-    /// The recipe that starts it.
+    /// The type of the recipe.
     type Recipe: Recipe;
 
-    /// The recipe that starts it.
+    /// Makes the recipe.
     fn recipe(&'s self) -> Self::Recipe;
 }
 
@@ -170,7 +169,7 @@ impl<'s, R: Recipe + Clone> Named<'s, AsItIs> for R {
     }
 }
 
-/// The recipe that a name in capital letters stands for.
+/// The recipe for a name in capital letters.
 pub fn recipe_in_static<'s, How, N: Named<'s, How>>(named: &'s N) -> N::Recipe {
     named.recipe()
 }
@@ -178,7 +177,7 @@ pub fn recipe_in_static<'s, How, N: Named<'s, How>>(named: &'s N) -> N::Recipe {
 impl<T> Deref for Shared<T> {
     type Target = T;
 
-    /// [`Shared::get`].
+    /// Returns the service, as [`Shared::get`] does.
     #[track_caller]
     fn deref(&self) -> &T {
         Shared::get(self)
@@ -186,7 +185,7 @@ impl<T> Deref for Shared<T> {
 }
 
 impl<T: fmt::Debug> fmt::Debug for Shared<T> {
-    /// Shows the value, and starts nothing.
+    /// Shows the value, without a start.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.cell.peek() {
             None => f.write_str("Shared(not started)"),

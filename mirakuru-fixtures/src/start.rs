@@ -1,5 +1,5 @@
-//! The stages of one service from its recipe to its handle, and the functions with which the
-//! attribute's expansion starts shared services.
+//! The stages of one service from its recipe to its handle, and the functions for shared services
+//! in the attribute's expansion.
 
 use std::any::type_name;
 use std::borrow::BorrowMut;
@@ -34,17 +34,17 @@ pub(crate) struct Single<R: Recipe> {
     recipe: Option<R>,
     queue: bool,
     reach: Reach,
-    /// The directories of services that it needs.
+    /// Directories of the services that this one needs.
     needs: Vec<PathBuf>,
     executor: Option<Executor<R::Readiness>>,
     /// The permit to start the service for the run.
     permit: Option<StartPermit>,
-    /// The service is the run's, and another process has started it.
+    /// Whether the service is the run's, and another process has started it.
     is_attached: bool,
-    /// The set-up has been done, in this run or before.
+    /// Whether the set-up has been done, in this run or before.
     is_seeded: bool,
     slot: Slot<R::Handle>,
-    /// Set for a node of a cluster.
+    /// The data of a node of a cluster.
     member: Option<ClusterMember>,
 }
 
@@ -71,7 +71,7 @@ impl<R: Recipe> Single<R> {
         }
     }
 
-    /// A node of a cluster, with the permit to start it if the cluster is the run's.
+    /// Makes a node of a cluster, with the permit to start it if the cluster is the run's.
     pub(crate) fn node(
         recipe: R,
         joining: &Joining,
@@ -86,7 +86,7 @@ impl<R: Recipe> Single<R> {
         }
     }
 
-    /// How to start it.
+    /// Makes the builder for the executor.
     pub(crate) fn builder(recipe: &R, queue: bool) -> Result<ExecutorBuilder<R::Readiness>, Error> {
         let builder = recipe.executor()?;
         Ok(if queue { builder.queue(true) } else { builder })
@@ -220,19 +220,19 @@ impl<R: Recipe> Service for Single<R> {
     }
 }
 
-/// How far a shared fixture is shared.
+/// The users of a shared fixture.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scope {
     /// One test binary.
     Process,
     /// One `cargo test` or `cargo nextest run`, over all its processes.
     Run,
-    /// As long as a process of the run uses it.
+    /// The service lives as long as a process of the run uses it.
     Users,
 }
 
-/// Starts a shared fixture. The closure adds it to the system, and returns the closure that takes
-/// the handles. The holder of the fixture tells its name.
+/// Starts a shared fixture, whose holder knows its name. The closure adds it to the system, and
+/// returns the closure that takes the handles.
 ///
 /// # Errors
 ///
@@ -260,7 +260,7 @@ pub(crate) fn start_plain<R: Recipe>(recipe: R) -> Result<R::Handle, Error> {
     system.run(|| slot.take()).map_err(|failure| failure.error)
 }
 
-/// Adds a service. Without an attribute it waits for fixed ports only if its recipe says so.
+/// Adds a service. Without an attribute it waits for fixed ports only if its recipe asks for that.
 pub(crate) fn plain<'a, R: Recipe + 'a>(recipe: R, system: &mut System<'a>) -> Slot<R::Handle> {
     let joining = Joining {
         name: String::new(),
@@ -334,7 +334,7 @@ pub(crate) mod tcp {
         label = "expected a text like \"127.0.0.1:{{port}}\", or a `u16`"
     )]
     pub trait IntoTcp {
-        /// The condition.
+        /// Makes the condition.
         fn into_tcp(self) -> Tcp;
     }
 
@@ -356,7 +356,7 @@ pub(crate) mod tcp {
         }
     }
 
-    /// The condition that an address or a port makes.
+    /// The condition for an address or a port.
     pub fn tcp(endpoint: impl IntoTcp) -> Tcp {
         endpoint.into_tcp()
     }

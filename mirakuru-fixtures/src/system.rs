@@ -1,4 +1,4 @@
-//! [`System`]: services that start together, each as soon as those that it needs are ready.
+//! [`System`]: services that start together, each as soon as its needs are ready.
 //!
 //! The stacked attributes of a test, the fields of a struct and the nodes of a cluster all become
 //! members of one list. A member without needs starts at once. A member with needs waits until they
@@ -7,7 +7,7 @@
 //! The file is long because the list, its steps and the end of a failed start share their private
 //! state.
 //!
-//! No thread is needed: each time that a service becomes ready, the list is gone through again.
+//! There is no thread: each time that a service becomes ready, this code walks over the list again.
 
 use std::any::{Any, type_name};
 use std::cell::{OnceCell, RefCell, RefMut};
@@ -28,30 +28,30 @@ use crate::lease;
 use crate::missing::{skip, skips};
 use crate::recipe::Recipe;
 
-/// Services that will start together. Usually named `system`.
+/// Services that will start together. The usual variable name is `system`.
 pub struct System<'a> {
     members: Vec<Member<'a>>,
     reach: Reach,
-    /// A prefix for the names of members that are added now.
+    /// Prefix for the names of members added now.
     prefix: String,
-    /// Everything that the current plan has added so far.
+    /// The slots that the current plan has added so far.
     added: Vec<Weak<dyn Need + 'a>>,
-    /// The directories of services that all members added now need.
+    /// Directories of the services that all members added now need.
     needs: Vec<PathBuf>,
-    /// The services end with the test on this thread.
+    /// Whether the services end with the test on this thread.
     is_for_test: bool,
-    /// Held until all have started, so that all tests lock fixed ports in one order.
+    /// The locks, held until all have started, so that all tests lock fixed ports in one order.
     locks: Vec<SharedLock>,
 }
 
 /// The lifetime of a system's services, and their users.
 #[derive(Clone, Copy)]
 pub(crate) enum Reach {
-    /// As long as their handles.
+    /// The services live as long as their handles.
     Handle,
-    /// As long as this process.
+    /// The services live as long as this process.
     Process,
-    /// As long as the run: one process starts a service, and many use it.
+    /// The services live as long as the run: one process starts a service, and many use it.
     Run(&'static Run),
 }
 
@@ -60,7 +60,7 @@ pub struct Slot<H>(Rc<Place<H>>);
 
 struct Place<H> {
     handle: OnceCell<H>,
-    /// The directories of the services behind the handle.
+    /// Directories of the services behind the handle.
     dirs: RefCell<Vec<PathBuf>>,
 }
 
@@ -78,7 +78,7 @@ impl<H> Slot<H> {
         }))
     }
 
-    /// Fills in the handle. The services behind it have these directories.
+    /// Fills in the handle, and the directories of the services behind it.
     pub(crate) fn fill(&self, handle: H, dirs: Vec<PathBuf>) {
         self.0.dirs.replace(dirs);
         let filled = self.0.handle.set(handle).is_ok();
@@ -99,7 +99,7 @@ impl<H> Slot<H> {
         self.0.handle.get().expect("the service is ready")
     }
 
-    /// The handle, once all have started.
+    /// Takes the handle, once all have started.
     ///
     /// # Panics
     ///
@@ -113,10 +113,10 @@ impl<H> Slot<H> {
 
 /// Something that a member waits for.
 pub trait Need {
-    /// Whether it is ready.
+    /// Whether the need is ready.
     fn is_there(&self) -> bool;
 
-    /// The directories of its services.
+    /// Directories of the need's services.
     fn dirs(&self) -> Vec<PathBuf>;
 }
 
@@ -131,7 +131,7 @@ impl<H> Need for Place<H> {
 }
 
 impl<H> Slot<H> {
-    /// This slot as something that a member waits for.
+    /// Makes a need from this slot.
     pub(crate) fn need<'a>(&self) -> Weak<dyn Need + 'a>
     where
         H: 'a,
@@ -173,23 +173,23 @@ macro_rules! needs {
 
 needs!(A B C D E F G H);
 
-/// One service on its way from its recipe to its handle, of any types. The stages come in this
-/// order. Services that start together all pass one of them before any enters the next.
+/// One service of any type on its way from its recipe to its handle. The stages come in this order.
+/// Services that start together all pass a stage before any enters the next.
 pub(crate) trait Service {
-    /// Makes the executor, or attaches to the run's. From then on its fixed ports and paths are
+    /// Makes the executor, or attaches to the run's. After this, its fixed ports and paths are
     /// known.
     fn build(&mut self, name: &str) -> Result<(), Error>;
 
     /// The ports and paths that the service needs for itself, if it waits for them.
     fn endpoints(&self) -> Option<Endpoints>;
 
-    /// Gives the service the lock that was taken for all.
+    /// Hands over the lock that was taken for all services.
     fn give_lock(&mut self, lock: &SharedLock);
 
     /// Ties the service to the test on this thread.
     fn end_with_test(&mut self);
 
-    /// Prepares what it needs before it is started.
+    /// Prepares the service before its start.
     fn prepare(&mut self) -> Result<(), Error>;
 
     /// The executor to start. `None` if it already runs.
@@ -198,14 +198,14 @@ pub(crate) trait Service {
     /// Sets the started service up, and fills its slot.
     fn finish(&mut self) -> Result<(), Error>;
 
-    /// Reports to the other processes of the run that the start has failed.
+    /// Reports the failed start to the other processes of the run.
     fn failed(&mut self, error: &Error);
 }
 
 struct Member<'a> {
     name: String,
     needs: Vec<Weak<dyn Need + 'a>>,
-    /// The directories of the services on which everything that contains this service depends.
+    /// Directories of the services that the enclosing systems of this member need.
     inherited: Vec<PathBuf>,
     stage: Stage<'a>,
 }
@@ -217,8 +217,8 @@ enum Stage<'a> {
     Recipe(Box<Waiting<'a>>),
     /// Another task that waits for its needs.
     Waits(Box<Waiting<'a>>),
-    /// Called repeatedly once its needs are ready, until it returns `true`. It may block for some
-    /// milliseconds.
+    /// A task that is called repeatedly once its needs are ready, until it returns `true`. It may
+    /// block for some milliseconds.
     Polls(Box<dyn FnMut() -> Result<bool, Error> + 'a>),
     New(Rc<RefCell<dyn Service + 'a>>),
     Starting(Rc<RefCell<dyn Service + 'a>>),
@@ -255,15 +255,15 @@ impl<'a> System<'a> {
         }
     }
 
-    /// A system without services yet. They live as long as their handles.
-    #[allow(clippy::new_without_default)] // It is made by the attribute's expansion alone.
+    /// Makes a system without services, which will live as long as their handles.
+    #[allow(clippy::new_without_default)] // Only the attribute's expansion makes a system.
     #[must_use]
     pub fn new() -> System<'a> {
         System::with_reach(Reach::Handle)
     }
 
-    /// A system without services yet. They end with their handles, and at the latest with the test
-    /// on this thread.
+    /// Makes a system without services, which will end with their handles, and at the latest with
+    /// the test on this thread.
     #[must_use]
     pub fn of_test() -> System<'a> {
         // This comes first: on a busy machine, the test's time may be over before a recipe is made.
@@ -277,14 +277,14 @@ impl<'a> System<'a> {
         self.reach
     }
 
-    /// The directories of services that a newly added service needs.
+    /// Directories of the services that a newly added service needs.
     pub(crate) fn needs(&self) -> Vec<PathBuf> {
         self.needs.clone()
     }
 
     /// Adds the service of a recipe. The name is for messages, and may be empty. With `queue`, the
-    /// service waits for fixed ports and paths that another fixture has; without it, the recipe
-    /// says so.
+    /// service waits for fixed ports and paths that another fixture has; otherwise the recipe
+    /// decides.
     pub fn service<R: Recipe + 'a>(&mut self, name: &str, queue: bool, recipe: R) -> Slot<R::Handle> {
         let name = format!("{}{name}", self.prefix);
         let slot = recipe.__join(self, Joining { name, queue });
@@ -329,7 +329,7 @@ impl<'a> System<'a> {
         slot
     }
 
-    /// Makes one handle of everything that has been added to this plan.
+    /// Makes one handle from all members that this plan has added.
     pub fn join<H: 'a>(&mut self, make: impl FnOnce() -> H + 'a) -> Slot<H> {
         let slot = Slot::new();
         let place = slot.clone();
@@ -415,7 +415,7 @@ impl<'a> System<'a> {
         Started(self.run(take))
     }
 
-    /// The same as a future. Dropping it before it is complete ends everything that it has started.
+    /// [`start`](System::start) as a future. Dropping it before it is complete ends all services.
     pub async fn start_async<T>(mut self, take: impl FnOnce() -> T) -> Started<T> {
         test_begins();
         let mut at = 0;
@@ -487,7 +487,7 @@ impl<'a> System<'a> {
         }
     }
 
-    /// If there are several services, the progress of each. Those without a name are left out.
+    /// The progress of each service, if there are several, without those that have no name.
     fn others(&self, failed: usize) -> Vec<String> {
         let lines = self.members.iter().enumerate().filter_map(|(at, member)| {
             let name = Some(&member.name).filter(|name| !name.is_empty())?;
@@ -504,7 +504,7 @@ impl<'a> System<'a> {
         if lines.len() > 1 { lines } else { Vec::new() }
     }
 
-    /// After an error, `at` is the index of the failed member.
+    /// Tries a step. After an error, `at` is the index of the failed member.
     fn try_step(&mut self, at: &mut usize) -> Result<Step, Error> {
         while let Some(next) = self.next_that_waits() {
             *at = next;
@@ -555,7 +555,7 @@ impl<'a> System<'a> {
                 service.end_with_test();
             }
         }
-        // The locks of all of them are taken at once, and so in one order for all tests.
+        // The locks of all services are taken at once, and so in one order for all tests.
         let endpoints = new.iter().filter_map(|(_, service)| service.borrow().endpoints());
         if let Some(endpoints) = endpoints.reduce(Endpoints::and) {
             *at = new[0].0;
@@ -579,8 +579,8 @@ impl<'a> System<'a> {
         Ok(())
     }
 
-    /// Waits until at least one service is ready, and finishes those that are. If a task must be
-    /// polled, does not wait.
+    /// Waits until at least one service is ready, and finishes those that are. Does not wait if a
+    /// task must be polled.
     fn finish_ready(&mut self, at: &mut usize, polls_are_left: bool) -> Result<Step, Error> {
         let starting = self.all(|stage| match stage {
             Stage::Starting(service) => Some(service),
@@ -657,7 +657,7 @@ impl Drop for System<'_> {
 enum Step {
     Over,
     Again,
-    /// Nothing to do until an event.
+    /// Waits for an event.
     Wait(Polled),
 }
 
@@ -669,9 +669,9 @@ struct Stopped {
 
 #[derive(Default)]
 struct Polls {
-    /// A service or task has become ready; others may be waiting for it.
+    /// Whether a service or task has become ready, so that others may start.
     is_news: bool,
-    /// A task is left to be polled.
+    /// Whether a task is left to be polled.
     are_left: bool,
 }
 
@@ -714,7 +714,7 @@ impl<T> Started<T> {
         }
     }
 
-    /// The same for a test. `None` if it is skipped, because something is missing.
+    /// Returns the handles for a test, or `None` if it is skipped because something is missing.
     ///
     /// # Panics
     ///
@@ -734,9 +734,9 @@ impl<T> Started<T> {
         }
     }
 
-    /// The same for a `#[should_panic]` test, in which a panic of ours would count as the expected
-    /// one. So the report is printed, and the test returns and fails. `expected` is the text of the
-    /// expected panic.
+    /// Returns the handles for a `#[should_panic]` test. A panic of ours would count as the
+    /// expected one, so the report is printed, and the test returns and fails. `expected` is the
+    /// text of the expected panic.
     ///
     /// # Panics
     ///
@@ -789,11 +789,11 @@ impl Member<'_> {
     }
 }
 
-/// How a recipe joins a system.
+/// The way in which a recipe joins a system.
 pub struct Joining {
-    /// The name of its fixture, which may be empty.
+    /// Name of the fixture, which may be empty.
     pub(crate) name: String,
-    /// Whether it waits for its fixed ports and paths, whatever its recipe says.
+    /// Whether the recipe waits for its fixed ports and paths in any case.
     pub(crate) queue: bool,
 }
 
@@ -849,8 +849,8 @@ impl<S> Recipe for Plan<S> {
     }
 }
 
-/// The meaning of a type's name in the attribute: a recipe, or a function that returns the recipe
-/// of a generic struct. (`How` distinguishes the two.)
+/// The name of a type in the attribute: a recipe, or a function that returns the recipe of a
+/// generic struct. (`How` distinguishes the two.)
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be started",
     label = "not a recipe",
@@ -858,10 +858,10 @@ impl<S> Recipe for Plan<S> {
         (without `.start()`), a preset, or a type of your own that implements `mirakuru::Recipe`"
 )]
 pub trait IntoRecipe<How> {
-    /// The recipe that the name stands for.
+    /// The type of the recipe.
     type Recipe: Recipe;
 
-    /// Returns the recipe that the name stands for.
+    /// Makes the recipe.
     fn into_recipe(self) -> Self::Recipe;
 }
 
@@ -889,12 +889,12 @@ impl<F: FnOnce() -> Plan<S>, S> IntoRecipe<Called> for F {
     }
 }
 
-/// The recipe that the name of a type stands for.
+/// The recipe for the name of a type.
 pub fn recipe<How, R: IntoRecipe<How>>(name: R) -> R::Recipe {
     name.into_recipe()
 }
 
-/// The error if a recipe of several services is asked for one executor.
+/// The error if a recipe of several services is used as a single executor.
 pub(crate) fn not_one_executor<T>() -> Result<T, Error> {
     Err(Error::other(
         "make an executor of this recipe",

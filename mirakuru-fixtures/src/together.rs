@@ -8,8 +8,7 @@ use crate::recipe::Recipe;
 use crate::start::{built, plain};
 use crate::system::{Slot, System};
 
-/// Starts several services at once. That takes as long as the slowest of them, and not as long as
-/// all together.
+/// Starts several services at once, which takes as long as the slowest of them.
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
@@ -27,8 +26,8 @@ use crate::system::{Slot, System};
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// They are launched in the given order, and waited for together. A recipe may also be a system or
-/// a [`cluster`](crate::cluster).
+/// The services are launched in the given order, and waited for together. A recipe may also be a
+/// system or a [`cluster`](crate::cluster).
 ///
 /// If a service needs only another one's port, build both, which chooses the ports, and start them
 /// together.
@@ -49,7 +48,7 @@ use crate::system::{Slot, System};
 ///
 /// # Errors
 ///
-/// The first error of [`Executor::start`]. In that case the other services end.
+/// The first error of [`Executor::start`]. The other services then end.
 pub fn start_all<S: StartAll>(recipes: S) -> Result<S::Handles, Error> {
     recipes.start_all()
 }
@@ -144,17 +143,17 @@ mod sealed {
 /// # Ok::<(), mirakuru_core::Error>(())
 /// ```
 ///
-/// It takes executors, and so the result of [`start_all`] for builders. The handles of presets stop
-/// their services when they are dropped.
+/// Use it with executors, such as the result of [`start_all`] for builders. The handles of presets
+/// stop their services when they are dropped.
 ///
 /// # Errors
 ///
-/// The first error of [`Executor::stop`]. All services have been stopped even so.
+/// The first error of [`Executor::stop`]. Even then all services have been stopped.
 pub fn stop_all<S: StopAll>(services: S) -> Result<(), Error> {
     services.stop_all()
 }
 
-/// Executors that [`stop_all`] takes: a tuple of up to eight, a `Vec`, an array, or a reference to
+/// The executors for [`stop_all`]: a tuple of up to eight, a `Vec`, an array, or a reference to
 /// several of one type. The trait is sealed.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no list of executors",
@@ -258,8 +257,8 @@ mod tests {
 
     use super::*;
 
-    /// Each is ready once all of them have been executed. So if one waits for another before the
-    /// execution of that, the wait never ends.
+    /// Each service is ready once all of them have been executed. So a wait for one before the
+    /// execution of another never ends.
     fn ready_when_all_are_there(dir: &std::path::Path, number: u32, of: usize) -> ExecutorBuilder<Check> {
         let (path, all) = (dir.join(number.to_string()), dir.to_owned());
         Executor::builder("sleep 60")
@@ -317,8 +316,8 @@ mod tests {
     #[test]
     fn they_stop_together() {
         let scratch = Scratch::new("stop");
-        // Each ends once both have been asked to. So if one waits for the other before that is
-        // asked, the wait lasts until the kill.
+        // Each service ends once both have been asked to. So a wait for one before the other is
+        // asked lasts until the kill.
         let one = |number: u32| {
             let dir = scratch.0.display();
             Executor::builder(format!(
@@ -346,7 +345,7 @@ mod tests {
         let mut services = start_all([ends_well.clone(), ends_badly, ends_well]).unwrap();
         let error = stop_all(&mut services).unwrap_err();
         assert!(matches!(error, Error::BadExit { .. }), "{error}");
-        // It ended because it was asked to, not by itself.
+        // The service ended because it was asked to, not by itself.
         assert!(!error.to_string().contains("before it was asked"), "{error}");
         assert!(services.iter().all(|service| !service.is_running()));
         services[0].start().unwrap();

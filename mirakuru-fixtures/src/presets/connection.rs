@@ -5,11 +5,11 @@ use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-/// How long a server may take to answer a question.
+/// Time that a server may take to answer a question.
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
-/// The time limit for clean-up, such as dropping a database or giving a number back. A paused or
-/// overloaded server must not hold up the end of a test. When the server ends, the rest is gone.
+/// Time limit for clean-up, such as dropping a database or giving a number back. A paused or
+/// overloaded server must not hold up the end of a test. The rest disappears when the server ends.
 pub(super) const TIDY_WITHIN: Duration = Duration::from_secs(1);
 
 /// A TCP connection to a server, with a limit for each read and write.
@@ -29,7 +29,7 @@ impl Connection {
         self.0.get_mut().write_all(bytes)
     }
 
-    /// The next line, without its end.
+    /// Reads the next line, without its end.
     pub(crate) fn line(&mut self) -> io::Result<String> {
         let mut line = String::new();
         if self.0.read_line(&mut line)? == 0 {
@@ -86,8 +86,7 @@ impl Write for Stream {
     }
 }
 
-/// Reports that a clean-up has failed. If the server is gone, nothing is left, so nothing is
-/// reported.
+/// Reports that a clean-up has failed, unless the server is gone: then no part is left.
 pub(super) fn tidied(attempt: &str, result: io::Result<()>) {
     use io::ErrorKind::{
         BrokenPipe, ConnectionRefused, ConnectionReset, NotFound, TimedOut, UnexpectedEof, WouldBlock,

@@ -1,10 +1,10 @@
-//! The hashes with which servers check a password without seeing it: MD5, SHA-1 and SHA-256; and
-//! base64. Only for logins, so only for short texts.
+//! The hashes for logins, in which servers check a password without seeing it: MD5, SHA-1 and
+//! SHA-256; and base64. For short texts only.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 
-/// The words of a message in blocks of 64 bytes, with its padding.
+/// Splits a message into blocks of 64 bytes as words, with its padding.
 fn blocks(message: &[u8], word: fn([u8; 4]) -> u32, length: [u8; 8]) -> Vec<[u32; 16]> {
     let mut bytes = message.to_vec();
     bytes.push(0x80);
@@ -172,7 +172,7 @@ impl Sha256 {
         self.of(&[&xor(block, [0x5c; 64])[..], &inner].concat())
     }
 
-    /// PBKDF2 with one block of output.
+    /// Computes PBKDF2 with one block of output.
     pub(crate) fn stretched(&self, password: &[u8], salt: &[u8], rounds: u32) -> [u8; 32] {
         let mut last = self.hmac(password, &[salt, &[0, 0, 0, 1]].concat());
         let mut sum = last;
@@ -199,7 +199,7 @@ pub(super) fn to_base64(bytes: impl AsRef<[u8]>) -> String {
     BASE64_STANDARD.encode(bytes)
 }
 
-/// `None` for a text that is not base64.
+/// Decodes base64; `None` if the text is invalid.
 pub(super) fn from_base64(text: &str) -> Option<Vec<u8>> {
     BASE64_STANDARD.decode(text).ok()
 }

@@ -80,7 +80,7 @@ impl EtcdRecipe {
             recipe.peers = node.peers().map(|peer| peer.port_named("peer")).collect();
             recipe
         })
-        // A member that finds no other one tries again after a second.
+        // A member without any other one tries again after a second.
         .launched_in_turn(Check::new("its peers could reach it", |member| {
             let port = member.port_named("peer").unwrap_or_default();
             let mut connection =
@@ -91,7 +91,7 @@ impl EtcdRecipe {
     }
 }
 
-// Left out of the list of recipes in error messages, which is long enough.
+// Error messages do not list this recipe, because their list is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for EtcdRecipe {
     of_executor!(Etcd);
@@ -114,7 +114,7 @@ impl Recipe for EtcdRecipe {
             ("listen-peer-urls", peer.clone()),
             ("initial-advertise-peer-urls", peer.clone()),
             ("initial-cluster", members),
-            // In milliseconds. The member elects itself before it serves, which takes a third of a
+            // The unit is ms. The member elects itself before it serves, which takes a third of a
             // second with etcd's own defaults.
             ("heartbeat-interval", "10".to_owned()),
             ("election-timeout", election.to_owned()),
@@ -127,8 +127,8 @@ impl Recipe for EtcdRecipe {
         let args: Vec<String> = args.collect();
         let mut recipe = self.options.recipe(&SERVER, &args)?;
         if !self.options.durable && self.options.setting("unsafe-no-fsync").is_none() {
-            // Set by a variable: a version without this flag would refuse the flag, but ignores the
-            // variable.
+            // This is a variable: a version without this flag would refuse the flag, but ignores
+            // the variable.
             recipe = recipe.env("ETCD_UNSAFE_NO_FSYNC", "true");
         }
         let peers = self.peers.clone();
@@ -155,10 +155,10 @@ impl Recipe for EtcdRecipe {
 /// A running etcd: a cluster of one member. It speaks gRPC and, below `/v3/`, JSON on the same
 /// port.
 ///
-/// [`key_prefix`](Etcd::key_prefix) gives each test its own keys. The tests share everything
-/// without a key: revisions (every write raises the number), compaction, leases (the server chooses
-/// their numbers), alarms, the quota, and users and roles. A test that enables authentication
-/// enables it for all.
+/// [`key_prefix`](Etcd::key_prefix) gives each test its own keys. The tests share all else:
+/// revisions (every write raises the number), compaction, leases (the server chooses their
+/// numbers), alarms, the quota, and users and roles. A test that enables authentication enables it
+/// for all.
 ///
 /// At first it has no users, and every user of this machine can reach it. It elects itself within
 /// 50 ms instead of a second, so that it starts faster. This also makes the shortest lease 1 s

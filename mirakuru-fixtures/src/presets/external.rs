@@ -1,8 +1,8 @@
-//! An external server, which another program has started: `MIRAKURU_REDIS_URL`, and so on for each
+//! External servers, which other programs have started: `MIRAKURU_REDIS_URL`, and so on for each
 //! preset.
 //!
-//! Its handle has the same type as that of our own server. The service behind the handle's executor
-//! is a *stand-in*: the test binary once more. This file takes that process over before `main`.
+//! Its handle has the same type as our own server's. The service behind the handle's executor is a
+//! *stand-in*: the test binary once more. This file takes over its process before `main`.
 //!
 //! | who | does |
 //! | --- | --- |
@@ -48,51 +48,51 @@ const SERVERS: [&Server; 8] = [
     &mosquitto::SERVER,
 ];
 
-/// How long a server that is about to start may refuse connections.
+/// Time that a starting server may refuse connections.
 const STARTS_WITHIN: Duration = Duration::from_secs(5);
-/// How often the stand-in renews its registration.
+/// Time between two registrations of the stand-in.
 const RENEWED_EVERY: Duration = Duration::from_secs(60);
-/// If their owner is on another machine, parts of this age count as left behind.
+/// Age at which parts count as left behind, if their owner is on another machine.
 const FORGOTTEN_AFTER: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A parameter that clients must not see: the port of RabbitMQ's management plugin.
 pub(super) const MANAGEMENT_PORT: &str = "management_port";
 
-/// The variable that tells the test binary that it is a stand-in.
+/// The variable that marks a process of the test binary as a stand-in.
 const STAND_IN: &str = "MIRAKURU_STAND_IN";
 const CLEAN_UP: &str = "clean up";
 /// Files in the private directory: the owner, and a mark that the server knows it.
 const OWNER: &str = "owner";
 const READY: &str = "ready";
 
-/// How a preset talks to an external server.
+/// The way in which a preset talks to an external server.
 pub(super) struct Protocol {
-    /// The schemes of its URLs.
+    /// URL schemes of the server.
     pub(crate) schemes: &'static [&'static str],
     /// The default port.
     pub(crate) port: u16,
     /// Fails if the server is too old, or refuses the rights that the preset needs.
     pub(crate) check: fn(&External) -> io::Result<()>,
-    /// The owners of all parts on the server, read from the names of the parts. The result may have
-    /// others.
+    /// Finds the owners of all parts on the server by the names of the parts. The result may have
+    /// other texts.
     pub(crate) owners: fn(&External) -> io::Result<Vec<String>>,
-    /// Registers this owner with the server, repeatedly. For servers whose parts cannot have names.
+    /// Registers this owner with the server again. For servers whose parts cannot have names.
     pub(crate) renew: fn(&External, &str) -> io::Result<()>,
-    /// Removes all parts of this owner. It is called more than once, even if nothing is left.
+    /// Removes all parts of this owner. Called more than once, even if no part is left.
     pub(crate) remove: fn(&External, &str) -> io::Result<()>,
 }
 
 impl Protocol {
-    /// A [`Protocol::renew`] that does nothing, for servers whose parts have names.
+    /// A [`Protocol::renew`] for servers whose parts have names.
     pub(crate) const NO_RENEWAL: fn(&External, &str) -> io::Result<()> = |_, _| Ok(());
 }
 
 /// An external server: the parts of its URL.
 #[derive(Clone)]
 pub(super) struct External {
-    /// As `MIRAKURU_REDIS_URL`.
+    /// Name of the preset's variable, such as `MIRAKURU_REDIS_URL`.
     variable: String,
-    /// As `Redis`.
+    /// Name of the server, such as `Redis`.
     name: &'static str,
     protocol: &'static Protocol,
     /// The whole URL.
@@ -100,10 +100,10 @@ pub(super) struct External {
     scheme: String,
     pub(crate) user: Option<String>,
     pub(crate) password: Option<String>,
-    /// A name or an address, without brackets.
+    /// Name or address of the host, without brackets.
     pub(crate) host: String,
     pub(crate) port: u16,
-    /// The path without its first `/`, if there is any.
+    /// The path without its first `/`, if it is not empty.
     pub(crate) path: Option<String>,
     /// The rest of the URL, including its `?`.
     query: String,
@@ -115,7 +115,7 @@ impl fmt::Debug for External {
     }
 }
 
-/// The URL for messages: without the user and the password.
+/// Displays the URL in messages, without the user and the password.
 impl fmt::Display for External {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
@@ -220,7 +220,7 @@ impl External {
         })
     }
 
-    /// The URL with this path. The user's own parameters stay.
+    /// Makes a URL with this path and the user's own parameters.
     pub(crate) fn url(&self, path: &str) -> String {
         let user = self.user.as_deref().map_or_else(String::new, percent_encoded);
         let password = self.password.as_ref();
@@ -241,14 +241,14 @@ impl External {
         )
     }
 
-    /// The URL as it was given, but without a `/` at its end: tests append paths, as to the URL of
-    /// our own server.
+    /// The URL as given, but without a `/` at its end: tests append paths, as to the URL of our own
+    /// server.
     pub(crate) fn shared_url(&self) -> String {
         let url = self.url(self.path.as_deref().unwrap_or_default());
         url.strip_suffix('/').map(str::to_owned).unwrap_or(url)
     }
 
-    /// The host and the port in the form of a URL.
+    /// The host and the port, as in a URL.
     fn authority(&self) -> String {
         match self.host.contains(':') {
             true => format!("[{}]:{}", self.host, self.port),
@@ -256,7 +256,7 @@ impl External {
         }
     }
 
-    /// A value of the URL's parameters.
+    /// The value of a parameter of the URL.
     pub(crate) fn parameter(&self, name: &str) -> Option<&str> {
         let query = self.query.trim_start_matches('?');
         let mut parameters = query.split('&').filter_map(|parameter| parameter.split_once('='));
@@ -276,7 +276,7 @@ impl External {
         failed(format!("use {self}"), source)
     }
 
-    /// Fails if the recipe has used a setter that has no effect on such a server.
+    /// Fails if the recipe has used a setter without an effect on such a server.
     pub(crate) fn refuse(&self, setter: &str, is_used: bool) -> Result<(), Error> {
         let variable = &self.variable;
         let reason = format!(
@@ -289,7 +289,7 @@ impl External {
         }
     }
 
-    /// Fails in a test that asks for something that only our own server has.
+    /// Panics in a test that asks for something that only our own server has.
     #[track_caller]
     pub(crate) fn has_no(&self, thing: &str) -> ! {
         panic!("{self} was not started by mirakuru, so its {thing} is not known")
@@ -299,12 +299,12 @@ impl External {
         (&*self.host, port).to_socket_addrs()
     }
 
-    /// A connection to the first of the host's addresses that accepts one.
+    /// Connects to the first of the host's addresses that accepts.
     pub(crate) fn connect(&self, within: Duration) -> io::Result<Connection> {
         self.connect_to(self.port, within)
     }
 
-    /// The same to another port of that host.
+    /// Connects to another port of the host.
     pub(crate) fn connect_to(&self, port: u16, within: Duration) -> io::Result<Connection> {
         let mut result = Err(io::ErrorKind::NotFound.into());
         for addr in self.addrs(port)? {
@@ -316,7 +316,7 @@ impl External {
         result
     }
 
-    /// The same without a buffer.
+    /// Connects without a buffer.
     pub(crate) fn stream(&self, within: Duration) -> io::Result<Stream> {
         Ok(Stream::Tcp(self.connect(within)?.0.into_inner()))
     }
@@ -330,8 +330,8 @@ impl External {
         self.addrs(self.port)
             .map(drop)
             .map_err(|source| self.failed(source))?;
-        // The supervisor is a fork of this process. So this path is the same program, even if its
-        // file is gone. It also makes the recipe the same in all processes of the run.
+        // The supervisor is a fork of this process. So this path leads to the same program, even if
+        // its file is gone. It also makes the recipe the same in all processes of the run.
         let magic = Path::new("/proc/self/exe");
         let program = match magic.exists() {
             true => magic.to_owned(),
@@ -343,7 +343,7 @@ impl External {
             .__not_ours(&self.variable)
             .current_dir("{dir}")
             .env(STAND_IN, self.name)
-            // It also distinguishes servers.
+            // This also distinguishes servers.
             .env(&self.variable, literal(&self.given))
             .on_end([program.as_os_str(), CLEAN_UP.as_ref()]);
         if let Some(timeout) = options.timeout {
@@ -382,7 +382,7 @@ impl External {
         Ok(())
     }
 
-    /// The owner of everything that is made through this executor.
+    /// The owner of all parts that are made through this executor.
     ///
     /// # Errors
     ///
@@ -391,12 +391,12 @@ impl External {
         fs::read_to_string(dir.join(OWNER)).map_err(|source| self.failed(source))
     }
 
-    /// A unique name of at most 56 lower-case letters, digits and `_`. It begins with its owner.
+    /// A unique name of at most 56 lower-case letters, digits and `_`, which begins with its owner.
     pub(crate) fn unique_name(&self, dir: &Path) -> Result<String, Error> {
         Ok(format!("{}_{}", self.owner(dir)?, unique_name()?))
     }
 
-    /// The same between these two, as a prefix of names.
+    /// A prefix for names: `begin`, a unique name, and the separator.
     pub(crate) fn prefix(&self, dir: &Path, begin: &str, separator: char) -> Result<Prefix, Error> {
         Ok(Prefix::of(format!(
             "{begin}{}{separator}",
@@ -405,7 +405,7 @@ impl External {
     }
 }
 
-/// The owners in these names, each once. Other names may give any text.
+/// The owners in these names, each once. Foreign names may give any text.
 pub(super) fn owners_of(names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec<String> {
     let names = names.into_iter();
     let owners = names.filter_map(|name| Some(name.as_ref().split_once('_')?.0.to_owned()));
@@ -415,7 +415,7 @@ pub(super) fn owners_of(names: impl IntoIterator<Item = impl AsRef<str>>) -> Vec
     owners
 }
 
-/// Whether the owner has ended and left its parts behind. `false` for a text that is not an owner.
+/// Whether the owner has ended and left its parts behind. `false` for any other text.
 fn is_forgotten(owner: &str) -> bool {
     let Some(owner) = Owner::parse(owner) else {
         return false;
@@ -448,11 +448,11 @@ fn run(external: &External) -> Result<(), Error> {
     let protocol = external.protocol;
     let dir = env::current_dir().map_err(|source| external.failed(source))?;
     if second_argument() == CLEAN_UP.as_bytes() {
-        // A later start finds it.
+        // A later start must not find this mark.
         let _ = fs::remove_file(dir.join(READY));
         return match external.owner(&dir) {
             Ok(owner) => (protocol.remove)(external, &owner).map_err(|source| external.failed(source)),
-            // This owner has made nothing.
+            // There is no owner, and so no part.
             Err(_) => Ok(()),
         };
     }
@@ -548,7 +548,7 @@ mod tests {
         let us = Owner::this_process().to_string();
         assert!(!is_forgotten(&us));
         assert!(!is_forgotten("orders"));
-        // One of another machine that is young, and one from 1970.
+        // These owners are of another machine: a young one, and one from 1970.
         let (_, rest) = us.split_once('p').unwrap();
         let (_, made) = us.split_once('t').unwrap();
         assert!(!is_forgotten(&format!("mk0p{rest}")));

@@ -4,10 +4,10 @@ use std::io::{self, Read};
 
 use super::connection::Connection;
 
-/// The limit of an answer, in bytes.
+/// Number of bytes in an answer at most.
 const LONGEST: u64 = 64 << 20;
 
-/// Sends a request and returns the status and the body of the answer. The connection is closed.
+/// Sends a request, and closes the connection. Returns the status and the body of the answer.
 pub(super) fn request(
     mut connection: Connection,
     method: &str,
@@ -36,7 +36,7 @@ pub(super) fn request(
     }
 }
 
-/// All values with this name in a JSON text, if they are texts without escapes.
+/// All values of this name in a JSON text that are texts without escapes.
 pub(super) fn texts<'a>(json: &'a str, name: &str) -> Vec<&'a str> {
     let name = format!("\"{name}\":\"");
     let values = json.split(name.as_str()).skip(1);

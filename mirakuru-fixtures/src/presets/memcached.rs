@@ -32,7 +32,7 @@ pub fn memcached() -> MemcachedRecipe {
 
 /// A recipe for a memcached: made by [`memcached()`].
 ///
-/// It has no configuration file. All its settings are arguments: `arg("--memory-limit=16")`
+/// memcached has no configuration file. All its settings are arguments: `arg("--memory-limit=16")`
 /// (megabytes; its own default is 64).
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
@@ -42,7 +42,7 @@ pub struct MemcachedRecipe {
 
 options!(MemcachedRecipe);
 
-// Left out of the list of recipes in error messages, which is long enough.
+// Error messages do not list this recipe, because their list is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for MemcachedRecipe {
     of_executor!(Memcached);
@@ -62,12 +62,12 @@ impl Recipe for MemcachedRecipe {
         Ok(self
             .options
             .recipe(&SERVER, &args)?
-            // After a polite signal it waits a second for threads of its own. It has nothing to
+            // After a polite signal memcached waits a second for its own threads. It has nothing to
             // lose: all its data is in memory.
             .stop_signal(Signal::Kill)
             .wait_for(self.options.answers("answered `version`", |mut connection| {
                 connection.send(b"version\r\n")?;
-                // If it requires a password, it answers `CLIENT_ERROR`, which counts as well.
+                // If a password is required, the answer is `CLIENT_ERROR`, which counts as well.
                 connection.line().map(|answer| !answer.is_empty())
             })))
     }
@@ -75,13 +75,12 @@ impl Recipe for MemcachedRecipe {
 
 /// A running memcached.
 ///
-/// [`key_prefix`](Memcached::key_prefix) gives each test its own keys. Nothing else can be
-/// separated, because memcached has one space of keys and no users. `flush_all` empties it for all
-/// tests, and `stats` counts all tests together. They share its memory, so if a test fills it,
-/// other tests lose keys. A test that needs one of these needs its own server, which takes some ten
-/// milliseconds to start.
+/// [`key_prefix`](Memcached::key_prefix) gives each test its own keys. Only keys can be kept apart:
+/// memcached has one space of keys and no users. `flush_all` empties it for all tests, and `stats`
+/// counts all tests together. They share its memory, so if a test fills it, other tests lose keys.
+/// A test that needs one of these needs its own server, which takes some ten milliseconds to start.
 ///
-/// It keeps nothing on a disk: a restart empties it. It has no user and no password, and every user
+/// All its data is in memory: a restart empties it. It has no user and no password, and every user
 /// of this machine can reach it.
 ///
 /// ```no_run
@@ -102,7 +101,7 @@ pub struct Memcached {
 handle!(Memcached, external);
 
 impl Memcached {
-    /// Its URL: `memcache://127.0.0.1:PORT`, or the one in `MIRAKURU_MEMCACHED_URL`.
+    /// The URL: `memcache://127.0.0.1:PORT`, or the one in `MIRAKURU_MEMCACHED_URL`.
     #[must_use]
     pub fn url(&self) -> String {
         match &self.external {

@@ -114,11 +114,11 @@ pub use rabbitmq::{Rabbitmq, RabbitmqRecipe, RabbitmqVhost, rabbitmq};
 pub use redis::{Redis, RedisDatabase, RedisRecipe, redis};
 pub use seed::hash_of_dir;
 
-/// The condition of a preset's server: its own process has its port open, and answers in the
+/// The condition of a preset's server: its own process listens on the port, and answers in the
 /// server's own protocol.
 pub type Answers = And<Tcp, Check>;
 
-/// The value for a test that wants no `Result`. Panics on an error.
+/// Returns the value, for a test that wants no `Result`. Panics on an error.
 #[track_caller]
 fn expect<T>(result: Result<T, Error>) -> T {
     match result {
@@ -127,12 +127,12 @@ fn expect<T>(result: Result<T, Error>) -> T {
     }
 }
 
-/// The error of an attempt.
+/// Makes the error of an attempt.
 fn failed(attempt: impl fmt::Display, source: io::Error) -> Error {
     Error::other(attempt.to_string(), source)
 }
 
-/// A text as a part of a URL: everything except for letters, digits and `-._~` becomes `%XX`.
+/// Encodes a text for a URL: everything except for letters, digits and `-._~` becomes `%XX`.
 fn percent_encoded(text: &str) -> String {
     const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
         .remove(b'-')

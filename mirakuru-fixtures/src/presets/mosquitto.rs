@@ -39,9 +39,9 @@ pub struct MosquittoRecipe {
 options!(MosquittoRecipe, durable);
 
 impl MosquittoRecipe {
-    /// Adds a line to its configuration, after those of the preset. A line with the key of one of
-    /// the preset's replaces that: `config("max_packet_size", "1048576")`. Settings of a listener
-    /// are for the preset's listener, unless `config("listener", ..)` has begun another one.
+    /// Adds a line to the configuration, after the preset's lines. It replaces a line of the preset
+    /// with the same key: `config("max_packet_size", "1048576")`. Settings of a listener are for
+    /// the preset's listener, unless `config("listener", ..)` has begun another one.
     pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.config.push((key.into(), value.into()));
         self
@@ -57,7 +57,7 @@ impl MosquittoRecipe {
             ("persistence_location", "{dir}/".to_owned()),
         ];
         if SERVER.stays_root().is_some() {
-            // Without this, it would become another user.
+            // Without this, the broker would become another user.
             lines.push(("user", "root".to_owned()));
         }
         lines.retain(|(key, _)| *key == "listener" || self.options.setting(key).is_none());
@@ -66,7 +66,7 @@ impl MosquittoRecipe {
     }
 }
 
-// Left out of the list of recipes in error messages, which is long enough.
+// Error messages do not list this recipe, because their list is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for MosquittoRecipe {
     of_executor!(Mosquitto);
@@ -83,7 +83,7 @@ impl Recipe for MosquittoRecipe {
     }
 }
 
-/// Whether it answers in MQTT 3.1.1. A refusal counts as an answer.
+/// Whether the broker answers in MQTT 3.1.1. A refusal counts as an answer.
 fn answers(mut connection: Connection) -> io::Result<bool> {
     const CONNECT: &[u8] = b"\x10\x0c\0\x04MQTT\x04\x02\0\x3c\0\0";
     const CONNACK: [u8; 2] = [0x20, 2];
@@ -127,7 +127,7 @@ pub struct Mosquitto {
 handle!(Mosquitto, external);
 
 impl Mosquitto {
-    /// Its URL: `mqtt://127.0.0.1:PORT`, or the one in `MIRAKURU_MOSQUITTO_URL`.
+    /// The URL: `mqtt://127.0.0.1:PORT`, or the one in `MIRAKURU_MOSQUITTO_URL`.
     #[must_use]
     pub fn url(&self) -> String {
         match &self.external {

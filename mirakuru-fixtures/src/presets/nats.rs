@@ -33,8 +33,8 @@ pub(super) const SERVER: Server = Server {
 /// The user of the account that all tests share.
 const EVERYBODY: &str = "everybody";
 
-/// The file in which `prepare` keeps two things for `handle`: the password, and the number of
-/// accounts.
+/// Name of the file in which `prepare` keeps two things for `handle`: the password, and the number
+/// of accounts.
 const CREDENTIALS: &str = "credentials";
 
 /// A NATS server: see [`Nats`].
@@ -54,7 +54,7 @@ pub struct NatsRecipe {
     options: Options,
     jetstream: Option<bool>,
     accounts: Option<u32>,
-    /// Its place in a cluster, and the route ports of all nodes.
+    /// The node of a cluster that this server is, and the route ports of all nodes.
     node: Option<(Node, Vec<u16>)>,
 }
 
@@ -62,20 +62,20 @@ options!(NatsRecipe);
 
 impl NatsRecipe {
     /// Enables JetStream in all accounts. The default is `false`, and `true` in a
-    /// [cluster](NatsRecipe::cluster). Its streams survive a restart.
+    /// [cluster](NatsRecipe::cluster). Streams survive a restart.
     pub fn jetstream(mut self, jetstream: bool) -> Self {
         self.jetstream = Some(jetstream);
         self
     }
 
-    /// Sets how many accounts tests can lease at the same time. The default is twice the number of
-    /// processors, and at least 16. With JetStream each account makes the start some 2 ms longer.
+    /// Sets the number of accounts that tests can lease at a time. The default is twice the number
+    /// of processors, and at least 16. With JetStream each makes the start some 2 ms longer.
     pub fn accounts(mut self, accounts: u32) -> Self {
         self.accounts = Some(accounts);
         self
     }
 
-    /// Sets a value of its configuration, in the syntax of that file. It overrides the preset's
+    /// Sets a value of the configuration, in the syntax of its file. It overrides the preset's
     /// value: `config("max_payload", "8MB")`. The preset itself sets `accounts` and
     /// `authorization`.
     pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
@@ -87,9 +87,9 @@ impl NatsRecipe {
     /// [`jetstream(false)`](NatsRecipe::jetstream) turns it off. It is ready when every node knows
     /// all nodes, and JetStream answers on every node, for which it needs a leader.
     ///
-    /// All nodes have the same accounts and the same password. They lease accounts from one list:
-    /// an account from [`account`](Nats::account) of one node is not given out by the other nodes
-    /// either. A node that starts again is ready when it answers.
+    /// All nodes have the same accounts and the same password. They lease accounts from one list,
+    /// so no two nodes lease the same [`account`](Nats::account) at a time. A node that starts
+    /// again is ready when it answers.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -122,7 +122,7 @@ impl NatsRecipe {
         .ready_when(formed)
     }
 
-    /// The directory of this node of the cluster has the leases of all nodes.
+    /// The first node of the cluster. Its directory has the leases of all nodes.
     fn first(&self) -> Option<Node> {
         self.node.as_ref().and_then(|(node, _)| node.nodes().next())
     }
@@ -157,8 +157,8 @@ impl NatsRecipe {
         text
     }
 
-    /// The accounts for leases, and the one that all tests share. All have the same password, which
-    /// no other run has.
+    /// The accounts for leases, and the account that all tests share. All have the same password,
+    /// which no other run has.
     fn accounts_text(&self, accounts: u32, password: &str) -> String {
         let jetstream = if self.has_jetstream() {
             ", jetstream: enabled"
@@ -177,8 +177,8 @@ impl NatsRecipe {
     }
 }
 
-/// The routes to all nodes, with the password. A node of another cluster that finds a port of this
-/// one must not join it.
+/// The routes to all nodes, with the password. A node of another cluster that reaches a port of
+/// this one must not join it.
 fn routes_text(ports: &[u16], password: &str) -> String {
     let mut text = format!("authorization {{ user: route, password: \"{password}\" }}\nroutes: [\n");
     for port in ports {
@@ -192,7 +192,7 @@ fn user(number: u32) -> String {
     format!("test{number}")
 }
 
-// Left out of the list of recipes in error messages, which is long enough.
+// Error messages do not list this recipe, because their list is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for NatsRecipe {
     type Readiness = Answers;
@@ -211,7 +211,7 @@ impl Recipe for NatsRecipe {
             .options
             .recipe(&SERVER, &args)?
             .file("nats.conf", self.text())
-            // Both signals end it in order, but after SIGTERM it exits with 1.
+            // Both signals end the server in order, but after SIGTERM it exits with 1.
             .stop_signal(Signal::Int)
             .wait_for(self.options.answers_in("answered PING", |question| {
                 let (password, _) = credentials(question.dir)?;
@@ -228,7 +228,7 @@ impl Recipe for NatsRecipe {
         }
         let first = self.first();
         let (password, accounts) = match first.filter(|first| first.dir() != executor.dir()) {
-            // Another node has prepared it already.
+            // Another node has prepared the credentials already.
             Some(first) => credentials(&first.dir()).map_err(no_password)?,
             None => (new_password()?, self.accounts.unwrap_or_else(default_accounts)),
         };
@@ -293,7 +293,7 @@ fn knows_all(probe: &Probe<'_>, nodes: usize, jetstream: bool) -> io::Result<boo
     Ok(!request(&mut connection, "INFO")?.contains("\"error\":"))
 }
 
-/// How many nodes a greeting knows: `INFO {.., "connect_urls":["127.0.0.1:4222", ..]}`.
+/// Number of nodes in a greeting: `INFO {.., "connect_urls":["127.0.0.1:4222", ..]}`.
 fn addresses(greeting: &str) -> usize {
     let list = greeting.split_once("\"connect_urls\":[").map(|(_, rest)| rest);
     let list = list.and_then(|rest| rest.split(']').next()).unwrap_or_default();
@@ -337,7 +337,7 @@ pub struct Nats {
     password: String,
     accounts: u32,
     jetstream: bool,
-    /// The directory of the leases.
+    /// Path of the directory with the leases.
     leases: PathBuf,
 }
 
@@ -353,7 +353,7 @@ impl Nats {
         }
     }
 
-    /// The user of that account: `everybody`, or the user in `MIRAKURU_NATS_URL`.
+    /// The user of the shared account: `everybody`, or the user in `MIRAKURU_NATS_URL`.
     #[must_use]
     pub fn user(&self) -> &str {
         match &self.external {
@@ -368,7 +368,7 @@ impl Nats {
         &self.password
     }
 
-    /// An account for one test, without streams. It is leased from this server's accounts, over all
+    /// Leases an account without streams for one test, from this server's accounts, over all
     /// processes that share the server. The lease ends when it is dropped, or with its process.
     ///
     /// # Panics
@@ -381,7 +381,7 @@ impl Nats {
         expect(self.try_account())
     }
 
-    /// The same, but returns the error.
+    /// Leases an account as [`account`](Nats::account), but returns the error.
     ///
     /// # Errors
     ///
@@ -412,7 +412,7 @@ impl Nats {
             jetstream: self.jetstream,
             _lease: lease,
         };
-        // The process that leased it before may have been killed.
+        // The last holder of the lease may have been killed.
         account
             .empty(ANSWER_WITHIN)
             .map_err(|source| failed(attempt, source))?;
@@ -443,12 +443,12 @@ pub struct NatsAccount {
     user: String,
     password: String,
     jetstream: bool,
-    // The last field: the account is given back after everything else is done.
+    // This is the last field: the account is given back after all other work.
     _lease: Lease,
 }
 
 impl fmt::Debug for NatsAccount {
-    /// Shows the user, and not the password.
+    /// Shows the user, but not the password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("NatsAccount")
             .field("addr", &self.addr)
@@ -458,25 +458,25 @@ impl fmt::Debug for NatsAccount {
 }
 
 impl NatsAccount {
-    /// Its URL: `nats://USER:SECRET@127.0.0.1:PORT`.
+    /// The URL: `nats://USER:SECRET@127.0.0.1:PORT`.
     #[must_use]
     pub fn url(&self) -> String {
         url(self.addr, &self.user, &self.password)
     }
 
-    /// Its user.
+    /// The user of the account.
     #[must_use]
     pub fn user(&self) -> &str {
         &self.user
     }
 
-    /// Its password.
+    /// The password of the account.
     #[must_use]
     pub fn password(&self) -> &str {
         &self.password
     }
 
-    /// Deletes all streams. An account keeps nothing else: buckets are streams as well, and
+    /// Deletes all streams, which is all data of an account: buckets are streams as well, and
     /// consumers belong to a stream.
     fn empty(&self, within: Duration) -> io::Result<()> {
         if !self.jetstream {
@@ -502,7 +502,7 @@ impl NatsAccount {
 
 impl Drop for NatsAccount {
     fn drop(&mut self) {
-        // The next holder of the lease empties it as well.
+        // The next holder of the lease empties the account as well.
         tidied(
             &format!("empty the account {} of NATS", self.user),
             self.empty(TIDY_WITHIN),
@@ -514,7 +514,7 @@ fn url(addr: SocketAddr, user: &str, password: &str) -> String {
     format!("nats://{user}:{password}@{addr}")
 }
 
-/// The subject for answers to requests. The account is leased by us, so no other test sees them.
+/// The subject for answers to requests. No other test has the account, and so the answers.
 const INBOX: &str = "_INBOX.mirakuru";
 
 /// Reads the server's greeting, logs in, and returns the greeting.
@@ -531,8 +531,8 @@ fn log_in(connection: &mut Connection, user: &str, password: &str) -> io::Result
     until(connection, "PONG").map(|_| greeting)
 }
 
-/// The next line that begins with this word. Other lines, such as a PING, do not matter to a
-/// short-lived client.
+/// Reads up to the next line that begins with this word. Other lines, such as a PING, do not matter
+/// to a short-lived client.
 fn until(connection: &mut Connection, word: &str) -> io::Result<String> {
     loop {
         let line = connection.line()?;
@@ -548,7 +548,7 @@ fn until(connection: &mut Connection, word: &str) -> io::Result<String> {
 /// Sends JetStream a request without a text, and returns the answer, which is JSON.
 fn request(connection: &mut Connection, subject: &str) -> io::Result<String> {
     connection.send(format!("PUB $JS.API.{subject} {INBOX} 0\r\n\r\n").as_bytes())?;
-    // MSG subject subscription bytes
+    // The format is: MSG subject subscription bytes
     let head = until(connection, "MSG")?;
     let length = head.rsplit(' ').next().and_then(|length| length.parse().ok());
     let length: usize = length.ok_or(io::ErrorKind::InvalidData)?;
@@ -558,8 +558,8 @@ fn request(connection: &mut Connection, subject: &str) -> io::Result<String> {
     String::from_utf8(text).map_err(|_| io::ErrorKind::InvalidData.into())
 }
 
-/// The names in `{"type":"..","total":2,"offset":0,"limit":1024,"streams":["A","B"]}`, or in the
-/// same with `"streams":null`.
+/// The names in `{"type":"..","total":2,"offset":0,"limit":1024,"streams":["A","B"]}`; none if it
+/// has `"streams":null`.
 fn stream_names(answer: &str) -> io::Result<Vec<String>> {
     let unclear = || io::Error::other(format!("the names of streams are not clear: {answer}"));
     let (_, list) = answer.split_once("\"streams\":").ok_or_else(unclear)?;
@@ -585,7 +585,7 @@ fn json_string(rest: &mut std::str::Chars<'_>) -> Option<String> {
         match rest.next()? {
             '"' => return Some(text),
             '\\' => match rest.next()? {
-                // Go escapes `&` and `<` in this way.
+                // Go writes `&` and `<` as such an escape.
                 'u' => {
                     let code: String = rest.by_ref().take(4).collect();
                     text.push(char::from_u32(u32::from_str_radix(&code, 16).ok()?)?);

@@ -13,7 +13,7 @@ use crate::Recipe;
 const SERVER: Server = Server {
     name: "nginx",
     programs: &["nginx"],
-    // If the tests run as root, nginx does, too: it must read the files of the tests.
+    // nginx runs as root if the tests do: it must read their files.
     users: &[],
     as_root: AsRoot::With(&[]),
     needs: &[],
@@ -29,8 +29,8 @@ const SERVER: Server = Server {
 /// # let _ = recipe;
 /// ```
 ///
-/// An empty text means one server that listens there. With
-/// [`document_root`](NginxRecipe::document_root) it serves files.
+/// With an empty text it has one server on that port, which serves files if there is a
+/// [`document_root`](NginxRecipe::document_root).
 pub fn nginx(configuration: impl Into<String>) -> NginxRecipe {
     NginxRecipe {
         options: Options::default(),
@@ -51,8 +51,7 @@ pub fn nginx(configuration: impl Into<String>) -> NginxRecipe {
 /// - the types of files by name, if the machine has `/etc/nginx/mime.types`;
 /// - the pid, the lock and temporary files in `{dir}`.
 ///
-/// A [`file`](NginxRecipe::file) lies beside the configuration, which can name it by its relative
-/// path.
+/// A [`file`](NginxRecipe::file) lies beside the configuration, which can use its relative path.
 #[derive(Clone, Debug)]
 #[must_use = "a recipe does nothing until it is started"]
 pub struct NginxRecipe {
@@ -75,22 +74,22 @@ impl NginxRecipe {
     }
 
     /// Takes the text given to [`nginx()`] as the whole configuration file, and not as the content
-    /// of `http`. Nothing is added around it. The argument `-g "daemon off;"` keeps nginx in the
-    /// foreground, so the text must not set this itself.
+    /// of `http`. The preset adds nothing around it. The argument `-g "daemon off;"` keeps nginx in
+    /// the foreground, so the text must not set this itself.
     pub fn raw(mut self) -> Self {
         self.raw = true;
         self
     }
 
-    /// Sets the directory whose files are served, unless the text sets one: a `root` in the `http`
+    /// Sets the directory whose files are served, unless the text sets a `root` in the `http`
     /// block. A relative path counts from the working directory, which for tests is the folder of
-    /// their package. It may not contain a `$`, with which nginx begins a variable.
+    /// their package. The path may not contain a `$`, with which nginx begins a variable.
     pub fn document_root(mut self, dir: impl AsRef<Path>) -> Self {
         self.document_root = Some(dir.as_ref().to_owned());
         self
     }
 
-    /// The text with the port, if the port is fixed.
+    /// The text, with the number of the port if it is fixed.
     fn placed(&self, text: &str) -> String {
         match self.options.port {
             Some(port) => with_port(text, port),
@@ -98,12 +97,12 @@ impl NginxRecipe {
         }
     }
 
-    /// The whole file. The user's texts are in files of their own, so that line numbers in nginx's
-    /// errors are the user's.
+    /// The whole configuration file. The user's texts are in files of their own, so that line
+    /// numbers in nginx's errors are the user's.
     fn whole(&self) -> Result<String, Error> {
         let mut text = "pid nginx.pid;\nlock_file nginx.lock;\nerror_log stderr notice;\n".to_owned();
         if is_root() {
-            // This lets its workers read the files of the tests.
+            // This lets nginx's workers read the files of the tests.
             text.push_str("user root;\n");
         }
         text.push_str("include main.conf;\n");
@@ -135,14 +134,14 @@ impl NginxRecipe {
     }
 }
 
-/// A text as one word of nginx's configuration. (A dollar sign still begins a variable: nginx
-/// cannot escape it.)
+/// Quotes a text as one word of nginx's configuration. (A dollar sign still begins a variable:
+/// nginx cannot escape it.)
 fn quoted(text: &str) -> String {
     let text = text.replace('\\', "\\\\").replace('"', "\\\"");
     format!("\"{text}\"")
 }
 
-/// The text with a fixed port for each `{port}`.
+/// Replaces each `{port}` by a fixed port.
 fn with_port(text: &str, port: u16) -> String {
     let placeholder = "{port}";
     let mut placed = String::with_capacity(text.len());
@@ -150,7 +149,7 @@ fn with_port(text: &str, port: u16) -> String {
     while let Some(at) = rest.find(placeholder) {
         let (before, after) = rest.split_at(at);
         placed.push_str(before);
-        // A variable of nginx's, or an escaped placeholder.
+        // This is a variable of nginx, or an escaped placeholder.
         if before.ends_with(['$', '{']) {
             placed.push_str(placeholder);
         } else {
@@ -162,7 +161,7 @@ fn with_port(text: &str, port: u16) -> String {
     placed
 }
 
-// Left out of the list of recipes in error messages, which is long enough.
+// Error messages do not list this recipe, because their list is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for NginxRecipe {
     type Readiness = Answers;
@@ -210,9 +209,9 @@ impl Recipe for NginxRecipe {
                 connection.send(b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n")?;
                 match connection.line() {
                     Ok(_) => Ok(true),
-                    // A server that closes the connection in order is ready, too (`return 444`).
+                    // A server that closes the connection in order (`return 444`) is ready, too.
                     Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(true),
-                    // Its protocol may not be text.
+                    // The protocol of the server may not be text.
                     Err(e) if e.kind() == io::ErrorKind::InvalidData => Ok(true),
                     Err(e) => Err(e),
                 }
@@ -227,10 +226,10 @@ impl Recipe for NginxRecipe {
 
 /// A running nginx, of version 1.19.5 or later.
 ///
-/// Only files could be kept apart in it, so tests may share one as long as they only read. It runs
-/// as the user of the tests, even if that is root, so that it can read their files.
+/// Tests may share one as long as they only read, because it can keep nothing apart but files. It
+/// runs as the user of the tests, even if that is root, so that it can read their files.
 ///
-/// It is stopped by its fast shutdown, which does not wait for open requests. To change its
+/// It stops by its fast shutdown, which does not wait for open requests. To change its
 /// configuration, write `nginx.dir().join("http.conf")` and call `nginx.signal(Signal::Hup)`. The
 /// next start restores the recipe's text.
 ///
@@ -249,7 +248,7 @@ pub struct Nginx {
 handle!(Nginx);
 
 impl Nginx {
-    /// Its URL: `http://127.0.0.1:PORT`.
+    /// The URL: `http://127.0.0.1:PORT`.
     #[must_use]
     pub fn url(&self) -> String {
         format!("http://{}", self.executor.addr())

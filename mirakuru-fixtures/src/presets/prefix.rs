@@ -11,8 +11,8 @@ use super::server::unique_name;
 /// `tk4x2m7qzja5w/`. It has 14 bytes: letters, digits and that separator. On a server in a
 /// `MIRAKURU_*_URL` it has up to 70, which may include `_` and `/`.
 ///
-/// Use it as a text: `format!("{prefix}visits")`, `&*prefix`. Nothing needs to be given back: the
-/// names disappear with the server, and no other test gets the same prefix, however this test ends.
+/// Use it as a text: `format!("{prefix}visits")`, `&*prefix`. It need not be given back: the names
+/// disappear with the server, and no other test gets the same prefix.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Prefix(String);
 
@@ -21,7 +21,7 @@ impl Prefix {
         Ok(Prefix(format!("{}{separator}", unique_name()?)))
     }
 
-    /// Makes a prefix of this text, which its maker knows to be unique.
+    /// Makes a prefix from a unique text.
     pub(super) fn of(text: String) -> Prefix {
         Prefix(text)
     }
@@ -39,8 +39,8 @@ impl Prefix {
     }
 }
 
-/// The two methods of a handle that return a [`Prefix`]. On an external server it begins with this
-/// text; it ends with this separator.
+/// Makes the two methods of a handle that return a [`Prefix`]. On an external server the prefix
+/// begins with this text; it ends with this separator.
 macro_rules! prefix {
     ($handle:ident, $begin:expr, $separator:literal, $(#[$doc:meta])+ $get:ident, $try_get:ident) => {
         impl $handle {
@@ -55,7 +55,7 @@ macro_rules! prefix {
                 $crate::presets::expect(self.$try_get())
             }
 
-            /// The same, but returns the error.
+            /// Makes the prefix as the method above, but returns the error.
             ///
             /// # Errors
             ///

@@ -34,7 +34,7 @@ pub(super) const SERVER: Server = Server {
     external: Some(&external::PROTOCOL),
 };
 
-/// The only user. Its password is different for each server.
+/// The only user, whose password is different for each server.
 const USER: &str = "guest";
 
 /// The server's own script. Packages put a wrapper on `PATH` that only root and the user `rabbitmq`
@@ -42,8 +42,8 @@ const USER: &str = "guest";
 const SCRIPTS: [&str; 1] = ["/usr/lib/rabbitmq/bin/rabbitmq-server"];
 
 /// A helper for the handles, in the server's own language. It listens on a socket in the private
-/// directory for lines that name a virtual host to add or to delete. It starts at the end of the
-/// boot, and calls the same functions as `rabbitmqctl`. `rabbitmqctl` itself needs seconds, and the
+/// directory for lines with a virtual host to add or to delete. It starts at the end of the boot,
+/// and calls the same functions as `rabbitmqctl`. `rabbitmqctl` itself needs seconds, and the
 /// management plugin would make each start and stop seconds longer. The helper also ends the
 /// process that would check `epmd` each minute and start it: see the command.
 const CLERK: &str = r#"
@@ -88,9 +88,9 @@ spawn(fun() ->
 receive open -> ok after 10000 -> error(no_clerk) end.
 "#;
 
-/// Runs before the boot. To find its boot steps, RabbitMQ loads every module of every application
-/// that it depends on. Erlang's own libraries have no boot steps, so they get an empty list of
-/// modules here. That saves a third of the computing.
+/// A program that runs before the boot. To find its boot steps, RabbitMQ loads every module of
+/// every application that it depends on. Erlang's own libraries have no boot steps, so they get an
+/// empty list of modules here. That saves a third of the computing.
 const PRELUDE: &str = r#"
 [case file:consult(code:where_is_file(atom_to_list(App) ++ ".app")) of
      {ok, [{application, App, Keys}]} ->
@@ -100,8 +100,8 @@ const PRELUDE: &str = r#"
  end || App <- [asn1, compiler, crypto, inets, mnesia, os_mon, public_key, runtime_tools, ssl, syntax_tools, tools, xmerl]].
 "#;
 
-/// The default limit of a start. With two processors to itself it is ready after some 4 s, and
-/// after 30 s if it shares them with ten others.
+/// Time limit of a start by default. Alone on two processors, the server is ready after some 4 s,
+/// and after 30 s if it shares them with ten others.
 const READY_WITHIN: Duration = Duration::from_secs(180);
 
 /// A RabbitMQ: see [`Rabbitmq`]. The default of [`timeout`](RabbitmqRecipe::timeout) is 180 s here.
@@ -123,15 +123,15 @@ pub struct RabbitmqRecipe {
 options!(RabbitmqRecipe);
 
 impl RabbitmqRecipe {
-    /// Sets a key of its `rabbitmq.conf`, which overrides the preset's value:
-    /// `config("channel_max", "128")`.
+    /// Sets a key of `rabbitmq.conf`, which overrides the preset's value: `config("channel_max",
+    /// "128")`.
     pub fn config(mut self, key: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.config.push((key.into(), value.into()));
         self
     }
 
-    /// Enables a plugin that is installed: `plugin("rabbitmq_consistent_hash_exchange")`. The
-    /// default is none, and the start fails if there is no such plugin.
+    /// Enables an installed plugin: `plugin("rabbitmq_consistent_hash_exchange")`. The default is
+    /// none, and the start fails if there is no such plugin.
     ///
     /// A plugin that listens takes its standard port unless its configuration sets one. For
     /// `plugin("rabbitmq_management")` add `config("management.tcp.ip",
@@ -152,7 +152,7 @@ impl RabbitmqRecipe {
             .or_else(|| SERVER.find())
     }
 
-    /// The plugins that the server needs, and those that the recipe asks for.
+    /// Finds the plugins that the server and the recipe need.
     fn needed(&self) -> Result<Vec<PathBuf>, Error> {
         match self.script().as_deref().and_then(Plugins::of) {
             Some(plugins) => plugins.needed(&self.plugins),
@@ -161,12 +161,12 @@ impl RabbitmqRecipe {
     }
 }
 
-/// The plugins of an installed server: `NAME-VERSION`, a folder each.
+/// The plugins of an installed server, each a folder `NAME-VERSION`.
 struct Plugins(Vec<(String, PathBuf)>);
 
 impl Plugins {
-    /// The plugins beside the folder of the script. `None` if the server has another layout, or
-    /// archives.
+    /// Finds the plugins beside the folder of the script. `None` if the server has another layout,
+    /// or archives.
     fn of(script: &Path) -> Option<Plugins> {
         let script = fs::canonicalize(script).ok()?;
         let mut found = Vec::new();
@@ -191,8 +191,8 @@ impl Plugins {
         found.next().map(|(_, path)| path.as_path())
     }
 
-    /// The folders of the server, of these plugins, and of all their dependencies. The start reads
-    /// each plugin that it finds, so it is faster with as few as possible.
+    /// Finds the folders of the server, of these plugins, and of all their dependencies. The start
+    /// reads each plugin there, so it is faster with as few as possible.
     fn needed(&self, asked: &[String]) -> Result<Vec<PathBuf>, Error> {
         let mut needed: Vec<PathBuf> = Vec::new();
         let mut open = vec!["rabbit".to_owned()];
@@ -227,7 +227,7 @@ impl Plugins {
     }
 }
 
-/// The names in `{applications, [kernel, stdlib, ranch]}`.
+/// The names in a text like `{applications, [kernel, stdlib, ranch]}`.
 fn applications(app: &str) -> Vec<String> {
     let list = app
         .split_once("{applications")
@@ -238,7 +238,7 @@ fn applications(app: &str) -> Vec<String> {
         .collect()
 }
 
-// Left out of the list of recipes in error messages, which is long enough.
+// Error messages do not list this recipe, because their list is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for RabbitmqRecipe {
     type Readiness = Answers;
@@ -261,15 +261,14 @@ impl Recipe for RabbitmqRecipe {
         let settings = self.options.settings(settings);
         let mut conf = String::new();
         for (number, (key, value)) in settings.iter().enumerate() {
-            // For each key, the last value.
+            // The last value of a key counts.
             if !settings[number + 1..].iter().any(|(later, _)| later == key) {
                 conf.push_str(&format!("{key} = {value}\n"));
             }
         }
         // Erlang's name service, `epmd`, serves the whole machine and outlives the server that
-        // starts it. RabbitMQ would start one through another virtual machine. It does not do that
-        // for a node that has its name from the command line, and a node with a given port needs no
-        // name service.
+        // starts it. RabbitMQ would start one through another virtual machine. With the node's name
+        // on the command line it does not, and a node with a given port needs no name service.
         let args = [
             "-sname",
             NODE,
@@ -307,8 +306,7 @@ impl Recipe for RabbitmqRecipe {
             .env("RUNNING_UNDER_SYSTEMD", "true")
             // Erlang reads these before the command line, and removes the backslashes.
             .env("ERL_AFLAGS", r#"-eval file:eval(\"prelude.erl\")"#)
-            // If an `epmd` is started after all, it has a port of its own, and ends with the
-            // server.
+            // If an `epmd` is started after all, it has its own port, and ends with the server.
             .env("ERL_EPMD_ADDRESS", "127.0.0.1")
             .env("ERL_EPMD_PORT", "{port:epmd}");
         if !self.needed()?.is_empty() {
@@ -331,7 +329,7 @@ impl Recipe for RabbitmqRecipe {
         }
         let dir = executor.dir();
         let secret = new_password()?;
-        // The server reads it while it has no data yet.
+        // The server reads these definitions while it has no data yet.
         let config = format!(
             "[{{rabbit, [{{default_user, <<\"{USER}\">>}}, {{default_pass, <<\"{secret}\">>}}]}}].\n"
         );
@@ -360,22 +358,22 @@ impl Recipe for RabbitmqRecipe {
     }
 }
 
-/// The data directory. RabbitMQ puts its absolute path between quotes into a command for a shell,
-/// and hangs if the path contains a quote. Linux offers a path without the name of the private
-/// directory.
+/// Path of the data directory. RabbitMQ puts its absolute path between quotes into a command for a
+/// shell, and hangs if the path contains a quote. Linux offers a path without the name of the
+/// private directory.
 const DATA: &str = if cfg!(target_os = "linux") {
     "/proc/self/cwd/data"
 } else {
     "{dir}/data"
 };
 
-/// Each server has this name: no name service would know two of them.
+/// The name of each server's node, because no name service knows any of them.
 const NODE: &str = "rabbit@localhost";
 
 /// Whether the server answers a client's protocol header with the method `connection.start`.
 fn speaks_amqp(mut connection: Connection) -> io::Result<bool> {
     connection.send(b"AMQP\x00\x00\x09\x01")?;
-    // A method frame, channel 0, four bytes of length, class 10, method 10.
+    // The frame has the method type, channel 0, four bytes of length, class 10, method 10.
     let mut start = [0; 11];
     connection.0.read_exact(&mut start)?;
     Ok(start[..3] == [1, 0, 0] && start[7..] == [0, 10, 0, 10])
@@ -402,10 +400,10 @@ fn ask(dir: &Path, request: &str, within: Duration) -> io::Result<()> {
 /// bindings and policies no other test sees. The tests share everything outside virtual hosts:
 /// users, the limits and alarms of the whole server, and plugins.
 ///
-/// Its Erlang node is alone: it belongs to no cluster, and `rabbitmqctl` does not find it. It is
-/// the slowest preset, with seconds of computing at its start, so share one: a `static`, with a
-/// virtual host for each test. There is no `durable(..)`: RabbitMQ writes persistent messages to
-/// the disk, and has no switch for it.
+/// Its Erlang node belongs to no cluster, and `rabbitmqctl` does not find it. It is the slowest
+/// preset, with seconds of computing at its start, so share one: a `static`, with a virtual host
+/// for each test. There is no `durable(..)`: RabbitMQ writes persistent messages to the disk, and
+/// has no switch for it.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -448,20 +446,20 @@ impl Rabbitmq {
         &self.password
     }
 
-    /// A virtual host for one test, in which the [user](Rabbitmq::user) has all rights. Dropping it
-    /// deletes the virtual host. If the test process is killed, the virtual host is gone with the
-    /// server.
+    /// Makes a virtual host for one test, in which the [user](Rabbitmq::user) has all rights.
+    /// Dropping it deletes the virtual host. If the test process is killed, the virtual host is
+    /// gone with the server.
     ///
     /// # Panics
     ///
-    /// If it cannot be made: see [`try_vhost`](Rabbitmq::try_vhost).
+    /// If the virtual host cannot be made: see [`try_vhost`](Rabbitmq::try_vhost).
     #[must_use]
     #[track_caller]
     pub fn vhost(&self) -> RabbitmqVhost {
         expect(self.try_vhost())
     }
 
-    /// The same, but returns the error.
+    /// Makes a virtual host as [`vhost`](Rabbitmq::vhost), but returns the error.
     ///
     /// # Errors
     ///
@@ -502,8 +500,8 @@ impl Rabbitmq {
     }
 }
 
-/// One virtual host of a [`Rabbitmq`], made for a test. Dropping this closes the connections to it,
-/// and deletes it with everything in it.
+/// One virtual host of a [`Rabbitmq`], made for a test. Dropping it closes the connections to it,
+/// and deletes it with all its content.
 #[derive(Debug)]
 pub struct RabbitmqVhost {
     name: String,
@@ -513,13 +511,13 @@ pub struct RabbitmqVhost {
 }
 
 impl RabbitmqVhost {
-    /// Its URL: `amqp://guest:PASSWORD@127.0.0.1:PORT/NAME`.
+    /// The URL: `amqp://guest:PASSWORD@127.0.0.1:PORT/NAME`.
     #[must_use]
     pub fn url(&self) -> String {
         self.url.clone()
     }
 
-    /// Its name, which is unique on the server.
+    /// The name, which is unique on the server.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name

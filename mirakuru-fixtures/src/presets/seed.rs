@@ -1,5 +1,5 @@
-//! Data that code makes. [`seed`](super::PostgresRecipe::seed) runs the code once for a key, and
-//! the result is kept over runs.
+//! Data made by code. [`seed`](super::PostgresRecipe::seed) runs the code once for a key, and the
+//! result is kept over runs.
 
 use std::fmt;
 use std::fs;
@@ -56,7 +56,7 @@ impl Seed {
     }
 }
 
-/// A text for the seeds. Other seeds, or another order, give another text.
+/// A text that identifies the seeds and their order.
 pub(super) fn digest(seeds: &[Seed]) -> String {
     let keys: Vec<String> = seeds
         .iter()
@@ -65,9 +65,9 @@ pub(super) fn digest(seeds: &[Seed]) -> String {
     format!("{:016x}", hash(0, &keys.join("\n")))
 }
 
-/// A key for the files in a directory and its subdirectories. It changes if a file is added,
-/// removed, renamed or changed. For [`seed`](super::PostgresRecipe::seed) with a directory of
-/// migrations.
+/// Makes a key from the files in a directory and its subdirectories. It changes if a file is added,
+/// removed, renamed or changed. Use it for [`seed`](super::PostgresRecipe::seed) with a directory
+/// of migrations.
 ///
 /// ```
 /// # use mirakuru_fixtures as mirakuru;
@@ -82,7 +82,7 @@ pub(super) fn digest(seeds: &[Seed]) -> String {
 pub fn hash_of_dir(path: impl AsRef<Path>) -> io::Result<String> {
     let mut text = Vec::new();
     add_dir(path.as_ref(), Path::new(""), &mut text)?;
-    // The bytes as text, one character each: the hash takes a text.
+    // The hash takes a text, so each byte becomes a character.
     let text: String = text.into_iter().map(char::from).collect();
     Ok(format!("{:016x}", hash(0, &text)))
 }

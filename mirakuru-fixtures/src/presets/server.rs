@@ -1,5 +1,5 @@
-//! The parts of every preset: the facts about a program ([`Server`]), the settings that all recipes
-//! have ([`Options`]), and the setters and handles that are the same for all.
+//! The parts that all presets share: the facts about a program ([`Server`]), the settings of
+//! recipes ([`Options`]), and the setters and handles.
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions};
@@ -22,9 +22,9 @@ use crate::lease;
 pub(super) struct Server {
     /// The name in error messages.
     pub(crate) name: &'static str,
-    /// The names of the program. The first one that is found is used.
+    /// Names of the program. The first one that exists is used.
     pub(crate) programs: &'static [&'static str],
-    /// Users for the server if the tests run as root. Without any, it runs as root.
+    /// Users for the server if the tests run as root. Without any, the server runs as root.
     pub(crate) users: &'static [&'static str],
     pub(crate) as_root: AsRoot,
     /// Limits of a process below which the server does not run, or gives no reason for its exit.
@@ -36,11 +36,11 @@ pub(super) struct Server {
 /// A limit of a process: its name in `/proc/self/limits`, the least amount, the option of `ulimit`.
 pub(super) type Limit = (&'static str, u64, &'static str);
 
-/// How a server runs if the tests run as root, and root may not become another user.
+/// The way in which a server runs if the tests run as root, and root may not become another user.
 pub(super) enum AsRoot {
-    /// It refuses to run.
+    /// The server refuses to run.
     Never,
-    /// It runs with these additional arguments.
+    /// The server runs with these additional arguments.
     With(&'static [&'static str]),
 }
 
@@ -96,8 +96,8 @@ impl Server {
         self.chosen().or_else(found)
     }
 
-    /// Whether it takes this character in the path of its directory for something else, or refuses
-    /// it: the separator of a list, a pattern, a control character. [`char::REPLACEMENT_CHARACTER`]
+    /// Whether the server misunderstands or refuses this character in the path of its directory:
+    /// the separator of a list, a pattern, a control character. [`char::REPLACEMENT_CHARACTER`]
     /// stands for bytes that are not UTF-8.
     fn refuses_in_paths(&self, letter: char) -> bool {
         match (self.name, letter) {
@@ -125,8 +125,8 @@ impl Server {
     }
 
     /// The program at a path: the path itself, a bare name on `PATH`, or the program below a
-    /// directory where it was installed. If there is none, the path where it would be: the start
-    /// then gives the better error.
+    /// directory where it was installed. If there is none, returns its likely path, because the
+    /// start gives the better error.
     fn program_at(&self, path: &Path) -> PathBuf {
         if !path.is_dir() {
             let name = path.to_str().filter(|name| !name.contains('/'));
@@ -141,11 +141,11 @@ impl Server {
         files.find(|file| file.is_file()).unwrap_or(first)
     }
 
-    /// A recipe for the server, with a user that it accepts.
+    /// Makes a recipe with a user that the server accepts.
     ///
     /// # Errors
     ///
-    /// If it refuses to run as root, and root may not become another user here.
+    /// If the server refuses to run as root, and root may not become another user here.
     pub(crate) fn unprivileged(
         &self,
         recipe: ExecutorBuilder<NoWait>,
@@ -164,7 +164,7 @@ impl Server {
         }
     }
 
-    /// Why it runs as root although it has other users, if it does.
+    /// The reason why the server runs as root although it has other users, if it does.
     pub(crate) fn stays_root(&self) -> Option<String> {
         match unprivileged_user(self.users) {
             Some(Ok(_)) => None,
@@ -177,8 +177,8 @@ impl Server {
     }
 }
 
-/// A program in an environment without anything meant for another one: UTC, UTF-8, and temporary
-/// files in the private directory.
+/// A program in an environment of its own: UTC, UTF-8, and temporary files in the private
+/// directory.
 pub(super) fn clean_program(program: &Path) -> ExecutorBuilder<NoWait> {
     let mut recipe = Executor::builder([literal(program)]);
     for name in NOT_INHERITED {
@@ -191,7 +191,7 @@ pub(super) fn clean_program(program: &Path) -> ExecutorBuilder<NoWait> {
         .umask(0o077)
 }
 
-/// Gives a client the same environment.
+/// Gives a client program the same environment.
 pub(super) fn clean(command: &mut Command) {
     for (name, _) in std::env::vars_os() {
         let text = name.to_string_lossy();
@@ -217,12 +217,12 @@ pub(super) struct Options {
     pub(crate) timeout: Option<Duration>,
     pub(crate) durable: bool,
     pub(crate) optional: bool,
-    /// Set for a node of a cluster, which never uses an external server.
+    /// Whether this is a node of a cluster, which never uses an external server.
     pub(crate) is_member: bool,
 }
 
 impl Options {
-    /// A recipe for the program at the given path, or else the one that is found, with these
+    /// A recipe for the program at the given path, or else for the installed one, with these
     /// arguments and the user's. If there is no program, the start fails with an error that names
     /// the package.
     pub(crate) fn recipe(
@@ -279,7 +279,7 @@ impl Options {
         let recipe = recipe.args(&self.args);
         match is_there {
             true => server.unprivileged(recipe),
-            // Its user does not exist, either. The start gives the better error.
+            // The server's user does not exist, either. The start gives the better error.
             false => Ok(recipe),
         }
     }
@@ -299,7 +299,7 @@ impl Options {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// The port in commands and files.
+    /// The port, as commands and files have it.
     pub(crate) fn port(&self) -> String {
         self.port
             .map_or_else(|| "{port}".to_owned(), |port| port.to_string())
@@ -314,7 +314,7 @@ impl Options {
         self.answers_in(sentence, move |probe| ask(probe.connect()?))
     }
 
-    /// The same, for a question that needs the private directory.
+    /// The condition for a question that needs the private directory.
     pub(crate) fn answers_in(
         &self,
         sentence: &str,
@@ -333,7 +333,7 @@ impl Options {
     }
 }
 
-/// One probe of a server that starts.
+/// A probe of a server that is starting.
 pub(super) struct Question<'a> {
     pub(crate) port: u16,
     within: Duration,
@@ -347,8 +347,8 @@ impl Question<'_> {
     }
 }
 
-/// Whether this is the stand-in of a version manager (asdf, mise, pyenv). It is a script, or a
-/// program in a folder `shims`, and finds the version to run by the working directory.
+/// Whether a program is the stand-in of a version manager (asdf, mise, pyenv). It is a script, or
+/// in a folder `shims`, and finds the version to run by the working directory.
 pub(super) fn is_shim(program: &Path) -> bool {
     let mut start = [0; 2];
     let is_script =
@@ -356,14 +356,14 @@ pub(super) fn is_shim(program: &Path) -> bool {
     is_script || program.parent().is_some_and(|dir| dir.ends_with("shims"))
 }
 
-/// The last lines of a failed program: usually the reason.
+/// The last lines of a failed program's output, which usually have the reason.
 pub(super) fn last_lines<R: Readiness>(executor: &Executor<R>) -> String {
     let logs = executor.logs();
     let reason = reason(logs.stderr(), &logs.to_string());
     reason.unwrap_or_else(|| "it printed nothing".to_owned())
 }
 
-/// The last lines on standard error, which has the reason; if it is empty, those of all output.
+/// The last lines on standard error, or of all output if standard error is empty.
 pub(super) fn reason(stderr: &str, all: &str) -> Option<String> {
     const TAIL: usize = 20;
     let text = if stderr.trim().is_empty() { all } else { stderr };
@@ -406,8 +406,8 @@ pub(super) fn read_secret(dir: &Path, name: &str) -> Result<String, Error> {
     fs::read_to_string(&path).map_err(|source| failed(format!("read {}", path.display()), source))
 }
 
-/// Writes a file into the private directory that only its owner can read. For `prepare`: a recipe
-/// must not contain a secret.
+/// Writes a file into the private directory that only its owner can read. Use it in `prepare`: a
+/// recipe must not contain a secret.
 pub(super) fn write_secret(dir: &Path, name: &str, text: &str) -> Result<(), Error> {
     let path = dir.join(name);
     let mut options = OpenOptions::new();
@@ -416,7 +416,7 @@ pub(super) fn write_secret(dir: &Path, name: &str, text: &str) -> Result<(), Err
         .map_err(|source| failed(format!("write {}", path.display()), source))
 }
 
-/// The setters that all presets share. (Servers that keep nothing on a disk have no `durable`.)
+/// The setters that all presets share. (Only servers with data on a disk have `durable`.)
 macro_rules! options {
     ($recipe:ident) => {
         impl $recipe {
@@ -426,8 +426,8 @@ macro_rules! options {
                 self
             }
 
-            /// Listens on this port. The default is a free port. Fixtures that want the same port
-            /// wait for each other.
+            /// Listens on this port. The default is a free port. Fixtures on the same port wait for
+            /// each other.
             pub fn port(mut self, port: u16) -> Self {
                 self.options.port = Some(port);
                 self

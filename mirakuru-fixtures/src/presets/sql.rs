@@ -18,7 +18,7 @@ pub(super) enum Script {
 }
 
 impl Script {
-    /// For error messages.
+    /// Describes the script in error messages.
     pub(crate) fn attempt(&self) -> String {
         match self {
             Script::Text(_) => "load the recipe's SQL".to_owned(),
@@ -26,12 +26,12 @@ impl Script {
         }
     }
 
-    /// The text, after a check that all of it goes into the open database.
+    /// Reads the text, and checks that all of it goes into the open database.
     ///
     /// # Errors
     ///
-    /// If it cannot be read, leads into another database, or leaves a transaction open. The error
-    /// names the line.
+    /// If the script cannot be read, leads into another database, or leaves a transaction open. The
+    /// error names the line.
     pub(crate) fn read(&self, dialect: Dialect) -> Result<Vec<u8>, Error> {
         let text = match self {
             Script::Text(text) => text.clone().into_bytes(),
@@ -44,7 +44,7 @@ impl Script {
     }
 }
 
-/// The scripts behind an argument of `load_sql`: SQL, a file, or the files of a directory.
+/// Finds the scripts for an argument of `load_sql`: SQL, a file, or the files of a directory.
 ///
 /// # Errors
 ///
@@ -76,7 +76,7 @@ pub(super) fn find(given: &str, scripts: &mut Vec<Script>) -> Result<(), Error> 
     Ok(())
 }
 
-/// Whether a text that names no file is SQL, and not the name of a missing file.
+/// Whether a text is SQL, and not the name of a missing file.
 fn is_sql(given: &str) -> bool {
     let is_path = given.starts_with(['/', '.', '~']) && !given.starts_with("/*");
     let is_name = given.to_ascii_lowercase().ends_with(".sql") || given.ends_with('/');
@@ -160,9 +160,9 @@ pub(super) enum Dialect {
 #[derive(Default)]
 struct Statement {
     line: usize,
-    /// The position in the text at which it begins.
+    /// Position in the text at which the statement begins.
     at: usize,
-    /// The first three, in upper case.
+    /// The first three words, in upper case.
     words: Vec<String>,
     last_word: String,
     copies_from_stdin: bool,
@@ -346,7 +346,7 @@ fn dollar_quoted(text: &[u8]) -> usize {
     closing.map_or(text.len(), |at| tag.len() + at + tag.len())
 }
 
-/// The lines up to `\.`.
+/// Length of the lines up to `\.`.
 fn data_of_copy(text: &[u8]) -> usize {
     let mut at = end_of_line(text);
     while at < text.len() {

@@ -1,4 +1,4 @@
-//! A memcached at `MIRAKURU_MEMCACHED_URL`: keys that begin with one of our owners are ours.
+//! A memcached at `MIRAKURU_MEMCACHED_URL`. Keys that begin with one of our owners are ours.
 
 use std::io;
 use std::thread;
@@ -19,7 +19,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
 };
 
 const ALL_KEYS: &[u8] = b"lru_crawler metadump all\r\n";
-/// How long the server may be busy with listing its keys for other clients.
+/// Time that the server may be busy with another client's list of keys.
 const BUSY_WITHIN: Duration = Duration::from_secs(10);
 
 fn connect(external: &External) -> io::Result<Connection> {
@@ -35,7 +35,7 @@ fn connect(external: &External) -> io::Result<Connection> {
     Ok(connection)
 }
 
-/// The keys that our owners may have made. The server has no other way to list its keys.
+/// Finds the keys that our owners may have made. The server has no other way to list its keys.
 fn keys(connection: &mut Connection) -> io::Result<Vec<String>> {
     let until = Instant::now() + BUSY_WITHIN;
     let mut keys = Vec::new();
@@ -50,7 +50,7 @@ fn keys(connection: &mut Connection) -> io::Result<Vec<String>> {
                 }
             }
             None if line == "END" => return Ok(keys),
-            // It lists them for one client at a time.
+            // The server lists its keys for one client at a time.
             None if line.starts_with("BUSY") && Instant::now() < until => {
                 thread::sleep(Duration::from_millis(20));
                 connection.send(ALL_KEYS)?;
@@ -74,7 +74,7 @@ fn remove(external: &External, owner: &str) -> io::Result<()> {
         .filter(|key| key.starts_with(&begin))
     {
         connection.send(format!("delete {key}\r\n").as_bytes())?;
-        // `DELETED`, or `NOT_FOUND` if the key has expired.
+        // The answer is `DELETED`, or `NOT_FOUND` if the key has expired.
         connection.line()?;
     }
     Ok(())

@@ -1,4 +1,4 @@
-//! A broker at `MIRAKURU_MOSQUITTO_URL`: retained messages below `mirakuru/OWNER_..` are ours.
+//! A broker at `MIRAKURU_MOSQUITTO_URL`. Retained messages below `mirakuru/OWNER_..` are ours.
 
 use std::io::{self, Read};
 use std::time::{Duration, Instant};
@@ -107,7 +107,7 @@ fn connect(external: &External) -> io::Result<Connection> {
     }
 }
 
-/// The topics of all our retained messages.
+/// Finds the topics of all our retained messages.
 fn retained(external: &External) -> io::Result<Vec<String>> {
     let mut connection = connect(external)?;
     let filter = [&[0, 1], &text(&format!("{BEGIN}#"))[..], &[0]].concat();
@@ -142,7 +142,7 @@ fn remove(external: &External, owner: &str) -> io::Result<()> {
     loop {
         let topics = retained(external)?;
         let ours: Vec<&String> = topics.iter().filter(|topic| topic.starts_with(&begin)).collect();
-        // A broker sends only as many messages at once as it queues.
+        // A broker sends at once only as many messages as its queue holds.
         if ours.is_empty() {
             return Ok(());
         }

@@ -1,4 +1,4 @@
-//! A NATS at `MIRAKURU_NATS_URL`: streams and buckets whose names begin with one of our owners are
+//! A NATS at `MIRAKURU_NATS_URL`. Streams and buckets whose names begin with one of our owners are
 //! ours.
 
 use std::io::{self, Read};
@@ -17,12 +17,12 @@ pub(super) const PROTOCOL: Protocol = Protocol {
     remove,
 };
 
-/// Key-value buckets and object stores are streams whose names begin with these.
+/// Beginnings of the names of streams that are key-value buckets and object stores.
 const BUCKETS: [&str; 2] = ["KV_", "OBJ_"];
-/// How many streams JetStream names in one answer.
+/// Number of streams in one answer of JetStream.
 const PAGE: usize = 1024;
 
-/// A connection that has logged in, and a subject for answers that only it uses.
+/// A connection that has logged in, with its own subject for answers.
 struct Client {
     connection: Connection,
     inbox: String,
@@ -75,7 +75,7 @@ impl Client {
         let (inbox, length) = (&self.inbox, question.len());
         let text = format!("PUB $JS.API.{subject} {inbox} {length}\r\n{question}\r\n");
         self.connection.send(text.as_bytes())?;
-        // MSG subject subscription bytes
+        // The format is: MSG subject subscription bytes
         let head = until(&mut self.connection, "MSG")?;
         let length = head.rsplit(' ').next().and_then(|length| length.parse().ok());
         let length: usize = length.ok_or(io::ErrorKind::InvalidData)?;
@@ -104,7 +104,7 @@ impl Client {
     }
 }
 
-/// The name that the test gave.
+/// The part of a stream's name that the test chose.
 fn own_name(stream: &str) -> &str {
     let bucket = BUCKETS.iter().find_map(|begin| stream.strip_prefix(begin));
     bucket.unwrap_or(stream)
@@ -124,7 +124,7 @@ fn remove(external: &External, owner: &str) -> io::Result<()> {
         .filter(|stream| own_name(stream).starts_with(&begin))
     {
         let answer = client.request(&format!("STREAM.DELETE.{stream}"), "")?;
-        // Another process may have removed it meanwhile.
+        // Another process may have removed the stream meanwhile.
         if !answer.contains("\"success\":true") && !answer.contains("not found") {
             return Err(io::Error::other(format!("stream {stream}: {answer}")));
         }

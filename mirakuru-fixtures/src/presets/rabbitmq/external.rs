@@ -1,5 +1,5 @@
-//! A RabbitMQ at `MIRAKURU_RABBITMQ_URL`: virtual hosts that begin with one of our owners are ours.
-//! They are made through the HTTP API of its management plugin.
+//! A RabbitMQ at `MIRAKURU_RABBITMQ_URL`. Virtual hosts that begin with one of our owners are ours.
+//! They are made through the HTTP API of the server's management plugin.
 
 use std::io;
 

@@ -19,12 +19,12 @@ use crate::presets::connection::Connection;
 
 const SLOTS: usize = 16384;
 
-/// The first digit of a node's id gives its role at the start.
+/// First digit of a node's id, which gives its role at the start.
 const MASTER: char = 'a';
 const REPLICA: char = 'b';
 const PHANTOM: char = 'f';
 
-/// A node's place in the cluster.
+/// The place of a node in the cluster.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     node: Node,
@@ -43,8 +43,8 @@ impl Place {
         }
     }
 
-    /// The file `nodes.conf`, in which a node keeps its view of the cluster. Ids come from the
-    /// private directories, so no other cluster has them.
+    /// The content of `nodes.conf`, in which a node keeps its view of the cluster. Ids come from
+    /// the private directories, so no other cluster has them.
     pub(super) fn nodes_conf(&self) -> String {
         let masters = self.masters;
         let dirs: Vec<_> = self.node.nodes().map(|node| node.dir()).collect();
@@ -83,7 +83,7 @@ pub(super) fn is_up(connection: &mut Connection) -> io::Result<bool> {
     Ok(is_ok(connection)? || view(connection)?.lines().any(is_phantom))
 }
 
-/// The steps in which a cluster of `masters` masters and `nodes` nodes becomes ready.
+/// The steps by which a cluster of `masters` masters and `nodes` nodes becomes ready.
 pub(super) fn ready(masters: usize, nodes: usize, password: Option<&str>) -> [Check; 3] {
     let check = |sentence: &str, step: fn(&mut Connection, usize, usize) -> io::Result<bool>| {
         let password = password.map(str::to_owned);
@@ -126,15 +126,15 @@ fn take_over(connection: &mut Connection) -> io::Result<bool> {
     ask(connection, &["CLUSTER", "FAILOVER", "TAKEOVER"]).map(|_| true)
 }
 
-/// Once a replica follows its real master, tells all other nodes. Without this they would hear of
-/// it with the next ping, up to a second later.
+/// Tells all other nodes of a replica, once it follows its real master. Otherwise they would learn
+/// that from the next ping, up to a second later.
 fn introduce(connection: &mut Connection, view: &str, own: &str) -> io::Result<bool> {
     if own.split(' ').nth(3).is_none_or(is_phantom) {
         return Ok(false);
     }
     let others = view.lines().filter(|line| *line != own && !is_phantom(line));
     for place in others.filter_map(|line| line.split([' ', ',']).nth(1)) {
-        // `IP:PORT@BUS`
+        // The format is `IP:PORT@BUS`.
         let parts: Vec<&str> = place.split([':', '@']).collect();
         ask(connection, &[&["CLUSTER", "MEET"], &parts[..]].concat())?;
     }
@@ -144,7 +144,7 @@ fn introduce(connection: &mut Connection, view: &str, own: &str) -> io::Result<b
 /// Whether the phantoms have neither slots nor replicas, and this many masters have slots.
 fn knows_masters(view: &str, masters: usize) -> bool {
     let nodes = || view.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-    // id, address, flags, master, ping, pong, epoch, link; then slots
+    // The fields are id, address, flags, master, ping, pong, epoch, link; then slots
     let has_slots = |node: &[&str]| node.len() > 8;
     let is_over = |node: Vec<&str>| match node[..] {
         [id, ..] if is_phantom(id) => !has_slots(&node),

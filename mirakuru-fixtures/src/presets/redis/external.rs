@@ -27,11 +27,11 @@ pub(super) const PROTOCOL: Protocol = Protocol {
     remove,
 };
 
-/// Needed for scripts that write after `TIME`; `SELECT` in scripts is older.
+/// Oldest major version with scripts that write after `TIME`; `SELECT` in scripts is older.
 const OLDEST: u32 = 5;
-/// In this time, in seconds, the stand-in renews its registration ten times.
+/// Time in seconds, in which the stand-in renews its registration ten times.
 const SILENT_AFTER: u64 = 600;
-/// How long to wait for another test to give a database back: most servers have 16.
+/// Time to wait for another test to give a database back: most servers have 16.
 const GIVEN_BACK_WITHIN: Duration = Duration::from_secs(10);
 
 /// Leases an empty database, or one whose owner has ended.
@@ -185,7 +185,7 @@ fn owners(external: &External) -> io::Result<Vec<String>> {
             owners.push(owner.clone());
         }
     }
-    // These remain if the other hash was removed.
+    // These databases remain if the other hash was removed.
     for token in all_tokens(&mut connection)? {
         if let Some(token) = Token::parse(&token).filter(|token| !runs.iter().any(|run| run == token.owner)) {
             owners.push(token.owner.to_owned());
@@ -252,8 +252,8 @@ pub(super) fn lease(external: &External, owner: &str) -> io::Result<(u32, String
     }
 }
 
-/// Numbers that are never leased, even if they are empty: the one in the URL, and those that others
-/// have connections to.
+/// Finds the numbers that are never leased, even if empty: the one in the URL, and those with
+/// connections of others.
 fn kept(connection: &mut Connection, external: &External) -> io::Result<Vec<String>> {
     let clients = match bulk(connection, &["CLIENT", "LIST"]) {
         // Our user may not list connections.

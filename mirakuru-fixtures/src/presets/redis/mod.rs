@@ -48,16 +48,16 @@ pub fn redis() -> RedisRecipe {
 #[must_use = "a recipe does nothing until it is started"]
 pub struct RedisRecipe {
     options: Options,
-    /// Its place in a cluster.
+    /// The node's place in a cluster.
     place: Option<Place>,
-    /// The port of the master that it follows.
+    /// The port of the master, for a replica.
     master: Option<u16>,
 }
 
 options!(RedisRecipe, durable);
 
 impl RedisRecipe {
-    /// Sets a directive of its configuration, which overrides the preset's value:
+    /// Sets a directive of the configuration, which overrides the preset's value:
     /// `config("maxmemory", "16mb")`.
     ///
     /// The value is written as it stands in `redis.conf`. So a directive may have several
@@ -121,7 +121,7 @@ impl RedisRecipe {
     ///
     /// # Panics
     ///
-    /// If the system has no port to give.
+    /// If the system has no free port.
     pub fn cluster(
         self,
         masters: usize,
@@ -129,9 +129,9 @@ impl RedisRecipe {
         self.cluster_with_replicas(masters, 0)
     }
 
-    /// The same, with `replicas` replicas of each master. The masters are the first nodes. After
-    /// them come one replica of each master, in the order of the masters, and so on. It is ready
-    /// when, in addition, each replica has its master's data.
+    /// A cluster as [`cluster`](RedisRecipe::cluster), with `replicas` replicas of each master. The
+    /// masters are the first nodes. After them come one replica of each master, in the order of the
+    /// masters, and so on. It is ready when, in addition, each replica has its master's data.
     ///
     /// A replica takes over when its master is dead. The nodes notice that after
     /// `cluster-node-timeout`.
@@ -147,7 +147,7 @@ impl RedisRecipe {
     ///
     /// # Panics
     ///
-    /// If the system has no port to give.
+    /// If the system has no free port.
     pub fn cluster_with_replicas(
         self,
         masters: usize,
@@ -175,7 +175,7 @@ impl RedisRecipe {
         self
     }
 
-    /// As a replica it gives its master the password that clients use.
+    /// Gives the master the password that clients use, for a replica.
     fn authenticated(self) -> RedisRecipe {
         match self.options.setting("requirepass").map(str::to_owned) {
             Some(password) => self.config("masterauth", password),
@@ -211,7 +211,7 @@ impl RedisRecipe {
         let lines = self.options.settings(settings);
         let mut text: String = lines.iter().map(|(name, value)| line(name, value)).collect();
         if let Some(master) = self.master {
-            // This text tells mirakuru that the replica needs its master, and so ends before it.
+            // This text shows that the replica needs its master, and so ends before it.
             text.push_str(&format!("# follows 127.0.0.1:{master}\n"));
         }
         if let Some(place) = &self.place {
@@ -236,7 +236,7 @@ fn line(directive: &str, value: &str) -> String {
     format!("{directive} {value}\n")
 }
 
-// Left out of the list of recipes in error messages, which is long enough.
+// Error messages do not list this recipe, because their list is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for RedisRecipe {
     type Readiness = Answers;
@@ -329,9 +329,8 @@ impl Recipe for RedisRecipe {
 
 /// A running Redis.
 ///
-/// [`database`](Redis::database) gives each test its own database. The tests share everything
-/// outside databases: the configuration, scripts, functions, `FLUSHALL`, and the channels of
-/// `PUBLISH` and `SUBSCRIBE`.
+/// [`database`](Redis::database) gives each test its own database. The tests share all else: the
+/// configuration, scripts, functions, `FLUSHALL`, and the channels of `PUBLISH` and `SUBSCRIBE`.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -351,7 +350,7 @@ pub struct Redis {
 handle!(Redis, external);
 
 impl Redis {
-    /// The URL of its first database: `redis://127.0.0.1:PORT/0`.
+    /// The URL of the first database: `redis://127.0.0.1:PORT/0`.
     #[must_use]
     pub fn url(&self) -> String {
         let external = self.external.as_ref();
@@ -373,7 +372,7 @@ impl Redis {
         self.password.as_deref()
     }
 
-    /// Its Unix socket.
+    /// Path of the Unix socket.
     ///
     /// # Panics
     ///
@@ -387,8 +386,8 @@ impl Redis {
         self.executor.dir().join("socket")
     }
 
-    /// An empty database for one test. It is leased from this server's databases, over all
-    /// processes that share the server. The lease ends when it is dropped, or with its process.
+    /// Leases an empty database for one test, from this server's databases, over all processes that
+    /// share the server. The lease ends when it is dropped, or with its process.
     ///
     /// # Panics
     ///
@@ -400,7 +399,7 @@ impl Redis {
         expect(self.try_database())
     }
 
-    /// The same, but returns the error.
+    /// Leases a database as [`database`](Redis::database), but returns the error.
     ///
     /// # Errors
     ///
@@ -419,7 +418,7 @@ impl Redis {
                 lease: Leased::OnServer(token),
             });
         }
-        // All tests share the first one.
+        // All tests share the first database.
         let limit = self.databases.saturating_sub(1);
         if limit == 0 {
             let reason = "it has only the database 0: a cluster has no other, and `config(\"databases\", \
@@ -439,7 +438,7 @@ impl Redis {
             number: lease.number() + 1,
             lease: Leased::Here(lease),
         };
-        // The process that leased it before may have been killed.
+        // The last holder of the lease may have been killed.
         database
             .empty(ANSWER_WITHIN)
             .map_err(|source| failed(attempt, source))?;
@@ -457,15 +456,15 @@ impl Redis {
 pub struct RedisDatabase {
     access: Access,
     number: u32,
-    // The last field: the database is given back after everything else is done.
+    // This is the last field: the database is given back after all other work.
     lease: Leased,
 }
 
 #[derive(Debug)]
 enum Leased {
-    /// Leased by a lock on a file.
+    /// A lease by a lock on a file.
     Here(#[allow(dead_code, reason = "its drop gives it back")] Lease),
-    /// Leased on an external server, with this token.
+    /// A lease on an external server, with this token.
     OnServer(String),
 }
 
@@ -503,19 +502,19 @@ impl Access {
 }
 
 impl RedisDatabase {
-    /// Its URL: `redis://127.0.0.1:PORT/NUMBER`.
+    /// The URL: `redis://127.0.0.1:PORT/NUMBER`.
     #[must_use]
     pub fn url(&self) -> String {
         self.access.url(self.number)
     }
 
-    /// Its number, for `SELECT`.
+    /// The number, for `SELECT`.
     #[must_use]
     pub fn number(&self) -> u32 {
         self.number
     }
 
-    /// Disconnects its clients, then removes its keys.
+    /// Disconnects the database's clients, then removes its keys.
     fn empty(&self, within: Duration) -> io::Result<()> {
         let mut connection = self.access.connect(within)?;
         disconnect_clients(&mut connection, self.number)?;
@@ -538,7 +537,7 @@ fn disconnect_clients(connection: &mut Connection, number: u32) -> io::Result<()
     Ok(())
 }
 
-/// The ids of the clients that use a database: `id=7 addr=127.0.0.1:40000 .. db=3 ..`, a line each.
+/// Ids of the clients that use a database, from lines like `id=7 addr=127.0.0.1:40000 .. db=3`.
 fn clients(connection: &mut Connection, number: u32) -> io::Result<Vec<String>> {
     let text = match bulk(connection, &["CLIENT", "LIST"]) {
         Ok(text) => text,
@@ -554,7 +553,7 @@ fn clients(connection: &mut Connection, number: u32) -> io::Result<Vec<String>> 
 
 impl Drop for RedisDatabase {
     fn drop(&mut self) {
-        // The next holder of the lease empties it as well.
+        // The next holder of the lease empties the database as well.
         tidied(
             &format!("empty the database {} of Redis", self.number),
             self.empty(TIDY_WITHIN),
@@ -585,13 +584,13 @@ fn ask(connection: &mut Connection, words: &[&str]) -> io::Result<String> {
     }
 }
 
-/// The same, for a command whose answer is a text.
+/// Sends a command whose answer is a text.
 fn bulk(connection: &mut Connection, words: &[&str]) -> io::Result<String> {
     let answer = ask(connection, words)?;
     text(connection, &answer)
 }
 
-/// The same, for a command whose answer is a list of texts.
+/// Sends a command whose answer is a list of texts.
 fn texts(connection: &mut Connection, words: &[&str]) -> io::Result<Vec<String>> {
     let answer = ask(connection, words)?;
     let count = answer
@@ -605,7 +604,7 @@ fn texts(connection: &mut Connection, words: &[&str]) -> io::Result<Vec<String>>
     Ok(texts)
 }
 
-/// The text after its length.
+/// Reads a text of this length.
 fn text(connection: &mut Connection, length: &str) -> io::Result<String> {
     let length = length
         .strip_prefix('$')
