@@ -22,6 +22,10 @@ use std::time::{Duration, Instant};
 
 use mirakuru::{Error, Executor, ExecutorBuilder, NoWait};
 
+pub(crate) mod names;
+#[allow(unused_imports)]
+pub(crate) use names::test_name;
+
 /// The service with every bad habit: see `tests/service/odd.rs`, or its `--help`.
 pub(crate) const ODD: &str = env!("CARGO_BIN_EXE_mirakuru-odd-service");
 
@@ -362,23 +366,6 @@ pub(crate) fn entries(path: &str) -> usize {
 
 /// The variable that tells a process that it is a victim, and names its directory.
 pub(crate) const VICTIM: &str = "MIRAKURU_TEST_VICTIM";
-
-/// The name of a test as the harness of this binary knows it, from the test's path in this module:
-/// `test_name!(failing::a_panic)`. If the test is removed, this does not compile.
-#[allow(unused_macros)]
-macro_rules! test_name {
-    ($($part:ident)::+) => {{
-        let _ = &$($part)::+;
-        $crate::common::without_the_crate(concat!(module_path!() $(, "::", stringify!($part))+))
-    }};
-}
-#[allow(unused_imports)]
-pub(crate) use test_name;
-
-/// `it::ports::racer` is `ports::racer` for the harness.
-pub(crate) fn without_the_crate(path: &'static str) -> &'static str {
-    path.split_once("::").map_or(path, |(_, name)| name)
-}
 
 /// Fails, and shows what the process printed, unless it ended with status 0.
 #[track_caller]

@@ -3,9 +3,9 @@
 use std::process;
 use std::time::{Duration, Instant};
 
+use crate::common::{any_server, own_server};
 use mirakuru::Recipe;
 use mirakuru::presets::{self, Redis};
-use mirakuru_preset_tests::{any_server, own_server};
 use redis::Commands;
 
 #[mirakuru::fixture(presets::redis())]

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 
+use crate::common::{any_server, new_key, own_server, require};
 use mirakuru::Recipe;
 use mirakuru::presets::{self, Postgres, PostgresRecipe};
-use mirakuru_preset_tests::{any_server, new_key, own_server, require};
 use sqlx::{Connection, PgConnection};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;

@@ -1,14 +1,14 @@
 //! `presets::rabbitmq()`, spoken to by the crate `lapin`.
 
+use crate::common::{
+    TinyDisk, any_server, assert_names_the_holder, assert_nothing_is_left, in_a_child, is_child, own_server,
+    require_root, test_name, without_url,
+};
 use lapin::options::{BasicGetOptions, BasicPublishOptions, QueueDeclareOptions};
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ConnectionProperties};
 use mirakuru::Recipe;
 use mirakuru::presets::{self, Rabbitmq};
-use mirakuru_preset_tests::{
-    TinyDisk, any_server, assert_names_the_holder, assert_nothing_is_left, in_a_child, is_child, own_server,
-    require_root, without_url,
-};
 
 #[mirakuru::fixture(presets::rabbitmq())]
 static RABBITMQ: Rabbitmq;
@@ -187,7 +187,7 @@ fn a_full_disk_is_reported() {
         return;
     };
     let temp = disk.path().to_str().unwrap();
-    let output = in_a_child("the_disk_is_full", &[("TMPDIR", temp)]);
+    let output = in_a_child(test_name!(the_disk_is_full), &[("TMPDIR", temp)]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("no space left on device"), "{text}");
     assert!(text.contains("TMPDIR"), "{text}");

@@ -10,8 +10,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use crate::common::{child, in_a_child, is_child, own_server, require, require_root, say, test_name};
 use mirakuru::{Executor, Readiness, Recipe, presets};
-use mirakuru_preset_tests::{in_a_child, is_child, own_server, remove_urls, require, require_root, say};
 
 const SCHEMA: &str = "CREATE TABLE visits (who TEXT)";
 
@@ -86,13 +86,9 @@ impl Drop for Scratch {
     }
 }
 
-/// The test with this name in this binary, as `child`, with a command such as `setpriv` before it.
-fn child_under(wrapper: &[&str], test: &str, only: &str, temp: &Path) -> Output {
-    remove_urls(&mut Command::new(wrapper[0]))
-        .args(&wrapper[1..])
-        .arg(env::current_exe().unwrap())
-        .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
-        .env("MIRAKURU_TEST_CHILD", "1")
+/// `all_presets` with these presets only, with a command such as `setpriv` before it.
+fn child_under(wrapper: &[&str], only: &str, temp: &Path) -> Output {
+    child(wrapper, test_name!(all_presets))
         .env("MIRAKURU_TEST_ONLY", only)
         .env("TMPDIR", temp)
         .env_remove("XDG_RUNTIME_DIR")
@@ -146,7 +142,7 @@ const HOSTILE: [(&str, &str); 19] = [
 
 #[test]
 fn no_server_sees_the_developers_environment() {
-    assert_passes(&in_a_child("among_hostile_variables", &HOSTILE));
+    assert_passes(&in_a_child(test_name!(among_hostile_variables), &HOSTILE));
 }
 
 #[test]
@@ -179,7 +175,7 @@ fn a_temp_dir_may_have_any_name() {
         let temp = scratch.0.join(name);
         fs::create_dir(&temp).unwrap();
         fs::set_permissions(&temp, fs::Permissions::from_mode(0o1777)).unwrap();
-        assert_passes(&child_under(&["env"], "all_presets", "", &temp));
+        assert_passes(&child_under(&["env"], "", &temp));
     }
 }
 
@@ -200,7 +196,7 @@ fn a_temp_dir_whose_name_a_server_misreads_is_an_error_at_once() {
         let temp = scratch.0.join(OsStr::from_bytes(name));
         fs::create_dir_all(&temp).unwrap();
         fs::set_permissions(&temp, fs::Permissions::from_mode(0o1777)).unwrap();
-        let refused = child_under(&["env"], "all_presets", preset, &temp);
+        let refused = child_under(&["env"], preset, &temp);
         assert_says(&refused, &["set TMPDIR to another directory"]);
     }
 }
@@ -208,12 +204,7 @@ fn a_temp_dir_whose_name_a_server_misreads_is_an_error_at_once() {
 #[test]
 fn all_start_where_path_is_not_set() {
     let scratch = Scratch::new("path");
-    assert_passes(&child_under(
-        &["env", "-u", "PATH"],
-        "all_presets",
-        "",
-        &scratch.0,
-    ));
+    assert_passes(&child_under(&["env", "-u", "PATH"], "", &scratch.0));
 }
 
 #[test]
@@ -231,12 +222,7 @@ fn a_temp_dir_may_be_roots_alone() {
     }
     let scratch = Scratch::new("root");
     fs::set_permissions(&scratch.0, fs::Permissions::from_mode(0o700)).unwrap();
-    assert_passes(&child_under(
-        &["env"],
-        "all_presets",
-        "redis postgres nats",
-        &scratch.0,
-    ));
+    assert_passes(&child_under(&["env"], "redis postgres nats", &scratch.0));
 }
 
 // ---- users --------------------------------------------------------------------------------------
@@ -249,8 +235,8 @@ fn root_that_may_not_become_another_user_runs_a_server_itself_or_says_why_not() 
     let scratch = Scratch::new("caps");
     let wrapper = ["setpriv", "--bounding-set=-setuid,-setgid,-chown"];
     let willing = "redis mariadb memcached nats mosquitto etcd nginx";
-    assert_passes(&child_under(&wrapper, "all_presets", willing, &scratch.0));
-    let refused = child_under(&wrapper, "all_presets", "postgres", &scratch.0);
+    assert_passes(&child_under(&wrapper, willing, &scratch.0));
+    let refused = child_under(&wrapper, "postgres", &scratch.0);
     assert_says(
         &refused,
         &["refuses to run as root", "CAP_CHOWN", "ordinary user"],
@@ -277,8 +263,8 @@ fn a_user_without_an_entry_in_passwd_runs_servers_or_learns_what_is_missing() {
         return;
     }
     let willing = "redis mariadb memcached nats mosquitto etcd nginx";
-    assert_passes(&child_under(&wrapper, "all_presets", willing, &scratch.0));
-    let refused = child_under(&wrapper, "all_presets", "postgres", &scratch.0);
+    assert_passes(&child_under(&wrapper, willing, &scratch.0));
+    let refused = child_under(&wrapper, "postgres", &scratch.0);
     assert_says(&refused, &["/etc/passwd"]);
 }
 
@@ -316,19 +302,14 @@ fn a_limit_that_a_server_cannot_live_with_is_named() {
             continue;
         }
         let script = format!("ulimit {limit}; exec \"$@\"");
-        let refused = child_under(&["sh", "-c", &script, "sh"], "all_presets", preset, &scratch.0);
+        let refused = child_under(&["sh", "-c", &script, "sh"], preset, &scratch.0);
         assert!(!refused.status.success(), "{preset} with {limit}");
         let option = format!("`ulimit {}`", &limit[..2]);
         assert_says(&refused, &[&option]);
     }
     // memcached takes as many connections as it may open files.
     let script = "ulimit -n 256; exec \"$@\"";
-    assert_passes(&child_under(
-        &["sh", "-c", script, "sh"],
-        "all_presets",
-        "memcached",
-        &scratch.0,
-    ));
+    assert_passes(&child_under(&["sh", "-c", script, "sh"], "memcached", &scratch.0));
 }
 
 #[test]
@@ -337,12 +318,7 @@ fn an_odd_umask_does_not_shut_a_server_out() {
     let script = "umask 0277; exec \"$@\"";
     let presets = "redis postgres mariadb nats mosquitto etcd nginx";
     if require_root() {
-        assert_passes(&child_under(
-            &["sh", "-c", script, "sh"],
-            "all_presets",
-            presets,
-            &scratch.0,
-        ));
+        assert_passes(&child_under(&["sh", "-c", script, "sh"], presets, &scratch.0));
     }
 }
 
@@ -372,9 +348,7 @@ fn a_version_managers_stand_in_looks_in_the_directory_of_the_tests() {
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
     }
     let path = format!("{}:{}", shims.display(), env::var("PATH").unwrap());
-    let output = remove_urls(&mut Command::new(env::current_exe().unwrap()))
-        .args(["--exact", "all_presets", "--ignored", "--nocapture"])
-        .env("MIRAKURU_TEST_CHILD", "1")
+    let output = child(&[], test_name!(all_presets))
         .env("MIRAKURU_TEST_ONLY", "postgres")
         .env("PATH", path)
         .current_dir(&project)

@@ -1,12 +1,12 @@
 //! `presets::memcached()`, spoken to by the crate `memcache`.
 
+use crate::common::{
+    any_server, assert_names_the_holder, assert_names_the_package, assert_nothing_is_left, is_child,
+    own_server, test_name, without_url,
+};
 use memcache::Client;
 use mirakuru::Recipe;
 use mirakuru::presets::{self, Memcached};
-use mirakuru_preset_tests::{
-    any_server, assert_names_the_holder, assert_names_the_package, assert_nothing_is_left, is_child,
-    own_server, without_url,
-};
 
 #[mirakuru::fixture(presets::memcached())]
 static MEMCACHED: Memcached;
@@ -74,7 +74,7 @@ fn a_missing_program_is_named_and_its_package() {
         .start()
         .unwrap_err();
     assert!(error.to_string().contains("/no/such/program"), "{error}");
-    assert_names_the_package("the_program_is_not_on_path", "memcached");
+    assert_names_the_package(test_name!(the_program_is_not_on_path), "memcached");
 }
 
 #[test]

@@ -5,9 +5,9 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use crate::common::{in_a_child, is_child, own_server, test_name};
 use mirakuru::presets::{self, Etcd, Memcached, Mosquitto, Nats, Rabbitmq};
 use mirakuru::{Executor, Readiness, Recipe};
-use mirakuru_preset_tests::{in_a_child, is_child, own_server};
 use rumqttc::{Event, MqttOptions, Packet, QoS};
 
 use super::{Subject, goes_on};
@@ -79,25 +79,25 @@ fn an_etcd_that_is_there_is_used_and_left_as_it_was() {
         variable: "MIRAKURU_ETCD_URL",
         url: server.url(),
         dump: &dump,
-        busy: "parts::etcd_is_busy",
+        busy: test_name!(etcd_is_busy),
     };
-    subject.passes("parts::etcd_gives_each_test_its_keys");
+    subject.passes(test_name!(etcd_gives_each_test_its_keys));
     subject.is_as_it_was_after_kills();
     says(
-        "parts::etcd_says_why",
+        test_name!(etcd_says_why),
         "MIRAKURU_ETCD_URL",
         "redis://:secret@127.0.0.1/",
         "begin with `http://`",
     );
     says(
-        "parts::etcd_says_why",
+        test_name!(etcd_says_why),
         "MIRAKURU_ETCD_URL",
         "http://u:secret@127.0.0.1:1/",
         "refused",
     );
     let wrong = server.url().replace("://", "://u:secret@");
     says(
-        "parts::etcd_says_why",
+        test_name!(etcd_says_why),
         "MIRAKURU_ETCD_URL",
         &wrong,
         "authentication",
@@ -146,7 +146,7 @@ fn etcd_is_busy() {
 
 #[test]
 #[ignore = "a child of another test"]
-fn etcd_says_why() {
+pub(super) fn etcd_says_why() {
     if is_child() {
         println!("{}", presets::etcd().optional().start().unwrap_err());
     }
@@ -197,9 +197,9 @@ fn a_memcached_that_is_there_is_used_and_left_as_it_was() {
         variable: "MIRAKURU_MEMCACHED_URL",
         url: server.url(),
         dump: &dump,
-        busy: "parts::memcached_is_busy",
+        busy: test_name!(memcached_is_busy),
     };
-    subject.passes("parts::memcached_gives_each_test_its_keys");
+    subject.passes(test_name!(memcached_gives_each_test_its_keys));
     subject.is_as_it_was_after_kills();
 }
 
@@ -245,7 +245,7 @@ fn memcached_is_busy() {
 
 #[test]
 #[ignore = "a child of another test"]
-fn memcached_says_why() {
+pub(super) fn memcached_says_why() {
     if is_child() {
         println!("{}", presets::memcached().optional().start().unwrap_err());
     }
@@ -305,9 +305,9 @@ fn a_mosquitto_that_is_there_is_used_and_left_as_it_was() {
         variable: "MIRAKURU_MOSQUITTO_URL",
         url: server.url(),
         dump: &dump,
-        busy: "parts::mosquitto_is_busy",
+        busy: test_name!(mosquitto_is_busy),
     };
-    subject.passes("parts::mosquitto_gives_each_test_its_topics");
+    subject.passes(test_name!(mosquitto_gives_each_test_its_topics));
     subject.is_as_it_was_after_kills();
 }
 
@@ -398,20 +398,20 @@ fn a_nats_that_is_there_is_used_and_left_as_it_was() {
         variable: "MIRAKURU_NATS_URL",
         url: url.clone(),
         dump: &dump,
-        busy: "parts::nats_is_busy",
+        busy: test_name!(nats_is_busy),
     };
-    subject.passes("parts::nats_gives_each_test_its_subjects");
+    subject.passes(test_name!(nats_gives_each_test_its_subjects));
     subject.is_as_it_was_after_kills();
     let wrong = url.replace(server.password(), "secret");
     says(
-        "parts::nats_says_why",
+        test_name!(nats_says_why),
         "MIRAKURU_NATS_URL",
         &wrong,
         "Authorization Violation",
     );
     let plain = presets::nats().start().unwrap();
     says(
-        "parts::nats_says_why",
+        test_name!(nats_says_why),
         "MIRAKURU_NATS_URL",
         &plain.url(),
         "jetstream(true)",
@@ -527,20 +527,20 @@ fn a_rabbitmq_that_is_there_is_used_and_left_as_it_was() {
         variable: "MIRAKURU_RABBITMQ_URL",
         url: url.clone(),
         dump: &dump,
-        busy: "parts::rabbitmq_is_busy",
+        busy: test_name!(rabbitmq_is_busy),
     };
-    subject.passes("parts::rabbitmq_gives_each_test_a_virtual_host");
+    subject.passes(test_name!(rabbitmq_gives_each_test_a_virtual_host));
     subject.is_as_it_was_after_kills();
     let wrong = url.replace(server.password(), "secret");
     says(
-        "parts::rabbitmq_says_why",
+        test_name!(rabbitmq_says_why),
         "MIRAKURU_RABBITMQ_URL",
         &wrong,
         "refuses the user",
     );
     let closed = format!("{}?management_port=1", server.url());
     says(
-        "parts::rabbitmq_says_why",
+        test_name!(rabbitmq_says_why),
         "MIRAKURU_RABBITMQ_URL",
         &closed,
         "rabbitmq-plugins enable",

@@ -7,12 +7,12 @@ use std::sync::Barrier;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common::{
+    TinyDisk, any_server, assert_names_the_holder, assert_names_the_package, assert_nothing_is_left,
+    in_a_child, is_child, new_key, own_server, require_root, say, test_name, within, without_url,
+};
 use mirakuru::Recipe;
 use mirakuru::presets::{self, Postgres};
-use mirakuru_preset_tests::{
-    TinyDisk, any_server, assert_names_the_holder, assert_names_the_package, assert_nothing_is_left,
-    in_a_child, is_child, new_key, own_server, require_root, say, within, without_url,
-};
 use postgres::{Client, NoTls};
 
 const SCHEMA: &str = "
@@ -298,7 +298,7 @@ fn a_missing_program_is_named() {
     let error = presets::postgres().version(3).start().unwrap_err().to_string();
     assert!(error.contains("apt-get install postgresql-3"), "{error}");
     if !Path::new("/usr/lib/postgresql").exists() {
-        assert_names_the_package("no_server", "postgresql");
+        assert_names_the_package(test_name!(no_server), "postgresql");
     }
 }
 
@@ -346,7 +346,10 @@ fn a_full_disk_is_reported() {
     let Some(disk) = TinyDisk::mount(2048) else {
         return;
     };
-    let output = in_a_child("the_disk_is_full", &[("TMPDIR", disk.path().to_str().unwrap())]);
+    let output = in_a_child(
+        test_name!(the_disk_is_full),
+        &[("TMPDIR", disk.path().to_str().unwrap())],
+    );
     let text = String::from_utf8_lossy(&output.stdout);
     let its_own_words = ["No space left on device", "Check free disk space"];
     assert!(its_own_words.iter().any(|words| text.contains(words)), "{text}");

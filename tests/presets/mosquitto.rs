@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
+use crate::common::{
+    any_server, assert_names_the_holder, assert_names_the_package, assert_nothing_is_left, is_child,
+    own_server, test_name, without_url,
+};
 use mirakuru::Recipe;
 use mirakuru::presets::{self, Mosquitto};
-use mirakuru_preset_tests::{
-    any_server, assert_names_the_holder, assert_names_the_package, assert_nothing_is_left, is_child,
-    own_server, without_url,
-};
 use rumqttc::{Client, Connection, Event, MqttOptions, Packet, Publish, QoS};
 
 #[mirakuru::fixture(presets::mosquitto())]
@@ -130,7 +130,7 @@ fn a_missing_program_is_named_and_its_package() {
     assert!(error.to_string().contains("/no/such/program"), "{error}");
     // Debian has it in /usr/sbin, where it is found all the same.
     if !std::path::Path::new("/usr/sbin/mosquitto").exists() {
-        assert_names_the_package("the_program_is_not_on_path", "mosquitto");
+        assert_names_the_package(test_name!(the_program_is_not_on_path), "mosquitto");
     }
 }
 

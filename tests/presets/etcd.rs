@@ -3,12 +3,12 @@
 
 use std::io::Read;
 
+use crate::common::{
+    TinyDisk, any_server, assert_names_the_holder, assert_names_the_package, assert_nothing_is_left,
+    in_a_child, is_child, own_server, require_root, test_name, without_url,
+};
 use mirakuru::Recipe;
 use mirakuru::presets::{self, Etcd};
-use mirakuru_preset_tests::{
-    TinyDisk, any_server, assert_names_the_holder, assert_names_the_package, assert_nothing_is_left,
-    in_a_child, is_child, own_server, require_root, without_url,
-};
 
 #[mirakuru::fixture(presets::etcd())]
 static ETCD: Etcd;
@@ -99,7 +99,7 @@ fn variables_of_its_own_do_not_matter() {
         return;
     }
     let output = in_a_child(
-        "it_starts_durable",
+        test_name!(it_starts_durable),
         &[
             ("ETCD_DATA_DIR", "/nonexistent"),
             ("ETCD_UNSAFE_NO_FSYNC", "true"),
@@ -133,7 +133,7 @@ fn a_missing_program_is_named_and_its_package() {
     }
     let error = presets::etcd().program("/no/such/program").start().unwrap_err();
     assert!(error.to_string().contains("/no/such/program"), "{error}");
-    assert_names_the_package("it_starts", "etcd-server");
+    assert_names_the_package(test_name!(it_starts), "etcd-server");
 }
 
 #[test]
@@ -161,7 +161,10 @@ fn of_a_full_disk_the_report_says_so() {
     let Some(disk) = TinyDisk::mount(2048) else {
         return;
     };
-    let output = in_a_child("it_starts", &[("TMPDIR", disk.path().to_str().unwrap())]);
+    let output = in_a_child(
+        test_name!(it_starts),
+        &[("TMPDIR", disk.path().to_str().unwrap())],
+    );
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(text.contains("no space left on device"), "{text}");
     assert!(text.contains("the disk is full"), "{text}");

@@ -6,9 +6,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::common::{assert_names_the_holder, assert_nothing_is_left, require};
 use mirakuru::presets::{self, Nginx};
 use mirakuru::{Check, Recipe, Signal};
-use mirakuru_preset_tests::{assert_names_the_holder, assert_nothing_is_left, require};
 
 #[mirakuru::fixture(presets::nginx(
     "server { listen 127.0.0.1:{port}; location / { return 200 'hello from ${server_port}'; } }"

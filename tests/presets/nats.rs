@@ -3,15 +3,15 @@
 use std::process;
 use std::time::Duration;
 
+use crate::common::{
+    any_server, assert_names_the_holder, assert_names_the_package, assert_nothing_is_left, in_a_child,
+    is_child, own_server, require, test_name, without_url,
+};
 use async_nats::jetstream::{self, stream};
 use async_nats::{Client, ConnectError, ConnectOptions};
 use futures_util::StreamExt;
 use mirakuru::presets::{self, Nats, NatsAccount};
 use mirakuru::{Cluster, Recipe};
-use mirakuru_preset_tests::{
-    any_server, assert_names_the_holder, assert_names_the_package, assert_nothing_is_left, in_a_child,
-    is_child, own_server, require, without_url,
-};
 use tokio::time::timeout;
 
 #[mirakuru::fixture(presets::nats().jetstream(true))]
@@ -178,9 +178,9 @@ async fn a_test_that_is_killed_leaves_no_streams_to_the_next() {
     }
     // They are of one run with this process, and so have the same server.
     let run = [("MIRAKURU_SESSION_ID", &*format!("nats-{}", process::id()))];
-    let killed = in_a_child("it_leaves_a_stream_and_aborts", &run);
+    let killed = in_a_child(test_name!(it_leaves_a_stream_and_aborts), &run);
     assert!(!killed.status.success());
-    let next = in_a_child("it_finds_no_stream", &run);
+    let next = in_a_child(test_name!(it_finds_no_stream), &run);
     let said = [&killed.stdout, &next.stdout].map(|output| String::from_utf8_lossy(output));
     let servers = said.each_ref().map(|text| {
         let pid = text
@@ -340,7 +340,7 @@ fn a_missing_program_is_named_and_its_package() {
     assert!(error.to_string().contains("/no/such/program"), "{error}");
     // Debian has it in /usr/sbin, where it is found all the same.
     if !std::path::Path::new("/usr/sbin/nats-server").exists() {
-        assert_names_the_package("the_program_is_not_on_path", "nats-server");
+        assert_names_the_package(test_name!(the_program_is_not_on_path), "nats-server");
     }
 }
 

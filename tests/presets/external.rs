@@ -4,7 +4,6 @@
 //! Each test starts a server by hand, and a child of this binary uses it. The child's tests are
 //! `#[ignore]`d, so that they run only there.
 
-#[path = "external/parts.rs"]
 mod parts;
 
 use std::env;
@@ -15,9 +14,9 @@ use std::process::{Child, Command, Stdio};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use crate::common::{child, in_a_child, is_child, own_server, test_name, within};
 use mirakuru::presets::{self, Mariadb, Postgres, Redis};
 use mirakuru::{Error, Executor, ExecutorBuilder, Readiness, Recipe, Signal, Tcp, TcpExecutor};
-use mirakuru_preset_tests::{in_a_child, is_child, own_server, within};
 use mysql::prelude::Queryable;
 use redis::Commands;
 
@@ -84,10 +83,8 @@ struct Busy(Child);
 
 impl Busy {
     fn start(subject: &Subject<'_>) -> Busy {
-        let mut command = Command::new(env::current_exe().unwrap());
+        let mut command = child(&[], subject.busy);
         command
-            .args(["--exact", subject.busy, "--ignored", "--nocapture"])
-            .env("MIRAKURU_TEST_CHILD", "1")
             .env("MIRAKURU_TEST_BUSY", "1")
             .env(subject.variable, &subject.url)
             .stdin(Stdio::null())
@@ -257,17 +254,17 @@ fn a_redis_that_is_there_is_used_and_left_as_it_was() {
         variable: "MIRAKURU_REDIS_URL",
         url: url.clone(),
         dump: &dump,
-        busy: "redis_is_busy",
+        busy: test_name!(redis_is_busy),
     };
-    subject.passes("redis_gives_each_test_a_database");
-    subject.passes("redis_verbs_are_errors");
+    subject.passes(test_name!(redis_gives_each_test_a_database));
+    subject.passes(test_name!(redis_verbs_are_errors));
     subject.is_as_it_was_after_kills();
     // Eleven numbers are free for two processes of eight leases each.
     thread::scope(|scope| {
         let runs = [(); 2].map(|()| {
             scope.spawn(|| {
                 in_a_child(
-                    "redis_leases_meet_nobody",
+                    test_name!(redis_leases_meet_nobody),
                     &[(subject.variable, &*url), ("MIRAKURU_SCOPE", "process")],
                 )
             })
@@ -394,7 +391,7 @@ fn a_redis_that_cannot_be_used_is_an_error_that_names_the_variable() {
             "'eval'",
         ),
     ] {
-        assert_says_why("redis_says_why", "MIRAKURU_REDIS_URL", &url, part);
+        assert_says_why(test_name!(redis_says_why), "MIRAKURU_REDIS_URL", &url, part);
     }
 }
 
@@ -457,13 +454,13 @@ fn a_postgres_that_is_there_is_used_and_left_as_it_was() {
             server.port()
         ),
         dump: &dump,
-        busy: "postgres_is_busy",
+        busy: test_name!(postgres_is_busy),
     };
     let everything = format!("postgres:{}", server.password());
     for user in ["by_md5:p%40ss", "by_scram:p%40ss", &everything] {
-        subject(user).passes("postgres_gives_each_test_a_database");
+        subject(user).passes(test_name!(postgres_gives_each_test_a_database));
     }
-    subject(&everything).passes("postgres_copies_settings");
+    subject(&everything).passes(test_name!(postgres_copies_settings));
     subject("by_scram:p%40ss").is_as_it_was_after_kills();
 }
 
@@ -589,7 +586,7 @@ fn a_postgres_that_cannot_be_used_is_an_error_that_names_the_variable() {
         ),
         ("postgresql://u:secret@127.0.0.1:1/".to_owned(), "refused"),
     ] {
-        assert_says_why("postgres_says_why", "MIRAKURU_POSTGRES_URL", &url, part);
+        assert_says_why(test_name!(postgres_says_why), "MIRAKURU_POSTGRES_URL", &url, part);
     }
 }
 
@@ -664,10 +661,10 @@ fn a_mariadb_that_is_there_is_used_and_left_as_it_was() {
         // Not `localhost`: the driver of this test tries only one of its addresses, perhaps `::1`.
         url: format!("mysql://{user}@127.0.0.1:{}/", server.port()),
         dump: &dump,
-        busy: "mariadb_is_busy",
+        busy: test_name!(mariadb_is_busy),
     };
-    subject("app:p%40ss").passes("mariadb_gives_each_test_a_database");
-    subject(&format!("root:{}", server.password())).passes("mariadb_gives_each_test_a_database");
+    subject("app:p%40ss").passes(test_name!(mariadb_gives_each_test_a_database));
+    subject(&format!("root:{}", server.password())).passes(test_name!(mariadb_gives_each_test_a_database));
     subject("app:p%40ss").is_as_it_was_after_kills();
 }
 
@@ -749,7 +746,7 @@ fn a_mariadb_that_cannot_be_used_is_an_error_that_names_the_variable() {
         ),
         ("mysql://u:secret@127.0.0.1:1/".to_owned(), "refused"),
     ] {
-        assert_says_why("mariadb_says_why", "MIRAKURU_MARIADB_URL", &url, part);
+        assert_says_why(test_name!(mariadb_says_why), "MIRAKURU_MARIADB_URL", &url, part);
     }
 }
 
@@ -807,7 +804,7 @@ fn a_server_that_is_too_old_is_named_with_its_version() {
     for (preset, test, scheme, greeting, answer, part) in [
         (
             "REDIS",
-            "redis_says_why",
+            test_name!(redis_says_why),
             "redis://",
             nothing(),
             &b"$24\r\nredis_version:4.0.14\r\n\r\n\r\n"[..],
@@ -815,7 +812,7 @@ fn a_server_that_is_too_old_is_named_with_its_version() {
         ),
         (
             "POSTGRES",
-            "postgres_says_why",
+            test_name!(postgres_says_why),
             "postgresql://u:secret@",
             nothing(),
             b"R\0\0\0\x08\0\0\0\0S\0\0\0\x19server_version\x0012.22\0Z\0\0\0\x05I",
@@ -823,7 +820,7 @@ fn a_server_that_is_too_old_is_named_with_its_version() {
         ),
         (
             "MARIADB",
-            "mariadb_says_why",
+            test_name!(mariadb_says_why),
             "mysql://u:secret@",
             greeting_of_mysql("5.5.5-10.2.44-MariaDB"),
             logged_in,
@@ -831,7 +828,7 @@ fn a_server_that_is_too_old_is_named_with_its_version() {
         ),
         (
             "MARIADB",
-            "mariadb_says_why",
+            test_name!(mariadb_says_why),
             "mysql://u:secret@",
             greeting_of_mysql("5.6.51"),
             logged_in,
@@ -839,7 +836,7 @@ fn a_server_that_is_too_old_is_named_with_its_version() {
         ),
         (
             "ETCD",
-            "parts::etcd_says_why",
+            test_name!(parts::etcd_says_why),
             "http://",
             nothing(),
             b"HTTP/1.0 404 Not Found\r\n\r\n",
@@ -847,7 +844,7 @@ fn a_server_that_is_too_old_is_named_with_its_version() {
         ),
         (
             "MEMCACHED",
-            "parts::memcached_says_why",
+            test_name!(parts::memcached_says_why),
             "memcache://",
             nothing(),
             b"ERROR\r\n",

@@ -1,6 +1,7 @@
 //! Helpers for the tests of the presets.
 
 use std::env;
+use std::ffi::OsStr;
 use std::fmt::Debug;
 use std::fs;
 use std::io::{self, Write};
@@ -9,13 +10,18 @@ use std::ops::Deref;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{self, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use mirakuru::{Error, Executor, Readiness};
 
+#[path = "../common/names.rs"]
+pub(crate) mod names;
+pub(crate) use names::test_name;
+
 /// Prints past the capture of the test harness, which hides what a passing test prints.
-pub fn say(text: &str) {
+pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
 
@@ -27,7 +33,7 @@ fn this_test() -> String {
 /// `CI=true` in the environment the test fails.
 #[track_caller]
 #[must_use]
-pub fn require(program: &str) -> bool {
+pub(crate) fn require(program: &str) -> bool {
     // If it is not set, programs are searched in the folders that every system has.
     let path = env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
     // Debian keeps PostgreSQL off PATH.
@@ -73,7 +79,7 @@ fn url_variable(program: &str) -> Option<&'static str> {
 }
 
 /// Lets the presets of another process start servers of their own, whatever the variables say.
-pub fn remove_urls(command: &mut Command) -> &mut Command {
+pub(crate) fn remove_urls(command: &mut Command) -> &mut Command {
     BY_URL
         .iter()
         .fold(command, |command, (_, variable)| command.env_remove(variable))
@@ -82,7 +88,7 @@ pub fn remove_urls(command: &mut Command) -> &mut Command {
 /// Whether a test has a server: a `MIRAKURU_*_URL` names one, or the program is installed.
 #[track_caller]
 #[must_use]
-pub fn any_server(program: &str) -> bool {
+pub(crate) fn any_server(program: &str) -> bool {
     url_variable(program).is_some() || require(program)
 }
 
@@ -90,7 +96,7 @@ pub fn any_server(program: &str) -> bool {
 /// test needs its own server. See [`without_url`].
 #[track_caller]
 #[must_use]
-pub fn own_server(program: &str) -> bool {
+pub(crate) fn own_server(program: &str) -> bool {
     without_url(program) && require(program)
 }
 
@@ -99,7 +105,7 @@ pub fn own_server(program: &str) -> bool {
 /// fails if the test fails there.
 #[track_caller]
 #[must_use]
-pub fn without_url(program: &str) -> bool {
+pub(crate) fn without_url(program: &str) -> bool {
     let Some(variable) = url_variable(program) else {
         return true;
     };
@@ -122,7 +128,7 @@ pub fn without_url(program: &str) -> bool {
 
 /// A key for a seed that no other test and no other run has.
 #[must_use]
-pub fn new_key(text: &str) -> String {
+pub(crate) fn new_key(text: &str) -> String {
     let now = std::time::SystemTime::UNIX_EPOCH
         .elapsed()
         .unwrap_or_default()
@@ -132,7 +138,7 @@ pub fn new_key(text: &str) -> String {
 
 /// Whether this process is root's. If it is not, prints that a part of the test is skipped.
 #[must_use]
-pub fn require_root() -> bool {
+pub(crate) fn require_root() -> bool {
     let root = fs::metadata("/proc/self").is_ok_and(|us| us.uid() == 0);
     if !root {
         say(&format!("\n*** {}: SKIPPED, needs to be root ***\n", this_test()));
@@ -141,7 +147,7 @@ pub fn require_root() -> bool {
 }
 
 /// Whether this holds within the time limit.
-pub fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
+pub(crate) fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();
     while begun.elapsed() < limit {
         if holds() {
@@ -154,7 +160,7 @@ pub fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
 
 /// Whether a process is there and is no zombie.
 #[must_use]
-pub fn alive(pid: u32) -> bool {
+pub(crate) fn alive(pid: u32) -> bool {
     let Ok(text) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return false;
     };
@@ -168,7 +174,7 @@ pub fn alive(pid: u32) -> bool {
 
 /// Drops a handle, and fails unless its server and the private directory are gone then.
 #[track_caller]
-pub fn assert_nothing_is_left<R: Readiness, H: Deref<Target = Executor<R>>>(handle: H) {
+pub(crate) fn assert_nothing_is_left<R: Readiness, H: Deref<Target = Executor<R>>>(handle: H) {
     let (pid, dir) = (handle.pid(), handle.dir());
     assert!(alive(pid) && dir.is_dir());
     drop(handle);
@@ -179,7 +185,7 @@ pub fn assert_nothing_is_left<R: Readiness, H: Deref<Target = Executor<R>>>(hand
 /// Lets a server start on a port that this process has, and fails unless the error names this
 /// process. (The portable back end does not see that, but also reports the port.)
 #[track_caller]
-pub fn assert_names_the_holder<H: Debug>(start: impl FnOnce(u16) -> Result<H, Error>) {
+pub(crate) fn assert_names_the_holder<H: Debug>(start: impl FnOnce(u16) -> Result<H, Error>) {
     let ours = TcpListener::bind("127.0.0.1:0").expect("a port");
     let port = ours.local_addr().expect("its address").port();
     let error = start(port).expect_err("the port is ours").to_string();
@@ -192,13 +198,28 @@ pub fn assert_names_the_holder<H: Debug>(start: impl FnOnce(u16) -> Result<H, Er
 
 const CHILD: &str = "MIRAKURU_TEST_CHILD";
 
-/// Runs the `#[ignore]`d test of this name of this binary in a process of its own, with another
-/// environment if wanted. The process has no `MIRAKURU_*_URL` except for the given ones.
-#[must_use]
-pub fn in_a_child(test: &str, environment: &[(&str, &str)]) -> Output {
-    remove_urls(&mut Command::new(env::current_exe().expect("this binary")))
+/// The `#[ignore]`d test of this name ([`test_name`]) of this binary as a process of its own, if
+/// wanted with a command such as `setpriv` before it. The process has no `MIRAKURU_*_URL`.
+pub(crate) fn child(wrapper: &[&str], test: &str) -> Command {
+    let binary = env::current_exe().expect("this binary");
+    let line: Vec<&OsStr> = wrapper
+        .iter()
+        .map(OsStr::new)
+        .chain([binary.as_os_str()])
+        .collect();
+    let mut command = Command::new(line[0]);
+    remove_urls(&mut command)
+        .args(&line[1..])
         .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
-        .env(CHILD, "1")
+        .env(CHILD, "1");
+    command
+}
+
+/// Runs such a [`child`] with another environment.
+#[must_use]
+pub(crate) fn in_a_child(test: &str, environment: &[(&str, &str)]) -> Output {
+    let mut command = child(&[], test);
+    command
         .envs(environment.iter().copied())
         .output()
         .expect("this binary runs")
@@ -206,14 +227,14 @@ pub fn in_a_child(test: &str, environment: &[(&str, &str)]) -> Output {
 
 /// Whether this process is such a child. An ignored test that is run by hand does nothing.
 #[must_use]
-pub fn is_child() -> bool {
+pub(crate) fn is_child() -> bool {
     env::var_os(CHILD).is_some()
 }
 
 /// Runs the `#[ignore]`d test with empty directories on PATH, and fails unless its output names
 /// this package.
 #[track_caller]
-pub fn assert_names_the_package(test: &str, package: &str) {
+pub(crate) fn assert_names_the_package(test: &str, package: &str) {
     let output = in_a_child(test, &[("PATH", "/nonexistent")]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
@@ -226,13 +247,16 @@ pub fn assert_names_the_package(test: &str, package: &str) {
 // ---- a disk that is full ------------------------------------------------------------------------
 
 /// A tiny file system, which is removed at the end.
-pub struct TinyDisk(PathBuf);
+pub(crate) struct TinyDisk(PathBuf);
 
 impl TinyDisk {
     /// With a size in KiB. `None`, with a message, if it cannot be mounted.
     #[must_use]
-    pub fn mount(kib: u32) -> Option<TinyDisk> {
-        let path = env::temp_dir().join(format!("mkt-disk-{}", process::id()));
+    pub(crate) fn mount(kib: u32) -> Option<TinyDisk> {
+        // Tests of several servers have one at a time.
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = env::temp_dir().join(format!("mkt-disk-{}-{number}", process::id()));
         // A process of this id may have left one when it was killed.
         let _ = fs::remove_dir(&path);
         fs::create_dir(&path).expect("a directory");
@@ -255,7 +279,7 @@ impl TinyDisk {
 
     /// Where it is.
     #[must_use]
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.0
     }
 }

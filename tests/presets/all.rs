@@ -6,13 +6,13 @@ use std::env;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use crate::common::{alive, child, require, test_name};
 use mirakuru::{Executor, Recipe, presets};
-use mirakuru_preset_tests::{alive, remove_urls, require};
 
 /// Gives the handle.
 type Start = fn() -> Box<dyn Any>;
@@ -58,7 +58,7 @@ fn killed_at_a_random_moment_nothing_is_left() {
     for round in 0..rounds() {
         random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         let moment = Duration::from_millis(u64::from(random >> 8) % 600);
-        let mut child = Killed(scratch.child("presets_up"));
+        let mut child = Killed(scratch.child(test_name!(presets_up)));
         let mut seen = BTreeSet::new();
         let begin = Instant::now();
         let all = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
@@ -103,7 +103,10 @@ fn killed_at_a_random_moment_nothing_is_left() {
         }
 
         // The next run removes left files: any process that starts something.
-        let next = scratch.child("the_next_run").wait_with_output().unwrap();
+        let next = scratch
+            .child(test_name!(the_next_run))
+            .wait_with_output()
+            .unwrap();
         assert!(next.status.success(), "{}", scratch.log());
         let files = scratch.private_dirs();
         assert!(
@@ -180,8 +183,7 @@ impl Scratch {
     }
 
     fn child(&self, test: &str) -> Child {
-        remove_urls(&mut Command::new(env::current_exe().unwrap()))
-            .args(["--exact", test, "--ignored", "--nocapture", "--test-threads=1"])
+        child(&[], test)
             .env(SCRATCH, &self.0)
             .env("TMPDIR", &self.0)
             .env_remove("XDG_RUNTIME_DIR")

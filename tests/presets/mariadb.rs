@@ -4,12 +4,12 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use crate::common::{
+    TinyDisk, any_server, assert_names_the_holder, assert_nothing_is_left, in_a_child, is_child, new_key,
+    own_server, require_root, test_name, within, without_url,
+};
 use mirakuru::Recipe;
 use mirakuru::presets::{self, Mariadb};
-use mirakuru_preset_tests::{
-    TinyDisk, any_server, assert_names_the_holder, assert_nothing_is_left, in_a_child, is_child, new_key,
-    own_server, require_root, within, without_url,
-};
 use mysql::Conn;
 use mysql::prelude::Queryable;
 
@@ -215,7 +215,7 @@ fn a_full_disk_is_reported() {
         return;
     };
     let temp = disk.path().to_str().unwrap();
-    let output = in_a_child("the_disk_is_full", &[("TMPDIR", temp)]);
+    let output = in_a_child(test_name!(the_disk_is_full), &[("TMPDIR", temp)]);
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(
         text.contains("out of disk space") || text.contains("No space left on device"),

@@ -6,9 +6,9 @@ use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common::{in_a_child, is_child, require, test_name};
 use mirakuru::presets::{self, Etcd, Nats, Postgres, Redis};
 use mirakuru::{Cluster, Recipe};
-use mirakuru_preset_tests::{in_a_child, is_child, require};
 use redis::Commands;
 
 /// Waits for something that must happen soon.
@@ -150,7 +150,7 @@ fn processes_of_a_run_share_their_clusters() {
     }
     let run = [("MIRAKURU_SESSION_ID", &*format!("clusters-{}", process::id()))];
     let said = [(), ()].map(|()| {
-        let output = in_a_child("it_uses_the_clusters_of_the_run", &run);
+        let output = in_a_child(test_name!(it_uses_the_clusters_of_the_run), &run);
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let said = text.lines().find_map(|line| line.split_once("the nodes are "));
         said.unwrap_or_else(|| panic!("{text}")).1.to_owned()

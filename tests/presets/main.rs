@@ -1,0 +1,21 @@
+//! The tests of the presets: one binary, because the clients take long to link, with one module for
+//! each server.
+//!
+//! `cargo test -p mirakuru-preset-tests postgres::` runs one module.
+
+mod common;
+
+mod all;
+mod clusters;
+mod environment;
+mod etcd;
+mod external;
+mod mariadb;
+mod memcached;
+mod migrations;
+mod mosquitto;
+mod nats;
+mod nginx;
+mod postgres;
+mod rabbitmq;
+mod redis;
