@@ -12,7 +12,7 @@ mod fresh;
 #[path = "common/proof.rs"]
 mod proof;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 
 use common::{ODD, Scratch, require};
@@ -111,23 +111,25 @@ fn failures() {
 }
 "#;
 
-/// Builds them, in a target directory of their own or the common one, and gives the program.
-fn build(target: Option<&str>, flags: &str) -> PathBuf {
+/// Builds them as a user does, or with these flags, and gives the program. Flags build all
+/// dependencies once more: without features there are fewer.
+fn build(flags: Option<&str>) -> PathBuf {
+    let (name, features) = match flags {
+        Some(_) => ("ten-tests-with-flags", ", default-features = false"),
+        None => ("ten-tests", ""),
+    };
     let dir = fresh::package(
-        "ten-tests",
-        "[dependencies]\nmirakuru = { path = \"{root}\", default-features = false }\n",
+        name,
+        &format!("[dependencies]\nmirakuru = {{ path = \"{{root}}\"{features} }}\n"),
         &[("src/lib.rs", ""), ("tests/ten.rs", TEN_TESTS)],
     );
     let mut cargo = fresh::cargo(&dir);
     cargo.args(["test", "--no-run", "--message-format=json", "--test", "ten"]);
-    if let Some(target) = target {
-        // With a target, the flags are not for build scripts and macros.
+    if let Some(flags) = flags {
+        // With a target, the flags are not for build scripts and macros, which all flags share.
         cargo
             .args(["--target", &host()])
-            .env(
-                "CARGO_TARGET_DIR",
-                Path::new(env!("CARGO_TARGET_TMPDIR")).join(target),
-            )
+            .env("CARGO_TARGET_DIR", concat!(env!("CARGO_TARGET_TMPDIR"), "/flags"))
             .env("RUSTC_BOOTSTRAP", "1")
             .env("RUSTFLAGS", flags);
     }
@@ -159,13 +161,13 @@ fn run(command: &mut Command) -> String {
 
 #[test]
 fn with_address_sanitizer() {
-    run(&mut Command::new(build(Some("asan"), "-Zsanitizer=address")));
+    run(&mut Command::new(build(Some("-Zsanitizer=address"))));
 }
 
 #[test]
 fn bound_lazily() {
     let flags = "-Crelro-level=partial -Clink-arg=-Wl,-z,lazy";
-    run(&mut Command::new(build(Some("lazy"), flags)));
+    run(&mut Command::new(build(Some(flags))));
 }
 
 /// An error that valgrind finds in the supervisor counts as well.
@@ -177,7 +179,7 @@ fn under_valgrind() {
     let mut command = Command::new(valgrind);
     command
         .args(["-q", "--error-exitcode=9"])
-        .arg(build(None, ""))
+        .arg(build(None))
         .args(["--test-threads", "4"]);
     let text = run(&mut command);
     assert!(!text.contains("Invalid "), "{text}");
@@ -187,7 +189,7 @@ fn under_valgrind() {
 fn under_preloaded_libraries() {
     for (package, args) in [("eatmydata", &[][..]), ("faketime", &["-f", "-1d"])] {
         if let Some(program) = require(package) {
-            run(Command::new(program).args(args).arg(build(None, "")));
+            run(Command::new(program).args(args).arg(build(None)));
         }
     }
 }
