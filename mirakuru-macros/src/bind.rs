@@ -2,17 +2,19 @@
 
 use proc_macro2::{TokenStream, TokenTree};
 use quote::ToTokens;
+use syn::ext::IdentExt as _;
 use syn::{Attribute, FnArg, Ident, Pat, PatType, Type};
 
 use crate::args::{Args, Target};
 use crate::errors::Errors;
 use crate::item::Function;
 use crate::names::{self, Needs};
+use crate::uses::is_same;
 
 /// For each fixture, in the order of the attributes: the index of its parameter, if it has one.
 pub(crate) struct Bindings {
     parameters: Vec<Option<usize>>,
-    /// A name could not be resolved, which has been reported. So a parameter may be left over.
+    /// A name could not be resolved, which is reported. So a parameter may be left over.
     pub(crate) incomplete: bool,
     /// The names by which the fixtures below can use each fixture: that of its parameter, or one
     /// that its attribute gives.
@@ -34,9 +36,18 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
     }
     for (index, fixture) in fixtures.iter().enumerate() {
         if let Target::Named(name) = fixture.target() {
-            let is_used = |below: &Args| names::place_of_use(below, name).is_some();
-            if names_of(item).all(|(_, known)| known != name) && fixtures[index + 1..].iter().any(is_used) {
-                continue; // A name for those below.
+            let uses = |fixture: &Args| names::uses(fixture).iter().any(|used| is_same(&used.name, name));
+            if names_of(item).all(|(_, known)| !is_same(known, name)) && fixtures.iter().any(uses) {
+                // A name for those below. If only others use it, that is a mistake.
+                bindings.incomplete |= !fixtures[index + 1..].iter().any(uses);
+                let has_it = |other: &Args| matches!(other.target(), Target::Named(it) if is_same(it, name));
+                if fixtures[..index].iter().any(has_it) {
+                    errors.at(
+                        name.span(),
+                        format!("a fixture above is called `{name}` already: choose another name"),
+                    );
+                }
+                continue;
             }
             match named(item, name, &bindings) {
                 Ok(parameter) => bindings.parameters[index] = Some(parameter),
@@ -65,10 +76,34 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
             .cloned(),
     };
     bindings.names = fixtures.iter().enumerate().map(name).collect();
-    let parameters: Vec<&Ident> = names_of(item).map(|(_, name)| name).collect();
+    names_stand_once(item, &mut bindings, errors);
+    let receiver = item.sig.receiver().map(|it| Ident::from(it.self_token));
+    let free = names_of(item).filter(|(index, _)| !bindings.is_bound(*index));
+    let others: Vec<&Ident> = free.map(|(_, name)| name).chain(&receiver).collect();
     let fixtures: Vec<&Args> = fixtures.iter().collect();
-    bindings.needs = names::needs(&fixtures, &bindings.names, &parameters, errors);
+    bindings.needs = names::needs(&fixtures, &bindings.names, &others, errors);
     bindings
+}
+
+/// A parameter with a fixture becomes a variable, and rustc allows a second one with its name. If
+/// both are conditional, rustc may keep only one.
+fn names_stand_once(item: &Function, bindings: &mut Bindings, errors: &mut Errors) {
+    let conditional = |attr: &Attribute| attr.path().is_ident("cfg") || attr.path().is_ident("cfg_attr");
+    let always = |&(index, _): &(usize, &Ident)| {
+        let parameter = item.parameter(index);
+        parameter.is_some_and(|parameter| !parameter.attrs.iter().any(conditional))
+    };
+    let names: Vec<(usize, &Ident)> = names_of(item).filter(always).collect();
+    for (at, (index, name)) in names.iter().enumerate() {
+        let same = names[..at].iter().find(|(_, other)| is_same(other, name));
+        if same.is_some_and(|(other, _)| bindings.is_bound(*other) || bindings.is_bound(*index)) {
+            errors.at(
+                name.span(),
+                format!("another parameter is called `{}` already", name.unraw()),
+            );
+            bindings.incomplete = true;
+        }
+    }
 }
 
 /// The names and places of all parameters that have a name.
@@ -79,7 +114,7 @@ fn names_of(item: &Function) -> impl Iterator<Item = (usize, &Ident)> {
 
 fn named(item: &Function, name: &Ident, bindings: &Bindings) -> Result<usize, String> {
     let names: Vec<String> = names_of(item).map(|(_, name)| format!("`{name}`")).collect();
-    let Some((found, _)) = names_of(item).find(|(_, known)| *known == name) else {
+    let Some((found, _)) = names_of(item).find(|(_, known)| is_same(known, name)) else {
         let there_are = match names.len() {
             0 => "the function has none; a name for the service is a string, `name = \"..\"`".to_owned(),
             _ => format!("there is {}", names.join(", ")),
@@ -247,6 +282,57 @@ mod tests {
         );
         assert_eq!(bindings, [Some(1), Some(0), None, Some(2)]);
         assert!(errors.is_empty());
+    }
+
+    #[test]
+    fn names_for_those_below() {
+        let (bindings, errors) = bind(
+            &[quote!(a(), name = x), quote!(b(x))],
+            quote!(
+                fn f(b: B) {}
+            ),
+        );
+        assert_eq!(bindings, [None, Some(0)]);
+        assert!(errors.is_empty());
+        let (_, errors) = bind(
+            &[quote!(a(), name = x), quote!(b(), name = x), quote!(c(x))],
+            quote!(
+                fn f(c: C) {}
+            ),
+        );
+        assert_eq!(
+            errors,
+            ["a fixture above is called `x` already: choose another name"]
+        );
+        let (_, errors) = bind(
+            &[quote!(a(x.url())), quote!(b(), name = x)],
+            quote!(
+                fn f(a: A) {}
+            ),
+        );
+        assert_eq!(
+            errors,
+            ["`x` stands below: move it above the service that needs it"]
+        );
+    }
+
+    #[test]
+    fn parameters_with_one_name() {
+        let one_name = ["another parameter is called `a` already"];
+        let (_, errors) = bind(
+            &[quote!(a()), quote!(b())],
+            quote!(
+                fn f(a: A, r#a: B) {}
+            ),
+        );
+        assert_eq!(errors, one_name);
+        let (_, errors) = bind(
+            &[quote!(a())],
+            quote!(
+                fn f(#[case] a: A, a: B) {}
+            ),
+        );
+        assert_eq!(errors, one_name);
     }
 
     #[test]

@@ -240,9 +240,11 @@ fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: 
         let is_shared = |index| of_parameter(index).is_some_and(|it| behind_static(&it.ty).is_some());
         if !item.is_shared() && is_shared(index) && !fixture.is_static() {
             for (_, name) in bindings.needs(index).filter(|(other, _)| !is_shared(*other)) {
-                let uses = names::place_of_use(fixture, name).unwrap_or_else(|| name.span());
+                let Some(place) = names::place_of_use(fixture, name) else {
+                    continue;
+                };
                 errors.at(
-                    uses,
+                    place,
                     format!(
                         "`{name}` is each test's own, and the service that is made from it is shared: take \
                          both as `&'static T`, or both as `T`"

@@ -138,7 +138,7 @@ fn plan(system: &System) -> TokenStream {
         let value = located(&slot(name), &field.ty);
         Some(quote_spanned!(value.span()=> #name: #value.take()))
     });
-    let system = ours("system");
+    let system = system_variable();
     quote! {
         ::mirakuru::__private::Plan::new(|#system| {
             #add
@@ -390,7 +390,7 @@ fn services(
 /// The services of one test, which are started only for it.
 fn own_services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
     services(item, fixtures, bindings, |members| {
-        let (system, add, take) = (ours("system"), add(members), take(members));
+        let (system, add, take) = (system_variable(), add(members), take(members));
         let skip = match item.gives() {
             _ if item.form() != Form::Test => None,
             Gives::Nothing => Some(quote!(return)),
@@ -518,14 +518,13 @@ fn add(members: &[Member<'_>]) -> TokenStream {
             let slots: Vec<&Ident> = needs.iter().map(|(slot, _)| slot).collect();
             let names = needs.iter().map(|(_, name)| name);
             quote!(#name, #queue, (#(#slots.clone(),)*), |(#(#slots,)*)| {
-                #[allow(unused_variables)]
+                #[allow(unused_variables, non_snake_case)]
                 let (#(#names,)*) = (#(#slots.get(),)*);
                 #recipe
             })
         };
         let arguments = place.parenthesised(arguments);
-        let system = ours("system");
-        let system = Ident::new("system", system.span().located_at(place.first));
+        let system = at(&system_variable(), Span::mixed_site().located_at(place.first));
         let call = quote_spanned!(place.first=> #system.#method #arguments);
         quote!(let #slot = #call;)
     });
@@ -581,7 +580,7 @@ fn started_shared(members: &[Member<'_>]) -> TokenStream {
     } else {
         quote!(Run)
     };
-    let (system, add, take) = (ours("system"), add(members), take(members));
+    let (system, add, take) = (system_variable(), add(members), take(members));
     quote! {
         ::mirakuru::__private::start_shared(::mirakuru::__private::Scope::#scope, |#system| { #add #take })
     }
@@ -709,6 +708,11 @@ fn remaining(item: &Function, keep: impl Fn(usize) -> bool) -> Punctuated<syn::F
 /// The variable that holds a fixture's handle. The user's code cannot see it.
 fn handle(index: usize) -> Ident {
     ours(&format!("_service_{index}"))
+}
+
+/// The variable of the system. A field may be called `system`.
+fn system_variable() -> Ident {
+    ours("__system")
 }
 
 fn ours(name: &str) -> Ident {

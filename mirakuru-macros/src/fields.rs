@@ -30,7 +30,9 @@ pub(crate) fn parse(arguments: TokenStream, mut item: ItemStruct, errors: &mut E
     let first: Vec<&Args> = fixtures.iter().filter_map(|fixtures| fixtures.first()).collect();
     // A field without an attribute is a separate mistake.
     let needs = if first.len() == fixtures.len() {
-        names::needs(&first, &names, &[], errors)
+        let constants = item.generics.const_params();
+        let constants: Vec<&Ident> = constants.map(|constant| &constant.ident).collect();
+        names::needs(&first, &names, &constants, errors)
     } else {
         Needs::new()
     };

@@ -17,6 +17,7 @@ mod item;
 mod names;
 mod nearest;
 mod placeholder;
+mod uses;
 
 use proc_macro2::TokenStream;
 use quote::quote;

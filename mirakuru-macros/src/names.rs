@@ -1,23 +1,18 @@
 //! Finds the services that a recipe is made from: the names of other fixtures in its expressions.
-//!
-//! It searches tokens, even inside macros and closures, and does not know their meaning. If an
-//! expression declares a variable with the name of a fixture, that counts as the fixture. The only
-//! effect is that the service starts later than it could.
 
-use std::collections::HashSet;
-
-use proc_macro2::{Delimiter, Ident, Spacing, Span, TokenStream, TokenTree};
-use quote::ToTokens;
+use proc_macro2::{Ident, Span};
+use syn::ext::IdentExt as _;
 
 use crate::args::{Args, Target};
 use crate::errors::Errors;
 use crate::nearest::closest;
+use crate::uses::{self, Certainty, Use, is_same};
 
 /// For each fixture, the ones that it needs, as places in the list. Each of them stands above it.
 pub(crate) type Needs = Vec<Vec<usize>>;
 
-/// Finds the needs of fixtures with these names; some have no name. `others` are further variables
-/// in scope.
+/// Finds the needs of fixtures with these names; some have no name. `others` are further names in
+/// scope.
 pub(crate) fn needs(
     fixtures: &[&Args],
     names: &[Option<Ident>],
@@ -25,37 +20,72 @@ pub(crate) fn needs(
     errors: &mut Errors,
 ) -> Needs {
     let used: Vec<Vec<Use>> = fixtures.iter().map(|fixture| uses(fixture)).collect();
-    let place = |name: &Ident| names.iter().position(|known| known.as_ref() == Some(name));
     let mut needs = vec![Vec::new(); fixtures.len()];
     for (at, uses) in used.iter().enumerate() {
-        let declared = declared(fixtures[at]);
-        for Use { name, is_receiver } in uses {
-            let Some(other) = place(name) else {
-                let is_known = !is_receiver || others.contains(&name) || declared.contains(&name.to_string());
-                if let Some(meant) = (!is_known).then(|| mistyped(name, &names[..at])).flatten() {
-                    let message = format!("no service above is called `{name}`: did you mean `{meant}`?");
-                    errors.at(name.span(), message);
-                }
-                continue;
-            };
-            if other < at {
+        for used_here in uses {
+            let name = &used_here.name;
+            let other = place(names, name);
+            if let Some(other) = other.filter(|&other| other < at) {
                 if !needs[at].contains(&other) {
                     needs[at].push(other);
                 }
                 continue;
             }
-            let message = match chain(&used, names, other, at) {
-                _ if other == at => format!("`{name}` needs itself: its recipe is made before it starts"),
-                Some(chain) => in_a_circle(names, at, &chain),
-                None => format!("`{name}` stands below: move it above the service that needs it"),
-            };
-            errors.at(name.span(), message);
-            // Reports one mistake for each service. In a cycle it reports only the service that
-            // stands above.
-            break;
+            if others.iter().any(|other| is_same(other, name)) {
+                continue;
+            }
+            if let Some(message) = mistake(used_here, other, at, &used, names) {
+                errors.at(name.span(), message);
+                // Reports one mistake for each service. In a cycle it reports only the service that
+                // stands above.
+                break;
+            }
         }
     }
     needs
+}
+
+fn place(names: &[Option<Ident>], name: &Ident) -> Option<usize> {
+    let is_it = |known: &Option<Ident>| known.as_ref().is_some_and(|known| is_same(known, name));
+    names.iter().position(is_it)
+}
+
+/// The mistake in a use by the service `at` of a name that no service above has. A name that may be
+/// an item is left to rustc.
+fn mistake(
+    Use {
+        name,
+        certainty,
+        field,
+    }: &Use,
+    other: Option<usize>,
+    at: usize,
+    used: &[Vec<Use>],
+    names: &[Option<Ident>],
+) -> Option<String> {
+    if name == "self" {
+        let remedy = match field {
+            Some(field) => format!("write `{field}`, not `self.{field}`"),
+            None => "write that name".to_owned(),
+        };
+        return Some(format!(
+            "there is no `self` here: a service above is in scope by its name; {remedy}"
+        ));
+    }
+    if *certainty != Certainty::Variable {
+        return None;
+    }
+    let Some(other) = other else {
+        let meant = mistyped(name, &names[..at])?;
+        return Some(format!(
+            "no service above is called `{name}`: did you mean `{meant}`?"
+        ));
+    };
+    Some(match chain(used, names, other, at) {
+        _ if other == at => format!("`{name}` needs itself: its recipe is made before it starts"),
+        Some(chain) => in_a_circle(names, at, &chain),
+        None => format!("`{name}` stands below: move it above the service that needs it"),
+    })
 }
 
 /// A chain of services from the first one to the second one, each of which uses the next. `None` if
@@ -68,8 +98,8 @@ fn chain(used: &[Vec<Use>], names: &[Option<Ident>], from: usize, to: usize) -> 
         if at == to {
             return Some(way);
         }
-        for Use { name, .. } in &used[at] {
-            let next = names.iter().position(|known| known.as_ref() == Some(name));
+        for Use { name, certainty, .. } in &used[at] {
+            let next = place(names, name).filter(|&next| next < at || *certainty == Certainty::Variable);
             if let Some(next) = next.filter(|next| !seen.contains(next)) {
                 seen.push(next);
                 ways.push(way.iter().copied().chain([next]).collect());
@@ -99,115 +129,114 @@ fn in_a_circle(names: &[Option<Ident>], at: usize, chain: &[usize]) -> String {
     format!("{}, and {last}: {who}", first.join(", "))
 }
 
-/// An identifier in an expression that may be a variable.
-struct Use {
-    name: Ident,
-    /// Its method or field is used, so it is a variable.
-    is_receiver: bool,
-}
-
-/// The first use of this name in an attribute's expressions.
+/// The first use of this name in an attribute's expressions that is surely no accident.
 pub(crate) fn place_of_use(args: &Args, name: &Ident) -> Option<Span> {
     let uses = uses(args);
-    let mut places = uses.iter().filter(|used| used.name == *name);
+    let mut places = uses
+        .iter()
+        .filter(|used| is_same(&used.name, name) && used.certainty != Certainty::InMacro);
     places.next().map(|used| used.name.span())
 }
 
-fn uses(args: &Args) -> Vec<Use> {
-    let mut found = Vec::new();
-    for expr in expressions(args) {
-        collect(expr, &mut found);
-    }
-    found
-}
-
-fn expressions(args: &Args) -> impl Iterator<Item = TokenStream> {
+/// The names that an attribute's expressions use.
+pub(crate) fn uses(args: &Args) -> Vec<Use> {
     let values = args
         .entries
         .iter()
         .filter(|entry| matches!(entry.target(), Target::Free));
     let values = values.filter_map(|entry| entry.value.as_ref());
-    args.expr.iter().chain(values).map(ToTokens::to_token_stream)
-}
-
-fn collect(tokens: TokenStream, found: &mut Vec<Use>) {
-    let tokens: Vec<TokenTree> = tokens.into_iter().collect();
-    let is = |at: Option<usize>, wanted: char| match at.and_then(|at| tokens.get(at)) {
-        Some(TokenTree::Punct(punct)) => punct.as_char() == wanted,
-        _ => false,
-    };
-    for (at, token) in tokens.iter().enumerate() {
-        match token {
-            TokenTree::Group(group) => collect(group.stream(), found),
-            TokenTree::Ident(name) => {
-                let (before, two_before) = (at.checked_sub(1), at.checked_sub(2));
-                // `x.name`, but not the range `x..name`.
-                let is_field = is(before, '.') && !is(two_before, '.');
-                let is_lifetime = is(before, '\'');
-                let ends_a_path = is(before, ':') && is(two_before, ':');
-                // A path goes on (`name::`), or a field is given its value (`name: value`).
-                let goes_on = is(Some(at + 1), ':');
-                let is_macro = is(Some(at + 1), '!') && !is(Some(at + 2), '=');
-                let is_called = matches!(
-                    tokens.get(at + 1),
-                    Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Parenthesis
-                );
-                if !(is_field || is_lifetime || ends_a_path || goes_on || is_macro || is_called) {
-                    let is_receiver = is(Some(at + 1), '.') && !is(Some(at + 2), '.');
-                    let name = name.clone();
-                    found.push(Use { name, is_receiver });
-                }
-            }
-            _ => {}
-        }
-    }
-}
-
-/// Names that an attribute's expressions declare themselves: by `let`, as a parameter of a closure,
-/// or in a pattern.
-fn declared(args: &Args) -> HashSet<String> {
-    let mut declared = HashSet::new();
-    for expr in expressions(args) {
-        declarations(expr, &mut declared);
-    }
-    declared
-}
-
-fn declarations(tokens: TokenStream, declared: &mut HashSet<String>) {
-    let mut in_bars = false;
-    let mut after_keyword = false;
-    for token in tokens {
-        match token {
-            TokenTree::Group(group) => {
-                if in_bars || after_keyword {
-                    let mut inside = Vec::new();
-                    collect(group.stream(), &mut inside);
-                    declared.extend(inside.iter().map(|inside: &Use| inside.name.to_string()));
-                }
-                declarations(group.stream(), declared);
-            }
-            TokenTree::Ident(ident) if ident == "let" || ident == "for" || ident == "match" => {
-                after_keyword = true
-            }
-            TokenTree::Ident(ident) => {
-                if in_bars || after_keyword {
-                    declared.insert(ident.to_string());
-                }
-            }
-            TokenTree::Punct(punct) => {
-                in_bars ^= punct.as_char() == '|' && punct.spacing() == Spacing::Alone;
-                after_keyword &= !matches!(punct.as_char(), '=' | ';');
-            }
-            TokenTree::Literal(_) => {}
-        }
-    }
+    uses::uses(args.expr.iter().chain(values))
 }
 
 /// The service with nearly this name, which the user probably meant.
 fn mistyped(variable: &Ident, above: &[Option<Ident>]) -> Option<String> {
     let known: Vec<String> = above.iter().flatten().map(Ident::to_string).collect();
-    let word = variable.to_string();
-    // With one letter, every other name would be close.
-    let meant = (word.len() > 1).then(|| closest(&word, known.iter().map(String::as_str)));
+    let word = variable.unraw().to_string();
+    // With one letter, every other name would be close. A capital letter begins a constant.
+    let meant = (word.len() > 1 && !word.starts_with(char::is_uppercase))
+        .then(|| closest(&word, known.iter().map(String::as_str)));
     meant.flatten().map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use quote::format_ident;
+
+    use super::*;
+    use crate::args::stacked;
+
+    /// The needs of the services `cache`, `server` and `worker` with these attributes, and the
+    /// mistakes.
+    fn found(attributes: [&str; 3]) -> (Needs, Vec<String>) {
+        let mut errors = Errors::default();
+        let parse = |text: &str| stacked(text.parse().unwrap(), &mut Vec::new(), &mut Errors::default());
+        let fixtures: Vec<Args> = attributes.into_iter().flat_map(parse).collect();
+        let fixtures: Vec<&Args> = fixtures.iter().collect();
+        let names = ["cache", "server", "worker"].map(|name| Some(format_ident!("{name}")));
+        let others = format_ident!("limit");
+        let needs = needs(&fixtures, &names, &[&others], &mut errors);
+        (needs, errors.messages())
+    }
+
+    #[track_caller]
+    fn one(attributes: [&str; 3], message: &str) {
+        let (_, errors) = found(attributes);
+        assert_eq!(errors.len(), 1, "{errors:?}");
+        assert!(errors[0].starts_with(message), "{errors:?}");
+    }
+
+    #[test]
+    fn services_above() {
+        for attribute in [
+            "server(cache)",
+            "cmd = [\"x\", &format!(\"{cache:?}\")]",
+            "cmd = \"x\", env = (\"URL\", url(&cache.a, cache))",
+            "cmd = \"x\", arg = json!({ \"url\": \"{cache}\" })",
+        ] {
+            let (needs, errors) = found(["cache()", attribute, "worker()"]);
+            assert_eq!(needs, [vec![], vec![0], vec![]], "{attribute}");
+            assert_eq!(errors, Vec::<String>::new(), "{attribute}");
+        }
+    }
+
+    #[test]
+    fn names_of_services_that_are_no_mistake() {
+        for attribute in [
+            "cmd = \"x\", args = list().map(|worker| worker.url())",
+            "cmd = \"x\", arg = { let worker = 1; format!(\"{worker}\") }",
+            // Perhaps a function.
+            "cmd = \"x\", args = list().map(worker)",
+            "cmd = \"x\", wait_for = Check::new(\"it is there\", cache)",
+            // Perhaps text.
+            "cmd = \"x\", arg = json!({ \"url\": \"{worker}\" })",
+            "cmd = \"x\", arg = limit.to_string(), name = worker",
+            "cmd = \"{worker}\"",
+            "cmd = \"x\", arg = CACHE.port()",
+        ] {
+            let (needs, errors) = found([attribute, "server()", "worker()"]);
+            assert_eq!(needs, [[]; 3].map(Vec::from), "{attribute}");
+            assert_eq!(errors, Vec::<String>::new(), "{attribute}");
+        }
+    }
+
+    #[test]
+    fn mistakes() {
+        one(["x(worker.url())", "x()", "x()"], "`worker` stands below");
+        one(
+            ["x(format!(\"{worker}\"))", "x()", "x()"],
+            "`worker` stands below",
+        );
+        one(["x()", "x(server.url())", "x()"], "`server` needs itself");
+        one(
+            ["x(server.url())", "x(cache)", "x()"],
+            "`cache` needs `server`, and `server` needs `cache`",
+        );
+        one(["x(worker.a, server.b)", "x()", "x()"], "`worker` stands below");
+        one(
+            ["x()", "x(cahce.url())", "x()"],
+            "no service above is called `cahce`: did you mean `cache`?",
+        );
+        one(["x()", "x(self.cache.url())", "x()"], "there is no `self` here");
+        one(["x()", "x()", "x(self)"], "there is no `self` here");
+    }
 }

@@ -228,6 +228,57 @@ fn a_field_may_have_the_name_of_a_keyword(system: Keyword) {
     assert!(system.r#type.is_running() && system.server.is_running());
 }
 
+/// A function with the name of a service.
+fn last(number: u32) -> String {
+    number.to_string()
+}
+
+mod module {
+    pub(super) fn first() -> &'static str {
+        "first"
+    }
+}
+
+macro_rules! text {
+    ($($token:tt)*) => { stringify!($($token)*) };
+}
+
+/// The expressions have names of services that are no services.
+#[mirakuru::fixture]
+struct Names {
+    #[fixture(
+        cmd = "sleep 60",
+        env = ("NEEDS", { let last = 1; format!("{last}") + module::first() }),
+        args = [1, 2].map(last),
+        arg = Some(1).map_or_else(String::new, |last| last.to_string()),
+        arg = match Some(1) { Some(last) if last > 0 => last.to_string(), _ => String::new() },
+        arg = if let Some(last) = Some(1) { last.to_string() } else { "no".to_owned() },
+        arg = { let mut all = String::new(); for last in 1..3 { all += &last.to_string(); } all },
+        arg = { fn last() -> u32 { 1 } last().to_string() },
+        arg = text!("{last}").len().to_string(),
+    )]
+    first: SimpleExecutor,
+    #[fixture(ready_after(20))]
+    system: OutputExecutor,
+    #[fixture(cmd = "sleep 60", env = ("NEEDS", format!("{system:?}; {first:?}")))]
+    last: SimpleExecutor,
+}
+
+#[mirakuru::fixture(Names)]
+#[test]
+fn names_have_the_scope_of_rust(names: &Names) {
+    assert_eq!(needs(&names.first), "1first");
+    let Names { first, system, last } = names;
+    assert_eq!(needs(last), format!("{system:?}; {first:?}"));
+}
+
+#[mirakuru::fixture(ready_after(20), name = r#type)]
+#[mirakuru::fixture(cmd = "sleep 60", env = ("NEEDS", format!("{type:?}, {:>width$}", 1, width = 3)))]
+#[test]
+fn a_format_string_names_a_fixture(app: &SimpleExecutor) {
+    assert!(needs(app).ends_with(",   1"));
+}
+
 #[mirakuru::fixture]
 struct Farm<const N: usize, R: mirakuru::Readiness + Default + Clone> {
     #[fixture(Executor::builder("sleep 60").env("NEEDS", N.to_string()).wait_for(R::default()))]

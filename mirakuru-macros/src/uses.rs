@@ -1,0 +1,526 @@
+//! Finds the names that an expression uses and does not declare, with the scopes of Rust.
+//!
+//! A name can be an item that the attribute cannot see, and a macro can give its tokens any
+//! meaning. So each use says how sure it is, and only a certain one may lead to an error.
+
+use proc_macro2::{Delimiter, Ident, TokenStream, TokenTree};
+use syn::ext::IdentExt as _;
+use syn::parse::{Parse, ParseStream, Parser as _};
+use syn::punctuated::Punctuated;
+use syn::visit::{self, Visit};
+use syn::{Block, Expr, ExprPath, Item, Lit, LitStr, Macro, Member, Pat, Path, Stmt, Token};
+
+/// A name that an expression uses.
+pub(crate) struct Use {
+    pub(crate) name: Ident,
+    pub(crate) certainty: Certainty,
+    /// The field in `name.field`.
+    pub(crate) field: Option<Ident>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum Certainty {
+    /// It stands in a macro that is not known, and may be no name at all.
+    InMacro,
+    /// A value: a variable, but also a function or a constant.
+    Value,
+    /// A variable: its methods or fields are used, or it is formatted.
+    Variable,
+}
+
+/// The uses in expressions, in their order.
+pub(crate) fn uses<'a>(expressions: impl Iterator<Item = &'a Expr>) -> Vec<Use> {
+    let mut search = Search::default();
+    expressions.for_each(|expr| search.visit_expr(expr));
+    search.found
+}
+
+/// The name of a variable, if the expression is nothing else.
+fn bare(expr: &Expr) -> Option<&Ident> {
+    match expr {
+        Expr::Path(ExprPath {
+            qself: None, path, ..
+        }) => path.get_ident(),
+        Expr::Group(group) => bare(&group.expr),
+        Expr::Paren(paren) => bare(&paren.expr),
+        _ => None,
+    }
+}
+
+#[derive(Default)]
+struct Search {
+    found: Vec<Use>,
+    /// The names that are declared here, the innermost scope last.
+    declared: Vec<Ident>,
+}
+
+impl Search {
+    fn scope(&mut self, search: impl FnOnce(&mut Search)) {
+        let outside = self.declared.len();
+        search(self);
+        self.declared.truncate(outside);
+    }
+
+    fn add(&mut self, name: &Ident, certainty: Certainty, field: Option<Ident>) {
+        if self.declared.iter().all(|declared| !is_same(declared, name)) {
+            let name = name.clone();
+            self.found.push(Use {
+                name,
+                certainty,
+                field,
+            });
+        }
+    }
+
+    /// An expression that is no function, because it has methods or fields, or is formatted.
+    fn variable(&mut self, expr: &Expr, field: Option<Ident>) {
+        match bare(expr) {
+            Some(name) => self.add(name, Certainty::Variable, field),
+            None => self.visit_expr(expr),
+        }
+    }
+
+    /// The tokens of a macro that is not known.
+    fn tokens(&mut self, tokens: TokenStream) {
+        let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+        let is = |at: Option<usize>, wanted: char| match at.and_then(|at| tokens.get(at)) {
+            Some(TokenTree::Punct(punct)) => punct.as_char() == wanted,
+            _ => false,
+        };
+        for (at, token) in tokens.iter().enumerate() {
+            match token {
+                TokenTree::Group(group) => self.tokens(group.stream()),
+                TokenTree::Ident(name) => {
+                    let (before, two_before) = (at.checked_sub(1), at.checked_sub(2));
+                    // `x.name`, but not the range `x..name`.
+                    let is_field = is(before, '.') && !is(two_before, '.');
+                    let is_lifetime = is(before, '\'');
+                    let ends_a_path = is(before, ':') && is(two_before, ':');
+                    // A path goes on (`name::`), or a field is given its value (`name: value`).
+                    let goes_on = is(Some(at + 1), ':');
+                    let is_macro = is(Some(at + 1), '!') && !is(Some(at + 2), '=');
+                    let is_called = matches!(
+                        tokens.get(at + 1),
+                        Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Parenthesis
+                    );
+                    if !(is_field || is_lifetime || ends_a_path || goes_on || is_macro || is_called)
+                        && name != "self"
+                    {
+                        self.add(name, Certainty::InMacro, None);
+                    }
+                }
+                TokenTree::Literal(literal) => {
+                    if let Lit::Str(text) = Lit::new(literal.clone()) {
+                        for name in captures(&text) {
+                            self.add(&name, Certainty::InMacro, None);
+                        }
+                    }
+                }
+                TokenTree::Punct(_) => {}
+            }
+        }
+    }
+
+    /// The arguments of a macro of the standard library.
+    fn arguments(&mut self, arguments: &[Argument], format_string: Option<usize>) {
+        let is_named = |name: &Ident| {
+            let mut names = arguments.iter().filter_map(|argument| argument.name.as_ref());
+            names.any(|known| is_same(known, name))
+        };
+        for (at, Argument { value, .. }) in arguments.iter().enumerate() {
+            match value {
+                Expr::Lit(syn::ExprLit {
+                    lit: Lit::Str(text), ..
+                }) if format_string == Some(at) => {
+                    for name in captures(text).filter(|name| !is_named(name)) {
+                        self.add(&name, Certainty::Variable, None);
+                    }
+                }
+                _ if format_string.is_some() => self.variable(value, None),
+                _ => self.visit_expr(value),
+            }
+        }
+    }
+
+    /// A macro may declare any of its names for the statements below.
+    fn perhaps_declared(&mut self, tokens: TokenStream) {
+        for token in tokens {
+            match token {
+                TokenTree::Group(group) => self.perhaps_declared(group.stream()),
+                TokenTree::Ident(name) => self.declared.push(name),
+                _ => {}
+            }
+        }
+    }
+}
+
+impl<'ast> Visit<'ast> for Search {
+    fn visit_expr(&mut self, expr: &'ast Expr) {
+        match expr {
+            Expr::Path(_) => {
+                if let Some(name) = bare(expr) {
+                    self.add(name, Certainty::Value, None);
+                }
+            }
+            Expr::MethodCall(call) => {
+                self.variable(&call.receiver, None);
+                call.args.iter().for_each(|argument| self.visit_expr(argument));
+            }
+            Expr::Field(field) => {
+                let name = match &field.member {
+                    Member::Named(name) => Some(name.clone()),
+                    Member::Unnamed(_) => None,
+                };
+                self.variable(&field.base, name);
+            }
+            Expr::Call(call) => {
+                // A service cannot be called.
+                if bare(&call.func).is_none() {
+                    self.visit_expr(&call.func);
+                }
+                call.args.iter().for_each(|argument| self.visit_expr(argument));
+            }
+            Expr::Closure(closure) => self.scope(|search| {
+                closure.inputs.iter().for_each(|input| search.visit_pat(input));
+                search.visit_expr(&closure.body);
+            }),
+            Expr::Let(condition) => {
+                self.visit_expr(&condition.expr);
+                self.visit_pat(&condition.pat);
+            }
+            Expr::If(branches) => {
+                self.scope(|search| {
+                    search.visit_expr(&branches.cond);
+                    search.visit_block(&branches.then_branch);
+                });
+                if let Some((_, otherwise)) = &branches.else_branch {
+                    self.visit_expr(otherwise);
+                }
+            }
+            Expr::While(_) => self.scope(|search| visit::visit_expr(search, expr)),
+            Expr::ForLoop(repeated) => {
+                self.visit_expr(&repeated.expr);
+                self.scope(|search| {
+                    search.visit_pat(&repeated.pat);
+                    search.visit_block(&repeated.body);
+                });
+            }
+            // Constants cannot use variables.
+            Expr::Const(_) => {}
+            Expr::Repeat(repeated) => self.visit_expr(&repeated.expr),
+            Expr::Verbatim(tokens) => self.tokens(tokens.clone()),
+            _ => visit::visit_expr(self, expr),
+        }
+    }
+
+    fn visit_arm(&mut self, arm: &'ast syn::Arm) {
+        self.scope(|search| visit::visit_arm(search, arm));
+    }
+
+    fn visit_block(&mut self, block: &'ast Block) {
+        self.scope(|search| {
+            for stmt in &block.stmts {
+                match stmt {
+                    Stmt::Item(Item::Fn(item)) => search.declared.push(item.sig.ident.clone()),
+                    Stmt::Item(Item::Const(item)) => search.declared.push(item.ident.clone()),
+                    Stmt::Item(Item::Static(item)) => search.declared.push(item.ident.clone()),
+                    _ => {}
+                }
+            }
+            visit::visit_block(search, block);
+        });
+    }
+
+    fn visit_local(&mut self, local: &'ast syn::Local) {
+        if let Some(init) = &local.init {
+            self.visit_expr(&init.expr);
+            if let Some((_, diverge)) = &init.diverge {
+                self.visit_expr(diverge);
+            }
+        }
+        self.visit_pat(&local.pat);
+    }
+
+    fn visit_stmt_macro(&mut self, stmt: &'ast syn::StmtMacro) {
+        self.visit_macro(&stmt.mac);
+        if arguments_of(&stmt.mac).is_none() {
+            self.perhaps_declared(stmt.mac.tokens.clone());
+        }
+    }
+
+    fn visit_pat(&mut self, pat: &'ast Pat) {
+        match pat {
+            Pat::Ident(pat) => {
+                self.declared.push(pat.ident.clone());
+                if let Some((_, inside)) = &pat.subpat {
+                    self.visit_pat(inside);
+                }
+            }
+            Pat::Macro(pat) => self.perhaps_declared(pat.mac.tokens.clone()),
+            Pat::Verbatim(tokens) => self.perhaps_declared(tokens.clone()),
+            Pat::Const(_) | Pat::Lit(_) | Pat::Path(_) | Pat::Range(_) => {}
+            _ => visit::visit_pat(self, pat),
+        }
+    }
+
+    fn visit_macro(&mut self, mac: &'ast Macro) {
+        match arguments_of(mac) {
+            Some((arguments, format_string)) => self.arguments(&arguments, format_string),
+            None => self.tokens(mac.tokens.clone()),
+        }
+    }
+
+    // These cannot use variables.
+
+    fn visit_attribute(&mut self, _: &'ast syn::Attribute) {}
+
+    fn visit_item(&mut self, _: &'ast Item) {}
+
+    fn visit_path(&mut self, _: &'ast Path) {}
+
+    fn visit_type(&mut self, _: &'ast syn::Type) {}
+}
+
+/// `value`, or `name = value`.
+struct Argument {
+    name: Option<Ident>,
+    value: Expr,
+}
+
+impl Parse for Argument {
+    fn parse(input: ParseStream<'_>) -> syn::Result<Argument> {
+        let mut name = None;
+        if input.peek(Ident::peek_any) && input.peek2(Token![=]) && !input.peek2(Token![==]) {
+            name = Some(Ident::parse_any(input)?);
+            input.parse::<Token![=]>()?;
+        }
+        let value = input.parse()?;
+        Ok(Argument { name, value })
+    }
+}
+
+/// The arguments of a macro of the standard library that takes expressions, and the place of its
+/// format string. `None` for any other macro.
+fn arguments_of(mac: &Macro) -> Option<(Vec<Argument>, Option<usize>)> {
+    let words = &mac.path.segments;
+    let is_std = ["std", "core", "alloc"].iter().any(|word| words[0].ident == word);
+    if words.len() > 1 && !is_std {
+        return None;
+    }
+    let format_string = match &*words.last()?.ident.to_string() {
+        "format" | "format_args" | "print" | "println" | "eprint" | "eprintln" | "panic" | "todo"
+        | "unimplemented" | "unreachable" => Some(0),
+        "write" | "writeln" | "assert" | "debug_assert" => Some(1),
+        "assert_eq" | "assert_ne" | "debug_assert_eq" | "debug_assert_ne" => Some(2),
+        "vec" | "dbg" => None,
+        _ => return None,
+    };
+    let parser = Punctuated::<Argument, Token![,]>::parse_terminated;
+    let arguments = parser.parse2(mac.tokens.clone()).ok()?;
+    Some((arguments.into_iter().collect(), format_string))
+}
+
+/// The variables that a format string names, such as `db` and `width` in `"{db:>width$}"`.
+fn captures(text: &LitStr) -> impl Iterator<Item = Ident> {
+    let (value, span) = (text.value(), text.span());
+    let mut words = Vec::new();
+    let mut rest = &*value;
+    while let Some(brace) = rest.find('{') {
+        rest = &rest[brace + 1..];
+        if let Some(escaped) = rest.strip_prefix('{') {
+            rest = escaped;
+            continue;
+        }
+        let Some(end) = rest.find('}') else { break };
+        let (name, spec) = rest[..end].split_once(':').unwrap_or((&rest[..end], ""));
+        words.push(name.trim());
+        let before_dollar = spec.split('$').rev().skip(1);
+        words.extend(before_dollar.map(|spec| {
+            let word = spec
+                .rsplit(|char: char| char != '_' && !char.is_alphanumeric())
+                .next();
+            word.unwrap_or_default()
+                .trim_start_matches(|digit: char| digit.is_ascii_digit())
+        }));
+        rest = &rest[end + 1..];
+    }
+    let names = words
+        .into_iter()
+        .filter_map(|word| Ident::parse_any.parse_str(word).ok());
+    let names: Vec<Ident> = names.collect();
+    names.into_iter().map(move |mut name| {
+        name.set_span(span);
+        name
+    })
+}
+
+/// Whether two identifiers are one name: `r#db` is `db`.
+pub(crate) fn is_same(one: &Ident, other: &Ident) -> bool {
+    one.unraw() == other.unraw()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The names that an expression uses: `db` as a variable, `db?` as a value of any kind, `db~`
+    /// in a macro that is not known.
+    fn found(expr: &str) -> String {
+        let expr: Expr = syn::parse_str(expr).unwrap_or_else(|error| panic!("{expr}: {error}"));
+        let found = uses([&expr].into_iter()).into_iter().map(|used| {
+            let mark = match used.certainty {
+                Certainty::Variable => "",
+                Certainty::Value => "?",
+                Certainty::InMacro => "~",
+            };
+            format!("{}{mark}", used.name)
+        });
+        found.collect::<Vec<_>>().join(" ")
+    }
+
+    #[track_caller]
+    fn table(rows: &[(&str, &str)]) {
+        for (expr, names) in rows {
+            assert_eq!(found(expr), *names, "{expr}");
+        }
+    }
+
+    #[test]
+    fn names_that_are_used() {
+        table(&[
+            ("db", "db?"),
+            ("db.url()", "db"),
+            ("(db).url().port(cache)", "db cache?"),
+            ("db.port", "db"),
+            ("&db.nodes[0].dir", "db"),
+            ("url(db, &cache)", "db? cache?"),
+            ("[db.url(), url(cache)]", "db cache?"),
+            ("(\"URL\", db.url())", "db"),
+            ("Config { db, cache: server.port(), ..rest }", "db? server rest?"),
+            ("-db + !cache * 2", "db? cache?"),
+            ("db..cache", "db? cache?"),
+            ("db.await.x?", "db?"),
+            ("async move { db.url() }", "db"),
+            ("unsafe { db.url() }", "db"),
+            ("'db: loop { break 'db db.port() }", "db"),
+            ("r#type.url()", "r#type"),
+            ("self.db", "self"),
+            ("url(|| db.url())", "db"),
+            ("x = db", "x? db?"),
+        ]);
+    }
+
+    #[test]
+    fn names_that_are_no_variables() {
+        table(&[
+            ("db()", ""),
+            ("db::<u8>()", ""),
+            ("db::<u8>", ""),
+            ("db::url()", ""),
+            ("module::db", ""),
+            ("crate::db", ""),
+            ("self::db", ""),
+            ("::db", ""),
+            ("<db as cache>::url", ""),
+            ("config.db()", "config"),
+            ("config.db", "config"),
+            ("Config { db: 1 }", ""),
+            ("parse::<db>()", ""),
+            ("text.parse::<db>()", "text"),
+            ("x as db", "x?"),
+            ("[0; db]", ""),
+            ("const { db }", ""),
+            ("'db: loop { break 'db }", ""),
+            ("db! { }", ""),
+            ("\"{db}\"", ""),
+            ("[\"--port\", \"{db}\"]", ""),
+            ("|_: db| -> cache { 1 }", ""),
+        ]);
+    }
+
+    #[test]
+    fn names_that_the_expression_declares() {
+        table(&[
+            ("{ let db = 1; db.url() }", ""),
+            ("{ let db = db.url(); db.url() }", "db"),
+            ("{ let x = db.url(); let db = x; db.url() }", "db"),
+            ("{ { let db = 1; } db.url() }", "db"),
+            ("{ let (db, [cache, ..]) = x(); (db.a, cache.a) }", ""),
+            ("{ let Config { db, port: cache } = x(); (db.a, cache.a) }", ""),
+            ("{ let db: u8; db.url() }", ""),
+            ("{ let ref mut db @ _ = 1; db.url() }", ""),
+            ("{ let Some(db) = x() else { db.url(); return }; db.url() }", "db"),
+            ("|db| db.url()", ""),
+            ("|&(db, cache): &(u8, u8)| (db.url(), cache.url())", ""),
+            ("(|db| 1, db.url())", "db"),
+            ("x().map(|db| db.url()).or(db.url())", "db"),
+            ("match x() { Some(db) => db.url(), None => db.port() }", "db"),
+            ("match x() { Some(db) if db.is() => db.url(), _ => 1 }", ""),
+            (
+                "match db.x() { A(db) | B { db } => db.url(), db => db.y() }",
+                "db",
+            ),
+            ("match x() { db @ 1..=2 => db.url(), _ => 1 }", ""),
+            (
+                "if let Some(db) = db.x() { db.url() } else { db.port() }",
+                "db db",
+            ),
+            ("if let Some(db) = x() && db.is() { db.url() } else { 1 }", ""),
+            (
+                "if a() { 1 } else if let Some(db) = x() { db.url() } else { db.y() }",
+                "db",
+            ),
+            ("while let Some(db) = db.next() { db.url(); }", "db"),
+            ("for db in db.all() { db.url(); }", "db"),
+            (
+                "{ for db in all() { db.url(); } while let Some(db) = x() {} db.url() }",
+                "db",
+            ),
+            ("{ db.url(); fn db() {} x(db) }", ""),
+            ("{ fn f(db: u8) { db.url(); cache.url() } f(1) }", ""),
+            ("{ const db: u8 = 1; static cache: u8 = 1; (db, cache) }", ""),
+            ("{ use x::db; db.url() }", "db"),
+            ("{ let r#db = 1; db.url() }", ""),
+            ("{ let db = 1; format!(\"{db}\", ) }", ""),
+            ("{ let db = 1; json!({ \"url\": db }) }", ""),
+            ("{ declare!(db); db.url() }", "db~"),
+            ("{ println!(\"{}\", db); db.url() }", "db db"),
+        ]);
+    }
+
+    #[test]
+    fn names_in_macros() {
+        table(&[
+            ("format!(\"{db}\")", "db"),
+            ("format!(\"{db:?} {cache:>8} {{server}}\")", "db cache"),
+            ("format!(\"{{{db}}}\")", "db"),
+            ("format!(\"{}\", db)", "db"),
+            ("format!(\"{0} {}\", cache.port())", "cache"),
+            (
+                "format!(\"{:>width$.precision$} {x:08w$}\", 1)",
+                "precision width x w",
+            ),
+            ("format!(\"{db}\", db = cache.url())", "cache"),
+            ("format!(r#\"{db}\"#)", "db"),
+            ("format!(\"{}\", \"{db}\")", ""),
+            ("format!(\"{}\", format!(\"{db}\"))", "db"),
+            ("format!(\"{x}\", x = { let db = 1; db })", ""),
+            ("format!(\"{type}\")", "type"),
+            ("format!(\"{ db }\")", "db"),
+            ("format!(\"} {\")", ""),
+            ("std::format!(\"{db}\")", "db"),
+            ("write!(out, \"{db}\")", "out db"),
+            ("assert!(db.is(), \"{cache}\")", "db cache"),
+            ("assert_eq!(\"{db}\", 1, \"{cache}\")", "cache"),
+            ("vec![db.url(), url(cache), \"{server}\"]", "db cache?"),
+            ("vec![db.url(); 3]", "db~"),
+            ("json!({ \"url\": db.url(), x.cache: 1, server: 2 })", "db~ x~"),
+            (
+                "json!({ \"url\": format!(\"{db}\"), \"port\": \"{port}\" })",
+                "db~ port~",
+            ),
+            ("mine::format!(\"{db}\")", "db~"),
+            ("sql!('db cache(), mod::server, x!() 1..y)", "y~"),
+        ]);
+    }
+}
