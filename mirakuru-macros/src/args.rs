@@ -57,7 +57,7 @@ pub(crate) const SETTERS: &[&str] = &[
     "on_end",
 ];
 
-/// Methods that add to a list, so that a second use is no mistake.
+/// Methods that add to a list, which may be used more than once.
 pub(crate) const REPEATABLE: &[&str] = &[
     "arg",
     "env",
@@ -86,18 +86,18 @@ pub(crate) fn known() -> impl Iterator<Item = &'static str> {
 /// One attribute of mirakuru.
 #[derive(Default)]
 pub(crate) struct Args {
-    /// The attribute's path, for errors about missing keys. The path of the outermost attribute is
-    /// not known: it is the compiler's "call site".
+    /// The attribute's path, for errors about missing keys. `None` for the outermost attribute,
+    /// whose path is not known: it is the compiler's "call site".
     pub(crate) path: Option<Path>,
-    /// An expression that makes a recipe, in place of keys.
+    /// The expression in place of keys, which makes a recipe.
     pub(crate) expr: Option<Expr>,
     pub(crate) entries: Vec<Entry>,
-    /// The text could not be parsed. The error has been reported, and nothing else about this
-    /// attribute is.
+    /// Whether the text could not be parsed. That error has been reported, and no other error of
+    /// this attribute is.
     pub(crate) broken: bool,
 }
 
-/// One `key = value`, or the one key that has no value.
+/// One `key = value`, or the key that has no value.
 pub(crate) struct Entry {
     pub(crate) key: Ident,
     pub(crate) value: Option<Expr>,
@@ -109,7 +109,7 @@ pub(crate) enum Target<'a> {
     Free,
     /// The parameter in `name = ident`.
     Named(&'a Ident),
-    /// None: `name = _`.
+    /// No parameter: `name = _`.
     None,
 }
 
@@ -128,12 +128,12 @@ impl Args {
             .unwrap_or(Target::Free)
     }
 
-    /// Whether it names a static with a shared fixture.
+    /// Whether the attribute names a static with a shared fixture.
     pub(crate) fn is_static(&self) -> bool {
         self.expr.as_ref().and_then(name) == Some(Name::Static)
     }
 
-    /// The attribute on top. The compiler passes the content of its parentheses as separate tokens.
+    /// Parses the attribute on top, whose content the compiler passes as separate tokens.
     fn outermost(tokens: TokenStream) -> syn::Result<Args> {
         Args::parse.parse2(tokens)
     }
@@ -165,12 +165,12 @@ impl Entry {
         }
     }
 
-    /// Whether it is a method of the recipe.
+    /// Whether the key is a method of the recipe.
     pub(crate) fn is_setter(&self) -> bool {
         SETTERS.iter().any(|setter| self.key == setter) && matches!(self.target(), Target::Free)
     }
 
-    /// Whether it is a key for the readiness condition.
+    /// Whether the key is for the readiness condition.
     pub(crate) fn is_readiness(&self) -> bool {
         READINESS.iter().any(|key| self.key == key)
     }
@@ -181,7 +181,7 @@ impl Entry {
     }
 }
 
-/// The kind of item that a single name, in place of keys, stands for, judged by its letters.
+/// The kind of item behind a single name in place of keys, judged by its letters.
 #[derive(Clone, Copy, PartialEq, Debug)]
 pub(crate) enum Name {
     /// `SHOP`: a static, or a recipe in a constant.
@@ -190,7 +190,7 @@ pub(crate) enum Name {
     Type,
 }
 
-/// The kind of item that an expression names, if it is one name with capital letters.
+/// The kind of item behind an expression, if it is one name with capital letters.
 pub(crate) fn name(expr: &Expr) -> Option<Name> {
     let Expr::Path(ExprPath {
         qself: None, path, ..
@@ -220,16 +220,16 @@ pub(crate) fn literal(expr: &Expr) -> Option<&LitStr> {
     }
 }
 
-/// All attributes of mirakuru on an item: the outermost, whose tokens the compiler passes to us,
-/// and those below it. The latter are taken out of the item's attributes. All are expanded
-/// together, so that the runtime knows all services of a test before it starts one.
+/// Takes all attributes of mirakuru from an item: the outermost, whose tokens the compiler passes
+/// to us, and those below it. All are expanded together, so that the runtime knows all services of
+/// a test before it starts one.
 pub(crate) fn stacked(outermost: TokenStream, attrs: &mut Vec<Attribute>, errors: &mut Errors) -> Vec<Args> {
     let mut all = vec![Args::or_broken(Args::outermost(outermost), None, errors)];
     all.extend(taken_out(attrs, is_ours, errors));
     all
 }
 
-/// The attributes of mirakuru on a field of a struct. They are taken out of the field's attributes.
+/// Takes the attributes of mirakuru from a field of a struct.
 pub(crate) fn on_field(attrs: &mut Vec<Attribute>, errors: &mut Errors) -> Vec<Args> {
     taken_out(attrs, |attr| is_ours(attr) || is_rstest_fixture(attr), errors)
 }
@@ -244,7 +244,7 @@ fn taken_out(
     let one = |attr: Attribute| {
         let parsed = match &attr.meta {
             Meta::List(_) => attr.parse_args_with(Args::parse),
-            // Only the path, in which everything is missing.
+            // This attribute is only a path, and all keys are missing.
             _ => Args::outermost(TokenStream::new()),
         };
         Args::or_broken(parsed, Some(attr.path().clone()), errors)
@@ -447,7 +447,7 @@ mod tests {
         assert!(!errors.any());
     }
 
-    /// The keys are the recipe's methods: this test fails if one is added there and not here.
+    /// The keys are the recipe's methods: this test fails if a new method has no key.
     #[test]
     fn every_method_of_the_recipe_is_a_key() {
         let path = concat!(
@@ -455,7 +455,7 @@ mod tests {
             "/../mirakuru-core/src/recipe/builder.rs"
         );
         let Ok(source) = std::fs::read_to_string(path) else {
-            return; // Built from the published package, which does not hold its neighbour.
+            return; // The published package does not hold its neighbour.
         };
         let mut methods: Vec<&str> = source
             .lines()

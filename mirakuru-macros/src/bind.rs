@@ -11,13 +11,13 @@ use crate::item::Function;
 use crate::names::{self, Needs};
 use crate::uses::is_same;
 
-/// For each fixture, in the order of the attributes: the index of its parameter, if it has one.
+/// The index of each fixture's parameter, if it has one, in the order of the attributes.
 pub(crate) struct Bindings {
     parameters: Vec<Option<usize>>,
     /// A name could not be resolved, which is reported. So a parameter may be left over.
     pub(crate) incomplete: bool,
-    /// The names by which the fixtures below can use each fixture: that of its parameter, or one
-    /// that its attribute gives.
+    /// The name of each fixture for the fixtures below: its parameter's, or the one in its
+    /// attribute.
     names: Vec<Option<Ident>>,
     needs: Needs,
 }
@@ -160,7 +160,7 @@ impl Function {
     }
 }
 
-/// Whether a parameter is the context of `#[test_context(Type)]`. Its type shows that.
+/// Whether a parameter is the context of `#[test_context(Type)]`, by its type.
 fn is_context(item: &Function, parameter: &PatType) -> bool {
     let ty = match &*parameter.ty {
         Type::Reference(reference) => &*reference.elem,

@@ -1,4 +1,4 @@
-//! All mistakes of one use of the attribute: each is reported, and none hides another.
+//! Collects all mistakes in one use of the attribute: each is reported, and none hides another.
 
 use proc_macro2::{Span, TokenStream};
 use quote::{ToTokens, TokenStreamExt};
@@ -14,17 +14,17 @@ impl Errors {
         self.0.push(error);
     }
 
-    /// A mistake at one span, for example that of an identifier or of the whole attribute.
+    /// Adds a mistake at one span, for example of an identifier or of the whole attribute.
     pub(crate) fn at(&mut self, span: Span, message: impl std::fmt::Display) {
         self.0.push(syn::Error::new(span, message));
     }
 
-    /// A mistake that several tokens make up, for example an expression.
+    /// Adds a mistake of several tokens, for example of an expression.
     pub(crate) fn on(&mut self, tokens: impl ToTokens, message: impl std::fmt::Display) {
         self.0.push(syn::Error::new_spanned(tokens, message));
     }
 
-    /// A mistake of a whole attribute of mirakuru.
+    /// Adds a mistake of a whole attribute of mirakuru.
     pub(crate) fn on_attribute(&mut self, args: &Args, message: impl std::fmt::Display) {
         match &args.path {
             Some(path) => self.on(path, message),

@@ -7,13 +7,13 @@ use crate::args::{self, Args};
 use crate::errors::Errors;
 use crate::names::{self, Needs};
 
-/// A struct, and how its fields are started.
+/// A struct, and the fixtures of its fields.
 pub(crate) struct System {
     /// The struct without our attributes.
     pub(crate) item: ItemStruct,
     /// Tokens in the struct's own attribute.
     pub(crate) arguments: TokenStream,
-    /// For each named field, its mirakuru attributes.
+    /// The mirakuru attributes of each named field.
     pub(crate) fixtures: Vec<Vec<Args>>,
     pub(crate) needs: Needs,
 }

@@ -25,13 +25,13 @@ use quote::quote;
 use crate::errors::Errors;
 use crate::item::{Form, Item};
 
-#[allow(missing_docs)] // Documented where it is re-exported: `mirakuru::fixture`.
+#[allow(missing_docs)] // Documented at its re-export: `mirakuru::fixture`.
 #[proc_macro_attribute]
 pub fn fixture(args: proc_macro::TokenStream, item: proc_macro::TokenStream) -> proc_macro::TokenStream {
     dispatch(args.into(), item.into()).into()
 }
 
-/// The item under the attribute decides its meaning.
+/// Expands the attribute by the item under it, which decides its meaning.
 fn dispatch(args: TokenStream, tokens: TokenStream) -> TokenStream {
     let mut errors = Errors::default();
     let item = match item::parse(tokens.clone()) {

@@ -8,7 +8,7 @@ use crate::errors::Errors;
 use crate::nearest::closest;
 use crate::uses::{self, Certainty, Use, is_same};
 
-/// For each fixture, the ones that it needs, as places in the list. Each of them stands above it.
+/// The indices of the fixtures that each fixture needs. Each of them stands above it.
 pub(crate) type Needs = Vec<Vec<usize>>;
 
 /// Finds the needs of fixtures with these names; some have no name. `others` are further names in
@@ -109,7 +109,7 @@ fn chain(used: &[Vec<Use>], names: &[Option<Ident>], from: usize, to: usize) -> 
     None
 }
 
-/// The message about services that need each other, beginning with this one.
+/// The message about services that need each other, from this one on.
 fn in_a_circle(names: &[Option<Ident>], at: usize, chain: &[usize]) -> String {
     let name = |place: usize| {
         names[place]

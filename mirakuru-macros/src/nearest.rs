@@ -19,7 +19,7 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("wait", "wait_for"),
 ];
 
-/// The known word that the user probably meant, if one is close enough.
+/// The known word that the user probably meant, if there is a close one.
 pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let synonym = SYNONYMS.iter().find(|(other, _)| *other == word);
     if let Some((_, meant)) = synonym {
@@ -28,7 +28,7 @@ pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
     closest(word, known)
 }
 
-/// The same without synonyms.
+/// Finds the word as [`nearest`], but without synonyms.
 pub(crate) fn closest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let (distance, best) = known
         .map(|candidate| (distance(word, candidate), candidate))
@@ -37,8 +37,8 @@ pub(crate) fn closest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
     (distance <= (word.len() / 3).max(1)).then_some(best)
 }
 
-/// How many letters must be inserted, left out, replaced, or swapped with a neighbour to get from
-/// one word to the other.
+/// The number of letters to insert, leave out, replace, or swap with a neighbour until one word
+/// becomes the other.
 fn distance(a: &str, b: &str) -> usize {
     let (a, b) = (a.as_bytes(), b.as_bytes());
     let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];

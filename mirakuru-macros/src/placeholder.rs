@@ -6,8 +6,8 @@
 //! before it. `{{word}}` gives `{word}`. Every other brace stands for itself. The text is read from
 //! the left, and at each place the doubled form is tried first.
 //!
-//! One rule is stricter here: a known word with an empty argument, `{port:}`, is not text but a
-//! mistake.
+//! One rule is stricter here: a known word with an empty argument, `{port:}`, is a mistake and not
+//! a text.
 
 use std::ops::Range;
 
@@ -18,7 +18,7 @@ pub(crate) struct Mistake {
     pub(crate) message: String,
 }
 
-/// Finds a placeholder that does not exist, or whose argument is wrong.
+/// Finds the first placeholder that does not exist, or has a wrong argument.
 pub(crate) fn check(text: &str) -> Option<Mistake> {
     let mut at = 0;
     while let Some(offset) = text[at..].find('{') {
