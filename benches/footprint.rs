@@ -266,15 +266,15 @@ fn burnt_by_hand(manner: Manner) -> f64 {
     burnt
 }
 
-/// Processor time of another process so far. The scheduler's own account: `stat` counts in ticks of
-/// 10 ms.
+/// Processor time of another process so far, by the scheduler's own account: `stat` counts in ticks
+/// of 10 ms.
 fn on_cpu(pid: u32) -> f64 {
     let text = std::fs::read_to_string(format!("/proc/{pid}/schedstat")).expect("its account");
     let nanos = text.split_whitespace().next().and_then(|n| n.parse::<f64>().ok());
     nanos.expect("nanoseconds") / 1e6
 }
 
-/// Processor time of this process so far. All of it is the main thread's.
+/// Processor time of this process so far, all of it in the main thread.
 fn here() -> f64 {
     on_cpu(std::process::id())
 }

@@ -156,7 +156,7 @@ fn work() {
     }
 }
 
-/// Each is a process of its own, because its size matters; they alternate.
+/// Measures each in a process of its own, because the size matters, and alternates.
 fn overhead(megabytes: u64) {
     let ballast = ballast(megabytes);
     let (mut ours, mut bare) = (Vec::new(), Vec::new());

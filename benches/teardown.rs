@@ -24,7 +24,7 @@ use common::{median, ms, own_role, role};
 use mirakuru::Banner;
 use processes::{LONG, Scratch, numbers, odd};
 
-/// How many children the helper has, each with a child of its own.
+/// Number of the helper's children, each with a child of its own.
 const TREES: [usize; 3] = [0, 1, 2];
 const SAMPLES: usize = 40;
 
@@ -75,7 +75,7 @@ fn main() {
     println!("\n{}", table::foot(begin.elapsed()));
 }
 
-/// Until the victim is dead, and until the tree is.
+/// Milliseconds until the victim is dead, and until the tree is.
 fn kill_one(children: usize) -> (f64, f64) {
     let scratch = Scratch::new();
     let pids = scratch.file("pids");
@@ -119,7 +119,7 @@ mod pidfd {
         revents: c_short,
     }
 
-    /// The same number on every architecture.
+    /// The number of the system call on every architecture.
     const SYS_PIDFD_OPEN: c_long = 434;
     const POLLIN: c_short = 1;
 
@@ -135,7 +135,7 @@ mod pidfd {
             }
         }
 
-        /// Whether it ends within this time.
+        /// Whether the process ends within this time.
         pub(super) fn wait(&self, bound: Duration) -> bool {
             let mut fd = PollFd {
                 fd: self.0.as_raw_fd(),

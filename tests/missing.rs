@@ -16,7 +16,7 @@ use common::{FRESH_TARGET, Scratch, require};
 
 /// Thirty tests that need a server, of which two are missing, and more that are never skipped.
 fn suite() -> (MutexGuard<'static, ()>, PathBuf) {
-    // One at a time: the list for programs is that of the last run.
+    // The tests run one at a time, because the list for programs belongs to the last run.
     static ALONE: Mutex<()> = Mutex::new(());
     let alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let test = |n: usize, attribute: &str, rest: &str| {
@@ -102,8 +102,8 @@ fn cargo(dir: &Path, scratch: &Scratch, args: &[&str]) -> Command {
     command
 }
 
-/// Runs a command on a terminal of its own, and gives what it shows. Its status is 0 or the output
-/// says otherwise.
+/// Runs a command on a terminal of its own, and returns the text on it. The output tells if the
+/// status is not 0.
 fn on_a_terminal(command: &Command) -> String {
     let script = "import os, pty, sys\nsys.exit(os.waitstatus_to_exitcode(pty.spawn(sys.argv[1:])))";
     let mut terminal = Command::new("python3");
@@ -123,7 +123,7 @@ fn on_a_terminal(command: &Command) -> String {
     fresh::text(&output)
 }
 
-/// The one summary in this output.
+/// The only summary in this output.
 #[track_caller]
 fn assert_summary(output: &str) {
     let text = output.replace('\r', "");
@@ -172,7 +172,7 @@ fn what_is_missing_is_skipped_aloud() {
         )));
     }
 
-    // The test's own output says it, too.
+    // The test's own output has the skip, too.
     let output = with(&["--", "--exact", "needs_10", "--show-output"], "MK", "");
     let said = "mirakuru: this test is skipped, because mk-no-such-server is not on this machine";
     assert!(text(&output).contains(said), "{}", text(&output));
@@ -384,7 +384,7 @@ fn nextest_says_it_once_after_its_own_summary() {
     assert!(before.contains("30 tests run: 30 passed"), "{output}");
     assert!(!output.contains("LEAK"), "{output}");
 
-    // A reader of the pipe does not wait, and gets everything.
+    // A reader of the pipe gets all output without a wait.
     let output = cargo(&dir, &scratch, &args).output().expect("cargo");
     assert_summary(&String::from_utf8_lossy(&output.stderr));
 

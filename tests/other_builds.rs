@@ -3,7 +3,7 @@
 //!
 //! A binary of its own: it runs cargo, and it must not run twice.
 
-// They test what Linux does in a fork.
+// The tests are about Linux's way to fork.
 #![cfg(target_os = "linux")]
 
 mod common;

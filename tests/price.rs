@@ -11,9 +11,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// With the default features. The figures of others are in `benches/price/results.md`.
+/// Number with the default features. The figures of others are in `benches/price/results.md`.
 const DEFAULT: usize = 36;
-/// With `default-features = false`: without `Http`, and without rstest fixtures.
+/// Number with `default-features = false`: without `Http`, and without rstest fixtures.
 const MINIMAL: usize = 20;
 
 #[test]

@@ -44,8 +44,8 @@ pub fn ask(shop: &mirakuru::TcpExecutor) {
 }
 "#;
 
-/// A library that both packages need, with a build script as the crate `ring` has it: it runs again
-/// when a variable changes that cargo sets.
+/// A library that both packages need, with a build script like that of the crate `ring`: it runs
+/// again when a variable of cargo changes.
 const BUILD_AGAIN: &str = r#"
 fn main() {
     for name in ["CARGO_MANIFEST_DIR", "CARGO", "LD_LIBRARY_PATH"] {
@@ -208,7 +208,7 @@ fn the_daemon_of_another_package_is_built_and_never_stale() {
     assert_eq!(answers(&output), ["version ONE plain"; 2], "{output}");
     assert!(!workspace.uplifted().exists(), "the user has not built it");
 
-    // The user's own program, in a variant of his: it is not ours to replace.
+    // This is the user's own program in his own variant, which we must not replace.
     fresh::succeed(&mut workspace.cargo(&["build", "--package", "edited-daemon", "--features", "vip"]));
     let before = fs::metadata(workspace.uplifted()).expect("it was built");
     workspace.edit("ONE", "TWO");
@@ -247,7 +247,7 @@ fn a_shared_service_of_an_older_program_is_another_one() {
     );
     let run = || {
         let mut command = workspace.cargo(&["test", "--package", "shared-e2e", "--test", "shared_tests"]);
-        // The session is known by the process that does not have the variable itself: this one.
+        // The session is known by the process without the variable: this one.
         command
             .env("MIRAKURU_SESSION_ID", "kept")
             .args(["--", "--nocapture"]);
@@ -383,7 +383,7 @@ fn misspelt() {
         assert!(output.contains(expected), "{output}");
     }
 
-    // Another program in its place. A relative path counts from the place where cargo was started.
+    // Another program takes its place. A relative path counts from cargo's directory.
     workspace.edit("\n    let port: u16 = \"no\";", "");
     fresh::succeed(&mut workspace.cargo(&["build", "--package", "failing-daemon", "--features", "vip"]));
     fs::copy(workspace.uplifted(), workspace.dir.join("other")).expect("the target directory");
@@ -410,7 +410,7 @@ fn a_test_that_is_started_by_hand() {
         "direct",
         "ATTRIBUTE\n#[test]\nfn sells(shop: &TcpExecutor) { ask(shop); }\n",
     );
-    // Cargo reads it, and rustup its own, in the directory in which it is started and above.
+    // Cargo reads this file, and rustup its own, in the directory in which it is started and above.
     workspace.write(".cargo/config.toml", "[env]\nDIRECT_VERSION = \"ONE\"\n");
     workspace.edit("\"ONE\"", "env!(\"DIRECT_VERSION\")");
     let messages = fresh::succeed(&mut workspace.cargo(&[
@@ -428,8 +428,8 @@ fn a_test_that_is_started_by_hand() {
         .find(|path| path.contains("/direct_tests-"))
         .expect("cargo says where it is");
     let start = |executable: &Path| {
-        // As a debugger does it: nothing is known of cargo. The shell has ended before the test
-        // begins, so no cargo is among the test's ancestors.
+        // This is a start as by a debugger, without any variable of cargo. The shell has ended
+        // before the test begins, so no cargo is among the test's ancestors.
         let mut command = Command::new("sh");
         command
             .args([

@@ -1,6 +1,6 @@
-//! The first test of the README, pasted into a fresh crate that depends on this one, as a newcomer
-//! would do. Also all other tests that are shown anywhere, in one crate: those of the guide, of the
-//! README and of `examples/suite`.
+//! Pastes the first test of the README into a fresh crate that depends on this one, as a newcomer
+//! would. Also runs all other tests that are shown anywhere, in one crate: those of the guide, of
+//! the README and of `examples/suite`.
 //!
 //! A doctest compiles the shown code, but leaves out items with `#[test]`: so this file runs them.
 //!
@@ -122,7 +122,7 @@ fn shown_tests(has_postgres: bool) -> (String, Vec<String>) {
     let (mut file, mut modules) = (String::new(), Vec::new());
     for (page, path) in pages {
         let blocks = rust_blocks(&fs::read_to_string(&path).expect("a page"));
-        // The first one of the README is run by itself, on the port that it names.
+        // The README's first test runs by itself, on its own port.
         let skipped = usize::from(page == "readme");
         for (number, (info, code)) in blocks.iter().enumerate().skip(skipped) {
             let is_test = ["#[test]", "#[rstest]", "#[tokio::test"]
@@ -201,7 +201,7 @@ fn every_test_that_is_shown_passes() {
     if require("redis-server").is_none() || require("python3").is_none() {
         return;
     }
-    // Always the same place, so that unchanged code is not built again.
+    // This is always the same directory, so that unchanged code is not built again.
     let dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("suite");
     copy_sources(&root().join("examples/suite"), &dir);
     fs::copy(root().join("Cargo.lock"), dir.join("Cargo.lock")).unwrap();
@@ -213,8 +213,8 @@ fn every_test_that_is_shown_passes() {
     assert!(modules.len() > 10, "where is the guide? {modules:?}");
     write(&dir.join("tests/shown.rs"), &file);
 
-    // The same as `cargo run --example quickstart` here, but without the dependencies of these
-    // tests, which a user does not build.
+    // This runs `cargo run --example quickstart`, but without the dependencies of these tests,
+    // which a user does not build.
     fs::create_dir_all(dir.join("examples")).unwrap();
     let quickstart = fs::read_to_string(root().join("examples/quickstart.rs")).unwrap();
     write(&dir.join("examples/quickstart.rs"), &quickstart);

@@ -241,7 +241,7 @@ fn names_from_the_root(code: &str, depth: usize) -> Vec<String> {
     let mut names = Vec::new();
     for root in ["crate::", up.as_str()] {
         for (at, _) in code.match_indices(root) {
-            // A longer name, or one more `super`.
+            // This is a longer name, or one more `super`.
             if code[..at].ends_with(|c: char| c.is_alphanumeric() || "_$:".contains(c)) {
                 continue;
             }
@@ -296,7 +296,7 @@ fn no_import_of_the_core_runs_upward() {
     for (place, folder) in folders.iter().enumerate() {
         for file in rust_files(&src.join(folder)) {
             let path = file.strip_prefix(&src).expect("it is below");
-            // Declared with `#[cfg(test)]`.
+            // These files are declared with `#[cfg(test)]`.
             if ["tests", "harness", "test_writer", "own_process"]
                 .iter()
                 .any(|name| path.file_stem().is_some_and(|stem| stem == *name))
@@ -476,9 +476,9 @@ const FOREIGN: [&str; 7] = [
     "ureq",
 ];
 
-/// The parts of a file that belong to the interface: everything that is `pub`, with the bodies of
-/// enums and traits, and the implementations of traits for types. (`unreachable_pub` ensures that
-/// `pub` is meant.)
+/// The parts of a file that belong to the interface: all `pub` items, with the bodies of enums and
+/// traits, and the implementations of traits for types. (`unreachable_pub` ensures that `pub` is
+/// meant.)
 fn interface(code: &str) -> Vec<String> {
     let mut parts = Vec::new();
     let mut lines = code.lines().map(str::trim);
@@ -554,7 +554,7 @@ fn no_foreign_type_stands_in_the_interface() {
     let (mut offences, mut seen) = (Vec::new(), 0);
     for folder in [".", "mirakuru-core", "mirakuru-fixtures"] {
         for file in rust_files(&root().join(folder).join("src")) {
-            // Nothing of it is re-exported.
+            // No item of it is re-exported.
             if file.starts_with(&sys) {
                 continue;
             }
@@ -716,13 +716,13 @@ fn every_chapter_of_the_guide_is_found_and_tested() {
     }
 }
 
-/// Shown code is run. If it is not, a comment above it says why.
+/// Shown code is run, unless a comment above it says why not.
 #[test]
 fn code_that_is_not_run_says_why() {
     let mut pages = chapters();
     pages.push(("README".to_owned(), read("README.md")));
     for (name, text) in pages {
-        // The first line of what stands above without an empty line between.
+        // This is the first line of the paragraph above.
         let mut above = None;
         for line in text.lines() {
             let unrun = ["no_run", "ignore", "compile_fail", "should_panic"]
@@ -792,8 +792,8 @@ fn left_out_on_the_portable_back_end() -> BTreeMap<String, Vec<String>> {
     left_out
 }
 
-/// A table lists everything that does not hold on the back end for other Unixes, with the number of
-/// tests that say so.
+/// A table lists all features that do not hold on the back end for other Unixes, with the number of
+/// such tests.
 #[test]
 fn what_the_portable_back_end_leaves_out_is_listed() {
     let left_out = left_out_on_the_portable_back_end();
@@ -857,7 +857,7 @@ fn every_file_of_tests_is_run() {
 
 /// Names of environment variables in the code of a file, outside its tests and comments.
 fn variables_of(code: &str) -> BTreeSet<String> {
-    // Cargo's own are about the build of this repository.
+    // Cargo's own variables are about the build of this repository.
     const OF_OTHERS: [&str; 9] = [
         "NEXTEST",
         "CARGO",

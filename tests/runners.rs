@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use common::{LONG, ODD, SIGINT, Scratch, numbers, require, supervisors, wait_until};
 use proof::{Process, marked, service_dirs};
 
-/// From the end of the runner until everything must be gone; far less than the 120 s that the
+/// Time from the end of the runner until all must be gone; far less than the 120 s that the
 /// services live.
 const BOUND: Duration = Duration::from_secs(10);
 
@@ -39,7 +39,7 @@ enum Runner {
 
 use Runner::{CargoTest, Nextest};
 
-/// The crate that the runners run, built.
+/// Builds the crate that the runners run.
 fn runners_crate() -> PathBuf {
     let mut two_hundred = include_str!("runners/two_hundred.rs").to_owned();
     for n in 0..200 {
@@ -65,7 +65,7 @@ fn runners_crate() -> PathBuf {
 }
 
 impl Runner {
-    /// Those that can be used here.
+    /// The runners that can be used here.
     fn all(what: &str) -> Vec<Runner> {
         match fresh::nextest(what) {
             true => vec![CargoTest, Nextest],
@@ -99,7 +99,7 @@ fn assert_nothing_left(dir: &Path) {
 
 #[track_caller]
 fn assert_no_files_left(temp: &Path) {
-    // The directories go last.
+    // The directories are removed last.
     let none = wait_until(|| service_dirs(temp).is_empty(), BOUND);
     assert!(none, "{:?}", service_dirs(temp));
 }
@@ -114,13 +114,13 @@ fn words(path: &str) -> Vec<Vec<String>> {
 
 // ---- a runner that is interrupted ---------------------------------------------------------------
 
-/// A runner whose one test is in the middle of its work.
+/// A runner whose only test is in the middle of its work.
 struct Endless {
-    /// In a process group of its own, as a terminal's foreground job is.
+    /// The runner, in a process group of its own, like a terminal's foreground job.
     child: Child,
-    /// The service of the test alone.
+    /// Processes of the service for the test alone.
     own: Vec<Process>,
-    /// The service of the whole run.
+    /// The main process of the service for the whole run.
     shared: Process,
     above: Vec<Process>,
     scratch: Scratch,
@@ -196,7 +196,7 @@ impl Endless {
         unsafe { kill(-group, SIGINT) };
     }
 
-    /// The runner has ended, or ends now. Returns whether it succeeded.
+    /// Waits for the end of the runner. Returns whether it succeeded.
     #[track_caller]
     fn end(&mut self) -> bool {
         let child = &mut self.child;
@@ -283,7 +283,7 @@ fn two_runs_side_by_side() {
         first.ctrl_c();
         first.end();
         first.assert_gone();
-        // As long as a consequence could still appear.
+        // In this time a consequence would still appear.
         thread::sleep(Duration::from_millis(500));
         for process in second.everybody() {
             assert!(process.is_alive(), "{process:?}: {}", second.output());

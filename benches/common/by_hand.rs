@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use crate::processes::{SIGTERM, send};
 
-/// How often it polls for readiness and for the end; `None` means that the kernel reports the end.
+/// Pauses of the polls for readiness and for the end; `None` if the kernel reports the end.
 #[derive(Clone, Copy)]
 pub(crate) struct Manner {
     pub(crate) ready: Duration,
@@ -27,7 +27,7 @@ pub(crate) const IDEAL: Manner = Manner {
     gone: None,
 };
 
-/// A poll with one interval for both.
+/// A poll with one interval for readiness and end.
 pub(crate) const fn poll(milliseconds: u64) -> Manner {
     let interval = Duration::from_millis(milliseconds);
     Manner {
@@ -36,7 +36,7 @@ pub(crate) const fn poll(milliseconds: u64) -> Manner {
     }
 }
 
-/// A program whose output is discarded. It uses `posix_spawn`, because nothing needs a fork.
+/// Starts a program and discards its output. Uses `posix_spawn`, because nothing needs a fork.
 pub(crate) fn spawn(program: &str, args: &[String]) -> Child {
     spawn_with(Command::new(program).args(args).stdout(Stdio::null()))
 }
@@ -81,7 +81,7 @@ impl Manner {
         }
     }
 
-    /// A whole life: spawn, ready on a TCP port, stop.
+    /// Runs a whole life: spawn, ready on a TCP port, stop.
     pub(crate) fn live(self, program: &str, args: &[String], addr: SocketAddr) {
         let mut child = spawn(program, args);
         self.until(|| accepts(addr));
@@ -104,7 +104,7 @@ pub(crate) fn free_addr() -> SocketAddr {
     free_addrs(1)[0]
 }
 
-/// Several different ones.
+/// Several free ports, all different.
 pub(crate) fn free_addrs(count: usize) -> Vec<SocketAddr> {
     let listeners: Vec<TcpListener> = (0..count)
         .map(|_| TcpListener::bind("127.0.0.1:0").expect("a free port"))

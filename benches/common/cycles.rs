@@ -41,16 +41,16 @@ impl Who {
 /// The times of one life, in milliseconds.
 #[derive(Clone, Copy)]
 pub(crate) struct Life {
-    /// From the helper's stamp that it is ready until the tool knew.
+    /// From the helper's stamp that it is ready until the tool knew that.
     pub(crate) ready: f64,
-    /// From the helper's stamp right before it died until the tool knew.
+    /// From the helper's stamp right before its death until the tool knew that.
     pub(crate) stop: f64,
-    /// From the call that starts it to the return of the one that stops it.
+    /// From the call that starts the helper to the return of the one that stops it.
     pub(crate) whole: f64,
 }
 
-/// A way of knowing that the helper is ready, and the same by hand. Both are told how many
-/// milliseconds the helper takes.
+/// A way to know that the helper is ready, by this crate and by hand. Both get the number of
+/// milliseconds that the helper takes.
 pub(crate) struct Kind {
     pub(crate) name: &'static str,
     ours: fn(u64) -> Life,
@@ -68,8 +68,8 @@ impl Kind {
 
 const LINE: &str = "Ready to accept connections";
 
-/// Each readiness but `NoWait`, which waits for nothing, and a user's own types. `And` is `Tcp` and
-/// `Banner`; `Or` is as fast as the faster of its two.
+/// Every readiness except for `NoWait`, which waits for nothing, and a user's own types. `And` is
+/// `Tcp` and `Banner`; `Or` is as fast as its faster half.
 pub(crate) const KINDS: &[Kind] = &[
     Kind {
         name: "Tcp",
@@ -223,7 +223,7 @@ fn ours<R: Readiness>(
     }
 }
 
-/// The same by hand. `is_ready` is polled until it says yes; it gets the helper's output.
+/// One life of the helper, by hand. `is_ready` is polled, and gets the helper's output.
 fn by_hand(
     manner: Manner,
     delay: u64,
@@ -270,7 +270,7 @@ fn await_stamp(stamps: &str, event: &str) -> Duration {
 
 // ---- Redis --------------------------------------------------------------------------------------
 
-/// Whether it is installed. Says so aloud when not.
+/// Whether Redis is installed. Prints it if not.
 pub(crate) fn has_redis() -> bool {
     require("redis-server").is_some()
 }
@@ -331,7 +331,7 @@ pub(crate) fn together(who: Who, count: usize, delay: u64) -> f64 {
     }
 }
 
-/// The same by this crate, but each started and stopped by a thread of its own.
+/// The same services, each started and stopped by a thread of its own.
 pub(crate) fn together_on_threads(count: usize, delay: u64) -> f64 {
     let recipe = listening(delay);
     on_threads(count, |_, all_are_ready| {

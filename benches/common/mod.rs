@@ -36,7 +36,7 @@ pub(crate) fn lag(later: Duration, earlier: Duration) -> f64 {
     ms(later) - ms(earlier)
 }
 
-/// `cargo test --benches` runs a benchmark without this argument: there is nothing to test.
+/// Whether figures are wanted: `cargo test --benches` runs a benchmark without this argument.
 pub(crate) fn is_asked_for() -> bool {
     env::args().any(|arg| arg == "--bench")
 }
@@ -54,7 +54,7 @@ pub(crate) fn own_role() -> Option<(String, String)> {
     Some((name.to_owned(), argument.to_owned()))
 }
 
-/// This binary in another role.
+/// A command that runs this binary in another role.
 pub(crate) fn role(role: &str) -> Command {
     let mut command = Command::new(env::current_exe().expect("this binary"));
     command.env(ROLE, role).stderr(Stdio::inherit());

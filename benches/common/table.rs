@@ -5,12 +5,12 @@ use std::time::Duration;
 /// The layout of columns.
 #[derive(Clone, Copy, PartialEq)]
 pub(crate) enum Align {
-    /// The first is text, the others are numbers.
+    /// The first column is text, the others are numbers.
     NumbersRight,
     Left,
 }
 
-/// Prints rows of cells. The first is the head.
+/// Prints rows of cells, of which the first is the head.
 pub(crate) fn print(rows: &[Vec<String>], align: Align) {
     let width = |column: usize| {
         rows.iter()
@@ -56,7 +56,7 @@ pub(crate) fn target(words: &str, met: bool) -> String {
     format!("{words}: {result}")
 }
 
-/// Where and how long the benchmark ran.
+/// The machine, and the time that the benchmark took.
 pub(crate) fn foot(took: Duration) -> String {
     let cpu = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let model = cpu

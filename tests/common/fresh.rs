@@ -1,6 +1,6 @@
-//! Crates that depend on this one as a user's crate does. They are written into the target
-//! directory, built offline with the versions of our lock file, and kept from one run to the next.
-//! So only the first run has to build the dependencies.
+//! Crates that depend on this one like a user's crate. They are written into the target directory,
+//! built offline with the versions of our lock file, and kept from one run to the next. So only the
+//! first run has to build the dependencies.
 
 // Each test binary uses only a part of this file.
 #![allow(dead_code)]
@@ -26,8 +26,8 @@ pub(crate) fn package(name: &str, manifest: &str, files: &[(&str, &str)]) -> Pat
     for (file, text) in files {
         write(&dir.join(file), text);
     }
-    // Uses the versions that are tested and downloaded. cargo removes unneeded ones from the file,
-    // which is no reason to write it again.
+    // This uses the versions that are tested and downloaded. cargo removes unneeded versions from
+    // the file, which is no reason to write it again.
     let ours = fs::read_to_string(root().join("Cargo.lock")).unwrap_or_default();
     let origin = dir.join("Cargo.lock.origin");
     if fs::read_to_string(&origin).ok().as_ref() != Some(&ours) {
@@ -74,8 +74,7 @@ fn is_ours(key: &OsString) -> bool {
     prefixes.iter().any(|prefix| key.starts_with(prefix))
 }
 
-/// Whether nextest is installed. If it is not, prints which tests are left out: nextest is
-/// optional.
+/// Whether nextest, which is optional, is installed. If not, prints the tests that are left out.
 pub(crate) fn nextest(what: &str) -> bool {
     let found = cargo(root()).args(["nextest", "--version"]).output();
     let found = found.is_ok_and(|output| output.status.success());
@@ -127,8 +126,8 @@ pub(crate) fn built_with_abort() -> PathBuf {
         "[dependencies]\nmirakuru = { path = \"{root}\" }\n",
         &[("src/main.rs", &main)],
     );
-    // For the program alone: a setting of the profile would build all of its dependencies once
-    // more.
+    // The option is for the program alone: a setting of the profile would build all of its
+    // dependencies once more.
     succeed(cargo(&dir).args(["rustc", "--bin", "aborts", "--", "-Cpanic=abort"]));
     Path::new(FRESH_TARGET).join("debug/aborts")
 }

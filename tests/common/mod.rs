@@ -36,7 +36,7 @@ pub(crate) fn root() -> &'static Path {
         .expect("this package is a folder of it")
 }
 
-/// The time limit of every wait in a test. By then it should have happened long ago.
+/// Time limit of every wait in a test. A success takes far less.
 pub(crate) const LONG: Duration = Duration::from_secs(30);
 
 /// Sets a flag at the end of its scope, even if the test panics. Otherwise a thread that waits for
@@ -58,7 +58,7 @@ pub(crate) fn odd<const N: usize>(args: [&str; N]) -> ExecutorBuilder<NoWait> {
 pub(crate) struct OtherServer(Child);
 
 impl OtherServer {
-    /// Returns when it listens, or has done the other work that it was asked for.
+    /// Returns when the helper listens, or has done the work of its flags.
     pub(crate) fn start(args: &[&str]) -> OtherServer {
         let mut child = Command::new(ODD)
             .args(args)
@@ -129,7 +129,7 @@ impl Scratch {
         &self.0
     }
 
-    /// The path of a file in it, as text.
+    /// Path of a file in the directory, as text.
     pub(crate) fn file(&self, name: &str) -> String {
         self.0.join(name).to_str().expect("a path in UTF-8").to_owned()
     }
@@ -175,7 +175,7 @@ pub(crate) fn numbers(path: &str) -> Vec<u32> {
     text.lines().filter_map(|line| line.trim().parse().ok()).collect()
 }
 
-/// When the helper's `--stamp` file says that something happened.
+/// Time of an event in the helper's `--stamp` file, if it has happened.
 pub(crate) fn stamped(path: &str, event: &str) -> Option<Duration> {
     let text = fs::read_to_string(path).ok()?;
     text.lines().find_map(|line| {
@@ -302,7 +302,7 @@ pub(crate) fn descendants(root: u32) -> Vec<u32> {
     found
 }
 
-/// The supervisors of a service: its ancestors up to, and without, this process.
+/// Finds the supervisors of a service: its ancestors below this process.
 pub(crate) fn supervisors(service: u32) -> Vec<u32> {
     let mut chain = Vec::new();
     let mut pid = service;
@@ -357,14 +357,14 @@ pub(crate) fn rss_kb() -> u64 {
         .expect("a number")
 }
 
-/// How many entries a directory has.
+/// Number of entries in a directory.
 pub(crate) fn entries(path: &str) -> usize {
     fs::read_dir(path).map_or(0, Iterator::count)
 }
 
 // ---- victims ------------------------------------------------------------------------------------
 
-/// The variable that tells a process that it is a victim, and names its directory.
+/// The variable with the directory of a victim, which tells a process that it is a victim.
 pub(crate) const VICTIM: &str = "MIRAKURU_TEST_VICTIM";
 
 /// Fails, and shows what the process printed, unless it ended with status 0.
@@ -387,7 +387,7 @@ pub(crate) fn captured_victim(name: &str, dir: &Path) -> Command {
     victims(&[name], dir)
 }
 
-/// Several, in one process.
+/// Several [`victim`]s in one process.
 pub(crate) fn victims(names: &[&str], dir: &Path) -> Command {
     let mut command = Command::new(env::current_exe().expect("this binary"));
     command
@@ -398,15 +398,15 @@ pub(crate) fn victims(names: &[&str], dir: &Path) -> Command {
     command
 }
 
-/// The directory of a victim; `None` in a process that is none.
+/// The directory of a victim; `None` in any other process.
 pub(crate) fn victim_dir() -> Option<PathBuf> {
     env::var_os(VICTIM).map(PathBuf::from)
 }
 
 // ---- crates of others ---------------------------------------------------------------------------
 
-/// The target directory for crates that depend on this one as a user's crate does. It is kept from
-/// one run to the next, so that only the first run has to build the dependencies.
+/// The target directory for crates that depend on this one like a user's crate. It is kept from one
+/// run to the next, so that only the first run has to build the dependencies.
 pub(crate) const FRESH_TARGET: &str = if cfg!(mirakuru_portable) {
     concat!(env!("CARGO_TARGET_TMPDIR"), "/fresh-portable")
 } else {
@@ -435,10 +435,10 @@ pub(crate) fn build_as_a_user(command: &mut Command) {
 /// A free port for tests that need a *fixed* one: below the range that the kernel gives away, and
 /// from a window that other test processes do not use. No port is given away twice.
 pub(crate) fn fixed_port() -> u16 {
-    /// More than the tests of a binary take.
+    /// Number of ports in a window: more than the tests of a binary take.
     const WINDOW: u16 = 500;
     static NEXT: AtomicU16 = AtomicU16::new(0);
-    // Its owner listens on the last port of a window, as long as it lives.
+    // The last port of a window. Its owner listens on it as long as it lives.
     static FIRST: OnceLock<(u16, TcpListener)> = OnceLock::new();
     let (first, _) = FIRST.get_or_init(|| {
         let begin = std::process::id() as u16 % 25;
@@ -484,7 +484,7 @@ pub(crate) fn who_answers(addr: impl ToSocketAddrs) -> u32 {
 
 // ---- programs -----------------------------------------------------------------------------------
 
-/// Prints past the capture of the test harness, which hides what a passing test prints.
+/// Prints past the capture of the test harness, which hides the output of a passing test.
 pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }

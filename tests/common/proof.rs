@@ -1,5 +1,4 @@
-//! How the tests of teardown know that a tree of processes is gone: they do not search for it, but
-//! have two proofs.
+//! Two proofs for the tests of teardown that a tree of processes is gone, without a search for it.
 //!
 //! - A [`Lifeline`] is a FIFO that every process of a tree holds open for writing, because each
 //!   inherits its standard input from the first. It reads as ended exactly when all of them are
@@ -7,8 +6,8 @@
 //! - A [`Process`] is a process id *and* its start time. So another process with the same number
 //!   does not count as a survivor. Neither does a zombie, which holds no files.
 //!
-//! Processes without the lifeline that did not tell their ids (the supervisors) are found through
-//! their environment, by [`marked`].
+//! Processes without the lifeline that did not tell their ids (the supervisors) are found by
+//! [`marked`], through their environment.
 
 // Each test binary uses only a part of this file.
 #![allow(dead_code)]
@@ -45,12 +44,12 @@ impl Lifeline {
         // SAFETY: the path is a live C string.
         assert_eq!(unsafe { mkfifo(name.as_ptr(), 0o600) }, 0, "no FIFO at {path}");
         let mut options = OpenOptions::new();
-        // Otherwise this would wait for the first writer.
+        // Without this flag, the open would wait for the first writer.
         let file = options.read(true).custom_flags(O_NONBLOCK).open(path);
         Lifeline(file.expect("the FIFO that was just made"))
     }
 
-    /// Whether any process holds it.
+    /// Whether any process holds the FIFO.
     pub(crate) fn is_held(&self) -> bool {
         match (&self.0).read(&mut [0]) {
             Ok(0) => false,
@@ -60,7 +59,7 @@ impl Lifeline {
         }
     }
 
-    /// Waits until no process holds it.
+    /// Waits until no process holds the FIFO.
     #[must_use]
     pub(crate) fn is_released_within(&self, bound: Duration) -> bool {
         wait_until(|| !self.is_held(), bound)
@@ -69,7 +68,7 @@ impl Lifeline {
 
 /// The end of a lifeline that a process holds.
 pub(crate) fn hold(path: &Path) -> File {
-    // Opened for both directions, so that this does not wait for a reader.
+    // The FIFO is opened for both directions, so that the open does not wait for a reader.
     let file = OpenOptions::new().read(true).write(true).open(path);
     file.unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
@@ -83,7 +82,7 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    /// `None` if there is none, or only a zombie.
+    /// Finds a process. `None` if there is none, or only a zombie.
     pub(crate) fn of(pid: u32) -> Option<Process> {
         let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
         // The name may hold anything, so it ends with the last parenthesis.
@@ -95,7 +94,7 @@ impl Process {
         }
         Some(Process {
             pid,
-            // Field 22; the state was field 3.
+            // The start time is field 22; the state was field 3.
             started: fields.nth(18)?.parse().ok()?,
             name: name.to_owned(),
         })
@@ -158,13 +157,13 @@ pub(crate) fn marked(dir: &Path) -> Vec<u32> {
     pids
 }
 
-/// Everything of mirakuru's in this directory for temporary files, except for the locks of ports
-/// and paths, which stay.
+/// All entries of mirakuru in this directory for temporary files, except for the locks of ports and
+/// paths, which stay.
 pub(crate) fn service_dirs(temp: &Path) -> Vec<String> {
     in_the_base(temp, false)
 }
 
-/// The directories in which only a log is left.
+/// The service directories that have only a log.
 pub(crate) fn kept_logs(temp: &Path) -> Vec<String> {
     in_the_base(temp, true)
 }

@@ -97,7 +97,7 @@ fn common_traits_are_there() {
     becomes::<OwnedFd>();
 }
 
-/// For example, conditions of different types in one list.
+/// An example is a list of conditions of different types.
 #[test]
 fn a_readiness_can_be_a_trait_object() {
     let conditions: [Box<dyn Readiness>; 2] = [Box::new(NoWait), Box::new(Tcp::port(1))];
@@ -133,8 +133,8 @@ fn every_recipe_starts_in_the_same_way() {
     starts(<presets::RedisRecipe as Recipe>::start);
 }
 
-/// Every name at the facade's root, except for those that are used above: `cargo semver-checks`
-/// does not follow re-exports.
+/// Every name at the facade's root, except for those used above: `cargo semver-checks` does not
+/// follow re-exports.
 #[test]
 fn every_name_is_where_it_was() {
     use mirakuru::{

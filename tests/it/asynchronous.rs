@@ -49,7 +49,7 @@ async fn beside<T>(future: impl Future<Output = T>) -> (T, u32) {
     (value, count.load(SeqCst))
 }
 
-/// Takes this long until it is ready, and as long again to end.
+/// A service that takes this long until it is ready, and as long again to end.
 fn slow(milliseconds: u32) -> ExecutorBuilder<Banner> {
     let time = f64::from(milliseconds) / 1000.0;
     let script =
@@ -155,7 +155,7 @@ async fn a_stop_that_is_given_up_goes_on() {
     let first = service.pid();
     let given_up = timeout(Duration::from_millis(50), service.stop_async()).await;
     assert!(given_up.is_err());
-    // The old process is ending, so this is another one.
+    // The old process is ending, so the new one has another id.
     service.start_async().await.unwrap();
     assert_ne!(service.pid(), first);
     assert!(!is_there(first));
@@ -246,7 +246,7 @@ async fn many_start_at_once_on_one_thread() {
     for start in starts {
         times.push(start.await.unwrap());
     }
-    // Each began before any was ready.
+    // Each service began before any was ready.
     let last_begun = times.iter().map(|(begun, _)| *begun).max();
     let first_ready = times.iter().map(|(_, ready)| *ready).min();
     assert!(last_begun < first_ready);
@@ -256,7 +256,7 @@ async fn many_start_at_once_on_one_thread() {
 mod fixtures {
     use super::*;
 
-    /// Ready when both of them run.
+    /// A service that is ready when both of them run.
     fn one_of_two(number: u32) -> ExecutorBuilder<Check> {
         static RUN: AtomicU32 = AtomicU32::new(0);
         Executor::builder("sleep 600").wait_for(Check::new("both ran", move |_| {

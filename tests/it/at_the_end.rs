@@ -22,7 +22,7 @@ const DEATH: &str = "MIRAKURU_AT_THE_END_DEATH";
 const ORDER: &str = "MIRAKURU_AT_THE_END_ORDER";
 
 const DATABASE: &str = "trap 'echo database >>\"$1\"; exit 0' TERM; echo up; while :; do sleep 0.01; done";
-/// Ends slowly.
+/// An application that ends slowly.
 const APPLICATION: &str =
     "trap 'sleep 0.3; echo application >>\"$1\"; exit 0' TERM; echo up; while :; do sleep 0.01; done";
 
@@ -66,7 +66,7 @@ fn has_an_application_and_its_database() {
     }
 }
 
-/// The same two, but the second knows only the name of the first.
+/// The same two services, but the second knows only the name of the first.
 #[mirakuru::fixture]
 struct System {
     #[fixture(banner = "up", name = "database", cmd = ["sh", "-c", DATABASE, "sh"], arg = order())]
@@ -131,7 +131,7 @@ fn a_needed_service_ends_last_however_the_test_process_ends() {
             "SIGKILL" => send(child.id(), SIGKILL),
             "SIGTERM" => send(child.id(), SIGTERM),
             "SIGINT" => send(child.id(), SIGINT),
-            // The end of its input.
+            // This is the end of the victim's input.
             _ => drop(child.stdin.take()),
         }
         child.wait().expect("it ends");
@@ -268,8 +268,8 @@ fn has_a_dependent_that_hangs() {
 
 // ---- the command at the end ---------------------------------------------------------------------
 
-/// A daemon that makes a record for each request, late, whether the client still lives or not. The
-/// test can wait until it has made the last one.
+/// Runs a daemon that makes a record for each request, late, whether the client still lives or not.
+/// The test can wait until the last record is made.
 fn run_daemon<T>(dir: &Path, test: impl FnOnce(&dyn Fn() -> bool) -> T) -> T {
     const LATE: Duration = Duration::from_millis(200);
     let (requests, records) = (dir.join("requests"), dir.join("records"));
@@ -315,7 +315,7 @@ fn client(dir: &Path) -> mirakuru::ExecutorBuilder {
         .stop_timeout(Duration::from_millis(300))
 }
 
-/// The names for which the command at the end was run, once for each run.
+/// Finds the names for which the command at the end was run, once for each run.
 fn cleaned(dir: &Path) -> Vec<String> {
     let calls = fs::read_to_string(dir.join("calls")).unwrap_or_default();
     calls.lines().map(str::to_owned).collect()
@@ -424,7 +424,7 @@ fn has_a_client_of_a_daemon() {
     loop {
         let service = client(&dir).start().expect("it starts");
         say(&service);
-        // So a kill at a random moment usually finds it running, not starting or stopping.
+        // After this pause, a kill at a random moment usually finds the service running.
         thread::sleep(Duration::from_millis(30));
         drop(service);
     }
@@ -436,7 +436,7 @@ fn say(service: &SimpleExecutor) {
     std::io::stdout().flush().expect("a reader");
 }
 
-/// `MIRAKURU_KILL_ROUNDS` says how often.
+/// `MIRAKURU_KILL_ROUNDS` is the number of rounds.
 #[test]
 fn killed_at_any_moment_no_record_stays() {
     let rounds: usize = std::env::var("MIRAKURU_KILL_ROUNDS").map_or(8, |n| n.parse().expect("a number"));
@@ -479,8 +479,8 @@ fn killed_once(dir: &Path, worker_first: bool) -> bool {
     let random = random();
     let mut child = start(&mut victim(test_name!(has_a_client_of_a_daemon), dir));
     thread::sleep(Duration::from_micros(random % 700_000));
-    // It is stopped, so that it starts no other service between the listing of its tree and its
-    // end.
+    // The test process is stopped, so that it starts no other service between the listing of its
+    // tree and its end.
     send(child.id(), SIGSTOP);
     assert!(wait_until(
         || stat(child.id()).is_some_and(|(state, _)| state == 'T'),
@@ -502,7 +502,7 @@ fn killed_once(dir: &Path, worker_first: bool) -> bool {
 
 // ---- signals to the whole tree ------------------------------------------------------------------
 
-/// Writes its name when it gets SIGTERM, in a session of its own.
+/// A service in a session of its own that writes its name when it gets SIGTERM.
 fn in_a_session_of_its_own(name: &str) -> String {
     format!(
         "setsid sh -c 'trap \"echo {name} >>$0; exit\" TERM; echo {name} is up; while :; do sleep 0.01; \

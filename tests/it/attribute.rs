@@ -1,8 +1,7 @@
 //! `#[mirakuru::fixture(..)]` on test functions: every form of parameter, test attribute and return
 //! type.
 //!
-//! If a test must check what is left after another test, it calls that one as the function that it
-//! is.
+//! If a test must check the state after another test, it calls that test as an ordinary function.
 #![deny(warnings, clippy::pedantic)]
 #![forbid(unsafe_code)]
 #![allow(unnameable_test_items)]
@@ -16,14 +15,14 @@ use mirakuru::{
     And, Error, Exec, Executor, ExecutorBuilder, NoWait, Readiness, Recipe, SimpleExecutor, Tcp, TcpExecutor,
 };
 
-/// A service that listens on a free port, and nothing else.
+/// A service that only listens on a free port.
 const LISTENER: &str = "python3 -m http.server --bind 127.0.0.1 --directory {dir} {port}";
 
 fn connects(address: SocketAddr) -> bool {
     TcpStream::connect_timeout(&address, Duration::from_secs(5)).is_ok()
 }
 
-/// Whether a process is alive: there, and no zombie.
+/// Whether a process is alive, and not a zombie.
 fn alive(pid: u32) -> bool {
     std::fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
         !stat
@@ -93,7 +92,7 @@ fn no_parameter() {
     assert_eq!(MARK, "marked");
 }
 
-// Below the test attribute, the attribute cannot see that one.
+// Below the test attribute, the attribute cannot see the test attribute.
 #[test]
 #[mirakuru::fixture(cmd = "sleep 60")]
 fn below_the_test_attribute() {}
@@ -487,7 +486,7 @@ fn a_start_that_fails_is_not_the_panic_that_should_be() {
         unreachable!();
     }
 
-    test(); // Returns, so that a test runner says that it did not panic.
+    test(); // It returns, so that a test runner reports a missing panic.
 }
 
 /// A user's own readiness condition works like ours.

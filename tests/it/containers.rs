@@ -139,7 +139,7 @@ impl Podman {
     fn mounts(&self) -> Vec<String> {
         let mounts = fs::read_to_string("/proc/self/mounts").expect("mounts");
         let dir = self.dir.to_str().expect("UTF-8");
-        // Podman keeps one of its storage, and it goes with the directory.
+        // Podman keeps a record of its storage, which goes with the directory.
         let is_container = |line: &&str| line.contains(dir) && line.contains("/merged");
         mounts.lines().filter(is_container).map(str::to_owned).collect()
     }
@@ -194,7 +194,7 @@ fn say_up() {
     std::io::stdout().flush().expect("a reader");
 }
 
-/// `MIRAKURU_KILL_ROUNDS` says how often.
+/// `MIRAKURU_KILL_ROUNDS` is the number of rounds.
 #[cfg_attr(
     mirakuru_portable,
     ignore = "the portable back end does not find what leaves the process group"

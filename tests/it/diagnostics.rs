@@ -215,7 +215,7 @@ fn not_allowed_as_root() {
 
 #[test]
 fn a_library_is_missing() {
-    // The helper itself, with the name of a library changed in it.
+    // This is the helper itself, with the name of a library changed in it.
     let scratch = Scratch::new();
     let file = scratch.file("server");
     let mut program = fs::read(ODD).unwrap();

@@ -40,7 +40,7 @@ fn a_simple_executor_is_ready_once_it_has_been_executed() {
 
 #[test]
 fn an_output_executor_is_ready_when_its_output_matches() {
-    // On both streams, unless one is named.
+    // A banner counts on both streams, unless one is named.
     let out: [(&str, Banner); 2] = [
         ("--ready-line", Banner::matching("listening on \\d+")),
         ("--ready-line", Banner::matching("^listening on 80$").stdout()),
@@ -94,7 +94,7 @@ fn a_banner_may_be_wanted_several_times() {
 
 #[test]
 fn a_banner_of_an_earlier_start_does_not_count() {
-    // It prints the banner only the first time: a restart must wait for a new one.
+    // The service prints the banner only the first time: a restart must wait for a new one.
     let scratch = Scratch::new();
     let flag = scratch.file("flag");
     let mut service = Executor::builder(format!(
@@ -159,7 +159,7 @@ fn a_unix_socket_executor_is_ready_when_it_accepts() {
     assert_eq!(service.path(), service.dir().join("socket"));
     UnixStream::connect(service.path()).unwrap();
     // The file is not enough: a killed service leaves it behind, and is ready only once it has
-    // bound it anew.
+    // bound a new one.
     service.kill().unwrap();
     assert!(
         service.path().exists(),
@@ -177,8 +177,8 @@ fn a_socket_file_that_nobody_serves_is_not_ready() {
     let path = scratch.file("socket");
     drop(std::os::unix::net::UnixListener::bind(&path).unwrap());
     assert!(Path::new(&path).exists());
-    // A process that another test makes in this moment serves it as well, until it executes its
-    // program.
+    // A process that another test makes at this moment serves the socket as well, until it executes
+    // its program.
     assert!(wait_until(|| UnixStream::connect(&path).is_err(), LONG));
     let service = odd([])
         .wait_for(UnixSocket::path(path.as_str()))
@@ -301,7 +301,7 @@ fn clears_the_environment() {
     std::fs::write(dir.join("printed"), printed.join("\n")).unwrap();
 }
 
-/// Without it, a program that is built for coverage writes its profile into its working directory.
+/// Without it, a program built for coverage writes its profile into its working directory.
 #[test]
 fn a_cleared_environment_keeps_the_place_of_the_coverage_profile() {
     let scratch = Scratch::new();
@@ -508,7 +508,7 @@ fn the_log_keeps_the_streams_apart_and_the_lines_in_order() {
     for word in ["a", "b", "c", "half", "done"] {
         assert!(logs.lines().any(|line| line.contains(word)), "{text}");
     }
-    // A snapshot stays as it is.
+    // A snapshot does not change later.
     service.stop().unwrap();
     assert_eq!(logs.to_string(), text);
 }

@@ -26,7 +26,7 @@ static SHARED: Shared<SimpleExecutor> = Shared::new(|| {
     })
 });
 
-/// Lets the shared service print a line.
+/// Makes the shared service print a line.
 fn hears(line: &str) {
     let service = Shared::get(&SHARED);
     use std::sync::Mutex;
@@ -246,7 +246,7 @@ fn a_failing_test_shows_the_end_of_its_services_log() {
             "{test}:\n{text}"
         );
         assert!(!stderr.contains("the last words"), "past the capture: {stderr}");
-        // The file is there to be read.
+        // The log file is still there.
         let path = section(&stdout, test)
             .split("lines, in ")
             .nth(1)
@@ -299,7 +299,7 @@ fn a_failing_test_shows_what_a_shared_service_printed_meanwhile() {
 fn nextest_shows_it_too() {
     let scratch = Scratch::new();
     for test in [test_name!(failing::a_panic), test_name!(failing::shared_2_fails)] {
-        // As nextest runs a test.
+        // These are the variables of a test under nextest.
         let output = victim(test, scratch.path()).env("NEXTEST", "1").output().unwrap();
         let text = format!(
             "{}{}",

@@ -1,8 +1,8 @@
 //! A service that writes into its database at its end still finds the database there, however a
 //! test process, or the runner of a run, ends.
 //!
-//! `MIRAKURU_FLUSH_REPEATS` says how often each way is tested. Without it, a few of the ways are
-//! tested once. `tests/run --long` sets it.
+//! `MIRAKURU_FLUSH_REPEATS` is the number of times that each way is tested. Without it, a few of
+//! the ways are tested once. `tests/run --long` sets it.
 #![cfg(target_os = "linux")]
 
 mod services;

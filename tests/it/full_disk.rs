@@ -17,8 +17,8 @@ fn fills_the_disk() {
     println!("{}", start(recipe));
 }
 
-/// If this is root, with a small file system that is full; and with a limit for files, which every
-/// user may set.
+/// As root, the disk is a small file system that is full. In any case there is a limit for files,
+/// which every user may set.
 #[test]
 fn a_full_disk_loses_output_and_says_so() {
     let scratch = Scratch::new();

@@ -1,4 +1,4 @@
-//! The hint of an error: why a wait failed, and the remedy.
+//! The hint of an error: the reason for a failed wait, and the remedy.
 
 use std::fs;
 use std::net::ToSocketAddrs as _;
@@ -176,7 +176,7 @@ fn another_process_is_not_taken_for_the_service_through_a_link_or_a_relative_nam
         holder.contains(&format!("(pid {})", std::process::id())),
         "{error}"
     );
-    // Bound by a relative name during the start, in a directory that has another name for the test.
+    // Binds by a relative name during the start, in a directory with another name for the test.
     let status = victim(test_name!(binds_by_a_relative_name), scratch.path())
         .current_dir(scratch.path())
         .status()

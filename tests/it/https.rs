@@ -76,7 +76,7 @@ fn https_is_asked_over_tls() {
         .unwrap();
     assert_eq!(server.url(), format!("https://localhost:{}/", server.port()));
     server.kill().unwrap();
-    // And a plain server that is asked over TLS.
+    // This is a plain server that is asked over TLS.
     let text = report(&start(
         Executor::builder("python3 -m http.server --bind 127.0.0.1 {port}")
             .wait_for(Http::get("https://127.0.0.1:{port}/"))

@@ -10,7 +10,7 @@ use mirakuru::{Executor, Tcp};
 
 #[test]
 fn a_service_inherits_sockets_that_listen_already() {
-    // It is ready long before it serves: a client that connects meanwhile waits, and is served.
+    // The service is ready long before it serves: a client waits meanwhile, and is served.
     let mut service = odd(["--delay", "300", "--inherited", "--ready-line", "serving"])
         .name("web server")
         .listen("127.0.0.1:{port}")
@@ -30,7 +30,7 @@ fn a_service_inherits_sockets_that_listen_already() {
         "{}",
         service.logs()
     );
-    // Stopped means stopped, and a restart has the same ports.
+    // A stopped service has no sockets, and a restart has the same ports.
     service
         .stopped(|| assert!(TcpStream::connect(addr).is_err(), "somebody still listens"))
         .unwrap();

@@ -81,7 +81,7 @@ fn restart_keeps_the_port() {
     assert!(!alive(first));
     assert_eq!(common::who_answers(address), service.pid());
 
-    // For a stopped service it is a start.
+    // For a stopped service, a restart is a start.
     service.stop().unwrap();
     service.restart().unwrap();
     assert_eq!(common::who_answers(address), service.pid());
@@ -107,7 +107,7 @@ fn restart_with_another_recipe_keeps_ports_and_directory() {
     service.restart().unwrap();
     assert!(service.command().starts_with(&other), "the change stays");
 
-    // A change that makes no sense changes nothing.
+    // A change that makes no sense has no effect.
     let pid = service.pid();
     let error = error_of(service.restart_with(|recipe| recipe.arg("{no_such}")));
     assert!(matches!(error, Error::InvalidCommand { .. }), "{error}");
@@ -299,7 +299,7 @@ fn a_bad_exit_has_its_status_and_the_tail() {
 
 #[test]
 fn exits_that_are_fine() {
-    // By the signal itself, with 0, and with what the recipe expects.
+    // A good exit is by the signal itself, with 0, or with the code of the recipe.
     listening([]).start().unwrap().stop().unwrap();
     listening(["--exit-on-term", "0"])
         .start()
@@ -484,7 +484,7 @@ fn a_line_that_was_printed_counts_although_the_service_has_ended() {
 }
 
 /// A test may hang until its runner kills it, end the process, or outlive the harness (as after
-/// rstest's `#[timeout]`): in these cases no success is ever reported.
+/// rstest's `#[timeout]`): then no success is ever reported.
 #[test]
 fn the_log_is_kept_when_nobody_says_that_all_went_well() {
     let scratch = Scratch::new();
@@ -711,7 +711,7 @@ impl Left {
         Left {
             descriptors: entries("/proc/self/fd"),
             threads: entries("/proc/self/task"),
-            // Zombies included.
+            // This counts zombies.
             children: common::all_pids()
                 .into_iter()
                 .filter(|&pid| stat(pid).is_some_and(|(_, parent)| parent == me))
@@ -781,7 +781,7 @@ fn a_thousand_cycles() {
     for _ in 0..500 {
         cycle();
     }
-    // One executor that is started again and again.
+    // Now one executor is started again and again.
     let mut service = listening([]).build().unwrap();
     for _ in 0..500 {
         service.start().unwrap();
@@ -837,7 +837,7 @@ fn flooded() {
     assert!(grown < 2_000, "memory grew by {grown} kB");
 }
 
-/// Holds its argument, a file, so that every open of it waits for 45 s.
+/// Takes a lease on a file, so that every open of it waits for 45 s.
 const LEASE: &str = "
 import fcntl, signal, sys, time
 signal.signal(signal.SIGIO, signal.SIG_IGN)

@@ -20,7 +20,7 @@ fn recipe(text: &str) -> ExecutorBuilder<Banner> {
         .wait_for(Banner::matching("^up$"))
 }
 
-/// Prints the words one after the other at each SIGHUP.
+/// A script that prints the words one after the other at each SIGHUP.
 const SAYS: &str = "trap 'n=$((n+1)); echo \"job $n done\"; echo \"warn $n\" >&2' HUP; echo up; \
                     while :; do sleep 0.01; done";
 

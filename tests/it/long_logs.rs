@@ -7,7 +7,7 @@ use mirakuru::{Banner, Error, Executor, ExecutorBuilder, Mark, OutputExecutor, S
 
 const LIMIT: u64 = 64 * 1024;
 
-/// Prints `up`, and at each SIGHUP some 600 kB: more than nine times the limit.
+/// A script that prints `up`, and at each SIGHUP some 600 kB: more than nine times the limit.
 const FLOODS: &str = "n=0; p=0123456789; p=$p$p$p$p$p$p$p$p; p=$p$p$p$p$p$p$p; \
                       more() { n=$((n+1)); i=0; while [ $i -lt 1000 ]; do i=$((i+1)); \
                       echo \"line $i of flood $n, $p\"; done; echo \"flood $n is over\" >&2; }; \
@@ -62,7 +62,7 @@ fn a_long_log_keeps_its_first_and_its_last_part() {
         gap[0].ends_with(" MB are left out here: the log has reached its limit]"),
         "{gap:?}"
     );
-    // Nothing but the gap is missing.
+    // Only the gap is missing.
     let printed: u64 = logs.stdout().len() as u64 + logs.stderr().len() as u64 + logs.dropped();
     let line = |n: u32| {
         logs.lines()
@@ -85,7 +85,7 @@ fn marks_and_lines_hold_across_what_a_log_leaves_out() {
     let before = service.mark();
     flood(&mut service, &before, 1);
     let between = service.mark();
-    // From a mark in the part that is left out by then.
+    // The mark is in a part that is left out by now.
     flood(&mut service, &between, 2);
     let last = service.mark();
     flood(&mut service, &last, 3);

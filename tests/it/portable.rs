@@ -33,7 +33,7 @@ unsafe extern "C" {
 fn a_daemon_is_not_found() {
     let scratch = Scratch::new();
     let pids = scratch.file("pids");
-    // It is in a session of its own before the main process ends.
+    // The daemon is in a session of its own before the main process ends.
     let script = format!(
         "setsid sh -c 'echo $$ > {pids}; exec sleep 100' & until test -s {pids}; do sleep 0.01; done; exit 0"
     );

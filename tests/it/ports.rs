@@ -135,7 +135,7 @@ fn a_fixed_udp_port_in_use_names_its_holder() {
             .contains(&format!("(pid {})", std::process::id())),
         "{error}"
     );
-    // TCP on the same number is another port.
+    // A TCP port of the same number is a different port.
     let mut tcp = TcpListener::bind(&addr);
     let _ = wait_until(
         || {
@@ -177,7 +177,7 @@ fn a_reserved_port_is_for_a_server_in_the_test_itself() {
     let port = Port::reserve().unwrap();
     let addr = port.addr();
     assert_eq!(addr.port(), port.number());
-    // Meanwhile no service gets it.
+    // Meanwhile no service gets the port.
     let other = chosen().start().unwrap();
     assert_ne!(other.port(), port.number());
     let listener = port.into_listener();
@@ -328,7 +328,7 @@ fn a_restart_keeps_its_port_although_closed_connections_linger() {
         assert_eq!(service.addr(), address);
         assert_eq!(who_answers(address), service.pid());
     }
-    // A fixed port as well.
+    // A fixed port is freed as well.
     let port = fixed_port();
     let mut service = odd(["--no-reuseaddr", "--listen", &format!("127.0.0.1:{port}")])
         .wait_for(Tcp::port(port))
@@ -503,8 +503,8 @@ fn another_server_on_every_address_is_refused_too() {
     ignore = "the portable back end cannot see whose a socket is"
 )]
 fn a_listener_of_the_test_itself_is_another_server_too() {
-    // A port outside the kernel's own range: otherwise it could be another client's port when it is
-    // free again.
+    // The port is outside the kernel's own range: otherwise it could be another client's port when
+    // it is free again.
     let port = fixed_port();
     let listener = TcpListener::bind(("127.0.0.1", port)).unwrap();
     assert_already_running(&error_of(fixed(port).start()), port, std::process::id());
@@ -553,7 +553,7 @@ fn a_wait_for_the_port_does_not_count_towards_the_timeout() {
     let mut first = fixed(port).start().unwrap();
     thread::scope(|scope| {
         let second = scope.spawn(|| fixed(port).queue(true).timeout(Duration::from_secs(4)).start());
-        // Longer than the timeout of the start that waits.
+        // This is longer than the timeout of the start that waits.
         thread::sleep(Duration::from_millis(4500));
         first.stop().unwrap();
         drop(second.join().unwrap().unwrap());

@@ -20,7 +20,7 @@ use mirakuru::{
 
 // ---- HTTP ---------------------------------------------------------------------------------------
 
-/// The log once it has a text: output takes a moment from the service into the log.
+/// Waits until the log has a text: output takes a moment from the service into the log.
 fn log_with<R: Readiness>(service: &Executor<R>, text: &str) -> String {
     let there = wait_until(
         || {
@@ -155,7 +155,7 @@ fn conditions_combine() {
 #[test]
 fn output_that_follows_another_condition_is_noticed_at_once() {
     let scratch = Scratch::new();
-    // Otherwise the line that tells of a long start would wake it.
+    // Without this variable, the line about a long start would wake it.
     let status = victim(test_name!(waits_for_output_after_something_else), scratch.path())
         .env("MIRAKURU_QUIET", "1")
         .status()
@@ -294,7 +294,7 @@ fn has_a_service_manager() {
         assert!(!printed.contains(name), "{printed}");
     }
     service.stop().unwrap();
-    // A recipe's own variable is the recipe's.
+    // The recipe's own variable has precedence.
     let own = print_one("NOTIFY_SOCKET").env("NOTIFY_SOCKET", "mine");
     let mut service = own.wait_for(Banner::matching("^<mine>$")).start().unwrap();
     service.stop().unwrap();
@@ -324,7 +324,7 @@ fn a_coloured_line_is_matched_as_it_is_shown() {
 #[test]
 fn what_is_told_by_a_descriptor_is_noticed_when_it_comes() {
     let scratch = Scratch::new();
-    // Otherwise the line that tells of a long start would wake them.
+    // Without this variable, the line about a long start would wake them.
     let status = victim(test_name!(waits_for_notifications), scratch.path())
         .env("MIRAKURU_QUIET", "1")
         .status()
@@ -537,7 +537,7 @@ fn an_exit_before_a_combination_is_noticed() {
     exits_before(Tcp::addr("127.0.0.1:{port}").or(PidFile::path("{dir}/pid")));
 }
 
-/// However soon: in the middle of any step of the start.
+/// The exit may come in the middle of any step of the start.
 #[test]
 fn an_exit_at_any_moment_of_the_start_is_told_as_one() {
     for round in 0..150 {

@@ -7,7 +7,7 @@ use crate::common::error_of;
 use mirakuru::{Error, ExecutorBuilder, Readiness};
 
 /// The error of a start whose time is over. By then the service has printed a line that contains
-/// `printed`, after all that the report tells of. Where the machine is too busy for that, the next
+/// `printed`, after all other lines of the report. If the machine is too busy for that, the next
 /// start has more time.
 #[track_caller]
 pub(crate) fn timed_out<R: Readiness + Clone>(recipe: &ExecutorBuilder<R>, printed: &str) -> Error {
@@ -18,7 +18,7 @@ pub(crate) fn timed_out<R: Readiness + Clone>(recipe: &ExecutorBuilder<R>, print
     timed_out_when(recipe, has_printed)
 }
 
-/// The same, of a service that by then has come as far as `done` says.
+/// The error of a start whose time is over after `done` has returned `true`.
 #[track_caller]
 pub(crate) fn timed_out_when<R: Readiness + Clone>(
     recipe: &ExecutorBuilder<R>,

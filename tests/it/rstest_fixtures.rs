@@ -35,7 +35,7 @@ fn ask(stream: &mut TcpStream, command: &str) -> String {
     String::from_utf8_lossy(&answer[..length]).trim_end().to_owned()
 }
 
-// Each test has its own.
+// Each test has its own Redis.
 
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 fn redis() -> TcpExecutor;
@@ -107,7 +107,7 @@ fn seconds() -> u32 {
     60
 }
 
-/// The recipe may use them, too.
+/// The recipe may use the parameters, too.
 #[mirakuru::fixture(Executor::builder("sleep").arg(seconds.to_string()))]
 fn sleeper(seconds: u32) -> SimpleExecutor;
 

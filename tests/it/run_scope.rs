@@ -96,12 +96,12 @@ static NODES: mirakuru::Cluster<TcpExecutor>;
 #[mirakuru::fixture(mirakuru::presets::redis())]
 static REDIS: mirakuru::presets::Redis;
 
-/// Made from a lease of one test.
+/// A service made from a lease of one test.
 #[cfg(feature = "presets")]
 #[mirakuru::fixture(cmd = "sleep 100", env = ("URL", REDIS.database().url()))]
 static LEASED: SimpleExecutor;
 
-/// In the expressions of its own members.
+/// A system with a lease in the expressions of its own members.
 #[cfg(feature = "presets")]
 #[mirakuru::fixture]
 struct LeasedSystem {
@@ -139,7 +139,7 @@ static UNIX: UnixSocketExecutor;
 #[mirakuru::fixture(cmd = [ODD, "--sd-notify", "--listen", "127.0.0.1:{port}"], wait_for = SdNotify::new())]
 static NOTIFIES: Executor<SdNotify>;
 
-/// On the port of the variable `PORT`, which is not a placeholder.
+/// A service on the port of the variable `PORT`, which is not a placeholder.
 #[mirakuru::fixture(on_a_fixed_port())]
 static FIXED: TcpExecutor;
 
@@ -196,7 +196,7 @@ impl Recipe for Eventful {
             Ok("panic") => panic!("the migrations are missing"),
             Ok("ends") => {
                 send(executor.pid(), SIGKILL);
-                // Until its supervisor has noticed that.
+                // This waits until the supervisor has noticed that.
                 while executor.is_running() {
                     thread::sleep(Duration::from_millis(1));
                 }
@@ -381,7 +381,7 @@ fn test_process() {
 /// Prints the data of a service, or the error.
 fn tell<R: mirakuru::Readiness>(service: Result<&Executor<R>, &Error>, began: Instant) {
     let took = began.elapsed();
-    // A line of its own, because the harness has not ended its own yet.
+    // This is a line of its own, because the harness has not ended its own yet.
     println!();
     told("took", took.as_micros());
     match service {
@@ -414,7 +414,7 @@ fn told(key: &str, value: impl std::fmt::Display) {
     println!("told {key}={value}");
 }
 
-/// A runner, its test processes, and a directory for all of it.
+/// A runner, its test processes, and their directory.
 struct Run {
     runner: Child,
     dir: PathBuf,
@@ -519,8 +519,8 @@ impl Test {
             .collect()
     }
 
-    /// Waits until it asks for the service, and for as long as it takes until it waits for it. (It
-    /// is told the same if it comes later.)
+    /// Waits until the process asks for the service, and for as long as it takes until it waits for
+    /// it. (Coming later makes no difference.)
     #[track_caller]
     fn began(&self) {
         let has_begun = || self.told().contains_key("began");
@@ -581,7 +581,7 @@ fn touch(scratch: &Scratch, file: &str) {
     fs::write(scratch.path().join(file), "").expect("a writable directory");
 }
 
-/// Everything of mirakuru's in the directory of a run.
+/// All entries of mirakuru in the directory of a run.
 fn left_in(dir: &Path) -> Vec<String> {
     let mut names = Vec::new();
     for base in fs::read_dir(dir).into_iter().flatten().flatten() {
@@ -662,7 +662,7 @@ fn the_first_starts_it_and_the_others_attach_until_the_runner_ends() {
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn two_runs_side_by_side_have_one_each() {
     let scratches = [Scratch::new(), Scratch::new()];
-    // In one temporary directory, as two runs would be.
+    // Two runs would use one temporary directory, as here.
     let tmp = scratches[0].path().to_str().expect("a path in UTF-8").to_owned();
     let mut runs: Vec<Run> = scratches.iter().map(Run::begin).collect();
     let tests: Vec<Test> = runs
@@ -731,7 +731,7 @@ fn what_makes_it_another_one() {
     assert_ne!(x, with(&b, "x"));
     let all = [sleeper, twin, one, two, x];
     assert!(all.iter().all(|pid| alive(*pid)));
-    // The same except for the variable. It needs the same lock, and so fails, which shows that it
+    // This differs only in the variable. It needs the same lock, and so fails, which shows that it
     // is another service.
     let y = run.test(&[
         ("USE", "WITH_VARIABLE"),
@@ -960,7 +960,7 @@ fn a_system_and_a_cluster_are_started_once_in_a_run() {
         ("SYSTEM", &["pid", "database"][..]),
         ("NODES", &["node 0", "node 1", "node 2"]),
     ] {
-        // All at once, and one late process.
+        // Six processes come at once, and one comes late.
         let tests: Vec<Test> = (0..6)
             .map(|_| run.test(&[("USE", name), ("AFTER", name)]))
             .collect();
@@ -1081,7 +1081,7 @@ fn a_failure_is_told_to_all_at_once() {
             let exit = test.exit();
             let told = test.told();
             let Some(kind) = told.get("kind") else {
-                // The process whose set-up panics.
+                // The set-up of this process panics.
                 assert!(how == "panic" && exit == Some(101), "{exit:?} {}", test.output());
                 continue;
             };
@@ -1093,7 +1093,7 @@ fn a_failure_is_told_to_all_at_once() {
         }
         assert_eq!(before, 19, "{how}");
         assert_eq!(numbers(&scratch.file("starts")).len(), 1, "one attempt");
-        // At once: this process neither starts anything nor waits.
+        // This happens at once: this process neither starts anything nor waits.
         let late = run.test(&envs);
         assert_eq!(late.error().0, "FailedBefore");
         let took: u64 = late.told()["took"].parse().expect("a number");
@@ -1123,7 +1123,7 @@ fn a_service_that_dies_is_told_and_not_replaced() {
     for killed in [true, false] {
         let scratch = Scratch::new();
         let mut run = Run::begin(&scratch);
-        // All have the same arguments, because these identify the service.
+        // All have the same arguments, because the arguments identify the service.
         let extra = "--line last-words --exit-on-term 3";
         let user = run.test(&[("EXTRA", extra), ("UNTIL", "died")]);
         let service = user.service();
@@ -1205,7 +1205,7 @@ fn the_supervisor_can_be_killed() {
         assert_eq!(services(&scratch).len(), 1, "it is not replaced");
         run.end(true);
         if victims.contains(&1) {
-            // The worker would have removed all of it. So the next run does that.
+            // The worker would have removed these. So the next run does.
             let mut next = Run::begin(&scratch);
             let test = next.test(&[("USE", "SLEEPER")]);
             let service = test.service();
@@ -1274,7 +1274,7 @@ fn it_stays_when_the_starter_is_killed_afterwards() {
     assert_nothing_left(&scratch, &[service]);
 }
 
-/// The service of each test, once all have one, except for the killed ones.
+/// Finds the service of each test, once all have one, except for the killed ones.
 fn services_of(tests: &[Test], is_doomed: impl Fn(&Test) -> bool, round: u64) -> Vec<u32> {
     let mut pids = Vec::new();
     for test in tests {
@@ -1311,7 +1311,7 @@ fn end_of_round(run: Run, scratch: &Scratch, tests: &[Test], mut started: Vec<u3
     let is_clean = || left_in(scratch.path()).is_empty();
     let swept = !wait_until(is_clean, Duration::from_secs(1));
     if swept {
-        // Left by a process that was killed before it had a supervisor. The next process that
+        // A process that was killed before it had a supervisor has left this. The next process that
         // starts anything sweeps it.
         let mut next = Run::begin(scratch);
         let sweeps = next.test(&[("USE", "SLEEPER")]);
@@ -1335,7 +1335,7 @@ fn sixty_four_race_and_sixty_are_killed() {
         let mut run = Run::begin(&scratch);
         let envs = [("USE", "EVENTFUL"), ("AFTER", "go"), ("UNTIL", "end")];
         let tests: Vec<Test> = (0..64).map(|_| run.test(&envs)).collect();
-        // As long as a start takes, and longer.
+        // The spans are as long as a start takes, and longer.
         let span = [30_000, 100_000, 400_000][round as usize % 3];
         let mut kills: Vec<(Duration, &Test)> = tests[..60]
             .iter()
@@ -1363,7 +1363,7 @@ fn sixty_four_race_and_sixty_are_killed() {
     ));
 }
 
-/// A hundred processes want it at once. The one that gets the permit is killed at a random moment.
+/// A hundred processes want the service. The one with the permit is killed at a random moment.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_hundred_race_to_be_first_and_the_winner_is_killed() {
@@ -1478,7 +1478,7 @@ fn orphans() {
     assert_eq!(left_in(scratch.path()), [""; 0]);
 }
 
-/// It waits for a start that its killed runner cannot complete.
+/// The process waits for a start that its killed runner cannot complete.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn those_who_wait_for_a_start_do_not_wait_for_an_orphan() {
@@ -1502,7 +1502,7 @@ fn those_who_wait_for_a_start_do_not_wait_for_an_orphan() {
     assert!(wait_until(|| living().is_empty(), BOUND), "{:?}", living());
 }
 
-/// Both names of the run. The session takes precedence, over several runners.
+/// The run has both names. The session takes precedence, over several runners.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn a_session_is_its_givers() {
@@ -1683,7 +1683,7 @@ fn stale_directories_are_swept_by_the_next_run() {
     let used = "run-4194305-78-0123456789abcdef";
     make(dead);
     make(&reused);
-    // Its lock is held by a process in another container, which is not visible here.
+    // A process in another container holds the lock, which is not visible here.
     make(used);
     let lock = base.join(used).join("0123.lock");
     let mut holder = Command::new("flock")
@@ -1703,7 +1703,7 @@ fn stale_directories_are_swept_by_the_next_run() {
             .next()
             .is_some_and(|line| line.is_ok_and(|line| line == "has it"))
     );
-    // It only looks like a run's directory.
+    // This name only looks like a run's directory.
     fs::create_dir(base.join("run-x")).expect("a directory");
 
     let mut next = Run::begin(&scratch);
@@ -1760,7 +1760,7 @@ fn a_directory_that_is_removed_is_made_again() {
 
 // ---- what it costs ------------------------------------------------------------------------------
 
-/// `MIRAKURU_TEST_ATTACHES=200` for a figure worth quoting.
+/// `MIRAKURU_TEST_ATTACHES=200` gives a figure worth quoting.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn to_attach_costs_little() {

@@ -100,7 +100,7 @@ fn a_preset_of_a_user_is_set_up_once_for_a_key() {
     let begins_with = |names: Names<'_>| {
         let server = names.start().unwrap();
         assert!(server.0.dir().join("prepared").exists());
-        // These are from the last start: the first start of a key has two.
+        // The names are from the last start: the first start of a key has two.
         server.0.captured("names").unwrap().to_owned()
     };
     let two = thread::scope(|scope| {

@@ -32,7 +32,7 @@ fn redis_over_tcp_on_a_port_that_was_chosen() {
     assert_eq!(ask(address, "PING").unwrap(), "+PONG");
     assert_eq!(ask(address, "SET visits 3").unwrap(), "+OK");
 
-    // Stopped, it is gone; then it is there again, on the same port, with a fresh memory.
+    // A stopped server is gone; a new start has the same port, and a fresh memory.
     let first = redis.pid();
     redis
         .stopped(|| {
@@ -108,13 +108,13 @@ fn redis_over_its_unix_socket() {
 
 // ---- nginx --------------------------------------------------------------------------------------
 
-/// nginx with workers and a location for each status, its configuration file, and the directory
-/// that all of it lies in.
+/// nginx with workers and a location for each status, its configuration file, and the directory of
+/// both.
 fn nginx(program: &Path) -> (Nginx, PathBuf, Scratch) {
     let scratch = Scratch::new();
     let port = fixed_port();
     let dir = scratch.path().display();
-    // As root it would make its workers www-data, which may not read a private directory.
+    // As root, nginx would make its workers www-data, which may not read a private directory.
     let user = if is_root() { "user root;" } else { "" };
     let config = format!(
         "{user}
@@ -183,7 +183,7 @@ fn nginx_over_http_with_status_codes() {
     let (recipe, _, _scratch) = nginx(&program);
     let url = |path: &str| format!("{}{path}", recipe.base);
 
-    // Each of these is ready; the same nginx is started and stopped each time.
+    // Each of these conditions becomes ready; the same nginx is started and stopped each time.
     let fine = [
         Http::head(url("/ok")),
         Http::get(url("/empty")),
@@ -219,7 +219,7 @@ fn nginx_over_http_with_status_codes() {
         );
     }
 
-    // None of these is ready.
+    // None of these conditions becomes ready.
     let never = [
         Http::head(url("/busy")),
         Http::head(url("/ok")).status(204),
@@ -474,7 +474,7 @@ fn postgresql_sees_no_connection_of_a_probe() {
     let connected =
         |text: &str| text.contains("connection received") || text.contains("incomplete startup packet");
     assert!(!connected(&postgres.logs().to_string()), "{}", postgres.logs());
-    // This connection shows that it would have been logged.
+    // This connection shows that a connection would have been logged.
     drop(TcpStream::connect(postgres.addr()).unwrap());
     assert!(
         wait_until(|| connected(&postgres.logs().to_string()), LONG),

@@ -11,7 +11,7 @@ use mirakuru::{Error, Executor, ExecutorBuilder, NoWait, Recipe, Shared, SimpleE
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "redis-server --port {port} --save ''")]
 static REDIS: TcpExecutor;
 
-/// As it would be in `tests/common/mod.rs`.
+/// The module stands for `tests/common/mod.rs`.
 pub mod common {
     use mirakuru::SimpleExecutor;
 
@@ -20,7 +20,7 @@ pub mod common {
     #[allow(dead_code)]
     pub static SLEEPER: SimpleExecutor;
 
-    /// No test needs it, so it never starts.
+    /// No test needs this service, so it never starts.
     #[mirakuru::fixture(cmd = "/no/such/program")]
     #[allow(dead_code)]
     pub(crate) static UNUSED: SimpleExecutor;

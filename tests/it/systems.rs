@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
 use mirakuru::{Banner, Executor, ExecutorBuilder, OutputExecutor, SimpleExecutor};
 
-/// Prints that it is ready after this many milliseconds.
+/// A service that prints that it is ready after this many milliseconds.
 fn ready_after(milliseconds: u32) -> ExecutorBuilder<Banner> {
     Executor::builder(format!(
         "sleep {}; echo ready; exec sleep 60",
@@ -39,7 +39,7 @@ fn a_fixture_without_a_parameter_has_the_name_that_its_attribute_gives(app: &Sim
     assert!(Path::new(&format!("/proc/{pid}")).exists());
 }
 
-/// Is ready when `SECOND_IS_THERE`, which the recipe of another service sets.
+/// A service that is ready when `SECOND_IS_THERE`, which the recipe of another service sets.
 fn ready_after_the_second() -> ExecutorBuilder<mirakuru::Check> {
     let is_there = |_: &mirakuru::Probe<'_>| Ok(SECOND_IS_THERE.load(SeqCst));
     Executor::builder("sleep 60").wait_for(mirakuru::Check::new("the second is there", is_there))
@@ -71,7 +71,7 @@ fn a_service_starts_when_those_that_it_names_are_ready(
     );
 }
 
-/// Writes its name into the file when it is asked to end.
+/// A service that writes its name into the file when it is asked to end.
 fn notes_its_end(name: &str, file: &Path) -> ExecutorBuilder<Banner> {
     let script = "trap 'echo $0 >> \"$1\"; exit 0' TERM; echo ready; while :; do sleep 0.01; done";
     Executor::builder(["sh", "-c", script, name])
@@ -504,7 +504,7 @@ mod clusters {
                     "NEEDS",
                     format!("{} {{name}} {{dir}} {}", node.index(), peers.join(" ")),
                 )
-                // By its number, without a placeholder.
+                // The port is in the text as a number, without a placeholder.
                 .env("PORT", node.port().to_string())
         });
         let nodes = recipe.clone().start().unwrap();
@@ -610,7 +610,7 @@ mod clusters {
         }
     }
 
-    /// 300 times if `MIRAKURU_CLUSTER_STARTS` says so.
+    /// 300 clusters start if `MIRAKURU_CLUSTER_STARTS` says so.
     #[test]
     fn clusters_start_beside_a_storm_of_port_users() {
         let starts = std::env::var("MIRAKURU_CLUSTER_STARTS").map_or(10, |starts| starts.parse().unwrap());

@@ -6,8 +6,8 @@
 //! own libtest (see `teardown/cell.rs`). `common/proof.rs` checks what it leaves. The services live
 //! far longer than any wait here: if one ended by itself within the wait, that would prove nothing.
 //!
-//! `MIRAKURU_MATRIX_REPEATS` says how often each cell is run (once), `MIRAKURU_KILL_ROUNDS` how
-//! often a start is interrupted (100 times). `tests/run --long` raises both tenfold.
+//! `MIRAKURU_MATRIX_REPEATS` is the number of runs of each cell (1), `MIRAKURU_KILL_ROUNDS` of
+//! interrupted starts (100). `tests/run --long` raises both tenfold.
 //!
 //! The file is long because the table and its exceptions share one set of victims.
 #![cfg(target_os = "linux")]
@@ -39,9 +39,9 @@ const SIGUSR2: i32 = 12;
 const SIGALRM: i32 = 14;
 const SIGVTALRM: i32 = 26;
 
-/// From the end of the test process until everything must be gone. It takes milliseconds; this is
-/// for a machine that is busy with other things, and well below the 20 s that the chains of
-/// `--keep-forking` live, and the 120 s of all others.
+/// Time from the end of the test process until all must be gone. Milliseconds are enough; this is
+/// for a busy machine, and well below the 20 s that the chains of `--keep-forking` live, and the
+/// 120 s of all others.
 const BOUND: Duration = Duration::from_secs(10);
 /// The grace of trees that ignore signals. It is short, because they do not use it.
 const GRACE: Duration = Duration::from_millis(120);
@@ -52,14 +52,14 @@ struct Kind {
     name: &'static str,
     /// The helper's flags.
     flags: &'static str,
-    /// How many of its processes tell their ids.
+    /// Number of the kind's processes that tell their ids.
     recorded: usize,
-    /// Whether all of them are stopped (SIGSTOP) in the end.
+    /// Whether all processes are stopped (SIGSTOP) in the end.
     stopped: bool,
 }
 
 impl Kind {
-    /// Whether its main process outlives the grace.
+    /// Whether the main process outlives the grace.
     fn is_deaf(&self) -> bool {
         let has = |flag| self.flags.contains(flag);
         !has("--daemonise") && (has("--ignore-term") || has("--stop-delay 5000") || has("--flood-after"))
@@ -137,7 +137,7 @@ struct Victim {
     /// Open but no longer read: otherwise the harness would fail to print.
     _output: BufReader<ChildStdout>,
     lifeline: Lifeline,
-    /// The earliest time at which its tree ends by itself.
+    /// The earliest time at which the tree ends by itself.
     natural_end: Option<Instant>,
     /// The service's processes that told their ids.
     tree: Vec<Process>,
@@ -254,14 +254,14 @@ impl Victim {
         Ok(victim)
     }
 
-    /// Continues it.
+    /// Lets the victim go on.
     fn say(&mut self, word: &str) {
         let input = self.child.stdin.as_mut().expect("its input");
-        // It may be gone; other checks notice the consequences.
+        // The victim may be gone; other checks notice the consequences.
         let _ = writeln!(input, "{word}");
     }
 
-    /// How it ended.
+    /// Waits for the victim's end.
     fn end(&mut self) -> Result<ExitStatus, String> {
         let mut status = None;
         let over = wait_until(
@@ -277,7 +277,7 @@ impl Victim {
         }
     }
 
-    /// Whether everything is gone, or will be soon. `Err` lists what is not.
+    /// Whether all is gone, or will be soon. `Err` lists the rest.
     fn leaves_nothing(&self, scratch: &Scratch) -> Result<(), String> {
         let released = self.lifeline.is_released_within(BOUND);
         if self.natural_end.is_some_and(|end| Instant::now() > end) {
@@ -313,7 +313,7 @@ impl Drop for Victim {
     }
 }
 
-/// The next line that contains this.
+/// Reads up to the next line with this text.
 fn line_with(output: &mut BufReader<ChildStdout>, text: &str) -> Option<String> {
     let mut lines = output.lines();
     lines.find_map(|line| line.ok().filter(|line| line.contains(text)))
@@ -329,11 +329,11 @@ fn setting(name: &str, otherwise: u32) -> u32 {
 
 // ---- the table ----------------------------------------------------------------------------------
 
-/// How a test process ends.
+/// A way in which a test process ends.
 #[derive(Clone, Copy)]
 struct Death {
     name: &'static str,
-    /// The signal that it gets from outside.
+    /// The signal to the test process from outside.
     signal: Option<i32>,
     status: Status,
 }
@@ -368,7 +368,7 @@ impl Death {
     }
 }
 
-/// One cell, once.
+/// Runs one cell once.
 fn cell(command: Command, scratch: &Scratch, death: Death, kind: &Kind) -> Result<(), String> {
     let mut victim = Victim::start(command, scratch, death.name, kind)?;
     victim.say("die");
@@ -388,7 +388,7 @@ fn cell(command: Command, scratch: &Scratch, death: Death, kind: &Kind) -> Resul
     }
     victim.leaves_nothing(scratch)?;
     let (service_dirs, logs) = (service_dirs(scratch.path()), kept_logs(scratch.path()));
-    // It prints a line at the stop signal. Before that, at a panic, it has printed nothing.
+    // The service prints a line at the stop signal, and nothing before that, at a panic.
     let killed = death.may_keep_the_log(kind) && death.status != Status::Code(101);
     if logs.is_empty() && killed && kind.name == PLAIN.name {
         return Err("the log is lost".to_owned());
@@ -400,7 +400,7 @@ fn cell(command: Command, scratch: &Scratch, death: Death, kind: &Kind) -> Resul
     }
 }
 
-/// One row of the table, repeated as asked: all kinds of tree side by side.
+/// Runs one row of the table as often as asked: all kinds of tree side by side.
 fn row(death: Death, command: impl Fn(&Path) -> Command + Sync) {
     let repeats = setting("MIRAKURU_MATRIX_REPEATS", 1);
     let kinds = kinds();
@@ -490,7 +490,7 @@ struct Supervised {
     service: TcpExecutor,
     lifeline: Lifeline,
     tree: Vec<Process>,
-    /// Worker and guard.
+    /// The worker and the guard.
     above: [Process; 2],
     scratch: Scratch,
 }
@@ -559,7 +559,7 @@ fn one_supervisor_killed() {
             let other = &supervised.above[1 - which];
             assert!(wait_until(|| !other.is_alive(), BOUND), "{what}: {other:?} stays");
             assert!(wait_until(|| !supervised.service.is_running(), BOUND), "{what}");
-            // It is down, and can be started again.
+            // The service is down, and can be started again.
             let _ = supervised.service.stop();
             let _ = fs::remove_file(supervised.scratch.file("pids"));
             supervised.service.start().unwrap();
@@ -617,7 +617,7 @@ fn both_supervisors_killed() {
     }
 }
 
-/// The same for a service that no verb stops: the test process ends it at its own end.
+/// No verb stops this service: the test process ends it at its own end.
 #[test]
 fn both_supervisors_of_a_static_killed() {
     for kind in [&PLAIN, &GRANDCHILDREN, &STOPPED] {
@@ -676,7 +676,7 @@ fn both_supervisors_and_the_test_process_killed() {
     ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
 )]
 fn stopped_supervisors() {
-    // Worker, guard, both.
+    // These are the worker, the guard, and both.
     for which in [&[0][..], &[1], &[1, 0]] {
         for kind in [&GRANDCHILDREN, &DAEMONS, &FORKING] {
             let mut supervised = Supervised::start(kind);
@@ -746,7 +746,7 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
         assert!(line_with(&mut output, cell::STARTING).is_some(), "it has failed");
         (child, output)
     };
-    // How long a start and a stop take on this machine.
+    // This measures a start and a stop on this machine.
     let (mut child, mut output) = victim(&PLAIN);
     let begin = Instant::now();
     for _ in 0..5 {
@@ -763,7 +763,7 @@ fn interrupt_starts(rounds: u32, fixed: bool) {
         thread::sleep(Duration::from_nanos(random() % moment));
         child.kill().unwrap();
         child.wait().unwrap();
-        // From time to time, so that nothing ends by itself.
+        // This is done from time to time, so that nothing ends by itself.
         if round % 20 == 19 || round + 1 == rounds {
             let after = format!("after round {round} ({})", kind.name);
             assert!(

@@ -18,7 +18,7 @@ use crate::common::{
 };
 use crate::proof;
 
-/// A service that adds its pid to a file, on the port that all victims of one process want.
+/// A service that adds its pid to a file, on the same port in all victims of one process.
 fn on_the_port() -> ExecutorBuilder<Tcp> {
     let addr = format!("127.0.0.1:{}", env::var("PORT").unwrap_or_default());
     let pids = victim_dir().unwrap_or_default().join("pids");
@@ -46,7 +46,7 @@ fn run(names: &[&str]) -> (Scratch, Duration, String) {
     panic!("no service has started in time");
 }
 
-/// The time of a test: see [`run`].
+/// The time limit of a test: see [`run`].
 fn time() -> Duration {
     Duration::from_millis(env::var("TIME_MS").map_or(1500, |ms| ms.parse().unwrap()))
 }
@@ -92,7 +92,7 @@ fn the_services_of_a_test_end_with_its_timeout() {
     let pids = numbers(&scratch.file("pids"));
     assert_eq!(pids.len(), 2, "{text}");
     assert!(pids.iter().all(|pid| !alive(*pid)));
-    // The report shows the log, which is kept. Nothing else is kept.
+    // The report shows the path of the log, which is kept. No other file is.
     assert!(text.contains("| the only clue"), "{text}");
     assert!(wait_until(
         || proof::service_dirs(scratch.path()).is_empty(),
@@ -135,7 +135,7 @@ fn a_service_that_was_restarted_ends_with_the_timeout() {
     assert!(text.contains("1 passed; 1 failed"), "{text}");
 }
 
-/// Whether the victim beside this one has reached this point.
+/// Waits until the victim beside this one has reached this point. Returns whether it has.
 fn wait_for(file: &str) {
     let file = victim_dir().unwrap_or_default().join(file);
     assert!(wait_until(|| file.exists(), LONG));
@@ -192,7 +192,7 @@ fn waits_in_vain(_service: &TcpExecutor) {
 fn looks_on() {
     wait_for("timed out");
     tell("over");
-    // Its thread gets the port now.
+    // The thread of the first test gets the port now.
     wait_for("given up");
 }
 
@@ -252,10 +252,10 @@ fn a_test_whose_time_is_over_before_its_recipe_is_made_starts_nothing() {
 #[mirakuru::fixture(cmd = [ODD, "--listen", "127.0.0.1:{port}"], tcp = "127.0.0.1:{port}", scope = "process")]
 static SHARED: TcpExecutor;
 
-/// Made by hand, from a recipe that an attribute could start for a test.
+/// A service made by hand, from a recipe that an attribute could start for a test.
 static BY_HAND: Shared<SimpleExecutor> = Shared::new(|| Executor::builder("sleep 100").start());
 
-/// For all tests of the process, with rstest's own attribute.
+/// One service for all tests of the process, with rstest's own attribute.
 #[mirakuru::fixture(cmd = "sleep 100")]
 #[rstest::fixture]
 #[once]

@@ -27,7 +27,7 @@ fn listens(name: &str, addr: &str, delay: u64) -> ExecutorBuilder<Tcp> {
         .timeout(LONG)
 }
 
-/// Starts when three tests of two processes have asked for it, so that somebody waits for it.
+/// A service that starts when three tests of two processes have asked, so that some wait.
 fn shared() -> ExecutorBuilder<Tcp> {
     all_have_come("shared", 3);
     listens("shared-service", "127.0.0.1:{port}", 150)
@@ -41,7 +41,7 @@ fn uses_shared() {
     assert!(SHARED.is_running());
 }
 
-/// Says that a test has come to a place.
+/// Notes that a test has come to a place.
 fn comes(place: &str) {
     let dir = victim_dir().expect("only in test processes").join(place);
     fs::create_dir_all(&dir).expect("a writable directory");
@@ -49,7 +49,7 @@ fn comes(place: &str) {
     fs::write(dir.join(name), "").expect("a writable directory");
 }
 
-/// Waits until so many tests have come to a place.
+/// Waits until this many tests have come to a place.
 fn all_have_come(place: &str, count: usize) {
     let dir = victim_dir().unwrap_or_default().join(place);
     let come = || fs::read_dir(&dir).map_or(0, Iterator::count);
@@ -60,7 +60,7 @@ fn all_have_come(place: &str, count: usize) {
 static OF_THE_PROCESS: SimpleExecutor;
 
 fn on_a_fixed_port() -> ExecutorBuilder<Tcp> {
-    // Also in a run of this binary in which no test asks for it.
+    // A run of this binary without a wish for it also makes this service.
     let port = env::var("PORT").unwrap_or_else(|_| "1".to_owned());
     listens("fixed-port", &format!("127.0.0.1:{port}"), 40)
 }
@@ -69,7 +69,7 @@ fn works(ms: u64) {
     thread::sleep(Duration::from_millis(ms));
 }
 
-/// One process, with three tests at a time.
+/// A process with three tests at a time.
 mod first_binary {
     use super::*;
 
@@ -121,7 +121,7 @@ mod first_binary {
     }
 }
 
-/// Another one.
+/// Another process.
 mod second_binary {
     use super::*;
 
@@ -155,7 +155,7 @@ mod second_binary {
     }
 }
 
-/// One that is killed.
+/// A process that is killed.
 mod third_binary {
     use super::*;
 
@@ -172,7 +172,7 @@ mod third_binary {
     }
 }
 
-/// One that is over at once.
+/// A process that is over at once.
 mod fourth_binary {
     use super::*;
 
@@ -332,7 +332,7 @@ print("processes", len({e["pid"] for e in events if e["name"] == "process_name"}
 fn a_run_leaves_a_trace() {
     let Some(python) = require("python3") else { return };
     let scratch = Scratch::new();
-    // The path is relative to where the runner was started, and the directory is made.
+    // The path is relative to the runner's directory, and the file's directory is made.
     run(&scratch, "traces/run.json");
     let file = only_file(&scratch.path().join("traces"));
     let read = Command::new(python)
@@ -361,7 +361,7 @@ fn a_run_leaves_a_trace() {
         "waits for shared-service",
         "exited with status 3",
         "redis://user:***@host",
-        // Three of tests, the services, and the path.
+        // There are three of tests, the services, and the path.
         "processes 5",
     ] {
         assert!(seen.contains(line), "no `{line}`:\n{seen}");
@@ -464,7 +464,7 @@ fn a_run_leaves_a_page_that_a_browser_shows() {
     // The visible part: each test and each service has its row with slices.
     let (chart, shown) = text_of(&dom, "rows", "<p");
     for test in tests() {
-        // The name of the module is another element.
+        // The name of the module is in another element.
         let (module, test) = test.rsplit_once("::").expect("a module");
         assert!(shown.contains(&format!("{module}:: {test}")), "{test}: {shown}");
     }
@@ -528,7 +528,7 @@ fn a_name_that_says_nothing_gets_a_message_once_and_no_timeline() {
     assert!(!file.exists());
 }
 
-/// Many short processes, side by side: whichever is the last, the page has all of them.
+/// Many short processes run side by side: whichever is the last, the page has all of them.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]
 fn nobodys_last_word_is_lost() {
@@ -554,7 +554,7 @@ fn a_process_alone_has_a_timeline_of_its_own() {
     let scratch = Scratch::new();
     let file = scratch.path().join("own").join("alone.json");
     let alone = test_name!(second_binary::has_one_of_its_own);
-    // An orphan in a session of its own. It begins when its parent is gone.
+    // The process is an orphan in a session of its own. It begins when its parent is gone.
     let status = Command::new("setsid")
         .args([
             "--fork",

@@ -22,7 +22,7 @@ fn times_out_by_scale() {
         )
     );
     println!("\nwaited {}", begin.elapsed().as_millis());
-    // The grace is stretched as well: this needs longer than the grace as it is given.
+    // The grace is stretched as well: this service needs longer than the grace of its recipe.
     let mut service = odd([
         "--ready-line",
         "up",

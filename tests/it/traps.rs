@@ -29,8 +29,8 @@ fn a_service_outlives_the_thread_that_started_it() {
     let service = thread::spawn(|| listening(["--fork", "1"]).start().unwrap())
         .join()
         .unwrap();
-    // The signal would come with the thread's end, which `join` has waited for. This gives it time
-    // to do harm.
+    // The signal would come with the end of the thread, for which `join` has waited. This gives it
+    // time to do harm.
     thread::sleep(Duration::from_millis(300));
     assert!(service.is_running());
     assert_eq!(who_answers(service.addr()), service.pid());
@@ -86,7 +86,7 @@ fn nothing_survives_the_test_process_however_it_ends() {
         assert!(ready, "{end}: the services were not ready");
         assert!(ended, "{end}: the test process did not end");
         println!("{end}");
-        // The grace of processes that ignore signals, and a second for a busy machine.
+        // This is the grace of processes that ignore signals, and a second for a busy machine.
         assert_gone(&scratch, &pids, Duration::from_secs(10));
     }
 }
@@ -146,7 +146,7 @@ fn nothing_survives_a_death_in_the_middle_of_a_start() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        // From its first start on, at moments that are spread over several starts.
+        // The kills come from the first start on, at moments that are spread over several starts.
         let mut output = BufReader::new(process.stdout.take().unwrap());
         let mut line = String::new();
         while !line.contains("starting") {
@@ -204,7 +204,7 @@ fn output_before_readiness_does_not_hang_the_start() {
     }
 }
 
-/// The same if the condition waits for the output.
+/// The condition waits for the output here.
 #[test]
 fn a_banner_after_a_flood_is_seen() {
     let mut service = odd(["--flood-before", "3000000", "--ready-line", "at last"])
@@ -232,7 +232,7 @@ fn exit_0_before_readiness_is_an_error() {
     assert!(begin.elapsed() < LONG / 2, "it waited");
 }
 
-/// If a descendant lives, it is not an exit; the death of the last one is noticed as well.
+/// With a living descendant, an exit is no end; the death of the last one is noticed as well.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -399,8 +399,8 @@ fn a_process_that_got_the_services_pid_is_left_alone() {
         common::skip_without_root();
         return;
     }
-    // A pid namespace of its own: it says there which pid is the next one, and other tests do not
-    // get pids again that they have used.
+    // A pid namespace of its own has its next pid in a file, and other tests do not get pids again
+    // that they have used.
     let scratch = Scratch::new();
     let output = under(
         Path::new("unshare"),
@@ -548,7 +548,7 @@ fn a_zombie_is_not_alive() {
 fn the_end_of_the_leader_is_not_the_end_of_the_group() {
     let scratch = Scratch::new();
     let (pids, stamp) = (scratch.file("pids"), scratch.file("stamp"));
-    // The slow one is in the background; the leader ends at the first signal.
+    // The slow member is in the background; the leader ends at the first signal.
     let script = format!(
         "'{ODD}' --stop-delay 400 --exit-on-term 0 --stamp {stamp} --pids {pids} --listen 127.0.0.1:{{port}} \
             & \
@@ -738,8 +738,8 @@ fn no_descriptor_of_the_test_leaks() {
             .collect()
     };
     let of_service = open(service.pid());
-    // 3 and 4 are the helper's own, the two ends of the pair by which its signal handler tells of
-    // signals.
+    // 3 and 4 are the helper's own: the two ends of the pair through which its signal handler
+    // writes.
     let foreign: Vec<_> = of_service
         .iter()
         .filter(|(number, target)| number.parse::<i32>().unwrap() > 2 && !target.starts_with("socket:"))
@@ -824,13 +824,13 @@ fn drop_works_on_any_thread_and_at_its_end() {
     }
     let scratch = Scratch::new();
     let pids = scratch.file("pids");
-    // Started here, dropped by the destructor of a thread-local of another thread.
+    // The service is dropped by the destructor of a thread-local of another thread.
     let service = listening(["--pids", &pids, "--fork", "1"]).start().unwrap();
     thread::spawn(move || KEPT.with(|kept| *kept.borrow_mut() = Some(service)))
         .join()
         .unwrap();
     assert_gone(&scratch, &pids, Duration::from_secs(5));
-    // Dropped while its thread unwinds.
+    // The service is dropped while its thread unwinds.
     let service = listening(["--pids", &pids, "--fork", "1"]).start().unwrap();
     let outcome = thread::spawn(move || {
         let _service = service;
@@ -864,7 +864,7 @@ fn the_death_of_either_supervisor_is_not_the_services_freedom() {
             send(supervisors(service.pid())[which], SIGKILL);
             assert_gone(&scratch, &pids, Duration::from_secs(10));
             assert!(wait_until(|| !service.is_running(), LONG));
-            // Its output does not matter, but it must neither hang nor panic.
+            // The result does not matter, but the call must neither hang nor panic.
             let _ = service.stop();
             let _ = service.start();
         }
@@ -890,7 +890,7 @@ fn supervisors_have_a_command_line_of_their_own() {
     }
 }
 
-/// The wrapper program and its arguments, for a victim that is started under it.
+/// The wrapper program and its arguments, for a victim under it.
 fn under(program: &Path, args: &[&str], victim: &Command) -> Command {
     let mut command = Command::new(program);
     command
@@ -931,11 +931,11 @@ fn a_supervisor_that_is_interrupted_each_time_leaves_nothing_running() {
         eprintln!("skipped: there is no strace");
         return;
     };
-    // It ends with the worker.
+    // The service ends with the worker.
     let mut ended = None;
     let is_over = wait_until(
         || {
-            // A `poll` that waits already is not injected into. A signal ends it.
+            // A signal ends a `poll` that waits already, into which nothing is injected.
             send(worker, SIGCHLD);
             ended = tracer.try_wait().unwrap();
             ended.is_some()
@@ -953,7 +953,7 @@ fn a_supervisor_that_is_interrupted_each_time_leaves_nothing_running() {
     assert!(is_over && !alive(service.pid()), "the service runs");
 }
 
-/// `tests/injection.py` runs it.
+/// The script `tests/injection.py` runs this.
 #[test]
 #[ignore = "a victim"]
 fn has_ten_services() {
@@ -1030,7 +1030,7 @@ fn without_proc(test: &str, scratch: &Scratch) {
     assert!(begin.elapsed() < Duration::from_secs(15), "{:?}", begin.elapsed());
 }
 
-/// Without it, the owner of a socket is unknown: no service is taken for another.
+/// Without `/proc`, the owner of a socket is unknown: no service is taken for another.
 #[test]
 fn a_port_is_ready_where_there_is_no_proc() {
     if !common::is_root() {

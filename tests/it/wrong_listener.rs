@@ -198,7 +198,7 @@ fn the_bind_fails_because_of_another_server() {
             fs::write(&taken, "").unwrap();
             other
         });
-        // It binds when the port is taken; the condition is one that does not look at the port.
+        // The service binds when the port is taken; the condition does not look at the port.
         let script = "echo $$ >\"$1\"; until [ -e \"$2\" ]; do sleep 0.01; done; exec \"$0\" --listen \"$3\"";
         let recipe = Executor::builder(["sh", "-c", script, ODD, &pids, &taken, &addr])
             .wait_for(Banner::matching("never").and(Tcp::addr(&addr)))
@@ -248,8 +248,8 @@ fn two_hundred_times_the_truth_about_another_server_in_the_window() {
             let over = &over;
             let end = common::SetAtTheEnd(over);
             let other = scope.spawn(move || {
-                // Anywhere in the window: before the check, before the fork, before the bind, after
-                // it.
+                // The other server comes anywhere in the window: before the check, before the fork,
+                // before the bind, after it.
                 thread::sleep(Duration::from_micros(n * 40));
                 while !over.load(Ordering::SeqCst) {
                     if let Ok(listener) = TcpListener::bind(addr) {
@@ -295,8 +295,8 @@ fn two_hundred_times_the_truth_about_another_server_in_the_window() {
     assert!(refused < 200 && ready < 200, "the window was never hit");
 }
 
-/// Both listen with SO_REUSEPORT, and each gets a part of the connections: such a service is
-/// useless for a test.
+/// Both servers listen with SO_REUSEPORT, and each gets a part of the connections: such a service
+/// is useless for a test.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -313,7 +313,7 @@ fn a_port_that_is_shared_with_another_server() {
                 assert!(wait_until(|| !common::numbers(&pids).is_empty(), LONG));
                 OtherServer::start(&["--reuse-port", "--listen", &addr])
             });
-            // It listens at once, and counts as ready only after the other server is there.
+            // The service listens at once, and counts as ready once the other server is there.
             let recipe = odd([
                 "--pids",
                 &pids,

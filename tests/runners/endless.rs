@@ -5,7 +5,7 @@ use std::{env, fs, thread};
 
 use mirakuru::TcpExecutor;
 
-/// The same in every run: it is not for its name or its command that each run has its own.
+/// This service has the same name and command in every run, and yet each run has its own.
 #[mirakuru::fixture(tcp = "127.0.0.1:{port}", cmd = "{env:RUNNERS_SERVICE} --listen 127.0.0.1:{port}")]
 static SHARED: TcpExecutor;
 

@@ -37,7 +37,7 @@ struct Shop {
 #[mirakuru::fixture(Shop)]
 static SHOP: Shop;
 
-/// Notes the processes of all seven.
+/// Notes the processes of all seven services.
 fn use_all(shop: &Shop, nodes: &Cluster<TcpExecutor>) {
     let services = [&shop.database, &shop.cache, &shop.server, &shop.worker];
     let services = services.into_iter().chain(nodes.iter());
@@ -64,7 +64,7 @@ macro_rules! tests {
 
 tests! { one two three four five six }
 
-/// In the middle of its work when its runner is killed.
+/// A test in the middle of its work when its runner is killed.
 #[mirakuru::fixture(SHOP)]
 #[mirakuru::fixture(NODES)]
 #[test]

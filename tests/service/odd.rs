@@ -6,8 +6,8 @@
 //! s for `--keep-forking`). That also reaches a process that is stopped or ignores signals. So a
 //! failed test leaves nothing behind for long.
 //!
-//! It depends on the standard library alone; the few system calls that std does not have are
-//! declared in `sys` below.
+//! It depends on the standard library alone; `sys` below declares the few system calls that std
+//! does not have.
 //!
 //! Order of events: arm the timer, print what was asked for, `--daemonise`, fork, `--flood-before`,
 //! `--delay`, the early deaths, bind and listen, pid file, ready line, stamp, `--flood-after`, then
@@ -84,9 +84,9 @@ Forking (all are there before it is ready)
                            (the links of --keep-forking excepted)
 ";
 
-/// Nothing of this program lives longer.
+/// Seconds that a process of this program lives at most.
 const MAX_LIFETIME: u64 = 120;
-/// Nothing that forks without end lives longer.
+/// Seconds that a process lives at most that forks without end.
 const MAX_FORKING: u64 = 20;
 const MAX_CHAINS: usize = 8;
 /// The number of dead links of its own that a chain tolerates before it waits for them to be
@@ -94,7 +94,7 @@ const MAX_CHAINS: usize = 8;
 /// `--keep-forking` has at any moment (8 times 11 is under 100).
 const MAX_UNREAPED: usize = 10;
 
-/// The option that TCP sockets are bound with.
+/// The option with which TCP sockets are bound.
 #[derive(Clone, Copy, Default, PartialEq)]
 enum Reuse {
     #[default]
@@ -145,8 +145,8 @@ struct Options {
     deaf_daemons: usize,
     keep_forking: usize,
     pids: Option<PathBuf>,
-    /// Internal: this process is a deaf daemon, re-executed with an empty environment; the value is
-    /// the descriptor on which it says that it is settled.
+    /// For internal use: this process is a deaf daemon, re-executed with an empty environment. The
+    /// value is the descriptor on which it says that it is settled.
     deaf_daemon: Option<i32>,
 }
 
@@ -209,7 +209,7 @@ fn main() {
     let o = Arc::new(o);
     listen(&o);
     if let Some(path) = &o.pid_file {
-        // Moved into place in one step, so that no reader gets half a number.
+        // The file is moved into place in one step, so that no reader gets half a number.
         let half = path.with_extension("half");
         or_die(
             fs::write(&half, format!("{}\n", std::process::id())),
@@ -297,7 +297,7 @@ fn obey(signal: i32, o: &Options) {
     }
 }
 
-/// The last thing of an orderly end.
+/// Does the last work of an orderly end.
 fn finish(o: &Options) {
     if !o.leave_files {
         for path in o
@@ -362,7 +362,7 @@ fn fork_all(o: &Options) {
             }
             sys::exec_with_empty_environment(&exe, &args);
         }
-        // The child between, which exits at once.
+        // This is the child between, which exits at once.
         sys::wait_for_a_child();
     }
     let end = sys::monotonic() + Duration::from_secs(o.lifetime.min(MAX_FORKING));
@@ -433,7 +433,7 @@ fn record_pid(o: &Options) {
 
 fn listen(o: &Arc<Options>) {
     for addr in &o.bind_only {
-        // Never closed: bound until the end.
+        // The socket is never closed: it is bound until the end.
         let _ = or_die(sys::bind_tcp(resolve(addr), o.reuse), addr).into_raw_fd();
     }
     let own = o.listen.iter().map(|addr| bind(addr, o.reuse));
@@ -496,7 +496,7 @@ fn bind(addr: &str, reuse: Reuse) -> TcpListener {
     listener
 }
 
-/// The sockets that were passed by systemd's protocol.
+/// Takes the sockets that were passed by systemd's protocol.
 fn inherited() -> Vec<TcpListener> {
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     if variable("LISTEN_PID") != std::process::id().to_string() {
@@ -536,12 +536,12 @@ fn echo<S: Read + Write>(reader: io::Result<S>, mut writer: S) {
     }
 }
 
-/// One request, one answer, and the connection is closed.
+/// Handles one request with one answer, and closes the connection.
 fn answer_http(mut stream: TcpStream, o: &Options, requests: &AtomicUsize) -> io::Result<()> {
     let mut reader = BufReader::new(stream.try_clone()?);
     let mut first = String::new();
     if reader.read_line(&mut first)? == 0 {
-        // A connection without a request: a TCP probe.
+        // A connection without a request is a TCP probe.
         return Ok(());
     }
     let number = requests.fetch_add(1, Ordering::SeqCst);
@@ -579,7 +579,7 @@ fn answer_http(mut stream: TcpStream, o: &Options, requests: &AtomicUsize) -> io
     } else {
         seen.as_str()
     };
-    // In one piece: `write!` would send each part by itself, and the kernel holds back small ones.
+    // The answer goes in one piece: the kernel would hold back the small ones of `write!`.
     let answer = format!(
         "HTTP/1.1 {status} Odd\r\nContent-Type: text/plain\r\nContent-Length: {}\r\nConnection: \
             close\r\n\r\n{text}",
@@ -773,7 +773,7 @@ mod sys {
     }
     #[cfg(not(target_os = "linux"))]
     mod numbers {
-        // As on macOS.
+        // These numbers are macOS's.
         pub(crate) const SIGUSR1: i32 = 30;
         pub(crate) const SIGUSR2: i32 = 31;
         pub(crate) const SIGCHLD: i32 = 20;
@@ -793,7 +793,7 @@ mod sys {
         nsec: c_long,
     }
 
-    /// Larger than any platform's `sigset_t` (128 bytes at most).
+    /// A set larger than any platform's `sigset_t` (128 bytes at most).
     #[repr(C, align(16))]
     struct SigSet([u8; 128]);
 
@@ -841,13 +841,13 @@ mod sys {
         unsafe { c_close(fd) };
     }
 
-    /// Not `std::process::id`, which may be cached over a fork.
+    /// The process id. `std::process::id` may be cached over a fork.
     pub(crate) fn pid() -> c_int {
         // SAFETY: no memory is involved.
         unsafe { getpid() }
     }
 
-    /// Ends without the clean-up that belongs to the process this one was forked from.
+    /// Ends without the clean-up of the process that made this fork.
     pub(crate) fn exit_now(code: c_int) -> ! {
         // SAFETY: it does not return.
         unsafe { _exit(code) }
@@ -893,8 +893,8 @@ mod sys {
         Duration::new(now.sec as u64, now.nsec as u32)
     }
 
-    /// SIGKILL to itself after this many seconds. It uses a kernel timer and not `alarm`: SIGALRM
-    /// ends neither a stopped process nor one that ignores it.
+    /// Arms a SIGKILL to this process after this many seconds. Uses a kernel timer and not `alarm`:
+    /// SIGALRM ends neither a stopped process nor one that ignores it.
     #[cfg(target_os = "linux")]
     pub(crate) fn die_after(seconds: u64) {
         #[repr(C)]
@@ -978,7 +978,7 @@ mod sys {
         unsafe { write(SIGNAL_PIPE.load(Ordering::Relaxed), (&raw const byte).cast(), 1) };
     }
 
-    /// From now on each signal is one byte to read.
+    /// Makes each later signal one byte to read.
     pub(crate) fn catch_signals() -> UnixStream {
         let (reader, writer) = or_die(UnixStream::pair(), &"socketpair");
         SIGNAL_PIPE.store(writer.into_raw_fd(), Ordering::Relaxed);
@@ -1028,7 +1028,7 @@ mod sys {
     const SOCK_STREAM: c_int = 1;
     const SOCK_SEQPACKET: c_int = 5;
 
-    /// The first two bytes of a `sockaddr`: a length before the family where BSD wrote the header.
+    /// The first two bytes of a `sockaddr`. BSD's header has a length before the family.
     fn family(family: c_int, length: u8) -> Vec<u8> {
         if cfg!(any(target_os = "linux", target_os = "android")) {
             (family as u16).to_ne_bytes().to_vec()

@@ -7,12 +7,12 @@ use std::path::{Path, PathBuf};
 
 use mirakuru::{Executor, ExecutorBuilder, Tcp, TcpExecutor};
 
-/// How a victim is to end.
+/// The way in which a victim ends.
 pub(crate) const DEATH: &str = "MIRAKURU_FLUSH_DEATH";
-/// The file of the database. The application also writes there if it could not reach the database.
+/// The file of the database. The application also writes there if it cannot reach the database.
 pub(crate) const KEPT: &str = "MIRAKURU_FLUSH_KEPT";
 
-/// Keeps what it is sent in a file, until it is told to stop.
+/// A database that keeps its input in a file, until it is told to stop.
 const DATABASE: &str = r#"
 import socket, sys
 server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
@@ -25,7 +25,7 @@ while True:
     client.close()
 "#;
 
-/// Takes its time to stop, and then sends something to its database.
+/// An application that stops slowly, and then sends a line to its database.
 const APPLICATION: &str = r#"
 import os, signal, socket, sys, time
 def flush(*_):
@@ -69,7 +69,7 @@ pub(crate) fn application_of(database: &TcpExecutor, kept: &Path) -> ExecutorBui
     python(APPLICATION).arg(database.port().to_string()).arg(kept)
 }
 
-/// Says that the services are up, and waits for the end of the input.
+/// Reports that the services are up, and waits for the end of the input.
 pub(crate) fn say_and_wait() {
     println!("\nup {}", std::process::id());
     std::io::stdout().flush().expect("a reader");

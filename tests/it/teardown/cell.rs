@@ -15,24 +15,24 @@ use std::time::Duration;
 
 use mirakuru::{Executor, ExecutorBuilder, Shared, Tcp, TcpExecutor};
 
-/// The way to end: see [`run`].
+/// The way in which the victim ends: see [`run`].
 pub(crate) const DEATH: &str = "MIRAKURU_CELL_DEATH";
 /// The helper's program, and its flags for the tree.
 pub(crate) const SERVICE: &str = "MIRAKURU_CELL_SERVICE";
-/// The FIFO that the tree holds.
+/// The FIFO that the tree holds open.
 pub(crate) const LIFELINE: &str = "MIRAKURU_CELL_LIFELINE";
-/// The address on which it listens.
+/// The address on which the service listens.
 pub(crate) const ADDRESS: &str = "MIRAKURU_CELL_ADDRESS";
 /// The grace in milliseconds.
 pub(crate) const GRACE: &str = "MIRAKURU_CELL_GRACE";
-/// Ends the line that says that the service is up. Its process id comes before it.
+/// End of the line that says that the service is up, after its process id.
 pub(crate) const UP: &str = " is up";
-/// Says that a round of starts has begun.
+/// The line at the beginning of a round of starts.
 pub(crate) const STARTING: &str = "starting";
 /// The exit code of `process::exit`.
 pub(crate) const EXIT_CODE: i32 = 7;
 
-/// Its service lives as long as the process.
+/// A service that lives as long as the process.
 static SHARED: Shared<TcpExecutor> = Shared::new(|| recipe().start());
 
 fn recipe() -> ExecutorBuilder<Tcp> {
@@ -40,7 +40,7 @@ fn recipe() -> ExecutorBuilder<Tcp> {
     let grace = env::var(GRACE).expect("the grace").parse().expect("milliseconds");
     let lifeline = env::var(LIFELINE).expect("the lifeline");
     let address = env::var(ADDRESS).expect("the address");
-    // Opened for both directions: otherwise it would wait for a reader.
+    // The FIFO is opened for both directions: otherwise the open would wait for a reader.
     let lifeline = OpenOptions::new().read(true).write(true).open(lifeline);
     Executor::builder(service)
         .args(["--listen", &address])
@@ -56,7 +56,7 @@ pub(crate) fn run() {
     let Ok(death) = env::var(DEATH) else { return };
     no_core_dumps();
     if death == "in the middle of a start" {
-        // Repeats both: a kill may also hit the end of one service and the beginning of the next.
+        // A kill may also hit the end of one service and the beginning of the next.
         for _ in 0..1000 {
             say(STARTING);
             drop(recipe().start());
@@ -72,8 +72,8 @@ pub(crate) fn run() {
     match death.as_str() {
         "scope end" => drop(service),
         "stop" => {
-            // Its main process may have been killed, which is an error here. It has stopped all the
-            // same.
+            // The main process may have been killed, which is an error here. The service has
+            // stopped all the same.
             let _ = service.stop();
             assert!(!service.is_running());
         }
@@ -100,7 +100,7 @@ pub(crate) fn die(death: &str) {
     }
 }
 
-/// Reports that the service is up, and waits for the word that lets the victim go on to its end.
+/// Reports that the service is up, and waits for the line that lets the victim go on to its end.
 fn await_word(pid: u32) {
     say(&format!("{pid}{UP}"));
     let mut word = String::new();
@@ -108,7 +108,7 @@ fn await_word(pid: u32) {
     assert_eq!(word.trim(), "die");
 }
 
-/// `println!` would be captured by libtest.
+/// Prints a line past libtest, which would capture `println!`.
 fn say(line: &str) {
     let mut out = std::io::stdout().lock();
     // The harness has begun a line of its own.
@@ -117,21 +117,21 @@ fn say(line: &str) {
 }
 
 fn segfault() {
-    // In the first page, which is never mapped. The null pointer itself would be caught by rustc's
-    // own checks.
+    // The address is in the first page, which is never mapped. rustc's own checks would catch the
+    // null pointer.
     let nowhere = black_box(std::ptr::without_provenance_mut::<u8>(8));
     // SAFETY: none; this is what is tested.
     unsafe { nowhere.write_volatile(1) };
 }
 
-/// Deeper than any stack allows.
+/// A recursion deeper than any stack allows.
 #[allow(unconditional_recursion)]
 fn overflow(above: &[u8; 512]) -> u8 {
     let here = black_box([above[0].wrapping_add(1); 512]);
     overflow(&here).wrapping_add(here[1])
 }
 
-/// There are many deaths, and so there would be many core files.
+/// Turns off core files, because there are many deaths.
 fn no_core_dumps() {
     const RLIMIT_CORE: i32 = 4;
     unsafe extern "C" {
