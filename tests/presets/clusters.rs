@@ -181,16 +181,18 @@ fn a_replica_of_postgres_has_the_databases_of_the_primary() {
     let recipe = presets::postgres().load_sql(schema).replicas(1);
     let mut nodes: Cluster<Postgres> = recipe.start().unwrap();
     let connect = |url: &str| postgres::Client::connect(url, postgres::NoTls);
-    let database = nodes[0].database();
-    let replica_url = nodes[1].url();
-    let url = format!("{}/{}", replica_url.rsplit_once('/').unwrap().0, database.name());
-    // It arrives a moment later.
-    soon(|| connect(&url).is_ok());
-    let mut replica = connect(&url).unwrap();
     let who = |client: &mut postgres::Client| -> Vec<String> {
         let rows = client.query("SELECT who FROM visits", &[]).unwrap();
         rows.iter().map(|row| row.get(0)).collect()
     };
+    let replica_url = nodes[1].url();
+    // An application on the replica finds what is loaded from the start.
+    assert_eq!(who(&mut connect(&replica_url).unwrap()), ["me"]);
+    let database = nodes[0].database();
+    let url = format!("{}/{}", replica_url.rsplit_once('/').unwrap().0, database.name());
+    // It arrives a moment later.
+    soon(|| connect(&url).is_ok());
+    let mut replica = connect(&url).unwrap();
     assert_eq!(who(&mut replica), ["me"]);
     let error = replica.execute("DELETE FROM visits", &[]).unwrap_err();
     assert!(

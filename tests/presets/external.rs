@@ -478,7 +478,7 @@ fn postgres_gives_each_test_a_database() {
     if !is_child() {
         return;
     }
-    assert_eq!(POSTGRES.url(), env::var("MIRAKURU_POSTGRES_URL").unwrap());
+    let given = env::var("MIRAKURU_POSTGRES_URL").unwrap();
     assert_eq!(POSTGRES.host(), "localhost");
     thread::scope(|scope| {
         for _ in 0..4 {
@@ -491,12 +491,22 @@ fn postgres_gives_each_test_a_database() {
             });
         }
     });
+    // An application gets a database of the run, with the same content, and never the given one.
+    assert_eq!(
+        POSTGRES.url().split_once("/mk").unwrap().0,
+        given.rsplit_once('/').unwrap().0
+    );
     let mut client = postgres::Client::connect(&POSTGRES.url(), postgres::NoTls).unwrap();
+    let row = client.query_one("SELECT count(*) FROM visits", &[]).unwrap();
+    assert_eq!(row.get::<_, i64>(0), 1);
+    let mut client = postgres::Client::connect(&given, postgres::NoTls).unwrap();
     let row = client
         .query_one("SELECT to_regclass('visits')::text", &[])
         .unwrap();
     assert_eq!(row.get::<_, Option<String>>(0), None);
     let mut server = presets::postgres().start().unwrap();
+    let mut client = postgres::Client::connect(&server.url(), postgres::NoTls).unwrap();
+    client.batch_execute("CREATE TABLE visits (who TEXT)").unwrap();
     assert_verbs_are_errors(&mut server, "MIRAKURU_POSTGRES_URL");
     assert_is_not_ours(
         presets::postgres().initdb_arg("-k").start(),
@@ -681,8 +691,17 @@ fn mariadb_gives_each_test_a_database() {
     if !is_child() {
         return;
     }
-    assert_eq!(MARIADB.url(), env::var("MIRAKURU_MARIADB_URL").unwrap());
     assert_eq!(MARIADB.host(), "127.0.0.1");
+    // An application gets a database of the run, with the same content, and never the given one.
+    let given = env::var("MIRAKURU_MARIADB_URL").unwrap();
+    assert!(
+        MARIADB.url().starts_with(&format!("{given}mk")),
+        "{}",
+        MARIADB.url()
+    );
+    let mut client = mysql::Conn::new(MARIADB.url().as_str()).unwrap();
+    let count: Option<u32> = client.query_first("SELECT count(*) FROM visits").unwrap();
+    assert_eq!(count, Some(1));
     thread::scope(|scope| {
         for _ in 0..4 {
             scope.spawn(|| {
@@ -695,6 +714,8 @@ fn mariadb_gives_each_test_a_database() {
         }
     });
     let mut server = presets::mariadb().start().unwrap();
+    let mut client = mysql::Conn::new(server.url().as_str()).unwrap();
+    client.query_drop("CREATE TABLE visits (who TEXT)").unwrap();
     assert_verbs_are_errors(&mut server, "MIRAKURU_MARIADB_URL");
     assert_is_not_ours(
         presets::mariadb().config("port", "1").start(),

@@ -8,8 +8,8 @@ use crate::common::{
     TinyDisk, any_server, assert_names_the_holder, assert_nothing_is_left, in_a_child, is_child, new_key,
     own_server, require_root, test_name, within, without_url,
 };
-use mirakuru::Recipe;
 use mirakuru::presets::{self, Mariadb};
+use mirakuru::{OutputExecutor, Recipe};
 use mysql::Conn;
 use mysql::prelude::Queryable;
 
@@ -46,6 +46,38 @@ fn one_test_has_a_database() {
 #[test]
 fn another_test_has_another() {
     counts_to_three();
+}
+
+/// An application: it tells how many visits its database has had.
+const APPLICATION: &str = r#"
+mariadb --no-defaults -NB -h127.0.0.1 -P$DB_PORT -u$DB_USER -p$DB_PASSWORD ${DATABASE_URL##*/} \
+    -e "SELECT CONCAT('visits: ', COUNT(*)) FROM visits"
+exec sleep 60"#;
+
+#[mirakuru::fixture(presets::mariadb().load_sql(SCHEMA))]
+#[mirakuru::fixture(cmd = APPLICATION, shell = true, env = ("DATABASE_URL", db.url()),
+    env = ("DB_PORT", db.port().to_string()), env = ("DB_USER", db.user()),
+    env = ("DB_PASSWORD", db.password()), banner = r"visits: \d")]
+#[test]
+fn an_application_finds_the_tables_at_the_url(mut db: Mariadb, mut app: OutputExecutor) {
+    assert_eq!(app.logs().stdout(), "visits: 0\n");
+    let mut client = connect(&db.url());
+    client
+        .query_drop("INSERT INTO visits (who) VALUES ('me')")
+        .unwrap();
+    let database = db.database();
+    let others: Option<u32> = connect(&database.url())
+        .query_first("SELECT COUNT(*) FROM visits")
+        .unwrap();
+    assert_eq!(others, Some(0));
+    drop(database);
+    if !own_server("mariadbd") {
+        return;
+    }
+    // A restart keeps it.
+    db.restart().unwrap();
+    app.restart().unwrap();
+    assert_eq!(app.logs().stdout(), "visits: 0\nvisits: 1\n");
 }
 
 #[test]
@@ -142,13 +174,8 @@ fn what_is_loaded_may_be_a_file_and_its_mistakes_are_reported() {
     )
     .unwrap();
     fs::write(&bad, "SELECT 1;\nCREATE TABEL x (y INT);\n").unwrap();
-    let start = |file: &Path| {
-        presets::mariadb()
-            .load_sql(file.to_str().unwrap())
-            .start()
-            .unwrap()
-    };
-    let server = start(&good);
+    let start = |file: &Path| presets::mariadb().load_sql(file.to_str().unwrap()).start();
+    let server = start(&good).unwrap();
     let database = server.database();
     let mut client = connect(&database.url());
     let one: Option<u32> = client.query_first("CALL p()").unwrap();
@@ -156,7 +183,7 @@ fn what_is_loaded_may_be_a_file_and_its_mistakes_are_reported() {
     drop(client);
     drop(database);
     drop(server);
-    let error = start(&bad).try_database().unwrap_err().to_string();
+    let error = start(&bad).unwrap_err().to_string();
     for part in ["bad.sql", "line 2", "TABEL"] {
         assert!(error.contains(part), "{error}");
     }
@@ -357,6 +384,10 @@ fn a_seed_runs_once_for_a_key_and_each_database_begins_with_it() {
     });
     assert_eq!(runs.load(Ordering::Relaxed), 1, "two at once make one seed");
     for server in &servers {
+        assert!(
+            !migrate(&server.url()).unwrap(),
+            "the common database is seeded, too"
+        );
         let (one, other) = (server.database(), server.database());
         assert!(!migrate(&one.url()).unwrap(), "nothing is left to migrate");
         let mut client = connect(&one.url());

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Barrier;
+use std::sync::{Barrier, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -11,8 +11,8 @@ use crate::common::{
     TinyDisk, any_server, assert_names_the_holder, assert_names_the_package, assert_nothing_is_left,
     in_a_child, is_child, new_key, own_server, require_root, say, test_name, within, without_url,
 };
-use mirakuru::Recipe;
 use mirakuru::presets::{self, Postgres};
+use mirakuru::{OutputExecutor, Recipe};
 use postgres::{Client, NoTls};
 
 const SCHEMA: &str = "
@@ -90,15 +90,87 @@ fn the_template_cannot_be_spoilt() {
         return;
     }
     let name = PG.database().name().to_owned();
-    let template = PG.url().replace("/postgres?", "/mirakuru_template?");
-    let template = match template.strip_suffix("/postgres") {
-        Some(start) => format!("{start}/mirakuru_template"),
-        None => template,
-    };
-    let error = Client::connect(&template, NoTls).err().unwrap();
+    let url_of = |database: &str| format!("{}/{database}", PG.url().rsplit_once('/').unwrap().0);
+    let error = Client::connect(&url_of("mirakuru_template"), NoTls)
+        .err()
+        .unwrap();
     let error = format!("{error:?}");
     assert!(error.contains("not currently accepting connections"), "{error}");
-    assert!(Client::connect(&PG.url().replace("/postgres", &format!("/{name}")), NoTls).is_err());
+    assert!(Client::connect(&url_of(&name), NoTls).is_err());
+}
+
+/// An application: it tells how many users its database has.
+const APPLICATION: &str =
+    r#"psql "$DATABASE_URL" -Atc "SELECT 'users: ' || count(*) FROM users"; exec sleep 60"#;
+
+#[mirakuru::fixture(presets::postgres().load_sql(SCHEMA))]
+#[mirakuru::fixture(cmd = APPLICATION, shell = true, env = ("DATABASE_URL", db.url()), banner = r"users: \d")]
+#[test]
+fn an_application_finds_the_tables_at_the_url(db: &Postgres, app: &OutputExecutor) {
+    assert_eq!(app.logs().stdout(), "users: 0\n");
+    let (mut url, database) = (connect(&db.url()), db.database());
+    url.batch_execute("INSERT INTO users (name) VALUES ('me')")
+        .unwrap();
+    // Copies that come later begin with the loaded data alone.
+    for database in [&database, &db.database()] {
+        assert_eq!(
+            count(&mut connect(&database.url()), "SELECT count(*) FROM users"),
+            0
+        );
+    }
+}
+
+#[mirakuru::fixture]
+struct System {
+    #[fixture(presets::postgres().load_sql(SCHEMA).seed("users 1", a_user))]
+    db: Postgres,
+    #[fixture(cmd = APPLICATION, shell = true, env = ("DATABASE_URL", db.url()), banner = r"users: \d")]
+    app: OutputExecutor,
+}
+
+/// A seed that leaves its connection open.
+fn a_user(url: &str) -> Result<(), postgres::Error> {
+    static CONNECTION: Mutex<Option<Client>> = Mutex::new(None);
+    let mut client = Client::connect(url, NoTls)?;
+    client.batch_execute("INSERT INTO users (name) VALUES ('me')")?;
+    *CONNECTION.lock().unwrap() = Some(client);
+    Ok(())
+}
+
+#[mirakuru::fixture(System)]
+#[test]
+fn a_restart_keeps_the_database_of_the_url(mut system: System) {
+    assert_eq!(system.app.logs().stdout(), "users: 1\n");
+    if system.db.host() != "127.0.0.1" || !own_server("postgres") {
+        return;
+    }
+    let mut client = connect(&system.db.url());
+    client
+        .batch_execute("INSERT INTO users (name) VALUES ('you')")
+        .unwrap();
+    system.db.restart().unwrap();
+    system.db.kill().unwrap();
+    system.db.start().unwrap();
+    system.app.restart().unwrap();
+    assert_eq!(system.app.logs().stdout(), "users: 1\nusers: 2\n");
+}
+
+// Its SQL takes a superuser on an external server.
+#[test]
+fn the_database_of_the_url_has_the_settings_of_the_template() {
+    if !own_server("postgres") {
+        return;
+    }
+    let settings = "DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET work_mem = %L', \
+                    current_database(), '9MB'); END $$";
+    let server = presets::postgres().load_sql(settings).start().unwrap();
+    let row = connect(&server.url()).query_one("SHOW work_mem", &[]).unwrap();
+    assert_eq!(row.get::<_, String>(0), "9MB");
+    // Without anything to load there is no further database.
+    let empty = presets::postgres().start().unwrap();
+    let databases = "SELECT count(*) FROM pg_database";
+    assert_eq!(count(&mut connect(&empty.url()), databases), 3);
+    assert!(empty.url().ends_with("/postgres"), "{}", empty.url());
 }
 
 #[test]

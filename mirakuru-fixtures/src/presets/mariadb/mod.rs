@@ -24,7 +24,6 @@ use super::sql::{self, Dialect, Script};
 use super::{Answers, expect, failed};
 use crate::Recipe;
 use crate::cache::{fill, private_dir};
-use crate::lease;
 
 mod external;
 mod protocol;
@@ -40,7 +39,7 @@ pub(super) const SERVER: Server = Server {
 
 /// How long the installation of a data directory may take, on a slow disk of a busy machine.
 const INSTALLED_WITHIN: Duration = Duration::from_secs(300);
-/// The database that exists from the start and that all tests share.
+/// The database of [`Mariadb::url`].
 const SHARED: &str = "test";
 /// The user of our own connections. It has no password, and can connect only through the Unix
 /// socket, which is in a directory that no other user can enter.
@@ -93,9 +92,10 @@ impl MariadbRecipe {
         self
     }
 
-    /// Loads SQL into each new [`database`](Mariadb::database), after the SQL that was added
-    /// before: a schema, some data. It is loaded each time, because neither MariaDB nor MySQL can
-    /// copy a database.
+    /// Loads SQL into the database of [`url`](Mariadb::url) and into each new
+    /// [`database`](Mariadb::database), after the SQL that was added before: a schema, some data.
+    /// It is loaded each time, because neither MariaDB nor MySQL can copy a database. So SQL that
+    /// changes the whole server must bear a repetition: `CREATE USER IF NOT EXISTS`.
     ///
     /// The argument is a path, or SQL itself: a text with a semicolon, a line break or a space in
     /// it. A text that begins like a path or ends with `.sql` is a path. A relative path counts
@@ -113,8 +113,8 @@ impl MariadbRecipe {
     }
 
     /// Runs code on a database with everything that is [loaded](MariadbRecipe::load_sql): the
-    /// application's own migrations. It gets the URL of that database, and each
-    /// [`database`](Mariadb::database) begins with the result.
+    /// application's own migrations. It gets the URL of that database. The database of
+    /// [`url`](Mariadb::url) and each [`database`](Mariadb::database) begin with the result.
     ///
     /// As with [PostgreSQL's](super::PostgresRecipe::seed), the code runs once for a key, and the
     /// result is kept over runs. It is kept as SQL that each database loads: tables, views,
@@ -168,11 +168,10 @@ impl MariadbRecipe {
                 ..self.clone()
             };
             let made = maker.start()?;
-            // This is not a test's database, which a shared server's recipe must not use.
-            let database = lease::allowed(|| made.try_database())?;
-            self.seeds.iter().try_for_each(|seed| seed.run(&database.url))?;
+            let url = made.url();
+            self.seeds.iter().try_for_each(|seed| seed.run(&url))?;
             made.access
-                .dump(&database.name, program, &kept.join(SEED))
+                .dump(SHARED, program, &kept.join(SEED))
                 .map_err(|source| failed("keep the result of a seed", source))
         })
     }
@@ -229,21 +228,28 @@ impl MariadbRecipe {
         })
     }
 
-    /// Runs the seeds on a database of an external server, and keeps the result as SQL.
-    fn seed_external(&self, external: &External, dir: &Path) -> Result<(), Error> {
+    /// Makes the common database of an external server. Runs the seeds on it, and keeps the result
+    /// as SQL.
+    fn set_up_external(&self, external: &External, dir: &Path) -> Result<(), Error> {
+        let access = self.access(dir)?;
+        let name = common(Some(external), dir)?;
+        access.create(&name, &self.scripts()?)?;
         if self.seeds.is_empty() {
             return Ok(());
         }
-        let access = self.access(dir)?;
-        let name = format!("{}_seed", external.owner(dir)?);
-        access.create(&name, &self.scripts()?)?;
-        self.seeds
-            .iter()
-            .try_for_each(|seed| seed.run(&external.url(&name)))?;
+        let url = external.url(&name);
+        self.seeds.iter().try_for_each(|seed| seed.run(&url))?;
         access
             .dump(&name, Path::new(""), &dir.join(SEED))
-            .and_then(|()| drop_database(&access.address, &name, ANSWER_WITHIN))
             .map_err(|source| failed("keep the result of a seed", source))
+    }
+
+    /// The SQL for each database of a server with this private directory.
+    fn contents(&self, dir: &Path) -> Result<Vec<Script>, Error> {
+        match self.seeds.is_empty() {
+            true => self.scripts(),
+            false => Ok(vec![Script::File(dir.join(SEED))]),
+        }
     }
 
     fn scripts(&self) -> Result<Vec<Script>, Error> {
@@ -321,7 +327,7 @@ impl Recipe for MariadbRecipe {
              GRANT ALL PRIVILEGES ON *.* TO 'root'@'%' WITH GRANT OPTION;\n\
              CREATE USER IF NOT EXISTS '{OURS}'@'localhost';\n\
              GRANT ALL PRIVILEGES ON *.* TO '{OURS}'@'localhost';\n\
-             CREATE DATABASE IF NOT EXISTS {SHARED};\n"
+             CREATE DATABASE IF NOT EXISTS {SHARED} CHARACTER SET utf8mb4;\n"
         );
         let socket = dir.join("socket");
         let client = format!(
@@ -349,9 +355,10 @@ impl Recipe for MariadbRecipe {
         for script in self.scripts()? {
             script.read(Dialect::Mysql)?;
         }
+        let dir = executor.dir();
         match self.options.external(&SERVER)? {
-            Some(external) => self.seed_external(&external, &executor.dir()),
-            None => Ok(()),
+            Some(external) => self.set_up_external(&external, &dir),
+            None => self.access(&dir)?.load(&self.contents(&dir)?, SHARED),
         }
     }
 
@@ -360,10 +367,8 @@ impl Recipe for MariadbRecipe {
         let external = self.options.external(&SERVER)?;
         Ok(Mariadb {
             access: self.access(&dir)?,
-            scripts: match self.seeds.is_empty() {
-                true => self.scripts()?,
-                false => vec![Script::File(dir.join(SEED))],
-            },
+            scripts: self.contents(&dir)?,
+            common: common(external.as_ref(), &dir)?,
             password: password(external.as_ref(), &dir)?,
             executor,
             external,
@@ -487,9 +492,10 @@ fn beside(server: &Path, programs: &[&str]) -> PathBuf {
 
 /// A running MariaDB or MySQL.
 ///
-/// [`database`](Mariadb::database) gives each test its own database. The tests share everything
-/// outside databases: accounts and their rights, global variables (`SET GLOBAL`), `FLUSH`, the
-/// locks of `GET_LOCK`, and the names of the databases themselves.
+/// [`url`](Mariadb::url) is a database for an application under test, and
+/// [`database`](Mariadb::database) gives each test its own one. The tests share everything outside
+/// databases: accounts and their rights, global variables (`SET GLOBAL`), `FLUSH`, the locks of
+/// `GET_LOCK`, and the names of the databases themselves.
 ///
 /// The time zone is UTC and the character set `utf8mb4`, whatever the environment of the tests
 /// says. Committed data survives a crash of the server, such as [`kill`](Executor::kill) and a
@@ -511,18 +517,24 @@ pub struct Mariadb {
     access: Access,
     password: String,
     scripts: Vec<Script>,
+    /// The database of the URL.
+    common: String,
     external: Option<External>,
 }
 
 handle!(Mariadb, external);
 
 impl Mariadb {
-    /// The URL of the database that exists from the start and that all tests share:
-    /// `mysql://root:PASSWORD@127.0.0.1:PORT/test`.
+    /// The URL of the database that exists from the start and that all users of this server share:
+    /// `mysql://root:PASSWORD@127.0.0.1:PORT/test`. It begins with everything that the recipe
+    /// [loads](MariadbRecipe::load_sql). Data that an application writes there stays until the
+    /// server ends, also over a restart.
+    ///
+    /// A server at `MIRAKURU_MARIADB_URL` gets another database for this. It is never the database
+    /// in that variable.
     #[must_use]
     pub fn url(&self) -> String {
-        let external = self.external.as_ref();
-        self.url_of(external.map_or(SHARED, |external| external.path.as_deref().unwrap_or_default()))
+        self.url_of(&self.common)
     }
 
     /// The superuser: `root`, or the user in `MIRAKURU_MARIADB_URL`.
@@ -599,6 +611,14 @@ impl Mariadb {
     }
 }
 
+/// The name of the database of [`Mariadb::url`].
+fn common(external: Option<&External>, dir: &Path) -> Result<String, Error> {
+    match external {
+        Some(external) => Ok(format!("{}_common", external.owner(dir)?)),
+        None => Ok(SHARED.to_owned()),
+    }
+}
+
 /// The address of a server, and a client for it.
 struct Access {
     address: Address,
@@ -620,8 +640,13 @@ impl Access {
         self.connect()
             .and_then(|mut client| client.query(&statement))
             .map_err(|source| failed("make a database", source))?;
+        self.load(scripts, name)
+    }
+
+    /// Runs scripts in a database.
+    fn load(&self, scripts: &[Script], database: &str) -> Result<(), Error> {
         scripts.iter().try_for_each(|script| {
-            self.load(script, name)
+            self.run(script, database)
                 .map_err(|source| failed(script.attempt(), source))
         })
     }
@@ -666,7 +691,7 @@ impl Access {
     }
 
     /// Runs a script in a database, with the server's own client.
-    fn load(&self, script: &Script, database: &str) -> io::Result<()> {
+    fn run(&self, script: &Script, database: &str) -> io::Result<()> {
         let mut command = self.client(&self.client);
         command.args(["--batch", database]);
         let input = match script {

@@ -6,14 +6,14 @@
 //! initdb, once for each machine ──▶ the cluster in `{dir}/data` ──▶ a template with the recipe's SQL
 //!                   copied as files           started, once a run                  │
 //!                                                     CREATE DATABASE .. TEMPLATE  ▼
-//!                                                                a database for each test
+//!                                            a database for all tests, and one for each test
 //! ```
 
 use std::io;
 use std::path::{Path, PathBuf};
 
 use mirakuru_core::__private::{hash, literal};
-use mirakuru_core::{Error, Executor, ExecutorBuilder, Signal};
+use mirakuru_core::{Check, Error, Executor, ExecutorBuilder, Signal};
 
 use self::cluster::{install, is_ready, of_version, psql_of, real_path, release_memory};
 use self::load::{copy_extras, create_database, extras, load};
@@ -50,8 +50,10 @@ pub(super) const SERVER: Server = Server {
 
 /// The name of the superuser.
 const USER: &str = "postgres";
-/// The database that exists from the start.
+/// The database that exists from the start. Our own connections use it.
 const SHARED: &str = "postgres";
+/// The database of [`Postgres::url`] if the recipe loads something: a copy of the template.
+const COMMON: &str = "mirakuru";
 /// The database with the SQL of the recipe. No client can connect to it, because it could not be
 /// copied then.
 const TEMPLATE: &str = "mirakuru_template";
@@ -120,9 +122,10 @@ impl PostgresRecipe {
         self
     }
 
-    /// Loads SQL into a template, after the SQL that was added before: a schema, some data. Each
-    /// [`database`](Postgres::database) is a copy of the template, with its owner, `ALTER DATABASE
-    /// .. SET`, grants and comment. It is loaded once for each server.
+    /// Loads SQL into a template, after the SQL that was added before: a schema, some data. The
+    /// database of [`url`](Postgres::url) and each [`database`](Postgres::database) are copies of
+    /// the template, with its owner, `ALTER DATABASE .. SET`, grants and comment. It is loaded once
+    /// for each server.
     ///
     /// The argument is a path, or SQL itself: a text with a semicolon, a line break or a space in
     /// it. A text that begins like a path or ends with `.sql` is a path. A relative path counts
@@ -188,8 +191,9 @@ impl PostgresRecipe {
     /// makes it: starts a server, runs the seeds, and stops it.
     fn install_seeded(&self, program: &Path, dir: &Path) -> Result<(), Error> {
         let scripts = self.scripts()?;
+        const FORMAT: u32 = 2;
         let recipe = format!(
-            "{}\n{}\n{}\n{:?}\n{:?}\n{}",
+            "{FORMAT}\n{}\n{}\n{}\n{:?}\n{:?}\n{}",
             cluster::key_of(program, &self.initdb)?,
             sql::digest(&scripts),
             seed::digest(&self.seeds),
@@ -220,14 +224,19 @@ impl PostgresRecipe {
         })
     }
 
+    /// Whether all databases begin with something.
+    fn loads(&self) -> bool {
+        !self.load.is_empty() || !self.seeds.is_empty()
+    }
+
     /// Whether this server begins with the kept result of its seeds.
     fn is_seeded(&self) -> bool {
         !self.seeds.is_empty() && !self.fills_seeds
     }
 
-    /// A primary and `replicas` replicas. It is ready when each replica streams from the primary.
-    /// The first node is the primary, and makes the databases. They appear on the replicas, from
-    /// which clients can only read.
+    /// A primary and `replicas` replicas. It is ready when each replica streams from the primary
+    /// and has the database of [`url`](Postgres::url). The first node is the primary, and makes the
+    /// other databases. They appear on the replicas, from which clients can only read.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -254,13 +263,24 @@ impl PostgresRecipe {
         // These come before the settings of the user, which override them.
         let wanted = wanted.map(|(name, value)| (name.to_owned(), value.to_owned()));
         recipe.options.config.splice(0..0, wanted);
-        crate::cluster(1 + replicas, move |node| {
+        let loads = recipe.loads();
+        let nodes = crate::cluster(1 + replicas, move |node| {
             let primary = node.nodes().next().filter(|_| node.index() > 0);
             PostgresRecipe {
                 primary: primary.map(|primary| (primary.dir(), primary.port())),
                 ..recipe.clone()
             }
-        })
+        });
+        if !loads {
+            return nodes;
+        }
+        nodes.ready_when(Check::new("it had the loaded database", move |node| {
+            let port = node.port().ok_or(io::ErrorKind::InvalidInput)?;
+            let dir = node.dir().to_owned();
+            let mut client = Address::Socket { dir, port }.connect(SHARED)?;
+            let found = client.query(&format!("SELECT 1 FROM pg_database WHERE datname = '{COMMON}'"))?;
+            Ok(!found.is_empty())
+        }))
     }
 
     fn server(&self) -> Result<Option<PathBuf>, Error> {
@@ -311,20 +331,34 @@ impl PostgresRecipe {
         }
     }
 
-    /// Makes the template with everything that the recipe loads.
-    fn make_template(
+    /// Makes the template with everything that the recipe loads, and the common database.
+    fn make_databases(
         &self,
+        client: &mut Client,
         address: &Address,
         dir: &Path,
         url: &dyn Fn(&str) -> String,
     ) -> Result<(), Error> {
-        let scripts = self.scripts()?;
-        let is_there = matches!(address, Address::Socket { .. }) && self.is_seeded();
-        if (scripts.is_empty() && self.seeds.is_empty()) || is_there {
-            return Ok(());
-        }
         let failed = |source| failed("set PostgreSQL up", source);
-        let mut client = address.connect(address.shared()).map_err(failed)?;
+        let template = match self.loads() {
+            true => Some(self.make_template(client, address, dir, url)?),
+            false => None,
+        };
+        if let Some(name) = address.common(template.is_some()) {
+            copy(client, address, template.as_ref(), &name).map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    fn make_template(
+        &self,
+        client: &mut Client,
+        address: &Address,
+        dir: &Path,
+        url: &dyn Fn(&str) -> String,
+    ) -> Result<Template, Error> {
+        let scripts = self.scripts()?;
+        let failed = |source| failed("set PostgreSQL up", source);
         let template = address.template();
         client
             .query(&create_database(
@@ -341,9 +375,9 @@ impl PostgresRecipe {
         };
         load(&scripts, psql.as_deref(), address, &template)?;
         self.seeds.iter().try_for_each(|seed| seed.run(&url(&template)))?;
-        let (owner, has_settings) = extras(&mut client, &template, address.user()).map_err(failed)?;
+        let (owner, has_settings) = extras(client, &template, address.user()).map_err(failed)?;
         if has_settings {
-            external::check_copies_settings(address, &mut client).map_err(failed)?;
+            external::check_copies_settings(address, client).map_err(failed)?;
         }
         let text = format!("{has_settings} {}", owner.unwrap_or_default());
         write_secret(dir, EXTRAS, &text)?;
@@ -354,8 +388,15 @@ impl PostgresRecipe {
         };
         client
             .query(&format!("ALTER DATABASE {template} WITH {closed}"))
-            .map(drop)
-            .map_err(failed)
+            .map_err(failed)?;
+        if !self.seeds.is_empty() {
+            // A connection that a seed has left open would keep the template from being copied.
+            let sessions = format!("FROM pg_stat_activity WHERE datname = '{template}'");
+            client
+                .query(&format!("SELECT pg_terminate_backend(pid) {sessions}"))
+                .map_err(failed)?;
+        }
+        Template::read(dir)
     }
 
     fn configuration(&self) -> String {
@@ -491,10 +532,10 @@ impl Recipe for PostgresRecipe {
         }
         let failed = |source| failed("set PostgreSQL up", source);
         let (address, dir) = (self.address(executor)?, executor.dir());
+        let mut client = address.connect(address.shared()).map_err(failed)?;
         if let Address::External(external, _) = &address {
-            return self.make_template(&address, &dir, &|name| external.url(name));
+            return self.make_databases(&mut client, &address, &dir, &|name| external.url(name));
         }
-        let mut client = address.connect(SHARED).map_err(failed)?;
         let password = password(None, &dir)?;
         // The server checks a password against a stored form, by default with 4096 rounds, which
         // take 5 to 15 ms for each connection. This password is random, so quick checks do not help
@@ -508,8 +549,11 @@ impl Recipe for PostgresRecipe {
         client
             .query(&format!("ALTER ROLE {USER} PASSWORD '{password}'"))
             .map_err(failed)?;
+        if self.is_seeded() {
+            return Ok(());
+        }
         let port = executor.port();
-        self.make_template(&address, &dir, &|name| {
+        self.make_databases(&mut client, &address, &dir, &|name| {
             format!("postgresql://{USER}:{password}@127.0.0.1:{port}/{name}")
         })
     }
@@ -520,9 +564,9 @@ impl Recipe for PostgresRecipe {
             Some((dir, _)) => dir.clone(),
             None => executor.dir(),
         };
-        let template = match self.load.is_empty() && self.seeds.is_empty() {
-            true => None,
-            false => Some(Template::read(&dir)?),
+        let template = match self.loads() {
+            true => Some(Template::read(&dir)?),
+            false => None,
         };
         let (address, external) = (self.address(&executor)?, self.options.external(&SERVER)?);
         Ok(Postgres {
@@ -553,12 +597,29 @@ impl Template {
     }
 }
 
+/// Makes a database: a copy of the template, or an empty one.
+fn copy(client: &mut Client, address: &Address, template: Option<&Template>, name: &str) -> io::Result<()> {
+    let version = client.version;
+    let Some(template) = template else {
+        let statement = create_database(address, name, "template0", None, version);
+        return client.query(&statement).map(drop);
+    };
+    let owner = template.owner.as_deref();
+    let from = address.template();
+    client.query(&create_database(address, name, &from, owner, version))?;
+    if template.has_settings {
+        client.query(&copy_extras(&from, name))?;
+    }
+    Ok(())
+}
+
 /// A running PostgreSQL, 13 or later.
 ///
-/// [`database`](Postgres::database) gives each test its own database, a copy of a template with the
-/// SQL that the recipe [loads](PostgresRecipe::load_sql). The tests share everything outside
-/// databases: roles, tablespaces, the configuration that `ALTER SYSTEM` writes, the 300
-/// connections, and the names of the databases themselves.
+/// [`url`](Postgres::url) is a database for an application under test, and
+/// [`database`](Postgres::database) gives each test its own one. Both have the SQL that the recipe
+/// [loads](PostgresRecipe::load_sql). The tests share everything outside databases: roles,
+/// tablespaces, the configuration that `ALTER SYSTEM` writes, the 300 connections, and the names of
+/// the databases themselves.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -590,11 +651,22 @@ pub struct Postgres {
 handle!(Postgres, external);
 
 impl Postgres {
-    /// The URL of the database that exists from the start and that all tests share. Nothing is
-    /// loaded into it: `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`.
+    /// The URL of the database that exists from the start and that all users of this server share.
+    /// It is `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`, and empty. If the recipe
+    /// [loads](PostgresRecipe::load_sql) something, it is `../mirakuru`, which begins as a copy of
+    /// the template. Data that an application writes there stays until the server ends, also over a
+    /// restart.
+    ///
+    /// A server at `MIRAKURU_POSTGRES_URL` gets another database for this. It is never the database
+    /// in that variable.
     #[must_use]
     pub fn url(&self) -> String {
-        self.url_of(self.address.shared())
+        self.url_of(
+            &self
+                .address
+                .common(self.template.is_some())
+                .unwrap_or_else(|| SHARED.to_owned()),
+        )
     }
 
     /// The superuser: `postgres`, or the user in `MIRAKURU_POSTGRES_URL`.
@@ -657,17 +729,7 @@ impl Postgres {
                 // After a crash the server has another segment.
                 release_memory(dir);
             }
-            let version = client.version;
-            let Some(template) = &self.template else {
-                client.query(&create_database(&address, &name, "template0", None, version))?;
-                return Ok(name);
-            };
-            let owner = template.owner.as_deref();
-            let from = address.template();
-            client.query(&create_database(&address, &name, &from, owner, version))?;
-            if template.has_settings {
-                client.query(&copy_extras(&from, &name))?;
-            }
+            copy(client, &address, self.template.as_ref(), &name)?;
             Ok(name)
         };
         let name = address

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use mirakuru_core::__private::random_id;
 use mirakuru_core::Executor;
 
-use super::{SHARED, TEMPLATE, USER};
+use super::{COMMON, SHARED, TEMPLATE, USER};
 use crate::presets::Answers;
 use crate::presets::connection::{Connection, Stream};
 use crate::presets::digest::{Sha256, from_base64, hex, md5, to_base64, xor};
@@ -52,7 +52,15 @@ impl Address {
         }
     }
 
-    /// The database that all tests share.
+    /// The common database of [`Postgres::url`](super::Postgres::url), if it is one that we make.
+    pub(crate) fn common(&self, loads: bool) -> Option<String> {
+        match self {
+            Address::Socket { .. } => loads.then(|| COMMON.to_owned()),
+            Address::External(_, owner) => Some(format!("{owner}_common")),
+        }
+    }
+
+    /// The database of our own connections, which exists from the start.
     pub(crate) fn shared(&self) -> &str {
         match self {
             Address::Socket { .. } => SHARED,
