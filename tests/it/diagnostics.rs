@@ -264,6 +264,19 @@ fn a_crash_after_readiness() {
 }
 
 #[test]
+fn a_status_that_the_stop_signal_causes() {
+    let mut service = Executor::builder("trap 'exit 1' TERM; echo up; while :; do sleep 0.01; done")
+        .shell(true)
+        .wait_for(Banner::matching("^up$"))
+        .start()
+        .unwrap();
+    let error = error_of(service.stop()).to_string();
+    let hint = "hint:       if it always ends so after SIGTERM, accept that with `.expected_exit(1)`, or set \
+                another `.stop_signal(..)`";
+    assert!(error.ends_with(hint), "{error}");
+}
+
+#[test]
 fn a_line_that_means_failure() {
     let recipe = odd(["--line", "FATAL: no licence"])
         .fail_on("^FATAL")

@@ -50,6 +50,11 @@ impl Owned<'_> {
                     `stop_signal`",
                 Span(scaled(self.core.spec.stop_timeout)),
             ));
+        } else if let Some(code) = exit.status.code() {
+            evidence.hint = Some(format!(
+                "if it always ends so after {signal}, accept that with `.expected_exit({code})`, or set \
+                    another `.stop_signal(..)`"
+            ));
         }
         let code = expected
             .map(|code| format!("status {code}, "))
