@@ -107,12 +107,50 @@ fn restart_with_another_recipe_keeps_ports_and_directory() {
     service.restart().unwrap();
     assert!(service.command().starts_with(&other), "the change stays");
 
-    // A change that makes no sense has no effect.
-    let pid = service.pid();
-    let error = error_of(service.restart_with(|recipe| recipe.arg("{no_such}")));
-    assert!(matches!(error, Error::InvalidCommand { .. }), "{error}");
-    assert!(service.is_running() && service.pid() == pid);
     service.restart().unwrap();
+}
+
+#[test]
+fn a_change_that_cannot_be_started_leaves_the_service_running() {
+    let scratch = Scratch::new();
+    let (absent, plain) = (scratch.file("absent"), scratch.file("plain"));
+    fs::write(&plain, "no program").unwrap();
+    let mut service = listening([]).build().unwrap();
+    let change = |service: &mut TcpExecutor, change: &dyn Fn(Recipe) -> Recipe, part: &str| {
+        let error = error_of(service.restart_with(change)).to_string();
+        assert!(error.contains(part), "{error}");
+        error
+    };
+    type Recipe = ExecutorBuilder<Tcp>;
+    // For a stopped service it is a start that fails.
+    let error = change(&mut service, &|recipe| recipe.program(&absent), "no such file");
+    assert!(!error.contains("runs on"), "{error}");
+    service.start().unwrap();
+    let pid = service.pid();
+    let changes: [(&dyn Fn(Recipe) -> Recipe, &str); 8] = [
+        (&|recipe| recipe.arg("{no_such}"), "unknown placeholder"),
+        (&|recipe| recipe.env("A=B", "c"), "environment variable"),
+        (&|recipe| recipe.arg("a\0b"), "NUL byte"),
+        (
+            &|recipe| recipe.program("no-such-program"),
+            "execute `no-such-program`",
+        ),
+        (&|recipe| recipe.program(&absent), "no such file"),
+        (&|recipe| recipe.program(&plain), "chmod +x"),
+        (&|recipe| recipe.program("/"), "`/` is a directory"),
+        (
+            &|recipe| recipe.current_dir(&absent),
+            "change to the working directory",
+        ),
+    ];
+    for (wrong, part) in changes {
+        let error = change(&mut service, wrong, part);
+        assert!(error.contains("the service runs on unchanged"), "{error}");
+        assert!(service.is_running() && service.pid() == pid, "{error}");
+    }
+    // The recipe has not changed, either.
+    service.restart().unwrap();
+    assert_ne!(service.pid(), pid);
 }
 
 #[test]

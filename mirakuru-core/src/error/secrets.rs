@@ -159,6 +159,20 @@ impl Secrets {
 /// an error reach a user without masking it.
 pub(crate) struct Unmasked(Error);
 
+impl Unmasked {
+    /// The same error, found before the running service was stopped.
+    pub(crate) fn before_a_stop(mut self) -> Unmasked {
+        match &mut self.0 {
+            Error::Spawn { attempt, .. } => attempt.push_str(", so the service runs on unchanged"),
+            Error::InvalidCommand { reason, .. } | Error::InvalidReadiness { reason, .. } => {
+                reason.push_str("; the service runs on unchanged");
+            }
+            _ => {}
+        }
+        self
+    }
+}
+
 impl From<Error> for Unmasked {
     fn from(error: Error) -> Unmasked {
         Unmasked(error)

@@ -98,6 +98,56 @@ pub(crate) fn explain(
     }
 }
 
+/// Whether a program can be executed, as far as its file and the working directory tell that
+/// without a process. Only the kernel knows the rest. `service_dir` is the private directory, in
+/// which a start makes files.
+pub(crate) fn check(
+    command: &str,
+    spec: &Spec,
+    argv: &[OsString],
+    tried: &[PathBuf],
+    dir: Option<&Path>,
+    service_dir: &Path,
+) -> Result<(), Error> {
+    let absent = |error: &io::Error| {
+        use io::ErrorKind::{NotADirectory, NotFound};
+        matches!(error.kind(), NotFound | NotADirectory)
+    };
+    let failed = |stage, source| {
+        let failure = SpawnFailure {
+            stage,
+            call: None,
+            source,
+        };
+        Err(explain(failure, command, spec, argv, tried, dir))
+    };
+    if let Some(dir) = dir.filter(|dir| !dir.starts_with(service_dir)) {
+        match std::fs::read_dir(dir) {
+            Err(error) if absent(&error) => return failed(Stage::CurrentDir, error),
+            _ => {}
+        }
+    }
+    let mut found = None;
+    for path in from(tried, dir) {
+        if path.starts_with(service_dir) {
+            return Ok(());
+        }
+        match path.metadata() {
+            Ok(file) if file.is_file() && file.permissions().mode() & 0o111 != 0 => return Ok(()),
+            Ok(_) => found = Some(io::Error::from_raw_os_error(crate::sys::EACCES)),
+            Err(error) if absent(&error) => found = found.or(Some(error)),
+            Err(_) => return Ok(()),
+        }
+    }
+    found.map_or(Ok(()), |error| failed(Stage::Exec, error))
+}
+
+/// These files, where a relative path counts from the working directory.
+fn from(tried: &[PathBuf], dir: Option<&Path>) -> impl Iterator<Item = PathBuf> {
+    let from = move |path: &PathBuf| dir.map_or_else(|| path.clone(), |dir| dir.join(path));
+    tried.iter().map(from)
+}
+
 fn privilege() -> String {
     "this takes root's privileges: run the tests as root, or leave `uid`, `gid` and `groups` out".to_owned()
 }
@@ -109,8 +159,7 @@ fn directory_hint(source: &io::Error) -> Option<String> {
 
 /// The first of the tried files that exists.
 fn existing(tried: &[PathBuf], dir: Option<&Path>) -> Option<PathBuf> {
-    let from = |path: &PathBuf| dir.map_or_else(|| path.clone(), |dir| dir.join(path));
-    tried.iter().map(from).find(|path| path.exists())
+    from(tried, dir).find(|path| path.exists())
 }
 
 fn exec_hint(source: &io::Error, program: &str, tried: &[PathBuf], dir: Option<&Path>) -> Option<String> {

@@ -222,8 +222,9 @@ impl<R: Readiness> Executor<R> {
     /// # Errors
     ///
     /// The errors of [`restart`](Executor::restart). If the changed recipe makes no sense
-    /// ([`Error::InvalidCommand`], [`Error::InvalidReadiness`]), the service keeps running
-    /// unchanged.
+    /// ([`Error::InvalidCommand`], [`Error::InvalidReadiness`]), or its program or working
+    /// directory does not exist ([`Error::Spawn`]), the service keeps running unchanged, and the
+    /// error says so.
     pub fn restart_with(
         &mut self,
         change: impl FnOnce(ExecutorBuilder<R>) -> ExecutorBuilder<R>,
@@ -241,13 +242,16 @@ impl<R: Readiness> Executor<R> {
                 spec: std::mem::replace(&mut owned.core.spec, changed.spec),
                 readiness: std::mem::replace(readiness, changed.readiness),
             };
-            let resolved = owned.resolve(readiness);
-            if resolved.is_err() {
+            let checked = owned.resolve(readiness).and_then(|()| owned.check_command());
+            if checked.is_err() {
                 owned.core.spec = before.spec;
                 *readiness = before.readiness;
                 owned.resolve(readiness)?;
             }
-            resolved
+            checked.map_err(|error| match owned.own.is_running() {
+                true => error.before_a_stop(),
+                false => error,
+            })
         })?;
         let stopped = self.stop();
         let owner = self.core.spec.owner();

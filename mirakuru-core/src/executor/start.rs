@@ -1,5 +1,6 @@
 //! The start of a service: plan, launch, wait. Another port replaces one that has been taken.
 
+use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
 use std::fs::File;
 use std::io::{self, Write};
@@ -388,15 +389,35 @@ impl Owned<'_> {
         Ok(())
     }
 
+    fn environment(&self) -> BTreeMap<OsString, OsString> {
+        environment(
+            inherited(self.core.spec.env_clear),
+            &self.core.changes(),
+            self.core.service_dir.id(),
+        )
+    }
+
+    /// Finds the mistakes of a command that are known before a start.
+    pub(super) fn check_command(&self) -> Result<(), Unmasked> {
+        let (core, environment) = (&self.core, self.environment());
+        c_environment(&environment, &core.command)?;
+        let tried = core.argv.first().map(|program| candidates(program, &environment));
+        launch::check(
+            &core.command,
+            &core.spec,
+            &core.argv,
+            &tried.unwrap_or_default(),
+            core.current_dir.as_deref(),
+            core.service_dir.dir(),
+        )?;
+        Ok(())
+    }
+
     fn plan(&mut self) -> Result<(Plan, Launch), Unmasked> {
         timed_out::check(self.core.test)?;
         let system = |attempt: &'static str| move |source| Error::system(attempt, source);
         let not_handed_on = system("hand a lock to the supervisor");
-        let mut environment = environment(
-            inherited(self.core.spec.env_clear),
-            &self.core.changes(),
-            self.core.service_dir.id(),
-        );
+        let mut environment = self.environment();
         self.own.listen.announce(&mut environment);
         let tried = |argv: &[OsString]| {
             let program = argv.first().map(|program| candidates(program, &environment));

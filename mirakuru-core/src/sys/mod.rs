@@ -68,6 +68,7 @@ fn errno() -> i32 {
 }
 
 /// The error number of a file whose format the kernel does not execute.
+pub(crate) const EACCES: i32 = libc::EACCES;
 pub(crate) const ENOEXEC: i32 = libc::ENOEXEC;
 
 /// Whether an error number means that this process, or the machine, has no descriptor left.
