@@ -281,6 +281,8 @@ pub use mirakuru_fixtures::{
 ///   order of the fields, because a struct drops its first field first.)
 /// - Name the recipe of a generic struct with its parameters if they cannot be inferred:
 ///   `#[mirakuru::fixture(Farm::<3>)]`. Outside the attribute it is `Farm::<3>()`.
+/// - `#[cfg(..)]` and `#[cfg_attr(..)]` on a field hold for its service, too. A field of the type
+///   `PhantomData` needs no attribute.
 ///
 /// # On any other function
 ///
@@ -378,6 +380,8 @@ pub use mirakuru_fixtures::rstest;
 
 #[doc(hidden)]
 pub use mirakuru_fixtures::__private;
+#[doc(hidden)]
+pub use mirakuru_macros::__System;
 
 // Pages whose code is compiled and run with the doctests. Not a part of the library.
 #[cfg(any(doc, doctest))]

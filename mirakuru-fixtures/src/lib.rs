@@ -100,7 +100,7 @@ pub mod __private {
     pub use crate::missing::{AnySkip, Skip};
     pub use crate::once::Once;
     pub use crate::outcome::{AnyOutcome, Outcome};
-    pub use crate::shared::recipe_in_static;
+    pub use crate::shared::{AnyTaken, Taken, recipe_in_static};
     pub use crate::start::tcp::tcp;
     pub use crate::start::{Scope, start_shared};
     pub use crate::system::{Plan, System, recipe};

@@ -174,6 +174,65 @@ pub fn recipe_in_static<'s, How, N: Named<'s, How>>(named: &'s N) -> N::Recipe {
     named.recipe()
 }
 
+/// A name in capital letters. If it is that of a static, `take` is the type's own method, otherwise
+/// the trait's: own methods have precedence.
+pub struct Taken<'a, N>(pub &'a N);
+
+impl<S> Taken<'_, Shared<S>> {
+    /// The handle, for a user that takes it as a `T` or `&mut T`.
+    pub fn take<T: OfStatic<S>>(self, handle: &'static S) -> T::Handle {
+        T::of(handle)
+    }
+}
+
+impl<S> Taken<'static, Shared<S>> {
+    /// The handle, for a fixture function that gives `&'static S`: the static itself holds it.
+    #[track_caller]
+    pub fn share<T>(self, _: &'static Once<T>, _: impl FnOnce() -> Result<&'static S, Error>) -> &'static S {
+        Shared::get(self.0)
+    }
+}
+
+/// Every other name.
+pub trait AnyTaken<H>: Sized {
+    /// The handle, for a user that takes it as a `T` or `&mut T`.
+    fn take<T>(self, handle: H) -> H {
+        handle
+    }
+
+    /// The handle, for a fixture function that gives `&'static H`.
+    #[track_caller]
+    fn share(self, once: &'static Once<H>, start: impl FnOnce() -> Result<H, Error>) -> &'static H {
+        once.get_or_start(start)
+    }
+}
+
+impl<N, H> AnyTaken<H> for Taken<'_, N> {}
+
+/// A type that takes the handle of a static: `&'static S`, also under another name.
+#[diagnostic::on_unimplemented(
+    message = "a static is shared: take it as `&{S}` or `&'static {S}`",
+    label = "this is not a reference to it",
+    note = "to stop, restart or keep a service, a test starts one of its own: name a recipe in its \
+        attribute, not a static"
+)]
+pub trait OfStatic<S> {
+    /// The type itself.
+    type Handle;
+
+    /// The handle as this type.
+    fn of(handle: &'static S) -> Self::Handle;
+}
+
+#[diagnostic::do_not_recommend]
+impl<S> OfStatic<S> for &'static S {
+    type Handle = &'static S;
+
+    fn of(handle: &'static S) -> &'static S {
+        handle
+    }
+}
+
 impl<T> Deref for Shared<T> {
     type Target = T;
 

@@ -9,6 +9,7 @@ use syn::parse::{Parse, ParseStream, Parser};
 use syn::{Attribute, Expr, ExprLit, ExprPath, Ident, Lit, LitStr, Meta, Path, Token};
 
 use crate::errors::Errors;
+use crate::fields::RENAMED;
 
 /// Keys that select the service. Exactly one of them is needed.
 pub(crate) const PROGRAM: &[&str] = &["cmd", "bin", "example"];
@@ -130,7 +131,12 @@ impl Args {
 
     /// Whether the attribute names a static with a shared fixture.
     pub(crate) fn is_static(&self) -> bool {
-        self.expr.as_ref().and_then(name) == Some(Name::Static)
+        self.static_name().is_some()
+    }
+
+    /// The name, if it names a static with a shared fixture.
+    pub(crate) fn static_name(&self) -> Option<&Expr> {
+        self.expr.as_ref().filter(|expr| name(expr) == Some(Name::Static))
     }
 
     /// Parses the attribute on top, whose content the compiler passes as separate tokens.
@@ -229,9 +235,11 @@ pub(crate) fn stacked(outermost: TokenStream, attrs: &mut Vec<Attribute>, errors
     all
 }
 
-/// Takes the attributes of mirakuru from a field of a struct.
-pub(crate) fn on_field(attrs: &mut Vec<Attribute>, errors: &mut Errors) -> Vec<Args> {
-    taken_out(attrs, |attr| is_ours(attr) || is_rstest_fixture(attr), errors)
+/// Takes the attributes of mirakuru from a struct or from a field.
+pub(crate) fn on_system(attrs: &mut Vec<Attribute>, errors: &mut Errors) -> Vec<Args> {
+    let is_wanted =
+        |attr: &Attribute| is_ours(attr) || is_rstest_fixture(attr) || attr.path().is_ident(RENAMED);
+    taken_out(attrs, is_wanted, errors)
 }
 
 fn taken_out(

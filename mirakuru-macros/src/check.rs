@@ -3,8 +3,9 @@
 //! rustc, on the user's own tokens. The file is long because all checks stand together in the order
 //! in which they run.
 
+use proc_macro2::TokenStream;
 use syn::spanned::Spanned;
-use syn::{Expr, ExprCall, ExprMethodCall, ExprPath, Fields, Lit, LitStr, Type};
+use syn::{Expr, ExprCall, ExprMethodCall, ExprPath, Fields, ItemStruct, Lit, LitStr, Type};
 
 use crate::args::{
     Args, BUILD, Entry, FLAGS, PROGRAM, READINESS, REPEATABLE, SETTERS, Target, is_rstest_fixture, known,
@@ -12,7 +13,7 @@ use crate::args::{
 };
 use crate::bind::{Bindings, parameter_name};
 use crate::errors::Errors;
-use crate::fields::System;
+use crate::fields::{Service, System};
 use crate::item::{
     Form, Function, Gives, Static, behind_static, is_built_in, is_plain_test, takes_no_parameters,
 };
@@ -63,17 +64,10 @@ pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &mut Errors) {
     no_parameter_is_named(fixtures, "a static has none", errors);
 }
 
-/// Checks a struct whose fields are services.
-pub(crate) fn on_struct(system: &System, errors: &mut Errors) {
-    if !system.arguments.is_empty() {
-        errors.on(
-            &system.arguments,
-            "each field says itself what starts it: write `#[mirakuru::fixture]` alone above the struct, and \
-             `#[fixture(..)]` above its fields",
-        );
-    }
-    if !matches!(system.item.fields, Fields::Named(_)) || system.item.fields.is_empty() {
-        let name = &system.item.ident;
+/// Checks a struct's own attributes and its form. `others` are further attributes of mirakuru.
+pub(crate) fn on_struct(item: &ItemStruct, arguments: &TokenStream, others: &[Args], errors: &mut Errors) {
+    let name = &item.ident;
+    if !matches!(item.fields, Fields::Named(_)) || item.fields.is_empty() {
         errors.at(
             name.span(),
             format!(
@@ -81,10 +75,24 @@ pub(crate) fn on_struct(system: &System, errors: &mut Errors) {
                     db: Postgres }}`"
             ),
         );
-        return;
+    } else if !arguments.is_empty() {
+        errors.on(
+            arguments,
+            "each field says itself what starts it: write `#[mirakuru::fixture]` alone above the struct, and \
+             `#[fixture(..)]` above its fields",
+        );
+    } else if let [other, ..] = others {
+        errors.on_attribute(
+            other,
+            "one fixture attribute too many: `#[mirakuru::fixture]` stands once above a struct, and \
+             `#[fixture(..)]` above each of its fields",
+        );
     }
-    for (field, fixtures) in system.fields().zip(&system.fixtures) {
-        let Some(name) = &field.ident else { continue };
+}
+
+/// Checks the fields of a struct.
+pub(crate) fn on_fields(system: &System, errors: &mut Errors) {
+    for Service { name, fixtures, .. } in &system.services {
         if fixtures.is_empty() {
             errors.at(
                 name.span(),

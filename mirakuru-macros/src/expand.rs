@@ -5,16 +5,16 @@
 //! After a mistake it writes the same code, but with `unreachable!()` in place of the wrong parts.
 //! So the item exists with its types, and rustc reports nothing further.
 
+pub(crate) mod system;
+
 use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
-use syn::ext::IdentExt as _;
 use syn::punctuated::Punctuated;
-use syn::{Expr, ExprTuple, Fields, ItemStruct, PatType, ReturnType, Signature, Type};
+use syn::{Expr, ExprTuple, PatType, ReturnType, Signature, Type};
 
 use crate::args::{self, Args, BUILD, Entry, Name, is_rstest_fixture, literal};
 use crate::bind::{Bindings, parameter_name};
 use crate::errors::Errors;
-use crate::fields::System;
 use crate::item::{Form, Function, Gives, Static, behind_static};
 
 /// `static NAME: T;` becomes a static of type `Shared<T>`, and no other item: a second item could
@@ -32,118 +32,11 @@ pub(crate) fn on_static(item: &Static, fixtures: &[Args], errors: &Errors) -> To
     let init = if errors.any() {
         quote!(::core::unreachable!())
     } else {
-        let members = [Member::alone(&fixtures[0], &name)];
-        shared_value(ty, &started_shared(&members))
+        shared_value(&fixtures[0], ty, &name)
     };
     quote! {
         #(#attrs)*
         #vis #static_token #ident: ::mirakuru::Shared<#ty> = ::mirakuru::Shared::named(#name, || #init);
-    }
-}
-
-/// A struct whose fields are services becomes the struct itself, and a recipe for it under the same
-/// name.
-pub(crate) fn on_struct(system: &System, errors: &Errors) -> TokenStream {
-    let ItemStruct {
-        attrs,
-        vis,
-        ident,
-        generics,
-        ..
-    } = &system.item;
-    let item = in_order_of_drop(system);
-    if !matches!(item.fields, Fields::Named(_)) {
-        // This is a mistake: the struct's name already belongs to a function or a constant.
-        return item.to_token_stream();
-    }
-    let (_, type_generics, _) = generics.split_for_impl();
-    let handle = quote!(#ident #type_generics);
-    let plan = if errors.any() {
-        quote!(::mirakuru::__private::Plan::new(|_| ::core::unreachable!()))
-    } else {
-        plan(system)
-    };
-    let cfgs = attrs.iter().filter(|attr| attr.path().is_ident("cfg"));
-    let doc = format!("The recipe of [`{ident}`](struct@{ident}).");
-    // There are no generic constants, so a function returns the recipe of a generic struct.
-    let recipe = if generics.params.is_empty() {
-        quote! {
-            #[allow(non_upper_case_globals)]
-            #vis const #ident: ::mirakuru::__private::Plan<#handle> = #plan;
-        }
-    } else {
-        let mut bounded = generics.clone();
-        let types: Vec<Ident> = generics
-            .type_params()
-            .map(|parameter| parameter.ident.clone())
-            .collect();
-        let bounds = &mut bounded.make_where_clause().predicates;
-        bounds.extend(
-            types
-                .iter()
-                .map(|ty| -> syn::WherePredicate { syn::parse_quote!(#ty: 'static) }),
-        );
-        let (parameters, _, bounds) = bounded.split_for_impl();
-        quote! {
-            #[allow(non_snake_case, clippy::multiple_bound_locations)]
-            #vis fn #ident #parameters () -> ::mirakuru::__private::Plan<#handle> #bounds { #plan }
-        }
-    };
-    quote! {
-        #item
-        #(#cfgs)*
-        #[doc = #doc]
-        #recipe
-    }
-}
-
-/// Writes the struct with its fields in reverse order. Fields are dropped in the order of their
-/// declaration, and a service must end before the services that it needs, which stand above it.
-fn in_order_of_drop(system: &System) -> ItemStruct {
-    let mut item = system.item.clone();
-    if let Fields::Named(fields) = &mut item.fields {
-        let reversed = fields.named.iter().rev().cloned();
-        fields.named = reversed.collect();
-        // If no test reads a service, the other services need it.
-        let allow: syn::Attribute = syn::parse_quote!(#[allow(dead_code)]);
-        fields
-            .named
-            .iter_mut()
-            .for_each(|field| field.attrs.push(allow.clone()));
-    }
-    item
-}
-
-fn plan(system: &System) -> TokenStream {
-    let slot = |name: &Ident| at(name, Span::mixed_site());
-    let fields = system.fields().zip(&system.fixtures).enumerate();
-    let members = fields.filter_map(|(index, (field, fixtures))| {
-        let name = field.ident.as_ref()?;
-        let needs = system.needs.get(index)?.iter();
-        Some(Member {
-            fixture: fixtures.first()?,
-            name: name.unraw().to_string(),
-            slot: slot(name),
-            needs: needs
-                .filter_map(|&other| Some((slot(system.name(other)?), system.name(other)?)))
-                .collect(),
-        })
-    });
-    let members: Vec<Member<'_>> = members.collect();
-    let add = add(&members);
-    let ident = &system.item.ident;
-    let values = system.fields().rev().filter_map(|field| {
-        let name = field.ident.as_ref()?;
-        // If the type is wrong, rustc reports it at the field's type.
-        let value = located(&slot(name), &field.ty);
-        Some(quote_spanned!(value.span()=> #name: #value.take()))
-    });
-    let system = system_variable();
-    quote! {
-        ::mirakuru::__private::Plan::new(|#system| {
-            #add
-            #system.join(|| #ident { #(#values),* })
-        })
     }
 }
 
@@ -233,7 +126,7 @@ fn own_fixture(item: &Function, fixtures: &[Args], bindings: &Bindings) -> Token
     let value = ours("_value");
     match (&item.body, item.gives()) {
         (None, Gives::Type(ty)) => {
-            let service = located(&handle(0), ty);
+            let service = taken(&fixtures[0], &handle(0), ty);
             quote!(#services let #value: #ty = #service; #value)
         }
         (None, _) => {
@@ -257,9 +150,29 @@ fn own_fixture(item: &Function, fixtures: &[Args], bindings: &Bindings) -> Token
 /// `-> &'static T`: the value is made at first use and lives in a static of this function.
 fn shared_fixture(item: &Function, ty: &Type, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
     let name = item.sig.ident.to_string();
-    let value = match &item.body {
-        None => shared_value(ty, &started_shared(&[Member::alone(&fixtures[0], &name)])),
-        Some(body) => {
+    let once = quote! {
+        static __MIRAKURU_SHARED: ::mirakuru::__private::Once<#ty> = ::mirakuru::__private::Once::new(#name);
+    };
+    let value = match (&item.body, fixtures[0].static_name()) {
+        (None, Some(in_static)) => {
+            let started = started_alone(&fixtures[0], &name);
+            let service = located(&handle(0), ty);
+            let start = quote!(|| {
+                let (#service,) = #started?;
+                ::core::result::Result::Ok(#service)
+            });
+            let share = quote_spanned! {service.span()=>
+                ::mirakuru::__private::Taken(&#in_static).share(&__MIRAKURU_SHARED, #start)
+            };
+            return quote! {
+                #once
+                #[allow(unused_imports)]
+                use ::mirakuru::__private::AnyTaken as _;
+                #share
+            };
+        }
+        (None, None) => shared_value(&fixtures[0], ty, &name),
+        (Some(body), _) => {
             let body = relocated(body);
             let services = services(item, fixtures, bindings, |members| {
                 let started = started_shared(members);
@@ -274,16 +187,26 @@ fn shared_fixture(item: &Function, ty: &Type, fixtures: &[Args], bindings: &Bind
         }
     };
     quote! {
-        static __MIRAKURU_SHARED: ::mirakuru::__private::Once<#ty> = ::mirakuru::__private::Once::new(#name);
+        #once
         __MIRAKURU_SHARED.get_or_start(move || #value)
     }
 }
 
-/// A block with the value `Result<T, Error>`, from an expression with such a value for the recipe's
-/// handle. If that is another type, rustc reports it at `T`.
-fn shared_value(ty: &Type, started: &TokenStream) -> TokenStream {
+/// Starts one service for all tests: an expression of type `Result<(Handle,), Error>`.
+fn started_alone(fixture: &Args, name: &str) -> TokenStream {
+    started_shared(&[Member {
+        fixture,
+        name: name.to_owned(),
+        slot: handle(0),
+        needs: Vec::new(),
+    }])
+}
+
+/// A block with the value `Result<T, Error>`, which starts the fixture for all tests.
+fn shared_value(fixture: &Args, ty: &Type, name: &str) -> TokenStream {
     let (service, value) = (handle(0), ours("_value"));
-    let found = located(&service, ty);
+    let found = taken(fixture, &service, ty);
+    let started = started_alone(fixture, name);
     quote!({
         let (#service,) = #started?;
         let #value: #ty = #found;
@@ -379,7 +302,7 @@ fn services(
     let lets = own.iter().map(|&index| {
         let service = handle(index);
         match parameter(index) {
-            Some(parameter) => binding(parameter, &service),
+            Some(parameter) => binding(&fixtures[index], parameter, &service),
             None if item.body.is_some() => quote!(let #service = #service;),
             None => quote!(),
         }
@@ -443,7 +366,7 @@ fn service_shared(item: &Function, fixture: &Args, bindings: &Bindings, index: u
     };
     let name = name_of(item, bindings, index);
     let cell = format_ident!("__MIRAKURU_SERVICE_{index}");
-    let value = shared_value(ty, &started_shared(&[Member::alone(fixture, &name)]));
+    let value = shared_value(fixture, ty, &name);
     let PatType { attrs, pat, .. } = parameter;
     quote! {
         static #cell: ::mirakuru::__private::Once<#ty> = ::mirakuru::__private::Once::new(#name);
@@ -452,26 +375,46 @@ fn service_shared(item: &Function, fixture: &Args, bindings: &Bindings, index: u
     }
 }
 
-/// A parameter as a variable. Its value gets the span of its type, so that rustc reports a wrong
-/// type there.
-fn binding(parameter: &PatType, service: &Ident) -> TokenStream {
+/// A parameter as a variable.
+fn binding(fixture: &Args, parameter: &PatType, service: &Ident) -> TokenStream {
     let PatType { attrs, pat, ty, .. } = parameter;
-    let value = located(service, ty);
     match &**ty {
         Type::Reference(reference) => {
             let mutability = &reference.mutability;
             let ampersand = quote_spanned!(reference.and_token.span=> &);
+            let value = match mutability {
+                Some(_) => taken(fixture, service, &reference.elem),
+                None => quote!(#service),
+            };
+            let borrowed = located(service, ty);
             quote! {
-                let #mutability #service = #service;
+                let #mutability #service = #value;
                 #(#attrs)*
-                let #pat: #ty = #ampersand #mutability #value;
+                let #pat: #ty = #ampersand #mutability #borrowed;
             }
         }
-        _ => quote! {
-            #(#attrs)*
-            let #pat: #ty = #value;
-        },
+        _ => {
+            let value = taken(fixture, service, ty);
+            quote! {
+                #(#attrs)*
+                let #pat: #ty = #value;
+            }
+        }
     }
+}
+
+/// A handle that becomes a value of this type. It gets the span of the type, so that rustc reports
+/// there that the type is wrong, or that the handle cannot be taken because it is a static's.
+fn taken(fixture: &Args, service: &Ident, ty: &Type) -> TokenStream {
+    let service = located(service, ty);
+    let Some(name) = fixture.static_name() else {
+        return quote!(#service);
+    };
+    let taken = quote_spanned! {service.span()=>
+        use ::mirakuru::__private::AnyTaken as _;
+        ::mirakuru::__private::Taken(&#name).take::<#ty>(#service)
+    };
+    quote_spanned!(service.span()=> { #[allow(unused_imports)] #taken })
 }
 
 /// One service of a system that is started together.
@@ -483,17 +426,6 @@ struct Member<'a> {
     slot: Ident,
     /// The slots of services that it needs, and their names in its recipe.
     needs: Vec<(Ident, &'a Ident)>,
-}
-
-impl<'a> Member<'a> {
-    fn alone(fixture: &'a Args, name: &str) -> Member<'a> {
-        Member {
-            fixture,
-            name: name.to_owned(),
-            slot: handle(0),
-            needs: Vec::new(),
-        }
-    }
 }
 
 /// Statements that add services to the variable `system`, such as `let db = system.service("db",
@@ -515,11 +447,17 @@ fn add(members: &[Member<'_>]) -> TokenStream {
         let arguments = if needs.is_empty() {
             quote!(#name, #queue, #recipe)
         } else {
-            let slots: Vec<&Ident> = needs.iter().map(|(slot, _)| slot).collect();
-            let names = needs.iter().map(|(_, name)| name);
-            quote!(#name, #queue, (#(#slots.clone(),)*), |(#(#slots,)*)| {
+            let of_needs = |each: fn(&Ident, &Ident) -> TokenStream| {
+                let each = needs.iter().map(|(slot, name)| each(slot, name));
+                tuple(each.collect())
+            };
+            let clones = of_needs(|slot, _| quote!(#slot.clone()));
+            let slots = of_needs(|slot, _| quote!(#slot));
+            let names = of_needs(|_, name| quote!(#name));
+            let handles = of_needs(|slot, _| quote!(#slot.get()));
+            quote!(#name, #queue, #clones, |#slots| {
                 #[allow(unused_variables, non_snake_case)]
-                let (#(#names,)*) = (#(#slots.get(),)*);
+                let #names = #handles;
                 #recipe
             })
         };
@@ -529,6 +467,14 @@ fn add(members: &[Member<'_>]) -> TokenStream {
         quote!(let #slot = #call;)
     });
     quote!(#(#lets)*)
+}
+
+/// A tuple that contains tuples if it is long: the runtime takes eight slots in one.
+fn tuple(mut items: Vec<TokenStream>) -> TokenStream {
+    while items.len() > 8 {
+        items = items.chunks(8).map(|items| quote!((#(#items,)*))).collect();
+    }
+    quote!((#(#items,)*))
 }
 
 /// A closure that takes the handles of started services, the last one first.

@@ -1,35 +1,54 @@
 //! A struct whose fields are services: a system with a name.
 
-use proc_macro2::TokenStream;
-use syn::{Field, Fields, Ident, ItemStruct};
+use proc_macro2::{Delimiter, Group, Ident, TokenStream, TokenTree};
+use quote::{ToTokens, quote};
+use syn::{Field, Fields, ItemStruct, Type};
 
 use crate::args::{self, Args};
 use crate::errors::Errors;
 use crate::names::{self, Needs};
 
+/// The name of `#[fixture(..)]` on a field, where rustc resolves the conditions of a struct.
+pub(crate) const RENAMED: &str = "__mirakuru_fixture";
+
 /// A struct, and the fixtures of its fields.
 pub(crate) struct System {
     /// The struct without our attributes.
     pub(crate) item: ItemStruct,
-    /// Tokens in the struct's own attribute.
-    pub(crate) arguments: TokenStream,
-    /// The mirakuru attributes of each named field.
-    pub(crate) fixtures: Vec<Vec<Args>>,
+    /// The fields that are services, in the order of their declaration.
+    pub(crate) services: Vec<Service>,
+    /// For each service, the ones that it needs, as places in the list.
     pub(crate) needs: Needs,
 }
 
-pub(crate) fn parse(arguments: TokenStream, mut item: ItemStruct, errors: &mut Errors) -> System {
-    let mut fixtures = Vec::new();
-    let mut names = Vec::new();
+/// A field that is a service.
+pub(crate) struct Service {
+    pub(crate) name: Ident,
+    /// Its mirakuru attributes: one, if there is no mistake.
+    pub(crate) fixtures: Vec<Args>,
+}
+
+pub(crate) fn parse(mut item: ItemStruct, errors: &mut Errors) -> System {
+    let mut services = Vec::new();
     if let Fields::Named(fields) = &mut item.fields {
         for field in &mut fields.named {
-            fixtures.push(args::on_field(&mut field.attrs, errors));
-            names.push(field.ident.clone());
+            let fixtures = args::on_system(&mut field.attrs, errors);
+            let Some(name) = field.ident.clone() else { continue };
+            if !fixtures.is_empty() || !is_marker(&field.ty) {
+                services.push(Service { name, fixtures });
+            }
         }
     }
-    let first: Vec<&Args> = fixtures.iter().filter_map(|fixtures| fixtures.first()).collect();
+    let first: Vec<&Args> = services
+        .iter()
+        .filter_map(|service| service.fixtures.first())
+        .collect();
     // A field without an attribute is a separate mistake.
-    let needs = if first.len() == fixtures.len() {
+    let needs = if first.len() == services.len() {
+        let names: Vec<Option<Ident>> = services
+            .iter()
+            .map(|service| Some(service.name.clone()))
+            .collect();
         let constants = item.generics.const_params();
         let constants: Vec<&Ident> = constants.map(|constant| &constant.ident).collect();
         names::needs(&first, &names, &constants, errors)
@@ -38,19 +57,85 @@ pub(crate) fn parse(arguments: TokenStream, mut item: ItemStruct, errors: &mut E
     };
     System {
         item,
-        arguments,
-        fixtures,
+        services,
         needs,
     }
 }
 
+/// Whether a type is `PhantomData`, which has one value only. So no attribute needs to give it.
+fn is_marker(ty: &Type) -> bool {
+    matches!(ty, Type::Path(path) if path.path.segments.last().is_some_and(|it| it.ident == "PhantomData"))
+}
+
 impl System {
-    pub(crate) fn fields(&self) -> impl DoubleEndedIterator<Item = &Field> + ExactSizeIterator {
-        self.item.fields.iter()
+    /// The services that this one needs.
+    pub(crate) fn needs(&self, service: usize) -> impl Iterator<Item = &Service> {
+        let needs = self.needs.get(service).into_iter().flatten();
+        needs.map(|&other| &self.services[other])
     }
 
-    /// The name of a field. Only the fields of a tuple have none.
-    pub(crate) fn name(&self, field: usize) -> Option<&Ident> {
-        self.fields().nth(field)?.ident.as_ref()
+    pub(crate) fn service(&self, field: &Field) -> Option<&Service> {
+        let mut services = self.services.iter();
+        services.find(|service| Some(&service.name) == field.ident.as_ref())
     }
+}
+
+/// Reverses the fields. Fields are dropped in the order of their declaration, and a service must
+/// end before the services that it needs, which stand above it.
+pub(crate) fn reverse(item: &mut ItemStruct) {
+    if let Fields::Named(fields) = &mut item.fields {
+        fields.named = fields.named.iter().rev().cloned().collect();
+    }
+}
+
+/// Whether the struct or a part of it stands under a condition. Only rustc can decide about that.
+pub(crate) fn is_conditional(tokens: TokenStream) -> bool {
+    tokens.into_iter().any(|token| match token {
+        TokenTree::Group(group) if group.delimiter() == Delimiter::Bracket => {
+            let first = group.stream().into_iter().next();
+            matches!(first, Some(TokenTree::Ident(word)) if word == "cfg" || word == "cfg_attr")
+        }
+        TokenTree::Group(group) => is_conditional(group.stream()),
+        _ => false,
+    })
+}
+
+/// Renames the mirakuru attributes of the fields, also those in a `cfg_attr`: under their own name
+/// they would be ambiguous where the user has imported the macro.
+pub(crate) fn rename_attributes(item: &mut ItemStruct) {
+    for attr in item.fields.iter_mut().flat_map(|field| &mut field.attrs) {
+        if let Ok(meta) = syn::parse2(renamed(attr.meta.to_token_stream())) {
+            attr.meta = meta;
+        }
+    }
+}
+
+/// The contents of attributes, separated by commas.
+fn renamed(attributes: TokenStream) -> TokenStream {
+    let is_comma = |token: &TokenTree| matches!(token, TokenTree::Punct(it) if it.as_char() == ',');
+    let tokens: Vec<TokenTree> = attributes.into_iter().collect();
+    let one = |attribute: &[TokenTree]| -> TokenStream {
+        let new = |name: &Ident| TokenTree::from(Ident::new(RENAMED, name.span()));
+        match attribute {
+            [.., TokenTree::Ident(name)] if name == "fixture" => new(name).into(),
+            [.., TokenTree::Ident(name), arguments] if name == "fixture" => {
+                [new(name), arguments.clone()].into_iter().collect()
+            }
+            [name @ TokenTree::Ident(word), TokenTree::Group(inner)] if word == "cfg_attr" => {
+                let inner = Group::new(inner.delimiter(), renamed(inner.stream()));
+                [name.clone(), inner.into()].into_iter().collect()
+            }
+            other => other.iter().cloned().collect(),
+        }
+    };
+    tokens
+        .split_inclusive(is_comma)
+        .map(|attribute| match attribute {
+            [attribute @ .., comma] if is_comma(comma) => {
+                let attribute = one(attribute);
+                quote!(#attribute #comma)
+            }
+            attribute => one(attribute),
+        })
+        .collect()
 }

@@ -21,6 +21,7 @@ mod uses;
 
 use proc_macro2::TokenStream;
 use quote::quote;
+use syn::ItemStruct;
 
 use crate::errors::Errors;
 use crate::item::{Form, Item};
@@ -29,6 +30,32 @@ use crate::item::{Form, Item};
 #[proc_macro_attribute]
 pub fn fixture(args: proc_macro::TokenStream, item: proc_macro::TokenStream) -> proc_macro::TokenStream {
     dispatch(args.into(), item.into()).into()
+}
+
+/// Writes the recipe of a struct whose conditions (`#[cfg(..)]`) rustc has resolved: it does that
+/// for a derive macro alone. [`macro@fixture`] has written the struct, with its fields reversed.
+#[doc(hidden)]
+#[proc_macro_derive(__System, attributes(__mirakuru_fixture))]
+pub fn system_of_struct(item: proc_macro::TokenStream) -> proc_macro::TokenStream {
+    let mut errors = Errors::default();
+    match syn::parse::<ItemStruct>(item) {
+        Ok(mut item) => {
+            fields::reverse(&mut item);
+            let (_, recipe) = system(item, &mut errors);
+            quote!(#errors #recipe).into()
+        }
+        Err(error) => error.to_compile_error().into(),
+    }
+}
+
+/// The struct without the attributes of its fields, and its recipe.
+fn system(item: ItemStruct, errors: &mut Errors) -> (TokenStream, TokenStream) {
+    let system = fields::parse(item, errors);
+    check::on_fields(&system, errors);
+    (
+        expand::system::item_struct(system.item.clone()),
+        expand::system::recipe_of_struct(&system, errors),
+    )
 }
 
 /// Expands the attribute by the item under it, which decides its meaning.
@@ -63,14 +90,21 @@ fn dispatch(args: TokenStream, tokens: TokenStream) -> TokenStream {
                 }
             }
         }
-        Item::Struct(item) => {
-            let system = fields::parse(args, item, &mut errors);
-            check::on_struct(&system, &mut errors);
-            expand::on_struct(&system, &errors)
+        Item::Struct(mut item) => {
+            let others = args::on_system(&mut item.attrs, &mut errors);
+            check::on_struct(&item, &args, &others, &mut errors);
+            if errors.any() {
+                expand::system::broken(quote!(#item), &errors)
+            } else if fields::is_conditional(quote!(#item)) {
+                expand::system::conditional_struct(item)
+            } else {
+                let (item, recipe) = system(item, &mut errors);
+                quote!(#item #recipe)
+            }
         }
         Item::Other(other) => {
             errors.push(other.unsupported());
-            other.tokens
+            expand::system::broken(other.tokens, &errors)
         }
     };
     quote!(#errors #code)

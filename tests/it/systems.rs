@@ -2,6 +2,7 @@
 
 #![allow(unnameable_test_items)]
 
+use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
@@ -305,6 +306,144 @@ fn a_generic_system(given: &Farm<7, Now>, inferred: Farm<8, Now>) {
     assert_eq!(needs(&inferred.worker), "8");
 }
 
+/// The imported macro has the name of the attribute on the fields.
+mod conditions {
+    use mirakuru::fixture;
+
+    use super::*;
+
+    #[fixture]
+    pub(super) struct Conditional {
+        /// The one on Unix.
+        #[cfg(unix)]
+        #[fixture(ready_after(1).name("unix"))]
+        #[allow(dead_code)]
+        pub(super) db: OutputExecutor,
+        #[fixture(NoSuchRecipe)]
+        #[cfg(not(unix))]
+        db: NoSuchType,
+        #[cfg_attr(not(unix), fixture(NoSuchRecipe))]
+        #[cfg_attr(unix, doc = "It needs the one above.", mirakuru::fixture(
+            cmd = "sleep 60",
+            env = ("NEEDS", db.name()),
+        ))]
+        pub(super) server: SimpleExecutor,
+    }
+
+    #[cfg(not(unix))]
+    #[fixture]
+    struct LeftOut {
+        #[fixture(NoSuchRecipe)]
+        db: NoSuchType,
+    }
+
+    #[fixture]
+    #[cfg(not(unix))]
+    struct LeftOutBelow {
+        #[fixture(NoSuchRecipe)]
+        db: NoSuchType,
+    }
+
+    #[fixture]
+    pub(super) struct Nothing {
+        #[cfg(not(unix))]
+        #[fixture(NoSuchRecipe)]
+        db: NoSuchType,
+    }
+}
+
+#[mirakuru::fixture(conditions::Conditional)]
+#[mirakuru::fixture(conditions::Nothing, name = _)]
+#[test]
+fn a_field_may_have_a_condition(system: conditions::Conditional) {
+    assert_eq!(needs(&system.server), "unix");
+    assert!(system.db.is_running());
+}
+
+/// The lints that hold for a struct also hold for its recipe, and the recipe causes none.
+#[deny(dead_code, deprecated, non_upper_case_globals, non_snake_case)]
+mod lints {
+    use super::*;
+
+    #[allow(dead_code, non_camel_case_types)]
+    #[mirakuru::fixture]
+    struct unused<T> {
+        #[fixture(cmd = "sleep 60")]
+        worker: SimpleExecutor,
+        of: PhantomData<T>,
+    }
+
+    #[allow(dead_code)]
+    #[deprecated]
+    #[mirakuru::fixture]
+    struct Old {
+        #[deprecated]
+        #[fixture(cmd = "sleep 60")]
+        worker: SimpleExecutor,
+    }
+}
+
+#[mirakuru::fixture]
+struct Marked<'a, T> {
+    #[fixture(cmd = "sleep 60")]
+    worker: SimpleExecutor,
+    by: PhantomData<T>,
+    of: std::marker::PhantomData<&'a T>,
+}
+
+#[mirakuru::fixture(Marked::<u8>)]
+#[mirakuru::fixture(Marked)]
+#[test]
+fn a_parameter_that_no_service_uses(given: Marked<'_, u8>, inferred: &Marked<'static, u16>) {
+    assert!(given.worker.is_running() && inferred.worker.is_running());
+    let _ = (given.by, given.of, inferred.by, inferred.of);
+}
+
+#[mirakuru::fixture]
+struct Many {
+    #[fixture(cmd = "sleep 60")]
+    a: SimpleExecutor,
+    #[fixture(cmd = "sleep 60")]
+    b: SimpleExecutor,
+    #[fixture(cmd = "sleep 60")]
+    c: SimpleExecutor,
+    #[fixture(cmd = "sleep 60")]
+    d: SimpleExecutor,
+    #[fixture(cmd = "sleep 60")]
+    e: SimpleExecutor,
+    #[fixture(cmd = "sleep 60")]
+    f: SimpleExecutor,
+    #[fixture(cmd = "sleep 60")]
+    g: SimpleExecutor,
+    #[fixture(cmd = "sleep 60")]
+    h: SimpleExecutor,
+    #[fixture(cmd = "sleep 60")]
+    i: SimpleExecutor,
+    #[fixture(cmd = "sleep 60", env = ("NEEDS", format!("{:?}", [
+        a.pid(), b.pid(), c.pid(), d.pid(), e.pid(), f.pid(), g.pid(), h.pid(), i.pid(),
+    ])))]
+    last: SimpleExecutor,
+}
+
+#[mirakuru::fixture(Many)]
+#[test]
+fn a_service_may_need_more_than_eight_others(many: Many) {
+    let Many {
+        a,
+        b,
+        c,
+        d,
+        e,
+        f,
+        g,
+        h,
+        i,
+        last,
+    } = &many;
+    let pids = [a, b, c, d, e, f, g, h, i].map(|it| it.pid());
+    assert_eq!(needs(last), format!("{pids:?}"));
+}
+
 #[mirakuru::fixture(Shop, scope = "process")]
 static PROCESS: Shop;
 
@@ -343,15 +482,20 @@ fn pid_of_the_run(shop: &'static Shop) -> u32 {
 #[mirakuru::fixture(Shop)]
 fn shared() -> &'static Shop;
 
+#[mirakuru::fixture(RUN)]
+fn in_static() -> &'static Shop;
+
 #[rstest::rstest]
 fn systems_are_fixtures_of_rstest(
     shop: Shop,
     database: OutputExecutor,
     pid_of_the_run: u32,
     shared: &'static Shop,
+    in_static: &'static Shop,
 ) {
     shop.check();
     shared.check();
+    assert!(std::ptr::eq(in_static, mirakuru::Shared::get(&RUN)));
     assert!(database.is_running());
     assert_eq!(pid_of_the_run, RUN.db.pid());
 }

@@ -1,9 +1,11 @@
 #[mirakuru::fixture(cmd = "sleep 60")]
 struct Shop {
-    #[fixture(cmd = "sleep 60")]
     server: mirakuru::SimpleExecutor,
 }
 
+#[mirakuru::fixture(Shop)]
+static SHOP: Shop;
+
 fn main() {
-    let _ = |shop: Shop| shop.server.pid();
+    let _ = SHOP.server.pid();
 }

@@ -1,8 +1,12 @@
 #[mirakuru::fixture]
 union Shop {
-    open: u32,
+    #[fixture(cmd = "sleep 60")]
+    number: u32,
 }
 
+#[mirakuru::fixture(Shop)]
+static SHOP: Shop;
+
 fn main() {
-    let _ = Shop { open: 1 };
+    let _ = unsafe { SHOP.number };
 }

@@ -1,8 +1,13 @@
 #[mirakuru::fixture]
 enum Shop {
-    Open,
+    #[fixture(cmd = "sleep 60")]
+    Open(#[fixture(cmd = "sleep 60")] mirakuru::SimpleExecutor),
 }
 
+#[mirakuru::fixture(Shop)]
+static SHOP: Shop;
+
 fn main() {
-    let _ = Shop::Open;
+    let Shop::Open(server) = &*SHOP;
+    let _ = server.pid();
 }

@@ -1,6 +1,9 @@
 #[mirakuru::fixture]
-struct Shop(mirakuru::SimpleExecutor);
+struct Shop(#[fixture(cmd = "sleep 60")] mirakuru::SimpleExecutor);
+
+#[mirakuru::fixture(Shop)]
+static SHOP: Shop;
 
 fn main() {
-    let _ = |shop: Shop| shop.0.pid();
+    let _ = SHOP.0.pid();
 }

@@ -1,6 +1,9 @@
 #[mirakuru::fixture]
 struct Shop;
 
+#[mirakuru::fixture(Shop)]
+static SHOP: Shop;
+
 fn main() {
-    let _ = Shop;
+    let _: &Shop = &SHOP;
 }

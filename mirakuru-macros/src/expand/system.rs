@@ -1,0 +1,241 @@
+//! Writes a struct whose fields are services, and its recipe.
+
+use proc_macro2::{Ident, Span, TokenStream, TokenTree};
+use quote::{ToTokens, format_ident, quote};
+use syn::ext::IdentExt as _;
+use syn::{Attribute, Fields, Generics, ItemStruct, Visibility};
+
+use super::{Member, add, at, system_variable, taken};
+use crate::args;
+use crate::errors::Errors;
+use crate::fields::{self, System};
+use crate::item::{self, Item, Static};
+
+/// A struct whose fields are services stays a struct. Its fields stand in the order in which they
+/// are dropped.
+pub(crate) fn item_struct(mut item: ItemStruct) -> TokenStream {
+    fields::reverse(&mut item);
+    for field in &mut item.fields {
+        // If no test reads a service, the other services need it.
+        field.attrs.push(syn::parse_quote!(#[allow(dead_code)]));
+    }
+    item.into_token_stream()
+}
+
+/// A struct with conditions: rustc resolves them, and then a derive macro writes the recipe.
+pub(crate) fn conditional_struct(mut item: ItemStruct) -> TokenStream {
+    fields::rename_attributes(&mut item);
+    let item = item_struct(item);
+    quote!(#[derive(::mirakuru::__System)] #item)
+}
+
+/// An item with a mistake, without the attributes of its parts. A type gets a recipe that fails
+/// under the same name.
+pub(crate) fn broken(tokens: TokenStream, errors: &Errors) -> TokenStream {
+    let strip = |attrs: &mut Vec<Attribute>| drop(args::on_system(attrs, &mut Errors::default()));
+    let strip_fields = |fields: &mut Fields| fields.iter_mut().for_each(|field| strip(&mut field.attrs));
+    let (recipe, item) = match syn::parse2(tokens.clone()) {
+        Ok(syn::Item::Struct(mut item)) => {
+            strip_fields(&mut item.fields);
+            (recipe(Head::of(&item), &unreachable_plan()), with_free_name(item))
+        }
+        Ok(syn::Item::Enum(mut item)) => {
+            for variant in &mut item.variants {
+                strip(&mut variant.attrs);
+                strip_fields(&mut variant.fields);
+            }
+            let syn::ItemEnum {
+                attrs,
+                vis,
+                ident,
+                generics,
+                ..
+            } = &item;
+            let head = Head {
+                attrs,
+                vis,
+                ident,
+                generics,
+            };
+            (recipe(head, &unreachable_plan()), quote!(#item))
+        }
+        Ok(syn::Item::Union(mut item)) => {
+            item.fields
+                .named
+                .iter_mut()
+                .for_each(|field| strip(&mut field.attrs));
+            let syn::ItemUnion {
+                attrs,
+                vis,
+                ident,
+                generics,
+                ..
+            } = &item;
+            let head = Head {
+                attrs,
+                vis,
+                ident,
+                generics,
+            };
+            (recipe(head, &unreachable_plan()), quote!(#item))
+        }
+        _ => return as_static(&tokens).map_or(tokens, |item| super::on_static(&item, &[], errors)),
+    };
+    quote!(#[allow(dead_code, non_camel_case_types)] #item #recipe)
+}
+
+/// The name of a struct without named fields already belongs to a function or a constant. An alias
+/// takes the name instead.
+fn with_free_name(mut item: ItemStruct) -> TokenStream {
+    if let Fields::Named(_) = item.fields {
+        return quote!(#item);
+    }
+    let name = item.ident.clone();
+    item.ident = format_ident!("__{name}");
+    let ItemStruct {
+        vis, ident, generics, ..
+    } = &item;
+    let (_, arguments, _) = generics.split_for_impl();
+    quote!(#item #[allow(type_alias_bounds)] #vis type #name #generics = #ident #arguments;)
+}
+
+/// `const NAME: T;` as a static.
+fn as_static(item: &TokenStream) -> Option<Static> {
+    let tokens = item.clone().into_iter().map(|token| match token {
+        TokenTree::Ident(word) if word == "const" => Ident::new("static", word.span()).into(),
+        token => token,
+    });
+    match item::parse(tokens.collect()) {
+        Ok(Item::Static(item)) if item.value.is_none() => Some(item),
+        _ => None,
+    }
+}
+
+/// The recipe of a struct, under the same name.
+pub(crate) fn recipe_of_struct(system: &System, errors: &Errors) -> TokenStream {
+    let item = &system.item;
+    let plan = if errors.any() {
+        unreachable_plan()
+    } else {
+        plan(system)
+    };
+    let recipe = recipe(Head::of(item), &plan);
+    let of_fields = item.fields.iter().flat_map(|field| &field.attrs);
+    let mut attrs = item.attrs.iter().chain(of_fields);
+    let is_deprecated = attrs.any(|attr| attr.path().is_ident("deprecated"));
+    let allow = is_deprecated.then(|| quote!(#[allow(deprecated)]));
+    quote!(#allow #recipe)
+}
+
+fn unreachable_plan() -> TokenStream {
+    quote!(::mirakuru::__private::Plan::new(|_| ::core::unreachable!()))
+}
+
+/// The parts that all types have.
+struct Head<'a> {
+    attrs: &'a [Attribute],
+    vis: &'a Visibility,
+    ident: &'a Ident,
+    generics: &'a Generics,
+}
+
+impl Head<'_> {
+    fn of(item: &ItemStruct) -> Head<'_> {
+        let ItemStruct {
+            attrs,
+            vis,
+            ident,
+            generics,
+            ..
+        } = item;
+        Head {
+            attrs,
+            vis,
+            ident,
+            generics,
+        }
+    }
+}
+
+/// A constant or function with the name of a type: the recipe of its values.
+fn recipe(head: Head<'_>, plan: &TokenStream) -> TokenStream {
+    let Head {
+        attrs,
+        vis,
+        ident,
+        generics,
+    } = head;
+    let (_, arguments, _) = generics.split_for_impl();
+    let handle = quote!(#ident #arguments);
+    let doc = format!("The recipe of [`{ident}`](struct@{ident}).");
+    // The conditions and lints of the type also hold for its recipe.
+    let is_copied = |attr: &&Attribute| {
+        let mut words = ["cfg", "allow", "warn", "deny", "forbid"].iter();
+        words.any(|word| attr.path().is_ident(word))
+    };
+    let attrs = attrs.iter().filter(is_copied);
+    // There are no generic constants, so a function returns the recipe of a generic struct.
+    let recipe = if generics.params.is_empty() {
+        quote! {
+            #[allow(non_upper_case_globals)]
+            #vis const #ident: ::mirakuru::__private::Plan<#handle> = #plan;
+        }
+    } else {
+        let mut bounded = generics.clone();
+        let types = generics.type_params().map(|it| it.ident.to_token_stream());
+        let lifetimes = generics.lifetimes().map(|it| it.lifetime.to_token_stream());
+        let bounds = &mut bounded.make_where_clause().predicates;
+        bounds.extend(
+            types
+                .chain(lifetimes)
+                .map(|it| -> syn::WherePredicate { syn::parse_quote!(#it: 'static) }),
+        );
+        let (parameters, _, bounds) = bounded.split_for_impl();
+        quote! {
+            #[allow(non_snake_case, clippy::multiple_bound_locations)]
+            #vis fn #ident #parameters () -> ::mirakuru::__private::Plan<#handle> #bounds { #plan }
+        }
+    };
+    quote! {
+        #(#attrs)*
+        #[doc = #doc]
+        #recipe
+    }
+}
+
+fn plan(system: &System) -> TokenStream {
+    let slot = |name: &Ident| at(name, Span::mixed_site());
+    let members = system.services.iter().enumerate().filter_map(|(index, service)| {
+        let needs = system.needs(index);
+        Some(Member {
+            fixture: service.fixtures.first()?,
+            name: service.name.unraw().to_string(),
+            slot: slot(&service.name),
+            needs: needs.map(|other| (slot(&other.name), &other.name)).collect(),
+        })
+    });
+    let members: Vec<Member<'_>> = members.collect();
+    let add = add(&members);
+    let ident = &system.item.ident;
+    let (_, arguments, _) = system.item.generics.split_for_impl();
+    let arguments = arguments.as_turbofish();
+    let values = system.item.fields.iter().rev().filter_map(|field| {
+        let name = field.ident.as_ref()?;
+        let Some(service) = system.service(field) else {
+            return Some(quote!(#name: ::core::marker::PhantomData));
+        };
+        let value = taken(service.fixtures.first()?, &slot(name), &field.ty);
+        Some(quote!(#name: #value))
+    });
+    let slots = system.services.iter().map(|service| slot(&service.name));
+    let system = system_variable();
+    quote! {
+        ::mirakuru::__private::Plan::new(|#system| {
+            #add
+            #system.join(|| {
+                #(let #slots = #slots.take();)*
+                #ident #arguments { #(#values),* }
+            })
+        })
+    }
+}

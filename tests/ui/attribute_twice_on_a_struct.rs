@@ -1,0 +1,10 @@
+#[mirakuru::fixture]
+#[mirakuru::fixture]
+struct Shop {
+    #[fixture(cmd = "sleep 60")]
+    server: mirakuru::SimpleExecutor,
+}
+
+fn main() {
+    let _ = |shop: Shop| shop.server.pid();
+}
