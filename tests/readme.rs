@@ -282,7 +282,7 @@ impl Drop for Other {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn with_another_redis_on_the_port_its_error_names_it() {
     if require("redis-server").is_none() {

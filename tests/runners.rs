@@ -231,7 +231,7 @@ impl Drop for Endless {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not find what leaves the process group"
+    ignore = "the portable back end does not find processes that leave the process group"
 )]
 fn ctrl_c() {
     for runner in Runner::all("Ctrl-C") {
@@ -247,7 +247,7 @@ fn ctrl_c() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not find what leaves the process group"
+    ignore = "the portable back end does not find processes that leave the process group"
 )]
 fn slow_timeout_of_nextest() {
     if !fresh::nextest("slow-timeout") {
@@ -270,7 +270,7 @@ fn slow_timeout_of_nextest() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not find what leaves the process group"
+    ignore = "the portable back end does not find processes that leave the process group"
 )]
 fn two_runs_side_by_side() {
     for runner in Runner::all("two runs side by side") {

@@ -155,7 +155,7 @@ pub(crate) fn is_found(flags: &[&str]) -> bool {
     if !found && !said.contains(&flags.join(" ")) {
         said.push(flags.join(" "));
         say(&format!(
-            "\n*** {}: SKIPPED, the portable back end does not find what leaves the process group ***\n",
+            "\n*** {}: SKIPPED, the portable back end finds no processes outside the group ***\n",
             flags.join(" ")
         ));
     }

@@ -398,7 +398,7 @@ fn a_service_that_was_never_executed_has_no_command_at_its_end() {
 
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
+    ignore = "the portable back end has one supervisor, which the service outlives"
 )]
 #[test]
 fn the_command_at_the_end_runs_when_the_worker_was_killed_first() {
@@ -512,7 +512,7 @@ fn in_a_session_of_its_own(name: &str) -> String {
 
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not find what leaves the process group"
+    ignore = "the portable back end does not find processes that leave the process group"
 )]
 #[test]
 fn the_stop_signal_reaches_a_descendant_in_a_session_of_its_own() {
@@ -551,7 +551,7 @@ fn a_process_that_the_service_starts_at_its_end_may_finish() {
 
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not find what leaves the process group"
+    ignore = "the portable back end does not find processes that leave the process group"
 )]
 #[test]
 fn the_stop_signal_reaches_the_group_when_the_main_process_is_gone() {
@@ -571,7 +571,7 @@ fn the_stop_signal_reaches_the_group_when_the_main_process_is_gone() {
 
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not find what leaves the process group"
+    ignore = "the portable back end does not find processes that leave the process group"
 )]
 #[test]
 fn a_signal_reaches_the_tree_when_the_main_process_is_gone() {

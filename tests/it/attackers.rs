@@ -78,14 +78,14 @@ fn stat(pid: u32, field: usize) -> u32 {
 
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
+    ignore = "the portable back end has one supervisor, which the service outlives"
 )]
 #[cfg(target_os = "linux")]
 /// Each user has locks of its own: the hint must not suggest a wait that never ends.
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn no_queue_is_advised_for_the_port_of_another_users_test() {
     if !is_root() {
@@ -138,7 +138,7 @@ fn no_process_group_or_session_has_two_of_guard_worker_and_service() {
 
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
+    ignore = "the portable back end has one supervisor, which the service outlives"
 )]
 #[test]
 fn a_service_that_kills_the_group_of_its_worker_ends_with_all_its_descendants() {

@@ -157,7 +157,7 @@ impl Drop for Podman {
 
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not find what leaves the process group"
+    ignore = "the portable back end does not find processes that leave the process group"
 )]
 #[test]
 fn a_container_of_podman_starts_stops_and_restarts_like_a_program() {
@@ -197,7 +197,7 @@ fn say_up() {
 /// `MIRAKURU_KILL_ROUNDS` is the number of rounds.
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not find what leaves the process group"
+    ignore = "the portable back end does not find processes that leave the process group"
 )]
 #[test]
 fn a_test_that_is_killed_at_any_moment_leaves_no_container() {

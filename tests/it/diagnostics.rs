@@ -322,7 +322,7 @@ fn it_hangs() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn it_listens_elsewhere() {
     let recipe = odd([

@@ -201,7 +201,7 @@ fn a_pid_executor_is_ready_when_the_file_is_there() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not find what leaves the process group"
+    ignore = "the portable back end does not find processes that leave the process group"
 )]
 fn a_daemon_that_wrote_its_pid_file_is_running_until_it_is_stopped() {
     let scratch = Scratch::new();

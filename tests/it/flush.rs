@@ -277,7 +277,7 @@ fn an_executor_flushes_into_another_where_a_panic_aborts() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
+    ignore = "the portable back end has one supervisor, which the service outlives"
 )]
 fn a_service_whose_supervisor_is_killed_ends_at_once_and_its_database_lives() {
     if require("python3").is_none() {

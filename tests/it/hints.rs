@@ -31,7 +31,7 @@ fn assert_says(report: &str, text: &str) {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn a_service_on_the_other_loopback_address() {
     if std::net::TcpListener::bind("[::1]:0").is_err() {
@@ -51,7 +51,7 @@ fn a_service_on_the_other_loopback_address() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn a_service_on_an_address_that_localhost_does_not_mean() {
     let service = odd(["--listen", "127.0.0.2:{port}", "--ready-line", "up"]);
@@ -118,7 +118,7 @@ fn a_line_that_nearly_matches() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not find what leaves the process group"
+    ignore = "the portable back end does not find processes that leave the process group"
 )]
 fn a_daemon_that_listens_elsewhere_is_not_said_to_be_gone() {
     let daemon = "
@@ -161,7 +161,7 @@ fn a_pid_file_that_names_the_first_process_is_to_be_removed() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn another_process_is_not_taken_for_the_service_through_a_link_or_a_relative_name() {
     let scratch = Scratch::new();

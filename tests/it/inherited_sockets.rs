@@ -89,7 +89,7 @@ fn inherited_sockets_are_in_order_whatever_is_open() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn an_inherited_fixed_port_is_checked_and_tcp_knows_its_owner() {
     let port = fixed_port();

@@ -71,7 +71,7 @@ fn who_answers_udp(addr: std::net::SocketAddr) -> u32 {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot ask who has bound a UDP port"
+    ignore = "the portable back end cannot see the owner of a UDP port"
 )]
 fn a_udp_server_is_ready_when_it_has_bound_its_port() {
     for addr in ["127.0.0.1:{port}", "0.0.0.0:{port}"] {
@@ -88,7 +88,7 @@ fn a_udp_server_is_ready_when_it_has_bound_its_port() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot ask who has bound a UDP port"
+    ignore = "the portable back end cannot see the owner of a UDP port"
 )]
 fn udp_servers_keep_their_ports_beside_many_who_ask_for_any_port() {
     let stop = std::sync::atomic::AtomicBool::new(false);
@@ -115,7 +115,7 @@ fn udp_servers_keep_their_ports_beside_many_who_ask_for_any_port() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot ask who has bound a UDP port"
+    ignore = "the portable back end cannot see the owner of a UDP port"
 )]
 fn a_fixed_udp_port_in_use_names_its_holder() {
     // No connection of another process has this number for TCP: it is below the ephemeral range.
@@ -266,7 +266,7 @@ fn a_service_without_reuseaddr_gets_a_port_as_well() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn a_chosen_port_that_was_taken_in_between_is_replaced() {
     let scratch = Scratch::new();
@@ -343,7 +343,7 @@ fn a_restart_keeps_its_port_although_closed_connections_linger() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn a_restart_whose_port_cannot_be_had_says_why() {
     let mut service = odd(["--no-reuseaddr", "--listen", "127.0.0.1:{port}"])
@@ -436,7 +436,7 @@ fn assert_already_running(error: &Error, port: u16, pid: u32) {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn a_fixed_port_of_another_executor_is_refused_and_the_holder_named() {
     let port = fixed_port();
@@ -464,7 +464,7 @@ fn a_fixed_port_of_another_executor_is_refused_and_the_holder_named() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn another_server_on_the_port_is_refused_whatever_it_does_there() {
     // A socket that is bound and does not listen only disturbs programs that do not share, and that
@@ -489,7 +489,7 @@ fn another_server_on_the_port_is_refused_whatever_it_does_there() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn another_server_on_every_address_is_refused_too() {
     let port = fixed_port();
@@ -500,7 +500,7 @@ fn another_server_on_every_address_is_refused_too() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn a_listener_of_the_test_itself_is_another_server_too() {
     // The port is outside the kernel's own range: otherwise it could be another client's port when

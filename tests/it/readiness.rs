@@ -612,7 +612,7 @@ fn a_no_wait_executor_takes_its_conditions_afterwards() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn a_server_that_listens_for_a_moment_to_check_its_port_is_not_ready() {
     // After 50 ms it would count. If a busy machine makes the sleep that long, the script says so.

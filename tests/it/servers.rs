@@ -427,7 +427,7 @@ fn postgres_by_its_pid_file_and_by_pg_isready() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot ask who listens without making a connection"
+    ignore = "the portable back end cannot find a listener without a connection"
 )]
 fn postgresql_sees_no_connection_of_a_probe() {
     let Some(bin) =

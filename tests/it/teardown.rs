@@ -547,7 +547,7 @@ impl Supervised {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
+    ignore = "the portable back end has one supervisor, which the service outlives"
 )]
 fn one_supervisor_killed() {
     for kind in KINDS {
@@ -597,7 +597,7 @@ fn kill_both(worker: &Process, guard: &Process) {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
+    ignore = "the portable back end has one supervisor, which the service outlives"
 )]
 fn both_supervisors_killed() {
     for kind in [&PLAIN, &GRANDCHILDREN, &STOPPED] {
@@ -638,7 +638,7 @@ fn both_supervisors_of_a_static_killed() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
+    ignore = "the portable back end has one supervisor, which the service outlives"
 )]
 fn both_supervisors_and_the_test_process_killed() {
     for kind in [&PLAIN, &GRANDCHILDREN, &STOPPED] {
@@ -673,7 +673,7 @@ fn both_supervisors_and_the_test_process_killed() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
+    ignore = "the portable back end has one supervisor, which the service outlives"
 )]
 fn stopped_supervisors() {
     // These are the worker, the guard, and both.

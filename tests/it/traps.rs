@@ -236,7 +236,7 @@ fn exit_0_before_readiness_is_an_error() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not find what leaves the process group"
+    ignore = "the portable back end does not find processes that leave the process group"
 )]
 fn exit_0_of_a_daemon_is_no_error_until_the_daemon_ends() {
     let mut service = listening(["--daemonise", "--delay", "200"]).start().unwrap();
@@ -257,7 +257,7 @@ fn exit_0_of_a_daemon_is_no_error_until_the_daemon_ends() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn a_port_that_is_bound_and_does_not_listen_is_not_free() {
     let port = fixed_port();
@@ -298,7 +298,7 @@ fn localhost_is_every_address_that_it_resolves_to() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn another_server_on_the_other_localhost_is_an_error() {
     if !localhost_has_v6() {
@@ -355,7 +355,7 @@ fn the_exit_of_a_server_that_never_answers_is_noticed() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn a_service_that_is_ready_but_belongs_to_somebody_else() {
     for http in [false, true] {
@@ -479,7 +479,7 @@ fn process_with_pid(pid: u32) -> Option<Child> {
 #[cfg(target_os = "linux")]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
+    ignore = "the portable back end has one supervisor, which the service outlives"
 )]
 fn marks_are_matched_whole() {
     let mut service = listening(["--fork", "1"]).start().unwrap();
@@ -847,7 +847,7 @@ fn drop_works_on_any_thread_and_at_its_end() {
 #[cfg(target_os = "linux")]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
+    ignore = "the portable back end has one supervisor, which the service outlives"
 )]
 fn the_death_of_either_supervisor_is_not_the_services_freedom() {
     let kinds: [&[&str]; 3] = [&[], &["--fork", "2"], &["--deaf-daemons", "2"]];
@@ -911,7 +911,7 @@ fn under(program: &Path, args: &[&str], victim: &Command) -> Command {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
+    ignore = "the portable back end has one supervisor, which the service outlives"
 )]
 fn a_supervisor_that_is_interrupted_each_time_leaves_nothing_running() {
     const SIGCHLD: i32 = 17;
@@ -1059,7 +1059,7 @@ fn listens_on_ports() {
 /// Without `/proc` the kernel is asked for each process by its number.
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end does not find what leaves the process group"
+    ignore = "the portable back end does not find processes that leave the process group"
 )]
 #[test]
 fn a_deaf_daemon_is_ended_where_there_is_no_proc() {

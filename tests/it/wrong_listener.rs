@@ -15,7 +15,7 @@ use mirakuru::{Banner, Error, Executor, PidFile, Readiness, Tcp, UnixSocket};
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn the_port_is_taken_by_another_server() {
     let port = fixed_port();
@@ -36,7 +36,7 @@ fn the_port_is_taken_by_another_server() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn the_port_is_taken_by_us() {
     let port = fixed_port();
@@ -72,7 +72,7 @@ fn the_port_is_taken_by_us() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn the_port_is_taken_by_what_an_earlier_run_left() {
     let port = fixed_port();
@@ -105,7 +105,7 @@ fn the_port_is_taken_by_what_an_earlier_run_left() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn the_socket_is_taken() {
     let scratch = Scratch::new();
@@ -148,7 +148,7 @@ fn the_pid_file_is_another_processs() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn another_server_takes_the_port_during_the_start() {
     let port = fixed_port();
@@ -183,7 +183,7 @@ fn another_server_takes_the_port_during_the_start() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn the_bind_fails_because_of_another_server() {
     let port = fixed_port();
@@ -234,7 +234,7 @@ fn the_bind_fails_because_of_another_server() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn two_hundred_times_the_truth_about_another_server_in_the_window() {
     let me = std::process::id();
@@ -300,7 +300,7 @@ fn two_hundred_times_the_truth_about_another_server_in_the_window() {
 #[test]
 #[cfg_attr(
     mirakuru_portable,
-    ignore = "the portable back end cannot see whose a socket is"
+    ignore = "the portable back end cannot see the owner of a socket"
 )]
 fn a_port_that_is_shared_with_another_server() {
     for n in 0..10_u64 {

@@ -328,7 +328,7 @@ mod tests {
     #[test]
     #[cfg_attr(
         mirakuru_portable,
-        ignore = "the portable back end cannot see whose a socket is"
+        ignore = "the portable back end cannot see the owner of a socket"
     )]
     fn a_holder_is_named() {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

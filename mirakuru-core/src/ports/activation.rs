@@ -145,7 +145,7 @@ mod tests {
     #[test]
     #[cfg_attr(
         mirakuru_portable,
-        ignore = "the portable back end cannot see whose a socket is"
+        ignore = "the portable back end cannot see the owner of a socket"
     )]
     fn a_taken_port_names_its_holder() {
         let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

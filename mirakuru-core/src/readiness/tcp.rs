@@ -389,7 +389,7 @@ mod tests {
     #[test]
     #[cfg_attr(
         mirakuru_portable,
-        ignore = "the portable back end cannot see whose a socket is"
+        ignore = "the portable back end cannot see the owner of a socket"
     )]
     fn another_process_on_one_address_spoils_the_other() {
         // This process listens on both, and does not belong to the bystander's tree.

@@ -89,7 +89,7 @@ impl Readiness for Udp {
         self.places = cx.places(Protocol::Udp, &addrs);
         if let Some(remote) = self.places.iter().find(|place| !place.is_local) {
             let reason = format!(
-                "{} is not an address of this machine, and only the kernel tells who has bound a UDP port; \
+                "{} is not an address of this machine, and only the kernel knows the owner of a UDP port; \
                  use `Check` with a question in the server's protocol",
                 remote.addr
             );
@@ -99,7 +99,7 @@ impl Readiness for Udp {
             .first()
             .is_some_and(|addr| answering(Protocol::Udp, *addr).is_none())
         {
-            let reason = "this system does not tell who has bound a UDP port; use `Check` with a question in \
+            let reason = "this system does not show the owner of a UDP port; use `Check` with a question in \
                           the server's protocol";
             return Err(cx.invalid(&self.text, reason));
         }
@@ -141,7 +141,7 @@ mod tests {
     #[test]
     #[cfg_attr(
         mirakuru_portable,
-        ignore = "the portable back end cannot ask who has bound a UDP port"
+        ignore = "the portable back end cannot see the owner of a UDP port"
     )]
     fn it_is_ready_once_the_port_is_bound() {
         let harness = Harness::new();
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     #[cfg_attr(
         mirakuru_portable,
-        ignore = "the portable back end cannot ask who has bound a UDP port"
+        ignore = "the portable back end cannot see the owner of a UDP port"
     )]
     fn a_server_on_every_address_counts() {
         let harness = Harness::new();

@@ -372,7 +372,7 @@ mod tests {
     #[test]
     #[cfg_attr(
         mirakuru_portable,
-        ignore = "the portable back end cannot see whose a socket is"
+        ignore = "the portable back end cannot see the owner of a socket"
     )]
     fn another_processs_socket_is_an_error_that_names_it() {
         let dir = TestDir::new();

@@ -888,7 +888,7 @@ mod tests {
     #[test]
     #[cfg_attr(
         mirakuru_portable,
-        ignore = "the portable back end does not find what leaves the process group"
+        ignore = "the portable back end does not find processes that leave the process group"
     )]
     fn a_deaf_daemon_without_marks_is_killed_after_the_grace() {
         let dir = scratch("deaf");
@@ -954,7 +954,7 @@ mod tests {
     #[test]
     #[cfg_attr(
         mirakuru_portable,
-        ignore = "the portable back end has one supervisor, and whoever ends that leaves the service"
+        ignore = "the portable back end has one supervisor, which the service outlives"
     )]
     fn either_half_of_the_supervisor_can_be_killed() {
         for kill_guard in [true, false] {
