@@ -9,7 +9,7 @@ use crate::args::{Args, Target};
 use crate::errors::Errors;
 use crate::item::Function;
 use crate::names::{self, Needs};
-use crate::uses::is_same;
+use crate::uses::{self, is_same};
 
 /// The index of each fixture's parameter, if it has one, in the order of the attributes.
 pub(crate) struct Bindings {
@@ -36,7 +36,7 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
     }
     for (index, fixture) in fixtures.iter().enumerate() {
         if let Target::Named(name) = fixture.target() {
-            let uses = |fixture: &Args| names::uses(fixture).iter().any(|used| is_same(&used.name, name));
+            let uses = |fixture: &Args| names::uses(fixture).iter().any(|used| name.unraw() == used.name);
             if names_of(item).all(|(_, known)| !is_same(known, name)) && fixtures.iter().any(uses) {
                 // A name for those below. If only others use it, that is a mistake.
                 bindings.incomplete |= !fixtures[index + 1..].iter().any(uses);
@@ -77,9 +77,9 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
     };
     bindings.names = fixtures.iter().enumerate().map(name).collect();
     names_stand_once(item, &mut bindings, errors);
-    let receiver = item.sig.receiver().map(|it| Ident::from(it.self_token));
-    let free = names_of(item).filter(|(index, _)| !bindings.is_bound(*index));
-    let others: Vec<&Ident> = free.map(|(_, name)| name).chain(&receiver).collect();
+    let others = item.sig.inputs.iter().enumerate();
+    let others = others.filter(|(index, _)| !bindings.is_bound(*index));
+    let others: Vec<Ident> = others.flat_map(|(_, it)| declared_by(it)).collect();
     let fixtures: Vec<&Args> = fixtures.iter().collect();
     bindings.needs = names::needs(&fixtures, &bindings.names, &others, errors);
     bindings
@@ -103,6 +103,14 @@ fn names_stand_once(item: &Function, bindings: &mut Bindings, errors: &mut Error
             );
             bindings.incomplete = true;
         }
+    }
+}
+
+/// The variables of a parameter.
+fn declared_by(input: &FnArg) -> Vec<Ident> {
+    match input {
+        FnArg::Receiver(receiver) => vec![receiver.self_token.into()],
+        FnArg::Typed(parameter) => uses::declared_by(&parameter.pat),
     }
 }
 
@@ -314,6 +322,17 @@ mod tests {
             errors,
             ["`x` stands below: move it above the service that needs it"]
         );
+    }
+
+    #[test]
+    fn the_variables_of_other_parameters_are_in_scope() {
+        let (_, errors) = bind(
+            &[quote!(a()), quote!(b(cases.len(), cace.len(), self.x))],
+            quote!(
+                fn f(&self, case: A, other: B, #[case] (cases, Case { cace, .. }): C) {}
+            ),
+        );
+        assert!(errors.is_empty(), "{errors:?}");
     }
 
     #[test]

@@ -9,6 +9,7 @@ pub(crate) mod system;
 
 use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream, TokenTree};
 use quote::{ToTokens, format_ident, quote, quote_spanned};
+use syn::ext::IdentExt as _;
 use syn::punctuated::Punctuated;
 use syn::{Expr, ExprTuple, PatType, ReturnType, Signature, Type};
 
@@ -630,7 +631,7 @@ fn readiness(entry: &Entry, place: &Place) -> TokenStream {
 fn name_of(item: &Function, bindings: &Bindings, index: usize) -> String {
     let parameter = bindings.of(index).and_then(|index| item.parameter(index));
     match parameter.and_then(parameter_name) {
-        Some(name) => name.to_string(),
+        Some(name) => name.unraw().to_string(),
         None if item.body.is_none() => item.sig.ident.to_string(),
         None => String::new(),
     }

@@ -2,6 +2,7 @@
 
 use proc_macro2::{Delimiter, Group, Ident, TokenStream, TokenTree};
 use quote::{ToTokens, quote};
+use syn::ext::IdentExt as _;
 use syn::{Field, Fields, ItemStruct, Type};
 
 use crate::args::{self, Args};
@@ -50,7 +51,7 @@ pub(crate) fn parse(mut item: ItemStruct, errors: &mut Errors) -> System {
             .map(|service| Some(service.name.clone()))
             .collect();
         let constants = item.generics.const_params();
-        let constants: Vec<&Ident> = constants.map(|constant| &constant.ident).collect();
+        let constants: Vec<Ident> = constants.map(|constant| constant.ident.clone()).collect();
         names::needs(&first, &names, &constants, errors)
     } else {
         Needs::new()
@@ -77,6 +78,23 @@ impl System {
     pub(crate) fn service(&self, field: &Field) -> Option<&Service> {
         let mut services = self.services.iter();
         services.find(|service| Some(&service.name) == field.ident.as_ref())
+    }
+}
+
+/// Takes out each field with the name of another one above it, which is a mistake.
+pub(crate) fn names_stand_once(item: &mut ItemStruct, errors: &mut Errors) {
+    let Fields::Named(fields) = &mut item.fields else {
+        return;
+    };
+    let mut known = Vec::new();
+    for field in std::mem::take(&mut fields.named) {
+        let Some(name) = &field.ident else { continue };
+        if known.contains(&name.unraw()) {
+            errors.at(name.span(), format!("a field above is called `{name}` already"));
+        } else {
+            known.push(name.unraw());
+            fields.named.push(field);
+        }
     }
 }
 

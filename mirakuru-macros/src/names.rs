@@ -6,7 +6,7 @@ use syn::ext::IdentExt as _;
 use crate::args::{Args, Target};
 use crate::errors::Errors;
 use crate::nearest::closest;
-use crate::uses::{self, Certainty, Use, is_same};
+use crate::uses::{self, Certainty, Use};
 
 /// The indices of the fixtures that each fixture needs. Each of them stands above it.
 pub(crate) type Needs = Vec<Vec<usize>>;
@@ -16,7 +16,7 @@ pub(crate) type Needs = Vec<Vec<usize>>;
 pub(crate) fn needs(
     fixtures: &[&Args],
     names: &[Option<Ident>],
-    others: &[&Ident],
+    others: &[Ident],
     errors: &mut Errors,
 ) -> Needs {
     let used: Vec<Vec<Use>> = fixtures.iter().map(|fixture| uses(fixture)).collect();
@@ -31,11 +31,11 @@ pub(crate) fn needs(
                 }
                 continue;
             }
-            if others.iter().any(|other| is_same(other, name)) {
+            if others.iter().any(|other| other.unraw() == *name) {
                 continue;
             }
             if let Some(message) = mistake(used_here, other, at, &used, names) {
-                errors.at(name.span(), message);
+                errors.at(used_here.span, message);
                 // Reports one mistake for each service. In a cycle it reports only the service that
                 // stands above.
                 break;
@@ -45,8 +45,8 @@ pub(crate) fn needs(
     needs
 }
 
-fn place(names: &[Option<Ident>], name: &Ident) -> Option<usize> {
-    let is_it = |known: &Option<Ident>| known.as_ref().is_some_and(|known| is_same(known, name));
+fn place(names: &[Option<Ident>], name: &str) -> Option<usize> {
+    let is_it = |known: &Option<Ident>| known.as_ref().is_some_and(|known| known.unraw() == *name);
     names.iter().position(is_it)
 }
 
@@ -57,6 +57,7 @@ fn mistake(
         name,
         certainty,
         field,
+        ..
     }: &Use,
     other: Option<usize>,
     at: usize,
@@ -134,8 +135,8 @@ pub(crate) fn place_of_use(args: &Args, name: &Ident) -> Option<Span> {
     let uses = uses(args);
     let mut places = uses
         .iter()
-        .filter(|used| is_same(&used.name, name) && used.certainty != Certainty::InMacro);
-    places.next().map(|used| used.name.span())
+        .filter(|used| name.unraw() == used.name && used.certainty != Certainty::InMacro);
+    places.next().map(|used| used.span)
 }
 
 /// The names that an attribute's expressions use.
@@ -149,12 +150,11 @@ pub(crate) fn uses(args: &Args) -> Vec<Use> {
 }
 
 /// The service with nearly this name, which the user probably meant.
-fn mistyped(variable: &Ident, above: &[Option<Ident>]) -> Option<String> {
+fn mistyped(word: &str, above: &[Option<Ident>]) -> Option<String> {
     let known: Vec<String> = above.iter().flatten().map(Ident::to_string).collect();
-    let word = variable.unraw().to_string();
     // With one letter, every other name would be close. A capital letter begins a constant.
     let meant = (word.len() > 1 && !word.starts_with(char::is_uppercase))
-        .then(|| closest(&word, known.iter().map(String::as_str)));
+        .then(|| closest(word, known.iter().map(String::as_str)));
     meant.flatten().map(str::to_owned)
 }
 
@@ -173,8 +173,8 @@ mod tests {
         let fixtures: Vec<Args> = attributes.into_iter().flat_map(parse).collect();
         let fixtures: Vec<&Args> = fixtures.iter().collect();
         let names = ["cache", "server", "worker"].map(|name| Some(format_ident!("{name}")));
-        let others = format_ident!("limit");
-        let needs = needs(&fixtures, &names, &[&others], &mut errors);
+        let others = [format_ident!("limit")];
+        let needs = needs(&fixtures, &names, &others, &mut errors);
         (needs, errors.messages())
     }
 

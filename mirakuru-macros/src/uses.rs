@@ -3,16 +3,20 @@
 //! A name can be an item that the attribute cannot see, and a macro can give its tokens any
 //! meaning. So each use says how sure it is, and only a certain one may lead to an error.
 
-use proc_macro2::{Delimiter, Ident, TokenStream, TokenTree};
+use proc_macro2::{Delimiter, Ident, Span, TokenStream, TokenTree};
 use syn::ext::IdentExt as _;
 use syn::parse::{Parse, ParseStream, Parser as _};
 use syn::punctuated::Punctuated;
 use syn::visit::{self, Visit};
-use syn::{Block, Expr, ExprPath, Item, Lit, LitStr, Macro, Member, Pat, Path, Stmt, Token};
+use syn::{Block, Expr, ExprPath, Item, Lit, Macro, Member, Pat, Path, Stmt, Token};
+
+use crate::args::literal;
 
 /// A name that an expression uses.
 pub(crate) struct Use {
-    pub(crate) name: Ident,
+    /// Without `r#`.
+    pub(crate) name: String,
+    pub(crate) span: Span,
     pub(crate) certainty: Certainty,
     /// The field in `name.field`.
     pub(crate) field: Option<Ident>,
@@ -62,10 +66,14 @@ impl Search {
     }
 
     fn add(&mut self, name: &Ident, certainty: Certainty, field: Option<Ident>) {
-        if self.declared.iter().all(|declared| !is_same(declared, name)) {
-            let name = name.clone();
+        self.add_word(name.unraw().to_string(), name.span(), certainty, field);
+    }
+
+    fn add_word(&mut self, name: String, span: Span, certainty: Certainty, field: Option<Ident>) {
+        if self.declared.iter().all(|declared| declared.unraw() != name) {
             self.found.push(Use {
                 name,
+                span,
                 certainty,
                 field,
             });
@@ -111,8 +119,8 @@ impl Search {
                 }
                 TokenTree::Literal(literal) => {
                     if let Lit::Str(text) = Lit::new(literal.clone()) {
-                        for name in captures(&text) {
-                            self.add(&name, Certainty::InMacro, None);
+                        for name in captures(&text.value()) {
+                            self.add_word(name, text.span(), Certainty::InMacro, None);
                         }
                     }
                 }
@@ -123,17 +131,16 @@ impl Search {
 
     /// The arguments of a macro of the standard library.
     fn arguments(&mut self, arguments: &[Argument], format_string: Option<usize>) {
-        let is_named = |name: &Ident| {
+        let is_named = |name: &String| {
             let mut names = arguments.iter().filter_map(|argument| argument.name.as_ref());
-            names.any(|known| is_same(known, name))
+            names.any(|known| known.unraw() == *name)
         };
         for (at, Argument { value, .. }) in arguments.iter().enumerate() {
-            match value {
-                Expr::Lit(syn::ExprLit {
-                    lit: Lit::Str(text), ..
-                }) if format_string == Some(at) => {
-                    for name in captures(text).filter(|name| !is_named(name)) {
-                        self.add(&name, Certainty::Variable, None);
+            match literal(value) {
+                Some(text) if format_string == Some(at) => {
+                    let names = captures(&text.value()).into_iter();
+                    for name in names.filter(|name| !is_named(name)) {
+                        self.add_word(name, text.span(), Certainty::Variable, None);
                     }
                 }
                 _ if format_string.is_some() => self.variable(value, None),
@@ -321,10 +328,10 @@ fn arguments_of(mac: &Macro) -> Option<(Vec<Argument>, Option<usize>)> {
 }
 
 /// The variables that a format string names, such as `db` and `width` in `"{db:>width$}"`.
-fn captures(text: &LitStr) -> impl Iterator<Item = Ident> {
-    let (value, span) = (text.value(), text.span());
+fn captures(text: &str) -> Vec<String> {
+    let is_in_word = |char: char| char == '_' || char.is_alphanumeric();
     let mut words = Vec::new();
-    let mut rest = &*value;
+    let mut rest = text;
     while let Some(brace) = rest.find('{') {
         rest = &rest[brace + 1..];
         if let Some(escaped) = rest.strip_prefix('{') {
@@ -336,22 +343,22 @@ fn captures(text: &LitStr) -> impl Iterator<Item = Ident> {
         words.push(name.trim());
         let before_dollar = spec.split('$').rev().skip(1);
         words.extend(before_dollar.map(|spec| {
-            let word = spec
-                .rsplit(|char: char| char != '_' && !char.is_alphanumeric())
-                .next();
-            word.unwrap_or_default()
-                .trim_start_matches(|digit: char| digit.is_ascii_digit())
+            let word = spec.rsplit(|char| !is_in_word(char)).next().unwrap_or_default();
+            word.trim_start_matches(|digit: char| digit.is_ascii_digit())
         }));
         rest = &rest[end + 1..];
     }
-    let names = words
-        .into_iter()
-        .filter_map(|word| Ident::parse_any.parse_str(word).ok());
-    let names: Vec<Ident> = names.collect();
-    names.into_iter().map(move |mut name| {
-        name.set_span(span);
-        name
-    })
+    let is_name = |word: &&str| {
+        word.starts_with(|first: char| first == '_' || first.is_alphabetic()) && word.chars().all(is_in_word)
+    };
+    words.into_iter().filter(is_name).map(str::to_owned).collect()
+}
+
+/// The variables that a pattern declares.
+pub(crate) fn declared_by(pat: &Pat) -> Vec<Ident> {
+    let mut search = Search::default();
+    search.visit_pat(pat);
+    search.declared
 }
 
 /// Whether two identifiers are one name: `r#db` is `db`.
@@ -373,7 +380,7 @@ mod tests {
                 Certainty::Value => "?",
                 Certainty::InMacro => "~",
             };
-            format!("{}{mark}", used.name)
+            used.name + mark
         });
         found.collect::<Vec<_>>().join(" ")
     }
@@ -403,7 +410,7 @@ mod tests {
             ("async move { db.url() }", "db"),
             ("unsafe { db.url() }", "db"),
             ("'db: loop { break 'db db.port() }", "db"),
-            ("r#type.url()", "r#type"),
+            ("r#type.url()", "type"),
             ("self.db", "self"),
             ("url(|| db.url())", "db"),
             ("x = db", "x? db?"),
@@ -520,6 +527,8 @@ mod tests {
                 "db~ port~",
             ),
             ("mine::format!(\"{db}\")", "db~"),
+            ("mine!(\"{'} {\\\"} {#} {a b} {/*} {[}\")", ""),
+            ("mine!(\"{größe:ſ} {ﬁ\u{345}x}\")", "größe~ ﬁ\u{345}x~"),
             ("sql!('db cache(), mod::server, x!() 1..y)", "y~"),
         ]);
     }
