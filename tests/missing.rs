@@ -52,6 +52,11 @@ fn shared_in_the_body() { println!("{}", SERVER.pid()); }
 #[ignore]
 #[should_panic(expected = "out of stock")]
 fn should_panic() {}
+#[mirakuru::fixture(cmd = "mk-no-such-server", optional)]
+#[test]
+#[ignore]
+#[should_panic]
+fn should_panic_anyhow() {}
 #[mirakuru::fixture(cmd = "mk-no-such-server")]
 #[test]
 #[ignore]
@@ -68,6 +73,10 @@ fn there_and_does_not_start() {}
 #[test]
 #[ignore]
 fn chosen(redis: &presets::Redis) { println!("runs {}", redis.command()); }
+#[mirakuru::fixture(presets::redis(), optional)]
+#[test]
+#[ignore]
+fn chosen_and_optional() {}
 #[mirakuru::fixture(presets::postgres().version(7), optional)]
 #[test]
 #[ignore]
@@ -90,6 +99,21 @@ fn on_ipv6() { println!("runs on IPv6"); }
         &[("src/lib.rs", ""), ("tests/needs.rs", &tests)],
     );
     (alone, dir)
+}
+
+/// The arguments that run one ignored test of the suite.
+fn ignored(test: &str) -> [&str; 8] {
+    let show = "--show-output";
+    [
+        "test",
+        "--test",
+        "needs",
+        "--",
+        "--ignored",
+        show,
+        "--exact",
+        test,
+    ]
 }
 
 fn cargo(dir: &Path, scratch: &Scratch, args: &[&str]) -> Command {
@@ -153,7 +177,7 @@ fn what_is_missing_is_skipped_aloud() {
     let output = with(&[], "MK", "");
     assert!(output.status.success(), "{}", text(&output));
     assert!(
-        text(&output).contains("30 passed; 0 failed; 10 ignored"),
+        text(&output).contains("30 passed; 0 failed; 12 ignored"),
         "{}",
         text(&output)
     );
@@ -185,7 +209,13 @@ fn what_is_missing_is_skipped_aloud() {
             "{}",
             text(&output)
         );
-        assert!(!text(&output).contains("skipped, because"), "{}", text(&output));
+        assert!(
+            !text(&output).contains("skipped, because something"),
+            "{}",
+            text(&output)
+        );
+        let why = format!("(it is not skipped, because {name} is `{value}`)");
+        assert!(text(&output).contains(&why), "{}", text(&output));
     }
 }
 
@@ -199,17 +229,7 @@ fn a_variable_picks_another_installation_of_a_preset() {
     fs::create_dir_all(other.join("bin")).expect("a writable directory");
     std::os::unix::fs::symlink(server, other.join("bin/redis-server")).expect("a writable directory");
     let run = |program: &Path| {
-        let args = [
-            "test",
-            "--test",
-            "needs",
-            "--",
-            "--exact",
-            "chosen",
-            "--ignored",
-            "--show-output",
-        ];
-        let mut command = cargo(&dir, &scratch, &args);
+        let mut command = cargo(&dir, &scratch, &ignored("chosen"));
         command.env("MIRAKURU_REDIS_PROGRAM", program);
         fresh::text(&command.output().expect("cargo"))
     };
@@ -221,9 +241,24 @@ fn a_variable_picks_another_installation_of_a_preset() {
             "{output}"
         );
     }
+    let named = "failed to execute `/mk/no-such-directory`, which MIRAKURU_REDIS_PROGRAM names";
     let output = run(Path::new("/mk/no-such-directory"));
+    assert!(output.contains(named), "{output}");
+    // A person who names a program wants it, whatever the recipe says.
+    let mut command = cargo(&dir, &scratch, &ignored("chosen_and_optional"));
+    command.envs([
+        ("MIRAKURU_REDIS_PROGRAM", "/mk/no-such-directory"),
+        ("MIRAKURU_MISSING", "skip"),
+    ]);
+    let output = fresh::text(&command.output().expect("cargo"));
     assert!(
-        output.contains("failed to execute `/mk/no-such-directory`"),
+        output.contains(named) && !output.contains("is skipped"),
+        "{output}"
+    );
+    // It starts, and is another program.
+    let output = run(Path::new("true"));
+    assert!(
+        output.contains("check MIRAKURU_REDIS_PROGRAM, which names this program"),
         "{output}"
     );
 }
@@ -249,6 +284,7 @@ fn some_are_skipped_and_others_never() {
         ("shared_in_an_attribute", "ok"),
         ("shared_in_the_body", "FAILED"),
         ("should_panic - should panic", "ok"),
+        ("should_panic_anyhow - should panic", "ok"),
         ("not_optional", "FAILED"),
         ("of_the_project", "FAILED"),
         ("there_and_does_not_start", "FAILED"),
@@ -264,6 +300,10 @@ fn some_are_skipped_and_others_never() {
         "{output}"
     );
     assert!(output.contains("PostgreSQL 7 is not on this machine"), "{output}");
+    assert!(
+        !output.contains("()"),
+        "nothing is expected in that panic: {output}"
+    );
     let output = run("skip");
     assert!(output.contains("test not_optional ... ok"), "{output}");
     assert!(
@@ -274,17 +314,7 @@ fn some_are_skipped_and_others_never() {
 
 /// One ignored test of the suite, under a program that changes what the kernel has.
 fn under(dir: &Path, scratch: &Scratch, wrapper: &[&str], test: &str) -> Output {
-    let args = [
-        "test",
-        "--test",
-        "needs",
-        "--",
-        "--exact",
-        test,
-        "--ignored",
-        "--show-output",
-    ];
-    let cargo = cargo(dir, scratch, &args);
+    let cargo = cargo(dir, scratch, &ignored(test));
     let mut command = Command::new(wrapper[0]);
     command
         .args(&wrapper[1..])
@@ -398,4 +428,26 @@ fn nextest_says_it_once_after_its_own_summary() {
     let output = fresh::text(&output);
     assert!(output.contains("10 passed, 20 failed"), "{output}");
     assert!(!output.contains("were skipped"), "{output}");
+}
+
+#[test]
+fn an_unknown_value_of_a_variable_is_an_error_that_names_the_known_ones() {
+    let ((_alone, dir), scratch) = (suite(), Scratch::new());
+    let run = |test, name, value| {
+        let mut command = cargo(&dir, &scratch, &ignored(test));
+        fresh::text(&command.env(name, value).output().expect("cargo"))
+    };
+    for (name, value, known) in [
+        ("MIRAKURU_MISSING", "skp", "write `skip` or `fail`"),
+        ("MIRAKURU_SCOPE", "user", "write `process` or `users` or `run`"),
+        ("MIRAKURU_KEEP", "flase", "write `1` or `0`"),
+    ] {
+        let output = run("on_any_kernel", name, value);
+        let said = format!("failed to use {name}: its value `{value}` is not known: {known}");
+        assert!(output.contains(&said), "{output}");
+    }
+    // The version is looked for before the start.
+    let output = run("too_old", "MIRAKURU_MISSING", "skp");
+    let said = "MIRAKURU_MISSING is `skp`, which is not known: write `skip` or `fail`";
+    assert!(output.contains(said), "{output}");
 }

@@ -37,14 +37,38 @@ while :; do sleep 3600 & wait $!; done"#;
 /// The missing program or feature, if the test is skipped because of this error.
 pub(crate) fn skips(error: &Error) -> Option<&Missing> {
     let missing = error.missing()?;
+    decide(missing).is_ok().then_some(missing)
+}
+
+/// The end of the report about an error: why the test is not skipped, if it was to be.
+pub(crate) fn why_not_skipped(error: &Error) -> String {
+    let reason = error
+        .missing()
+        .and_then(|missing| decide(missing).err().flatten());
+    reason.map_or_else(String::new, |reason| {
+        format!("\n  (it is not skipped, because {reason})")
+    })
+}
+
+/// Whether a test is skipped. The error is the reason why not, if the recipe or a variable asks
+/// for the skip.
+fn decide(missing: &Missing) -> Result<(), Option<String>> {
     let variable = |name| std::env::var(name).unwrap_or_default();
-    let is_ci = !matches!(&*variable("CI"), "" | "0" | "false");
-    let is_skipped = match &*variable("MIRAKURU_MISSING") {
-        "" => missing.__is_optional(),
-        "skip" => true,
-        _ => false,
-    };
-    (is_skipped && !is_ci).then_some(missing)
+    let (given, ci) = (variable("MIRAKURU_MISSING"), variable("CI"));
+    let optional = missing.__is_optional();
+    match &*given {
+        "" if !optional => return Err(None),
+        "" | "skip" => {}
+        "fail" => return Err(optional.then(|| "MIRAKURU_MISSING is `fail`".to_owned())),
+        _ => {
+            let reason = format!("MIRAKURU_MISSING is `{given}`, which is not known: write `skip` or `fail`");
+            return Err(Some(reason));
+        }
+    }
+    match &*ci {
+        "" | "0" | "false" => Ok(()),
+        _ => Err(Some(format!("CI is `{ci}`"))),
+    }
 }
 
 /// One test that was skipped.

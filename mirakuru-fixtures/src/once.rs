@@ -7,7 +7,7 @@ use mirakuru_core::__private::{SharedServices, shown, timeline_now};
 use mirakuru_core::Error;
 use once_cell::sync::OnceCell;
 
-use crate::missing::skips;
+use crate::missing::{skips, why_not_skipped};
 
 /// The value inside [`Shared`](crate::Shared), and inside shared fixture functions.
 ///
@@ -89,11 +89,10 @@ impl<T> Once<T> {
             Err(error @ Error::Died { .. }) => panic!("{} has ended\n{}", self.title(), shown(error)),
             Err(error) => {
                 let how = match skips(error) {
-                    Some(_) => {
-                        "\n  (a test that uses it in its body cannot be skipped: name it in an \
+                    Some(_) => "\n  (a test that uses it in its body cannot be skipped: name it in an \
                          attribute on the test, `#[mirakuru::fixture(NAME)]`)"
-                    }
-                    None => "",
+                        .to_owned(),
+                    None => why_not_skipped(error),
                 };
                 panic!("{} could not be started\n{}{how}", self.title(), shown(error))
             }

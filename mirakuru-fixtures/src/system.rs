@@ -25,7 +25,7 @@ use mirakuru_core::__private::{
 use mirakuru_core::{Error, Executor, ExecutorBuilder, NoWait};
 
 use crate::lease;
-use crate::missing::{skip, skips};
+use crate::missing::{skip, skips, why_not_skipped};
 use crate::recipe::Recipe;
 
 /// Services that will start together. The usual variable name is `system`.
@@ -706,8 +706,9 @@ impl<T> Started<T> {
                 let how = match skips(&failure.error) {
                     Some(_) => {
                         "\n  (a test cannot be skipped from here: put the attribute on the test itself)"
+                            .to_owned()
                     }
-                    None => "",
+                    None => why_not_skipped(&failure.error),
                 };
                 panic!("{}{how}", failure.report())
             }
@@ -729,7 +730,7 @@ impl<T> Started<T> {
                     eprintln!("{}", skip(missing));
                     None
                 }
-                None => panic!("{}", failure.report()),
+                None => panic!("{}{}", failure.report(), why_not_skipped(&failure.error)),
             },
         }
     }
@@ -748,9 +749,12 @@ impl<T> Started<T> {
             Err(failure) => {
                 if let Some(missing) = skips(&failure.error) {
                     // Such a test passes only by a panic.
-                    panic!("{} ({expected})", skip(missing));
+                    match expected {
+                        "" => panic!("{}", skip(missing)),
+                        _ => panic!("{} ({expected})", skip(missing)),
+                    }
                 }
-                eprintln!("{}", failure.report());
+                eprintln!("{}{}", failure.report(), why_not_skipped(&failure.error));
                 None
             }
         }

@@ -372,6 +372,16 @@ fn a_failure_of_the_command_at_the_end_and_its_output_are_in_the_log() {
         service.logs().stderr(),
         "there is no such program\nmirakuru: the command at the end failed with status 127\n".repeat(2)
     );
+    // The hint is that of the service's own command, but for the way to a shell.
+    let mut service = Executor::builder("sleep 60")
+        .on_end("ls /none || true")
+        .start()
+        .expect("it starts");
+    service.stop().expect("it stops all the same");
+    let log = service.logs().stderr().to_owned();
+    let hint = "failed with status 2\nmirakuru: the command runs without a shell, and only a shell \
+                understands `||`: write `.on_end([\"sh\", \"-c\", \"..\"])`\n";
+    assert_eq!(log.matches(hint).count(), 2, "{log}");
     // One directory on PATH has the program, and it may not be executed. The next one has none.
     let scratch = Scratch::new();
     fs::write(scratch.file("clean-up"), "").expect("a file");

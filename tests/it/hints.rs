@@ -86,6 +86,14 @@ fn a_command_that_wants_a_shell() {
             part,
         );
     }
+    let glob = Executor::builder("ls *.rs").current_dir("{dir}");
+    assert_says(
+        &report(glob.wait_for(Tcp::addr("127.0.0.1:{port}"))),
+        "only a shell puts names of files in the place of `*.rs`: add `.shell(true)`",
+    );
+    // The pattern is meant for the program itself.
+    let literal = Executor::builder("ls --ignore *.rs /none").wait_for(Banner::matching("never"));
+    assert!(!report(literal).contains("shell"));
     // In a list each word is literal.
     let list = Executor::builder(["false", "|", "sort"]).wait_for(Banner::matching("never"));
     assert!(!report(list).contains("shell"));

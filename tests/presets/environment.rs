@@ -356,3 +356,42 @@ fn a_version_managers_stand_in_looks_in_the_directory_of_the_tests() {
         .unwrap();
     assert_passes(&output);
 }
+
+#[test]
+#[ignore = "for the test below"]
+fn a_wrong_program() {
+    if !is_child() {
+        return;
+    }
+    fn check<R: Recipe>(preset: &str, recipe: R) {
+        let variable = format!("MIRAKURU_{preset}_PROGRAM");
+        let Err(error) = recipe.start() else {
+            panic!("{preset} has started");
+        };
+        assert!(error.missing().is_none(), "it would be skipped: {error}");
+        assert!(error.to_string().contains(&variable), "{variable}:\n{error}");
+    }
+    check("REDIS", presets::redis().optional());
+    check("POSTGRES", presets::postgres().optional());
+    check("MARIADB", presets::mariadb().optional());
+    check("MEMCACHED", presets::memcached().optional());
+    check("NATS", presets::nats().optional());
+    check("MOSQUITTO", presets::mosquitto().optional());
+    check("ETCD", presets::etcd().optional());
+    check("NGINX", presets::nginx("").optional());
+    check("RABBITMQ", presets::rabbitmq().optional());
+}
+
+#[test]
+fn an_error_names_the_variable_that_names_the_program() {
+    let presets = "REDIS POSTGRES MARIADB MEMCACHED NATS MOSQUITTO ETCD NGINX RABBITMQ";
+    let names: Vec<String> = presets
+        .split(' ')
+        .map(|preset| format!("MIRAKURU_{preset}_PROGRAM"))
+        .collect();
+    // There is no such file, it cannot be executed, it is another program.
+    for program in ["/mk/no-such-program", "/etc/passwd", "/bin/true"] {
+        let variables: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), program)).collect();
+        assert_passes(&in_a_child(test_name!(a_wrong_program), &variables));
+    }
+}

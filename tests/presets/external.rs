@@ -4,6 +4,7 @@
 //! Each test starts a server by hand, and a child of this binary uses it. The child's tests are
 //! `#[ignore]`d, so that they run only there.
 
+mod kinds;
 mod parts;
 
 use std::env;
@@ -12,11 +13,11 @@ use std::io::{Read, Write};
 use std::net::{Shutdown, TcpListener};
 use std::process::{Child, Command, Stdio};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use crate::common::{child, in_a_child, is_child, own_server, test_name, within};
 use mirakuru::presets::{self, Mariadb, Postgres, Redis};
-use mirakuru::{Error, Executor, ExecutorBuilder, Readiness, Recipe, Signal, Tcp, TcpExecutor};
+use mirakuru::{Banner, Error, Executor, ExecutorBuilder, Readiness, Recipe, Signal, Tcp, TcpExecutor};
 use mysql::prelude::Queryable;
 use redis::Commands;
 
@@ -168,6 +169,12 @@ fn assert_verbs_are_errors<R: Readiness + Clone>(server: &mut Executor<R>, varia
     ] {
         assert_is_not_ours(result, variable);
     }
+    // Nothing that it prints can be seen, so no wait for it ends.
+    let (mark, begun) = (server.mark(), Instant::now());
+    let limit = Duration::from_secs(60);
+    assert_is_not_ours(server.wait_for_line(&mark, "ready", limit).map(drop), variable);
+    assert_is_not_ours(server.wait_until(Banner::matching("ready"), limit), variable);
+    assert!(begun.elapsed() < limit / 2, "{:?}", begun.elapsed());
     assert!(server.is_running());
     assert!(server.logs().to_string().contains(variable), "{}", server.logs());
 }

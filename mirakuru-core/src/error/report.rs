@@ -222,7 +222,7 @@ impl Reported for Tail<'_> {
     }
 }
 
-fn is_set(name: &str) -> bool {
+pub(crate) fn is_set(name: &str) -> bool {
     std::env::var_os(name).is_some_and(|value| !value.is_empty())
 }
 

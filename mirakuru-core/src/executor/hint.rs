@@ -12,6 +12,7 @@ use std::process::ExitStatus;
 
 use crate::ports::holder;
 use crate::ports::time_wait;
+use crate::recipe::command::ADD_SHELL;
 
 /// The facts about a service that failed.
 pub(crate) struct Symptoms<'a> {
@@ -24,6 +25,8 @@ pub(crate) struct Symptoms<'a> {
     pub(crate) shell: bool,
     /// The part of the command that only a shell would understand, and its remedy.
     pub(crate) shell_syntax: Option<String>,
+    /// The words of the command in whose place a shell would put the names of files.
+    pub(crate) globs: Vec<String>,
     /// Whether the service's standard input is empty.
     pub(crate) reads_nothing: bool,
     /// The fixed addresses that the service needs.
@@ -41,6 +44,9 @@ pub(crate) fn of(symptoms: &Symptoms<'_>) -> Option<String> {
             return Some(hint);
         }
     }
+    if let Some(hint) = symptoms.tail.iter().find_map(|line| glob_in(line, symptoms)) {
+        return Some(hint);
+    }
     let from_output = symptoms.tail.iter().find_map(|line| of_line(line, symptoms));
     from_output
         .or_else(|| symptoms.shell_syntax.clone())
@@ -54,6 +60,19 @@ pub(crate) fn says_in_use(line: &str) -> bool {
     ["address already in use", "address in use", "addrinuse"]
         .iter()
         .any(|text| line.contains(text))
+}
+
+/// The hint for a service that looked for a file with the name of a pattern. The pattern may be
+/// meant for the service itself, so only its own line can tell.
+fn glob_in(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
+    if !line.to_ascii_lowercase().contains("no such file") {
+        return None;
+    }
+    let glob = symptoms.globs.iter().find(|glob| line.contains(*glob))?;
+    Some(format!(
+        "the command runs without a shell, and only a shell puts names of files in the place of `{glob}`: \
+            {ADD_SHELL}"
+    ))
 }
 
 /// The hint that names the process on the port. The line of output only suggests the port; the
@@ -259,6 +278,7 @@ mod tests {
             program: "/opt/bin/server",
             shell: false,
             shell_syntax: None,
+            globs: Vec::new(),
             reads_nothing: true,
             addrs: &[],
             chosen: Vec::new(),

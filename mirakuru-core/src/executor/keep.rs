@@ -16,10 +16,10 @@ use crate::output::live;
 use crate::run::state::State;
 use crate::run::{self, Run};
 use crate::sys::{self, RunPlan};
-use crate::util::say::is_set;
+use crate::util::settings::is_on;
 
 fn is_wanted() -> bool {
-    is_set("MIRAKURU_KEEP")
+    is_on("MIRAKURU_KEEP")
 }
 
 /// Whether a terminal is there on which a person can press a key.

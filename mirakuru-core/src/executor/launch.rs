@@ -80,11 +80,14 @@ pub(crate) fn explain(
                 && !is_of_project
                 && !spec.shell
                 && syntax.is_none()
+                && spec.program_variable.is_none()
             {
                 missing = Some(Box::new(Missing::of(&program, &program).optional(spec.optional)));
             }
+            let named = spec.program_variable.as_ref();
+            let named = named.map(|variable| format!(", which {variable} names"));
             (
-                format!("execute `{program}`"),
+                format!("execute `{program}`{}", named.unwrap_or_default()),
                 syntax.or_else(|| exec_hint(&source, &program, tried, dir)),
             )
         }

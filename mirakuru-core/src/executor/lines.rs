@@ -9,6 +9,7 @@ use crate::error::Error;
 use crate::error::secrets::Unmasked;
 use crate::executor::Executor;
 use crate::executor::process::Core;
+use crate::executor::wait::NOT_OURS;
 use crate::output::logs::Logs;
 use crate::output::mark::Mark;
 use crate::ports::values::Values;
@@ -142,6 +143,7 @@ impl<R: Readiness> Executor<R> {
                 };
                 return Err(error.unwrap_or_else(|| core.not_running("wait for a line")));
             }
+            core.refuse_external("wait for a line of", NOT_OURS)?;
             if deadline.is_over() {
                 return Err(Error::Timeout {
                     command: core.command.clone(),

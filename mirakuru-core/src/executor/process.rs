@@ -203,18 +203,12 @@ impl Process {
     ///
     /// [`Error::System`] also if the server is an external one.
     pub(super) fn ours<'a>(&'a mut self, core: &'a mut Core, action: &str) -> Result<Owned<'a>, Unmasked> {
-        match &core.spec.not_ours {
-            Some(variable) if action != "start" => {
-                let reason = format!(
-                    "the server is the external one at {variable}; unset the variable to give the test a \
-                        server of its own"
-                );
-                let attempt = format!("{action} `{}`", core.values.name());
-                Err(Error::system(attempt, io::Error::other(reason)).into())
-            }
+        match action {
             // The stand-in for an external server starts like any service.
-            _ => self.owned(core, action),
+            "start" => {}
+            _ => core.refuse_external(action, "")?,
         }
+        self.owned(core, action)
     }
 
     pub(super) fn addr(&self, core: &Core, readiness: &dyn Readiness) -> Option<SocketAddr> {
@@ -363,6 +357,23 @@ impl Core {
             since: Mark::now(&output, &[]),
             ..Core::with(spec, service_dir, values, output)
         })
+    }
+
+    /// Fails if the service stands in for an external server: the verb needs a server of ours.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::System`], which names the variable of that server.
+    pub(super) fn refuse_external(&self, action: &str, why: &str) -> Result<(), Unmasked> {
+        let Some(variable) = &self.spec.not_ours else {
+            return Ok(());
+        };
+        let reason = format!(
+            "the server is the external one at {variable}{why}; unset the variable to give the test a \
+                server of its own"
+        );
+        let attempt = format!("{action} `{}`", self.values.name());
+        Err(Error::system(attempt, io::Error::other(reason)).into())
     }
 
     pub(super) fn with(spec: Spec, service_dir: ServiceDir, values: Values, output: OutputReader) -> Core {

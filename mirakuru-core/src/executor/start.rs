@@ -31,6 +31,7 @@ use crate::sys::log_record::Record;
 use crate::sys::{self, CommandPlan, Plan, RunPlan, Service, SpawnFailure};
 use crate::timeline::events as timeline;
 use crate::util::deadline::Deadline;
+use crate::util::settings;
 
 /// Number of new tries with other ports after a chosen port was taken.
 const PORT_RETRIES: u32 = 5;
@@ -59,6 +60,9 @@ impl Owned<'_> {
         if self.own.lock().is_some() {
             // A crash may have left descendants behind.
             let _ = self.end(self.policy());
+        }
+        if let Some((variable, reason)) = settings::unknown() {
+            return Err(Error::other(format!("use {variable}"), reason.as_str()).into());
         }
         let _span = trace::start(self.core.values.name(), &self.core.command);
         timeline::begins(
@@ -472,6 +476,11 @@ impl Owned<'_> {
                 .as_ref()
                 .map(|argv| command(argv, &tried(argv)))
                 .transpose()?,
+            on_end_hint: self
+                .core
+                .spec
+                .shell_syntax_at_end()
+                .and_then(|hint| CString::new(format!("mirakuru: {hint}\n")).ok()),
             needs,
             envp: c_environment(&environment, &self.core.command)?,
             current_dir: self

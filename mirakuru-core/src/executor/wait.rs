@@ -24,6 +24,8 @@ use crate::util::deadline::Deadline;
 
 /// The longest pause for a service that another process has started: no event reports its end.
 pub(super) const UNTOLD_PAUSE: Duration = Duration::from_millis(10);
+/// Why no line of an external server can come.
+pub(super) const NOT_OURS: &str = ", whose output mirakuru does not see";
 /// Time that a probe needs to count. A probe with less time left says less than the one before it.
 const CUT_SHORT: Duration = Duration::from_millis(100);
 
@@ -167,6 +169,9 @@ impl Core {
                 // watch for output was set before, so output may have come unnoticed: poll again.
                 continue;
             }
+            if readiness.waits_for_output() {
+                self.refuse_external("wait for a line of", NOT_OURS)?;
+            }
             wait.progress.tell(|elapsed| self.standing(elapsed, readiness));
             let time = wake.pause.min(deadline.remaining());
             return Ok(Some(Pause {
@@ -230,13 +235,19 @@ impl Core {
                 .into(),
             );
         };
+        let mut evidence = self.evidence(process, last_probe);
+        if let Some(variable) = &self.spec.program_variable {
+            let check = format!("check {variable}, which names this program");
+            let known = evidence.hint.take().map(|hint| format!("{hint}\n{check}"));
+            evidence.hint = Some(known.unwrap_or(check));
+        }
         Some(
             Error::Exited {
                 command: self.command.clone(),
                 awaited: readiness.describe(),
                 elapsed: Duration::from_nanos(exit.at.saturating_sub(started_ns)),
                 status: exit.status,
-                evidence: self.evidence(process, last_probe),
+                evidence,
             }
             .into(),
         )
@@ -267,6 +278,7 @@ impl Core {
                 .map(|exit| exit.status),
             program: &self.values.mask(&self.program()),
             shell_syntax: self.spec.shell_syntax(),
+            globs: self.spec.globs(),
             reads_nothing: self.spec.reads_nothing(),
             shell: self.spec.shell,
             addrs: process.addrs(),

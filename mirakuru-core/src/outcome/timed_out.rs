@@ -19,7 +19,7 @@ use crate::outcome::shared_use;
 use crate::output::reader::{Cursor, OutputReader};
 use crate::run::hash;
 use crate::sys;
-use crate::util::say::is_set;
+use crate::util::settings::is_on;
 
 /// A service of a test. Its output is shown if the test takes too long.
 struct Started {
@@ -85,7 +85,7 @@ pub(crate) fn forget(test: u64, log: &Path) {
 /// service starts from now on.
 pub(super) fn note(info: &PanicHookInfo<'_>) -> Option<u64> {
     // `MIRAKURU_KEEP` lets a person inspect the services of a failed test.
-    if !is_timeout(info) || is_set("MIRAKURU_KEEP") {
+    if !is_timeout(info) || is_on("MIRAKURU_KEEP") {
         return None;
     }
     let test = Some(this_test()).filter(|test| *test != 0)?;

@@ -15,11 +15,12 @@ use std::time::Duration;
 
 use once_cell::sync::Lazy;
 
+use crate::error::report::is_set;
 use crate::output::logs::left_out;
 use crate::output::reader::{Cursor, OutputReader, Piece};
 use crate::sys;
 use crate::util::hash::Fnv1a;
-use crate::util::say::is_set;
+use crate::util::settings::is_on;
 use crate::util::text::printable;
 use crate::util::thread;
 
@@ -47,7 +48,7 @@ static FOLLOWED: Mutex<Vec<Followed>> = Mutex::new(Vec::new());
 /// Shows the output of a service, if the environment asks for it: all of it with `all`, otherwise
 /// the output from now on. A second call for the same log does nothing.
 pub(crate) fn follow(name: &str, log: &Path, index: &Path, all: bool) {
-    static WANTED: Lazy<bool> = Lazy::new(|| is_set("MIRAKURU_LIVE"));
+    static WANTED: Lazy<bool> = Lazy::new(|| is_on("MIRAKURU_LIVE"));
     if !*WANTED {
         return;
     }
@@ -160,7 +161,7 @@ struct Terminal {
 }
 
 static TERMINAL: Lazy<Terminal> = Lazy::new(|| {
-    let runner = match is_set("NEXTEST") {
+    let runner = match is_on("NEXTEST") {
         true => sys::proc::stderr_of(std::os::unix::process::parent_id()).ok(),
         false => None,
     };

@@ -135,6 +135,7 @@ impl Exec {
         let plan = sys::Plan {
             program: sys::CommandPlan { candidates, argv },
             on_end: None,
+            on_end_hint: None,
             needs: Vec::new(),
             envp,
             current_dir: None,

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::recipe::command::{Command, IntoCommand, Words, shell_syntax};
+use crate::recipe::command::{ADD_SHELL, Command, IntoCommand, Words, globs, shell_syntax};
 use crate::recipe::signal::Signal;
 
 /// The recipe of a service, made with [`Executor::builder`](crate::executor::Executor::builder).
@@ -128,6 +128,8 @@ pub(crate) struct Spec {
     pub(crate) on_end: Option<Command>,
     /// The variable with the server's address, if another program has started the server.
     pub(crate) not_ours: Option<String>,
+    /// The variable that names the program, if one does.
+    pub(crate) program_variable: Option<String>,
 }
 
 impl Spec {
@@ -162,6 +164,7 @@ impl Spec {
             umask: None,
             on_end: None,
             not_ours: None,
+            program_variable: None,
         }
     }
 
@@ -169,8 +172,24 @@ impl Spec {
     /// word is literal.
     pub(crate) fn shell_syntax(&self) -> Option<String> {
         match &self.command.words {
-            Words::Line(line) if !self.shell => shell_syntax(line),
+            Words::Line(line) if !self.shell => shell_syntax(line, ADD_SHELL),
             _ => None,
+        }
+    }
+
+    /// The same for the command at the end, which never has a shell.
+    pub(crate) fn shell_syntax_at_end(&self) -> Option<String> {
+        match &self.on_end.as_ref()?.words {
+            Words::Line(line) => shell_syntax(line, "write `.on_end([\"sh\", \"-c\", \"..\"])`"),
+            _ => None,
+        }
+    }
+
+    /// The words of the command in whose place a shell would put the names of files.
+    pub(crate) fn globs(&self) -> Vec<String> {
+        match &self.command.words {
+            Words::Line(line) if !self.shell => globs(line).collect(),
+            _ => Vec::new(),
         }
     }
 
@@ -685,6 +704,14 @@ impl<R> ExecutorBuilder<R> {
     #[doc(hidden)]
     pub fn __not_ours(mut self, variable: &str) -> Self {
         self.spec.not_ours = Some(variable.to_owned());
+        self
+    }
+
+    /// Says that this variable names the program. Errors then name the variable, and the program
+    /// never counts as missing, because a person has named it.
+    #[doc(hidden)]
+    pub fn __program_of(mut self, variable: &str) -> Self {
+        self.spec.program_variable = Some(variable.to_owned());
         self
     }
 }

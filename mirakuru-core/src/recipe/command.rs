@@ -419,16 +419,13 @@ impl<S: AsRef<OsStr>> IntoCommand for &Vec<S> {
     }
 }
 
-/// The first part of a command line that only a shell would understand, and its remedy.
-pub(crate) fn shell_syntax(line: &str) -> Option<String> {
-    let is_name = |text: &str| {
-        text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
-            && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-    };
-    // Text in quotes is literal.
+/// The way to a shell for the command of a service.
+pub(crate) const ADD_SHELL: &str = "add `.shell(true)`";
+
+/// The line with `_` in place of each quoted character: text in quotes is literal.
+fn unquoted(line: &str) -> String {
     let mut quote = None;
-    let unquoted: String = line
-        .chars()
+    line.chars()
         .map(|c| match quote {
             Some(open) => {
                 quote = Some(open).filter(|open| *open != c);
@@ -439,13 +436,23 @@ pub(crate) fn shell_syntax(line: &str) -> Option<String> {
                 c
             }
         })
-        .collect();
+        .collect()
+}
+
+/// The first part of a command line that only a shell would understand, and its remedy. `shell` is
+/// the way to a shell.
+pub(crate) fn shell_syntax(line: &str, shell: &str) -> Option<String> {
+    let is_name = |text: &str| {
+        text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+    };
+    let unquoted = unquoted(line);
     let mut words = unquoted.split_whitespace();
     let first = words.next()?;
     if let Some((name, value)) = first.split_once('=').filter(|(name, _)| is_name(name)) {
         return Some(format!(
-            "`{name}={value}` sets a variable only in a shell: write `.env(\"{name}\", \"{value}\")`, or add \
-             `.shell(true)`"
+            "`{name}={value}` sets a variable only in a shell: write `.env(\"{name}\", \"{value}\")`, or \
+             {shell}"
         ));
     }
     // These commands exist only inside a shell.
@@ -468,13 +475,21 @@ pub(crate) fn shell_syntax(line: &str) -> Option<String> {
                     .is_some_and(|rest| is_name(rest.split(['/', ':', '}']).next().unwrap_or_default()))
         })
     })?;
-    let remedy = match found.starts_with('$') {
-        true => "use the placeholder `{env:VAR}`, or add `.shell(true)`",
-        false => "add `.shell(true)`",
+    let placeholder = match found.starts_with('$') {
+        true => "use the placeholder `{env:VAR}`, or ",
+        false => "",
     };
     Some(format!(
-        "the command runs without a shell, and only a shell understands `{found}`: {remedy}"
+        "the command runs without a shell, and only a shell understands `{found}`: {placeholder}{shell}"
     ))
+}
+
+/// The words of a command line in whose place a shell would put the names of files.
+pub(crate) fn globs(line: &str) -> impl Iterator<Item = String> {
+    let words: Vec<String> = unquoted(line).split_whitespace().map(str::to_owned).collect();
+    words
+        .into_iter()
+        .filter(|word| word.len() > 1 && word.contains(['*', '?', '[']))
 }
 
 #[cfg(test)]
@@ -544,7 +559,7 @@ mod tests {
             ("migrate && server", "`&&`"),
             ("server &", "`&`"),
         ] {
-            let hint = shell_syntax(line).unwrap_or_else(|| panic!("{line}"));
+            let hint = shell_syntax(line, ADD_SHELL).unwrap_or_else(|| panic!("{line}"));
             assert!(hint.contains(part), "{line}: {hint}");
         }
         for line in [
@@ -555,7 +570,7 @@ mod tests {
             "server --price $1",
             "{dir}/server",
         ] {
-            assert_eq!(shell_syntax(line), None, "{line}");
+            assert_eq!(shell_syntax(line, ADD_SHELL), None, "{line}");
         }
     }
 

@@ -75,19 +75,8 @@ impl Run {
     /// services end with their test process.
     #[must_use]
     pub fn for_services(with_users: bool) -> Option<&'static Run> {
-        static SET: Lazy<OsString> = Lazy::new(|| {
-            let scope = std::env::var_os(SCOPE).unwrap_or_default();
-            if !["", "process", "run", "users"]
-                .iter()
-                .any(|known| scope == *known)
-            {
-                say(&format!(
-                    "{SCOPE} is `{}`, and has no effect; write `process`, `users` or `run`",
-                    scope.to_string_lossy()
-                ));
-            }
-            scope
-        });
+        // A start refuses unknown values.
+        static SET: Lazy<OsString> = Lazy::new(|| std::env::var_os(SCOPE).unwrap_or_default());
         static WITH_USERS: Lazy<Option<Run>> = Lazy::new(|| {
             Run::current().map(|run| Run {
                 dir: run.dir.clone(),

@@ -82,6 +82,7 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
         umask,
         on_end,
         not_ours,
+        program_variable: _,
     } = spec;
     command.fingerprint(key);
     option(key, on_end.as_ref(), |key, command| command.fingerprint(key));

@@ -6,6 +6,7 @@ pub(crate) mod hash;
 #[cfg(test)]
 pub(crate) mod own_process;
 pub(crate) mod say;
+pub(crate) mod settings;
 pub(crate) mod text;
 pub(crate) mod thread;
 pub(crate) mod wakeup;

@@ -4,6 +4,8 @@ use std::io::{self, Write};
 
 use once_cell::sync::Lazy;
 
+use crate::util::settings::is_on;
+
 const QUIET: &str = "MIRAKURU_QUIET";
 
 /// Prints a line past the capture of the test harness, unless `MIRAKURU_QUIET` is set.
@@ -13,13 +15,8 @@ pub(crate) fn say(text: &str) {
     }
 }
 
-/// Whether `MIRAKURU_QUIET` is set, and is not `0`.
+/// Whether `MIRAKURU_QUIET` is on.
 pub(crate) fn is_quiet() -> bool {
-    static QUIETLY: Lazy<bool> = Lazy::new(|| is_set(QUIET));
+    static QUIETLY: Lazy<bool> = Lazy::new(|| is_on(QUIET));
     *QUIETLY
-}
-
-/// Whether a variable of the environment is set, and is neither empty nor `0`.
-pub(crate) fn is_set(name: &str) -> bool {
-    std::env::var_os(name).is_some_and(|value| !value.is_empty() && value != "0")
 }

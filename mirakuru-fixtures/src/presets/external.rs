@@ -24,6 +24,7 @@ use std::io;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::process;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -32,6 +33,7 @@ use mirakuru_core::{Check, Error, Executor, ExecutorBuilder, Readiness, Tcp};
 use percent_encoding::percent_decode_str;
 
 use super::connection::{ANSWER_WITHIN, Connection, Stream};
+use super::kinds;
 use super::server::{Options, Server, unique_name};
 use super::{Answers, Prefix, etcd, failed, mariadb, memcached, mosquitto, nats};
 use super::{percent_encoded, postgres, rabbitmq, redis};
@@ -50,6 +52,8 @@ const SERVERS: [&Server; 8] = [
 
 /// Time that a starting server may refuse connections.
 const STARTS_WITHIN: Duration = Duration::from_secs(5);
+/// If the check takes longer, the server may be of another kind.
+const USUALLY_ANSWERS_WITHIN: Duration = Duration::from_secs(2);
 /// Time between two registrations of the stand-in.
 const RENEWED_EVERY: Duration = Duration::from_secs(60);
 /// Age at which parts count as left behind, if their owner is on another machine.
@@ -367,7 +371,7 @@ impl External {
                 ConnectionRefused | ConnectionReset | ResourceBusy | UnexpectedEof
             ) && begun.elapsed() < STARTS_WITHIN
         };
-        let mut checked = (self.protocol.check)(self);
+        let mut checked = self.first_check();
         while checked.as_ref().is_err_and(starts) {
             thread::sleep(Duration::from_millis(50));
             checked = (self.protocol.check)(self);
@@ -380,6 +384,40 @@ impl External {
             }
         }
         Ok(())
+    }
+
+    /// The check. If it fails or takes long, finds out whether another kind of server listens
+    /// there: such a server may wait for the rest of a question, and never answer.
+    fn first_check(&self) -> io::Result<()> {
+        use io::ErrorKind::{ConnectionRefused, InvalidData, UnexpectedEof};
+        let (sender, receiver) = mpsc::channel();
+        let external = self.clone();
+        // If another kind of server is found, nobody waits for this thread any more.
+        thread::spawn(move || {
+            let _ = sender.send((external.protocol.check)(&external));
+        });
+        let checked = receiver.recv_timeout(USUALLY_ANSWERS_WITHIN).ok();
+        let problem = checked
+            .as_ref()
+            .map(|checked| checked.as_ref().map_err(io::Error::kind));
+        let may_be_another = !matches!(problem, Some(Ok(()) | Err(ConnectionRefused)));
+        // The check's own error may say more than an answer that is not known.
+        let says_little = matches!(problem, None | Some(Err(InvalidData | UnexpectedEof)));
+        let kind = may_be_another
+            .then(|| self.addrs(self.port).ok()?.find_map(kinds::of))
+            .flatten();
+        if let Some(kind) = kind.filter(|kind| !kind.is(self.name) && (kind.is_known() || says_little)) {
+            return Err(io::Error::new(
+                InvalidData,
+                format!("another kind of server listens there: {kind}"),
+            ));
+        }
+        match checked {
+            Some(checked) => checked,
+            None => receiver
+                .recv()
+                .unwrap_or_else(|error| Err(io::Error::other(error))),
+        }
     }
 
     /// The owner of all parts that are made through this executor.

@@ -89,6 +89,7 @@ mod digest;
 mod etcd;
 mod external;
 mod http;
+mod kinds;
 mod mariadb;
 mod memcached;
 mod mosquitto;

@@ -115,6 +115,27 @@ impl Server {
         (!path.is_empty()).then(|| self.program_at(Path::new(&path)))
     }
 
+    /// The variable that names this program, if one does.
+    fn variable_of(&self, program: &Path) -> Option<String> {
+        let is_chosen = self.chosen().is_some_and(|chosen| is_same(&chosen, program));
+        is_chosen.then(|| self.variable("PROGRAM"))
+    }
+
+    /// An error before the start of this program. If a variable names the program, the error names
+    /// the variable, and nothing counts as missing.
+    pub(crate) fn blamed(&self, program: &Path, mut error: Error) -> Error {
+        let Some(variable) = self.variable_of(program) else {
+            return error;
+        };
+        if let Error::Spawn { missing, .. } = &mut error {
+            *missing = None;
+        }
+        if let Error::System { attempt, .. } | Error::Spawn { attempt, .. } = &mut error {
+            attempt.push_str(&format!(" for the server that {variable} names"));
+        }
+        error
+    }
+
     /// The name of a variable for this preset, such as `MIRAKURU_REDIS_PROGRAM`.
     pub(crate) fn variable(&self, about: &str) -> String {
         let name = match self.name {
@@ -175,6 +196,11 @@ impl Server {
             None => None,
         }
     }
+}
+
+/// Whether two paths name the same file. One of them may have had its links resolved.
+fn is_same(a: &Path, b: &Path) -> bool {
+    a == b || fs::canonicalize(a).is_ok_and(|a| fs::canonicalize(b).is_ok_and(|b| a == b))
 }
 
 /// A program in an environment of its own: UTC, UTF-8, and temporary files in the private
@@ -272,6 +298,9 @@ impl Options {
                     ),
                 ));
             }
+        }
+        if let Some(variable) = server.variable_of(&program) {
+            recipe = recipe.__program_of(&variable);
         }
         if self.optional {
             recipe = recipe.optional();

@@ -45,6 +45,8 @@ pub(super) struct Arena {
     pub(super) program: Words,
     /// The command that runs at the end. Its candidates are null if there is none.
     pub(super) on_end: Words,
+    /// The line about a hint after its failure, or null.
+    pub(super) on_end_hint: *const c_char,
     pub(super) envp: *const *const c_char,
     pub(super) current_dir: *const c_char,
     pub(super) groups: *const u32,
@@ -166,6 +168,8 @@ impl Mapping {
     fn fill(bump: &mut Bump, plan: &Plan, title: &CString, args: &Range<usize>) -> *mut Arena {
         let program = bump.words(&plan.program);
         let on_end = plan.on_end.as_ref().map(|command| bump.words(command));
+        let on_end_hint = plan.on_end_hint.as_ref();
+        let on_end_hint = on_end_hint.map_or(ptr::null(), |hint| bump.string(hint));
         let envp = bump.strings(&plan.envp);
         let current_dir = plan
             .current_dir
@@ -204,6 +208,7 @@ impl Mapping {
             if let Some(on_end) = on_end {
                 a.on_end = on_end;
             }
+            a.on_end_hint = on_end_hint;
             a.envp = envp;
             a.current_dir = current_dir;
             a.private_dir = private_dir;

@@ -22,6 +22,8 @@ pub(crate) struct Plan {
     /// The command to run when the tree is gone, in the service's environment and working
     /// directory, as this process's user.
     pub(crate) on_end: Option<CommandPlan>,
+    /// The line about a hint after a failure of that command.
+    pub(crate) on_end_hint: Option<CString>,
     pub(crate) envp: Vec<CString>,
     pub(crate) current_dir: Option<CString>,
     pub(crate) stdin: Stream,

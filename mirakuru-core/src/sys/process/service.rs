@@ -767,6 +767,7 @@ mod tests {
                 argv: vec![text("sh"), text("-c"), text(script)],
             },
             on_end: None,
+            on_end_hint: None,
             needs: Vec::new(),
             envp: vec![text("PATH=/usr/bin:/bin"), text("MIRAKURU_ID=unit-test")],
             current_dir: None,

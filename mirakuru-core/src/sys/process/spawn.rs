@@ -6,7 +6,7 @@
 //! thread-local value but `errno`. Memory that is not in the arena, on a stack, or in a file's
 //! mapping *may not be there*.
 
-use std::ffi::{c_char, c_int, c_void};
+use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem;
 use std::ptr;
 
@@ -217,7 +217,11 @@ pub(super) unsafe fn run_on_end(a: &mut Arena, output: &mut Output, kill: unsafe
                 let mut room = [0; 20];
                 let number = number.map_or(&[][..], |number| digits(number, &mut room));
                 let text = b"mirakuru: the command at the end ";
-                for part in [text, problem, number, b"\n"] {
+                let hint = match a.on_end_hint.is_null() {
+                    true => &[][..],
+                    false => CStr::from_ptr(a.on_end_hint).to_bytes(),
+                };
+                for part in [text, problem, number, b"\n", hint] {
                     output.write(part, 1, part.len());
                 }
             }

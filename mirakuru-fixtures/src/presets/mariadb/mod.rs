@@ -343,7 +343,7 @@ impl Recipe for MariadbRecipe {
         }
         match self.server() {
             Some(program) => {
-                install(&program, &dir)?;
+                install(&program, &dir).map_err(|error| SERVER.blamed(&program, error))?;
                 self.install_seed(&program, &dir)
             }
             // The start gives the better error.

@@ -518,12 +518,15 @@ impl Recipe for PostgresRecipe {
         }
         let dir = executor.dir();
         write_password(&dir, &new_password()?)?;
-        match self.server()? {
-            Some(program) if program.is_file() && self.is_seeded() => self.install_seeded(&program, &dir),
-            Some(program) if program.is_file() => install(&program, &self.initdb, &dir),
-            // The start gives the better error.
-            _ => Ok(()),
-        }
+        // Without a program the start gives the better error.
+        let Some(program) = self.server()?.filter(|program| program.is_file()) else {
+            return Ok(());
+        };
+        let installed = match self.is_seeded() {
+            true => self.install_seeded(&program, &dir),
+            false => install(&program, &self.initdb, &dir),
+        };
+        installed.map_err(|error| SERVER.blamed(&program, error))
     }
 
     fn set_up(&self, executor: &mut Executor<Answers>) -> Result<(), Error> {

@@ -1,0 +1,70 @@
+//! The variables of the environment that choose between known values.
+
+use once_cell::sync::Lazy;
+
+const ON: [&str; 4] = ["1", "true", "yes", "on"];
+const OFF: [&str; 4] = ["0", "false", "no", "off"];
+
+/// The variables with their values, as a person would list them. An empty value counts as none.
+const CHOICES: [(&str, &[&str]); 5] = [
+    ("MIRAKURU_KEEP", &["1", "0"]),
+    ("MIRAKURU_LIVE", &["1", "0"]),
+    ("MIRAKURU_MISSING", &["skip", "fail"]),
+    ("MIRAKURU_QUIET", &["1", "0"]),
+    ("MIRAKURU_SCOPE", &["process", "users", "run"]),
+];
+
+/// Whether a switch is on.
+pub(crate) fn is_on(name: &str) -> bool {
+    let value = std::env::var_os(name).unwrap_or_default();
+    !value.is_empty() && !is_word_of(&OFF, &value.to_string_lossy())
+}
+
+fn is_word_of(words: &[&str], value: &str) -> bool {
+    words.iter().any(|word| word.eq_ignore_ascii_case(value))
+}
+
+/// A variable whose value is not known, and the values that it may have.
+pub(crate) fn unknown() -> Option<&'static (&'static str, String)> {
+    static UNKNOWN: Lazy<Option<(&str, String)>> = Lazy::new(|| {
+        CHOICES.iter().find_map(|(name, known)| {
+            let value = std::env::var_os(name)?;
+            let value = value.to_string_lossy();
+            Some((*name, refusal(known, &value)?))
+        })
+    });
+    UNKNOWN.as_ref()
+}
+
+/// Why a value is refused. `None` if it is empty or known.
+fn refusal(known: &[&str], value: &str) -> Option<String> {
+    let is_switch = known == ["1", "0"] && [ON, OFF].iter().any(|words| is_word_of(words, value));
+    let is_known = value.is_empty() || is_switch || known.contains(&value);
+    (!is_known).then(|| {
+        format!(
+            "its value `{value}` is not known: write `{}`",
+            known.join("` or `")
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_that_is_not_known_is_refused_with_those_that_are() {
+        let choice = ["skip", "fail"];
+        for value in ["", "skip", "fail"] {
+            assert_eq!(refusal(&choice, value), None, "{value}");
+        }
+        for value in ["skp", "Skip", "1"] {
+            let reason = format!("its value `{value}` is not known: write `skip` or `fail`");
+            assert_eq!(refusal(&choice, value), Some(reason));
+        }
+        for value in ["", "1", "0", "true", "FALSE", "no", "off", "on"] {
+            assert_eq!(refusal(&["1", "0"], value), None, "{value}");
+        }
+        assert!(refusal(&["1", "0"], "flase").is_some());
+    }
+}
