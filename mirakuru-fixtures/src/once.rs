@@ -52,7 +52,7 @@ impl<T> Once<T> {
             return Err(self.cycle.get_or_init(|| {
                 Error::other(
                     self.attempt(),
-                    "its own start uses it, and would wait for ever: use what the start receives instead",
+                    "its own start uses it, and would wait for ever: use the start's argument instead",
                 )
             }));
         }

@@ -53,7 +53,7 @@ use crate::system::{Joining, Slot, System};
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be started",
     label = "not a recipe",
-    note = "a recipe is what `Executor::builder(..)` makes (without `.start()`), a preset, \
+    note = "a recipe is an `Executor::builder(..)` without `.start()`, a preset, \
             or a type of your own that implements `mirakuru::Recipe`; its readiness must be `Clone`"
 )]
 pub trait Recipe: Sized {

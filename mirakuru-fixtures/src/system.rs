@@ -606,7 +606,10 @@ impl<'a> System<'a> {
                 step = Step::Wait(polled);
             }
         } else if !polls_are_left {
-            return Err(Error::other("start it", "it needs something that nobody starts"));
+            return Err(Error::other(
+                "start it",
+                "it needs a service that is never started",
+            ));
         }
         for (index, service) in starting {
             if ready.contains(&index) {
@@ -858,8 +861,8 @@ impl<S> Recipe for Plan<S> {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be started",
     label = "not a recipe",
-    note = "a recipe is the name of a struct with `#[mirakuru::fixture]`, what `Executor::builder(..)` makes \
-        (without `.start()`), a preset, or a type of your own that implements `mirakuru::Recipe`"
+    note = "a recipe is the name of a struct with `#[mirakuru::fixture]`, an `Executor::builder(..)` without \
+        `.start()`, a preset, or a type of your own that implements `mirakuru::Recipe`"
 )]
 pub trait IntoRecipe<How> {
     /// The type of the recipe.

@@ -58,7 +58,7 @@ pub fn start_all<S: StartAll>(recipes: S) -> Result<S::Handles, Error> {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` is no list of recipes",
     label = "expected a tuple, a `Vec` or an array of recipes or of executors",
-    note = "a recipe is what `Executor::builder(..)` makes (without `.start()`), a preset, or a type of your \
+    note = "a recipe is an `Executor::builder(..)` without `.start()`, a preset, or a type of your \
         own that implements `Recipe`"
 )]
 pub trait StartAll: sealed::Start {
@@ -73,7 +73,7 @@ pub trait StartAll: sealed::Start {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be started",
     label = "neither a recipe nor an executor",
-    note = "a recipe is what `Executor::builder(..)` makes, a preset, or a type of your own that \
+    note = "a recipe is an `Executor::builder(..)`, a preset, or a type of your own that \
         implements `Recipe`"
 )]
 pub trait ToStart {

@@ -215,7 +215,7 @@ fn of_line(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     }
     if has(&["permission denied", "eacces", "operation not permitted"]) {
         return Some(
-            "it may not do what that line says: give its user the right to, or use another path or port \
+            "it lacks a permission: give its user the right to do that, or use another path or port \
                 (`{dir}` belongs to that user, and ports below 1024 to root)"
                 .to_owned(),
         );

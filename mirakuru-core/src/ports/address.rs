@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 
 pub(crate) const ZERO: &str =
-    "with port 0 the service chooses a port that nobody else knows; let one be chosen for it with `{port}`";
+    "with port 0 the service chooses a port that no client knows; let one be chosen for it with `{port}`";
 
 /// The addresses of a `host:port`. The error names the mistake in the text and its remedy.
 pub(crate) fn resolve(text: &str) -> Result<Vec<SocketAddr>, String> {

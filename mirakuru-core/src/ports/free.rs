@@ -353,7 +353,7 @@ mod tests {
                 .ends_with(&format!(" (pid {})", std::process::id()))
         );
         assert!(evidence.about.unwrap().contains("this very test process"));
-        assert!(evidence.hint.unwrap().starts_with("drop what has it"));
+        assert!(evidence.hint.unwrap().starts_with("drop the value that has it"));
     }
 
     #[test]

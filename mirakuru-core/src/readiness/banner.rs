@@ -319,7 +319,7 @@ impl Readiness for Banner {
         }
         if self.undecided.is_some() {
             return Err(io::Error::other(
-                "the last line matches so far, but is not finished, and what follows may change that",
+                "the last line matches so far, but is not finished, and its end may change that",
             ));
         }
         if *seen > 0 {

@@ -86,7 +86,7 @@ impl Http {
                 let seen = self.first_bytes.get_or_insert_with(|| first_bytes(addr, limit));
                 (
                     ErrorKind::InvalidData,
-                    format!("what answered {request} on {addr} is not HTTP{seen}"),
+                    format!("the answer to {request} on {addr} is not HTTP{seen}"),
                 )
             }
             ureq::Error::Io(error) if target.tls && error.kind() == ErrorKind::InvalidData => (
