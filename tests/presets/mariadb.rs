@@ -50,13 +50,13 @@ fn another_test_has_another() {
 
 /// An application: it tells how many visits its database has had.
 const APPLICATION: &str = r#"
-mariadb --no-defaults -NB -h127.0.0.1 -P$DB_PORT -u$DB_USER -p$DB_PASSWORD ${DATABASE_URL##*/} \
+mariadb --no-defaults -NB -h$DB_HOST -P$DB_PORT -u$DB_USER -p$DB_PASSWORD ${DATABASE_URL##*/} \
     -e "SELECT CONCAT('visits: ', COUNT(*)) FROM visits"
 exec sleep 60"#;
 
 #[mirakuru::fixture(presets::mariadb().load_sql(SCHEMA))]
 #[mirakuru::fixture(cmd = APPLICATION, shell = true, env = ("DATABASE_URL", db.url()),
-    env = ("DB_PORT", db.port().to_string()), env = ("DB_USER", db.user()),
+    env = ("DB_HOST", db.host()), env = ("DB_PORT", db.port().to_string()), env = ("DB_USER", db.user()),
     env = ("DB_PASSWORD", db.password()), banner = r"visits: \d")]
 #[test]
 fn an_application_finds_the_tables_at_the_url(mut db: Mariadb, mut app: OutputExecutor) {
