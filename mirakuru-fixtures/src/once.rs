@@ -1,6 +1,6 @@
 //! [`Once`]: a value that is made once, at its first use. A failure is remembered.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::{self, ThreadId};
 
 use mirakuru_core::__private::{SharedServices, shown, timeline_now};
@@ -16,8 +16,6 @@ use crate::missing::{skips, why_not_skipped};
 pub struct Once<T> {
     name: &'static str,
     value: OnceCell<Result<T, Error>>,
-    /// The thread that is making the value. `OnceCell` would let it wait for itself for ever.
-    maker: Mutex<Option<ThreadId>>,
     /// The error of a value that needs itself, stored so that it can be borrowed.
     cycle: OnceCell<Error>,
     /// The services of the value. A failing test that used the value shows their output.
@@ -32,7 +30,6 @@ impl<T> Once<T> {
         Once {
             name,
             value: OnceCell::new(),
-            maker: Mutex::new(None),
             cycle: OnceCell::new(),
             services: OnceCell::new(),
             died: OnceCell::new(),
@@ -48,19 +45,19 @@ impl<T> Once<T> {
         if let Some(value) = self.peek() {
             return self.note_use().and(value);
         }
-        if *self.maker.lock().unwrap_or_else(PoisonError::into_inner) == Some(thread::current().id()) {
-            return Err(self.cycle.get_or_init(|| {
-                Error::other(
-                    self.attempt(),
-                    "its own start uses it, and would wait for ever: use the start's argument instead",
-                )
-            }));
-        }
+        let waiting = match Waiting::begin(std::ptr::from_ref(self).addr(), self.name) {
+            Ok(waiting) => waiting,
+            Err(chain) => {
+                return Err(self
+                    .cycle
+                    .get_or_init(|| Error::other(self.attempt(), in_a_circle(&chain))));
+            }
+        };
         let asked = timeline_now();
         let mut is_ours = false;
         let made = self.value.get_or_init(|| {
             is_ours = true;
-            let _making = Making::new(&self.maker);
+            waiting.makes();
             let (made, services) = SharedServices::make(make);
             if made.is_ok() {
                 let _ = self.services.set(services);
@@ -112,18 +109,100 @@ impl<T> Once<T> {
     }
 }
 
-/// Stores the thread that makes a value, until the value is made or the thread panics.
-struct Making<'a>(&'a Mutex<Option<ThreadId>>);
+/// The message about values that need each other. The first one is also the last.
+fn in_a_circle(chain: &[&str]) -> String {
+    if let [_, _] = chain {
+        return "its own start uses it, and would wait for ever: use the start's argument instead".to_owned();
+    }
+    let names = chain.iter().map(|name| match *name {
+        "" => "one without a name".to_owned(),
+        name => format!("`{name}`"),
+    });
+    let names: Vec<String> = names.collect();
+    let names = names.join(" -> ");
+    format!("its own start needs it: {names}; one of them must start without the next one")
+}
 
-impl Making<'_> {
-    fn new(maker: &Mutex<Option<ThreadId>>) -> Making<'_> {
-        *maker.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread::current().id());
-        Making(maker)
+/// A thread that waits for a value, or makes it. `OnceCell` would let threads wait for each other,
+/// or for themselves, for ever.
+struct Use {
+    thread: ThreadId,
+    once: usize,
+    name: &'static str,
+    makes: bool,
+}
+
+/// The uses of all values that are not made yet. Those of one thread are nested: it makes each
+/// value but the last one.
+static USES: Mutex<Vec<Use>> = Mutex::new(Vec::new());
+
+fn uses() -> MutexGuard<'static, Vec<Use>> {
+    USES.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// This thread's use of a value, until it is made.
+struct Waiting {
+    once: usize,
+}
+
+impl Waiting {
+    /// Begins a use. If the value cannot be made before this thread goes on, returns the names of
+    /// the values that wait for each other.
+    fn begin(once: usize, name: &'static str) -> Result<Waiting, Vec<&'static str>> {
+        let mut uses = uses();
+        let thread = thread::current().id();
+        match circle(&uses, thread, once) {
+            Some(chain) => Err([chain, vec![name]].concat()),
+            None => {
+                uses.push(Use {
+                    thread,
+                    once,
+                    name,
+                    makes: false,
+                });
+                Ok(Waiting { once })
+            }
+        }
+    }
+
+    /// From now on, the thread makes the value.
+    fn makes(&self) {
+        let mut uses = uses();
+        if let Some(at) = self.place(&uses) {
+            uses[at].makes = true;
+        }
+    }
+
+    fn place(&self, uses: &[Use]) -> Option<usize> {
+        let thread = thread::current().id();
+        uses.iter()
+            .rposition(|it| it.thread == thread && it.once == self.once)
     }
 }
 
-impl Drop for Making<'_> {
+impl Drop for Waiting {
     fn drop(&mut self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        let mut uses = uses();
+        if let Some(at) = self.place(&uses) {
+            uses.remove(at);
+        }
     }
+}
+
+/// The values that are made from `wanted` to the last one of this thread, if their makers wait for
+/// each other, so that this thread would wait for itself.
+fn circle(uses: &[Use], thread: ThreadId, mut wanted: usize) -> Option<Vec<&'static str>> {
+    let mut chain = Vec::new();
+    for _ in uses {
+        let first = uses.iter().position(|it| it.makes && it.once == wanted)?;
+        let maker = uses[first].thread;
+        let mut theirs = uses[first..].iter().filter(|it| it.thread == maker);
+        chain.extend(theirs.clone().filter(|it| it.makes).map(|it| it.name));
+        if maker == thread {
+            return Some(chain);
+        }
+        // A thread that makes the last value of its list does not wait.
+        wanted = theirs.next_back().filter(|it| !it.makes)?.once;
+    }
+    None
 }

@@ -342,6 +342,44 @@ mod tests {
     }
 
     #[test]
+    fn a_start_that_needs_itself_by_others_names_all_of_them() {
+        fn needs(other: &'static Shared<u32>) -> Result<u32, Error> {
+            match Shared::try_get(other) {
+                Ok(value) => Ok(*value),
+                Err(error) => Err(Error::other("use it", error.to_string())),
+            }
+        }
+        static A: Shared<u32> = Shared::named("A", || needs(&B));
+        static B: Shared<u32> = Shared::named("B", || needs(&C));
+        static C: Shared<u32> = Shared::named("C", || needs(&A));
+        let message = Shared::try_get(&A).unwrap_err().to_string();
+        assert!(message.contains("`A` -> `B` -> `C` -> `A`"), "{message}");
+    }
+
+    #[test]
+    fn starts_in_two_threads_that_need_each_other_do_not_wait_for_ever() {
+        /// Passes when both threads are in their start.
+        static BOTH: Barrier = Barrier::new(2);
+        fn needs(other: &'static Shared<u32>) -> Result<u32, Error> {
+            BOTH.wait();
+            match Shared::try_get(other) {
+                Ok(value) => Ok(*value),
+                Err(error) => Err(Error::other("use it", error.to_string())),
+            }
+        }
+        static A: Shared<u32> = Shared::named("A", || needs(&B));
+        static B: Shared<u32> = Shared::named("B", || needs(&A));
+        let other = thread::spawn(|| Shared::try_get(&B).unwrap_err().to_string());
+        let messages = [
+            Shared::try_get(&A).unwrap_err().to_string(),
+            other.join().unwrap(),
+        ];
+        let is_circle =
+            |message: &String| message.contains("`A` -> `B` -> `A`") || message.contains("`B` -> `A` -> `B`");
+        assert!(messages.iter().all(is_circle), "{messages:?}");
+    }
+
+    #[test]
     fn a_start_that_uses_itself_is_an_error_and_no_deadlock() {
         static SHARED: Shared<u32> = Shared::named("SERVICE", || {
             assert!(matches!(
