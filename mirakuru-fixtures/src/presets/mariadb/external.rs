@@ -1,4 +1,4 @@
-//! A MariaDB or MySQL at `MIRAKURU_MARIADB_URL`: each test has a database there.
+//! A MariaDB or MySQL at `MIRAKURU_MARIADB_URL`. Each test has a database there.
 
 use std::io;
 
@@ -35,7 +35,7 @@ fn check(external: &External) -> io::Result<()> {
         );
         return Err(io::Error::other(problem));
     }
-    // A database that does not exist: the server checks the rights first, and makes nothing.
+    // No such database exists: the server checks the rights first, and makes nothing.
     let absent = format!("{}_absent", Owner::this_process());
     for statement in [
         format!("CREATE TABLE {absent}.a (b INT)"),
@@ -54,7 +54,7 @@ fn check(external: &External) -> io::Result<()> {
     Ok(())
 }
 
-/// The kind of server, its version, and the oldest version that will do. MariaDB puts `5.5.5-`
+/// Finds the kind of server, its version, and the oldest usable version. MariaDB puts `5.5.5-`
 /// before its own version.
 fn version(greeting: &str) -> (&'static str, (u32, u32), (u32, u32)) {
     let is_mariadb = greeting.contains("MariaDB");
@@ -102,7 +102,7 @@ pub(super) fn client_file(external: &External) -> String {
     )
 }
 
-/// A value in an option file.
+/// Quotes a value for an option file.
 pub(super) fn quoted(text: &str) -> String {
     format!("\"{}\"", text.replace('\\', "\\\\").replace('"', "\\\""))
 }

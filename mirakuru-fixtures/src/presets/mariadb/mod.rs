@@ -37,16 +37,16 @@ pub(super) const SERVER: Server = Server {
     external: Some(&external::PROTOCOL),
 };
 
-/// How long the installation of a data directory may take, on a slow disk of a busy machine.
+/// Time that the installation of a data directory may take, on a slow disk of a busy machine.
 const INSTALLED_WITHIN: Duration = Duration::from_secs(300);
 /// The database of [`Mariadb::url`].
 const SHARED: &str = "test";
 /// The user of our own connections. It has no password, and can connect only through the Unix
 /// socket, which is in a directory that no other user can enter.
 const OURS: &str = "mirakuru";
-/// The file in the private directory with the result of the seeds, as SQL.
+/// Name of the file in the private directory with the result of the seeds, as SQL.
 const SEED: &str = "seed.sql";
-/// The file in the private directory with the login of the client programs.
+/// Name of the file in the private directory with the login of the client programs.
 const CLIENT: &str = "client.cnf";
 const CHARACTERS: &str = "default-character-set=utf8mb4\n";
 
@@ -103,7 +103,7 @@ impl MariadbRecipe {
     /// directory, all of its files that end with `.sql` are loaded, as
     /// [PostgreSQL's](super::PostgresRecipe::load_sql) are.
     ///
-    /// It goes through the server's own command line client, which supports `DELIMITER` and
+    /// The SQL goes through the server's own command line client, which supports `DELIMITER` and
     /// `source`. The start fails, and names the line, if SQL would not get into the database.
     /// Examples are `USE`, which `mariadb-dump --databases` writes, and a transaction that is not
     /// committed.
@@ -112,7 +112,7 @@ impl MariadbRecipe {
         self
     }
 
-    /// Runs code on a database with everything that is [loaded](MariadbRecipe::load_sql): the
+    /// Runs code on a database with all SQL that is [loaded](MariadbRecipe::load_sql): the
     /// application's own migrations. It gets the URL of that database. The database of
     /// [`url`](Mariadb::url) and each [`database`](Mariadb::database) begin with the result.
     ///
@@ -144,7 +144,7 @@ impl MariadbRecipe {
     }
 
     /// Puts the result of the seeds into the private directory. The first user of a key makes it:
-    /// starts a server, runs the seeds on a database of it, and dumps that.
+    /// starts a server, runs the seeds on a database there, and dumps the database.
     fn install_seed(&self, program: &Path, dir: &Path) -> Result<(), Error> {
         let Some(version) = version_of(program).filter(|_| !self.seeds.is_empty()) else {
             return Ok(());
@@ -161,7 +161,7 @@ impl MariadbRecipe {
             let maker = MariadbRecipe {
                 seeds: Vec::new(),
                 options: Options {
-                    // The server that this seed is for may hold the lock.
+                    // The server for which this seed is made may hold the lock.
                     port: None,
                     ..self.options.clone()
                 },
@@ -176,7 +176,7 @@ impl MariadbRecipe {
         })
     }
 
-    /// The program that the recipe names, or the one that is found.
+    /// The program in the recipe, or the one that is found.
     fn server(&self) -> Option<PathBuf> {
         if self.options.program.is_some() {
             return self.options.program.clone();
@@ -187,7 +187,7 @@ impl MariadbRecipe {
         let mariadb = find_program("mariadbd");
         let mysql = find_program("mysqld");
         if self.mysql {
-            // It must not be a link to the other one.
+            // This must not be a link to the other server.
             mysql
                 .filter(|path| fs::canonicalize(path).is_ok_and(|real| real.ends_with("mysqld")))
                 .or(mariadb)
@@ -261,14 +261,14 @@ impl MariadbRecipe {
     }
 }
 
-// Left out of the list of recipes in error messages, which is long enough.
+// Error messages do not list this recipe, because their list is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for MariadbRecipe {
     type Readiness = Answers;
     type Handle = Mariadb;
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
-        // If a file is missing, the start fails, and not the first database.
+        // If a file is missing, the start fails, and not only the first database.
         let scripts = self.scripts()?;
         if let Some(external) = self.options.external(&SERVER)? {
             return Ok(self.with_contents(external.executor(&self.options)?, &scripts));
@@ -278,7 +278,7 @@ impl Recipe for MariadbRecipe {
             program: self.server().or_else(|| Some(first.into())),
             ..self.options.clone()
         };
-        // A setting with `loose-` in front is known only to one of the two: the other prints a
+        // Only one of the two servers knows a setting with `loose-` in front: the other prints a
         // warning.
         let mut settings = vec![
             ("port", options.port()),
@@ -287,13 +287,13 @@ impl Recipe for MariadbRecipe {
             ("pid-file", "{dir}/pid".to_owned()),
             ("datadir", "{dir}/data".to_owned()),
             ("tmpdir", "{dir}/tmp".to_owned()),
-            // The server reads it before it accepts the first connection.
+            // The server reads this file before it accepts the first connection.
             ("init-file", "{dir}/init.sql".to_owned()),
             // `root@localhost` connects through the socket, `root@%` through the port.
             ("skip-name-resolve", "1".to_owned()),
             ("character-set-server", "utf8mb4".to_owned()),
             ("default-time-zone", "+00:00".to_owned()),
-            // MySQL's second port.
+            // This is MySQL's second port.
             ("loose-mysqlx", "0".to_owned()),
             ("loose-performance-schema", "0".to_owned()),
             ("innodb-buffer-pool-size", "64M".to_owned()),
@@ -304,7 +304,8 @@ impl Recipe for MariadbRecipe {
         if !options.durable {
             settings.extend(FAST.map(|(name, value)| (name, value.to_owned())));
         }
-        // Not the configuration of this machine's own server. This must be the first argument.
+        // This keeps out the configuration of the machine's own server. It must be the first
+        // argument.
         let mut args = vec!["--no-defaults".to_owned()];
         for (name, value) in options.settings(settings) {
             args.push(format!("--{name}={value}"));
@@ -320,7 +321,7 @@ impl Recipe for MariadbRecipe {
             return write_secret(&dir, CLIENT, &external::client_file(&external));
         }
         let secret = new_password()?;
-        // The server reads it again at each start.
+        // The server reads this file again at each start.
         let init = format!(
             "CREATE USER IF NOT EXISTS 'root'@'%' IDENTIFIED BY '{secret}';\n\
              ALTER USER 'root'@'localhost' IDENTIFIED BY '{secret}', 'root'@'%' IDENTIFIED BY '{secret}';\n\
@@ -346,7 +347,7 @@ impl Recipe for MariadbRecipe {
                 install(&program, &dir).map_err(|error| SERVER.blamed(&program, error))?;
                 self.install_seed(&program, &dir)
             }
-            // The start gives the better error.
+            // The start of the missing program gives the better error.
             None => Ok(()),
         }
     }
@@ -376,8 +377,7 @@ impl Recipe for MariadbRecipe {
     }
 }
 
-/// Settings of the data directory: the server must start with the ones that the directory was made
-/// with.
+/// Settings of the data directory. The server must start with the same ones as its installation.
 const INSTALLED: [(&str, &str); 2] = [
     // By default these are six times as large, and each copy would be, too.
     ("innodb-log-file-size", "16M"),
@@ -419,7 +419,7 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
         let mut install = if is_mariadb {
             clean_program(&beside(program, &["mariadb-install-db", "mysql_install_db"]))
                 .args(["--no-defaults", "--skip-test-db", "--skip-name-resolve"])
-                // Otherwise it gives files of the machine's own server to the named user.
+                // Without this, it gives files of the machine's own server to the named user.
                 .arg("--rpm")
                 .args(FAST.map(|(name, value)| format!("--{name}={value}")))
         } else {
@@ -434,8 +434,8 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
         if !is_shim(program) {
             install = install.current_dir("{dir}");
         }
-        // The server refuses to run as root unless it is told to. The script must pass the option
-        // on, and `--user` fails in it if the path has a space.
+        // The server refuses to run as root without this option. The script must pass it on, and
+        // `--user` fails in the script if the path has a space.
         if data.metadata().is_ok_and(|metadata| metadata.uid() == 0) {
             install = install.arg("--loose-user=root");
         }
@@ -450,7 +450,7 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
     })
 }
 
-/// A text that stands for a server's version: the file's size and time. Asking the server takes a
+/// A text for a server's version: the file's size and time. A question to the server would take a
 /// tenth of a start.
 fn version_of(program: &Path) -> Option<String> {
     let metadata = fs::metadata(program).ok()?;
@@ -493,9 +493,9 @@ fn beside(server: &Path, programs: &[&str]) -> PathBuf {
 /// A running MariaDB or MySQL.
 ///
 /// [`url`](Mariadb::url) is a database for an application under test, and
-/// [`database`](Mariadb::database) gives each test its own one. The tests share everything outside
-/// databases: accounts and their rights, global variables (`SET GLOBAL`), `FLUSH`, the locks of
-/// `GET_LOCK`, and the names of the databases themselves.
+/// [`database`](Mariadb::database) gives each test its own one. The tests share all else: accounts
+/// and their rights, global variables (`SET GLOBAL`), `FLUSH`, the locks of `GET_LOCK`, and the
+/// names of the databases themselves.
 ///
 /// The time zone is UTC and the character set `utf8mb4`, whatever the environment of the tests
 /// says. Committed data survives a crash of the server, such as [`kill`](Executor::kill) and a
@@ -526,12 +526,12 @@ handle!(Mariadb, external);
 
 impl Mariadb {
     /// The URL of the database that exists from the start and that all users of this server share:
-    /// `mysql://root:PASSWORD@127.0.0.1:PORT/test`. It begins with everything that the recipe
+    /// `mysql://root:PASSWORD@127.0.0.1:PORT/test`. It begins with all data that the recipe
     /// [loads](MariadbRecipe::load_sql). Data that an application writes there stays until the
     /// server ends, also over a restart.
     ///
-    /// A server at `MIRAKURU_MARIADB_URL` gets another database for this. It is never the database
-    /// in that variable.
+    /// For a server at `MIRAKURU_MARIADB_URL` this is another database than the one in that
+    /// variable.
     #[must_use]
     pub fn url(&self) -> String {
         self.url_of(&self.common)
@@ -552,7 +552,7 @@ impl Mariadb {
         &self.password
     }
 
-    /// Its Unix socket.
+    /// Path of the Unix socket.
     ///
     /// # Panics
     ///
@@ -572,25 +572,25 @@ impl Mariadb {
     ///
     /// # Panics
     ///
-    /// If it cannot be made: see [`try_database`](Mariadb::try_database).
+    /// If the database cannot be made: see [`try_database`](Mariadb::try_database).
     #[must_use]
     #[track_caller]
     pub fn database(&self) -> MariadbDatabase {
         expect(self.try_database())
     }
 
-    /// The same, but returns the error.
+    /// Makes a database as [`database`](Mariadb::database), but returns the error.
     ///
     /// # Errors
     ///
     /// [`Error::System`] if the server does not answer or refuses the SQL of the recipe. Also if
-    /// the command line client that loads the SQL, `mariadb` or `mysql`, is missing.
+    /// the command line client for the SQL, `mariadb` or `mysql`, is missing.
     pub fn try_database(&self) -> Result<MariadbDatabase, Error> {
         let name = match &self.external {
             Some(external) => external.unique_name(&self.executor.dir())?,
             None => unique_name()?,
         };
-        // From here on the database is dropped if a step fails.
+        // If a step from here on fails, the database is dropped.
         let database = MariadbDatabase {
             url: self.url_of(&name),
             name,
@@ -622,9 +622,9 @@ fn common(external: Option<&External>, dir: &Path) -> Result<String, Error> {
 /// The address of a server, and a client for it.
 struct Access {
     address: Address,
-    /// The command line client.
+    /// Path of the command line client.
     client: PathBuf,
-    /// The private directory.
+    /// Path of the private directory.
     dir: PathBuf,
 }
 
@@ -635,7 +635,7 @@ impl Access {
 
     /// Makes a database with the SQL of these scripts.
     fn create(&self, name: &str, scripts: &[Script]) -> Result<(), Error> {
-        // The settings of our own servers.
+        // These are the settings of our own servers.
         let statement = format!("CREATE DATABASE {name} CHARACTER SET utf8mb4");
         self.connect()
             .and_then(|mut client| client.query(&statement))
@@ -661,7 +661,7 @@ impl Access {
         command
     }
 
-    /// Writes the content of a database into a file of SQL that names no database.
+    /// Writes the content of a database into a file of SQL, without the name of the database.
     fn dump(&self, database: &str, server: &Path, file: &Path) -> io::Result<()> {
         let mut command = self.client(&beside(server, &["mariadb-dump", "mysqldump"]));
         let mut result = OsString::from("--result-file=");
@@ -680,7 +680,7 @@ impl Access {
             io::ErrorKind::NotFound => io::Error::new(e.kind(), not_found("mariadb-dump", &[])),
             _ => e,
         })?;
-        // The defaults for later tables: a dump has them only if it names the database.
+        // The defaults for later tables: a dump has them only with the database's name.
         let defaults = format!(
             "SELECT CONCAT('ALTER DATABASE CHARACTER SET ', default_character_set_name, ' COLLATE ', \
              default_collation_name, ';') FROM information_schema.schemata WHERE schema_name = '{database}'"
@@ -708,8 +708,8 @@ impl Access {
     }
 }
 
-/// One database of a [`Mariadb`], made for a test. Dropping this ends the connections to the
-/// database, with their transactions, and drops it with everything in it. If the server does not
+/// One database of a [`Mariadb`], made for a test. Dropping it ends the connections to the
+/// database, with their transactions, and drops it with all its content. If the server does not
 /// finish this within a second, the database stays until the server ends.
 #[derive(Debug)]
 pub struct MariadbDatabase {
@@ -719,13 +719,13 @@ pub struct MariadbDatabase {
 }
 
 impl MariadbDatabase {
-    /// Its URL: `mysql://root:PASSWORD@127.0.0.1:PORT/NAME`.
+    /// The URL: `mysql://root:PASSWORD@127.0.0.1:PORT/NAME`.
     #[must_use]
     pub fn url(&self) -> String {
         self.url.clone()
     }
 
-    /// Its name, which is unique on the server.
+    /// The name, which is unique on the server.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name

@@ -1,4 +1,4 @@
-//! The part of MariaDB's and MySQL's protocol that running a statement needs.
+//! The part of MariaDB's and MySQL's protocol for running statements.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -27,17 +27,17 @@ pub(super) enum Address {
     External(Box<External>),
 }
 
-/// A connection of ours.
+/// One of our connections.
 pub(super) struct Client {
     stream: Stream,
-    /// The number of the next packet.
+    /// Number of the next packet.
     next: u8,
     /// The version in the server's greeting.
     pub(crate) version: String,
 }
 
 impl Client {
-    /// A connection with this time limit for each answer.
+    /// Connects with this time limit for each answer.
     pub(crate) fn connect(address: &Address, within: Duration) -> io::Result<Client> {
         // Version 4.1 of the protocol, authentication by a plugin.
         const CAPABILITIES: u32 = 0x0200 | 0x8000 | 0x0008_0000;
@@ -60,8 +60,8 @@ impl Client {
         if greeting.first() == Some(&ERROR) {
             return Err(report(&greeting));
         }
-        // The protocol, the version, the thread, eight bytes of salt, 19 bytes of other things, the
-        // other twelve bytes of salt, the plugin.
+        // The greeting has the protocol, the version, the thread, eight bytes of salt, 19 other
+        // bytes, the other twelve bytes of salt, the plugin.
         let end = greeting.iter().position(|byte| *byte == 0).unwrap_or(0);
         client.version = String::from_utf8_lossy(greeting.get(1..end).unwrap_or_default()).into_owned();
         let rest = greeting.get(end + 1..).unwrap_or_default();
@@ -123,14 +123,14 @@ impl Client {
             Some(&ERROR) => return Err(report(&answer)),
             _ => {}
         }
-        // The descriptions of the columns, an end packet, the rows, an end packet.
+        // The answer has the descriptions of the columns, an end packet, the rows, an end packet.
         let mut ends = 0;
         while ends < 2 {
             let packet = self.read()?;
             match packet.first() {
                 Some(&ERROR) => return Err(report(&packet)),
                 Some(&END) if packet.len() < 9 => ends += 1,
-                // A short text: its length, then its bytes.
+                // A short text has its length, then its bytes.
                 Some(length) if ends == 1 => {
                     let value = packet.get(1..1 + usize::from(*length)).unwrap_or_default();
                     rows.push(String::from_utf8_lossy(value).into_owned());
@@ -142,7 +142,7 @@ impl Client {
     }
 
     fn write(&mut self, payload: &[u8]) -> io::Result<()> {
-        // Three bytes of length, then the number.
+        // A header has three bytes of length, then the number.
         let mut packet = (payload.len() as u32).to_le_bytes().to_vec();
         packet[3] = self.next;
         packet.extend_from_slice(payload);

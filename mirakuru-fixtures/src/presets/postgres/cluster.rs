@@ -1,5 +1,5 @@
-//! PostgreSQL's programs, and its data directory. `initdb` makes that once for each machine and
-//! version; later it is copied.
+//! PostgreSQL's programs and its data directory. `initdb` makes the directory once for each machine
+//! and version; later it is copied.
 
 use std::fs;
 use std::io;
@@ -15,7 +15,7 @@ use crate::cache::{copy_tree, fill};
 use crate::presets::failed;
 use crate::presets::server::{clean_program, is_shim, last_lines};
 
-/// How long `initdb` may take, on a slow disk of a busy machine.
+/// Time that `initdb` may take, on a slow disk of a busy machine.
 const INITDB_WITHIN: Duration = Duration::from_secs(300);
 
 /// Folders in which systems keep several versions of PostgreSQL, before and after the number:
@@ -28,7 +28,7 @@ const PLACES: [(&str, &str); 5] = [
     ("/usr/libexec/postgresql", ""),
 ];
 
-/// The server of this major version.
+/// Finds the server of this major version.
 pub(super) fn of_version(major: u32) -> Result<PathBuf, Error> {
     let mut places = PLACES
         .iter()
@@ -36,7 +36,7 @@ pub(super) fn of_version(major: u32) -> Result<PathBuf, Error> {
     if let Some(found) = places.find(|path| path.is_file()) {
         return Ok(found);
     }
-    // `postgres` on PATH, if it is of this version. The other programs beside it are, too.
+    // If `postgres` on PATH has this version, so do the other programs beside it.
     let on_path = find_program("postgres").filter(|path| {
         let output = std::process::Command::new(path).arg("--version").output();
         // "postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)", "postgres (PostgreSQL) 18beta1"
@@ -107,13 +107,13 @@ pub(super) fn install(server: &Path, args: &[String], dir: &Path) -> Result<(), 
     })
 }
 
-/// Everything that an empty cluster of this server depends on.
+/// A key with all data that an empty cluster of this server depends on.
 pub(super) fn key_of(server: &Path, args: &[String]) -> Result<String, Error> {
     key(server, &server.with_file_name("initdb"), args)
 }
 
-/// Everything that the result of `initdb` depends on, except for the version: asking for it takes
-/// longer than the copy, and another version is another file.
+/// All data that the result of `initdb` depends on, except for the version: a question for the
+/// version takes longer than the copy, and another version is another file.
 fn key(server: &Path, initdb: &Path, args: &[String]) -> Result<String, Error> {
     const FORMAT: u32 = 3;
     let mut text = format!("{args:?}\n");
@@ -135,11 +135,11 @@ fn key(server: &Path, initdb: &Path, args: &[String]) -> Result<String, Error> {
 }
 
 /// Runs a program in which the stop signal is ignored during the second that it takes. `initdb` and
-/// the servers in it end at SIGTERM; their default for SIGUSR1 would also end them. If they ended
-/// early, they would leave System V shared memory behind for ever.
+/// the servers in it end at SIGTERM; their default for SIGUSR1 would also end them. An early end
+/// would leave System V shared memory behind for ever.
 const LET_IT_FINISH: &str = r#"trap '' USR1; exec "$@""#;
 
-/// Makes a new cluster, in the private directory of the executor that is returned.
+/// Makes a new cluster in the private directory of the returned executor.
 fn initialize(initdb: &Path, args: &[String]) -> Result<Executor<NoWait>, Error> {
     let run = |locale: &str| -> Result<(Executor<NoWait>, bool), Error> {
         let mut recipe = clean_program(Path::new("sh"))
@@ -179,7 +179,7 @@ fn initialize(initdb: &Path, args: &[String]) -> Result<Executor<NoWait>, Error>
     ))
 }
 
-/// Removes a quarter of a new cluster's files: the maps of free space and of visibility. They are
+/// Removes a quarter of a new cluster's files: the maps of free space and of visibility. These are
 /// hints, and the server makes them again when it needs them.
 fn slim(data: &Path) -> io::Result<()> {
     let mut dirs = vec![data.join("global")];
@@ -215,7 +215,7 @@ pub(super) fn release_memory(dir: &Path) {
     }
 }
 
-/// Whether the server says, in its pid file and not in its log, that it accepts clients.
+/// Whether the server's pid file (not its log) says that it accepts clients.
 pub(super) fn is_ready(dir: &Path) -> bool {
     matches!(postmaster_line(dir, 7).trim(), "ready" | "standby")
 }

@@ -21,7 +21,7 @@ pub(super) const PROTOCOL: Protocol = Protocol {
 /// The first version with `DROP DATABASE .. WITH (FORCE)`.
 const OLDEST: u32 = 130_000;
 
-/// How long a session may take to end after it was told to, in steps of 50 ms.
+/// Time that a session may take to end, in steps of 50 ms.
 const ENDS_IN_STEPS: u32 = 100;
 
 fn connect(external: &External) -> io::Result<Client> {
@@ -102,8 +102,8 @@ fn remove(external: &External, owner: &str) -> io::Result<()> {
     for name in client.query(&databases)? {
         let statement = format!("DROP DATABASE IF EXISTS \"{name}\" WITH (FORCE)");
         let mut dropped = client.query(&statement);
-        // This user may not end a superuser's session, such as one that dumps the server, so it
-        // waits for that.
+        // This user may not end a superuser's session, such as a dump of the server, and so waits
+        // for it.
         while dropped.is_err() && tries > 0 {
             tries -= 1;
             thread::sleep(Duration::from_millis(50));

@@ -13,7 +13,7 @@ use crate::presets::failed;
 use crate::presets::server::{clean_program, last_lines};
 use crate::presets::sql::{Dialect, Script};
 
-/// How long one script may take.
+/// Time that one script may take.
 const LOAD_WITHIN: Duration = Duration::from_secs(900);
 
 /// Loads scripts into a database, through `psql` if there is one. Without it, each script is sent
@@ -74,7 +74,7 @@ fn run_psql(
         .arg(host)
         .args(["--port", &port.to_string(), "--file"]);
     recipe = match script {
-        // Passed by its name, for messages and for the files that it includes.
+        // The script is passed by its name, for messages and for the files that it includes.
         Script::File(path) => recipe.arg(literal(path)),
         Script::Text(_) => recipe.arg("-").stdin(Stdio::piped()),
     };
@@ -89,7 +89,7 @@ fn run_psql(
     }
 }
 
-/// The statement that makes a database a copy of another.
+/// The statement that copies a database.
 pub(super) fn create_database(
     address: &Address,
     name: &str,
@@ -97,9 +97,9 @@ pub(super) fn create_database(
     owner: Option<&str>,
     version: u32,
 ) -> String {
-    // Copies whole files, not page by page through the log, which takes a quarter of the time.
-    // Older versions do only this. It is not used on a shared server: it writes everything to the
-    // disk, and others would wait for that.
+    // This copies whole files, not page by page through the log, which takes a quarter of the time.
+    // Older versions do only this. A shared server does not do it: it writes all files to the disk,
+    // and other users would wait for that.
     let strategy = match (address, version) {
         (Address::Socket { .. }, 150_000..) => " STRATEGY file_copy",
         _ => "",

@@ -1,6 +1,6 @@
 //! PostgreSQL.
 //!
-//! Three layers make it fast enough for a test. Each is a copy of the one before:
+//! Three layers make the databases fast enough for a test. Each is a copy of the one before:
 //!
 //! ```text
 //! initdb, once for each machine ──▶ the cluster in `{dir}/data` ──▶ a template with the recipe's SQL
@@ -52,13 +52,13 @@ pub(super) const SERVER: Server = Server {
 const USER: &str = "postgres";
 /// The database that exists from the start. Our own connections use it.
 const SHARED: &str = "postgres";
-/// The database of [`Postgres::url`] if the recipe loads something: a copy of the template.
+/// The database of [`Postgres::url`] if the recipe loads any SQL: a copy of the template.
 const COMMON: &str = "mirakuru";
-/// The database with the SQL of the recipe. No client can connect to it, because it could not be
-/// copied then.
+/// The database with the SQL of the recipe. No client can connect to it, because that would prevent
+/// its copies.
 const TEMPLATE: &str = "mirakuru_template";
-/// The file in the private directory with the data for copies: the owner's name, and whether the
-/// template has settings of its own.
+/// Name of the file in the private directory with the data for copies: the owner's name, and
+/// whether the template has settings of its own.
 const EXTRAS: &str = "extras";
 
 /// A PostgreSQL: see [`Postgres`].
@@ -86,7 +86,7 @@ pub struct PostgresRecipe {
     /// Whether this server runs its seeds, so that the result can be kept. Otherwise the kept
     /// result is copied.
     fills_seeds: bool,
-    /// The directory and the port of the primary that it follows.
+    /// Directory and port of the primary, for a replica.
     primary: Option<(PathBuf, u16)>,
 }
 
@@ -101,13 +101,13 @@ options!(PostgresRecipe, durable);
 
 impl PostgresRecipe {
     /// Selects this major version: `version(15)`. The default is the `postgres` on `PATH`, or else
-    /// the newest one that is installed.
+    /// the newest installed one.
     pub fn version(mut self, major: u32) -> Self {
         self.version = Some(major);
         self
     }
 
-    /// Sets a parameter of its configuration, which overrides the preset's value:
+    /// Sets a parameter of the configuration, which overrides the preset's value:
     /// `config("log_statement", "all")`.
     pub fn config(mut self, parameter: impl Into<String>, value: impl Into<String>) -> Self {
         self.options.config.push((parameter.into(), value.into()));
@@ -135,8 +135,8 @@ impl PostgresRecipe {
     /// the order of their names. Numbers in names count as numbers (`9_x` is before `10_x`).
     /// `down.sql` and `*.down.sql`, which undo a migration, are left out.
     ///
-    /// It goes through `psql` if that is installed beside the server or on `PATH`, statement by
-    /// statement: `CREATE INDEX CONCURRENTLY`, `COPY .. FROM stdin`, `\i` and the dumps of
+    /// The SQL goes through `psql` if that is installed beside the server or on `PATH`, statement
+    /// by statement: `CREATE INDEX CONCURRENTLY`, `COPY .. FROM stdin`, `\i` and the dumps of
     /// `pg_dump` work. Without `psql`, each file is sent as one query, in which those are errors.
     ///
     /// The start fails, and names the line, if SQL would not get into the template. Examples are
@@ -153,17 +153,17 @@ impl PostgresRecipe {
         self
     }
 
-    /// Runs code on the template of all databases, after everything that is
+    /// Runs code on the template of all databases, after all SQL that is
     /// [loaded](PostgresRecipe::load_sql): the application's own migrations. It gets the URL of the
     /// template.
     ///
     /// The code runs once for a key, and the result is kept over runs: the second run copies it.
     /// The code itself cannot be compared, so use another key if the code does something else. For
     /// a directory of migrations, [`hash_of_dir`](super::hash_of_dir) makes such a key. The
-    /// server's version, the recipe's other settings and everything that is loaded also count.
+    /// server's version, the recipe's other settings and all loaded SQL also count.
     ///
-    /// It runs on a thread of its own, where `block_on` works. If it returns an error, the start
-    /// fails with that error, which also names the key, and nothing is kept.
+    /// The code runs on a thread of its own, where `block_on` works. If it returns an error, the
+    /// start fails with that error, which also names the key, and no result is kept.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -206,7 +206,7 @@ impl PostgresRecipe {
             let maker = PostgresRecipe {
                 fills_seeds: true,
                 options: Options {
-                    // The server that this cluster is for may hold the lock.
+                    // The server for which this cluster is made may hold the lock.
                     port: None,
                     ..self.options.clone()
                 },
@@ -214,9 +214,9 @@ impl PostgresRecipe {
             };
             let mut made = maker.start()?;
             let from = made.executor.dir();
-            // Nothing writes to the cluster while it is copied.
+            // No process writes to the cluster while it is copied.
             made.executor.stop()?;
-            // The cluster, and the facts about its template.
+            // These are the cluster, and the facts about its template.
             copy_tree(&from.join("data"), &kept.join("data"))
                 .and_then(|()| std::fs::copy(from.join(EXTRAS), kept.join(EXTRAS)))
                 .map(drop)
@@ -224,7 +224,7 @@ impl PostgresRecipe {
         })
     }
 
-    /// Whether all databases begin with something.
+    /// Whether the recipe loads anything into its databases.
     fn loads(&self) -> bool {
         !self.load.is_empty() || !self.seeds.is_empty()
     }
@@ -331,7 +331,7 @@ impl PostgresRecipe {
         }
     }
 
-    /// Makes the template with everything that the recipe loads, and the common database.
+    /// Makes the template with all SQL of the recipe, and the common database.
     fn make_databases(
         &self,
         client: &mut Client,
@@ -390,7 +390,7 @@ impl PostgresRecipe {
             .query(&format!("ALTER DATABASE {template} WITH {closed}"))
             .map_err(failed)?;
         if !self.seeds.is_empty() {
-            // A connection that a seed has left open would keep the template from being copied.
+            // A connection that a seed has left open would prevent copies of the template.
             let sessions = format!("FROM pg_stat_activity WHERE datname = '{template}'");
             client
                 .query(&format!("SELECT pg_terminate_backend(pid) {sessions}"))
@@ -403,7 +403,7 @@ impl PostgresRecipe {
         let mut settings = vec![
             ("port", self.options.port()),
             ("listen_addresses", "127.0.0.1".to_owned()),
-            // The private directory: relative to `data`.
+            // This is the private directory, relative to `data`.
             ("unix_socket_directories", "..".to_owned()),
         ];
         settings.extend(FIXED.map(|(name, value)| (name, value.to_owned())));
@@ -430,17 +430,17 @@ impl PostgresRecipe {
 const FIXED: [(&str, &str); 11] = [
     ("max_connections", "300"),
     ("shared_buffers", "64MB"),
-    // The file is with the data, and not in `/dev/shm`: there nothing would remove it after the
-    // server was killed.
+    // The file is with the data, and not in `/dev/shm`: there it would stay after the server was
+    // killed.
     ("dynamic_shared_memory_type", "mmap"),
     ("timezone", "UTC"),
     ("log_timezone", "UTC"),
     ("datestyle", "ISO, MDY"),
     ("lc_messages", "C"),
     ("default_text_search_config", "pg_catalog.english"),
-    // Making a database uses two.
+    // Making a database uses two checkpoints.
     ("log_checkpoints", "off"),
-    // A little more than is made at once.
+    // This is a little more than is made at once.
     ("max_wal_size", "256MB"),
     ("min_wal_size", "32MB"),
 ];
@@ -455,7 +455,7 @@ const FAST: [(&str, &str); 3] = [
     ("max_wal_senders", "0"),
 ];
 
-// Left out of the list of recipes in error messages, which is long enough.
+// Error messages do not list this recipe, because their list is long enough.
 #[diagnostic::do_not_recommend]
 impl Recipe for PostgresRecipe {
     type Readiness = Answers;
@@ -480,7 +480,7 @@ impl Recipe for PostgresRecipe {
                 "data/pg_hba.conf",
                 "local all,replication all trust\nhost all,replication all 127.0.0.1/32 password\n",
             )
-            // Its fast shutdown. After SIGTERM it would wait until all clients leave.
+            // The server's fast shutdown. After SIGTERM it would wait until all clients leave.
             .stop_signal(Signal::Int);
         recipe = self.with_contents(recipe, &scripts);
         let follows = self.primary.is_some();
@@ -492,7 +492,7 @@ impl Recipe for PostgresRecipe {
         }
         Ok(
             recipe.wait_for(options.answers_in("it took a client", move |question| {
-                // If it refuses a client while it starts up, that is a line in its log.
+                // If the server refuses a client while it starts up, its log gets a line.
                 if !is_ready(question.dir) {
                     return Ok(false);
                 }
@@ -582,7 +582,7 @@ impl Recipe for PostgresRecipe {
     }
 }
 
-/// The way in which databases are made from the template.
+/// The template of the databases, and how to copy it.
 #[derive(Clone, Debug)]
 struct Template {
     has_settings: bool,
@@ -620,9 +620,9 @@ fn copy(client: &mut Client, address: &Address, template: Option<&Template>, nam
 ///
 /// [`url`](Postgres::url) is a database for an application under test, and
 /// [`database`](Postgres::database) gives each test its own one. Both have the SQL that the recipe
-/// [loads](PostgresRecipe::load_sql). The tests share everything outside databases: roles,
-/// tablespaces, the configuration that `ALTER SYSTEM` writes, the 300 connections, and the names of
-/// the databases themselves.
+/// [loads](PostgresRecipe::load_sql). The tests share all else: roles, tablespaces, the
+/// configuration that `ALTER SYSTEM` writes, the 300 connections, and the names of the databases
+/// themselves.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;
@@ -656,12 +656,12 @@ handle!(Postgres, external);
 impl Postgres {
     /// The URL of the database that exists from the start and that all users of this server share.
     /// It is `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`, and empty. If the recipe
-    /// [loads](PostgresRecipe::load_sql) something, it is `../mirakuru`, which begins as a copy of
+    /// [loads](PostgresRecipe::load_sql) any SQL, it is `../mirakuru`, which begins as a copy of
     /// the template. Data that an application writes there stays until the server ends, also over a
     /// restart.
     ///
-    /// A server at `MIRAKURU_POSTGRES_URL` gets another database for this. It is never the database
-    /// in that variable.
+    /// For a server at `MIRAKURU_POSTGRES_URL` this is another database than the one in that
+    /// variable.
     #[must_use]
     pub fn url(&self) -> String {
         self.url_of(
@@ -686,7 +686,7 @@ impl Postgres {
         &self.password
     }
 
-    /// The directory of its Unix socket, for clients that take a directory as `host`. Only the
+    /// The directory of the Unix socket, for clients that take a directory as `host`. Only the
     /// server's user and root can enter it, and they need no password.
     ///
     /// # Panics
@@ -707,15 +707,15 @@ impl Postgres {
     ///
     /// # Panics
     ///
-    /// If it cannot be made: see [`try_database`](Postgres::try_database).
+    /// If the database cannot be made: see [`try_database`](Postgres::try_database).
     #[must_use]
     #[track_caller]
     pub fn database(&self) -> PostgresDatabase {
         expect(self.try_database())
     }
 
-    /// The same, but returns the error. While the server recovers from a crash of one of its
-    /// processes, this waits for up to 10 s.
+    /// Makes a database as [`database`](Postgres::database), but returns the error. While the
+    /// server recovers from a crash of one of its processes, this waits for up to 10 s.
     ///
     /// # Errors
     ///
@@ -754,8 +754,8 @@ impl Postgres {
     }
 }
 
-/// One database of a [`Postgres`], made for a test. Dropping this closes the connections to the
-/// database, and drops it with everything in it. If the server does not answer within a second, the
+/// One database of a [`Postgres`], made for a test. Dropping it closes the connections to the
+/// database, and drops it with all its content. If the server does not answer within a second, the
 /// database stays until the server ends.
 #[derive(Debug)]
 pub struct PostgresDatabase {
@@ -765,13 +765,13 @@ pub struct PostgresDatabase {
 }
 
 impl PostgresDatabase {
-    /// Its URL: `postgresql://postgres:PASSWORD@127.0.0.1:PORT/NAME`.
+    /// The URL: `postgresql://postgres:PASSWORD@127.0.0.1:PORT/NAME`.
     #[must_use]
     pub fn url(&self) -> String {
         self.url.clone()
     }
 
-    /// Its name, which is unique on the server.
+    /// The name, which is unique on the server.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name

@@ -1,4 +1,4 @@
-//! The part of PostgreSQL's protocol, version 3, that running a statement needs.
+//! The part of PostgreSQL's protocol, version 3, for running statements.
 
 use std::io::{self, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -17,7 +17,7 @@ use crate::presets::external::External;
 
 /// The time limit of a statement.
 const STATEMENT_WITHIN: Duration = Duration::from_secs(120);
-/// How long the server may take to recover after one of its processes has crashed.
+/// Time that the server may take to recover after a crash of one of its processes.
 const RECOVERS_WITHIN: Duration = Duration::from_secs(10);
 
 /// A server, and our user there.
@@ -25,7 +25,7 @@ const RECOVERS_WITHIN: Duration = Duration::from_secs(10);
 pub(super) enum Address {
     /// Our own server, through its Unix socket, where it asks for no password.
     Socket { dir: PathBuf, port: u16 },
-    /// An external server, and the owner of our parts there, if it is known already.
+    /// An external server, and the owner of our parts there, if known.
     External(Box<External>, String),
 }
 
@@ -95,7 +95,7 @@ impl Address {
         }
     }
 
-    /// A connection on which each answer may take at most `limit`.
+    /// Connects with this time limit for each answer.
     pub(crate) fn connect_within(&self, database: &str, limit: Duration) -> io::Result<Client> {
         let (stream, name) = match self {
             Address::Socket { dir, port } => {
@@ -116,10 +116,10 @@ impl Address {
     }
 }
 
-/// A connection of ours.
+/// One of our connections.
 pub(super) struct Client {
     stream: Stream,
-    /// In the form 150000.
+    /// Version of the server in the form 150000.
     pub(crate) version: u32,
 }
 
@@ -139,7 +139,7 @@ impl Client {
             let (method, rest) = match (kind, body.split_first_chunk::<4>()) {
                 (b'R', Some((method, rest))) => (u32::from_be_bytes(*method), rest),
                 (b'E', _) => return Err(refused(&body)),
-                // A notice.
+                // This message is a notice.
                 _ => continue,
             };
             if method == OK {
@@ -311,15 +311,15 @@ fn read_message(stream: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
     let size = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
     let mut body = Vec::new();
     let expected = u64::from(size.saturating_sub(4));
-    // Takes only as much memory as data really comes.
+    // This takes only as much memory as the data that really comes.
     if stream.take(expected).read_to_end(&mut body)? as u64 != expected {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
     Ok((head[0], body))
 }
 
-/// Whether the server asks for our name. While it starts up, it accepts connections and refuses
-/// them then.
+/// Whether the server asks for our name. While it starts up, it accepts connections and then
+/// refuses them.
 pub(super) fn takes_clients(mut connection: Connection) -> io::Result<bool> {
     connection.send(&startup(USER, SHARED, "mirakuru"))?;
     match read_message(&mut connection.0)? {
@@ -339,7 +339,7 @@ impl Fields<'_> {
         Some(String::from_utf8_lossy(&found[1..]).into_owned())
     }
 
-    /// The error, with the kind by which [`Address::retry`] recognises it.
+    /// The error, with the kind that [`Address::retry`] recognises.
     fn error(&self, sql: &str) -> io::Error {
         match self.get(b'C').as_deref() {
             // The server ends connections, or refuses them for a while.
