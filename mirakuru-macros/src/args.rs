@@ -1,7 +1,7 @@
 //! Parses the text in the attribute's parentheses: keys, or one expression that makes a recipe,
 //! optionally followed by keys.
 //!
-//! This only parses: `check` decides whether a key exists and which values it takes.
+//! This file only parses: `check` decides whether a key exists and which values it takes.
 
 use proc_macro2::TokenStream;
 use syn::ext::IdentExt;

@@ -14,7 +14,7 @@ use crate::uses::{self, is_same};
 /// The index of each fixture's parameter, if it has one, in the order of the attributes.
 pub(crate) struct Bindings {
     parameters: Vec<Option<usize>>,
-    /// A name could not be resolved, which is reported. So a parameter may be left over.
+    /// Whether a name was not resolved (a reported error), so that a parameter may be left over.
     pub(crate) incomplete: bool,
     /// The name of each fixture for the fixtures below: its parameter's, or the one in its
     /// attribute.

@@ -320,7 +320,7 @@ fn keys_stand_once(fixture: &Args, errors: &mut Errors) {
     }
 }
 
-/// `name = ident`. It may stand beside `name = "text"`.
+/// Whether the entry is `name = ident`, which may stand beside `name = "text"`.
 fn is_target(entry: &Entry) -> bool {
     !matches!(entry.target(), Target::Free)
 }
@@ -411,7 +411,7 @@ fn expression_is_no_literal(fixture: &Args, errors: &mut Errors) {
     }
 }
 
-/// A name in cargo's form, optionally after the name of a package.
+/// Whether this is a name in cargo's form, optionally after the name of a package.
 fn is_program_name(name: &str) -> bool {
     let is_word =
         |word: &str| !word.is_empty() && !word.contains(['/', ':']) && !word.contains(char::is_whitespace);
@@ -545,8 +545,8 @@ fn placeholders_exist(fixture: &Args, errors: &mut Errors) {
     }
 }
 
-/// The literals that mirakuru certainly expands: the value itself, and those in lists and tuples. A
-/// literal in a macro or a call belongs to the user.
+/// Checks the literals that mirakuru certainly expands: the value itself, and those in lists and
+/// tuples. A literal in a macro or a call belongs to the user.
 fn placeholders_in(value: &Expr, errors: &mut Errors) {
     if let Some(text) = literal(value) {
         return placeholders_in_literal(text, errors);
@@ -561,7 +561,7 @@ fn placeholders_in(value: &Expr, errors: &mut Errors) {
     }
 }
 
-/// In an expression for a readiness condition: the arguments of mirakuru's own constructors.
+/// Checks the arguments of mirakuru's own constructors in an expression for a readiness condition.
 fn placeholders_in_readiness(value: &Expr, errors: &mut Errors) {
     match value {
         Expr::Call(ExprCall { func, args, .. }) if makes_readiness(func) => {
@@ -698,13 +698,13 @@ fn no_parameter_is_left_over(item: &Function, bindings: &Bindings, errors: &mut 
 }
 
 impl Function {
-    /// `-> &'static T`.
+    /// Whether the function returns `&'static T`.
     pub(crate) fn is_shared(&self) -> bool {
         matches!(&self.sig.output, syn::ReturnType::Type(_, ty) if behind_static(ty).is_some())
     }
 
-    /// Whether only fixtures can give parameters their values. If an attribute of this test may do
-    /// so, or is unknown, this is `false`. (An unknown one may be our own under another name.)
+    /// Whether only fixtures can give parameters their values. `false` if an attribute of this test
+    /// may do so, or is unknown. (An unknown one may be our own under another name.)
     pub(crate) fn takes_fixtures_only(&self) -> bool {
         self.form() == Form::Test
             && self
@@ -713,7 +713,7 @@ impl Function {
                 .all(|attr| takes_no_parameters(attr) || is_built_in(attr))
     }
 
-    /// The position of `async`, if nothing runs the function's future.
+    /// The position of `async`, if the function's future would never run.
     pub(crate) fn lacks_an_async_test_attribute(&self) -> Option<proc_macro2::Span> {
         let asyncness = self.sig.asyncness.as_ref()?;
         let runs_async = |attr: &syn::Attribute| {

@@ -2,8 +2,8 @@
 //! runtime, and bindings before the user's own body. The user's tokens keep their spans, so that
 //! rustc's errors point at them.
 //!
-//! After a mistake it writes the same code, but with `unreachable!()` in place of the wrong parts.
-//! So the item exists with its types, and rustc reports nothing further.
+//! After a mistake, the code is the same, but with `unreachable!()` in place of the wrong parts. So
+//! the item exists with its types, and rustc reports nothing further.
 
 pub(crate) mod system;
 
@@ -330,7 +330,7 @@ fn own_services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> Toke
             None => quote!(#system.start(#take)),
         };
         let start = match skip {
-            // A panic would be taken for the one that is expected.
+            // A panic here would count as the expected one.
             _ if item.has_attr("should_panic") => {
                 let expected = item.expected_panic();
                 quote!(match #started.or_report(#expected) {
@@ -418,14 +418,14 @@ fn taken(fixture: &Args, service: &Ident, ty: &Type) -> TokenStream {
     quote_spanned!(service.span()=> { #[allow(unused_imports)] #taken })
 }
 
-/// One service of a system that is started together.
+/// One service of a system whose services start together.
 struct Member<'a> {
     fixture: &'a Args,
-    /// The name in messages.
+    /// Name of the service in messages.
     name: String,
-    /// The variable of its slot, and later of its handle.
+    /// Variable of the service's slot, and later of its handle.
     slot: Ident,
-    /// The slots of services that it needs, and their names in its recipe.
+    /// Slots of the services that this one needs, and their names in its recipe.
     needs: Vec<(Ident, &'a Ident)>,
 }
 
@@ -576,8 +576,8 @@ fn program(args: &Args, entry: &Entry) -> Option<TokenStream> {
     Some(quote!(#bin.__compiled(#path, ::core::env!("CARGO_MANIFEST_DIR")) #(#build)*))
 }
 
-/// The path at which cargo puts a binary of the package that is being compiled. Cargo tells it only
-/// to integration tests and benches.
+/// The path of a binary of the package that is being compiled. Cargo tells it only to integration
+/// tests and benches.
 fn path_of_bin(entry: &Entry, name: &str) -> TokenStream {
     let (package, name) = name
         .split_once(':')
@@ -673,15 +673,15 @@ fn located(variable: &Ident, ty: &Type) -> Ident {
     at(variable, variable.span().located_at(place))
 }
 
-/// The same identifier, also a raw one, at another place.
+/// The same identifier (also a raw one) with another span.
 fn at(name: &Ident, place: Span) -> Ident {
     let mut name = name.clone();
     name.set_span(place);
     name
 }
 
-/// The user's body with braces that count as ours. Otherwise rustc would call those of a one-line
-/// body unnecessary in their new place.
+/// The user's body with braces of ours. Otherwise rustc would call the braces of a one-line body
+/// unnecessary in their new place.
 fn relocated(body: &Group) -> Group {
     let mut group = Group::new(body.delimiter(), body.stream());
     group.set_span(Span::mixed_site().located_at(body.span()));

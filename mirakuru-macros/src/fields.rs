@@ -18,14 +18,14 @@ pub(crate) struct System {
     pub(crate) item: ItemStruct,
     /// The fields that are services, in the order of their declaration.
     pub(crate) services: Vec<Service>,
-    /// For each service, the ones that it needs, as places in the list.
+    /// The indices of the services that each service needs.
     pub(crate) needs: Needs,
 }
 
 /// A field that is a service.
 pub(crate) struct Service {
     pub(crate) name: Ident,
-    /// Its mirakuru attributes: one, if there is no mistake.
+    /// The field's mirakuru attributes: one, if there is no mistake.
     pub(crate) fixtures: Vec<Args>,
 }
 
@@ -63,7 +63,7 @@ pub(crate) fn parse(mut item: ItemStruct, errors: &mut Errors) -> System {
     }
 }
 
-/// Whether a type is `PhantomData`, which has one value only. So no attribute needs to give it.
+/// Whether a type is `PhantomData`, whose only value needs no attribute.
 fn is_marker(ty: &Type) -> bool {
     matches!(ty, Type::Path(path) if path.path.segments.last().is_some_and(|it| it.ident == "PhantomData"))
 }
@@ -81,7 +81,7 @@ impl System {
     }
 }
 
-/// Takes out each field with the name of another one above it, which is a mistake.
+/// Takes out each field whose name a field above has, which is a mistake.
 pub(crate) fn names_stand_once(item: &mut ItemStruct, errors: &mut Errors) {
     let Fields::Named(fields) = &mut item.fields else {
         return;
@@ -106,7 +106,7 @@ pub(crate) fn reverse(item: &mut ItemStruct) {
     }
 }
 
-/// Whether the struct or a part of it stands under a condition. Only rustc can decide about that.
+/// Whether the struct or a part of it stands under a condition, about which only rustc can decide.
 pub(crate) fn is_conditional(tokens: TokenStream) -> bool {
     tokens.into_iter().any(|token| match token {
         TokenTree::Group(group) if group.delimiter() == Delimiter::Bracket => {

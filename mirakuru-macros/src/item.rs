@@ -58,7 +58,7 @@ pub(crate) enum Gives<'a> {
     Nothing,
     /// A type that can be written in a `let`.
     Type(&'a Type),
-    /// `!`, or a type with `impl` in it: these can only stand in a signature.
+    /// `!`, or a type with `impl` in it, which can only stand in a signature.
     Unnameable,
 }
 
@@ -133,8 +133,8 @@ fn parse_function(
     })
 }
 
-/// `#![..]` at the beginning of a body is about the function. It becomes `#[..]` on the function,
-/// because the body moves to a place where it is not allowed.
+/// Moves `#![..]` at the beginning of a body to the function, as `#[..]`, because the body moves to
+/// a place where it is not allowed.
 fn split_inner_attributes(input: ParseStream<'_>) -> syn::Result<(Vec<Attribute>, TokenStream)> {
     let mut inner = input.call(Attribute::parse_inner)?;
     for attr in &mut inner {
@@ -240,7 +240,7 @@ pub(crate) fn takes_no_parameters(attr: &Attribute) -> bool {
         .contains(&&*path_of(attr))
 }
 
-/// Whether an attribute is one of the language's that a test may carry.
+/// Whether an attribute belongs to the language, and a test may carry it.
 pub(crate) fn is_built_in(attr: &Attribute) -> bool {
     let path = path_of(attr);
     let words = [

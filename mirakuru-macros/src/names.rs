@@ -89,8 +89,8 @@ fn mistake(
     })
 }
 
-/// A chain of services from the first one to the second one, each of which uses the next. `None` if
-/// the first one does not need the second one.
+/// A chain of services from `from` to `to`, each of which uses the next. `None` if the first does
+/// not need the last.
 fn chain(used: &[Vec<Use>], names: &[Option<Ident>], from: usize, to: usize) -> Option<Vec<usize>> {
     let mut ways = vec![vec![from]];
     let mut seen = vec![from];
@@ -152,7 +152,7 @@ pub(crate) fn uses(args: &Args) -> Vec<Use> {
 /// The service with nearly this name, which the user probably meant.
 fn mistyped(word: &str, above: &[Option<Ident>]) -> Option<String> {
     let known: Vec<String> = above.iter().flatten().map(Ident::to_string).collect();
-    // With one letter, every other name would be close. A capital letter begins a constant.
+    // One letter is close to every other name. A capital letter begins a constant.
     let meant = (word.len() > 1 && !word.starts_with(char::is_uppercase))
         .then(|| closest(word, known.iter().map(String::as_str)));
     meant.flatten().map(str::to_owned)

@@ -14,7 +14,7 @@ use crate::args::literal;
 
 /// A name that an expression uses.
 pub(crate) struct Use {
-    /// Without `r#`.
+    /// The name without `r#`.
     pub(crate) name: String,
     pub(crate) span: Span,
     pub(crate) certainty: Certainty,
@@ -24,7 +24,7 @@ pub(crate) struct Use {
 
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Certainty {
-    /// It stands in a macro that is not known, and may be no name at all.
+    /// The use is in an unknown macro, and may be no name at all.
     InMacro,
     /// A value: a variable, but also a function or a constant.
     Value,
@@ -39,7 +39,7 @@ pub(crate) fn uses<'a>(expressions: impl Iterator<Item = &'a Expr>) -> Vec<Use> 
     search.found
 }
 
-/// The name of a variable, if the expression is nothing else.
+/// The name of a variable, if the expression is only that.
 fn bare(expr: &Expr) -> Option<&Ident> {
     match expr {
         Expr::Path(ExprPath {
@@ -277,7 +277,7 @@ impl<'ast> Visit<'ast> for Search {
         }
     }
 
-    // These cannot use variables.
+    // Attributes and items cannot use variables.
 
     fn visit_attribute(&mut self, _: &'ast syn::Attribute) {}
 

@@ -16,7 +16,7 @@ use crate::item::{self, Item, Static};
 pub(crate) fn item_struct(mut item: ItemStruct) -> TokenStream {
     fields::reverse(&mut item);
     for field in &mut item.fields {
-        // If no test reads a service, the other services need it.
+        // A service that no test reads is still needed by the other services.
         field.attrs.push(syn::parse_quote!(#[allow(dead_code)]));
     }
     item.into_token_stream()
