@@ -45,11 +45,27 @@ const ENDS_WITHIN: Duration = Duration::from_secs(60);
 /// only makes the recipe, and may be called more than once for a node. The name of a node, which
 /// `{name}` also gives, is [`Node::name`], unless its recipe sets another one.
 ///
+/// A recipe of several services, such as a system or a cluster, makes no node. `cargo test` reports
+/// that when it builds the test:
+///
+/// ```compile_fail
+/// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }
+/// use mirakuru::{Executor, cluster};
+///
+/// let _ = cluster(3, |_| cluster(2, |_| Executor::builder("sleep 60")));
+/// ```
+///
 /// A cluster is ready when all its nodes are and all conditions of
 /// [`ready_when`](ClusterRecipe::ready_when) hold. In a `static` the run shares it like any other
 /// fixture. The ports of the nodes never change: if one is in use, the start fails and reports
 /// that.
 pub fn cluster<R: Recipe, F: Fn(&Node) -> R>(size: usize, node: F) -> ClusterRecipe<R, F> {
+    const {
+        assert!(
+            !R::__SEVERAL,
+            "a node of a cluster is one service, and this recipe starts several: make a cluster for each"
+        );
+    }
     ClusterRecipe {
         size,
         node,

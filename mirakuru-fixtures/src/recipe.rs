@@ -137,6 +137,11 @@ pub trait Recipe: Sized {
         start_plain(self)
     }
 
+    /// Whether it starts several services, and so has no executor. Not a part of the public
+    /// interface.
+    #[doc(hidden)]
+    const __SEVERAL: bool = false;
+
     /// Adds the services of this recipe to those that start together. Not a part of the public
     /// interface.
     #[doc(hidden)]

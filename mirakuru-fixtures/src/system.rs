@@ -916,6 +916,8 @@ macro_rules! several {
         type Readiness = NoWait;
         type Handle = $handle;
 
+        const __SEVERAL: bool = true;
+
         fn executor(&self) -> Result<ExecutorBuilder<NoWait>, Error> {
             $crate::system::not_one_executor()
         }
