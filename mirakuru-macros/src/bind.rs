@@ -36,7 +36,7 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
     }
     for (index, fixture) in fixtures.iter().enumerate() {
         if let Target::Named(name) = fixture.target() {
-            let uses = |fixture: &Args| names::uses(fixture).iter().any(|used| name.unraw() == used.name);
+            let uses = |fixture: &Args| names::uses_name(fixture, name);
             if names_of(item).all(|(_, known)| !is_same(known, name)) && fixtures.iter().any(uses) {
                 // A name for those below. If only others use it, that is a mistake.
                 bindings.incomplete |= !fixtures[index + 1..].iter().any(uses);
@@ -312,6 +312,13 @@ mod tests {
             errors,
             ["a fixture above is called `x` already: choose another name"]
         );
+        let (_, errors) = bind(
+            &[quote!(x(), name = x), quote!(x())],
+            quote!(
+                fn f(b: B) {}
+            ),
+        );
+        assert_eq!(errors, ["no parameter is called `x`: there is `b`"]);
         let (_, errors) = bind(
             &[quote!(a(x.url())), quote!(b(), name = x)],
             quote!(

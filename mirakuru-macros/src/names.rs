@@ -23,18 +23,25 @@ pub(crate) fn needs(
     let mut needs = vec![Vec::new(); fixtures.len()];
     for (at, uses) in used.iter().enumerate() {
         for used_here in uses {
-            let name = &used_here.name;
+            let Use { name, certainty, .. } = used_here;
             let other = place(names, name);
-            if let Some(other) = other.filter(|&other| other < at) {
-                if !needs[at].contains(&other) {
-                    needs[at].push(other);
+            let is_above = other.is_some_and(|other| other < at);
+            if !is_above && others.iter().any(|other| other.unraw() == *name) {
+                continue;
+            }
+            let needed = match certainty {
+                Certainty::Called => continue,
+                // If this is no item, rustc proposes a similar name that is in scope.
+                Certainty::Value if other.is_none() && name != "self" => mistyped(name, &names[..at]),
+                _ => other.filter(|_| is_above),
+            };
+            // Only a certain use may hide a function.
+            let is_certain = is_above && *certainty >= Certainty::Value;
+            if let Some(needed) = needed.filter(|&needed| is_certain || !calls(uses, &names[needed])) {
+                if !needs[at].contains(&needed) {
+                    needs[at].push(needed);
                 }
-                continue;
-            }
-            if others.iter().any(|other| other.unraw() == *name) {
-                continue;
-            }
-            if let Some(message) = mistake(used_here, other, at, &used, names) {
+            } else if let Some(message) = mistake(used_here, other, at, &used, names) {
                 errors.at(used_here.span, message);
                 // Reports one mistake for each service. In a cycle it reports only the service that
                 // stands above.
@@ -43,6 +50,11 @@ pub(crate) fn needs(
         }
     }
     needs
+}
+
+fn calls(uses: &[Use], name: &Option<Ident>) -> bool {
+    let mut called = uses.iter().filter(|used| used.certainty == Certainty::Called);
+    called.any(|called| name.as_ref().is_some_and(|name| name.unraw() == called.name))
 }
 
 fn place(names: &[Option<Ident>], name: &str) -> Option<usize> {
@@ -77,7 +89,7 @@ fn mistake(
         return None;
     }
     let Some(other) = other else {
-        let meant = mistyped(name, &names[..at])?;
+        let meant = names[mistyped(name, &names[..at])?].as_ref()?;
         return Some(format!(
             "no service above is called `{name}`: did you mean `{meant}`?"
         ));
@@ -100,7 +112,12 @@ fn chain(used: &[Vec<Use>], names: &[Option<Ident>], from: usize, to: usize) -> 
             return Some(way);
         }
         for Use { name, certainty, .. } in &used[at] {
-            let next = place(names, name).filter(|&next| next < at || *certainty == Certainty::Variable);
+            let is_edge = |&next: &usize| match certainty {
+                Certainty::Called => false,
+                Certainty::InMacro | Certainty::Value => next < at,
+                Certainty::Variable => true,
+            };
+            let next = place(names, name).filter(is_edge);
             if let Some(next) = next.filter(|next| !seen.contains(next)) {
                 seen.push(next);
                 ways.push(way.iter().copied().chain([next]).collect());
@@ -135,12 +152,19 @@ pub(crate) fn place_of_use(args: &Args, name: &Ident) -> Option<Span> {
     let uses = uses(args);
     let mut places = uses
         .iter()
-        .filter(|used| name.unraw() == used.name && used.certainty != Certainty::InMacro);
+        .filter(|used| name.unraw() == used.name && used.certainty >= Certainty::Value);
     places.next().map(|used| used.span)
 }
 
+/// Whether an attribute's expressions may use a service with this name.
+pub(crate) fn uses_name(args: &Args, name: &Ident) -> bool {
+    let uses = uses(args);
+    let mut uses = uses.iter().filter(|used| used.certainty > Certainty::Called);
+    uses.any(|used| name.unraw() == used.name)
+}
+
 /// The names that an attribute's expressions use.
-pub(crate) fn uses(args: &Args) -> Vec<Use> {
+fn uses(args: &Args) -> Vec<Use> {
     let values = args
         .entries
         .iter()
@@ -150,12 +174,13 @@ pub(crate) fn uses(args: &Args) -> Vec<Use> {
 }
 
 /// The service with nearly this name, which the user probably meant.
-fn mistyped(word: &str, above: &[Option<Ident>]) -> Option<String> {
-    let known: Vec<String> = above.iter().flatten().map(Ident::to_string).collect();
+fn mistyped(word: &str, above: &[Option<Ident>]) -> Option<usize> {
+    let known = above.iter().flatten().map(|name| name.unraw().to_string());
+    let known: Vec<String> = known.collect();
     // One letter is close to every other name. A capital letter begins a constant.
-    let meant = (word.len() > 1 && !word.starts_with(char::is_uppercase))
-        .then(|| closest(word, known.iter().map(String::as_str)));
-    meant.flatten().map(str::to_owned)
+    let is_likely = word.len() > 1 && !word.starts_with(char::is_uppercase);
+    let meant = is_likely.then(|| closest(word, known.iter().map(String::as_str)));
+    place(above, meant.flatten()?)
 }
 
 #[cfg(test)]
@@ -192,6 +217,7 @@ mod tests {
             "cmd = [\"x\", &format!(\"{cache:?}\")]",
             "cmd = \"x\", env = (\"URL\", url(&cache.a, cache))",
             "cmd = \"x\", arg = json!({ \"url\": \"{cache}\" })",
+            "cmd = \"x\", arg = url(cahce)",
         ] {
             let (needs, errors) = found(["cache()", attribute, "worker()"]);
             assert_eq!(needs, [vec![], vec![0], vec![]], "{attribute}");
@@ -212,8 +238,23 @@ mod tests {
             "cmd = \"x\", arg = limit.to_string(), name = worker",
             "cmd = \"{worker}\"",
             "cmd = \"x\", arg = CACHE.port()",
+            // Functions.
+            "cache()",
+            "cmd = \"x\", arg = json!({ \"url\": worker() })",
         ] {
             let (needs, errors) = found([attribute, "server()", "worker()"]);
+            assert_eq!(needs, [[]; 3].map(Vec::from), "{attribute}");
+            assert_eq!(errors, Vec::<String>::new(), "{attribute}");
+        }
+    }
+
+    #[test]
+    fn functions_are_not_hidden_by_a_guess() {
+        for attribute in [
+            "cache().arg(json!({ \"url\": \"{cache}\" }))",
+            "cache().args(list().map(caches))",
+        ] {
+            let (needs, errors) = found(["cache()", attribute, "worker()"]);
             assert_eq!(needs, [[]; 3].map(Vec::from), "{attribute}");
             assert_eq!(errors, Vec::<String>::new(), "{attribute}");
         }

@@ -22,8 +22,10 @@ pub(crate) struct Use {
     pub(crate) field: Option<Ident>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, PartialOrd)]
 pub(crate) enum Certainty {
+    /// A function: a service cannot be called.
+    Called,
     /// The use is in an unknown macro, and may be no name at all.
     InMacro,
     /// A value: a variable, but also a function or a constant.
@@ -111,10 +113,14 @@ impl Search {
                         tokens.get(at + 1),
                         Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Parenthesis
                     );
-                    if !(is_field || is_lifetime || ends_a_path || goes_on || is_macro || is_called)
-                        && name != "self"
-                    {
-                        self.add(name, Certainty::InMacro, None);
+                    let is_no_name = is_field || is_lifetime || ends_a_path || goes_on || is_macro;
+                    if !is_no_name && name != "self" {
+                        let certainty = if is_called {
+                            Certainty::Called
+                        } else {
+                            Certainty::InMacro
+                        };
+                        self.add(name, certainty, None);
                     }
                 }
                 TokenTree::Literal(literal) => {
@@ -181,9 +187,9 @@ impl<'ast> Visit<'ast> for Search {
                 self.variable(&field.base, name);
             }
             Expr::Call(call) => {
-                // A service cannot be called.
-                if bare(&call.func).is_none() {
-                    self.visit_expr(&call.func);
+                match bare(&call.func) {
+                    Some(name) => self.add(name, Certainty::Called, None),
+                    None => self.visit_expr(&call.func),
                 }
                 call.args.iter().for_each(|argument| self.visit_expr(argument));
             }
@@ -370,17 +376,18 @@ pub(crate) fn is_same(one: &Ident, other: &Ident) -> bool {
 mod tests {
     use super::*;
 
-    /// The names that an expression uses: `db` as a variable, `db?` as a value of any kind, `db~`
-    /// in a macro that is not known.
+    /// The names that an expression uses and does not call: `db` as a variable, `db?` as a value of
+    /// any kind, `db~` in an unknown macro.
     fn found(expr: &str) -> String {
         let expr: Expr = syn::parse_str(expr).unwrap_or_else(|error| panic!("{expr}: {error}"));
-        let found = uses([&expr].into_iter()).into_iter().map(|used| {
+        let found = uses([&expr].into_iter()).into_iter().filter_map(|used| {
             let mark = match used.certainty {
                 Certainty::Variable => "",
                 Certainty::Value => "?",
                 Certainty::InMacro => "~",
+                Certainty::Called => return None,
             };
-            used.name + mark
+            Some(used.name + mark)
         });
         found.collect::<Vec<_>>().join(" ")
     }
