@@ -420,6 +420,7 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
         let mut permits = Vec::new();
         let builder = |node: &Node| {
             let builder = Single::builder(&(self.node)(node), joining.queue)?;
+            let builder = builder.__label(&full_name(joining, node));
             let is_named = builder.__has_a_name();
             Ok::<_, Error>(if is_named {
                 builder

@@ -123,7 +123,7 @@ impl<R: Recipe> Service for Single<R> {
         let Some(recipe) = &self.recipe else {
             return too_early();
         };
-        let builder = Self::builder(recipe, self.queue)?;
+        let builder = Self::builder(recipe, self.queue)?.__label(name);
         let identity = self.member.as_ref().map(|member| member.node.identity());
         let executor = match self.reach {
             _ if self.permit.is_some() || identity.is_some() => match (&self.permit, identity) {

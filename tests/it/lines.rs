@@ -281,3 +281,26 @@ fn a_line_of_a_log_file_makes_a_service_ready() {
     let path = service.dir().join("app.log");
     assert_eq!(fs::read_to_string(path).unwrap(), "ready, key k\n");
 }
+
+#[test]
+fn a_mark_of_another_service_is_refused() {
+    let (mut service, other) = (script(SAYS), script("echo up; exec sleep 60"));
+    let mark = other.mark();
+    let reason = "the mark is one of another service: use one that `mark()` of this service made";
+    let banner = || Banner::matching("up");
+    for error in [
+        service.wait_for_line(&mark, "up", LONG).unwrap_err(),
+        service.wait_until(banner().since(&mark), LONG).unwrap_err(),
+    ] {
+        let is_it = matches!(&error, Error::InvalidReadiness { reason: it, .. } if it == reason);
+        assert!(is_it, "{error}");
+    }
+    let panics = std::panic::AssertUnwindSafe(|| service.logs_since(&mark));
+    let panic = std::panic::catch_unwind(panics).expect_err("it panics");
+    assert!(panic.downcast_ref::<String>().unwrap().ends_with(reason));
+    // The beginning is one of each service, and a mark stays good after a restart.
+    let mark = service.mark();
+    service.restart().unwrap();
+    service.wait_for_line(&mark, "up", LONG).unwrap();
+    service.wait_for_line(&Mark::default(), "up", LONG).unwrap();
+}

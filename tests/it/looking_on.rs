@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::process::{Command, Stdio};
 
 use crate::common::{LONG, Scratch, alive, test_name, wait_until};
-use mirakuru::{Banner, Executor};
+use mirakuru::{Banner, Executor, ExecutorBuilder, OutputExecutor};
 
 #[test]
 #[ignore = "a part of another test"]
@@ -28,18 +28,7 @@ fn two_services_talk() {
 /// The harness captures the output of the test, and not that of the services.
 #[test]
 fn what_services_print_is_shown_as_it_comes() {
-    let run = |live: &str| {
-        let scratch = Scratch::new();
-        let output = Command::new(env::current_exe().unwrap())
-            .args(["--ignored", "--exact", test_name!(two_services_talk)])
-            .env("TMPDIR", scratch.path())
-            .env("MIRAKURU_LIVE", live)
-            .env_remove("NEXTEST")
-            .output()
-            .unwrap();
-        assert!(output.status.success());
-        String::from_utf8(output.stderr).unwrap()
-    };
+    let run = |live: &str| shown(test_name!(two_services_talk), live);
     let text = run("1");
     for line in [
         "one | first",
@@ -57,6 +46,72 @@ fn what_services_print_is_shown_as_it_comes() {
     assert!(!run("0").contains(" | "));
 }
 
+/// The output of a victim whose services are shown.
+fn shown(test: &str, live: &str) -> String {
+    let scratch = Scratch::new();
+    let output = Command::new(env::current_exe().unwrap())
+        .args(["--ignored", "--exact", test])
+        .env("TMPDIR", scratch.path())
+        .env("MIRAKURU_LIVE", live)
+        .env_remove("NEXTEST")
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    String::from_utf8(output.stderr).unwrap()
+}
+
+/// A service that prints a word.
+fn says(word: &str) -> ExecutorBuilder<Banner> {
+    Executor::builder(format!("echo {word}; echo up; exec sleep 60"))
+        .shell(true)
+        .wait_for(Banner::matching("^up$"))
+}
+
+#[mirakuru::fixture]
+struct Talkers {
+    #[fixture(says("field"))]
+    first: OutputExecutor,
+    #[fixture(says("with-a-name").name("own"))]
+    second: OutputExecutor,
+    #[fixture(mirakuru::cluster(2, |node| says(&format!("of-{}", node.index()))))]
+    nodes: mirakuru::Cluster<OutputExecutor>,
+}
+
+#[mirakuru::fixture(says("static"), scope = "process")]
+static SAYS: OutputExecutor;
+
+#[mirakuru::fixture(says("parameter"))]
+#[mirakuru::fixture(Talkers)]
+#[test]
+#[ignore = "a part of another test"]
+fn services_with_names_talk(talks: &OutputExecutor, talkers: &Talkers) {
+    assert!(SAYS.is_running() && talks.is_running());
+    assert!(talkers.first.is_running() && talkers.second.is_running() && talkers.nodes.len() == 2);
+}
+
+#[test]
+fn a_shown_line_names_the_field_or_parameter_or_node() {
+    let text = shown(test_name!(services_with_names_talk), "1");
+    for line in [
+        "talks | parameter",
+        "talkers.first | field",
+        "own | with-a-name",
+        "talkers.nodes[1] | of-1",
+        "SAYS | static",
+    ] {
+        assert!(text.lines().any(|shown| shown == line), "{line} in {text}");
+    }
+}
+
+#[mirakuru::fixture(cmd = "echo up; exec sleep 6001", shell = true, banner = "^up$")]
+static SHARED: OutputExecutor;
+
+#[test]
+#[ignore = "fails, for another test"]
+fn fails_beside_a_shared_service() {
+    assert!(!SHARED.is_running(), "as it should");
+}
+
 #[test]
 #[ignore = "fails, for another test"]
 fn fails_beside_a_service() {
@@ -69,16 +124,32 @@ fn fails_beside_a_service() {
     panic!("as it should");
 }
 
-/// The runner is a shell, which lives until it has read a line.
 #[test]
 fn services_of_a_failed_test_stay_until_the_runner_ends() {
+    assert_stays(
+        test_name!(fails_beside_a_service),
+        "the test has failed; it stays until the runner ends",
+    );
+}
+
+#[test]
+fn a_shared_service_of_a_failed_test_is_named_as_well() {
+    assert_stays(
+        test_name!(fails_beside_a_shared_service),
+        "the test has failed; its shared service stays until the runner ends",
+    );
+}
+
+/// Lets a test fail. The runner is a shell, which lives until it has read a line.
+#[track_caller]
+fn assert_stays(test: &str, said: &str) {
     let scratch = Scratch::new();
     let script =
         "MIRAKURU_SESSION_ID=keep MIRAKURU_KEEP=1 \"$@\"; echo \"the test has ended\" >&2; read line";
     let mut runner = Command::new("sh")
         .args(["-c", script, "sh"])
         .arg(env::current_exe().unwrap())
-        .args(["--ignored", "--exact", test_name!(fails_beside_a_service)])
+        .args(["--ignored", "--exact", test])
         .env("TMPDIR", scratch.path())
         .env_remove("MIRAKURU_SESSION_ID")
         .env_remove("NEXTEST")
@@ -100,9 +171,13 @@ fn services_of_a_failed_test_stay_until_the_runner_ends() {
             .to_owned()
     };
     let pid: u32 = field("debugger:").rsplit(' ').next().unwrap().parse().unwrap();
-    assert!(field("addresses:").starts_with("127.0.0.1:"), "{text}");
+    let has_port = !test.contains("shared");
+    assert!(
+        !has_port || field("addresses:").starts_with("127.0.0.1:"),
+        "{text}"
+    );
     assert!(std::path::Path::new(&field("directory:")).is_dir(), "{text}");
-    assert!(text.contains("it stays until the runner ends"), "{text}");
+    assert_eq!(text.matches(said).count(), 1, "{text}");
     assert!(alive(pid), "{text}");
     runner.stdin.take().unwrap().write_all(b"\n").unwrap();
     runner.wait().unwrap();

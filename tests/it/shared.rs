@@ -73,6 +73,28 @@ fn tests_that_begin_to_use_a_killed_service_are_told_how_it_ended() {
     }
 }
 
+#[test]
+#[ignore = "fails, for another test"]
+fn uses_a_killed_service() {
+    let pid = thread::spawn(|| KILLED.pid()).join().unwrap();
+    crate::common::send(pid, crate::common::SIGKILL);
+    assert!(crate::common::wait_until(
+        || !crate::common::alive(pid),
+        crate::common::LONG
+    ));
+    println!("{}", KILLED.pid());
+}
+
+#[test]
+fn a_report_tells_the_end_of_a_shared_service_once() {
+    let scratch = crate::common::Scratch::new();
+    let test = crate::common::test_name!(uses_a_killed_service);
+    let output = crate::common::victim(test, scratch.path()).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(text.matches("sleep 61").count(), 1, "{text}");
+    assert!(text.contains("SIGKILL"), "{text}");
+}
+
 /// A tracer waits for every process that it traces, and so for a service that waits for the runner.
 #[test]
 #[cfg_attr(mirakuru_portable, ignore = "the portable back end recognises no run")]

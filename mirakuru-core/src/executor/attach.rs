@@ -212,7 +212,11 @@ fn attach(
     let resolved = core.resolve_command();
     core.masked(resolved)?;
     core.note_for_others(attached_at.0, attached_at.1);
-    core.note_start(how_it_ended(published.clone()));
+    let addrs: Vec<SocketAddr> = state.addr.into_iter().collect();
+    let paths: Vec<PathBuf> = state.path.iter().cloned().collect();
+    let description = core.description_if_kept(&addrs, &paths);
+    core.note_start(how_it_ended(published.clone()), description);
+    note_published(&core, &published, user.is_some());
     core.show_live(false);
     let attached = Attached {
         state,
@@ -225,6 +229,12 @@ fn attach(
         core.masked(Err(died.unwrap_or_else(|| core.not_running("attach to it"))))?;
     }
     Ok((core, attached))
+}
+
+/// Tells the fixture that is being made that this service of it belongs to the run.
+fn note_published(core: &Core, published: &Path, ends_with_users: bool) {
+    let how_it_ended = how_it_ended(published.to_owned());
+    shared_use::published(&core.service_dir.log(), how_it_ended, ends_with_users);
 }
 
 fn state(core: &Core, process: &Process, readiness: &dyn Readiness) -> State {
@@ -279,7 +289,7 @@ fn publish(
     }
     timeline::published(core.service_dir.id());
     core.service_dir.give_away();
-    shared_use::published(&core.service_dir.log(), how_it_ended(published.clone()));
+    note_published(core, &published, user.is_some());
     let _endpoint_lock = own.endpoint_lock.take();
     *process = Process::Attached(Box::new(Attached {
         state,

@@ -7,11 +7,12 @@ use std::cell::Cell;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::{self, BufRead, IsTerminal, Write};
+use std::net::SocketAddr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
-use crate::executor::process::{Observed, Owned};
+use crate::executor::process::{Core, Observed, Owned};
 use crate::output::live;
 use crate::run::state::State;
 use crate::run::{self, Run};
@@ -69,11 +70,11 @@ impl Owned<'_> {
         }
         if has_keys() {
             if !WAITED.replace(true) {
-                wait_for_key(&self.description());
+                wait_for_key(&self.core.description(&self.own.addrs, &self.own.paths));
             }
             return;
         }
-        let description = self.description();
+        let description = self.core.description(&self.own.addrs, &self.own.paths);
         let until = match self.make_the_runs() {
             Ok(()) => "it stays until the runner ends".to_owned(),
             Err(error) => format!("it cannot be kept: {error}"),
@@ -108,16 +109,23 @@ impl Owned<'_> {
         self.core.service_dir.give_away();
         Ok(())
     }
+}
+
+impl Core {
+    /// The text for a person about a service of a shared fixture, if services are kept.
+    pub(super) fn description_if_kept(&self, addrs: &[SocketAddr], paths: &[PathBuf]) -> Option<String> {
+        is_wanted().then(|| self.description(addrs, paths))
+    }
 
     /// The facts that a person needs to inspect the service.
-    fn description(&self) -> String {
-        let core = &self.core;
+    fn description(&self, addrs: &[SocketAddr], paths: &[PathBuf]) -> String {
+        let core = self;
         let ports = core.values.ports().map(|(name, port)| match name {
             "" => format!("127.0.0.1:{port}"),
             name => format!("127.0.0.1:{port} ({name})"),
         });
-        let addrs = self.own.addrs.iter().map(ToString::to_string);
-        let paths = self.own.paths.iter().map(|path| path.display().to_string());
+        let addrs = addrs.iter().map(ToString::to_string);
+        let paths = paths.iter().map(|path| path.display().to_string());
         let addresses: Vec<String> = ports.chain(addrs).chain(paths).collect();
         let mut lines = vec![
             format!("  service:    {} (pid {})", core.command, core.pid),

@@ -52,8 +52,16 @@ impl<R: Readiness> Executor<R> {
 
     /// A snapshot of everything that the service has logged since the mark, or the last 16 MiB of
     /// it.
+    ///
+    /// # Panics
+    ///
+    /// If the mark is one of another service.
     #[must_use]
+    #[track_caller]
     pub fn logs_since(&self, mark: &Mark) -> Logs {
+        if let Some(reason) = mark.refusal(&self.core.output) {
+            panic!("`{}`: {reason}", self.core.values.name());
+        }
         self.process.observed().sync_output();
         Logs::since(&self.core.output, &self.core.log_files, mark)
     }
@@ -84,7 +92,8 @@ impl<R: Readiness> Executor<R> {
     ///
     /// [`Error::Timeout`] if no such line comes in time; [`Error::Exited`], [`Error::Died`] or
     /// [`Error::NotRunning`] if there is none and the service has ended;
-    /// [`Error::InvalidReadiness`] if the pattern makes no sense.
+    /// [`Error::InvalidReadiness`] if the pattern makes no sense, or the mark is one of another
+    /// service.
     pub fn wait_for_line(
         &self,
         mark: &Mark,
@@ -101,6 +110,13 @@ impl<R: Readiness> Executor<R> {
         let (name, dir) = (core.values.name().to_owned(), core.values.dir().to_owned());
         let ports = core.values.ports().map(|(name, port)| (name.to_owned(), port));
         banner.prepare(&mut Prepare::new(&mut Values::known(name, dir, ports.collect())))?;
+        if let Some(reason) = banner.refusal(&core.output) {
+            return Err(Error::InvalidReadiness {
+                readiness: banner.describe(),
+                reason: reason.to_owned(),
+            }
+            .into());
+        }
         let notes = Mutex::default();
         let index = core.service_dir.index();
         let mut watching: Vec<Watching> = Vec::new();

@@ -464,7 +464,9 @@ impl Core {
     /// Copies the output to the terminal while the service runs, if the environment asks for it.
     pub(super) fn show_live(&self, all: bool) {
         let dir = &self.service_dir;
-        live::follow(self.values.name(), &dir.log(), &dir.index(), all);
+        let label = self.spec.label.as_deref().filter(|_| self.spec.name.is_none());
+        let name = label.unwrap_or_else(|| self.values.name());
+        live::follow(name, &dir.log(), &dir.index(), all);
     }
 
     /// Removes the secrets from the error of a verb. Every verb ends here.

@@ -147,7 +147,8 @@ impl Owned<'_> {
                 trace::ready(self.core.pid, starting.wait.deadline.elapsed());
                 timeline::ready(self.core.service_dir.id());
                 self.core.note_for_others(readiness.addr(), readiness.path());
-                self.core.note_start(self.own.how_it_ended());
+                let description = self.core.description_if_kept(&self.own.addrs, &self.own.paths);
+                self.core.note_start(self.own.how_it_ended(), description);
                 Ok(None)
             }
             Err(error) => {

@@ -302,9 +302,9 @@ impl Core {
     }
 
     /// Tells the fixture that is being made, if there is one, that this service belongs to it.
-    pub(super) fn note_start(&self, how_it_ended: HowItEnded) {
+    pub(super) fn note_start(&self, how_it_ended: HowItEnded, description: Option<String>) {
         timed_out::started(self.test, &self.command, &self.output);
-        shared_use::started(&self.command, self.pid, &self.output, how_it_ended);
+        shared_use::started(&self.command, self.pid, &self.output, how_it_ended, description);
     }
 
     /// Keeps the log for a day after the end of the service. If the run is over, the supervisor is

@@ -22,6 +22,7 @@ use std::time::{Duration, Instant};
 use crate::error::report::{HEAD_LINES, TAIL_LINES, Tail, print, shown};
 use crate::error::{Error, Evidence};
 use crate::outcome::timed_out;
+use crate::output::live;
 use crate::output::reader::{Cursor, OutputReader};
 use crate::run;
 use crate::service_dir;
@@ -51,6 +52,10 @@ struct Service {
     /// done when the fixture was made.
     main: Option<(u32, u64)>,
     how_it_ended: Mutex<HowItEnded>,
+    /// The text for a person who inspects the service after a failed test, until it is shown.
+    description: Mutex<Option<String>>,
+    /// The end of the service.
+    stays_until: &'static str,
 }
 
 /// Returns the exit of a service's main process, if it is known.
@@ -61,6 +66,9 @@ thread_local! {
     static MAKING: RefCell<Option<Vec<Service>>> = const { RefCell::new(None) };
     /// The services that the test on this thread has used, each with the time of its first use.
     static USED: RefCell<Vec<(SharedServices, u64)>> = const { RefCell::new(Vec::new()) };
+    /// The logs of ended services about which an error tells the test on this thread. The report
+    /// of the test's failure does not repeat the error.
+    static TOLD: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) };
     /// Id of the service that was used last, which nearly always is used next.
     static LATEST: Cell<u64> = const { Cell::new(0) };
 }
@@ -113,7 +121,11 @@ impl SharedServices {
             return Ok(());
         }
         match self.0.services.iter().find(|service| service.has_died()) {
-            Some(service) => Err(service.died()),
+            Some(service) => {
+                service.tell();
+                service.keep();
+                Err(service.died())
+            }
             None => Ok(()),
         }
     }
@@ -157,7 +169,13 @@ pub(super) fn is_making() -> bool {
 }
 
 /// Notes a service that was started, if it is for a shared fixture.
-pub(crate) fn started(command: &str, pid: u32, output: &Arc<OutputReader>, how_it_ended: HowItEnded) {
+pub(crate) fn started(
+    command: &str,
+    pid: u32,
+    output: &Arc<OutputReader>,
+    how_it_ended: HowItEnded,
+    description: Option<String>,
+) {
     let _ = MAKING.try_with(|making| {
         let Some(services) = &mut *making.borrow_mut() else {
             return;
@@ -172,17 +190,23 @@ pub(crate) fn started(command: &str, pid: u32, output: &Arc<OutputReader>, how_i
             output: Arc::clone(output),
             main: sys::procfs::start_time(pid).map(|started| (pid, started)),
             how_it_ended: Mutex::new(how_it_ended),
+            description: Mutex::new(description),
+            stays_until: "this test process ends",
         });
     });
 }
 
 /// Notes that a service of this thread belongs to the run from now on.
-pub(crate) fn published(log: &Path, how_it_ended: HowItEnded) {
+pub(crate) fn published(log: &Path, how_it_ended: HowItEnded, ends_with_users: bool) {
     let _ = MAKING.try_with(|making| {
         let mut making = making.borrow_mut();
         let mut services = making.iter_mut().flatten();
         if let Some(service) = services.find(|service| service.output.path == log) {
             service.how_it_ended = Mutex::new(how_it_ended);
+            service.stays_until = match ends_with_users {
+                true => "its last user ends",
+                false => "the runner ends",
+            };
         }
     });
 }
@@ -191,7 +215,7 @@ pub(crate) fn published(log: &Path, how_it_ended: HowItEnded) {
 /// this.
 pub(crate) fn test_has_failed() {
     let now = sys::clock_ns();
-    let mut texts = Vec::new();
+    let (mut texts, mut descriptions) = (Vec::new(), Vec::new());
     let _ = USED.try_with(|used| {
         let Ok(mut used) = used.try_borrow_mut() else {
             return;
@@ -204,12 +228,17 @@ pub(crate) fn test_has_failed() {
                     .iter()
                     .filter_map(|service| service.tail(*since)),
             );
+            let running = services.0.services.iter().filter(|service| !service.has_died());
+            descriptions.extend(running.filter_map(Service::description));
             // A test may panic many times, and catch each panic.
             *since = now;
         }
     });
     for text in texts {
         print(text);
+    }
+    for description in descriptions {
+        live::print(&description);
     }
 }
 
@@ -256,8 +285,40 @@ impl Service {
         }
     }
 
+    /// Notes that an error tells this test about the end of the service.
+    fn tell(&self) {
+        let _ = TOLD.try_with(|told| told.borrow_mut().push(self.kept.clone()));
+    }
+
+    /// Whether an error has told this test about the end of the service, since the last call.
+    fn was_told(&self) -> bool {
+        let told = TOLD.try_with(|told| {
+            let mut told = told.borrow_mut();
+            let before = told.len();
+            told.retain(|kept| *kept != self.kept);
+            told.len() < before
+        });
+        told.unwrap_or(false)
+    }
+
+    /// For a person who inspects the service, once: what it is and how long it stays.
+    fn description(&self) -> Option<String> {
+        let description = self
+            .description
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()?;
+        let until = self.stays_until;
+        Some(format!(
+            "mirakuru: the test has failed; its shared service stays until {until}\n{description}"
+        ))
+    }
+
     fn tail(&self, since: u64) -> Option<String> {
         if self.has_died() {
+            if self.was_told() {
+                return None;
+            }
             // The test's client fails because the service has ended.
             self.keep();
             return Some(shown(&self.died()));

@@ -1,17 +1,24 @@
 //! [`Mark`]: a place in everything that a service logs.
 
+use std::hash::Hasher;
+use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
 use crate::output::log_file::Place;
 use crate::output::reader::{Cursor, OutputReader};
+use crate::util::hash::Fnv1a;
 
 /// A place in the output and the log files of a service, at the time of a call of
 /// [`Executor::mark`](crate::executor::Executor::mark).
 ///
 /// A mark stays valid over restarts of the service and after its end. The default is the beginning
 /// of all output. The usual variable name is `mark`.
+///
+/// A mark belongs to the service that made it. Another service refuses it.
 #[derive(Clone, Debug, Default)]
 pub struct Mark {
+    /// The hash of the path of the service's log. 0 for the default, which fits each service.
+    service: u64,
     pub(crate) output: Cursor,
     /// Places in the recipe's log files, in their order.
     pub(crate) files: Vec<Place>,
@@ -21,6 +28,7 @@ impl Mark {
     /// The end of the log so far.
     pub(crate) fn now(output: &OutputReader, files: &[PathBuf]) -> Mark {
         Mark {
+            service: service(output),
             output: output.end(),
             files: files.iter().map(|path| Place::end_of(path)).collect(),
         }
@@ -28,12 +36,26 @@ impl Mark {
 
     /// The beginning of all output.
     pub(crate) const START: Mark = Mark {
+        service: 0,
         output: Cursor::START,
         files: Vec::new(),
     };
+
+    /// The reason why the mark is of no use for the service with this output, if it is another's.
+    pub(crate) fn refusal(&self, output: &OutputReader) -> Option<&'static str> {
+        let is_another = self.service != 0 && self.service != service(output);
+        is_another.then_some("the mark is one of another service: use one that `mark()` of this service made")
+    }
 
     /// The place in the log file with this number.
     pub(crate) fn file(&self, number: usize) -> Place {
         self.files.get(number).copied().unwrap_or_default()
     }
+}
+
+/// The number by which a mark knows its service.
+fn service(output: &OutputReader) -> u64 {
+    let mut hash = Fnv1a(0);
+    hash.write(output.path.as_os_str().as_bytes());
+    hash.finish()
 }

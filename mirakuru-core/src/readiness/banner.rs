@@ -11,6 +11,7 @@ use super::{Prepare, Probe, Readiness};
 use crate::error::Error;
 use crate::output::log_file::LogFile;
 use crate::output::mark::Mark;
+use crate::output::reader::OutputReader;
 use crate::output::reader::Stream;
 use crate::ports::address::{self, host_addrs, reachable};
 use crate::readiness::line_watch::{Found, LineWatch, expand_pattern};
@@ -176,6 +177,11 @@ impl Banner {
         self.undecided.is_none()
     }
 
+    /// The reason why the mark is of no use for the service with this output, if it is another's.
+    pub(crate) fn refusal(&self, output: &OutputReader) -> Option<&'static str> {
+        self.since.as_ref().and_then(|mark| mark.refusal(output))
+    }
+
     /// The last line that matched.
     pub(crate) fn into_line(self) -> Option<Line> {
         self.line
@@ -249,6 +255,9 @@ impl Readiness for Banner {
     }
 
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
+        if let Some(reason) = self.refusal(cx.output) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
         let Some(watch) = &mut self.watch else {
             return Ok(false);
         };

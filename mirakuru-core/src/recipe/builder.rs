@@ -128,6 +128,8 @@ pub(crate) struct Spec {
     pub(crate) on_end: Option<Command>,
     /// The variable with the server's address, if another program has started the server.
     pub(crate) not_ours: Option<String>,
+    /// The name of the field, parameter or node whose service this is, for the output on a screen.
+    pub(crate) label: Option<String>,
     /// The variable that names the program, if one does.
     pub(crate) program_variable: Option<String>,
 }
@@ -164,6 +166,7 @@ impl Spec {
             umask: None,
             on_end: None,
             not_ours: None,
+            label: None,
             program_variable: None,
         }
     }
@@ -704,6 +707,14 @@ impl<R> ExecutorBuilder<R> {
     #[doc(hidden)]
     pub fn __not_ours(mut self, variable: &str) -> Self {
         self.spec.not_ours = Some(variable.to_owned());
+        self
+    }
+
+    /// Sets the name of the field, parameter or node whose service this is. It stands before the
+    /// lines that `MIRAKURU_LIVE` shows, if the recipe has no name. Empty text changes nothing.
+    #[doc(hidden)]
+    pub fn __label(mut self, label: &str) -> Self {
+        self.spec.label = Some(label.to_owned()).filter(|label| !label.is_empty());
         self
     }
 

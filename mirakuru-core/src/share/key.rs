@@ -82,6 +82,7 @@ fn fingerprint(spec: &Spec, key: &mut dyn Hasher) {
         umask,
         on_end,
         not_ours,
+        label: _,
         program_variable: _,
     } = spec;
     command.fingerprint(key);
