@@ -17,13 +17,13 @@ use mirakuru::{Executor, Recipe, presets};
 /// Gives the handle.
 type Start = fn() -> Box<dyn Any>;
 
-/// Every preset: the program that it needs, and a start. One more is one more line.
+/// The program and the start of each preset.
 const PRESETS: [(&str, Start); 9] = [
     ("redis-server", || Box::new(presets::redis().start().unwrap())),
     ("postgres", || {
         let schema = "CREATE TABLE t (x INT)";
         let server = presets::postgres().load_sql(schema).start().unwrap();
-        // Also in the middle of making and dropping.
+        // The kill may also come in the middle of making and dropping.
         drop(server.database());
         let database = server.database();
         Box::new((database, server))
@@ -42,7 +42,7 @@ const PRESETS: [(&str, Start); 9] = [
 /// The time limit of each wait. RabbitMQ is slow.
 const LONG: Duration = Duration::from_secs(60);
 
-/// How many times: the first two are special.
+/// Number of rounds, of which the first two are special.
 fn rounds() -> u32 {
     let rounds = env::var("MIRAKURU_KILL_ROUNDS").ok();
     rounds.and_then(|rounds| rounds.parse().ok()).unwrap_or(3)
@@ -140,7 +140,7 @@ fn presets_up() {
             let server = start();
             up.send(()).unwrap();
             drop(up);
-            // Until it is killed.
+            // The process waits here until it is killed.
             thread::sleep(4 * LONG);
             drop(server);
         });
@@ -148,7 +148,7 @@ fn presets_up() {
     drop(up);
     assert_eq!(are_up.iter().count(), installed().count());
     fs::write(Path::new(&scratch).join("up"), "").unwrap();
-    // If the killer is gone, this ends by itself.
+    // Without the killer, the process ends by itself.
     thread::sleep(2 * LONG);
 }
 
@@ -198,8 +198,8 @@ impl Scratch {
         fs::read_to_string(self.0.join("log")).unwrap_or_default()
     }
 
-    /// The living processes that belong to it: by their command line, environment or working
-    /// directory. (Some overwrite the first two.)
+    /// Finds the run's living processes by their command line, environment or working directory.
+    /// (Some overwrite the first two.)
     fn processes(&self) -> Vec<u32> {
         let path = self.0.to_str().unwrap();
         let mentions = |file: PathBuf| {

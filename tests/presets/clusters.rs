@@ -128,7 +128,7 @@ fn a_replica_in_a_cluster_of_redis_takes_over(mut nodes: Cluster<Redis>) {
     let acknowledged: u32 = redis::cmd("WAIT").arg(1).arg(10_000).query(&mut master).unwrap();
     assert_eq!(acknowledged, 1);
     nodes[0].kill().unwrap();
-    // With the value that its master had.
+    // The replica has the value of its master.
     soon(|| {
         connect(&nodes[3])
             .incr::<_, _, u32>(&key, 1)
@@ -186,11 +186,11 @@ fn a_replica_of_postgres_has_the_databases_of_the_primary() {
         rows.iter().map(|row| row.get(0)).collect()
     };
     let replica_url = nodes[1].url();
-    // An application on the replica finds what is loaded from the start.
+    // An application on the replica finds the data that is loaded from the start.
     assert_eq!(who(&mut connect(&replica_url).unwrap()), ["me"]);
     let database = nodes[0].database();
     let url = format!("{}/{}", replica_url.rsplit_once('/').unwrap().0, database.name());
-    // It arrives a moment later.
+    // The database arrives a moment later.
     soon(|| connect(&url).is_ok());
     let mut replica = connect(&url).unwrap();
     assert_eq!(who(&mut replica), ["me"]);

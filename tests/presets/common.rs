@@ -20,7 +20,7 @@ use mirakuru::{Error, Executor, Readiness};
 pub(crate) mod names;
 pub(crate) use names::test_name;
 
-/// Prints past the capture of the test harness, which hides what a passing test prints.
+/// Prints past the capture of the test harness, which hides the output of a passing test.
 pub(crate) fn say(text: &str) {
     let _ = writeln!(io::stderr(), "{text}");
 }
@@ -34,7 +34,7 @@ fn this_test() -> String {
 #[track_caller]
 #[must_use]
 pub(crate) fn require(program: &str) -> bool {
-    // If it is not set, programs are searched in the folders that every system has.
+    // Without `PATH`, programs are searched in the folders that every system has.
     let path = env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
     // Debian keeps PostgreSQL off PATH.
     let versions = fs::read_dir("/usr/lib/postgresql").into_iter().flatten();
@@ -136,7 +136,7 @@ pub(crate) fn new_key(text: &str) -> String {
     format!("{text} {now} {}", process::id())
 }
 
-/// Whether this process is root's. If it is not, prints that a part of the test is skipped.
+/// Whether this process runs as root. If not, prints that a part of the test is skipped.
 #[must_use]
 pub(crate) fn require_root() -> bool {
     let root = fs::metadata("/proc/self").is_ok_and(|us| us.uid() == 0);
@@ -146,7 +146,7 @@ pub(crate) fn require_root() -> bool {
     root
 }
 
-/// Whether this holds within the time limit.
+/// Waits until the condition holds. Returns whether it did within the time limit.
 pub(crate) fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
     let begun = Instant::now();
     while begun.elapsed() < limit {
@@ -158,13 +158,13 @@ pub(crate) fn within(limit: Duration, mut holds: impl FnMut() -> bool) -> bool {
     holds()
 }
 
-/// Whether a process is there and is no zombie.
+/// Whether a process exists and is not a zombie.
 #[must_use]
 pub(crate) fn alive(pid: u32) -> bool {
     let Ok(text) = fs::read_to_string(format!("/proc/{pid}/stat")) else {
         return false;
     };
-    // The name may hold anything, so what follows begins after the last parenthesis.
+    // The name may hold anything, so the rest begins after the last parenthesis.
     let state = text
         .rsplit(')')
         .next()
@@ -250,7 +250,7 @@ pub(crate) fn assert_names_the_package(test: &str, package: &str) {
 pub(crate) struct TinyDisk(PathBuf);
 
 impl TinyDisk {
-    /// With a size in KiB. `None`, with a message, if it cannot be mounted.
+    /// Mounts a disk of this size in KiB. `None`, with a message, if it cannot be mounted.
     #[must_use]
     pub(crate) fn mount(kib: u32) -> Option<TinyDisk> {
         // Tests of several servers have one at a time.
@@ -277,7 +277,7 @@ impl TinyDisk {
         None
     }
 
-    /// Where it is.
+    /// Path of the disk.
     #[must_use]
     pub(crate) fn path(&self) -> &Path {
         &self.0

@@ -389,7 +389,7 @@ fn an_error_names_the_variable_that_names_the_program() {
         .split(' ')
         .map(|preset| format!("MIRAKURU_{preset}_PROGRAM"))
         .collect();
-    // There is no such file, it cannot be executed, it is another program.
+    // These do not exist, cannot be executed, or are another program.
     for program in ["/mk/no-such-program", "/etc/passwd", "/bin/true"] {
         let variables: Vec<(&str, &str)> = names.iter().map(|name| (name.as_str(), program)).collect();
         assert_passes(&in_a_child(test_name!(a_wrong_program), &variables));

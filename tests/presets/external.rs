@@ -101,7 +101,7 @@ impl Busy {
     /// Kills the child and its supervisors, all at once.
     fn kill_with_supervisors(&mut self) {
         let mut all = vec![self.0.id()];
-        // Those that are stopped fork no more.
+        // Stopped processes fork no more.
         let mut at = 0;
         while let Some(pid) = all.get(at).copied() {
             signal("STOP", pid);
@@ -139,7 +139,7 @@ fn random() -> u64 {
     SystemTime::UNIX_EPOCH.elapsed().unwrap().subsec_nanos().into()
 }
 
-/// Whether a child goes on making things until it is killed.
+/// Whether a child goes on making parts until it is killed.
 fn goes_on() -> bool {
     env::var_os("MIRAKURU_TEST_BUSY").is_some()
 }
@@ -169,7 +169,7 @@ fn assert_verbs_are_errors<R: Readiness + Clone>(server: &mut Executor<R>, varia
     ] {
         assert_is_not_ours(result, variable);
     }
-    // Nothing that it prints can be seen, so no wait for it ends.
+    // The service's output cannot be seen, so no wait for a line ends.
     let (mark, begun) = (server.mark(), Instant::now());
     let limit = Duration::from_secs(60);
     assert_is_not_ours(server.wait_for_line(&mark, "ready", limit).map(drop), variable);
@@ -233,7 +233,7 @@ fn redis_dump(url: &str) -> String {
             }
             number += 1;
         }
-        // Not because the connection is gone.
+        // The error does not come from a lost connection.
         redis::cmd("PING").query::<()>(&mut client)?;
         Ok(text)
     };
@@ -657,7 +657,7 @@ fn mariadb_dump(server: &Mariadb) -> String {
         "--events",
         "--skip-comments",
         "--skip-dump-date",
-        // Numbers of the optimiser, which change by themselves.
+        // These are numbers of the optimiser, which change by themselves.
         "--ignore-table=mysql.innodb_index_stats",
         "--ignore-table=mysql.innodb_table_stats",
         // The manual.
@@ -675,7 +675,7 @@ fn a_mariadb_that_is_there_is_used_and_left_as_it_was() {
     let dump = || mariadb_dump(&server);
     let subject = |user: &str| Subject {
         variable: "MIRAKURU_MARIADB_URL",
-        // Not `localhost`: the driver of this test tries only one of its addresses, perhaps `::1`.
+        // The driver of this test tries only one address of `localhost`, perhaps `::1`.
         url: format!("mysql://{user}@127.0.0.1:{}/", server.port()),
         dump: &dump,
         busy: test_name!(mariadb_is_busy),

@@ -148,7 +148,7 @@ fn it_is_configured_keeps_its_data_and_leaves_nothing() {
         .query_first("SELECT LENGTH(y) FROM x")
         .unwrap();
     assert_eq!(length, Some(12 << 20));
-    // It ends by itself, and well.
+    // The server ends by itself, with a good exit.
     server.stop().unwrap();
     assert!(
         server.logs().to_string().contains("Shutdown complete"),
@@ -345,7 +345,7 @@ fn sql_that_would_not_be_in_the_databases_is_refused_with_its_line() {
 
 const USERS: &str = "CREATE TABLE users (id INT PRIMARY KEY); INSERT INTO users VALUES (1);";
 
-/// As an application does at its start. Gives whether there was something to do.
+/// Migrates as an application does at its start. Returns whether there was anything to do.
 fn migrate(url: &str) -> Result<bool, mysql::Error> {
     let mut client = Conn::new(url)?;
     client.query_drop("CREATE TABLE IF NOT EXISTS migrations (name VARCHAR(9) PRIMARY KEY)")?;

@@ -14,7 +14,7 @@ use sqlx::{Connection, PgConnection};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// As in the guide.
+/// Migrates as the guide shows.
 fn migrate(url: &str, dir: &Path) -> Result<(), sqlx::Error> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -51,7 +51,7 @@ fn text(url: &str, query: &str) -> String {
 struct Migrations(PathBuf);
 
 impl Migrations {
-    /// With one migration, in a file of this name.
+    /// Makes a directory with one migration, in a file of this name.
     fn new(name: &str, first: &str) -> Migrations {
         let dir = std::env::temp_dir().join(new_key(name).replace(' ', "-"));
         fs::create_dir(&dir).unwrap();

@@ -128,7 +128,7 @@ fn a_missing_program_is_named_and_its_package() {
         .start()
         .unwrap_err();
     assert!(error.to_string().contains("/no/such/program"), "{error}");
-    // Debian has it in /usr/sbin, where it is found all the same.
+    // Debian has the server in /usr/sbin, where it is found all the same.
     if !std::path::Path::new("/usr/sbin/mosquitto").exists() {
         assert_names_the_package(test_name!(the_program_is_not_on_path), "mosquitto");
     }

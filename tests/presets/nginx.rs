@@ -43,8 +43,7 @@ fn another_test_is_greeted() {
     says_hello();
 }
 
-/// A directory that only the user of the tests can read, as `tempfile` makes them, with a page in
-/// it.
+/// A directory that only the user of the tests can read, as `tempfile` makes it, with a page in it.
 struct Site(PathBuf);
 
 impl Site {
@@ -121,7 +120,7 @@ fn a_whole_file_is_taken_as_it_is() {
             server { listen 127.0.0.1:{port}; return 444; }
         }";
     let server = presets::nginx(text).raw().start().unwrap();
-    // It closes the connection without a word.
+    // The server closes the connection without an answer.
     let error = ureq::get(server.url()).call().unwrap_err();
     assert!(server.is_running(), "{error}");
 }
@@ -167,6 +166,6 @@ fn what_it_says_of_a_broken_configuration_is_in_the_report() {
         error.contains("unknown directive \"no_such_directive\""),
         "{error}"
     );
-    // The line is that of the text.
+    // The line is counted in the recipe's text.
     assert!(error.contains("http.conf:3"), "{error}");
 }

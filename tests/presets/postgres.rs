@@ -229,7 +229,7 @@ fn it_is_configured_keeps_its_data_and_leaves_nothing() {
     server.kill().unwrap();
     server.start().unwrap();
     assert_eq!(count(&mut connect(&server.url()), "SELECT count(*) FROM x"), 1);
-    // No template: nothing is loaded.
+    // There is no template, because no SQL is loaded.
     let database = server.database();
     assert_eq!(
         count(
@@ -250,8 +250,7 @@ fn it_is_configured_keeps_its_data_and_leaves_nothing() {
     assert_nothing_is_left(server);
 }
 
-/// The System V segments that a process has made and that are not marked to go with the last who
-/// uses them.
+/// The System V segments that a process has made, without the mark to go with their last user.
 fn segments_of(creator: u32) -> Vec<String> {
     let all = fs::read_to_string("/proc/sysvipc/shm").unwrap_or_default();
     let fields = |line: &str| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>();
@@ -695,7 +694,7 @@ fn initdb_can_be_told_more() {
     assert_eq!(row.get::<_, String>(0), "LATIN1");
 }
 
-/// As an application does at its start: a table of its own says which migrations have run.
+/// Migrates as an application does at its start, with a table of the past migrations.
 fn migrate(url: &str) -> Result<bool, postgres::Error> {
     let mut client = Client::connect(url, NoTls)?;
     client.batch_execute("CREATE TABLE IF NOT EXISTS migrations (name TEXT PRIMARY KEY)")?;

@@ -142,7 +142,7 @@ async fn it_is_configured_keeps_its_data_and_leaves_nothing() {
     assert_eq!(declare(&channel).await, 1);
     assert_eq!(get(&channel).await.unwrap(), b"kept");
     assert_nothing_is_left(server);
-    // Its server is gone.
+    // The server of the virtual host is gone.
     drop(vhost);
 }
 

@@ -43,7 +43,7 @@ fn names_the_kind() {
             text.contains(&said) && text.contains(&variable),
             "{preset}: {text}"
         );
-        // Half of the time after which it would count as silent.
+        // This is half of the time after which the server would count as silent.
         assert!(took < Duration::from_secs(15), "{preset}: {took:?}");
     };
     macro_rules! each {

@@ -44,7 +44,7 @@ fn etcd_put(url: &str, key: &str) {
 fn base64(text: &str) -> String {
     const DIGITS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
     let mut bytes = text.as_bytes().to_vec();
-    // Only texts of ours: a longer key does no harm.
+    // The texts are our own: a longer key does no harm.
     bytes.resize(bytes.len().next_multiple_of(3), b'-');
     let digits = bytes.chunks(3).flat_map(|chunk| {
         let bits = chunk
@@ -497,7 +497,7 @@ fn rabbitmq_dump(server: &Rabbitmq) -> String {
     parts.join("\n")
 }
 
-/// With its padding.
+/// Encodes base64 with padding.
 fn base64_of(text: &str) -> String {
     let padding = (3 - text.len() % 3) % 3;
     let mut encoded = base64(&format!("{text}{}", "\0".repeat(padding)));
