@@ -57,10 +57,21 @@ fn bare(expr: &Expr) -> Option<&Ident> {
 struct Search {
     found: Vec<Use>,
     /// The names that are declared here, the innermost scope last.
-    declared: Vec<Ident>,
+    declared: Vec<Declared>,
+}
+
+struct Declared {
+    name: Ident,
+    /// A macro or a condition decides about it.
+    perhaps: bool,
 }
 
 impl Search {
+    fn declare(&mut self, name: &Ident, perhaps: bool) {
+        let name = name.unraw();
+        self.declared.push(Declared { name, perhaps });
+    }
+
     fn scope(&mut self, search: impl FnOnce(&mut Search)) {
         let outside = self.declared.len();
         search(self);
@@ -72,14 +83,18 @@ impl Search {
     }
 
     fn add_word(&mut self, name: String, span: Span, certainty: Certainty, field: Option<Ident>) {
-        if self.declared.iter().all(|declared| declared.unraw() != name) {
-            self.found.push(Use {
-                name,
-                span,
-                certainty,
-                field,
-            });
-        }
+        let mut declared = self.declared.iter().filter(|declared| declared.name == name);
+        let certainty = match declared.clone().next() {
+            Some(_) if declared.any(|declared| !declared.perhaps) => return,
+            Some(_) if certainty > Certainty::InMacro => Certainty::InMacro,
+            _ => certainty,
+        };
+        self.found.push(Use {
+            name,
+            span,
+            certainty,
+            field,
+        });
     }
 
     /// An expression that is no function, because it has methods or fields, or is formatted.
@@ -160,7 +175,7 @@ impl Search {
         for token in tokens {
             match token {
                 TokenTree::Group(group) => self.perhaps_declared(group.stream()),
-                TokenTree::Ident(name) => self.declared.push(name),
+                TokenTree::Ident(name) => self.declare(&name, true),
                 _ => {}
             }
         }
@@ -234,9 +249,9 @@ impl<'ast> Visit<'ast> for Search {
         self.scope(|search| {
             for stmt in &block.stmts {
                 match stmt {
-                    Stmt::Item(Item::Fn(item)) => search.declared.push(item.sig.ident.clone()),
-                    Stmt::Item(Item::Const(item)) => search.declared.push(item.ident.clone()),
-                    Stmt::Item(Item::Static(item)) => search.declared.push(item.ident.clone()),
+                    Stmt::Item(Item::Fn(item)) => search.declare(&item.sig.ident, !item.attrs.is_empty()),
+                    Stmt::Item(Item::Const(item)) => search.declare(&item.ident, !item.attrs.is_empty()),
+                    Stmt::Item(Item::Static(item)) => search.declare(&item.ident, !item.attrs.is_empty()),
                     _ => {}
                 }
             }
@@ -251,7 +266,11 @@ impl<'ast> Visit<'ast> for Search {
                 self.visit_expr(diverge);
             }
         }
+        let above = self.declared.len();
         self.visit_pat(&local.pat);
+        for declared in &mut self.declared[above..] {
+            declared.perhaps |= !local.attrs.is_empty();
+        }
     }
 
     fn visit_stmt_macro(&mut self, stmt: &'ast syn::StmtMacro) {
@@ -264,7 +283,7 @@ impl<'ast> Visit<'ast> for Search {
     fn visit_pat(&mut self, pat: &'ast Pat) {
         match pat {
             Pat::Ident(pat) => {
-                self.declared.push(pat.ident.clone());
+                self.declare(&pat.ident, false);
                 if let Some((_, inside)) = &pat.subpat {
                     self.visit_pat(inside);
                 }
@@ -364,7 +383,11 @@ fn captures(text: &str) -> Vec<String> {
 pub(crate) fn declared_by(pat: &Pat) -> Vec<Ident> {
     let mut search = Search::default();
     search.visit_pat(pat);
-    search.declared
+    search
+        .declared
+        .into_iter()
+        .map(|declared| declared.name)
+        .collect()
 }
 
 /// Whether two identifiers are one name: `r#db` is `db`.
@@ -497,7 +520,12 @@ mod tests {
             ("{ let r#db = 1; db.url() }", ""),
             ("{ let db = 1; format!(\"{db}\", ) }", ""),
             ("{ let db = 1; json!({ \"url\": db }) }", ""),
-            ("{ declare!(db); db.url() }", "db~"),
+            ("{ declare!(db); db.url() }", "db~ db~"),
+            ("{ log!(x.db); db.url() }", "x~ db~"),
+            ("x(|db| { log!(db); db.url() })", ""),
+            ("{ #[cfg(a)] let db = 1; db.url() }", "db~"),
+            ("{ #[cfg(a)] fn db() {} db.url() }", "db~"),
+            ("match x() { db!(db) => db.url() }", "db~"),
             ("{ println!(\"{}\", db); db.url() }", "db db"),
         ]);
     }
