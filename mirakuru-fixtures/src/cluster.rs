@@ -492,7 +492,7 @@ fn add_after<'a, R: Recipe + 'a>(
 enum Entered<R: Recipe> {
     Running(Vec<R::Handle>, Vec<PathBuf>),
     Empty(Vec<StartPermit>),
-    /// The nodes need something that only their process has.
+    /// The nodes need a stream or a pipe that only their process has.
     NotShared,
     /// Some nodes exist, and others do not.
     InPart,

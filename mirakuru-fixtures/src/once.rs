@@ -109,7 +109,7 @@ impl<T> Once<T> {
     }
 }
 
-/// The message about values that need each other. The first one is also the last.
+/// The message about values that need each other. The first and the last are the same.
 fn in_a_circle(chain: &[&str]) -> String {
     if let [_, _] = chain {
         return "its own start uses it, and would wait for ever: use the start's argument instead".to_owned();

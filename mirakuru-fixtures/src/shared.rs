@@ -174,8 +174,8 @@ pub fn recipe_in_static<'s, How, N: Named<'s, How>>(named: &'s N) -> N::Recipe {
     named.recipe()
 }
 
-/// A name in capital letters. If it is that of a static, `take` is the type's own method, otherwise
-/// the trait's: own methods have precedence.
+/// A name in capital letters. If it names a static, `take` is the type's own method, otherwise the
+/// trait's: own methods have precedence.
 pub struct Taken<'a, N>(pub &'a N);
 
 impl<S> Taken<'_, Shared<S>> {

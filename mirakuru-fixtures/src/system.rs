@@ -93,7 +93,7 @@ impl<H> Slot<H> {
     ///
     /// # Panics
     ///
-    /// If the service is not ready: such recipes are made later.
+    /// If the service is not ready. Recipes with needs are made later.
     #[must_use]
     pub fn get(&self) -> &H {
         self.0.handle.get().expect("the service is ready")
@@ -813,7 +813,7 @@ pub struct Plan<S> {
 type Adds<S> = for<'a> fn(&mut System<'a>) -> Slot<S>;
 
 impl<S> Plan<S> {
-    /// The function adds the services, and makes the handle from theirs.
+    /// A plan whose function adds the services, and makes one handle from their handles.
     #[must_use]
     pub const fn new(add: Adds<S>) -> Plan<S> {
         Plan { add }

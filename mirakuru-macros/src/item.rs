@@ -144,8 +144,8 @@ fn split_inner_attributes(input: ParseStream<'_>) -> syn::Result<(Vec<Attribute>
 }
 
 impl Function {
-    /// A function is a test if it has a test attribute or stands below one. (`#[test]` hides
-    /// itself, and then the function has no parameters.)
+    /// The meaning of the attribute on this function. It is a test if it has a test attribute or
+    /// stands below one. (`#[test]` hides itself, and then the function has no parameters.)
     pub(crate) fn form(&self) -> Form {
         let parameters_none = self.sig.inputs.is_empty();
         let like_a_test = self.test_attrs().next().is_some() || (parameters_none && self.gives_like_a_test());

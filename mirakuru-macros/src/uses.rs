@@ -97,7 +97,7 @@ impl Search {
         });
     }
 
-    /// An expression that is no function, because it has methods or fields, or is formatted.
+    /// An expression with methods or fields, or a formatted one: it cannot be a function.
     fn variable(&mut self, expr: &Expr, field: Option<Ident>) {
         match bare(expr) {
             Some(name) => self.add(name, Certainty::Variable, field),

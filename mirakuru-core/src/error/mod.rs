@@ -51,7 +51,7 @@ pub enum Error {
         attempt: String,
         /// The error of the operating system.
         source: io::Error,
-        /// The remedy, if one is known.
+        /// The remedy, if known.
         hint: Option<String>,
         /// The program or feature that this machine lacks, if that is the reason.
         missing: Option<Box<Missing>>,
@@ -219,7 +219,7 @@ impl Error {
     }
 }
 
-/// Something that a service needs and this machine lacks. See [`Error::missing`].
+/// A program or feature that a service needs and this machine lacks. See [`Error::missing`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Missing {
@@ -314,7 +314,7 @@ impl Error {
         self
     }
 
-    /// A copy of this error for one more test, if the machine lacks something.
+    /// A copy of this error for another test, if the machine lacks a program or feature.
     #[doc(hidden)]
     #[must_use]
     pub fn __missing_again(&self) -> Option<Error> {

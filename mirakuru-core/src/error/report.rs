@@ -28,8 +28,8 @@ use crate::util::thread;
 
 /// Number of lines that a report shows from the end of the output, at most.
 pub(crate) const TAIL_LINES: usize = 20;
-/// Number of lines that a report shows from the beginning of the output, at most, if they are not
-/// among the last ones.
+/// Number of lines that a report shows from the beginning of the output, at most. It leaves them
+/// out if they are among the last ones.
 pub(crate) const HEAD_LINES: usize = 5;
 /// The column at which the text after a label begins.
 const COLUMN: usize = 12;

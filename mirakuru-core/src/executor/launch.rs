@@ -101,9 +101,8 @@ pub(crate) fn explain(
     }
 }
 
-/// Whether a program can be executed, as far as its file and the working directory tell that
-/// without a process. Only the kernel knows the rest. `service_dir` is the private directory, in
-/// which a start makes files.
+/// Checks the file and the working directory of a program, without a process. Only the kernel knows
+/// the rest. `service_dir` is the private directory, in which a start makes files.
 pub(crate) fn check(
     command: &str,
     spec: &Spec,

@@ -50,12 +50,11 @@ impl<R: Readiness> Executor<R> {
         self.core.mark()
     }
 
-    /// A snapshot of everything that the service has logged since the mark, or the last 16 MiB of
-    /// it.
+    /// A snapshot of the lines that the service has logged since the mark, or of their last 16 MiB.
     ///
     /// # Panics
     ///
-    /// If the mark is one of another service.
+    /// If the mark belongs to another service.
     #[must_use]
     #[track_caller]
     pub fn logs_since(&self, mark: &Mark) -> Logs {

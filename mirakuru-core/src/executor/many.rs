@@ -31,8 +31,8 @@ pub trait Startable {
     /// The errors of [`Executor::start`].
     fn step_start(&mut self) -> Result<Option<Pause>, Error>;
 
-    /// The descriptor that becomes readable when something happens to the service. `None` if
-    /// something already has.
+    /// The descriptor that becomes readable at the service's next event. `None` if an event is
+    /// waiting.
     fn events(&self) -> Option<i32>;
 
     /// Asks the service to stop, without waiting.
@@ -119,8 +119,8 @@ const AT_ONE_GO: usize = 8;
 ///
 /// # Errors
 ///
-/// The first error of [`Executor::start`], with the service's place in the list. Others may be
-/// starting: the caller drops them.
+/// The first error of [`Executor::start`], with the service's place in the list. Other services may
+/// be starting: the caller drops them.
 #[doc(hidden)]
 pub fn launch_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize, Error)> {
     for (chunk, services) in services.chunks_mut(AT_ONE_GO).enumerate() {
@@ -144,7 +144,7 @@ pub fn launch_together(services: &mut [&mut dyn Startable]) -> Result<(), (usize
 pub struct Polled {
     /// Places in the list, of the services that are ready.
     pub ready: Vec<usize>,
-    /// Time until the next poll of the others.
+    /// Time until the next poll of the services that are not ready.
     time: Duration,
     events: Vec<i32>,
 }
@@ -185,7 +185,7 @@ pub fn poll_together(services: &mut [&mut dyn Startable]) -> Result<Polled, (usi
     for service in services {
         match service.events() {
             Some(event) => polled.events.push(event),
-            // An event of one of them has come. The pause is short but not zero, because the
+            // An event of a service is waiting. The pause is short but not zero, because the
             // descriptor of a dead supervisor stays readable.
             None => polled.time = polled.time.min(Duration::from_millis(1)),
         }

@@ -113,7 +113,7 @@ impl<R: Readiness> Executor<R> {
     /// of its remaining processes, and returns when none is left. Does nothing if the service is
     /// not running.
     ///
-    /// Dropping the executor does the same but ignores errors; this verb returns them.
+    /// Dropping the executor ends the service, too, but ignores errors; this verb returns them.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -533,7 +533,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Panics
     ///
-    /// If the recipe has no such placeholder.
+    /// If the recipe has no `{port:NAME}` of this name.
     #[must_use]
     #[track_caller]
     pub fn port_named(&self, name: &str) -> u16 {
@@ -602,7 +602,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Panics
     ///
-    /// If the condition has none. Only `UnixSocket` and `PidFile` have one.
+    /// If the condition has no path. Only `UnixSocket` and `PidFile` have one.
     #[must_use]
     #[track_caller]
     pub fn path(&self) -> PathBuf {
@@ -687,8 +687,8 @@ impl<R: Readiness> Executor<R> {
         self.core.service_dir.dir().to_owned()
     }
 
-    /// Lets a recipe fill the private directory before the first start. After that, everything in
-    /// it belongs to the service's user.
+    /// Lets a recipe fill the private directory before the first start. After that, all its content
+    /// belongs to the service's user.
     #[doc(hidden)]
     pub fn __prepare(
         &mut self,

@@ -2,8 +2,8 @@
 //! directory appears in its command, its environment or its files. When the process or the run
 //! ends, they end after it.
 //!
-//! For example, an application that is given the address of its database stops before the database,
-//! in every combination. A wrong guess only makes one end wait for another.
+//! For example, an application with the address of its database stops before the database, however
+//! they end. A wrong guess only makes one end wait for another.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};

@@ -36,7 +36,7 @@ use crate::service_dir::{self, ServiceDir};
 use crate::sys::{self, Exit, RunPlan, Service, TreeSignal};
 use crate::util::wakeup::Wakeup;
 
-/// The data of every service, one's own or attached.
+/// The data of every service, own or attached.
 pub(super) struct Core {
     pub(super) spec: Spec,
     pub(super) service_dir: ServiceDir,
@@ -135,11 +135,11 @@ pub(super) trait Observed {
     /// Forgets new output, so that it ends no wait.
     fn forget_output(&mut self);
 
-    /// Waits until everything that the service has printed so far is in the log.
+    /// Waits until all output of the service so far is in the log.
     fn sync_output(&self);
 
-    /// Sleeps until something happens to the service or a descriptor of the pause is readable, but
-    /// no longer than the pause.
+    /// Sleeps until an event of the service or of the pause's descriptors, but no longer than the
+    /// pause.
     fn wait_event(&mut self, pause: &Pause);
 
     /// Waits as [`wait_event`](Observed::wait_event), as a future.

@@ -301,7 +301,7 @@ impl Service {
         told.unwrap_or(false)
     }
 
-    /// For a person who inspects the service, once: what it is and how long it stays.
+    /// The message for a person who inspects the service, returned only once.
     fn description(&self) -> Option<String> {
         let description = self
             .description

@@ -105,7 +105,7 @@ impl Logs {
         file.map_or("", |(_, text)| text)
     }
 
-    /// Everything that was logged since the mark, to the output and to the files.
+    /// All text that was logged since the mark, to the output and to the files.
     pub(crate) fn since(output: &OutputReader, files: &[PathBuf], mark: &Mark) -> Logs {
         let mut logs = output.snapshot_since(mark.output);
         for (number, path) in files.iter().enumerate() {

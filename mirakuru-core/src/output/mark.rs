@@ -1,4 +1,4 @@
-//! [`Mark`]: a place in everything that a service logs.
+//! [`Mark`]: a place in the logs of a service.
 
 use std::hash::Hasher;
 use std::os::unix::ffi::OsStrExt;
@@ -41,7 +41,7 @@ impl Mark {
         files: Vec::new(),
     };
 
-    /// The reason why the mark is of no use for the service with this output, if it is another's.
+    /// The reason for refusing a mark of another service than the one with this output.
     pub(crate) fn refusal(&self, output: &OutputReader) -> Option<&'static str> {
         let is_another = self.service != 0 && self.service != service(output);
         is_another.then_some("the mark is one of another service: use one that `mark()` of this service made")

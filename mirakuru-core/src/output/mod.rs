@@ -1,4 +1,4 @@
-//! The output of a service: how it is stored, read and shown.
+//! Stores, reads and shows the output of a service.
 
 pub(crate) mod live;
 pub(crate) mod log_file;

@@ -129,7 +129,7 @@ impl Holder {
         }
     }
 
-    /// The process with the first of these sockets that has a visible one.
+    /// The holder of the first of these sockets that belongs to a visible process.
     fn of_sockets(found: &[(u64, u32)], inodes: &[u64]) -> Option<Holder> {
         inodes.iter().find_map(|inode| Holder::of_socket(found, *inode))
     }

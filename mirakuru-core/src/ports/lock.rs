@@ -1,5 +1,5 @@
-//! Locks on fixed ports and socket paths. Services with the same one run one after another, in one
-//! test binary or in many.
+//! Locks on fixed ports and socket paths. Services on the same port or path run one after another,
+//! in one test binary or in many.
 //!
 //! A lock is a set of `flock`s, one file for each endpoint, under `/tmp/mirakuru-<euid>/locks/`.
 //! The place does not depend on TMPDIR, because ports do not: two runs with different temporary

@@ -282,8 +282,8 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
     }
 }
 
-/// Decides about a socket that was bound under another name of the same file, such as a relative
-/// one. It may be the service's if the tree has any socket that listens.
+/// The owner of a socket that was bound under another name of the same file, such as a relative
+/// one. It may be the service if the tree has any socket that listens.
 fn unnamed_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner {
     let listening = procfs::unix_listening();
     let search = procfs::search_tree(root, &listening, Closely::Threads);

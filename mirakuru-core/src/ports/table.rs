@@ -60,7 +60,7 @@ pub(crate) fn check_route(addr: SocketAddr) -> io::Result<()> {
     })
 }
 
-/// Makes a connection, and checks that it is a real one.
+/// Makes a connection, and checks that it does not lead to itself.
 ///
 /// A connection to an ephemeral port of this machine without a listener can reach itself: the
 /// kernel may choose that very port for its own end.

@@ -177,7 +177,7 @@ impl Banner {
         self.undecided.is_none()
     }
 
-    /// The reason why the mark is of no use for the service with this output, if it is another's.
+    /// The reason for refusing a mark of another service than the one with this output.
     pub(crate) fn refusal(&self, output: &OutputReader) -> Option<&'static str> {
         self.since.as_ref().and_then(|mark| mark.refusal(output))
     }

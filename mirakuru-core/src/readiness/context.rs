@@ -24,7 +24,7 @@ use crate::sys::{Protocol, procfs};
 use crate::util::backoff::FIRST_POLL;
 use crate::util::backoff::{fallback_poll_pause, poll_pause};
 
-/// Lag of file times behind the clock: one tick, at most 10 ms. This allows more.
+/// More than the lag of file times behind the clock, which is one tick of at most 10 ms.
 pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// The argument of [`Readiness::prepare`](crate::readiness::Readiness::prepare). It has the
@@ -101,8 +101,8 @@ impl Prepare<'_> {
     pub(crate) fn places(&mut self, protocol: Protocol, addrs: &[SocketAddr]) -> Vec<Place> {
         for addr in addrs {
             if address::is_local(addr.ip()) && !self.is_chosen(addr.port()) {
-                // This claims the address as it is given: a server on `0.0.0.0` excludes more than
-                // one on loopback.
+                // The claim has the given address: a server on `0.0.0.0` excludes more than one on
+                // loopback.
                 match protocol {
                     Protocol::Tcp => self.addrs.push(*addr),
                     Protocol::Udp => self.udp_addrs.push(*addr),
@@ -164,7 +164,7 @@ pub(crate) struct Notes {
     pub(crate) captured: Vec<(String, String)>,
 }
 
-/// A pattern, and its stream if it has only one.
+/// A pattern, and the stream if only one is searched.
 pub(crate) type LineKey = (String, Option<Stream>);
 
 impl fmt::Debug for Probe<'_> {
@@ -244,8 +244,8 @@ impl Probe<'_> {
     ///
     /// # Errors
     ///
-    /// The reason why this is not known. An error of kind [`io::ErrorKind::AddrInUse`] names
-    /// another process that listens there.
+    /// The reason for an unknown owner. An error of kind [`io::ErrorKind::AddrInUse`] names another
+    /// process that listens there.
     pub fn listens_on(&self, addr: SocketAddr) -> io::Result<bool> {
         owned_by_tree(Protocol::Tcp, addr, self.supervisor)
     }

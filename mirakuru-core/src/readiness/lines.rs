@@ -99,7 +99,7 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// These lines, except for those that also match another pattern.
+    /// Removes the lines that also match another pattern.
     ///
     /// # Panics
     ///
@@ -127,7 +127,7 @@ impl Lines {
     ///
     /// # Panics
     ///
-    /// If a line matches. The panic message has all of them.
+    /// If any line matches. The panic message shows all matching lines.
     #[track_caller]
     pub fn assert_none(&self) {
         let count = match self.lines.len() {

@@ -130,7 +130,7 @@ pub(crate) struct Spec {
     pub(crate) not_ours: Option<String>,
     /// The name of the field, parameter or node whose service this is, for the output on a screen.
     pub(crate) label: Option<String>,
-    /// The variable that names the program, if one does.
+    /// The variable with the program's path, if it comes from one.
     pub(crate) program_variable: Option<String>,
 }
 
@@ -280,8 +280,7 @@ impl From<OwnedFd> for Stdio {
 }
 
 impl<R> ExecutorBuilder<R> {
-    /// Whether the service needs something that only the starting process has: its own streams, or
-    /// a pipe that ends with it.
+    /// Whether the service needs a stream of the starting process, or a pipe that ends with it.
     #[doc(hidden)]
     #[must_use]
     pub fn __is_for_one_process(&self) -> bool {

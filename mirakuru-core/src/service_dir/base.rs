@@ -31,8 +31,8 @@ pub(crate) fn base_in(temp: &Path) -> PathBuf {
     }
 }
 
-/// Whether this user and group may enter every directory above this one. (They may not in a
-/// temporary directory of root's, as `libpam-tmpdir` makes it.)
+/// Whether this user and group may enter every directory above this path. (They may not enter a
+/// temporary directory of root, as `libpam-tmpdir` makes it.)
 pub(crate) fn may_reach(path: &Path, (uid, gid): (u32, u32)) -> bool {
     let may_enter = |dir: &Path| {
         // A missing directory is reported when it is used.

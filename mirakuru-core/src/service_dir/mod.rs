@@ -89,7 +89,7 @@ impl ServiceDir {
             )
         })?;
         // A sweeper of another pid namespace may take the unfinished service directory for a
-        // left-over one. Then this tries again, as it does if an id exists already.
+        // left-over one. Then another try follows, as after a clash of ids.
         let mut attempts = 0;
         loop {
             attempts += 1;

@@ -32,8 +32,8 @@ impl Run {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if the run's directory cannot be had, or if the runner has ended. In that
-    /// case the remaining processes of the run must not start anything.
+    /// [`Error::System`] if the run's directory cannot be made, or if the runner has ended. The
+    /// remaining processes of the run must then start no service.
     pub fn slot<R: Readiness>(
         &self,
         name: &str,

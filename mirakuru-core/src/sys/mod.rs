@@ -1,4 +1,4 @@
-//! Everything that talks to the operating system directly. This is the only place for `unsafe`,
+//! All code that talks to the operating system directly. This is the only place for `unsafe`,
 //! `libc` and `nix`.
 //!
 //! | folder | what it does |

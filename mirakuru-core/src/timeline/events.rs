@@ -146,7 +146,7 @@ impl Timeline {
             .open(&events)?;
         let alive = open_alive(&events)?;
         // This takes the shared lock, unless another process has the exclusive one at its end. It
-        // does not wait for that.
+        // never waits.
         let _ = sys::files::is_locked(alive.as_fd());
         sys::at_exit(at_exit);
         let timeline = Timeline {

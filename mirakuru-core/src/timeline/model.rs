@@ -627,8 +627,8 @@ impl Run {
         }
     }
 
-    /// The lane that ended last before this one began: of its own process if possible, otherwise of
-    /// any.
+    /// The lane that ended last before this one began: of the same process if possible, otherwise
+    /// of any.
     fn lane_before(&self, lane: usize, at: u64, not: &[usize]) -> Option<usize> {
         let process = self.lanes[lane].process;
         let before = |(index, other): &(usize, &Lane)| other.end <= at && !not.contains(index);

@@ -5,7 +5,7 @@ use once_cell::sync::Lazy;
 const ON: [&str; 4] = ["1", "true", "yes", "on"];
 const OFF: [&str; 4] = ["0", "false", "no", "off"];
 
-/// The variables with their values, as a person would list them. An empty value counts as none.
+/// The variables and their known values, in the order for people. An empty value counts as none.
 const CHOICES: [(&str, &[&str]); 5] = [
     ("MIRAKURU_KEEP", &["1", "0"]),
     ("MIRAKURU_LIVE", &["1", "0"]),
@@ -36,7 +36,7 @@ pub(crate) fn unknown() -> Option<&'static (&'static str, String)> {
     UNKNOWN.as_ref()
 }
 
-/// Why a value is refused. `None` if it is empty or known.
+/// The reason for refusing a value. `None` if it is empty or known.
 fn refusal(known: &[&str], value: &str) -> Option<String> {
     let is_switch = known == ["1", "0"] && [ON, OFF].iter().any(|words| is_word_of(words, value));
     let is_known = value.is_empty() || is_switch || known.contains(&value);

@@ -74,7 +74,7 @@ fn after_escape(text: &[u8]) -> &[u8] {
                 [ESCAPE, b'\\', text @ ..] | [_, text @ ..] | text => text,
             }
         }
-        // Any other: intermediate bytes, then one final byte, which may be the first one.
+        // Any other sequence: intermediate bytes, then one final byte, which may be the first one.
         text => match skip(text, 0x20..=0x2f) {
             [0..0x80, text @ ..] | text => text,
         },

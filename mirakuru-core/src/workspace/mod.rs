@@ -12,8 +12,7 @@ use crate::recipe::command::{Command, IntoCommand, Program};
 
 pub use self::cargo::skipped_list;
 
-/// A program of the workspace that the test belongs to. It may belong to the test's own package or
-/// to any other one.
+/// A program of the test's workspace. It may belong to the test's own package or to any other one.
 ///
 /// Use it as a command. The attribute's key `bin` makes one:
 ///

@@ -293,7 +293,7 @@ impl External {
         }
     }
 
-    /// Panics in a test that asks for something that only our own server has.
+    /// Panics in a test that needs a thing that only our own server has.
     #[track_caller]
     pub(crate) fn has_no(&self, thing: &str) -> ! {
         panic!("{self} was not started by mirakuru, so its {thing} is not known")

@@ -5,7 +5,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// How long a server may take to answer one of the questions here.
+/// Time that a server may take to answer one of the questions here.
 const ANSWERS_WITHIN: Duration = Duration::from_millis(500);
 /// The most of an unknown answer that is shown, in bytes.
 const SHOWN: usize = 40;
@@ -22,7 +22,7 @@ const MQTT: &[u8] = b"\x10\x0c\0\x04MQTT\x04\x02\0\x3c\0\0";
 /// A kind of server.
 #[derive(Debug, PartialEq)]
 pub(super) enum Kind {
-    /// Its name for people, and the presets that use such a server.
+    /// Name of the server for people, and the presets that use such a server.
     Known(&'static str, &'static [&'static str]),
     /// The beginning of the answer.
     Unknown(String),

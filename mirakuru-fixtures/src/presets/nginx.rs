@@ -29,8 +29,8 @@ const SERVER: Server = Server {
 /// # let _ = recipe;
 /// ```
 ///
-/// With an empty text it has one server on that port, which serves files if there is a
-/// [`document_root`](NginxRecipe::document_root).
+/// An empty text means one server on `{port}`, with the files of
+/// [`document_root`](NginxRecipe::document_root) if there is one.
 pub fn nginx(configuration: impl Into<String>) -> NginxRecipe {
     NginxRecipe {
         options: Options::default(),

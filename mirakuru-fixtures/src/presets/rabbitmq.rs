@@ -367,7 +367,7 @@ const DATA: &str = if cfg!(target_os = "linux") {
     "{dir}/data"
 };
 
-/// The name of each server's node, because no name service knows any of them.
+/// The name of every node. There is no name service in which names could clash.
 const NODE: &str = "rabbit@localhost";
 
 /// Whether the server answers a client's protocol header with the method `connection.start`.

@@ -73,7 +73,7 @@ pub struct Http {
     given_body: Body,
     target: Option<Target>,
     limit: Duration,
-    /// The times, since the service's start, at which it began to listen and of the next request.
+    /// Time when the service began to listen, and time of the next request, since its start.
     listens: Option<Duration>,
     next: Duration,
     /// Whether the service has answered a request with a wrong status.

@@ -53,8 +53,7 @@ impl Watching {
         self.complete
     }
 
-    /// The descriptor that becomes readable when something happens to the file. `None` if events do
-    /// not work.
+    /// The descriptor that becomes readable at an event of the file. `None` if events do not work.
     pub(crate) fn event(&self) -> Option<BorrowedFd<'_>> {
         self.watch
             .as_ref()

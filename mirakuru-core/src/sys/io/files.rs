@@ -177,7 +177,7 @@ pub(crate) fn process_exists(pid: u32) -> bool {
 ///
 /// # Errors
 ///
-/// When there is no such segment, or it belongs to another user.
+/// If the segment does not exist, or belongs to another user.
 pub fn release_segment(id: i32) -> io::Result<()> {
     // SAFETY: this command takes no pointer.
     match unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) } {

@@ -21,7 +21,7 @@ use crate::sys::log_record;
 
 const DIRECTORY: i32 = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
 
-/// Removes a directory with everything in it. Returns whether all of it is gone.
+/// Removes a directory with all its content. Returns whether all of it is gone.
 pub(crate) fn remove_tree(path: &Path) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
         return false;
@@ -277,7 +277,7 @@ unsafe fn remove_plain(dir: i32, name: &CStr, is_dir: bool) -> bool {
     remove(first) || remove(second)
 }
 
-/// Moves a directory up. The kernel refuses that for a directory that something is mounted on.
+/// Moves a directory up. The kernel refuses that for a directory with a mount on it.
 unsafe fn move_up(dir: i32, name: &CStr, top: i32, names: &mut Names) -> bool {
     // SAFETY: plain system calls.
     unsafe {
@@ -303,7 +303,7 @@ unsafe fn move_up(dir: i32, name: &CStr, top: i32, names: &mut Names) -> bool {
     }
 }
 
-/// Opens a directory. Fails on a link, and on a directory that something is mounted on.
+/// Opens a directory. Fails on a link, and on a directory with a mount on it.
 unsafe fn enter(dir: i32, name: *const c_char) -> i32 {
     // SAFETY: plain system calls.
     unsafe {

@@ -1,4 +1,4 @@
-//! Sleeps until something happens to one of several services.
+//! Sleeps until an event of one of several services.
 
 use std::os::fd::RawFd;
 use std::time::Duration;

@@ -22,7 +22,7 @@ pub(crate) fn hold_any() -> io::Result<(OwnedFd, u16)> {
     with_its_port(fd)
 }
 
-/// Binds such a socket to a given port.
+/// Holds a given port like [`hold_any`].
 ///
 /// # Errors
 ///

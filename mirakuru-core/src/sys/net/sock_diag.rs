@@ -174,7 +174,7 @@ impl Diag {
         })
     }
 
-    /// Asks, and hands on the sockets of the answer; without `NLM_F_DUMP`, a single one.
+    /// Sends a question, and hands on each socket of the answer.
     fn exchange(&mut self, question: Question, each: &mut dyn FnMut(Socket)) -> io::Result<()> {
         let Question {
             protocol,

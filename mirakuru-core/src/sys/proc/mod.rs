@@ -57,7 +57,7 @@ pub(crate) struct Stat {
     start: u64,
 }
 
-/// Whether `/proc` is Linux's. On other systems it may hold something else.
+/// Whether this system's `/proc` is the one of Linux. On other systems it may hold something else.
 const IS_THERE: bool = cfg!(all(target_os = "linux", not(mirakuru_portable)));
 
 /// Reads a file of `/proc`.

@@ -15,7 +15,7 @@ use super::message::milliseconds;
 use super::plan::{CommandPlan, LogPart, PID_DIGITS, Plan, Stream};
 
 const STACK: usize = 64 * 1024;
-/// Number of bytes that one read of the service's output takes at most.
+/// Number of bytes in one read of the service's output at most.
 pub(super) const BUFFER: usize = 32 * 1024;
 /// Untouched pages take no swap space either.
 #[cfg(target_os = "linux")]
@@ -374,7 +374,7 @@ impl Bump {
     fn slice<T: Copy>(&mut self, items: &[T]) -> *const T {
         let at = self.place::<T>(items.len());
         if !self.base.is_null() {
-            // SAFETY: just placed, with room for all of them.
+            // SAFETY: the target was just placed, with room for all items.
             unsafe { ptr::copy_nonoverlapping(items.as_ptr(), at, items.len()) };
         }
         at

@@ -1,7 +1,7 @@
 //! The system calls that the guarantee rests on: the purpose of each, and the remedy when it fails.
 //!
-//! A supervisor that cannot make one of them fails the start of its service. So no service runs
-//! whose end cannot be promised.
+//! If a supervisor cannot make one of these calls, the start of its service fails. So no service
+//! runs whose end cannot be promised.
 
 use std::io;
 

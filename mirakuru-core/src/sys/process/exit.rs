@@ -175,8 +175,8 @@ fn end_all(failed: bool) {
     users::leave_all();
 }
 
-/// Ends the services of a test that is over while one of its threads still has them. For that
-/// thread, the end of the process has ended them.
+/// Ends the services of a test that is over, although one of its threads still has them. To that
+/// thread it looks like the end of the process.
 pub(crate) fn end_of_test(test: u64) {
     if PROCESS.load(Ordering::SeqCst) == std::process::id() {
         end_where(true, &|slot| slot.test.load(Ordering::SeqCst) == test);

@@ -107,7 +107,7 @@ pub(super) fn send(control: RawFd, message: Message) -> bool {
     false
 }
 
-/// The message about the main process's end: how, whether anything is left, and when.
+/// The message about the main process's end, with the flag of living descendants.
 pub(super) fn exited(status: i32, left: bool, at: i64) -> Message {
     let [high, low] = [(at >> 32) as i32, at as i32];
     [EXITED, status, i32::from(left), high, low, 0, 0, 0]

@@ -294,8 +294,8 @@ impl Service {
         }
     }
 
-    /// Sleeps until something happens to the service or one of these descriptors becomes readable,
-    /// but no longer than `timeout`.
+    /// Sleeps until an event of the service or of one of these descriptors, but no longer than
+    /// `timeout`.
     pub(crate) fn wait_event(&mut self, others: &[RawFd], timeout: Duration) {
         if self.state.output || self.state.closed {
             if self.state.closed {
@@ -313,8 +313,8 @@ impl Service {
         self.pump();
     }
 
-    /// The descriptor that becomes readable when something happens. `None` if an event is there and
-    /// has not been read.
+    /// The descriptor that becomes readable at the service's next event. `None` if an event is
+    /// waiting.
     pub(crate) fn events(&self) -> Option<RawFd> {
         (!self.state.output && !self.state.closed).then(|| self.control.as_raw_fd())
     }
@@ -493,7 +493,7 @@ impl Service {
         }
         match self.inbox.receive(self.control.as_raw_fd(), false) {
             Received::Message(message) => Ok(Some(message)),
-            // A check of the guard costs a system call, so it is not made each time.
+            // A check of the guard costs a system call, so it is not made at every call.
             Received::Nothing if self.state.is_time_to_poll() && has_exited(self.guard) => {
                 // The worker's last messages may have come in between.
                 match self.inbox.receive(self.control.as_raw_fd(), false) {

@@ -680,7 +680,7 @@ impl Access {
             io::ErrorKind::NotFound => io::Error::new(e.kind(), not_found("mariadb-dump", &[])),
             _ => e,
         })?;
-        // The defaults for later tables: a dump has them only with the database's name.
+        // A dump without the database's name lacks the defaults for later tables.
         let defaults = format!(
             "SELECT CONCAT('ALTER DATABASE CHARACTER SET ', default_character_set_name, ' COLLATE ', \
              default_collation_name, ';') FROM information_schema.schemata WHERE schema_name = '{database}'"

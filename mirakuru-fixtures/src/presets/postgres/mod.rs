@@ -383,7 +383,7 @@ impl PostgresRecipe {
         write_secret(dir, EXTRAS, &text)?;
         let closed = match address {
             Address::Socket { .. } => "IS_TEMPLATE true ALLOW_CONNECTIONS false",
-            // The server's user copies it as its owner. A template could not be dropped at once.
+            // The user copies it as its owner. A template database could not be dropped at once.
             Address::External(..) => "ALLOW_CONNECTIONS false",
         };
         client

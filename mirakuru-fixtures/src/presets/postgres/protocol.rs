@@ -52,7 +52,7 @@ impl Address {
         }
     }
 
-    /// The common database of [`Postgres::url`](super::Postgres::url), if it is one that we make.
+    /// The common database of [`Postgres::url`](super::Postgres::url), if we make it.
     pub(crate) fn common(&self, loads: bool) -> Option<String> {
         match self {
             Address::Socket { .. } => loads.then(|| COMMON.to_owned()),

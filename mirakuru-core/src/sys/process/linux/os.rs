@@ -202,7 +202,7 @@ pub(in crate::sys::process) fn signal_tree(supervisor: u32, signal: i32) -> bool
     true
 }
 
-/// The supervisors that one thread asked for.
+/// The supervisors that one thread wants to fork.
 struct Batch {
     process: u32,
     mappings: Vec<(Range<usize>, *mut c_void, *mut c_void)>,

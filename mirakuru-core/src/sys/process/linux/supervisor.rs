@@ -26,8 +26,8 @@
 //! SIGCHLD for the worker (and continues a worker that was stopped). If one dies, the other kills
 //! the tree.
 //!
-//! The two share *one memory* (`CLONE_VM`). A second copy would take as long to make and to take
-//! down as the first, and as much room. Two rules follow:
+//! Guard and worker share *one memory* (`CLONE_VM`). A second copy would take as long to make and
+//! to take down as the first, and as much room. Two rules follow:
 //!
 //! * A SIGKILL ends only one of them: a signal kills a process, and each has its own descriptors
 //!   and signals. The exception is a machine that runs out of memory: there the kernel kills every
@@ -133,8 +133,8 @@ unsafe fn prepare_guard(a: &mut Arena) -> Result<(), Call> {
         null_standard_streams()?;
         name(a, c"mirakuru-guard");
         a.guard = libc::getpid();
-        // The worker inherits this. It is opened here because the pid cannot belong to another
-        // process yet.
+        // The worker inherits this descriptor. It is opened here because the pid cannot belong to
+        // another process yet.
         a.guard_pidfd = -1;
         if !handle::pidfds_are_missing() {
             a.guard_pidfd = libc::syscall(libc::SYS_pidfd_open, a.guard, 0) as i32;
@@ -170,7 +170,7 @@ unsafe fn guard_looks_after(worker: i32) -> bool {
             let mut info: libc::siginfo_t = mem::zeroed();
             let flags = libc::WEXITED | libc::WSTOPPED | libc::__WALL;
             if libc::waitid(libc::P_PID, worker as libc::id_t, &mut info, flags) != 0 {
-                // It is a child of this process, and no other code waits for it.
+                // The worker is a child of this process, and no other code waits for it.
                 if errno() == libc::EINTR {
                     continue;
                 }

@@ -503,7 +503,7 @@ mod tests {
         let count = all.count;
         assert!(many[..count].contains(&child.pid()));
         assert!(many[..count].contains(&(std::process::id() as i32)));
-        // This count is the one without /proc.
+        // This search works without /proc.
         let count = ask_about(1..PID_LIMIT, &mut pids);
         assert!(pids[..count].contains(&child.pid()), "{:?}", &pids[..count]);
     }
