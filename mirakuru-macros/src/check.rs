@@ -653,11 +653,17 @@ fn no_parameter_is_named(fixtures: &[Args], why: &str, errors: &mut Errors) {
 }
 
 fn no_scope(fixtures: &[Args], why: &str, errors: &mut Errors) {
-    for scope in fixtures.iter().filter_map(|fixture| fixture.entry("scope")) {
-        errors.at(
-            scope.key.span(),
-            format!("`scope` is for services that are shared: {why}"),
-        );
+    for fixture in fixtures {
+        let why = match fixture.is_static() {
+            true => "write it on the attribute that makes the `static`",
+            false => why,
+        };
+        if let Some(scope) = fixture.entry("scope") {
+            errors.at(
+                scope.key.span(),
+                format!("`scope` is for services that are shared: {why}"),
+            );
+        }
     }
 }
 

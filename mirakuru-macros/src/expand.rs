@@ -404,18 +404,22 @@ fn binding(fixture: &Args, parameter: &PatType, service: &Ident) -> TokenStream 
     }
 }
 
-/// A handle that becomes a value of this type. It gets the span of the type, so that rustc reports
-/// there that the type is wrong, or that the handle cannot be taken because it is a static's.
+/// A variable with a handle, as a value of this type. It gets the span of the type, so that rustc
+/// reports there that the type is wrong, or that the handle of a static cannot be moved.
 fn taken(fixture: &Args, service: &Ident, ty: &Type) -> TokenStream {
     let service = located(service, ty);
+    taken_value(fixture, service.span(), &quote!(#service), ty)
+}
+
+fn taken_value(fixture: &Args, place: Span, handle: &TokenStream, ty: &Type) -> TokenStream {
     let Some(name) = fixture.static_name() else {
-        return quote!(#service);
+        return handle.clone();
     };
-    let taken = quote_spanned! {service.span()=>
+    let taken = quote_spanned! {place=>
         use ::mirakuru::__private::AnyTaken as _;
-        ::mirakuru::__private::Taken(&#name).take::<#ty>(#service)
+        ::mirakuru::__private::Taken(&#name).take::<#ty>(#handle)
     };
-    quote_spanned!(service.span()=> { #[allow(unused_imports)] #taken })
+    quote_spanned!(place=> { #[allow(unused_imports)] #taken })
 }
 
 /// One service of a system whose services start together.

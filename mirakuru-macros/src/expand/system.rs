@@ -1,11 +1,11 @@
 //! Writes a struct whose fields are services, and its recipe.
 
 use proc_macro2::{Ident, Span, TokenStream, TokenTree};
-use quote::{ToTokens, format_ident, quote};
+use quote::{ToTokens, format_ident, quote, quote_spanned};
 use syn::ext::IdentExt as _;
 use syn::{Attribute, Fields, Generics, ItemStruct, Visibility};
 
-use super::{Member, add, at, system_variable, taken};
+use super::{Member, add, at, located, system_variable, taken_value};
 use crate::args;
 use crate::errors::Errors;
 use crate::fields::{self, System};
@@ -224,18 +224,16 @@ fn plan(system: &System) -> TokenStream {
         let Some(service) = system.service(field) else {
             return Some(quote!(#name: ::core::marker::PhantomData));
         };
-        let value = taken(service.fixtures.first()?, &slot(name), &field.ty);
+        let slot = located(&slot(name), &field.ty);
+        let handle = quote_spanned!(slot.span()=> #slot.take());
+        let value = taken_value(service.fixtures.first()?, slot.span(), &handle, &field.ty);
         Some(quote!(#name: #value))
     });
-    let slots = system.services.iter().map(|service| slot(&service.name));
     let system = system_variable();
     quote! {
         ::mirakuru::__private::Plan::new(|#system| {
             #add
-            #system.join(|| {
-                #(let #slots = #slots.take();)*
-                #ident #arguments { #(#values),* }
-            })
+            #system.join(|| #ident #arguments { #(#values),* })
         })
     }
 }
