@@ -433,7 +433,7 @@ struct Member<'a> {
     needs: Vec<(Ident, &'a Ident)>,
 }
 
-/// Statements that add services to the variable `system`, such as `let db = system.service("db",
+/// Statements that add services to the variable `__system`: `let db = __system.service("db",
 /// recipe);`. If a recipe uses the handles of others, it is in a closure.
 fn add(members: &[Member<'_>]) -> TokenStream {
     let lets = members.iter().map(|member| {
