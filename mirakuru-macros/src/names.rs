@@ -273,6 +273,7 @@ mod tests {
             "`cache` needs `server`, and `server` needs `cache`",
         );
         one(["x(worker.a, server.b)", "x()", "x()"], "`worker` stands below");
+        one(["x(url(&worker))", "x()", "x()"], "`worker` stands below");
         one(
             ["x()", "x(cahce.url())", "x()"],
             "no service above is called `cahce`: did you mean `cache`?",

@@ -30,7 +30,7 @@ pub(crate) enum Certainty {
     InMacro,
     /// A value: a variable, but also a function or a constant.
     Value,
-    /// A variable: its methods or fields are used, or it is formatted.
+    /// A variable: its methods or fields are used, it is borrowed, or it is formatted.
     Variable,
 }
 
@@ -97,7 +97,7 @@ impl Search {
         });
     }
 
-    /// An expression with methods or fields, or a formatted one: it cannot be a function.
+    /// An expression with methods or fields, or a borrowed or formatted one: it is no function.
     fn variable(&mut self, expr: &Expr, field: Option<Ident>) {
         match bare(expr) {
             Some(name) => self.add(name, Certainty::Variable, field),
@@ -201,6 +201,8 @@ impl<'ast> Visit<'ast> for Search {
                 };
                 self.variable(&field.base, name);
             }
+            // Nobody passes a reference to a function by its name.
+            Expr::Reference(reference) => self.variable(&reference.expr, None),
             Expr::Call(call) => {
                 match bare(&call.func) {
                     Some(name) => self.add(name, Certainty::Called, None),
@@ -430,7 +432,7 @@ mod tests {
             ("(db).url().port(cache)", "db cache?"),
             ("db.port", "db"),
             ("&db.nodes[0].dir", "db"),
-            ("url(db, &cache)", "db? cache?"),
+            ("url(db, &cache)", "db? cache"),
             ("[db.url(), url(cache)]", "db cache?"),
             ("(\"URL\", db.url())", "db"),
             ("Config { db, cache: server.port(), ..rest }", "db? server rest?"),
