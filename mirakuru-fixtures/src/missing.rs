@@ -273,7 +273,7 @@ impl<T: Default, E> Skip<Result<T, E>> {
     ///
     /// # Errors
     ///
-    /// This value never exists.
+    /// Never.
     pub fn value(self) -> Result<T, E> {
         Ok(T::default())
     }

@@ -312,7 +312,7 @@ impl<'a> System<'a> {
         let outer = slot.clone();
         let stage = Stage::Recipe(Box::new(move |system| {
             let recipe = recipe(&needs);
-            // Nothing else has the handles when they are taken.
+            // No other value has the handles when they are taken.
             drop(needs);
             let inner = recipe.__join(system, joining);
             let need = inner.need();

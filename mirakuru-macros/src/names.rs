@@ -127,7 +127,7 @@ fn chain(used: &[Vec<Use>], names: &[Option<Ident>], from: usize, to: usize) -> 
     None
 }
 
-/// The message about services that need each other, from this one on.
+/// The message about services that need each other, from this service on.
 fn in_a_circle(names: &[Option<Ident>], at: usize, chain: &[usize]) -> String {
     let name = |place: usize| {
         names[place]

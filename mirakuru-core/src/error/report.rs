@@ -259,7 +259,7 @@ fn for_ci(report: &Report, variable: impl Fn(&str) -> String) -> String {
         .as_ref()
         .filter(|_| set("JUNIT_ATTACHMENTS") || set("GITLAB_CI"))
     {
-        // This line must have nothing else.
+        // The path must be alone on its line.
         lines.push_str(&format!("\n[[ATTACHMENT|{}]]", log.display()));
     }
     if variable("GITHUB_ACTIONS") == "true" {

@@ -160,7 +160,7 @@ impl Secrets {
 pub(crate) struct Unmasked(Error);
 
 impl Unmasked {
-    /// The same error, found before the running service was stopped.
+    /// Marks the error as found before the running service was stopped.
     pub(crate) fn before_a_stop(mut self) -> Unmasked {
         match &mut self.0 {
             Error::Spawn { attempt, .. } => attempt.push_str(", so the service runs on unchanged"),

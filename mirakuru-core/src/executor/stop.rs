@@ -133,7 +133,7 @@ impl Owned<'_> {
 
     pub(super) fn wait(&mut self, deadline: Deadline) -> Result<ExitStatus, Unmasked> {
         loop {
-            // This comes before the question for the exit, which is reported first: both reports
+            // This check comes before the check of the exit, which is reported first: both reports
             // may come between the two.
             let is_gone = self.own.lock().as_mut().is_none_or(Service::is_gone);
             let exit = self.own.exit();

@@ -24,7 +24,7 @@ use crate::util::deadline::Deadline;
 
 /// The longest pause for a service that another process has started: no event reports its end.
 pub(super) const UNTOLD_PAUSE: Duration = Duration::from_millis(10);
-/// Why no line of an external server can come.
+/// The end of a message about the output of an external server.
 pub(super) const NOT_OURS: &str = ", whose output mirakuru does not see";
 /// Time that a probe needs to count. A probe with less time left says less than the one before it.
 const CUT_SHORT: Duration = Duration::from_millis(100);
@@ -131,8 +131,7 @@ impl Core {
                         }
                         let text = self.values.mask(&error.to_string());
                         trace::not_ready(&text);
-                        // This probe had hardly any time left, so it says less than the one before
-                        // it.
+                        // A probe with hardly any time left says less than the one before it.
                         let cut_short = error.kind() == io::ErrorKind::TimedOut && remaining < CUT_SHORT;
                         if !(cut_short && wait.last_probe.is_some()) {
                             wait.last_probe = Some(text);

@@ -44,7 +44,7 @@ pub(crate) struct Holder {
     pub(crate) supervised: bool,
     /// Whether the process is of another user's test, which does not wait for this user's locks.
     pub(crate) queues_apart: bool,
-    /// Whether the process is this one, which may surprise the test.
+    /// Whether the process is the test process itself, which may surprise the test.
     pub(crate) ourselves: bool,
     /// Whether this process's user may end the process.
     pub(crate) may_be_signalled: bool,

@@ -173,8 +173,8 @@ pub(crate) fn is_taken(protocol: Protocol, addr: SocketAddr) -> bool {
     !listeners_in_the_way(protocol, addr).is_empty()
 }
 
-/// How specifically a listener serves an address; `None` if it does not. The kernel picks the
-/// highest.
+/// Rank of a listener for an address; `None` if it does not serve the address. The kernel picks the
+/// highest rank, which is the most specific.
 fn particularity(socket: &Socket, addr: SocketAddr) -> Option<u8> {
     let (here, wanted) = (socket.addr.ip(), addr.ip());
     let is_its_scope = match (socket.addr, addr) {

@@ -169,7 +169,7 @@ impl Values {
     /// whether all are held.
     pub(crate) fn hold_again(&mut self) -> bool {
         let hold_level = self.hold_level;
-        // This must not stop early: every port that can be held is held.
+        // The loop must not stop early: every port that can be held is held.
         self.ports.iter_mut().fold(true, |all, (_, reservation)| {
             reservation.hold_again(hold_level).is_ok() && all
         })

@@ -207,7 +207,7 @@ impl Exec {
         }
     }
 
-    /// The message of the run before this one.
+    /// The result of the last run.
     fn last_answer(&self) -> io::Result<bool> {
         match &self.last_error {
             Some(text) => Err(io::Error::other(text.clone())),

@@ -180,7 +180,7 @@ impl Spec {
         }
     }
 
-    /// The same for the command at the end, which never has a shell.
+    /// The shell syntax in the command at the end, which never has a shell.
     pub(crate) fn shell_syntax_at_end(&self) -> Option<String> {
         match &self.on_end.as_ref()?.words {
             Words::Line(line) => shell_syntax(line, "write `.on_end([\"sh\", \"-c\", \"..\"])`"),

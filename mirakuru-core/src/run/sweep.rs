@@ -1,7 +1,7 @@
 //! Removes the leftovers of killed test processes, which are services and directories, and old
 //! logs.
 //!
-//! This is in `run/` and not in `service_dir/`, because it sweeps the directories of runs as well.
+//! The file is in `run/`, not in `service_dir/`: it sweeps the directories of runs as well.
 
 use std::collections::HashSet;
 use std::fmt::Write as _;

@@ -505,7 +505,7 @@ impl Reader {
 }
 
 impl Run {
-    /// Lets all times count from this one.
+    /// Moves the origin of all times to `first`.
     fn shift(&mut self, first: u64) {
         let back = |at: &mut u64| *at = at.saturating_sub(first);
         back(&mut self.length);

@@ -392,7 +392,7 @@ mod tests {
         assert_eq!(PAGE.matches(PLACE).count(), 1);
         assert!(page.contains("redis --x \\u003c/script\\u003e"), "{page}");
         assert!(page.contains("[\"start\",0,2000,[0]]"));
-        // These would load a resource.
+        // Each of these texts would load a resource.
         for outside in ["src=", "href=\"http", "@import", "url(", "fetch("] {
             assert!(!PAGE.contains(outside), "{outside}");
         }

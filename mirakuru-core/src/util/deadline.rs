@@ -30,7 +30,7 @@ impl Deadline {
         }
     }
 
-    /// The same deadline, or a later one for a service that has asked for more time.
+    /// Extends the deadline for a service that has asked for more time.
     pub(crate) fn at_least(self, timeout: Option<Duration>) -> Deadline {
         let timeout = timeout.map_or(self.timeout, |timeout| self.timeout.max(timeout));
         Deadline { timeout, ..self }

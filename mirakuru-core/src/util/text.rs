@@ -100,7 +100,7 @@ pub(crate) fn distance(a: &str, b: &str) -> usize {
 /// The least [`distance`] of a text to any part of another.
 pub(crate) fn distance_within(text: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
-    // As in `distance`, but a match may begin and end anywhere.
+    // This works as `distance`, but a match may begin and end anywhere.
     let mut row = vec![0; other.len() + 1];
     for (i, letter) in text.chars().enumerate() {
         let mut diagonal = row[0];

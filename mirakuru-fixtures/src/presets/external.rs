@@ -1,7 +1,7 @@
 //! External servers, which other programs have started: `MIRAKURU_REDIS_URL`, and so on for each
 //! preset.
 //!
-//! Its handle has the same type as our own server's. The service behind the handle's executor is a
+//! The handle has the same type as our own server's. The service behind the handle's executor is a
 //! *stand-in*: the test binary once more. This file takes over its process before `main`.
 //!
 //! | who | does |
@@ -347,7 +347,7 @@ impl External {
             .__not_ours(&self.variable)
             .current_dir("{dir}")
             .env(STAND_IN, self.name)
-            // This also distinguishes servers.
+            // The variable also distinguishes servers.
             .env(&self.variable, literal(&self.given))
             .on_end([program.as_os_str(), CLEAN_UP.as_ref()]);
         if let Some(timeout) = options.timeout {

@@ -309,7 +309,7 @@ unsafe fn enter(dir: i32, name: *const c_char) -> i32 {
     unsafe {
         let mut sub = open_here(dir, name);
         if sub < 0 && errno() == libc::EACCES && libc::geteuid() != 0 {
-            // As in `move_up`.
+            // Root needs no permission, and others reach only their own files: see `move_up`.
             libc::fchmodat(dir, name, 0o700, 0);
             sub = open_here(dir, name);
         }

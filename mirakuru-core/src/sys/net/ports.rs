@@ -55,7 +55,7 @@ pub(crate) fn hold_exactly(port: u16) -> io::Result<OwnedFd> {
 
 /// Binds a socket to the port on IPv6 loopback alone.
 ///
-/// This keeps the port from every process that asks for a free port on every address, as
+/// The socket keeps the port from every process that asks for a free port on every address, as
 /// [`hold_any`] does. It does not disturb a bind to any IPv4 address, with or without SO_REUSEADDR.
 /// Without IPv6 it uses an IPv4 loopback address that services do not use.
 pub(crate) fn stand_beside(port: u16) -> io::Result<OwnedFd> {

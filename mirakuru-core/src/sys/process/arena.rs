@@ -90,7 +90,7 @@ pub(super) struct Arena {
     pub(super) private_dir: *const c_char,
     /// Path of the FIFO that dependent services hold open; see `ending.rs`.
     pub(super) needed: *const c_char,
-    /// Descriptors of the FIFOs of the services that this one needs.
+    /// Descriptors of the FIFOs of the services on which this one depends.
     pub(super) needs: *const i32,
     pub(super) needs_count: usize,
     /// For a service of a whole run: a pidfd of the runner, or the FIFO of the service's users;

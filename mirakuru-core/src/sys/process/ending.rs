@@ -263,7 +263,7 @@ impl Ending {
     }
 }
 
-/// Tells the services that this one needs how long its end may take.
+/// Tells the needed services how long the end of this service may take.
 unsafe fn announce(a: &Arena, ms: i64) {
     let ms = i32::try_from(ms.saturating_add(AFTER_GRACE_MS)).unwrap_or(i32::MAX);
     for at in 0..a.needs_count {

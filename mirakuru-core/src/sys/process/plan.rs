@@ -33,7 +33,7 @@ pub(crate) struct Plan {
     pub(crate) gid: Option<u32>,
     pub(crate) groups: Option<Vec<u32>>,
     pub(crate) umask: Option<u32>,
-    /// How to end the service once the test process is gone.
+    /// The way to end the service once the test process is gone.
     pub(crate) stop: StopPolicy,
     /// The log and its index, both opened for appending.
     pub(crate) log: OwnedFd,
@@ -115,7 +115,7 @@ pub(crate) enum Stream {
     Inherit(RawFd),
 }
 
-/// How to end a service.
+/// The way to end a service.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct StopPolicy {
     pub(crate) signal: i32,
@@ -135,7 +135,7 @@ pub(crate) enum Stage {
     Exec,
 }
 
-/// Why a service was not executed.
+/// The reason why a service was not executed.
 #[derive(Debug)]
 pub(crate) struct SpawnFailure {
     pub(crate) stage: Stage,

@@ -74,7 +74,7 @@ struct State {
     output: bool,
     /// Whether the guard has been waited for: nothing is left to do.
     reaped: bool,
-    /// Number of times that no message was there.
+    /// Number of reads without a message.
     silent: u32,
 }
 
@@ -382,7 +382,7 @@ impl Service {
     /// Ends the service, and returns when nothing is left of it.
     pub(crate) fn stop(&mut self, policy: StopPolicy) -> io::Result<()> {
         if self.owner != std::process::id() || !self.registration.take() {
-            // This is a fork's copy, or `exit` already ends the service at the end of the process.
+            // The value is a fork's copy, or `exit` already ends the service.
             self.state.closed = true;
             self.state.empty = true;
             self.state.reaped = true;

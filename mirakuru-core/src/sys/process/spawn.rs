@@ -1,5 +1,5 @@
-//! How a supervisor starts programs, in both back ends: the service, and the command that runs at
-//! its end.
+//! Starts the programs of a supervisor, in both back ends: the service, and the command that runs
+//! at its end.
 //!
 //! All of this runs after a fork of a process that may have many threads. So: system calls only, no
 //! allocation, no lock, no panic (no indexing, no arithmetic that may overflow, no `unwrap`), no

@@ -216,7 +216,7 @@ impl PostgresRecipe {
             let from = made.executor.dir();
             // No process writes to the cluster while it is copied.
             made.executor.stop()?;
-            // These are the cluster, and the facts about its template.
+            // The copy has the cluster, and the facts about its template.
             copy_tree(&from.join("data"), &kept.join("data"))
                 .and_then(|()| std::fs::copy(from.join(EXTRAS), kept.join(EXTRAS)))
                 .map(drop)
@@ -440,7 +440,7 @@ const FIXED: [(&str, &str); 11] = [
     ("default_text_search_config", "pg_catalog.english"),
     // Making a database uses two checkpoints.
     ("log_checkpoints", "off"),
-    // This is a little more than is made at once.
+    // The size is a little more than is made at once.
     ("max_wal_size", "256MB"),
     ("min_wal_size", "32MB"),
 ];

@@ -311,7 +311,7 @@ fn read_message(stream: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
     let size = u32::from_be_bytes([head[1], head[2], head[3], head[4]]);
     let mut body = Vec::new();
     let expected = u64::from(size.saturating_sub(4));
-    // This takes only as much memory as the data that really comes.
+    // The buffer takes only as much memory as the data that really comes.
     if stream.take(expected).read_to_end(&mut body)? as u64 != expected {
         return Err(io::ErrorKind::UnexpectedEof.into());
     }
