@@ -146,8 +146,8 @@ impl Server {
     }
 
     /// The program at a path: the path itself, a bare name on `PATH`, or the program below a
-    /// directory where it was installed. If there is none, returns its likely path, because the
-    /// start gives the better error.
+    /// directory where it was installed. If no program is there, returns its likely path, because
+    /// the start gives the better error.
     fn program_at(&self, path: &Path) -> PathBuf {
         if !path.is_dir() {
             let name = path.to_str().filter(|name| !name.contains('/'));

@@ -92,7 +92,7 @@ impl Call {
         }
     }
 
-    /// The name as a part of the kernel, for the sentence ".. is not on this machine".
+    /// The kernel's feature behind the call, for the sentence ".. is not on this machine".
     pub(crate) fn feature(self) -> String {
         format!("the kernel's `{}`", self.name())
     }
