@@ -122,9 +122,13 @@ impl<T: 'static> Recipe for InStatic<T> {
         Self: 'a,
     {
         system.make(joining, move || {
-            Shared::try_get(self.shared).map_err(|error| match error.__missing_again() {
-                Some(missing) => missing.__optional(self.optional),
-                None => Error::other(self.shared.cell.attempt(), error.to_string()),
+            let this_start = self.shared.cell.attempt();
+            Shared::try_get(self.shared).map_err(|error| match (error.__missing_again(), error) {
+                (Some(missing), _) => missing.__optional(self.optional),
+                (None, Error::System { attempt, source, .. }) if *attempt == this_start => {
+                    Error::other(this_start, source.to_string())
+                }
+                (None, error) => Error::other(this_start, error.to_string()),
             })
         })
     }
@@ -339,6 +343,15 @@ mod tests {
         });
         assert!(catch_unwind(|| *SHARED).is_err());
         assert_eq!(*SHARED, 7);
+    }
+
+    #[test]
+    fn an_error_names_each_failed_static_once() {
+        static A: Shared<u32> = Shared::named("A", || recipe_in_static(&B).start().copied());
+        static B: Shared<u32> = Shared::named("B", || recipe_in_static(&A).start().copied());
+        let message = Shared::try_get(&A).unwrap_err().to_string();
+        assert_eq!(message.matches("the shared fixture `A`").count(), 1, "{message}");
+        assert_eq!(message.matches("the shared fixture `B`").count(), 1, "{message}");
     }
 
     #[test]
