@@ -76,12 +76,8 @@ fn stat(pid: u32, field: usize) -> u32 {
     field.unwrap().parse().unwrap()
 }
 
-#[cfg_attr(
-    mirakuru_portable,
-    ignore = "the portable back end has one supervisor, which the service outlives"
-)]
-#[cfg(target_os = "linux")]
 /// Each user has locks of its own: the hint must not suggest a wait that never ends.
+#[cfg(target_os = "linux")]
 #[test]
 #[cfg_attr(
     mirakuru_portable,
@@ -118,7 +114,12 @@ fn no_queue_is_advised_for_the_port_of_another_users_test() {
     assert!(!report.contains("queue"), "{report}");
 }
 
+#[cfg(target_os = "linux")]
 #[test]
+#[cfg_attr(
+    mirakuru_portable,
+    ignore = "the portable back end has one supervisor, which the service outlives"
+)]
 fn no_process_group_or_session_has_two_of_guard_worker_and_service() {
     let service = odd(["--ready-line", "up"])
         .wait_for(Banner::matching("up"))
