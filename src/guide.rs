@@ -25,8 +25,8 @@
 //! | [What others can do](attackers) | another user, a service, a service of another user |
 
 /// The chapters are read on a code forge as well, where links go to files and to docs.rs. If a link
-/// has two definitions, the first counts: so these lead to the items here. `tests/repo_rules.rs`
-/// checks that none is missing.
+/// has two definitions, the first one counts: these definitions come first, and lead to the items.
+/// `tests/repo_rules.rs` checks that none is missing.
 macro_rules! chapters {
     ($($name:ident)*) => {$(
         #[doc = "[`Executor`]: crate::Executor"]

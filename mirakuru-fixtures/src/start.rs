@@ -334,7 +334,7 @@ pub(crate) mod tcp {
         label = "expected a text like \"127.0.0.1:{{port}}\", or a `u16`"
     )]
     pub trait IntoTcp {
-        /// Makes the condition.
+        /// Turns the key's value into a condition.
         fn into_tcp(self) -> Tcp;
     }
 

@@ -215,7 +215,7 @@ type Waiting<'a> = dyn FnOnce(&mut System<'a>) -> Result<(), Error> + 'a;
 enum Stage<'a> {
     /// A service whose recipe is made when its needs are ready.
     Recipe(Box<Waiting<'a>>),
-    /// Another task that waits for its needs.
+    /// Another task, called once when its needs are ready.
     Waits(Box<Waiting<'a>>),
     /// A task that is called repeatedly once its needs are ready, until it returns `true`. It may
     /// block for some milliseconds.
@@ -408,8 +408,8 @@ impl<'a> System<'a> {
     }
 
     /// Starts all services of a test or of a fixture function. Then the closure takes their
-    /// handles. It takes those of services with needs first, so that these end first if a start
-    /// fails.
+    /// handles. It takes the handles of dependent services first, so that those services end first
+    /// if a start fails.
     pub fn start<T>(self, take: impl FnOnce() -> T) -> Started<T> {
         test_begins();
         Started(self.run(take))
@@ -751,7 +751,7 @@ impl<T> Started<T> {
             Ok(handles) => Some(handles),
             Err(failure) => {
                 if let Some(missing) = skips(&failure.error) {
-                    // Such a test passes only by a panic.
+                    // A `#[should_panic]` test passes only if it panics.
                     match expected {
                         "" => panic!("{}", skip(missing)),
                         _ => panic!("{} ({expected})", skip(missing)),

@@ -98,7 +98,7 @@ pub(crate) struct Args {
     pub(crate) broken: bool,
 }
 
-/// One `key = value`, or the key that has no value.
+/// One `key = value`, or a key without a value.
 pub(crate) struct Entry {
     pub(crate) key: Ident,
     pub(crate) value: Option<Expr>,

@@ -96,7 +96,7 @@ pub(crate) fn on_fields(system: &System, errors: &mut Errors) {
         if fixtures.is_empty() {
             errors.at(
                 name.span(),
-                format!("nothing starts `{name}`: say what does, as in `#[fixture(cmd = \"..\")]`"),
+                format!("nothing starts `{name}`: add an attribute to it, as in `#[fixture(cmd = \"..\")]`"),
             );
         }
         for other in fixtures.iter().skip(1) {
@@ -161,7 +161,7 @@ fn without_a_body(item: &Function, fixtures: &[Args], errors: &mut Errors) {
         let name = &item.sig.ident;
         errors.at(
             name.span(),
-            format!("the fixture gives nothing: say what it starts, as in `fn {name}() -> TcpExecutor;`"),
+            format!("the fixture gives nothing: add a return type, as in `fn {name}() -> TcpExecutor;`"),
         );
     }
     one_attribute_only(
@@ -282,10 +282,10 @@ fn something_is_to_be_started(fixture: &Args, errors: &mut Errors) {
         return; // A mistyped `cmd`: that is the mistake.
     }
     let message = if fixture.entries.is_empty() {
-        "say what to start, as in `#[mirakuru::fixture(tcp = \"127.0.0.1:{port}\", cmd = \"redis-server \
-            --port {port}\")]`"
+        "the attribute names no program: add one, as in `#[mirakuru::fixture(tcp = \"127.0.0.1:{port}\", \
+            cmd = \"redis-server --port {port}\")]`"
     } else {
-        "`cmd` is missing: say what to start, as in `cmd = \"redis-server --port {port}\"`, or `bin = \
+        "`cmd` is missing: add it, as in `cmd = \"redis-server --port {port}\"`, or `bin = \
          \"name\"` for a program of this workspace"
     };
     errors.on_attribute(fixture, message);
@@ -804,7 +804,7 @@ mod tests {
         one(quote!(cmd = "x", profile = "release"), "it stands beside `bin");
         one(quote!(cmd = "x", tcp = 1, unix = "y"), "`unix` beside `tcp`");
         one(quote!(tcp = 1), "`cmd` is missing");
-        one(quote!(), "say what to start");
+        one(quote!(), "names no program");
     }
 
     #[test]

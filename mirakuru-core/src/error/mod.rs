@@ -171,12 +171,12 @@ pub enum Error {
         /// The test process that made the start, as `tests-1f3a (pid 812)`.
         process: String,
     },
-    /// The service is not running, and the verb needs a running one.
+    /// The service is not running, and the method that was called needs a running one.
     #[non_exhaustive]
     NotRunning {
         /// The command, as a person would type it.
         command: String,
-        /// The verb that was called.
+        /// The action of that method, as in "failed to `action`".
         action: String,
     },
     /// mirakuru itself could not get a directory, a socket or a process that it needs.
@@ -368,8 +368,8 @@ pub struct Evidence {
     /// [limit](crate::recipe::builder::ExecutorBuilder::log_limit).
     pub dropped: u64,
     /// The last lines that the service printed, at most 20. If four or more successive lines differ
-    /// only in times and process ids, only the first and the last are here, and between them the
-    /// number of the others.
+    /// only in times and process ids, `tail` has only the first and the last of them, and
+    /// between these a line with the number of the others.
     pub tail: Vec<String>,
     /// The log file with the whole output. Kept after a failure.
     pub log: Option<PathBuf>,
@@ -469,7 +469,7 @@ impl Error {
         self
     }
 
-    /// Adds the node of a cluster that was asked, to the error of its condition.
+    /// Adds the name of a cluster's node to the error of a condition that asked this node.
     #[doc(hidden)]
     #[must_use]
     pub fn __at_node(mut self, node: &str) -> Error {

@@ -64,7 +64,7 @@ pub trait Reported {
 pub(crate) struct Printed<'a> {
     /// The first lines, unless they are among the last.
     pub(crate) head: &'a [String],
-    /// Number of lines between the first and the last.
+    /// Number of lines left out between `head` and `tail`.
     pub(crate) left_out: u64,
     /// Number of bytes that are not in the log, because it has reached its limit.
     pub(crate) dropped: u64,

@@ -57,7 +57,7 @@ impl<R: Readiness> ExecutorBuilder<R> {
         self.build_as(None)
     }
 
-    /// Makes the executor of a service whose directory and ports others know already.
+    /// Makes the executor of a service whose directory and ports other processes know already.
     #[doc(hidden)]
     pub fn __build_as(self, identity: &Identity) -> Result<Executor<R>, Error> {
         self.build_as(Some(identity))

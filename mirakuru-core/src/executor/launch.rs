@@ -144,7 +144,7 @@ pub(crate) fn check(
     found.map_or(Ok(()), |error| failed(Stage::Exec, error))
 }
 
-/// The tried files, with relative paths counted from the working directory.
+/// The tried files. Relative paths start from the working directory.
 fn from(tried: &[PathBuf], dir: Option<&Path>) -> impl Iterator<Item = PathBuf> {
     let from = move |path: &PathBuf| dir.map_or_else(|| path.clone(), |dir| dir.join(path));
     tried.iter().map(from)

@@ -122,7 +122,7 @@ impl<R: Readiness> Executor<R> {
         watching.resize_with(1 + core.log_files.len(), Watching::default);
         loop {
             let waited = deadline.elapsed();
-            // The watch comes before the polls, so that no line in between is missed.
+            // The watch comes before the polls, so that no line is missed.
             for (watch, path) in watching
                 .iter_mut()
                 .zip([&index].into_iter().chain(&core.log_files))

@@ -248,8 +248,8 @@ impl Observed for Own {
             return Some(self.last_exit);
         };
         // The order matters. The supervisor reports the exit before it reports that nothing is
-        // left. So a process that has the second message has the first. In the other order, both
-        // messages may come in between.
+        // left. So if this process has the second message, it also has the first. If `exit` were
+        // asked first, both messages could come between the two questions.
         let is_gone = service.is_gone();
         match service.exit() {
             Some(exit) if exit.is_daemonised() && !is_gone => None,
@@ -359,7 +359,7 @@ impl Core {
         })
     }
 
-    /// Fails if the service stands in for an external server: the verb needs a server of ours.
+    /// Fails if the service stands in for an external server: the method needs a server of ours.
     ///
     /// # Errors
     ///

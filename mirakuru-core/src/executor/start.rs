@@ -165,7 +165,7 @@ impl Owned<'_> {
         }
     }
 
-    /// Waits for the program's execution, which counts for the time-out, too.
+    /// Waits until the program is executed. This time counts towards the time-out.
     fn await_execution(&self, starting: &Starting) -> Result<Option<Pause>, Unmasked> {
         let deadline = starting.wait.deadline.at_least(Some(EXECUTION_TAKES_AT_MOST));
         if !deadline.is_over() {

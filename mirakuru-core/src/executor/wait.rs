@@ -67,7 +67,7 @@ impl Core {
             }
             let wants_output = wakes(readiness, Duration::ZERO).output || !wait.fail_on.is_empty();
             if wants_output {
-                // This comes before the search of the output, so that no line in between is missed.
+                // This comes before the search of the output, so that no line is missed.
                 process.arm_output();
             } else {
                 process.forget_output();

@@ -5,8 +5,8 @@
 //! a plain line. The lines bypass the capture of the test harness, which would show them only at
 //! the end. `MIRAKURU_QUIET=1` turns them off.
 //!
-//! There is no thread: each wait calls this code in between. Several waits share the one line of
-//! the terminal, which shows the longest wait.
+//! There is no thread: each wait calls this code between its polls. Several waits share the one
+//! line of the terminal, which shows the longest wait.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::{Mutex, PoisonError};

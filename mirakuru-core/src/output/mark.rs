@@ -41,7 +41,7 @@ impl Mark {
         files: Vec::new(),
     };
 
-    /// The reason for refusing a mark of another service than the one with this output.
+    /// Why the mark is refused, if it belongs to another service's output.
     pub(crate) fn refusal(&self, output: &OutputReader) -> Option<&'static str> {
         let is_another = self.service != 0 && self.service != service(output);
         is_another.then_some("the mark is one of another service: use one that `mark()` of this service made")

@@ -149,8 +149,8 @@ impl OutputReader {
             }
         }
         *summed = (index, covered);
-        // This length is older than the index: in between, the supervisor may write much more, with
-        // records.
+        // This length was read before the index. Between the two reads, the supervisor may write
+        // much more, with records.
         let length = view.map_or(covered, |view| view.earlier_length());
         Cursor {
             index,

@@ -134,7 +134,7 @@ fn bytes_without_a_record_count_as_stdout_and_are_given_once() {
     log.log.write_all(b" and more").unwrap();
     assert_eq!(pair(&reader, &mut cursor), [b"orphan".to_vec(), b"".to_vec()]);
     assert_eq!(pair(&reader, &mut cursor)[0], b"");
-    // The record comes after all, and covers both.
+    // The late record covers both parts of the output.
     log.output(Stream::Stderr, 15);
     assert_eq!(pair(&reader, &mut cursor), [b"".to_vec(), b" and more".to_vec()]);
     let mut cursor = end;

@@ -86,8 +86,8 @@ fn patience_with(holder: Option<&Holder>) -> Duration {
     }
 }
 
-/// Whether the process is a child of this one with the same program. Most likely it is about to
-/// execute another program, or to end.
+/// Whether a process is a child of this process and runs the same program. Most likely such a child
+/// is about to execute another program, or to end.
 fn is_fork_of_ours(pid: u32) -> bool {
     let me = std::process::id();
     let is_same = procfs::program(pid).is_none_or(|program| procfs::program(me) == Some(program));

@@ -45,10 +45,10 @@ pub(crate) enum Range {
 /// one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HoldLevel {
-    /// On every address. Services bind over it with SO_REUSEADDR or SO_REUSEPORT.
+    /// A hold on every address. A service with SO_REUSEADDR or SO_REUSEPORT can bind over it.
     Firm,
-    /// On IPv6 loopback: other mirakuru processes do not get the port. Services on IPv4 need no
-    /// option.
+    /// A hold on IPv6 loopback: other mirakuru processes do not get the port. A service on IPv4
+    /// needs no option.
     Beside,
     /// No hold: another process may get the port before the service does.
     Open,

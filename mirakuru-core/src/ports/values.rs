@@ -20,9 +20,9 @@ pub(crate) struct Values {
     dir: PathBuf,
     /// The ports by name, in the order of their first use; the name of `{port}` is empty.
     ports: Vec<(String, Reservation)>,
-    /// Ports that others know already. At its first use, a port moves to `ports`.
+    /// Ports that other processes know already. At its first use, a port moves to `ports`.
     given: Vec<(String, Reservation)>,
-    /// Whether others know the ports, so that they never change.
+    /// Whether other processes know the ports. If so, the ports never change.
     are_known: bool,
     /// Ports that failed, and must not be used again.
     spoiled: Vec<u16>,
@@ -71,7 +71,7 @@ impl Values {
         self.are_known
     }
 
-    /// Holds the ports that others know already and no text has used, after all other ports.
+    /// Moves the rest of `given` to the end of `ports`.
     pub(crate) fn take_given(&mut self) {
         self.ports.append(&mut self.given);
     }

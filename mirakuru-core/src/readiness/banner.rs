@@ -177,7 +177,7 @@ impl Banner {
         self.undecided.is_none()
     }
 
-    /// The reason for refusing a mark of another service than the one with this output.
+    /// Why the mark is refused, if it belongs to another service's output.
     pub(crate) fn refusal(&self, output: &OutputReader) -> Option<&'static str> {
         self.since.as_ref().and_then(|mark| mark.refusal(output))
     }

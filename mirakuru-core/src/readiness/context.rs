@@ -101,8 +101,8 @@ impl Prepare<'_> {
     pub(crate) fn places(&mut self, protocol: Protocol, addrs: &[SocketAddr]) -> Vec<Place> {
         for addr in addrs {
             if address::is_local(addr.ip()) && !self.is_chosen(addr.port()) {
-                // The claim has the given address: a server on `0.0.0.0` excludes more than one on
-                // loopback.
+                // The lock is on the address as given: a server on `0.0.0.0` conflicts with more
+                // servers than one on loopback does.
                 match protocol {
                     Protocol::Tcp => self.addrs.push(*addr),
                     Protocol::Udp => self.udp_addrs.push(*addr),

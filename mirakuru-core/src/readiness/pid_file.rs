@@ -150,7 +150,7 @@ impl Readiness for PidFile {
 
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let path = &self.path;
-        // The watch begins before the poll, so that no event in between is missed.
+        // The watch begins before the poll, so that no event is missed.
         self.watching.renew(path, cx.elapsed());
         let metadata = match fs::metadata(path) {
             Ok(metadata) => metadata,

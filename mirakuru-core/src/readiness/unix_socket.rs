@@ -109,7 +109,7 @@ impl Readiness for UnixSocket {
     fn probe(&mut self, cx: &Probe<'_>) -> io::Result<bool> {
         let path = &self.path;
         if sockets::abstract_name(path).is_none() {
-            // The watch begins before the poll, so that no event in between is missed.
+            // The watch begins before the poll, so that no event is missed.
             self.watching.renew(path, cx.elapsed());
         }
         let answer = match sockets::try_connect_unix(path, UnixKind::Stream) {

@@ -22,7 +22,7 @@ pub enum Signal {
     Int,
     /// `SIGQUIT`. For nginx it means "finish the present requests, then end".
     Quit,
-    /// `SIGHUP`, by custom "read your configuration again".
+    /// `SIGHUP`, to which many servers respond by reading their configuration again.
     Hup,
     /// `SIGKILL`, which no process can catch: the default kill signal.
     Kill,

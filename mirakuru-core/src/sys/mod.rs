@@ -54,7 +54,7 @@ pub(crate) fn clock_ns() -> u64 {
         tv_sec: 0,
         tv_nsec: 0,
     };
-    // SAFETY: writes into a local variable.
+    // SAFETY: the call writes into a local variable.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut time) };
     // The supervisor calls this after a fork, where nothing may panic.
     (time.tv_sec as u64)

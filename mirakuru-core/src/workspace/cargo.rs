@@ -175,13 +175,13 @@ fn built_in_run(bin: &Bin) -> Result<PathBuf, String> {
         }
         progress.tell(|elapsed| {
             format!(
-                "{}: waiting for another test's `cargo build` of it for {elapsed}",
+                "{}: this test has been waiting for another test's `cargo build` for {elapsed}",
                 bin.name
             )
         });
         pauses.sleep(Duration::MAX);
     }
-    // The outcome may have come between the check and the lock.
+    // Another test may have written the outcome between the check and the lock.
     if let Some(outcome) = record.read() {
         return outcome;
     }

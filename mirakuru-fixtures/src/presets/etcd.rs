@@ -1,4 +1,4 @@
-//! etcd.
+//! etcd, a key-value store.
 
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;

@@ -1,4 +1,4 @@
-//! memcached.
+//! memcached, a cache in memory.
 
 use mirakuru_core::{Error, Executor, ExecutorBuilder, Signal};
 

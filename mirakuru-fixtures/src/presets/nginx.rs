@@ -1,4 +1,4 @@
-//! nginx.
+//! nginx, a web server.
 
 use std::io;
 use std::path::{Path, PathBuf};

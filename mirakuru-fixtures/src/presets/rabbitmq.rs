@@ -1,4 +1,4 @@
-//! RabbitMQ.
+//! RabbitMQ, a message broker.
 
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};

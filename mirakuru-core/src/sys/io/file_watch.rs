@@ -111,7 +111,7 @@ mod linux {
         pub(crate) fn new() -> Option<FileWatch> {
             let idle = IDLE.lock().unwrap_or_else(PoisonError::into_inner).pop();
             let inotify = idle.or_else(|| {
-                // SAFETY: takes no pointers.
+                // SAFETY: the call takes no pointers.
                 let fd = unsafe { libc::inotify_init1(libc::IN_CLOEXEC | libc::IN_NONBLOCK) };
                 // SAFETY: the call succeeded, so this is an open descriptor that no other value
                 // owns.
@@ -192,8 +192,9 @@ mod linux {
                 let Some(mut rest) = usize::try_from(got).ok().and_then(|got| buffer.get(..got)) else {
                     break;
                 };
-                // `struct inotify_event`: four numbers of 32 bits, the second the kind and the last
-                // the length of the name, which zeros follow.
+                // A `struct inotify_event` has four numbers of 32 bits and a name. The second
+                // number is the kind of the event. The last number is the length of the name with
+                // the zeros that follow it.
                 while let Some((head, tail)) = rest.split_first_chunk::<16>() {
                     let number =
                         |at: usize| u32::from_ne_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
@@ -211,8 +212,8 @@ mod linux {
     impl Drop for FileWatch {
         fn drop(&mut self) {
             for &watch in &self.watches {
-                // SAFETY: takes two numbers. If the file has been removed, its watch is gone; that
-                // error does not matter, because the numbers are never used again.
+                // SAFETY: the call takes two numbers. If the file has been removed, its watch is
+                // gone. That error does not matter, because the numbers are never used again.
                 unsafe { libc::inotify_rm_watch(self.fd(), watch) };
             }
             // Without this, the events of this wait would wake up the next one.

@@ -112,7 +112,7 @@ fn not_locked(source: &io::Error) -> io::Error {
 /// a process at this moment: between fork and exec that process has a copy, and would keep the lock
 /// a moment longer.
 pub(crate) fn unlock(file: BorrowedFd<'_>) {
-    // SAFETY: as above.
+    // SAFETY: flock takes no pointers, and the descriptor is open.
     unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
 }
 
@@ -122,7 +122,7 @@ pub(crate) fn unlock(file: BorrowedFd<'_>) {
 ///
 /// The errors of the function and of the lock.
 pub fn locked<T>(file: &File, f: impl FnOnce() -> io::Result<T>) -> io::Result<T> {
-    // SAFETY: as above.
+    // SAFETY: flock takes no pointers, and the descriptor is open.
     if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_EX) } != 0 {
         return Err(not_locked(&io::Error::last_os_error()));
     }
@@ -147,7 +147,7 @@ pub fn append_to_stderr_of(pid: u32) -> io::Result<File> {
 /// Whether a process holds the exclusive `flock` of a file. Asks for a shared lock, which several
 /// processes can get at the same time.
 pub(crate) fn is_locked(file: BorrowedFd<'_>) -> io::Result<bool> {
-    // SAFETY: as above.
+    // SAFETY: flock takes no pointers, and the descriptor is open.
     if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) } == 0 {
         return Ok(false);
     }

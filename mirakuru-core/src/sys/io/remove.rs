@@ -26,7 +26,7 @@ pub(crate) fn remove_tree(path: &Path) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
         return false;
     };
-    // SAFETY: a string that ends in a zero byte.
+    // SAFETY: the string ends in a zero byte.
     unsafe { Place::find(path.as_ptr()).is_some_and(|place| place.remove(None)) }
 }
 
@@ -37,7 +37,7 @@ pub(crate) fn remove_service_dir(path: &Path, kept: bool) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
         return false;
     };
-    // SAFETY: as above.
+    // SAFETY: the string ends in a zero byte.
     unsafe { Place::find(path.as_ptr()).is_some_and(|place| place.remove_service(kept)) }
 }
 
@@ -48,7 +48,7 @@ pub(crate) fn remove_service_dir(path: &Path, kept: bool) -> bool {
 /// The path must be a string that ends in a zero byte.
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 pub(in crate::sys) unsafe fn remove_private_dir(path: *const c_char) {
-    // SAFETY: plain system calls.
+    // SAFETY: the path ends in a zero byte.
     unsafe {
         if let Some(place) = Place::find(path) {
             let kept = libc::faccessat(place.dir, c"kept".as_ptr(), libc::F_OK, 0) == 0;
@@ -64,7 +64,7 @@ pub(in crate::sys) unsafe fn remove_private_dir(path: *const c_char) {
 /// As [`remove_private_dir`].
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 pub(in crate::sys) unsafe fn keep_log(path: *const c_char) {
-    // SAFETY: plain system calls.
+    // SAFETY: the path ends in a zero byte.
     unsafe {
         if let Some(place) = Place::find(path) {
             keep_log_in(place.dir);
@@ -77,7 +77,7 @@ pub(in crate::sys) unsafe fn keep_log(path: *const c_char) {
 ///
 /// # Safety
 ///
-/// Makes plain system calls only.
+/// Sound with any number: the calls read only constant strings and local variables.
 pub(in crate::sys) unsafe fn keep_log_in(dir: i32) {
     // SAFETY: an all-zero `stat` is valid, and the calls read strings that end in a zero byte.
     unsafe {
@@ -136,7 +136,7 @@ impl Place {
     }
 
     unsafe fn remove_service(self, kept: bool) -> bool {
-        // SAFETY: plain system calls.
+        // SAFETY: the names end in a zero byte.
         unsafe {
             if !kept {
                 return self.remove(Some(c"lock"));
@@ -152,7 +152,7 @@ impl Place {
 
     /// Removes the directory, and its entry `last` after all others.
     unsafe fn remove(self, last: Option<&CStr>) -> bool {
-        // SAFETY: plain system calls.
+        // SAFETY: the names end in a zero byte.
         unsafe {
             empty(self.dir, &|name| Some(name) == last);
             if let Some(last) = last {
@@ -215,13 +215,13 @@ unsafe fn empty(top: i32, is_spared: &dyn Fn(&CStr) -> bool) -> bool {
             if is_spared(name) {
                 return;
             }
-            // SAFETY: plain system calls.
+            // SAFETY: the names end in a zero byte.
             match unsafe { remove_entry(top, name, is_dir, &mut names) } {
                 Entry::Gone | Entry::Less => progress = true,
                 Entry::Left => left = true,
             }
         };
-        // SAFETY: as above.
+        // SAFETY: `top` is an open directory, and `visit` keeps no name.
         unsafe { each_entry(top, &mut visit) };
         // Removing while reading may skip entries, and directories have been moved up.
         if !progress {
@@ -232,7 +232,7 @@ unsafe fn empty(top: i32, is_spared: &dyn Fn(&CStr) -> bool) -> bool {
 
 /// Removes an entry of `top`. Moves directories inside the entry up into `top`.
 unsafe fn remove_entry(top: i32, name: &CStr, is_dir: bool, names: &mut Names) -> Entry {
-    // SAFETY: plain system calls; descriptors are closed again.
+    // SAFETY: the names end in a zero byte. The descriptors are closed again.
     unsafe {
         if remove_plain(top, name, is_dir) {
             return Entry::Gone;
@@ -272,14 +272,14 @@ unsafe fn remove_plain(dir: i32, name: &CStr, is_dir: bool) -> bool {
         true => (libc::AT_REMOVEDIR, 0),
         false => (0, libc::AT_REMOVEDIR),
     };
-    // SAFETY: plain system calls.
+    // SAFETY: the names end in a zero byte.
     let remove = |flags| unsafe { libc::unlinkat(dir, name.as_ptr(), flags) == 0 };
     remove(first) || remove(second)
 }
 
 /// Moves a directory up. The kernel refuses that for a directory with a mount on it.
 unsafe fn move_up(dir: i32, name: &CStr, top: i32, names: &mut Names) -> bool {
-    // SAFETY: plain system calls.
+    // SAFETY: the names end in a zero byte.
     unsafe {
         let mut is_writable = false;
         for _ in 0..16 {
@@ -305,7 +305,7 @@ unsafe fn move_up(dir: i32, name: &CStr, top: i32, names: &mut Names) -> bool {
 
 /// Opens a directory. Fails on a link, and on a directory with a mount on it.
 unsafe fn enter(dir: i32, name: *const c_char) -> i32 {
-    // SAFETY: plain system calls.
+    // SAFETY: the names end in a zero byte.
     unsafe {
         let mut sub = open_here(dir, name);
         if sub < 0 && errno() == libc::EACCES && libc::geteuid() != 0 {
@@ -346,13 +346,13 @@ unsafe fn open_here(dir: i32, name: *const c_char) -> i32 {
 
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 unsafe fn open_here(dir: i32, name: *const c_char) -> i32 {
-    // SAFETY: as the caller's.
+    // SAFETY: the caller gives a name that ends in a zero byte.
     unsafe { open_on_same_device(dir, name) }
 }
 
 /// Opens a directory with older calls, which miss a mount of the same file system.
 unsafe fn open_on_same_device(dir: i32, name: *const c_char) -> i32 {
-    // SAFETY: plain system calls.
+    // SAFETY: the names end in a zero byte.
     unsafe {
         let sub = libc::openat(dir, name, DIRECTORY);
         if sub < 0 {

@@ -10,7 +10,7 @@ pub(crate) fn columns(terminal: impl AsFd) -> Option<u16> {
         ws_xpixel: 0,
         ws_ypixel: 0,
     };
-    // SAFETY: writes into a local variable.
+    // SAFETY: the call writes into a local variable.
     let done = unsafe { libc::ioctl(terminal.as_fd().as_raw_fd(), libc::TIOCGWINSZ, &mut size) };
     (done == 0 && size.ws_col > 0).then_some(size.ws_col)
 }

@@ -35,14 +35,14 @@ fn poll(fds: &[RawFd], timeout: Duration) -> Vec<libc::pollfd> {
             tv_sec: timeout.as_secs().try_into().unwrap_or(i32::MAX.into()),
             tv_nsec: timeout.subsec_nanos() as _,
         };
-        // SAFETY: the pointers are to a live list of so many entries, and to a live time.
+        // SAFETY: the pointers are to a list of the given length, and to a time.
         unsafe { libc::ppoll(polled.as_mut_ptr(), count, &time, std::ptr::null()) }
     };
     #[cfg(not(target_os = "linux"))]
     let result = {
         // Rounding up avoids that the last millisecond is spent spinning.
         let millis = i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
-        // SAFETY: the pointer is to a live list of so many entries.
+        // SAFETY: the pointer is to a list of the given length.
         unsafe { libc::poll(polled.as_mut_ptr(), count, millis) }
     };
     if result <= 0 {

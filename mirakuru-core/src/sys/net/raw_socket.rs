@@ -23,13 +23,13 @@ const NEW: c_int = 0;
 
 /// Ends the communication over a socket in both directions, for all copies of the descriptor.
 pub(in crate::sys) fn hang_up(fd: &OwnedFd) {
-    // SAFETY: takes no pointers.
+    // SAFETY: the call takes no pointers.
     unsafe { libc::shutdown(fd.as_raw_fd(), libc::SHUT_RDWR) };
 }
 
 /// Makes a socket of a family (`AF_INET`), type (`SOCK_STREAM`) and protocol (0: the usual one).
 pub(in crate::sys) fn socket(family: c_int, kind: c_int, protocol: c_int) -> io::Result<OwnedFd> {
-    // SAFETY: takes no pointers.
+    // SAFETY: the call takes no pointers.
     let fd = check(unsafe { libc::socket(family, kind | NEW, protocol) })?;
     // SAFETY: the descriptor is new, and has no other owner.
     close_on_exec(unsafe { OwnedFd::from_raw_fd(fd) })
@@ -38,7 +38,7 @@ pub(in crate::sys) fn socket(family: c_int, kind: c_int, protocol: c_int) -> io:
 /// Makes two Unix sockets that are connected with each other.
 pub(in crate::sys) fn pair(kind: c_int) -> io::Result<(OwnedFd, OwnedFd)> {
     let mut ends = [-1; 2];
-    // SAFETY: writes two descriptors into the array, which has room for them.
+    // SAFETY: the call writes two descriptors into the array, which has room for them.
     check(unsafe { libc::socketpair(libc::AF_UNIX, kind | NEW, 0, ends.as_mut_ptr()) })?;
     // SAFETY: the descriptors are new, and have no other owner.
     let [ours, theirs] = ends.map(|fd| unsafe { OwnedFd::from_raw_fd(fd) });
@@ -52,7 +52,7 @@ pub(in crate::sys) fn pair(kind: c_int) -> io::Result<(OwnedFd, OwnedFd)> {
 
 fn close_on_exec(fd: OwnedFd) -> io::Result<OwnedFd> {
     if !CAN_CLOSE_ON_EXEC {
-        // SAFETY: takes no pointers, and the descriptor is open.
+        // SAFETY: the call takes no pointers, and the descriptor is open.
         check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFD, libc::FD_CLOEXEC) })?;
     }
     Ok(fd)
@@ -60,7 +60,7 @@ fn close_on_exec(fd: OwnedFd) -> io::Result<OwnedFd> {
 
 /// Makes a connect on this socket return at once.
 pub(in crate::sys) fn set_non_blocking(fd: &OwnedFd) -> io::Result<()> {
-    // SAFETY: takes no pointers, and the descriptor is open.
+    // SAFETY: the call takes no pointers, and the descriptor is open.
     check(unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, libc::O_NONBLOCK) })?;
     Ok(())
 }
@@ -68,7 +68,7 @@ pub(in crate::sys) fn set_non_blocking(fd: &OwnedFd) -> io::Result<()> {
 /// Sets an option whose number means yes or no.
 pub(in crate::sys) fn set_flag(fd: &OwnedFd, level: c_int, option: c_int, on: bool) -> io::Result<()> {
     let on = c_int::from(on);
-    // SAFETY: an integer lives at this address for the length of the call.
+    // SAFETY: the reference is to an integer, the type of this option.
     unsafe { set_option(fd, level, option, &on) }
 }
 
@@ -108,7 +108,7 @@ pub(in crate::sys) unsafe fn set_option<T>(
     value: &T,
 ) -> io::Result<()> {
     let length = size_of::<T>() as libc::socklen_t;
-    // SAFETY: so many bytes lie at the address, for the length of the call.
+    // SAFETY: the reference is to as many bytes as the length says.
     let result = unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
@@ -161,7 +161,7 @@ pub(in crate::sys) fn connect(fd: &OwnedFd, addr: &Address) -> io::Result<()> {
 
 /// Starts to accept connections, with a backlog of about `waiting`.
 pub(in crate::sys) fn listen(fd: &OwnedFd, waiting: c_int) -> io::Result<()> {
-    // SAFETY: takes no pointers.
+    // SAFETY: the call takes no pointers.
     check(unsafe { libc::listen(fd.as_raw_fd(), waiting) })?;
     Ok(())
 }
@@ -194,9 +194,9 @@ impl Address {
     /// `T` must be a `sockaddr_*`: they all begin with the family, fit into a `sockaddr_storage`,
     /// and all bytes are valid in them.
     unsafe fn of<T>(fill: impl FnOnce(&mut T) -> usize) -> Address {
-        // SAFETY: plain numbers, for which zeros are fine.
+        // SAFETY: all fields are numbers, and zeros are valid in them.
         let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };
-        // SAFETY: large enough and aligned for every kind of address, and initialised as a whole.
+        // SAFETY: the storage is initialised, and large enough and aligned for every address.
         let length = fill(unsafe { &mut *std::ptr::from_mut(&mut storage).cast::<T>() });
         Address {
             storage,
@@ -292,7 +292,7 @@ mod tests {
         let single = socket(libc::AF_INET, libc::SOCK_STREAM, 0).unwrap();
         let (one, other) = pair(libc::SOCK_SEQPACKET).unwrap();
         for fd in [&single, &one, &other] {
-            // SAFETY: takes no pointers.
+            // SAFETY: the call takes no pointers.
             let flags = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFD) };
             assert_eq!(flags, libc::FD_CLOEXEC);
         }

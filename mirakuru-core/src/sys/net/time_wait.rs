@@ -44,7 +44,7 @@ fn choose_at_connect(client: &OwnedFd, addr: SocketAddr) -> io::Result<()> {
         const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
         let port = u32::from(addr.port());
         let range = port << 16 | port;
-        // SAFETY: an integer lives at this address for the length of the call.
+        // SAFETY: the reference is to an integer, the type of this option.
         unsafe { set_option(client, libc::IPPROTO_IP, IP_LOCAL_PORT_RANGE, &range)? };
         set_flag(client, libc::IPPROTO_IP, libc::IP_BIND_ADDRESS_NO_PORT, true)?;
         bind(client, &SocketAddr::new(addr.ip(), 0).into())

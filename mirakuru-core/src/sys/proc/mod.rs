@@ -253,7 +253,7 @@ pub(crate) fn own_ancestors() -> impl Iterator<Item = (u32, Stat)> {
         comm: String::new(),
         state: 'R',
         parent,
-        // SAFETY: takes no pointer.
+        // SAFETY: the call takes no pointer.
         session: unsafe { libc::getsid(0) }.unsigned_abs(),
         start: 0,
     };

@@ -141,7 +141,7 @@ impl Mapping {
         };
         Mapping::fill(&mut size, plan, &title, &args);
         let len = size.used.next_multiple_of(page_size());
-        // SAFETY: a fresh private mapping.
+        // SAFETY: the mapping is fresh and private.
         let base = unsafe {
             libc::mmap(
                 ptr::null_mut(),
@@ -296,7 +296,7 @@ impl Mapping {
 
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
     pub(super) fn guard_stack(&self) -> *mut c_void {
-        // SAFETY: the upper end of the first stack, inside the mapping.
+        // SAFETY: the address is the upper end of the first stack, inside the mapping.
         unsafe { self.base.add(STACK).cast() }
     }
 
@@ -309,7 +309,7 @@ impl Mapping {
 impl Drop for Mapping {
     /// Since the fork, the supervisor has its own copy.
     fn drop(&mut self) {
-        // SAFETY: mapped by `new`, and nothing else in this process points into it.
+        // SAFETY: `new` has mapped the memory, and nothing else in this process points into it.
         unsafe { libc::munmap(self.base.cast(), self.len) };
     }
 }

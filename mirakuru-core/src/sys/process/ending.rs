@@ -13,8 +13,8 @@
 //! dependent ends. At the start of its own stop, a dependent's supervisor writes into the FIFO how
 //! long that stop may take. So the waits along a chain of services add up.
 //!
-//! A service waits for its dependents if the test process or the run ends. If a test stops this one
-//! service, it does not wait: the test wants an outage.
+//! A service waits for its dependents if the test process or the run ends. If a test stops the
+//! service alone, the service does not wait: the test wants an outage.
 //!
 //! Runs after a fork: see the head of `spawn.rs`.
 
@@ -106,7 +106,7 @@ impl Ending {
             grace_ms: i64::from(message[2]),
             kill_signal: message[3],
         };
-        // SAFETY: as the functions that it calls.
+        // SAFETY: the arena's path and lists are valid.
         unsafe {
             if message[4] == 0 {
                 return self.order(a, order);
@@ -127,7 +127,7 @@ impl Ending {
             grace_ms: a.grace_ms,
             kill_signal: a.kill_signal,
         };
-        // SAFETY: as the function that it calls.
+        // SAFETY: the arena's path and lists are valid.
         unsafe { self.order_in_turn(a, order) }
     }
 
@@ -137,7 +137,7 @@ impl Ending {
         let until = now_ms().wrapping_add(order.grace_ms);
         match &mut self.phase {
             Phase::Running | Phase::Waiting { .. } => {
-                // SAFETY: as `announce`.
+                // SAFETY: the arena's list of needs is valid.
                 unsafe { announce(a, order.grace_ms) };
                 self.ask(order)
             }
@@ -156,7 +156,7 @@ impl Ending {
 
     /// Begins the end, which then waits for the dependents to end first.
     unsafe fn order_in_turn(&mut self, a: &Arena, order: Order) -> Step {
-        // SAFETY: as the functions that it calls; a null path is never opened.
+        // SAFETY: the arena's path and lists are valid, and a null path is never opened.
         unsafe {
             if !matches!(self.phase, Phase::Running) {
                 return Step::Nothing;
@@ -182,14 +182,14 @@ impl Ending {
         };
         loop {
             let mut ms = 0_i32;
-            // SAFETY: reads into a local variable. A message is short enough that a pipe delivers
-            // it whole.
+            // SAFETY: the call reads into a local variable. A message is so short that a pipe
+            // delivers the message whole.
             let got = unsafe { libc::read(self.needed, (&raw mut ms).cast(), mem::size_of::<i32>()) };
             if got == mem::size_of::<i32>() as isize {
                 let then = now_ms().wrapping_add(i64::from(ms));
                 if then > *until {
                     *until = then;
-                    // SAFETY: as `announce`.
+                    // SAFETY: the arena's list of needs is valid.
                     unsafe { announce(a, i64::from(ms).wrapping_add(order.grace_ms)) };
                 }
                 continue;
@@ -205,7 +205,7 @@ impl Ending {
 
     fn ask(&mut self, order: Order) -> Step {
         if self.needed >= 0 {
-            // SAFETY: this process's own descriptor.
+            // SAFETY: the descriptor is this process's own.
             unsafe { libc::close(self.needed) };
             self.needed = -1;
         }
@@ -221,7 +221,7 @@ impl Ending {
     /// Returns the step that is due now.
     pub(super) unsafe fn step(&mut self, a: &Arena) -> Step {
         let now = now_ms();
-        // SAFETY: as `hear`.
+        // SAFETY: the arena's list of needs is valid.
         if matches!(self.phase, Phase::Waiting { .. }) && !unsafe { self.hear(a) } {
             if let Phase::Waiting { order, .. } = self.phase {
                 return self.ask(order);

@@ -127,7 +127,7 @@ pub(crate) fn exit_began() -> Option<u64> {
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 fn is_main_thread() -> bool {
-    // SAFETY: both calls only give numbers.
+    // SAFETY: both calls only return numbers.
     unsafe { libc::syscall(libc::SYS_gettid) == libc::c_long::from(libc::getpid()) }
 }
 
@@ -157,7 +157,7 @@ fn install() {
     extern "C" fn handler() {
         end_all(false);
     }
-    // SAFETY: as above.
+    // SAFETY: the handler may run at any time after this, beside other threads.
     unsafe { libc::atexit(handler) };
 }
 
@@ -191,7 +191,7 @@ fn end_where(in_a_test: bool, is_wanted: &dyn Fn(&Ending) -> bool) {
             false => -1,
         };
         if control >= 0 && !is_wanted(slot) {
-            // The owner gave up the slot in between, and another service took it.
+            // The owner has given up the slot meanwhile, and another service has taken it.
             slot.control.store(control, Ordering::SeqCst);
         } else if control >= 0 {
             let mut message: Message = std::array::from_fn(|i| slot.message[i].load(Ordering::SeqCst));

@@ -73,7 +73,7 @@ pub(super) fn send(control: RawFd, message: Message) -> bool {
     let flags = libc::MSG_DONTWAIT | NO_SIGNAL;
     let mut sent = 0_usize;
     for _ in 0..TRIES {
-        // SAFETY: sends the rest of a plain array.
+        // SAFETY: the call reads only the rest of the array.
         let got = unsafe {
             let rest = message.as_ptr().cast::<u8>().add(sent).cast();
             libc::send(control, rest, SIZE.wrapping_sub(sent), flags)
@@ -90,7 +90,7 @@ pub(super) fn send(control: RawFd, message: Message) -> bool {
         if sent >= SIZE {
             return true;
         }
-        // SAFETY: one descriptor.
+        // SAFETY: the pointer is to one `pollfd`, a local variable.
         unsafe {
             let mut room = libc::pollfd {
                 fd: control,
@@ -144,7 +144,7 @@ impl Inbox {
         let mut resets = 0_u32;
         let mut interrupted = 0_u32;
         loop {
-            // SAFETY: receives into the rest of a plain array.
+            // SAFETY: the call writes only into the rest of the array.
             let got = unsafe {
                 let rest = self.message.as_mut_ptr().cast::<u8>().add(self.filled).cast();
                 libc::recv(control, rest, SIZE.wrapping_sub(self.filled), flags)
@@ -170,7 +170,7 @@ impl Inbox {
                     // end.
                     Errno::ENOMEM | Errno::ENOBUFS if self.starved < STARVED => {
                         self.starved = self.starved.wrapping_add(1);
-                        // SAFETY: plain system call.
+                        // SAFETY: the call takes only numbers.
                         unsafe { libc::usleep(1000) };
                         return Received::Nothing;
                     }

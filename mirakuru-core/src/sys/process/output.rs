@@ -57,14 +57,14 @@ pub(super) struct Output {
 impl Output {
     pub(super) unsafe fn new(a: &Arena, pipes: [i32; 2]) -> Output {
         // A worker that is gone may have begun new parts; then nothing more goes into this part.
-        // SAFETY: as `has_ended`.
+        // SAFETY: `has_ended` reads into an array of its own.
         let is_over = unsafe { has_ended(a.index) };
         Output {
             pipes,
             control: a.control,
             log: if is_over { -1 } else { a.log },
             index: if is_over { -1 } else { a.index },
-            // SAFETY: plain system call.
+            // SAFETY: the call takes only numbers.
             index_len: unsafe { libc::lseek(a.index, 0, libc::SEEK_END) }.max(0),
             dir: a.private_dir,
             part_len: match a.log_at.number {
@@ -74,7 +74,7 @@ impl Output {
             later_len: a.log_part,
             part: a.log_at,
             first: a.log_at.number,
-            // SAFETY: plain system call.
+            // SAFETY: the call takes only numbers.
             log_len: unsafe { libc::lseek(a.log, 0, libc::SEEK_END) }.max(0),
             lost: [0; 2],
             armed: false,
@@ -97,13 +97,13 @@ impl Output {
 
     /// Moves a part of the output into the log.
     pub(super) unsafe fn take_turn(&mut self, buffer: &mut [u8; BUFFER], stream: usize) {
-        // SAFETY: as `relay`.
+        // SAFETY: `relay` uses only this value and the buffer.
         unsafe { self.relay(buffer, stream, PASS) };
     }
 
     /// Moves all that the pipes hold now into the log.
     pub(super) unsafe fn take_rest(&mut self, buffer: &mut [u8; BUFFER]) {
-        // SAFETY: as `relay`.
+        // SAFETY: `relay` uses only this value and the buffer.
         unsafe {
             self.relay(buffer, 0, REST);
             self.relay(buffer, 1, REST);
@@ -113,7 +113,7 @@ impl Output {
     /// Moves the rest of the output when no process is left to print more. If the log has no room,
     /// counts the bytes as lost.
     pub(super) unsafe fn finish(&mut self, buffer: &mut [u8; BUFFER]) {
-        // SAFETY: as `relay`.
+        // SAFETY: `relay` uses only this value and the buffer.
         unsafe {
             self.take_rest(buffer);
             self.record_loss(0);
@@ -126,7 +126,7 @@ impl Output {
             return;
         };
         let until = now_ms().wrapping_add(bound.ms);
-        // SAFETY: reads into the buffer, and never more than it holds.
+        // SAFETY: the call reads into the buffer, and never more than it holds.
         unsafe {
             for _ in 0..bound.reads {
                 let got = libc::read(pipe, buffer.as_mut_ptr().cast(), buffer.len());
@@ -158,7 +158,7 @@ impl Output {
     /// So a reader that finds a record finds its bytes. If the disk has no room, counts the bytes
     /// as lost; the service never waits for room.
     pub(super) unsafe fn write(&mut self, buffer: &[u8], stream: usize, len: usize) {
-        // SAFETY: writes from the buffer, and never more than it holds.
+        // SAFETY: the call writes from the buffer, and never more than it holds.
         unsafe {
             let len = len.min(buffer.len());
             let mut done = 0_usize;
@@ -211,8 +211,8 @@ impl Output {
     /// that names the new part only once that part is complete.
     unsafe fn begin_part(&mut self) -> bool {
         let number = self.part.number.wrapping_add(1);
-        // SAFETY: plain system calls with strings that end in a zero byte; each descriptor opened
-        // here is closed here, or replaces another.
+        // SAFETY: the strings end in a zero byte. Each descriptor opened here is closed here, or
+        // replaces another.
         unsafe {
             let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
             let dir = libc::open(self.dir, flags);
@@ -297,7 +297,7 @@ impl Output {
         let Some(lost) = self.lost.get(stream).copied().filter(|lost| *lost > 0) else {
             return;
         };
-        // SAFETY: as `record`.
+        // SAFETY: `record` writes from an array of its own.
         if unsafe { self.record(Record::lost(stream, lost, now_ns() as u64)) } {
             if let Some(lost) = self.lost.get_mut(stream) {
                 *lost = 0;
@@ -306,7 +306,7 @@ impl Output {
     }
 
     unsafe fn record(&mut self, record: Record) -> bool {
-        // SAFETY: plain system calls.
+        // SAFETY: `append` writes from an array of its own; the other calls take only numbers.
         unsafe {
             if append(self.index, record) {
                 self.index_len = self.index_len.wrapping_add(log_record::SIZE as i64);
@@ -321,14 +321,14 @@ impl Output {
 
 unsafe fn append(index: i32, record: Record) -> bool {
     let record = record.encode();
-    // SAFETY: a plain array.
+    // SAFETY: the call reads as many bytes as the array has.
     unsafe { libc::write(index, record.as_ptr().cast(), record.len()) == record.len() as isize }
 }
 
 /// Whether the last record in this index names another part.
 unsafe fn has_ended(index: i32) -> bool {
     let mut record = [0_u8; log_record::SIZE];
-    // SAFETY: reads into a local array.
+    // SAFETY: the call reads into a local array.
     unsafe {
         let at = libc::lseek(index, 0, libc::SEEK_END).saturating_sub(log_record::SIZE as i64);
         libc::pread(index, record.as_mut_ptr().cast(), record.len(), at.max(0)) == record.len() as isize

@@ -42,7 +42,7 @@ const LONGEST_GRACE: Duration = Duration::from_millis(i32::MAX as u64);
 /// A service under supervision. The supervisor's end of the socket is closed exactly when its
 /// worker is gone.
 pub(crate) struct Service {
-    /// The control socket. `drop` closes it only if this side ended the service and not `exit`.
+    /// The control socket. `drop` leaves it open if the handler of `exit` ends the service.
     control: ManuallyDrop<OwnedFd>,
     /// The process that started the service. A fork of that process has a copy of this value, and
     /// must not use it.
@@ -495,7 +495,7 @@ impl Service {
             Received::Message(message) => Ok(Some(message)),
             // A check of the guard costs a system call, so it is not made at every call.
             Received::Nothing if self.state.is_time_to_poll() && has_exited(self.guard) => {
-                // The worker's last messages may have come in between.
+                // The worker's last messages may have come between the two checks.
                 match self.inbox.receive(self.control.as_raw_fd(), false) {
                     Received::Message(message) => Ok(Some(message)),
                     _ => self.closed(),
@@ -662,7 +662,7 @@ impl Drop for Service {
         }
         self.registration.take();
         if self.registration.is_ours() || self.owner != std::process::id() {
-            // SAFETY: dropped here and nowhere else, and not used again.
+            // SAFETY: only this line drops the socket, and nothing uses it afterwards.
             unsafe { ManuallyDrop::drop(&mut self.control) };
         }
     }

@@ -114,8 +114,8 @@ unsafe fn execute(words: &Words, envp: *const *const c_char) -> i32 {
 /// Makes the service's standard streams, all above 2: pipes for those that go into the log, and
 /// `/dev/null` for those without a target.
 pub(super) unsafe fn open_streams(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<(), Call> {
-    // SAFETY: plain system calls; the descriptors end with this process, or are handed to the
-    // service.
+    // SAFETY: the calls use only numbers and a local array. The descriptors end with this process,
+    // or are handed to the service.
     unsafe {
         let streams = a.stdio.iter_mut().zip([None, Some(0_usize), Some(1)]);
         for (fd, output) in streams {
@@ -206,7 +206,8 @@ pub(super) unsafe fn run_on_end(a: &mut Arena, output: &mut Output, kill: unsafe
     if a.on_end.candidates.is_null() {
         return;
     }
-    // SAFETY: as the functions that it calls; all children of this process are of the service.
+    // SAFETY: the arena's strings and lists are valid, and all children of this process are of the
+    // service.
     unsafe {
         for run in 0..2 {
             if run > 0 {
@@ -234,7 +235,8 @@ type Problem = (&'static [u8], Option<u64>);
 
 /// Runs the command once, and returns its failure, if there was one.
 unsafe fn run_once(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Arena)) -> Option<Problem> {
-    // SAFETY: as above.
+    // SAFETY: the arena's strings and lists are valid, and all children of this process are of the
+    // service.
     unsafe {
         let mut ends = [-1; 2];
         if os::pipe(&mut ends) != 0 {
@@ -332,7 +334,7 @@ pub(super) unsafe fn reset_signals() {
 /// reads the test's output would wait for them. The service's descriptors lie elsewhere
 /// (`Mapping::set_descriptors`).
 pub(super) unsafe fn null_standard_streams() -> Result<(), Call> {
-    // SAFETY: plain system calls.
+    // SAFETY: the path ends in a zero byte, and the other calls take only numbers.
     unsafe {
         let null = libc::open(c"/dev/null".as_ptr(), libc::O_RDWR);
         if null < 0 {

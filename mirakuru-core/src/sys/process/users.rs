@@ -123,7 +123,7 @@ pub(super) fn leave_all() {
 fn await_end(reader: &OwnedFd, lock: &OwnedFd, limit_ns: u64) {
     let deadline = clock_ns().saturating_add(limit_ns);
     let mut poll = to_read(reader.as_raw_fd());
-    // SAFETY: plain system calls on descriptors of our own.
+    // SAFETY: the calls use a local variable and this process's own descriptors.
     unsafe {
         while libc::poll(&mut poll, 1, 0) > 0
             && poll.revents & libc::POLLHUP != 0
@@ -142,7 +142,7 @@ mod tests {
 
     fn is_hung_up(reader: &OwnedFd) -> bool {
         let mut poll = to_read(reader.as_raw_fd());
-        // SAFETY: a local variable.
+        // SAFETY: the pointer is to a local variable.
         unsafe { libc::poll(&mut poll, 1, 0) > 0 && poll.revents & libc::POLLHUP != 0 }
     }
 

@@ -1,4 +1,4 @@
-//! PostgreSQL.
+//! PostgreSQL, a relational database.
 //!
 //! Three layers make the databases fast enough for a test. Each is a copy of the one before:
 //!
@@ -679,8 +679,8 @@ impl Postgres {
     }
 
     /// The user's password, which is different for each server. The server asks for it in clear
-    /// text (`password` in `pg_hba.conf`). The password does not leave this machine, and a client
-    /// in a debug build spends no time on it.
+    /// text (`password` in `pg_hba.conf`): the password does not leave this machine, and a client
+    /// in a debug build spends no time on hashes.
     #[must_use]
     pub fn password(&self) -> &str {
         &self.password

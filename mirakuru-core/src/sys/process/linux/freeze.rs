@@ -28,6 +28,6 @@ pub(super) fn signal_tree(root: u32, signal: i32) {
 }
 
 fn signal_descendant(pid: u32, root: u32, signal: i32) {
-    // SAFETY: plain system calls.
+    // SAFETY: `signal_if` is sound with any arguments.
     unsafe { handle::signal_if(pid as i32, signal, || procfs::descends(pid, root)) };
 }

@@ -34,9 +34,9 @@ pub(super) fn of_this_process() -> io::Result<Option<OwnedFd>> {
 ///
 /// # Safety
 ///
-/// Makes plain system calls only.
+/// Sound with any arguments: the system calls take only numbers.
 pub(super) unsafe fn signal_if(pid: i32, signal: i32, is_ours: impl FnOnce() -> bool) -> bool {
-    // SAFETY: plain system calls; the pidfd is closed again.
+    // SAFETY: the calls take only numbers. The pidfd is closed again.
     unsafe {
         if pidfds_are_missing() {
             return is_ours() && libc::kill(pid, signal) == 0;
@@ -58,9 +58,9 @@ pub(super) unsafe fn signal_if(pid: i32, signal: i32, is_ours: impl FnOnce() -> 
 ///
 /// # Safety
 ///
-/// Makes plain system calls only.
+/// Sound with any arguments: the system call takes only numbers and a null pointer.
 pub(super) unsafe fn send(pidfd: i32, signal: i32) -> i32 {
-    // SAFETY: plain system call.
+    // SAFETY: the call takes only numbers and a null pointer.
     unsafe {
         let no_info = ptr::null::<libc::siginfo_t>();
         libc::syscall(libc::SYS_pidfd_send_signal, pidfd, signal, no_info, 0) as i32

@@ -14,10 +14,10 @@
 //!
 //! Files' mappings (code, `.data`, `.got`) are inherited as always.
 //!
-//! That rests on the supervisor running our own code and the simplest calls of libc alone. A
-//! preloaded library, a sanitizer or a dynamic linker that binds lazily runs code of its own in
-//! between, and has its data anywhere. Where the process shows such a thing, or a supervisor has
-//! died before its first word, forks take everything: see [`needs_all`].
+//! This is enough because the supervisor runs only our own code and the simplest calls of libc. A
+//! preloaded library, a sanitizer or a dynamic linker that binds lazily also runs code of its own,
+//! and has its data anywhere. If the process shows such a thing, or a supervisor has died before
+//! its first message, forks copy all memory: see [`needs_all`].
 //!
 //! If another thread forked in that moment, its child would lack this memory. So a `pthread_atfork`
 //! handler holds back `fork` of libc until the marks are off again. `vfork`, `posix_spawn` and
@@ -52,8 +52,8 @@ unsafe extern "C" fn lock() {
 }
 
 unsafe extern "C" fn unlock() {
-    // SAFETY: as above; it was locked by this thread (in a forked child: by the thread that it is a
-    // copy of).
+    // SAFETY: the mutex is initialised and never destroyed. This thread has locked it. In a forked
+    // child, this thread is a copy of the one that did.
     unsafe { libc::pthread_mutex_unlock(FORK_LOCK.0.get()) };
 }
 
@@ -100,7 +100,7 @@ pub(super) fn note_need(reason: &'static str) {
 
 fn has_sanitizer() -> bool {
     let names = [c"__asan_init", c"__tsan_init", c"__msan_init", c"__hwasan_init"];
-    // SAFETY: looks for a name and calls nothing.
+    // SAFETY: the function looks for a name, and calls nothing.
     let is_there = |name: &CStr| unsafe { !libc::dlsym(libc::RTLD_DEFAULT, name.as_ptr()).is_null() };
     names.into_iter().any(is_there)
 }
@@ -211,7 +211,7 @@ impl Drop for Restore {
         for range in &self.0 {
             advise(range, libc::MADV_DOFORK);
         }
-        // SAFETY: locked by `with_memory` on this thread.
+        // SAFETY: `with_memory` has locked the mutex on this thread.
         unsafe { unlock() };
     }
 }
@@ -231,7 +231,7 @@ const THREAD_LOCAL_REACH: usize = 32 * 1024;
 
 /// The memory in which libc keeps this thread's `errno` and its own idea of the thread.
 fn thread_local_block() -> Range<usize> {
-    // SAFETY: both only return an address.
+    // SAFETY: both calls only return an address.
     let (errno, me) = unsafe { (libc::__errno_location() as usize, libc::pthread_self() as usize) };
     let page = page_size();
     let start = errno.min(me).saturating_sub(THREAD_LOCAL_REACH);

@@ -34,34 +34,34 @@ use libc::{SYS_setgid32 as SYS_SETGID, SYS_setgroups32 as SYS_SETGROUPS, SYS_set
 // process* had, and crash.
 
 pub(in crate::sys::process) unsafe fn set_groups(count: usize, groups: *const u32) -> i64 {
-    // SAFETY: as many groups as the caller says.
+    // SAFETY: the caller gives a list of `count` groups.
     unsafe { libc::syscall(SYS_SETGROUPS, count, groups) as i64 }
 }
 
 pub(in crate::sys::process) unsafe fn set_gid(gid: libc::gid_t) -> i64 {
-    // SAFETY: plain system call.
+    // SAFETY: the call takes only numbers.
     unsafe { libc::syscall(SYS_SETGID, gid) as i64 }
 }
 
 pub(in crate::sys::process) unsafe fn set_uid(uid: libc::uid_t) -> i64 {
-    // SAFETY: plain system call.
+    // SAFETY: the call takes only numbers.
     unsafe { libc::syscall(SYS_SETUID, uid) as i64 }
 }
 
 /// Gives the service a session of its own, and so a process group.
 pub(in crate::sys::process) unsafe fn own_group() {
-    // SAFETY: plain system call. It cannot fail: a new process leads no group.
+    // SAFETY: the call takes only numbers. It cannot fail: a new process leads no group.
     unsafe { libc::setsid() };
 }
 
 /// Asks for SIGKILL at the death of the parent, which has one thread.
 pub(in crate::sys::process) unsafe fn tie_to_parent() {
-    // SAFETY: plain system call.
+    // SAFETY: the call takes only numbers.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
 }
 
 pub(in crate::sys::process) unsafe fn pipe(ends: &mut [i32; 2]) -> i32 {
-    // SAFETY: writes two descriptors into the array.
+    // SAFETY: the call writes two descriptors into the array.
     unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) }
 }
 
@@ -84,7 +84,8 @@ pub(super) unsafe fn close_all_but(keep: *const i32, count: usize) -> bool {
 }
 
 unsafe fn close_range(first: i32, last: i32) -> bool {
-    // SAFETY: see `close_all_but`.
+    // SAFETY: the calls take only numbers, and the caller of `close_all_but` no longer uses the
+    // descriptors.
     unsafe {
         if libc::syscall(libc::SYS_close_range, first, last, 0) != 0 {
             // For kernels before Linux 5.9.
@@ -97,10 +98,10 @@ unsafe fn close_range(first: i32, last: i32) -> bool {
     }
 }
 
-/// Marks every descriptor from this one on, so that executing a program closes it.
+/// Marks the descriptor `first` and all above it, so that executing a program closes them.
 pub(in crate::sys::process) unsafe fn close_at_exec(first: i32) {
     const CLOSE_RANGE_CLOEXEC: i32 = 4;
-    // SAFETY: plain system calls.
+    // SAFETY: the calls take only numbers.
     unsafe {
         if libc::syscall(libc::SYS_close_range, first, i32::MAX, CLOSE_RANGE_CLOEXEC) != 0 {
             // For kernels before Linux 5.11.
@@ -123,7 +124,7 @@ pub(in crate::sys::process) unsafe fn spawn(
         false => libc::SIGCHLD,
     };
     let mut ends = [-1; 2];
-    // SAFETY: plain system calls.
+    // SAFETY: the calls take a local array and numbers.
     unsafe {
         if !a.may_share {
             if pipe(&mut ends) != 0 {
@@ -164,7 +165,7 @@ pub(in crate::sys::process) unsafe fn spawn(
 /// Reports to the worker why the program was not executed, if the two share no memory.
 pub(super) unsafe fn report_failure(a: &Arena) {
     let failed = [a.failed_stage, a.failed_errno];
-    // SAFETY: writes from a local array.
+    // SAFETY: the call writes from a local array.
     unsafe { libc::write(a.report, failed.as_ptr().cast(), mem::size_of_val(&failed)) };
 }
 
@@ -202,7 +203,7 @@ pub(in crate::sys::process) fn signal_tree(supervisor: u32, signal: i32) -> bool
     true
 }
 
-/// The supervisors that one thread wants to fork.
+/// The supervisors that one thread forks together.
 struct Batch {
     process: u32,
     mappings: Vec<(Range<usize>, *mut c_void, *mut c_void)>,
@@ -255,13 +256,13 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
     };
     memory::with_memory(whole.is_none(), take, |_| {
         let waiting = waiting.borrow();
-        // SAFETY: as above.
+        // SAFETY: a listed batch stays until its thread has had the lock, which this one holds.
         let mut batches = waiting.iter().map(|batch| unsafe { &mut **batch });
         let batch = batches.find(|batch| batch.forked.len() < batch.mappings.len());
         let Some(batch) = batch else { return };
         let (_, stack, arena) = batch.mappings[batch.forked.len()];
-        // SAFETY: the stack and the argument lie in the mapping, of which the child has a copy;
-        // `guard` keeps to what may be done after a fork.
+        // SAFETY: the stack and the argument lie in the mapping, and the child has a copy of it.
+        // `guard` does only the things that are allowed after a fork.
         let clone = |signal| unsafe { libc::clone(supervisor::guard, stack, signal, arena) };
         // Without an exit signal, the child is invisible to a `waitpid(-1)` of the test and sends
         // no SIGCHLD.
@@ -336,7 +337,7 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
         tv_nsec: timeout.subsec_nanos() as _,
     });
     let time = time.as_ref().map_or(std::ptr::null(), std::ptr::from_ref);
-    // SAFETY: one descriptor, and a time or none.
+    // SAFETY: the pointers are to one `pollfd` and to a time, or null.
     unsafe { libc::ppoll(&mut poll, 1, time, std::ptr::null()) };
 }
 
@@ -344,8 +345,8 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
 /// become the service.
 pub(in crate::sys::process) fn abort_start(guard: i32) {
     for pid in crate::sys::proc::children(guard.unsigned_abs()) {
-        // SAFETY: plain system call. A guard has no child but its worker, and reaps it only at its
-        // own end.
+        // SAFETY: the call takes only numbers. A guard has no child but its worker, and reaps the
+        // worker only at its own end.
         unsafe { libc::kill(pid as i32, libc::SIGKILL) };
     }
 }

@@ -122,7 +122,7 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
 
 /// The calls that must succeed before there is a worker.
 unsafe fn prepare_guard(a: &mut Arena) -> Result<(), Call> {
-    // SAFETY: plain system calls.
+    // SAFETY: the calls use only the arena and this process's own descriptors.
     unsafe {
         check(libc::setsid(), Call::Session)?;
         check(
@@ -273,7 +273,7 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
 /// The calls that must succeed before there is a service. Returns a descriptor that reports ended
 /// children.
 unsafe fn prepare_worker(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<i32, Call> {
-    // SAFETY: plain system calls.
+    // SAFETY: the calls use only the arena, the array, and a name that ends in a zero byte.
     unsafe {
         check(libc::setsid(), Call::Session)?;
         check(
@@ -303,7 +303,7 @@ unsafe fn prepare_worker(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<i32, Cal
 impl Worker<'_> {
     /// Runs until nothing is left of the service. Returns whether the tree is proved empty.
     unsafe fn run(&mut self, events: i32) -> bool {
-        // SAFETY: plain system calls on descriptors of our own.
+        // SAFETY: the calls use only this value, local variables, and descriptors of this process.
         unsafe {
             let [mut control, mut test] = [self.a.control, self.a.test_pidfd];
             let guard = self.a.guard_pidfd;
@@ -408,7 +408,7 @@ impl Worker<'_> {
 
     /// Takes a step of the stop. Returns `false` when it is time for the kill.
     unsafe fn take(&mut self, step: Step) -> bool {
-        // SAFETY: signals to processes of the tree only.
+        // SAFETY: the calls signal only processes of the tree.
         unsafe {
             match step {
                 Step::Nothing => {}
@@ -429,7 +429,7 @@ impl Worker<'_> {
 
     /// Takes the test process's messages. Returns `false` when that process has closed its end.
     unsafe fn listen(&mut self) -> bool {
-        // SAFETY: signals to processes of the tree only.
+        // SAFETY: the calls signal only processes of the tree.
         unsafe {
             loop {
                 let message = match self.inbox.receive(self.a.control, false) {
@@ -514,7 +514,8 @@ impl Worker<'_> {
     /// state and its log stay for later processes until the runner ends. Returns whether the tree
     /// is proved empty.
     unsafe fn conclude(&mut self, runner: i32) -> bool {
-        // SAFETY: as the functions that it calls.
+        // SAFETY: this process is a subreaper, and all its children belong to the service. The
+        // arena's strings are valid.
         unsafe {
             let mut proved = self.end();
             if proved {
@@ -522,8 +523,8 @@ impl Worker<'_> {
                 proved = tree::kill_all(0, &mut self.a.pids);
             }
             if self.published && !self.ending.clean_up {
-                // Records the end with nothing left. The record of a daemon says so far that
-                // processes are left, and a main process that was killed here has none.
+                // Records that no process is left. Until now a daemon's record says that processes
+                // are left, and a main process that was killed here has no record.
                 self.record_exit(self.a.published, false);
                 let mut poll = to_read(runner);
                 while libc::poll(&mut poll, 1, -1) <= 0 {
@@ -623,7 +624,7 @@ impl Worker<'_> {
     /// Whether a process got the stop signal through the service's group. No process did if the
     /// main process was gone before the stop.
     fn was_asked_with_its_group(&self, pid: i32) -> bool {
-        // SAFETY: no memory is involved.
+        // SAFETY: the call takes only numbers.
         self.group_was_asked && unsafe { libc::getpgid(pid) } == self.a.service
     }
 
@@ -769,7 +770,7 @@ unsafe fn signalfd() -> i32 {
 }
 
 unsafe fn drain_signalfd(fd: i32) {
-    // SAFETY: reads into a local buffer.
+    // SAFETY: the call reads into a local buffer.
     unsafe {
         let mut buffer = [0_u64; 16 * 16];
         while libc::read(fd, buffer.as_mut_ptr().cast(), mem::size_of_val(&buffer)) > 0 {}

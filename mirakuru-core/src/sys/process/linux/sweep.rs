@@ -57,6 +57,6 @@ fn carries(pid: u32, ids: &[&str]) -> bool {
 
 /// Kills a process if it still carries a mark once its pidfd is open.
 fn kill(pid: u32, ids: &[&str]) -> bool {
-    // SAFETY: plain system calls.
+    // SAFETY: `signal_if` is sound with any arguments.
     unsafe { handle::signal_if(pid as i32, libc::SIGKILL, || carries(pid, ids)) }
 }

@@ -43,7 +43,7 @@ const TOO_MANY_ERRORS: u32 = 2000;
 ///
 /// Only for a single-threaded process that is a child subreaper and whose children may all die.
 pub(super) unsafe fn kill_all(group: i32, pids: &mut [i32; PIDS]) -> bool {
-    // SAFETY: plain system calls on values of our own.
+    // SAFETY: an all-zero `sigaction` is valid, and the other calls use local variables or `pids`.
     unsafe {
         let mut action: libc::sigaction = mem::zeroed();
         action.sa_sigaction = libc::SIG_DFL;
@@ -95,7 +95,7 @@ pub(super) unsafe fn kill_all(group: i32, pids: &mut [i32; PIDS]) -> bool {
 /// Whether this process has children, dead ones included. Reaps one dead child. Returns `None` if
 /// the kernel does not tell.
 pub(super) fn has_children() -> Option<bool> {
-    // SAFETY: no status is asked for.
+    // SAFETY: the pointer is null, so the call returns no status.
     let result = unsafe { libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG | libc::__WALL) };
     match (result, errno()) {
         (-1, libc::ECHILD) => Some(false),
@@ -104,7 +104,8 @@ pub(super) fn has_children() -> Option<bool> {
     }
 }
 
-/// Signals a process if it is a child of this one, and with `group` its process group, too.
+/// Signals a process if it is a child of this process. With `group`, also signals the child's
+/// process group, unless that is this process's own group.
 ///
 /// # Safety
 ///
@@ -113,8 +114,8 @@ pub(super) unsafe fn signal_child(pid: i32, signal: i32, group: bool) -> bool {
     let is_mine = || {
         let mine = is_my_child(pid);
         if mine && group {
-            // SAFETY: plain system calls. The group is looked up while the child is known to be
-            // ours, and used only if the child is still ours.
+            // SAFETY: the calls take only numbers. The group is looked up while the child is known
+            // to be ours, and used only if the child is still ours.
             unsafe {
                 let group = libc::getpgid(pid);
                 if group > 1 && group != libc::getpgid(0) && is_my_child(pid) {
@@ -124,7 +125,7 @@ pub(super) unsafe fn signal_child(pid: i32, signal: i32, group: bool) -> bool {
         }
         mine
     };
-    // SAFETY: as this function.
+    // SAFETY: `signal_if` is sound with any arguments.
     unsafe { handle::signal_if(pid, signal, is_mine) }
 }
 
@@ -168,7 +169,7 @@ pub(super) fn children(pids: &mut [i32], thorough: bool) -> usize {
     if mine > 0 || (is_usable && !thorough) || has_children() != Some(true) {
         return mine;
     }
-    // SAFETY: plain system call.
+    // SAFETY: the call takes only numbers.
     let me = unsafe { libc::getpid() };
     let near = me..me.saturating_add(NEAR);
     let count = ask_about(near.clone(), pids);
@@ -207,7 +208,7 @@ pub(super) fn descendants(pids: &mut [i32]) -> usize {
         let path = Path::of(pid, b"/task");
         let mut threads = [0; 256];
         let mut tids = Numbers::into(&mut threads);
-        // SAFETY: plain system calls; the descriptor is closed again.
+        // SAFETY: the path ends in a zero byte. The descriptor is closed again.
         unsafe {
             let dir = libc::open(
                 path.text.as_ptr().cast(),
@@ -240,14 +241,14 @@ pub(super) fn descendants(pids: &mut [i32]) -> usize {
 ///
 /// As [`kill_all`].
 pub(super) unsafe fn signal_descendant(pid: i32, signal: i32) {
-    // SAFETY: as this function.
+    // SAFETY: `signal_if` is sound with any arguments.
     unsafe { handle::signal_if(pid, signal, || is_my_child(pid) || descends(pid)) };
 }
 
 /// Whether this process is among the ancestors of another. A chain that is read while it changes
 /// could turn in a circle, so its length has a bound.
 fn descends(pid: i32) -> bool {
-    // SAFETY: plain system call.
+    // SAFETY: the call takes only numbers.
     let me = unsafe { libc::getpid() };
     let mut at = pid;
     for _ in 0..100 {
@@ -269,7 +270,7 @@ fn parent(pid: i32) -> i32 {
 
 /// The current time in the kernel's ticks, the unit of a process's start time.
 pub(super) fn now_ticks() -> i64 {
-    // SAFETY: writes into a local variable.
+    // SAFETY: the call writes into a local variable.
     unsafe {
         let mut time: libc::timespec = mem::zeroed();
         libc::clock_gettime(libc::CLOCK_BOOTTIME, &mut time);
@@ -290,7 +291,7 @@ pub(super) fn is_younger(pid: i32, ticks: i64) -> bool {
 fn stat_field(pid: i32, index: usize) -> i64 {
     let path = Path::of(pid, b"/stat");
     let mut text = [0_u8; 512];
-    // SAFETY: reads into a local buffer; the descriptor is closed again.
+    // SAFETY: the call reads into a local buffer; the descriptor is closed again.
     let got = unsafe {
         let fd = libc::open(path.text.as_ptr().cast(), libc::O_RDONLY | libc::O_CLOEXEC);
         if fd < 0 {
@@ -416,7 +417,7 @@ impl Numbers<'_> {
 
     /// Adds the numeric names in a directory. Returns `false` if it does not exist.
     fn read_dir(&mut self, dir: i32, path: &CStr) -> bool {
-        // SAFETY: plain system calls; the descriptor is closed again.
+        // SAFETY: the path ends in a zero byte. The descriptor is closed again.
         unsafe {
             let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC;
             let fd = libc::openat(dir, path.as_ptr(), flags);
@@ -525,7 +526,7 @@ mod tests {
     #[test]
     fn signals_its_own_children_only() {
         let child = Sleeper::new();
-        // SAFETY: signal 0 only asks.
+        // SAFETY: signal 0 only asks whether the process exists.
         unsafe {
             assert!(signal_child(child.pid(), 0, false));
             assert!(!signal_child(1, 0, false));

@@ -20,24 +20,25 @@ use super::supervisor;
 // libc's function may be used here: it knows of the fork, and the child has one thread.
 
 pub(in crate::sys::process) unsafe fn set_groups(count: usize, groups: *const u32) -> i32 {
-    // SAFETY: as many groups as the caller says. (`count` is of another type on other systems.)
+    // SAFETY: the caller gives a list of `count` groups. (`count` is of another type on other
+    // systems.)
     unsafe { libc::setgroups(count as _, groups) }
 }
 
 pub(in crate::sys::process) unsafe fn set_gid(gid: libc::gid_t) -> i32 {
-    // SAFETY: plain system call.
+    // SAFETY: the call takes only numbers.
     unsafe { libc::setgid(gid) }
 }
 
 pub(in crate::sys::process) unsafe fn set_uid(uid: libc::uid_t) -> i32 {
-    // SAFETY: plain system call.
+    // SAFETY: the call takes only numbers.
     unsafe { libc::setuid(uid) }
 }
 
 /// Gives the service a process group of its own. The group stays in the supervisor's session, by
 /// which `last_resort` knows it.
 pub(in crate::sys::process) unsafe fn own_group() {
-    // SAFETY: plain system call.
+    // SAFETY: the call takes only numbers.
     unsafe { libc::setpgid(0, 0) };
 }
 
@@ -51,7 +52,7 @@ pub(in crate::sys::process) unsafe fn tie_to_parent() {}
 
 /// For the supervisor, which has one thread: no other thread can fork between these calls.
 pub(in crate::sys::process) unsafe fn pipe(ends: &mut [i32; 2]) -> i32 {
-    // SAFETY: writes two descriptors into the array.
+    // SAFETY: the call writes two descriptors into the array.
     unsafe {
         let result = libc::pipe(ends.as_mut_ptr());
         if result == 0 {
@@ -63,7 +64,7 @@ pub(in crate::sys::process) unsafe fn pipe(ends: &mut [i32; 2]) -> i32 {
 }
 
 pub(super) unsafe fn set_close_at_exec(fd: i32) {
-    // SAFETY: plain system call.
+    // SAFETY: the call takes only numbers.
     unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
 }
 
@@ -246,7 +247,7 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
                 i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
             });
             let mut poll = to_read(fd);
-            // SAFETY: one descriptor.
+            // SAFETY: the pointer is to one `pollfd`, a local variable.
             unsafe { libc::poll(&mut poll, 1, ms) };
         }
     }
@@ -261,7 +262,7 @@ pub(in crate::sys::process) fn last_resort(_: &str, supervisor: i32, service: i3
     if service <= 1 {
         return;
     }
-    // SAFETY: plain system calls.
+    // SAFETY: the calls take only numbers.
     unsafe {
         // The number belongs to the group as long as one member lives. If the leader lives, its
         // session says whether the group is ours, because each supervisor has a session of its own.

@@ -23,7 +23,7 @@ const PATIENCE_MS: i32 = 20_000;
 ///
 /// The path must be a string that ends in a zero byte.
 pub(super) unsafe fn private_dir(path: *const c_char, keep_log: bool) {
-    // SAFETY: plain system calls; the descriptor is closed again.
+    // SAFETY: the path ends in a zero byte. The descriptor is closed again.
     unsafe {
         let flags = libc::O_RDONLY | libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC;
         let dir = libc::open(path, flags);
@@ -113,7 +113,7 @@ mod tests {
 
     fn remove(path: &Path) {
         let path = CString::new(path.as_os_str().as_bytes()).expect("no zero byte");
-        // SAFETY: a path of this test's own.
+        // SAFETY: the path is this test's own.
         unsafe { private_dir(path.as_ptr(), false) };
     }
 

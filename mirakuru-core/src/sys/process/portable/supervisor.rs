@@ -52,7 +52,7 @@ const ZOMBIES_MS: i64 = 1000;
 static WAKE: AtomicI32 = AtomicI32::new(-1);
 
 extern "C" fn child_has_changed(_: c_int) {
-    // SAFETY: writes one byte; a full pipe holds one already.
+    // SAFETY: the call writes one byte; a full pipe holds one already.
     unsafe { libc::write(WAKE.load(Ordering::SeqCst), [0_u8].as_ptr().cast(), 1) };
 }
 
@@ -71,7 +71,7 @@ struct Worker<'a> {
 
 /// The supervisor, from its first instruction to its last. All signals are blocked.
 pub(super) unsafe fn run(a: &mut Arena) -> c_int {
-    // SAFETY: plain system calls, on the arena's and this process's own descriptors.
+    // SAFETY: the calls use only the arena, local variables, and this process's own descriptors.
     unsafe {
         let parent = libc::getppid();
         libc::setsid();
@@ -148,7 +148,7 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
 
 /// The calls that must succeed before there is a service.
 unsafe fn prepare(a: &mut Arena, wake: &mut [i32; 2], pipes: &mut [i32; 2]) -> Result<(), Call> {
-    // SAFETY: plain system calls.
+    // SAFETY: the calls use only the arrays and this process's own descriptors.
     unsafe {
         // This comes first: a pipe opened before would get these numbers, and be lost.
         null_standard_streams()?;
@@ -190,7 +190,7 @@ unsafe fn read_reason(report: i32) -> Option<[i32; 2]> {
     let mut reason = [0_i32; 2];
     let size = mem::size_of_val(&reason);
     loop {
-        // SAFETY: reads into a local variable. A few bytes come through a pipe whole.
+        // SAFETY: the call reads into a local variable. A few bytes come through a pipe whole.
         let got = unsafe { libc::read(report, reason.as_mut_ptr().cast(), size) };
         if got < 0 && errno() == libc::EINTR {
             continue;
@@ -202,7 +202,7 @@ unsafe fn read_reason(report: i32) -> Option<[i32; 2]> {
 impl Worker<'_> {
     /// Runs until nothing is left of the group.
     unsafe fn run(&mut self, wake: i32) {
-        // SAFETY: plain system calls on descriptors of our own.
+        // SAFETY: the calls use only this value, local variables, and descriptors of this process.
         unsafe {
             let mut control = self.a.control;
             let mut owner_is_gone = false;
@@ -231,7 +231,7 @@ impl Worker<'_> {
 
     /// Takes a step of the stop. Returns `false` when it is time for the kill.
     unsafe fn take(&mut self, step: Step) -> bool {
-        // SAFETY: signals to the service's own group only.
+        // SAFETY: the calls signal only the service's own group.
         unsafe {
             match step {
                 // Descendants outside the group are not found.
@@ -248,7 +248,7 @@ impl Worker<'_> {
 
     /// Ends the group and removes its files.
     unsafe fn conclude(&mut self, wake: i32) {
-        // SAFETY: as the functions that it calls.
+        // SAFETY: the arena's strings and descriptors are valid.
         unsafe {
             self.kill(wake);
             self.output.finish(&mut self.a.buffer);
@@ -303,17 +303,17 @@ impl Worker<'_> {
             };
             match message[0] {
                 ARM => self.output.arm(),
-                // SAFETY: signals to the service's own group only.
+                // SAFETY: the calls signal only the service's own group.
                 STOP => unsafe {
                     let step = self.ending.obey(self.a, message);
                     self.take(step);
                 },
-                // SAFETY: as `Output::take_rest`.
+                // SAFETY: `take_rest` uses only the log and the arena's buffer.
                 SYNC => unsafe {
                     self.output.take_rest(&mut self.a.buffer);
                     send(self.a.control, [SYNCED, 0, 0, 0, 0, 0, 0, 0]);
                 },
-                // SAFETY: as above.
+                // SAFETY: `signal_group` signals only the service's own group.
                 SIGNAL => unsafe { self.signal_group(message[1]) },
                 // This back end cannot publish: no process here would end the service.
                 PUBLISH => {
@@ -365,7 +365,7 @@ impl Worker<'_> {
         }
         let at = now_ns();
         self.main_alive = false;
-        // SAFETY: as `Output::take_rest`.
+        // SAFETY: `take_rest` uses only the log and the arena's buffer.
         unsafe {
             // The service's last output comes before the news of its death.
             self.output.take_rest(&mut self.a.buffer);
@@ -379,7 +379,8 @@ impl Worker<'_> {
     unsafe fn kill(&mut self, wake: i32) {
         let begin = now_ms();
         let mut alone_since = begin;
-        // SAFETY: as the functions that it calls.
+        // SAFETY: the calls signal only the service's own group, and poll descriptors of this
+        // process.
         unsafe {
             while self.group_lives() {
                 self.signal_group(libc::SIGKILL);
