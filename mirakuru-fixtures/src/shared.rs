@@ -7,7 +7,7 @@ use mirakuru_core::{Error, Executor, ExecutorBuilder, NoWait};
 
 use crate::once::Once;
 use crate::recipe::Recipe;
-use crate::system::{AsItIs, Joining, Slot, System, several};
+use crate::system::{AsItIs, Called, Joining, Plan, Slot, System, several};
 
 /// A service that is started at its first use, once for all users. `#[mirakuru::fixture(..)]` on a
 /// `static` makes one. Name it in capitals, after the service.
@@ -170,6 +170,16 @@ impl<'s, R: Recipe + Clone> Named<'s, AsItIs> for R {
 
     fn recipe(&'s self) -> R {
         self.clone()
+    }
+}
+
+/// The name of a generic struct may have no small letter.
+#[diagnostic::do_not_recommend]
+impl<'s, F: Fn() -> Plan<S>, S> Named<'s, Called> for F {
+    type Recipe = Plan<S>;
+
+    fn recipe(&'s self) -> Plan<S> {
+        self()
     }
 }
 

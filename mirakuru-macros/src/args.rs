@@ -204,8 +204,8 @@ pub(crate) fn name(expr: &Expr) -> Option<Name> {
     else {
         return None;
     };
-    let last = path.segments.last()?.ident.to_string();
-    let first = last.trim_start_matches("r#").chars().next()?;
+    let last = path.segments.last()?.ident.unraw().to_string();
+    let first = last.chars().next()?;
     let has_small = last.chars().any(char::is_lowercase);
     match first.is_uppercase() {
         true if has_small => Some(Name::Type),
@@ -421,6 +421,20 @@ mod tests {
             Target::Free
         ));
         assert!(matches!(parse(quote!(cmd = "x")).target(), Target::Free));
+    }
+
+    #[test]
+    fn names_in_capital_letters() {
+        for (expr, kind) in [
+            (parse_quote!(SHOP), Some(Name::Static)),
+            (parse_quote!(common::r#SHOP_2), Some(Name::Static)),
+            (parse_quote!(Shop), Some(Name::Type)),
+            (parse_quote!(Shop::<Tcp>), Some(Name::Type)),
+            (parse_quote!(recipe), None),
+            (parse_quote!(SHOP.clone()), None),
+        ] {
+            assert_eq!(name(&expr), kind, "{}", quote!(#expr));
+        }
     }
 
     #[test]

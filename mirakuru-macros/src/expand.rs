@@ -456,7 +456,7 @@ fn add(members: &[Member<'_>]) -> TokenStream {
                 let each = needs.iter().map(|(slot, name)| each(slot, name));
                 tuple(each.collect())
             };
-            let clones = of_needs(|slot, _| quote!(#slot.clone()));
+            let clones = of_needs(|slot, _| quote!(::core::clone::Clone::clone(&#slot)));
             let slots = of_needs(|slot, _| quote!(#slot));
             let names = of_needs(|_, name| quote!(#name));
             let handles = of_needs(|slot, _| quote!(#slot.get()));

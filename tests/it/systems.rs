@@ -399,6 +399,39 @@ fn a_parameter_that_no_service_uses(given: Marked<'_, u8>, inferred: &Marked<'st
     let _ = (given.by, given.of, inferred.by, inferred.of);
 }
 
+/// A name without a small letter may be that of a static.
+#[mirakuru::fixture]
+struct KV<K> {
+    #[fixture(cmd = "sleep 60")]
+    worker: SimpleExecutor,
+    of: PhantomData<K>,
+}
+
+#[mirakuru::fixture(KV::<u8>)]
+#[mirakuru::fixture(KV)]
+#[test]
+fn a_generic_struct_with_a_name_in_capital_letters(given: KV<u8>, inferred: &KV<u16>) {
+    assert!(given.worker.is_running() && inferred.worker.is_running());
+}
+
+mod without_a_prelude {
+    #![no_implicit_prelude]
+
+    #[::mirakuru::fixture]
+    pub(super) struct Pair {
+        #[fixture(cmd = "sleep 60")]
+        pub(super) db: ::mirakuru::SimpleExecutor,
+        #[fixture(cmd = "sleep 60", env = ("NEEDS", db.name()))]
+        pub(super) server: ::mirakuru::SimpleExecutor,
+    }
+}
+
+#[mirakuru::fixture(without_a_prelude::Pair)]
+#[test]
+fn a_system_in_a_module_without_a_prelude(pair: without_a_prelude::Pair) {
+    assert_eq!(needs(&pair.server), pair.db.name());
+}
+
 #[mirakuru::fixture]
 struct Many {
     #[fixture(cmd = "sleep 60")]
