@@ -284,7 +284,7 @@ impl Parse for Args {
     fn parse(input: ParseStream<'_>) -> syn::Result<Args> {
         let mut args = Args::default();
         if !input.is_empty() && !Entry::is_next(input) {
-            args.expr = Some(input.parse()?);
+            args.expr = Some(input.parse().map(ungrouped)?);
             separator(input)?;
         }
         while !input.is_empty() {
@@ -292,6 +292,14 @@ impl Parse for Args {
             separator(input)?;
         }
         Ok(args)
+    }
+}
+
+/// An expression without the invisible parentheses of a macro's `$name:expr`.
+fn ungrouped(expr: Expr) -> Expr {
+    match expr {
+        Expr::Group(group) => ungrouped(*group.expr),
+        other => other,
     }
 }
 
@@ -344,7 +352,7 @@ impl Parse for Entry {
                 format!("expected a value after `{key} =`"),
             ));
         }
-        let value = Some(input.parse()?);
+        let value = Some(input.parse().map(ungrouped)?);
         Ok(Entry { key, value })
     }
 }

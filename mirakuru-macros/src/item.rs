@@ -5,10 +5,10 @@
 //! language itself has no such items. So items are parsed by hand. A function's body is left
 //! unread.
 
-use proc_macro2::{Group, Ident, Span, TokenStream, TokenTree};
+use proc_macro2::{Delimiter, Group, Ident, Span, TokenStream, TokenTree};
 use syn::ext::IdentExt;
 use syn::parse::{ParseStream, Parser};
-use syn::{Attribute, Expr, ItemStruct, ReturnType, Signature, Token, Type, Visibility};
+use syn::{Attribute, Expr, FnArg, ItemStruct, ReturnType, Signature, Token, Type, Visibility};
 
 use crate::args::is_rstest_fixture;
 
@@ -113,12 +113,20 @@ fn parse_function(
     vis: Visibility,
     input: ParseStream<'_>,
 ) -> syn::Result<Function> {
-    let sig = input.parse()?;
+    let mut sig: Signature = input.parse()?;
+    sig.inputs.iter_mut().for_each(|input| {
+        if let FnArg::Typed(parameter) = input {
+            ungroup(&mut parameter.ty);
+        }
+    });
+    if let ReturnType::Type(_, ty) = &mut sig.output {
+        ungroup(ty);
+    }
     let body = if input.peek(Token![;]) {
         input.parse::<Token![;]>()?;
         None
     } else {
-        let group: Group = input.parse()?;
+        let group = body_of_function(input)?;
         let (inner, statements) = split_inner_attributes.parse2(group.stream())?;
         attrs.extend(inner);
         let mut body = Group::new(group.delimiter(), statements);
@@ -131,6 +139,24 @@ fn parse_function(
         sig,
         body,
     })
+}
+
+/// The body, also where it stands in the invisible parentheses of a macro's `$name:block`.
+fn body_of_function(input: ParseStream<'_>) -> syn::Result<Group> {
+    match input.parse()? {
+        TokenTree::Group(group) if group.delimiter() == Delimiter::None => {
+            body_of_function.parse2(group.stream())
+        }
+        TokenTree::Group(group) => Ok(group),
+        other => Err(syn::Error::new(other.span(), "expected the function's body")),
+    }
+}
+
+/// Takes away the invisible parentheses of a macro's `$name:ty`.
+fn ungroup(ty: &mut Type) {
+    while let Type::Group(group) = ty {
+        *ty = std::mem::replace(&mut *group.elem, Type::Verbatim(TokenStream::new()));
+    }
 }
 
 /// Moves `#![..]` at the beginning of a body to the function, as `#[..]`, because the body moves to

@@ -335,6 +335,34 @@ fn recipe(seconds: u32) -> ExecutorBuilder {
     Executor::builder("sleep").arg(seconds.to_string())
 }
 
+#[mirakuru::fixture(scope = "process", cmd = "sleep 60")]
+static SLEEPER: SimpleExecutor;
+
+/// Two tests. Each fragment stands in invisible parentheses.
+macro_rules! written_by_a_macro {
+    ($name:ident, $sleeper:ident: $ty:ty, $recipe:expr, $env:expr, $body:block) => {
+        mod $name {
+            use super::*;
+
+            #[mirakuru::fixture($recipe)]
+            #[test]
+            fn an_expression($sleeper: $ty) $body
+
+            #[mirakuru::fixture(cmd = "sleep 60", env = $env)]
+            #[test]
+            fn keys($sleeper: $ty) $body
+        }
+    };
+}
+
+written_by_a_macro!(borrowed_in_a_macro, sleeper: &SimpleExecutor, SLEEPER, ("NAME", "value"), {
+    assert!(sleeper.is_running());
+});
+
+written_by_a_macro!(changed_in_a_macro, sleeper: &mut SimpleExecutor, recipe(60), ("NAME", "value"), {
+    sleeper.stop().unwrap();
+});
+
 #[mirakuru::fixture(recipe(60))]
 #[test]
 fn an_expression(sleeper: &SimpleExecutor) {
