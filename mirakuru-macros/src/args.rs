@@ -286,6 +286,12 @@ impl Parse for Args {
         if !input.is_empty() && !Entry::is_next(input) {
             args.expr = Some(input.parse().map(ungrouped)?);
             separator(input)?;
+            if let Some(another) = another_recipe(input) {
+                return Err(syn::Error::new_spanned(
+                    another,
+                    "an attribute starts one service: give this one an attribute of its own",
+                ));
+            }
         }
         while !input.is_empty() {
             args.entries.push(input.parse()?);
@@ -300,6 +306,17 @@ fn ungrouped(expr: Expr) -> Expr {
     match expr {
         Expr::Group(group) => ungrouped(*group.expr),
         other => other,
+    }
+}
+
+/// A second call in place of a key.
+fn another_recipe(input: ParseStream<'_>) -> Option<Expr> {
+    if Entry::is_next(input) {
+        return None;
+    }
+    match input.fork().parse() {
+        Ok(another @ (Expr::Call(_) | Expr::MethodCall(_))) => Some(another),
+        _ => None,
     }
 }
 
@@ -453,6 +470,8 @@ mod tests {
         assert!(fails(quote!(cmd = , tcp = 1)).contains("expected a value after `cmd =`"));
         assert!(fails(quote!(cmd = "x" tcp = "y")).contains("expected `,`"));
         assert!(fails(quote!(cmd = "x", "y")).contains("expected a key"));
+        assert!(fails(quote!(redis(), presets::nats())).contains("an attribute of its own"));
+        assert!(fails(quote!(redis(), timeout(5))).contains("expected a value: `timeout = ..`"));
     }
 
     #[test]

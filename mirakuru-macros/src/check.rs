@@ -140,6 +140,9 @@ pub(crate) fn on_fixture(item: &Function, fixtures: &[Args], bindings: &Bindings
         return;
     }
     no_method(item, errors);
+    if item.sig.receiver().is_some() {
+        return;
+    }
     if let syn::ReturnType::Type(_, ty) = &item.sig.output {
         if behind_static(ty).is_none() {
             if let Type::Reference(_) = &**ty {
@@ -157,6 +160,13 @@ pub(crate) fn on_fixture(item: &Function, fixtures: &[Args], bindings: &Bindings
 }
 
 fn without_a_body(item: &Function, fixtures: &[Args], errors: &mut Errors) {
+    if item.is_test_without_a_body() {
+        errors.at(
+            item.sig.ident.span(),
+            "a test has a body: write `{ .. }` in place of `;`",
+        );
+        return;
+    }
     if let Gives::Nothing = item.gives() {
         let name = &item.sig.ident;
         errors.at(

@@ -219,7 +219,8 @@ fn shared_value(fixture: &Args, ty: &Type, name: &str) -> TokenStream {
 fn broken(item: &Function, bindings: &Bindings) -> TokenStream {
     let Function { attrs, vis, sig, .. } = item;
     let form = item.form();
-    let missing = |index: &usize| bindings.is_bound(*index) || item.takes_fixtures_only();
+    let lacks_its_body = item.is_test_without_a_body();
+    let missing = |index: &usize| bindings.is_bound(*index) || item.takes_fixtures_only() || lacks_its_body;
     let mut signature = Signature {
         inputs: remaining(item, |index| !missing(&index)),
         ..sig.clone()
@@ -231,7 +232,7 @@ fn broken(item: &Function, bindings: &Bindings) -> TokenStream {
                 .get_or_insert_with(|| syn::parse_quote!('static));
         }
     }
-    let rstest = (form == Form::Fixture && sig.receiver().is_none())
+    let rstest = (form == Form::Fixture && sig.receiver().is_none() && !lacks_its_body)
         .then(|| rstest_attribute(item))
         .flatten();
     let lets = (0..sig.inputs.len())

@@ -81,15 +81,18 @@ impl System {
     }
 }
 
-/// Takes out each field whose name a field above has, which is a mistake.
-pub(crate) fn names_stand_once(item: &mut ItemStruct, errors: &mut Errors) {
+/// Takes out each field that is a mistake by itself: a field above has its name, or it is the
+/// system.
+pub(crate) fn take_out_mistakes(item: &mut ItemStruct, errors: &mut Errors) {
     let Fields::Named(fields) = &mut item.fields else {
         return;
     };
     let mut known = Vec::new();
     for field in std::mem::take(&mut fields.named) {
         let Some(name) = &field.ident else { continue };
-        if known.contains(&name.unraw()) {
+        if matches!(&field.ty, Type::Path(path) if path.path.is_ident(&item.ident)) {
+            errors.on(&field.ty, "a system cannot be a part of itself");
+        } else if known.contains(&name.unraw()) {
             errors.at(name.span(), format!("a field above is called `{name}` already"));
         } else {
             known.push(name.unraw());

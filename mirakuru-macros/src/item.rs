@@ -183,6 +183,11 @@ impl Function {
         }
     }
 
+    /// Whether the function has a test attribute, and a semicolon in place of a body.
+    pub(crate) fn is_test_without_a_body(&self) -> bool {
+        self.body.is_none() && self.test_attrs().next().is_some()
+    }
+
     pub(crate) fn gives(&self) -> Gives<'_> {
         match &self.sig.output {
             ReturnType::Default => Gives::Nothing,

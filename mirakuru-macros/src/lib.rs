@@ -98,7 +98,7 @@ fn dispatch(args: TokenStream, tokens: TokenStream) -> TokenStream {
             } else if fields::is_conditional(quote!(#item)) {
                 expand::system::conditional_struct(item)
             } else {
-                fields::names_stand_once(&mut item, &mut errors);
+                fields::take_out_mistakes(&mut item, &mut errors);
                 let (item, recipe) = system(item, &mut errors);
                 quote!(#item #recipe)
             }

@@ -15,8 +15,10 @@ const SYNONYMS: &[(&str, &str)] = &[
     ("ready", "wait_for"),
     ("signal", "stop_signal"),
     ("socket", "unix"),
+    ("udp", "wait_for"),
     ("url", "http"),
     ("wait", "wait_for"),
+    ("wait_until", "wait_for"),
 ];
 
 /// The known word that the user probably meant, if there is a close one.

@@ -1,0 +1,11 @@
+#[mirakuru::fixture]
+struct Shop {
+    #[fixture(cmd = "sleep 60")]
+    worker: mirakuru::SimpleExecutor,
+    #[fixture(Shop)]
+    branch: Shop,
+}
+
+fn main() {
+    let _ = Shop;
+}
