@@ -700,7 +700,8 @@ impl<T> Started<T> {
     ///
     /// # Panics
     ///
-    /// If a service could not be started, with its error's report, at the attribute.
+    /// If a service could not be started. The message is the report of that error, and the place
+    /// of the panic is the attribute.
     #[track_caller]
     pub fn or_panic(self) -> T {
         match self.0 {

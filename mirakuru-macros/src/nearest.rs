@@ -30,7 +30,7 @@ pub(crate) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
     closest(word, known)
 }
 
-/// Finds the word as [`nearest`], but without synonyms.
+/// The known word that is spelled most like this word, if there is a close one.
 pub(crate) fn closest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let (distance, best) = known
         .map(|candidate| (distance(word, candidate), candidate))

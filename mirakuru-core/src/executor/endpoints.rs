@@ -182,7 +182,8 @@ impl<R: Readiness> Executor<R> {
         self.core.test = timed_out::this_test();
     }
 
-    /// Ties the service to the process: a wait in this process for its endpoints would never end.
+    /// Ties the service to the process. A wait in this process for the service's endpoints would
+    /// never end, so such a wait fails.
     #[doc(hidden)]
     pub fn __for_process(&mut self) {
         if let Some(endpoint_lock) = self.process.own().and_then(|own| own.endpoint_lock.as_ref()) {

@@ -151,7 +151,7 @@ fn from(tried: &[PathBuf], dir: Option<&Path>) -> impl Iterator<Item = PathBuf> 
 }
 
 fn privilege() -> String {
-    "this takes root's privileges: run the tests as root, or leave `uid`, `gid` and `groups` out".to_owned()
+    "`uid`, `gid` and `groups` need root: run the tests as root, or leave them out".to_owned()
 }
 
 fn directory_hint(source: &io::Error) -> Option<String> {

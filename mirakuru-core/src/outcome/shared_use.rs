@@ -54,7 +54,7 @@ struct Service {
     how_it_ended: Mutex<HowItEnded>,
     /// The text for a person who inspects the service after a failed test, until it is shown.
     description: Mutex<Option<String>>,
-    /// The end of the service.
+    /// The event at which the service ends, in words.
     stays_until: &'static str,
 }
 
@@ -357,7 +357,7 @@ pub(super) fn install_hook() {
     INSTALLED.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            // A backtrace may take a second.
+            // This comes before `before`, whose backtrace may take a second.
             let over = timed_out::note(info);
             before(info);
             if let Some(test) = over {

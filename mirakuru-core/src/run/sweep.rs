@@ -108,8 +108,8 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
                 examine(&entry.path(), name)
             } else {
                 if let Some((pid, started)) = runner_of(name) {
-                    // The services of such a run end with the runner and remove the directory. No
-                    // service was left to remove this one.
+                    // The last service of a run removes the run's directory. No service was left
+                    // to remove this directory.
                     if !is_alive(pid, started) && !is_in_use(&entry.path()) {
                         remove_tree(&entry.path());
                     }

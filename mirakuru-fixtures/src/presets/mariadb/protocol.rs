@@ -91,8 +91,8 @@ impl Client {
                     let salt = salt.strip_suffix(&[0]).unwrap_or(salt);
                     let problem = || {
                         io::Error::other(format!(
-                            "its user logs in by `{plugin}`, which is not known here; give it a password by \
-                             `mysql_native_password`"
+                            "its user logs in by `{plugin}`, which the preset does not know; give it a \
+                             password by `mysql_native_password`"
                         ))
                     };
                     let proof = proof(&plugin, password, salt).ok_or_else(problem)?;

@@ -39,7 +39,7 @@ fn check(external: &External) -> io::Result<()> {
     if client.version < OLDEST {
         let (major, oldest) = (client.version / 10_000, OLDEST / 10_000);
         return Err(io::Error::other(format!(
-            "it is PostgreSQL {major}, and this takes {oldest} or later"
+            "it is PostgreSQL {major}, and the preset needs {oldest} or later"
         )));
     }
     let rights = "SELECT quote_ident(current_user) FROM pg_roles \

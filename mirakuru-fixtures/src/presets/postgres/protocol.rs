@@ -160,7 +160,7 @@ impl Client {
                 }
                 _ => {
                     return Err(io::Error::other(
-                        "it asks for a kind of login that is not known here",
+                        "it asks for a kind of login that the preset does not know",
                     ));
                 }
             }
