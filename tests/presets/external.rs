@@ -544,6 +544,65 @@ fn postgres_copies_settings() {
 }
 
 #[test]
+fn a_seed_of_a_user_with_few_rights_bears_an_autovacuum_of_the_template() {
+    if !own_server("postgres") {
+        return;
+    }
+    let server = postgres_by_hand();
+    let mut client = postgres::Client::connect(&server.url(), postgres::NoTls).unwrap();
+    // An autovacuum comes within two seconds, and then takes some seconds.
+    for setting in [
+        "naptime = '1s'",
+        "vacuum_cost_delay = '100ms'",
+        "vacuum_cost_limit = 1",
+    ] {
+        let statement = format!("ALTER SYSTEM SET autovacuum_{setting}");
+        client.batch_execute(&statement).unwrap();
+    }
+    client.batch_execute("SELECT pg_reload_conf()").unwrap();
+    let url = format!(
+        "postgresql://by_scram:p%40ss@127.0.0.1:{}/postgres",
+        server.port()
+    );
+    let output = in_a_child(
+        test_name!(postgres_cleans_the_template),
+        &[("MIRAKURU_POSTGRES_URL", &url)],
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.contains(" 1 passed"), "{text}");
+}
+
+/// Returns while the server cleans the database.
+fn fill_and_wait_for_autovacuum(url: &str) -> Result<(), postgres::Error> {
+    let mut client = postgres::Client::connect(url, postgres::NoTls)?;
+    client.batch_execute("INSERT INTO visits SELECT 'seeded' FROM generate_series(1, 5000)")?;
+    // Only the server's own processes have no user.
+    let cleaners = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND usesysid IS NULL";
+    let comes = within(Duration::from_secs(60), || {
+        client.query(cleaners, &[]).is_ok_and(|rows| !rows.is_empty())
+    });
+    assert!(comes, "no autovacuum has come");
+    Ok(())
+}
+
+#[test]
+#[ignore = "a child of another test"]
+fn postgres_cleans_the_template() {
+    if !is_child() {
+        return;
+    }
+    let server = presets::postgres()
+        .load_sql("CREATE TABLE visits (who TEXT)")
+        .seed("cleaned", fill_and_wait_for_autovacuum)
+        .start()
+        .unwrap();
+    let database = server.database();
+    let mut client = postgres::Client::connect(&database.url(), postgres::NoTls).unwrap();
+    let row = client.query_one("SELECT count(*) FROM visits", &[]).unwrap();
+    assert_eq!(row.get::<_, i64>(0), 5_000);
+}
+
+#[test]
 #[ignore = "a child of another test"]
 fn postgres_is_busy() {
     if !is_child() {

@@ -67,8 +67,9 @@ fn errno() -> i32 {
     nix::errno::errno()
 }
 
-/// The error number of a file whose format the kernel does not execute.
+/// The error number of a file that this user may not execute.
 pub(crate) const EACCES: i32 = libc::EACCES;
+/// The error number of a file whose format the kernel does not execute.
 pub(crate) const ENOEXEC: i32 = libc::ENOEXEC;
 
 /// Whether an error number means that this process, or the machine, has no descriptor left.

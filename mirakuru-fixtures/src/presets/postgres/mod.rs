@@ -390,8 +390,11 @@ impl PostgresRecipe {
             .query(&format!("ALTER DATABASE {template} WITH {closed}"))
             .map_err(failed)?;
         if !self.seeds.is_empty() {
-            // A connection that a seed has left open would prevent copies of the template.
-            let sessions = format!("FROM pg_stat_activity WHERE datname = '{template}'");
+            // A connection that a seed has left open would prevent copies of the template. An
+            // autovacuum would not: copying ends it, but only a superuser may.
+            let sessions = format!(
+                "FROM pg_stat_activity WHERE datname = '{template}' AND backend_type = 'client backend'"
+            );
             client
                 .query(&format!("SELECT pg_terminate_backend(pid) {sessions}"))
                 .map_err(failed)?;
