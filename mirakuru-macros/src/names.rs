@@ -274,6 +274,7 @@ mod tests {
         );
         one(["x(worker.a, server.b)", "x()", "x()"], "`worker` stands below");
         one(["x(url(&worker))", "x()", "x()"], "`worker` stands below");
+        one(["x(worker[0].url())", "x()", "x()"], "`worker` stands below");
         one(
             ["x()", "x(cahce.url())", "x()"],
             "no service above is called `cahce`: did you mean `cache`?",

@@ -30,7 +30,7 @@ pub(crate) enum Certainty {
     InMacro,
     /// A value: a variable, but also a function or a constant.
     Value,
-    /// A variable: its methods or fields are used, it is borrowed, or it is formatted.
+    /// A variable: its methods, fields or elements are used, it is borrowed, or it is formatted.
     Variable,
 }
 
@@ -203,6 +203,10 @@ impl<'ast> Visit<'ast> for Search {
             }
             // Nobody passes a reference to a function by its name.
             Expr::Reference(reference) => self.variable(&reference.expr, None),
+            Expr::Index(indexed) => {
+                self.variable(&indexed.expr, None);
+                self.visit_expr(&indexed.index);
+            }
             Expr::Call(call) => {
                 match bare(&call.func) {
                     Some(name) => self.add(name, Certainty::Called, None),
