@@ -202,7 +202,7 @@ pub(crate) fn parameter_name(parameter: &PatType) -> Option<&Ident> {
 }
 
 /// Whether an attribute gives the parameter's value, as rstest's do. A lint attribute does not.
-fn has_attribute_of_its_own(parameter: &PatType) -> bool {
+pub(crate) fn has_attribute_of_its_own(parameter: &PatType) -> bool {
     let about_the_value = |attr: &Attribute| {
         let path = attr.path();
         !["allow", "expect", "warn", "deny", "forbid", "cfg", "cfg_attr"]

@@ -5,7 +5,9 @@
 
 use proc_macro2::TokenStream;
 use syn::spanned::Spanned;
-use syn::{Expr, ExprCall, ExprMethodCall, ExprPath, Fields, ItemStruct, Lit, LitStr, Type};
+use syn::{
+    BinOp, Expr, ExprBinary, ExprCall, ExprMethodCall, ExprPath, Fields, ItemStruct, Lit, LitStr, Type,
+};
 
 use crate::args::{
     Args, BUILD, Entry, FLAGS, PROGRAM, READINESS, REPEATABLE, SETTERS, Target, is_rstest_fixture, known,
@@ -437,7 +439,7 @@ fn values_have_the_right_form(fixture: &Args, errors: &mut Errors) {
             continue;
         };
         let key = entry.key.to_string();
-        let wrong_literal = match value {
+        let wrong_form = match value {
             Expr::Lit(lit) => match (&*key, &lit.lit) {
                 ("tcp", Lit::Str(_) | Lit::Int(_)) => None,
                 ("tcp", _) => {
@@ -461,9 +463,12 @@ fn values_have_the_right_form(fixture: &Args, errors: &mut Errors) {
                 ("exec", _) => Some("`exec` is a command: `exec = \"pg_isready -p {port}\"`"),
                 _ => None,
             },
+            Expr::Binary(ExprBinary {
+                op: BinOp::Sub(_), ..
+            }) if key == "cmd" => Some("`cmd` is a string: `cmd = \"redis-server\"`"),
             _ => None,
         };
-        if let Some(message) = wrong_literal {
+        if let Some(message) = wrong_form {
             errors.on(value, message);
         }
         match &*key {
@@ -827,6 +832,7 @@ mod tests {
     #[test]
     fn values() {
         one(quote!(cmd = 5), "`cmd` is a string or a list");
+        one(quote!(cmd = redis - server), "`cmd` is a string");
         one(quote!(cmd = "x", tcp = 5.0), "`tcp` is an address or a port");
         one(quote!(cmd = "x", unix = 80), "path");
         one(quote!(cmd = "x", args = "y"), "`args` is a list");

@@ -14,7 +14,7 @@ use syn::punctuated::Punctuated;
 use syn::{Expr, ExprTuple, PatType, ReturnType, Signature, Type};
 
 use crate::args::{self, Args, BUILD, Entry, Name, is_rstest_fixture, literal};
-use crate::bind::{Bindings, parameter_name};
+use crate::bind::{Bindings, has_attribute_of_its_own, parameter_name};
 use crate::errors::Errors;
 use crate::item::{Form, Function, Gives, Static, behind_static};
 
@@ -220,7 +220,16 @@ fn broken(item: &Function, bindings: &Bindings) -> TokenStream {
     let Function { attrs, vis, sig, .. } = item;
     let form = item.form();
     let lacks_its_body = item.is_test_without_a_body();
-    let missing = |index: &usize| bindings.is_bound(*index) || item.takes_fixtures_only() || lacks_its_body;
+    let missing = |index: &usize| {
+        let may_be_meant = || {
+            item.parameter(*index)
+                .is_some_and(|it| !has_attribute_of_its_own(it))
+        };
+        bindings.is_bound(*index)
+            || item.takes_fixtures_only()
+            || lacks_its_body
+            || (bindings.incomplete && may_be_meant())
+    };
     let mut signature = Signature {
         inputs: remaining(item, |index| !missing(&index)),
         ..sig.clone()

@@ -1,0 +1,5 @@
+#[mirakuru::fixture(cmd = redis-server)]
+#[test]
+fn test() {}
+
+fn main() {}
