@@ -99,7 +99,7 @@ pub mod __private {
 
     pub use crate::missing::{AnySkip, Skip};
     pub use crate::once::Once;
-    pub use crate::outcome::{AnyOutcome, Outcome};
+    pub use crate::outcome::{AnyOutcome, ExitOutcome, Outcome};
     pub use crate::shared::{AnyTaken, Taken, recipe_in_static};
     pub use crate::start::tcp::tcp;
     pub use crate::start::{Scope, start_shared};

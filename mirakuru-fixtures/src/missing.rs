@@ -261,7 +261,7 @@ fn summary(all: &[Skipped]) -> String {
 }
 
 /// The return value of a skipped test.
-pub struct Skip<T>(pub std::marker::PhantomData<T>);
+pub struct Skip<T>(pub std::marker::PhantomData<fn() -> T>);
 
 impl Skip<()> {
     /// The value of a test that passes.

@@ -4,22 +4,29 @@ use std::process::ExitCode;
 
 use mirakuru_core::__private::test_returns_err;
 
-/// The result of a test. If its type can hold an error, `tell` is the type's own method, otherwise
-/// the trait's: own methods have precedence.
+/// The result of a test. Of the methods `tell`, rustc takes the type's own before those of traits,
+/// and those by value before those by reference.
+///
+/// Only one is the type's own: otherwise rustc would report an unknown return type twice.
 pub struct Outcome<'a, T>(pub &'a T);
 
 impl<T, E> Outcome<'_, Result<T, E>> {
     /// Reports a failed test.
-    pub fn tell(&self) {
+    pub fn tell(self) {
         if self.0.is_err() {
             test_returns_err();
         }
     }
 }
 
-impl Outcome<'_, ExitCode> {
+/// Stands for an [`ExitCode`].
+pub trait ExitOutcome {
     /// Reports a failed test.
-    pub fn tell(&self) {
+    fn tell(self);
+}
+
+impl ExitOutcome for Outcome<'_, ExitCode> {
+    fn tell(self) {
         if *self.0 != ExitCode::SUCCESS {
             test_returns_err();
         }

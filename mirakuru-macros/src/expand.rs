@@ -71,7 +71,7 @@ pub(crate) fn on_test(
             };
             quote! {
                 #[allow(unused_imports)]
-                use ::mirakuru::__private::AnyOutcome as _;
+                use ::mirakuru::__private::{AnyOutcome as _, ExitOutcome as _};
                 let #value: #ty = (#asyncness || -> #ty #body)() #run;
                 ::mirakuru::__private::Outcome(&#value).tell();
                 #value
@@ -331,7 +331,7 @@ fn own_services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> Toke
             Gives::Type(ty) => Some(quote!({
                 #[allow(unused_imports)]
                 use ::mirakuru::__private::AnySkip as _;
-                return ::mirakuru::__private::Skip::<#ty>(::core::marker::PhantomData).value();
+                return ::mirakuru::__private::Skip(::core::marker::PhantomData::<fn() -> #ty>).value();
             })),
             Gives::Unnameable => None,
         };
