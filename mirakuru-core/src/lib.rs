@@ -14,7 +14,7 @@
 //! - `error/` lets a failure explain itself: errors, their layout, secrets.
 //! - `recipe/` says how to start a service, as plain data.
 //! - `service_dir/` makes the private directory of a service, and removes it.
-//! - `run/` knows which run of tests this is, and what the run knows of its services.
+//! - `run/` knows which run of tests this is, and keeps the state of its services.
 //! - `observe/` shows a start while it goes on: progress, traces.
 //! - `ports/` makes a port or socket path ours alone: reservation, locks, who listens there.
 //! - `output/` keeps and reads what a service prints.
@@ -22,7 +22,7 @@
 //! - `timeline/` records where the time of a run goes, and draws the page that shows it.
 //! - `outcome/` says whether the test on this thread has failed.
 //! - `executor/` is what a test holds: start, wait, stop, attach, hints.
-//! - `share/` makes one service of many processes' requests.
+//! - `share/` lets many processes use one service.
 //! - `workspace/` builds and finds programs of the user's own workspace.
 
 // docs.rs shows the feature that an item needs.
@@ -98,7 +98,7 @@ pub mod __private {
     pub use crate::util::wakeup::Wakeup;
     pub use crate::workspace::skipped_list;
 
-    /// Runs a function at a normal end of this process. It must neither panic nor wait for a lock.
+    /// Runs a function when this process ends normally. It must neither panic nor wait for a lock.
     pub fn at_exit(function: extern "C" fn()) {
         crate::sys::at_exit(function);
     }

@@ -108,7 +108,7 @@ fn a_disk_that_is_full_from_the_beginning() {
         "{text}"
     );
     assert!(
-        text.contains("\n  hint:       free some space (`df -h` shows where it is gone), or set TMPDIR"),
+        text.contains("\n  hint:       free some space (`df -h` shows the full disk), or set TMPDIR"),
         "{text}"
     );
 }

@@ -89,7 +89,7 @@ fn a_command_that_wants_a_shell() {
     let glob = Executor::builder("ls *.rs").current_dir("{dir}");
     assert_says(
         &report(glob.wait_for(Tcp::addr("127.0.0.1:{port}"))),
-        "only a shell puts names of files in the place of `*.rs`: add `.shell(true)`",
+        "only a shell puts file names in place of `*.rs`: add `.shell(true)`",
     );
     // The pattern is meant for the program itself.
     let literal = Executor::builder("ls --ignore *.rs /none").wait_for(Banner::matching("never"));

@@ -129,7 +129,7 @@ pub enum Error {
         command: String,
         /// The exit status of the service's main process.
         status: ExitStatus,
-        /// The accepted exits, as text.
+        /// The accepted exit statuses, as text.
         expected: String,
         /// Further facts about the service.
         evidence: Box<Evidence>,
@@ -152,7 +152,7 @@ pub enum Error {
         reason: String,
     },
     /// A service that the whole run shares has ended. It is not started again: a new one would lack
-    /// the data of the old one, unnoticed by the tests.
+    /// the data of the old one, and tests would not notice that.
     #[non_exhaustive]
     Died {
         /// The command, as a person would type it.
@@ -191,8 +191,8 @@ pub enum Error {
 
 impl Error {
     /// An error of a [recipe](https://docs.rs/mirakuru/latest/mirakuru/trait.Recipe.html) itself,
-    /// for example from the statements that set up a database. It has the step that failed, as in
-    /// "apply the migrations", and the reason.
+    /// for example from the statements that set up a database. The error names the step that
+    /// failed, as in "apply the migrations", and the reason.
     ///
     /// ```
     /// # use mirakuru_core::Error;
@@ -212,7 +212,7 @@ impl Error {
         Error::system(mask_urls(&attempt.into()), source)
     }
 
-    /// A failed call of the operating system. The texts are masked where the error is shown.
+    /// Makes the error of a failed system call. The texts are masked where the error is shown.
     pub(crate) fn system(attempt: impl Into<String>, source: io::Error) -> Error {
         let attempt = attempt.into();
         Error::System { attempt, source }
@@ -227,7 +227,7 @@ pub struct Missing {
     pub what: String,
     /// The command that installs it on this machine, if known.
     pub install: Option<String>,
-    /// Whether the recipe allows the test to be skipped without it.
+    /// Whether the recipe allows the test to be skipped if this is missing.
     optional: bool,
 }
 
@@ -255,7 +255,7 @@ impl Missing {
         Missing { optional, ..self }
     }
 
-    /// Whether the recipe allows the test to be skipped without it.
+    /// Whether the recipe allows the test to be skipped if this is missing.
     #[doc(hidden)]
     #[must_use]
     pub fn __is_optional(&self) -> bool {
@@ -281,7 +281,7 @@ impl Error {
         }
     }
 
-    /// The error of a preset whose program is installed in a version that it cannot use.
+    /// The error of a preset that cannot use the installed version of its program.
     #[doc(hidden)]
     #[must_use]
     pub fn __version_is_missing(what: &str, install: Option<String>, reason: String) -> Error {
@@ -371,7 +371,7 @@ pub struct Evidence {
     /// only in times and process ids, `tail` has only the first and the last of them, and
     /// between these a line with the number of the others.
     pub tail: Vec<String>,
-    /// The log file with the whole output. Kept after a failure.
+    /// The log file with the whole output, which is kept after a failure.
     pub log: Option<PathBuf>,
     /// Number of output bytes that are not in the log file, because the disk was full.
     pub lost: u64,
@@ -385,7 +385,7 @@ pub struct Evidence {
     pub hint: Option<String>,
 }
 
-/// The evidence of an error, borrowed as the error is; `None` for a variant without any.
+/// The evidence of an error, borrowed as the error is. `None` if the variant has no evidence.
 macro_rules! evidence {
     ($error:expr) => {
         match $error {
@@ -605,7 +605,7 @@ impl Reported for Error {
         let mut report = Report::default();
         report.headline(&self.headline());
         if let Error::Spawn { command, attempt, .. } = self {
-            // The command counts as long if it has more than the program.
+            // If the first line lacks the whole command, the command gets a line of its own.
             if !attempt.contains(command.as_str()) {
                 report.entry("command", &one_line(command));
             }

@@ -105,11 +105,11 @@ pub fn not_found(program: &str, similar: &[String]) -> String {
 pub enum System {
     /// Debian, Ubuntu and similar systems; also every unknown system.
     Debian,
-    /// Fedora, and others with `dnf`.
+    /// Fedora, and other systems with `dnf`.
     Fedora,
     /// Arch Linux and similar systems.
     Arch,
-    /// Alpine.
+    /// Alpine Linux.
     Alpine,
     /// macOS, where most people use Homebrew.
     Homebrew,
@@ -190,7 +190,7 @@ pub(crate) fn install(program: &str) -> Option<String> {
     system.package(program).map(|package| system.install(package))
 }
 
-/// The path of a program: on PATH, or in usual places outside PATH.
+/// Finds a program on PATH, or in the usual places outside PATH.
 #[must_use]
 pub fn find_program(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_else(|| DEFAULT_PATH.into());

@@ -201,7 +201,7 @@ impl fmt::Display for Coloured<'_> {
     }
 }
 
-/// The output of a service in a failing test, although the service is fine.
+/// The end of a service's output, for the report of a test that failed.
 pub(crate) struct Tail<'a> {
     pub(crate) command: &'a str,
     pub(crate) printed: Printed<'a>,

@@ -2,9 +2,9 @@
 //!
 //! Every text that mirakuru makes itself is masked. A service's output is shown as it is.
 //!
-//! Inside the executor an error is an [`Unmasked`]. Each verb masks it before it returns
-//! (`Core::masked`); without that the verb does not compile. A function that returns an [`Error`]
-//! directly masks by itself.
+//! Inside the executor an error is an [`Unmasked`]. Each public method must mask it before it
+//! returns (`Core::masked`), or it does not compile. Other functions that return an [`Error`] mask
+//! it themselves.
 
 use std::borrow::Cow;
 
@@ -127,7 +127,7 @@ impl Secrets {
         if value.chars().count() < 4 || is_port || self.0.iter().any(|(known, _)| known == value) {
             return;
         }
-        // The longest comes first, because one may be a part of another.
+        // The longest value comes first, because one value may be a part of another.
         let place = self.0.partition_point(|(known, _)| known.len() >= value.len());
         self.0.insert(place, (value.to_owned(), shown.to_owned()));
     }

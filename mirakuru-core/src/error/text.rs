@@ -84,7 +84,7 @@ fn without_number(text: &str) -> String {
 pub(super) fn of_system(source: &io::Error) -> Option<&'static str> {
     match source.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Some(
-            "free some space (`df -h` shows where it is gone), or set TMPDIR to a directory on another disk",
+            "free some space (`df -h` shows the full disk), or set TMPDIR to a directory on another disk",
         ),
         io::ErrorKind::ReadOnlyFilesystem => Some("set TMPDIR to a directory that can be written to"),
         _ => match source.raw_os_error().map(crate::sys::is_out_of_descriptors) {

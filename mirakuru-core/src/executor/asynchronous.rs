@@ -1,5 +1,5 @@
-//! The verbs that wait, as futures of any runtime. A future works only while it is polled. Between
-//! polls, one thread waits for the events of all futures.
+//! The methods that wait, as futures for any runtime. A future works only while it is polled.
+//! Between polls, one thread waits for the events of all futures.
 
 use std::future::{Future, poll_fn};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
@@ -79,8 +79,8 @@ impl<R: Readiness> Executor<R> {
 
     /// [`stop`](Executor::stop) as a future.
     ///
-    /// If the future is dropped before it is complete, the end of the service goes on. The next
-    /// verb waits for it.
+    /// If the future is dropped before it is complete, the service still ends. The next method
+    /// waits for that end.
     ///
     /// # Errors
     ///
@@ -135,7 +135,7 @@ impl<R: Readiness> Executor<R> {
     /// [`stopped`](Executor::stopped) as a future, with a closure that returns one. Stops the
     /// service, awaits the closure's future, and starts the service again.
     ///
-    /// The service is started again also after a panic in the closure or its future. If the whole
+    /// The service is started again even after a panic in the closure or its future. If the whole
     /// future is dropped before it is complete, the service does not run.
     ///
     /// ```
@@ -242,7 +242,7 @@ impl<R: Readiness> Drop for EndsOnDrop<'_, R> {
     }
 }
 
-/// A condition. The drop of this value ends its wait.
+/// A condition whose wait ends when this value is dropped.
 struct IsOverOnDrop<R: Readiness>(R);
 
 impl<R: Readiness> Drop for IsOverOnDrop<R> {

@@ -231,7 +231,7 @@ fn attach(
     Ok((core, attached))
 }
 
-/// Tells the fixture that is being made that this service of it belongs to the run.
+/// Tells the shared fixture that is being made that its service belongs to the run.
 fn note_published(core: &Core, published: &Path, ends_with_users: bool) {
     let how_it_ended = how_it_ended(published.to_owned());
     shared_use::published(&core.service_dir.log(), how_it_ended, ends_with_users);

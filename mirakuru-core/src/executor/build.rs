@@ -24,7 +24,7 @@ impl Executor<NoWait> {
     /// # Ok::<(), mirakuru_core::Error>(())
     /// ```
     ///
-    /// [`ExecutorBuilder::build`] checks the words, and lists the errors.
+    /// [`ExecutorBuilder::build`] checks the words, and documents the errors.
     pub fn builder(command: impl IntoCommand) -> ExecutorBuilder<NoWait> {
         ExecutorBuilder {
             spec: Spec::new(command.into_command()),

@@ -25,7 +25,7 @@ pub(crate) struct Symptoms<'a> {
     pub(crate) shell: bool,
     /// The part of the command that only a shell would understand, and its remedy.
     pub(crate) shell_syntax: Option<String>,
-    /// The words of the command in whose place a shell would put the names of files.
+    /// The words of the command that a shell would replace by file names.
     pub(crate) globs: Vec<String>,
     /// Whether the service's standard input is empty.
     pub(crate) reads_nothing: bool,
@@ -62,15 +62,15 @@ pub(crate) fn says_in_use(line: &str) -> bool {
         .any(|text| line.contains(text))
 }
 
-/// The hint for a service that looked for a file with the name of a pattern. The pattern may be
-/// meant for the service itself, so only its own line can tell.
+/// The hint for a service that took a pattern such as `*.conf` for a file name. Some services
+/// expand patterns themselves, so only the service's own line shows the mistake.
 fn glob_in(line: &str, symptoms: &Symptoms<'_>) -> Option<String> {
     if !line.to_ascii_lowercase().contains("no such file") {
         return None;
     }
     let glob = symptoms.globs.iter().find(|glob| line.contains(*glob))?;
     Some(format!(
-        "the command runs without a shell, and only a shell puts names of files in the place of `{glob}`: \
+        "the command runs without a shell, and only a shell puts file names in place of `{glob}`: \
             {ADD_SHELL}"
     ))
 }

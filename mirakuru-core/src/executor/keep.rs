@@ -23,7 +23,7 @@ fn is_wanted() -> bool {
     is_on("MIRAKURU_KEEP")
 }
 
-/// Whether a terminal is there on which a person can press a key.
+/// Whether there is a terminal on which a person can press a key.
 fn has_keys() -> bool {
     io::stdin().is_terminal() && io::stderr().is_terminal()
 }
@@ -112,7 +112,7 @@ impl Owned<'_> {
 }
 
 impl Core {
-    /// The text for a person about a service of a shared fixture, if services are kept.
+    /// If services are kept, the text that tells a person about the service of a shared fixture.
     pub(super) fn description_if_kept(&self, addrs: &[SocketAddr], paths: &[PathBuf]) -> Option<String> {
         is_wanted().then(|| self.description(addrs, paths))
     }

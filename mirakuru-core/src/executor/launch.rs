@@ -27,7 +27,7 @@ pub(crate) fn stream(stdio: &Stdio, number: i32) -> io::Result<(Stream, Option<O
     })
 }
 
-/// Explains the kernel's short error, by the program, its interpreter or a directory.
+/// Explains the kernel's short error by a look at the program, its interpreter and the directories.
 pub(crate) fn explain(
     failure: SpawnFailure,
     command: &str,

@@ -1,4 +1,4 @@
-//! Lines that a service logs while a test runs. These verbs take `&self`, so tests that share a
+//! Lines that a service logs while a test runs. These methods take `&self`, so tests that share a
 //! service can use them as well.
 
 use std::os::fd::AsRawFd;

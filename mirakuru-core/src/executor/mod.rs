@@ -1,6 +1,6 @@
 //! The executor: a service under the control of a test.
 //!
-//! [`Executor<R>`] is a thin generic shell with the public verbs. [`Core`], [`Own`] and
+//! [`Executor<R>`] is a thin generic shell with the public methods. [`Core`], [`Own`] and
 //! [`Attached`] do the work; they know readiness only as a trait object.
 
 mod asynchronous;
@@ -50,10 +50,10 @@ pub use crate::executor::many::{Polled, Startable, launch_together, poll_togethe
 /// [`Executor::builder`].
 ///
 /// An executor controls more than a process. A service is a process *and everything that it forks*,
-/// and each verb applies to all of it. Name the variable after the service, for example `redis`.
+/// and each method applies to all of it. Name the variable after the service, for example `redis`.
 ///
-/// The verbs that change a service take `&mut self`. A shared fixture hands out `&`, so no test can
-/// stop a service that another test uses.
+/// The methods that change a service take `&mut self`. A shared fixture hands out `&`, so no test
+/// can stop a service that another test uses.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -113,7 +113,7 @@ impl<R: Readiness> Executor<R> {
     /// of its remaining processes, and returns when none is left. Does nothing if the service is
     /// not running.
     ///
-    /// Dropping the executor ends the service, too, but ignores errors; this verb returns them.
+    /// Dropping the executor ends the service, too, but ignores errors; this method returns them.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -137,11 +137,11 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Errors
     ///
-    /// [`Error::BadExit`] if the service crashed before, had to be killed, or ended with another
-    /// status than a good one. Good are exit code 0, death by the stop signal, and 128 plus that
-    /// signal's number (a JVM or a shell that handles SIGTERM exits with 143). The recipe can add
-    /// one ([`expected_exit`](ExecutorBuilder::expected_exit)). After this error the service is
-    /// gone as well.
+    /// [`Error::BadExit`] if the service crashed before, had to be killed, or ended with a bad
+    /// status. Good ones are exit code 0, death by the stop signal, and 128 plus that signal's
+    /// number (a JVM or a shell that handles SIGTERM exits with 143). The recipe can add one
+    /// ([`expected_exit`](ExecutorBuilder::expected_exit)). After this error the service is gone as
+    /// well.
     pub fn stop(&mut self) -> Result<(), Error> {
         self.verb("stop", |mut owned, _| owned.stop())
     }
@@ -449,7 +449,7 @@ impl<R: Readiness> Executor<R> {
         self.is_running() && own.is_none_or(|own| own.asked_to_end.is_none())
     }
 
-    /// Runs a verb of this process's own service.
+    /// Calls a method of this process's own service.
     fn verb<T>(
         &mut self,
         action: &str,
@@ -460,7 +460,7 @@ impl<R: Readiness> Executor<R> {
         self.core.masked(done)
     }
 
-    /// Runs a verb of this process's own service, which must be running.
+    /// Calls a method of this process's own service, which must be running.
     fn verb_of_running(&mut self, action: &str, act: impl FnOnce(&mut Own)) -> Result<(), Error> {
         self.verb(action, |Owned { core, own }, _| match own.is_running() {
             true => {

@@ -87,7 +87,7 @@ impl Owned<'_> {
         }
     }
 
-    /// The pause of a wait for the end. `None` if the end has come or its time is over; then
+    /// The next pause while the service ends. `None` if it has ended or its time is over; then
     /// [`end`](Owned::end) takes only a moment.
     pub(super) fn pause_of_end(&self, limit: &Deadline) -> Option<Pause> {
         let mut service = self.own.lock();
@@ -133,8 +133,8 @@ impl Owned<'_> {
 
     pub(super) fn wait(&mut self, deadline: Deadline) -> Result<ExitStatus, Unmasked> {
         loop {
-            // This check comes before the check of the exit, which is reported first: both reports
-            // may come between the two.
+            // A service reports its exit before its end, and both reports may come between these
+            // two checks. So this check comes first.
             let is_gone = self.own.lock().as_mut().is_none_or(Service::is_gone);
             let exit = self.own.exit();
             if let Some(exit) = exit {

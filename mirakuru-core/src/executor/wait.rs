@@ -26,7 +26,7 @@ use crate::util::deadline::Deadline;
 pub(super) const UNTOLD_PAUSE: Duration = Duration::from_millis(10);
 /// The end of a message about the output of an external server.
 pub(super) const NOT_OURS: &str = ", whose output mirakuru does not see";
-/// Time that a probe needs to count. A probe with less time left says less than the one before it.
+/// A probe that had less time than this says less than the one before it.
 const CUT_SHORT: Duration = Duration::from_millis(100);
 
 impl Core {
@@ -89,7 +89,7 @@ impl Core {
                 }
                 .into());
             }
-            // A line that the service printed stays true after its end. Any other condition does
+            // A printed line still counts after the service has ended. Any other condition does
             // not.
             let stays_true = readiness.is_immediate() || readiness.waits_for_output();
             if stays_true || !ended {
@@ -207,7 +207,7 @@ impl Core {
         format!("{name} is not ready after {elapsed}; awaited: {awaited}; {last}")
     }
 
-    /// The error of a service that has ended, if it has.
+    /// The error for the end of the service, if it has ended.
     pub(super) fn exit_error(
         &self,
         process: &dyn Observed,
@@ -306,8 +306,8 @@ impl Core {
         shared_use::started(&self.command, self.pid, &self.output, how_it_ended, description);
     }
 
-    /// Keeps the log for a day after the end of the service. If the run is over, the supervisor is
-    /// removing the log.
+    /// Keeps the log for a day after the end of the service. Leaves the log alone if the run is
+    /// over and its supervisor removes the log.
     pub(super) fn keep_log(&self) {
         if self.service_dir.is_ours() || !crate::run::is_over() {
             self.service_dir.keep();
@@ -353,7 +353,7 @@ impl Pause {
     }
 }
 
-/// The wake-ups that a condition asks for, this long after the start.
+/// The wake-ups that a condition asks for at this time since the start.
 fn wakes(readiness: &dyn Readiness, elapsed: Duration) -> Wake {
     let mut wake = Wake::new(elapsed);
     readiness.wakes(&mut wake);

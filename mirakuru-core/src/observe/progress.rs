@@ -19,13 +19,13 @@ use crate::sys;
 use crate::util::say::{is_quiet, say};
 use crate::util::text::printable;
 
-/// Length of a wait at which its first report comes.
+/// Time from the start of a wait to its first report.
 const FIRST: Duration = Duration::from_secs(2);
-/// Times of the first plain lines. The later ones come at intervals as long as the last of these.
+/// Times of the first plain lines. The last of these is also the interval of all later lines.
 const PLAIN: [Duration; 3] = [FIRST, Duration::from_secs(10), Duration::from_secs(30)];
 /// Pause between two writes of the line on a terminal.
 const REWRITTEN: Duration = Duration::from_secs(1);
-/// Length at which a text is cut, in characters.
+/// Number of characters at which a text is cut.
 const TEXT: usize = 120;
 /// Width of a terminal that does not report it.
 const WIDTH: usize = 80;

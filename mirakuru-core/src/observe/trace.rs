@@ -1,7 +1,7 @@
 //! Spans and events with the feature `tracing`; nothing without it.
 //!
-//! All have the target `mirakuru`. The names and fields are part of the public interface; the
-//! facade's docs list them.
+//! All spans and events have the target `mirakuru`. Their names and fields are part of the public
+//! interface; the facade's docs list them.
 
 use std::fmt::Display;
 use std::net::SocketAddr;

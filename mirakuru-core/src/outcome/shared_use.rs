@@ -8,8 +8,8 @@
 //! This relies on one fact: each test has its own thread (libtest) or process (nextest). The hook
 //! runs on the thread that panics, whose output the test harness captures. A task on another thread
 //! shows only the services that this thread has used. A test that returns `Err` does not panic: the
-//! attribute notices that, but a bare test that uses a `static` does not. A hook that the test
-//! installs afterwards replaces this one.
+//! attribute reports the error, and a test without the attribute shows nothing. A hook that the
+//! test installs afterwards replaces this one.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::OsStr;
@@ -44,7 +44,7 @@ struct Inner {
 
 struct Service {
     command: String,
-    /// Reader of the log, shared with the executor, which may be dropped before.
+    /// Reader of the log, shared with the executor, which may be dropped first.
     output: Arc<OutputReader>,
     /// Path of the file that makes the log outlive its executor.
     kept: PathBuf,
@@ -69,7 +69,7 @@ thread_local! {
     /// The logs of ended services about which an error tells the test on this thread. The report
     /// of the test's failure does not repeat the error.
     static TOLD: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) };
-    /// Id of the service that was used last, which nearly always is used next.
+    /// Id of the service that was used last, which is nearly always used next.
     static LATEST: Cell<u64> = const { Cell::new(0) };
 }
 
@@ -87,8 +87,8 @@ impl SharedServices {
         let mut restore = Restore(MAKING.replace(Some(Vec::new())));
         let made = make();
         let mut services = MAKING.replace(restore.0.take()).unwrap_or_default();
-        // A program may have done its work by now, as a client that loads a schema. That is not a
-        // crash.
+        // A program such as a client that loads a schema may have done its work by now. That is not
+        // a crash.
         for service in &mut services {
             service.main = service
                 .main
@@ -211,8 +211,8 @@ pub(crate) fn published(log: &Path, how_it_ended: HowItEnded, ends_with_users: b
     });
 }
 
-/// Shows the output of the failed test's shared services, since their first use or the last call of
-/// this.
+/// Shows the output of the failed test's shared services, since their first use or since the last
+/// call of this function.
 pub(crate) fn test_has_failed() {
     let now = sys::clock_ns();
     let (mut texts, mut descriptions) = (Vec::new(), Vec::new());
@@ -258,7 +258,7 @@ impl Service {
     }
 
     /// Asks for the exit of the service. The supervisor reports it a moment after the end of the
-    /// process. At the end of the run it cannot, because it removes the file for it.
+    /// process. At the end of the run it removes the published state, which would have the exit.
     fn exit(&self) -> Option<Exit> {
         let how_it_ended = self.how_it_ended.lock().unwrap_or_else(PoisonError::into_inner);
         let began = Instant::now();
@@ -357,7 +357,7 @@ pub(super) fn install_hook() {
     INSTALLED.call_once(|| {
         let before = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            // This comes before `before`, whose backtrace may take a second.
+            // `before` may take a second for its backtrace, so this comes first.
             let over = timed_out::note(info);
             before(info);
             if let Some(test) = over {

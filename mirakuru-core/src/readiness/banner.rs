@@ -88,7 +88,7 @@ pub struct Banner {
     since: Option<Mark>,
     /// The service's log files and their searches, once opened.
     files: Option<Vec<(LogFile, LineWatch)>>,
-    /// Number of lines that must match: `times`, and the lines that earlier waits have used.
+    /// Number of lines that must match: `times`, plus the lines that earlier waits have used.
     wanted: usize,
     seen: usize,
     /// The last line that matched.
@@ -177,7 +177,7 @@ impl Banner {
         self.undecided.is_none()
     }
 
-    /// Why the mark is refused, if it belongs to another service's output.
+    /// The reason to refuse the mark, if it belongs to another service's output.
     pub(crate) fn refusal(&self, output: &OutputReader) -> Option<&'static str> {
         self.since.as_ref().and_then(|mark| mark.refusal(output))
     }

@@ -72,8 +72,8 @@ impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
         Ok(self.first_held && self.second_held)
     }
 
-    /// While the first half is awaited, both must wait for output: the second may come to hold by
-    /// other means.
+    /// While the first half is awaited, both must wait for output, because another event may make
+    /// the second one hold.
     fn waits_for_output(&self) -> bool {
         (self.first_held || self.first.waits_for_output()) && self.second.waits_for_output()
     }

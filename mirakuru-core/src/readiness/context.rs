@@ -24,7 +24,7 @@ use crate::sys::{Protocol, procfs};
 use crate::util::backoff::FIRST_POLL;
 use crate::util::backoff::{fallback_poll_pause, poll_pause};
 
-/// More than the lag of file times behind the clock, which is one tick of at most 10 ms.
+/// Longer than file times lag behind the clock, which is one tick of at most 10 ms.
 pub(super) const TICK: Duration = Duration::from_millis(50);
 
 /// The argument of [`Readiness::prepare`](crate::readiness::Readiness::prepare). It has the
@@ -96,8 +96,8 @@ impl Prepare<'_> {
         self.paths.push(path.into());
     }
 
-    /// The addresses of a condition's `host:port` in the form for clients. Addresses of this
-    /// machine become the service's own, unless their port was chosen for it.
+    /// The addresses of a condition's `host:port` in the form for clients. Claims each address of
+    /// this machine, unless its port was chosen for the service.
     pub(crate) fn places(&mut self, protocol: Protocol, addrs: &[SocketAddr]) -> Vec<Place> {
         for addr in addrs {
             if address::is_local(addr.ip()) && !self.is_chosen(addr.port()) {
@@ -141,7 +141,7 @@ pub struct Probe<'a> {
     pub(crate) pid: u32,
     /// Process id of the root of the service's tree.
     pub(crate) supervisor: u32,
-    /// The time of day just before `elapsed` was measured. With a later one, a service that had to
+    /// The time of day just before `elapsed` was measured. With a later time, a service that had to
     /// wait for the processor would seem to have started later.
     pub(crate) now: SystemTime,
     pub(crate) elapsed: Duration,
@@ -209,7 +209,7 @@ impl Probe<'_> {
         self.elapsed
     }
 
-    /// Time left of the recipe's timeout. A probe that may block must give up before.
+    /// Time left of the recipe's timeout. A probe that may block must give up before it is over.
     #[must_use]
     pub fn remaining(&self) -> Duration {
         self.remaining
@@ -244,8 +244,8 @@ impl Probe<'_> {
     ///
     /// # Errors
     ///
-    /// The reason for an unknown owner. An error of kind [`io::ErrorKind::AddrInUse`] names another
-    /// process that listens there.
+    /// The reason why the owner is not known. An error of kind [`io::ErrorKind::AddrInUse`] names
+    /// another process that listens there.
     pub fn listens_on(&self, addr: SocketAddr) -> io::Result<bool> {
         owned_by_tree(Protocol::Tcp, addr, self.supervisor)
     }
@@ -333,8 +333,8 @@ impl Probe<'_> {
     }
 }
 
-/// Sets the next poll of a condition that does not hold yet, by the earliest of all moments and
-/// events named here.
+/// Sets the next poll of a condition that does not hold yet. The earliest moment or event that a
+/// method here adds decides.
 ///
 /// This type has no name outside the crate, because
 /// [`Readiness::wakes`](crate::readiness::Readiness::wakes) is hidden.

@@ -27,8 +27,8 @@ use crate::util::text::printable;
 
 /// Time limit of the first run. It doubles each time that a run exceeds it.
 const FIRST_LIMIT: Duration = Duration::from_secs(5);
-/// Divisor of the time already waited, which limits the pause after a slow run. The pause is as
-/// long as the run was, less the millisecond that any program takes.
+/// The pause after a slow run is as long as the run was, less the millisecond that any program
+/// takes. It is at most the time already waited, divided by this number.
 const LONG_PAUSE_PART: u32 = 10;
 const UNAVOIDABLE: Duration = Duration::from_millis(1);
 const SHELL: &str = "/bin/sh";
@@ -503,7 +503,7 @@ mod tests {
         let mut exec = prepared(&harness, sh(&format!("echo x >> '{}'; exit 1", marks.display())));
         harness.elapsed(Duration::from_secs(10));
         let first = run(&harness, &mut exec).unwrap_err().to_string();
-        // Less than a fiftieth of the time later, the same answer comes without a run.
+        // Before a fiftieth of the waited time has passed, the same answer comes without a run.
         harness.elapsed(Duration::from_millis(10_150));
         let second = run(&harness, &mut exec).unwrap_err().to_string();
         assert_eq!(first, second);
@@ -550,7 +550,7 @@ mod tests {
     fn a_poll_does_not_wait_for_the_run_and_the_end_of_the_wait_is_its_end() {
         let harness = Harness::new();
         let mut exec = prepared(&harness, sh("sleep 300"));
-        // Without the limit, each of these would take five minutes, or five seconds.
+        // If a poll waited for its run, these would take more than an hour.
         for _ in 0..1000 {
             assert!(!harness.probe(&mut exec).unwrap());
         }

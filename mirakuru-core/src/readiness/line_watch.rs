@@ -21,7 +21,7 @@ use crate::recipe::placeholder::{Token, tokens};
 use crate::util::text::{plain, printable};
 
 /// Number of bytes kept of an unfinished line. If it is longer, half of it is dropped. So a match
-/// of up to half of this is found at any place.
+/// of up to half this length is found at any place.
 const WINDOW: usize = 64 * 1024;
 
 #[derive(Clone, Debug)]
@@ -196,7 +196,7 @@ impl Pattern {
         }
     }
 
-    /// Calls `found` if a line matches from `start` on. Returns whether it does.
+    /// Calls `found` if a line matches from `start` on. Returns whether the line matches.
     fn tell(&self, line: &[u8], start: usize, found: &mut dyn FnMut(&Found<'_>)) -> bool {
         let line = &*self.text(line);
         let start = start.min(line.len());

@@ -224,7 +224,7 @@ impl Readiness for PidFile {
         };
         let found = cx.made_elsewhere(&self.path, &names_it)?;
         Some(format!(
-            "it wrote its process id to `{}`: await that path, or give it the awaited one",
+            "it wrote its process id to `{}`: await that path, or give the service the awaited one",
             found.display()
         ))
     }

@@ -77,7 +77,7 @@ impl SdNotify {
             // The queue still has the messages from before the filter.
             while socket.recv(&mut [0]).is_ok() {}
         }
-        // If the filter works, the supervisor has a copy.
+        // If the filter works, the supervisor has a copy of the socket.
         self.socket = None;
     }
 

@@ -148,7 +148,7 @@ impl Readiness for Tcp {
             Wanted::Port(port) => (format!("port {port}"), address::loopback(*port)),
         };
         let places = match &self.wanted {
-            // A process that we do not know has the port.
+            // mirakuru does not know the process that has the port.
             Wanted::External(_) => addrs
                 .iter()
                 .map(|addr| Place {

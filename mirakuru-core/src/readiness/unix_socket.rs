@@ -48,7 +48,7 @@ pub struct UnixSocket {
     /// A watch that reports the socket file. The service accepts connections only later, without an
     /// event.
     watching: Watching,
-    /// The times, since the start of the service, when the path first existed and of the next poll.
+    /// Two times since the start of the service: when the path first existed, and the next poll.
     there: Option<Duration>,
     next: Duration,
 }
@@ -157,7 +157,7 @@ impl Readiness for UnixSocket {
             |path: &Path| fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket());
         let found = cx.made_elsewhere(&self.path, &is_socket)?;
         Some(format!(
-            "it made a socket at `{}`: await that path, or give it the awaited one",
+            "it made a socket at `{}`: await that path, or give the service the awaited one",
             found.display()
         ))
     }

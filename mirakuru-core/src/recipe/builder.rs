@@ -180,7 +180,7 @@ impl Spec {
         }
     }
 
-    /// The shell syntax in the command at the end, which never has a shell.
+    /// The shell syntax in the `on_end` command, which never runs in a shell.
     pub(crate) fn shell_syntax_at_end(&self) -> Option<String> {
         match &self.on_end.as_ref()?.words {
             Words::Line(line) => shell_syntax(line, "write `.on_end([\"sh\", \"-c\", \"..\"])`"),
@@ -188,7 +188,7 @@ impl Spec {
         }
     }
 
-    /// The words of the command in whose place a shell would put the names of files.
+    /// The words of the command that a shell would replace by file names.
     pub(crate) fn globs(&self) -> Vec<String> {
         match &self.command.words {
             Words::Line(line) if !self.shell => globs(line).collect(),
@@ -556,9 +556,9 @@ impl<R> ExecutorBuilder<R> {
     /// their number, `$LISTEN_FDNAMES` their names, and `$LISTEN_PID` the service's process id.
     ///
     /// Once [`start`](ExecutorBuilder::start) has returned, the kernel accepts each connection, and
-    /// the service serves it when it gets to it. None is refused, so the start waits for nothing.
-    /// The first of these addresses is the executor's [`addr`](crate::executor::Executor::addr),
-    /// unless its readiness knows another one.
+    /// the service serves it once it can. None is refused, so the start waits for nothing. The
+    /// first of these addresses is the executor's [`addr`](crate::executor::Executor::addr), unless
+    /// its readiness knows another one.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;

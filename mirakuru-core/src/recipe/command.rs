@@ -89,7 +89,7 @@ impl Command {
         let mut words: Vec<OsString> = match &self.words {
             Words::Line(line) if !shell => match shell_words::split(line) {
                 Ok(words) => words.into_iter().map(OsString::from).collect(),
-                // The executor's build reports the mistake.
+                // Building the executor reports the mistake.
                 Err(_) => return,
             },
             Words::List(list) => list.clone(),
@@ -419,7 +419,7 @@ impl<S: AsRef<OsStr>> IntoCommand for &Vec<S> {
     }
 }
 
-/// The way to a shell for the command of a service.
+/// The remedy that gives the command of a service a shell.
 pub(crate) const ADD_SHELL: &str = "add `.shell(true)`";
 
 /// The line with `_` in place of each quoted character: text in quotes is literal.
@@ -440,7 +440,7 @@ fn unquoted(line: &str) -> String {
 }
 
 /// The first part of a command line that only a shell would understand, and its remedy. `shell` is
-/// the way to a shell.
+/// the remedy that adds a shell.
 pub(crate) fn shell_syntax(line: &str, shell: &str) -> Option<String> {
     let is_name = |text: &str| {
         text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
@@ -484,7 +484,7 @@ pub(crate) fn shell_syntax(line: &str, shell: &str) -> Option<String> {
     ))
 }
 
-/// The words of a command line in whose place a shell would put the names of files.
+/// The words of a command line that a shell would replace by file names.
 pub(crate) fn globs(line: &str) -> impl Iterator<Item = String> {
     let words: Vec<String> = unquoted(line).split_whitespace().map(str::to_owned).collect();
     words

@@ -4,7 +4,7 @@
 //!
 //! A *placeholder* is `{`, a word, optionally `:` and an argument, and `}`. The word begins with a
 //! lower-case ASCII letter, and continues with such letters, digits and `_`. The argument is not
-//! empty and has no braces, quotes or white space. So JavaScript's `{port: 80}` is none. A `$`
+//! empty and has no braces, quotes or white space. So JavaScript's `{port: 80}` is not one. A `$`
 //! directly before the brace leaves it to another program: `${port}` stays. Every brace that does
 //! not begin a placeholder stands for itself: JSON, `{1..9}`, `{a,b}` and awk's programs are safe.
 //!

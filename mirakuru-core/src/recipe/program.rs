@@ -47,7 +47,7 @@ fn is_name(key: &OsStr) -> bool {
 }
 
 /// The service's environment: the inherited variables with the changes by the recipe and its
-/// readiness, and the mark.
+/// readiness, and `MIRAKURU_ID`.
 pub(crate) fn environment(
     mut environment: BTreeMap<OsString, OsString>,
     changes: &[(OsString, Option<OsString>)],
@@ -92,7 +92,7 @@ pub(crate) fn file_identity(path: &Path) -> io::Result<String> {
     ))
 }
 
-/// A text in the kernel's form.
+/// A text as a C string. `command` is for the error.
 pub(crate) fn c_string(text: &OsStr, command: &str) -> Result<CString, Error> {
     CString::new(text.as_bytes()).map_err(|_| Error::InvalidCommand {
         command: command.replace('\0', "\\0"),

@@ -393,9 +393,9 @@ fn listed(names: impl ExactSizeIterator<Item = String>, kind: &str) -> String {
 
 /// The build directory as a string of TOML, for a cargo that is started in `dir`.
 ///
-/// Cargo replaces names in braces there, and no other braces are allowed. So a path with braces is
-/// written relative to `dir`. If it still has braces, this is `None`, and cargo compiles all crates
-/// once more.
+/// Cargo replaces names in braces in this text, and allows no other braces. So a path with braces
+/// is written relative to `dir`. If it still has braces, this is `None`, and cargo compiles all
+/// crates once more.
 fn build_dir(path: &Path, dir: Option<&Path>) -> Result<Option<String>, String> {
     let text = path
         .to_str()
@@ -527,7 +527,7 @@ fn listen(child: &mut Child, bin: &Bin) -> Result<Said, String> {
     Ok(Said { out, err })
 }
 
-/// Gives the file a name that stays its own while this run lasts.
+/// Links the file under a name that no later build replaces during this run.
 fn link(file: &Path, built: &Built, run_name: &Path) -> Result<PathBuf, String> {
     let base = built.build_dir.join("mirakuru");
     sweep(&base);
@@ -542,7 +542,7 @@ fn link(file: &Path, built: &Built, run_name: &Path) -> Result<PathBuf, String> 
         if link.exists() {
             return Ok(link);
         }
-        // Some file systems have no links. A complete copy does as well.
+        // Some file systems have no links. A complete copy is as good.
         fs::hard_link(file, &link).or_else(|_| {
             let new = dir.join("new");
             fs::copy(file, &new)?;

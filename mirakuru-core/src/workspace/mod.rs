@@ -40,7 +40,7 @@ pub use self::cargo::skipped_list;
 ///
 /// The guide's page on programs describes each runner.
 #[derive(Clone, PartialEq, Eq)]
-#[must_use = "it is only a name until a recipe is made of it, or `path` is asked for"]
+#[must_use = "it does nothing until a recipe uses it, or `path` is called"]
 pub struct Bin {
     package: Option<String>,
     name: String,

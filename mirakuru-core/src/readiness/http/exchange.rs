@@ -13,8 +13,8 @@ use crate::util::text::printable;
 
 /// Length of the longest head of an answer, in bytes.
 const HEAD: usize = 256 * 1024;
-/// Number of bytes read from an answer's body, and the time limit. So a server is not cut off in
-/// the middle of a short body.
+/// Limits for reading an answer's body. Without this read, a server would be cut off in the middle
+/// of a short body.
 const BODY: u64 = 64 * 1024;
 const BODY_TIME: Duration = Duration::from_millis(50);
 
@@ -77,10 +77,10 @@ impl Http {
                 ErrorKind::InvalidData,
                 format!("the head of the answer to {request} is longer than {HEAD} bytes"),
             ),
-            // The error type of that crate cannot be named here.
+            // This error's type cannot be named here, so its text decides.
             ureq::Error::Protocol(error) if error.to_string().contains("too many headers") => (
                 ErrorKind::InvalidData,
-                format!("the answer to {request} has more headers than are read; ask a URL with fewer"),
+                format!("the answer to {request} has more headers than mirakuru reads; use a URL with fewer"),
             ),
             ureq::Error::Protocol(_) => {
                 let seen = self.first_bytes.get_or_insert_with(|| first_bytes(addr, limit));

@@ -162,7 +162,7 @@ impl<'a> Parts<'a> {
                         .to_owned(),
                 );
             }
-            _ => return Err("only `http://` and `https://` can be asked".to_owned()),
+            _ => return Err("only `http://` and `https://` URLs can be requested".to_owned()),
         };
         let end = rest.find(['/', '?', '#']).unwrap_or(rest.len());
         let (authority, path) = rest.split_at(end);
