@@ -7,8 +7,8 @@
 //! An inotify instance is cheap to make and to use, but expensive to close: the kernel first waits
 //! for a grace period of its own (5 to 20 ms were measured). That would cost many times the gain.
 //! So at the end of a wait only the watches are removed, which takes microseconds, and the instance
-//! is kept for the next wait. A short wait uses none, because the kernel closes the instance when
-//! the process ends, and a test process may end right after that wait.
+//! is kept for the next wait. A short wait uses no instance: the kernel closes an instance at the
+//! end of its process, and a test process may end right after that wait.
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -22,8 +22,8 @@ pub(crate) use nothing::FileWatch;
 /// Time after which a watch is worth its price: earlier pauses between polls are very short.
 const WORTHWHILE: Duration = Duration::from_millis(20);
 
-/// A watch that begins only when a wait takes longer, and ends with the wait, because a user may
-/// have only 128 instances by default.
+/// A watch that only a longer wait begins, and that ends with the wait. By default a user may have
+/// only 128 instances.
 #[derive(Debug, Default)]
 pub(crate) struct Watching {
     watch: Option<FileWatch>,
@@ -48,7 +48,7 @@ impl Watching {
             .is_some_and(|watch| watch.renew(path, complete));
     }
 
-    /// Whether an event said that the writer has closed the file, or moved it there.
+    /// Whether an event said that the writer has closed the file, or moved it into place.
     pub(crate) fn is_complete(&self) -> bool {
         self.complete
     }
@@ -94,8 +94,8 @@ mod linux {
         0x0BD0_0BD0, // Lustre
     ];
 
-    /// Instances without a watch, never closed: as many as there were waits at once. Each belongs
-    /// to one wait at a time, because two readers would take each other's events.
+    /// Instances without a watch, which are never closed. Each instance belongs to one wait at a
+    /// time, because two readers would take each other's events.
     static IDLE: Mutex<Vec<OwnedFd>> = Mutex::new(Vec::new());
 
     #[derive(Debug)]
@@ -294,7 +294,7 @@ mod tests {
             ("bound", &|| drop(UnixListener::bind(&path).unwrap())),
         ];
         for (what, deed) in deeds {
-            // A fork of another test may close the file that the step before this one opened.
+            // A fork of another test may close the file that the previous step opened.
             in_time(|| {
                 renew(&mut watching, &path);
                 !told(&watching)

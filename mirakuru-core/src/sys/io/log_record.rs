@@ -29,7 +29,7 @@ const START: u32 = 3;
 const NEXT: u32 = 4;
 const PART: u32 = 5;
 const PART_INDEX: u32 = 6;
-/// The bit of the kind that says: the bytes could not be written, and are not in the log.
+/// The bit of the kind that says that the bytes could not be written into the log.
 const LOST: u32 = 1 << 31;
 
 /// One record of the index.

@@ -2,12 +2,12 @@
 //!
 //! * Every step is relative to an open directory, and no symbolic link is followed. So no process
 //!   can lead the removal elsewhere by putting a link in the place of a directory.
-//! * The directory that holds the one to be removed must be closed to others. In a temporary
-//!   directory that others can write to, another user may have replaced it.
-//! * A directory that something is mounted on is left, with everything in it.
-//! * There is no recursion. A nested directory is first moved up beside the one that it was in. So
-//!   the depth of a tree costs neither stack nor descriptors, and `..` is never followed down a
-//!   tree that a process may be moving.
+//! * The parent of the removed directory must be closed to other users. In a temporary directory
+//!   that others can write to, another user may have replaced the directory.
+//! * A directory with a mount on it is left, with everything in it.
+//! * There is no recursion. A nested directory is first moved up beside its parent. So the depth of
+//!   a tree costs neither stack nor descriptors, and `..` is never followed down a tree that a
+//!   process may be moving.
 //!
 //! On Linux the supervisor uses this as well, after a fork: nothing here allocates, locks or panics
 //! there.
@@ -30,9 +30,9 @@ pub(crate) fn remove_tree(path: &Path) -> bool {
     unsafe { Place::find(path.as_ptr()).is_some_and(|place| place.remove(None)) }
 }
 
-/// Removes a service directory, but with `kept` not its log. `lock` is removed last: while it is
-/// there, another process will finish an interrupted removal. Returns whether everything is gone
-/// that had to go.
+/// Removes a service directory, except for its log if `kept` is set. `lock` is removed last: while
+/// it is there, another process will finish an interrupted removal. Returns whether the removal is
+/// complete.
 pub(crate) fn remove_service_dir(path: &Path, kept: bool) -> bool {
     let Ok(path) = CString::new(path.as_os_str().as_bytes()) else {
         return false;
@@ -61,7 +61,7 @@ pub(in crate::sys) unsafe fn remove_private_dir(path: *const c_char) {
 ///
 /// # Safety
 ///
-/// As [`remove_private_dir`].
+/// The rule of [`remove_private_dir`] applies.
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 pub(in crate::sys) unsafe fn keep_log(path: *const c_char) {
     // SAFETY: the path ends in a zero byte.
@@ -223,7 +223,7 @@ unsafe fn empty(top: i32, is_spared: &dyn Fn(&CStr) -> bool) -> bool {
         };
         // SAFETY: `top` is an open directory, and `visit` keeps no name.
         unsafe { each_entry(top, &mut visit) };
-        // Removing while reading may skip entries, and directories have been moved up.
+        // The reading may miss entries while others are removed or moved up.
         if !progress {
             return !left;
         }
@@ -490,7 +490,7 @@ mod tests {
     #[test]
     fn a_tree_may_be_deeper_than_any_stack() {
         let dir = scratch();
-        // Deeper than a path can name: each level is moved into the next one.
+        // The tree gets deeper than a path can name, because each level is moved into the next one.
         let data = dir.path().join("service/d");
         fs::create_dir(data.join("0")).expect("it is ours");
         for level in 1..20_000_u32 {

@@ -31,7 +31,7 @@ fn poll(fds: &[RawFd], timeout: Duration) -> Vec<libc::pollfd> {
     #[cfg(target_os = "linux")]
     let result = {
         let time = libc::timespec {
-            // `time_t` is not named: libc deprecates it for musl, where it has changed once.
+            // This does not name `time_t`, whose size changes for musl.
             tv_sec: timeout.as_secs().try_into().unwrap_or(i32::MAX.into()),
             tv_nsec: timeout.subsec_nanos() as _,
         };
@@ -40,7 +40,7 @@ fn poll(fds: &[RawFd], timeout: Duration) -> Vec<libc::pollfd> {
     };
     #[cfg(not(target_os = "linux"))]
     let result = {
-        // Rounding up avoids that the last millisecond is spent spinning.
+        // This rounds up, so that the caller does not spin during the last millisecond.
         let millis = i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX);
         // SAFETY: the pointer is to a list of the given length.
         unsafe { libc::poll(polled.as_mut_ptr(), count, millis) }

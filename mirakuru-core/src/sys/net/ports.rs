@@ -13,8 +13,8 @@ const NOBODYS_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 97, 109, 105);
 /// Binds a socket on every address, IPv6 and IPv4, to a port that is free on all addresses.
 ///
 /// The two options are set *after* the bind. So the bind itself is exclusive, whatever
-/// `net.ipv4.ip_autobind_reuse` says: it neither gets nor shares a port that is in use on any
-/// address, another hold included. Later binds see the options, and so a service can bind over the
+/// `net.ipv4.ip_autobind_reuse` says: it does not get or share a port that is in use on any
+/// address, even by another hold. Later binds see the options, and so a service can bind over the
 /// hold.
 pub(crate) fn hold_any() -> io::Result<(OwnedFd, u16)> {
     let fd = bind_everywhere(0, false)?;
@@ -100,7 +100,7 @@ pub(crate) fn ephemeral() -> Option<RangeInclusive<u16>> {
 
 /// Binds one dual-stack socket, or an IPv4 socket if there is no IPv6.
 ///
-/// A conflict on IPv6 is final: even if the port is free on IPv4, only half of it is.
+/// A conflict on IPv6 is final: a port that is free on IPv4 alone does not count as free.
 fn bind_everywhere(port: u16, sharing: bool) -> io::Result<OwnedFd> {
     match bind_v6(Ipv6Addr::UNSPECIFIED, port, false, sharing) {
         Ok(fd) => Ok(fd),

@@ -8,7 +8,7 @@
 //! Each thread keeps one netlink socket open until it ends, so there is no lock. The socket is
 //! close-on-exec. A forked child has a copy, whose answers would mix with the parent's. So the
 //! process id is kept beside the socket, and a copy is thrown away. The socket sees the network
-//! namespace of the thread at its first use.
+//! namespace in which the thread used it first.
 //!
 //! Requests and answers are flat structs of `linux/netlink.h` and `linux/inet_diag.h`. They are
 //! written and read byte by byte. That needs no `unsafe` and cannot read past an answer that is
@@ -42,8 +42,8 @@ const TCP_LISTEN: u8 = 10;
 /// The state of a UDP socket that is bound and not connected.
 const UDP_BOUND: u8 = 7;
 /// Index of the loopback interface in every network namespace. Connections to *any* address of this
-/// machine come in through it. So its index also finds sockets that are bound to it with
-/// `SO_BINDTODEVICE`.
+/// machine come in through it. So this index also finds sockets that `SO_BINDTODEVICE` binds to the
+/// interface.
 const LOOPBACK: u32 = 1;
 
 /// The states of the sockets in a dump.

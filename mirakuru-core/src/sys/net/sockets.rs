@@ -26,8 +26,7 @@ pub(crate) fn try_bind(protocol: Protocol, addr: SocketAddr) -> io::Result<()> {
     };
     set_reuse_addr(&fd, protocol == Protocol::Tcp)?;
     if addr.is_ipv6() {
-        // On `[::]` without IPv4, a server that binds like this does not conflict with a socket on
-        // IPv4 alone.
+        // A server on `[::]` that sets this option does not conflict with a socket on IPv4 alone.
         set_v6_only(&fd, true)?;
     }
     bind(&fd, &addr.into())
@@ -79,8 +78,8 @@ pub(crate) enum UnixKind {
 /// The result of a connect to a Unix socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UnixAnswer {
-    /// A process accepts. If the system tells, this is the process that called `listen`. It may
-    /// have ended since, and other processes may have the socket now.
+    /// A process accepts connections. The id is that of the process that called `listen`, if the
+    /// system tells. That process may have ended, and others may have the socket now.
     Accepted(Option<u32>),
     /// A process listens, and its backlog is full.
     Full,
@@ -95,7 +94,7 @@ pub(crate) fn try_connect_unix(path: &Path, kind: UnixKind) -> io::Result<UnixAn
         UnixKind::SeqPacket => libc::SOCK_SEQPACKET,
     };
     let fd = socket(libc::AF_UNIX, kind, 0)?;
-    // A blocking connect waits for room in the backlog, for ever.
+    // A blocking connect would wait for room in the backlog for ever.
     set_non_blocking(&fd)?;
     match connect(&fd, &addr) {
         Ok(()) => Ok(UnixAnswer::Accepted(listener_pid(&fd))),

@@ -36,7 +36,7 @@ pub(crate) fn remove(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// Always before Linux 6.3, which brought the option, and on other systems.
+/// The option is missing before Linux 6.3 and on other systems.
 fn choose_at_connect(client: &OwnedFd, addr: SocketAddr) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {

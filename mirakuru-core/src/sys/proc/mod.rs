@@ -30,7 +30,7 @@ pub(crate) use tables::{listeners, tcp_lingering, unix_listeners, unix_listening
 pub(crate) fn is_between_calls(pid: u32) -> bool {
     let place = |path: String| read(&path).map(|text| String::from_utf8_lossy(&text).into_owned());
     match place(format!("{pid}/wchan")).as_deref() {
-        // Either no process of this user is executing, or the kernel hides this file from us.
+        // Either the process does not wait in the kernel, or the kernel hides its place from us.
         Ok("0" | "") => stat(pid).is_some_and(|stat| stat.state == 'R'),
         Ok(place_of_first) if place_of_first.contains("nanosleep") => {
             let tasks = numbers(&format!("/proc/{pid}/task"));
@@ -51,13 +51,13 @@ pub(crate) struct Stat {
     /// State as one letter; `Z` is a zombie.
     pub(crate) state: char,
     pub(crate) parent: u32,
-    /// Session of the process, known by its first process.
+    /// Id of the process's session, which is the id of the session's first process.
     pub(crate) session: u32,
     /// Start time of the process, in ticks since the machine booted.
     start: u64,
 }
 
-/// Whether this system's `/proc` is the one of Linux. On other systems it may hold something else.
+/// Whether `/proc` is that of Linux. On other systems it may have other content.
 const IS_THERE: bool = cfg!(all(target_os = "linux", not(mirakuru_portable)));
 
 /// Reads a file of `/proc`.
@@ -177,8 +177,8 @@ pub(crate) fn tree(root: u32) -> Vec<u32> {
     tree_until(root, |_| false)
 }
 
-/// A process and its descendants, nearest first, until `enough` returns true. `enough` is asked
-/// about a process before the search for its children.
+/// A process and its descendants, nearest first, until `enough` returns true. Calls `enough` with
+/// each process before the search for that process's children.
 fn tree_until(root: u32, enough: impl FnMut(u32) -> bool) -> Vec<u32> {
     // A kernel without CONFIG_PROC_CHILDREN has no such file. Then the parents of all processes
     // give the same answer.
@@ -245,8 +245,8 @@ pub(crate) fn ancestors(pid: u32) -> impl Iterator<Item = (u32, Stat)> {
     .take(1000)
 }
 
-/// This process and its ancestors. Reads no file for its own entry, which has only its parent and
-/// session.
+/// This process and its ancestors. Reads no file for this process, whose entry has only its parent
+/// and session.
 pub(crate) fn own_ancestors() -> impl Iterator<Item = (u32, Stat)> {
     let parent = std::os::unix::process::parent_id();
     let own = Stat {
@@ -290,8 +290,8 @@ pub(crate) fn command_line(pid: u32) -> Vec<Vec<u8>> {
     line.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
 }
 
-/// Whether this process, which runs as root, may run a service as this user and group. Allowed if
-/// `/proc` does not tell.
+/// Whether this process, which runs as root, may run a service as this user and group. The answer
+/// is yes if `/proc` does not tell.
 ///
 /// # Errors
 ///

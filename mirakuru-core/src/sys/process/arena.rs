@@ -15,7 +15,7 @@ use super::message::milliseconds;
 use super::plan::{CommandPlan, LogPart, PID_DIGITS, Plan, Stream};
 
 const STACK: usize = 64 * 1024;
-/// Number of bytes in one read of the service's output at most.
+/// The most bytes that one read of the service's output can return.
 pub(super) const BUFFER: usize = 32 * 1024;
 /// Untouched pages take no swap space either.
 #[cfg(target_os = "linux")]
@@ -45,7 +45,7 @@ pub(super) struct Arena {
     pub(super) program: Words,
     /// The command that runs at the end. Its candidates are null if there is none.
     pub(super) on_end: Words,
-    /// The line about a hint after its failure, or null.
+    /// The line with a hint for the case that this command fails, or null.
     pub(super) on_end_hint: *const c_char,
     pub(super) envp: *const *const c_char,
     pub(super) current_dir: *const c_char,

@@ -6,7 +6,7 @@
 //!
 //! `atexit` handlers run after the main thread returns and after `process::exit`, beside other live
 //! threads. So the services are in slots without a lock (`slots.rs`). An atomic swap gives each
-//! service to exactly one of its owner and the handler.
+//! service either to its owner or to the handler.
 
 use std::os::fd::RawFd;
 use std::sync::Once;
@@ -18,7 +18,7 @@ use super::slots::{Slot, Slots};
 use super::{service, users};
 
 static SLOTS: Slots<Ending> = Slots::new();
-/// A fork of the test process inherits the handler, but its services are not its own.
+/// The process whose services the handler ends. A fork inherits only the handler.
 static PROCESS: AtomicU32 = AtomicU32::new(0);
 /// The time on CLOCK_MONOTONIC at which the handler began.
 static BEGAN: AtomicU64 = AtomicU64::new(0);
@@ -55,7 +55,7 @@ pub(super) fn install_once() {
     });
 }
 
-/// Adds a service, known by its control socket. All its processes carry its id as their mark.
+/// Adds a service, given by its control socket. Its processes carry the id as their mark.
 pub(super) fn register(control: RawFd, id: &str, stop: StopPolicy, test: u64) -> Registration {
     install_once();
     let slot = SLOTS.take(|| Ending {
@@ -131,7 +131,7 @@ fn is_main_thread() -> bool {
     unsafe { libc::syscall(libc::SYS_gettid) == libc::c_long::from(libc::getpid()) }
 }
 
-/// Elsewhere there is no portable way to ask.
+/// Other systems have no portable call that tells this.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 fn is_main_thread() -> bool {
     true
@@ -148,7 +148,7 @@ fn install() {
         end_all(status != 0);
     }
     // SAFETY: declared as in `stdlib.h`. The handler may run at any time after this, beside other
-    // threads. Should the C library have no room for it, the supervisors still notice the end.
+    // threads. If the C library has no room for it, the supervisors still notice the end.
     unsafe { on_exit(handler, std::ptr::null_mut()) };
 }
 
@@ -171,12 +171,12 @@ fn end_all(failed: bool) {
     // process. (The harness returns from the main thread, and runs tests on others.)
     let in_a_test = failed || !is_main_thread();
     end_where(in_a_test, &|_| true);
-    // Now the services that others of this process needed may end.
+    // The services of this process have ended. Now the services that they needed may end.
     users::leave_all();
 }
 
 /// Ends the services of a test that is over, although one of its threads still has them. To that
-/// thread it looks like the end of the process.
+/// thread, this looks like the end of the process.
 pub(crate) fn end_of_test(test: u64) {
     if PROCESS.load(Ordering::SeqCst) == std::process::id() {
         end_where(true, &|slot| slot.test.load(Ordering::SeqCst) == test);

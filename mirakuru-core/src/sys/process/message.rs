@@ -33,8 +33,8 @@ pub(super) const SYNCED: i32 = 7;
 /// To the worker: send [`OUTPUT`] when there is new output.
 pub(super) const ARM: i32 = 10;
 /// To the worker: end the service. Carries the signal, the grace in ms, the kill signal, and a
-/// flag. The flag is not 0 if this process ends and takes the service with it. Then the supervisor
-/// waits for dependent services, and removes the private directory.
+/// flag. The flag is not 0 if the test process ends and takes the service with it. Then the
+/// supervisor waits for dependent services, and removes the private directory.
 pub(super) const STOP: i32 = 11;
 /// The flag of a [`STOP`] because a test ended the process: the supervisor then keeps the log.
 pub(super) const STOP_IN_A_TEST: i32 = 2;

@@ -135,7 +135,7 @@ impl Output {
                     continue;
                 }
                 if got < 0 {
-                    break; // nothing there now
+                    break; // the pipe is empty now
                 }
                 if got == 0 {
                     // No process can write to this pipe any more.

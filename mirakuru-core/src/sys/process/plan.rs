@@ -22,7 +22,7 @@ pub(crate) struct Plan {
     /// The command to run when the tree is gone, in the service's environment and working
     /// directory, as this process's user.
     pub(crate) on_end: Option<CommandPlan>,
-    /// The line about a hint after a failure of that command.
+    /// The line with a hint for the case that this command fails.
     pub(crate) on_end_hint: Option<CString>,
     pub(crate) envp: Vec<CString>,
     pub(crate) current_dir: Option<CString>,
@@ -46,7 +46,7 @@ pub(crate) struct Plan {
     pub(crate) needs: Vec<PathBuf>,
     /// Locks that the supervisor keeps until the tree is gone.
     pub(crate) keep: Vec<OwnedFd>,
-    /// Sockets for the service, as its descriptors 3, 4 and so on. If it has a variable
+    /// Sockets for the service, as its descriptors 3, 4 and so on. If the service has a variable
     /// `LISTEN_PID`, its process id replaces the value, which must have [`PID_DIGITS`] bytes.
     pub(crate) listen: Vec<OwnedFd>,
     /// The id of the service's test, or 0: see `exit.rs`.
@@ -83,8 +83,8 @@ pub(crate) struct RunPlan {
     /// The file with the service's state, and its published name.
     pub(crate) staged: CString,
     pub(crate) published: CString,
-    /// The run's directory, which the supervisor removes when the runner is gone. For a service
-    /// that ends with its users, its own directory.
+    /// The run's directory, which the supervisor removes when the runner is gone. A service that
+    /// ends with its users has a directory of its own here.
     pub(crate) dir: CString,
 }
 

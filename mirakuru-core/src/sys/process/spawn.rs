@@ -324,8 +324,8 @@ unsafe extern "C" fn at_end(argument: *mut c_void) -> c_int {
 /// children must not ignore SIGCHLD.
 pub(super) unsafe fn reset_signals() {
     for signal in 1..=64 {
-        // SAFETY: the default action has no handler. libc refuses its own two signals and SIGKILL
-        // and SIGSTOP: fine.
+        // SAFETY: the default action has no handler. libc refuses this for SIGKILL, SIGSTOP and its
+        // own two signals, which does no harm.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
 }

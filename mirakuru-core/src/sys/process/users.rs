@@ -93,7 +93,7 @@ impl User {
 
 impl Drop for User {
     fn drop(&mut self) {
-        // On failure this process is at its end, and still uses the descriptors there.
+        // If `leave_all` has taken the writer, it also uses the other descriptors.
         if let Some(writer) = owned(&self.slot.writer) {
             drop((writer, owned(&self.slot.reader), owned(&self.slot.lock)));
             self.slot.release();
@@ -108,8 +108,8 @@ fn owned(place: &AtomicI32) -> Option<OwnedFd> {
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Leaves all services at a normal end of the process, when its own have ended. Then waits for the
-/// end of each service whose last user this process was.
+/// At a normal end of the process, leaves all services after the process's own have ended. Then
+/// waits for the end of each service whose last user this process was.
 pub(super) fn leave_all() {
     SLOTS.iter().for_each(|slot| drop(owned(&slot.writer)));
     for slot in SLOTS.iter() {

@@ -120,7 +120,8 @@ fn binds_lazily() -> bool {
     const FLAGS: usize = 30;
     const FLAGS_1: usize = 0x6fff_fffb;
 
-    /// Called for each loaded object. Returns 1 at the object with this code, which ends the walk.
+    /// The linker calls this for each object. The result 1, for the object with this code, ends the
+    /// walk.
     unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _: usize, lazy: *mut c_void) -> c_int {
         // SAFETY: the linker gives the headers of an object that is loaded; `lazy` is a `bool`.
         unsafe {
@@ -217,9 +218,8 @@ impl Drop for Restore {
 }
 
 fn advise(range: &Range<usize>, advice: libc::c_int) {
-    // Failure is fine: the mapping may be gone, or take no such advice.
-    // SAFETY: this advice changes the copy that a fork makes, never the memory that this process
-    // sees.
+    // Failure is fine: the mapping may be gone, or may not take this advice. SAFETY: this advice
+    // changes the copy that a fork makes, never the memory that this process sees.
     unsafe { libc::madvise(range.start as *mut libc::c_void, range.len(), advice) };
 }
 
@@ -229,7 +229,7 @@ fn advise(range: &Range<usize>, advice: libc::c_int) {
 /// are.
 const THREAD_LOCAL_REACH: usize = 32 * 1024;
 
-/// The memory in which libc keeps this thread's `errno` and its own idea of the thread.
+/// The memory in which libc keeps this thread's `errno` and its own data about the thread.
 fn thread_local_block() -> Range<usize> {
     // SAFETY: both calls only return an address.
     let (errno, me) = unsafe { (libc::__errno_location() as usize, libc::pthread_self() as usize) };

@@ -24,7 +24,7 @@ use super::{freeze, handle, memory, supervisor, sweep};
 pub(crate) use super::handle::pidfds_are_missing;
 pub(crate) use super::sweep::kill_marked;
 
-// On architectures that once had 16-bit user ids, the calls with the plain names still take those.
+// Where user ids once had 16 bits, the calls with the plain names still take such ids.
 #[cfg(not(any(target_arch = "x86", target_arch = "arm")))]
 use libc::{SYS_setgid as SYS_SETGID, SYS_setgroups as SYS_SETGROUPS, SYS_setuid as SYS_SETUID};
 #[cfg(any(target_arch = "x86", target_arch = "arm"))]
@@ -88,7 +88,7 @@ unsafe fn close_range(first: i32, last: i32) -> bool {
     // descriptors.
     unsafe {
         if libc::syscall(libc::SYS_close_range, first, last, 0) != 0 {
-            // For kernels before Linux 5.9.
+            // Kernels before Linux 5.9 do not have this call.
             for fd in first..=last.min(4096) {
                 libc::close(fd);
             }
@@ -104,7 +104,7 @@ pub(in crate::sys::process) unsafe fn close_at_exec(first: i32) {
     // SAFETY: the calls take only numbers.
     unsafe {
         if libc::syscall(libc::SYS_close_range, first, i32::MAX, CLOSE_RANGE_CLOEXEC) != 0 {
-            // For kernels before Linux 5.11.
+            // Kernels before Linux 5.11 do not have this flag.
             for fd in first..4096 {
                 libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC);
             }
@@ -136,8 +136,8 @@ pub(in crate::sys::process) unsafe fn spawn(
             libc::close(ends[1]);
         }
     }
-    // SAFETY: a `fn` that is unsafe to call is represented as one that is safe to call. No other
-    // code uses the stack.
+    // SAFETY: an unsafe `fn` has the same representation as a safe one. No other code uses the
+    // stack.
     unsafe {
         let child = mem::transmute::<
             unsafe extern "C" fn(*mut c_void) -> c_int,

@@ -14,7 +14,7 @@
 //!    reaches two of them.
 //! 2. The worker watches the test process through a pidfd that was opened before the fork, so the
 //!    test process cannot die unseen. The end of file of the socket is not enough: another fork of
-//!    the test process may hold a copy of that.
+//!    the test process may hold a copy of the socket.
 //! 3. The service asks for SIGKILL at its parent's death first and checks its parent second.
 //! 4. A stop goes through the phases of `ending.rs`, then kills until nothing is left. After that
 //!    the supervisor moves the last output into the log, and runs the recipe's command at the end.
@@ -26,19 +26,19 @@
 //! SIGCHLD for the worker (and continues a worker that was stopped). If one dies, the other kills
 //! the tree.
 //!
-//! Guard and worker share *one memory* (`CLONE_VM`). A second copy would take as long to make and
-//! to take down as the first, and as much room. Two rules follow:
+//! Guard and worker share *one memory* (`CLONE_VM`). A second copy would cost as much time and room
+//! as the first. Three facts follow:
 //!
 //! * A SIGKILL ends only one of them: a signal kills a process, and each has its own descriptors
 //!   and signals. The exception is a machine that runs out of memory: there the kernel kills every
 //!   process that shares the victim's memory. It chooses the largest process, and this is the
-//!   smallest. If it chooses this one all the same, the mark is left (`sweep`).
+//!   smallest. If the kernel chooses this one all the same, the mark is left (`sweep`).
 //! * While there is a worker, the memory is the worker's. From the worker's start to its end the
 //!   guard uses its own stack and reads only the list of locks, which is never written. The guard
 //!   makes no call that fails in that time, because the two share one `errno`.
 //! * They share one command line, but each has its own name.
 //!
-//! The file is long because all code whose order is the guarantee stands in it.
+//! The file is long because the guarantee rests on the order of all this code.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::mem;
@@ -335,8 +335,8 @@ impl Worker<'_> {
                 if polled >= 0 {
                     errors = 0;
                 } else {
-                    // `poll` failed, or was interrupted, as a filter can do each time: check
-                    // everything, a thousand times a second, for a second.
+                    // `poll` failed or was interrupted, and a system call filter may do that each
+                    // time. So check everything, a thousand times a second, for a second.
                     errors = errors.saturating_add(1);
                     guard_seen = errors > 1000 || libc::getppid() != self.a.guard;
                     [events_seen, control_seen, out_seen, err_seen] = [true; 4];
@@ -562,7 +562,7 @@ impl Worker<'_> {
     }
 
     /// Signals the service's group, and continues it if it was stopped. Once the main process has
-    /// been waited for, the group's number may belong to another group; then signals each child
+    /// been waited for, another group may have the number. From then on this signals each child
     /// instead.
     unsafe fn signal_group(&mut self, signal: i32) {
         // SAFETY: the group exists, and is the service's, as long as its leader has not been waited
@@ -578,8 +578,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Signals each adopted child once, except for members of the service's group if that has been
-    /// signalled.
+    /// Signals each adopted child once, except for members of the service's group if the group has
+    /// been signalled.
     unsafe fn tell_orphans(&mut self, signal: i32) {
         // SAFETY: `signal_child` asks the kernel whose child it is.
         unsafe {

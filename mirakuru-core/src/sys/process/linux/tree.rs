@@ -2,15 +2,15 @@
 //! allocates, locks or panics.
 //!
 //! The obvious loop ("kill the children, sleep, look again") fails: chains of processes that fork
-//! and exit at full speed outrun it, and their zombies fill the machine's table of processes. Four
-//! rules hold here:
+//! and exit at full speed outrun it, and their zombies fill the machine's table of processes. So
+//! this code has four rules:
 //!
-//! * `SA_NOCLDWAIT` for SIGCHLD, so that the kernel reaps the dead (from the moment of the kill
-//!   only: exit statuses are lost);
-//! * no sleep between walks, as long as there is something new;
-//! * the group of each child as well as the child;
-//! * a pidfd for each child, and then the question to the kernel whether that child is ours, so
-//!   that a recycled process id is never hit.
+//! * From the kill on, SIGCHLD has `SA_NOCLDWAIT`: the kernel reaps the dead, and discards their
+//!   exit statuses.
+//! * As long as the walks find something new, there is no sleep between them.
+//! * Each child's group is killed as well as the child.
+//! * A pidfd of each child is opened before the kernel is asked whether the child is ours. So a
+//!   recycled process id is never hit.
 //!
 //! The list of children is only a hint. The proof that nothing is left is `waitpid` that fails with
 //! ECHILD.
@@ -33,7 +33,7 @@ const NEAR: i32 = 4096;
 /// `/proc` may show no child although there is one. After this many such walks, the kernel is asked
 /// about every number.
 const BLIND_WALKS: u32 = 50;
-/// The number of `waitpid` errors in a row that are no accident.
+/// Number of `waitpid` errors in a row after which the proof is given up.
 const TOO_MANY_ERRORS: u32 = 2000;
 
 /// Kills every descendant. Returns `true` once the kernel says that this process, a subreaper, has
@@ -41,7 +41,7 @@ const TOO_MANY_ERRORS: u32 = 2000;
 ///
 /// # Safety
 ///
-/// Only for a single-threaded process that is a child subreaper and whose children may all die.
+/// The calling process must be a child subreaper with one thread, and all its children may die.
 pub(super) unsafe fn kill_all(group: i32, pids: &mut [i32; PIDS]) -> bool {
     // SAFETY: an all-zero `sigaction` is valid, and the other calls use local variables or `pids`.
     unsafe {
@@ -109,7 +109,7 @@ pub(super) fn has_children() -> Option<bool> {
 ///
 /// # Safety
 ///
-/// As [`kill_all`].
+/// The rules of [`kill_all`] apply.
 pub(super) unsafe fn signal_child(pid: i32, signal: i32, group: bool) -> bool {
     let is_mine = || {
         let mine = is_my_child(pid);
@@ -163,7 +163,7 @@ pub(super) fn children(pids: &mut [i32], thorough: bool) -> usize {
             mine = mine.wrapping_add(1);
         }
     }
-    // None of the listed processes is a child: they have just ended, or their numbers are those of
+    // None of the listed processes is a child: they have just ended, or the numbers belong to
     // another namespace.
     let is_usable = is_shown && (count == 0 || mine > 0);
     if mine > 0 || (is_usable && !thorough) || has_children() != Some(true) {
@@ -239,7 +239,7 @@ pub(super) fn descendants(pids: &mut [i32]) -> usize {
 ///
 /// # Safety
 ///
-/// As [`kill_all`].
+/// The rules of [`kill_all`] apply.
 pub(super) unsafe fn signal_descendant(pid: i32, signal: i32) {
     // SAFETY: `signal_if` is sound with any arguments.
     unsafe { handle::signal_if(pid, signal, || is_my_child(pid) || descends(pid)) };

@@ -21,10 +21,10 @@
 //!   another while the group has a member; see `Worker::group_lives`.
 //! * No `/proc`, no netlink: the owner of a socket is not known, the holder of a port is not named,
 //!   and no runner of tests is recognised (a shared service is its process's own).
-//! * No flag to leave memory out of a fork: the supervisor shares that of the test process,
+//! * No flag to leave memory out of a fork: the supervisor shares the test process's memory,
 //!   copy-on-write, and the forks (two for each start) take time in proportion to it.
 //! * The supervisor is an ordinary child of the test process, with its name and command line. A
-//!   `waitpid(-1)` of the test's can reap it, which does no harm.
+//!   `waitpid(-1)` of the test can reap it, which does no harm.
 
 pub(super) mod os;
 mod remove;

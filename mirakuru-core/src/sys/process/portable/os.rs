@@ -50,7 +50,7 @@ pub(crate) fn pidfds_are_missing() -> bool {
 /// Does nothing: POSIX has no signal at a parent's death.
 pub(in crate::sys::process) unsafe fn tie_to_parent() {}
 
-/// For the supervisor, which has one thread: no other thread can fork between these calls.
+/// Only the supervisor calls this. It has one thread, so no fork happens between these calls.
 pub(in crate::sys::process) unsafe fn pipe(ends: &mut [i32; 2]) -> i32 {
     // SAFETY: the call writes two descriptors into the array.
     unsafe {
@@ -68,8 +68,8 @@ pub(super) unsafe fn set_close_at_exec(fd: i32) {
     unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
 }
 
-/// Closes every descriptor except for the arena's `keep`, whose descriptors are closed when a
-/// program is executed.
+/// Closes every descriptor except for those in the arena's `keep`, and marks these, so that
+/// executing a program closes them.
 pub(super) unsafe fn close_all_but_kept(a: &Arena) {
     // SAFETY: `keep` has `keep_count` entries, in ascending order; nothing in this process uses the
     // others.
@@ -189,8 +189,8 @@ pub(crate) fn forks_whole_because() -> Option<&'static str> {
 /// Number of descriptors to try at most, on a system that does not list the open ones.
 const MANY: u64 = 65_536;
 
-/// The highest descriptor that is open now; `known` is one that is open. POSIX has no call that
-/// closes all of them, and the limit on their number may be a million.
+/// The highest descriptor that is open now. `known` is any open descriptor. POSIX has no call that
+/// closes all descriptors, and the limit on their number may be a million.
 fn last_fd(known: RawFd) -> i32 {
     let listed = std::fs::read_dir("/dev/fd").into_iter().flatten().flatten();
     let open: Vec<i32> = listed
@@ -242,7 +242,7 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
             }
         }
         timeout => {
-            // Rounding up avoids that the last millisecond is spent spinning.
+            // This rounds up, so that the caller does not spin during the last millisecond.
             let ms = timeout.map_or(-1, |timeout| {
                 i32::try_from(timeout.as_micros().div_ceil(1000)).unwrap_or(i32::MAX)
             });
@@ -267,7 +267,7 @@ pub(in crate::sys::process) fn last_resort(_: &str, supervisor: i32, service: i3
         // The number belongs to the group as long as one member lives. If the leader lives, its
         // session says whether the group is ours, because each supervisor has a session of its own.
         // The leader may be gone, and another group may have the number. But then, since the
-        // supervisor's death, the old group became empty and the new one lost its leader.
+        // supervisor's death, both the old group became empty and the new leader ended.
         let session = libc::getsid(service);
         if session == supervisor || session < 0 {
             libc::kill(-service, libc::SIGKILL);

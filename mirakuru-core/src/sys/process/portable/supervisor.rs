@@ -272,12 +272,12 @@ impl Worker<'_> {
         if self.ending.needed >= 0 {
             patience = patience.min(WAIT_MS);
         }
-        // SAFETY: waits for as many descriptors as it says.
+        // SAFETY: the call waits for as many descriptors as it says.
         unsafe { self.poll(wake, control, patience) };
     }
 
     unsafe fn poll(&self, wake: i32, control: i32, ms: c_int) {
-        // SAFETY: waits for as many descriptors as it says; reads into a local buffer.
+        // SAFETY: the call waits for as many descriptors as it says; reads into a local buffer.
         unsafe {
             let mut fds = [wake, control, self.output.pipes[0], self.output.pipes[1]].map(to_read);
             let mut child: libc::sigset_t = mem::zeroed();
