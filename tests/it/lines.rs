@@ -286,7 +286,7 @@ fn a_line_of_a_log_file_makes_a_service_ready() {
 fn a_mark_of_another_service_is_refused() {
     let (mut service, other) = (script(SAYS), script("echo up; exec sleep 60"));
     let mark = other.mark();
-    let reason = "the mark is one of another service: use one that `mark()` of this service made";
+    let reason = "the mark belongs to another service: use one from `mark()` of this service";
     let banner = || Banner::matching("up");
     for error in [
         service.wait_for_line(&mark, "up", LONG).unwrap_err(),

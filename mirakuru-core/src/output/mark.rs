@@ -25,7 +25,7 @@ pub struct Mark {
 }
 
 impl Mark {
-    /// The end of the log so far.
+    /// A mark at the present end of the logs.
     pub(crate) fn now(output: &OutputReader, files: &[PathBuf]) -> Mark {
         Mark {
             service: service(output),
@@ -41,10 +41,10 @@ impl Mark {
         files: Vec::new(),
     };
 
-    /// Why the mark is refused, if it belongs to another service's output.
+    /// The reason to refuse the mark, if it belongs to another service's output.
     pub(crate) fn refusal(&self, output: &OutputReader) -> Option<&'static str> {
         let is_another = self.service != 0 && self.service != service(output);
-        is_another.then_some("the mark is one of another service: use one that `mark()` of this service made")
+        is_another.then_some("the mark belongs to another service: use one from `mark()` of this service")
     }
 
     /// The place in the log file with this number.
