@@ -10,7 +10,7 @@ use crate::output::mark::Mark;
 use crate::output::reader::{Cursor, OutputReader, Piece, Stream};
 use crate::util::text::printable;
 
-/// Number of bytes in a snapshot at most: the last 16 MiB of the log.
+/// The most bytes in a snapshot: the last 16 MiB of the log.
 pub(super) const SNAPSHOT: u64 = 16 * 1024 * 1024;
 /// Number of bytes searched for the last lines.
 const TAIL: u64 = 64 * 1024;
@@ -110,7 +110,7 @@ impl Logs {
         let mut logs = output.snapshot_since(mark.output);
         for (number, path) in files.iter().enumerate() {
             let mut bytes = Vec::new();
-            // If a file cannot be read further, its first part counts.
+            // If a file cannot be read further, the part read so far counts.
             let _ = LogFile::new(path, mark.file(number)).read(&mut |part| {
                 bytes.extend_from_slice(part);
                 let surplus = bytes.len().saturating_sub(2 * SNAPSHOT as usize);
@@ -316,7 +316,7 @@ impl OutputReader {
         let mut assembly = Assembly::default();
         let start = self.back_from(end, since, limit).unwrap_or(since);
         let mut cursor = start;
-        // If the log cannot be read further, its first part counts.
+        // If the log cannot be read further, the part read so far counts.
         let _ = self.walk(&mut cursor, Some(end), &mut |piece, _| assembly.add(piece));
         let mut logs = assembly.finish(self.path.clone(), start.given > since.given);
         logs.dropped = self.dropped(since);

@@ -195,7 +195,7 @@ impl OutputReader {
         each: &mut dyn FnMut(Piece<'_>, u64),
     ) -> io::Result<()> {
         // This time comes before the lengths. Bytes without a record are orphans only if they were
-        // old enough at this time. This process may be held up between any two lines.
+        // old enough at this time. This process may be held up between any two statements.
         let now = Instant::now();
         let view = self.parts.view()?;
         let stop = match until {
@@ -398,7 +398,7 @@ impl View {
         Ok(&block[..got - got % log_record::SIZE])
     }
 
-    /// For an index offset in the gap: the offsets of the index and the log right after the gap.
+    /// If this index offset is in the gap, returns the offsets right after it in index and log.
     fn after_gap(&self, index: u64) -> Option<(u64, u64)> {
         let [from, to] = self.gap()?;
         (from.index..to.index)
@@ -406,8 +406,8 @@ impl View {
             .then_some((to.index, to.log))
     }
 
-    /// For an index offset in the gap or right after it: the offsets of the index and the log right
-    /// before it.
+    /// If this index offset is in the gap or right after it, returns the offsets right before the
+    /// gap in index and log.
     fn before_gap(&self, index: u64) -> Option<(u64, u64)> {
         let [from, to] = self.gap()?;
         (from.index < index && index <= to.index).then_some((from.index, from.log))
@@ -472,7 +472,7 @@ impl<'a> Window<'a> {
     }
 
     /// Hands on the bytes between two offsets, in pieces. If the file is shorter than its index
-    /// says, only the bytes that it has.
+    /// says, hands on only the bytes of the file.
     fn each(&mut self, mut from: u64, end: u64, give: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         while from < end {
             let within = from

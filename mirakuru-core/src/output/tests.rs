@@ -271,7 +271,7 @@ fn a_writer_at_work_is_read_without_loss() {
         });
         let mut cursor = Cursor::START;
         let mut streams = [Vec::new(), Vec::new()];
-        // A busy disk may take long, but never with nothing to read.
+        // A busy disk may make the whole test slow, but output must come at least once a minute.
         let mut heard = Instant::now();
         while !streams[1].ends_with(b"-4999\n") && heard.elapsed() < Duration::from_secs(60) {
             let [out, err] = pair(&reader, &mut cursor);
@@ -297,7 +297,7 @@ fn memory_stays_flat() {
         let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
-    // The test needs a process of its own, which the memory of other tests does not use.
+    // This test measures its process's memory, so no other test may run in that process.
     if !is_alone() {
         return run_alone(test_name!(memory_stays_flat), &[]);
     }

@@ -18,7 +18,7 @@ use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 use crate::sys::{self, Protocol};
 use crate::util::backoff::Pauses;
 
-/// An endpoint of a service that another process has.
+/// A service's endpoint that another process has in use.
 ///
 /// Displays as `port 6379 is already in use by redis-server (pid 812)`.
 #[derive(Clone, Debug, PartialEq, Eq)]

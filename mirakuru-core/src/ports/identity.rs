@@ -1,5 +1,5 @@
 //! The private directory and the ports of a service before it is built. So the nodes of a cluster
-//! can know each other's before they start.
+//! can know each other's ports before they start.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -12,7 +12,7 @@ use crate::ports::reserve::{HoldLevel, Range, Reservation};
 /// [`into_listener`](Port::into_listener) is called, connections are refused. Dropping it gives the
 /// port back.
 ///
-/// Usual variable name: `port`.
+/// The usual variable name is `port`.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -80,7 +80,7 @@ impl Port {
     }
 
     /// Makes a UDP socket that is bound to the port. The reservation has bound it, so it has every
-    /// datagram that came since.
+    /// datagram that came since then.
     #[must_use]
     pub fn into_udp_socket(self) -> UdpSocket {
         self.udp

@@ -114,7 +114,7 @@ impl Reservation {
     fn low(is_wanted: impl Fn(u16) -> bool) -> io::Result<Reservation> {
         let ephemeral = sys::ports::ephemeral().unwrap_or(32_768..=60_999);
         let outside: Vec<u16> = LOW.filter(|port| !ephemeral.contains(port)).collect();
-        // If the kernel chooses from nearly all ports, its own range may be the rest.
+        // If the kernel's range leaves few low ports, ports of that range will do, too.
         let ports: Vec<u16> = match outside.len() {
             0..1000 => LOW.collect(),
             _ => outside,

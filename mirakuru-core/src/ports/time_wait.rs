@@ -32,7 +32,7 @@ pub(crate) fn make_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
         }
         for (local, remote) in lingering.into_iter().take(MANY) {
             if address::is_local(remote.ip()) {
-                // This waits for the remnants that cannot be removed.
+                // The loop waits for the remnants that cannot be removed.
                 let _ = time_wait::remove(local, remote);
             }
         }

@@ -96,7 +96,7 @@ impl Values {
         expanded
     }
 
-    /// Marks the value of this variable of the service as a secret.
+    /// Marks this value of one of the service's variables as a secret.
     pub(crate) fn hide(&mut self, value: &OsStr) {
         self.secrets.add_secret(&value.to_string_lossy());
     }
@@ -500,7 +500,7 @@ mod tests {
         assert_eq!(odd.expand_os(OsStr::new("{dir}")).unwrap().as_bytes(), b"/\xff");
     }
 
-    /// A text full of near placeholders.
+    /// A text of placeholders and their pieces, which often make no valid placeholder.
     fn tricky() -> impl Strategy<Value = String> {
         let pieces = [
             "{", "}", "{{", "}}", "$", ":", "name", "dir", "port", "a", " ", "\"", "{name}", "{x:y}",

@@ -279,7 +279,7 @@ pub(crate) fn is_in_use(dir: &Path) -> bool {
     entries
         .map(|entry| entry.path())
         .any(|path| match path.extension() {
-            // A process that starts a service holds this lock, and its supervisor afterwards.
+            // First the process that starts a service holds this lock, then the supervisor.
             kind if kind.is_some_and(|kind| kind == "lock") || path.ends_with("lock") => {
                 sys::files::open_lock(&path, false)
                     .is_ok_and(|lock| matches!(sys::files::is_locked(lock.as_fd()), Ok(true)))

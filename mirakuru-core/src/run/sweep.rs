@@ -1,5 +1,4 @@
-//! Removes the leftovers of killed test processes, which are services and directories, and old
-//! logs.
+//! Removes the services and directories that killed test processes left behind, and old logs.
 //!
 //! The file is in `run/`, not in `service_dir/`: it sweeps the directories of runs as well.
 
@@ -108,8 +107,8 @@ fn sweep_in(base: &Path) -> Vec<Stale> {
                 examine(&entry.path(), name)
             } else {
                 if let Some((pid, started)) = runner_of(name) {
-                    // The last service of a run removes the run's directory. No service was left
-                    // to remove this directory.
+                    // The last service of a run removes the run's directory. No service was left to
+                    // remove this one.
                     if !is_alive(pid, started) && !is_in_use(&entry.path()) {
                         remove_tree(&entry.path());
                     }

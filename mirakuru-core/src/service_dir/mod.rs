@@ -6,7 +6,7 @@
 //!     k3v7q2mxw5ha/                 0700 (0711 as above); one executor's service directory, named by its id
 //!         lock                      flocked while its process or the service's supervisor lives
 //!         log, log.index            made by the log's own code, 0600
-//!         kept                      there when the log is to outlive its executor
+//!         kept                      marks a log that outlives its executor
 //!         d/                        0700, the service's: `{dir}`
 //!     new-812-99120-4026531836-k3v7q2mxw5ha/
 //!                               a service directory that is being made: by which process, and in
@@ -22,7 +22,7 @@
 //! Many processes sweep, create and remove side by side, without a common lock:
 //!
 //! - A service directory gets its name by `rename`, when it already contains the locked `lock`. No
-//!   process ever sees it without.
+//!   process ever sees it without the lock.
 //! - An id is random and never used twice, so a left-over directory never comes into use again.
 //! - A sweeper works on a left-over directory only while it holds the directory's lock. Other
 //!   sweepers skip it.
@@ -327,7 +327,7 @@ fn furnish(path: &Path, foreign: Option<(u32, u32)>, loose: bool) -> io::Result<
     let dir = path.join("d");
     DirBuilder::new().mode(0o700).create(&dir)?;
     if let Some((uid, gid)) = foreign {
-        // This sets the mode whatever the umask was: unlike root, this user needs it.
+        // This overrides the umask, because the service's user needs the owner's rights.
         fs::set_permissions(&dir, Permissions::from_mode(0o700))?;
         match chown(&dir, Some(uid), Some(gid)) {
             // A process that may not give files away may not become that user either. Then the

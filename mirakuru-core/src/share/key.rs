@@ -6,7 +6,7 @@
 //! | counts | does not count |
 //! | --- | --- |
 //! | the fixture's name, the types of the recipe and of its condition, without their modules | the modules: a file that many test binaries include is another module in each |
-//! | every setter of the recipe and of its condition | `queue`, `optional`: they say what this process does meanwhile, or instead |
+//! | every setter of the recipe and of its condition | `queue`, `optional`: they only decide whether this process waits, or skips its test |
 //! | the value of `{env:VAR}` | the variables that the service inherits |
 //! | the program's file: path, inode, size and time of change | files that the service reads |
 //! | the working directory, unless the recipe sets an absolute one or `"{dir}"` | ports, `{dir}`, `{id}`: they are chosen at the start |

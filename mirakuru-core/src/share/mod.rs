@@ -15,20 +15,20 @@
 //!       KEY.lock     held (flock) by the one process that is starting the service, and by guard and worker
 //!       KEY.state    how to reach it; renamed into place by the worker, which appends how it ended
 //!   /tmp/mirakuru-UID/ID/                     of the service
-//!       lock         held (flock) by guard and worker: who cannot get it knows that they live
+//!       lock         held (flock) by guard and worker, as long as one of them lives
 //! ```
 //!
 //! # Deaths of each process
 //!
-//! * The process that starts it, before it is published. Until then the service belongs to that
-//!   process and ends with it. The lock is free once its last holder, the supervisor, is gone; then
-//!   the next process starts another service. The test process alone must not hold the lock.
+//! * The process that starts the service, before it is published. Until then the service belongs to
+//!   that process and ends with it. The lock is free once its last holder, the supervisor, is gone;
+//!   then the next process starts another service. The test process alone must not hold the lock.
 //!   Otherwise the next process could find it free while the supervisor still has an order to
 //!   publish.
-//! * The same process, while it publishes. That is one message to the worker, which renames the
-//!   state into place *and* stops watching the test process. In no moment between the two can
-//!   another process see a service that is about to end, or lose one that stays.
-//! * The service itself, later. The worker appends to the state how it ended. A process that
+//! * The same process, while it publishes. Publishing is one message: the worker renames the state
+//!   into place *and* stops watching the test process. Between the two, no other process can see a
+//!   service that is about to end, or lose one that stays.
+//! * The service itself, later. The worker appends the service's end to the state. A process that
 //!   attaches after that gets an error, with the end of the log. No process starts another service,
 //!   because tests may have used the first.
 //! * The runner. The worker ends the service as always, and removes state and directories. Test

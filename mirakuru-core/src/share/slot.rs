@@ -27,8 +27,8 @@ use crate::util::deadline::scaled;
 const PATIENCE: Duration = Duration::from_secs(900);
 
 impl Run {
-    /// The slot in this run for a service, by the recipe, the type that made the recipe, and the
-    /// name of the fixture.
+    /// The slot in this run for a service. The recipe, its type and the fixture's name identify the
+    /// service.
     ///
     /// # Errors
     ///
@@ -296,7 +296,7 @@ impl StartPermit {
             Some(user) => user.reader(),
             None => sys::pidfd(slot.runner),
         };
-        // The check comes after the open: if the runner is alive now, the descriptor is its own.
+        // If the runner still lives after the open, the descriptor is the runner's.
         slot.check_runner()?;
         let c_string = |path: &Path| Ok::<_, io::Error>(CString::new(path.as_os_str().as_bytes())?);
         Ok(sys::RunPlan {

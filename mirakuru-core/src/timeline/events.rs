@@ -49,7 +49,7 @@ const FRESH: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(2);
 /// Time within which a free lock does not count as a wait, in ns.
 const NO_WAIT: u64 = 500_000;
-/// Number of bytes in a text at most. A line is one write of less than PIPE_BUF.
+/// The most bytes in a text, so that a line is one write of less than PIPE_BUF.
 const TEXT: usize = 600;
 
 /// The format of the timeline.

@@ -8,15 +8,15 @@
 //!
 //! # The critical path
 //!
-//! The chain of pieces that explains the length of the run: no two overlap, and together they cover
-//! it. The search goes back from the last end, and asks for each wait's cause:
+//! This path explains the length of the run. Its pieces do not overlap, and together they cover the
+//! whole run. The search goes back from the last end, and asks for each wait's cause:
 //!
 //! - a piece of any kind waits for the piece before it in its lane;
 //! - a wait for a port waits for the stop of the service that had the port, from the moment at
 //!   which that service was gone;
 //! - a wait for a service that another test starts waits for that start;
-//! - the beginning of a test waits for the test that ended last before it, of the same process or
-//!   else of any. The time between belongs to the runner, and to tests that use no service.
+//! - the beginning of a test waits for the test that ended last before it, of the same process if
+//!   possible. The time between belongs to the runner, and to tests that use no service.
 
 use std::collections::HashMap;
 

@@ -8,7 +8,7 @@ use super::model::{End, Kind, Lane, Piece, Run, Service, Start};
 const PAGE: &str = include_str!("page.html");
 const PLACE: &str = "\"THE DATA\"";
 
-/// The first process id in a trace that no process of the system has.
+/// A process id for the services in a trace, which no process of the system has.
 const SERVICES: u32 = 5_000_000;
 const PATH: u32 = 5_000_001;
 

@@ -5,7 +5,7 @@ use once_cell::sync::Lazy;
 const ON: [&str; 4] = ["1", "true", "yes", "on"];
 const OFF: [&str; 4] = ["0", "false", "no", "off"];
 
-/// The variables and their known values, in the order for people. An empty value counts as none.
+/// The variables and their known values, in the order for messages. An empty value counts as none.
 const CHOICES: [(&str, &[&str]); 5] = [
     ("MIRAKURU_KEEP", &["1", "0"]),
     ("MIRAKURU_LIVE", &["1", "0"]),

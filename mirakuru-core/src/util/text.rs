@@ -26,7 +26,7 @@ pub(crate) fn printable(line: &str, limit: usize) -> String {
 
 const ESCAPE: u8 = 0x1b;
 const BELL: u8 = 7;
-/// Select a set of characters. On some terminals, bold text ends with `ESC [ m SI`.
+/// These two bytes select a set of characters. On some terminals, bold text ends with `ESC [ m SI`.
 const SHIFT_OUT: u8 = 0x0e;
 const SHIFT_IN: u8 = 0x0f;
 

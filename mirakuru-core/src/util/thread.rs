@@ -1,4 +1,4 @@
-//! Threads.
+//! Starts threads.
 
 use std::io;
 use std::thread::{Builder, JoinHandle};
