@@ -89,10 +89,16 @@ fn mistake(
         return None;
     }
     let Some(other) = other else {
-        let meant = names[mistyped(name, &names[..at])?].as_ref()?;
-        return Some(format!(
-            "no service above is called `{name}`: did you mean `{meant}`?"
-        ));
+        let above = &names[..at];
+        let remedy = match mistyped(name, above).and_then(|meant| names[meant].as_ref()) {
+            Some(meant) => format!("did you mean `{meant}`?"),
+            // A service that the test does not use has no parameter, and so no name.
+            None if above.contains(&None) && name.starts_with(char::is_lowercase) => {
+                format!("write `name = {name}` in its attribute")
+            }
+            None => return None,
+        };
+        return Some(format!("no service above is called `{name}`: {remedy}"));
     };
     Some(match chain(used, names, other, at) {
         _ if other == at => format!("`{name}` needs itself: its recipe is made before it starts"),
@@ -193,11 +199,15 @@ mod tests {
     /// The needs of the services `cache`, `server` and `worker` with these attributes, and the
     /// mistakes.
     fn found(attributes: [&str; 3]) -> (Needs, Vec<String>) {
+        found_with(attributes, ["cache", "server", "worker"].map(Some))
+    }
+
+    fn found_with(attributes: [&str; 3], names: [Option<&str>; 3]) -> (Needs, Vec<String>) {
         let mut errors = Errors::default();
         let parse = |text: &str| stacked(text.parse().unwrap(), &mut Vec::new(), &mut Errors::default());
         let fixtures: Vec<Args> = attributes.into_iter().flat_map(parse).collect();
         let fixtures: Vec<&Args> = fixtures.iter().collect();
-        let names = ["cache", "server", "worker"].map(|name| Some(format_ident!("{name}")));
+        let names = names.map(|name| name.map(|name| format_ident!("{name}")));
         let others = [format_ident!("limit")];
         let needs = needs(&fixtures, &names, &others, &mut errors);
         (needs, errors.messages())
@@ -257,6 +267,21 @@ mod tests {
             let (needs, errors) = found(["cache()", attribute, "worker()"]);
             assert_eq!(needs, [[]; 3].map(Vec::from), "{attribute}");
             assert_eq!(errors, Vec::<String>::new(), "{attribute}");
+        }
+    }
+
+    #[test]
+    fn a_service_without_a_name() {
+        let mistakes = |used: &str| found_with(["x()", used, "x()"], [None, Some("server"), None]).1;
+        let remedy = "no service above is called `cache`: write `name = cache` in its attribute";
+        assert_eq!(mistakes("x(cache.url())"), [remedy]);
+        for other in [
+            "x(cache)",
+            "x(CACHE.url())",
+            "x(limit.url())",
+            "x(|cache| cache.url())",
+        ] {
+            assert_eq!(mistakes(other), Vec::<String>::new(), "{other}");
         }
     }
 

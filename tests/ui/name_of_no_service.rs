@@ -1,4 +1,4 @@
-#[mirakuru::fixture(cmd = "sleep 60", name = "worker")]
+#[mirakuru::fixture(cmd = "sleep 60", name = worker)]
 #[mirakuru::fixture(cmd = "sleep 60", env = ("QUEUE", queue.name()))]
 fn test() {}
 
