@@ -48,7 +48,7 @@ pub(crate) use process::signals;
 pub(crate) use process::users::User;
 pub(crate) use process::{LOSES_DAEMONS, forks_whole_because, kill_marked, pidfd, pidfds_are_missing};
 
-/// CLOCK_MONOTONIC in nanoseconds: the clock of the supervisor's time stamps.
+/// The time on CLOCK_MONOTONIC in nanoseconds, as in the supervisor's time stamps.
 pub(crate) fn clock_ns() -> u64 {
     let mut time = libc::timespec {
         tv_sec: 0,

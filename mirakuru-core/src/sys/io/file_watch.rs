@@ -187,7 +187,7 @@ mod linux {
             let mut buffer = [0_u8; 4096];
             // The limit is for a directory in which a program makes files without end.
             for _ in 0..64 {
-                // SAFETY: writes at most as many bytes as the buffer has. It does not wait.
+                // SAFETY: the call writes at most as many bytes as the buffer has.
                 let got = unsafe { libc::read(self.fd(), buffer.as_mut_ptr().cast(), buffer.len()) };
                 let Some(mut rest) = usize::try_from(got).ok().and_then(|got| buffer.get(..got)) else {
                     break;

@@ -77,7 +77,7 @@ pub(in crate::sys) unsafe fn keep_log(path: *const c_char) {
 ///
 /// # Safety
 ///
-/// Sound with any number: the calls read only constant strings and local variables.
+/// Any number is sound: the calls read only constant strings and local variables.
 pub(in crate::sys) unsafe fn keep_log_in(dir: i32) {
     // SAFETY: an all-zero `stat` is valid, and the calls read strings that end in a zero byte.
     unsafe {
@@ -104,8 +104,8 @@ impl Place {
     /// Finds a directory. `None` if it does not exist, or if another user could have put it there.
     unsafe fn find(path: *const c_char) -> Option<Place> {
         const LONGEST: usize = 4096;
-        // SAFETY: reads the string to its zero byte; the path of the parent is built in a local
-        // buffer.
+        // SAFETY: the call reads the string to its zero byte; the path of the parent is built in a
+        // local buffer.
         unsafe {
             let bytes = CStr::from_ptr(path).to_bytes();
             let slash = bytes.iter().rposition(|byte| *byte == b'/')?;

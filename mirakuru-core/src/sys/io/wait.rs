@@ -16,7 +16,7 @@ pub(crate) fn readable(fds: &[RawFd], timeout: Duration) -> Vec<RawFd> {
     told.map(|polled| polled.fd).collect()
 }
 
-/// An entry for `poll` that waits until there is something to read. Callable after a fork.
+/// An entry for `poll` that waits until there is something to read. The supervisor may call this.
 pub(in crate::sys) fn to_read(fd: RawFd) -> libc::pollfd {
     libc::pollfd {
         fd,

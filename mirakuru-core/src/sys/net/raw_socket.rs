@@ -72,22 +72,22 @@ pub(in crate::sys) fn set_flag(fd: &OwnedFd, level: c_int, option: c_int, on: bo
     unsafe { set_option(fd, level, option, &on) }
 }
 
-/// `SO_REUSEADDR`.
+/// Sets `SO_REUSEADDR`.
 pub(in crate::sys) fn set_reuse_addr(fd: &OwnedFd, on: bool) -> io::Result<()> {
     set_flag(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, on)
 }
 
-/// `SO_REUSEPORT`.
+/// Sets `SO_REUSEPORT`.
 pub(in crate::sys) fn set_reuse_port(fd: &OwnedFd, on: bool) -> io::Result<()> {
     set_flag(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, on)
 }
 
-/// `IPV6_V6ONLY`: whether an IPv6 socket leaves IPv4 alone.
+/// Sets `IPV6_V6ONLY`: whether an IPv6 socket leaves IPv4 alone.
 pub(in crate::sys) fn set_v6_only(fd: &OwnedFd, on: bool) -> io::Result<()> {
     set_flag(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, on)
 }
 
-/// `SO_RCVTIMEO`, in whole seconds.
+/// Sets `SO_RCVTIMEO`, in whole seconds.
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 pub(in crate::sys) fn set_receive_timeout(fd: &OwnedFd, seconds: i32) -> io::Result<()> {
     let limit = libc::timeval {
@@ -122,7 +122,7 @@ pub(in crate::sys) unsafe fn set_option<T>(
     Ok(())
 }
 
-/// Id of the process at the other end of a Unix socket, as of its `connect` or `listen`.
+/// Id of the process at the other end of a Unix socket, at the time of its `connect` or `listen`.
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 pub(in crate::sys) fn peer_pid(fd: &OwnedFd) -> io::Result<libc::pid_t> {
     let mut peer = libc::ucred {
@@ -152,7 +152,6 @@ pub(in crate::sys) fn bind(fd: &OwnedFd, addr: &Address) -> io::Result<()> {
     Ok(())
 }
 
-/// Connects to an address.
 pub(in crate::sys) fn connect(fd: &OwnedFd, addr: &Address) -> io::Result<()> {
     // SAFETY: an `Address` says how many of its bytes are set.
     check(unsafe { libc::connect(fd.as_raw_fd(), addr.pointer(), addr.length) })?;

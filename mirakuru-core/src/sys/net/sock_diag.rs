@@ -52,7 +52,7 @@ pub(crate) enum States {
     /// The sockets that listen or take datagrams: 10 µs for TCP.
     Listening,
     /// All sockets except for those in TIME_WAIT; from Linux 6.8 on also sockets that are only
-    /// bound. Takes milliseconds.
+    /// bound. This dump takes milliseconds.
     Any,
 }
 
@@ -104,8 +104,8 @@ thread_local! {
 /// Runs one exchange on this thread's socket. Closes the socket after an error, because an unread
 /// answer would count as the answer to the next question.
 fn with_socket<T>(exchange: impl FnOnce(&mut Diag) -> io::Result<T>) -> io::Result<T> {
-    // `try_with` and `take`, because an ending thread may drop a fixture after its thread locals
-    // are gone.
+    // This uses `try_with` and `take`, because an ending thread may drop a fixture after its thread
+    // locals are gone.
     let kept = DIAG.try_with(RefCell::take).unwrap_or(None);
     let mut diag = match kept {
         Some(diag) if diag.process == std::process::id() => diag,
@@ -258,7 +258,7 @@ impl Diag {
         }
         put(&sides.concat());
         put(&interface.to_ne_bytes());
-        // INET_DIAG_NOCOOKIE: any socket.
+        // INET_DIAG_NOCOOKIE stands for any socket.
         put(&[0xff; 8]);
         // The request is one datagram, so the kernel takes all or nothing.
         self.fd.write(&request).map(drop)
@@ -419,7 +419,7 @@ mod tests {
     fn finds_a_udp_socket() {
         for ip in ["127.0.0.1", "::1"] {
             let Ok(socket) = std::net::UdpSocket::bind((ip, 0)) else {
-                continue; // A machine without IPv6.
+                continue; // this machine has no IPv6
             };
             let addr = socket.local_addr().unwrap();
             let found = super::listener(Protocol::Udp, addr)
@@ -436,7 +436,7 @@ mod tests {
 
     #[test]
     fn a_dump_longer_than_the_buffer_is_read_to_its_end() {
-        // An answer for one socket takes some 100 bytes, so these need several reads.
+        // An answer for one socket takes some 100 bytes, so these sockets need several reads.
         let held: Vec<_> = (0..500)
             .map(|_| TcpListener::bind("127.0.0.1:0").unwrap())
             .collect();

@@ -134,7 +134,7 @@ pub(crate) fn is_another_kind(error: &io::Error) -> bool {
     error.raw_os_error() == Some(libc::EPROTOTYPE)
 }
 
-/// The effective user of this process.
+/// The effective user id of this process.
 pub(crate) fn user() -> u32 {
     nix::unistd::geteuid().as_raw()
 }

@@ -40,7 +40,7 @@ pub(crate) fn remove(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
 fn choose_at_connect(client: &OwnedFd, addr: SocketAddr) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
-        /// From `linux/in.h`: the upper half is the highest port, the lower half the lowest.
+        /// In this option's value, the upper half is the highest port, the lower half the lowest.
         const IP_LOCAL_PORT_RANGE: libc::c_int = 51;
         let port = u32::from(addr.port());
         let range = port << 16 | port;

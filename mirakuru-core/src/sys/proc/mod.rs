@@ -180,8 +180,8 @@ pub(crate) fn tree(root: u32) -> Vec<u32> {
 /// A process and its descendants, nearest first, until `enough` returns true. Calls `enough` with
 /// each process before the search for that process's children.
 fn tree_until(root: u32, enough: impl FnMut(u32) -> bool) -> Vec<u32> {
-    // A kernel without CONFIG_PROC_CHILDREN has no such file. Then the parents of all processes
-    // give the same answer.
+    // A kernel without CONFIG_PROC_CHILDREN has no file `children`. Then the parents of all
+    // processes give the same answer.
     static TELLS_CHILDREN: Lazy<bool> = Lazy::new(|| Path::new("/proc/thread-self/children").exists());
     if *TELLS_CHILDREN {
         walk(root, children, enough)
@@ -207,7 +207,6 @@ fn walk(root: u32, children: impl Fn(u32) -> Vec<u32>, mut enough: impl FnMut(u3
     found
 }
 
-/// The children of a process.
 pub(crate) fn children(pid: u32) -> Vec<u32> {
     // Each thread has its own children.
     let tasks = format!("/proc/{pid}/task");
@@ -307,7 +306,7 @@ pub(crate) fn may_become(uid: u32, gid: u32) -> Result<(), String> {
     if let Some(held) = capabilities.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()) {
         let missing = NEEDED.iter().find(|(bit, _)| held & (1 << bit) == 0);
         if let Some((_, name)) = missing {
-            return Err(format!("this root lacks the capability {name}"));
+            return Err(format!("root lacks the capability {name} here"));
         }
     }
     for (map, id, kind) in [("uid_map", uid, "user"), ("gid_map", gid, "group")] {

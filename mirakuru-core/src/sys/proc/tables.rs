@@ -25,7 +25,7 @@ pub(crate) fn listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>> {
         .filter_map(|line| parse_line(line, state))
         .filter(|socket| socket.listening && (port == 0 || socket.addr.port() == port))
         .collect();
-    // In sandboxes these tables are always empty.
+    // In some sandboxes these tables are always empty.
     (!found.is_empty()).then_some(found)
 }
 

@@ -1,8 +1,8 @@
 //! The memory that the supervisor works in: one private mapping with its stacks, its buffers and
 //! the plan.
 //!
-//! Ordinary code lays it out before the fork, so the supervisor never allocates. Pages that are
-//! never touched cost nothing.
+//! Ordinary code lays the mapping out before the fork, so the supervisor never allocates. Pages
+//! that are never touched cost nothing.
 
 use std::ffi::{CString, c_char, c_void};
 use std::io;
@@ -264,7 +264,7 @@ impl Mapping {
         let mut locks: Vec<i32> = locks.iter().chain(needs).copied().collect();
         // SAFETY: no other process uses the arena yet.
         if unsafe { !(*self.arena).on_end.candidates.is_null() } {
-            // A guard that runs the command at the end writes its output into the log.
+            // A guard that runs the command at the end writes the command's output into the log.
             locks.extend([descriptors.log, descriptors.index]);
         }
         locks.sort_unstable();
@@ -324,7 +324,7 @@ fn listen_pid(envp: &[CString]) -> Option<usize> {
 }
 
 pub(super) fn page_size() -> usize {
-    // SAFETY: sysconf only reads.
+    // SAFETY: the call only returns a number.
     usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
 }
 

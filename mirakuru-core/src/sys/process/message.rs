@@ -195,7 +195,7 @@ pub(super) fn stop_message(policy: StopPolicy, clean_up: bool) -> Message {
     ]
 }
 
-/// A grace in the unit of the supervisor, milliseconds.
+/// Converts a grace into milliseconds, the unit of the supervisor.
 pub(super) fn milliseconds(grace: Duration) -> i32 {
     i32::try_from(grace.as_millis()).unwrap_or(i32::MAX)
 }

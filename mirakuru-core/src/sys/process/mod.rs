@@ -7,7 +7,7 @@
 mod arena;
 pub(crate) mod calls;
 mod early;
-// The portable back end needs fewer of these calls.
+// The portable back end uses only a part of this module.
 #[cfg_attr(any(not(target_os = "linux"), mirakuru_portable), allow(dead_code))]
 mod ending;
 pub(crate) mod exit;

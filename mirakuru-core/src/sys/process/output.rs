@@ -102,7 +102,7 @@ impl Output {
         unsafe { self.relay(buffer, stream, PASS) };
     }
 
-    /// Moves all that the pipes hold now into the log.
+    /// Moves all bytes that the pipes hold now into the log.
     pub(super) unsafe fn take_rest(&mut self, buffer: &mut [u8; BUFFER]) {
         // SAFETY: `relay` uses only this value and the buffer.
         unsafe {
@@ -246,8 +246,8 @@ impl Output {
                 && self.record(Record::next(number, self.log_len as u64));
             if complete {
                 if self.part.number == 0 {
-                    // A note for people who read the file. It lies after the end that the record
-                    // gives.
+                    // A note for people who read the file. The note lies after the end that the
+                    // record gives.
                     libc::write(self.log, NOTICE.as_ptr().cast(), NOTICE.len());
                 }
                 let [log_name, index_name] = log_record::part(number.wrapping_add(1));
@@ -313,7 +313,7 @@ impl Output {
                 self.index_len = self.index_len.wrapping_add(log_record::SIZE as i64);
                 return true;
             }
-            // Half a record would put all later ones out of step.
+            // After half a record, readers would misread all later records.
             libc::ftruncate(self.index, self.index_len);
             false
         }

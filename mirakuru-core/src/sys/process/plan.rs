@@ -41,8 +41,8 @@ pub(crate) struct Plan {
     /// Sizes of one part of the log and of its index in bytes, and the part that is open.
     pub(crate) log_part: u64,
     pub(crate) log_at: LogPart,
-    /// Private directories of the services that this one needs. When a process or a run ends, they
-    /// end after this one.
+    /// Private directories of the services that this one needs. When a process or a run ends, these
+    /// services end after this one.
     pub(crate) needs: Vec<PathBuf>,
     /// Locks that the supervisor keeps until the tree is gone.
     pub(crate) keep: Vec<OwnedFd>,
@@ -108,7 +108,7 @@ impl RunPlan {
 /// The target of a standard stream of the service.
 pub(crate) enum Stream {
     Null,
-    /// For output: goes through the supervisor into the log.
+    /// The output goes through the supervisor into the log.
     Log,
     Fd(OwnedFd),
     /// A descriptor of the test process.

@@ -1,8 +1,8 @@
 //! The processes that use a service that ends with its last user.
 //!
-//! Each user holds the write end of a FIFO, and the service's supervisor polls its read end. The
+//! Each user holds the write end of a FIFO, and the service's supervisor polls the read end. The
 //! kernel reports a hang-up when the last writer is gone, however it ended. The supervisor then
-//! hides the service from new users, looks again, and ends it (`linux/supervisor.rs`).
+//! hides the service from new users, checks again, and ends the service (`linux/supervisor.rs`).
 //!
 //! A process that ends normally waits here for the end of each service whose last user it was. So
 //! the service is gone before the runner sees the end of the process.

@@ -27,14 +27,14 @@ pub(super) fn of_this_process() -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Signals a process if `is_ours`, and returns whether it is. A pidfd names one process for ever,
-/// so an answer given after the pidfd was opened holds for the process that gets the signal.
+/// Signals a process if `is_ours` says yes, and returns that answer. A pidfd names one process for
+/// ever, so an answer given after the pidfd was opened holds for the process that gets the signal.
 /// Without pidfds, the number may have passed to another process, but only after the system has
 /// used all other numbers.
 ///
 /// # Safety
 ///
-/// Sound with any arguments: the system calls take only numbers.
+/// Any arguments are sound: the system calls take only numbers.
 pub(super) unsafe fn signal_if(pid: i32, signal: i32, is_ours: impl FnOnce() -> bool) -> bool {
     // SAFETY: the calls take only numbers. The pidfd is closed again.
     unsafe {
@@ -58,7 +58,7 @@ pub(super) unsafe fn signal_if(pid: i32, signal: i32, is_ours: impl FnOnce() -> 
 ///
 /// # Safety
 ///
-/// Sound with any arguments: the system call takes only numbers and a null pointer.
+/// Any arguments are sound: the system call takes only numbers and a null pointer.
 pub(super) unsafe fn send(pidfd: i32, signal: i32) -> i32 {
     // SAFETY: the call takes only numbers and a null pointer.
     unsafe {

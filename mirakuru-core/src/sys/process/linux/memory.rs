@@ -179,8 +179,7 @@ pub(super) fn with_memory(
         unsafe { libc::pthread_atfork(Some(lock), Some(unlock), Some(unlock)) };
     });
 
-    // SAFETY: a pair of lock and unlock on this thread, with nothing between that unwinds (see
-    // `Restore`).
+    // SAFETY: this thread unlocks what it locks, and nothing unwinds in between (see `Restore`).
     unsafe { lock() };
     let mut restore = Restore(Vec::new());
     let own = own();
@@ -275,7 +274,7 @@ fn parse_maps(maps: &str, keep: &[Range<usize>]) -> Vec<Range<usize>> {
             continue;
         }
         if mapping.range.start == end_of_file_mapping {
-            continue; // .bss
+            continue; // this mapping is .bss
         }
         cut(mapping.range, keep, &mut found);
     }

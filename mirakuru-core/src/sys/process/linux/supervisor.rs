@@ -29,14 +29,14 @@
 //! Guard and worker share *one memory* (`CLONE_VM`). A second copy would cost as much time and room
 //! as the first. Three facts follow:
 //!
-//! * A SIGKILL ends only one of them: a signal kills a process, and each has its own descriptors
+//! * A SIGKILL ends only one of the two: a signal kills a process, and each has its own descriptors
 //!   and signals. The exception is a machine that runs out of memory: there the kernel kills every
-//!   process that shares the victim's memory. It chooses the largest process, and this is the
-//!   smallest. If the kernel chooses this one all the same, the mark is left (`sweep`).
+//!   process that shares the victim's memory. It chooses the largest process, and the supervisor is
+//!   the smallest. If the kernel chooses it all the same, the mark is left (`sweep`).
 //! * While there is a worker, the memory is the worker's. From the worker's start to its end the
 //!   guard uses its own stack and reads only the list of locks, which is never written. The guard
 //!   makes no call that fails in that time, because the two share one `errno`.
-//! * They share one command line, but each has its own name.
+//! * Guard and worker share one command line, but each has its own name.
 //!
 //! The file is long because the guarantee rests on the order of all this code.
 
@@ -99,8 +99,8 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
             return 1;
         }
         // Only the worker may have the socket: its end of file tells the test process that the
-        // worker is gone. The locks stay open here as well, so they are free only when both are
-        // gone.
+        // worker is gone. The locks stay open here as well, so they are free only when guard and
+        // worker are gone.
         os::close_all_but(locks, lock_count);
         let clean = guard_looks_after(worker);
         // From here on this process alone uses the memory.
@@ -208,7 +208,7 @@ struct Worker<'a> {
     main_alive: bool,
     /// Whether the service belongs to the run, and so ends with the runner.
     published: bool,
-    /// Wait status and time of the main process's end. "Killed" until the end has been seen.
+    /// Wait status and time of the main process's end. At first the status is "killed".
     status: i32,
     ended_at: i64,
 }

@@ -35,8 +35,8 @@ pub(in crate::sys::process) unsafe fn set_uid(uid: libc::uid_t) -> i32 {
     unsafe { libc::setuid(uid) }
 }
 
-/// Gives the service a process group of its own. The group stays in the supervisor's session, by
-/// which `last_resort` knows it.
+/// Gives the service a process group of its own. The group stays in the supervisor's session, so
+/// that `last_resort` recognises the group.
 pub(in crate::sys::process) unsafe fn own_group() {
     // SAFETY: the call takes only numbers.
     unsafe { libc::setpgid(0, 0) };
@@ -186,7 +186,7 @@ pub(crate) fn forks_whole_because() -> Option<&'static str> {
     None
 }
 
-/// Number of descriptors to try at most, on a system that does not list the open ones.
+/// The most descriptors to try on a system that does not list the open ones.
 const MANY: u64 = 65_536;
 
 /// The highest descriptor that is open now. `known` is any open descriptor. POSIX has no call that

@@ -86,8 +86,8 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
             return 1;
         }
 
-        // Through this pipe the child reports why it could not execute the program; executing
-        // closes it. It must lie above all places of the service's sockets.
+        // Through this pipe the child reports why it could not execute the program; an exec closes
+        // the pipe. The pipe must lie above all places of the service's sockets.
         let mut report = [-1; 2];
         if os::pipe(&mut report) != 0 {
             fail_call(a.control, Call::Pipe, errno());
@@ -150,7 +150,7 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
 unsafe fn prepare(a: &mut Arena, wake: &mut [i32; 2], pipes: &mut [i32; 2]) -> Result<(), Call> {
     // SAFETY: the calls use only the arrays and this process's own descriptors.
     unsafe {
-        // This comes first: a pipe opened before would get these numbers, and be lost.
+        // This comes first: a pipe that was opened earlier would get these numbers, and be lost.
         null_standard_streams()?;
         if os::pipe(wake) != 0 {
             return Err(Call::Pipe);
@@ -277,7 +277,7 @@ impl Worker<'_> {
     }
 
     unsafe fn poll(&self, wake: i32, control: i32, ms: c_int) {
-        // SAFETY: the call waits for as many descriptors as it says; reads into a local buffer.
+        // SAFETY: the calls wait for as many descriptors as they say, and read into a local buffer.
         unsafe {
             let mut fds = [wake, control, self.output.pipes[0], self.output.pipes[1]].map(to_read);
             let mut child: libc::sigset_t = mem::zeroed();
@@ -342,7 +342,7 @@ impl Worker<'_> {
             return true;
         }
         let exists = |pid| {
-            // SAFETY: signal 0 only asks.
+            // SAFETY: signal 0 only asks whether the group exists.
             let result = unsafe { libc::kill(pid, 0) };
             // The group exists, but its members belong to another user.
             result == 0 || errno() == libc::EPERM
