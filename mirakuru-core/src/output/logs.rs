@@ -465,7 +465,7 @@ impl Assembly {
         }
     }
 
-    /// Ends both unfinished lines, first the one whose last piece is older.
+    /// Ends both unfinished lines, first the line that got its last piece earlier.
     fn cut_both(&mut self) {
         let stderr_first = self.streams[1].touched < self.streams[0].touched;
         self.cut(stderr_first);

@@ -8,7 +8,7 @@ use crate::output::log_file::Place;
 use crate::output::reader::{Cursor, OutputReader};
 use crate::util::hash::Fnv1a;
 
-/// A place in the output and the log files of a service, at the time of a call of
+/// A place in the output and the log files of a service, noted by
 /// [`Executor::mark`](crate::executor::Executor::mark).
 ///
 /// A mark stays valid over restarts of the service and after its end. The default is the beginning
@@ -20,7 +20,7 @@ pub struct Mark {
     /// The hash of the path of the service's log. 0 for the default, which fits each service.
     service: u64,
     pub(crate) output: Cursor,
-    /// Places in the recipe's log files, in their order.
+    /// Places in the log files, in the order of the recipe.
     pub(crate) files: Vec<Place>,
 }
 

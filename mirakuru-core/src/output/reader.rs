@@ -50,7 +50,7 @@ pub(crate) enum Piece<'a> {
 pub(crate) struct Cursor {
     /// Offset in the index, up to which all records have been read.
     index: u64,
-    /// Offset in the log, up to which these records reach.
+    /// Offset in the log at which the records read so far end.
     covered: u64,
     /// Offset in the log, up to which bytes were returned. If it is beyond `covered`, the bytes
     /// between have no record.
@@ -126,8 +126,8 @@ impl OutputReader {
 
     /// Adds up the rest of the index.
     fn sum(&self) -> Cursor {
-        // Two numbers in the lock are always written together, so a panic elsewhere cannot spoil
-        // them.
+        // The two numbers in the lock are always written together, so a panic elsewhere cannot
+        // spoil them.
         let mut summed = self.summed.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut index, mut covered) = *summed;
         let mut block = Vec::new();

@@ -305,7 +305,7 @@ fn memory_stays_flat() {
     let mut log = LogWriter::create(dir.path());
     let reader = log.reader();
     let block = vec![b'x'; 60_000];
-    // 100 MB, sparse except for the blocks at its ends: only the reading counts.
+    // The log has 100 MB, sparse except for the blocks at its ends: only the reading counts.
     log.stdout(&block);
     log.log.set_len(100_000_000).unwrap();
     for _ in 0..1_000 {
@@ -340,7 +340,7 @@ fn stream() -> impl Strategy<Value = Stream> {
 }
 
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
-    // Many line feeds and parts of characters.
+    // These bytes give many line feeds and parts of characters.
     let byte = prop_oneof![
         3 => Just(b'\n'),
         6 => b'a'..=b'e',

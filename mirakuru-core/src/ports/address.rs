@@ -142,7 +142,7 @@ pub(crate) struct Place {
 }
 
 impl Place {
-    /// The addresses in the form for clients, each of them once.
+    /// The addresses in the form for clients, without duplicates.
     pub(crate) fn all(addrs: &[SocketAddr]) -> Vec<Place> {
         let mut places: Vec<Place> = Vec::new();
         for addr in addrs {

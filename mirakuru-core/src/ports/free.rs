@@ -72,10 +72,10 @@ impl fmt::Display for Busy {
 
 /// Time to wait for a port whose holder may have it only for a moment.
 ///
-/// There are three such holders. A fork of this process has copies of all its descriptors until it
-/// executes a program or closes them, and so may have a port that a test has just given back. An
-/// invisible holder may have closed the port since. And if the socket is this user's and no process
-/// has it, a process that is ending is about to close it.
+/// Three kinds of holder give a port back soon. A fork of this process has copies of all its
+/// descriptors until it executes a program or closes them, and so may have a port that a test has
+/// just given back. An invisible holder may have closed the port since. And if the socket is this
+/// user's and no process has it, a process that is ending is about to close it.
 fn patience_with(holder: Option<&Holder>) -> Duration {
     let is_ours = |holder: &Holder| holder.user == Some(user_name(sys::euid()));
     match holder.map(|holder| (holder.pid, holder)) {
@@ -424,7 +424,7 @@ mod tests {
         for made in [Made::Datagram, Made::SeqPacket, Made::Stream] {
             let path = dir.0.join(format!("{made:?}"));
             let _held = unix(&path, made, 0);
-            // These fill the backlog, for kinds of socket with connections.
+            // These clients fill the backlog, for kinds of socket with connections.
             for _ in 0..3 {
                 let _ = sockets::try_connect_unix(&path, UnixKind::Stream);
             }

@@ -77,8 +77,8 @@ impl Identity {
             // No service starts with this port, so every caller gets the same number.
             Reservation::known(1 + u16::try_from(inner.ports.len()).unwrap_or(0))
         } else {
-            // The use of the port is unknown, so it must suit a service that uses UDP, or that
-            // derives another port from it.
+            // The use of the port is unknown, so the port must suit a service that uses UDP, or
+            // that derives another port from it.
             let reserved = Reservation::new(Range::Low, HoldLevel::Firm, &[]);
             reserved.map_err(|source| Error::system("reserve a free port", source))?
         };

@@ -31,7 +31,7 @@ const BETWEEN_POLLS: Duration = Duration::from_millis(1);
 /// The owner of an address.
 #[derive(Clone, Debug)]
 pub(crate) enum Owner {
-    /// No process listens there.
+    /// No process listens on the address.
     Nobody,
     /// The service's tree has every socket that a connection could reach.
     Tree,
@@ -50,7 +50,7 @@ pub(crate) struct WrongListener {
     /// Address or path of the service, for example `127.0.0.1:6379`.
     pub(crate) endpoint: String,
     pub(crate) holder: Holder,
-    /// Whether the service listens there as well (SO_REUSEPORT).
+    /// Whether the service listens on the endpoint as well (SO_REUSEPORT).
     pub(crate) shared: bool,
 }
 
@@ -283,7 +283,7 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
 }
 
 /// The owner of a socket that was bound under another name of the same file, such as a relative
-/// one. It may be the service if the tree has any socket that listens.
+/// one. The owner may be the service if the tree has any socket that listens.
 fn unnamed_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner {
     let listening = procfs::unix_listening();
     let search = procfs::search_tree(root, &listening, Closely::Threads);

@@ -22,8 +22,8 @@
 //! is free for UDP when it is reserved, and other reservations avoid it. A service that says that
 //! it uses UDP gets a [low](Range::Low) port, which the kernel never chooses by itself.
 //!
-//! A hold does no harm to a service that runs, and may be kept meanwhile. So the port is still ours
-//! when the service stops, without a gap.
+//! A hold does no harm to a service that runs, and may stay open meanwhile. So the port is still
+//! ours when the service stops, without a gap.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
@@ -37,7 +37,7 @@ pub(crate) enum Range {
     /// The kernel chooses the port.
     #[default]
     Any,
-    /// Below 50000, so that a server can add to the number, and outside the kernel's own range.
+    /// A port outside the kernel's own range, and below 50000: a server can add to its number.
     Low,
 }
 
@@ -328,7 +328,7 @@ mod tests {
 
     #[test]
     fn a_port_that_a_udp_socket_has_is_not_taken() {
-        // If UDP were ignored, many of these would be the same: the kernel fills both tables alike.
+        // Without the UDP check, many would get such a port: the kernel fills both tables alike.
         let sockets: Vec<_> = (0..300)
             .map(|n| std::net::UdpSocket::bind((["127.0.0.1", "0.0.0.0"][n % 2], 0)).unwrap())
             .collect();

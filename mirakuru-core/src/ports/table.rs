@@ -156,7 +156,7 @@ pub(crate) fn in_the_way(protocol: Protocol, addr: SocketAddr) -> Vec<Socket> {
     found
 }
 
-/// The listeners among these sockets.
+/// The listeners among the sockets of [`in_the_way`].
 pub(crate) fn listeners_in_the_way(protocol: Protocol, addr: SocketAddr) -> Vec<Socket> {
     overlapping(all_listeners(protocol, addr.port()).unwrap_or_default(), addr)
 }

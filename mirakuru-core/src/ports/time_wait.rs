@@ -2,7 +2,7 @@
 //!
 //! The side that closes a connection first keeps its addresses for a minute (TIME_WAIT). A server
 //! that binds with SO_REUSEADDR does not notice. Without that option it cannot bind until the
-//! minute is over. So these remnants are removed if the other end was on this machine.
+//! minute is over. So mirakuru removes such a remnant if the other end was on this machine.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::util::backoff::Pauses;
 /// Time that a start waits for a port if lingering connections cannot be removed, for example
 /// because the other end has not closed yet.
 const SHORT_WAIT: Duration = Duration::from_secs(2);
-/// Number of remnants above which they are left alone: each costs some system calls.
+/// The most remnants that one pass removes: each costs some system calls.
 const MANY: usize = 2_000;
 
 /// Checks that a server could listen on these addresses, as [`check_free`] does, but removes closed

@@ -88,7 +88,7 @@ impl Values {
         }
     }
 
-    /// Expands for display in the closure: variables of the environment stay placeholders.
+    /// Runs a closure that expands texts for display, and so keeps `{env:VAR}`.
     pub(crate) fn for_show<T>(&mut self, expand: impl FnOnce(&mut Values) -> T) -> T {
         self.for_show = true;
         let expanded = expand(self);
@@ -135,7 +135,7 @@ impl Values {
         expanded
     }
 
-    /// The number of `{port:NAME}`, or of `{port}` if the name is empty, if a text has used it.
+    /// The port of `{port:NAME}`, or of `{port}` for an empty name. `None` if no text has used it.
     pub(crate) fn port(&self, name: &str) -> Option<u16> {
         self.ports()
             .find(|(known, _)| *known == name)

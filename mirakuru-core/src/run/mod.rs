@@ -295,11 +295,12 @@ pub(crate) fn this_process() -> String {
     format!("{} (pid {})", name.to_string_lossy(), std::process::id())
 }
 
-/// Whether a process got this variable with this value at its start. `None` if that cannot be read.
+/// Whether a process started with this value of the variable. `None` if its environment is hidden.
 fn carries(pid: u32, entry: &[u8]) -> Option<bool> {
     let environ = sys::procfs::environment(pid)?;
     Some(environ.split(|b| *b == 0).any(|e| e == entry))
 }
+
 /// This hash is the same in every build, unlike the standard library's.
 #[must_use]
 pub fn hash(seed: u8, text: &str) -> u64 {

@@ -35,8 +35,8 @@ const MAKING_TAKES_AT_MOST: Duration = Duration::from_secs(60);
 /// A service directory whose creator and supervisor are gone. Dropping this value removes the
 /// directory.
 ///
-/// Kill the processes with its mark before the drop: once the directory is gone, no later sweep
-/// searches for them.
+/// Kill the processes with the service's mark before the drop: once the directory is gone, no later
+/// sweep searches for them.
 #[derive(Debug)]
 pub(crate) struct Stale {
     id: String,
@@ -168,7 +168,7 @@ impl KeptLogs {
             }
             return;
         }
-        // The newest first.
+        // This puts the newest log first.
         logs.sort_by(|one, other| other.cmp(one));
         let (mut size, mut names) = (0, String::new());
         for (at, (kept_at, path)) in logs.iter().enumerate() {

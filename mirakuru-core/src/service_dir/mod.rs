@@ -154,7 +154,6 @@ impl ServiceDir {
         }
     }
 
-    /// The path of the service directory.
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

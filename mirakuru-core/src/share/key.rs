@@ -185,7 +185,7 @@ fn program_file(spec: &Spec) -> Option<PathBuf> {
 }
 
 /// The name of a type without its modules. If many test binaries include the same file, its types
-/// are in another crate in each.
+/// belong to another crate in each.
 fn without_paths(name: &str) -> String {
     let mut short = String::new();
     let mut word = String::new();

@@ -124,8 +124,8 @@ impl RunSlot {
     ///
     /// # Errors
     ///
-    /// [`Error::FailedBefore`] if its start has failed in this run; [`Error::Died`] if it has
-    /// ended; [`Error::System`] if the run's files cannot be used, or the runner has ended.
+    /// [`Error::FailedBefore`] if the start has failed in this run; [`Error::Died`] if the service
+    /// has ended; [`Error::System`] if the run's files cannot be used, or the runner has ended.
     pub fn enter<R: Readiness>(self, recipe: ExecutorBuilder<R>) -> Result<SlotState<R>, Error> {
         let asked = timeline_now();
         let allowed = recipe.spec.timeout.saturating_add(recipe.spec.stop_timeout);

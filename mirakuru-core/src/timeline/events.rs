@@ -11,9 +11,9 @@
 //! All processes of a run append to one file, which is in the run's private directory and is
 //! removed with it. A process that belongs to no run counts as a run of its own. A process that
 //! finds the page older than a second makes it anew. A process also makes it at its end, if no
-//! other one is left, because it cannot know whether another will come. A killed process may lose
-//! its events since the last page, less than a second. They are lost only if no other process of
-//! the run makes another page.
+//! other one is left, because it cannot know whether another will come. If a process is killed, its
+//! events since the last page, less than a second, are lost unless another process of the run makes
+//! a page.
 //!
 //! Times are CLOCK_MONOTONIC, which is the same for all processes. Without the variable, all of
 //! this costs one read of a static.
@@ -263,7 +263,7 @@ impl Timeline {
         while matches!(sys::files::try_flock(alive.as_fd()), Ok(true)) {
             if is_news(made) {
                 // The lock becomes shared again meanwhile, so that processes that begin now can
-                // take theirs.
+                // take it as well.
                 let _ = sys::files::is_locked(alive.as_fd());
                 made = self.make(PATIENCE);
                 if made.is_none() || began.elapsed() > PATIENCE {

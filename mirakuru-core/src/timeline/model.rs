@@ -477,7 +477,7 @@ impl Reader {
         for (service, lane, since) in &self.uses {
             let end = self.run.lanes[*lane].end;
             let service = &mut self.run.services[*service];
-            // The service may have been asked for before it existed.
+            // A test may have asked for the service before it existed.
             let ready = service.starts.last().and_then(|start| start.ready).unwrap_or(0);
             let since = (*since).max(ready);
             if since <= end {
@@ -548,7 +548,7 @@ impl Run {
             path.push(gap(self.lanes[lane].end, at));
             at = self.lanes[lane].end;
         }
-        // The lanes that the search has visited at this moment, so that two do not lead to each
+        // The lanes that the search has visited at this moment, so that no two lanes lead to each
         // other for ever.
         let mut here: Vec<usize> = Vec::new();
         while at > 0 {
@@ -669,7 +669,7 @@ impl Lane {
         !self.is_exit && !is_worker && !self.name.is_empty()
     }
 
-    /// Divides the lane's time.
+    /// Divides the lane's time into pieces.
     fn divide(&mut self) {
         let mut at = self.end;
         let slices = std::mem::take(&mut self.slices);

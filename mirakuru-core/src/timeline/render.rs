@@ -45,7 +45,7 @@ impl fmt::Display for Maybe {
     }
 }
 
-/// Nanoseconds as microseconds.
+/// Displays nanoseconds as microseconds.
 ///
 /// Perfetto converts microseconds to nanoseconds in floating point, and older versions cut the
 /// fraction off: 1.001 µs become 1000 ns. Then one of two adjacent slices would overlap the other,

@@ -26,7 +26,7 @@ pub(crate) fn number(hasher: &mut dyn Hasher, number: u64) {
     hasher.write(&number.to_le_bytes());
 }
 
-/// Hashes bytes with their length, so that two texts never count as two others.
+/// Hashes bytes with their length, so that "ab" and "c" do not count as "a" and "bc".
 pub(crate) fn bytes(hasher: &mut dyn Hasher, bytes: &[u8]) {
     number(hasher, bytes.len() as u64);
     hasher.write(bytes);

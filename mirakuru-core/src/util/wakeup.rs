@@ -89,7 +89,7 @@ struct Entry {
     waker: Waker,
 }
 
-/// All waits, and their thread.
+/// All waits, and the thread that serves them.
 struct Waits {
     entries: Vec<Entry>,
     next: u64,
