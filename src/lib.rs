@@ -30,7 +30,7 @@
 //! | a program that is no test, or full control | [`Executor::builder`], below |
 //! | a service that needs more than a command: a schema, a connection string | a [`Recipe`] of your own |
 //!
-//! The [guide] goes through all of that, a page for each: a [first test](guide::first_test),
+//! The [guide] has a page for each topic: a [first test](guide::first_test),
 //! [choosing a readiness](guide::readiness), [programs of the workspace](guide::programs),
 //! [systems](guide::systems), [sharing](guide::sharing), [nextest](guide::nextest),
 //! [async](guide::async_tests), [containers](guide::containers), [CI](guide::ci), [resistance
@@ -325,11 +325,11 @@ pub use mirakuru_fixtures::{
 /// # }
 /// ```
 ///
-/// `#[rstest]` is yours, or ours: `use mirakuru::rstest::rstest;`. It is
-/// `use mirakuru::rstest::{self, rstest};` with `#[timeout]`, and where rstest parses a case.
-/// (If another crate of your workspace uses rstest with its default features, `#[rstest]` must come
-/// from your own manifest: its feature `crate-name` looks there.) An `async fn` is an async
-/// fixture. A fixture hides a crate of its name in its module: rather `redis_server` than `redis`.
+/// `#[rstest]` is yours, or ours: `use mirakuru::rstest::rstest;`. With `#[timeout]`, or if rstest
+/// parses a case, write `use mirakuru::rstest::{self, rstest};`. (If another crate of your
+/// workspace uses rstest with its default features, `#[rstest]` must come from your own manifest:
+/// its feature `crate-name` looks there.) An `async fn` is an async fixture. A fixture hides a
+/// crate of its name, so prefer `redis_server` to `redis`.
 ///
 /// # Keys
 ///

@@ -1,6 +1,6 @@
 //! A cache of directories that are slow to make and the same each time, such as the data directory
-//! of a database. Each is made once for each machine, version and user, and copied from there.
-//! Presets use it. Users' recipes can, too: by [`prepare_once`], and by
+//! of a database. Each is made once for each machine, version and user, and then copied. Presets
+//! use it. Users' recipes can, too: by [`prepare_once`], and by
 //! [`Recipe::seed_key`](crate::Recipe::seed_key).
 //!
 //! ```text
@@ -30,9 +30,9 @@ use crate::recipe::Recipe;
 /// Time that a directory may be used, in seconds.
 const PERIOD: u64 = 4 * 24 * 60 * 60;
 /// Time to wait for another process that makes the same directory, and may run a user's migrations.
-/// Its lock ends with it.
+/// If that process ends, its lock is free.
 const PATIENCE: Duration = Duration::from_secs(900);
-/// Limits of the number of directories and of their bytes. The latest used ones stay.
+/// Limits of the number of directories and of their bytes. Those that were used last stay.
 const MOST: usize = 24;
 const MOST_BYTES: u64 = 2 << 30;
 /// Time since the last use within which a directory stays in any case: a process may be copying it.

@@ -1,7 +1,7 @@
 //! Refuses a lease for one test, such as a database, in the recipe of a shared service.
 //!
-//! The lease ends with its test or process, while the service and other tests still use it. And if
-//! each lease has another name, the recipe differs in each process, so nothing is shared.
+//! The lease ends with its test or process, while the service and other tests still use it. Each
+//! lease also has its own name, so the processes' recipes would differ, and share nothing.
 
 use std::cell::Cell;
 

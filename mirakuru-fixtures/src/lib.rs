@@ -43,22 +43,22 @@
 //! a topic; presets hand out a database for each test). If a test needs the whole service, put the
 //! attribute on the test, which then has its own.
 //!
-//! - *Start:* the first test that needs it starts it, once. If that fails, every test that needs it
-//!   fails at once, with the same report. If the process that starts it is killed, the next one
-//!   starts it.
-//! - *End:* it ends when the runner ends, however that happens, and not before, even if it is
-//!   unused for a while. Each run has its own, even beside another run.
-//! - *Death:* if it dies in the middle of a run, tests that attach later fail with its exit status
+//! - *Start:* the first test that needs the service starts it, once. If that fails, every test that
+//!   needs it fails at once, with the same report. If the process that starts it is killed, the
+//!   next one starts it.
+//! - *End:* the service ends when the runner ends, however that happens, and not before, even if it
+//!   is unused for a while. Each run has its own service, even beside another run.
+//! - *Death:* if the service dies during a run, tests that attach later fail with its exit status
 //!   and the end of its log. It is not started again, because tests may have used the first one.
 //! - *Identity:* the same recipe under the same name is the same service, in whatever test binary.
 //!   The fixture in `tests/common/mod.rs` is one service. The working directory is a part of the
 //!   recipe, so each package of a workspace has its own.
 //! - *The run* is known by the environment variable `MIRAKURU_SESSION_ID`, otherwise by nextest's
-//!   `NEXTEST_RUN_ID`. The runner is the nearest ancestor without that variable. Without either, it
+//!   `NEXTEST_RUN_ID`. The runner is the nearest ancestor without that variable. Without both, it
 //!   is the nearest `cargo`. A binary that is run by hand or by an IDE has no runner: there the
 //!   service belongs to the process. So does a service that needs a stream of its process: `stdin =
 //!   Stdio::piped()`, or anything inherited.
-//! - *Set-up* that is done once in a run belongs into [`Recipe::set_up`]. The body of a fixture
+//! - *Set-up* that is done once in a run belongs in [`Recipe::set_up`]. The body of a fixture
 //!   function is called in each process.
 
 // docs.rs shows the feature that an item needs.

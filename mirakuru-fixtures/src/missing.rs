@@ -40,7 +40,7 @@ pub(crate) fn skips(error: &Error) -> Option<&Missing> {
     decide(missing).is_ok().then_some(missing)
 }
 
-/// The end of the report about an error: why the test is not skipped, if it was to be.
+/// The end of the report about an error: why the test is not skipped, if a skip was asked for.
 pub(crate) fn why_not_skipped(error: &Error) -> String {
     let reason = error
         .missing()
@@ -214,7 +214,7 @@ static SKIPPED: Mutex<Vec<Skipped>> = Mutex::new(Vec::new());
 fn at_end_of_process(skipped: Skipped) {
     static ASKED: AtomicBool = AtomicBool::new(false);
     extern "C" fn tell() {
-        // Only a thread that the end of the process has overtaken can hold the lock now.
+        // Only a thread that was stopped by the end of the process can hold the lock now.
         if let Ok(skipped) = SKIPPED.try_lock() {
             let _ = io::stderr().write_all(summary(&skipped).as_bytes());
         }

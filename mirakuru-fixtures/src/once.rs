@@ -109,7 +109,7 @@ impl<T> Once<T> {
     }
 }
 
-/// The message about values that need each other. The first and the last are the same.
+/// The message about values that need each other. The first name in the chain is also the last.
 fn in_a_circle(chain: &[&str]) -> String {
     if let [_, _] = chain {
         return "its own start uses it, and would wait for ever: use the start's argument instead".to_owned();
@@ -189,8 +189,8 @@ impl Drop for Waiting {
     }
 }
 
-/// The values that are made from `wanted` to the last one of this thread, if their makers wait for
-/// each other, so that this thread would wait for itself.
+/// If this thread would wait for itself, the values from `wanted` to the last one that it makes.
+/// The maker of each value waits for the next one.
 fn circle(uses: &[Use], thread: ThreadId, mut wanted: usize) -> Option<Vec<&'static str>> {
     let mut chain = Vec::new();
     for _ in uses {

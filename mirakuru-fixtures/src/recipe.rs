@@ -137,7 +137,7 @@ pub trait Recipe: Sized {
         start_plain(self)
     }
 
-    /// Whether it starts several services, and so has no executor. Not a part of the public
+    /// Whether the recipe starts several services, and so has no executor. Not a part of the public
     /// interface.
     #[doc(hidden)]
     const __SEVERAL: bool = false;

@@ -41,7 +41,7 @@ pub struct Shared<T> {
 }
 
 impl<T> Shared<T> {
-    /// Stores the function that starts the service, without a call.
+    /// Stores the function that starts the service, without calling it.
     pub const fn new(start: fn() -> Result<T, Error>) -> Shared<T> {
         Shared::named("", start)
     }
@@ -207,7 +207,7 @@ impl<S> Taken<'static, Shared<S>> {
     }
 }
 
-/// Every other name.
+/// The methods for every other name.
 pub trait AnyTaken<H>: Sized {
     /// The handle, for a user that takes it as a `T` or `&mut T`.
     fn take<T>(self, handle: H) -> H {

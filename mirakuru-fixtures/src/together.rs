@@ -121,7 +121,7 @@ impl<'e, R: Readiness> ToStart for &'e mut Executor<R> {
     }
 }
 
-/// Adding a shape needs no change of the others.
+/// These traits keep the public ones sealed.
 mod sealed {
     pub trait Start {}
     pub trait Stop {}

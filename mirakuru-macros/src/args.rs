@@ -93,8 +93,8 @@ pub(crate) struct Args {
     /// The expression in place of keys, which makes a recipe.
     pub(crate) expr: Option<Expr>,
     pub(crate) entries: Vec<Entry>,
-    /// Whether the text could not be parsed. That error has been reported, and no other error of
-    /// this attribute is.
+    /// Whether the text could not be parsed. That mistake has been reported, and further ones of
+    /// this attribute are not.
     pub(crate) broken: bool,
 }
 
@@ -309,7 +309,7 @@ fn ungrouped(expr: Expr) -> Expr {
     }
 }
 
-/// A second call in place of a key.
+/// A second recipe, as a call, in place of a key.
 fn another_recipe(input: ParseStream<'_>) -> Option<Expr> {
     if Entry::is_next(input) {
         return None;
@@ -504,7 +504,7 @@ mod tests {
             "/../mirakuru-core/src/recipe/builder.rs"
         );
         let Ok(source) = std::fs::read_to_string(path) else {
-            return; // The published package does not hold its neighbour.
+            return; // The published package lacks the crate beside it.
         };
         let mut methods: Vec<&str> = source
             .lines()

@@ -38,7 +38,7 @@ pub(crate) fn parameters(item: &Function, fixtures: &[Args], errors: &mut Errors
         if let Target::Named(name) = fixture.target() {
             let uses = |fixture: &Args| names::uses_name(fixture, name);
             if names_of(item).all(|(_, known)| !is_same(known, name)) && fixtures.iter().any(uses) {
-                // The name is for the fixtures below. If only others use it, that is a mistake.
+                // The name is for fixtures below. If only those above use it, that is a mistake.
                 bindings.incomplete |= !fixtures[index + 1..].iter().any(uses);
                 let has_it = |other: &Args| matches!(other.target(), Target::Named(it) if is_same(it, name));
                 if fixtures[..index].iter().any(has_it) {

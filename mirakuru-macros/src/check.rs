@@ -80,7 +80,7 @@ pub(crate) fn on_struct(item: &ItemStruct, arguments: &TokenStream, others: &[Ar
     } else if !arguments.is_empty() {
         errors.on(
             arguments,
-            "each field says itself what starts it: write `#[mirakuru::fixture]` alone above the struct, and \
+            "each field has its own attribute: write `#[mirakuru::fixture]` alone above the struct, and \
              `#[fixture(..)]` above its fields",
         );
     } else if let [other, ..] = others {
@@ -150,7 +150,7 @@ pub(crate) fn on_fixture(item: &Function, fixtures: &[Args], bindings: &Bindings
             if let Type::Reference(_) = &**ty {
                 errors.on(
                     ty,
-                    "a fixture gives `T`, a service of each test's own, or `&'static T`, one that is shared",
+                    "a fixture gives `T`, a service for each test, or `&'static T`, a shared service",
                 );
             }
         }
@@ -249,7 +249,8 @@ fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: 
                     &parameter.ty,
                     format!(
                         "a service that is only borrowed ends when the fixture returns: take `T`, and keep \
-                         it in what the fixture gives, or `&'static T`, one that is shared{misplaced}"
+                         it in the value that the fixture gives, or take `&'static T`, a shared \
+                         service{misplaced}"
                     ),
                 );
             }
@@ -276,8 +277,8 @@ fn with_a_body(item: &Function, fixtures: &[Args], bindings: &Bindings, errors: 
     if !shared {
         no_scope(
             fixtures,
-            "this fixture starts one for each test; it is shared where the service is taken, or the result \
-             given, as `&'static T`",
+            "this fixture starts a service for each test; to share it, take the service or give the \
+             result as `&'static T`",
             errors,
         );
     }
@@ -371,7 +372,7 @@ fn a_build_has_a_program(fixture: &Args, errors: &mut Errors) {
 }
 
 fn one_readiness(fixture: &Args, errors: &mut Errors) {
-    let message = "there are two readiness conditions, and only one key may say it: \
+    let message = "there are two readiness conditions, and only one key is allowed: \
                    combine them, as in `wait_for = Tcp::port(80).and(Exec::succeeds(\"..\"))`";
     if fixture.expr.is_none() {
         different_of(fixture, Entry::is_readiness, message, errors);
@@ -417,8 +418,7 @@ fn expression_is_no_literal(fixture: &Args, errors: &mut Errors) {
     if let Some(expr @ Expr::Lit(_)) = &fixture.expr {
         errors.on(
             expr,
-            "this is no recipe: a command is written `cmd = \"..\"`, and an expression is one that makes a \
-                recipe",
+            "this is no recipe: a command is written `cmd = \"..\"`, and an expression makes a recipe",
         );
     }
 }
@@ -459,7 +459,7 @@ fn values_have_the_right_form(fixture: &Args, errors: &mut Errors) {
                 ("http", _) => Some("`http` is a URL: `http = \"http://127.0.0.1:{port}/\"`"),
                 ("unix" | "pid_file", _) => Some("this is a path: `\"{dir}/name\"`"),
                 ("banner", _) => Some("`banner` is a regular expression: `banner = \"ready to accept\"`"),
-                ("profile", _) => Some("`profile` is the name of one of cargo's: `profile = \"release\"`"),
+                ("profile", _) => Some("`profile` is the name of a cargo profile: `profile = \"release\"`"),
                 ("exec", _) => Some("`exec` is a command: `exec = \"pg_isready -p {port}\"`"),
                 _ => None,
             },

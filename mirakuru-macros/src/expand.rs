@@ -340,7 +340,7 @@ fn own_services(item: &Function, fixtures: &[Args], bindings: &Bindings) -> Toke
             None => quote!(#system.start(#take)),
         };
         let start = match skip {
-            // A panic here would count as the expected one.
+            // A panic here would count as the panic that the test expects.
             _ if item.has_attr("should_panic") => {
                 let expected = item.expected_panic();
                 quote!(match #started.or_report(#expected) {
@@ -533,7 +533,7 @@ fn started_shared(members: &[Member<'_>]) -> TokenStream {
         });
         scopes.any(|scope| scope.value() == wanted)
     };
-    // A service must not outlive those that start with it.
+    // A service must not outlive the services that start with it.
     let scope = if is_any("process") {
         quote!(Process)
     } else if is_any("users") {
@@ -680,7 +680,7 @@ fn ours(name: &str) -> Ident {
     Ident::new(name, Span::mixed_site())
 }
 
-/// A mirakuru variable, located at the end of a type of the user's.
+/// One of our variables, located at the end of a type that the user wrote.
 fn located(variable: &Ident, ty: &Type) -> Ident {
     let last = ty.to_token_stream().into_iter().last();
     let place = last.as_ref().map_or_else(Span::call_site, TokenTree::span);

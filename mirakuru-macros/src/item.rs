@@ -329,7 +329,7 @@ impl Other {
         let what = match &*keyword {
             "union" | "trait" | "use" | "mod" | "static" | "type" => format!("a `{keyword}`"),
             "enum" | "impl" | "extern" => format!("an `{keyword}`"),
-            "const" => "a `const`, which cannot hold what starts later; a `static` can".to_owned(),
+            "const" => "a `const`, which cannot hold a value that starts later; a `static` can".to_owned(),
             _ => "this".to_owned(),
         };
         syn::Error::new(

@@ -32,8 +32,8 @@ pub fn fixture(args: proc_macro::TokenStream, item: proc_macro::TokenStream) -> 
     dispatch(args.into(), item.into()).into()
 }
 
-/// Writes the recipe of a struct whose conditions (`#[cfg(..)]`) rustc has resolved: it does that
-/// for a derive macro alone. [`macro@fixture`] has written the struct, with its fields reversed.
+/// Writes the recipe of a struct whose conditions (`#[cfg(..)]`) rustc has resolved, which it does
+/// only for a derive macro. [`macro@fixture`] has written the struct, with its fields reversed.
 #[doc(hidden)]
 #[proc_macro_derive(__System, attributes(__mirakuru_fixture))]
 pub fn system_of_struct(item: proc_macro::TokenStream) -> proc_macro::TokenStream {

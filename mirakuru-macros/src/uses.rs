@@ -62,7 +62,7 @@ struct Search {
 
 struct Declared {
     name: Ident,
-    /// A macro or a condition decides about it.
+    /// Whether a macro or a condition decides if the name is declared.
     perhaps: bool,
 }
 

@@ -33,14 +33,16 @@ fn the_program_is_missing() {
     let text = report(&error);
     assert!(
         text.contains(": install it with `apt-get install beanstalkd` (Debian)")
-            || text.contains("but it is there: use `/"),
+            || text.contains("but it is installed: use `/"),
         "{text}"
     );
     if require("initdb").is_some() {
         let error = start(Executor::builder("initdb -D {dir}/data").env("PATH", "/nowhere"));
         let text = report(&error);
         assert!(
-            text.contains("no directory on PATH has `initdb`, but it is there: use `/usr/lib/postgresql/"),
+            text.contains(
+                "no directory on PATH has `initdb`, but it is installed: use `/usr/lib/postgresql/"
+            ),
             "{text}"
         );
     }
@@ -168,7 +170,7 @@ fn exit_1() {
 fn a_signal() {
     for (signal, name, hint) in [
         ("11", "SIGSEGV", None),
-        ("9", "SIGKILL", Some("for want of memory")),
+        ("9", "SIGKILL", Some("because memory ran out")),
     ] {
         let error = start(odd(["--die-before-ready", signal]).wait_for(PidFile::path("{dir}/pid")));
         let text = report(&error);

@@ -927,7 +927,7 @@ fn a_server_that_is_too_old_is_named_with_its_version() {
             "http://",
             nothing(),
             b"HTTP/1.0 404 Not Found\r\n\r\n",
-            "it takes etcd 3.4 or later",
+            "the preset needs etcd 3.4 or later",
         ),
         (
             "MEMCACHED",
@@ -935,7 +935,7 @@ fn a_server_that_is_too_old_is_named_with_its_version() {
             "memcache://",
             nothing(),
             b"ERROR\r\n",
-            "it takes memcached 1.4.31 or later",
+            "the preset needs memcached 1.4.31 or later",
         ),
     ] {
         let url = format!("{scheme}127.0.0.1:{}", stand_in(greeting, answer));

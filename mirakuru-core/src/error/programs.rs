@@ -85,7 +85,7 @@ const ELSEWHERE: [(&str, [&str; 4]); 10] = [
 pub fn not_found(program: &str, similar: &[String]) -> String {
     let mut text = format!("no directory on PATH has `{program}`");
     if let Some(path) = off_path(program) {
-        return format!("{text}, but it is there: use `{}`", path.display());
+        return format!("{text}, but it is installed: use `{}`", path.display());
     }
     if !similar.is_empty() {
         text = format!("{text}; did you mean {}?", similar.join(" or "));

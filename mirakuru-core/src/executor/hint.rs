@@ -253,8 +253,8 @@ fn of_exit(symptoms: &Symptoms<'_>) -> Option<String> {
             }
         )),
         (_, Some(SIGKILL)) => Some(
-            "mirakuru did not send that signal: check with `dmesg` whether the kernel did, for want of \
-                memory; otherwise a person or another program did"
+            "mirakuru did not send that signal: check with `dmesg` whether the kernel did, because \
+                memory ran out; otherwise a person or another program did"
                 .to_owned(),
         ),
         (_, Some(SIGILL)) => Some(

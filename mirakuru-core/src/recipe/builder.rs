@@ -238,7 +238,7 @@ pub(crate) enum StdioKind {
 }
 
 impl Stdio {
-    /// `/dev/null`. The default for standard input.
+    /// `/dev/null`, the default for standard input.
     #[must_use]
     pub fn null() -> Stdio {
         Stdio(StdioKind::Null)

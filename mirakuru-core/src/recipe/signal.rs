@@ -18,7 +18,7 @@ use crate::sys::signals;
 pub enum Signal {
     /// `SIGTERM`, the polite request to end: the default stop signal.
     Term,
-    /// `SIGINT`, sent by Ctrl-C. PostgreSQL's "fast shutdown".
+    /// `SIGINT`, which Ctrl-C sends. For PostgreSQL it means "fast shutdown".
     Int,
     /// `SIGQUIT`. For nginx it means "finish the present requests, then end".
     Quit,

@@ -9,7 +9,7 @@ use std::time::Duration;
 pub(super) const ANSWER_WITHIN: Duration = Duration::from_secs(30);
 
 /// Time limit for clean-up, such as dropping a database or giving a number back. A paused or
-/// overloaded server must not hold up the end of a test. The rest disappears when the server ends.
+/// overloaded server must not hold up the end of a test. A part that is left ends with the server.
 pub(super) const TIDY_WITHIN: Duration = Duration::from_secs(1);
 
 /// A TCP connection to a server, with a limit for each read and write.

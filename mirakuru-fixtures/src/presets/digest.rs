@@ -1,5 +1,5 @@
-//! The hashes for logins, in which servers check a password without seeing it: MD5, SHA-1 and
-//! SHA-256; and base64. For short texts only.
+//! Hashes (MD5, SHA-1, SHA-256) and base64, for logins in which the server does not see the
+//! password. For short texts only.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;

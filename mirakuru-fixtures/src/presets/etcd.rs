@@ -80,7 +80,7 @@ impl EtcdRecipe {
             recipe.peers = node.peers().map(|peer| peer.port_named("peer")).collect();
             recipe
         })
-        // A member without any other one tries again after a second.
+        // A member that reaches no other member tries again after a second.
         .launched_in_turn(Check::new("its peers could reach it", |member| {
             let port = member.port_named("peer").unwrap_or_default();
             let mut connection =
@@ -91,7 +91,7 @@ impl EtcdRecipe {
     }
 }
 
-// Error messages do not list this recipe, because their list is long enough.
+// The compiler's list of recipes in an error is long enough without this one.
 #[diagnostic::do_not_recommend]
 impl Recipe for EtcdRecipe {
     of_executor!(Etcd);
@@ -127,8 +127,7 @@ impl Recipe for EtcdRecipe {
         let args: Vec<String> = args.collect();
         let mut recipe = self.options.recipe(&SERVER, &args)?;
         if !self.options.durable && self.options.setting("unsafe-no-fsync").is_none() {
-            // This is a variable: a version without this flag would refuse the flag, but ignores
-            // the variable.
+            // An older version would refuse this as a flag, but ignores the variable.
             recipe = recipe.env("ETCD_UNSAFE_NO_FSYNC", "true");
         }
         let peers = self.peers.clone();

@@ -2,7 +2,7 @@
 //! preset.
 //!
 //! The handle has the same type as our own server's. The service behind the handle's executor is a
-//! *stand-in*: the test binary once more. This file takes over its process before `main`.
+//! *stand-in*: a second process of the test binary. This code takes it over before `main`.
 //!
 //! | who | does |
 //! | --- | --- |
@@ -347,7 +347,7 @@ impl External {
             .__not_ours(&self.variable)
             .current_dir("{dir}")
             .env(STAND_IN, self.name)
-            // The variable also distinguishes servers.
+            // The variable also makes the recipes of different servers differ.
             .env(&self.variable, literal(&self.given))
             .on_end([program.as_os_str(), CLEAN_UP.as_ref()]);
         if let Some(timeout) = options.timeout {

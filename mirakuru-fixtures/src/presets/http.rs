@@ -4,7 +4,7 @@ use std::io::{self, Read};
 
 use super::connection::Connection;
 
-/// Number of bytes in an answer at most.
+/// The largest number of bytes in an answer.
 const LONGEST: u64 = 64 << 20;
 
 /// Sends a request, and closes the connection. Returns the status and the body of the answer.
@@ -36,7 +36,7 @@ pub(super) fn request(
     }
 }
 
-/// All values of this name in a JSON text that are texts without escapes.
+/// All texts under this name in a JSON text, except for those with escapes.
 pub(super) fn texts<'a>(json: &'a str, name: &str) -> Vec<&'a str> {
     let name = format!("\"{name}\":\"");
     let values = json.split(name.as_str()).skip(1);

@@ -1,4 +1,4 @@
-//! Recognises a server by its answers, if a URL names a server of another kind than it says.
+//! Recognises a server by its answers, if it is of another kind than its URL says.
 
 use std::fmt;
 use std::io::{Read, Write};
@@ -7,12 +7,12 @@ use std::time::Duration;
 
 /// Time that a server may take to answer one of the questions here.
 const ANSWERS_WITHIN: Duration = Duration::from_secs(2);
-/// The most of an unknown answer that is shown, in bytes.
+/// Number of bytes that are shown of an unknown answer.
 const SHOWN: usize = 40;
 
-/// Most servers answer to this in their own way, or have greeted before.
+/// Most servers answer this in their own way, or have already sent a greeting.
 const HTTP: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
-/// memcached takes a request of HTTP for an attack.
+/// memcached takes an HTTP request for an attack.
 const MEMCACHED: &[u8] = b"version\r\n";
 /// PostgreSQL: "do you have TLS?".
 const TLS_REQUEST: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];
@@ -74,7 +74,7 @@ fn of_answer(question: &[u8], answer: &[u8]) -> Option<Kind> {
         [b'I', b'N', b'F', b'O', b' ', ..] => Kind::Known("NATS", &["NATS"]),
         [b'V', b'E', b'R', b'S', b'I', b'O', b'N', b' ', ..] => Kind::Known("memcached", &["memcached"]),
         [b'A', b'M', b'Q', b'P', ..] => Kind::Known("RabbitMQ", &["RabbitMQ"]),
-        // The length and the number of a first packet: a greeting, or an error.
+        // This is the length and the number of a first packet, which is a greeting or an error.
         [_, _, _, 0, 10 | 0xff, ..] => Kind::Known("MariaDB or MySQL", &["MariaDB"]),
         [b'N' | b'S' | b'E', ..] if question == TLS_REQUEST => Kind::Known("PostgreSQL", &["PostgreSQL"]),
         [0x20, 2, ..] if question == MQTT => Kind::Known("an MQTT broker", &["Mosquitto"]),

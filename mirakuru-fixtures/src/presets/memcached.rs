@@ -20,7 +20,7 @@ pub(super) const SERVER: Server = Server {
     external: Some(&external::PROTOCOL),
 };
 
-/// memcached's own default for connections.
+/// memcached's own default for the number of connections.
 const CONNECTIONS: u64 = 1024;
 
 /// A memcached: see [`Memcached`].
@@ -42,7 +42,7 @@ pub struct MemcachedRecipe {
 
 options!(MemcachedRecipe);
 
-// Error messages do not list this recipe, because their list is long enough.
+// The compiler's list of recipes in an error is long enough without this one.
 #[diagnostic::do_not_recommend]
 impl Recipe for MemcachedRecipe {
     of_executor!(Memcached);
@@ -53,7 +53,7 @@ impl Recipe for MemcachedRecipe {
         }
         let port = self.options.port();
         let mut args = vec!["-l", "127.0.0.1", "-U", "0", "-p", &port];
-        // memcached does not start if it may not open that many files.
+        // memcached does not start if it may open fewer files than its number of connections.
         let few = limit("Max open files").filter(|files| *files < CONNECTIONS);
         let few = few.map(|files| files.to_string());
         if let Some(files) = &few {

@@ -25,7 +25,7 @@
 //! | [`etcd()`] | [`Etcd`] | [`key_prefix()`](Etcd::key_prefix) |
 //! | [`nginx(text)`](nginx()) | [`Nginx`] | nothing: tests only read |
 //!
-//! They all have these properties:
+//! All presets have these properties:
 //!
 //! - The server is found on `PATH` and in the usual places of the distribution; if it is missing,
 //!   the error names the package. It is an ordinary program of this machine: nothing is downloaded,
@@ -40,13 +40,13 @@
 //! - It is ready when its own protocol answers, not when its port is open.
 //! - If the tests run as root, the server runs as an unprivileged user; `file(..)` gives it keys
 //!   and other files. (nginx runs as root in that case, so that it can read the files of the
-//!   tests.) If root may not become another user, the server runs as root if it agrees. PostgreSQL
-//!   does not agree.
+//!   tests.) If root may not become another user, the server runs as root, except for PostgreSQL,
+//!   which refuses to.
 //! - The parts that tests lease are separate: a number is used again as late as possible. Clean-up
 //!   takes at most a second. A part that could not be removed by then is reported, and stays until
 //!   the server ends.
 //! - The handle dereferences to its [`Executor`](mirakuru_core::Executor), which has the logs, the
-//!   pid, and the verbs.
+//!   pid, and the methods.
 //!
 //! Several servers at once are a [`Cluster`](crate::Cluster):
 //!
@@ -59,8 +59,8 @@
 //! | [`redis().replicas(1)`](RedisRecipe::replicas) | the replica follows the master |
 //! | [`postgres().replicas(1)`](PostgresRecipe::replicas) | the replica streams from the primary |
 //!
-//! There is none for a store that speaks S3, because Debian has no package of one (MinIO must be
-//! downloaded). There is none for ZooKeeper, whose Java takes a second to start.
+//! There is no preset for a store that speaks S3, because Debian has no package of one (MinIO must
+//! be downloaded), and none for ZooKeeper, whose Java takes a second to start.
 //!
 //! # One of your own
 //!

@@ -66,7 +66,7 @@ impl MosquittoRecipe {
     }
 }
 
-// Error messages do not list this recipe, because their list is long enough.
+// The compiler's list of recipes in an error is long enough without this one.
 #[diagnostic::do_not_recommend]
 impl Recipe for MosquittoRecipe {
     of_executor!(Mosquitto);

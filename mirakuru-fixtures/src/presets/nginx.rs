@@ -161,7 +161,7 @@ fn with_port(text: &str, port: u16) -> String {
     placed
 }
 
-// Error messages do not list this recipe, because their list is long enough.
+// The compiler's list of recipes in an error is long enough without this one.
 #[diagnostic::do_not_recommend]
 impl Recipe for NginxRecipe {
     type Readiness = Answers;

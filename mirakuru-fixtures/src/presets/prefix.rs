@@ -9,7 +9,7 @@ use super::server::unique_name;
 
 /// A prefix for names of one test: 60 random bits and the server's own separator, such as
 /// `tk4x2m7qzja5w/`. It has 14 bytes: letters, digits and that separator. On a server in a
-/// `MIRAKURU_*_URL` it has up to 70, which may include `_` and `/`.
+/// `MIRAKURU_*_URL` it has up to 70 bytes, which may include `_` and `/`.
 ///
 /// Use it as a text: `format!("{prefix}visits")`, `&*prefix`. It need not be given back: the names
 /// disappear with the server, and no other test gets the same prefix.

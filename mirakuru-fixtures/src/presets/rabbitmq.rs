@@ -209,7 +209,7 @@ impl Plugins {
             open.push(name.clone());
         }
         while let Some(name) = open.pop() {
-            // All others are libraries of Erlang itself.
+            // A plugin without a folder here is a library of Erlang itself.
             let Some(path) = self
                 .path(&name)
                 .filter(|path| needed.iter().all(|known| known != path))
@@ -238,7 +238,7 @@ fn applications(app: &str) -> Vec<String> {
         .collect()
 }
 
-// Error messages do not list this recipe, because their list is long enough.
+// The compiler's list of recipes in an error is long enough without this one.
 #[diagnostic::do_not_recommend]
 impl Recipe for RabbitmqRecipe {
     type Readiness = Answers;
@@ -318,7 +318,7 @@ impl Recipe for RabbitmqRecipe {
             .fail_on("eaddrinuse")
             .wait_for(options.answers_in("answered as AMQP 0-9-1", |question| {
                 // The clerk answers at the end of the boot. A connection that closes without a
-                // login is a warning in the log, so this connects only after that.
+                // login causes a warning in the log, so this connects only after that answer.
                 Ok(ask(question.dir, "ping", ANSWER_WITHIN).is_ok() && speaks_amqp(question.connect()?)?)
             })))
     }

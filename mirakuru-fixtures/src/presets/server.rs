@@ -308,7 +308,7 @@ impl Options {
         let recipe = recipe.args(&self.args);
         match is_there {
             true => server.unprivileged(recipe),
-            // The server's user does not exist, either. The start gives the better error.
+            // There is no program, and perhaps no user for it. The start gives the better error.
             false => Ok(recipe),
         }
     }
@@ -328,7 +328,7 @@ impl Options {
         found.map(|(_, value)| value.as_str())
     }
 
-    /// The port, as commands and files have it.
+    /// The port for commands and files: a number, or the placeholder `{port}`.
     pub(crate) fn port(&self) -> String {
         self.port
             .map_or_else(|| "{port}".to_owned(), |port| port.to_string())

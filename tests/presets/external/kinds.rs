@@ -35,7 +35,7 @@ fn names_the_kind() {
         let said = match preset {
             // The own errors of these say more.
             "RABBITMQ" if kind == UNKNOWN => "its management plugin does not answer".to_owned(),
-            "MEMCACHED" if kind == UNKNOWN => "it does not tell its keys (220 mail)".to_owned(),
+            "MEMCACHED" if kind == UNKNOWN => "it does not list its keys (220 mail)".to_owned(),
             _ => format!("another kind of server listens there: it answers {kind}"),
         };
         let (text, variable) = (error.to_string(), format!("MIRAKURU_{preset}_URL"));

@@ -24,7 +24,7 @@ fn call(external: &External, method: &str, question: &str) -> io::Result<String>
         match status {
             200 => Ok(answer),
             404 => Err(io::Error::other(
-                "it has no gateway `/v3/`: it takes etcd 3.4 or later",
+                "it has no gateway `/v3/`: the preset needs etcd 3.4 or later",
             )),
             _ => {
                 let reason = http::texts(&answer, "error")

@@ -161,7 +161,7 @@ impl MariadbRecipe {
             let maker = MariadbRecipe {
                 seeds: Vec::new(),
                 options: Options {
-                    // The server for which this seed is made may hold the lock.
+                    // The server for which this seed is made may have locked the port.
                     port: None,
                     ..self.options.clone()
                 },
@@ -187,7 +187,7 @@ impl MariadbRecipe {
         let mariadb = find_program("mariadbd");
         let mysql = find_program("mysqld");
         if self.mysql {
-            // This must not be a link to the other server.
+            // This must not be a link to a MariaDB server.
             mysql
                 .filter(|path| fs::canonicalize(path).is_ok_and(|real| real.ends_with("mysqld")))
                 .or(mariadb)
@@ -196,7 +196,7 @@ impl MariadbRecipe {
         }
     }
 
-    /// Servers with other contents must be other services.
+    /// Makes servers with different contents different services.
     fn with_contents<R>(&self, recipe: ExecutorBuilder<R>, scripts: &[Script]) -> ExecutorBuilder<R> {
         match self.seeds.is_empty() {
             true => recipe,
@@ -261,14 +261,14 @@ impl MariadbRecipe {
     }
 }
 
-// Error messages do not list this recipe, because their list is long enough.
+// The compiler's list of recipes in an error is long enough without this one.
 #[diagnostic::do_not_recommend]
 impl Recipe for MariadbRecipe {
     type Readiness = Answers;
     type Handle = Mariadb;
 
     fn executor(&self) -> Result<ExecutorBuilder<Answers>, Error> {
-        // If a file is missing, the start fails, and not only the first database.
+        // If a file is missing, the start fails already, and not only the first database.
         let scripts = self.scripts()?;
         if let Some(external) = self.options.external(&SERVER)? {
             return Ok(self.with_contents(external.executor(&self.options)?, &scripts));
@@ -293,7 +293,7 @@ impl Recipe for MariadbRecipe {
             ("skip-name-resolve", "1".to_owned()),
             ("character-set-server", "utf8mb4".to_owned()),
             ("default-time-zone", "+00:00".to_owned()),
-            // This is MySQL's second port.
+            // This turns off MySQL's second protocol, which has its own port.
             ("loose-mysqlx", "0".to_owned()),
             ("loose-performance-schema", "0".to_owned()),
             ("innodb-buffer-pool-size", "64M".to_owned()),
@@ -419,7 +419,7 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
         let mut install = if is_mariadb {
             clean_program(&beside(program, &["mariadb-install-db", "mysql_install_db"]))
                 .args(["--no-defaults", "--skip-test-db", "--skip-name-resolve"])
-                // Without this, it gives files of the machine's own server to the named user.
+                // Otherwise the script gives files of the machine's own server to that user.
                 .arg("--rpm")
                 .args(FAST.map(|(name, value)| format!("--{name}={value}")))
         } else {
@@ -450,8 +450,8 @@ fn install(program: &Path, dir: &Path) -> Result<(), Error> {
     })
 }
 
-/// A text for a server's version: the file's size and time. A question to the server would take a
-/// tenth of a start.
+/// A text that stands for a server's version: the file's size and time. To ask the server would
+/// take a tenth of a start.
 fn version_of(program: &Path) -> Option<String> {
     let metadata = fs::metadata(program).ok()?;
     let name = program.file_name().unwrap_or_default().to_string_lossy();

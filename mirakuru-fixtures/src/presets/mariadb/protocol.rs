@@ -102,7 +102,7 @@ impl Client {
                 [MORE, 3, ..] => {}
                 [MORE, ..] => {
                     return Err(io::Error::other(
-                        "its user logs in by `caching_sha2_password`, which takes TLS; give it a password by \
+                        "its user logs in by `caching_sha2_password`, which needs TLS; give it a password by \
                          `mysql_native_password`",
                     ));
                 }

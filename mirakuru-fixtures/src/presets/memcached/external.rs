@@ -57,8 +57,8 @@ fn keys(connection: &mut Connection) -> io::Result<Vec<String>> {
             }
             None => {
                 let problem = format!(
-                    "it does not tell its keys ({line}): it takes memcached 1.4.31 or later, with its \
-                     `lru_crawler`"
+                    "it does not list its keys ({line}): the preset needs memcached 1.4.31 or later, \
+                     with its `lru_crawler`"
                 );
                 return Err(io::Error::other(problem));
             }
