@@ -108,8 +108,8 @@ impl Call {
         Some(match error.raw_os_error()? {
             libc::ENOSYS => match since {
                 Some(version) => format!(
-                    "use Linux {version} or later; if this kernel is, let the container's seccomp filter \
-                        allow `{name}`"
+                    "use Linux {version} or later; if this kernel is new enough, let the container's \
+                        seccomp filter allow `{name}`"
                 ),
                 None => format!("let the container's seccomp filter allow `{name}`"),
             },
