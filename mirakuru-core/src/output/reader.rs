@@ -45,7 +45,7 @@ pub(crate) enum Piece<'a> {
     Start,
 }
 
-/// A position in the log. Cheap to copy, and valid as long as the log exists.
+/// A position in the log. It is cheap to copy, and valid as long as the log exists.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cursor {
     /// Offset in the index, up to which all records have been read.
@@ -308,8 +308,8 @@ impl OutputReader {
         }
     }
 
-    /// The position in the log at which the output from this time on begins, in nanoseconds of the
-    /// monotonic clock.
+    /// The position in the log at which the output since this time begins. The time is in
+    /// nanoseconds of the monotonic clock.
     pub(crate) fn since_time(&self, time: u64) -> Cursor {
         let end = self.end();
         let (mut index, mut covered) = (end.index, end.covered);
@@ -448,7 +448,7 @@ impl Record {
     }
 }
 
-/// Decodes a part of the index. Its length is a multiple of a record's.
+/// Decodes a part of the index. Its length is a multiple of a record's length.
 fn decoded(records: &[u8]) -> impl DoubleEndedIterator<Item = Record> {
     records.chunks_exact(log_record::SIZE).map(Record::decode)
 }

@@ -198,7 +198,7 @@ fn lines_that_repeat_do_not_push_out_the_first_ones() {
         ]
     );
     assert!(excerpt.head.is_empty() && excerpt.left_out == 0);
-    // Three equal lines are shown as they are. So are lines without a common letter.
+    // Three equal lines are shown as they are, and so are lines without a common letter.
     let since = reader.end();
     log.stdout("1\n2\n3\n4\na\nb\na\nt 1\nt 2\nt 3\n");
     assert_eq!(
@@ -226,7 +226,7 @@ fn the_first_lines_are_shown_beside_the_last() {
     assert_eq!(excerpt.head, words(0, 5));
     assert_eq!(excerpt.left_out, 25);
     assert_eq!(excerpt.tail, words(30, 50));
-    // Another log is longer than the part that a report reads.
+    // Now the log is longer than the part that a report reads.
     log.stdout(words(50, 300_000).join("\n") + "\n");
     let excerpt = reader.excerpt(Cursor::START, 5, 20);
     assert_eq!(excerpt.head, words(0, 5));
@@ -248,7 +248,7 @@ fn a_snapshot_is_the_last_16_mib() {
     assert!(logs.truncated());
     assert_eq!(logs.to_string().len() as u64, SNAPSHOT);
     assert_eq!(logs.stderr(), "end\n");
-    // A line that begins inside this part is complete.
+    // The output since the cursor begins inside this part, so it is complete.
     let mut cursor = Cursor::START;
     reader.read(&mut cursor, |_, _, _| ()).unwrap();
     log.stdout("more");
@@ -288,7 +288,7 @@ fn a_writer_at_work_is_read_without_loss() {
     });
 }
 
-/// Streams hundreds of megabytes of memory through one reader.
+/// Reads 100 MB of log, and checks that the memory in use does not grow.
 #[test]
 #[cfg(target_os = "linux")]
 fn memory_stays_flat() {

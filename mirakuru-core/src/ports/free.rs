@@ -139,9 +139,9 @@ fn check(protocol: Protocol, addrs: &[SocketAddr]) -> Result<(), Busy> {
 /// Checks that a server could make a socket or a pid file at this path. It cannot if a process
 /// accepts connections there, or if the path is the pid file of a live process.
 ///
-/// A socket without an answering process counts as free; see [`remove_stale_socket`]. So does a
-/// path that cannot be inspected. The service may have more rights than this process, and reports
-/// the error if it has not.
+/// A socket without an answering process counts as free; see [`remove_stale_socket`]. A path that
+/// cannot be inspected also counts as free: the service may have more rights than this process. If
+/// it has not, it reports the error.
 pub(crate) fn check_path_free(path: &Path) -> Result<(), Busy> {
     if let Some(pid) = living_pid_in(path) {
         return Err(Busy {
@@ -165,7 +165,7 @@ pub(crate) fn check_path_free(path: &Path) -> Result<(), Busy> {
 /// The process in a pid file, if it lives and can be the right one.
 ///
 /// Process ids are used again after a while: a process that started after the file was written is
-/// another one.
+/// another process.
 fn living_pid_in(path: &Path) -> Option<u32> {
     /// Size of the longest pid file. It begins with the number; PostgreSQL's has more lines.
     const LONGEST: u64 = 4096;
@@ -251,7 +251,7 @@ mod tests {
         }
     }
 
-    /// Starts a Python that listens on a port and prints it.
+    /// Starts a Python process that listens on a port and prints its number.
     fn server(environment: &[(&str, &str)]) -> (Kill, SocketAddr) {
         use std::io::BufRead;
         let script = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); \
@@ -484,7 +484,7 @@ mod tests {
             "{about}"
         );
         assert_eq!(holder.remedy().unwrap(), format!("end it with `kill {pid}`"));
-        // The mark as the end of another variable's name does not count.
+        // A variable whose name only ends like the mark does not count.
         let (_child, addr) = server(&[("NOT_MIRAKURU_ID", "MIRAKURU_ID=1")]);
         assert!(!holder_of_port(Protocol::Tcp, addr).unwrap().marked);
     }

@@ -3,8 +3,8 @@
 //! A test that talks to the wrong server passes or fails for the wrong reason. The rule: an address
 //! belongs to a service if **every** socket that could get a connection to it is open in a process
 //! of the service's tree. If several sockets share the address (SO_REUSEPORT), the kernel deals
-//! connections out among them. So another process's socket beside the service's is as much an error
-//! as one alone.
+//! connections out among them. So another process's socket is an error even if the service has one
+//! beside it.
 //!
 //! Sockets that the service inherited, as with systemd's socket activation, are open in its tree.
 //! Their maker does not matter.
@@ -346,8 +346,8 @@ pub(crate) fn stays(addr: SocketAddr, listeners: Listeners, seen: &mut Option<Fi
     })
 }
 
-/// The addresses on which the tree below `root` listens, in no order, for the error about a service
-/// that listens elsewhere. Empty if the kernel cannot be asked.
+/// The addresses on which the tree below `root` listens, in no particular order, for the error
+/// about a service that listens elsewhere. Empty if the kernel cannot be asked.
 pub(crate) fn addresses_of_tree(root: u32) -> Vec<SocketAddr> {
     let sockets = all_listeners(Protocol::Tcp, 0).unwrap_or_default();
     let inodes: Vec<u64> = sockets.iter().map(|socket| socket.inode).collect();
@@ -373,7 +373,7 @@ mod tests {
         SocketAddr::from((Ipv4Addr::LOCALHOST, port))
     }
 
-    /// A Python that runs the script. The script prints its `port`.
+    /// A Python process that runs the script. The script prints its `port`.
     struct Python {
         child: Child,
         port: u16,
@@ -611,8 +611,8 @@ ctypes.CDLL(None).pthread_exit(None)
         };
         let service = Python::listener();
         let unseen = poll(service.port, service.pid());
-        // If root's processes cannot be read, an invisible server on root's service's port counts
-        // as another process's.
+        // If root's processes cannot be read, an invisible server on the port of root's service
+        // counts as wrong.
         let mut child = as_nobody("listen".to_owned())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -103,7 +103,7 @@ fn diag_works(protocol: Protocol) -> bool {
                     UdpSocket::bind(any).and_then(|socket| Ok((socket.local_addr()?, OwnedFd::from(socket))))
                 }
             };
-            // Without the socket, for example without free descriptors, this test has no result.
+            // Without the socket, for example without free descriptors, this check has no result.
             let Ok((addr, _socket)) = own else {
                 return false;
             };

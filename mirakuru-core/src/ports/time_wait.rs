@@ -1,8 +1,8 @@
 //! Frees a port at once, although connections of the service's last start linger on it.
 //!
 //! The side that closes a connection first keeps its addresses for a minute (TIME_WAIT). A server
-//! that binds with SO_REUSEADDR does not notice. Without that option it cannot bind until the
-//! minute is over. So mirakuru removes such a remnant if the other end was on this machine.
+//! that binds with SO_REUSEADDR does not notice. Without that option, a server cannot bind until
+//! the minute is over. So mirakuru removes a remnant whose other end is on this machine.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -49,7 +49,7 @@ pub(crate) fn lingering(addr: SocketAddr) -> Vec<(SocketAddr, SocketAddr)> {
         .collect()
 }
 
-/// The remedy in errors for such connections, if there are any.
+/// The remedy in an error about lingering connections. `None` if no connection lingers.
 pub(crate) fn hint(addr: SocketAddr) -> Option<String> {
     let (_, client) = lingering(addr).into_iter().next()?;
     Some(format!(

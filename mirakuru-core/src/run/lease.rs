@@ -111,7 +111,7 @@ mod tests {
             [Some(0), Some(1), Some(2)]
         );
         assert_eq!(number(&take()), None);
-        // A process that another thread has just forked would have such a copy.
+        // A process that another thread has just forked would have such a copy of the lock.
         let copy = two.as_ref().map(|lease| lease.lock.try_clone().expect("a copy"));
         drop(two);
         let again = take();

@@ -99,10 +99,9 @@ impl Run {
         self.with_users
     }
 
-    /// Finds the runner: the nearest ancestor without a variable that it gives to its tests. If
-    /// there is no such variable, the runner is the nearest ancestor named `cargo`. The chain
-    /// begins with the process itself. Above an orphan the search stops, because the parent did not
-    /// start it.
+    /// Finds the runner, which gives its tests a variable: the nearest ancestor without it. If none
+    /// is set, the runner is the nearest ancestor named `cargo`. The chain begins with the process
+    /// itself. Above an orphan the search stops, because the parent did not start it.
     fn find(
         variables: &[(&str, String)],
         chain: impl Iterator<Item = (u32, Stat)>,
@@ -228,7 +227,7 @@ pub(crate) fn make_dir(run_dir: &Path) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// The error of the operating system, also when the runner has ended.
+/// The error of the operating system, or an error if the runner has ended.
 pub fn make_run_dir(run: &Run) -> io::Result<(PathBuf, u32)> {
     if run.runner == 0 {
         return Err(io::ErrorKind::NotFound.into());

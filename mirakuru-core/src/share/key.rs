@@ -25,8 +25,8 @@ use crate::recipe::program::{candidates, file_identity};
 use crate::sys;
 use crate::util::hash::{self, Fnv1a};
 
-/// The key of a recipe, as a name for files: all data that makes two services the same one. `kind`
-/// is the type of the recipe.
+/// The key of a recipe, as a name for files. Two services with one key are the same. `kind` is the
+/// type of the recipe.
 pub fn recipe_key<R: Readiness>(name: &str, kind: &str, recipe: &ExecutorBuilder<R>) -> String {
     let ExecutorBuilder { spec, readiness } = recipe;
     let mut key = Key([Fnv1a(0xcbf2_9ce4_8422_2325), Fnv1a(0x6c62_272e_07bb_0142)]);

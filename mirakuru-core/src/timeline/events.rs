@@ -251,7 +251,7 @@ impl Timeline {
     /// it tried. If another process has a shared lock, that process will come here later. (If two
     /// come at the same time, each gives up its shared lock in trying, so one succeeds.) If another
     /// process has the exclusive lock, that process frees it and then checks once more for new
-    /// events. From then on no other process fails because of it.
+    /// events. From then on, no other process fails because of that lock.
     fn make_last(&self) {
         // This never waits. If another thread has the lock, that thread does the work.
         let Some(mut alive) = self.alive.try_lock().ok().and_then(|mut alive| alive.take()) else {
@@ -461,7 +461,7 @@ pub(crate) fn waited(began: u64, id: &str) {
     }
 }
 
-/// Records that the test on this thread uses the service from then on.
+/// Records that the test on this thread uses the service from this time on.
 pub(crate) fn used(since: u64, id: &str) {
     if let Some(timeline) = wanted() {
         put(timeline, 'U', since, &[id]);

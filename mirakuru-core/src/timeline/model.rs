@@ -662,8 +662,8 @@ const WORKERS: [&str; 6] = [
 ];
 
 impl Lane {
-    /// Whether the lane is a test. It is not if it is the end of a process, or a thread that a test
-    /// or a runtime has made. The harness names the thread of a test.
+    /// Whether the lane is a test, and not the end of a process or a thread that a test or a
+    /// runtime has made. The harness names the thread of a test.
     pub(crate) fn is_test(&self) -> bool {
         let is_worker = WORKERS.iter().any(|worker| self.name.starts_with(worker));
         !self.is_exit && !is_worker && !self.name.is_empty()
@@ -674,7 +674,7 @@ impl Lane {
         let mut at = self.end;
         let slices = std::mem::take(&mut self.slices);
         while at > self.begin {
-            // Among the pieces that cover the moment before, this is the first one to have begun.
+            // Of the pieces that cover the moment before, this one began first.
             let covering = slices.iter().filter(|slice| slice.begin < at && slice.end >= at);
             let piece = match covering.min_by_key(|slice| slice.begin) {
                 Some(slice) => Piece {

@@ -22,8 +22,8 @@ pub(crate) use nothing::FileWatch;
 /// Time after which a watch is worth its price: earlier pauses between polls are very short.
 const WORTHWHILE: Duration = Duration::from_millis(20);
 
-/// A watch that only a longer wait begins, and that ends with the wait. By default a user may have
-/// only 128 instances.
+/// A watch for one wait. It begins only if the wait is long, because a user may have only 128
+/// instances by default.
 #[derive(Debug, Default)]
 pub(crate) struct Watching {
     watch: Option<FileWatch>,

@@ -4,10 +4,10 @@
 //! A record is 16 bytes, little endian: `u32` length, `u32` kind, `u64` nanoseconds of the
 //! monotonic clock.
 //!
-//! A log that reaches its limit goes on in parts, each with an index of its own. The first part
-//! stays, and so do the last two of the others. A finished index ends with a record that names the
-//! next part. The index of a later part begins with two records: the position of the part in the
-//! whole log, and in the whole index.
+//! A log that reaches its limit goes on in parts, each with an index of its own. The first part and
+//! the last two of the others stay. A finished index ends with a record that names the next part.
+//! The index of a later part begins with two records: the position of the part in the whole log,
+//! and in the whole index.
 
 use std::ffi::CStr;
 

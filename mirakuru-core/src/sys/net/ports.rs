@@ -35,10 +35,10 @@ pub(crate) fn hold_exactly(port: u16) -> io::Result<OwnedFd> {
         return Ok(fd);
     }
     // The bind above fails because of a listener, another hold, or only TIME_WAIT, and cannot tell
-    // them apart. A bind with SO_REUSEADDR would succeed over another hold, so that two would hold
-    // the same port. An exclusive bind to an address of its own can tell: it conflicts with every
-    // socket on the wildcard, but not with connections, which have other addresses. While this
-    // socket is open, no other process can begin to hold the port.
+    // them apart. A bind with SO_REUSEADDR would succeed over another hold, so that two processes
+    // would hold the same port. An exclusive bind to an address of its own can tell: it conflicts
+    // with every socket on the wildcard, but not with connections, which have other addresses.
+    // While this socket is open, no other process can begin to hold the port.
     let probe = match bind_v4(SocketAddrV4::new(NOBODYS_ADDRESS, port), false) {
         Ok(probe) => {
             allow_sharing(&probe)?;

@@ -190,8 +190,8 @@ pub(in crate::sys) struct Address {
 impl Address {
     /// # Safety
     ///
-    /// `T` must be a `sockaddr_*`: they all begin with the family, fit into a `sockaddr_storage`,
-    /// and all bytes are valid in them.
+    /// `T` must be a `sockaddr_*`: these types begin with the family and fit into a
+    /// `sockaddr_storage`, and all bytes are valid in them.
     unsafe fn of<T>(fill: impl FnOnce(&mut T) -> usize) -> Address {
         // SAFETY: all fields are numbers, and zeros are valid in them.
         let mut storage: libc::sockaddr_storage = unsafe { std::mem::zeroed() };

@@ -7,8 +7,8 @@
 //!
 //! Each thread keeps one netlink socket open until it ends, so there is no lock. The socket is
 //! close-on-exec. A forked child has a copy, whose answers would mix with the parent's. So the
-//! process id is kept beside the socket, and a copy is thrown away. The socket sees the network
-//! namespace in which the thread used it first.
+//! process id is kept beside the socket, and a child throws its copy away. The socket sees the
+//! network namespace in which the thread used it first.
 //!
 //! Requests and answers are flat structs of `linux/netlink.h` and `linux/inet_diag.h`. They are
 //! written and read byte by byte. That needs no `unsafe` and cannot read past an answer that is

@@ -201,8 +201,8 @@ pub(crate) mod tests {
     }
 
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
-    /// A connection whose two ends are one socket, which a connect to an ephemeral port of loopback
-    /// can make.
+    /// A connection whose two ends are one socket. A connect to an ephemeral loopback port can make
+    /// one.
     pub(crate) fn connected_to_itself() -> std::net::TcpStream {
         let (fd, port) = tcp(loopback(0), true, false, None, false).unwrap();
         connect(&fd, &loopback(port).into()).unwrap();

@@ -311,7 +311,7 @@ pub(crate) fn may_become(uid: u32, gid: u32) -> Result<(), String> {
     }
     for (map, id, kind) in [("uid_map", uid, "user"), ("gid_map", gid, "group")] {
         let map = text(map);
-        // A line has the first id inside, the first id outside, and the number of ids.
+        // A line has the first id in this namespace, the first id outside, and the number of ids.
         let mut ranges = map.lines().filter_map(|line| {
             let mut numbers = line.split_whitespace().map(|number| number.parse::<u64>().ok());
             let (first, _, count) = (numbers.next()??, numbers.next()??, numbers.next()??);

@@ -111,7 +111,7 @@ pub(super) struct Arena {
     pub(super) guard_pidfd: i32,
     pub(super) worker: i32,
     pub(super) service: i32,
-    /// If the launch failed: its stage, a `STAGE_*`, and the error number.
+    /// The stage at which the launch failed, a `STAGE_*`, and the error number.
     pub(super) failed_stage: i32,
     pub(super) failed_errno: i32,
     /// Pipe for the two numbers above, if worker and service share no memory; otherwise -1.

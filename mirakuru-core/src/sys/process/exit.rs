@@ -141,7 +141,7 @@ fn is_main_thread() -> bool {
 fn install() {
     use libc::{c_int, c_void};
     unsafe extern "C" {
-        /// `atexit` with the status, which the `libc` crate does not declare.
+        /// Also gives the handler the exit status. The `libc` crate does not declare this function.
         fn on_exit(handler: extern "C" fn(c_int, *mut c_void), argument: *mut c_void) -> c_int;
     }
     extern "C" fn handler(status: c_int, _: *mut c_void) {

@@ -13,8 +13,8 @@ use crate::sys::log_record::{self, Record};
 /// The limit for one pass of a supervisor's loop, for each stream. It lets the supervisor do its
 /// other duties during a flood of output or on a slow disk.
 const PASS: Bound = Bound { reads: 8, ms: 20 };
-/// The limit at the end of the output: more than a pipe holds. The limit of time keeps a flood on
-/// a slow disk from delaying the end of the service.
+/// The limit at the end of the output: more than a pipe holds. The time limit keeps a flood on a
+/// slow disk from delaying the end of the service.
 const REST: Bound = Bound { reads: 64, ms: 250 };
 
 #[derive(Clone, Copy)]

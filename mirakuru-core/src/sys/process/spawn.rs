@@ -120,7 +120,7 @@ pub(super) unsafe fn open_streams(a: &mut Arena, pipes: &mut [i32; 2]) -> Result
         let streams = a.stdio.iter_mut().zip([None, Some(0_usize), Some(1)]);
         for (fd, output) in streams {
             if *fd >= 0 {
-                continue; // the test process handed it down, above 2 (`LaunchResources::new`)
+                continue; // the test process handed this one down, above 2 (`LaunchResources::new`)
             } else if let Some(relay) = output.filter(|at| a.relay.get(*at) == Some(&true)) {
                 let mut ends = [-1; 2];
                 if os::pipe(&mut ends) != 0 {

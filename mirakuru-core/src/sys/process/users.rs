@@ -108,8 +108,8 @@ fn owned(place: &AtomicI32) -> Option<OwnedFd> {
     (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// At a normal end of the process, leaves all services after the process's own have ended. Then
-/// waits for the end of each service whose last user this process was.
+/// Leaves all services at a normal end of the process, after the process's own services have ended.
+/// Then waits for the end of each service whose last user this process was.
 pub(super) fn leave_all() {
     SLOTS.iter().for_each(|slot| drop(owned(&slot.writer)));
     for slot in SLOTS.iter() {

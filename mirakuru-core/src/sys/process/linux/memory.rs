@@ -6,11 +6,11 @@
 //! `MADV_DONTFORK`, except for these parts:
 //!
 //! * its arena (stacks, buffers, the plan);
-//! * the thread-local block of the forking thread, in which libc keeps `errno`, and the kernel its
-//!   data about preemption;
+//! * the thread-local block of the forking thread, in which libc keeps `errno`, and the kernel
+//!   keeps its data about preemption;
 //! * the top of the forking thread's stack: from 1.2.5 on, `clone` of musl leaves data in its own
 //!   frame, which the child reads before it calls its function;
-//! * `.bss`, which the kernel shows as an anonymous mapping behind a file's.
+//! * `.bss`, which the kernel shows as an anonymous mapping behind a file's mapping.
 //!
 //! Files' mappings (code, `.data`, `.got`) are inherited as always.
 //!
@@ -75,7 +75,7 @@ pub(super) fn is_under_valgrind() -> bool {
 static DIED: OnceLock<&'static str> = OnceLock::new();
 
 /// The reason why supervisors must get all of the memory: other code may run after the fork and
-/// need any part of it. `None` if there is none.
+/// need any part of it. `None` if there is no reason.
 pub(super) fn needs_all() -> Option<&'static str> {
     static SHOWN: Lazy<Option<&'static str>> = Lazy::new(|| {
         if is_under_valgrind() {

@@ -31,7 +31,7 @@ use libc::{SYS_setgid as SYS_SETGID, SYS_setgroups as SYS_SETGROUPS, SYS_setuid 
 use libc::{SYS_setgid32 as SYS_SETGID, SYS_setgroups32 as SYS_SETGROUPS, SYS_setuid32 as SYS_SETUID};
 
 // These are bare system calls. libc's functions would try to change all threads that the *test
-// process* had, and crash.
+// process* had, and would crash.
 
 pub(in crate::sys::process) unsafe fn set_groups(count: usize, groups: *const u32) -> i64 {
     // SAFETY: the caller gives a list of `count` groups.

@@ -8,8 +8,8 @@
 //! The guarantee rests on the order of events:
 //!
 //! 1. The guard becomes a session leader and a subreaper *before* there is a worker; the worker
-//!    becomes both *before* there is a service. So at no moment can a descendant escape upwards. As
-//!    a session leader, the guard is out of reach of the runner's signals to its process group and
+//!    becomes both *before* there is a service. So a descendant can never escape upwards. As a
+//!    session leader, the guard is out of reach of the runner's signals to its process group and
 //!    terminal. Guard, worker and service each have a session, so that no signal to a process group
 //!    reaches two of them.
 //! 2. The worker watches the test process through a pidfd that was opened before the fork, so the
@@ -392,7 +392,7 @@ impl Worker<'_> {
 
     /// Whether the service of the run has to end. A service that ends with its users is first
     /// hidden from new users, then checked again. A user opens the FIFO before it looks for the
-    /// service, so this check sees the user, or the user does not find the service.
+    /// service, so either this check sees the user, or the user does not find the service.
     unsafe fn is_over(&self, users: i32) -> bool {
         // SAFETY: the paths are strings in the arena, and the rest is a local variable.
         unsafe {
