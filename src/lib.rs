@@ -108,9 +108,8 @@
 //! it; only the service's own output is shown as it is.
 //!
 //! When a test fails, its output has the end of its services' logs. The log of a shared service
-//! begins there at the test's first use. (This is for a test that panics. A test that returns `Err`
-//! needs the attribute for it. A task on another thread shows the services that it has used when
-//! that task panics.)
+//! begins at the test's first use. (This holds for a panic. A test that returns `Err` needs the
+//! attribute. A task on another thread shows the services that it has used when that task panics.)
 //!
 //! | environment variable | |
 //! | --- | --- |
@@ -133,9 +132,9 @@
 //! opened while the run goes on.
 //!
 //! A test begins with its first use of a service, and ends with its thread. A service of the whole
-//! run ends with the runner, when no test is left to record that: so it is drawn up to the end. If
-//! a process is killed and no other process of the run follows, its events of the last second are
-//! missing.
+//! run ends with the runner, when no test is left to record that, so the page draws it up to the
+//! end. If a process is killed and no other process of the run follows, its events of the last
+//! second are missing.
 //!
 //! # Features
 //!

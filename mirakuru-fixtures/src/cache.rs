@@ -85,7 +85,7 @@ const IN_USE: Duration = Duration::from_secs(600);
 ///
 /// # Errors
 ///
-/// The error of `make`, with the key; then no data is kept. Also errors of the file system.
+/// The error of `make`, with the key (then no data is kept), or an error of the file system.
 pub fn prepare_once<R: Readiness, E>(
     executor: &Executor<R>,
     key: &str,

@@ -62,7 +62,7 @@ pub fn start_all<S: StartAll>(recipes: S) -> Result<S::Handles, Error> {
         own that implements `Recipe`"
 )]
 pub trait StartAll: sealed::Start {
-    /// The started services, in the same shape.
+    /// The started services, in the shape of the recipes.
     type Handles;
 
     #[doc(hidden)]
@@ -127,8 +127,8 @@ mod sealed {
     pub trait Stop {}
 }
 
-/// Stops several services at once. All are asked to end before the first wait, so it takes as long
-/// as the slowest of them. (Dropping one after the other takes as long as all together.)
+/// Stops several services at once. All are asked to end before the first wait, so the call takes as
+/// long as the slowest of them. (Dropping one after the other takes as long as all together.)
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }

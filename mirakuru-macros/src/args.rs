@@ -93,8 +93,8 @@ pub(crate) struct Args {
     /// The expression in place of keys, which makes a recipe.
     pub(crate) expr: Option<Expr>,
     pub(crate) entries: Vec<Entry>,
-    /// Whether the text could not be parsed. That mistake has been reported, and further ones of
-    /// this attribute are not.
+    /// Whether the text could not be parsed. That mistake is the only one that is reported for this
+    /// attribute.
     pub(crate) broken: bool,
 }
 

@@ -671,7 +671,7 @@ fn handle(index: usize) -> Ident {
     ours(&format!("_service_{index}"))
 }
 
-/// The variable of the system. A field may be called `system`.
+/// The variable of the system, which may have a field called `system`.
 fn system_variable() -> Ident {
     ours("__system")
 }

@@ -168,7 +168,7 @@ pub enum Error {
     FailedBefore {
         /// The report of the failed start.
         report: String,
-        /// The test process that made the start, as `tests-1f3a (pid 812)`.
+        /// The test process that tried the start, for example `tests-1f3a (pid 812)`.
         process: String,
     },
     /// The service is not running, and the method that was called needs a running one.

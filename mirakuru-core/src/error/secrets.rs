@@ -43,7 +43,7 @@ const NAMES: [&str; 9] = [
 /// Whether a variable of this name holds a secret.
 pub(crate) fn is_secret_name(name: &str) -> bool {
     let name = name.to_ascii_uppercase();
-    // The shell's own variables are directories.
+    // These two have directories, not passwords.
     !matches!(name.as_str(), "PWD" | "OLDPWD") && NAMES.iter().any(|part| name.contains(part))
 }
 

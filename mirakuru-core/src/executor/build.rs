@@ -52,7 +52,7 @@ impl<R: Readiness> ExecutorBuilder<R> {
     ///
     /// [`Error::InvalidCommand`] if the command is empty, has unbalanced quotes or an unknown
     /// placeholder; [`Error::InvalidReadiness`] if the condition makes no sense; [`Error::System`]
-    /// if no port or no directory can be had.
+    /// if there is no free port, or the directory cannot be made.
     pub fn build(self) -> Result<Executor<R>, Error> {
         self.build_as(None)
     }

@@ -12,8 +12,8 @@ use crate::recipe::builder::{Spec, Stdio, StdioKind};
 use crate::sys::{SpawnFailure, Stage, Stream};
 use crate::util::text::distance;
 
-/// A standard stream of the recipe, in the supervisor's form. For a piped input it comes with the
-/// end that the test writes to.
+/// A standard stream of the recipe, in the supervisor's form. If the input is piped, also the end
+/// to which the test writes.
 pub(crate) fn stream(stdio: &Stdio, number: i32) -> io::Result<(Stream, Option<OwnedFd>)> {
     Ok(match &stdio.0 {
         StdioKind::Null => (Stream::Null, None),

@@ -91,7 +91,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// [`Error::Timeout`] if no such line comes in time; [`Error::Exited`], [`Error::Died`] or
     /// [`Error::NotRunning`] if there is none and the service has ended;
-    /// [`Error::InvalidReadiness`] if the pattern makes no sense, or the mark is one of another
+    /// [`Error::InvalidReadiness`] if the pattern makes no sense, or the mark belongs to another
     /// service.
     pub fn wait_for_line(
         &self,

@@ -492,7 +492,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Panics
     ///
-    /// If the recipe has neither.
+    /// If the condition has no address and the recipe has no `{port}`.
     #[must_use]
     #[track_caller]
     pub fn addr(&self) -> SocketAddr {
@@ -509,7 +509,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Panics
     ///
-    /// As [`addr`](Executor::addr).
+    /// In the same case as [`addr`](Executor::addr).
     #[must_use]
     #[track_caller]
     pub fn port(&self) -> u16 {
@@ -558,7 +558,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Panics
     ///
-    /// If its readiness condition has no URL. Only `Http` has one.
+    /// If the readiness condition has no URL. Only `Http` has one.
     #[must_use]
     #[track_caller]
     pub fn url(&self) -> String {
@@ -587,7 +587,7 @@ impl<R: Readiness> Executor<R> {
     ///
     /// # Panics
     ///
-    /// If its readiness condition has no URL. Only `Http` has one.
+    /// If the readiness condition has no URL. Only `Http` has one.
     #[must_use]
     #[track_caller]
     pub fn base_url(&self) -> String {

@@ -113,7 +113,7 @@ impl SharedServices {
     /// [`Error::Died`] at the first use in this test, if one of the services has ended before.
     /// Without it, the test would see only its client's "connection refused".
     pub fn used(&self) -> Result<(), Error> {
-        // At the end of a thread, its notes may be gone already; then no test runs there either.
+        // A thread that ends may have lost its notes already, but then it runs no test either.
         let known = LATEST.try_with(|latest| latest.replace(self.0.id) == self.0.id);
         let is_first = !known.unwrap_or(true) && self.used_since(sys::clock_ns());
         // A second panic would abort the whole process.

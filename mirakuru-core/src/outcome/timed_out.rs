@@ -49,7 +49,7 @@ pub(crate) fn this_test() -> u64 {
 ///
 /// # Errors
 ///
-/// [`Error::System`] with this reason.
+/// [`Error::System`] if the test is over.
 pub(crate) fn check(test: u64) -> Result<(), Error> {
     if test != 0 && lock(&OVER).contains(&test) {
         return Err(Error::other(

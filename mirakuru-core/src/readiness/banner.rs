@@ -52,8 +52,8 @@ use crate::util::text::{distance_within, printable};
 /// than 64 KiB, a match of up to 32 KiB is found.
 ///
 /// Placeholders are filled in, and their values match literally: `listening on {port}`, `socket in
-/// {dir}/`. Repetition such as `a{2,3}` is not a placeholder. A word in braces is one, so write
-/// `\p{{greek}}` for `\p{greek}`.
+/// {dir}/`. Repetition such as `a{2,3}` is not a placeholder. A word in braces is a placeholder, so
+/// write `\p{{greek}}` for `\p{greek}`.
 ///
 /// # The service chooses its port
 ///

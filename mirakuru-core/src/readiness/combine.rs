@@ -9,7 +9,7 @@ use std::time::Duration;
 use super::{Prepare, Probe, Readiness, Wake};
 use crate::error::Error;
 
-/// Both conditions: made with [`Readiness::and`].
+/// Both conditions must hold: made with [`Readiness::and`].
 ///
 /// The second is polled once the first holds. A condition that held is not polled again. So an
 /// `And` is ready when each half has held once, not both at the same moment.
@@ -118,7 +118,7 @@ impl<A: Readiness, B: Readiness> Readiness for And<A, B> {
     }
 }
 
-/// Either condition: made with [`Readiness::or`].
+/// One of two conditions must hold: made with [`Readiness::or`].
 ///
 /// The address, URL and path of the executor come from the half that held, or from the other if
 /// that half has none.

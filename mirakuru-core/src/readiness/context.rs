@@ -360,7 +360,7 @@ impl Wake {
         }
     }
 
-    /// Polls at new output.
+    /// Polls when there is new output.
     pub(crate) fn on_output(&mut self) {
         self.output = true;
     }

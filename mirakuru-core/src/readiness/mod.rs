@@ -184,8 +184,8 @@ pub trait Readiness: Send + Sync + 'static {
         None
     }
 
-    /// The shortest wait, from the start of the service on, if the service itself has asked for
-    /// more time than its recipe allows. Called after each poll. The default is `None`.
+    /// The time since the start of the service until which the wait goes on, if the service has
+    /// asked for more time. Called after each poll. The default is `None`.
     fn extended(&self) -> Option<Duration> {
         None
     }

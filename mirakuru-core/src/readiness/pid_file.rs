@@ -81,7 +81,7 @@ impl Fingerprint {
     }
 }
 
-/// The beginning of a regular file. Empty for other kinds: the read of a pipe could hang.
+/// The beginning of a regular file. Other kinds give nothing: the read of a pipe could hang.
 fn content(path: &Path, metadata: &Metadata) -> Vec<u8> {
     let mut content = Vec::new();
     if metadata.is_file() {

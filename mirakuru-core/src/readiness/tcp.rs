@@ -27,8 +27,8 @@ const REMOTE_CONNECT: Duration = Duration::from_secs(1);
 /// connection is made.
 ///
 /// So a server that only *asks another one* to listen, such as `docker run -p`, is never ready in
-/// this sense: the port belongs to Docker. Use [`Check`](super::Check) or [`Exec`](super::Exec)
-/// there.
+/// this sense: the port belongs to Docker. Use [`Check`](super::Check) or [`Exec`](super::Exec) for
+/// it.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;

@@ -16,7 +16,7 @@ use crate::util::hash;
 /// This asks the kernel and sends nothing: UDP has no connections. The socket must belong to the
 /// service's own processes. If another process has a socket there, the error names it.
 ///
-/// If the kernel does not tell (everywhere except on Linux), the start fails with
+/// If the kernel does not tell the owner (everywhere except on Linux), the start fails with
 /// [`Error::InvalidReadiness`].
 ///
 /// A server may bind its port before it answers. If that matters, add a question in the server's

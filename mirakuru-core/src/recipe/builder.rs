@@ -130,7 +130,7 @@ pub(crate) struct Spec {
     pub(crate) not_ours: Option<String>,
     /// The name of the field, parameter or node whose service this is, for the output on a screen.
     pub(crate) label: Option<String>,
-    /// The variable with the program's path, if it comes from one.
+    /// The variable that gives the program's path, if there is one.
     pub(crate) program_variable: Option<String>,
 }
 

@@ -441,8 +441,8 @@ fn cargo(built: &Built, manifest: &Path) -> Command {
         let flags = given("RUSTFLAGS")?;
         Some(flags.split_ascii_whitespace().collect::<Vec<_>>().join("\u{1f}"))
     });
-    // If the flags come from the environment or from a file, cargo finds them again. Build scripts
-    // may read the variable.
+    // Cargo finds flags from the environment or a file by itself. Build scripts may read the
+    // variable, so it is set only for other flags.
     if given.unwrap_or_default() != built.flags {
         cargo.env("CARGO_ENCODED_RUSTFLAGS", built.flags);
     }

@@ -110,7 +110,7 @@ impl Bin {
         }
     }
 
-    /// Sets the compiler's variables from the place of the attribute.
+    /// Sets the two paths that the compiler knew where the attribute stands.
     #[doc(hidden)]
     pub fn __compiled(mut self, known: Option<&'static str>, package_dir: &'static str) -> Bin {
         self.known = known;

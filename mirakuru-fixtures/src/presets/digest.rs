@@ -95,7 +95,7 @@ pub(super) fn sha1(message: &[u8]) -> [u8; 20] {
     joined(&state, u32::to_be_bytes)
 }
 
-/// The first 32 bits of the fractional part of a root of each of the first primes.
+/// For each of the first primes, the first 32 bits of its root's fractional part.
 fn roots(count: usize, root: fn(f64) -> f64) -> Vec<u32> {
     let is_prime = |number: &u32| (2..*number).all(|divisor| number % divisor != 0);
     let primes = (2..).filter(is_prime).take(count);

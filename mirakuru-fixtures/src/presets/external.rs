@@ -386,7 +386,7 @@ impl External {
         Ok(())
     }
 
-    /// The check. If it fails or takes long, finds out whether another kind of server listens
+    /// Runs the check. If it fails or takes long, finds out whether another kind of server listens
     /// there: such a server may wait for the rest of a question, and never answer.
     fn first_check(&self) -> io::Result<()> {
         use io::ErrorKind::{ConnectionRefused, InvalidData, UnexpectedEof};

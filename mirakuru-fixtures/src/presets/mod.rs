@@ -60,7 +60,7 @@
 //! | [`postgres().replicas(1)`](PostgresRecipe::replicas) | the replica streams from the primary |
 //!
 //! There is no preset for a store that speaks S3, because Debian has no package of one (MinIO must
-//! be downloaded), and none for ZooKeeper, whose Java takes a second to start.
+//! be downloaded). ZooKeeper has none either, because its Java takes a second to start.
 //!
 //! # One of your own
 //!

@@ -226,8 +226,8 @@ impl Recipe for NginxRecipe {
 
 /// A running nginx, of version 1.19.5 or later.
 ///
-/// Tests may share one as long as they only read, because it can keep nothing apart but files. It
-/// runs as the user of the tests, even if that is root, so that it can read their files.
+/// Tests may share an nginx as long as they only read, because nothing but files can be kept apart.
+/// It runs as the user of the tests, even if that is root, so that it can read their files.
 ///
 /// It stops by its fast shutdown, which does not wait for open requests. To change its
 /// configuration, write `nginx.dir().join("http.conf")` and call `nginx.signal(Signal::Hup)`. The

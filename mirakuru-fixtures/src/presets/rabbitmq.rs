@@ -191,8 +191,8 @@ impl Plugins {
         found.next().map(|(_, path)| path.as_path())
     }
 
-    /// Finds the folders of the server, of these plugins, and of all their dependencies. The start
-    /// reads each plugin there, so it is faster with as few as possible.
+    /// Finds the folders of the server, of these plugins, and of all their dependencies. A start
+    /// reads every plugin in these folders, so fewer plugins make it faster.
     fn needed(&self, asked: &[String]) -> Result<Vec<PathBuf>, Error> {
         let mut needed: Vec<PathBuf> = Vec::new();
         let mut open = vec!["rabbit".to_owned()];
@@ -255,7 +255,7 @@ impl Recipe for RabbitmqRecipe {
         let settings = vec![
             ("listeners.tcp.1", format!("127.0.0.1:{}", options.port())),
             ("log.console", "true".to_owned()),
-            // If the disk has less free space, the server blocks publishers: 50 MB by default.
+            // The server blocks publishers if the disk has less free space: 50 MB by default.
             ("disk_free_limit.absolute", "1MB".to_owned()),
         ];
         let settings = self.options.settings(settings);

@@ -185,7 +185,7 @@ impl Server {
         }
     }
 
-    /// The reason why the server runs as root although it has other users, if it does.
+    /// The reason why the server runs as root and not as one of its users, if it does.
     pub(crate) fn stays_root(&self) -> Option<String> {
         match unprivileged_user(self.users) {
             Some(Ok(_)) => None,
@@ -435,7 +435,7 @@ pub(super) fn read_secret(dir: &Path, name: &str) -> Result<String, Error> {
     fs::read_to_string(&path).map_err(|source| failed(format!("read {}", path.display()), source))
 }
 
-/// Writes a file into the private directory that only its owner can read. Use it in `prepare`: a
+/// Writes a file that only its owner can read into the private directory. Use it in `prepare`: a
 /// recipe must not contain a secret.
 pub(super) fn write_secret(dir: &Path, name: &str, text: &str) -> Result<(), Error> {
     let path = dir.join(name);

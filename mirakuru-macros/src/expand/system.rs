@@ -29,8 +29,8 @@ pub(crate) fn conditional_struct(mut item: ItemStruct) -> TokenStream {
     quote!(#[derive(::mirakuru::__System)] #item)
 }
 
-/// An item with a mistake, without the attributes of its parts. A type gets a recipe that fails
-/// under the same name.
+/// An item with a mistake, without the attributes of its parts. A type also gets a recipe of the
+/// same name, which fails.
 pub(crate) fn broken(tokens: TokenStream, errors: &Errors) -> TokenStream {
     let strip = |attrs: &mut Vec<Attribute>| drop(args::on_system(attrs, &mut Errors::default()));
     let strip_fields = |fields: &mut Fields| fields.iter_mut().for_each(|field| strip(&mut field.attrs));

@@ -183,7 +183,7 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
     let mut response = match &target.body {
         // If there is a body, ureq sends it with every method.
         Some(body) => agent.run(request.map(|()| body.as_slice()))?,
-        // Without a body, ureq would send these methods with an empty chunked one, which not every
+        // Without this, ureq would send these methods with an empty chunked body, which not every
         // server accepts.
         None if needs_body => agent.run(request.map(|()| [].as_slice()))?,
         None => agent.run(request)?,
@@ -215,8 +215,7 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
     })
 }
 
-/// For a port that does not speak HTTP: the first bytes of its answer to a plain request, as the
-/// end of a sentence.
+/// The first bytes that a port without HTTP answers to a plain request, as the end of a sentence.
 fn first_bytes(addr: SocketAddr, limit: Duration) -> String {
     let poll = || -> io::Result<Vec<u8>> {
         let limit = limit.min(Duration::from_millis(500));

@@ -95,7 +95,7 @@ impl MariadbRecipe {
     /// Loads SQL into the database of [`url`](Mariadb::url) and into each new
     /// [`database`](Mariadb::database), after the SQL that was added before: a schema, some data.
     /// It is loaded each time, because neither MariaDB nor MySQL can copy a database. So SQL that
-    /// changes the whole server must bear a repetition: `CREATE USER IF NOT EXISTS`.
+    /// changes the whole server must also work a second time: `CREATE USER IF NOT EXISTS`.
     ///
     /// The argument is a path, or SQL itself: a text with a semicolon, a line break or a space in
     /// it. A text that begins like a path or ends with `.sql` is a path. A relative path counts
@@ -493,9 +493,9 @@ fn beside(server: &Path, programs: &[&str]) -> PathBuf {
 /// A running MariaDB or MySQL.
 ///
 /// [`url`](Mariadb::url) is a database for an application under test, and
-/// [`database`](Mariadb::database) gives each test its own one. The tests share all else: accounts
-/// and their rights, global variables (`SET GLOBAL`), `FLUSH`, the locks of `GET_LOCK`, and the
-/// names of the databases themselves.
+/// [`database`](Mariadb::database) gives each test one of its own. The tests share all else:
+/// accounts and their rights, global variables (`SET GLOBAL`), `FLUSH`, the locks of `GET_LOCK`,
+/// and the names of the databases themselves.
 ///
 /// The time zone is UTC and the character set `utf8mb4`, whatever the environment of the tests
 /// says. Committed data survives a crash of the server, such as [`kill`](Executor::kill) and a
@@ -583,8 +583,8 @@ impl Mariadb {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if the server does not answer or refuses the SQL of the recipe. Also if
-    /// the command line client for the SQL, `mariadb` or `mysql`, is missing.
+    /// [`Error::System`] if the server does not answer or refuses the SQL of the recipe, or if the
+    /// command line client for the SQL, `mariadb` or `mysql`, is missing.
     pub fn try_database(&self) -> Result<MariadbDatabase, Error> {
         let name = match &self.external {
             Some(external) => external.unique_name(&self.executor.dir())?,
