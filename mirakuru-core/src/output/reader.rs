@@ -398,7 +398,7 @@ impl View {
         Ok(&block[..got - got % log_record::SIZE])
     }
 
-    /// If this index offset is in the gap, returns the offsets right after it in index and log.
+    /// If this index offset is in the gap, returns the end of the gap in the index and the log.
     fn after_gap(&self, index: u64) -> Option<(u64, u64)> {
         let [from, to] = self.gap()?;
         (from.index..to.index)
@@ -406,8 +406,8 @@ impl View {
             .then_some((to.index, to.log))
     }
 
-    /// If this index offset is in the gap or right after it, returns the offsets right before the
-    /// gap in index and log.
+    /// If this index offset is in the gap or right after it, returns the beginning of the gap in
+    /// the index and the log.
     fn before_gap(&self, index: u64) -> Option<(u64, u64)> {
         let [from, to] = self.gap()?;
         (from.index < index && index <= to.index).then_some((from.index, from.log))

@@ -12,8 +12,7 @@
 //! removed with it. A process that belongs to no run counts as a run of its own. A process that
 //! finds the page older than a second makes it anew. A process also makes it at its end, if no
 //! other one is left, because it cannot know whether another will come. If a process is killed, its
-//! events since the last page, less than a second, are lost unless another process of the run makes
-//! a page.
+//! events of the last second may be lost, unless another process of the run makes a page.
 //!
 //! Times are CLOCK_MONOTONIC, which is the same for all processes. Without the variable, all of
 //! this costs one read of a static.

@@ -400,7 +400,7 @@ impl Reader {
         }
     }
 
-    /// Ends everything without a recorded end.
+    /// Ends every start without a recorded end.
     fn end_services(&mut self, last: u64) {
         for (index, service) in self.run.services.iter_mut().enumerate() {
             let again: Vec<u64> = service.starts.iter().skip(1).map(|start| start.begin).collect();

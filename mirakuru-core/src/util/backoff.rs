@@ -1,4 +1,4 @@
-//! Every pause between two polls, for readiness conditions and for waits on another process.
+//! The pauses between two polls, for readiness conditions and for waits on another process.
 
 use std::thread;
 use std::time::{Duration, Instant};

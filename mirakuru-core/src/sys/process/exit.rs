@@ -147,8 +147,8 @@ fn install() {
     extern "C" fn handler(status: c_int, _: *mut c_void) {
         end_all(status != 0);
     }
-    // SAFETY: `stdlib.h` declares it so. The handler may run at any time after this, beside other
-    // threads. If the C library has no room for it, the supervisors still notice the end.
+    // SAFETY: `stdlib.h` has this declaration. The handler may run at any time after this, beside
+    // other threads. If the C library has no room for it, the supervisors still notice the end.
     unsafe { on_exit(handler, std::ptr::null_mut()) };
 }
 

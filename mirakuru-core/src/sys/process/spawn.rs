@@ -1,10 +1,10 @@
 //! Starts the programs of a supervisor, in both back ends: the service, and the command that runs
 //! at its end.
 //!
-//! All of this runs after a fork of a process that may have many threads. So: system calls only, no
-//! allocation, no lock, no panic (no indexing, no arithmetic that may overflow, no `unwrap`), no
-//! thread-local value but `errno`. Memory that is not in the arena, on a stack, or in a file's
-//! mapping *may not be there*.
+//! All of this runs after a fork of a process that may have many threads. So it makes only system
+//! calls: no allocation, no lock, no panic (no indexing, no arithmetic that may overflow, no
+//! `unwrap`), no thread-local value but `errno`. Memory that is not in the arena, on a stack, or in
+//! a file's mapping *may not be there*.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem;

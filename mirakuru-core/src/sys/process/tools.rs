@@ -53,7 +53,7 @@ pub(super) fn digits(number: u64, room: &mut [u8; 20]) -> &[u8] {
 pub(super) unsafe fn write_digits(to: *mut c_char, pid: i32) {
     let mut room = [0; 20];
     let digits = digits(pid.unsigned_abs().into(), &mut room);
-    // SAFETY: the longer value before gives room for the digits and the zero byte.
+    // SAFETY: the old value is longer, so the digits and the zero byte have room.
     unsafe {
         ptr::copy_nonoverlapping(digits.as_ptr().cast(), to, digits.len());
         *to.add(digits.len()) = 0;

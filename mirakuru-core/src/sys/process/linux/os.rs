@@ -234,7 +234,7 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
     let whole = memory::needs_all();
     let waiting = RefCell::new(Vec::new());
     let take = || {
-        // SAFETY: a listed batch stays until its thread has had the lock, which this one holds.
+        // SAFETY: a listed batch stays until its thread has had the lock. This thread has it now.
         unsafe {
             let is_done = !(*mine).forked.is_empty();
             let mut next = match is_done {
@@ -256,7 +256,7 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
     };
     memory::with_memory(whole.is_none(), take, |_| {
         let waiting = waiting.borrow();
-        // SAFETY: a listed batch stays until its thread has had the lock, which this one holds.
+        // SAFETY: a listed batch stays until its thread has had the lock. This thread has it now.
         let mut batches = waiting.iter().map(|batch| unsafe { &mut **batch });
         let batch = batches.find(|batch| batch.forked.len() < batch.mappings.len());
         let Some(batch) = batch else { return };
@@ -277,7 +277,7 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
         }
         batch.forked.push(Errno::result(pid).map(Pid::from_raw));
     });
-    // SAFETY: the thread that forked for this one is done with the batch.
+    // SAFETY: the thread that forked these supervisors no longer uses the batch.
     unsafe { Box::from_raw(mine) }.forked
 }
 

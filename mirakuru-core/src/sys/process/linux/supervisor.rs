@@ -1,9 +1,9 @@
 //! The supervisor's own code: a guard and its worker.
 //!
-//! All of this runs after a fork of a process that may have many threads. So: system calls only, no
-//! allocation, no lock, no panic (no indexing, no arithmetic that may overflow, no `unwrap`), no
-//! thread-local value but `errno`. Memory that is not in the arena, on a stack of the arena, or in
-//! a file's mapping *is not there*.
+//! All of this runs after a fork of a process that may have many threads. So it makes only system
+//! calls: no allocation, no lock, no panic (no indexing, no arithmetic that may overflow, no
+//! `unwrap`), no thread-local value but `errno`. Memory that is not in the arena, on a stack of the
+//! arena, or in a file's mapping *is not there*.
 //!
 //! The guarantee rests on the order of events:
 //!

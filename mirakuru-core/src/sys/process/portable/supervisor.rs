@@ -1,5 +1,5 @@
-//! The supervisor's own code. After a fork, as `spawn.rs` explains: system calls only, no
-//! allocation, no lock, no panic.
+//! The supervisor's own code. It runs after a fork, so it makes only system calls, and must not
+//! allocate, lock or panic (`spawn.rs`).
 //!
 //! The guarantee of this back end rests on the order of events:
 //!
