@@ -56,7 +56,7 @@ impl Run {
                 return None;
             }
             // A tracer waits for every process that it traces. The service would wait for the
-            // runner, and the runner for the tracer.
+            // runner, the runner for the tracer, and the tracer for the service.
             if let Some(tracer) = procfs::tracer() {
                 let name = procfs::stat(tracer).map_or_else(|| "a process".to_owned(), |stat| stat.comm);
                 say(&format!(

@@ -148,8 +148,8 @@ impl State {
         file.write_all(&self.format())
     }
 
-    /// Whether the service runs: its supervisor is alive, and its main process has not ended. The
-    /// main process of a daemon may end.
+    /// Whether the service runs: its supervisor is alive, and its main process has not ended,
+    /// unless the service is a daemon.
     pub(crate) fn is_running(&self) -> bool {
         let main_has_ended = match self.exit {
             // The end may not be recorded yet.

@@ -36,7 +36,7 @@ pub(super) const ARM: i32 = 10;
 /// flag. The flag is not 0 if the test process ends and takes the service with it. Then the
 /// supervisor waits for dependent services, and removes the private directory.
 pub(super) const STOP: i32 = 11;
-/// The flag of a [`STOP`] because a test ended the process: the supervisor then keeps the log.
+/// The flag of a [`STOP`] if a test ended the process: the supervisor then keeps the log.
 pub(super) const STOP_IN_A_TEST: i32 = 2;
 /// To the worker: send the signal that it carries to the service's process group.
 pub(super) const SIGNAL: i32 = 12;

@@ -3,7 +3,7 @@
 //!
 //! The kernel gives an orphan to the nearest ancestor that collects orphans. That process may stand
 //! in the same session and look like any other parent, and nothing in `/proc` tells the two apart.
-//! Only a check while the parent still lives can do that.
+//! Only a check while the parent still lives can tell them apart.
 
 use std::os::unix::process::parent_id;
 use std::sync::atomic::{AtomicU32, Ordering};
