@@ -1,7 +1,9 @@
-#[mirakuru::fixture(cmd = "sleep 60", name = worker)]
-#[mirakuru::fixture(cmd = "sleep 60", env = ("QUEUE", queue.name()))]
-fn test() {}
-
-fn main() {
-    test();
+#[mirakuru::fixture]
+struct Shop {
+    #[fixture(cmd = "sleep 60")]
+    worker: mirakuru::Executor,
+    #[fixture(cmd = "sleep 60", env = ("QUEUE", queue.name()))]
+    server: mirakuru::Executor,
 }
+
+fn main() {}
