@@ -228,11 +228,11 @@ pub use mirakuru_fixtures::{
 /// The service is shared: its first use starts it, once, while other users wait. The static is a
 /// [`Shared<T>`](Shared), which dereferences to `T`.
 ///
-/// The whole run shares it: all processes of a `cargo nextest run`, and all test binaries of a
-/// `cargo test`, until the run ends. So **tests must not rely on its being empty**: others have
-/// used it, and use it at the same time. Give each test a database, a key prefix or a topic of its
-/// own. With `scope = "users"` it ends with the last process that uses it. With `scope = "process"`
-/// each process has its own service.
+/// The whole run shares the service: all processes of a `cargo nextest run`, and all test binaries
+/// of a `cargo test`, until the run ends. So **tests must not rely on its being empty**: others
+/// have used it, and use it at the same time. Give each test a database, a key prefix or a topic of
+/// its own. With `scope = "users"` it ends with the last process that uses it. With `scope =
+/// "process"` each process has its own service.
 ///
 /// ```
 /// # use mirakuru::TcpExecutor;

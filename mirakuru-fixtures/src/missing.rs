@@ -50,8 +50,8 @@ pub(crate) fn why_not_skipped(error: &Error) -> String {
     })
 }
 
-/// Whether a test is skipped. The error is the reason why not, if the recipe or a variable asks
-/// for the skip.
+/// Whether a test is skipped. The error is the reason against a skip that the recipe or a variable
+/// asks for.
 fn decide(missing: &Missing) -> Result<(), Option<String>> {
     let variable = |name| std::env::var(name).unwrap_or_default();
     let (given, ci) = (variable("MIRAKURU_MISSING"), variable("CI"));

@@ -4,10 +4,10 @@ use std::process::ExitCode;
 
 use mirakuru_core::__private::test_returns_err;
 
-/// The result of a test. Of the methods `tell`, rustc takes the type's own before those of traits,
-/// and those by value before those by reference.
+/// The result of a test. For `tell`, rustc takes the type's own method before a trait's, and a
+/// method by value before one by reference.
 ///
-/// Only one is the type's own: otherwise rustc would report an unknown return type twice.
+/// Only one `tell` is the type's own: otherwise rustc would report an unknown return type twice.
 pub struct Outcome<'a, T>(pub &'a T);
 
 impl<T, E> Outcome<'_, Result<T, E>> {

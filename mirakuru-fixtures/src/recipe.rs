@@ -46,8 +46,8 @@ use crate::system::{Joining, Slot, System};
 /// # Ok::<(), Error>(())
 /// ```
 ///
-/// The steps are separate, because one process starts a service that a whole run shares and many
-/// use it. Only the process that starts it calls [`prepare`](Recipe::prepare) and
+/// The steps are separate, because one process starts a service of the whole run, and many
+/// processes use it. Only the process that starts it calls [`prepare`](Recipe::prepare) and
 /// [`set_up`](Recipe::set_up). Each process calls [`executor`](Recipe::executor) and
 /// [`handle`](Recipe::handle).
 #[diagnostic::on_unimplemented(

@@ -72,8 +72,8 @@ impl<T> Shared<T> {
     ///
     /// # Panics
     ///
-    /// If the service could not be started, with the error's report, at the caller's line. Every
-    /// later call panics as well.
+    /// If the service could not be started. The message is the error's report, and the place is the
+    /// caller's line. Every later call panics as well.
     #[track_caller]
     pub fn get(this: &Shared<T>) -> &T {
         this.cell.get_or_start(this.start)

@@ -268,7 +268,7 @@ fn is_ours(attr: &Attribute) -> bool {
     fixture && !is_of_rstest(attr) && matches!(attr.meta, Meta::List(_))
 }
 
-/// Whether an attribute is `#[rstest::fixture]`, or a bare `#[fixture]` that must be it.
+/// Whether an attribute is `#[rstest::fixture]`, or a bare `#[fixture]` that must be rstest's.
 pub(crate) fn is_rstest_fixture(attr: &Attribute) -> bool {
     let path = attr.path();
     let fixture = path.segments.last().is_some_and(|last| last.ident == "fixture");

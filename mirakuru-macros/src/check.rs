@@ -195,7 +195,7 @@ fn without_a_body(item: &Function, fixtures: &[Args], errors: &mut Errors) {
     }
 }
 
-/// Whether a function is a test without the attribute: its services would end when it returns.
+/// Whether a function is a test without its test attribute: its services would end when it returns.
 fn lacks_a_test_attribute(item: &Function, fixtures: &[Args], bindings: &Bindings) -> bool {
     let is_own = |fixture: &Args, ty: &Type| behind_static(ty).is_none() && !fixture.is_static();
     let mut own = bound(item, fixtures, bindings).filter(|(fixture, it)| is_own(fixture, &it.ty));
@@ -695,8 +695,8 @@ fn async_needs_an_async_test_attribute(item: &Function, errors: &mut Errors) {
     if let Some(span) = item.lacks_an_async_test_attribute() {
         errors.at(
             span,
-            "an `async fn` needs an async test attribute below this one, such as `#[tokio::test]`, which \
-             `#[test]` and `#[rstest]` alone are not",
+            "an `async fn` needs an async test attribute below this one, such as `#[tokio::test]`; \
+             `#[test]` or `#[rstest]` alone is not enough",
         );
     }
 }

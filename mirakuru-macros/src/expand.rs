@@ -57,7 +57,7 @@ pub(crate) fn on_test(
     let services = own_services(item, fixtures, bindings);
     let value = ours("_value");
     let run = match item.gives() {
-        // An item after the body makes the body no tail expression. Before edition 2024, the
+        // With an item after it, the body is no tail expression. Before edition 2024, the
         // temporaries of a tail expression would outlive the services. Unlike a statement, an item
         // may also follow a body that never ends.
         Gives::Nothing => quote!(#body const _: () = ();),

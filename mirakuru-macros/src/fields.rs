@@ -81,8 +81,8 @@ impl System {
     }
 }
 
-/// Takes out each field that is a mistake by itself: a field above has its name, or it is the
-/// system.
+/// Takes out each field that is a mistake by itself: a field above has the same name, or its type
+/// is the system.
 pub(crate) fn take_out_mistakes(item: &mut ItemStruct, errors: &mut Errors) {
     let Fields::Named(fields) = &mut item.fields else {
         return;

@@ -62,8 +62,8 @@ fn place(names: &[Option<Ident>], name: &str) -> Option<usize> {
     names.iter().position(is_it)
 }
 
-/// The mistake in a use by the service `at` of a name that no service above has. A name that may be
-/// an item is left to rustc.
+/// The mistake if the service `at` uses a name that no service above has. A name that may be an
+/// item is left to rustc.
 fn mistake(
     Use {
         name,

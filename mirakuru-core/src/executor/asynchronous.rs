@@ -132,7 +132,7 @@ impl<R: Readiness> Executor<R> {
         }
     }
 
-    /// [`stopped`](Executor::stopped) as a future, with a closure that returns one. Stops the
+    /// [`stopped`](Executor::stopped) as a future, with a closure that returns a future. Stops the
     /// service, awaits the closure's future, and starts the service again.
     ///
     /// The service is started again even after a panic in the closure or its future. If the whole

@@ -1,4 +1,4 @@
-//! Shows the output of a service that several tests share to each test that fails.
+//! Shows each failed test the output of the services that it shares with other tests.
 //!
 //! If a test owns its executor, dropping it in the failing test shows the end of the log. An
 //! executor in a `static` is never dropped. So each thread notes its uses of such a service, with

@@ -81,7 +81,7 @@ impl LineWatch {
             );
         }
         // The pattern matches bytes, because a log may hold anything: `.` is any byte, and `\d`,
-        // `\w`, `\s` and `\b` are ASCII's. If a pattern needs characters (`[äö]`), it matches
+        // `\w`, `\s` and `\b` know only ASCII. If a pattern needs characters (`[äö]`), it matches
         // those.
         let build = |unicode| RegexBuilder::new(pattern).unicode(unicode).build();
         let regex = build(false)

@@ -48,8 +48,8 @@ use crate::util::hash;
 /// A readiness is a plain value in a recipe. [`prepare`](Readiness::prepare) is called before each
 /// start, with the placeholders' values. Then [`probe`](Readiness::probe) is called until it
 /// returns `Ok(true)`. The pauses begin at a fraction of a millisecond and grow in proportion to
-/// the time already waited. An event that another part of the condition waits for ends a pause
-/// early. The exit of the service ends the wait at once, so a probe need not check for it.
+/// the time already waited. A pause ends early at an event that another part of the condition waits
+/// for. The exit of the service ends the wait at once, so a probe need not check for it.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;

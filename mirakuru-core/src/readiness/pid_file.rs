@@ -325,7 +325,7 @@ mod tests {
             ),
             "{error}"
         );
-        // The length is the same, and the times may be.
+        // The length is the same, and the times may be the same.
         fs::write(&path, "4194306\n").unwrap();
         assert!(probe(&mut readiness).unwrap());
         // Now the file is touched.
@@ -376,7 +376,7 @@ mod tests {
         }
     }
 
-    /// After a failed poll: the number of descriptors, and the longest pause.
+    /// The number of descriptors and the longest pause after a failed poll.
     fn wakes(readiness: &PidFile) -> (usize, Duration) {
         let mut wake = Wake::new(Duration::from_secs(1));
         readiness.wakes(&mut wake);

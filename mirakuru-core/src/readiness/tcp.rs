@@ -60,7 +60,7 @@ enum Wanted {
 struct Resolved {
     /// The address for messages: `localhost:6379`.
     text: String,
-    /// The addresses to check, each with a flag whether it is on this machine.
+    /// The addresses to check, each with a flag that says whether it is on this machine.
     places: Vec<Place>,
     /// The address that answered.
     answered: Option<SocketAddr>,

@@ -163,7 +163,7 @@ impl Command {
         };
         words.extend_from_slice(&self.extra);
         let is_blank = |word: &OsString| word.as_bytes().trim_ascii().is_empty();
-        // `"" arg` has a program, an empty one. A line with only extra arguments has no program.
+        // `"" arg` has a program with an empty name. Extra arguments alone have none.
         let given = match &self.words {
             Words::Line(line) => !line.trim().is_empty(),
             Words::List(list) => !list.is_empty(),

@@ -360,7 +360,7 @@ fn package(bin: &Bin, built: &Built, manifest: &Path) -> Result<String, String> 
     match found.as_slice() {
         [(id, _, _)] => Ok((*id).to_owned()),
         [] => {
-            // The most similar ones come first; equal ones stay in cargo's order.
+            // The most similar names come first; equally similar ones stay in cargo's order.
             all.sort_by_key(|(_, package, name)| (distance(name, &bin.name), !is_wanted(package)));
             let names = all.iter().map(|(_, package, name)| format!("`{package}:{name}`"));
             Err(format!(

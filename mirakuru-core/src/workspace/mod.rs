@@ -54,8 +54,8 @@ pub struct Bin {
 }
 
 impl Bin {
-    /// A binary by its name. If several packages of the workspace have one of this name, give both:
-    /// `"package:name"`.
+    /// A binary by its name. If several packages of the workspace have a binary of this name, give
+    /// both: `"package:name"`.
     pub fn new(name: impl Into<String>) -> Bin {
         let name = name.into();
         let (package, name) = match name.split_once(':') {

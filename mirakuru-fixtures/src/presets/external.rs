@@ -77,10 +77,10 @@ pub(super) struct Protocol {
     pub(crate) port: u16,
     /// Fails if the server is too old, or refuses the rights that the preset needs.
     pub(crate) check: fn(&External) -> io::Result<()>,
-    /// Finds the owners of all parts on the server by the names of the parts. The result may have
-    /// other texts.
+    /// Finds the owners of all parts on the server by the names of the parts. The result may also
+    /// have texts that are no owners.
     pub(crate) owners: fn(&External) -> io::Result<Vec<String>>,
-    /// Registers this owner with the server again. For servers whose parts cannot have names.
+    /// Registers this owner with the server again, if the server's parts cannot have names.
     pub(crate) renew: fn(&External, &str) -> io::Result<()>,
     /// Removes all parts of this owner. Called more than once, even if no part is left.
     pub(crate) remove: fn(&External, &str) -> io::Result<()>,
@@ -401,7 +401,7 @@ impl External {
             .as_ref()
             .map(|checked| checked.as_ref().map_err(io::Error::kind));
         let may_be_another = !matches!(problem, Some(Ok(()) | Err(ConnectionRefused)));
-        // The check's own error may say more than an answer that is not known.
+        // The check's own error may say more than an unknown answer.
         let says_little = matches!(problem, None | Some(Err(InvalidData | UnexpectedEof)));
         let kind = may_be_another
             .then(|| self.addrs(self.port).ok()?.find_map(kinds::of))

@@ -35,7 +35,7 @@
 //!   directory and is removed with it.
 //! - It does not see the developer's settings: variables such as `PGHOST`, `MYSQL_HOST`,
 //!   `ETCD_WAL_DIR`, `LANG` and `TZ` are removed. Tests can rely on UTC, UTF-8 and ISO dates.
-//! - Settings that only a power failure needs are off, unless `durable(true)` asks for them.
+//! - Settings that help only after a power failure are off, unless `durable(true)` asks for them.
 //!   Committed data survives `kill` and `start`, as it does with the server's own defaults.
 //! - It is ready when its own protocol answers, not when its port is open.
 //! - If the tests run as root, the server runs as an unprivileged user; `file(..)` gives it keys

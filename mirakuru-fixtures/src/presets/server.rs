@@ -46,7 +46,7 @@ pub(super) enum AsRoot {
 
 /// Variables that are removed for every server and client of a preset. The first ones change any
 /// program: locale, time zone, temporary files, proxies, the messages of a service manager. The
-/// others are for servers, by the beginnings of their names.
+/// others belong to servers, and are given by the beginnings of their names.
 const NOT_INHERITED: [&str; 38] = [
     "LC_*",
     "LANG",

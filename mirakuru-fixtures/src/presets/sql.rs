@@ -128,8 +128,8 @@ fn in_order(name: &str) -> String {
     key
 }
 
-/// A text that distinguishes servers with other contents. A file counts by its path, size, inode
-/// and time, so that no process has to read a large file to find a shared server.
+/// A text that distinguishes servers with different contents. A file counts by its path, size,
+/// inode and time, so that no process has to read a large file to find a shared server.
 pub(super) fn digest(scripts: &[Script]) -> String {
     let mut text = String::new();
     for script in scripts {

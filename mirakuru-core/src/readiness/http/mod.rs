@@ -62,8 +62,8 @@ const FIRST_LIMIT: Duration = Duration::from_secs(1);
 /// and query are sent as they are given. A user and password (`http://user:password@host/`) are
 /// sent as basic authentication, and never shown in errors.
 ///
-/// Placeholders are filled in in the URL, in the values of headers and forms, and in a body that is
-/// UTF-8.
+/// Placeholders are filled in: in the URL, in the values of headers and forms, and in a body that
+/// is UTF-8.
 #[derive(Clone)]
 pub struct Http {
     method: String,
@@ -409,7 +409,7 @@ fn find(places: &[Place], cx: &Probe<'_>) -> io::Result<SocketAddr> {
             continue;
         }
         // Every address is checked, even after one of the service's. Clients of the URL may reach
-        // any of them, so another process's listener on one is an error.
+        // any of them, so another process's listener on one of them is an error.
         match cx.listens_on(place.addr) {
             Ok(true) => found = found.or(Some(place.addr)),
             Ok(false) => {}
