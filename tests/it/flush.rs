@@ -5,6 +5,7 @@
 //! the ways are tested once. `tests/run --long` sets it.
 #![cfg(target_os = "linux")]
 
+mod order;
 mod services;
 
 use std::fs;
@@ -191,17 +192,8 @@ fn assert_program_flushes(program: impl Fn(&Path) -> Command, deaths: &[&str]) {
     {
         for death in deaths.iter().filter(wanted) {
             let scratch = Scratch::new();
-            let mut command = program(scratch.path());
             let file = scratch.path().join("kept");
-            obeys_signals(&mut command);
-            command
-                .env(DEATH, death)
-                .env(KEPT, &file)
-                .env("RUST_BACKTRACE", "0")
-                .env_remove("NEXTEST_RUN_ID")
-                .env_remove("MIRAKURU_SESSION_ID")
-                .env_remove("XDG_RUNTIME_DIR");
-            kill(start(&mut command), death);
+            die_of(death, program(scratch.path()), &file);
             let read = || fs::read_to_string(&file).unwrap_or_default();
             assert!(
                 wait_until(|| !read().is_empty(), LONG),
@@ -211,6 +203,19 @@ fn assert_program_flushes(program: impl Fn(&Path) -> Command, deaths: &[&str]) {
             assert_nothing_stays(scratch.path(), death);
         }
     }
+}
+
+/// Starts the victim with the file of its services, and takes it through this death.
+fn die_of(death: &str, mut victim: Command, file: &Path) {
+    obeys_signals(&mut victim);
+    victim
+        .env(DEATH, death)
+        .env(KEPT, file)
+        .env("RUST_BACKTRACE", "0")
+        .env_remove("NEXTEST_RUN_ID")
+        .env_remove("MIRAKURU_SESSION_ID")
+        .env_remove("XDG_RUNTIME_DIR");
+    kill(start(&mut victim), death);
 }
 
 fn assert_nothing_stays(dir: &Path, death: &str) {

@@ -67,11 +67,13 @@ impl<R: Readiness> ExecutorBuilder<R> {
         sweep();
         let ExecutorBuilder { spec, mut readiness } = self;
         let (mut core, mut own) = (Core::new(spec, &readiness, identity)?, Own::default());
-        let resolved = Owned {
+        let mut owned = Owned {
             core: &mut core,
             own: &mut own,
-        }
-        .resolve(&mut readiness);
+        };
+        let resolved = owned.resolve(&mut readiness);
+        // Later services that name this one do not need it, if this one needs them.
+        let resolved = resolved.map(|()| owned.find_needs());
         core.masked(resolved)?;
         Ok(Executor {
             core,

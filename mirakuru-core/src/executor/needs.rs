@@ -4,17 +4,28 @@
 //!
 //! For example, an application with the address of its database stops before the database, however
 //! they end. A wrong guess only makes one end wait for another.
+//!
+//! Services that name each other, such as the nodes of a cluster, end one by one, the last built
+//! first. For that, a service finds its needs as soon as it is built, among those built before it.
+//! A later start asks again, and leaves out those that need this service. So no circle arises, in
+//! which each would wait for the others.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-/// A service that has been ready, or to which this process has attached.
+/// A service that has been built, or to which this process has attached.
 struct Known {
+    /// The service's place in the order of building.
+    number: u64,
     /// The service's private directory, the parent of `{dir}`.
     private: PathBuf,
     ports: Vec<u16>,
     /// The service's `{dir}`, and its socket or file outside the private directory.
     paths: Vec<PathBuf>,
+    /// Numbers of the services that this one needs, since its build or its last start.
+    needs: Vec<u64>,
 }
 
 /// Number of services at which the list drops those that are gone.
@@ -22,46 +33,90 @@ const MANY: usize = 64;
 
 static KNOWN: Mutex<Vec<Known>> = Mutex::new(Vec::new());
 
-/// Notes a service on which later ones may depend.
+fn all() -> MutexGuard<'static, Vec<Known>> {
+    KNOWN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Notes a service that others may need, or new endpoints of a service that has been noted.
 pub(super) fn note(private: &Path, ports: Vec<u16>, paths: Vec<PathBuf>) {
-    let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+    static NUMBER: AtomicU64 = AtomicU64::new(0);
+    let mut known = all();
+    if let Some(known) = known.iter_mut().find(|known| known.private == private) {
+        (known.ports, known.paths) = (ports, paths);
+        return;
+    }
     if known.len() >= MANY {
         known.retain(|known| is_there(&known.private));
     }
-    known.retain(|known| known.private != private);
     known.push(Known {
+        number: NUMBER.fetch_add(1, Ordering::Relaxed),
         private: private.to_owned(),
         ports,
         paths,
+        needs: Vec::new(),
     });
 }
 
-/// Finds the private directories of the services in these texts, except for `own`.
-pub(super) fn named_in<'a>(texts: impl Iterator<Item = &'a [u8]>, own: &Path) -> Vec<PathBuf> {
+/// Removes a service that is gone.
+pub(super) fn forget(private: &Path) {
+    all().retain(|known| known.private != private);
+}
+
+/// Finds the services that a noted service needs, and notes them: the `given` ones and those in
+/// these texts, without those that need the service itself. Returns their private directories.
+pub(super) fn find<'a>(own: &Path, given: &[PathBuf], texts: impl Iterator<Item = &'a [u8]>) -> Vec<PathBuf> {
     use std::os::unix::ffi::OsStrExt;
     let texts: Vec<&[u8]> = texts.collect();
-    let known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
-    let is_named = |known: &&Known| {
+    let mut known = all();
+    let is_needed = |known: &Known| {
         let ports = || known.ports.iter().map(u16::to_string);
-        texts.iter().any(|text| {
-            ports().any(|port| has_number(text, port.as_bytes()))
-                || known
-                    .paths
-                    .iter()
-                    .any(|path| contains(text, path.as_os_str().as_bytes()))
-        })
+        given.contains(&known.private)
+            || texts.iter().any(|text| {
+                ports().any(|port| has_number(text, port.as_bytes()))
+                    || known
+                        .paths
+                        .iter()
+                        .any(|path| contains(text, path.as_os_str().as_bytes()))
+            })
     };
-    known
+    let mut found: Vec<(u64, PathBuf)> = known
         .iter()
-        .filter(|known| known.private != own)
-        .filter(is_named)
-        .filter(|known| is_there(&known.private))
-        .map(|known| known.private.clone())
-        .collect()
+        .filter(|known| known.private != own && is_needed(known))
+        .map(|known| (known.number, known.private.clone()))
+        .collect();
+    let Some(at) = known.iter().position(|known| known.private == own) else {
+        return Vec::new();
+    };
+    if !found.is_empty() {
+        let dependents = dependents(&known, known[at].number);
+        found.retain(|(number, _)| !dependents.contains(number));
+    }
+    known[at].needs = found.iter().map(|(number, _)| *number).collect();
+    found.into_iter().map(|(_, private)| private).collect()
+}
+
+/// Numbers of the services that need this one, directly or through others.
+fn dependents(known: &[Known], number: u64) -> BTreeSet<u64> {
+    let mut found = BTreeSet::new();
+    loop {
+        let before = found.len();
+        for known in known {
+            if known
+                .needs
+                .iter()
+                .any(|need| *need == number || found.contains(need))
+            {
+                found.insert(known.number);
+            }
+        }
+        if found.len() == before {
+            return found;
+        }
+    }
 }
 
 /// Whether a service still has its `lock`, which is removed last.
-fn is_there(private: &Path) -> bool {
+pub(super) fn is_there(private: &Path) -> bool {
     private.join("lock").exists()
 }
 
@@ -89,23 +144,60 @@ mod tests {
         assert!(!has_number(b"637", b"6379"));
     }
 
-    #[test]
-    fn a_service_is_named_by_its_port_or_its_directory_while_it_is_there() {
-        let dir = crate::sys::tests::TestDir::new();
-        let private = dir.path().join("db");
+    /// Makes and notes a service without ports.
+    fn noted(dir: &Path, name: &str) -> PathBuf {
+        let private = dir.join(name);
         std::fs::create_dir(&private).unwrap();
         std::fs::write(private.join("lock"), "").unwrap();
-        note(&private, vec![54_321], vec![private.join("d")]);
-        let needs = |text: &str, own: &str| named_in([text.as_bytes()].into_iter(), Path::new(own));
-        let socket = format!("--socket={}/s", private.join("d").display());
+        note(&private, Vec::new(), vec![private.join("d")]);
+        private
+    }
+
+    fn find_in(own: &Path, text: &str) -> Vec<PathBuf> {
+        find(own, &[], [text.as_bytes()].into_iter())
+    }
+
+    #[test]
+    fn a_service_is_named_by_its_port_or_its_directory_until_it_is_forgotten() {
+        let dir = crate::sys::tests::TestDir::new();
+        let (db, app) = (noted(dir.path(), "db"), noted(dir.path(), "app"));
+        note(&db, vec![54_321], vec![db.join("d")]);
+        let socket = format!("--socket={}/s", db.join("d").display());
+        assert_eq!(find_in(&app, "tcp://localhost:54321"), std::slice::from_ref(&db));
+        assert_eq!(find_in(&app, &socket), std::slice::from_ref(&db));
         assert_eq!(
-            needs("tcp://localhost:54321", "/app"),
-            std::slice::from_ref(&private)
+            find(&app, std::slice::from_ref(&db), [].into_iter()),
+            std::slice::from_ref(&db)
         );
-        assert_eq!(needs(&socket, "/app"), std::slice::from_ref(&private));
-        assert!(needs("tcp://localhost:54320", "/app").is_empty());
-        assert!(needs(&socket, private.to_str().unwrap()).is_empty(), "itself");
-        std::fs::remove_file(private.join("lock")).unwrap();
-        assert!(needs(&socket, "/app").is_empty());
+        assert!(find_in(&app, "tcp://localhost:54320").is_empty());
+        assert!(find_in(&db, &socket).is_empty(), "itself");
+        forget(&db);
+        assert!(find_in(&app, &socket).is_empty());
+        forget(&app);
+    }
+
+    #[test]
+    fn services_that_name_each_other_form_no_circle() {
+        let dir = crate::sys::tests::TestDir::new();
+        let text = ["a", "b", "c"].map(|name| dir.path().join(name).join("d").display().to_string());
+        let text = text.join(",");
+        // Each service is noted and asks at its build.
+        let nodes = ["a", "b", "c"].map(|name| {
+            let node = noted(dir.path(), name);
+            find_in(&node, &text);
+            node
+        });
+        for _ in 0..2 {
+            for (at, node) in nodes.iter().enumerate() {
+                assert_eq!(find_in(node, &text), &nodes[..at]);
+            }
+        }
+        // A service may need a later one that does not need it.
+        find_in(&nodes[2], "");
+        assert_eq!(find_in(&nodes[0], &text), &nodes[2..]);
+        assert_eq!(find_in(&nodes[2], &text), &[] as &[PathBuf], "{nodes:?}");
+        for node in nodes {
+            forget(&node);
+        }
     }
 }

@@ -3,11 +3,12 @@
 //! This process's [own](Own) service has a supervisor that this process talks to. An
 //! [attached](Attached) service belongs to the run of tests. [`Core`] holds the data of both kinds.
 
+use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::ffi::OsStringExt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,6 +33,7 @@ use crate::readiness::Readiness;
 use crate::readiness::context::{Notes, Prepare};
 use crate::readiness::line_watch::{LineWatch, expand_pattern};
 use crate::recipe::builder::Spec;
+use crate::recipe::program::environment;
 use crate::service_dir::{self, ServiceDir};
 use crate::sys::{self, Exit, RunPlan, Service, TreeSignal};
 use crate::util::wakeup::Wakeup;
@@ -434,7 +436,7 @@ impl Core {
         Ok(())
     }
 
-    /// Registers the service, so that services that start later can need it.
+    /// Registers the service, so that services that are built or start later can need it.
     pub(super) fn note_for_others(&self, addr: Option<SocketAddr>, path: Option<&Path>) {
         let ports = self.values.ports().map(|(_, port)| port);
         let ports = ports.chain(addr.map(|addr| addr.port())).collect();
@@ -567,7 +569,18 @@ impl Owned<'_> {
         own.addrs
             .extend(own.listen.addrs().filter(|addr| !chosen.contains(&addr.port())));
         core.values.take_given();
+        core.note_for_others(readiness.addr(), readiness.path());
         Ok(())
+    }
+
+    /// Finds the private directories of the services that this one needs, and notes them.
+    pub(super) fn find_needs(&self) -> Vec<PathBuf> {
+        let texts = self.core.argv.iter().map(|word| word.as_bytes());
+        // A later change of a variable replaces an earlier one.
+        let environment = environment(BTreeMap::new(), &self.core.env, "");
+        let texts = texts.chain(environment.values().map(|value| value.as_bytes()));
+        let texts = texts.chain(self.own.files.iter().map(|(_, text)| text.as_slice()));
+        needs::find(self.core.service_dir.path(), &self.own.needs, texts)
     }
 }
 

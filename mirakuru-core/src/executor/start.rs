@@ -146,7 +146,6 @@ impl Owned<'_> {
                 self.own.was_ready = true;
                 trace::ready(self.core.pid, starting.wait.deadline.elapsed());
                 timeline::ready(self.core.service_dir.id());
-                self.core.note_for_others(readiness.addr(), readiness.path());
                 let description = self.core.description_if_kept(&self.own.addrs, &self.own.paths);
                 self.core.note_start(self.own.how_it_ended(), description);
                 Ok(None)
@@ -455,12 +454,8 @@ impl Owned<'_> {
         if let Some(run) = &run {
             keep.push(run.start_lock.try_clone().map_err(not_handed_on)?);
         }
-        let texts = self.core.argv.iter().map(|word| word.as_bytes());
-        let values = self.core.env.iter().filter_map(|(_, value)| value.as_ref());
-        let texts = texts.chain(values.map(|value| value.as_bytes()));
-        let texts = texts.chain(self.own.files.iter().map(|(_, text)| text.as_slice()));
-        let mut needs = needs::named_in(texts, self.core.service_dir.path());
-        needs.extend(self.own.needs.iter().cloned());
+        let mut needs = self.find_needs();
+        needs.retain(|private| needs::is_there(private));
         let groups = match (&self.core.spec.groups, self.core.spec.uid) {
             (Some(groups), _) => Some(groups.clone()),
             // Root's groups must not pass to another user.

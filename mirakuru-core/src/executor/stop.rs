@@ -7,6 +7,7 @@ use crate::error::report::{HEAD_LINES, TAIL_LINES, Tail, print, shown};
 use crate::error::secrets::Unmasked;
 use crate::error::text::{Ended, Span};
 use crate::executor::Executor;
+use crate::executor::needs;
 use crate::executor::process::{Observed, Owned};
 use crate::executor::wait::Pause;
 use crate::observe::trace;
@@ -182,6 +183,7 @@ impl<R> Drop for Executor<R> {
             }
             let policy = owned.policy();
             let _ = owned.end(policy);
+            needs::forget(owned.core.service_dir.path());
         }
         timed_out::forget(self.core.test, &self.core.service_dir.log());
         live::forget(&self.core.service_dir.log());

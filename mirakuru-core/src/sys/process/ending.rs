@@ -11,7 +11,8 @@
 //! service holds this FIFO, `needed`. The supervisor of each dependent service keeps it open until
 //! its own tree is gone. So the FIFO has a writer as long as a dependent lives, however that
 //! dependent ends. At the start of its own stop, a dependent's supervisor writes into the FIFO how
-//! long that stop may take. So the waits along a chain of services add up.
+//! long that stop may take. So the waits along a chain of services add up, to at most
+//! ten minutes.
 //!
 //! A service waits for its dependents if the test process or the run ends. If a test stops the
 //! service alone, the service does not wait: the test wants an outage.
@@ -30,6 +31,8 @@ const SECOND_KILL_MS: i64 = 1000;
 /// Time that a needed service waits for a message of a dependent that still lives. The message
 /// comes at once, because the event that ends this service ends the dependent as well.
 const WORD_MS: i64 = 5000;
+/// The longest time that a needed service waits, however long its dependents want to take.
+const WAIT_MS: i64 = 600_000;
 /// Time that a stop may take beyond its grace, for the kill and the removal of files.
 const AFTER_GRACE_MS: i64 = 1000;
 /// Time from the stop signal until descendants outside the service's process group get it too. Most
@@ -48,7 +51,7 @@ struct Order {
 #[derive(Clone, Copy)]
 enum Phase {
     Running,
-    Waiting { until: i64, order: Order },
+    Waiting { until: i64, latest: i64, order: Order },
     Polite { until: i64, rest_at: i64, order: Order },
     Killing { until: i64, order: Order },
 }
@@ -165,8 +168,12 @@ impl Ending {
                 let flags = libc::O_RDONLY | libc::O_NONBLOCK | libc::O_CLOEXEC | libc::O_NOFOLLOW;
                 self.needed = libc::open(a.needed, flags);
             }
-            let until = now_ms().wrapping_add(WORD_MS);
-            self.phase = Phase::Waiting { until, order };
+            let now = now_ms();
+            self.phase = Phase::Waiting {
+                until: now.wrapping_add(WORD_MS),
+                latest: now.wrapping_add(WAIT_MS),
+                order,
+            };
             if self.needed < 0 || !self.hear(a) {
                 return self.order(a, order);
             }
@@ -177,21 +184,17 @@ impl Ending {
 
     /// Reads the messages of the dependents. Returns `false` when no dependent is left.
     unsafe fn hear(&mut self, a: &Arena) -> bool {
-        let Phase::Waiting { until, order } = &mut self.phase else {
+        let Phase::Waiting { until, latest, order } = &mut self.phase else {
             return true;
         };
-        loop {
+        let mut longest = 0;
+        let is_needed = loop {
             let mut ms = 0_i32;
             // SAFETY: the call reads into a local variable. A message is so short that a pipe
             // delivers the message whole.
             let got = unsafe { libc::read(self.needed, (&raw mut ms).cast(), mem::size_of::<i32>()) };
             if got == mem::size_of::<i32>() as isize {
-                let then = now_ms().wrapping_add(i64::from(ms));
-                if then > *until {
-                    *until = then;
-                    // SAFETY: the arena's list of needs is valid.
-                    unsafe { announce(a, i64::from(ms).wrapping_add(order.grace_ms)) };
-                }
+                longest = longest.max(i64::from(ms));
                 continue;
             }
             if got < 0 && errno() == libc::EINTR {
@@ -199,8 +202,16 @@ impl Ending {
             }
             // An error of EAGAIN means that dependents live and sent no message. Any other result
             // means that no dependent is left.
-            return got < 0 && errno() == libc::EAGAIN;
+            break got < 0 && errno() == libc::EAGAIN;
+        };
+        let now = now_ms();
+        let then = now.wrapping_add(longest).min(*latest);
+        if is_needed && then > *until {
+            *until = then;
+            // SAFETY: the arena's list of needs is valid.
+            unsafe { announce(a, then.wrapping_sub(now).wrapping_add(order.grace_ms)) };
         }
+        is_needed
     }
 
     fn ask(&mut self, order: Order) -> Step {
@@ -228,7 +239,7 @@ impl Ending {
             }
         }
         match &mut self.phase {
-            Phase::Waiting { until, order } if now >= *until => {
+            Phase::Waiting { until, order, .. } if now >= *until => {
                 let order = *order;
                 self.ask(order)
             }
