@@ -6,8 +6,8 @@
 //! # Map
 //!
 //! Each folder is one sentence of the design, and imports only from the folders above it in this
-//! list. So it can be read without the rest, and `sys/` can be replaced for another system. A test
-//! (`tests/repo_rules.rs`) reads the order here.
+//! list. So a folder can be read without the rest, and `sys/` can be replaced for another system. A
+//! test (`tests/repo_rules.rs`) reads the order here.
 //!
 //! - `sys/` talks to the operating system, and has all the `unsafe`.
 //! - `util/` holds small things that many need: one back-off, one hash, one edit distance.

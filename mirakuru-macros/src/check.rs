@@ -292,7 +292,7 @@ fn something_is_to_be_started(fixture: &Args, errors: &mut Errors) {
     }
     let unknown = fixture.entries.iter().find(|entry| is_unknown(entry));
     if unknown.is_some_and(|entry| nearest(&entry.key.to_string(), PROGRAM.iter().copied()).is_some()) {
-        return; // A mistyped `cmd`: that is the mistake.
+        return; // Another check reports the mistyped `cmd`.
     }
     let message = if fixture.entries.is_empty() {
         "the attribute names no program: add one, as in `#[mirakuru::fixture(tcp = \"127.0.0.1:{port}\", \
@@ -635,7 +635,7 @@ fn placeholders_in_literal(text: &LitStr, errors: &mut Errors) {
 
 // The checks that several kinds of item share.
 
-/// Checks the fixtures against their parameters.
+/// Each fixture that has a parameter, with that parameter.
 fn bound<'a>(
     item: &'a Function,
     fixtures: &'a [Args],

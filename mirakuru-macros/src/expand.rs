@@ -121,7 +121,7 @@ fn rstest_attribute(item: &Function) -> Option<TokenStream> {
     wanted.then(|| quote!(#[::mirakuru::__private::rstest::fixture]))
 }
 
-/// Each test has its own services.
+/// A fixture function whose services each test starts for itself.
 fn own_fixture(item: &Function, fixtures: &[Args], bindings: &Bindings) -> TokenStream {
     let services = own_services(item, fixtures, bindings);
     let value = ours("_value");
@@ -386,7 +386,7 @@ fn service_shared(item: &Function, fixture: &Args, bindings: &Bindings, index: u
     }
 }
 
-/// A parameter as a variable.
+/// Declares a parameter as a variable.
 fn binding(fixture: &Args, parameter: &PatType, service: &Ident) -> TokenStream {
     let PatType { attrs, pat, ty, .. } = parameter;
     match &**ty {

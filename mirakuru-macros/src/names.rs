@@ -240,15 +240,15 @@ mod tests {
         for attribute in [
             "cmd = \"x\", args = list().map(|worker| worker.url())",
             "cmd = \"x\", arg = { let worker = 1; format!(\"{worker}\") }",
-            // Perhaps a function.
+            // This may be a function.
             "cmd = \"x\", args = list().map(worker)",
             "cmd = \"x\", wait_for = Check::new(\"it is there\", cache)",
-            // Perhaps text.
+            // This may be text.
             "cmd = \"x\", arg = json!({ \"url\": \"{worker}\" })",
             "cmd = \"x\", arg = limit.to_string(), name = worker",
             "cmd = \"{worker}\"",
             "cmd = \"x\", arg = CACHE.port()",
-            // Functions.
+            // These are functions.
             "cache()",
             "cmd = \"x\", arg = json!({ \"url\": worker() })",
         ] {

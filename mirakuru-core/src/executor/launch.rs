@@ -101,8 +101,8 @@ pub(crate) fn explain(
     }
 }
 
-/// Checks the file and the working directory of a program, without a process. Only the kernel knows
-/// the rest. `service_dir` is the private directory, in which a start makes files.
+/// Checks a program's file and working directory without starting a process. Only the kernel knows
+/// all other obstacles. A start makes files in the private directory, `service_dir`.
 pub(crate) fn check(
     command: &str,
     spec: &Spec,

@@ -37,7 +37,7 @@ const TOLD_WITHIN: Duration = Duration::from_secs(1);
 pub struct SharedServices(Arc<Inner>);
 
 struct Inner {
-    /// Never 0.
+    /// The id of these services, never 0.
     id: u64,
     services: Vec<Service>,
 }
@@ -319,7 +319,7 @@ impl Service {
             if self.was_told() {
                 return None;
             }
-            // The test's client fails because the service has ended.
+            // The reader of the test's result needs this log.
             self.keep();
             return Some(shown(&self.died()));
         }
@@ -347,7 +347,6 @@ impl Service {
     }
 }
 
-/// Installs the panic hook.
 pub(super) fn install_hook() {
     static INSTALLED: Once = Once::new();
     // A thread that panics cannot change the hook; the next thread installs it.

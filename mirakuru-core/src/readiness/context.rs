@@ -333,8 +333,8 @@ impl Probe<'_> {
     }
 }
 
-/// Sets the next poll of a condition that does not hold yet. The earliest moment or event that a
-/// method here adds decides.
+/// Decides when a condition that does not hold yet is polled next: at the earliest of the moments
+/// and events that these methods add.
 ///
 /// This type has no name outside the crate, because
 /// [`Readiness::wakes`](crate::readiness::Readiness::wakes) is hidden.

@@ -322,7 +322,7 @@ fn open_quote(line: &str) -> Option<(char, usize)> {
             (Some(_), _) => {}
             (None, '\'' | '"') => open = Some((c, at)),
             (None, '#') if between_words => {
-                // A comment, to the end of its line.
+                // Skips a comment, up to the end of its line.
                 chars.by_ref().find(|(_, c)| *c == '\n');
                 continue;
             }

@@ -449,7 +449,7 @@ fn cargo(built: &Built, manifest: &Path) -> Command {
     cargo
 }
 
-/// The environment of a process.
+/// Parses the environment of a process.
 fn variables(environment: &[u8]) -> impl Iterator<Item = (OsString, OsString)> {
     environment.split(|byte| *byte == 0).filter_map(|entry| {
         let equals = entry.iter().position(|byte| *byte == b'=').filter(|at| *at > 0)?;

@@ -14,7 +14,7 @@ const SHOWN: usize = 40;
 const HTTP: &[u8] = b"GET / HTTP/1.0\r\n\r\n";
 /// memcached takes an HTTP request for an attack.
 const MEMCACHED: &[u8] = b"version\r\n";
-/// PostgreSQL: "do you have TLS?".
+/// The question to PostgreSQL whether it has TLS.
 const TLS_REQUEST: &[u8] = &[0, 0, 0, 8, 4, 210, 22, 47];
 /// A login with MQTT 3.1.1, without a user.
 const MQTT: &[u8] = b"\x10\x0c\0\x04MQTT\x04\x02\0\x3c\0\0";

@@ -99,7 +99,7 @@ fn with_free_name(mut item: ItemStruct) -> TokenStream {
     quote!(#item #[allow(type_alias_bounds)] #vis type #name #generics = #ident #arguments;)
 }
 
-/// `const NAME: T;` as a static.
+/// Parses `const NAME: T;` as a static.
 fn as_static(item: &TokenStream) -> Option<Static> {
     let tokens = item.clone().into_iter().map(|token| match token {
         TokenTree::Ident(word) if word == "const" => Ident::new("static", word.span()).into(),

@@ -483,7 +483,7 @@ fn localhost_is_asked_where_the_service_is() {
 #[test]
 fn ipv6_and_any_address() {
     let Ok(listener) = TcpListener::bind("[::1]:0") else {
-        return; // A machine without IPv6.
+        return; // This machine has no IPv6.
     };
     let server = Server::on(listener, |stream| stream.write_all(OK.as_bytes()).unwrap());
     assert!(probe(Http::get(server.url("/"))).unwrap());
