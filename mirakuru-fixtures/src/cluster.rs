@@ -341,6 +341,14 @@ impl<R: Recipe, F: Fn(&Node) -> R> ClusterRecipe<R, F> {
     where
         Self: 'a,
     {
+        if self.size == 0 {
+            let name = Some(&joining.name).filter(|name| !name.is_empty());
+            let name = name.map_or_else(String::new, |name| format!(" `{name}`"));
+            return Err(Error::other(
+                format!("start the cluster{name}"),
+                "its size is 0, and a cluster has at least one node",
+            ));
+        }
         let mut permits = Vec::new();
         if let Reach::Run(run) = system.reach() {
             let began = Instant::now();
@@ -510,11 +518,17 @@ struct Forming<R: Recipe> {
 }
 
 impl<R: Recipe> Forming<R> {
-    /// Runs the checks once, which takes some milliseconds if one does not hold.
+    /// Runs the checks once, which takes some milliseconds if one does not hold. A node that has
+    /// ended is an error, whichever node is asked.
     fn is_ready(&mut self) -> Result<bool, Error> {
+        use crate::system::Service as _;
         let began = *self.began.get_or_insert_with(Instant::now);
-        while let Some(check) = self.checks.get(self.held / self.services.len().max(1)) {
-            let node = self.held % self.services.len();
+        while let Some(check) = self.checks.get(self.held / self.services.len()) {
+            let ended = self
+                .services
+                .iter()
+                .position(|node| node.borrow().ended().is_some());
+            let node = ended.unwrap_or(self.held % self.services.len());
             let service = &self.services[node];
             let elapsed = began.elapsed();
             // This is a back-off, like the wait for any condition.
@@ -527,7 +541,11 @@ impl<R: Recipe> Forming<R> {
                 Ok(()) => self.held += 1,
                 Err(Error::Timeout { .. }) if elapsed < self.timeout => return Ok(false),
                 Err(error) => {
-                    let error = error.__after(elapsed).__at_node(&self.names[node]);
+                    let error = match error {
+                        // The report of the system names the node.
+                        Error::Exited { .. } | Error::Died { .. } => error,
+                        error => error.__after(elapsed).__at_node(&self.names[node]),
+                    };
                     drop(service);
                     return Err(self.failed(error));
                 }

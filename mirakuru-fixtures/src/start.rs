@@ -212,6 +212,14 @@ impl<R: Recipe> Service for Single<R> {
         Ok(())
     }
 
+    fn title(&self) -> Option<String> {
+        self.executor.as_ref().map(|executor| executor.name().to_owned())
+    }
+
+    fn ended(&self) -> Option<String> {
+        self.executor.as_ref().and_then(Executor::__ended)
+    }
+
     fn failed(&mut self, error: &Error) {
         // Other processes notice a missing program by themselves.
         if let Some(permit) = self.permit.take().filter(|_| error.missing().is_none()) {
@@ -304,6 +312,15 @@ impl<R: Readiness, E: BorrowMut<Executor<R>>> Service for Built<R, E> {
         let dirs = vec![executor.borrow().dir()];
         self.slot.fill(executor, dirs);
         Ok(())
+    }
+
+    fn title(&self) -> Option<String> {
+        let executor = self.executor.as_ref()?;
+        Some(executor.borrow().name().to_owned())
+    }
+
+    fn ended(&self) -> Option<String> {
+        None
     }
 
     fn failed(&mut self, _: &Error) {}

@@ -34,6 +34,8 @@ pub struct System<'a> {
     reach: Reach,
     /// Prefix for the names of members added now.
     prefix: String,
+    /// Place in the list of `start_all` of the members added now: `2 of 3`.
+    place: String,
     /// The slots that the current plan has added so far.
     added: Vec<Weak<dyn Need + 'a>>,
     /// Directories of the services that all members added now need.
@@ -198,12 +200,22 @@ pub(crate) trait Service {
     /// Sets the started service up, and fills its slot.
     fn finish(&mut self) -> Result<(), Error>;
 
+    /// Name of the executor, for messages about a service whose fixture has no name.
+    fn title(&self) -> Option<String>;
+
+    /// The way in which the service has ended, if it has although its cluster is not ready yet.
+    fn ended(&self) -> Option<String>;
+
     /// Reports the failed start to the other processes of the run.
     fn failed(&mut self, error: &Error);
 }
 
 struct Member<'a> {
     name: String,
+    /// Name of the service in messages if `name` is empty.
+    title: Option<String>,
+    /// Place in the list of `start_all`, which may be empty.
+    place: String,
     needs: Vec<Weak<dyn Need + 'a>>,
     /// Directories of the services that the enclosing systems of this member need.
     inherited: Vec<PathBuf>,
@@ -222,7 +234,8 @@ enum Stage<'a> {
     Polls(Box<dyn FnMut() -> Result<bool, Error> + 'a>),
     New(Rc<RefCell<dyn Service + 'a>>),
     Starting(Rc<RefCell<dyn Service + 'a>>),
-    Ready,
+    /// The service is gone once its handle has been passed on.
+    Ready(Weak<RefCell<dyn Service + 'a>>),
     Over,
 }
 
@@ -248,6 +261,7 @@ impl<'a> System<'a> {
             members: Vec::new(),
             reach,
             prefix: String::new(),
+            place: String::new(),
             added: Vec::new(),
             needs: Vec::new(),
             is_for_test: false,
@@ -275,6 +289,11 @@ impl<'a> System<'a> {
 
     pub(crate) fn reach(&self) -> Reach {
         self.reach
+    }
+
+    /// The members added from now on are for this recipe of a list, counted from 0.
+    pub(crate) fn at_place(&mut self, index: usize, of: usize) {
+        self.place = format!("{} of {of}", index + 1);
     }
 
     /// Directories of the services that a newly added service needs.
@@ -401,6 +420,8 @@ impl<'a> System<'a> {
         let inherited = self.needs.clone();
         self.members.push(Member {
             name,
+            title: None,
+            place: self.place.clone(),
             needs,
             inherited,
             stage,
@@ -451,14 +472,19 @@ impl<'a> System<'a> {
     fn step(&mut self, at: &mut usize) -> Result<Step, Stopped> {
         let stepped = catch_unwind(AssertUnwindSafe(|| lease::allowed(|| self.try_step(at))));
         match stepped {
-            Ok(stepped) => stepped.map_err(|error| Stopped { error, panic: None }),
+            Ok(stepped) => stepped.map_err(|error| Stopped {
+                error: Box::new(error),
+                panic: None,
+            }),
             Err(panic) => {
                 let message = panic.downcast_ref::<String>().map(String::as_str);
                 let message = message.or_else(|| panic.downcast_ref::<&str>().copied());
                 let message = message.unwrap_or("with something that is no text");
                 let error = Error::other("start it", format!("it panicked: {message}"));
-                let panic = Some(panic);
-                Err(Stopped { error, panic })
+                Err(Stopped {
+                    error: Box::new(error),
+                    panic: Some(panic),
+                })
             }
         }
     }
@@ -490,15 +516,18 @@ impl<'a> System<'a> {
     /// The progress of each service, if there are several, without those that have no name.
     fn others(&self, failed: usize) -> Vec<String> {
         let lines = self.members.iter().enumerate().filter_map(|(at, member)| {
-            let name = Some(&member.name).filter(|name| !name.is_empty())?;
+            let name = member.shown_name()?;
             let state = match &member.stage {
-                _ if at == failed => "failed",
-                Stage::Ready => "was ready",
-                Stage::Starting(_) => "was starting",
-                Stage::New(_) | Stage::Recipe(_) => "was not started",
+                _ if at == failed => "failed".to_owned(),
+                Stage::Ready(_) => match member.ended() {
+                    Some(how) => format!("was ready, and {how}"),
+                    None => "was ready".to_owned(),
+                },
+                Stage::Starting(_) => "was starting".to_owned(),
+                Stage::New(_) | Stage::Recipe(_) => "was not started".to_owned(),
                 Stage::Waits(_) | Stage::Polls(_) | Stage::Over => return None,
             };
-            Some(format!("`{name}` {state}"))
+            Some(format!("{name} {state}"))
         });
         let lines: Vec<String> = lines.collect();
         if lines.len() > 1 { lines } else { Vec::new() }
@@ -511,6 +540,7 @@ impl<'a> System<'a> {
             match std::mem::replace(&mut self.members[next].stage, Stage::Over) {
                 Stage::Recipe(run) | Stage::Waits(run) => {
                     self.needs = self.members[next].dirs_of_needs();
+                    self.place.clone_from(&self.members[next].place);
                     match self.reach {
                         Reach::Run(_) => lease::forbidden(|| run(self))??,
                         Reach::Handle | Reach::Process => run(self)?,
@@ -522,7 +552,7 @@ impl<'a> System<'a> {
         }
         self.launch(at)?;
         let Polls { is_news, are_left } = self.poll_all(at)?;
-        let is_over = |member: &Member<'_>| matches!(member.stage, Stage::Ready | Stage::Over);
+        let is_over = |member: &Member<'_>| matches!(member.stage, Stage::Ready(_) | Stage::Over);
         if self.members.iter().all(is_over) {
             return Ok(Step::Over);
         }
@@ -550,7 +580,9 @@ impl<'a> System<'a> {
         for (index, service) in &new {
             *at = *index;
             let mut service = service.borrow_mut();
-            service.build(&self.members[*index].name)?;
+            let member = &mut self.members[*index];
+            service.build(&member.name)?;
+            member.title = service.title();
             if self.is_for_test {
                 service.end_with_test();
             }
@@ -615,7 +647,7 @@ impl<'a> System<'a> {
             if ready.contains(&index) {
                 *at = index;
                 service.borrow_mut().finish()?;
-                self.members[index].stage = Stage::Ready;
+                self.members[index].stage = Stage::Ready(Rc::downgrade(&service));
             }
         }
         Ok(step)
@@ -623,15 +655,22 @@ impl<'a> System<'a> {
 
     fn poll_all(&mut self, at: &mut usize) -> Result<Polls, Error> {
         let mut polled = Polls::default();
-        for (index, member) in self.members.iter_mut().enumerate() {
+        for index in 0..self.members.len() {
+            let member = &mut self.members[index];
             let has_its_needs = member.has_its_needs();
             if let Stage::Polls(poll) = &mut member.stage {
                 *at = index;
-                if has_its_needs && poll()? {
-                    member.stage = Stage::Over;
-                    polled.is_news = true;
-                } else {
-                    polled.are_left |= has_its_needs;
+                match has_its_needs.then(poll).transpose() {
+                    Ok(Some(true)) => {
+                        member.stage = Stage::Over;
+                        polled.is_news = true;
+                    }
+                    Ok(is_ready) => polled.are_left |= is_ready.is_some(),
+                    Err(error) => {
+                        let ended = self.members.iter().position(|member| member.ended().is_some());
+                        *at = ended.unwrap_or(index);
+                        return Err(error);
+                    }
                 }
             }
         }
@@ -666,7 +705,7 @@ enum Step {
 
 /// The reason why a step has stopped.
 struct Stopped {
-    error: Error,
+    error: Box<Error>,
     panic: Option<Box<dyn Any + Send>>,
 }
 
@@ -783,6 +822,26 @@ fn with_startables<T>(
 }
 
 impl Member<'_> {
+    /// The member's name for messages: the fixture's or the executor's, and the place in the list.
+    fn shown_name(&self) -> Option<String> {
+        let name = Some(&self.name).filter(|name| !name.is_empty());
+        match (name.or(self.title.as_ref()), &*self.place) {
+            // A start of one service, or a task that has no name.
+            (_, "") if self.name.is_empty() => None,
+            (None, place) => Some(format!("service {place}")),
+            (Some(name), "") => Some(format!("`{name}`")),
+            (Some(name), place) => Some(format!("`{name}` ({place})")),
+        }
+    }
+
+    /// The way in which the service of a cluster has ended, although it was ready.
+    fn ended(&self) -> Option<String> {
+        match &self.stage {
+            Stage::Ready(service) => service.upgrade()?.borrow().ended(),
+            _ => None,
+        }
+    }
+
     fn dirs_of_needs(&self) -> Vec<PathBuf> {
         let needs = self.needs.iter().filter_map(Weak::upgrade);
         let dirs = needs.flat_map(|need| need.dirs());

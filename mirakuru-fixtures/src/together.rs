@@ -214,7 +214,12 @@ macro_rules! tuple {
             fn start_all(self) -> Result<Self::Handles, Error> {
                 let ($($recipe,)+) = self;
                 let mut system = System::new();
-                $(let $recipe = $recipe.add(&mut system);)+
+                let names = [$(stringify!($recipe)),+];
+                let mut index = 0..names.len();
+                $(
+                    system.at_place(index.next().unwrap_or_default(), names.len());
+                    let $recipe = $recipe.add(&mut system);
+                )+
                 system.run(|| ($($recipe.take(),)+)).map_err(|failure| failure.error)
             }
         }
@@ -230,7 +235,12 @@ impl<R: ToStart> StartAll for Vec<R> {
 
     fn start_all(self) -> Result<Self::Handles, Error> {
         let mut system = System::new();
-        let slots: Vec<_> = self.into_iter().map(|recipe| recipe.add(&mut system)).collect();
+        let of = self.len();
+        let add = |(index, recipe): (usize, R)| {
+            system.at_place(index, of);
+            recipe.add(&mut system)
+        };
+        let slots: Vec<_> = self.into_iter().enumerate().map(add).collect();
         let handles = system.run(|| slots.into_iter().map(Slot::take).collect());
         handles.map_err(|failure| failure.error)
     }

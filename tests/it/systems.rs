@@ -5,8 +5,11 @@
 use std::marker::PhantomData;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::time::{Duration, Instant};
 
-use mirakuru::{Banner, Executor, ExecutorBuilder, OutputExecutor, SimpleExecutor};
+use mirakuru::{Banner, Executor, ExecutorBuilder, OutputExecutor, Recipe as _, SimpleExecutor, Tcp};
+
+use crate::common::{fixed_port, odd};
 
 /// A service that prints that it is ready after this many milliseconds.
 fn ready_after(milliseconds: u32) -> ExecutorBuilder<Banner> {
@@ -126,6 +129,7 @@ fn who_needs_others_ends_before_them() {
 
 thread_local! {
     static FILE: std::cell::RefCell<std::path::PathBuf> = std::cell::RefCell::default();
+    static FIXED: std::cell::Cell<u16> = const { std::cell::Cell::new(0) };
 }
 
 fn file_of(executor: &OutputExecutor) -> std::path::PathBuf {
@@ -827,5 +831,150 @@ mod clusters {
     #[test]
     fn a_cluster_in_a_static(nodes: &Cluster<TcpExecutor>) {
         assert!(nodes.iter().all(|node| node.is_running()));
+    }
+}
+
+/// A node that exits with status 3 after it was ready.
+fn dies_later() -> ExecutorBuilder<Banner> {
+    Executor::builder("echo ready; sleep 0.3; echo its last words; exit 3")
+        .shell(true)
+        .wait_for(Banner::matching("ready"))
+}
+
+#[test]
+fn a_node_that_dies_while_its_cluster_forms_is_noticed_at_once() {
+    for dying in 0..3 {
+        let nodes = mirakuru::cluster(3, move |node| match node.index() == dying {
+            true => dies_later(),
+            false => ready_after(0),
+        });
+        let began = Instant::now();
+        let never = nodes.ready_when(mirakuru::Check::new("it never holds", |_| Ok(false)));
+        let error = never.timeout(Duration::from_secs(300)).start().unwrap_err();
+        assert!(
+            began.elapsed() < Duration::from_secs(100),
+            "{:?}",
+            began.elapsed()
+        );
+        let mirakuru::Error::Exited { status, evidence, .. } = &error else {
+            panic!("{error}");
+        };
+        assert_eq!(status.code(), Some(3), "{error}");
+        assert_eq!(evidence.tail.last().unwrap(), "its last words", "{error}");
+        let state = |node| if node == dying { "failed" } else { "was ready" };
+        let states = (0..3).map(|node| format!("`node-{node}` {}", state(node)));
+        assert_eq!(evidence.system, states.collect::<Vec<_>>(), "{error}");
+    }
+}
+
+#[test]
+fn a_cluster_that_does_not_form_in_time_says_how_far_each_node_was() {
+    let nodes = mirakuru::cluster(2, |_| ready_after(0));
+    let never = nodes.ready_when(mirakuru::Check::new("it never holds", |_| Ok(false)));
+    let error = never.timeout(Duration::from_millis(100)).start().unwrap_err();
+    let mirakuru::Error::Timeout { evidence, .. } = &error else {
+        panic!("{error}");
+    };
+    assert_eq!(
+        evidence.system,
+        ["`node-0` was ready", "`node-1` was ready"],
+        "{error}"
+    );
+}
+
+#[test]
+fn a_cluster_has_at_least_one_node() {
+    let plain = mirakuru::cluster(0, |_| ready_after(0));
+    let waits = plain
+        .clone()
+        .ready_when(mirakuru::Check::new("it holds", |_| Ok(true)));
+    let expected = "failed to start the cluster: its size is 0, and a cluster has at least one node";
+    for nodes in [plain, waits] {
+        assert_eq!(nodes.start().unwrap_err().to_string(), expected);
+    }
+}
+
+/// A recipe of a program that does not exist.
+fn missing_program() -> ExecutorBuilder<Banner> {
+    ready_after(0).shell(false).program("no-such-program-of-mirakuru")
+}
+
+#[test]
+fn a_missing_program_of_a_system_names_the_service_and_the_others() {
+    let nodes = mirakuru::cluster(3, |node| match node.index() {
+        1 => missing_program(),
+        _ => ready_after(0),
+    });
+    let text = nodes.start().unwrap_err().to_string();
+    for line in ["`node-0` was ", "`node-1` failed\n", "`node-2` was "] {
+        assert!(text.contains(&format!("system:     {line}")), "{text}");
+    }
+    // A service of a list has its place, and the name if its recipe sets one.
+    let error = mirakuru::start_all((ready_after(0).name("db"), missing_program(), ready_after(0)));
+    let text = error.unwrap_err().to_string();
+    for line in [
+        "`db` (1 of 3) was ",
+        "`no-such-program-of-mirakuru` (2 of 3) failed\n",
+    ] {
+        assert!(text.contains(&format!("system:     {line}")), "{text}");
+    }
+    let wrong = vec![ready_after(0), ready_after(0).env("X", "{nope}")];
+    let text = mirakuru::start_all(wrong).unwrap_err().to_string();
+    assert!(text.contains("system:     service 2 of 2 failed"), "{text}");
+}
+
+/// A server that listens on this port.
+fn on(port: u16) -> ExecutorBuilder<Tcp> {
+    odd(["--listen", &format!("127.0.0.1:{port}")]).wait_for(Tcp::port(port))
+}
+
+/// Asserts that the error says that a wait would never end, and has this remedy.
+#[track_caller]
+fn assert_endless(text: &str, port: u16, remedy: &str) {
+    let wanted = format!("two services of this test, or of this whole test process, want port {port}, and");
+    assert!(text.contains(&wanted), "{text}");
+    assert!(text.contains(&format!("hint:       {remedy}")), "{text}");
+    assert_eq!(
+        text.matches(&format!("port {port} is already in use")).count(),
+        1,
+        "{text}"
+    );
+    for wrong in ["queue", "of another test"] {
+        assert!(!text.contains(wrong), "{text}");
+    }
+}
+
+#[test]
+fn nodes_of_a_cluster_with_one_fixed_port_are_refused() {
+    let port = fixed_port();
+    let remedy = "the nodes of a cluster cannot share it: leave it out";
+    for queue in [false, true] {
+        let nodes = mirakuru::cluster(3, |_| on(port).queue(queue));
+        assert_endless(&nodes.start().unwrap_err().to_string(), port, remedy);
+    }
+    // The attribute takes the locks of all nodes at once.
+    FIXED.set(port);
+    let payload = std::panic::catch_unwind(|| {
+        #[mirakuru::fixture(mirakuru::cluster(2, |_| on(FIXED.get())))]
+        #[test]
+        fn test(nodes: mirakuru::Cluster<mirakuru::TcpExecutor>) {
+            let _ = nodes;
+        }
+        test();
+    });
+    let payload = payload.unwrap_err();
+    assert_endless(payload.downcast_ref::<String>().unwrap(), port, remedy);
+}
+
+#[test]
+fn two_services_of_a_test_with_one_fixed_port_are_refused() {
+    let port = fixed_port();
+    let remedy = "share one service, or give each a port or path of its own";
+    let error = mirakuru::start_all((on(port), on(port))).unwrap_err();
+    assert_endless(&error.to_string(), port, remedy);
+    let _first = on(port).start().unwrap();
+    for queue in [false, true] {
+        let error = on(port).queue(queue).start().unwrap_err();
+        assert_endless(&error.to_string(), port, remedy);
     }
 }

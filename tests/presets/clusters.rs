@@ -214,3 +214,42 @@ fn a_replica_of_postgres_has_the_databases_of_the_primary() {
     nodes[1].start().unwrap();
     soon(|| connect(&url).is_ok_and(|mut client| who(&mut client).is_empty()));
 }
+
+#[test]
+fn a_nats_cluster_of_one_node_has_jetstream() {
+    if !require("nats-server") {
+        return;
+    }
+    let nodes = presets::nats().accounts(1).cluster(1).start().unwrap();
+    let account = nodes[0].account();
+    let mut stream = TcpStream::connect(nodes[0].addr()).unwrap();
+    let (user, password) = (account.user(), account.password());
+    let log_in = format!("CONNECT {{\"verbose\":false,\"user\":\"{user}\",\"pass\":\"{password}\"}}\r\n");
+    let text = log_in + "SUB inbox 1\r\nPUB $JS.API.INFO inbox 0\r\n\r\n";
+    stream.write_all(text.as_bytes()).unwrap();
+    let mut answer = String::new();
+    let mut buffer = [0; 4096];
+    while !answer.contains("\"streams\":") {
+        let read = stream.read(&mut buffer).unwrap();
+        assert!(read > 0 && !answer.contains("-ERR"), "{answer}");
+        answer.push_str(&String::from_utf8_lossy(&buffer[..read]));
+    }
+    assert!(!answer.contains("\"error\""), "{answer}");
+}
+
+#[test]
+fn a_preset_refuses_a_cluster_without_nodes() {
+    let errors = [
+        presets::nats().cluster(0).start().map(drop),
+        presets::redis().cluster(0).start().map(drop),
+        presets::redis().cluster_with_replicas(0, 1).start().map(drop),
+        presets::etcd().cluster(0).start().map(drop),
+    ];
+    for error in errors {
+        let text = error.unwrap_err().to_string();
+        assert!(
+            text.ends_with("its size is 0, and a cluster has at least one node"),
+            "{text}"
+        );
+    }
+}

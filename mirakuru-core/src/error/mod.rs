@@ -55,6 +55,8 @@ pub enum Error {
         hint: Option<String>,
         /// The program or feature that this machine lacks, if that is the reason.
         missing: Option<Box<Missing>>,
+        /// If several services start together, the progress of each of the others.
+        system: Vec<String>,
     },
     /// Another process already has the port, the socket path or the process id file that the
     /// service needs.
@@ -142,6 +144,8 @@ pub enum Error {
         command: String,
         /// The mistake and its remedy.
         reason: String,
+        /// If several services start together, the progress of each of the others.
+        system: Vec<String>,
     },
     /// The readiness condition cannot be understood: a bad address, URL, pattern or path.
     #[non_exhaustive]
@@ -150,6 +154,8 @@ pub enum Error {
         readiness: String,
         /// The mistake and its remedy.
         reason: String,
+        /// If several services start together, the progress of each of the others.
+        system: Vec<String>,
     },
     /// A service that the whole run shares has ended. It is not started again: a new one would lack
     /// the data of the old one, and tests would not notice that.
@@ -186,6 +192,8 @@ pub enum Error {
         attempt: String,
         /// The error of the operating system.
         source: io::Error,
+        /// If several services start together, the progress of each of the others.
+        system: Vec<String>,
     },
 }
 
@@ -215,7 +223,11 @@ impl Error {
     /// Makes the error of a failed system call. The texts are masked where the error is shown.
     pub(crate) fn system(attempt: impl Into<String>, source: io::Error) -> Error {
         let attempt = attempt.into();
-        Error::System { attempt, source }
+        Error::System {
+            attempt,
+            source,
+            system: Vec::new(),
+        }
     }
 }
 
@@ -297,6 +309,7 @@ impl Error {
                 install,
                 optional: false,
             })),
+            system: Vec::new(),
         }
     }
 
@@ -324,6 +337,7 @@ impl Error {
             source,
             hint,
             missing: missing @ Some(_),
+            system,
         } = self
         else {
             return None;
@@ -334,6 +348,7 @@ impl Error {
             source: io::Error::new(source.kind(), source.to_string()),
             hint: hint.clone(),
             missing: missing.clone(),
+            system: system.clone(),
         })
     }
 }
@@ -428,8 +443,10 @@ impl Error {
             Error::WrongListener {
                 command, endpoint, ..
             } => vec![command, endpoint],
-            Error::InvalidCommand { command, reason } => vec![command, reason],
-            Error::InvalidReadiness { readiness, reason } => vec![readiness, reason],
+            Error::InvalidCommand { command, reason, .. } => vec![command, reason],
+            Error::InvalidReadiness {
+                readiness, reason, ..
+            } => vec![readiness, reason],
             Error::NotRunning { command, .. } => vec![command],
             Error::System { attempt, .. } => vec![attempt],
         };
@@ -463,8 +480,16 @@ impl Error {
     #[doc(hidden)]
     #[must_use]
     pub fn __in_system(mut self, services: Vec<String>) -> Error {
-        if let Some(evidence) = self.evidence_mut() {
-            evidence.system = services;
+        match &mut self {
+            Error::Spawn { system, .. }
+            | Error::InvalidCommand { system, .. }
+            | Error::InvalidReadiness { system, .. }
+            | Error::System { system, .. } => *system = services,
+            error => {
+                if let Some(evidence) = error.evidence_mut() {
+                    evidence.system = services;
+                }
+            }
         }
         self
     }
@@ -511,7 +536,7 @@ impl Error {
     /// The first line, with the whole message.
     fn headline(&self) -> String {
         let (command, text) = match self {
-            Error::Spawn { attempt, source, .. } | Error::System { attempt, source } => {
+            Error::Spawn { attempt, source, .. } | Error::System { attempt, source, .. } => {
                 return format!("failed to {attempt}: {}", Cause(source));
             }
             Error::AlreadyRunning {
@@ -585,10 +610,12 @@ impl Error {
             Error::FailedBefore { report, process } => {
                 return format!("{report}\n  (this happened in {process}; a run tries each start once)");
             }
-            Error::InvalidCommand { command, reason } => {
+            Error::InvalidCommand { command, reason, .. } => {
                 return format!("invalid command `{}`: {reason}", one_line(command));
             }
-            Error::InvalidReadiness { readiness, reason } => {
+            Error::InvalidReadiness {
+                readiness, reason, ..
+            } => {
                 return format!("invalid readiness `{readiness}`: {reason}");
             }
             Error::NotRunning { command, action } => (
@@ -609,6 +636,13 @@ impl Reported for Error {
             if !attempt.contains(command.as_str()) {
                 report.entry("command", &one_line(command));
             }
+        }
+        if let Error::Spawn { system, .. }
+        | Error::InvalidCommand { system, .. }
+        | Error::InvalidReadiness { system, .. }
+        | Error::System { system, .. } = self
+        {
+            system.iter().for_each(|service| report.entry("system", service));
         }
         if let Some(evidence) = self.evidence() {
             evidence.lay_out(&mut report);

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::error::Error;
+use crate::error::{Error, Evidence};
 use crate::executor::Executor;
 use crate::executor::process::{Core, Own, Process};
 use crate::outcome::timed_out;
@@ -29,11 +29,15 @@ const LOCK_LIMIT: Duration = Duration::from_secs(600);
 pub struct Endpoints {
     command: String,
     name: String,
+    /// Whether one of the services is a node of a cluster.
+    has_node: bool,
     /// The ids of the services, if there is a timeline.
     ids: Vec<String>,
     addrs: Vec<SocketAddr>,
     udp_addrs: Vec<SocketAddr>,
     paths: Vec<PathBuf>,
+    /// The command of a service that wants the same endpoint as another one, and that endpoint.
+    wanted_twice: Option<(String, Endpoint)>,
 }
 
 impl Endpoints {
@@ -41,22 +45,35 @@ impl Endpoints {
         Endpoints {
             command: core.command.clone(),
             name: core.values.name().to_owned(),
+            has_node: core.is_node,
             ids: timeline_now().map_or_else(Vec::new, |_| vec![core.service_dir.id().to_owned()]),
             addrs: own.addrs.clone(),
             udp_addrs: own.udp_addrs.clone(),
             paths: own.paths.clone(),
+            wanted_twice: None,
         }
     }
 
     /// Joins the endpoints of both.
     #[must_use]
     pub fn and(mut self, other: Endpoints) -> Endpoints {
+        // Two services may have one lock and two addresses: 127.0.0.2:53 and 127.0.0.3:53.
+        fn shared<T: PartialEq>(ours: &[T], theirs: &[T]) -> Option<usize> {
+            theirs.iter().position(|endpoint| ours.contains(endpoint))
+        }
+        let twice = shared(&self.addrs, &other.addrs).map(|at| Endpoint::from(other.addrs[at]));
+        let twice = twice
+            .or_else(|| shared(&self.udp_addrs, &other.udp_addrs).map(|at| other.udp_addrs[at].into()))
+            .or_else(|| shared(&self.paths, &other.paths).map(|at| other.paths[at].as_path().into()));
+        let twice = twice.map(|endpoint| (other.command.clone(), endpoint));
+        self.wanted_twice = self.wanted_twice.or(twice);
         for (ours, theirs) in [(&mut self.command, other.command), (&mut self.name, other.name)] {
             if !ours.is_empty() {
                 ours.push_str(" and ");
             }
             ours.push_str(&theirs);
         }
+        self.has_node |= other.has_node;
         self.ids.extend(other.ids);
         self.addrs.extend(other.addrs);
         self.udp_addrs.extend(other.udp_addrs);
@@ -70,15 +87,29 @@ impl Endpoints {
     ///
     /// [`Error::AlreadyRunning`] if that takes more than ten minutes, or would never end.
     pub fn queue(self) -> Result<SharedLock, Error> {
+        if let Some((command, endpoint)) = &self.wanted_twice {
+            return Err(self.endless(Error::AlreadyRunning {
+                command: command.clone(),
+                endpoint: endpoint.to_string(),
+                holder: None,
+                evidence: Box::new(Evidence {
+                    about: Some(lock::wanted_twice(endpoint)),
+                    ..Evidence::default()
+                }),
+            }));
+        }
         self.lock_endpoints(true).map(SharedLock)
     }
 
-    pub(super) fn lock_endpoints(&self, queue: bool) -> Result<Arc<Mutex<EndpointLock>>, Error> {
+    fn endpoints(&self) -> Vec<Endpoint> {
         let addrs = self.addrs.iter().chain(&self.udp_addrs);
         let addrs = addrs.map(|addr| Endpoint::from(*addr));
-        let endpoints: Vec<Endpoint> = addrs
-            .chain(self.paths.iter().map(|path| Endpoint::from(path.as_path())))
-            .collect();
+        let paths = self.paths.iter().map(|path| Endpoint::from(path.as_path()));
+        addrs.chain(paths).collect()
+    }
+
+    pub(super) fn lock_endpoints(&self, queue: bool) -> Result<Arc<Mutex<EndpointLock>>, Error> {
+        let endpoints = self.endpoints();
         let asked = timeline_now();
         let taken = match queue {
             true => EndpointLock::take(&endpoints, &self.name, scaled(LOCK_LIMIT)),
@@ -88,9 +119,29 @@ impl Endpoints {
         match taken {
             Ok(Some(endpoint_lock)) => Ok(Arc::new(Mutex::new(endpoint_lock))),
             Ok(None) => Err(self.busy(endpoints.iter().find_map(lock::holder))),
-            Err(error) if error.kind() == io::ErrorKind::Deadlock => Err(self.busy(Some(error.to_string()))),
+            Err(error) if error.kind() == io::ErrorKind::Deadlock => {
+                let mut busy = self.busy(None);
+                if let Error::AlreadyRunning { evidence, .. } = &mut busy {
+                    evidence.about = Some(error.to_string());
+                }
+                Err(self.endless(busy))
+            }
             Err(source) => Err(Error::system("take the lock of a fixed port or socket", source)),
         }
+    }
+
+    /// The error if a wait for the endpoint would never end.
+    fn endless(&self, mut error: Error) -> Error {
+        if let Error::AlreadyRunning { evidence, .. } = &mut error {
+            evidence.hint =
+                Some(match self.has_node {
+                    true => "the nodes of a cluster cannot share it: leave it out, and each gets its own"
+                        .to_owned(),
+                    false => "share one service, or give each a port or path of its own (`{port}`, `{dir}`)"
+                        .to_owned(),
+                });
+        }
+        error
     }
 
     /// The error that names the holder: a process that is visible there, and the note in the lock.

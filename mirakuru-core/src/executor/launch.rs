@@ -98,6 +98,7 @@ pub(crate) fn explain(
         source,
         hint,
         missing,
+        system: Vec::new(),
     }
 }
 

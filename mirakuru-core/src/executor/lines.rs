@@ -113,6 +113,7 @@ impl<R: Readiness> Executor<R> {
             return Err(Error::InvalidReadiness {
                 readiness: banner.describe(),
                 reason: reason.to_owned(),
+                system: Vec::new(),
             }
             .into());
         }

@@ -31,6 +31,7 @@ use std::time::Duration;
 
 use crate::error::Error;
 use crate::error::secrets::Unmasked;
+use crate::error::text::Ended;
 use crate::executor::attach::Attached;
 use crate::executor::process::{Core, Observed, Own, Owned, Process};
 use crate::output::logs::Logs;
@@ -441,6 +442,14 @@ impl<R: Readiness> Executor<R> {
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.process.observed().is_running()
+    }
+
+    /// The way in which the service has ended, in words, if it has.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn __ended(&self) -> Option<String> {
+        let exit = self.process.observed().ended()?;
+        Some(exit.map_or_else(|| "has ended".to_owned(), |exit| Ended(exit.status).to_string()))
     }
 
     /// Whether the service runs and has not been asked to end.

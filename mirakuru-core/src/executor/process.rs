@@ -65,6 +65,8 @@ pub(super) struct Core {
     pub(super) pid: u32,
     /// The id of the test that the service ends with, or 0.
     pub(super) test: u64,
+    /// Whether the service is a node of a cluster.
+    pub(super) is_node: bool,
 }
 
 /// The two kinds of service: started and stopped by this process, or attached to.
@@ -357,6 +359,7 @@ impl Core {
         Ok(Core {
             command: mask_urls(&spec.command.display()).into_owned(),
             since: Mark::now(&output, &[]),
+            is_node: identity.is_some(),
             ..Core::with(spec, service_dir, values, output)
         })
     }
@@ -396,6 +399,7 @@ impl Core {
             captured: Vec::new(),
             pid: 0,
             test: 0,
+            is_node: false,
         }
     }
 
@@ -542,6 +546,7 @@ impl Owned<'_> {
             service_dir::check_within(&path).map_err(|reason| Error::InvalidCommand {
                 command: written.clone(),
                 reason,
+                system: Vec::new(),
             })?;
             let text = core
                 .values
@@ -557,6 +562,7 @@ impl Owned<'_> {
             let watch = LineWatch::new(&pattern, None).map_err(|reason| Error::InvalidReadiness {
                 readiness: given.clone(),
                 reason,
+                system: Vec::new(),
             })?;
             own.fail_on.push((given.clone(), watch));
         }

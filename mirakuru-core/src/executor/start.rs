@@ -380,6 +380,7 @@ impl Owned<'_> {
             source,
             hint: Some("enable IPv6 on this machine, or let the service use 127.0.0.1".to_owned()),
             missing: Some(Box::new(missing)),
+            system: Vec::new(),
         })
     }
 

@@ -109,6 +109,7 @@ impl Core {
                         return Err(Error::InvalidReadiness {
                             readiness,
                             reason: error.to_string(),
+                            system: Vec::new(),
                         }
                         .into());
                     }

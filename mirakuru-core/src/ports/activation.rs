@@ -32,6 +32,7 @@ impl Listen {
             let invalid = |reason: String| Error::InvalidCommand {
                 command: command.to_owned(),
                 reason: format!("it should listen on `{addr}`: {reason}"),
+                system: Vec::new(),
             };
             let name = match name {
                 Some(name) => {

@@ -172,14 +172,7 @@ impl EndpointLock {
                 // Each round checks this: meanwhile another thread may have made its service one of
                 // the whole process.
                 if is_own(path) {
-                    return Err(io::Error::new(
-                        io::ErrorKind::Deadlock,
-                        format!(
-                            "{endpoint} is held by another fixture of the same test or of this whole \
-                             process, and waiting for it would never end; share one fixture, or give each a \
-                             port of its own with {{port}}"
-                        ),
-                    ));
+                    return Err(io::Error::new(io::ErrorKind::Deadlock, wanted_twice(endpoint)));
                 }
                 if let Some(lock) = try_lock(path)? {
                     // Without the note, other processes' errors only say less.
@@ -193,9 +186,8 @@ impl EndpointLock {
                     return Err(io::Error::new(
                         io::ErrorKind::Deadlock,
                         format!(
-                            "{endpoint} is held by a fixture that this whole run of tests shares, and \
-                                waiting for it \
-                             would never end; use that one, or give each a port of its own with {{port}}"
+                            "a service that this whole run of tests shares has {endpoint}, and a wait for \
+                             it would never end"
                         ),
                     ));
                 }
@@ -275,6 +267,14 @@ impl Drop for EndpointLock {
     fn drop(&mut self) {
         with_registry(|registry| registry.retain(|held| held.endpoint_lock != self.id));
     }
+}
+
+/// The reason why two services of one test cannot have this endpoint.
+pub(crate) fn wanted_twice(endpoint: &Endpoint) -> String {
+    format!(
+        "two services of this test, or of this whole test process, want {endpoint}, and a wait for it \
+            would never end"
+    )
 }
 
 /// The last holder of the lock on this endpoint, for an error after [`EndpointLock::try_take`] gave
@@ -557,7 +557,7 @@ mod tests {
         assert!(
             error
                 .to_string()
-                .contains("port 1 is held by another fixture of the same test"),
+                .contains("two services of this test, or of this whole test process, want port 1,"),
             "{error}"
         );
         // The result is the same if the supervisor has the lock.

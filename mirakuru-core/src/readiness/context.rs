@@ -80,6 +80,7 @@ impl Prepare<'_> {
         Error::InvalidReadiness {
             readiness: self.values.mask(&readiness.into()),
             reason: self.values.mask(&reason.into()),
+            system: Vec::new(),
         }
     }
 

@@ -271,9 +271,10 @@ impl Readiness for Exec {
 
     fn prepare(&mut self, cx: &mut Prepare<'_>) -> Result<(), Error> {
         self.words = cx.resolve(&self.command).map_err(|e| match e {
-            Error::InvalidCommand { command, reason } => Error::InvalidReadiness {
+            Error::InvalidCommand { command, reason, .. } => Error::InvalidReadiness {
                 readiness: command,
                 reason,
+                system: Vec::new(),
             },
             other => other,
         })?;

@@ -131,7 +131,9 @@ impl Harness {
     /// The text of the error that `prepare` must return.
     pub(crate) fn refusal(&self, readiness: &mut impl Readiness) -> String {
         match self.prepare(readiness) {
-            Err(Error::InvalidReadiness { readiness, reason }) => format!("{readiness}: {reason}"),
+            Err(Error::InvalidReadiness {
+                readiness, reason, ..
+            }) => format!("{readiness}: {reason}"),
             Err(_) => panic!("another error than expected"),
             Ok(()) => panic!("there should have been an error"),
         }

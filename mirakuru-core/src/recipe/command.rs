@@ -282,6 +282,7 @@ impl Command {
         Error::InvalidCommand {
             command: self.display(),
             reason,
+            system: Vec::new(),
         }
     }
 }
@@ -760,7 +761,7 @@ mod tests {
             .resolve(&mut |word| values().expand_os(word), false)
             .unwrap_err();
         match error {
-            Error::InvalidCommand { command, reason } => {
+            Error::InvalidCommand { command, reason, .. } => {
                 assert_eq!(command, "'a b' {nope}");
                 assert!(reason.contains("`{nope}`"));
             }

@@ -38,6 +38,7 @@ impl ExpandError {
             ExpandError::Text(reason) => Error::InvalidCommand {
                 command: mask_urls(command).into_owned(),
                 reason,
+                system: Vec::new(),
             },
             ExpandError::Port(source) => no_port(source),
         }
@@ -47,6 +48,7 @@ impl ExpandError {
             ExpandError::Text(reason) => Error::InvalidReadiness {
                 readiness: mask_urls(readiness).into_owned(),
                 reason,
+                system: Vec::new(),
             },
             ExpandError::Port(source) => no_port(source),
         }

@@ -98,6 +98,7 @@ pub(crate) fn c_string(text: &OsStr, command: &str) -> Result<CString, Error> {
         command: command.replace('\0', "\\0"),
         reason: "it has a zero byte in an argument or an environment variable, which no program can get"
             .to_owned(),
+        system: Vec::new(),
     })
 }
 
@@ -113,6 +114,7 @@ pub(crate) fn c_environment(
                     "`{}` cannot be the name of an environment variable: it is empty or has a `=` in it",
                     key.to_string_lossy()
                 ),
+                system: Vec::new(),
             });
         }
         let mut entry = key.clone().into_vec();

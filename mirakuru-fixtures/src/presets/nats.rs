@@ -148,8 +148,11 @@ impl NatsRecipe {
                 node.name(),
                 node.nodes().count()
             ));
-            text.push_str("cluster {\n  name: mirakuru\n  listen: \"127.0.0.1:{port:route}\"\n");
-            text.push_str("  include routes.conf\n}\n");
+            // JetStream of a cluster of one node would wait for a route to another node.
+            if node.peers().next().is_some() {
+                text.push_str("cluster {\n  name: mirakuru\n  listen: \"127.0.0.1:{port:route}\"\n");
+                text.push_str("  include routes.conf\n}\n");
+            }
         }
         for (key, value) in &self.options.config {
             text.push_str(&format!("{key}: {value}\n"));
@@ -283,7 +286,8 @@ fn knows_all(probe: &Probe<'_>, nodes: usize, jetstream: bool) -> io::Result<boo
     let (password, _) = credentials(probe.dir())?;
     let mut connection = Connection::open(([127, 0, 0, 1], port).into(), POLL.max(probe.remaining()))?;
     let greeting = log_in(&mut connection, EVERYBODY, &password)?;
-    if addresses(&greeting) < nodes {
+    // A single node lists no addresses.
+    if nodes > 1 && addresses(&greeting) < nodes {
         return Ok(false);
     }
     if !jetstream {
