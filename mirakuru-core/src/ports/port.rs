@@ -71,10 +71,28 @@ impl Port {
     #[must_use]
     #[track_caller]
     pub fn into_listener(self) -> TcpListener {
+        self.into_sockets().0
+    }
+
+    /// Makes both sockets of a server that uses TCP and UDP, such as one for DNS.
+    ///
+    /// ```
+    /// # use mirakuru_core as mirakuru;
+    /// let (listener, socket) = mirakuru::Port::reserve()?.into_sockets();
+    /// assert_eq!(listener.local_addr().unwrap(), socket.local_addr().unwrap());
+    /// # Ok::<(), mirakuru_core::Error>(())
+    /// ```
+    ///
+    /// # Panics
+    ///
+    /// As [`into_listener`](Port::into_listener) does.
+    #[must_use]
+    #[track_caller]
+    pub fn into_sockets(self) -> (TcpListener, UdpSocket) {
         let addr = self.addr();
         // The hold is closed only after the listener exists.
         match TcpListener::bind(addr) {
-            Ok(listener) => listener,
+            Ok(listener) => (listener, self.udp),
             Err(error) => panic!("cannot listen on the reserved address {addr}: {error}"),
         }
     }
