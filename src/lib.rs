@@ -183,7 +183,7 @@ pub use mirakuru_fixtures::{
 
 /// Makes a fixture: a service for a test, for all tests, or for rstest.
 ///
-/// Its meaning depends on the item below it. Put it **on top** of all other attributes.
+/// The item below the attribute decides its meaning. Put it **on top** of all other attributes.
 ///
 /// # On a test
 ///

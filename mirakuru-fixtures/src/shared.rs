@@ -12,7 +12,7 @@ use crate::system::{AsItIs, Called, Joining, Plan, Slot, System, several};
 /// A service that is started at its first use, once for all users. `#[mirakuru::fixture(..)]` on a
 /// `static` makes one. Name it in capitals, after the service.
 ///
-/// It dereferences to its handle, and the first use starts it:
+/// A `Shared` dereferences to its handle, and the first use starts the service:
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }

@@ -8,7 +8,7 @@ use crate::errors::Errors;
 use crate::nearest::closest;
 use crate::uses::{self, Certainty, Use};
 
-/// The indices of the fixtures that each fixture needs. Each of them stands above it.
+/// The indices of the fixtures that each fixture needs. They all stand above that fixture.
 pub(crate) type Needs = Vec<Vec<usize>>;
 
 /// Finds the needs of fixtures with these names; some have no name. `others` are further names in
@@ -35,7 +35,7 @@ pub(crate) fn needs(
                 Certainty::Value if other.is_none() && name != "self" => mistyped(name, &names[..at]),
                 _ => other.filter(|_| is_above),
             };
-            // Only a certain use may hide a function.
+            // Only a use that is certain may hide a function.
             let is_certain = is_above && *certainty >= Certainty::Value;
             if let Some(needed) = needed.filter(|&needed| is_certain || !calls(uses, &names[needed])) {
                 if !needs[at].contains(&needed) {
@@ -153,7 +153,7 @@ fn in_a_circle(names: &[Option<Ident>], at: usize, chain: &[usize]) -> String {
     format!("{}, and {last}: {who}", first.join(", "))
 }
 
-/// The first use of this name in an attribute's expressions that is surely no accident.
+/// The first use of this name in an attribute's expressions that cannot be an accident.
 pub(crate) fn place_of_use(args: &Args, name: &Ident) -> Option<Span> {
     let uses = uses(args);
     let mut places = uses

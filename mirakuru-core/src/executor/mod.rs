@@ -752,8 +752,8 @@ impl<R> std::fmt::Debug for Executor<R> {
 
 /// The writing end of a service's standard input: see [`Executor::take_stdin`].
 ///
-/// It shares two things with the standard library's [`ChildStdin`](std::process::ChildStdin). It is
-/// a [`Write`], and its descriptor can be borrowed, or taken out for an async runtime.
+/// Like the standard library's [`ChildStdin`](std::process::ChildStdin), the pipe is a [`Write`],
+/// and its descriptor can be borrowed, or taken out for an async runtime.
 #[derive(Debug)]
 pub struct StdinPipe(File);
 

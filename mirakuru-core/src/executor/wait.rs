@@ -258,7 +258,7 @@ impl Core {
         process.sync_output();
         let exit = process.exit();
         let mut timeline = Vec::new();
-        // Only for a service that this process started, because an attached one may be old.
+        // An attached service may be old, so only the process that started it shows its events.
         if let Some(started_ns) = process.started_ns() {
             let at = |ns: u64| Duration::from_nanos(ns.saturating_sub(started_ns));
             timeline.push((Duration::ZERO, "spawned".to_owned()));

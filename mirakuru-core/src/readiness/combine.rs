@@ -11,8 +11,8 @@ use crate::error::Error;
 
 /// Both conditions must hold: made with [`Readiness::and`].
 ///
-/// The second is polled once the first holds. A condition that held is not polled again. So an
-/// `And` is ready when each half has held once, not both at the same moment.
+/// The second condition is polled once the first holds. A condition that held is not polled again.
+/// So an `And` is ready when each half has held once, not both at the same moment.
 ///
 /// The address, URL and path of the executor come from the first half that has one.
 #[derive(Clone, Debug)]

@@ -8,7 +8,7 @@ use crate::readiness::line_watch::{Found, LineWatch};
 
 /// A logged line that matches a pattern, without its line end and without escape sequences.
 ///
-/// It dereferences to the text. [`get`](Line::get) is the text of a named group of the pattern.
+/// A line dereferences to its text. [`get`](Line::get) is the text of a named group of the pattern.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;

@@ -686,9 +686,9 @@ impl<R> ExecutorBuilder<R> {
     /// # let _ = recipe;
     /// ```
     ///
-    /// The supervisor runs it each time the service has ended, in every way, even if the test
-    /// process was killed. At that time every process of the service is gone, and its directory
-    /// still exists. The command runs without a shell, as the test's own user, in the service's
+    /// The supervisor runs the command each time the service has ended, even if the test process
+    /// was killed. At that time every process of the service is gone, and its directory still
+    /// exists. The command runs without a shell, as the test's own user, in the service's
     /// environment and working directory. Its output goes to the service's log. After 10 s it is
     /// killed. Half a second later it runs once more, because a daemon may still have been busy
     /// with the last request of a killed client. So it must do no harm if nothing is left to clean

@@ -229,7 +229,7 @@ impl Recipe for NginxRecipe {
 /// Tests may share an nginx as long as they only read, because nothing but files can be kept apart.
 /// It runs as the user of the tests, even if that is root, so that it can read their files.
 ///
-/// It stops by its fast shutdown, which does not wait for open requests. To change its
+/// nginx stops by its fast shutdown, which does not wait for open requests. To change its
 /// configuration, write `nginx.dir().join("http.conf")` and call `nginx.signal(Signal::Hup)`. The
 /// next start restores the recipe's text.
 ///

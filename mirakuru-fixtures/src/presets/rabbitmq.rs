@@ -400,10 +400,10 @@ fn ask(dir: &Path, request: &str, within: Duration) -> io::Result<()> {
 /// bindings and policies no other test sees. The tests share everything outside virtual hosts:
 /// users, the limits and alarms of the whole server, and plugins.
 ///
-/// Its Erlang node belongs to no cluster, and `rabbitmqctl` does not find it. It is the slowest
-/// preset, with seconds of computing at its start, so share one: a `static`, with a virtual host
-/// for each test. There is no `durable(..)`: RabbitMQ writes persistent messages to the disk, and
-/// has no switch for it.
+/// The server's Erlang node belongs to no cluster, and `rabbitmqctl` does not find it. It is the
+/// slowest preset, with seconds of computing at its start, so share one: a `static`, with a virtual
+/// host for each test. There is no `durable(..)`: RabbitMQ writes persistent messages to the disk,
+/// and has no switch for it.
 ///
 /// ```no_run
 /// # use mirakuru_fixtures as mirakuru;

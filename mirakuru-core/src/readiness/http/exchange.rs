@@ -183,8 +183,8 @@ fn send(method: &str, target: &Target, limit: Duration) -> Result<Answer, ureq::
     let mut response = match &target.body {
         // If there is a body, ureq sends it with every method.
         Some(body) => agent.run(request.map(|()| body.as_slice()))?,
-        // Without this, ureq would send these methods with an empty chunked body, which not every
-        // server accepts.
+        // With no body at all, ureq would send an empty chunked body, which not every server
+        // accepts.
         None if needs_body => agent.run(request.map(|()| [].as_slice()))?,
         None => agent.run(request)?,
     };
