@@ -51,8 +51,8 @@ pub struct PidFile {
     before: Option<Fingerprint>,
     /// A watch for changes of the file.
     watching: Watching,
-    /// Since when the file exists and is empty, and when it counts although empty. Both times count
-    /// from the start of the service.
+    /// The time when the file was first seen empty, and the time when it counts although empty.
+    /// Both times count from the start of the service.
     empty: Option<(Duration, Duration)>,
 }
 

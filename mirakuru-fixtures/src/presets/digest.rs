@@ -1,5 +1,5 @@
-//! Hashes (MD5, SHA-1, SHA-256) and base64, for logins in which the server does not see the
-//! password. For short texts only.
+//! Hashes (MD5, SHA-1, SHA-256) and base64 of short texts, for logins in which the server does not
+//! see the password.
 
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;

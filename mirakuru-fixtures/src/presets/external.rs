@@ -205,7 +205,7 @@ impl External {
             None => protocol.port,
             Some(port) => port
                 .parse()
-                .map_err(|_| "the URL's port is no number up to 65535".to_owned())?,
+                .map_err(|_| "the URL's port must be a number up to 65535".to_owned())?,
         };
         let decoded = |text: &str| percent_decode_str(text).decode_utf8_lossy().into_owned();
         let some = |text: &str| (!text.is_empty()).then(|| decoded(text));

@@ -373,7 +373,7 @@ const NODE: &str = "rabbit@localhost";
 /// Whether the server answers a client's protocol header with the method `connection.start`.
 fn speaks_amqp(mut connection: Connection) -> io::Result<bool> {
     connection.send(b"AMQP\x00\x00\x09\x01")?;
-    // The frame has the method type, channel 0, four bytes of length, class 10, method 10.
+    // The frame has the method type, channel 0, four bytes of length, class 10, and method 10.
     let mut start = [0; 11];
     connection.0.read_exact(&mut start)?;
     Ok(start[..3] == [1, 0, 0] && start[7..] == [0, 10, 0, 10])

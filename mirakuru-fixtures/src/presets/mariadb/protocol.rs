@@ -61,7 +61,7 @@ impl Client {
             return Err(report(&greeting));
         }
         // The greeting has the protocol, the version, the thread, eight bytes of salt, 19 other
-        // bytes, the other twelve bytes of salt, the plugin.
+        // bytes, the other twelve bytes of salt, and the plugin.
         let end = greeting.iter().position(|byte| *byte == 0).unwrap_or(0);
         client.version = String::from_utf8_lossy(greeting.get(1..end).unwrap_or_default()).into_owned();
         let rest = greeting.get(end + 1..).unwrap_or_default();
@@ -123,7 +123,7 @@ impl Client {
             Some(&ERROR) => return Err(report(&answer)),
             _ => {}
         }
-        // The answer has the descriptions of the columns, an end packet, the rows, an end packet.
+        // The answer has descriptions of columns, an end packet, the rows, and another end packet.
         let mut ends = 0;
         while ends < 2 {
             let packet = self.read()?;
@@ -192,7 +192,7 @@ fn read_packet(stream: &mut impl Read) -> io::Result<(u8, Vec<u8>)> {
     Ok((head[3], packet))
 }
 
-/// The text of an error packet: a number, optionally `#` and a state of five letters, a text.
+/// The text of an error packet: a number, optionally `#` and a state of five letters, and a text.
 fn report(packet: &[u8]) -> io::Error {
     let text = packet.get(3..).unwrap_or_default();
     let text = text

@@ -33,7 +33,8 @@ pub(super) fn password(external: &External) -> &str {
 fn connect(external: &External) -> io::Result<Connection> {
     let given = external.parameter(MANAGEMENT_PORT);
     let port = given.map_or(Ok(MANAGEMENT), str::parse);
-    let port = port.map_err(|_| io::Error::other("the URL's `management_port` is no number up to 65535"))?;
+    let port =
+        port.map_err(|_| io::Error::other("the URL's `management_port` must be a number up to 65535"))?;
     external
         .connect_to(port, ANSWER_WITHIN)
         .map_err(|error| match error.kind() {
