@@ -204,11 +204,13 @@ pub(crate) fn name(expr: &Expr) -> Option<Name> {
     else {
         return None;
     };
-    let last = path.segments.last()?.ident.unraw().to_string();
+    let segment = path.segments.last()?;
+    let last = segment.ident.unraw().to_string();
     let first = last.chars().next()?;
-    let has_small = last.chars().any(char::is_lowercase);
+    // A static has no generic arguments.
+    let is_type = last.chars().any(char::is_lowercase) || !segment.arguments.is_none();
     match first.is_uppercase() {
-        true if has_small => Some(Name::Type),
+        true if is_type => Some(Name::Type),
         true => Some(Name::Static),
         false => None,
     }
@@ -455,6 +457,7 @@ mod tests {
             (parse_quote!(common::r#SHOP_2), Some(Name::Static)),
             (parse_quote!(Shop), Some(Name::Type)),
             (parse_quote!(Shop::<Tcp>), Some(Name::Type)),
+            (parse_quote!(shops::S::<u8>), Some(Name::Type)),
             (parse_quote!(recipe), None),
             (parse_quote!(SHOP.clone()), None),
         ] {

@@ -418,6 +418,23 @@ fn a_generic_struct_with_a_name_in_capital_letters(given: KV<u8>, inferred: &KV<
     assert!(given.worker.is_running() && inferred.worker.is_running());
 }
 
+mod with_one_letter {
+    use std::marker::PhantomData;
+
+    #[mirakuru::fixture]
+    pub(super) struct G<K> {
+        #[fixture(cmd = "sleep 60")]
+        pub(super) worker: mirakuru::SimpleExecutor,
+        of: PhantomData<K>,
+    }
+}
+
+#[mirakuru::fixture(with_one_letter::G::<u8>)]
+#[test]
+fn a_generic_struct_with_one_letter_in_a_module(system: with_one_letter::G<u8>) {
+    assert!(system.worker.is_running());
+}
+
 mod without_a_prelude {
     #![no_implicit_prelude]
 

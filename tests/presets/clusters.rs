@@ -188,6 +188,8 @@ fn a_replica_of_postgres_has_the_databases_of_the_primary() {
     let replica_url = nodes[1].url();
     // An application on the replica finds the data that is loaded from the start.
     assert_eq!(who(&mut connect(&replica_url).unwrap()), ["me"]);
+    let error = nodes[1].try_database().unwrap_err().to_string();
+    assert!(error.contains("use the primary, which is node 0"), "{error}");
     let database = nodes[0].database();
     let url = format!("{}/{}", replica_url.rsplit_once('/').unwrap().0, database.name());
     // The database arrives a moment later.

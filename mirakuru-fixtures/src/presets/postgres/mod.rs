@@ -722,7 +722,7 @@ impl Postgres {
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if the server does not answer, or has no free connection.
+    /// [`Error::System`] if the server does not answer, has no free connection, or is a replica.
     pub fn try_database(&self) -> Result<PostgresDatabase, Error> {
         let address = self.address.clone();
         let create = |client: &mut Client| -> io::Result<String> {
@@ -740,7 +740,7 @@ impl Postgres {
         };
         let name = address
             .retry(create)
-            .map_err(|source| failed("make a database", source))?;
+            .map_err(|source| failed("make a database", writable(source)))?;
         Ok(PostgresDatabase {
             url: self.url_of(&name),
             name,
@@ -754,6 +754,17 @@ impl Postgres {
         }
         let (password, port) = (percent_encoded(&self.password), self.executor.port());
         format!("postgresql://{USER}:{password}@127.0.0.1:{port}/{database}")
+    }
+}
+
+/// Adds the remedy to the error of a server that takes no changes.
+fn writable(source: io::Error) -> io::Error {
+    match source.to_string() {
+        text if text.contains("read-only transaction") => io::Error::new(
+            source.kind(),
+            format!("{text}; a replica takes no changes: use the primary, which is node 0"),
+        ),
+        _ => source,
     }
 }
 
