@@ -127,8 +127,9 @@ mod sealed {
     pub trait Stop {}
 }
 
-/// Stops several services at once. All are asked to end before the first wait, so the call takes as
-/// long as the slowest of them. (Dropping one after the other takes as long as all together.)
+/// Stops several services at once, so the call takes as long as the slowest of them. (Dropping one
+/// after the other takes as long as all together.) If one of them needs another, in whatever order
+/// they are listed, it ends first. Each has its own `stop_timeout` for its end.
 ///
 /// ```
 /// # mod mirakuru { pub use mirakuru_core::*; pub use mirakuru_fixtures::*; }

@@ -1,13 +1,16 @@
-//! Starts and stops several services at once. All are launched before the first wait, and all are
-//! asked to end before the first wait. No thread is needed.
+//! Starts and stops several services at once. All are launched before the first wait. All are asked
+//! to end before the first wait, except for those that others of them need. No thread is needed.
 
+use std::path::Path;
 use std::time::Duration;
 
 use crate::error::Error;
 use crate::executor::Executor;
+use crate::executor::needs;
 use crate::executor::wait::Pause;
 use crate::readiness::Readiness;
 use crate::sys::{self, Plan, Service, SpawnFailure};
+use crate::util::deadline::Deadline;
 use crate::util::wakeup::Wakeup;
 
 /// An executor that starts together with others, whatever its readiness condition.
@@ -35,8 +38,15 @@ pub trait Startable {
     /// waiting.
     fn events(&self) -> Option<i32>;
 
-    /// Asks the service to stop, without waiting.
-    fn begin_stop(&mut self);
+    /// The service's private directory.
+    fn private_dir(&self) -> &Path;
+
+    /// Asks the service to stop, without waiting. Returns its grace.
+    fn begin_stop(&mut self) -> Duration;
+
+    /// The pause of a wait for the end, of which this time is left. `None` if the end has come or
+    /// its time is over: then [`end_stop`](Startable::end_stop) takes only a moment.
+    fn pause_of_stop(&mut self, left: Duration) -> Option<Pause>;
 
     /// Ends the service as [`Executor::stop`] does.
     ///
@@ -82,11 +92,22 @@ impl<R: Readiness> Startable for Executor<R> {
         self.process.own()?.lock().as_ref().and_then(Service::events)
     }
 
-    fn begin_stop(&mut self) {
-        if let Ok(mut owned) = self.process.owned(&mut self.core, "stop") {
-            let policy = owned.policy();
-            owned.begin_end(policy);
-        }
+    fn private_dir(&self) -> &Path {
+        self.core.service_dir.path()
+    }
+
+    fn begin_stop(&mut self) -> Duration {
+        let Ok(mut owned) = self.process.owned(&mut self.core, "stop") else {
+            return Duration::ZERO;
+        };
+        let policy = owned.policy();
+        owned.begin_end(policy);
+        policy.grace
+    }
+
+    fn pause_of_stop(&mut self, left: Duration) -> Option<Pause> {
+        let owned = self.process.owned(&mut self.core, "stop").ok()?;
+        owned.pause_of_end(&Deadline::after_scaled(left))
     }
 
     fn end_stop(&mut self) -> Result<(), Error> {
@@ -94,21 +115,46 @@ impl<R: Readiness> Startable for Executor<R> {
     }
 }
 
-/// Stops several services at once. All are asked to end before the first wait. No thread is needed.
+/// Stops several services at once. A service that others of them need is asked to end when those
+/// are gone; all others are asked before the first wait. No thread is needed.
 ///
 /// # Errors
 ///
 /// The first error of [`Executor::stop`]. Even then all services have been stopped.
 #[doc(hidden)]
 pub fn stop_together(services: &mut [&mut dyn Startable]) -> Result<(), Error> {
-    for service in services.iter_mut() {
-        service.begin_stop();
+    let dirs: Vec<&Path> = services.iter().map(|service| service.private_dir()).collect();
+    let dependents = needs::dependents_among(&dirs);
+    let mut limits: Vec<Option<Deadline>> = vec![None; services.len()];
+    let mut results: Vec<Option<Result<(), Error>>> = services.iter().map(|_| None).collect();
+    while results.iter().any(Option::is_none) {
+        for at in 0..services.len() {
+            if limits[at].is_none() && dependents[at].iter().all(|&other| results[other].is_some()) {
+                limits[at] = Some(Deadline::after_scaled(services[at].begin_stop()));
+            }
+        }
+        let (mut time, mut events) = (Duration::MAX, Vec::new());
+        for at in 0..services.len() {
+            let Some(limit) = limits[at].filter(|_| results[at].is_none()) else {
+                continue;
+            };
+            match services[at].pause_of_stop(limit.remaining()) {
+                Some(pause) => {
+                    time = time.min(pause.time);
+                    events.extend(pause.events);
+                }
+                None => {
+                    results[at] = Some(services[at].end_stop());
+                    // Others may wait for this end.
+                    time = Duration::ZERO;
+                }
+            }
+        }
+        if !time.is_zero() {
+            sys::wait_readable(&events, time);
+        }
     }
-    let mut result = Ok(());
-    for service in services {
-        result = result.and(service.end_stop());
-    }
-    result
+    results.into_iter().flatten().collect()
 }
 
 /// Number of services launched in one go. A larger group would need many descriptors at once, and

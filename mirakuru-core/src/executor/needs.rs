@@ -95,6 +95,25 @@ pub(super) fn find<'a>(own: &Path, given: &[PathBuf], texts: impl Iterator<Item 
     found.into_iter().map(|(_, private)| private).collect()
 }
 
+/// For each of these services, known by their private directories, the places in the list of those
+/// that need it, directly or through others.
+pub(super) fn dependents_among(services: &[&Path]) -> Vec<Vec<usize>> {
+    let known = all();
+    let number = |private: &Path| {
+        known
+            .iter()
+            .find(|known| known.private == private)
+            .map(|known| known.number)
+    };
+    let numbers: Vec<Option<u64>> = services.iter().map(|private| number(private)).collect();
+    let places = |number: &Option<u64>| {
+        let found = number.map_or_else(BTreeSet::new, |number| dependents(&known, number));
+        let is_found = |at: &usize| numbers[*at].is_some_and(|number| found.contains(&number));
+        (0..numbers.len()).filter(is_found).collect()
+    };
+    numbers.iter().map(places).collect()
+}
+
 /// Numbers of the services that need this one, directly or through others.
 fn dependents(known: &[Known], number: u64) -> BTreeSet<u64> {
     let mut found = BTreeSet::new();
@@ -196,6 +215,8 @@ mod tests {
         find_in(&nodes[2], "");
         assert_eq!(find_in(&nodes[0], &text), &nodes[2..]);
         assert_eq!(find_in(&nodes[2], &text), &[] as &[PathBuf], "{nodes:?}");
+        let listed = [&nodes[1], &nodes[0], dir.path(), &nodes[2]].map(|dir: &Path| dir);
+        assert_eq!(dependents_among(&listed), [vec![], vec![0], vec![], vec![0, 1]]);
         for node in nodes {
             forget(&node);
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mirakuru::{Banner, Executor, ExecutorBuilder, cluster, start_all};
+use mirakuru::{Banner, Executor, ExecutorBuilder, cluster, start_all, stop_all};
 
 use super::*;
 
@@ -156,4 +156,26 @@ fn a_built_executor_flushes_into_one_that_starts_with_it() {
 #[test]
 fn a_built_executor_flushes_into_one_that_started_later() {
     assert_built_executors_flush("one after the other");
+}
+
+/// Stops the application and its database together, and returns the database's file.
+fn stopped_together(stop: impl FnOnce(TcpExecutor, TcpExecutor) -> Result<(), mirakuru::Error>) -> String {
+    let scratch = Scratch::new();
+    let kept = scratch.path().join("kept");
+    let database = database_in(&kept).build().expect("it is built");
+    let application = application_of(&database, &kept).build().expect("it is built");
+    let (database, application) = start_all((database, application)).expect("they start");
+    stop(database, application).expect("they stop");
+    fs::read_to_string(&kept).expect("a file")
+}
+
+#[test]
+fn a_service_is_stopped_before_its_database_in_whatever_order_they_are_listed() {
+    if require("python3").is_none() {
+        return;
+    }
+    let tuple = stopped_together(|database, application| stop_all((database, application)));
+    let turned = stopped_together(|database, application| stop_all((application, database)));
+    let list = stopped_together(|database, application| stop_all(&mut vec![database, application]));
+    assert_eq!([tuple, turned, list], ["flushed"; 3]);
 }
