@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
 use std::process;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -55,6 +56,38 @@ fn members_of_an_etcd_go_on_without_one() {
     soon(|| call(&members[1], "kv/put", r#"{"key":"Zm9v","value":"YmF6"}"#).contains("revision"));
     members[0].start().unwrap();
     soon(|| call(&members[0], "kv/range", r#"{"key":"Zm9v"}"#).contains("YmF6"));
+}
+
+/// Members that are told to end all at once take five seconds or more.
+#[test]
+fn members_of_an_etcd_are_gone_soon_after_their_test_was_killed() {
+    if !require("etcd") {
+        return;
+    }
+    let output = in_a_child(test_name!(it_is_killed_with_an_etcd), &[]);
+    let text = String::from_utf8_lossy(&output.stdout);
+    let pids = text.lines().find_map(|line| line.split_once("the members are "));
+    let pids: Vec<&str> = pids.unwrap_or_else(|| panic!("{text}")).1.split(' ').collect();
+    assert_eq!(pids.len(), 3, "{text}");
+    let begun = Instant::now();
+    soon(|| !pids.iter().any(|pid| Path::new("/proc").join(pid).exists()));
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+}
+
+#[test]
+#[ignore = "for the test above"]
+fn it_is_killed_with_an_etcd() {
+    if is_child() {
+        let members = presets::etcd().cluster(3).start().unwrap();
+        let pids: Vec<String> = members.iter().map(|member| member.pid().to_string()).collect();
+        println!("the members are {}", pids.join(" "));
+        let me = process::id().to_string();
+        process::Command::new("kill")
+            .args(["-KILL", &me])
+            .status()
+            .unwrap();
+        thread::sleep(Duration::from_secs(60));
+    }
 }
 
 #[test]

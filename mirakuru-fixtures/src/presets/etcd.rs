@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, TcpStream};
 use std::time::Duration;
 
-use mirakuru_core::{Check, Error, Executor, ExecutorBuilder};
+use mirakuru_core::{Check, Error, Executor, ExecutorBuilder, Signal};
 
 use super::Answers;
 use super::connection::Connection;
@@ -60,6 +60,9 @@ impl EtcdRecipe {
     }
 
     /// A cluster of `members` members, each on ports of its own. It is ready when it has a leader.
+    ///
+    /// A member ends by SIGKILL, and keeps all that it has acknowledged. After SIGTERM, the last
+    /// members of a cluster would often take more than five seconds.
     ///
     /// ```no_run
     /// # use mirakuru_fixtures as mirakuru;
@@ -129,6 +132,11 @@ impl Recipe for EtcdRecipe {
         if !self.options.durable && self.options.setting("unsafe-no-fsync").is_none() {
             // An older version would refuse this as a flag, but ignores the variable.
             recipe = recipe.env("ETCD_UNSAFE_NO_FSYNC", "true");
+        }
+        if self.member.is_some() {
+            // After SIGTERM, a leader hands over to another member. If that one has just ended as
+            // well, the leader often waits for more than five seconds.
+            recipe = recipe.stop_signal(Signal::Kill);
         }
         let peers = self.peers.clone();
         Ok(recipe.wait_for(
