@@ -35,7 +35,7 @@ pub(crate) fn closest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
     let (distance, best) = known
         .map(|candidate| (distance(word, candidate), candidate))
         .min_by_key(|(distance, _)| *distance)?;
-    // A third of the letters may be wrong; in a word of up to three letters, one.
+    // A third of the letters may be wrong, but always at least one letter.
     (distance <= (word.len() / 3).max(1)).then_some(best)
 }
 

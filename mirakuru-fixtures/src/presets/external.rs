@@ -147,7 +147,7 @@ impl Options {
         }
         let attempt = format!("use the {} at {variable}", server.name);
         let url = url.into_string();
-        let url = url.map_err(|_| Error::other(&attempt, "the URL is no UTF-8"))?;
+        let url = url.map_err(|_| Error::other(&attempt, "the URL is not UTF-8"))?;
         let external = External::parse(&url, variable, server.name, protocol);
         let external = external.map_err(|reason| Error::other(&attempt, reason))?;
         let setters = [
