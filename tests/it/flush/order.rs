@@ -176,6 +176,6 @@ fn a_service_is_stopped_before_its_database_in_whatever_order_they_are_listed() 
     }
     let tuple = stopped_together(|database, application| stop_all((database, application)));
     let turned = stopped_together(|database, application| stop_all((application, database)));
-    let list = stopped_together(|database, application| stop_all(&mut vec![database, application]));
+    let list = stopped_together(|database, application| stop_all(vec![database, application]));
     assert_eq!([tuple, turned, list], ["flushed"; 3]);
 }
