@@ -343,7 +343,7 @@ fn a_head_may_be_long_and_an_endless_one_is_called_so() {
     });
     let text = error(Http::get(server.url("/")));
     assert!(
-        text.starts_with("the answer to GET / has more headers than are read"),
+        text.starts_with("the answer to GET / has more headers than mirakuru reads"),
         "{text}"
     );
     let endless = format!("HTTP/1.1 200 OK\r\nX-Endless: {}", "x".repeat(400_000));
