@@ -32,8 +32,9 @@ pub fn fixture(args: proc_macro::TokenStream, item: proc_macro::TokenStream) -> 
     dispatch(args.into(), item.into()).into()
 }
 
-/// Writes the recipe of a struct whose conditions (`#[cfg(..)]`) rustc has resolved, which it does
-/// only for a derive macro. [`macro@fixture`] has written the struct, with its fields reversed.
+/// Writes the recipe of a struct. rustc resolves `#[cfg(..)]` on fields before it calls a derive
+/// macro, but not before an attribute macro. [`macro@fixture`] adds this derive to the struct, and
+/// reverses the fields.
 #[doc(hidden)]
 #[proc_macro_derive(__System, attributes(__mirakuru_fixture))]
 pub fn system_of_struct(item: proc_macro::TokenStream) -> proc_macro::TokenStream {

@@ -170,7 +170,7 @@ impl Search {
         }
     }
 
-    /// A macro may declare any of its names for the statements below.
+    /// Counts all names in a macro call as perhaps declared, for the statements below.
     fn perhaps_declared(&mut self, tokens: TokenStream) {
         for token in tokens {
             match token {

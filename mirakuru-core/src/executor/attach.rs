@@ -28,8 +28,8 @@ pub(super) struct Attached {
     published: PathBuf,
     /// This process's use of a service that ends with its last user.
     user: Option<User>,
-    /// The lock of the process that started the service. Through the lock, that process's other
-    /// tests see that the endpoints will not become free.
+    /// The lock of the endpoints, if this process started the service. It shows other tests of this
+    /// process that the endpoints will not become free.
     _endpoint_lock: Option<Arc<Mutex<EndpointLock>>>,
 }
 

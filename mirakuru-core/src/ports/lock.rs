@@ -180,8 +180,8 @@ impl EndpointLock {
                     locks.push(lock);
                     break;
                 }
-                // The first round skips this: the holder may just have got the lock, and not have
-                // written the note yet.
+                // The first rounds skip this check: the holder may just have got the lock, and not
+                // have written its note yet.
                 if pauses.are_long() && is_of_this_run(path) {
                     return Err(io::Error::new(
                         io::ErrorKind::Deadlock,

@@ -167,8 +167,8 @@ impl Readiness for PidFile {
         };
         let now = Fingerprint::of(path, &metadata);
         let pid = first_number(&now.content);
-        // The file may also have appeared between the check and the start, while another service
-        // with the same file ran.
+        // A new file alone proves nothing: another service with the same file may have written it
+        // after `before` was read, and before this service started.
         if self.before.as_ref() != Some(&now)
             && (cx.is_since_start(now.changed)
                 || pid.is_some_and(|pid| pid == cx.pid || procfs::descends(pid, cx.supervisor)))

@@ -219,7 +219,8 @@ fn check(path: &Path) -> Result<(), String> {
     }
     if bytes.ends_with(b"/") {
         return Err(
-            "the path is a directory's; write the socket's own, such as `{dir}/server.sock`".to_owned(),
+            "the path names a directory; write the path of the socket, such as `{dir}/server.sock`"
+                .to_owned(),
         );
     }
     Ok(())
@@ -457,7 +458,7 @@ child.kill(); child.wait()
             ("".to_owned(), "empty"),
             ("a\0b".to_owned(), "NUL"),
             ("@".to_owned(), "no name after the `@`"),
-            ("/tmp/".to_owned(), "a directory's"),
+            ("/tmp/".to_owned(), "names a directory"),
         ] {
             let Err(Error::InvalidReadiness { reason, .. }) = prepare(&mut UnixSocket::path(path), dir)
             else {

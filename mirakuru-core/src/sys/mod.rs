@@ -112,8 +112,8 @@ pub(crate) mod tests {
         }
     }
 
-    /// Waits for a condition that holds a moment after a descriptor was closed. Meanwhile a process
-    /// that another test makes may have the descriptor open, until it executes its program.
+    /// Waits for a condition that becomes true soon after a descriptor is closed. Until then, a
+    /// process that another test has just forked may have a copy of the descriptor.
     #[track_caller]
     pub(crate) fn in_time(mut condition: impl FnMut() -> bool) {
         in_time_some(|| condition().then_some(()));

@@ -28,8 +28,8 @@ pub(crate) fn unbounded_poll_pause(waited: Duration) -> Duration {
     (pause - LESS.min(pause / 2)).max(FIRST_POLL)
 }
 
-/// The pause after a poll that the service notices, and perhaps logs. Such polls are rarer, with a
-/// mean loss of 2.5 %.
+/// The pause after a poll that the service notices, and perhaps logs. Such polls are rarer: each
+/// is late by 2.5 % of the time waited, on average.
 #[cfg(feature = "http")]
 pub(crate) fn quiet_poll_pause(waited: Duration) -> Duration {
     const DIVISOR: u32 = 20;

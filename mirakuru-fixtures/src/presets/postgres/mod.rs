@@ -92,7 +92,7 @@ pub struct PostgresRecipe {
 
 #[derive(Clone, Debug)]
 enum Load {
-    /// The value may also be a path.
+    /// SQL, or the path of a file or directory with SQL.
     Sql(String),
     Extension(String),
 }

@@ -120,7 +120,7 @@ pub(in crate::sys::process) unsafe fn spawn(
 
 // ----------------------------------------------------------------------------- in the test process
 
-/// The kind of the control socket. On some systems, Unix sockets with packets have no end of file.
+/// The type of the control socket. On some systems, a Unix packet socket reports no end of file.
 pub(in crate::sys::process) const CONTROL: i32 = libc::SOCK_STREAM;
 
 /// Whether a daemon of the service can escape, by leaving the process group.
