@@ -44,19 +44,7 @@ pub(crate) fn broken(tokens: TokenStream, errors: &Errors) -> TokenStream {
                 strip(&mut variant.attrs);
                 strip_fields(&mut variant.fields);
             }
-            let syn::ItemEnum {
-                attrs,
-                vis,
-                ident,
-                generics,
-                ..
-            } = &item;
-            let head = Head {
-                attrs,
-                vis,
-                ident,
-                generics,
-            };
+            let head = Head::new(&item.attrs, &item.vis, &item.ident, &item.generics);
             (recipe(head, &unreachable_plan()), quote!(#item))
         }
         Ok(syn::Item::Union(mut item)) => {
@@ -64,19 +52,7 @@ pub(crate) fn broken(tokens: TokenStream, errors: &Errors) -> TokenStream {
                 .named
                 .iter_mut()
                 .for_each(|field| strip(&mut field.attrs));
-            let syn::ItemUnion {
-                attrs,
-                vis,
-                ident,
-                generics,
-                ..
-            } = &item;
-            let head = Head {
-                attrs,
-                vis,
-                ident,
-                generics,
-            };
+            let head = Head::new(&item.attrs, &item.vis, &item.ident, &item.generics);
             (recipe(head, &unreachable_plan()), quote!(#item))
         }
         _ => return as_static(&tokens).map_or(tokens, |item| super::on_static(&item, &[], errors)),
@@ -139,21 +115,23 @@ struct Head<'a> {
     generics: &'a Generics,
 }
 
-impl Head<'_> {
-    fn of(item: &ItemStruct) -> Head<'_> {
-        let ItemStruct {
-            attrs,
-            vis,
-            ident,
-            generics,
-            ..
-        } = item;
+impl<'a> Head<'a> {
+    fn new(
+        attrs: &'a [Attribute],
+        vis: &'a Visibility,
+        ident: &'a Ident,
+        generics: &'a Generics,
+    ) -> Head<'a> {
         Head {
             attrs,
             vis,
             ident,
             generics,
         }
+    }
+
+    fn of(item: &'a ItemStruct) -> Head<'a> {
+        Head::new(&item.attrs, &item.vis, &item.ident, &item.generics)
     }
 }
 
