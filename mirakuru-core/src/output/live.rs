@@ -1,8 +1,8 @@
-//! `MIRAKURU_LIVE=1`: shows the output of services while they run, past the capture of the test
-//! harness and of nextest.
+//! Shows the output of running services if `MIRAKURU_LIVE=1` is set, even if the test harness or
+//! nextest captures the output of tests.
 //!
-//! One thread reads the logs of all services. If several processes use a shared service, a lock on
-//! its log lets one of them show it at a time.
+//! One thread reads the logs of all services. If several processes use a shared service, only the
+//! process with the lock on the service's log prints it.
 
 use std::fs::File;
 use std::hash::Hasher;
@@ -26,9 +26,9 @@ use crate::util::thread;
 
 /// Pause between two reads of the logs.
 const INTERVAL: Duration = Duration::from_millis(20);
-/// Number of characters at which a line is cut.
+/// Maximum length of a printed line, in characters. Longer lines are cut.
 const LONGEST: usize = 2_000;
-/// The colours of the names, in the order of the terminal's palette.
+/// ANSI colour codes for the names of services.
 const COLOURS: [u8; 6] = [36, 33, 32, 35, 34, 31];
 
 /// A service whose output is shown.
@@ -37,16 +37,16 @@ struct Followed {
     log: PathBuf,
     reader: OutputReader,
     cursor: Cursor,
-    /// Unfinished lines of standard output and standard error.
+    /// The unfinished line of standard output, and of standard error.
     open: [Vec<u8>; 2],
-    /// The lock on the log, in the process that shows the service.
+    /// The lock on the log, if this process holds it.
     lock: Option<File>,
 }
 
 static FOLLOWED: Mutex<Vec<Followed>> = Mutex::new(Vec::new());
 
-/// Shows the output of a service, if the environment asks for it: all of it with `all`, otherwise
-/// the output from now on. A second call for the same log does nothing.
+/// Shows the output of a service if `MIRAKURU_LIVE` is set. If `all` is false, skips the output so
+/// far. A second call for the same log does nothing.
 pub(crate) fn follow(name: &str, log: &Path, index: &Path, all: bool) {
     static WANTED: Lazy<bool> = Lazy::new(|| is_on("MIRAKURU_LIVE"));
     if !*WANTED {
@@ -77,12 +77,13 @@ pub(crate) fn follow(name: &str, log: &Path, index: &Path, all: bool) {
     let _ = *THREAD;
 }
 
-/// Shows the rest of a service's output at once, after the service has ended.
+/// Shows the output that is not shown yet. Called after the service has ended.
 pub(crate) fn catch_up(log: &Path) {
     show(|service| service.log == log);
 }
 
-/// Shows the rest of a service's output before its log is removed.
+/// Shows the rest of a service's output, and stops following its log. Called before the log is
+/// removed.
 pub(crate) fn forget(log: &Path) {
     catch_up(log);
     let mut followed = FOLLOWED.lock().unwrap_or_else(PoisonError::into_inner);
@@ -107,7 +108,7 @@ fn show(which: impl Fn(&Followed) -> bool) {
 }
 
 impl Followed {
-    /// Adds each new line to the text. While another process shows the lines, skips them.
+    /// Appends the new lines to `text`, or drops them if another process holds the lock on the log.
     fn read(&mut self, text: &mut String) {
         if self.lock.is_none() {
             self.lock = File::open(&self.log)
@@ -153,9 +154,9 @@ impl Followed {
     }
 }
 
-/// The stream that the person at the terminal reads.
+/// The stream to which services' output is printed.
 struct Terminal {
-    /// The runner's standard error, if the runner captures the standard error of its tests.
+    /// The standard error of nextest, if nextest runs this test and captures its output.
     runner: Option<File>,
     colours: bool,
 }
@@ -175,7 +176,7 @@ static TERMINAL: Lazy<Terminal> = Lazy::new(|| {
     }
 });
 
-/// Prints lines past the capture, in one write.
+/// Prints lines in one write, even if the output of tests is captured.
 pub(crate) fn print(text: &str) {
     let text = format!("{text}\n");
     let _ = match &TERMINAL.runner {

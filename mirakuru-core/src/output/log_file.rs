@@ -1,5 +1,5 @@
-//! Follows a log file that the service writes itself. The file is found by its name, so it may be
-//! moved away and begun anew, or be truncated.
+//! Follows a log file that the service writes itself. The file is found by name, so it can be
+//! rotated or truncated.
 
 use std::fs::{File, Metadata};
 use std::io;
@@ -12,13 +12,13 @@ const BLOCK: usize = 64 * 1024;
 /// A position in a log file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// The device and the inode; `None` for the beginning of the first file.
+    /// Device and inode of the file. If `None`, reading starts at the beginning of the file.
     file: Option<(u64, u64)>,
     offset: u64,
 }
 
 impl Place {
-    /// The present end of the file.
+    /// The current end of the file.
     pub(crate) fn end_of(path: &Path) -> Place {
         path.metadata().map_or_else(
             |_| Place::default(),
@@ -61,8 +61,8 @@ impl LogFile {
         }
     }
 
-    /// Reads everything that was written since the last call. A missing file counts as empty. The
-    /// rest of a file that was moved away comes before the file that took its name.
+    /// Reads everything that was written since the last call. A missing file counts as empty. If
+    /// the file was replaced, first reads the rest of the old file.
     pub(crate) fn read(&mut self, each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         loop {
             if self.open.is_none() {
@@ -80,8 +80,8 @@ impl LogFile {
                 }
                 self.open = Some(file);
             }
-            // This comes before the read of the rest: the service writes no more to a file that has
-            // lost its name.
+            // Look up the name before reading the rest. If the name belongs to a new file by now,
+            // the service no longer writes to the old file.
             let named = self.path.metadata().ok().map(|metadata| identity(&metadata));
             self.read_rest(each)?;
             if named == self.at.file || named.is_none() {
@@ -98,7 +98,7 @@ impl LogFile {
         };
         let length = file.metadata()?.len();
         if length < self.at.offset {
-            // Another program has emptied the file.
+            // The file was truncated.
             self.at.offset = 0;
             if !self.at_line_start {
                 self.at_line_start = true;
@@ -106,7 +106,7 @@ impl LogFile {
             }
         }
         let mut block = vec![0; BLOCK];
-        // This stops at the present length, so that it ends however fast the service writes.
+        // Stop at the length read above, so that a fast writer cannot keep this loop running.
         while self.at.offset < length {
             let wanted = usize::try_from(length - self.at.offset).map_or(BLOCK, |rest| rest.min(BLOCK));
             match file.read_at(&mut block[..wanted], self.at.offset) {
@@ -157,18 +157,18 @@ mod tests {
         file.write_all(b"o\n").unwrap();
         let end = Place::end_of(&path);
         assert_eq!(read(&mut follower), "o\n");
-        // The file is moved away with an unread line, and begun anew.
+        // Rename the file while it has an unread line, and create a new one.
         file.write_all(b"the old fil").unwrap();
         fs::rename(&path, dir.path().join("app.log.1")).unwrap();
         let mut file = File::create(&path).unwrap();
         file.write_all(b"the new file\n").unwrap();
         assert_eq!(read(&mut follower), "the old fil\nthe new file\n");
         assert_eq!(read(&mut follower), "");
-        // The file is emptied, as by `copytruncate`.
+        // Truncate the file, like logrotate's `copytruncate`.
         file.set_len(0).unwrap();
         file.write_at(b"short\n", 0).unwrap();
         assert_eq!(read(&mut follower), "short\n");
-        // If the position is in a file that is gone, everything in the new file counts.
+        // `end` is a position in the first file, so the current file is read from its beginning.
         assert_eq!(read(&mut LogFile::new(&path, end)), "short\n");
         fs::remove_file(&path).unwrap();
         assert_eq!(read(&mut follower), "");

@@ -10,26 +10,27 @@ use crate::output::mark::Mark;
 use crate::output::reader::{Cursor, OutputReader, Piece, Stream};
 use crate::util::text::printable;
 
-/// The most bytes in a snapshot: the last 16 MiB of the log.
+/// Maximum size of a snapshot in bytes. If the log is longer, the snapshot has its end.
 pub(super) const SNAPSHOT: u64 = 16 * 1024 * 1024;
-/// Number of bytes searched for the last lines.
+/// Number of bytes that [`tail`](OutputReader::tail) reads from the end of the log.
 const TAIL: u64 = 64 * 1024;
-/// Number of bytes searched for the lines of a report.
+/// Number of bytes that [`excerpt`](OutputReader::excerpt) reads from the end of the log.
 const EXCERPT: u64 = 1024 * 1024;
-/// The length at which a line of the tail is cut, in characters.
+/// Maximum length of a line of the tail, in characters. Longer lines are cut.
 pub(super) const TAIL_LINE: usize = 400;
 
 /// A snapshot of a service's output so far, made by
 /// [`Executor::logs`](crate::executor::Executor::logs). It owns its text, and later output does not
 /// change it.
 ///
-/// A snapshot has at most the last 16 MiB; [`truncated`](Logs::truncated) tells whether that cut
-/// anything off. The [file](Logs::path) has all of it, up to a limit. U+FFFD replaces bytes that
-/// are not UTF-8, as in [`String::from_utf8_lossy`]. A character that the other stream has torn is
-/// whole in [`stdout`](Logs::stdout) and [`stderr`](Logs::stderr).
+/// A snapshot has at most the last 16 MiB of the output; [`truncated`](Logs::truncated) tells
+/// whether the beginning is missing. The [file](Logs::path) has all output, up to a limit. U+FFFD
+/// replaces bytes that are not UTF-8, as in [`String::from_utf8_lossy`]. If output of the other
+/// stream split a character in the file, the character is whole in [`stdout`](Logs::stdout) and
+/// [`stderr`](Logs::stderr).
 ///
-/// `Display` gives both streams as they are in the file. An extra line shows where the file has
-/// left something out.
+/// `Display` gives the output of both streams as it is in the file. An extra line shows where
+/// output was left out.
 ///
 /// ```
 /// # use mirakuru_core as mirakuru;
@@ -48,7 +49,7 @@ pub(super) const TAIL_LINE: usize = 400;
 pub struct Logs {
     all: String,
     texts: [Text; 2],
-    /// Whether each completed line, in order of completion, came on standard error.
+    /// For each finished line, in order: whether it came from standard error.
     order: Vec<bool>,
     /// The log files of the recipe, each with its text.
     files: Vec<(PathBuf, String)>,
@@ -62,8 +63,8 @@ pub struct Logs {
 #[derive(Clone, Debug, Default)]
 struct Text {
     text: String,
-    /// Places where a line ends without a line feed, because the service was started again there,
-    /// or the rest was lost.
+    /// Offsets at which a line ends without a line feed, because the service was restarted or
+    /// output was lost.
     breaks: Vec<usize>,
 }
 
@@ -80,9 +81,9 @@ impl Logs {
         &self.texts[1].text
     }
 
-    /// The lines of both streams, in the order in which they were completed, without their line
-    /// ends. In the file the other stream may tear a line, but not here. Unfinished lines come
-    /// last.
+    /// The lines of both streams, without line ends, in the order in which they were completed. A
+    /// line is whole even if output of the other stream splits it in the file. Unfinished lines
+    /// come after the others, and the lines of log files come last.
     pub fn lines(&self) -> impl Iterator<Item = &str> {
         let mut streams = self.texts.each_ref().map(TextLines::new);
         let mut lines = Vec::new();
@@ -96,8 +97,8 @@ impl Logs {
     }
 
     /// The text of one of the recipe's [log
-    /// files](crate::recipe::builder::ExecutorBuilder::log_file), by its path or its file name.
-    /// Empty if the service has not written to it.
+    /// files](crate::recipe::builder::ExecutorBuilder::log_file), by path or file name. Empty if
+    /// the service has not written to the file.
     #[must_use]
     pub fn file(&self, name: impl AsRef<Path>) -> &str {
         let name = name.as_ref();
@@ -105,12 +106,12 @@ impl Logs {
         file.map_or("", |(_, text)| text)
     }
 
-    /// All text that was logged since the mark, to the output and to the files.
+    /// Makes a snapshot of the output and the log files since the mark.
     pub(crate) fn since(output: &OutputReader, files: &[PathBuf], mark: &Mark) -> Logs {
         let mut logs = output.snapshot_since(mark.output);
         for (number, path) in files.iter().enumerate() {
             let mut bytes = Vec::new();
-            // If a file cannot be read further, the part read so far counts.
+            // If reading fails, keep the part read so far.
             let _ = LogFile::new(path, mark.file(number)).read(&mut |part| {
                 bytes.extend_from_slice(part);
                 let surplus = bytes.len().saturating_sub(2 * SNAPSHOT as usize);
@@ -124,37 +125,37 @@ impl Logs {
         logs
     }
 
-    /// The log file, with everything that the service printed over all its starts. It is removed
-    /// with the service's private directory, except after a failure.
+    /// The log file, with all output of the service, including earlier starts. It is removed with
+    /// the service's private directory, except after a failure.
     ///
-    /// If the log has passed half of its
-    /// [`log_limit`](crate::recipe::builder::ExecutorBuilder::log_limit), this file holds only the
-    /// first half. The last parts are then beside it, in `log.1`, `log.2` and `log.3`.
+    /// Once the output exceeds half of its
+    /// [`log_limit`](crate::recipe::builder::ExecutorBuilder::log_limit), this file no longer
+    /// grows. The files `log.1`, `log.2` and `log.3` beside it have the latest output.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether the service has printed nothing.
+    /// Whether the output and the log files are empty.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.all.is_empty() && self.files.iter().all(|(_, text)| text.is_empty())
     }
 
-    /// Whether the beginning is missing here, because the service has printed more than 16 MiB.
+    /// Whether the beginning is missing because the snapshot would exceed 16 MiB.
     #[must_use]
     pub fn truncated(&self) -> bool {
         self.truncated
     }
 
-    /// Number of output bytes that are left out, here and in the files, because the log has reached
-    /// its [limit](crate::recipe::builder::ExecutorBuilder::log_limit).
+    /// Number of bytes missing from the snapshot and the files because the log reached its
+    /// [limit](crate::recipe::builder::ExecutorBuilder::log_limit).
     #[must_use]
     pub fn dropped(&self) -> u64 {
         self.dropped
     }
 
-    /// Number of output bytes that are missing, here and in the file, because the disk was full.
+    /// Number of bytes missing from the snapshot and the file because the disk was full.
     #[must_use]
     pub fn lost(&self) -> u64 {
         self.lost
@@ -219,8 +220,8 @@ impl OutputReader {
         self.collect(since, SNAPSHOT)
     }
 
-    /// The last `lines` lines since the cursor, in displayable form. Reads the last 64 KiB, cuts
-    /// each line at 400 characters, and removes sequences that a terminal would obey.
+    /// The last `lines` lines since the cursor, safe to print. Reads the last 64 KiB, cuts each
+    /// line at 400 characters, and removes terminal control sequences.
     pub(crate) fn tail(&self, lines: usize, since: Cursor) -> Vec<String> {
         let logs = self.collect(since, TAIL);
         let count = logs.lines().count();
@@ -230,7 +231,7 @@ impl OutputReader {
             .skip(skip)
             .map(|(number, line)| {
                 let line = printable(line, TAIL_LINE);
-                // The text begins in the middle of a line.
+                // The snapshot begins in the middle of a line.
                 if number == 0 && logs.truncated {
                     format!("\u{2026}{line}")
                 } else {
@@ -240,16 +241,15 @@ impl OutputReader {
             .collect()
     }
 
-    /// The first and the last lines since the cursor, in displayable form. Successive lines that
-    /// differ only in their times and process ids are folded. So a hundred equal messages of a
-    /// client do not hide everything else.
+    /// The first and the last lines since the cursor, safe to print. Successive lines that differ
+    /// only in times and process ids are folded, so that repeated messages do not hide other lines.
     pub(crate) fn excerpt(&self, since: Cursor, first: usize, last: usize) -> Excerpt {
         let end = self.end();
         let logs = self.collect(since, EXCERPT);
         let mut folded = fold(logs.lines().map(|line| printable(line, TAIL_LINE)));
         if logs.truncated {
             if let Some((line, _)) = folded.first_mut() {
-                // The text begins in the middle of a line.
+                // The snapshot begins in the middle of a line.
                 line.insert(0, '\u{2026}');
             }
         } else if folded.len() <= last {
@@ -284,7 +284,8 @@ impl OutputReader {
         }
     }
 
-    /// The beginning of the output since the cursor, for a log that is too long to read as a whole.
+    /// The first lines of the output since the cursor. Used if the log is too long to read as a
+    /// whole.
     fn beginning(&self, since: Cursor, end: Cursor) -> Logs {
         let mut assembly = Assembly::default();
         let mut cursor = since;
@@ -316,7 +317,7 @@ impl OutputReader {
         let mut assembly = Assembly::default();
         let start = self.back_from(end, since, limit).unwrap_or(since);
         let mut cursor = start;
-        // If the log cannot be read further, the part read so far counts.
+        // If reading fails, keep the part read so far.
         let _ = self.walk(&mut cursor, Some(end), &mut |piece, _| assembly.add(piece));
         let mut logs = assembly.finish(self.path.clone(), start.given > since.given);
         logs.dropped = self.dropped(since);
@@ -327,9 +328,9 @@ impl OutputReader {
 /// The part of a log that a report shows.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Excerpt {
-    /// The first lines, unless they are among the last.
+    /// The first lines of the output. Empty if `tail` has all lines.
     pub(crate) head: Vec<String>,
-    /// Number of lines between the first and the last.
+    /// Number of lines between `head` and `tail`.
     pub(crate) left_out: u64,
     /// Number of bytes that are not in the log, because it reached its limit.
     pub(crate) dropped: u64,
@@ -337,7 +338,7 @@ pub(crate) struct Excerpt {
 }
 
 impl Excerpt {
-    /// The form of this excerpt for a report, with the path of the whole log.
+    /// Returns the excerpt in the form for a report, with the path of the whole log.
     pub(crate) fn printed<'a>(&'a self, log: &'a Path) -> Printed<'a> {
         Printed {
             head: &self.head,
@@ -349,13 +350,13 @@ impl Excerpt {
     }
 }
 
-/// Folds lines, and returns each with the number of lines that it stands for. In a group of four or
-/// more successive lines that differ only in times and process ids, the first and the last stay. A
-/// line between them counts the others.
+/// Folds groups of four or more successive lines that differ only in times and process ids. The
+/// first and the last line of a group stay; a line between them gives the number of the others.
+/// Returns each line with the number of input lines it represents.
 fn fold(lines: impl Iterator<Item = String>) -> Vec<(String, u64)> {
     let mut folded: Vec<(String, u64)> = Vec::new();
     let mut pattern = String::new();
-    // The number of lines like the last one.
+    // Number of successive lines with the same pattern.
     let mut alike = 0;
     for line in lines {
         let same = without_time(&line);
@@ -376,7 +377,7 @@ fn fold(lines: impl Iterator<Item = String>) -> Vec<(String, u64)> {
     folded
 }
 
-/// Removes the digits of times, dates and process ids, which differ in repeated messages.
+/// Removes digits from times, dates and process ids, so that repeated messages compare equal.
 fn without_time(line: &str) -> String {
     let words = line.split_whitespace().map(|word| {
         let count = |c| word.matches(c).count();
@@ -390,7 +391,7 @@ fn without_time(line: &str) -> String {
     words.collect::<Vec<_>>().join(" ")
 }
 
-/// The text in place of the left-out part of a log.
+/// The line that replaces left-out output.
 pub(super) fn left_out(bytes: u64) -> String {
     format!(
         "[mirakuru: {} are left out here: the log has reached its limit]",
@@ -411,11 +412,11 @@ struct Assembly {
 #[derive(Default)]
 struct Open {
     done: Text,
-    /// Bytes that are not decoded yet, because the last character may be incomplete.
+    /// Bytes not yet decoded, because the last character may be incomplete.
     bytes: Vec<u8>,
     /// Whether the last line is unfinished.
     line: bool,
-    /// Number of the last piece of this stream.
+    /// Number of the latest piece that was output of this stream.
     touched: u64,
 }
 
@@ -465,7 +466,7 @@ impl Assembly {
         }
     }
 
-    /// Ends both unfinished lines, first the line that got its last piece earlier.
+    /// Ends both unfinished lines. The line whose last piece is older comes first.
     fn cut_both(&mut self) {
         let stderr_first = self.streams[1].touched < self.streams[0].touched;
         self.cut(stderr_first);

@@ -8,24 +8,25 @@ use crate::output::log_file::Place;
 use crate::output::reader::{Cursor, OutputReader};
 use crate::util::hash::Fnv1a;
 
-/// A place in the output and the log files of a service, noted by
+/// A position in the output and the log files of a service, returned by
 /// [`Executor::mark`](crate::executor::Executor::mark).
 ///
-/// A mark stays valid over restarts of the service and after its end. The default is the beginning
-/// of all output. The usual variable name is `mark`.
+/// A mark stays valid when the service restarts or ends. The default mark is the beginning of all
+/// output. The usual variable name is `mark`.
 ///
-/// A mark belongs to the service that made it. Another service refuses it.
+/// A mark is valid only for the service that made it. Other services refuse it.
 #[derive(Clone, Debug, Default)]
 pub struct Mark {
-    /// The hash of the path of the service's log. 0 for the default, which fits each service.
+    /// Hash of the path of the service's log. 0 for the default mark, which is valid for every
+    /// service.
     service: u64,
     pub(crate) output: Cursor,
-    /// Places in the log files, in the order of the recipe.
+    /// Positions in the log files, in the order of the recipe.
     pub(crate) files: Vec<Place>,
 }
 
 impl Mark {
-    /// A mark at the present end of the logs.
+    /// A mark at the current end of the logs.
     pub(crate) fn now(output: &OutputReader, files: &[PathBuf]) -> Mark {
         Mark {
             service: service(output),
@@ -41,19 +42,19 @@ impl Mark {
         files: Vec::new(),
     };
 
-    /// The reason to refuse the mark, if it belongs to another service's output.
+    /// Returns the reason to refuse the mark, if it belongs to another service.
     pub(crate) fn refusal(&self, output: &OutputReader) -> Option<&'static str> {
         let is_another = self.service != 0 && self.service != service(output);
         is_another.then_some("the mark belongs to another service: use one from `mark()` of this service")
     }
 
-    /// The place in the log file with this number.
+    /// The position in the log file with this number.
     pub(crate) fn file(&self, number: usize) -> Place {
         self.files.get(number).copied().unwrap_or_default()
     }
 }
 
-/// The number by which a mark knows its service.
+/// Hash that identifies a service, made from the path of its log.
 fn service(output: &OutputReader) -> u64 {
     let mut hash = Fnv1a(0);
     hash.write(output.path.as_os_str().as_bytes());

@@ -1,7 +1,8 @@
-//! The files of a log. A log has one part until it reaches its limit. Then it continues in later
-//! parts, and the last two of them stay. See [`log_record`](crate::sys::log_record).
+//! The files of a log. When the first file has reached half of the log's limit, the log continues
+//! in later parts, and only the last two of these are kept. See
+//! [`log_record`](crate::sys::log_record).
 //!
-//! Offsets count from the beginning of the whole log, and of the whole index.
+//! Offsets count from the beginning of the whole log or index, across all parts.
 
 use std::ffi::OsStr;
 use std::fs::{File, Metadata};
@@ -13,14 +14,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::sys::log_record::{self, Record};
 
-/// A place in the log, as offsets in the index and in the log.
+/// A position in the log, as offsets in the index and in the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) index: u64,
     pub(crate) log: u64,
 }
 
-/// One part: two files, which stay readable after they are removed.
+/// One part of the log: its two files, which stay readable after they are removed.
 #[derive(Debug)]
 struct Part {
     number: u32,
@@ -30,16 +31,16 @@ struct Part {
     begin: Place,
 }
 
-/// A recent list of the parts.
+/// The parts that were known at one moment.
 #[derive(Clone, Debug)]
 pub(super) struct View {
-    /// Each part with its end.
+    /// Each part, with the position at which it ends.
     parts: Vec<(Arc<Part>, Place)>,
-    /// The length of the log, read before the length of the index.
+    /// The length of the log, measured before the length of the index.
     earlier_length: u64,
 }
 
-/// The list of known parts.
+/// The parts that are known so far.
 #[derive(Debug)]
 pub(super) struct Parts(Mutex<View>);
 
@@ -62,9 +63,9 @@ impl Parts {
         })))
     }
 
-    /// The present parts.
+    /// Looks for new parts, and returns all known ones.
     pub(super) fn view(&self) -> io::Result<View> {
-        // A panic elsewhere cannot leave half a change, because a part is added in one step.
+        // A panic elsewhere leaves the list complete, because a part is added in one step.
         let mut view = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         view.update()?;
         Ok(view.clone())
@@ -78,8 +79,8 @@ impl View {
                 return Ok(());
             };
             self.earlier_length = part.begin.log + part.log.metadata()?.len();
-            // The length of the index is read before the length of the log: then the log surely has
-            // the bytes of its records.
+            // Measure the index before the log. The supervisor writes bytes before their record, so
+            // the log then has the bytes of all these records.
             let index = part.index.metadata()?.len() / log_record::SIZE as u64 * log_record::SIZE as u64;
             let mut record = [0; log_record::SIZE];
             let last = index.checked_sub(log_record::SIZE as u64);
@@ -103,7 +104,7 @@ impl View {
                 .filter(|part| part.number >= next)
                 .min_by_key(|part| part.number)
             else {
-                // All parts have been removed.
+                // There is no later part, because all parts have been removed.
                 self.earlier_length = self.end().log;
                 return Ok(());
             };
@@ -118,19 +119,19 @@ impl View {
         }
     }
 
-    /// The end of the last part.
+    /// The position at which the last part ends.
     pub(super) fn end(&self) -> Place {
         self.parts.last().map_or(Place::default(), |(_, end)| *end)
     }
 
-    /// An earlier length of the log. Each of these bytes has a record in the index, except for
-    /// orphans.
+    /// A length of the log, measured before the index. All bytes up to this offset have a record in
+    /// the index, except for orphans.
     pub(super) fn earlier_length(&self) -> u64 {
         self.earlier_length
     }
 
-    /// The log and the index of the last part, its number, and its beginning. For the first part,
-    /// the descriptors are copies of this process's own, because an open costs more.
+    /// The log and the index of the last part, the number of the part, and its beginning. For the
+    /// first part, copies the open descriptors, which costs less than `open`.
     pub(super) fn last(
         &self,
         open: impl Fn(&Path) -> io::Result<File>,
@@ -143,7 +144,7 @@ impl View {
         Ok((files, part.number, part.begin))
     }
 
-    /// The beginning and the end of the left-out part.
+    /// The positions at which the left-out output begins and ends.
     pub(super) fn gap(&self) -> Option<[Place; 2]> {
         let [(_, end), (next, _), ..] = self.parts.as_slice() else {
             return None;
@@ -159,7 +160,7 @@ impl View {
         self.read(buffer, at, |place| place.log, |part| &part.log)
     }
 
-    /// Reads until the buffer is full, or to the end or the gap.
+    /// Reads until the buffer is full, the log ends, or left-out output begins.
     fn read(
         &self,
         buffer: &mut [u8],
@@ -184,7 +185,8 @@ impl View {
 }
 
 impl Part {
-    /// Opens a later part. `None` if no part has this name, or if it is being replaced.
+    /// Opens a later part. Returns `None` if there is no part with this name, or if the part is
+    /// being replaced.
     fn open(dir: &Path, name: u32) -> Option<Part> {
         let paths = log_record::part(name).map(|name| dir.join(OsStr::from_bytes(name.to_bytes())));
         let index = File::open(&paths[1]).ok()?;
@@ -196,7 +198,8 @@ impl Part {
             log: first.as_part()?,
             index: second.time,
         };
-        // The supervisor removes the index before the log.
+        // The supervisor removes the index before the log. If the index is still there, both files
+        // belong to the same part.
         let identity = |file: Metadata| (file.dev(), file.ino());
         let still = paths[1].symlink_metadata().ok().map(identity);
         (still == index.metadata().ok().map(identity)).then_some(Part {

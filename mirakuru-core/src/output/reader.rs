@@ -1,13 +1,12 @@
 //! Reads a service's log and the index beside it while the supervisor writes them.
 //!
-//! Both files are append only, and only the supervisor writes them. `log` has the plain bytes of
-//! standard output and standard error as they came. `log.index` has one [`Record`] for each write,
-//! with the stream and the length. A long log has more files: see `parts.rs`.
+//! Only the supervisor writes these files, and it only appends. `log` has the bytes of standard
+//! output and standard error as they came. `log.index` has one [`Record`] for each write, with the
+//! stream and the length. A long log has more files: see `parts.rs`.
 //!
-//! The supervisor writes the bytes before their record. So a reader may find bytes without a
-//! record: for the moment between two system calls, or for ever if the index could not be written.
-//! Bytes that stay without a record count as standard output. If their record comes after all, no
-//! byte is returned twice.
+//! The supervisor writes bytes before their record, so a reader may see bytes without a record. If
+//! no record follows, because the index could not be written, the bytes count as standard output.
+//! If the record follows late, the reader still returns each byte only once.
 
 use std::fs::File;
 use std::io;
@@ -20,7 +19,7 @@ use crate::output::parts::{Parts, Place, View};
 use crate::sys::LogPart;
 use crate::sys::log_record::{self, Record};
 
-/// Number of bytes of either file that are read at a time.
+/// Number of bytes read from a file at a time.
 const BUFFER: usize = 64 * 1024;
 /// Time after which bytes without a record count as standard output.
 pub(super) const ORPHANED: Duration = Duration::from_millis(100);
@@ -37,23 +36,23 @@ pub(crate) enum Stream {
 pub(crate) enum Piece<'a> {
     /// Bytes that the service printed.
     Output(Stream, &'a [u8]),
-    /// Number of printed bytes that could not be kept.
+    /// Number of printed bytes that could not be written to the log.
     Lost(Stream, u32),
-    /// Number of printed bytes that are left out, because the log has reached its limit.
+    /// Number of printed bytes left out because the log has reached its limit.
     LeftOut(u64),
     /// A start or a restart of the service.
     Start,
 }
 
-/// A position in the log. It is cheap to copy, and valid as long as the log exists.
+/// A position in the log. It is cheap to copy, and valid while the log exists.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Cursor {
-    /// Offset in the index, up to which all records have been read.
+    /// Offset in the index up to which records have been read.
     index: u64,
-    /// Offset in the log at which the records read so far end.
+    /// Offset in the log up to which these records reach.
     covered: u64,
-    /// Offset in the log, up to which bytes were returned. If it is beyond `covered`, the bytes
-    /// between have no record.
+    /// Offset in the log up to which bytes were returned. If it is greater than `covered`, the
+    /// bytes between have no record.
     pub(super) given: u64,
     /// Bytes that were seen without a record.
     orphans: Option<Orphans>,
@@ -64,7 +63,7 @@ pub(crate) struct Cursor {
 struct Orphans {
     /// The cursor's `index` when the bytes were seen.
     index: u64,
-    /// Offset in the log at which the bytes end. Later bytes have a waiting time of their own.
+    /// Offset in the log at which the bytes end. Bytes that come later wait anew for their record.
     end: u64,
     since: Instant,
 }
@@ -85,8 +84,8 @@ pub(crate) struct OutputReader {
     /// Path of the log.
     pub(crate) path: PathBuf,
     parts: Parts,
-    /// The offsets up to which the index has been added up, so that the end of a long log is found
-    /// quickly.
+    /// Offsets in the index and the log up to which the index has been summed, so that
+    /// [`end`](OutputReader::end) reads only new records.
     summed: Mutex<(u64, u64)>,
 }
 
@@ -96,7 +95,7 @@ impl OutputReader {
         OutputReader::open_with(log, index, |path| File::open(path))
     }
 
-    /// Opens both files with a function that opens a file for reading.
+    /// Opens both files with `open`, which opens a file for reading.
     pub(crate) fn open_with(
         log: &Path,
         index: &Path,
@@ -109,10 +108,10 @@ impl OutputReader {
         })
     }
 
-    /// The end of the output so far, or the last known end if the file cannot be read.
+    /// The current end of the output, or the last known end if a file cannot be read.
     pub(crate) fn end(&self) -> Cursor {
-        // Bytes lack their record for a moment only. After a few reads, bytes without a record
-        // count as orphans.
+        // Usually a record follows its bytes at once. Bytes that still have no record after a few
+        // reads count as orphans.
         let mut end = self.sum();
         for _ in 0..10 {
             if end.given == end.covered {
@@ -124,15 +123,14 @@ impl OutputReader {
         end
     }
 
-    /// Adds up the rest of the index.
+    /// Adds up the records that are new in the index.
     fn sum(&self) -> Cursor {
-        // The two numbers in the lock are always written together, so a panic elsewhere cannot
-        // spoil them.
+        // Both numbers are written together, so a panic elsewhere leaves them consistent.
         let mut summed = self.summed.lock().unwrap_or_else(PoisonError::into_inner);
         let (mut index, mut covered) = *summed;
         let mut block = Vec::new();
         let view = self.parts.view();
-        // After an error the known state stays.
+        // If the files cannot be read, keep the known offsets.
         if let Ok(view) = &view {
             loop {
                 (index, covered) = view.after_gap(index).unwrap_or((index, covered));
@@ -149,8 +147,8 @@ impl OutputReader {
             }
         }
         *summed = (index, covered);
-        // This length was read before the index. Between the two reads, the supervisor may write
-        // much more, with records.
+        // This length was measured before the index was read. A length measured now could include
+        // bytes whose records were not read.
         let length = view.map_or(covered, |view| view.earlier_length());
         Cursor {
             index,
@@ -160,8 +158,9 @@ impl OutputReader {
         }
     }
 
-    /// The newest part of the log and its index, and its beginning. `open` opens a file for
-    /// appending, as it must have done in [`open_with`](OutputReader::open_with).
+    /// The newest part of the log and its index, with the position of the part. `open` opens a file
+    /// for appending; the caller must have used such a function in
+    /// [`open_with`](OutputReader::open_with).
     pub(crate) fn newest_part(
         &self,
         open: impl Fn(&Path) -> io::Result<File>,
@@ -176,10 +175,10 @@ impl OutputReader {
         Ok((files, part))
     }
 
-    /// Returns the output and the other records since the cursor, and moves the cursor on.
+    /// Passes the output and the other records since the cursor to `each`, and advances the cursor.
     ///
-    /// Leaves output that comes during the call for the next one, so that the call ends however
-    /// fast the service is.
+    /// Ignores output that is written during the call, so that the call ends even if the service
+    /// prints fast.
     pub(crate) fn read_pieces(
         &self,
         cursor: &mut Cursor,
@@ -194,8 +193,8 @@ impl OutputReader {
         until: Option<Cursor>,
         each: &mut dyn FnMut(Piece<'_>, u64),
     ) -> io::Result<()> {
-        // This time comes before the lengths. Bytes without a record are orphans only if they were
-        // old enough at this time. This process may be held up between any two statements.
+        // If the time were taken after the index is read, bytes whose record came in between would
+        // count as orphans.
         let now = Instant::now();
         let view = self.parts.view()?;
         let stop = match until {
@@ -233,7 +232,7 @@ impl OutputReader {
                 match record.piece() {
                     Some(Piece::Output(stream, _)) => {
                         let end = cursor.covered + record.in_log();
-                        // Bytes that were returned as orphans are not returned again.
+                        // Skip bytes that were already returned as orphans.
                         let from = cursor.covered.max(cursor.given);
                         window.each(from, end, &mut |bytes| {
                             each(Piece::Output(stream, bytes), record.time);
@@ -270,7 +269,7 @@ impl OutputReader {
         Ok(())
     }
 
-    /// Number of bytes since the cursor that could not be kept.
+    /// Number of bytes since the cursor that could not be written to the log.
     pub(crate) fn lost(&self, since: Cursor) -> u64 {
         let mut lost = 0;
         let _ = self.find_record(since, |record| {
@@ -284,7 +283,7 @@ impl OutputReader {
         lost
     }
 
-    /// Number of bytes since the cursor that are left out, because the log has reached its limit.
+    /// Number of bytes since the cursor that were left out because the log reached its limit.
     pub(crate) fn dropped(&self, since: Cursor) -> u64 {
         let gap = self.parts.view().ok().and_then(|view| view.gap());
         gap.map_or(0, |[from, to]| to.log.saturating_sub(from.log.max(since.given)))
@@ -308,8 +307,8 @@ impl OutputReader {
         }
     }
 
-    /// The position in the log at which the output since this time begins. The time is in
-    /// nanoseconds of the monotonic clock.
+    /// The position at which the output since `time` begins. `time` is in nanoseconds of the
+    /// monotonic clock.
     pub(crate) fn since_time(&self, time: u64) -> Cursor {
         let end = self.end();
         let (mut index, mut covered) = (end.index, end.covered);
@@ -317,7 +316,7 @@ impl OutputReader {
         let Ok(view) = self.parts.view() else {
             return end;
         };
-        // This searches backwards, because the answer is near the end.
+        // Search backwards, because the position is usually near the end.
         'blocks: while index > 0 {
             (index, covered) = view.before_gap(index).unwrap_or((index, covered));
             let from = view.block_before(index);
@@ -343,15 +342,13 @@ impl OutputReader {
         }
     }
 
-    /// The time of the first output since the cursor, in nanoseconds of the monotonic clock, if it
-    /// is known.
+    /// The time of the first output since the cursor, in nanoseconds of the monotonic clock.
     pub(crate) fn first_output(&self, since: Cursor) -> Option<u64> {
         let first = self.find_record(since, |record| record.length > 0 && record.is_output());
         first.map(|record| record.time)
     }
 
-    /// The position in the log that is at most `limit` bytes before the end, and not before
-    /// `since`.
+    /// The position `limit` bytes before the end, or `since` if that is later.
     pub(super) fn back_from(&self, end: Cursor, since: Cursor, limit: u64) -> io::Result<Cursor> {
         let first = end.given.saturating_sub(limit);
         if first <= since.given {
@@ -389,8 +386,7 @@ impl OutputReader {
 }
 
 impl View {
-    /// The whole records between `from` and `until`, at most a block. An incomplete last record is
-    /// ignored.
+    /// The complete records between `from` and `until`, at most `BUFFER` bytes of them.
     fn records<'a>(&self, block: &'a mut Vec<u8>, from: u64, until: u64) -> io::Result<&'a [u8]> {
         let wanted = usize::try_from(until.saturating_sub(from)).map_or(BUFFER, |n| n.min(BUFFER));
         block.resize(wanted, 0);
@@ -398,7 +394,7 @@ impl View {
         Ok(&block[..got - got % log_record::SIZE])
     }
 
-    /// If this index offset is in the gap, returns the end of the gap in the index and the log.
+    /// If `index` is in the left-out output, returns where that ends, in the index and in the log.
     fn after_gap(&self, index: u64) -> Option<(u64, u64)> {
         let [from, to] = self.gap()?;
         (from.index..to.index)
@@ -406,14 +402,15 @@ impl View {
             .then_some((to.index, to.log))
     }
 
-    /// If this index offset is in the gap or right after it, returns the beginning of the gap in
-    /// the index and the log.
+    /// If `index` is in the left-out output or at its end, returns where that begins, in the index
+    /// and in the log.
     fn before_gap(&self, index: u64) -> Option<(u64, u64)> {
         let [from, to] = self.gap()?;
         (from.index < index && index <= to.index).then_some((from.index, from.log))
     }
 
-    /// The beginning of the block of the index that ends here; it does not reach into the gap.
+    /// The beginning of the block that ends at `index`. A block does not reach into left-out
+    /// output.
     fn block_before(&self, index: u64) -> u64 {
         let from = index.saturating_sub(BUFFER as u64);
         match self.gap() {
@@ -424,7 +421,7 @@ impl View {
 }
 
 impl Record {
-    /// Number of bytes in the log that belong to the record.
+    /// Number of bytes in the log that this record describes.
     fn in_log(self) -> u64 {
         match self.is_output() && !self.is_lost() {
             true => u64::from(self.length),
@@ -432,7 +429,7 @@ impl Record {
         }
     }
 
-    /// The piece for a record other than output.
+    /// The piece for a record. For output, its bytes are still empty.
     fn piece(self) -> Option<Piece<'static>> {
         if !self.is_output() {
             return self.is_start().then_some(Piece::Start);
@@ -448,12 +445,12 @@ impl Record {
     }
 }
 
-/// Decodes a part of the index. Its length is a multiple of a record's length.
+/// Decodes records. The length of the slice must be a multiple of a record's length.
 fn decoded(records: &[u8]) -> impl DoubleEndedIterator<Item = Record> {
     records.chunks_exact(log_record::SIZE).map(Record::decode)
 }
 
-/// A part of the log in memory, so that many short records take one read.
+/// A part of the log in memory, so that one read serves many short records.
 struct Window<'a> {
     view: &'a View,
     start: u64,
@@ -471,8 +468,8 @@ impl<'a> Window<'a> {
         }
     }
 
-    /// Hands on the bytes between two offsets, in pieces. If the file is shorter than its index
-    /// says, hands on only the bytes of the file.
+    /// Passes the bytes between two offsets to `give`, in pieces. Stops at the end of the log, even
+    /// if the index has more records.
     fn each(&mut self, mut from: u64, end: u64, give: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         while from < end {
             let within = from

@@ -15,7 +15,7 @@ pub(crate) struct LogWriter {
 }
 
 impl OutputReader {
-    /// Reads only the output. Returns whether there was any.
+    /// Passes only the output to `each`. Returns whether there was any.
     pub(crate) fn read(
         &self,
         cursor: &mut Cursor,
@@ -54,14 +54,14 @@ impl LogWriter {
         OutputReader::open(&self.paths[0], &self.paths[1]).expect("both files were made")
     }
 
-    /// Writes one record, with the next time.
+    /// Writes one record. Its time is one nanosecond after the last record's.
     pub(crate) fn record(&mut self, record: impl FnOnce(u64) -> Record) {
         self.time += 1;
         let record = record(self.time).encode();
         self.index.write_all(&record).expect("the index is writable");
     }
 
-    /// Writes the record of bytes that other code has written into the log, or that do not exist.
+    /// Writes a record but no bytes.
     pub(crate) fn output(&mut self, stream: Stream, length: usize) {
         let length = u32::try_from(length).expect("a short record");
         self.record(|time| Record::output(stream as usize, length, time));

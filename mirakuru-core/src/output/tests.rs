@@ -1,4 +1,4 @@
-//! Tests of the reader and of snapshots, which are two views of the same two files.
+//! Tests of the reader and of snapshots.
 
 use std::io::Write;
 use std::thread;
@@ -77,7 +77,7 @@ fn a_snapshot_since_begins_there_and_stays_as_it_is() {
     log.stderr("later\n");
     assert_eq!(logs.to_string(), "after\n");
     assert!(!logs.truncated());
-    // The first record has the time 1001, the mark 1002.
+    // The records have the times 1001 (`before`), 1002 (start) and 1003 (`after`).
     assert_eq!(reader.first_output(since), Some(1003));
     assert_eq!(reader.first_output(Cursor::START), Some(1001));
     assert_eq!(reader.tail(5, since), ["after", "later"]);
@@ -126,15 +126,15 @@ fn bytes_without_a_record_count_as_stdout_and_are_given_once() {
     assert_eq!((logs.stdout(), logs.stderr()), ("orphan", "known "));
     let end = reader.end();
     let mut cursor = Cursor::START;
-    // The record may still come.
+    // The reader still waits for the record of `orphan`.
     assert_eq!(pair(&reader, &mut cursor), [b"".to_vec(), b"known ".to_vec()]);
     assert_eq!(pair(&reader, &mut cursor)[0], b"");
     thread::sleep(ORPHANED);
-    // The record of the newest bytes may still come, too.
+    // `orphan` has waited long enough, but the newer bytes have not.
     log.log.write_all(b" and more").unwrap();
     assert_eq!(pair(&reader, &mut cursor), [b"orphan".to_vec(), b"".to_vec()]);
     assert_eq!(pair(&reader, &mut cursor)[0], b"");
-    // The late record covers both parts of the output.
+    // This record covers both parts; the reader returns only the second.
     log.output(Stream::Stderr, 15);
     assert_eq!(pair(&reader, &mut cursor), [b"".to_vec(), b" and more".to_vec()]);
     let mut cursor = end;
@@ -166,7 +166,7 @@ fn the_tail_is_short_and_harmless() {
     }
     log.stderr("\u{1b}[31mred\u{1b}[0m \u{1b}]0;title\u{7}and\tbell\u{7}");
     let tail = reader.tail(3, Cursor::START);
-    // A terminal's control sequences and its bell are left out, because they are unreadable.
+    // The tail has no control sequences and no bell.
     assert_eq!(tail, ["line 98", "line 99", "red and bell"]);
     let tail = reader.tail(1000, Cursor::START);
     assert_eq!(tail.len(), 102);
@@ -198,7 +198,7 @@ fn lines_that_repeat_do_not_push_out_the_first_ones() {
         ]
     );
     assert!(excerpt.head.is_empty() && excerpt.left_out == 0);
-    // Three equal lines are shown as they are, and so are lines without a common letter.
+    // These lines differ in more than times and process ids, so they stay.
     let since = reader.end();
     log.stdout("1\n2\n3\n4\na\nb\na\nt 1\nt 2\nt 3\n");
     assert_eq!(
@@ -226,7 +226,7 @@ fn the_first_lines_are_shown_beside_the_last() {
     assert_eq!(excerpt.head, words(0, 5));
     assert_eq!(excerpt.left_out, 25);
     assert_eq!(excerpt.tail, words(30, 50));
-    // Now the log is longer than the part that a report reads.
+    // Make the log longer than the part that `excerpt` reads.
     log.stdout(words(50, 300_000).join("\n") + "\n");
     let excerpt = reader.excerpt(Cursor::START, 5, 20);
     assert_eq!(excerpt.head, words(0, 5));
@@ -248,7 +248,7 @@ fn a_snapshot_is_the_last_16_mib() {
     assert!(logs.truncated());
     assert_eq!(logs.to_string().len() as u64, SNAPSHOT);
     assert_eq!(logs.stderr(), "end\n");
-    // The output since the cursor begins inside this part, so it is complete.
+    // The output since the cursor is short, so nothing is cut off.
     let mut cursor = Cursor::START;
     reader.read(&mut cursor, |_, _, _| ()).unwrap();
     log.stdout("more");
@@ -271,7 +271,7 @@ fn a_writer_at_work_is_read_without_loss() {
         });
         let mut cursor = Cursor::START;
         let mut streams = [Vec::new(), Vec::new()];
-        // A busy disk may make the whole test slow, but output must come at least once a minute.
+        // On a busy disk the whole test may be slow, but some output must arrive every minute.
         let mut heard = Instant::now();
         while !streams[1].ends_with(b"-4999\n") && heard.elapsed() < Duration::from_secs(60) {
             let [out, err] = pair(&reader, &mut cursor);
@@ -288,7 +288,7 @@ fn a_writer_at_work_is_read_without_loss() {
     });
 }
 
-/// Reads 100 MB of log, and checks that the memory in use does not grow.
+/// Reads 100 MB of log and checks that memory use does not grow.
 #[test]
 #[cfg(target_os = "linux")]
 fn memory_stays_flat() {
@@ -297,7 +297,7 @@ fn memory_stays_flat() {
         let line = status.lines().find(|line| line.starts_with("RssAnon:")).unwrap();
         line.split_whitespace().nth(1).unwrap().parse().unwrap()
     }
-    // This test measures its process's memory, so no other test may run in that process.
+    // Other tests in the same process would change the memory use.
     if !is_alone() {
         return run_alone(test_name!(memory_stays_flat), &[]);
     }
@@ -305,7 +305,7 @@ fn memory_stays_flat() {
     let mut log = LogWriter::create(dir.path());
     let reader = log.reader();
     let block = vec![b'x'; 60_000];
-    // The log has 100 MB, sparse except for the blocks at its ends: only the reading counts.
+    // Make a sparse log of 100 MB, because only the reading is tested.
     log.stdout(&block);
     log.log.set_len(100_000_000).unwrap();
     for _ in 0..1_000 {
@@ -340,7 +340,7 @@ fn stream() -> impl Strategy<Value = Stream> {
 }
 
 fn bytes() -> impl Strategy<Value = Vec<u8>> {
-    // These bytes give many line feeds and parts of characters.
+    // These bytes often make line feeds and incomplete characters.
     let byte = prop_oneof![
         3 => Just(b'\n'),
         6 => b'a'..=b'e',
@@ -396,7 +396,7 @@ proptest! {
     ) {
         let dir = TestDir::new();
         let mut log = LogWriter::create(dir.path());
-        // The simple rule: a line ends at its line feed, or where it is cut off.
+        // Computes the expected lines byte by byte.
         let mut wanted: Vec<Vec<u8>> = Vec::new();
         let mut open: [Option<(usize, Vec<u8>)>; 2] = [None, None];
         let cut = |open: &mut Option<(usize, Vec<u8>)>, wanted: &mut Vec<Vec<u8>>| {

@@ -1,4 +1,4 @@
-//! Sockets that a service inherits, by systemd's protocol: see
+//! Sockets that a service inherits by systemd's socket activation protocol: see
 //! [`ExecutorBuilder::listen`](crate::recipe::builder::ExecutorBuilder::listen).
 
 use std::collections::BTreeMap;
@@ -21,7 +21,7 @@ pub(crate) struct Listen {
 }
 
 impl Listen {
-    /// Fills in the placeholders of the recipe's sockets.
+    /// Expands the placeholders in the names and addresses of a recipe's sockets.
     pub(crate) fn of(
         wanted: &[(Option<String>, String)],
         values: &mut Values,
@@ -53,7 +53,7 @@ impl Listen {
         self.sockets.iter().map(|(_, addr)| *addr)
     }
 
-    /// Opens all sockets.
+    /// Starts to listen on all addresses.
     pub(crate) fn open(&self, command: &str) -> Result<Vec<OwnedFd>, Error> {
         let open = |addr: SocketAddr| {
             sys::listen_tcp(addr).map_err(|source| match source.kind() {
@@ -68,7 +68,7 @@ impl Listen {
         self.addrs().map(open).collect()
     }
 
-    /// Sets the variables that tell the service about its sockets.
+    /// Sets the environment variables that tell the service about its sockets.
     pub(crate) fn announce(&self, environment: &mut BTreeMap<OsString, OsString>) {
         if self.sockets.is_empty() {
             return;
@@ -76,7 +76,7 @@ impl Listen {
         let names: Vec<&str> = self.sockets.iter().map(|(name, _)| name.as_str()).collect();
         environment.insert("LISTEN_FDS".into(), self.sockets.len().to_string().into());
         environment.insert("LISTEN_FDNAMES".into(), names.join(":").into());
-        // A placeholder of the full length, which the process id replaces.
+        // The service's process writes its id over these zeros.
         environment.insert("LISTEN_PID".into(), "0".repeat(sys::PID_DIGITS).into());
     }
 }

@@ -1,11 +1,11 @@
-//! Addresses: parses `host:port` and finds the addresses that it means.
+//! Parses `host:port` and resolves it to addresses.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket};
 
 pub(crate) const ZERO: &str =
     "with port 0 the service chooses a port that no client knows; let one be chosen for it with `{port}`";
 
-/// The addresses of a `host:port`. The error names the mistake in the text and its remedy.
+/// Resolves `host:port` to addresses. The error text names the mistake and a correction.
 pub(crate) fn resolve(text: &str) -> Result<Vec<SocketAddr>, String> {
     if let Some((scheme, rest)) = text.split_once("://") {
         let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
@@ -46,8 +46,8 @@ pub(crate) fn resolve(text: &str) -> Result<Vec<SocketAddr>, String> {
     host_addrs(host, port)
 }
 
-/// The addresses of a host. `localhost` needs no hosts file, and a name below `localhost` is
-/// loopback without a question to a name server (RFC 6761).
+/// Resolves a host. `localhost` needs no hosts file. Names below `localhost` are loopback, without
+/// asking a name server (RFC 6761).
 pub(crate) fn host_addrs(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     if let Ok(ip) = host.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(ip, port)]);
@@ -80,7 +80,7 @@ pub(crate) fn host_addrs(host: &str, port: u16) -> Result<Vec<SocketAddr>, Strin
     Ok(addrs)
 }
 
-/// Both loopback addresses.
+/// The IPv4 and the IPv6 loopback address.
 pub(crate) fn loopback(port: u16) -> Vec<SocketAddr> {
     vec![
         SocketAddr::from((Ipv4Addr::LOCALHOST, port)),
@@ -122,7 +122,7 @@ pub(crate) fn split(text: &str) -> Result<(&str, Option<&str>), String> {
     }
 }
 
-/// Parses a port, which must have only digits and not be 0.
+/// Parses a port number: digits only, and not 0.
 pub(crate) fn port_number(text: &str) -> Option<u16> {
     let is_digits = text.bytes().all(|byte| byte.is_ascii_digit());
     text.parse().ok().filter(|port| *port != 0 && is_digits)
@@ -133,16 +133,16 @@ fn no_port(text: &str) -> String {
     format!("there is no port; write `{host}:{{port}}` for one that is free, or a number as in `{host}:6379`")
 }
 
-/// An address as clients use it.
+/// An address to which clients connect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
     pub(crate) addr: SocketAddr,
-    /// Whether the address belongs to this machine, whose kernel knows its listeners.
+    /// Whether the address belongs to this machine, so that its listeners are visible.
     pub(crate) is_local: bool,
 }
 
 impl Place {
-    /// The addresses in the form for clients, without duplicates.
+    /// Converts addresses with [`canonical`] and removes duplicates.
     pub(crate) fn all(addrs: &[SocketAddr]) -> Vec<Place> {
         let mut places: Vec<Place> = Vec::new();
         for addr in addrs {
@@ -156,22 +156,22 @@ impl Place {
     }
 }
 
-/// An address in the form for connections: IPv4 mapped into IPv6 is IPv4, and "any address" is the
-/// loopback one.
+/// The address to connect to. An IPv4 address mapped into IPv6 becomes IPv4, and a wildcard address
+/// becomes loopback.
 pub(crate) fn canonical(addr: SocketAddr) -> SocketAddr {
     let ip = reachable(addr.ip());
     let mut addr = addr;
-    // This keeps the scope of a link-local address.
+    // A new `SocketAddr` would lose the scope of a link-local address.
     if addr.ip() != ip {
         addr = SocketAddr::new(ip, addr.port());
     }
     addr
 }
 
-/// Whether an address belongs to this machine, whose kernel knows its listeners.
+/// Whether an address belongs to this machine.
 pub(crate) fn is_local(ip: IpAddr) -> bool {
-    // A bind to a foreign address fails. (The sysctl `ip_nonlocal_bind` allows it, for routers that
-    // take over addresses.)
+    // Binding to an address of another machine fails, unless the sysctl `ip_nonlocal_bind` allows
+    // it.
     ip.is_loopback() || ip.is_unspecified() || UdpSocket::bind((ip, 0)).is_ok()
 }
 
@@ -193,7 +193,7 @@ mod tests {
         for host in ["a.localhost", "a.b.LOCALHOST."] {
             assert_eq!(host_addrs(host, 80).unwrap(), loopback(80), "{host}");
         }
-        // A name that only ends in the same letters is an ordinary name.
+        // This name is not below `localhost`, so it needs a name server.
         assert!(host_addrs("notlocalhost.invalid", 80).is_err());
         let localhost = host_addrs("localhost", 80).unwrap();
         assert!(
@@ -207,7 +207,7 @@ mod tests {
         for local in ["127.0.0.1", "127.9.9.9", "::1", "0.0.0.0", "::"] {
             assert!(is_local(local.parse().unwrap()), "{local}");
         }
-        // These addresses are set aside for documentation.
+        // These addresses are reserved for documentation, so no machine has them.
         for remote in ["192.0.2.1", "2001:db8::1"] {
             assert!(!is_local(remote.parse().unwrap()), "{remote}");
         }

@@ -18,14 +18,14 @@ use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 use crate::sys::{self, Protocol};
 use crate::util::backoff::Pauses;
 
-/// A service's endpoint that another process has in use.
+/// An endpoint of a service that another process already uses.
 ///
 /// Displays as `port 6379 is already in use by redis-server (pid 812)`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Busy {
-    /// The endpoint: `port 6379`, `socket /run/x.sock`.
+    /// For example `port 6379` or `socket /run/x.sock`.
     pub(crate) endpoint: String,
-    /// The process on the endpoint, if it is visible.
+    /// The process that uses the endpoint, if it is visible.
     pub(crate) holder: Option<Holder>,
 }
 
@@ -70,12 +70,11 @@ impl fmt::Display for Busy {
     }
 }
 
-/// Time to wait for a port whose holder may have it only for a moment.
+/// Time to wait for a busy port that may be free soon. There are three such cases:
 ///
-/// Three kinds of holder give a port back soon. A fork of this process has copies of all its
-/// descriptors until it executes a program or closes them, and so may have a port that a test has
-/// just given back. An invisible holder may have closed the port since. And if the socket is this
-/// user's and no process has it, a process that is ending is about to close it.
+/// - A fork of this process has copies of its descriptors until it executes a program.
+/// - A holder that is not visible may have closed the port already.
+/// - A socket of this user that no process has belongs to a process that is ending.
 fn patience_with(holder: Option<&Holder>) -> Duration {
     let is_ours = |holder: &Holder| holder.user == Some(user_name(sys::euid()));
     match holder.map(|holder| (holder.pid, holder)) {
@@ -86,8 +85,8 @@ fn patience_with(holder: Option<&Holder>) -> Duration {
     }
 }
 
-/// Whether a process is a child of this process and runs the same program. Most likely such a child
-/// is about to execute another program, or to end.
+/// Whether a process is a child of this process and runs the same program. Such a child will
+/// probably execute another program or end soon.
 fn is_fork_of_ours(pid: u32) -> bool {
     let me = std::process::id();
     let is_same = procfs::program(pid).is_none_or(|program| procfs::program(me) == Some(program));
@@ -96,9 +95,9 @@ fn is_fork_of_ours(pid: u32) -> bool {
 
 /// Checks before a start that a server could listen on these addresses.
 ///
-/// Skips addresses of other machines. If this process has no right to bind a port, it only asks the
-/// kernel about it: the service may have the right. A port that is held for a later service (bound
-/// with SO_REUSEADDR, not listening) counts as free, and stays held.
+/// Skips addresses of other machines. A port that this process may not bind counts as free unless
+/// the kernel lists a socket on it. A port held for a later service (bound with SO_REUSEADDR, not
+/// listening) also counts as free.
 pub(crate) fn check_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
     check(Protocol::Tcp, addrs)
 }
@@ -114,8 +113,7 @@ fn check(protocol: Protocol, addrs: &[SocketAddr]) -> Result<(), Busy> {
             continue;
         }
         let mut pauses = Pauses::new();
-        // This asks the kernel before it binds: even a short bind could disturb a server that is
-        // just starting.
+        // Ask the kernel first, because even a short bind can disturb a server that is starting.
         while table::is_taken(protocol, addr)
             || sockets::try_bind(protocol, addr).is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
         {
@@ -136,12 +134,11 @@ fn check(protocol: Protocol, addrs: &[SocketAddr]) -> Result<(), Busy> {
     Ok(())
 }
 
-/// Checks that a server could make a socket or a pid file at this path. It cannot if a process
-/// accepts connections there, or if the path is the pid file of a live process.
+/// Checks that a server can create a socket or a pid file at this path. Fails if a process accepts
+/// connections there, or if the path is the pid file of a live process.
 ///
-/// A socket without an answering process counts as free; see [`remove_stale_socket`]. A path that
-/// cannot be inspected also counts as free: the service may have more rights than this process. If
-/// it has not, it reports the error.
+/// A socket on which no process answers counts as free; see [`remove_stale_socket`]. A path that
+/// this process cannot inspect also counts as free, because the service may have more rights.
 pub(crate) fn check_path_free(path: &Path) -> Result<(), Busy> {
     if let Some(pid) = living_pid_in(path) {
         return Err(Busy {
@@ -162,15 +159,14 @@ pub(crate) fn check_path_free(path: &Path) -> Result<(), Busy> {
     Ok(())
 }
 
-/// The process in a pid file, if it lives and can be the right one.
+/// The process id in a pid file, if that process is alive and older than the file.
 ///
-/// Process ids are used again after a while: a process that started after the file was written is
-/// another process.
+/// The system reuses process ids. A process that started after the file was written is a different
+/// one.
 fn living_pid_in(path: &Path) -> Option<u32> {
-    /// Size of the longest pid file. It begins with the number; PostgreSQL's has more lines.
+    /// Maximum size of a pid file. PostgreSQL's has several lines.
     const LONGEST: u64 = 4096;
-    /// Inaccuracy of times: start times are exact to a hundredth of a second, and clocks are set
-    /// now and then.
+    /// Tolerance for comparing times: start times are exact to 10 ms, and clocks get adjusted.
     const SLACK: Duration = Duration::from_secs(1);
     let metadata = fs::metadata(path).ok().filter(fs::Metadata::is_file)?;
     if metadata.len() > LONGEST {
@@ -191,10 +187,9 @@ pub(crate) fn first_number(content: &[u8]) -> Option<u32> {
 
 /// Removes a Unix socket that a killed server left behind. Returns whether it removed one.
 ///
-/// Most servers exit with "address in use" if the socket exists (Redis and PostgreSQL remove it
-/// themselves). A service that was killed, even by mirakuru, cannot have removed it. Call this
-/// right before a start, with the lock on the path. Removes only a socket of this process's own
-/// user that refuses a connection.
+/// A killed service leaves its socket behind, and most servers then fail with "address in use".
+/// Only a socket that belongs to this user and refuses connections is removed. Call this right
+/// before a start, while holding the lock on the path.
 pub(crate) fn remove_stale_socket(path: &Path) -> io::Result<bool> {
     let metadata = match fs::symlink_metadata(path) {
         Ok(metadata) => metadata,
@@ -251,7 +246,7 @@ mod tests {
         }
     }
 
-    /// Starts a Python process that listens on a port and prints its number.
+    /// Starts a Python process that listens on a free port and prints the port.
     fn server(environment: &[(&str, &str)]) -> (Kill, SocketAddr) {
         use std::io::BufRead;
         let script = "import socket, time; s = socket.create_server(('127.0.0.1', 0)); \
@@ -289,7 +284,7 @@ mod tests {
 
     #[test]
     fn a_busy_udp_port_names_its_holder() {
-        // No TCP connection of another process has this port.
+        // Find a UDP port whose TCP port is free as well.
         let socket = loop {
             let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
             if TcpListener::bind(socket.local_addr().unwrap()).is_ok() {
@@ -300,7 +295,7 @@ mod tests {
         let busy = check_udp_free(&[addr]).unwrap_err();
         assert_eq!(busy.endpoint, format!("UDP port {}", addr.port()));
         assert_eq!(busy.holder.unwrap().pid, Some(std::process::id()));
-        // TCP and UDP have separate ports.
+        // The busy UDP port does not make the TCP port busy.
         in_time(|| check_free(&[addr]).is_ok());
         drop(socket);
         in_time(|| check_udp_free(&[addr]).is_ok());
@@ -325,8 +320,7 @@ mod tests {
             about.starts_with("started ") && about.ends_with(&format!(" ago by user {user}")),
             "{about}"
         );
-        // A server on the wildcard address could not have the port either, but a server on another
-        // address could.
+        // The port is also busy for the wildcard address, but free for another address.
         assert!(check_free(&[SocketAddr::from(([0, 0, 0, 0], addr.port()))]).is_err());
         check_free(&[SocketAddr::from(([127, 0, 0, 2], addr.port()))]).unwrap();
         drop(child);
@@ -402,7 +396,7 @@ mod tests {
         let busy = check_path_free(&path).unwrap_err();
         assert_eq!(busy.endpoint, format!("socket {}", path.display()));
         assert_eq!(busy.holder.unwrap().pid, Some(std::process::id()));
-        // The link is another name for the directory.
+        // `link` is a second path to the same socket.
         let link = dir.0.join("link");
         std::os::unix::fs::symlink(&path, &link).unwrap();
         assert_eq!(
@@ -424,7 +418,7 @@ mod tests {
         for made in [Made::Datagram, Made::SeqPacket, Made::Stream] {
             let path = dir.0.join(format!("{made:?}"));
             let _held = unix(&path, made, 0);
-            // These clients fill the backlog, for kinds of socket with connections.
+            // Fill the backlog of the kinds that have connections.
             for _ in 0..3 {
                 let _ = sockets::try_connect_unix(&path, UnixKind::Stream);
             }
@@ -458,7 +452,7 @@ mod tests {
         let busy = check_path_free(&path).unwrap_err();
         assert_eq!(busy.endpoint, format!("pid file {}", path.display()));
         assert_eq!(busy.holder.unwrap().pid, Some(pid));
-        // The file is older than the process, so its number was used again.
+        // Make the file older than the process, as if the system had reused the process id.
         let yesterday = SystemTime::now() - Duration::from_secs(86_400);
         fs::File::options()
             .write(true)
@@ -484,7 +478,7 @@ mod tests {
             "{about}"
         );
         assert_eq!(holder.remedy().unwrap(), format!("end it with `kill {pid}`"));
-        // A variable whose name only ends like the mark does not count.
+        // The text `MIRAKURU_ID=` counts only at the start of a variable.
         let (_child, addr) = server(&[("NOT_MIRAKURU_ID", "MIRAKURU_ID=1")]);
         assert!(!holder_of_port(Protocol::Tcp, addr).unwrap().marked);
     }

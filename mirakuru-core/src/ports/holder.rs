@@ -1,8 +1,7 @@
-//! The process that has a port, a socket or a pid file of a service: its name, its user, and the
-//! way to end it.
+//! Finds and describes the process that uses a service's port, socket or pid file.
 //!
-//! The search takes a few milliseconds, because it reads every process of the machine. So it
-//! happens only after a conflict.
+//! The search reads every process of the machine, which takes a few milliseconds. It runs only
+//! after a conflict.
 
 use std::fmt;
 use std::fs;
@@ -18,18 +17,18 @@ use crate::sys::sockets::{self, UnixAnswer, UnixKind};
 /// The environment variable that marks every process that mirakuru starts.
 const MARK: &[u8] = b"MIRAKURU_ID=";
 
-/// Full names (`comm`) of a supervisor's two processes. Test programs may have names with the same
-/// beginning.
+/// The full names (`comm`) of a supervisor's two processes. A prefix would also match test programs
+/// of mirakuru.
 const SUPERVISOR: [&str; 2] = ["mirakuru-guard", "mirakuru-worker"];
 
 fn is_supervisor(comm: &str) -> bool {
     SUPERVISOR.contains(&comm)
 }
 
-/// The process on an endpoint of a service, as far as it is visible.
+/// A process that uses an endpoint of a service. Facts that are not visible are missing.
 ///
-/// Displays as `redis-server (pid 812)`. [`about`](Holder::about) gives further facts,
-/// [`remedy`](Holder::remedy) the way to end it.
+/// Displays as `redis-server (pid 812)`. [`about`](Holder::about) gives more facts, and
+/// [`remedy`](Holder::remedy) tells how to free the endpoint.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Holder {
     pub(crate) pid: Option<u32>,
@@ -38,20 +37,20 @@ pub(crate) struct Holder {
     pub(crate) user: Option<String>,
     /// Time since the process was started.
     pub(crate) age: Option<Duration>,
-    /// Whether the process has mirakuru's mark, and so is a test's service.
+    /// Whether mirakuru started the process for a test.
     pub(crate) marked: bool,
-    /// Whether the process has a supervisor, and so belongs to a running test.
+    /// Whether the process has a live supervisor, so that its test is still running.
     pub(crate) supervised: bool,
-    /// Whether the process is of another user's test, which does not wait for this user's locks.
+    /// Whether the process belongs to a test of another user. Locks do not work between users.
     pub(crate) queues_apart: bool,
-    /// Whether the process is the test process itself, which may surprise the test.
+    /// Whether this is the test process itself.
     pub(crate) ourselves: bool,
-    /// Whether this process's user may end the process.
+    /// Whether the current user may send a signal to the process.
     pub(crate) may_be_signalled: bool,
-    /// Whether a test must not ask to end the process: it is the first of the machine or container,
-    /// or an ancestor of this test.
+    /// Whether the process must not be ended: it is init, a kernel thread, or an ancestor of this
+    /// test.
     pub(crate) essential: bool,
-    /// The process's systemd unit, which would start it again.
+    /// The systemd unit that would restart the process.
     pub(crate) unit: Option<Box<str>>,
 }
 
@@ -67,7 +66,8 @@ impl Holder {
             program: stat.as_ref().map(|stat| program(pid, &stat.comm)),
             user: uid.map(user_name),
             age: stat.as_ref().and_then(procfs::Stat::age),
-            // The mark of another user's process is not readable.
+            // The environment of another user's process is not readable, so a supervisor is proof
+            // enough.
             marked: supervisor.is_some() || is_marked(pid),
             supervised: supervisor.is_some(),
             queues_apart: supervisor.is_some_and(|(pid, _)| procfs::user(pid) != Some(sockets::user())),
@@ -81,7 +81,7 @@ impl Holder {
         }
     }
 
-    /// An invisible process. The kernel tells at most its user.
+    /// A process that is not visible. The kernel tells at most its user.
     pub(crate) fn unseen(uid: Option<u32>) -> Holder {
         Holder {
             user: uid.map(user_name),
@@ -89,7 +89,7 @@ impl Holder {
         }
     }
 
-    /// The facts besides the name: age, user, and whether the process is a test's.
+    /// Describes the process: its age, its user, and whether it belongs to a test.
     pub(crate) fn about(&self) -> Option<String> {
         self.pid?;
         let mut parts = Vec::new();
@@ -109,7 +109,7 @@ impl Holder {
         (!parts.is_empty()).then(|| parts.join(", "))
     }
 
-    /// The way to end the process, as the first half of a sentence.
+    /// An instruction that frees the endpoint, as the beginning of a sentence.
     pub(crate) fn remedy(&self) -> Option<String> {
         let pid = self.pid?;
         if self.ourselves {
@@ -129,12 +129,13 @@ impl Holder {
         }
     }
 
-    /// The holder of the first of these sockets that belongs to a visible process.
+    /// The process that has the first of these sockets with a visible owner.
     fn of_sockets(found: &[(u64, u32)], inodes: &[u64]) -> Option<Holder> {
         inodes.iter().find_map(|inode| Holder::of_socket(found, *inode))
     }
 
-    /// The process with this socket. If several have it, the one from which the others descend.
+    /// The process that has this socket. If several have it, returns one that is not a child of
+    /// another.
     pub(crate) fn of_socket(found: &[(u64, u32)], inode: u64) -> Option<Holder> {
         let pids: Vec<u32> = found
             .iter()
@@ -161,7 +162,7 @@ impl fmt::Display for Holder {
     }
 }
 
-/// A duration in a unit that people would use.
+/// Displays a duration roughly, in a single unit.
 struct Rough(Duration);
 
 impl fmt::Display for Rough {
@@ -177,13 +178,14 @@ impl fmt::Display for Rough {
     }
 }
 
-/// The name of a program. The kernel keeps 15 bytes of it; the command line may have the rest.
+/// The name of a program. The kernel keeps only 15 bytes of it, so a longer name is read from the
+/// command line.
 fn program(pid: u32, comm: &str) -> String {
     const KEPT: usize = 15;
     if comm.len() < KEPT {
         return comm.to_owned();
     }
-    // A script's command line begins with its interpreter.
+    // In the command line of a script, the interpreter comes first and the script second.
     let words = procfs::command_line(pid);
     words
         .iter()
@@ -211,7 +213,7 @@ fn unit_in(cgroup: &str) -> Option<Box<str>> {
     Some(unit.strip_suffix(".service").unwrap_or(unit).into())
 }
 
-/// The name of a user in `/etc/passwd`.
+/// The user's name from `/etc/passwd`, or `uid N`.
 pub(crate) fn user_name(uid: u32) -> String {
     let passwd = fs::read_to_string("/etc/passwd").unwrap_or_default();
     name_in(&passwd, uid).unwrap_or_else(|| format!("uid {uid}"))
@@ -225,8 +227,8 @@ fn name_in(passwd: &str, uid: u32) -> Option<String> {
     })
 }
 
-/// The process in the way of a server on this TCP address: it listens there or on a wildcard
-/// address that covers it. If none does, a process that is bound to it.
+/// The process that prevents a server from binding this address. It listens on the address or on a
+/// wildcard address. If no process listens, returns one that is bound to the address.
 pub(crate) fn holder_of_port(protocol: Protocol, addr: SocketAddr) -> Option<Holder> {
     let sockets = table::in_the_way(protocol, addr);
     let inodes: Vec<u64> = sockets
@@ -238,7 +240,7 @@ pub(crate) fn holder_of_port(protocol: Protocol, addr: SocketAddr) -> Option<Hol
     Holder::of_sockets(&found, &inodes).or_else(|| Some(Holder::unseen(Some(sockets.first()?.uid))))
 }
 
-/// A process outside the tree of `root` that listens on this TCP address.
+/// A process that listens on this TCP address and does not descend from `root`.
 pub(crate) fn listener_beside(addr: SocketAddr, root: u32) -> Option<Holder> {
     let sockets = table::listeners_in_the_way(Protocol::Tcp, addr);
     let inodes: Vec<u64> = sockets.iter().map(|socket| socket.inode).collect();
@@ -252,8 +254,8 @@ pub(crate) fn holder_of_path(path: &Path) -> Option<Holder> {
     let inodes = procfs::unix_listeners(path);
     let found = procfs::search(&procfs::pids(), &inodes, Closely::Process).found;
     Holder::of_sockets(&found, &inodes).or_else(|| {
-        // The socket was bound under another name of the same file. The process that called
-        // `listen` is a good guess, if it still lives.
+        // The socket was bound under another path. If the process that called `listen` is alive, it
+        // probably still has the socket.
         match sockets::try_connect_unix(path, UnixKind::Stream) {
             Ok(UnixAnswer::Accepted(Some(pid))) => procfs::stat(pid)
                 .is_some_and(|stat| stat.is_alive())
@@ -263,7 +265,7 @@ pub(crate) fn holder_of_path(path: &Path) -> Option<Holder> {
     })
 }
 
-/// Whether this is a thread of the kernel: they are all children of process 2.
+/// Whether the process is a kernel thread, which means a child of process 2.
 fn is_the_kernels(pid: u32) -> bool {
     const KTHREADD: u32 = 2;
     let is_there = procfs::stat(KTHREADD).is_some_and(|stat| stat.comm == "kthreadd");
@@ -323,7 +325,7 @@ mod tests {
             "stop its systemd unit with `systemctl stop redis-server`"
         );
         assert_eq!(unit_in("0::/user.slice/user-1000.slice/session-2.scope\n"), None);
-        // A remedy never asks to end the first process, or the runner of this test.
+        // No remedy asks to end init, a kernel thread or the parent of this process.
         assert_eq!(Holder::of_pid(1).remedy(), None);
         if procfs::stat(2).is_some_and(|stat| stat.comm == "kthreadd") {
             assert_eq!(Holder::of_pid(2).remedy(), None);

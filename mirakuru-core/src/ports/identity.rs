@@ -1,5 +1,5 @@
-//! The private directory and the ports of a service before it is built. So the nodes of a cluster
-//! can know each other's ports before they start.
+//! The private directory and the ports of a service that is not built yet. They let the nodes of a
+//! cluster know each other's ports before any node starts.
 
 use std::path::PathBuf;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -8,7 +8,7 @@ use crate::error::Error;
 use crate::ports::reserve::{HoldLevel, Range, Reservation};
 use crate::service_dir::ServiceDir;
 
-/// The directory and the ports of a service before it is built.
+/// The directory and the ports of a service that is not built yet.
 #[doc(hidden)]
 #[derive(Debug)]
 pub struct Identity {
@@ -18,17 +18,17 @@ pub struct Identity {
 
 #[derive(Debug)]
 struct Inner {
-    /// Whether the port numbers are fixed, for a service that already runs or is never started.
+    /// Whether a new port name gets a made-up number, because no service will start with the port.
     is_fixed: bool,
     dir: Option<PathBuf>,
-    /// The directory, until the service is built.
+    /// The directory, until [`take_dir`](Identity::take_dir) passes it to the service.
     service_dir: Option<ServiceDir>,
     ports: Vec<(String, Reservation)>,
 }
 
 impl Identity {
-    /// Makes an identity for a service to build. Its directory is made, and its ports are reserved,
-    /// at their first use.
+    /// Makes an identity for a service that will be built. The directory and each port are made
+    /// when they are first used.
     #[must_use]
     pub fn new(name: String) -> Identity {
         Identity::with(name, false, None, Vec::new())
@@ -63,22 +63,22 @@ impl Identity {
         &self.name
     }
 
-    /// The number of `{port:NAME}`, or of `{port}` if the name is empty.
+    /// The value of the placeholder `{port:NAME}`, or of `{port}` if the name is empty.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if no port can be had.
+    /// [`Error::System`] if no port can be reserved.
     pub fn port(&self, name: &str) -> Result<u16, Error> {
         let mut inner = self.inner();
         if let Some((_, reservation)) = inner.ports.iter().find(|(known, _)| known == name) {
             return Ok(reservation.port());
         }
         let reservation = if inner.is_fixed {
-            // No service starts with this port, so every caller gets the same number.
+            // No service will start with this port, so any fixed number will do.
             Reservation::known(1 + u16::try_from(inner.ports.len()).unwrap_or(0))
         } else {
-            // The use of the port is unknown, so the port must suit a service that uses UDP, or
-            // that derives another port from it.
+            // The service may use the port for UDP, or derive other ports from it. A low port suits
+            // both.
             let reserved = Reservation::new(Range::Low, HoldLevel::Firm, &[]);
             reserved.map_err(|source| Error::system("reserve a free port", source))?
         };
@@ -87,11 +87,11 @@ impl Identity {
         Ok(port)
     }
 
-    /// The value of `{dir}`.
+    /// The value of the placeholder `{dir}`.
     ///
     /// # Errors
     ///
-    /// [`Error::System`] if the directory cannot be made.
+    /// [`Error::System`] if the directory cannot be created.
     pub fn dir(&self) -> Result<PathBuf, Error> {
         let mut inner = self.inner();
         if let Some(dir) = &inner.dir {
@@ -104,8 +104,8 @@ impl Identity {
         Ok(dir)
     }
 
-    /// Takes the directory for the service that is being built. If no caller has used it yet, makes
-    /// it for the service's user.
+    /// Takes the directory for the service that is being built. Creates it now if nobody has used
+    /// it. `owner` is the user and the group of the service.
     pub(crate) fn take_dir(&self, owner: Option<(u32, u32)>) -> Result<ServiceDir, Error> {
         let mut inner = self.inner();
         let Some(service_dir) = inner.service_dir.take() else {
@@ -119,7 +119,8 @@ impl Identity {
         Ok(service_dir)
     }
 
-    /// Takes the ports in use for the service that is being built. Their numbers stay known here.
+    /// Takes the reserved ports for the service that is being built. [`port`](Identity::port) still
+    /// returns their numbers.
     pub(crate) fn take_ports(&self) -> Vec<(String, Reservation)> {
         let mut inner = self.inner();
         let known = |(name, port): &(String, Reservation)| (name.clone(), Reservation::known(port.port()));

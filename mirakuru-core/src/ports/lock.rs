@@ -1,45 +1,47 @@
-//! Locks on fixed ports and socket paths. Services on the same port or path run one after another,
-//! in one test binary or in many.
+//! Locks on fixed ports and socket paths. They make services on the same port or path run one after
+//! another, in one test binary or in many.
 //!
-//! A lock is a set of `flock`s, one file for each endpoint, under `/tmp/mirakuru-<euid>/locks/`.
-//! The place does not depend on TMPDIR, because ports do not: two runs with different temporary
-//! directories must use the same locks. (If `/tmp` cannot be used, the place is the base of
-//! [`service_dir`](crate::service_dir).) Other users' tests have locks of their own; each finds the
-//! other's service on the port and names it.
+//! A lock is a set of `flock`s, one for each endpoint, on files in `/tmp/mirakuru-<euid>/locks/`.
+//! The directory does not depend on TMPDIR, so that runs with different temporary directories
+//! exclude each other. If `/tmp` cannot be used, the files are in the base of
+//! [`service_dir`](crate::service_dir). Each user has separate locks. If another user's service is
+//! on the port, the start fails with an error that names it.
 //!
 //! # Holder and end of a lock
 //!
-//! A `flock` belongs to the open file description. The test process takes it and the supervisor
-//! inherits it. Then the test process closes its own copy ([`EndpointLock::hand_over`]). From then
-//! on the endpoint is free exactly when the supervisor is gone, which is when the service's tree
-//! is. A SIGKILL of any process does not change that. The service itself must not inherit the
-//! descriptors; they are closed on exec.
+//! A `flock` belongs to the open file description, which the supervisor inherits from the test
+//! process. The test process then closes its own descriptor ([`EndpointLock::hand_over`]). From now
+//! on, the endpoint is free when the supervisor and the service's processes are gone. A SIGKILL of
+//! any process does not change that. The descriptors are close-on-exec, so the service does not
+//! inherit them.
 //!
 //! # No deadlock between processes
 //!
-//! A lock takes its endpoints in one sorted order, and keeps those already taken while it waits for
-//! the next. A test that needs several fixtures must take all of their locks at once. Only then do
-//! all tests take locks in the same order.
+//! An [`EndpointLock`] takes its endpoints in sorted order, and keeps the ones it has while it
+//! waits for the next. If a test needs several fixtures, it must take all their locks at once.
+//! Otherwise two tests could take locks in different orders and deadlock.
 //!
 //! # No waiting for oneself
 //!
-//! A test that stacks two fixtures on the same fixed port would wait for its own first fixture
-//! until the limit. So a registry in the process knows which thread holds which lock, and a thread
-//! that takes its own lock again gets an error at once. The thread stands for the test: libtest
-//! runs each test on a thread of its own, and a process never uses a thread id twice. An executor
-//! that was moved to another thread still counts for the thread that took its lock. If that thread
-//! takes the endpoint again, it gets the error although it might have waited. A service that lives
-//! as long as the process (a `static`) belongs to no thread ([`EndpointLock::for_process`]). It
-//! does not end while any thread here waits, so all threads get the error. A service that lives as
-//! long as the whole run of tests ([`EndpointLock::for_run`]) says so in its lock file, for the
-//! run's other processes.
+//! A test with two fixtures on the same fixed port would wait for itself. To prevent that, a
+//! registry records which thread holds which lock. If a thread takes its own lock again, it gets an
+//! error at once.
+//!
+//! The thread stands for the test, because libtest runs each test on its own thread. Thread ids are
+//! never reused in a process. If an executor moves to another thread, its lock still counts for the
+//! first thread. That thread then gets an error, even if it could have waited.
+//!
+//! A service in a `static` lives as long as the process and belongs to no thread
+//! ([`EndpointLock::for_process`]). A wait for it would never end, so every thread gets the error.
+//! For a service that lives as long as the test run ([`EndpointLock::for_run`]), a note in the lock
+//! file tells the other processes of the run.
 //!
 //! # The files stay
 //!
-//! A lock file is never removed. Otherwise a process could wait on the removed file while a third
-//! one makes the file anew, and then two would hold "the" lock. The files are small, and there is
-//! one for each endpoint that was ever used. Programs that clean `/tmp` do not know this rule. So
-//! each process that gets a lock checks that the file still has that name.
+//! Lock files are never removed. Otherwise one process could lock a removed file while another
+//! locks a new file of the same name. The files are small, and there is one for each endpoint.
+//! Programs that clean `/tmp` may still remove a file. After locking a file, a process therefore
+//! checks that it still has its name.
 
 use std::fmt;
 use std::fs::{self, File};
@@ -64,17 +66,17 @@ use crate::util::hash::Fnv1a;
 
 const JUST_FORKED: Duration = Duration::from_millis(20);
 
-/// An endpoint that only one service can have at a time.
+/// An endpoint that only one service can use at a time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Endpoint {
-    /// The name of the lock file, which also decides the order of locking.
+    /// Name of the lock file. Locks are taken in the order of these names.
     file: String,
-    /// The name of the endpoint in errors.
+    /// The endpoint's name in error messages.
     endpoint: String,
 }
 
 impl From<SocketAddr> for Endpoint {
-    /// Only the port counts: services on 127.0.0.1 and on 0.0.0.0 exclude each other.
+    /// Only the port counts, because services on 127.0.0.1 and on 0.0.0.0 exclude each other.
     fn from(addr: SocketAddr) -> Endpoint {
         let port = addr.port();
         Endpoint {
@@ -86,7 +88,7 @@ impl From<SocketAddr> for Endpoint {
 
 impl From<&Path> for Endpoint {
     fn from(path: &Path) -> Endpoint {
-        // The socket may not exist yet. Its directory exists, and may have several names.
+        // The socket may not exist yet, so resolve symbolic links in its directory only.
         let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let canonical = match (absolute.parent(), absolute.file_name()) {
             (Some(dir), Some(name)) => dir.canonicalize().unwrap_or_else(|_| dir.to_owned()).join(name),
@@ -107,9 +109,9 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// The exclusive right to a set of endpoints, kept as long as the service runs. Dropping it closes
-/// the locks that were not [handed over](EndpointLock::hand_over); this process then no longer
-/// counts as their holder.
+/// The exclusive right to a set of endpoints while the service runs. Dropping it releases the locks
+/// that were not [handed over](EndpointLock::hand_over), and removes all its locks from the
+/// registry.
 #[derive(Debug)]
 pub(crate) struct EndpointLock {
     locks: Vec<File>,
@@ -118,26 +120,26 @@ pub(crate) struct EndpointLock {
 }
 
 impl EndpointLock {
-    /// Takes all of these endpoints if all are free, otherwise none. Other processes see `service`
-    /// as the holder's name.
+    /// Takes all endpoints if all are free, otherwise none. Other processes see `service` in their
+    /// error messages.
     ///
-    /// Tries for some milliseconds. A process that another thread has just forked has a copy of
-    /// every lock until it executes its program, even if the lock's owner is gone.
+    /// Retries for some milliseconds, because a process that another thread has just forked has
+    /// copies of all locks until it executes its program.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::Deadlock`] if this thread, or a service that lives as long as this process,
-    /// holds one of them; another kind if a lock file cannot be used.
+    /// [`io::ErrorKind::Deadlock`] if an endpoint is held by this thread, or by a service that
+    /// lives as long as this process or test run. Other kinds if a lock file cannot be used.
     pub(crate) fn try_take(endpoints: &[Endpoint], service: &str) -> io::Result<Option<EndpointLock>> {
         EndpointLock::take(endpoints, service, JUST_FORKED)
     }
 
-    /// Waits until all of these endpoints are free, and takes them. Returns `None` if that takes
-    /// longer than `limit`.
+    /// Waits until all endpoints are free, and takes them. Returns `None` if that takes longer than
+    /// `limit`.
     ///
     /// # Errors
     ///
-    /// The errors of [`try_take`](EndpointLock::try_take).
+    /// The same errors as [`try_take`](EndpointLock::try_take).
     pub(crate) fn take(
         endpoints: &[Endpoint],
         service: &str,
@@ -169,19 +171,19 @@ impl EndpointLock {
         for (endpoint, path) in endpoints.iter().zip(&paths) {
             let mut pauses = Pauses::new();
             loop {
-                // Each round checks this: meanwhile another thread may have made its service one of
-                // the whole process.
+                // Check this in every round, because another thread may call `for_process`
+                // meanwhile.
                 if is_own(path) {
                     return Err(io::Error::new(io::ErrorKind::Deadlock, wanted_twice(endpoint)));
                 }
                 if let Some(lock) = try_lock(path)? {
-                    // Without the note, other processes' errors only say less.
+                    // If the write fails, other processes cannot name the holder in errors.
                     let _ = lock.write_all_at(&note, 0);
                     locks.push(lock);
                     break;
                 }
-                // The first rounds skip this check: the holder may just have got the lock, and not
-                // have written its note yet.
+                // Skip this check in the first rounds, because a new holder may not have written
+                // its note yet.
                 if pauses.are_long() && is_of_this_run(path) {
                     return Err(io::Error::new(
                         io::ErrorKind::Deadlock,
@@ -225,19 +227,19 @@ impl EndpointLock {
         }
     }
 
-    /// The descriptors that the supervisor must inherit, and keep open until the service's tree is
-    /// gone.
+    /// The descriptors that the supervisor inherits and keeps open until the service's processes
+    /// are gone.
     pub(crate) fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.locks.iter().map(AsFd::as_fd)
     }
 
-    /// Closes this process's copies, once the supervisor has its own. This process still counts as
-    /// the holder of the endpoints.
+    /// Closes the descriptors in this process, after the supervisor has inherited them. The
+    /// registry still lists the locks.
     pub(crate) fn hand_over(&mut self) {
         self.locks.clear();
     }
 
-    /// Ties the service to this process: no thread of it can wait for the endpoints.
+    /// Marks the locks as held until this process ends, so that its threads do not wait for them.
     pub(crate) fn for_process(&mut self) {
         with_registry(|registry| {
             for held in registry.iter_mut().filter(|held| held.endpoint_lock == self.id) {
@@ -246,7 +248,7 @@ impl EndpointLock {
         });
     }
 
-    /// Ties the service to this run of tests: no process of it can wait for the endpoints.
+    /// Marks the locks as held until the test run ends, so that its processes do not wait for them.
     pub(crate) fn for_run(&mut self) {
         self.for_process();
         let Some(run) = Run::current() else { return };
@@ -256,8 +258,8 @@ impl EndpointLock {
             ours.map(|held| held.path.clone()).collect()
         });
         for path in paths {
-            // The lock itself may have been handed over. Without this note, other processes wait
-            // until their limit.
+            // Open the file again, because the lock may have been handed over. If the write fails,
+            // other processes wait until their time limit.
             let _ = sys::files::open_lock(&path, false).and_then(|lock| lock.write_all_at(&note, 0));
         }
     }
@@ -269,7 +271,7 @@ impl Drop for EndpointLock {
     }
 }
 
-/// The reason why two services of one test cannot have this endpoint.
+/// The error text for two services of one test that want the same endpoint.
 pub(crate) fn wanted_twice(endpoint: &Endpoint) -> String {
     format!(
         "two services of this test, or of this whole test process, want {endpoint}, and a wait for it \
@@ -277,8 +279,8 @@ pub(crate) fn wanted_twice(endpoint: &Endpoint) -> String {
     )
 }
 
-/// The last holder of the lock on this endpoint, for an error after [`EndpointLock::try_take`] gave
-/// `None`: `redis-server of test process tests-1f3a (pid 812)`.
+/// Describes the last holder of the lock on this endpoint, such as `redis-server of test process
+/// tests-1f3a (pid 812)`. For errors after [`EndpointLock::try_take`] returned `None`.
 pub(crate) fn holder(endpoint: &Endpoint) -> Option<String> {
     holder_in(&locks_dir().ok()?, endpoint)
 }
@@ -290,7 +292,7 @@ fn holder_in(dir: &Path, endpoint: &Endpoint) -> Option<String> {
     let mut numbers = lines.next()?.split(' ').map(str::parse::<u64>);
     let (pid, started) = (numbers.next()?.ok()?, numbers.next()?.ok()?);
     let (test, service) = (lines.next()?, lines.next()?);
-    // While the supervisor tears the service down, it still has the lock.
+    // The test process may have ended although its supervisor still holds the lock.
     let ended = if service_dir::is_alive(pid as u32, started) {
         ""
     } else {
@@ -305,7 +307,7 @@ fn holder_in(dir: &Path, endpoint: &Endpoint) -> Option<String> {
     ))
 }
 
-/// The name of the thread of this process that took the lock on this file. libtest names a thread
+/// Text about the thread of this process that took the lock on this file. libtest names a thread
 /// after its test.
 fn starter(path: &Path) -> Option<String> {
     with_registry(|registry| {
@@ -325,12 +327,13 @@ fn starter(path: &Path) -> Option<String> {
     })
 }
 
-/// Length of every note, so that each replaces the one before in place. If a file is truncated and
-/// filled again, some file systems write it to the disk at once.
+/// Length of every note. Notes of the same length overwrite each other. If the file were truncated
+/// instead, some file systems would write to the disk at once.
 const NOTE_LENGTH: usize = 512;
 
-/// A note of four lines, padded with spaces: the holder's pid and start time, its test binary, and
-/// the service. For a service of a whole run, the runner's pid and start time follow.
+/// Builds a note of four lines, padded with spaces: the holder's pid and start time, its test
+/// binary, the service, and the runner's pid and start time. The last line is empty unless the
+/// whole run shares the service.
 fn note(service: &str, runner: Option<(u32, u64)>) -> [u8; NOTE_LENGTH] {
     let test = std::env::current_exe().ok();
     let test = test
@@ -357,7 +360,7 @@ fn note(service: &str, runner: Option<(u32, u64)>) -> [u8; NOTE_LENGTH] {
     note
 }
 
-/// Whether the holder of this lock is a service that this process's whole run shares.
+/// Whether the lock is held by a service that all processes of this test run share.
 fn is_of_this_run(path: &Path) -> bool {
     let Some(run) = Run::current() else { return false };
     let (pid, started) = run.runner();
@@ -371,8 +374,8 @@ fn try_lock(path: &Path) -> io::Result<Option<File>> {
         if !sys::files::try_flock(lock.as_fd())? {
             return Ok(None);
         }
-        // Between opening and locking, another program may have removed the file, and a process may
-        // have made and locked a new one under its name.
+        // Between `open` and `flock`, another program may have removed the file, and another
+        // process may have locked a new file of this name.
         if service_dir::base::is_at(&lock, path)? {
             return Ok(Some(lock));
         }
@@ -400,16 +403,15 @@ fn locks_dir() -> io::Result<PathBuf> {
 
 struct Held {
     path: PathBuf,
-    /// The thread that took the lock; `None` for the whole process.
+    /// The thread that took the lock; `None` if the lock belongs to the whole process.
     thread: Option<ThreadId>,
-    /// The name of the thread that took the lock.
     thread_name: Option<String>,
-    /// A weak reference that is dead once that thread has ended.
+    /// Dead once the thread that took the lock has ended.
     life: Weak<()>,
     endpoint_lock: u64,
 }
 
-/// A weak reference that is dead once this thread has ended.
+/// A weak reference that is dead once the current thread has ended.
 fn life_of_thread() -> Weak<()> {
     thread_local! {
         static LIFE: Arc<()> = Arc::new(());
@@ -419,7 +421,7 @@ fn life_of_thread() -> Weak<()> {
 
 fn with_registry<T>(f: impl FnOnce(&mut Vec<Held>) -> T) -> T {
     static REGISTRY: Mutex<Vec<Held>> = Mutex::new(Vec::new());
-    // The content stays valid even if a test panics.
+    // If a test panics, the list is still valid.
     f(&mut REGISTRY.lock().unwrap_or_else(|poisoned| poisoned.into_inner()))
 }
 
@@ -442,7 +444,7 @@ mod tests {
     use crate::sys::tests::in_time;
     use crate::util::own_process::{process_of, test_name};
 
-    /// Longer than any of these tests takes: a longer wait has no end.
+    /// Time limit of waits that must succeed. None of these tests takes as long.
     const LONG: Duration = Duration::from_secs(30);
 
     struct Temp(PathBuf);
@@ -472,8 +474,7 @@ mod tests {
         fn other_takes(&self, port: u16, limit: Duration) -> Option<EndpointLock> {
             thread::scope(|s| s.spawn(|| self.take(&[port], limit).unwrap()).join().unwrap())
         }
-        /// Waits a while, because processes that other tests have just forked hold copies of all
-        /// locks.
+        /// Waits, because a process that another test has just forked may have copies of all locks.
         fn becomes_free(&self, port: u16) -> bool {
             self.other_takes(port, LONG).is_some()
         }
@@ -533,7 +534,7 @@ mod tests {
         endpoint_lock.hand_over();
         assert_eq!(endpoint_lock.fds().count(), 0);
         assert!(temp.is_held(1));
-        // The supervisor may end before the executor is dropped, or after.
+        // The supervisor has ended, but the executor still exists.
         drop(heir);
         assert!(temp.becomes_free(1));
     }
@@ -560,7 +561,7 @@ mod tests {
                 .contains("two services of this test, or of this whole test process, want port 1,"),
             "{error}"
         );
-        // The result is the same if the supervisor has the lock.
+        // The error is the same after the supervisor has taken over the lock.
         endpoint_lock.hand_over();
         assert_eq!(
             temp.take(&[3, 1], LONG).unwrap_err().kind(),
@@ -617,7 +618,7 @@ mod tests {
         );
     }
 
-    /// A test may end before a thread that it started and that has the service.
+    /// A test can end while a thread of it still has the service.
     #[test]
     fn a_holder_whose_test_is_over_is_told_as_such() {
         let temp = Temp::new();
@@ -642,7 +643,7 @@ mod tests {
         let _of_body = take(2, None);
         let holder = holder_in(&temp.0, &endpoint(2)).unwrap();
         assert!(holder.contains("a thread without a name"), "{holder}");
-        // This holder's test still runs.
+        // The test of this holder is still running.
         let (ends, end) = mpsc::channel::<()>();
         thread::scope(|s| {
             let (has, had) = mpsc::channel();
@@ -664,8 +665,8 @@ mod tests {
     fn a_lock_file_that_was_removed_and_made_anew_is_not_locked_twice() {
         let temp = Temp::new();
         let _lock = temp.take(&[1], Duration::ZERO).unwrap().unwrap();
-        // Another program removes the file. The lock on the removed file does not count for later
-        // processes, which agree on a new file.
+        // If another program removes the file, later processes ignore the lock on it and use a new
+        // file.
         fs::remove_file(temp.0.join("tcp-1")).unwrap();
         let second = temp.other_takes(1, Duration::ZERO);
         assert!(second.is_some());
@@ -707,7 +708,7 @@ mod tests {
         });
     }
 
-    /// A process of the next test: takes the lock, reports that, and waits to be killed.
+    /// Runs in a process of the next test: takes the lock, reports that, and waits to be killed.
     #[test]
     #[ignore = "a part of another test"]
     fn victim() {

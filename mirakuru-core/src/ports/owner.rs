@@ -1,13 +1,13 @@
-//! Finds out whether the socket that answers on an address belongs to a service's process tree.
+//! Finds out whether the sockets that answer on an address belong to a service's process tree.
 //!
-//! A test that talks to the wrong server passes or fails for the wrong reason. The rule: an address
-//! belongs to a service if **every** socket that could get a connection to it is open in a process
-//! of the service's tree. If several sockets share the address (SO_REUSEPORT), the kernel deals
-//! connections out among them. So another process's socket is an error even if the service has one
-//! beside it.
+//! A test that talks to the wrong server passes or fails for the wrong reason. An address belongs
+//! to a service only if a process of the service's tree has **every** socket that could get a
+//! connection. If several sockets share the address (SO_REUSEPORT), the kernel distributes
+//! connections among them. Another process's socket is therefore an error even if the service has
+//! one as well.
 //!
-//! Sockets that the service inherited, as with systemd's socket activation, are open in its tree.
-//! Their maker does not matter.
+//! A socket that the service inherited, as with systemd's socket activation, is open in its tree
+//! and belongs to the service.
 
 use std::fmt;
 use std::io;
@@ -23,8 +23,8 @@ use crate::ports::table::{all_listeners, answering, listening};
 use crate::sys::Protocol;
 use crate::sys::procfs::{self, Closely};
 
-/// Number of searches for the owner before another process is accused. Between the list of the tree
-/// and the read of its descriptors, the service may fork or pass its socket on.
+/// Number of searches before another process is reported. The service may fork or pass its socket
+/// on during a search, so that the search misses the socket.
 const POLLS: u32 = 3;
 const BETWEEN_POLLS: Duration = Duration::from_millis(1);
 
@@ -33,21 +33,20 @@ const BETWEEN_POLLS: Duration = Duration::from_millis(1);
 pub(crate) enum Owner {
     /// No process listens on the address.
     Nobody,
-    /// The service's tree has every socket that a connection could reach.
+    /// Processes of the service's tree have every socket that could get a connection.
     Tree,
-    /// A listening process may be the service. A part of the service's tree cannot be inspected
-    /// (another user, and this process is not root), and the search found no other process with the
-    /// socket.
+    /// The owner is not visible. Part of the service's tree belongs to another user and cannot be
+    /// inspected, and no other process was found with the socket.
     Unseen,
     /// Another process gets connections.
     WrongListener(WrongListener),
 }
 
-/// Another process that answers on the service's address. It is inside the error of kind
-/// `AddrInUse` from [`owned_by_tree`] and from the Unix socket's readiness.
+/// Another process that answers on the service's address. Errors of kind `AddrInUse` from
+/// [`owned_by_tree`] and from the readiness of Unix sockets contain this value.
 #[derive(Clone, Debug)]
 pub(crate) struct WrongListener {
-    /// Address or path of the service, for example `127.0.0.1:6379`.
+    /// The service's address or path, for example `127.0.0.1:6379`.
     pub(crate) endpoint: String,
     pub(crate) holder: Holder,
     /// Whether the service listens on the endpoint as well (SO_REUSEPORT).
@@ -55,7 +54,7 @@ pub(crate) struct WrongListener {
 }
 
 impl WrongListener {
-    /// The remedy, as a command to the reader.
+    /// Advice for the user, as a part of the error message.
     pub(crate) fn remedy(&self) -> String {
         let what = match self.shared {
             true => "both listen there (SO_REUSEPORT), and each gets a part of the connections",
@@ -67,7 +66,7 @@ impl WrongListener {
         }
     }
 
-    /// Finds this value inside an error.
+    /// Extracts the value from an error that contains one.
     pub(crate) fn of(error: &io::Error) -> Option<&WrongListener> {
         error.get_ref()?.downcast_ref()
     }
@@ -102,13 +101,14 @@ impl From<WrongListener> for io::Error {
 
 /// Whether the tree below `root` answers connections to this local address.
 ///
-/// `Ok(false)`: no process listens. `Ok(true)`: the tree listens, or the listener's owner is not
-/// visible. An error of kind `AddrInUse`, with a [`WrongListener`] inside: another process listens.
+/// - `Ok(false)`: no process listens.
+/// - `Ok(true)`: the tree listens, or the owner of the listener is not visible.
+/// - An error of kind `AddrInUse` with a [`WrongListener`] inside: another process listens.
 pub(crate) fn owned_by_tree(protocol: Protocol, addr: SocketAddr, root: u32) -> io::Result<bool> {
     Ok(listeners_of_tree(protocol, addr, root)?.is_some())
 }
 
-/// The sockets of a tree that answer on an address, as far as they are visible.
+/// The visible sockets of a tree that answer on an address.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Listeners {
     inodes: Vec<u64>,
@@ -116,7 +116,7 @@ pub(crate) struct Listeners {
     pids: Vec<u32>,
 }
 
-/// Checks as [`owned_by_tree`], and returns the sockets. Returns `None` if no process listens.
+/// Like [`owned_by_tree`], but returns the sockets, or `None` if no process listens.
 pub(crate) fn listeners_of_tree(
     protocol: Protocol,
     addr: SocketAddr,
@@ -132,17 +132,17 @@ pub(crate) fn listeners_of_tree(
     Ok(Some(listeners))
 }
 
-/// Finds the owner of an address, from the view of the tree below `root`.
+/// Finds out whether an address belongs to the tree below `root`.
 fn owner(protocol: Protocol, addr: SocketAddr, root: u32, listeners: &mut Listeners) -> io::Result<Owner> {
     let addr = canonical(addr);
-    // The cheap question comes first: for most of a start its answer is no.
+    // Ask the cheap question first: during most of a start, no process listens.
     if !listening(protocol, addr)? {
         return Ok(Owner::Nobody);
     }
     let mut poll = 1;
     loop {
         let sockets = match answering(protocol, addr) {
-            // The process has stopped listening by now.
+            // The process has stopped listening meanwhile.
             Some(sockets) if sockets.is_empty() => return Ok(Owner::Nobody),
             Some(sockets) => sockets,
             None => return Ok(Owner::Unseen),
@@ -183,10 +183,11 @@ enum Ownership {
     },
 }
 
-/// Whether all of these sockets are open in the tree below `root`. Stores the processes with the
-/// sockets in `pids`.
+/// Whether processes below `root` have all of these sockets. Stores the ids of these processes in
+/// `pids`.
 fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Ownership {
-    // The first check nearly always suffices. The later ones read every descriptor.
+    // The first search is nearly always enough. Later searches look at every thread, which costs
+    // more.
     let closely = match poll {
         1 => Closely::Process,
         _ => Closely::Threads,
@@ -206,7 +207,7 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Owners
     };
     let shared = strange.len() < inodes.len();
     if poll < POLLS && !search.denied {
-        // Another poll is cheaper than a search through all processes of the machine.
+        // Another search of the tree is cheaper than a search through all processes.
         return Ownership::WrongListener {
             inode: first,
             holder: None,
@@ -214,8 +215,8 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Owners
         };
     }
     let mut everybody = procfs::search(&procfs::pids(), &strange, Closely::Process).found;
-    // In the middle of its double fork, a daemon can escape the search downwards from `root`. The
-    // search upwards from the process finds it.
+    // The search downwards from `root` can miss a daemon between its two forks. The search upwards
+    // from the process finds it.
     let ours: Vec<u64> = everybody
         .iter()
         .filter(|(_, pid)| procfs::descends(*pid, root))
@@ -223,8 +224,7 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Owners
         .collect();
     everybody.retain(|(inode, _)| !ours.contains(inode));
     if search.denied {
-        // The test process does not count here: it may have made the socket that the service
-        // inherits.
+        // Ignore the test process, which may have made the socket that the service inherits.
         everybody.retain(|(_, pid)| *pid != std::process::id());
         if everybody.is_empty() {
             return Ownership::Unseen;
@@ -244,7 +244,7 @@ fn owner_of(inodes: &[u64], root: u32, poll: u32, pids: &mut Vec<u32>) -> Owners
 }
 
 /// Whether the Unix socket at `path` is open in the tree below `root`. `listener` is the process
-/// that called `listen`, if the system told it.
+/// that called `listen`, if it is known.
 pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner {
     if listener.is_some_and(|pid| procfs::descends(pid, root)) {
         return Owner::Tree;
@@ -253,7 +253,6 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
     loop {
         let mut names = vec![path.to_owned()];
         names.extend(std::path::absolute(path));
-        // Resolves symbolic links.
         names.extend(std::fs::canonicalize(path));
         names.dedup();
         let inodes: Vec<u64> = names
@@ -264,8 +263,8 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
             return unnamed_owner(path, listener, root);
         }
         match owner_of(&inodes, root, poll, &mut Vec::new()) {
-            // For a moment after a restart the table may have two sockets of one name. Only the
-            // last can be reached.
+            // Right after a restart, the table may list two sockets of this name. Only the newer
+            // one can be reached.
             Ownership::Tree | Ownership::WrongListener { shared: true, .. } => return Owner::Tree,
             Ownership::Unseen => return Owner::Unseen,
             Ownership::WrongListener { .. } if poll < POLLS => {}
@@ -282,8 +281,8 @@ pub(crate) fn unix_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner
     }
 }
 
-/// The owner of a socket that was bound under another name of the same file, such as a relative
-/// one. The owner may be the service if the tree has any socket that listens.
+/// The owner of a socket that was bound under another path, such as a relative one. If the tree has
+/// any listening Unix socket, the service may be the owner.
 fn unnamed_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner {
     let listening = procfs::unix_listening();
     let search = procfs::search_tree(root, &listening, Closely::Threads);
@@ -298,7 +297,7 @@ fn unnamed_owner(path: &Path, listener: Option<u32>, root: u32) -> Owner {
     })
 }
 
-/// Time that a server may listen only to check that it can have the port.
+/// Maximum age of a socket that a server opens only to check that its port is free.
 const CHECK_TAKES: Duration = Duration::from_millis(50);
 
 /// The sockets that answer on an address, and the time when they were first seen.
@@ -309,22 +308,21 @@ pub(crate) struct FirstSeen {
 }
 
 impl FirstSeen {
-    /// Most servers accept connections some microseconds after they begin to listen. The pause
-    /// grows with the time that has passed.
+    /// Pause before the next poll. It grows with the time that has passed, because most servers
+    /// accept connections some microseconds after they begin to listen.
     pub(crate) fn next_poll(&self) -> Duration {
         (self.at.elapsed() / 4).clamp(Duration::from_micros(50), Duration::from_millis(1))
     }
 }
 
-/// Whether the service's sockets on this address are there to stay.
+/// Whether the service's sockets on this address will stay open.
 ///
-/// Some servers listen for a moment to check that they can have the port, and listen again later to
-/// serve. So the process with the socket must wait for something, such as connections. If it runs
-/// or sleeps, the same socket must have been there for [`CHECK_TAKES`], and still be there at the
-/// end. `seen` is the result of the check before.
+/// Some servers listen briefly to check that the port is free, and listen again later to serve. If
+/// the process waits for something, such as connections, its socket counts at once. Otherwise the
+/// same socket must have been there for [`CHECK_TAKES`]. `seen` holds the result of the last check.
 pub(crate) fn stays(addr: SocketAddr, listeners: Listeners, seen: &mut Option<FirstSeen>) -> bool {
     let Listeners { inodes, pids } = listeners;
-    // If the kernel does not tell the sockets, finding a listener is enough.
+    // If the kernel does not list the sockets, finding a listener is enough.
     if inodes.is_empty() {
         return true;
     }
@@ -346,7 +344,7 @@ pub(crate) fn stays(addr: SocketAddr, listeners: Listeners, seen: &mut Option<Fi
     })
 }
 
-/// The addresses on which the tree below `root` listens, in no particular order, for the error
+/// The addresses on which the tree below `root` listens, in no particular order. For the error
 /// about a service that listens elsewhere. Empty if the kernel cannot be asked.
 pub(crate) fn addresses_of_tree(root: u32) -> Vec<SocketAddr> {
     let sockets = all_listeners(Protocol::Tcp, 0).unwrap_or_default();
@@ -373,7 +371,7 @@ mod tests {
         SocketAddr::from((Ipv4Addr::LOCALHOST, port))
     }
 
-    /// A Python process that runs the script. The script prints its `port`.
+    /// A Python process whose script prints `port`.
     struct Python {
         child: Child,
         port: u16,
@@ -411,8 +409,8 @@ mod tests {
 
     impl Drop for Python {
         fn drop(&mut self) {
-            // This kills the whole group at once: a tree that forks all the time changes faster
-            // than it is listed.
+            // Kill the whole group at once, because a tree that keeps forking changes faster than
+            // it can be listed.
             let _ = Command::new("kill")
                 .args(["-9", "--", &format!("-{}", self.child.id())])
                 .stderr(Stdio::null())
@@ -443,7 +441,7 @@ mod tests {
     #[test]
     fn another_process_is_named() {
         let wrong_listener = Python::listener();
-        // This tree belongs to an unrelated process.
+        // This unrelated process stands for the service.
         let tree = Command::new("sleep").arg("60").spawn().unwrap();
         let mut tree = Python { child: tree, port: 0 };
         let error = owned_by_tree(Protocol::Tcp, v4(wrong_listener.port), tree.pid()).unwrap_err();
@@ -459,7 +457,7 @@ mod tests {
             )) && text.ends_with(&expected),
             "{text}"
         );
-        // Once the root of a tree is gone, the tree has no processes.
+        // After its root has ended, the tree has no processes.
         tree.child.kill().unwrap();
         tree.child.wait().unwrap();
         assert!(owned_by_tree(Protocol::Tcp, v4(wrong_listener.port), tree.pid()).is_err());
@@ -472,8 +470,7 @@ mod tests {
             child: Command::new("sleep").arg("60").spawn().unwrap(),
             port: listener.local_addr().unwrap().port(),
         };
-        // `sleep` does not inherit the listener, which is close-on-exec. The first check may come
-        // before the exec.
+        // The listener is close-on-exec. Until `sleep` is executed, the child still has a copy.
         while std::fs::read_link(format!("/proc/{}/exe", tree.pid())).unwrap()
             == std::env::current_exe().unwrap()
         {
@@ -498,7 +495,8 @@ mod tests {
              s.listen(); \
              print({port}, flush=True); time.sleep(60)"
         ));
-        // From this process's view both sockets are ours, from Python's view only one.
+        // Both sockets are in this process's tree, because Python is its child. Python's tree has
+        // only one.
         assert!(owned_by_tree(Protocol::Tcp, v4(port), std::process::id()).unwrap());
         let seen = owner(
             Protocol::Tcp,
@@ -515,7 +513,7 @@ mod tests {
 
     #[test]
     fn a_daemon_that_forks_all_the_time_is_never_accused() {
-        // Each parent hands the listener to its child, then ends. The first process adopts the
+        // Each parent passes the listener to its child and ends. The first process adopts the
         // children.
         let script = "
 import ctypes, os, socket, time
@@ -546,7 +544,7 @@ time.sleep(60)
 
     #[test]
     fn a_socket_that_only_a_late_thread_has_is_found() {
-        // The first thread ends. From then on /proc/PID/fd is empty, and the other thread has the
+        // The first thread ends. Then /proc/PID/fd is empty, and only the other thread has the
         // descriptors.
         let script = "
 import ctypes, socket, threading, time
@@ -566,8 +564,8 @@ ctypes.CDLL(None).pthread_exit(None)
     fn a_tree_of_another_user_gets_the_benefit_of_the_doubt() {
         use std::os::unix::process::CommandExt;
         const NOBODY: u32 = 65534;
-        // This test runs itself again as a user who may not read root's processes, and checks that
-        // run's output.
+        // This test runs itself again as a user who may not read root's processes, and checks the
+        // output.
         if let Ok(what) = std::env::var("MIRAKURU_TEST_OWNER") {
             match what.split_once(' ') {
                 Some((port, root)) => println!(
@@ -591,7 +589,7 @@ ctypes.CDLL(None).pthread_exit(None)
             eprintln!("skipped: it takes root to start processes of two users");
             return;
         }
-        // The user `nobody` may have no access to the directory of this program.
+        // `nobody` may have no access to the directory of this program, so copy it.
         let copy = std::env::temp_dir().join(format!("mk-owner-{}", std::process::id()));
         std::fs::copy(std::env::current_exe().unwrap(), &copy).unwrap();
         let as_nobody = |what: String| {
@@ -611,8 +609,7 @@ ctypes.CDLL(None).pthread_exit(None)
         };
         let service = Python::listener();
         let unseen = poll(service.port, service.pid());
-        // If root's processes cannot be read, an invisible server on the port of root's service
-        // counts as wrong.
+        // This server runs as `nobody` and is visible to `nobody`, so the check reports it.
         let mut child = as_nobody("listen".to_owned())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -7,10 +7,9 @@ use crate::ports::reserve::{HoldLevel, Range, Reservation};
 
 /// A port on 127.0.0.1 that is reserved for a server inside the test process.
 ///
-/// This is the reservation behind `{port}`: free for TCP and UDP, and kept from every program that
-/// asks for a free port, in this process and in others. Until
-/// [`into_listener`](Port::into_listener) is called, connections are refused. Dropping it gives the
-/// port back.
+/// The port is free for TCP and UDP, and no program that asks the system for a free port gets it.
+/// Connections are refused until [`into_listener`](Port::into_listener) is called. Dropping the
+/// value releases the port. The placeholder `{port}` makes the same reservation.
 ///
 /// The usual variable name is `port`.
 ///
@@ -66,15 +65,14 @@ impl Port {
     ///
     /// # Panics
     ///
-    /// If another process has bound this very port by its number in the meantime. No reservation
-    /// can prevent that.
+    /// If another process has bound this port by number meanwhile. No reservation can prevent that.
     #[must_use]
     #[track_caller]
     pub fn into_listener(self) -> TcpListener {
         self.into_sockets().0
     }
 
-    /// Makes both sockets of a server that uses TCP and UDP, such as one for DNS.
+    /// Makes a TCP listener and a UDP socket on the port, for a server that uses both, such as DNS.
     ///
     /// ```
     /// # use mirakuru_core as mirakuru;
@@ -85,20 +83,20 @@ impl Port {
     ///
     /// # Panics
     ///
-    /// As [`into_listener`](Port::into_listener) does.
+    /// For the same reason as [`into_listener`](Port::into_listener).
     #[must_use]
     #[track_caller]
     pub fn into_sockets(self) -> (TcpListener, UdpSocket) {
         let addr = self.addr();
-        // The hold is closed only after the listener exists.
+        // Keep the reservation until the listener exists.
         match TcpListener::bind(addr) {
             Ok(listener) => (listener, self.udp),
             Err(error) => panic!("cannot listen on the reserved address {addr}: {error}"),
         }
     }
 
-    /// Makes a UDP socket that is bound to the port. The reservation has bound it, so it has every
-    /// datagram that came since then.
+    /// Returns the UDP socket that the reservation has bound to the port. It has received all
+    /// datagrams since then.
     #[must_use]
     pub fn into_udp_socket(self) -> UdpSocket {
         self.udp

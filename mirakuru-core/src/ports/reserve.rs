@@ -1,29 +1,29 @@
 //! Reserves free ports, so that no other program gets the same port before the service has it.
 //!
-//! "Bind to port 0, read the number, close" gives two processes the same port often enough to make
-//! a suite flaky. A reservation here is a *hold*: a socket that is bound to the port and does not
-//! listen. While it is open, the kernel chooses the port for no other socket, neither to listen nor
-//! for an outgoing connection. It also refuses connections to the port. The hold ends with its
-//! process.
+//! If a process binds port 0, reads the number and closes the socket, another process may get the
+//! same port. That happens often enough to make tests flaky. A reservation here is a *hold*: a
+//! socket that is bound to the port and does not listen. While the hold is open, the kernel gives
+//! its port to no socket that asks for any free port. It also refuses connections to the port. The
+//! hold ends with its process.
 //!
-//! The service binds over the hold. That works because both sockets set SO_REUSEADDR and neither
-//! listens when the other binds. Nearly every server sets that option: without it, no server could
-//! restart while old connections linger. One dual-stack socket is enough for Redis, nginx (IPv4,
-//! v6-only, dual-stack, `reuseport`), PostgreSQL (with another user id), Python's http.server and
-//! Rust's std. They bind over it on the wildcard and on loopback, in IPv4 and in IPv6. A second
-//! socket for the other family would add nothing.
+//! The service binds the port over the hold. That works because both sockets set SO_REUSEADDR and
+//! neither listens when the other binds. Nearly every server sets that option, because otherwise it
+//! could not restart while old connections linger. One dual-stack socket is enough: Redis, nginx,
+//! PostgreSQL, Python's http.server and Rust's std bind over it on wildcard and loopback addresses,
+//! in IPv4 and in IPv6.
 //!
-//! A program that sets neither SO_REUSEADDR nor SO_REUSEPORT finds the port taken. For such a
+//! A program that sets neither SO_REUSEADDR nor SO_REUSEPORT cannot bind over the hold. For such a
 //! program the hold can be [loosened](Reservation::loosen). The first step is a socket on IPv6
-//! loopback only: it keeps the port from other holds, but not from a program that binds to IPv4.
-//! The second step is no hold.
+//! loopback only: other holds avoid the port, but an IPv4 program can bind it. The second step is
+//! no hold.
 //!
-//! UDP has no such hold: few UDP servers set SO_REUSEADDR, so most could not bind over it. A port
-//! is free for UDP when it is reserved, and other reservations avoid it. A service that says that
-//! it uses UDP gets a [low](Range::Low) port, which the kernel never chooses by itself.
+//! UDP has no holds, because few UDP servers set SO_REUSEADDR, and the others could not bind over
+//! them. A reserved port is free for UDP at first, and other reservations avoid it. If a service
+//! declares that it uses UDP, it gets a [low](Range::Low) port, which the kernel never chooses by
+//! itself.
 //!
-//! A hold does no harm to a service that runs, and may stay open meanwhile. So the port is still
-//! ours when the service stops, without a gap.
+//! A hold does not disturb a running service, so it stays open. When the service stops, the port is
+//! still reserved.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 use std::io;
@@ -37,18 +37,18 @@ pub(crate) enum Range {
     /// The kernel chooses the port.
     #[default]
     Any,
-    /// A port outside the kernel's own range, and below 50000: a server can add to its number.
+    /// A port below 50000 and outside the kernel's own range. A server can derive other ports from
+    /// it by adding a number.
     Low,
 }
 
-/// Strength of the hold on a port while the service does not have it. Each level is weaker than the
-/// one before.
+/// Strength of the hold on a port. Each level is weaker than the one before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum HoldLevel {
     /// A hold on every address. A service with SO_REUSEADDR or SO_REUSEPORT can bind over it.
     Firm,
-    /// A hold on IPv6 loopback: other mirakuru processes do not get the port. A service on IPv4
-    /// needs no option.
+    /// A hold on IPv6 loopback. Other mirakuru processes do not get the port. A service on IPv4 can
+    /// bind the port without any option.
     Beside,
     /// No hold: another process may get the port before the service does.
     Open,
@@ -64,14 +64,14 @@ impl HoldLevel {
     }
 }
 
-/// The low range: above the ports of most servers, and below 50000.
+/// The low range: above the default ports of most servers, and below 50000.
 const LOW: std::ops::Range<u16> = 20_000..50_000;
-/// Ports in the low range that are the default of some server, which another test may want.
+/// Ports in the low range that are the default of some server. Another test may need them.
 const WELL_KNOWN: [u16; 10] = [
     25_565, 25_672, 26_257, 26_379, 27_017, 27_018, 27_019, 28_015, 32_400, 33_060,
 ];
 
-/// A port that was free on every address at its reservation.
+/// A port that was free on every address when it was reserved.
 #[derive(Debug)]
 pub(crate) struct Reservation {
     port: u16,
@@ -84,7 +84,7 @@ impl Reservation {
         Reservation { port, hold: None }
     }
 
-    /// Reserves a port that is free for TCP and UDP, never one of `except`.
+    /// Reserves a port that is free for TCP and UDP and not in `except`.
     pub(crate) fn new(range: Range, hold_level: HoldLevel, except: &[u16]) -> io::Result<Reservation> {
         let is_wanted = |port: u16| !except.contains(&port) && sys::ports::udp_is_free(port);
         let mut reservation = match range {
@@ -96,7 +96,7 @@ impl Reservation {
     }
 
     fn any(is_wanted: impl Fn(u16) -> bool) -> io::Result<Reservation> {
-        // The holds on unwanted ports stay open until the end, so that each round gets a new port.
+        // Keep the holds on unwanted ports until the end, so that each round gets a new port.
         let mut unwanted = Vec::new();
         loop {
             let (hold, port) = sys::ports::hold_any()?;
@@ -114,12 +114,12 @@ impl Reservation {
     fn low(is_wanted: impl Fn(u16) -> bool) -> io::Result<Reservation> {
         let ephemeral = sys::ports::ephemeral().unwrap_or(32_768..=60_999);
         let outside: Vec<u16> = LOW.filter(|port| !ephemeral.contains(port)).collect();
-        // If the kernel's range leaves few low ports, ports of that range will do, too.
+        // If the kernel's range leaves few low ports, use ports of that range as well.
         let ports: Vec<u16> = match outside.len() {
             0..1000 => LOW.collect(),
             _ => outside,
         };
-        // Each process begins at another place, so that few try the same port.
+        // Start at a random port, so that processes rarely try the same one.
         let begin = RandomState::new().build_hasher().finish() as usize % ports.len();
         let (after, before) = (&ports[begin..], &ports[..begin]);
         for &port in after
@@ -143,28 +143,28 @@ impl Reservation {
         self.port
     }
 
-    /// Weakens a hold to `hold_level`. The new socket is bound before the old one is closed. This
-    /// never makes a hold stronger: after [`HoldLevel::Open`],
-    /// [`hold_again`](Reservation::hold_again) does that.
+    /// Weakens the hold to `hold_level`. Binds the new socket before closing the old one. Never
+    /// makes a hold stronger: after [`HoldLevel::Open`], use
+    /// [`hold_again`](Reservation::hold_again).
     pub(crate) fn loosen(&mut self, hold_level: HoldLevel) {
         if self.hold.is_none() {
             return;
         }
         match hold_level {
             HoldLevel::Firm => {}
-            // Without IPv6 and without the whole of 127.0.0.0/8 there is no address for this level,
-            // and the port is left open.
+            // Without IPv6, this can fail if only a part of 127.0.0.0/8 is usable. The port is then
+            // not held.
             HoldLevel::Beside => self.hold = sys::ports::stand_beside(self.port).ok(),
             HoldLevel::Open => self.hold = None,
         }
     }
 
-    /// Holds the same port again.
+    /// Holds the port again after its hold was given up.
     ///
     /// # Errors
     ///
-    /// [`io::ErrorKind::AddrInUse`] if another process has the port by now. TIME_WAIT does not
-    /// matter.
+    /// [`io::ErrorKind::AddrInUse`] if a process has taken the port. Connections in TIME_WAIT do
+    /// not count.
     pub(crate) fn hold_again(&mut self, hold_level: HoldLevel) -> io::Result<()> {
         if self.hold.is_none() && hold_level != HoldLevel::Open {
             self.hold = Some(sys::ports::hold_exactly(self.port)?);
@@ -189,7 +189,7 @@ mod tests {
         Reservation::new(Range::Any, HoldLevel::Firm, &[]).unwrap()
     }
 
-    /// Wildcard and loopback addresses, in the families that this machine has.
+    /// Wildcard and loopback addresses of the families that this machine supports.
     fn addresses() -> Vec<&'static str> {
         let mut all = vec!["127.0.0.1", "0.0.0.0", "::1", "::"];
         if TcpListener::bind("[::1]:0").is_err() {
@@ -227,7 +227,7 @@ mod tests {
         let held: Vec<_> = (0..150).map(|_| firm()).collect();
         let ports: HashSet<u16> = held.iter().map(Reservation::port).collect();
         assert_eq!(ports.len(), held.len());
-        // Without a hold, dozens of these ports would be the same.
+        // Without the holds, dozens of ports would be given twice.
         for ip in addresses() {
             for _ in 0..3000 {
                 let other = TcpListener::bind(at(ip, 0)).unwrap();
@@ -263,7 +263,7 @@ mod tests {
             held.hold_again(HoldLevel::Firm).is_err(),
             "the service still listens"
         );
-        // The side that closes first, here the server, keeps the TIME_WAIT.
+        // The server closes first, so the TIME_WAIT is on its side.
         drop(server);
         drop(listener);
         drop(client);
@@ -286,15 +286,15 @@ mod tests {
 
     #[test]
     fn a_loose_hold_lets_a_service_without_options_bind() {
-        // This binds like a program that sets no option.
+        // Binds without any socket option.
         let plain_bind = |ip: [u8; 4], port| sys::ports::bind_v4(SocketAddrV4::new(ip.into(), port), false);
         let mut ips = vec![[127, 0, 0, 1]];
         if addresses().contains(&"::1") {
             ips.push([0, 0, 0, 0]);
         }
         for ip in ips {
-            // This needs several tries, because a loose hold does not keep the IPv4 listener of
-            // another test away.
+            // Retry, because a loose hold does not stop another test's IPv4 listener from taking
+            // the port.
             let bound = (0..20).any(|_| {
                 let mut held = firm();
                 assert!(plain_bind(ip, held.port()).is_err(), "a firm hold lets it bind");
@@ -319,8 +319,7 @@ mod tests {
 
     #[test]
     fn ports_that_are_not_wanted_are_passed_over() {
-        // Most of the range is unwanted, so the kernel's first choice probably is, too. (It prefers
-        // odd ports.)
+        // Only one port in 16 is wanted, so the kernel's first choice is probably unwanted.
         let unwanted: Vec<u16> = (1024..=u16::MAX).filter(|port| port % 16 != 1).collect();
         let reserved = Reservation::new(Range::Any, HoldLevel::Open, &unwanted).unwrap();
         assert!(!unwanted.contains(&reserved.port()));
@@ -328,7 +327,8 @@ mod tests {
 
     #[test]
     fn a_port_that_a_udp_socket_has_is_not_taken() {
-        // Without the UDP check, many would get such a port: the kernel fills both tables alike.
+        // The kernel chooses TCP and UDP ports alike. Without the UDP check, many reservations
+        // would get one of these ports.
         let sockets: Vec<_> = (0..300)
             .map(|n| std::net::UdpSocket::bind((["127.0.0.1", "0.0.0.0"][n % 2], 0)).unwrap())
             .collect();
@@ -353,14 +353,14 @@ mod tests {
         if *ephemeral.start() > 21_000 {
             assert!(ports.iter().all(|port| !ephemeral.contains(port)));
         }
-        // Each port is free for UDP without any option, on each address.
+        // A UDP server without options can bind each port.
         for reserved in &low {
             std::net::UdpSocket::bind(at("0.0.0.0", reserved.port())).unwrap();
         }
     }
 
-    /// One process of the race: takes ports, prints them, and keeps them until its standard input
-    /// ends.
+    /// One process of the race below: reserves ports, prints them, and keeps them until its
+    /// standard input ends.
     #[test]
     #[ignore = "a part of the race"]
     fn racer() {

@@ -1,13 +1,13 @@
-//! Asks the kernel for the sockets on a port of this machine, without a connection.
+//! Lists the sockets on a port of this machine without connecting to it.
 //!
-//! The service would notice a plain `connect`: PostgreSQL logs an incomplete startup packet for
-//! each connection that sends nothing.
+//! Services notice connections. PostgreSQL, for example, logs an incomplete startup packet for each
+//! connection that sends nothing.
 //!
-//! The kernel prefers the more specific socket: `127.0.0.1` before `0.0.0.0`, and `0.0.0.0` before
-//! a `[::]` that also serves IPv4. So only the most specific sockets get connections.
+//! Only the most specific sockets get connections: `127.0.0.1` comes before `0.0.0.0`, and
+//! `0.0.0.0` before a `[::]` that also serves IPv4.
 //!
 //! If the kernel cannot be asked (no `tcp_diag` module, a sandbox, not Linux), a connection shows
-//! whether a process listens, and `/proc/net/tcp` shows the socket.
+//! whether a process listens, and `/proc/net/tcp` lists the sockets.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
@@ -20,11 +20,10 @@ use crate::sys::sock_diag::{self, States};
 use crate::sys::{Protocol, Socket};
 use crate::util::deadline::scaled;
 
-/// Time limit of a connection within this machine, which answers or refuses at once unless a
-/// listener's backlog is full.
+/// Time limit of a connection to this machine. Only a full backlog can make a connection wait.
 const LOCAL_CONNECT: Duration = Duration::from_millis(500);
 
-/// Whether any process listens on this address of this machine, or takes datagrams there.
+/// Whether a process listens on this local address, or receives datagrams there.
 pub(crate) fn listening(protocol: Protocol, addr: SocketAddr) -> io::Result<bool> {
     let addr = canonical(addr);
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
@@ -39,14 +38,14 @@ pub(crate) fn listening(protocol: Protocol, addr: SocketAddr) -> io::Result<bool
     }
 }
 
-/// Checks that this process can send to an address of this machine, and sends nothing. It cannot
-/// if, for example, the loopback interface is down.
+/// Checks that this process can reach a local address, without sending anything. Fails, for
+/// example, if the loopback interface is down.
 pub(crate) fn check_route(addr: SocketAddr) -> io::Result<()> {
     let any = match addr {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
-    // Connecting a UDP socket only looks up the route.
+    // Connecting a UDP socket looks up the route and sends nothing.
     let Ok(socket) = UdpSocket::bind(any) else {
         return Ok(());
     };
@@ -60,10 +59,10 @@ pub(crate) fn check_route(addr: SocketAddr) -> io::Result<()> {
     })
 }
 
-/// Makes a connection, and checks that it does not lead to itself.
+/// Connects, and checks that the connection does not lead to itself.
 ///
-/// A connection to an ephemeral port of this machine without a listener can reach itself: the
-/// kernel may choose that very port for its own end.
+/// A connection to a local port without a listener can reach itself, because the kernel may choose
+/// the same port for the client's end.
 pub(crate) fn connect(addr: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
     not_itself(TcpStream::connect_timeout(&addr, timeout)?)
 }
@@ -79,8 +78,9 @@ fn not_itself(stream: TcpStream) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Whether the answer "there is no such socket" can be trusted. A kernel without the `tcp_diag`
-/// module gives it for every socket. So this asks the kernel once about a socket of our own.
+/// Whether the kernel's answer "there is no such socket" is reliable. A kernel without the
+/// `tcp_diag` module gives this answer for every socket. Checks once, with a socket of this
+/// process.
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 fn diag_works(protocol: Protocol) -> bool {
     use std::net::TcpListener;
@@ -103,7 +103,8 @@ fn diag_works(protocol: Protocol) -> bool {
                     UdpSocket::bind(any).and_then(|socket| Ok((socket.local_addr()?, OwnedFd::from(socket))))
                 }
             };
-            // Without the socket, for example without free descriptors, this check has no result.
+            // If no socket can be made, for example for lack of descriptors, the result stays
+            // unknown.
             let Ok((addr, _socket)) = own else {
                 return false;
             };
@@ -114,8 +115,8 @@ fn diag_works(protocol: Protocol) -> bool {
     }
 }
 
-/// The most specific sockets for an address, which connections can reach. `None` if the kernel does
-/// not tell.
+/// The most specific sockets for an address, which get its connections. `None` if the kernel does
+/// not list sockets.
 pub(crate) fn answering(protocol: Protocol, addr: SocketAddr) -> Option<Vec<Socket>> {
     let all = all_listeners(protocol, addr.port())?;
     Some(most_particular(all, addr))
@@ -128,7 +129,8 @@ fn most_particular(all: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
         .collect()
 }
 
-/// All sockets that listen on a port (0: any). Asks the kernel; if that fails, reads its table.
+/// All sockets that listen on a port, or on any port if `port` is 0. If the kernel does not answer,
+/// reads the tables in `/proc`.
 pub(crate) fn all_listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>> {
     #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
     {
@@ -141,8 +143,8 @@ pub(crate) fn all_listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>
     procfs::listeners(protocol, port)
 }
 
-/// The sockets that prevent a server on this address: listeners first, otherwise sockets that are
-/// bound to it or connected from it.
+/// The sockets that prevent a server from binding this address. If none of them listens, includes
+/// sockets that are bound to the address or connected from it.
 pub(crate) fn in_the_way(protocol: Protocol, addr: SocketAddr) -> Vec<Socket> {
     let found = listeners_in_the_way(protocol, addr);
     if !found.is_empty() {
@@ -168,13 +170,13 @@ fn overlapping(sockets: Vec<Socket>, addr: SocketAddr) -> Vec<Socket> {
         .collect()
 }
 
-/// Whether a process listens on this address, or on another one that excludes a server here.
+/// Whether a process listens on this address, or on one that prevents a server from binding it.
 pub(crate) fn is_taken(protocol: Protocol, addr: SocketAddr) -> bool {
     !listeners_in_the_way(protocol, addr).is_empty()
 }
 
-/// Rank of a listener for an address; `None` if it does not serve the address. The kernel picks the
-/// highest rank, which is the most specific.
+/// Rank of a listener for an address, or `None` if it does not serve the address. The listener with
+/// the highest rank gets the connections.
 fn particularity(socket: &Socket, addr: SocketAddr) -> Option<u8> {
     let (here, wanted) = (socket.addr.ip(), addr.ip());
     let is_its_scope = match (socket.addr, addr) {
@@ -185,17 +187,17 @@ fn particularity(socket: &Socket, addr: SocketAddr) -> Option<u8> {
     };
     match (here, wanted) {
         (here, wanted) if here == wanted && is_its_scope => Some(4),
-        // This matches ::ffff:127.0.0.1.
+        // An IPv4 address mapped into IPv6, such as ::ffff:127.0.0.1.
         (here, wanted) if here.to_canonical() == wanted => Some(3),
         (IpAddr::V4(here), IpAddr::V4(_)) if here.is_unspecified() => Some(2),
-        // [::] also serves IPv4 unless its option forbids that.
+        // [::] also serves IPv4 unless IPV6_V6ONLY is set.
         (IpAddr::V6(here), IpAddr::V4(_)) if here.is_unspecified() && socket.v6_only != Some(true) => Some(1),
         (IpAddr::V6(here), IpAddr::V6(_)) if here.is_unspecified() && is_its_scope => Some(1),
         _ => None,
     }
 }
 
-/// Whether a socket and a server on this address exclude each other.
+/// Whether a socket prevents a server from binding this address.
 fn overlaps(socket: &Socket, addr: SocketAddr) -> bool {
     let wanted = SocketAddr::new(addr.ip().to_canonical(), addr.port());
     let same_family = socket.addr.ip().to_canonical().is_ipv4() == wanted.is_ipv4();
@@ -223,7 +225,7 @@ mod tests {
         SocketAddr::from((Ipv4Addr::UNSPECIFIED, port))
     }
 
-    /// Compares each answer from three sources: the exact lookup, the dump, and a real connection.
+    /// Checks the answers of three sources: the lookup, the dump, and a real connection.
     #[track_caller]
     fn check(addr: SocketAddr, expected: bool) {
         assert_eq!(
@@ -289,7 +291,7 @@ mod tests {
     #[test]
     fn a_full_backlog_listens() {
         let (_held, port) = tcp(v4(0), true, false, None, true).unwrap();
-        // The backlog is one: the third connection gets no answer.
+        // The backlog is full after a few connections, and later ones get no answer.
         let waiting: Vec<_> = (0..6)
             .map(|_| connect(v4(port), Duration::from_millis(100)))
             .collect();
@@ -305,7 +307,8 @@ mod tests {
         let client = connect(addr, Duration::from_secs(5)).unwrap();
         drop(listener.accept().unwrap());
         drop((client, listener));
-        // A fork of another test has the listener until it executes its program.
+        // A process that another test has just forked may have a copy of the listener until it
+        // executes its program.
         in_time(|| !listening(Protocol::Tcp, addr).unwrap());
         check(addr, false);
     }

@@ -1,8 +1,8 @@
-//! Frees a port at once, although connections of the service's last start linger on it.
+//! Frees a port on which connections of the service's last start linger.
 //!
-//! The side that closes a connection first keeps its addresses for a minute (TIME_WAIT). A server
-//! that binds with SO_REUSEADDR does not notice. Without that option, a server cannot bind until
-//! the minute is over. So mirakuru removes a remnant whose other end is on this machine.
+//! The side that closes a connection first keeps its addresses for a minute (TIME_WAIT). During
+//! that minute, a server without SO_REUSEADDR cannot bind the port. mirakuru therefore removes such
+//! connections if their other end is on this machine.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -12,13 +12,13 @@ use crate::ports::free::{Busy, check_free};
 use crate::sys::{proc, time_wait};
 use crate::util::backoff::Pauses;
 
-/// Time that a start waits for a port if lingering connections cannot be removed, for example
-/// because the other end has not closed yet.
+/// Time to wait for a port if lingering connections cannot be removed, for example because the
+/// other end is still open.
 const SHORT_WAIT: Duration = Duration::from_secs(2);
-/// The most remnants that one pass removes: each costs some system calls.
+/// Maximum number of connections that one pass removes. Each costs several system calls.
 const MANY: usize = 2_000;
 
-/// Checks that a server could listen on these addresses, as [`check_free`] does, but removes closed
+/// Checks like [`check_free`] that a server could listen on these addresses. Removes closed
 /// connections that prevent it.
 pub(crate) fn make_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
     let mut pauses = Pauses::new();
@@ -32,7 +32,7 @@ pub(crate) fn make_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
         }
         for (local, remote) in lingering.into_iter().take(MANY) {
             if address::is_local(remote.ip()) {
-                // The loop waits for the remnants that cannot be removed.
+                // If the removal fails, the loop waits for the connection to disappear.
                 let _ = time_wait::remove(local, remote);
             }
         }
@@ -40,7 +40,7 @@ pub(crate) fn make_free(addrs: &[SocketAddr]) -> Result<(), Busy> {
     }
 }
 
-/// The closed connections that linger on an address: the local and the remote address of each.
+/// The closed connections that linger on an address, each with its local and its remote address.
 pub(crate) fn lingering(addr: SocketAddr) -> Vec<(SocketAddr, SocketAddr)> {
     let ip = addr.ip().to_canonical();
     proc::tcp_lingering(addr.port())
@@ -49,7 +49,7 @@ pub(crate) fn lingering(addr: SocketAddr) -> Vec<(SocketAddr, SocketAddr)> {
         .collect()
 }
 
-/// The remedy in an error about lingering connections. `None` if no connection lingers.
+/// The hint for an error about lingering connections. `None` if no connection lingers.
 pub(crate) fn hint(addr: SocketAddr) -> Option<String> {
     let (_, client) = lingering(addr).into_iter().next()?;
     Some(format!(
@@ -69,14 +69,14 @@ mod tests {
     use crate::sys::sockets::tests::tcp;
     use crate::sys::tests::{in_time, in_time_some};
 
-    /// Makes a port on which closed connections of a server without SO_REUSEADDR linger.
+    /// Returns a port on which closed connections linger. Its server did not set SO_REUSEADDR.
     fn lingering_port(ip: &str) -> SocketAddr {
         let any = SocketAddr::new(ip.parse().expect("an address"), 0);
         let listener = TcpListener::from(tcp(any, false, false, None, true).expect("a free port").0);
         let addr = listener.local_addr().expect("it is bound");
         for _ in 0..20 {
             let mut client = TcpStream::connect(addr).expect("it listens");
-            // The server closes first, and so keeps the TIME_WAIT.
+            // The server closes first, so the TIME_WAIT is on its side.
             drop(listener.accept().expect("there is one"));
             assert_eq!(client.read(&mut [0]).expect("the end"), 0);
         }
@@ -96,13 +96,13 @@ mod tests {
         }
     }
 
-    /// The kernel may give the port of one client to another client that connects elsewhere.
+    /// The kernel may give a former client's port to a client of another server.
     #[test]
     fn a_port_is_free_again_although_a_client_has_the_address_of_the_old_one() {
         for ip in ["127.0.0.1", "::1"] {
             let elsewhere = TcpListener::bind((ip, 0)).expect("a free port");
             let there = elsewhere.local_addr().expect("it is bound");
-            // The kernel refuses a port to which a process has bound a socket meanwhile.
+            // Retry if another process has bound a client's port meanwhile.
             let (addr, clients) = in_time_some(|| {
                 let addr = lingering_port(ip);
                 let mut clients = Vec::new();

@@ -1,4 +1,4 @@
-//! The values of one service's placeholders. A port is reserved at its first use in a text.
+//! The values of one service's placeholders.
 
 use std::ffi::{OsStr, OsString};
 use std::io;
@@ -10,7 +10,7 @@ use crate::error::secrets::{Secrets, Unmasked};
 use crate::ports::reserve::{HoldLevel, Range, Reservation};
 use crate::recipe::placeholder::{ExpandError, Placeholder, expand_bytes};
 
-/// The placeholders in the form for errors.
+/// The known placeholders, for error messages.
 const KNOWN: &str = "`{port}`, `{port:NAME}`, `{dir}`, `{name}`, `{id}` and `{env:VAR}`";
 
 /// The values of placeholders in one executor. A port is reserved at its first use in a text.
@@ -18,20 +18,20 @@ const KNOWN: &str = "`{port}`, `{port:NAME}`, `{dir}`, `{name}`, `{id}` and `{en
 pub(crate) struct Values {
     name: String,
     dir: PathBuf,
-    /// The ports by name, in the order of their first use; the name of `{port}` is empty.
+    /// The ports by name, in the order of their first use. The name of `{port}` is empty.
     ports: Vec<(String, Reservation)>,
-    /// Ports that other processes know already. At its first use, a port moves to `ports`.
+    /// Ports that other processes already know. A port moves to `ports` when a text first uses it.
     given: Vec<(String, Reservation)>,
-    /// Whether other processes know the ports. If so, the ports never change.
+    /// Whether other processes know the ports, which then must not change.
     are_known: bool,
-    /// Ports that failed, and must not be used again.
+    /// Ports that failed and must not be used again.
     spoiled: Vec<u16>,
     hold_level: HoldLevel,
     range: Range,
     secrets: Secrets,
-    /// Whether texts are expanded for display. Then variables of the environment stay placeholders.
+    /// Whether texts are expanded for display. If so, `{env:VAR}` is kept.
     for_show: bool,
-    /// Whether a shell reads the text. Then `{dir}` is quoted if necessary.
+    /// Whether a shell reads the text. If so, `{dir}` is quoted where necessary.
     for_shell: bool,
 }
 
@@ -52,12 +52,12 @@ impl Values {
         }
     }
 
-    /// Sets the range for all later ports.
+    /// Sets the range for ports that are reserved later.
     pub(crate) fn set_range(&mut self, range: Range) {
         self.range = range;
     }
 
-    /// Makes the values of a service whose ports other services know.
+    /// Makes the values of a service whose ports other services already know.
     pub(crate) fn given(name: String, dir: PathBuf, given: Vec<(String, Reservation)>) -> Values {
         Values {
             given,
@@ -71,7 +71,7 @@ impl Values {
         self.are_known
     }
 
-    /// Moves the rest of `given` to the end of `ports`.
+    /// Moves the given ports that no text has used to `ports`.
     pub(crate) fn take_given(&mut self) {
         self.ports.append(&mut self.given);
     }
@@ -88,7 +88,7 @@ impl Values {
         }
     }
 
-    /// Runs a closure that expands texts for display, and so keeps `{env:VAR}`.
+    /// Runs `expand` in display mode, in which `{env:VAR}` is kept.
     pub(crate) fn for_show<T>(&mut self, expand: impl FnOnce(&mut Values) -> T) -> T {
         self.for_show = true;
         let expanded = expand(self);
@@ -96,17 +96,17 @@ impl Values {
         expanded
     }
 
-    /// Marks this value of one of the service's variables as a secret.
+    /// Masks this value of an environment variable in later texts and errors.
     pub(crate) fn hide(&mut self, value: &OsStr) {
         self.secrets.add_secret(&value.to_string_lossy());
     }
 
-    /// Masks the secrets in a text: values of the environment, and passwords in URLs.
+    /// Masks values of environment variables and passwords in URLs.
     pub(crate) fn mask(&self, text: &str) -> String {
         self.secrets.mask(text)
     }
 
-    /// Removes the secrets from an error.
+    /// Masks the secrets in an error.
     pub(crate) fn mask_error(&self, error: Unmasked) -> Error {
         self.secrets.mask_error(error)
     }
@@ -127,7 +127,7 @@ impl Values {
         self.expand_bytes(text.as_bytes()).map(OsString::from_vec)
     }
 
-    /// Fills in the placeholders of a script, in which `{dir}` is one word even with a space.
+    /// Fills in the placeholders of a shell script. `{dir}` stays one word even if it has a space.
     pub(crate) fn expand_script(&mut self, script: &OsStr) -> Result<OsString, ExpandError> {
         self.for_shell = true;
         let expanded = self.expand_os(script);
@@ -135,7 +135,7 @@ impl Values {
         expanded
     }
 
-    /// The port of `{port:NAME}`, or of `{port}` for an empty name. `None` if no text has used it.
+    /// The port of `{port:NAME}`, or of `{port}` if `name` is empty. `None` if no text has used it.
     pub(crate) fn port(&self, name: &str) -> Option<u16> {
         self.ports()
             .find(|(known, _)| *known == name)
@@ -154,7 +154,7 @@ impl Values {
         &self.dir
     }
 
-    /// The value of `{id}`: the name of the private directory, the parent of `{dir}`.
+    /// The value of `{id}`: the name of the directory that contains `{dir}`.
     fn id(&self) -> &OsStr {
         let private = self.dir.parent().and_then(Path::file_name);
         private.unwrap_or_default()
@@ -165,17 +165,16 @@ impl Values {
         &self.name
     }
 
-    /// Holds the same ports again, except for ports that another process has by now. Returns
-    /// whether all are held.
+    /// Holds all ports again. Returns `false` if another process has taken one of them.
     pub(crate) fn hold_again(&mut self) -> bool {
         let hold_level = self.hold_level;
-        // The loop must not stop early: every port that can be held is held.
+        // Do not stop at an error: hold every port that is still free.
         self.ports.iter_mut().fold(true, |all, (_, reservation)| {
             reservation.hold_again(hold_level).is_ok() && all
         })
     }
 
-    /// Forgets all ports. Texts that are expanded later get new ones.
+    /// Forgets all ports, so that texts expanded later get new ones.
     pub(crate) fn new_ports(&mut self) {
         self.spoiled
             .extend(self.ports.iter().map(|(_, reservation)| reservation.port()));
@@ -183,7 +182,7 @@ impl Values {
     }
 
     /// Loosens the holds by one step, for a service that found its ports in use although only this
-    /// process has them. Returns `false` if no step was left.
+    /// process holds them. Returns `false` if no step is left.
     pub(crate) fn loosen(&mut self) -> bool {
         match self.hold_level.looser() {
             Some(looser) if !self.ports.is_empty() => {
@@ -272,8 +271,8 @@ impl Values {
     }
 }
 
-/// Appends a text to the beginning of a shell's script, quoted for its place: inside double quotes,
-/// inside single quotes, or without quotes.
+/// Appends `text` to a shell script. Quotes it for its place: inside double quotes, inside single
+/// quotes, or outside quotes.
 fn push_quoted(text: &[u8], script: &mut Vec<u8>) {
     let mut quote = None;
     let mut bytes = script.iter();
@@ -400,7 +399,7 @@ mod tests {
             let printed = String::from_utf8(output.stdout).unwrap();
             assert_eq!(printed, format!("<{dir}/x>"), "{script:?}");
         }
-        // In other places the text stays unchanged.
+        // In other texts, `{dir}` is not quoted.
         let mut values = Values::new(String::new(), PathBuf::from(dir));
         assert_eq!(values.expand("{dir}").unwrap(), dir);
     }
@@ -500,7 +499,7 @@ mod tests {
         assert_eq!(odd.expand_os(OsStr::new("{dir}")).unwrap().as_bytes(), b"/\xff");
     }
 
-    /// A text of placeholders and their pieces, which often make no valid placeholder.
+    /// Random parts of placeholders, which often form no valid placeholder.
     fn tricky() -> impl Strategy<Value = String> {
         let pieces = [
             "{", "}", "{{", "}}", "$", ":", "name", "dir", "port", "a", " ", "\"", "{name}", "{x:y}",
