@@ -11,8 +11,8 @@
 //! Nothing here imports from a folder above `sys/`. Those folders use the names that this file
 //! lists.
 //!
-//! `RUSTFLAGS="--cfg mirakuru_portable"` selects the portable back end on Linux as well, so that it
-//! can be tested there. It also leaves out Linux's own interfaces that mirakuru can do without
+//! `RUSTFLAGS="--cfg mirakuru_portable"` selects the portable back end on Linux, so that it can be
+//! tested there. The flag also disables Linux's own interfaces that mirakuru can do without
 //! (`/proc`, netlink).
 
 #[cfg(not(unix))]

@@ -1,14 +1,15 @@
 //! Notices that a file appears or changes, by inotify on systems that have it.
 //!
-//! A watch helps polling and does not replace it. inotify does not report a file that another
+//! A watch supplements polling and does not replace it. inotify does not report a file that another
 //! machine writes, or that comes through another mount (an overlay of a container). So the caller
-//! goes on polling, with longer pauses.
+//! continues to poll, with longer pauses.
 //!
-//! An inotify instance is cheap to make and to use, but expensive to close: the kernel first waits
-//! for a grace period of its own (5 to 20 ms were measured). That would cost many times the gain.
-//! So at the end of a wait only the watches are removed, which takes microseconds, and the instance
-//! is kept for the next wait. A short wait uses no instance: the kernel closes an instance at the
-//! end of its process, and a test process may end right after that wait.
+//! An inotify instance is expensive to close, because the kernel first waits for a grace period of
+//! its own (5 to 20 ms were measured). So the end of a wait removes only the watches, which takes
+//! microseconds. The instance is kept for the next wait.
+//!
+//! A short wait uses no instance. The kernel closes instances when the process ends, and a test
+//! process may end right after a short wait.
 
 use std::os::fd::BorrowedFd;
 use std::path::Path;
@@ -19,7 +20,7 @@ pub(crate) use linux::FileWatch;
 #[cfg(any(not(target_os = "linux"), mirakuru_portable))]
 pub(crate) use nothing::FileWatch;
 
-/// Time after which a watch is worth its price: earlier pauses between polls are very short.
+/// Waiting time after which a watch pays off. Before that, the pauses between polls are very short.
 const WORTHWHILE: Duration = Duration::from_millis(20);
 
 /// A watch for one wait. It begins only if the wait is long, because a user may have only 128
@@ -34,9 +35,11 @@ pub(crate) struct Watching {
 }
 
 impl Watching {
-    /// Forgets earlier events, so that later ones are reported. Call it right *before* each poll of
-    /// the file, which sees the effect of the earlier events. The file is found by its path each
-    /// time; even its directory may be missing. `waited` is the time waited so far.
+    /// Forgets earlier events, so that later ones are reported. Call this right *before* each poll
+    /// of the file, because the poll sees the effect of the earlier events.
+    ///
+    /// Looks up `path` each time, so the file and even its directory may be missing. `waited` is
+    /// the time waited so far.
     pub(crate) fn renew(&mut self, path: &Path, waited: Duration) {
         if self.watch.is_none() && waited >= WORTHWHILE {
             self.watch = FileWatch::new();
@@ -62,7 +65,7 @@ impl Watching {
     }
 }
 
-/// A watch belongs to one wait, so the clone of a condition begins with no watch.
+/// A watch belongs to one wait, so a clone begins without a watch.
 impl Clone for Watching {
     fn clone(&self) -> Watching {
         Watching::default()
@@ -78,7 +81,7 @@ mod linux {
 
     use std::sync::{Mutex, PoisonError};
 
-    /// File systems on which another machine may make a file without a report by inotify.
+    /// File systems on which another machine can make a file that inotify does not report.
     const REMOTE: [u32; 12] = [
         0x6969,      // NFS
         0x517B,      // SMB
@@ -123,7 +126,8 @@ mod linux {
             })
         }
 
-        /// Watches the path anew. Returns whether the watch reports the file from now on.
+        /// Renews the watches of the path and of its directory. Returns whether they report the
+        /// file from now on.
         pub(crate) fn renew(&mut self, path: &Path, complete: &mut bool) -> bool {
             self.drain(|mask, name| {
                 if Some(name) == path.file_name().map(OsStr::as_bytes) {
@@ -149,9 +153,9 @@ mod linux {
                 // This field's type depends on the architecture; all of the numbers have 32 bits.
                 done == 0 && REMOTE.contains(&(stat.f_type as u32))
             };
-            // The path is resolved each time: the directory may have been removed and made again.
-            // If it is watched already, this changes nothing. The watch of the directory reports
-            // that the file appears, and the watch of the file reports changes inside it.
+            // The directory may have been removed and made again, so its path is resolved each
+            // time. A directory that is watched already stays watched. The watch of the directory
+            // reports that the file appears, and the watch of the file reports changes in the file.
             let appearance = libc::IN_CREATE | libc::IN_MOVED_TO | libc::IN_CLOSE_WRITE;
             if is_remote(dir) || !self.add(dir, appearance | libc::IN_ONLYDIR) {
                 return false;
@@ -181,8 +185,8 @@ mod linux {
             watch >= 0
         }
 
-        /// Takes the events: the kind of each, and the name in the directory, which is empty if the
-        /// event is about the file itself.
+        /// Reads the events. Calls `each` with the kind of an event and the name in the directory.
+        /// The name is empty if the event is about the file itself.
         fn drain(&self, mut each: impl FnMut(u32, &[u8])) {
             let mut buffer = [0_u8; 4096];
             // The limit is for a directory in which a program makes files without end.
@@ -216,7 +220,7 @@ mod linux {
                 // gone. That error does not matter, because the numbers are never used again.
                 unsafe { libc::inotify_rm_watch(self.fd(), watch) };
             }
-            // Without this, the events of this wait would wake up the next one.
+            // Otherwise the events of this wait would wake up the next wait.
             self.drain(|_, _| {});
             if let Some(inotify) = self.inotify.take() {
                 IDLE.lock().unwrap_or_else(PoisonError::into_inner).push(inotify);

@@ -49,7 +49,7 @@ pub(in crate::sys) fn make_fifo(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 ///
-/// If the system gives no randomness.
+/// Fails if the system gives no randomness.
 pub(crate) fn random(buffer: &mut [u8]) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {
@@ -70,8 +70,8 @@ pub(crate) fn open_dir(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
-/// Opens a lock file for reading and writing. Makes it (mode 0600) if it is missing. Never follows
-/// a symbolic link.
+/// Opens a lock file for reading and writing. With `create`, makes a missing file (mode 0600).
+/// Never follows a symbolic link.
 pub(crate) fn open_lock(path: &Path, create: bool) -> io::Result<File> {
     OpenOptions::new()
         .read(true)
@@ -108,15 +108,14 @@ fn not_locked(source: &io::Error) -> io::Error {
     io::Error::new(source.kind(), format!("could not {attempt}: {source}; {remedy}"))
 }
 
-/// Frees the exclusive `flock` of a file for all copies of the descriptor. Another thread may start
-/// a process at this moment: between fork and exec that process has a copy, and would keep the lock
-/// a moment longer.
+/// Frees the exclusive `flock` of a file for all copies of the descriptor. Closing the file is not
+/// enough: a process that another thread has just forked holds a copy until its exec.
 pub(crate) fn unlock(file: BorrowedFd<'_>) {
     // SAFETY: flock takes no pointers, and the descriptor is open.
     unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_UN) };
 }
 
-/// Runs a function while it holds the exclusive `flock` of a file.
+/// Runs a function while this process holds the exclusive `flock` of a file.
 ///
 /// # Errors
 ///
@@ -131,8 +130,8 @@ pub fn locked<T>(file: &File, f: impl FnOnce() -> io::Result<T>) -> io::Result<T
     done
 }
 
-/// Opens the standard error of another process for appending. A pipe without a reader is an error
-/// here, and so is a socket.
+/// Opens the standard error of another process for appending. Fails for a pipe without a reader,
+/// and for a socket.
 ///
 /// # Errors
 ///
@@ -144,8 +143,8 @@ pub fn append_to_stderr_of(pid: u32) -> io::Result<File> {
         .open(format!("/proc/{pid}/fd/2"))
 }
 
-/// Whether a process holds the exclusive `flock` of a file. Asks for a shared lock, which several
-/// processes can get at the same time.
+/// Whether a process holds the exclusive `flock` of a file. Tries to get a shared lock, which
+/// several processes can hold at the same time.
 pub(crate) fn is_locked(file: BorrowedFd<'_>) -> io::Result<bool> {
     // SAFETY: flock takes no pointers, and the descriptor is open.
     if unsafe { libc::flock(file.as_raw_fd(), libc::LOCK_SH | libc::LOCK_NB) } == 0 {
@@ -177,7 +176,7 @@ pub(crate) fn process_exists(pid: u32) -> bool {
 ///
 /// # Errors
 ///
-/// If the segment does not exist, or belongs to another user.
+/// Fails if the segment does not exist, or belongs to another user.
 pub fn release_segment(id: i32) -> io::Result<()> {
     // SAFETY: this command takes no pointer.
     match unsafe { libc::shmctl(id, libc::IPC_RMID, std::ptr::null_mut()) } {

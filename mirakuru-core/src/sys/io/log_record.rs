@@ -1,18 +1,17 @@
-//! The record of a log's index. Only this file knows its format. The supervisor writes records, and
-//! `output/` reads them.
+//! The records of a log's index. Only this file knows their format. The supervisor writes records,
+//! and `output/` reads them.
 //!
 //! A record is 16 bytes, little endian: `u32` length, `u32` kind, `u64` nanoseconds of the
 //! monotonic clock.
 //!
-//! A log that reaches its limit goes on in parts, each with an index of its own. The first part and
-//! the last two of the others stay. A finished index ends with a record that names the next part.
-//! The index of a later part begins with two records: the position of the part in the whole log,
-//! and in the whole index.
+//! A log that reaches its limit continues in parts, each with its own index. The first part and the
+//! last two parts are kept. A finished index ends with a record that names the next part. The index
+//! of a later part begins with two records: the position of the part in the whole log, and in the
+//! whole index.
 
 use std::ffi::CStr;
 
-/// The names of a later part of the log and of its index. Each name is used again three parts
-/// later.
+/// The names of a later part of the log and of its index. Each name is reused three parts later.
 pub(crate) const fn part(number: u32) -> [&'static CStr; 2] {
     match number % 3 {
         1 => [c"log.1", c"log.1.index"],
@@ -29,7 +28,7 @@ const START: u32 = 3;
 const NEXT: u32 = 4;
 const PART: u32 = 5;
 const PART_INDEX: u32 = 6;
-/// The bit of the kind that says that the bytes could not be written into the log.
+/// Bit of `kind` for bytes that could not be written into the log.
 const LOST: u32 = 1 << 31;
 
 /// One record of the index.
@@ -106,7 +105,7 @@ impl Record {
         (self.kind == PART).then_some(self.time)
     }
 
-    /// Whether this is a record of output.
+    /// Whether this is a record of output, kept or lost.
     pub(crate) const fn is_output(self) -> bool {
         self.kind & !LOST < START
     }

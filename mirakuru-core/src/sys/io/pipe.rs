@@ -1,11 +1,11 @@
-//! A pipe, which `std` does not have in this version, and a check for data in it.
+//! A pipe, which only newer versions of `std` have, and a check for data in it.
 
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::sys::io::wait::to_read;
 
-/// Makes a pipe: the read end and the write end. Other programs inherit neither.
+/// Makes a pipe. Returns the read end and the write end, both close-on-exec.
 pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let mut fds = [-1; 2];
     #[cfg(any(target_os = "linux", target_os = "android"))]

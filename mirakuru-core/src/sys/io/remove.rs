@@ -1,16 +1,16 @@
 //! Removes directories that a service could write to, with all their content.
 //!
 //! * Every step is relative to an open directory, and no symbolic link is followed. So no process
-//!   can lead the removal elsewhere by putting a link in the place of a directory.
-//! * The parent of the removed directory must be closed to other users. In a temporary directory
-//!   that others can write to, another user may have replaced the directory.
+//!   can redirect the removal by putting a link in the place of a directory.
+//! * Other users must not be able to rename the directory. Otherwise another user may have replaced
+//!   it.
 //! * A directory with a mount on it is left, with everything in it.
-//! * There is no recursion. A nested directory is first moved up beside its parent. So the depth of
-//!   a tree costs neither stack nor descriptors, and `..` is never followed down a tree that a
-//!   process may be moving.
+//! * There is no recursion. A nested directory is first moved up beside its parent. So a deep tree
+//!   needs neither more stack nor more descriptors, and the code never follows `..` in a tree that
+//!   a process may be moving.
 //!
-//! On Linux the supervisor uses this as well, after a fork: nothing here allocates, locks or panics
-//! there.
+//! On Linux the supervisor also calls this code, after a fork. So on Linux [`Place`] and its
+//! helpers must not allocate, lock or panic.
 
 use std::ffi::{CStr, CString, c_char};
 use std::os::unix::ffi::OsStrExt;
@@ -41,7 +41,7 @@ pub(crate) fn remove_service_dir(path: &Path, kept: bool) -> bool {
     unsafe { Place::find(path.as_ptr()).is_some_and(|place| place.remove_service(kept)) }
 }
 
-/// Removes a service directory in the supervisor. First checks whether a mark asks to keep the log.
+/// Removes a service directory in the supervisor. Keeps the log if the directory has a file `kept`.
 ///
 /// # Safety
 ///
@@ -57,7 +57,7 @@ pub(in crate::sys) unsafe fn remove_private_dir(path: *const c_char) {
     }
 }
 
-/// Marks the log of a service so that it is kept, unless it is empty.
+/// Marks a service's log to be kept, unless the log is empty.
 ///
 /// # Safety
 ///
@@ -121,7 +121,8 @@ impl Place {
                 return None;
             }
             let name = path.add(slash.saturating_add(1));
-            // No other user can rename our entry: the directory is closed to others, or "sticky".
+            // Other users cannot rename our entry if the directory is closed to them or has the
+            // sticky bit.
             let is_safe = status(parent).is_some_and(|status| {
                 let is_ours = status.st_uid == libc::geteuid() || status.st_uid == 0;
                 is_ours && (status.st_mode & 0o022 == 0 || status.st_mode & 0o1000 != 0)
@@ -223,7 +224,8 @@ unsafe fn empty(top: i32, is_spared: &dyn Fn(&CStr) -> bool) -> bool {
         };
         // SAFETY: `top` is an open directory, and `visit` keeps no name.
         unsafe { each_entry(top, &mut visit) };
-        // The reading may miss entries while others are removed or moved up.
+        // The reading may miss entries while others are removed or moved up, so this repeats it
+        // until nothing changes.
         if !progress {
             return !left;
         }
@@ -277,7 +279,7 @@ unsafe fn remove_plain(dir: i32, name: &CStr, is_dir: bool) -> bool {
     remove(first) || remove(second)
 }
 
-/// Moves a directory up. The kernel refuses that for a directory with a mount on it.
+/// Moves a directory up into `top`. The kernel refuses to move a directory with a mount on it.
 unsafe fn move_up(dir: i32, name: &CStr, top: i32, names: &mut Names) -> bool {
     // SAFETY: the names end in a zero byte.
     unsafe {
@@ -290,8 +292,8 @@ unsafe fn move_up(dir: i32, name: &CStr, top: i32, names: &mut Names) -> bool {
             match errno() {
                 // Another process has made an entry with this name.
                 libc::ENOTEMPTY | libc::EEXIST | libc::ENOTDIR | libc::EISDIR => {}
-                // Root needs no permission. For other users, a link can lead only to files of their
-                // own.
+                // Root needs no permission. For other users, a link can lead only to their own
+                // files.
                 libc::EACCES | libc::EPERM if !is_writable && libc::geteuid() != 0 => {
                     libc::fchmodat(dir, name.as_ptr(), 0o700, 0);
                     is_writable = true;
@@ -309,7 +311,7 @@ unsafe fn enter(dir: i32, name: *const c_char) -> i32 {
     unsafe {
         let mut sub = open_here(dir, name);
         if sub < 0 && errno() == libc::EACCES && libc::geteuid() != 0 {
-            // Root needs no permission, and others reach only their own files: see `move_up`.
+            // Only for other users than root: see `move_up`.
             libc::fchmodat(dir, name, 0o700, 0);
             sub = open_here(dir, name);
         }
@@ -339,7 +341,7 @@ unsafe fn open_here(dir: i32, name: *const c_char) -> i32 {
         if opened >= 0 || !matches!(errno(), libc::ENOSYS | libc::EPERM) {
             return opened;
         }
-        // The call came with Linux 5.6, and may be forbidden.
+        // Linux before 5.6 lacks `openat2`, and a sandbox may forbid it.
         open_on_same_device(dir, name)
     }
 }
@@ -375,8 +377,8 @@ unsafe fn status(fd: i32) -> Option<libc::stat> {
     }
 }
 
-/// Visits each entry of a directory from the first one on, and says whether it seems to be a
-/// directory. May miss entries that come or go meanwhile.
+/// Calls `visit` with the name of each entry, and with whether the entry seems to be a directory.
+/// May miss entries that are made or removed meanwhile.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 unsafe fn each_entry(dir: i32, visit: &mut dyn FnMut(&CStr, bool)) {
     // SAFETY: the kernel fills the buffer with whole records of `linux_dirent64`: u64 inode, i64

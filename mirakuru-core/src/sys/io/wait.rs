@@ -16,7 +16,8 @@ pub(crate) fn readable(fds: &[RawFd], timeout: Duration) -> Vec<RawFd> {
     told.map(|polled| polled.fd).collect()
 }
 
-/// An entry for `poll` that waits until there is something to read. The supervisor may call this.
+/// An entry for `poll` that waits until there is something to read. The supervisor may call this
+/// after a fork.
 pub(in crate::sys) fn to_read(fd: RawFd) -> libc::pollfd {
     libc::pollfd {
         fd,

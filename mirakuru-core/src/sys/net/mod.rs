@@ -21,10 +21,10 @@ pub(crate) enum Protocol {
 /// A TCP or UDP socket of this machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Socket {
-    /// Local address as it was bound: `0.0.0.0`, `[::]` and IPv4 addresses mapped into IPv6 stay as
-    /// they are.
+    /// Local address as the kernel reports it, for example `0.0.0.0`, `[::]` or an IPv4 address
+    /// mapped into IPv6.
     pub(crate) addr: SocketAddr,
-    /// Whether an IPv6 socket leaves IPv4 alone. `None` if the kernel does not tell.
+    /// Whether an IPv6 socket accepts only IPv6. `None` if the kernel does not tell.
     pub(crate) v6_only: Option<bool>,
     /// Whether a TCP socket listens, or a UDP socket takes datagrams from any sender.
     pub(crate) listening: bool,

@@ -12,10 +12,9 @@ const NOBODYS_ADDRESS: Ipv4Addr = Ipv4Addr::new(127, 97, 109, 105);
 
 /// Binds a socket on every address, IPv6 and IPv4, to a port that is free on all addresses.
 ///
-/// The two options are set *after* the bind. So the bind itself is exclusive, whatever
-/// `net.ipv4.ip_autobind_reuse` says: it does not get or share a port that is in use on any
-/// address, even by another hold. Later binds see the options, and so a service can bind over the
-/// hold.
+/// The two options are set *after* the bind. So the bind is exclusive, whatever the value of
+/// `net.ipv4.ip_autobind_reuse`: it never gets a port that is in use on any address, even by
+/// another hold. A later bind sees the options, so a service can bind to the held port.
 pub(crate) fn hold_any() -> io::Result<(OwnedFd, u16)> {
     let fd = bind_everywhere(0, false)?;
     allow_sharing(&fd)?;
@@ -26,19 +25,19 @@ pub(crate) fn hold_any() -> io::Result<(OwnedFd, u16)> {
 ///
 /// # Errors
 ///
-/// [`io::ErrorKind::AddrInUse`] if any socket is bound to the port, even another hold. The remnants
-/// of closed connections (TIME_WAIT) do not count. A socket that only [stands beside](stand_beside)
-/// the port is not noticed.
+/// [`io::ErrorKind::AddrInUse`] if any socket is bound to the port, even another hold. Closed
+/// connections in TIME_WAIT do not count. A socket of [`stand_beside`] is not noticed.
 pub(crate) fn hold_exactly(port: u16) -> io::Result<OwnedFd> {
     if let Ok(fd) = bind_everywhere(port, false) {
         allow_sharing(&fd)?;
         return Ok(fd);
     }
-    // The bind above fails because of a listener, another hold, or only TIME_WAIT, and cannot tell
-    // them apart. A bind with SO_REUSEADDR would succeed over another hold, so that two processes
-    // would hold the same port. An exclusive bind to an address of its own can tell: it conflicts
-    // with every socket on the wildcard, but not with connections, which have other addresses.
-    // While this socket is open, no other process can begin to hold the port.
+    // A listener, another hold, or only TIME_WAIT can make the first bind fail. A bind with
+    // SO_REUSEADDR would also succeed over another hold, so two processes would hold the same port.
+    //
+    // An exclusive bind to an unused address tells these cases apart. It conflicts with every
+    // socket on the wildcard address, but not with connections, which have other addresses. While
+    // the probe is open, no other process can begin to hold the port.
     let probe = match bind_v4(SocketAddrV4::new(NOBODYS_ADDRESS, port), false) {
         Ok(probe) => {
             allow_sharing(&probe)?;
@@ -55,9 +54,9 @@ pub(crate) fn hold_exactly(port: u16) -> io::Result<OwnedFd> {
 
 /// Binds a socket to the port on IPv6 loopback alone.
 ///
-/// The socket keeps the port from every process that asks for a free port on every address, as
-/// [`hold_any`] does. It does not disturb a bind to any IPv4 address, with or without SO_REUSEADDR.
-/// Without IPv6 it uses an IPv4 loopback address that services do not use.
+/// This keeps the port from every process that asks for a free port on all addresses, as
+/// [`hold_any`] does. Binds to IPv4 addresses still succeed, with or without SO_REUSEADDR. Without
+/// IPv6, this binds to an IPv4 loopback address that services do not use.
 pub(crate) fn stand_beside(port: u16) -> io::Result<OwnedFd> {
     let v6 = || bind_v6(Ipv6Addr::LOCALHOST, port, true, true);
     v6().or_else(|_| bind_v4(SocketAddrV4::new(NOBODYS_ADDRESS, port), true))
@@ -91,7 +90,8 @@ pub(crate) fn udp_is_free(port: u16) -> bool {
     }
 }
 
-/// The range of ports for sockets that ask for any port. `None` if the kernel does not tell.
+/// The range from which the kernel takes a port if a socket asks for any port. `None` if the range
+/// cannot be read.
 pub(crate) fn ephemeral() -> Option<RangeInclusive<u16>> {
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").ok()?;
     let mut ends = text.split_ascii_whitespace().map(str::parse);
@@ -130,8 +130,8 @@ fn bind_tcp(addr: SocketAddr, v6_only: Option<bool>, sharing: bool) -> io::Resul
     Ok(fd)
 }
 
-/// Nearly all services set SO_REUSEADDR, and some set only SO_REUSEPORT. Each option must be set on
-/// both sockets.
+/// Sets both options, because an option has an effect only if both sockets have it. Nearly all
+/// services set SO_REUSEADDR, and some set only SO_REUSEPORT.
 fn allow_sharing(fd: &OwnedFd) -> io::Result<()> {
     set_reuse_addr(fd, true)?;
     set_reuse_port(fd, true)
@@ -139,7 +139,7 @@ fn allow_sharing(fd: &OwnedFd) -> io::Result<()> {
 
 /// Pairs a bound socket with its port.
 fn with_its_port(fd: OwnedFd) -> io::Result<(OwnedFd, u16)> {
-    // The socket does not listen, but this type can ask for its address.
+    // The socket does not listen, but `TcpListener` can ask for its address.
     let socket = TcpListener::from(fd);
     let port = socket.local_addr()?.port();
     Ok((socket.into(), port))

@@ -12,10 +12,10 @@ use std::path::Path;
 
 use libc::c_int;
 
-/// Without `SOCK_CLOEXEC` each descriptor needs another call.
+/// Whether `socket` accepts `SOCK_CLOEXEC`. Otherwise each descriptor needs another call.
 const CAN_CLOSE_ON_EXEC: bool = cfg!(any(target_os = "linux", target_os = "android"));
 
-/// Flags that go with the type of a new socket.
+/// Flags to add to the type of a new socket.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const NEW: c_int = libc::SOCK_CLOEXEC;
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
@@ -65,24 +65,22 @@ pub(in crate::sys) fn set_non_blocking(fd: &OwnedFd) -> io::Result<()> {
     Ok(())
 }
 
-/// Sets an option whose number means yes or no.
+/// Sets a boolean option.
 pub(in crate::sys) fn set_flag(fd: &OwnedFd, level: c_int, option: c_int, on: bool) -> io::Result<()> {
     let on = c_int::from(on);
     // SAFETY: the reference is to an integer, the type of this option.
     unsafe { set_option(fd, level, option, &on) }
 }
 
-/// Sets `SO_REUSEADDR`.
 pub(in crate::sys) fn set_reuse_addr(fd: &OwnedFd, on: bool) -> io::Result<()> {
     set_flag(fd, libc::SOL_SOCKET, libc::SO_REUSEADDR, on)
 }
 
-/// Sets `SO_REUSEPORT`.
 pub(in crate::sys) fn set_reuse_port(fd: &OwnedFd, on: bool) -> io::Result<()> {
     set_flag(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, on)
 }
 
-/// Sets `IPV6_V6ONLY`: whether an IPv6 socket leaves IPv4 alone.
+/// Sets `IPV6_V6ONLY`, with which an IPv6 socket accepts only IPv6.
 pub(in crate::sys) fn set_v6_only(fd: &OwnedFd, on: bool) -> io::Result<()> {
     set_flag(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, on)
 }
@@ -145,7 +143,6 @@ pub(in crate::sys) fn peer_pid(fd: &OwnedFd) -> io::Result<libc::pid_t> {
     Ok(peer.pid)
 }
 
-/// Gives the socket an address.
 pub(in crate::sys) fn bind(fd: &OwnedFd, addr: &Address) -> io::Result<()> {
     // SAFETY: an `Address` says how many of its bytes are set.
     check(unsafe { libc::bind(fd.as_raw_fd(), addr.pointer(), addr.length) })?;
@@ -172,7 +169,6 @@ fn check(result: c_int) -> io::Result<c_int> {
     }
 }
 
-/// The family of an IP address.
 pub(in crate::sys) fn family(addr: &SocketAddr) -> c_int {
     match addr {
         SocketAddr::V4(_) => libc::AF_INET,

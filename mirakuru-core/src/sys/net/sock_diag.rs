@@ -1,18 +1,18 @@
 //! Asks the kernel about TCP and UDP sockets, through `NETLINK_SOCK_DIAG`.
 //!
-//! There are two questions. The *exact lookup* finds the one socket that an incoming connection
-//! would reach (2 to 3 µs), for probes. The *dump* gives all sockets of one port (10 µs for
-//! listeners), for ownership and error messages. Neither makes a connection, so the service never
-//! notices.
+//! There are two kinds of request. Probes use the *exact lookup*, which finds the one socket that
+//! an incoming connection would reach (2 to 3 µs). Ownership checks and error messages use the
+//! *dump*, which lists all sockets of one port (10 µs for listeners). Neither makes a connection,
+//! so the service does not notice.
 //!
-//! Each thread keeps one netlink socket open until it ends, so there is no lock. The socket is
-//! close-on-exec. A forked child has a copy, whose answers would mix with the parent's. So the
-//! process id is kept beside the socket, and a child throws its copy away. The socket sees the
-//! network namespace in which the thread used it first.
+//! Each thread keeps one netlink socket open until the thread ends, so no lock is needed. A forked
+//! child has a copy of the socket, whose answers would mix with the parent's. So the process id is
+//! kept beside the socket, and a child closes its copy. The socket sees the network namespace in
+//! which the thread first used it.
 //!
-//! Requests and answers are flat structs of `linux/netlink.h` and `linux/inet_diag.h`. They are
-//! written and read byte by byte. That needs no `unsafe` and cannot read past an answer that is
-//! shorter than expected.
+//! Requests and answers are flat structs of `linux/netlink.h` and `linux/inet_diag.h`. The code
+//! writes and reads them byte by byte. That needs no `unsafe`, and cannot read past the end of a
+//! short answer.
 
 use std::cell::RefCell;
 use std::fs::File;
@@ -36,20 +36,20 @@ const NLMSG_DONE: u16 = 3;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 const NLM_F_REQUEST: u16 = 0x1;
 const NLM_F_DUMP: u16 = 0x300;
-/// The attribute that tells whether an IPv6 listener leaves IPv4 alone.
+/// The attribute that tells whether an IPv6 listener accepts only IPv6.
 const INET_DIAG_SKV6ONLY: u16 = 11;
 const TCP_LISTEN: u8 = 10;
 /// The state of a UDP socket that is bound and not connected.
 const UDP_BOUND: u8 = 7;
-/// Index of the loopback interface in every network namespace. Connections to *any* address of this
-/// machine come in through it. So this index also finds sockets that `SO_BINDTODEVICE` binds to the
-/// interface.
+/// Index of the loopback interface in every network namespace. Local connections to *any* address
+/// of this machine arrive through this interface. So a lookup with this index also finds sockets
+/// that `SO_BINDTODEVICE` has bound to the interface.
 const LOOPBACK: u32 = 1;
 
 /// The states of the sockets in a dump.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum States {
-    /// The sockets that listen or take datagrams: 10 µs for TCP.
+    /// The sockets that listen or take datagrams. For TCP, this dump takes 10 µs.
     Listening,
     /// All sockets except for those in TIME_WAIT; from Linux 6.8 on also sockets that are only
     /// bound. This dump takes milliseconds.
@@ -119,8 +119,8 @@ fn with_socket<T>(exchange: impl FnOnce(&mut Diag) -> io::Result<T>) -> io::Resu
 impl Diag {
     fn open() -> io::Result<Diag> {
         let fd = raw_socket::socket(libc::AF_NETLINK, libc::SOCK_DGRAM, libc::NETLINK_SOCK_DIAG)?;
-        // The kernel answers before `send` returns. The limit keeps an imitation of the kernel from
-        // blocking a start.
+        // The kernel answers before `send` returns. The limit is for sandboxes, whose imitation of
+        // the kernel may never answer.
         raw_socket::set_receive_timeout(&fd, 1)?;
         Ok(Diag {
             fd: fd.into(),
@@ -167,14 +167,14 @@ impl Diag {
             interface: 0,
         };
         self.exchange(question, &mut |socket| {
-            // The request names the port, but an imitation of the kernel may give more.
+            // The request names the port, but a sandbox's imitation of the kernel may return more.
             if port == 0 || socket.addr.port() == port {
                 found.push(socket);
             }
         })
     }
 
-    /// Sends a question, and hands on each socket of the answer.
+    /// Sends a question, and calls `each` with every socket of the answer.
     fn exchange(&mut self, question: Question, each: &mut dyn FnMut(Socket)) -> io::Result<()> {
         let Question {
             protocol,
@@ -238,8 +238,8 @@ impl Diag {
         };
         put(&[family as u8, number as u8, 0, 0]);
         put(&states.to_ne_bytes());
-        // The socket id: first the socket's own address, then zeros for the remote one. For the
-        // lookup of a UDP socket the two change places. A dump goes by the socket's own port.
+        // The socket id has the local address first, and zeros for the remote one. The lookup of a
+        // UDP socket expects them in reverse order. A dump compares only the local port.
         let mut ports = [port.to_be_bytes(), [0; 2]];
         let is_swapped = protocol == Protocol::Udp && addr.is_some();
         if is_swapped {
@@ -260,7 +260,7 @@ impl Diag {
         put(&interface.to_ne_bytes());
         // INET_DIAG_NOCOOKIE stands for any socket.
         put(&[0xff; 8]);
-        // The request is one datagram, so the kernel takes all or nothing.
+        // The request is one datagram, so the kernel takes all of it or nothing.
         self.fd.write(&request).map(drop)
     }
 

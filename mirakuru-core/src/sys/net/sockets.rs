@@ -1,5 +1,5 @@
-//! Sockets that `std` cannot make: a bind without listening, a connect to a Unix socket that cannot
-//! hang.
+//! Sockets that `std` cannot make: a bind without listening, and a connect to a Unix socket that
+//! never blocks.
 
 use std::ffi::OsStr;
 use std::io;
@@ -40,7 +40,7 @@ pub(crate) enum Messages {
     Discard,
 }
 
-/// Filters all later messages of a socket.
+/// Keeps or discards all later messages of a socket.
 pub(crate) fn filter_messages(socket: BorrowedFd<'_>, messages: Messages) -> io::Result<()> {
     #[cfg(target_os = "linux")]
     {
@@ -78,15 +78,15 @@ pub(crate) enum UnixKind {
 /// The result of a connect to a Unix socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum UnixAnswer {
-    /// A process accepts connections. The id is that of the process that called `listen`, if the
+    /// A process accepts connections. Holds the id of the process that called `listen`, if the
     /// system tells. That process may have ended, and others may have the socket now.
     Accepted(Option<u32>),
     /// A process listens, and its backlog is full.
     Full,
 }
 
-/// Connects to a Unix socket, hangs up, and never waits. A path that begins with `@` is an abstract
-/// name (Linux).
+/// Connects to a Unix socket without waiting, and closes the connection. A path that begins with
+/// `@` is an abstract name (Linux).
 pub(crate) fn try_connect_unix(path: &Path, kind: UnixKind) -> io::Result<UnixAnswer> {
     let addr = unix_addr(path)?;
     let kind = match kind {
@@ -120,7 +120,7 @@ pub(crate) fn abstract_name(path: &Path) -> Option<&[u8]> {
 #[cfg(all(target_os = "linux", not(mirakuru_portable)))]
 fn listener_pid(fd: &OwnedFd) -> Option<u32> {
     let pid = super::raw_socket::peer_pid(fd).ok()?;
-    // 0 means a process in a pid namespace that is not visible here.
+    // 0 means that the process is in a pid namespace that is not visible here.
     u32::try_from(pid).ok().filter(|pid| *pid != 0)
 }
 

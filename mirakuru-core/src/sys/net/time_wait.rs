@@ -1,5 +1,5 @@
-//! The remnants of closed connections (TIME_WAIT). For a minute they keep a server without
-//! SO_REUSEADDR from binding to its port.
+//! Removes the remnants of closed connections (TIME_WAIT). For a minute, a remnant keeps a server
+//! without SO_REUSEADDR from binding to the port.
 
 use std::io;
 use std::net::SocketAddr;
@@ -9,16 +9,16 @@ use super::raw_socket::{bind, connect, family, set_non_blocking, set_reuse_addr,
 #[cfg(any(target_os = "linux", target_os = "android"))]
 use super::raw_socket::{set_flag, set_option};
 
-/// Removes one remnant whose other end is on this machine as well.
+/// Removes one remnant whose other end is on this machine too.
 ///
-/// A client connects between the same two addresses while nothing listens, and the remnant answers.
-/// The kernel finds that answer unacceptable and resets the remnant, which ends it. (RFC 1337 calls
-/// this "TIME-WAIT assassination"; the sysctl `tcp_rfc1337` forbids it, and is off.) On loopback
-/// all of that happens during the call.
+/// A client connects between the same two addresses while no socket listens, so the remnant
+/// answers. The client's kernel rejects that answer with a reset, which ends the remnant. RFC 1337
+/// calls this "TIME-WAIT assassination". The sysctl `tcp_rfc1337` prevents it, but is off by
+/// default. On loopback, all of this happens during the call.
 ///
 /// # Errors
 ///
-/// If a socket is bound to the other end's address by now. The remnant then stays.
+/// Fails if a socket is bound to the other end's address. The remnant then stays.
 pub(crate) fn remove(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
     let client = socket(family(&remote), libc::SOCK_STREAM, 0)?;
     set_reuse_addr(&client, true)?;
@@ -26,17 +26,17 @@ pub(crate) fn remove(local: SocketAddr, remote: SocketAddr) -> io::Result<()> {
     if let Err(error) = bind(&client, &remote.into()) {
         choose_at_connect(&client, remote).map_err(|_| error)?;
     }
-    // No process accepts the connection, and the call does not wait for that.
+    // The socket does not block, so the connect returns at once. Its error does not matter.
     let _ = connect(&client, &local.into());
     Ok(())
 }
 
-/// Lets the connect choose this address. A bind fails if another connection uses the address, open
-/// or lingering. A connect fails only if that connection has the same remote address.
+/// Lets `connect` choose this address. A `bind` fails if another connection uses the address, open
+/// or closed. A `connect` fails only if that connection has the same remote address.
 ///
 /// # Errors
 ///
-/// The option is missing before Linux 6.3 and on other systems.
+/// Fails before Linux 6.3 and on other systems, because they lack the option.
 fn choose_at_connect(client: &OwnedFd, addr: SocketAddr) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "android"))]
     {

@@ -1,4 +1,4 @@
-//! Finds the processes that have a socket, by a search through the descriptors in `/proc`.
+//! Finds the processes that have a socket, by searching the descriptors in `/proc`.
 
 use std::collections::HashSet;
 use std::fs;
@@ -24,7 +24,7 @@ impl Search {
 /// The depth of the search in one process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Closely {
-    /// The descriptors of the process, which threads share.
+    /// The descriptors of the process, which its threads normally share.
     Process,
     /// The descriptors of each thread. A thread may have its own table, and the table of the
     /// process is empty once its first thread has ended.
@@ -41,11 +41,12 @@ pub(crate) fn search(pids: &[u32], inodes: &[u64], closely: Closely) -> Search {
 }
 
 /// Looks for sockets among the processes of a tree, nearest first, until all are found. The root
-/// comes last: it is a supervisor, which has no socket of the service.
+/// comes last, because it is a supervisor, which has no socket of the service.
 ///
-/// Nearly always the main process has the sockets, and then nothing below its `task` is read. Such
-/// a read costs later: the kernel caches entries for each thread and discards them when the thread
-/// ends. Meanwhile the process that reaps the thread spins.
+/// The main process nearly always has the sockets, so the walk ends before it reads that process's
+/// `task` directory. Such a read costs time later, because the kernel caches entries for each
+/// thread. When the thread ends, the kernel discards them, and the process that reaps the thread
+/// spins meanwhile.
 pub(crate) fn search_tree(root: u32, inodes: &[u64], closely: Closely) -> Search {
     let mut search = Search::default();
     tree_until(root, |pid| {
@@ -65,15 +66,15 @@ impl Search {
         let mut mine = HashSet::new();
         let polled = match closely {
             Closely::Process => poll(&format!("/proc/{pid}/fd"), inodes, &mut mine),
-            // Reads every thread. If the first thread has ended, only root may read its
-            // descriptors. Another thread has them all.
+            // If the first thread has ended, only root may read its descriptors. So this reads
+            // every thread.
             Closely::Threads => numbers(&format!("/proc/{pid}/task"))
                 .into_iter()
                 .map(|task| poll(&format!("/proc/{pid}/task/{task}/fd"), inodes, &mut mine))
                 .fold(Ok(()), Result::and),
         };
         self.found.extend(mine.into_iter().map(|inode| (inode, pid)));
-        // A zombie's descriptors cannot be read either, but it has none.
+        // A zombie's descriptors cannot be read either, but a zombie has none.
         let is_denied = polled.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied);
         self.denied |= is_denied && stat(pid).is_some_and(|stat| stat.is_alive());
     }

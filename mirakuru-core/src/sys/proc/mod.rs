@@ -1,11 +1,11 @@
 //! Reads `/proc`: processes, their relations, and their sockets.
 //!
-//! Every answer is a snapshot of a changing state: a process may fork or end between two reads. No
-//! function here fails because of that; it leaves out a process that is gone. If a decision depends
-//! on the answer, the caller asks again.
+//! Every answer is a snapshot, because a process may fork or end between two reads. The functions
+//! leave out a process that is gone, and do not fail. If a decision depends on the answer, the
+//! caller asks again.
 //!
-//! Without `/proc` no process is visible. The same holds on Linux with `mirakuru_portable`, which
-//! stands for such a system.
+//! Without `/proc` no process is visible. The configuration `mirakuru_portable` simulates such a
+//! system on Linux.
 
 use std::collections::{HashMap, HashSet};
 use std::fs;
@@ -22,15 +22,15 @@ mod tables;
 pub(crate) use fds::{Closely, search, search_tree};
 pub(crate) use tables::{listeners, tcp_lingering, unix_listeners, unix_listening};
 
-/// Whether a process with a listening socket is busy with something other than waiting for
-/// connections. Either its first thread runs, or that thread sleeps for a time and no other thread
-/// waits for anything. `false` if that cannot be seen.
+/// Whether a process with a listening socket is busy with something other than accepting
+/// connections. Either its first thread runs, or each of its threads runs or sleeps for a fixed
+/// time. `false` if `/proc` does not show that.
 ///
-/// Threads are read only if the first one sleeps: see [`search_tree`] for the price.
+/// Reads the other threads only if the first one sleeps: see [`search_tree`] for the cost.
 pub(crate) fn is_between_calls(pid: u32) -> bool {
     let place = |path: String| read(&path).map(|text| String::from_utf8_lossy(&text).into_owned());
     match place(format!("{pid}/wchan")).as_deref() {
-        // Either the process does not wait in the kernel, or the kernel hides its place from us.
+        // Either the process does not wait in the kernel, or the kernel hides where it waits.
         Ok("0" | "") => stat(pid).is_some_and(|stat| stat.state == 'R'),
         Ok(place_of_first) if place_of_first.contains("nanosleep") => {
             let tasks = numbers(&format!("/proc/{pid}/task"));
@@ -46,7 +46,7 @@ pub(crate) fn is_between_calls(pid: u32) -> bool {
 /// A part of `/proc/PID/stat`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Stat {
-    /// The name of the program, at most 15 bytes of it.
+    /// The first 15 bytes of the program's name.
     pub(crate) comm: String,
     /// State as one letter; `Z` is a zombie.
     pub(crate) state: char,
@@ -57,10 +57,10 @@ pub(crate) struct Stat {
     start: u64,
 }
 
-/// Whether `/proc` is that of Linux. On other systems it may have other content.
+/// Whether `/proc` has Linux's format. Other systems may have a different `/proc`.
 const IS_THERE: bool = cfg!(all(target_os = "linux", not(mirakuru_portable)));
 
-/// Reads a file of `/proc`.
+/// Reads a file, whose path is relative to `/proc`.
 pub(crate) fn read(path: &str) -> io::Result<Vec<u8>> {
     match IS_THERE {
         true => read_whole(fs::File::open(Path::new("/proc").join(path))?.take(u64::MAX)),
@@ -86,15 +86,15 @@ pub(crate) fn stderr_of(pid: u32) -> io::Result<fs::File> {
     }
 }
 
-/// `USER_HZ`, the ticks a second in `/proc`. It has this value on every architecture on which Rust
-/// runs Linux.
+/// `USER_HZ`, the number of ticks per second in `/proc`. The value is the same on every Linux
+/// architecture that Rust supports.
 const TICKS: u64 = 100;
 
 pub(crate) fn stat(pid: u32) -> Option<Stat> {
     IS_THERE.then(|| read_stat(pid)).flatten()
 }
 
-/// The kernel makes the whole text at the first read.
+/// One read is enough, because the kernel produces the whole text at the first read.
 fn read_stat(pid: u32) -> Option<Stat> {
     let mut text = [0; 2048];
     let mut file = fs::File::open(format!("/proc/{pid}/stat")).ok()?;
@@ -117,8 +117,8 @@ fn parse_stat(text: &str) -> Option<Stat> {
 }
 
 impl Stat {
-    /// Whether the process still runs. `false` for a zombie, whose exit status its parent has not
-    /// fetched.
+    /// Whether the process still runs. `false` for a zombie, which waits for its parent to fetch
+    /// the exit status.
     pub(crate) fn is_alive(&self) -> bool {
         !matches!(self.state, 'Z' | 'X')
     }
@@ -134,8 +134,8 @@ impl Stat {
         }
     }
 
-    /// Start time of the process, in ticks since the machine booted. With the process id it
-    /// identifies the process for ever.
+    /// Start time of the process, in ticks since the machine booted. Together with the process id,
+    /// it identifies the process.
     pub(crate) fn start(&self) -> u64 {
         self.start
     }
@@ -180,7 +180,7 @@ pub(crate) fn tree(root: u32) -> Vec<u32> {
 /// A process and its descendants, nearest first, until `enough` returns true. Calls `enough` with
 /// each process before the search for that process's children.
 fn tree_until(root: u32, enough: impl FnMut(u32) -> bool) -> Vec<u32> {
-    // A kernel without CONFIG_PROC_CHILDREN has no file `children`. Then the parents of all
+    // A kernel without CONFIG_PROC_CHILDREN has no file `children`. In that case the parents of all
     // processes give the same answer.
     static TELLS_CHILDREN: Lazy<bool> = Lazy::new(|| Path::new("/proc/thread-self/children").exists());
     if *TELLS_CHILDREN {
@@ -233,7 +233,7 @@ fn by_parent() -> HashMap<u32, Vec<u32>> {
 
 /// A process and its ancestors, nearest first.
 pub(crate) fn ancestors(pid: u32) -> impl Iterator<Item = (u32, Stat)> {
-    // The length is bounded: a chain that changes while it is read could be a loop.
+    // The length is limited, because a chain that changes during the read could form a loop.
     let mut next = Some(pid);
     std::iter::from_fn(move || {
         let pid = next.take().filter(|pid| *pid != 0)?;
@@ -244,8 +244,8 @@ pub(crate) fn ancestors(pid: u32) -> impl Iterator<Item = (u32, Stat)> {
     .take(1000)
 }
 
-/// This process and its ancestors. Reads no file for this process, whose entry has only its parent
-/// and session.
+/// This process and its ancestors. The entry of this process is made without reading a file, so
+/// only its parent and session are right.
 pub(crate) fn own_ancestors() -> impl Iterator<Item = (u32, Stat)> {
     let parent = std::os::unix::process::parent_id();
     let own = Stat {
@@ -265,14 +265,14 @@ pub(crate) fn descends(pid: u32, root: u32) -> bool {
 }
 
 /// Start time of a process, in ticks since the machine booted. `None` if there is no such process,
-/// or only its zombie.
+/// or only a zombie.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
     let stat = read_stat(pid)?;
     stat.is_alive().then_some(stat.start)
 }
 
-/// Any process with this id counts: without `/proc` no portable call tells a start time.
+/// 0 if any process with this id exists. Without `/proc`, no portable call tells the start time.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 pub(crate) fn start_time(pid: u32) -> Option<u64> {
     crate::sys::files::process_exists(pid).then_some(0)
@@ -289,8 +289,8 @@ pub(crate) fn command_line(pid: u32) -> Vec<Vec<u8>> {
     line.split(|byte| *byte == 0).map(<[u8]>::to_vec).collect()
 }
 
-/// Whether this process, which runs as root, may run a service as this user and group. The answer
-/// is yes if `/proc` does not tell.
+/// Checks whether this process, which runs as root, may run a service as this user and group. If
+/// `/proc` does not tell, the answer is `Ok`.
 ///
 /// # Errors
 ///
@@ -358,8 +358,8 @@ fn link(path: &str) -> Option<PathBuf> {
         .filter(|_| IS_THERE)
 }
 
-/// A number for the pid namespace of this process, because processes of other namespaces may share
-/// the temporary directory. 0 if it is not known.
+/// A number for the pid namespace of this process, or 0 if it is not known. Processes of other
+/// namespaces may share the temporary directory.
 pub(crate) fn pid_namespace() -> u64 {
     fs::metadata("/proc/self/ns/pid").map_or(0, |namespace| namespace.ino())
 }
@@ -372,8 +372,8 @@ pub(crate) fn tracer() -> Option<u32> {
     pid.trim().parse().ok().filter(|pid| *pid != 0)
 }
 
-/// A number for the network namespace of this process, because a port of one namespace cannot be
-/// reached from another. 0 if it is not known.
+/// A number for the network namespace of this process, or 0 if it is not known. A port of one
+/// namespace cannot be reached from another.
 pub(crate) fn net_namespace() -> u64 {
     fs::metadata("/proc/self/ns/net").map_or(0, |namespace| namespace.ino())
 }

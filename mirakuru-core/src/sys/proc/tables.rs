@@ -29,8 +29,8 @@ pub(crate) fn listeners(protocol: Protocol, port: u16) -> Option<Vec<Socket>> {
     (!found.is_empty()).then_some(found)
 }
 
-/// The lingering connections of a local port that this side has closed: the local and the remote
-/// address of each. Takes milliseconds.
+/// Closed connections of a local port that linger because this side closed them. Returns the local
+/// and the remote address of each. Takes milliseconds.
 pub(crate) fn tcp_lingering(port: u16) -> Vec<(SocketAddr, SocketAddr)> {
     /// FIN_WAIT1, FIN_WAIT2, TIME_WAIT, LAST_ACK, CLOSING.
     const CLOSED: [&str; 5] = ["04", "05", "06", "09", "0B"];
@@ -97,7 +97,7 @@ pub(crate) fn unix_listening() -> Vec<u64> {
 fn parse_unix(table: &[u8], wanted: Option<&[u8]>) -> Vec<u64> {
     const ACCEPTS: u32 = 0x10000;
     // The columns: Num RefCount Protocol Flags Type St Inode Path. The inode is padded with spaces,
-    // and the path may hold some.
+    // and the path may contain spaces.
     let inode_of = |line: &[u8]| {
         let mut rest = line;
         let mut fields = [""; 7];

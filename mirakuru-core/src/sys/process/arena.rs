@@ -17,14 +17,14 @@ use super::plan::{CommandPlan, LogPart, PID_DIGITS, Plan, Stream};
 const STACK: usize = 64 * 1024;
 /// The most bytes that one read of the service's output can return.
 pub(super) const BUFFER: usize = 32 * 1024;
-/// Untouched pages take no swap space either.
+/// Reserves no swap space for untouched pages.
 #[cfg(target_os = "linux")]
 const NO_RESERVE: i32 = libc::MAP_NORESERVE;
 #[cfg(not(target_os = "linux"))]
 const NO_RESERVE: i32 = 0;
-/// Number of children that one walk of a process tree takes in; a later walk finds the others.
+/// Most children that one walk of a process tree records. The next walk finds the others.
 pub(super) const PIDS: usize = 1024;
-/// Number of descendants that a stop remembers, so that it asks each of them only once.
+/// Number of descendants whose stop signal is recorded, so that each of them gets it only once.
 pub(super) const TOLD: usize = 256;
 
 /// A program to execute. The lists end with null pointers.
@@ -35,9 +35,9 @@ pub(super) struct Words {
     pub(super) argv: *const *const c_char,
 }
 
-/// The data of the supervisor. The pointers lead to other parts of the same mapping.
+/// The data of the supervisor. The pointers point into the same mapping.
 ///
-/// Numbers are `i64`, so that -1 can say "not set" beside every value of the kernel's own types.
+/// Numbers such as `uid` are `i64`, so that -1 can mean "not set" while every `u32` still fits.
 #[repr(C)]
 // The portable supervisor does not use all of these fields.
 #[cfg_attr(any(not(target_os = "linux"), mirakuru_portable), allow(dead_code))]
@@ -45,7 +45,7 @@ pub(super) struct Arena {
     pub(super) program: Words,
     /// The command that runs at the end. Its candidates are null if there is none.
     pub(super) on_end: Words,
-    /// The line with a hint for the case that this command fails, or null.
+    /// Line with a hint, logged if `on_end` fails; may be null.
     pub(super) on_end_hint: *const c_char,
     pub(super) envp: *const *const c_char,
     pub(super) current_dir: *const c_char,
@@ -54,7 +54,8 @@ pub(super) struct Arena {
     pub(super) uid: i64,
     pub(super) gid: i64,
     pub(super) umask: i64,
-    /// Descriptors of the standard streams. -1 means `/dev/null` for input and the log for output.
+    /// Descriptors of the standard streams. -1 means a pipe into the log (see `relay`) or
+    /// `/dev/null`.
     pub(super) stdio: [i32; 3],
     /// Whether standard output and standard error go through a pipe into the log.
     pub(super) relay: [bool; 2],
@@ -62,13 +63,13 @@ pub(super) struct Arena {
     pub(super) test_pidfd: i32,
     pub(super) log: i32,
     pub(super) index: i32,
-    /// Number of bytes in one part of the log, and the part that is open.
+    /// Size of one part of the log in bytes, and the part that is open.
     pub(super) log_part: i64,
     pub(super) log_at: LogPart,
     /// All descriptors that stay open after the fork, in ascending order.
     pub(super) keep: *const i32,
     pub(super) keep_count: usize,
-    /// The descriptors of `keep` that a supervisor holds but never uses, in ascending order.
+    /// The descriptors of `keep` that the guard keeps open, in ascending order.
     pub(super) locks: *const i32,
     pub(super) lock_count: usize,
     /// The sockets for the service, in the order of their descriptors.
@@ -77,7 +78,7 @@ pub(super) struct Arena {
     /// The highest descriptor that was open just before the fork. Only systems that cannot close
     /// all descriptors in one call use it.
     pub(super) last_fd: i32,
-    /// Room for the process id in the value of `LISTEN_PID`; null without that variable.
+    /// The place of the process id in the value of `LISTEN_PID`; null without that variable.
     pub(super) listen_pid: *mut c_char,
     pub(super) stop_signal: i32,
     pub(super) grace_ms: i64,
@@ -93,15 +94,14 @@ pub(super) struct Arena {
     /// Descriptors of the FIFOs of the services on which this one depends.
     pub(super) needs: *const i32,
     pub(super) needs_count: usize,
-    /// For a service of a whole run: a pidfd of the runner, or the FIFO of the service's users;
-    /// otherwise -1. The paths below are the staged state file, its published name, and the run's
-    /// directory.
+    /// The fields of the plan's `RunPlan`. Without one, `runner_pidfd` is -1 and the paths are
+    /// null.
     pub(super) runner_pidfd: i32,
     pub(super) ends_with_users: bool,
     pub(super) staged: *const c_char,
     pub(super) published: *const c_char,
     pub(super) run_dir: *const c_char,
-    /// Whether guard and worker may be two processes in one memory.
+    /// Whether guard and worker may share one address space.
     pub(super) may_share: bool,
     pub(super) worker_stack: *mut c_void,
     pub(super) service_stack: *mut c_void,
@@ -111,12 +111,13 @@ pub(super) struct Arena {
     pub(super) guard_pidfd: i32,
     pub(super) worker: i32,
     pub(super) service: i32,
-    /// The stage at which the launch failed, a `STAGE_*`, and the error number.
+    /// The stage (a `STAGE_*`) and the error number of a failed launch.
     pub(super) failed_stage: i32,
     pub(super) failed_errno: i32,
-    /// Pipe for the two numbers above, if worker and service share no memory; otherwise -1.
+    /// Pipe for `failed_stage` and `failed_errno`, if worker and service share no memory; otherwise
+    /// -1.
     pub(super) report: i32,
-    /// Write end of the pipe for the output of the command at the end.
+    /// Write end of the pipe for the output of the `on_end` command.
     pub(super) on_end_output: i32,
     pub(super) buffer: [u8; BUFFER],
     pub(super) pids: [i32; PIDS],
@@ -124,7 +125,7 @@ pub(super) struct Arena {
     pub(super) told_count: usize,
 }
 
-/// The test process's handle on the mapping, until the fork has been made.
+/// Owns the mapping in the test process until the supervisor is forked.
 pub(super) struct Mapping {
     base: *mut u8,
     len: usize,
@@ -132,7 +133,7 @@ pub(super) struct Mapping {
 }
 
 impl Mapping {
-    /// Lays out the mapping.
+    /// Maps the memory and copies the plan into it.
     pub(super) fn new(plan: &Plan, args: Range<usize>) -> io::Result<Mapping> {
         let title = CString::new(format!("mirakuru-supervisor {}", plan.id)).unwrap_or_default();
         let mut size = Bump {
@@ -164,7 +165,7 @@ impl Mapping {
         Ok(Mapping { base, len, arena })
     }
 
-    /// Puts the plan into the mapping. If `base` is null, only counts the plan's bytes.
+    /// Copies the plan to `bump`. If `bump.base` is null, only counts the bytes.
     fn fill(bump: &mut Bump, plan: &Plan, title: &CString, args: &Range<usize>) -> *mut Arena {
         let program = bump.words(&plan.program);
         let on_end = plan.on_end.as_ref().map(|command| bump.words(command));
@@ -192,7 +193,7 @@ impl Mapping {
         let groups = bump.slice(plan.groups.as_deref().unwrap_or_default());
         let title_text = bump.string(title).cast();
         let arena = bump.place::<Arena>(1);
-        // `set_descriptors` fills in the descriptors later; their number is known.
+        // Leaves room for the descriptors, which `set_descriptors` writes later.
         let keep = bump.place::<i32>(plan.keep.len() + plan.needs.len() + plan.listen.len() + 16);
         let locks = bump.place::<i32>(plan.keep.len() + plan.needs.len() + 2);
         let needs = bump.place::<i32>(plan.needs.len());
@@ -335,7 +336,7 @@ pub(super) struct Lists {
     pub(super) listen: Vec<i32>,
 }
 
-/// The descriptors that have a single purpose.
+/// The descriptors that are not in a list.
 pub(super) struct Descriptors {
     pub(super) stdio: [i32; 3],
     pub(super) control: i32,
@@ -357,7 +358,7 @@ impl Descriptors {
     }
 }
 
-/// Hands out the mapping from its low end. If the base is null, only counts the bytes.
+/// Allocates from the low end of the mapping. If `base` is null, only counts the bytes.
 struct Bump {
     base: *mut u8,
     used: usize,

@@ -1,7 +1,8 @@
-//! The system calls that the guarantee rests on: the purpose of each, and the remedy when it fails.
+//! The system calls that guaranteed teardown needs, with the purpose of each and the remedy when it
+//! fails.
 //!
-//! If a supervisor cannot make one of these calls, the start of its service fails. So no service
-//! runs whose end cannot be promised.
+//! If a supervisor cannot make one of these calls, the start fails, because nothing would guarantee
+//! the end of the service.
 
 use std::io;
 
@@ -38,7 +39,7 @@ macro_rules! calls {
 calls! {
     Socketpair = "socketpair", "talk to the supervisor";
     PidfdOpen = "pidfd_open", "notice the end of a process";
-    PidfdSend = "pidfd_send_signal", "signal a process that is surely the service's";
+    PidfdSend = "pidfd_send_signal", "signal a process of the service";
     Kill = "kill", "signal the service";
     Wait = "wait4", "prove that no process is left";
     WaitId = "waitid", "know its own children";
@@ -57,7 +58,7 @@ calls! {
     Close = "close_range", "keep descriptors from the service";
     Memory = "mmap", "give the supervisor its memory";
     Flock = "flock", "mark a file as in use";
-    Fifo = "mkfifo", "end services in the order in which they need each other";
+    Fifo = "mkfifo", "end dependent services in the right order";
 }
 
 impl Call {

@@ -1,7 +1,7 @@
 //! Code that runs when a program starts, before its `main`.
 
-/// Lets a function run when the program that this crate is linked into starts, before `main`. Every
-/// test binary calls the function, so it must return at once if it has nothing to do.
+/// Calls a function when the program starts, before `main`. Every test binary that links this crate
+/// calls it, so it must return at once if it has nothing to do.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __before_main {

@@ -1,18 +1,19 @@
-//! The phases of a stop, in the supervisors of both back ends. Here the grace is counted and
-//! enforced.
+//! The phases of a stop, in the supervisors of both back ends. This module counts and enforces the
+//! grace.
 //!
-//! 1. *Waiting*, if this service is needed: its supervisor waits until the services that need it
-//!    are gone.
+//! 1. *Waiting*, if other services need this one: its supervisor waits until they are gone.
 //! 2. *Polite*: every process of the tree has got the stop signal, and has the grace to end.
-//! 3. *Killing*, if the recipe's kill signal can be caught: SIGKILL follows a second later.
-//! 4. The kill.
+//! 3. *Killing*, if the recipe's kill signal is not SIGKILL: every process has got the kill signal,
+//!    and SIGKILL follows a second later.
+//! 4. SIGKILL for every process that is left.
 //!
-//! A supervisor learns from a FIFO that its service is needed. The private directory of a needed
-//! service holds this FIFO, `needed`. The supervisor of each dependent service keeps it open until
-//! its own tree is gone. So the FIFO has a writer as long as a dependent lives, however that
-//! dependent ends. At the start of its own stop, a dependent's supervisor writes into the FIFO how
-//! long that stop may take. So the waits along a chain of services add up, to at most
-//! ten minutes.
+//! A supervisor learns from a FIFO that other services need its own. The FIFO, `needed`, is in the
+//! private directory of the needed service. The supervisor of each dependent service keeps it open
+//! until its own tree is gone. So the FIFO has a writer as long as a dependent lives, however that
+//! dependent ends.
+//!
+//! At the start of its own stop, a dependent's supervisor writes into the FIFO how long that stop
+//! may take. So the waits along a chain of services add up, to at most ten minutes.
 //!
 //! A service waits for its dependents if the test process or the run ends. If a test stops the
 //! service alone, the service does not wait: the test wants an outage.
@@ -28,15 +29,15 @@ use super::tools::{errno, now_ms};
 
 /// Time from a kill signal other than SIGKILL until SIGKILL.
 const SECOND_KILL_MS: i64 = 1000;
-/// Time that a needed service waits for a message of a dependent that still lives. The message
-/// comes at once, because the event that ends this service ends the dependent as well.
+/// Time that a needed service waits for the first message of a dependent. The message comes at
+/// once, because the same event ends both services.
 const WORD_MS: i64 = 5000;
-/// The longest time that a needed service waits, however long its dependents want to take.
+/// Upper limit for the time that a needed service waits for its dependents.
 const WAIT_MS: i64 = 600_000;
 /// Time that a stop may take beyond its grace, for the kill and the removal of files.
 const AFTER_GRACE_MS: i64 = 1000;
 /// Time from the stop signal until descendants outside the service's process group get it too. Most
-/// services are gone by then, and finding those descendants means a walk over the whole tree.
+/// services are gone by then, which saves the walk over the tree that finds those descendants.
 const REST_AFTER_MS: i64 = 30;
 
 /// An order to end the service.
@@ -74,9 +75,9 @@ pub(super) struct Ending {
     phase: Phase,
     /// The FIFO, while this service waits for its dependents; otherwise -1.
     pub(super) needed: i32,
-    /// Whether the test process is gone, so that this process removes the private directory.
+    /// Whether the test process is gone, so that the supervisor removes the private directory.
     pub(super) clean_up: bool,
-    /// Whether the test process ended in the middle of a test, without a report of success.
+    /// Whether the test process ended within a test, so that the log is kept.
     pub(super) keep_log: bool,
 }
 
@@ -102,7 +103,7 @@ impl Ending {
         }
     }
 
-    /// Obeys the message `STOP`.
+    /// Handles a `STOP` message.
     pub(super) unsafe fn obey(&mut self, a: &Arena, message: Message) -> Step {
         let order = Order {
             signal: message[1],
@@ -120,8 +121,8 @@ impl Ending {
         }
     }
 
-    /// Begins the end by the recipe's stop policy, because the service's owner has gone: the test
-    /// process, perhaps in a test, or the run.
+    /// Stops the service by the recipe's policy, because its owner (the test process or the run) is
+    /// gone.
     pub(super) unsafe fn lost_owner(&mut self, a: &Arena, in_a_test: bool) -> Step {
         self.clean_up = true;
         self.keep_log |= in_a_test;
@@ -134,8 +135,7 @@ impl Ending {
         unsafe { self.order_in_turn(a, order) }
     }
 
-    /// Begins the end without waiting for dependents. A second order can only make the grace
-    /// shorter.
+    /// Begins the stop without waiting for dependents. A second order can only shorten the grace.
     unsafe fn order(&mut self, a: &Arena, order: Order) -> Step {
         let until = now_ms().wrapping_add(order.grace_ms);
         match &mut self.phase {
@@ -157,7 +157,7 @@ impl Ending {
         }
     }
 
-    /// Begins the end, which then waits for the dependents to end first.
+    /// Begins the stop, but lets the dependents end first.
     unsafe fn order_in_turn(&mut self, a: &Arena, order: Order) -> Step {
         // SAFETY: the arena's path and lists are valid, and a null path is never opened.
         unsafe {
@@ -263,7 +263,7 @@ impl Ending {
         }
     }
 
-    /// The longest time to sleep, in ms, for `poll`; -1 is no limit.
+    /// The timeout for `poll` in ms; -1 means no limit.
     pub(super) fn patience(&self) -> c_int {
         let until = match self.phase {
             Phase::Running => return -1,

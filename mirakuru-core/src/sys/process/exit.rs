@@ -1,8 +1,8 @@
 //! Ends the services that still run when the test process ends normally.
 //!
-//! The supervisors notice the end of the process by themselves, a moment later. But the next test
-//! binary may want the same ports at once. And if the first process of a container does not reap
-//! orphans, a supervisor should end while its parent is there to reap it.
+//! The supervisors notice the end of the process by themselves, but a moment later. The next test
+//! binary may want the same ports at once. Also, if the first process of a container does not reap
+//! orphans, a supervisor should end while its parent can still reap it.
 //!
 //! `atexit` handlers run after the main thread returns and after `process::exit`, beside other live
 //! threads. So the services are in slots without a lock (`slots.rs`). An atomic swap gives each
@@ -18,7 +18,7 @@ use super::slots::{Slot, Slots};
 use super::{service, users};
 
 static SLOTS: Slots<Ending> = Slots::new();
-/// The process whose services the handler ends. A fork inherits only the handler.
+/// The process whose services the handler ends. A fork inherits the handler, but not the services.
 static PROCESS: AtomicU32 = AtomicU32::new(0);
 /// The time on CLOCK_MONOTONIC at which the handler began.
 static BEGAN: AtomicU64 = AtomicU64::new(0);
@@ -28,12 +28,12 @@ const ID_WORDS: usize = 8;
 
 #[derive(Default)]
 struct Ending {
-    /// The control socket; -1 once the handler need not end the service.
+    /// The control socket; -1 if the handler must not end the service.
     control: AtomicI32,
     guard: AtomicI32,
     /// The process id of the service's main process, once known.
     service: AtomicI32,
-    /// The service's id as bytes; zeroes fill the rest.
+    /// The bytes of the service's id, padded with zeroes.
     id: [AtomicU32; ID_WORDS],
     message: [AtomicI32; 8],
     /// The id of the service's test, or 0.
@@ -46,7 +46,7 @@ pub(super) struct Registration {
     taken: AtomicBool,
 }
 
-/// Lets the handler run at a normal end of this process.
+/// Registers the handler for a normal end of this process.
 pub(super) fn install_once() {
     static HANDLER: Once = Once::new();
     HANDLER.call_once(|| {
@@ -55,7 +55,7 @@ pub(super) fn install_once() {
     });
 }
 
-/// Adds a service, given by its control socket. Its processes carry the id as their mark.
+/// Adds a service with its control socket. Its processes carry `id` as their mark.
 pub(super) fn register(control: RawFd, id: &str, stop: StopPolicy, test: u64) -> Registration {
     install_once();
     let slot = SLOTS.take(|| Ending {
@@ -91,8 +91,8 @@ impl Registration {
         self.slot.service.store(pid, Ordering::SeqCst);
     }
 
-    /// Takes over the duty to end the service. `false` if the handler has it already: then the
-    /// socket belongs to the handler, and must stay open.
+    /// Takes the service away from the handler. Returns `false` if the handler already ends the
+    /// service. In that case the socket belongs to the handler, and must stay open.
     pub(super) fn take(&self) -> bool {
         if !self.is_ours() && self.slot.control.swap(-1, Ordering::SeqCst) >= 0 {
             self.taken.store(true, Ordering::SeqCst);
@@ -112,9 +112,9 @@ impl Drop for Registration {
     }
 }
 
-/// Runs a function at a normal end of this process, after the services have ended. For that order,
-/// register it before the first service starts. It may run beside other threads, so it must neither
-/// panic nor wait for a lock.
+/// Runs a function at a normal end of this process, after the services have ended. Call this before
+/// the first service starts, because handlers run in reverse order. The function may run beside
+/// other threads, so it must neither panic nor wait for a lock.
 pub(crate) fn at_exit(function: extern "C" fn()) {
     // SAFETY: the function may run at any time. A failure of the registration does no harm.
     unsafe { libc::atexit(function) };
@@ -131,7 +131,7 @@ fn is_main_thread() -> bool {
     unsafe { libc::syscall(libc::SYS_gettid) == libc::c_long::from(libc::getpid()) }
 }
 
-/// Other systems have no portable call that tells this.
+/// Other systems have no portable call for this, so every thread counts as the main thread.
 #[cfg(not(any(target_os = "linux", target_os = "android")))]
 fn is_main_thread() -> bool {
     true
@@ -161,22 +161,22 @@ fn install() {
     unsafe { libc::atexit(handler) };
 }
 
-/// Tells all services to end, then waits for all: they end side by side.
+/// Tells all services to end, then waits for all of them, so that they end in parallel.
 fn end_all(failed: bool) {
     if PROCESS.load(Ordering::SeqCst) != std::process::id() {
         return;
     }
     BEGAN.store(crate::sys::clock_ns(), Ordering::SeqCst);
     // A test failed without ending its service (for example because it hung), or a test ended the
-    // process. (The harness returns from the main thread, and runs tests on others.)
+    // process. The harness returns from the main thread, and runs tests on other threads.
     let in_a_test = failed || !is_main_thread();
     end_where(in_a_test, &|_| true);
-    // The services of this process have ended. Now the services that they needed may end.
+    // The services of this process have ended, so the shared services that they needed may end.
     users::leave_all();
 }
 
-/// Ends the services of a test that is over, although one of its threads still has them. To that
-/// thread, this looks like the end of the process.
+/// Ends the services of a test that is over, even if a thread of the test still has them. To such a
+/// thread, the process seems to end.
 pub(crate) fn end_of_test(test: u64) {
     if PROCESS.load(Ordering::SeqCst) == std::process::id() {
         end_where(true, &|slot| slot.test.load(Ordering::SeqCst) == test);

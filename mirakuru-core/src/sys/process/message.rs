@@ -1,4 +1,4 @@
-//! The messages of the test process and a supervisor on the control socket, in either back end.
+//! The messages between the test process and a supervisor on the control socket, in both back ends.
 //!
 //! The supervisor's half runs after a fork: nothing here allocates, locks or panics.
 
@@ -10,7 +10,7 @@ use nix::errno::Errno;
 
 use super::plan::StopPolicy;
 
-// A message is eight 32-bit numbers. The first number is one of these kinds.
+// A message is eight 32-bit numbers. The first is its kind, for example `STARTED`.
 pub(super) const MESSAGE: usize = 8;
 pub(super) type Message = [i32; MESSAGE];
 
@@ -33,12 +33,12 @@ pub(super) const SYNCED: i32 = 7;
 /// To the worker: send [`OUTPUT`] when there is new output.
 pub(super) const ARM: i32 = 10;
 /// To the worker: end the service. Carries the signal, the grace in ms, the kill signal, and a
-/// flag. The flag is not 0 if the test process ends and takes the service with it. Then the
-/// supervisor waits for dependent services, and removes the private directory.
+/// flag. The flag is nonzero if the service ends because the test process does. In that case the
+/// supervisor waits for dependent services and removes the private directory.
 pub(super) const STOP: i32 = 11;
-/// The flag of a [`STOP`] if a test ended the process: the supervisor then keeps the log.
+/// The flag of a [`STOP`] if the test process ends within a test. The supervisor keeps the log.
 pub(super) const STOP_IN_A_TEST: i32 = 2;
-/// To the worker: send the signal that it carries to the service's process group.
+/// To the worker: send the carried signal to the service's process group.
 pub(super) const SIGNAL: i32 = 12;
 /// To the worker: the service belongs to the run from now on.
 pub(super) const PUBLISH: i32 = 13;
@@ -54,21 +54,22 @@ pub(super) const STAGE_EXEC: i32 = 5;
 
 const SIZE: usize = mem::size_of::<Message>();
 
-/// On systems where `send` would raise SIGPIPE and has no flag against it, the socket has an option
-/// (`raw_socket::pair`).
+/// Keeps `send` from raising SIGPIPE. Apple's systems have no such flag, so `raw_socket::pair` sets
+/// a socket option there.
 #[cfg(not(target_vendor = "apple"))]
 const NO_SIGNAL: i32 = libc::MSG_NOSIGNAL;
 #[cfg(target_vendor = "apple")]
 const NO_SIGNAL: i32 = 0;
 
-/// Number of times that a message is sent again if the kernel did not take it.
+/// Number of attempts to send a message.
 const TRIES: u32 = 50;
 
 /// Sends a message, and returns whether the kernel took it.
 ///
-/// Waits only for an instant for room or for kernel memory: a test process that does not read must
-/// not hold up the supervision. The buffer takes many more messages than are ever sent. If a stream
-/// took a part of a message, the rest must follow.
+/// Gives up after about half a second, because a test process that does not read must not block the
+/// supervisor. The buffer has room for many more messages than are ever sent.
+///
+/// A stream may take only a part of the message; the next attempt sends the rest.
 pub(super) fn send(control: RawFd, message: Message) -> bool {
     let flags = libc::MSG_DONTWAIT | NO_SIGNAL;
     let mut sent = 0_usize;
@@ -99,7 +100,7 @@ pub(super) fn send(control: RawFd, message: Message) -> bool {
             };
             libc::poll(&mut room, 1, 10);
             if room.revents != 0 {
-                // There is room, so the kernel lacks memory.
+                // The socket has room, so the kernel lacks memory.
                 libc::usleep(1000);
             }
         }
@@ -107,7 +108,7 @@ pub(super) fn send(control: RawFd, message: Message) -> bool {
     false
 }
 
-/// The message about the main process's end, with the flag of living descendants.
+/// The message that the main process has ended. `left` says whether descendants live.
 pub(super) fn exited(status: i32, left: bool, at: i64) -> Message {
     let [high, low] = [(at >> 32) as i32, at as i32];
     [EXITED, status, i32::from(left), high, low, 0, 0, 0]
@@ -122,7 +123,7 @@ pub(super) enum Received {
     Closed,
 }
 
-/// Puts a message together. Packets come whole; a stream may deliver them in parts.
+/// Assembles a message. A packet socket delivers it whole; a stream may deliver it in parts.
 #[derive(Default)]
 pub(super) struct Inbox {
     message: Message,
@@ -131,10 +132,11 @@ pub(super) struct Inbox {
     starved: u32,
 }
 
-/// The limit of `starved`, reached after about two seconds.
+/// Limit of `starved`. Each failure waits 1 ms, so the limit is reached after about two seconds.
 const STARVED: u32 = 2000;
 
-/// Number of times that an interrupted call is repeated. Real signals never come that fast.
+/// Limit on the repetitions of an interrupted call. It ends the loop if a sandbox lets every call
+/// fail with EINTR.
 pub(super) const INTERRUPTED: u32 = 1000;
 
 impl Inbox {
@@ -161,13 +163,13 @@ impl Inbox {
                 }
                 Err(_) => match Errno::last() {
                     Errno::EINTR if interrupted < INTERRUPTED => interrupted = interrupted.wrapping_add(1),
-                    // The other side ended with unread messages of ours. Linux reports that once,
-                    // before it delivers the other side's messages. The limit is for a system that
-                    // repeats the report.
+                    // The other side has closed its end before it read all our messages. Linux
+                    // reports that once, before it delivers the other side's messages. The limit is
+                    // for a system that repeats the report.
                     Errno::ECONNRESET if resets < 3 => resets = resets.wrapping_add(1),
                     Errno::EAGAIN | Errno::EINTR => return Received::Nothing,
-                    // The kernel lacks memory at this moment. Only a lasting lack counts as the
-                    // end.
+                    // The kernel has no memory just now. Only a lasting shortage counts as a closed
+                    // socket.
                     Errno::ENOMEM | Errno::ENOBUFS if self.starved < STARVED => {
                         self.starved = self.starved.wrapping_add(1);
                         // SAFETY: the call takes only numbers.
@@ -195,7 +197,7 @@ pub(super) fn stop_message(policy: StopPolicy, clean_up: bool) -> Message {
     ]
 }
 
-/// Converts a grace into milliseconds, the unit of the supervisor.
+/// The grace in milliseconds, at most `i32::MAX`.
 pub(super) fn milliseconds(grace: Duration) -> i32 {
     i32::try_from(grace.as_millis()).unwrap_or(i32::MAX)
 }

@@ -10,11 +10,11 @@ use super::plan::LogPart;
 use super::tools::{errno, now_ms, now_ns};
 use crate::sys::log_record::{self, Record};
 
-/// The limit for one pass of a supervisor's loop, for each stream. It lets the supervisor do its
-/// other duties during a flood of output or on a slow disk.
+/// Limit for one stream in one pass of the supervisor's loop. It keeps a flood of output or a slow
+/// disk from holding up the supervisor's other work.
 const PASS: Bound = Bound { reads: 8, ms: 20 };
-/// The limit at the end of the output: more than a pipe holds. The time limit keeps a flood on a
-/// slow disk from delaying the end of the service.
+/// Limit for the last output, with more reads than a full pipe needs. The time limit keeps a flood
+/// on a slow disk from delaying the end of the service.
 const REST: Bound = Bound { reads: 64, ms: 250 };
 
 #[derive(Clone, Copy)]
@@ -39,25 +39,26 @@ pub(super) struct Output {
     index_len: i64,
     /// Path of the service directory. If it is null, the log has a single part.
     dir: *const c_char,
-    /// Sizes at which the present part and later ones end, in bytes of the log and its index.
+    /// Size limits of the current part and of later parts, in bytes of the log and its index.
     part_len: i64,
     later_len: i64,
     part: LogPart,
-    /// Number of the log's part at the start; this value does not own that part's descriptors.
+    /// Number of the part that was open at the start. `Output` does not own that part's
+    /// descriptors.
     first: u32,
-    /// Bytes in the log's present part.
+    /// Number of bytes in the current part of the log.
     log_len: i64,
     /// Number of bytes of each stream that could not be written and have no record yet.
     lost: [u32; 2],
-    /// Whether the test process waits for news of output.
+    /// Whether the test process has asked for a message about new output.
     armed: bool,
-    /// Whether output has come since the last news to the test process.
+    /// Whether output has come since the last message about output.
     news: bool,
 }
 
 impl Output {
     pub(super) unsafe fn new(a: &Arena, pipes: [i32; 2]) -> Output {
-        // A worker that is gone may have begun new parts; then nothing more goes into this part.
+        // An earlier worker may have begun a new part. If so, nothing more goes into this part.
         // SAFETY: `has_ended` reads into an array of its own.
         let is_over = unsafe { has_ended(a.index) };
         Output {
@@ -96,7 +97,7 @@ impl Output {
         }
     }
 
-    /// Moves a part of the output into the log.
+    /// Moves output of one stream into the log, within the limit of one pass.
     pub(super) unsafe fn take_turn(&mut self, buffer: &mut [u8; BUFFER], stream: usize) {
         // SAFETY: `relay` uses only this value and the buffer.
         unsafe { self.relay(buffer, stream, PASS) };
@@ -202,14 +203,14 @@ impl Output {
                     *lost = lost.saturating_add(len.wrapping_sub(done) as u32);
                 }
                 // The record is written at once, so that a report can mention the loss. The index
-                // is short, and may find room where the log finds none.
+                // is short, so it may have room when the log has none.
                 self.record_loss(stream);
             }
         }
     }
 
-    /// Starts a new part of the log, and removes a part if there are too many. Writes the record
-    /// that names the new part only once that part is complete.
+    /// Starts a new part of the log, and removes an old part if there are too many. Writes the
+    /// record that names the new part only once that part is complete.
     unsafe fn begin_part(&mut self) -> bool {
         let number = self.part.number.wrapping_add(1);
         // SAFETY: the strings end in a zero byte. Each descriptor opened here is closed here, or
@@ -230,7 +231,7 @@ impl Output {
             let at = LogPart {
                 number,
                 log: self.part.log.wrapping_add(self.log_len as u64),
-                // This counts the record that names the new part.
+                // This includes the record that names the new part.
                 index: (self.part.index)
                     .wrapping_add(self.index_len as u64)
                     .wrapping_add(log_record::SIZE as u64),
@@ -246,8 +247,8 @@ impl Output {
                 && self.record(Record::next(number, self.log_len as u64));
             if complete {
                 if self.part.number == 0 {
-                    // A note for people who read the file. The note lies after the end that the
-                    // record gives.
+                    // A note for people who read the file. Programs ignore it, because it lies
+                    // behind the end that the record gives.
                     libc::write(self.log, NOTICE.as_ptr().cast(), NOTICE.len());
                 }
                 let [log_name, index_name] = log_record::part(number.wrapping_add(1));
@@ -274,8 +275,8 @@ impl Output {
         }
     }
 
-    /// Whether the log's present part lies in this directory. Another process could have replaced
-    /// it.
+    /// Whether this directory still holds the current part of the log. Another process could have
+    /// replaced the file or the directory.
     unsafe fn is_ours(&self, dir: i32) -> bool {
         let name = match self.part.number {
             0 => c"log",
@@ -313,7 +314,7 @@ impl Output {
                 self.index_len = self.index_len.wrapping_add(log_record::SIZE as i64);
                 return true;
             }
-            // After half a record, readers would misread all later records.
+            // Removes a partial record, because readers would misread all records after it.
             libc::ftruncate(self.index, self.index_len);
             false
         }

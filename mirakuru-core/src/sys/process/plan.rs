@@ -22,7 +22,7 @@ pub(crate) struct Plan {
     /// The command to run when the tree is gone, in the service's environment and working
     /// directory, as this process's user.
     pub(crate) on_end: Option<CommandPlan>,
-    /// The line with a hint for the case that this command fails.
+    /// Line with a hint, logged if `on_end` fails.
     pub(crate) on_end_hint: Option<CString>,
     pub(crate) envp: Vec<CString>,
     pub(crate) current_dir: Option<CString>,
@@ -38,16 +38,17 @@ pub(crate) struct Plan {
     /// The log and its index, both opened for appending.
     pub(crate) log: OwnedFd,
     pub(crate) index: OwnedFd,
-    /// Sizes of one part of the log and of its index in bytes, and the part that is open.
+    /// Size of one part of the log in bytes, and the part that is open.
     pub(crate) log_part: u64,
     pub(crate) log_at: LogPart,
-    /// Private directories of the services that this one needs. When a process or a run ends, these
-    /// services end after this one.
+    /// Private directories of the services that this one needs. When the test process or the run
+    /// ends, this service ends before them.
     pub(crate) needs: Vec<PathBuf>,
     /// Locks that the supervisor keeps until the tree is gone.
     pub(crate) keep: Vec<OwnedFd>,
-    /// Sockets for the service, as its descriptors 3, 4 and so on. If the service has a variable
-    /// `LISTEN_PID`, its process id replaces the value, which must have [`PID_DIGITS`] bytes.
+    /// Sockets for the service, as its descriptors 3, 4 and so on. If the environment has
+    /// `LISTEN_PID`, the service's process id replaces the value, which must have [`PID_DIGITS`]
+    /// bytes.
     pub(crate) listen: Vec<OwnedFd>,
     /// The id of the service's test, or 0: see `exit.rs`.
     pub(crate) test: u64,
@@ -55,7 +56,7 @@ pub(crate) struct Plan {
     pub(crate) id: String,
     /// The directory that the supervisor removes when both the tree and the test process are gone.
     pub(crate) private_dir: Option<CString>,
-    /// The additions for a service of a whole run.
+    /// Extra settings for a service that outlives this process.
     pub(crate) run: Option<RunPlan>,
 }
 
@@ -72,27 +73,27 @@ pub(crate) struct LogPart {
 /// Lets a service outlive the test process that starts it. Until
 /// [`Service::publish`](super::service::Service::publish), the service belongs to that process.
 pub(crate) struct RunPlan {
-    /// A pidfd of the runner, with which the service ends, or the FIFO of the service's users.
+    /// A pidfd of the test runner, or the FIFO that the service's users hold open. The service ends
+    /// with the runner or with its last user.
     pub(crate) runner: OwnedFd,
-    /// Whether `runner` is the FIFO. Then the service ends with its last user, unless a new user
-    /// comes at that moment.
+    /// Whether `runner` is the FIFO. If so, a new user can still keep the service from ending.
     pub(crate) ends_with_users: bool,
     /// The permit to start the service. The supervisor keeps a copy, so no other process starts the
     /// service before this one is published or gone.
     pub(crate) start_lock: OwnedFd,
-    /// The file with the service's state, and its published name.
+    /// Path of the state file before and after the service is published.
     pub(crate) staged: CString,
     pub(crate) published: CString,
     /// The run's directory, which the supervisor removes when the runner is gone. A service that
-    /// ends with its users has a directory of its own here.
+    /// ends with its users has its own directory instead.
     pub(crate) dir: CString,
 }
 
-/// The length of the value of `LISTEN_PID` before the process id is known.
+/// Number of bytes in the placeholder value of `LISTEN_PID`.
 pub(crate) const PID_DIGITS: usize = 10;
 
 impl RunPlan {
-    /// Copies the plan for one start, because several tries may be needed.
+    /// Copies the plan, because each attempt to start the service consumes one.
     pub(crate) fn try_clone(&self) -> std::io::Result<RunPlan> {
         Ok(RunPlan {
             runner: self.runner.try_clone()?,
@@ -126,7 +127,7 @@ pub(crate) struct StopPolicy {
 /// The stage of a start at which it failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stage {
-    /// Making the supervisor's own sockets, pipes, memory and processes.
+    /// Creating the supervisor's own sockets, pipes, memory and processes.
     Supervisor,
     Groups,
     Gid,
@@ -139,7 +140,7 @@ pub(crate) enum Stage {
 #[derive(Debug)]
 pub(crate) struct SpawnFailure {
     pub(crate) stage: Stage,
-    /// The system call that failed, if the guarantee rests on it.
+    /// The system call that failed, if it is one that guaranteed teardown needs.
     pub(crate) call: Option<Call>,
     pub(crate) source: std::io::Error,
 }

@@ -1,5 +1,5 @@
-//! The test process's side of a service, in either back end: starts the supervisor, talks to it,
-//! and sees its end.
+//! The test process's side of a service, in both back ends. It starts the supervisor, exchanges
+//! messages with it, and waits for its end.
 //!
 //! The file is long because its tests, which start real services, are a third of it.
 
@@ -29,20 +29,20 @@ use super::spawn::ON_END_TAKES_MS;
 use crate::sys::files::make_fifo;
 use crate::sys::net::raw_socket;
 
-/// Time that the supervisor may take beyond the grace. It needs milliseconds, unless the kernel
-/// holds it up (a process that waits for a dead disk).
+/// Time that the supervisor may take beyond the grace. It usually needs milliseconds. A process
+/// that is stuck in the kernel, for example on a dead disk, takes longer.
 const MARGIN: Duration = Duration::from_secs(30);
 
-/// Number of new tries after the supervisor died without a message.
+/// Number of retries after the supervisor died without a message.
 const LAUNCH_RETRIES: u32 = 2;
 
-/// The largest 32-bit number of milliseconds, 24 days. No wait is that long, and nothing overflows.
+/// Upper limit of a grace (24 days), so that no sum of times overflows.
 const LONGEST_GRACE: Duration = Duration::from_millis(i32::MAX as u64);
 
 /// A service under supervision. The supervisor's end of the socket is closed exactly when its
 /// worker is gone.
 pub(crate) struct Service {
-    /// The control socket. `drop` leaves it open if the handler of `exit` ends the service.
+    /// The control socket. `drop` leaves it open if the exit handler (`exit.rs`) ends the service.
     control: ManuallyDrop<OwnedFd>,
     /// The process that started the service. A fork of that process has a copy of this value, and
     /// must not use it.
@@ -55,7 +55,7 @@ pub(crate) struct Service {
     plan: Option<Box<Plan>>,
     /// Number of times that the plan may be launched again.
     launch_retries: u32,
-    /// Time that the recipe's command at the end may take.
+    /// Time that the recipe's `on_end` command may take.
     slow_end: Duration,
     registration: Registration,
     inbox: Inbox,
@@ -67,12 +67,12 @@ struct State {
     /// The stage, the error number and the system call of a failed execution.
     failed: Option<[i32; 3]>,
     exit: Option<Exit>,
-    /// Whether the worker's last message has come: nothing is left.
+    /// Whether the worker has sent its last message, which says that nothing is left.
     empty: bool,
     /// Whether the worker is gone.
     closed: bool,
     output: bool,
-    /// Whether the guard has been waited for: nothing is left to do.
+    /// Whether the guard has been reaped, so that nothing is left to do.
     reaped: bool,
     /// Number of reads without a message.
     silent: u32,
@@ -114,9 +114,9 @@ impl Exit {
 }
 
 impl Service {
-    /// Starts a supervisor for each of these plans, and each supervisor its service. They start
-    /// together, so a cheap fork is prepared only once. Each service is executed a moment later:
-    /// see [`has_started`](Service::has_started).
+    /// Starts a supervisor for each plan. The supervisors are forked together, so a cheap fork is
+    /// prepared only once. Each supervisor executes its service a moment later: see
+    /// [`has_started`](Service::has_started).
     pub(crate) fn launch(plans: Vec<Plan>) -> Vec<Result<Service, SpawnFailure>> {
         Service::try_to_launch(plans, LAUNCH_RETRIES)
     }
@@ -135,7 +135,7 @@ impl Service {
             nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::all()), Some(&mut before))
                 .map(|()| {
                     let guards = os::fork(&mut mappings);
-                    // This call has just succeeded, so it cannot fail.
+                    // The same call has just succeeded, so this one cannot fail.
                     let _ = nix::sys::signal::pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&before), None);
                     guards
                 })
@@ -147,9 +147,9 @@ impl Service {
             Ok(launch.leave(guard.map_err(|errno| Call::Clone.failed(errno.into()))?))
         });
         let launched: Vec<Result<Service, SpawnFailure>> = launched.collect();
-        // Dropping the plans closes this process's copies of the supervisors' descriptors. Above
-        // all, only the supervisors may have the locks. A plan is kept if its supervisor might die
-        // before its first message.
+        // Dropping a plan closes this process's copies of the descriptors, so that only the
+        // supervisor holds the locks. A plan is kept if its supervisor might die before its first
+        // message.
         let may_die = retries > 0 && (os::forks_are_lean() || os::forks_whole_because().is_some());
         let services = plans.into_iter().zip(launched);
         services
@@ -163,18 +163,20 @@ impl Service {
             .collect()
     }
 
-    /// Starts again after the supervisor died without a message. If it was forked without most of
-    /// this process's memory, it may have needed that: a dynamic linker, a preloaded library or a
-    /// sanitizer has its data anywhere. Then this start and all later ones fork everything.
-    /// Otherwise the start is tried again: under AddressSanitizer about one supervisor in 400 dies
-    /// on a busy machine.
+    /// Starts again after the supervisor died without a message. A supervisor that was forked
+    /// without most of this process's memory may have needed it. A dynamic linker, a preloaded
+    /// library or a sanitizer may have data anywhere. So this start and all later ones copy all
+    /// memory.
+    ///
+    /// If the dead supervisor had all memory, the start is only repeated. Under AddressSanitizer
+    /// about one supervisor in 400 dies on a busy machine.
     fn start_whole(&mut self) -> Option<Result<(), SpawnFailure>> {
         let plan = self.plan.take()?;
         if !self.registration.take() {
             return None;
         }
         let _ = self.finish();
-        os::fork_whole("the supervisor died when it was forked without it");
+        os::fork_whole("a supervisor died that was forked without most of the memory");
         Some(
             match Service::try_to_launch(vec![*plan], self.launch_retries.saturating_sub(1)).pop()? {
                 Ok(service) => {
@@ -196,8 +198,8 @@ impl Service {
         Ok(service)
     }
 
-    /// Whether the program has been executed, which takes the kernel a moment. After an error
-    /// nothing is left.
+    /// Whether the program has been executed, which takes the kernel a moment. After an error, no
+    /// process is left.
     pub(crate) fn has_started(&mut self) -> Result<bool, SpawnFailure> {
         self.pump();
         if self.pid != 0 {
@@ -240,7 +242,7 @@ impl Service {
         Err(failure)
     }
 
-    /// Whether the end of the process, or of the service's test, has ended the service. Then the
+    /// Whether the service has ended because its test or this process ended. In that case the
     /// supervisor removes the directory.
     pub(crate) fn ended_elsewhere(&self) -> bool {
         self.owner == std::process::id() && !self.registration.take()
@@ -274,13 +276,13 @@ impl Service {
         self.send([message::ARM, 0, 0, 0, 0, 0, 0, 0]);
     }
 
-    /// Forgets the news of output, which an earlier wait had asked for.
+    /// Discards an output event that an earlier wait has requested.
     pub(crate) fn forget_output(&mut self) {
         self.state.output = false;
     }
 
-    /// Waits until the log has everything that the service has printed so far, which takes
-    /// microseconds. Does not wait for a supervisor that is stopped.
+    /// Waits until the log has everything that the service has printed so far, usually for
+    /// microseconds. Gives up after a second, because the supervisor may be stopped.
     pub(crate) fn sync_output(&mut self) {
         self.send([message::SYNC, 0, 0, 0, 0, 0, 0, 0]);
         let deadline = Instant::now() + Duration::from_secs(1);
@@ -294,8 +296,8 @@ impl Service {
         }
     }
 
-    /// Sleeps until an event of the service or of one of these descriptors, but no longer than
-    /// `timeout`.
+    /// Sleeps until the service has an event or one of these descriptors is readable, but no longer
+    /// than `timeout`.
     pub(crate) fn wait_event(&mut self, others: &[RawFd], timeout: Duration) {
         if self.state.output || self.state.closed {
             if self.state.closed {
@@ -342,13 +344,14 @@ impl Service {
         self.send([message::SIGNAL, signal, 0, 0, 0, 0, 0, 0]);
     }
 
-    /// Hands the service over to the run. Its state file gets its published name; from then on the
-    /// service ends with the runner, and no longer with this process. The supervisor does both on
-    /// one message. So if this process dies, the service either ends with it or already belongs to
-    /// the run.
+    /// Hands the service over to the run. The supervisor publishes the state file, and from then on
+    /// the service ends with the run instead of with this process.
+    ///
+    /// The supervisor does both on one message. So if this process dies, the service either ends
+    /// with this process or already belongs to the run.
     pub(crate) fn publish(&mut self) -> io::Result<()> {
-        // This comes first. If another thread ends this process, it must neither end nor wait for a
-        // service that the run is about to own.
+        // The registration is taken first. If another thread ends this process, the exit handler
+        // must neither end nor wait for a service that the run is about to own.
         if !self.registration.take() {
             return Err(io::Error::other("this process is about to end"));
         }
@@ -357,14 +360,14 @@ impl Service {
             self.poll(None);
             match self.receive()? {
                 Some([message::PUBLISHED, 0, ..]) => {
-                    // From now on the service does not concern this process.
+                    // This process no longer has to end the service.
                     self.state.reaped = true;
                     return Ok(());
                 }
                 Some([message::PUBLISHED, errno, ..]) => return Err(io::Error::from_raw_os_error(errno)),
                 Some(message) => self.note(message),
                 None if self.state.closed => {
-                    return Err(io::Error::other("the service ended in this moment"));
+                    return Err(io::Error::other("the service ended before it could be published"));
                 }
                 None => {}
             }
@@ -382,7 +385,7 @@ impl Service {
     /// Ends the service, and returns when nothing is left of it.
     pub(crate) fn stop(&mut self, policy: StopPolicy) -> io::Result<()> {
         if self.owner != std::process::id() || !self.registration.take() {
-            // The value is a fork's copy, or `exit` already ends the service.
+            // This value is a copy in a fork, or the exit handler already ends the service.
             self.state.closed = true;
             self.state.empty = true;
             self.state.reaped = true;
@@ -391,12 +394,11 @@ impl Service {
         if self.state.reaped {
             return Ok(());
         }
-        // A second order does no harm: it can only shorten the grace.
+        // A second stop message does no harm, because it can only shorten the grace.
         self.ask_to_stop(policy);
         self.pump();
         if self.pid == 0 && !self.state.closed {
-            // Until the kernel has loaded the program, the worker waits for that and reads no
-            // message.
+            // Until the kernel has loaded the program, the worker sleeps and reads no message.
             os::abort_start(self.guard.as_raw());
         }
         let deadline = Instant::now() + policy.grace.min(LONGEST_GRACE) + MARGIN + self.slow_end;
@@ -411,16 +413,16 @@ impl Service {
         self.finish()
     }
 
-    /// Waits for the guard after the worker has ended: the guard holds the locks as well, and has
-    /// the last proof that nothing is left. If both were killed, ends the processes with the
-    /// service's mark.
+    /// Waits for the guard after the worker has ended. The guard holds the locks as well, and its
+    /// exit status tells whether the tree is proved empty. If both were killed, kills the processes
+    /// with the service's mark.
     fn finish(&mut self) -> io::Result<()> {
         let empty = std::mem::replace(&mut self.state.empty, true);
         self.state.closed = true;
         self.state.reaped = true;
         if !empty {
-            // The worker may live even if its socket is closed or broken; this call tells it to
-            // end.
+            // The worker may live even if its socket is closed or broken. `hang_up` tells the
+            // worker to end.
             raw_socket::hang_up(&self.control);
         }
         match self.reap_guard(empty) {
@@ -448,7 +450,8 @@ impl Service {
         )
     }
 
-    /// Waits for the guard's exit. Returns `None` if the guard does not end within a generous time.
+    /// Waits for the guard's exit: without a limit if `soon` is set, else for [`MARGIN`] plus
+    /// `slow_end`. Returns `None` if the guard has not ended by then.
     fn reap_guard(&mut self, soon: bool) -> Option<WaitStatus> {
         wake(self.guard);
         wait_for(
@@ -493,7 +496,7 @@ impl Service {
         }
         match self.inbox.receive(self.control.as_raw_fd(), false) {
             Received::Message(message) => Ok(Some(message)),
-            // A check of the guard costs a system call, so it is not made at every call.
+            // The guard is checked only now and then, because the check costs a system call.
             Received::Nothing if self.state.is_time_to_poll() && has_exited(self.guard) => {
                 // The worker's last messages may have come between the two checks.
                 match self.inbox.receive(self.control.as_raw_fd(), false) {
@@ -529,7 +532,7 @@ struct LaunchResources<'a> {
     registration: Registration,
     /// The test process's end of the socket.
     ours: OwnedFd,
-    /// Descriptors that the supervisor gets copies of, besides those of the plan.
+    /// Descriptors outside the plan that the supervisor gets copies of.
     _theirs: Vec<OwnedFd>,
 }
 
@@ -593,15 +596,14 @@ impl LaunchResources<'_> {
         Ok(LaunchResources {
             plan,
             mapping,
-            // This comes before the fork, so that `exit` knows of the supervisor from its first
-            // moment.
+            // This comes before the fork, so that the exit handler never misses a supervisor.
             registration: exit::register(ours.as_raw_fd(), &plan.id, plan.stop, plan.test),
             ours,
             _theirs: theirs,
         })
     }
 
-    /// From here on the supervisor exists.
+    /// Makes the service after the guard has been forked.
     fn leave(self, guard: Pid) -> Service {
         self.registration.set_guard(guard.as_raw());
         Service {
@@ -630,7 +632,7 @@ fn needs(dirs: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
     let mut fds = Vec::new();
     for dir in dirs {
         let path = dir.join(NEEDED);
-        // Opened for both directions: opening a FIFO only for writing waits for a reader, or fails.
+        // Opens both directions, because opening a FIFO only for writing fails without a reader.
         let file = make_fifo(&path).and_then(|()| {
             OpenOptions::new()
                 .read(true)
@@ -649,8 +651,8 @@ fn needs(dirs: &[PathBuf]) -> io::Result<Vec<OwnedFd>> {
 }
 
 impl Drop for Service {
-    /// A service that was not stopped is killed without grace: the executor stops its service
-    /// itself, with grace.
+    /// If the service was not stopped, kills it without grace. An executor has stopped its service
+    /// with grace before.
     fn drop(&mut self) {
         if !self.state.reaped {
             let policy = StopPolicy {
@@ -668,16 +670,17 @@ impl Drop for Service {
     }
 }
 
-/// Continues a guard that was stopped (SIGSTOP); it then continues a stopped worker as well. Only
-/// for a guard that has not been waited for: until then its process id is still its own.
+/// Continues a stopped guard (SIGSTOP), which then continues a stopped worker. The guard must not
+/// have been reaped, because another process could have its id afterwards.
 fn wake(guard: Pid) {
     let _ = nix::sys::signal::kill(guard, nix::sys::signal::Signal::SIGCONT);
 }
 
-/// Whether the guard has exited, which it does by itself only when it has no child left. That ends
-/// the connection, even if the kernel refuses to deliver its messages. A guard that was killed by a
-/// signal proves nothing: its worker may live. An error proves nothing either: other code may have
-/// waited for the guard.
+/// Whether the guard has exited normally, which it does only when it has no child left. Its exit
+/// ends the connection, even if the kernel refuses to deliver the messages.
+///
+/// If a signal killed the guard, its worker may live, so the result is `false`. An error also gives
+/// `false`, because other code may have reaped the guard.
 fn has_exited(guard: Pid) -> bool {
     // SAFETY: the status goes into a local variable, and WNOWAIT leaves it with the kernel.
     unsafe {
@@ -688,8 +691,8 @@ fn has_exited(guard: Pid) -> bool {
     }
 }
 
-/// Waits for the guard until the deadline, then returns `None`. Returns `Alive` if other code has
-/// waited for the guard, or if the call is forbidden or interrupted each time.
+/// Waits for the guard until the deadline, then returns `None`. Returns `StillAlive` if other code
+/// has reaped the guard, or if `waitpid` keeps failing.
 fn wait_for(guard: Pid, deadline: Option<Instant>) -> Option<WaitStatus> {
     let flags = match deadline {
         Some(_) => os::WAIT | WaitPidFlag::WNOHANG,
@@ -713,8 +716,8 @@ fn wait_for(guard: Pid, deadline: Option<Instant>) -> Option<WaitStatus> {
     }
 }
 
-/// Waits at the end of the process until the supervisor behind this socket has finished, which it
-/// does by itself after the grace. If guard and worker were both killed, ends the processes with
+/// Waits until the supervisor behind this socket has ended. The exit handler calls this after it
+/// has told the supervisor to stop. If guard and worker were both killed, kills the processes with
 /// the service's mark.
 pub(super) fn await_end(control: RawFd, guard: i32, service: i32, id: &str) {
     if guard > 0 {
@@ -722,7 +725,7 @@ pub(super) fn await_end(control: RawFd, guard: i32, service: i32, id: &str) {
     }
     let mut empty = false;
     let mut inbox = Inbox::default();
-    // If another thread closes the socket, the loop ends with an error.
+    // If another thread closes the socket, `receive` fails and the loop ends.
     loop {
         match inbox.receive(control, true) {
             Received::Message(message) => empty |= message[0] == message::EMPTY,
@@ -998,8 +1001,8 @@ mod tests {
         }
     }
 
-    /// The promise without a subreaper: the group ends with its supervisor, as long as the test
-    /// process lives. Processes that have left the group stay.
+    /// Without a subreaper, the test process ends the service's process group after the supervisor
+    /// was killed. Processes that have left the group stay.
     #[test]
     #[cfg(mirakuru_portable)]
     fn what_a_killed_supervisor_leaves_is_ended_by_the_test_process() {
@@ -1054,8 +1057,8 @@ mod tests {
     fn the_guards_exit_is_noticed_although_no_message_comes() {
         let dir = scratch("silent");
         let mut service = Service::spawn(plan("exec sleep 30", &dir)).expect("sh can be executed");
-        // Another socket, which stays open, takes the place of the supervisor's. So the supervisor
-        // takes this process for dead, ends the service and exits.
+        // Another socket, which stays open, replaces the supervisor's socket. The supervisor then
+        // sees its socket closed, so it ends the service and exits.
         let (silent, _open) = raw_socket::pair(os::CONTROL).expect("there is room for a socket");
         let closed = std::mem::replace(&mut service.control, ManuallyDrop::new(silent));
         drop(ManuallyDrop::into_inner(closed));

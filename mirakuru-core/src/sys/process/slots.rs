@@ -13,7 +13,7 @@ pub(super) struct Slots<T: 'static> {
     head: AtomicPtr<Slot<T>>,
 }
 
-/// An entry in the list. Atomic swaps of its value decide between its owner and the handler.
+/// An entry in the list. Its owner and the handler claim the value with atomic swaps.
 #[derive(Debug)]
 pub(super) struct Slot<T: 'static> {
     value: T,

@@ -1,10 +1,9 @@
 //! Starts the programs of a supervisor, in both back ends: the service, and the command that runs
 //! at its end.
 //!
-//! All of this runs after a fork of a process that may have many threads. So it makes only system
-//! calls: no allocation, no lock, no panic (no indexing, no arithmetic that may overflow, no
-//! `unwrap`), no thread-local value but `errno`. Memory that is not in the arena, on a stack, or in
-//! a file's mapping *may not be there*.
+//! This code runs after a fork of a process that may have many threads, so it makes only system
+//! calls. It must not allocate, lock, panic, or use a thread-local value other than `errno`. The
+//! process may have inherited only the arena, the stacks and the files' mappings.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::mem;
@@ -19,7 +18,7 @@ use super::tools::{digits, errno, now_ms, to_read, write_digits};
 
 // ----------------------------------------------------------------------------------------- service
 
-/// Becomes the service. Returns only on failure: the stage, a `STAGE_*`, and the error number.
+/// Becomes the service. On failure, returns the stage (a `STAGE_*`) and the error number.
 pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
     // SAFETY: the arena's strings, lists and descriptors are valid.
     unsafe {
@@ -27,8 +26,8 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
         if a.umask >= 0 {
             libc::umask(a.umask as libc::mode_t);
         }
-        // Groups come first and the user last, because each step may take away the privilege for
-        // the one before.
+        // A change of user or group may take away the privilege to change the groups. So the groups
+        // come first and the user last.
         if a.group_count >= 0 && os::set_groups(a.group_count as usize, a.groups) != 0 {
             return (STAGE_GROUPS, errno());
         }
@@ -38,8 +37,8 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
         if a.uid >= 0 && os::set_uid(a.uid as libc::uid_t) != 0 {
             return (STAGE_UID, errno());
         }
-        // A change of user clears this setting, so the call comes after it. The parent may have
-        // died before the call, so the check comes after the call.
+        // `set_uid` clears the tie to the parent, so the tie comes after it. The parent may have
+        // died before the tie, so the check comes last.
         os::tie_to_parent();
         if libc::getppid() != a.worker {
             libc::_exit(127);
@@ -47,14 +46,15 @@ pub(super) unsafe fn become_service(a: &Arena) -> (i32, i32) {
         if !a.current_dir.is_null() && libc::chdir(a.current_dir) != 0 {
             return (STAGE_CURRENT_DIR, errno());
         }
-        // All three lie above 2 (`open_streams`), so that none is overwritten before its turn.
+        // `open_streams` made all three greater than 2, so no `dup2` overwrites one that is still
+        // needed.
         for (target, fd) in a.stdio.iter().enumerate() {
             if libc::dup2(*fd, target as c_int) < 0 {
                 return (STAGE_SUPERVISOR, errno());
             }
         }
-        // All of these lie above their target places (`lift_listeners`). `dup2` makes copies that
-        // stay open when the program is executed.
+        // `lift_listeners` moved these above all targets. The copies that `dup2` makes stay open
+        // when the program is executed.
         for at in 0..a.listen_count {
             if libc::dup2(*a.listen.add(at), 3_i32.wrapping_add(at as c_int)) < 0 {
                 return (STAGE_SUPERVISOR, errno());
@@ -78,9 +78,8 @@ unsafe fn unblock_signals() {
     }
 }
 
-/// Executes a program as `execvp` does: the first directory with such a program wins. The error is
-/// "permission denied" only if no directory has a program that may run. Returns the error number on
-/// failure.
+/// Tries each candidate in turn, as `execvp` does. If none can be executed, returns the error
+/// number: EACCES if any candidate gave that error.
 unsafe fn execute(words: &Words, envp: *const *const c_char) -> i32 {
     // SAFETY: the lists end with null pointers, and the strings with zero bytes.
     unsafe {
@@ -92,8 +91,8 @@ unsafe fn execute(words: &Words, envp: *const *const c_char) -> i32 {
             loop {
                 libc::execve(*candidate, words.argv, envp);
                 error = errno();
-                // A file that was just written may still be open for writing in a process that has
-                // forked and not yet executed. That ends in a moment.
+                // If the program was written just now, a fork of the writer may still have it open.
+                // The fork closes the file when it executes another program.
                 if error != libc::ETXTBSY || tries >= 20 {
                     break;
                 }
@@ -111,8 +110,8 @@ unsafe fn execute(words: &Words, envp: *const *const c_char) -> i32 {
     }
 }
 
-/// Makes the service's standard streams, all above 2: pipes for those that go into the log, and
-/// `/dev/null` for those without a target.
+/// Opens the service's standard streams, all above 2. A stream for the log gets a pipe, and a
+/// stream without a target gets `/dev/null`.
 pub(super) unsafe fn open_streams(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<(), Call> {
     // SAFETY: the calls use only numbers and a local array. The descriptors end with this process,
     // or are handed to the service.
@@ -120,14 +119,13 @@ pub(super) unsafe fn open_streams(a: &mut Arena, pipes: &mut [i32; 2]) -> Result
         let streams = a.stdio.iter_mut().zip([None, Some(0_usize), Some(1)]);
         for (fd, output) in streams {
             if *fd >= 0 {
-                continue; // the test process handed this one down, above 2 (`LaunchResources::new`)
+                continue; // from the test process, already above 2 (`LaunchResources::new`)
             } else if let Some(relay) = output.filter(|at| a.relay.get(*at) == Some(&true)) {
                 let mut ends = [-1; 2];
                 if os::pipe(&mut ends) != 0 {
                     return Err(Call::Pipe);
                 }
-                // Without this flag the supervisor could wait for output and neglect everything
-                // else.
+                // The supervisor must never block in a read of output.
                 if libc::fcntl(ends[0], libc::F_SETFL, libc::O_NONBLOCK) != 0 {
                     return Err(Call::Nonblock);
                 }
@@ -136,7 +134,7 @@ pub(super) unsafe fn open_streams(a: &mut Arena, pipes: &mut [i32; 2]) -> Result
                 }
                 *fd = ends[1];
             } else {
-                // `null_standard_streams` has opened `/dev/null` as 0.
+                // `null_standard_streams` has put `/dev/null` on descriptor 0.
                 *fd = libc::fcntl(0, libc::F_DUPFD_CLOEXEC, 3);
                 if *fd < 0 {
                     return Err(Call::Duplicate);
@@ -156,8 +154,8 @@ pub(super) unsafe fn close_streams(a: &Arena) {
     }
 }
 
-/// Moves the sockets for the service above all of their places, so that no socket overwrites
-/// another one.
+/// Moves the service's sockets above all target descriptors, so that no `dup2` overwrites one of
+/// them.
 pub(super) unsafe fn lift_listeners(a: &mut Arena) -> Result<(), Call> {
     // SAFETY: `listen` has `listen_count` entries; the descriptors are this process's own copies.
     unsafe {
@@ -186,28 +184,28 @@ pub(super) unsafe fn close_listeners(a: &Arena) {
 
 // -------------------------------------------------------------------------------------- at the end
 
-/// The time limit for one run of the command at the end.
+/// Time limit for one run of the `on_end` command.
 const ON_END_MS: i64 = 10_000;
 /// The pause between the two runs.
 const ON_END_AGAIN_MS: i64 = 500;
-/// The longest time that both runs can take, for a process that waits for them.
+/// Upper limit for both runs, with a margin of 500 ms.
 pub(super) const ON_END_TAKES_MS: u64 = 2 * ON_END_MS as u64 + ON_END_AGAIN_MS as u64 + 500;
 
-/// Runs the recipe's command at the end of the service, if there is one: after the tree has ended,
-/// and before the directory is removed. The command cleans up things that are not descendants of
-/// the service, such as a container of a daemon.
+/// Runs the recipe's `on_end` command, if there is one, after the tree has ended and before the
+/// directory is removed. The command cleans up things that are not descendants of the service, such
+/// as a container that a daemon runs.
 ///
 /// The command runs twice. A daemon may still work on the last request of a killed client, so the
 /// first run may find nothing yet.
 ///
-/// The kernel must keep exit statuses again. `kill` ends the processes that the command has
-/// started.
+/// Resets SIGCHLD, so that the kernel keeps the command's exit status. `kill` ends the processes
+/// that the command has started.
 pub(super) unsafe fn run_on_end(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Arena)) {
     if a.on_end.candidates.is_null() {
         return;
     }
-    // SAFETY: the arena's strings and lists are valid, and all children of this process are of the
-    // service.
+    // SAFETY: the arena's strings and lists are valid, and all children of this process belong to
+    // the service.
     unsafe {
         for run in 0..2 {
             if run > 0 {
@@ -230,13 +228,13 @@ pub(super) unsafe fn run_on_end(a: &mut Arena, output: &mut Output, kill: unsafe
     }
 }
 
-/// A failure of the command at the end: its text, and the number at the text's end.
+/// A failure of the `on_end` command: the text, and a number to append to it.
 type Problem = (&'static [u8], Option<u64>);
 
-/// Runs the command once, and returns its failure, if there was one.
+/// Runs the command once, and returns the failure, if there was one.
 unsafe fn run_once(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Arena)) -> Option<Problem> {
-    // SAFETY: the arena's strings and lists are valid, and all children of this process are of the
-    // service.
+    // SAFETY: the arena's strings and lists are valid, and all children of this process belong to
+    // the service.
     unsafe {
         let mut ends = [-1; 2];
         if os::pipe(&mut ends) != 0 {
@@ -256,8 +254,8 @@ unsafe fn run_once(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Aren
         let mut status = 0;
         let problem: Option<Problem> = loop {
             let mut fd = to_read(ends[0]);
-            // A descendant may keep the pipe open, or the command may close it. So the end of the
-            // pipe is not the end of the command.
+            // Waits for the command and not for the end of the pipe: a descendant may keep the pipe
+            // open, or the command may close it early.
             let pipe_is_open = output.pipes[1] >= 0;
             libc::poll(&mut fd, libc::nfds_t::from(pipe_is_open), 2);
             output.take_turn(&mut a.buffer, 1);
@@ -293,8 +291,8 @@ unsafe fn run_once(a: &mut Arena, output: &mut Output, kill: unsafe fn(&mut Aren
     }
 }
 
-/// Becomes the command at the end. Meanwhile the supervisor sleeps, or this process has a copy of
-/// its memory.
+/// Executes the `on_end` command in the child. Until then the supervisor sleeps, or the child has
+/// its own copy of the memory.
 unsafe extern "C" fn at_end(argument: *mut c_void) -> c_int {
     // SAFETY: the arena's strings and descriptors are valid.
     unsafe {
@@ -319,9 +317,8 @@ unsafe extern "C" fn at_end(argument: *mut c_void) -> c_int {
 
 // ------------------------------------------------------------------------------------------- tools
 
-/// Sets every signal back to its default. The service must not inherit ignored signals from the
-/// test process, a shell's background job or Rust's runtime (SIGPIPE). And a process that waits for
-/// children must not ignore SIGCHLD.
+/// Sets every signal back to its default. Otherwise the service would inherit ignored signals, such
+/// as SIGPIPE from Rust's runtime. While SIGCHLD is ignored, the kernel keeps no exit status.
 pub(super) unsafe fn reset_signals() {
     for signal in 1..=64 {
         // SAFETY: the default action has no handler. libc refuses this for SIGKILL, SIGSTOP and its
@@ -330,9 +327,8 @@ pub(super) unsafe fn reset_signals() {
     }
 }
 
-/// Puts `/dev/null` on 0, 1 and 2, which may still be streams of the test process: a runner that
-/// reads the test's output would wait for them. The service's descriptors lie elsewhere
-/// (`Mapping::set_descriptors`).
+/// Puts `/dev/null` on 0, 1 and 2. Otherwise a runner that reads the test's output would wait until
+/// the supervisor ends. The service's own descriptors are all above 2.
 pub(super) unsafe fn null_standard_streams() -> Result<(), Call> {
     // SAFETY: the path ends in a zero byte, and the other calls take only numbers.
     unsafe {

@@ -1,4 +1,4 @@
-//! Small things that the supervisors need. They run after a fork: see the head of `spawn.rs`.
+//! Helpers for the supervisors. They run after a fork: see the head of `spawn.rs`.
 
 use std::ffi::c_char;
 use std::ptr;
@@ -9,7 +9,7 @@ use crate::sys::clock_ns;
 pub(super) use crate::sys::errno;
 pub(super) use crate::sys::io::wait::to_read;
 
-/// Tells the test process that the start failed: the stage, a `STAGE_*`, and the error number.
+/// Tells the test process the stage (a `STAGE_*`) and the error number of a failed start.
 pub(super) fn fail(control: i32, stage: i32, errno: i32) {
     send(control, [FAILED, stage, errno, 0, 0, 0, 0, 0]);
 }

@@ -1,11 +1,11 @@
-//! The processes that use a service that ends with its last user.
+//! The users of a service that ends with its last user. Each user is a process.
 //!
 //! Each user holds the write end of a FIFO, and the service's supervisor polls the read end. The
 //! kernel reports a hang-up when the last writer is gone, however it ended. The supervisor then
 //! hides the service from new users, checks again, and ends the service (`linux/supervisor.rs`).
 //!
-//! A process that ends normally waits here for the end of each service whose last user it was. So
-//! the service is gone before the runner sees the end of the process.
+//! If a process that ends normally was the last user of a service, it waits for the service's end.
+//! So the service is gone before the runner sees the process end.
 
 use std::fs::OpenOptions;
 use std::io;
@@ -80,7 +80,7 @@ impl User {
     ///
     /// # Errors
     ///
-    /// If there are too many descriptors, or this process is at its end.
+    /// Fails if this process has no descriptor left, or has begun to exit.
     pub(crate) fn reader(&self) -> io::Result<OwnedFd> {
         let reader = self.slot.reader.load(Ordering::SeqCst);
         // SAFETY: the call takes numbers; the copy has no other owner.
@@ -93,7 +93,7 @@ impl User {
 
 impl Drop for User {
     fn drop(&mut self) {
-        // If `leave_all` has taken the writer, it also uses the other descriptors.
+        // If `leave_all` has taken the writer, `leave_all` also closes the other descriptors.
         if let Some(writer) = owned(&self.slot.writer) {
             drop((writer, owned(&self.slot.reader), owned(&self.slot.lock)));
             self.slot.release();
@@ -101,7 +101,7 @@ impl Drop for User {
     }
 }
 
-/// Takes a descriptor out of its place, if it is still there.
+/// Takes the descriptor out of `place`, if it is still there.
 fn owned(place: &AtomicI32) -> Option<OwnedFd> {
     let fd = place.swap(-1, Ordering::SeqCst);
     // SAFETY: `join` put it there, and only this swap got it.
@@ -109,7 +109,7 @@ fn owned(place: &AtomicI32) -> Option<OwnedFd> {
 }
 
 /// Leaves all services at a normal end of the process, after the process's own services have ended.
-/// Then waits for the end of each service whose last user this process was.
+/// If this process was the last user of a service, waits for the service's end.
 pub(super) fn leave_all() {
     SLOTS.iter().for_each(|slot| drop(owned(&slot.writer)));
     for slot in SLOTS.iter() {

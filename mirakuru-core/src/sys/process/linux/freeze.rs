@@ -1,14 +1,14 @@
 //! Stops and continues whole trees. Runs in the test process, as ordinary code.
 //!
-//! The service's process group is not enough: a process with a session of its own is in another
-//! group. So the tree is walked, from the supervisor's worker down. Each process is signalled
-//! through a pidfd, after a second check that it is a descendant. A process may fork between the
-//! check and the signal, so the walk repeats until it finds no new process.
+//! A signal to the service's process group would miss a process with its own session. So this code
+//! walks the tree. It signals each process through a pidfd, after a second check that the process
+//! is a descendant. A process may fork between the check and the signal, so the walk repeats until
+//! it finds no new process.
 
 use super::handle;
 use crate::sys::proc as procfs;
 
-/// Signals every descendant of this process.
+/// Signals every descendant of `root`.
 pub(super) fn signal_tree(root: u32, signal: i32) {
     let mut done = Vec::new();
     // The limit is for a tree that forks faster than it is walked.

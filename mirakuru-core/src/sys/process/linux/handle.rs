@@ -8,8 +8,8 @@ use once_cell::sync::Lazy;
 
 use super::{memory, os};
 
-/// Whether the system lacks pidfds, as valgrind 3.19 does. Then processes are known by their
-/// numbers alone. The test process finds out before it makes a supervisor, which inherits the
+/// Whether the system lacks pidfds, as valgrind 3.19 does. Without pidfds, processes are known by
+/// their ids alone. The test process finds out before it forks a supervisor, which inherits the
 /// answer.
 pub(crate) fn pidfds_are_missing() -> bool {
     static MISSING: Lazy<bool> = Lazy::new(|| {
@@ -27,10 +27,9 @@ pub(super) fn of_this_process() -> io::Result<Option<OwnedFd>> {
     }
 }
 
-/// Signals a process if `is_ours` says yes, and returns that answer. A pidfd names one process for
-/// ever, so an answer given after the pidfd was opened holds for the process that gets the signal.
-/// Without pidfds, the number may have passed to another process, but only after the system has
-/// used all other numbers.
+/// Signals a process if `is_ours` returns `true`, and returns whether it did. The pidfd is opened
+/// before the check, so the signal goes to the process that was checked. Without pidfds, another
+/// process may have got the same id, but only after the system has used all other ids.
 ///
 /// # Safety
 ///

@@ -1,29 +1,30 @@
-//! Makes the fork of the supervisor cheap, whatever the size of the test process.
+//! Keeps the fork of the supervisor cheap, however large the test process is.
 //!
-//! A fork copies the page tables of the whole process (8 ms for 200 MB) and makes each page
-//! copy-on-write (the next write to each costs a fault: 45 ms for 200 MB). The supervisor needs
-//! next to nothing of that memory. So, for the moment of the fork, all anonymous memory is marked
-//! `MADV_DONTFORK`, except for these parts:
+//! A fork copies the page tables of the whole process, which takes 8 ms for 200 MB. It also makes
+//! each page copy-on-write, so that the next write to each page costs a fault: 45 ms for 200 MB.
+//! The supervisor needs almost none of that memory. So, during the fork, all anonymous memory is
+//! marked `MADV_DONTFORK`, except for these parts:
 //!
-//! * its arena (stacks, buffers, the plan);
-//! * the thread-local block of the forking thread, in which libc keeps `errno`, and the kernel
-//!   keeps its data about preemption;
-//! * the top of the forking thread's stack: from 1.2.5 on, `clone` of musl leaves data in its own
-//!   frame, which the child reads before it calls its function;
+//! * the arena (stacks, buffers, the plan);
+//! * the thread-local block of the forking thread, which holds libc's `errno` and the kernel's
+//!   `rseq` area;
+//! * the top of the forking thread's stack: from 1.2.5 on, musl's `clone` leaves data there, which
+//!   the child reads before it calls its function;
 //! * `.bss`, which the kernel shows as an anonymous mapping behind a file's mapping.
 //!
-//! Files' mappings (code, `.data`, `.got`) are inherited as always.
+//! The fork inherits files' mappings (code, `.data`, `.got`) as usual.
 //!
-//! This is enough because the supervisor runs only our own code and the simplest calls of libc. A
-//! preloaded library, a sanitizer or a dynamic linker that binds lazily also runs code of its own,
-//! and has its data anywhere. If the process shows such a thing, or a supervisor has died before
-//! its first message, forks copy all memory: see [`needs_all`].
+//! The supervisor runs only mirakuru's code and simple calls of libc, so it needs no other memory.
+//! A preloaded library, a sanitizer or lazy binding would run other code, with data anywhere. If
+//! the process has one of these, or a supervisor has died before its first message, forks copy all
+//! memory: see [`needs_all`].
 //!
-//! If another thread forked in that moment, its child would lack this memory. So a `pthread_atfork`
-//! handler holds back `fork` of libc until the marks are off again. `vfork`, `posix_spawn` and
-//! threads are not concerned: they share memory and copy none. Two cases are left. Another thread
-//! may make a raw `clone` system call without `CLONE_VM`. And a mapping that `mremap` moves within
-//! that moment keeps its mark.
+//! If another thread forked at the same time, its child would lack the marked memory. So a
+//! `pthread_atfork` handler delays libc's `fork` until the marks are removed. `vfork`,
+//! `posix_spawn` and new threads need no delay, because they share the memory.
+//!
+//! Two cases are not covered. Another thread may make a raw `clone` system call without `CLONE_VM`.
+//! And a mapping that `mremap` moves during the fork keeps its mark.
 
 use std::cell::UnsafeCell;
 use std::ffi::{CStr, OsString, c_int, c_void};
@@ -37,7 +38,7 @@ use once_cell::sync::Lazy;
 
 use super::super::arena::page_size;
 
-/// The lock between our forks and all others. It is a pthread mutex, because one handler of
+/// Keeps our forks apart from all others. It is a pthread mutex, because one handler of
 /// `pthread_atfork` locks it and another unlocks it.
 struct ForkLock(UnsafeCell<libc::pthread_mutex_t>);
 
@@ -57,7 +58,7 @@ unsafe extern "C" fn unlock() {
     unsafe { libc::pthread_mutex_unlock(FORK_LOCK.0.get()) };
 }
 
-/// The reason given by [`needs_all`]: valgrind ends a process that makes some kinds of child.
+/// The reason of [`needs_all`] under valgrind, which ends a process that makes some kinds of child.
 pub(super) const VALGRIND: &str = "it runs under valgrind";
 
 fn preloads() -> OsString {
@@ -71,11 +72,11 @@ pub(super) fn is_under_valgrind() -> bool {
     parts.any(|part| part == b"vgpreload")
 }
 
-/// The reason noted once a lean fork has died.
+/// The reason recorded by [`note_need`].
 static DIED: OnceLock<&'static str> = OnceLock::new();
 
-/// The reason why supervisors must get all of the memory: other code may run after the fork and
-/// need any part of it. `None` if there is no reason.
+/// The reason why supervisors need a copy of all memory, if there is one. In such a process, other
+/// code may run after the fork and need any part of the memory.
 pub(super) fn needs_all() -> Option<&'static str> {
     static SHOWN: Lazy<Option<&'static str>> = Lazy::new(|| {
         if is_under_valgrind() {
@@ -120,8 +121,8 @@ fn binds_lazily() -> bool {
     const FLAGS: usize = 30;
     const FLAGS_1: usize = 0x6fff_fffb;
 
-    /// The linker calls this for each object. The result 1, for the object with this code, ends the
-    /// walk.
+    /// The linker calls this for each loaded object. Returns 1 for the object with this code, which
+    /// ends the iteration.
     unsafe extern "C" fn visit(info: *mut libc::dl_phdr_info, _: usize, lazy: *mut c_void) -> c_int {
         // SAFETY: the linker gives the headers of an object that is loaded; `lazy` is a `bool`.
         unsafe {
@@ -160,14 +161,14 @@ fn binds_lazily() -> bool {
     lazy && std::env::var_os("LD_BIND_NOW").is_none_or(|value| value.is_empty())
 }
 
-/// musl binds everything at the start.
+/// musl binds all calls at the program's start.
 #[cfg(not(target_env = "gnu"))]
 fn binds_lazily() -> bool {
     false
 }
 
 /// Takes the lock, asks `own` for ranges of memory, and runs `fork` for each range. If `little` is
-/// set, each fork gets only those ranges and the memory that libc needs.
+/// set, each fork gets only its range and the memory that libc needs.
 pub(super) fn with_memory(
     little: bool,
     own: impl FnOnce() -> Vec<Range<usize>>,
@@ -202,8 +203,7 @@ pub(super) fn with_memory(
     }
 }
 
-/// Takes the marks off, then lets other code fork again. This is in `drop`, so that a panic that
-/// unwinds does it as well.
+/// Removes the marks, then lets other code fork again. `drop` also runs when a panic unwinds.
 struct Restore(Vec<Range<usize>>);
 
 impl Drop for Restore {
@@ -222,10 +222,9 @@ fn advise(range: &Range<usize>, advice: libc::c_int) {
     unsafe { libc::madvise(range.start as *mut libc::c_void, range.len(), advice) };
 }
 
-/// Size of the thread-local memory kept on each side of the thread pointer and of `errno`. It has
-/// room for libc's description of the thread (about 2.5 kB) and for the area that the kernel writes
-/// at each preemption (`rseq`). The architecture and the version of libc decide on which side they
-/// are.
+/// Number of bytes to keep on each side of the thread pointer and of `errno`. They hold libc's
+/// description of the thread (about 2.5 kB) and the kernel's `rseq` area. The side of each depends
+/// on the architecture and the version of libc.
 const THREAD_LOCAL_REACH: usize = 32 * 1024;
 
 /// The memory in which libc keeps this thread's `errno` and its own data about the thread.
@@ -238,10 +237,10 @@ fn thread_local_block() -> Range<usize> {
     start / page * page..end.next_multiple_of(page)
 }
 
-/// Number of bytes that stack frames may take until the fork has happened.
+/// Number of bytes of stack that the calls up to the fork may use.
 const STACK_REACH: usize = 32 * 1024;
 
-/// The part of this thread's stack that is used now, or by the calls until the fork.
+/// The part of this thread's stack that the calls up to the fork use.
 #[inline(never)]
 fn stack_top() -> Range<usize> {
     let here = 0_u8;
@@ -309,7 +308,7 @@ impl Mapping {
 }
 
 /// Adds `range` without the parts that are in `keep`. The kernel merges neighbouring mappings into
-/// one line of `maps`, so one line often has parts of both kinds.
+/// one line of `maps`, so a line often contains parts to keep.
 fn cut(range: Range<usize>, keep: &[Range<usize>], found: &mut Vec<Range<usize>>) {
     let Some((first, others)) = keep.split_first() else {
         if !range.is_empty() {

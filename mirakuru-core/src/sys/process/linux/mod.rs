@@ -12,17 +12,20 @@
 //!      └─ watches the control socket: its end of file is the end of the service
 //! ```
 //!
-//! Guard and worker are both child subreapers. A descendant may hide in a session of its own,
-//! behind a double fork, or with a cleared environment: when its parent dies, it becomes a child of
-//! the worker, or of the guard if the worker is gone. A subreaper whose `waitpid` says ECHILD has
-//! proved that nothing is left; no search by name or mark can prove that. If one of the two is
-//! killed, the other finishes its work; if both are killed at once, the mark in the service's
-//! environment leads to its processes (`sweep`).
+//! Guard and worker are both child subreapers. When the parent of a descendant dies, the descendant
+//! becomes a child of the worker, or of the guard if the worker is gone. A descendant cannot avoid
+//! that with its own session, a double fork or a cleared environment.
 //!
-//! The files: [`memory`] makes the fork cheap; [`supervisor`] is the code that runs after it, and
-//! so must neither allocate nor lock; [`tree`] ends process trees; [`os`] has the functions that
-//! shared code calls on this system. The shared code is in the folder above: the test process's
-//! side, the supervisor's memory, and the code that moves the output into the log.
+//! A subreaper whose `waitpid` fails with ECHILD has proved that nothing is left. No search by name
+//! or mark can prove that. If one of the two is killed, the other finishes its work. If both are
+//! killed at once, `sweep` finds the service's processes by the mark in their environment.
+//!
+//! The files:
+//!
+//! - [`memory`] makes the fork cheap.
+//! - [`supervisor`] runs after the fork, so it must neither allocate nor lock.
+//! - [`tree`] ends process trees.
+//! - [`os`] has the functions that the shared code in the folder above calls on this system.
 
 pub(super) mod freeze;
 mod handle;

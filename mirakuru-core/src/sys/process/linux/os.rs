@@ -1,5 +1,5 @@
-//! The functions that the code of both back ends (`spawn.rs`, `service.rs`) calls, for Linux. All
-//! but the last part runs after a fork: no allocation, no lock, no panic.
+//! The Linux part of the code that both back ends share (`spawn.rs`, `service.rs`). All sections
+//! but the last run after a fork, so they must not allocate, lock or panic.
 
 use std::cell::RefCell;
 use std::ffi::{c_int, c_void};
@@ -24,14 +24,14 @@ use super::{freeze, handle, memory, supervisor, sweep};
 pub(crate) use super::handle::pidfds_are_missing;
 pub(crate) use super::sweep::kill_marked;
 
-// Where user ids once had 16 bits, the calls with the plain names still take such ids.
+// On these two architectures, the calls with the plain names take 16-bit ids.
 #[cfg(not(any(target_arch = "x86", target_arch = "arm")))]
 use libc::{SYS_setgid as SYS_SETGID, SYS_setgroups as SYS_SETGROUPS, SYS_setuid as SYS_SETUID};
 #[cfg(any(target_arch = "x86", target_arch = "arm"))]
 use libc::{SYS_setgid32 as SYS_SETGID, SYS_setgroups32 as SYS_SETGROUPS, SYS_setuid32 as SYS_SETUID};
 
-// These are bare system calls. libc's functions would try to change all threads that the *test
-// process* had, and would crash.
+// These are raw system calls. libc's functions would try to change all threads of the *test
+// process*, and would crash.
 
 pub(in crate::sys::process) unsafe fn set_groups(count: usize, groups: *const u32) -> i64 {
     // SAFETY: the caller gives a list of `count` groups.
@@ -48,13 +48,13 @@ pub(in crate::sys::process) unsafe fn set_uid(uid: libc::uid_t) -> i64 {
     unsafe { libc::syscall(SYS_SETUID, uid) as i64 }
 }
 
-/// Gives the service a session of its own, and so a process group.
+/// Gives the service its own session and process group.
 pub(in crate::sys::process) unsafe fn own_group() {
     // SAFETY: the call takes only numbers. It cannot fail: a new process leads no group.
     unsafe { libc::setsid() };
 }
 
-/// Asks for SIGKILL at the death of the parent, which has one thread.
+/// Asks for SIGKILL when the parent's thread ends. The parent has only one thread.
 pub(in crate::sys::process) unsafe fn tie_to_parent() {
     // SAFETY: the call takes only numbers.
     unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL, 0, 0, 0) };
@@ -65,8 +65,8 @@ pub(in crate::sys::process) unsafe fn pipe(ends: &mut [i32; 2]) -> i32 {
     unsafe { libc::pipe2(ends.as_mut_ptr(), libc::O_CLOEXEC) }
 }
 
-/// Closes every descriptor except for those in `keep`, an ascending list. Returns `true` if the
-/// kernel did that in a few calls, and none failed.
+/// Closes every descriptor except for those in `keep`, an ascending list. Returns whether all calls
+/// of `close_range` succeeded.
 pub(super) unsafe fn close_all_but(keep: *const i32, count: usize) -> bool {
     // SAFETY: `keep` has `count` entries; nothing in this process uses the others.
     unsafe {
@@ -112,9 +112,9 @@ pub(in crate::sys::process) unsafe fn close_at_exec(first: i32) {
     }
 }
 
-/// Makes a child that runs this function with the arena, on the service's stack. The child shares
-/// the caller's memory, so no page tables are copied and its report comes back through memory. The
-/// caller sleeps until the child has executed a program or ended.
+/// Makes a child that runs this function with the arena, on the service's stack. If possible, the
+/// child shares the caller's memory, so that no page tables are copied. The caller sleeps until the
+/// child has executed a program or ended.
 pub(in crate::sys::process) unsafe fn spawn(
     child: unsafe extern "C" fn(*mut c_void) -> c_int,
     a: &mut Arena,
@@ -130,7 +130,7 @@ pub(in crate::sys::process) unsafe fn spawn(
             if pipe(&mut ends) != 0 {
                 return -1;
             }
-            // The pipe must lie above the places of the service's sockets.
+            // The pipe must lie above the target descriptors of the service's sockets.
             let above = 3_i32.wrapping_add(a.listen_count as c_int);
             a.report = libc::fcntl(ends[1], libc::F_DUPFD_CLOEXEC, above);
             libc::close(ends[1]);
@@ -146,7 +146,7 @@ pub(in crate::sys::process) unsafe fn spawn(
         let pid = libc::clone(child, a.service_stack, flags, ptr::from_mut(a).cast());
         if !a.may_share {
             libc::close(a.report);
-            // This waits until the program is executed, or a report comes.
+            // The read returns when the program is executed, or when a report comes.
             let mut failed = [0_i32; 2];
             let size = mem::size_of_val(&failed);
             let mut got = libc::read(ends[0], failed.as_mut_ptr().cast(), size);
@@ -174,16 +174,16 @@ pub(super) unsafe fn report_failure(a: &Arena) {
 /// The kind of the control socket: it keeps packets whole, and always reports an end of file.
 pub(in crate::sys::process) const CONTROL: i32 = libc::SOCK_SEQPACKET;
 
-/// Whether a daemon of the service can escape. Here it cannot, in any session or group.
+/// Whether a daemon of the service can escape. On Linux it cannot, in any session or group.
 pub(crate) const LOSES_DAEMONS: bool = false;
 
 /// The exit status of a supervisor that could not prove the tree empty.
 pub(in crate::sys::process) const UNPROVED: i32 = 2;
 
-/// The flags for `waitpid`: by default it skips a child without an exit signal.
+/// Lets `waitpid` return children without an exit signal, which it skips by default.
 pub(in crate::sys::process) const WAIT: WaitPidFlag = WaitPidFlag::__WALL;
 
-/// A pidfd that reports the end of this process to a supervisor, besides the socket.
+/// A pidfd with which a supervisor notices the end of this process, besides the socket.
 pub(in crate::sys::process) fn this_process() -> io::Result<Option<OwnedFd>> {
     handle::of_this_process()
 }
@@ -197,7 +197,7 @@ pub(crate) fn pidfd(pid: u32) -> io::Result<OwnedFd> {
     }
 }
 
-/// Signals the whole tree. `false` where only the supervisor can do that.
+/// Signals the whole tree. A back end that cannot do this returns `false`.
 pub(in crate::sys::process) fn signal_tree(supervisor: u32, signal: i32) -> bool {
     freeze::signal_tree(supervisor, signal);
     true
@@ -211,8 +211,8 @@ struct Batch {
     next: *mut Batch,
 }
 
-/// The batches of all threads. The thread that has the lock forks all of them, because leaving
-/// memory out of forks costs more than a fork.
+/// The batches of all waiting threads. The thread with the lock forks all of them, because marking
+/// the memory costs more than a fork.
 static WAITING: AtomicPtr<Batch> = AtomicPtr::new(ptr::null_mut());
 
 /// Forks a supervisor for each mapping. All signals are blocked.
@@ -244,8 +244,8 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
             let mut ranges = Vec::new();
             while let Some(batch) = next.as_mut() {
                 next = batch.next;
-                // In a fork of the test process, the list holds copies of the batches of the
-                // parent's threads.
+                // In a fork of the test process, the list has copies of batches of the parent's
+                // threads.
                 if batch.process == process {
                     ranges.extend(batch.mappings.iter().map(|(range, ..)| range.clone()));
                     waiting.borrow_mut().push(ptr::from_mut(batch));
@@ -267,12 +267,12 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
         // Without an exit signal, the child is invisible to a `waitpid(-1)` of the test and sends
         // no SIGCHLD.
         let mut pid = match whole {
-            // valgrind knows forks, and ends a process that makes another kind of child.
+            // valgrind ends a process that makes any child but a plain fork.
             Some(memory::VALGRIND) => clone(libc::SIGCHLD),
             _ => clone(0),
         };
         if pid < 0 && Errno::last() == Errno::EINVAL {
-            // An emulator of Linux in user space may not know this kind of child.
+            // An emulator of Linux may not support a child without an exit signal.
             pid = clone(libc::SIGCHLD);
         }
         batch.forked.push(Errno::result(pid).map(Pid::from_raw));
@@ -287,8 +287,8 @@ pub(in crate::sys::process) fn forks_are_lean() -> bool {
     memory::needs_all().is_none()
 }
 
-/// Whether guard and worker may be two processes in one memory. valgrind ends a process that makes
-/// such a child.
+/// Whether guard and worker may share one address space. valgrind ends a process that makes such a
+/// child.
 pub(in crate::sys::process) fn may_share() -> bool {
     memory::needs_all() != Some(memory::VALGRIND)
 }
@@ -298,13 +298,13 @@ pub(in crate::sys::process) fn fork_whole(reason: &'static str) {
     memory::note_need(reason);
 }
 
-/// The reason why supervisors get all of the memory; `None` if they do not.
+/// The reason why supervisors get a copy of all memory, if they do.
 pub(crate) fn forks_whole_because() -> Option<&'static str> {
     memory::needs_all()
 }
 
 /// The memory of this process's command line: fields 48 and 49 of `/proc/self/stat`. Empty if the
-/// kernel does not tell, and under valgrind, which reports a write there as an error.
+/// fields cannot be read, and under valgrind, which reports a write there as an error.
 pub(in crate::sys::process) fn arguments() -> Range<usize> {
     if !may_share() {
         return 0..0;
@@ -351,8 +351,8 @@ pub(in crate::sys::process) fn abort_start(guard: i32) {
     }
 }
 
-/// The last resort if guard and worker were killed in the same instant: this process ends every
-/// process with the service's mark.
+/// Kills every process with the service's mark, in case guard and worker were killed at the same
+/// time.
 pub(in crate::sys::process) fn last_resort(id: &str, _supervisor: i32, _service: i32) {
     sweep::kill_marked(&[id]);
 }

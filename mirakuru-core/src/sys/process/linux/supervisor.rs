@@ -1,44 +1,42 @@
 //! The supervisor's own code: a guard and its worker.
 //!
-//! All of this runs after a fork of a process that may have many threads. So it makes only system
-//! calls: no allocation, no lock, no panic (no indexing, no arithmetic that may overflow, no
-//! `unwrap`), no thread-local value but `errno`. Memory that is not in the arena, on a stack of the
-//! arena, or in a file's mapping *is not there*.
+//! This code runs after a fork of a process that may have many threads, so it makes only system
+//! calls. It must not allocate, lock, or use a thread-local value other than `errno`. It must not
+//! panic, so it avoids indexing, `unwrap`, and arithmetic that may overflow. The process has
+//! inherited only the arena, its stacks and the files' mappings.
 //!
-//! The guarantee rests on the order of events:
+//! The order of events guarantees the end of the service:
 //!
-//! 1. The guard becomes a session leader and a subreaper *before* there is a worker; the worker
-//!    becomes both *before* there is a service. So a descendant can never escape upwards. As a
-//!    session leader, the guard is out of reach of the runner's signals to its process group and
-//!    terminal. Guard, worker and service each have a session, so that no signal to a process group
+//! 1. The guard becomes a session leader and a subreaper *before* it starts the worker. The worker
+//!    becomes both *before* it starts the service. So each orphaned descendant becomes a child of
+//!    one of the two. The runner's signals to its process group and terminal do not reach the
+//!    guard. Guard, worker and service each have a session, so that no signal to a process group
 //!    reaches two of them.
-//! 2. The worker watches the test process through a pidfd that was opened before the fork, so the
-//!    test process cannot die unseen. The end of file of the socket is not enough: another fork of
-//!    the test process may hold a copy of the socket.
-//! 3. The service asks for SIGKILL at its parent's death first and checks its parent second.
+//! 2. The worker watches the test process through a pidfd that was opened before the fork, so it
+//!    always notices the end of the test process. The end of file of the socket is not enough:
+//!    another fork of the test process may hold a copy of the socket.
+//! 3. The service first asks for SIGKILL at its parent's death, and then checks its parent.
 //! 4. A stop goes through the phases of `ending.rs`, then kills until nothing is left. After that
-//!    the supervisor moves the last output into the log, and runs the recipe's command at the end.
-//!    It sends the last message to the test process, and ends.
-//! 5. Each call that this rests on is checked, or tried once, before there is a service
-//!    (`calls.rs`). If one of them fails, the start fails.
+//!    the supervisor moves the last output into the log, and runs the recipe's `on_end` command. It
+//!    sends the last message to the test process, and ends.
+//! 5. The supervisor checks or tries each call that the guarantee needs (`calls.rs`) before it
+//!    starts the service. If a call fails, the start fails.
 //!
-//! Guard and worker watch each other: the worker polls a pidfd of the guard, and the guard gets
-//! SIGCHLD for the worker (and continues a worker that was stopped). If one dies, the other kills
-//! the tree.
+//! Guard and worker watch each other. The worker polls a pidfd of the guard. The guard waits for
+//! the worker, and continues it if it is stopped. If one dies, the other kills the tree.
 //!
-//! Guard and worker share *one memory* (`CLONE_VM`). A second copy would cost as much time and room
-//! as the first. Three facts follow:
+//! Guard and worker share one address space (`CLONE_VM`), because a second copy would cost as much
+//! time and memory as the first. This has three consequences:
 //!
-//! * A SIGKILL ends only one of the two: a signal kills a process, and each has its own descriptors
-//!   and signals. The exception is a machine that runs out of memory: there the kernel kills every
-//!   process that shares the victim's memory. It chooses the largest process, and the supervisor is
-//!   the smallest. If the kernel chooses it all the same, the mark is left (`sweep`).
-//! * While there is a worker, the memory is the worker's. From the worker's start to its end the
-//!   guard uses its own stack and reads only the list of locks, which is never written. The guard
-//!   makes no call that fails in that time, because the two share one `errno`.
-//! * Guard and worker share one command line, but each has its own name.
+//! * A SIGKILL ends only one of the two. The exception is the kernel's OOM killer, which kills
+//!   every process that shares the victim's memory. It prefers large processes, and the supervisor
+//!   is small. If it kills both all the same, `sweep` finds the service's processes by their mark.
+//! * While the worker lives, only the worker writes to this memory. Meanwhile the guard uses its
+//!   own stack and reads only the list of locks, which never changes. The guard makes no call that
+//!   fails in that time, because the two share one `errno`.
+//! * Guard and worker share one command line, but each has its own process name (`comm`).
 //!
-//! The file is long because the guarantee rests on the order of all this code.
+//! The file is long because the order of all this code matters.
 
 use std::ffi::{c_char, c_int, c_void};
 use std::mem;
@@ -61,13 +59,13 @@ use crate::sys::io::remove::{keep_log, remove_private_dir};
 
 // ------------------------------------------------------------------------------------------- guard
 
-/// The guard, from its first instruction to its last. All signals are blocked.
+/// The main function of the guard. All signals are blocked.
 pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
     // SAFETY: the arena is mapped in this process, and no other code uses it.
     unsafe {
         let a = &mut *argument.cast::<Arena>();
-        // This comes first: until then, this process holds copies of a listener or a lock that a
-        // test may close at this moment.
+        // This comes first, because this process has copies of listeners and locks that a test may
+        // be about to close.
         let can_share = os::close_all_but(a.keep, a.keep_count) && a.may_share;
         if let Err(call) = prepare_guard(a) {
             fail_call(a.control, call, errno());
@@ -90,20 +88,19 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
             );
         }
         if worker < 0 {
-            // Emulators of Linux in user space may support processes and threads, but not two
-            // processes in one memory.
+            // An emulator of Linux may not support two processes in one address space.
             worker = libc::clone(self::worker, worker_stack, libc::SIGCHLD, argument);
         }
         if worker < 0 {
             fail_call(control, Call::Clone, errno());
             return 1;
         }
-        // Only the worker may have the socket: its end of file tells the test process that the
-        // worker is gone. The locks stay open here as well, so they are free only when guard and
-        // worker are gone.
+        // Only the worker may hold the socket, because its end of file tells the test process that
+        // the worker is gone. The guard keeps the locks, so they are released only when both are
+        // gone.
         os::close_all_but(locks, lock_count);
         let clean = guard_looks_after(worker);
-        // From here on this process alone uses the memory.
+        // The worker is gone, so this process alone uses the memory.
         let a = &mut *argument.cast::<Arena>();
         let mut proved = tree::kill_all(0, &mut a.pids);
         if !clean && a.service != 0 {
@@ -120,7 +117,7 @@ pub(super) extern "C" fn guard(argument: *mut c_void) -> c_int {
     }
 }
 
-/// The calls that must succeed before there is a worker.
+/// Makes the calls that must succeed before the worker starts.
 unsafe fn prepare_guard(a: &mut Arena) -> Result<(), Call> {
     // SAFETY: the calls use only the arena and this process's own descriptors.
     unsafe {
@@ -133,8 +130,8 @@ unsafe fn prepare_guard(a: &mut Arena) -> Result<(), Call> {
         null_standard_streams()?;
         name(a, c"mirakuru-guard");
         a.guard = libc::getpid();
-        // The worker inherits this descriptor. It is opened here because the pid cannot belong to
-        // another process yet.
+        // The worker inherits this descriptor. The guard opens it, because the guard's id cannot
+        // belong to another process yet.
         a.guard_pidfd = -1;
         if !handle::pidfds_are_missing() {
             a.guard_pidfd = libc::syscall(libc::SYS_pidfd_open, a.guard, 0) as i32;
@@ -156,7 +153,7 @@ fn check(result: c_int, call: Call) -> Result<(), Call> {
 }
 
 unsafe fn kill_children(a: &mut Arena) {
-    // SAFETY: all children of this process are of the service.
+    // SAFETY: all children of this process belong to the service.
     unsafe { tree::kill_all(0, &mut a.pids) };
 }
 
@@ -170,7 +167,7 @@ unsafe fn guard_looks_after(worker: i32) -> bool {
             let mut info: libc::siginfo_t = mem::zeroed();
             let flags = libc::WEXITED | libc::WSTOPPED | libc::__WALL;
             if libc::waitid(libc::P_PID, worker as libc::id_t, &mut info, flags) != 0 {
-                // The worker is a child of this process, and no other code waits for it.
+                // Only EINTR is expected, because no other code waits for this child.
                 if errno() == libc::EINTR {
                     continue;
                 }
@@ -206,15 +203,14 @@ struct Worker<'a> {
     group_was_asked: bool,
     /// Whether the main process still has to be waited for.
     main_alive: bool,
-    /// Whether the service belongs to the run, and so ends with the runner.
+    /// Whether the service belongs to the run, and no longer to the test process.
     published: bool,
     /// Wait status and time of the main process's end. At first the status is "killed".
     status: i32,
     ended_at: i64,
 }
 
-/// The worker, from its first instruction to its last. Its exit status 0 tells the guard that the
-/// tree is empty.
+/// The main function of the worker. Exit status 0 tells the guard that the tree is empty.
 extern "C" fn worker(argument: *mut c_void) -> c_int {
     // SAFETY: the arena is mapped in this process, and no other code uses it.
     unsafe {
@@ -233,7 +229,7 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
             return 0;
         }
         close_streams(a);
-        // From here on only the service has the sockets: they are closed when it is gone.
+        // Only the service may hold the sockets, so that they close when it is gone.
         close_listeners(a);
         // The service shares this memory, and wrote the stage of its failure here.
         if ptr::read_volatile(&raw const a.failed_stage) >= 0 {
@@ -243,7 +239,8 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
             return 0;
         }
         a.service = pid;
-        // A test process that never learns of its service cannot stop it.
+        // If the message is lost, the test process cannot stop the service, so the worker ends it
+        // now.
         let told = send(a.control, [STARTED, pid, a.worker, 0, 0, 0, 0, 0]);
 
         let output = Output::new(a, pipes);
@@ -270,8 +267,8 @@ extern "C" fn worker(argument: *mut c_void) -> c_int {
     }
 }
 
-/// The calls that must succeed before there is a service. Returns a descriptor that reports ended
-/// children.
+/// Makes the calls that must succeed before the service starts. Returns a descriptor that reports
+/// ended children.
 unsafe fn prepare_worker(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<i32, Call> {
     // SAFETY: the calls use only the arena, the array, and a name that ends in a zero byte.
     unsafe {
@@ -280,17 +277,18 @@ unsafe fn prepare_worker(a: &mut Arena, pipes: &mut [i32; 2]) -> Result<i32, Cal
             libc::prctl(libc::PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0),
             Call::Subreaper,
         )?;
-        // This sets the name only, never the command line, which the guard has written.
+        // This sets only the name, because the guard has already written the shared command line.
         libc::prctl(libc::PR_SET_NAME, c"mirakuru-worker".as_ptr(), 0, 0, 0);
         a.worker = libc::getpid();
         let events = signalfd();
         check(events, Call::Signalfd)?;
-        // Tries calls whose first real use comes too late to report a failure. Signal 0 does
-        // nothing.
+        // Tries calls whose first real use comes too late to report a failure. Signal 0 has no
+        // effect.
         if a.guard_pidfd >= 0 {
             check(handle::send(a.guard_pidfd, 0), Call::PidfdSend)?;
         } else {
-            // The signal wakes the worker through `events`; the worker then checks its parent.
+            // When the guard dies, this signal wakes the worker through `events`, and the worker
+            // checks its parent.
             libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGCHLD, 0, 0, 0);
         }
         check(libc::kill(a.guard, 0), Call::Kill)?;
@@ -335,8 +333,8 @@ impl Worker<'_> {
                 if polled >= 0 {
                     errors = 0;
                 } else {
-                    // `poll` failed or was interrupted, and a system call filter may do that each
-                    // time. So check everything, a thousand times a second, for a second.
+                    // `poll` failed, and a system call filter may let it fail each time. So this
+                    // checks all descriptors every millisecond, and gives up after a second.
                     errors = errors.saturating_add(1);
                     guard_seen = errors > 1000 || libc::getppid() != self.a.guard;
                     [events_seen, control_seen, out_seen, err_seen] = [true; 4];
@@ -351,8 +349,8 @@ impl Worker<'_> {
                     self.output.take_turn(&mut self.a.buffer, 1);
                 }
                 if guard_seen {
-                    // The guard is gone: end the service now, without grace, while this process is
-                    // still here to do it.
+                    // The guard is gone. The worker ends the service without grace, because nothing
+                    // would end the service if the worker died as well.
                     return self.conclude(runner);
                 }
                 let mut owner_is_gone = false;
@@ -392,7 +390,7 @@ impl Worker<'_> {
 
     /// Whether the service of the run has to end. A service that ends with its users is first
     /// hidden from new users, then checked again. A user opens the FIFO before it looks for the
-    /// service, so either this check sees the user, or the user does not find the service.
+    /// service. So this check sees the user, or the user does not find the service.
     unsafe fn is_over(&self, users: i32) -> bool {
         // SAFETY: the paths are strings in the arena, and the rest is a local variable.
         unsafe {
@@ -401,7 +399,7 @@ impl Worker<'_> {
                 return true;
             }
             let mut poll = to_read(users);
-            // If the check fails, the service is hidden already, and ends.
+            // If `poll` fails, the service ends, because it is hidden already.
             libc::poll(&mut poll, 1, 0) != 0 || libc::rename(hidden, published) != 0
         }
     }
@@ -427,7 +425,7 @@ impl Worker<'_> {
         true
     }
 
-    /// Takes the test process's messages. Returns `false` when that process has closed its end.
+    /// Handles the test process's messages. Returns `false` when that process has closed its end.
     unsafe fn listen(&mut self) -> bool {
         // SAFETY: the calls signal only processes of the tree.
         unsafe {
@@ -439,7 +437,7 @@ impl Worker<'_> {
                 };
                 match message[0] {
                     ARM => self.output.arm(),
-                    // The end of the test process does not end a service of the run.
+                    // A published service outlives the test process.
                     STOP if !self.published => {
                         let step = self.ending.obey(self.a, message);
                         self.take(step);
@@ -459,8 +457,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Renames the state file into place and forgets the test process. Other processes see that as
-    /// a single step.
+    /// Publishes the service with a single rename of the state file. From then on the service no
+    /// longer ends with the test process.
     unsafe fn publish(&mut self) {
         // SAFETY: the paths are strings in the arena.
         unsafe {
@@ -471,7 +469,7 @@ impl Worker<'_> {
                 error = libc::ESRCH;
             } else if !self.a.staged.is_null() && self.a.runner_pidfd >= 0 && !self.ending.has_begun() {
                 if !self.main_alive {
-                    // The service has made itself a daemon.
+                    // The main process has exited and left a daemon.
                     self.record_exit(self.a.staged, true);
                 }
                 error = match libc::rename(self.a.staged, self.a.published) {
@@ -523,8 +521,8 @@ impl Worker<'_> {
                 proved = tree::kill_all(0, &mut self.a.pids);
             }
             if self.published && !self.ending.clean_up {
-                // Records that no process is left. Until now a daemon's record says that processes
-                // are left, and a main process that was killed here has no record.
+                // Records that no process is left. A daemon's earlier record says the opposite, and
+                // a main process that was killed here has no record yet.
                 self.record_exit(self.a.published, false);
                 let mut poll = to_read(runner);
                 while libc::poll(&mut poll, 1, -1) <= 0 {
@@ -536,8 +534,8 @@ impl Worker<'_> {
             }
             if self.ending.clean_up {
                 if self.published {
-                    // This also removes the files of failed starts and killed processes, which only
-                    // the runner could use.
+                    // The directory may also hold files of failed starts and killed processes,
+                    // which only the runner could use.
                     remove_private_dir(self.a.run_dir);
                 }
                 if !self.a.private_dir.is_null() {
@@ -547,8 +545,7 @@ impl Worker<'_> {
                     remove_private_dir(self.a.private_dir);
                 }
             }
-            // A guard that is stopped (SIGSTOP) would hold its locks for ever: perhaps no test
-            // process is left to continue it.
+            // A stopped guard (SIGSTOP) would hold its locks for ever, so this continues it.
             if self.a.guard_pidfd >= 0 {
                 handle::send(self.a.guard_pidfd, libc::SIGCONT);
             } else if libc::getppid() == self.a.guard {
@@ -561,8 +558,8 @@ impl Worker<'_> {
         }
     }
 
-    /// Signals the service's group, and continues it if it was stopped. Once the main process has
-    /// been waited for, another group may have the number. From then on this signals each child
+    /// Signals the service's group, and continues it if it is stopped. Once the main process has
+    /// been reaped, another group may have the same id. From then on this signals each child
     /// instead.
     unsafe fn signal_group(&mut self, signal: i32) {
         // SAFETY: the group exists, and is the service's, as long as its leader has not been waited
@@ -598,9 +595,11 @@ impl Worker<'_> {
         }
     }
 
-    /// Signals the descendants. With `ask`, signals each one once and continues it if it was
-    /// stopped. Then it skips members of the signalled group, and processes younger than the stop
-    /// signal. Such a young process may do the service's last work, as podman's clean-up does.
+    /// Signals the descendants. With `ask`, signals each of them only once, and continues it if it
+    /// is stopped.
+    ///
+    /// With `ask`, also skips members of the signalled group, and processes that started after the
+    /// stop signal. A process that started so late may be the service's clean-up, as with podman.
     unsafe fn tell_descendants(&mut self, signal: i32, ask: bool) {
         // SAFETY: `signal_descendant` signals no other process.
         unsafe {
@@ -628,7 +627,8 @@ impl Worker<'_> {
         self.group_was_asked && unsafe { libc::getpgid(pid) } == self.a.service
     }
 
-    /// Whether a process has not been asked before; `false` once the list is full.
+    /// Records that a process gets the stop signal. Returns `false` if it has got it before, or if
+    /// the list is full.
     fn note_told(&mut self, pid: i32) -> bool {
         let told = self.a.told.get(..self.a.told_count).unwrap_or(&[]);
         if told.contains(&pid) {
@@ -642,7 +642,7 @@ impl Worker<'_> {
         true
     }
 
-    /// Waits for children that have died. Returns `true` when nothing is left.
+    /// Reaps dead children. Returns `true` when no child is left.
     unsafe fn reap(&mut self) -> bool {
         // SAFETY: statuses go into local variables.
         unsafe {
@@ -662,7 +662,7 @@ impl Worker<'_> {
                 }
             };
             if has_ended {
-                // The service's last output comes before the news of its death.
+                // The log gets the last output before the test process learns of the exit.
                 self.output.take_rest(&mut self.a.buffer);
                 self.tell_exit(!empty);
                 if self.published && !self.ending.clean_up {
@@ -678,15 +678,15 @@ impl Worker<'_> {
         }
     }
 
-    /// Kills everything that is left, then moves the rest of the output. Returns whether the tree
-    /// is proved empty.
+    /// Kills all processes that are left, then moves the rest of the output. Returns whether the
+    /// tree is proved empty.
     unsafe fn end(&mut self) -> bool {
         // SAFETY: this process is a subreaper, and all its children belong to the service.
         unsafe {
             if self.main_alive {
                 libc::kill(-self.a.service, libc::SIGKILL);
-                // The status is fetched before `kill_all` lets the kernel discard statuses. A
-                // killed process is gone in well under a millisecond, unless it waits for a disk.
+                // The status is fetched before `kill_all` makes the kernel discard statuses. A
+                // killed process usually ends in well under a millisecond.
                 for _ in 0..50 {
                     let mut status = 0;
                     if libc::waitpid(self.a.service, &mut status, libc::WNOHANG | libc::__WALL)
@@ -708,8 +708,8 @@ impl Worker<'_> {
             let group = if self.main_alive { self.a.service } else { 0 };
             let proved = tree::kill_all(group, &mut self.a.pids);
             if self.main_alive {
-                // On a busy machine the process took longer to die, and `kill_all` has discarded
-                // its status. This signal killed it.
+                // The process took longer to die, so the kernel has discarded its status. It died
+                // of SIGKILL.
                 self.main_alive = false;
                 (self.status, self.ended_at) = (libc::SIGKILL, now_ns());
                 self.tell_exit(true);
@@ -733,7 +733,7 @@ unsafe extern "C" fn service(argument: *mut c_void) -> c_int {
     // or ends.
     unsafe {
         let a = &mut *argument.cast::<Arena>();
-        // If the worker is killed now, this field tells the guard of the service.
+        // If the worker is killed now, this field tells the guard that there is a service.
         a.service = libc::getpid();
         (a.failed_stage, a.failed_errno) = become_service(a);
         os::report_failure(a);
@@ -743,8 +743,8 @@ unsafe extern "C" fn service(argument: *mut c_void) -> c_int {
 
 // ------------------------------------------------------------------------------------------- tools
 
-/// Gives this process a name of its own, so that a `pkill` meant for the test does not hit the
-/// supervisor. Sets `comm`, and writes over the inherited arguments, which are the command line.
+/// Gives this process its own name, so that a `pkill` meant for the test does not hit the
+/// supervisor. Sets `comm` and overwrites the inherited command line.
 unsafe fn name(a: &Arena, comm: &std::ffi::CStr) {
     // SAFETY: `args` is `args_len` bytes of this process's own stack, where the kernel put the
     // arguments.
@@ -777,7 +777,7 @@ unsafe fn drain_signalfd(fd: i32) {
     }
 }
 
-/// A short text, put together without allocating. Text that does not fit is left out.
+/// A short text, built without allocation. Text that does not fit is dropped.
 struct Line {
     text: [u8; 80],
     len: usize,

@@ -1,9 +1,9 @@
-//! The last resort, if guard and worker were killed at the same instant: ends the processes that
-//! carry the mark of a service in their environment.
+//! Kills all processes with the mark of a service in their environment. This is the last resort if
+//! guard and worker were killed at the same time.
 //!
-//! The mark is an entry `MIRAKURU_ID=<id>`. The whole entry is compared, never a substring. A
-//! process that cleared its environment is not found here. A subreaper's proof has no such hole,
-//! and so there are two subreapers.
+//! The mark is an entry `MIRAKURU_ID=<id>`. The whole entry is compared, never a substring. This
+//! search misses a process that has cleared its environment. A subreaper does not miss it, so the
+//! supervisor consists of two subreapers.
 
 use std::fs;
 use std::io::Read;

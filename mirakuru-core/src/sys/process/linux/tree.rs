@@ -1,22 +1,22 @@
 //! Finds, signals and ends process trees. Runs in the supervisor, after a fork: nothing here
 //! allocates, locks or panics.
 //!
-//! The obvious loop ("kill the children, sleep, look again") fails: chains of processes that fork
-//! and exit at full speed outrun it, and their zombies fill the machine's table of processes. So
-//! this code has four rules:
+//! A simple loop (kill the children, sleep, repeat) is too slow for processes that fork and exit at
+//! full speed. Their zombies would fill the machine's process table. So this code follows four
+//! rules:
 //!
-//! * From the kill on, SIGCHLD has `SA_NOCLDWAIT`: the kernel reaps the dead, and discards their
-//!   exit statuses.
+//! * Before the first kill, SIGCHLD gets `SA_NOCLDWAIT`. The kernel then reaps dead processes and
+//!   discards their exit statuses.
 //! * As long as the walks find something new, there is no sleep between them.
-//! * Each child's group is killed as well as the child.
-//! * A pidfd of each child is opened before the kernel is asked whether the child is ours. So a
-//!   recycled process id is never hit.
+//! * Each child's process group is killed as well as the child.
+//! * A pidfd of each child is opened before the kernel is asked whether the child is ours. So no
+//!   signal hits a reused process id.
 //!
-//! The list of children is only a hint. The proof that nothing is left is `waitpid` that fails with
-//! ECHILD.
+//! The list of children is only a hint. Only a `waitpid` that fails with ECHILD proves that nothing
+//! is left.
 //!
-//! The list comes from `/proc`. If `/proc` is missing, or shows another pid namespace, the kernel
-//! is asked about one process id after the other: a parent may ask about its children by number.
+//! The list comes from `/proc`. If `/proc` is missing or shows another pid namespace, the search
+//! tries all process ids: for each, `waitid` tells whether it is a child.
 
 use std::ffi::CStr;
 use std::mem;
@@ -28,16 +28,15 @@ use super::handle;
 
 /// The largest process id on any kernel with 64 bits, plus one.
 const PID_LIMIT: i32 = 1 << 22;
-/// The distance below this process's own id at which the search starts.
+/// Number of process ids, from this process's own id on, that the search tries first.
 const NEAR: i32 = 4096;
-/// `/proc` may show no child although there is one. After this many such walks, the kernel is asked
-/// about every number.
+/// If this many walks in a row find no child in `/proc`, the search tries all process ids.
 const BLIND_WALKS: u32 = 50;
-/// Number of `waitpid` errors in a row after which the proof is given up.
+/// Number of `waitpid` errors in a row after which `kill_all` gives up.
 const TOO_MANY_ERRORS: u32 = 2000;
 
-/// Kills every descendant. Returns `true` once the kernel says that this process, a subreaper, has
-/// no child left; `false` if it never says so.
+/// Kills every descendant. Returns `true` once the kernel reports that this process has no child
+/// left, or `false` if `waitpid` keeps failing.
 ///
 /// # Safety
 ///
@@ -74,8 +73,8 @@ pub(super) unsafe fn kill_all(group: i32, pids: &mut [i32; PIDS]) -> bool {
             for pid in pids.iter().take(count) {
                 signal_child(*pid, libc::SIGKILL, true);
             }
-            // Spins while the list changes. Sleeps if the tree only waits for the kernel (or a
-            // disk) to take it down.
+            // Spins while the list changes. If the list stays the same, the kernel is still
+            // removing killed processes, so this sleeps.
             let now = (count, pids.first().copied().unwrap_or(0));
             quiet_walks = if now == last {
                 quiet_walks.saturating_add(1)
@@ -93,7 +92,7 @@ pub(super) unsafe fn kill_all(group: i32, pids: &mut [i32; PIDS]) -> bool {
 }
 
 /// Whether this process has children, dead ones included. Reaps one dead child. Returns `None` if
-/// the kernel does not tell.
+/// `waitpid` fails with an unexpected error.
 pub(super) fn has_children() -> Option<bool> {
     // SAFETY: the pointer is null, so the call returns no status.
     let result = unsafe { libc::waitpid(-1, ptr::null_mut(), libc::WNOHANG | libc::__WALL) };
@@ -129,11 +128,11 @@ pub(super) unsafe fn signal_child(pid: i32, signal: i32, group: bool) -> bool {
     unsafe { handle::signal_if(pid, signal, is_mine) }
 }
 
-/// Whether a process is a child of this one. Only a parent may wait for a process, so the kernel's
-/// answer is right at this moment.
+/// Whether a process is a child of this one. Only a parent may wait for a process, so `waitid`
+/// gives a reliable answer.
 ///
-/// The answer also holds for a pidfd of the same number that was opened before. Either the pidfd is
-/// this child's, or its process has ended since, and a signal through it reaches no process.
+/// A pidfd that was opened earlier with the same number refers to this child or to a process that
+/// has ended. So a signal through the pidfd hits no other process.
 pub(super) fn is_my_child(pid: i32) -> bool {
     // SAFETY: the status goes into a local variable, and WNOWAIT leaves it with the kernel.
     unsafe {
@@ -144,13 +143,12 @@ pub(super) fn is_my_child(pid: i32) -> bool {
 }
 
 /// Fills `pids` with the children of this process, as many as fit, and returns their number. With
-/// `thorough`, finds a child if there is one, even if `/proc` hides it; that may take half a
-/// second.
+/// `thorough`, also finds children that `/proc` hides, which may take half a second.
 pub(super) fn children(pids: &mut [i32], thorough: bool) -> usize {
     let mut found = Numbers::into(pids);
     // "thread-self" lists the calling thread's children only; the supervisor has one thread.
     let is_shown = found.read_file(libc::AT_FDCWD, c"/proc/thread-self/children")
-        // Without that file, every process is a candidate.
+        // If there is no such file, every process is a candidate.
         || found.read_dir(libc::AT_FDCWD, c"/proc");
     let count = found.count;
     let mut mine = 0_usize;
@@ -163,8 +161,8 @@ pub(super) fn children(pids: &mut [i32], thorough: bool) -> usize {
             mine = mine.wrapping_add(1);
         }
     }
-    // None of the listed processes is a child: they have just ended, or the numbers belong to
-    // another namespace.
+    // If no listed process is a child, they have just ended, or `/proc` shows another pid
+    // namespace.
     let is_usable = is_shown && (count == 0 || mine > 0);
     if mine > 0 || (is_usable && !thorough) || has_children() != Some(true) {
         return mine;
@@ -182,7 +180,7 @@ pub(super) fn children(pids: &mut [i32], thorough: bool) -> usize {
     }
 }
 
-/// Asks the kernel about one process id after the other.
+/// Finds the children in a range of process ids. Returns their number.
 fn ask_about(range: std::ops::Range<i32>, pids: &mut [i32]) -> usize {
     let mut found = Numbers::into(pids);
     for pid in range {
@@ -245,8 +243,8 @@ pub(super) unsafe fn signal_descendant(pid: i32, signal: i32) {
     unsafe { handle::signal_if(pid, signal, || is_my_child(pid) || descends(pid)) };
 }
 
-/// Whether this process is among the ancestors of another. A chain that is read while it changes
-/// could turn in a circle, so its length has a bound.
+/// Whether a process descends from this one. The number of steps is limited, because a chain that
+/// changes meanwhile could form a circle.
 fn descends(pid: i32) -> bool {
     // SAFETY: the call takes only numbers.
     let me = unsafe { libc::getpid() };
@@ -301,7 +299,7 @@ fn stat_field(pid: i32, index: usize) -> i64 {
         libc::close(fd);
         got
     };
-    // The format is PID (NAME) STATE PARENT .., and the name may hold anything.
+    // The format is PID (NAME) STATE PARENT .., and the name may contain any character.
     let text = text.get(..usize::try_from(got).unwrap_or(0)).unwrap_or(&[]);
     let end = text.iter().rposition(|byte| *byte == b')').unwrap_or(0);
     let rest = text.get(end.wrapping_add(2)..).unwrap_or(&[]);
@@ -313,7 +311,7 @@ fn stat_field(pid: i32, index: usize) -> i64 {
     })
 }
 
-/// A path with a number in it, and a final zero.
+/// A path that contains a number and ends with a zero byte.
 struct Path {
     text: [u8; 48],
 }
@@ -346,7 +344,7 @@ impl Path {
     }
 }
 
-/// A list of numbers while it is filled.
+/// Collects numbers into a slice.
 struct Numbers<'a> {
     pids: &'a mut [i32],
     count: usize,
@@ -465,7 +463,7 @@ mod tests {
     use super::*;
     use std::process::{Child, Command, Stdio};
 
-    /// A sleeping child, which is ended when this value is dropped.
+    /// A sleeping child that is killed when this value is dropped.
     struct Sleeper(Child);
 
     impl Sleeper {

@@ -1,5 +1,5 @@
-//! The supervisor on Unixes other than Linux, by POSIX calls alone. It compiles for macOS and
-//! FreeBSD, and was never run on either. It was run on Linux, with `--cfg mirakuru_portable`.
+//! The supervisor on Unix systems other than Linux. It uses only POSIX calls. It compiles for macOS
+//! and FreeBSD, but was never run there. It was run on Linux, with `--cfg mirakuru_portable`.
 //!
 //! ```text
 //! test process ──fork──▶ supervisor ──fork──▶ service, the leader of a process group ──▶ whatever it forks
@@ -10,21 +10,22 @@
 //!      └─ watches the control socket: end of file there means that the supervisor is gone
 //! ```
 //!
-//! The features of Linux that POSIX lacks, and the consequences:
+//! POSIX lacks these features of Linux:
 //!
 //! * No subreaper. A process that leaves the process group (`setsid`, `setpgid`: every proper
-//!   daemon) is not found, and not ended. The proof that nothing is left covers the group alone:
-//!   `kill` says ESRCH.
-//! * No PDEATHSIG, and no second supervisor that would notice the death of the first one in time.
-//!   If the supervisor is killed while the test process lives, the test process ends the group.
-//! * No pidfd. Processes are known by their numbers. The number of a group cannot be given to
-//!   another while the group has a member; see `Worker::group_lives`.
-//! * No `/proc`, no netlink: the owner of a socket is not known, the holder of a port is not named,
-//!   and no runner of tests is recognised (a shared service is its process's own).
-//! * No flag to leave memory out of a fork: the supervisor shares the test process's memory,
-//!   copy-on-write, and the forks (two for each start) take time in proportion to it.
-//! * The supervisor is an ordinary child of the test process, with its name and command line. A
-//!   `waitpid(-1)` of the test can reap it, which does no harm.
+//!   daemon) is not found and not ended. Only the end of the group is proved, when `kill` fails
+//!   with ESRCH.
+//! * No PDEATHSIG, and no second supervisor that notices the death of the first. If the supervisor
+//!   is killed while the test process lives, the test process ends the group.
+//! * No pidfd. Processes are known by their ids. A group's id is not reused while the group has a
+//!   member: see `Worker::group_lives`.
+//! * No `/proc` and no netlink. mirakuru cannot name the owner of a socket or the holder of a port,
+//!   and recognises no test runner. So a shared service belongs to a single process.
+//! * No flag to leave memory out of a fork. The supervisor shares the test process's memory,
+//!   copy-on-write, and each start makes two forks. The forks take longer for a larger test
+//!   process.
+//! * The supervisor is an ordinary child of the test process, with the same name and command line.
+//!   A `waitpid(-1)` of the test can reap it, which does no harm.
 
 pub(super) mod os;
 mod remove;

@@ -1,5 +1,5 @@
-//! The functions that the code of both back ends (`spawn.rs`, `service.rs`) calls, as POSIX calls.
-//! The first part runs after a fork: no allocation, no lock, no panic.
+//! The portable part of the code that both back ends share (`spawn.rs`, `service.rs`), in POSIX
+//! calls. The first section runs after a fork, so it must not allocate, lock or panic.
 
 use std::ffi::{c_int, c_void};
 use std::io;
@@ -17,7 +17,7 @@ use super::super::arena::{Arena, Mapping};
 use super::super::tools::to_read;
 use super::supervisor;
 
-// libc's function may be used here: it knows of the fork, and the child has one thread.
+// libc's functions are safe here, because they know of the fork, and the child has one thread.
 
 pub(in crate::sys::process) unsafe fn set_groups(count: usize, groups: *const u32) -> i32 {
     // SAFETY: the caller gives a list of `count` groups. (`count` is of another type on other
@@ -35,14 +35,14 @@ pub(in crate::sys::process) unsafe fn set_uid(uid: libc::uid_t) -> i32 {
     unsafe { libc::setuid(uid) }
 }
 
-/// Gives the service a process group of its own. The group stays in the supervisor's session, so
-/// that `last_resort` recognises the group.
+/// Gives the service its own process group. The group stays in the supervisor's session, so that
+/// `last_resort` recognises the group.
 pub(in crate::sys::process) unsafe fn own_group() {
     // SAFETY: the call takes only numbers.
     unsafe { libc::setpgid(0, 0) };
 }
 
-/// This back end uses no pidfds.
+/// Always `false`: this back end uses no pidfds.
 pub(crate) fn pidfds_are_missing() -> bool {
     false
 }
@@ -68,8 +68,7 @@ pub(super) unsafe fn set_close_at_exec(fd: i32) {
     unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
 }
 
-/// Closes every descriptor except for those in the arena's `keep`, and marks these, so that
-/// executing a program closes them.
+/// Closes all descriptors except for those in the arena's `keep`, which get the close-on-exec flag.
 pub(super) unsafe fn close_all_but_kept(a: &Arena) {
     // SAFETY: `keep` has `keep_count` entries, in ascending order; nothing in this process uses the
     // others.
@@ -83,8 +82,8 @@ pub(super) unsafe fn close_all_but_kept(a: &Arena) {
             set_close_at_exec(fd);
             next = fd.wrapping_add(1);
         }
-        // Other threads may have opened more descriptors between the check and the fork. The kernel
-        // always gives the lowest free number, so these follow the others closely.
+        // Other threads may have opened descriptors between `last_fd` and the fork. The kernel
+        // always gives the lowest free number, so the new ones lie close to the others.
         let mut closed_before = 0_i32;
         while next <= a.last_fd || closed_before < MANY_IN_A_ROW {
             closed_before = match libc::close(next) {
@@ -96,10 +95,10 @@ pub(super) unsafe fn close_all_but_kept(a: &Arena) {
     }
 }
 
-/// Number of unused descriptors in a row after which no more are expected.
+/// Number of unused descriptors in a row after which the search ends.
 const MANY_IN_A_ROW: i32 = 1024;
 
-/// Does nothing: in the supervisor every open descriptor already has the mark.
+/// Does nothing, because all descriptors of the supervisor have the close-on-exec flag already.
 pub(in crate::sys::process) unsafe fn close_at_exec(_: i32) {}
 
 /// Makes a child that runs this function with the arena, and ends with the function's result.
@@ -123,7 +122,7 @@ pub(in crate::sys::process) unsafe fn spawn(
 /// The type of the control socket. On some systems, a Unix packet socket reports no end of file.
 pub(in crate::sys::process) const CONTROL: i32 = libc::SOCK_STREAM;
 
-/// Whether a daemon of the service can escape, by leaving the process group.
+/// Whether a daemon of the service can escape. Here it can, by leaving the process group.
 pub(crate) const LOSES_DAEMONS: bool = true;
 
 /// The exit status of a supervisor that could not prove the group empty.
@@ -142,8 +141,8 @@ pub(crate) fn pidfd(_: u32) -> io::Result<OwnedFd> {
     Err(io::ErrorKind::Unsupported.into())
 }
 
-/// Always `false`: only the supervisor, the leader's parent, knows that the number is still the
-/// group's.
+/// Always `false`: only the supervisor, as the leader's parent, knows that the group still has this
+/// id.
 pub(in crate::sys::process) fn signal_tree(_: u32, _: i32) -> bool {
     false
 }
@@ -151,7 +150,7 @@ pub(in crate::sys::process) fn signal_tree(_: u32, _: i32) -> bool {
 /// Does nothing: the environment of other processes cannot be read.
 pub(crate) fn kill_marked(_: &[&str]) {}
 
-/// Forks the supervisor. All signals are blocked.
+/// Forks a supervisor for each mapping. All signals are blocked.
 pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::Result<Pid>> {
     let fork_one = |mapping: &mut &mut Mapping| {
         let arena = mapping.arena();
@@ -170,7 +169,7 @@ pub(in crate::sys::process) fn fork(mappings: &mut [&mut Mapping]) -> Vec<nix::R
     mappings.iter_mut().map(fork_one).collect()
 }
 
-/// Always `false`: supervisors get all of this process's memory.
+/// Always `false`: supervisors get a copy of all of this process's memory.
 pub(in crate::sys::process) fn forks_are_lean() -> bool {
     false
 }
@@ -186,11 +185,11 @@ pub(crate) fn forks_whole_because() -> Option<&'static str> {
     None
 }
 
-/// The most descriptors to try on a system that does not list the open ones.
+/// Most descriptors to try if the system does not list the open ones.
 const MANY: u64 = 65_536;
 
-/// The highest descriptor that is open now. `known` is any open descriptor. POSIX has no call that
-/// closes all descriptors, and the limit on their number may be a million.
+/// The highest descriptor that is open now, or an upper limit. `known` is any open descriptor. The
+/// system's limit may be a million, which is too many to close one by one.
 fn last_fd(known: RawFd) -> i32 {
     let listed = std::fs::read_dir("/dev/fd").into_iter().flatten().flatten();
     let open: Vec<i32> = listed
@@ -253,21 +252,20 @@ pub(in crate::sys::process) fn wait_readable(fd: RawFd, timeout: Option<Duration
     }
 }
 
-/// Does nothing: no other process knows the child that would have become the service.
+/// Does nothing: only the supervisor knows the child that it has forked.
 pub(in crate::sys::process) fn abort_start(_: i32) {}
 
-/// The last resort if a supervisor was killed: this process ends the service's group. Processes
-/// that have left the group are no longer known.
+/// Kills the service's group if the supervisor was killed. Does not find processes that have left
+/// the group.
 pub(in crate::sys::process) fn last_resort(_: &str, supervisor: i32, service: i32) {
     if service <= 1 {
         return;
     }
     // SAFETY: the calls take only numbers.
     unsafe {
-        // The number belongs to the group as long as one member lives. If the leader lives, its
-        // session says whether the group is ours, because each supervisor has a session of its own.
-        // The leader may be gone, and another group may have the number. But then, since the
-        // supervisor's death, both the old group became empty and the new leader ended.
+        // The id belongs to the group as long as one member lives. If the leader lives, its session
+        // tells whether the group is ours, because each supervisor has its own session. If the
+        // leader is gone, this assumes that the id was not reused since the supervisor's death.
         let session = libc::getsid(service);
         if session == supervisor || session < 0 {
             libc::kill(-service, libc::SIGKILL);

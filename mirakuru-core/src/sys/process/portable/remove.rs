@@ -1,8 +1,8 @@
 //! Removes a service's private directory after the test process has ended. Runs in the supervisor,
 //! after a fork: nothing here allocates, locks or panics.
 //!
-//! After a fork, POSIX offers no way to read a directory. So `rm` does that part. If there is no
-//! `rm`, the next run removes the rest.
+//! After a fork, POSIX offers no safe way to read a directory, so `rm` removes the subdirectory
+//! `d`. If there is no `rm`, the next run removes it.
 
 use std::ffi::{CStr, c_char};
 use std::ptr;
@@ -11,13 +11,12 @@ use super::super::tools::errno;
 use crate::sys::io::remove::keep_log_in;
 use crate::sys::log_record;
 
-/// Time that the supervisor waits until the service's files are removed. After that the removal
-/// goes on by itself.
+/// Time that the supervisor waits for `rm`. After that, `rm` goes on by itself.
 const PATIENCE_MS: i32 = 20_000;
 
-/// Removes a directory and all in it; removes symbolic links without following them. If it has a
-/// file `kept`, which `keep_log` makes, removes only the subdirectory `d` and the lock, which marks
-/// the directory as in use.
+/// Removes a private directory, without following symbolic links. If it has a file `kept`, which
+/// `keep_log` makes, removes only the subdirectory `d` and the lock. The lock marks the directory
+/// as in use.
 ///
 /// # Safety
 ///
@@ -33,7 +32,7 @@ pub(super) unsafe fn private_dir(path: *const c_char, keep_log: bool) {
         if keep_log {
             keep_log_in(dir);
         }
-        // Most services leave this directory empty.
+        // For most services, `d` is empty.
         if libc::unlinkat(dir, c"d".as_ptr(), libc::AT_REMOVEDIR) != 0 && errno() != libc::ENOENT {
             rm(dir, c"d");
         }

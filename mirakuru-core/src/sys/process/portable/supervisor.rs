@@ -1,17 +1,18 @@
 //! The supervisor's own code. It runs after a fork, so it makes only system calls, and must not
 //! allocate, lock or panic (`spawn.rs`).
 //!
-//! The guarantee of this back end rests on the order of events:
+//! The order of events guarantees the end of the service's process group:
 //!
-//! 1. The supervisor becomes a session leader (the runner's signals to its process group and
-//!    terminal do not reach it) and has all signals blocked *before* there is a service.
-//! 2. It learns of the test process's death by the end of file of the socket, which comes at once.
-//!    A fork of the test process may hold a copy of the other end. So it also checks from time to
-//!    time whether its parent has changed.
-//! 3. The service is in a group of its own before the test process learns of it: supervisor and
-//!    service both see to that.
-//! 4. A stop sends the polite signal and SIGCONT to the group, and after the grace SIGKILL, until
-//!    the group is empty. After that the supervisor moves the last output into the log, sends the
+//! 1. Before it starts the service, the supervisor becomes a session leader, with all signals
+//!    blocked. So the runner's signals to its process group and terminal do not reach the
+//!    supervisor.
+//! 2. The end of file of the socket tells the supervisor at once that the test process has died. A
+//!    fork of the test process may hold a copy of the other end. So the supervisor also checks from
+//!    time to time whether its parent has changed.
+//! 3. Supervisor and service both call `setpgid`. So the service has its own group before the test
+//!    process learns of it.
+//! 4. A stop sends the stop signal and SIGCONT to the group. After the grace, it sends SIGKILL
+//!    until the group is empty. Then the supervisor moves the last output into the log, sends the
 //!    last message to the test process, and ends.
 
 use std::ffi::c_int;
@@ -33,19 +34,18 @@ use super::super::spawn::{
 use super::super::tools::{errno, fail, fail_call, now_ms, now_ns, to_read};
 use super::{os, remove};
 
-/// Time until the next check of the parent.
+/// Pause between two checks of the parent.
 const POLL_MS: c_int = 250;
-/// Time until the next check of a group that has lost its leader, because no event reports the end
-/// of its members.
+/// Pause between two checks of a group that has lost its leader. No event reports the end of its
+/// members.
 const ORPHANS_MS: c_int = 20;
-/// Time until the next check of the dependent services.
+/// Pause between two checks of the dependent services.
 const WAIT_MS: c_int = 2;
 /// Time that members of a group without a leader may stay after SIGKILL. A member that stays longer
-/// is probably dead, and waits for the first process to reap it, which may never happen in a
-/// container. It looks the same as a member that waits for a disk.
+/// is probably a zombie, or waits for a disk. In a container, the first process may never reap such
+/// a zombie.
 const ZOMBIES_MS: i64 = 1000;
-/// Write end of a pipe. The handler of SIGCHLD writes to it, which ends a `poll`. No call on all
-/// systems waits for both signals and descriptors.
+/// Write end of a pipe. The handler of SIGCHLD writes a byte to it, which ends a `poll`.
 ///
 /// The handler runs only within `Worker::poll`, where no code needs `errno`; elsewhere the signal
 /// is blocked.
@@ -65,11 +65,11 @@ struct Worker<'a> {
     ending: Ending,
     /// Whether the main process still has to be waited for.
     main_alive: bool,
-    /// Whether the group was empty once, so that its number may belong to another group by now.
+    /// Whether the group was empty once, so that another group may have its id by now.
     group_is_empty: bool,
 }
 
-/// The supervisor, from its first instruction to its last. All signals are blocked.
+/// The main function of the supervisor. All signals are blocked.
 pub(super) unsafe fn run(a: &mut Arena) -> c_int {
     // SAFETY: the calls use only the arena, local variables, and this process's own descriptors.
     unsafe {
@@ -86,8 +86,8 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
             return 1;
         }
 
-        // Through this pipe the child reports why it could not execute the program; an exec closes
-        // the pipe. The pipe must lie above all places of the service's sockets.
+        // The child reports through this pipe why it could not execute the program. An exec closes
+        // the pipe. The pipe must lie above the target descriptors of the service's sockets.
         let mut report = [-1; 2];
         if os::pipe(&mut report) != 0 {
             fail_call(a.control, Call::Pipe, errno());
@@ -110,12 +110,12 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
             }
             return 1;
         }
-        // This must come before any signal to the group. It fails if the program has been executed
-        // already; then the child has made the group.
+        // The group must exist before any signal is sent to it. If the program has been executed
+        // already, this call fails, but the child has made the group.
         libc::setpgid(pid, pid);
         libc::close(lifted);
         close_streams(a);
-        // From here on only the service has the sockets: they are closed when it is gone.
+        // Only the service may hold the sockets, so that they close when it is gone.
         close_listeners(a);
         if let Some([stage, error]) = read_reason(report[0]) {
             while libc::waitpid(pid, ptr::null_mut(), 0) < 0 && errno() == libc::EINTR {}
@@ -124,7 +124,8 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
         }
         libc::close(report[0]);
         a.service = pid;
-        // A test process that never learns of its service cannot stop it.
+        // If the message is lost, the test process cannot stop the service, so the supervisor ends
+        // it now.
         let told = send(a.control, [STARTED, pid, a.worker, 0, 0, 0, 0, 0]);
 
         let output = Output::new(a, pipes);
@@ -146,11 +147,11 @@ pub(super) unsafe fn run(a: &mut Arena) -> c_int {
     }
 }
 
-/// The calls that must succeed before there is a service.
+/// Makes the calls that must succeed before the service starts.
 unsafe fn prepare(a: &mut Arena, wake: &mut [i32; 2], pipes: &mut [i32; 2]) -> Result<(), Call> {
     // SAFETY: the calls use only the arrays and this process's own descriptors.
     unsafe {
-        // This comes first: a pipe that was opened earlier would get these numbers, and be lost.
+        // This comes first, because it would overwrite a pipe that has a number below 3.
         null_standard_streams()?;
         if os::pipe(wake) != 0 {
             return Err(Call::Pipe);
@@ -170,7 +171,7 @@ unsafe fn prepare(a: &mut Arena, wake: &mut [i32; 2], pipes: &mut [i32; 2]) -> R
     }
 }
 
-/// Makes the end of a child write to this end of a pipe.
+/// Installs a handler of SIGCHLD that writes to this end of a pipe.
 unsafe fn watch_children(wake: i32) -> bool {
     // SAFETY: the handler does only the things that a handler may do.
     unsafe {
@@ -234,7 +235,7 @@ impl Worker<'_> {
         // SAFETY: the calls signal only the service's own group.
         unsafe {
             match step {
-                // Descendants outside the group are not found.
+                // This back end cannot find descendants outside the group.
                 Step::Nothing | Step::AskRest(_) => {}
                 Step::Ask(signal) | Step::Kill(signal) => {
                     self.signal_group(signal);
@@ -264,8 +265,8 @@ impl Worker<'_> {
     unsafe fn sleep(&self, wake: i32, control: i32) {
         let mut patience = if self.main_alive { POLL_MS } else { ORPHANS_MS };
         if let ms @ 0.. = self.ending.patience() {
-            // Some systems do not report the end of a group without a leader, or of a service that
-            // needs this one.
+            // During a stop, a group without its leader is checked every millisecond, because no
+            // event reports its end.
             let limit = if self.main_alive { patience } else { 1 };
             patience = limit.min(ms);
         }
@@ -293,7 +294,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Takes the test process's messages. Returns `false` when that process has closed its end.
+    /// Handles the test process's messages. Returns `false` when that process has closed its end.
     unsafe fn listen(&mut self) -> bool {
         loop {
             let message = match self.inbox.receive(self.a.control, false) {
@@ -315,7 +316,8 @@ impl Worker<'_> {
                 },
                 // SAFETY: `signal_group` signals only the service's own group.
                 SIGNAL => unsafe { self.signal_group(message[1]) },
-                // This back end cannot publish: no process here would end the service.
+                // This back end cannot publish, because no process would end the service with the
+                // run.
                 PUBLISH => {
                     send(self.a.control, [PUBLISHED, libc::ENOTSUP, 0, 0, 0, 0, 0, 0]);
                 }
@@ -333,10 +335,9 @@ impl Worker<'_> {
 
     /// Whether the group still has a member.
     ///
-    /// A process cannot get the number of a group that has members. While the leader has not been
-    /// waited for, this is certain. After that the group is checked again and again, until it is
-    /// seen to be empty. If it became empty and its number were given away between two checks,
-    /// there would be a *process* of that number, but no group.
+    /// The group keeps its id while it has a member, and the leader counts until it is reaped.
+    /// After that, the group is checked until it is empty. If a *process* with the same id exists,
+    /// the group was empty in the meantime, and its id has been reused.
     fn group_lives(&mut self) -> bool {
         if self.main_alive {
             return true;
@@ -344,7 +345,7 @@ impl Worker<'_> {
         let exists = |pid| {
             // SAFETY: signal 0 only asks whether the group exists.
             let result = unsafe { libc::kill(pid, 0) };
-            // The group exists, but its members belong to another user.
+            // EPERM means that the group exists, but belongs to another user.
             result == 0 || errno() == libc::EPERM
         };
         let service = self.a.service;
@@ -352,7 +353,7 @@ impl Worker<'_> {
         !self.group_is_empty
     }
 
-    /// If the main process has ended, waits for it and reports it.
+    /// If the main process has ended, reaps it and reports its end.
     unsafe fn reap(&mut self) {
         if !self.main_alive {
             return;
@@ -367,7 +368,7 @@ impl Worker<'_> {
         self.main_alive = false;
         // SAFETY: `take_rest` uses only the log and the arena's buffer.
         unsafe {
-            // The service's last output comes before the news of its death.
+            // The log gets the last output before the test process learns of the exit.
             self.output.take_rest(&mut self.a.buffer);
         }
         let left = self.group_lives();
@@ -399,5 +400,6 @@ impl Worker<'_> {
     }
 }
 
-/// Does nothing: processes that the command started in groups of their own are not found.
+/// Does nothing, because this back end cannot find the processes that the `on_end` command has
+/// left.
 unsafe fn kill_nobody(_: &mut Arena) {}
